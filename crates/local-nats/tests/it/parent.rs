@@ -1,0 +1,103 @@
+//! What becomes of a server whose parent was killed. The parent is this test binary, run once more.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use herald_local_nats::{Config, Server};
+use tempfile::TempDir;
+
+const DIR: &str = "HERALD_TEST_PARENT_DIR";
+const DIES_WITH_PARENT: &str = "HERALD_TEST_DIES_WITH_PARENT";
+const MARK: &str = "the server's pid is ";
+
+/// Not a test by itself: the parent in the tests below.
+#[tokio::test]
+#[ignore = "the parent in the tests of this module"]
+async fn parent() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let dies_with_parent = std::env::var_os(DIES_WITH_PARENT).is_some();
+    let server = Server::start(Config {
+        dies_with_parent,
+        ..Config::in_dir(dir)
+    })
+    .await
+    .unwrap();
+    println!("\n{MARK}{}", server.pid());
+    // Until it is killed, or by itself should the test die first.
+    let _ = tokio::time::timeout(Duration::from_secs(60), server.exited()).await;
+}
+
+fn start_parent(dir: &Path, dies_with_parent: bool) -> (Child, u32) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "parent::parent", "--ignored", "--nocapture"])
+        .env(DIR, dir);
+    if dies_with_parent {
+        command.env(DIES_WITH_PARENT, "1");
+    }
+    let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let pid = lines
+        .map(Result::unwrap)
+        .find_map(|line| line.strip_prefix(MARK)?.parse().ok());
+    (parent, pid.expect("the parent starts its server"))
+}
+
+/// Whether the process is there, and not only as a zombie.
+fn lives(pid: u32) -> bool {
+    let ps = Command::new("ps")
+        .args(["-o", "stat=", "-p", &pid.to_string()])
+        .output()
+        .unwrap();
+    let stat = String::from_utf8(ps.stdout).unwrap();
+    !stat.trim().is_empty() && !stat.trim().starts_with('Z')
+}
+
+#[tokio::test]
+async fn a_server_left_behind_is_ended_by_the_next_start() {
+    let dir = TempDir::new().unwrap();
+    let (mut parent, left) = start_parent(dir.path(), false);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(lives(left));
+
+    let server = Server::start(Config::in_dir(dir.path())).await.unwrap();
+    assert!(!lives(left));
+    assert!(lives(server.pid()));
+}
+
+#[tokio::test]
+async fn a_pid_that_is_another_process_by_now_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    std::fs::write(dir.path().join("nats-server.pid"), other.id().to_string()).unwrap();
+    let server = Server::start(Config::in_dir(dir.path())).await.unwrap();
+    assert!(lives(server.pid()));
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_server_dies_with_its_parent_where_the_kernel_helps() {
+    let helps = cfg!(target_os = "linux")
+        && Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "true"])
+            .status()
+            .is_ok_and(|status| status.success());
+    if !helps {
+        println!("no setpriv here: nothing to see");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (mut parent, server) = start_parent(dir.path(), true);
+    assert!(lives(server));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while lives(server) {
+        assert!(Instant::now() < deadline, "the server outlives its parent");
+    }
+}

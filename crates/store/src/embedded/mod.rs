@@ -1,0 +1,1 @@
+//! The embedded engine: fjall, for one machine.

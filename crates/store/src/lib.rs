@@ -1,0 +1,56 @@
+//! What Herald remembers, as small traits split by what they hold, and the engines behind them.
+//!
+//! | trait | holds | who writes |
+//! |---|---|---|
+//! | [`Users`] | user id ↔ [`UserKey`](herald_model::UserKey) | gateway, graph |
+//! | [`Follows`] | who follows whom, with history | graph |
+//! | [`Posts`] | posts, deletions, request ids | the archive consumer |
+//! | [`Devices`], [`Preferences`] | where and whether to push | gateway |
+//! | [`Timelines`] | (follower, post) | timeline |
+//! | [`Ledger`] | what was planned for a post and what became of it | fanout, timeline, push |
+//! | [`Totals`] | counts by post and hour | analytics |
+//!
+//! *Invariant:* when a write's future resolves with `Ok`, it is durable (fsynced by the embedded engine). Messages are
+//! acknowledged only after that.
+//!
+//! *Invariant:* every write can be repeated without changing the outcome, because every message can come again.
+
+mod accounts;
+pub mod embedded;
+mod error;
+mod follows;
+mod ledger;
+mod posts;
+mod timelines;
+mod totals;
+
+use std::sync::Arc;
+
+pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
+pub use error::{Error, ErrorKind, Result};
+pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
+pub use ledger::{ChannelCounts, ChunkPlan, Ledger, Outcome, Partly, PostCounts, Settlement, SlicePlan};
+pub use posts::{Archived, Posts};
+pub use timelines::{Durable, Timelines};
+pub use totals::{Counts, PostTotals, Totals, TotalsBatch};
+
+/// One engine's implementation of each trait. Cloning shares them.
+#[derive(Clone)]
+pub struct Stores {
+    /// User id ↔ key.
+    pub users: Arc<dyn Users>,
+    /// Who follows whom.
+    pub follows: Arc<dyn Follows>,
+    /// Posts and request ids.
+    pub posts: Arc<dyn Posts>,
+    /// Where to push to.
+    pub devices: Arc<dyn Devices>,
+    /// What users want to hear.
+    pub preferences: Arc<dyn Preferences>,
+    /// What users read.
+    pub timelines: Arc<dyn Timelines>,
+    /// What became of each delivery.
+    pub ledger: Arc<dyn Ledger>,
+    /// Counts by post and hour.
+    pub totals: Arc<dyn Totals>,
+}

@@ -1,0 +1,28 @@
+//! Compiles the .proto files with protox, so that no protoc is needed.
+
+use std::{env, fs, path::Path};
+
+const FILES: &[&str] = &[
+    "herald/v1/analytics.proto",
+    "herald/v1/delivery.proto",
+    "herald/v1/device.proto",
+    "herald/v1/graph.proto",
+    "herald/v1/mesh.proto",
+    "herald/v1/post.proto",
+    "herald/v1/preference.proto",
+    "herald/v1/timeline.proto",
+    "herald/v1/types.proto",
+    "herald/mesh/v1/messages.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=herald");
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    let set = compiler.file_descriptor_set();
+    // Reflection serves this set, comments and all.
+    let out = env::var("OUT_DIR")?;
+    fs::write(Path::new(&out).join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().bytes(".herald.mesh.v1").compile_fds(set)?;
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! Herald's protobuf types and gRPC services: [`v1`] is the public API, [`mesh_v1`] the bodies of the messages on
+//! JetStream subjects. Both are made from the .proto files beside this crate.
+
+#![allow(clippy::pedantic, missing_docs, unreachable_pub)]
+
+/// Nested as the packages are, because generated code refers to its neighbours by `super`.
+mod herald {
+    pub mod v1 {
+        tonic::include_proto!("herald.v1");
+    }
+
+    pub mod mesh {
+        pub mod v1 {
+            tonic::include_proto!("herald.mesh.v1");
+        }
+    }
+}
+
+/// The bodies of the messages on JetStream subjects, `herald.mesh.v1`.
+pub use herald::mesh::v1 as mesh_v1;
+/// The public API, `herald.v1`.
+pub use herald::v1;
+
+/// Every descriptor, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
