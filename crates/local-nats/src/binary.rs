@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::command::{Cancel, Failure, run};
 use crate::error::{Error, Result};
-use crate::fetch::{self, Fetcher, OnProgress, Progress};
+use crate::fetch::{self, Fetcher, OnProgress};
 
 /// The oldest nats-server that Herald runs on.
 pub(crate) const OLDEST: Version = Version {
@@ -92,7 +92,8 @@ pub struct Locate {
     pub fetchers: Vec<Fetcher>,
     /// Where the programs are that a fetch uses, as in `$PATH`.
     pub tools: Option<OsString>,
-    progress: OnProgress,
+    /// Told of each step of a fetch, beside the log.
+    pub progress: OnProgress,
 }
 
 impl Default for Locate {
@@ -123,17 +124,6 @@ impl Locate {
             explicit: Some(path.into()),
             ..Self::default()
         }
-    }
-
-    /// Calls back for each step of a search that takes long, beside logging it.
-    #[must_use]
-    pub fn on_progress(mut self, callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
-        self.progress = OnProgress::new(callback);
-        self
-    }
-
-    pub(crate) fn report(&self, progress: &Progress) {
-        self.progress.report(progress);
     }
 }
 

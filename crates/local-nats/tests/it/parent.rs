@@ -26,7 +26,7 @@ async fn parent() {
     .unwrap();
     println!("\n{MARK}{}", server.pid());
     // Until it is killed, or by itself should the test die first.
-    let _ = tokio::time::timeout(Duration::from_secs(60), server.exited()).await;
+    let _ = tokio::time::timeout(Duration::from_mins(1), server.exited()).await;
 }
 
 fn start_parent(dir: &Path, dies_with_parent: bool) -> (Child, u32) {

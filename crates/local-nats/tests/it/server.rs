@@ -122,7 +122,6 @@ async fn what_was_published_survives_a_kill() {
     let status = server.kill().await.unwrap();
     assert!(!status.success());
     assert_eq!(exited.await.unwrap(), status);
-    assert!(TcpStream::connect(("127.0.0.1", server.port())).await.is_err());
 
     server.restart().await.unwrap();
     assert_eq!(
@@ -180,7 +179,7 @@ async fn a_start_that_fails_shows_the_log() {
         panic!("{error}")
     };
     assert!(!status.success());
-    assert!(log.contains("nats-server.conf"), "{log}");
+    assert!(log.contains("Parse error"), "{log}");
     assert!(error.to_string().contains(log));
 }
 
@@ -247,9 +246,8 @@ async fn the_end_of_a_server_is_noticed() {
 #[tokio::test]
 async fn a_dropped_server_and_its_temporary_directory_are_gone() {
     let server = Server::start(Config::default()).await.unwrap();
-    let (dir, port, exited) = (server.dir().to_owned(), server.port(), server.exited());
+    let (dir, exited) = (server.dir().to_owned(), server.exited());
     drop(server);
     assert!(!dir.exists());
-    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
     assert!(!exited.await.unwrap().success());
 }
