@@ -47,7 +47,23 @@ pub enum Outcome {
         dead: Recipients,
         /// Pending, but with some devices done already.
         partly: Vec<Partly>,
+        /// How many of these were announced by events before this was recorded. The rest is owed one more event, and
+        /// whoever reads this can make the very same one again.
+        announced: SettledCounts,
     },
+}
+
+/// Recipients of one chunk that are settled, by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SettledCounts {
+    /// Reached.
+    pub delivered: u32,
+    /// Left out on purpose.
+    pub suppressed: u32,
+    /// Too late.
+    pub expired: u32,
+    /// Given up.
+    pub dead: u32,
 }
 
 /// A recipient who is reached on some devices and not yet on others.
@@ -55,7 +71,7 @@ pub enum Outcome {
 pub struct Partly {
     /// Who.
     pub user: UserKey,
-    /// The devices that need no more tries.
+    /// The devices whose provider accepted the push: they need no more tries.
     pub done: Vec<DeviceId>,
 }
 
