@@ -23,6 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Reflection serves this set, comments and all.
     let out = env::var("OUT_DIR")?;
     fs::write(Path::new(&out).join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure().bytes(".herald.mesh.v1").compile_fds(set)?;
+    tonic_prost_build::configure()
+        .bytes(".herald.mesh.v1")
+        .bytes(".herald.v1.ExportFollowersResponse")
+        .compile_fds(set)?;
     Ok(())
 }

@@ -1,1 +1,78 @@
-//! Under construction.
+//! The fanout service: one post in, its chunks out.
+//!
+//! The way of a post: [`handler`] takes it (or the rest of it, a slice) from its lane, reads the followers that the post
+//! has pinned, plans the slice's chunks ([`domain`]), writes the plan to the ledger, publishes the chunks, and, when
+//! followers are left, the next slice. [`gate`] holds a lane back while the streams below it are deep, so that a backlog
+//! waits as posts and not as chunks.
+//!
+//! *Invariant:* the same message always makes the same chunks: followers are read as of the version that the post has
+//! pinned, so a retry repeats nobody and loses nobody.
+
+mod config;
+mod domain;
+mod error;
+mod followers;
+mod gate;
+mod handler;
+mod metrics;
+
+use std::sync::Arc;
+
+use herald_mesh::{ConsumeOptions, Mesh, consumers};
+use herald_model::Lane;
+use herald_store::Ledger;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+
+use crate::{followers::Followers, handler::Fanout};
+
+/// What the service needs from outside.
+pub struct Deps {
+    /// Where posts come from and chunks go to.
+    pub mesh: Mesh,
+    /// Where plans are written.
+    pub ledger: Arc<dyn Ledger>,
+    /// The graph service.
+    pub graph: Channel,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Works until `shutdown`, then finishes the messages under way.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    let Deps { mesh, ledger, graph, metrics } = deps;
+    let fanout = Arc::new(Fanout {
+        mesh: mesh.clone(),
+        ledger,
+        followers: Followers::new(graph),
+        metrics,
+        config: config.clone(),
+    });
+    // One lane's failure ends the service: it would be half of one otherwise.
+    let stop = shutdown.child_token();
+    let mut workers = JoinSet::new();
+    for lane in Lane::ALL {
+        let paused = gate::watch(mesh.clone(), lane, config.gate, stop.clone());
+        let options = ConsumeOptions {
+            in_flight_max: config.posts_in_flight_max.of(lane),
+            batch_max: config.posts_in_flight_max.of(lane),
+            paused: Some(paused),
+        };
+        for consumer in [consumers::fanout(lane), consumers::slice(lane)] {
+            let (mesh, fanout, options, stop) = (mesh.clone(), fanout.clone(), options.clone(), stop.clone());
+            workers.spawn(async move { mesh.consume(consumer, fanout, options, stop).await });
+        }
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        stop.cancel();
+        let ended = ended.map_err(Error::Worker).and_then(|worked| worked.map_err(Error::Consume));
+        outcome = outcome.and(ended);
+    }
+    outcome
+}

@@ -1,1 +1,71 @@
-//! Under construction.
+//! The timeline service: puts posts on timelines.
+//!
+//! The way of a chunk ([`handler`]): into the timeline store, where it is readable at once; out to the watchers; wait until
+//! it is durable; into the ledger; an event for analytics; and only then is the message acknowledged. A backfill
+//! ([`backfill`]) does the same with an author's newest posts for new followers, without ledger and event: it is not a
+//! delivery that a post has planned.
+
+mod backfill;
+mod config;
+mod error;
+mod handler;
+mod metrics;
+
+use std::sync::Arc;
+
+use herald_mesh::{ConsumeOptions, Mesh, consumers};
+use herald_model::Lane;
+use herald_store::{Ledger, Posts, Timelines};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+
+use crate::{backfill::Backfiller, handler::Chunks};
+
+/// What the service needs from outside.
+pub struct Deps {
+    /// Where chunks come from, and live entries and events go to.
+    pub mesh: Mesh,
+    /// What users read.
+    pub timelines: Arc<dyn Timelines>,
+    /// Where deliveries are recorded.
+    pub ledger: Arc<dyn Ledger>,
+    /// Where an author's newest posts are found.
+    pub posts: Arc<dyn Posts>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Works until `shutdown`, then finishes the messages under way.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    let Deps { mesh, timelines, ledger, posts, metrics } = deps;
+    let backfiller = Backfiller {
+        mesh: mesh.clone(),
+        posts,
+        timelines: timelines.clone(),
+        posts_max: config.backfill_posts_max,
+    };
+    let chunks = Arc::new(Chunks { mesh: mesh.clone(), timelines, ledger, backfiller, metrics });
+    let stop = shutdown.child_token();
+    let mut workers = JoinSet::new();
+    for lane in Lane::ALL {
+        let options = ConsumeOptions {
+            in_flight_max: config.chunks_in_flight_max.of(lane),
+            batch_max: config.chunks_in_flight_max.of(lane),
+            paused: None,
+        };
+        let (mesh, chunks, stop) = (mesh.clone(), chunks.clone(), stop.clone());
+        workers.spawn(async move { mesh.consume(consumers::timeline(lane), chunks, options, stop).await });
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        // One lane's failure ends the service: it would be half of one otherwise.
+        stop.cancel();
+        let ended = ended.map_err(Error::Worker).and_then(|worked| worked.map_err(Error::Consume));
+        outcome = outcome.and(ended);
+    }
+    outcome
+}

@@ -1,0 +1,90 @@
+//! What can be set.
+
+use herald_model::Lane;
+use serde::{Deserialize, Serialize};
+
+/// The fanout service's configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Recipients in one push chunk, at most; 1 to 65,536. A push chunk is what is retried together.
+    pub push_chunk_recipients_max: u32,
+    /// Followers expanded of one message before the rest waits its turn as a slice; 1,024 to 1,048,576. A timeline chunk is
+    /// one page of the graph service (`graph.export_page_followers`).
+    pub slice_recipients_max: u32,
+    /// Posts worked on at one time, by lane; how far high goes before normal, and normal before low.
+    pub posts_in_flight_max: PerLane,
+    /// When a lane is held back.
+    pub gate: Gate,
+}
+
+/// A number by lane; 1 to 4,096 each.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerLane {
+    /// In the high lane.
+    pub high: usize,
+    /// In the normal lane.
+    pub normal: usize,
+    /// In the low lane.
+    pub low: usize,
+}
+
+impl PerLane {
+    /// The number of one lane.
+    pub fn of(self, lane: Lane) -> usize {
+        match lane {
+            Lane::High => self.high,
+            Lane::Normal => self.normal,
+            Lane::Low => self.low,
+        }
+    }
+}
+
+/// When a lane is held back, because the streams below it are deep.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gate {
+    /// Chunks that wait in TIMELINE or PUSH in this lane, above which fan-out takes no more posts; it goes on at half.
+    pub pending_chunks_max: u64,
+    /// How often this is looked at, milliseconds; 10 to 60,000.
+    pub interval_ms: u64,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { pending_chunks_max: 4_096, interval_ms: 250 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            push_chunk_recipients_max: 512,
+            slice_recipients_max: 65_536,
+            posts_in_flight_max: PerLane { high: 128, normal: 64, low: 16 },
+            gate: Gate::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Says what is wrong, if anything is.
+    pub fn validate(&self) -> Result<(), String> {
+        let check = |name: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("fanout.{name} must be {min} to {max}, is {value}"))
+            }
+        };
+        check("push_chunk_recipients_max", self.push_chunk_recipients_max.into(), 1, 65_536)?;
+        check("slice_recipients_max", self.slice_recipients_max.into(), 1_024, 1_048_576)?;
+        for lane in Lane::ALL {
+            let name = format!("posts_in_flight_max.{lane}");
+            check(&name, self.posts_in_flight_max.of(lane) as u64, 1, 4_096)?;
+        }
+        check("gate.pending_chunks_max", self.gate.pending_chunks_max, 1, u64::MAX)?;
+        check("gate.interval_ms", self.gate.interval_ms, 10, 60_000)
+    }
+}

@@ -1,0 +1,60 @@
+//! Reads followers from the graph service.
+
+use herald_model::{Recipients, UserKey};
+use herald_proto::v1::{ExportFollowersRequest, graph_service_client::GraphServiceClient};
+use tonic::transport::Channel;
+
+use crate::{domain::Slice, error::ExpandError};
+
+/// One page of a post's followers.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) followers: Recipients,
+    pub(crate) notify: Recipients,
+}
+
+/// The followers of one slice.
+#[derive(Debug)]
+pub(crate) struct SliceFollowers {
+    pub(crate) pages: Vec<Page>,
+    /// The last follower, when more come after.
+    pub(crate) more_after: Option<UserKey>,
+}
+
+/// The graph service, as fan-out sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Followers {
+    graph: GraphServiceClient<Channel>,
+}
+
+impl Followers {
+    pub(crate) fn new(graph: Channel) -> Self {
+        Self { graph: GraphServiceClient::new(graph) }
+    }
+
+    /// Reads up to `recipients_max` followers, as of the version that the post has pinned.
+    pub(crate) async fn of(&self, slice: &Slice, recipients_max: u32) -> Result<SliceFollowers, ExpandError> {
+        // An author whom nobody ever followed; version 0 would ask for the newest list.
+        if slice.version.0 == 0 {
+            return Ok(SliceFollowers { pages: Vec::new(), more_after: None });
+        }
+        let request = ExportFollowersRequest {
+            author_key: slice.author.0,
+            follow_version: slice.version.0,
+            after_key: slice.after.map_or(0, |key| key.0),
+            limit: recipients_max.into(),
+            ..ExportFollowersRequest::default()
+        };
+        let request = herald_runtime::grpc::traced(tonic::Request::new(request));
+        let mut stream = self.graph.clone().export_followers(request).await?.into_inner();
+        let mut read = SliceFollowers { pages: Vec::new(), more_after: None };
+        while let Some(page) = stream.message().await? {
+            read.more_after = (!page.complete).then_some(UserKey(page.last_key));
+            read.pages.push(Page {
+                followers: Recipients::decode(page.follower_keys, page.follower_count)?,
+                notify: Recipients::decode(page.notify_keys, page.notify_count)?,
+            });
+        }
+        Ok(read)
+    }
+}

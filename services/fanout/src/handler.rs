@@ -1,0 +1,162 @@
+//! Expands one message: a post, or a slice of one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt, stream};
+use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
+use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Micros};
+use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk, TimelineChunk};
+use herald_store::{ChunkPlan, Ledger, SlicePlan};
+
+use crate::{
+    Config, Metrics,
+    domain::{self, Slice},
+    error::ExpandError,
+    followers::Followers,
+};
+
+/// Chunks of one slice on their way to the broker at one time.
+const PUBLISHES_IN_FLIGHT_MAX: usize = 32;
+
+/// Expands posts.
+pub(crate) struct Fanout {
+    pub(crate) mesh: Mesh,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) followers: Followers,
+    pub(crate) metrics: Metrics,
+    pub(crate) config: Config,
+}
+
+#[async_trait]
+impl Handler for Fanout {
+    async fn handle(&self, delivery: &Delivery) -> Settle {
+        let slice = match read(delivery) {
+            Ok(slice) => slice,
+            Err(settle) => return settle,
+        };
+        match self.expand(&slice).await {
+            Ok(()) => Settle::Ack,
+            Err(error) => Settle::Retry { after: None, reason: error.to_string() },
+        }
+    }
+}
+
+/// What the message asks to expand.
+fn read(delivery: &Delivery) -> Result<Slice, Settle> {
+    match delivery.subject {
+        Subject::PostCreated(lane) => {
+            let post: PostCreated = delivery.decode()?;
+            Ok(Slice {
+                post: PostId(delivery.sequence),
+                author: UserKey(post.author_key),
+                version: FollowVersion(post.follow_version),
+                after: None,
+                index: 0,
+                lane,
+                accepted_at: Micros(post.accepted_at_us),
+                push_ttl_seconds: post.push_ttl_seconds,
+            })
+        }
+        Subject::Slice(lane) => {
+            let slice: FanoutSlice = delivery.decode()?;
+            Ok(Slice {
+                post: PostId(slice.post_id),
+                author: UserKey(slice.author_key),
+                version: FollowVersion(slice.follow_version),
+                after: Some(UserKey(slice.after_key)),
+                index: slice.slice_index,
+                lane,
+                accepted_at: Micros(slice.accepted_at_us),
+                push_ttl_seconds: slice.push_ttl_seconds,
+            })
+        }
+        other => Err(Settle::Term { reason: format!("fan-out doesn't expand {other}") }),
+    }
+}
+
+impl Fanout {
+    /// Plans, publishes, and passes on what is left. Each step can be repeated: the plan is the same, and the broker knows
+    /// the messages by what is in them.
+    async fn expand(&self, slice: &Slice) -> Result<(), ExpandError> {
+        let read = self.followers.of(slice, self.config.slice_recipients_max).await?;
+        let chunks: Vec<ChunkPlan> = read
+            .pages
+            .into_iter()
+            .flat_map(|page| domain::chunks(page.followers, &page.notify, self.config.push_chunk_recipients_max))
+            .collect();
+        let plan =
+            SlicePlan { post: slice.post, slice: slice.index, chunks, last: read.more_after.is_none() };
+        self.ledger.plan(&plan).await?;
+        stream::iter(&plan.chunks)
+            .map(|chunk| self.publish(slice, chunk))
+            .buffer_unordered(PUBLISHES_IN_FLIGHT_MAX)
+            .try_collect::<()>()
+            .await?;
+        if let Some(last) = read.more_after {
+            self.pass_on(&slice.next(last)).await?;
+        }
+        self.count(&plan);
+        Ok(())
+    }
+
+    async fn publish(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {
+        let chunk_id = chunk.recipients.chunk_id();
+        let id = domain::chunk_message_id(slice.post, chunk.channel, chunk_id);
+        let recipients = chunk.recipients.as_bytes().clone();
+        let recipient_count = chunk.recipients.len();
+        match chunk.channel {
+            Channel::Timeline => {
+                let body = TimelineChunk {
+                    post_id: slice.post.0,
+                    author_key: slice.author.0,
+                    accepted_at_us: slice.accepted_at.0,
+                    chunk_id: chunk_id.0,
+                    recipients,
+                    recipient_count,
+                };
+                self.mesh.publish(Subject::TimelineDeliver(slice.lane), Some(&id), &body).await?;
+            }
+            Channel::Push => {
+                let body = PushChunk {
+                    post_id: slice.post.0,
+                    author_key: slice.author.0,
+                    accepted_at_us: slice.accepted_at.0,
+                    chunk_id: chunk_id.0,
+                    recipients,
+                    recipient_count,
+                    expires_at_us: slice.push_expires_at().0,
+                };
+                self.mesh.publish(Subject::PushDeliver(slice.lane), Some(&id), &body).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rest waits its turn behind other posts of its lane, so that a big author delays nobody.
+    async fn pass_on(&self, next: &Slice) -> Result<(), ExpandError> {
+        let body = FanoutSlice {
+            post_id: next.post.0,
+            author_key: next.author.0,
+            follow_version: next.version.0,
+            after_key: next.after.map_or(0, |key| key.0),
+            slice_index: next.index,
+            accepted_at_us: next.accepted_at.0,
+            push_ttl_seconds: next.push_ttl_seconds,
+        };
+        let id = format!("{}/slice/{}", next.post, next.index);
+        self.mesh.publish(Subject::Slice(next.lane), Some(&id), &body).await?;
+        Ok(())
+    }
+
+    fn count(&self, plan: &SlicePlan) {
+        self.metrics.slices.inc();
+        for chunk in &plan.chunks {
+            let planned = match chunk.channel {
+                Channel::Timeline => &self.metrics.timeline_planned,
+                Channel::Push => &self.metrics.push_planned,
+            };
+            planned.inc_by(chunk.recipients.len().into());
+        }
+    }
+}

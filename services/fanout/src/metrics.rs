@@ -1,0 +1,30 @@
+//! Every metric of this service.
+
+use herald_runtime::metrics::Registry;
+use prometheus_client::metrics::counter::Counter;
+
+/// The fanout service's counters.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Posts and slices expanded.
+    pub slices: Counter,
+    /// Timeline deliveries planned.
+    pub timeline_planned: Counter,
+    /// Pushes planned.
+    pub push_planned: Counter,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("herald_fanout_slices", "Posts and slices of posts expanded", metrics.slices.clone());
+        registry.register(
+            "herald_fanout_timeline_deliveries_planned",
+            "Timeline deliveries planned",
+            metrics.timeline_planned.clone(),
+        );
+        registry.register("herald_fanout_push_deliveries_planned", "Pushes planned", metrics.push_planned.clone());
+        metrics
+    }
+}

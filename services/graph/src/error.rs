@@ -1,0 +1,9 @@
+//! Why the service ended.
+
+/// Why the service ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The gRPC server failed.
+    #[error("the graph service's gRPC server failed")]
+    Serve(#[source] tonic::transport::Error),
+}

@@ -1,0 +1,319 @@
+//! GraphService.
+
+use std::{collections::HashMap, pin::Pin};
+
+use futures::{Stream, stream};
+use herald_model::{FollowVersion, Recipients, UserId, UserKey};
+use herald_proto::v1::{self, graph_service_server::GraphService};
+use herald_runtime::{paging, status};
+use herald_store::{FollowChange, FollowerPage, Stores};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{Config, Metrics, backfill, backfill::Backfills, domain, domain::Violation, import};
+
+const PAGE_SIZE_DEFAULT: usize = 100;
+const PAGE_SIZE_MAX: usize = 1_000;
+
+/// Answers GraphService from the store.
+#[derive(Clone)]
+pub(crate) struct Graph {
+    pub(crate) config: Config,
+    pub(crate) stores: Stores,
+    pub(crate) backfills: Backfills,
+    pub(crate) metrics: Metrics,
+}
+
+impl Graph {
+    pub(crate) fn new(config: Config, stores: Stores, backfills: Backfills, metrics: Metrics) -> Self {
+        Self { config, stores, backfills, metrics }
+    }
+
+    /// Applies changes that were checked, and asks for the backfill of all that are follows.
+    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
+        let changed = self.stores.follows.apply(changes).await.map_err(|e| status::from_store(&e))?;
+        self.metrics.follow_changes.inc_by(changed.iter().filter(|c| **c).count() as u64);
+        Ok(changed)
+    }
+
+    /// Asks for backfills. A follow is answered only when its backfill is durable, so a caller that got an error repeats
+    /// both.
+    pub(crate) async fn backfill(
+        &self,
+        follows: impl IntoIterator<Item = (UserKey, UserKey)>,
+    ) -> Result<(), Status> {
+        if !self.config.backfill {
+            return Ok(());
+        }
+        self.backfills.request(follows).await.map_err(|error| match error {
+            backfill::Error::Mesh(e) => status::from_mesh(&e),
+            backfill::Error::Store(e) => status::from_store(&e),
+        })
+    }
+
+    async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
+        let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
+        let keys = self.stores.users.find(&[id]).await.map_err(|e| status::from_store(&e))?;
+        Ok(keys.into_iter().next().flatten())
+    }
+
+    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
+        let ids = self.stores.users.ids(keys).await.map_err(|e| status::from_store(&e))?;
+        Ok(ids.into_iter().map(|id| id.map(UserId::into_string).unwrap_or_default()).collect())
+    }
+
+    async fn export_page(&self, export: &Export) -> Result<v1::ExportFollowersResponse, Status> {
+        let limit = self.config.export_page_followers.min(export.left);
+        let page = self
+            .stores
+            .follows
+            .followers(export.author, export.version, export.after, limit)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        self.metrics.followers_exported.inc_by(u64::from(page.followers.len()));
+        let follower_ids = if export.with_ids {
+            self.ids(&page.followers.iter().collect::<Vec<_>>()).await?
+        } else {
+            Vec::new()
+        };
+        Ok(export_response(page, follower_ids))
+    }
+}
+
+/// Where an export stands.
+struct Export {
+    author: UserKey,
+    version: Option<FollowVersion>,
+    after: Option<UserKey>,
+    left: usize,
+    with_ids: bool,
+}
+
+fn export_response(page: FollowerPage, follower_ids: Vec<String>) -> v1::ExportFollowersResponse {
+    v1::ExportFollowersResponse {
+        follower_keys: page.followers.as_bytes().clone(),
+        follower_count: page.followers.len(),
+        notify_keys: page.notify.as_bytes().clone(),
+        notify_count: page.notify.len(),
+        follow_version: page.version.0,
+        follower_ids,
+        last_key: page.last.map_or(0, |key| key.0),
+        complete: page.complete,
+    }
+}
+
+fn refused(violation: &Violation, prefix: &str) -> Status {
+    status::invalid(&[(format!("{prefix}{}", violation.field).as_str(), violation.description.as_str())])
+}
+
+/// The cursor of a page: the last key on it.
+fn cursor_key(cursor: Option<Vec<u8>>) -> Result<Option<UserKey>, Status> {
+    cursor
+        .map(|bytes| {
+            let bytes = <[u8; 4]>::try_from(bytes.as_slice())
+                .map_err(|_| status::invalid(&[("page_token", "is not a token of this call")]))?;
+            Ok(UserKey(u32::from_be_bytes(bytes)))
+        })
+        .transpose()
+}
+
+type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ExportFollowersResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl GraphService for Graph {
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<v1::FollowResponse>, Status> {
+        let follow = request
+            .into_inner()
+            .follow
+            .ok_or_else(|| status::invalid(&[("follow", "must be given")]))?;
+        let follow = domain::follow(follow).map_err(|v| refused(&v, "follow."))?;
+        let keys = self
+            .stores
+            .users
+            .intern(&[follow.follower, follow.author])
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        let &[follower, author] = keys.as_slice() else {
+            return Err(status::internal("the store gave other than two keys for two ids"));
+        };
+        let changed = self.apply(&[FollowChange { follower, author, notify: Some(follow.notify) }]).await?;
+        self.backfill([(author, follower)]).await?;
+        Ok(Response::new(v1::FollowResponse { changed: changed.contains(&true) }))
+    }
+
+    async fn unfollow(
+        &self,
+        request: Request<v1::UnfollowRequest>,
+    ) -> Result<Response<v1::UnfollowResponse>, Status> {
+        let request = request.into_inner();
+        let (follower, author) =
+            domain::pair(request.follower_id, request.author_id).map_err(|v| refused(&v, ""))?;
+        let found = self.stores.users.find(&[follower, author]).await.map_err(|e| status::from_store(&e))?;
+        // Nobody can follow, or be followed, whom Herald never heard of.
+        let &[Some(follower), Some(author)] = found.as_slice() else {
+            return Ok(Response::new(v1::UnfollowResponse { changed: false }));
+        };
+        let changed = self.apply(&[FollowChange { follower, author, notify: None }]).await?;
+        Ok(Response::new(v1::UnfollowResponse { changed: changed.contains(&true) }))
+    }
+
+    async fn list_followers(
+        &self,
+        request: Request<v1::ListFollowersRequest>,
+    ) -> Result<Response<v1::ListFollowersResponse>, Status> {
+        const CALL: &str = "ListFollowers";
+        let request = request.into_inner();
+        let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let author = self.key("author_id", request.author_id.clone()).await?;
+        let after = cursor_key(paging::decode(CALL, &request.author_id, &request.page_token)?)?;
+        let Some(author) = author else {
+            return Ok(Response::default());
+        };
+        let page = self
+            .stores
+            .follows
+            .followers(author, None, after, limit)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        let keys: Vec<_> = page.followers.iter().collect();
+        let follows = self
+            .ids(&keys)
+            .await?
+            .into_iter()
+            .zip(&keys)
+            .map(|(follower_id, key)| v1::Follow {
+                follower_id,
+                author_id: request.author_id.clone(),
+                notify: page.notify.contains(*key),
+            })
+            .collect();
+        let next_page_token = match page.last {
+            Some(last) if !page.complete => {
+                paging::encode(CALL, &request.author_id, &last.0.to_be_bytes())
+            }
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListFollowersResponse { follows, next_page_token }))
+    }
+
+    async fn list_following(
+        &self,
+        request: Request<v1::ListFollowingRequest>,
+    ) -> Result<Response<v1::ListFollowingResponse>, Status> {
+        const CALL: &str = "ListFollowing";
+        let request = request.into_inner();
+        let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let follower = self.key("follower_id", request.follower_id.clone()).await?;
+        let after = cursor_key(paging::decode(CALL, &request.follower_id, &request.page_token)?)?;
+        let Some(follower) = follower else {
+            return Ok(Response::default());
+        };
+        // One more than asked for tells whether there is a next page.
+        let mut following = self
+            .stores
+            .follows
+            .following(follower, after, limit + 1)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        let more = following.len() > limit;
+        following.truncate(limit);
+        let next_page_token = match following.last() {
+            Some(last) if more => paging::encode(CALL, &request.follower_id, &last.author.0.to_be_bytes()),
+            _ => String::new(),
+        };
+        let authors: Vec<_> = following.iter().map(|f| f.author).collect();
+        let follows = self
+            .ids(&authors)
+            .await?
+            .into_iter()
+            .zip(following)
+            .map(|(author_id, follow)| v1::Follow {
+                follower_id: request.follower_id.clone(),
+                author_id,
+                notify: follow.notify,
+            })
+            .collect();
+        Ok(Response::new(v1::ListFollowingResponse { follows, next_page_token }))
+    }
+
+    async fn count_followers(
+        &self,
+        request: Request<v1::CountFollowersRequest>,
+    ) -> Result<Response<v1::CountFollowersResponse>, Status> {
+        let Some(author) = self.key("author_id", request.into_inner().author_id).await? else {
+            return Ok(Response::default());
+        };
+        let count = self.stores.follows.count(author).await.map_err(|e| status::from_store(&e))?;
+        Ok(Response::new(v1::CountFollowersResponse {
+            follower_count: count.followers,
+            notify_count: count.notify,
+            follow_version: count.version.0,
+        }))
+    }
+
+    async fn import_follows(
+        &self,
+        request: Request<Streaming<v1::ImportFollowsRequest>>,
+    ) -> Result<Response<v1::ImportFollowsResponse>, Status> {
+        import::import(self, request.into_inner()).await.map(Response::new)
+    }
+
+    type ExportFollowersStream = ExportStream;
+
+    async fn export_followers(
+        &self,
+        request: Request<v1::ExportFollowersRequest>,
+    ) -> Result<Response<ExportStream>, Status> {
+        let request = request.into_inner();
+        let author = match (request.author_key, request.author_id.is_empty()) {
+            (0, false) => self.key("author_id", request.author_id).await?,
+            (key, true) if key != 0 => Some(UserKey(key)),
+            _ => return Err(status::invalid(&[("author_id", "exactly one of author_id and author_key must be given")])),
+        };
+        let Some(author) = author else {
+            let none = export_response(
+                FollowerPage { followers: Recipients::default(), complete: true, ..FollowerPage::default() },
+                Vec::new(),
+            );
+            return Ok(Response::new(Box::pin(stream::iter([Ok(none)]))));
+        };
+        let export = Export {
+            author,
+            version: (request.follow_version != 0).then_some(FollowVersion(request.follow_version)),
+            after: (request.after_key != 0).then_some(UserKey(request.after_key)),
+            left: if request.limit == 0 {
+                usize::MAX
+            } else {
+                usize::try_from(request.limit).unwrap_or(usize::MAX)
+            },
+            with_ids: request.with_ids,
+        };
+        let graph = self.clone();
+        let pages = stream::try_unfold(Some(export), move |export| {
+            let graph = graph.clone();
+            async move {
+                let Some(mut export) = export else { return Ok(None) };
+                let page = graph.export_page(&export).await?;
+                export.left = export.left.saturating_sub(page.follower_count as usize);
+                // All pages of one export are of one version, also when the first asked for the newest.
+                export.version = Some(FollowVersion(page.follow_version));
+                export.after = Some(UserKey(page.last_key));
+                let done = page.complete || export.left == 0;
+                Ok(Some((page, (!done).then_some(export))))
+            }
+        });
+        Ok(Response::new(Box::pin(pages)))
+    }
+}
+
+/// Ids to keys for a batch, each id once.
+pub(crate) async fn intern_all<'a>(
+    graph: &Graph,
+    ids: impl Iterator<Item = &'a UserId>,
+) -> Result<HashMap<UserId, UserKey>, Status> {
+    let unique: Vec<_> = ids.collect::<std::collections::HashSet<_>>().into_iter().cloned().collect();
+    let keys = graph.stores.users.intern(&unique).await.map_err(|e| status::from_store(&e))?;
+    Ok(unique.into_iter().zip(keys).collect())
+}

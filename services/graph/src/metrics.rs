@@ -1,0 +1,31 @@
+//! Every metric of this service.
+
+use herald_runtime::metrics::Registry;
+use prometheus_client::metrics::counter::Counter;
+
+/// The graph service's counters.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Follows and unfollows that changed something.
+    pub follow_changes: Counter,
+    /// Followers sent to fan-out and other callers of ExportFollowers.
+    pub followers_exported: Counter,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "herald_graph_follow_changes",
+            "Follows and unfollows that changed something",
+            metrics.follow_changes.clone(),
+        );
+        registry.register(
+            "herald_graph_followers_exported",
+            "Followers sent by ExportFollowers",
+            metrics.followers_exported.clone(),
+        );
+        metrics
+    }
+}

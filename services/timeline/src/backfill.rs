@@ -1,0 +1,59 @@
+//! An author's newest posts for new followers.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::try_join_all;
+use herald_mesh::{Mesh, Settle, consumers, streams};
+use herald_model::{PostId, Recipients, UserKey};
+use herald_proto::mesh_v1::{Backfill, TimelineChunk};
+use herald_store::{Posts, Timelines};
+use prost::Message as _;
+
+use crate::error::DeliverError;
+
+/// How long to wait for the archive before looking again.
+const ARCHIVE_WAIT: Duration = Duration::from_millis(500);
+
+/// Delivers backfills.
+pub(crate) struct Backfiller {
+    pub(crate) mesh: Mesh,
+    pub(crate) posts: Arc<dyn Posts>,
+    pub(crate) timelines: Arc<dyn Timelines>,
+    pub(crate) posts_max: usize,
+}
+
+impl Backfiller {
+    /// Puts the author's newest posts on the timelines of `recipients`.
+    pub(crate) async fn backfill(
+        &self,
+        request: &Backfill,
+        recipients: &Recipients,
+    ) -> Result<Settle, DeliverError> {
+        // A post accepted just before the follow may not be in the archive yet, and no fan-out brings it.
+        let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
+        if archived < request.posts_sequence {
+            let reason = format!("the archive is at post {archived} of {}", request.posts_sequence);
+            return Ok(Settle::Retry { after: Some(ARCHIVE_WAIT), reason });
+        }
+        let posts = self.posts.newest_of(UserKey(request.author_key), self.posts_max).await?;
+        let durable =
+            try_join_all(posts.iter().map(|post| self.timelines.deliver(*post, recipients.clone()))).await?;
+        for post in posts {
+            self.tell_watchers(post, request, recipients).await;
+        }
+        try_join_all(durable).await?;
+        Ok(Settle::Ack)
+    }
+
+    async fn tell_watchers(&self, post: PostId, request: &Backfill, recipients: &Recipients) {
+        let live = TimelineChunk {
+            post_id: post.0,
+            author_key: request.author_key,
+            accepted_at_us: 0,
+            chunk_id: recipients.chunk_id().0,
+            recipients: request.recipients.clone(),
+            recipient_count: request.recipient_count,
+        };
+        crate::handler::publish_live(&self.mesh, live.encode_to_vec().into()).await;
+    }
+}

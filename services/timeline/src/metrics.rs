@@ -1,0 +1,41 @@
+//! Every metric of this service.
+
+use std::time::Duration;
+
+use herald_runtime::metrics::Registry;
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+
+/// The timeline service's counters.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Deliveries that became readable, repeats included.
+    pub deliveries: Counter,
+    /// From acceptance to readable, seconds, one observation a chunk.
+    pub accept_to_visible: Histogram,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            deliveries: Counter::default(),
+            accept_to_visible: Histogram::new(herald_runtime::metrics::seconds_buckets()),
+        };
+        registry.register(
+            "herald_timeline_deliveries",
+            "Deliveries that became readable, repeats included",
+            metrics.deliveries.clone(),
+        );
+        registry.register(
+            "herald_accept_to_visible_seconds",
+            "From acceptance of a post to its being readable on timelines, one observation a chunk",
+            metrics.accept_to_visible.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn visible(&self, after: Duration, recipients: u32) {
+        self.deliveries.inc_by(recipients.into());
+        self.accept_to_visible.observe(after.as_secs_f64());
+    }
+}
