@@ -5,8 +5,11 @@ use std::{collections::HashMap, pin::Pin};
 use futures::{Stream, stream};
 use herald_model::{FollowVersion, Recipients, UserId, UserKey};
 use herald_proto::v1::{self, graph_service_server::GraphService};
-use herald_runtime::{paging, status};
-use herald_store::{FollowChange, FollowerPage, Stores};
+use herald_runtime::{
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::{Error, ErrorKind, FollowChange, FollowerPage, Stores};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Config, Metrics, backfill, backfill::Backfills, domain, domain::Violation, import};
@@ -105,15 +108,31 @@ fn refused(violation: &Violation, prefix: &str) -> Status {
     status::invalid(&[(format!("{prefix}{}", violation.field).as_str(), violation.description.as_str())])
 }
 
-/// The cursor of a page: the last key on it.
-fn cursor_key(cursor: Option<Vec<u8>>) -> Result<Option<UserKey>, Status> {
-    cursor
-        .map(|bytes| {
-            let bytes = <[u8; 4]>::try_from(bytes.as_slice())
-                .map_err(|_| status::invalid(&[("page_token", "is not a token of this call")]))?;
-            Ok(UserKey(u32::from_be_bytes(bytes)))
-        })
-        .transpose()
+/// Pages of one user's list: the cursor is the last key on the page.
+struct Pages {
+    call: &'static str,
+    user: u64,
+}
+
+impl Pages {
+    fn new(call: &'static str, user_id: &str) -> Self {
+        Self { call, user: paging::identity([user_id.as_bytes()]) }
+    }
+
+    fn after(&self, token: &str) -> Result<Option<UserKey>, Status> {
+        let cursor = PageToken::decode_u64(self.call, self.user, token)?;
+        cursor
+            .map(|key| {
+                u32::try_from(key)
+                    .map(UserKey)
+                    .map_err(|_| status::invalid(&[("page_token", "is not a page token")]))
+            })
+            .transpose()
+    }
+
+    fn token(&self, last: UserKey) -> String {
+        PageToken::encode_u64(self.call, self.user, last.0.into())
+    }
 }
 
 type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ExportFollowersResponse, Status>> + Send>>;
@@ -136,7 +155,8 @@ impl GraphService for Graph {
             .await
             .map_err(|e| status::from_store(&e))?;
         let &[follower, author] = keys.as_slice() else {
-            return Err(status::internal("the store gave other than two keys for two ids"));
+            let error = Error::new(ErrorKind::Corrupt, "the store gave other than two keys for two ids");
+            return Err(status::internal(&error));
         };
         let changed = self.apply(&[FollowChange { follower, author, notify: Some(follow.notify) }]).await?;
         self.backfill([(author, follower)]).await?;
@@ -163,11 +183,11 @@ impl GraphService for Graph {
         &self,
         request: Request<v1::ListFollowersRequest>,
     ) -> Result<Response<v1::ListFollowersResponse>, Status> {
-        const CALL: &str = "ListFollowers";
         let request = request.into_inner();
         let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let author = self.key("author_id", request.author_id.clone()).await?;
-        let after = cursor_key(paging::decode(CALL, &request.author_id, &request.page_token)?)?;
+        let pages = Pages::new("ListFollowers", &request.author_id);
+        let after = pages.after(&request.page_token)?;
         let Some(author) = author else {
             return Ok(Response::default());
         };
@@ -190,9 +210,7 @@ impl GraphService for Graph {
             })
             .collect();
         let next_page_token = match page.last {
-            Some(last) if !page.complete => {
-                paging::encode(CALL, &request.author_id, &last.0.to_be_bytes())
-            }
+            Some(last) if !page.complete => pages.token(last),
             _ => String::new(),
         };
         Ok(Response::new(v1::ListFollowersResponse { follows, next_page_token }))
@@ -202,11 +220,11 @@ impl GraphService for Graph {
         &self,
         request: Request<v1::ListFollowingRequest>,
     ) -> Result<Response<v1::ListFollowingResponse>, Status> {
-        const CALL: &str = "ListFollowing";
         let request = request.into_inner();
         let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let follower = self.key("follower_id", request.follower_id.clone()).await?;
-        let after = cursor_key(paging::decode(CALL, &request.follower_id, &request.page_token)?)?;
+        let pages = Pages::new("ListFollowing", &request.follower_id);
+        let after = pages.after(&request.page_token)?;
         let Some(follower) = follower else {
             return Ok(Response::default());
         };
@@ -220,7 +238,7 @@ impl GraphService for Graph {
         let more = following.len() > limit;
         following.truncate(limit);
         let next_page_token = match following.last() {
-            Some(last) if more => paging::encode(CALL, &request.follower_id, &last.author.0.to_be_bytes()),
+            Some(last) if more => pages.token(last.author),
             _ => String::new(),
         };
         let authors: Vec<_> = following.iter().map(|f| f.author).collect();

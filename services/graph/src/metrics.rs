@@ -17,12 +17,12 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
-            "herald_graph_follow_changes",
+            "graph_follow_changes",
             "Follows and unfollows that changed something",
             metrics.follow_changes.clone(),
         );
         registry.register(
-            "herald_graph_followers_exported",
+            "graph_followers_exported",
             "Followers sent by ExportFollowers",
             metrics.followers_exported.clone(),
         );

@@ -19,15 +19,15 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             deliveries: Counter::default(),
-            accept_to_visible: Histogram::new(herald_runtime::metrics::seconds_buckets()),
+            accept_to_visible: herald_runtime::metrics::seconds(),
         };
         registry.register(
-            "herald_timeline_deliveries",
+            "timeline_deliveries",
             "Deliveries that became readable, repeats included",
             metrics.deliveries.clone(),
         );
         registry.register(
-            "herald_accept_to_visible_seconds",
+            "accept_to_visible_seconds",
             "From acceptance of a post to its being readable on timelines, one observation a chunk",
             metrics.accept_to_visible.clone(),
         );
