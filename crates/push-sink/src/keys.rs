@@ -1,0 +1,86 @@
+//! What the sink proves and checks with.
+
+use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
+use p256::{SecretKey, elliptic_curve::rand_core::OsRng, elliptic_curve::sec1::ToEncodedPoint};
+
+use crate::Error;
+
+const LINES: usize = 3;
+
+/// The sink's secrets: one webhook secret, one key pair and one shared secret, for all names.
+#[derive(Clone)]
+pub struct Keys {
+    pub(crate) webhook: Vec<u8>,
+    pub(crate) secret: SecretKey,
+    pub(crate) auth: [u8; 16],
+}
+
+impl Keys {
+    /// New ones.
+    pub fn generate() -> Self {
+        let webhook: [u8; 32] = rand::random();
+        Self { webhook: webhook.to_vec(), secret: SecretKey::random(&mut OsRng), auth: rand::random() }
+    }
+
+    /// Those in a file, or new ones written there (mode 0600), so that devices stay valid over a restart.
+    pub fn load_or_create(path: &Path) -> Result<Self, Error> {
+        let file_error = |source| Error::KeyFile { path: path.to_owned(), source };
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).ok_or_else(|| Error::MalformedKeys { path: path.to_owned() }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let keys = Self::generate();
+                let mut file = fs::OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(path)
+                    .map_err(file_error)?;
+                file.write_all(keys.print().as_bytes()).map_err(file_error)?;
+                Ok(keys)
+            }
+            Err(e) => Err(file_error(e)),
+        }
+    }
+
+    /// The public key of Web Push subscriptions: an uncompressed P-256 point, 65 bytes.
+    pub fn p256dh(&self) -> Vec<u8> {
+        self.secret.public_key().to_encoded_point(false).as_bytes().to_vec()
+    }
+
+    fn print(&self) -> String {
+        let parts = [&self.webhook[..], &self.secret.to_bytes(), &self.auth];
+        parts.map(|part| BASE64URL.encode(part) + "\n").concat()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<Vec<u8>> =
+            text.lines().map(|line| BASE64URL.decode(line)).collect::<Result<_, _>>().ok()?;
+        let [webhook, secret, auth]: [Vec<u8>; LINES] = parts.try_into().ok()?;
+        Some(Self { webhook, secret: SecretKey::from_slice(&secret).ok()?, auth: auth.try_into().ok()? })
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    /// Shows no secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_in_their_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys");
+        let made = Keys::load_or_create(&path).unwrap();
+        let read = Keys::load_or_create(&path).unwrap();
+        assert_eq!(made.print(), read.print());
+        fs::write(&path, "nonsense").unwrap();
+        assert!(matches!(Keys::load_or_create(&path), Err(Error::MalformedKeys { .. })));
+    }
+}
