@@ -1,1 +1,25 @@
-//! Under construction.
+//! What every service needs to run and none should write twice.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`config`] | settings from defaults < file < environment < flags, checked, printable without secrets |
+//! | [`telemetry`] | logs, and traces over OTLP when they are wanted |
+//! | [`metrics`] | the registry that `/metrics` shows |
+//! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
+//! | [`grpc`] | a gRPC server on a given listener, with health, reflection and a span a call |
+//! | [`trace`] | the trace context in and out of gRPC calls |
+//! | [`status`] | errors as callers see them: `google.rpc.Status` with details |
+//! | [`fields`] | checks of a request that report every bad field at once |
+//! | [`paging`] | page sizes and opaque page tokens (AIP-158) |
+//! | [`shutdown`] | Ctrl-C and SIGTERM, and a bounded time to drain |
+
+pub mod config;
+pub mod fields;
+pub mod grpc;
+pub mod http;
+pub mod metrics;
+pub mod paging;
+pub mod shutdown;
+pub mod status;
+pub mod telemetry;
+pub mod trace;

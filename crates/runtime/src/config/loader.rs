@@ -1,0 +1,384 @@
+//! Reads the layers and puts them over one another.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::error::{Actual, Kind};
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::{Error, Layer, Problem, reason, unknown};
+use super::secret::exposing;
+
+/// What the names of environment variables start with.
+const PREFIX: &str = "HERALD_";
+
+/// Variables that start alike and are no settings: those of the command line itself.
+pub const RESERVED: [&str; 5] = [
+    "HERALD_CONFIG",
+    "HERALD_LOG",
+    "HERALD_OUTPUT",
+    "HERALD_SERVER",
+    "HERALD_TRACE_FILTER",
+];
+
+const DEFAULTS: &str = "defaults";
+const FILE: &str = "file";
+const ENVIRONMENT: &str = "environment";
+const FLAGS: &str = "flags";
+
+/// What the command line says about settings.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    values: Vec<(String, Result<Value, String>)>,
+}
+
+impl Flags {
+    /// None.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a dotted key; `None`: the flag was not given.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: Option<impl Serialize>) -> Self {
+        if let Some(value) = value {
+            let value = exposing(|| Value::serialize(value)).map_err(|error| error.to_string());
+            self.values.push((key.to_owned(), value));
+        }
+        self
+    }
+}
+
+/// Loads settings from their layers; see the [module](super).
+#[derive(Debug, Clone, Default)]
+pub struct Loader {
+    file: Option<PathBuf>,
+    env: BTreeMap<String, String>,
+    not_utf8: Vec<String>,
+    reserved: Vec<String>,
+    flags: Flags,
+}
+
+impl Loader {
+    /// The defaults and the process's environment, but for the [`RESERVED`] variables.
+    pub fn new() -> Self {
+        let mut loader = Self::bare();
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => loader.add_env(name, value),
+                Err(_) if name.starts_with(PREFIX) => loader.not_utf8.push(name),
+                Err(_) => {}
+            }
+        }
+        loader
+    }
+
+    /// The defaults alone.
+    pub fn bare() -> Self {
+        Self {
+            reserved: RESERVED.map(String::from).to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a TOML file, if one is given. It must exist.
+    #[must_use]
+    pub fn file(mut self, file: Option<&Path>) -> Self {
+        self.file = file.map(Path::to_owned);
+        self
+    }
+
+    /// Adds variables as if they stood in the environment.
+    #[must_use]
+    pub fn env<N: Into<String>, V: Into<String>>(
+        mut self,
+        variables: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        for (name, value) in variables {
+            self.add_env(name.into(), value.into());
+        }
+        self
+    }
+
+    /// Names one more variable that is no setting.
+    #[must_use]
+    pub fn reserve(mut self, name: impl Into<String>) -> Self {
+        self.reserved.push(name.into());
+        self
+    }
+
+    /// Adds flags.
+    #[must_use]
+    pub fn flags(mut self, flags: Flags) -> Self {
+        self.flags.values.extend(flags.values);
+        self
+    }
+
+    /// Adds one flag; `None`: it was not given.
+    #[must_use]
+    pub fn flag(mut self, key: &str, value: Option<impl Serialize>) -> Self {
+        self.flags = self.flags.set(key, value);
+        self
+    }
+
+    /// Reads all layers.
+    pub fn load<T>(&self) -> Result<T, Error>
+    where
+        T: Default + Serialize + DeserializeOwned,
+    {
+        let defaults = exposing(|| Value::serialize(T::default()))
+            .map_err(|error| Error::one(Layer::Defaults, "", error.to_string()))?;
+        let figment = self.base(&defaults)?;
+        let mut variables = self.variables()?;
+        // A variable is read as a number, a boolean or an array if it looks like one. Where a string is expected it
+        // is then taken as it stands; each turn settles one variable.
+        loop {
+            let figment = figment
+                .clone()
+                .merge(Named(
+                    ENVIRONMENT,
+                    nested(variables.values().map(|v| (v.key.as_str(), v.value()))),
+                ))
+                .merge(Named(FLAGS, self.flag_values()?));
+            match figment.extract::<Tracked<T>>() {
+                Ok(tracked) => {
+                    let problems = self.unknown_keys(&figment, &defaults, &tracked.ignored);
+                    return if problems.is_empty() {
+                        Ok(tracked.value)
+                    } else {
+                        Err(Error::many(problems))
+                    };
+                }
+                Err(error) => {
+                    let variable = error
+                        .metadata
+                        .as_ref()
+                        .filter(|metadata| metadata.name == ENVIRONMENT && not_a_string(&error.kind))
+                        .and_then(|_| variables.get_mut(&error.path.join(".")))
+                        .filter(|variable| !variable.verbatim);
+                    match variable {
+                        Some(variable) => variable.verbatim = true,
+                        None => return Err(self.explain(&error)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads all layers, then lets the settings check themselves: ranges, and what depends on one another.
+    pub fn load_valid<T>(&self, validate: impl FnOnce(&T) -> Result<(), String>) -> Result<T, Error>
+    where
+        T: Default + Serialize + DeserializeOwned,
+    {
+        let config = self.load()?;
+        match validate(&config) {
+            Ok(()) => Ok(config),
+            Err(reason) => Err(Error::one(Layer::All, "", reason)),
+        }
+    }
+
+    fn add_env(&mut self, name: String, value: String) {
+        if name.starts_with(PREFIX) {
+            self.env.insert(name, value);
+        }
+    }
+
+    /// The defaults and the file.
+    fn base(&self, defaults: &Value) -> Result<Figment, Error> {
+        let defaults = defaults
+            .as_dict()
+            .cloned()
+            .ok_or_else(|| Error::one(Layer::Defaults, "", "the settings are not a table"))?;
+        let figment = Figment::from(Named(DEFAULTS, defaults));
+        let Some(path) = &self.file else {
+            return Ok(figment);
+        };
+        let layer = || Layer::File(path.clone());
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::one(layer(), "", format!("can't be read: {error}")))?;
+        let dict: Dict = Toml::from_str(&text)
+            .map_err(|error| Error::one(layer(), "", format!("is not TOML: {error}")))?;
+        Ok(figment.merge(Named(FILE, dict)))
+    }
+
+    fn variables(&self) -> Result<BTreeMap<String, Variable<'_>>, Error> {
+        if let Some(name) = self.not_utf8.iter().find(|name| !self.reserved.contains(name)) {
+            return Err(Error::one(Layer::Environment, key_of(name), "expected UTF-8"));
+        }
+        Ok(self
+            .env
+            .iter()
+            .filter(|(name, _)| !self.reserved.contains(name))
+            .map(|(name, text)| {
+                let key = key_of(name);
+                (
+                    key.clone(),
+                    Variable {
+                        key,
+                        text,
+                        verbatim: false,
+                    },
+                )
+            })
+            .collect())
+    }
+
+    fn flag_values(&self) -> Result<Dict, Error> {
+        let mut values = Vec::new();
+        for (key, value) in &self.flags.values {
+            match value {
+                Ok(value) => values.push((key.as_str(), value.clone())),
+                Err(reason) => return Err(Error::one(Layer::Flags, key, reason)),
+            }
+        }
+        Ok(nested(values.into_iter()))
+    }
+
+    fn unknown_keys(&self, figment: &Figment, defaults: &Value, ignored: &[String]) -> Vec<Problem> {
+        ignored
+            .iter()
+            .map(|key| {
+                let parent = match key.rsplit_once('.') {
+                    Some((parent, _)) => defaults.find_ref(parent),
+                    None => Some(defaults),
+                };
+                let known: Vec<_> = parent
+                    .and_then(Value::as_dict)
+                    .map(|dict| dict.keys().collect())
+                    .unwrap_or_default();
+                let layer = self.layer(figment.find_metadata(key));
+                Problem {
+                    layer,
+                    key: key.clone(),
+                    reason: unknown(&known),
+                }
+            })
+            .collect()
+    }
+
+    fn explain(&self, error: &figment::Error) -> Error {
+        let mut problems = Vec::new();
+        for error in error.clone() {
+            let mut path = error.path.clone();
+            let name = match &error.kind {
+                Kind::UnknownField(name, _) => Some(name.clone()),
+                Kind::MissingField(name) => Some(name.to_string()),
+                _ => None,
+            };
+            if let Some(name) = name
+                && path.last() != Some(&name)
+            {
+                path.push(name);
+            }
+            problems.push(Problem {
+                layer: self.layer(error.metadata.as_ref()),
+                key: path.join("."),
+                reason: reason(&error.kind),
+            });
+        }
+        Error::many(problems)
+    }
+
+    fn layer(&self, metadata: Option<&Metadata>) -> Layer {
+        match (metadata.map(|metadata| metadata.name.as_ref()), &self.file) {
+            (Some(FILE), Some(path)) => Layer::File(path.clone()),
+            (Some(ENVIRONMENT), _) => Layer::Environment,
+            (Some(FLAGS), _) => Layer::Flags,
+            _ => Layer::Defaults,
+        }
+    }
+}
+
+/// One environment variable.
+struct Variable<'a> {
+    key: String,
+    text: &'a str,
+    /// Whether it is a string, whatever it looks like.
+    verbatim: bool,
+}
+
+impl Variable<'_> {
+    fn value(&self) -> Value {
+        if self.verbatim {
+            return Value::from(self.text);
+        }
+        match self.text.parse() {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// A layer with its name.
+struct Named(&'static str, Dict);
+
+impl Provider for Named {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.0)
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(Map::from([(Profile::Default, self.1.clone())]))
+    }
+}
+
+/// Settings, and the keys that none of them has.
+struct Tracked<T> {
+    value: T,
+    ignored: Vec<String>,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tracked<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut ignored = Vec::new();
+        // An optional setting is a step of its own in the path, written as a question mark.
+        let note = |path: serde_ignored::Path<'_>| ignored.push(path.to_string().replace(".?", ""));
+        let value = serde_ignored::deserialize(deserializer, note)?;
+        Ok(Self { value, ignored })
+    }
+}
+
+/// Whether something that is no string stands where perhaps a string is expected.
+fn not_a_string(kind: &Kind) -> bool {
+    matches!(kind, Kind::InvalidType(actual, _) if !matches!(actual, Actual::Str(_)))
+}
+
+fn key_of(name: &str) -> String {
+    name.strip_prefix(PREFIX)
+        .unwrap_or(name)
+        .to_lowercase()
+        .replace("__", ".")
+}
+
+/// Tables from dotted keys; the later value stays.
+fn nested<'a>(values: impl Iterator<Item = (&'a str, Value)>) -> Dict {
+    let mut dict = Dict::new();
+    for (key, value) in values {
+        put(&mut dict, key, value);
+    }
+    dict
+}
+
+fn put(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.to_owned(), value);
+        }
+        Some((first, rest)) => {
+            let inner = dict
+                .entry(first.to_owned())
+                .or_insert_with(|| Value::from(Dict::new()));
+            if !matches!(inner, Value::Dict(..)) {
+                *inner = Value::from(Dict::new());
+            }
+            if let Value::Dict(_, inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
+}

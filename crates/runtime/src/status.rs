@@ -1,0 +1,174 @@
+//! Errors as callers see them: `google.rpc.Status` with details.
+//!
+//! Each helper sets the code, a message for people, and details for programs: an `ErrorInfo` with an UPPER_SNAKE reason
+//! and the domain [`DOMAIN`], field violations for a bad request, and a `RetryInfo` where waiting helps.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use herald_store::ErrorKind;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "herald.dev";
+
+/// When to come back after [`unavailable`], unless somebody knows better.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// When to come back after something was full: it takes a while to drain, or an operator.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// INVALID_ARGUMENT: one or more `(field, description)` pairs, each as a `BadRequest` violation.
+pub fn invalid<F: AsRef<str>, D: AsRef<str>>(violations: &[(F, D)]) -> Status {
+    let message = violations
+        .iter()
+        .map(|(field, description)| format!("{} {}", field.as_ref(), description.as_ref()))
+        .collect::<Vec<_>>()
+        .join("; ");
+    let violations: Vec<_> = violations
+        .iter()
+        .map(|(field, description)| FieldViolation::new(field.as_ref(), description.as_ref()))
+        .collect();
+    let mut details = info("INVALID_FIELD");
+    details.set_bad_request(violations);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// UNAVAILABLE: the same call may succeed later; tells the caller to wait a second.
+pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
+    let mut details = info(reason);
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// RESOURCE_EXHAUSTED: something is full; the caller may come back after this long.
+pub fn exhausted(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
+    let mut details = info(reason);
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// RESOURCE_EXHAUSTED: a limit that waiting doesn't lift (devices of one user, for example): `QuotaFailure`, no retry.
+pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String>) -> Status {
+    let message = message.into();
+    let mut details = info(reason);
+    details.add_quota_failure_violation(subject, message.clone());
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// NOT_FOUND: what the caller named isn't there.
+pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::NotFound, message, info(reason))
+}
+
+/// PERMISSION_DENIED: it is there, and not the caller's.
+pub fn permission_denied(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::PermissionDenied, message, info(reason))
+}
+
+/// FAILED_PRECONDITION: the call can't succeed until something else changes.
+pub fn failed_precondition(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::FailedPrecondition, message, info(reason))
+}
+
+/// INTERNAL: Herald's own fault. The error is logged with its sources; the caller learns only that it happened.
+pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
+    tracing::error!(error = chain(error), "call failed");
+    Status::with_error_details(
+        Code::Internal,
+        "internal error, see the server's log",
+        info("INTERNAL"),
+    )
+}
+
+/// A store's error as callers see it.
+///
+/// | kind | code | reason |
+/// |---|---|---|
+/// | `Unavailable`, `Locked` | UNAVAILABLE, with a delay | `STORE_UNAVAILABLE` |
+/// | `Full` | RESOURCE_EXHAUSTED, with a delay | `STORE_FULL` |
+/// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
+/// | `LimitExceeded` | RESOURCE_EXHAUSTED, with a quota failure | `LIMIT_EXCEEDED` |
+/// | `Corrupt` | INTERNAL | `INTERNAL` |
+pub fn from_store(error: &herald_store::Error) -> Status {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Locked => {
+            tracing::warn!(error = chain(error), "store unavailable");
+            unavailable("STORE_UNAVAILABLE", "the store is not available")
+        }
+        ErrorKind::Full => {
+            tracing::warn!(error = chain(error), "store full");
+            exhausted("STORE_FULL", "the store is full", FULL_RETRY_AFTER)
+        }
+        ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
+        ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
+        ErrorKind::Corrupt => internal(error),
+    }
+}
+
+/// An error and its sources in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        // Some errors show their source themselves.
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}
+
+fn info(reason: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_request_names_each_field() {
+        let status = invalid(&[("text", "must not be empty"), ("author_id", "is too long")]);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "text must not be empty; author_id is too long");
+        let details = status.get_error_details();
+        let fields: Vec<_> = details
+            .bad_request()
+            .unwrap()
+            .field_violations
+            .iter()
+            .map(|v| v.field.as_str())
+            .collect();
+        assert_eq!(fields, ["text", "author_id"]);
+        assert_eq!(details.error_info().unwrap().domain, DOMAIN);
+    }
+
+    #[test]
+    fn a_full_store_tells_when_to_come_back_and_a_limit_does_not() {
+        let full = from_store(&herald_store::Error::new(ErrorKind::Full, "no space left"));
+        assert_eq!(full.code(), Code::ResourceExhausted);
+        assert_eq!(
+            full.get_details_retry_info().unwrap().retry_delay,
+            Some(FULL_RETRY_AFTER)
+        );
+        let limit = from_store(&herald_store::Error::new(ErrorKind::LimitExceeded, "32 devices"));
+        assert_eq!(limit.code(), Code::ResourceExhausted);
+        assert!(limit.get_details_retry_info().is_none());
+        assert!(limit.get_details_quota_failure().is_some());
+    }
+
+    #[test]
+    fn what_is_corrupt_is_not_told_to_the_caller() {
+        let status = from_store(&herald_store::Error::new(
+            ErrorKind::Corrupt,
+            "block 7 of /data/records",
+        ));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.message().contains("/data"));
+    }
+}

@@ -1,0 +1,220 @@
+//! The trace context in and out of gRPC calls (W3C: `traceparent`, `tracestate`).
+//!
+//! All of it costs next to nothing when no traces are exported: a header that isn't there isn't parsed, and a span that
+//! no layer records has no context to send.
+
+use std::pin::Pin;
+use std::task::{Context as Task, Poll};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use opentelemetry::Context;
+use opentelemetry::global;
+use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::TraceContextExt as _;
+use tonic::Status;
+use tonic::service::Interceptor;
+use tower::{Layer, Service};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+const TRACEPARENT: &str = "traceparent";
+const GRPC_STATUS: &str = "grpc-status";
+
+/// Makes `span` the child of the trace that the headers name, if they name one.
+pub fn set_parent(span: &Span, headers: &HeaderMap) {
+    if span.is_disabled() || !headers.contains_key(TRACEPARENT) {
+        return;
+    }
+    let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
+    // Fails when no layer exports traces: then there is nothing to be a child of.
+    let _ = span.set_parent(parent);
+}
+
+/// Puts the context of the current span into headers, if a layer records it.
+pub fn inject(headers: &mut HeaderMap) {
+    let context = Span::current().context();
+    if context.span().span_context().is_valid() {
+        inject_context(&context, headers);
+    }
+}
+
+fn inject_context(context: &Context, headers: &mut HeaderMap) {
+    global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(context, &mut HeadersMut(headers))
+    });
+}
+
+/// A client interceptor that sends the context of the current span: `Client::with_interceptor(channel, Inject)`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inject;
+
+impl Interceptor for Inject {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        let context = Span::current().context();
+        if context.span().span_context().is_valid() {
+            let mut headers = HeaderMap::new();
+            inject_context(&context, &mut headers);
+            for (name, value) in &headers {
+                if let (Ok(name), Ok(value)) = (
+                    tonic::metadata::AsciiMetadataKey::from_bytes(name.as_str().as_bytes()),
+                    value.as_bytes().try_into(),
+                ) {
+                    request.metadata_mut().insert(name, value);
+                }
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// A tower layer for gRPC servers: a span a call, child of the caller's, until the answer's last byte.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServerLayer;
+
+impl<S> Layer<S> for ServerLayer {
+    type Service = Server<S>;
+
+    fn layer(&self, inner: S) -> Server<S> {
+        Server { inner }
+    }
+}
+
+/// The service that [`ServerLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct Server<S> {
+    inner: S,
+}
+
+impl<S, A, B> Service<Request<A>> for Server<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Answer<B>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(task)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let span = server_span(request.uri().path());
+        set_parent(&span, request.headers());
+        let call = span.in_scope(|| self.inner.call(request));
+        let answering = span.clone();
+        Box::pin(
+            async move {
+                let response = call.await?;
+                // A call that fails before its first message has its status here, others in the trailers.
+                record_status(&answering, response.headers());
+                Ok(response.map(|body| Answer {
+                    body,
+                    span: answering,
+                }))
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// The body of an answer, with the span of its call.
+#[derive(Debug)]
+pub struct Answer<B> {
+    body: B,
+    span: Span,
+}
+
+impl<B: Body + Unpin> Body for Answer<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut Task<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let entered = this.span.enter();
+        let polled = Pin::new(&mut this.body).poll_frame(task);
+        drop(entered);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            record_status(&this.span, trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn server_span(path: &str) -> Span {
+    // "/herald.v1.PostService/SubmitPost"
+    let name = path.strip_prefix('/').unwrap_or(path);
+    let (service, method) = name.split_once('/').unwrap_or((name, ""));
+    tracing::info_span!(
+        "grpc",
+        otel.name = name,
+        otel.kind = "server",
+        otel.status_code = Empty,
+        rpc.system = "grpc",
+        rpc.service = service,
+        rpc.method = method,
+        rpc.grpc.status_code = Empty,
+    )
+}
+
+fn record_status(span: &Span, headers: &HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
+    let code = headers
+        .get(GRPC_STATUS)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<i32>().ok());
+    if let Some(code) = code {
+        span.record("rpc.grpc.status_code", code);
+        if is_server_fault(code) {
+            span.record("otel.status_code", "ERROR");
+        }
+    }
+}
+
+/// The codes that are the server's fault, by OpenTelemetry's conventions for gRPC: unknown, deadline exceeded,
+/// unimplemented, internal, unavailable, data loss.
+fn is_server_fault(code: i32) -> bool {
+    matches!(code, 2 | 4 | 12 | 13 | 14 | 15)
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(key), Ok(value)) = (
+            HeaderName::from_bytes(key.as_bytes()),
+            HeaderValue::from_str(&value),
+        ) {
+            self.0.insert(key, value);
+        }
+    }
+}
