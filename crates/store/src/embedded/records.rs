@@ -1,0 +1,307 @@
+//! The `records/` database: atomic batches, many of them made durable by one fsync.
+
+use std::{
+    fs::File,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    thread::JoinHandle,
+};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::{dir::io_error, space::Space};
+use crate::{Error, ErrorKind, Result};
+
+/// Memtable of one keyspace, bytes. Small, because there are many keyspaces.
+const MEMTABLE_BYTES: u64 = 8 << 20;
+
+/// Journals on disk, bytes; fjall flushes the memtables that keep the oldest one alive when there are more.
+const JOURNALS_BYTES: u64 = 256 << 20;
+
+/// The options of a keyspace of `records/` to start from. They are kept with the keyspace when it is made.
+pub(crate) fn options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
+}
+
+/// The database of everything but timelines.
+///
+/// *Invariant:* a batch whose [`commit`](Self::commit) resolved with `Ok` is on disk. After one failed fsync nothing is known
+/// about what the kernel dropped, so no commit succeeds until the store is opened again.
+pub(crate) struct Records {
+    database: Database,
+    space: Arc<Space>,
+    committer: Arc<Committer>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Records {
+    /// Opens the database, making it when it isn't there.
+    pub(crate) fn open(dir: &Path, cache_mb: u64, space: Arc<Space>) -> Result<Self> {
+        let database = Database::builder(dir)
+            .cache_size(cache_mb << 20)
+            .max_journaling_size(JOURNALS_BYTES)
+            .manual_journal_persist(true)
+            // With more, the first one spins while another compacts.
+            .worker_threads(1)
+            .open()
+            .map_err(map_err)?;
+        let committer = Arc::new(Committer::default());
+        let thread = std::thread::Builder::new()
+            .name("records-commit".into())
+            .spawn({
+                let committer = Arc::clone(&committer);
+                let database = database.clone();
+                let mut journal = Journal {
+                    dir: dir.into(),
+                    current: None,
+                };
+                move || committer.run(|| journal.sync(&database))
+            })
+            .map_err(|e| io_error("can't start the committer thread".into(), e))?;
+        Ok(Self {
+            database,
+            space,
+            committer,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Opens a keyspace, making it with these options when it isn't there. Start from [`options`].
+    pub(crate) fn keyspace(
+        &self,
+        name: &str,
+        options: impl FnOnce() -> KeyspaceCreateOptions,
+    ) -> Result<Keyspace> {
+        self.database.keyspace(name, options).map_err(map_err)
+    }
+
+    /// An empty batch.
+    pub(crate) fn batch(&self) -> OwnedWriteBatch {
+        self.database.batch()
+    }
+
+    /// Applies a batch, all or nothing. On return everyone can read it; it is durable when the returned future resolves
+    /// with `Ok`. For writers that read first: hold a lock around the reading and this call, and await after it.
+    pub(crate) fn apply(&self, batch: OwnedWriteBatch) -> Result<Committed> {
+        self.space.check()?;
+        self.committer.check()?;
+        batch.commit().map_err(|e| self.committer.fail(&map_err(e)))?;
+        self.committer.wait()
+    }
+
+    /// Applies a batch and waits until it is durable.
+    pub(crate) async fn commit(&self, batch: OwnedWriteBatch) -> Result<()> {
+        self.apply(batch)?.await
+    }
+
+    /// Makes what was applied durable and ends the committer; later commits are refused.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.committer.state.lock().closing = true;
+        self.committer.wake.notify_one();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the committer thread panicked",
+            ));
+        }
+        match &self.committer.state.lock().failed {
+            Some(failure) => Err(failure.error()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "the records were not closed cleanly");
+        }
+    }
+}
+
+/// Resolves when a batch is durable. Dropping it changes nothing about the batch.
+pub(crate) struct Committed(oneshot::Receiver<std::result::Result<(), Failure>>);
+
+impl Future for Committed {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.0).poll(context).map(|answer| match answer {
+            Ok(outcome) => outcome.map_err(|failure| failure.error()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the committer ended before the batch was durable",
+            )),
+        })
+    }
+}
+
+/// Why nothing can be committed any more.
+#[derive(Debug, Clone)]
+struct Failure {
+    kind: ErrorKind,
+    message: String,
+}
+
+impl Failure {
+    fn error(&self) -> Error {
+        Error::new(self.kind, self.message.clone())
+    }
+}
+
+/// Those who wait for the next fsync.
+#[derive(Default)]
+struct Committer {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<oneshot::Sender<std::result::Result<(), Failure>>>,
+    failed: Option<Failure>,
+    closing: bool,
+}
+
+impl State {
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            Some(failure) => Err(failure.error()),
+            None if self.closing => Err(Error::new(ErrorKind::Unavailable, "the store is closed")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Committer {
+    fn check(&self) -> Result<()> {
+        self.state.lock().check()
+    }
+
+    /// Refuses everything from now on. Answers with the error to pass on.
+    fn fail(&self, error: &Error) -> Error {
+        let mut state = self.state.lock();
+        let failure = Failure {
+            kind: error.kind(),
+            message: format!(
+                "the records can't be written until the store is opened again: {}",
+                with_sources(error)
+            ),
+        };
+        let error = failure.error();
+        state.failed.get_or_insert(failure);
+        error
+    }
+
+    fn wait(&self) -> Result<Committed> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.check()?;
+        state.waiting.push(sender);
+        drop(state);
+        self.wake.notify_one();
+        Ok(Committed(receiver))
+    }
+
+    /// Syncs for all who wait, until the end.
+    fn run(&self, mut sync: impl FnMut() -> Result<()>) {
+        loop {
+            let waiting = {
+                let mut state = self.state.lock();
+                while state.waiting.is_empty() && !state.closing {
+                    self.wake.wait(&mut state);
+                }
+                if state.waiting.is_empty() {
+                    return;
+                }
+                std::mem::take(&mut state.waiting)
+            };
+            if let Err(error) = sync() {
+                tracing::error!(
+                    error = with_sources(&error),
+                    "the records could not be made durable, refusing writes"
+                );
+                self.fail(&error);
+            }
+            let outcome = match &self.state.lock().failed {
+                Some(failure) => Err(failure.clone()),
+                None => Ok(()),
+            };
+            for waiter in waiting {
+                // One who no longer waits is no failure.
+                let _ = waiter.send(outcome.clone());
+            }
+        }
+    }
+}
+
+/// The journal that fjall is writing, by a descriptor of our own: fjall holds its lock while it syncs, and every commit
+/// would wait for it on a runtime's thread.
+struct Journal {
+    dir: PathBuf,
+    current: Option<(u64, File)>,
+}
+
+impl Journal {
+    /// Makes every batch applied before this call durable. A journal that fjall has put away was synced by it first.
+    fn sync(&mut self, database: &Database) -> Result<()> {
+        database.persist(PersistMode::Buffer).map_err(map_err)?;
+        self.sync_newest()
+            .map_err(|e| io_error("can't sync the journal".into(), e))
+    }
+
+    fn sync_newest(&mut self) -> std::io::Result<()> {
+        let mut newest = None;
+        for entry in std::fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let id = name
+                .to_str()
+                .and_then(|n| n.strip_suffix(".jnl"))
+                .and_then(|n| n.parse::<u64>().ok());
+            newest = newest.max(id);
+        }
+        let id = newest.ok_or_else(|| std::io::Error::other("no journal in the records directory"))?;
+        let file = match self.current.take() {
+            Some((of, file)) if of == id => file,
+            _ => File::open(self.dir.join(format!("{id}.jnl")))?,
+        };
+        file.sync_data()?;
+        self.current = Some((id, file));
+        Ok(())
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// An error of fjall, with the kind that fits.
+pub(crate) fn map_err(error: fjall::Error) -> Error {
+    let kind = match &error {
+        fjall::Error::Locked => ErrorKind::Locked,
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => {
+            return map_io(e.kind(), error);
+        }
+        fjall::Error::Poisoned | fjall::Error::KeyspaceDeleted => ErrorKind::Unavailable,
+        _ => ErrorKind::Corrupt,
+    };
+    Error::with_source(kind, "the storage engine failed", error)
+}
+
+fn map_io(kind: std::io::ErrorKind, error: fjall::Error) -> Error {
+    let kind = io_error(String::new(), kind.into()).kind();
+    Error::with_source(kind, "the storage engine can't use the disk", error)
+}
