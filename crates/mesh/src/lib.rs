@@ -1,1 +1,96 @@
-//! Under construction.
+//! The mesh: the streams and consumers of Herald on NATS JetStream, and the only way in and out of them.
+//!
+//! - [`Subject`]: what a message is and where it goes.
+//! - [`Topology`]: the streams and consumers as data, made from a [`TopologyConfig`]; [`Mesh::ensure`] brings a server to
+//!   it.
+//! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
+//! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`].
+//! - [`Mesh::lag`], [`Mesh::message`] and others read the state.
+//!
+//! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
+//! the deliveries on a shared one.
+//!
+//! *Invariant:* a message is settled once an attempt, by the loop, after the handler has returned. Handlers commit and
+//! return; they have no way to acknowledge early.
+
+mod config;
+mod connection;
+mod consume;
+mod ensure;
+mod error;
+mod publish;
+mod pull;
+mod read;
+mod retry;
+mod subject;
+mod topology;
+mod trace;
+mod work;
+
+use std::sync::Arc;
+
+pub use config::Config;
+pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
+pub use error::{Error, ErrorKind, Result};
+pub use publish::Published;
+pub use read::{ConsumerLag, RawMessage, StreamLag};
+pub use retry::RetryDelay;
+pub use subject::Subject;
+pub use topology::{ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig, consumers, streams};
+
+use connection::Connection;
+
+/// A connection to the mesh. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    /// Publishes, and reads what callers wait for.
+    publishing: Connection,
+    /// Pulls, settles, subscribes, and manages.
+    consuming: Connection,
+}
+
+impl Mesh {
+    /// Connects to the server, twice. Later interruptions mend themselves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a bad configuration, [`ErrorKind::Unavailable`] when no server answers.
+    pub async fn connect(config: &Config) -> Result<Self> {
+        config.validate()?;
+        let (publishing, consuming) = futures::try_join!(
+            Connection::open(config, "publish"),
+            Connection::open(config, "consume")
+        )?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config: config.clone(),
+                publishing,
+                consuming,
+            }),
+        })
+    }
+
+    /// Whether both connections are up at this moment.
+    pub fn is_connected(&self) -> bool {
+        self.inner.publishing.is_up() && self.inner.consuming.is_up()
+    }
+
+    /// Waits until all that was sent so far, acknowledgements included, is with the server.
+    pub async fn flush(&self) -> Result<()> {
+        futures::try_join!(self.inner.publishing.flush(), self.inner.consuming.flush())?;
+        Ok(())
+    }
+
+    fn publishing(&self) -> &Connection {
+        &self.inner.publishing
+    }
+
+    fn consuming(&self) -> &Connection {
+        &self.inner.consuming
+    }
+}

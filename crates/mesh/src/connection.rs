@@ -1,0 +1,117 @@
+//! One connection to the server, which mends itself and tells when it did.
+
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
+
+use crate::config::{Config, without_password};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The longest wait between two attempts to connect again.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// How long an answer of the API may take.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    /// Counts the times that it was established. Whoever asked something of the server before a change may never hear
+    /// of it again.
+    epoch: watch::Receiver<u64>,
+}
+
+impl Connection {
+    pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Self> {
+        let servers = config
+            .urls
+            .iter()
+            .map(|url| {
+                let server = without_password(url);
+                url.parse::<ServerAddr>().map_err(|error| {
+                    Error::with_source(ErrorKind::Invalid, format_args!("urls: {server}"), error)
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+
+        let (count, mut epoch) = watch::channel(0_u64);
+        let client = ConnectOptions::new()
+            .name(format!("{} ({purpose})", config.name))
+            .request_timeout(Some(API_TIMEOUT))
+            // All subjects are made here, from types.
+            .skip_subject_validation(true)
+            .reconnect_delay_callback(|attempts| {
+                let doubled = Duration::from_millis(10 << attempts.min(10));
+                doubled
+                    .min(RECONNECT_DELAY_MAX)
+                    .mul_f64(0.5 + rand::random::<f64>() / 2.0)
+            })
+            .event_callback(move |event| {
+                log(purpose, &event);
+                if event == Event::Connected {
+                    count.send_modify(|count| *count += 1);
+                }
+                std::future::ready(())
+            })
+            .connect(servers)
+            .await
+            .map_err(|error| {
+                let servers: Vec<_> = config.urls.iter().map(|url| without_password(url)).collect();
+                Error::unavailable(format_args!("connect to {}", servers.join(", ")), error)
+            })?;
+        // The event of the first connection comes a moment later; seen now, it can't be taken for a second one.
+        let _ = tokio::time::timeout(API_TIMEOUT, epoch.wait_for(|count| *count > 0)).await;
+
+        let jetstream = ContextBuilder::new()
+            .timeout(config.publish_timeout())
+            .ack_timeout(config.publish_timeout())
+            .max_ack_inflight(config.publish_in_flight_max)
+            .build(client.clone());
+        Ok(Self {
+            client,
+            jetstream,
+            epoch,
+        })
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Tells of connections established after this call.
+    pub(crate) fn epoch(&self) -> watch::Receiver<u64> {
+        let mut epoch = self.epoch.clone();
+        epoch.mark_unchanged();
+        epoch
+    }
+
+    /// Waits until it is up.
+    pub(crate) async fn up(&self) {
+        let mut epoch = self.epoch();
+        while !self.is_up() {
+            // The state changes a moment after the event, so an event alone says little.
+            let _ = tokio::time::timeout(Duration::from_millis(20), epoch.changed()).await;
+        }
+    }
+
+    pub(crate) async fn flush(&self) -> Result<()> {
+        match tokio::time::timeout(API_TIMEOUT, self.client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::unavailable("flush", error)),
+            Err(elapsed) => Err(Error::unavailable("flush", elapsed)),
+        }
+    }
+}
+
+fn log(connection: &'static str, event: &Event) {
+    match event {
+        Event::Connected => tracing::info!(connection, "connected to nats"),
+        Event::Disconnected => tracing::warn!(connection, "disconnected from nats"),
+        Event::Closed | Event::Draining => tracing::debug!(connection, %event, "nats connection closes"),
+        event => tracing::warn!(connection, %event, "nats connection event"),
+    }
+}

@@ -1,0 +1,184 @@
+//! What a worker gets, and what it answers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, header};
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_model::time::Micros;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pull::Puller;
+use crate::topology::ConsumerSpec;
+use crate::{Mesh, Subject};
+
+/// The business of a worker: one message.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Handles a delivery, and says what becomes of it.
+    ///
+    /// Calls run concurrently, each on a task of its own, in the order in which they were delivered only by chance. The
+    /// same message can come again at any time, so handling it twice must be as handling it once: commit, then return
+    /// [`Settle::Ack`]. While it runs, the message is kept from other workers, however long that takes. A panic counts
+    /// as [`Settle::Retry`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
+    async fn handle(&self, delivery: &Delivery) -> Settle;
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settle {
+    /// It is done.
+    Ack,
+    /// It comes again, until its attempts are used up; then it is terminated with this reason.
+    Retry {
+        /// When; after the consumer's own delay for the attempt without it.
+        after: Option<Duration>,
+        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        reason: String,
+    },
+    /// It never comes again.
+    Term {
+        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        reason: String,
+    },
+}
+
+impl Settle {
+    /// Again, after the consumer's own delay.
+    pub fn retry(reason: impl fmt::Display) -> Self {
+        Self::Retry {
+            after: None,
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Again, after this time.
+    pub fn retry_after(after: Duration, reason: impl fmt::Display) -> Self {
+        Self::Retry {
+            after: Some(after),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Never again.
+    pub fn term(reason: impl fmt::Display) -> Self {
+        Self::Term {
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// One message, delivered.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Where it was published.
+    pub subject: Subject,
+    /// The encoded message.
+    pub payload: Bytes,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// Which attempt this is, from 1.
+    pub attempt: u64,
+    /// How many there are.
+    pub attempts_max: u64,
+    /// When the stream stored it.
+    pub published_at: Micros,
+    /// Messages that the consumer had left when it delivered this one.
+    pub pending_count: u64,
+    pub(crate) headers: Option<HeaderMap>,
+}
+
+impl Delivery {
+    /// A first delivery, published now; for the tests of handlers.
+    pub fn first(subject: Subject, payload: impl Into<Bytes>, sequence: u64) -> Self {
+        Self {
+            subject,
+            payload: payload.into(),
+            sequence,
+            attempt: 1,
+            attempts_max: u64::MAX,
+            published_at: Micros::now(),
+            pending_count: 0,
+            headers: None,
+        }
+    }
+
+    /// Decodes the message. The error is the way to settle one that can't be: terminated, as no retry makes it
+    /// readable.
+    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, Settle> {
+        M::decode(self.payload.clone()).map_err(|error| {
+            Settle::term(format_args!(
+                "undecodable {} on {}: {error}",
+                self.subject.message_type(),
+                self.subject
+            ))
+        })
+    }
+
+    /// The id it was published with.
+    pub fn id(&self) -> Option<&str> {
+        Some(self.headers.as_ref()?.get(header::NATS_MESSAGE_ID)?.as_str())
+    }
+
+    /// Whether no attempt comes after this one.
+    pub fn is_last_attempt(&self) -> bool {
+        self.attempt >= self.attempts_max
+    }
+}
+
+/// How a worker takes messages.
+#[derive(Debug, Clone)]
+pub struct ConsumeOptions {
+    /// Messages handled at a time, at most; 1 to 32,768. A message is asked for only when there is room for it.
+    pub in_flight_max: usize,
+    /// Messages asked for at a time, at most; at least 1.
+    pub batch_max: usize,
+    /// While it is true, nothing is fetched; what is running goes on.
+    pub paused: Option<watch::Receiver<bool>>,
+}
+
+impl Default for ConsumeOptions {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 64,
+            batch_max: 64,
+            paused: None,
+        }
+    }
+}
+
+impl Mesh {
+    /// Handles a consumer's messages until the shutdown, then drains: no more is fetched, messages that no handler has
+    /// seen go back at once, running handlers have `ack_wait` to finish.
+    ///
+    /// It outlives restarts of the server. A consumer that is missing is made again; it then starts from the stream's
+    /// first message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for options out of bounds; [`ErrorKind::Conflict`] when the consumer is missing and
+    /// can't be made as the specification says.
+    pub async fn consume<H: Handler>(
+        &self,
+        consumer: &ConsumerSpec,
+        handler: Arc<H>,
+        options: ConsumeOptions,
+        shutdown: CancellationToken,
+    ) -> Result<()> {
+        if !(1..=32_768).contains(&options.in_flight_max) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "in_flight_max must be from 1 to 32768",
+            ));
+        }
+        if options.batch_max == 0 {
+            return Err(Error::new(ErrorKind::Invalid, "batch_max must be at least 1"));
+        }
+        Puller::new(self.clone(), consumer.clone(), handler, options, shutdown)
+            .run()
+            .await
+    }
+}

@@ -1,0 +1,273 @@
+//! Brings a server to a topology.
+
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
+use async_nats::jetstream::context::{
+    ConsumerInfoErrorKind, CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind,
+};
+use async_nats::jetstream::stream::{self, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType};
+use futures::stream::{FuturesUnordered, TryStreamExt as _};
+
+use crate::Mesh;
+use crate::error::{Error, ErrorKind, Result, kind_of};
+use crate::topology::{ConsumerSpec, StreamSpec, Topology};
+
+impl Mesh {
+    /// Makes the streams and consumers that are missing, and changes those that differ; what the specifications don't
+    /// speak of (a placement, a description) is left as it is. Doing it twice, or from many processes, is doing it
+    /// once. Streams are made one by one, in their order, before any consumer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] names a stream or consumer, and its field, that the server won't change;
+    /// [`ErrorKind::Full`] when the server has no room for the streams' `bytes_max`.
+    pub async fn ensure(&self, topology: &Topology) -> Result<()> {
+        for stream in &topology.streams {
+            self.ensure_stream(stream).await?;
+        }
+        let consumers: FuturesUnordered<_> = topology
+            .consumers
+            .iter()
+            .map(|spec| self.ensure_consumer(spec))
+            .collect();
+        consumers.try_collect().await
+    }
+
+    async fn ensure_stream(&self, spec: &StreamSpec) -> Result<()> {
+        let jetstream = &self.consuming().jetstream;
+        // Another process may make it between the look and the making; the second time it is there.
+        let mut attempts_left = 2;
+        loop {
+            attempts_left -= 1;
+            match jetstream.get_stream(&spec.name).await {
+                Ok(found) => {
+                    let found = &found.cached_info().config;
+                    let wanted = overlay_stream(found.clone(), spec);
+                    let changes = stream_changes(found, &wanted);
+                    if changes.is_empty() {
+                        return Ok(());
+                    }
+                    jetstream
+                        .update_stream(&wanted)
+                        .await
+                        .map_err(|error| stream_error(spec, &changes, error))?;
+                    tracing::info!(stream = spec.name, changes = changes.join(", "), "stream changed");
+                    return Ok(());
+                }
+                Err(error) => match error.kind() {
+                    GetStreamErrorKind::JetStream(error)
+                        if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+                    GetStreamErrorKind::JetStream(error) => {
+                        return Err(Error::jetstream(
+                            format_args!("look up stream {}", spec.name),
+                            error,
+                        ));
+                    }
+                    _ => {
+                        return Err(Error::unavailable(
+                            format_args!("look up stream {}", spec.name),
+                            error,
+                        ));
+                    }
+                },
+            }
+            match jetstream
+                .create_stream(overlay_stream(stream::Config::default(), spec))
+                .await
+            {
+                Ok(_) => {
+                    tracing::info!(stream = spec.name, "stream made");
+                    return Ok(());
+                }
+                Err(error) if attempts_left > 0 && code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {}
+                Err(error) => return Err(stream_error(spec, &[], error)),
+            }
+        }
+    }
+
+    /// Makes or changes one consumer.
+    pub(crate) async fn ensure_consumer(&self, spec: &ConsumerSpec) -> Result<()> {
+        let jetstream = &self.consuming().jetstream;
+        let what = || format!("consumer {} of stream {}", spec.name, spec.stream);
+        let stream = jetstream
+            .get_stream_no_info(&spec.stream)
+            .await
+            .map_err(|error| Error::with_source(ErrorKind::Invalid, what(), error))?;
+        let (wanted, changes) = match stream.consumer_info(&spec.name).await {
+            Ok(found) => {
+                let wanted = overlay_consumer(found.config.clone(), spec);
+                let changes = consumer_changes(&found.config, &wanted);
+                if changes.is_empty() {
+                    return Ok(());
+                }
+                (wanted, changes)
+            }
+            Err(error) => match error.kind() {
+                ConsumerInfoErrorKind::NotFound => {
+                    (overlay_consumer(consumer::Config::default(), spec), vec![])
+                }
+                ConsumerInfoErrorKind::JetStream(error) => return Err(Error::jetstream(what(), error)),
+                ConsumerInfoErrorKind::InvalidName => {
+                    return Err(Error::with_source(ErrorKind::Invalid, what(), error));
+                }
+                _ => return Err(Error::unavailable(what(), error)),
+            },
+        };
+        // Made or changed: the server does which is needed.
+        match stream.create_consumer(wanted).await {
+            Ok(_) => {
+                tracing::info!(
+                    stream = spec.stream,
+                    consumer = spec.name,
+                    changes = changes.join(", "),
+                    "consumer made or changed"
+                );
+                Ok(())
+            }
+            Err(error) => Err(match error.kind() {
+                ConsumerErrorKind::JetStream(error) => match kind_of(&error) {
+                    ErrorKind::Rejected => Error::with_source(
+                        ErrorKind::Conflict,
+                        format_args!(
+                            "{}: the server refuses to make or change it ({}); set the configuration back, or remove \
+                             the consumer, which starts again from the stream's first message",
+                            what(),
+                            named(&changes)
+                        ),
+                        error,
+                    ),
+                    kind => Error::with_source(kind, what(), error),
+                },
+                _ => Error::unavailable(what(), error),
+            }),
+        }
+    }
+}
+
+fn overlay_stream(config: stream::Config, spec: &StreamSpec) -> stream::Config {
+    stream::Config {
+        name: spec.name.clone(),
+        subjects: spec.subjects.clone(),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: spec.replicas,
+        max_age: Duration::from_secs(spec.limits.age_seconds_max),
+        max_bytes: i64::try_from(spec.limits.bytes_max).unwrap_or(i64::MAX),
+        duplicate_window: spec.dedupe_window,
+        allow_direct: true,
+        ..config
+    }
+}
+
+/// The fields, in the server's words, that differ.
+fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'static str> {
+    changed([
+        ("subjects", found.subjects == wanted.subjects),
+        ("retention", found.retention == wanted.retention),
+        ("discard", found.discard == wanted.discard),
+        ("storage", found.storage == wanted.storage),
+        ("num_replicas", found.num_replicas == wanted.num_replicas),
+        ("max_age", found.max_age == wanted.max_age),
+        ("max_bytes", found.max_bytes == wanted.max_bytes),
+        (
+            "duplicate_window",
+            found.duplicate_window == wanted.duplicate_window,
+        ),
+        ("allow_direct", found.allow_direct == wanted.allow_direct),
+    ])
+}
+
+fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
+    consumer::pull::Config {
+        durable_name: Some(spec.name.clone()),
+        name: Some(spec.name.clone()),
+        description: config.description,
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: spec.ack_wait,
+        max_deliver: i64::from(spec.attempts_max),
+        filter_subject: spec.filter.clone().unwrap_or_default(),
+        max_ack_pending: i64::from(spec.ack_pending_max),
+        max_waiting: config.max_waiting,
+        metadata: config.metadata,
+        num_replicas: config.num_replicas,
+        ..Default::default()
+    }
+}
+
+fn consumer_changes(found: &consumer::Config, wanted: &consumer::pull::Config) -> Vec<&'static str> {
+    changed([
+        ("deliver_subject", found.deliver_subject.is_none()),
+        ("deliver_policy", found.deliver_policy == wanted.deliver_policy),
+        ("ack_policy", found.ack_policy == wanted.ack_policy),
+        ("ack_wait", found.ack_wait == wanted.ack_wait),
+        ("max_deliver", found.max_deliver == wanted.max_deliver),
+        (
+            "filter_subject",
+            found.filter_subject == wanted.filter_subject && found.filter_subjects.is_empty(),
+        ),
+        ("max_ack_pending", found.max_ack_pending == wanted.max_ack_pending),
+    ])
+}
+
+fn changed<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+    fields
+        .into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn named(changes: &[&str]) -> String {
+    if changes.is_empty() {
+        "new".into()
+    } else {
+        changes.join(", ")
+    }
+}
+
+fn code(error: &CreateStreamError) -> Option<ErrorCode> {
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => Some(error.error_code()),
+        _ => None,
+    }
+}
+
+fn stream_error(spec: &StreamSpec, changes: &[&str], error: CreateStreamError) -> Error {
+    let name = &spec.name;
+    let CreateStreamErrorKind::JetStream(jetstream) = error.kind() else {
+        return Error::unavailable(format_args!("make stream {name}"), error);
+    };
+    match (kind_of(&jetstream), jetstream.error_code()) {
+        (ErrorKind::Full, _) => Error::with_source(
+            ErrorKind::Full,
+            format_args!(
+                "stream {name}: the server has no room for bytes_max {}; lower the streams' bytes_max, or raise its \
+                 max_file_store",
+                spec.limits.bytes_max
+            ),
+            jetstream,
+        ),
+        (ErrorKind::Rejected, ErrorCode::STREAM_SUBJECT_OVERLAP) => Error::with_source(
+            ErrorKind::Conflict,
+            format_args!(
+                "stream {name}: its subjects ({}) belong to another stream; remove that one, or give Herald an account \
+                 of its own",
+                spec.subjects.join(", ")
+            ),
+            jetstream,
+        ),
+        (ErrorKind::Rejected, _) => Error::with_source(
+            ErrorKind::Conflict,
+            format_args!(
+                "stream {name}: the server refuses to make or change it ({}); set the configuration back, or remove the \
+                 stream with the messages in it",
+                named(changes)
+            ),
+            jetstream,
+        ),
+        (kind, _) => Error::with_source(kind, format_args!("make stream {name}"), jetstream),
+    }
+}

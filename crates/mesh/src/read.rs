@@ -1,0 +1,256 @@
+//! Reading the state: messages by sequence, lag, and the live subject.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, Stream};
+use async_nats::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::future::{try_join, try_join_all};
+use herald_model::time::Micros;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::topology::{ConsumerSpec, StreamSpec, Topology};
+use crate::{Mesh, Subject};
+
+/// A message as its stream holds it.
+#[derive(Debug, Clone)]
+pub struct RawMessage {
+    /// Where it was published; not only the mesh's own subjects.
+    pub subject: String,
+    /// Its sequence.
+    pub sequence: u64,
+    /// The encoded message.
+    pub payload: Bytes,
+    /// When the stream stored it.
+    pub published_at: Micros,
+    headers: HeaderMap,
+}
+
+impl RawMessage {
+    /// The id it was published with.
+    pub fn id(&self) -> Option<&str> {
+        Some(self.headers.get(header::NATS_MESSAGE_ID)?.as_str())
+    }
+
+    /// Decodes the message.
+    pub fn decode<M: prost::Message + Default>(&self) -> Result<M> {
+        M::decode(self.payload.clone()).map_err(|error| {
+            Error::with_source(
+                ErrorKind::Rejected,
+                format_args!("message {} on {}", self.sequence, self.subject),
+                error,
+            )
+        })
+    }
+}
+
+/// The state of one stream and its consumers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamLag {
+    /// Its name.
+    pub stream: String,
+    /// Messages in it.
+    pub message_count: u64,
+    /// Bytes in it.
+    pub byte_count: u64,
+    /// Bytes it may hold.
+    pub byte_count_max: u64,
+    /// Its first sequence still there.
+    pub first_sequence: u64,
+    /// Its last sequence.
+    pub last_sequence: u64,
+    /// Its consumers, in the topology's order.
+    pub consumers: Vec<ConsumerLag>,
+}
+
+/// The state of one consumer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConsumerLag {
+    /// Its name.
+    pub consumer: String,
+    /// Messages not delivered to any worker yet.
+    pub pending_count: u64,
+    /// Messages delivered and not acknowledged yet.
+    pub ack_pending_count: u64,
+    /// Of these, delivered more than once.
+    pub redelivered_count: u64,
+    /// Pulls that wait for a message.
+    pub waiting_pull_count: u64,
+    /// The age of the oldest message not acknowledged; zero when there is none.
+    pub oldest_age: Duration,
+    /// The stream sequence up to which all is acknowledged.
+    pub ack_floor: u64,
+    /// Deliveries made so far, redeliveries included.
+    pub delivered_count: u64,
+    /// Deliveries made up to the one at the floor: the difference of two readings, by the time between them, is the
+    /// rate of acknowledgements.
+    pub acknowledged_count: u64,
+}
+
+impl ConsumerLag {
+    /// Messages not acknowledged: what is left to do.
+    pub fn outstanding_count(&self) -> u64 {
+        self.pending_count + self.ack_pending_count
+    }
+}
+
+impl Mesh {
+    /// The message of this sequence; `None` when there is none, or none any more.
+    pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<RawMessage>> {
+        let handle = self.stream(stream).await?;
+        found(handle.direct_get(sequence).await, stream)
+    }
+
+    /// The last sequence of a stream; 0 before the first message.
+    pub async fn last_sequence(&self, stream: &str) -> Result<u64> {
+        let info = self.stream(stream).await?.get_info().await;
+        Ok(info
+            .map_err(|error| Error::unavailable(format_args!("read stream {stream}"), error))?
+            .state
+            .last_sequence)
+    }
+
+    /// The stream sequence up to which a consumer has acknowledged all that it reads; 0 before the first.
+    pub async fn ack_floor(&self, stream: &str, consumer: &str) -> Result<u64> {
+        Ok(self
+            .consumer_info(stream, consumer)
+            .await?
+            .ack_floor
+            .stream_sequence)
+    }
+
+    /// The state of all streams and consumers of a topology. Each is read at a slightly different moment.
+    pub async fn lag(&self, topology: &Topology) -> Result<Vec<StreamLag>> {
+        try_join_all(
+            topology
+                .streams
+                .iter()
+                .map(|stream| self.stream_lag(stream, topology)),
+        )
+        .await
+    }
+
+    /// Publishes to the gateways that have watchers. Nobody need be there, nobody acknowledges.
+    pub async fn publish_live(&self, body: Bytes) -> Result<()> {
+        let sent = self
+            .publishing()
+            .client
+            .publish(Subject::LiveTimeline.as_str(), body)
+            .await;
+        sent.map_err(|error| {
+            let kind = match error.kind() {
+                async_nats::client::PublishErrorKind::MaxPayloadExceeded => ErrorKind::TooLarge,
+                _ => ErrorKind::Unavailable,
+            };
+            Error::with_source(kind, "publish live", error)
+        })
+    }
+
+    /// What is published live from now on. Messages are lost while the connection is down, and when the reader falls
+    /// behind by 65,536 of them.
+    pub async fn subscribe_live(&self) -> Result<impl futures::Stream<Item = Bytes> + Send + Unpin + use<>> {
+        let connection = self.consuming();
+        let messages = connection
+            .client
+            .subscribe(Subject::LiveTimeline.as_str())
+            .await
+            .map_err(|error| Error::unavailable("subscribe live", error))?;
+        // The server has it once a flush has come back.
+        connection.flush().await?;
+        Ok(messages.map(|message| message.payload))
+    }
+
+    async fn stream_lag(&self, spec: &StreamSpec, topology: &Topology) -> Result<StreamLag> {
+        let handle = self.stream(&spec.name).await?;
+        let info = async {
+            handle
+                .get_info()
+                .await
+                .map_err(|error| Error::unavailable(format_args!("read stream {}", spec.name), error))
+        };
+        let consumers = try_join_all(
+            topology
+                .consumers
+                .iter()
+                .filter(|consumer| consumer.stream == spec.name)
+                .map(|consumer| self.consumer_lag(&handle, consumer)),
+        );
+        let (info, consumers) = try_join(info, consumers).await?;
+        Ok(StreamLag {
+            stream: spec.name.clone(),
+            message_count: info.state.messages,
+            byte_count: info.state.bytes,
+            byte_count_max: u64::try_from(info.config.max_bytes).unwrap_or(0),
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+            consumers,
+        })
+    }
+
+    async fn consumer_lag(&self, stream: &Stream<()>, spec: &ConsumerSpec) -> Result<ConsumerLag> {
+        let info = self.consumer_info(&spec.stream, &spec.name).await?;
+        let mut lag = ConsumerLag {
+            consumer: spec.name.clone(),
+            pending_count: info.num_pending,
+            ack_pending_count: info.num_ack_pending as u64,
+            redelivered_count: info.num_redelivered as u64,
+            waiting_pull_count: info.num_waiting as u64,
+            oldest_age: Duration::ZERO,
+            ack_floor: info.ack_floor.stream_sequence,
+            delivered_count: info.delivered.consumer_sequence,
+            acknowledged_count: info.ack_floor.consumer_sequence,
+        };
+        if lag.outstanding_count() > 0 {
+            let filter = spec.filter.as_deref().unwrap_or(">");
+            let oldest = stream
+                .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
+                .await;
+            if let Some(oldest) = found(oldest, &spec.stream)? {
+                lag.oldest_age = Micros::now().since(oldest.published_at);
+            }
+        }
+        Ok(lag)
+    }
+
+    async fn consumer_info(&self, stream: &str, consumer: &str) -> Result<consumer::Info> {
+        self.stream(stream)
+            .await?
+            .consumer_info(consumer)
+            .await
+            .map_err(|error| {
+                Error::unavailable(format_args!("read consumer {consumer} of stream {stream}"), error)
+            })
+    }
+
+    async fn stream(&self, stream: &str) -> Result<Stream<()>> {
+        self.publishing()
+            .jetstream
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|error| Error::with_source(ErrorKind::Invalid, format_args!("stream {stream:?}"), error))
+    }
+}
+
+fn found(result: Result<StreamMessage, DirectGetError>, stream: &str) -> Result<Option<RawMessage>> {
+    match result {
+        Ok(message) => Ok(Some(RawMessage {
+            subject: message.subject.to_string(),
+            sequence: message.sequence,
+            payload: message.payload,
+            published_at: Micros(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
+            headers: message.headers,
+        })),
+        Err(error) => match error.kind() {
+            DirectGetErrorKind::NotFound | DirectGetErrorKind::ErrorResponse(StatusCode::NOT_FOUND, _) => {
+                Ok(None)
+            }
+            _ => Err(Error::unavailable(
+                format_args!("read a message of stream {stream}"),
+                error,
+            )),
+        },
+    }
+}

@@ -1,0 +1,166 @@
+//! The subjects that messages travel on, typed.
+
+use std::fmt;
+
+use herald_model::{Channel, Lane};
+
+/// A subject of the mesh. Each kind of message has one a lane (or a channel), so that a consumer can choose by filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// `post.v1.created.{lane}`: a post was accepted (`PostCreated`).
+    PostCreated(Lane),
+    /// `post.v1.deleted.{lane}`: a post was deleted (`PostDeleted`).
+    PostDeleted(Lane),
+    /// `fanout.v1.slice.{lane}`: the rest of a big author's fan-out (`FanoutSlice`).
+    Slice(Lane),
+    /// `timeline.v1.deliver.{lane}`: a post for some timelines (`TimelineChunk`).
+    TimelineDeliver(Lane),
+    /// `timeline.v1.backfill.{lane}`: an author's newest posts for some new followers (`Backfill`).
+    TimelineBackfill(Lane),
+    /// `push.v1.deliver.{lane}`: a post for the devices of some followers (`PushChunk`).
+    PushDeliver(Lane),
+    /// `event.v1.settled.{channel}`: deliveries were settled (`DeliveriesSettled`).
+    Settled(Channel),
+    /// `live.v1.timeline`, core NATS: a chunk is readable (`TimelineChunk`).
+    LiveTimeline,
+}
+
+impl Subject {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Lane::ALL
+            .into_iter()
+            .flat_map(|lane| {
+                [
+                    Self::PostCreated(lane),
+                    Self::PostDeleted(lane),
+                    Self::Slice(lane),
+                    Self::TimelineDeliver(lane),
+                    Self::TimelineBackfill(lane),
+                    Self::PushDeliver(lane),
+                ]
+            })
+            .chain(Channel::ALL.into_iter().map(Self::Settled))
+            .chain([Self::LiveTimeline])
+    }
+
+    /// As it goes over the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PostCreated(Lane::High) => "post.v1.created.high",
+            Self::PostCreated(Lane::Normal) => "post.v1.created.normal",
+            Self::PostCreated(Lane::Low) => "post.v1.created.low",
+            Self::PostDeleted(Lane::High) => "post.v1.deleted.high",
+            Self::PostDeleted(Lane::Normal) => "post.v1.deleted.normal",
+            Self::PostDeleted(Lane::Low) => "post.v1.deleted.low",
+            Self::Slice(Lane::High) => "fanout.v1.slice.high",
+            Self::Slice(Lane::Normal) => "fanout.v1.slice.normal",
+            Self::Slice(Lane::Low) => "fanout.v1.slice.low",
+            Self::TimelineDeliver(Lane::High) => "timeline.v1.deliver.high",
+            Self::TimelineDeliver(Lane::Normal) => "timeline.v1.deliver.normal",
+            Self::TimelineDeliver(Lane::Low) => "timeline.v1.deliver.low",
+            Self::TimelineBackfill(Lane::High) => "timeline.v1.backfill.high",
+            Self::TimelineBackfill(Lane::Normal) => "timeline.v1.backfill.normal",
+            Self::TimelineBackfill(Lane::Low) => "timeline.v1.backfill.low",
+            Self::PushDeliver(Lane::High) => "push.v1.deliver.high",
+            Self::PushDeliver(Lane::Normal) => "push.v1.deliver.normal",
+            Self::PushDeliver(Lane::Low) => "push.v1.deliver.low",
+            Self::Settled(Channel::Timeline) => "event.v1.settled.timeline",
+            Self::Settled(Channel::Push) => "event.v1.settled.push",
+            Self::LiveTimeline => "live.v1.timeline",
+        }
+    }
+
+    /// Reads a subject off the wire; `None` for one that isn't of the mesh.
+    pub fn parse(subject: &str) -> Option<Self> {
+        let (kind, last) = subject.rsplit_once('.')?;
+        let lane = |make: fn(Lane) -> Self| last.parse().ok().map(make);
+        match kind {
+            "post.v1.created" => lane(Self::PostCreated),
+            "post.v1.deleted" => lane(Self::PostDeleted),
+            "fanout.v1.slice" => lane(Self::Slice),
+            "timeline.v1.deliver" => lane(Self::TimelineDeliver),
+            "timeline.v1.backfill" => lane(Self::TimelineBackfill),
+            "push.v1.deliver" => lane(Self::PushDeliver),
+            "event.v1.settled" => Channel::ALL
+                .into_iter()
+                .find(|c| c.as_str() == last)
+                .map(Self::Settled),
+            "live.v1" if last == "timeline" => Some(Self::LiveTimeline),
+            _ => None,
+        }
+    }
+
+    /// The lane it belongs to, if its kind has lanes.
+    pub const fn lane(self) -> Option<Lane> {
+        match self {
+            Self::PostCreated(lane)
+            | Self::PostDeleted(lane)
+            | Self::Slice(lane)
+            | Self::TimelineDeliver(lane)
+            | Self::TimelineBackfill(lane)
+            | Self::PushDeliver(lane) => Some(lane),
+            Self::Settled(_) | Self::LiveTimeline => None,
+        }
+    }
+
+    /// The Protobuf message that travels on it: the value of the `Herald-Type` header.
+    pub const fn message_type(self) -> &'static str {
+        match self {
+            Self::PostCreated(_) => "herald.mesh.v1.PostCreated",
+            Self::PostDeleted(_) => "herald.mesh.v1.PostDeleted",
+            Self::Slice(_) => "herald.mesh.v1.FanoutSlice",
+            Self::TimelineDeliver(_) | Self::LiveTimeline => "herald.mesh.v1.TimelineChunk",
+            Self::TimelineBackfill(_) => "herald.mesh.v1.Backfill",
+            Self::PushDeliver(_) => "herald.mesh.v1.PushChunk",
+            Self::Settled(_) => "herald.mesh.v1.DeliveriesSettled",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn each_subject_reads_back_as_itself_and_no_two_are_alike() {
+        let all: Vec<_> = Subject::all().collect();
+        let texts: BTreeSet<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(all.len(), texts.len());
+        for subject in all {
+            assert_eq!(Subject::parse(subject.as_str()), Some(subject));
+            assert_eq!(
+                subject
+                    .lane()
+                    .is_some_and(|lane| subject.as_str().ends_with(lane.as_str())),
+                subject.lane().is_some()
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_parses_is_what_was_read(text in "([a-z0-9]{1,9}\\.){0,4}[a-z0-9]{0,9}") {
+            if let Some(subject) = Subject::parse(&text) {
+                prop_assert_eq!(subject.as_str(), text);
+            }
+        }
+
+        #[test]
+        fn a_subject_with_anything_more_is_another_one(at in 0..20_usize, more in "[.a-z*>]{1,5}") {
+            let subject = Subject::all().nth(at).unwrap();
+            prop_assert_eq!(Subject::parse(&format!("{subject}{more}")), None);
+            prop_assert_eq!(Subject::parse(&format!("{more}{subject}")), None);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! W3C trace context in NATS headers, and the spans around publishing and handling.
+
+use async_nats::HeaderMap;
+use opentelemetry::global;
+use opentelemetry::propagation::{Extractor, Injector};
+use tracing::{Span, field};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::Subject;
+
+/// The span of one publish, a child of the current one.
+pub(crate) fn publish_span(subject: Subject) -> Span {
+    tracing::info_span!(
+        "publish",
+        otel.name = publish_name(subject),
+        otel.kind = "producer",
+        otel.status_code = field::Empty,
+        otel.status_message = field::Empty,
+        messaging.system = "nats",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.destination.name = subject.as_str(),
+    )
+}
+
+/// The span of one handling, a child of the publish that its headers name.
+pub(crate) fn process_span(
+    subject: Subject,
+    consumer: &str,
+    attempt: u64,
+    headers: Option<&HeaderMap>,
+) -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "process",
+        otel.name = process_name(subject),
+        otel.kind = "consumer",
+        otel.status_code = field::Empty,
+        otel.status_message = field::Empty,
+        messaging.system = "nats",
+        messaging.operation.name = "process",
+        messaging.operation.type = "process",
+        messaging.destination.name = subject.as_str(),
+        messaging.consumer.group.name = consumer,
+        messaging.nats.delivery_attempt = attempt,
+    );
+    if !span.is_disabled()
+        && let Some(headers) = headers
+    {
+        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
+        // Fails when no OpenTelemetry layer is installed: then there is nothing to link.
+        let _ = span.set_parent(parent);
+    }
+    span
+}
+
+/// Marks a span as failed.
+pub(crate) fn fail(span: &Span, message: &str) {
+    span.record("otel.status_code", "error");
+    span.record("otel.status_message", message);
+}
+
+/// Writes the span's context, or the one around it when the span is filtered out, into the headers.
+pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
+    let context = if span.is_disabled() {
+        Span::current().context()
+    } else {
+        span.context()
+    };
+    global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&context, &mut HeadersMut(headers))
+    });
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(|value| value.as_str())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_ref()).collect()
+    }
+}
+
+struct HeadersMut<'a>(&'a mut HeaderMap);
+
+impl Injector for HeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        // An empty tracestate says nothing.
+        if !value.is_empty() {
+            self.0.insert(key, value);
+        }
+    }
+}
+
+/// The operation and the destination without its lane.
+const fn publish_name(subject: Subject) -> &'static str {
+    match subject {
+        Subject::PostCreated(_) => "publish post.v1.created",
+        Subject::PostDeleted(_) => "publish post.v1.deleted",
+        Subject::Slice(_) => "publish fanout.v1.slice",
+        Subject::TimelineDeliver(_) => "publish timeline.v1.deliver",
+        Subject::TimelineBackfill(_) => "publish timeline.v1.backfill",
+        Subject::PushDeliver(_) => "publish push.v1.deliver",
+        Subject::Settled(_) => "publish event.v1.settled",
+        Subject::LiveTimeline => "publish live.v1.timeline",
+    }
+}
+
+/// The operation and the destination without its lane.
+const fn process_name(subject: Subject) -> &'static str {
+    match subject {
+        Subject::PostCreated(_) => "process post.v1.created",
+        Subject::PostDeleted(_) => "process post.v1.deleted",
+        Subject::Slice(_) => "process fanout.v1.slice",
+        Subject::TimelineDeliver(_) => "process timeline.v1.deliver",
+        Subject::TimelineBackfill(_) => "process timeline.v1.backfill",
+        Subject::PushDeliver(_) => "process push.v1.deliver",
+        Subject::Settled(_) => "process event.v1.settled",
+        Subject::LiveTimeline => "process live.v1.timeline",
+    }
+}
