@@ -83,3 +83,55 @@ async fn report(reporter: &HealthReporter, services: &[&str], status: ServingSta
         reporter.set_service_status(service, status).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic::transport::Channel;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_says_that_it_serves_and_ends_when_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let routes = with_health(Routes::default(), &["herald.v1.PostService"], &shutdown).await;
+        let routes = with_reflection(routes, tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
+        let server = tokio::spawn(serve(listener, routes, shutdown.clone()));
+
+        let mut client = HealthClient::new(Channel::from_shared(address).unwrap().connect().await.unwrap());
+        for service in ["", "herald.v1.PostService"] {
+            let answer = client
+                .check(HealthCheckRequest {
+                    service: service.into(),
+                })
+                .await
+                .unwrap();
+            assert_eq!(answer.into_inner().status, 1);
+        }
+        let unknown = client
+            .check(HealthCheckRequest {
+                service: "other".into(),
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound);
+        // A watch never ends by itself: it hears of the shutdown, and doesn't hold it up once it is dropped.
+        let mut watch = client
+            .watch(HealthCheckRequest {
+                service: String::new(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status, 1);
+        shutdown.cancel();
+        assert_eq!(watch.message().await.unwrap().unwrap().status, 2);
+        drop(watch);
+        drop(client);
+        server.await.unwrap().unwrap();
+    }
+}

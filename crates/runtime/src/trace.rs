@@ -42,7 +42,7 @@ pub fn inject(headers: &mut HeaderMap) {
 
 fn inject_context(context: &Context, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| {
-        propagator.inject_context(context, &mut HeadersMut(headers))
+        propagator.inject_context(context, &mut HeadersMut(headers));
     });
 }
 
@@ -216,5 +216,103 @@ impl Injector for HeadersMut<'_> {
         ) {
             self.0.insert(key, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::propagation::TraceContextPropagator;
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+    use tower::ServiceExt as _;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn answering(
+        status: &'static str,
+    ) -> impl Service<
+        Request<()>,
+        Response = Response<tonic::body::Body>,
+        Error = std::convert::Infallible,
+        Future: Send + 'static,
+    > {
+        tower::service_fn(move |_: Request<()>| async move {
+            // What the handler's own calls would send on.
+            let mut sent = HeaderMap::new();
+            inject(&mut sent);
+            let mut response = Response::new(tonic::body::Body::empty());
+            *response.headers_mut() = sent;
+            response
+                .headers_mut()
+                .insert(GRPC_STATUS, HeaderValue::from_static(status));
+            Ok(response)
+        })
+    }
+
+    async fn call(status: &'static str) -> Response<Answer<tonic::body::Body>> {
+        let request = Request::get("/herald.v1.PostService/SubmitPost")
+            .header(TRACEPARENT, PARENT)
+            .body(())
+            .unwrap();
+        ServerLayer
+            .layer(answering(status))
+            .oneshot(request)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_call_is_a_span_in_its_callers_trace() {
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        let exporter = InMemorySpanExporter::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exporter.clone())
+            .build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+
+        let response = call("14").await;
+        let sent = response.headers()[TRACEPARENT].to_str().unwrap().to_owned();
+        drop(response);
+
+        let spans = exporter.get_finished_spans().unwrap();
+        let [span] = spans.as_slice() else {
+            panic!("{spans:?}")
+        };
+        assert_eq!(span.name, "herald.v1.PostService/SubmitPost");
+        assert_eq!(
+            span.span_context.trace_id().to_string(),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
+        assert_eq!(span.parent_span_id.to_string(), "b7ad6b7169203331");
+        assert_eq!(
+            sent,
+            format!(
+                "00-{}-{}-01",
+                span.span_context.trace_id(),
+                span.span_context.span_id()
+            )
+        );
+        assert!(matches!(span.status, opentelemetry::trace::Status::Error { .. }));
+        let attribute = |key: &str| {
+            span.attributes
+                .iter()
+                .find(|pair| pair.key.as_str() == key)
+                .map(|pair| pair.value.to_string())
+        };
+        assert_eq!(attribute("rpc.system").as_deref(), Some("grpc"));
+        assert_eq!(attribute("rpc.service").as_deref(), Some("herald.v1.PostService"));
+        assert_eq!(attribute("rpc.method").as_deref(), Some("SubmitPost"));
+        assert_eq!(attribute("rpc.grpc.status_code").as_deref(), Some("14"));
+    }
+
+    #[tokio::test]
+    async fn without_a_layer_nothing_is_sent() {
+        let _default = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        assert!(!call("0").await.headers().contains_key(TRACEPARENT));
     }
 }
