@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -142,7 +142,9 @@ impl<H: Handler> Puller<H> {
         let wanted = async {
             if let Some(paused) = &mut self.options.paused {
                 // A pause whose owner is gone is over.
-                let _ = paused.wait_for(|paused| !paused).await;
+                if paused.wait_for(|paused| !paused).await.is_err() {
+                    self.options.paused = None;
+                }
             }
             self.mesh.consuming().up().await;
         };
@@ -180,29 +182,31 @@ impl<H: Handler> Puller<H> {
         let mut paused = self.options.paused.clone();
         let mut heard_at = Instant::now();
         let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE_MAX));
-        let mut starved_since = None;
+        let mut few_since: Option<Instant> = None;
 
         loop {
-            let mut room = 0;
+            let starved = asked.num_permits() == 0;
+            // How much room to wait for.
+            let mut room_wanted = None;
+            let mut linger = None;
             if asked.num_permits() < asked_min {
-                room = self.permits.available_permits().min(batch_max);
-                let lingered = starved_since.is_some_and(|since: Instant| since.elapsed() >= LINGER);
-                if room >= step || (room > 0 && lingered) {
-                    if asked.num_permits() == 0 {
+                let room = self.permits.available_permits().min(batch_max);
+                if starved && room > 0 {
+                    linger = Some(few_since.get_or_insert_with(Instant::now).elapsed());
+                } else {
+                    few_since = None;
+                }
+                if room >= step || linger.is_some_and(|waited| waited >= LINGER) {
+                    if starved {
                         heard_at = Instant::now();
                     }
                     if let Err(why) = self.ask(inbox, room, asked).await {
                         return Ended::Lost(why);
                     }
-                    room = 0;
+                    continue;
                 }
+                room_wanted = Some(if starved && room == 0 { 1 } else { step });
             }
-            let starved = asked.num_permits() == 0;
-            starved_since = if starved {
-                starved_since.or_else(|| Some(Instant::now()))
-            } else {
-                None
-            };
 
             let message = tokio::select! {
                 biased;
@@ -211,16 +215,16 @@ impl<H: Handler> Puller<H> {
                 _ = epoch.changed() => return Ended::Reconnected,
                 () = is_paused(&mut paused) => return Ended::Paused,
                 () = &mut silence => {
+                    let now = Instant::now();
                     let until = heard_at + SILENCE_MAX;
-                    if !starved && Instant::now() >= until {
+                    if !starved && now >= until {
                         return Ended::Lost(format!("the server said nothing for {} s", SILENCE_MAX.as_secs()));
                     }
-                    silence.as_mut().reset(until.max(Instant::now() + Duration::from_secs(1)));
+                    silence.as_mut().reset(if until > now { until } else { now + SILENCE_MAX });
                     continue;
                 }
-                // Room for a step: look again.
-                _ = self.permits.acquire_many(step as u32), if asked.num_permits() < asked_min && room < step => continue,
-                () = tokio::time::sleep(LINGER), if starved && room > 0 => continue,
+                _ = self.permits.acquire_many(room_wanted.unwrap_or(1) as u32), if room_wanted.is_some() => continue,
+                () = tokio::time::sleep(LINGER), if linger.is_some() => continue,
             };
             let Some(message) = message else {
                 return Ended::Lost("the subscription was closed".into());
@@ -295,30 +299,19 @@ impl<H: Handler> Puller<H> {
         Some(format!("{status} {description}"))
     }
 
-    /// Takes in what the ended subscription still brings.
+    /// Takes in what the ended subscription still brings. The server forgets the pulls of a subscription that is gone;
+    /// what it sent before it knew would otherwise wait for `ack_wait`.
     async fn take_in_rest(
         &mut self,
         messages: &mut Subscriber,
         asked: &mut OwnedSemaphorePermit,
         ended: &Ended,
     ) {
-        let wait = match ended {
-            // Tells the server to forget the pulls, and waits until it has.
-            Ended::Shutdown | Ended::Paused if messages.drain().await.is_ok() => DRAIN_MAX,
-            _ => Duration::ZERO,
-        };
-        let until = Instant::now() + wait;
-        loop {
-            let message = if wait.is_zero() {
-                messages.next().now_or_never().flatten()
-            } else {
-                tokio::time::timeout_at(until, messages.next())
-                    .await
-                    .unwrap_or_default()
-            };
-            let Some(message) = message else {
-                return;
-            };
+        let until = Instant::now() + DRAIN_MAX;
+        if !matches!(tokio::time::timeout_at(until, messages.drain()).await, Ok(Ok(()))) {
+            return;
+        }
+        while let Ok(Some(message)) = tokio::time::timeout_at(until, messages.next()).await {
             if !matches!(ended, Ended::Shutdown) {
                 self.take_in(message, asked).await;
             } else if let (StatusCode::OK, Some(reply)) =
@@ -378,5 +371,5 @@ async fn is_paused(paused: &mut Option<watch::Receiver<bool>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -1,6 +1,6 @@
 //! W3C trace context in NATS headers, and the spans around publishing and handling.
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderValue};
 use opentelemetry::global;
 use opentelemetry::propagation::{Extractor, Injector};
 use tracing::{Span, field};
@@ -68,7 +68,7 @@ pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
         span.context()
     };
     global::get_text_map_propagator(|propagator| {
-        propagator.inject_context(&context, &mut HeadersMut(headers))
+        propagator.inject_context(&context, &mut HeadersMut(headers));
     });
 }
 
@@ -76,7 +76,7 @@ struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(|value| value.as_str())
+        self.0.get(key).map(HeaderValue::as_str)
     }
 
     fn keys(&self) -> Vec<&str> {
