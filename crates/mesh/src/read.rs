@@ -122,6 +122,11 @@ impl Mesh {
             .stream_sequence)
     }
 
+    /// Messages that a consumer has not delivered to any worker yet.
+    pub async fn pending(&self, stream: &str, consumer: &str) -> Result<u64> {
+        Ok(self.consumer_info(stream, consumer).await?.num_pending)
+    }
+
     /// The state of all streams and consumers of a topology. Each is read at a slightly different moment.
     pub async fn lag(&self, topology: &Topology) -> Result<Vec<StreamLag>> {
         try_join_all(
