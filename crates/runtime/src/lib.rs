@@ -17,6 +17,7 @@ pub mod config;
 pub mod fields;
 pub mod grpc;
 pub mod http;
+pub mod lanes;
 pub mod metrics;
 pub mod paging;
 pub mod shutdown;

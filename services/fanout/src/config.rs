@@ -1,6 +1,6 @@
 //! What can be set.
 
-use herald_model::Lane;
+use herald_runtime::lanes::PerLane;
 use serde::{Deserialize, Serialize};
 
 /// The fanout service's configuration.
@@ -12,33 +12,10 @@ pub struct Config {
     /// Followers expanded of one message before the rest waits its turn as a slice; 1,024 to 1,048,576. A timeline chunk is
     /// one page of the graph service (`graph.export_page_followers`).
     pub slice_recipients_max: u32,
-    /// Posts worked on at one time, by lane; how far high goes before normal, and normal before low.
+    /// Posts worked on at one time, by lane; 1 to 4,096 each; how far high goes before normal, and normal before low.
     pub posts_in_flight_max: PerLane,
     /// When a lane is held back.
     pub gate: Gate,
-}
-
-/// A number by lane; 1 to 4,096 each.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PerLane {
-    /// In the high lane.
-    pub high: usize,
-    /// In the normal lane.
-    pub normal: usize,
-    /// In the low lane.
-    pub low: usize,
-}
-
-impl PerLane {
-    /// The number of one lane.
-    pub fn of(self, lane: Lane) -> usize {
-        match lane {
-            Lane::High => self.high,
-            Lane::Normal => self.normal,
-            Lane::Low => self.low,
-        }
-    }
 }
 
 /// When a lane is held back, because the streams below it are deep.
@@ -53,7 +30,10 @@ pub struct Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { pending_chunks_max: 4_096, interval_ms: 250 }
+        Self {
+            pending_chunks_max: 4_096,
+            interval_ms: 250,
+        }
     }
 }
 
@@ -62,7 +42,11 @@ impl Default for Config {
         Self {
             push_chunk_recipients_max: 512,
             slice_recipients_max: 65_536,
-            posts_in_flight_max: PerLane { high: 128, normal: 64, low: 16 },
+            posts_in_flight_max: PerLane {
+                high: 128,
+                normal: 64,
+                low: 16,
+            },
             gate: Gate::default(),
         }
     }
@@ -78,13 +62,26 @@ impl Config {
                 Err(format!("fanout.{name} must be {min} to {max}, is {value}"))
             }
         };
-        check("push_chunk_recipients_max", self.push_chunk_recipients_max.into(), 1, 65_536)?;
-        check("slice_recipients_max", self.slice_recipients_max.into(), 1_024, 1_048_576)?;
-        for lane in Lane::ALL {
-            let name = format!("posts_in_flight_max.{lane}");
-            check(&name, self.posts_in_flight_max.of(lane) as u64, 1, 4_096)?;
-        }
-        check("gate.pending_chunks_max", self.gate.pending_chunks_max, 1, u64::MAX)?;
+        check(
+            "push_chunk_recipients_max",
+            self.push_chunk_recipients_max.into(),
+            1,
+            65_536,
+        )?;
+        check(
+            "slice_recipients_max",
+            self.slice_recipients_max.into(),
+            1_024,
+            1_048_576,
+        )?;
+        self.posts_in_flight_max
+            .validate("fanout.posts_in_flight_max", 4_096)?;
+        check(
+            "gate.pending_chunks_max",
+            self.gate.pending_chunks_max,
+            1,
+            u64::MAX,
+        )?;
         check("gate.interval_ms", self.gate.interval_ms, 10, 60_000)
     }
 }

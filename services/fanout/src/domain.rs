@@ -1,6 +1,8 @@
 //! From followers to chunks: pure decisions.
 
-use herald_model::{Channel, ChunkId, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Micros};
+use herald_model::{
+    Channel, ChunkId, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Micros,
+};
 use herald_store::ChunkPlan;
 
 /// A post, or the rest of one, to be expanded.
@@ -19,12 +21,17 @@ pub(crate) struct Slice {
 impl Slice {
     /// After this moment no push is sent.
     pub(crate) fn push_expires_at(&self) -> Micros {
-        self.accepted_at.plus(std::time::Duration::from_secs(self.push_ttl_seconds.into()))
+        self.accepted_at
+            .plus(std::time::Duration::from_secs(self.push_ttl_seconds.into()))
     }
 
     /// What comes after this slice when it ends at a follower.
     pub(crate) fn next(&self, last: UserKey) -> Self {
-        Self { after: Some(last), index: self.index + 1, ..*self }
+        Self {
+            after: Some(last),
+            index: self.index + 1,
+            ..*self
+        }
     }
 }
 
@@ -32,11 +39,17 @@ impl Slice {
 pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max: u32) -> Vec<ChunkPlan> {
     let mut chunks = Vec::with_capacity(2);
     if !followers.is_empty() {
-        chunks.push(ChunkPlan { channel: Channel::Timeline, recipients: followers });
+        chunks.push(ChunkPlan {
+            channel: Channel::Timeline,
+            recipients: followers,
+        });
     }
     if notify.len() <= push_chunk_max {
         if !notify.is_empty() {
-            chunks.push(ChunkPlan { channel: Channel::Push, recipients: notify.clone() });
+            chunks.push(ChunkPlan {
+                channel: Channel::Push,
+                recipients: notify.clone(),
+            });
         }
         return chunks;
     }
@@ -44,11 +57,17 @@ pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max:
     for key in notify {
         builder.push(key);
         if builder.len() == push_chunk_max {
-            chunks.push(ChunkPlan { channel: Channel::Push, recipients: builder.finish() });
+            chunks.push(ChunkPlan {
+                channel: Channel::Push,
+                recipients: builder.finish(),
+            });
         }
     }
     if !builder.is_empty() {
-        chunks.push(ChunkPlan { channel: Channel::Push, recipients: builder.finish() });
+        chunks.push(ChunkPlan {
+            channel: Channel::Push,
+            recipients: builder.finish(),
+        });
     }
     chunks
 }

@@ -2,7 +2,8 @@
 
 use herald_model::{Recipients, UserKey};
 use herald_proto::v1::{ExportFollowersRequest, graph_service_client::GraphServiceClient};
-use tonic::transport::Channel;
+use herald_runtime::trace::Inject;
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{domain::Slice, error::ExpandError};
 
@@ -24,19 +25,24 @@ pub(crate) struct SliceFollowers {
 /// The graph service, as fan-out sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct Followers {
-    graph: GraphServiceClient<Channel>,
+    graph: GraphServiceClient<InterceptedService<Channel, Inject>>,
 }
 
 impl Followers {
     pub(crate) fn new(graph: Channel) -> Self {
-        Self { graph: GraphServiceClient::new(graph) }
+        Self {
+            graph: GraphServiceClient::with_interceptor(graph, Inject),
+        }
     }
 
     /// Reads up to `recipients_max` followers, as of the version that the post has pinned.
     pub(crate) async fn of(&self, slice: &Slice, recipients_max: u32) -> Result<SliceFollowers, ExpandError> {
         // An author whom nobody ever followed; version 0 would ask for the newest list.
         if slice.version.0 == 0 {
-            return Ok(SliceFollowers { pages: Vec::new(), more_after: None });
+            return Ok(SliceFollowers {
+                pages: Vec::new(),
+                more_after: None,
+            });
         }
         let request = ExportFollowersRequest {
             author_key: slice.author.0,
@@ -45,9 +51,11 @@ impl Followers {
             limit: recipients_max.into(),
             ..ExportFollowersRequest::default()
         };
-        let request = herald_runtime::grpc::traced(tonic::Request::new(request));
         let mut stream = self.graph.clone().export_followers(request).await?.into_inner();
-        let mut read = SliceFollowers { pages: Vec::new(), more_after: None };
+        let mut read = SliceFollowers {
+            pages: Vec::new(),
+            more_after: None,
+        };
         while let Some(page) = stream.message().await? {
             read.more_after = (!page.complete).then_some(UserKey(page.last_key));
             read.pages.push(Page {

@@ -11,11 +11,20 @@ use crate::config::Gate;
 
 /// Whether to hold back, given whether it is held back now: stops at the limit, goes on at half of it.
 fn hold(held: bool, pending: u64, limit: u64) -> bool {
-    if held { pending > limit / 2 } else { pending >= limit }
+    if held {
+        pending > limit / 2
+    } else {
+        pending >= limit
+    }
 }
 
 /// Looks at one lane of TIMELINE and PUSH until `shutdown`; the receiver is true while fan-out should take no more posts.
-pub(crate) fn watch(mesh: Mesh, lane: Lane, gate: Gate, shutdown: CancellationToken) -> watch::Receiver<bool> {
+pub(crate) fn watch(
+    mesh: Mesh,
+    lane: Lane,
+    gate: Gate,
+    shutdown: CancellationToken,
+) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(shutdown.run_until_cancelled_owned(async move {
         let mut ticks = tokio::time::interval(Duration::from_millis(gate.interval_ms));
@@ -23,7 +32,9 @@ pub(crate) fn watch(mesh: Mesh, lane: Lane, gate: Gate, shutdown: CancellationTo
         loop {
             ticks.tick().await;
             // A broker that can't be asked takes no chunks either; the gate stays as it is.
-            let Ok(pending) = pending(&mesh, lane).await else { continue };
+            let Ok(pending) = pending(&mesh, lane).await else {
+                continue;
+            };
             let held = *sender.borrow();
             let hold = hold(held, pending, gate.pending_chunks_max);
             if hold != held {

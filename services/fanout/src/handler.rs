@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::try_join_all;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
 use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Micros};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk, TimelineChunk};
@@ -15,9 +15,6 @@ use crate::{
     error::ExpandError,
     followers::Followers,
 };
-
-/// Chunks of one slice on their way to the broker at one time.
-const PUBLISHES_IN_FLIGHT_MAX: usize = 32;
 
 /// Expands posts.
 pub(crate) struct Fanout {
@@ -37,7 +34,7 @@ impl Handler for Fanout {
         };
         match self.expand(&slice).await {
             Ok(()) => Settle::Ack,
-            Err(error) => Settle::Retry { after: None, reason: error.to_string() },
+            Err(error) => Settle::retry(error),
         }
     }
 }
@@ -71,7 +68,7 @@ fn read(delivery: &Delivery) -> Result<Slice, Settle> {
                 push_ttl_seconds: slice.push_ttl_seconds,
             })
         }
-        other => Err(Settle::Term { reason: format!("fan-out doesn't expand {other}") }),
+        other => Err(Settle::term(format_args!("fan-out doesn't expand {other}"))),
     }
 }
 
@@ -83,16 +80,23 @@ impl Fanout {
         let chunks: Vec<ChunkPlan> = read
             .pages
             .into_iter()
-            .flat_map(|page| domain::chunks(page.followers, &page.notify, self.config.push_chunk_recipients_max))
+            .flat_map(|page| {
+                domain::chunks(
+                    page.followers,
+                    &page.notify,
+                    self.config.push_chunk_recipients_max,
+                )
+            })
             .collect();
-        let plan =
-            SlicePlan { post: slice.post, slice: slice.index, chunks, last: read.more_after.is_none() };
+        let plan = SlicePlan {
+            post: slice.post,
+            slice: slice.index,
+            chunks,
+            last: read.more_after.is_none(),
+        };
         self.ledger.plan(&plan).await?;
-        stream::iter(&plan.chunks)
-            .map(|chunk| self.publish(slice, chunk))
-            .buffer_unordered(PUBLISHES_IN_FLIGHT_MAX)
-            .try_collect::<()>()
-            .await?;
+        // As many as one slice has; the mesh bounds what is in flight over all slices.
+        try_join_all(plan.chunks.iter().map(|chunk| self.publish(slice, chunk))).await?;
         if let Some(last) = read.more_after {
             self.pass_on(&slice.next(last)).await?;
         }
@@ -115,7 +119,9 @@ impl Fanout {
                     recipients,
                     recipient_count,
                 };
-                self.mesh.publish(Subject::TimelineDeliver(slice.lane), Some(&id), &body).await?;
+                self.mesh
+                    .publish(Subject::TimelineDeliver(slice.lane), Some(&id), &body)
+                    .await?;
             }
             Channel::Push => {
                 let body = PushChunk {
@@ -127,7 +133,9 @@ impl Fanout {
                     recipient_count,
                     expires_at_us: slice.push_expires_at().0,
                 };
-                self.mesh.publish(Subject::PushDeliver(slice.lane), Some(&id), &body).await?;
+                self.mesh
+                    .publish(Subject::PushDeliver(slice.lane), Some(&id), &body)
+                    .await?;
             }
         }
         Ok(())
@@ -145,7 +153,9 @@ impl Fanout {
             push_ttl_seconds: next.push_ttl_seconds,
         };
         let id = format!("{}/slice/{}", next.post, next.index);
-        self.mesh.publish(Subject::Slice(next.lane), Some(&id), &body).await?;
+        self.mesh
+            .publish(Subject::Slice(next.lane), Some(&id), &body)
+            .await?;
         Ok(())
     }
 

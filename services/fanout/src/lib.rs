@@ -18,7 +18,7 @@ mod metrics;
 
 use std::sync::Arc;
 
-use herald_mesh::{ConsumeOptions, Mesh, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers};
 use herald_model::Lane;
 use herald_store::Ledger;
 use tokio::task::JoinSet;
@@ -35,6 +35,8 @@ use crate::{followers::Followers, handler::Fanout};
 pub struct Deps {
     /// Where posts come from and chunks go to.
     pub mesh: Mesh,
+    /// The consumers to work on.
+    pub topology: Arc<Topology>,
     /// Where plans are written.
     pub ledger: Arc<dyn Ledger>,
     /// The graph service.
@@ -45,7 +47,13 @@ pub struct Deps {
 
 /// Works until `shutdown`, then finishes the messages under way.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
-    let Deps { mesh, ledger, graph, metrics } = deps;
+    let Deps {
+        mesh,
+        topology,
+        ledger,
+        graph,
+        metrics,
+    } = deps;
     let fanout = Arc::new(Fanout {
         mesh: mesh.clone(),
         ledger,
@@ -63,15 +71,18 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             batch_max: config.posts_in_flight_max.of(lane),
             paused: Some(paused),
         };
-        for consumer in [consumers::fanout(lane), consumers::slice(lane)] {
+        for name in [consumers::fanout(lane), consumers::slice(lane)] {
+            let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
             let (mesh, fanout, options, stop) = (mesh.clone(), fanout.clone(), options.clone(), stop.clone());
-            workers.spawn(async move { mesh.consume(consumer, fanout, options, stop).await });
+            workers.spawn(async move { mesh.consume(&consumer, fanout, options, stop).await });
         }
     }
     let mut outcome = Ok(());
     while let Some(ended) = workers.join_next().await {
         stop.cancel();
-        let ended = ended.map_err(Error::Worker).and_then(|worked| worked.map_err(Error::Consume));
+        let ended = ended
+            .map_err(Error::Worker)
+            .and_then(|worked| worked.map_err(Error::Consume));
         outcome = outcome.and(ended);
     }
     outcome

@@ -18,13 +18,21 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("fanout_slices", "Posts and slices of posts expanded", metrics.slices.clone());
+        registry.register(
+            "fanout_slices",
+            "Posts and slices of posts expanded",
+            metrics.slices.clone(),
+        );
         registry.register(
             "fanout_timeline_deliveries_planned",
             "Timeline deliveries planned",
             metrics.timeline_planned.clone(),
         );
-        registry.register("fanout_push_deliveries_planned", "Pushes planned", metrics.push_planned.clone());
+        registry.register(
+            "fanout_push_deliveries_planned",
+            "Pushes planned",
+            metrics.push_planned.clone(),
+        );
         metrics
     }
 }

@@ -37,7 +37,10 @@ impl Backfills {
 
     /// Asks for the backfill of some new follows, given as (author, follower). Durable in TIMELINE on return; asking
     /// twice delivers once, because a timeline holds a post once.
-    pub(crate) async fn request(&self, follows: impl IntoIterator<Item = (UserKey, UserKey)>) -> Result<(), Error> {
+    pub(crate) async fn request(
+        &self,
+        follows: impl IntoIterator<Item = (UserKey, UserKey)>,
+    ) -> Result<(), Error> {
         // Taken after the follows are durable: a post up to this number may have been accepted before them, one after
         // it pins a version that has them.
         let posts_sequence = self.mesh.last_sequence(streams::POSTS).await?;
@@ -56,14 +59,20 @@ impl Backfills {
                     return Ok(());
                 }
                 followers.sort_unstable();
-                self.publish(author, &Recipients::from_sorted(followers), posts_sequence).await
+                self.publish(author, &Recipients::from_sorted(followers), posts_sequence)
+                    .await
             })
             .buffer_unordered(PUBLISHES_IN_FLIGHT_MAX)
             .try_collect()
             .await
     }
 
-    async fn publish(&self, author: UserKey, followers: &Recipients, posts_sequence: u64) -> Result<(), Error> {
+    async fn publish(
+        &self,
+        author: UserKey,
+        followers: &Recipients,
+        posts_sequence: u64,
+    ) -> Result<(), Error> {
         let body = Backfill {
             author_key: author.0,
             recipients: followers.as_bytes().clone(),
@@ -71,7 +80,9 @@ impl Backfills {
             posts_sequence,
         };
         let id = format!("{author}/backfill/{posts_sequence}/{}", followers.chunk_id());
-        self.mesh.publish(Subject::TimelineBackfill(LANE), Some(&id), &body).await?;
+        self.mesh
+            .publish(Subject::TimelineBackfill(LANE), Some(&id), &body)
+            .await?;
         Ok(())
     }
 }

@@ -15,7 +15,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { export_page_followers: 4_096, backfill: true }
+        Self {
+            export_page_followers: 4_096,
+            backfill: true,
+        }
     }
 }
 
@@ -25,7 +28,10 @@ impl Config {
         if (64..=65_536).contains(&self.export_page_followers) {
             Ok(())
         } else {
-            Err(format!("graph.export_page_followers must be 64 to 65,536, is {}", self.export_page_followers))
+            Err(format!(
+                "graph.export_page_followers must be 64 to 65,536, is {}",
+                self.export_page_followers
+            ))
         }
     }
 }

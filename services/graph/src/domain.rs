@@ -20,12 +20,19 @@ pub(crate) struct Violation {
 
 /// Checks a pair of ids.
 pub(crate) fn pair(follower_id: String, author_id: String) -> Result<(UserId, UserId), Violation> {
-    let follower = UserId::new(follower_id)
-        .map_err(|e| Violation { field: "follower_id", description: e.to_string() })?;
-    let author =
-        UserId::new(author_id).map_err(|e| Violation { field: "author_id", description: e.to_string() })?;
+    let follower = UserId::new(follower_id).map_err(|e| Violation {
+        field: "follower_id",
+        description: e.to_string(),
+    })?;
+    let author = UserId::new(author_id).map_err(|e| Violation {
+        field: "author_id",
+        description: e.to_string(),
+    })?;
     if follower == author {
-        return Err(Violation { field: "author_id", description: "must be another user than follower_id".into() });
+        return Err(Violation {
+            field: "author_id",
+            description: "must be another user than follower_id".into(),
+        });
     }
     Ok((follower, author))
 }
@@ -33,7 +40,11 @@ pub(crate) fn pair(follower_id: String, author_id: String) -> Result<(UserId, Us
 /// Checks a follow.
 pub(crate) fn follow(follow: v1::Follow) -> Result<Follow, Violation> {
     let (follower, author) = pair(follow.follower_id, follow.author_id)?;
-    Ok(Follow { follower, author, notify: follow.notify })
+    Ok(Follow {
+        follower,
+        author,
+        notify: follow.notify,
+    })
 }
 
 #[cfg(test)]
@@ -41,7 +52,9 @@ mod tests {
     use super::*;
 
     fn violation(follower: &str, author: &str) -> &'static str {
-        pair(follower.into(), author.into()).expect_err("must be refused").field
+        pair(follower.into(), author.into())
+            .expect_err("must be refused")
+            .field
     }
 
     #[test]

@@ -5,5 +5,5 @@
 pub enum Error {
     /// The gRPC server failed.
     #[error("the graph service's gRPC server failed")]
-    Serve(#[source] tonic::transport::Error),
+    Serve(#[source] herald_runtime::grpc::Error),
 }

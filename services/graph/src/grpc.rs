@@ -3,7 +3,7 @@
 use std::{collections::HashMap, pin::Pin};
 
 use futures::{Stream, stream};
-use herald_model::{FollowVersion, Recipients, UserId, UserKey};
+use herald_model::{FollowVersion, UserId, UserKey};
 use herald_proto::v1::{self, graph_service_server::GraphService};
 use herald_runtime::{
     paging::{self, PageToken},
@@ -28,13 +28,25 @@ pub(crate) struct Graph {
 
 impl Graph {
     pub(crate) fn new(config: Config, stores: Stores, backfills: Backfills, metrics: Metrics) -> Self {
-        Self { config, stores, backfills, metrics }
+        Self {
+            config,
+            stores,
+            backfills,
+            metrics,
+        }
     }
 
     /// Applies changes that were checked, and asks for the backfill of all that are follows.
     pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
-        let changed = self.stores.follows.apply(changes).await.map_err(|e| status::from_store(&e))?;
-        self.metrics.follow_changes.inc_by(changed.iter().filter(|c| **c).count() as u64);
+        let changed = self
+            .stores
+            .follows
+            .apply(changes)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        self.metrics
+            .follow_changes
+            .inc_by(changed.iter().filter(|c| **c).count() as u64);
         Ok(changed)
     }
 
@@ -47,21 +59,37 @@ impl Graph {
         if !self.config.backfill {
             return Ok(());
         }
-        self.backfills.request(follows).await.map_err(|error| match error {
-            backfill::Error::Mesh(e) => status::from_mesh(&e),
-            backfill::Error::Store(e) => status::from_store(&e),
-        })
+        self.backfills
+            .request(follows)
+            .await
+            .map_err(|error| match error {
+                backfill::Error::Mesh(e) => status::from_mesh(&e),
+                backfill::Error::Store(e) => status::from_store(&e),
+            })
     }
 
     async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
         let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
-        let keys = self.stores.users.find(&[id]).await.map_err(|e| status::from_store(&e))?;
+        let keys = self
+            .stores
+            .users
+            .find(&[id])
+            .await
+            .map_err(|e| status::from_store(&e))?;
         Ok(keys.into_iter().next().flatten())
     }
 
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
-        let ids = self.stores.users.ids(keys).await.map_err(|e| status::from_store(&e))?;
-        Ok(ids.into_iter().map(|id| id.map(UserId::into_string).unwrap_or_default()).collect())
+        let ids = self
+            .stores
+            .users
+            .ids(keys)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        Ok(ids
+            .into_iter()
+            .map(|id| id.map(UserId::into_string).unwrap_or_default())
+            .collect())
     }
 
     async fn export_page(&self, export: &Export) -> Result<v1::ExportFollowersResponse, Status> {
@@ -72,13 +100,15 @@ impl Graph {
             .followers(export.author, export.version, export.after, limit)
             .await
             .map_err(|e| status::from_store(&e))?;
-        self.metrics.followers_exported.inc_by(u64::from(page.followers.len()));
+        self.metrics
+            .followers_exported
+            .inc_by(u64::from(page.followers.len()));
         let follower_ids = if export.with_ids {
             self.ids(&page.followers.iter().collect::<Vec<_>>()).await?
         } else {
             Vec::new()
         };
-        Ok(export_response(page, follower_ids))
+        Ok(export_response(&page, follower_ids))
     }
 }
 
@@ -91,7 +121,7 @@ struct Export {
     with_ids: bool,
 }
 
-fn export_response(page: FollowerPage, follower_ids: Vec<String>) -> v1::ExportFollowersResponse {
+fn export_response(page: &FollowerPage, follower_ids: Vec<String>) -> v1::ExportFollowersResponse {
     v1::ExportFollowersResponse {
         follower_keys: page.followers.as_bytes().clone(),
         follower_count: page.followers.len(),
@@ -105,7 +135,10 @@ fn export_response(page: FollowerPage, follower_ids: Vec<String>) -> v1::ExportF
 }
 
 fn refused(violation: &Violation, prefix: &str) -> Status {
-    status::invalid(&[(format!("{prefix}{}", violation.field).as_str(), violation.description.as_str())])
+    status::invalid(&[(
+        format!("{prefix}{}", violation.field).as_str(),
+        violation.description.as_str(),
+    )])
 }
 
 /// Pages of one user's list: the cursor is the last key on the page.
@@ -116,7 +149,10 @@ struct Pages {
 
 impl Pages {
     fn new(call: &'static str, user_id: &str) -> Self {
-        Self { call, user: paging::identity([user_id.as_bytes()]) }
+        Self {
+            call,
+            user: paging::identity([user_id.as_bytes()]),
+        }
     }
 
     fn after(&self, token: &str) -> Result<Option<UserKey>, Status> {
@@ -155,12 +191,23 @@ impl GraphService for Graph {
             .await
             .map_err(|e| status::from_store(&e))?;
         let &[follower, author] = keys.as_slice() else {
-            let error = Error::new(ErrorKind::Corrupt, "the store gave other than two keys for two ids");
+            let error = Error::new(
+                ErrorKind::Corrupt,
+                "the store gave other than two keys for two ids",
+            );
             return Err(status::internal(&error));
         };
-        let changed = self.apply(&[FollowChange { follower, author, notify: Some(follow.notify) }]).await?;
+        let changed = self
+            .apply(&[FollowChange {
+                follower,
+                author,
+                notify: Some(follow.notify),
+            }])
+            .await?;
         self.backfill([(author, follower)]).await?;
-        Ok(Response::new(v1::FollowResponse { changed: changed.contains(&true) }))
+        Ok(Response::new(v1::FollowResponse {
+            changed: changed.contains(&true),
+        }))
     }
 
     async fn unfollow(
@@ -170,13 +217,26 @@ impl GraphService for Graph {
         let request = request.into_inner();
         let (follower, author) =
             domain::pair(request.follower_id, request.author_id).map_err(|v| refused(&v, ""))?;
-        let found = self.stores.users.find(&[follower, author]).await.map_err(|e| status::from_store(&e))?;
+        let found = self
+            .stores
+            .users
+            .find(&[follower, author])
+            .await
+            .map_err(|e| status::from_store(&e))?;
         // Nobody can follow, or be followed, whom Herald never heard of.
         let &[Some(follower), Some(author)] = found.as_slice() else {
             return Ok(Response::new(v1::UnfollowResponse { changed: false }));
         };
-        let changed = self.apply(&[FollowChange { follower, author, notify: None }]).await?;
-        Ok(Response::new(v1::UnfollowResponse { changed: changed.contains(&true) }))
+        let changed = self
+            .apply(&[FollowChange {
+                follower,
+                author,
+                notify: None,
+            }])
+            .await?;
+        Ok(Response::new(v1::UnfollowResponse {
+            changed: changed.contains(&true),
+        }))
     }
 
     async fn list_followers(
@@ -189,7 +249,7 @@ impl GraphService for Graph {
         let pages = Pages::new("ListFollowers", &request.author_id);
         let after = pages.after(&request.page_token)?;
         let Some(author) = author else {
-            return Ok(Response::default());
+            return Ok(Response::new(v1::ListFollowersResponse::default()));
         };
         let page = self
             .stores
@@ -213,7 +273,10 @@ impl GraphService for Graph {
             Some(last) if !page.complete => pages.token(last),
             _ => String::new(),
         };
-        Ok(Response::new(v1::ListFollowersResponse { follows, next_page_token }))
+        Ok(Response::new(v1::ListFollowersResponse {
+            follows,
+            next_page_token,
+        }))
     }
 
     async fn list_following(
@@ -226,7 +289,7 @@ impl GraphService for Graph {
         let pages = Pages::new("ListFollowing", &request.follower_id);
         let after = pages.after(&request.page_token)?;
         let Some(follower) = follower else {
-            return Ok(Response::default());
+            return Ok(Response::new(v1::ListFollowingResponse::default()));
         };
         // One more than asked for tells whether there is a next page.
         let mut following = self
@@ -253,7 +316,10 @@ impl GraphService for Graph {
                 notify: follow.notify,
             })
             .collect();
-        Ok(Response::new(v1::ListFollowingResponse { follows, next_page_token }))
+        Ok(Response::new(v1::ListFollowingResponse {
+            follows,
+            next_page_token,
+        }))
     }
 
     async fn count_followers(
@@ -261,9 +327,14 @@ impl GraphService for Graph {
         request: Request<v1::CountFollowersRequest>,
     ) -> Result<Response<v1::CountFollowersResponse>, Status> {
         let Some(author) = self.key("author_id", request.into_inner().author_id).await? else {
-            return Ok(Response::default());
+            return Ok(Response::new(v1::CountFollowersResponse::default()));
         };
-        let count = self.stores.follows.count(author).await.map_err(|e| status::from_store(&e))?;
+        let count = self
+            .stores
+            .follows
+            .count(author)
+            .await
+            .map_err(|e| status::from_store(&e))?;
         Ok(Response::new(v1::CountFollowersResponse {
             follower_count: count.followers,
             notify_count: count.notify,
@@ -275,7 +346,9 @@ impl GraphService for Graph {
         &self,
         request: Request<Streaming<v1::ImportFollowsRequest>>,
     ) -> Result<Response<v1::ImportFollowsResponse>, Status> {
-        import::import(self, request.into_inner()).await.map(Response::new)
+        import::import(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type ExportFollowersStream = ExportStream;
@@ -288,13 +361,19 @@ impl GraphService for Graph {
         let author = match (request.author_key, request.author_id.is_empty()) {
             (0, false) => self.key("author_id", request.author_id).await?,
             (key, true) if key != 0 => Some(UserKey(key)),
-            _ => return Err(status::invalid(&[("author_id", "exactly one of author_id and author_key must be given")])),
+            _ => {
+                return Err(status::invalid(&[(
+                    "author_id",
+                    "exactly one of author_id and author_key must be given",
+                )]));
+            }
         };
         let Some(author) = author else {
-            let none = export_response(
-                FollowerPage { followers: Recipients::default(), complete: true, ..FollowerPage::default() },
-                Vec::new(),
-            );
+            let nobody = FollowerPage {
+                complete: true,
+                ..FollowerPage::default()
+            };
+            let none = export_response(&nobody, Vec::new());
             return Ok(Response::new(Box::pin(stream::iter([Ok(none)]))));
         };
         let export = Export {
@@ -331,7 +410,16 @@ pub(crate) async fn intern_all<'a>(
     graph: &Graph,
     ids: impl Iterator<Item = &'a UserId>,
 ) -> Result<HashMap<UserId, UserKey>, Status> {
-    let unique: Vec<_> = ids.collect::<std::collections::HashSet<_>>().into_iter().cloned().collect();
-    let keys = graph.stores.users.intern(&unique).await.map_err(|e| status::from_store(&e))?;
+    let unique: Vec<_> = ids
+        .collect::<std::collections::HashSet<_>>()
+        .into_iter()
+        .cloned()
+        .collect();
+    let keys = graph
+        .stores
+        .users
+        .intern(&unique)
+        .await
+        .map_err(|e| status::from_store(&e))?;
     Ok(unique.into_iter().zip(keys).collect())
 }

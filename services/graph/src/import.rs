@@ -25,7 +25,10 @@ pub(crate) async fn import(
     let mut index = 0_u64;
     while let Some(batch) = batches.message().await? {
         if batch.follows.len() > BATCH_FOLLOWS_MAX {
-            let description = format!("must have at most {BATCH_FOLLOWS_MAX} entries, has {}", batch.follows.len());
+            let description = format!(
+                "must have at most {BATCH_FOLLOWS_MAX} entries, has {}",
+                batch.follows.len()
+            );
             return Err(status::invalid(&[("follows", &description)]));
         }
         let first = index;
@@ -73,5 +76,7 @@ async fn apply(
     answer.imported_count += imported;
     answer.unchanged_count += changed.len() as u64 - imported;
     // Also for what was there already: a caller that lost the answer sends the batch again, and its backfill with it.
-    graph.backfill(changes.iter().map(|c| (c.author, c.follower))).await
+    graph
+        .backfill(changes.iter().map(|c| (c.author, c.follower)))
+        .await
 }

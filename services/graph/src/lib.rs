@@ -13,11 +13,12 @@ mod import;
 mod metrics;
 
 use herald_mesh::Mesh;
-use herald_proto::v1::graph_service_server::GraphServiceServer;
+use herald_proto::v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE};
+use herald_runtime::grpc as grpc_server;
 use herald_store::Stores;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 pub use config::Config;
 pub use error::Error;
@@ -39,17 +40,17 @@ pub struct Deps {
 
 /// Serves until `shutdown`, then finishes the calls under way.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
-    let Deps { mesh, stores, listener, metrics } = deps;
+    let Deps {
+        mesh,
+        stores,
+        listener,
+        metrics,
+    } = deps;
     let backfills = Backfills::new(mesh, stores.posts.clone());
     let graph = Graph::new(config, stores, backfills, metrics);
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<GraphServiceServer<Graph>>().await;
-    tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .layer(herald_runtime::grpc::ServerTraceLayer)
-        .add_service(health_service)
-        .add_service(GraphServiceServer::new(graph))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
+    let routes = Routes::new(GraphServiceServer::new(graph));
+    let routes = grpc_server::with_health(routes, &[GRAPH_SERVICE], &shutdown).await;
+    grpc_server::serve(listener, routes, shutdown)
         .await
         .map_err(Error::Serve)
 }

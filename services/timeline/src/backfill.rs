@@ -33,11 +33,18 @@ impl Backfiller {
         let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if archived < request.posts_sequence {
             let reason = format!("the archive is at post {archived} of {}", request.posts_sequence);
-            return Ok(Settle::Retry { after: Some(ARCHIVE_WAIT), reason });
+            return Ok(Settle::retry_after(ARCHIVE_WAIT, reason));
         }
-        let posts = self.posts.newest_of(UserKey(request.author_key), self.posts_max).await?;
-        let durable =
-            try_join_all(posts.iter().map(|post| self.timelines.deliver(*post, recipients.clone()))).await?;
+        let posts = self
+            .posts
+            .newest_of(UserKey(request.author_key), self.posts_max)
+            .await?;
+        let durable = try_join_all(
+            posts
+                .iter()
+                .map(|post| self.timelines.deliver(*post, recipients.clone())),
+        )
+        .await?;
         for post in posts {
             self.tell_watchers(post, request, recipients).await;
         }

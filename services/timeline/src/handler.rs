@@ -25,18 +25,19 @@ impl Handler for Chunks {
     async fn handle(&self, delivery: &Delivery) -> Settle {
         let done = match delivery.subject {
             Subject::TimelineDeliver(_) => match read_chunk(delivery) {
-                Ok((chunk, recipients)) => {
-                    self.deliver(delivery.payload.clone(), &chunk, recipients).await.map(|()| Settle::Ack)
-                }
+                Ok((chunk, recipients)) => self
+                    .deliver(delivery.payload.clone(), &chunk, recipients)
+                    .await
+                    .map(|()| Settle::Ack),
                 Err(settle) => return settle,
             },
             Subject::TimelineBackfill(_) => match read_backfill(delivery) {
                 Ok((request, recipients)) => self.backfiller.backfill(&request, &recipients).await,
                 Err(settle) => return settle,
             },
-            other => return Settle::Term { reason: format!("timeline doesn't deliver {other}") },
+            other => return Settle::term(format_args!("timeline doesn't deliver {other}")),
         };
-        done.unwrap_or_else(|error| Settle::Retry { after: None, reason: error.to_string() })
+        done.unwrap_or_else(Settle::retry)
     }
 }
 
@@ -44,7 +45,7 @@ fn read_chunk(delivery: &Delivery) -> Result<(TimelineChunk, Recipients), Settle
     let chunk: TimelineChunk = delivery.decode()?;
     let recipients = recipients(&chunk.recipients, chunk.recipient_count)?;
     if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-        return Err(Settle::Term { reason: "the chunk's id is not that of its recipients".into() });
+        return Err(Settle::term("the chunk's id is not that of its recipients"));
     }
     Ok((chunk, recipients))
 }
@@ -57,7 +58,7 @@ fn read_backfill(delivery: &Delivery) -> Result<(Backfill, Recipients), Settle> 
 
 fn recipients(bytes: &Bytes, count: u32) -> Result<Recipients, Settle> {
     Recipients::decode(bytes.clone(), count)
-        .map_err(|error| Settle::Term { reason: format!("malformed recipients: {error}") })
+        .map_err(|error| Settle::term(format_args!("malformed recipients: {error}")))
 }
 
 /// Tells watchers of a chunk that is readable. A watcher that misses it reads it later, so a failure is only logged.
@@ -79,7 +80,8 @@ impl Chunks {
         let count = recipients.len();
         let durable = self.timelines.deliver(post, recipients).await?;
         let visible_at = Micros::now();
-        self.metrics.visible(visible_at.since(Micros(chunk.accepted_at_us)), count);
+        self.metrics
+            .visible(visible_at.since(Micros(chunk.accepted_at_us)), count);
         publish_live(&self.mesh, payload).await;
         durable.await?;
         let settlement = Settlement {
@@ -106,7 +108,9 @@ impl Chunks {
             ..DeliveriesSettled::default()
         };
         let id = format!("{}/{}/{:016x}", chunk.post_id, Channel::Timeline, chunk.chunk_id);
-        self.mesh.publish(Subject::Settled(Channel::Timeline), Some(&id), &event).await?;
+        self.mesh
+            .publish(Subject::Settled(Channel::Timeline), Some(&id), &event)
+            .await?;
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ mod metrics;
 
 use std::sync::Arc;
 
-use herald_mesh::{ConsumeOptions, Mesh, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers};
 use herald_model::Lane;
 use herald_store::{Ledger, Posts, Timelines};
 use tokio::task::JoinSet;
@@ -29,6 +29,8 @@ use crate::{backfill::Backfiller, handler::Chunks};
 pub struct Deps {
     /// Where chunks come from, and live entries and events go to.
     pub mesh: Mesh,
+    /// The consumers to work on.
+    pub topology: Arc<Topology>,
     /// What users read.
     pub timelines: Arc<dyn Timelines>,
     /// Where deliveries are recorded.
@@ -41,14 +43,27 @@ pub struct Deps {
 
 /// Works until `shutdown`, then finishes the messages under way.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
-    let Deps { mesh, timelines, ledger, posts, metrics } = deps;
+    let Deps {
+        mesh,
+        topology,
+        timelines,
+        ledger,
+        posts,
+        metrics,
+    } = deps;
     let backfiller = Backfiller {
         mesh: mesh.clone(),
         posts,
         timelines: timelines.clone(),
         posts_max: config.backfill_posts_max,
     };
-    let chunks = Arc::new(Chunks { mesh: mesh.clone(), timelines, ledger, backfiller, metrics });
+    let chunks = Arc::new(Chunks {
+        mesh: mesh.clone(),
+        timelines,
+        ledger,
+        backfiller,
+        metrics,
+    });
     let stop = shutdown.child_token();
     let mut workers = JoinSet::new();
     for lane in Lane::ALL {
@@ -57,14 +72,18 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             batch_max: config.chunks_in_flight_max.of(lane),
             paused: None,
         };
+        let name = consumers::timeline(lane);
+        let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
         let (mesh, chunks, stop) = (mesh.clone(), chunks.clone(), stop.clone());
-        workers.spawn(async move { mesh.consume(consumers::timeline(lane), chunks, options, stop).await });
+        workers.spawn(async move { mesh.consume(&consumer, chunks, options, stop).await });
     }
     let mut outcome = Ok(());
     while let Some(ended) = workers.join_next().await {
         // One lane's failure ends the service: it would be half of one otherwise.
         stop.cancel();
-        let ended = ended.map_err(Error::Worker).and_then(|worked| worked.map_err(Error::Consume));
+        let ended = ended
+            .map_err(Error::Worker)
+            .and_then(|worked| worked.map_err(Error::Consume));
         outcome = outcome.and(ended);
     }
     outcome
