@@ -1,0 +1,17 @@
+"""Submits one post and prints its id: submit.py HOST:PORT"""
+
+import sys
+import uuid
+
+import grpc
+from herald.v1 import post_pb2, post_pb2_grpc
+
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    posts = post_pb2_grpc.PostServiceStub(channel)
+    request = post_pb2.SubmitPostRequest(
+        request_id=str(uuid.uuid4()),  # the same one again is the same post, so a retry is safe
+        author_id="107",
+        text="hello from Python",
+    )
+    answer = posts.SubmitPost(request, timeout=10)
+    print(f"accepted as post {answer.post_id}")
