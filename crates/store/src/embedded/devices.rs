@@ -1,0 +1,396 @@
+//! Devices: one row a user with all of theirs, which are few.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use fjall::Keyspace;
+use futures::executor::block_on;
+use herald_model::{Address, Device, DeviceId, UserKey, time::Micros};
+use prost::Message;
+
+use super::{
+    cache::Cache,
+    records::{self, Records, map_err},
+    rounds::Rounds,
+};
+use crate::{DEVICES_PER_USER_MAX, Error, ErrorKind, Result};
+
+/// How many changes one commit takes before it leaves the rest to the next one.
+const ROUND_CHANGES: usize = 4_096;
+
+/// The row of `device_counter`.
+const COUNTER: &[u8] = b"last";
+
+/// The embedded engine's [`Devices`](crate::Devices).
+pub(crate) struct DeviceBook {
+    tables: Arc<Tables>,
+    rounds: Rounds<Job, Option<Device>>,
+}
+
+struct Tables {
+    records: Arc<Records>,
+    /// user → [`Rows`].
+    devices: Keyspace,
+    /// The greatest device id ever given.
+    counter: Keyspace,
+    cache: Cache<UserKey, Arc<[Device]>>,
+}
+
+enum Job {
+    Register {
+        user: UserKey,
+        address: Address,
+        now: Micros,
+    },
+    Unregister {
+        user: UserKey,
+        device: DeviceId,
+    },
+}
+
+/// A user's devices as they are stored, oldest first.
+#[derive(Clone, PartialEq, Message)]
+struct Rows {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<Row>,
+}
+
+/// A device as it is stored.
+#[derive(Clone, PartialEq, Message)]
+struct Row {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(int64, tag = "2")]
+    registered_at: i64,
+    #[prost(oneof = "Stored", tags = "3, 4")]
+    address: Option<Stored>,
+}
+
+/// An address as it is stored.
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Stored {
+    #[prost(message, tag = "3")]
+    WebPush(WebPush),
+    #[prost(message, tag = "4")]
+    Webhook(Webhook),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WebPush {
+    #[prost(string, tag = "1")]
+    endpoint: String,
+    #[prost(bytes = "vec", tag = "2")]
+    p256dh: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    auth: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Webhook {
+    #[prost(string, tag = "1")]
+    url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    secret: Vec<u8>,
+}
+
+impl DeviceBook {
+    /// Opens the devices. `cache_bytes_max` bounds the memory for them.
+    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+        let tables = Arc::new(Tables {
+            devices: records.keyspace("devices", records::options)?,
+            counter: records.keyspace("device_counter", records::options)?,
+            records: Arc::clone(records),
+            cache: Cache::new("devices", cache_bytes_max, |_, devices: &Arc<[Device]>| {
+                devices.iter().map(bytes_of).sum()
+            }),
+        });
+        let mut last = tables.last()?;
+        let shared = Arc::clone(&tables);
+        let rounds = Rounds::start(
+            "devices",
+            ROUND_CHANGES,
+            |_| 1,
+            move |jobs| shared.round(&mut last, jobs),
+        )?;
+        Ok(Self { tables, rounds })
+    }
+}
+
+impl Tables {
+    fn last(&self) -> Result<u64> {
+        let Some(last) = self.counter.get(COUNTER).map_err(map_err)? else {
+            return Ok(0);
+        };
+        let last = (*last)
+            .try_into()
+            .map_err(|_| Error::new(ErrorKind::Corrupt, "the counter of device ids can't be read"))?;
+        Ok(u64::from_be_bytes(last))
+    }
+
+    fn of(&self, user: UserKey) -> Result<Vec<Device>> {
+        let Some(bytes) = self.devices.get(user.0.to_be_bytes()).map_err(map_err)? else {
+            return Ok(Vec::new());
+        };
+        Rows::decode(&*bytes)
+            .ok()
+            .and_then(|rows| {
+                rows.devices
+                    .into_iter()
+                    .map(|row| row.into_device(user))
+                    .collect()
+            })
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the devices of user {user} can't be read"),
+                )
+            })
+    }
+
+    /// Does some changes; `last` is the greatest id ever given.
+    fn round(&self, last: &mut u64, jobs: Vec<Job>) -> Result<Vec<Result<Option<Device>>>> {
+        let mut users: HashMap<UserKey, Vec<Device>> = HashMap::new();
+        let mut answers = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let (Job::Register { user, .. } | Job::Unregister { user, .. }) = job;
+            let devices = match users.entry(user) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(new) => new.insert(self.of(user)?),
+            };
+            answers.push(match job {
+                Job::Register { user, address, now } => register(last, devices, user, address, now).map(Some),
+                Job::Unregister { device, .. } => Ok(devices
+                    .iter()
+                    .position(|d| d.id == device)
+                    .map(|at| devices.remove(at))),
+            });
+        }
+        let mut batch = self.records.batch();
+        for (user, devices) in &users {
+            let key = user.0.to_be_bytes();
+            if devices.is_empty() {
+                batch.remove(&self.devices, key);
+            } else {
+                let rows = Rows {
+                    devices: devices.iter().map(Row::of).collect(),
+                };
+                batch.insert(&self.devices, key, rows.encode_to_vec());
+            }
+        }
+        batch.insert(&self.counter, COUNTER, last.to_be_bytes());
+        let committed = block_on(self.records.commit(batch));
+        for user in users.keys() {
+            self.cache.changed(user);
+        }
+        committed.map(|()| answers)
+    }
+}
+
+/// Adds a device, or changes the address of the one with the same URL.
+fn register(
+    last: &mut u64,
+    devices: &mut Vec<Device>,
+    user: UserKey,
+    address: Address,
+    now: Micros,
+) -> Result<Device> {
+    if let Some(known) = devices.iter_mut().find(|d| d.address.url() == address.url()) {
+        known.address = address;
+        return Ok(known.clone());
+    }
+    if devices.len() >= DEVICES_PER_USER_MAX {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("user {user} has {DEVICES_PER_USER_MAX} devices, and there can't be more"),
+        ));
+    }
+    *last += 1;
+    let device = Device {
+        id: DeviceId(*last),
+        user,
+        address,
+        registered_at: now,
+    };
+    devices.push(device.clone());
+    Ok(device)
+}
+
+impl Row {
+    fn of(device: &Device) -> Self {
+        let address = match device.address.clone() {
+            Address::WebPush {
+                endpoint,
+                p256dh,
+                auth,
+            } => Stored::WebPush(WebPush {
+                endpoint,
+                p256dh,
+                auth,
+            }),
+            Address::Webhook { url, secret } => Stored::Webhook(Webhook { url, secret }),
+        };
+        Self {
+            id: device.id.0,
+            registered_at: device.registered_at.0,
+            address: Some(address),
+        }
+    }
+
+    fn into_device(self, user: UserKey) -> Option<Device> {
+        let address = match self.address? {
+            Stored::WebPush(WebPush {
+                endpoint,
+                p256dh,
+                auth,
+            }) => Address::WebPush {
+                endpoint,
+                p256dh,
+                auth,
+            },
+            Stored::Webhook(Webhook { url, secret }) => Address::Webhook { url, secret },
+        };
+        Some(Device {
+            id: DeviceId(self.id),
+            user,
+            address,
+            registered_at: Micros(self.registered_at),
+        })
+    }
+}
+
+/// The memory of a device, roughly.
+fn bytes_of(device: &Device) -> usize {
+    size_of::<Device>()
+        + match &device.address {
+            Address::WebPush {
+                endpoint,
+                p256dh,
+                auth,
+            } => endpoint.len() + p256dh.len() + auth.len(),
+            Address::Webhook { url, secret } => url.len() + secret.len(),
+        }
+}
+
+#[async_trait]
+impl crate::Devices for DeviceBook {
+    async fn register(&self, user: UserKey, address: Address, now: Micros) -> Result<Device> {
+        self.rounds
+            .run(Job::Register { user, address, now })
+            .await?
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a device was registered and is not there"))
+    }
+
+    async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
+        self.rounds
+            .run(Job::Unregister { user, device })
+            .await
+            .map(|removed| removed.is_some())
+    }
+
+    async fn of(&self, users: &[UserKey]) -> Result<Vec<Vec<Device>>> {
+        users
+            .iter()
+            .map(|user| {
+                let devices = self
+                    .tables
+                    .cache
+                    .get_or_load(*user, |user| self.tables.of(*user).map(|d| Some(d.into())))?;
+                Ok(devices.as_deref().map(<[_]>::to_vec).unwrap_or_default())
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Devices, embedded::testing::Store};
+
+    fn webhook(url: &str, secret: u8) -> Address {
+        Address::Webhook {
+            url: url.into(),
+            secret: vec![secret; 32],
+        }
+    }
+
+    fn web_push(n: u8) -> Address {
+        Address::WebPush {
+            endpoint: format!("https://push.example/{n}"),
+            p256dh: vec![n; 65],
+            auth: vec![n; 16],
+        }
+    }
+
+    fn open(store: &Store) -> DeviceBook {
+        DeviceBook::open(store.records(), 1 << 20).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_same_url_keeps_its_id_and_its_time() {
+        let store = Store::new();
+        let book = open(&store);
+        let user = UserKey(7);
+        let first = book
+            .register(user, webhook("https://a", 1), Micros(10))
+            .await
+            .unwrap();
+        let other = book.register(user, web_push(2), Micros(20)).await.unwrap();
+        assert_eq!(
+            book.of(&[user, UserKey(8)]).await.unwrap(),
+            [vec![first.clone(), other.clone()], vec![]]
+        );
+        let again = book
+            .register(user, webhook("https://a", 9), Micros(30))
+            .await
+            .unwrap();
+        assert_eq!(
+            again,
+            Device {
+                address: webhook("https://a", 9),
+                ..first
+            }
+        );
+        assert_eq!(book.of(&[user]).await.unwrap(), [[again, other]]);
+    }
+
+    #[tokio::test]
+    async fn ids_are_never_given_again_even_after_a_restart() {
+        let mut store = Store::new();
+        let book = open(&store);
+        let a = book.register(UserKey(1), web_push(1), Micros(1)).await.unwrap();
+        let b = book.register(UserKey(2), web_push(1), Micros(1)).await.unwrap();
+        assert_ne!(a.id, b.id);
+        assert!(!book.unregister(UserKey(1), b.id).await.unwrap());
+        assert!(book.unregister(UserKey(2), b.id).await.unwrap());
+        assert!(!book.unregister(UserKey(2), b.id).await.unwrap());
+        assert_eq!(book.of(&[UserKey(2)]).await.unwrap(), [[]]);
+
+        drop(book);
+        store.reopen();
+        let book = open(&store);
+        assert_eq!(
+            book.of(&[UserKey(1), UserKey(2)]).await.unwrap(),
+            [vec![a], vec![]]
+        );
+        let c = book.register(UserKey(2), web_push(1), Micros(1)).await.unwrap();
+        assert!(c.id > b.id);
+    }
+
+    #[tokio::test]
+    async fn one_device_too_many_is_refused() {
+        let store = Store::new();
+        let book = open(&store);
+        let registered = futures::future::join_all(
+            (0..=DEVICES_PER_USER_MAX)
+                .map(|n| book.register(UserKey(1), webhook(&format!("https://{n}"), 1), Micros(1))),
+        )
+        .await;
+        let refused: Vec<_> = registered.into_iter().filter_map(Result::err).collect();
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[0].kind(), ErrorKind::LimitExceeded);
+        assert_eq!(
+            book.of(&[UserKey(1)]).await.unwrap()[0].len(),
+            DEVICES_PER_USER_MAX
+        );
+    }
+}

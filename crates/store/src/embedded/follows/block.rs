@@ -1,0 +1,161 @@
+//! A block: up to [`FOLLOWERS_MAX`] followers of one author, ascending, in about two bytes each.
+//!
+//! The blocks of an author cut the range of user keys into pieces: a block begins at its bound (the second half of its
+//! row's key) and ends before the next one's. The first block of every author begins at 0 and is there whenever the
+//! author has any block. A follower is a varint: the difference to the one before (the first one's to the bound), times
+//! two, plus one when the bell is on.
+
+use crate::embedded::varint;
+
+/// The most followers of a block.
+pub(super) const FOLLOWERS_MAX: usize = 2_048;
+
+/// To how many a block that grew too large is cut: some room is left for those to come.
+const FOLLOWERS_AFTER_SPLIT: usize = 1_536;
+
+/// The first byte of a block.
+const FORMAT: u8 = 1;
+
+/// One follower of an author.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Follower {
+    /// The user's key.
+    pub(super) key: u32,
+    /// Whether the bell is on.
+    pub(super) bell: bool,
+}
+
+/// Bytes that are not a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// The followers of a block, ascending.
+#[derive(Debug, Clone)]
+pub(super) struct Followers<'a> {
+    rest: &'a [u8],
+    last: u32,
+    first: bool,
+}
+
+impl<'a> Followers<'a> {
+    /// Reads the block that begins at `bound`.
+    pub(super) fn new(bytes: &'a [u8], bound: u32) -> Result<Self, Malformed> {
+        match bytes {
+            [FORMAT, rest @ ..] => Ok(Self {
+                rest,
+                last: bound,
+                first: true,
+            }),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl Iterator for Followers<'_> {
+    type Item = Result<Follower, Malformed>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let read = varint::read(&mut self.rest).and_then(|coded| {
+            let step = u32::try_from(coded >> 1).ok()?;
+            if step == 0 && !self.first {
+                return None;
+            }
+            let key = self.last.checked_add(step)?;
+            Some(Follower {
+                key,
+                bell: coded & 1 == 1,
+            })
+        });
+        self.first = false;
+        match read {
+            Some(follower) => {
+                self.last = follower.key;
+                Some(Ok(follower))
+            }
+            None => {
+                self.rest = &[];
+                Some(Err(Malformed))
+            }
+        }
+    }
+}
+
+/// Codes followers, ascending and none less than `bound`.
+pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + 2 * followers.len());
+    bytes.push(FORMAT);
+    let mut last = bound;
+    for follower in followers {
+        varint::write(
+            &mut bytes,
+            u64::from(follower.key - last) << 1 | u64::from(follower.bell),
+        );
+        last = follower.key;
+    }
+    bytes
+}
+
+/// Cuts the followers of a block that begins at `bound` into blocks that are not too large, each with its bound.
+pub(super) fn split(bound: u32, followers: &[Follower]) -> impl Iterator<Item = (u32, &[Follower])> {
+    let pieces = if followers.len() <= FOLLOWERS_MAX {
+        1
+    } else {
+        followers.len().div_ceil(FOLLOWERS_AFTER_SPLIT)
+    };
+    (0..pieces).map(move |piece| {
+        let start = followers.len() * piece / pieces;
+        let end = followers.len() * (piece + 1) / pieces;
+        let part = &followers[start..end];
+        (
+            if piece == 0 {
+                bound
+            } else {
+                part.first().map_or(bound, |f| f.key)
+            },
+            part,
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn decoding_gives_what_was_coded(
+            keys in prop::collection::btree_map(any::<u32>(), any::<bool>(), 0..300),
+            at_first: bool,
+        ) {
+            let followers: Vec<_> = keys.into_iter().map(|(key, bell)| Follower { key, bell }).collect();
+            let bound = if at_first { followers.first().map_or(0, |f| f.key) } else { 0 };
+            let bytes = encode(bound, &followers);
+            let read: Result<Vec<_>, _> = Followers::new(&bytes, bound).unwrap().collect();
+            prop_assert_eq!(read, Ok(followers));
+        }
+
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), bound: u32) {
+            if let Ok(followers) = Followers::new(&bytes, bound) {
+                let read: Vec<_> = followers.take_while(Result::is_ok).flatten().map(|f| f.key).collect();
+                prop_assert!(read.is_sorted_by(|a, b| a < b));
+            }
+        }
+
+        #[test]
+        fn pieces_are_small_and_miss_nobody(count in 0_usize..10_000) {
+            let followers: Vec<_> = (0..count as u32).map(|n| Follower { key: 3 * n + 7, bell: n % 5 == 0 }).collect();
+            let pieces: Vec<_> = split(5, &followers).collect();
+            prop_assert_eq!(pieces[0].0, 5);
+            prop_assert!(pieces.iter().all(|(_, part)| part.len() <= FOLLOWERS_MAX));
+            prop_assert!(pieces.iter().skip(1).all(|(bound, part)| *bound == part[0].key));
+            prop_assert_eq!(pieces.iter().flat_map(|(_, part)| part.to_vec()).collect::<Vec<_>>(), followers);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The undo log: what each version of an author's followers replaced, so that older versions can still be read.
+
+use crate::embedded::varint;
+
+use super::block::{Follower, Malformed};
+
+/// What there was between a user and an author.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edge {
+    /// No follow.
+    Absent,
+    /// A follow with the bell off.
+    Quiet,
+    /// A follow with the bell on.
+    Bell,
+}
+
+impl Edge {
+    /// The edge that a change leaves behind: `None` unfollows, `Some(bell)` follows.
+    pub(super) fn after(notify: Option<bool>) -> Self {
+        match notify {
+            None => Self::Absent,
+            Some(false) => Self::Quiet,
+            Some(true) => Self::Bell,
+        }
+    }
+
+    /// The follower that it stands for, if any.
+    #[inline]
+    pub(super) fn follower(self, key: u32) -> Option<Follower> {
+        match self {
+            Self::Absent => None,
+            Self::Quiet => Some(Follower { key, bell: false }),
+            Self::Bell => Some(Follower { key, bell: true }),
+        }
+    }
+}
+
+/// What to put back for one follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Undone {
+    /// Who.
+    pub(super) follower: u32,
+    /// What was there before.
+    pub(super) before: Edge,
+}
+
+/// Codes what one version replaced, by ascending follower: each as a varint of the difference to the one before, times
+/// four, plus the edge.
+pub(super) fn encode(undone: &[Undone]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(3 * undone.len());
+    let mut last = 0;
+    for each in undone {
+        varint::write(
+            &mut bytes,
+            u64::from(each.follower - last) << 2 | each.before as u64,
+        );
+        last = each.follower;
+    }
+    bytes
+}
+
+/// Reads what [`encode`] wrote, appending to `into`.
+pub(super) fn decode(bytes: &[u8], into: &mut Vec<Undone>) -> Result<(), Malformed> {
+    let mut rest = bytes;
+    let mut last = 0_u32;
+    while !rest.is_empty() {
+        let coded = varint::read(&mut rest).ok_or(Malformed)?;
+        let step = u32::try_from(coded >> 2).map_err(|_| Malformed)?;
+        last = last.checked_add(step).ok_or(Malformed)?;
+        let before = match coded & 3 {
+            0 => Edge::Absent,
+            1 => Edge::Quiet,
+            2 => Edge::Bell,
+            _ => return Err(Malformed),
+        };
+        into.push(Undone {
+            follower: last,
+            before,
+        });
+    }
+    Ok(())
+}
+
+/// How the followers whom anything happened to after version `from` stood at `from`. Good for reading `from` off the
+/// blocks of any version up to `until`: those not in here stood in these as they stood at `from`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Undo {
+    /// The last version that is in here.
+    pub(super) until: u64,
+    /// By ascending follower, each once.
+    pub(super) edges: Vec<Undone>,
+}
+
+impl Undo {
+    /// Adds later versions. `more` holds what these replaced, version by version.
+    pub(super) fn extend(&self, until: u64, more: Vec<Undone>) -> Self {
+        let mut edges = self.edges.clone();
+        edges.extend(more);
+        // The sort is stable, so what the earliest version replaced comes first, and that is how it stood at `from`.
+        edges.sort_by_key(|e| e.follower);
+        edges.dedup_by_key(|e| e.follower);
+        Self { until, edges }
+    }
+
+    /// Those after a follower.
+    pub(super) fn after(&self, follower: Option<u32>) -> &[Undone] {
+        let start = follower.map_or(0, |key| self.edges.partition_point(|e| e.follower <= key));
+        &self.edges[start..]
+    }
+}
+
+/// Codes which versions were made at one moment, by ascending author.
+pub(super) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(5 * versions.len());
+    let mut last = 0;
+    for (author, version) in versions {
+        varint::write(&mut bytes, u64::from(author - last));
+        varint::write(&mut bytes, *version);
+        last = *author;
+    }
+    bytes
+}
+
+/// Reads what [`encode_versions`] wrote.
+pub(super) fn decode_versions(bytes: &[u8]) -> Result<Vec<(u32, u64)>, Malformed> {
+    let mut rest = bytes;
+    let mut last = 0_u32;
+    let mut versions = Vec::new();
+    while !rest.is_empty() {
+        let step = varint::read(&mut rest)
+            .and_then(|step| u32::try_from(step).ok())
+            .ok_or(Malformed)?;
+        last = last.checked_add(step).ok_or(Malformed)?;
+        versions.push((last, varint::read(&mut rest).ok_or(Malformed)?));
+    }
+    Ok(versions)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn edge() -> impl Strategy<Value = Edge> {
+        prop_oneof![Just(Edge::Absent), Just(Edge::Quiet), Just(Edge::Bell)]
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_gives_what_was_coded(edges in prop::collection::btree_map(any::<u32>(), edge(), 0..300)) {
+            let undone: Vec<_> = edges.into_iter().map(|(follower, before)| Undone { follower, before }).collect();
+            let mut read = Vec::new();
+            prop_assert_eq!(decode(&encode(&undone), &mut read), Ok(()));
+            prop_assert_eq!(read, undone);
+        }
+
+        #[test]
+        fn versions_decode_to_what_was_coded(versions in prop::collection::btree_map(any::<u32>(), any::<u64>(), 0..300)) {
+            let versions: Vec<_> = versions.into_iter().collect();
+            prop_assert_eq!(decode_versions(&encode_versions(&versions)), Ok(versions));
+        }
+
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = decode(&bytes, &mut Vec::new());
+            let _ = decode_versions(&bytes);
+        }
+    }
+
+    #[test]
+    fn the_earliest_version_tells_how_it_stood() {
+        let at = |follower, before| Undone { follower, before };
+        let undo = Undo {
+            until: 3,
+            edges: vec![at(5, Edge::Absent), at(9, Edge::Bell)],
+        };
+        let later = undo.extend(
+            5,
+            vec![at(5, Edge::Quiet), at(7, Edge::Quiet), at(7, Edge::Absent)],
+        );
+        assert_eq!(later.until, 5);
+        assert_eq!(
+            later.edges,
+            [at(5, Edge::Absent), at(7, Edge::Quiet), at(9, Edge::Bell)]
+        );
+        assert_eq!(later.after(Some(5)), &later.edges[1..]);
+        assert_eq!(later.after(None), &later.edges[..]);
+    }
+}

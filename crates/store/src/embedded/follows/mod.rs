@@ -1,0 +1,240 @@
+//! The graph: blocks of followers, counted and versioned by author, with an undo log behind them.
+//!
+//! | keyspace | row |
+//! |---|---|
+//! | `followers` | (author, bound) → [`block`] |
+//! | `follow_counts` | author → followers, those with the bell, version, blocks |
+//! | `follow_history` | (author, version) → what that version replaced |
+//! | `follow_moments` | time → which versions were made then |
+//! | `following` | (follower, author) → bell |
+//!
+//! A read at an older version takes the blocks as they are and puts back, follower by follower, what later versions
+//! replaced, all from one snapshot of the database.
+
+mod block;
+mod history;
+mod read;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use fjall::{Readable, Snapshot};
+use herald_model::{FollowVersion, UserKey, time::Micros};
+
+use self::{
+    block::Followers,
+    history::{Undo, Undone},
+    read::Page,
+    tables::{Tables, corrupt, malformed, pair, second, version_key, version_of},
+    write::Writer,
+};
+use super::{
+    cache::ENTRY_BYTES,
+    records::{Records, map_err},
+    rounds::Rounds,
+};
+use crate::{Error, ErrorKind, FollowChange, FollowerCount, FollowerPage, Following, Result};
+
+/// How many changes one commit takes before it leaves the rest to the next one.
+const ROUND_CHANGES: usize = 20_000;
+
+/// How many versions one commit of [`Graph::trim`] removes, roughly.
+const TRIM_VERSIONS: usize = 10_000;
+
+/// The embedded engine's [`Follows`](crate::Follows).
+pub(crate) struct Graph {
+    tables: Arc<Tables>,
+    rounds: Rounds<Vec<FollowChange>, Vec<bool>>,
+    /// (author, version) → what to put back to read that version.
+    undos: moka::sync::Cache<(u32, u64), Arc<Undo>>,
+    history_keep: Duration,
+}
+
+impl Graph {
+    /// Opens the graph. `history_keep` is how long older versions can be read, `undo_bytes_max` bounds the memory for
+    /// what they differ by.
+    pub(crate) fn open(records: &Arc<Records>, history_keep: Duration, undo_bytes_max: u64) -> Result<Self> {
+        let tables = Arc::new(Tables::open(records)?);
+        let mut writer = Writer::new(Arc::clone(&tables))?;
+        let rounds = Rounds::start("follows", ROUND_CHANGES, Vec::len, move |calls| {
+            writer.round(calls)
+        })?;
+        let undos = moka::sync::Cache::builder()
+            .name("follow-undos")
+            .max_capacity(undo_bytes_max)
+            .weigher(|_, undo: &Arc<Undo>| {
+                u32::try_from(size_of::<Undone>() * undo.edges.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+            })
+            .build();
+        Ok(Self {
+            tables,
+            rounds,
+            undos,
+            history_keep,
+        })
+    }
+
+    /// Removes history older than the kept time and answers how many versions that were.
+    pub(crate) async fn trim(&self, now: Micros) -> Result<usize> {
+        let keep = i64::try_from(self.history_keep.as_micros()).unwrap_or(i64::MAX);
+        let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
+        let mut removed = 0;
+        loop {
+            let mut batch = self.tables.records.batch();
+            let mut versions = 0;
+            for row in self.tables.moments.range(..end) {
+                let (moment, made) = row.into_inner().map_err(map_err)?;
+                for (author, version) in history::decode_versions(&made)
+                    .map_err(|_| Error::new(ErrorKind::Corrupt, "a moment of the graph can't be read"))?
+                {
+                    batch.remove(&self.tables.history, version_key(author, version));
+                    versions += 1;
+                }
+                batch.remove(&self.tables.moments, moment);
+                if versions >= TRIM_VERSIONS {
+                    break;
+                }
+            }
+            if batch.is_empty() {
+                return Ok(removed);
+            }
+            self.tables.records.commit(batch).await?;
+            removed += versions;
+        }
+    }
+
+    /// What to put back to read `from` when `current` is the newest version.
+    fn undo(&self, snapshot: &Snapshot, author: u32, from: u64, current: u64) -> Result<Arc<Undo>> {
+        let known = self.undos.get(&(author, from));
+        if let Some(known) = &known
+            && known.until >= current
+        {
+            return Ok(Arc::clone(known));
+        }
+        let known = known.unwrap_or_else(|| {
+            Arc::new(Undo {
+                until: from,
+                edges: Vec::new(),
+            })
+        });
+        let mut more = Vec::new();
+        let mut next = known.until + 1;
+        for row in snapshot.range(
+            &self.tables.history,
+            version_key(author, next)..=version_key(author, current),
+        ) {
+            let (key, replaced) = row.into_inner().map_err(map_err)?;
+            if version_of(&key) != Some(next) {
+                return Err(read::trimmed(author, from));
+            }
+            history::decode(&replaced, &mut more).map_err(corrupt("history", author))?;
+            next += 1;
+        }
+        if next != current + 1 {
+            return Err(read::trimmed(author, from));
+        }
+        let undo = Arc::new(known.extend(current, more));
+        self.undos.insert((author, from), Arc::clone(&undo));
+        Ok(undo)
+    }
+
+    fn page(&self, author: u32, at: Option<u64>, after: Option<u32>, limit: usize) -> Result<FollowerPage> {
+        let snapshot = self.tables.records.snapshot();
+        let count = self.tables.count(&snapshot, author)?;
+        let version = at.unwrap_or(count.version);
+        if version > count.version {
+            return Err(read::unknown_version(author, version, count.version));
+        }
+        let undo = if version < count.version {
+            Some(self.undo(&snapshot, author, version, count.version)?)
+        } else {
+            None
+        };
+        let Some(first) = after.map_or(Some(0), |after| after.checked_add(1)) else {
+            return Ok(read::nobody(version));
+        };
+        let mut undone = undo.as_ref().map_or(&[][..], |undo| undo.after(after));
+        let mut page = Page::new(limit);
+        for block in self.tables.blocks_from(&snapshot, author, count.blocks, first)? {
+            let (bound, bytes) = block?;
+            let followers = Followers::new(&bytes, bound).map_err(corrupt("followers", author))?;
+            if !page
+                .extend(followers, after, &mut undone)
+                .map_err(corrupt("followers", author))?
+            {
+                return Ok(page.finish(version));
+            }
+        }
+        page.undo_rest(undone);
+        Ok(page.finish(version))
+    }
+}
+
+#[async_trait]
+impl crate::Follows for Graph {
+    async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.rounds.run(changes.to_vec()).await
+    }
+
+    async fn count(&self, author: UserKey) -> Result<FollowerCount> {
+        let count = self.tables.count(&self.tables.records.snapshot(), author.0)?;
+        // A version must not be pinned that a loss of power could still take back.
+        self.rounds.settled().await?;
+        Ok(FollowerCount {
+            followers: count.followers,
+            notify: count.notify,
+            version: FollowVersion(count.version),
+        })
+    }
+
+    async fn followers(
+        &self,
+        author: UserKey,
+        at: Option<FollowVersion>,
+        after: Option<UserKey>,
+        limit: usize,
+    ) -> Result<FollowerPage> {
+        let page = self.page(author.0, at.map(|v| v.0), after.map(|k| k.0), limit)?;
+        if at.is_none() {
+            self.rounds.settled().await?;
+        }
+        Ok(page)
+    }
+
+    async fn following(
+        &self,
+        follower: UserKey,
+        after: Option<UserKey>,
+        limit: usize,
+    ) -> Result<Vec<Following>> {
+        let Some(first) = after.map_or(Some(0), |after| after.0.checked_add(1)) else {
+            return Ok(Vec::new());
+        };
+        let range = pair(follower.0, first)..=pair(follower.0, u32::MAX);
+        self.tables
+            .records
+            .snapshot()
+            .range(&self.tables.following, range)
+            .take(limit)
+            .map(|row| {
+                let (key, bell) = row.into_inner().map_err(map_err)?;
+                let notify = match *bell {
+                    [0] => false,
+                    [1] => true,
+                    _ => return Err(malformed("follows", follower.0)),
+                };
+                Ok(Following {
+                    author: UserKey(second(&key)?),
+                    notify,
+                })
+            })
+            .collect()
+    }
+}

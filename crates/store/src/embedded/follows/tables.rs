@@ -1,0 +1,226 @@
+//! The rows of the graph.
+
+use std::sync::Arc;
+
+use fjall::{Keyspace, Readable, Snapshot};
+use herald_model::time::Micros;
+
+use crate::{
+    Error, ErrorKind, Result,
+    embedded::{
+        records::{self, Records, map_err},
+        varint,
+    },
+};
+
+use super::block::Malformed;
+
+/// The keyspaces of the graph.
+pub(super) struct Tables {
+    pub(super) records: Arc<Records>,
+    /// (author, bound) → a block of followers.
+    pub(super) blocks: Keyspace,
+    /// author → [`Count`].
+    pub(super) counts: Keyspace,
+    /// (author, version) → what the version replaced.
+    pub(super) history: Keyspace,
+    /// moment (microseconds) → the versions made at it, so that they can be trimmed by age.
+    pub(super) moments: Keyspace,
+    /// (follower, author) → whether with the bell.
+    pub(super) following: Keyspace,
+}
+
+/// An author's row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) followers: u64,
+    pub(super) notify: u64,
+    pub(super) version: u64,
+    /// How many blocks there are. The first one begins at 0.
+    pub(super) blocks: u64,
+}
+
+/// Where one follower belongs.
+pub(super) struct Place {
+    /// The first key that belongs there.
+    pub(super) bound: u32,
+    /// The first key that doesn't belong there any more.
+    pub(super) end: Option<u32>,
+    /// The block, if there is one.
+    pub(super) bytes: Option<fjall::Slice>,
+}
+
+impl Tables {
+    pub(super) fn open(records: &Arc<Records>) -> Result<Self> {
+        Ok(Self {
+            blocks: records.keyspace("followers", records::options)?,
+            counts: records.keyspace("follow_counts", records::options)?,
+            history: records.keyspace("follow_history", records::options)?,
+            moments: records.keyspace("follow_moments", records::options)?,
+            following: records.keyspace("following", records::options)?,
+            records: Arc::clone(records),
+        })
+    }
+
+    /// An author's row; zeroes when there is none.
+    pub(super) fn count(&self, snapshot: &Snapshot, author: u32) -> Result<Count> {
+        match snapshot
+            .get(&self.counts, author.to_be_bytes())
+            .map_err(map_err)?
+        {
+            Some(row) => Count::decode(&row).ok_or_else(|| malformed("count", author)),
+            None => Ok(Count::default()),
+        }
+    }
+
+    /// Where a follower of an author belongs, who has this many blocks.
+    pub(super) fn place(
+        &self,
+        snapshot: &Snapshot,
+        author: u32,
+        blocks: u64,
+        follower: u32,
+    ) -> Result<Place> {
+        let (bound, end) = match blocks {
+            0 => {
+                return Ok(Place {
+                    bound: 0,
+                    end: None,
+                    bytes: None,
+                });
+            }
+            1 => (0, None),
+            _ => {
+                let bound = self.bound(snapshot, author, follower)?;
+                let next = follower.checked_add(1).and_then(|next| {
+                    snapshot
+                        .range(&self.blocks, pair(author, next)..=pair(author, u32::MAX))
+                        .next()
+                });
+                (
+                    bound,
+                    next.map(|row| row.key().map_err(map_err).and_then(|key| second(&key)))
+                        .transpose()?,
+                )
+            }
+        };
+        let bytes = snapshot.get(&self.blocks, pair(author, bound)).map_err(map_err)?;
+        if bytes.is_none() {
+            return Err(malformed("followers", author));
+        }
+        Ok(Place { bound, end, bytes })
+    }
+
+    /// The bound of the block that a follower belongs to.
+    fn bound(&self, snapshot: &Snapshot, author: u32, follower: u32) -> Result<u32> {
+        snapshot
+            .range(&self.blocks, pair(author, 0)..=pair(author, follower))
+            .next_back()
+            .ok_or_else(|| malformed("followers", author))
+            .and_then(|row| second(&row.key().map_err(map_err)?))
+    }
+
+    /// An author's blocks with their bounds, from the one that `follower` belongs to.
+    pub(super) fn blocks_from(
+        &self,
+        snapshot: &Snapshot,
+        author: u32,
+        blocks: u64,
+        follower: u32,
+    ) -> Result<Box<dyn Iterator<Item = Result<(u32, fjall::Slice)>>>> {
+        if blocks < 2 {
+            let place = self.place(snapshot, author, blocks, follower)?;
+            return Ok(Box::new(
+                place.bytes.map(|bytes| Ok((place.bound, bytes))).into_iter(),
+            ));
+        }
+        let bound = if follower == 0 {
+            0
+        } else {
+            self.bound(snapshot, author, follower)?
+        };
+        let rows = snapshot.range(&self.blocks, pair(author, bound)..=pair(author, u32::MAX));
+        Ok(Box::new(rows.map(|row| {
+            let (key, bytes) = row.into_inner().map_err(map_err)?;
+            Ok((second(&key)?, bytes))
+        })))
+    }
+
+    /// When the newest kept history was made.
+    pub(super) fn last_moment(&self) -> Result<Option<Micros>> {
+        self.moments
+            .last_key_value()
+            .map(|row| moment_of(&row.key().map_err(map_err)?))
+            .transpose()
+    }
+}
+
+impl Count {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16);
+        for part in [self.followers, self.notify, self.version, self.blocks] {
+            varint::write(&mut bytes, part);
+        }
+        bytes
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let bytes = &mut bytes;
+        Some(Self {
+            followers: varint::read(bytes)?,
+            notify: varint::read(bytes)?,
+            version: varint::read(bytes)?,
+            blocks: varint::read(bytes)?,
+        })
+    }
+}
+
+/// The key of a row by two users.
+pub(super) fn pair(first: u32, second: u32) -> [u8; 8] {
+    (u64::from(first) << 32 | u64::from(second)).to_be_bytes()
+}
+
+/// The second user of such a key.
+pub(super) fn second(key: &[u8]) -> Result<u32> {
+    match key {
+        [_, _, _, _, a, b, c, d] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => Err(Error::new(
+            ErrorKind::Corrupt,
+            "a row of the graph has a malformed key",
+        )),
+    }
+}
+
+/// The key of what a version replaced.
+pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&author.to_be_bytes());
+    key[4..].copy_from_slice(&version.to_be_bytes());
+    key
+}
+
+/// The version of such a key.
+pub(super) fn version_of(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.get(4..)?.try_into().ok()?))
+}
+
+/// The moment that a row of `moments` is of.
+pub(super) fn moment_of(key: &[u8]) -> Result<Micros> {
+    let bytes = key
+        .try_into()
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "a moment of the graph has a malformed key"))?;
+    Ok(Micros(i64::from_be_bytes(bytes)))
+}
+
+/// An unreadable row of an author.
+pub(super) fn malformed(what: &str, author: u32) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("the {what} of author {author} can't be read"),
+    )
+}
+
+/// Turns the codec's error into the store's.
+pub(super) fn corrupt(what: &'static str, author: u32) -> impl Fn(Malformed) -> Error {
+    move |_| malformed(what, author)
+}

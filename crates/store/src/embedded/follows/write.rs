@@ -1,0 +1,214 @@
+//! Changes to the graph, a round at a time.
+
+use std::sync::Arc;
+
+use fjall::{OwnedWriteBatch, Snapshot};
+use futures::executor::block_on;
+use herald_model::time::Micros;
+
+use crate::{FollowChange, Result};
+
+use super::{
+    block::{self, Follower, Followers},
+    history::{self, Edge, Undone},
+    tables::{Count, Tables, corrupt, pair, version_key},
+};
+
+/// One change in the order to work them off: by author, then follower, then as they came.
+#[derive(Clone, Copy)]
+struct Change {
+    author: u32,
+    follower: u32,
+    index: u32,
+    after: Edge,
+}
+
+/// Applies changes; there is one of it, so nothing changes between its reads and its writes.
+pub(super) struct Writer {
+    tables: Arc<Tables>,
+    /// When the last versions were made. It never goes back, so that history is trimmed in the order of versions.
+    moment: i64,
+    old: Vec<Follower>,
+    new: Vec<Follower>,
+}
+
+/// The round in hand.
+struct Round {
+    snapshot: Snapshot,
+    batch: OwnedWriteBatch,
+    changed: Vec<bool>,
+    undone: Vec<Undone>,
+    versions: Vec<(u32, u64)>,
+}
+
+impl Writer {
+    pub(super) fn new(tables: Arc<Tables>) -> Result<Self> {
+        let moment = tables.last_moment()?.map_or(0, |moment| moment.0);
+        Ok(Self {
+            tables,
+            moment,
+            old: Vec::new(),
+            new: Vec::new(),
+        })
+    }
+
+    /// Applies the changes of some calls in order and says of each whether it changed something. Durable on return.
+    pub(super) fn round(&mut self, calls: Vec<Vec<FollowChange>>) -> Result<Vec<Result<Vec<bool>>>> {
+        let lengths: Vec<_> = calls.iter().map(Vec::len).collect();
+        let mut changes: Vec<_> = calls
+            .into_iter()
+            .flatten()
+            .zip(0..)
+            .map(|(change, index)| Change {
+                author: change.author.0,
+                follower: change.follower.0,
+                index,
+                after: Edge::after(change.notify),
+            })
+            .collect();
+        changes.sort_unstable_by_key(|c| (c.author, c.follower, c.index));
+
+        let mut round = Round {
+            snapshot: self.tables.records.snapshot(),
+            batch: self.tables.records.batch(),
+            changed: vec![false; changes.len()],
+            undone: Vec::new(),
+            versions: Vec::new(),
+        };
+        for of_author in changes.chunk_by(|a, b| a.author == b.author) {
+            self.apply(&mut round, of_author)?;
+        }
+        let Round {
+            snapshot,
+            mut batch,
+            changed,
+            versions,
+            ..
+        } = round;
+        drop(snapshot);
+        if !versions.is_empty() {
+            self.moment = Micros::now().0.max(self.moment + 1);
+            batch.insert(
+                &self.tables.moments,
+                self.moment.to_be_bytes(),
+                history::encode_versions(&versions),
+            );
+            block_on(self.tables.records.commit(batch))?;
+        }
+        let mut rest = &changed[..];
+        Ok(lengths
+            .into_iter()
+            .map(|length| {
+                let (these, others) = rest.split_at(length);
+                rest = others;
+                Ok(these.to_vec())
+            })
+            .collect())
+    }
+
+    /// Applies the changes of one author.
+    fn apply(&mut self, round: &mut Round, mut changes: &[Change]) -> Result<()> {
+        let Some(&Change { author, .. }) = changes.first() else {
+            return Ok(());
+        };
+        let before = self.tables.count(&round.snapshot, author)?;
+        let mut count = before;
+        round.undone.clear();
+        while let Some(next) = changes.first() {
+            let place = self
+                .tables
+                .place(&round.snapshot, author, before.blocks, next.follower)?;
+            let here = place
+                .end
+                .map_or(changes.len(), |end| changes.partition_point(|c| c.follower < end));
+            let (these, others) = changes.split_at(here);
+            changes = others;
+
+            self.old.clear();
+            if let Some(bytes) = &place.bytes {
+                for follower in Followers::new(bytes, place.bound).map_err(corrupt("followers", author))? {
+                    self.old.push(follower.map_err(corrupt("followers", author))?);
+                }
+            }
+            if self.edit(round, &mut count, these) {
+                self.put(round, &mut count, author, place.bound, place.bytes.is_some());
+            }
+        }
+        if !round.undone.is_empty() {
+            count.version += 1;
+            round
+                .batch
+                .insert(&self.tables.counts, author.to_be_bytes(), count.encode());
+            let key = version_key(author, count.version);
+            round
+                .batch
+                .insert(&self.tables.history, key, history::encode(&round.undone));
+            round.versions.push((author, count.version));
+        }
+        Ok(())
+    }
+
+    /// Makes `new` from `old` and the changes of one block; false when it is the same.
+    fn edit(&mut self, round: &mut Round, count: &mut Count, changes: &[Change]) -> bool {
+        let undone = round.undone.len();
+        let mut old = &self.old[..];
+        self.new.clear();
+        for of_follower in changes.chunk_by(|a, b| a.follower == b.follower) {
+            let Change { author, follower, .. } = of_follower[0];
+            let (before, rest) = old.split_at(old.partition_point(|f| f.key < follower));
+            self.new.extend_from_slice(before);
+            let was = match rest {
+                [first, rest @ ..] if first.key == follower => {
+                    old = rest;
+                    Edge::after(Some(first.bell))
+                }
+                _ => {
+                    old = rest;
+                    Edge::Absent
+                }
+            };
+            let mut is = was;
+            for change in of_follower {
+                round.changed[change.index as usize] = change.after != is;
+                is = change.after;
+            }
+            self.new.extend(is.follower(follower));
+            if is == was {
+                continue;
+            }
+            round.undone.push(Undone {
+                follower,
+                before: was,
+            });
+            count.followers =
+                count.followers + u64::from(is != Edge::Absent) - u64::from(was != Edge::Absent);
+            count.notify = count.notify + u64::from(is == Edge::Bell) - u64::from(was == Edge::Bell);
+            let key = pair(follower, author);
+            match is.follower(follower) {
+                Some(follow) => round
+                    .batch
+                    .insert(&self.tables.following, key, [u8::from(follow.bell)]),
+                None => round.batch.remove(&self.tables.following, key),
+            }
+        }
+        self.new.extend_from_slice(old);
+        round.undone.len() > undone
+    }
+
+    /// Writes `new` in the place of a block.
+    fn put(&self, round: &mut Round, count: &mut Count, author: u32, bound: u32, existed: bool) {
+        count.blocks -= u64::from(existed);
+        if self.new.is_empty() && bound != 0 {
+            round.batch.remove(&self.tables.blocks, pair(author, bound));
+            return;
+        }
+        for (bound, part) in block::split(bound, &self.new) {
+            round.batch.insert(
+                &self.tables.blocks,
+                pair(author, bound),
+                block::encode(bound, part),
+            );
+            count.blocks += 1;
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What has to be done from time to time: forgetting what is too old.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use futures::executor::block_on;
+use herald_model::time::Micros;
+use parking_lot::Mutex;
+
+use super::{dir::io_error, follows::Graph, posts::Archive};
+use crate::Result;
+
+/// How long between two times.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Those that have something to forget.
+#[derive(Clone)]
+pub(super) struct Chores {
+    pub(super) follows: Arc<Graph>,
+    pub(super) posts: Arc<Archive>,
+}
+
+impl Chores {
+    /// Forgets what is too old at a moment.
+    pub(super) async fn run(&self, now: Micros) -> Result<()> {
+        let versions = self.follows.trim(now).await?;
+        let requests = self.posts.trim(now).await?;
+        if versions + requests > 0 {
+            tracing::debug!(versions, requests, "forgot old follow versions and request ids");
+        }
+        Ok(())
+    }
+}
+
+/// The thread that does them, as long as this lives.
+pub(super) struct Maintenance {
+    stop: Mutex<Option<mpsc::Sender<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Maintenance {
+    /// Starts the thread.
+    pub(super) fn start(chores: Chores) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("store-maintenance".into())
+            .spawn(move || {
+                while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    if let Err(error) = block_on(chores.run(Micros::now())) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "could not forget what is too old"
+                        );
+                    }
+                }
+            })
+            .map_err(|e| io_error("can't start the maintenance thread".into(), e))?;
+        Ok(Self {
+            stop: Mutex::new(Some(stop)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends the thread. Again: nothing.
+    pub(super) fn stop(&self) {
+        drop(self.stop.lock().take());
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Maintenance {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,277 @@
+//! Preferences: one row a user, absent while they are the defaults.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use fjall::Keyspace;
+use futures::executor::block_on;
+use herald_model::{Preferences, Recipients, UserKey};
+use prost::Message;
+
+use super::{
+    cache::Cache,
+    records::{self, Records, map_err},
+    rounds::Rounds,
+};
+use crate::{Error, ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Result};
+
+/// How many changes one commit takes before it leaves the rest to the next one.
+const ROUND_CHANGES: usize = 4_096;
+
+/// The embedded engine's [`Preferences`](crate::Preferences).
+pub(crate) struct PreferenceBook {
+    tables: Arc<Tables>,
+    rounds: Rounds<(UserKey, PreferencesChange), Preferences>,
+}
+
+struct Tables {
+    records: Arc<Records>,
+    /// user → [`Row`].
+    preferences: Keyspace,
+    cache: Cache<UserKey, Arc<Preferences>>,
+}
+
+/// A user's preferences as they are stored. Absent fields are the defaults.
+#[derive(Clone, PartialEq, Message)]
+struct Row {
+    #[prost(bool, tag = "1")]
+    push_disabled: bool,
+    /// Ascending, delta-coded.
+    #[prost(bytes = "bytes", tag = "2")]
+    muted: bytes::Bytes,
+    #[prost(uint32, tag = "3")]
+    muted_count: u32,
+}
+
+impl PreferenceBook {
+    /// Opens the preferences. `cache_bytes_max` bounds the memory for them.
+    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+        let tables = Arc::new(Tables {
+            preferences: records.keyspace("preferences", records::options)?,
+            records: Arc::clone(records),
+            cache: Cache::new(
+                "preferences",
+                cache_bytes_max,
+                |_, preferences: &Arc<Preferences>| size_of::<Preferences>() + 8 * preferences.muted.len(),
+            ),
+        });
+        let shared = Arc::clone(&tables);
+        let rounds = Rounds::start(
+            "preferences",
+            ROUND_CHANGES,
+            |_| 1,
+            move |jobs| shared.round(jobs),
+        )?;
+        Ok(Self { tables, rounds })
+    }
+}
+
+impl Tables {
+    fn of(&self, user: UserKey) -> Result<Preferences> {
+        let Some(bytes) = self.preferences.get(user.0.to_be_bytes()).map_err(map_err)? else {
+            return Ok(Preferences::default());
+        };
+        Row::decode(&*bytes)
+            .ok()
+            .and_then(Row::into_preferences)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the preferences of user {user} can't be read"),
+                )
+            })
+    }
+
+    fn round(&self, jobs: Vec<(UserKey, PreferencesChange)>) -> Result<Vec<Result<Preferences>>> {
+        let mut users: HashMap<UserKey, Preferences> = HashMap::new();
+        let mut answers = Vec::with_capacity(jobs.len());
+        for (user, change) in jobs {
+            let before = match users.get(&user) {
+                Some(known) => known.clone(),
+                None => self.of(user)?,
+            };
+            answers.push(change_of(user, before, change).inspect(|after| {
+                users.insert(user, after.clone());
+            }));
+        }
+        if users.is_empty() {
+            return Ok(answers);
+        }
+        let mut batch = self.records.batch();
+        for (user, preferences) in &users {
+            let key = user.0.to_be_bytes();
+            if *preferences == Preferences::default() {
+                batch.remove(&self.preferences, key);
+            } else {
+                batch.insert(&self.preferences, key, Row::of(preferences).encode_to_vec());
+            }
+        }
+        let committed = block_on(self.records.commit(batch));
+        for user in users.keys() {
+            self.cache.changed(user);
+        }
+        committed.map(|()| answers)
+    }
+}
+
+fn change_of(user: UserKey, mut preferences: Preferences, change: PreferencesChange) -> Result<Preferences> {
+    preferences.push_enabled = change.push_enabled.unwrap_or(preferences.push_enabled);
+    preferences.muted.extend(change.mute);
+    for author in &change.unmute {
+        preferences.muted.remove(author);
+    }
+    if preferences.muted.len() > MUTED_AUTHORS_MAX {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("user {user} would mute more than {MUTED_AUTHORS_MAX} authors"),
+        ));
+    }
+    Ok(preferences)
+}
+
+impl Row {
+    fn of(preferences: &Preferences) -> Self {
+        let muted = Recipients::from_sorted(preferences.muted.iter().copied());
+        Self {
+            push_disabled: !preferences.push_enabled,
+            muted: muted.as_bytes().clone(),
+            muted_count: muted.len(),
+        }
+    }
+
+    fn into_preferences(self) -> Option<Preferences> {
+        let muted = Recipients::decode(self.muted, self.muted_count).ok()?;
+        Some(Preferences {
+            push_enabled: !self.push_disabled,
+            muted: muted.iter().collect(),
+        })
+    }
+}
+
+#[async_trait]
+impl crate::Preferences for PreferenceBook {
+    async fn of(&self, users: &[UserKey]) -> Result<Vec<Preferences>> {
+        users
+            .iter()
+            .map(|user| {
+                let preferences = self
+                    .tables
+                    .cache
+                    .get_or_load(*user, |user| self.tables.of(*user).map(|p| Some(p.into())))?;
+                Ok(preferences.as_deref().cloned().unwrap_or_default())
+            })
+            .collect()
+    }
+
+    async fn update(&self, user: UserKey, change: &PreferencesChange) -> Result<Preferences> {
+        self.rounds.run((user, change.clone())).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Preferences as _, embedded::testing::Store};
+
+    const USER: UserKey = UserKey(7);
+
+    fn open(store: &Store) -> PreferenceBook {
+        PreferenceBook::open(store.records(), 1 << 20).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_left_out_stays_and_a_restart_changes_nothing() {
+        let mut store = Store::new();
+        let book = open(&store);
+        assert_eq!(book.of(&[USER]).await.unwrap(), [Preferences::default()]);
+        let mute = PreferencesChange {
+            mute: vec![UserKey(3), UserKey(1)],
+            ..Default::default()
+        };
+        book.update(USER, &mute).await.unwrap();
+        let off = PreferencesChange {
+            push_enabled: Some(false),
+            unmute: vec![UserKey(3)],
+            ..Default::default()
+        };
+        let after = book.update(USER, &off).await.unwrap();
+        assert_eq!(
+            after,
+            Preferences {
+                push_enabled: false,
+                muted: [UserKey(1)].into()
+            }
+        );
+        assert_eq!(
+            book.of(&[USER, UserKey(8)]).await.unwrap(),
+            [after.clone(), Preferences::default()]
+        );
+
+        drop(book);
+        store.reopen();
+        let book = open(&store);
+        assert_eq!(book.of(&[USER]).await.unwrap(), [after]);
+        let on = PreferencesChange {
+            push_enabled: Some(true),
+            unmute: vec![UserKey(1)],
+            ..Default::default()
+        };
+        assert_eq!(book.update(USER, &on).await.unwrap(), Preferences::default());
+        assert_eq!(book.of(&[USER]).await.unwrap(), [Preferences::default()]);
+    }
+
+    #[tokio::test]
+    async fn muting_too_many_is_refused_without_a_side_effect() {
+        let store = Store::new();
+        let book = open(&store);
+        let many = (1..=MUTED_AUTHORS_MAX as u32).map(UserKey).collect();
+        let full = book
+            .update(
+                USER,
+                &PreferencesChange {
+                    mute: many,
+                    ..Default::default()
+                },
+            )
+            .await
+            .unwrap();
+        assert_eq!(full.muted.len(), MUTED_AUTHORS_MAX);
+        let more = PreferencesChange {
+            push_enabled: Some(false),
+            mute: vec![UserKey(0)],
+            ..Default::default()
+        };
+        assert_eq!(
+            book.update(USER, &more).await.unwrap_err().kind(),
+            ErrorKind::LimitExceeded
+        );
+        assert_eq!(book.of(&[USER]).await.unwrap(), [full]);
+        let swap = PreferencesChange {
+            mute: vec![UserKey(0)],
+            unmute: vec![UserKey(1)],
+            ..Default::default()
+        };
+        assert_eq!(
+            book.update(USER, &swap).await.unwrap().muted.len(),
+            MUTED_AUTHORS_MAX
+        );
+    }
+
+    #[tokio::test]
+    async fn changes_that_come_together_are_all_made() {
+        let store = Store::new();
+        let book = open(&store);
+        futures::future::join_all((0..100).map(|n| {
+            let book = &book;
+            async move {
+                let mute = PreferencesChange {
+                    mute: vec![UserKey(n)],
+                    ..Default::default()
+                };
+                book.update(USER, &mute).await.unwrap();
+            }
+        }))
+        .await;
+        assert_eq!(book.of(&[USER]).await.unwrap()[0].muted.len(), 100);
+    }
+}

@@ -1,0 +1,282 @@
+//! The dictionary of users: `user_keys` (id → key) and `user_ids` (key → id), both behind caches.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use fjall::Keyspace;
+use futures::executor::block_on;
+use herald_model::{UserId, UserKey};
+
+use super::{
+    cache::ENTRY_BYTES,
+    records::{self, Records, map_err},
+    rounds::Rounds,
+};
+use crate::{Error, ErrorKind, Result};
+
+/// How many new users one commit takes before it leaves the rest to the next one.
+const ROUND_USERS: usize = 20_000;
+
+/// The embedded engine's [`Users`](crate::Users).
+pub(crate) struct Dictionary {
+    tables: Arc<Tables>,
+    rounds: Rounds<Vec<UserId>, Vec<UserKey>>,
+    keys: moka::sync::Cache<UserId, UserKey>,
+    ids: moka::sync::Cache<UserKey, UserId>,
+}
+
+/// A user never changes, so what was read once is true for ever.
+struct Tables {
+    records: Arc<Records>,
+    keys: Keyspace,
+    ids: Keyspace,
+}
+
+impl Dictionary {
+    /// Opens the dictionary. `cache_bytes_max` bounds the memory for each direction.
+    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+        let tables = Arc::new(Tables {
+            keys: records.keyspace("user_keys", records::options)?,
+            ids: records.keyspace("user_ids", records::options)?,
+            records: Arc::clone(records),
+        });
+        let mut last = tables.last()?;
+        let shared = Arc::clone(&tables);
+        let rounds = Rounds::start("users", ROUND_USERS, Vec::len, move |calls| {
+            shared.intern(&mut last, calls)
+        })?;
+        let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
+        Ok(Self {
+            tables,
+            rounds,
+            keys: moka::sync::Cache::builder()
+                .name("user-keys")
+                .max_capacity(cache_bytes_max)
+                .weigher(move |id, _| weigh(id))
+                .build(),
+            ids: moka::sync::Cache::builder()
+                .name("user-ids")
+                .max_capacity(cache_bytes_max)
+                .weigher(move |_, id| weigh(id))
+                .build(),
+        })
+    }
+}
+
+impl Tables {
+    fn last(&self) -> Result<u32> {
+        let Some(row) = self.ids.last_key_value() else {
+            return Ok(0);
+        };
+        decode(&row.key().map_err(map_err)?).map(|key| key.0)
+    }
+
+    fn key(&self, id: &UserId) -> Result<Option<UserKey>> {
+        self.keys
+            .get(id.as_str())
+            .map_err(map_err)?
+            .map(|key| decode(&key))
+            .transpose()
+    }
+
+    fn id(&self, key: UserKey) -> Result<Option<UserId>> {
+        let Some(id) = self.ids.get(key.0.to_be_bytes()).map_err(map_err)? else {
+            return Ok(None);
+        };
+        std::str::from_utf8(&id)
+            .ok()
+            .and_then(|id| UserId::new(id).ok())
+            .map(Some)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("the id of user {key} can't be read")))
+    }
+
+    /// Finds or makes the keys of some calls' users; `last` is the greatest key ever given.
+    fn intern(&self, last: &mut u32, calls: Vec<Vec<UserId>>) -> Result<Vec<Result<Vec<UserKey>>>> {
+        let mut batch = self.records.batch();
+        let mut made: HashMap<UserId, UserKey> = HashMap::new();
+        let mut next = *last;
+        let mut answers = Vec::with_capacity(calls.len());
+        for ids in calls {
+            let mut keys = Vec::with_capacity(ids.len());
+            for id in ids {
+                let known = match made.get(&id) {
+                    Some(key) => Some(*key),
+                    None => self.key(&id)?,
+                };
+                keys.push(match known {
+                    Some(key) => key,
+                    None => {
+                        next = next
+                            .checked_add(1)
+                            .ok_or_else(|| Error::new(ErrorKind::Full, "every user key is given"))?;
+                        // The id first: whoever can read the key can read its id.
+                        batch.insert(&self.ids, next.to_be_bytes(), id.as_str());
+                        batch.insert(&self.keys, id.as_str(), next.to_be_bytes());
+                        made.insert(id, UserKey(next));
+                        UserKey(next)
+                    }
+                });
+            }
+            answers.push(Ok(keys));
+        }
+        if !batch.is_empty() {
+            // Raised even when the commit fails: a key that may have been given is not given again.
+            *last = next;
+            block_on(self.records.commit(batch))?;
+        }
+        Ok(answers)
+    }
+}
+
+fn decode(key: &[u8]) -> Result<UserKey> {
+    let key = key
+        .try_into()
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "a user key in the dictionary is malformed"))?;
+    Ok(UserKey(u32::from_be_bytes(key)))
+}
+
+#[async_trait]
+impl crate::Users for Dictionary {
+    async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+        let mut keys = Vec::with_capacity(ids.len());
+        let mut loaded = Vec::new();
+        for id in ids {
+            let key = match self.keys.get(id) {
+                Some(key) => Some(key),
+                None => {
+                    let key = self.tables.key(id)?;
+                    loaded.extend(key.map(|key| (id, key)));
+                    key
+                }
+            };
+            keys.push(key);
+        }
+        if !loaded.is_empty() {
+            // A key must not be used that a loss of power could still give to another.
+            self.rounds.settled().await?;
+            for (id, key) in loaded {
+                self.keys.insert(id.clone(), key);
+            }
+        }
+        Ok(keys)
+    }
+
+    async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+        let known = self.find(ids).await?;
+        let unknown: Vec<_> = ids
+            .iter()
+            .zip(&known)
+            .filter(|(_, key)| key.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        let mut made = Vec::new().into_iter();
+        if !unknown.is_empty() {
+            let keys = self.rounds.run(unknown.clone()).await?;
+            for (id, key) in unknown.into_iter().zip(&keys) {
+                self.ids.insert(*key, id.clone());
+                self.keys.insert(id, *key);
+            }
+            made = keys.into_iter();
+        }
+        known
+            .into_iter()
+            .map(|key| key.or_else(|| made.next()))
+            .collect::<Option<_>>()
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary made too few keys"))
+    }
+
+    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        keys.iter()
+            .map(|key| {
+                if let Some(id) = self.ids.get(key) {
+                    return Ok(Some(id));
+                }
+                let id = self.tables.id(*key)?;
+                if let Some(id) = &id {
+                    self.ids.insert(*key, id.clone());
+                }
+                Ok(id)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Users, embedded::testing::Store};
+
+    fn open(store: &Store) -> Dictionary {
+        Dictionary::open(store.records(), 1 << 20).unwrap()
+    }
+
+    fn ids(range: std::ops::Range<u32>) -> Vec<UserId> {
+        range.map(|n| UserId::new(format!("user-{n}")).unwrap()).collect()
+    }
+
+    fn keys(range: std::ops::Range<u32>) -> Vec<UserKey> {
+        range.map(UserKey).collect()
+    }
+
+    #[tokio::test]
+    async fn keys_are_dense_and_stay_after_a_restart() {
+        let mut store = Store::new();
+        let users = open(&store);
+        assert_eq!(users.find(&ids(0..3)).await.unwrap(), [None; 3]);
+        assert_eq!(users.intern(&ids(0..10_000)).await.unwrap(), keys(1..10_001));
+        assert_eq!(users.intern(&[]).await.unwrap(), []);
+
+        drop(users);
+        store.reopen();
+        let users = open(&store);
+        // Some known, some new, one twice.
+        let mixed = [ids(5..8), ids(20_000..20_002), ids(6..7), ids(20_001..20_002)].concat();
+        assert_eq!(
+            users.intern(&mixed).await.unwrap(),
+            [6, 7, 8, 10_001, 10_002, 7, 10_002].map(UserKey)
+        );
+        assert_eq!(users.intern(&mixed).await.unwrap()[4], UserKey(10_002));
+        let found = users
+            .find(&[ids(0..1), ids(30_000..30_001)].concat())
+            .await
+            .unwrap();
+        assert_eq!(found, [Some(UserKey(1)), None]);
+        let names = users
+            .ids(&[UserKey(0), UserKey(1), UserKey(10_002), UserKey(10_003)])
+            .await
+            .unwrap();
+        assert_eq!(
+            names,
+            [
+                None,
+                Some(ids(0..1).remove(0)),
+                Some(ids(20_001..20_002).remove(0)),
+                None
+            ]
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn callers_at_the_same_time_agree() {
+        let store = Store::new();
+        let users = Arc::new(open(&store));
+        let calls = (0..16_u32).map(|n| {
+            let users = Arc::clone(&users);
+            tokio::spawn(async move {
+                let mut ids = ids(0..500);
+                ids.rotate_left(31 * n as usize);
+                let keys = users.intern(&ids).await.unwrap();
+                ids.into_iter().zip(keys).collect::<HashMap<_, _>>()
+            })
+        });
+        let mut answers = futures::future::join_all(calls)
+            .await
+            .into_iter()
+            .map(|call| call.unwrap());
+        let first = answers.next().unwrap();
+        let mut given: Vec<_> = first.values().copied().collect();
+        given.sort();
+        assert_eq!(given, keys(1..501));
+        assert!(answers.all(|answer| answer == first));
+    }
+}
