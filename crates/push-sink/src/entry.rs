@@ -80,7 +80,12 @@ impl From<&Histogram<u64>> for Latencies {
     /// Of a histogram of microseconds.
     fn from(us: &Histogram<u64>) -> Self {
         let ms = |quantile| us.value_at_quantile(quantile) as f64 / 1e3;
-        Self { p50: ms(0.5), p95: ms(0.95), p99: ms(0.99), max: us.max() as f64 / 1e3 }
+        Self {
+            p50: ms(0.5),
+            p95: ms(0.95),
+            p99: ms(0.99),
+            max: us.max() as f64 / 1e3,
+        }
     }
 }
 

@@ -21,14 +21,23 @@ impl Keys {
     /// New ones.
     pub fn generate() -> Self {
         let webhook: [u8; 32] = rand::random();
-        Self { webhook: webhook.to_vec(), secret: SecretKey::random(&mut OsRng), auth: rand::random() }
+        Self {
+            webhook: webhook.to_vec(),
+            secret: SecretKey::random(&mut OsRng),
+            auth: rand::random(),
+        }
     }
 
     /// Those in a file, or new ones written there (mode 0600), so that devices stay valid over a restart.
     pub fn load_or_create(path: &Path) -> Result<Self, Error> {
-        let file_error = |source| Error::KeyFile { path: path.to_owned(), source };
+        let file_error = |source| Error::KeyFile {
+            path: path.to_owned(),
+            source,
+        };
         match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).ok_or_else(|| Error::MalformedKeys { path: path.to_owned() }),
+            Ok(text) => Self::parse(&text).ok_or_else(|| Error::MalformedKeys {
+                path: path.to_owned(),
+            }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let keys = Self::generate();
                 let mut file = fs::OpenOptions::new()
@@ -46,7 +55,11 @@ impl Keys {
 
     /// The public key of Web Push subscriptions: an uncompressed P-256 point, 65 bytes.
     pub fn p256dh(&self) -> Vec<u8> {
-        self.secret.public_key().to_encoded_point(false).as_bytes().to_vec()
+        self.secret
+            .public_key()
+            .to_encoded_point(false)
+            .as_bytes()
+            .to_vec()
     }
 
     fn print(&self) -> String {
@@ -55,10 +68,17 @@ impl Keys {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let parts: Vec<Vec<u8>> =
-            text.lines().map(|line| BASE64URL.decode(line)).collect::<Result<_, _>>().ok()?;
+        let parts: Vec<Vec<u8>> = text
+            .lines()
+            .map(|line| BASE64URL.decode(line))
+            .collect::<Result<_, _>>()
+            .ok()?;
         let [webhook, secret, auth]: [Vec<u8>; LINES] = parts.try_into().ok()?;
-        Some(Self { webhook, secret: SecretKey::from_slice(&secret).ok()?, auth: auth.try_into().ok()? })
+        Some(Self {
+            webhook,
+            secret: SecretKey::from_slice(&secret).ok()?,
+            auth: auth.try_into().ok()?,
+        })
     }
 }
 
@@ -81,6 +101,9 @@ mod tests {
         let read = Keys::load_or_create(&path).unwrap();
         assert_eq!(made.print(), read.print());
         fs::write(&path, "nonsense").unwrap();
-        assert!(matches!(Keys::load_or_create(&path), Err(Error::MalformedKeys { .. })));
+        assert!(matches!(
+            Keys::load_or_create(&path),
+            Err(Error::MalformedKeys { .. })
+        ));
     }
 }

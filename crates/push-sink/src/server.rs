@@ -86,7 +86,11 @@ async fn webhook(
             sink.record(entry);
             StatusCode::NO_CONTENT.into_response()
         }
-        None => reject(&sink, StatusCode::BAD_REQUEST, "the body is no post.created event"),
+        None => reject(
+            &sink,
+            StatusCode::BAD_REQUEST,
+            "the body is no post.created event",
+        ),
     }
 }
 
@@ -101,17 +105,33 @@ async fn web_push(
     }
     let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let now = Timestamp::now().as_second();
-    if let Err(e) = vapid::check(authorization, &sink.origin(), now, sink.vapid_public_key().as_deref()) {
+    if let Err(e) = vapid::check(
+        authorization,
+        &sink.origin(),
+        now,
+        sink.vapid_public_key().as_deref(),
+    ) {
         return reject(&sink, StatusCode::UNAUTHORIZED, e);
     }
     let Some(ttl_seconds) = text(&headers, "ttl").and_then(|ttl| ttl.parse().ok()) else {
         return reject(&sink, StatusCode::BAD_REQUEST, "no TTL");
     };
-    if headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding != "aes128gcm") {
-        return reject(&sink, StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is not aes128gcm");
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_none_or(|encoding| encoding != "aes128gcm")
+    {
+        return reject(
+            &sink,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body is not aes128gcm",
+        );
     }
     if body.len() > WEB_PUSH_BYTES_MAX {
-        return reject(&sink, StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4,096 bytes");
+        return reject(
+            &sink,
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "the body is over 4,096 bytes",
+        );
     }
     let opened = open(&sink, &body);
     match opened.and_then(|opened| entry(Kind::WebPush, name, &opened)) {
@@ -122,14 +142,21 @@ async fn web_push(
             sink.record(entry);
             StatusCode::CREATED.into_response()
         }
-        None => reject(&sink, StatusCode::BAD_REQUEST, "the body can't be decrypted to a post.created event"),
+        None => reject(
+            &sink,
+            StatusCode::BAD_REQUEST,
+            "the body can't be decrypted to a post.created event",
+        ),
     }
 }
 
 async fn received(State(sink): State<Sink>) -> Response {
     let mut entries = sink.entries();
     let entries = entries.split_off(entries.len().saturating_sub(SHOWN_MAX));
-    match serde_json::to_vec(&Received { summary: sink.summary(), entries }) {
+    match serde_json::to_vec(&Received {
+        summary: sink.summary(),
+        entries,
+    }) {
         Ok(body) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
     }
@@ -147,7 +174,9 @@ fn open(sink: &Sink, body: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn entry(kind: Kind, name: String, body: &[u8]) -> Option<Entry> {
-    let payload: Payload = serde_json::from_slice(body).ok().filter(|p: &Payload| p.r#type == "post.created")?;
+    let payload: Payload = serde_json::from_slice(body)
+        .ok()
+        .filter(|p: &Payload| p.r#type == "post.created")?;
     let received_time = Timestamp::now();
     let latency = received_time.duration_since(payload.data.accepted_time);
     Some(Entry {
@@ -179,9 +208,7 @@ fn reject(sink: &Sink, status: StatusCode, reason: impl std::fmt::Display) -> Re
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         match self.retry_after {
-            Some(after) => {
-                (self.status, [(RETRY_AFTER, after.as_secs().to_string())]).into_response()
-            }
+            Some(after) => (self.status, [(RETRY_AFTER, after.as_secs().to_string())]).into_response(),
             None => self.status.into_response(),
         }
     }

@@ -189,7 +189,12 @@ impl Sink {
     /// Waits until this many entries came since the start, and returns those that are kept.
     pub async fn wait_for(&self, count: u64) -> Vec<Entry> {
         // The sender lives as long as `self`, so the wait can't fail.
-        let _ = self.shared.received.subscribe().wait_for(|received| *received >= count).await;
+        let _ = self
+            .shared
+            .received
+            .subscribe()
+            .wait_for(|received| *received >= count)
+            .await;
         self.entries()
     }
 
@@ -244,7 +249,9 @@ impl Sink {
             if state.seen.len() < SEEN_MAX {
                 state.seen.insert(key);
             }
-            let us = u64::try_from(entry.latency.as_micros()).unwrap_or(u64::MAX).max(1);
+            let us = u64::try_from(entry.latency.as_micros())
+                .unwrap_or(u64::MAX)
+                .max(1);
             state.latency_us.saturating_record(us);
         }
         if state.entries.len() == ENTRIES_MAX {
@@ -279,7 +286,11 @@ impl Running {
         let address = listener.local_addr().map_err(Error::Listen)?;
         let sink = Sink::new(&format!("http://{address}"), Keys::generate())?;
         let server = tokio::spawn(sink.clone().serve(listener, CancellationToken::new()));
-        Ok(Self { sink, address, server })
+        Ok(Self {
+            sink,
+            address,
+            server,
+        })
     }
 
     /// Where it listens.

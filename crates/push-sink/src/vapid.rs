@@ -51,7 +51,9 @@ pub(crate) fn check(
     let (signed, signature) = token.rsplit_once('.').ok_or(Rejected::Malformed)?;
     let signature = BASE64URL.decode(signature).map_err(|_| Rejected::Malformed)?;
     let signature = Signature::from_slice(&signature).map_err(|_| Rejected::Malformed)?;
-    verifier.verify(signed.as_bytes(), &signature).map_err(|_| Rejected::Signature)?;
+    verifier
+        .verify(signed.as_bytes(), &signature)
+        .map_err(|_| Rejected::Signature)?;
 
     let (header, claims) = signed.split_once('.').ok_or(Rejected::Malformed)?;
     let header: Header = json(header).ok_or(Rejected::Malformed)?;
@@ -70,7 +72,11 @@ pub(crate) fn check(
 
 fn parts(authorization: &str) -> Option<(&str, &str)> {
     let parameters = authorization.strip_prefix("vapid ")?;
-    let value = |name| parameters.split(',').find_map(|part| part.trim().strip_prefix(name));
+    let value = |name| {
+        parameters
+            .split(',')
+            .find_map(|part| part.trim().strip_prefix(name))
+    };
     Some((value("t=")?, value("k=")?))
 }
 
@@ -88,7 +94,11 @@ mod tests {
     use super::*;
 
     fn token(key: &SigningKey, claims: &str) -> String {
-        let signed = format!("{}.{}", BASE64URL.encode(r#"{"typ":"JWT","alg":"ES256"}"#), BASE64URL.encode(claims));
+        let signed = format!(
+            "{}.{}",
+            BASE64URL.encode(r#"{"typ":"JWT","alg":"ES256"}"#),
+            BASE64URL.encode(claims)
+        );
         let signature: Signature = key.sign(signed.as_bytes());
         let public_key = key.verifying_key().to_encoded_point(false);
         format!(
@@ -103,14 +113,18 @@ mod tests {
         let key = SigningKey::random(&mut OsRng);
         let own = key.verifying_key().to_encoded_point(false);
         let good = token(&key, r#"{"aud":"https://push.example","exp":1000}"#);
-        let check = |authorization: &str, now, key| check(Some(authorization), "https://push.example", now, key);
+        let check =
+            |authorization: &str, now, key| check(Some(authorization), "https://push.example", now, key);
 
         assert_eq!(check(&good, 500, None), Ok(()));
         assert_eq!(check(&good, 500, Some(own.as_bytes())), Ok(()));
         assert_eq!(check(&good, 500, Some(b"other")), Err(Rejected::Key));
         assert_eq!(check(&good, 1000, None), Err(Rejected::Expiry));
         assert_eq!(check(&good, 1000 - 24 * 3600 - 1, None), Err(Rejected::Expiry));
-        assert_eq!(check(&good.replace("vapid", "Bearer"), 500, None), Err(Rejected::Missing));
+        assert_eq!(
+            check(&good.replace("vapid", "Bearer"), 500, None),
+            Err(Rejected::Missing)
+        );
         assert_eq!(
             check(&token(&key, r#"{"aud":"https://other","exp":1000}"#), 500, None),
             Err(Rejected::Audience)
@@ -119,7 +133,13 @@ mod tests {
         let (stolen, _) = stolen.split_once(',').unwrap();
         let other = token(&SigningKey::random(&mut OsRng), "{}");
         let (_, k) = other.split_once(" k=").unwrap();
-        assert_eq!(check(&format!("vapid t={stolen}, k={k}"), 500, None), Err(Rejected::Signature));
-        assert_eq!(super::check(None, "https://push.example", 500, None), Err(Rejected::Missing));
+        assert_eq!(
+            check(&format!("vapid t={stolen}, k={k}"), 500, None),
+            Err(Rejected::Signature)
+        );
+        assert_eq!(
+            super::check(None, "https://push.example", 500, None),
+            Err(Rejected::Missing)
+        );
     }
 }

@@ -1,1 +1,115 @@
-//! Under construction.
+//! The push service: brings posts to devices.
+//!
+//! The way of a chunk ([`handler`]): what earlier attempts recorded comes from the ledger; each recipient who is not
+//! settled is decided upon ([`domain`]); the devices get their push ([`adapters`]); what came of it goes to the ledger, now
+//! and then while it runs and at the end; an event tells analytics; and only then is the message acknowledged.
+//!
+//! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and is never sent to again
+//! for that post. Only what was accepted after the last record can come twice, after a crash: `settle_sends_max` and
+//! those in flight bound it, and the repeats carry the same `webhook-id` and `Topic`.
+//!
+//! *Invariant:* the ledger says how much of a chunk was announced by earlier events, so the event that is owed can be
+//! made again, with the same id and the same counts, by whoever gets the message next.
+//!
+//! [`endpoint`] says where a push may go; the gateway asks it when a device is registered.
+
+mod adapters;
+mod config;
+mod domain;
+pub mod endpoint;
+mod error;
+mod handler;
+mod metrics;
+
+use std::sync::Arc;
+
+use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers};
+use herald_model::Lane;
+use herald_store::{Devices, Ledger, Posts, Preferences, Users};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use adapters::Vapid;
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+
+use crate::{
+    adapters::{Dispatcher, PostSource},
+    handler::Chunks,
+};
+
+/// What the service needs from outside.
+pub struct Deps {
+    /// Where chunks come from, and events go to.
+    pub mesh: Mesh,
+    /// The consumers to work on.
+    pub topology: Arc<Topology>,
+    /// User ids.
+    pub users: Arc<dyn Users>,
+    /// Where to push to.
+    pub devices: Arc<dyn Devices>,
+    /// Who wants to hear what.
+    pub preferences: Arc<dyn Preferences>,
+    /// What to tell.
+    pub posts: Arc<dyn Posts>,
+    /// Where deliveries are recorded.
+    pub ledger: Arc<dyn Ledger>,
+    /// Who sends; the gateway tells browsers its public key.
+    pub vapid: Vapid,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Works until `shutdown`, then finishes the messages under way.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    config.validate()?;
+    let Deps {
+        mesh,
+        topology,
+        users,
+        devices,
+        preferences,
+        posts,
+        ledger,
+        vapid,
+        metrics,
+    } = deps;
+    let chunks = Arc::new(Chunks {
+        dispatcher: Arc::new(Dispatcher::new(&config, vapid, metrics.clone())?),
+        posts: PostSource {
+            posts,
+            mesh: mesh.clone(),
+        },
+        mesh: mesh.clone(),
+        users,
+        devices,
+        preferences,
+        ledger,
+        metrics,
+        config: config.clone(),
+    });
+    // One lane's failure ends the service: it would be half of one otherwise.
+    let stop = shutdown.child_token();
+    let mut workers = JoinSet::new();
+    for lane in Lane::ALL {
+        let options = ConsumeOptions {
+            in_flight_max: config.chunks_in_flight_max,
+            batch_max: config.chunks_in_flight_max,
+            paused: None,
+        };
+        let name = consumers::push(lane);
+        let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
+        let (mesh, chunks, stop) = (mesh.clone(), chunks.clone(), stop.clone());
+        workers.spawn(async move { mesh.consume(&consumer, chunks, options, stop).await });
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        stop.cancel();
+        let ended = ended
+            .map_err(Error::Worker)
+            .and_then(|worked| worked.map_err(Error::Consume));
+        outcome = outcome.and(ended);
+    }
+    outcome
+}

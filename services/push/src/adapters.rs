@@ -1,0 +1,19 @@
+//! The way out: to devices over HTTP, and to what the ledger and the posts are made of.
+
+mod client;
+mod dispatcher;
+mod gates;
+mod ledger;
+mod payload;
+mod posts;
+mod resolver;
+mod sender;
+mod vapid;
+mod web_push;
+mod webhook;
+
+pub(crate) use dispatcher::Dispatcher;
+pub(crate) use ledger::{outcome, recorded};
+pub(crate) use payload::Push;
+pub(crate) use posts::{PostSource, Text};
+pub use vapid::Vapid;

@@ -1,0 +1,120 @@
+//! Between the domain's words and the ledger's.
+
+use herald_model::{DeliveryState, Recipients, UserKey};
+use herald_store::{Outcome, Partly, SettledCounts};
+
+use crate::domain::{Counts, Progress, Recorded};
+
+/// What is recorded of a chunk, in the domain's words.
+pub(crate) fn recorded(outcome: Option<Outcome>, recipients: &Recipients) -> Recorded {
+    let all_of = |users: &Recipients, state| users.iter().map(|user| (user, state)).collect::<Vec<_>>();
+    match outcome {
+        None => Recorded::default(),
+        Some(Outcome::Delivered { count }) => Recorded {
+            settled: all_of(recipients, DeliveryState::Delivered),
+            partly: Vec::new(),
+            announced: Counts {
+                delivered: count,
+                ..Counts::default()
+            },
+        },
+        Some(Outcome::Mixed {
+            delivered,
+            suppressed,
+            expired,
+            dead,
+            partly,
+            announced,
+        }) => {
+            let mut settled: Vec<(UserKey, DeliveryState)> = all_of(&delivered, DeliveryState::Delivered);
+            settled.extend(all_of(&suppressed, DeliveryState::Suppressed));
+            settled.extend(all_of(&expired, DeliveryState::Expired));
+            settled.extend(all_of(&dead, DeliveryState::Dead));
+            Recorded {
+                settled,
+                partly: partly
+                    .into_iter()
+                    .map(|partly| (partly.user, partly.done))
+                    .collect(),
+                announced: Counts {
+                    delivered: announced.delivered,
+                    suppressed: announced.suppressed,
+                    expired: announced.expired,
+                    dead: announced.dead,
+                },
+            }
+        }
+    }
+}
+
+/// How far a chunk has come, in the ledger's words.
+pub(crate) fn outcome(progress: &Progress) -> Outcome {
+    let of = |state| Recipients::from_sorted(progress.settled(state));
+    let announced = progress.announced();
+    Outcome::Mixed {
+        delivered: of(DeliveryState::Delivered),
+        suppressed: of(DeliveryState::Suppressed),
+        expired: of(DeliveryState::Expired),
+        dead: of(DeliveryState::Dead),
+        partly: progress
+            .partly()
+            .map(|(user, done)| Partly {
+                user,
+                done: done.to_vec(),
+            })
+            .collect(),
+        announced: SettledCounts {
+            delivered: announced.delivered,
+            suppressed: announced.suppressed,
+            expired: announced.expired,
+            dead: announced.dead,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::DeviceId;
+
+    use super::*;
+    use crate::domain::{Provider, Reason, Verdict};
+
+    #[test]
+    fn what_is_recorded_reads_back_as_it_was() {
+        let users: Vec<UserKey> = (1..=5).map(UserKey).collect();
+        let recipients = Recipients::from_sorted(users.iter().copied());
+        let mut progress = Progress::resume(users, Recorded::default());
+        progress.settle(0, DeliveryState::Delivered);
+        progress.settle(1, DeliveryState::Suppressed);
+        progress.mark_announced();
+        progress.settle(2, DeliveryState::Dead);
+        progress.expect(3, 2);
+        progress.record(3, DeviceId(1), Provider::Webhook, Verdict::Accepted);
+        let later = Verdict::Later {
+            reason: Reason::Timeout,
+            after: None,
+        };
+        progress.record(3, DeviceId(2), Provider::Webhook, later);
+
+        let recorded = recorded(Some(outcome(&progress)), &recipients);
+        let resumed = Progress::resume(&recipients, recorded);
+        assert_eq!(outcome(&resumed), outcome(&progress));
+        assert_eq!(
+            resumed.owed(),
+            Some(Counts {
+                dead: 1,
+                ..Counts::default()
+            })
+        );
+        assert_eq!(resumed.pending().count(), 2);
+    }
+
+    #[test]
+    fn a_delivered_chunk_owes_nothing() {
+        let recipients = Recipients::from_sorted((1..=5).map(UserKey));
+        let recorded = recorded(Some(Outcome::Delivered { count: 5 }), &recipients);
+        let progress = Progress::resume(&recipients, recorded);
+        assert!(!progress.is_pending());
+        assert_eq!(progress.owed(), None);
+    }
+}

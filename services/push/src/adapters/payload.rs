@@ -1,0 +1,197 @@
+//! What a device is told.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use herald_model::{Lane, PostId, UserId, time::Micros};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// So much of a post's text is sent, characters.
+const SNIPPET_CHARS_MAX: usize = 200;
+
+/// A post on its way to devices.
+#[derive(Debug)]
+pub(crate) struct Push {
+    pub(crate) post: PostId,
+    pub(crate) lane: Lane,
+    pub(crate) author_id: UserId,
+    pub(crate) links: Vec<String>,
+    pub(crate) accepted_at: Micros,
+    pub(crate) expires_at: Micros,
+    snippet: String,
+    accepted_time: String,
+    deleted: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    r#type: &'static str,
+    timestamp: &'a str,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    post_id: u64,
+    author_id: &'a str,
+    recipient_id: &'a str,
+    text: &'a str,
+    links: &'a [String],
+    accepted_time: &'a str,
+}
+
+impl Push {
+    pub(crate) fn new(
+        post: PostId,
+        lane: Lane,
+        text: super::Text,
+        accepted_at: Micros,
+        expires_at: Micros,
+    ) -> Self {
+        let accepted_time = Timestamp::from_microsecond(accepted_at.0).unwrap_or(Timestamp::UNIX_EPOCH);
+        Self {
+            post,
+            lane,
+            author_id: text.author_id,
+            links: text.links,
+            accepted_at,
+            expires_at,
+            snippet: snippet(text.text),
+            accepted_time: accepted_time.to_string(),
+            deleted: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on nothing is sent.
+    pub(crate) fn mark_deleted(&self) {
+        self.deleted.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Relaxed)
+    }
+
+    /// The event as JSON, the same at each attempt.
+    pub(crate) fn json(&self, recipient: &UserId) -> Vec<u8> {
+        self.encode(recipient, &self.snippet, &self.links)
+    }
+
+    /// The event as JSON of at most so many bytes: with as many links as there is room for, and with less of the text
+    /// if it must be.
+    pub(crate) fn json_within(&self, recipient: &UserId, bytes_max: usize) -> Vec<u8> {
+        let mut text = &self.snippet[..];
+        let mut links = &self.links[..];
+        loop {
+            let json = self.encode(recipient, text, links);
+            let excess = json.len().saturating_sub(bytes_max);
+            if excess == 0 || (links.is_empty() && text.is_empty()) {
+                return json;
+            }
+            match links.split_last() {
+                Some((_, fewer)) => links = fewer,
+                None => text = &text[..text.floor_char_boundary(text.len().saturating_sub(excess))],
+            }
+        }
+    }
+
+    fn encode(&self, recipient: &UserId, text: &str, links: &[String]) -> Vec<u8> {
+        let event = Event {
+            r#type: "post.created",
+            timestamp: &self.accepted_time,
+            data: Data {
+                post_id: self.post.0,
+                author_id: self.author_id.as_str(),
+                recipient_id: recipient.as_str(),
+                text,
+                links,
+                accepted_time: &self.accepted_time,
+            },
+        };
+        // Strings and numbers into memory: that can't fail.
+        serde_json::to_vec(&event).unwrap_or_default()
+    }
+}
+
+/// The beginning of a text, with an ellipsis for what is left out.
+fn snippet(mut text: String) -> String {
+    if text.char_indices().nth(SNIPPET_CHARS_MAX).is_some() {
+        if let Some((end, _)) = text.char_indices().nth(SNIPPET_CHARS_MAX - 1) {
+            text.truncate(end);
+            text.push('…');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::adapters::Text;
+
+    pub(crate) fn push(text: &str, links: Vec<String>) -> Push {
+        let text = Text {
+            author_id: UserId::new("107").unwrap(),
+            text: text.into(),
+            links,
+        };
+        let accepted_at = Micros(1_700_000_000_250_000);
+        let expires_at = accepted_at.plus(std::time::Duration::from_secs(3_600));
+        Push::new(PostId(7), Lane::Normal, text, accepted_at, expires_at)
+    }
+
+    fn recipient() -> UserId {
+        UserId::new("a\"b").unwrap()
+    }
+
+    #[test]
+    fn the_event_says_what_happened() {
+        let push = push("hi", vec!["https://example.com/".into()]);
+        let json: serde_json::Value = serde_json::from_slice(&push.json(&recipient())).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "type": "post.created",
+                "timestamp": "2023-11-14T22:13:20.25Z",
+                "data": {
+                    "post_id": 7,
+                    "author_id": "107",
+                    "recipient_id": "a\"b",
+                    "text": "hi",
+                    "links": ["https://example.com/"],
+                    "accepted_time": "2023-11-14T22:13:20.25Z",
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_long_text_is_cut_to_200_characters() {
+        assert_eq!(snippet("ä".repeat(200)), "ä".repeat(200));
+        let cut = snippet("ä".repeat(201));
+        assert_eq!(cut.chars().count(), 200);
+        assert!(cut.ends_with("ä…"));
+        assert_eq!(snippet(String::new()), "");
+    }
+
+    #[test]
+    fn links_and_then_text_make_room() {
+        let links: Vec<String> = (0..4)
+            .map(|n| format!("https://example.com/{}", "x".repeat(900 + n)))
+            .collect();
+        let push = push(&"\u{1}ü".repeat(100), links);
+        let all = push.json(&recipient());
+        assert!(all.len() > 3_500);
+        let some = push.json_within(&recipient(), 3_500);
+        assert!(some.len() <= 3_500);
+        let parsed: serde_json::Value = serde_json::from_slice(&some).unwrap();
+        assert_eq!(parsed["data"]["links"].as_array().unwrap().len(), 2);
+        assert_eq!(parsed["data"]["text"].as_str().unwrap().chars().count(), 200);
+
+        let little = push.json_within(&recipient(), 400);
+        assert!(little.len() <= 400);
+        let parsed: serde_json::Value = serde_json::from_slice(&little).unwrap();
+        assert!(parsed["data"]["links"].as_array().unwrap().is_empty());
+        assert!(parsed["data"]["text"].as_str().unwrap().starts_with("\u{1}ü"));
+        assert_eq!(push.json_within(&recipient(), 1 << 20), all);
+    }
+}

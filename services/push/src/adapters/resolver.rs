@@ -1,0 +1,96 @@
+//! Looks names up, and forgets the addresses that may not be called. It stands between the name and the connection, so
+//! a name that changes its mind after it was checked (DNS rebinding) changes nothing.
+
+use std::net::SocketAddr;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use crate::endpoint::is_public;
+
+/// The system's resolver, without private addresses unless they are allowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resolver {
+    pub(crate) allow_private: bool,
+}
+
+/// A name stands only for addresses that may not be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the name stands for private addresses only")]
+pub(crate) struct PrivateAddresses;
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow_private = self.allow_private;
+        Box::pin(async move {
+            // The port comes from the URL.
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let addresses = allowed(found, allow_private)?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn allowed(
+    found: impl Iterator<Item = SocketAddr>,
+    allow_private: bool,
+) -> Result<Vec<SocketAddr>, PrivateAddresses> {
+    let found: Vec<_> = found.collect();
+    let allowed: Vec<_> = found
+        .iter()
+        .copied()
+        .filter(|address| allow_private || is_public(address.ip()))
+        .collect();
+    if allowed.is_empty() && !found.is_empty() {
+        Err(PrivateAddresses)
+    } else {
+        Ok(allowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(list: &[&str]) -> Vec<SocketAddr> {
+        list.iter()
+            .map(|ip| SocketAddr::new(ip.parse().unwrap(), 0))
+            .collect()
+    }
+
+    #[test]
+    fn private_addresses_are_left_out() {
+        let mixed = addresses(&[
+            "127.0.0.1",
+            "8.8.8.8",
+            "::1",
+            "::ffff:10.0.0.1",
+            "2606:4700::1111",
+        ]);
+        let public = addresses(&["8.8.8.8", "2606:4700::1111"]);
+        assert_eq!(allowed(mixed.clone().into_iter(), false), Ok(public));
+        assert_eq!(allowed(mixed.clone().into_iter(), true), Ok(mixed));
+        assert_eq!(
+            allowed(addresses(&["10.0.0.1", "fe80::1"]).into_iter(), false),
+            Err(PrivateAddresses)
+        );
+        assert_eq!(allowed([].into_iter(), false), Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn localhost_is_refused_at_connect_time() {
+        let localhost = || "localhost".parse::<Name>().unwrap();
+        let refused = Resolver { allow_private: false }.resolve(localhost()).await;
+        assert!(
+            refused
+                .err()
+                .unwrap()
+                .downcast_ref::<PrivateAddresses>()
+                .is_some()
+        );
+        let found = Resolver { allow_private: true }
+            .resolve(localhost())
+            .await
+            .unwrap();
+        assert!(found.count() > 0);
+    }
+}

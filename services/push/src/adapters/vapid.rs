@@ -1,0 +1,275 @@
+//! Who sends (RFC 8292): a key pair that is made once, and a signed token for each push service.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
+use herald_model::time::Micros;
+use http::HeaderValue;
+use moka::sync::Cache;
+use p256::{
+    ecdsa::{Signature, SigningKey, signature::Signer},
+    elliptic_curve::rand_core::OsRng,
+};
+use serde::Serialize;
+use url::Url;
+
+use crate::{Config, Error};
+
+/// A token is used for this long. RFC 8292 allows 24 hours; some services less.
+const USED: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// And is valid for a little longer, for requests on their way and clocks that differ.
+const VALID: Duration = Duration::from_secs(13 * 60 * 60);
+
+/// So many push services are remembered.
+const TOKENS_MAX: u64 = 1_024;
+
+/// JOSE header of each token: `{"typ":"JWT","alg":"ES256"}`.
+const JOSE: &str = r#"{"typ":"JWT","alg":"ES256"}"#;
+
+/// The identity that push services know this server by. Cloning shares it.
+#[derive(Clone)]
+pub struct Vapid {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    key: SigningKey,
+    public_key: Vec<u8>,
+    subject: String,
+    tokens: Cache<String, HeaderValue>,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    aud: &'a str,
+    exp: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    sub: &'a str,
+}
+
+impl Vapid {
+    /// The identity of the configuration: its key, or that in its file (`vapid.key` in the data directory by default),
+    /// which is made where there is none.
+    pub fn load(config: &Config, data_dir: &Path) -> Result<Self, Error> {
+        let key = if config.vapid_private_key.is_empty() {
+            match &config.vapid_key_file {
+                Some(path) => from_file(path)?,
+                None => from_file(&data_dir.join("vapid.key"))?,
+            }
+        } else {
+            parse(config.vapid_private_key.expose())?
+        };
+        let public_key = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
+        let tokens = Cache::builder()
+            .max_capacity(TOKENS_MAX)
+            .time_to_live(USED)
+            .build();
+        Ok(Self {
+            inner: Arc::new(Inner {
+                key,
+                public_key,
+                subject: config.vapid_subject.clone(),
+                tokens,
+            }),
+        })
+    }
+
+    /// The public key as browsers want it (`applicationServerKey`): an uncompressed P-256 point of 65 bytes.
+    pub fn public_key(&self) -> &[u8] {
+        &self.inner.public_key
+    }
+
+    /// The same in base64url.
+    pub fn public_key_base64url(&self) -> String {
+        BASE64URL.encode(self.public_key())
+    }
+
+    /// The `Authorization` of a request to an endpoint.
+    pub(crate) fn authorization(&self, endpoint: &Url, now: Micros) -> HeaderValue {
+        let audience = endpoint.origin().ascii_serialization();
+        if let Some(token) = self.inner.tokens.get(&audience) {
+            return token;
+        }
+        let token = self.sign(&audience, now);
+        self.inner.tokens.insert(audience, token.clone());
+        token
+    }
+
+    fn sign(&self, audience: &str, now: Micros) -> HeaderValue {
+        let claims = Claims {
+            aud: audience,
+            exp: now.plus(VALID).0 / 1_000_000,
+            sub: &self.inner.subject,
+        };
+        // Strings and a number: that can't fail, and an empty token is refused by the push service.
+        let claims = serde_json::to_vec(&claims).unwrap_or_default();
+        let signed = format!("{}.{}", BASE64URL.encode(JOSE), BASE64URL.encode(claims));
+        let signature: Signature = self.inner.key.sign(signed.as_bytes());
+        let signature = BASE64URL.encode(signature.to_bytes());
+        let value = format!("vapid t={signed}.{signature}, k={}", self.public_key_base64url());
+        let mut value = HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("vapid"));
+        value.set_sensitive(true);
+        value
+    }
+}
+
+impl std::fmt::Debug for Vapid {
+    /// Shows no secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vapid")
+            .field("public_key", &self.public_key_base64url())
+            .finish_non_exhaustive()
+    }
+}
+
+fn parse(text: &str) -> Result<SigningKey, Error> {
+    let bytes = BASE64URL.decode(text.trim()).map_err(|_| Error::VapidKey)?;
+    SigningKey::from_slice(&bytes).map_err(|_| Error::VapidKey)
+}
+
+fn from_file(path: &Path) -> Result<SigningKey, Error> {
+    let failed = |source| Error::File {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::read_to_string(path) {
+        Ok(text) => return parse(&text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+    }
+    create(path, &SigningKey::random(&mut OsRng)).map_err(failed)?;
+    // Another process may have been faster; then its key counts.
+    parse(&fs::read_to_string(path).map_err(failed)?)
+}
+
+/// Writes a key file whole or not at all, and never over another one.
+fn create(path: &Path, key: &SigningKey) -> io::Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let draft = path.with_extension(format!("{:016x}", rand::random::<u64>()));
+    let write = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&draft)?;
+        writeln!(file, "{}", BASE64URL.encode(key.to_bytes()))?;
+        file.sync_all()?;
+        match fs::hard_link(&draft, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => fs::File::open(directory)?.sync_all(),
+        }
+    };
+    let written = write();
+    let removed = fs::remove_file(&draft);
+    written.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use herald_runtime::config::Secret;
+    use p256::ecdsa::signature::Verifier;
+
+    use super::*;
+
+    fn endpoint(url: &str) -> Url {
+        url.parse().unwrap()
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_kept_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        let made = Vapid::load(&Config::default(), &data).unwrap();
+        let read = Vapid::load(&Config::default(), &data).unwrap();
+        assert_eq!(made.public_key(), read.public_key());
+        let key = data.join("vapid.key");
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
+
+        let secret = Secret::new(fs::read_to_string(&key).unwrap());
+        let given = Config {
+            vapid_private_key: secret,
+            ..Config::default()
+        };
+        let elsewhere = directory.path().join("elsewhere");
+        assert_eq!(
+            Vapid::load(&given, &elsewhere).unwrap().public_key(),
+            made.public_key()
+        );
+        assert!(!elsewhere.exists());
+
+        create(&key, &SigningKey::random(&mut OsRng)).unwrap();
+        assert_eq!(
+            Vapid::load(&Config::default(), &data).unwrap().public_key(),
+            made.public_key()
+        );
+        fs::write(&key, "nonsense").unwrap();
+        assert!(matches!(
+            Vapid::load(&Config::default(), &data),
+            Err(Error::VapidKey)
+        ));
+    }
+
+    #[test]
+    fn a_token_names_the_service_and_is_signed() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            vapid_subject: "mailto:ops@example.com".into(),
+            ..Config::default()
+        };
+        let vapid = Vapid::load(&config, directory.path()).unwrap();
+        let now = Micros(1_000_000_000_000_000);
+        let value = vapid.authorization(&endpoint("https://push.example.com:8443/abc"), now);
+        let value = value.to_str().unwrap();
+        let (token, key) = value
+            .strip_prefix("vapid t=")
+            .unwrap()
+            .split_once(", k=")
+            .unwrap();
+        assert_eq!(key, vapid.public_key_base64url());
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let signature = Signature::from_slice(&BASE64URL.decode(signature).unwrap()).unwrap();
+        vapid
+            .inner
+            .key
+            .verifying_key()
+            .verify(signed.as_bytes(), &signature)
+            .unwrap();
+        let (jose, claims) = signed.split_once('.').unwrap();
+        assert_eq!(BASE64URL.decode(jose).unwrap(), JOSE.as_bytes());
+        let claims: serde_json::Value = serde_json::from_slice(&BASE64URL.decode(claims).unwrap()).unwrap();
+        assert_eq!(
+            claims,
+            serde_json::json!({
+                "aud": "https://push.example.com:8443",
+                "exp": 1_000_000_000 + 13 * 3600,
+                "sub": "mailto:ops@example.com",
+            })
+        );
+    }
+
+    #[test]
+    fn a_token_is_used_again_for_the_same_service_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let vapid = Vapid::load(&Config::default(), directory.path()).unwrap();
+        let first = vapid.authorization(&endpoint("https://a.example/1"), Micros(0));
+        let second = vapid.authorization(&endpoint("https://a.example/2"), Micros(1_000_000));
+        let other = vapid.authorization(&endpoint("https://b.example/1"), Micros(0));
+        assert_eq!(first, second);
+        assert_ne!(first, other);
+    }
+}

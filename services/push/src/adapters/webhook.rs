@@ -1,0 +1,104 @@
+//! Webhooks, signed as Standard Webhooks says.
+
+use async_trait::async_trait;
+use herald_model::Address;
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
+use standardwebhooks::Webhook;
+
+use super::{
+    client::Request,
+    sender::{Message, Sender},
+};
+use crate::domain::{Provider, Reason};
+
+const ID: HeaderName = HeaderName::from_static(standardwebhooks::HEADER_WEBHOOK_ID);
+const TIMESTAMP: HeaderName = HeaderName::from_static(standardwebhooks::HEADER_WEBHOOK_TIMESTAMP);
+const SIGNATURE: HeaderName = HeaderName::from_static(standardwebhooks::HEADER_WEBHOOK_SIGNATURE);
+
+/// Sends webhooks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Webhooks;
+
+#[async_trait]
+impl Sender for Webhooks {
+    fn provider(&self) -> Provider {
+        Provider::Webhook
+    }
+
+    async fn request(&self, message: Message<'_>) -> Result<Request, Reason> {
+        let Address::Webhook { secret, .. } = &message.device.address else {
+            return Err(Reason::Device);
+        };
+        let body = message.push.json(message.recipient);
+        // The same at each attempt: receivers tell repeats by it.
+        let id = format!(
+            "msg_{}_{}_{}",
+            message.push.post, message.device.user, message.device.id.0
+        );
+        let seconds = message.now.0 / 1_000_000;
+        let signature = Webhook::from_bytes(secret.clone())
+            .and_then(|secret| secret.sign(&id, seconds, &body))
+            .map_err(|_| Reason::Device)?;
+        let value = |text: String| HeaderValue::try_from(text).map_err(|_| Reason::Device);
+        let headers = HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (ID, value(id)?),
+            (TIMESTAMP, HeaderValue::from(seconds)),
+            (SIGNATURE, value(signature)?),
+        ]);
+        Ok(Request { headers, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::{Device, DeviceId, UserId, UserKey, time::Micros};
+
+    use super::*;
+    use crate::adapters::payload::tests::push;
+
+    #[tokio::test]
+    async fn a_receiver_can_check_it_and_tell_repeats() {
+        let secret = b"a secret of some length".to_vec();
+        let url = "https://hooks.example.com/1".to_owned();
+        let device = Device {
+            id: DeviceId(5),
+            user: UserKey(9),
+            address: Address::Webhook {
+                url: url.clone(),
+                secret: secret.clone(),
+            },
+            registered_at: Micros(0),
+        };
+        let push = push("hi", vec![]);
+        let recipient = UserId::new("9").unwrap();
+        let url = url.parse().unwrap();
+        let message = Message {
+            push: &push,
+            recipient: &recipient,
+            device: &device,
+            url: &url,
+            now: Micros::now(),
+        };
+        let first = Webhooks.request(message).await.unwrap();
+        Webhook::from_bytes(secret)
+            .unwrap()
+            .verify(&first.body, &first.headers)
+            .unwrap();
+        assert_eq!(first.headers[ID], "msg_7_9_5");
+        let other = Webhook::from_bytes(b"another".to_vec()).unwrap();
+        assert!(other.verify(&first.body, &first.headers).is_err());
+
+        let later = message.now.plus(std::time::Duration::from_secs(60));
+        let second = Webhooks
+            .request(Message {
+                now: later,
+                ..message
+            })
+            .await
+            .unwrap();
+        assert_eq!(second.headers[ID], first.headers[ID]);
+        assert_eq!(second.body, first.body);
+        assert_ne!(second.headers[SIGNATURE], first.headers[SIGNATURE]);
+    }
+}

@@ -1,0 +1,293 @@
+//! How far one chunk has come.
+
+use std::{collections::BTreeMap, fmt::Write as _, ops::Sub, time::Duration};
+
+use herald_model::{DeliveryState, DeviceId, UserKey};
+
+use super::{Provider, Reason, Verdict};
+
+/// Settled recipients in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Counts {
+    pub(crate) delivered: u32,
+    pub(crate) suppressed: u32,
+    pub(crate) expired: u32,
+    pub(crate) dead: u32,
+}
+
+impl Counts {
+    pub(crate) fn total(self) -> u32 {
+        self.delivered + self.suppressed + self.expired + self.dead
+    }
+
+    fn of(&mut self, state: DeliveryState) -> Option<&mut u32> {
+        match state {
+            DeliveryState::Pending => None,
+            DeliveryState::Delivered => Some(&mut self.delivered),
+            DeliveryState::Suppressed => Some(&mut self.suppressed),
+            DeliveryState::Expired => Some(&mut self.expired),
+            DeliveryState::Dead => Some(&mut self.dead),
+        }
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            delivered: self.delivered.saturating_sub(other.delivered),
+            suppressed: self.suppressed.saturating_sub(other.suppressed),
+            expired: self.expired.saturating_sub(other.expired),
+            dead: self.dead.saturating_sub(other.dead),
+        }
+    }
+}
+
+/// What earlier attempts left in the ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// Recipients with a final state.
+    pub(crate) settled: Vec<(UserKey, DeliveryState)>,
+    /// Pending ones with the devices that have the push.
+    pub(crate) partly: Vec<(UserKey, Vec<DeviceId>)>,
+    /// What events told before it was recorded.
+    pub(crate) announced: Counts,
+}
+
+/// How far one chunk has come. Recipients are named by their place in it.
+///
+/// *Invariant:* a final state never changes, and what is neither final nor open is pending, so the counts and the
+/// pending ones always add up to all recipients.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    recipients: Vec<Recipient>,
+    counts: Counts,
+    announced: Counts,
+    changed: bool,
+    unrecorded: u32,
+    retry_after: Option<Duration>,
+    given_up: BTreeMap<(Provider, Reason), u32>,
+}
+
+#[derive(Debug)]
+struct Recipient {
+    user: UserKey,
+    state: DeliveryState,
+    /// Devices that have the push; of no more interest once the state is final.
+    done: Vec<DeviceId>,
+    /// Devices that were not heard of yet in this attempt.
+    waiting: u32,
+    later: Option<(Provider, Reason)>,
+    refused: bool,
+    expired: bool,
+}
+
+impl Progress {
+    /// Goes on from what is recorded. Whoever is recorded and not among the recipients is ignored.
+    pub(crate) fn resume(recipients: impl IntoIterator<Item = UserKey>, recorded: Recorded) -> Self {
+        let recipients = recipients.into_iter().map(|user| Recipient {
+            user,
+            state: DeliveryState::Pending,
+            done: Vec::new(),
+            waiting: 0,
+            later: None,
+            refused: false,
+            expired: false,
+        });
+        let mut progress = Self {
+            recipients: recipients.collect(),
+            counts: Counts::default(),
+            announced: recorded.announced,
+            changed: false,
+            unrecorded: 0,
+            retry_after: None,
+            given_up: BTreeMap::new(),
+        };
+        for (user, state) in recorded.settled {
+            if let Some(index) = progress.find(user) {
+                progress.settle(index, state);
+            }
+        }
+        for (user, done) in recorded.partly {
+            if let Some(index) = progress.find(user) {
+                progress.recipients[index].done = done;
+            }
+        }
+        progress.mark_recorded();
+        progress
+    }
+
+    /// The pending recipients: place, who, and the devices that have the push.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (usize, UserKey, &[DeviceId])> {
+        let all = self.recipients.iter().enumerate();
+        all.filter(|(_, r)| r.state == DeliveryState::Pending)
+            .map(|(index, r)| (index, r.user, &r.done[..]))
+    }
+
+    /// Gives a recipient a final state.
+    pub(crate) fn settle(&mut self, index: usize, state: DeliveryState) {
+        let recipient = &mut self.recipients[index];
+        if recipient.state != DeliveryState::Pending {
+            return;
+        }
+        if let Some(count) = self.counts.of(state) {
+            *count += 1;
+            recipient.state = state;
+            self.changed = true;
+        }
+    }
+
+    /// So many devices of a recipient will be heard of by [`record`](Self::record).
+    pub(crate) fn expect(&mut self, index: usize, devices: u32) {
+        self.recipients[index].waiting += devices;
+    }
+
+    /// Takes note of what came of one device; with the last one of a recipient the recipient is settled, if it can be.
+    pub(crate) fn record(&mut self, index: usize, device: DeviceId, provider: Provider, verdict: Verdict) {
+        let recipient = &mut self.recipients[index];
+        recipient.waiting = recipient.waiting.saturating_sub(1);
+        match verdict {
+            Verdict::Accepted => {
+                recipient.done.push(device);
+                self.changed = true;
+                self.unrecorded += 1;
+            }
+            Verdict::Gone | Verdict::Deleted => {}
+            Verdict::Refused(reason) => {
+                recipient.refused = true;
+                *self.given_up.entry((provider, reason)).or_default() += 1;
+            }
+            Verdict::Later { reason, after } => {
+                recipient.later = Some((provider, reason));
+                self.retry_after = self.retry_after.max(after);
+            }
+            Verdict::Expired => recipient.expired = true,
+        }
+        if recipient.waiting == 0 && recipient.later.is_none() {
+            let state = if !recipient.done.is_empty() {
+                DeliveryState::Delivered
+            } else if recipient.refused {
+                DeliveryState::Dead
+            } else if recipient.expired {
+                DeliveryState::Expired
+            } else {
+                DeliveryState::Suppressed
+            };
+            self.settle(index, state);
+        }
+    }
+
+    /// Gives up on all who are still pending: there is no other attempt. One reached on some device is delivered.
+    pub(crate) fn give_up(&mut self) {
+        for index in 0..self.recipients.len() {
+            let recipient = &self.recipients[index];
+            if recipient.state != DeliveryState::Pending {
+                continue;
+            }
+            if let Some(failure) = recipient.later {
+                *self.given_up.entry(failure).or_default() += 1;
+            }
+            let reached = !recipient.done.is_empty();
+            self.settle(
+                index,
+                if reached {
+                    DeliveryState::Delivered
+                } else {
+                    DeliveryState::Dead
+                },
+            );
+        }
+    }
+
+    /// Who has this final state, ascending.
+    pub(crate) fn settled(&self, state: DeliveryState) -> impl Iterator<Item = UserKey> {
+        self.recipients
+            .iter()
+            .filter(move |r| r.state == state)
+            .map(|r| r.user)
+    }
+
+    /// Pending recipients with the devices that have the push, where there are any.
+    pub(crate) fn partly(&self) -> impl Iterator<Item = (UserKey, &[DeviceId])> {
+        self.pending()
+            .filter(|(_, _, done)| !done.is_empty())
+            .map(|(_, user, done)| (user, done))
+    }
+
+    /// All that is settled.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// What events told already.
+    pub(crate) fn announced(&self) -> Counts {
+        self.announced
+    }
+
+    /// What the next event has to tell; `None` when there is nothing new.
+    pub(crate) fn owed(&self) -> Option<Counts> {
+        let owed = self.counts - self.announced;
+        (owed.total() > 0).then_some(owed)
+    }
+
+    /// An event told all that is settled.
+    pub(crate) fn mark_announced(&mut self) {
+        self.announced = self.counts;
+    }
+
+    /// Whether there is something that the ledger doesn't have.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Devices that have the push and would get it again if the process died now.
+    pub(crate) fn unrecorded(&self) -> u32 {
+        self.unrecorded
+    }
+
+    /// The ledger has all of it.
+    pub(crate) fn mark_recorded(&mut self) {
+        self.changed = false;
+        self.unrecorded = 0;
+    }
+
+    /// Whether somebody is pending.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.counts.total() as usize != self.recipients.len()
+    }
+
+    /// The longest wait that a provider asked for in this attempt.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Why devices were given up, or are pending, in words that are the same for the same failures.
+    pub(crate) fn failures(&self) -> String {
+        let mut failures = self.given_up.clone();
+        for recipient in self
+            .recipients
+            .iter()
+            .filter(|r| r.state == DeliveryState::Pending)
+        {
+            if let Some(failure) = recipient.later {
+                *failures.entry(failure).or_default() += 1;
+            }
+        }
+        let mut text = String::new();
+        for ((provider, reason), count) in failures {
+            let comma = if text.is_empty() { "" } else { ", " };
+            // Writing to a String can't fail.
+            let _ = write!(text, "{comma}{} {reason}: {count}", provider.as_str());
+        }
+        if text.is_empty() { "not tried".into() } else { text }
+    }
+
+    fn find(&self, user: UserKey) -> Option<usize> {
+        self.recipients.binary_search_by_key(&user, |r| r.user).ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "progress_tests.rs"]
+mod tests;

@@ -1,0 +1,228 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LATER: Verdict = Verdict::Later {
+    reason: Reason::Timeout,
+    after: None,
+};
+const REFUSED: Verdict = Verdict::Refused(Reason::Status(400));
+
+fn user(key: u32) -> UserKey {
+    UserKey(key)
+}
+
+/// The state of one recipient after these verdicts of one attempt.
+fn state_of(verdicts: &[Verdict], last: bool) -> DeliveryState {
+    let mut progress = Progress::resume([user(1)], Recorded::default());
+    progress.expect(0, u32::try_from(verdicts.len()).unwrap());
+    for (id, verdict) in verdicts.iter().enumerate() {
+        progress.record(0, DeviceId(id as u64), Provider::Webhook, *verdict);
+    }
+    if last {
+        progress.give_up();
+    }
+    progress.recipients[0].state
+}
+
+#[test]
+fn a_recipient_is_what_its_devices_say() {
+    use DeliveryState::*;
+    use Verdict::{Accepted, Gone};
+    let table: &[(&[Verdict], DeliveryState, DeliveryState)] = &[
+        (&[Accepted], Delivered, Delivered),
+        (&[Accepted, Accepted], Delivered, Delivered),
+        (&[Accepted, Gone], Delivered, Delivered),
+        (&[Accepted, REFUSED], Delivered, Delivered),
+        (&[Accepted, LATER], Pending, Delivered),
+        (&[LATER], Pending, Dead),
+        (&[LATER, REFUSED], Pending, Dead),
+        (&[LATER, Gone], Pending, Dead),
+        (&[REFUSED], Dead, Dead),
+        (&[REFUSED, Gone], Dead, Dead),
+        (&[Gone], Suppressed, Suppressed),
+        (&[Gone, Gone], Suppressed, Suppressed),
+        (&[Verdict::Deleted], Suppressed, Suppressed),
+        (&[Verdict::Expired], Expired, Expired),
+        (&[Verdict::Expired, Gone], Expired, Expired),
+        (&[Verdict::Expired, Accepted], Delivered, Delivered),
+    ];
+    for (verdicts, ordinary, last) in table {
+        assert_eq!(state_of(verdicts, false), *ordinary, "{verdicts:?}");
+        assert_eq!(
+            state_of(verdicts, true),
+            *last,
+            "{verdicts:?} at the last attempt"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_settled_before_each_device_was_heard_of() {
+    let mut progress = Progress::resume([user(1)], Recorded::default());
+    progress.expect(0, 2);
+    progress.record(0, DeviceId(1), Provider::Webhook, Verdict::Accepted);
+    assert!(progress.is_pending());
+    assert_eq!(
+        progress.partly().collect::<Vec<_>>(),
+        [(user(1), &[DeviceId(1)][..])]
+    );
+    progress.record(0, DeviceId(2), Provider::Webhook, Verdict::Gone);
+    assert!(!progress.is_pending());
+    assert_eq!(progress.partly().count(), 0);
+}
+
+#[test]
+fn an_event_tells_each_settlement_once() {
+    let mut progress = Progress::resume((1..=3).map(user), Recorded::default());
+    assert_eq!(progress.owed(), None);
+    progress.settle(0, DeliveryState::Delivered);
+    progress.settle(1, DeliveryState::Suppressed);
+    assert_eq!(
+        progress.owed(),
+        Some(Counts {
+            delivered: 1,
+            suppressed: 1,
+            ..Counts::default()
+        })
+    );
+    progress.mark_announced();
+    assert_eq!(progress.owed(), None);
+    progress.settle(2, DeliveryState::Dead);
+    assert_eq!(
+        progress.owed(),
+        Some(Counts {
+            dead: 1,
+            ..Counts::default()
+        })
+    );
+}
+
+#[test]
+fn the_longest_wait_counts_and_failures_are_named() {
+    let mut progress = Progress::resume((1..=3).map(user), Recorded::default());
+    let busy = |secs| Verdict::Later {
+        reason: Reason::Status(429),
+        after: Some(Duration::from_secs(secs)),
+    };
+    progress.record(0, DeviceId(1), Provider::WebPush, busy(3));
+    progress.record(1, DeviceId(2), Provider::WebPush, busy(2));
+    progress.record(2, DeviceId(3), Provider::Webhook, REFUSED);
+    assert_eq!(progress.retry_after(), Some(Duration::from_secs(3)));
+    assert_eq!(
+        progress.failures(),
+        "web_push status 429: 2, webhook status 400: 1"
+    );
+    progress.give_up();
+    assert_eq!(
+        progress.failures(),
+        "web_push status 429: 2, webhook status 400: 1"
+    );
+    assert_eq!(
+        progress.counts(),
+        Counts {
+            dead: 3,
+            ..Counts::default()
+        }
+    );
+}
+
+fn any_verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
+        4 => Just(Verdict::Accepted),
+        1 => Just(Verdict::Gone),
+        1 => Just(REFUSED),
+        3 => Just(LATER),
+        1 => Just(Verdict::Expired),
+        1 => Just(Verdict::Deleted),
+    ]
+}
+
+fn recorded(progress: &Progress) -> Recorded {
+    let states = DeliveryState::ALL
+        .into_iter()
+        .filter(|state| *state != DeliveryState::Pending);
+    Recorded {
+        settled: states
+            .flat_map(|s| progress.settled(s).map(move |user| (user, s)))
+            .collect(),
+        partly: progress
+            .partly()
+            .map(|(user, done)| (user, done.to_vec()))
+            .collect(),
+        announced: progress.announced(),
+    }
+}
+
+proptest! {
+    /// Attempts with crashes at any point: no device that accepted is sent to again, the counts always add up, a final
+    /// state stays, and the events of all attempts together tell each recipient once.
+    #[test]
+    fn attempts_add_up(
+        devices in proptest::collection::vec(0_usize..4, 1..12),
+        script in proptest::collection::vec((any_verdict(), any::<bool>(), any::<bool>()), 1..300),
+        attempts in 1_usize..6,
+    ) {
+        let users: Vec<UserKey> = (1..=devices.len() as u32).map(user).collect();
+        let mut script = script.into_iter().cycle();
+        let mut accepted = std::collections::HashSet::new();
+        let mut ledger = Recorded::default();
+        // Events by their id, as the broker keeps them: the same id again must be the same event again.
+        let mut told = std::collections::HashMap::new();
+        for attempt in 1..=attempts {
+            let mut progress = Progress::resume(users.iter().copied(), ledger.clone());
+            for (user, state) in &ledger.settled {
+                prop_assert!(progress.settled(*state).any(|u| u == *user));
+            }
+            // What the last attempt recorded and may not have announced comes first.
+            if let Some(owed) = progress.owed() {
+                prop_assert_eq!(*told.entry(progress.counts()).or_insert(owed), owed);
+                progress.mark_announced();
+            }
+            let pending: Vec<_> = progress.pending().map(|(i, u, done)| (i, u, done.to_vec())).collect();
+            let mut crashed = false;
+            for (index, user, done) in pending {
+                let ids: Vec<DeviceId> =
+                    (0..devices[index]).map(|d| DeviceId(u64::from(user.0) * 10 + d as u64)).collect();
+                let recipient = super::super::Recipient {
+                    expired: false, post_gone: false, unwanted: false, devices: &ids, done: &done,
+                };
+                match super::super::decide(&recipient) {
+                    super::super::Decision::Settle(state) => progress.settle(index, state),
+                    super::super::Decision::Send(left) => {
+                        progress.expect(index, left.len() as u32);
+                        for device in left {
+                            let (verdict, record, crash) = script.next().unwrap();
+                            // An effect is recorded, or the process dies before: only then it may come twice.
+                            if verdict == Verdict::Accepted {
+                                prop_assert!(accepted.insert(ids[device]));
+                            }
+                            progress.record(index, ids[device], Provider::Webhook, verdict);
+                            if record || crash {
+                                ledger = recorded(&progress);
+                            }
+                            crashed |= crash && !record && attempt < attempts;
+                        }
+                    }
+                }
+                if crashed {
+                    break;
+                }
+            }
+            if !crashed {
+                if attempt == attempts {
+                    progress.give_up();
+                    prop_assert!(!progress.is_pending());
+                }
+                ledger = recorded(&progress);
+                if let Some(owed) = progress.owed() {
+                    told.insert(progress.counts(), owed);
+                }
+            }
+            let pending = progress.pending().count();
+            prop_assert_eq!(progress.counts().total() as usize + pending, users.len());
+        }
+        let told: u32 = told.into_values().map(Counts::total).sum();
+        prop_assert_eq!(told as usize, users.len());
+    }
+}

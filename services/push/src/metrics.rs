@@ -1,0 +1,128 @@
+//! Every metric of the service, once.
+
+use herald_model::{DeliveryState, Lane};
+use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds_family};
+
+use crate::domain::{Counts, Provider, Verdict};
+
+type Label = (&'static str, &'static str);
+type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
+
+/// The metrics of the push service.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    sends: Family<[Label; 2], Counter>,
+    send_seconds: Histograms,
+    sends_in_flight: Gauge,
+    recipients: Family<[Label; 2], Counter>,
+    accept_to_push_seconds: Histograms,
+    chunks: Family<[Label; 2], Counter>,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            sends: Family::default(),
+            send_seconds: seconds_family(),
+            sends_in_flight: Gauge::default(),
+            recipients: Family::default(),
+            accept_to_push_seconds: seconds_family(),
+            chunks: Family::default(),
+        };
+        registry.register(
+            "herald_push_sends",
+            "Sends to devices, by what came of them",
+            metrics.sends.clone(),
+        );
+        registry.register(
+            "herald_push_send_seconds",
+            "Time of one request",
+            metrics.send_seconds.clone(),
+        );
+        registry.register(
+            "herald_push_sends_in_flight",
+            "Requests under way",
+            metrics.sends_in_flight.clone(),
+        );
+        registry.register(
+            "herald_push_recipients",
+            "Recipients settled, by their final state",
+            metrics.recipients.clone(),
+        );
+        registry.register(
+            "herald_push_accept_to_push_seconds",
+            "From a post's acceptance to a provider's acceptance of its push",
+            metrics.accept_to_push_seconds.clone(),
+        );
+        registry.register(
+            "herald_push_chunks",
+            "Attempts at chunks, by how they ended",
+            metrics.chunks.clone(),
+        );
+        metrics
+    }
+
+    /// One device was dealt with.
+    pub(crate) fn sent(&self, provider: Provider, verdict: Verdict) {
+        self.sends
+            .get_or_create(&[("provider", provider.as_str()), ("result", verdict.as_str())])
+            .inc();
+    }
+
+    /// A request begins; it ends when the guard is dropped.
+    pub(crate) fn request(&self, provider: Provider) -> impl Drop + use<> {
+        self.sends_in_flight.inc();
+        let seconds = self
+            .send_seconds
+            .get_or_create(&[("provider", provider.as_str())])
+            .clone();
+        Request {
+            in_flight: self.sends_in_flight.clone(),
+            seconds,
+            begun: std::time::Instant::now(),
+        }
+    }
+
+    /// A provider accepted a push so long after Herald had accepted the post.
+    pub(crate) fn accepted(&self, lane: Lane, after: std::time::Duration) {
+        self.accept_to_push_seconds
+            .get_or_create(&[("lane", lane.as_str())])
+            .observe(after.as_secs_f64());
+    }
+
+    /// Recipients were settled.
+    pub(crate) fn settled(&self, lane: Lane, counts: Counts) {
+        for (state, count) in [
+            (DeliveryState::Delivered, counts.delivered),
+            (DeliveryState::Suppressed, counts.suppressed),
+            (DeliveryState::Expired, counts.expired),
+            (DeliveryState::Dead, counts.dead),
+        ] {
+            if count > 0 {
+                let labels = [("lane", lane.as_str()), ("state", state.as_str())];
+                self.recipients.get_or_create(&labels).inc_by(u64::from(count));
+            }
+        }
+    }
+
+    /// An attempt at a chunk ended: `done`, `retried` or `terminated`.
+    pub(crate) fn chunk(&self, lane: Lane, end: &'static str) {
+        self.chunks
+            .get_or_create(&[("lane", lane.as_str()), ("end", end)])
+            .inc();
+    }
+}
+
+struct Request {
+    in_flight: Gauge,
+    seconds: Histogram,
+    begun: std::time::Instant,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.in_flight.dec();
+        self.seconds.observe(self.begun.elapsed().as_secs_f64());
+    }
+}
