@@ -107,6 +107,34 @@ pub fn from_store(error: &herald_store::Error) -> Status {
     }
 }
 
+/// An error of the mesh as callers see it: of a publish, above all.
+///
+/// | kind | code | reason |
+/// |---|---|---|
+/// | `Full` | RESOURCE_EXHAUSTED, with a delay | `STREAM_FULL` |
+/// | `Unavailable` | UNAVAILABLE, with a delay | `BROKER_UNAVAILABLE` |
+/// | `TooLarge` | INVALID_ARGUMENT | `MESSAGE_TOO_LARGE` |
+/// | `Conflict`, `Invalid`, `Rejected` | INTERNAL | `INTERNAL` |
+pub fn from_mesh(error: &herald_mesh::Error) -> Status {
+    use herald_mesh::ErrorKind;
+    match error.kind() {
+        ErrorKind::Full => {
+            tracing::warn!(error = chain(error), "stream full");
+            exhausted("STREAM_FULL", "the stream is full", FULL_RETRY_AFTER)
+        }
+        ErrorKind::Unavailable => {
+            tracing::warn!(error = chain(error), "broker unavailable");
+            unavailable("BROKER_UNAVAILABLE", "the broker is not available")
+        }
+        ErrorKind::TooLarge => Status::with_error_details(
+            Code::InvalidArgument,
+            "the message is larger than the broker takes",
+            info("MESSAGE_TOO_LARGE"),
+        ),
+        ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => internal(error),
+    }
+}
+
 /// An error and its sources in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -114,7 +142,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(inner) = source {
         let inner_text = inner.to_string();
         // Some errors show their source themselves.
-        if !text.ends_with(&inner_text) {
+        if !text.contains(&inner_text) {
             text.push_str(": ");
             text.push_str(&inner_text);
         }

@@ -49,8 +49,50 @@ where
     Loader::new().file(file).flags(flags).load()
 }
 
-/// Settings as TOML, secrets hidden. Settings that are unset are left out.
+/// Settings as TOML, secrets and the passwords of URLs hidden. Settings that are unset are left out.
 pub fn print<T: Serialize>(config: &T) -> Result<String, Error> {
-    toml::to_string(config)
-        .map_err(|error| Error::one(Layer::Defaults, "", format!("can't be printed: {error}")))
+    let failed = |error: toml::ser::Error| Error::one(Layer::All, "", format!("can't be printed: {error}"));
+    let mut table = toml::Value::try_from(config).map_err(failed)?;
+    hide_passwords(&mut table);
+    toml::to_string(&table).map_err(failed)
+}
+
+fn hide_passwords(value: &mut toml::Value) {
+    match value {
+        toml::Value::String(text) => {
+            if let Some(hidden) = without_password(text) {
+                *text = hidden;
+            }
+        }
+        toml::Value::Array(values) => values.iter_mut().for_each(hide_passwords),
+        toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| hide_passwords(value)),
+        _ => {}
+    }
+}
+
+/// `nats://user:password@host` without the password, and `nats://token@host` without the token; `None` for what has
+/// neither.
+fn without_password(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (credentials, _) = rest[..authority_end].rsplit_once('@')?;
+    let host = &rest[credentials.len()..];
+    Some(match credentials.split_once(':') {
+        Some((user, _)) => format!("{scheme}://{user}:[hidden]{host}"),
+        None => format!("{scheme}://[hidden]{host}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_password;
+
+    #[test]
+    fn passwords_in_urls_are_hidden() {
+        let hidden = |url| without_password(url).unwrap();
+        assert_eq!(hidden("nats://me:p@ss@host:4222"), "nats://me:[hidden]@host:4222");
+        assert_eq!(hidden("nats://token@host"), "nats://[hidden]@host");
+        assert_eq!(without_password("nats://host:4222/a@b"), None);
+        assert_eq!(without_password("not a url, me@example.org"), None);
+    }
 }
