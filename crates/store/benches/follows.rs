@@ -1,0 +1,222 @@
+//! How fast the graph takes follows, and how fast it is read.
+//!
+//! `cargo bench -p herald-store --bench follows -- [follows] [users] [authors]`; by default 1,000,000 follows in calls of
+//! 10,000, between 1,000,000 users and 1,000 authors, then an author of 1,000,000. Set `BENCH_DIR` to choose the disk.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::executor::block_on;
+use herald_model::{FollowVersion, UserId, UserKey};
+use herald_store::{
+    FollowChange, Follows,
+    embedded::{Config, Embedded},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Changes of one call.
+const CALL: usize = 10_000;
+
+/// Followers of one page, as fan-out reads them.
+const PAGE: usize = 4_096;
+
+fn main() {
+    let mut numbers = std::env::args()
+        .skip(1)
+        .filter_map(|a| a.replace('_', "").parse::<u32>().ok());
+    let follows = numbers.next().unwrap_or(1_000_000);
+    let users = numbers.next().unwrap_or(1_000_000);
+    let authors = numbers.next().unwrap_or(1_000);
+    let dir = match std::env::var("BENCH_DIR") {
+        Ok(dir) => tempfile::tempdir_in(dir),
+        Err(_) => tempfile::tempdir(),
+    }
+    .expect("a directory");
+    let config = Config {
+        data_dir: dir.path().into(),
+        ..Config::default()
+    };
+    let store = Embedded::open(&config).expect("open");
+    let graph = store.follows();
+
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut between = |authors: u32, first: u32| -> Vec<FollowChange> {
+        (0..follows)
+            .map(|_| {
+                let bell = random.random_range(0..20) == 0;
+                follow(
+                    users_then(&mut random, users),
+                    first + random.random_range(0..authors),
+                    bell,
+                )
+            })
+            .collect()
+    };
+    let by_chance = between(authors, 1);
+    let mut by_author = between(authors, 10_000_000);
+    by_author.sort_by_key(|c| (c.author, c.follower));
+    let many_authors = between(users, 20_000_000);
+    import(&*graph, &format!("in any order, {authors} authors"), &by_chance);
+    import(&*graph, &format!("by author, {authors} authors"), &by_author);
+    import(&*graph, &format!("in any order, {users} authors"), &many_authors);
+    import(&*graph, "again, all known", &by_chance);
+
+    let big = 4_000_000_000;
+    let in_order: Vec<_> = (1..=1_000_000).map(|n| follow(n, big, n % 20 == 0)).collect();
+    import(&*graph, "in order, one author", &in_order);
+    let pinned = block_on(graph.count(UserKey(big))).expect("count").version;
+
+    pages(&*graph, authors, &mut random);
+    export(&*graph, big, None, "newest");
+    let (mut seconds, singles) = (Duration::ZERO, 500);
+    for n in 0..singles {
+        let start = Instant::now();
+        block_on(graph.apply(&[follow(2_000_000 + n, big, true)])).expect("apply");
+        seconds += start.elapsed();
+    }
+    println!(
+        "single follow: {:.2} ms",
+        seconds.as_secs_f64() * 1e3 / f64::from(singles)
+    );
+    together(&graph, big);
+    export(&*graph, big, Some(pinned), "older version");
+
+    let names: Vec<_> = (0..users.min(200_000))
+        .map(|n| UserId::new(n.to_string()).expect("an id"))
+        .collect();
+    for round in ["new", "known"] {
+        let start = Instant::now();
+        for names in names.chunks(CALL) {
+            block_on(store.users().intern(names)).expect("intern");
+        }
+        report(&format!("intern, {round}"), names.len(), start.elapsed(), "users");
+    }
+    println!("disk: {} MiB", dir_bytes(dir.path()) >> 20);
+}
+
+fn users_then(random: &mut SmallRng, users: u32) -> u32 {
+    random.random_range(1..=users)
+}
+
+fn follow(follower: u32, author: u32, bell: bool) -> FollowChange {
+    FollowChange {
+        follower: UserKey(follower),
+        author: UserKey(author),
+        notify: Some(bell),
+    }
+}
+
+fn import(graph: &dyn Follows, what: &str, changes: &[FollowChange]) {
+    let (start, cpu) = (Instant::now(), cpu());
+    for call in changes.chunks(CALL) {
+        block_on(graph.apply(call)).expect("apply");
+    }
+    report(
+        &format!("import {what}"),
+        changes.len(),
+        start.elapsed(),
+        "follows",
+    );
+    println!(
+        "    {:.2} s of processor time over all threads",
+        (self::cpu() - cpu).as_secs_f64()
+    );
+}
+
+/// Pages of the authors whom chance gave followers.
+fn pages(graph: &dyn Follows, authors: u32, random: &mut SmallRng) {
+    let (mut followers, reads) = (0, 20_000_u32);
+    let start = Instant::now();
+    for _ in 0..reads {
+        let author = UserKey(random.random_range(1..=authors));
+        followers += block_on(graph.followers(author, None, None, PAGE))
+            .expect("followers")
+            .followers
+            .len();
+    }
+    let each = start.elapsed() / reads;
+    println!(
+        "page of {} followers: {:.1} µs",
+        followers / reads,
+        each.as_secs_f64() * 1e6
+    );
+}
+
+fn export(graph: &dyn Follows, author: u32, at: Option<FollowVersion>, what: &str) {
+    let start = Instant::now();
+    let (mut followers, mut after) = (0, None);
+    loop {
+        let page = block_on(graph.followers(UserKey(author), at, after, PAGE)).expect("followers");
+        followers += page.followers.len() as usize;
+        after = page.last;
+        if page.complete {
+            break;
+        }
+    }
+    report(
+        &format!("export, {what}"),
+        followers,
+        start.elapsed(),
+        "followers",
+    );
+}
+
+/// Follows of one author that come at the same time.
+fn together(graph: &Arc<dyn Follows>, author: u32) {
+    let (threads, each) = (64_u32, 50_u32);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for n in 0..each {
+                    let change = follow(3_000_000 + thread * each + n, author, false);
+                    block_on(graph.apply(&[change])).expect("apply");
+                }
+            });
+        }
+    });
+    report(
+        "single follows, 64 at a time",
+        (threads * each) as usize,
+        start.elapsed(),
+        "follows",
+    );
+}
+
+fn report(what: &str, count: usize, took: Duration, of: &str) {
+    println!(
+        "{what}: {count} {of} in {:.2} s, {:.0}/s",
+        took.as_secs_f64(),
+        count as f64 / took.as_secs_f64()
+    );
+}
+
+/// Processor time of this process.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .filter_map(|at| fields.get(*at)?.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+fn dir_bytes(dir: &std::path::Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => dir_bytes(&entry.path()),
+            Ok(metadata) => {
+                use std::os::unix::fs::MetadataExt;
+                metadata.blocks() * 512
+            }
+            Err(_) => 0,
+        })
+        .sum()
+}

@@ -1,0 +1,159 @@
+//! How fast timelines take deliveries, what that costs, and how fast they are read.
+//!
+//! `cargo bench -p herald-store --bench timelines -- [deliveries] [users] [in flight]`; by default 20,000,000 deliveries in
+//! chunks of 1,000 over 1,000,000 users, with 1,000 chunks in flight. Set `BENCH_DIR` to choose the disk.
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use herald_model::{PostId, Recipients, UserKey};
+use herald_store::{
+    Timelines,
+    embedded::{Config, Embedded},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Recipients of one chunk.
+const CHUNK: u64 = 1_000;
+
+/// Chunks made beforehand; posts take them in turn.
+const CHUNKS_MADE: usize = 4_000;
+
+fn main() {
+    let mut numbers = std::env::args().skip(1).filter_map(|a| a.replace('_', "").parse::<u64>().ok());
+    let deliveries = numbers.next().unwrap_or(20_000_000);
+    let users = u32::try_from(numbers.next().unwrap_or(1_000_000)).expect("users in 32 bits");
+    let in_flight = usize::try_from(numbers.next().unwrap_or(1_000)).expect("a number of chunks");
+    let dir = match std::env::var("BENCH_DIR") {
+        Ok(dir) => tempfile::tempdir_in(dir),
+        Err(_) => tempfile::tempdir(),
+    }
+    .expect("a directory");
+    let mut config = Config { data_dir: dir.path().into(), ..Config::default() };
+    if let Ok(interval) = std::env::var("FLUSH_INTERVAL_MS") {
+        config.timelines.flush_interval_ms = interval.parse().expect("milliseconds");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    runtime.block_on(runtime.spawn(bench(config, deliveries, users, in_flight))).expect("no panic");
+}
+
+async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
+    let mut random = SmallRng::seed_from_u64(1);
+    let chunks: Vec<Recipients> = (0..CHUNKS_MADE).map(|_| chunk(&mut random, users)).collect();
+    let base_mb = rss_mb("VmRSS:");
+    let store = Embedded::open(&config).expect("open");
+    let timelines = Arc::clone(store.timelines());
+
+    let (start, cpu) = (Instant::now(), cpu_by_thread());
+    let mut waiting = FuturesUnordered::new();
+    let mut sent = 0;
+    let mut slowest = Duration::ZERO;
+    for post in 1..=deliveries / CHUNK {
+        if waiting.len() >= in_flight {
+            slowest = slowest.max(waiting.next().await.expect("one waits"));
+        }
+        let recipients = chunks[post as usize % CHUNKS_MADE].clone();
+        sent += u64::from(recipients.len());
+        let at = Instant::now();
+        let durable = timelines.deliver(PostId(post), recipients).await.expect("deliver");
+        waiting.push(async move {
+            durable.await.expect("durable");
+            at.elapsed()
+        });
+    }
+    while let Some(took) = waiting.next().await {
+        slowest = slowest.max(took);
+    }
+    let wall = start.elapsed();
+    let spent = cpu_since(&cpu);
+    let total: f64 = spent.iter().map(|(_, s)| s).sum();
+    println!("delivered        {sent} in {:.2} s: {:.2} M/s", wall.as_secs_f64(), sent as f64 / wall.as_secs_f64() / 1e6);
+    println!("cpu              {total:.2} s: {:.2} M/s on one core", sent as f64 / total / 1e6);
+    for (thread, seconds) in spent {
+        println!("  {thread:<15}{seconds:.2} s");
+    }
+    println!("deliver → durable, slowest {} ms", slowest.as_millis());
+    println!("memory           {} MB at most, {base_mb} MB before", rss_mb("VmHWM:"));
+    println!("disk             {:.2} bytes a delivery", disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64);
+
+    read(&*timelines, &mut random, users, "before merging").await;
+    scan(&*timelines, sent).await;
+    let (start, cpu) = (Instant::now(), cpu_by_thread());
+    timelines.merge_all().expect("merge");
+    let spent: f64 = cpu_since(&cpu).iter().map(|(_, s)| s).sum();
+    println!("merged all       in {:.2} s, cpu {spent:.2} s", start.elapsed().as_secs_f64());
+    read(&*timelines, &mut random, users, "after merging").await;
+    scan(&*timelines, sent).await;
+    println!("disk             {:.2} bytes a delivery", disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64);
+    store.close().expect("close");
+}
+
+fn chunk(random: &mut SmallRng, users: u32) -> Recipients {
+    let mut keys: Vec<u32> = (0..CHUNK).map(|_| random.random_range(1..=users)).collect();
+    keys.sort_unstable();
+    Recipients::from_sorted(keys.into_iter().map(UserKey))
+}
+
+async fn read(timelines: &impl Timelines, random: &mut SmallRng, users: u32, when: &str) {
+    const READS: u32 = 50_000;
+    let start = Instant::now();
+    let mut entries = 0;
+    for _ in 0..READS {
+        let user = UserKey(random.random_range(1..=users));
+        entries += timelines.newest(user, None, 50).await.expect("read").len();
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("reads            {:.0} /s {when}, {:.1} entries each", f64::from(READS) / seconds, entries as f64 / f64::from(READS));
+}
+
+async fn scan(timelines: &impl Timelines, sent: u64) {
+    let start = Instant::now();
+    let (mut found, mut after) = (0, None);
+    loop {
+        let page = timelines.scan(after, 10_000).await.expect("scan");
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        found += page.iter().map(|(_, posts)| posts.len() as u64).sum::<u64>();
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("scan             {found} of {sent} in {seconds:.2} s: {:.2} M/s", found as f64 / seconds / 1e6);
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(of).sum()
+}
+
+fn rss_mb(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) / 1_024
+}
+
+/// CPU seconds by thread name.
+fn cpu_by_thread() -> Vec<(String, f64)> {
+    let mut threads = std::collections::BTreeMap::<String, f64>::new();
+    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { continue };
+        let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        *threads.entry(name.into()).or_default() += ticks as f64 / 100.0;
+    }
+    threads.into_iter().collect()
+}
+
+fn cpu_since(before: &[(String, f64)]) -> Vec<(String, f64)> {
+    let of = |name: &str| before.iter().find(|(n, _)| n == name).map_or(0.0, |(_, s)| *s);
+    cpu_by_thread().into_iter().map(|(name, s)| { let d = s - of(&name); (name, d) }).filter(|(_, s)| *s > 0.0).collect()
+}

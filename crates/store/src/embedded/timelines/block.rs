@@ -1,0 +1,157 @@
+//! How posts lie on disk.
+//!
+//! A *block* is what one run has for a group of users: `varint(least post)`, then for each user, ascending, one byte (who
+//! in the group), `varint(bytes that follow for this user)` and the posts, ascending: the first as the difference to the
+//! block's least, the next ones to the one before. Another user's posts are skipped in one step.
+//!
+//! A *merged row* is what is left of one user's older blocks: the posts, newest first, the first as it is and the next ones
+//! as the difference to the one before. Reading the newest few decodes only these.
+
+use crate::{
+    Error, ErrorKind, Result,
+    embedded::{timelines::pair, varint},
+};
+
+/// Appends the block of one group. `pairs` are those of the group, ascending, without repeats.
+pub(super) fn encode(pairs: &[u64], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    let least = pairs.iter().map(|p| pair::post(*p)).min().unwrap_or(0);
+    varint::write(out, least);
+    for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
+        scratch.clear();
+        let mut last = least;
+        for &one in posts {
+            varint::write(scratch, pair::post(one) - last);
+            last = pair::post(one);
+        }
+        out.push(pair::user_in_group(posts[0]));
+        varint::write(out, scratch.len() as u64);
+        out.extend_from_slice(scratch);
+    }
+}
+
+/// Adds one user's posts to `out`.
+pub(super) fn posts_of(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> Result<()> {
+    let mut rest = block;
+    let least = read(&mut rest)?;
+    while let Some((user, posts)) = next_user(&mut rest)? {
+        if user == user_in_group {
+            return read_posts(posts, least, |post| out.push(post));
+        }
+        if user > user_in_group {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Adds all pairs of a block to `out` and tells whose they are, one bit a user.
+pub(super) fn pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
+    let mut rest = block;
+    let mut users = 0;
+    let least = read(&mut rest)?;
+    while let Some((user, posts)) = next_user(&mut rest)? {
+        users |= 1 << (user % 64);
+        read_posts(posts, least, |post| out.push(pair::in_group(user, post)))?;
+    }
+    Ok(users)
+}
+
+/// Appends a merged row. `posts` descend strictly.
+pub(super) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<u8>) {
+    let mut last = None;
+    for post in posts {
+        varint::write(out, last.map_or(post, |last: u64| last - post));
+        last = Some(post);
+    }
+}
+
+/// The posts of a merged row, newest first.
+pub(super) fn merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
+    let mut rest = row;
+    let mut last = None;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let post = read(&mut rest).and_then(|value| match last {
+            None => Ok(value),
+            Some(last) => u64::checked_sub(last, value).ok_or_else(malformed),
+        });
+        match &post {
+            Ok(post) => last = Some(*post),
+            Err(_) => rest = &[],
+        }
+        Some(post)
+    })
+}
+
+fn next_user<'a>(rest: &mut &'a [u8]) -> Result<Option<(u8, &'a [u8])>> {
+    let Some((&user, after)) = rest.split_first() else { return Ok(None) };
+    *rest = after;
+    let length = usize::try_from(read(rest)?).map_err(|_| malformed())?;
+    let (posts, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
+    *rest = after;
+    Ok(Some((user, posts)))
+}
+
+fn read_posts(mut posts: &[u8], least: u64, mut each: impl FnMut(u64)) -> Result<()> {
+    let mut last = least;
+    while !posts.is_empty() {
+        last = last.checked_add(read(&mut posts)?).ok_or_else(malformed)?;
+        each(last);
+    }
+    Ok(())
+}
+
+fn read(rest: &mut &[u8]) -> Result<u64> {
+    varint::read(rest).ok_or_else(malformed)
+}
+
+fn malformed() -> Error {
+    Error::new(ErrorKind::Corrupt, "a row of the timelines is malformed")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_block_gives_back_its_pairs(
+            pairs_in in prop::collection::btree_set((0_u8..64, 1_u64..1 << 50), 1..300),
+        ) {
+            let packed: Vec<u64> = pairs_in.iter().map(|(user, post)| pair::in_group(*user, *post)).collect();
+            let mut block = Vec::new();
+            encode(&packed, &mut Vec::new(), &mut block);
+            let mut all = Vec::new();
+            let users = pairs(&block, &mut all).unwrap();
+            prop_assert_eq!(&all, &packed);
+            for user in 0..64 {
+                let mut posts = Vec::new();
+                posts_of(&block, user, &mut posts).unwrap();
+                let expected: Vec<u64> = pairs_in.iter().filter(|(u, _)| *u == user).map(|(_, p)| *p).collect();
+                prop_assert_eq!(users >> user & 1 == 1, !expected.is_empty());
+                prop_assert_eq!(posts, expected);
+            }
+        }
+
+        #[test]
+        fn a_merged_row_gives_back_its_posts(posts in prop::collection::btree_set(1_u64..1 << 50, 0..300)) {
+            let posts: Vec<u64> = BTreeSet::into_iter(posts).rev().collect();
+            let mut row = Vec::new();
+            encode_merged(posts.iter().copied(), &mut row);
+            prop_assert_eq!(merged(&row).collect::<Result<Vec<_>>>().unwrap(), posts);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), user in any::<u8>()) {
+            let _ = pairs(&bytes, &mut Vec::new());
+            let _ = posts_of(&bytes, user, &mut Vec::new());
+            let _ = merged(&bytes).count();
+        }
+    }
+}

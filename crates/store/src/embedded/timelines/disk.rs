@@ -1,0 +1,248 @@
+//! The `timelines/` database.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `runs` | group `u32`, run `u64` | a [block] |
+//! | `merged` | user `u32` | a [merged row](block) |
+//! | `state` | `next_run`, `oldest`, `mark` + slice `u32` | a `u64` |
+//!
+//! All numbers of keys and of `state` are big-endian.
+//!
+//! *Invariant:* a key of `runs` is written once. Blocks of runs up to the slice's mark are in `merged` as well; readers pass over
+//! them and compaction drops them. So readers look at marks first, then at `runs`, then at `merged`.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    compaction::Leveled,
+    config::{
+        BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
+        RestartIntervalPolicy,
+    },
+};
+use herald_model::UserKey;
+use parking_lot::Mutex;
+
+use super::{Config, block, buffer::Buffer, marks::Marks, pair};
+use crate::{Error, ErrorKind, Result, embedded::records::map_err};
+
+/// Run numbers are reserved so many at a time; those left over at the end are never used.
+const RUN_NUMBERS_RESERVED: u64 = 1_000;
+
+/// Memtable of `runs`, bytes. Only small runs go through it.
+const MEMTABLE_BYTES: u64 = 8 << 20;
+
+/// The journal is let go after so many bytes of small runs between large ones.
+const JOURNAL_BYTES: u64 = 32 << 20;
+
+/// The keyspaces and what is known of them.
+pub(super) struct Disk {
+    pub(super) database: Database,
+    pub(super) runs: Keyspace,
+    pub(super) merged: Keyspace,
+    state: Keyspace,
+    pub(super) marks: Arc<Marks>,
+    numbers: Mutex<Numbers>,
+    /// All runs up to this one are written or will never be.
+    written: AtomicU64,
+    oldest: AtomicU64,
+    /// Bytes in the journal since the last rotation, about.
+    journaled: AtomicU64,
+}
+
+struct Numbers {
+    next: u64,
+    reserved: u64,
+}
+
+impl Disk {
+    /// Opens the database, making it when it isn't there.
+    pub(super) fn open(dir: &Path, config: &Config) -> Result<Self> {
+        let marks = Arc::new(Marks::default());
+        let filters = Arc::clone(&marks);
+        let database = Database::builder(dir)
+            .cache_size(config.cache_mb << 20)
+            .manual_journal_persist(true)
+            // With more, the first one spins while another compacts.
+            .worker_threads(1)
+            .with_compaction_filter_factories(Arc::new(move |keyspace| (keyspace == "runs").then(|| filters.factory())))
+            .open()
+            .map_err(map_err)?;
+        let runs = database.keyspace("runs", runs_options).map_err(map_err)?;
+        let merged = database.keyspace("merged", merged_options).map_err(map_err)?;
+        let state = database.keyspace("state", || options().max_memtable_size(1 << 20)).map_err(map_err)?;
+        for row in state.prefix("mark") {
+            let (key, value) = row.into_inner().map_err(map_err)?;
+            let slice = key.get(4..).and_then(|k| k.try_into().ok()).map(u32::from_be_bytes).ok_or_else(malformed)?;
+            marks.raise(slice, number(&value)?);
+        }
+        let stored = |key: &str| state.get(key).map_err(map_err)?.map_or(Ok(0), |value| number(&value));
+        let next = stored("next_run")?.max(1);
+        let oldest = stored("oldest")?;
+        Ok(Self {
+            database,
+            runs,
+            merged,
+            marks,
+            numbers: Mutex::new(Numbers { next, reserved: next }),
+            written: AtomicU64::new(next - 1),
+            oldest: AtomicU64::new(oldest),
+            journaled: AtomicU64::new(0),
+            state,
+        })
+    }
+
+    /// Writes a run; durable on return. Passes the group of each block to `each`.
+    pub(super) fn write_run(&self, buffer: &Buffer, small: bool, mut each: impl FnMut(u32)) -> Result<()> {
+        let run = self.next_run()?;
+        if small {
+            let mut batch = self.database.batch();
+            let mut bytes = 0;
+            buffer.blocks(|group, block| {
+                each(group);
+                bytes += block.len() + 32;
+                batch.insert(&self.runs, run_key(group, run), block);
+                Ok(())
+            })?;
+            batch.commit().map_err(map_err)?;
+            self.database.persist(PersistMode::SyncData).map_err(map_err)?;
+            self.journaled.fetch_add(bytes as u64, Ordering::Relaxed);
+        } else {
+            self.let_journal_go()?;
+            // Its tables, their directory and the manifest are synced when it is finished.
+            let mut ingestion = self.runs.start_ingestion().map_err(map_err)?;
+            buffer.blocks(|group, block| {
+                each(group);
+                ingestion.write(run_key(group, run), block).map_err(map_err)
+            })?;
+            ingestion.finish().map_err(map_err)?;
+        }
+        self.written.store(run, Ordering::Release);
+        Ok(())
+    }
+
+    /// The last run there is.
+    pub(super) fn last_run(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// The least post that is kept.
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest.load(Ordering::Relaxed)
+    }
+
+    /// Posts less than this are dropped from now on; it never goes back.
+    pub(super) fn set_oldest(&self, post: u64) -> Result<()> {
+        if self.oldest.fetch_max(post, Ordering::Relaxed) < post {
+            self.store("oldest".as_bytes(), post)?;
+        }
+        Ok(())
+    }
+
+    /// Notes durably that a slice's blocks of runs up to this one are merged.
+    pub(super) fn raise_mark(&self, slice: u32, run: u64) -> Result<()> {
+        self.store(&[b"mark", &slice.to_be_bytes()[..]].concat(), run)?;
+        self.marks.raise(slice, run);
+        Ok(())
+    }
+
+    /// Adds a user's posts on disk to `out`: of blocks in any order, then the merged ones, newest first.
+    pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) -> Result<()> {
+        let group = pair::group(user);
+        let after = self.marks.of(group >> pair::SLICE_GROUP_BITS) + 1;
+        for row in self.runs.range(run_key(group, after)..=run_key(group, u64::MAX)) {
+            block::posts_of(&row.value().map_err(map_err)?, pair::index(user), out)?;
+        }
+        if let Some(row) = self.merged.get(user.0.to_be_bytes()).map_err(map_err)? {
+            for post in block::merged(&row) {
+                out.push(post?);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_run(&self) -> Result<u64> {
+        let mut numbers = self.numbers.lock();
+        if numbers.next == numbers.reserved {
+            let reserved = numbers.next + RUN_NUMBERS_RESERVED;
+            self.store(b"next_run", reserved)?;
+            numbers.reserved = reserved;
+        }
+        let run = numbers.next;
+        numbers.next += 1;
+        Ok(run)
+    }
+
+    /// An ingestion flushes the memtable without fjall's journal keeping hearing of it. Rotating now and then lets it.
+    fn let_journal_go(&self) -> Result<()> {
+        if self.journaled.load(Ordering::Relaxed) > JOURNAL_BYTES {
+            self.runs.rotate_memtable().map_err(map_err)?;
+            self.state.rotate_memtable().map_err(map_err)?;
+            self.journaled.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn store(&self, key: &[u8], value: u64) -> Result<()> {
+        self.state.insert(key, value.to_be_bytes()).map_err(map_err)?;
+        self.database.persist(PersistMode::SyncData).map_err(map_err)
+    }
+}
+
+/// A key of `runs`.
+pub(super) fn run_key(group: u32, run: u64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&group.to_be_bytes());
+    key[4..].copy_from_slice(&run.to_be_bytes());
+    key
+}
+
+/// The group and the run of a key of `runs`.
+pub(super) fn read_run_key(key: &[u8]) -> Result<(u32, u64)> {
+    let (group, run) = key.split_first_chunk::<4>().ok_or_else(malformed)?;
+    let run = run.try_into().map_err(|_| malformed())?;
+    Ok((u32::from_be_bytes(*group), u64::from_be_bytes(run)))
+}
+
+/// The user of a key of `merged`.
+pub(super) fn read_user_key(key: &[u8]) -> Result<UserKey> {
+    key.try_into().map(|key| UserKey(u32::from_be_bytes(key))).map_err(|_| malformed())
+}
+
+fn number(value: &[u8]) -> Result<u64> {
+    value.try_into().map(u64::from_be_bytes).map_err(|_| malformed())
+}
+
+fn malformed() -> Error {
+    Error::new(ErrorKind::Corrupt, "a key or number of the timelines is malformed")
+}
+
+fn options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).manual_journal_persist(true)
+}
+
+fn runs_options() -> KeyspaceCreateOptions {
+    options()
+        // They are read by range; filters would never be asked.
+        .filter_policy(FilterPolicy::disabled())
+        .data_block_size_policy(BlockSizePolicy::all(16 << 10))
+        .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        .index_block_pinning_policy(PinningPolicy::all(true))
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(16).with_table_target_size(8 << 20)))
+}
+
+fn merged_options() -> KeyspaceCreateOptions {
+    options()
+        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
+        .data_block_size_policy(BlockSizePolicy::all(8 << 10))
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(4).with_table_target_size(32 << 20)))
+}
