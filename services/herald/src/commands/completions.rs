@@ -1,0 +1,30 @@
+//! `herald completions`
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::{cli::Cli, failure::Failure, output::Output};
+
+const EXAMPLES: &str = "\
+Examples:
+  bash:  herald completions bash > ~/.local/share/bash-completion/completions/herald
+  zsh:   herald completions zsh > \"${fpath[1]}/_herald\"
+  fish:  herald completions fish > ~/.config/fish/completions/herald.fish
+
+  For this shell only:
+    source <(herald completions bash)";
+
+/// Print the completions for a shell
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    shell: Shell,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "herald", &mut script);
+    Output::write(&String::from_utf8_lossy(&script))
+}

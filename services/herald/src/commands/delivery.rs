@@ -1,0 +1,364 @@
+//! `herald delivery`
+
+use std::time::{Duration, Instant};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use herald_proto::v1::{
+    Channel, ChannelDelivery, DeliveryState, GetDeliveryRequest, GetDeliveryResponse, ListRecipientsRequest,
+};
+use serde::Serialize;
+
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    context::Context,
+    failure::{Failure, Kind, printable},
+    output::{Show, Table, as_map, channel_name, count, state_name},
+    time::{self, ago, rfc3339},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  herald delivery 17
+
+  Wait until nothing is pending any more, in a script:
+    herald delivery 17 --wait --timeout 30s --output json | jq .channels.timeline.delivered
+
+  Who has not got the push, and who never will:
+    herald delivery 17 --recipients push --state pending
+    herald delivery 17 --recipients push --state dead --all";
+
+/// Tell what became of a post's deliveries
+///
+/// Counts them by channel and state. At every moment, for each channel:
+/// targeted = delivered + suppressed + expired + pending + dead.
+///
+/// `suppressed` was left out on purpose (no device, pushes off, author muted, post deleted), `expired` came too late to
+/// be sent, `dead` was given up.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The post's id
+    #[arg(value_name = "POST")]
+    post_id: u64,
+
+    /// Wait until every delivery is planned and none is pending
+    #[arg(long, conflicts_with = "recipients")]
+    wait: bool,
+
+    /// How long to wait; then the counts so far are printed, and the exit code is 5
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = time::duration, requires = "wait")]
+    timeout: Duration,
+
+    /// List the recipients in a channel, instead of counting
+    #[arg(
+        long,
+        value_name = "CHANNEL",
+        value_parser = PossibleValuesParser::new(["timeline", "push"]).map(|name| channel(&name))
+    )]
+    recipients: Option<Channel>,
+
+    /// Only recipients in this state
+    #[arg(
+        long,
+        value_name = "STATE",
+        requires = "recipients",
+        value_parser = PossibleValuesParser::new(["pending", "delivered", "suppressed", "expired", "dead"])
+            .map(|name| state(&name))
+    )]
+    state: Option<DeliveryState>,
+
+    /// How many recipients at most: 1 to 1,000; 0 is the server's default, 100
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 0,
+        requires = "recipients",
+        allow_negative_numbers = true
+    )]
+    page_size: i32,
+
+    /// Where to go on: the `next_page_token` of the page before
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "recipients",
+        allow_hyphen_values = true
+    )]
+    page_token: Option<String>,
+
+    /// Print page after page until the end; with --output json one object a page
+    #[arg(long, requires = "recipients")]
+    all: bool,
+}
+
+fn channel(name: &str) -> Channel {
+    if name == "push" {
+        Channel::Push
+    } else {
+        Channel::Timeline
+    }
+}
+
+fn state(name: &str) -> DeliveryState {
+    let named = (1..).map_while(|number| DeliveryState::try_from(number).ok());
+    named
+        .into_iter()
+        .find(|state| state_name((*state).into()) == name)
+        .unwrap_or(DeliveryState::Unspecified)
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    post_id: u64,
+    planned: bool,
+    #[serde(serialize_with = "as_map")]
+    channels: Vec<(&'static str, Counts)>,
+}
+
+#[derive(Debug, Serialize)]
+struct Counts {
+    targeted: u64,
+    delivered: u64,
+    suppressed: u64,
+    expired: u64,
+    pending: u64,
+    dead: u64,
+    first_delivered_time: Option<String>,
+    last_delivered_time: Option<String>,
+    #[serde(skip)]
+    last_delivered: Option<prost_types::Timestamp>,
+}
+
+impl From<ChannelDelivery> for Counts {
+    fn from(delivery: ChannelDelivery) -> Self {
+        Self {
+            targeted: delivery.targeted_count,
+            delivered: delivery.delivered_count,
+            suppressed: delivery.suppressed_count,
+            expired: delivery.expired_count,
+            pending: delivery.pending_count,
+            dead: delivery.dead_count,
+            first_delivered_time: rfc3339(delivery.first_delivered_time.as_ref()),
+            last_delivered_time: rfc3339(delivery.last_delivered_time.as_ref()),
+            last_delivered: delivery.last_delivered_time,
+        }
+    }
+}
+
+impl From<GetDeliveryResponse> for Answer {
+    fn from(response: GetDeliveryResponse) -> Self {
+        let named = |delivery: ChannelDelivery| (channel_name(delivery.channel), Counts::from(delivery));
+        Self {
+            post_id: response.post_id,
+            planned: response.planned,
+            channels: response.channels.into_iter().map(named).collect(),
+        }
+    }
+}
+
+impl Answer {
+    fn is_settled(&self) -> bool {
+        self.planned && self.channels.iter().all(|(_, counts)| counts.pending == 0)
+    }
+
+    fn pending(&self) -> u64 {
+        self.channels.iter().map(|(_, counts)| counts.pending).sum()
+    }
+}
+
+impl Show for Answer {
+    fn text(&self) -> String {
+        let mut table = Table::new(&[
+            "channel",
+            ">targeted",
+            ">delivered",
+            ">suppressed",
+            ">expired",
+            ">pending",
+            ">dead",
+            "last delivered",
+        ]);
+        for (channel, counts) in &self.channels {
+            let Counts {
+                targeted,
+                delivered,
+                suppressed,
+                expired,
+                pending,
+                dead,
+                last_delivered,
+                ..
+            } = counts;
+            let figures =
+                [targeted, delivered, suppressed, expired, pending, dead].map(|figure| count(*figure));
+            let mut row = vec![(*channel).to_owned()];
+            row.extend(figures);
+            row.push(ago(last_delivered.as_ref()));
+            table.row(row);
+        }
+        let planned = if self.planned {
+            ""
+        } else {
+            "\n\nnot all deliveries are planned yet: targeted still rises"
+        };
+        table.render() + planned
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Recipients {
+    recipients: Vec<Recipient>,
+    next_page_token: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Recipient {
+    user_id: String,
+    state: &'static str,
+}
+
+impl Show for Recipients {
+    fn text(&self) -> String {
+        if self.recipients.is_empty() {
+            return "no recipients".into();
+        }
+        let mut table = Table::new(&["user", "state"]);
+        for recipient in &self.recipients {
+            table.row([printable(&recipient.user_id), recipient.state.into()]);
+        }
+        let more = match self.next_page_token.as_str() {
+            "" => String::new(),
+            token => format!("\n\nmore: the same with --page-token {token}"),
+        };
+        table.render() + &more
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    match args.recipients {
+        Some(channel) => list(&args, channel, &client, context).await,
+        None if args.wait => wait(&args, &client, context).await,
+        None => context.output.show(&get(args.post_id, &client).await?),
+    }
+}
+
+async fn get(post_id: u64, client: &Client) -> Result<Answer, Failure> {
+    let request = client.request(GetDeliveryRequest { post_id });
+    Ok(client
+        .deliveries()
+        .get_delivery(request)
+        .await?
+        .into_inner()
+        .into())
+}
+
+async fn wait(args: &Args, client: &Client, context: &Context) -> Result<(), Failure> {
+    let end = Instant::now() + args.timeout;
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    loop {
+        let answer = get(args.post_id, client).await?;
+        let left = end.saturating_duration_since(Instant::now());
+        if answer.is_settled() {
+            return context.output.show(&answer);
+        }
+        if left.is_zero() {
+            context.output.show(&answer)?;
+            let state = if answer.planned {
+                "pending"
+            } else {
+                "pending, and not all are planned"
+            };
+            let waited = time::rough(args.timeout);
+            let message = format!(
+                "after {waited} {} deliveries are {state}",
+                count(answer.pending())
+            );
+            return Err(Failure::new(Kind::TimedOut, message)
+                .hint("give it longer with --timeout, or see what the workers do with `herald lag`"));
+        }
+        tokio::time::sleep(backoff.next(None).min(left)).await;
+    }
+}
+
+async fn list(args: &Args, channel: Channel, client: &Client, context: &Context) -> Result<(), Failure> {
+    let mut page_token = args.page_token.clone().unwrap_or_default();
+    loop {
+        let request = client.request(ListRecipientsRequest {
+            post_id: args.post_id,
+            channel: channel.into(),
+            state: args.state.unwrap_or(DeliveryState::Unspecified).into(),
+            page_size: if args.all && args.page_size == 0 {
+                1_000
+            } else {
+                args.page_size
+            },
+            page_token: page_token.clone(),
+        });
+        let page = client.deliveries().list_recipients(request).await?.into_inner();
+        let next = page.next_page_token;
+        let more = args.all && !next.is_empty();
+        let recipients = page.recipients.into_iter();
+        let recipients = recipients.map(|one| Recipient {
+            user_id: one.user_id,
+            state: state_name(one.state),
+        });
+        let shown_token = if more && !context.output.is_json() {
+            String::new()
+        } else {
+            next.clone()
+        };
+        context.output.show(&Recipients {
+            recipients: recipients.collect(),
+            next_page_token: shown_token,
+        })?;
+        if !more {
+            return Ok(());
+        }
+        if next == page_token {
+            return Err(Failure::failed(
+                "the server's page token leads to the same page again",
+            ));
+        }
+        page_token = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_agree() {
+        assert_eq!(state("dead"), DeliveryState::Dead);
+        assert_eq!(state("pending"), DeliveryState::Pending);
+        assert_eq!(channel("push"), Channel::Push);
+        assert_eq!(channel("timeline"), Channel::Timeline);
+    }
+
+    #[test]
+    fn the_json_is_the_documented_one() {
+        let answer = Answer::from(GetDeliveryResponse {
+            post_id: 1,
+            planned: true,
+            channels: vec![
+                ChannelDelivery {
+                    channel: Channel::Timeline.into(),
+                    targeted_count: 3,
+                    ..Default::default()
+                },
+                ChannelDelivery {
+                    channel: Channel::Push.into(),
+                    pending_count: 1,
+                    ..Default::default()
+                },
+            ],
+        });
+        assert!(!answer.is_settled());
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"post_id":1,"planned":true,"channels":{"timeline":{"targeted":3,"delivered":0,"suppressed":0,"expired":0,"pending":0,"dead":0,"first_delivered_time":null,"last_delivered_time":null},"push":{"targeted":0,"delivered":0,"suppressed":0,"expired":0,"pending":1,"dead":0,"first_delivered_time":null,"last_delivered_time":null}}}"#
+        );
+    }
+}

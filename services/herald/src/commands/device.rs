@@ -1,0 +1,328 @@
+//! `herald device`
+
+use std::io;
+
+use clap::{Subcommand, ValueHint};
+use herald_proto::v1::{
+    Device, ListDevicesRequest, RegisterDeviceRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
+    register_device_request::Address,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    client::Client,
+    context::Context,
+    failure::{Failure, printable},
+    output::{Show, Table},
+    time::{ago, rfc3339},
+};
+
+/// A subscription is some 500 bytes, a secret under 100.
+const STDIN_BYTES_MAX: u64 = 64 << 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  A webhook; Herald makes the signing secret and tells it once:
+    herald device add 1 --webhook https://example.com/herald
+
+  A browser's subscription, as PushSubscription.toJSON() gives it:
+    herald device add 1 --web-push - < subscription.json
+
+  What there is, and away with one:
+    herald device list 1
+    herald device remove 1 DEVICE";
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  herald device add 1 --webhook https://example.com/herald
+  herald device add 1 --webhook https://example.com/herald --secret - < secret.txt
+
+  herald device add 1 --web-push '{\"endpoint\":\"https://push.example/x\",\"keys\":{\"p256dh\":\"…\",\"auth\":\"…\"}}'
+  herald device add 1 --web-push https://push.example/x --p256dh BNc… --auth 8eD…";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  herald device list 1
+
+  The key that a browser needs to subscribe (applicationServerKey):
+    herald device list 1 --output json | jq -r .vapid_public_key";
+
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  herald device remove 1 3";
+
+/// Add, list and remove the devices that pushes go to
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Add(Add),
+    /// List a user's devices, oldest first, and the server's VAPID key
+    #[command(after_long_help = LIST_EXAMPLES)]
+    List {
+        /// Whose devices
+        #[arg(value_name = "USER")]
+        user_id: String,
+    },
+    /// Remove one device
+    #[command(after_long_help = REMOVE_EXAMPLES)]
+    Remove {
+        /// Whose device
+        #[arg(value_name = "USER")]
+        user_id: String,
+        /// Its id, as `device add` and `device list` tell it
+        #[arg(value_name = "DEVICE")]
+        device_id: String,
+    },
+}
+
+/// Register a device: a webhook or a browser's push subscription
+///
+/// The same address again updates the device and keeps its id. A user has at most 32.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = ADD_EXAMPLES)]
+struct Add {
+    /// Whose device
+    #[arg(value_name = "USER")]
+    user_id: String,
+
+    /// Where to POST to, signed as Standard Webhooks says; https, or plain http where the server allows it
+    #[arg(
+        long,
+        value_name = "URL",
+        value_hint = ValueHint::Url,
+        required_unless_present = "web_push",
+        conflicts_with = "web_push"
+    )]
+    webhook: Option<String>,
+
+    /// The webhook's signing secret: `whsec_` and base64; Herald makes one when left out
+    ///
+    /// `-` reads it from standard input, which is the better way: other users of the machine can read the command line.
+    #[arg(
+        long,
+        value_name = "SECRET",
+        conflicts_with = "web_push",
+        allow_hyphen_values = true
+    )]
+    secret: Option<String>,
+
+    /// A push subscription: its JSON, `-` for JSON on standard input, or its endpoint with --p256dh and --auth
+    #[arg(long, value_name = "JSON|-|URL")]
+    web_push: Option<String>,
+
+    /// The subscription's public key, base64url
+    #[arg(long, value_name = "KEY", requires = "web_push", allow_hyphen_values = true)]
+    p256dh: Option<String>,
+
+    /// The subscription's shared secret, base64url
+    #[arg(long, value_name = "KEY", requires = "web_push", allow_hyphen_values = true)]
+    auth: Option<String>,
+}
+
+/// What a browser's `PushSubscription.toJSON()` gives.
+#[derive(Debug, Deserialize)]
+struct Subscription {
+    endpoint: String,
+    keys: Keys,
+}
+
+#[derive(Debug, Deserialize)]
+struct Keys {
+    p256dh: String,
+    auth: String,
+}
+
+/// A device, with its address by kind.
+#[derive(Debug, Serialize)]
+struct Shown {
+    device_id: String,
+    user_id: String,
+    kind: &'static str,
+    endpoint: String,
+    /// Only when Herald has just made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+    registered_time: Option<String>,
+    #[serde(skip)]
+    registered: Option<prost_types::Timestamp>,
+}
+
+impl From<Device> for Shown {
+    fn from(device: Device) -> Self {
+        let (kind, endpoint, secret) = match device.address {
+            Some(device::Address::WebPush(push)) => ("web_push", push.endpoint, None),
+            Some(device::Address::Webhook(hook)) => ("webhook", hook.url, Some(hook.secret)),
+            None => ("unknown", String::new(), None),
+        };
+        Self {
+            device_id: device.device_id,
+            user_id: device.user_id,
+            kind,
+            endpoint,
+            secret: secret.filter(|secret| !secret.is_empty()),
+            registered_time: rfc3339(device.registered_time.as_ref()),
+            registered: device.registered_time,
+        }
+    }
+}
+
+impl Show for Shown {
+    fn text(&self) -> String {
+        let (id, endpoint) = (printable(&self.device_id), printable(&self.endpoint));
+        let text = format!("device {id} of {} pushes to {endpoint}", printable(&self.user_id));
+        match &self.secret {
+            Some(secret) => format!("{text}\nits signing secret, told only now: {}", printable(secret)),
+            None => text,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    devices: Vec<Shown>,
+    vapid_public_key: String,
+}
+
+impl Show for List {
+    fn text(&self) -> String {
+        let key = format!("VAPID public key: {}", printable(&self.vapid_public_key));
+        if self.devices.is_empty() {
+            return format!("no devices\n\n{key}");
+        }
+        let mut table = Table::new(&["device", "kind", "registered", "endpoint"]);
+        for device in &self.devices {
+            table.row([
+                printable(&device.device_id),
+                device.kind.into(),
+                ago(device.registered.as_ref()),
+                printable(&device.endpoint),
+            ]);
+        }
+        format!("{}\n\n{key}", table.render())
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Removal {
+    user_id: String,
+    device_id: String,
+    removed: bool,
+}
+
+impl Show for Removal {
+    fn text(&self) -> String {
+        format!(
+            "device {} of {} is removed",
+            printable(&self.device_id),
+            printable(&self.user_id)
+        )
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    match args.action {
+        Action::Add(add) => {
+            let (user_id, address) = add.into_address()?;
+            let device = register(&context.client().await?, user_id, address).await?;
+            context.output.show(&Shown::from(device))
+        }
+        Action::List { user_id } => {
+            let client = context.client().await?;
+            let request = client.request(ListDevicesRequest { user_id });
+            let response = client.devices().list_devices(request).await?.into_inner();
+            context.output.show(&List {
+                devices: response.devices.into_iter().map(Shown::from).collect(),
+                vapid_public_key: response.vapid_public_key,
+            })
+        }
+        Action::Remove { user_id, device_id } => {
+            let client = context.client().await?;
+            let request = UnregisterDeviceRequest {
+                user_id: user_id.clone(),
+                device_id: device_id.clone(),
+            };
+            client
+                .devices()
+                .unregister_device(client.request(request))
+                .await?;
+            context.output.show(&Removal {
+                user_id,
+                device_id,
+                removed: true,
+            })
+        }
+    }
+}
+
+/// Registers one device.
+pub(crate) async fn register(client: &Client, user_id: String, address: Address) -> Result<Device, Failure> {
+    let request = client.request(RegisterDeviceRequest {
+        user_id,
+        address: Some(address),
+    });
+    let response = client.devices().register_device(request).await?.into_inner();
+    response
+        .device
+        .ok_or_else(|| Failure::failed("the server answered without the device"))
+}
+
+impl Add {
+    /// Whose device it is, and where it is.
+    fn into_address(self) -> Result<(String, Address), Failure> {
+        let Some(web_push) = self.web_push else {
+            let url = self.webhook.unwrap_or_default();
+            let secret = match self.secret.as_deref() {
+                Some("-") => read_stdin("the secret")?.trim().to_owned(),
+                secret => secret.unwrap_or_default().to_owned(),
+            };
+            return Ok((self.user_id, Address::Webhook(Webhook { url, secret })));
+        };
+        let json = match web_push.as_str() {
+            "-" => read_stdin("the subscription")?,
+            text if text.trim_start().starts_with('{') => web_push,
+            _ => {
+                let (Some(p256dh), Some(auth)) = (self.p256dh, self.auth) else {
+                    return Err(Failure::usage(
+                        "a subscription given by its endpoint needs --p256dh and --auth too",
+                    ));
+                };
+                return Ok((
+                    self.user_id,
+                    Address::WebPush(WebPush {
+                        endpoint: web_push,
+                        p256dh,
+                        auth,
+                    }),
+                ));
+            }
+        };
+        if self.p256dh.is_some() || self.auth.is_some() {
+            return Err(Failure::usage(
+                "the keys are in the subscription's JSON: leave --p256dh and --auth out",
+            ));
+        }
+        let Subscription { endpoint, keys } = serde_json::from_str(&json).map_err(|error| {
+            Failure::usage(format!("the subscription is not what a browser gives: {error}"))
+                .hint(r#"it looks like {"endpoint":"https://…","keys":{"p256dh":"…","auth":"…"}}"#)
+        })?;
+        Ok((
+            self.user_id,
+            Address::WebPush(WebPush {
+                endpoint,
+                p256dh: keys.p256dh,
+                auth: keys.auth,
+            }),
+        ))
+    }
+}
+
+fn read_stdin(what: &str) -> Result<String, Failure> {
+    io::read_to_string(io::Read::take(io::stdin(), STDIN_BYTES_MAX))
+        .map_err(|error| Failure::io(format!("{what} can't be read from standard input"), &error))
+}

@@ -1,0 +1,79 @@
+//! `herald follow`
+
+use herald_proto::v1::{Follow, FollowRequest};
+use serde::Serialize;
+
+use crate::{
+    context::Context,
+    failure::{Failure, printable},
+    output::Show,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  herald follow 1 107
+
+  With the bell: a push of each post, to the devices of user 1:
+    herald follow 1 107 --notify
+
+  The bell off again:
+    herald follow 1 107";
+
+/// Follow an author, with or without the bell
+///
+/// The author's posts from now on reach the follower, and the newest 20 so far are delivered too. Following again
+/// changes the bell to what is said this time.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Who follows
+    #[arg(value_name = "USER")]
+    follower_id: String,
+
+    /// Who is followed
+    #[arg(value_name = "AUTHOR")]
+    author_id: String,
+
+    /// Also push each post to the follower's devices (the bell)
+    #[arg(long)]
+    notify: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    follower_id: String,
+    author_id: String,
+    notify: bool,
+    changed: bool,
+}
+
+impl Show for Answer {
+    fn text(&self) -> String {
+        let already = if self.changed { "" } else { " already" };
+        let bell = if self.notify { ", with pushes" } else { "" };
+        let (follower, author) = (printable(&self.follower_id), printable(&self.author_id));
+        format!("{follower} follows {author}{already}{bell}")
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let Args {
+        follower_id,
+        author_id,
+        notify,
+    } = args;
+    let follow = Follow {
+        follower_id: follower_id.clone(),
+        author_id: author_id.clone(),
+        notify,
+    };
+    let request = client.request(FollowRequest { follow: Some(follow) });
+    let changed = client.graph().follow(request).await?.into_inner().changed;
+    context.output.show(&Answer {
+        follower_id,
+        author_id,
+        notify,
+        changed,
+    })
+}

@@ -1,0 +1,73 @@
+//! `herald man`
+
+use std::{fs, path::PathBuf};
+
+use clap::{CommandFactory, ValueHint};
+use serde::Serialize;
+
+use crate::{
+    cli::Cli,
+    context::Context,
+    failure::Failure,
+    output::{Show, counted},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  herald man ~/.local/share/man/man1
+  man herald-post";
+
+/// Write the manual pages, one a command
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The directory to write to; made when it isn't there
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    directory: PathBuf,
+    page_count: u64,
+}
+
+impl Show for Answer {
+    fn text(&self) -> String {
+        format!(
+            "{} in {}",
+            counted(self.page_count, "page", "pages"),
+            self.directory.display()
+        )
+    }
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let directory = &args.directory;
+    let failure = |error| {
+        Failure::io(
+            format!("the pages can't be written to {}", directory.display()),
+            &error,
+        )
+    };
+    fs::create_dir_all(directory).map_err(failure)?;
+    // `disable_help_subcommand` keeps the pages of `herald help X` out: they would say the same again.
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let mut page_count = 0;
+    let mut queue = vec![command];
+    while let Some(command) = queue.pop() {
+        let visible = command
+            .get_subcommands()
+            .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help");
+        queue.extend(visible.cloned());
+        clap_mangen::Man::new(command)
+            .generate_to(directory)
+            .map_err(failure)?;
+        page_count += 1;
+    }
+    context.output.show(&Answer {
+        directory: args.directory.clone(),
+        page_count,
+    })
+}

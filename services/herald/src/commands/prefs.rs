@@ -1,0 +1,147 @@
+//! `herald prefs`
+
+use clap::{Subcommand, ValueEnum};
+use herald_proto::v1::{GetPreferencesRequest, Preferences, UpdatePreferencesRequest};
+use serde::Serialize;
+
+use crate::{
+    context::Context,
+    failure::{Failure, printable},
+    output::Show,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  herald prefs get 1
+
+  No pushes at all:
+    herald prefs set 1 --push off
+
+  Neither show nor push what two authors write, and hear a third again:
+    herald prefs set 1 --mute 107 --mute 42 --unmute 3";
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  herald prefs get 1
+  herald prefs get 1 --output json | jq -r '.muted_author_ids[]'";
+
+const SET_EXAMPLES: &str = "\
+Examples:
+  herald prefs set 1 --push off
+  herald prefs set 1 --mute 107 --mute 42 --unmute 3";
+
+/// Read and change what a user wants to hear
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Print a user's preferences; the defaults when none were set
+    #[command(after_long_help = GET_EXAMPLES)]
+    Get {
+        /// The user
+        #[arg(value_name = "USER")]
+        user_id: String,
+    },
+    /// Change some of a user's preferences; what is left out stays
+    #[command(after_long_help = SET_EXAMPLES)]
+    Set(Change),
+}
+
+#[derive(Debug, clap::Args)]
+#[group(id = "change", multiple = true)]
+struct Change {
+    /// The user
+    #[arg(value_name = "USER")]
+    user_id: String,
+
+    /// Whether pushes are sent at all
+    #[arg(long, value_name = "ON|OFF", required_unless_present_any = ["mute", "unmute"])]
+    push: Option<Switch>,
+
+    /// An author to neither show nor push; may be given many times, at most 1,000 are muted at one time
+    #[arg(long, value_name = "AUTHOR")]
+    mute: Vec<String>,
+
+    /// An author to show and push again; may be given many times
+    #[arg(long, value_name = "AUTHOR")]
+    unmute: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    user_id: String,
+    push_enabled: bool,
+    muted_author_ids: Vec<String>,
+}
+
+impl Answer {
+    fn new(user_id: String, preferences: Option<Preferences>) -> Result<Self, Failure> {
+        let Preferences {
+            push_enabled,
+            muted_author_ids,
+        } = preferences.ok_or_else(|| Failure::failed("the server answered without preferences"))?;
+        Ok(Self {
+            user_id,
+            push_enabled,
+            muted_author_ids,
+        })
+    }
+}
+
+impl Show for Answer {
+    fn text(&self) -> String {
+        let push = if self.push_enabled { "on" } else { "off" };
+        let muted = match self.muted_author_ids.as_slice() {
+            [] => "nobody".to_owned(),
+            ids => ids.iter().map(|id| printable(id)).collect::<Vec<_>>().join(", "),
+        };
+        format!(
+            "user   {}\npush   {push}\nmuted  {muted}",
+            printable(&self.user_id)
+        )
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let answer = match args.action {
+        Action::Get { user_id } => {
+            let request = client.request(GetPreferencesRequest {
+                user_id: user_id.clone(),
+            });
+            let response = client.preferences().get_preferences(request).await?.into_inner();
+            Answer::new(user_id, response.preferences)?
+        }
+        Action::Set(Change {
+            user_id,
+            push,
+            mute,
+            unmute,
+        }) => {
+            let request = client.request(UpdatePreferencesRequest {
+                user_id: user_id.clone(),
+                push_enabled: push.map(|switch| matches!(switch, Switch::On)),
+                mute_author_ids: mute,
+                unmute_author_ids: unmute,
+            });
+            let response = client
+                .preferences()
+                .update_preferences(request)
+                .await?
+                .into_inner();
+            Answer::new(user_id, response.preferences)?
+        }
+    };
+    context.output.show(&answer)
+}

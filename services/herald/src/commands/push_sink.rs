@@ -1,0 +1,433 @@
+//! `herald push-sink`
+
+use std::{
+    fs,
+    io::{self, BufRead},
+    net::SocketAddr,
+    path::PathBuf,
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
+use clap::{ValueEnum, ValueHint};
+use futures::{StreamExt, TryStreamExt, stream};
+use herald_proto::v1::{
+    Device, ListDevicesRequest, UnregisterDeviceRequest, WebPush, Webhook, register_device_request::Address,
+};
+use herald_push_sink::{Entry, Keys, Sink, Summary};
+use herald_runtime::shutdown;
+use serde::Serialize;
+use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::device;
+use crate::{
+    client::Client,
+    context::Context,
+    failure::{Failure, printable},
+    output::{Show, Table, count, counted},
+};
+
+/// Registrations under way at one time.
+const REGISTRATIONS_MAX: usize = 32;
+
+const EXAMPLES: &str = "\
+Examples:
+  Receive the pushes of three users, and print each; Ctrl-C prints the summary:
+    herald push-sink --register 1 2 3 --print
+
+  The same as Web Push, for every user in a file:
+    herald push-sink --register-from users.txt --as web-push
+
+  A receiver that is out of order at first: each user's first two pushes get 503:
+    herald push-sink --register 1 --fail-first 2 --fail-status 503
+
+  For a test: end after 1,045 pushes, with the figures as JSON:
+    herald push-sink --register-from users.txt --count 1045 --output json | tail -1
+
+The server must allow plain http and private addresses for this, as `herald up` does when it is told to.";
+
+/// Receive pushes, check them, and tell how long they took
+///
+/// A receiver for tests. It checks a webhook's signature (Standard Webhooks) and a Web Push message's VAPID token,
+/// decrypts the message, and measures the time from the post's acceptance to the arrival. A message that fails a check
+/// is refused and counted as rejected. Devices are registered with --register, or by hand with what it prints when it
+/// starts. Ctrl-C ends it with a summary.
+///
+/// With --output json each line has an `event`: `listening`, `push` (with --print), `summary`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Where to listen; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7799")]
+    listen: SocketAddr,
+
+    /// How the server reaches this receiver, when not by the address it listens on
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    public_url: Option<String>,
+
+    /// Print each push as it comes
+    #[arg(long)]
+    print: bool,
+
+    /// Register this receiver as a device of these users
+    #[arg(long, value_name = "USER", num_args = 1..)]
+    register: Vec<String>,
+
+    /// Likewise for the users in a file, one a line; `-` is standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    register_from: Option<PathBuf>,
+
+    /// What to register as
+    #[arg(long = "as", value_name = "KIND", value_enum, default_value_t)]
+    kind: Kind,
+
+    /// Remove the registered devices at the end
+    #[arg(long)]
+    unregister: bool,
+
+    /// Where the keys are kept, so that registered devices stay valid over a restart; made when it isn't there
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    keys: Option<PathBuf>,
+
+    /// Answer each registered user's first pushes with an error
+    #[arg(long, value_name = "COUNT")]
+    fail_first: Option<u32>,
+
+    /// The HTTP status of these errors
+    #[arg(long, value_name = "STATUS", default_value = "503", value_parser = status, requires = "fail_first")]
+    fail_status: http::StatusCode,
+
+    /// End after this many pushes
+    #[arg(long, value_name = "COUNT")]
+    count: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    #[default]
+    Webhook,
+    WebPush,
+}
+
+fn status(text: &str) -> Result<http::StatusCode, String> {
+    let status: http::StatusCode = text.parse().map_err(|_| "not an HTTP status".to_owned())?;
+    if status.as_u16() >= 300 {
+        Ok(status)
+    } else {
+        Err("not the status of an error".into())
+    }
+}
+
+/// One line of the output.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event {
+    Listening(Listening),
+    Push(Entry),
+    Summary(Summary),
+}
+
+/// How to reach the receiver.
+#[derive(Debug, Serialize)]
+struct Listening {
+    address: SocketAddr,
+    /// Of a device called NAME.
+    webhook_url: String,
+    webhook_secret: String,
+    web_push_endpoint: String,
+    p256dh: String,
+    auth: String,
+    registered: usize,
+}
+
+impl Show for Event {
+    fn text(&self) -> String {
+        match self {
+            Self::Listening(listening) => format!(
+                "listening on {}, {}\n\nto register by hand, each NAME a device of its own:\n  \
+                 herald device add USER --webhook {} --secret {}\n  \
+                 herald device add USER --web-push {} --p256dh {} --auth {}\n",
+                listening.address,
+                counted(
+                    listening.registered as u64,
+                    "device registered",
+                    "devices registered"
+                ),
+                listening.webhook_url,
+                listening.webhook_secret,
+                listening.web_push_endpoint,
+                listening.p256dh,
+                listening.auth,
+            ),
+            Self::Push(entry) => format!(
+                "{:>9.1} ms  post {} by {} for {}{}  {}",
+                entry.latency.as_secs_f64() * 1e3,
+                entry.post_id,
+                printable(&entry.author_id),
+                printable(&entry.recipient_id),
+                if entry.duplicate { "  again" } else { "" },
+                console::truncate_str(&printable(&entry.text), 60, "…"),
+            ),
+            Self::Summary(summary) => {
+                let mut table = Table::new(&[
+                    ">received",
+                    ">duplicates",
+                    ">rejected",
+                    ">failed",
+                    ">p50 ms",
+                    ">p95 ms",
+                    ">p99 ms",
+                    ">max ms",
+                ]);
+                let counts = [
+                    summary.received,
+                    summary.duplicates,
+                    summary.rejected,
+                    summary.failed,
+                ]
+                .map(count);
+                let latencies = &summary.latency_ms;
+                let latencies = [latencies.p50, latencies.p95, latencies.p99, latencies.max];
+                table.row(counts.into_iter().chain(latencies.map(|ms| format!("{ms:.1}"))));
+                table.render()
+            }
+        }
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let users = users(&args)?;
+    let keys = match &args.keys {
+        Some(path) => Keys::load_or_create(path).map_err(failed)?,
+        None => Keys::generate(),
+    };
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|error| Failure::io(format!("{} can't be listened on", args.listen), &error))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failure::io("the listener has no address", &error))?;
+    let url = args
+        .public_url
+        .clone()
+        .unwrap_or_else(|| format!("http://{address}"));
+    let sink = Sink::new(&url, keys).map_err(failed)?;
+    let mut entries = sink.subscribe();
+
+    let stop = shutdown::on_signal().map_err(|error| Failure::io("signals can't be awaited", &error))?;
+    let ended = CancellationToken::new();
+    let serving = tokio::spawn(sink.clone().serve(listener, ended.clone()));
+
+    // Registered once it listens: a push may come at once.
+    let registered = register(&args, users, &sink, context).await?;
+    context
+        .output
+        .show(&Event::Listening(listening(&sink, address, registered.len())))?;
+
+    let printing = async {
+        loop {
+            match entries.recv().await {
+                Ok(entry) if args.print => context.output.show(&Event::Push(entry))?,
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    context
+                        .output
+                        .note(&format!("{} not printed", counted(missed, "push", "pushes")));
+                }
+                Err(RecvError::Closed) => return Ok(()),
+            }
+        }
+    };
+    let counting = async {
+        match args.count {
+            Some(count) => drop(sink.wait_for(count).await),
+            None => std::future::pending().await,
+        }
+    };
+    let outcome: Result<(), Failure> = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = counting => Ok(()),
+        outcome = printing => outcome,
+    };
+    ended.cancel();
+    serving
+        .await
+        .map_err(|error| Failure::failed(error.to_string()))?
+        .map_err(failed)?;
+    outcome?;
+    while args.print
+        && let Ok(entry) = entries.try_recv()
+    {
+        context.output.show(&Event::Push(entry))?;
+    }
+    if args.unregister {
+        unregister(registered, context).await?;
+    }
+    context.output.show(&Event::Summary(sink.summary()))
+}
+
+fn failed(error: herald_push_sink::Error) -> Failure {
+    Failure::from(anyhow::Error::new(error))
+}
+
+/// Everybody to register for.
+fn users(args: &Args) -> Result<Vec<String>, Failure> {
+    let mut users = args.register.clone();
+    if let Some(path) = &args.register_from {
+        let failure = |error| Failure::io(format!("{} can't be read", path.display()), &error);
+        let input: Box<dyn BufRead> = if path.as_os_str() == "-" {
+            Box::new(io::stdin().lock())
+        } else {
+            Box::new(io::BufReader::new(fs::File::open(path).map_err(failure)?))
+        };
+        for line in input.lines() {
+            let line = line.map_err(failure)?;
+            let user = line.trim();
+            if !user.is_empty() && !user.starts_with('#') {
+                users.push(user.to_owned());
+            }
+        }
+    }
+    if users.is_empty() && args.fail_first.is_some() {
+        return Err(Failure::usage(
+            "--fail-first is for registered users: give --register or --register-from",
+        ));
+    }
+    Ok(users)
+}
+
+fn listening(sink: &Sink, address: SocketAddr, registered: usize) -> Listening {
+    let (webhook, subscription) = (sink.webhook("NAME"), sink.subscription("NAME"));
+    Listening {
+        address,
+        webhook_url: webhook.url,
+        webhook_secret: webhook.secret,
+        web_push_endpoint: subscription.endpoint,
+        p256dh: BASE64URL.encode(subscription.p256dh),
+        auth: BASE64URL.encode(subscription.auth),
+        registered,
+    }
+}
+
+/// A user's part of the URL: the id where it may stand there, else a hash of it.
+fn name_of(user: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_~".contains(c);
+    if user.chars().all(plain) {
+        user.to_owned()
+    } else {
+        format!("~{:016x}", xxh3_64(user.as_bytes()))
+    }
+}
+
+async fn register(
+    args: &Args,
+    users: Vec<String>,
+    sink: &Sink,
+    context: &Context,
+) -> Result<Vec<Device>, Failure> {
+    let Some(first) = users.first() else {
+        return Ok(Vec::new());
+    };
+    let client = context.client().await?;
+    if args.kind == Kind::WebPush {
+        expect_vapid_key(&client, first, sink).await?;
+    }
+    let register = |user: String| {
+        let name = name_of(&user);
+        if args.fail_first.is_some() {
+            let failure = herald_push_sink::Failure {
+                status: args.fail_status,
+                retry_after: None,
+                times: args.fail_first,
+            };
+            sink.fail(&name, failure);
+        }
+        let address = match args.kind {
+            Kind::Webhook => {
+                let webhook = sink.webhook(&name);
+                Address::Webhook(Webhook {
+                    url: webhook.url,
+                    secret: webhook.secret,
+                })
+            }
+            Kind::WebPush => {
+                let subscription = sink.subscription(&name);
+                Address::WebPush(WebPush {
+                    endpoint: subscription.endpoint,
+                    p256dh: BASE64URL.encode(subscription.p256dh),
+                    auth: BASE64URL.encode(subscription.auth),
+                })
+            }
+        };
+        let client = &client;
+        async move { device::register(client, user, address).await }
+    };
+    stream::iter(users)
+        .map(register)
+        .buffer_unordered(REGISTRATIONS_MAX)
+        .try_collect()
+        .await
+}
+
+/// From the server's answer on, only its own pushes are believed.
+async fn expect_vapid_key(client: &Client, user: &str, sink: &Sink) -> Result<(), Failure> {
+    let request = client.request(ListDevicesRequest {
+        user_id: user.to_owned(),
+    });
+    let key = client
+        .devices()
+        .list_devices(request)
+        .await?
+        .into_inner()
+        .vapid_public_key;
+    let key = BASE64URL.decode(key.trim_end_matches('='));
+    sink.expect_vapid_key(
+        key.map_err(|_| Failure::failed("the server's VAPID public key is not base64url"))?,
+    );
+    Ok(())
+}
+
+async fn unregister(devices: Vec<Device>, context: &Context) -> Result<(), Failure> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let client = &context.client().await?;
+    let remove = |device: Device| async move {
+        let Device {
+            user_id, device_id, ..
+        } = device;
+        let request = client.request(UnregisterDeviceRequest { user_id, device_id });
+        client
+            .devices()
+            .unregister_device(request)
+            .await
+            .map(drop)
+            .map_err(Failure::from)
+    };
+    stream::iter(devices)
+        .map(remove)
+        .buffer_unordered(REGISTRATIONS_MAX)
+        .try_collect()
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_in_a_url() {
+        assert_eq!(name_of("107"), "107");
+        let name = name_of("a/b c");
+        assert!(name.starts_with('~') && name.len() == 17, "{name}");
+        assert_ne!(name, name_of("a/b d"));
+    }
+
+    #[test]
+    fn only_errors_fail() {
+        assert_eq!(status("410"), Ok(http::StatusCode::GONE));
+        assert!(status("200").is_err());
+        assert!(status("teapot").is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! `herald stats`
+
+use herald_proto::v1::{self, GetPostStatsRequest, GetTotalsRequest};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    context::Context,
+    failure::{Failure, printable},
+    output::{Show, Table, count},
+    time::{self, from_proto, rfc3339, to_proto},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  The last 24 hours, hour by hour:
+    herald stats
+
+  A week, or one day:
+    herald stats --since 7d
+    herald stats --since 2026-01-31T00:00:00Z --until 2026-02-01T00:00:00Z
+
+  One post:
+    herald stats 17";
+
+/// Print totals over time, or of one post
+///
+/// From the analytics service; they follow the deliveries by some seconds. For what is owed at this moment use
+/// `herald delivery`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The post to tell about, instead of a time range
+    #[arg(value_name = "POST")]
+    post_id: Option<u64>,
+
+    /// From when: a duration back from now, or a time (RFC 3339); rounded down to the hour
+    #[arg(long, value_name = "WHEN", default_value = "24h", value_parser = time::moment, conflicts_with = "post_id")]
+    since: Timestamp,
+
+    /// Until when: likewise; rounded up to the hour, now by default
+    #[arg(long, value_name = "WHEN", value_parser = time::moment, conflicts_with = "post_id")]
+    until: Option<Timestamp>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Totals {
+    posts: u64,
+    deleted_posts: u64,
+    timeline_delivered: u64,
+    push_delivered: u64,
+    push_suppressed: u64,
+    push_expired: u64,
+    push_dead: u64,
+}
+
+impl From<Option<v1::Totals>> for Totals {
+    fn from(totals: Option<v1::Totals>) -> Self {
+        let totals = totals.unwrap_or_default();
+        Self {
+            posts: totals.post_count,
+            deleted_posts: totals.deleted_post_count,
+            timeline_delivered: totals.timeline_delivered_count,
+            push_delivered: totals.push_delivered_count,
+            push_suppressed: totals.push_suppressed_count,
+            push_expired: totals.push_expired_count,
+            push_dead: totals.push_dead_count,
+        }
+    }
+}
+
+impl Totals {
+    fn table(first: &str) -> Table {
+        Table::new(&[
+            first,
+            ">posts",
+            ">deleted",
+            ">timeline",
+            ">push",
+            ">push suppressed",
+            ">push expired",
+            ">push dead",
+        ])
+    }
+
+    fn row(&self, first: String) -> Vec<String> {
+        let figures = [
+            self.posts,
+            self.deleted_posts,
+            self.timeline_delivered,
+            self.push_delivered,
+            self.push_suppressed,
+            self.push_expired,
+            self.push_dead,
+        ];
+        std::iter::once(first).chain(figures.map(count)).collect()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Range {
+    totals: Totals,
+    hours: Vec<Hour>,
+}
+
+#[derive(Debug, Serialize)]
+struct Hour {
+    start_time: Option<String>,
+    totals: Totals,
+    #[serde(skip)]
+    start: Option<Timestamp>,
+}
+
+impl Show for Range {
+    fn text(&self) -> String {
+        let mut table = Totals::table("hour (UTC)");
+        for hour in &self.hours {
+            let start = hour
+                .start
+                .map(|start| start.strftime("%Y-%m-%d %H:%M").to_string());
+            table.row(hour.totals.row(start.unwrap_or_default()));
+        }
+        table.row(self.totals.row("total".into()));
+        table.render()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct PostStats {
+    post_id: u64,
+    author_id: String,
+    totals: Totals,
+    timeline_latency_ms_max: u64,
+    push_latency_ms_max: u64,
+}
+
+impl Show for PostStats {
+    fn text(&self) -> String {
+        let mut table = Totals::table("post");
+        table.row(self.totals.row(self.post_id.to_string()));
+        let latency = |ms: u64| {
+            if ms == 0 {
+                "-".into()
+            } else {
+                format!("{} ms", count(ms))
+            }
+        };
+        format!(
+            "{}\n\nby {}; slowest timeline {}, slowest push {}",
+            table.render(),
+            printable(&self.author_id),
+            latency(self.timeline_latency_ms_max),
+            latency(self.push_latency_ms_max),
+        )
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    if let Some(post_id) = args.post_id {
+        let request = client.request(GetPostStatsRequest { post_id });
+        let stats = client.analytics().get_post_stats(request).await?.into_inner();
+        return context.output.show(&PostStats {
+            post_id: stats.post_id,
+            author_id: stats.author_id,
+            totals: stats.totals.into(),
+            timeline_latency_ms_max: stats.timeline_latency_ms_max,
+            push_latency_ms_max: stats.push_latency_ms_max,
+        });
+    }
+    let request = client.request(GetTotalsRequest {
+        start_time: Some(to_proto(args.since)),
+        end_time: args.until.map(to_proto),
+    });
+    let totals = client.analytics().get_totals(request).await?.into_inner();
+    let hours = totals.hours.into_iter().map(|hour| Hour {
+        start_time: rfc3339(hour.start_time.as_ref()),
+        start: from_proto(hour.start_time.as_ref()),
+        totals: hour.totals.into(),
+    });
+    context.output.show(&Range {
+        totals: totals.totals.into(),
+        hours: hours.collect(),
+    })
+}

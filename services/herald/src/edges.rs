@@ -1,0 +1,379 @@
+//! Files of follows: one a line, `a b` for "a follows b".
+
+use std::io::{self, BufRead, Read};
+
+use herald_model::UserId;
+use herald_proto::v1::Follow;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Two ids of 128 bytes, and room for what makes a line bad in an understandable way.
+const LINE_BYTES_MAX: u64 = 4_096;
+
+/// Whose bell is on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Notify {
+    None,
+    All,
+    /// This share of the follows, from 0 to 1; which ones depends on the two ids only, so that importing again changes
+    /// nothing.
+    Share(f64),
+}
+
+impl Notify {
+    /// A clap value parser.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let unreadable = || format!("{text:?} is neither none, all, nor a share such as 0.05 or 5%");
+        match text {
+            "none" => return Ok(Self::None),
+            "all" => return Ok(Self::All),
+            _ => {}
+        }
+        let share = match text.strip_suffix('%') {
+            Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
+            None => text.parse::<f64>(),
+        };
+        let share = share.map_err(|_| unreadable())?;
+        if (0.0..=1.0).contains(&share) {
+            Ok(Self::Share(share))
+        } else {
+            Err(unreadable())
+        }
+    }
+
+    fn rings(self, follower: &str, author: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Share(share) => {
+                let hash = xxh3_64(format!("{follower}\0{author}").as_bytes());
+                (hash as f64) < share * u64::MAX as f64
+            }
+        }
+    }
+}
+
+/// How lines become follows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// `a b` also means "b follows a".
+    pub(crate) mutual: bool,
+    pub(crate) notify: Notify,
+}
+
+impl Options {
+    /// How many follows a good line gives.
+    fn follows_per_line(self) -> u64 {
+        if self.mutual { 2 } else { 1 }
+    }
+}
+
+/// Consecutive follows of consecutive lines, and where they came from.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) follows: Vec<Follow>,
+    pub(crate) lines: Lines,
+    /// Lines that are none, with the reason.
+    pub(crate) bad: Vec<Bad>,
+    /// How much of the file this batch stands for.
+    pub(crate) bytes: u64,
+    pub(crate) line_count: u64,
+}
+
+/// A line that is no follow.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bad {
+    /// From 1.
+    pub(crate) line: u64,
+    pub(crate) reason: String,
+}
+
+/// Finds the line of a follow by its place among the follows: kept as runs of lines without a gap, so that it is small
+/// for any ordinary file.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    runs: Vec<Run>,
+    follow_count: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    first_follow: u64,
+    first_line: u64,
+    line_count: u64,
+    follows_per_line: u64,
+}
+
+impl Lines {
+    /// The next follows come from this line.
+    fn push(&mut self, line: u64, follows_per_line: u64) {
+        self.push_run(line, 1, follows_per_line);
+    }
+
+    /// Those of a later batch.
+    pub(crate) fn append(&mut self, later: &Self) {
+        for run in &later.runs {
+            self.push_run(run.first_line, run.line_count, run.follows_per_line);
+        }
+    }
+
+    fn push_run(&mut self, first_line: u64, line_count: u64, follows_per_line: u64) {
+        match self.runs.last_mut() {
+            Some(last)
+                if last.first_line + last.line_count == first_line
+                    && last.follows_per_line == follows_per_line =>
+            {
+                last.line_count += line_count;
+            }
+            _ => self.runs.push(Run {
+                first_follow: self.follow_count,
+                first_line,
+                line_count,
+                follows_per_line,
+            }),
+        }
+        self.follow_count += line_count * follows_per_line;
+    }
+
+    /// The line of the follow at this place, from 0; none past the end.
+    pub(crate) fn line_of(&self, follow: u64) -> Option<u64> {
+        let later = self.runs.partition_point(|run| run.first_follow <= follow);
+        let run = self.runs.get(later.checked_sub(1)?)?;
+        let line = (follow - run.first_follow) / run.follows_per_line;
+        (line < run.line_count).then_some(run.first_line + line)
+    }
+}
+
+/// Reads batches from a file.
+#[derive(Debug)]
+pub(crate) struct Reader<R> {
+    input: R,
+    options: Options,
+    /// Lines read so far.
+    line: u64,
+    buffer: Vec<u8>,
+}
+
+impl<R: BufRead> Reader<R> {
+    pub(crate) const fn new(input: R, options: Options) -> Self {
+        Self {
+            input,
+            options,
+            line: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The next batch, with about `size` follows or bad lines; none at the end of the file.
+    pub(crate) fn next_batch(&mut self, size: usize) -> io::Result<Option<Batch>> {
+        let mut batch = Batch::default();
+        while batch.follows.len() + batch.bad.len() < size {
+            let bytes = self.read_line()?;
+            if bytes == 0 {
+                break;
+            }
+            self.line += 1;
+            batch.bytes += bytes;
+            batch.line_count += 1;
+            match parse(&self.buffer, self.line == 1) {
+                Ok(None) => {}
+                Ok(Some((a, b))) => {
+                    let follow = |follower: &UserId, author: &UserId| Follow {
+                        follower_id: follower.as_str().into(),
+                        author_id: author.as_str().into(),
+                        notify: self.options.notify.rings(follower.as_str(), author.as_str()),
+                    };
+                    batch.follows.push(follow(&a, &b));
+                    if self.options.mutual {
+                        batch.follows.push(follow(&b, &a));
+                    }
+                    batch.lines.push(self.line, self.options.follows_per_line());
+                }
+                Err(reason) => batch.bad.push(Bad {
+                    line: self.line,
+                    reason,
+                }),
+            }
+        }
+        Ok(if batch.line_count == 0 { None } else { Some(batch) })
+    }
+
+    /// Reads one line into the buffer, at most one byte more than [`LINE_BYTES_MAX`] of it, and tells how long it was.
+    fn read_line(&mut self) -> io::Result<u64> {
+        self.buffer.clear();
+        let read = (&mut self.input)
+            .take(LINE_BYTES_MAX + 1)
+            .read_until(b'\n', &mut self.buffer)? as u64;
+        if read <= LINE_BYTES_MAX || self.buffer.ends_with(b"\n") {
+            return Ok(read);
+        }
+        Ok(read + self.input.skip_until(b'\n')? as u64)
+    }
+}
+
+/// Two ids, nothing for a blank line or a comment, or why it is neither.
+fn parse(line: &[u8], first: bool) -> Result<Option<(UserId, UserId)>, String> {
+    if line.len() as u64 > LINE_BYTES_MAX {
+        return Err(format!("is longer than {LINE_BYTES_MAX} bytes"));
+    }
+    // Some editors begin a file with a byte order mark.
+    let line = line
+        .strip_prefix(b"\xef\xbb\xbf")
+        .filter(|_| first)
+        .unwrap_or(line);
+    let line = std::str::from_utf8(line)
+        .map_err(|_| "is not UTF-8".to_owned())?
+        .trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let words: Vec<&str> = line.split_whitespace().take(3).collect();
+    let (a, b) = match words[..] {
+        [a, b] => (a, b),
+        [_] => return Err("has one user id, two are needed".into()),
+        _ => return Err("has more than two user ids".into()),
+    };
+    let id = |which: &str, id: &str| UserId::new(id).map_err(|error| format!("the {which} user id {error}"));
+    let (a, b) = (id("first", a)?, id("second", b)?);
+    if a == b {
+        Err("a user can't follow themselves".into())
+    } else {
+        Ok(Some((a, b)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, mutual: bool, size: usize) -> Vec<Batch> {
+        let mut reader = Reader::new(
+            text.as_bytes(),
+            Options {
+                mutual,
+                notify: Notify::None,
+            },
+        );
+        std::iter::from_fn(|| reader.next_batch(size).unwrap()).collect()
+    }
+
+    fn pairs(batch: &Batch) -> Vec<(&str, &str)> {
+        batch
+            .follows
+            .iter()
+            .map(|follow| (follow.follower_id.as_str(), follow.author_id.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn blank_lines_and_comments_are_skipped() {
+        let batches = read("\u{feff}1 2\r\n\n# a comment\n\t3\t4  \n", false, 100);
+        assert_eq!(pairs(&batches[0]), [("1", "2"), ("3", "4")]);
+        assert!(batches[0].bad.is_empty());
+        assert_eq!(batches[0].line_count, 4);
+        assert_eq!(batches.len(), 1);
+    }
+
+    #[test]
+    fn mutual_lines_give_two_follows() {
+        assert_eq!(pairs(&read("1 2\n", true, 100)[0]), [("1", "2"), ("2", "1")]);
+    }
+
+    #[test]
+    fn bad_lines_have_a_number_and_a_reason() {
+        let long = "x".repeat(129);
+        let endless = "y".repeat(9_000);
+        let text = format!("1\n1 2 3\n4 4\n{long} 1\n1 a\u{7}\n{endless}\n5 6");
+        let batch = &read(&text, false, 100)[0];
+        let bad: Vec<(u64, &str)> = batch
+            .bad
+            .iter()
+            .map(|bad| (bad.line, bad.reason.as_str()))
+            .collect();
+        assert_eq!(bad.len(), 6, "{bad:?}");
+        assert_eq!(bad[0], (1, "has one user id, two are needed"));
+        assert_eq!(bad[1], (2, "has more than two user ids"));
+        assert_eq!(bad[2], (3, "a user can't follow themselves"));
+        assert!(
+            bad[3]
+                .1
+                .starts_with("the first user id must be at most 128 bytes")
+        );
+        assert!(
+            bad[4]
+                .1
+                .starts_with("the second user id must not contain control")
+        );
+        assert_eq!(bad[5], (6, "is longer than 4096 bytes"));
+        assert_eq!(pairs(batch), [("5", "6")]);
+        assert_eq!(batch.bytes, text.len() as u64);
+    }
+
+    #[test]
+    fn a_line_that_is_not_text_stops_nothing() {
+        let mut reader = Reader::new(
+            &b"1 \xff\n1 2\n"[..],
+            Options {
+                mutual: false,
+                notify: Notify::None,
+            },
+        );
+        let batch = reader.next_batch(10).unwrap().unwrap();
+        assert_eq!(
+            batch.bad,
+            [Bad {
+                line: 1,
+                reason: "is not UTF-8".into()
+            }]
+        );
+        assert_eq!(pairs(&batch), [("1", "2")]);
+    }
+
+    #[test]
+    fn each_follow_leads_back_to_its_line() {
+        let text = "1 2\n3 4\n\nbad\n5 6\n# no\n7 8\n9 10\n";
+        for (mutual, expected) in [
+            (false, vec![1, 2, 5, 7, 8]),
+            (true, vec![1, 1, 2, 2, 5, 5, 7, 7, 8, 8]),
+        ] {
+            let mut lines = Lines::default();
+            for batch in read(text, mutual, 2) {
+                lines.append(&batch.lines);
+            }
+            let found: Vec<u64> = (0..).map_while(|follow| lines.line_of(follow)).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn lines_without_gaps_are_one_run() {
+        let text = (1..=10_000)
+            .map(|number| format!("a {number}"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let mut lines = Lines::default();
+        for batch in read(&text, false, 100) {
+            lines.append(&batch.lines);
+        }
+        assert_eq!(lines.runs.len(), 1);
+        assert_eq!(lines.line_of(9_999), Some(10_000));
+    }
+
+    #[test]
+    fn shares_are_kept_roughly_and_repeatably() {
+        let half = Notify::parse("50%").unwrap();
+        let ringing = || {
+            (0..10_000)
+                .filter(|n| half.rings(&n.to_string(), "1"))
+                .collect::<Vec<i32>>()
+        };
+        assert_eq!(ringing(), ringing());
+        assert!((4_500..5_500).contains(&ringing().len()));
+        assert_eq!(Notify::parse("none").unwrap(), Notify::None);
+        assert_eq!(Notify::parse("0.25").unwrap(), Notify::Share(0.25));
+        for bad in ["", "some", "-0.1", "1.1", "101%", "NaN"] {
+            assert!(Notify::parse(bad).is_err(), "{bad}");
+        }
+        assert!(Notify::parse("1").unwrap().rings("a", "b"));
+        assert!(!Notify::parse("0").unwrap().rings("a", "b"));
+    }
+}

@@ -1,0 +1,341 @@
+//! What commands print: one shape for scripts (`Serialize`), one for people ([`Show::text`]).
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
+
+use clap::ValueEnum;
+use console::{Alignment, Style};
+use herald_model::{Channel, DeliveryState, Lane};
+use herald_proto::v1;
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use crate::{
+    failure::{Failure, Kind, printable},
+    time::{ago, rfc3339},
+};
+
+/// How answers and errors are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people: tables, relative times, colours on a terminal.
+    #[default]
+    Text,
+    /// For programs: one JSON object, or one a line for what streams.
+    Json,
+}
+
+/// Something to print.
+pub(crate) trait Show: Serialize {
+    /// For people; ends without a line break.
+    fn text(&self) -> String;
+}
+
+/// Where answers go: standard output. Notes and errors go to standard error, so that a pipe holds answers only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub(crate) const fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    pub(crate) fn is_json(self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Prints one answer: as text, or as one line of JSON.
+    pub(crate) fn show<T: Show>(self, answer: &T) -> Result<(), Failure> {
+        let mut text = match self.format {
+            Format::Text => answer.text(),
+            Format::Json => serde_json::to_string(answer)
+                .map_err(|error| Failure::failed(format!("the answer can't be written as JSON: {error}")))?,
+        };
+        text.push('\n');
+        Self::write(&text)
+    }
+
+    /// Writes text as it is, at once.
+    pub(crate) fn write(text: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::BrokenPipe => Failure::new(Kind::OutputClosed, "standard output was closed"),
+                _ => Failure::io("standard output", &error),
+            })
+    }
+
+    /// Tells a person something beside the answer. Scripts that read JSON don't get it.
+    pub(crate) fn note(self, text: &str) {
+        if !self.is_json() {
+            // A note that nobody reads is no reason to stop.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+}
+
+/// A table with aligned columns: a head line, then the rows.
+pub(crate) struct Table {
+    alignments: Vec<Alignment>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// One name a column; a leading `>` aligns it to the right, as figures are.
+    pub(crate) fn new(columns: &[&str]) -> Self {
+        let head_style = Style::new().bold();
+        let alignments = columns
+            .iter()
+            .map(|column| {
+                if column.starts_with('>') {
+                    Alignment::Right
+                } else {
+                    Alignment::Left
+                }
+            })
+            .collect();
+        let head = columns.iter().map(|column| {
+            head_style
+                .apply_to(column.trim_start_matches('>').to_uppercase())
+                .to_string()
+        });
+        Self {
+            alignments,
+            rows: vec![head.collect()],
+        }
+    }
+
+    /// Adds a row; it has as many cells as there are columns.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The lines, without a line break at the end.
+    pub(crate) fn render(&self) -> String {
+        let widths: Vec<usize> = (0..self.alignments.len())
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells
+                    .map(|cell| console::measure_text_width(cell))
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let lines = self.rows.iter().map(|row| {
+            let cells = row.iter().zip(&widths).zip(&self.alignments);
+            let cells = cells.map(|((cell, width), align)| console::pad_str(cell, *width, *align, None));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 follow`, `2 follows`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// A size in bytes, in the unit that suits it.
+pub(crate) fn bytes(number: u64) -> String {
+    let mut value = number as f64;
+    let mut unit = "B";
+    for next in ["kB", "MB", "GB", "TB"] {
+        if value < 1_000.0 {
+            break;
+        }
+        value /= 1_000.0;
+        unit = next;
+    }
+    if unit == "B" {
+        format!("{number} B")
+    } else {
+        format!("{value:.1} {unit}")
+    }
+}
+
+pub(crate) fn lane_name(lane: i32) -> &'static str {
+    match v1::Lane::try_from(lane) {
+        Ok(v1::Lane::High) => Lane::High.as_str(),
+        Ok(v1::Lane::Low) => Lane::Low.as_str(),
+        // Unspecified is treated as normal everywhere.
+        _ => Lane::Normal.as_str(),
+    }
+}
+
+pub(crate) fn lane_number(lane: Lane) -> i32 {
+    let lane = match lane {
+        Lane::High => v1::Lane::High,
+        Lane::Normal => v1::Lane::Normal,
+        Lane::Low => v1::Lane::Low,
+    };
+    lane.into()
+}
+
+pub(crate) fn channel_name(channel: i32) -> &'static str {
+    match v1::Channel::try_from(channel) {
+        Ok(v1::Channel::Timeline) => Channel::Timeline.as_str(),
+        Ok(v1::Channel::Push) => Channel::Push.as_str(),
+        _ => "unknown",
+    }
+}
+
+pub(crate) fn state_name(state: i32) -> &'static str {
+    match v1::DeliveryState::try_from(state) {
+        Ok(v1::DeliveryState::Pending) => DeliveryState::Pending.as_str(),
+        Ok(v1::DeliveryState::Delivered) => DeliveryState::Delivered.as_str(),
+        Ok(v1::DeliveryState::Suppressed) => DeliveryState::Suppressed.as_str(),
+        Ok(v1::DeliveryState::Expired) => DeliveryState::Expired.as_str(),
+        Ok(v1::DeliveryState::Dead) => DeliveryState::Dead.as_str(),
+        _ => "unknown",
+    }
+}
+
+/// A post, on a timeline or alone.
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
+#[derive(Debug, Serialize)]
+pub(crate) struct Post {
+    pub(crate) post_id: u64,
+    pub(crate) author_id: String,
+    pub(crate) text: String,
+    pub(crate) links: Vec<String>,
+    pub(crate) media_urls: Vec<String>,
+    pub(crate) lane: &'static str,
+    pub(crate) accepted_time: Option<String>,
+    #[serde(skip)]
+    accepted: Option<prost_types::Timestamp>,
+}
+
+impl From<v1::Post> for Post {
+    fn from(post: v1::Post) -> Self {
+        Self {
+            post_id: post.post_id,
+            author_id: post.author_id,
+            text: post.text,
+            links: post.links,
+            media_urls: post.media_urls,
+            lane: lane_name(post.lane),
+            accepted_time: rfc3339(post.accepted_time.as_ref()),
+            accepted: post.accepted_time,
+        }
+    }
+}
+
+impl Show for Post {
+    fn text(&self) -> String {
+        let dim = Style::new().dim();
+        let mut text = format!("{}", Style::new().bold().apply_to(printable(&self.author_id)));
+        if self.lane != Lane::Normal.as_str() {
+            let _ = write!(text, "  {}", Style::new().yellow().apply_to(self.lane));
+        }
+        let when = ago(self.accepted.as_ref());
+        let _ = write!(
+            text,
+            "  {}",
+            dim.apply_to(format!("post {}, {when}", self.post_id))
+        );
+        for line in self.text.lines() {
+            let _ = write!(text, "\n  {}", printable(line));
+        }
+        for url in self.links.iter().chain(&self.media_urls) {
+            let _ = write!(text, "\n  {}", dim.apply_to(printable(url)));
+        }
+        text
+    }
+}
+
+/// The posts of timeline entries, in their order. An entry without a post has nothing to show.
+pub(crate) fn posts(entries: Vec<v1::TimelineEntry>) -> Vec<Post> {
+    entries
+        .into_iter()
+        .filter_map(|entry| entry.post)
+        .map(Post::from)
+        .collect()
+}
+
+/// A word as a POSIX shell reads it back.
+pub(crate) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+,=".contains(c);
+    let bare = !word.is_empty() && word.chars().all(plain);
+    if bare {
+        word.to_owned()
+    } else {
+        format!("'{}'", printable(word).replace('\'', r"'\''"))
+    }
+}
+
+/// Serializes pairs as a JSON object, in their order.
+pub(crate) fn as_map<S: Serializer, V: Serialize>(
+    pairs: &[(&'static str, V)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(pairs.len()))?;
+    for (key, value) in pairs {
+        map.serialize_entry(key, value)?;
+    }
+    map.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_grouped() {
+        assert_eq!(
+            [0, 12, 123, 1_234, 123_456, 1_234_567].map(count),
+            ["0", "12", "123", "1,234", "123,456", "1,234,567"]
+        );
+        assert_eq!(counted(1, "line", "lines"), "1 line");
+        assert_eq!(
+            [0, 999, 1_500, 2_000_000].map(bytes),
+            ["0 B", "999 B", "1.5 kB", "2.0 MB"]
+        );
+    }
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            ["107", "a b", "it's", ""].map(quoted),
+            ["107", "'a b'", r"'it'\''s'", "''"]
+        );
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut table = Table::new(&["name", ">count"]);
+        table.row(["a".into(), "1".into()]);
+        table.row(["longer".into(), "12,345".into()]);
+        assert_eq!(
+            console::strip_ansi_codes(&table.render()),
+            "NAME     COUNT\na            1\nlonger  12,345"
+        );
+    }
+
+    #[test]
+    fn a_post_cannot_move_the_cursor() {
+        let post = Post::from(v1::Post {
+            text: "a\u{1b}[2Jb\nc".into(),
+            ..v1::Post::default()
+        });
+        let text = console::strip_ansi_codes(&post.text()).into_owned();
+        assert!(text.ends_with("\n  a [2Jb\n  c"), "{text:?}");
+    }
+}
