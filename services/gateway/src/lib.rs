@@ -1,1 +1,135 @@
-//! Under construction.
+//! The gateway: the one public port.
+//!
+//! It accepts posts into the POSTS stream, shows timelines, keeps devices and preferences, tells what became of
+//! deliveries, and sends calls to the graph and analytics services on. It owns posts: the archive consumer runs here.
+//!
+//! The way of a post: [`grpc`] checks it, makes a key of the author's id, looks for an earlier post with the same request
+//! id, asks the graph for the author's follow version (who is a follower of this post, for ever), and publishes. The
+//! answer of the broker is the answer to the caller: from then on the post is durable. The archive consumer ([`archive`])
+//! writes it to the store; until then it is read from the stream.
+
+mod adapters;
+mod archive;
+mod config;
+mod domain;
+mod error;
+mod feed;
+mod grpc;
+mod live;
+mod metrics;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers, streams};
+use herald_runtime::http::Flag;
+use herald_store::Stores;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub use adapters::FollowVersions;
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+
+use crate::{adapters::GraphFollowVersions, archive::Archive};
+
+/// What the service needs from outside.
+pub struct Deps {
+    /// Connected; its streams and consumers exist.
+    pub mesh: Mesh,
+    /// What they are.
+    pub topology: Arc<Topology>,
+    /// All the stores.
+    pub stores: Stores,
+    /// Where to serve gRPC and gRPC-Web.
+    pub listener: TcpListener,
+    /// The graph service. May connect lazily.
+    pub graph: Channel,
+    /// The analytics service. May connect lazily.
+    pub analytics: Channel,
+    /// The push service's VAPID public key, base64url; told to those who list devices.
+    pub vapid_public_key: String,
+    /// Set while calls are taken.
+    pub ready: Flag,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Serves until `shutdown`, then finishes the calls under way, ends watches, and drains the archive consumer.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    config.validate().map_err(Error::Config)?;
+    let Deps {
+        mesh,
+        topology,
+        stores,
+        listener,
+        graph,
+        analytics,
+        vapid_public_key,
+        ready,
+        metrics,
+    } = deps;
+    check_same_stream(&mesh, &stores).await?;
+
+    let archive = Archive::new(stores.posts.clone(), metrics.clone(), config.archive_batch_max);
+    let consumer = topology
+        .consumer(consumers::ARCHIVE)
+        .cloned()
+        .ok_or(Error::UnknownConsumer(consumers::ARCHIVE))?;
+    let options = ConsumeOptions {
+        in_flight_max: config.archive_in_flight_max,
+        batch_max: config.archive_batch_max,
+        ..ConsumeOptions::default()
+    };
+    // Ends after the calls: a DeletePost under way waits for the archive.
+    let archive_end = CancellationToken::new();
+    let archiving = mesh.consume(&consumer, Arc::new(archive), options, archive_end.clone());
+
+    let timeout = Duration::from_millis(config.graph_timeout_ms);
+    let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
+    let parts = grpc::Parts {
+        mesh: mesh.clone(),
+        topology: topology.clone(),
+        stores,
+        versions,
+        graph,
+        analytics,
+        vapid_public_key,
+        metrics,
+    };
+    // Ends the calls too when the archive consumer fails.
+    let calls_end = shutdown.child_token();
+    let serving = async {
+        ready.set(true);
+        let served = grpc::serve(&config, parts, listener, calls_end.clone()).await;
+        ready.set(false);
+        archive_end.cancel();
+        served
+    };
+    let archiving = async {
+        let archived = archiving.await;
+        calls_end.cancel();
+        archived
+    };
+    let (served, archived) = tokio::join!(serving, archiving);
+    archived?;
+    served
+}
+
+/// Post ids are sequence numbers of POSTS. With a stream that ends before the store's last post, new posts would take old
+/// ones' ids.
+async fn check_same_stream(mesh: &Mesh, stores: &Stores) -> Result<(), Error> {
+    let Some(store_last) = stores.posts.last().await? else {
+        return Ok(());
+    };
+    let stream_last = mesh.last_sequence(streams::POSTS).await?;
+    if stream_last < store_last.0 {
+        return Err(Error::ForeignStore {
+            stream_last,
+            store_last: store_last.0,
+        });
+    }
+    Ok(())
+}

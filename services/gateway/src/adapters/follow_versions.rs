@@ -1,0 +1,68 @@
+//! Asks for an author's follow version.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use herald_model::{FollowVersion, UserId};
+use herald_proto::v1::{CountFollowersRequest, graph_service_client::GraphServiceClient};
+use herald_runtime::{status, trace::Inject};
+use tonic::{Code, Request, Status, service::interceptor::InterceptedService, transport::Channel};
+
+/// Knows how often an author's followers have changed.
+#[async_trait]
+pub trait FollowVersions: Send + Sync {
+    /// The author's follow version, with every follow and unfollow in it that was answered before the call.
+    async fn current(&self, author: &UserId) -> Result<FollowVersion, Status>;
+}
+
+/// Asks the graph service. Not cached: a post accepted after a follow was answered must reach that follower.
+pub(crate) struct GraphFollowVersions {
+    client: GraphServiceClient<InterceptedService<Channel, Inject>>,
+    timeout: Duration,
+}
+
+impl GraphFollowVersions {
+    pub(crate) fn new(channel: Channel, timeout: Duration) -> Self {
+        Self {
+            client: GraphServiceClient::with_interceptor(channel, Inject),
+            timeout,
+        }
+    }
+}
+
+#[async_trait]
+impl FollowVersions for GraphFollowVersions {
+    async fn current(&self, author: &UserId) -> Result<FollowVersion, Status> {
+        let mut request = Request::new(CountFollowersRequest {
+            author_id: author.as_str().into(),
+        });
+        request.set_timeout(self.timeout);
+        let answer = tokio::time::timeout(self.timeout, self.client.clone().count_followers(request)).await;
+        match answer {
+            Ok(Ok(answer)) => Ok(FollowVersion(answer.into_inner().follow_version)),
+            Ok(Err(error))
+                if !matches!(
+                    error.code(),
+                    Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+                ) =>
+            {
+                Err(status::internal(&error))
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "graph service unavailable");
+                Err(unavailable())
+            }
+            Err(_) => {
+                tracing::warn!(
+                    timeout_ms = self.timeout.as_millis(),
+                    "graph service did not answer in time"
+                );
+                Err(unavailable())
+            }
+        }
+    }
+}
+
+fn unavailable() -> Status {
+    status::unavailable("GRAPH_UNAVAILABLE", "the graph service is not available")
+}

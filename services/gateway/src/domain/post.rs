@@ -1,0 +1,190 @@
+//! What a post must be.
+
+use std::time::Duration;
+
+use url::Url;
+use uuid::Uuid;
+
+/// The longest text, characters.
+const TEXT_CHARACTERS_MAX: usize = 10_000;
+/// The longest URL, bytes.
+const URL_BYTES_MAX: usize = 2_048;
+/// The most links, and the most media.
+const URLS_MAX: usize = 16;
+/// How long a push is worth sending when nothing is said.
+pub(crate) const PUSH_TTL_DEFAULT: Duration = Duration::from_hours(1);
+const PUSH_TTL_MIN: Duration = Duration::from_secs(1);
+/// As RFC 8030's push services keep it at most.
+const PUSH_TTL_MAX: Duration = Duration::from_hours(28 * 24);
+
+/// Checks a post's text.
+pub(crate) fn text(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("must not be empty".into());
+    }
+    // A text of few bytes has no more characters than that.
+    if text.len() <= TEXT_CHARACTERS_MAX {
+        return Ok(());
+    }
+    match text.chars().count() {
+        ..=TEXT_CHARACTERS_MAX => Ok(()),
+        count => Err(format!(
+            "must be at most {TEXT_CHARACTERS_MAX} characters long, is {count}"
+        )),
+    }
+}
+
+/// Checks a request id: a UUID in its usual form, 8-4-4-4-12 hexadecimal digits. Any case is the same id.
+pub(crate) fn request_id(id: &str) -> Result<String, String> {
+    let malformed = || "must be a UUID such as 6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10".to_owned();
+    if id.len() != uuid::fmt::Hyphenated::LENGTH {
+        return Err(malformed());
+    }
+    let uuid = Uuid::try_parse(id).map_err(|_| malformed())?;
+    if uuid.is_nil() {
+        // A client that forgot to fill it in would have all its posts taken for one.
+        return Err("must not be the nil UUID".into());
+    }
+    Ok(uuid.as_hyphenated().to_string())
+}
+
+/// Checks a list of links or media; answers with what is wrong, `(field, description)`.
+pub(crate) fn urls(field: &str, urls: &[String]) -> Vec<(String, String)> {
+    if urls.len() > URLS_MAX {
+        return vec![(
+            field.into(),
+            format!("must hold at most {URLS_MAX} URLs, holds {}", urls.len()),
+        )];
+    }
+    let refusals = urls
+        .iter()
+        .enumerate()
+        .filter_map(|(i, url)| Some((i, http_url(url).err()?)));
+    refusals
+        .map(|(i, description)| (format!("{field}[{i}]"), description))
+        .collect()
+}
+
+fn http_url(url: &str) -> Result<(), String> {
+    if url.len() > URL_BYTES_MAX {
+        return Err(format!(
+            "must be at most {URL_BYTES_MAX} bytes long, is {}",
+            url.len()
+        ));
+    }
+    // The parser would trim and drop these silently; what is stored is the caller's string.
+    if url.chars().any(|c| c.is_control() || c == ' ') {
+        return Err("must not contain spaces or control characters".into());
+    }
+    match Url::parse(url) {
+        Ok(parsed) if !matches!(parsed.scheme(), "http" | "https") => {
+            Err(format!("must be an http or https URL, is {}", parsed.scheme()))
+        }
+        Ok(parsed) if parsed.host_str().is_none_or(str::is_empty) => Err("must name a host".into()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("must be an http or https URL: {error}")),
+    }
+}
+
+/// Checks a push's time to live, given as a protobuf duration, and rounds it up to the second.
+pub(crate) fn push_ttl(seconds: i64, nanos: i32) -> Result<Duration, String> {
+    let out_of_range = || "must be 1 second to 28 days".to_owned();
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else {
+        return Err(out_of_range());
+    };
+    if nanos >= 1_000_000_000 {
+        return Err("is not a duration: nanos must be less than 1,000,000,000".into());
+    }
+    let ttl = Duration::new(seconds, nanos);
+    if !(PUSH_TTL_MIN..=PUSH_TTL_MAX).contains(&ttl) {
+        return Err(out_of_range());
+    }
+    Ok(Duration::from_secs(seconds + u64::from(nanos > 0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_counted_in_characters() {
+        assert_eq!(text("x"), Ok(()));
+        assert_eq!(text(&"ü".repeat(10_000)), Ok(()));
+        assert_eq!(text(""), Err("must not be empty".into()));
+        assert_eq!(
+            text(&"ü".repeat(10_001)),
+            Err("must be at most 10000 characters long, is 10001".into())
+        );
+    }
+
+    #[test]
+    fn a_request_id_is_a_uuid_of_any_case() {
+        let id = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
+        assert_eq!(request_id(id), Ok(id.into()));
+        assert_eq!(request_id(&id.to_uppercase()), Ok(id.into()));
+        for bad in [
+            "1",
+            "deleted",
+            "6b1e7f0c1f5d4a3e9d550c7f6b1b2a10",
+            "{6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10}",
+            "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a1z",
+            "00000000-0000-0000-0000-000000000000",
+        ] {
+            assert!(request_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_an_http_url_of_bounded_length() {
+        let violated = |urls_given: &[&str]| {
+            let given: Vec<String> = urls_given.iter().map(|u| (*u).to_owned()).collect();
+            urls("links", &given)
+                .into_iter()
+                .map(|(field, _)| field)
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            violated(&[
+                "http://example.org",
+                "https://example.org/a?b=c#d",
+                "https://[::1]:8080/"
+            ])
+            .is_empty()
+        );
+        let long = format!("https://example.org/{}", "a".repeat(2_048));
+        for bad in [
+            "",
+            "example.org",
+            "/path",
+            "ftp://example.org",
+            "javascript:alert(1)",
+            "https://",
+            "https://exa mple.org",
+            " https://example.org",
+            "https://example.org/\n",
+            &long,
+        ] {
+            assert_eq!(violated(&["https://example.org", bad]), ["links[1]"], "{bad:?}");
+        }
+        assert_eq!(violated(&["https://example.org"; 16]), Vec::<String>::new());
+        assert_eq!(violated(&["https://example.org"; 17]), ["links"]);
+    }
+
+    #[test]
+    fn a_time_to_live_has_bounds_and_is_rounded_up() {
+        assert_eq!(push_ttl(1, 0), Ok(Duration::from_secs(1)));
+        assert_eq!(push_ttl(1, 1), Ok(Duration::from_secs(2)));
+        assert_eq!(push_ttl(28 * 86_400, 0), Ok(Duration::from_hours(28 * 24)));
+        for (seconds, nanos) in [
+            (0, 0),
+            (0, 999_999_999),
+            (-1, 0),
+            (28 * 86_400, 1),
+            (i64::MAX, 0),
+            (1, -1),
+            (1, 1_000_000_000),
+        ] {
+            assert!(push_ttl(seconds, nanos).is_err(), "{seconds} s {nanos} ns");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! DeliveryService.
+
+use herald_model::{Channel, DeliveryState, PostId, UserId, UserKey};
+use herald_proto::v1::{self, delivery_service_server::DeliveryService};
+use herald_runtime::{
+    fields::Violations,
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::{ChannelCounts, PostCounts, Stores};
+use tonic::{Request, Response, Status};
+
+use super::post::{post_id, post_not_found};
+use crate::{adapters::PostReader, wire};
+
+const LIST_RECIPIENTS: &str = "ListRecipients";
+const PAGE_SIZE_DEFAULT: usize = 100;
+const PAGE_SIZE_MAX: usize = 1_000;
+
+/// Answers DeliveryService.
+pub(crate) struct DeliveryApi {
+    stores: Stores,
+    reader: PostReader,
+}
+
+impl DeliveryApi {
+    pub(crate) fn new(stores: Stores, reader: PostReader) -> Self {
+        Self { stores, reader }
+    }
+
+    /// A post's counts: zeros for one that nothing is planned for yet, NOT_FOUND for one that never was.
+    async fn counts(&self, id: PostId) -> Result<PostCounts, Status> {
+        if let Some(counts) = self
+            .stores
+            .ledger
+            .counts(id)
+            .await
+            .map_err(|e| status::from_store(&e))?
+        {
+            return Ok(counts);
+        }
+        match self.reader.read_one(id).await? {
+            Some(_) => Ok(PostCounts::default()),
+            None => Err(post_not_found(id)),
+        }
+    }
+}
+
+fn channel_to_v1(channel: Channel, counts: ChannelCounts) -> v1::ChannelDelivery {
+    v1::ChannelDelivery {
+        channel: wire::channel_to_v1(channel).into(),
+        targeted_count: counts.targeted,
+        delivered_count: counts.delivered,
+        suppressed_count: counts.suppressed,
+        expired_count: counts.expired,
+        pending_count: counts.pending,
+        dead_count: counts.dead,
+        first_delivered_time: counts.first_delivered_at.map(wire::timestamp),
+        last_delivered_time: counts.last_delivered_at.map(wire::timestamp),
+    }
+}
+
+fn channel_from_v1(channel: i32) -> Result<Channel, &'static str> {
+    match v1::Channel::try_from(channel) {
+        Ok(v1::Channel::Timeline) => Ok(Channel::Timeline),
+        Ok(v1::Channel::Push) => Ok(Channel::Push),
+        Ok(v1::Channel::Unspecified) | Err(_) => Err("must be CHANNEL_TIMELINE or CHANNEL_PUSH"),
+    }
+}
+
+fn state_from_v1(state: i32) -> Result<Option<DeliveryState>, &'static str> {
+    match v1::DeliveryState::try_from(state) {
+        Ok(v1::DeliveryState::Unspecified) => Ok(None),
+        Ok(state) => Ok(DeliveryState::ALL
+            .into_iter()
+            .find(|s| wire::state_to_v1(*s) == state)),
+        Err(_) => Err("is no delivery state"),
+    }
+}
+
+#[tonic::async_trait]
+impl DeliveryService for DeliveryApi {
+    async fn get_delivery(
+        &self,
+        request: Request<v1::GetDeliveryRequest>,
+    ) -> Result<Response<v1::GetDeliveryResponse>, Status> {
+        let id = post_id(request.into_inner().post_id)?;
+        let counts = self.counts(id).await?;
+        Ok(Response::new(v1::GetDeliveryResponse {
+            post_id: id.0,
+            planned: counts.planned,
+            channels: vec![
+                channel_to_v1(Channel::Timeline, counts.timeline),
+                channel_to_v1(Channel::Push, counts.push),
+            ],
+        }))
+    }
+
+    async fn list_recipients(
+        &self,
+        request: Request<v1::ListRecipientsRequest>,
+    ) -> Result<Response<v1::ListRecipientsResponse>, Status> {
+        let request = request.into_inner();
+        let mut violations = Violations::new();
+        violations.check("post_id", request.post_id != 0, "must not be 0");
+        let channel = violations.take("channel", channel_from_v1(request.channel));
+        let state = violations.take("state", state_from_v1(request.state));
+        violations.check("page_size", request.page_size >= 0, "must not be negative");
+        violations.into_result()?;
+        let id = PostId(request.post_id);
+        let (Some(channel), Some(state)) = (channel, state) else {
+            return Err(status::invalid(&[("channel", "is not valid")]));
+        };
+        let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let identity = paging::identity([
+            &id.0.to_be_bytes()[..],
+            channel.as_str().as_bytes(),
+            state.map_or("any", DeliveryState::as_str).as_bytes(),
+        ]);
+        let after = match PageToken::decode_u64(LIST_RECIPIENTS, identity, &request.page_token)? {
+            None => None,
+            Some(key) => match u32::try_from(key) {
+                Ok(key) => Some(UserKey(key)),
+                Err(_) => return Err(status::invalid(&[("page_token", "is not a page token")])),
+            },
+        };
+        // One more than asked for tells whether there is a next page.
+        let ledger = &self.stores.ledger;
+        let found = ledger.recipients(id, channel, state, after, page_size + 1).await;
+        let mut found = found.map_err(|e| status::from_store(&e))?;
+        if found.is_empty() && after.is_none() {
+            // Nobody, or no such post.
+            self.counts(id).await?;
+        }
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next_page_token = match found.last() {
+            Some((key, _)) if more => PageToken::encode_u64(LIST_RECIPIENTS, identity, key.0.into()),
+            _ => String::new(),
+        };
+        let keys: Vec<_> = found.iter().map(|(key, _)| *key).collect();
+        let ids = self
+            .stores
+            .users
+            .ids(&keys)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        let recipients = found
+            .into_iter()
+            .zip(ids)
+            .map(|((_, state), id)| v1::Recipient {
+                user_id: id.map(UserId::into_string).unwrap_or_default(),
+                state: wire::state_to_v1(state).into(),
+            })
+            .collect();
+        Ok(Response::new(v1::ListRecipientsResponse {
+            recipients,
+            next_page_token,
+        }))
+    }
+}

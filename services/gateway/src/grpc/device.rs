@@ -1,0 +1,217 @@
+//! DeviceService.
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use herald_model::{Address, Device, DeviceId, UserId, time::Micros};
+use herald_proto::v1::{self, device_service_server::DeviceService, register_device_request};
+use herald_push::endpoint::{Policy, check_url};
+use herald_runtime::{fields, fields::Violations, status};
+use herald_store::{DEVICES_PER_USER_MAX, ErrorKind, Stores};
+use rand::RngCore as _;
+use tonic::{Request, Response, Status};
+
+use crate::{domain, wire};
+
+/// The length of a secret that Herald makes, bytes.
+const SECRET_BYTES: usize = 32;
+
+/// Answers DeviceService.
+pub(crate) struct DeviceApi {
+    stores: Stores,
+    endpoints: Policy,
+    vapid_public_key: String,
+}
+
+impl DeviceApi {
+    pub(crate) fn new(stores: Stores, endpoints: Policy, vapid_public_key: String) -> Self {
+        Self {
+            stores,
+            endpoints,
+            vapid_public_key,
+        }
+    }
+}
+
+/// A device that was checked.
+#[derive(Debug)]
+struct NewDevice {
+    user: UserId,
+    address: Address,
+    /// Whether the webhook's secret was made here, so that the caller must be told.
+    secret_made: bool,
+}
+
+/// Checks a request; the answer names everything that is wrong with it.
+fn parse(request: v1::RegisterDeviceRequest, policy: Policy) -> Result<NewDevice, Status> {
+    use register_device_request::Address as Asked;
+
+    let mut violations = Violations::new();
+    let user = violations.user_id("user_id", request.user_id);
+    let (address, secret_made) = match request.address {
+        None => {
+            violations.add("address", "must be a web_push or a webhook");
+            (None, false)
+        }
+        Some(Asked::WebPush(asked)) => {
+            violations.take("web_push.endpoint", check_url(&asked.endpoint, policy));
+            let p256dh = violations.take("web_push.p256dh", domain::p256dh(&asked.p256dh));
+            let auth = violations.take("web_push.auth", domain::web_push_auth(&asked.auth));
+            let keys = p256dh.zip(auth);
+            (
+                keys.map(|(p256dh, auth)| Address::WebPush {
+                    endpoint: asked.endpoint,
+                    p256dh,
+                    auth,
+                }),
+                false,
+            )
+        }
+        Some(Asked::Webhook(asked)) => {
+            violations.take("webhook.url", check_url(&asked.url, policy));
+            let make = asked.secret.is_empty();
+            let secret = if make {
+                Some(new_secret())
+            } else {
+                violations.take("webhook.secret", domain::webhook_secret(&asked.secret))
+            };
+            (
+                secret.map(|secret| Address::Webhook {
+                    url: asked.url,
+                    secret,
+                }),
+                make,
+            )
+        }
+    };
+    violations.into_result()?;
+    // Without violations there are both of them.
+    let (Some(user), Some(address)) = (user, address) else {
+        return Err(status::invalid(&[("address", "is not valid")]));
+    };
+    Ok(NewDevice {
+        user,
+        address,
+        secret_made,
+    })
+}
+
+fn new_secret() -> Vec<u8> {
+    let mut secret = vec![0; SECRET_BYTES];
+    rand::rng().fill_bytes(&mut secret);
+    secret
+}
+
+/// A device as callers see it. A secret is told only when asked for, which is once.
+fn to_v1(device: Device, user_id: String, with_webhook_secret: bool) -> v1::Device {
+    let address = match device.address {
+        Address::WebPush { endpoint, p256dh, .. } => v1::device::Address::WebPush(v1::WebPush {
+            endpoint,
+            p256dh: URL_SAFE_NO_PAD.encode(p256dh),
+            auth: String::new(),
+        }),
+        Address::Webhook { url, secret } => v1::device::Address::Webhook(v1::Webhook {
+            url,
+            secret: if with_webhook_secret {
+                format!("{}{}", domain::WEBHOOK_SECRET_PREFIX, STANDARD.encode(secret))
+            } else {
+                String::new()
+            },
+        }),
+    };
+    v1::Device {
+        device_id: device.id.0.to_string(),
+        user_id,
+        registered_time: Some(wire::timestamp(device.registered_at)),
+        address: Some(address),
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceService for DeviceApi {
+    async fn register_device(
+        &self,
+        request: Request<v1::RegisterDeviceRequest>,
+    ) -> Result<Response<v1::RegisterDeviceResponse>, Status> {
+        let new = parse(request.into_inner(), self.endpoints)?;
+        let user_id = new.user.as_str().to_owned();
+        let user = super::intern(&*self.stores.users, new.user).await?;
+        let registered = self
+            .stores
+            .devices
+            .register(user, new.address, Micros::now())
+            .await;
+        let device = registered.map_err(|e| match e.kind() {
+            ErrorKind::LimitExceeded => {
+                let message = format!("a user has at most {DEVICES_PER_USER_MAX} devices");
+                status::quota("TOO_MANY_DEVICES", "devices", message)
+            }
+            _ => status::from_store(&e),
+        })?;
+        let device = Some(to_v1(device, user_id, new.secret_made));
+        Ok(Response::new(v1::RegisterDeviceResponse { device }))
+    }
+
+    async fn unregister_device(
+        &self,
+        request: Request<v1::UnregisterDeviceRequest>,
+    ) -> Result<Response<v1::UnregisterDeviceResponse>, Status> {
+        let request = request.into_inner();
+        let mut violations = Violations::new();
+        let user = violations.user_id("user_id", request.user_id);
+        let device = request
+            .device_id
+            .parse()
+            .map(DeviceId)
+            .map_err(|_| "must be a device's id, a decimal number");
+        let device = violations.take("device_id", device);
+        violations.into_result()?;
+        let not_found = || status::not_found("DEVICE_NOT_FOUND", "the user has no such device");
+        let (Some(user), Some(device)) = (user, device) else {
+            return Err(not_found());
+        };
+        let Some(user) = super::find(&*self.stores.users, user).await? else {
+            return Err(not_found());
+        };
+        let removed = self
+            .stores
+            .devices
+            .unregister(user, device)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        if removed {
+            Ok(Response::new(v1::UnregisterDeviceResponse {}))
+        } else {
+            Err(not_found())
+        }
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<v1::ListDevicesRequest>,
+    ) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        let user_id = request.into_inner().user_id;
+        let user = fields::user_id("user_id", user_id.as_str())?;
+        let devices = match super::find(&*self.stores.users, user).await? {
+            None => Vec::new(),
+            Some(user) => {
+                let devices = self
+                    .stores
+                    .devices
+                    .of(&[user])
+                    .await
+                    .map_err(|e| status::from_store(&e))?;
+                devices
+                    .into_iter()
+                    .flatten()
+                    .map(|device| to_v1(device, user_id.clone(), false))
+                    .collect()
+            }
+        };
+        Ok(Response::new(v1::ListDevicesResponse {
+            devices,
+            vapid_public_key: self.vapid_public_key.clone(),
+        }))
+    }
+}

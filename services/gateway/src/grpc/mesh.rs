@@ -1,0 +1,247 @@
+//! MeshService.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, stream};
+use herald_mesh::{Mesh, StreamLag, Topology};
+use herald_model::time::Micros;
+use herald_proto::v1::{self, mesh_service_server::MeshService};
+use herald_runtime::status;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Interval, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::wire;
+
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+const INTERVAL_MAX: Duration = Duration::from_mins(1);
+/// The most WatchLag streams at one time: each reading asks the broker some twenty questions.
+const WATCHERS_MAX: usize = 64;
+const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Answers MeshService.
+pub(crate) struct MeshApi {
+    mesh: Mesh,
+    topology: Arc<Topology>,
+    /// What GetLag read last, over all callers.
+    last: Mutex<Option<Rates>>,
+    watchers: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl MeshApi {
+    pub(crate) fn new(mesh: Mesh, topology: Arc<Topology>, shutdown: CancellationToken) -> Self {
+        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+        Self {
+            mesh,
+            topology,
+            last: Mutex::new(None),
+            watchers,
+            shutdown,
+        }
+    }
+}
+
+/// What had been acknowledged at one moment.
+#[derive(Debug)]
+struct Rates {
+    at: Instant,
+    /// By stream and consumer.
+    acknowledged: HashMap<(String, String), u64>,
+}
+
+impl Rates {
+    fn of(streams: &[StreamLag], at: Instant) -> Self {
+        let consumers = streams
+            .iter()
+            .flat_map(|stream| stream.consumers.iter().map(move |c| (stream, c)));
+        let acknowledged = consumers
+            .map(|(s, c)| ((s.stream.clone(), c.consumer.clone()), c.acknowledged_count))
+            .collect();
+        Self { at, acknowledged }
+    }
+
+    /// Messages acknowledged a second since then; 0 for a consumer that is new or was made anew.
+    fn since(&self, stream: &str, consumer: &str, acknowledged: u64, now: Instant) -> f64 {
+        let seconds = now.duration_since(self.at).as_secs_f64();
+        match self.acknowledged.get(&(stream.into(), consumer.into())) {
+            Some(before) if seconds > 0.0 => acknowledged.saturating_sub(*before) as f64 / seconds,
+            _ => 0.0,
+        }
+    }
+}
+
+fn to_v1(streams: Vec<StreamLag>, last: Option<&Rates>, now: Instant) -> Vec<v1::StreamLag> {
+    let consumers = |stream: &StreamLag| {
+        let lags = stream.consumers.iter().map(|lag| v1::ConsumerLag {
+            consumer: lag.consumer.clone(),
+            pending_count: lag.pending_count,
+            ack_pending_count: lag.ack_pending_count,
+            redelivered_count: lag.redelivered_count,
+            waiting_pull_count: lag.waiting_pull_count,
+            oldest_age_seconds: lag.oldest_age.as_secs_f64(),
+            acknowledged_per_second: last.map_or(0.0, |last| {
+                last.since(&stream.stream, &lag.consumer, lag.acknowledged_count, now)
+            }),
+        });
+        lags.collect()
+    };
+    let streams = streams.into_iter().map(|stream| v1::StreamLag {
+        consumers: consumers(&stream),
+        message_count: stream.message_count,
+        byte_count: stream.byte_count,
+        byte_count_max: stream.byte_count_max,
+        last_sequence: stream.last_sequence,
+        stream: stream.stream,
+    });
+    streams.collect()
+}
+
+/// Reads each stream and consumer, and works out the rates since the last reading.
+async fn read(
+    mesh: &Mesh,
+    topology: &Topology,
+    last: Option<&Rates>,
+) -> Result<(Vec<v1::StreamLag>, Rates), Status> {
+    let streams = mesh.lag(topology).await.map_err(|e| status::from_mesh(&e))?;
+    let now = Instant::now();
+    let rates = Rates::of(&streams, now);
+    Ok((to_v1(streams, last, now), rates))
+}
+
+/// One WatchLag stream.
+struct WatchingLag {
+    mesh: Mesh,
+    topology: Arc<Topology>,
+    last: Option<Rates>,
+    interval: Interval,
+    shutdown: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+impl WatchingLag {
+    async fn next(&mut self) -> Option<Result<v1::WatchLagResponse, Status>> {
+        self.shutdown.run_until_cancelled(self.interval.tick()).await?;
+        Some(match read(&self.mesh, &self.topology, self.last.as_ref()).await {
+            Ok((streams, rates)) => {
+                self.last = Some(rates);
+                Ok(v1::WatchLagResponse {
+                    streams,
+                    read_time: Some(wire::timestamp(Micros::now())),
+                })
+            }
+            Err(status) => Err(status),
+        })
+    }
+}
+
+/// Checks how often to send.
+fn interval_of(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(asked) = asked else {
+        return Ok(INTERVAL_DEFAULT);
+    };
+    match Duration::try_from(asked) {
+        Ok(interval) if (INTERVAL_MIN..=INTERVAL_MAX).contains(&interval) => Ok(interval),
+        _ => Err(status::invalid(&[(
+            "interval",
+            "must be 200 milliseconds to 1 minute",
+        )])),
+    }
+}
+
+#[tonic::async_trait]
+impl MeshService for MeshApi {
+    async fn get_lag(&self, _: Request<v1::GetLagRequest>) -> Result<Response<v1::GetLagResponse>, Status> {
+        let last = self.last.lock().take();
+        let (streams, rates) = match read(&self.mesh, &self.topology, last.as_ref()).await {
+            Ok(read) => read,
+            Err(status) => {
+                *self.last.lock() = last;
+                return Err(status);
+            }
+        };
+        *self.last.lock() = Some(rates);
+        Ok(Response::new(v1::GetLagResponse {
+            streams,
+            read_time: Some(wire::timestamp(Micros::now())),
+        }))
+    }
+
+    type WatchLagStream = Pin<Box<dyn Stream<Item = Result<v1::WatchLagResponse, Status>> + Send>>;
+
+    async fn watch_lag(
+        &self,
+        request: Request<v1::WatchLagRequest>,
+    ) -> Result<Response<Self::WatchLagStream>, Status> {
+        let mut interval = interval(interval_of(request.into_inner().interval)?);
+        // A reading that took long is not made up for.
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let place = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{WATCHERS_MAX} WatchLag streams are the most at one time");
+            status::exhausted("TOO_MANY_WATCHERS", message, WATCHERS_RETRY_AFTER)
+        })?;
+        let watching = WatchingLag {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            last: None,
+            interval,
+            shutdown: self.shutdown.clone(),
+            _place: place,
+        };
+        let answers = stream::unfold(Some(watching), |watching| async {
+            let mut watching = watching?;
+            let answer = watching.next().await?;
+            // An error is the last answer.
+            let next = answer.is_ok().then_some(watching);
+            Some((answer, next))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_has_bounds() {
+        let asked = |seconds, nanos| interval_of(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(interval_of(None).unwrap(), INTERVAL_DEFAULT);
+        assert_eq!(asked(0, 200_000_000).unwrap(), INTERVAL_MIN);
+        assert_eq!(asked(60, 0).unwrap(), INTERVAL_MAX);
+        for (seconds, nanos) in [
+            (0, 0),
+            (0, 199_999_999),
+            (60, 1),
+            (-1, 0),
+            (i64::MAX, 0),
+            (1, i32::MIN),
+        ] {
+            assert_eq!(
+                asked(seconds, nanos).unwrap_err().code(),
+                tonic::Code::InvalidArgument
+            );
+        }
+    }
+
+    #[test]
+    fn a_rate_is_of_two_readings() {
+        let at = Instant::now();
+        let key = ("POSTS".to_owned(), "archive".to_owned());
+        let rates = Rates {
+            at,
+            acknowledged: HashMap::from([(key, 100)]),
+        };
+        let now = at + Duration::from_secs(2);
+        assert!((rates.since("POSTS", "archive", 150, now) - 25.0).abs() < f64::EPSILON);
+        assert!(rates.since("POSTS", "other", 150, now).abs() < f64::EPSILON);
+        // A consumer that was made anew counts from the start.
+        assert!(rates.since("POSTS", "archive", 3, now).abs() < f64::EPSILON);
+        assert!(rates.since("POSTS", "archive", 150, at).abs() < f64::EPSILON);
+    }
+}

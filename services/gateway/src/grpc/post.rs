@@ -1,0 +1,203 @@
+//! PostService.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use herald_mesh::{Mesh, Subject};
+use herald_model::{PostId, time::Micros};
+use herald_proto::{
+    mesh_v1,
+    v1::{self, post_service_server::PostService},
+};
+use herald_runtime::status;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::submit::Submitter;
+use crate::{adapters::PostReader, wire};
+
+/// The most posts of one stream.
+const POSTS_PER_STREAM_MAX: usize = 1_000_000;
+/// The most refusals that are told one by one.
+const FAILURES_MAX: usize = 1_000;
+/// How often the archive is asked whether it has a deletion: at first, and at last.
+const DELETED_POLL_FIRST: Duration = Duration::from_millis(2);
+const DELETED_POLL_LAST: Duration = Duration::from_millis(100);
+
+/// Answers PostService.
+pub(crate) struct PostApi {
+    submitter: Submitter,
+    reader: PostReader,
+    mesh: Mesh,
+    in_flight_max: usize,
+    delete_wait: Duration,
+}
+
+impl PostApi {
+    pub(crate) fn new(
+        submitter: Submitter,
+        reader: PostReader,
+        mesh: Mesh,
+        in_flight_max: usize,
+        delete_wait: Duration,
+    ) -> Self {
+        Self {
+            submitter,
+            reader,
+            mesh,
+            in_flight_max,
+            delete_wait,
+        }
+    }
+
+    /// Waits until the archive shows a deletion, so that the caller reads its own write; at most so long.
+    async fn until_deleted(&self, id: PostId) -> Result<(), Status> {
+        let until = Instant::now() + self.delete_wait;
+        let mut pause = DELETED_POLL_FIRST;
+        while !self.reader.is_deleted(id).await? {
+            let next = Instant::now() + pause;
+            if next > until {
+                tracing::warn!(post_id = id.0, "deletion is durable but not archived yet");
+                break;
+            }
+            sleep_until(next).await;
+            pause = (pause * 2).min(DELETED_POLL_LAST);
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl PostService for PostApi {
+    async fn submit_post(
+        &self,
+        request: Request<v1::SubmitPostRequest>,
+    ) -> Result<Response<v1::SubmitPostResponse>, Status> {
+        Ok(Response::new(
+            self.submitter.submit(request.into_inner()).await?.into(),
+        ))
+    }
+
+    async fn submit_posts(
+        &self,
+        request: Request<Streaming<v1::SubmitPostsRequest>>,
+    ) -> Result<Response<v1::SubmitPostsResponse>, Status> {
+        let mut requests = request.into_inner();
+        let mut answer = v1::SubmitPostsResponse::default();
+        {
+            let submitter = &self.submitter;
+            // In flight at the same time, answered in the order sent; the next is read when one is answered.
+            let mut outcomes = requests
+                .by_ref()
+                .take(POSTS_PER_STREAM_MAX)
+                .map_ok(|request| async move {
+                    let Some(post) = request.post else {
+                        return Ok(Err(status::invalid(&[("post", "must be given")])));
+                    };
+                    Ok(submitter.submit(post).await)
+                })
+                .try_buffered(self.in_flight_max);
+            while let Some(outcome) = outcomes.try_next().await? {
+                match outcome {
+                    Ok(accepted) => {
+                        answer.accepted_count += 1;
+                        answer.duplicate_count += u64::from(accepted.duplicate);
+                        answer.post_ids.push(accepted.id.0);
+                    }
+                    Err(refused) => fail(&mut answer, &refused),
+                }
+            }
+        }
+        // Those accepted must not be forgotten because of one too many: the answer tells where it stopped.
+        if answer.post_ids.len() == POSTS_PER_STREAM_MAX && requests.message().await?.is_some() {
+            let message =
+                format!("at most {POSTS_PER_STREAM_MAX} posts a stream: this one and the next were not read");
+            let index = answer.post_ids.len() as u64;
+            answer.failures.truncate(FAILURES_MAX - 1);
+            answer.failures.push(v1::SubmitFailure {
+                index,
+                code: Code::OutOfRange.into(),
+                message,
+            });
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn get_post(
+        &self,
+        request: Request<v1::GetPostRequest>,
+    ) -> Result<Response<v1::GetPostResponse>, Status> {
+        let id = post_id(request.into_inner().post_id)?;
+        match self.reader.read_one(id).await? {
+            Some(post) if post.deleted_at.is_none() => Ok(Response::new(v1::GetPostResponse {
+                post: Some(wire::post_to_v1(post)),
+            })),
+            _ => Err(post_not_found(id)),
+        }
+    }
+
+    async fn delete_post(
+        &self,
+        request: Request<v1::DeletePostRequest>,
+    ) -> Result<Response<v1::DeletePostResponse>, Status> {
+        let request = request.into_inner();
+        let id = post_id(request.post_id)?;
+        if !request.author_id.is_empty() {
+            herald_runtime::fields::user_id("author_id", request.author_id.as_str())?;
+        }
+        let post = self
+            .reader
+            .read_one(id)
+            .await?
+            .ok_or_else(|| post_not_found(id))?;
+        if !request.author_id.is_empty() && request.author_id != post.author_id.as_str() {
+            return Err(status::permission_denied(
+                "NOT_THE_AUTHOR",
+                format!("post {id} is another author's"),
+            ));
+        }
+        if post.deleted_at.is_none() {
+            let deleted = mesh_v1::PostDeleted {
+                post_id: id.0,
+                author_key: post.author.0,
+                deleted_at_us: Micros::now().0,
+            };
+            self.mesh
+                .publish(
+                    Subject::PostDeleted(post.lane),
+                    Some(&format!("{id}/deleted")),
+                    &deleted,
+                )
+                .await
+                .map_err(|e| status::from_mesh(&e))?;
+            self.until_deleted(id).await?;
+        }
+        Ok(Response::new(v1::DeletePostResponse {}))
+    }
+}
+
+/// Checks a post's id.
+pub(super) fn post_id(id: u64) -> Result<PostId, Status> {
+    if id == 0 {
+        Err(status::invalid(&[("post_id", "must not be 0")]))
+    } else {
+        Ok(PostId(id))
+    }
+}
+
+/// NOT_FOUND for a post.
+pub(super) fn post_not_found(id: PostId) -> Status {
+    status::not_found("POST_NOT_FOUND", format!("there is no post {id}"))
+}
+
+fn fail(answer: &mut v1::SubmitPostsResponse, refused: &Status) {
+    if answer.failures.len() < FAILURES_MAX {
+        answer.failures.push(v1::SubmitFailure {
+            index: answer.post_ids.len() as u64,
+            code: refused.code().into(),
+            message: refused.message().into(),
+        });
+    }
+    answer.failed_count += 1;
+    answer.post_ids.push(0);
+}

@@ -1,0 +1,145 @@
+//! PreferenceService.
+
+use std::collections::BTreeSet;
+
+use herald_model::UserId;
+use herald_proto::v1::{self, preference_service_server::PreferenceService};
+use herald_runtime::{fields, fields::Violations, status};
+use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Stores};
+use tonic::{Request, Response, Status};
+
+/// Answers PreferenceService.
+pub(crate) struct PreferenceApi {
+    stores: Stores,
+}
+
+impl PreferenceApi {
+    pub(crate) fn new(stores: Stores) -> Self {
+        Self { stores }
+    }
+
+    async fn to_v1(&self, preferences: herald_model::Preferences) -> Result<v1::Preferences, Status> {
+        let muted: Vec<_> = preferences.muted.into_iter().collect();
+        let ids = self
+            .stores
+            .users
+            .ids(&muted)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        Ok(v1::Preferences {
+            push_enabled: preferences.push_enabled,
+            muted_author_ids: ids.into_iter().flatten().map(UserId::into_string).collect(),
+        })
+    }
+}
+
+/// What to change, checked.
+#[derive(Debug)]
+struct Change {
+    user: UserId,
+    push_enabled: Option<bool>,
+    mute: Vec<UserId>,
+    unmute: Vec<UserId>,
+}
+
+fn parse(request: v1::UpdatePreferencesRequest) -> Result<Change, Status> {
+    fn ids(field: &str, ids: Vec<String>, violations: &mut Violations) -> Vec<UserId> {
+        if ids.len() > MUTED_AUTHORS_MAX {
+            violations.add(
+                field,
+                format!("must hold at most {MUTED_AUTHORS_MAX} ids, holds {}", ids.len()),
+            );
+            return Vec::new();
+        }
+        let ids = ids.into_iter().enumerate();
+        ids.filter_map(|(index, id)| violations.user_id(format!("{field}[{index}]"), id))
+            .collect()
+    }
+
+    let mut violations = Violations::new();
+    let user = violations.user_id("user_id", request.user_id);
+    let mute = ids("mute_author_ids", request.mute_author_ids, &mut violations);
+    let unmute = ids("unmute_author_ids", request.unmute_author_ids, &mut violations);
+    let asked: BTreeSet<&UserId> = mute.iter().collect();
+    for (index, id) in unmute.iter().enumerate() {
+        violations.check(
+            format!("unmute_author_ids[{index}]"),
+            !asked.contains(id),
+            "is in mute_author_ids too",
+        );
+    }
+    violations.into_result()?;
+    let user = user.ok_or_else(|| status::invalid(&[("user_id", "is not valid")]))?;
+    Ok(Change {
+        user,
+        push_enabled: request.push_enabled,
+        mute,
+        unmute,
+    })
+}
+
+#[tonic::async_trait]
+impl PreferenceService for PreferenceApi {
+    async fn get_preferences(
+        &self,
+        request: Request<v1::GetPreferencesRequest>,
+    ) -> Result<Response<v1::GetPreferencesResponse>, Status> {
+        let user = fields::user_id("user_id", request.into_inner().user_id)?;
+        let preferences = match super::find(&*self.stores.users, user).await? {
+            None => herald_model::Preferences::default(),
+            Some(user) => {
+                let all = self
+                    .stores
+                    .preferences
+                    .of(&[user])
+                    .await
+                    .map_err(|e| status::from_store(&e))?;
+                all.into_iter().next().unwrap_or_default()
+            }
+        };
+        let preferences = Some(self.to_v1(preferences).await?);
+        Ok(Response::new(v1::GetPreferencesResponse { preferences }))
+    }
+
+    async fn update_preferences(
+        &self,
+        request: Request<v1::UpdatePreferencesRequest>,
+    ) -> Result<Response<v1::UpdatePreferencesResponse>, Status> {
+        let asked = parse(request.into_inner())?;
+        let users = &self.stores.users;
+        // One call for all: a key that is made is made durable once. An author can be muted before Herald hears of them.
+        let mut ids = vec![asked.user];
+        ids.extend(asked.mute);
+        let keys = users.intern(&ids).await.map_err(|e| status::from_store(&e))?;
+        let unmute = users
+            .find(&asked.unmute)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        let mut keys = keys.into_iter();
+        let user = keys.next().ok_or_else(|| {
+            status::internal(&herald_store::Error::new(
+                ErrorKind::Corrupt,
+                "intern answered without a key",
+            ))
+        })?;
+        let change = PreferencesChange {
+            push_enabled: asked.push_enabled,
+            mute: keys.collect(),
+            unmute: unmute.into_iter().flatten().collect(),
+        };
+        let updated = self
+            .stores
+            .preferences
+            .update(user, &change)
+            .await
+            .map_err(|e| match e.kind() {
+                ErrorKind::LimitExceeded => {
+                    let message = format!("at most {MUTED_AUTHORS_MAX} authors are muted at one time");
+                    status::quota("TOO_MANY_MUTED_AUTHORS", "muted_author_ids", message)
+                }
+                _ => status::from_store(&e),
+            })?;
+        let preferences = Some(self.to_v1(updated).await?);
+        Ok(Response::new(v1::UpdatePreferencesResponse { preferences }))
+    }
+}

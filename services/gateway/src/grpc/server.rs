@@ -1,0 +1,186 @@
+//! The one public port.
+
+use std::{sync::Arc, time::Duration};
+
+use herald_mesh::{Mesh, Topology};
+use herald_proto::{
+    DESCRIPTORS,
+    v1::{
+        delivery_service_server::{self, DeliveryServiceServer},
+        device_service_server::{self, DeviceServiceServer},
+        mesh_service_server::{self, MeshServiceServer},
+        post_service_server::{self, PostServiceServer},
+        preference_service_server::{self, PreferenceServiceServer},
+        timeline_service_server::{self, TimelineServiceServer},
+    },
+};
+use herald_runtime::{shutdown, trace::ServerLayer};
+use herald_store::Stores;
+use http::{HeaderName, HeaderValue, Method};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    server::NamedService,
+    service::Routes,
+    transport::{Channel, Server, server::TcpIncoming},
+};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use super::{
+    admission::AdmissionLayer, delivery::DeliveryApi, device::DeviceApi, health::Health, mesh::MeshApi,
+    post::PostApi, preference::PreferenceApi, submit::Submitter, timeline::TimelineApi,
+};
+use crate::{
+    Config, Error, Metrics,
+    adapters::{Analytics, FollowVersions, Forward, Graph, PostReader},
+    feed::Feed,
+    live::Hub,
+};
+
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a browser may remember what CORS allows.
+const CORS_AGE_MAX: Duration = Duration::from_hours(24);
+
+/// What the services are made of.
+pub(crate) struct Parts {
+    pub(crate) mesh: Mesh,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) stores: Stores,
+    pub(crate) versions: Arc<dyn FollowVersions>,
+    pub(crate) graph: Channel,
+    pub(crate) analytics: Channel,
+    pub(crate) vapid_public_key: String,
+    pub(crate) metrics: Metrics,
+}
+
+/// Serves until the shutdown, then lets calls under way finish, but not for ever.
+pub(crate) async fn serve(
+    config: &Config,
+    parts: Parts,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let admission = AdmissionLayer::new(config.calls_max, parts.metrics.calls_shed.clone());
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = Health {
+        reporter,
+        mesh: parts.mesh.clone(),
+        own: vec![
+            delivery_service_server::SERVICE_NAME,
+            device_service_server::SERVICE_NAME,
+            mesh_service_server::SERVICE_NAME,
+            post_service_server::SERVICE_NAME,
+            preference_service_server::SERVICE_NAME,
+            timeline_service_server::SERVICE_NAME,
+        ],
+        forwarded: vec![
+            (Forward::<Graph>::NAME, parts.graph.clone()),
+            (Forward::<Analytics>::NAME, parts.analytics.clone()),
+        ],
+    };
+    let routes = routes(config, parts, &shutdown)?.add_service(health_service);
+    let incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let server = Server::builder()
+        .accept_http1(true)
+        .max_concurrent_streams(config.streams_per_connection_max)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(cors(&config.cors_origins))
+        .layer(tonic_web::GrpcWebLayer::new())
+        .layer(ServerLayer)
+        .layer(admission)
+        .add_routes(routes.prepare())
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+    let drain = Duration::from_millis(config.drain_ms);
+    let health = health.watch(shutdown.clone());
+    let served = shutdown::drain_after(&shutdown, drain, async { futures::join!(server, health).0 });
+    match Box::pin(served).await {
+        Ok(served) => served.map_err(Error::Serve),
+        Err(error) => {
+            tracing::warn!(%error, "calls under way were cut off");
+            Ok(())
+        }
+    }
+}
+
+fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result<Routes, Error> {
+    let Parts {
+        mesh,
+        topology,
+        stores,
+        versions,
+        graph,
+        analytics,
+        vapid_public_key,
+        metrics,
+    } = parts;
+    let reader = PostReader::new(stores.posts.clone(), mesh.clone());
+    let feed = Feed::new(
+        stores.clone(),
+        reader.clone(),
+        metrics.clone(),
+        config.live_post_cache_bytes_max,
+    );
+    let hub = Hub::new(
+        mesh.clone(),
+        metrics.clone(),
+        config.watchers_max,
+        config.watch_queue_max,
+    );
+    let submitter = Submitter::new(stores.clone(), mesh.clone(), reader.clone(), versions, metrics);
+    let posts = PostApi::new(
+        submitter,
+        reader.clone(),
+        mesh.clone(),
+        config.submit_in_flight_max,
+        Duration::from_millis(config.delete_wait_ms),
+    );
+    let timelines = TimelineApi {
+        stores: stores.clone(),
+        feed,
+        hub,
+        heartbeat: Duration::from_millis(config.heartbeat_ms),
+        shutdown: shutdown.clone(),
+    };
+    let deliveries = DeliveryApi::new(stores.clone(), reader);
+    let devices = DeviceApi::new(stores.clone(), config.endpoints, vapid_public_key);
+    let preferences = PreferenceApi::new(stores);
+    let lags = MeshApi::new(mesh, topology, shutdown.clone());
+    let bytes_max = config.request_bytes_max;
+    let routes = Routes::new(PostServiceServer::new(posts).max_decoding_message_size(bytes_max))
+        .add_service(TimelineServiceServer::new(timelines).max_decoding_message_size(bytes_max))
+        .add_service(DeliveryServiceServer::new(deliveries).max_decoding_message_size(bytes_max))
+        .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(bytes_max))
+        .add_service(PreferenceServiceServer::new(preferences).max_decoding_message_size(bytes_max))
+        .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
+        .add_service(Forward::<Graph>::new(graph))
+        .add_service(Forward::<Analytics>::new(analytics));
+    herald_runtime::grpc::with_reflection(routes, DESCRIPTORS).map_err(Error::Reflection)
+}
+
+/// What pages of other origins may do: call by gRPC-Web, and read the status that comes in headers.
+fn cors(origins: &[String]) -> CorsLayer {
+    const EXPOSED: [HeaderName; 3] = [
+        HeaderName::from_static("grpc-status"),
+        HeaderName::from_static("grpc-message"),
+        HeaderName::from_static("grpc-status-details-bin"),
+    ];
+    let origins = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(
+            origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        )
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(EXPOSED)
+        .max_age(CORS_AGE_MAX)
+}

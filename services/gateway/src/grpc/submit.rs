@@ -1,0 +1,219 @@
+//! Accepts posts: checks, pins who the followers are, publishes.
+
+use std::{sync::Arc, time::Instant};
+
+use herald_mesh::{Mesh, Subject};
+use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
+use herald_proto::{mesh_v1, v1};
+use herald_runtime::{fields::Violations, status};
+use herald_store::Stores;
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::{
+    Metrics,
+    adapters::{FollowVersions, PostReader},
+    domain, wire,
+};
+
+/// A post that was checked.
+#[derive(Debug)]
+pub(crate) struct NewPost {
+    author: UserId,
+    request_id: Option<String>,
+    lane: Lane,
+    text: String,
+    links: Vec<String>,
+    media_urls: Vec<String>,
+    push_ttl_seconds: u32,
+}
+
+/// Checks a request; the answer names everything that is wrong with it.
+pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
+    let mut violations = Violations::new();
+    let request_id = match request.request_id.as_str() {
+        "" => None,
+        id => violations.take("request_id", domain::request_id(id)),
+    };
+    let author = violations.user_id("author_id", request.author_id);
+    violations.take("text", domain::text(&request.text));
+    for (field, urls) in [("links", &request.links), ("media_urls", &request.media_urls)] {
+        for (field, description) in domain::urls(field, urls) {
+            violations.add(field, description);
+        }
+    }
+    let lane = wire::lane_from_v1(request.lane);
+    violations.check(
+        "lane",
+        lane.is_some(),
+        "must be LANE_HIGH, LANE_NORMAL or LANE_LOW",
+    );
+    let push_ttl = match request.push_ttl {
+        None => Some(domain::PUSH_TTL_DEFAULT),
+        Some(ttl) => violations.take("push_ttl", domain::push_ttl(ttl.seconds, ttl.nanos)),
+    };
+    violations.into_result()?;
+    // Without violations there are all of them.
+    let (Some(author), Some(lane), Some(push_ttl)) = (author, lane, push_ttl) else {
+        return Err(status::invalid(&[("post", "is not valid")]));
+    };
+    Ok(NewPost {
+        author,
+        request_id,
+        lane,
+        text: request.text,
+        links: request.links,
+        media_urls: request.media_urls,
+        push_ttl_seconds: u32::try_from(push_ttl.as_secs()).unwrap_or(u32::MAX),
+    })
+}
+
+/// A post that is durable in POSTS.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) id: PostId,
+    request_id: String,
+    at: Micros,
+    pub(crate) duplicate: bool,
+}
+
+impl From<Accepted> for v1::SubmitPostResponse {
+    fn from(accepted: Accepted) -> Self {
+        Self {
+            post_id: accepted.id.0,
+            request_id: accepted.request_id,
+            accepted_time: Some(wire::timestamp(accepted.at)),
+            duplicate: accepted.duplicate,
+        }
+    }
+}
+
+/// Accepts posts.
+#[derive(Clone)]
+pub(crate) struct Submitter {
+    stores: Stores,
+    mesh: Mesh,
+    reader: PostReader,
+    versions: Arc<dyn FollowVersions>,
+    metrics: Metrics,
+}
+
+impl Submitter {
+    pub(crate) fn new(
+        stores: Stores,
+        mesh: Mesh,
+        reader: PostReader,
+        versions: Arc<dyn FollowVersions>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            stores,
+            mesh,
+            reader,
+            versions,
+            metrics,
+        }
+    }
+
+    /// Checks and accepts one post, and counts it.
+    pub(crate) async fn submit(&self, request: v1::SubmitPostRequest) -> Result<Accepted, Status> {
+        let started = Instant::now();
+        let outcome = match parse(request) {
+            Ok(post) => {
+                let lane = post.lane;
+                self.accept(post).await.map(|accepted| (accepted, lane))
+            }
+            Err(refused) => Err(refused),
+        };
+        match outcome {
+            Ok((accepted, lane)) => {
+                self.metrics
+                    .submit_seconds
+                    .observe(started.elapsed().as_secs_f64());
+                if accepted.duplicate {
+                    self.metrics.posts_duplicate.inc();
+                } else {
+                    self.metrics.accepted(lane);
+                }
+                Ok(accepted)
+            }
+            Err(refused) => {
+                self.metrics.refused(refused.code());
+                Err(refused)
+            }
+        }
+    }
+
+    async fn accept(&self, post: NewPost) -> Result<Accepted, Status> {
+        let author = super::intern(&*self.stores.users, post.author.clone()).await?;
+        let request_id = match &post.request_id {
+            None => Uuid::new_v4().as_hyphenated().to_string(),
+            Some(request_id) => {
+                // The broker forgets after its window; the store remembers for a day.
+                let posts = &self.stores.posts;
+                let first = posts
+                    .of_request(author, request_id)
+                    .await
+                    .map_err(|e| status::from_store(&e))?;
+                if let Some(id) = first {
+                    return self.accepted_before(id, request_id.clone()).await;
+                }
+                request_id.clone()
+            }
+        };
+        // Asked after the post arrived, so every follow that was answered before is in it.
+        let version = self.versions.current(&post.author).await?;
+        self.publish(post, author, request_id, version).await
+    }
+
+    async fn publish(
+        &self,
+        post: NewPost,
+        author: UserKey,
+        request_id: String,
+        version: FollowVersion,
+    ) -> Result<Accepted, Status> {
+        let at = Micros::now();
+        let message_id = format!("{author}/{request_id}");
+        let created = mesh_v1::PostCreated {
+            author_key: author.0,
+            author_id: post.author.into_string(),
+            request_id,
+            text: post.text,
+            links: post.links,
+            media_urls: post.media_urls,
+            lane: wire::lane_to_v1(post.lane).into(),
+            follow_version: version.0,
+            accepted_at_us: at.0,
+            push_ttl_seconds: post.push_ttl_seconds,
+        };
+        let published = self
+            .mesh
+            .publish(Subject::PostCreated(post.lane), Some(&message_id), &created)
+            .await
+            .map_err(|e| status::from_mesh(&e))?;
+        let id = PostId(published.sequence);
+        if published.duplicate {
+            return self.accepted_before(id, created.request_id).await;
+        }
+        Ok(Accepted {
+            id,
+            request_id: created.request_id,
+            at,
+            duplicate: false,
+        })
+    }
+
+    /// The answer to a retry: the first one's.
+    async fn accepted_before(&self, id: PostId, request_id: String) -> Result<Accepted, Status> {
+        let first = self.reader.read_one(id).await?;
+        // A first one that is too old for archive and stream is still the same post; only its time is lost.
+        let at = first.map_or_else(Micros::now, |post| post.accepted_at);
+        Ok(Accepted {
+            id,
+            request_id,
+            at,
+            duplicate: true,
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! TimelineService.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::Stream;
+use herald_model::PostId;
+use herald_proto::v1::{self, timeline_service_server::TimelineService};
+use herald_runtime::{
+    fields,
+    fields::Violations,
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::Stores;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::watch;
+use crate::{
+    domain::Seen,
+    feed::Feed,
+    live::{Hub, WatchError},
+    wire,
+};
+
+const LIST_TIMELINE: &str = "ListTimeline";
+const PAGE_SIZE_DEFAULT: usize = 50;
+const PAGE_SIZE_MAX: usize = 200;
+/// When to come back after all places for watchers were taken.
+const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Answers TimelineService.
+pub(crate) struct TimelineApi {
+    pub(crate) stores: Stores,
+    pub(crate) feed: Feed,
+    pub(crate) hub: Hub,
+    pub(crate) heartbeat: Duration,
+    /// Ends every watch.
+    pub(crate) shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl TimelineService for TimelineApi {
+    async fn list_timeline(
+        &self,
+        request: Request<v1::ListTimelineRequest>,
+    ) -> Result<Response<v1::ListTimelineResponse>, Status> {
+        let request = request.into_inner();
+        let user_id = fields::user_id("user_id", request.user_id)?;
+        let size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let identity = paging::identity([user_id.as_str().as_bytes()]);
+        let before = PageToken::decode_u64(LIST_TIMELINE, identity, &request.page_token)?.map(PostId);
+        let Some(user) = super::find(&*self.stores.users, user_id).await? else {
+            return Ok(Response::new(v1::ListTimelineResponse::default()));
+        };
+        let page = self.feed.page(user, before, size).await?;
+        Ok(Response::new(v1::ListTimelineResponse {
+            entries: page.posts.into_iter().map(entry).collect(),
+            next_page_token: page
+                .next
+                .map(|post| PageToken::encode_u64(LIST_TIMELINE, identity, post.0))
+                .unwrap_or_default(),
+        }))
+    }
+
+    type WatchTimelineStream = Pin<Box<dyn Stream<Item = Result<v1::WatchTimelineResponse, Status>> + Send>>;
+
+    async fn watch_timeline(
+        &self,
+        request: Request<v1::WatchTimelineRequest>,
+    ) -> Result<Response<Self::WatchTimelineStream>, Status> {
+        let request = request.into_inner();
+        let mut violations = Violations::new();
+        let user_id = violations.user_id("user_id", request.user_id);
+        violations.check(
+            "snapshot_size",
+            request.snapshot_size >= 0,
+            "must not be negative",
+        );
+        violations.into_result()?;
+        let user_id = user_id.ok_or_else(|| status::invalid(&[("user_id", "is not valid")]))?;
+        let size = paging::page_size(request.snapshot_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let identity = watch::identity(&user_id);
+        let resumed = match watch::decode(identity, &request.resume_token) {
+            Ok(cursor) => cursor.map(|cursor| Seen::decode(&cursor).ok_or(())).transpose(),
+            Err(_) => Err(()),
+        };
+        let resumed = resumed
+            .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
+        // One who watches before anybody followed or was followed must hear of the first post too: that takes a key.
+        let user = super::intern(&*self.stores.users, user_id).await?;
+        let watch = self.hub.watch(user).await.map_err(|e| match e {
+            WatchError::TooMany(_) => {
+                status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)
+            }
+            WatchError::Mesh(e) => status::from_mesh(&e),
+        })?;
+        let start = watch::Start {
+            user,
+            identity,
+            size,
+            resumed,
+        };
+        let watching = watch::Watching::new(
+            start,
+            watch,
+            self.feed.clone(),
+            self.heartbeat,
+            self.shutdown.clone(),
+        );
+        Ok(Response::new(Box::pin(watching.into_stream())))
+    }
+}
+
+/// A post on a timeline as callers see it.
+pub(super) fn entry(post: herald_model::Post) -> v1::TimelineEntry {
+    v1::TimelineEntry {
+        post: Some(wire::post_to_v1(post)),
+    }
+}
