@@ -13,8 +13,8 @@
 //! impl Metrics {
 //!     fn new(registry: &mut Registry) -> Self {
 //!         let metrics = Self { rows: Counter::default(), commit_seconds: seconds() };
-//!         registry.register("herald_analytics_rows", "Rows written", metrics.rows.clone());
-//!         registry.register("herald_analytics_commit_seconds", "Time of one commit", metrics.commit_seconds.clone());
+//!         registry.register("analytics_rows", "Rows written", metrics.rows.clone());
+//!         registry.register("analytics_commit_seconds", "Time of one commit", metrics.commit_seconds.clone());
 //!         metrics
 //!     }
 //! }
@@ -35,6 +35,9 @@ pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::Histogram;
 pub use prometheus_client::registry::{Registry, Unit};
 
+/// What every name starts with. Names are registered without it.
+pub const PREFIX: &str = "herald";
+
 /// The media type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -48,9 +51,9 @@ pub const SECONDS: [f64; 17] = [
 pub struct Shared(Arc<RwLock<Registry>>);
 
 impl Shared {
-    /// An empty registry. Names are registered in full (`herald_…`), so that a search for one finds it.
+    /// An empty registry, which puts [`PREFIX`] and an underscore before each name.
     pub fn new() -> Self {
-        Self(Arc::new(RwLock::new(Registry::default())))
+        Self(Arc::new(RwLock::new(Registry::with_prefix(PREFIX))))
     }
 
     /// Lets a service register its metrics: `shared.register(Metrics::new)`.
@@ -100,7 +103,7 @@ mod tests {
         let shared = Shared::new();
         let wait = shared.register(|registry| {
             let wait = seconds_family::<[(&'static str, &'static str); 1]>();
-            registry.register("herald_wait_seconds", "Waiting", wait.clone());
+            registry.register("wait_seconds", "Waiting", wait.clone());
             wait
         });
         wait.get_or_create(&[("lane", "high")]).observe(0.7);

@@ -1,0 +1,177 @@
+//! Rows as Parquet: one row group, snappy, every column required.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
+use parquet::errors::Result;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+use crate::domain::{File, Row, Table};
+
+/// Each file says from which stream and message a row comes, so that a reader can check that none is there twice.
+const fn schema(table: Table) -> &'static str {
+    match table {
+        Table::Posts => {
+            "message posts {
+                required binary stream (UTF8);
+                required int64 sequence (INTEGER(64,false));
+                required int64 post_id (INTEGER(64,false));
+                required int32 author_key (INTEGER(32,false));
+                required binary author_id (UTF8);
+                required binary lane (UTF8);
+                required int32 text_bytes (INTEGER(32,false));
+                required int32 link_count (INTEGER(32,false));
+                required int32 media_count (INTEGER(32,false));
+                required int64 follow_version (INTEGER(64,false));
+                required int32 push_ttl_seconds (INTEGER(32,false));
+                required int64 accepted_at (TIMESTAMP(MICROS,true));
+            }"
+        }
+        Table::Deletions => {
+            "message deletions {
+                required binary stream (UTF8);
+                required int64 sequence (INTEGER(64,false));
+                required int64 post_id (INTEGER(64,false));
+                required int32 author_key (INTEGER(32,false));
+                required int64 deleted_at (TIMESTAMP(MICROS,true));
+            }"
+        }
+        Table::Deliveries => {
+            "message deliveries {
+                required binary stream (UTF8);
+                required int64 sequence (INTEGER(64,false));
+                required int64 post_id (INTEGER(64,false));
+                required int32 author_key (INTEGER(32,false));
+                required binary channel (UTF8);
+                required int64 chunk_id (INTEGER(64,false));
+                required int32 delivered_count (INTEGER(32,false));
+                required int32 suppressed_count (INTEGER(32,false));
+                required int32 expired_count (INTEGER(32,false));
+                required int32 dead_count (INTEGER(32,false));
+                required int64 accepted_at (TIMESTAMP(MICROS,true));
+                required int64 settled_at (TIMESTAMP(MICROS,true));
+            }"
+        }
+    }
+}
+
+/// The bytes of a file.
+pub(crate) fn encode(file: &File) -> Result<Bytes> {
+    let schema = Arc::new(parse_message_type(schema(file.table))?);
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_created_by(concat!("herald-analytics ", env!("CARGO_PKG_VERSION")).to_owned())
+        .build();
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties))?;
+    let mut group = writer.next_row_group()?;
+    for column in columns(file) {
+        // The schema has one column for each of them.
+        let Some(mut out) = group.next_column()? else {
+            break;
+        };
+        match column {
+            Column::Int64(values) => out.typed::<Int64Type>().write_batch(&values, None, None)?,
+            Column::Int32(values) => out.typed::<Int32Type>().write_batch(&values, None, None)?,
+            Column::Text(values) => out.typed::<ByteArrayType>().write_batch(&values, None, None)?,
+        };
+        out.close()?;
+    }
+    group.close()?;
+    Ok(writer.into_inner()?.into())
+}
+
+enum Column {
+    Int64(Vec<i64>),
+    Int32(Vec<i32>),
+    Text(Vec<ByteArray>),
+}
+
+/// The columns in the schema's order. Parquet has only signed numbers; the schema says which are meant unsigned.
+fn columns(file: &File) -> Vec<Column> {
+    let entries = &file.entries;
+    let stream = ByteArray::from(file.stream);
+    let mut columns = vec![
+        Column::Text(vec![stream; entries.len()]),
+        Column::Int64(entries.iter().map(|entry| entry.sequence.cast_signed()).collect()),
+    ];
+    columns.extend(match file.table {
+        Table::Posts => {
+            let rows = || {
+                entries.iter().filter_map(|entry| {
+                    if let Row::Post(row) = &entry.row {
+                        Some(row)
+                    } else {
+                        None
+                    }
+                })
+            };
+            let int64 = |value: fn(&crate::domain::PostRow) -> i64| {
+                Column::Int64(rows().map(|row| value(row)).collect())
+            };
+            let int32 = |value: fn(&crate::domain::PostRow) -> u32| {
+                Column::Int32(rows().map(|row| value(row).cast_signed()).collect())
+            };
+            vec![
+                int64(|row| row.post.0.cast_signed()),
+                int32(|row| row.author.0),
+                Column::Text(rows().map(|row| row.author_id.as_str().into()).collect()),
+                Column::Text(rows().map(|row| row.lane.as_str().into()).collect()),
+                int32(|row| row.text_bytes),
+                int32(|row| row.links),
+                int32(|row| row.media),
+                int64(|row| row.follow_version.0.cast_signed()),
+                int32(|row| row.push_ttl_seconds),
+                int64(|row| row.accepted_at.0),
+            ]
+        }
+        Table::Deletions => {
+            let rows = || {
+                entries.iter().filter_map(|entry| {
+                    if let Row::Deletion(row) = &entry.row {
+                        Some(row)
+                    } else {
+                        None
+                    }
+                })
+            };
+            vec![
+                Column::Int64(rows().map(|row| row.post.0.cast_signed()).collect()),
+                Column::Int32(rows().map(|row| row.author.0.cast_signed()).collect()),
+                Column::Int64(rows().map(|row| row.deleted_at.0).collect()),
+            ]
+        }
+        Table::Deliveries => {
+            let rows = || {
+                entries.iter().filter_map(|entry| {
+                    if let Row::Deliveries(row) = &entry.row {
+                        Some(row)
+                    } else {
+                        None
+                    }
+                })
+            };
+            let int64 =
+                |value: fn(&crate::domain::DeliveriesRow) -> i64| Column::Int64(rows().map(value).collect());
+            let int32 = |value: fn(&crate::domain::DeliveriesRow) -> u32| {
+                Column::Int32(rows().map(|row| value(row).cast_signed()).collect())
+            };
+            vec![
+                int64(|row| row.post.0.cast_signed()),
+                int32(|row| row.author.0),
+                Column::Text(rows().map(|row| row.channel.as_str().into()).collect()),
+                int64(|row| row.chunk.0.cast_signed()),
+                int32(|row| row.delivered),
+                int32(|row| row.suppressed),
+                int32(|row| row.expired),
+                int32(|row| row.dead),
+                int64(|row| row.accepted_at.0),
+                int64(|row| row.settled_at.0),
+            ]
+        }
+    });
+    columns
+}

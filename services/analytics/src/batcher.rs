@@ -1,0 +1,229 @@
+//! Gathers messages of one stream, and writes and counts them together.
+//!
+//! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, announce it
+//! ([`Totals::intend`]), write it, then count its messages, mark them as seen and clear the announcement, all in one
+//! ([`Totals::commit`]); then tell each message's handler.
+//!
+//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and its message is
+//! counted. A file that was announced and whose messages were not counted is deleted before any of them can be written
+//! again: at once if that works, else before the next batch, else at the next start.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use herald_mesh::Settle;
+use herald_store::Totals;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::{Files, encode};
+use crate::domain::{Entry, File, files};
+use crate::error::CommitError;
+use crate::metrics::Metrics;
+
+/// A message, and whom to tell what became of it.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) entry: Entry,
+    pub(crate) settle: oneshot::Sender<Settle>,
+}
+
+/// Writes the messages of one stream.
+pub(crate) struct Batcher {
+    pub(crate) stream: &'static str,
+    pub(crate) rows_max: usize,
+    pub(crate) age_max: Duration,
+    pub(crate) totals: Arc<dyn Totals>,
+    pub(crate) files: Files,
+    pub(crate) metrics: Metrics,
+    /// From here on nothing waits for more.
+    pub(crate) hurry: CancellationToken,
+    /// Files announced here that may not have been counted; bounded by what one batch has, because nothing is written
+    /// while there are any.
+    pub(crate) leftovers: Vec<String>,
+}
+
+/// Messages that are gathered. The same one can come twice while it waits.
+#[derive(Default)]
+struct Batch {
+    entries: HashMap<u64, Entry>,
+    waiting: HashMap<u64, Vec<oneshot::Sender<Settle>>>,
+}
+
+impl Batch {
+    fn add(&mut self, submission: Submission) {
+        let sequence = submission.entry.sequence;
+        self.waiting.entry(sequence).or_default().push(submission.settle);
+        self.entries.insert(sequence, submission.entry);
+    }
+
+    fn settle(&mut self, sequence: u64, settle: &Settle) {
+        for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
+            // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
+            let _ = waiting.send(settle.clone());
+        }
+    }
+
+    fn settle_rest(&mut self, settle: &Settle) {
+        for (_, waiting) in self.waiting.drain() {
+            for waiting in waiting {
+                let _ = waiting.send(settle.clone());
+            }
+        }
+    }
+}
+
+impl Batcher {
+    /// Works until every sender of the inbox is gone.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Submission>) {
+        let mut arrived = Vec::with_capacity(self.rows_max);
+        loop {
+            let mut batch = Batch::default();
+            if inbox.recv_many(&mut arrived, self.rows_max).await == 0 {
+                return;
+            }
+            arrived.drain(..).for_each(|submission| batch.add(submission));
+            self.gather(&mut batch, &mut arrived, &mut inbox).await;
+            self.commit(batch).await;
+        }
+    }
+
+    /// Adds what comes until the batch is full or old enough.
+    async fn gather(
+        &self,
+        batch: &mut Batch,
+        arrived: &mut Vec<Submission>,
+        inbox: &mut mpsc::Receiver<Submission>,
+    ) {
+        let old = tokio::time::sleep(self.age_max);
+        tokio::pin!(old);
+        while batch.entries.len() < self.rows_max {
+            tokio::select! {
+                biased;
+                () = self.hurry.cancelled() => return,
+                () = &mut old => return,
+                count = inbox.recv_many(arrived, self.rows_max - batch.entries.len()) => {
+                    if count == 0 {
+                        return;
+                    }
+                    arrived.drain(..).for_each(|submission| batch.add(submission));
+                }
+            }
+        }
+    }
+
+    async fn commit(&mut self, mut batch: Batch) {
+        let started = Instant::now();
+        let rows = batch.entries.len();
+        match self.try_commit(&mut batch).await {
+            Ok(()) => {
+                tracing::debug!(
+                    stream = self.stream,
+                    rows,
+                    ms = started.elapsed().as_millis() as u64,
+                    "batch counted"
+                );
+            }
+            Err(error) => {
+                self.metrics.failures.inc();
+                tracing::warn!(stream = self.stream, rows, left = batch.waiting.len(), %error, "batch failed");
+                batch.settle_rest(&Settle::retry(error));
+            }
+        }
+        self.metrics
+            .commit_seconds
+            .observe(started.elapsed().as_secs_f64());
+    }
+
+    /// What fails leaves the rest of the batch waiting.
+    async fn try_commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
+        self.remove_leftovers().await?;
+        let mut sequences: Vec<u64> = batch.entries.keys().copied().collect();
+        sequences.sort_unstable();
+        let seen = self.totals.seen(self.stream, &sequences).await?;
+        let mut fresh = Vec::with_capacity(sequences.len());
+        for (sequence, seen) in sequences.into_iter().zip(seen) {
+            let entry = batch.entries.remove(&sequence);
+            if seen {
+                self.metrics.repeats.inc();
+                batch.settle(sequence, &Settle::Ack);
+            } else {
+                fresh.extend(entry);
+            }
+        }
+        for file in files(self.stream, fresh) {
+            let sequences: Vec<_> = file.entries.iter().map(|entry| entry.sequence).collect();
+            self.write(file).await?;
+            for sequence in sequences {
+                batch.settle(sequence, &Settle::Ack);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, file: File) -> Result<(), CommitError> {
+        let path = file.path();
+        let (table, rows) = (file.table.as_str(), file.entries.len());
+        let written = self.announce_write_count(file, &path).await;
+        if written.is_ok() {
+            self.metrics.written(table, rows);
+        } else {
+            self.leftovers.push(path);
+            if let Err(error) = self.remove_leftovers().await {
+                tracing::debug!(stream = self.stream, %error, "left over for now");
+            }
+        }
+        written
+    }
+
+    async fn announce_write_count(&self, file: File, path: &str) -> Result<(), CommitError> {
+        let totals = file.totals(path);
+        // Some milliseconds of work: not on the threads that answer calls.
+        let bytes = tokio::task::spawn_blocking(move || encode(&file)).await??;
+        self.totals.intend(path).await?;
+        self.files.put(path, bytes).await?;
+        self.totals.commit(&totals).await?;
+        Ok(())
+    }
+
+    /// Deletes files of earlier failures, but those that were counted after all.
+    async fn remove_leftovers(&mut self) -> Result<(), CommitError> {
+        if self.leftovers.is_empty() {
+            return Ok(());
+        }
+        let intended = self.totals.intended().await?;
+        while let Some(file) = self.leftovers.last() {
+            if intended.contains(file) {
+                remove(file, &*self.totals, &self.files, &self.metrics).await?;
+            }
+            self.leftovers.pop();
+        }
+        Ok(())
+    }
+}
+
+/// Deletes what an earlier run announced and did not count. Nothing else may write meanwhile.
+pub(crate) async fn remove_intended(
+    totals: &dyn Totals,
+    files: &Files,
+    metrics: &Metrics,
+) -> Result<(), CommitError> {
+    for file in totals.intended().await? {
+        remove(&file, totals, files, metrics).await?;
+    }
+    Ok(())
+}
+
+async fn remove(
+    file: &str,
+    totals: &dyn Totals,
+    files: &Files,
+    metrics: &Metrics,
+) -> Result<(), CommitError> {
+    files.delete(file).await?;
+    totals.abandon(file).await?;
+    metrics.leftovers.inc();
+    tracing::info!(file, "file left over removed, its messages come again");
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! What can be set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The analytics service's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the Parquet files go, when no other object store is given; made when it isn't there.
+    pub dir: PathBuf,
+    /// Messages that are written together, at most; 1 to 1,000,000. Fewer are when half of what may be in flight is.
+    pub batch_rows_max: usize,
+    /// How long a message waits for others, milliseconds; 10 to 600,000. Longer makes fewer and larger files, and totals
+    /// that follow later.
+    pub batch_age_ms_max: u64,
+    /// Messages of POSTS in memory at one time, those being written included; 2 to 32,768, and no more than the
+    /// consumer may have unacknowledged. A post is up to 40 KB.
+    pub posts_in_flight_max: usize,
+    /// Messages of EVENTS in memory at one time, likewise. An event is some 300 bytes.
+    pub events_in_flight_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("herald-data/analytics"),
+            batch_rows_max: 10_000,
+            batch_age_ms_max: 5_000,
+            posts_in_flight_max: 2_048,
+            events_in_flight_max: 20_000,
+        }
+    }
+}
+
+impl Config {
+    /// Says what is wrong, if anything is.
+    pub fn validate(&self) -> Result<(), String> {
+        let check = |field: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("analytics.{field} must be {min} to {max}, is {value}"))
+            }
+        };
+        if self.dir.as_os_str().is_empty() {
+            return Err("analytics.dir must not be empty".into());
+        }
+        check("batch_rows_max", self.batch_rows_max as u64, 1, 1_000_000)?;
+        check("batch_age_ms_max", self.batch_age_ms_max, 10, 600_000)?;
+        check("posts_in_flight_max", self.posts_in_flight_max as u64, 2, 32_768)?;
+        check(
+            "events_in_flight_max",
+            self.events_in_flight_max as u64,
+            2,
+            32_768,
+        )
+    }
+
+    pub(crate) fn batch_age_max(&self) -> Duration {
+        Duration::from_millis(self.batch_age_ms_max)
+    }
+
+    /// How many of these messages to write together. While they are written, as many others gather: a batch that waited
+    /// for more than half would wait for its own acknowledgements.
+    pub(crate) fn batch_rows(&self, in_flight_max: usize) -> usize {
+        self.batch_rows_max.min(in_flight_max / 2).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_bounds_is_named() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        let config = Config {
+            batch_rows_max: 0,
+            ..Config::default()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .starts_with("analytics.batch_rows_max must be 1 to")
+        );
+    }
+
+    #[test]
+    fn a_batch_never_waits_for_what_can_not_come() {
+        let config = Config::default();
+        assert_eq!(config.batch_rows(8_192), 4_096);
+        assert_eq!(config.batch_rows(32_768), 10_000);
+        assert_eq!(config.batch_rows(1), 1);
+    }
+}

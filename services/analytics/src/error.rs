@@ -1,0 +1,44 @@
+//! Why the service ended, and why a batch was not done.
+
+/// Why the service ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is out of bounds.
+    #[error("{0}")]
+    Config(String),
+    /// The topology has no such consumer.
+    #[error("the topology has no consumer {0}")]
+    NoConsumer(&'static str),
+    /// The folder of the files can't be used.
+    #[error("the object store can't be opened")]
+    Open(#[source] object_store::Error),
+    /// What an earlier run left over can't be removed.
+    #[error("files left over by an earlier run can't be removed")]
+    Leftovers(#[source] CommitError),
+    /// A consumer can't be worked on.
+    #[error("an analytics consumer can't be worked on")]
+    Consume(#[source] herald_mesh::Error),
+    /// The gRPC server failed.
+    #[error("the analytics service's gRPC server failed")]
+    Serve(#[source] herald_runtime::grpc::Error),
+    /// A worker died.
+    #[error("an analytics worker died")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+/// Why a batch was not done; its messages come again.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The store of the totals failed.
+    #[error("the store failed: {0}")]
+    Store(#[from] herald_store::Error),
+    /// The object store failed.
+    #[error("the object store failed: {0}")]
+    Objects(#[from] object_store::Error),
+    /// The rows can't be coded.
+    #[error("the rows can't be coded: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// Coding the rows panicked, or the runtime shuts down.
+    #[error("coding the rows ended: {0}")]
+    Coding(#[from] tokio::task::JoinError),
+}

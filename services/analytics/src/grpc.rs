@@ -1,0 +1,128 @@
+//! AnalyticsService.
+
+use std::sync::Arc;
+
+use herald_model::PostId;
+use herald_model::time::Micros;
+use herald_proto::v1::analytics_service_server::AnalyticsService;
+use herald_proto::v1::{
+    GetPostStatsRequest, GetPostStatsResponse, GetTotalsRequest, GetTotalsResponse, HourTotals,
+    Totals as WireTotals,
+};
+use herald_runtime::status;
+use herald_store::{Counts, Totals, Users};
+use prost_types::Timestamp;
+use tonic::{Request, Response, Status};
+
+use crate::domain::hours;
+
+/// The seconds that a `google.protobuf.Timestamp` may hold: the years 1 to 9999.
+const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// Answers from the totals.
+pub(crate) struct Analytics {
+    pub(crate) totals: Arc<dyn Totals>,
+    pub(crate) users: Arc<dyn Users>,
+}
+
+#[tonic::async_trait]
+impl AnalyticsService for Analytics {
+    async fn get_post_stats(
+        &self,
+        request: Request<GetPostStatsRequest>,
+    ) -> Result<Response<GetPostStatsResponse>, Status> {
+        let post_id = request.into_inner().post_id;
+        if post_id == 0 {
+            return Err(status::invalid(&[("post_id", "must be given")]));
+        }
+        let unknown = || {
+            status::not_found(
+                "POST_NOT_COUNTED",
+                format!("nothing is known of post {post_id} yet"),
+            )
+        };
+        let totals = self
+            .totals
+            .of_post(PostId(post_id))
+            .await
+            .map_err(|error| status::from_store(&error))?
+            .ok_or_else(unknown)?;
+        let ids = self
+            .users
+            .ids(&[totals.author])
+            .await
+            .map_err(|error| status::from_store(&error))?;
+        let author_id = ids
+            .into_iter()
+            .next()
+            .flatten()
+            .map(herald_model::UserId::into_string)
+            .unwrap_or_default();
+        Ok(Response::new(GetPostStatsResponse {
+            post_id,
+            author_id,
+            totals: Some(wire(totals.counts)),
+            timeline_latency_ms_max: totals.timeline_latency_ms_max,
+            push_latency_ms_max: totals.push_latency_ms_max,
+        }))
+    }
+
+    async fn get_totals(
+        &self,
+        request: Request<GetTotalsRequest>,
+    ) -> Result<Response<GetTotalsResponse>, Status> {
+        let request = request.into_inner();
+        let start = moment("start_time", request.start_time)?;
+        let end = moment("end_time", request.end_time)?;
+        let range = hours(start, end, Micros::now()).map_err(|violation| status::invalid(&[violation]))?;
+        let found = self
+            .totals
+            .of_hours(range.start, range.end)
+            .await
+            .map_err(|error| status::from_store(&error))?;
+        let mut sum = Counts::default();
+        let hours = found
+            .into_iter()
+            .map(|(hour, counts)| {
+                sum += counts;
+                let start_time = Timestamp {
+                    seconds: i64::from(hour) * 3_600,
+                    nanos: 0,
+                };
+                HourTotals {
+                    start_time: Some(start_time),
+                    totals: Some(wire(counts)),
+                }
+            })
+            .collect();
+        Ok(Response::new(GetTotalsResponse {
+            totals: Some(wire(sum)),
+            hours,
+        }))
+    }
+}
+
+fn moment(field: &str, time: Option<Timestamp>) -> Result<Option<Micros>, Status> {
+    let Some(time) = time else { return Ok(None) };
+    if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
+        return Err(status::invalid(&[(
+            field,
+            "must be a moment of the years 1 to 9999",
+        )]));
+    }
+    Ok(Some(Micros(
+        time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000,
+    )))
+}
+
+fn wire(counts: Counts) -> WireTotals {
+    WireTotals {
+        post_count: counts.posts,
+        deleted_post_count: counts.deleted_posts,
+        timeline_delivered_count: counts.timeline_delivered,
+        push_delivered_count: counts.push_delivered,
+        push_suppressed_count: counts.push_suppressed,
+        push_expired_count: counts.push_expired,
+        push_dead_count: counts.push_dead,
+    }
+}
