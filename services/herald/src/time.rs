@@ -90,8 +90,7 @@ fn moment_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     let back = duration(text).map_err(|_| {
         format!("{text:?} is neither a duration such as 24h nor a time such as 2026-01-31T08:00:00Z")
     })?;
-    Timestamp::now()
-        .checked_sub(back)
+    now.checked_sub(back)
         .map_err(|_| format!("{text:?} is too long ago"))
 }
 
