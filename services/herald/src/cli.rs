@@ -142,6 +142,7 @@ pub(crate) struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Up(Box<commands::up::Args>),
     Post(commands::post::Args),
     Delete(commands::delete::Args),
     Follow(commands::follow::Args),
@@ -155,6 +156,8 @@ pub(crate) enum Command {
     Stats(commands::stats::Args),
     Lag(commands::lag::Args),
     PushSink(commands::push_sink::Args),
+    Bench(Box<commands::bench::Args>),
+    Config(commands::config::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
 }
@@ -163,6 +166,9 @@ impl Command {
     /// How traces name it.
     pub(crate) const fn trace_name(&self) -> &'static str {
         match self {
+            Self::Up(_) => "herald up",
+            Self::Bench(_) => "herald bench",
+            Self::Config(_) => "herald config",
             Self::Post(_) => "herald post",
             Self::Delete(_) => "herald delete",
             Self::Follow(_) => "herald follow",

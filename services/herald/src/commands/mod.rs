@@ -1,8 +1,11 @@
 //! The commands, one a file: its arguments, its help, what it does, what it prints.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod delete;
 pub(crate) mod delivery;
+mod demo;
 pub(crate) mod device;
 pub(crate) mod follow;
 pub(crate) mod import;
@@ -14,6 +17,7 @@ pub(crate) mod push_sink;
 pub(crate) mod stats;
 pub(crate) mod timeline;
 pub(crate) mod unfollow;
+pub(crate) mod up;
 pub(crate) mod watch;
 
 use tracing::Instrument;
@@ -22,6 +26,10 @@ use crate::{cli::Command, context::Context, failure::Failure};
 
 /// Runs the command that was given.
 pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    // A server sets up its own logs and traces, from its configuration.
+    if let Command::Up(args) = command {
+        return up::run(*args, context).await;
+    }
     let telemetry = context.client_telemetry()?;
     // The root of the trace that the servers go on with.
     let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
@@ -46,6 +54,9 @@ async fn run_client(command: Command, context: &Context) -> Result<(), Failure> 
         Command::Stats(args) => stats::run(args, context).await,
         Command::Lag(args) => lag::run(args, context).await,
         Command::PushSink(args) => push_sink::run(args, context).await,
+        Command::Bench(args) => bench::run(*args, context).await,
+        Command::Config(args) => config::run(&args, context),
+        Command::Up(args) => up::run(*args, context).await,
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, context),
     }

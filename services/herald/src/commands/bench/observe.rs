@@ -1,0 +1,171 @@
+//! Sees what followers see: watched timelines and received pushes, and when the mesh has nothing left to do.
+
+use std::{collections::HashMap, sync::Arc};
+
+use hdrhistogram::Histogram;
+use herald_model::time::Micros;
+use herald_proto::v1::{self, watch_timeline_response::Event};
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{graph::Graph, load::Submitted};
+use crate::{client::Client, failure::Failure};
+
+/// How often the streams are looked at while the mesh drains, milliseconds.
+const LAG_INTERVAL_MS: i32 = 200;
+/// One reading may hit the moment between two streams; so many in a row don't.
+const QUIET_READINGS: usize = 2;
+
+/// Posts seen, with the moment.
+pub(super) type Seen = Arc<Mutex<Vec<(u64, Micros)>>>;
+
+/// Watches the timelines of some users for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Watchers {
+    _tasks: JoinSet<()>,
+    seen: Seen,
+}
+
+impl Watchers {
+    /// Starts to watch; on return every watcher has its snapshot, so nothing later is missed.
+    pub(super) async fn start(client: &Client, users: &[u32]) -> Result<Self, Failure> {
+        let seen = Seen::default();
+        let mut tasks = JoinSet::new();
+        let (started, mut starts) = mpsc::channel(users.len().max(1));
+        for user in users {
+            let (client, seen, started) = (client.clone(), seen.clone(), started.clone());
+            let request = v1::WatchTimelineRequest {
+                user_id: Graph::id(*user),
+                ..Default::default()
+            };
+            tasks.spawn(async move {
+                let outcome = watch(&client, request, &seen, &started).await;
+                if let Err(status) = outcome {
+                    // Ends the benchmark when it starts, is one sample less when it runs.
+                    let _ = started.try_send(Err(status));
+                }
+            });
+        }
+        drop(started);
+        for _ in users {
+            match starts.recv().await {
+                Some(Ok(())) => {}
+                Some(Err(status)) => return Err(Failure::from(status)),
+                None => return Err(Failure::failed("a watch ended before it began".to_owned())),
+            }
+        }
+        Ok(Self { _tasks: tasks, seen })
+    }
+
+    /// What was seen so far.
+    pub(super) fn seen(&self) -> Vec<(u64, Micros)> {
+        self.seen.lock().clone()
+    }
+}
+
+async fn watch(
+    client: &Client,
+    request: v1::WatchTimelineRequest,
+    seen: &Seen,
+    started: &mpsc::Sender<Result<(), tonic::Status>>,
+) -> Result<(), tonic::Status> {
+    let mut stream = client.timelines().watch_timeline(request).await?.into_inner();
+    while let Some(answer) = stream.message().await? {
+        match answer.event {
+            // The one who waits may have given up.
+            Some(Event::Snapshot(_)) => drop(started.try_send(Ok(()))),
+            Some(Event::Entry(entry)) => {
+                seen.lock()
+                    .push((entry.post.map_or(0, |post| post.post_id), Micros::now()));
+            }
+            Some(Event::Heartbeat(_)) | None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Latencies from the moment a post was due, microseconds. Measured from the schedule, so that a server that stalls is
+/// charged for every post that had to wait (no coordinated omission).
+pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Histogram<u64> {
+    let due: HashMap<u64, Micros> = submitted.iter().map(|s| (s.post_id, s.intended)).collect();
+    let mut histogram = histogram();
+    for (post, at) in seen {
+        if let Some(due) = due.get(post) {
+            histogram.saturating_record(at.since(*due).as_micros() as u64);
+        }
+    }
+    histogram
+}
+
+/// Latencies of the answers to SubmitPost, microseconds.
+pub(super) fn answer_latencies(submitted: &[Submitted]) -> Histogram<u64> {
+    let mut histogram = histogram();
+    for s in submitted {
+        if let Some(answered) = s.answered {
+            histogram.saturating_record(answered.since(s.intended).as_micros() as u64);
+        }
+    }
+    histogram
+}
+
+/// Three significant digits; grows with what is recorded.
+#[expect(
+    clippy::expect_used,
+    reason = "the digits are a constant that the crate allows"
+)]
+fn histogram() -> Histogram<u64> {
+    let mut histogram = Histogram::new(3).expect("0 to 5 digits are allowed");
+    histogram.auto(true);
+    histogram
+}
+
+/// Waits until no consumer named with one of `prefixes` has anything left; `progress` hears how many messages wait.
+pub(super) async fn drained(
+    client: &Client,
+    prefixes: &[&str],
+    mut progress: impl FnMut(u64),
+) -> Result<Micros, Failure> {
+    let interval = prost_types::Duration {
+        seconds: 0,
+        nanos: LAG_INTERVAL_MS * 1_000_000,
+    };
+    let request = v1::WatchLagRequest {
+        interval: Some(interval),
+    };
+    let mut stream = client
+        .mesh()
+        .watch_lag(request)
+        .await
+        .map_err(Failure::from)?
+        .into_inner();
+    let mut quiet = 0;
+    let mut quiet_since = Micros::now();
+    while let Some(lag) = stream.message().await.map_err(Failure::from)? {
+        let left: u64 = lag
+            .streams
+            .iter()
+            .flat_map(|stream| &stream.consumers)
+            .filter(|consumer| {
+                prefixes
+                    .iter()
+                    .any(|prefix| consumer.consumer.starts_with(prefix))
+            })
+            .map(|consumer| consumer.pending_count + consumer.ack_pending_count)
+            .sum();
+        progress(left);
+        if left > 0 {
+            quiet = 0;
+            continue;
+        }
+        if quiet == 0 {
+            quiet_since = Micros::now();
+        }
+        quiet += 1;
+        if quiet >= QUIET_READINGS {
+            return Ok(quiet_since);
+        }
+    }
+    Err(Failure::failed(
+        "the server ended the stream of its lag".to_owned(),
+    ))
+}

@@ -1,0 +1,152 @@
+//! What a benchmark found.
+
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::verify::{LedgerSums, StoreSums};
+use crate::output::Show;
+
+/// A distribution of times, milliseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct Percentiles {
+    /// How many were measured.
+    pub(super) count: u64,
+    pub(super) p50: f64,
+    pub(super) p95: f64,
+    pub(super) p99: f64,
+    pub(super) max: f64,
+}
+
+impl Percentiles {
+    /// From microseconds.
+    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
+        let ms = |micros: u64| micros as f64 / 1_000.0;
+        Self {
+            count: histogram.len(),
+            p50: ms(histogram.value_at_quantile(0.50)),
+            p95: ms(histogram.value_at_quantile(0.95)),
+            p99: ms(histogram.value_at_quantile(0.99)),
+            max: ms(histogram.max()),
+        }
+    }
+}
+
+/// What a benchmark found.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) users: u32,
+    pub(super) authors: u32,
+    pub(super) follows: u64,
+    pub(super) posts: u64,
+    /// Asked for; `None`: as fast as possible.
+    pub(super) rate: Option<f64>,
+    pub(super) ready_seconds: f64,
+    pub(super) import_seconds: f64,
+    pub(super) imported_per_second: f64,
+    pub(super) accepted_per_second: f64,
+    pub(super) deliveries: u64,
+    /// From the first submit until every delivery is durable and acknowledged.
+    pub(super) deliveries_per_second: f64,
+    pub(super) seconds: f64,
+    /// From due to answered; empty when posts go as fast as possible.
+    pub(super) submit_ms: Percentiles,
+    /// From due to seen by a watcher of the timeline.
+    pub(super) visible_ms: Percentiles,
+    /// From due to received by the device.
+    pub(super) push_ms: Percentiles,
+    pub(super) push_duplicates: u64,
+    pub(super) rss_mb_max: f64,
+    pub(super) disk_mb: f64,
+    pub(super) disk_bytes_per_delivery: f64,
+    pub(super) ledger: LedgerSums,
+    /// `None`: not checked.
+    pub(super) store: Option<StoreSums>,
+    /// Whether graph, ledger and store agree on every delivery.
+    pub(super) verified: bool,
+}
+
+impl Show for Report {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "{name:<22}{value}");
+        };
+        line(
+            "graph",
+            format!(
+                "{} users, {} authors, {} follows",
+                self.users, self.authors, self.follows
+            ),
+        );
+        line("ready after", format!("{:.2} s", self.ready_seconds));
+        line(
+            "import",
+            format!(
+                "{:.1} s, {:.0} follows/s",
+                self.import_seconds, self.imported_per_second
+            ),
+        );
+        let rate = self
+            .rate
+            .map_or("as fast as possible".to_owned(), |rate| format!("at {rate}/s"));
+        line(
+            "posts",
+            format!(
+                "{} {rate}, accepted {:.0}/s",
+                self.posts, self.accepted_per_second
+            ),
+        );
+        line(
+            "deliveries",
+            format!(
+                "{} in {:.1} s, {:.0}/s",
+                self.deliveries, self.seconds, self.deliveries_per_second
+            ),
+        );
+        line("submit", percentiles(&self.submit_ms));
+        line("accept to visible", percentiles(&self.visible_ms));
+        line("accept to push", percentiles(&self.push_ms));
+        line("memory, most", format!("{:.0} MB", self.rss_mb_max));
+        line(
+            "disk",
+            format!(
+                "{:.0} MB, {:.1} bytes a delivery",
+                self.disk_mb, self.disk_bytes_per_delivery
+            ),
+        );
+        let store = match self.store {
+            Some(store) => format!(
+                "{} on disk, {} missing, {} extra",
+                store.deliveries, store.missing, store.extra
+            ),
+            None => "store not checked".to_owned(),
+        };
+        let verdict = if self.verified {
+            "nothing lost, nothing twice"
+        } else {
+            "NOT AS IT SHOULD BE"
+        };
+        line(
+            "checked",
+            format!(
+                "{verdict}: {} wrong posts in the ledger; {store}",
+                self.ledger.wrong_posts
+            ),
+        );
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+fn percentiles(p: &Percentiles) -> String {
+    if p.count == 0 {
+        return "not measured".to_owned();
+    }
+    format!(
+        "p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} samples)",
+        p.p50, p.p95, p.p99, p.max, p.count
+    )
+}

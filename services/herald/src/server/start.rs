@@ -1,0 +1,274 @@
+//! Puts a mesh together, and takes it apart.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use herald_mesh::{Mesh, Topology};
+use herald_push::Vapid;
+use herald_runtime::{
+    http::{self, Flag, Readiness},
+    metrics::Shared,
+};
+use herald_store::embedded::Embedded;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Config, broker::Broker, services::Services};
+
+/// How long the services may take to finish what is under way.
+const DRAIN_LIMIT: Duration = Duration::from_secs(45);
+/// How long the gateway may take to say that it takes calls.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is asked.
+const READY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Where a server can be reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Addresses {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) nats: String,
+    pub(crate) nats_pid: Option<u32>,
+}
+
+/// A mesh that runs.
+pub(crate) struct Server {
+    pub(crate) addresses: Addresses,
+    broker: JoinHandle<Broker>,
+    broker_shutdown: CancellationToken,
+    store: Arc<Embedded>,
+    /// The way in: ends first, so that nothing more is accepted.
+    edge: Services,
+    /// Those that work on what was accepted.
+    workers: Services,
+}
+
+impl Server {
+    /// Starts everything; on return posts are accepted and delivered.
+    pub(crate) async fn start(config: Config) -> Result<Self> {
+        // Ports first: the likeliest thing to be wrong, and nothing has happened yet.
+        let grpc = listen(config.grpc, "grpc").await?;
+        let http = listen(config.http, "http").await?;
+        std::fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("the data directory {} can't be made", config.data_dir.display()))?;
+        // The store's lock keeps a second server out before it touches the broker's files.
+        let store = Embedded::open(&config.store).context("the store can't be opened")?;
+        let store = Arc::new(store);
+        let broker = Broker::start(&config).await?;
+        let addresses = Addresses {
+            grpc: grpc.local_addr()?,
+            http: http.local_addr()?,
+            nats: broker.url(),
+            nats_pid: broker.pid(),
+        };
+        let topology = Arc::new(Topology::new(&config.topology)?);
+        let mesh = Mesh::connect(&herald_mesh::Config::at(broker.url()))
+            .await
+            .context("NATS can't be reached")?;
+        mesh.ensure(&topology)
+            .await
+            .context("the streams and consumers can't be made")?;
+
+        let parts = Parts {
+            config,
+            topology,
+            mesh,
+            store: store.clone(),
+            metrics: Shared::new(),
+        };
+        let readiness = Readiness::new();
+        let connected = parts.mesh.clone();
+        readiness.check("nats", move || {
+            if connected.is_connected() {
+                Ok(())
+            } else {
+                Err("the connection to NATS is down".into())
+            }
+        });
+        let mut edge = Services::new();
+        let mut workers = Services::new();
+        let graph = serve_graph(&parts, &mut workers).await?;
+        let analytics = serve_analytics(&parts, &mut workers).await?;
+        let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
+            .context("the VAPID key can't be read or made")?;
+        let ready = readiness.flag("gateway");
+        let gateway = herald_gateway::Deps {
+            mesh: parts.mesh.clone(),
+            topology: parts.topology.clone(),
+            stores: parts.store.stores(),
+            listener: grpc,
+            graph: graph.clone(),
+            analytics,
+            vapid_public_key: vapid.public_key_base64url(),
+            ready: ready.clone(),
+            metrics: parts.metrics.register(herald_gateway::Metrics::new),
+        };
+        work(&parts, &mut workers, graph, vapid);
+        edge.spawn(
+            "gateway",
+            herald_gateway::run(parts.config.gateway.clone(), gateway, edge.shutdown()),
+        );
+        workers.spawn(
+            "http",
+            http::serve(http, parts.metrics.clone(), readiness, workers.shutdown()),
+        );
+        until_ready(&ready, &mut edge, &mut workers).await?;
+
+        let broker_shutdown = CancellationToken::new();
+        let broker = tokio::spawn(broker.supervise(broker_shutdown.clone()));
+        Ok(Self {
+            addresses,
+            broker,
+            broker_shutdown,
+            store,
+            edge,
+            workers,
+        })
+    }
+
+    /// Runs until `shutdown` or until a service fails, then drains.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => None,
+            error = self.edge.failed() => Some(error),
+            error = self.workers.failed() => Some(error),
+        };
+        let stopped = self.stop().await;
+        match failure {
+            // What a failed service leaves behind may not drain; its own error says more.
+            Some(error) => Err(error),
+            None => stopped,
+        }
+    }
+
+    async fn stop(self) -> Result<()> {
+        let edge = self.edge.stop(DRAIN_LIMIT).await;
+        let workers = self.workers.stop(DRAIN_LIMIT).await;
+        let store = self.store.close().context("the store did not close cleanly");
+        self.broker_shutdown.cancel();
+        let broker = match self.broker.await {
+            Ok(broker) => broker.stop().await,
+            Err(error) => Err(anyhow::Error::new(error).context("the supervisor of nats-server panicked")),
+        };
+        edge.and(workers).and(store).and(broker)
+    }
+}
+
+/// What the services are made of.
+struct Parts {
+    config: Config,
+    topology: Arc<Topology>,
+    mesh: Mesh,
+    store: Arc<Embedded>,
+    metrics: Shared,
+}
+
+async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> {
+    let (listener, channel) = internal().await?;
+    let deps = herald_graph::Deps {
+        mesh: parts.mesh.clone(),
+        stores: parts.store.stores(),
+        listener,
+        metrics: parts.metrics.register(herald_graph::Metrics::new),
+    };
+    services.spawn(
+        "graph",
+        herald_graph::run(parts.config.graph.clone(), deps, services.shutdown()),
+    );
+    Ok(channel)
+}
+
+async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Channel> {
+    let (listener, channel) = internal().await?;
+    let deps = herald_analytics::Deps {
+        mesh: parts.mesh.clone(),
+        topology: parts.topology.clone(),
+        totals: parts.store.stores().totals,
+        users: parts.store.stores().users,
+        objects: None,
+        listener,
+        metrics: parts.metrics.register(herald_analytics::Metrics::new),
+    };
+    services.spawn(
+        "analytics",
+        herald_analytics::run(parts.config.analytics.clone(), deps, services.shutdown()),
+    );
+    Ok(channel)
+}
+
+/// The services that work on messages.
+fn work(parts: &Parts, services: &mut Services, graph: Channel, vapid: Vapid) {
+    let stores = parts.store.stores();
+    let fanout = herald_fanout::Deps {
+        mesh: parts.mesh.clone(),
+        topology: parts.topology.clone(),
+        ledger: stores.ledger.clone(),
+        graph,
+        metrics: parts.metrics.register(herald_fanout::Metrics::new),
+    };
+    services.spawn(
+        "fanout",
+        herald_fanout::run(parts.config.fanout.clone(), fanout, services.shutdown()),
+    );
+    let timeline = herald_timeline::Deps {
+        mesh: parts.mesh.clone(),
+        topology: parts.topology.clone(),
+        timelines: stores.timelines,
+        ledger: stores.ledger.clone(),
+        posts: stores.posts.clone(),
+        metrics: parts.metrics.register(herald_timeline::Metrics::new),
+    };
+    services.spawn(
+        "timeline",
+        herald_timeline::run(parts.config.timeline.clone(), timeline, services.shutdown()),
+    );
+    let push = herald_push::Deps {
+        mesh: parts.mesh.clone(),
+        topology: parts.topology.clone(),
+        users: stores.users,
+        devices: stores.devices,
+        preferences: stores.preferences,
+        posts: stores.posts,
+        ledger: stores.ledger,
+        vapid,
+        metrics: parts.metrics.register(herald_push::Metrics::new),
+    };
+    services.spawn(
+        "push",
+        herald_push::run(parts.config.push.clone(), push, services.shutdown()),
+    );
+}
+
+/// A listener on the loopback device for a service that only other services call, and the way to it.
+async fn internal() -> Result<(TcpListener, Channel)> {
+    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .await
+        .context("no port is free")?;
+    let address = listener.local_addr()?;
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .tcp_nodelay(true)
+        .connect_lazy();
+    Ok((listener, channel))
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{address} can't be listened on; choose another with --{flag} (port 0 takes any free one)")
+    })
+}
+
+/// Waits until the gateway takes calls, or a service has failed.
+async fn until_ready(ready: &Flag, edge: &mut Services, workers: &mut Services) -> Result<()> {
+    let waiting = async {
+        let mut ticks = tokio::time::interval(READY_INTERVAL);
+        while !ready.is_set() {
+            ticks.tick().await;
+        }
+    };
+    tokio::select! {
+        waited = tokio::time::timeout(READY_LIMIT, waiting) => waited.context("the gateway is not ready in time"),
+        error = edge.failed() => Err(error),
+        error = workers.failed() => Err(error),
+    }
+}

@@ -1,0 +1,175 @@
+//! `herald import follows`
+
+use std::{collections::HashSet, fmt::Write};
+
+use herald_proto::v1::{Follow, ImportFollowsRequest};
+use tonic::Status;
+
+use crate::{
+    run::{herald, herald_with_input},
+    server::Server,
+};
+
+fn follows(server: &Server) -> Vec<Follow> {
+    server
+        .calls::<ImportFollowsRequest>()
+        .into_iter()
+        .flat_map(|request| request.follows)
+        .collect()
+}
+
+#[tokio::test]
+async fn good_lines_are_imported_and_bad_ones_named() {
+    let server = Server::start().await;
+    // The fourth follow, from line 7: an id the server doesn't like.
+    server.refuse_follow(3, "author_id", "is not welcome");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "# who follows whom\n1 2\n\n2 3\nonly-one\n3\t4\n4 5\n6 6\n",
+    )
+    .unwrap();
+    let path = file.path().to_str().unwrap();
+
+    let done = herald(&server.url, &["import", "follows", path, "--output", "json"]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    let summary = done.json();
+    assert_eq!(
+        (
+            &summary["lines"],
+            &summary["imported"],
+            &summary["unchanged"],
+            &summary["failed"]
+        ),
+        (&8.into(), &3.into(), &0.into(), &3.into())
+    );
+    let failures: Vec<(u64, &str)> = summary["failures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|failure| {
+            (
+                failure["line"].as_u64().unwrap(),
+                failure["reason"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        failures,
+        [
+            (5, "has one user id, two are needed"),
+            (7, "is not welcome"),
+            (8, "a user can't follow themselves")
+        ]
+    );
+    assert!(summary["follows_per_second"].as_f64().unwrap() > 0.0);
+    let pairs: Vec<(String, String)> = follows(&server)
+        .into_iter()
+        .map(|follow| (follow.follower_id, follow.author_id))
+        .collect();
+    assert_eq!(
+        pairs,
+        [("1", "2"), ("2", "3"), ("3", "4"), ("4", "5")].map(|(a, b)| (a.into(), b.into()))
+    );
+
+    let text = herald(&server.url, &["import", "follows", path]).await;
+    assert!(
+        text.stdout.contains("line 5: has one user id, two are needed\n"),
+        "{text:?}"
+    );
+    assert!(
+        text.stdout
+            .contains("4 follows imported from 8 lines, 0 were there already, 2 refused"),
+        "{text:?}"
+    );
+}
+
+#[tokio::test]
+async fn people_see_the_first_bad_lines() {
+    let server = Server::start().await;
+    let done = herald_with_input(&server.url, &["import", "follows", "-"], &"x\n".repeat(1_500)).await;
+    assert_eq!(done.code, 1);
+    assert_eq!(done.stdout.matches("\nline ").count() + 1, 20, "{}", done.stdout);
+    assert!(done.stdout.contains("… and 1,480 more"), "{}", done.stdout);
+    let json = herald_with_input(
+        &server.url,
+        &["import", "follows", "-", "-o", "json"],
+        &"x\n".repeat(1_500),
+    )
+    .await;
+    assert_eq!(json.json()["failures"].as_array().unwrap().len(), 1_000);
+    assert_eq!(json.json()["failed"], 1_500);
+}
+
+#[tokio::test]
+async fn friendships_go_both_ways_and_bells_ring_for_a_share() {
+    let server = Server::start().await;
+    let mut input = String::new();
+    for number in 1..=6_000 {
+        writeln!(input, "0 {number}").unwrap();
+    }
+    let arguments = [
+        "import", "follows", "-", "--mutual", "--notify", "10%", "-o", "json",
+    ];
+    let done = herald_with_input(&server.url, &arguments, &input).await.ok();
+    assert_eq!(done.json()["imported"], 12_000);
+    let batches: Vec<ImportFollowsRequest> = server.calls();
+    assert!(
+        batches.iter().all(|batch| batch.follows.len() <= 5_001),
+        "batches are bounded"
+    );
+    let pairs: HashSet<(String, String)> = follows(&server)
+        .into_iter()
+        .map(|follow| (follow.follower_id, follow.author_id))
+        .collect();
+    assert_eq!(pairs.len(), 12_000);
+    assert!(pairs.contains(&("6000".into(), "0".into())) && pairs.contains(&("0".into(), "6000".into())));
+    let ringing = follows(&server).iter().filter(|follow| follow.notify).count();
+    assert!((1_000..1_400).contains(&ringing), "{ringing}");
+}
+
+#[tokio::test]
+async fn lines_are_found_again_over_many_calls() {
+    let server = Server::start().await;
+    let mut input = String::from("# a comment\n");
+    for number in 1..=600_000 {
+        writeln!(input, "0 {number}").unwrap();
+    }
+    // Each call counts from 0 and takes 500,000: with one refusal for the first call only, it is on line 123,458.
+    server.refuse_follow(123_456, "author_id", "is not welcome");
+    let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], &input).await;
+    let summary = done.json();
+    assert_eq!(summary["imported"], 599_999);
+    assert_eq!(summary["failures"][0]["line"], 123_458);
+}
+
+#[tokio::test]
+async fn an_import_that_breaks_off_says_how_to_go_on() {
+    let server = Server::start().await;
+    server.fail([Status::unavailable("the server goes away")]);
+    let done = herald_with_input(&server.url, &["import", "follows", "-"], "1 2\n").await;
+    assert_eq!(done.code, 3, "{done:?}");
+    assert!(
+        done.stderr.contains("broken off") && done.stderr.contains("run it again"),
+        "{done:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_named() {
+    let server = Server::start().await;
+    let done = herald(&server.url, &["import", "follows", "/nowhere/edges.txt"]).await;
+    assert_eq!(done.code, 1);
+    assert!(done.stderr.contains("/nowhere/edges.txt"), "{done:?}");
+    assert_eq!(herald(&server.url, &["import", "follows", "/"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_success() {
+    let server = Server::start().await;
+    let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], "")
+        .await
+        .ok();
+    assert_eq!(done.json()["lines"], 0);
+    assert_eq!(done.json()["failures"], serde_json::json!([]));
+}

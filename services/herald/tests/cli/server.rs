@@ -1,0 +1,480 @@
+//! A server in memory that remembers what it was asked and answers what it was told: enough to see what the command
+//! line makes of its arguments and of the answers. How Herald itself answers is tested elsewhere.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use herald_proto::v1::{
+    analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
+    delivery_service_server::{DeliveryService, DeliveryServiceServer},
+    device_service_server::{DeviceService, DeviceServiceServer},
+    graph_service_server::{GraphService, GraphServiceServer},
+    mesh_service_server::{MeshService, MeshServiceServer},
+    post_service_server::{PostService, PostServiceServer},
+    preference_service_server::{PreferenceService, PreferenceServiceServer},
+    timeline_service_server::{TimelineService, TimelineServiceServer},
+    watch_timeline_response::Event,
+    *,
+};
+use tokio::net::TcpListener;
+use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A running server; it ends with the test's runtime.
+#[derive(Clone)]
+pub struct Server {
+    state: Arc<State>,
+    pub url: String,
+}
+
+#[derive(Default)]
+struct State {
+    calls: Mutex<Vec<Box<dyn Any + Send>>>,
+    failures: Mutex<VecDeque<Status>>,
+    deliveries: Mutex<VecDeque<GetDeliveryResponse>>,
+    refused_follows: Mutex<Vec<ImportFailure>>,
+    timelines: Mutex<VecDeque<ListTimelineResponse>>,
+    watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = Self {
+            state: Arc::default(),
+            url,
+        };
+        let router = tonic::transport::Server::builder()
+            .add_service(PostServiceServer::new(server.clone()))
+            .add_service(GraphServiceServer::new(server.clone()))
+            .add_service(DeviceServiceServer::new(server.clone()))
+            .add_service(PreferenceServiceServer::new(server.clone()))
+            .add_service(TimelineServiceServer::new(server.clone()))
+            .add_service(DeliveryServiceServer::new(server.clone()))
+            .add_service(AnalyticsServiceServer::new(server.clone()))
+            .add_service(MeshServiceServer::new(server.clone()));
+        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        server
+    }
+
+    /// The calls with this kind of request, oldest first.
+    pub fn calls<T: Clone + 'static>(&self) -> Vec<T> {
+        let calls = self.state.calls.lock().unwrap();
+        calls
+            .iter()
+            .filter_map(|call| call.downcast_ref::<T>())
+            .cloned()
+            .collect()
+    }
+
+    /// The only call with this kind of request.
+    pub fn call<T: Clone + 'static>(&self) -> T {
+        let mut calls = self.calls::<T>();
+        assert_eq!(calls.len(), 1, "calls of {}", std::any::type_name::<T>());
+        calls.remove(0)
+    }
+
+    /// The next calls fail with these, in order.
+    pub fn fail(&self, failures: impl IntoIterator<Item = Status>) {
+        self.state.failures.lock().unwrap().extend(failures);
+    }
+
+    /// `GetDelivery` answers these, the last of them again and again.
+    pub fn deliver(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
+        self.state.deliveries.lock().unwrap().extend(answers);
+    }
+
+    /// An import refuses these.
+    pub fn refuse_follow(&self, index: u64, field: &str, message: &str) {
+        let failure = ImportFailure {
+            index,
+            field: field.into(),
+            message: message.into(),
+        };
+        self.state.refused_follows.lock().unwrap().push(failure);
+    }
+
+    /// `ListTimeline` answers these pages, in order.
+    pub fn page(&self, posts: impl IntoIterator<Item = Post>, next_page_token: &str) {
+        let entries = posts
+            .into_iter()
+            .map(|post| TimelineEntry { post: Some(post) })
+            .collect();
+        let page = ListTimelineResponse {
+            entries,
+            next_page_token: next_page_token.into(),
+        };
+        self.state.timelines.lock().unwrap().push_back(page);
+    }
+
+    /// One call of `WatchTimeline` sends this and fails with UNAVAILABLE; when none is left, it stays open and silent.
+    pub fn watch(
+        &self,
+        snapshot: impl IntoIterator<Item = Post>,
+        entries: impl IntoIterator<Item = Post>,
+        resume_token: &str,
+    ) {
+        let entry = |post| TimelineEntry { post: Some(post) };
+        let snapshot = TimelineSnapshot {
+            entries: snapshot.into_iter().map(entry).collect(),
+        };
+        let mut events = vec![Event::Snapshot(snapshot)];
+        events.extend(entries.into_iter().map(|post| Event::Entry(entry(post))));
+        let answer = |event| WatchTimelineResponse {
+            event: Some(event),
+            resume_token: resume_token.into(),
+            server_time: Some(time(0)),
+        };
+        self.state
+            .watches
+            .lock()
+            .unwrap()
+            .push_back(events.into_iter().map(answer).collect());
+    }
+
+    fn take<T: Clone + Send + 'static>(&self, request: Request<T>) -> Result<T, Status> {
+        let request = request.into_inner();
+        self.state.calls.lock().unwrap().push(Box::new(request.clone()));
+        self.next_failure()?;
+        Ok(request)
+    }
+
+    fn next_failure(&self) -> Result<(), Status> {
+        self.state
+            .failures
+            .lock()
+            .unwrap()
+            .pop_front()
+            .map_or(Ok(()), Err)
+    }
+}
+
+/// Some seconds after 2026-01-31T08:00:00Z.
+pub fn time(seconds: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: 1_769_846_400 + seconds,
+        nanos: 0,
+    }
+}
+
+pub fn post(post_id: u64, text: &str) -> Post {
+    Post {
+        post_id,
+        author_id: "107".into(),
+        text: text.into(),
+        lane: Lane::Normal.into(),
+        accepted_time: Some(time(0)),
+        ..Post::default()
+    }
+}
+
+#[tonic::async_trait]
+impl PostService for Server {
+    async fn submit_post(&self, request: Request<SubmitPostRequest>) -> Answer<SubmitPostResponse> {
+        let request = self.take(request)?;
+        Ok(Response::new(SubmitPostResponse {
+            post_id: 17,
+            request_id: request.request_id,
+            accepted_time: Some(time(0)),
+            duplicate: false,
+        }))
+    }
+
+    async fn submit_posts(&self, _: Request<Streaming<SubmitPostsRequest>>) -> Answer<SubmitPostsResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn get_post(&self, _: Request<GetPostRequest>) -> Answer<GetPostResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn delete_post(&self, request: Request<DeletePostRequest>) -> Answer<DeletePostResponse> {
+        self.take(request)?;
+        Ok(Response::new(DeletePostResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl GraphService for Server {
+    async fn follow(&self, request: Request<FollowRequest>) -> Answer<FollowResponse> {
+        self.take(request)?;
+        Ok(Response::new(FollowResponse { changed: true }))
+    }
+
+    async fn unfollow(&self, request: Request<UnfollowRequest>) -> Answer<UnfollowResponse> {
+        self.take(request)?;
+        Ok(Response::new(UnfollowResponse { changed: false }))
+    }
+
+    async fn list_followers(&self, _: Request<ListFollowersRequest>) -> Answer<ListFollowersResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn list_following(&self, _: Request<ListFollowingRequest>) -> Answer<ListFollowingResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn count_followers(&self, _: Request<CountFollowersRequest>) -> Answer<CountFollowersResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn import_follows(
+        &self,
+        request: Request<Streaming<ImportFollowsRequest>>,
+    ) -> Answer<ImportFollowsResponse> {
+        let mut batches = request.into_inner();
+        let mut received = 0;
+        while let Some(batch) = batches.message().await? {
+            received += batch.follows.len() as u64;
+            self.state.calls.lock().unwrap().push(Box::new(batch));
+            self.next_failure()?;
+        }
+        let failures = std::mem::take(&mut *self.state.refused_follows.lock().unwrap());
+        let failed_count = failures.len() as u64;
+        let imported_count = received - failed_count;
+        Ok(Response::new(ImportFollowsResponse {
+            imported_count,
+            unchanged_count: 0,
+            failed_count,
+            failures,
+        }))
+    }
+
+    type ExportFollowersStream = Answers<ExportFollowersResponse>;
+
+    async fn export_followers(
+        &self,
+        _: Request<ExportFollowersRequest>,
+    ) -> Answer<Self::ExportFollowersStream> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceService for Server {
+    async fn register_device(
+        &self,
+        request: Request<RegisterDeviceRequest>,
+    ) -> Answer<RegisterDeviceResponse> {
+        let request = self.take(request)?;
+        let address = request.address.map(|address| match address {
+            register_device_request::Address::WebPush(push) => device::Address::WebPush(push),
+            register_device_request::Address::Webhook(hook) => {
+                let made = hook.secret.is_empty();
+                let secret = if made { "whsec_made" } else { "" };
+                device::Address::Webhook(Webhook {
+                    url: hook.url,
+                    secret: secret.into(),
+                })
+            }
+        });
+        let device = Device {
+            device_id: "d1".into(),
+            user_id: request.user_id,
+            registered_time: Some(time(0)),
+            address,
+        };
+        Ok(Response::new(RegisterDeviceResponse { device: Some(device) }))
+    }
+
+    async fn unregister_device(
+        &self,
+        request: Request<UnregisterDeviceRequest>,
+    ) -> Answer<UnregisterDeviceResponse> {
+        self.take(request)?;
+        Ok(Response::new(UnregisterDeviceResponse {}))
+    }
+
+    async fn list_devices(&self, request: Request<ListDevicesRequest>) -> Answer<ListDevicesResponse> {
+        let user_id = self.take(request)?.user_id;
+        let hook = Webhook {
+            url: "https://example.com/hook".into(),
+            secret: String::new(),
+        };
+        let device = Device {
+            device_id: "d1".into(),
+            user_id,
+            registered_time: Some(time(0)),
+            address: Some(device::Address::Webhook(hook)),
+        };
+        Ok(Response::new(ListDevicesResponse {
+            devices: vec![device],
+            vapid_public_key: "BKey".into(),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl PreferenceService for Server {
+    async fn get_preferences(
+        &self,
+        request: Request<GetPreferencesRequest>,
+    ) -> Answer<GetPreferencesResponse> {
+        self.take(request)?;
+        let preferences = Preferences {
+            push_enabled: true,
+            muted_author_ids: vec!["42".into()],
+        };
+        Ok(Response::new(GetPreferencesResponse {
+            preferences: Some(preferences),
+        }))
+    }
+
+    async fn update_preferences(
+        &self,
+        request: Request<UpdatePreferencesRequest>,
+    ) -> Answer<UpdatePreferencesResponse> {
+        let request = self.take(request)?;
+        let preferences = Preferences {
+            push_enabled: request.push_enabled.unwrap_or(true),
+            muted_author_ids: request.mute_author_ids,
+        };
+        Ok(Response::new(UpdatePreferencesResponse {
+            preferences: Some(preferences),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl TimelineService for Server {
+    async fn list_timeline(&self, request: Request<ListTimelineRequest>) -> Answer<ListTimelineResponse> {
+        self.take(request)?;
+        Ok(Response::new(
+            self.state
+                .timelines
+                .lock()
+                .unwrap()
+                .pop_front()
+                .unwrap_or_default(),
+        ))
+    }
+
+    type WatchTimelineStream = Answers<WatchTimelineResponse>;
+
+    async fn watch_timeline(
+        &self,
+        request: Request<WatchTimelineRequest>,
+    ) -> Answer<Self::WatchTimelineStream> {
+        self.take(request)?;
+        Ok(Response::new(
+            match self.state.watches.lock().unwrap().pop_front() {
+                Some(answers) => {
+                    let broken = Err(Status::unavailable("the server goes away"));
+                    Box::pin(tokio_stream::iter(answers.into_iter().map(Ok).chain([broken])))
+                }
+                None => Box::pin(tokio_stream::pending()),
+            },
+        ))
+    }
+}
+
+#[tonic::async_trait]
+impl DeliveryService for Server {
+    async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> Answer<GetDeliveryResponse> {
+        self.take(request)?;
+        let mut answers = self.state.deliveries.lock().unwrap();
+        let answer = if answers.len() > 1 {
+            answers.pop_front()
+        } else {
+            answers.front().cloned()
+        };
+        answer
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found("there is no such post"))
+    }
+
+    async fn list_recipients(
+        &self,
+        request: Request<ListRecipientsRequest>,
+    ) -> Answer<ListRecipientsResponse> {
+        let state = self.take(request)?.state;
+        let recipients = vec![Recipient {
+            user_id: "5".into(),
+            state,
+        }];
+        Ok(Response::new(ListRecipientsResponse {
+            recipients,
+            next_page_token: String::new(),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl AnalyticsService for Server {
+    async fn get_post_stats(&self, request: Request<GetPostStatsRequest>) -> Answer<GetPostStatsResponse> {
+        let post_id = self.take(request)?.post_id;
+        let totals = Some(Totals {
+            post_count: 1,
+            timeline_delivered_count: 1_045,
+            ..Totals::default()
+        });
+        let author_id = "107".into();
+        Ok(Response::new(GetPostStatsResponse {
+            post_id,
+            author_id,
+            totals,
+            ..Default::default()
+        }))
+    }
+
+    async fn get_totals(&self, request: Request<GetTotalsRequest>) -> Answer<GetTotalsResponse> {
+        self.take(request)?;
+        let totals = Some(Totals {
+            post_count: 3,
+            ..Totals::default()
+        });
+        let hours = vec![HourTotals {
+            start_time: Some(time(0)),
+            totals,
+        }];
+        Ok(Response::new(GetTotalsResponse { totals, hours }))
+    }
+}
+
+#[tonic::async_trait]
+impl MeshService for Server {
+    async fn get_lag(&self, request: Request<GetLagRequest>) -> Answer<GetLagResponse> {
+        self.take(request)?;
+        Ok(Response::new(GetLagResponse {
+            streams: vec![stream_lag()],
+            read_time: Some(time(0)),
+        }))
+    }
+
+    type WatchLagStream = Answers<WatchLagResponse>;
+
+    async fn watch_lag(&self, request: Request<WatchLagRequest>) -> Answer<Self::WatchLagStream> {
+        self.take(request)?;
+        let answer = WatchLagResponse {
+            streams: vec![stream_lag()],
+            read_time: Some(time(0)),
+        };
+        let answers = tokio_stream::iter([Ok(answer.clone()), Ok(answer)]);
+        Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))))
+    }
+}
+
+fn stream_lag() -> StreamLag {
+    StreamLag {
+        stream: "POSTS".into(),
+        message_count: 1_234,
+        byte_count: 2_000_000,
+        byte_count_max: 8_000_000,
+        last_sequence: 1_234,
+        consumers: vec![ConsumerLag {
+            consumer: "fanout-normal".into(),
+            pending_count: 12,
+            oldest_age_seconds: Duration::from_secs(90).as_secs_f64(),
+            ..ConsumerLag::default()
+        }],
+    }
+}

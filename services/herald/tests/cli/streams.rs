@@ -1,0 +1,112 @@
+//! Commands that go on until they are ended.
+
+use herald_proto::v1::{WatchLagRequest, WatchTimelineRequest};
+use tonic::Status;
+
+use crate::{
+    run::{LIMIT, Streaming, herald},
+    server::{Server, post},
+};
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was() {
+    let server = Server::start().await;
+    server.watch([post(2, "b"), post(1, "a")], [post(3, "c")], "R1");
+    server.watch([post(4, "d")], [], "R2");
+    let mut watch = Streaming::start(
+        &server.url,
+        &["watch", "1", "--snapshot-size", "2", "--output", "json"],
+    );
+    let snapshot = watch.json().await;
+    assert_eq!(snapshot["event"], "snapshot");
+    assert_eq!(snapshot["entries"][0]["post_id"], 2);
+    assert_eq!(snapshot["resume_token"], "R1");
+    assert_eq!(snapshot["server_time"], "2026-01-31T08:00:00Z");
+    let entry = watch.json().await;
+    assert_eq!(entry["event"], "entry");
+    assert_eq!(entry["entry"]["text"], "c");
+    // The stream breaks here.
+    assert_eq!(watch.json().await["entries"][0]["post_id"], 4);
+    let requests: Vec<WatchTimelineRequest> = server.calls();
+    assert_eq!(
+        (requests[0].snapshot_size, requests[0].resume_token.as_str()),
+        (2, "")
+    );
+    assert_eq!(requests[1].resume_token, "R1");
+    watch.interrupt().await;
+    assert_eq!(watch.end().await, 0);
+}
+
+#[tokio::test]
+async fn a_watch_for_people_reads_downwards() {
+    let server = Server::start().await;
+    server.watch([post(2, "newer"), post(1, "older")], [], "R1");
+    let mut watch = Streaming::start(&server.url, &["watch", "1"]);
+    let mut text = String::new();
+    while !text.contains("newer") {
+        text += &(watch.line().await + "\n");
+    }
+    assert!(text.contains("older"), "{text}");
+    watch.interrupt().await;
+    assert_eq!(watch.end().await, 0);
+}
+
+#[tokio::test]
+async fn a_watch_that_is_refused_is_not_repeated() {
+    let server = Server::start().await;
+    server.fail([Status::invalid_argument("the resume token is not one")]);
+    assert_eq!(
+        herald(&server.url, &["watch", "1", "--resume-token", "x"])
+            .await
+            .code,
+        2
+    );
+    assert_eq!(server.calls::<WatchTimelineRequest>().len(), 1);
+}
+
+#[tokio::test]
+async fn a_watch_gives_up() {
+    let server = Server::start().await;
+    server.fail((0..100).map(|_| Status::unavailable("away")));
+    assert_eq!(
+        herald(&server.url, &["watch", "1", "--give-up-after", "300ms"])
+            .await
+            .code,
+        3
+    );
+    assert!(server.calls::<WatchTimelineRequest>().len() > 1);
+}
+
+#[tokio::test]
+async fn a_closed_pipe_is_no_error() {
+    let server = Server::start().await;
+    for _ in 0..50 {
+        server.watch([post(1, "a")], [], "");
+    }
+    let mut watch = Streaming::start(&server.url, &["watch", "1", "--output", "json"]);
+    watch.line().await;
+    let mut child = watch.close();
+    let status = tokio::time::timeout(LIMIT, child.wait())
+        .await
+        .expect("it doesn't end")
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn lag_is_watched_until_interrupted() {
+    let server = Server::start().await;
+    let mut lag = Streaming::start(
+        &server.url,
+        &["lag", "--watch", "--interval", "500ms", "-o", "json"],
+    );
+    for _ in 0..2 {
+        assert_eq!(lag.json().await["streams"][0]["stream"], "POSTS");
+    }
+    assert_eq!(
+        server.call::<WatchLagRequest>().interval.unwrap().nanos,
+        500_000_000
+    );
+    lag.interrupt().await;
+    assert_eq!(lag.end().await, 0);
+}
