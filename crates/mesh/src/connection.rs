@@ -98,11 +98,20 @@ impl Connection {
         }
     }
 
+    /// Waits until all that was sent so far is written to the socket.
     pub(crate) async fn flush(&self) -> Result<()> {
         match tokio::time::timeout(API_TIMEOUT, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Error::unavailable("flush", error)),
             Err(elapsed) => Err(Error::unavailable("flush", elapsed)),
+        }
+    }
+
+    /// Waits until the server has taken in all that was sent so far: it answers in order.
+    pub(crate) async fn round_trip(&self) -> Result<()> {
+        match self.jetstream.query_account().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::unavailable("ask the server", error)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _};
 use async_nats::jetstream::context::{
     ConsumerInfoErrorKind, CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind,
 };
@@ -180,20 +180,19 @@ fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'stat
 }
 
 fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
+    // One that pushes can't be read as one that pulls; changing it is refused by the server.
+    let config = consumer::pull::Config::try_from_consumer_config(config).unwrap_or_default();
     consumer::pull::Config {
         durable_name: Some(spec.name.clone()),
         name: Some(spec.name.clone()),
-        description: config.description,
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: spec.ack_wait,
         max_deliver: i64::from(spec.attempts_max),
         filter_subject: spec.filter.clone().unwrap_or_default(),
+        filter_subjects: Vec::new(),
         max_ack_pending: i64::from(spec.ack_pending_max),
-        max_waiting: config.max_waiting,
-        metadata: config.metadata,
-        num_replicas: config.num_replicas,
-        ..Default::default()
+        ..config
     }
 }
 

@@ -80,9 +80,12 @@ impl Mesh {
         self.inner.publishing.is_up() && self.inner.consuming.is_up()
     }
 
-    /// Waits until all that was sent so far, acknowledgements included, is with the server.
+    /// Waits until the server has taken in all that was sent so far, acknowledgements and live messages included.
     pub async fn flush(&self) -> Result<()> {
-        futures::try_join!(self.inner.publishing.flush(), self.inner.consuming.flush())?;
+        futures::try_join!(
+            self.inner.publishing.round_trip(),
+            self.inner.consuming.round_trip()
+        )?;
         Ok(())
     }
 

@@ -116,6 +116,10 @@ impl<H: Handler> Puller<H> {
             if self.shutdown.run_until_cancelled(wait).await.is_none() {
                 break Ok(());
             }
+            if !self.until_wanted().await {
+                break Ok(());
+            }
+            let spec = &self.worker.spec;
             let Some(ensured) = self
                 .shutdown
                 .run_until_cancelled(self.mesh.ensure_consumer(spec))
@@ -349,9 +353,14 @@ impl<H: Handler> Puller<H> {
                 );
             }
         }
-        // The acknowledgements are on their way; what doesn't arrive comes again.
-        if let Err(error) = self.mesh.consuming().flush().await {
-            tracing::warn!(stream = spec.stream, consumer = spec.name, %error, "last acknowledgements not sent");
+        // What doesn't arrive comes again.
+        let connection = self.mesh.consuming();
+        if !connection.is_up() || connection.flush().await.is_err() {
+            tracing::warn!(
+                stream = spec.stream,
+                consumer = spec.name,
+                "last acknowledgements not sent"
+            );
         }
     }
 

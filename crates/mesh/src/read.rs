@@ -163,8 +163,7 @@ impl Mesh {
             .subscribe(Subject::LiveTimeline.as_str())
             .await
             .map_err(|error| Error::unavailable("subscribe live", error))?;
-        // The server has it once a flush has come back.
-        connection.flush().await?;
+        connection.round_trip().await?;
         Ok(messages.map(|message| message.payload))
     }
 

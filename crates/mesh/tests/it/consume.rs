@@ -1,0 +1,309 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use herald_mesh::{ConsumeOptions, ErrorKind, Settle, streams};
+use herald_proto::mesh_v1::TimelineChunk;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Fixture, SUBJECT, Script, post, until};
+
+#[tokio::test]
+async fn messages_are_handled_and_acknowledged_once() {
+    let fixture = Fixture::start().await;
+    fixture.publish(1..=500).await;
+    let (handler, mut seen) = Script::acks();
+    let work = fixture.work(handler, ConsumeOptions::default());
+    let counts = seen.posts(1..=500).await;
+    fixture.publish(501..=1000).await;
+    let more = seen.posts(501..=1000).await;
+    fixture.settled().await;
+    work.stop().await;
+    assert!(counts.values().chain(more.values()).all(|count| *count == 1));
+    assert!(seen.rest().is_empty());
+}
+
+#[tokio::test]
+async fn no_more_than_in_flight_max_run_at_a_time() {
+    let fixture = Fixture::start().await;
+    fixture.publish(1..=100).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (handler, mut seen) = Script::new({
+        let (gate, most) = (gate.clone(), most.clone());
+        move |_| {
+            let (gate, running, most) = (gate.clone(), running.clone(), most.clone());
+            async move {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                gate.acquire().await.unwrap().forget();
+                running.fetch_sub(1, Ordering::SeqCst);
+                Settle::Ack
+            }
+        }
+    });
+    let options = ConsumeOptions {
+        in_flight_max: 7,
+        batch_max: 50,
+        paused: None,
+    };
+    let work = fixture.work(handler, options);
+    for _ in 1..=7 {
+        seen.next().await;
+    }
+    // One place frees up: one more comes, although all the other places are taken.
+    for _ in 8..=100 {
+        gate.add_permits(1);
+        seen.next().await;
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 7);
+    gate.add_permits(7);
+    fixture.settled().await;
+    work.stop().await;
+}
+
+#[tokio::test]
+async fn an_undecodable_message_is_terminated_once_with_its_reason() {
+    let fixture = Fixture::start().await;
+    fixture
+        .mesh
+        .publish_bytes(SUBJECT, None, "\u{ff}not protobuf".into())
+        .await
+        .unwrap();
+    let (handler, mut seen) = Script::new(async |delivery| match delivery.decode::<TimelineChunk>() {
+        Ok(_) => Settle::Ack,
+        Err(settle) => settle,
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    assert_eq!(seen.next().await.attempt, 1);
+    until("the advisory is stored", async || {
+        fixture.advisories().await.len() == 1
+    })
+    .await;
+    fixture.settled().await;
+    work.stop().await;
+    let (subject, body) = fixture.advisories().await.pop().unwrap();
+    assert_eq!(subject, "MSG_TERMINATED.TIMELINE.timeline-normal");
+    assert!(
+        body.contains("undecodable herald.mesh.v1.TimelineChunk on timeline.v1.deliver.normal"),
+        "{body}"
+    );
+    assert!(body.contains("\"stream_seq\":1"), "{body}");
+    assert!(seen.rest().is_empty());
+}
+
+#[tokio::test]
+async fn an_unknown_subject_is_terminated_without_its_handler() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    jetstream
+        .publish("timeline.v1.strange.normal", "x".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let (handler, mut seen) = Script::acks();
+    let work = fixture.work(handler, ConsumeOptions::default());
+    until("the advisory is stored", async || {
+        fixture.advisories().await.len() == 1
+    })
+    .await;
+    work.stop().await;
+    let (_, body) = fixture.advisories().await.pop().unwrap();
+    assert!(
+        body.contains("unknown subject timeline.v1.strange.normal"),
+        "{body}"
+    );
+    assert!(seen.rest().is_empty());
+}
+
+#[tokio::test]
+async fn a_retry_comes_after_its_delay_and_a_panic_counts_as_an_attempt() {
+    let fixture = Fixture::start().await;
+    fixture.publish([1]).await;
+    let delay = Duration::from_millis(300);
+    let (handler, mut seen) = Script::new(move |delivery| async move {
+        match delivery.attempt {
+            1 => Settle::retry_after(delay, "not yet"),
+            2 => panic!("on purpose"),
+            3 => Settle::retry("not yet either"),
+            _ => Settle::Ack,
+        }
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    assert_eq!(seen.next().await.attempt, 1);
+    let first = tokio::time::Instant::now();
+    for attempt in 2..=4 {
+        let delivery = seen.next().await;
+        assert_eq!((delivery.attempt, delivery.sequence), (attempt, 1));
+        if attempt == 2 {
+            assert!(first.elapsed() >= delay.mul_f64(0.9), "{:?}", first.elapsed());
+        }
+    }
+    fixture.settled().await;
+    work.stop().await;
+    assert!(seen.rest().is_empty());
+}
+
+#[tokio::test]
+async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
+    let fixture = Fixture::start_with(|config| config.attempts_max = 3).await;
+    fixture.publish([1, 2]).await;
+    let (handler, mut seen) = Script::new(|delivery| async move {
+        assert!(post(&delivery) != 1, "always");
+        if delivery.is_last_attempt() {
+            Settle::Ack
+        } else {
+            Settle::retry("until the last")
+        }
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    fixture.settled().await;
+    work.stop().await;
+    let mut attempts: Vec<_> = seen
+        .rest()
+        .iter()
+        .map(|delivery| (post(delivery), delivery.attempt))
+        .collect();
+    attempts.sort_unstable();
+    assert_eq!(attempts, [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]);
+    let (subject, body) = fixture.advisories().await.pop().unwrap();
+    assert_eq!(subject, "MSG_TERMINATED.TIMELINE.timeline-normal");
+    assert!(body.contains("panic: always (attempt 3 of as many)"), "{body}");
+}
+
+#[tokio::test]
+async fn a_slow_handler_keeps_its_message() {
+    let fixture = Fixture::start_with(|config| config.ack_wait_seconds = 1).await;
+    fixture.publish([1]).await;
+    let (handler, mut seen) = Script::new(|_| async {
+        // What is slow here is the work, for more than twice ack_wait.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        Settle::Ack
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    seen.next().await;
+    fixture.settled().await;
+    work.stop().await;
+    assert!(seen.rest().is_empty());
+}
+
+#[tokio::test]
+async fn a_pause_fetches_nothing_and_ends() {
+    let fixture = Fixture::start().await;
+    let (pause, paused) = watch::channel(false);
+    let (handler, mut seen) = Script::acks();
+    let work = fixture.work(
+        handler,
+        ConsumeOptions {
+            paused: Some(paused),
+            ..ConsumeOptions::default()
+        },
+    );
+    fixture.publish([1]).await;
+    seen.posts([1]).await;
+
+    pause.send(true).unwrap();
+    let waiting = async || {
+        let lag = fixture.mesh.lag(&fixture.topology).await.unwrap();
+        let consumer = lag
+            .into_iter()
+            .flat_map(|s| s.consumers)
+            .find(|c| c.consumer == "timeline-normal")
+            .unwrap();
+        (consumer.waiting_pull_count, consumer.pending_count)
+    };
+    until("no pull waits", async || waiting().await.0 == 0).await;
+    fixture.publish(2..=10).await;
+    assert_eq!(waiting().await, (0, 9));
+    assert!(seen.rest().is_empty());
+
+    pause.send(false).unwrap();
+    assert!(seen.posts(2..=10).await.values().all(|count| *count == 1));
+    // Nobody could end a pause whose owner is gone.
+    pause.send(true).unwrap();
+    drop(pause);
+    fixture.publish([11]).await;
+    seen.posts([11]).await;
+    fixture.settled().await;
+    work.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_finishes_what_runs_and_gives_the_rest_to_others_at_once() {
+    let fixture = Fixture::start().await;
+    fixture.publish(1..=200).await;
+    let gate = CancellationToken::new();
+    let (handler, mut seen) = Script::new({
+        let gate = gate.clone();
+        move |_| {
+            let gate = gate.clone();
+            async move {
+                gate.cancelled().await;
+                Settle::Ack
+            }
+        }
+    });
+    let work = fixture.work(
+        handler,
+        ConsumeOptions {
+            in_flight_max: 50,
+            batch_max: 50,
+            paused: None,
+        },
+    );
+    for _ in 1..=50 {
+        seen.next().await;
+    }
+    work.shutdown.cancel();
+    let (other, mut seen_by_other) = Script::acks();
+    let other = fixture.work(other, ConsumeOptions::default());
+    let counts = seen_by_other.posts(51..=200).await;
+    assert!(counts.keys().all(|post| *post > 50), "the others still run");
+    gate.cancel();
+    work.stop().await;
+    fixture.settled().await;
+    other.stop().await;
+    assert!(seen.rest().is_empty() && seen_by_other.rest().is_empty());
+}
+
+#[tokio::test]
+async fn a_handler_that_outlasts_the_shutdown_gives_its_message_back() {
+    let fixture = Fixture::start_with(|config| config.ack_wait_seconds = 1).await;
+    fixture.publish([1]).await;
+    let (handler, mut seen) = Script::new(|_| std::future::pending());
+    let work = fixture.work(handler, ConsumeOptions::default());
+    seen.next().await;
+    work.stop().await;
+    let (handler, mut seen) = Script::acks();
+    let work = fixture.work(handler, ConsumeOptions::default());
+    assert_eq!(seen.next().await.attempt, 2);
+    fixture.settled().await;
+    work.stop().await;
+}
+
+#[tokio::test]
+async fn options_out_of_bounds_are_refused() {
+    let fixture = Fixture::start().await;
+    for (in_flight_max, batch_max) in [(0, 1), (32_769, 1), (1, 0)] {
+        let options = ConsumeOptions {
+            in_flight_max,
+            batch_max,
+            paused: None,
+        };
+        let (handler, _seen) = Script::acks();
+        let result = fixture
+            .mesh
+            .consume(fixture.consumer(), handler, options, CancellationToken::new())
+            .await;
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Invalid);
+    }
+    assert_eq!(
+        fixture
+            .mesh
+            .ack_floor(streams::TIMELINE, "timeline-normal")
+            .await
+            .unwrap(),
+        0
+    );
+}

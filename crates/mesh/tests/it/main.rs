@@ -1,0 +1,10 @@
+//! The mesh against a real nats-server.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod consume;
+mod faults;
+mod harness;
+mod lag;
+mod publish;
+mod topology;
+mod trace;

@@ -1,0 +1,160 @@
+use futures::StreamExt as _;
+use herald_mesh::{ErrorKind, Subject, streams};
+use herald_model::Lane;
+use herald_proto::mesh_v1::TimelineChunk;
+
+use crate::harness::{Fixture, LIMIT, SUBJECT, chunk};
+
+#[tokio::test]
+async fn the_same_id_is_stored_once_and_answers_with_the_first_sequence() {
+    let fixture = Fixture::start().await;
+    let first = fixture
+        .mesh
+        .publish(SUBJECT, Some("1/timeline/a"), &chunk(1))
+        .await
+        .unwrap();
+    let again = fixture
+        .mesh
+        .publish(SUBJECT, Some("1/timeline/a"), &chunk(1))
+        .await
+        .unwrap();
+    let other = fixture
+        .mesh
+        .publish(SUBJECT, Some("1/timeline/b"), &chunk(2))
+        .await
+        .unwrap();
+    assert_eq!((first.sequence, first.duplicate), (1, false));
+    assert_eq!((again.sequence, again.duplicate), (1, true));
+    assert_eq!((other.sequence, other.duplicate), (2, false));
+
+    let stored = fixture.mesh.message(streams::TIMELINE, 1).await.unwrap().unwrap();
+    assert_eq!(stored.decode::<TimelineChunk>().unwrap(), chunk(1));
+    assert_eq!(stored.subject, SUBJECT.as_str());
+    assert_eq!(stored.id(), Some("1/timeline/a"));
+    assert!(
+        fixture
+            .mesh
+            .message(streams::TIMELINE, 3)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(fixture.mesh.last_sequence(streams::TIMELINE).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_full_stream_says_so_and_keeps_what_it_has() {
+    let fixture = Fixture::start_with(|config| config.timeline.bytes_max = 1 << 20).await;
+    let large = TimelineChunk {
+        recipients: vec![0; 100_000].into(),
+        ..chunk(1)
+    };
+    let mut stored = 0;
+    let error = loop {
+        match fixture
+            .mesh
+            .publish(SUBJECT, Some(&stored.to_string()), &large)
+            .await
+        {
+            Ok(published) => stored = published.sequence,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert!((1..=10).contains(&stored));
+    assert_eq!(
+        fixture.mesh.last_sequence(streams::TIMELINE).await.unwrap(),
+        stored
+    );
+    assert!(
+        fixture
+            .mesh
+            .message(streams::TIMELINE, 1)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    // The others go on.
+    fixture
+        .mesh
+        .publish(Subject::PushDeliver(Lane::High), None, &chunk(1))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn too_many_messages_are_full_too() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    let mut config = jetstream
+        .get_stream(streams::TIMELINE)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
+    config.max_messages = 1;
+    jetstream.update_stream(&config).await.unwrap();
+    fixture.publish([1]).await;
+    let error = fixture.mesh.publish(SUBJECT, None, &chunk(2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+}
+
+#[tokio::test]
+async fn a_message_too_large_for_the_server_or_the_stream_is_told_apart() {
+    let fixture = Fixture::start().await;
+    let large = TimelineChunk {
+        recipients: vec![0; 2 << 20].into(),
+        ..chunk(1)
+    };
+    let error = fixture
+        .mesh
+        .publish(SUBJECT, Some("large"), &large)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+
+    let jetstream = fixture.jetstream().await;
+    let mut config = jetstream
+        .get_stream(streams::TIMELINE)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
+    config.max_message_size = 100;
+    jetstream.update_stream(&config).await.unwrap();
+    let error = fixture.mesh.publish(SUBJECT, None, &chunk(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+}
+
+#[tokio::test]
+async fn no_stream_is_unavailable() {
+    let fixture = Fixture::start().await;
+    fixture
+        .jetstream()
+        .await
+        .delete_stream(streams::TIMELINE)
+        .await
+        .unwrap();
+    let error = fixture.mesh.publish(SUBJECT, None, &chunk(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let error = fixture.mesh.last_sequence(streams::TIMELINE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn live_messages_reach_those_who_listen() {
+    let fixture = Fixture::start().await;
+    fixture.mesh.publish_live("nobody listens".into()).await.unwrap();
+    fixture.mesh.flush().await.unwrap();
+    let mut first = fixture.mesh.subscribe_live().await.unwrap();
+    let mut second = fixture.mesh.subscribe_live().await.unwrap();
+    fixture.mesh.publish_live("one".into()).await.unwrap();
+    for listener in [&mut first, &mut second] {
+        let heard = tokio::time::timeout(LIMIT, listener.next())
+            .await
+            .expect("heard in time");
+        assert_eq!(heard.unwrap(), "one");
+    }
+}

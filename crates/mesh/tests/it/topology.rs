@@ -1,0 +1,161 @@
+use async_nats::jetstream::stream;
+use herald_mesh::{Config, ErrorKind, Mesh, Topology, TopologyConfig, streams};
+
+use crate::harness::Fixture;
+
+#[tokio::test]
+async fn ensuring_twice_or_at_once_is_ensuring_once() {
+    let fixture = Fixture::start().await;
+    let before = fixture.mesh.lag(&fixture.topology).await.unwrap();
+    let other = Mesh::connect(&Config::at(fixture.server.client_url()))
+        .await
+        .unwrap();
+    let (first, second) = tokio::join!(
+        fixture.mesh.ensure(&fixture.topology),
+        other.ensure(&fixture.topology)
+    );
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(fixture.mesh.lag(&fixture.topology).await.unwrap(), before);
+    assert_eq!(
+        before.iter().map(|stream| stream.consumers.len()).sum::<usize>(),
+        fixture.topology.consumers.len()
+    );
+}
+
+#[tokio::test]
+async fn many_processes_may_start_on_an_empty_server() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    for stream in &fixture.topology.streams {
+        jetstream.delete_stream(&stream.name).await.unwrap();
+    }
+    let ensured = (0..8).map(|_| fixture.mesh.ensure(&fixture.topology));
+    futures::future::try_join_all(ensured).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_configuration_changes_the_server_and_leaves_the_rest_as_it_is() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    let mut config = jetstream
+        .get_stream(streams::PUSH)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
+    config.description = Some("mine".into());
+    jetstream.update_stream(&config).await.unwrap();
+
+    let mut changed = TopologyConfig {
+        ack_wait_seconds: 7,
+        ..TopologyConfig::default()
+    };
+    changed.push.bytes_max /= 2;
+    fixture
+        .mesh
+        .ensure(&Topology::new(&changed).unwrap())
+        .await
+        .unwrap();
+
+    let push = jetstream.get_stream(streams::PUSH).await.unwrap();
+    assert_eq!(
+        push.cached_info().config.max_bytes.unsigned_abs(),
+        changed.push.bytes_max
+    );
+    assert_eq!(push.cached_info().config.description.as_deref(), Some("mine"));
+    assert_eq!(
+        push.consumer_info("push-low")
+            .await
+            .unwrap()
+            .config
+            .ack_wait
+            .as_secs(),
+        7
+    );
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_to_change_is_a_conflict_that_names_it() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    jetstream.delete_stream(streams::PUSH).await.unwrap();
+    let memory = stream::Config {
+        name: streams::PUSH.into(),
+        subjects: vec!["push.v1.deliver.*".into()],
+        storage: stream::StorageType::Memory,
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(memory).await.unwrap();
+    let error = fixture.mesh.ensure(&fixture.topology).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(
+        error.to_string().contains("stream PUSH") && error.to_string().contains("storage"),
+        "{error}"
+    );
+
+    jetstream.delete_stream(streams::PUSH).await.unwrap();
+    let squatter = stream::Config {
+        name: "SQUATTER".into(),
+        subjects: vec!["push.>".into()],
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(squatter).await.unwrap();
+    let error = fixture.mesh.ensure(&fixture.topology).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(
+        error.to_string().contains("stream PUSH") && error.to_string().contains("push.v1.deliver"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_consumer_that_cant_be_changed_is_a_conflict_that_names_it() {
+    let fixture = Fixture::start().await;
+    let jetstream = fixture.jetstream().await;
+    let stream = jetstream.get_stream(streams::POSTS).await.unwrap();
+    stream.delete_consumer("archive").await.unwrap();
+    let other = async_nats::jetstream::consumer::pull::Config {
+        durable_name: Some("archive".into()),
+        ack_policy: async_nats::jetstream::consumer::AckPolicy::None,
+        ..Default::default()
+    };
+    stream.create_consumer(other).await.unwrap();
+    let error = fixture.mesh.ensure(&fixture.topology).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(
+        error.to_string().contains("consumer archive of stream POSTS"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("ack_policy"), "{error}");
+}
+
+#[tokio::test]
+async fn streams_that_dont_fit_on_the_server_are_told_so() {
+    let fixture = Fixture::start_with(|config| config.posts.bytes_max = 1 << 20).await;
+    let mut config = TopologyConfig::default();
+    config.posts.bytes_max = 1 << 60;
+    let error = fixture
+        .mesh
+        .ensure(&Topology::new(&config).unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert!(error.to_string().contains("stream POSTS"), "{error}");
+}
+
+#[tokio::test]
+async fn no_server_is_unavailable() {
+    let mut fixture = Fixture::start().await;
+    let config = Config::at(fixture.server.client_url());
+    fixture.server.stop().await.unwrap();
+    assert_eq!(
+        Mesh::connect(&config).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+    assert_eq!(
+        Mesh::connect(&Config::at("not a url")).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
+}

@@ -1,0 +1,111 @@
+use std::sync::{Arc, Mutex};
+
+use herald_mesh::{ConsumeOptions, Settle, streams};
+use opentelemetry::global;
+use opentelemetry::trace::{SpanKind, TraceContextExt as _, TracerProvider as _};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use tracing::Instrument as _;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::harness::{Fixture, SUBJECT, Script, chunk, until};
+
+#[derive(Debug, Clone, Default)]
+struct Spans(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Spans {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap().extend(batch);
+        Ok(())
+    }
+}
+
+// One thread, so that the subscriber of this test sees all of it.
+#[tokio::test(flavor = "current_thread")]
+async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    let spans = Spans::default();
+    let provider = SdkTracerProvider::builder()
+        .with_simple_exporter(spans.clone())
+        .build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+
+    let fixture = Fixture::start().await;
+    let (handler, mut seen) = Script::new(|_| {
+        tracing::info_span!("inside").in_scope(|| ());
+        std::future::ready(Settle::Ack)
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+
+    let root = tracing::info_span!("root");
+    let trace_id = root.context().span().span_context().trace_id();
+    fixture
+        .mesh
+        .publish(SUBJECT, Some("id"), &chunk(1))
+        .instrument(root.clone())
+        .await
+        .unwrap();
+    drop(root);
+    seen.next().await;
+    fixture.settled().await;
+    work.stop().await;
+
+    let of_trace = || {
+        let all = spans.0.lock().unwrap().clone();
+        all.into_iter()
+            .filter(|span| span.span_context.trace_id() == trace_id)
+            .collect::<Vec<_>>()
+    };
+    until("all four spans ended", async || of_trace().len() >= 4).await;
+    let all = of_trace();
+    let find = |name: &str| {
+        all.iter()
+            .find(|span| span.name == name)
+            .unwrap_or_else(|| panic!("{name} in {all:?}"))
+    };
+    let (root, publish) = (find("root"), find("publish timeline.v1.deliver"));
+    let (process, inside) = (find("process timeline.v1.deliver"), find("inside"));
+    assert_eq!(publish.parent_span_id, root.span_context.span_id());
+    assert_eq!(publish.span_kind, SpanKind::Producer);
+    assert_eq!(process.parent_span_id, publish.span_context.span_id());
+    assert!(process.parent_span_is_remote);
+    assert_eq!(process.span_kind, SpanKind::Consumer);
+    assert_eq!(inside.parent_span_id, process.span_context.span_id());
+
+    let attributes: Vec<_> = process
+        .attributes
+        .iter()
+        .map(|a| (a.key.as_str(), a.value.as_str().into_owned()))
+        .collect();
+    for wanted in [
+        ("messaging.system", "nats"),
+        ("messaging.operation.name", "process"),
+        ("messaging.destination.name", "timeline.v1.deliver.normal"),
+        ("messaging.consumer.group.name", "timeline-normal"),
+    ] {
+        assert!(
+            attributes.contains(&(wanted.0, wanted.1.to_owned())),
+            "{wanted:?} in {attributes:?}"
+        );
+    }
+
+    // Nothing but what is agreed on travels in the headers.
+    let stored = fixture
+        .jetstream()
+        .await
+        .get_stream(streams::TIMELINE)
+        .await
+        .unwrap()
+        .direct_get(1)
+        .await
+        .unwrap();
+    let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.to_string()).collect();
+    names.retain(|name| {
+        !["Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp"].contains(&name.as_str())
+    });
+    names.sort();
+    assert_eq!(names, ["Herald-Type", "Nats-Msg-Id", "traceparent"]);
+}
