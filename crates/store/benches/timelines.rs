@@ -3,6 +3,8 @@
 //! `cargo bench -p herald-store --bench timelines -- [deliveries] [users] [in flight]`; by default 20,000,000 deliveries in
 //! chunks of 1,000 over 1,000,000 users, with 1,000 chunks in flight. Set `BENCH_DIR` to choose the disk.
 
+#![allow(clippy::expect_used)] // A benchmark that can't go on ends.
+
 use std::{
     fs,
     path::Path,
@@ -25,7 +27,9 @@ const CHUNK: u64 = 1_000;
 const CHUNKS_MADE: usize = 4_000;
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).filter_map(|a| a.replace('_', "").parse::<u64>().ok());
+    let mut numbers = std::env::args()
+        .skip(1)
+        .filter_map(|a| a.replace('_', "").parse::<u64>().ok());
     let deliveries = numbers.next().unwrap_or(20_000_000);
     let users = u32::try_from(numbers.next().unwrap_or(1_000_000)).expect("users in 32 bits");
     let in_flight = usize::try_from(numbers.next().unwrap_or(1_000)).expect("a number of chunks");
@@ -34,12 +38,21 @@ fn main() {
         Err(_) => tempfile::tempdir(),
     }
     .expect("a directory");
-    let mut config = Config { data_dir: dir.path().into(), ..Config::default() };
+    let mut config = Config {
+        data_dir: dir.path().into(),
+        ..Config::default()
+    };
     if let Ok(interval) = std::env::var("FLUSH_INTERVAL_MS") {
         config.timelines.flush_interval_ms = interval.parse().expect("milliseconds");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    runtime.block_on(runtime.spawn(bench(config, deliveries, users, in_flight))).expect("no panic");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(runtime.spawn(bench(config, deliveries, users, in_flight)))
+        .expect("no panic");
 }
 
 async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
@@ -60,7 +73,10 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
         let recipients = chunks[post as usize % CHUNKS_MADE].clone();
         sent += u64::from(recipients.len());
         let at = Instant::now();
-        let durable = timelines.deliver(PostId(post), recipients).await.expect("deliver");
+        let durable = timelines
+            .deliver(PostId(post), recipients)
+            .await
+            .expect("deliver");
         waiting.push(async move {
             durable.await.expect("durable");
             at.elapsed()
@@ -72,24 +88,43 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
     let wall = start.elapsed();
     let spent = cpu_since(&cpu);
     let total: f64 = spent.iter().map(|(_, s)| s).sum();
-    println!("delivered        {sent} in {:.2} s: {:.2} M/s", wall.as_secs_f64(), sent as f64 / wall.as_secs_f64() / 1e6);
-    println!("cpu              {total:.2} s: {:.2} M/s on one core", sent as f64 / total / 1e6);
+    println!(
+        "delivered        {sent} in {:.2} s: {:.2} M/s",
+        wall.as_secs_f64(),
+        sent as f64 / wall.as_secs_f64() / 1e6
+    );
+    println!(
+        "cpu              {total:.2} s: {:.2} M/s on one core",
+        sent as f64 / total / 1e6
+    );
     for (thread, seconds) in spent {
         println!("  {thread:<15}{seconds:.2} s");
     }
     println!("deliver → durable, slowest {} ms", slowest.as_millis());
-    println!("memory           {} MB at most, {base_mb} MB before", rss_mb("VmHWM:"));
-    println!("disk             {:.2} bytes a delivery", disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64);
+    println!(
+        "memory           {} MB at most, {base_mb} MB before",
+        rss_mb("VmHWM:")
+    );
+    println!(
+        "disk             {:.2} bytes a delivery",
+        disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64
+    );
 
     read(&*timelines, &mut random, users, "before merging").await;
     scan(&*timelines, sent).await;
     let (start, cpu) = (Instant::now(), cpu_by_thread());
     timelines.merge_all().expect("merge");
     let spent: f64 = cpu_since(&cpu).iter().map(|(_, s)| s).sum();
-    println!("merged all       in {:.2} s, cpu {spent:.2} s", start.elapsed().as_secs_f64());
+    println!(
+        "merged all       in {:.2} s, cpu {spent:.2} s",
+        start.elapsed().as_secs_f64()
+    );
     read(&*timelines, &mut random, users, "after merging").await;
     scan(&*timelines, sent).await;
-    println!("disk             {:.2} bytes a delivery", disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64);
+    println!(
+        "disk             {:.2} bytes a delivery",
+        disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64
+    );
     store.close().expect("close");
 }
 
@@ -108,7 +143,11 @@ async fn read(timelines: &impl Timelines, random: &mut SmallRng, users: u32, whe
         entries += timelines.newest(user, None, 50).await.expect("read").len();
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!("reads            {:.0} /s {when}, {:.1} entries each", f64::from(READS) / seconds, entries as f64 / f64::from(READS));
+    println!(
+        "reads            {:.0} /s {when}, {:.1} entries each",
+        f64::from(READS) / seconds,
+        entries as f64 / f64::from(READS)
+    );
 }
 
 async fn scan(timelines: &impl Timelines, sent: u64) {
@@ -121,7 +160,10 @@ async fn scan(timelines: &impl Timelines, sent: u64) {
         found += page.iter().map(|(_, posts)| posts.len() as u64).sum::<u64>();
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!("scan             {found} of {sent} in {seconds:.2} s: {:.2} M/s", found as f64 / seconds / 1e6);
+    println!(
+        "scan             {found} of {sent} in {seconds:.2} s: {:.2} M/s",
+        found as f64 / seconds / 1e6
+    );
 }
 
 fn disk_bytes(dir: &Path) -> u64 {
@@ -137,7 +179,10 @@ fn disk_bytes(dir: &Path) -> u64 {
 
 fn rss_mb(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or("0 kB");
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix(field))
+        .unwrap_or("0 kB");
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) / 1_024
 }
 
@@ -146,8 +191,15 @@ fn cpu_by_thread() -> Vec<(String, f64)> {
     let mut threads = std::collections::BTreeMap::<String, f64>::new();
     for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
         let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { continue };
-        let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else {
+            continue;
+        };
+        let ticks: u64 = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|t| t.parse::<u64>().ok())
+            .sum();
         *threads.entry(name.into()).or_default() += ticks as f64 / 100.0;
     }
     threads.into_iter().collect()
@@ -155,5 +207,12 @@ fn cpu_by_thread() -> Vec<(String, f64)> {
 
 fn cpu_since(before: &[(String, f64)]) -> Vec<(String, f64)> {
     let of = |name: &str| before.iter().find(|(n, _)| n == name).map_or(0.0, |(_, s)| *s);
-    cpu_by_thread().into_iter().map(|(name, s)| { let d = s - of(&name); (name, d) }).filter(|(_, s)| *s > 0.0).collect()
+    cpu_by_thread()
+        .into_iter()
+        .map(|(name, s)| {
+            let d = s - of(&name);
+            (name, d)
+        })
+        .filter(|(_, s)| *s > 0.0)
+        .collect()
 }

@@ -12,12 +12,18 @@ pub(crate) struct Failure {
 impl Failure {
     /// What failed, because of which error.
     pub(crate) fn new(what: &str, cause: &Error) -> Self {
-        Self { kind: cause.kind(), message: format!("{what}: {}", with_sources(cause)) }
+        Self {
+            kind: cause.kind(),
+            message: format!("{what}: {}", with_sources(cause)),
+        }
     }
 
     /// What failed because the thread that does it is gone.
     pub(crate) fn ended(what: &str) -> Self {
-        Self { kind: ErrorKind::Unavailable, message: what.into() }
+        Self {
+            kind: ErrorKind::Unavailable,
+            message: what.into(),
+        }
     }
 
     /// The error to return.

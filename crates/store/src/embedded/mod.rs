@@ -7,16 +7,34 @@
 //!
 //! `lock` keeps a second process out and `format` says which version of the layout the directory has.
 
+mod cache;
+mod devices;
 mod dir;
+mod failure;
+mod follows;
+mod ledger;
+mod maintenance;
+mod parts;
+mod posts;
+mod preferences;
 mod records;
+mod rounds;
 mod space;
+#[cfg(test)]
+mod testing;
+pub mod timelines;
+mod totals;
+mod users;
+mod varint;
 
 use std::{path::PathBuf, sync::Arc};
 
+use herald_model::time::Micros;
 use serde::{Deserialize, Serialize};
 
-use self::{dir::Dir, records::Records, space::Space};
-use crate::Result;
+pub use self::timelines::EmbeddedTimelines;
+use self::{dir::Dir, ledger::Ledger, maintenance::Maintenance, parts::Parts, records::Records, space::Space};
+use crate::{Follows, Result, Stores, Users};
 
 /// How the embedded engine is set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,17 +47,50 @@ pub struct Config {
     pub disk_free_mb_min: u64,
     /// Memory for blocks of `records/` that were read from disk, MiB.
     pub records_cache_mb: u64,
+    /// How long it can be told who followed an author at an earlier moment, hours. Posts that are still on their way need
+    /// it.
+    pub follow_history_keep_hours: u64,
+    /// How long a request id stands for the post it made, hours.
+    pub request_keep_hours: u64,
+    /// Memory for users, each way between ids and keys, MiB.
+    pub users_cache_mb: u64,
+    /// Memory for what older versions of followers differ by, MiB.
+    pub follows_cache_mb: u64,
+    /// Memory for posts, MiB.
+    pub posts_cache_mb: u64,
+    /// Memory for devices, MiB.
+    pub devices_cache_mb: u64,
+    /// Memory for preferences, MiB.
+    pub preferences_cache_mb: u64,
+    /// Timelines.
+    pub timelines: timelines::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { data_dir: PathBuf::from("herald-data"), disk_free_mb_min: 256, records_cache_mb: 32 }
+        Self {
+            data_dir: PathBuf::from("herald-data"),
+            disk_free_mb_min: 256,
+            records_cache_mb: 32,
+            follow_history_keep_hours: 7 * 24,
+            request_keep_hours: 24,
+            users_cache_mb: 32,
+            follows_cache_mb: 16,
+            posts_cache_mb: 64,
+            devices_cache_mb: 16,
+            preferences_cache_mb: 16,
+            timelines: timelines::Config::default(),
+        }
     }
 }
 
 /// The embedded engine, open. Only one can be open for a directory.
 pub struct Embedded {
+    maintenance: Maintenance,
+    ledger: Arc<Ledger>,
+    parts: Parts,
     records: Arc<Records>,
+    timelines: Arc<EmbeddedTimelines>,
     _dir: Dir,
 }
 
@@ -49,12 +100,59 @@ impl Embedded {
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
-        let records = Arc::new(Records::open(&dir.path().join("records"), config.records_cache_mb, space)?);
-        Ok(Self { records, _dir: dir })
+        let records = Records::open(&dir.path().join("records"), config.records_cache_mb, Arc::clone(&space))?;
+        let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
+        let records = Arc::new(records);
+        let parts = Parts::open(&records, config)?;
+        let maintenance = Maintenance::start(parts.chores())?;
+        Ok(Self {
+            ledger: Arc::new(Ledger::open(&records)?),
+            maintenance,
+            parts,
+            records,
+            timelines: Arc::new(timelines),
+            _dir: dir,
+        })
+    }
+
+    /// All of its stores.
+    pub fn stores(&self) -> Stores {
+        Stores {
+            users: self.parts.users.clone(),
+            follows: self.parts.follows.clone(),
+            posts: self.parts.posts.clone(),
+            devices: self.parts.devices.clone(),
+            preferences: self.parts.preferences.clone(),
+            timelines: self.timelines.clone(),
+            ledger: self.ledger.clone(),
+            totals: self.parts.totals.clone(),
+        }
     }
 
     /// Makes what was written durable and ends the engine's threads. Writes that come later are refused.
     pub fn close(&self) -> Result<()> {
-        self.records.close()
+        self.maintenance.stop();
+        self.timelines.close().and(self.records.close())
+    }
+
+    /// Forgets what is too old at a moment: follow versions and request ids past their time. The engine does so itself once
+    /// a minute.
+    pub async fn maintenance(&self, now: Micros) -> Result<()> {
+        self.parts.chores().run(now).await
+    }
+
+    /// The dictionary of users.
+    pub fn users(&self) -> Arc<dyn Users> {
+        self.parts.users.clone()
+    }
+
+    /// The graph.
+    pub fn follows(&self) -> Arc<dyn Follows> {
+        self.parts.follows.clone()
+    }
+
+    /// The timelines, for their maintenance.
+    pub fn timelines(&self) -> &Arc<EmbeddedTimelines> {
+        &self.timelines
     }
 }

@@ -10,11 +10,15 @@ use std::{
     thread::JoinHandle,
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::{dir::io_error, space::Space};
+use super::{
+    dir::io_error,
+    failure::{Failure, with_sources},
+    space::Space,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// Memtable of one keyspace, bytes. Small, because there are many keyspaces.
@@ -85,6 +89,11 @@ impl Records {
         self.database.batch()
     }
 
+    /// One moment of all keyspaces. What is applied later isn't in it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.database.snapshot()
+    }
+
     /// Applies a batch, all or nothing. On return everyone can read it; it is durable when the returned future resolves
     /// with `Ok`. For writers that read first: hold a lock around the reading and this call, and await after it.
     pub(crate) fn apply(&self, batch: OwnedWriteBatch) -> Result<Committed> {
@@ -143,19 +152,6 @@ impl Future for Committed {
     }
 }
 
-/// Why nothing can be committed any more.
-#[derive(Debug, Clone)]
-struct Failure {
-    kind: ErrorKind,
-    message: String,
-}
-
-impl Failure {
-    fn error(&self) -> Error {
-        Error::new(self.kind, self.message.clone())
-    }
-}
-
 /// Those who wait for the next fsync.
 #[derive(Default)]
 struct Committer {
@@ -188,13 +184,10 @@ impl Committer {
     /// Refuses everything from now on. Answers with the error to pass on.
     fn fail(&self, error: &Error) -> Error {
         let mut state = self.state.lock();
-        let failure = Failure {
-            kind: error.kind(),
-            message: format!(
-                "the records can't be written until the store is opened again: {}",
-                with_sources(error)
-            ),
-        };
+        let failure = Failure::new(
+            "the records can't be written until the store is opened again",
+            error,
+        );
         let error = failure.error();
         state.failed.get_or_insert(failure);
         error
@@ -276,16 +269,6 @@ impl Journal {
         self.current = Some((id, file));
         Ok(())
     }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 /// An error of fjall, with the kind that fits.

@@ -86,7 +86,9 @@ pub(super) fn merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
 }
 
 fn next_user<'a>(rest: &mut &'a [u8]) -> Result<Option<(u8, &'a [u8])>> {
-    let Some((&user, after)) = rest.split_first() else { return Ok(None) };
+    let Some((&user, after)) = rest.split_first() else {
+        return Ok(None);
+    };
     *rest = after;
     let length = usize::try_from(read(rest)?).map_err(|_| malformed())?;
     let (posts, after) = rest.split_at_checked(length).ok_or_else(malformed)?;

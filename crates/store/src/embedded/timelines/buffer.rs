@@ -22,7 +22,12 @@ pub(super) struct Buffer {
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self { parts: Vec::new(), pairs: 0, since: None, outcome: watch::Sender::new(None) }
+        Self {
+            parts: Vec::new(),
+            pairs: 0,
+            since: None,
+            outcome: watch::Sender::new(None),
+        }
     }
 }
 
@@ -54,7 +59,11 @@ impl Buffer {
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
         let wanted = pair::in_part(user, 0);
         if let Some(part) = self.parts.get((user.0 >> pair::PART_BITS) as usize) {
-            out.extend(part.iter().filter(|p| **p & !pair::POST_MAX == wanted).map(|p| pair::post(*p)));
+            out.extend(
+                part.iter()
+                    .filter(|p| **p & !pair::POST_MAX == wanted)
+                    .map(|p| pair::post(*p)),
+            );
         }
     }
 
@@ -65,7 +74,10 @@ impl Buffer {
             match outcome.wait_for(Option::is_some).await.as_deref() {
                 Ok(Some(Err(failure))) => Err(failure.error()),
                 Ok(_) => Ok(()),
-                Err(_) => Err(Error::new(ErrorKind::Unavailable, "the timelines were closed before the run was written")),
+                Err(_) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the timelines were closed before the run was written",
+                )),
             }
         })
     }
@@ -78,7 +90,10 @@ impl Buffer {
     /// Empties it, keeping the memory for the next run.
     pub(super) fn reuse(mut self) -> Self {
         self.parts.iter_mut().for_each(Vec::clear);
-        Self { parts: self.parts, ..Self::default() }
+        Self {
+            parts: self.parts,
+            ..Self::default()
+        }
     }
 
     /// Passes each group's number and block, ascending, to `each`. Repeats are left out.

@@ -23,8 +23,8 @@ use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, PersistMode,
     compaction::Leveled,
     config::{
-        BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
-        RestartIntervalPolicy,
+        BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
+        PinningPolicy, RestartIntervalPolicy,
     },
 };
 use herald_model::UserKey;
@@ -72,18 +72,31 @@ impl Disk {
             .manual_journal_persist(true)
             // With more, the first one spins while another compacts.
             .worker_threads(1)
-            .with_compaction_filter_factories(Arc::new(move |keyspace| (keyspace == "runs").then(|| filters.factory())))
+            .with_compaction_filter_factories(Arc::new(move |keyspace| {
+                (keyspace == "runs").then(|| filters.factory())
+            }))
             .open()
             .map_err(map_err)?;
         let runs = database.keyspace("runs", runs_options).map_err(map_err)?;
         let merged = database.keyspace("merged", merged_options).map_err(map_err)?;
-        let state = database.keyspace("state", || options().max_memtable_size(1 << 20)).map_err(map_err)?;
+        let state = database
+            .keyspace("state", || options().max_memtable_size(1 << 20))
+            .map_err(map_err)?;
         for row in state.prefix("mark") {
             let (key, value) = row.into_inner().map_err(map_err)?;
-            let slice = key.get(4..).and_then(|k| k.try_into().ok()).map(u32::from_be_bytes).ok_or_else(malformed)?;
+            let slice = key
+                .get(4..)
+                .and_then(|k| k.try_into().ok())
+                .map(u32::from_be_bytes)
+                .ok_or_else(malformed)?;
             marks.raise(slice, number(&value)?);
         }
-        let stored = |key: &str| state.get(key).map_err(map_err)?.map_or(Ok(0), |value| number(&value));
+        let stored = |key: &str| {
+            state
+                .get(key)
+                .map_err(map_err)?
+                .map_or(Ok(0), |value| number(&value))
+        };
         let next = stored("next_run")?.max(1);
         let oldest = stored("oldest")?;
         Ok(Self {
@@ -213,7 +226,9 @@ pub(super) fn read_run_key(key: &[u8]) -> Result<(u32, u64)> {
 
 /// The user of a key of `merged`.
 pub(super) fn read_user_key(key: &[u8]) -> Result<UserKey> {
-    key.try_into().map(|key| UserKey(u32::from_be_bytes(key))).map_err(|_| malformed())
+    key.try_into()
+        .map(|key| UserKey(u32::from_be_bytes(key)))
+        .map_err(|_| malformed())
 }
 
 fn number(value: &[u8]) -> Result<u64> {
@@ -221,11 +236,16 @@ fn number(value: &[u8]) -> Result<u64> {
 }
 
 fn malformed() -> Error {
-    Error::new(ErrorKind::Corrupt, "a key or number of the timelines is malformed")
+    Error::new(
+        ErrorKind::Corrupt,
+        "a key or number of the timelines is malformed",
+    )
 }
 
 fn options() -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).manual_journal_persist(true)
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(MEMTABLE_BYTES)
+        .manual_journal_persist(true)
 }
 
 fn runs_options() -> KeyspaceCreateOptions {
@@ -236,13 +256,23 @@ fn runs_options() -> KeyspaceCreateOptions {
         .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
         .data_block_compression_policy(CompressionPolicy::disabled())
         .index_block_pinning_policy(PinningPolicy::all(true))
-        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(16).with_table_target_size(8 << 20)))
+        .compaction_strategy(Arc::new(
+            Leveled::default()
+                .with_l0_threshold(16)
+                .with_table_target_size(8 << 20),
+        ))
 }
 
 fn merged_options() -> KeyspaceCreateOptions {
     options()
-        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
+        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(
+            BloomConstructionPolicy::BitsPerKey(10.0),
+        )))
         .data_block_size_policy(BlockSizePolicy::all(8 << 10))
         .data_block_compression_policy(CompressionPolicy::disabled())
-        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(4).with_table_target_size(32 << 20)))
+        .compaction_strategy(Arc::new(
+            Leveled::default()
+                .with_l0_threshold(4)
+                .with_table_target_size(32 << 20),
+        ))
 }

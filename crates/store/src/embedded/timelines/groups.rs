@@ -44,17 +44,44 @@ impl Groups {
             Some(end) => disk.merged.range(first..pair::user(end, 0).0.to_be_bytes()),
             None => disk.merged.range(first..),
         };
-        Ok(Self { runs: Rows::new(runs)?, merged: Rows::new(merged)?, marks, last_run })
+        Ok(Self {
+            runs: Rows::new(runs)?,
+            merged: Rows::new(merged)?,
+            marks,
+            last_run,
+        })
     }
 
     /// Puts the next group's pairs into `pairs`: ascending, each once.
     pub(super) fn next(&mut self, pairs: &mut Vec<u64>) -> Result<Option<Group>> {
         pairs.clear();
-        let of_runs = self.runs.next.as_ref().map(|(key, _)| read_run_key(key)).transpose()?.map(|(group, _)| group);
-        let of_merged = self.merged.next.as_ref().map(|(key, _)| read_user_key(key)).transpose()?.map(pair::group);
-        let Some(number) = [of_runs, of_merged].into_iter().flatten().min() else { return Ok(None) };
-        let mut group = Group { number, fresh: 0, blocks: 0 };
-        let mark = self.marks.get((number >> pair::SLICE_GROUP_BITS) as usize).copied().unwrap_or(0);
+        let of_runs = self
+            .runs
+            .next
+            .as_ref()
+            .map(|(key, _)| read_run_key(key))
+            .transpose()?
+            .map(|(group, _)| group);
+        let of_merged = self
+            .merged
+            .next
+            .as_ref()
+            .map(|(key, _)| read_user_key(key))
+            .transpose()?
+            .map(pair::group);
+        let Some(number) = [of_runs, of_merged].into_iter().flatten().min() else {
+            return Ok(None);
+        };
+        let mut group = Group {
+            number,
+            fresh: 0,
+            blocks: 0,
+        };
+        let mark = self
+            .marks
+            .get((number >> pair::SLICE_GROUP_BITS) as usize)
+            .copied()
+            .unwrap_or(0);
         while let Some((key, row)) = &self.runs.next {
             let (of, run) = read_run_key(key)?;
             if of != number {
@@ -101,7 +128,12 @@ impl Rows {
     }
 
     fn advance(&mut self) -> Result<()> {
-        self.next = self.rows.next().map(fjall::Guard::into_inner).transpose().map_err(map_err)?;
+        self.next = self
+            .rows
+            .next()
+            .map(fjall::Guard::into_inner)
+            .transpose()
+            .map_err(map_err)?;
         Ok(())
     }
 }

@@ -113,7 +113,11 @@ impl Intake {
                 continue;
             };
             let due = since + self.flush_interval;
-            if state.hurry || state.closing || state.filling.pairs() >= self.run_pairs_max || Instant::now() >= due {
+            if state.hurry
+                || state.closing
+                || state.filling.pairs() >= self.run_pairs_max
+                || Instant::now() >= due
+            {
                 break;
             }
             self.work.wait_until(&mut state, due);
@@ -161,7 +165,10 @@ impl Intake {
         let mut state = self.state.lock();
         state.failed.get_or_insert_with(|| failure.clone());
         state.closing = true;
-        let left = [Some(Arc::new(std::mem::take(&mut state.filling))), state.flushing.take()];
+        let left = [
+            Some(Arc::new(std::mem::take(&mut state.filling))),
+            state.flushing.take(),
+        ];
         drop(state);
         for buffer in left.into_iter().flatten() {
             buffer.resolve(Err(failure.clone()));

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
+use fjall::compaction::filter::{
+    CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
+};
 
 use super::{disk::read_run_key, pair};
 
@@ -13,7 +15,12 @@ pub(super) struct Marks(RwLock<Arc<Vec<u64>>>);
 impl Marks {
     /// The mark of one slice, 0 when nothing is merged.
     pub(super) fn of(&self, slice: u32) -> u64 {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(slice as usize).copied().unwrap_or(0)
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(slice as usize)
+            .copied()
+            .unwrap_or(0)
     }
 
     /// All of them, as they are now.
@@ -55,7 +62,9 @@ struct Filter(Arc<Vec<u64>>);
 impl CompactionFilter for Filter {
     fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
         let merged = read_run_key(item.key()).is_ok_and(|(group, run)| {
-            self.0.get((group >> pair::SLICE_GROUP_BITS) as usize).is_some_and(|mark| run <= *mark)
+            self.0
+                .get((group >> pair::SLICE_GROUP_BITS) as usize)
+                .is_some_and(|mark| run <= *mark)
         });
         // Keys are written once, so no tombstone is needed.
         Ok(if merged { Verdict::Destroy } else { Verdict::Keep })

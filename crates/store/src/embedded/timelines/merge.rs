@@ -42,7 +42,12 @@ impl State {
     fn pick(&mut self, blocks_min: u64) -> Option<u32> {
         let due = |(_, blocks): &(&u32, &u64)| **blocks >= blocks_min;
         let (after, before) = (self.last.saturating_add(1).., ..=self.last);
-        let slice = *self.blocks.range(after).find(due).or_else(|| self.blocks.range(before).find(due))?.0;
+        let slice = *self
+            .blocks
+            .range(after)
+            .find(due)
+            .or_else(|| self.blocks.range(before).find(due))?
+            .0;
         self.last = slice;
         Some(slice)
     }
@@ -140,7 +145,9 @@ fn merge_slice(disk: &Disk, slice: u32, entries_max: usize) -> Result<()> {
     let oldest = disk.oldest();
     let start = slice << pair::SLICE_GROUP_BITS;
     // The last slice ends with the last group.
-    let end = start.checked_add(SLICE_GROUPS).filter(|end| *end <= u32::MAX >> pair::GROUP_BITS);
+    let end = start
+        .checked_add(SLICE_GROUPS)
+        .filter(|end| *end <= u32::MAX >> pair::GROUP_BITS);
     let mut groups = Groups::new(disk, start, end, upto)?;
     let mut ingestion = disk.merged.start_ingestion().map_err(map_err)?;
     let (mut pairs, mut row) = (Vec::new(), Vec::new());
@@ -160,4 +167,3 @@ fn merge_slice(disk: &Disk, slice: u32, entries_max: usize) -> Result<()> {
     ingestion.finish().map_err(map_err)?;
     disk.raise_mark(slice, upto)
 }
-

@@ -27,7 +27,10 @@ const POST_BITS: u32 = 56;
 /// A post id that fits.
 pub(super) fn check(post: PostId) -> Result<u64> {
     if post.0 > POST_MAX {
-        return Err(Error::new(ErrorKind::LimitExceeded, format!("post ids end at {POST_MAX}, {post} is greater")));
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("post ids end at {POST_MAX}, {post} is greater"),
+        ));
     }
     Ok(post.0)
 }

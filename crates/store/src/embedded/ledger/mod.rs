@@ -1,0 +1,212 @@
+//! The ledger: what was planned for a post and what became of it.
+//!
+//! | key | value |
+//! |---|---|
+//! | post, 0, slice | whether it is the last, recipients by channel |
+//! | post, 1, channel, chunk | its outcome, with the counts and times first |
+//! | post, 2, channel, chunk | its recipients |
+//!
+//! Counting reads only the small rows, never a set of recipients.
+
+mod row;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use fjall::Keyspace;
+use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Micros};
+
+use self::row::{Head, Kind};
+use super::records::{self, Records, map_err};
+use crate::{ChannelCounts, Outcome, PostCounts, Result, Settlement, SlicePlan};
+
+/// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
+const MEMTABLE_BYTES: u64 = 32 << 20;
+
+/// The embedded engine's [`Ledger`](crate::Ledger).
+pub(crate) struct Ledger {
+    records: Arc<Records>,
+    rows: Keyspace,
+}
+
+impl Ledger {
+    /// Opens the ledger.
+    pub(crate) fn open(records: &Arc<Records>) -> Result<Self> {
+        let options = || records::options().max_memtable_size(MEMTABLE_BYTES);
+        Ok(Self { rows: records.keyspace("ledger", options)?, records: Arc::clone(records) })
+    }
+
+    fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
+        self.rows.get(row::chunk_key(post, Kind::Outcome, channel, chunk)).map_err(map_err)
+    }
+
+    /// When the first and the last of a chunk were delivered, given what was known before.
+    fn delivered_at(&self, settlement: &Settlement) -> Result<Option<(Micros, Micros)>> {
+        let before = self
+            .outcome_row(settlement.post, settlement.channel, settlement.chunk)?
+            .map_or(Ok(Head::default()), |row| row::decode_head(&row))?;
+        let delivered = row::counts_of(&settlement.outcome).delivered;
+        Ok(match before.delivered_at {
+            // The same again, or less: the message came once more.
+            Some(at) if delivered <= before.counts.delivered => Some(at),
+            Some((first, last)) => Some((first.min(settlement.at), last.max(settlement.at))),
+            None => (delivered > 0).then_some((settlement.at, settlement.at)),
+        })
+    }
+
+    fn chunks(&self, post: PostId, channel: Channel, after: Option<UserKey>) -> Result<Vec<PlannedChunk>> {
+        let mut chunks = Vec::new();
+        for entry in self.rows.prefix(row::channel_prefix(post, Kind::Chunk, channel)) {
+            let (key, value) = entry.into_inner().map_err(map_err)?;
+            let (last, set) = row::decode_chunk(&value)?;
+            if Some(last) <= after {
+                continue;
+            }
+            let recipients = set.decode()?;
+            if let Some(first) = recipients.iter().next() {
+                chunks.push(PlannedChunk { id: row::read_chunk_key(&key)?.1, first, last, recipients });
+            }
+        }
+        chunks.sort_unstable_by_key(|chunk| chunk.first);
+        Ok(chunks)
+    }
+}
+
+struct PlannedChunk {
+    id: ChunkId,
+    first: UserKey,
+    last: UserKey,
+    recipients: Recipients,
+}
+
+impl ChannelCounts {
+    fn add(&mut self, head: &Head) {
+        self.delivered += u64::from(head.counts.delivered);
+        self.suppressed += u64::from(head.counts.suppressed);
+        self.expired += u64::from(head.counts.expired);
+        self.dead += u64::from(head.counts.dead);
+        if let Some((first, last)) = head.delivered_at {
+            self.first_delivered_at = Some(self.first_delivered_at.map_or(first, |at| at.min(first)));
+            self.last_delivered_at = self.last_delivered_at.max(Some(last));
+        }
+    }
+
+    fn finish(&mut self) {
+        let settled = self.delivered + self.suppressed + self.expired + self.dead;
+        self.pending = self.targeted.saturating_sub(settled);
+    }
+}
+
+#[async_trait]
+impl crate::Ledger for Ledger {
+    async fn plan(&self, plan: &SlicePlan) -> Result<()> {
+        let key = row::slice_key(plan.post, plan.slice);
+        if self.rows.contains_key(key).map_err(map_err)? {
+            // Planned before, but perhaps not durable yet: what is committed after it makes it so.
+            return self.records.commit(self.records.batch()).await;
+        }
+        let mut batch = self.records.batch();
+        let mut slice = row::Slice { last: plan.last, ..row::Slice::default() };
+        for chunk in &plan.chunks {
+            let id = chunk.recipients.chunk_id();
+            let key = row::chunk_key(plan.post, Kind::Chunk, chunk.channel, id);
+            batch.insert(&self.rows, key, row::encode_chunk(&chunk.recipients));
+            *match chunk.channel {
+                Channel::Timeline => &mut slice.timeline,
+                Channel::Push => &mut slice.push,
+            } += u64::from(chunk.recipients.len());
+        }
+        batch.insert(&self.rows, key, slice.encode());
+        self.records.commit(batch).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<()> {
+        let key = row::chunk_key(settlement.post, Kind::Outcome, settlement.channel, settlement.chunk);
+        let row = row::encode_outcome(&settlement.outcome, self.delivered_at(settlement)?);
+        let mut batch = self.records.batch();
+        batch.insert(&self.rows, key, row);
+        self.records.commit(batch).await
+    }
+
+    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Outcome>> {
+        self.outcome_row(post, channel, chunk)?.map(|row| row::decode_outcome(&row)).transpose()
+    }
+
+    async fn counts(&self, post: PostId) -> Result<Option<PostCounts>> {
+        let mut counts = PostCounts::default();
+        let mut known = false;
+        for entry in self.rows.prefix(row::prefix(post, Kind::Slice)) {
+            let slice = row::Slice::decode(&entry.value().map_err(map_err)?)?;
+            known = true;
+            counts.planned |= slice.last;
+            counts.timeline.targeted += slice.timeline;
+            counts.push.targeted += slice.push;
+        }
+        if !known {
+            return Ok(None);
+        }
+        for entry in self.rows.prefix(row::prefix(post, Kind::Outcome)) {
+            let (key, value) = entry.into_inner().map_err(map_err)?;
+            let head = row::decode_head(&value)?;
+            match row::read_chunk_key(&key)?.0 {
+                Channel::Timeline => counts.timeline.add(&head),
+                Channel::Push => counts.push.add(&head),
+            }
+        }
+        counts.timeline.finish();
+        counts.push.finish();
+        Ok(Some(counts))
+    }
+
+    async fn recipients(
+        &self,
+        post: PostId,
+        channel: Channel,
+        state: Option<DeliveryState>,
+        after: Option<UserKey>,
+        limit: usize,
+    ) -> Result<Vec<(UserKey, DeliveryState)>> {
+        let mut found: Vec<(UserKey, DeliveryState)> = Vec::new();
+        let mut reached = None;
+        for chunk in self.chunks(post, channel, after)? {
+            // What was found so far is complete up to where this chunk begins, unless chunks overlap.
+            if found.len() >= limit && reached < Some(chunk.first) {
+                break;
+            }
+            reached = reached.max(Some(chunk.last));
+            let outcome = self.outcome(post, channel, chunk.id).await?;
+            let states = states(&chunk.recipients, outcome.as_ref());
+            found.extend(states.into_iter().filter(|(user, is)| {
+                Some(*user) > after && state.is_none_or(|wanted| *is == wanted)
+            }));
+        }
+        // No user is in two chunks. Were it so, the final state would stand, and once.
+        found.sort_unstable_by_key(|(user, state)| (*user, *state == DeliveryState::Pending));
+        found.dedup_by_key(|(user, _)| *user);
+        found.truncate(limit);
+        Ok(found)
+    }
+}
+
+/// Each recipient of a chunk with its state.
+fn states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(UserKey, DeliveryState)> {
+    let all_are = |state| recipients.iter().map(|user| (user, state)).collect();
+    match outcome {
+        None => all_are(DeliveryState::Pending),
+        Some(Outcome::Delivered { .. }) => all_are(DeliveryState::Delivered),
+        Some(Outcome::Mixed { delivered, suppressed, expired, dead, .. }) => {
+            let sets = [
+                (delivered, DeliveryState::Delivered),
+                (suppressed, DeliveryState::Suppressed),
+                (expired, DeliveryState::Expired),
+                (dead, DeliveryState::Dead),
+            ];
+            let settled: HashMap<UserKey, DeliveryState> =
+                sets.iter().flat_map(|(set, state)| set.iter().map(|user| (user, *state))).collect();
+            let state = |user| settled.get(&user).copied().unwrap_or(DeliveryState::Pending);
+            recipients.iter().map(|user| (user, state(user))).collect()
+        }
+    }
+}

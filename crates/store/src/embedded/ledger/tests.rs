@@ -1,0 +1,281 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::executor::block_on;
+use herald_model::DeviceId;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{ChunkPlan, Ledger as _, Partly, SettledCounts, embedded::testing::Store};
+
+const POST: PostId = PostId(7);
+
+fn set(users: impl IntoIterator<Item = u32>) -> Recipients {
+    Recipients::from_sorted(
+        users
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .map(UserKey),
+    )
+}
+
+fn plan(slice: u32, last: bool, chunks: &[(Channel, &Recipients)]) -> SlicePlan {
+    let chunks = chunks.iter().map(|(channel, recipients)| ChunkPlan {
+        channel: *channel,
+        recipients: Recipients::clone(recipients),
+    });
+    SlicePlan {
+        post: POST,
+        slice,
+        chunks: chunks.collect(),
+        last,
+    }
+}
+
+fn settlement(channel: Channel, recipients: &Recipients, outcome: Outcome, at: i64) -> Settlement {
+    Settlement {
+        post: POST,
+        channel,
+        chunk: recipients.chunk_id(),
+        outcome,
+        at: Micros(at),
+    }
+}
+
+/// A recipient's state by a number.
+fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
+    let of = |wanted: u8| {
+        set(recipients
+            .iter()
+            .zip(states.iter().cycle())
+            .filter(|(_, s)| **s == wanted)
+            .map(|(user, _)| user.0))
+    };
+    let pending = of(0);
+    let partly = pending.iter().map(|user| Partly {
+        user,
+        done: vec![DeviceId(u64::from(user.0) << 40), DeviceId(1)],
+    });
+    Outcome::Mixed {
+        delivered: of(1),
+        suppressed: of(2),
+        expired: of(3),
+        dead: of(4),
+        partly: partly.collect(),
+        announced: SettledCounts {
+            delivered: 3,
+            suppressed: 1,
+            expired: 4,
+            dead: 1,
+        },
+    }
+}
+
+#[test]
+fn a_post_that_was_never_planned_is_unknown() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
+    assert!(
+        block_on(ledger.recipients(POST, Channel::Push, None, None, 10))
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn planning_a_slice_again_changes_nothing() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let (a, b) = (set(1..=10), set(11..=30));
+    block_on(ledger.plan(&plan(0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]))).unwrap();
+    block_on(ledger.settle(&settlement(
+        Channel::Timeline,
+        &a,
+        Outcome::Delivered { count: 10 },
+        5,
+    )))
+    .unwrap();
+    let before = block_on(ledger.counts(POST)).unwrap();
+    block_on(ledger.plan(&plan(0, true, &[(Channel::Timeline, &b)]))).unwrap();
+    assert_eq!(block_on(ledger.counts(POST)).unwrap(), before);
+    assert!(!before.unwrap().planned);
+    block_on(ledger.plan(&plan(1, true, &[(Channel::Timeline, &b)]))).unwrap();
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
+    assert!(counts.planned);
+    assert_eq!(
+        (
+            counts.timeline.targeted,
+            counts.timeline.delivered,
+            counts.timeline.pending
+        ),
+        (30, 10, 20)
+    );
+    assert_eq!((counts.push.targeted, counts.push.pending), (10, 10));
+}
+
+#[test]
+fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let chunk = set(1..=4);
+    block_on(ledger.plan(&plan(0, true, &[(Channel::Push, &chunk)]))).unwrap();
+    for (states, at) in [
+        ([0, 0, 2, 0], 5),
+        ([1, 0, 2, 0], 10),
+        ([1, 1, 2, 4], 20),
+        ([1, 1, 2, 4], 30),
+    ] {
+        block_on(ledger.settle(&settlement(Channel::Push, &chunk, outcome(&chunk, &states), at))).unwrap();
+    }
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
+    assert_eq!(counts.first_delivered_at, Some(Micros(10)));
+    assert_eq!(counts.last_delivered_at, Some(Micros(20)));
+}
+
+#[test]
+fn a_user_of_overlapping_chunks_is_listed_once() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let (a, b) = (set(1..=10), set(5..=15));
+    block_on(ledger.plan(&plan(
+        0,
+        true,
+        &[(Channel::Timeline, &a), (Channel::Timeline, &b)],
+    )))
+    .unwrap();
+    block_on(ledger.settle(&settlement(
+        Channel::Timeline,
+        &b,
+        Outcome::Delivered { count: 11 },
+        1,
+    )))
+    .unwrap();
+    let listed = block_on(ledger.recipients(POST, Channel::Timeline, None, None, 100)).unwrap();
+    assert_eq!(
+        listed.iter().map(|(user, _)| user.0).collect::<Vec<_>>(),
+        (1..=15).collect::<Vec<_>>()
+    );
+    assert!(
+        listed
+            .iter()
+            .all(|(user, state)| (user.0 < 5) == (*state == DeliveryState::Pending))
+    );
+}
+
+#[test]
+fn other_posts_are_left_alone() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let chunk = set(1..=4);
+    let mut other = plan(0, true, &[(Channel::Push, &chunk)]);
+    other.post = PostId(POST.0 + 1);
+    block_on(ledger.plan(&other)).unwrap();
+    assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
+    assert_eq!(
+        block_on(ledger.outcome(other.post, Channel::Push, chunk.chunk_id())).unwrap(),
+        None
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// The conservation law, at every moment, and after opening the store again.
+    #[test]
+    fn what_was_targeted_is_settled_or_pending(
+        users in prop::collection::btree_set(1_u32..5_000, 1..200),
+        size in 1_usize..40,
+        settlements in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(0_u8..5, 1..9)), 0..30),
+        page in 1_usize..70,
+    ) {
+        let mut store = Store::new();
+        let users: Vec<u32> = users.into_iter().collect();
+        let chunks: Vec<Recipients> = users.chunks(size).map(|c| set(c.iter().copied())).collect();
+        let mut expected: BTreeMap<u32, u8> = users.iter().map(|user| (*user, 0)).collect();
+        let mut outcomes = BTreeMap::new();
+        {
+            let ledger = Ledger::open(store.records()).unwrap();
+            for (slice, chunk) in chunks.iter().enumerate() {
+                let last = slice + 1 == chunks.len();
+                block_on(ledger.plan(&plan(slice as u32, last, &[(Channel::Push, chunk)]))).unwrap();
+            }
+            for (at, (which, states)) in (0_i64..).zip(&settlements) {
+                let chunk = which.get(&chunks);
+                let outcome = outcome(chunk, states);
+                expected.extend(chunk.iter().map(|u| u.0).zip(states.iter().copied().cycle()));
+                block_on(ledger.settle(&settlement(Channel::Push, chunk, outcome.clone(), at))).unwrap();
+                outcomes.insert(chunk.chunk_id(), outcome);
+                check(&ledger, &expected, page)?;
+            }
+        }
+        store.reopen();
+        let ledger = Ledger::open(store.records()).unwrap();
+        check(&ledger, &expected, page)?;
+        for chunk in &chunks {
+            let found = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
+            prop_assert_eq!(found.as_ref(), outcomes.get(&chunk.chunk_id()));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        let bytes = [&[1], &bytes[..]].concat();
+        let _ = row::Slice::decode(&bytes);
+        let _ = row::decode_chunk(&bytes).and_then(|(_, set)| set.decode());
+        let _ = row::decode_outcome(&bytes);
+        let _ = row::read_chunk_key(&bytes);
+    }
+}
+
+fn check(
+    ledger: &Ledger,
+    expected: &BTreeMap<u32, u8>,
+    page: usize,
+) -> std::result::Result<(), TestCaseError> {
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
+    let push = counts.push;
+    prop_assert!(counts.planned);
+    prop_assert_eq!(push.targeted, expected.len() as u64);
+    prop_assert_eq!(
+        push.targeted,
+        push.delivered + push.suppressed + push.expired + push.pending + push.dead
+    );
+    let of = |wanted: u8| {
+        expected
+            .iter()
+            .filter(|(_, s)| **s == wanted)
+            .map(|(u, _)| *u)
+            .collect::<Vec<_>>()
+    };
+    let states = [
+        (DeliveryState::Pending, push.pending),
+        (DeliveryState::Delivered, push.delivered),
+        (DeliveryState::Suppressed, push.suppressed),
+        (DeliveryState::Expired, push.expired),
+        (DeliveryState::Dead, push.dead),
+    ];
+    for (number, (state, count)) in states.into_iter().enumerate() {
+        prop_assert_eq!(count, of(number as u8).len() as u64);
+        prop_assert_eq!(pages(ledger, Some(state), page), of(number as u8));
+    }
+    prop_assert_eq!(
+        pages(ledger, None, page),
+        expected.keys().copied().collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+fn pages(ledger: &Ledger, state: Option<DeliveryState>, page: usize) -> Vec<u32> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let listed = block_on(ledger.recipients(POST, Channel::Push, state, after, page)).unwrap();
+        let Some((last, _)) = listed.last() else {
+            return all;
+        };
+        assert!(listed.len() <= page);
+        after = Some(*last);
+        all.extend(listed.iter().map(|(user, _)| user.0));
+    }
+}
