@@ -15,7 +15,7 @@ pub(crate) fn publish_span(subject: Subject) -> Span {
         otel.name = publish_name(subject),
         otel.kind = "producer",
         otel.status_code = field::Empty,
-        otel.status_message = field::Empty,
+        otel.status_description = field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
@@ -36,7 +36,7 @@ pub(crate) fn process_span(
         otel.name = process_name(subject),
         otel.kind = "consumer",
         otel.status_code = field::Empty,
-        otel.status_message = field::Empty,
+        otel.status_description = field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.operation.type = "process",
@@ -57,7 +57,7 @@ pub(crate) fn process_span(
 /// Marks a span as failed.
 pub(crate) fn fail(span: &Span, message: &str) {
     span.record("otel.status_code", "error");
-    span.record("otel.status_message", message);
+    span.record("otel.status_description", message);
 }
 
 /// Writes the span's context, or the one around it when the span is filtered out, into the headers.

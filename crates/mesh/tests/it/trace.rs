@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex};
 
 use herald_mesh::{ConsumeOptions, Settle, streams};
 use opentelemetry::global;
-use opentelemetry::trace::{SpanKind, TraceContextExt as _, TracerProvider as _};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, TracerProvider as _};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
@@ -34,9 +34,12 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
 
     let fixture = Fixture::start().await;
-    let (handler, mut seen) = Script::new(|_| {
+    let (handler, mut seen) = Script::new(|delivery| async move {
+        if delivery.attempt == 1 {
+            return Settle::retry("not yet");
+        }
         tracing::info_span!("inside").in_scope(|| ());
-        std::future::ready(Settle::Ack)
+        Settle::Ack
     });
     let work = fixture.work(handler, ConsumeOptions::default());
 
@@ -50,6 +53,7 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
         .unwrap();
     drop(root);
     seen.next().await;
+    seen.next().await;
     fixture.settled().await;
     work.stop().await;
 
@@ -59,14 +63,20 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
             .filter(|span| span.span_context.trace_id() == trace_id)
             .collect::<Vec<_>>()
     };
-    until("all four spans ended", async || of_trace().len() >= 4).await;
+    until("all five spans ended", async || of_trace().len() >= 5).await;
     let all = of_trace();
     let find = |name: &str| {
         all.iter()
-            .find(|span| span.name == name)
+            .find(|span| span.name == name && span.status == Status::Unset)
             .unwrap_or_else(|| panic!("{name} in {all:?}"))
     };
     let (root, publish) = (find("root"), find("publish timeline.v1.deliver"));
+    let failed = all
+        .iter()
+        .find(|span| matches!(span.status, Status::Error { .. }))
+        .expect("the first attempt");
+    assert_eq!(failed.status, Status::error("not yet"));
+    assert_eq!(failed.parent_span_id, publish.span_context.span_id());
     let (process, inside) = (find("process timeline.v1.deliver"), find("inside"));
     assert_eq!(publish.parent_span_id, root.span_context.span_id());
     assert_eq!(publish.span_kind, SpanKind::Producer);
