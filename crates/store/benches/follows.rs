@@ -39,7 +39,8 @@ fn main() {
         ..Config::default()
     };
     let store = Embedded::open(&config).expect("open");
-    let graph = store.follows();
+    let dictionary = store.stores().users;
+    let graph = store.stores().follows;
 
     let mut random = SmallRng::seed_from_u64(1);
     let mut between = |authors: u32, first: u32| -> Vec<FollowChange> {
@@ -89,7 +90,7 @@ fn main() {
     for round in ["new", "known"] {
         let start = Instant::now();
         for names in names.chunks(CALL) {
-            block_on(store.users().intern(names)).expect("intern");
+            block_on(dictionary.intern(names)).expect("intern");
         }
         report(&format!("intern, {round}"), names.len(), start.elapsed(), "users");
     }

@@ -65,7 +65,8 @@ pub trait Follows: Send + Sync {
     async fn count(&self, author: UserKey) -> Result<FollowerCount>;
 
     /// Reads up to `limit` followers greater than `after`, as of a version (`None`: the current one).
-    /// [`HistoryTrimmed`](crate::ErrorKind::HistoryTrimmed) when it can no longer be told.
+    /// [`HistoryTrimmed`](crate::ErrorKind::HistoryTrimmed) when it can no longer be told,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) when there never was such a version: whoever pinned it used another store.
     async fn followers(
         &self,
         author: UserKey,

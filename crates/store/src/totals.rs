@@ -85,7 +85,9 @@ pub trait Totals: Send + Sync {
     /// Forgets an announced file, after it was deleted.
     async fn abandon(&self, file: &str) -> Result<()>;
 
-    /// Adds counts, marks messages as seen and clears the file's intent, all or nothing.
+    /// Adds counts, marks messages as seen and clears the file's intent, all or nothing. When all of its messages were
+    /// committed before, nothing changes and the intent stays; when some were, it is refused as
+    /// [`Corrupt`](crate::ErrorKind::Corrupt).
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
     /// One post's totals.

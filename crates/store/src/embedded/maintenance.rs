@@ -14,7 +14,7 @@ use super::{dir::io_error, follows::Graph, posts::Archive};
 use crate::Result;
 
 /// How long between two times.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_mins(1);
 
 /// Those that have something to forget.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
 use self::{dir::Dir, ledger::Ledger, maintenance::Maintenance, parts::Parts, records::Records, space::Space};
-use crate::{Follows, Result, Stores, Users};
+use crate::{Result, Stores};
 
 /// How the embedded engine is set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,16 +139,6 @@ impl Embedded {
     /// a minute.
     pub async fn maintenance(&self, now: Micros) -> Result<()> {
         self.parts.chores().run(now).await
-    }
-
-    /// The dictionary of users.
-    pub fn users(&self) -> Arc<dyn Users> {
-        self.parts.users.clone()
-    }
-
-    /// The graph.
-    pub fn follows(&self) -> Arc<dyn Follows> {
-        self.parts.follows.clone()
     }
 
     /// The timelines, for their maintenance.

@@ -15,6 +15,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::failure::with_sources;
 use crate::{Error, ErrorKind, Result};
 
 /// How many writes can wait; more wait before the queue.
@@ -109,10 +110,7 @@ fn answer_all<R>(answers: Vec<oneshot::Sender<Result<R>>>, done: Result<Vec<Resu
             }
         }
         Err(error) => {
-            let text = match std::error::Error::source(&error) {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            };
+            let text = with_sources(&error);
             for answer in answers {
                 let _ = answer.send(Err(Error::new(error.kind(), text.clone())));
             }

@@ -103,19 +103,18 @@ impl Tables {
                     Some(key) => Some(*key),
                     None => self.key(&id)?,
                 };
-                keys.push(match known {
-                    Some(key) => key,
-                    None => {
-                        next = next
-                            .checked_add(1)
-                            .ok_or_else(|| Error::new(ErrorKind::Full, "every user key is given"))?;
-                        // The id first: whoever can read the key can read its id.
-                        batch.insert(&self.ids, next.to_be_bytes(), id.as_str());
-                        batch.insert(&self.keys, id.as_str(), next.to_be_bytes());
-                        made.insert(id, UserKey(next));
-                        UserKey(next)
-                    }
-                });
+                if let Some(key) = known {
+                    keys.push(key);
+                    continue;
+                }
+                next = next
+                    .checked_add(1)
+                    .ok_or_else(|| Error::new(ErrorKind::Full, "every user key is given"))?;
+                // The id first: whoever can read the key can read its id.
+                batch.insert(&self.ids, next.to_be_bytes(), id.as_str());
+                batch.insert(&self.keys, id.as_str(), next.to_be_bytes());
+                made.insert(id, UserKey(next));
+                keys.push(UserKey(next));
             }
             answers.push(Ok(keys));
         }
@@ -141,14 +140,11 @@ impl crate::Users for Dictionary {
         let mut keys = Vec::with_capacity(ids.len());
         let mut loaded = Vec::new();
         for id in ids {
-            let key = match self.keys.get(id) {
-                Some(key) => Some(key),
-                None => {
-                    let key = self.tables.key(id)?;
-                    loaded.extend(key.map(|key| (id, key)));
-                    key
-                }
-            };
+            let mut key = self.keys.get(id);
+            if key.is_none() {
+                key = self.tables.key(id)?;
+                loaded.extend(key.map(|key| (id, key)));
+            }
             keys.push(key);
         }
         if !loaded.is_empty() {

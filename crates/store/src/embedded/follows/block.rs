@@ -71,15 +71,12 @@ impl Iterator for Followers<'_> {
             })
         });
         self.first = false;
-        match read {
-            Some(follower) => {
-                self.last = follower.key;
-                Some(Ok(follower))
-            }
-            None => {
-                self.rest = &[];
-                Some(Err(Malformed))
-            }
+        if let Some(follower) = read {
+            self.last = follower.key;
+            Some(Ok(follower))
+        } else {
+            self.rest = &[];
+            Some(Err(Malformed))
         }
     }
 }

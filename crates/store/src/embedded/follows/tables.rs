@@ -30,6 +30,9 @@ pub(super) struct Tables {
     pub(super) following: Keyspace,
 }
 
+/// Blocks with their bounds, ascending.
+pub(super) type Blocks = Box<dyn Iterator<Item = Result<(u32, fjall::Slice)>>>;
+
 /// An author's row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Count {
@@ -127,7 +130,7 @@ impl Tables {
         author: u32,
         blocks: u64,
         follower: u32,
-    ) -> Result<Box<dyn Iterator<Item = Result<(u32, fjall::Slice)>>>> {
+    ) -> Result<Blocks> {
         if blocks < 2 {
             let place = self.place(snapshot, author, blocks, follower)?;
             return Ok(Box::new(

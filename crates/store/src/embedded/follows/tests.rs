@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Follows, embedded::testing::Store};
 
-const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const WEEK: Duration = Duration::from_hours(7 * 24);
 
 fn open(store: &Store) -> Graph {
     Graph::open(store.records(), WEEK, 1 << 20).unwrap()

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{Posts, embedded::testing::Store};
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 const AUTHOR: UserKey = UserKey(3);
 
 fn open(store: &Store) -> Archive {
@@ -20,7 +20,7 @@ fn post(id: u64, request_id: &str, accepted_at: Micros) -> Post {
         lane: Lane::ALL[id as usize % 3],
         follow_version: FollowVersion(id + 7),
         accepted_at,
-        push_ttl: Duration::from_secs(3_600),
+        push_ttl: Duration::from_hours(1),
         deleted_at: None,
     }
 }

@@ -1,0 +1,51 @@
+//! The parts of the engine that live in `records/`.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Config, devices::DeviceBook, follows::Graph, maintenance::Chores, posts::Archive,
+    preferences::PreferenceBook, records::Records, totals::TotalsBook, users::Dictionary,
+};
+use crate::Result;
+
+/// All of them, open.
+pub(super) struct Parts {
+    pub(super) users: Arc<Dictionary>,
+    pub(super) follows: Arc<Graph>,
+    pub(super) posts: Arc<Archive>,
+    pub(super) devices: Arc<DeviceBook>,
+    pub(super) preferences: Arc<PreferenceBook>,
+    pub(super) totals: Arc<TotalsBook>,
+}
+
+impl Parts {
+    /// Opens them.
+    pub(super) fn open(records: &Arc<Records>, config: &Config) -> Result<Self> {
+        let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(60 * 60));
+        let bytes = |mb: u64| mb.saturating_mul(1 << 20);
+        Ok(Self {
+            users: Arc::new(Dictionary::open(records, bytes(config.users_cache_mb))?),
+            follows: Arc::new(Graph::open(
+                records,
+                hours(config.follow_history_keep_hours),
+                bytes(config.follows_cache_mb),
+            )?),
+            posts: Arc::new(Archive::open(
+                records,
+                hours(config.request_keep_hours),
+                bytes(config.posts_cache_mb),
+            )?),
+            devices: Arc::new(DeviceBook::open(records, bytes(config.devices_cache_mb))?),
+            preferences: Arc::new(PreferenceBook::open(records, bytes(config.preferences_cache_mb))?),
+            totals: Arc::new(TotalsBook::open(records)?),
+        })
+    }
+
+    /// What they have to forget from time to time.
+    pub(super) fn chores(&self) -> Chores {
+        Chores {
+            follows: Arc::clone(&self.follows),
+            posts: Arc::clone(&self.posts),
+        }
+    }
+}
