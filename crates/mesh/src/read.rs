@@ -127,7 +127,8 @@ impl Mesh {
         Ok(self.consumer_info(stream, consumer).await?.num_pending)
     }
 
-    /// The state of all streams and consumers of a topology. Each is read at a slightly different moment.
+    /// The state of all streams and consumers of a topology. Each is read at a slightly different moment, and a message
+    /// that was acknowledged to its publisher may count as pending a moment later only.
     pub async fn lag(&self, topology: &Topology) -> Result<Vec<StreamLag>> {
         try_join_all(
             topology

@@ -39,6 +39,11 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
     );
 
     fixture.publish(1..=3).await;
+    // The server tells its consumers of a message after it has answered the publisher.
+    until("the consumer knows of them", async || {
+        read().await.1.pending_count == 3
+    })
+    .await;
     let (stream, consumer) = read().await;
     assert_eq!((stream.message_count, stream.last_sequence), (3, 3));
     assert_eq!((consumer.pending_count, consumer.ack_pending_count), (3, 0));
