@@ -1,0 +1,299 @@
+//! DeviceService and PreferenceService.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use herald_proto::v1::{self, device, register_device_request::Address};
+use tonic::Code;
+
+use crate::harness::{Setup, World, fields, private_endpoints, reason};
+
+/// The example of RFC 8291.
+const P256DH: &str =
+    "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
+
+fn web_push(endpoint: &str, p256dh: &str, auth: &str) -> Address {
+    Address::WebPush(v1::WebPush {
+        endpoint: endpoint.into(),
+        p256dh: p256dh.into(),
+        auth: auth.into(),
+    })
+}
+
+fn webhook(url: &str, secret: &str) -> Address {
+    Address::Webhook(v1::Webhook {
+        url: url.into(),
+        secret: secret.into(),
+    })
+}
+
+fn register(user: &str, address: Option<Address>) -> v1::RegisterDeviceRequest {
+    v1::RegisterDeviceRequest {
+        user_id: user.into(),
+        address,
+    }
+}
+
+async fn devices(world: &World, user: &str) -> v1::ListDevicesResponse {
+    let request = v1::ListDevicesRequest { user_id: user.into() };
+    world.devices().list_devices(request).await.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_are_kept_and_their_secrets_are_told_once() {
+    let world = World::start().await;
+    let mut client = world.devices();
+    let mut add = async |address| {
+        client
+            .register_device(register("107", Some(address)))
+            .await
+            .unwrap()
+            .into_inner()
+            .device
+            .unwrap()
+    };
+    let push = add(web_push("https://push.example.org/1", P256DH, AUTH)).await;
+    let Some(device::Address::WebPush(address)) = push.address else {
+        panic!("{push:?}")
+    };
+    assert_eq!((address.p256dh.as_str(), address.auth.as_str()), (P256DH, ""));
+
+    let hook = add(webhook("https://hooks.example.org/a", "")).await;
+    let Some(device::Address::Webhook(address)) = hook.address else {
+        panic!("{hook:?}")
+    };
+    let secret = STANDARD
+        .decode(address.secret.strip_prefix("whsec_").unwrap())
+        .unwrap();
+    assert_eq!(secret.len(), 32);
+
+    // One of the caller's own is not sent back; the same URL keeps its id.
+    let given = format!("whsec_{}", STANDARD.encode([7; 24]));
+    let again = add(webhook("https://hooks.example.org/a", &given)).await;
+    assert_eq!(again.device_id, hook.device_id);
+    let Some(device::Address::Webhook(address)) = again.address else {
+        panic!("{again:?}")
+    };
+    assert_eq!(address.secret, "");
+
+    let listed = devices(&world, "107").await;
+    assert_eq!(listed.vapid_public_key, "the-vapid-key");
+    let ids: Vec<_> = listed.devices.iter().map(|d| d.device_id.as_str()).collect();
+    assert_eq!(ids, [push.device_id.as_str(), hook.device_id.as_str()]);
+    for device in listed.devices {
+        match device.address.unwrap() {
+            device::Address::WebPush(address) => assert_eq!(address.auth, ""),
+            device::Address::Webhook(address) => assert_eq!(address.secret, ""),
+        }
+    }
+
+    let remove = |id: &str| v1::UnregisterDeviceRequest {
+        user_id: "107".into(),
+        device_id: id.into(),
+    };
+    world
+        .devices()
+        .unregister_device(remove(&push.device_id))
+        .await
+        .unwrap();
+    let status = world
+        .devices()
+        .unregister_device(remove(&push.device_id))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "DEVICE_NOT_FOUND")
+    );
+    assert_eq!(devices(&world, "107").await.devices.len(), 1);
+    assert_eq!(
+        fields(&world.devices().unregister_device(remove("x")).await.unwrap_err()),
+        ["device_id"]
+    );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_device_is_refused_by_field_and_not_kept() {
+    let world = World::start().await;
+    let good = "https://push.example.org/1";
+    for (request, expected) in [
+        (
+            register("", Some(webhook("https://h.example.org", ""))),
+            vec!["user_id"],
+        ),
+        (register("107", None), vec!["address"]),
+        (
+            register("107", Some(webhook("http://h.example.org", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("not a url", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://127.0.0.1/", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://10.0.0.7:8443/x", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://[::1]/", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://169.254.169.254/latest", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://localhost/", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook("https://h.example.org", "secret"))),
+            vec!["webhook.secret"],
+        ),
+        (
+            register("107", Some(web_push("http://push.example.org", P256DH, AUTH))),
+            vec!["web_push.endpoint"],
+        ),
+        (
+            register("107", Some(web_push(good, "AAAA", AUTH))),
+            vec!["web_push.p256dh"],
+        ),
+        (
+            register("107", Some(web_push(good, P256DH, "AAAA"))),
+            vec!["web_push.auth"],
+        ),
+        (
+            register("\u{1}", Some(web_push("", "", ""))),
+            vec!["user_id", "web_push.endpoint", "web_push.p256dh", "web_push.auth"],
+        ),
+    ] {
+        let status = world
+            .devices()
+            .register_device(request.clone())
+            .await
+            .unwrap_err();
+        assert_eq!(fields(&status), expected, "{request:?}");
+    }
+    assert_eq!(devices(&world, "107").await.devices, []);
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_allow_private_endpoints_and_a_user_has_32_devices() {
+    let world = World::start_with(Setup {
+        config: private_endpoints(),
+        ..Setup::default()
+    })
+    .await;
+    for i in 0..32 {
+        let request = register("107", Some(webhook(&format!("http://127.0.0.1:9000/{i}"), "")));
+        world.devices().register_device(request).await.unwrap();
+    }
+    let status = world
+        .devices()
+        .register_device(register("107", Some(webhook("http://127.0.0.1/x", ""))))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::ResourceExhausted, "TOO_MANY_DEVICES")
+    );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preferences_change_by_what_is_said() {
+    let world = World::start().await;
+    let get = async || {
+        let request = v1::GetPreferencesRequest {
+            user_id: "107".into(),
+        };
+        world
+            .preferences()
+            .get_preferences(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .preferences
+            .unwrap()
+    };
+    let update = async |change: v1::UpdatePreferencesRequest| {
+        world
+            .preferences()
+            .update_preferences(change)
+            .await
+            .map(|r| r.into_inner().preferences.unwrap())
+    };
+    let change = v1::UpdatePreferencesRequest {
+        user_id: "107".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        get().await,
+        v1::Preferences {
+            push_enabled: true,
+            muted_author_ids: vec![]
+        }
+    );
+
+    let mute = vec!["a".to_owned(), "b".to_owned()];
+    let muted = update(v1::UpdatePreferencesRequest {
+        mute_author_ids: mute.clone(),
+        ..change.clone()
+    })
+    .await
+    .unwrap();
+    assert_eq!(
+        muted,
+        v1::Preferences {
+            push_enabled: true,
+            muted_author_ids: mute
+        }
+    );
+    let off = update(v1::UpdatePreferencesRequest {
+        push_enabled: Some(false),
+        ..change.clone()
+    })
+    .await
+    .unwrap();
+    assert_eq!((off.push_enabled, off.muted_author_ids.len()), (false, 2));
+    let unmute = vec!["a".to_owned(), "never heard of".to_owned()];
+    update(v1::UpdatePreferencesRequest {
+        unmute_author_ids: unmute,
+        ..change.clone()
+    })
+    .await
+    .unwrap();
+    assert_eq!(
+        get().await,
+        v1::Preferences {
+            push_enabled: false,
+            muted_author_ids: vec!["b".into()]
+        }
+    );
+
+    let both = v1::UpdatePreferencesRequest {
+        user_id: String::new(),
+        mute_author_ids: vec!["a".into(), String::new()],
+        unmute_author_ids: vec!["a".into()],
+        ..change.clone()
+    };
+    let expected = ["user_id", "mute_author_ids[1]", "unmute_author_ids[0]"];
+    assert_eq!(fields(&update(both).await.unwrap_err()), expected);
+    let many = (0..1_000).map(|i| format!("author-{i}")).collect();
+    let status = update(v1::UpdatePreferencesRequest {
+        mute_author_ids: many,
+        ..change
+    })
+    .await
+    .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::ResourceExhausted, "TOO_MANY_MUTED_AUTHORS")
+    );
+    world.stop().await.unwrap();
+}

@@ -1,0 +1,198 @@
+//! DeliveryService and MeshService.
+
+use herald_model::{Channel, PostId, Recipients, time::Micros};
+use herald_proto::v1;
+use herald_store::{ChunkPlan, Outcome, Settlement, SlicePlan};
+use tonic::Code;
+
+use crate::harness::{World, fields, reason, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_are_counted_and_listed() {
+    let world = World::start().await;
+    let post_id = world.post("107", "hi").await;
+    let get = async |post_id| {
+        world
+            .deliveries()
+            .get_delivery(v1::GetDeliveryRequest { post_id })
+            .await
+    };
+    // Known, but not planned.
+    let before = get(post_id).await.unwrap().into_inner();
+    assert!(!before.planned);
+    let channels: Vec<_> = before
+        .channels
+        .iter()
+        .map(|c| (c.channel(), c.targeted_count))
+        .collect();
+    assert_eq!(channels, [(v1::Channel::Timeline, 0), (v1::Channel::Push, 0)]);
+
+    let names: Vec<_> = (0..5).map(|i| format!("follower-{i}")).collect();
+    let mut keys = Vec::new();
+    for name in &names {
+        keys.push(world.key(name).await);
+    }
+    let recipients = Recipients::from_sorted(keys);
+    let chunk = ChunkPlan {
+        channel: Channel::Timeline,
+        recipients: recipients.clone(),
+    };
+    let plan = SlicePlan {
+        post: PostId(post_id),
+        slice: 0,
+        chunks: vec![chunk],
+        last: true,
+    };
+    world.stores.ledger.plan(&plan).await.unwrap();
+    let list = async |page_size, token: &str, state: v1::DeliveryState| {
+        let request = v1::ListRecipientsRequest {
+            post_id,
+            channel: v1::Channel::Timeline.into(),
+            state: state.into(),
+            page_size,
+            page_token: token.into(),
+        };
+        world
+            .deliveries()
+            .list_recipients(request)
+            .await
+            .unwrap()
+            .into_inner()
+    };
+    let pending = list(0, "", v1::DeliveryState::Pending).await;
+    assert_eq!(pending.recipients.len(), 5);
+
+    let settled = Settlement {
+        post: PostId(post_id),
+        channel: Channel::Timeline,
+        chunk: recipients.chunk_id(),
+        outcome: Outcome::Delivered { count: 5 },
+        at: Micros::now(),
+    };
+    world.stores.ledger.settle(&settled).await.unwrap();
+    let after = get(post_id).await.unwrap().into_inner();
+    assert!(after.planned);
+    let timeline = &after.channels[0];
+    assert_eq!(
+        (
+            timeline.targeted_count,
+            timeline.delivered_count,
+            timeline.pending_count
+        ),
+        (5, 5, 0)
+    );
+    assert!(timeline.first_delivered_time.is_some());
+
+    let first = list(3, "", v1::DeliveryState::Unspecified).await;
+    let second = list(3, &first.next_page_token, v1::DeliveryState::Unspecified).await;
+    assert_eq!(second.next_page_token, "");
+    let listed: Vec<_> = first.recipients.iter().chain(&second.recipients).collect();
+    assert!(listed.iter().all(|r| r.state() == v1::DeliveryState::Delivered));
+    assert_eq!(
+        listed.iter().map(|r| &r.user_id).collect::<Vec<_>>(),
+        names.iter().collect::<Vec<_>>()
+    );
+    assert_eq!(list(0, "", v1::DeliveryState::Dead).await.recipients, []);
+
+    let status = get(99).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "POST_NOT_FOUND")
+    );
+    assert_eq!(fields(&get(0).await.unwrap_err()), ["post_id"]);
+    let bad = v1::ListRecipientsRequest {
+        state: 99,
+        page_size: -1,
+        ..Default::default()
+    };
+    let status = world.deliveries().list_recipients(bad).await.unwrap_err();
+    assert_eq!(fields(&status), ["post_id", "channel", "state", "page_size"]);
+    let unknown = v1::ListRecipientsRequest {
+        post_id: 99,
+        channel: v1::Channel::Push.into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        world
+            .deliveries()
+            .list_recipients(unknown)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_names_every_stream_and_consumer() {
+    let world = World::start().await;
+    let lag = async || {
+        world
+            .lags()
+            .get_lag(v1::GetLagRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .streams
+    };
+    let archive = |streams: &[v1::StreamLag]| {
+        let posts = streams.iter().find(|s| s.stream == "POSTS").unwrap();
+        posts
+            .consumers
+            .iter()
+            .find(|c| c.consumer == "archive")
+            .unwrap()
+            .clone()
+    };
+    let first = lag().await;
+    assert_eq!(first.len(), world.topology.streams.len());
+    let consumers: usize = first.iter().map(|s| s.consumers.len()).sum();
+    assert_eq!(consumers, world.topology.consumers.len());
+    assert!(archive(&first).acknowledged_per_second.abs() < f64::EPSILON);
+
+    let watch = v1::WatchLagRequest {
+        interval: Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 200_000_000,
+        }),
+    };
+    let mut readings = world.lags().watch_lag(watch).await.unwrap().into_inner();
+    let first = readings.message().await.unwrap().unwrap();
+    assert!(archive(&first.streams).acknowledged_per_second.abs() < f64::EPSILON);
+    for _ in 0..5 {
+        world.post("107", "hi").await;
+    }
+    until("a reading tells of the work", async || {
+        let reading = readings.message().await.unwrap().unwrap();
+        archive(&reading.streams).acknowledged_per_second > 0.0
+    })
+    .await;
+    until("nothing is left", async || {
+        let archive = archive(&lag().await);
+        archive.pending_count + archive.ack_pending_count == 0
+    })
+    .await;
+    // Nobody fans out here.
+    let posts = lag().await.into_iter().find(|s| s.stream == "POSTS").unwrap();
+    assert_eq!((posts.message_count, posts.last_sequence), (5, 5));
+    let fanout = posts
+        .consumers
+        .iter()
+        .find(|c| c.consumer == "fanout-normal")
+        .unwrap();
+    assert_eq!(fanout.pending_count, 5);
+    assert!(fanout.oldest_age_seconds > 0.0);
+
+    let bad = v1::WatchLagRequest {
+        interval: Some(prost_types::Duration {
+            seconds: 61,
+            nanos: 0,
+        }),
+    };
+    assert_eq!(
+        fields(&world.lags().watch_lag(bad).await.unwrap_err()),
+        ["interval"]
+    );
+    world.stop().await.unwrap();
+}

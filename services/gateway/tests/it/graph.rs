@@ -1,0 +1,126 @@
+//! A small graph service: counts what it is told to, and shows what reached it.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream};
+use herald_proto::v1::{self, graph_service_server::GraphService};
+use parking_lot::Mutex;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// What the graph answers and has seen.
+#[derive(Clone, Default)]
+pub(crate) struct TestGraph {
+    pub(crate) state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// The follow version of every author.
+    pub(crate) version: u64,
+    /// Refuses every count.
+    pub(crate) down: bool,
+    /// The value of the `x-test` header of the last call.
+    pub(crate) header: Option<String>,
+    /// Follows imported.
+    pub(crate) imported: u64,
+}
+
+type Followers = stream::BoxStream<'static, Result<v1::ExportFollowersResponse, Status>>;
+
+fn unused<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("not in this test"))
+}
+
+#[tonic::async_trait]
+impl GraphService for TestGraph {
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<v1::FollowResponse>, Status> {
+        let header = request
+            .metadata()
+            .get("x-test")
+            .map(|value| value.to_str().unwrap().to_owned());
+        self.state.lock().header = header;
+        if request.into_inner().follow.is_none() {
+            let details = ErrorDetails::with_bad_request_violation("follow", "must be given");
+            return Err(Status::with_error_details(
+                Code::InvalidArgument,
+                "no follow",
+                details,
+            ));
+        }
+        let mut response = Response::new(v1::FollowResponse { changed: true });
+        response
+            .metadata_mut()
+            .insert("x-answer", "here".parse().unwrap());
+        Ok(response)
+    }
+
+    async fn unfollow(
+        &self,
+        _: Request<v1::UnfollowRequest>,
+    ) -> Result<Response<v1::UnfollowResponse>, Status> {
+        unused()
+    }
+
+    async fn list_followers(
+        &self,
+        _: Request<v1::ListFollowersRequest>,
+    ) -> Result<Response<v1::ListFollowersResponse>, Status> {
+        unused()
+    }
+
+    async fn list_following(
+        &self,
+        _: Request<v1::ListFollowingRequest>,
+    ) -> Result<Response<v1::ListFollowingResponse>, Status> {
+        unused()
+    }
+
+    async fn count_followers(
+        &self,
+        _: Request<v1::CountFollowersRequest>,
+    ) -> Result<Response<v1::CountFollowersResponse>, Status> {
+        let state = self.state.lock();
+        if state.down {
+            return Err(Status::unavailable("down"));
+        }
+        Ok(Response::new(v1::CountFollowersResponse {
+            follow_version: state.version,
+            ..Default::default()
+        }))
+    }
+
+    async fn import_follows(
+        &self,
+        request: Request<Streaming<v1::ImportFollowsRequest>>,
+    ) -> Result<Response<v1::ImportFollowsResponse>, Status> {
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            self.state.lock().imported += batch.follows.len() as u64;
+        }
+        let imported_count = self.state.lock().imported;
+        Ok(Response::new(v1::ImportFollowsResponse {
+            imported_count,
+            ..Default::default()
+        }))
+    }
+
+    type ExportFollowersStream = Followers;
+
+    async fn export_followers(
+        &self,
+        _: Request<v1::ExportFollowersRequest>,
+    ) -> Result<Response<Followers>, Status> {
+        let pages = (1..=3).map(|page| {
+            Ok(v1::ExportFollowersResponse {
+                follower_count: page,
+                complete: page == 3,
+                ..Default::default()
+            })
+        });
+        Ok(Response::new(stream::iter(pages).boxed()))
+    }
+}

@@ -1,0 +1,12 @@
+//! The gateway against a real nats-server and the embedded store.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod accounts;
+mod deliveries;
+mod graph;
+mod harness;
+mod posts;
+mod startup;
+mod surface;
+mod timelines;
+mod watches;

@@ -1,0 +1,465 @@
+//! PostService and the archive consumer.
+
+use std::time::Duration;
+
+use herald_mesh::{StreamLimits, Subject, TopologyConfig};
+use herald_model::{Lane, PostId};
+use herald_proto::{mesh_v1, v1};
+use prost::Message as _;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Setup, World, fields, reason, submit, until};
+
+const REQUEST: &str = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_is_accepted_once_a_request_id() {
+    let world = World::start().await;
+    world.graph.state.lock().version = 7;
+    let request = v1::SubmitPostRequest {
+        request_id: REQUEST.into(),
+        links: vec!["https://example.org/a".into()],
+        lane: v1::Lane::High.into(),
+        push_ttl: Some(prost_types::Duration {
+            seconds: 90,
+            nanos: 0,
+        }),
+        ..submit("107", "hello")
+    };
+    let first = world
+        .posts()
+        .submit_post(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!((first.post_id, first.duplicate), (1, false));
+    assert_eq!(first.request_id, REQUEST);
+
+    // What fan-out gets.
+    let message = world.mesh.message("POSTS", 1).await.unwrap().unwrap();
+    assert_eq!(
+        Subject::parse(&message.subject),
+        Some(Subject::PostCreated(Lane::High))
+    );
+    let created: mesh_v1::PostCreated = message.decode().unwrap();
+    assert_eq!((created.follow_version, created.push_ttl_seconds), (7, 90));
+    assert_eq!(
+        message.id(),
+        Some(format!("{}/{REQUEST}", created.author_key).as_str())
+    );
+
+    // Again at once, and again when the archive has it, in upper case and with another text.
+    let again = world
+        .posts()
+        .submit_post(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    world.archived().await;
+    let shouted = v1::SubmitPostRequest {
+        request_id: REQUEST.to_uppercase(),
+        text: "other".into(),
+        ..request.clone()
+    };
+    let later = world.posts().submit_post(shouted).await.unwrap().into_inner();
+    for retry in [again, later] {
+        assert_eq!(
+            retry,
+            v1::SubmitPostResponse {
+                duplicate: true,
+                ..first.clone()
+            }
+        );
+    }
+    // Another author's request is another one.
+    let other = v1::SubmitPostRequest {
+        author_id: "108".into(),
+        ..request
+    };
+    let other = world.posts().submit_post(other).await.unwrap().into_inner();
+    assert_eq!((other.post_id, other.duplicate), (2, false));
+
+    let post = world
+        .posts()
+        .get_post(v1::GetPostRequest { post_id: 1 })
+        .await
+        .unwrap()
+        .into_inner()
+        .post
+        .unwrap();
+    assert_eq!((post.author_id.as_str(), post.text.as_str()), ("107", "hello"));
+    assert_eq!(
+        (post.lane(), post.links),
+        (v1::Lane::High, vec!["https://example.org/a".to_owned()])
+    );
+    assert_eq!(post.accepted_time, first.accepted_time);
+    assert_eq!(world.metrics.posts_duplicate.get(), 2);
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
+    let topology = TopologyConfig {
+        dedupe_window_seconds: 1,
+        ..TopologyConfig::default()
+    };
+    let world = World::start_with(Setup {
+        topology,
+        ..Setup::default()
+    })
+    .await;
+    let request = v1::SubmitPostRequest {
+        request_id: REQUEST.into(),
+        ..submit("107", "hello")
+    };
+    let first = world
+        .posts()
+        .submit_post(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    // A probe of the same age: when the broker takes it again, it has forgotten the post's id too.
+    let probe = mesh_v1::PostCreated {
+        author_key: 1,
+        author_id: "107".into(),
+        ..Default::default()
+    };
+    let publish = async || {
+        world
+            .mesh
+            .publish(Subject::PostCreated(Lane::Low), Some("probe"), &probe)
+            .await
+            .unwrap()
+    };
+    publish().await;
+    until("the broker forgets", async || !publish().await.duplicate).await;
+    world.archived().await;
+    let again = world.posts().submit_post(request).await.unwrap().into_inner();
+    assert_eq!(
+        again,
+        v1::SubmitPostResponse {
+            duplicate: true,
+            ..first
+        }
+    );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_field_of_a_post_is_named_and_nothing_happens() {
+    let world = World::start().await;
+    let good = submit("107", "hello");
+    let cases: Vec<(v1::SubmitPostRequest, &[&str])> = vec![
+        (
+            v1::SubmitPostRequest {
+                text: String::new(),
+                ..good.clone()
+            },
+            &["text"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                text: "x".repeat(10_001),
+                ..good.clone()
+            },
+            &["text"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                author_id: String::new(),
+                ..good.clone()
+            },
+            &["author_id"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                author_id: "a".repeat(129),
+                ..good.clone()
+            },
+            &["author_id"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                author_id: "a\u{0}b".into(),
+                ..good.clone()
+            },
+            &["author_id"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                request_id: "not-a-uuid".into(),
+                ..good.clone()
+            },
+            &["request_id"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                lane: 9,
+                ..good.clone()
+            },
+            &["lane"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                links: vec!["ftp://example.org".into()],
+                ..good.clone()
+            },
+            &["links[0]"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                media_urls: vec!["https://e.org".into(); 17],
+                ..good.clone()
+            },
+            &["media_urls"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                push_ttl: Some(prost_types::Duration::default()),
+                ..good.clone()
+            },
+            &["push_ttl"],
+        ),
+        (
+            v1::SubmitPostRequest {
+                request_id: "1".into(),
+                text: String::new(),
+                lane: -1,
+                ..submit("", "")
+            },
+            &["request_id", "author_id", "text", "lane"],
+        ),
+    ];
+    for (request, expected) in cases {
+        let status = world.posts().submit_post(request.clone()).await.unwrap_err();
+        assert_eq!(fields(&status), expected, "{request:?}");
+    }
+    for id in ["", "a\n"] {
+        let request = v1::DeletePostRequest {
+            post_id: 0,
+            author_id: id.into(),
+        };
+        assert_eq!(
+            fields(&world.posts().delete_post(request).await.unwrap_err()),
+            ["post_id"]
+        );
+    }
+    assert_eq!(
+        fields(
+            &world
+                .posts()
+                .get_post(v1::GetPostRequest { post_id: 0 })
+                .await
+                .unwrap_err()
+        ),
+        ["post_id"]
+    );
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 0);
+    let known = world
+        .stores
+        .users
+        .find(&[herald_model::UserId::new("107").unwrap()])
+        .await
+        .unwrap();
+    assert_eq!(known, [None], "no user was made");
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_refuses_with_a_time_to_come_back_and_loses_nothing() {
+    let posts = StreamLimits {
+        bytes_max: 1 << 20,
+        ..TopologyConfig::default().posts
+    };
+    let topology = TopologyConfig {
+        posts,
+        ..TopologyConfig::default()
+    };
+    let world = World::start_with(Setup {
+        topology,
+        ..Setup::default()
+    })
+    .await;
+    let text = "ü".repeat(10_000);
+    let mut accepted = Vec::new();
+    let refused = loop {
+        match world.posts().submit_post(submit("107", &text)).await {
+            Ok(answer) => accepted.push(answer.into_inner().post_id),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::ResourceExhausted, "STREAM_FULL")
+    );
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    assert_eq!(accepted, (1..=accepted.len() as u64).collect::<Vec<_>>());
+    for post_id in accepted {
+        world
+            .posts()
+            .get_post(v1::GetPostRequest { post_id })
+            .await
+            .unwrap();
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_posts_is_answered_in_order_with_its_refusals() {
+    let world = World::start().await;
+    let request = |post: v1::SubmitPostRequest| v1::SubmitPostsRequest { post: Some(post) };
+    let mut requests: Vec<_> = (0..1_000)
+        .map(|i| request(submit(&format!("author-{}", i % 7), "hi")))
+        .collect();
+    requests[10] = request(submit("", "hi"));
+    requests[20] = v1::SubmitPostsRequest { post: None };
+    for index in [30, 31] {
+        requests[index] = request(v1::SubmitPostRequest {
+            request_id: REQUEST.into(),
+            ..submit("107", "hi")
+        });
+    }
+    let answer = world
+        .posts()
+        .submit_posts(futures::stream::iter(requests))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (answer.accepted_count, answer.duplicate_count, answer.failed_count),
+        (998, 1, 2)
+    );
+    assert_eq!(answer.post_ids.len(), 1_000);
+    assert_eq!((answer.post_ids[10], answer.post_ids[20]), (0, 0));
+    assert_eq!(answer.post_ids[30], answer.post_ids[31]);
+    let failures: Vec<_> = answer
+        .failures
+        .iter()
+        .map(|f| (f.index, Code::from(f.code)))
+        .collect();
+    assert_eq!(
+        failures,
+        [(10, Code::InvalidArgument), (20, Code::InvalidArgument)]
+    );
+    for index in [0, 1, 500, 999] {
+        let get = v1::GetPostRequest {
+            post_id: answer.post_ids[index],
+        };
+        let post = world
+            .posts()
+            .get_post(get)
+            .await
+            .unwrap()
+            .into_inner()
+            .post
+            .unwrap();
+        assert_eq!(post.author_id, format!("author-{}", index % 7));
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_post_is_gone_when_the_call_answers() {
+    let world = World::start().await;
+    let post_id = world.post("107", "regrettable").await;
+    let delete = |author: &str| v1::DeletePostRequest {
+        post_id,
+        author_id: author.into(),
+    };
+    let status = world.posts().delete_post(delete("108")).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::PermissionDenied, "NOT_THE_AUTHOR")
+    );
+
+    world.posts().delete_post(delete("107")).await.unwrap();
+    let status = world
+        .posts()
+        .get_post(v1::GetPostRequest { post_id })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "POST_NOT_FOUND")
+    );
+    let stored = world.stores.posts.get(&[PostId(post_id)]).await.unwrap();
+    assert!(stored[0].as_ref().unwrap().deleted_at.is_some());
+    // Again, and without an author.
+    world.posts().delete_post(delete("")).await.unwrap();
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
+    // The deletion's own sequence number is no post.
+    for post_id in [2, 99] {
+        let get = world
+            .posts()
+            .get_post(v1::GetPostRequest { post_id })
+            .await
+            .unwrap_err();
+        let delete = v1::DeletePostRequest {
+            post_id,
+            author_id: String::new(),
+        };
+        let delete = world.posts().delete_post(delete).await.unwrap_err();
+        assert_eq!((get.code(), delete.code()), (Code::NotFound, Code::NotFound));
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_post_is_terminated_and_the_rest_is_archived() {
+    let world = World::start().await;
+    world.publish_garbage(Subject::PostCreated(Lane::Normal)).await;
+    world.publish_garbage(Subject::PostDeleted(Lane::Low)).await;
+    let nameless = mesh_v1::PostCreated {
+        author_key: 1,
+        ..Default::default()
+    };
+    world
+        .mesh
+        .publish(Subject::PostCreated(Lane::Low), None, &nameless)
+        .await
+        .unwrap();
+    let post_id = world.post("107", "fine").await;
+    world.archived().await;
+    assert_eq!(world.stores.posts.last().await.unwrap(), Some(PostId(post_id)));
+    for bad in 1..post_id {
+        let status = world
+            .posts()
+            .get_post(v1::GetPostRequest { post_id: bad })
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::NotFound);
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_graph_nothing_is_accepted() {
+    let world = World::start().await;
+    world.graph.state.lock().down = true;
+    let status = world.posts().submit_post(submit("107", "hi")).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unavailable, "GRAPH_UNAVAILABLE")
+    );
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 0);
+    world.graph.state.lock().down = false;
+    world.post("107", "hi").await;
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_large_is_refused() {
+    let world = World::start().await;
+    let links = vec!["x".repeat(1 << 20); 2];
+    let request = v1::SubmitPostRequest {
+        links,
+        ..submit("107", "hi")
+    };
+    assert!(request.encoded_len() > 1 << 20);
+    let status = world.posts().submit_post(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange);
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 0);
+    world.stop().await.unwrap();
+}

@@ -1,0 +1,96 @@
+//! Starting and stopping.
+
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use herald_gateway::{Config, Error};
+use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros};
+use herald_store::Archived;
+
+use crate::harness::{Setup, World, within};
+
+fn post(id: u64) -> Post {
+    Post {
+        id: PostId(id),
+        author: UserKey(1),
+        author_id: UserId::new("107").unwrap(),
+        request_id: "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10".into(),
+        text: "from another life".into(),
+        links: Vec::new(),
+        media_urls: Vec::new(),
+        lane: Lane::Normal,
+        follow_version: FollowVersion(0),
+        accepted_at: Micros::now(),
+        push_ttl: Duration::from_secs(1),
+        deleted_at: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_another_stream_is_refused() {
+    let before = |stores: herald_store::Stores| {
+        async move { stores.posts.archive(&[Archived::Created(post(9))]).await.unwrap() }.boxed()
+    };
+    let setup = Setup {
+        before: Some(Box::new(before)),
+        await_ready: false,
+        ..Setup::default()
+    };
+    let world = World::start_with(setup).await;
+    let error = within("the gateway ends", world.gateway)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ForeignStore {
+                stream_last: 0,
+                store_last: 9
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("the POSTS stream ends at 0 but the store holds post 9")
+    );
+    assert!(!world.ready.is_set());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_configuration_is_refused() {
+    let config = Config {
+        calls_max: 0,
+        ..Config::default()
+    };
+    let world = World::start_with(Setup {
+        config,
+        await_ready: false,
+        ..Setup::default()
+    })
+    .await;
+    let error = within("the gateway ends", world.gateway)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(matches!(error, Error::Config(_)), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_gateway_archives_what_the_last_one_left() {
+    let mut world = World::start().await;
+    for i in 0..200 {
+        world.post("107", &format!("post {i}")).await;
+    }
+    world.restart().await;
+    world.archived().await;
+    let ids: Vec<_> = (1..=200).map(PostId).collect();
+    let archived = world.stores.posts.get(&ids).await.unwrap();
+    assert_eq!(
+        archived.iter().flatten().map(|post| post.id).collect::<Vec<_>>(),
+        ids
+    );
+    world.stop().await.unwrap();
+}
