@@ -1,0 +1,209 @@
+//! A whole mesh, as `herald up` runs it, in a process of its own.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use herald_proto::v1::{
+    analytics_service_client::AnalyticsServiceClient, delivery_service_client::DeliveryServiceClient,
+    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
+    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
+    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
+};
+use rustix::process::{Pid, Signal};
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// Includes fetching nats-server on a machine that has none.
+const START_LIMIT: Duration = Duration::from_secs(300);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How to start.
+#[derive(Debug, Default, Clone)]
+pub struct Options {
+    /// More arguments of `herald up`.
+    pub arguments: Vec<String>,
+    /// Environment variables, as `HERALD_TOPOLOGY__ACK_WAIT_SECONDS`.
+    pub variables: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Ready {
+    event: String,
+    grpc: String,
+    http: String,
+    nats: String,
+    nats_pid: Option<u32>,
+}
+
+/// A running mesh. Dropping it kills it.
+#[derive(Debug)]
+pub struct Herald {
+    program: PathBuf,
+    options: Options,
+    dir: TempDir,
+    child: Child,
+    ready: Ready,
+}
+
+impl Herald {
+    /// Starts a mesh with an empty data directory on free ports. `program` is `env!("CARGO_BIN_EXE_herald-under-test")`.
+    pub async fn start(program: &str, options: Options) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (child, ready) = spawn(Path::new(program), dir.path(), &options, ("127.0.0.1:0", "127.0.0.1:0", 0)).await;
+        Self { program: program.into(), options, dir, child, ready }
+    }
+
+    /// Its gRPC address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.ready.grpc)
+    }
+
+    /// The address of its health and metrics.
+    pub fn http(&self) -> &str {
+        &self.ready.http
+    }
+
+    /// Where its nats-server listens.
+    pub fn nats(&self) -> &str {
+        &self.ready.nats
+    }
+
+    /// Its data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Kills the process with SIGKILL: no handler runs, nothing is flushed.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("the server can be killed");
+    }
+
+    /// Starts it again on the same data and the same ports.
+    pub async fn start_again(&mut self) {
+        let port = |address: &str| -> u16 {
+            address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address ends with a port")
+        };
+        let listen = (self.ready.grpc.as_str(), self.ready.http.as_str(), port(&self.ready.nats));
+        let (child, ready) = spawn(&self.program, self.dir.path(), &self.options, listen).await;
+        self.child = child;
+        self.ready = ready;
+    }
+
+    /// Kills its nats-server with SIGKILL.
+    pub fn kill_nats(&self) {
+        let pid = self.ready.nats_pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.expect("the server has a child"), Signal::KILL)
+            .expect("nats-server can be killed");
+    }
+
+    /// The process id of its nats-server, as told at the start.
+    pub fn nats_pid(&self) -> u32 {
+        self.ready.nats_pid.expect("the server has a child")
+    }
+
+    /// Ends it as Ctrl-C does and waits until it has drained; the exit code.
+    pub async fn stop(&mut self) -> i32 {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.expect("the server runs"), Signal::INT).expect("it can be signalled");
+        let status = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
+        let Ok(status) = status else { panic!("not drained after {STOP_LIMIT:?}:\n{}", self.log()) };
+        status.expect("the server can be waited for").code().unwrap_or(-1)
+    }
+
+    /// Runs a command of the command line against it that must succeed; its JSON.
+    pub async fn cli(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.extend(["--output", "json"]);
+        crate::json(self.program.to_str().expect("a readable path"), &all, &[("HERALD_SERVER", &self.url())]).await
+    }
+
+    /// Connects to it.
+    pub async fn clients(&self) -> Clients {
+        let channel = Endpoint::from_shared(self.url()).expect("an address").connect().await.expect("the server listens");
+        Clients { channel }
+    }
+}
+
+async fn spawn(
+    program: &Path,
+    dir: &Path,
+    options: &Options,
+    (grpc, http, nats_port): (&str, &str, u16),
+) -> (Child, Ready) {
+    let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
+    let mut child = Command::new(program)
+        .args(["up", "--output", "json", "--grpc", grpc, "--http", http, "--nats-port", &nats_port.to_string()])
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .args(&options.arguments)
+        .envs(options.variables.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the server can be started");
+    let stdout = child.stdout.take().expect("piped");
+    let mut lines = BufReader::new(stdout).lines();
+    let ready = tokio::time::timeout(START_LIMIT, async {
+        while let Some(line) = lines.next_line().await.expect("the server's output is text") {
+            if let Ok(ready) = serde_json::from_str::<Ready>(&line)
+                && ready.event == "ready"
+            {
+                return Some(ready);
+            }
+        }
+        None
+    })
+    .await;
+    match ready {
+        Ok(Some(ready)) => (child, ready),
+        _ => panic!("not ready:\n{}", std::fs::read_to_string(dir.join("log")).unwrap_or_default()),
+    }
+}
+
+/// Clients of every service.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// The connection.
+    pub channel: Channel,
+}
+
+macro_rules! clients {
+    ($($name:ident: $client:ident,)*) => {
+        impl Clients {
+            $(
+                /// A client of this service.
+                pub fn $name(&self) -> $client<Channel> {
+                    $client::new(self.channel.clone())
+                }
+            )*
+        }
+    };
+}
+
+clients! {
+    posts: PostServiceClient,
+    graph: GraphServiceClient,
+    devices: DeviceServiceClient,
+    preferences: PreferenceServiceClient,
+    timelines: TimelineServiceClient,
+    deliveries: DeliveryServiceClient,
+    analytics: AnalyticsServiceClient,
+    mesh: MeshServiceClient,
+}

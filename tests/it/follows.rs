@@ -1,0 +1,125 @@
+//! Who is a follower of a post, and what a follow brings.
+
+use std::time::Duration;
+
+use harness::{Clients, Herald, Options, until};
+use herald_proto::v1;
+
+use crate::HERALD;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+async fn follow(clients: &Clients, follower: &str, author: &str) {
+    let follow = v1::Follow { follower_id: follower.into(), author_id: author.into(), notify: false };
+    clients.graph().follow(v1::FollowRequest { follow: Some(follow) }).await.unwrap();
+}
+
+async fn unfollow(clients: &Clients, follower: &str, author: &str) {
+    let request = v1::UnfollowRequest { follower_id: follower.into(), author_id: author.into() };
+    clients.graph().unfollow(request).await.unwrap();
+}
+
+async fn post(clients: &Clients, author: &str, text: &str) -> u64 {
+    let request = v1::SubmitPostRequest { author_id: author.into(), text: text.into(), ..Default::default() };
+    clients.posts().submit_post(request).await.unwrap().into_inner().post_id
+}
+
+async fn timeline(clients: &Clients, user: &str) -> Vec<u64> {
+    let request = v1::ListTimelineRequest { user_id: user.into(), ..Default::default() };
+    let answer = clients.timelines().list_timeline(request).await.unwrap().into_inner();
+    answer.entries.into_iter().filter_map(|entry| entry.post).map(|post| post.post_id).collect()
+}
+
+/// Waits until nothing of a post is on its way.
+async fn settled(clients: &Clients, post_id: u64) {
+    until("the post is settled", LIMIT, || async move {
+        let answer = clients.deliveries().get_delivery(v1::GetDeliveryRequest { post_id }).await.unwrap().into_inner();
+        answer.planned && answer.channels.iter().all(|channel| channel.pending_count == 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follow_counts_from_its_answer_and_an_unfollow_too() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    follow(&clients, "ann", "bob").await;
+    let first = post(&clients, "bob", "first").await;
+    unfollow(&clients, "ann", "bob").await;
+    follow(&clients, "cid", "bob").await;
+    let second = post(&clients, "bob", "second").await;
+    settled(&clients, first).await;
+    settled(&clients, second).await;
+    assert_eq!(timeline(&clients, "ann").await, [first], "accepted while ann followed, and not after");
+    until("cid's backfill has come", LIMIT, || async { timeline(&clients, "cid").await == [second, first] }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_follow_brings_the_newest_twenty_posts() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    let mut posts = Vec::new();
+    for n in 0..25 {
+        posts.push(post(&clients, "bob", &format!("post {n}")).await);
+    }
+    follow(&clients, "ann", "bob").await;
+    let newest: Vec<u64> = posts.iter().rev().take(20).copied().collect();
+    until("the backfill has come", LIMIT, || async { timeline(&clients, "ann").await == newest }).await;
+    // Following again, and a retry of it, repeat nothing.
+    follow(&clients, "ann", "bob").await;
+    follow(&clients, "ann", "bob").await;
+    let last = post(&clients, "bob", "last").await;
+    settled(&clients, last).await;
+    let mut all = vec![last];
+    all.extend(&newest);
+    until("the last post came once", LIMIT, || async { timeline(&clients, "ann").await == all }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_post_and_a_muted_author_are_not_shown() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    follow(&clients, "ann", "bob").await;
+    follow(&clients, "ann", "eve").await;
+    let deleted = post(&clients, "bob", "oops").await;
+    let kept = post(&clients, "bob", "better").await;
+    let muted = post(&clients, "eve", "noise").await;
+    for id in [deleted, kept, muted] {
+        settled(&clients, id).await;
+    }
+    assert_eq!(timeline(&clients, "ann").await, [muted, kept, deleted]);
+    let request = v1::DeletePostRequest { post_id: deleted, author_id: "bob".into() };
+    clients.posts().delete_post(request).await.unwrap();
+    let request = v1::UpdatePreferencesRequest {
+        user_id: "ann".into(),
+        mute_author_ids: vec!["eve".into()],
+        ..Default::default()
+    };
+    clients.preferences().update_preferences(request).await.unwrap();
+    assert_eq!(timeline(&clients, "ann").await, [kept], "both are in force once they were answered");
+    let gone = clients.posts().get_post(v1::GetPostRequest { post_id: deleted }).await.unwrap_err();
+    assert_eq!(gone.code(), tonic::Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_is_the_same_post() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    follow(&clients, "ann", "bob").await;
+    let request = v1::SubmitPostRequest {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        author_id: "bob".into(),
+        text: "once".into(),
+        ..Default::default()
+    };
+    let first = clients.posts().submit_post(request.clone()).await.unwrap().into_inner();
+    let again = clients.posts().submit_post(request.clone()).await.unwrap().into_inner();
+    assert!(!first.duplicate && again.duplicate);
+    assert_eq!(first.post_id, again.post_id);
+    // Another author's request with the same id is another post.
+    let other = v1::SubmitPostRequest { author_id: "eve".into(), ..request };
+    let other = clients.posts().submit_post(other).await.unwrap().into_inner();
+    assert_ne!(other.post_id, first.post_id);
+    settled(&clients, first.post_id).await;
+    assert_eq!(timeline(&clients, "ann").await, [first.post_id]);
+}

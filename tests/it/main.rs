@@ -1,0 +1,11 @@
+//! Tests of the whole mesh, with real processes: `herald up`, its nats-server, real devices' endpoints.
+
+mod bad_input;
+mod crash;
+mod examples;
+mod follows;
+mod main_job;
+mod surface;
+
+/// The program under test.
+const HERALD: &str = env!("CARGO_BIN_EXE_herald-under-test");
