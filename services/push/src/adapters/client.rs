@@ -143,7 +143,10 @@ fn retry_after(value: &str, now: Micros) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
     use crate::endpoint::Policy;
@@ -238,6 +241,7 @@ mod tests {
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
             let (mut connection, _) = listener.accept().await.unwrap();
+            connection.read_u8().await.unwrap();
             let answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n";
             connection.write_all(answer).await.unwrap();
             connection

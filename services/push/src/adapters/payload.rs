@@ -89,7 +89,10 @@ impl Push {
             }
             match links.split_last() {
                 Some((_, fewer)) => links = fewer,
-                None => text = &text[..text.floor_char_boundary(text.len().saturating_sub(excess))],
+                // A byte of text is at most six of JSON, so this never cuts off more than it must.
+                None => {
+                    text = &text[..text.floor_char_boundary(text.len() - excess.div_ceil(6).min(text.len()))]
+                }
             }
         }
     }

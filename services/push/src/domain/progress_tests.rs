@@ -181,7 +181,7 @@ proptest! {
             }
             let pending: Vec<_> = progress.pending().map(|(i, u, done)| (i, u, done.to_vec())).collect();
             let mut crashed = false;
-            for (index, user, done) in pending {
+            'recipients: for (index, user, done) in pending {
                 let ids: Vec<DeviceId> =
                     (0..devices[index]).map(|d| DeviceId(u64::from(user.0) * 10 + d as u64)).collect();
                 let recipient = super::super::Recipient {
@@ -193,7 +193,7 @@ proptest! {
                         progress.expect(index, left.len() as u32);
                         for device in left {
                             let (verdict, record, crash) = script.next().unwrap();
-                            // An effect is recorded, or the process dies before: only then it may come twice.
+                            // All is recorded before the process dies: what isn't may come twice.
                             if verdict == Verdict::Accepted {
                                 prop_assert!(accepted.insert(ids[device]));
                             }
@@ -201,12 +201,12 @@ proptest! {
                             if record || crash {
                                 ledger = recorded(&progress);
                             }
-                            crashed |= crash && !record && attempt < attempts;
+                            if crash && attempt < attempts {
+                                crashed = true;
+                                break 'recipients;
+                            }
                         }
                     }
-                }
-                if crashed {
-                    break;
                 }
             }
             if !crashed {

@@ -1,0 +1,334 @@
+//! A push service with all that it needs, gone when dropped.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use herald_local_nats::Server;
+use herald_mesh::{Mesh, RetryDelay, Subject, Topology, TopologyConfig, consumers, streams};
+use herald_model::{
+    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros,
+};
+use herald_proto::{mesh_v1, v1};
+use herald_push::{Config, Deps, Error, Metrics, Vapid, endpoint::Policy, run};
+use herald_push_sink::Running;
+use herald_runtime::metrics::Shared;
+use herald_store::{
+    Archived, ChannelCounts, ChunkPlan, SlicePlan, Stores,
+    embedded::{self, Embedded},
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long a condition may take to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The author of all posts.
+pub(crate) const AUTHOR: &str = "author";
+
+pub(crate) struct Herald {
+    pub(crate) mesh: Mesh,
+    pub(crate) stores: Stores,
+    pub(crate) sink: Running,
+    pub(crate) vapid: Vapid,
+    pub(crate) metrics: Shared,
+    topology: Arc<Topology>,
+    config: Config,
+    shutdown: CancellationToken,
+    service: Option<JoinHandle<Result<(), Error>>>,
+    _store: Embedded,
+    _server: Server,
+    _data: TempDir,
+}
+
+/// A chunk that was published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Published {
+    pub(crate) post: PostId,
+    sequence: u64,
+}
+
+pub(crate) fn local() -> Config {
+    Config {
+        endpoints: Policy {
+            allow_http: true,
+            allow_private: true,
+        },
+        ..Config::default()
+    }
+}
+
+impl Herald {
+    /// Everything, with a push service that may call this machine.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(local(), TopologyConfig::default()).await
+    }
+
+    pub(crate) async fn start_with(config: Config, topology: TopologyConfig) -> Self {
+        let mut herald = Self::prepare(config, topology).await;
+        herald.serve();
+        herald
+    }
+
+    /// Everything but the push service.
+    pub(crate) async fn prepare(config: Config, topology: TopologyConfig) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
+            .await
+            .unwrap();
+        let retry = RetryDelay {
+            delay_ms_base: 20,
+            delay_ms_max: 50,
+        };
+        let topology = Arc::new(Topology::new(&TopologyConfig { retry, ..topology }).unwrap());
+        mesh.ensure(&topology).await.unwrap();
+        let store = Embedded::open(&embedded::Config {
+            data_dir: data.path().join("store"),
+            disk_free_mb_min: 0,
+            ..embedded::Config::default()
+        })
+        .unwrap();
+        let vapid = Vapid::load(&config, data.path()).unwrap();
+        let sink = Running::start().await.unwrap();
+        sink.expect_vapid_key(vapid.public_key().to_vec());
+        Self {
+            mesh,
+            stores: store.stores(),
+            sink,
+            vapid,
+            metrics: Shared::new(),
+            topology,
+            config,
+            shutdown: CancellationToken::new(),
+            service: None,
+            _store: store,
+            _server: server,
+            _data: data,
+        }
+    }
+
+    pub(crate) fn serve(&mut self) {
+        let deps = Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            users: self.stores.users.clone(),
+            devices: self.stores.devices.clone(),
+            preferences: self.stores.preferences.clone(),
+            posts: self.stores.posts.clone(),
+            ledger: self.stores.ledger.clone(),
+            vapid: self.vapid.clone(),
+            metrics: self.metrics.register(Metrics::new),
+        };
+        self.service = Some(tokio::spawn(run(
+            self.config.clone(),
+            deps,
+            self.shutdown.clone(),
+        )));
+    }
+
+    /// Shuts the service down and waits until it has drained.
+    pub(crate) async fn stop(&mut self) {
+        self.shutdown.cancel();
+        self.service.take().unwrap().await.unwrap().unwrap();
+    }
+
+    pub(crate) async fn user(&self, id: &str) -> UserKey {
+        self.stores
+            .users
+            .intern(&[UserId::new(id).unwrap()])
+            .await
+            .unwrap()[0]
+    }
+
+    /// A webhook of this name for a user.
+    pub(crate) async fn webhook(&self, user: UserKey, name: &str) -> Device {
+        let webhook = self.sink.webhook(name);
+        let address = Address::Webhook {
+            url: webhook.url,
+            secret: webhook.secret_bytes,
+        };
+        self.stores
+            .devices
+            .register(user, address, Micros::now())
+            .await
+            .unwrap()
+    }
+
+    /// A browser of this name for a user.
+    pub(crate) async fn browser(&self, user: UserKey, name: &str) -> Device {
+        let made = self.sink.subscription(name);
+        let address = Address::WebPush {
+            endpoint: made.endpoint,
+            p256dh: made.p256dh,
+            auth: made.auth,
+        };
+        self.stores
+            .devices
+            .register(user, address, Micros::now())
+            .await
+            .unwrap()
+    }
+
+    /// Accepts a post; the archive has not seen it yet.
+    pub(crate) async fn post(&self, text: &str) -> PostId {
+        let created = mesh_v1::PostCreated {
+            author_key: self.user(AUTHOR).await.0,
+            author_id: AUTHOR.into(),
+            text: text.into(),
+            links: vec!["https://example.com/".into()],
+            lane: v1::Lane::Normal.into(),
+            accepted_at_us: Micros::now().0,
+            ..mesh_v1::PostCreated::default()
+        };
+        let published = self
+            .mesh
+            .publish(Subject::PostCreated(Lane::Normal), None, &created)
+            .await
+            .unwrap();
+        PostId(published.sequence)
+    }
+
+    /// Lets the archive see a post.
+    pub(crate) async fn archive(&self, post: PostId, text: &str) {
+        let post = Post {
+            id: post,
+            author: self.user(AUTHOR).await,
+            author_id: UserId::new(AUTHOR).unwrap(),
+            request_id: format!("request-{post}"),
+            text: text.into(),
+            links: vec![],
+            media_urls: vec![],
+            lane: Lane::Normal,
+            follow_version: FollowVersion(1),
+            accepted_at: Micros::now(),
+            push_ttl: Duration::from_secs(3_600),
+            deleted_at: None,
+        };
+        self.stores
+            .posts
+            .archive(&[Archived::Created(post)])
+            .await
+            .unwrap();
+    }
+
+    /// Deletes a post in the archive.
+    pub(crate) async fn delete(&self, post: PostId) {
+        self.stores
+            .posts
+            .archive(&[Archived::Deleted {
+                post,
+                at: Micros::now(),
+            }])
+            .await
+            .unwrap();
+    }
+
+    /// Plans and publishes a chunk that is worth sending for an hour.
+    pub(crate) async fn push(&self, post: PostId, users: &[UserKey]) -> Published {
+        self.push_until(post, users, Micros::now().plus(Duration::from_secs(3_600)))
+            .await
+    }
+
+    pub(crate) async fn push_until(&self, post: PostId, users: &[UserKey], expires_at: Micros) -> Published {
+        let recipients = Recipients::from_sorted(users.iter().copied());
+        assert_eq!(recipients.len() as usize, users.len(), "the users must ascend");
+        let chunk = ChunkPlan {
+            channel: Channel::Push,
+            recipients: recipients.clone(),
+        };
+        let plan = SlicePlan {
+            post,
+            slice: 0,
+            chunks: vec![chunk],
+            last: true,
+        };
+        self.stores.ledger.plan(&plan).await.unwrap();
+        let message = mesh_v1::PushChunk {
+            post_id: post.0,
+            author_key: self.user(AUTHOR).await.0,
+            accepted_at_us: Micros::now().0,
+            chunk_id: recipients.chunk_id().0,
+            recipients: recipients.as_bytes().clone(),
+            recipient_count: recipients.len(),
+            expires_at_us: expires_at.0,
+        };
+        let id = format!("{post}/push/{}", recipients.chunk_id());
+        let subject = Subject::PushDeliver(Lane::Normal);
+        let published = self.mesh.publish(subject, Some(&id), &message).await.unwrap();
+        Published {
+            post,
+            sequence: published.sequence,
+        }
+    }
+
+    /// Waits until a chunk's message is settled for good, and returns the post's counts.
+    pub(crate) async fn settled(&self, chunk: Published) -> ChannelCounts {
+        self.acknowledged(chunk.sequence).await;
+        self.counts(chunk.post).await
+    }
+
+    /// Waits until the messages of the normal lane up to this one are acknowledged or terminated.
+    pub(crate) async fn acknowledged(&self, sequence: u64) {
+        let consumer = consumers::push(Lane::Normal);
+        until(async || self.mesh.ack_floor(streams::PUSH, consumer).await.unwrap() >= sequence).await;
+    }
+
+    pub(crate) async fn counts(&self, post: PostId) -> ChannelCounts {
+        let counts = self.stores.ledger.counts(post).await.unwrap().unwrap().push;
+        let sum = counts.delivered + counts.suppressed + counts.expired + counts.pending + counts.dead;
+        assert_eq!(counts.targeted, sum);
+        counts
+    }
+
+    /// Every event so far.
+    pub(crate) async fn events(&self) -> Vec<mesh_v1::DeliveriesSettled> {
+        let mut events = Vec::new();
+        for sequence in 1..=self.mesh.last_sequence(streams::EVENTS).await.unwrap() {
+            let message = self
+                .mesh
+                .message(streams::EVENTS, sequence)
+                .await
+                .unwrap()
+                .unwrap();
+            events.push(message.decode().unwrap());
+        }
+        events
+    }
+
+    /// How often each device of the sink got a push.
+    pub(crate) fn received(&self) -> HashMap<String, usize> {
+        let mut received = HashMap::new();
+        for entry in self.sink.entries() {
+            *received.entry(entry.name).or_default() += 1;
+        }
+        received
+    }
+}
+
+/// Waits until a condition is true.
+pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    let mut again = tokio::time::interval(Duration::from_millis(5));
+    while !condition().await {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "it did not come true within {PATIENCE:?}"
+        );
+        again.tick().await;
+    }
+}
+
+/// delivered, suppressed, expired, pending, dead
+pub(crate) fn numbers(counts: ChannelCounts) -> [u64; 5] {
+    [
+        counts.delivered,
+        counts.suppressed,
+        counts.expired,
+        counts.pending,
+        counts.dead,
+    ]
+}

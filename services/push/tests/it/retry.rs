@@ -1,0 +1,201 @@
+//! Devices that can't be reached at first, and attempts that were broken off.
+
+use std::{collections::HashMap, time::Duration};
+
+use herald_mesh::TopologyConfig;
+use herald_model::{Channel, Recipients, time::Micros};
+use herald_push_sink::Failure;
+use herald_store::{Outcome, Partly, SettledCounts, Settlement};
+
+use crate::harness::{Herald, local, numbers};
+
+fn failure(status: u16, times: Option<u32>) -> Failure {
+    Failure {
+        status: status.try_into().unwrap(),
+        retry_after: None,
+        times,
+    }
+}
+
+#[tokio::test]
+async fn a_retry_goes_only_to_the_rest() {
+    let herald = Herald::start().await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    herald.webhook(a, "a-well").await;
+    herald.browser(a, "a-ill").await;
+    herald.webhook(b, "b-well").await;
+    herald.sink.fail("a-ill", failure(503, Some(3)));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [2, 0, 0, 0, 0]);
+    let once = |name: &str| (name.to_owned(), 1);
+    assert_eq!(
+        herald.received(),
+        HashMap::from(["a-well", "a-ill", "b-well"].map(once))
+    );
+    let summary = herald.sink.summary();
+    assert_eq!((summary.duplicates, summary.failed), (0, 3));
+    let told: Vec<u32> = herald
+        .events()
+        .await
+        .iter()
+        .map(|event| event.delivered_count)
+        .collect();
+    assert_eq!(told, [1, 1]);
+}
+
+#[tokio::test]
+async fn a_provider_s_wait_is_honoured() {
+    let herald = Herald::start().await;
+    let user = herald.user("a").await;
+    herald.webhook(user, "hook").await;
+    let wait = Duration::from_secs(1);
+    herald.sink.fail(
+        "hook",
+        Failure {
+            retry_after: Some(wait),
+            ..failure(429, Some(1))
+        },
+    );
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[user]).await;
+    herald.sink.wait_for_failed(1).await;
+    let refused = Micros::now();
+    assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 0]);
+    let received = Micros(herald.sink.entries()[0].received_time.as_microsecond());
+    assert!(
+        received.since(refused) >= wait - Duration::from_millis(100),
+        "{:?}",
+        received.since(refused)
+    );
+}
+
+#[tokio::test]
+async fn a_device_that_is_gone_is_unregistered() {
+    let herald = Herald::start().await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    herald.browser(a, "gone").await;
+    herald.browser(b, "gone-too").await;
+    let stays = herald.webhook(b, "stays").await;
+    herald.sink.fail("gone", failure(410, None));
+    herald.sink.fail("gone-too", failure(404, None));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [1, 1, 0, 0, 0]);
+    let devices = herald.stores.devices.of(&[a, b]).await.unwrap();
+    assert_eq!(devices, [vec![], vec![stays]]);
+}
+
+#[tokio::test]
+async fn a_final_refusal_is_not_tried_again() {
+    let herald = Herald::start().await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    herald.webhook(a, "refuses").await;
+    herald.webhook(b, "b-refuses").await;
+    herald.webhook(b, "b-takes").await;
+    herald.sink.fail("refuses", failure(400, None));
+    herald.sink.fail("b-refuses", failure(403, None));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
+    assert_eq!(herald.sink.summary().failed, 2);
+}
+
+#[tokio::test]
+async fn after_the_last_attempt_a_recipient_is_dead() {
+    let topology = TopologyConfig {
+        push_attempts_max: 3,
+        ..TopologyConfig::default()
+    };
+    let herald = Herald::start_with(local(), topology).await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    herald.webhook(a, "ill").await;
+    herald.webhook(b, "b-ill").await;
+    herald.webhook(b, "b-well").await;
+    herald.sink.fail("ill", failure(500, None));
+    herald.sink.fail("b-ill", failure(500, None));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
+    assert_eq!(herald.received(), HashMap::from([("b-well".to_owned(), 1)]));
+    assert_eq!(herald.sink.summary().failed, 6);
+    let metrics = herald.metrics.encode();
+    assert!(
+        metrics.contains(r#"herald_push_chunks_total{lane="normal",end="terminated"} 1"#),
+        "{metrics}"
+    );
+}
+
+/// A process that died after the ledger was written and before the event was published.
+#[tokio::test]
+async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
+    let mut herald = Herald::prepare(local(), TopologyConfig::default()).await;
+    let [a, b, c] = [
+        herald.user("a").await,
+        herald.user("b").await,
+        herald.user("c").await,
+    ];
+    herald.webhook(a, "a").await;
+    let first = herald.webhook(b, "b-first").await;
+    herald.webhook(b, "b-second").await;
+    herald.webhook(c, "c").await;
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b, c]).await;
+    let outcome = Outcome::Mixed {
+        delivered: Recipients::from_sorted([a]),
+        suppressed: Recipients::default(),
+        expired: Recipients::default(),
+        dead: Recipients::default(),
+        partly: vec![Partly {
+            user: b,
+            done: vec![first.id],
+        }],
+        announced: SettledCounts::default(),
+    };
+    let settlement = Settlement {
+        post,
+        channel: Channel::Push,
+        chunk: Recipients::from_sorted([a, b, c]).chunk_id(),
+        outcome,
+        at: Micros::now(),
+    };
+    herald.stores.ledger.settle(&settlement).await.unwrap();
+    assert_eq!(numbers(herald.counts(post).await), [1, 0, 0, 2, 0]);
+
+    herald.serve();
+    assert_eq!(numbers(herald.settled(chunk).await), [3, 0, 0, 0, 0]);
+    let once = |name: &str| (name.to_owned(), 1);
+    assert_eq!(herald.received(), HashMap::from(["b-second", "c"].map(once)));
+    let told: Vec<u32> = herald
+        .events()
+        .await
+        .iter()
+        .map(|event| event.delivered_count)
+        .collect();
+    assert_eq!(told, [1, 2]);
+}
+
+/// Progress is in the ledger while others of the chunk are still waited for.
+#[tokio::test]
+async fn progress_is_recorded_while_a_chunk_is_under_way() {
+    let herald = Herald::start().await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    herald.webhook(a, "fast").await;
+    // Nobody answers here, so the send takes until its time is up.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let address = herald_model::Address::Webhook {
+        url,
+        secret: vec![1; 24],
+    };
+    herald
+        .stores
+        .devices
+        .register(b, address, Micros::now())
+        .await
+        .unwrap();
+    let post = herald.post("hello").await;
+    herald.push(post, &[a, b]).await;
+    crate::harness::until(async || herald.counts(post).await.delivered == 1).await;
+    assert_eq!(numbers(herald.counts(post).await), [1, 0, 0, 1, 0]);
+}
