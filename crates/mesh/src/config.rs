@@ -21,6 +21,8 @@ pub struct Config {
     /// Attempts to publish a message that has an id; at least 1. One without an id gets a single attempt: a second one
     /// could store it twice.
     pub publish_attempts_max: u32,
+    /// How long after its first attempt another one may begin, milliseconds.
+    pub publish_retry_ms_max: u64,
 }
 
 impl Default for Config {
@@ -30,7 +32,8 @@ impl Default for Config {
             name: "herald".into(),
             publish_in_flight_max: 1_024,
             publish_timeout_ms: 5_000,
-            publish_attempts_max: 3,
+            publish_attempts_max: 10,
+            publish_retry_ms_max: 15_000,
         }
     }
 }
@@ -71,6 +74,10 @@ impl Config {
     pub(crate) fn publish_timeout(&self) -> Duration {
         Duration::from_millis(self.publish_timeout_ms)
     }
+
+    pub(crate) fn publish_retry_max(&self) -> Duration {
+        Duration::from_millis(self.publish_retry_ms_max)
+    }
 }
 
 impl std::fmt::Debug for Config {
@@ -83,6 +90,7 @@ impl std::fmt::Debug for Config {
             .field("publish_in_flight_max", &self.publish_in_flight_max)
             .field("publish_timeout_ms", &self.publish_timeout_ms)
             .field("publish_attempts_max", &self.publish_attempts_max)
+            .field("publish_retry_ms_max", &self.publish_retry_ms_max)
             .finish()
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -53,6 +54,8 @@ impl Mesh {
     pub async fn publish_bytes(&self, subject: Subject, id: Option<&str>, body: Bytes) -> Result<Published> {
         let span = trace::publish_span(subject);
         let publish = async {
+            let config = &self.inner.config;
+            let first = Instant::now();
             let mut attempt = 1;
             loop {
                 let error = match self.publish_once(subject, id, body.clone(), &span).await {
@@ -61,7 +64,8 @@ impl Mesh {
                 };
                 let again = id.is_some()
                     && error.kind() == ErrorKind::Unavailable
-                    && attempt < u64::from(self.inner.config.publish_attempts_max);
+                    && attempt < u64::from(config.publish_attempts_max)
+                    && first.elapsed() < config.publish_retry_max();
                 if !again {
                     trace::fail(&span, &error.to_string());
                     return Err(error);

@@ -36,6 +36,7 @@ impl Fixture {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut TopologyConfig)) -> Self {
+        crate::trace::spans();
         let server = Server::start(ServerConfig::default()).await.unwrap();
         let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
         let mut config = TopologyConfig {

@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use herald_mesh::{ConsumeOptions, Settle, streams};
 use opentelemetry::global;
@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::harness::{Fixture, SUBJECT, Script, chunk, until};
 
 #[derive(Debug, Clone, Default)]
-struct Spans(Arc<Mutex<Vec<SpanData>>>);
+pub(crate) struct Spans(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Spans {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
@@ -22,17 +22,24 @@ impl SpanExporter for Spans {
     }
 }
 
-// One thread, so that the subscriber of this test sees all of it.
-#[tokio::test(flavor = "current_thread")]
-async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
-    global::set_text_map_propagator(TraceContextPropagator::new());
-    let spans = Spans::default();
-    let provider = SdkTracerProvider::builder()
-        .with_simple_exporter(spans.clone())
-        .build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+/// The spans of all tests. The subscriber is there before any of them starts: one that comes later can miss a span that
+/// another thread is just meeting for the first time.
+pub(crate) fn spans() -> &'static Spans {
+    static SPANS: LazyLock<Spans> = LazyLock::new(|| {
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        let spans = Spans::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(spans.clone())
+            .build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
+        spans
+    });
+    &SPANS
+}
 
+#[tokio::test]
+async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     let fixture = Fixture::start().await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         if delivery.attempt == 1 {
@@ -58,7 +65,7 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     work.stop().await;
 
     let of_trace = || {
-        let all = spans.0.lock().unwrap().clone();
+        let all = spans().0.lock().unwrap().clone();
         all.into_iter()
             .filter(|span| span.span_context.trace_id() == trace_id)
             .collect::<Vec<_>>()
