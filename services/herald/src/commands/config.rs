@@ -28,8 +28,10 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Print all of it as TOML (as JSON with --output json), secrets hidden
+    #[command(after_long_help = EXAMPLES)]
     Print(Box<Settings>),
     /// Say whether it is right, and if not, which key of which layer is wrong
+    #[command(after_long_help = EXAMPLES)]
     Check(Box<Settings>),
 }
 

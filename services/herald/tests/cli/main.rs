@@ -1,5 +1,11 @@
 //! The command line: what it makes of its arguments, what it prints, how it ends.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test that fails here should panic"
+)]
+
 mod answers;
 mod help;
 mod import;

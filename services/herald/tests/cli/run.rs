@@ -12,31 +12,31 @@ use tokio::{
 };
 
 /// More than any command needs on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
 /// What a command left.
 #[derive(Debug)]
-pub struct Done {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Done {
     /// The one JSON object on standard output.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// The error on standard error, as JSON.
-    pub fn error(&self) -> Value {
+    pub(crate) fn error(&self) -> Value {
         let report: Value =
             serde_json::from_str(&self.stderr).unwrap_or_else(|error| panic!("{error}: {self:?}"));
         report["error"].clone()
     }
 
     /// Itself, if it ended well.
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
@@ -53,7 +53,7 @@ impl From<Output> for Done {
 }
 
 /// The program with these arguments and none of the surroundings' settings.
-pub fn command(server: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -73,7 +73,7 @@ pub fn command(server: &str, arguments: &[&str]) -> Command {
 }
 
 /// Runs a command to its end.
-pub async fn herald(server: &str, arguments: &[&str]) -> Done {
+pub(crate) async fn herald(server: &str, arguments: &[&str]) -> Done {
     let output = tokio::time::timeout(LIMIT, command(server, arguments).output()).await;
     output
         .unwrap_or_else(|_| panic!("{arguments:?} doesn't end"))
@@ -82,7 +82,7 @@ pub async fn herald(server: &str, arguments: &[&str]) -> Done {
 }
 
 /// Runs a command to its end with something on standard input.
-pub async fn herald_with_input(server: &str, arguments: &[&str], input: &str) -> Done {
+pub(crate) async fn herald_with_input(server: &str, arguments: &[&str], input: &str) -> Done {
     let mut command = command(server, arguments);
     command
         .stdin(Stdio::piped())
@@ -104,13 +104,13 @@ pub async fn herald_with_input(server: &str, arguments: &[&str], input: &str) ->
 }
 
 /// A command that streams.
-pub struct Streaming {
+pub(crate) struct Streaming {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Streaming {
-    pub fn start(server: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(server: &str, arguments: &[&str]) -> Self {
         let mut child = command(server, arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -121,7 +121,7 @@ impl Streaming {
     }
 
     /// The next line, as it is.
-    pub async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         let line = tokio::time::timeout(LIMIT, self.lines.next_line())
             .await
             .expect("no line comes");
@@ -129,13 +129,13 @@ impl Streaming {
     }
 
     /// The next line, as JSON.
-    pub async fn json(&mut self) -> Value {
+    pub(crate) async fn json(&mut self) -> Value {
         let line = self.line().await;
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
     /// Sends Ctrl-C.
-    pub async fn interrupt(&self) {
+    pub(crate) async fn interrupt(&self) {
         let pid = self.child.id().expect("it has ended").to_string();
         assert!(
             Command::new("kill")
@@ -148,12 +148,12 @@ impl Streaming {
     }
 
     /// Closes our end of its output.
-    pub fn close(self) -> Child {
+    pub(crate) fn close(self) -> Child {
         self.child
     }
 
     /// The exit code.
-    pub async fn end(mut self) -> i32 {
+    pub(crate) async fn end(mut self) -> i32 {
         let status = tokio::time::timeout(LIMIT, self.child.wait())
             .await
             .expect("it doesn't end");

@@ -30,9 +30,9 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A running server; it ends with the test's runtime.
 #[derive(Clone)]
-pub struct Server {
+pub(crate) struct Server {
     state: Arc<State>,
-    pub url: String,
+    pub(crate) url: String,
 }
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ struct State {
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = Self {
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// The calls with this kind of request, oldest first.
-    pub fn calls<T: Clone + 'static>(&self) -> Vec<T> {
+    pub(crate) fn calls<T: Clone + 'static>(&self) -> Vec<T> {
         let calls = self.state.calls.lock().unwrap();
         calls
             .iter()
@@ -77,24 +77,24 @@ impl Server {
     }
 
     /// The only call with this kind of request.
-    pub fn call<T: Clone + 'static>(&self) -> T {
+    pub(crate) fn call<T: Clone + 'static>(&self) -> T {
         let mut calls = self.calls::<T>();
         assert_eq!(calls.len(), 1, "calls of {}", std::any::type_name::<T>());
         calls.remove(0)
     }
 
     /// The next calls fail with these, in order.
-    pub fn fail(&self, failures: impl IntoIterator<Item = Status>) {
+    pub(crate) fn fail(&self, failures: impl IntoIterator<Item = Status>) {
         self.state.failures.lock().unwrap().extend(failures);
     }
 
     /// `GetDelivery` answers these, the last of them again and again.
-    pub fn deliver(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
+    pub(crate) fn deliver(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
         self.state.deliveries.lock().unwrap().extend(answers);
     }
 
     /// An import refuses these.
-    pub fn refuse_follow(&self, index: u64, field: &str, message: &str) {
+    pub(crate) fn refuse_follow(&self, index: u64, field: &str, message: &str) {
         let failure = ImportFailure {
             index,
             field: field.into(),
@@ -104,7 +104,7 @@ impl Server {
     }
 
     /// `ListTimeline` answers these pages, in order.
-    pub fn page(&self, posts: impl IntoIterator<Item = Post>, next_page_token: &str) {
+    pub(crate) fn page(&self, posts: impl IntoIterator<Item = Post>, next_page_token: &str) {
         let entries = posts
             .into_iter()
             .map(|post| TimelineEntry { post: Some(post) })
@@ -117,7 +117,7 @@ impl Server {
     }
 
     /// One call of `WatchTimeline` sends this and fails with UNAVAILABLE; when none is left, it stays open and silent.
-    pub fn watch(
+    pub(crate) fn watch(
         &self,
         snapshot: impl IntoIterator<Item = Post>,
         entries: impl IntoIterator<Item = Post>,
@@ -159,14 +159,14 @@ impl Server {
 }
 
 /// Some seconds after 2026-01-31T08:00:00Z.
-pub fn time(seconds: i64) -> prost_types::Timestamp {
+pub(crate) fn time(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: 1_769_846_400 + seconds,
         nanos: 0,
     }
 }
 
-pub fn post(post_id: u64, text: &str) -> Post {
+pub(crate) fn post(post_id: u64, text: &str) -> Post {
     Post {
         post_id,
         author_id: "107".into(),
