@@ -15,5 +15,5 @@ mod webhook;
 pub(crate) use dispatcher::Dispatcher;
 pub(crate) use ledger::{outcome, recorded};
 pub(crate) use payload::Push;
-pub(crate) use posts::{PostSource, Text};
+pub(crate) use posts::{Content, PostSource};
 pub use vapid::Vapid;

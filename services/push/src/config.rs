@@ -72,9 +72,12 @@ impl Config {
     /// Checks the bounds. The error names the field.
     pub fn validate(&self) -> Result<(), Error> {
         let sends = 1..=16_384;
-        let check = |good: bool, field, reason| match good {
-            true => Ok(()),
-            false => Err(Error::Config { field, reason }),
+        let check = |good: bool, field, reason| {
+            if good {
+                Ok(())
+            } else {
+                Err(Error::Config { field, reason })
+            }
         };
         check(
             (100..=60_000).contains(&self.request_timeout_ms),

@@ -151,15 +151,17 @@ fn private_name(name: &str) -> bool {
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     let special = match (a, b, c) {
-        (192, 0, 0)                             // protocol assignments
-        | (192, 31, 196)                        // AS112
-        | (192, 52, 193)                        // AMT
-        | (192, 88, 99)                         // 6to4 relays
-        | (192, 175, 48) => true,               // AS112
-        (100, b, _) => (64..128).contains(&b),  // carrier-grade NAT
-        (198, 18 | 19, _) => true,              // benchmarks
-        // "This network", which many systems take for themselves; multicast; reserved, broadcast.
-        (0 | 224.., _, _) => true,
+        // Carrier-grade NAT.
+        (100, b, _) => (64..128).contains(&b),
+        // Protocol assignments, AS112, AMT, 6to4 relays, AS112 again; benchmarks; "this network", which many systems
+        // take for themselves; multicast, reserved, broadcast.
+        (192, 0, 0)
+        | (192, 31, 196)
+        | (192, 52, 193)
+        | (192, 88, 99)
+        | (192, 175, 48)
+        | (198, 18 | 19, _)
+        | (0 | 224.., _, _) => true,
         _ => false,
     };
     !(special

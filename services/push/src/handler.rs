@@ -177,8 +177,8 @@ impl Chunks {
             return Ok(());
         }
         let keys: Vec<UserKey> = pending.iter().map(|(_, user, _)| *user).collect();
-        let (text, preferences, devices, ids) = tokio::try_join!(
-            self.posts.text(chunk.post),
+        let (content, preferences, devices, ids) = tokio::try_join!(
+            self.posts.content(chunk.post),
             async { Ok(self.preferences.of(&keys).await?) },
             async { Ok(self.devices.of(&keys).await?) },
             async { Ok(self.users.ids(&keys).await?) },
@@ -189,7 +189,7 @@ impl Chunks {
             let device_ids: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
             let recipient = Recipient {
                 expired: false,
-                post_gone: text.is_none(),
+                post_gone: content.is_none(),
                 // A user without an id was never given a key, so nobody can have asked.
                 unwanted: !preferences.push_enabled
                     || preferences.muted.contains(&chunk.author)
@@ -217,9 +217,15 @@ impl Chunks {
                 (Decision::Send(_), None) => error!(user_key = user.0, "a recipient has no id"),
             }
         }
-        match text {
-            Some(text) if !jobs.is_empty() => {
-                let push = Push::new(chunk.post, chunk.lane, text, chunk.accepted_at, chunk.expires_at);
+        match content {
+            Some(content) if !jobs.is_empty() => {
+                let push = Push::new(
+                    chunk.post,
+                    chunk.lane,
+                    content,
+                    chunk.accepted_at,
+                    chunk.expires_at,
+                );
                 self.send(chunk, progress, Arc::new(push), jobs).await
             }
             _ => Ok(()),

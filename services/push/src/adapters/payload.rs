@@ -44,7 +44,7 @@ impl Push {
     pub(crate) fn new(
         post: PostId,
         lane: Lane,
-        text: super::Text,
+        content: super::Content,
         accepted_at: Micros,
         expires_at: Micros,
     ) -> Self {
@@ -52,11 +52,11 @@ impl Push {
         Self {
             post,
             lane,
-            author_id: text.author_id,
-            links: text.links,
+            author_id: content.author_id,
+            links: content.links,
             accepted_at,
             expires_at,
-            snippet: snippet(text.text),
+            snippet: snippet(content.text),
             accepted_time: accepted_time.to_string(),
             deleted: AtomicBool::new(false),
         }
@@ -87,12 +87,12 @@ impl Push {
             if excess == 0 || (links.is_empty() && text.is_empty()) {
                 return json;
             }
-            match links.split_last() {
-                Some((_, fewer)) => links = fewer,
+            if let Some((_, fewer)) = links.split_last() {
+                links = fewer;
+            } else {
                 // A byte of text is at most six of JSON, so this never cuts off more than it must.
-                None => {
-                    text = &text[..text.floor_char_boundary(text.len() - excess.div_ceil(6).min(text.len()))]
-                }
+                let end = text.len().saturating_sub(excess.div_ceil(6));
+                text = &text[..text.floor_char_boundary(end)];
             }
         }
     }
@@ -117,11 +117,10 @@ impl Push {
 
 /// The beginning of a text, with an ellipsis for what is left out.
 fn snippet(mut text: String) -> String {
-    if text.char_indices().nth(SNIPPET_CHARS_MAX).is_some() {
-        if let Some((end, _)) = text.char_indices().nth(SNIPPET_CHARS_MAX - 1) {
-            text.truncate(end);
-            text.push('…');
-        }
+    let mut from_last = text.char_indices().skip(SNIPPET_CHARS_MAX - 1).map(|(at, _)| at);
+    if let (Some(last), Some(_)) = (from_last.next(), from_last.next()) {
+        text.truncate(last);
+        text.push('…');
     }
     text
 }
@@ -129,17 +128,17 @@ fn snippet(mut text: String) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::adapters::Text;
+    use crate::adapters::Content;
 
     pub(crate) fn push(text: &str, links: Vec<String>) -> Push {
-        let text = Text {
+        let content = Content {
             author_id: UserId::new("107").unwrap(),
             text: text.into(),
             links,
         };
         let accepted_at = Micros(1_700_000_000_250_000);
-        let expires_at = accepted_at.plus(std::time::Duration::from_secs(3_600));
-        Push::new(PostId(7), Lane::Normal, text, accepted_at, expires_at)
+        let expires_at = accepted_at.plus(std::time::Duration::from_hours(1));
+        Push::new(PostId(7), Lane::Normal, content, accepted_at, expires_at)
     }
 
     fn recipient() -> UserId {

@@ -11,7 +11,7 @@ use crate::error::AttemptError;
 
 /// What of a post a push needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Text {
+pub(crate) struct Content {
     pub(crate) author_id: UserId,
     pub(crate) text: String,
     pub(crate) links: Vec<String>,
@@ -25,16 +25,16 @@ pub(crate) struct PostSource {
 }
 
 impl PostSource {
-    /// A post's text; `None` when it was deleted or never was.
-    pub(crate) async fn text(&self, post: PostId) -> Result<Option<Text>, AttemptError> {
+    /// What a post says; `None` when it was deleted or never was.
+    pub(crate) async fn content(&self, post: PostId) -> Result<Option<Content>, AttemptError> {
         if let Some(post) = self.archived(post).await? {
             let deleted = post.deleted_at.is_some();
-            let text = Text {
+            let content = Content {
                 author_id: post.author_id,
                 text: post.text,
                 links: post.links,
             };
-            return Ok((!deleted).then_some(text));
+            return Ok((!deleted).then_some(content));
         }
         let Some(message) = self.mesh.message(streams::POSTS, post.0).await? else {
             return Ok(None);
@@ -49,7 +49,7 @@ impl PostSource {
         let Ok(author_id) = UserId::new(created.author_id) else {
             return Ok(None);
         };
-        Ok(Some(Text {
+        Ok(Some(Content {
             author_id,
             text: created.text,
             links: created.links,

@@ -23,10 +23,10 @@ use url::Url;
 use crate::{Config, Error};
 
 /// A token is used for this long. RFC 8292 allows 24 hours; some services less.
-const USED: Duration = Duration::from_secs(12 * 60 * 60);
+const USED: Duration = Duration::from_hours(12);
 
 /// And is valid for a little longer, for requests on their way and clocks that differ.
-const VALID: Duration = Duration::from_secs(13 * 60 * 60);
+const VALID: Duration = Duration::from_hours(13);
 
 /// So many push services are remembered.
 const TOKENS_MAX: u64 = 1_024;

@@ -89,7 +89,7 @@ mod tests {
         let other = Webhook::from_bytes(b"another".to_vec()).unwrap();
         assert!(other.verify(&first.body, &first.headers).is_err());
 
-        let later = message.now.plus(std::time::Duration::from_secs(60));
+        let later = message.now.plus(std::time::Duration::from_mins(1));
         let second = Webhooks
             .request(Message {
                 now: later,

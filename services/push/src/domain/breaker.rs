@@ -11,7 +11,7 @@ const FAILURES_MAX: u32 = 16;
 const OPEN: Duration = Duration::from_secs(5);
 
 /// For how long it opens at most.
-const OPEN_MAX: Duration = Duration::from_secs(60);
+const OPEN_MAX: Duration = Duration::from_mins(1);
 
 /// How long others wait while one request tries whether the host is back.
 const PROBE: Duration = Duration::from_secs(1);

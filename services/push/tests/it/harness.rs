@@ -205,7 +205,7 @@ impl Herald {
             lane: Lane::Normal,
             follow_version: FollowVersion(1),
             accepted_at: Micros::now(),
-            push_ttl: Duration::from_secs(3_600),
+            push_ttl: Duration::from_hours(1),
             deleted_at: None,
         };
         self.stores
@@ -229,7 +229,7 @@ impl Herald {
 
     /// Plans and publishes a chunk that is worth sending for an hour.
     pub(crate) async fn push(&self, post: PostId, users: &[UserKey]) -> Published {
-        self.push_until(post, users, Micros::now().plus(Duration::from_secs(3_600)))
+        self.push_until(post, users, Micros::now().plus(Duration::from_hours(1)))
             .await
     }
 

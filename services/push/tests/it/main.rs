@@ -1,5 +1,8 @@
 //! The push service against a real nats-server, the real store and a real receiver.
 
+// Helpers outside a #[test] unwrap as well.
+#![allow(clippy::unwrap_used)]
+
 mod deliver;
 mod harness;
 mod refuse;

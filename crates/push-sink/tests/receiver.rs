@@ -1,0 +1,129 @@
+//! What the sink believes, and what it refuses.
+
+// Helpers outside a #[test] unwrap as well.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use herald_push_sink::{Failure, Kind, Running, Sink};
+use http::StatusCode;
+use jiff::Timestamp;
+
+fn event(post: u64) -> String {
+    let time = Timestamp::now();
+    format!(
+        r#"{{"type":"post.created","timestamp":"{time}","data":{{"post_id":{post},"author_id":"a","recipient_id":"r","text":"t","links":[],"accepted_time":"{time}"}}}}"#
+    )
+}
+
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .build()
+        .unwrap()
+}
+
+async fn webhook(sink: &Sink, name: &str, body: String, secret: &[u8]) -> StatusCode {
+    let signer = standardwebhooks::Webhook::from_bytes(secret.to_vec()).unwrap();
+    let now = Timestamp::now().as_second();
+    let signature = signer.sign("msg_1", now, body.as_bytes()).unwrap();
+    let request = client()
+        .post(sink.webhook(name).url)
+        .header("webhook-id", "msg_1")
+        .header("webhook-timestamp", now)
+        .header("webhook-signature", signature)
+        .body(body);
+    request.send().await.unwrap().status()
+}
+
+#[tokio::test]
+async fn a_signed_webhook_is_taken_and_a_repeat_is_counted() {
+    let sink = Running::start().await.unwrap();
+    let secret = sink.webhook("phone").secret_bytes;
+    assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
+    assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
+    assert_eq!(webhook(&sink, "phone", event(8), &secret).await, 204);
+    let entries = sink.wait_for(3).await;
+    let told: Vec<_> = entries
+        .iter()
+        .map(|e| (e.kind, e.post_id, e.duplicate, &e.message_id[..]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Kind::Webhook, 7, false, "msg_1"),
+            (Kind::Webhook, 7, true, "msg_1"),
+            (Kind::Webhook, 8, false, "msg_1"),
+        ]
+    );
+    let shown = client()
+        .get(format!("http://{}/received", sink.address()))
+        .send()
+        .await
+        .unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.bytes().await.unwrap()).unwrap();
+    assert_eq!((&shown["received"], &shown["duplicates"]), (&3.into(), &1.into()));
+    assert_eq!(shown["entries"][0]["name"], "phone");
+}
+
+#[tokio::test]
+async fn what_is_not_signed_or_no_event_is_refused() {
+    let sink = Running::start().await.unwrap();
+    assert_eq!(webhook(&sink, "phone", event(7), b"another secret").await, 401);
+    let unsigned = client()
+        .post(sink.webhook("phone").url)
+        .body(event(7))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(unsigned.status(), 401);
+    let secret = sink.webhook("phone").secret_bytes;
+    assert_eq!(webhook(&sink, "phone", "{}".into(), &secret).await, 400);
+    let anonymous = client()
+        .post(sink.subscription("phone").endpoint)
+        .body("x")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(anonymous.status(), 401);
+    let summary = sink.summary();
+    assert_eq!((summary.received, summary.rejected), (0, 4));
+}
+
+#[tokio::test]
+async fn it_fails_as_told() {
+    let sink = Running::start().await.unwrap();
+    let secret = sink.webhook("phone").secret_bytes;
+    let failure = Failure {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        retry_after: Some(Duration::from_secs(3)),
+        times: Some(1),
+    };
+    sink.fail("phone", failure);
+    let refused = client()
+        .post(sink.webhook("phone").url)
+        .body(event(7))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (refused.status(), &refused.headers()["retry-after"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"3".parse().unwrap())
+    );
+    assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
+    sink.fail(
+        "phone",
+        Failure {
+            times: None,
+            ..failure
+        },
+    );
+    assert_eq!(webhook(&sink, "phone", event(8), &secret).await, 429);
+    assert_eq!(webhook(&sink, "phone", event(8), &secret).await, 429);
+    assert_eq!(webhook(&sink, "other", event(8), &secret).await, 204);
+    sink.recover("phone");
+    assert_eq!(webhook(&sink, "phone", event(8), &secret).await, 204);
+    assert_eq!(sink.summary().failed, 3);
+}
