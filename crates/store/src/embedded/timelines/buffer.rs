@@ -11,10 +11,16 @@ use crate::{Durable, Error, ErrorKind, Result, embedded::failure::Failure};
 /// What became of a run: `None` while it isn't flushed.
 type Outcome = Option<std::result::Result<(), Failure>>;
 
+/// Parts of a page, as a power of two.
+const PAGE_BITS: u32 = 12;
+
+/// Some parts that follow each other: a million users.
+type Page = Vec<Vec<u64>>;
+
 /// The pairs of one run, before and while they are written.
 pub(super) struct Buffer {
-    /// Pairs by part of the users, each in the order of their coming.
-    parts: Vec<Vec<u64>>,
+    /// Pairs by part of the users, each in the order of their coming. Pages without users are empty.
+    pages: Vec<Page>,
     pairs: usize,
     since: Option<Instant>,
     outcome: watch::Sender<Outcome>,
@@ -23,7 +29,7 @@ pub(super) struct Buffer {
 impl Default for Buffer {
     fn default() -> Self {
         Self {
-            parts: Vec::new(),
+            pages: Vec::new(),
             pairs: 0,
             since: None,
             outcome: watch::Sender::new(None),
@@ -45,11 +51,11 @@ impl Buffer {
     /// Adds a post for its recipients.
     pub(super) fn push(&mut self, post: u64, recipients: &Recipients) {
         for user in recipients {
-            let part = (user.0 >> pair::PART_BITS) as usize;
-            if part >= self.parts.len() {
-                self.parts.resize_with(part + 1, Vec::new);
+            let (page, part) = place(user);
+            match self.pages.get_mut(page).and_then(|page| page.get_mut(part)) {
+                Some(part) => part.push(pair::in_part(user, post)),
+                None => self.make_page(page)[part].push(pair::in_part(user, post)),
             }
-            self.parts[part].push(pair::in_part(user, post));
         }
         self.pairs += recipients.len() as usize;
         self.since.get_or_insert_with(Instant::now);
@@ -58,7 +64,8 @@ impl Buffer {
     /// Adds a user's posts to `out`.
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
         let wanted = pair::in_part(user, 0);
-        if let Some(part) = self.parts.get((user.0 >> pair::PART_BITS) as usize) {
+        let (page, part) = place(user);
+        if let Some(part) = self.pages.get(page).and_then(|page| page.get(part)) {
             out.extend(
                 part.iter()
                     .filter(|p| **p & !pair::POST_MAX == wanted)
@@ -89,9 +96,9 @@ impl Buffer {
 
     /// Empties it, keeping the memory for the next run.
     pub(super) fn reuse(mut self) -> Self {
-        self.parts.iter_mut().for_each(Vec::clear);
+        self.pages.iter_mut().flatten().for_each(Vec::clear);
         Self {
-            parts: self.parts,
+            pages: self.pages,
             ..Self::default()
         }
     }
@@ -99,7 +106,7 @@ impl Buffer {
     /// Passes each group's number and block, ascending, to `each`. Repeats are left out.
     pub(super) fn blocks(&self, mut each: impl FnMut(u32, &[u8]) -> Result<()>) -> Result<()> {
         let (mut sorted, mut scratch, mut out) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, part) in self.parts.iter().enumerate() {
+        for (number, part) in self.parts() {
             sorted.clear();
             sorted.extend_from_slice(part);
             sorted.sort_unstable();
@@ -107,12 +114,33 @@ impl Buffer {
             for group in sorted.chunk_by(|a, b| pair::group_in_part(*a) == pair::group_in_part(*b)) {
                 out.clear();
                 block::encode(group, &mut scratch, &mut out);
-                let first = (number as u32) << (pair::PART_BITS - pair::GROUP_BITS);
+                let first = number << (pair::PART_BITS - pair::GROUP_BITS);
                 each(first + pair::group_in_part(group[0]), &out)?;
             }
         }
         Ok(())
     }
+
+    #[cold]
+    fn make_page(&mut self, page: usize) -> &mut Page {
+        if page >= self.pages.len() {
+            self.pages.resize_with(page + 1, Vec::new);
+        }
+        self.pages[page].resize_with(1 << PAGE_BITS, Vec::new);
+        &mut self.pages[page]
+    }
+
+    /// The parts that there are, ascending, with their numbers.
+    fn parts(&self) -> impl Iterator<Item = (u32, &Vec<u64>)> {
+        let of_page = |(number, page)| ((number as u32) << PAGE_BITS..).zip(page);
+        self.pages.iter().enumerate().flat_map(of_page)
+    }
+}
+
+/// The page of a user's part, and the part's place in it.
+fn place(user: UserKey) -> (usize, usize) {
+    let part = (user.0 >> pair::PART_BITS) as usize;
+    (part >> PAGE_BITS, part & ((1 << PAGE_BITS) - 1))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ mod intake;
 mod marks;
 mod merge;
 mod pair;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,134 @@
+//! Timelines against a simple model, against themselves while they change, against kill -9 and against a full disk.
+
+mod crash;
+mod full;
+mod model;
+
+use std::{path::Path, sync::Arc};
+
+use futures::executor::block_on;
+
+use super::*;
+
+/// Opens timelines in a directory.
+fn open(dir: &Path, config: &Config) -> EmbeddedTimelines {
+    EmbeddedTimelines::open(dir, config, Arc::new(Space::new(dir, 0))).unwrap()
+}
+
+fn recipients(users: impl IntoIterator<Item = u32>) -> Recipients {
+    Recipients::from_sorted(users.into_iter().map(UserKey))
+}
+
+fn newest(timelines: &EmbeddedTimelines, user: u32, before: Option<u64>, limit: usize) -> Vec<u64> {
+    let posts = block_on(timelines.newest(UserKey(user), before.map(PostId), limit)).unwrap();
+    posts.into_iter().map(|post| post.0).collect()
+}
+
+#[test]
+fn a_delivery_is_readable_before_it_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    // So long that the run is not written before it is read.
+    let config = Config { flush_interval_ms: 1_000, ..Config::default() };
+    let timelines = open(dir.path(), &config);
+    let durable = block_on(timelines.deliver(PostId(5), recipients([1, 70, 4_000_000_000]))).unwrap();
+    for user in [1, 70, 4_000_000_000] {
+        assert_eq!(newest(&timelines, user, None, 10), [5]);
+    }
+    assert!(newest(&timelines, 2, None, 10).is_empty());
+    block_on(durable).unwrap();
+    assert_eq!(newest(&timelines, 4_000_000_000, None, 10), [5]);
+}
+
+#[test]
+fn delivering_waits_while_both_runs_are_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { run_pairs_max: 10, flush_interval_ms: 1_000, ..Config::default() };
+    let timelines = open(dir.path(), &config);
+    let waiting: Vec<_> =
+        (1..=40).map(|post| block_on(timelines.deliver(PostId(post), recipients(1..=7))).unwrap()).collect();
+    for durable in waiting {
+        block_on(durable).unwrap();
+    }
+    assert_eq!(newest(&timelines, 7, None, 100), (1..=40).rev().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_chunk_larger_than_a_run_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let timelines = open(dir.path(), &Config { run_pairs_max: 10, ..Config::default() });
+    block_on(async { timelines.deliver(PostId(1), recipients(1..=1_000)).await.unwrap().await.unwrap() });
+    assert_eq!(newest(&timelines, 1_000, None, 1), [1]);
+}
+
+#[test]
+fn closed_timelines_have_written_all_and_take_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { flush_interval_ms: 1_000, ..Config::default() };
+    let timelines = open(dir.path(), &config);
+    let durable = block_on(timelines.deliver(PostId(1), recipients([3]))).unwrap();
+    timelines.close().unwrap();
+    block_on(durable).unwrap();
+    let refused = block_on(timelines.deliver(PostId(2), recipients([3]))).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+}
+
+#[test]
+fn a_post_id_that_does_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let timelines = open(dir.path(), &Config::default());
+    let refused = block_on(timelines.deliver(PostId(1 << 56), recipients([3]))).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
+}
+
+#[test]
+fn merged_blocks_leave_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { small_run_pairs_max: 0, flush_interval_ms: 0, merge_blocks_min: u32::MAX, ..Config::default() };
+    let timelines = open(dir.path(), &config);
+    let deliver = |post| {
+        block_on(async { timelines.deliver(PostId(post), recipients(1..=500)).await.unwrap().await.unwrap() });
+    };
+    (1..=20).for_each(deliver);
+    timelines.merge_all().unwrap();
+    let disk = &timelines.shared.disk;
+    disk.runs.major_compact().unwrap();
+    assert_eq!(disk.runs.iter().count(), 0);
+    assert_eq!(disk.merged.iter().count(), 500);
+    deliver(21);
+    assert_eq!(newest(&timelines, 500, None, 3), [21, 20, 19]);
+}
+
+/// While runs are written and merged, no delivery is out of sight for a moment.
+#[test]
+fn nothing_is_out_of_sight_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        flush_interval_ms: 0,
+        small_run_pairs_max: 600,
+        merge_blocks_min: 0,
+        merge_busy_percent: 100,
+        entries_max: 1_000,
+        ..Config::default()
+    };
+    let timelines = open(dir.path(), &config);
+    let delivered = std::sync::atomic::AtomicU64::new(0);
+    let order = std::sync::atomic::Ordering::SeqCst;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for post in 1..=900 {
+                // Now and then a run that goes in as a table.
+                let users = if post % 8 == 0 { 1..=1_000 } else { 1..=10 };
+                drop(block_on(timelines.deliver(PostId(post), recipients(users))).unwrap());
+                delivered.store(post, order);
+            }
+        });
+        loop {
+            let least = delivered.load(order);
+            let found = newest(&timelines, 5, None, usize::MAX);
+            assert!(found.len() as u64 >= least, "{} of {least} are there", found.len());
+            if least == 900 {
+                break;
+            }
+        }
+    });
+}

@@ -1,0 +1,127 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Entries that the tested timelines keep.
+const ENTRIES_MAX: usize = 6;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Deliver(u64, BTreeSet<u32>),
+    /// Waits until all is durable.
+    Flush,
+    Reopen,
+    Merge,
+    Compact,
+    SetOldest(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Few enough to meet again, over the borders of groups, parts and slices.
+    let user = prop_oneof![0_u32..6, 62_u32..67, 254_u32..258, 16_382_u32..16_387, Just(u32::MAX)];
+    let step = prop_oneof![
+        10 => (1_u64..60, prop::collection::btree_set(user, 1..14)).prop_map(|(post, users)| Step::Deliver(post, users)),
+        4 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+        2 => Just(Step::Merge),
+        1 => Just(Step::Compact),
+        1 => (1_u64..30).prop_map(Step::SetOldest),
+    ];
+    prop::collection::vec(step, 1..50)
+}
+
+#[derive(Default)]
+struct Model {
+    timelines: BTreeMap<u32, BTreeSet<u64>>,
+    oldest: u64,
+}
+
+impl Model {
+    fn newest(&self, user: u32) -> Vec<u64> {
+        let posts = self.timelines.get(&user).into_iter().flatten().rev();
+        posts.copied().filter(|post| *post >= self.oldest).take(ENTRIES_MAX).collect()
+    }
+
+    fn agrees(&self, timelines: &EmbeddedTimelines, durable: bool) -> std::result::Result<(), TestCaseError> {
+        for user in self.timelines.keys().copied().chain([7, 100_000]) {
+            let expected = self.newest(user);
+            prop_assert_eq!(newest(timelines, user, None, usize::MAX), expected.clone(), "user {}", user);
+            if let Some(before) = expected.get(1) {
+                let rest: Vec<u64> = expected.iter().skip(2).take(2).copied().collect();
+                prop_assert_eq!(newest(timelines, user, Some(*before), 2), rest);
+            }
+        }
+        if durable {
+            let all = self.timelines.keys().map(|user| (*user, self.newest(*user)));
+            let expected: Vec<_> = all.filter(|(_, posts)| !posts.is_empty()).collect();
+            for limit in [1, 3, usize::MAX] {
+                prop_assert_eq!(scan(timelines, limit), expected.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All pages of a scan, posts newest first.
+fn scan(timelines: &EmbeddedTimelines, limit: usize) -> Vec<(u32, Vec<u64>)> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = timelines.shared.scan(after, limit).unwrap();
+        assert!(page.len() <= limit);
+        let Some((last, _)) = page.last() else { return all };
+        after = Some(*last);
+        all.extend(page.iter().map(|(user, posts)| (user.0, posts.iter().rev().map(|p| p.0).collect())));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn timelines_are_what_a_map_of_sets_is(
+        steps in steps(),
+        small_run_pairs_max in prop_oneof![Just(0_usize), Just(12), Just(1_000)],
+        merge_blocks_min in prop_oneof![Just(0_u32), Just(u32::MAX)],
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            flush_interval_ms: 1,
+            run_pairs_max: 40,
+            small_run_pairs_max,
+            entries_max: ENTRIES_MAX,
+            merge_blocks_min,
+            ..Config::default()
+        };
+        let mut timelines = open(dir.path(), &config);
+        let mut model = Model::default();
+        let mut waiting = Vec::new();
+        for step in steps {
+            match step {
+                Step::Deliver(post, users) => {
+                    let durable = block_on(timelines.deliver(PostId(post), recipients(users.iter().copied()))).unwrap();
+                    waiting.push(durable);
+                    for user in users {
+                        model.timelines.entry(user).or_default().insert(post);
+                    }
+                }
+                Step::Flush => waiting.drain(..).for_each(|durable| block_on(durable).unwrap()),
+                Step::Reopen => {
+                    waiting.clear();
+                    drop(timelines);
+                    timelines = open(dir.path(), &config);
+                }
+                Step::Merge => timelines.merge_all().unwrap(),
+                Step::Compact => timelines.shared.disk.runs.major_compact().unwrap(),
+                Step::SetOldest(post) => {
+                    timelines.set_oldest(PostId(post)).unwrap();
+                    model.oldest = model.oldest.max(post);
+                }
+            }
+            model.agrees(&timelines, waiting.is_empty())?;
+        }
+        waiting.into_iter().for_each(|durable| block_on(durable).unwrap());
+        model.agrees(&timelines, true)?;
+    }
+}
