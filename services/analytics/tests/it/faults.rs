@@ -1,0 +1,91 @@
+//! A store that fails on purpose.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use herald_model::PostId;
+use herald_store::{Counts, Error, ErrorKind, PostTotals, Result, Totals, TotalsBatch};
+
+/// How a commit goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is not done, and fails.
+    Before,
+    /// It is done, and fails all the same.
+    After,
+    /// It is not done, and never answers.
+    Hang,
+}
+
+/// Totals whose commits go wrong: every `every`th one.
+pub(crate) struct Faulty {
+    pub(crate) inner: Arc<dyn Totals>,
+    pub(crate) fault: Fault,
+    pub(crate) every: usize,
+    pub(crate) commits: AtomicUsize,
+    pub(crate) faults: AtomicUsize,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: Arc<dyn Totals>, fault: Fault, every: usize) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            fault,
+            every,
+            commits: AtomicUsize::new(0),
+            faults: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn faults(&self) -> usize {
+        self.faults.load(Ordering::SeqCst)
+    }
+}
+
+fn failed() -> Error {
+    Error::new(ErrorKind::Unavailable, "failed on purpose")
+}
+
+#[async_trait]
+impl Totals for Faulty {
+    async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
+        self.inner.seen(stream, sequences).await
+    }
+
+    async fn intend(&self, file: &str) -> Result<()> {
+        self.inner.intend(file).await
+    }
+
+    async fn intended(&self) -> Result<Vec<String>> {
+        self.inner.intended().await
+    }
+
+    async fn abandon(&self, file: &str) -> Result<()> {
+        self.inner.abandon(file).await
+    }
+
+    async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
+        let commit = self.commits.fetch_add(1, Ordering::SeqCst);
+        if !(commit + 1).is_multiple_of(self.every) {
+            return self.inner.commit(batch).await;
+        }
+        self.faults.fetch_add(1, Ordering::SeqCst);
+        match self.fault {
+            Fault::Before => Err(failed()),
+            Fault::After => {
+                self.inner.commit(batch).await?;
+                Err(failed())
+            }
+            Fault::Hang => std::future::pending().await,
+        }
+    }
+
+    async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>> {
+        self.inner.of_post(post).await
+    }
+
+    async fn of_hours(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
+        self.inner.of_hours(start, end).await
+    }
+}

@@ -1,0 +1,274 @@
+//! A server, a store and a folder, and what the files in it say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_analytics::{Config, Deps, Error, Metrics, run};
+use herald_local_nats::Server;
+use herald_mesh::{Mesh, Subject, Topology, TopologyConfig, consumers, streams};
+use herald_model::time::Micros;
+use herald_model::{Channel, Lane, UserId};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted};
+use herald_runtime::metrics::Shared;
+use herald_store::embedded::{self, Embedded};
+use herald_store::{Stores, Totals};
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::{Field, Row};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// 2026-01-01 10:00, and an hour later.
+pub(crate) const HOUR: i64 = 1_767_261_600_000_000;
+pub(crate) const NEXT_HOUR: i64 = HOUR + 3_600_000_000;
+
+pub(crate) struct Harness {
+    pub(crate) mesh: Mesh,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) stores: Stores,
+    pub(crate) shared: Shared,
+    pub(crate) metrics: Metrics,
+    dir: TempDir,
+    _store: Embedded,
+    pub(crate) nats: Server,
+}
+
+/// A running service.
+pub(crate) struct Running {
+    pub(crate) address: String,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+impl Harness {
+    pub(crate) async fn start() -> Self {
+        let nats = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let mesh = Mesh::connect(&herald_mesh::Config::at(nats.client_url()))
+            .await
+            .unwrap();
+        let mut config = TopologyConfig {
+            ack_wait_seconds: 2,
+            ..TopologyConfig::default()
+        };
+        config.retry.delay_ms_base = 10;
+        config.retry.delay_ms_max = 100;
+        let topology = Arc::new(Topology::new(&config).unwrap());
+        mesh.ensure(&topology).await.unwrap();
+        let dir = TempDir::new().unwrap();
+        let store = Embedded::open(&embedded::Config {
+            data_dir: dir.path().join("data"),
+            ..embedded::Config::default()
+        })
+        .unwrap();
+        let shared = Shared::new();
+        let metrics = shared.register(Metrics::new);
+        Self {
+            mesh,
+            topology,
+            stores: store.stores(),
+            shared,
+            metrics,
+            dir,
+            _store: store,
+            nats,
+        }
+    }
+
+    pub(crate) fn files_dir(&self) -> PathBuf {
+        self.dir.path().join("files")
+    }
+
+    /// Batches of a few messages, to have many.
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            dir: self.files_dir(),
+            batch_rows_max: 50,
+            batch_age_ms_max: 50,
+            ..Config::default()
+        }
+    }
+
+    pub(crate) async fn run(&self, config: Config, totals: Arc<dyn Totals>) -> Running {
+        let (deps, address) = self.deps(self.mesh.clone(), totals).await;
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(run(config, deps, shutdown.clone()));
+        Running {
+            address,
+            shutdown,
+            task,
+        }
+    }
+
+    pub(crate) async fn deps(&self, mesh: Mesh, totals: Arc<dyn Totals>) -> (Deps, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let deps = Deps {
+            mesh,
+            topology: self.topology.clone(),
+            totals,
+            users: self.stores.users.clone(),
+            objects: None,
+            listener,
+            metrics: self.metrics.clone(),
+        };
+        (deps, address)
+    }
+
+    /// Publishes a post of "ann" at a moment, and answers with its id.
+    pub(crate) async fn post(&self, accepted_at_us: i64) -> u64 {
+        let author = self
+            .stores
+            .users
+            .intern(&[UserId::new("ann").unwrap()])
+            .await
+            .unwrap()[0];
+        let post = PostCreated {
+            author_key: author.0,
+            author_id: "ann".into(),
+            text: "hello".into(),
+            links: vec!["https://example.org".into()],
+            follow_version: 9,
+            accepted_at_us,
+            push_ttl_seconds: 60,
+            ..PostCreated::default()
+        };
+        self.mesh
+            .publish(Subject::PostCreated(Lane::High), None, &post)
+            .await
+            .unwrap()
+            .sequence
+    }
+
+    pub(crate) async fn delete(&self, post_id: u64, deleted_at_us: i64) {
+        let deleted = PostDeleted {
+            post_id,
+            author_key: 1,
+            deleted_at_us,
+        };
+        self.mesh
+            .publish(Subject::PostDeleted(Lane::High), None, &deleted)
+            .await
+            .unwrap();
+    }
+
+    /// Publishes that 10 deliveries of a post were settled, 1.5 s after its acceptance.
+    pub(crate) async fn settle(&self, post_id: u64, channel: Channel, settled_at_us: i64) {
+        let settled = DeliveriesSettled {
+            post_id,
+            author_key: 1,
+            delivered_count: 10,
+            suppressed_count: 2,
+            accepted_at_us: settled_at_us - 1_500_000,
+            settled_at_us,
+            ..DeliveriesSettled::default()
+        };
+        self.mesh
+            .publish(Subject::Settled(channel), None, &settled)
+            .await
+            .unwrap();
+    }
+
+    /// Waits until every message published so far is acknowledged.
+    pub(crate) async fn acknowledged(&self) {
+        for (stream, consumer) in [
+            (streams::POSTS, consumers::ANALYTICS_POSTS),
+            (streams::EVENTS, consumers::ANALYTICS_EVENTS),
+        ] {
+            let last = self.mesh.last_sequence(stream).await.unwrap();
+            until(async || self.mesh.ack_floor(stream, consumer).await.unwrap() >= last).await;
+        }
+    }
+
+    /// Every row of a table, by its message. Fails when a message has two.
+    pub(crate) fn rows(&self, table: &str) -> BTreeMap<(String, u64), Row> {
+        let mut rows = BTreeMap::new();
+        for path in self.files(table) {
+            let file = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+            for row in file.get_row_iter(None).unwrap() {
+                let row = row.unwrap();
+                let Field::Str(stream) = field(&row, "stream") else {
+                    panic!("{row:?}")
+                };
+                let Field::ULong(sequence) = field(&row, "sequence") else {
+                    panic!("{row:?}")
+                };
+                let key = (stream, sequence);
+                assert!(
+                    !rows.contains_key(&key),
+                    "{key:?} is there twice, again in {}",
+                    path.display()
+                );
+                rows.insert(key, row);
+            }
+        }
+        rows
+    }
+
+    /// The files of a table.
+    pub(crate) fn files(&self, table: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        walk(&self.files_dir().join(table), &mut found);
+        found.sort();
+        found
+    }
+
+    /// What `/metrics` says of one name.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.shared.encode();
+        let line = text
+            .lines()
+            .find(|line| line.split([' ', '{']).next() == Some(name));
+        line.and_then(|line| line.rsplit(' ').next())
+            .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The sums over all hours.
+    pub(crate) async fn sums(&self) -> herald_store::Counts {
+        let mut sum = herald_store::Counts::default();
+        for (_, counts) in self.stores.totals.of_hours(0, u32::MAX).await.unwrap() {
+            sum += counts;
+        }
+        sum
+    }
+}
+
+pub(crate) fn field(row: &Row, name: &str) -> Field {
+    row.get_column_iter()
+        .find(|(column, _)| *column == name)
+        .map(|(_, field)| field.clone())
+        .unwrap()
+}
+
+/// Waits until it is so, for at most 30 s.
+pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
+    let deadline = Micros::now().plus(Duration::from_secs(30));
+    let mut turn = tokio::time::interval(Duration::from_millis(5));
+    while !is_so().await {
+        assert!(Micros::now() < deadline, "not so within 30 s");
+        turn.tick().await;
+    }
+}
+
+fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "parquet") {
+            found.push(path);
+        }
+    }
+}
