@@ -15,6 +15,10 @@ use crate::{
 
 use super::block::Malformed;
 
+/// Memtable of a keyspace, bytes. An import writes all over them, so they are larger than others: each flush is compacted
+/// into much of what is there.
+const MEMTABLE_BYTES: u64 = 32 << 20;
+
 /// The keyspaces of the graph.
 pub(super) struct Tables {
     pub(super) records: Arc<Records>,
@@ -55,12 +59,13 @@ pub(super) struct Place {
 
 impl Tables {
     pub(super) fn open(records: &Arc<Records>) -> Result<Self> {
+        let options = || records::options().max_memtable_size(MEMTABLE_BYTES);
         Ok(Self {
-            blocks: records.keyspace("followers", records::options)?,
-            counts: records.keyspace("follow_counts", records::options)?,
-            history: records.keyspace("follow_history", records::options)?,
+            blocks: records.keyspace("followers", options)?,
+            counts: records.keyspace("follow_counts", options)?,
+            history: records.keyspace("follow_history", options)?,
             moments: records.keyspace("follow_moments", records::options)?,
-            following: records.keyspace("following", records::options)?,
+            following: records.keyspace("following", options)?,
             records: Arc::clone(records),
         })
     }

@@ -39,6 +39,8 @@ struct Round {
     changed: Vec<bool>,
     undone: Vec<Undone>,
     versions: Vec<(u32, u64)>,
+    /// Edges that are not as they were: (follower, author) and what they are.
+    edges: Vec<(u32, u32, Edge)>,
 }
 
 impl Writer {
@@ -74,6 +76,7 @@ impl Writer {
             changed: vec![false; changes.len()],
             undone: Vec::new(),
             versions: Vec::new(),
+            edges: Vec::with_capacity(changes.len()),
         };
         for of_author in changes.chunk_by(|a, b| a.author == b.author) {
             self.apply(&mut round, of_author)?;
@@ -83,10 +86,20 @@ impl Writer {
             mut batch,
             changed,
             versions,
+            mut edges,
             ..
         } = round;
         drop(snapshot);
         if !versions.is_empty() {
+            // In the order of their keys they go into the memtable several times as fast.
+            edges.sort_unstable_by_key(|(follower, author, _)| (*follower, *author));
+            for (follower, author, edge) in edges {
+                let key = pair(follower, author);
+                match edge.follower(follower) {
+                    Some(follow) => batch.insert(&self.tables.following, key, [u8::from(follow.bell)]),
+                    None => batch.remove(&self.tables.following, key),
+                }
+            }
             self.moment = Micros::now().0.max(self.moment + 1);
             batch.insert(
                 &self.tables.moments,
@@ -183,13 +196,7 @@ impl Writer {
             count.followers =
                 count.followers + u64::from(is != Edge::Absent) - u64::from(was != Edge::Absent);
             count.notify = count.notify + u64::from(is == Edge::Bell) - u64::from(was == Edge::Bell);
-            let key = pair(follower, author);
-            match is.follower(follower) {
-                Some(follow) => round
-                    .batch
-                    .insert(&self.tables.following, key, [u8::from(follow.bell)]),
-                None => round.batch.remove(&self.tables.following, key),
-            }
+            round.edges.push((follower, author, is));
         }
         self.new.extend_from_slice(old);
         round.undone.len() > undone
