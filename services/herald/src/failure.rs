@@ -303,7 +303,8 @@ fn hint_for(status: &Status, kind: Kind) -> Option<&'static str> {
             Some("the server can't serve this now; it recovers by itself when what it needs is back")
         }
         (Kind::Unreachable, _) => Some(
-            "is this Herald's gRPC port? (its http port is another one; `herald up` prints both when it starts)",
+            "the connection broke, or this is not Herald's gRPC port (its http port is another one; `herald up` prints \
+             both when it starts)",
         ),
         (Kind::Overloaded, _) => Some("nothing was accepted; try again later"),
         (Kind::TimedOut, _) => Some("give it longer with --rpc-timeout"),

@@ -24,7 +24,7 @@ use super::device;
 use crate::{
     client::Client,
     context::Context,
-    failure::{Failure, printable},
+    failure::{self, Failure, printable},
     output::{Show, Table, count, counted},
 };
 
@@ -45,7 +45,8 @@ Examples:
   For a test: end after 1,045 pushes, with the figures as JSON:
     herald push-sink --register-from users.txt --count 1045 --output json | tail -1
 
-The server must allow plain http and private addresses for this, as `herald up` does when it is told to.";
+The server must let devices be at plain http and private addresses for this:
+  herald up --allow-private-endpoints";
 
 /// Receive pushes, check them, and tell how long they took
 ///
@@ -361,7 +362,16 @@ async fn register(
             }
         };
         let client = &client;
-        async move { device::register(client, user, address).await }
+        async move {
+            device::register(client, user, address)
+                .await
+                .map_err(|failure| match failure.kind() {
+                    failure::Kind::Usage => {
+                        failure.hint("start the server with `herald up --allow-private-endpoints`")
+                    }
+                    _ => failure,
+                })
+        }
     };
     stream::iter(users)
         .map(register)
