@@ -184,7 +184,7 @@ impl Loader {
     }
 
     fn add_env(&mut self, name: String, value: String) {
-        if name.starts_with(PREFIX) {
+        if name.starts_with(PREFIX) && !is_of_kubernetes(&name, &value) {
             self.env.insert(name, value);
         }
     }
@@ -349,6 +349,18 @@ fn not_a_string(kind: &Kind) -> bool {
     matches!(kind, Kind::InvalidType(actual, _) if !matches!(actual, Actual::Str(_)))
 }
 
+/// Whether Kubernetes set a variable to tell where a service named `herald…` is. It does so in every pod beside one.
+fn is_of_kubernetes(name: &str, value: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || (name.contains("_PORT_")
+            && ["_TCP", "_UDP", "_SCTP"]
+                .iter()
+                .any(|protocol| name.contains(protocol)))
+        || (name.ends_with("_PORT") && value.contains("://"))
+}
+
 fn key_of(name: &str) -> String {
     name.strip_prefix(PREFIX)
         .unwrap_or(name)
@@ -381,193 +393,5 @@ fn put(dict: &mut Dict, key: &str, value: Value) {
                 put(inner, rest, value);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::{Secret, print};
-    use super::*;
-
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    #[serde(default)]
-    struct Config {
-        name: String,
-        lanes: Vec<String>,
-        push: Push,
-        nats: Nats,
-    }
-
-    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-    #[serde(default)]
-    struct Push {
-        workers: u16,
-        key: Option<String>,
-        secret: Secret,
-    }
-
-    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-    #[serde(default, deny_unknown_fields)]
-    struct Nats {
-        url: String,
-        tls: bool,
-    }
-
-    impl Default for Config {
-        fn default() -> Self {
-            let push = Push {
-                workers: 8,
-                key: None,
-                secret: Secret::new("built in"),
-            };
-            Self {
-                name: "herald".into(),
-                lanes: vec!["high".into()],
-                push,
-                nats: Nats::default(),
-            }
-        }
-    }
-
-    fn file(text: &str) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        file
-    }
-
-    /// What is wrong, as `layer / key / reason`.
-    fn problem(loader: &Loader) -> (Layer, String, String) {
-        let error = loader.load::<Config>().unwrap_err();
-        let problem = error.problems()[0].clone();
-        (problem.layer, problem.key, problem.reason)
-    }
-
-    #[test]
-    fn nothing_said_is_the_defaults_with_their_secrets() {
-        assert_eq!(Loader::bare().load::<Config>().unwrap(), Config::default());
-    }
-
-    #[test]
-    fn each_layer_is_over_the_one_before() {
-        let file = file("name = 'file'\n[push]\nworkers = 1\nkey = 'file'\n[nats]\nurl = 'file'");
-        let config: Config = Loader::bare()
-            .file(Some(file.path()))
-            .env([
-                ("HERALD_NATS__URL", "env"),
-                ("HERALD_PUSH__WORKERS", "2"),
-                ("HERALD_LANES", "[a, b]"),
-            ])
-            .flag("push.workers", Some(3))
-            .flag("nats.tls", None::<bool>)
-            .load()
-            .unwrap();
-        assert_eq!(
-            (
-                config.name.as_str(),
-                config.nats.url.as_str(),
-                config.push.workers
-            ),
-            ("file", "env", 3)
-        );
-        assert_eq!(config.push.key.as_deref(), Some("file"));
-        assert_eq!(config.lanes, ["a", "b"]);
-    }
-
-    #[test]
-    fn a_variable_is_a_string_where_one_is_expected() {
-        let config: Config = Loader::bare()
-            .env([
-                ("HERALD_NAME", "1"),
-                ("HERALD_PUSH__KEY", "true"),
-                ("HERALD_PUSH__SECRET", "007"),
-            ])
-            .load()
-            .unwrap();
-        assert_eq!(
-            (config.name.as_str(), config.push.key.as_deref()),
-            ("1", Some("true"))
-        );
-        assert_eq!(config.push.secret.expose(), "007");
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_in_every_layer() {
-        let file = file("[push]\nworker = 1");
-        let (layer, key, reason) = problem(&Loader::bare().file(Some(file.path())));
-        assert_eq!(
-            (layer, key.as_str()),
-            (Layer::File(file.path().into()), "push.worker")
-        );
-        assert!(
-            reason.ends_with("expected one of key, secret, workers"),
-            "{reason}"
-        );
-        let (layer, key, _) = problem(&Loader::bare().env([("HERALD_NATS__URI", "x")]));
-        assert_eq!((layer, key.as_str()), (Layer::Environment, "nats.uri"));
-        let (layer, key, _) = problem(&Loader::bare().flag("names", Some("x")));
-        assert_eq!((layer, key.as_str()), (Layer::Flags, "names"));
-    }
-
-    #[test]
-    fn the_command_lines_own_variables_are_no_settings() {
-        let loader = Loader::bare()
-            .env([("HERALD_SERVER", "x"), ("HERALD_MINE", "x")])
-            .reserve("HERALD_MINE");
-        assert!(loader.load::<Config>().is_ok());
-    }
-
-    #[test]
-    fn a_wrong_value_tells_layer_key_and_what_is_expected() {
-        let loader = Loader::bare().env([("HERALD_PUSH__WORKERS", "many")]);
-        assert_eq!(
-            loader.load::<Config>().unwrap_err().to_string(),
-            "HERALD_PUSH__WORKERS in the environment: expected u16, found a string"
-        );
-        let (layer, key, _) = problem(&Loader::bare().flag("push.workers", Some(70_000)));
-        assert_eq!((layer, key.as_str()), (Layer::Flags, "push.workers"));
-    }
-
-    #[test]
-    fn a_secret_of_the_wrong_type_is_not_shown() {
-        let file = file("[push]\nsecret = 12345");
-        let error = Loader::bare()
-            .file(Some(file.path()))
-            .load::<Config>()
-            .unwrap_err();
-        assert!(!error.to_string().contains("12345"), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_is_missing_or_malformed_is_named() {
-        let (layer, key, _) = problem(&Loader::bare().file(Some(Path::new("/nowhere/herald.toml"))));
-        assert_eq!(
-            (layer, key.as_str()),
-            (Layer::File("/nowhere/herald.toml".into()), "")
-        );
-        let file = file("name = ");
-        assert_eq!(
-            problem(&Loader::bare().file(Some(file.path()))).0,
-            Layer::File(file.path().into())
-        );
-    }
-
-    #[test]
-    fn settings_check_themselves_last() {
-        let error = Loader::bare()
-            .load_valid::<Config>(|_| Err("name must be short".into()))
-            .unwrap_err();
-        assert_eq!(error.problems()[0].layer, Layer::All);
-    }
-
-    #[test]
-    fn printed_settings_load_again_without_their_secrets() {
-        let text = print(&Config::default()).unwrap();
-        assert!(
-            text.contains("secret = \"[hidden]\"") && !text.contains("built in"),
-            "{text}"
-        );
-        let file = file(&text);
-        let config: Config = Loader::bare().file(Some(file.path())).load().unwrap();
-        assert_eq!(config.push.workers, 8);
     }
 }

@@ -1,0 +1,216 @@
+//! The layers together.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Layer, Loader, Secret, print, without_password};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Config {
+    name: String,
+    lanes: Vec<String>,
+    push: Push,
+    nats: Nats,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Push {
+    workers: u16,
+    key: Option<String>,
+    secret: Secret,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Nats {
+    url: String,
+    tls: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let push = Push {
+            workers: 8,
+            key: None,
+            secret: Secret::new("built in"),
+        };
+        Self {
+            name: "herald".into(),
+            lanes: vec!["high".into()],
+            push,
+            nats: Nats::default(),
+        }
+    }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+/// What is wrong, as `layer / key / reason`.
+fn problem(loader: &Loader) -> (Layer, String, String) {
+    let error = loader.load::<Config>().unwrap_err();
+    let problem = error.problems()[0].clone();
+    (problem.layer, problem.key, problem.reason)
+}
+
+#[test]
+fn nothing_said_is_the_defaults_with_their_secrets() {
+    assert_eq!(Loader::bare().load::<Config>().unwrap(), Config::default());
+}
+
+#[test]
+fn each_layer_is_over_the_one_before() {
+    let file = file("name = 'file'\n[push]\nworkers = 1\nkey = 'file'\n[nats]\nurl = 'file'");
+    let config: Config = Loader::bare()
+        .file(Some(file.path()))
+        .env([
+            ("HERALD_NATS__URL", "env"),
+            ("HERALD_PUSH__WORKERS", "2"),
+            ("HERALD_LANES", "[a, b]"),
+        ])
+        .flag("push.workers", Some(3))
+        .flag("nats.tls", None::<bool>)
+        .load()
+        .unwrap();
+    assert_eq!(
+        (
+            config.name.as_str(),
+            config.nats.url.as_str(),
+            config.push.workers
+        ),
+        ("file", "env", 3)
+    );
+    assert_eq!(config.push.key.as_deref(), Some("file"));
+    assert_eq!(config.lanes, ["a", "b"]);
+}
+
+#[test]
+fn a_variable_is_a_string_where_one_is_expected() {
+    let config: Config = Loader::bare()
+        .env([
+            ("HERALD_NAME", "1"),
+            ("HERALD_PUSH__KEY", "true"),
+            ("HERALD_PUSH__SECRET", "007"),
+        ])
+        .load()
+        .unwrap();
+    assert_eq!(
+        (config.name.as_str(), config.push.key.as_deref()),
+        ("1", Some("true"))
+    );
+    assert_eq!(config.push.secret.expose(), "007");
+}
+
+#[test]
+fn an_unknown_key_is_refused_in_every_layer() {
+    let file = file("[push]\nworker = 1");
+    let (layer, key, reason) = problem(&Loader::bare().file(Some(file.path())));
+    assert_eq!(
+        (layer, key.as_str()),
+        (Layer::File(file.path().into()), "push.worker")
+    );
+    assert!(
+        reason.ends_with("expected one of key, secret, workers"),
+        "{reason}"
+    );
+    let (layer, key, _) = problem(&Loader::bare().env([("HERALD_NATS__URI", "x")]));
+    assert_eq!((layer, key.as_str()), (Layer::Environment, "nats.uri"));
+    let (layer, key, _) = problem(&Loader::bare().flag("names", Some("x")));
+    assert_eq!((layer, key.as_str()), (Layer::Flags, "names"));
+}
+
+#[test]
+fn the_command_lines_own_variables_are_no_settings() {
+    let loader = Loader::bare()
+        .env([("HERALD_SERVER", "x"), ("HERALD_MINE", "x")])
+        .reserve("HERALD_MINE");
+    assert!(loader.load::<Config>().is_ok());
+}
+
+#[test]
+fn what_kubernetes_says_about_services_is_no_setting() {
+    let loader = Loader::bare().env([
+        ("HERALD_SERVICE_HOST", "10.0.0.1"),
+        ("HERALD_GATEWAY_SERVICE_PORT_GRPC", "7700"),
+        ("HERALD_GATEWAY_PORT", "tcp://10.0.0.1:7700"),
+        ("HERALD_GATEWAY_PORT_7700_TCP", "tcp://10.0.0.1:7700"),
+        ("HERALD_GATEWAY_PORT_7700_TCP_ADDR", "10.0.0.1"),
+    ]);
+    assert!(loader.load::<Config>().is_ok());
+    assert!(
+        Loader::bare()
+            .env([("HERALD_GATEWAY_PORT", "7700")])
+            .load::<Config>()
+            .is_err()
+    );
+}
+
+#[test]
+fn a_wrong_value_tells_layer_key_and_what_is_expected() {
+    let loader = Loader::bare().env([("HERALD_PUSH__WORKERS", "many")]);
+    assert_eq!(
+        loader.load::<Config>().unwrap_err().to_string(),
+        "HERALD_PUSH__WORKERS in the environment: expected u16, found a string"
+    );
+    let (layer, key, _) = problem(&Loader::bare().flag("push.workers", Some(70_000)));
+    assert_eq!((layer, key.as_str()), (Layer::Flags, "push.workers"));
+}
+
+#[test]
+fn a_secret_of_the_wrong_type_is_not_shown() {
+    let file = file("[push]\nsecret = 12345");
+    let error = Loader::bare()
+        .file(Some(file.path()))
+        .load::<Config>()
+        .unwrap_err();
+    assert!(!error.to_string().contains("12345"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_malformed_is_named() {
+    let (layer, key, _) = problem(&Loader::bare().file(Some(Path::new("/nowhere/herald.toml"))));
+    assert_eq!(
+        (layer, key.as_str()),
+        (Layer::File("/nowhere/herald.toml".into()), "")
+    );
+    let file = file("name = ");
+    assert_eq!(
+        problem(&Loader::bare().file(Some(file.path()))).0,
+        Layer::File(file.path().into())
+    );
+}
+
+#[test]
+fn settings_check_themselves_last() {
+    let error = Loader::bare()
+        .load_valid::<Config>(|_| Err("name must be short".into()))
+        .unwrap_err();
+    assert_eq!(error.problems()[0].layer, Layer::All);
+}
+
+#[test]
+fn printed_settings_load_again_without_their_secrets() {
+    let text = print(&Config::default()).unwrap();
+    assert!(
+        text.contains("secret = \"[hidden]\"") && !text.contains("built in"),
+        "{text}"
+    );
+    let file = file(&text);
+    let config: Config = Loader::bare().file(Some(file.path())).load().unwrap();
+    assert_eq!(config.push.workers, 8);
+}
+
+#[test]
+fn passwords_in_urls_are_hidden() {
+    let hidden = |url| without_password(url).unwrap();
+    assert_eq!(hidden("nats://me:p@ss@host:4222"), "nats://me:[hidden]@host:4222");
+    assert_eq!(hidden("nats://token@host"), "nats://[hidden]@host");
+    assert_eq!(without_password("nats://host:4222/a@b"), None);
+    assert_eq!(without_password("not a url, me@example.org"), None);
+}
