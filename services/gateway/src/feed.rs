@@ -16,8 +16,11 @@ use crate::{
 /// How long a post that is being shown to watchers is kept: many of them want it at the same moment, and a deletion must
 /// soon be seen.
 const LIVE_POST_AGE_MAX: Duration = Duration::from_secs(2);
-/// What a cached post takes beside its texts, bytes.
+/// What a post takes beside its texts, bytes.
 const POST_BYTES: usize = 512;
+/// What the posts of one answer take at most, bytes: clients refuse answers over 4 MiB by default. The longest post is some
+/// 105 KB, so only pages of very long posts end early.
+pub(crate) const ANSWER_BYTES_MAX: usize = 3 << 20;
 /// How many posts are looked at before a page is answered as it is, however empty.
 const READS_MAX: usize = 5;
 /// How many posts are looked at in one go, once some were left out.
@@ -49,7 +52,9 @@ impl Feed {
     ) -> Self {
         let live_posts = Cache::builder()
             .max_capacity(live_post_bytes_max)
-            .weigher(|_, post: &Option<Arc<Post>>| post.as_deref().map_or(64, weight))
+            .weigher(|_, post: &Option<Arc<Post>>| {
+                u32::try_from(post.as_deref().map_or(POST_BYTES, weight)).unwrap_or(u32::MAX)
+            })
             .time_to_live(LIVE_POST_AGE_MAX)
             .build();
         Self {
@@ -133,6 +138,7 @@ impl Feed {
     ) -> Result<Page, Status> {
         let muted = self.muted(user).await?;
         let mut posts = Vec::with_capacity(size);
+        let mut bytes = 0;
         for read in 0..READS_MAX {
             let left = size - posts.len();
             let limit = if read == 0 { left } else { left.max(READ_AGAIN_MIN) };
@@ -140,8 +146,11 @@ impl Feed {
             let mut ids = self.newest(user, before, limit + 1).await?;
             let mut more = ids.len() > limit;
             ids.truncate(limit);
+            let mut full = false;
             for (id, post) in ids.iter().zip(self.visible(&ids, &muted).await?) {
-                if posts.len() == size {
+                bytes += post.as_ref().map_or(0, weight);
+                full = posts.len() == size || bytes > ANSWER_BYTES_MAX;
+                if full {
                     more = true;
                     break;
                 }
@@ -151,7 +160,7 @@ impl Feed {
             if !more {
                 return Ok(Page { posts, next: None });
             }
-            if posts.len() == size {
+            if full || posts.len() == size {
                 break;
             }
         }
@@ -163,7 +172,8 @@ fn is_hidden(post: &Post, muted: &BTreeSet<UserKey>) -> bool {
     post.deleted_at.is_some() || muted.contains(&post.author)
 }
 
-fn weight(post: &Post) -> u32 {
+/// About what a post takes, bytes.
+pub(crate) fn weight(post: &Post) -> usize {
     let urls: usize = post.links.iter().chain(&post.media_urls).map(String::len).sum();
-    u32::try_from(POST_BYTES + post.text.len() + urls).unwrap_or(u32::MAX)
+    POST_BYTES + post.text.len() + urls
 }

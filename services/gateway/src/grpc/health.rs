@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use herald_mesh::Mesh;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,16 @@ pub(super) struct Health {
 }
 
 impl Health {
+    /// Tells a first status of every service, before anybody can ask. Those behind count as down until they answered.
+    pub(super) async fn start(&self) {
+        self.report_own().await;
+        for (service, _) in &self.forwarded {
+            self.reporter
+                .set_service_status(service, ServingStatus::NotServing)
+                .await;
+        }
+    }
+
     /// Looks after the statuses until the shutdown; from then on nothing is serving.
     pub(super) async fn watch(self, shutdown: CancellationToken) {
         let mut ticks = interval(INTERVAL);
@@ -48,13 +59,17 @@ impl Health {
     }
 
     async fn report(&self) {
-        let own = serving_if(self.mesh.is_connected());
-        for service in &self.own {
-            self.reporter.set_service_status(service, own).await;
-        }
-        self.reporter.set_service_status("", own).await;
-        for (service, channel) in &self.forwarded {
+        self.report_own().await;
+        join_all(self.forwarded.iter().map(async |(service, channel)| {
             let status = serving_if(is_serving(channel.clone(), service).await);
+            self.reporter.set_service_status(service, status).await;
+        }))
+        .await;
+    }
+
+    async fn report_own(&self) {
+        let status = serving_if(self.mesh.is_connected());
+        for service in self.own.iter().chain([&""]) {
             self.reporter.set_service_status(service, status).await;
         }
     }

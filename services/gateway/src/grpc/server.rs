@@ -79,6 +79,7 @@ pub(crate) async fn serve(
             (Forward::<Analytics>::NAME, parts.analytics.clone()),
         ],
     };
+    health.start().await;
     let routes = routes(config, parts, &shutdown)?.add_service(health_service);
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))

@@ -21,12 +21,14 @@ use tonic::Status;
 use super::timeline::entry;
 use crate::{
     domain::{Seen, WINDOW},
-    feed::Feed,
+    feed::{self, ANSWER_BYTES_MAX, Feed},
     live::{Heard, Watch},
     wire,
 };
 
 const WATCH_TIMELINE: &str = "WatchTimeline";
+/// Posts that a snapshot reads in one go.
+const READ_MAX: usize = 50;
 /// When a reader that was too slow may come back: at once, it has its token.
 const SLOW_RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -148,23 +150,35 @@ impl Watching {
     ) -> Result<v1::WatchTimelineResponse, Status> {
         let muted = self.feed.muted(self.user).await?;
         let window = self.feed.newest(self.user, None, WINDOW).await?;
-        let wanted: Vec<PostId> = match &resumed {
-            Some(seen) => window.iter().copied().filter(|id| !seen.contains(*id)).collect(),
-            // Some may be left out; the snapshot is filled from those after them.
-            None => window.clone(),
+        // Of a fresh one some may be left out; it is filled from those after them.
+        let (wanted, size) = match &resumed {
+            Some(seen) => (
+                window.iter().copied().filter(|id| !seen.contains(*id)).collect(),
+                WINDOW,
+            ),
+            None => (window.clone(), size),
         };
-        let size = if resumed.is_some() { WINDOW } else { size };
         let mut entries = Vec::new();
-        for ids in wanted.chunks(size.max(1)) {
-            let posts = self.feed.visible(ids, &muted).await?;
-            entries.extend(posts.into_iter().flatten().take(size - entries.len()).map(entry));
-            if entries.len() == size {
-                break;
+        let mut bytes = 0;
+        let mut taken = 0;
+        'filling: for ids in wanted.chunks(size.clamp(1, READ_MAX)) {
+            for post in self.feed.visible(ids, &muted).await? {
+                bytes += post.as_ref().map_or(0, feed::weight);
+                if entries.len() == size || bytes > ANSWER_BYTES_MAX {
+                    break 'filling;
+                }
+                entries.extend(post.map(entry));
+                taken += 1;
             }
         }
+        // What a resume has no room for comes as entries, the oldest first; what a fresh one leaves is older than it.
+        let rest = if resumed.is_some() { &wanted[taken..] } else { &[] };
+        self.found.extend(rest.iter().rev());
         self.seen = resumed.unwrap_or_default();
         for id in window {
-            self.seen.insert(id);
+            if !rest.contains(&id) {
+                self.seen.insert(id);
+            }
         }
         Ok(self.answer(Event::Snapshot(v1::TimelineSnapshot { entries })))
     }

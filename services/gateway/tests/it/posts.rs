@@ -389,7 +389,7 @@ async fn a_deleted_post_is_gone_when_the_call_answers() {
     world.posts().delete_post(delete("")).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
     // The deletion's own sequence number is no post.
-    for post_id in [2, 99] {
+    for post_id in [2, 99, u64::MAX] {
         let get = world
             .posts()
             .get_post(v1::GetPostRequest { post_id })

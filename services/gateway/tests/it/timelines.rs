@@ -1,9 +1,9 @@
 //! ListTimeline.
 
-use herald_proto::v1;
+use herald_proto::v1::{self, watch_timeline_response::Event};
 use tonic::Code;
 
-use crate::harness::{World, fields};
+use crate::harness::{World, fields, submit, within};
 
 async fn list(world: &World, user: &str, page_size: i32, token: &str) -> v1::ListTimelineResponse {
     let request = v1::ListTimelineRequest {
@@ -67,6 +67,75 @@ async fn pages_go_from_new_to_old_and_leave_out_what_is_hidden() {
     // A page whose start is hidden reads on.
     let one = list(&world, "reader", 1, "").await;
     assert_eq!(ids(&one), [8]);
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_long_posts_ends_before_clients_refuse_it() {
+    let world = World::start().await;
+    let text = "😀".repeat(10_000);
+    let posts: Vec<_> = {
+        let submit = (0..120).map(|_| v1::SubmitPostsRequest {
+            post: Some(submit("107", &text)),
+        });
+        let answer = world
+            .posts()
+            .submit_posts(futures::stream::iter(submit.collect::<Vec<_>>()))
+            .await;
+        answer.unwrap().into_inner().post_ids
+    };
+    // The token of an empty timeline: a resume has to bring all of them.
+    let watch = |token: String| v1::WatchTimelineRequest {
+        user_id: "reader".into(),
+        resume_token: token,
+        ..Default::default()
+    };
+    let mut answers = world
+        .timelines()
+        .watch_timeline(watch(String::new()))
+        .await
+        .unwrap()
+        .into_inner();
+    let token = answers.message().await.unwrap().unwrap().resume_token;
+    drop(answers);
+    for post in &posts {
+        world.deliver(*post, "reader", false).await;
+    }
+
+    let first = list(&world, "reader", 200, "").await;
+    assert!(
+        (50..120).contains(&first.entries.len()),
+        "{}",
+        first.entries.len()
+    );
+    let second = list(&world, "reader", 200, &first.next_page_token).await;
+    assert_eq!(second.next_page_token, "");
+    let mut listed = [ids(&first), ids(&second)].concat();
+    listed.reverse();
+    assert_eq!(listed, posts);
+
+    let mut answers = world
+        .timelines()
+        .watch_timeline(watch(token))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut got = Vec::new();
+    while got.len() < posts.len() {
+        match within("an answer", answers.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .event
+        {
+            Some(Event::Snapshot(snapshot)) => got.extend(snapshot.entries),
+            Some(Event::Entry(entry)) => got.push(entry),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut got: Vec<_> = got.into_iter().map(|entry| entry.post.unwrap().post_id).collect();
+    got.sort_unstable();
+    assert_eq!(got, posts);
     world.stop().await.unwrap();
 }
 
