@@ -36,7 +36,15 @@ pub async fn output(program: &str, arguments: &[&str], variables: &[(&str, &str)
 /// Runs a program that must succeed and print one JSON value.
 pub async fn json(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Value {
     let done = output(program, arguments, variables).await;
-    assert_eq!(done.code, 0, "{program} {arguments:?} failed:\n{}{}", done.stdout, done.stderr);
-    serde_json::from_str(&done.stdout)
-        .unwrap_or_else(|error| panic!("{program} {arguments:?} printed no JSON ({error}): {}", done.stdout))
+    assert_eq!(
+        done.code, 0,
+        "{program} {arguments:?} failed:\n{}{}",
+        done.stdout, done.stderr
+    );
+    serde_json::from_str(&done.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{program} {arguments:?} printed no JSON ({error}): {}",
+            done.stdout
+        )
+    })
 }

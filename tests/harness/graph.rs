@@ -17,7 +17,10 @@ impl Edges {
 }
 
 /// Where the file stands that `herald import follows --mutual` takes.
-pub const FACEBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../services/herald/data/facebook-edges.txt");
+pub const FACEBOOK: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../services/herald/data/facebook-edges.txt"
+);
 
 /// The Facebook graph, each friendship as two follows.
 pub fn facebook() -> Edges {

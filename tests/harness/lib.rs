@@ -1,6 +1,10 @@
 //! Starts real servers for the tests and waits for conditions.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise"
+)]
 
 mod command;
 mod graph;

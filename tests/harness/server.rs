@@ -24,8 +24,8 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 /// Includes fetching nats-server on a machine that has none.
-const START_LIMIT: Duration = Duration::from_secs(300);
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(5);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
 
 /// How to start.
 #[derive(Debug, Default, Clone)]
@@ -59,8 +59,20 @@ impl Herald {
     /// Starts a mesh with an empty data directory on free ports. `program` is `env!("CARGO_BIN_EXE_herald-under-test")`.
     pub async fn start(program: &str, options: Options) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (child, ready) = spawn(Path::new(program), dir.path(), &options, ("127.0.0.1:0", "127.0.0.1:0", 0)).await;
-        Self { program: program.into(), options, dir, child, ready }
+        let (child, ready) = spawn(
+            Path::new(program),
+            dir.path(),
+            &options,
+            ("127.0.0.1:0", "127.0.0.1:0", 0),
+        )
+        .await;
+        Self {
+            program: program.into(),
+            options,
+            dir,
+            child,
+            ready,
+        }
     }
 
     /// Its gRPC address.
@@ -96,9 +108,17 @@ impl Herald {
     /// Starts it again on the same data and the same ports.
     pub async fn start_again(&mut self) {
         let port = |address: &str| -> u16 {
-            address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address ends with a port")
+            address
+                .rsplit(':')
+                .next()
+                .and_then(|port| port.parse().ok())
+                .expect("an address ends with a port")
         };
-        let listen = (self.ready.grpc.as_str(), self.ready.http.as_str(), port(&self.ready.nats));
+        let listen = (
+            self.ready.grpc.as_str(),
+            self.ready.http.as_str(),
+            port(&self.ready.nats),
+        );
         let (child, ready) = spawn(&self.program, self.dir.path(), &self.options, listen).await;
         self.child = child;
         self.ready = ready;
@@ -106,7 +126,11 @@ impl Herald {
 
     /// Kills its nats-server with SIGKILL.
     pub fn kill_nats(&self) {
-        let pid = self.ready.nats_pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let pid = self
+            .ready
+            .nats_pid
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(Pid::from_raw);
         rustix::process::kill_process(pid.expect("the server has a child"), Signal::KILL)
             .expect("nats-server can be killed");
     }
@@ -118,10 +142,17 @@ impl Herald {
 
     /// Ends it as Ctrl-C does and waits until it has drained; the exit code.
     pub async fn stop(&mut self) -> i32 {
-        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        rustix::process::kill_process(pid.expect("the server runs"), Signal::INT).expect("it can be signalled");
+        let pid = self
+            .child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.expect("the server runs"), Signal::INT)
+            .expect("it can be signalled");
         let status = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
-        let Ok(status) = status else { panic!("not drained after {STOP_LIMIT:?}:\n{}", self.log()) };
+        let Ok(status) = status else {
+            panic!("not drained after {STOP_LIMIT:?}:\n{}", self.log())
+        };
         status.expect("the server can be waited for").code().unwrap_or(-1)
     }
 
@@ -129,12 +160,21 @@ impl Herald {
     pub async fn cli(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
-        crate::json(self.program.to_str().expect("a readable path"), &all, &[("HERALD_SERVER", &self.url())]).await
+        crate::json(
+            self.program.to_str().expect("a readable path"),
+            &all,
+            &[("HERALD_SERVER", &self.url())],
+        )
+        .await
     }
 
     /// Connects to it.
     pub async fn clients(&self) -> Clients {
-        let channel = Endpoint::from_shared(self.url()).expect("an address").connect().await.expect("the server listens");
+        let channel = Endpoint::from_shared(self.url())
+            .expect("an address")
+            .connect()
+            .await
+            .expect("the server listens");
         Clients { channel }
     }
 }
@@ -145,9 +185,23 @@ async fn spawn(
     options: &Options,
     (grpc, http, nats_port): (&str, &str, u16),
 ) -> (Child, Ready) {
-    let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .expect("a log file");
     let mut child = Command::new(program)
-        .args(["up", "--output", "json", "--grpc", grpc, "--http", http, "--nats-port", &nats_port.to_string()])
+        .args([
+            "up",
+            "--output",
+            "json",
+            "--grpc",
+            grpc,
+            "--http",
+            http,
+            "--nats-port",
+            &nats_port.to_string(),
+        ])
         .arg("--data-dir")
         .arg(dir.join("data"))
         .args(&options.arguments)
@@ -173,7 +227,10 @@ async fn spawn(
     .await;
     match ready {
         Ok(Some(ready)) => (child, ready),
-        _ => panic!("not ready:\n{}", std::fs::read_to_string(dir.join("log")).unwrap_or_default()),
+        _ => panic!(
+            "not ready:\n{}",
+            std::fs::read_to_string(dir.join("log")).unwrap_or_default()
+        ),
     }
 }
 

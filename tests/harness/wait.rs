@@ -29,8 +29,6 @@ pub async fn until_some<T, F: Future<Output = Option<T>>>(
             }
         }
     };
-    match tokio::time::timeout(limit, waiting).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited {limit:?} in vain until {what}"),
-    }
+    let waited = tokio::time::timeout(limit, waiting).await;
+    waited.unwrap_or_else(|_| panic!("waited {limit:?} in vain until {what}"))
 }

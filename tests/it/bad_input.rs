@@ -14,14 +14,27 @@ fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>, field: &st
     let details = status.get_error_details();
     let fields: Vec<_> = details
         .bad_request()
-        .map(|bad| bad.field_violations.iter().map(|violation| violation.field.as_str()).collect())
+        .map(|bad| {
+            bad.field_violations
+                .iter()
+                .map(|violation| violation.field.as_str())
+                .collect()
+        })
         .unwrap_or_default();
     assert_eq!(fields, [field], "{what}: {status:?}");
-    assert_eq!(details.error_info().map(|info| info.domain.as_str()), Some("herald.dev"), "{what}");
+    assert_eq!(
+        details.error_info().map(|info| info.domain.as_str()),
+        Some("herald.dev"),
+        "{what}"
+    );
 }
 
 fn good() -> v1::SubmitPostRequest {
-    v1::SubmitPostRequest { author_id: "bob".into(), text: "fine".into(), ..Default::default() }
+    v1::SubmitPostRequest {
+        author_id: "bob".into(),
+        text: "fine".into(),
+        ..Default::default()
+    }
 }
 
 async fn submit(clients: &Clients, what: &str, request: v1::SubmitPostRequest, field: &str) {
@@ -33,28 +46,126 @@ async fn posts_are_checked_field_by_field() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let c = &clients;
-    submit(c, "empty text", v1::SubmitPostRequest { text: String::new(), ..good() }, "text").await;
-    submit(c, "long text", v1::SubmitPostRequest { text: "ü".repeat(10_001), ..good() }, "text").await;
-    submit(c, "no author", v1::SubmitPostRequest { author_id: String::new(), ..good() }, "author_id").await;
-    submit(c, "long author", v1::SubmitPostRequest { author_id: "a".repeat(129), ..good() }, "author_id").await;
-    submit(c, "control character", v1::SubmitPostRequest { author_id: "a\u{1}".into(), ..good() }, "author_id").await;
-    submit(c, "request id", v1::SubmitPostRequest { request_id: "17".into(), ..good() }, "request_id").await;
-    submit(c, "unknown lane", v1::SubmitPostRequest { lane: 9, ..good() }, "lane").await;
-    let ttl = Some(prost_types::Duration { seconds: -1, nanos: 0 });
-    submit(c, "negative ttl", v1::SubmitPostRequest { push_ttl: ttl, ..good() }, "push_ttl").await;
+    submit(
+        c,
+        "empty text",
+        v1::SubmitPostRequest {
+            text: String::new(),
+            ..good()
+        },
+        "text",
+    )
+    .await;
+    submit(
+        c,
+        "long text",
+        v1::SubmitPostRequest {
+            text: "ü".repeat(10_001),
+            ..good()
+        },
+        "text",
+    )
+    .await;
+    submit(
+        c,
+        "no author",
+        v1::SubmitPostRequest {
+            author_id: String::new(),
+            ..good()
+        },
+        "author_id",
+    )
+    .await;
+    submit(
+        c,
+        "long author",
+        v1::SubmitPostRequest {
+            author_id: "a".repeat(129),
+            ..good()
+        },
+        "author_id",
+    )
+    .await;
+    submit(
+        c,
+        "control character",
+        v1::SubmitPostRequest {
+            author_id: "a\u{1}".into(),
+            ..good()
+        },
+        "author_id",
+    )
+    .await;
+    submit(
+        c,
+        "request id",
+        v1::SubmitPostRequest {
+            request_id: "17".into(),
+            ..good()
+        },
+        "request_id",
+    )
+    .await;
+    submit(
+        c,
+        "unknown lane",
+        v1::SubmitPostRequest { lane: 9, ..good() },
+        "lane",
+    )
+    .await;
+    let ttl = Some(prost_types::Duration {
+        seconds: -1,
+        nanos: 0,
+    });
+    submit(
+        c,
+        "negative ttl",
+        v1::SubmitPostRequest {
+            push_ttl: ttl,
+            ..good()
+        },
+        "push_ttl",
+    )
+    .await;
     let links = vec!["https://example.org/".into(), "javascript:alert(1)".into()];
-    submit(c, "script link", v1::SubmitPostRequest { links, ..good() }, "links[1]").await;
+    submit(
+        c,
+        "script link",
+        v1::SubmitPostRequest { links, ..good() },
+        "links[1]",
+    )
+    .await;
 
     // The longest text is fine, and it is the first post: nothing above was accepted.
-    let longest = v1::SubmitPostRequest { text: "ü".repeat(10_000), ..good() };
-    assert_eq!(clients.posts().submit_post(longest).await.unwrap().into_inner().post_id, 1);
+    let longest = v1::SubmitPostRequest {
+        text: "ü".repeat(10_000),
+        ..good()
+    };
+    assert_eq!(
+        clients
+            .posts()
+            .submit_post(longest)
+            .await
+            .unwrap()
+            .into_inner()
+            .post_id,
+        1
+    );
 
     // Several at once are all told.
-    let bad = v1::SubmitPostRequest { lane: -1, ..Default::default() };
+    let bad = v1::SubmitPostRequest {
+        lane: -1,
+        ..Default::default()
+    };
     let status = clients.posts().submit_post(bad).await.unwrap_err();
     let details = status.get_error_details();
-    let mut fields: Vec<_> =
-        details.bad_request().unwrap().field_violations.iter().map(|v| v.field.as_str()).collect();
+    let mut fields: Vec<_> = details
+        .bad_request()
+        .unwrap()
+        .field_violations
+        .iter()
+        .map(|v| v.field.as_str())
+        .collect();
     fields.sort_unstable();
     assert_eq!(fields, ["author_id", "lane", "text"]);
 }
@@ -64,13 +175,33 @@ async fn follows_pages_and_devices_are_checked() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let follow = |follower: &str, author: &str| v1::FollowRequest {
-        follow: Some(v1::Follow { follower_id: follower.into(), author_id: author.into(), notify: true }),
+        follow: Some(v1::Follow {
+            follower_id: follower.into(),
+            author_id: author.into(),
+            notify: true,
+        }),
     };
-    refused("oneself", clients.graph().follow(follow("a", "a")).await, "follow.author_id");
-    refused("nobody", clients.graph().follow(follow("", "a")).await, "follow.follower_id");
-    refused("no follow", clients.graph().follow(v1::FollowRequest { follow: None }).await, "follow");
+    refused(
+        "oneself",
+        clients.graph().follow(follow("a", "a")).await,
+        "follow.author_id",
+    );
+    refused(
+        "nobody",
+        clients.graph().follow(follow("", "a")).await,
+        "follow.follower_id",
+    );
+    refused(
+        "no follow",
+        clients.graph().follow(v1::FollowRequest { follow: None }).await,
+        "follow",
+    );
     for n in 0..3 {
-        clients.graph().follow(follow(&format!("reader{n}"), "writer")).await.unwrap();
+        clients
+            .graph()
+            .follow(follow(&format!("reader{n}"), "writer"))
+            .await
+            .unwrap();
     }
 
     let list = |author: &str, page_size, page_token: &str| v1::ListFollowersRequest {
@@ -78,17 +209,58 @@ async fn follows_pages_and_devices_are_checked() {
         page_size,
         page_token: page_token.into(),
     };
-    refused("negative page", clients.graph().list_followers(list("writer", -1, "")).await, "page_size");
-    let page = clients.graph().list_followers(list("writer", 2, "")).await.unwrap().into_inner();
+    refused(
+        "negative page",
+        clients.graph().list_followers(list("writer", -1, "")).await,
+        "page_size",
+    );
+    let page = clients
+        .graph()
+        .list_followers(list("writer", 2, ""))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(page.follows.len(), 2);
     let token = page.next_page_token;
-    refused("another author's token", clients.graph().list_followers(list("reader0", 2, &token)).await, "page_token");
-    refused("no token", clients.graph().list_followers(list("writer", 2, "nonsense")).await, "page_token");
-    let following = v1::ListFollowingRequest { follower_id: "writer".into(), page_size: 2, page_token: token.clone() };
-    refused("another call's token", clients.graph().list_following(following).await, "page_token");
-    let timeline = v1::ListTimelineRequest { user_id: "writer".into(), page_size: 0, page_token: token.clone() };
-    refused("another service's token", clients.timelines().list_timeline(timeline).await, "page_token");
-    let rest = clients.graph().list_followers(list("writer", 2, &token)).await.unwrap().into_inner();
+    refused(
+        "another author's token",
+        clients.graph().list_followers(list("reader0", 2, &token)).await,
+        "page_token",
+    );
+    refused(
+        "no token",
+        clients
+            .graph()
+            .list_followers(list("writer", 2, "nonsense"))
+            .await,
+        "page_token",
+    );
+    let following = v1::ListFollowingRequest {
+        follower_id: "writer".into(),
+        page_size: 2,
+        page_token: token.clone(),
+    };
+    refused(
+        "another call's token",
+        clients.graph().list_following(following).await,
+        "page_token",
+    );
+    let timeline = v1::ListTimelineRequest {
+        user_id: "writer".into(),
+        page_size: 0,
+        page_token: token.clone(),
+    };
+    refused(
+        "another service's token",
+        clients.timelines().list_timeline(timeline).await,
+        "page_token",
+    );
+    let rest = clients
+        .graph()
+        .list_followers(list("writer", 2, &token))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((rest.follows.len(), rest.next_page_token.as_str()), (1, ""));
 
     let webhook = |url: &str| v1::RegisterDeviceRequest {
@@ -109,8 +281,23 @@ async fn follows_pages_and_devices_are_checked() {
         "https://localhost/hook",
         "https://user:password@example.org/hook",
     ] {
-        refused(bad, clients.devices().register_device(webhook(bad)).await, "webhook.url");
+        refused(
+            bad,
+            clients.devices().register_device(webhook(bad)).await,
+            "webhook.url",
+        );
     }
-    let devices = v1::ListDevicesRequest { user_id: "reader0".into() };
-    assert!(clients.devices().list_devices(devices).await.unwrap().into_inner().devices.is_empty());
+    let devices = v1::ListDevicesRequest {
+        user_id: "reader0".into(),
+    };
+    assert!(
+        clients
+            .devices()
+            .list_devices(devices)
+            .await
+            .unwrap()
+            .into_inner()
+            .devices
+            .is_empty()
+    );
 }

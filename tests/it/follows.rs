@@ -10,30 +10,69 @@ use crate::HERALD;
 const LIMIT: Duration = Duration::from_secs(30);
 
 async fn follow(clients: &Clients, follower: &str, author: &str) {
-    let follow = v1::Follow { follower_id: follower.into(), author_id: author.into(), notify: false };
-    clients.graph().follow(v1::FollowRequest { follow: Some(follow) }).await.unwrap();
+    let follow = v1::Follow {
+        follower_id: follower.into(),
+        author_id: author.into(),
+        notify: false,
+    };
+    clients
+        .graph()
+        .follow(v1::FollowRequest { follow: Some(follow) })
+        .await
+        .unwrap();
 }
 
 async fn unfollow(clients: &Clients, follower: &str, author: &str) {
-    let request = v1::UnfollowRequest { follower_id: follower.into(), author_id: author.into() };
+    let request = v1::UnfollowRequest {
+        follower_id: follower.into(),
+        author_id: author.into(),
+    };
     clients.graph().unfollow(request).await.unwrap();
 }
 
 async fn post(clients: &Clients, author: &str, text: &str) -> u64 {
-    let request = v1::SubmitPostRequest { author_id: author.into(), text: text.into(), ..Default::default() };
-    clients.posts().submit_post(request).await.unwrap().into_inner().post_id
+    let request = v1::SubmitPostRequest {
+        author_id: author.into(),
+        text: text.into(),
+        ..Default::default()
+    };
+    clients
+        .posts()
+        .submit_post(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .post_id
 }
 
 async fn timeline(clients: &Clients, user: &str) -> Vec<u64> {
-    let request = v1::ListTimelineRequest { user_id: user.into(), ..Default::default() };
-    let answer = clients.timelines().list_timeline(request).await.unwrap().into_inner();
-    answer.entries.into_iter().filter_map(|entry| entry.post).map(|post| post.post_id).collect()
+    let request = v1::ListTimelineRequest {
+        user_id: user.into(),
+        ..Default::default()
+    };
+    let answer = clients
+        .timelines()
+        .list_timeline(request)
+        .await
+        .unwrap()
+        .into_inner();
+    answer
+        .entries
+        .into_iter()
+        .filter_map(|entry| entry.post)
+        .map(|post| post.post_id)
+        .collect()
 }
 
 /// Waits until nothing of a post is on its way.
 async fn settled(clients: &Clients, post_id: u64) {
     until("the post is settled", LIMIT, || async move {
-        let answer = clients.deliveries().get_delivery(v1::GetDeliveryRequest { post_id }).await.unwrap().into_inner();
+        let answer = clients
+            .deliveries()
+            .get_delivery(v1::GetDeliveryRequest { post_id })
+            .await
+            .unwrap()
+            .into_inner();
         answer.planned && answer.channels.iter().all(|channel| channel.pending_count == 0)
     })
     .await;
@@ -50,8 +89,15 @@ async fn a_follow_counts_from_its_answer_and_an_unfollow_too() {
     let second = post(&clients, "bob", "second").await;
     settled(&clients, first).await;
     settled(&clients, second).await;
-    assert_eq!(timeline(&clients, "ann").await, [first], "accepted while ann followed, and not after");
-    until("cid's backfill has come", LIMIT, || async { timeline(&clients, "cid").await == [second, first] }).await;
+    assert_eq!(
+        timeline(&clients, "ann").await,
+        [first],
+        "accepted while ann followed, and not after"
+    );
+    until("cid's backfill has come", LIMIT, || async {
+        timeline(&clients, "cid").await == [second, first]
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +110,10 @@ async fn a_new_follow_brings_the_newest_twenty_posts() {
     }
     follow(&clients, "ann", "bob").await;
     let newest: Vec<u64> = posts.iter().rev().take(20).copied().collect();
-    until("the backfill has come", LIMIT, || async { timeline(&clients, "ann").await == newest }).await;
+    until("the backfill has come", LIMIT, || async {
+        timeline(&clients, "ann").await == newest
+    })
+    .await;
     // Following again, and a retry of it, repeat nothing.
     follow(&clients, "ann", "bob").await;
     follow(&clients, "ann", "bob").await;
@@ -72,7 +121,10 @@ async fn a_new_follow_brings_the_newest_twenty_posts() {
     settled(&clients, last).await;
     let mut all = vec![last];
     all.extend(&newest);
-    until("the last post came once", LIMIT, || async { timeline(&clients, "ann").await == all }).await;
+    until("the last post came once", LIMIT, || async {
+        timeline(&clients, "ann").await == all
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +140,10 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
         settled(&clients, id).await;
     }
     assert_eq!(timeline(&clients, "ann").await, [muted, kept, deleted]);
-    let request = v1::DeletePostRequest { post_id: deleted, author_id: "bob".into() };
+    let request = v1::DeletePostRequest {
+        post_id: deleted,
+        author_id: "bob".into(),
+    };
     clients.posts().delete_post(request).await.unwrap();
     let request = v1::UpdatePreferencesRequest {
         user_id: "ann".into(),
@@ -96,8 +151,16 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
         ..Default::default()
     };
     clients.preferences().update_preferences(request).await.unwrap();
-    assert_eq!(timeline(&clients, "ann").await, [kept], "both are in force once they were answered");
-    let gone = clients.posts().get_post(v1::GetPostRequest { post_id: deleted }).await.unwrap_err();
+    assert_eq!(
+        timeline(&clients, "ann").await,
+        [kept],
+        "both are in force once they were answered"
+    );
+    let gone = clients
+        .posts()
+        .get_post(v1::GetPostRequest { post_id: deleted })
+        .await
+        .unwrap_err();
     assert_eq!(gone.code(), tonic::Code::NotFound);
 }
 
@@ -112,12 +175,25 @@ async fn the_same_request_is_the_same_post() {
         text: "once".into(),
         ..Default::default()
     };
-    let first = clients.posts().submit_post(request.clone()).await.unwrap().into_inner();
-    let again = clients.posts().submit_post(request.clone()).await.unwrap().into_inner();
+    let first = clients
+        .posts()
+        .submit_post(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let again = clients
+        .posts()
+        .submit_post(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert!(!first.duplicate && again.duplicate);
     assert_eq!(first.post_id, again.post_id);
     // Another author's request with the same id is another post.
-    let other = v1::SubmitPostRequest { author_id: "eve".into(), ..request };
+    let other = v1::SubmitPostRequest {
+        author_id: "eve".into(),
+        ..request
+    };
     let other = clients.posts().submit_post(other).await.unwrap().into_inner();
     assert_ne!(other.post_id, first.post_id);
     settled(&clients, first.post_id).await;

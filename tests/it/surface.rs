@@ -34,9 +34,20 @@ async fn probes_and_metrics_answer() {
 async fn a_second_server_on_the_same_data_is_refused() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let dir = herald.data_dir();
-    let arguments =
-        ["up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--nats-port", "0", "--data-dir", dir.to_str().unwrap()];
-    let second = tokio::time::timeout(Duration::from_secs(30), output(HERALD, &arguments, &[])).await.unwrap();
+    let arguments = [
+        "up",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--nats-port",
+        "0",
+        "--data-dir",
+        dir.to_str().unwrap(),
+    ];
+    let second = tokio::time::timeout(Duration::from_secs(30), output(HERALD, &arguments, &[]))
+        .await
+        .unwrap();
     assert_eq!(second.code, 1, "{second:?}");
     assert!(second.stderr.contains("another process"), "{}", second.stderr);
     // The first one is well.
@@ -45,19 +56,43 @@ async fn a_second_server_on_the_same_data_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_benchmark_verifies_its_deliveries() {
-    let arguments =
-        ["bench", "--users", "500", "--authors", "20", "--followers", "50", "--posts", "100", "--push-share", "0.1", "--output", "json"];
+    let arguments = [
+        "bench",
+        "--users",
+        "500",
+        "--authors",
+        "20",
+        "--followers",
+        "50",
+        "--posts",
+        "100",
+        "--push-share",
+        "0.1",
+        "--output",
+        "json",
+    ];
     let report = json(HERALD, &arguments, &[]).await;
     assert_eq!(report["verified"], true, "{report}");
     assert_eq!(report["store"]["missing"], 0, "{report}");
     assert_eq!(report["store"]["extra"], 0, "{report}");
     assert_eq!(report["store"]["deliveries"], report["deliveries"], "{report}");
-    for key in ["accepted_per_second", "deliveries_per_second", "rss_mb_max", "disk_mb"] {
-        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    for key in [
+        "accepted_per_second",
+        "deliveries_per_second",
+        "rss_mb_max",
+        "disk_mb",
+    ] {
+        assert!(
+            report[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key}: {report}"
+        );
     }
     for key in ["visible_ms", "push_ms"] {
         for percentile in ["p50", "p95", "p99", "max"] {
-            assert!(report[key][percentile].as_f64().is_some_and(|ms| ms > 0.0), "{key}.{percentile}: {report}");
+            assert!(
+                report[key][percentile].as_f64().is_some_and(|ms| ms > 0.0),
+                "{key}.{percentile}: {report}"
+            );
         }
     }
 }

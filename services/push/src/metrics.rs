@@ -31,32 +31,32 @@ impl Metrics {
             chunks: Family::default(),
         };
         registry.register(
-            "herald_push_sends",
+            "push_sends",
             "Sends to devices, by what came of them",
             metrics.sends.clone(),
         );
         registry.register(
-            "herald_push_send_seconds",
+            "push_send_seconds",
             "Time of one request",
             metrics.send_seconds.clone(),
         );
         registry.register(
-            "herald_push_sends_in_flight",
+            "push_sends_in_flight",
             "Requests under way",
             metrics.sends_in_flight.clone(),
         );
         registry.register(
-            "herald_push_recipients",
+            "push_recipients",
             "Recipients settled, by their final state",
             metrics.recipients.clone(),
         );
         registry.register(
-            "herald_push_accept_to_push_seconds",
+            "push_accept_to_push_seconds",
             "From a post's acceptance to a provider's acceptance of its push",
             metrics.accept_to_push_seconds.clone(),
         );
         registry.register(
-            "herald_push_chunks",
+            "push_chunks",
             "Attempts at chunks, by how they ended",
             metrics.chunks.clone(),
         );

@@ -26,20 +26,21 @@ use crate::{cli::Command, context::Context, failure::Failure};
 
 /// Runs the command that was given.
 pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failure> {
-    // A server sets up its own logs and traces, from its configuration.
-    if let Command::Up(args) = command {
-        return up::run(*args, context).await;
-    }
-    let telemetry = context.client_telemetry()?;
+    let telemetry = match &command {
+        // A server sets up its own logs and traces, from its configuration.
+        Command::Up(_) => None,
+        _ => Some(context.client_telemetry()?),
+    };
     // The root of the trace that the servers go on with.
     let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
-    let outcome = run_client(command, context).instrument(span).await;
-    telemetry.shutdown().await;
+    let outcome = Box::pin(dispatch(command, context)).instrument(span).await;
+    if let Some(telemetry) = telemetry {
+        telemetry.shutdown().await;
+    }
     outcome
 }
 
-/// Runs a command that talks to a server, or to nobody.
-async fn run_client(command: Command, context: &Context) -> Result<(), Failure> {
+async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Post(args) => post::run(args, context).await,
         Command::Delete(args) => delete::run(args, context).await,
@@ -54,9 +55,9 @@ async fn run_client(command: Command, context: &Context) -> Result<(), Failure> 
         Command::Stats(args) => stats::run(args, context).await,
         Command::Lag(args) => lag::run(args, context).await,
         Command::PushSink(args) => push_sink::run(args, context).await,
-        Command::Bench(args) => bench::run(*args, context).await,
+        Command::Bench(args) => Box::pin(bench::run(*args, context)).await,
         Command::Config(args) => config::run(&args, context),
-        Command::Up(args) => up::run(*args, context).await,
+        Command::Up(args) => Box::pin(up::run(*args, context)).await,
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, context),
     }

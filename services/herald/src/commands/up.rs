@@ -146,7 +146,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .output
         .note(&format!("starting in {}", data_dir.display()));
     // A Ctrl-C while it starts (nats-server may be on its way over the network) ends it at once.
-    let Some(started) = shutdown.run_until_cancelled(Server::start(config)).await else {
+    let Some(started) = shutdown
+        .run_until_cancelled(Box::pin(Server::start(config)))
+        .await
+    else {
         return Ok(());
     };
     let server = started.map_err(|error| Failure::failed(format!("{error:#}")))?;

@@ -121,6 +121,6 @@ impl Config {
                     .into(),
             );
         }
-        self.analytics.validate().map_err(|error| error.to_string())
+        self.analytics.validate()
     }
 }

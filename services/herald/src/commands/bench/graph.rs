@@ -24,13 +24,23 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Makes `authors` authors with `mean` followers on average among `users` users.
-    pub(super) fn make(users: u32, authors: u32, mean: u32, shape: Shape, seed: u64) -> Self {
+    /// Makes `authors` authors with `mean` followers on average among `users` users; `big` followers for author 0, if asked for.
+    pub(super) fn make(
+        users: u32,
+        authors: u32,
+        mean: u32,
+        shape: Shape,
+        big: Option<u32>,
+        seed: u64,
+    ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let counts = match shape {
+        let mut counts = match shape {
             Shape::Fixed => vec![mean; authors as usize],
             Shape::PowerLaw => power_law(&mut rng, authors, mean, users - 1),
         };
+        if let (Some(first), Some(big)) = (counts.first_mut(), big) {
+            *first = big;
+        }
         let followers = (0..authors)
             .zip(counts)
             .map(|(author, count)| choose(&mut rng, users, author, count))
@@ -84,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_mean_is_as_asked_for_and_nobody_follows_themselves() {
-        let graph = Graph::make(20_000, 200, 100, Shape::PowerLaw, 7);
+        let graph = Graph::make(20_000, 200, 100, Shape::PowerLaw, None, 7);
         let mean = graph.follow_count() as f64 / 200.0;
         assert!((95.0..105.0).contains(&mean), "{mean}");
         let longest = graph.followers.iter().map(Vec::len).max().unwrap();
@@ -97,12 +107,19 @@ mod tests {
     }
 
     #[test]
+    fn the_big_author_is_the_first() {
+        let graph = Graph::make(500, 10, 20, Shape::Fixed, Some(499), 1);
+        assert_eq!(graph.followers[0].len(), 499);
+        assert!(graph.followers[1..].iter().all(|f| f.len() == 20));
+    }
+
+    #[test]
     fn the_same_seed_makes_the_same_graph() {
-        let a = Graph::make(500, 10, 40, Shape::PowerLaw, 1);
-        let b = Graph::make(500, 10, 40, Shape::PowerLaw, 1);
+        let a = Graph::make(500, 10, 40, Shape::PowerLaw, None, 1);
+        let b = Graph::make(500, 10, 40, Shape::PowerLaw, None, 1);
         assert_eq!(a.followers, b.followers);
         assert!(
-            Graph::make(500, 10, 40, Shape::Fixed, 1)
+            Graph::make(500, 10, 40, Shape::Fixed, None, 1)
                 .followers
                 .iter()
                 .all(|f| f.len() == 40)

@@ -41,8 +41,8 @@ Examples:
     herald bench --users 1000000 --followers 1000 --authors 1000 --posts 20000
   How soon, at ten times 100,000 posts a day, with 5% who want a push:
     herald bench --users 20000 --followers 1000 --posts 600 --rate 12 --push-share 0.05
-  One author with a million followers:
-    herald bench --users 1000001 --authors 1 --followers 1000000 --shape fixed --posts 1";
+  An author with a million followers posts, and meanwhile others do:
+    herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
 
 /// Measures deliveries a second and latencies, and checks that nothing was lost
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// Users who post [default: 1,000, or all when there are fewer]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     authors: Option<u32>,
+
+    /// Give the first author this many followers; that author writes the first post and no other
+    #[arg(long, value_name = "FOLLOWERS", value_parser = clap::value_parser!(u32).range(1..))]
+    big_author: Option<u32>,
 
     /// Posts to submit
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -229,6 +233,10 @@ async fn measure(args: &Args, data_dir: &std::path::Path, context: &Context) -> 
     let verified = ledger.wrong_posts == 0
         && deliveries == wanted
         && store.is_none_or(|s| s.missing == 0 && s.extra == 0);
+    let (big, others): (Vec<_>, Vec<_>) = run
+        .submitted
+        .iter()
+        .partition(|s| args.big_author.is_some() && s.author == BIG_AUTHOR);
     Ok(Report {
         users: args.users,
         authors: authors(args),
@@ -243,7 +251,8 @@ async fn measure(args: &Args, data_dir: &std::path::Path, context: &Context) -> 
         deliveries_per_second: deliveries as f64 / seconds,
         seconds,
         submit_ms: Percentiles::of(&observe::answer_latencies(&run.submitted)),
-        visible_ms: Percentiles::of(&observe::latencies(&run.submitted, &seen)),
+        visible_ms: Percentiles::of(&observe::latencies(&others, &seen)),
+        big_author_visible_ms: Percentiles::of(&observe::latencies(&big, &seen)),
         push_ms: Percentiles::of(&observe::latencies(&run.submitted, &pushes)),
         push_duplicates,
         rss_mb_max,
@@ -255,15 +264,31 @@ async fn measure(args: &Args, data_dir: &std::path::Path, context: &Context) -> 
     })
 }
 
+/// The number of the author with `--big-author` followers.
+const BIG_AUTHOR: u32 = 0;
+
+impl Args {
+    /// Those who write all posts but the big author's.
+    fn others(&self) -> std::ops::Range<u32> {
+        u32::from(self.big_author.is_some())..authors(self)
+    }
+}
+
 fn authors(args: &Args) -> u32 {
     args.authors.unwrap_or(1_000).min(args.users)
 }
 
 fn make_graph(args: &Args) -> Result<Graph, Failure> {
-    if args.followers >= args.users {
+    if args.big_author.is_some() && authors(args) < 2 {
+        return Err(Failure::usage(
+            "--big-author needs other authors to be compared with: --authors 2 or more".to_owned(),
+        ));
+    }
+    let followers_max = args.followers.max(args.big_author.unwrap_or(0));
+    if followers_max >= args.users {
         return Err(Failure::usage(format!(
-            "--followers {} needs more than --users {}: nobody follows themselves",
-            args.followers, args.users
+            "{followers_max} followers need more than --users {}: nobody follows themselves",
+            args.users
         )));
     }
     let shape = match args.shape {
@@ -275,6 +300,7 @@ fn make_graph(args: &Args) -> Result<Graph, Failure> {
         authors(args),
         args.followers,
         shape,
+        args.big_author,
         args.seed,
     ))
 }
@@ -325,24 +351,24 @@ async fn register_devices(
 /// Submits all posts and waits until every delivery is durable and acknowledged.
 async fn submit(args: &Args, client: &Client, progress: &Progress) -> Result<Run, Failure> {
     let mut rng = StdRng::seed_from_u64(args.seed ^ 0x0070_6f73_7473);
-    let posters: load::Authors = (0..args.posts)
-        .map(|_| rng.random_range(0..authors(args)))
-        .collect();
+    let mut posters: load::Authors = (0..args.posts).map(|_| rng.random_range(args.others())).collect();
+    if let (Some(_), Some(first)) = (args.big_author, posters.first_mut()) {
+        *first = BIG_AUTHOR;
+    }
     let bar = progress.bar("submitting posts", args.posts.into());
     let started = Micros::now();
-    let submitted = match args.rate {
-        Some(rate) => load::at_rate(client, &posters, rate, |n| bar.inc(n)).await?,
-        None => {
-            let bar = bar.clone();
-            load::in_bulk(client, &posters, move |n| bar.inc(n)).await?
-        }
+    let submitted = if let Some(rate) = args.rate {
+        load::at_rate(client, &posters, rate, |n| bar.inc(n)).await?
+    } else {
+        let bar = bar.clone();
+        load::in_bulk(client, &posters, move |n| bar.inc(n)).await?
     };
     let accepted = Micros::now();
     bar.finish_and_clear();
     let bar = progress.bar("waiting for the last delivery", 0);
     let delivering = ["fanout-", "slice-", "timeline-", "push-"];
     let delivered = observe::drained(client, &delivering, |left| {
-        bar.set_message(format!("{left} messages left"))
+        bar.set_message(format!("{left} messages left"));
     })
     .await?;
     observe::drained(client, &["archive", "analytics-"], |left| {

@@ -1,6 +1,6 @@
 //! Sees what followers see: watched timelines and received pushes, and when the mesh has nothing left to do.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
 use herald_model::time::Micros;
@@ -91,7 +91,7 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Hist
     let mut histogram = histogram();
     for (post, at) in seen {
         if let Some(due) = due.get(post) {
-            histogram.saturating_record(at.since(*due).as_micros() as u64);
+            record(&mut histogram, at.since(*due));
         }
     }
     histogram
@@ -102,10 +102,15 @@ pub(super) fn answer_latencies(submitted: &[Submitted]) -> Histogram<u64> {
     let mut histogram = histogram();
     for s in submitted {
         if let Some(answered) = s.answered {
-            histogram.saturating_record(answered.since(s.intended).as_micros() as u64);
+            record(&mut histogram, answered.since(s.intended));
         }
     }
     histogram
+}
+
+#[expect(clippy::expect_used, reason = "a histogram that grows takes every value")]
+fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+    histogram.record(latency.as_micros() as u64).expect("it grows");
 }
 
 /// Three significant digits; grows with what is recorded.
@@ -168,4 +173,28 @@ pub(super) async fn drained(
     Err(Failure::failed(
         "the server ended the stream of its lag".to_owned(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_counts_from_when_a_post_was_due() {
+        let submitted = [Submitted {
+            post_id: 1,
+            author: 0,
+            intended: Micros(1_000),
+            answered: Some(Micros(3_000)),
+        }];
+        let seen = [(1, Micros(5_000_000)), (2, Micros(9))];
+        let visible = latencies(&submitted, &seen);
+        assert_eq!(visible.len(), 1, "a post of somebody else is no sample");
+        assert!(
+            (4_990_000..5_010_000).contains(&visible.max()),
+            "{}",
+            visible.max()
+        );
+        assert!((1_990..2_010).contains(&answer_latencies(&submitted).max()));
+    }
 }

@@ -54,6 +54,8 @@ pub(super) struct Report {
     pub(super) submit_ms: Percentiles,
     /// From due to seen by a watcher of the timeline.
     pub(super) visible_ms: Percentiles,
+    /// The same of the big author's post alone, which `visible_ms` leaves out.
+    pub(super) big_author_visible_ms: Percentiles,
     /// From due to received by the device.
     pub(super) push_ms: Percentiles,
     pub(super) push_duplicates: u64,
@@ -108,6 +110,9 @@ impl Show for Report {
         );
         line("submit", percentiles(&self.submit_ms));
         line("accept to visible", percentiles(&self.visible_ms));
+        if self.big_author_visible_ms.count > 0 {
+            line("  of the big author", percentiles(&self.big_author_visible_ms));
+        }
         line("accept to push", percentiles(&self.push_ms));
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line(

@@ -16,9 +16,9 @@ use tokio::{
 use crate::failure::Failure;
 
 /// A start that takes longer than this has failed; it includes fetching nats-server where there is none.
-const START_LIMIT: Duration = Duration::from_secs(300);
+const START_LIMIT: Duration = Duration::from_mins(5);
 /// How long a drain may take.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
 /// How often memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
