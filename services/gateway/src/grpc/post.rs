@@ -10,7 +10,10 @@ use herald_proto::{
     v1::{self, post_service_server::PostService},
 };
 use herald_runtime::status;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, sleep_until},
+};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
@@ -86,15 +89,24 @@ impl PostService for PostApi {
         let mut answer = v1::SubmitPostsResponse::default();
         {
             let submitter = &self.submitter;
-            // In flight at the same time, answered in the order sent; the next is read when one is answered.
+            // Prepared at the same time, then published at the same time, each in the order sent: so an author's posts get
+            // ascending ids unless one has to be tried again. The next is read when one is answered.
             let mut outcomes = requests
                 .by_ref()
                 .take(POSTS_PER_STREAM_MAX)
                 .map_ok(|request| async move {
-                    let Some(post) = request.post else {
-                        return Ok(Err(status::invalid(&[("post", "must be given")])));
-                    };
-                    Ok(submitter.submit(post).await)
+                    match request.post {
+                        Some(post) => Ok(Ok(submitter.prepare(post).await)),
+                        None => Ok(Err(status::invalid(&[("post", "must be given")]))),
+                    }
+                })
+                .try_buffered(self.in_flight_max)
+                .map_ok(|prepared| async move {
+                    match prepared {
+                        // Constrained, tokio would have some of them pause and go on in another order.
+                        Ok(prepared) => Ok(unconstrained(submitter.publish(prepared)).await),
+                        Err(refused) => Ok(Err(refused)),
+                    }
                 })
                 .try_buffered(self.in_flight_max);
             while let Some(outcome) = outcomes.try_next().await? {

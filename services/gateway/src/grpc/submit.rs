@@ -68,6 +68,27 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     })
 }
 
+/// A post that was checked, with its author's key and who its followers are.
+struct Pinned {
+    new: NewPost,
+    author: UserKey,
+    request_id: String,
+    version: FollowVersion,
+}
+
+/// What is left to do for a post.
+enum Step {
+    Publish(Box<Pinned>),
+    /// It had been accepted before.
+    Answer(Accepted, Lane),
+}
+
+/// A post on its way: pinned, known already, or refused.
+pub(crate) struct Prepared {
+    started: Instant,
+    outcome: Result<Step, Status>,
+}
+
 /// A post that is durable in POSTS.
 #[derive(Debug)]
 pub(crate) struct Accepted {
@@ -115,21 +136,36 @@ impl Submitter {
         }
     }
 
-    /// Checks and accepts one post, and counts it.
+    /// Accepts one post.
     pub(crate) async fn submit(&self, request: v1::SubmitPostRequest) -> Result<Accepted, Status> {
+        self.publish(self.prepare(request).await).await
+    }
+
+    /// Checks a post and pins who its followers are. Nothing is accepted yet.
+    pub(crate) async fn prepare(&self, request: v1::SubmitPostRequest) -> Prepared {
         let started = Instant::now();
         let outcome = match parse(request) {
-            Ok(post) => {
-                let lane = post.lane;
-                self.accept(post).await.map(|accepted| (accepted, lane))
+            Ok(post) => self.pin(post).await,
+            Err(refused) => Err(refused),
+        };
+        Prepared { started, outcome }
+    }
+
+    /// Publishes a post that is prepared, and counts what became of it.
+    pub(crate) async fn publish(&self, prepared: Prepared) -> Result<Accepted, Status> {
+        let outcome = match prepared.outcome {
+            Ok(Step::Publish(post)) => {
+                let lane = post.new.lane;
+                self.publish_pinned(*post).await.map(|accepted| (accepted, lane))
             }
+            Ok(Step::Answer(accepted, lane)) => Ok((accepted, lane)),
             Err(refused) => Err(refused),
         };
         match outcome {
             Ok((accepted, lane)) => {
                 self.metrics
                     .submit_seconds
-                    .observe(started.elapsed().as_secs_f64());
+                    .observe(prepared.started.elapsed().as_secs_f64());
                 if accepted.duplicate {
                     self.metrics.posts_duplicate.inc();
                 } else {
@@ -144,57 +180,62 @@ impl Submitter {
         }
     }
 
-    async fn accept(&self, post: NewPost) -> Result<Accepted, Status> {
-        let author = super::intern(&*self.stores.users, post.author.clone()).await?;
-        let request_id = match &post.request_id {
+    async fn pin(&self, new: NewPost) -> Result<Step, Status> {
+        let author = super::intern(&*self.stores.users, new.author.clone()).await?;
+        let request_id = match &new.request_id {
             None => Uuid::new_v4().as_hyphenated().to_string(),
             Some(request_id) => {
                 // The broker forgets after its window; the store remembers for a day.
-                let posts = &self.stores.posts;
-                let first = posts
-                    .of_request(author, request_id)
-                    .await
-                    .map_err(|e| status::from_store(&e))?;
-                if let Some(id) = first {
-                    return self.accepted_before(id, request_id.clone()).await;
+                let first = self.stores.posts.of_request(author, request_id).await;
+                if let Some(id) = first.map_err(|e| status::from_store(&e))? {
+                    let first = self.accepted_before(id, request_id.clone()).await?;
+                    return Ok(Step::Answer(first, new.lane));
                 }
                 request_id.clone()
             }
         };
         // Asked after the post arrived, so every follow that was answered before is in it.
-        let version = self.versions.current(&post.author).await?;
-        self.publish(post, author, request_id, version).await
+        let version = self.versions.current(&new.author).await?;
+        Ok(Step::Publish(Box::new(Pinned {
+            new,
+            author,
+            request_id,
+            version,
+        })))
     }
 
-    async fn publish(
-        &self,
-        post: NewPost,
-        author: UserKey,
-        request_id: String,
-        version: FollowVersion,
-    ) -> Result<Accepted, Status> {
+    async fn publish_pinned(&self, post: Pinned) -> Result<Accepted, Status> {
+        let Pinned {
+            new,
+            author,
+            request_id,
+            version,
+        } = post;
         let at = Micros::now();
         let message_id = format!("{author}/{request_id}");
         let created = mesh_v1::PostCreated {
             author_key: author.0,
-            author_id: post.author.into_string(),
+            author_id: new.author.into_string(),
             request_id,
-            text: post.text,
-            links: post.links,
-            media_urls: post.media_urls,
-            lane: wire::lane_to_v1(post.lane).into(),
+            text: new.text,
+            links: new.links,
+            media_urls: new.media_urls,
+            lane: wire::lane_to_v1(new.lane).into(),
             follow_version: version.0,
             accepted_at_us: at.0,
-            push_ttl_seconds: post.push_ttl_seconds,
+            push_ttl_seconds: new.push_ttl_seconds,
         };
         let published = self
             .mesh
-            .publish(Subject::PostCreated(post.lane), Some(&message_id), &created)
+            .publish(Subject::PostCreated(new.lane), Some(&message_id), &created)
             .await
             .map_err(|e| status::from_mesh(&e))?;
         let id = PostId(published.sequence);
         if published.duplicate {
-            return self.accepted_before(id, created.request_id).await;
+            let first = self.accepted_before(id, created.request_id).await?;
+            // It can be this very one, when the broker's first answer was lost and the mesh tried again.
+            let duplicate = first.at != at;
+            return Ok(Accepted { duplicate, ..first });
         }
         Ok(Accepted {
             id,

@@ -333,6 +333,8 @@ async fn a_stream_of_posts_is_answered_in_order_with_its_refusals() {
     assert_eq!(answer.post_ids.len(), 1_000);
     assert_eq!((answer.post_ids[10], answer.post_ids[20]), (0, 0));
     assert_eq!(answer.post_ids[30], answer.post_ids[31]);
+    let ids: Vec<_> = answer.post_ids.iter().filter(|id| **id != 0).collect();
+    assert!(ids.is_sorted(), "ids in the order sent: {ids:?}");
     let failures: Vec<_> = answer
         .failures
         .iter()
