@@ -18,11 +18,17 @@ const FILES: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=herald");
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    compiler
+        .include_source_info(true)
+        .include_imports(true)
+        .open_files(FILES)?;
     let set = compiler.file_descriptor_set();
     // Reflection serves this set, comments and all.
     let out = env::var("OUT_DIR")?;
-    fs::write(Path::new(&out).join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    fs::write(
+        Path::new(&out).join("descriptors.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
     tonic_prost_build::configure()
         .bytes(".herald.mesh.v1")
         .bytes(".herald.v1.ExportFollowersResponse")

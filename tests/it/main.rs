@@ -1,6 +1,10 @@
 //! Tests of the whole mesh, with real processes: `herald up`, its nats-server, real devices' endpoints.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise"
+)]
 
 mod bad_input;
 mod crash;

@@ -59,7 +59,9 @@ impl std::fmt::Debug for Address {
             Self::WebPush { .. } => "WebPush",
             Self::Webhook { .. } => "Webhook",
         };
-        f.debug_struct(name).field("url", &self.url()).finish_non_exhaustive()
+        f.debug_struct(name)
+            .field("url", &self.url())
+            .finish_non_exhaustive()
     }
 }
 
@@ -74,6 +76,9 @@ pub struct Preferences {
 
 impl Default for Preferences {
     fn default() -> Self {
-        Self { push_enabled: true, muted: BTreeSet::new() }
+        Self {
+            push_enabled: true,
+            muted: BTreeSet::new(),
+        }
     }
 }

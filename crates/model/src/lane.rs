@@ -45,7 +45,10 @@ impl FromStr for Lane {
         Self::ALL
             .into_iter()
             .find(|lane| lane.as_str() == name)
-            .ok_or_else(|| UnknownName { name: name.into(), known: "high, normal, low" })
+            .ok_or_else(|| UnknownName {
+                name: name.into(),
+                known: "high, normal, low",
+            })
     }
 }
 
@@ -100,7 +103,13 @@ pub enum DeliveryState {
 
 impl DeliveryState {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Delivered, Self::Suppressed, Self::Expired, Self::Dead];
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Delivered,
+        Self::Suppressed,
+        Self::Expired,
+        Self::Dead,
+    ];
 
     /// As it stands in metrics and answers.
     pub const fn as_str(self) -> &'static str {

@@ -48,7 +48,11 @@ impl Recipients {
             last = last.checked_add(delta).ok_or(MalformedRecipients::Order)?;
             found += 1;
         }
-        if found == count { Ok(Self { bytes, count }) } else { Err(MalformedRecipients::Count { said: count, found }) }
+        if found == count {
+            Ok(Self { bytes, count })
+        } else {
+            Err(MalformedRecipients::Count { said: count, found })
+        }
     }
 
     /// Codes keys that ascend strictly; those that don't are left out.
@@ -82,7 +86,10 @@ impl Recipients {
 
     /// The keys, ascending.
     pub fn iter(&self) -> Keys<'_> {
-        Keys { rest: &self.bytes, last: 0 }
+        Keys {
+            rest: &self.bytes,
+            last: 0,
+        }
     }
 
     /// Whether a user is among them; looks at each key up to it.
@@ -114,7 +121,10 @@ impl RecipientsBuilder {
         if self.count > 0 && key.0 <= self.last {
             return;
         }
-        write_varint(&mut self.bytes, key.0 - if self.count == 0 { 0 } else { self.last });
+        write_varint(
+            &mut self.bytes,
+            key.0 - if self.count == 0 { 0 } else { self.last },
+        );
         self.last = key.0;
         self.count += 1;
     }
@@ -132,7 +142,10 @@ impl RecipientsBuilder {
     /// The set so far; the builder starts anew.
     pub fn finish(&mut self) -> Recipients {
         let made = std::mem::take(self);
-        Recipients { bytes: made.bytes.into(), count: made.count }
+        Recipients {
+            bytes: made.bytes.into(),
+            count: made.count,
+        }
     }
 }
 
@@ -217,8 +230,14 @@ mod tests {
 
     #[test]
     fn malformed_sets_are_told_apart() {
-        assert_eq!(Recipients::decode(vec![0x80].into(), 1), Err(MalformedRecipients::Varint));
-        assert_eq!(Recipients::decode(vec![1, 0].into(), 2), Err(MalformedRecipients::Order));
+        assert_eq!(
+            Recipients::decode(vec![0x80].into(), 1),
+            Err(MalformedRecipients::Varint)
+        );
+        assert_eq!(
+            Recipients::decode(vec![1, 0].into(), 2),
+            Err(MalformedRecipients::Order)
+        );
         assert_eq!(
             Recipients::decode(vec![1, 1].into(), 3),
             Err(MalformedRecipients::Count { said: 3, found: 2 })

@@ -76,5 +76,10 @@ pub trait Follows: Send + Sync {
     ) -> Result<FollowerPage>;
 
     /// Lists up to `limit` authors greater than `after` whom a user follows, ascending.
-    async fn following(&self, follower: UserKey, after: Option<UserKey>, limit: usize) -> Result<Vec<Following>>;
+    async fn following(
+        &self,
+        follower: UserKey,
+        after: Option<UserKey>,
+        limit: usize,
+    ) -> Result<Vec<Following>>;
 }

@@ -29,7 +29,9 @@ use std::sync::Arc;
 pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
-pub use ledger::{ChannelCounts, ChunkPlan, Ledger, Outcome, Partly, PostCounts, SettledCounts, Settlement, SlicePlan};
+pub use ledger::{
+    ChannelCounts, ChunkPlan, Ledger, Outcome, Partly, PostCounts, SettledCounts, Settlement, SlicePlan,
+};
 pub use posts::{Archived, Posts};
 pub use timelines::{Durable, Timelines};
 pub use totals::{Counts, PostTotals, Totals, TotalsBatch};

@@ -33,7 +33,9 @@ use herald_model::time::Micros;
 use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
-use self::{dir::Dir, ledger::Ledger, maintenance::Maintenance, parts::Parts, records::Records, space::Space};
+use self::{
+    dir::Dir, ledger::Ledger, maintenance::Maintenance, parts::Parts, records::Records, space::Space,
+};
 use crate::{Result, Stores};
 
 /// How the embedded engine is set up.
@@ -100,7 +102,11 @@ impl Embedded {
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
-        let records = Records::open(&dir.path().join("records"), config.records_cache_mb, Arc::clone(&space))?;
+        let records = Records::open(
+            &dir.path().join("records"),
+            config.records_cache_mb,
+            Arc::clone(&space),
+        )?;
         let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
         let records = Arc::new(records);
         let parts = Parts::open(&records, config)?;

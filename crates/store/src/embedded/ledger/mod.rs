@@ -35,11 +35,16 @@ impl Ledger {
     /// Opens the ledger.
     pub(crate) fn open(records: &Arc<Records>) -> Result<Self> {
         let options = || records::options().max_memtable_size(MEMTABLE_BYTES);
-        Ok(Self { rows: records.keyspace("ledger", options)?, records: Arc::clone(records) })
+        Ok(Self {
+            rows: records.keyspace("ledger", options)?,
+            records: Arc::clone(records),
+        })
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
-        self.rows.get(row::chunk_key(post, Kind::Outcome, channel, chunk)).map_err(map_err)
+        self.rows
+            .get(row::chunk_key(post, Kind::Outcome, channel, chunk))
+            .map_err(map_err)
     }
 
     /// When the first and the last of a chunk were delivered, given what was known before.
@@ -66,7 +71,12 @@ impl Ledger {
             }
             let recipients = set.decode()?;
             if let Some(first) = recipients.iter().next() {
-                chunks.push(PlannedChunk { id: row::read_chunk_key(&key)?.1, first, last, recipients });
+                chunks.push(PlannedChunk {
+                    id: row::read_chunk_key(&key)?.1,
+                    first,
+                    last,
+                    recipients,
+                });
             }
         }
         chunks.sort_unstable_by_key(|chunk| chunk.first);
@@ -108,7 +118,10 @@ impl crate::Ledger for Ledger {
             return self.records.commit(self.records.batch()).await;
         }
         let mut batch = self.records.batch();
-        let mut slice = row::Slice { last: plan.last, ..row::Slice::default() };
+        let mut slice = row::Slice {
+            last: plan.last,
+            ..row::Slice::default()
+        };
         for chunk in &plan.chunks {
             let id = chunk.recipients.chunk_id();
             let key = row::chunk_key(plan.post, Kind::Chunk, chunk.channel, id);
@@ -123,7 +136,12 @@ impl crate::Ledger for Ledger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<()> {
-        let key = row::chunk_key(settlement.post, Kind::Outcome, settlement.channel, settlement.chunk);
+        let key = row::chunk_key(
+            settlement.post,
+            Kind::Outcome,
+            settlement.channel,
+            settlement.chunk,
+        );
         let row = row::encode_outcome(&settlement.outcome, self.delivered_at(settlement)?);
         let mut batch = self.records.batch();
         batch.insert(&self.rows, key, row);
@@ -131,7 +149,9 @@ impl crate::Ledger for Ledger {
     }
 
     async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Outcome>> {
-        self.outcome_row(post, channel, chunk)?.map(|row| row::decode_outcome(&row)).transpose()
+        self.outcome_row(post, channel, chunk)?
+            .map(|row| row::decode_outcome(&row))
+            .transpose()
     }
 
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>> {
@@ -178,9 +198,11 @@ impl crate::Ledger for Ledger {
             reached = reached.max(Some(chunk.last));
             let outcome = self.outcome(post, channel, chunk.id).await?;
             let states = states(&chunk.recipients, outcome.as_ref());
-            found.extend(states.into_iter().filter(|(user, is)| {
-                Some(*user) > after && state.is_none_or(|wanted| *is == wanted)
-            }));
+            found.extend(
+                states
+                    .into_iter()
+                    .filter(|(user, is)| Some(*user) > after && state.is_none_or(|wanted| *is == wanted)),
+            );
         }
         // No user is in two chunks. Were it so, the final state would stand, and once.
         found.sort_unstable_by_key(|(user, state)| (*user, *state == DeliveryState::Pending));
@@ -196,15 +218,23 @@ fn states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(UserKey, D
     match outcome {
         None => all_are(DeliveryState::Pending),
         Some(Outcome::Delivered { .. }) => all_are(DeliveryState::Delivered),
-        Some(Outcome::Mixed { delivered, suppressed, expired, dead, .. }) => {
+        Some(Outcome::Mixed {
+            delivered,
+            suppressed,
+            expired,
+            dead,
+            ..
+        }) => {
             let sets = [
                 (delivered, DeliveryState::Delivered),
                 (suppressed, DeliveryState::Suppressed),
                 (expired, DeliveryState::Expired),
                 (dead, DeliveryState::Dead),
             ];
-            let settled: HashMap<UserKey, DeliveryState> =
-                sets.iter().flat_map(|(set, state)| set.iter().map(|user| (user, *state))).collect();
+            let settled: HashMap<UserKey, DeliveryState> = sets
+                .iter()
+                .flat_map(|(set, state)| set.iter().map(|user| (user, *state)))
+                .collect();
             let state = |user| settled.get(&user).copied().unwrap_or(DeliveryState::Pending);
             recipients.iter().map(|user| (user, state(user))).collect()
         }

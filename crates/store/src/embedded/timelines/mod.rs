@@ -17,13 +17,7 @@ mod pair;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::Arc,
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 
 use async_trait::async_trait;
 use herald_model::{PostId, Recipients, UserKey};
@@ -100,9 +94,14 @@ impl EmbeddedTimelines {
             config: config.clone(),
             space,
         });
-        let store = Self { shared, threads: Mutex::default() };
+        let store = Self {
+            shared,
+            threads: Mutex::default(),
+        };
         store.spawn("timelines-flush", Shared::flush)?;
-        store.spawn("timelines-merge", |shared| shared.merger.run(&shared.disk, &shared.config))?;
+        store.spawn("timelines-merge", |shared| {
+            shared.merger.run(&shared.disk, &shared.config);
+        })?;
         Ok(store)
     }
 
@@ -115,7 +114,11 @@ impl EmbeddedTimelines {
     /// Merges every user's blocks now. For tests and maintenance: it is done in the background anyway.
     pub fn merge_all(&self) -> Result<()> {
         let shared = &self.shared;
-        shared.merger.slices().into_iter().try_for_each(|slice| shared.merger.merge(&shared.disk, &shared.config, slice))
+        shared
+            .merger
+            .slices()
+            .into_iter()
+            .try_for_each(|slice| shared.merger.merge(&shared.disk, &shared.config, slice))
     }
 
     /// Writes what is in memory and ends the threads; later deliveries are refused.
@@ -123,9 +126,15 @@ impl EmbeddedTimelines {
         self.shared.intake.close();
         self.shared.merger.close();
         let threads = std::mem::take(&mut *self.threads.lock());
-        let panicked = threads.into_iter().filter_map(|thread| thread.join().err()).count();
+        let panicked = threads
+            .into_iter()
+            .filter_map(|thread| thread.join().err())
+            .count();
         if panicked > 0 {
-            return Err(Error::new(ErrorKind::Unavailable, "a thread of the timelines panicked"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "a thread of the timelines panicked",
+            ));
         }
         Ok(())
     }
@@ -159,9 +168,15 @@ impl Shared {
             let outcome = self.write(&run, small);
             // A full disk that a sorted table met is no harm: nothing of it is in the database. All else leaves unknown
             // what is on disk.
-            let fatal = outcome.as_ref().is_err_and(|e| small || e.kind() != ErrorKind::Full);
+            let fatal = outcome
+                .as_ref()
+                .is_err_and(|e| small || e.kind() != ErrorKind::Full);
             if let Err(error) = &outcome {
-                tracing::error!(error = super::failure::with_sources(error), fatal, "could not write a run of timelines");
+                tracing::error!(
+                    error = super::failure::with_sources(error),
+                    fatal,
+                    "could not write a run of timelines"
+                );
             }
             let outcome = outcome.map_err(|e| Failure::new("the timelines can't be written", &e));
             self.intake.done(run, outcome, fatal, !small);
@@ -192,7 +207,12 @@ impl Shared {
         posts.dedup();
         let posts = kept(&posts, self.disk.oldest(), self.config.entries_max);
         let end = before.map_or(posts.len(), |before| posts.partition_point(|p| *p < before.0));
-        Ok(posts[..end].iter().rev().take(limit).map(|p| PostId(*p)).collect())
+        Ok(posts[..end]
+            .iter()
+            .rev()
+            .take(limit)
+            .map(|p| PostId(*p))
+            .collect())
     }
 
     fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
@@ -234,7 +254,9 @@ impl Timelines for EmbeddedTimelines {
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || shared.scan(after, limit))
             .await
-            .map_err(|e| Error::with_source(ErrorKind::Unavailable, "a scan of the timelines was cut off", e))?
+            .map_err(|e| {
+                Error::with_source(ErrorKind::Unavailable, "a scan of the timelines was cut off", e)
+            })?
     }
 }
 

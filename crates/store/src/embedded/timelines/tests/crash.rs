@@ -40,7 +40,11 @@ fn what_was_durable_survives_kill_9() {
     for round in 0_u64..6 {
         let first = round * 1_000_000 + 1;
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["embedded::timelines::tests::crash::what_was_durable_survives_kill_9", "--exact", "--nocapture"])
+            .args([
+                "embedded::timelines::tests::crash::what_was_durable_survives_kill_9",
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, format!("{} {first}", dir.path().display()))
             .stdout(Stdio::piped())
             .spawn()
@@ -48,32 +52,56 @@ fn what_was_durable_survives_kill_9() {
         // Not at the same place each time.
         let enough = 40 + 37 * round as usize;
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let posts = lines.map_while(|line| line.ok()).filter_map(|line| line.strip_prefix("durable ")?.parse().ok());
+        let posts = lines
+            .map_while(std::result::Result::ok)
+            .filter_map(|line| line.strip_prefix("durable ")?.parse().ok());
         durable.extend(posts.take(enough).collect::<Vec<u64>>());
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success(), "the child was not killed");
-        assert!(durable.iter().filter(|post| **post >= first).count() == enough, "the child ended by itself");
+        assert!(
+            durable.iter().filter(|post| **post >= first).count() == enough,
+            "the child ended by itself"
+        );
 
         // Nothing runs meanwhile that could put right what is wrong.
-        let quiet = Config { merge_blocks_min: u32::MAX, entries_max: usize::MAX, ..config() };
+        let quiet = Config {
+            merge_blocks_min: u32::MAX,
+            entries_max: usize::MAX,
+            ..config()
+        };
         let timelines = open(dir.path(), &quiet);
         let mut found = std::collections::HashMap::<u64, u32>::new();
         for (_, posts) in timelines.shared.scan(None, usize::MAX).unwrap() {
-            posts.iter().for_each(|post| *found.entry(post.0).or_default() += 1);
+            for post in &posts {
+                *found.entry(post.0).or_default() += 1;
+            }
         }
         for post in &durable {
-            assert_eq!(found.get(post), Some(&recipients_of(*post).len()), "post {post} of round {round}");
+            assert_eq!(
+                found.get(post),
+                Some(&recipients_of(*post).len()),
+                "post {post} of round {round}"
+            );
         }
     }
 }
 
 fn child(task: &str) {
     let (dir, first) = task.rsplit_once(' ').unwrap();
-    let timelines = open(Path::new(dir), &Config { entries_max: usize::MAX, ..config() });
+    let timelines = open(
+        Path::new(dir),
+        &Config {
+            entries_max: usize::MAX,
+            ..config()
+        },
+    );
     block_on(async {
         let mut waiting = FuturesUnordered::new();
         for post in first.parse::<u64>().unwrap().. {
-            let durable = timelines.deliver(PostId(post), recipients_of(post)).await.unwrap();
+            let durable = timelines
+                .deliver(PostId(post), recipients_of(post))
+                .await
+                .unwrap();
             waiting.push(async move {
                 durable.await.unwrap();
                 post

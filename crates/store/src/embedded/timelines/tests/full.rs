@@ -9,8 +9,13 @@ impl SmallDisk {
     /// `None` where mounting isn't allowed.
     fn mount(at: &Path, mb: u32) -> Option<Self> {
         let size = format!("size={mb}m");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
-        mounted.is_ok_and(|out| out.status.success()).then(|| Self(at.into()))
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(at)
+            .output();
+        mounted
+            .is_ok_and(|out| out.status.success())
+            .then(|| Self(at.into()))
     }
 }
 
@@ -24,7 +29,12 @@ impl Drop for SmallDisk {
 fn fill(timelines: &EmbeddedTimelines, first: u64) -> (Vec<u64>, Error) {
     let mut durable = Vec::new();
     for post in first..first + 1_000_000 {
-        let outcome = block_on(async { timelines.deliver(PostId(post), recipients(1..=100_000)).await?.await });
+        let outcome = block_on(async {
+            timelines
+                .deliver(PostId(post), recipients(1..=100_000))
+                .await?
+                .await
+        });
         match outcome {
             Ok(()) => durable.push(post),
             Err(error) => return (durable, error),
@@ -70,9 +80,17 @@ fn a_full_disk_refuses_and_loses_nothing() {
     // The last look at the free space may be a moment old.
     let until = std::time::Instant::now() + Duration::from_secs(10);
     loop {
-        match block_on(async { timelines.deliver(PostId(more), recipients(1..=100_000)).await?.await }) {
+        match block_on(async {
+            timelines
+                .deliver(PostId(more), recipients(1..=100_000))
+                .await?
+                .await
+        }) {
             Ok(()) => break durable.push(more),
-            Err(e) => assert!(e.kind() == ErrorKind::Full && std::time::Instant::now() < until, "{e}"),
+            Err(e) => assert!(
+                e.kind() == ErrorKind::Full && std::time::Instant::now() < until,
+                "{e}"
+            ),
         }
     }
     drop(timelines);
@@ -81,13 +99,23 @@ fn a_full_disk_refuses_and_loses_nothing() {
     fill_up();
     let timelines = open(&data, &config);
     let (late, error) = fill(&timelines, more + 1);
-    assert!(matches!(error.kind(), ErrorKind::Full | ErrorKind::Unavailable), "{error}");
+    assert!(
+        matches!(error.kind(), ErrorKind::Full | ErrorKind::Unavailable),
+        "{error}"
+    );
     durable.extend(late);
     drop(timelines);
     fs::remove_file(&ballast).unwrap();
     let timelines = open(&data, &config);
     has(&timelines, &durable);
     let last = durable.last().unwrap() + 2;
-    block_on(async { timelines.deliver(PostId(last), recipients(1..=10)).await.unwrap().await.unwrap() });
+    block_on(async {
+        timelines
+            .deliver(PostId(last), recipients(1..=10))
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    });
     assert_eq!(newest(&timelines, 1, None, 1), [last]);
 }

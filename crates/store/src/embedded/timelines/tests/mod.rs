@@ -28,7 +28,10 @@ fn newest(timelines: &EmbeddedTimelines, user: u32, before: Option<u64>, limit: 
 fn a_delivery_is_readable_before_it_is_durable() {
     let dir = tempfile::tempdir().unwrap();
     // So long that the run is not written before it is read.
-    let config = Config { flush_interval_ms: 1_000, ..Config::default() };
+    let config = Config {
+        flush_interval_ms: 1_000,
+        ..Config::default()
+    };
     let timelines = open(dir.path(), &config);
     let durable = block_on(timelines.deliver(PostId(5), recipients([1, 70, 4_000_000_000]))).unwrap();
     for user in [1, 70, 4_000_000_000] {
@@ -42,33 +45,59 @@ fn a_delivery_is_readable_before_it_is_durable() {
 #[test]
 fn delivering_waits_while_both_runs_are_full() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { run_pairs_max: 10, flush_interval_ms: 1_000, ..Config::default() };
+    let config = Config {
+        run_pairs_max: 10,
+        flush_interval_ms: 1_000,
+        ..Config::default()
+    };
     let timelines = open(dir.path(), &config);
-    let waiting: Vec<_> =
-        (1..=40).map(|post| block_on(timelines.deliver(PostId(post), recipients(1..=7))).unwrap()).collect();
+    let waiting: Vec<_> = (1..=40)
+        .map(|post| block_on(timelines.deliver(PostId(post), recipients(1..=7))).unwrap())
+        .collect();
     for durable in waiting {
         block_on(durable).unwrap();
     }
-    assert_eq!(newest(&timelines, 7, None, 100), (1..=40).rev().collect::<Vec<_>>());
+    assert_eq!(
+        newest(&timelines, 7, None, 100),
+        (1..=40).rev().collect::<Vec<_>>()
+    );
 }
 
 #[test]
 fn a_chunk_larger_than_a_run_is_taken() {
     let dir = tempfile::tempdir().unwrap();
-    let timelines = open(dir.path(), &Config { run_pairs_max: 10, ..Config::default() });
-    block_on(async { timelines.deliver(PostId(1), recipients(1..=1_000)).await.unwrap().await.unwrap() });
+    let timelines = open(
+        dir.path(),
+        &Config {
+            run_pairs_max: 10,
+            ..Config::default()
+        },
+    );
+    block_on(async {
+        timelines
+            .deliver(PostId(1), recipients(1..=1_000))
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    });
     assert_eq!(newest(&timelines, 1_000, None, 1), [1]);
 }
 
 #[test]
 fn closed_timelines_have_written_all_and_take_no_more() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { flush_interval_ms: 1_000, ..Config::default() };
+    let config = Config {
+        flush_interval_ms: 1_000,
+        ..Config::default()
+    };
     let timelines = open(dir.path(), &config);
     let durable = block_on(timelines.deliver(PostId(1), recipients([3]))).unwrap();
     timelines.close().unwrap();
     block_on(durable).unwrap();
-    let refused = block_on(timelines.deliver(PostId(2), recipients([3]))).err().unwrap();
+    let refused = block_on(timelines.deliver(PostId(2), recipients([3])))
+        .err()
+        .unwrap();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
 }
 
@@ -76,17 +105,31 @@ fn closed_timelines_have_written_all_and_take_no_more() {
 fn a_post_id_that_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let timelines = open(dir.path(), &Config::default());
-    let refused = block_on(timelines.deliver(PostId(1 << 56), recipients([3]))).err().unwrap();
+    let refused = block_on(timelines.deliver(PostId(1 << 56), recipients([3])))
+        .err()
+        .unwrap();
     assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
 }
 
 #[test]
 fn merged_blocks_leave_the_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { small_run_pairs_max: 0, flush_interval_ms: 0, merge_blocks_min: u32::MAX, ..Config::default() };
+    let config = Config {
+        small_run_pairs_max: 0,
+        flush_interval_ms: 0,
+        merge_blocks_min: u32::MAX,
+        ..Config::default()
+    };
     let timelines = open(dir.path(), &config);
     let deliver = |post| {
-        block_on(async { timelines.deliver(PostId(post), recipients(1..=500)).await.unwrap().await.unwrap() });
+        block_on(async {
+            timelines
+                .deliver(PostId(post), recipients(1..=500))
+                .await
+                .unwrap()
+                .await
+                .unwrap();
+        });
     };
     (1..=20).for_each(deliver);
     timelines.merge_all().unwrap();
@@ -125,7 +168,11 @@ fn nothing_is_out_of_sight_on_its_way() {
         loop {
             let least = delivered.load(order);
             let found = newest(&timelines, 5, None, usize::MAX);
-            assert!(found.len() as u64 >= least, "{} of {least} are there", found.len());
+            assert!(
+                found.len() as u64 >= least,
+                "{} of {least} are there",
+                found.len()
+            );
             if least == 900 {
                 break;
             }

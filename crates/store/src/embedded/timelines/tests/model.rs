@@ -20,7 +20,13 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Few enough to meet again, over the borders of groups, parts and slices.
-    let user = prop_oneof![0_u32..6, 62_u32..67, 254_u32..258, 16_382_u32..16_387, Just(u32::MAX)];
+    let user = prop_oneof![
+        0_u32..6,
+        62_u32..67,
+        254_u32..258,
+        16_382_u32..16_387,
+        Just(u32::MAX)
+    ];
     let step = prop_oneof![
         10 => (1_u64..60, prop::collection::btree_set(user, 1..14)).prop_map(|(post, users)| Step::Deliver(post, users)),
         4 => Just(Step::Flush),
@@ -41,13 +47,22 @@ struct Model {
 impl Model {
     fn newest(&self, user: u32) -> Vec<u64> {
         let posts = self.timelines.get(&user).into_iter().flatten().rev();
-        posts.copied().filter(|post| *post >= self.oldest).take(ENTRIES_MAX).collect()
+        posts
+            .copied()
+            .filter(|post| *post >= self.oldest)
+            .take(ENTRIES_MAX)
+            .collect()
     }
 
     fn agrees(&self, timelines: &EmbeddedTimelines, durable: bool) -> std::result::Result<(), TestCaseError> {
         for user in self.timelines.keys().copied().chain([7, 100_000]) {
             let expected = self.newest(user);
-            prop_assert_eq!(newest(timelines, user, None, usize::MAX), expected.clone(), "user {}", user);
+            prop_assert_eq!(
+                newest(timelines, user, None, usize::MAX),
+                expected.clone(),
+                "user {}",
+                user
+            );
             if let Some(before) = expected.get(1) {
                 let rest: Vec<u64> = expected.iter().skip(2).take(2).copied().collect();
                 prop_assert_eq!(newest(timelines, user, Some(*before), 2), rest);
@@ -72,7 +87,10 @@ fn scan(timelines: &EmbeddedTimelines, limit: usize) -> Vec<(u32, Vec<u64>)> {
         assert!(page.len() <= limit);
         let Some((last, _)) = page.last() else { return all };
         after = Some(*last);
-        all.extend(page.iter().map(|(user, posts)| (user.0, posts.iter().rev().map(|p| p.0).collect())));
+        all.extend(
+            page.iter()
+                .map(|(user, posts)| (user.0, posts.iter().rev().map(|p| p.0).collect())),
+        );
     }
 }
 
@@ -121,7 +139,9 @@ proptest! {
             }
             model.agrees(&timelines, waiting.is_empty())?;
         }
-        waiting.into_iter().for_each(|durable| block_on(durable).unwrap());
+        for durable in waiting {
+            block_on(durable).unwrap();
+        }
         model.agrees(&timelines, true)?;
     }
 }
