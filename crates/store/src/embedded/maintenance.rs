@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use herald_model::time::Micros;
 use parking_lot::Mutex;
 
-use super::{dir::io_error, follows::Graph, posts::Archive};
+use super::{dir::io_error, follows::Graph, posts::Archive, timelines::EmbeddedTimelines};
 use crate::Result;
 
 /// How long between two times.
@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_mins(1);
 pub(super) struct Chores {
     pub(super) follows: Arc<Graph>,
     pub(super) posts: Arc<Archive>,
+    pub(super) timelines: Arc<EmbeddedTimelines>,
+    /// How long a timeline shows a post.
+    pub(super) timeline_keep: Duration,
 }
 
 impl Chores {
@@ -28,6 +31,8 @@ impl Chores {
     pub(super) async fn run(&self, now: Micros) -> Result<()> {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
+        let young = Micros(now.0.saturating_sub(Micros(0).plus(self.timeline_keep).0));
+        self.timelines.set_oldest(self.posts.first_since(young)?)?;
         if versions + requests > 0 {
             tracing::debug!(versions, requests, "forgot old follow versions and request ids");
         }

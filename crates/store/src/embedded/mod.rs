@@ -34,7 +34,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
 use self::{
-    dir::Dir, ledger::Ledger, maintenance::Maintenance, parts::Parts, records::Records, space::Space,
+    dir::Dir,
+    ledger::Ledger,
+    maintenance::{Chores, Maintenance},
+    parts::Parts,
+    records::Records,
+    space::Space,
 };
 use crate::{Result, Stores};
 
@@ -64,6 +69,8 @@ pub struct Config {
     pub devices_cache_mb: u64,
     /// Memory for preferences, MiB.
     pub preferences_cache_mb: u64,
+    /// How long a timeline shows a post, days from its acceptance.
+    pub timeline_keep_days: u64,
     /// Timelines.
     pub timelines: timelines::Config,
 }
@@ -81,6 +88,7 @@ impl Default for Config {
             posts_cache_mb: 64,
             devices_cache_mb: 16,
             preferences_cache_mb: 16,
+            timeline_keep_days: 30,
             timelines: timelines::Config::default(),
         }
     }
@@ -89,6 +97,7 @@ impl Default for Config {
 /// The embedded engine, open. Only one can be open for a directory.
 pub struct Embedded {
     maintenance: Maintenance,
+    chores: Chores,
     ledger: Arc<Ledger>,
     parts: Parts,
     records: Arc<Records>,
@@ -108,15 +117,18 @@ impl Embedded {
             Arc::clone(&space),
         )?;
         let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
+        let timelines = Arc::new(timelines);
         let records = Arc::new(records);
         let parts = Parts::open(&records, config)?;
-        let maintenance = Maintenance::start(parts.chores())?;
+        let chores = parts.chores(&timelines, config);
+        let maintenance = Maintenance::start(chores.clone())?;
         Ok(Self {
             ledger: Arc::new(Ledger::open(&records)?),
             maintenance,
             parts,
             records,
-            timelines: Arc::new(timelines),
+            timelines,
+            chores,
             _dir: dir,
         })
     }
@@ -141,14 +153,68 @@ impl Embedded {
         self.timelines.close().and(self.records.close())
     }
 
-    /// Forgets what is too old at a moment: follow versions and request ids past their time. The engine does so itself once
+    /// Forgets what is too old at a moment: follow versions, request ids, and timelines' posts past their time. The engine does so itself once
     /// a minute.
     pub async fn maintenance(&self, now: Micros) -> Result<()> {
-        self.parts.chores().run(now).await
+        self.chores.run(now).await
     }
 
     /// The timelines, for their maintenance.
     pub fn timelines(&self) -> &Arc<EmbeddedTimelines> {
         &self.timelines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use herald_model::{FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
+
+    use super::*;
+    use crate::Archived;
+
+    #[tokio::test]
+    async fn a_timeline_forgets_what_is_past_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: dir.path().into(),
+            ..Config::default()
+        };
+        let store = Embedded::open(&config).unwrap();
+        let stores = store.stores();
+        let now = Micros::now();
+        let day = Duration::from_hours(24);
+        for (id, age) in [(1, 31), (2, 29)] {
+            let post = Post {
+                id: PostId(id),
+                author: UserKey(1),
+                author_id: UserId::new("author").unwrap(),
+                request_id: format!("request {id}"),
+                text: "text".into(),
+                links: Vec::new(),
+                media_urls: Vec::new(),
+                lane: Lane::Normal,
+                follow_version: FollowVersion(1),
+                accepted_at: Micros(now.0 - Micros(0).plus(age * day).0),
+                push_ttl: day,
+                deleted_at: None,
+            };
+            stores.posts.archive(&[Archived::Created(post)]).await.unwrap();
+            let durable = stores
+                .timelines
+                .deliver(PostId(id), Recipients::from_sorted([UserKey(2)]))
+                .await;
+            durable.unwrap().await.unwrap();
+        }
+        assert_eq!(
+            stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
+            [PostId(2), PostId(1)]
+        );
+        store.maintenance(now).await.unwrap();
+        assert_eq!(
+            stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
+            [PostId(2)]
+        );
     }
 }

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Config, devices::DeviceBook, follows::Graph, maintenance::Chores, posts::Archive,
-    preferences::PreferenceBook, records::Records, totals::TotalsBook, users::Dictionary,
+    preferences::PreferenceBook, records::Records, timelines::EmbeddedTimelines, totals::TotalsBook,
+    users::Dictionary,
 };
 use crate::Result;
 
@@ -41,11 +42,13 @@ impl Parts {
         })
     }
 
-    /// What they have to forget from time to time.
-    pub(super) fn chores(&self) -> Chores {
+    /// What has to be forgotten from time to time.
+    pub(super) fn chores(&self, timelines: &Arc<EmbeddedTimelines>, config: &Config) -> Chores {
         Chores {
             follows: Arc::clone(&self.follows),
             posts: Arc::clone(&self.posts),
+            timelines: Arc::clone(timelines),
+            timeline_keep: Duration::from_secs(config.timeline_keep_days.saturating_mul(24 * 60 * 60)),
         }
     }
 }

@@ -126,6 +126,32 @@ impl Archive {
         }
     }
 
+    /// The id from which on posts were accepted at a moment or later; one past the last when all are older. Ids ascend with
+    /// time but for the clock's corrections, so it is found by halving: some 40 reads.
+    pub(crate) fn first_since(&self, moment: Micros) -> Result<PostId> {
+        let posts = &self.tables.posts;
+        let Some(last) = posts.last_key_value() else {
+            return Ok(PostId(1));
+        };
+        let (mut low, mut high) = (1, id_of(&last.key().map_err(map_err)?)? + 1);
+        // Every post before `low` is older, and those from `high` on are not.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let Some(found) = posts.range(middle.to_be_bytes()..high.to_be_bytes()).next() else {
+                high = middle;
+                continue;
+            };
+            let (key, value) = found.into_inner().map_err(map_err)?;
+            let row = Row::decode(value.as_ref()).map_err(|_| corrupt("post"))?;
+            if row.accepted_at < moment.0 {
+                low = id_of(&key)? + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(PostId(low))
+    }
+
     /// [`of_request`](crate::Posts::of_request) as of a moment.
     fn of_request_at(&self, author: UserKey, request_id: &str, now: Micros) -> Result<Option<PostId>> {
         let request = self.tables.request(&request_key(author, request_id))?;
@@ -411,6 +437,11 @@ fn by_author_key(author: UserKey, post: u64) -> [u8; 12] {
     key[..4].copy_from_slice(&author.0.to_be_bytes());
     key[4..].copy_from_slice(&(!post).to_be_bytes());
     key
+}
+
+fn id_of(key: &[u8]) -> Result<u64> {
+    let key = <[u8; 8]>::try_from(key).map_err(|_| corrupt("post's id"))?;
+    Ok(u64::from_be_bytes(key))
 }
 
 fn request_key(author: UserKey, request_id: &str) -> Vec<u8> {

@@ -192,3 +192,33 @@ async fn two_posts_of_one_request_in_one_call_are_the_first() {
         .unwrap();
     assert_eq!(archive.of_request(AUTHOR, "r").await.unwrap(), Some(PostId(4)));
 }
+
+#[tokio::test]
+async fn the_first_post_that_is_young_enough_is_found() {
+    let store = Store::new();
+    let archive = open(&store);
+    assert_eq!(
+        archive.first_since(Micros(0)).unwrap(),
+        PostId(1),
+        "of an empty archive"
+    );
+    // Ids with gaps: what is not archived yet, or never will be.
+    let entries: Vec<_> = [2, 3, 7, 8, 20]
+        .into_iter()
+        .map(|id| created(&post(id, &format!("request {id}"), Micros(id as i64 * 10))))
+        .collect();
+    archive.archive(&entries).await.unwrap();
+    for (moment, first) in [
+        (0, 1..=2),
+        (20, 1..=2),
+        (21, 3..=3),
+        (31, 4..=7),
+        (75, 8..=8),
+        (81, 9..=20),
+        (200, 9..=20),
+        (201, 21..=21),
+    ] {
+        let found = archive.first_since(Micros(moment)).unwrap().0;
+        assert!(first.contains(&found), "since {moment}: {found}");
+    }
+}
