@@ -205,7 +205,7 @@ async fn the_first_post_that_is_young_enough_is_found() {
     // Ids with gaps: what is not archived yet, or never will be.
     let entries: Vec<_> = [2, 3, 7, 8, 20]
         .into_iter()
-        .map(|id| created(&post(id, &format!("request {id}"), Micros(id as i64 * 10))))
+        .map(|id| created(&post(id, &format!("request {id}"), Micros(id.cast_signed() * 10))))
         .collect();
     archive.archive(&entries).await.unwrap();
     for (moment, first) in [
