@@ -4,7 +4,8 @@
 //! - [`Topology`]: the streams and consumers as data, made from a [`TopologyConfig`]; [`Mesh::ensure`] brings a server to
 //!   it.
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
-//! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`].
+//! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
+//!   several of it.
 //! - [`Mesh::lag`], [`Mesh::message`] and others read the state.
 //!
 //! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
@@ -26,6 +27,7 @@ mod subject;
 mod topology;
 mod trace;
 mod work;
+mod workers;
 
 use std::sync::Arc;
 
@@ -37,6 +39,7 @@ pub use read::{ConsumerLag, RawMessage, StreamLag};
 pub use retry::RetryDelay;
 pub use subject::Subject;
 pub use topology::{ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig, consumers, streams};
+pub use workers::Workers;
 
 use connection::Connection;
 

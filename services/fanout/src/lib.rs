@@ -18,10 +18,9 @@ mod metrics;
 
 use std::sync::Arc;
 
-use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::Ledger;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -61,29 +60,16 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         metrics,
         config: config.clone(),
     });
-    // One lane's failure ends the service: it would be half of one otherwise.
-    let stop = shutdown.child_token();
-    let mut workers = JoinSet::new();
+    let mut workers = Workers::new(mesh.clone(), topology, &shutdown);
     for lane in Lane::ALL {
-        let paused = gate::watch(mesh.clone(), lane, config.gate, stop.clone());
+        let paused = gate::watch(mesh.clone(), lane, config.gate, workers.stop());
         let options = ConsumeOptions {
             in_flight_max: config.posts_in_flight_max.of(lane),
             batch_max: config.posts_in_flight_max.of(lane),
             paused: Some(paused),
         };
-        for name in [consumers::fanout(lane), consumers::slice(lane)] {
-            let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
-            let (mesh, fanout, options, stop) = (mesh.clone(), fanout.clone(), options.clone(), stop.clone());
-            workers.spawn(async move { mesh.consume(&consumer, fanout, options, stop).await });
-        }
+        workers.spawn(consumers::fanout(lane), fanout.clone(), options.clone())?;
+        workers.spawn(consumers::slice(lane), fanout.clone(), options)?;
     }
-    let mut outcome = Ok(());
-    while let Some(ended) = workers.join_next().await {
-        stop.cancel();
-        let ended = ended
-            .map_err(Error::Worker)
-            .and_then(|worked| worked.map_err(Error::Consume));
-        outcome = outcome.and(ended);
-    }
-    outcome
+    Ok(workers.join().await?)
 }

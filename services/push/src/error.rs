@@ -28,15 +28,9 @@ pub enum Error {
     /// There is no HTTP client, for instance because of a bad certificate authority.
     #[error("an HTTP client can't be made")]
     Client(#[source] reqwest::Error),
-    /// The topology has no such consumer.
-    #[error("the topology has no consumer {0}")]
-    NoConsumer(&'static str),
     /// A consumer can't be worked on.
     #[error("a push consumer can't be worked on")]
-    Consume(#[source] herald_mesh::Error),
-    /// A worker died.
-    #[error("a push worker died")]
-    Worker(#[source] tokio::task::JoinError),
+    Consume(#[from] herald_mesh::Error),
 }
 
 /// Why an attempt at a chunk was broken off; it is tried again.

@@ -23,10 +23,9 @@ mod metrics;
 
 use std::sync::Arc;
 
-use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use adapters::Vapid;
@@ -89,27 +88,14 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         metrics,
         config: config.clone(),
     });
-    // One lane's failure ends the service: it would be half of one otherwise.
-    let stop = shutdown.child_token();
-    let mut workers = JoinSet::new();
+    let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
             in_flight_max: config.chunks_in_flight_max,
             batch_max: config.chunks_in_flight_max,
             paused: None,
         };
-        let name = consumers::push(lane);
-        let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
-        let (mesh, chunks, stop) = (mesh.clone(), chunks.clone(), stop.clone());
-        workers.spawn(async move { mesh.consume(&consumer, chunks, options, stop).await });
+        workers.spawn(consumers::push(lane), chunks.clone(), options)?;
     }
-    let mut outcome = Ok(());
-    while let Some(ended) = workers.join_next().await {
-        stop.cancel();
-        let ended = ended
-            .map_err(Error::Worker)
-            .and_then(|worked| worked.map_err(Error::Consume));
-        outcome = outcome.and(ended);
-    }
-    outcome
+    Ok(workers.join().await?)
 }

@@ -3,15 +3,9 @@
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The topology has no such consumer.
-    #[error("the topology has no consumer {0}")]
-    NoConsumer(&'static str),
     /// A consumer can't be worked on.
     #[error("a timeline consumer can't be worked on")]
-    Consume(#[source] herald_mesh::Error),
-    /// A worker died.
-    #[error("a timeline worker died")]
-    Worker(#[source] tokio::task::JoinError),
+    Consume(#[from] herald_mesh::Error),
 }
 
 /// Why a message was not done; it is tried again.
