@@ -11,6 +11,7 @@ mod crash;
 mod examples;
 mod follows;
 mod main_job;
+mod poison;
 mod surface;
 
 /// The program under test.

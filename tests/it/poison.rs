@@ -1,0 +1,100 @@
+//! Messages that nobody can read: each is terminated once, kept as an advisory, and stops nothing.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures::StreamExt;
+use harness::{Herald, Options, until};
+use herald_proto::v1;
+
+use crate::HERALD;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn undecodable_messages_are_terminated_with_a_reason() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    let follow = v1::Follow {
+        follower_id: "ann".into(),
+        author_id: "bob".into(),
+        notify: true,
+    };
+    let request = v1::FollowRequest { follow: Some(follow) };
+    clients.graph().follow(request).await.unwrap();
+
+    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    // Field 1 as a string that says it is longer than the message: no message of ours begins so.
+    let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage";
+    let terminations = [
+        // fanout, archive and analytics read it, each says no for itself.
+        ("post.v1.created.normal", 3),
+        ("post.v1.deleted.low", 2),
+        ("fanout.v1.slice.high", 1),
+        ("timeline.v1.deliver.normal", 1),
+        ("timeline.v1.backfill.low", 1),
+        ("push.v1.deliver.high", 1),
+        ("event.v1.settled.timeline", 1),
+    ];
+    for (subject, _) in terminations {
+        broker
+            .publish(subject, garbage.as_slice().into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+
+    let expected: u64 = terminations.iter().map(|(_, count)| count).sum();
+    until("each reader has terminated each message", LIMIT, || async {
+        let stream = broker.get_stream("ADVISORIES").await.unwrap();
+        stream.cached_info().state.messages >= expected
+    })
+    .await;
+    let stream = broker.get_stream("ADVISORIES").await.unwrap();
+    let config = jetstream::consumer::pull::OrderedConfig::default();
+    let advisories = stream.create_consumer(config).await.unwrap();
+    let advisories: Vec<_> = advisories
+        .messages()
+        .await
+        .unwrap()
+        .take(usize::try_from(expected).unwrap())
+        .collect()
+        .await;
+    for advisory in advisories {
+        let advisory: serde_json::Value = serde_json::from_slice(&advisory.unwrap().payload).unwrap();
+        assert_eq!(advisory["deliveries"], 1, "never retried: {advisory}");
+        assert!(
+            advisory["reason"].as_str().unwrap().contains("undecodable"),
+            "{advisory}"
+        );
+    }
+
+    // The mesh goes on, and the numbers that the garbage took in POSTS are no posts.
+    let posted = herald
+        .cli(&["post", "--author", "bob", "--text", "after it"])
+        .await;
+    assert_eq!(posted["post_id"], 3, "{posted}");
+    herald.cli(&["delivery", "3", "--wait"]).await;
+    let timeline = herald.cli(&["timeline", "ann"]).await;
+    assert_eq!(timeline["entries"][0]["post_id"], 3, "{timeline}");
+    let nothing = clients
+        .posts()
+        .get_post(v1::GetPostRequest { post_id: 1 })
+        .await
+        .unwrap_err();
+    assert_eq!(nothing.code(), tonic::Code::NotFound, "{nothing:?}");
+    until("nothing is left over", LIMIT, || async {
+        let lag = clients
+            .mesh()
+            .get_lag(v1::GetLagRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        lag.streams
+            .iter()
+            .flat_map(|stream| &stream.consumers)
+            .all(|consumer| consumer.pending_count + consumer.ack_pending_count == 0)
+    })
+    .await;
+}
