@@ -32,6 +32,8 @@ const STOP_LIMIT: Duration = Duration::from_mins(1);
 pub struct Options {
     /// More arguments of `herald up`.
     pub arguments: Vec<String>,
+    /// Where the temporary directory is made; the system's place for these without it.
+    pub parent: Option<PathBuf>,
     /// Environment variables, as `HERALD_TOPOLOGY__ACK_WAIT_SECONDS`.
     pub variables: Vec<(String, String)>,
 }
@@ -58,7 +60,11 @@ pub struct Herald {
 impl Herald {
     /// Starts a mesh with an empty data directory on free ports. `program` is `env!("CARGO_BIN_EXE_herald-under-test")`.
     pub async fn start(program: &str, options: Options) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = match &options.parent {
+            Some(parent) => TempDir::new_in(parent),
+            None => TempDir::new(),
+        };
+        let dir = dir.expect("a temporary directory");
         let (child, ready) = spawn(
             Path::new(program),
             dir.path(),

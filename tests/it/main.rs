@@ -10,6 +10,7 @@ mod bad_input;
 mod crash;
 mod examples;
 mod follows;
+mod full;
 mod main_job;
 mod poison;
 mod surface;

@@ -34,6 +34,10 @@ pub trait Posts: Send + Sync {
     /// The post that a request made, if it is known and younger than the kept time.
     async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;
 
+    /// Whether another post should be accepted: [`Full`](crate::ErrorKind::Full) while the store needs the room that is left
+    /// for what was accepted already. Cheap: asked for each post.
+    async fn room(&self) -> Result<()>;
+
     /// The greatest post id ever archived. A POSTS stream that ends before it is not the stream of this store.
     async fn last(&self) -> Result<Option<PostId>>;
 }

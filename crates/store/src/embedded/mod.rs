@@ -49,8 +49,9 @@ use crate::{Result, Stores};
 pub struct Config {
     /// Where everything is kept; made when it isn't there.
     pub data_dir: PathBuf,
-    /// Free disk space below which writes are refused with [`ErrorKind::Full`](crate::ErrorKind::Full), MiB. Running out of
-    /// space in the middle of a write needs a restart; this makes it not happen.
+    /// Free disk space below which writes are refused with [`ErrorKind::Full`](crate::ErrorKind::Full), MiB; below twice as
+    /// much no more posts are accepted. Running out of space in the middle of a write needs a restart; this makes it not
+    /// happen, to the store or to a broker on the same disk.
     pub disk_free_mb_min: u64,
     /// Memory for blocks of `records/` that were read from disk, MiB.
     pub records_cache_mb: u64,

@@ -420,6 +420,10 @@ impl crate::Posts for Archive {
         self.of_request_at(author, request_id, Micros::now())
     }
 
+    async fn room(&self) -> Result<()> {
+        self.tables.records.space().check_for_more()
+    }
+
     async fn last(&self) -> Result<Option<PostId>> {
         let Some(row) = self.tables.posts.last_key_value() else {
             return Ok(None);

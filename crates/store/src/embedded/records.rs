@@ -84,6 +84,11 @@ impl Records {
         self.database.keyspace(name, options).map_err(map_err)
     }
 
+    /// The disk it is on.
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// An empty batch.
     pub(crate) fn batch(&self) -> OwnedWriteBatch {
         self.database.batch()

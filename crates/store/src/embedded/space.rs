@@ -34,18 +34,23 @@ impl Space {
 
     /// [`Full`](ErrorKind::Full) when less than the wanted space is free.
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_free(self.free_mb_min)
+    }
+
+    /// [`Full`](ErrorKind::Full) when less than twice the wanted space is free: no more should be accepted, so that what was
+    /// accepted can still be written.
+    pub(crate) fn check_for_more(&self) -> Result<()> {
+        self.check_free(self.free_mb_min.saturating_mul(2))
+    }
+
+    fn check_free(&self, wanted_mb: u64) -> Result<()> {
         let free_mb = self.free_mb();
-        if free_mb < self.free_mb_min {
-            return Err(Error::new(
-                ErrorKind::Full,
-                format!(
-                    "only {free_mb} MiB are free at {}, {} wanted",
-                    self.dir.display(),
-                    self.free_mb_min
-                ),
-            ));
+        if free_mb >= wanted_mb {
+            return Ok(());
         }
-        Ok(())
+        let dir = self.dir.display();
+        let message = format!("only {free_mb} MiB are free at {dir}, {wanted_mb} wanted");
+        Err(Error::new(ErrorKind::Full, message))
     }
 
     fn free_mb(&self) -> u64 {

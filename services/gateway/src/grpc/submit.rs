@@ -181,6 +181,11 @@ impl Submitter {
     }
 
     async fn pin(&self, new: NewPost) -> Result<Step, Status> {
+        self.stores
+            .posts
+            .room()
+            .await
+            .map_err(|e| status::from_store(&e))?;
         let author = super::intern(&*self.stores.users, new.author.clone()).await?;
         let request_id = match &new.request_id {
             None => Uuid::new_v4().as_hyphenated().to_string(),

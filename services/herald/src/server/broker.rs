@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use herald_local_nats as local;
+use herald_mesh::TopologyConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
@@ -37,6 +38,9 @@ impl Broker {
             locate,
             name: Some("herald".into()),
             port: config.nats.port,
+            // The streams' own limits are the limit, not three quarters of what happens to be free: nothing is set aside on
+            // the disk, and the store refuses posts before it is full.
+            max_file_bytes: Some(file_bytes(&config.topology)),
             sync_interval: if config.nats.sync_always {
                 local::SyncInterval::Always
             } else {
@@ -105,4 +109,20 @@ impl Broker {
         }
         Ok(())
     }
+}
+
+/// What all streams may hold together, and room for the broker's own books.
+fn file_bytes(topology: &TopologyConfig) -> u64 {
+    let TopologyConfig {
+        posts,
+        slices,
+        timeline,
+        push,
+        events,
+        advisories,
+        ..
+    } = topology;
+    let streams = [posts, slices, timeline, push, events, advisories];
+    let total: u64 = streams.iter().map(|limits| limits.bytes_max).sum();
+    total.saturating_add(total / 4)
 }
