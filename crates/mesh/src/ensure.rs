@@ -77,7 +77,7 @@ impl Mesh {
                 .await
             {
                 Ok(_) => {
-                    tracing::info!(stream = spec.name, "stream made");
+                    tracing::debug!(stream = spec.name, "stream made");
                     return Ok(());
                 }
                 Err(error) if attempts_left > 0 && code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {}
@@ -117,12 +117,17 @@ impl Mesh {
         // Made or changed: the server does which is needed.
         match stream.create_consumer(wanted).await {
             Ok(_) => {
-                tracing::info!(
-                    stream = spec.stream,
-                    consumer = spec.name,
-                    changes = changes.join(", "),
-                    "consumer made or changed"
-                );
+                if changes.is_empty() {
+                    tracing::debug!(stream = spec.stream, consumer = spec.name, "consumer made");
+                } else {
+                    let changes = changes.join(", ");
+                    tracing::info!(
+                        stream = spec.stream,
+                        consumer = spec.name,
+                        changes,
+                        "consumer changed"
+                    );
+                }
                 Ok(())
             }
             Err(error) => Err(match error.kind() {

@@ -59,7 +59,9 @@ pub enum LogFormat {
 pub struct Config {
     /// How a log line looks: `text` or `json`.
     pub log_format: LogFormat,
-    /// What is logged when neither `HERALD_LOG` nor `RUST_LOG` says it, in `RUST_LOG`'s syntax.
+    /// What is logged, in `RUST_LOG`'s syntax, whatever the variables say: the `--log` flag.
+    pub log: Option<String>,
+    /// What is logged when neither `log` nor `HERALD_LOG` nor `RUST_LOG` says it, in `RUST_LOG`'s syntax.
     pub log_filter: String,
     /// The collector's OTLP endpoint over gRPC, as `http://127.0.0.1:4317`. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT`; without
     /// that no traces are made.
@@ -72,7 +74,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             log_format: LogFormat::Text,
-            log_filter: "info".into(),
+            log: None,
+            // What it has to say of connections, the mesh says too.
+            log_filter: "info,async_nats=warn".into(),
             otlp: None,
             attributes: Vec::new(),
         }
@@ -201,6 +205,9 @@ where
 }
 
 fn log_filter(config: &Config) -> Result<EnvFilter, Error> {
+    if let Some(filter) = &config.log {
+        return parse_filter("log", filter.clone());
+    }
     match variable(&LOG_VARIABLES) {
         Some((origin, filter)) => parse_filter(origin, filter),
         None => parse_filter("log_filter", config.log_filter.clone()),

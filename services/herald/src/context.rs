@@ -30,7 +30,8 @@ impl Context {
     /// Starts the logs and traces of a command that is a client: quiet, unless asked.
     pub(crate) fn client_telemetry(&self) -> Result<telemetry::Guard, Failure> {
         let config = telemetry::Config {
-            log_filter: self.global.log.clone().unwrap_or_else(|| "warn".into()),
+            log: self.global.log.clone(),
+            log_filter: "warn".into(),
             otlp: self.global.otlp.clone(),
             ..telemetry::Config::default()
         };

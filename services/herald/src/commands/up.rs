@@ -89,7 +89,7 @@ impl Settings {
             .set("gateway.endpoints.allow_private", allow)
             .set("push.endpoints.allow_http", allow)
             .set("push.endpoints.allow_private", allow)
-            .set("telemetry.log_filter", context.global.log.as_ref())
+            .set("telemetry.log", context.global.log.as_ref())
             .set("telemetry.otlp", context.global.otlp.as_ref())
     }
 }
