@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use herald_model::time::Micros;
 use parking_lot::Mutex;
 
-use super::{dir::io_error, follows::Graph, posts::Archive, timelines::EmbeddedTimelines};
+use super::{dir::io_error, follows::Graph, ledger::Ledger, posts::Archive, timelines::EmbeddedTimelines};
 use crate::Result;
 
 /// How long between two times.
@@ -22,8 +22,11 @@ pub(super) struct Chores {
     pub(super) follows: Arc<Graph>,
     pub(super) posts: Arc<Archive>,
     pub(super) timelines: Arc<EmbeddedTimelines>,
+    pub(super) ledger: Arc<Ledger>,
     /// How long a timeline shows a post.
     pub(super) timeline_keep: Duration,
+    /// How long it is known what became of a post's deliveries.
+    pub(super) ledger_keep: Duration,
 }
 
 impl Chores {
@@ -31,10 +34,12 @@ impl Chores {
     pub(super) async fn run(&self, now: Micros) -> Result<()> {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
-        let young = Micros(now.0.saturating_sub(Micros(0).plus(self.timeline_keep).0));
-        self.timelines.set_oldest(self.posts.first_since(young)?)?;
-        if versions + requests > 0 {
-            tracing::debug!(versions, requests, "forgot old follow versions and request ids");
+        let shown = self.posts.first_since(now.minus(self.timeline_keep))?;
+        self.timelines.set_oldest(shown)?;
+        let known = self.posts.first_since(now.minus(self.ledger_keep))?;
+        let ledger_rows = self.ledger.trim(known).await?;
+        if versions + requests + ledger_rows > 0 {
+            tracing::debug!(versions, requests, ledger_rows, "forgot what is too old");
         }
         Ok(())
     }

@@ -72,6 +72,8 @@ pub struct Config {
     pub preferences_cache_mb: u64,
     /// How long a timeline shows a post, days from its acceptance.
     pub timeline_keep_days: u64,
+    /// How long it is known what became of a post's deliveries, days from its acceptance. Some 2 bytes a delivery.
+    pub ledger_keep_days: u64,
     /// Timelines.
     pub timelines: timelines::Config,
 }
@@ -90,6 +92,7 @@ impl Default for Config {
             devices_cache_mb: 16,
             preferences_cache_mb: 16,
             timeline_keep_days: 30,
+            ledger_keep_days: 30,
             timelines: timelines::Config::default(),
         }
     }
@@ -121,10 +124,11 @@ impl Embedded {
         let timelines = Arc::new(timelines);
         let records = Arc::new(records);
         let parts = Parts::open(&records, config)?;
-        let chores = parts.chores(&timelines, config);
+        let ledger = Arc::new(Ledger::open(&records)?);
+        let chores = parts.chores(&timelines, &ledger, config);
         let maintenance = Maintenance::start(chores.clone())?;
         Ok(Self {
-            ledger: Arc::new(Ledger::open(&records)?),
+            ledger,
             maintenance,
             parts,
             records,
@@ -154,7 +158,7 @@ impl Embedded {
         self.timelines.close().and(self.records.close())
     }
 
-    /// Forgets what is too old at a moment: follow versions, request ids, and timelines' posts past their time. The engine does so itself once
+    /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts and the ledger's rows past their time. The engine does so itself once
     /// a minute.
     pub async fn maintenance(&self, now: Micros) -> Result<()> {
         self.chores.run(now).await
@@ -170,13 +174,13 @@ impl Embedded {
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
+    use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
 
     use super::*;
-    use crate::Archived;
+    use crate::{Archived, ChunkPlan, SlicePlan};
 
     #[tokio::test]
-    async fn a_timeline_forgets_what_is_past_its_time() {
+    async fn timelines_and_the_ledger_forget_what_is_past_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             data_dir: dir.path().into(),
@@ -197,11 +201,21 @@ mod tests {
                 media_urls: Vec::new(),
                 lane: Lane::Normal,
                 follow_version: FollowVersion(1),
-                accepted_at: Micros(now.0 - Micros(0).plus(age * day).0),
+                accepted_at: now.minus(age * day),
                 push_ttl: day,
                 deleted_at: None,
             };
             stores.posts.archive(&[Archived::Created(post)]).await.unwrap();
+            let plan = SlicePlan {
+                post: PostId(id),
+                slice: 0,
+                chunks: vec![ChunkPlan {
+                    channel: Channel::Timeline,
+                    recipients: Recipients::from_sorted([UserKey(2)]),
+                }],
+                last: true,
+            };
+            stores.ledger.plan(&plan).await.unwrap();
             let durable = stores
                 .timelines
                 .deliver(PostId(id), Recipients::from_sorted([UserKey(2)]))
@@ -216,6 +230,18 @@ mod tests {
         assert_eq!(
             stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
             [PostId(2)]
+        );
+        assert!(stores.ledger.counts(PostId(1)).await.unwrap().is_none());
+        assert_eq!(
+            stores
+                .ledger
+                .counts(PostId(2))
+                .await
+                .unwrap()
+                .unwrap()
+                .timeline
+                .targeted,
+            1
         );
     }
 }

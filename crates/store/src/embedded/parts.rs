@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Config, devices::DeviceBook, follows::Graph, maintenance::Chores, posts::Archive,
+    Config, devices::DeviceBook, follows::Graph, ledger::Ledger, maintenance::Chores, posts::Archive,
     preferences::PreferenceBook, records::Records, timelines::EmbeddedTimelines, totals::TotalsBook,
     users::Dictionary,
 };
@@ -43,12 +43,20 @@ impl Parts {
     }
 
     /// What has to be forgotten from time to time.
-    pub(super) fn chores(&self, timelines: &Arc<EmbeddedTimelines>, config: &Config) -> Chores {
+    pub(super) fn chores(
+        &self,
+        timelines: &Arc<EmbeddedTimelines>,
+        ledger: &Arc<Ledger>,
+        config: &Config,
+    ) -> Chores {
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 60 * 60));
         Chores {
             follows: Arc::clone(&self.follows),
             posts: Arc::clone(&self.posts),
             timelines: Arc::clone(timelines),
-            timeline_keep: Duration::from_secs(config.timeline_keep_days.saturating_mul(24 * 60 * 60)),
+            ledger: Arc::clone(ledger),
+            timeline_keep: days(config.timeline_keep_days),
+            ledger_keep: days(config.ledger_keep_days),
         }
     }
 }

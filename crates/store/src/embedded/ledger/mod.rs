@@ -12,7 +12,13 @@ mod row;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
@@ -25,10 +31,15 @@ use crate::{ChannelCounts, Outcome, PostCounts, Result, Settlement, SlicePlan};
 /// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
 const MEMTABLE_BYTES: u64 = 32 << 20;
 
+/// Rows removed in one commit when old posts are forgotten.
+const TRIM_ROWS: usize = 10_000;
+
 /// The embedded engine's [`Ledger`](crate::Ledger).
 pub(crate) struct Ledger {
     records: Arc<Records>,
     rows: Keyspace,
+    /// Posts less than this have no rows: where to go on, without reading what was removed.
+    trimmed: AtomicU64,
 }
 
 impl Ledger {
@@ -38,7 +49,34 @@ impl Ledger {
         Ok(Self {
             rows: records.keyspace("ledger", options)?,
             records: Arc::clone(records),
+            trimmed: AtomicU64::new(0),
         })
+    }
+
+    /// Forgets all posts less than this one; answers how many rows that were.
+    pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
+        let mut removed = 0;
+        loop {
+            let from = self.trimmed.load(Ordering::Relaxed);
+            if from >= before.0 {
+                return Ok(removed);
+            }
+            let mut batch = self.records.batch();
+            let mut rows = 0;
+            for entry in self
+                .rows
+                .range(from.to_be_bytes()..before.0.to_be_bytes())
+                .take(TRIM_ROWS)
+            {
+                batch.remove(&self.rows, entry.key().map_err(map_err)?);
+                rows += 1;
+            }
+            self.records.commit(batch).await?;
+            removed += rows;
+            if rows < TRIM_ROWS {
+                self.trimmed.fetch_max(before.0, Ordering::Relaxed);
+            }
+        }
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
