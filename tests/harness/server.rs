@@ -8,10 +8,11 @@ use std::{
 };
 
 use herald_proto::v1::{
-    analytics_service_client::AnalyticsServiceClient, delivery_service_client::DeliveryServiceClient,
-    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
-    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
-    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
+    GetLagRequest, analytics_service_client::AnalyticsServiceClient,
+    delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
+    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
+    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
+    timeline_service_client::TimelineServiceClient,
 };
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
@@ -245,6 +246,18 @@ async fn spawn(
 pub struct Clients {
     /// The connection.
     pub channel: Channel,
+}
+
+impl Clients {
+    /// Whether no consumer has anything left to do.
+    pub async fn idle(&self) -> bool {
+        let lag = self.mesh().get_lag(GetLagRequest {}).await;
+        let lag = lag.expect("the server answers").into_inner();
+        lag.streams
+            .iter()
+            .flat_map(|stream| &stream.consumers)
+            .all(|consumer| consumer.pending_count + consumer.ack_pending_count == 0)
+    }
 }
 
 macro_rules! clients {

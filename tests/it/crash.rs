@@ -164,23 +164,6 @@ async fn whole_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     }
 }
 
-/// Waits until no consumer has anything left.
-async fn drained(clients: &Clients) {
-    until("everything that was accepted is settled", LIMIT, || async {
-        let lag = clients
-            .mesh()
-            .get_lag(v1::GetLagRequest {})
-            .await
-            .unwrap()
-            .into_inner();
-        lag.streams
-            .iter()
-            .flat_map(|s| &s.consumers)
-            .all(|c| c.pending_count + c.ack_pending_count == 0)
-    })
-    .await;
-}
-
 /// Runs writers, and `fault` each time some more posts were accepted; then checks everything.
 async fn under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut Herald)) {
     load_graph(&herald.clients().await).await;
@@ -221,7 +204,10 @@ async fn under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut 
     }
 
     let clients = herald.clients().await;
-    drained(&clients).await;
+    until("everything that was accepted is settled", LIMIT, || {
+        clients.idle()
+    })
+    .await;
     let mut accepted = accepted.lock().unwrap().clone();
     assert!(accepted.len() >= 60 * rounds, "the load was real");
     assert_eq!(

@@ -7,4 +7,3 @@ mod deliver;
 mod harness;
 mod refuse;
 mod retry;
-mod throughput;

@@ -254,6 +254,8 @@ async fn measure(args: &Args, data_dir: &std::path::Path, context: &Context) -> 
         visible_ms: Percentiles::of(&observe::latencies(&others, &seen)),
         big_author_visible_ms: Percentiles::of(&observe::latencies(&big, &seen)),
         push_ms: Percentiles::of(&observe::latencies(&run.submitted, &pushes)),
+        pushes: ledger.push_delivered,
+        pushes_per_second: ledger.push_delivered as f64 / seconds,
         push_duplicates,
         rss_mb_max,
         disk_mb,

@@ -58,6 +58,9 @@ pub(super) struct Report {
     pub(super) big_author_visible_ms: Percentiles,
     /// From due to received by the device.
     pub(super) push_ms: Percentiles,
+    pub(super) pushes: u64,
+    /// Over the same time as the deliveries; a measure of push alone when all followers take part.
+    pub(super) pushes_per_second: f64,
     pub(super) push_duplicates: u64,
     pub(super) rss_mb_max: f64,
     pub(super) disk_mb: f64,
@@ -114,6 +117,15 @@ impl Show for Report {
             line("  of the big author", percentiles(&self.big_author_visible_ms));
         }
         line("accept to push", percentiles(&self.push_ms));
+        if self.pushes > 0 {
+            line(
+                "pushes",
+                format!(
+                    "{}, {:.0}/s, {} received more than once",
+                    self.pushes, self.pushes_per_second, self.push_duplicates
+                ),
+            );
+        }
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line(
             "disk",
