@@ -27,6 +27,9 @@ const SLICE_GROUPS: u32 = 1 << pair::SLICE_GROUP_BITS;
 pub(super) struct Merger {
     state: Mutex<State>,
     wake: Condvar,
+    /// Held while a slice is merged. Of two merges of one slice at once, the one that ends last would write rows over the
+    /// other's that lack the runs it came too early to see, and the mark already says that they are merged.
+    merging: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -90,6 +93,7 @@ impl Merger {
 
     /// Merges one slice now.
     pub(super) fn merge(&self, disk: &Disk, config: &Config, slice: u32) -> Result<()> {
+        let _merging = self.merging.lock();
         let counted = self.state.lock().blocks.remove(&slice).unwrap_or(0);
         merge_slice(disk, slice, config.entries_max).inspect_err(|_| {
             *self.state.lock().blocks.entry(slice).or_default() += counted;

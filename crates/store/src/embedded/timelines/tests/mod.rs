@@ -179,3 +179,40 @@ fn nothing_is_out_of_sight_on_its_way() {
         }
     });
 }
+
+/// Merging by hand and in the background at once, while runs are written, loses nothing.
+#[test]
+fn merges_at_once_lose_nothing() {
+    const POSTS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        flush_interval_ms: 0,
+        merge_blocks_min: 0,
+        merge_busy_percent: 100,
+        ..Config::default()
+    };
+    let timelines = open(dir.path(), &config);
+    let all_delivered = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::SeqCst;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !all_delivered.load(order) {
+                    timelines.merge_all().unwrap();
+                }
+            });
+        }
+        for post in 1..=POSTS {
+            block_on(async {
+                let durable = timelines.deliver(PostId(post), recipients(1..=20)).await.unwrap();
+                durable.await.unwrap();
+            });
+        }
+        all_delivered.store(true, order);
+    });
+    timelines.merge_all().unwrap();
+    for user in 1..=20 {
+        let found = newest(&timelines, user, None, usize::MAX);
+        assert_eq!(found, (1..=POSTS).rev().collect::<Vec<_>>(), "user {user}");
+    }
+}
