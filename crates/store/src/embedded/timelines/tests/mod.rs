@@ -161,8 +161,10 @@ fn nothing_is_out_of_sight_on_its_way() {
             for post in 1..=900 {
                 // Now and then a run that goes in as a table.
                 let users = if post % 8 == 0 { 1..=1_000 } else { 1..=10 };
-                drop(block_on(timelines.deliver(PostId(post), recipients(users))).unwrap());
+                let durable = block_on(timelines.deliver(PostId(post), recipients(users))).unwrap();
                 delivered.store(post, order);
+                // So that there are many short runs to catch on their way.
+                block_on(durable).unwrap();
             }
         });
         loop {
