@@ -210,6 +210,8 @@ impl Committer {
 
     /// Syncs for all who wait, until the end.
     fn run(&self, mut sync: impl FnMut() -> Result<()>) {
+        // Whatever ends this, nobody waits for ever.
+        let _ended = Ended(self);
         loop {
             let waiting = {
                 let mut state = self.state.lock();
@@ -237,6 +239,17 @@ impl Committer {
                 let _ = waiter.send(outcome.clone());
             }
         }
+    }
+}
+
+/// Refuses what comes after the committer's end, and drops those who wait.
+struct Ended<'a>(&'a Committer);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.closing = true;
+        state.waiting.clear();
     }
 }
 
@@ -292,4 +305,118 @@ pub(crate) fn map_err(error: fjall::Error) -> Error {
 fn map_io(kind: std::io::ErrorKind, error: fjall::Error) -> Error {
     let kind = io_error(String::new(), kind.into()).kind();
     Error::with_source(kind, "the storage engine can't use the disk", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::{executor::block_on, future::join_all};
+
+    use super::*;
+    use crate::embedded::testing::Store;
+
+    /// Runs a committer with this as its fsync.
+    fn committing(sync: impl FnMut() -> Result<()> + Send, test: impl FnOnce(&Committer)) {
+        let committer = Committer::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| committer.run(sync));
+            test(&committer);
+            committer.state.lock().closing = true;
+            committer.wake.notify_one();
+        });
+    }
+
+    #[test]
+    fn what_is_committed_is_in_the_newest_journal() {
+        let store = Store::new();
+        let records = store.records();
+        let rows = records.keyspace("rows", options).unwrap();
+        for text in ["the first of some words", "the last of some words"] {
+            let mut batch = records.batch();
+            batch.insert(&rows, "key", text);
+            block_on(records.commit(batch)).unwrap();
+            let mut journals: Vec<_> = std::fs::read_dir(rows.path().ancestors().nth(2).unwrap())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| path.extension().is_some_and(|e| e == "jnl"))
+                .collect();
+            journals.sort_unstable();
+            let written = std::fs::read(journals.last().unwrap()).unwrap();
+            assert!(
+                written.windows(text.len()).any(|w| w == text.as_bytes()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_batch_is_readable_before_it_is_durable() {
+        let store = Store::new();
+        let records = store.records();
+        let rows = records.keyspace("rows", options).unwrap();
+        let mut batch = records.batch();
+        batch.insert(&rows, "key", "value");
+        let committed = records.apply(batch).unwrap();
+        assert_eq!(rows.get("key").unwrap().as_deref(), Some(&b"value"[..]));
+        block_on(committed).unwrap();
+    }
+
+    #[test]
+    fn one_fsync_serves_all_who_wait() {
+        let syncs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&syncs);
+        let (go, wait) = std::sync::mpsc::channel();
+        let sync = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            wait.recv().unwrap();
+            Ok(())
+        };
+        committing(sync, |committer| {
+            // The first fsync may take only some of them; the second takes all the rest.
+            let waiting: Vec<_> = (0..100).map(|_| committer.wait().unwrap()).collect();
+            go.send(()).unwrap();
+            go.send(()).unwrap();
+            for outcome in block_on(join_all(waiting)) {
+                outcome.unwrap();
+            }
+        });
+        assert!(syncs.load(Ordering::SeqCst) <= 2);
+    }
+
+    #[test]
+    fn after_a_failed_fsync_nothing_is_committed() {
+        let mut outcomes = [Ok(()), Err(Error::new(ErrorKind::Full, "no room"))].into_iter();
+        committing(
+            || outcomes.next().unwrap_or(Ok(())),
+            |committer| {
+                block_on(committer.wait().unwrap()).unwrap();
+                let failed = block_on(committer.wait().unwrap()).unwrap_err();
+                assert_eq!(failed.kind(), ErrorKind::Full);
+                let refused = committer.wait().err().unwrap();
+                assert_eq!(refused.kind(), ErrorKind::Full);
+            },
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_committer_that_panicked() {
+        let committer = Committer::default();
+        std::thread::scope(|scope| {
+            let waiting = committer.wait().unwrap();
+            let thread = scope.spawn(|| committer.run(|| panic!("on purpose")));
+            assert_eq!(block_on(waiting).unwrap_err().kind(), ErrorKind::Unavailable);
+            thread.join().unwrap_err();
+            assert_eq!(committer.wait().err().unwrap().kind(), ErrorKind::Unavailable);
+        });
+    }
+
+    #[test]
+    fn closed_records_take_no_more() {
+        let store = Store::new();
+        let records = store.records();
+        records.close().unwrap();
+        let refused = block_on(records.commit(records.batch())).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    }
 }

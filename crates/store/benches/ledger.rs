@@ -1,0 +1,156 @@
+//! What the ledger costs a post.
+//!
+//! `cargo bench -p herald-store --bench ledger -- [posts]`; by default 20,000 posts of 1,000 recipients, 50 of them with the
+//! bell on: one plan and two settlements each, 64 at a time.
+
+#![allow(clippy::expect_used)] // A benchmark that can't go on ends.
+
+use std::{
+    fs,
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream};
+use herald_model::{Channel, PostId, Recipients, UserKey, time::Micros};
+use herald_store::{
+    ChunkPlan, Outcome, Result, SettledCounts, Settlement, SlicePlan,
+    embedded::{Config, Embedded},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Calls at a time.
+const IN_FLIGHT: usize = 64;
+
+fn main() {
+    let posts = std::env::args()
+        .skip(1)
+        .find_map(|a| a.parse().ok())
+        .unwrap_or(20_000);
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = Config {
+        data_dir: dir.path().into(),
+        ..Config::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(bench(config, posts));
+}
+
+async fn bench(config: Config, posts: u64) {
+    let mut random = SmallRng::seed_from_u64(1);
+    let sets: Vec<(Recipients, Recipients)> = (0..200)
+        .map(|_| (set(&mut random, 1_000), set(&mut random, 50)))
+        .collect();
+    let of = |post: u64| &sets[post as usize % sets.len()];
+    let store = Embedded::open(&config).expect("open");
+    let ledger = store.stores().ledger;
+
+    measure("plan", posts, |post| {
+        let (timeline, push) = of(post).clone();
+        let chunks = [(Channel::Timeline, timeline), (Channel::Push, push)];
+        let chunks = chunks.map(|(channel, recipients)| ChunkPlan { channel, recipients });
+        let plan = SlicePlan {
+            post: PostId(post),
+            slice: 0,
+            chunks: chunks.into(),
+            last: true,
+        };
+        let ledger = &ledger;
+        async move { ledger.plan(&plan).await }
+    })
+    .await;
+    measure("settle timeline", posts, |post| {
+        let chunk = &of(post).0;
+        let outcome = Outcome::Delivered { count: chunk.len() };
+        let settlement = settlement(post, Channel::Timeline, chunk, outcome);
+        let ledger = &ledger;
+        async move { ledger.settle(&settlement).await }
+    })
+    .await;
+    measure("settle push", posts, |post| {
+        let chunk = &of(post).1;
+        let outcome = Outcome::Mixed {
+            delivered: chunk.clone(),
+            suppressed: Recipients::default(),
+            expired: Recipients::default(),
+            dead: Recipients::default(),
+            partly: Vec::new(),
+            announced: SettledCounts::default(),
+        };
+        let settlement = settlement(post, Channel::Push, chunk, outcome);
+        let ledger = &ledger;
+        async move { ledger.settle(&settlement).await }
+    })
+    .await;
+    measure("counts", posts, |post| {
+        let ledger = &ledger;
+        async move {
+            ledger
+                .counts(PostId(post))
+                .await
+                .map(|counts| assert!(counts.is_some()))
+        }
+    })
+    .await;
+    measure("recipients, 100", posts.min(2_000), |post| {
+        let ledger = &ledger;
+        async move {
+            let page = ledger
+                .recipients(PostId(post), Channel::Timeline, None, None, 100)
+                .await?;
+            assert_eq!(page.len(), 100);
+            Ok(())
+        }
+    })
+    .await;
+    store.close().expect("close");
+}
+
+/// Calls for each post and says how long and how much of the processor a call took.
+async fn measure<F: Future<Output = Result<()>>>(what: &str, posts: u64, call: impl Fn(u64) -> F) {
+    let (start, cpu_before) = (Instant::now(), cpu());
+    let mut calls = stream::iter(1..=posts).map(call).buffer_unordered(IN_FLIGHT);
+    while let Some(outcome) = calls.next().await {
+        outcome.expect(what);
+    }
+    let (wall, spent) = (
+        start.elapsed().as_secs_f64(),
+        cpu().saturating_sub(cpu_before).as_secs_f64(),
+    );
+    println!(
+        "{what:<16} {:>8.0}/s, {:.1} µs of processor each",
+        posts as f64 / wall,
+        spent * 1e6 / posts as f64
+    );
+}
+
+fn settlement(post: u64, channel: Channel, chunk: &Recipients, outcome: Outcome) -> Settlement {
+    Settlement {
+        post: PostId(post),
+        channel,
+        chunk: chunk.chunk_id(),
+        outcome,
+        at: Micros::now(),
+    }
+}
+
+fn set(random: &mut SmallRng, count: usize) -> Recipients {
+    let mut keys: Vec<u32> = (0..count).map(|_| random.random_range(1..1_000_000)).collect();
+    keys.sort_unstable();
+    Recipients::from_sorted(keys.into_iter().map(UserKey))
+}
+
+/// Processor time of this process.
+fn cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|f| f.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
