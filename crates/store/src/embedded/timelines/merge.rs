@@ -94,7 +94,6 @@ impl Merger {
     /// Merges one slice now.
     pub(super) fn merge(&self, disk: &Disk, config: &Config, slice: u32) -> Result<()> {
         let _merging = self.merging.lock();
-        let _merging = self.merging.lock();
         let counted = self.state.lock().blocks.remove(&slice).unwrap_or(0);
         merge_slice(disk, slice, config.entries_max).inspect_err(|_| {
             *self.state.lock().blocks.entry(slice).or_default() += counted;
