@@ -90,7 +90,8 @@ pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
 /// | `Full` | RESOURCE_EXHAUSTED, with a delay | `STORE_FULL` |
 /// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
 /// | `LimitExceeded` | RESOURCE_EXHAUSTED, with a quota failure | `LIMIT_EXCEEDED` |
-/// | `Corrupt` | INTERNAL | `INTERNAL` |
+/// | `Conflict` | ABORTED | `CONFLICT` |
+/// | `Invalid`, `Corrupt` | INTERNAL | `INTERNAL` |
 pub fn from_store(error: &herald_store::Error) -> Status {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Locked => {
@@ -103,7 +104,8 @@ pub fn from_store(error: &herald_store::Error) -> Status {
         }
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
         ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
-        ErrorKind::Corrupt => internal(error),
+        ErrorKind::Conflict => Status::with_error_details(Code::Aborted, error.to_string(), info("CONFLICT")),
+        ErrorKind::Invalid | ErrorKind::Corrupt => internal(error),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use futures::{StreamExt, stream};
 use herald_model::{Channel, PostId, Recipients, UserKey, time::Micros};
 use herald_store::{
-    ChunkPlan, Outcome, Result, SettledCounts, Settlement, SlicePlan,
+    Base, ChunkPlan, Outcome, Result, SettledCounts, Settlement, SlicePlan,
     embedded::{Config, Embedded},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -62,9 +62,9 @@ async fn bench(config: Config, posts: u64) {
     measure("settle timeline", posts, |post| {
         let chunk = &of(post).0;
         let outcome = Outcome::Delivered { count: chunk.len() };
-        let settlement = settlement(post, Channel::Timeline, chunk, outcome);
+        let settlement = settlement(post, Channel::Timeline, chunk, Base::Any, outcome);
         let ledger = &ledger;
-        async move { ledger.settle(&settlement).await }
+        async move { ledger.settle(&settlement).await.map(drop) }
     })
     .await;
     measure("settle push", posts, |post| {
@@ -77,9 +77,9 @@ async fn bench(config: Config, posts: u64) {
             partly: Vec::new(),
             announced: SettledCounts::default(),
         };
-        let settlement = settlement(post, Channel::Push, chunk, outcome);
+        let settlement = settlement(post, Channel::Push, chunk, Base::Revision(0), outcome);
         let ledger = &ledger;
-        async move { ledger.settle(&settlement).await }
+        async move { ledger.settle(&settlement).await.map(drop) }
     })
     .await;
     measure("counts", posts, |post| {
@@ -89,6 +89,16 @@ async fn bench(config: Config, posts: u64) {
                 .counts(PostId(post))
                 .await
                 .map(|counts| assert!(counts.is_some()))
+        }
+    })
+    .await;
+    measure("audit", posts, |post| {
+        let ledger = &ledger;
+        async move {
+            ledger
+                .audit(PostId(post))
+                .await
+                .map(|plan| assert!(plan.is_some()))
         }
     })
     .await;
@@ -124,11 +134,12 @@ async fn measure<F: Future<Output = Result<()>>>(what: &str, posts: u64, call: i
     );
 }
 
-fn settlement(post: u64, channel: Channel, chunk: &Recipients, outcome: Outcome) -> Settlement {
+fn settlement(post: u64, channel: Channel, chunk: &Recipients, base: Base, outcome: Outcome) -> Settlement {
     Settlement {
         post: PostId(post),
         channel,
         chunk: chunk.chunk_id(),
+        base,
         outcome,
         at: Micros::now(),
     }

@@ -16,10 +16,25 @@ pub enum ErrorKind {
     HistoryTrimmed,
     /// A limit of the store would be passed, as [`DEVICES_PER_USER_MAX`](crate::DEVICES_PER_USER_MAX).
     LimitExceeded,
+    /// Somebody else has changed it meanwhile; read it again and decide anew.
+    Conflict,
+    /// The call makes no sense: a mistake of the caller.
+    Invalid,
     /// What was read makes no sense; an operator must look.
     Corrupt,
     /// Another process has the store open.
     Locked,
+}
+
+impl ErrorKind {
+    /// Whether the same call can succeed later without anybody's doing. If not, whoever tries it again and again does so
+    /// in vain.
+    pub fn is_passing(self) -> bool {
+        match self {
+            Self::Unavailable | Self::Full | Self::Conflict | Self::Locked => true,
+            Self::HistoryTrimmed | Self::LimitExceeded | Self::Invalid | Self::Corrupt => false,
+        }
+    }
 }
 
 /// Why a store did not do what it was asked.

@@ -66,6 +66,30 @@ pub struct SettledCounts {
     pub dead: u32,
 }
 
+impl Outcome {
+    /// How many are settled, by state.
+    pub fn counts(&self) -> SettledCounts {
+        match self {
+            Self::Delivered { count } => SettledCounts {
+                delivered: *count,
+                ..SettledCounts::default()
+            },
+            Self::Mixed {
+                delivered,
+                suppressed,
+                expired,
+                dead,
+                ..
+            } => SettledCounts {
+                delivered: delivered.len(),
+                suppressed: suppressed.len(),
+                expired: expired.len(),
+                dead: dead.len(),
+            },
+        }
+    }
+}
+
 /// A recipient who is reached on some devices and not yet on others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partly {
@@ -73,6 +97,26 @@ pub struct Partly {
     pub user: UserKey,
     /// The devices whose provider accepted the push: they need no more tries.
     pub done: Vec<DeviceId>,
+}
+
+/// What is recorded of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// How often that has changed, from 1. Names this state of the chunk: each revision is recorded once.
+    pub revision: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What a settlement is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// This revision was read, and the settlement goes on from it; 0: nothing was recorded. When another one is
+    /// recorded meanwhile it is refused as [`Conflict`](crate::ErrorKind::Conflict), so that a worker that was stopped
+    /// and wakes up late can't take back what another has recorded.
+    Revision(u64),
+    /// Nothing was read: whatever is recorded, it is right. Only for [`Outcome::Delivered`], which nothing can follow.
+    Any,
 }
 
 /// What became of one chunk, to be recorded.
@@ -84,10 +128,58 @@ pub struct Settlement {
     pub channel: Channel,
     /// The chunk.
     pub chunk: ChunkId,
+    /// What it goes on from.
+    pub base: Base,
     /// All that is known of it; it replaces what was recorded before.
     pub outcome: Outcome,
     /// When.
     pub at: Micros,
+}
+
+/// A chunk that was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Buried {
+    /// All of its recipients that are dead now: those whom a redrive has to reach.
+    pub owed: Recipients,
+    /// The chunk's revision now.
+    pub revision: u64,
+    /// How many of the chunk are settled now, by state.
+    pub counts: SettledCounts,
+}
+
+/// All that is recorded of a post, for whoever checks it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PostPlan {
+    /// The planned slices, ascending.
+    pub slices: Vec<PlannedSlice>,
+    /// The planned chunks, with what became of them.
+    pub chunks: Vec<ChunkState>,
+    /// Chunks of which something is recorded and that no slice has planned: there should be none.
+    pub unplanned: Vec<(Channel, ChunkId, Recorded)>,
+    /// Whose timelines backfills have put the post on, or were about to.
+    pub backfilled: Vec<Recipients>,
+}
+
+/// A slice that was planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedSlice {
+    /// Which, from 0.
+    pub index: u32,
+    /// Whether it is the last one.
+    pub last: bool,
+}
+
+/// A planned chunk and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkState {
+    /// Its channel.
+    pub channel: Channel,
+    /// Its id.
+    pub chunk: ChunkId,
+    /// For whom it is.
+    pub recipients: Recipients,
+    /// What is recorded of it; `None`: all are pending.
+    pub recorded: Option<Recorded>,
 }
 
 /// A post's deliveries on one channel in numbers.
@@ -131,11 +223,25 @@ pub trait Ledger: Send + Sync {
     /// Records what a slice will publish. Planning the same slice again changes nothing.
     async fn plan(&self, plan: &SlicePlan) -> Result<()>;
 
-    /// Records what became of a chunk.
-    async fn settle(&self, settlement: &Settlement) -> Result<()>;
+    /// Records what became of a chunk, and answers with the chunk's revision now. Recording what is recorded already
+    /// makes no new revision.
+    async fn settle(&self, settlement: &Settlement) -> Result<u64>;
+
+    /// Gives up a chunk: makes all of its pending recipients dead, but those who were reached on some device, who are
+    /// delivered. Burying it again changes nothing. `None` when no such chunk is planned.
+    async fn bury(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        at: Micros,
+    ) -> Result<Option<Buried>>;
+
+    /// Records that a backfill is about to put these posts on these timelines; before it does. Again: nothing.
+    async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()>;
 
     /// What is recorded of a chunk.
-    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Outcome>>;
+    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>>;
 
     /// Counts a post's deliveries; `None` when nothing was planned yet.
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>>;
@@ -149,4 +255,10 @@ pub trait Ledger: Send + Sync {
         after: Option<UserKey>,
         limit: usize,
     ) -> Result<Vec<(UserKey, DeliveryState)>>;
+
+    /// Lists up to `limit` posts greater than `after` of which anything is recorded, ascending.
+    async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
+
+    /// All that is recorded of a post, at one moment; `None` when nothing is.
+    async fn audit(&self, post: PostId) -> Result<Option<PostPlan>>;
 }

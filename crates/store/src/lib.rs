@@ -30,7 +30,8 @@ pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
 pub use ledger::{
-    ChannelCounts, ChunkPlan, Ledger, Outcome, Partly, PostCounts, SettledCounts, Settlement, SlicePlan,
+    Base, Buried, ChannelCounts, ChunkPlan, ChunkState, Ledger, Outcome, Partly, PlannedSlice, PostCounts,
+    PostPlan, Recorded, SettledCounts, Settlement, SlicePlan,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::{Durable, Timelines};

@@ -1,6 +1,6 @@
 //! One chunk, from the message to its acknowledgement.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
@@ -8,7 +8,7 @@ use herald_model::{
     Channel, ChunkId, Device, DeviceId, Lane, PostId, Recipients, UserId, UserKey, time::Micros,
 };
 use herald_proto::{mesh_v1, v1};
-use herald_store::{Devices, Ledger, Preferences, Settlement, Users};
+use herald_store::{Base, Devices, ErrorKind, Ledger, Preferences, Settlement, Users};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -21,6 +21,10 @@ use crate::{
     domain::{self, Decision, Progress, Provider, Recipient, Verdict},
     error::AttemptError,
 };
+
+/// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
+/// finds that out when it records; to fetch the chunk again at once would send to the same devices beside the other one.
+const OTHERS_WAIT: Duration = Duration::from_secs(30);
 
 /// Works on chunks.
 pub(crate) struct Chunks {
@@ -71,6 +75,9 @@ impl Handler for Chunks {
         };
         let settle = match self.deliver(&chunk, delivery.is_last_attempt()).await {
             Ok(settle) => settle,
+            Err(AttemptError::Store(error)) if error.kind() == ErrorKind::Conflict => {
+                Settle::retry_after(OTHERS_WAIT, "another worker has recorded meanwhile")
+            }
             Err(error) => Settle::retry(error),
         };
         let end = match settle {
@@ -292,11 +299,12 @@ impl Chunks {
             post: chunk.post,
             channel: Channel::Push,
             chunk: chunk.id,
+            base: Base::Revision(progress.revision()),
             outcome: outcome(progress),
             at: Micros::now(),
         };
-        self.ledger.settle(&settlement).await?;
-        progress.mark_recorded();
+        let revision = self.ledger.settle(&settlement).await?;
+        progress.mark_recorded(revision);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use futures::future::try_join_all;
 use herald_mesh::{Mesh, Settle, consumers, streams};
 use herald_model::{PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
-use herald_store::{Posts, Timelines};
+use herald_store::{Ledger, Posts, Timelines};
 use prost::Message as _;
 
 use crate::error::DeliverError;
@@ -19,6 +19,7 @@ pub(crate) struct Backfiller {
     pub(crate) mesh: Mesh,
     pub(crate) posts: Arc<dyn Posts>,
     pub(crate) timelines: Arc<dyn Timelines>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) posts_max: usize,
 }
 
@@ -39,6 +40,8 @@ impl Backfiller {
             .posts
             .newest_of(UserKey(request.author_key), self.posts_max)
             .await?;
+        // An auditor who finds one of these posts on a timeline finds out why it is there.
+        self.ledger.note_backfill(&posts, recipients).await?;
         let durable = try_join_all(
             posts
                 .iter()

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{Backfill, DeliveriesSettled, TimelineChunk};
-use herald_store::{Ledger, Outcome, Settlement, Timelines};
+use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
 use crate::{Metrics, backfill::Backfiller, error::DeliverError};
 
@@ -88,6 +88,7 @@ impl Chunks {
             post,
             channel: Channel::Timeline,
             chunk: ChunkId(chunk.chunk_id),
+            base: Base::Any,
             outcome: Outcome::Delivered { count },
             at: visible_at,
         };

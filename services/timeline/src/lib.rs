@@ -2,8 +2,8 @@
 //!
 //! The way of a chunk ([`handler`]): into the timeline store, where it is readable at once; out to the watchers; wait until
 //! it is durable; into the ledger; an event for analytics; and only then is the message acknowledged. A backfill
-//! ([`backfill`]) does the same with an author's newest posts for new followers, without ledger and event: it is not a
-//! delivery that a post has planned.
+//! ([`backfill`]) does the same with an author's newest posts for new followers, without event and counts: it is not a
+//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline.
 
 mod backfill;
 mod config;
@@ -54,6 +54,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         mesh: mesh.clone(),
         posts,
         timelines: timelines.clone(),
+        ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
     let chunks = Arc::new(Chunks {

@@ -2,7 +2,7 @@
 
 use herald_model::{Channel, PostId, Recipients, time::Micros};
 use herald_proto::v1;
-use herald_store::{ChunkPlan, Outcome, Settlement, SlicePlan};
+use herald_store::{Base, ChunkPlan, Outcome, Settlement, SlicePlan};
 use tonic::Code;
 
 use crate::harness::{World, fields, reason, until};
@@ -66,6 +66,7 @@ async fn deliveries_are_counted_and_listed() {
         post: PostId(post_id),
         channel: Channel::Timeline,
         chunk: recipients.chunk_id(),
+        base: Base::Any,
         outcome: Outcome::Delivered { count: 5 },
         at: Micros::now(),
     };

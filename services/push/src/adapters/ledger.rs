@@ -6,11 +6,14 @@ use herald_store::{Outcome, Partly, SettledCounts};
 use crate::domain::{Counts, Progress, Recorded};
 
 /// What is recorded of a chunk, in the domain's words.
-pub(crate) fn recorded(outcome: Option<Outcome>, recipients: &Recipients) -> Recorded {
+pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Recipients) -> Recorded {
     let all_of = |users: &Recipients, state| users.iter().map(|user| (user, state)).collect::<Vec<_>>();
+    let Some(herald_store::Recorded { revision, outcome }) = recorded else {
+        return Recorded::default();
+    };
     match outcome {
-        None => Recorded::default(),
-        Some(Outcome::Delivered { count }) => Recorded {
+        Outcome::Delivered { count } => Recorded {
+            revision,
             settled: all_of(recipients, DeliveryState::Delivered),
             partly: Vec::new(),
             announced: Counts {
@@ -18,19 +21,20 @@ pub(crate) fn recorded(outcome: Option<Outcome>, recipients: &Recipients) -> Rec
                 ..Counts::default()
             },
         },
-        Some(Outcome::Mixed {
+        Outcome::Mixed {
             delivered,
             suppressed,
             expired,
             dead,
             partly,
             announced,
-        }) => {
+        } => {
             let mut settled: Vec<(UserKey, DeliveryState)> = all_of(&delivered, DeliveryState::Delivered);
             settled.extend(all_of(&suppressed, DeliveryState::Suppressed));
             settled.extend(all_of(&expired, DeliveryState::Expired));
             settled.extend(all_of(&dead, DeliveryState::Dead));
             Recorded {
+                revision,
                 settled,
                 partly: partly
                     .into_iter()
@@ -96,9 +100,13 @@ mod tests {
         };
         progress.record(3, DeviceId(2), Provider::Webhook, later);
 
-        let recorded = recorded(Some(outcome(&progress)), &recipients);
-        let resumed = Progress::resume(&recipients, recorded);
+        let stored = herald_store::Recorded {
+            revision: 4,
+            outcome: outcome(&progress),
+        };
+        let resumed = Progress::resume(&recipients, recorded(Some(stored), &recipients));
         assert_eq!(outcome(&resumed), outcome(&progress));
+        assert_eq!(resumed.revision(), 4);
         assert_eq!(
             resumed.owed(),
             Some(Counts {
@@ -112,7 +120,11 @@ mod tests {
     #[test]
     fn a_delivered_chunk_owes_nothing() {
         let recipients = Recipients::from_sorted((1..=5).map(UserKey));
-        let recorded = recorded(Some(Outcome::Delivered { count: 5 }), &recipients);
+        let stored = herald_store::Recorded {
+            revision: 1,
+            outcome: Outcome::Delivered { count: 5 },
+        };
+        let recorded = recorded(Some(stored), &recipients);
         let progress = Progress::resume(&recipients, recorded);
         assert!(!progress.is_pending());
         assert_eq!(progress.owed(), None);

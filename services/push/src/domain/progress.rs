@@ -47,6 +47,8 @@ impl Sub for Counts {
 /// What earlier attempts left in the ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Recorded {
+    /// Which revision of the chunk it is; 0: nothing is recorded.
+    pub(crate) revision: u64,
     /// Recipients with a final state.
     pub(crate) settled: Vec<(UserKey, DeliveryState)>,
     /// Pending ones with the devices that have the push.
@@ -61,6 +63,7 @@ pub(crate) struct Recorded {
 /// pending ones always add up to all recipients.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    revision: u64,
     recipients: Vec<Recipient>,
     counts: Counts,
     announced: Counts,
@@ -96,6 +99,7 @@ impl Progress {
             expired: false,
         });
         let mut progress = Self {
+            revision: recorded.revision,
             recipients: recipients.collect(),
             counts: Counts::default(),
             announced: recorded.announced,
@@ -114,7 +118,7 @@ impl Progress {
                 progress.recipients[index].done = done;
             }
         }
-        progress.mark_recorded();
+        progress.mark_recorded(recorded.revision);
         progress
     }
 
@@ -246,8 +250,14 @@ impl Progress {
         self.unrecorded
     }
 
-    /// The ledger has all of it.
-    pub(crate) fn mark_recorded(&mut self) {
+    /// The revision of the ledger's that this goes on from.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The ledger has all of it, as this revision.
+    pub(crate) fn mark_recorded(&mut self, revision: u64) {
+        self.revision = revision;
         self.changed = false;
         self.unrecorded = 0;
     }

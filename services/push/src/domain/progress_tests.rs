@@ -143,6 +143,7 @@ fn recorded(progress: &Progress) -> Recorded {
         .into_iter()
         .filter(|state| *state != DeliveryState::Pending);
     Recorded {
+        revision: progress.revision() + 1,
         settled: states
             .flat_map(|s| progress.settled(s).map(move |user| (user, s)))
             .collect(),

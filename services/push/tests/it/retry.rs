@@ -7,7 +7,8 @@ use herald_mesh::TopologyConfig;
 use herald_model::{Address, Channel, Recipients, time::Micros};
 use herald_push::Config;
 use herald_push_sink::Failure;
-use herald_store::{Outcome, Partly, SettledCounts, Settlement};
+use herald_store::{Base, Outcome, Partly, SettledCounts, Settlement};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{Herald, local, numbers};
 
@@ -158,6 +159,7 @@ async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
         post,
         channel: Channel::Push,
         chunk: Recipients::from_sorted([a, b, c]).chunk_id(),
+        base: Base::Revision(0),
         outcome,
         at: Micros::now(),
     };
@@ -175,6 +177,55 @@ async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
         .map(|event| event.delivered_count)
         .collect();
     assert_eq!(told, [1, 2]);
+}
+
+/// A worker that was stopped for so long that another one has done its chunk meanwhile.
+#[tokio::test]
+async fn what_another_worker_has_recorded_is_not_taken_back() {
+    let herald = Herald::start().await;
+    let user = herald.user("a").await;
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::Webhook {
+        url: format!("http://{}/", slow.local_addr().unwrap()),
+        secret: vec![1; 24],
+    };
+    herald
+        .stores
+        .devices
+        .register(user, address, Micros::now())
+        .await
+        .unwrap();
+    let post = herald.post("hello").await;
+    herald.push(post, &[user]).await;
+    let (mut connection, _) = slow.accept().await.unwrap();
+    let outcome = Outcome::Mixed {
+        delivered: Recipients::default(),
+        suppressed: Recipients::from_sorted([user]),
+        expired: Recipients::default(),
+        dead: Recipients::default(),
+        partly: Vec::new(),
+        announced: SettledCounts::default(),
+    };
+    let settlement = Settlement {
+        post,
+        channel: Channel::Push,
+        chunk: Recipients::from_sorted([user]).chunk_id(),
+        base: Base::Revision(0),
+        outcome,
+        at: Micros::now(),
+    };
+    herald.stores.ledger.settle(&settlement).await.unwrap();
+    connection
+        .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+        .await
+        .unwrap();
+    crate::harness::until(async || {
+        let metrics = herald.metrics.encode();
+        metrics.contains(r#"herald_push_chunks_total{lane="normal",end="retried"} 1"#)
+    })
+    .await;
+    assert_eq!(numbers(herald.counts(post).await), [0, 1, 0, 0, 0]);
+    assert!(herald.events().await.is_empty());
 }
 
 /// Progress is in the ledger while others of the chunk are still waited for.

@@ -5,10 +5,13 @@
 //! | post, 0, slice | whether it is the last, recipients by channel |
 //! | post, 1, channel, chunk | its outcome, with the counts and times first |
 //! | post, 2, channel, chunk | its recipients |
+//! | post, 3, timeline, hash | recipients that a backfill has put the post on the timelines of |
 //!
 //! Counting reads only the small rows, never a set of recipients.
 
+mod audit;
 mod row;
+mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +27,12 @@ use async_trait::async_trait;
 use fjall::Keyspace;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Micros};
 
-use self::row::{Head, Kind};
+use self::{
+    row::{Head, Kind},
+    settle::Writers,
+};
 use super::records::{self, Records, map_err};
-use crate::{ChannelCounts, Outcome, PostCounts, Result, Settlement, SlicePlan};
+use crate::{Buried, ChannelCounts, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan};
 
 /// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
 const MEMTABLE_BYTES: u64 = 32 << 20;
@@ -38,6 +44,7 @@ const TRIM_ROWS: usize = 10_000;
 pub(crate) struct Ledger {
     records: Arc<Records>,
     rows: Keyspace,
+    writers: Writers,
     /// Posts less than this have no rows: where to go on, without reading what was removed.
     trimmed: AtomicU64,
 }
@@ -49,6 +56,7 @@ impl Ledger {
         Ok(Self {
             rows: records.keyspace("ledger", options)?,
             records: Arc::clone(records),
+            writers: Writers::default(),
             trimmed: AtomicU64::new(0),
         })
     }
@@ -83,20 +91,6 @@ impl Ledger {
         self.rows
             .get(row::chunk_key(post, Kind::Outcome, channel, chunk))
             .map_err(map_err)
-    }
-
-    /// When the first and the last of a chunk were delivered, given what was known before.
-    fn delivered_at(&self, settlement: &Settlement) -> Result<Option<(Micros, Micros)>> {
-        let before = self
-            .outcome_row(settlement.post, settlement.channel, settlement.chunk)?
-            .map_or(Ok(Head::default()), |row| row::decode_head(&row))?;
-        let delivered = row::counts_of(&settlement.outcome).delivered;
-        Ok(match before.delivered_at {
-            // The same again, or less: the message came once more.
-            Some(at) if delivered <= before.counts.delivered => Some(at),
-            Some((first, last)) => Some((first.min(settlement.at), last.max(settlement.at))),
-            None => (delivered > 0).then_some((settlement.at, settlement.at)),
-        })
     }
 
     fn chunks(&self, post: PostId, channel: Channel, after: Option<UserKey>) -> Result<Vec<PlannedChunk>> {
@@ -173,20 +167,33 @@ impl crate::Ledger for Ledger {
         self.records.commit(batch).await
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<()> {
-        let key = row::chunk_key(
-            settlement.post,
-            Kind::Outcome,
-            settlement.channel,
-            settlement.chunk,
-        );
-        let row = row::encode_outcome(&settlement.outcome, self.delivered_at(settlement)?);
+    async fn settle(&self, settlement: &Settlement) -> Result<u64> {
+        self.record(settlement).await
+    }
+
+    async fn bury(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        at: Micros,
+    ) -> Result<Option<Buried>> {
+        self.give_up(post, channel, chunk, at).await
+    }
+
+    async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
+        let trimmed = self.trimmed.load(Ordering::Relaxed);
+        let value = row::encode_chunk(recipients);
         let mut batch = self.records.batch();
-        batch.insert(&self.rows, key, row);
+        // What is forgotten already is not begun anew.
+        for post in posts.iter().filter(|post| post.0 >= trimmed) {
+            let key = row::chunk_key(*post, Kind::Backfill, Channel::Timeline, recipients.chunk_id());
+            batch.insert(&self.rows, key, &value[..]);
+        }
         self.records.commit(batch).await
     }
 
-    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Outcome>> {
+    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>> {
         self.outcome_row(post, channel, chunk)?
             .map(|row| row::decode_outcome(&row))
             .transpose()
@@ -234,8 +241,8 @@ impl crate::Ledger for Ledger {
                 break;
             }
             reached = reached.max(Some(chunk.last));
-            let outcome = self.outcome(post, channel, chunk.id).await?;
-            let states = states(&chunk.recipients, outcome.as_ref());
+            let recorded = self.outcome(post, channel, chunk.id).await?;
+            let states = states(&chunk.recipients, recorded.as_ref().map(|r| &r.outcome));
             found.extend(
                 states
                     .into_iter()
@@ -247,6 +254,14 @@ impl crate::Ledger for Ledger {
         found.dedup_by_key(|(user, _)| *user);
         found.truncate(limit);
         Ok(found)
+    }
+
+    async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.posts_after(after, limit)
+    }
+
+    async fn audit(&self, post: PostId) -> Result<Option<PostPlan>> {
+        self.plan_of(post)
     }
 }
 

@@ -2,10 +2,13 @@
 
 use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Micros};
 
-use crate::{Error, ErrorKind, Outcome, Partly, Result, SettledCounts, embedded::varint};
+use crate::{Error, ErrorKind, Outcome, Partly, Recorded, Result, SettledCounts, embedded::varint};
 
-/// The layout of all values.
+/// The layout of all values but outcomes.
 const VERSION: u8 = 1;
+
+/// The layout of outcomes: they have a revision. Those of layout 1 have none, and are read as revision 1.
+const OUTCOME_VERSION: u8 = 2;
 
 const DELIVERED: u8 = 0;
 const MIXED: u8 = 1;
@@ -20,6 +23,18 @@ pub(super) enum Kind {
     Outcome = 1,
     /// A planned chunk.
     Chunk = 2,
+    /// Whom a backfill has put the post on the timelines of.
+    Backfill = 3,
+}
+
+impl Kind {
+    /// The kind of row that a key names.
+    pub(super) fn of(key: &[u8]) -> Result<Self> {
+        [Self::Slice, Self::Outcome, Self::Chunk, Self::Backfill]
+            .into_iter()
+            .find(|kind| key.get(8) == Some(&(*kind as u8)))
+            .ok_or_else(malformed)
+    }
 }
 
 /// The front of the keys of one kind of row of a post.
@@ -42,6 +57,19 @@ pub(super) fn slice_key(post: PostId, slice: u32) -> [u8; 13] {
     key[..9].copy_from_slice(&prefix(post, Kind::Slice));
     key[9..].copy_from_slice(&slice.to_be_bytes());
     key
+}
+
+/// The slice of a key made by [`slice_key`].
+pub(super) fn read_slice_key(key: &[u8]) -> Result<u32> {
+    let key: &[u8; 13] = key.try_into().map_err(|_| malformed())?;
+    let (_, slice) = key.split_last_chunk::<4>().ok_or_else(malformed)?;
+    Ok(u32::from_be_bytes(*slice))
+}
+
+/// The post of any key.
+pub(super) fn read_post(key: &[u8]) -> Result<PostId> {
+    let (post, _) = key.split_first_chunk::<8>().ok_or_else(malformed)?;
+    Ok(PostId(u64::from_be_bytes(*post)))
 }
 
 /// The key of a chunk's row of a kind.
@@ -118,22 +146,28 @@ pub(super) fn decode_chunk(row: &[u8]) -> Result<(UserKey, SetView<'_>)> {
 /// What became of a chunk, as far as counting needs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Head {
+    /// How often it has changed; 0: nothing is recorded.
+    pub(super) revision: u64,
     pub(super) counts: SettledCounts,
     /// When the first of the chunk was delivered and when the last.
     pub(super) delivered_at: Option<(Micros, Micros)>,
 }
 
-/// A chunk's outcome with the times of its first and last delivery.
-pub(super) fn encode_outcome(outcome: &Outcome, delivered_at: Option<(Micros, Micros)>) -> Vec<u8> {
-    let counts = counts_of(outcome);
+/// A revision of a chunk's outcome with the times of its first and last delivery.
+pub(super) fn encode_outcome(
+    revision: u64,
+    outcome: &Outcome,
+    delivered_at: Option<(Micros, Micros)>,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     let kind = if matches!(outcome, Outcome::Delivered { .. }) {
         DELIVERED
     } else {
         MIXED
     };
-    out.extend([VERSION, kind]);
-    write_counts(&mut out, counts);
+    out.extend([OUTCOME_VERSION, kind]);
+    varint::write(&mut out, revision);
+    write_counts(&mut out, outcome.counts());
     match delivered_at {
         None => out.push(0),
         Some((first, last)) => {
@@ -169,17 +203,14 @@ pub(super) fn encode_outcome(outcome: &Outcome, delivered_at: Option<(Micros, Mi
 
 /// The counts and times of an outcome; the sets aren't looked at.
 pub(super) fn decode_head(row: &[u8]) -> Result<Head> {
-    let mut rest = Rest::new(row)?;
-    rest.byte()?;
-    rest.head()
+    Rest(row).outcome_head().map(|(_, head)| head)
 }
 
 /// A whole outcome.
-pub(super) fn decode_outcome(row: &[u8]) -> Result<Outcome> {
-    let mut rest = Rest::new(row)?;
-    let kind = rest.byte()?;
-    let head = rest.head()?;
-    match kind {
+pub(super) fn decode_outcome(row: &[u8]) -> Result<Recorded> {
+    let mut rest = Rest(row);
+    let (kind, head) = rest.outcome_head()?;
+    let outcome = match kind {
         DELIVERED => Ok(Outcome::Delivered {
             count: head.counts.delivered,
         }),
@@ -192,29 +223,11 @@ pub(super) fn decode_outcome(row: &[u8]) -> Result<Outcome> {
             announced: rest.counts()?,
         }),
         _ => Err(malformed()),
-    }
-}
-
-/// How many of a chunk are settled, by state.
-pub(super) fn counts_of(outcome: &Outcome) -> SettledCounts {
-    match outcome {
-        Outcome::Delivered { count } => SettledCounts {
-            delivered: *count,
-            ..SettledCounts::default()
-        },
-        Outcome::Mixed {
-            delivered,
-            suppressed,
-            expired,
-            dead,
-            ..
-        } => SettledCounts {
-            delivered: delivered.len(),
-            suppressed: suppressed.len(),
-            expired: expired.len(),
-            dead: dead.len(),
-        },
-    }
+    }?;
+    Ok(Recorded {
+        revision: head.revision,
+        outcome,
+    })
 }
 
 fn write_counts(out: &mut Vec<u8>, counts: SettledCounts) {
@@ -282,7 +295,15 @@ impl<'a> Rest<'a> {
         })
     }
 
-    fn head(&mut self) -> Result<Head> {
+    /// What kind of outcome it is, and what counting needs.
+    fn outcome_head(&mut self) -> Result<(u8, Head)> {
+        let version = self.byte()?;
+        let kind = self.byte()?;
+        let revision = match version {
+            VERSION => 1,
+            OUTCOME_VERSION => self.number()?,
+            _ => return Err(malformed()),
+        };
         let counts = self.counts()?;
         let delivered_at = match self.byte()? {
             0 => None,
@@ -291,7 +312,12 @@ impl<'a> Rest<'a> {
                 Micros(self.number()?.cast_signed()),
             )),
         };
-        Ok(Head { counts, delivered_at })
+        let head = Head {
+            revision,
+            counts,
+            delivered_at,
+        };
+        Ok((kind, head))
     }
 
     fn set_view(&mut self) -> Result<SetView<'a>> {

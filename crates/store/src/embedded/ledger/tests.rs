@@ -1,3 +1,5 @@
+mod revisions;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::executor::block_on;
@@ -5,7 +7,7 @@ use herald_model::DeviceId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ChunkPlan, Ledger as _, Partly, SettledCounts, embedded::testing::Store};
+use crate::{Base, ChunkPlan, Ledger as _, Partly, SettledCounts, embedded::testing::Store};
 
 const POST: PostId = PostId(7);
 
@@ -32,14 +34,28 @@ fn plan(slice: u32, last: bool, chunks: &[(Channel, &Recipients)]) -> SlicePlan 
     }
 }
 
-fn settlement(channel: Channel, recipients: &Recipients, outcome: Outcome, at: i64) -> Settlement {
+fn settlement(
+    channel: Channel,
+    recipients: &Recipients,
+    base: Base,
+    outcome: Outcome,
+    at: i64,
+) -> Settlement {
     Settlement {
         post: POST,
         channel,
         chunk: recipients.chunk_id(),
+        base,
         outcome,
         at: Micros(at),
     }
+}
+
+/// Settles a push chunk on top of what is recorded.
+fn settle(ledger: &Ledger, recipients: &Recipients, outcome: Outcome, at: i64) -> u64 {
+    let before = block_on(ledger.outcome(POST, Channel::Push, recipients.chunk_id())).unwrap();
+    let base = Base::Revision(before.map_or(0, |recorded| recorded.revision));
+    block_on(ledger.settle(&settlement(Channel::Push, recipients, base, outcome, at))).unwrap()
 }
 
 /// A recipient's state by a number.
@@ -92,6 +108,7 @@ fn planning_a_slice_again_changes_nothing() {
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &a,
+        Base::Any,
         Outcome::Delivered { count: 10 },
         5,
     )))
@@ -126,7 +143,7 @@ fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
         ([1, 1, 2, 4], 20),
         ([1, 1, 2, 4], 30),
     ] {
-        block_on(ledger.settle(&settlement(Channel::Push, &chunk, outcome(&chunk, &states), at))).unwrap();
+        settle(&ledger, &chunk, outcome(&chunk, &states), at);
     }
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
     assert_eq!(counts.first_delivered_at, Some(Micros(10)));
@@ -147,6 +164,7 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &b,
+        Base::Any,
         Outcome::Delivered { count: 11 },
         1,
     )))
@@ -204,7 +222,7 @@ proptest! {
                 let chunk = which.get(&chunks);
                 let outcome = outcome(chunk, states);
                 expected.extend(chunk.iter().map(|u| u.0).zip(states.iter().copied().cycle()));
-                block_on(ledger.settle(&settlement(Channel::Push, chunk, outcome.clone(), at))).unwrap();
+                settle(&ledger, chunk, outcome.clone(), at);
                 outcomes.insert(chunk.chunk_id(), outcome);
                 check(&ledger, &expected, page)?;
             }
@@ -214,17 +232,20 @@ proptest! {
         check(&ledger, &expected, page)?;
         for chunk in &chunks {
             let found = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
-            prop_assert_eq!(found.as_ref(), outcomes.get(&chunk.chunk_id()));
+            prop_assert_eq!(found.as_ref().map(|f| &f.outcome), outcomes.get(&chunk.chunk_id()));
         }
     }
 
     #[test]
     fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-        let bytes = [&[1], &bytes[..]].concat();
-        let _ = row::Slice::decode(&bytes);
-        let _ = row::decode_chunk(&bytes).and_then(|(_, set)| set.decode());
-        let _ = row::decode_outcome(&bytes);
-        let _ = row::read_chunk_key(&bytes);
+        for version in [1, 2] {
+            let bytes = [&[version], &bytes[..]].concat();
+            let _ = row::Slice::decode(&bytes);
+            let _ = row::decode_chunk(&bytes).and_then(|(_, set)| set.decode());
+            let _ = row::decode_outcome(&bytes);
+            let _ = row::read_chunk_key(&bytes);
+            let _ = row::read_slice_key(&bytes);
+        }
     }
 }
 

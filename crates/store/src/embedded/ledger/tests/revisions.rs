@@ -1,0 +1,234 @@
+//! Revisions, what writers that meet do to each other, giving up, and reading all of it.
+
+use super::*;
+use crate::{ChunkState, ErrorKind, PlannedSlice};
+
+#[test]
+fn a_revision_is_a_change_and_names_one_state() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let chunk = set(1..=4);
+    let settle = |base, states: &[u8], at| {
+        block_on(ledger.settle(&settlement(
+            Channel::Push,
+            &chunk,
+            base,
+            outcome(&chunk, states),
+            at,
+        )))
+    };
+    assert_eq!(settle(Base::Revision(0), &[1, 0, 0, 0], 5).unwrap(), 1);
+    assert_eq!(settle(Base::Revision(1), &[1, 0, 0, 0], 6).unwrap(), 1);
+    assert_eq!(settle(Base::Revision(1), &[1, 2, 0, 0], 7).unwrap(), 2);
+    // A worker that had read revision 1 wakes up.
+    for base in [0, 1, 3] {
+        let refused = settle(Base::Revision(base), &[1, 4, 4, 4], 8).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Conflict);
+    }
+    let refused = settle(Base::Any, &[1, 1, 1, 1], 9).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    let recorded = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
+    let expected = Recorded {
+        revision: 2,
+        outcome: outcome(&chunk, &[1, 2, 0, 0]),
+    };
+    assert_eq!(recorded, Some(expected));
+    let whole = settlement(
+        Channel::Push,
+        &chunk,
+        Base::Any,
+        Outcome::Delivered { count: 4 },
+        10,
+    );
+    assert_eq!(block_on(ledger.settle(&whole)).unwrap(), 3);
+    assert_eq!(block_on(ledger.settle(&whole)).unwrap(), 3);
+}
+
+#[test]
+fn of_writers_that_come_together_one_wins() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let chunk = set(1..=40);
+    let won = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8_u8)
+            .map(|n| {
+                let (ledger, chunk) = (&ledger, &chunk);
+                scope.spawn(move || {
+                    let mut won = 0_u64;
+                    for base in 0..50 {
+                        let outcome = outcome(chunk, &[n % 4 + 1, (base % 5) as u8, n / 4]);
+                        let settlement = settlement(
+                            Channel::Push,
+                            chunk,
+                            Base::Revision(base),
+                            outcome,
+                            base.cast_signed(),
+                        );
+                        match block_on(ledger.settle(&settlement)) {
+                            Ok(revision) => won += u64::from(revision == base + 1),
+                            Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict),
+                        }
+                    }
+                    won
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum::<u64>()
+    });
+    let recorded = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
+    assert_eq!(recorded.unwrap().revision, won);
+}
+
+#[test]
+fn outcomes_of_the_first_layout_are_read_as_revision_1() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let chunk = set(1..=10);
+    block_on(ledger.plan(&plan(0, true, &[(Channel::Timeline, &chunk)]))).unwrap();
+    // Version, kind, four counts, no times.
+    let mut batch = store.records().batch();
+    let key = row::chunk_key(POST, Kind::Outcome, Channel::Timeline, chunk.chunk_id());
+    batch.insert(&ledger.rows, key, [1, 0, 10, 0, 0, 0, 1, 5, 5]);
+    block_on(store.records().commit(batch)).unwrap();
+    let recorded = block_on(ledger.outcome(POST, Channel::Timeline, chunk.chunk_id())).unwrap();
+    let expected = Recorded {
+        revision: 1,
+        outcome: Outcome::Delivered { count: 10 },
+    };
+    assert_eq!(recorded, Some(expected));
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().timeline;
+    assert_eq!(
+        (counts.delivered, counts.first_delivered_at),
+        (10, Some(Micros(5)))
+    );
+    let again = settlement(
+        Channel::Timeline,
+        &chunk,
+        Base::Any,
+        Outcome::Delivered { count: 10 },
+        9,
+    );
+    assert_eq!(block_on(ledger.settle(&again)).unwrap(), 1);
+}
+
+#[test]
+fn burying_makes_the_pending_dead_and_nobody_else() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let (chunk, fresh) = (set(1..=5), set(11..=13));
+    let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &fresh)];
+    block_on(ledger.plan(&plan(0, true, &chunks))).unwrap();
+    let recorded = Outcome::Mixed {
+        delivered: set([1]),
+        suppressed: set([2]),
+        expired: set([]),
+        dead: set([5]),
+        partly: vec![Partly {
+            user: UserKey(3),
+            done: vec![DeviceId(9)],
+        }],
+        announced: SettledCounts::default(),
+    };
+    settle(&ledger, &chunk, recorded, 1);
+    let bury = |channel, chunk: &Recipients| {
+        block_on(ledger.bury(POST, channel, chunk.chunk_id(), Micros(7))).unwrap()
+    };
+    let expected = Buried {
+        owed: set([4, 5]),
+        revision: 2,
+        counts: SettledCounts {
+            delivered: 2,
+            suppressed: 1,
+            expired: 0,
+            dead: 2,
+        },
+    };
+    assert_eq!(bury(Channel::Push, &chunk), Some(expected.clone()));
+    assert_eq!(bury(Channel::Push, &chunk), Some(expected));
+    let all = bury(Channel::Timeline, &fresh).unwrap();
+    assert_eq!((all.owed, all.revision, all.counts.dead), (fresh.clone(), 1, 3));
+    assert_eq!(bury(Channel::Timeline, &chunk), None);
+
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
+    assert_eq!((counts.push.pending, counts.timeline.pending), (0, 0));
+    // What was delivered can't be buried.
+    let delivered = Outcome::Delivered { count: 3 };
+    block_on(ledger.settle(&settlement(Channel::Timeline, &fresh, Base::Any, delivered, 8))).unwrap();
+    let none = bury(Channel::Timeline, &fresh).unwrap();
+    assert_eq!((none.owed, none.revision, none.counts.delivered), (set([]), 2, 3));
+}
+
+#[test]
+fn an_auditor_reads_all_that_is_recorded() {
+    let mut store = Store::new();
+    let (chunk, other) = (set(1..=5), set(6..=9));
+    let recorded = Recorded {
+        revision: 1,
+        outcome: Outcome::Delivered { count: 4 },
+    };
+    {
+        let ledger = Ledger::open(store.records()).unwrap();
+        let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
+        block_on(ledger.plan(&plan(0, false, &chunks))).unwrap();
+        block_on(ledger.plan(&plan(300, true, &[(Channel::Timeline, &other)]))).unwrap();
+        let delivered = recorded.outcome.clone();
+        block_on(ledger.settle(&settlement(Channel::Timeline, &other, Base::Any, delivered, 8))).unwrap();
+        block_on(ledger.note_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
+        block_on(ledger.note_backfill(&[POST], &set([70, 80]))).unwrap();
+    }
+    store.reopen();
+    let ledger = Ledger::open(store.records()).unwrap();
+    let mut plan = block_on(ledger.audit(POST)).unwrap().unwrap();
+    assert_eq!(
+        plan.slices,
+        [(0, false), (300, true)].map(|(index, last)| PlannedSlice { index, last })
+    );
+    assert_eq!(plan.backfilled, [set([70, 80])]);
+    plan.chunks
+        .sort_by_key(|chunk| (chunk.channel, chunk.recipients.iter().next()));
+    let state = |channel, recipients: &Recipients, recorded| ChunkState {
+        channel,
+        chunk: recipients.chunk_id(),
+        recipients: recipients.clone(),
+        recorded,
+    };
+    let expected = [
+        state(Channel::Timeline, &chunk, None),
+        state(Channel::Timeline, &other, Some(recorded)),
+        state(Channel::Push, &chunk, None),
+    ];
+    assert_eq!(plan.chunks, expected);
+    assert_eq!(plan.unplanned, []);
+    let backfilled = block_on(ledger.audit(PostId(3))).unwrap().unwrap();
+    assert!(backfilled.slices.is_empty() && backfilled.chunks.is_empty());
+    assert_eq!(block_on(ledger.audit(PostId(5))).unwrap(), None);
+    assert_eq!(block_on(ledger.counts(PostId(3))).unwrap(), None);
+
+    // Something recorded of what no slice has planned.
+    settle(&ledger, &other, outcome(&other, &[1]), 1);
+    let plan = block_on(ledger.audit(POST)).unwrap().unwrap();
+    assert_eq!(plan.unplanned[0].1, other.chunk_id());
+}
+
+#[test]
+fn posts_are_listed_once_each_and_not_those_forgotten() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.records()).unwrap();
+    for post in [2, 5, 300, 70_000] {
+        let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
+        one.post = PostId(post);
+        block_on(ledger.plan(&one)).unwrap();
+    }
+    let posts = |after, limit| {
+        let posts = block_on(ledger.posts(after, limit)).unwrap();
+        posts.into_iter().map(|post| post.0).collect::<Vec<_>>()
+    };
+    assert_eq!(posts(None, 3), [2, 5, 300]);
+    assert_eq!(posts(Some(PostId(300)), 3), [70_000]);
+    assert_eq!(posts(Some(PostId(u64::MAX)), 3), [0; 0]);
+    assert!(block_on(ledger.trim(PostId(6))).unwrap() > 0);
+    assert_eq!(posts(None, 9), [300, 70_000]);
+    // A backfill brings posts that are forgotten: they stay so.
+    block_on(ledger.note_backfill(&[PostId(5), PostId(300)], &set([9]))).unwrap();
+    assert_eq!(posts(None, 9), [300, 70_000]);
+}
