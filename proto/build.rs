@@ -4,6 +4,7 @@ use std::{env, fs, path::Path};
 
 const FILES: &[&str] = &[
     "herald/v1/analytics.proto",
+    "herald/v1/deadletter.proto",
     "herald/v1/delivery.proto",
     "herald/v1/device.proto",
     "herald/v1/graph.proto",
@@ -12,6 +13,7 @@ const FILES: &[&str] = &[
     "herald/v1/preference.proto",
     "herald/v1/timeline.proto",
     "herald/v1/types.proto",
+    "herald/mesh/v1/deadletter.proto",
     "herald/mesh/v1/messages.proto",
 ];
 
