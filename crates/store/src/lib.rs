@@ -9,6 +9,7 @@
 //! | [`Timelines`] | (follower, post) | timeline |
 //! | [`Ledger`] | what was planned for a post and what became of it | fanout, timeline, push |
 //! | [`Totals`] | counts by post and hour | analytics |
+//! | [`DeadLetters`] | messages that were given up, and what was done about them | deadletter |
 //!
 //! *Invariant:* when a write's future resolves with `Ok`, it is durable (fsynced by the embedded engine). Messages are
 //! acknowledged only after that.
@@ -20,6 +21,7 @@ pub mod embedded;
 mod error;
 mod follows;
 mod ledger;
+mod letters;
 mod posts;
 mod timelines;
 mod totals;
@@ -32,6 +34,11 @@ pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows}
 pub use ledger::{
     Base, Buried, ChannelCounts, ChunkPlan, ChunkState, Ledger, Outcome, Partly, PlannedSlice, PostCounts,
     PostPlan, Recorded, SettledCounts, Settlement, SlicePlan,
+};
+pub use letters::{
+    ACTS_PER_LETTER, Act, ActId, ActKind, ActState, Cause, Chosen, DeadLetters, Inserted, Letter,
+    LetterFilter, LetterGroup, LetterId, LetterPage, LetterState, NewAct, Order, Origin, Payload, Reopened,
+    Reopening, Step,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::{Durable, Timelines};
@@ -56,4 +63,6 @@ pub struct Stores {
     pub ledger: Arc<dyn Ledger>,
     /// Counts by post and hour.
     pub totals: Arc<dyn Totals>,
+    /// Messages that were given up.
+    pub letters: Arc<dyn DeadLetters>,
 }

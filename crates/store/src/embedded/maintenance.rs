@@ -10,7 +10,10 @@ use futures::executor::block_on;
 use herald_model::time::Micros;
 use parking_lot::Mutex;
 
-use super::{dir::io_error, follows::Graph, ledger::Ledger, posts::Archive, timelines::EmbeddedTimelines};
+use super::{
+    dir::io_error, follows::Graph, ledger::Ledger, letters::LetterBook, posts::Archive,
+    timelines::EmbeddedTimelines,
+};
 use crate::Result;
 
 /// How long between two times.
@@ -23,10 +26,13 @@ pub(super) struct Chores {
     pub(super) posts: Arc<Archive>,
     pub(super) timelines: Arc<EmbeddedTimelines>,
     pub(super) ledger: Arc<Ledger>,
+    pub(super) letters: Arc<LetterBook>,
     /// How long a timeline shows a post.
     pub(super) timeline_keep: Duration,
-    /// How long it is known what became of a post's deliveries.
+    /// How long it is known what became of a post's deliveries, and which messages were given up.
     pub(super) ledger_keep: Duration,
+    /// How long it is known what was done about those.
+    pub(super) letter_history_keep: Duration,
 }
 
 impl Chores {
@@ -38,8 +44,12 @@ impl Chores {
         self.timelines.set_oldest(shown)?;
         let known = self.posts.first_since(now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(known).await?;
-        if versions + requests + ledger_rows > 0 {
-            tracing::debug!(versions, requests, ledger_rows, "forgot what is too old");
+        let letters = self
+            .letters
+            .trim(now.minus(self.ledger_keep), now.minus(self.letter_history_keep));
+        let letters = letters.await?;
+        if versions + requests + ledger_rows > 0 || letters > 0 {
+            tracing::debug!(versions, requests, ledger_rows, letters, "forgot what is too old");
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod dir;
 mod failure;
 mod follows;
 mod ledger;
+mod letters;
 mod maintenance;
 mod parts;
 mod posts;
@@ -74,6 +75,9 @@ pub struct Config {
     pub timeline_keep_days: u64,
     /// How long it is known what became of a post's deliveries, days from its acceptance. Some 2 bytes a delivery.
     pub ledger_keep_days: u64,
+    /// How long it is known what was done about dead letters, and by whom, days. The letters themselves are kept as long as
+    /// the ledger.
+    pub letter_history_keep_days: u64,
     /// Timelines.
     pub timelines: timelines::Config,
 }
@@ -93,6 +97,7 @@ impl Default for Config {
             preferences_cache_mb: 16,
             timeline_keep_days: 30,
             ledger_keep_days: 30,
+            letter_history_keep_days: 365,
             timelines: timelines::Config::default(),
         }
     }
@@ -149,6 +154,7 @@ impl Embedded {
             timelines: self.timelines.clone(),
             ledger: self.ledger.clone(),
             totals: self.parts.totals.clone(),
+            letters: self.parts.letters.clone(),
         }
     }
 
@@ -158,8 +164,8 @@ impl Embedded {
         self.timelines.close().and(self.records.close())
     }
 
-    /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts and the ledger's rows past their time. The engine does so itself once
-    /// a minute.
+    /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts, the ledger's rows and dead
+    /// letters past their time. The engine does so itself once a minute.
     pub async fn maintenance(&self, now: Micros) -> Result<()> {
         self.chores.run(now).await
     }

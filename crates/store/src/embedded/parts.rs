@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Config, devices::DeviceBook, follows::Graph, ledger::Ledger, maintenance::Chores, posts::Archive,
-    preferences::PreferenceBook, records::Records, timelines::EmbeddedTimelines, totals::TotalsBook,
-    users::Dictionary,
+    Config, devices::DeviceBook, follows::Graph, ledger::Ledger, letters::LetterBook, maintenance::Chores,
+    posts::Archive, preferences::PreferenceBook, records::Records, timelines::EmbeddedTimelines,
+    totals::TotalsBook, users::Dictionary,
 };
 use crate::Result;
 
@@ -17,6 +17,7 @@ pub(super) struct Parts {
     pub(super) devices: Arc<DeviceBook>,
     pub(super) preferences: Arc<PreferenceBook>,
     pub(super) totals: Arc<TotalsBook>,
+    pub(super) letters: Arc<LetterBook>,
 }
 
 impl Parts {
@@ -39,6 +40,7 @@ impl Parts {
             devices: Arc::new(DeviceBook::open(records, bytes(config.devices_cache_mb))?),
             preferences: Arc::new(PreferenceBook::open(records, bytes(config.preferences_cache_mb))?),
             totals: Arc::new(TotalsBook::open(records)?),
+            letters: Arc::new(LetterBook::open(records)?),
         })
     }
 
@@ -55,8 +57,10 @@ impl Parts {
             posts: Arc::clone(&self.posts),
             timelines: Arc::clone(timelines),
             ledger: Arc::clone(ledger),
+            letters: Arc::clone(&self.letters),
             timeline_keep: days(config.timeline_keep_days),
             ledger_keep: days(config.ledger_keep_days),
+            letter_history_keep: days(config.letter_history_keep_days),
         }
     }
 }

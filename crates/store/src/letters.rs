@@ -1,0 +1,435 @@
+//! Messages that were given up, and what was done about them.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
+
+use crate::Result;
+
+/// A letter's id: the sequence of the first message about it in DLQ, so letters ascend in the order in which they came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LetterId(pub u64);
+
+/// The id of something done to letters; a redrive's id is that of its act.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ActId(pub u64);
+
+/// Why a message was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// Its attempts were used up, and no worker said why.
+    MaxDeliveries,
+    /// A worker gave it up.
+    Terminated,
+    /// The server removed it before it was acknowledged.
+    Removed,
+    /// A worker gave it up because nobody can read it.
+    Unreadable,
+    /// An audit found it.
+    Audit,
+}
+
+/// What became of a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LetterState {
+    /// Somebody must decide.
+    Open,
+    /// Sent once more, outcome not known yet.
+    Redriving,
+    /// Sent once more, and done.
+    Resolved,
+    /// Kept for the record only.
+    Discarded,
+}
+
+/// Whether DLQ has what the message carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Payload {
+    /// It has.
+    Kept,
+    /// It was gone before it could be copied.
+    Gone,
+    /// It was too large to be copied.
+    TooLarge,
+}
+
+/// The message that was given up, and by whom: there is one letter for it, however often it is told of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The stream it was in.
+    pub stream: String,
+    /// The consumer that gave it up.
+    pub consumer: String,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+}
+
+/// A message that was given up, without what it carried: that is in DLQ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Its id.
+    pub id: LetterId,
+    /// The message.
+    pub origin: Origin,
+    /// What the consumer does, whatever its lane.
+    pub kind: String,
+    /// The sequence the message had where it was published first.
+    pub original_sequence: u64,
+    /// The message's subject.
+    pub subject: String,
+    /// The Protobuf message in it.
+    pub message_type: String,
+    /// Why it was given up last.
+    pub cause: Cause,
+    /// The worker's own words, or the server's.
+    pub reason: String,
+    /// Names equal failures.
+    pub group: u64,
+    /// The reason without what differs between equal failures.
+    pub group_reason: String,
+    /// Attempts that were made, those of redrives not included.
+    pub attempts: u64,
+    /// When the message was published.
+    pub published_at: Micros,
+    /// When it was given up for the first time.
+    pub first_failed_at: Micros,
+    /// When it was given up for the last time.
+    pub last_failed_at: Micros,
+    /// When DLQ stored it: it is forgotten by this.
+    pub stored_at: Micros,
+    /// The post it is about.
+    pub post: Option<PostId>,
+    /// The post's author.
+    pub author: Option<UserKey>,
+    /// The channel, for what is on its way to recipients.
+    pub channel: Option<Channel>,
+    /// The chunk, likewise.
+    pub chunk: Option<ChunkId>,
+    /// The lane.
+    pub lane: Option<Lane>,
+    /// How many recipients it is for.
+    pub recipients: u32,
+    /// The trace it belongs to, hexadecimal; empty without one.
+    pub trace_id: String,
+    /// Whether DLQ has what it carried.
+    pub payload: Payload,
+    /// How much that is, bytes.
+    pub payload_bytes: u64,
+    /// What became of it.
+    pub state: LetterState,
+    /// How often it was redriven.
+    pub round: u32,
+    /// The last redrive it was part of.
+    pub redrive: Option<ActId>,
+    /// What was done to it, the newest last; no more than [`ACTS_PER_LETTER`].
+    pub acts: Vec<ActId>,
+    /// Its sequence in REDRIVE in the last round; 0 as long as that isn't known.
+    pub redrive_sequence: u64,
+    /// When its state last changed.
+    pub updated_at: Micros,
+}
+
+/// Of how many of its acts a letter knows.
+pub const ACTS_PER_LETTER: usize = 20;
+
+/// What became of an insertion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inserted {
+    /// The letter about this origin.
+    pub id: LetterId,
+    /// Whether it was not there before.
+    pub new: bool,
+}
+
+/// A redrive of a letter failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reopening {
+    /// The letter.
+    pub letter: LetterId,
+    /// The round that failed.
+    pub round: u32,
+    /// Why.
+    pub cause: Cause,
+    /// In the worker's words, or the server's.
+    pub reason: String,
+    /// Names equal failures.
+    pub group: u64,
+    /// The reason without what differs between equal failures.
+    pub group_reason: String,
+    /// When it was given up.
+    pub failed_at: Micros,
+}
+
+/// What became of a [`Reopening`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reopened {
+    /// The letter is open again.
+    Open,
+    /// That was known, or something later is.
+    Known,
+    /// There is no such letter, or no more.
+    Unknown,
+}
+
+/// Which letters. All that is set must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LetterFilter {
+    /// From this stream.
+    pub stream: Option<String>,
+    /// Given up by this consumer.
+    pub consumer: Option<String>,
+    /// For this cause.
+    pub cause: Option<Cause>,
+    /// With this in the reason, in lower case; the case there doesn't matter.
+    pub reason: Option<String>,
+    /// In this group.
+    pub group: Option<u64>,
+    /// About a post of this author.
+    pub author: Option<UserKey>,
+    /// About this post.
+    pub post: Option<PostId>,
+    /// On this channel.
+    pub channel: Option<Channel>,
+    /// In this state.
+    pub state: Option<LetterState>,
+    /// Last given up at this moment or later.
+    pub since: Option<Micros>,
+    /// Last given up before this moment.
+    pub until: Option<Micros>,
+}
+
+impl LetterFilter {
+    /// Whether a letter is one of these.
+    pub fn passes(&self, letter: &Letter) -> bool {
+        fn same<T: PartialEq>(wanted: Option<&T>, is: &T) -> bool {
+            wanted.is_none_or(|wanted| wanted == is)
+        }
+        same(self.state.as_ref(), &letter.state)
+            && same(self.group.as_ref(), &letter.group)
+            && same(self.cause.as_ref(), &letter.cause)
+            && same(self.stream.as_ref(), &letter.origin.stream)
+            && same(self.consumer.as_ref(), &letter.origin.consumer)
+            && (self.author.is_none() || self.author == letter.author)
+            && (self.post.is_none() || self.post == letter.post)
+            && (self.channel.is_none() || self.channel == letter.channel)
+            && self.since.is_none_or(|since| letter.last_failed_at >= since)
+            && self.until.is_none_or(|until| letter.last_failed_at < until)
+            && self
+                .reason
+                .as_ref()
+                .is_none_or(|part| letter.reason.to_lowercase().contains(part))
+    }
+}
+
+/// In which order letters are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The newest first.
+    #[default]
+    NewestFirst,
+    /// The oldest first.
+    OldestFirst,
+}
+
+/// Some letters of a scan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LetterPage {
+    /// The letters; there may be none although there are more.
+    pub letters: Vec<Letter>,
+    /// Go on after this one; `None`: there is nothing more.
+    pub next: Option<LetterId>,
+}
+
+/// Letters that failed in the same way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetterGroup {
+    /// Its name.
+    pub group: u64,
+    /// What the consumers do.
+    pub kind: String,
+    /// Why they gave up.
+    pub cause: Cause,
+    /// The reason without what differs.
+    pub reason: String,
+    /// How many letters.
+    pub letters: u64,
+    /// When the first of them was given up for the first time.
+    pub first_failed_at: Micros,
+    /// When one of them was given up last.
+    pub last_failed_at: Micros,
+    /// The newest of them.
+    pub example: LetterId,
+}
+
+/// What somebody did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActKind {
+    /// Redrove letters.
+    Redrive,
+    /// Discarded letters.
+    Discard,
+    /// Stopped a redrive.
+    Cancel,
+}
+
+/// How far an act has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActState {
+    /// There are letters left to do.
+    Running,
+    /// All are done.
+    Done,
+    /// It stopped by itself.
+    Stopped,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+/// A letter as it was when it was chosen: only as long as it is so, it is acted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// The letter.
+    pub id: LetterId,
+    /// How often it had been redriven.
+    pub round: u32,
+}
+
+/// Something somebody did, to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAct {
+    /// What.
+    pub kind: ActKind,
+    /// Who.
+    pub actor: String,
+    /// When.
+    pub at: Micros,
+    /// What was asked for, in the caller's own coding.
+    pub selection: Bytes,
+    /// Letters that passed and can't be redriven.
+    pub excluded: u64,
+    /// Letters a second at most; 0: no limit.
+    pub rate_max: u32,
+    /// Stops when this many have failed again; 0: never.
+    pub failures_max: u32,
+    /// The redrive that is stopped.
+    pub target: Option<ActId>,
+}
+
+/// Something somebody did, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// Its id.
+    pub id: ActId,
+    /// What was asked for.
+    pub what: NewAct,
+    /// How far it has come.
+    pub state: ActState,
+    /// Why it stopped.
+    pub reason: String,
+    /// When it had done its last letter.
+    pub ended_at: Option<Micros>,
+    /// Letters chosen at the beginning.
+    pub frozen: u64,
+    /// Of these, looked at.
+    pub reached: u64,
+    /// Of these, left alone because they had changed.
+    pub skipped: u64,
+    /// Of these, redriven and done.
+    pub resolved: u64,
+    /// Of these, redriven and failed again.
+    pub failed: u64,
+    /// The letters looked at last may be in REDRIVE after this sequence.
+    pub redrive_after: u64,
+}
+
+impl Act {
+    /// Letters that were acted on: discarded, or sent.
+    pub fn acted(&self) -> u64 {
+        self.reached.saturating_sub(self.skipped)
+    }
+
+    /// Letters that were sent and whose outcome isn't known.
+    pub fn in_flight(&self) -> u64 {
+        match self.what.kind {
+            ActKind::Redrive => self.acted().saturating_sub(self.resolved + self.failed),
+            ActKind::Discard | ActKind::Cancel => 0,
+        }
+    }
+
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        self.state != ActState::Running && self.in_flight() == 0
+    }
+}
+
+/// What one step of an act took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The letters, as they are now.
+    pub letters: Vec<Letter>,
+    /// The act, as it is now.
+    pub act: Act,
+}
+
+/// The letters, and the record of what was done to them.
+///
+/// States change only as they may: `Open → Redriving → Resolved | Open`, `Resolved → Open` when a failure becomes known
+/// late, `Open → Discarded`. Each change is made once, whoever else tries, so two redrives of a letter send it once.
+#[async_trait]
+pub trait DeadLetters: Send + Sync {
+    /// Adds letters, open and in no redrive. Of an origin that has one already nothing changes.
+    async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>>;
+
+    /// Opens a letter again whose redrive failed.
+    async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
+
+    /// Reads letters.
+    async fn get(&self, ids: &[LetterId]) -> Result<Vec<Option<Letter>>>;
+
+    /// Reads letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
+    async fn scan(
+        &self,
+        filter: &LetterFilter,
+        order: Order,
+        after: Option<LetterId>,
+        limit: usize,
+    ) -> Result<LetterPage>;
+
+    /// Counts letters that pass, by what failed and how; the largest group first.
+    async fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>>;
+
+    /// How many letters are in a state.
+    async fn count(&self, state: LetterState) -> Result<u64>;
+
+    /// Records that somebody acts on letters, and on which, for [`claim`](Self::claim) and
+    /// [`discard`](Self::discard) to take. Without any the act is done.
+    async fn begin(&self, act: &NewAct, letters: &[Chosen]) -> Result<Act>;
+
+    /// Takes a redrive's next letters, up to `limit`: those that are as they were chosen begin a new round. They may turn
+    /// up in REDRIVE after the sequence `redrive_after`.
+    async fn claim(&self, act: ActId, limit: usize, redrive_after: u64, at: Micros) -> Result<Step>;
+
+    /// Records where claimed letters are in REDRIVE.
+    async fn sent(&self, act: ActId, letters: &[(Chosen, u64)]) -> Result<()>;
+
+    /// Gives claimed letters back that could not be sent: open, and skipped by their redrive.
+    async fn release(&self, act: ActId, letters: &[Chosen], at: Micros) -> Result<Act>;
+
+    /// Records that redrives succeeded: of letters that are still in that round. Answers how many that were.
+    async fn resolve(&self, letters: &[Chosen], at: Micros) -> Result<u64>;
+
+    /// Discards an act's next letters, up to `limit`: those that are as they were chosen.
+    async fn discard(&self, act: ActId, limit: usize, at: Micros) -> Result<Step>;
+
+    /// Ends a running redrive, as it is. One that has ended stays as it did.
+    async fn finish(&self, act: ActId, state: ActState, reason: &str, at: Micros) -> Result<Act>;
+
+    /// One act.
+    async fn act(&self, id: ActId) -> Result<Option<Act>>;
+
+    /// Acts, the newest first, less than `before`.
+    async fn acts(&self, before: Option<ActId>, limit: usize) -> Result<Vec<Act>>;
+
+    /// Redrives and discards that are running.
+    async fn running(&self) -> Result<Vec<Act>>;
+}
