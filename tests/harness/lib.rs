@@ -13,5 +13,5 @@ mod wait;
 
 pub use command::{Output, json, output};
 pub use graph::{Edges, FACEBOOK, facebook};
-pub use server::{Clients, Herald, Options};
+pub use server::{Clients, Herald, Options, ack_wait_seconds};
 pub use wait::{until, until_some};

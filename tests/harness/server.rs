@@ -35,8 +35,29 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Where the temporary directory is made; the system's place for these without it.
     pub parent: Option<PathBuf>,
-    /// Environment variables, as `HERALD_TOPOLOGY__ACK_WAIT_SECONDS`.
+    /// Environment variables, as `HERALD_TOPOLOGY__CONSUMERS__PUSH__ACK_WAIT_SECONDS`.
     pub variables: Vec<(String, String)>,
+}
+
+/// The variables that let each consumer's message come again this long after its worker went silent.
+pub fn ack_wait_seconds(seconds: u64) -> Vec<(String, String)> {
+    [
+        "ARCHIVE",
+        "ANALYTICS",
+        "FANOUT",
+        "SLICE",
+        "TIMELINE",
+        "PUSH",
+        "REDRIVE",
+        "DEADLETTER",
+    ]
+    .map(|kind| {
+        (
+            format!("HERALD_TOPOLOGY__CONSUMERS__{kind}__ACK_WAIT_SECONDS"),
+            seconds.to_string(),
+        )
+    })
+    .into()
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use harness::{Clients, Herald, Options, until};
+use harness::{Clients, Herald, Options, ack_wait_seconds, until};
 use herald_proto::v1;
 use tonic::{Code, transport::Endpoint};
 
@@ -26,7 +26,7 @@ const WRITERS: usize = 8;
 /// Short enough that what a dead process held comes again within the test.
 fn options() -> Options {
     Options {
-        variables: vec![("HERALD_TOPOLOGY__ACK_WAIT_SECONDS".into(), "5".into())],
+        variables: ack_wait_seconds(5),
         ..Options::default()
     }
 }

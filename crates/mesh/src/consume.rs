@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pull::Puller;
 use crate::topology::ConsumerSpec;
-use crate::{Mesh, Subject};
+use crate::{Mesh, Redriven, Subject, headers};
 
 /// The business of a worker: one message.
 #[async_trait]
@@ -75,18 +75,20 @@ impl Settle {
 /// One message, delivered.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Where it was published.
+    /// Where it was published, the first time.
     pub subject: Subject,
     /// The encoded message.
     pub payload: Bytes,
-    /// Its sequence in the stream.
+    /// Its sequence in the stream where it was published the first time.
     pub sequence: u64,
     /// Which attempt this is, from 1.
     pub attempt: u64,
     /// How many there are.
     pub attempts_max: u64,
-    /// When the stream stored it.
+    /// When the stream stored it, the first time.
     pub published_at: Micros,
+    /// That it had been given up, and comes once more because somebody wants it so.
+    pub redrive: Option<Redriven>,
     /// Messages that the consumer had left when it delivered this one.
     pub pending_count: u64,
     pub(crate) headers: Option<HeaderMap>,
@@ -102,6 +104,7 @@ impl Delivery {
             attempt: 1,
             attempts_max: u64::MAX,
             published_at: Micros::now(),
+            redrive: None,
             pending_count: 0,
             headers: None,
         }
@@ -119,9 +122,19 @@ impl Delivery {
         })
     }
 
-    /// The id it was published with.
+    /// The id it was published with; each redrive has its own.
     pub fn id(&self) -> Option<&str> {
         Some(self.headers.as_ref()?.get(header::NATS_MESSAGE_ID)?.as_str())
+    }
+
+    /// The trace that its publisher was in, as W3C writes it.
+    pub fn trace_parent(&self) -> Option<&str> {
+        self.header(headers::TRACE_PARENT)
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        headers::get(self.headers.as_ref()?, name)
     }
 
     /// Whether no attempt comes after this one.

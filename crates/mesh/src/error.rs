@@ -90,7 +90,7 @@ impl Error {
         Self::with_source(kind_of(&error), message, error)
     }
 
-    pub(crate) fn publish(subject: crate::Subject, error: PublishError) -> Self {
+    pub(crate) fn publish(subject: &str, error: PublishError) -> Self {
         let kind = match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => ErrorKind::TooLarge,
             PublishErrorKind::StreamNotFound

@@ -6,6 +6,7 @@
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
 //!   several of it.
+//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
 //! - [`Mesh::lag`], [`Mesh::message`] and others read the state.
 //!
 //! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
@@ -19,6 +20,8 @@ mod connection;
 mod consume;
 mod ensure;
 mod error;
+mod headers;
+mod letters;
 mod publish;
 mod pull;
 mod read;
@@ -34,11 +37,15 @@ use std::sync::Arc;
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
 pub use error::{Error, ErrorKind, Result};
+pub use letters::{Redrive, Redriven};
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
 pub use retry::RetryDelay;
 pub use subject::Subject;
-pub use topology::{ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig, consumers, streams};
+pub use topology::{
+    ConsumerPolicies, ConsumerPolicy, ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig,
+    consumers, streams,
+};
 pub use workers::Workers;
 
 use connection::Connection;

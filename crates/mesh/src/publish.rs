@@ -5,14 +5,11 @@ use std::time::Duration;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use tokio::time::Instant;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
-use crate::{Mesh, Subject, trace};
-
-/// The header that names the Protobuf message.
-const TYPE: &str = "Herald-Type";
+use crate::{Mesh, Subject, headers, trace};
 
 /// Between the attempts of one publish.
 const RETRY: RetryDelay = RetryDelay {
@@ -30,6 +27,17 @@ pub struct Published {
     pub duplicate: bool,
 }
 
+/// A message on its way out.
+pub(crate) struct Outgoing {
+    /// The subject on the wire.
+    pub(crate) to: String,
+    /// The headers beside those that [`Mesh::send`] adds: the id, and the span's context.
+    pub(crate) headers: HeaderMap,
+    pub(crate) id: Option<String>,
+    pub(crate) body: Bytes,
+    pub(crate) span: Span,
+}
+
 impl Mesh {
     /// Publishes a message and waits until the stream has it.
     ///
@@ -40,7 +48,8 @@ impl Mesh {
     ///
     /// # Errors
     /// [`ErrorKind::Full`] when the stream is full, [`ErrorKind::TooLarge`], [`ErrorKind::Unavailable`] when there was
-    /// no answer or is no stream: then it is unknown whether the message was stored.
+    /// no answer or is no stream: then it is unknown whether the message was stored. [`ErrorKind::Invalid`] for a subject
+    /// that is a family.
     pub async fn publish<M: prost::Message>(
         &self,
         subject: Subject,
@@ -52,62 +61,70 @@ impl Mesh {
 
     /// The same, for a message that is encoded already.
     pub async fn publish_bytes(&self, subject: Subject, id: Option<&str>, body: Bytes) -> Result<Published> {
-        let span = trace::publish_span(subject);
+        if subject.is_family() {
+            let message = format!("publish to {subject}: not one subject");
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        self.send(Outgoing {
+            to: subject.as_str().into(),
+            headers: headers::typed(subject),
+            id: id.map(Into::into),
+            body,
+            span: trace::publish_span(subject, subject.as_str()),
+        })
+        .await
+    }
+
+    /// Publishes a message, within its span, until it is stored or the attempts are used up.
+    pub(crate) async fn send(&self, mut message: Outgoing) -> Result<Published> {
+        if let Some(id) = &message.id {
+            message.headers.insert(header::NATS_MESSAGE_ID, id.as_str());
+        }
+        trace::inject(&message.span, &mut message.headers);
+        let span = message.span.clone();
         let publish = async {
             let config = &self.inner.config;
             let first = Instant::now();
             let mut attempt = 1;
             loop {
-                let error = match self.publish_once(subject, id, body.clone(), &span).await {
+                let error = match self.publish_once(&message).await {
                     Ok(published) => return Ok(published),
                     Err(error) => error,
                 };
-                let again = id.is_some()
+                let again = message.id.is_some()
                     && error.kind() == ErrorKind::Unavailable
                     && attempt < u64::from(config.publish_attempts_max)
                     && first.elapsed() < config.publish_retry_max();
                 if !again {
-                    trace::fail(&span, &error.to_string());
+                    trace::fail(&message.span, &error.to_string());
                     return Err(error);
                 }
-                tracing::debug!(%subject, attempt, %error, "publish again");
+                tracing::debug!(subject = message.to, attempt, %error, "publish again");
                 tokio::time::sleep(RETRY.draw(attempt)).await;
                 attempt += 1;
             }
         };
-        publish.instrument(span.clone()).await
+        publish.instrument(span).await
     }
 
-    async fn publish_once(
-        &self,
-        subject: Subject,
-        id: Option<&str>,
-        body: Bytes,
-        span: &tracing::Span,
-    ) -> Result<Published> {
+    async fn publish_once(&self, message: &Outgoing) -> Result<Published> {
         let connection = self.publishing();
         let timeout = self.inner.config.publish_timeout();
+        let to = &message.to;
         // What is handed over while the connection is down waits in the client and goes out long after its caller has
         // given up.
         if !connection.is_up() && tokio::time::timeout(timeout, connection.up()).await.is_err() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("publish to {subject}: not connected"),
+                format!("publish to {to}: not connected"),
             ));
         }
-
-        let mut headers = HeaderMap::new();
-        headers.insert(TYPE, subject.message_type());
-        if let Some(id) = id {
-            headers.insert(header::NATS_MESSAGE_ID, id);
-        }
-        trace::inject(span, &mut headers);
 
         let mut epoch = connection.epoch();
         let acknowledged = async {
             let sent = connection
                 .jetstream
-                .publish_with_headers(subject.as_str(), headers, body)
+                .publish_with_headers(to.clone(), message.headers.clone(), message.body.clone())
                 .await?;
             sent.await
         };
@@ -115,14 +132,14 @@ impl Mesh {
             biased;
             result = acknowledged => match result {
                 Ok(ack) => Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate }),
-                Err(error) => Err(Error::publish(subject, error)),
+                Err(error) => Err(Error::publish(to, error)),
             },
             // The answer went to the connection before this one.
             _ = epoch.changed() => {
-                Err(Error::new(ErrorKind::Unavailable, format!("publish to {subject}: the connection was lost")))
+                Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: the connection was lost")))
             }
             () = tokio::time::sleep(timeout.saturating_mul(2) + Duration::from_secs(1)) => {
-                Err(Error::new(ErrorKind::Unavailable, format!("publish to {subject}: too many wait already")))
+                Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: too many wait already")))
             }
         }
     }

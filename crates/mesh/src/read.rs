@@ -13,7 +13,17 @@ use herald_model::time::Micros;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
-use crate::{Mesh, Subject};
+use crate::{Mesh, Subject, headers};
+
+/// What the server adds to a message that it reads from a stream.
+const ADDED: [&str; 6] = [
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+];
 
 /// A message as its stream holds it.
 #[derive(Debug, Clone)]
@@ -33,6 +43,24 @@ impl RawMessage {
     /// The id it was published with.
     pub fn id(&self) -> Option<&str> {
         Some(self.headers.get(header::NATS_MESSAGE_ID)?.as_str())
+    }
+
+    /// The trace that its publisher was in, as W3C writes it.
+    pub fn trace_parent(&self) -> Option<&str> {
+        self.header(headers::TRACE_PARENT)
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        headers::get(&self.headers, name)
+    }
+
+    /// All headers it was published with; one with several values comes several times.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers
+            .iter()
+            .filter(|(name, _)| !ADDED.contains(&name.as_ref()))
+            .flat_map(|(name, values)| values.iter().map(|value| (name.as_ref(), value.as_str())))
     }
 
     /// Decodes the message.

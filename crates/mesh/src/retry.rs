@@ -18,14 +18,16 @@ pub struct RetryDelay {
 
 impl Default for RetryDelay {
     fn default() -> Self {
-        Self {
-            delay_ms_base: 500,
-            delay_ms_max: 30_000,
-        }
+        Self::DEFAULT
     }
 }
 
 impl RetryDelay {
+    pub(crate) const DEFAULT: Self = Self {
+        delay_ms_base: 500,
+        delay_ms_max: 30_000,
+    };
+
     /// The longest that the retry after this attempt (from 1) may wait.
     pub fn ceiling(&self, attempt: u64) -> Duration {
         let doublings = u32::try_from(attempt.saturating_sub(1))

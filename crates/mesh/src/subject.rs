@@ -23,10 +23,18 @@ pub enum Subject {
     Settled(Channel),
     /// `live.v1.timeline`, core NATS: a chunk is readable (`TimelineChunk`).
     LiveTimeline,
+    /// `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}`: the server gave a message up, as its attempts
+    /// were used up (JSON, the server's own; it has no headers).
+    MaxDeliveries,
+    /// `$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream}.{consumer}`: a worker gave a message up, or the server removed
+    /// it (JSON, the server's own; it has no headers).
+    Terminated,
+    /// `dlq.v1.{stream}.{consumer}`: a message that was given up, with all that is known about it (`DeadLetter`).
+    DeadLetter,
 }
 
 impl Subject {
-    /// All of them.
+    /// All that can be published to by name, which are all but the families.
     pub fn all() -> impl Iterator<Item = Self> {
         Lane::ALL
             .into_iter()
@@ -44,7 +52,12 @@ impl Subject {
             .chain([Self::LiveTimeline])
     }
 
-    /// As it goes over the wire.
+    /// Whether it stands for many: one a stream and consumer.
+    pub const fn is_family(self) -> bool {
+        matches!(self, Self::MaxDeliveries | Self::Terminated | Self::DeadLetter)
+    }
+
+    /// As it goes over the wire; of a family, the filter that chooses all of it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PostCreated(Lane::High) => "post.v1.created.high",
@@ -68,11 +81,20 @@ impl Subject {
             Self::Settled(Channel::Timeline) => "event.v1.settled.timeline",
             Self::Settled(Channel::Push) => "event.v1.settled.push",
             Self::LiveTimeline => "live.v1.timeline",
+            Self::MaxDeliveries => "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*",
+            Self::Terminated => "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.*.*",
+            Self::DeadLetter => "dlq.v1.*.*",
         }
     }
 
     /// Reads a subject off the wire; `None` for one that isn't of the mesh.
     pub fn parse(subject: &str) -> Option<Self> {
+        if let Some(family) = [Self::MaxDeliveries, Self::Terminated, Self::DeadLetter]
+            .into_iter()
+            .find(|family| family.has(subject))
+        {
+            return Some(family);
+        }
         let (kind, last) = subject.rsplit_once('.')?;
         let lane = |make: fn(Lane) -> Self| last.parse().ok().map(make);
         match kind {
@@ -100,11 +122,16 @@ impl Subject {
             | Self::TimelineDeliver(lane)
             | Self::TimelineBackfill(lane)
             | Self::PushDeliver(lane) => Some(lane),
-            Self::Settled(_) | Self::LiveTimeline => None,
+            Self::Settled(_)
+            | Self::LiveTimeline
+            | Self::MaxDeliveries
+            | Self::Terminated
+            | Self::DeadLetter => None,
         }
     }
 
-    /// The Protobuf message that travels on it: the value of the `Herald-Type` header.
+    /// The message that travels on it: the value of the `Herald-Type` header where Herald publishes it, the server's own
+    /// name for it otherwise.
     pub const fn message_type(self) -> &'static str {
         match self {
             Self::PostCreated(_) => "herald.mesh.v1.PostCreated",
@@ -114,7 +141,21 @@ impl Subject {
             Self::TimelineBackfill(_) => "herald.mesh.v1.Backfill",
             Self::PushDeliver(_) => "herald.mesh.v1.PushChunk",
             Self::Settled(_) => "herald.mesh.v1.DeliveriesSettled",
+            Self::MaxDeliveries => "io.nats.jetstream.advisory.v1.max_deliver",
+            Self::Terminated => "io.nats.jetstream.advisory.v1.terminated",
+            Self::DeadLetter => "herald.mesh.v1.DeadLetter",
         }
+    }
+
+    /// Whether a subject is of this family.
+    fn has(self, subject: &str) -> bool {
+        self.as_str()
+            .strip_suffix("*.*")
+            .and_then(|start| subject.strip_prefix(start))
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(stream, consumer)| {
+                !stream.is_empty() && !consumer.is_empty() && !consumer.contains('.')
+            })
     }
 }
 
@@ -148,10 +189,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_family_has_one_a_stream_and_consumer() {
+        for (subject, family) in [
+            (
+                "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.PUSH.push-low",
+                Some(Subject::MaxDeliveries),
+            ),
+            (
+                "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.POSTS.archive",
+                Some(Subject::Terminated),
+            ),
+            ("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.POSTS", None),
+            ("$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.POSTS.archive", None),
+            ("$JS.EVENT.ADVISORY.STREAM.CREATED.POSTS", None),
+            ("dlq.v1.TIMELINE.timeline-low", Some(Subject::DeadLetter)),
+            ("dlq.v1.TIMELINE.", None),
+            ("dlq.v1.TIMELINE.timeline-low.more", None),
+        ] {
+            assert_eq!(Subject::parse(subject), family, "{subject}");
+        }
+        for family in [Subject::MaxDeliveries, Subject::Terminated, Subject::DeadLetter] {
+            assert!(family.is_family() && family.lane().is_none());
+            assert_eq!(Subject::parse(family.as_str()), Some(family));
+        }
+        assert!(!Subject::all().any(Subject::is_family));
+    }
+
     proptest! {
         #[test]
         fn what_parses_is_what_was_read(text in "([a-z0-9]{1,9}\\.){0,4}[a-z0-9]{0,9}") {
-            if let Some(subject) = Subject::parse(&text) {
+            if let Some(subject) = Subject::parse(&text).filter(|subject| !subject.is_family()) {
                 prop_assert_eq!(subject.as_str(), text);
             }
         }

@@ -1,15 +1,16 @@
 //! W3C trace context in NATS headers, and the spans around publishing and handling.
 
 use async_nats::{HeaderMap, HeaderValue};
-use opentelemetry::global;
 use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::{Context, global};
 use tracing::{Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::Subject;
 
-/// The span of one publish, a child of the current one.
-pub(crate) fn publish_span(subject: Subject) -> Span {
+/// The span of one publish to this subject on the wire, a child of the current one.
+pub(crate) fn publish_span(subject: Subject, to: &str) -> Span {
     tracing::info_span!(
         "publish",
         otel.name = publish_name(subject),
@@ -19,13 +20,39 @@ pub(crate) fn publish_span(subject: Subject) -> Span {
         messaging.system = "nats",
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
-        messaging.destination.name = subject.as_str(),
+        messaging.destination.name = to,
     )
+}
+
+/// The span of a redrive: the start of a trace of its own, linked to the current one and to the first one of the message.
+pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "publish",
+        otel.name = "publish redrive.v1",
+        otel.kind = "producer",
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+        messaging.system = "nats",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.destination.name = to,
+    );
+    if !span.is_disabled() {
+        for context in [Span::current().context(), extract(first)] {
+            let context = context.span().span_context().clone();
+            if context.is_valid() {
+                span.add_link(context);
+            }
+        }
+    }
+    span
 }
 
 /// The span of one handling, a child of the publish that its headers name.
 pub(crate) fn process_span(
     subject: Subject,
+    to: &str,
     consumer: &str,
     attempt: u64,
     headers: Option<&HeaderMap>,
@@ -40,16 +67,15 @@ pub(crate) fn process_span(
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.operation.type = "process",
-        messaging.destination.name = subject.as_str(),
+        messaging.destination.name = to,
         messaging.consumer.group.name = consumer,
         messaging.nats.delivery_attempt = attempt,
     );
     if !span.is_disabled()
         && let Some(headers) = headers
     {
-        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
         // Fails when no OpenTelemetry layer is installed: then there is nothing to link.
-        let _ = span.set_parent(parent);
+        let _ = span.set_parent(extract(headers));
     }
     span
 }
@@ -70,6 +96,10 @@ pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeadersMut(headers));
     });
+}
+
+fn extract(headers: &HeaderMap) -> Context {
+    global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)))
 }
 
 struct Headers<'a>(&'a HeaderMap);
@@ -106,6 +136,9 @@ const fn publish_name(subject: Subject) -> &'static str {
         Subject::PushDeliver(_) => "publish push.v1.deliver",
         Subject::Settled(_) => "publish event.v1.settled",
         Subject::LiveTimeline => "publish live.v1.timeline",
+        Subject::MaxDeliveries => "publish max deliveries advisory",
+        Subject::Terminated => "publish terminated advisory",
+        Subject::DeadLetter => "publish dlq.v1",
     }
 }
 
@@ -120,5 +153,8 @@ const fn process_name(subject: Subject) -> &'static str {
         Subject::PushDeliver(_) => "process push.v1.deliver",
         Subject::Settled(_) => "process event.v1.settled",
         Subject::LiveTimeline => "process live.v1.timeline",
+        Subject::MaxDeliveries => "process max deliveries advisory",
+        Subject::Terminated => "process terminated advisory",
+        Subject::DeadLetter => "process dlq.v1",
     }
 }

@@ -11,8 +11,9 @@ use herald_model::time::Micros;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use crate::headers::Origin;
 use crate::topology::ConsumerSpec;
-use crate::{Delivery, Handler, Settle, Subject, trace};
+use crate::{Delivery, Handler, Settle, trace};
 
 /// A reason goes into one protocol line and one advisory.
 const REASON_BYTES_MAX: usize = 512;
@@ -35,28 +36,38 @@ impl<H: Handler> Worker<H> {
         let Some(meta) = Meta::parse(&reply) else {
             return tracing::error!(consumer = self.spec.name, %reply, "a reply subject that is not jetstream's");
         };
-        let Some(subject) = Subject::parse(&message.subject) else {
-            let reason = format!("unknown subject {}", message.subject);
-            return self
-                .settle(&reply, &meta, &message.subject, Settle::Term { reason })
-                .await;
+        let headers = message.headers.as_ref();
+        let origin = match Origin::read(&message.subject, meta.sequence, meta.published_at, headers) {
+            Ok(origin) => origin,
+            Err(reason) => {
+                return self
+                    .settle(&reply, &meta, &message.subject, Settle::Term { reason })
+                    .await;
+            }
         };
 
-        let span = trace::process_span(subject, &self.spec.name, meta.attempt, message.headers.as_ref());
+        let span = trace::process_span(
+            origin.subject,
+            &message.subject,
+            &self.spec.name,
+            meta.attempt,
+            headers,
+        );
         let delivery = Delivery {
-            subject,
+            subject: origin.subject,
             payload: message.payload,
-            sequence: meta.sequence,
+            sequence: origin.sequence,
             attempt: meta.attempt,
             attempts_max: u64::from(self.spec.attempts_max),
-            published_at: meta.published_at,
+            published_at: origin.published_at,
+            redrive: origin.redrive,
             pending_count: meta.pending,
             headers: message.headers,
         };
         async {
             let settle = self.handle(&delivery, &reply).await;
             if let Some(settle) = settle {
-                self.settle(&reply, &meta, subject.as_str(), settle).await;
+                self.settle(&reply, &meta, &message.subject, settle).await;
             } else {
                 tracing::warn!(
                     stream = self.spec.stream,

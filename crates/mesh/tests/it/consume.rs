@@ -147,7 +147,7 @@ async fn a_retry_comes_after_its_delay_and_a_panic_counts_as_an_attempt() {
 
 #[tokio::test]
 async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
-    let fixture = Fixture::start_with(|config| config.attempts_max = 3).await;
+    let fixture = Fixture::start_with(|config| config.consumers.timeline.attempts_max = 3).await;
     fixture.publish([1, 2]).await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         assert!(post(&delivery) != 1, "always");
@@ -174,7 +174,7 @@ async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
 
 #[tokio::test]
 async fn a_slow_handler_keeps_its_message() {
-    let fixture = Fixture::start_with(|config| config.ack_wait_seconds = 1).await;
+    let fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 1).await;
     fixture.publish([1]).await;
     let (handler, mut seen) = Script::new(|_| async {
         // What is slow here is the work, for more than twice ack_wait.
@@ -269,7 +269,7 @@ async fn a_shutdown_finishes_what_runs_and_gives_the_rest_to_others_at_once() {
 
 #[tokio::test]
 async fn a_handler_that_outlasts_the_shutdown_gives_its_message_back() {
-    let fixture = Fixture::start_with(|config| config.ack_wait_seconds = 1).await;
+    let fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 1).await;
     fixture.publish([1]).await;
     let (handler, mut seen) = Script::new(|_| std::future::pending());
     let work = fixture.work(handler, ConsumeOptions::default());

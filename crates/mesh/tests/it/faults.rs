@@ -20,7 +20,7 @@ async fn a_crash_under_load_loses_nothing() {
 async fn restart_under_load(crash: bool) {
     const POSTS: u64 = 3_000;
     // A message that was on its way when the server went comes again after this.
-    let mut fixture = Fixture::start_with(|config| config.ack_wait_seconds = 2).await;
+    let mut fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 2).await;
     let (handler, mut seen) = Script::acks();
     let work = fixture.work(handler, ConsumeOptions::default());
 

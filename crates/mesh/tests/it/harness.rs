@@ -39,13 +39,12 @@ impl Fixture {
         crate::trace::spans();
         let server = Server::start(ServerConfig::default()).await.unwrap();
         let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
-        let mut config = TopologyConfig {
-            retry: RetryDelay {
-                delay_ms_base: 20,
-                delay_ms_max: 100,
-            },
-            ..TopologyConfig::default()
+        let retry = RetryDelay {
+            delay_ms_base: 20,
+            delay_ms_max: 100,
         };
+        let mut config = TopologyConfig::default();
+        config.consumers = config.consumers.each(|policy| policy.retry = retry);
         change(&mut config);
         let topology = Topology::new(&config).unwrap();
         mesh.ensure(&topology).await.unwrap();

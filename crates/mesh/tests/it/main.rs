@@ -5,6 +5,7 @@ mod consume;
 mod faults;
 mod harness;
 mod lag;
+mod letters;
 mod publish;
 mod topology;
 mod trace;

@@ -48,10 +48,8 @@ async fn a_changed_configuration_changes_the_server_and_leaves_the_rest_as_it_is
     config.description = Some("mine".into());
     jetstream.update_stream(&config).await.unwrap();
 
-    let mut changed = TopologyConfig {
-        ack_wait_seconds: 7,
-        ..TopologyConfig::default()
-    };
+    let mut changed = TopologyConfig::default();
+    changed.consumers.push.ack_wait_seconds = 7;
     changed.push.bytes_max /= 2;
     fixture
         .mesh

@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::harness::{Fixture, SUBJECT, Script, chunk, until};
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Spans(Arc<Mutex<Vec<SpanData>>>);
+pub(crate) struct Spans(pub(crate) Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Spans {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {

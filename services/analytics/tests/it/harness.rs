@@ -56,12 +56,11 @@ impl Harness {
         let mesh = Mesh::connect(&herald_mesh::Config::at(nats.client_url()))
             .await
             .unwrap();
-        let mut config = TopologyConfig {
-            ack_wait_seconds: 2,
-            ..TopologyConfig::default()
-        };
-        config.retry.delay_ms_base = 10;
-        config.retry.delay_ms_max = 100;
+        let mut config = TopologyConfig::default();
+        let analytics = &mut config.consumers.analytics;
+        analytics.ack_wait_seconds = 2;
+        analytics.retry.delay_ms_base = 10;
+        analytics.retry.delay_ms_max = 100;
         let topology = Arc::new(Topology::new(&config).unwrap());
         mesh.ensure(&topology).await.unwrap();
         let dir = TempDir::new().unwrap();

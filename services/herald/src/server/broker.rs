@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use herald_local_nats as local;
-use herald_mesh::TopologyConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
@@ -40,7 +39,7 @@ impl Broker {
             port: config.nats.port,
             // The streams' own limits are the limit, not three quarters of what happens to be free: nothing is set aside on
             // the disk, and the store refuses posts before it is full.
-            max_file_bytes: Some(file_bytes(&config.topology)),
+            max_file_bytes: Some(file_bytes(config.topology.bytes_max())),
             sync_interval: if config.nats.sync_always {
                 local::SyncInterval::Always
             } else {
@@ -112,17 +111,6 @@ impl Broker {
 }
 
 /// What all streams may hold together, and room for the broker's own books.
-fn file_bytes(topology: &TopologyConfig) -> u64 {
-    let TopologyConfig {
-        posts,
-        slices,
-        timeline,
-        push,
-        events,
-        advisories,
-        ..
-    } = topology;
-    let streams = [posts, slices, timeline, push, events, advisories];
-    let total: u64 = streams.iter().map(|limits| limits.bytes_max).sum();
-    total.saturating_add(total / 4)
+fn file_bytes(streams: u64) -> u64 {
+    streams.saturating_add(streams / 4)
 }

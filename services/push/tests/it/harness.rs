@@ -84,7 +84,14 @@ impl Herald {
             delay_ms_base: 20,
             delay_ms_max: 50,
         };
-        let topology = Arc::new(Topology::new(&TopologyConfig { retry, ..topology }).unwrap());
+        let consumers = topology.consumers.each(|policy| policy.retry = retry);
+        let topology = Arc::new(
+            Topology::new(&TopologyConfig {
+                consumers,
+                ..topology
+            })
+            .unwrap(),
+        );
         mesh.ensure(&topology).await.unwrap();
         let store = Embedded::open(&embedded::Config {
             data_dir: data.path().join("store"),

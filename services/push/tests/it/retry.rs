@@ -106,10 +106,8 @@ async fn a_final_refusal_is_not_tried_again() {
 
 #[tokio::test]
 async fn after_the_last_attempt_a_recipient_is_dead() {
-    let topology = TopologyConfig {
-        push_attempts_max: 3,
-        ..TopologyConfig::default()
-    };
+    let mut topology = TopologyConfig::default();
+    topology.consumers.push.attempts_max = 3;
     let herald = Herald::start_with(local(), topology).await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
     herald.webhook(a, "ill").await;

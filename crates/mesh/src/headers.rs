@@ -1,0 +1,135 @@
+//! The headers that messages carry beside JetStream's own and the trace context, and what a message that comes another
+//! time says about its first.
+
+use async_nats::{HeaderMap, HeaderValue};
+use herald_model::time::Micros;
+
+use crate::{Redriven, Subject};
+
+/// Names the Protobuf message.
+pub(crate) const TYPE: &str = "Herald-Type";
+/// `{letter}/{round}`: the dead letter that this message is redriven from, and how often that was done.
+pub(crate) const REDRIVE: &str = "Herald-Redrive";
+/// The subject that the message had the first time.
+pub(crate) const SUBJECT: &str = "Herald-Subject";
+/// The sequence that the message had the first time.
+pub(crate) const SEQUENCE: &str = "Herald-Sequence";
+/// When the message was stored the first time, microseconds since 1970.
+pub(crate) const PUBLISHED_AT: &str = "Herald-Published-At";
+
+pub(crate) const TRACE_PARENT: &str = "traceparent";
+pub(crate) const TRACE_STATE: &str = "tracestate";
+
+/// The subject that redriven messages of all kinds have, up to the kind.
+pub(crate) const REDRIVE_SUBJECTS: &str = "redrive.v1.";
+
+/// The headers of any message on this subject.
+pub(crate) fn typed(subject: Subject) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(TYPE, subject.message_type());
+    headers
+}
+
+/// Adds a header, unless its value can't be one.
+pub(crate) fn add(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = value.parse::<HeaderValue>() {
+        headers.insert(name, value);
+    }
+}
+
+/// One header's value.
+pub(crate) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(HeaderValue::as_str)
+}
+
+/// What a message is to its handler: what it was the first time, if this isn't it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) subject: Subject,
+    pub(crate) sequence: u64,
+    pub(crate) published_at: Micros,
+    pub(crate) redrive: Option<Redriven>,
+}
+
+impl Origin {
+    /// Of a message as it was delivered; the error is why nobody can make sense of it.
+    pub(crate) fn read(
+        subject: &str,
+        sequence: u64,
+        published_at: Micros,
+        headers: Option<&HeaderMap>,
+    ) -> Result<Self, String> {
+        if !subject.starts_with(REDRIVE_SUBJECTS) {
+            return Ok(Self {
+                subject: Subject::parse(subject).ok_or_else(|| format!("unknown subject {subject}"))?,
+                sequence,
+                published_at,
+                redrive: None,
+            });
+        }
+        let header = |name: &str| headers.and_then(|headers| get(headers, name));
+        let redriven = || {
+            Some(Self {
+                subject: Subject::parse(header(SUBJECT)?)?,
+                sequence: header(SEQUENCE)?.parse().ok()?,
+                published_at: Micros(header(PUBLISHED_AT)?.parse().ok()?),
+                redrive: Some(Redriven::parse(header(REDRIVE)?)?),
+            })
+        };
+        redriven().ok_or_else(|| format!("a message on {subject} that does not say what it was"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::Lane;
+
+    use super::*;
+
+    #[test]
+    fn a_redriven_message_is_what_it_was_the_first_time() {
+        let mut headers = typed(Subject::PushDeliver(Lane::Low));
+        for (name, value) in [
+            (SUBJECT, "push.v1.deliver.low"),
+            (SEQUENCE, "7"),
+            (PUBLISHED_AT, "1790230470084404"),
+            (REDRIVE, "12/3"),
+        ] {
+            headers.insert(name, value);
+        }
+        let read = |headers: &HeaderMap| Origin::read("redrive.v1.push", 100, Micros(5), Some(headers));
+        let redriven = Origin {
+            subject: Subject::PushDeliver(Lane::Low),
+            sequence: 7,
+            published_at: Micros(1_790_230_470_084_404),
+            redrive: Some(Redriven { letter: 12, round: 3 }),
+        };
+        assert_eq!(read(&headers), Ok(redriven));
+        // On its first way nobody asks what the headers say.
+        let first = Origin::read("push.v1.deliver.high", 100, Micros(5), Some(&headers)).unwrap();
+        assert_eq!(
+            (first.subject, first.sequence),
+            (Subject::PushDeliver(Lane::High), 100)
+        );
+        for (name, value) in [
+            (SUBJECT, "push"),
+            (SEQUENCE, "-1"),
+            (PUBLISHED_AT, ""),
+            (REDRIVE, "12"),
+        ] {
+            let mut headers = headers.clone();
+            headers.insert(name, value);
+            assert!(read(&headers).is_err(), "{name}");
+        }
+        assert!(Origin::read("redrive.v1.push", 100, Micros(5), None).is_err());
+        assert!(Origin::read("strange", 100, Micros(5), None).is_err());
+    }
+
+    #[test]
+    fn what_cant_be_a_header_is_left_out() {
+        let mut headers = HeaderMap::new();
+        add(&mut headers, TRACE_STATE, "a\r\nNats-Msg-Id: b");
+        add(&mut headers, TRACE_PARENT, "00-1-2-01");
+        assert_eq!(headers.len(), 1);
+    }
+}
