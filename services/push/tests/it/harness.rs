@@ -68,7 +68,7 @@ impl Herald {
     }
 
     pub(crate) async fn start_with(config: Config, topology: TopologyConfig) -> Self {
-        let mut herald = Self::prepare(config, topology).await;
+        let mut herald = Box::pin(Self::prepare(config, topology)).await;
         herald.serve();
         herald
     }
