@@ -3,6 +3,8 @@
 
 #![allow(clippy::pedantic, missing_docs, unreachable_pub)]
 
+mod settled;
+
 /// Nested as the packages are, because generated code refers to its neighbours by `super`.
 mod herald {
     pub mod v1 {

@@ -14,7 +14,7 @@ use std::{
 use futures::{StreamExt, stream};
 use herald_model::{Channel, PostId, Recipients, UserKey, time::Micros};
 use herald_store::{
-    Base, ChunkPlan, Outcome, Result, SettledCounts, Settlement, SlicePlan,
+    Base, ChunkPlan, Outcome, Result, Settlement, SlicePlan,
     embedded::{Config, Embedded},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -75,7 +75,6 @@ async fn bench(config: Config, posts: u64) {
             expired: Recipients::default(),
             dead: Recipients::default(),
             partly: Vec::new(),
-            announced: SettledCounts::default(),
         };
         let settlement = settlement(post, Channel::Push, chunk, Base::Revision(0), outcome);
         let ledger = &ledger;

@@ -47,9 +47,6 @@ pub enum Outcome {
         dead: Recipients,
         /// Pending, but with some devices done already.
         partly: Vec<Partly>,
-        /// How many of these were announced by events before this was recorded. The rest is owed one more event, and
-        /// whoever reads this can make the very same one again.
-        announced: SettledCounts,
     },
 }
 

@@ -42,7 +42,7 @@ pub use letters::{
 };
 pub use posts::{Archived, Posts};
 pub use timelines::{Durable, Timelines};
-pub use totals::{Counts, PostTotals, Totals, TotalsBatch};
+pub use totals::{ChunkRef, Counted, Counts, PostTotals, Totals, TotalsBatch};
 
 /// One engine's implementation of each trait. Cloning shares them.
 #[derive(Clone)]

@@ -3,27 +3,29 @@
 use std::ops::AddAssign;
 
 use async_trait::async_trait;
-use herald_model::{PostId, UserKey};
+use herald_model::{Channel, ChunkId, PostId, UserKey};
 
-use crate::Result;
+use crate::{Result, SettledCounts};
 
-/// Counts of what happened.
+/// Counts of what happened, or by how much they change: a redrive takes deaths back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Posts accepted.
-    pub posts: u64,
+    pub posts: i64,
     /// Posts deleted.
-    pub deleted_posts: u64,
+    pub deleted_posts: i64,
     /// Timeline deliveries.
-    pub timeline_delivered: u64,
+    pub timeline_delivered: i64,
+    /// Timeline deliveries given up.
+    pub timeline_dead: i64,
     /// Pushes accepted by a provider.
-    pub push_delivered: u64,
+    pub push_delivered: i64,
     /// Pushes left out on purpose.
-    pub push_suppressed: u64,
+    pub push_suppressed: i64,
     /// Pushes that were too late.
-    pub push_expired: u64,
+    pub push_expired: i64,
     /// Pushes given up.
-    pub push_dead: u64,
+    pub push_dead: i64,
 }
 
 impl AddAssign for Counts {
@@ -31,6 +33,7 @@ impl AddAssign for Counts {
         self.posts += other.posts;
         self.deleted_posts += other.deleted_posts;
         self.timeline_delivered += other.timeline_delivered;
+        self.timeline_dead += other.timeline_dead;
         self.push_delivered += other.push_delivered;
         self.push_suppressed += other.push_suppressed;
         self.push_expired += other.push_expired;
@@ -51,6 +54,26 @@ pub struct PostTotals {
     pub push_latency_ms_max: u64,
 }
 
+/// A chunk, as its events name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkRef {
+    /// The post.
+    pub post: PostId,
+    /// The channel.
+    pub channel: Channel,
+    /// The chunk.
+    pub chunk: ChunkId,
+}
+
+/// What of a chunk is counted: all that its events up to a revision tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// The revision.
+    pub revision: u64,
+    /// The recipients that are settled in it.
+    pub counts: SettledCounts,
+}
+
 /// What one file of analytics adds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TotalsBatch {
@@ -64,9 +87,11 @@ pub struct TotalsBatch {
     pub posts: Vec<(PostId, PostTotals)>,
     /// What to add, by hour (hours since 1970).
     pub hours: Vec<(u32, Counts)>,
+    /// What of these chunks is counted with this file.
+    pub chunks: Vec<(ChunkRef, Counted)>,
 }
 
-/// Counts by post and hour, each message counted once.
+/// Counts by post and hour, each message counted once, and each revision of a chunk.
 ///
 /// A file is announced with [`intend`](Self::intend) before it is written, and its messages are counted and marked as seen
 /// in one atomic [`commit`](Self::commit) after. What was announced and never committed is left over from a crash: the
@@ -75,6 +100,9 @@ pub struct TotalsBatch {
 pub trait Totals: Send + Sync {
     /// Which of these messages were committed already.
     async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>>;
+
+    /// What of these chunks is counted already, in their order. It is known as long as what became of their posts is.
+    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>>;
 
     /// Announces a file.
     async fn intend(&self, file: &str) -> Result<()>;
@@ -87,7 +115,8 @@ pub trait Totals: Send + Sync {
 
     /// Adds counts, marks messages as seen and clears the file's intent, all or nothing. When all of its messages were
     /// committed before, nothing changes and the intent stays; when some were, it is refused as
-    /// [`Corrupt`](crate::ErrorKind::Corrupt).
+    /// [`Corrupt`](crate::ErrorKind::Corrupt). When a chunk is counted up to a later revision already, it is refused as
+    /// [`Conflict`](crate::ErrorKind::Conflict).
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
     /// One post's totals.

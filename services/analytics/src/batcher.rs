@@ -1,7 +1,7 @@
 //! Gathers messages of one stream, and writes and counts them together.
 //!
-//! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, announce it
-//! ([`Totals::intend`]), write it, then count its messages, mark them as seen and clear the announcement, all in one
+//! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, leave out what is older than
+//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its messages, mark them as seen and clear the announcement, all in one
 //! ([`Totals::commit`]); then tell each message's handler.
 //!
 //! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and its message is
@@ -152,9 +152,17 @@ impl Batcher {
                 fresh.extend(entry);
             }
         }
-        for file in files(self.stream, fresh) {
+        for mut file in files(self.stream, fresh) {
             let sequences: Vec<_> = file.entries.iter().map(|entry| entry.sequence).collect();
-            self.write(file).await?;
+            // Only now: the file before may have told of the same chunks.
+            let chunks = file.chunks();
+            let counted = self.totals.counted(&chunks).await?;
+            file.follow(&mut chunks.into_iter().zip(counted).collect());
+            let stale = sequences.len() - file.entries.len();
+            self.metrics.stale.inc_by(stale as u64);
+            if !file.entries.is_empty() {
+                self.write(file).await?;
+            }
             for sequence in sequences {
                 batch.settle(sequence, &Settle::Ack);
             }

@@ -1,10 +1,10 @@
 //! What a message adds, which file it goes to, and which hours a caller may ask for. Pure: no clock, no I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use herald_model::time::Micros;
-use herald_model::{Channel, ChunkId, FollowVersion, Lane, PostId, UserId, UserKey};
-use herald_store::{Counts, PostTotals, TotalsBatch};
+use herald_model::{Channel, FollowVersion, Lane, PostId, UserId, UserKey};
+use herald_store::{ChunkRef, Counted, Counts, PostTotals, SettledCounts, TotalsBatch};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use xxhash_rust::xxh3::Xxh3;
@@ -65,19 +65,41 @@ pub(crate) struct DeletionRow {
     pub(crate) deleted_at: Micros,
 }
 
-/// Deliveries of one chunk that were settled together.
+/// A chunk whose deliveries were settled, or tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeliveriesRow {
-    pub(crate) post: PostId,
     pub(crate) author: UserKey,
-    pub(crate) channel: Channel,
-    pub(crate) chunk: ChunkId,
-    pub(crate) delivered: u32,
-    pub(crate) suppressed: u32,
-    pub(crate) expired: u32,
-    pub(crate) dead: u32,
+    pub(crate) chunk: ChunkRef,
+    /// The chunk's state that the message tells of.
+    pub(crate) state: Counted,
+    /// What it adds to what was counted before.
+    pub(crate) change: Change,
     pub(crate) accepted_at: Micros,
     pub(crate) settled_at: Micros,
+}
+
+/// By how much the counts of a chunk change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) delivered: i32,
+    pub(crate) suppressed: i32,
+    pub(crate) expired: i32,
+    /// Less than 0 when a redrive has tried dead ones again.
+    pub(crate) dead: i32,
+}
+
+impl Change {
+    /// What leads from one state to the other.
+    fn between(before: SettledCounts, after: SettledCounts) -> Self {
+        // A chunk has thousands of recipients, not billions.
+        let change = |before: u32, after: u32| after.cast_signed().wrapping_sub(before.cast_signed());
+        Self {
+            delivered: change(before.delivered, after.delivered),
+            suppressed: change(before.suppressed, after.suppressed),
+            expired: change(before.expired, after.expired),
+            dead: change(before.dead, after.dead),
+        }
+    }
 }
 
 /// What one message says.
@@ -111,7 +133,7 @@ impl Row {
         match self {
             Self::Post(row) => row.post,
             Self::Deletion(row) => row.post,
-            Self::Deliveries(row) => row.post,
+            Self::Deliveries(row) => row.chunk.post,
         }
     }
 
@@ -140,9 +162,9 @@ impl Row {
             ),
             Self::Deliveries(row) => {
                 let mut totals = of(row.author, row.counts());
-                if row.delivered > 0 {
+                if row.change.delivered > 0 {
                     let latency = row.settled_at.since(row.accepted_at).as_millis() as u64;
-                    match row.channel {
+                    match row.chunk.channel {
                         Channel::Timeline => totals.timeline_latency_ms_max = latency,
                         Channel::Push => totals.push_latency_ms_max = latency,
                     }
@@ -155,20 +177,43 @@ impl Row {
 
 impl DeliveriesRow {
     fn counts(&self) -> Counts {
-        match self.channel {
-            // A timeline has no other outcome than delivered.
+        match self.chunk.channel {
+            // Nobody is left out of a timeline, and none is too late for it.
             Channel::Timeline => Counts {
-                timeline_delivered: self.delivered.into(),
+                timeline_delivered: self.change.delivered.into(),
+                timeline_dead: self.change.dead.into(),
                 ..Counts::default()
             },
             Channel::Push => Counts {
-                push_delivered: self.delivered.into(),
-                push_suppressed: self.suppressed.into(),
-                push_expired: self.expired.into(),
-                push_dead: self.dead.into(),
+                push_delivered: self.change.delivered.into(),
+                push_suppressed: self.change.suppressed.into(),
+                push_expired: self.change.expired.into(),
+                push_dead: self.change.dead.into(),
                 ..Counts::default()
             },
         }
+    }
+
+    /// Goes on from what is counted; false when it tells nothing new.
+    fn follow(&mut self, counted: &mut Counted) -> bool {
+        if self.state.revision == 0 && counted.revision == 0 {
+            // From an older version: these are the counts of one settlement.
+            self.state.counts = sum(counted.counts, self.state.counts);
+        } else if self.state.revision <= counted.revision {
+            return false;
+        }
+        self.change = Change::between(counted.counts, self.state.counts);
+        *counted = self.state;
+        true
+    }
+}
+
+fn sum(a: SettledCounts, b: SettledCounts) -> SettledCounts {
+    SettledCounts {
+        delivered: a.delivered.saturating_add(b.delivered),
+        suppressed: a.suppressed.saturating_add(b.suppressed),
+        expired: a.expired.saturating_add(b.expired),
+        dead: a.dead.saturating_add(b.dead),
     }
 }
 
@@ -181,7 +226,7 @@ pub(crate) struct Entry {
 
 /// The messages of one stream that go into one file: one table, one hour.
 ///
-/// *Invariant:* there is at least one, their sequences ascend strictly.
+/// *Invariant:* their sequences ascend strictly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) stream: &'static str,
@@ -214,6 +259,28 @@ pub(crate) fn files(stream: &'static str, entries: impl IntoIterator<Item = Entr
 }
 
 impl File {
+    /// The chunks it tells of, ascending.
+    pub(crate) fn chunks(&self) -> Vec<ChunkRef> {
+        let chunks: BTreeSet<ChunkRef> = self
+            .entries
+            .iter()
+            .filter_map(|entry| match &entry.row {
+                Row::Deliveries(row) => Some(row.chunk),
+                Row::Post(_) | Row::Deletion(_) => None,
+            })
+            .collect();
+        chunks.into_iter().collect()
+    }
+
+    /// Leaves only what adds something to what is counted of [`chunks`](Self::chunks), and says how much. Messages of a
+    /// chunk may come late, twice, and out of order: each tells all of it, so the one with the greatest revision stands.
+    pub(crate) fn follow(&mut self, counted: &mut BTreeMap<ChunkRef, Counted>) {
+        self.entries.retain_mut(|entry| match &mut entry.row {
+            Row::Deliveries(row) => row.follow(counted.entry(row.chunk).or_default()),
+            Row::Post(_) | Row::Deletion(_) => true,
+        });
+    }
+
     /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the sequences}.parquet`: the same messages are
     /// the same file, others never are.
     pub(crate) fn path(&self) -> String {
@@ -236,9 +303,13 @@ impl File {
     pub(crate) fn totals(&self, path: &str) -> TotalsBatch {
         let mut posts: BTreeMap<PostId, PostTotals> = BTreeMap::new();
         let mut hour = Counts::default();
+        let mut chunks: BTreeMap<ChunkRef, Counted> = BTreeMap::new();
         for entry in &self.entries {
             let more = entry.row.totals();
             hour += more.counts;
+            if let Row::Deliveries(row) = &entry.row {
+                chunks.insert(row.chunk, row.state);
+            }
             posts
                 .entry(entry.row.post())
                 .and_modify(|totals| {
@@ -255,6 +326,7 @@ impl File {
             file: path.to_owned(),
             posts: posts.into_iter().collect(),
             hours: vec![(self.hour, hour)],
+            chunks: chunks.into_iter().collect(),
         }
     }
 }
@@ -306,149 +378,4 @@ pub(crate) fn hours(start: Option<Micros>, end: Option<Micros>, now: Micros) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const HOUR: i64 = HOUR_MICROS;
-
-    fn deliveries(sequence: u64, settled_at: i64, channel: Channel) -> Entry {
-        let row = DeliveriesRow {
-            post: PostId(7),
-            author: UserKey(3),
-            channel,
-            chunk: ChunkId(sequence),
-            delivered: 10,
-            suppressed: 3,
-            expired: 2,
-            dead: 1,
-            accepted_at: Micros(settled_at - 2_500),
-            settled_at: Micros(settled_at),
-        };
-        Entry {
-            sequence,
-            row: Row::Deliveries(row),
-        }
-    }
-
-    fn deletion(sequence: u64, deleted_at: i64) -> Entry {
-        let row = DeletionRow {
-            post: PostId(sequence),
-            author: UserKey(1),
-            deleted_at: Micros(deleted_at),
-        };
-        Entry {
-            sequence,
-            row: Row::Deletion(row),
-        }
-    }
-
-    #[test]
-    fn a_file_is_named_by_its_hour_and_its_messages() {
-        let at = 20_000 * 24 * HOUR + 5 * HOUR + 1;
-        let files = files("POSTS", [deletion(12, at), deletion(9, at), deletion(12, at)]);
-        let [file] = files.as_slice() else {
-            panic!("{files:?}")
-        };
-        let path = file.path();
-        assert!(
-            path.starts_with("deletions/date=2024-10-04/hour=05/POSTS-9-12-"),
-            "{path}"
-        );
-        assert_eq!(file.entries.len(), 2);
-        let others = super::files("POSTS", [deletion(9, at), deletion(10, at), deletion(12, at)]);
-        assert_ne!(path, others[0].path());
-    }
-
-    #[test]
-    fn totals_are_added_by_post_and_hour() {
-        let files = files(
-            "EVENTS",
-            [
-                deliveries(1, HOUR, Channel::Timeline),
-                deliveries(2, HOUR + 9, Channel::Push),
-            ],
-        );
-        let [file] = files.as_slice() else {
-            panic!("{files:?}")
-        };
-        let totals = file.totals("a file");
-        let counts = Counts {
-            timeline_delivered: 10,
-            push_delivered: 10,
-            push_suppressed: 3,
-            push_expired: 2,
-            push_dead: 1,
-            ..Counts::default()
-        };
-        assert_eq!(totals.sequences, [1, 2]);
-        assert_eq!(totals.hours, [(1, counts)]);
-        let post = PostTotals {
-            author: UserKey(3),
-            counts,
-            timeline_latency_ms_max: 2,
-            push_latency_ms_max: 2,
-        };
-        assert_eq!(totals.posts, [(PostId(7), post)]);
-    }
-
-    #[test]
-    fn a_range_is_rounded_outwards_and_bounded() {
-        let now = Micros(100 * HOUR + 1);
-        let at = |hours: i64| Some(Micros(hours * HOUR + 1));
-        assert_eq!(hours(None, None, now), Ok(Hours { start: 76, end: 101 }));
-        assert_eq!(hours(at(3), at(4), now), Ok(Hours { start: 3, end: 5 }));
-        assert_eq!(
-            hours(Some(Micros(3 * HOUR)), Some(Micros(4 * HOUR)), now),
-            Ok(Hours { start: 3, end: 4 })
-        );
-        assert_eq!(hours(at(4), at(4), now).unwrap_err().0, "end_time");
-        assert_eq!(hours(at(200), None, now).unwrap_err().0, "start_time");
-        assert_eq!(
-            hours(at(0), at(31 * 24), now),
-            Ok(Hours {
-                start: 0,
-                end: 31 * 24 + 1
-            })
-        );
-        assert_eq!(
-            hours(at(0), Some(Micros(31 * 24 * HOUR + 2)), now).unwrap_err().0,
-            "end_time"
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn every_message_goes_into_exactly_one_file(
-            entries in prop::collection::vec((0_u64..50, 0_i64..5 * HOUR, any::<bool>()), 0..60),
-        ) {
-            let entries: BTreeMap<u64, Entry> = entries
-                .into_iter()
-                .map(|(sequence, at, gone)| {
-                    let entry = if gone { deletion(sequence, at) } else { deliveries(sequence, at, Channel::Push) };
-                    (sequence, entry)
-                })
-                .collect();
-            let files = files("EVENTS", entries.values().cloned());
-            let mut found: Vec<_> = files.iter().flat_map(|file| file.entries.iter().cloned()).collect();
-            found.sort_by_key(|entry| entry.sequence);
-            prop_assert!(found.iter().eq(entries.values()));
-            for file in &files {
-                prop_assert!(file.entries.is_sorted_by(|a, b| a.sequence < b.sequence));
-                for entry in &file.entries {
-                    prop_assert_eq!(hour_of(entry.row.at()), Some(file.hour));
-                    prop_assert_eq!(entry.row.table(), file.table);
-                }
-            }
-        }
-
-        #[test]
-        fn any_range_is_answered_or_refused(start: Option<i64>, end: Option<i64>, now in 0..i64::MAX / 2) {
-            if let Ok(hours) = hours(start.map(Micros), end.map(Micros), Micros(now)) {
-                prop_assert!(hours.start <= hours.end);
-                prop_assert!(i64::from(hours.end - hours.start) <= RANGE_HOURS_MAX + 1);
-            }
-        }
-    }
-}
+mod tests;

@@ -116,13 +116,16 @@ fn moment(field: &str, time: Option<Timestamp>) -> Result<Option<Micros>, Status
 }
 
 fn wire(counts: Counts) -> WireTotals {
+    // Only deaths are taken back.
+    let count = |count: i64| u64::try_from(count).unwrap_or_default();
     WireTotals {
-        post_count: counts.posts,
-        deleted_post_count: counts.deleted_posts,
-        timeline_delivered_count: counts.timeline_delivered,
-        push_delivered_count: counts.push_delivered,
-        push_suppressed_count: counts.push_suppressed,
-        push_expired_count: counts.push_expired,
+        post_count: count(counts.posts),
+        deleted_post_count: count(counts.deleted_posts),
+        timeline_delivered_count: count(counts.timeline_delivered),
+        timeline_dead_count: counts.timeline_dead,
+        push_delivered_count: count(counts.push_delivered),
+        push_suppressed_count: count(counts.push_suppressed),
+        push_expired_count: count(counts.push_expired),
         push_dead_count: counts.push_dead,
     }
 }

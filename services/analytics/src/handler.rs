@@ -5,10 +5,11 @@ use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::time::Micros;
 use herald_model::{ChunkId, FollowVersion, PostId, UserId, UserKey};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted};
+use herald_store::{ChunkRef, Counted, SettledCounts};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::batcher::Submission;
-use crate::domain::{DeletionRow, DeliveriesRow, Entry, PostRow, Row, hour_of};
+use crate::domain::{Change, DeletionRow, DeliveriesRow, Entry, PostRow, Row, hour_of};
 
 /// Hands messages to the batcher and waits for their commit.
 pub(crate) struct Messages {
@@ -65,14 +66,22 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Row, Settle> {
         Subject::Settled(channel) => {
             let settled: DeliveriesSettled = delivery.decode()?;
             Row::Deliveries(DeliveriesRow {
-                post: PostId(settled.post_id),
                 author: UserKey(settled.author_key),
-                channel,
-                chunk: ChunkId(settled.chunk_id),
-                delivered: settled.delivered_count,
-                suppressed: settled.suppressed_count,
-                expired: settled.expired_count,
-                dead: settled.dead_count,
+                chunk: ChunkRef {
+                    post: PostId(settled.post_id),
+                    channel,
+                    chunk: ChunkId(settled.chunk_id),
+                },
+                state: Counted {
+                    revision: settled.revision,
+                    counts: SettledCounts {
+                        delivered: settled.delivered_count,
+                        suppressed: settled.suppressed_count,
+                        expired: settled.expired_count,
+                        dead: settled.dead_count,
+                    },
+                },
+                change: Change::default(),
                 accepted_at: Micros(settled.accepted_at_us),
                 settled_at: Micros(settled.settled_at_us),
             })

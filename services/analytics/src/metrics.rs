@@ -11,6 +11,8 @@ pub struct Metrics {
     files: Family<ByTable, Counter>,
     /// Messages that had been counted before: redeliveries, left out.
     pub repeats: Counter,
+    /// Events that told nothing new of their chunk: published again, or overtaken by a later one.
+    pub stale: Counter,
     /// Batches, or parts of them, that failed and come again.
     pub failures: Counter,
     /// Files of earlier failures or an earlier run, deleted.
@@ -26,6 +28,7 @@ impl Metrics {
             rows: Family::default(),
             files: Family::default(),
             repeats: Counter::default(),
+            stale: Counter::default(),
             failures: Counter::default(),
             leftovers: Counter::default(),
             commit_seconds: seconds(),
@@ -44,6 +47,11 @@ impl Metrics {
             "analytics_repeats",
             "Messages that had been counted before and were left out",
             metrics.repeats.clone(),
+        );
+        registry.register(
+            "analytics_stale",
+            "Events that told nothing new of their chunk and were left out",
+            metrics.stale.clone(),
         );
         registry.register(
             "analytics_failures",

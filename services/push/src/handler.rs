@@ -129,10 +129,7 @@ impl Chunks {
     async fn deliver(&self, chunk: &Chunk, last: bool) -> Result<Settle, AttemptError> {
         let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded(outcome, &chunk.recipients));
-        let before = progress.counts();
-        // An earlier attempt may have recorded this and died. Nothing is recorded on top before it is told.
-        self.announce(chunk, &mut progress).await?;
-
+        let (before, revision_before) = (progress.counts(), progress.revision());
         let attempted = self.attempt(chunk, &mut progress).await;
         let gave_up = attempted.is_ok() && last && progress.is_pending();
         let failures = progress.failures();
@@ -143,7 +140,10 @@ impl Chunks {
         self.record(chunk, &mut progress).await?;
         self.metrics.settled(chunk.lane, progress.counts() - before);
         attempted?;
-        self.announce(chunk, &mut progress).await?;
+        // At the end in any case: an earlier attempt may have recorded and died.
+        if progress.revision() != revision_before || !progress.is_pending() {
+            self.announce(chunk, &progress).await?;
+        }
 
         if gave_up {
             return Ok(Settle::term(format_args!("push gave up: {failures}")));
@@ -308,40 +308,28 @@ impl Chunks {
         Ok(())
     }
 
-    /// Publishes the event that is owed for what the ledger has, if one is.
-    async fn announce(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
-        let Some(owed) = progress.owed() else {
-            return Ok(());
-        };
-        let all = progress.counts();
-        let id = format!(
-            "{}/{}/{}/{}-{}-{}-{}",
-            chunk.post,
-            Channel::Push,
-            chunk.id,
-            all.delivered,
-            all.suppressed,
-            all.expired,
-            all.dead
-        );
+    /// Publishes the event that tells what the ledger has.
+    async fn announce(&self, chunk: &Chunk, progress: &Progress) -> Result<(), AttemptError> {
+        let counts = progress.counts();
         let event = mesh_v1::DeliveriesSettled {
             post_id: chunk.post.0,
             author_key: chunk.author.0,
             channel: v1::Channel::Push.into(),
             chunk_id: chunk.id.0,
-            delivered_count: owed.delivered,
-            suppressed_count: owed.suppressed,
-            expired_count: owed.expired,
-            dead_count: owed.dead,
+            delivered_count: counts.delivered,
+            suppressed_count: counts.suppressed,
+            expired_count: counts.expired,
+            dead_count: counts.dead,
             accepted_at_us: chunk.accepted_at.0,
             settled_at_us: Micros::now().0,
+            revision: progress.revision(),
         };
+        let id = event.message_id();
         let published = self
             .mesh
             .publish(Subject::Settled(Channel::Push), Some(&id), &event)
             .await?;
         debug!(id, duplicate = published.duplicate, "deliveries announced");
-        progress.mark_announced();
         Ok(())
     }
 }

@@ -8,8 +8,8 @@
 //! for that post. Only what was accepted after the last record can come twice, after a crash: `settle_sends_max` and
 //! those in flight bound it, and the repeats carry the same `webhook-id` and `Topic`.
 //!
-//! *Invariant:* the ledger says how much of a chunk was announced by earlier events, so the event that is owed can be
-//! made again, with the same id and the same counts, by whoever gets the message next.
+//! *Invariant:* an event tells all that the ledger has of a chunk, and its revision; so whoever gets the message next can
+//! make the event again, and analytics counts it once.
 //!
 //! [`endpoint`] says where a push may go; the gateway asks it when a device is registered.
 

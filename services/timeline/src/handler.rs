@@ -92,12 +92,18 @@ impl Chunks {
             outcome: Outcome::Delivered { count },
             at: visible_at,
         };
-        self.ledger.settle(&settlement).await?;
-        self.report(chunk, count, visible_at).await?;
+        let revision = self.ledger.settle(&settlement).await?;
+        self.report(chunk, count, visible_at, revision).await?;
         Ok(())
     }
 
-    async fn report(&self, chunk: &TimelineChunk, count: u32, at: Micros) -> Result<(), herald_mesh::Error> {
+    async fn report(
+        &self,
+        chunk: &TimelineChunk,
+        count: u32,
+        at: Micros,
+        revision: u64,
+    ) -> Result<(), herald_mesh::Error> {
         let event = DeliveriesSettled {
             post_id: chunk.post_id,
             author_key: chunk.author_key,
@@ -106,11 +112,15 @@ impl Chunks {
             delivered_count: count,
             accepted_at_us: chunk.accepted_at_us,
             settled_at_us: at.0,
+            revision,
             ..DeliveriesSettled::default()
         };
-        let id = format!("{}/{}/{:016x}", chunk.post_id, Channel::Timeline, chunk.chunk_id);
         self.mesh
-            .publish(Subject::Settled(Channel::Timeline), Some(&id), &event)
+            .publish(
+                Subject::Settled(Channel::Timeline),
+                Some(&event.message_id()),
+                &event,
+            )
             .await?;
         Ok(())
     }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     dir::io_error, follows::Graph, ledger::Ledger, letters::LetterBook, posts::Archive,
-    timelines::EmbeddedTimelines,
+    timelines::EmbeddedTimelines, totals::TotalsBook,
 };
 use crate::Result;
 
@@ -27,6 +27,7 @@ pub(super) struct Chores {
     pub(super) timelines: Arc<EmbeddedTimelines>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) letters: Arc<LetterBook>,
+    pub(super) totals: Arc<TotalsBook>,
     /// How long a timeline shows a post.
     pub(super) timeline_keep: Duration,
     /// How long it is known what became of a post's deliveries, and which messages were given up.
@@ -44,12 +45,20 @@ impl Chores {
         self.timelines.set_oldest(shown)?;
         let known = self.posts.first_since(now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(known).await?;
+        let counted_chunks = self.totals.trim(known).await?;
         let letters = self
             .letters
             .trim(now.minus(self.ledger_keep), now.minus(self.letter_history_keep));
         let letters = letters.await?;
-        if versions + requests + ledger_rows > 0 || letters > 0 {
-            tracing::debug!(versions, requests, ledger_rows, letters, "forgot what is too old");
+        if versions + requests + ledger_rows + counted_chunks > 0 || letters > 0 {
+            tracing::debug!(
+                versions,
+                requests,
+                ledger_rows,
+                counted_chunks,
+                letters,
+                "forgot what is too old"
+            );
         }
         Ok(())
     }

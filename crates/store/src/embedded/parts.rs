@@ -58,6 +58,7 @@ impl Parts {
             timelines: Arc::clone(timelines),
             ledger: Arc::clone(ledger),
             letters: Arc::clone(&self.letters),
+            totals: Arc::clone(&self.totals),
             timeline_keep: days(config.timeline_keep_days),
             ledger_keep: days(config.ledger_keep_days),
             letter_history_keep: days(config.letter_history_keep_days),

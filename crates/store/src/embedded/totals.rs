@@ -6,6 +6,7 @@
 //! | `totals_intents` | file → nothing |
 //! | `totals_posts` | post → author, counts, latencies |
 //! | `totals_hours` | hour → counts |
+//! | `totals_chunks` | post, channel, chunk → what of it is counted |
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,14 +16,15 @@ use std::{
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
 use futures::executor::block_on;
-use herald_model::{PostId, UserKey};
+use herald_model::{Channel, PostId, UserKey};
 
 use super::{
+    forget::Forgotten,
     records::{self, Records, map_err},
     rounds::Rounds,
     varint,
 };
-use crate::{Counts, Error, ErrorKind, PostTotals, Result, TotalsBatch};
+use crate::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, SettledCounts, TotalsBatch};
 
 /// How many messages a row of `totals_seen` tells of.
 const PAGE: u64 = 4_096;
@@ -42,6 +44,8 @@ struct Tables {
     intents: Keyspace,
     posts: Keyspace,
     hours: Keyspace,
+    chunks: Keyspace,
+    forgotten: Forgotten,
 }
 
 enum Job {
@@ -60,6 +64,7 @@ struct Round {
     seen: HashMap<Vec<u8>, Bits>,
     posts: BTreeMap<u64, PostTotals>,
     hours: BTreeMap<u32, Counts>,
+    chunks: BTreeMap<ChunkRef, Counted>,
 }
 
 impl TotalsBook {
@@ -71,11 +76,25 @@ impl TotalsBook {
             intents: keyspace("totals_intents")?,
             posts: keyspace("totals_posts")?,
             hours: keyspace("totals_hours")?,
+            chunks: keyspace("totals_chunks")?,
+            forgotten: Forgotten::default(),
             records: Arc::clone(records),
         });
         let shared = Arc::clone(&tables);
         let rounds = Rounds::start("totals", ROUND_FILES, |_| 1, move |jobs| shared.round(jobs))?;
         Ok(Self { tables, rounds })
+    }
+
+    /// Forgets what was counted of the chunks of all posts less than this one; answers how many chunks that were. Their
+    /// counts stay.
+    pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
+        let Tables {
+            records,
+            chunks,
+            forgotten,
+            ..
+        } = &*self.tables;
+        forgotten.forget(records, chunks, before).await
     }
 }
 
@@ -138,6 +157,19 @@ impl Tables {
                 ),
             )));
         }
+        for (chunk, counted) in &batch.chunks {
+            let known = match round.chunks.get(chunk) {
+                Some(known) => *known,
+                None => self.chunk(*chunk)?,
+            };
+            if known.revision > counted.revision {
+                return Ok(Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("chunk {} is counted up to a later revision", chunk.chunk),
+                )));
+            }
+        }
+        round.chunks.extend(batch.chunks);
         round.seen.extend(pages);
         round.intents.insert(batch.file, false);
         for (post, more) in batch.posts {
@@ -175,7 +207,10 @@ impl Tables {
             batch.insert(&self.posts, post.to_be_bytes(), encode_post(&totals));
         }
         for (hour, counts) in round.hours {
-            batch.insert(&self.hours, hour.to_be_bytes(), encode_counts(&counts));
+            batch.insert(&self.hours, hour.to_be_bytes(), encode_hour(&counts));
+        }
+        for (chunk, counted) in round.chunks {
+            batch.insert(&self.chunks, chunk_key(chunk), encode_chunk(&counted));
         }
     }
 
@@ -199,7 +234,14 @@ impl Tables {
         let Some(bytes) = self.hours.get(hour.to_be_bytes()).map_err(map_err)? else {
             return Ok(Counts::default());
         };
-        decode_counts(&mut &*bytes).ok_or_else(|| corrupt("totals of an hour"))
+        decode_hour(&bytes).ok_or_else(|| corrupt("totals of an hour"))
+    }
+
+    fn chunk(&self, chunk: ChunkRef) -> Result<Counted> {
+        let Some(bytes) = self.chunks.get(chunk_key(chunk)).map_err(map_err)? else {
+            return Ok(Counted::default());
+        };
+        decode_chunk(&bytes).ok_or_else(|| corrupt("a chunk's counts"))
     }
 }
 
@@ -224,11 +266,51 @@ fn set(bits: &mut Bits, sequence: u64) {
     bits[at / 8] |= 1 << (at % 8);
 }
 
+fn chunk_key(chunk: ChunkRef) -> [u8; 17] {
+    let mut key = [0; 17];
+    key[..8].copy_from_slice(&chunk.post.0.to_be_bytes());
+    key[8] = match chunk.channel {
+        Channel::Timeline => 0,
+        Channel::Push => 1,
+    };
+    key[9..].copy_from_slice(&chunk.chunk.0.to_be_bytes());
+    key
+}
+
+fn encode_chunk(counted: &Counted) -> Vec<u8> {
+    let SettledCounts {
+        delivered,
+        suppressed,
+        expired,
+        dead,
+    } = counted.counts;
+    let mut bytes = Vec::with_capacity(12);
+    varint::write(&mut bytes, counted.revision);
+    for count in [delivered, suppressed, expired, dead] {
+        varint::write(&mut bytes, count.into());
+    }
+    bytes
+}
+
+fn decode_chunk(mut bytes: &[u8]) -> Option<Counted> {
+    let revision = varint::read(&mut bytes)?;
+    let mut count = || varint::read(&mut bytes)?.try_into().ok();
+    let counts = SettledCounts {
+        delivered: count()?,
+        suppressed: count()?,
+        expired: count()?,
+        dead: count()?,
+    };
+    Some(Counted { revision, counts })
+}
+
+/// All but what came later: that stands at the end of a row, where older rows have nothing.
 fn encode_counts(counts: &Counts) -> Vec<u8> {
     let Counts {
         posts,
         deleted_posts,
         timeline_delivered,
+        timeline_dead: _,
         push_delivered,
         push_suppressed,
         push_expired,
@@ -244,20 +326,43 @@ fn encode_counts(counts: &Counts) -> Vec<u8> {
         push_expired,
         push_dead,
     ] {
-        varint::write(&mut bytes, count);
+        varint::write(&mut bytes, count.cast_unsigned());
     }
     bytes
 }
 
 fn decode_counts(bytes: &mut &[u8]) -> Option<Counts> {
+    let mut count = || varint::read(bytes).map(u64::cast_signed);
     Some(Counts {
-        posts: varint::read(bytes)?,
-        deleted_posts: varint::read(bytes)?,
-        timeline_delivered: varint::read(bytes)?,
-        push_delivered: varint::read(bytes)?,
-        push_suppressed: varint::read(bytes)?,
-        push_expired: varint::read(bytes)?,
-        push_dead: varint::read(bytes)?,
+        posts: count()?,
+        deleted_posts: count()?,
+        timeline_delivered: count()?,
+        timeline_dead: 0,
+        push_delivered: count()?,
+        push_suppressed: count()?,
+        push_expired: count()?,
+        push_dead: count()?,
+    })
+}
+
+fn decode_later(bytes: &mut &[u8]) -> Option<i64> {
+    if bytes.is_empty() {
+        return Some(0);
+    }
+    varint::read(bytes).map(u64::cast_signed)
+}
+
+fn encode_hour(counts: &Counts) -> Vec<u8> {
+    let mut bytes = encode_counts(counts);
+    varint::write(&mut bytes, counts.timeline_dead.cast_unsigned());
+    bytes
+}
+
+fn decode_hour(mut bytes: &[u8]) -> Option<Counts> {
+    let counts = decode_counts(&mut bytes)?;
+    Some(Counts {
+        timeline_dead: decode_later(&mut bytes)?,
+        ..counts
     })
 }
 
@@ -267,6 +372,7 @@ fn encode_post(totals: &PostTotals) -> Vec<u8> {
         u64::from(totals.author.0),
         totals.timeline_latency_ms_max,
         totals.push_latency_ms_max,
+        totals.counts.timeline_dead.cast_unsigned(),
     ] {
         varint::write(&mut bytes, part);
     }
@@ -275,12 +381,14 @@ fn encode_post(totals: &PostTotals) -> Vec<u8> {
 
 fn decode_post(mut bytes: &[u8]) -> Option<PostTotals> {
     let bytes = &mut bytes;
-    Some(PostTotals {
+    let mut totals = PostTotals {
         counts: decode_counts(bytes)?,
         author: UserKey(u32::try_from(varint::read(bytes)?).ok()?),
         timeline_latency_ms_max: varint::read(bytes)?,
         push_latency_ms_max: varint::read(bytes)?,
-    })
+    };
+    totals.counts.timeline_dead = decode_later(bytes)?;
+    Some(totals)
 }
 
 fn corrupt(what: &str) -> Error {
@@ -303,6 +411,10 @@ impl crate::Totals for TotalsBook {
                 Ok(has(&bits, *sequence))
             })
             .collect()
+    }
+
+    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>> {
+        chunks.iter().map(|chunk| self.tables.chunk(*chunk)).collect()
     }
 
     async fn intend(&self, file: &str) -> Result<()> {
@@ -342,7 +454,7 @@ impl crate::Totals for TotalsBook {
             .map(|row| {
                 let (key, bytes) = row.into_inner().map_err(map_err)?;
                 let hour = (*key).try_into().map_err(|_| corrupt("totals of an hour"))?;
-                let counts = decode_counts(&mut &*bytes).ok_or_else(|| corrupt("totals of an hour"))?;
+                let counts = decode_hour(&bytes).ok_or_else(|| corrupt("totals of an hour"))?;
                 Ok((u32::from_be_bytes(hour), counts))
             })
             .collect()
@@ -350,126 +462,4 @@ impl crate::Totals for TotalsBook {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Totals, embedded::testing::Store};
-
-    fn open(store: &Store) -> TotalsBook {
-        TotalsBook::open(store.records()).unwrap()
-    }
-
-    fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
-        let counts = Counts {
-            posts: 1,
-            timeline_delivered: sequences.len() as u64,
-            push_dead: 3,
-            ..Counts::default()
-        };
-        TotalsBatch {
-            stream: "EVENTS".into(),
-            sequences: sequences.to_vec(),
-            file: file.into(),
-            posts: vec![(
-                PostId(5),
-                PostTotals {
-                    author: UserKey(9),
-                    counts,
-                    timeline_latency_ms_max: sequences[0],
-                    push_latency_ms_max: 7,
-                },
-            )],
-            hours: vec![(100, counts), (102, counts)],
-        }
-    }
-
-    #[tokio::test]
-    async fn a_commit_counts_marks_and_clears_at_once() {
-        let mut store = Store::new();
-        let totals = open(&store);
-        totals.intend("a").await.unwrap();
-        totals.intend("b").await.unwrap();
-        assert_eq!(totals.intended().await.unwrap(), ["a", "b"]);
-        totals.commit(&batch("a", &[4_095, 4_096, 70_000])).await.unwrap();
-        assert_eq!(totals.intended().await.unwrap(), ["b"]);
-        totals.commit(&batch("b", &[1, 2])).await.unwrap();
-
-        drop(totals);
-        store.reopen();
-        let totals = open(&store);
-        assert_eq!(totals.intended().await.unwrap(), [""; 0]);
-        let seen = totals
-            .seen("EVENTS", &[0, 1, 2, 3, 4_095, 4_096, 4_097, 70_000])
-            .await
-            .unwrap();
-        assert_eq!(seen, [false, true, true, false, true, true, false, true]);
-        assert_eq!(totals.seen("POSTS", &[1]).await.unwrap(), [false]);
-        let post = totals.of_post(PostId(5)).await.unwrap().unwrap();
-        assert_eq!(
-            (post.author, post.counts.posts, post.counts.timeline_delivered),
-            (UserKey(9), 2, 5)
-        );
-        assert_eq!(
-            (post.timeline_latency_ms_max, post.push_latency_ms_max),
-            (4_095, 7)
-        );
-        assert_eq!(totals.of_post(PostId(6)).await.unwrap(), None);
-        let hours = totals.of_hours(100, 102).await.unwrap();
-        assert_eq!(hours.len(), 1);
-        assert_eq!((hours[0].0, hours[0].1.push_dead), (100, 6));
-        assert_eq!(totals.of_hours(0, u32::MAX).await.unwrap().len(), 2);
-        assert_eq!(totals.of_hours(5, 2).await.unwrap(), []);
-    }
-
-    #[tokio::test]
-    async fn no_message_is_counted_twice() {
-        let store = Store::new();
-        let totals = open(&store);
-        totals.commit(&batch("a", &[1, 2])).await.unwrap();
-        // The same again, in another file: it is left over.
-        totals.intend("again").await.unwrap();
-        totals.commit(&batch("again", &[2, 1])).await.unwrap();
-        assert_eq!(totals.intended().await.unwrap(), ["again"]);
-        let error = totals.commit(&batch("b", &[2, 3])).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt);
-        assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
-        assert_eq!(
-            totals
-                .of_post(PostId(5))
-                .await
-                .unwrap()
-                .unwrap()
-                .counts
-                .timeline_delivered,
-            2
-        );
-        totals.abandon("again").await.unwrap();
-        assert_eq!(totals.intended().await.unwrap(), [""; 0]);
-    }
-
-    #[tokio::test]
-    async fn files_that_come_together_are_added_up() {
-        let store = Store::new();
-        let totals = open(&store);
-        let batches: Vec<_> = (0..50_u64)
-            .map(|n| batch(&n.to_string(), &[2 * n, 2 * n + 1]))
-            .collect();
-        futures::future::join_all(batches.iter().map(|batch| totals.commit(batch)))
-            .await
-            .into_iter()
-            .for_each(Result::unwrap);
-        assert_eq!(
-            totals
-                .of_post(PostId(5))
-                .await
-                .unwrap()
-                .unwrap()
-                .counts
-                .timeline_delivered,
-            100
-        );
-        assert_eq!(
-            totals.of_hours(100, 101).await.unwrap()[0].1.timeline_delivered,
-            100
-        );
-    }
-}
+mod tests;

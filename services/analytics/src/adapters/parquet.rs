@@ -48,10 +48,11 @@ const fn schema(table: Table) -> &'static str {
                 required int32 author_key (INTEGER(32,false));
                 required binary channel (UTF8);
                 required int64 chunk_id (INTEGER(64,false));
-                required int32 delivered_count (INTEGER(32,false));
-                required int32 suppressed_count (INTEGER(32,false));
-                required int32 expired_count (INTEGER(32,false));
-                required int32 dead_count (INTEGER(32,false));
+                required int64 revision (INTEGER(64,false));
+                required int32 delivered_count (INTEGER(32,true));
+                required int32 suppressed_count (INTEGER(32,true));
+                required int32 expired_count (INTEGER(32,true));
+                required int32 dead_count (INTEGER(32,true));
                 required int64 accepted_at (TIMESTAMP(MICROS,true));
                 required int64 settled_at (TIMESTAMP(MICROS,true));
             }"
@@ -156,18 +157,18 @@ fn columns(file: &File) -> Vec<Column> {
             };
             let int64 =
                 |value: fn(&crate::domain::DeliveriesRow) -> i64| Column::Int64(rows().map(value).collect());
-            let int32 = |value: fn(&crate::domain::DeliveriesRow) -> u32| {
-                Column::Int32(rows().map(|row| value(row).cast_signed()).collect())
-            };
+            let int32 =
+                |value: fn(&crate::domain::DeliveriesRow) -> i32| Column::Int32(rows().map(value).collect());
             vec![
-                int64(|row| row.post.0.cast_signed()),
-                int32(|row| row.author.0),
-                Column::Text(rows().map(|row| row.channel.as_str().into()).collect()),
-                int64(|row| row.chunk.0.cast_signed()),
-                int32(|row| row.delivered),
-                int32(|row| row.suppressed),
-                int32(|row| row.expired),
-                int32(|row| row.dead),
+                int64(|row| row.chunk.post.0.cast_signed()),
+                int32(|row| row.author.0.cast_signed()),
+                Column::Text(rows().map(|row| row.chunk.channel.as_str().into()).collect()),
+                int64(|row| row.chunk.chunk.0.cast_signed()),
+                int64(|row| row.state.revision.cast_signed()),
+                int32(|row| row.change.delivered),
+                int32(|row| row.change.suppressed),
+                int32(|row| row.change.expired),
+                int32(|row| row.change.dead),
                 int64(|row| row.accepted_at.0),
                 int64(|row| row.settled_at.0),
             ]

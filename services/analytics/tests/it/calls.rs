@@ -28,8 +28,8 @@ fn bad_field(status: &tonic::Status) -> String {
 async fn callers_get_totals_and_specific_errors() {
     let harness = Harness::start().await;
     let post_id = harness.post(HOUR).await;
-    harness.settle(post_id, Channel::Timeline, HOUR).await;
-    harness.settle(post_id, Channel::Push, NEXT_HOUR).await;
+    harness.settle(post_id, Channel::Timeline, 1, HOUR).await;
+    harness.settle(post_id, Channel::Push, 1, NEXT_HOUR).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
     harness.acknowledged().await;
     let transport = Transport::from_shared(running.address.clone())

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use herald_model::PostId;
-use herald_store::{Counts, Error, ErrorKind, PostTotals, Result, Totals, TotalsBatch};
+use herald_store::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, Totals, TotalsBatch};
 
 /// How a commit goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,10 @@ fn failed() -> Error {
 impl Totals for Faulty {
     async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
         self.inner.seen(stream, sequences).await
+    }
+
+    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>> {
+        self.inner.counted(chunks).await
     }
 
     async fn intend(&self, file: &str) -> Result<()> {

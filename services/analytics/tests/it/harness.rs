@@ -13,7 +13,7 @@ use herald_model::{Channel, Lane, UserId};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted};
 use herald_runtime::metrics::Shared;
 use herald_store::embedded::{self, Embedded};
-use herald_store::{Stores, Totals};
+use herald_store::{SettledCounts, Stores, Totals};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::{Field, Row};
 use tempfile::TempDir;
@@ -160,15 +160,37 @@ impl Harness {
             .unwrap();
     }
 
-    /// Publishes that 10 deliveries of a post were settled, 1.5 s after its acceptance.
-    pub(crate) async fn settle(&self, post_id: u64, channel: Channel, settled_at_us: i64) {
+    /// Publishes that 10 deliveries of a chunk were settled, 1.5 s after its post's acceptance.
+    pub(crate) async fn settle(&self, post_id: u64, channel: Channel, chunk_id: u64, settled_at_us: i64) {
+        let counts = SettledCounts {
+            delivered: 10,
+            suppressed: 2,
+            ..SettledCounts::default()
+        };
+        self.tell(post_id, channel, chunk_id, settled_at_us, (1, counts))
+            .await;
+    }
+
+    /// Publishes a revision of a chunk, without an id: as late as the broker knows it no more.
+    pub(crate) async fn tell(
+        &self,
+        post_id: u64,
+        channel: Channel,
+        chunk_id: u64,
+        settled_at_us: i64,
+        (revision, counts): (u64, SettledCounts),
+    ) {
         let settled = DeliveriesSettled {
             post_id,
             author_key: 1,
-            delivered_count: 10,
-            suppressed_count: 2,
+            chunk_id,
+            delivered_count: counts.delivered,
+            suppressed_count: counts.suppressed,
+            expired_count: counts.expired,
+            dead_count: counts.dead,
             accepted_at_us: settled_at_us - 1_500_000,
             settled_at_us,
+            revision,
             ..DeliveriesSettled::default()
         };
         self.mesh

@@ -6,3 +6,4 @@ mod calls;
 mod faults;
 mod harness;
 mod once;
+mod revisions;

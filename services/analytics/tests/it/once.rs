@@ -23,8 +23,8 @@ async fn publish(harness: &Harness) {
         }
     }
     for n in 0..100 {
-        harness.settle(1, Channel::Timeline, HOUR + n).await;
-        harness.settle(1, Channel::Push, NEXT_HOUR + n).await;
+        harness.settle(1, Channel::Timeline, n as u64, HOUR + n).await;
+        harness.settle(1, Channel::Push, n as u64, NEXT_HOUR + n).await;
     }
 }
 
@@ -36,6 +36,7 @@ async fn each_is_there_once(harness: &Harness) {
         posts: 120,
         deleted_posts: 20,
         timeline_delivered: 1_000,
+        timeline_dead: 0,
         push_delivered: 1_000,
         push_suppressed: 200,
         push_expired: 0,
@@ -81,7 +82,7 @@ async fn messages_become_rows_by_hour_and_totals() {
     let deliveries = harness.rows("deliveries");
     let settled = &deliveries[&("EVENTS".to_owned(), 2)];
     assert_eq!(field(settled, "channel"), Field::Str("push".into()));
-    assert_eq!(field(settled, "delivered_count"), Field::UInt(10));
+    assert_eq!(field(settled, "delivered_count"), Field::Int(10));
     assert_eq!(field(settled, "settled_at"), Field::TimestampMicros(NEXT_HOUR));
 }
 
@@ -184,7 +185,7 @@ async fn what_can_not_be_read_is_given_up_and_holds_up_nothing() {
         .publish(Subject::PostCreated(Lane::Low), None, &wrong)
         .await
         .unwrap();
-    harness.settle(1, Channel::Push, -HOUR).await;
+    harness.settle(1, Channel::Push, 0, -HOUR).await;
     publish(&harness).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
     harness.acknowledged().await;

@@ -51,7 +51,8 @@ struct Totals {
     push_delivered: u64,
     push_suppressed: u64,
     push_expired: u64,
-    push_dead: u64,
+    push_dead: i64,
+    timeline_dead: i64,
 }
 
 impl From<Option<v1::Totals>> for Totals {
@@ -65,6 +66,7 @@ impl From<Option<v1::Totals>> for Totals {
             push_suppressed: totals.push_suppressed_count,
             push_expired: totals.push_expired_count,
             push_dead: totals.push_dead_count,
+            timeline_dead: totals.timeline_dead_count,
         }
     }
 }
@@ -76,6 +78,7 @@ impl Totals {
             ">posts",
             ">deleted",
             ">timeline",
+            ">timeline dead",
             ">push",
             ">push suppressed",
             ">push expired",
@@ -84,17 +87,24 @@ impl Totals {
     }
 
     fn row(&self, first: String) -> Vec<String> {
-        let figures = [
-            self.posts,
-            self.deleted_posts,
-            self.timeline_delivered,
-            self.push_delivered,
-            self.push_suppressed,
-            self.push_expired,
-            self.push_dead,
-        ];
-        std::iter::once(first).chain(figures.map(count)).collect()
+        vec![
+            first,
+            count(self.posts),
+            count(self.deleted_posts),
+            count(self.timeline_delivered),
+            change(self.timeline_dead),
+            count(self.push_delivered),
+            count(self.push_suppressed),
+            count(self.push_expired),
+            change(self.push_dead),
+        ]
     }
+}
+
+/// Deaths, or how many were taken back by redrives.
+fn change(deaths: i64) -> String {
+    let sign = if deaths < 0 { "-" } else { "" };
+    format!("{sign}{}", count(deaths.unsigned_abs()))
 }
 
 #[derive(Debug, Serialize)]

@@ -1,9 +1,9 @@
 //! Between the domain's words and the ledger's.
 
 use herald_model::{DeliveryState, Recipients, UserKey};
-use herald_store::{Outcome, Partly, SettledCounts};
+use herald_store::{Outcome, Partly};
 
-use crate::domain::{Counts, Progress, Recorded};
+use crate::domain::{Progress, Recorded};
 
 /// What is recorded of a chunk, in the domain's words.
 pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Recipients) -> Recorded {
@@ -12,14 +12,10 @@ pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Re
         return Recorded::default();
     };
     match outcome {
-        Outcome::Delivered { count } => Recorded {
+        Outcome::Delivered { .. } => Recorded {
             revision,
             settled: all_of(recipients, DeliveryState::Delivered),
             partly: Vec::new(),
-            announced: Counts {
-                delivered: count,
-                ..Counts::default()
-            },
         },
         Outcome::Mixed {
             delivered,
@@ -27,7 +23,6 @@ pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Re
             expired,
             dead,
             partly,
-            announced,
         } => {
             let mut settled: Vec<(UserKey, DeliveryState)> = all_of(&delivered, DeliveryState::Delivered);
             settled.extend(all_of(&suppressed, DeliveryState::Suppressed));
@@ -40,12 +35,6 @@ pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Re
                     .into_iter()
                     .map(|partly| (partly.user, partly.done))
                     .collect(),
-                announced: Counts {
-                    delivered: announced.delivered,
-                    suppressed: announced.suppressed,
-                    expired: announced.expired,
-                    dead: announced.dead,
-                },
             }
         }
     }
@@ -54,7 +43,6 @@ pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Re
 /// How far a chunk has come, in the ledger's words.
 pub(crate) fn outcome(progress: &Progress) -> Outcome {
     let of = |state| Recipients::from_sorted(progress.settled(state));
-    let announced = progress.announced();
     Outcome::Mixed {
         delivered: of(DeliveryState::Delivered),
         suppressed: of(DeliveryState::Suppressed),
@@ -67,12 +55,6 @@ pub(crate) fn outcome(progress: &Progress) -> Outcome {
                 done: done.to_vec(),
             })
             .collect(),
-        announced: SettledCounts {
-            delivered: announced.delivered,
-            suppressed: announced.suppressed,
-            expired: announced.expired,
-            dead: announced.dead,
-        },
     }
 }
 
@@ -90,7 +72,6 @@ mod tests {
         let mut progress = Progress::resume(users, Recorded::default());
         progress.settle(0, DeliveryState::Delivered);
         progress.settle(1, DeliveryState::Suppressed);
-        progress.mark_announced();
         progress.settle(2, DeliveryState::Dead);
         progress.expect(3, 2);
         progress.record(3, DeviceId(1), Provider::Webhook, Verdict::Accepted);
@@ -107,18 +88,12 @@ mod tests {
         let resumed = Progress::resume(&recipients, recorded(Some(stored), &recipients));
         assert_eq!(outcome(&resumed), outcome(&progress));
         assert_eq!(resumed.revision(), 4);
-        assert_eq!(
-            resumed.owed(),
-            Some(Counts {
-                dead: 1,
-                ..Counts::default()
-            })
-        );
+        assert_eq!(resumed.counts(), progress.counts());
         assert_eq!(resumed.pending().count(), 2);
     }
 
     #[test]
-    fn a_delivered_chunk_owes_nothing() {
+    fn a_delivered_chunk_has_nobody_pending() {
         let recipients = Recipients::from_sorted((1..=5).map(UserKey));
         let stored = herald_store::Recorded {
             revision: 1,
@@ -127,6 +102,5 @@ mod tests {
         let recorded = recorded(Some(stored), &recipients);
         let progress = Progress::resume(&recipients, recorded);
         assert!(!progress.is_pending());
-        assert_eq!(progress.owed(), None);
     }
 }

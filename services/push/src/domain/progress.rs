@@ -53,8 +53,6 @@ pub(crate) struct Recorded {
     pub(crate) settled: Vec<(UserKey, DeliveryState)>,
     /// Pending ones with the devices that have the push.
     pub(crate) partly: Vec<(UserKey, Vec<DeviceId>)>,
-    /// What events told before it was recorded.
-    pub(crate) announced: Counts,
 }
 
 /// How far one chunk has come. Recipients are named by their place in it.
@@ -66,7 +64,6 @@ pub(crate) struct Progress {
     revision: u64,
     recipients: Vec<Recipient>,
     counts: Counts,
-    announced: Counts,
     changed: bool,
     unrecorded: u32,
     retry_after: Option<Duration>,
@@ -102,7 +99,6 @@ impl Progress {
             revision: recorded.revision,
             recipients: recipients.collect(),
             counts: Counts::default(),
-            announced: recorded.announced,
             changed: false,
             unrecorded: 0,
             retry_after: None,
@@ -222,22 +218,6 @@ impl Progress {
     /// All that is settled.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
-    }
-
-    /// What events told already.
-    pub(crate) fn announced(&self) -> Counts {
-        self.announced
-    }
-
-    /// What the next event has to tell; `None` when there is nothing new.
-    pub(crate) fn owed(&self) -> Option<Counts> {
-        let owed = self.counts - self.announced;
-        (owed.total() > 0).then_some(owed)
-    }
-
-    /// An event told all that is settled.
-    pub(crate) fn mark_announced(&mut self) {
-        self.announced = self.counts;
     }
 
     /// Whether there is something that the ledger doesn't have.

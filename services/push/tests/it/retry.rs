@@ -7,7 +7,7 @@ use herald_mesh::TopologyConfig;
 use herald_model::{Address, Channel, Recipients, time::Micros};
 use herald_push::Config;
 use herald_push_sink::Failure;
-use herald_store::{Base, Outcome, Partly, SettledCounts, Settlement};
+use herald_store::{Base, Outcome, Partly, Settlement};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{Herald, local, numbers};
@@ -44,7 +44,7 @@ async fn a_retry_goes_only_to_the_rest() {
         .iter()
         .map(|event| event.delivered_count)
         .collect();
-    assert_eq!(told, [1, 1]);
+    assert_eq!(told, [1, 2]);
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn after_the_last_attempt_a_recipient_is_dead() {
 
 /// A process that died after the ledger was written and before the event was published.
 #[tokio::test]
-async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
+async fn what_was_recorded_is_not_sent_again_and_is_in_the_event() {
     let mut herald = Herald::prepare(local(), TopologyConfig::default()).await;
     let [a, b, c] = [
         herald.user("a").await,
@@ -151,7 +151,6 @@ async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
             user: b,
             done: vec![first.id],
         }],
-        announced: SettledCounts::default(),
     };
     let settlement = Settlement {
         post,
@@ -168,13 +167,13 @@ async fn what_was_recorded_and_not_announced_is_announced_and_not_sent_again() {
     assert_eq!(numbers(herald.settled(chunk).await), [3, 0, 0, 0, 0]);
     let once = |name: &str| (name.to_owned(), 1);
     assert_eq!(herald.received(), HashMap::from(["b-second", "c"].map(once)));
-    let told: Vec<u32> = herald
+    let told: Vec<(u64, u32)> = herald
         .events()
         .await
         .iter()
-        .map(|event| event.delivered_count)
+        .map(|event| (event.revision, event.delivered_count))
         .collect();
-    assert_eq!(told, [1, 2]);
+    assert_eq!(told, [(2, 3)]);
 }
 
 /// A worker that was stopped for so long that another one has done its chunk meanwhile.
@@ -202,7 +201,6 @@ async fn what_another_worker_has_recorded_is_not_taken_back() {
         expired: Recipients::default(),
         dead: Recipients::default(),
         partly: Vec::new(),
-        announced: SettledCounts::default(),
     };
     let settlement = Settlement {
         post,

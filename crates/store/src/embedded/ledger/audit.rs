@@ -1,6 +1,6 @@
 //! Reading all that the ledger has, for whoever checks it.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::collections::BTreeMap;
 
 use fjall::Readable;
 use herald_model::{Channel, ChunkId, PostId};
@@ -18,7 +18,7 @@ impl Ledger {
         // Not over what was removed: that takes as long as what is there.
         let mut from = after
             .map_or(0, |post| post.0.saturating_add(1))
-            .max(self.trimmed.load(Ordering::Relaxed));
+            .max(self.forgotten.first().0);
         while posts.len() < limit {
             let Some(entry) = self.rows.range(from.to_be_bytes()..).next() else {
                 break;

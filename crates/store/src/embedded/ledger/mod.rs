@@ -15,13 +15,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
@@ -31,22 +25,21 @@ use self::{
     row::{Head, Kind},
     settle::Writers,
 };
-use super::records::{self, Records, map_err};
+use super::{
+    forget::Forgotten,
+    records::{self, Records, map_err},
+};
 use crate::{Buried, ChannelCounts, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan};
 
 /// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
 const MEMTABLE_BYTES: u64 = 32 << 20;
-
-/// Rows removed in one commit when old posts are forgotten.
-const TRIM_ROWS: usize = 10_000;
 
 /// The embedded engine's [`Ledger`](crate::Ledger).
 pub(crate) struct Ledger {
     records: Arc<Records>,
     rows: Keyspace,
     writers: Writers,
-    /// Posts less than this have no rows: where to go on, without reading what was removed.
-    trimmed: AtomicU64,
+    forgotten: Forgotten,
 }
 
 impl Ledger {
@@ -57,34 +50,13 @@ impl Ledger {
             rows: records.keyspace("ledger", options)?,
             records: Arc::clone(records),
             writers: Writers::default(),
-            trimmed: AtomicU64::new(0),
+            forgotten: Forgotten::default(),
         })
     }
 
     /// Forgets all posts less than this one; answers how many rows that were.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
-        let mut removed = 0;
-        loop {
-            let from = self.trimmed.load(Ordering::Relaxed);
-            if from >= before.0 {
-                return Ok(removed);
-            }
-            let mut batch = self.records.batch();
-            let mut rows = 0;
-            for entry in self
-                .rows
-                .range(from.to_be_bytes()..before.0.to_be_bytes())
-                .take(TRIM_ROWS)
-            {
-                batch.remove(&self.rows, entry.key().map_err(map_err)?);
-                rows += 1;
-            }
-            self.records.commit(batch).await?;
-            removed += rows;
-            if rows < TRIM_ROWS {
-                self.trimmed.fetch_max(before.0, Ordering::Relaxed);
-            }
-        }
+        self.forgotten.forget(&self.records, &self.rows, before).await
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
@@ -182,11 +154,11 @@ impl crate::Ledger for Ledger {
     }
 
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
-        let trimmed = self.trimmed.load(Ordering::Relaxed);
+        let first = self.forgotten.first();
         let value = row::encode_chunk(recipients);
         let mut batch = self.records.batch();
         // What is forgotten already is not begun anew.
-        for post in posts.iter().filter(|post| post.0 >= trimmed) {
+        for post in posts.iter().filter(|post| **post >= first) {
             let key = row::chunk_key(*post, Kind::Backfill, Channel::Timeline, recipients.chunk_id());
             batch.insert(&self.rows, key, &value[..]);
         }

@@ -7,7 +7,8 @@ use crate::{Error, ErrorKind, Outcome, Partly, Recorded, Result, SettledCounts, 
 /// The layout of all values but outcomes.
 const VERSION: u8 = 1;
 
-/// The layout of outcomes: they have a revision. Those of layout 1 have none, and are read as revision 1.
+/// The layout of outcomes: they have a revision. Those of layout 1 have none, are read as revision 1, and say at their end
+/// how much was told by events, which is of no more interest.
 const OUTCOME_VERSION: u8 = 2;
 
 const DELIVERED: u8 = 0;
@@ -182,7 +183,6 @@ pub(super) fn encode_outcome(
         expired,
         dead,
         partly,
-        announced,
     } = outcome
     {
         for set in [delivered, suppressed, expired, dead] {
@@ -196,7 +196,6 @@ pub(super) fn encode_outcome(
                 varint::write(&mut out, device.0);
             }
         }
-        write_counts(&mut out, *announced);
     }
     out
 }
@@ -220,7 +219,6 @@ pub(super) fn decode_outcome(row: &[u8]) -> Result<Recorded> {
             expired: rest.set()?,
             dead: rest.set()?,
             partly: rest.partly()?,
-            announced: rest.counts()?,
         }),
         _ => Err(malformed()),
     }?;

@@ -10,7 +10,7 @@ use super::{
     row::{self, Head, Kind},
 };
 use crate::{
-    Base, Buried, Error, ErrorKind, Outcome, Recorded, Result, SettledCounts, Settlement,
+    Base, Buried, Error, ErrorKind, Outcome, Recorded, Result, Settlement,
     embedded::records::{Committed, map_err},
 };
 
@@ -152,7 +152,6 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
             expired: Recipients::default(),
             dead: Recipients::default(),
             partly: Vec::new(),
-            announced: SettledCounts::default(),
         },
         |recorded| recorded.outcome,
     );
@@ -162,7 +161,6 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
         expired,
         dead,
         partly,
-        announced,
     } = outcome
     else {
         return outcome;
@@ -183,6 +181,5 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
         expired,
         dead: Recipients::from_sorted(lost),
         partly: Vec::new(),
-        announced,
     }
 }

@@ -7,7 +7,7 @@ use herald_model::DeviceId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Base, ChunkPlan, Ledger as _, Partly, SettledCounts, embedded::testing::Store};
+use crate::{Base, ChunkPlan, Ledger as _, Partly, embedded::testing::Store};
 
 const POST: PostId = PostId(7);
 
@@ -78,12 +78,6 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
         expired: of(3),
         dead: of(4),
         partly: partly.collect(),
-        announced: SettledCounts {
-            delivered: 3,
-            suppressed: 1,
-            expired: 4,
-            dead: 1,
-        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! Revisions, what writers that meet do to each other, giving up, and reading all of it.
 
 use super::*;
-use crate::{ChunkState, ErrorKind, PlannedSlice};
+use crate::{ChunkState, ErrorKind, PlannedSlice, SettledCounts};
 
 #[test]
 fn a_revision_is_a_change_and_names_one_state() {
@@ -127,7 +127,6 @@ fn burying_makes_the_pending_dead_and_nobody_else() {
             user: UserKey(3),
             done: vec![DeviceId(9)],
         }],
-        announced: SettledCounts::default(),
     };
     settle(&ledger, &chunk, recorded, 1);
     let bury = |channel, chunk: &Recipients| {

@@ -1,0 +1,186 @@
+use herald_model::ChunkId;
+
+use super::*;
+use crate::{Totals, embedded::testing::Store};
+
+fn open(store: &Store) -> TotalsBook {
+    TotalsBook::open(store.records()).unwrap()
+}
+
+fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
+    let counts = Counts {
+        posts: 1,
+        timeline_delivered: i64::try_from(sequences.len()).unwrap(),
+        timeline_dead: -1,
+        push_dead: 3,
+        ..Counts::default()
+    };
+    TotalsBatch {
+        stream: "EVENTS".into(),
+        sequences: sequences.to_vec(),
+        file: file.into(),
+        posts: vec![(
+            PostId(5),
+            PostTotals {
+                author: UserKey(9),
+                counts,
+                timeline_latency_ms_max: sequences[0],
+                push_latency_ms_max: 7,
+            },
+        )],
+        hours: vec![(100, counts), (102, counts)],
+        chunks: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_commit_counts_marks_and_clears_at_once() {
+    let mut store = Store::new();
+    let totals = open(&store);
+    totals.intend("a").await.unwrap();
+    totals.intend("b").await.unwrap();
+    assert_eq!(totals.intended().await.unwrap(), ["a", "b"]);
+    totals.commit(&batch("a", &[4_095, 4_096, 70_000])).await.unwrap();
+    assert_eq!(totals.intended().await.unwrap(), ["b"]);
+    totals.commit(&batch("b", &[1, 2])).await.unwrap();
+
+    drop(totals);
+    store.reopen();
+    let totals = open(&store);
+    assert_eq!(totals.intended().await.unwrap(), [""; 0]);
+    let seen = totals
+        .seen("EVENTS", &[0, 1, 2, 3, 4_095, 4_096, 4_097, 70_000])
+        .await
+        .unwrap();
+    assert_eq!(seen, [false, true, true, false, true, true, false, true]);
+    assert_eq!(totals.seen("POSTS", &[1]).await.unwrap(), [false]);
+    let post = totals.of_post(PostId(5)).await.unwrap().unwrap();
+    assert_eq!(
+        (post.author, post.counts.posts, post.counts.timeline_delivered),
+        (UserKey(9), 2, 5)
+    );
+    assert_eq!(
+        (post.timeline_latency_ms_max, post.push_latency_ms_max),
+        (4_095, 7)
+    );
+    assert_eq!(totals.of_post(PostId(6)).await.unwrap(), None);
+    let hours = totals.of_hours(100, 102).await.unwrap();
+    assert_eq!(hours.len(), 1);
+    assert_eq!((hours[0].0, hours[0].1.push_dead), (100, 6));
+    assert_eq!(hours[0].1.timeline_dead, -2);
+    assert_eq!(post.counts.timeline_dead, -2);
+    assert_eq!(totals.of_hours(0, u32::MAX).await.unwrap().len(), 2);
+    assert_eq!(totals.of_hours(5, 2).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn no_message_is_counted_twice() {
+    let store = Store::new();
+    let totals = open(&store);
+    totals.commit(&batch("a", &[1, 2])).await.unwrap();
+    // The same again, in another file: it is left over.
+    totals.intend("again").await.unwrap();
+    totals.commit(&batch("again", &[2, 1])).await.unwrap();
+    assert_eq!(totals.intended().await.unwrap(), ["again"]);
+    let error = totals.commit(&batch("b", &[2, 3])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
+    assert_eq!(
+        totals
+            .of_post(PostId(5))
+            .await
+            .unwrap()
+            .unwrap()
+            .counts
+            .timeline_delivered,
+        2
+    );
+    totals.abandon("again").await.unwrap();
+    assert_eq!(totals.intended().await.unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn files_that_come_together_are_added_up() {
+    let store = Store::new();
+    let totals = open(&store);
+    let batches: Vec<_> = (0..50_u64)
+        .map(|n| batch(&n.to_string(), &[2 * n, 2 * n + 1]))
+        .collect();
+    futures::future::join_all(batches.iter().map(|batch| totals.commit(batch)))
+        .await
+        .into_iter()
+        .for_each(Result::unwrap);
+    assert_eq!(
+        totals
+            .of_post(PostId(5))
+            .await
+            .unwrap()
+            .unwrap()
+            .counts
+            .timeline_delivered,
+        100
+    );
+    assert_eq!(
+        totals.of_hours(100, 101).await.unwrap()[0].1.timeline_delivered,
+        100
+    );
+}
+
+#[tokio::test]
+async fn what_is_counted_of_a_chunk_is_known_until_its_post_is_forgotten() {
+    let mut store = Store::new();
+    let chunk = |post, channel| ChunkRef {
+        post: PostId(post),
+        channel,
+        chunk: ChunkId(u64::MAX - post),
+    };
+    let counted = |revision, dead| Counted {
+        revision,
+        counts: SettledCounts {
+            delivered: 4_000,
+            dead,
+            ..SettledCounts::default()
+        },
+    };
+    let of = |file: &str, sequence, chunks: &[(ChunkRef, Counted)]| TotalsBatch {
+        chunks: chunks.to_vec(),
+        ..batch(file, &[sequence])
+    };
+    let (a, b, c) = (
+        chunk(5, Channel::Timeline),
+        chunk(5, Channel::Push),
+        chunk(300, Channel::Push),
+    );
+    {
+        let totals = open(&store);
+        let first = [(a, counted(1, 7)), (b, counted(2, 1))];
+        totals.commit(&of("a", 1, &first)).await.unwrap();
+        totals
+            .commit(&of("b", 2, &[(a, counted(3, 0)), (c, counted(1, 0))]))
+            .await
+            .unwrap();
+        let refused = totals.commit(&of("c", 3, &first)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Conflict);
+        assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
+    }
+    store.reopen();
+    let totals = open(&store);
+    let known = totals.counted(&[a, b, c]).await.unwrap();
+    assert_eq!(known, [counted(3, 0), counted(2, 1), counted(1, 0)]);
+    assert_eq!(totals.trim(PostId(300)).await.unwrap(), 2);
+    let known = totals.counted(&[a, b, c]).await.unwrap();
+    assert_eq!(known, [Counted::default(), Counted::default(), counted(1, 0)]);
+}
+
+#[tokio::test]
+async fn rows_without_what_came_later_are_read() {
+    let mut bytes = encode_counts(&Counts {
+        posts: 3,
+        push_dead: 4,
+        ..Counts::default()
+    });
+    assert_eq!(decode_hour(&bytes).unwrap().push_dead, 4);
+    bytes.extend([9, 1, 2]);
+    let post = decode_post(&bytes).unwrap();
+    assert_eq!((post.author, post.counts.posts), (UserKey(9), 3));
+}

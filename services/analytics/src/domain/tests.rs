@@ -1,0 +1,226 @@
+use herald_model::ChunkId;
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: i64 = HOUR_MICROS;
+
+fn deliveries(sequence: u64, settled_at: i64, channel: Channel) -> Entry {
+    let row = DeliveriesRow {
+        author: UserKey(3),
+        chunk: ChunkRef {
+            post: PostId(7),
+            channel,
+            chunk: ChunkId(sequence),
+        },
+        state: Counted {
+            revision: 1,
+            counts: SettledCounts {
+                delivered: 10,
+                suppressed: 3,
+                expired: 2,
+                dead: 1,
+            },
+        },
+        change: Change::default(),
+        accepted_at: Micros(settled_at - 2_500),
+        settled_at: Micros(settled_at),
+    };
+    Entry {
+        sequence,
+        row: Row::Deliveries(row),
+    }
+}
+
+fn deletion(sequence: u64, deleted_at: i64) -> Entry {
+    let row = DeletionRow {
+        post: PostId(sequence),
+        author: UserKey(1),
+        deleted_at: Micros(deleted_at),
+    };
+    Entry {
+        sequence,
+        row: Row::Deletion(row),
+    }
+}
+
+#[test]
+fn a_file_is_named_by_its_hour_and_its_messages() {
+    let at = 20_000 * 24 * HOUR + 5 * HOUR + 1;
+    let files = files("POSTS", [deletion(12, at), deletion(9, at), deletion(12, at)]);
+    let [file] = files.as_slice() else {
+        panic!("{files:?}")
+    };
+    let path = file.path();
+    assert!(
+        path.starts_with("deletions/date=2024-10-04/hour=05/POSTS-9-12-"),
+        "{path}"
+    );
+    assert_eq!(file.entries.len(), 2);
+    let others = super::files("POSTS", [deletion(9, at), deletion(10, at), deletion(12, at)]);
+    assert_ne!(path, others[0].path());
+}
+
+#[test]
+fn totals_are_added_by_post_and_hour() {
+    let mut files = files(
+        "EVENTS",
+        [
+            deliveries(1, HOUR, Channel::Timeline),
+            deliveries(2, HOUR + 9, Channel::Push),
+        ],
+    );
+    let [file] = files.as_mut_slice() else {
+        panic!("{files:?}")
+    };
+    file.follow(&mut BTreeMap::new());
+    let totals = file.totals("a file");
+    let counts = Counts {
+        timeline_delivered: 10,
+        timeline_dead: 1,
+        push_delivered: 10,
+        push_suppressed: 3,
+        push_expired: 2,
+        push_dead: 1,
+        ..Counts::default()
+    };
+    assert_eq!(totals.sequences, [1, 2]);
+    assert_eq!(totals.hours, [(1, counts)]);
+    let post = PostTotals {
+        author: UserKey(3),
+        counts,
+        timeline_latency_ms_max: 2,
+        push_latency_ms_max: 2,
+    };
+    assert_eq!(totals.posts, [(PostId(7), post)]);
+}
+
+#[test]
+fn a_range_is_rounded_outwards_and_bounded() {
+    let now = Micros(100 * HOUR + 1);
+    let at = |hours: i64| Some(Micros(hours * HOUR + 1));
+    assert_eq!(hours(None, None, now), Ok(Hours { start: 76, end: 101 }));
+    assert_eq!(hours(at(3), at(4), now), Ok(Hours { start: 3, end: 5 }));
+    assert_eq!(
+        hours(Some(Micros(3 * HOUR)), Some(Micros(4 * HOUR)), now),
+        Ok(Hours { start: 3, end: 4 })
+    );
+    assert_eq!(hours(at(4), at(4), now).unwrap_err().0, "end_time");
+    assert_eq!(hours(at(200), None, now).unwrap_err().0, "start_time");
+    assert_eq!(
+        hours(at(0), at(31 * 24), now),
+        Ok(Hours {
+            start: 0,
+            end: 31 * 24 + 1
+        })
+    );
+    assert_eq!(
+        hours(at(0), Some(Micros(31 * 24 * HOUR + 2)), now).unwrap_err().0,
+        "end_time"
+    );
+}
+
+proptest! {
+    #[test]
+    fn every_message_goes_into_exactly_one_file(
+        entries in prop::collection::vec((0_u64..50, 0_i64..5 * HOUR, any::<bool>()), 0..60),
+    ) {
+        let entries: BTreeMap<u64, Entry> = entries
+            .into_iter()
+            .map(|(sequence, at, gone)| {
+                let entry = if gone { deletion(sequence, at) } else { deliveries(sequence, at, Channel::Push) };
+                (sequence, entry)
+            })
+            .collect();
+        let files = files("EVENTS", entries.values().cloned());
+        let mut found: Vec<_> = files.iter().flat_map(|file| file.entries.iter().cloned()).collect();
+        found.sort_by_key(|entry| entry.sequence);
+        prop_assert!(found.iter().eq(entries.values()));
+        for file in &files {
+            prop_assert!(file.entries.is_sorted_by(|a, b| a.sequence < b.sequence));
+            for entry in &file.entries {
+                prop_assert_eq!(hour_of(entry.row.at()), Some(file.hour));
+                prop_assert_eq!(entry.row.table(), file.table);
+            }
+        }
+    }
+
+    /// Events of a chunk in any order, any of them any number of times, in batches: what is counted is the newest of them.
+    #[test]
+    fn however_events_come_the_newest_stands(
+        states in prop::collection::vec((0_u32..50, 0_u32..50), 1..8),
+        order in prop::collection::vec((any::<prop::sample::Index>(), 0_i64..3, any::<bool>()), 1..40),
+    ) {
+        let mut counted = BTreeMap::new();
+        let mut totals = Counts::default();
+        let mut newest = 0;
+        let mut batch = Vec::new();
+        let mut commit = |batch: &mut Vec<Entry>| {
+            for mut file in files("EVENTS", batch.drain(..)) {
+                assert_eq!(file.chunks().len(), 1);
+                file.follow(&mut counted);
+                for (_, more) in file.totals("a file").hours {
+                    totals += more;
+                }
+            }
+        };
+        for (sequence, (which, hour, end)) in order.into_iter().enumerate() {
+            let revision = which.index(states.len());
+            newest = newest.max(revision);
+            let mut entry = deliveries(sequence as u64, hour * HOUR, Channel::Push);
+            if let Row::Deliveries(row) = &mut entry.row {
+                row.chunk.chunk = ChunkId(1);
+                let (delivered, dead) = states[revision];
+                let counts = SettledCounts { delivered, dead, ..SettledCounts::default() };
+                row.state = Counted { revision: revision as u64 + 1, counts };
+            }
+            batch.push(entry);
+            if end {
+                commit(&mut batch);
+            }
+        }
+        commit(&mut batch);
+        let (delivered, dead) = states[newest];
+        prop_assert_eq!((totals.push_delivered, totals.push_dead), (delivered.into(), dead.into()));
+    }
+
+    #[test]
+    fn any_range_is_answered_or_refused(start: Option<i64>, end: Option<i64>, now in 0..i64::MAX / 2) {
+        if let Ok(hours) = hours(start.map(Micros), end.map(Micros), Micros(now)) {
+            prop_assert!(hours.start <= hours.end);
+            prop_assert!(i64::from(hours.end - hours.start) <= RANGE_HOURS_MAX + 1);
+        }
+    }
+}
+
+#[test]
+fn older_events_add_up_and_newer_ones_tell_all() {
+    let mut counted = Counted::default();
+    let mut follow = |revision, delivered, dead| {
+        let Row::Deliveries(mut row) = deliveries(1, HOUR, Channel::Push).row else {
+            return None;
+        };
+        row.state = Counted {
+            revision,
+            counts: SettledCounts {
+                delivered,
+                dead,
+                ..SettledCounts::default()
+            },
+        };
+        row.follow(&mut counted)
+            .then_some((row.change.delivered, row.change.dead))
+    };
+    // Two of the older kind, then all of it so far.
+    assert_eq!(follow(0, 3, 1), Some((3, 1)));
+    assert_eq!(follow(0, 2, 0), Some((2, 0)));
+    assert_eq!(follow(2, 7, 2), Some((2, 1)));
+    // Late, again, and of the older kind and late.
+    assert_eq!(follow(1, 6, 1), None);
+    assert_eq!(follow(2, 7, 2), None);
+    assert_eq!(follow(0, 1, 0), None);
+    // A redrive owes the dead ones again, and delivers one.
+    assert_eq!(follow(3, 7, 0), Some((0, -2)));
+    assert_eq!(follow(4, 8, 1), Some((1, 1)));
+    assert_eq!(follow(5, 8, 1), Some((0, 0)));
+}
