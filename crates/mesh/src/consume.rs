@@ -24,7 +24,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Calls run concurrently, each on a task of its own, in the order in which they were delivered only by chance. The
     /// same message can come again at any time, so handling it twice must be as handling it once: commit, then return
     /// [`Settle::Ack`]. While it runs, the message is kept from other workers, however long that takes. A panic counts
-    /// as [`Settle::Retry`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
+    /// as [`Settle::Fault`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
     async fn handle(&self, delivery: &Delivery) -> Settle;
 }
 
@@ -37,6 +37,12 @@ pub enum Settle {
     Retry {
         /// When; after the consumer's own delay for the attempt without it.
         after: Option<Duration>,
+        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        reason: String,
+    },
+    /// As [`Settle::Retry`], but waiting doesn't mend it: a corrupt row, a bug. Something else may, so it comes again, but
+    /// only until its attempts are as many as a fault gets.
+    Fault {
         /// Why, for the log and the dead letter: lowercase, without anything secret.
         reason: String,
     },
@@ -60,6 +66,13 @@ impl Settle {
     pub fn retry_after(after: Duration, reason: impl fmt::Display) -> Self {
         Self::Retry {
             after: Some(after),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Again, but not for long.
+    pub fn fault(reason: impl fmt::Display) -> Self {
+        Self::Fault {
             reason: reason.to_string(),
         }
     }

@@ -95,7 +95,7 @@ impl<H: Handler> Worker<H> {
             tokio::select! {
                 biased;
                 settle = &mut handling => return Some(settle.unwrap_or_else(|panic| {
-                    Settle::retry(format_args!("panic: {}", panic_text(&*panic)))
+                    Settle::fault(format_args!("panic: {}", panic_text(&*panic)))
                 })),
                 () = self.hurry.cancelled() => return None,
                 () = tokio::time::sleep(self.spec.ack_wait / 3) => {
@@ -106,36 +106,51 @@ impl<H: Handler> Worker<H> {
     }
 
     async fn settle(&self, reply: &async_nats::Subject, meta: &Meta, subject: &str, settle: Settle) {
-        let last = meta.attempt >= u64::from(self.spec.attempts_max);
+        let attempts_max = u64::from(self.spec.attempts_max);
+        let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
+        let attempt = meta.attempt;
         match settle {
             Settle::Ack => self.send(reply, Bytes::from_static(b"+ACK")).await,
-            Settle::Retry { after, reason } if !last => {
-                let delay = after.unwrap_or_else(|| self.spec.retry.draw(meta.attempt));
-                trace::fail(&tracing::Span::current(), &reason);
-                tracing::warn!(
-                    stream = self.spec.stream,
-                    consumer = self.spec.name,
-                    subject,
-                    sequence = meta.sequence,
-                    attempt = meta.attempt,
-                    delay_ms = delay.as_millis() as u64,
-                    reason,
-                    "message will be retried"
-                );
-                self.send(reply, nak(delay)).await;
+            Settle::Retry { after, reason } if attempt < attempts_max => {
+                self.retry(reply, meta, subject, after, &reason).await;
+            }
+            Settle::Fault { reason } if attempt < fault_attempts_max => {
+                self.retry(reply, meta, subject, None, &reason).await;
             }
             // The server's own advisory of a last failure comes late and has no reason.
             Settle::Retry { reason, .. } => {
-                self.term(
-                    reply,
-                    meta,
-                    subject,
-                    &format!("{reason} (attempt {} of as many)", meta.attempt),
-                )
-                .await;
+                let reason = format!("{reason} (attempt {attempt} of as many)");
+                self.term(reply, meta, subject, &reason).await;
+            }
+            Settle::Fault { reason } => {
+                let reason = format!("{reason} (attempt {attempt}, the last for a fault)");
+                self.term(reply, meta, subject, &reason).await;
             }
             Settle::Term { reason } => self.term(reply, meta, subject, &reason).await,
         }
+    }
+
+    async fn retry(
+        &self,
+        reply: &async_nats::Subject,
+        meta: &Meta,
+        subject: &str,
+        after: Option<Duration>,
+        reason: &str,
+    ) {
+        let delay = after.unwrap_or_else(|| self.spec.retry.draw(meta.attempt));
+        trace::fail(&tracing::Span::current(), reason);
+        tracing::warn!(
+            stream = self.spec.stream,
+            consumer = self.spec.name,
+            subject,
+            sequence = meta.sequence,
+            attempt = meta.attempt,
+            delay_ms = delay.as_millis() as u64,
+            reason,
+            "message will be retried"
+        );
+        self.send(reply, nak(delay)).await;
     }
 
     async fn term(&self, reply: &async_nats::Subject, meta: &Meta, subject: &str, reason: &str) {

@@ -82,7 +82,7 @@ impl Handler for Chunks {
         };
         let end = match settle {
             Settle::Ack => "done",
-            Settle::Retry { .. } => "retried",
+            Settle::Retry { .. } | Settle::Fault { .. } => "retried",
             Settle::Term { .. } => "terminated",
         };
         self.metrics.chunk(chunk.lane, end);

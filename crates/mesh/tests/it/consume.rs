@@ -150,8 +150,9 @@ async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
     let fixture = Fixture::start_with(|config| config.consumers.timeline.attempts_max = 3).await;
     fixture.publish([1, 2]).await;
     let (handler, mut seen) = Script::new(|delivery| async move {
-        assert!(post(&delivery) != 1, "always");
-        if delivery.is_last_attempt() {
+        if post(&delivery) == 1 {
+            Settle::retry("always")
+        } else if delivery.is_last_attempt() {
             Settle::Ack
         } else {
             Settle::retry("until the last")
@@ -169,7 +170,53 @@ async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
     assert_eq!(attempts, [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]);
     let (subject, body) = fixture.advisories().await.pop().unwrap();
     assert_eq!(subject, "MSG_TERMINATED.TIMELINE.timeline-normal");
-    assert!(body.contains("panic: always (attempt 3 of as many)"), "{body}");
+    assert!(body.contains("always (attempt 3 of as many)"), "{body}");
+}
+
+#[tokio::test]
+async fn a_fault_gets_fewer_attempts_than_what_waiting_may_mend() {
+    let fixture = Fixture::start_with(|config| {
+        config.consumers.timeline.attempts_max = 6;
+        config.consumers.timeline.fault_attempts_max = 3;
+    })
+    .await;
+    fixture.publish(1..=5).await;
+    let (handler, mut seen) = Script::new(|delivery| async move {
+        let attempt = delivery.attempt;
+        match post(&delivery) {
+            1 => panic!("always"),
+            2 => Settle::fault("a corrupt row"),
+            // A fault on an attempt when faults have no more of them.
+            3 if attempt == 5 => Settle::fault("now corrupt"),
+            3 | 4 => Settle::retry("busy"),
+            _ if attempt < 3 => Settle::fault("mended by the third attempt"),
+            _ => Settle::Ack,
+        }
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    fixture.settled().await;
+    work.stop().await;
+    let mut attempts = [0; 6];
+    for delivery in seen.rest() {
+        attempts[usize::try_from(post(&delivery)).unwrap()] += 1;
+    }
+    assert_eq!(attempts, [0, 3, 3, 5, 6, 3]);
+    until("the advisories are stored", async || {
+        fixture.advisories().await.len() == 4
+    })
+    .await;
+    let advisories = fixture.advisories().await;
+    for (sequence, reason) in [
+        (1, "panic: always (attempt 3, the last for a fault)"),
+        (2, "a corrupt row (attempt 3, the last for a fault)"),
+        (3, "now corrupt (attempt 5, the last for a fault)"),
+        (4, "busy (attempt 6 of as many)"),
+    ] {
+        let of = format!("\"stream_seq\":{sequence},");
+        let (subject, body) = advisories.iter().find(|(_, body)| body.contains(&of)).unwrap();
+        assert_eq!(subject, "MSG_TERMINATED.TIMELINE.timeline-normal");
+        assert!(body.contains(reason), "{body}");
+    }
 }
 
 #[tokio::test]
