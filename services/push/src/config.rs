@@ -26,6 +26,8 @@ pub struct Config {
     pub sends_per_chunk_max: usize,
     /// Chunks in hand at a time, a lane; 1 to 1,024. Default: 32.
     pub chunks_in_flight_max: usize,
+    /// Redriven chunks in hand at a time, of all lanes; 1 to 1,024. Default: 8.
+    pub redrive_chunks_in_flight_max: usize,
     /// After so many accepted sends a chunk's progress is recorded: at most so many (and those in flight) are sent
     /// again after a crash; at least 1. Default: 128.
     pub settle_sends_max: u32,
@@ -56,6 +58,7 @@ impl Default for Config {
             sends_per_host_max: 128,
             sends_per_chunk_max: 1_024,
             chunks_in_flight_max: 32,
+            redrive_chunks_in_flight_max: 8,
             settle_sends_max: 128,
             settle_interval_ms: 500,
             retry_after_seconds_max: 300,
@@ -107,6 +110,11 @@ impl Config {
         check(
             (1..=1_024).contains(&self.chunks_in_flight_max),
             "chunks_in_flight_max",
+            "must be from 1 to 1024",
+        )?;
+        check(
+            (1..=1_024).contains(&self.redrive_chunks_in_flight_max),
+            "redrive_chunks_in_flight_max",
             "must be from 1 to 1024",
         )?;
         check(

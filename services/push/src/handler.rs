@@ -73,7 +73,7 @@ impl Handler for Chunks {
             Ok(chunk) => chunk,
             Err(settle) => return settle,
         };
-        let settle = match self.deliver(&chunk, delivery.is_last_attempt()).await {
+        let settle = match self.deliver(&chunk, delivery).await {
             Ok(settle) => settle,
             Err(AttemptError::Store(error)) if error.kind() == ErrorKind::Conflict => {
                 Settle::retry_after(OTHERS_WAIT, "another worker has recorded meanwhile")
@@ -126,14 +126,16 @@ impl Chunks {
         skip_all,
         fields(post_id = chunk.post.0, chunk_id = %chunk.id, recipients = chunk.recipients.len())
     )]
-    async fn deliver(&self, chunk: &Chunk, last: bool) -> Result<Settle, AttemptError> {
+    async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Settle, AttemptError> {
         let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded(outcome, &chunk.recipients));
+        if delivery.redrive.is_some() {
+            progress.owe_again();
+        }
         let (before, revision_before) = (progress.counts(), progress.revision());
         let attempted = self.attempt(chunk, &mut progress).await;
-        let gave_up = attempted.is_ok() && last && progress.is_pending();
         let failures = progress.failures();
-        if gave_up {
+        if attempted.is_ok() && delivery.is_last_attempt() {
             progress.give_up();
         }
         // Even after a failure: what was accepted must not be sent again.
@@ -145,9 +147,6 @@ impl Chunks {
             self.announce(chunk, &progress).await?;
         }
 
-        if gave_up {
-            return Ok(Settle::term(format_args!("push gave up: {failures}")));
-        }
         if progress.is_pending() {
             let remaining = chunk.expires_at.since(Micros::now());
             let after = domain::retry_delay(progress.retry_after(), remaining, self.config.retry_after_max());
@@ -155,6 +154,10 @@ impl Chunks {
                 after,
                 reason: format!("push is pending: {failures}"),
             });
+        }
+        // Each recipient who was given up is in a dead letter, also one whom a provider refused at the first attempt.
+        if progress.counts().dead > 0 {
+            return Ok(Settle::term(format_args!("push gave up: {failures}")));
         }
         Ok(Settle::Ack)
     }

@@ -97,5 +97,11 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         };
         workers.spawn(consumers::push(lane), chunks.clone(), options)?;
     }
+    let options = ConsumeOptions {
+        in_flight_max: config.redrive_chunks_in_flight_max,
+        batch_max: config.redrive_chunks_in_flight_max,
+        paused: None,
+    };
+    workers.spawn(consumers::redrive(consumers::Kind::Push), chunks, options)?;
     Ok(workers.join().await?)
 }

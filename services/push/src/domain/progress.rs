@@ -57,7 +57,7 @@ pub(crate) struct Recorded {
 
 /// How far one chunk has come. Recipients are named by their place in it.
 ///
-/// *Invariant:* a final state never changes, and what is neither final nor open is pending, so the counts and the
+/// *Invariant:* a final state never changes, but that dead ones are owed again when they are redriven, and what is neither final nor open is pending, so the counts and the
 /// pending ones always add up to all recipients.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -116,6 +116,17 @@ impl Progress {
         }
         progress.mark_recorded(recorded.revision);
         progress
+    }
+
+    /// Makes all that were given up pending: somebody wants them to be tried again.
+    pub(crate) fn owe_again(&mut self) {
+        for recipient in &mut self.recipients {
+            if recipient.state == DeliveryState::Dead {
+                recipient.state = DeliveryState::Pending;
+                self.counts.dead -= 1;
+                self.changed = true;
+            }
+        }
     }
 
     /// The pending recipients: place, who, and the devices that have the push.
@@ -270,7 +281,11 @@ impl Progress {
             // Writing to a String can't fail.
             let _ = write!(text, "{comma}{} {reason}: {count}", provider.as_str());
         }
-        if text.is_empty() { "not tried".into() } else { text }
+        if text.is_empty() {
+            "not tried this time".into()
+        } else {
+            text
+        }
     }
 
     fn find(&self, user: UserKey) -> Option<usize> {

@@ -101,6 +101,29 @@ fn the_longest_wait_counts_and_failures_are_named() {
     );
 }
 
+#[test]
+fn who_was_given_up_is_owed_again_and_nobody_else() {
+    let mut progress = Progress::resume((1..=3).map(user), Recorded::default());
+    progress.settle(0, DeliveryState::Delivered);
+    progress.settle(1, DeliveryState::Dead);
+    progress.settle(2, DeliveryState::Suppressed);
+    progress.mark_recorded(7);
+    progress.owe_again();
+    assert_eq!(
+        progress.pending().map(|(_, user, _)| user.0).collect::<Vec<_>>(),
+        [2]
+    );
+    assert_eq!(
+        progress.counts(),
+        Counts {
+            delivered: 1,
+            suppressed: 1,
+            ..Counts::default()
+        }
+    );
+    assert!(progress.is_changed());
+}
+
 fn any_verdict() -> impl Strategy<Value = Verdict> {
     prop_oneof![
         4 => Just(Verdict::Accepted),

@@ -7,7 +7,11 @@ use std::{
 };
 
 use herald_local_nats::Server;
-use herald_mesh::{Mesh, RetryDelay, Subject, Topology, TopologyConfig, consumers, streams};
+use herald_mesh::{
+    Mesh, Redrive, RetryDelay, Subject, Topology, TopologyConfig,
+    consumers::{self, Kind},
+    streams,
+};
 use herald_model::{
     Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros,
 };
@@ -304,6 +308,44 @@ impl Herald {
             events.push(message.decode().unwrap());
         }
         events
+    }
+
+    /// The advisories of messages given up so far.
+    pub(crate) async fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for sequence in 1..=self.mesh.last_sequence(streams::ADVISORIES).await.unwrap() {
+            let message = self
+                .mesh
+                .message(streams::ADVISORIES, sequence)
+                .await
+                .unwrap()
+                .unwrap();
+            reasons.push(String::from_utf8(message.payload.to_vec()).unwrap());
+        }
+        reasons
+    }
+
+    /// Redrives a chunk's message, as the dead letters' service does.
+    pub(crate) async fn redrive(&self, chunk: Published, round: u32) -> u64 {
+        let message = self
+            .mesh
+            .message(streams::PUSH, chunk.sequence)
+            .await
+            .unwrap()
+            .unwrap();
+        let redrive = Redrive {
+            kind: Kind::Push,
+            letter: 1,
+            round,
+            subject: Subject::PushDeliver(Lane::Normal),
+            sequence: chunk.sequence,
+            published_at: Micros::now(),
+            payload: message.payload,
+            trace_parent: None,
+            trace_state: None,
+            id: format!("dlq/1/redrive/{round}"),
+        };
+        self.mesh.redrive(&redrive).await.unwrap().sequence
     }
 
     /// How often each device of the sink got a push.

@@ -5,5 +5,6 @@
 
 mod deliver;
 mod harness;
+mod redrive;
 mod refuse;
 mod retry;

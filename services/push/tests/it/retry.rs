@@ -102,6 +102,13 @@ async fn a_final_refusal_is_not_tried_again() {
     let chunk = herald.push(post, &[a, b]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
     assert_eq!(herald.sink.summary().failed, 2);
+    // A dead letter will be made of it, although it was not the last attempt.
+    let reasons = herald.reasons().await;
+    assert_eq!(reasons.len(), 1);
+    assert!(
+        reasons[0].contains("push gave up: webhook status 400: 1"),
+        "{reasons:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,89 @@
+//! Chunks that were given up and come once more.
+
+use std::collections::HashMap;
+
+use herald_mesh::{
+    TopologyConfig,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_push_sink::Failure;
+
+use crate::harness::{Herald, local, numbers, until};
+
+fn refusal(times: u32) -> Failure {
+    Failure {
+        status: 400.try_into().unwrap(),
+        retry_after: None,
+        times: Some(times),
+    }
+}
+
+#[tokio::test]
+async fn a_redrive_is_for_the_dead_only() {
+    let herald = Herald::start().await;
+    let [a, b, c] = [
+        herald.user("a").await,
+        herald.user("b").await,
+        herald.user("c").await,
+    ];
+    herald.webhook(a, "a").await;
+    herald.webhook(b, "b").await;
+    herald.webhook(c, "c").await;
+    herald.sink.fail("b", refusal(1));
+    herald.sink.fail("c", refusal(2));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[a, b, c]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 2]);
+
+    let consumer = consumers::redrive(Kind::Push);
+    for (round, expected) in [(1, [2, 0, 0, 0, 1]), (2, [3, 0, 0, 0, 0]), (3, [3, 0, 0, 0, 0])] {
+        let sequence = herald.redrive(chunk, round).await;
+        until(async || herald.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= sequence).await;
+        assert_eq!(numbers(herald.counts(post).await), expected, "round {round}");
+    }
+    let once = |name: &str| (name.to_owned(), 1);
+    assert_eq!(herald.received(), HashMap::from(["a", "b", "c"].map(once)));
+    // Given up the first time and in the first round; the other rounds ended well.
+    assert_eq!(herald.reasons().await.len(), 2);
+    let last = herald.events().await.pop().unwrap();
+    assert_eq!((last.delivered_count, last.dead_count), (3, 0));
+    // None but the push service's consumer was asked.
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Push) {
+        let consumer = consumers::redrive(kind);
+        assert_eq!(herald.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
+        assert_eq!(herald.mesh.last_sequence(streams::PUSH).await.unwrap(), 1);
+    }
+}
+
+/// While a redriven chunk is under way its dead ones are pending, and at its end dead again.
+#[tokio::test]
+async fn who_fails_again_is_dead_again() {
+    let mut topology = TopologyConfig::default();
+    topology.consumers.redrive.attempts_max = 2;
+    let herald = Herald::start_with(local(), topology).await;
+    let user = herald.user("a").await;
+    herald.webhook(user, "a").await;
+    herald.sink.fail("a", refusal(1));
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &[user]).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [0, 0, 0, 0, 1]);
+    herald.sink.fail(
+        "a",
+        Failure {
+            status: 503.try_into().unwrap(),
+            retry_after: None,
+            times: Some(2),
+        },
+    );
+    herald.redrive(chunk, 1).await;
+    until(async || herald.reasons().await.len() == 2).await;
+    assert_eq!(numbers(herald.counts(post).await), [0, 0, 0, 0, 1]);
+    let states: Vec<(u32, u32)> = herald
+        .events()
+        .await
+        .iter()
+        .map(|event| (event.delivered_count, event.dead_count))
+        .collect();
+    assert_eq!(states, [(0, 1), (0, 0), (0, 1)]);
+}
