@@ -21,6 +21,7 @@ mod consume;
 mod ensure;
 mod error;
 mod headers;
+mod history;
 mod letters;
 mod publish;
 mod pull;

@@ -36,7 +36,7 @@ pub struct RawMessage {
     pub payload: Bytes,
     /// When the stream stored it.
     pub published_at: Micros,
-    headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
 }
 
 impl RawMessage {
@@ -61,6 +61,18 @@ impl RawMessage {
             .iter()
             .filter(|(name, _)| !ADDED.contains(&name.as_ref()))
             .flat_map(|(name, values)| values.iter().map(|value| (name.as_ref(), value.as_str())))
+    }
+
+    /// The subject and the sequence that it had when it was published first: its own, but for a redriven message.
+    pub fn original(&self) -> Option<(Subject, u64)> {
+        let origin = headers::Origin::read(
+            &self.subject,
+            self.sequence,
+            self.published_at,
+            Some(&self.headers),
+        )
+        .ok()?;
+        Some((origin.subject, origin.sequence))
     }
 
     /// Decodes the message.
@@ -258,7 +270,7 @@ impl Mesh {
             })
     }
 
-    async fn stream(&self, stream: &str) -> Result<Stream<()>> {
+    pub(crate) async fn stream(&self, stream: &str) -> Result<Stream<()>> {
         self.publishing()
             .jetstream
             .get_stream_no_info(stream)
@@ -267,7 +279,11 @@ impl Mesh {
     }
 }
 
-fn found(result: Result<StreamMessage, DirectGetError>, stream: &str) -> Result<Option<RawMessage>> {
+/// A message that was read, `None` where there is none.
+pub(crate) fn found(
+    result: Result<StreamMessage, DirectGetError>,
+    stream: &str,
+) -> Result<Option<RawMessage>> {
     match result {
         Ok(message) => Ok(Some(RawMessage {
             subject: message.subject.to_string(),

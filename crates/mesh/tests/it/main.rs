@@ -4,6 +4,7 @@
 mod consume;
 mod faults;
 mod harness;
+mod history;
 mod lag;
 mod letters;
 mod publish;
