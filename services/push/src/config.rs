@@ -28,6 +28,9 @@ pub struct Config {
     pub chunks_in_flight_max: usize,
     /// Redriven chunks in hand at a time, of all lanes; 1 to 1,024. Default: 8.
     pub redrive_chunks_in_flight_max: usize,
+    /// From which attempt on recipients of whom nothing can be read, because of a fault, are found out and given up, so that
+    /// the others get their push; 1 to 1,000. Later than the consumer's `fault_attempts_max`: never. Default: 3.
+    pub isolate_attempts_min: u64,
     /// After so many accepted sends a chunk's progress is recorded: at most so many (and those in flight) are sent
     /// again after a crash; at least 1. Default: 128.
     pub settle_sends_max: u32,
@@ -59,6 +62,7 @@ impl Default for Config {
             sends_per_chunk_max: 1_024,
             chunks_in_flight_max: 32,
             redrive_chunks_in_flight_max: 8,
+            isolate_attempts_min: 3,
             settle_sends_max: 128,
             settle_interval_ms: 500,
             retry_after_seconds_max: 300,
@@ -116,6 +120,11 @@ impl Config {
             (1..=1_024).contains(&self.redrive_chunks_in_flight_max),
             "redrive_chunks_in_flight_max",
             "must be from 1 to 1024",
+        )?;
+        check(
+            (1..=1_000).contains(&self.isolate_attempts_min),
+            "isolate_attempts_min",
+            "must be from 1 to 1000",
         )?;
         check(
             self.settle_sends_max >= 1,

@@ -44,6 +44,8 @@ pub(crate) enum Reason {
     Endpoint,
     /// The device's keys, or its user, are no good.
     Device,
+    /// Herald's own code failed.
+    Panic,
 }
 
 impl fmt::Display for Reason {
@@ -55,6 +57,7 @@ impl fmt::Display for Reason {
             Self::Breaker => f.write_str("breaker"),
             Self::Endpoint => f.write_str("endpoint"),
             Self::Device => f.write_str("device"),
+            Self::Panic => f.write_str("panic"),
         }
     }
 }

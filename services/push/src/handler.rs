@@ -1,30 +1,20 @@
 //! One chunk, from the message to its acknowledgement.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
-use herald_model::{
-    Channel, ChunkId, Device, DeviceId, Lane, PostId, Recipients, UserId, UserKey, time::Micros,
-};
+use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Micros};
 use herald_proto::{mesh_v1, v1};
-use herald_store::{Base, Devices, ErrorKind, Ledger, Preferences, Settlement, Users};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval_at},
-};
-use tracing::{debug, error, instrument, warn};
+use herald_store::{Base, Devices, Ledger, Preferences, Settlement, Users};
+use tracing::{debug, instrument};
 
 use crate::{
     Config, Metrics,
-    adapters::{Dispatcher, PostSource, Push, outcome, recorded},
-    domain::{self, Decision, Progress, Provider, Recipient, Verdict},
+    adapters::{Dispatcher, PostSource, outcome, recorded},
+    domain::{self, Progress},
     error::AttemptError,
 };
-
-/// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
-/// finds that out when it records; to fetch the chunk again at once would send to the same devices beside the other one.
-const OTHERS_WAIT: Duration = Duration::from_secs(30);
 
 /// Works on chunks.
 pub(crate) struct Chunks {
@@ -41,29 +31,14 @@ pub(crate) struct Chunks {
 
 /// A chunk as the domain sees it.
 #[derive(Debug)]
-struct Chunk {
-    post: PostId,
-    author: UserKey,
-    id: ChunkId,
-    lane: Lane,
-    recipients: Recipients,
-    accepted_at: Micros,
-    expires_at: Micros,
-}
-
-/// One push to one device, to be sent.
-struct Job {
-    index: usize,
-    recipient: Arc<UserId>,
-    device: Device,
-}
-
-/// What came of a [`Job`].
-struct Done {
-    index: usize,
-    device: DeviceId,
-    provider: Provider,
-    verdict: Verdict,
+pub(crate) struct Chunk {
+    pub(crate) post: PostId,
+    pub(crate) author: UserKey,
+    pub(crate) id: ChunkId,
+    pub(crate) lane: Lane,
+    pub(crate) recipients: Recipients,
+    pub(crate) accepted_at: Micros,
+    pub(crate) expires_at: Micros,
 }
 
 #[async_trait]
@@ -75,10 +50,7 @@ impl Handler for Chunks {
         };
         let settle = match self.deliver(&chunk, delivery).await {
             Ok(settle) => settle,
-            Err(AttemptError::Store(error)) if error.kind() == ErrorKind::Conflict => {
-                Settle::retry_after(OTHERS_WAIT, "another worker has recorded meanwhile")
-            }
-            Err(error) => Settle::retry(error),
+            Err(error) => error.settle(),
         };
         let end = match settle {
             Settle::Ack => "done",
@@ -133,7 +105,8 @@ impl Chunks {
             progress.owe_again();
         }
         let (before, revision_before) = (progress.counts(), progress.revision());
-        let attempted = self.attempt(chunk, &mut progress).await;
+        let isolate = delivery.attempt >= self.config.isolate_attempts_min;
+        let attempted = self.attempt(chunk, &mut progress, isolate).await;
         let failures = progress.failures();
         if attempted.is_ok() && delivery.is_last_attempt() {
             progress.give_up();
@@ -162,139 +135,8 @@ impl Chunks {
         Ok(Settle::Ack)
     }
 
-    /// Decides upon all pending recipients and sends to those who are to hear.
-    async fn attempt(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
-        if !progress.is_pending() {
-            return Ok(());
-        }
-        let pending: Vec<(usize, UserKey, Vec<DeviceId>)> = progress
-            .pending()
-            .map(|(index, user, done)| (index, user, done.to_vec()))
-            .collect();
-        if Micros::now() >= chunk.expires_at {
-            let nobody = Recipient {
-                expired: true,
-                post_gone: false,
-                unwanted: false,
-                devices: &[],
-                done: &[],
-            };
-            for (index, _, done) in &pending {
-                if let Decision::Settle(state) = domain::decide(&Recipient { done, ..nobody }) {
-                    progress.settle(*index, state);
-                }
-            }
-            return Ok(());
-        }
-        let keys: Vec<UserKey> = pending.iter().map(|(_, user, _)| *user).collect();
-        let (content, preferences, devices, ids) = tokio::try_join!(
-            self.posts.content(chunk.post),
-            async { Ok(self.preferences.of(&keys).await?) },
-            async { Ok(self.devices.of(&keys).await?) },
-            async { Ok(self.users.ids(&keys).await?) },
-        )?;
-        let mut jobs = Vec::new();
-        let known = preferences.into_iter().zip(devices).zip(ids);
-        for ((index, user, done), ((preferences, devices), id)) in pending.into_iter().zip(known) {
-            let device_ids: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
-            let recipient = Recipient {
-                expired: false,
-                post_gone: content.is_none(),
-                // A user without an id was never given a key, so nobody can have asked.
-                unwanted: !preferences.push_enabled
-                    || preferences.muted.contains(&chunk.author)
-                    || id.is_none(),
-                devices: &device_ids,
-                done: &done,
-            };
-            match (domain::decide(&recipient), id) {
-                (Decision::Settle(state), _) => progress.settle(index, state),
-                (Decision::Send(left), Some(id)) => {
-                    progress.expect(index, u32::try_from(left.len()).unwrap_or(u32::MAX));
-                    let recipient = Arc::new(id);
-                    jobs.extend(
-                        devices
-                            .into_iter()
-                            .enumerate()
-                            .filter(|(at, _)| left.contains(at))
-                            .map(|(_, device)| Job {
-                                index,
-                                recipient: recipient.clone(),
-                                device,
-                            }),
-                    );
-                }
-                (Decision::Send(_), None) => error!(user_key = user.0, "a recipient has no id"),
-            }
-        }
-        match content {
-            Some(content) if !jobs.is_empty() => {
-                let push = Push::new(
-                    chunk.post,
-                    chunk.lane,
-                    content,
-                    chunk.accepted_at,
-                    chunk.expires_at,
-                );
-                self.send(chunk, progress, Arc::new(push), jobs).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Sends, and records progress now and then. After a failure nothing more is sent, but what is under way is
-    /// heard.
-    async fn send(
-        &self,
-        chunk: &Chunk,
-        progress: &mut Progress,
-        push: Arc<Push>,
-        jobs: Vec<Job>,
-    ) -> Result<(), AttemptError> {
-        let interval = self.config.settle_interval();
-        let mut tick = interval_at(Instant::now() + interval, interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut jobs = jobs.into_iter();
-        let mut running = JoinSet::new();
-        let mut outcome = Ok(());
-        loop {
-            while outcome.is_ok() && running.len() < self.config.sends_per_chunk_max {
-                let Some(job) = jobs.next() else { break };
-                running.spawn(work(
-                    self.dispatcher.clone(),
-                    self.devices.clone(),
-                    push.clone(),
-                    job,
-                ));
-            }
-            let mut due = false;
-            tokio::select! {
-                joined = running.join_next() => match joined {
-                    Some(Ok(done)) => progress.record(done.index, done.device, done.provider, done.verdict),
-                    // Its recipient stays pending.
-                    Some(Err(error)) => error!(%error, post_id = chunk.post.0, "a send panicked"),
-                    None => return outcome,
-                },
-                _ = tick.tick() => due = true,
-            }
-            if outcome.is_err() {
-                continue;
-            }
-            if due || progress.unrecorded() >= self.config.settle_sends_max {
-                outcome = self.record(chunk, progress).await;
-            }
-            if due && outcome.is_ok() {
-                match self.posts.is_deleted(chunk.post).await {
-                    Ok(true) => push.mark_deleted(),
-                    Ok(false) => {}
-                    Err(error) => outcome = Err(error),
-                }
-            }
-        }
-    }
-
     /// Puts into the ledger what it doesn't have yet.
-    async fn record(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
+    pub(crate) async fn record(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
         if !progress.is_changed() {
             return Ok(());
         }
@@ -334,27 +176,5 @@ impl Chunks {
             .await?;
         debug!(id, duplicate = published.duplicate, "deliveries announced");
         Ok(())
-    }
-}
-
-/// Sends one push, and unregisters the device if it is gone.
-async fn work(dispatcher: Arc<Dispatcher>, devices: Arc<dyn Devices>, push: Arc<Push>, job: Job) -> Done {
-    let Job {
-        index,
-        recipient,
-        device,
-    } = job;
-    let (provider, verdict) = dispatcher.send(&push, &recipient, &device).await;
-    if verdict == Verdict::Gone
-        && let Err(error) = devices.unregister(device.user, device.id).await
-    {
-        // The next post will find it gone again.
-        warn!(%error, device_id = device.id.0, "a device that is gone was not unregistered");
-    }
-    Done {
-        index,
-        device: device.id,
-        provider,
-        verdict,
     }
 }

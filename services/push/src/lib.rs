@@ -1,7 +1,7 @@
 //! The push service: brings posts to devices.
 //!
 //! The way of a chunk ([`handler`]): what earlier attempts recorded comes from the ledger; each recipient who is not
-//! settled is decided upon ([`domain`]); the devices get their push ([`adapters`]); what came of it goes to the ledger, now
+//! settled is decided upon ([`attempt`], [`domain`]); the devices get their push ([`adapters`]); what came of it goes to the ledger, now
 //! and then while it runs and at the end; an event tells analytics; and only then is the message acknowledged.
 //!
 //! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and is never sent to again
@@ -14,6 +14,7 @@
 //! [`endpoint`] says where a push may go; the gateway asks it when a device is registered.
 
 mod adapters;
+mod attempt;
 mod config;
 mod domain;
 pub mod endpoint;

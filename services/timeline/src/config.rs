@@ -10,6 +10,11 @@ pub struct Config {
     /// Chunks worked on at one time, by lane; 1 to 32,768 each. A chunk waits for the store's next flush, so this many chunks are what one
     /// flush can hold.
     pub chunks_in_flight_max: PerLane,
+    /// Redriven chunks worked on at one time, of all lanes; 1 to 32,768.
+    pub redrive_chunks_in_flight_max: usize,
+    /// From which attempt on a chunk that fails by a fault is done part by part, to find out for whom it fails; 1 to
+    /// 1,000. Later than the consumer's `fault_attempts_max`: never.
+    pub isolate_attempts_min: u64,
     /// Posts that a new follow brings, newest first; 0 to 800.
     pub backfill_posts_max: usize,
 }
@@ -22,6 +27,8 @@ impl Default for Config {
                 normal: 2_048,
                 low: 512,
             },
+            redrive_chunks_in_flight_max: 128,
+            isolate_attempts_min: 3,
             backfill_posts_max: 20,
         }
     }
@@ -32,6 +39,18 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         self.chunks_in_flight_max
             .validate("timeline.chunks_in_flight_max", 32_768)?;
+        for (field, value, max) in [
+            (
+                "redrive_chunks_in_flight_max",
+                self.redrive_chunks_in_flight_max as u64,
+                32_768,
+            ),
+            ("isolate_attempts_min", self.isolate_attempts_min, 1_000),
+        ] {
+            if !(1..=max).contains(&value) {
+                return Err(format!("timeline.{field} must be 1 to {max}, is {value}"));
+            }
+        }
         if self.backfill_posts_max > 800 {
             return Err(format!(
                 "timeline.backfill_posts_max must be 0 to 800, is {}",

@@ -1,5 +1,10 @@
 //! Why the service ended, and why a message was not done.
 
+use std::time::Duration;
+
+use herald_mesh::Settle;
+use herald_store::ErrorKind;
+
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -15,4 +20,26 @@ pub(crate) enum DeliverError {
     Store(#[from] herald_store::Error),
     #[error("the mesh failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
+}
+
+impl DeliverError {
+    /// Whether waiting may mend it.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(error) => error.kind().is_passing(),
+            Self::Mesh(_) => true,
+        }
+    }
+
+    /// How to settle a message that was not done because of it.
+    pub(crate) fn settle(self) -> Settle {
+        match self {
+            // Another worker has recorded meanwhile: on from there.
+            Self::Store(error) if error.kind() == ErrorKind::Conflict => {
+                Settle::retry_after(Duration::ZERO, error)
+            }
+            error if error.is_passing() => Settle::retry(error),
+            error => Settle::fault(error),
+        }
+    }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{Backfill, DeliveriesSettled, TimelineChunk};
+use herald_runtime::isolate::{self, Failure};
 use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
 use crate::{Metrics, backfill::Backfiller, error::DeliverError};
@@ -18,26 +19,27 @@ pub(crate) struct Chunks {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) backfiller: Backfiller,
     pub(crate) metrics: Metrics,
+    /// From this attempt on a chunk that fails by a fault is done part by part.
+    pub(crate) isolate_attempts_min: u64,
 }
 
 #[async_trait]
 impl Handler for Chunks {
     async fn handle(&self, delivery: &Delivery) -> Settle {
-        let done = match delivery.subject {
+        match delivery.subject {
             Subject::TimelineDeliver(_) => match read_chunk(delivery) {
-                Ok((chunk, recipients)) => self
-                    .deliver(delivery.payload.clone(), &chunk, recipients)
-                    .await
-                    .map(|()| Settle::Ack),
-                Err(settle) => return settle,
+                Ok((chunk, recipients)) => self.chunk(delivery, &chunk, &recipients).await,
+                Err(settle) => settle,
             },
             Subject::TimelineBackfill(_) => match read_backfill(delivery) {
-                Ok((request, recipients)) => self.backfiller.backfill(&request, &recipients).await,
-                Err(settle) => return settle,
+                Ok((request, recipients)) => {
+                    let done = self.backfiller.backfill(&request, &recipients).await;
+                    done.unwrap_or_else(DeliverError::settle)
+                }
+                Err(settle) => settle,
             },
-            other => return Settle::term(format_args!("timeline doesn't deliver {other}")),
-        };
-        done.unwrap_or_else(Settle::retry)
+            other => Settle::term(format_args!("timeline doesn't deliver {other}")),
+        }
     }
 }
 
@@ -69,58 +71,74 @@ pub(crate) async fn publish_live(mesh: &Mesh, payload: Bytes) {
 }
 
 impl Chunks {
+    async fn chunk(&self, delivery: &Delivery, chunk: &TimelineChunk, recipients: &Recipients) -> Settle {
+        let delivering = self.deliver(delivery.payload.clone(), chunk, recipients);
+        match isolate::sorted(delivering, DeliverError::is_passing).await {
+            Ok(()) => Settle::Ack,
+            Err(Failure::Passing(error)) => error.settle(),
+            Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
+                Settle::fault(reason)
+            }
+            Err(Failure::Fault(_)) => {
+                let isolated = self.isolate(chunk, recipients).await;
+                isolated.unwrap_or_else(DeliverError::settle)
+            }
+        }
+    }
+
     /// Readable, told to watchers, durable, recorded, reported: in this order, each step repeatable.
     async fn deliver(
         &self,
         payload: Bytes,
         chunk: &TimelineChunk,
-        recipients: Recipients,
+        recipients: &Recipients,
     ) -> Result<(), DeliverError> {
         let post = PostId(chunk.post_id);
         let count = recipients.len();
-        let durable = self.timelines.deliver(post, recipients).await?;
+        let durable = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Micros::now();
         self.metrics
             .visible(visible_at.since(Micros(chunk.accepted_at_us)), count);
         publish_live(&self.mesh, payload).await;
         durable.await?;
-        let settlement = Settlement {
-            post,
-            channel: Channel::Timeline,
-            chunk: ChunkId(chunk.chunk_id),
-            base: Base::Any,
-            outcome: Outcome::Delivered { count },
-            at: visible_at,
-        };
-        let revision = self.ledger.settle(&settlement).await?;
-        self.report(chunk, count, visible_at, revision).await?;
-        Ok(())
+        let outcome = Outcome::Delivered { count };
+        self.record(chunk, Base::Any, outcome, visible_at).await
     }
 
-    async fn report(
+    /// Records what became of a chunk, and reports it.
+    pub(crate) async fn record(
         &self,
         chunk: &TimelineChunk,
-        count: u32,
+        base: Base,
+        outcome: Outcome,
         at: Micros,
-        revision: u64,
-    ) -> Result<(), herald_mesh::Error> {
+    ) -> Result<(), DeliverError> {
+        let counts = outcome.counts();
+        let settlement = Settlement {
+            post: PostId(chunk.post_id),
+            channel: Channel::Timeline,
+            chunk: ChunkId(chunk.chunk_id),
+            base,
+            outcome,
+            at,
+        };
+        let revision = self.ledger.settle(&settlement).await?;
         let event = DeliveriesSettled {
             post_id: chunk.post_id,
             author_key: chunk.author_key,
             channel: herald_proto::v1::Channel::Timeline.into(),
             chunk_id: chunk.chunk_id,
-            delivered_count: count,
+            delivered_count: counts.delivered,
+            suppressed_count: counts.suppressed,
+            expired_count: counts.expired,
+            dead_count: counts.dead,
             accepted_at_us: chunk.accepted_at_us,
             settled_at_us: at.0,
             revision,
-            ..DeliveriesSettled::default()
         };
+        let id = event.message_id();
         self.mesh
-            .publish(
-                Subject::Settled(Channel::Timeline),
-                Some(&event.message_id()),
-                &event,
-            )
+            .publish(Subject::Settled(Channel::Timeline), Some(&id), &event)
             .await?;
         Ok(())
     }

@@ -3,12 +3,14 @@
 //! The way of a chunk ([`handler`]): into the timeline store, where it is readable at once; out to the watchers; wait until
 //! it is durable; into the ledger; an event for analytics; and only then is the message acknowledged. A backfill
 //! ([`backfill`]) does the same with an author's newest posts for new followers, without event and counts: it is not a
-//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline.
+//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline. A chunk that fails by a
+//! fault is done part by part ([`isolate`]), so that a recipient to whom nothing can be delivered keeps nobody else's.
 
 mod backfill;
 mod config;
 mod error;
 mod handler;
+mod isolate;
 mod metrics;
 
 use std::sync::Arc;
@@ -63,6 +65,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         ledger,
         backfiller,
         metrics,
+        isolate_attempts_min: config.isolate_attempts_min,
     });
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
@@ -73,5 +76,11 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         };
         workers.spawn(consumers::timeline(lane), chunks.clone(), options)?;
     }
+    let options = ConsumeOptions {
+        in_flight_max: config.redrive_chunks_in_flight_max,
+        batch_max: config.redrive_chunks_in_flight_max,
+        paused: None,
+    };
+    workers.spawn(consumers::redrive(consumers::Kind::Timeline), chunks, options)?;
     Ok(workers.join().await?)
 }

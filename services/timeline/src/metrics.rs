@@ -10,6 +10,8 @@ use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 pub struct Metrics {
     /// Deliveries that became readable, repeats included.
     pub deliveries: Counter,
+    /// Recipients given up because delivering to them fails by a fault.
+    pub isolated: Counter,
     /// From acceptance to readable, seconds, one observation a chunk.
     pub accept_to_visible: Histogram,
 }
@@ -19,12 +21,18 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             deliveries: Counter::default(),
+            isolated: Counter::default(),
             accept_to_visible: herald_runtime::metrics::seconds(),
         };
         registry.register(
             "timeline_deliveries",
             "Deliveries that became readable, repeats included",
             metrics.deliveries.clone(),
+        );
+        registry.register(
+            "timeline_isolated",
+            "Recipients given up because delivering to them fails by a fault",
+            metrics.isolated.clone(),
         );
         registry.register(
             "accept_to_visible_seconds",

@@ -40,7 +40,7 @@ impl Dispatcher {
     }
 
     /// Sends a push to a device, when it is its turn.
-    pub(crate) async fn send(&self, push: &Push, recipient: &UserId, device: &Device) -> (Provider, Verdict) {
+    pub(crate) async fn send(&self, push: &Push, recipient: &UserId, device: &Device) -> Verdict {
         let sender = self.sender(&device.address);
         let provider = sender.provider();
         let verdict = self.attempt(sender, push, recipient, device).await;
@@ -49,7 +49,12 @@ impl Dispatcher {
             self.metrics
                 .accepted(push.lane, Micros::now().since(push.accepted_at));
         }
-        (provider, verdict)
+        verdict
+    }
+
+    /// Who carries pushes to a device.
+    pub(crate) fn provider(&self, device: &Device) -> Provider {
+        self.sender(&device.address).provider()
     }
 
     fn sender(&self, address: &Address) -> &dyn Sender {

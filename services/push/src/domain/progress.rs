@@ -68,6 +68,9 @@ pub(crate) struct Progress {
     unrecorded: u32,
     retry_after: Option<Duration>,
     given_up: BTreeMap<(Provider, Reason), u32>,
+    /// How many were given up because nothing can be read of them, and why the first of them.
+    isolated: u32,
+    fault: Option<String>,
 }
 
 #[derive(Debug)]
@@ -103,6 +106,8 @@ impl Progress {
             unrecorded: 0,
             retry_after: None,
             given_up: BTreeMap::new(),
+            isolated: 0,
+            fault: None,
         };
         for (user, state) in recorded.settled {
             if let Some(index) = progress.find(user) {
@@ -134,6 +139,11 @@ impl Progress {
         let all = self.recipients.iter().enumerate();
         all.filter(|(_, r)| r.state == DeliveryState::Pending)
             .map(|(index, r)| (index, r.user, &r.done[..]))
+    }
+
+    /// The devices of a recipient that have the push.
+    pub(crate) fn done(&self, index: usize) -> &[DeviceId] {
+        &self.recipients[index].done
     }
 
     /// Gives a recipient a final state.
@@ -189,7 +199,7 @@ impl Progress {
         }
     }
 
-    /// Gives up on all who are still pending: there is no other attempt. One reached on some device is delivered.
+    /// Gives up on all who are still pending: there is no other attempt.
     pub(crate) fn give_up(&mut self) {
         for index in 0..self.recipients.len() {
             let recipient = &self.recipients[index];
@@ -199,16 +209,28 @@ impl Progress {
             if let Some(failure) = recipient.later {
                 *self.given_up.entry(failure).or_default() += 1;
             }
-            let reached = !recipient.done.is_empty();
-            self.settle(
-                index,
-                if reached {
-                    DeliveryState::Delivered
-                } else {
-                    DeliveryState::Dead
-                },
-            );
+            self.bury(index);
         }
+    }
+
+    /// Gives up on a recipient of whom nothing can be read, because of a fault.
+    pub(crate) fn isolate(&mut self, index: usize, fault: &str) {
+        self.isolated += 1;
+        self.fault.get_or_insert_with(|| fault.into());
+        self.bury(index);
+    }
+
+    /// One reached on some device is delivered.
+    fn bury(&mut self, index: usize) {
+        let reached = !self.recipients[index].done.is_empty();
+        self.settle(
+            index,
+            if reached {
+                DeliveryState::Delivered
+            } else {
+                DeliveryState::Dead
+            },
+        );
     }
 
     /// Who has this final state, ascending.
@@ -276,6 +298,10 @@ impl Progress {
             }
         }
         let mut text = String::new();
+        if let Some(fault) = &self.fault {
+            let (isolated, all) = (self.isolated, self.recipients.len());
+            text = format!("{fault} (for {isolated} of {all} recipients, isolated)");
+        }
         for ((provider, reason), count) in failures {
             let comma = if text.is_empty() { "" } else { ", " };
             // Writing to a String can't fail.

@@ -5,6 +5,7 @@
 
 mod deliver;
 mod harness;
+mod isolate;
 mod redrive;
 mod refuse;
 mod retry;

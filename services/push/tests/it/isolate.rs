@@ -1,0 +1,129 @@
+//! A recipient of whom nothing can be read keeps nobody else from their push.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use herald_mesh::TopologyConfig;
+use herald_model::{Address, Device, DeviceId, UserKey, time::Micros};
+use herald_store::{Devices, Error, ErrorKind, Result};
+use parking_lot::Mutex;
+
+use crate::harness::{Herald, local, numbers, until};
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Panic,
+    Corrupt,
+    Unavailable,
+}
+
+/// Devices of which one user's can't be read.
+struct Faulty {
+    inner: Arc<dyn Devices>,
+    fault: Mutex<Option<(Fault, UserKey)>>,
+    failed: AtomicUsize,
+}
+
+#[async_trait]
+impl Devices for Faulty {
+    async fn register(&self, user: UserKey, address: Address, now: Micros) -> Result<Device> {
+        self.inner.register(user, address, now).await
+    }
+
+    async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
+        self.inner.unregister(user, device).await
+    }
+
+    async fn of(&self, users: &[UserKey]) -> Result<Vec<Vec<Device>>> {
+        let fault = *self.fault.lock();
+        let Some((fault, _)) = fault.filter(|(_, user)| users.contains(user)) else {
+            return self.inner.of(users).await;
+        };
+        self.failed.fetch_add(1, Ordering::SeqCst);
+        match fault {
+            Fault::Panic => panic!("a row that nobody thought of"),
+            Fault::Corrupt => Err(Error::new(ErrorKind::Corrupt, "a device is malformed")),
+            Fault::Unavailable => Err(Error::new(ErrorKind::Unavailable, "away")),
+        }
+    }
+}
+
+/// A service whose store fails for the second of five users, each with a webhook.
+async fn start(fault: Fault) -> (Herald, Arc<Faulty>, Vec<UserKey>) {
+    let mut herald = Herald::prepare(local(), TopologyConfig::default()).await;
+    let mut users = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        let user = herald.user(name).await;
+        herald.webhook(user, name).await;
+        users.push(user);
+    }
+    let faulty = Arc::new(Faulty {
+        inner: herald.stores.devices.clone(),
+        fault: Mutex::new(Some((fault, users[1]))),
+        failed: AtomicUsize::new(0),
+    });
+    herald.stores.devices = faulty.clone();
+    herald.serve();
+    (herald, faulty, users)
+}
+
+fn once(names: &[&str]) -> HashMap<String, usize> {
+    names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+}
+
+async fn a_fault_costs_only_the_one_it_is_about(fault: Fault, words: &str) {
+    let (herald, faulty, users) = Box::pin(start(fault)).await;
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &users).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [4, 0, 0, 0, 1]);
+    assert_eq!(herald.received(), once(&["a", "c", "d", "e"]));
+    let reasons = herald.reasons().await;
+    assert_eq!(reasons.len(), 1);
+    let reason = format!("push gave up: {words} (for 1 of 5 recipients, isolated)");
+    assert!(reasons[0].contains(&reason), "{reasons:?}");
+    // Three attempts at all of them, then two parts, two of these, and one.
+    assert!((5..=7).contains(&faulty.failed.load(Ordering::SeqCst)));
+
+    // Whoever mends it redrives it.
+    *faulty.fault.lock() = None;
+    herald.redrive(chunk, 1).await;
+    until(async || herald.counts(post).await.delivered == 5).await;
+    assert_eq!(herald.received(), once(&["a", "b", "c", "d", "e"]));
+}
+
+#[tokio::test]
+async fn who_makes_the_store_panic_is_isolated() {
+    Box::pin(a_fault_costs_only_the_one_it_is_about(
+        Fault::Panic,
+        "panic: a row that nobody thought of",
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn whose_devices_are_corrupt_is_isolated() {
+    Box::pin(a_fault_costs_only_the_one_it_is_about(
+        Fault::Corrupt,
+        "the store failed: a device is malformed",
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_waited_for() {
+    let (herald, faulty, users) = Box::pin(start(Fault::Unavailable)).await;
+    let post = herald.post("hello").await;
+    let chunk = herald.push(post, &users).await;
+    until(async || faulty.failed.load(Ordering::SeqCst) >= 5).await;
+    assert_eq!(numbers(herald.counts(post).await), [0, 0, 0, 5, 0]);
+    *faulty.fault.lock() = None;
+    assert_eq!(numbers(herald.settled(chunk).await), [5, 0, 0, 0, 0]);
+    assert_eq!(herald.received(), once(&["a", "b", "c", "d", "e"]));
+    assert!(herald.reasons().await.is_empty());
+}

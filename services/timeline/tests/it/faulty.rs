@@ -1,0 +1,78 @@
+//! Timelines that fail on purpose.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use herald_model::{PostId, Recipients, UserKey};
+use herald_store::{Durable, Error, ErrorKind, Result, Timelines};
+use parking_lot::Mutex;
+
+/// How a delivery to somebody fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Panic,
+    Corrupt,
+    Unavailable,
+}
+
+/// Timelines of which some can't be written.
+pub(crate) struct Faulty {
+    inner: Arc<dyn Timelines>,
+    fault: Mutex<(Option<Fault>, HashSet<UserKey>)>,
+    /// Calls that failed.
+    pub(crate) failed: AtomicUsize,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: Arc<dyn Timelines>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            fault: Mutex::default(),
+            failed: AtomicUsize::new(0),
+        })
+    }
+
+    /// From now on deliveries to these fail.
+    pub(crate) fn fail(&self, fault: Fault, users: &[u32]) {
+        *self.fault.lock() = (Some(fault), users.iter().copied().map(UserKey).collect());
+    }
+
+    /// From now on nothing fails.
+    pub(crate) fn heal(&self) {
+        *self.fault.lock() = (None, HashSet::new());
+    }
+
+    pub(crate) fn failed(&self) -> usize {
+        self.failed.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Timelines for Faulty {
+    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable> {
+        let (fault, users) = self.fault.lock().clone();
+        let fault = fault.filter(|_| recipients.iter().any(|user| users.contains(&user)));
+        self.failed
+            .fetch_add(usize::from(fault.is_some()), Ordering::SeqCst);
+        match fault {
+            None => self.inner.deliver(post, recipients).await,
+            Some(Fault::Panic) => panic!("a row that nobody thought of"),
+            Some(Fault::Corrupt) => Err(Error::new(ErrorKind::Corrupt, "a timeline is malformed")),
+            Some(Fault::Unavailable) => Err(Error::new(ErrorKind::Unavailable, "away")),
+        }
+    }
+
+    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.inner.newest(user, before, limit).await
+    }
+
+    async fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
+        self.inner.scan(after, limit).await
+    }
+}

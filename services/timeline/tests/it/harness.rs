@@ -1,0 +1,199 @@
+//! A server, a store, and the service.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use herald_local_nats::Server;
+use herald_mesh::{
+    Mesh, Redrive, Subject, Topology, TopologyConfig,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_model::{Channel, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_proto::mesh_v1::{DeliveriesSettled, TimelineChunk};
+use herald_runtime::metrics::Shared;
+use herald_store::{
+    ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
+    embedded::{self, Embedded},
+};
+use herald_timeline::{Config, Deps, Error, Metrics, run};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::faulty::Faulty;
+
+/// How long a condition may take to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct World {
+    pub(crate) mesh: Mesh,
+    pub(crate) stores: Stores,
+    pub(crate) timelines: Arc<Faulty>,
+    shutdown: CancellationToken,
+    _service: JoinHandle<Result<(), Error>>,
+    _store: Embedded,
+    _data: TempDir,
+    _server: Server,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
+            .await
+            .unwrap();
+        let mut config = TopologyConfig::default();
+        config.consumers = config.consumers.each(|policy| {
+            policy.retry.delay_ms_base = 10;
+            policy.retry.delay_ms_max = 50;
+        });
+        let topology = Arc::new(Topology::new(&config).unwrap());
+        mesh.ensure(&topology).await.unwrap();
+        let store = Embedded::open(&embedded::Config {
+            data_dir: data.path().join("store"),
+            disk_free_mb_min: 0,
+            ..embedded::Config::default()
+        })
+        .unwrap();
+        let stores = store.stores();
+        let timelines = Faulty::new(stores.timelines.clone());
+        let shutdown = CancellationToken::new();
+        let deps = Deps {
+            mesh: mesh.clone(),
+            topology,
+            timelines: timelines.clone(),
+            ledger: stores.ledger.clone(),
+            posts: stores.posts.clone(),
+            metrics: Shared::new().register(Metrics::new),
+        };
+        Self {
+            _service: tokio::spawn(run(Config::default(), deps, shutdown.clone())),
+            mesh,
+            stores,
+            timelines,
+            shutdown,
+            _store: store,
+            _data: data,
+            _server: server,
+        }
+    }
+
+    /// Plans a chunk of a post, as fan-out does.
+    pub(crate) async fn plan(&self, post: PostId, users: &Recipients) -> TimelineChunk {
+        let plan = SlicePlan {
+            post,
+            slice: 0,
+            chunks: vec![ChunkPlan {
+                channel: Channel::Timeline,
+                recipients: users.clone(),
+            }],
+            last: true,
+        };
+        self.stores.ledger.plan(&plan).await.unwrap();
+        TimelineChunk {
+            post_id: post.0,
+            author_key: 9,
+            accepted_at_us: Micros::now().0,
+            chunk_id: users.chunk_id().0,
+            recipients: users.as_bytes().clone(),
+            recipient_count: users.len(),
+        }
+    }
+
+    /// Plans and publishes a chunk; answers with its sequence.
+    pub(crate) async fn publish(&self, post: PostId, users: &Recipients) -> u64 {
+        let chunk = self.plan(post, users).await;
+        let subject = Subject::TimelineDeliver(Lane::Normal);
+        self.mesh.publish(subject, None, &chunk).await.unwrap().sequence
+    }
+
+    /// Redrives a chunk, as the dead letters' service does.
+    pub(crate) async fn redrive(&self, sequence: u64, chunk: &TimelineChunk) {
+        let redrive = Redrive {
+            kind: Kind::Timeline,
+            letter: 1,
+            round: 1,
+            subject: Subject::TimelineDeliver(Lane::Normal),
+            sequence,
+            published_at: Micros::now(),
+            payload: prost::Message::encode_to_vec(chunk).into(),
+            trace_parent: None,
+            trace_state: None,
+            id: format!("dlq/{sequence}/redrive/1"),
+        };
+        let published = self.mesh.redrive(&redrive).await.unwrap().sequence;
+        let consumer = consumers::redrive(Kind::Timeline);
+        self.settled(streams::REDRIVE, consumer, published).await;
+    }
+
+    /// Waits until a consumer's messages up to this one are acknowledged or terminated.
+    pub(crate) async fn settled(&self, stream: &str, consumer: &str, sequence: u64) {
+        until(async || self.mesh.ack_floor(stream, consumer).await.unwrap() >= sequence).await;
+    }
+
+    pub(crate) async fn counts(&self, post: PostId) -> ChannelCounts {
+        self.stores.ledger.counts(post).await.unwrap().unwrap().timeline
+    }
+
+    pub(crate) async fn outcome(&self, post: PostId, users: &Recipients) -> Option<Recorded> {
+        let outcome = self
+            .stores
+            .ledger
+            .outcome(post, Channel::Timeline, users.chunk_id());
+        outcome.await.unwrap()
+    }
+
+    /// Who of these has a post.
+    pub(crate) async fn have(&self, post: PostId, users: &Recipients) -> Vec<u32> {
+        let mut have = Vec::new();
+        for user in users {
+            let newest = self.stores.timelines.newest(user, None, 10).await.unwrap();
+            have.extend(newest.contains(&post).then_some(user.0));
+        }
+        have
+    }
+
+    /// The last event.
+    pub(crate) async fn last_event(&self) -> DeliveriesSettled {
+        let last = self.mesh.last_sequence(streams::EVENTS).await.unwrap();
+        let message = self.mesh.message(streams::EVENTS, last).await.unwrap();
+        message.unwrap().decode().unwrap()
+    }
+
+    /// The advisories of messages given up so far.
+    pub(crate) async fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for sequence in 1..=self.mesh.last_sequence(streams::ADVISORIES).await.unwrap() {
+            let message = self.mesh.message(streams::ADVISORIES, sequence).await.unwrap();
+            reasons.push(String::from_utf8(message.unwrap().payload.to_vec()).unwrap());
+        }
+        reasons
+    }
+}
+
+pub(crate) fn users(keys: impl IntoIterator<Item = u32>) -> Recipients {
+    Recipients::from_sorted(keys.into_iter().map(UserKey))
+}
+
+/// Waits until a condition is true.
+pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    let mut again = tokio::time::interval(Duration::from_millis(5));
+    while !condition().await {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "it did not come true within {PATIENCE:?}"
+        );
+        again.tick().await;
+    }
+}

@@ -1,0 +1,102 @@
+//! Recipients to whom nothing can be delivered keep nobody else from theirs.
+
+use herald_mesh::{consumers, streams};
+use herald_model::{Lane, PostId};
+use herald_store::Outcome;
+
+use crate::{
+    faulty::Fault,
+    harness::{World, until, users},
+};
+
+const POST: PostId = PostId(7);
+
+async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
+    let world = World::start().await;
+    world.timelines.fail(fault, &[30, 31, 999]);
+    let all = users(1..=1_000);
+    let sequence = world.publish(POST, &all).await;
+    let consumer = consumers::timeline(Lane::Normal);
+    world.settled(streams::TIMELINE, consumer, sequence).await;
+
+    let counts = world.counts(POST).await;
+    assert_eq!((counts.delivered, counts.dead, counts.pending), (997, 3, 0));
+    let Some(Outcome::Mixed { dead, .. }) = world.outcome(POST, &all).await.map(|r| r.outcome) else {
+        panic!("mixed")
+    };
+    assert_eq!(dead, users([30, 31, 999]));
+    let have = world.have(POST, &all).await;
+    assert!(
+        have.into_iter()
+            .eq((1..=1_000).filter(|u| ![30, 31, 999].contains(u)))
+    );
+    // Two attempts at the whole, and the third finds out for whom it fails.
+    assert!(
+        (20..60).contains(&world.timelines.failed()),
+        "{}",
+        world.timelines.failed()
+    );
+    let reasons = world.reasons().await;
+    assert_eq!(reasons.len(), 1);
+    let reason = format!("{words} (for 3 of 1000 recipients, isolated)");
+    assert!(reasons[0].contains(&reason), "{reasons:?}");
+    let event = world.last_event().await;
+    assert_eq!(
+        (event.delivered_count, event.dead_count, event.revision),
+        (997, 3, 1)
+    );
+
+    // Whoever mends it redrives it: then all have it.
+    world.timelines.heal();
+    let chunk = world.plan(POST, &all).await;
+    world.redrive(sequence, &chunk).await;
+    assert_eq!(world.have(POST, &all).await.len(), 1_000);
+    let counts = world.counts(POST).await;
+    assert_eq!((counts.delivered, counts.dead, counts.pending), (1_000, 0, 0));
+    let event = world.last_event().await;
+    assert_eq!(
+        (event.delivered_count, event.dead_count, event.revision),
+        (1_000, 0, 2)
+    );
+    assert_eq!(world.reasons().await.len(), 1);
+}
+
+#[tokio::test]
+async fn who_makes_the_store_panic_is_isolated() {
+    a_fault_costs_only_those_it_is_about(Fault::Panic, "panic: a row that nobody thought of").await;
+}
+
+#[tokio::test]
+async fn whose_timeline_is_corrupt_is_isolated() {
+    a_fault_costs_only_those_it_is_about(Fault::Corrupt, "a timeline is malformed").await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_waited_for() {
+    let world = World::start().await;
+    world.timelines.fail(Fault::Unavailable, &[30]);
+    let all = users(1..=1_000);
+    let sequence = world.publish(POST, &all).await;
+    until(async || world.timelines.failed() >= 6).await;
+    assert_eq!(world.outcome(POST, &all).await, None);
+    world.timelines.heal();
+    let consumer = consumers::timeline(Lane::Normal);
+    world.settled(streams::TIMELINE, consumer, sequence).await;
+    let recorded = world.outcome(POST, &all).await.unwrap();
+    assert_eq!(recorded.outcome, Outcome::Delivered { count: 1_000 });
+    assert!(world.reasons().await.is_empty());
+}
+
+/// Everything is ill: all are given up, in one dead letter.
+#[tokio::test]
+async fn a_chunk_of_which_nobody_can_be_delivered_to_is_given_up_whole() {
+    let world = World::start().await;
+    world.timelines.fail(Fault::Corrupt, &[1, 2, 3]);
+    let all = users([1, 2, 3]);
+    let sequence = world.publish(POST, &all).await;
+    let consumer = consumers::timeline(Lane::Normal);
+    world.settled(streams::TIMELINE, consumer, sequence).await;
+    let counts = world.counts(POST).await;
+    assert_eq!((counts.delivered, counts.dead), (0, 3));
+    assert_eq!(world.reasons().await.len(), 1);
+}

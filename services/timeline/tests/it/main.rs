@@ -1,0 +1,9 @@
+//! The timeline service against a real nats-server and the real store.
+
+// Helpers outside a #[test] unwrap as well.
+#![allow(clippy::unwrap_used)]
+
+mod faulty;
+mod harness;
+mod isolate;
+mod redrive;

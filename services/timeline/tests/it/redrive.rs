@@ -1,0 +1,22 @@
+//! What was given up and comes once more.
+
+use herald_mesh::{consumers, consumers::Kind, streams};
+use herald_model::PostId;
+
+use crate::harness::{World, users};
+
+#[tokio::test]
+async fn a_redriven_chunk_is_this_service_s_alone() {
+    let world = World::start().await;
+    let all = users([1, 2, 3]);
+    let chunk = world.plan(PostId(77), &all).await;
+    world.redrive(4_711, &chunk).await;
+    assert_eq!(world.have(PostId(77), &all).await, [1, 2, 3]);
+    assert_eq!(world.counts(PostId(77)).await.delivered, 3);
+    // It came by no other way, and nobody else is asked.
+    assert_eq!(world.mesh.last_sequence(streams::TIMELINE).await.unwrap(), 0);
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Timeline) {
+        let consumer = consumers::redrive(kind);
+        assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
+    }
+}
