@@ -48,6 +48,7 @@ pub fn ack_wait_seconds(seconds: u64) -> Vec<(String, String)> {
         "SLICE",
         "TIMELINE",
         "PUSH",
+        "LATER",
         "REDRIVE",
         "DEADLETTER",
     ]

@@ -43,7 +43,7 @@ impl Mesh {
             match jetstream.get_stream(&spec.name).await {
                 Ok(found) => {
                     let found = &found.cached_info().config;
-                    let wanted = overlay_stream(found.clone(), spec);
+                    let wanted = self.overlay_stream(found.clone(), spec);
                     let changes = stream_changes(found, &wanted);
                     if changes.is_empty() {
                         return Ok(());
@@ -73,7 +73,7 @@ impl Mesh {
                 },
             }
             match jetstream
-                .create_stream(overlay_stream(stream::Config::default(), spec))
+                .create_stream(self.overlay_stream(stream::Config::default(), spec))
                 .await
             {
                 Ok(_) => {
@@ -83,6 +83,23 @@ impl Mesh {
                 Err(error) if attempts_left > 0 && code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {}
                 Err(error) => return Err(stream_error(spec, &[], error)),
             }
+        }
+    }
+
+    fn overlay_stream(&self, config: stream::Config, spec: &StreamSpec) -> stream::Config {
+        let config = overlay_stream(config, spec);
+        if !spec.waiting_room {
+            return config;
+        }
+        stream::Config {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::Old,
+            max_bytes: -1,
+            // An older server would forget the wish, and be asked again each time. It stays where it is: no server takes it
+            // back.
+            allow_message_schedules: config.allow_message_schedules || self.has_schedules(),
+            allow_rollup: config.allow_rollup || self.has_schedules(),
+            ..config
         }
     }
 
@@ -181,6 +198,10 @@ fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'stat
             found.duplicate_window == wanted.duplicate_window,
         ),
         ("allow_direct", found.allow_direct == wanted.allow_direct),
+        (
+            "allow_msg_schedules",
+            found.allow_message_schedules == wanted.allow_message_schedules,
+        ),
     ])
 }
 

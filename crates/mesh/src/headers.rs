@@ -17,6 +17,11 @@ pub(crate) const SEQUENCE: &str = "Herald-Sequence";
 /// When the message was stored the first time, microseconds since 1970.
 pub(crate) const PUBLISHED_AT: &str = "Herald-Published-At";
 
+/// The id that the message was published with the first time.
+pub(crate) const ID: &str = "Herald-Id";
+/// Attempts made before this message took the place of another one.
+pub(crate) const ATTEMPTS: &str = "Herald-Attempts";
+
 pub(crate) const TRACE_PARENT: &str = "traceparent";
 pub(crate) const TRACE_STATE: &str = "tracestate";
 
@@ -48,6 +53,7 @@ pub(crate) struct Origin {
     pub(crate) subject: Subject,
     pub(crate) sequence: u64,
     pub(crate) published_at: Micros,
+    pub(crate) attempts_before: u64,
     pub(crate) redrive: Option<Redriven>,
 }
 
@@ -59,20 +65,24 @@ impl Origin {
         published_at: Micros,
         headers: Option<&HeaderMap>,
     ) -> Result<Self, String> {
+        let header = |name: &str| headers.and_then(|headers| get(headers, name));
         if !subject.starts_with(REDRIVE_SUBJECTS) {
+            let number = |name: &str| header(name).and_then(|value| value.parse().ok());
             return Ok(Self {
                 subject: Subject::parse(subject).ok_or_else(|| format!("unknown subject {subject}"))?,
                 sequence,
-                published_at,
+                // One that has waited long has another time in its stream.
+                published_at: number(PUBLISHED_AT).map_or(published_at, Micros),
+                attempts_before: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
                 redrive: None,
             });
         }
-        let header = |name: &str| headers.and_then(|headers| get(headers, name));
         let redriven = || {
             Some(Self {
                 subject: Subject::parse(header(SUBJECT)?)?,
                 sequence: header(SEQUENCE)?.parse().ok()?,
                 published_at: Micros(header(PUBLISHED_AT)?.parse().ok()?),
+                attempts_before: 0,
                 redrive: Some(Redriven::parse(header(REDRIVE)?)?),
             })
         };
@@ -102,14 +112,15 @@ mod tests {
             subject: Subject::PushDeliver(Lane::Low),
             sequence: 7,
             published_at: Micros(1_790_230_470_084_404),
+            attempts_before: 0,
             redrive: Some(Redriven { letter: 12, round: 3 }),
         };
         assert_eq!(read(&headers), Ok(redriven));
-        // On its first way nobody asks what the headers say.
+        // On its first way nobody asks what it was.
         let first = Origin::read("push.v1.deliver.high", 100, Micros(5), Some(&headers)).unwrap();
         assert_eq!(
-            (first.subject, first.sequence),
-            (Subject::PushDeliver(Lane::High), 100)
+            (first.subject, first.sequence, first.redrive),
+            (Subject::PushDeliver(Lane::High), 100, None)
         );
         for (name, value) in [
             (SUBJECT, "push"),
@@ -123,6 +134,19 @@ mod tests {
         }
         assert!(Origin::read("redrive.v1.push", 100, Micros(5), None).is_err());
         assert!(Origin::read("strange", 100, Micros(5), None).is_err());
+    }
+
+    #[test]
+    fn a_message_that_waited_goes_on_counting() {
+        let mut headers = typed(Subject::PushDeliver(Lane::Low));
+        let read = |headers: &HeaderMap| {
+            let origin = Origin::read("push.v1.deliver.low", 100, Micros(50), Some(headers)).unwrap();
+            (origin.sequence, origin.published_at, origin.attempts_before)
+        };
+        assert_eq!(read(&headers), (100, Micros(50), 0));
+        headers.insert(ATTEMPTS, "3");
+        headers.insert(PUBLISHED_AT, "5");
+        assert_eq!(read(&headers), (100, Micros(5), 3));
     }
 
     #[test]

@@ -22,7 +22,9 @@ mod ensure;
 mod error;
 mod headers;
 mod history;
+mod later;
 mod letters;
+mod meta;
 mod publish;
 mod pull;
 mod read;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
 pub use error::{Error, ErrorKind, Result};
+pub use later::Returns;
 pub use letters::{Redrive, Redriven};
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
@@ -45,7 +48,7 @@ pub use retry::RetryDelay;
 pub use subject::Subject;
 pub use topology::{
     ConsumerPolicies, ConsumerPolicy, ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig,
-    consumers, streams,
+    Waits, consumers, streams,
 };
 pub use workers::Workers;
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{ErrorKind, Result};
+use crate::later::WaitingRoom;
 use crate::retry::RetryDelay;
 use crate::topology::ConsumerSpec;
 use crate::work::Worker;
@@ -72,6 +73,7 @@ impl<H: Handler> Puller<H> {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
                 client: mesh.consuming().client.clone(),
+                room: WaitingRoom::of(&mesh, &spec),
                 spec,
                 handler,
                 hurry: CancellationToken::new(),

@@ -228,7 +228,7 @@ impl Mesh {
             stream: spec.name.clone(),
             message_count: info.state.messages,
             byte_count: info.state.bytes,
-            byte_count_max: u64::try_from(info.config.max_bytes).unwrap_or(0),
+            byte_count_max: u64::try_from(info.config.max_bytes).unwrap_or(spec.limits.bytes_max),
             first_sequence: info.state.first_sequence,
             last_sequence: info.state.last_sequence,
             consumers,

@@ -31,7 +31,17 @@ pub enum Subject {
     Terminated,
     /// `dlq.v1.{stream}.{consumer}`: a message that was given up, with all that is known about it (`DeadLetter`).
     DeadLetter,
+    /// `later.v1.due.{stream}.{consumer}`: a message that this consumer asked to have again later, and now is (any).
+    Due,
 }
+
+/// The kinds that have one subject a stream and consumer.
+const FAMILIES: [Subject; 4] = [
+    Subject::MaxDeliveries,
+    Subject::Terminated,
+    Subject::DeadLetter,
+    Subject::Due,
+];
 
 impl Subject {
     /// All that can be published to by name, which are all but the families.
@@ -54,7 +64,10 @@ impl Subject {
 
     /// Whether it stands for many: one a stream and consumer.
     pub const fn is_family(self) -> bool {
-        matches!(self, Self::MaxDeliveries | Self::Terminated | Self::DeadLetter)
+        matches!(
+            self,
+            Self::MaxDeliveries | Self::Terminated | Self::DeadLetter | Self::Due
+        )
     }
 
     /// As it goes over the wire; of a family, the filter that chooses all of it.
@@ -84,15 +97,13 @@ impl Subject {
             Self::MaxDeliveries => "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*",
             Self::Terminated => "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.*.*",
             Self::DeadLetter => "dlq.v1.*.*",
+            Self::Due => "later.v1.due.*.*",
         }
     }
 
     /// Reads a subject off the wire; `None` for one that isn't of the mesh.
     pub fn parse(subject: &str) -> Option<Self> {
-        if let Some(family) = [Self::MaxDeliveries, Self::Terminated, Self::DeadLetter]
-            .into_iter()
-            .find(|family| family.has(subject))
-        {
+        if let Some(family) = FAMILIES.into_iter().find(|family| family.has(subject)) {
             return Some(family);
         }
         let (kind, last) = subject.rsplit_once('.')?;
@@ -126,7 +137,8 @@ impl Subject {
             | Self::LiveTimeline
             | Self::MaxDeliveries
             | Self::Terminated
-            | Self::DeadLetter => None,
+            | Self::DeadLetter
+            | Self::Due => None,
         }
     }
 
@@ -144,6 +156,7 @@ impl Subject {
             Self::MaxDeliveries => "io.nats.jetstream.advisory.v1.max_deliver",
             Self::Terminated => "io.nats.jetstream.advisory.v1.terminated",
             Self::DeadLetter => "herald.mesh.v1.DeadLetter",
+            Self::Due => "any",
         }
     }
 
@@ -204,12 +217,14 @@ mod tests {
             ("$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.POSTS.archive", None),
             ("$JS.EVENT.ADVISORY.STREAM.CREATED.POSTS", None),
             ("dlq.v1.TIMELINE.timeline-low", Some(Subject::DeadLetter)),
+            ("later.v1.due.PUSH.push-low", Some(Subject::Due)),
+            ("later.v1.wait.PUSH.push-low.7", None),
             ("dlq.v1.TIMELINE.", None),
             ("dlq.v1.TIMELINE.timeline-low.more", None),
         ] {
             assert_eq!(Subject::parse(subject), family, "{subject}");
         }
-        for family in [Subject::MaxDeliveries, Subject::Terminated, Subject::DeadLetter] {
+        for family in FAMILIES {
             assert!(family.is_family() && family.lane().is_none());
             assert_eq!(Subject::parse(family.as_str()), Some(family));
         }

@@ -139,6 +139,7 @@ const fn publish_name(subject: Subject) -> &'static str {
         Subject::MaxDeliveries => "publish max deliveries advisory",
         Subject::Terminated => "publish terminated advisory",
         Subject::DeadLetter => "publish dlq.v1",
+        Subject::Due => "publish later.v1",
     }
 }
 
@@ -156,5 +157,6 @@ const fn process_name(subject: Subject) -> &'static str {
         Subject::MaxDeliveries => "process max deliveries advisory",
         Subject::Terminated => "process terminated advisory",
         Subject::DeadLetter => "process dlq.v1",
+        Subject::Due => "process later.v1",
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use async_nats::Client;
 use bytes::Bytes;
 use futures::FutureExt as _;
-use herald_model::time::Micros;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::headers::Origin;
+use crate::later::WaitingRoom;
+use crate::meta::Meta;
 use crate::topology::ConsumerSpec;
 use crate::{Delivery, Handler, Settle, trace};
 
@@ -23,8 +24,19 @@ pub(crate) struct Worker<H> {
     pub(crate) client: Client,
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
+    /// Where messages wait that this consumer may not hold for long.
+    pub(crate) room: Option<WaitingRoom>,
     /// Cancelled when a shutdown takes too long.
     pub(crate) hurry: CancellationToken,
+}
+
+/// A message in hand.
+struct Job<'a> {
+    reply: &'a async_nats::Subject,
+    subject: &'a str,
+    sequence: u64,
+    /// Over all copies.
+    attempt: u64,
 }
 
 impl<H: Handler> Worker<H> {
@@ -36,28 +48,31 @@ impl<H: Handler> Worker<H> {
         let Some(meta) = Meta::parse(&reply) else {
             return tracing::error!(consumer = self.spec.name, %reply, "a reply subject that is not jetstream's");
         };
+        let mut job = Job {
+            reply: &reply,
+            subject: &message.subject,
+            sequence: meta.sequence,
+            attempt: meta.attempt,
+        };
         let headers = message.headers.as_ref();
         let origin = match Origin::read(&message.subject, meta.sequence, meta.published_at, headers) {
             Ok(origin) => origin,
-            Err(reason) => {
-                return self
-                    .settle(&reply, &meta, &message.subject, Settle::Term { reason })
-                    .await;
-            }
+            Err(reason) => return self.term(&job, &reason).await,
         };
+        job.attempt += origin.attempts_before;
 
         let span = trace::process_span(
             origin.subject,
             &message.subject,
             &self.spec.name,
-            meta.attempt,
+            job.attempt,
             headers,
         );
         let delivery = Delivery {
             subject: origin.subject,
             payload: message.payload,
             sequence: origin.sequence,
-            attempt: meta.attempt,
+            attempt: job.attempt,
             attempts_max: u64::from(self.spec.attempts_max),
             published_at: origin.published_at,
             redrive: origin.redrive,
@@ -65,15 +80,12 @@ impl<H: Handler> Worker<H> {
             headers: message.headers,
         };
         async {
-            let settle = self.handle(&delivery, &reply).await;
-            if let Some(settle) = settle {
-                self.settle(&reply, &meta, &message.subject, settle).await;
-            } else {
+            if self.keep(&job, self.run(&job, &delivery)).await.is_none() {
                 tracing::warn!(
                     stream = self.spec.stream,
                     consumer = self.spec.name,
-                    sequence = meta.sequence,
-                    attempt = meta.attempt,
+                    sequence = job.sequence,
+                    attempt = job.attempt,
                     "message given back: its handler did not finish before the shutdown"
                 );
                 self.give_back(&reply).await;
@@ -88,83 +100,94 @@ impl<H: Handler> Worker<H> {
         self.send(reply, Bytes::from_static(b"-NAK")).await;
     }
 
-    /// Runs the handler and keeps the message from other workers meanwhile. `None`: it was told to hurry.
-    async fn handle(&self, delivery: &Delivery, reply: &async_nats::Subject) -> Option<Settle> {
-        let mut handling = std::pin::pin!(AssertUnwindSafe(self.handler.handle(delivery)).catch_unwind());
+    /// Keeps a message from other workers while something is done with it. `None`: it was told to hurry.
+    async fn keep<T>(&self, job: &Job<'_>, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
-                settle = &mut handling => return Some(settle.unwrap_or_else(|panic| {
-                    Settle::fault(format_args!("panic: {}", panic_text(&*panic)))
-                })),
+                done = &mut work => return Some(done),
                 () = self.hurry.cancelled() => return None,
                 () = tokio::time::sleep(self.spec.ack_wait / 3) => {
-                    self.send(reply, Bytes::from_static(b"+WPI")).await;
+                    self.send(job.reply, Bytes::from_static(b"+WPI")).await;
                 }
             }
         }
     }
 
-    async fn settle(&self, reply: &async_nats::Subject, meta: &Meta, subject: &str, settle: Settle) {
+    /// Runs the handler, and settles as it says.
+    async fn run(&self, job: &Job<'_>, delivery: &Delivery) {
+        let settle = AssertUnwindSafe(self.handler.handle(delivery))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Settle::fault(format_args!("panic: {}", panic_text(&*panic))));
+
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
-        let attempt = meta.attempt;
+        let attempt = job.attempt;
         match settle {
-            Settle::Ack => self.send(reply, Bytes::from_static(b"+ACK")).await,
+            Settle::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
             Settle::Retry { after, reason } if attempt < attempts_max => {
-                self.retry(reply, meta, subject, after, &reason).await;
+                self.retry(job, delivery, after, &reason).await;
             }
             Settle::Fault { reason } if attempt < fault_attempts_max => {
-                self.retry(reply, meta, subject, None, &reason).await;
+                self.retry(job, delivery, None, &reason).await;
             }
             // The server's own advisory of a last failure comes late and has no reason.
             Settle::Retry { reason, .. } => {
-                let reason = format!("{reason} (attempt {attempt} of as many)");
-                self.term(reply, meta, subject, &reason).await;
+                self.term(job, &format!("{reason} (attempt {attempt} of as many)"))
+                    .await;
             }
             Settle::Fault { reason } => {
-                let reason = format!("{reason} (attempt {attempt}, the last for a fault)");
-                self.term(reply, meta, subject, &reason).await;
+                self.term(
+                    job,
+                    &format!("{reason} (attempt {attempt}, the last for a fault)"),
+                )
+                .await;
             }
-            Settle::Term { reason } => self.term(reply, meta, subject, &reason).await,
+            Settle::Term { reason } => self.term(job, &reason).await,
         }
     }
 
-    async fn retry(
-        &self,
-        reply: &async_nats::Subject,
-        meta: &Meta,
-        subject: &str,
-        after: Option<Duration>,
-        reason: &str,
-    ) {
-        let delay = after.unwrap_or_else(|| self.spec.retry.draw(meta.attempt));
+    async fn retry(&self, job: &Job<'_>, delivery: &Delivery, after: Option<Duration>, reason: &str) {
+        let delay = after.unwrap_or_else(|| self.spec.retry.draw(job.attempt));
+        let postponed = match &self.room {
+            Some(room) => room.postpone(&self.spec, job.sequence, delivery, delay).await,
+            None => false,
+        };
         trace::fail(&tracing::Span::current(), reason);
         tracing::warn!(
             stream = self.spec.stream,
             consumer = self.spec.name,
-            subject,
-            sequence = meta.sequence,
-            attempt = meta.attempt,
+            subject = job.subject,
+            sequence = job.sequence,
+            attempt = job.attempt,
             delay_ms = delay.as_millis() as u64,
+            postponed,
             reason,
             "message will be retried"
         );
-        self.send(reply, nak(delay)).await;
+        // Postponed, it comes again as another message, and this one is done.
+        let settled = if postponed {
+            Bytes::from_static(b"+ACK")
+        } else {
+            nak(delay)
+        };
+        self.send(job.reply, settled).await;
     }
 
-    async fn term(&self, reply: &async_nats::Subject, meta: &Meta, subject: &str, reason: &str) {
+    async fn term(&self, job: &Job<'_>, reason: &str) {
         trace::fail(&tracing::Span::current(), reason);
         tracing::error!(
             stream = self.spec.stream,
             consumer = self.spec.name,
-            subject,
-            sequence = meta.sequence,
-            attempt = meta.attempt,
+            subject = job.subject,
+            sequence = job.sequence,
+            attempt = job.attempt,
             reason,
             "message given up"
         );
-        self.send(reply, term(reason)).await;
+        self.send(job.reply, term(reason)).await;
     }
 
     async fn send(&self, reply: &async_nats::Subject, payload: Bytes) {
@@ -204,73 +227,11 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("without a message")
 }
 
-/// What a reply subject says: `$JS.ACK.[domain.account.]stream.consumer.attempt.sequence.consumer sequence.time.pending`
-/// and perhaps more.
-#[derive(Debug, PartialEq, Eq)]
-struct Meta {
-    attempt: u64,
-    sequence: u64,
-    published_at: Micros,
-    pending: u64,
-}
-
-impl Meta {
-    fn parse(reply: &str) -> Option<Self> {
-        let rest = reply.strip_prefix("$JS.ACK.")?;
-        let count = rest.split('.').count();
-        let mut tokens = rest.split('.').skip(match count {
-            7 => 2,
-            9.. => 4,
-            _ => return None,
-        });
-        let mut number = || tokens.next()?.parse::<u64>().ok();
-        let (attempt, sequence, _consumer_sequence, nanos, pending) =
-            (number()?, number()?, number()?, number()?, number()?);
-        Some(Self {
-            attempt,
-            sequence,
-            published_at: Micros(i64::try_from(nanos / 1_000).ok()?),
-            pending,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn both_forms_of_reply_subjects_are_read() {
-        let read = Some(Meta {
-            attempt: 3,
-            sequence: 100,
-            published_at: Micros(1_790_230_470_084_404),
-            pending: 42,
-        });
-        assert_eq!(
-            Meta::parse("$JS.ACK.POSTS.archive.3.100.7.1790230470084404000.42"),
-            read
-        );
-        assert_eq!(
-            Meta::parse("$JS.ACK._.hash.POSTS.archive.3.100.7.1790230470084404000.42"),
-            read
-        );
-        assert_eq!(
-            Meta::parse("$JS.ACK.hub.hash.POSTS.archive.3.100.7.1790230470084404000.42.token.more"),
-            read
-        );
-        assert_eq!(
-            Meta::parse("$JS.ACK.POSTS.archive.3.100.7.1790230470084404000"),
-            None
-        );
-        assert_eq!(
-            Meta::parse("$JS.ACK.POSTS.archive.3.x.7.1790230470084404000.42"),
-            None
-        );
-        assert_eq!(Meta::parse("_INBOX.abc"), None);
-    }
 
     proptest! {
         #[test]

@@ -24,7 +24,7 @@ mod metrics;
 
 use std::sync::Arc;
 
-use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Returns, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
 use tokio_util::sync::CancellationToken;
@@ -89,6 +89,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         metrics,
         config: config.clone(),
     });
+    let returns = Arc::new(Returns::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
@@ -98,6 +99,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         };
         workers.spawn(consumers::push(lane), chunks.clone(), options)?;
     }
+    // A chunk whose provider asked for a long wait comes back from there.
+    workers.spawn(consumers::LATER, returns, ConsumeOptions::default())?;
     let options = ConsumeOptions {
         in_flight_max: config.redrive_chunks_in_flight_max,
         batch_max: config.redrive_chunks_in_flight_max,

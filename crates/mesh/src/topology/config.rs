@@ -50,6 +50,8 @@ pub struct TopologyConfig {
     pub push: StreamLimits,
     /// EVENTS: one message of 300 bytes a settled chunk.
     pub events: StreamLimits,
+    /// LATER: push chunks whose provider asked for a wait, 1 KB each. The bytes are kept by those who publish.
+    pub later: StreamLimits,
     /// ADVISORIES: one message of 400 bytes a message given up.
     pub advisories: StreamLimits,
     /// DLQ: a dead letter is the message that was given up and 500 bytes about it; a full timeline chunk makes 12 KB.
@@ -69,6 +71,7 @@ impl Default for TopologyConfig {
             timeline: StreamLimits::new(3, 2_048),
             push: StreamLimits::new(1, 1_024),
             events: StreamLimits::new(3, 1_024),
+            later: StreamLimits::new(7, 256),
             advisories: StreamLimits::new(7, 128),
             dlq: StreamLimits::new(30, 1_024),
             redrive: StreamLimits::new(7, 512),
@@ -118,6 +121,7 @@ impl TopologyConfig {
             ("timeline", self.timeline, "timeline", of.timeline),
             ("push", self.push, "push", of.push),
             ("events", self.events, "analytics", of.analytics),
+            ("later", self.later, "later", of.later),
             ("advisories", self.advisories, "deadletter", of.deadletter),
             ("dlq", self.dlq, "deadletter", of.deadletter),
             ("redrive", self.redrive, "redrive", of.redrive),
@@ -136,13 +140,14 @@ impl TopologyConfig {
     }
 
     /// The limits of all streams, with the fields' names.
-    fn limits(&self) -> [(&'static str, StreamLimits); 8] {
+    fn limits(&self) -> [(&'static str, StreamLimits); 9] {
         [
             ("posts", self.posts),
             ("slices", self.slices),
             ("timeline", self.timeline),
             ("push", self.push),
             ("events", self.events),
+            ("later", self.later),
             ("advisories", self.advisories),
             ("dlq", self.dlq),
             ("redrive", self.redrive),
@@ -213,7 +218,7 @@ mod tests {
         );
         assert_eq!(
             config.bytes_max(),
-            (4_096 + 256 + 2_048 + 1_024 + 1_024 + 128 + 1_024 + 512) * MIB
+            (4_096 + 256 + 2_048 + 1_024 + 1_024 + 256 + 128 + 1_024 + 512) * MIB
         );
     }
 }

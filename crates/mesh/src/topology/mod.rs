@@ -9,8 +9,9 @@ use std::time::Duration;
 pub use config::{StreamLimits, TopologyConfig};
 use herald_model::Lane;
 pub use names::{consumers, streams};
-pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec};
+pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, Waits};
 
+use crate::Subject;
 use crate::error::Result;
 
 /// One stream: kept in files, with limits, refusing what is too much.
@@ -26,6 +27,9 @@ pub struct StreamSpec {
     pub replicas: usize,
     /// How long a message id is remembered.
     pub dedupe_window: Duration,
+    /// Whether it is a waiting room: it takes schedules, and keeps nothing that was acknowledged. The server refuses
+    /// schedules in a stream that refuses what is too much, so the bytes of this one are kept by those who publish to it.
+    pub waiting_room: bool,
 }
 
 /// All there must be on the server.
@@ -47,6 +51,7 @@ impl Topology {
             limits,
             replicas: config.replicas,
             dedupe_window: Duration::from_secs(config.dedupe_window_seconds),
+            waiting_room: name == streams::LATER,
         };
         Ok(Self {
             streams: vec![
@@ -65,8 +70,13 @@ impl Topology {
                 stream(streams::TIMELINE, &["timeline.v1.*.*"], config.timeline),
                 stream(streams::PUSH, &["push.v1.deliver.*"], config.push),
                 stream(streams::EVENTS, &["event.v1.>"], config.events),
+                stream(
+                    streams::LATER,
+                    &["later.v1.wait.*.*.*", "later.v1.due.*.*"],
+                    config.later,
+                ),
             ],
-            consumers: all_consumers(&config.consumers),
+            consumers: all_consumers(config),
         })
     }
 
@@ -81,7 +91,13 @@ impl Topology {
     }
 }
 
-fn all_consumers(of: &ConsumerPolicies) -> Vec<ConsumerSpec> {
+fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
+    let of = &config.consumers;
+    let waits = Waits {
+        hold_max: Duration::from_millis(of.push.hold_ms_max),
+        wait_max: Duration::from_secs(config.later.age_seconds_max) / 2,
+        bytes_max: config.later.bytes_max,
+    };
     let whole = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
     let mut all = vec![
         whole(streams::ADVISORIES, consumers::DEADLETTER, &of.deadletter),
@@ -96,13 +112,23 @@ fn all_consumers(of: &ConsumerPolicies) -> Vec<ConsumerSpec> {
         };
         let (fanout, slice) = (consumers::fanout(lane), consumers::slice(lane));
         let (timeline, push) = (consumers::timeline(lane), consumers::push(lane));
+        let push = ConsumerSpec {
+            waits: Some(waits),
+            ..part(streams::PUSH, push, "push.v1.deliver", &of.push)
+        };
         all.extend([
             part(streams::POSTS, fanout, "post.v1.created", &of.fanout),
             part(streams::SLICES, slice, "fanout.v1.slice", &of.slice),
             part(streams::TIMELINE, timeline, "timeline.v1.*", &of.timeline),
-            part(streams::PUSH, push, "push.v1.deliver", &of.push),
+            push,
         ]);
     }
+    all.push(ConsumerSpec::new(
+        streams::LATER,
+        consumers::LATER,
+        Some(Subject::Due.as_str().into()),
+        &of.later,
+    ));
     all.extend(consumers::Kind::ALL.map(|kind| {
         ConsumerSpec::new(
             streams::REDRIVE,
@@ -125,7 +151,7 @@ mod tests {
         for consumer in &topology.consumers {
             assert!(topology.stream(&consumer.stream).is_some(), "{consumer:?}");
         }
-        assert_eq!(topology.consumers.len(), 5 + 4 * 3 + 7);
+        assert_eq!(topology.consumers.len(), 5 + 4 * 3 + 1 + 7);
         assert_eq!(
             topology.consumer("timeline-low").unwrap().filter.as_deref(),
             Some("timeline.v1.*.low")

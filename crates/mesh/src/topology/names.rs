@@ -12,6 +12,8 @@ pub mod streams {
     pub const PUSH: &str = "PUSH";
     /// What was settled, for analytics.
     pub const EVENTS: &str = "EVENTS";
+    /// Messages that wait long for their next attempt.
+    pub const LATER: &str = "LATER";
     /// JetStream's advisories of messages that were given up.
     pub const ADVISORIES: &str = "ADVISORIES";
     /// Dead letters: what was given up, with all that is known about it.
@@ -32,6 +34,8 @@ pub mod consumers {
     pub const ANALYTICS_POSTS: &str = "analytics-posts";
     /// Of EVENTS: analytics.
     pub const ANALYTICS_EVENTS: &str = "analytics-events";
+    /// Of LATER: puts messages that have waited long enough back into their streams.
+    pub const LATER: &str = "later";
     /// Of ADVISORIES: makes dead letters of what was given up.
     pub const DEADLETTER: &str = "deadletter";
     /// Of DLQ: writes the dead letters to the store.
@@ -186,6 +190,7 @@ mod tests {
         assert_eq!(Kind::of(consumers::ANALYTICS_POSTS), Some(Kind::AnalyticsPosts));
         assert_eq!(Kind::of(consumers::ANALYTICS_EVENTS), Some(Kind::AnalyticsEvents));
         for other in [
+            consumers::LATER,
             consumers::DEADLETTER,
             consumers::DEAD_LETTERS,
             "",

@@ -22,8 +22,9 @@ pub struct ConsumerPolicy {
     /// Attempts after which one that ends in a fault, which waiting doesn't mend, is the last; at least 1.
     pub fault_attempts_max: u32,
     /// The longest that a message may wait for its next attempt in the consumer's hands, milliseconds; at least 1. One
-    /// that waits there holds a place in `ack_pending_max`. For a longer wait, where the stream has schedules, the message
-    /// is put back into the stream, to come again as a new one.
+    /// that waits there holds a place in `ack_pending_max`. For a longer wait it moves to the stream LATER, and comes back
+    /// as a new message. Only messages of push do, the others are always held: their waits are short, and a sequence in
+    /// POSTS is a post's id.
     pub hold_ms_max: u64,
     /// The delays between attempts.
     pub retry: RetryDelay,
@@ -94,6 +95,9 @@ pub struct ConsumerPolicies {
     pub timeline: ConsumerPolicy,
     /// Of `push-{lane}`. By default 20 attempts, some four minutes: a push that comes late is worth little.
     pub push: ConsumerPolicy,
+    /// Of `later`. By default 20,000 attempts, faults too: what has waited long enough has to get back to its stream, full
+    /// as that may be.
+    pub later: ConsumerPolicy,
     /// Of `redrive-{kind}`. By default 5 attempts: what was given up once goes back to the dead letters soon.
     pub redrive: ConsumerPolicy,
     /// Of `deadletter` and `dead-letters`. By default 20,000 attempts, faults too: nobody makes a dead letter of what is
@@ -104,6 +108,11 @@ pub struct ConsumerPolicies {
 impl Default for ConsumerPolicies {
     fn default() -> Self {
         let patient = ConsumerPolicy::PATIENT;
+        let stubborn = ConsumerPolicy {
+            attempts_max: 20_000,
+            fault_attempts_max: 20_000,
+            ..patient
+        };
         Self {
             archive: patient,
             analytics: patient,
@@ -114,15 +123,12 @@ impl Default for ConsumerPolicies {
                 attempts_max: 20,
                 ..patient
             },
+            later: stubborn,
             redrive: ConsumerPolicy {
                 attempts_max: 5,
                 ..patient
             },
-            deadletter: ConsumerPolicy {
-                attempts_max: 20_000,
-                fault_attempts_max: 20_000,
-                ..patient
-            },
+            deadletter: stubborn,
         }
     }
 }
@@ -138,11 +144,12 @@ impl ConsumerPolicies {
             slice,
             timeline,
             push,
+            later,
             redrive,
             deadletter,
         } = &mut self;
         for policy in [
-            archive, analytics, fanout, slice, timeline, push, redrive, deadletter,
+            archive, analytics, fanout, slice, timeline, push, later, redrive, deadletter,
         ] {
             change(policy);
         }
@@ -157,6 +164,7 @@ impl ConsumerPolicies {
         self.slice.validate("slice")?;
         self.timeline.validate("timeline")?;
         self.push.validate("push")?;
+        self.later.validate("later")?;
         self.redrive.validate("redrive")?;
         self.deadletter.validate("deadletter")
     }
@@ -179,10 +187,22 @@ pub struct ConsumerSpec {
     pub fault_attempts_max: u32,
     /// Messages that may be delivered and not acknowledged, over all workers.
     pub ack_pending_max: u32,
-    /// The longest that a message waits in the consumer's hands, where its stream has schedules.
-    pub hold_max: Duration,
     /// The delays between attempts.
     pub retry: RetryDelay,
+    /// Where its messages wait when they wait long; without it they are held.
+    pub waits: Option<Waits>,
+}
+
+/// How long waits are spent in the stream LATER.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// The longest that a message is held instead.
+    pub hold_max: Duration,
+    /// The longest wait; a longer one is cut to this. Half of the time that the stream keeps a message.
+    pub wait_max: Duration,
+    /// Bytes that may wait; while there are more, messages are held. A stream with schedules can't refuse what is too much,
+    /// it could only drop the oldest, so those who publish to it keep the limit.
+    pub bytes_max: u64,
 }
 
 impl ConsumerSpec {
@@ -195,8 +215,8 @@ impl ConsumerSpec {
             attempts_max: policy.attempts_max,
             fault_attempts_max: policy.fault_attempts_max,
             ack_pending_max: policy.ack_pending_max,
-            hold_max: Duration::from_millis(policy.hold_ms_max),
             retry: policy.retry,
+            waits: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
     Config, ConsumeOptions, ConsumerSpec, Delivery, Handler, Mesh, Result, RetryDelay, Settle, Subject,
-    Topology, TopologyConfig, streams,
+    Topology, TopologyConfig, Workers, streams,
 };
 use herald_model::Lane;
 use herald_proto::mesh_v1::TimelineChunk;
@@ -128,6 +128,37 @@ impl Work {
             .await
             .expect("drains in time")
             .unwrap()
+            .unwrap();
+    }
+}
+
+/// Workers on these consumers, one handler each.
+pub(crate) struct Crew {
+    workers: Workers,
+    shutdown: CancellationToken,
+}
+
+impl Crew {
+    pub(crate) fn new<H: Handler>(
+        fixture: &Fixture,
+        consumers: impl IntoIterator<Item = (&'static str, Arc<H>)>,
+    ) -> Self {
+        let shutdown = CancellationToken::new();
+        let topology: Arc<Topology> = Arc::new(fixture.topology.clone());
+        let mut workers = Workers::new(fixture.mesh.clone(), topology, &shutdown);
+        for (consumer, handler) in consumers {
+            workers
+                .spawn(consumer, handler, ConsumeOptions::default())
+                .unwrap();
+        }
+        Self { workers, shutdown }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(LIMIT, self.workers.join())
+            .await
+            .expect("drains in time")
             .unwrap();
     }
 }

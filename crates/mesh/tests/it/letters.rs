@@ -1,18 +1,13 @@
-use std::sync::Arc;
-
 use herald_mesh::consumers::{self, Kind};
-use herald_mesh::{
-    ConsumeOptions, ErrorKind, Redrive, Redriven, Settle, Subject, Topology, Workers, streams,
-};
+use herald_mesh::{ErrorKind, Redrive, Redriven, Settle, Subject, streams};
 use herald_model::time::Micros;
 use herald_model::{Channel, Lane};
 use opentelemetry::trace::TraceContextExt as _;
 use prost::Message as _;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::harness::{Fixture, LIMIT, Script, Seen, chunk, until};
+use crate::harness::{Crew, Fixture, Script, Seen, chunk, until};
 use crate::trace::spans;
 
 const FIRST_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -29,34 +24,6 @@ fn letter(kind: Kind, round: u32) -> Redrive {
         trace_parent: Some(format!("00-{FIRST_TRACE}-b7ad6b7169203331-01")),
         trace_state: Some("a=b".into()),
         id: format!("dlq/12/redrive/{round}"),
-    }
-}
-
-/// Workers on these consumers, one handler each.
-struct Crew {
-    workers: Workers,
-    shutdown: CancellationToken,
-}
-
-impl Crew {
-    fn new(fixture: &Fixture, consumers: impl IntoIterator<Item = (&'static str, Arc<Script>)>) -> Self {
-        let shutdown = CancellationToken::new();
-        let topology: Arc<Topology> = Arc::new(fixture.topology.clone());
-        let mut workers = Workers::new(fixture.mesh.clone(), topology, &shutdown);
-        for (consumer, handler) in consumers {
-            workers
-                .spawn(consumer, handler, ConsumeOptions::default())
-                .unwrap();
-        }
-        Self { workers, shutdown }
-    }
-
-    async fn stop(self) {
-        self.shutdown.cancel();
-        tokio::time::timeout(LIMIT, self.workers.join())
-            .await
-            .expect("drains in time")
-            .unwrap();
     }
 }
 

@@ -1,0 +1,70 @@
+//! What the server says about a delivery, in the subject to reply to.
+
+use herald_model::time::Micros;
+
+/// What a reply subject says: `$JS.ACK.[domain.account.]stream.consumer.attempt.sequence.consumer sequence.time.pending`
+/// and perhaps more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) attempt: u64,
+    pub(crate) sequence: u64,
+    pub(crate) published_at: Micros,
+    pub(crate) pending: u64,
+}
+
+impl Meta {
+    pub(crate) fn parse(reply: &str) -> Option<Self> {
+        let rest = reply.strip_prefix("$JS.ACK.")?;
+        let count = rest.split('.').count();
+        let mut tokens = rest.split('.').skip(match count {
+            7 => 2,
+            9.. => 4,
+            _ => return None,
+        });
+        let mut number = || tokens.next()?.parse::<u64>().ok();
+        let (attempt, sequence, _consumer_sequence, nanos, pending) =
+            (number()?, number()?, number()?, number()?, number()?);
+        Some(Self {
+            attempt,
+            sequence,
+            published_at: Micros(i64::try_from(nanos / 1_000).ok()?),
+            pending,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_reply_subjects_are_read() {
+        let read = Some(Meta {
+            attempt: 3,
+            sequence: 100,
+            published_at: Micros(1_790_230_470_084_404),
+            pending: 42,
+        });
+        assert_eq!(
+            Meta::parse("$JS.ACK.POSTS.archive.3.100.7.1790230470084404000.42"),
+            read
+        );
+        assert_eq!(
+            Meta::parse("$JS.ACK._.hash.POSTS.archive.3.100.7.1790230470084404000.42"),
+            read
+        );
+        assert_eq!(
+            Meta::parse("$JS.ACK.hub.hash.POSTS.archive.3.100.7.1790230470084404000.42.token.more"),
+            read
+        );
+        assert_eq!(
+            Meta::parse("$JS.ACK.POSTS.archive.3.100.7.1790230470084404000"),
+            None
+        );
+        assert_eq!(
+            Meta::parse("$JS.ACK.POSTS.archive.3.x.7.1790230470084404000.42"),
+            None
+        );
+        assert_eq!(Meta::parse("_INBOX.abc"), None);
+    }
+}

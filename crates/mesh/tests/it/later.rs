@@ -1,0 +1,278 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::stream;
+use herald_mesh::{
+    ConsumeOptions, ConsumerSpec, Returns, Settle, Subject, TopologyConfig, Workers, consumers, streams,
+};
+use herald_model::Lane;
+use herald_proto::mesh_v1::PushChunk;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Crew, Fixture, Script, until};
+
+const PUSH: Subject = Subject::PushDeliver(Lane::Low);
+const CONSUMER: &str = "push-low";
+
+/// Waits of more than this are long.
+fn short_hold(config: &mut TopologyConfig) {
+    config.consumers.push.hold_ms_max = 100;
+}
+
+async fn publish(fixture: &Fixture, id: Option<&str>) {
+    let chunk = PushChunk {
+        post_id: 5,
+        ..PushChunk::default()
+    };
+    fixture.mesh.publish(PUSH, id, &chunk).await.unwrap();
+}
+
+/// Puts messages back.
+fn returns(fixture: &Fixture) -> Crew {
+    Crew::new(
+        fixture,
+        [(consumers::LATER, Arc::new(Returns::new(fixture.mesh.clone())))],
+    )
+}
+
+async fn waiting(fixture: &Fixture) -> u64 {
+    let lag = fixture.mesh.lag(&fixture.topology).await.unwrap();
+    let later = lag.iter().find(|lag| lag.stream == streams::LATER).unwrap();
+    later.message_count
+}
+
+async fn held(fixture: &Fixture) -> u64 {
+    let lag = fixture.mesh.lag(&fixture.topology).await.unwrap();
+    let push = lag.iter().flat_map(|lag| &lag.consumers);
+    push.filter(|lag| lag.consumer == CONSUMER)
+        .map(herald_mesh::ConsumerLag::outstanding_count)
+        .sum()
+}
+
+#[tokio::test]
+async fn a_long_wait_holds_nothing_and_goes_on_counting() {
+    let fixture = Fixture::start_with(short_hold).await;
+    publish(&fixture, Some("5/push/a")).await;
+    let wait = Duration::from_millis(1_500);
+    let (handler, mut seen) = Script::new(move |delivery| async move {
+        match delivery.attempt {
+            1 => Settle::retry("shortly"),
+            2 | 3 => Settle::retry_after(wait, "the provider says so"),
+            _ => Settle::Ack,
+        }
+    });
+    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
+    let putting_back = returns(&fixture);
+    let first = seen.next().await;
+    assert_eq!((first.attempt, first.sequence), (1, 1));
+    let mut last = seen.next().await;
+    assert_eq!((last.attempt, last.sequence), (2, 1));
+    for attempt in [3, 4] {
+        let since = Instant::now();
+        until("it waits, and holds no place", async || {
+            (waiting(&fixture).await, held(&fixture).await) == (1, 0)
+        })
+        .await;
+        last = seen.next().await;
+        let took = since.elapsed();
+        assert!(took > wait.mul_f64(0.8) && took < wait.mul_f64(2.0), "{took:?}");
+        assert_eq!((last.attempt, last.sequence), (attempt, attempt - 1));
+        assert_eq!(last.subject, PUSH);
+        assert_eq!(
+            (last.published_at, &last.payload),
+            (first.published_at, &first.payload)
+        );
+        assert_eq!(last.header("Herald-Type"), first.header("Herald-Type"));
+        assert_eq!(
+            last.id(),
+            Some(format!("5/push/a/later/{}", attempt - 1).as_str())
+        );
+        // The trace goes on.
+        let trace = |parent: Option<&str>| parent.unwrap().split('-').nth(1).unwrap().to_owned();
+        assert_eq!(trace(last.trace_parent()), trace(first.trace_parent()));
+    }
+    until("nothing waits, nothing is held", async || {
+        (waiting(&fixture).await, held(&fixture).await) == (0, 0)
+    })
+    .await;
+    crew.stop().await;
+    putting_back.stop().await;
+    assert!(seen.rest().is_empty());
+    assert_eq!(fixture.mesh.last_sequence(streams::PUSH).await.unwrap(), 3);
+    // What the schedule was doesn't travel on.
+    let stored = fixture.mesh.message(streams::PUSH, 3).await.unwrap().unwrap();
+    let mut names: Vec<_> = stored.headers().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "Herald-Attempts",
+            "Herald-Id",
+            "Herald-Published-At",
+            "Herald-Type",
+            "Nats-Msg-Id",
+            "traceparent"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn attempts_are_used_up_over_all_copies() {
+    let fixture = Fixture::start_with(|config| {
+        short_hold(config);
+        config.consumers.push.attempts_max = 3;
+    })
+    .await;
+    publish(&fixture, None).await;
+    let (handler, mut seen) =
+        Script::new(async |_| Settle::retry_after(Duration::from_millis(200), "always"));
+    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
+    let putting_back = returns(&fixture);
+    until("it is given up", async || fixture.advisories().await.len() == 1).await;
+    crew.stop().await;
+    putting_back.stop().await;
+    let attempts: Vec<_> = seen
+        .rest()
+        .iter()
+        .map(|delivery| (delivery.attempt, delivery.is_last_attempt()))
+        .collect();
+    assert_eq!(attempts, [(1, false), (2, false), (3, true)]);
+    let (subject, body) = fixture.advisories().await.pop().unwrap();
+    assert_eq!(subject, "MSG_TERMINATED.PUSH.push-low");
+    assert!(body.contains("always (attempt 3 of as many)"), "{body}");
+}
+
+#[tokio::test]
+async fn what_waits_outlives_the_server() {
+    let mut fixture = Fixture::start_with(|config| {
+        short_hold(config);
+        config.consumers = config.consumers.each(|policy| policy.ack_wait_seconds = 1);
+    })
+    .await;
+    publish(&fixture, None).await;
+    let (handler, mut seen) = Script::new(|delivery| async move {
+        match delivery.attempt {
+            1 => Settle::retry_after(Duration::from_secs(2), "later"),
+            _ => Settle::Ack,
+        }
+    });
+    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
+    let putting_back = returns(&fixture);
+    seen.next().await;
+    until("it waits", async || waiting(&fixture).await == 1).await;
+    fixture.server.kill().await.unwrap();
+    fixture.server.restart().await.unwrap();
+    // The first one may come again, as its acknowledgement was perhaps not on the disk yet.
+    while seen.next().await.sequence != 2 {}
+    until("all is done", async || {
+        fixture.mesh.is_connected() && (waiting(&fixture).await, held(&fixture).await) == (0, 0)
+    })
+    .await;
+    crew.stop().await;
+    putting_back.stop().await;
+}
+
+/// A worker on this consumer whose first attempt asks for a wait of a second; how many wait in LATER during it.
+async fn waits_where(fixture: &Fixture, consumer: ConsumerSpec) -> u64 {
+    publish(fixture, None).await;
+    let (handler, mut seen) = Script::new(|delivery| async move {
+        match delivery.attempt {
+            1 => Settle::retry_after(Duration::from_secs(1), "later"),
+            _ => Settle::Ack,
+        }
+    });
+    let shutdown = CancellationToken::new();
+    let (mesh, stop) = (fixture.mesh.clone(), shutdown.clone());
+    let work = tokio::spawn(async move {
+        let options = ConsumeOptions::default();
+        mesh.consume(&consumer, handler, options, stop).await
+    });
+    seen.next().await;
+    let since = Instant::now();
+    let again = seen.next().await;
+    assert!(since.elapsed() > Duration::from_millis(800), "it waited");
+    assert_eq!(again.attempt, 2);
+    shutdown.cancel();
+    work.await.unwrap().unwrap();
+    fixture.mesh.last_sequence(streams::LATER).await.unwrap()
+}
+
+#[tokio::test]
+async fn without_room_a_message_is_held() {
+    let fixture = Fixture::start_with(short_hold).await;
+    let mut consumer = fixture.topology.consumer(CONSUMER).unwrap().clone();
+    consumer.waits.as_mut().unwrap().bytes_max = 0;
+    assert_eq!(waits_where(&fixture, consumer).await, 0);
+}
+
+#[tokio::test]
+async fn a_stream_without_schedules_is_no_waiting_room_until_it_is_made_one() {
+    let fixture = Fixture::start_with(short_hold).await;
+    let jetstream = fixture.jetstream().await;
+    let mut config = jetstream
+        .get_stream(streams::LATER)
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
+    assert!(config.allow_message_schedules);
+    assert_eq!(config.retention, stream::RetentionPolicy::WorkQueue);
+    jetstream.delete_stream(streams::LATER).await.unwrap();
+    let consumer = fixture.topology.consumer(CONSUMER).unwrap().clone();
+    // Made by a server that knew no schedules.
+    config.allow_message_schedules = false;
+    config.allow_rollup = false;
+    jetstream.create_stream(config).await.unwrap();
+    assert_eq!(waits_where(&fixture, consumer).await, 0);
+    // Older messages don't matter.
+    jetstream
+        .publish("later.v1.due.PUSH.push-low", "x".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    fixture.mesh.ensure(&fixture.topology).await.unwrap();
+    let stream = jetstream.get_stream(streams::LATER).await.unwrap();
+    assert!(stream.cached_info().config.allow_message_schedules);
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_say_where_it_came_from_is_terminated() {
+    let fixture = Fixture::start().await;
+    fixture
+        .jetstream()
+        .await
+        .publish("later.v1.due.PUSH.push-low", "x".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let putting_back = returns(&fixture);
+    until("the advisory is stored", async || {
+        fixture.advisories().await.len() == 1
+    })
+    .await;
+    putting_back.stop().await;
+    let (subject, body) = fixture.advisories().await.pop().unwrap();
+    assert_eq!(subject, "MSG_TERMINATED.LATER.later");
+    assert!(body.contains("does not say where it came from"), "{body}");
+}
+
+#[tokio::test]
+async fn a_worker_that_puts_back_drains() {
+    let fixture = Fixture::start().await;
+    let shutdown = CancellationToken::new();
+    let mut workers = Workers::new(
+        fixture.mesh.clone(),
+        Arc::new(fixture.topology.clone()),
+        &shutdown,
+    );
+    let handler = Arc::new(Returns::new(fixture.mesh.clone()));
+    workers
+        .spawn(consumers::LATER, handler, ConsumeOptions::default())
+        .unwrap();
+    shutdown.cancel();
+    workers.join().await.unwrap();
+}
