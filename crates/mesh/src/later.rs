@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::header;
 use async_trait::async_trait;
 use herald_model::time::Micros;
+use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -188,9 +189,11 @@ fn copy_id(id: &str, attempts: u64) -> String {
 
 fn rfc3339(at: Micros) -> String {
     // Beyond what has a date there is no wait either.
-    jiff::Timestamp::from_microsecond(at.0)
-        .unwrap_or(jiff::Timestamp::MAX)
-        .to_string()
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000)
+        .unwrap_or(PrimitiveDateTime::MAX.assume_utc());
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let (hour, minute, second, micros) = at.to_hms_micro();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
 #[cfg(test)]
@@ -203,7 +206,10 @@ mod tests {
             rfc3339(Micros(1_790_230_470_084_404)),
             "2026-09-24T06:14:30.084404Z"
         );
-        assert_eq!(rfc3339(Micros(1_790_230_470_000_000)), "2026-09-24T06:14:30Z");
-        assert!(rfc3339(Micros(i64::MAX)).starts_with("9999-12-30T"));
+        assert_eq!(
+            rfc3339(Micros(1_790_230_470_000_000)),
+            "2026-09-24T06:14:30.000000Z"
+        );
+        assert!(rfc3339(Micros(i64::MAX)).starts_with("9999-12-31T"));
     }
 }
