@@ -83,20 +83,24 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
     let stop = shutdown.child_token();
     let mut workers: JoinSet<Result<(), Error>> = JoinSet::new();
-    for (stream, name, in_flight_max) in [
+    let consumer = |name| topology.consumer(name).cloned().ok_or(Error::NoConsumer(name));
+    for (stream, name, redrive, in_flight_max) in [
         (
             streams::POSTS,
             consumers::ANALYTICS_POSTS,
+            consumers::redrive(consumers::Kind::AnalyticsPosts),
             config.posts_in_flight_max,
         ),
         (
             streams::EVENTS,
             consumers::ANALYTICS_EVENTS,
+            consumers::redrive(consumers::Kind::AnalyticsEvents),
             config.events_in_flight_max,
         ),
     ] {
-        let consumer = topology.consumer(name).ok_or(Error::NoConsumer(name))?.clone();
-        let in_flight_max = in_flight_max.min(consumer.ack_pending_max as usize);
+        let (first, redrive) = (consumer(name)?, consumer(redrive)?);
+        let in_flight_max = in_flight_max.min(first.ack_pending_max as usize);
+        let redrive_max = (in_flight_max / 4).clamp(1, redrive.ack_pending_max as usize);
         let batcher = Batcher {
             stream,
             rows_max: config.batch_rows(in_flight_max),
@@ -107,7 +111,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             hurry: stop.clone(),
             leftovers: Vec::new(),
         };
-        workers.spawn(work(mesh.clone(), consumer, batcher, in_flight_max, stop.clone()));
+        let consumers = [(first, in_flight_max), (redrive, redrive_max)];
+        workers.spawn(work(mesh.clone(), consumers, batcher, stop.clone()));
     }
     let routes = Routes::new(AnalyticsServiceServer::new(Analytics { totals, users }));
     let routes = grpc_server::with_health(routes, &[ANALYTICS_SERVICE], &stop).await;
@@ -123,28 +128,38 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     outcome
 }
 
-/// Works on one consumer, and writes what it brings.
+/// Works on the consumers of one stream's messages, the first ones and the redriven ones, each with so many in flight, and
+/// writes what they bring.
 async fn work(
     mesh: Mesh,
-    consumer: ConsumerSpec,
+    consumers: [(ConsumerSpec, usize); 2],
     batcher: Batcher,
-    in_flight_max: usize,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let (sender, inbox) = mpsc::channel(batcher.rows_max);
-    // Ends when the last handler is gone: that is, after the consumer has drained.
+    // Ends when the last handler is gone: that is, after the consumers have drained.
     let batches = tokio::spawn(batcher.run(inbox));
-    let options = ConsumeOptions {
-        in_flight_max,
-        batch_max: in_flight_max.div_ceil(4).min(PULL_MAX),
-        paused: None,
+    let handler = Arc::new(Messages { batcher: sender });
+    let all = consumers.map(|(consumer, in_flight_max)| {
+        let (mesh, handler, stop) = (mesh.clone(), handler.clone(), stop.clone());
+        async move {
+            let options = ConsumeOptions {
+                in_flight_max,
+                batch_max: in_flight_max.div_ceil(4).min(PULL_MAX),
+                paused: None,
+            };
+            let consumed = mesh.consume(&consumer, handler, options, stop.clone()).await;
+            // One without the other would be half of it.
+            stop.cancel();
+            consumed
+        }
+    });
+    drop(handler);
+    let consuming = async move {
+        let [first, redriven] = all;
+        let (first, redriven) = tokio::join!(first, redriven);
+        first.and(redriven)
     };
-    let consuming = mesh.consume(
-        &consumer,
-        Arc::new(Messages { batcher: sender }),
-        options,
-        stop.clone(),
-    );
     tokio::pin!(consuming);
     tokio::pin!(batches);
     tokio::select! {

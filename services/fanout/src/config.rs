@@ -14,6 +14,8 @@ pub struct Config {
     pub slice_recipients_max: u32,
     /// Posts worked on at one time, by lane; 1 to 4,096 each; how far high goes before normal, and normal before low.
     pub posts_in_flight_max: PerLane,
+    /// Redriven posts and slices worked on at one time, each, of all lanes; 1 to 4,096.
+    pub redrive_in_flight_max: usize,
     /// When a lane is held back.
     pub gate: Gate,
 }
@@ -47,6 +49,7 @@ impl Default for Config {
                 normal: 64,
                 low: 16,
             },
+            redrive_in_flight_max: 8,
             gate: Gate::default(),
         }
     }
@@ -76,6 +79,12 @@ impl Config {
         )?;
         self.posts_in_flight_max
             .validate("fanout.posts_in_flight_max", 4_096)?;
+        check(
+            "redrive_in_flight_max",
+            self.redrive_in_flight_max as u64,
+            1,
+            4_096,
+        )?;
         check(
             "gate.pending_chunks_max",
             self.gate.pending_chunks_max,

@@ -1,5 +1,7 @@
 //! Why the service ended, and why a message was not done.
 
+use tonic::Code;
+
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,4 +21,20 @@ pub(crate) enum ExpandError {
     Ledger(#[from] herald_store::Error),
     #[error("a message was not taken by the mesh: {0}")]
     Publish(#[from] herald_mesh::Error),
+}
+
+impl ExpandError {
+    /// Whether waiting may mend it.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            // FAILED_PRECONDITION: the author's follow history does not reach back to the post any more.
+            Self::Graph(status) => !matches!(
+                status.code(),
+                Code::FailedPrecondition | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented
+            ),
+            Self::Page(_) => false,
+            Self::Ledger(error) => error.kind().is_passing(),
+            Self::Publish(_) => true,
+        }
+    }
 }

@@ -34,7 +34,8 @@ impl Handler for Fanout {
         };
         match self.expand(&slice).await {
             Ok(()) => Settle::Ack,
-            Err(error) => Settle::retry(error),
+            Err(error) if error.is_passing() => Settle::retry(error),
+            Err(error) => Settle::fault(error),
         }
     }
 }

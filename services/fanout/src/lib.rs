@@ -71,5 +71,13 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         workers.spawn(consumers::fanout(lane), fanout.clone(), options.clone())?;
         workers.spawn(consumers::slice(lane), fanout.clone(), options)?;
     }
+    for kind in [consumers::Kind::Fanout, consumers::Kind::Slice] {
+        let options = ConsumeOptions {
+            in_flight_max: config.redrive_in_flight_max,
+            batch_max: config.redrive_in_flight_max,
+            paused: None,
+        };
+        workers.spawn(consumers::redrive(kind), fanout.clone(), options)?;
+    }
     Ok(workers.join().await?)
 }

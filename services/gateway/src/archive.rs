@@ -6,15 +6,18 @@ use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::{PostId, time::Micros};
 use herald_proto::mesh_v1;
-use herald_runtime::status;
+use herald_runtime::{
+    isolate::{self, Failure},
+    status,
+};
 use herald_store::{Archived, Posts};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{Metrics, wire};
 
-/// What a message waits for: its batch is durable, or why not.
-type Outcome = Result<(), Arc<herald_store::Error>>;
+/// What a message waits for: it is durable, or why not.
+type Outcome = Result<(), Failure<String>>;
 
 struct Job {
     entry: Archived,
@@ -50,8 +53,8 @@ impl Archive {
         }
         match outcome.await {
             Ok(Ok(())) => Settle::Ack,
-            // Whatever the store says, an accepted post must not be lost: the message comes again.
-            Ok(Err(error)) => retry(status::chain(&*error)),
+            Ok(Err(Failure::Passing(reason))) => retry(reason),
+            Ok(Err(Failure::Fault(reason))) => Settle::fault(reason),
             Err(_) => retry("the archive's writer has ended".into()),
         }
     }
@@ -97,23 +100,163 @@ async fn write(posts: Arc<dyn Posts>, metrics: Metrics, mut queue: mpsc::Receive
     let mut batch = Vec::with_capacity(batch_max);
     while queue.recv_many(&mut batch, batch_max).await > 0 {
         let (entries, waiting): (Vec<_>, Vec<_>) = batch.drain(..).map(|job| (job.entry, job.done)).unzip();
-        let outcome = posts.archive(&entries).await.map_err(Arc::new);
-        match &outcome {
-            Ok(()) => {
-                metrics.archive_batches.inc();
-                metrics.archived.inc_by(entries.len() as u64);
-            }
-            Err(error) => {
-                tracing::error!(
-                    posts = entries.len(),
-                    error = status::chain(&**error),
-                    "posts not archived, will retry"
-                );
-            }
-        }
-        for done in waiting {
+        let outcomes = archive(&*posts, &metrics, &entries).await;
+        for (done, outcome) in waiting.into_iter().zip(outcomes) {
             // A handler that is gone needs no answer: its message comes again and changes nothing.
-            let _ = done.send(outcome.clone());
+            let _ = done.send(outcome);
         }
+    }
+}
+
+/// Writes a batch, and says what became of each of its messages. One that can't be written because of a fault keeps no
+/// other from being written.
+async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Outcome> {
+    let Err(failure) = commit(posts, metrics, entries).await else {
+        return vec![Ok(()); entries.len()];
+    };
+    tracing::error!(posts = entries.len(), ?failure, "posts not archived, will retry");
+    let Failure::Fault(fault) = failure else {
+        return vec![Err(failure); entries.len()];
+    };
+    let isolated = isolate::isolate(entries.len(), |part| commit(posts, metrics, &entries[part])).await;
+    let stopped = isolated.stopped.unwrap_or_else(|| "not tried".into());
+    let mut outcomes = vec![Err(Failure::Passing(stopped)); entries.len()];
+    for (part, ()) in isolated.good {
+        outcomes[part].fill(Ok(()));
+    }
+    for index in isolated.bad {
+        outcomes[index] = Err(Failure::Fault(
+            isolated.fault.clone().unwrap_or_else(|| fault.clone()),
+        ));
+    }
+    outcomes
+}
+
+async fn commit(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Outcome {
+    let committing = posts.archive(entries);
+    match isolate::sorted(committing, |error: &herald_store::Error| {
+        error.kind().is_passing()
+    })
+    .await
+    {
+        Ok(()) => {
+            metrics.archive_batches.inc();
+            metrics.archived.inc_by(entries.len() as u64);
+            Ok(())
+        }
+        Err(Failure::Passing(error)) => Err(Failure::Passing(status::chain(&error))),
+        Err(Failure::Fault(reason)) => Err(Failure::Fault(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use herald_model::{FollowVersion, Lane, Post, UserId, UserKey};
+    use herald_runtime::metrics::Shared;
+    use herald_store::{
+        Error, ErrorKind, Result,
+        embedded::{Config, Embedded},
+    };
+
+    use super::*;
+
+    /// Posts of which some can't be written.
+    struct Faulty {
+        inner: Arc<dyn Posts>,
+        /// Post and kind; `None`: a panic.
+        faults: Vec<(u64, Option<ErrorKind>)>,
+    }
+
+    #[async_trait]
+    impl Posts for Faulty {
+        async fn archive(&self, entries: &[Archived]) -> Result<()> {
+            for (post, kind) in &self.faults {
+                if entries
+                    .iter()
+                    .any(|entry| matches!(entry, Archived::Created(one) if one.id.0 == *post))
+                {
+                    let kind = kind.expect("on purpose");
+                    return Err(Error::new(kind, "ill"));
+                }
+            }
+            self.inner.archive(entries).await
+        }
+
+        async fn get(&self, posts: &[PostId]) -> Result<Vec<Option<Post>>> {
+            self.inner.get(posts).await
+        }
+
+        async fn newest_of(&self, author: UserKey, limit: usize) -> Result<Vec<PostId>> {
+            self.inner.newest_of(author, limit).await
+        }
+
+        async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
+            self.inner.of_request(author, request_id).await
+        }
+
+        async fn room(&self) -> Result<()> {
+            self.inner.room().await
+        }
+
+        async fn last(&self) -> Result<Option<PostId>> {
+            self.inner.last().await
+        }
+    }
+
+    fn post(id: u64) -> Archived {
+        Archived::Created(Post {
+            id: PostId(id),
+            author: UserKey(1),
+            author_id: UserId::new("ann").unwrap(),
+            request_id: format!("request {id}"),
+            text: "text".into(),
+            links: Vec::new(),
+            media_urls: Vec::new(),
+            lane: Lane::Normal,
+            follow_version: FollowVersion(1),
+            accepted_at: Micros::now(),
+            push_ttl: Duration::from_hours(1),
+            deleted_at: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_post_that_can_not_be_written_keeps_no_other_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&Config {
+            data_dir: dir.path().into(),
+            disk_free_mb_min: 0,
+            ..Config::default()
+        })
+        .unwrap();
+        let metrics = Shared::new().register(Metrics::new);
+        let faulty = |faults: &[(u64, Option<ErrorKind>)]| Faulty {
+            inner: store.stores().posts,
+            faults: faults.to_vec(),
+        };
+        let entries: Vec<Archived> = (1..=9).map(post).collect();
+        let ill = Err(Failure::Fault("ill".to_owned()));
+
+        let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
+        let outcomes = archive(&posts, &metrics, &entries).await;
+        for (outcome, id) in outcomes.iter().zip(1..) {
+            match id {
+                3 => assert_eq!(*outcome, ill),
+                7 => assert!(matches!(outcome, Err(Failure::Fault(_))), "{outcome:?}"),
+                _ => assert_eq!(*outcome, Ok(()), "{id}"),
+            }
+        }
+        let ids: Vec<PostId> = (1..=9).map(PostId).collect();
+        let stored = posts.get(&ids).await.unwrap();
+        assert_eq!(stored.iter().filter(|post| post.is_some()).count(), 7);
+
+        // A store that goes away meanwhile: what was not tried comes again.
+        let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
+        let outcomes = archive(&posts, &metrics, &entries).await;
+        assert_eq!(outcomes[0], Ok(()));
+        assert_eq!(outcomes[2], ill);
+        assert_eq!(outcomes[8], Err(Failure::Passing("ill".to_owned())));
     }
 }

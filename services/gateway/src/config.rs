@@ -33,6 +33,8 @@ pub struct Config {
     pub archive_batch_max: usize,
     /// Messages that the archive consumer holds at the same time; 1 to 100,000.
     pub archive_in_flight_max: usize,
+    /// Of the redriven messages, likewise; 1 to 32,768.
+    pub archive_redrive_in_flight_max: usize,
     /// Origins whose pages may call over gRPC-Web, as `https://app.example.org`; `*` for any; empty for none.
     pub cors_origins: Vec<String>,
     /// Which endpoints devices may have.
@@ -56,6 +58,7 @@ impl Default for Config {
             delete_wait_ms: 5_000,
             archive_batch_max: 256,
             archive_in_flight_max: 512,
+            archive_redrive_in_flight_max: 64,
             cors_origins: vec!["*".into()],
             endpoints: Policy::default(),
             drain_ms: 10_000,
@@ -109,6 +112,12 @@ impl Config {
             self.archive_in_flight_max as u64,
             1,
             100_000,
+        )?;
+        within(
+            "archive_redrive_in_flight_max",
+            self.archive_redrive_in_flight_max as u64,
+            1,
+            32_768,
         )?;
         within("drain_ms", self.drain_ms, 0, 600_000)?;
         let origin = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();

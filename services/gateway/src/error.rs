@@ -29,9 +29,6 @@ pub enum Error {
     /// The broker failed at start-up, or a consumer ended.
     #[error("the mesh failed")]
     Mesh(#[from] herald_mesh::Error),
-    /// A consumer is not in the topology.
-    #[error("the topology has no consumer {0}")]
-    UnknownConsumer(&'static str),
     /// The gRPC server failed.
     #[error("the gateway's gRPC server failed")]
     Serve(#[source] tonic::transport::Error),

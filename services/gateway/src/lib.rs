@@ -21,7 +21,7 @@ mod wire;
 
 use std::{sync::Arc, time::Duration};
 
-use herald_mesh::{ConsumeOptions, Mesh, Topology, consumers, streams};
+use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
 use herald_runtime::http::Flag;
 use herald_store::Stores;
 use tokio::net::TcpListener;
@@ -74,18 +74,25 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     check_same_stream(&mesh, &stores).await?;
 
     let archive = Archive::new(stores.posts.clone(), metrics.clone(), config.archive_batch_max);
-    let consumer = topology
-        .consumer(consumers::ARCHIVE)
-        .cloned()
-        .ok_or(Error::UnknownConsumer(consumers::ARCHIVE))?;
-    let options = ConsumeOptions {
-        in_flight_max: config.archive_in_flight_max,
-        batch_max: config.archive_batch_max,
-        ..ConsumeOptions::default()
-    };
     // Ends after the calls: a DeletePost under way waits for the archive.
     let archive_end = CancellationToken::new();
-    let archiving = mesh.consume(&consumer, Arc::new(archive), options, archive_end.clone());
+    let mut archiving = Workers::new(mesh.clone(), topology.clone(), &archive_end);
+    let archive = Arc::new(archive);
+    for (consumer, in_flight_max) in [
+        (consumers::ARCHIVE, config.archive_in_flight_max),
+        (
+            consumers::redrive(consumers::Kind::Archive),
+            config.archive_redrive_in_flight_max,
+        ),
+    ] {
+        let options = ConsumeOptions {
+            in_flight_max,
+            batch_max: config.archive_batch_max.min(in_flight_max),
+            ..ConsumeOptions::default()
+        };
+        archiving.spawn(consumer, archive.clone(), options)?;
+    }
+    drop(archive);
 
     let timeout = Duration::from_millis(config.graph_timeout_ms);
     let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
@@ -109,7 +116,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         served
     };
     let archiving = async {
-        let archived = archiving.await;
+        let archived = archiving.join().await;
         calls_end.cancel();
         archived
     };

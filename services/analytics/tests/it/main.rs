@@ -6,4 +6,5 @@ mod calls;
 mod faults;
 mod harness;
 mod once;
+mod redrive;
 mod revisions;

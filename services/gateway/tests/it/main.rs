@@ -6,6 +6,7 @@ mod deliveries;
 mod graph;
 mod harness;
 mod posts;
+mod redrive;
 mod startup;
 mod surface;
 mod timelines;

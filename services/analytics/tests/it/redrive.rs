@@ -1,0 +1,80 @@
+//! What was given up and comes once more.
+
+use herald_mesh::{
+    Redrive, Subject,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_model::{Channel, Lane, PostId, time::Micros};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated};
+use prost::Message;
+
+use crate::harness::{HOUR, Harness, until};
+
+/// Redrives it twice.
+async fn redrive(harness: &Harness, kind: Kind, subject: Subject, sequence: u64, body: &impl Message) {
+    for round in [1, 2] {
+        let redrive = Redrive {
+            kind,
+            letter: sequence,
+            round,
+            subject,
+            sequence,
+            published_at: Micros::now(),
+            payload: body.encode_to_vec().into(),
+            trace_parent: None,
+            trace_state: None,
+            id: format!("dlq/{sequence}/redrive/{round}"),
+        };
+        let published = harness.mesh.redrive(&redrive).await.unwrap().sequence;
+        let consumer = consumers::redrive(kind);
+        until(async || harness.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= published).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redriven_messages_are_counted_once_as_what_they_were() {
+    let harness = Harness::start().await;
+    let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
+    let post = PostCreated {
+        author_key: 1,
+        author_id: "ann".into(),
+        accepted_at_us: HOUR,
+        ..PostCreated::default()
+    };
+    let subject = Subject::PostCreated(Lane::Low);
+    redrive(&harness, Kind::AnalyticsPosts, subject, 4_711, &post).await;
+    let settled = DeliveriesSettled {
+        post_id: 4_711,
+        author_key: 1,
+        delivered_count: 10,
+        accepted_at_us: HOUR,
+        settled_at_us: HOUR,
+        revision: 1,
+        ..DeliveriesSettled::default()
+    };
+    let subject = Subject::Settled(Channel::Push);
+    redrive(&harness, Kind::AnalyticsEvents, subject, 99, &settled).await;
+    running.stop().await;
+
+    let post = harness
+        .stores
+        .totals
+        .of_post(PostId(4_711))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((post.counts.posts, post.counts.push_delivered), (1, 10));
+    let sums = harness.sums().await;
+    assert_eq!((sums.posts, sums.push_delivered), (1, 10));
+    assert!(harness.rows("posts").contains_key(&("POSTS".to_owned(), 4_711)));
+    assert!(
+        harness
+            .rows("deliveries")
+            .contains_key(&("EVENTS".to_owned(), 99))
+    );
+    for kind in Kind::ALL {
+        let consumer = consumers::redrive(kind);
+        assert_eq!(harness.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
+    }
+}

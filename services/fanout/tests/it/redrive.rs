@@ -1,0 +1,90 @@
+//! What was given up and comes once more.
+
+use herald_fanout::Config;
+use herald_mesh::{
+    Redrive, Subject,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_model::{Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_proto::mesh_v1::{FanoutSlice, PostCreated, TimelineChunk};
+use herald_store::FollowChange;
+
+use crate::harness::{World, until};
+
+fn letter(kind: Kind, subject: Subject, sequence: u64, body: &impl prost::Message) -> Redrive {
+    Redrive {
+        kind,
+        letter: sequence,
+        round: 1,
+        subject,
+        sequence,
+        published_at: Micros::now(),
+        payload: body.encode_to_vec().into(),
+        trace_parent: None,
+        trace_state: None,
+        id: format!("dlq/{sequence}/redrive/1"),
+    }
+}
+
+/// The chunks in TIMELINE: post and recipients.
+async fn chunks(world: &World) -> Vec<(u64, Vec<UserKey>)> {
+    let mut chunks = Vec::new();
+    for sequence in 1..=world.mesh.last_sequence(streams::TIMELINE).await.unwrap() {
+        let message = world.mesh.message(streams::TIMELINE, sequence).await.unwrap();
+        let chunk: TimelineChunk = message.unwrap().decode().unwrap();
+        let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count).unwrap();
+        chunks.push((chunk.post_id, recipients.iter().collect()));
+    }
+    chunks
+}
+
+#[tokio::test]
+async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
+    let world = World::start(Config::default()).await;
+    let users = world.users(4).await;
+    let follows: Vec<FollowChange> = users[1..]
+        .iter()
+        .map(|follower| FollowChange {
+            follower: *follower,
+            author: users[0],
+            notify: Some(false),
+        })
+        .collect();
+    world.stores.follows.apply(&follows).await.unwrap();
+    let count = world.stores.follows.count(users[0]).await.unwrap();
+    let created = PostCreated {
+        author_key: users[0].0,
+        author_id: "user 0".into(),
+        follow_version: count.version.0,
+        ..PostCreated::default()
+    };
+    let post = letter(Kind::Fanout, Subject::PostCreated(Lane::Low), 4_711, &created);
+    world.mesh.redrive(&post).await.unwrap();
+    until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 1).await;
+    assert_eq!(chunks(&world).await, [(4_711, users[1..].to_vec())]);
+    let counts = world.stores.ledger.counts(PostId(4_711)).await.unwrap().unwrap();
+    assert_eq!((counts.planned, counts.timeline.targeted), (true, 3));
+
+    // The rest of a big author's fan-out.
+    let slice = FanoutSlice {
+        post_id: 4_712,
+        author_key: users[0].0,
+        follow_version: count.version.0,
+        after_key: users[1].0,
+        slice_index: 1,
+        ..FanoutSlice::default()
+    };
+    let slice = letter(Kind::Slice, Subject::Slice(Lane::High), 9, &slice);
+    world.mesh.redrive(&slice).await.unwrap();
+    until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 2).await;
+    assert_eq!(chunks(&world).await[1], (4_712, users[2..].to_vec()));
+
+    for kind in Kind::ALL {
+        let consumer = consumers::redrive(kind);
+        assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
+    }
+    // Nothing came by another way.
+    assert_eq!(world.mesh.last_sequence(streams::POSTS).await.unwrap(), 0);
+    assert_eq!(world.mesh.last_sequence(streams::SLICES).await.unwrap(), 0);
+}
