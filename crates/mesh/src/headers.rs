@@ -28,6 +28,9 @@ pub(crate) const TRACE_STATE: &str = "tracestate";
 /// The subject that redriven messages of all kinds have, up to the kind.
 pub(crate) const REDRIVE_SUBJECTS: &str = "redrive.v1.";
 
+/// The subjects of messages that wait, up to where they come from.
+pub(crate) const LATER_SUBJECTS: &str = "later.v1.";
+
 /// The headers of any message on this subject.
 pub(crate) fn typed(subject: Subject) -> HeaderMap {
     let mut headers = HeaderMap::new();

@@ -1,7 +1,11 @@
 //! Going back in a stream.
 
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::consumer::pull::OrderedConfig;
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::DirectGetError;
+use async_nats::{StatusCode, Subscriber};
 use futures::{Stream, StreamExt as _, stream};
 use herald_model::time::Micros;
 
@@ -9,6 +13,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
 use crate::read::found;
 use crate::{Mesh, Published, RawMessage, Subject, trace};
+
+/// Messages, and bytes, asked for at a time.
+const SCAN_BATCH: usize = 2_048;
+const SCAN_BYTES: usize = 4 << 20;
+/// The status after the last message of a batch.
+const END_OF_BATCH: u16 = 204;
+/// How long the next message may take.
+const SCAN_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl Mesh {
     /// A stream's messages from one sequence to another, both included, those on subjects that pass the filter. Ends after
@@ -20,9 +32,10 @@ impl Mesh {
         from: u64,
         to: u64,
     ) -> impl Stream<Item = Result<RawMessage>> + Send + use<> {
-        let opening = open(self.clone(), stream.to_owned(), filter.map(Into::into), from, to);
+        let (mesh, stream, filter) = (self.clone(), stream.to_owned(), filter.map(Into::into));
+        let opening = async move { Scan::open(mesh, stream, filter, from, to).await };
         stream::once(opening).flat_map(|opened| match opened {
-            Ok(messages) => messages.left_stream(),
+            Ok(scan) => stream::unfold(scan, async |mut scan| Some((scan.next().await?, scan))).left_stream(),
             Err(error) => stream::iter([Err(error)]).right_stream(),
         })
     }
@@ -99,66 +112,109 @@ impl Mesh {
     }
 }
 
-/// Reads on until the end that was asked for, or of what is there.
-async fn open(
+/// A scan under way. It asks the stream itself, batch by batch (ADR-31), and makes no consumer: a stream that keeps nothing
+/// that was acknowledged would give a consumer's messages away.
+struct Scan {
     mesh: Mesh,
     stream: String,
-    filter: Option<String>,
-    from: u64,
+    filter: String,
+    inbox: String,
+    messages: Subscriber,
+    next: u64,
     to: u64,
-) -> Result<impl Stream<Item = Result<RawMessage>> + Send> {
-    let failed = {
-        let stream = stream.clone();
-        move |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::unavailable(format_args!("read the messages of stream {stream}"), error)
-        }
-    };
-    let consumer = mesh
-        .stream(&stream)
-        .await?
-        .create_consumer(OrderedConfig {
-            filter_subject: filter.unwrap_or_default(),
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: from.max(1),
-            },
-            ..OrderedConfig::default()
+    /// A batch was asked for and has not ended.
+    asked: bool,
+    ended: bool,
+}
+
+impl Scan {
+    async fn open(mesh: Mesh, stream: String, filter: Option<String>, from: u64, to: u64) -> Result<Self> {
+        let client = &mesh.publishing().client;
+        let inbox = client.new_inbox();
+        let messages = client.subscribe(inbox.clone()).await;
+        let messages = messages.map_err(|error| unreadable(&stream, error))?;
+        Ok(Self {
+            mesh,
+            stream,
+            filter: filter.unwrap_or_else(|| ">".into()),
+            inbox,
+            messages,
+            next: from.max(1),
+            to,
+            asked: false,
+            ended: from > to,
         })
-        .await
-        .map_err(|error| failed(error.into()))?;
-    let left = consumer.cached_info().num_pending;
-    let messages = consumer.messages().await.map_err(|error| failed(error.into()))?;
-    let more = left > 0 && from <= to;
-    Ok(stream::unfold(
-        (messages, more, failed),
-        move |(mut messages, more, failed)| async move {
-            if !more {
-                return None;
+    }
+
+    /// The next message. After an error the scan has ended.
+    async fn next(&mut self) -> Option<Result<RawMessage>> {
+        if self.ended {
+            return None;
+        }
+        let next = self.try_next().await;
+        self.ended = !matches!(next, Ok(Some(_)));
+        next.transpose()
+    }
+
+    async fn try_next(&mut self) -> Result<Option<RawMessage>> {
+        loop {
+            if self.next > self.to {
+                return Ok(None);
             }
-            let message = match messages.next().await? {
-                Ok(message) => message,
-                Err(error) => return Some((Err(failed(error.into())), (messages, false, failed))),
-            };
-            let Ok(info) = message.info() else {
-                return Some((
-                    Err(failed("a message without a place".into())),
-                    (messages, false, failed),
-                ));
-            };
-            let (sequence, pending) = (info.stream_sequence, info.pending);
-            if sequence > to {
-                return None;
+            if !self.asked {
+                self.ask().await?;
             }
-            let published_at =
-                Micros(i64::try_from(info.published.unix_timestamp_nanos() / 1_000).unwrap_or(0));
-            let message = message.message;
-            let message = RawMessage {
-                subject: message.subject.to_string(),
-                sequence,
-                payload: message.payload,
-                published_at,
-                headers: message.headers.unwrap_or_default(),
+            let message = tokio::time::timeout(SCAN_SILENCE_MAX, self.messages.next()).await;
+            let Ok(Some(message)) = message else {
+                return Err(unreadable(&self.stream, "no answer"));
             };
-            Some((Ok(message), (messages, pending > 0 && sequence < to, failed)))
-        },
-    ))
+            match message.status {
+                None | Some(StatusCode::OK) => {
+                    let message = StreamMessage::try_from(message).map_err(DirectGetError::from);
+                    let Some(message) = found(message, &self.stream)? else {
+                        continue;
+                    };
+                    self.next = message.sequence + 1;
+                    if message.sequence <= self.to {
+                        return Ok(Some(message));
+                    }
+                    return Ok(None);
+                }
+                Some(status) if status.as_u16() == END_OF_BATCH => {
+                    self.asked = false;
+                    let left = message
+                        .headers
+                        .as_ref()
+                        .and_then(|headers| headers.get("Nats-Num-Pending"));
+                    if left.is_none_or(|left| left.as_str() == "0") {
+                        return Ok(None);
+                    }
+                }
+                Some(StatusCode::NOT_FOUND) => return Ok(None),
+                Some(status) => {
+                    let why = message.description.as_deref().unwrap_or_default();
+                    return Err(unreadable(&self.stream, format!("{status} {why}")));
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Result<()> {
+        let request = format!(
+            "{{\"seq\":{},\"batch\":{SCAN_BATCH},\"max_bytes\":{SCAN_BYTES},\"next_by_subj\":\"{}\"}}",
+            self.next, self.filter
+        );
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let client = &self.mesh.publishing().client;
+        let sent = client
+            .publish_with_reply(subject, self.inbox.clone(), request.into())
+            .await;
+        sent.map_err(|error| unreadable(&self.stream, error))?;
+        self.asked = true;
+        Ok(())
+    }
+}
+
+fn unreadable(stream: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+    Error::unavailable(format_args!("read the messages of stream {stream}"), source)
 }

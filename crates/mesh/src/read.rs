@@ -63,8 +63,12 @@ impl RawMessage {
             .flat_map(|(name, values)| values.iter().map(|value| (name.as_ref(), value.as_str())))
     }
 
-    /// The subject and the sequence that it had when it was published first: its own, but for a redriven message.
+    /// What it is and where it was: its own subject and sequence, but for a redriven message those of its first time, and for
+    /// one that waits in LATER the subject it comes back to.
     pub fn original(&self) -> Option<(Subject, u64)> {
+        if self.subject.starts_with(headers::LATER_SUBJECTS) {
+            return Some((Subject::parse(self.header(headers::SUBJECT)?)?, self.sequence));
+        }
         let origin = headers::Origin::read(
             &self.subject,
             self.sequence,
