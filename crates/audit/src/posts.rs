@@ -1,0 +1,375 @@
+//! The pass over the posts: what was accepted against what was planned, and what was planned against what is settled.
+
+use std::{collections::VecDeque, pin::Pin};
+
+use futures::{Stream, StreamExt as _};
+use herald_mesh::{RawMessage, Subject, streams};
+use herald_model::{Channel, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_store::{ChunkState, Outcome, PostPlan};
+
+use crate::{
+    Auditor, Error, Finding, FindingKind, Result, Scope,
+    confirm::{Run, Suspect},
+    pairs::Pair,
+    summary::ChannelSums,
+    timelines, totals,
+};
+
+/// Posts read at a time.
+const BATCH: usize = 256;
+
+/// Posts that are compared with the timelines together.
+#[derive(Default)]
+pub(crate) struct Window {
+    /// Their ids, ascending.
+    pub(crate) posts: Vec<PostId>,
+    /// Who was backfilled with each.
+    pub(crate) backfilled: Vec<Vec<Recipients>>,
+    /// Who each was planned for, unsorted.
+    pub(crate) pairs: Vec<Pair>,
+    /// What looks wrong.
+    pub(crate) suspects: Vec<Suspect>,
+}
+
+/// One accepted post.
+#[derive(Debug, Clone, Copy)]
+struct Accepted {
+    id: PostId,
+    /// Known for those that POSTS still has.
+    lane: Option<Lane>,
+}
+
+type Messages = Pin<Box<dyn Stream<Item = herald_mesh::Result<RawMessage>> + Send>>;
+
+/// Goes over the posts in scope: those that POSTS has, and those that only the ledger remembers.
+pub(crate) struct Pass<'a> {
+    auditor: &'a Auditor,
+    scope: Scope,
+    stream: Messages,
+    stream_next: Option<Accepted>,
+    ledger: VecDeque<PostId>,
+    ledger_after: Option<PostId>,
+    ledger_ended: bool,
+    total: u64,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) async fn start(auditor: &'a Auditor, scope: Scope) -> Result<Self> {
+        let mesh = &auditor.mesh;
+        let last = mesh.last_sequence(streams::POSTS).await?;
+        let (from, to) = match scope {
+            Scope::All => (1, last),
+            Scope::Since(at) => (mesh.sequence_since(streams::POSTS, at).await?, last),
+            Scope::Post(post) => (post.0, post.0),
+        };
+        let stream: Messages = if to < from {
+            Box::pin(futures::stream::empty())
+        } else {
+            Box::pin(mesh.scan(streams::POSTS, Some("post.v1.created.*"), from, to))
+        };
+        let mut pass = Self {
+            auditor,
+            scope,
+            stream,
+            stream_next: None,
+            ledger: VecDeque::new(),
+            ledger_after: match scope {
+                Scope::Post(post) => post.0.checked_sub(1).map(PostId),
+                Scope::All | Scope::Since(_) => None,
+            },
+            ledger_ended: false,
+            total: (to + 1).saturating_sub(from),
+        };
+        pass.advance_stream().await?;
+        if let Scope::Post(post) = scope
+            && pass.stream_next.is_none()
+            && auditor
+                .stores
+                .posts
+                .get(&[post])
+                .await?
+                .iter()
+                .all(Option::is_none)
+            && auditor.stores.ledger.audit(post).await?.is_none()
+        {
+            return Err(Error::UnknownPost(post));
+        }
+        Ok(pass)
+    }
+
+    /// Checks all of them.
+    pub(crate) async fn run(mut self, run: &mut Run<'_>) -> Result<()> {
+        run.expect_posts(self.total);
+        loop {
+            let mut window = Window::default();
+            let mut more = true;
+            while more
+                && window.pairs.len() < self.auditor.limits.pairs_max
+                && window.posts.len() < Pair::PLACES_MAX
+            {
+                let batch = self.batch().await?;
+                more = !batch.is_empty();
+                self.check(&batch, &mut window, run).await?;
+                run.tell_progress().await?;
+            }
+            timelines::compare_all(self.auditor, &mut window, run).await?;
+            run.confirm(std::mem::take(&mut window.suspects)).await?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn check(&self, batch: &[Accepted], window: &mut Window, run: &mut Run<'_>) -> Result<()> {
+        let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
+        let archived = self.auditor.stores.posts.get(&ids).await?;
+        for (post, archived) in batch.iter().zip(archived) {
+            let plan = self.auditor.stores.ledger.audit(post.id).await?;
+            run.summary.posts += 1;
+            // Posts and plans of before `since` that only the ledger remembers.
+            if let Scope::Since(since) = self.scope
+                && post.lane.is_none()
+                && archived
+                    .as_ref()
+                    .is_none_or(|archived| archived.accepted_at < since)
+            {
+                run.summary.posts -= 1;
+                continue;
+            }
+            if archived.is_none() {
+                window.suspects.push(Suspect::Unarchived(post.id));
+            }
+            let lane = post.lane.or(archived.as_ref().map(|archived| archived.lane));
+            let accepted_at = archived.as_ref().map(|archived| archived.accepted_at);
+            // The ledger and the timelines let go of it.
+            let forgotten =
+                accepted_at.is_some_and(|at| Micros::now().since(at) >= self.auditor.limits.timeline_age_max);
+            if !forgotten && !plan.as_ref().is_some_and(is_complete) {
+                window.suspects.push(Suspect::Unplanned(post.id, lane));
+            }
+            let place = window.posts.len() as u32;
+            window.posts.push(post.id);
+            window.backfilled.push(Vec::new());
+            let Some(plan) = plan else { continue };
+            for (channel, chunk, _) in &plan.unplanned {
+                let detail = "something is recorded of a chunk that was never planned";
+                let key = (post.id, *channel, *chunk);
+                run.report(Finding::of_chunk(FindingKind::Inconsistent, key, 0, detail))
+                    .await?;
+            }
+            for chunk in &plan.chunks {
+                let sums = check_chunk(post.id, chunk, lane, window, run).await?;
+                *run.summary.channel_mut(chunk.channel) += sums;
+                if sums.pending > 0
+                    && let Some(at) = accepted_at
+                {
+                    let oldest = run.summary.oldest_pending_at.map_or(at, |oldest| oldest.min(at));
+                    run.summary.oldest_pending_at = Some(oldest);
+                }
+                if chunk.channel == Channel::Timeline && self.auditor.limits.timelines {
+                    add_pairs(chunk, place, forgotten, window);
+                }
+            }
+            if totals::difference(self.auditor, post.id, &plan).await?.is_some() {
+                window.suspects.push(Suspect::Miscounted(post.id));
+            }
+            if let Some(backfilled) = window.backfilled.last_mut() {
+                *backfilled = plan.backfilled;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next posts, ascending; empty at the end.
+    async fn batch(&mut self) -> Result<Vec<Accepted>> {
+        let mut batch = Vec::with_capacity(BATCH);
+        while batch.len() < BATCH {
+            self.fill_ledger().await?;
+            let next = match (self.stream_next, self.ledger.front().copied()) {
+                (None, None) => break,
+                (Some(post), ledger) if ledger.is_none_or(|ledger| post.id <= ledger) => {
+                    if ledger == Some(post.id) {
+                        self.ledger.pop_front();
+                    }
+                    self.advance_stream().await?;
+                    post
+                }
+                (_, ledger) => {
+                    self.ledger.pop_front();
+                    let Some(id) = ledger else { break };
+                    Accepted { id, lane: None }
+                }
+            };
+            batch.push(next);
+        }
+        Ok(batch)
+    }
+
+    async fn fill_ledger(&mut self) -> Result<()> {
+        if !self.ledger.is_empty() || self.ledger_ended {
+            return Ok(());
+        }
+        let limit = if matches!(self.scope, Scope::Post(_)) {
+            1
+        } else {
+            BATCH
+        };
+        let mut posts = self.auditor.stores.ledger.posts(self.ledger_after, limit).await?;
+        if let Scope::Post(post) = self.scope {
+            posts.retain(|found| *found == post);
+            self.ledger_ended = true;
+        }
+        self.ledger_ended |= posts.is_empty();
+        self.ledger_after = posts.last().copied().or(self.ledger_after);
+        self.ledger.extend(posts);
+        Ok(())
+    }
+
+    async fn advance_stream(&mut self) -> Result<()> {
+        self.stream_next = match self.stream.next().await {
+            None => None,
+            Some(message) => {
+                let message = message?;
+                Some(Accepted {
+                    id: PostId(message.sequence),
+                    lane: Subject::parse(&message.subject).and_then(Subject::lane),
+                })
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Whether each slice up to the last is planned.
+pub(crate) fn is_complete(plan: &PostPlan) -> bool {
+    plan.slices
+        .iter()
+        .zip(0..)
+        .all(|(slice, expected)| slice.index == expected)
+        && plan.slices.last().is_some_and(|slice| slice.last)
+}
+
+/// What became of a chunk, in numbers.
+pub(crate) fn sums(chunk: &ChunkState) -> ChannelSums {
+    let targeted = u64::from(chunk.recipients.len());
+    let mut sums = ChannelSums {
+        targeted,
+        ..ChannelSums::default()
+    };
+    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
+        None => {}
+        Some(Outcome::Delivered { count }) => sums.delivered = u64::from(*count),
+        Some(Outcome::Mixed {
+            delivered,
+            suppressed,
+            expired,
+            dead,
+            ..
+        }) => {
+            sums.delivered = delivered.len().into();
+            sums.suppressed = suppressed.len().into();
+            sums.expired = expired.len().into();
+            sums.dead = dead.len().into();
+        }
+    }
+    let settled = sums.delivered + sums.suppressed + sums.expired + sums.dead;
+    sums.pending = targeted.saturating_sub(settled);
+    sums
+}
+
+/// Who of a chunk is in no final state.
+pub(crate) fn pending(chunk: &ChunkState) -> Vec<UserKey> {
+    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
+        None => chunk.recipients.iter().collect(),
+        Some(Outcome::Delivered { .. }) => Vec::new(),
+        Some(mixed @ Outcome::Mixed { .. }) => {
+            let settled = settled(mixed);
+            let pending = chunk.recipients.iter();
+            pending
+                .filter(|user| settled.binary_search(user).is_err())
+                .collect()
+        }
+    }
+}
+
+/// All who are in a final state, ascending; one who is in two stands twice.
+fn settled(outcome: &Outcome) -> Vec<UserKey> {
+    let Outcome::Mixed {
+        delivered,
+        suppressed,
+        expired,
+        dead,
+        ..
+    } = outcome
+    else {
+        return Vec::new();
+    };
+    let sets = [delivered, suppressed, expired, dead];
+    let mut settled: Vec<UserKey> = sets.into_iter().flat_map(Recipients::iter).collect();
+    settled.sort_unstable();
+    settled
+}
+
+/// Whether a chunk's settled recipients are all its own, and each in one state only.
+pub(crate) fn is_consistent(chunk: &ChunkState) -> bool {
+    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
+        None => true,
+        Some(Outcome::Delivered { count }) => *count == chunk.recipients.len(),
+        Some(mixed @ Outcome::Mixed { .. }) => {
+            let settled = settled(mixed);
+            let mut own = chunk.recipients.iter();
+            settled.is_sorted_by(|a, b| a < b) && settled.iter().all(|user| own.any(|one| one == *user))
+        }
+    }
+}
+
+async fn check_chunk(
+    post: PostId,
+    chunk: &ChunkState,
+    lane: Option<Lane>,
+    window: &mut Window,
+    run: &mut Run<'_>,
+) -> Result<ChannelSums> {
+    let key = (post, chunk.channel, chunk.chunk);
+    if !is_consistent(chunk) || chunk.recipients.chunk_id() != chunk.chunk {
+        let detail = "the ledger's states of this chunk don't add up to its recipients";
+        let targeted = chunk.recipients.len().into();
+        run.report(Finding::of_chunk(
+            FindingKind::Inconsistent,
+            key,
+            targeted,
+            detail,
+        ))
+        .await?;
+    }
+    let sums = sums(chunk);
+    if sums.pending > 0 {
+        window.suspects.push(Suspect::Lost(key, lane));
+    }
+    if sums.dead > 0 {
+        window.suspects.push(Suspect::Unexplained(key));
+    }
+    Ok(sums)
+}
+
+fn add_pairs(chunk: &ChunkState, place: u32, forgotten: bool, window: &mut Window) {
+    let pairs = &mut window.pairs;
+    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
+        Some(Outcome::Delivered { .. }) => {
+            pairs.extend(
+                chunk
+                    .recipients
+                    .iter()
+                    .map(|user| Pair::new(user, place, !forgotten)),
+            );
+        }
+        Some(Outcome::Mixed { delivered, .. }) => {
+            let mut delivered = delivered.iter().peekable();
+            pairs.extend(chunk.recipients.iter().map(|user| {
+                while delivered.next_if(|one| *one < user).is_some() {}
+                Pair::new(user, place, !forgotten && delivered.next_if_eq(&user).is_some())
+            }));
+        }
+        None => pairs.extend(chunk.recipients.iter().map(|user| Pair::new(user, place, false))),
+    }
+}

@@ -1,0 +1,274 @@
+//! Sending again what is owed. Each thing that is sent can come twice without another effect.
+
+use std::collections::HashMap;
+
+use futures::{StreamExt as _, pin_mut};
+use herald_mesh::{
+    RawMessage, Redrive, Subject,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_model::{Channel, Lane, Post, PostId, time::Micros};
+use herald_proto::{
+    mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, TimelineChunk},
+    v1,
+};
+use herald_store::{ChunkState, PostPlan};
+use prost::Message as _;
+
+use crate::{Auditor, Repaired, carried::ChunkKey, posts::sums};
+
+/// The letter's number of a message that no letter is about.
+const BY_AUDITOR: u64 = 0;
+
+/// Repairs findings. The same chunk is sent again once an audit, however many findings are about it.
+pub(crate) struct Repair<'a> {
+    auditor: &'a Auditor,
+    sent: HashMap<ChunkKey, Repaired>,
+}
+
+type Outcome = std::result::Result<(), String>;
+
+impl<'a> Repair<'a> {
+    pub(crate) fn new(auditor: &'a Auditor) -> Self {
+        Self {
+            auditor,
+            sent: HashMap::new(),
+        }
+    }
+
+    /// Lets the post be archived again.
+    pub(crate) async fn archive(&self, post: PostId) -> Repaired {
+        repaired(self.redrive_post(post, Kind::Archive).await)
+    }
+
+    /// Lets the post be expanded again, from its first follower: what is planned already is planned the same.
+    pub(crate) async fn expand(&self, post: PostId) -> Repaired {
+        repaired(self.redrive_post(post, Kind::Fanout).await)
+    }
+
+    /// Lets a chunk be delivered again: to those who don't have it.
+    pub(crate) async fn resend(&mut self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
+        if let Some(sent) = self.sent.get(&key) {
+            return sent.clone();
+        }
+        let sent = repaired(self.redrive_chunk(key, chunk).await);
+        self.sent.insert(key, sent.clone());
+        sent
+    }
+
+    /// Makes the dead letter that is missing.
+    pub(crate) async fn write_letter(&self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
+        repaired(self.publish_letter(key, chunk).await)
+    }
+
+    /// Tells analytics of every chunk of a post again.
+    pub(crate) async fn recount(&self, post: PostId, plan: &PostPlan) -> Repaired {
+        repaired(self.publish_events(post, plan).await)
+    }
+
+    /// Lets an advisory come again.
+    pub(crate) async fn advise_again(&self, advisory: &RawMessage) -> Repaired {
+        let sent = self.auditor.mesh.republish(advisory).await;
+        repaired(sent.map(|_| ()).map_err(|error| error.to_string()))
+    }
+
+    async fn redrive_post(&self, post: PostId, kind: Kind) -> Outcome {
+        let message = self.auditor.mesh.message(streams::POSTS, post.0).await;
+        let message = message
+            .map_err(|error| error.to_string())?
+            .ok_or("POSTS doesn't have the post any more")?;
+        let subject = Subject::parse(&message.subject).ok_or("POSTS has something else under its id")?;
+        message
+            .decode::<PostCreated>()
+            .map_err(|error| error.to_string())?;
+        self.redrive(kind, subject, post, message.payload).await
+    }
+
+    async fn redrive_chunk(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
+        let facts = self.post(post).await?;
+        let (kind, subject, payload) = body(&facts, channel, chunk.0, state);
+        self.redrive(kind, subject, post, payload.into()).await
+    }
+
+    async fn redrive(&self, kind: Kind, subject: Subject, post: PostId, payload: bytes::Bytes) -> Outcome {
+        let redrive = Redrive {
+            kind,
+            letter: BY_AUDITOR,
+            round: 0,
+            subject,
+            sequence: post.0,
+            published_at: Micros::now(),
+            payload,
+            trace_parent: None,
+            trace_state: None,
+            id: format!("audit/{post}/{}", uuid::Uuid::new_v4()),
+        };
+        self.auditor
+            .mesh
+            .redrive(&redrive)
+            .await
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
+    async fn publish_letter(&self, key: ChunkKey, state: &ChunkState) -> Outcome {
+        let (post, channel, chunk) = key;
+        let facts = self.post(post).await?;
+        let message = self.message_of(key, &facts).await?;
+        let (kind, subject, payload) = body(&facts, channel, chunk.0, state);
+        let (stream, consumer) = match channel {
+            Channel::Timeline => (streams::TIMELINE, consumers::timeline(facts.lane)),
+            Channel::Push => (streams::PUSH, consumers::push(facts.lane)),
+        };
+        let letter = mesh_v1::DeadLetter {
+            stream: stream.into(),
+            consumer: consumer.into(),
+            kind: kind.as_str().into(),
+            sequence: message.sequence,
+            original_sequence: message.sequence,
+            subject: subject.as_str().into(),
+            message_type: subject.message_type().into(),
+            message_id: message.id().unwrap_or_default().into(),
+            payload: payload.into(),
+            payload_state: v1::DeadLetterPayload::Kept.into(),
+            cause: v1::DeadLetterCause::Audit.into(),
+            reason: "dead in the ledger, and no letter said why".into(),
+            published_at_us: message.published_at.0,
+            failed_at_us: Micros::now().0,
+            post_id: post.0,
+            author_key: facts.author.0,
+            channel: channel_to_v1(channel).into(),
+            chunk_id: chunk.0,
+            recipient_count: state.recipients.len(),
+            accepted_at_us: facts.accepted_at.0,
+            lane: lane_to_v1(facts.lane).into(),
+            ..mesh_v1::DeadLetter::default()
+        };
+        let id = format!("{stream}/{consumer}/{}", message.sequence);
+        let published = self
+            .auditor
+            .mesh
+            .publish_dead_letter(stream, consumer, &id, &letter)
+            .await;
+        published.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// The message that had carried a chunk: what the letter is about.
+    async fn message_of(
+        &self,
+        (post, channel, chunk): ChunkKey,
+        facts: &Post,
+    ) -> std::result::Result<RawMessage, String> {
+        let (stream, subject) = match channel {
+            Channel::Timeline => (streams::TIMELINE, Subject::TimelineDeliver(facts.lane)),
+            Channel::Push => (streams::PUSH, Subject::PushDeliver(facts.lane)),
+        };
+        let id = format!("{post}/{channel}/{chunk}");
+        let last = self
+            .auditor
+            .mesh
+            .last_sequence(stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        let messages = self.auditor.mesh.scan(stream, Some(subject.as_str()), 1, last);
+        pin_mut!(messages);
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| error.to_string())?;
+            if message.id() == Some(&id) {
+                return Ok(message);
+            }
+        }
+        Err(format!("{stream} doesn't have its message any more"))
+    }
+
+    async fn publish_events(&self, post: PostId, plan: &PostPlan) -> Outcome {
+        let facts = self.post(post).await?;
+        for chunk in &plan.chunks {
+            let Some(recorded) = &chunk.recorded else { continue };
+            let sums = sums(chunk);
+            let event = DeliveriesSettled {
+                post_id: post.0,
+                author_key: facts.author.0,
+                channel: channel_to_v1(chunk.channel).into(),
+                chunk_id: chunk.chunk.0,
+                delivered_count: sums.delivered as u32,
+                suppressed_count: sums.suppressed as u32,
+                expired_count: sums.expired as u32,
+                dead_count: sums.dead as u32,
+                accepted_at_us: facts.accepted_at.0,
+                settled_at_us: Micros::now().0,
+                revision: recorded.revision,
+            };
+            self.auditor
+                .mesh
+                .publish(Subject::Settled(chunk.channel), None, &event)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn post(&self, post: PostId) -> std::result::Result<Post, String> {
+        let posts = self.auditor.stores.posts.get(&[post]).await;
+        let found = posts.map_err(|error| error.to_string())?.pop().flatten();
+        found.ok_or_else(|| "the post is not in the archive: repair that first".to_owned())
+    }
+}
+
+/// A chunk's message, as fan-out makes it.
+fn body(post: &Post, channel: Channel, chunk_id: u64, state: &ChunkState) -> (Kind, Subject, Vec<u8>) {
+    let recipients = state.recipients.as_bytes().clone();
+    let recipient_count = state.recipients.len();
+    match channel {
+        Channel::Timeline => {
+            let chunk = TimelineChunk {
+                post_id: post.id.0,
+                author_key: post.author.0,
+                accepted_at_us: post.accepted_at.0,
+                chunk_id,
+                recipients,
+                recipient_count,
+            };
+            (
+                Kind::Timeline,
+                Subject::TimelineDeliver(post.lane),
+                chunk.encode_to_vec(),
+            )
+        }
+        Channel::Push => {
+            let chunk = PushChunk {
+                post_id: post.id.0,
+                author_key: post.author.0,
+                accepted_at_us: post.accepted_at.0,
+                chunk_id,
+                recipients,
+                recipient_count,
+                expires_at_us: post.accepted_at.plus(post.push_ttl).0,
+            };
+            (Kind::Push, Subject::PushDeliver(post.lane), chunk.encode_to_vec())
+        }
+    }
+}
+
+fn channel_to_v1(channel: Channel) -> v1::Channel {
+    match channel {
+        Channel::Timeline => v1::Channel::Timeline,
+        Channel::Push => v1::Channel::Push,
+    }
+}
+
+fn lane_to_v1(lane: Lane) -> v1::Lane {
+    match lane {
+        Lane::High => v1::Lane::High,
+        Lane::Normal => v1::Lane::Normal,
+        Lane::Low => v1::Lane::Low,
+    }
+}
+
+fn repaired(outcome: Outcome) -> Repaired {
+    match outcome {
+        Ok(()) => Repaired::Sent,
+        Err(why) => Repaired::Failed(why),
+    }
+}

@@ -1,0 +1,359 @@
+//! A broker, a store, and posts that are brought as far as a test wants.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use herald_audit::{Auditor, Event, Finding, Limits, Scope, Summary};
+use herald_local_nats::{Config as ServerConfig, Server};
+use herald_mesh::{
+    Config, ConsumeOptions, Delivery, Handler, Mesh, Settle, Subject, Topology, TopologyConfig,
+};
+use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
+use herald_proto::mesh_v1::PostCreated;
+use herald_store::{
+    Archived, Base, ChunkPlan, Counts, Outcome, PostTotals, Settlement, SlicePlan, Stores, TotalsBatch,
+    embedded::{self, Embedded},
+};
+use tempfile::TempDir;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LANE: Lane = Lane::Normal;
+
+pub(crate) struct World {
+    pub(crate) mesh: Mesh,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) stores: Stores,
+    pub(crate) auditor: Auditor,
+    pub(crate) author: UserKey,
+    _engine: Embedded,
+    _server: Server,
+    _dir: TempDir,
+}
+
+pub(crate) fn user(number: u32) -> UserId {
+    UserId::new(format!("user{number}")).unwrap()
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Limits::default()).await
+    }
+
+    /// The store keeps as much as the auditor thinks.
+    pub(crate) async fn start_with(limits: Limits) -> Self {
+        let server = Server::start(ServerConfig::default()).await.unwrap();
+        let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
+        let topology = Arc::new(Topology::new(&TopologyConfig::default()).unwrap());
+        mesh.ensure(&topology).await.unwrap();
+        let dir = TempDir::new().unwrap();
+        let engine = Embedded::open(&embedded::Config {
+            data_dir: dir.path().join("data"),
+            timelines: embedded::timelines::Config {
+                entries_max: limits.timeline_entries_max,
+                ..embedded::timelines::Config::default()
+            },
+            ..embedded::Config::default()
+        })
+        .unwrap();
+        let stores = engine.stores();
+        let author = stores
+            .users
+            .intern(&[UserId::new("author").unwrap()])
+            .await
+            .unwrap()[0];
+        let auditor = Auditor {
+            mesh: mesh.clone(),
+            topology: topology.clone(),
+            stores: stores.clone(),
+            letters: stores.letters.clone(),
+            limits,
+        };
+        Self {
+            mesh,
+            topology,
+            stores,
+            auditor,
+            author,
+            _engine: engine,
+            _server: server,
+            _dir: dir,
+        }
+    }
+
+    /// Keys of users, made when they are new; ascending numbers get ascending keys.
+    pub(crate) async fn keys(&self, numbers: &[u32]) -> Recipients {
+        let ids: Vec<_> = numbers.iter().map(|number| user(*number)).collect();
+        let mut keys = self.stores.users.intern(&ids).await.unwrap();
+        keys.sort_unstable();
+        Recipients::from_sorted(keys)
+    }
+
+    /// A post that POSTS has.
+    pub(crate) async fn accept(&self) -> Post {
+        let now = Micros::now();
+        let message = PostCreated {
+            author_key: self.author.0,
+            author_id: "author".into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            text: "hello".into(),
+            follow_version: 1,
+            accepted_at_us: now.0,
+            push_ttl_seconds: 3_600,
+            ..PostCreated::default()
+        };
+        let published = self
+            .mesh
+            .publish(Subject::PostCreated(LANE), None, &message)
+            .await
+            .unwrap();
+        Post {
+            id: PostId(published.sequence),
+            author: self.author,
+            author_id: UserId::new("author").unwrap(),
+            request_id: message.request_id,
+            text: message.text,
+            links: Vec::new(),
+            media_urls: Vec::new(),
+            lane: LANE,
+            follow_version: FollowVersion(1),
+            accepted_at: now,
+            push_ttl: Duration::from_hours(1),
+            deleted_at: None,
+        }
+    }
+
+    pub(crate) async fn archive(&self, post: &Post) {
+        self.stores
+            .posts
+            .archive(&[Archived::Created(post.clone())])
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn plan(&self, post: PostId, chunks: &[(Channel, &Recipients)]) {
+        let chunks = chunks.iter().map(|(channel, recipients)| ChunkPlan {
+            channel: *channel,
+            recipients: (*recipients).clone(),
+        });
+        let plan = SlicePlan {
+            post,
+            slice: 0,
+            chunks: chunks.collect(),
+            last: true,
+        };
+        self.stores.ledger.plan(&plan).await.unwrap();
+    }
+
+    pub(crate) async fn put_on_timelines(&self, post: PostId, recipients: &Recipients) {
+        self.stores
+            .timelines
+            .deliver(post, recipients.clone())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn settle(
+        &self,
+        post: PostId,
+        channel: Channel,
+        recipients: &Recipients,
+        outcome: Outcome,
+    ) {
+        let base = match outcome {
+            Outcome::Delivered { .. } => Base::Any,
+            Outcome::Mixed { .. } => Base::Revision(0),
+        };
+        let settlement = Settlement {
+            post,
+            channel,
+            chunk: recipients.chunk_id(),
+            base,
+            outcome,
+            at: Micros::now(),
+        };
+        self.stores.ledger.settle(&settlement).await.unwrap();
+    }
+
+    /// Lets analytics count these deliveries of a post.
+    pub(crate) async fn count(&self, post: PostId, timeline: i64, push: i64) {
+        let counts = Counts {
+            timeline_delivered: timeline,
+            push_delivered: push,
+            ..Counts::default()
+        };
+        let totals = PostTotals {
+            author: self.author,
+            counts,
+            timeline_latency_ms_max: 0,
+            push_latency_ms_max: 0,
+        };
+        let batch = TotalsBatch {
+            stream: "TEST".into(),
+            sequences: vec![post.0],
+            file: format!("file-{post}"),
+            posts: vec![(post, totals)],
+            ..TotalsBatch::default()
+        };
+        self.stores.totals.commit(&batch).await.unwrap();
+    }
+
+    /// A post with nothing wrong: on the timelines of some users.
+    pub(crate) async fn right(&self, numbers: &[u32]) -> (Post, Recipients) {
+        let post = self.accept().await;
+        let recipients = self.keys(numbers).await;
+        self.archive(&post).await;
+        self.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
+        self.put_on_timelines(post.id, &recipients).await;
+        let count = recipients.len();
+        self.settle(
+            post.id,
+            Channel::Timeline,
+            &recipients,
+            Outcome::Delivered { count },
+        )
+        .await;
+        self.count(post.id, count.into(), 0).await;
+        (post, recipients)
+    }
+
+    /// Acknowledges every message of every consumer, as if all were done.
+    pub(crate) async fn drain(&self) {
+        let stop = CancellationToken::new();
+        let mut working = JoinSet::new();
+        for spec in self.topology.consumers.clone() {
+            let (mesh, stop) = (self.mesh.clone(), stop.clone());
+            working.spawn(async move {
+                mesh.consume(
+                    &spec,
+                    Arc::new(Says(Settle::Ack)),
+                    ConsumeOptions::default(),
+                    stop,
+                )
+                .await
+            });
+        }
+        let drained = async {
+            loop {
+                let lag = self.mesh.lag(&self.topology).await.unwrap();
+                let mut consumers = lag.iter().flat_map(|stream| &stream.consumers);
+                if consumers.all(|consumer| consumer.outstanding_count() == 0) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, drained).await.unwrap();
+        stop.cancel();
+        while let Some(ended) = working.join_next().await {
+            ended.unwrap().unwrap();
+        }
+    }
+
+    /// Audits, and gives what was found.
+    pub(crate) async fn audit(&self, scope: Scope, repair: bool) -> (Summary, Vec<Finding>) {
+        let (events, mut heard) = mpsc::channel(16);
+        let listening = async {
+            let mut findings = Vec::new();
+            while let Some(event) = heard.recv().await {
+                if let Event::Finding(finding) = event {
+                    findings.push(finding);
+                }
+            }
+            findings
+        };
+        let auditing = async {
+            let summary = self.auditor.run(scope, repair, &events).await.unwrap();
+            drop(events);
+            summary
+        };
+        tokio::time::timeout(LIMIT, async { tokio::join!(auditing, listening) })
+            .await
+            .unwrap()
+    }
+}
+
+/// Says the same to whatever comes.
+struct Says(Settle);
+
+#[async_trait]
+impl Handler for Says {
+    async fn handle(&self, _: &Delivery) -> Settle {
+        self.0.clone()
+    }
+}
+
+impl World {
+    /// Lets a consumer settle all its messages in one way, until a stream has so many of what comes of it.
+    pub(crate) async fn settle_all(&self, consumer: &str, settle: Settle, stream: &str, messages: u64) {
+        let told = async || self.mesh.last_sequence(stream).await.unwrap() >= messages;
+        self.settle_until(consumer, settle, told).await;
+    }
+
+    /// How many deliveries a consumer has made.
+    pub(crate) async fn deliveries_of(&self, consumer: &str) -> u64 {
+        let lag = self.mesh.lag(&self.topology).await.unwrap();
+        let mut consumers = lag.iter().flat_map(|stream| &stream.consumers);
+        consumers
+            .find(|found| found.consumer == consumer)
+            .unwrap()
+            .delivered_count
+    }
+
+    /// Lets a consumer settle all its messages in one way, until a condition holds.
+    pub(crate) async fn settle_until(
+        &self,
+        consumer: &str,
+        settle: Settle,
+        mut holds: impl AsyncFnMut() -> bool,
+    ) {
+        let stop = CancellationToken::new();
+        let spec = self.topology.consumer(consumer).unwrap().clone();
+        let (mesh, ends) = (self.mesh.clone(), stop.clone());
+        let handler = Arc::new(Says(settle));
+        let working = tokio::spawn(async move {
+            mesh.consume(&spec, handler, ConsumeOptions::default(), ends)
+                .await
+        });
+        let told = async {
+            while !holds().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, told).await.unwrap();
+        stop.cancel();
+        working.await.unwrap().unwrap();
+    }
+}
+
+/// The next message of a consumer.
+pub(crate) async fn next_of(world: &World, consumer: &str) -> Delivery {
+    struct Sends(mpsc::Sender<Delivery>);
+
+    #[async_trait]
+    impl Handler for Sends {
+        async fn handle(&self, delivery: &Delivery) -> Settle {
+            self.0.send(delivery.clone()).await.unwrap();
+            Settle::Ack
+        }
+    }
+
+    let (sender, mut receiver) = mpsc::channel(16);
+    let stop = CancellationToken::new();
+    let spec = world.topology.consumer(consumer).unwrap().clone();
+    let (mesh, ends) = (world.mesh.clone(), stop.clone());
+    let working = tokio::spawn(async move {
+        mesh.consume(&spec, Arc::new(Sends(sender)), ConsumeOptions::default(), ends)
+            .await
+    });
+    let delivery = tokio::time::timeout(LIMIT, receiver.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    stop.cancel();
+    working.await.unwrap().unwrap();
+    delivery
+}
