@@ -11,7 +11,7 @@ use herald_model::time::Micros;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
-use crate::read::found;
+use crate::read::{found, found_by_leader};
 use crate::{Mesh, Published, RawMessage, Subject, trace};
 
 /// Messages, and bytes, asked for at a time.
@@ -24,7 +24,7 @@ const SCAN_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl Mesh {
     /// A stream's messages from one sequence to another, both included, those on subjects that pass the filter. Ends after
-    /// the first error. What comes is what the stream has at that moment: it need not be as far as `to`.
+    /// the first error. What comes is what the stream had when the scan began: it need not be as far as `to`.
     pub fn scan(
         &self,
         stream: &str,
@@ -124,11 +124,18 @@ struct Scan {
     to: u64,
     /// A batch was asked for and has not ended.
     asked: bool,
+    /// The replica that answered has no more. The leader may have some that it hasn't heard of yet.
+    at_leader: bool,
     ended: bool,
 }
 
 impl Scan {
     async fn open(mesh: Mesh, stream: String, filter: Option<String>, from: u64, to: u64) -> Result<Self> {
+        let info = mesh.stream(&stream).await?.get_info().await;
+        let last = info
+            .map_err(|error| unreadable(&stream, error))?
+            .state
+            .last_sequence;
         let client = &mesh.publishing().client;
         let inbox = client.new_inbox();
         let messages = client.subscribe(inbox.clone()).await;
@@ -140,9 +147,10 @@ impl Scan {
             inbox,
             messages,
             next: from.max(1),
-            to,
+            to: to.min(last),
             asked: false,
-            ended: from > to,
+            at_leader: false,
+            ended: from > to.min(last),
         })
     }
 
@@ -160,6 +168,9 @@ impl Scan {
         loop {
             if self.next > self.to {
                 return Ok(None);
+            }
+            if self.at_leader {
+                return self.ask_leader().await;
             }
             if !self.asked {
                 self.ask().await?;
@@ -186,17 +197,28 @@ impl Scan {
                         .headers
                         .as_ref()
                         .and_then(|headers| headers.get("Nats-Num-Pending"));
-                    if left.is_none_or(|left| left.as_str() == "0") {
-                        return Ok(None);
-                    }
+                    self.at_leader = left.is_none_or(|left| left.as_str() == "0");
                 }
-                Some(StatusCode::NOT_FOUND) => return Ok(None),
+                Some(StatusCode::NOT_FOUND) => self.at_leader = true,
                 Some(status) => {
                     let why = message.description.as_deref().unwrap_or_default();
                     return Err(unreadable(&self.stream, format!("{status} {why}")));
                 }
             }
         }
+    }
+
+    /// The next message, from the one server that has them all.
+    async fn ask_leader(&mut self) -> Result<Option<RawMessage>> {
+        let stream = self.mesh.stream(&self.stream).await?;
+        let message = stream
+            .get_first_raw_message_by_subject(&self.filter, self.next)
+            .await;
+        let message = found_by_leader(message, &self.stream)?.filter(|message| message.sequence <= self.to);
+        if let Some(message) = &message {
+            self.next = message.sequence + 1;
+        }
+        Ok(message)
     }
 
     async fn ask(&mut self) -> Result<()> {

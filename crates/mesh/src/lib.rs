@@ -6,11 +6,15 @@
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
 //!   several of it.
+//! - [`Returns`]: the handler of the stream LATER, where messages spend long waits.
 //! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
-//! - [`Mesh::lag`], [`Mesh::message`] and others read the state.
+//! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
 //!
 //! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
 //! the deliveries on a shared one.
+//!
+//! *Invariant:* that a stream has no message of some sequence is said by its leader. A replica that is behind would say so
+//! of a message that was acknowledged to its publisher a moment ago.
 //!
 //! *Invariant:* a message is settled once an attempt, by the loop, after the handler has returned. Handlers commit and
 //! return; they have no way to acknowledge early.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, Stream};
+use async_nats::jetstream::stream::{
+    DirectGetError, DirectGetErrorKind, RawMessageError, RawMessageErrorKind, Stream,
+};
 use async_nats::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -91,6 +93,18 @@ impl RawMessage {
     }
 }
 
+impl From<StreamMessage> for RawMessage {
+    fn from(message: StreamMessage) -> Self {
+        Self {
+            subject: message.subject.to_string(),
+            sequence: message.sequence,
+            payload: message.payload,
+            published_at: Micros(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
+            headers: message.headers,
+        }
+    }
+}
+
 /// The state of one stream and its consumers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamLag {
@@ -125,8 +139,12 @@ pub struct ConsumerLag {
     pub waiting_pull_count: u64,
     /// The age of the oldest message not acknowledged; zero when there is none.
     pub oldest_age: Duration,
-    /// The stream sequence up to which all is acknowledged.
+    /// The stream sequence up to which all is acknowledged, or given up.
     pub ack_floor: u64,
+    /// The stream sequence of the newest message that was delivered to any worker.
+    pub delivered_sequence: u64,
+    /// How long it still delivers nothing because somebody has paused it; zero when nobody has.
+    pub paused_for: Duration,
     /// Deliveries made so far, redeliveries included.
     pub delivered_count: u64,
     /// Deliveries made up to the one at the floor: the difference of two readings, by the time between them, is the
@@ -143,9 +161,16 @@ impl ConsumerLag {
 
 impl Mesh {
     /// The message of this sequence; `None` when there is none, or none any more.
+    ///
+    /// Any replica of the stream may answer, but only its leader is believed that there is none: the others learn of a
+    /// message a moment after its publisher.
     pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<RawMessage>> {
         let handle = self.stream(stream).await?;
-        found(handle.direct_get(sequence).await, stream)
+        match found(handle.direct_get(sequence).await, stream)? {
+            Some(message) => Ok(Some(message)),
+            None if sequence == 0 => Ok(None),
+            None => found_by_leader(handle.get_raw_message(sequence).await, stream),
+        }
     }
 
     /// The last sequence of a stream; 0 before the first message.
@@ -249,6 +274,12 @@ impl Mesh {
             waiting_pull_count: info.num_waiting as u64,
             oldest_age: Duration::ZERO,
             ack_floor: info.ack_floor.stream_sequence,
+            delivered_sequence: info.delivered.stream_sequence,
+            paused_for: if info.paused {
+                info.pause_remaining.unwrap_or_default()
+            } else {
+                Duration::ZERO
+            },
             delivered_count: info.delivered.consumer_sequence,
             acknowledged_count: info.ack_floor.consumer_sequence,
         };
@@ -283,19 +314,30 @@ impl Mesh {
     }
 }
 
+/// A message that the stream's leader was asked for, `None` where there is none.
+pub(crate) fn found_by_leader(
+    result: Result<StreamMessage, RawMessageError>,
+    stream: &str,
+) -> Result<Option<RawMessage>> {
+    match result {
+        Ok(message) => Ok(Some(message.into())),
+        Err(error) => match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(None),
+            _ => Err(Error::unavailable(
+                format_args!("read a message of stream {stream}"),
+                error,
+            )),
+        },
+    }
+}
+
 /// A message that was read, `None` where there is none.
 pub(crate) fn found(
     result: Result<StreamMessage, DirectGetError>,
     stream: &str,
 ) -> Result<Option<RawMessage>> {
     match result {
-        Ok(message) => Ok(Some(RawMessage {
-            subject: message.subject.to_string(),
-            sequence: message.sequence,
-            payload: message.payload,
-            published_at: Micros(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
-            headers: message.headers,
-        })),
+        Ok(message) => Ok(Some(message.into())),
         Err(error) => match error.kind() {
             DirectGetErrorKind::NotFound | DirectGetErrorKind::ErrorResponse(StatusCode::NOT_FOUND, _) => {
                 Ok(None)

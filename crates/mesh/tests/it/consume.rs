@@ -7,7 +7,7 @@ use herald_proto::mesh_v1::TimelineChunk;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Fixture, SUBJECT, Script, post, until};
+use crate::harness::{CONSUMER, Fixture, SUBJECT, Script, post, until};
 
 #[tokio::test]
 async fn messages_are_handled_and_acknowledged_once() {
@@ -171,6 +171,42 @@ async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
     let (subject, body) = fixture.advisories().await.pop().unwrap();
     assert_eq!(subject, "MSG_TERMINATED.TIMELINE.timeline-normal");
     assert!(body.contains("always (attempt 3 of as many)"), "{body}");
+}
+
+/// On a running mesh, from 10 attempts to 2, while a message waits for its fifth.
+#[tokio::test]
+async fn attempts_that_were_lowered_give_up_what_has_had_more() {
+    let mut fixture = Fixture::start_with(|config| config.consumers.timeline.attempts_max = 10).await;
+    fixture.publish([1]).await;
+    let (handler, mut seen) = Script::new(async |delivery| {
+        if delivery.attempt == 4 {
+            Settle::retry_after(Duration::from_secs(1), "busy")
+        } else {
+            Settle::retry("busy")
+        }
+    });
+    let work = fixture.work(handler, ConsumeOptions::default());
+    while seen.next().await.attempt != 4 {}
+    work.stop().await;
+    let consumer = fixture.topology.consumers.iter_mut();
+    consumer
+        .filter(|consumer| consumer.name == CONSUMER)
+        .for_each(|consumer| consumer.attempts_max = 2);
+    fixture.mesh.ensure(&fixture.topology).await.unwrap();
+
+    let (handler, mut seen) = Script::acks();
+    let work = fixture.work(handler, ConsumeOptions::default());
+    fixture.publish([2]).await;
+    assert_eq!(seen.posts([2]).await.len(), 1);
+    until("the server gave it up", async || {
+        fixture.advisories().await.len() == 1
+    })
+    .await;
+    work.stop().await;
+    let (subject, body) = fixture.advisories().await.pop().unwrap();
+    assert_eq!(subject, "MAX_DELIVERIES.TIMELINE.timeline-normal");
+    assert!(body.contains("\"stream_seq\":1,"), "{body}");
+    assert!(seen.rest().is_empty());
 }
 
 #[tokio::test]

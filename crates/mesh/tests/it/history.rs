@@ -1,5 +1,7 @@
 //! Going back in a stream, and holding a consumer.
 
+use std::time::Duration;
+
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{ConsumeOptions, RawMessage, Subject, streams};
 use herald_model::{Lane, time::Micros};
@@ -104,7 +106,7 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
 async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
-    let until = Micros::now().plus(std::time::Duration::from_hours(1));
+    let until = Micros::now().plus(Duration::from_hours(1));
     mesh.pause(streams::TIMELINE, CONSUMER, until).await.unwrap();
     let (script, mut seen) = Script::acks();
     let work = fixture.work(script, ConsumeOptions::default());
@@ -115,12 +117,27 @@ async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
         .get_stream(streams::TIMELINE)
         .await
         .unwrap();
+    // What brings the server to the topology leaves the pause alone.
+    mesh.ensure(&fixture.topology).await.unwrap();
     let info = stream.consumer_info(CONSUMER).await.unwrap();
     assert!(info.paused);
     assert_eq!(info.delivered.consumer_sequence, 0);
+    let lag = async || {
+        let all = mesh.lag(&fixture.topology).await.unwrap();
+        let mut consumers = all.into_iter().flat_map(|stream| stream.consumers);
+        consumers.find(|lag| lag.consumer == CONSUMER).unwrap()
+    };
+    let paused = lag().await;
+    assert!(paused.paused_for > Duration::from_mins(59), "{paused:?}");
+    assert_eq!(paused.delivered_sequence, 0);
     mesh.resume(streams::TIMELINE, CONSUMER).await.unwrap();
     let delivery = seen.next().await;
     assert_eq!(delivery.sequence, 1);
+    let resumed = lag().await;
+    assert_eq!(
+        (resumed.paused_for, resumed.delivered_sequence),
+        (Duration::ZERO, 1)
+    );
     work.stop().await;
 }
 
