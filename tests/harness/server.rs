@@ -275,10 +275,14 @@ impl Clients {
     pub async fn idle(&self) -> bool {
         let lag = self.mesh().get_lag(GetLagRequest {}).await;
         let lag = lag.expect("the server answers").into_inner();
-        lag.streams
-            .iter()
-            .flat_map(|stream| &stream.consumers)
-            .all(|consumer| consumer.pending_count + consumer.ack_pending_count == 0)
+        // What waits in LATER is no consumer's yet, and still to be done.
+        lag.streams.iter().all(|stream| {
+            (stream.stream != "LATER" || stream.message_count == 0)
+                && stream
+                    .consumers
+                    .iter()
+                    .all(|consumer| consumer.pending_count + consumer.ack_pending_count == 0)
+        })
     }
 }
 
