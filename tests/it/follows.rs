@@ -128,6 +128,32 @@ async fn a_new_follow_brings_the_newest_twenty_posts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_late_backfill_brings_nothing_newer_than_its_follow() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    let first = post(&clients, "bob", "first").await;
+    let broker = async_nats::connect(herald.nats()).await.unwrap();
+    let pause = |until: &'static str| {
+        let subject = "$JS.API.CONSUMER.PAUSE.TIMELINE.timeline-low";
+        broker.request(subject, format!("{{\"pause_until\":\"{until}\"}}").into())
+    };
+    pause("2100-01-01T00:00:00Z").await.unwrap();
+    follow(&clients, "ann", "bob").await;
+    unfollow(&clients, "ann", "bob").await;
+    // More than a backfill brings, and none of them for ann.
+    for n in 0..21 {
+        post(&clients, "bob", &format!("after the unfollow {n}")).await;
+    }
+    pause("2000-01-01T00:00:00Z").await.unwrap();
+    until("the backfill has come", LIMIT, || async {
+        !timeline(&clients, "ann").await.is_empty()
+    })
+    .await;
+    until("nothing more is to come", LIMIT, || clients.idle()).await;
+    assert_eq!(timeline(&clients, "ann").await, [first]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;

@@ -1,6 +1,7 @@
 //! What cargo itself can't: `cargo xtask --help`.
 
 mod buf;
+mod failpoints;
 
 use clap::{Parser, Subcommand};
 
@@ -20,10 +21,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Check that the program that is shipped has no failpoints in it
+    Failpoints,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Buf { arguments } => buf::run(&arguments),
+        Task::Failpoints => failpoints::run(),
     }
 }

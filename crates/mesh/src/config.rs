@@ -47,6 +47,16 @@ impl Config {
         }
     }
 
+    /// Shortens the attempts, if need be, so that the last one of a message comes while the broker still knows the id of the
+    /// first. The defaults are right for two minutes and more.
+    #[must_use]
+    pub fn within_window(mut self, dedupe_window: Duration) -> Self {
+        let window_ms = u64::try_from(dedupe_window.as_millis()).unwrap_or(u64::MAX);
+        self.publish_retry_ms_max = self.publish_retry_ms_max.min(window_ms / 8);
+        self.publish_timeout_ms = self.publish_timeout_ms.min(window_ms / 24).max(1);
+        self
+    }
+
     /// Checks the bounds. Names the field.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, message: &str| {
@@ -116,6 +126,17 @@ mod tests {
             "{shown}"
         );
         assert_eq!(without_password("nats://host:4222"), "nats://host:4222");
+    }
+
+    #[test]
+    fn a_short_dedupe_window_shortens_the_attempts() {
+        let config = Config::default();
+        assert_eq!(config.clone().within_window(Duration::from_mins(2)), config);
+        let short = config.within_window(Duration::from_secs(12));
+        assert_eq!(
+            (short.publish_retry_ms_max, short.publish_timeout_ms),
+            (1_500, 500)
+        );
     }
 
     #[test]

@@ -75,6 +75,14 @@ impl Mesh {
         .await
     }
 
+    /// The longest that a publish of a message with an id takes, from the call to the moment that its last attempt is given
+    /// up.
+    pub fn publish_time_max(&self) -> Duration {
+        let config = &self.inner.config;
+        let attempt = config.publish_timeout() + answer_time_max(config.publish_timeout());
+        config.publish_retry_max() + RETRY.ceiling(u64::MAX) + attempt
+    }
+
     /// Publishes a message, within its span, until it is stored or the attempts are used up.
     pub(crate) async fn send(&self, mut message: Outgoing) -> Result<Published> {
         if let Some(id) = &message.id {
@@ -88,7 +96,10 @@ impl Mesh {
             let mut attempt = 1;
             loop {
                 let error = match self.publish_once(&message).await {
-                    Ok(published) => return Ok(published),
+                    Ok(published) => {
+                        herald_failpoints::point!("published");
+                        return Ok(published);
+                    }
                     Err(error) => error,
                 };
                 let again = message.id.is_some()
@@ -138,9 +149,14 @@ impl Mesh {
             _ = epoch.changed() => {
                 Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: the connection was lost")))
             }
-            () = tokio::time::sleep(timeout.saturating_mul(2) + Duration::from_secs(1)) => {
+            () = tokio::time::sleep(answer_time_max(timeout)) => {
                 Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: too many wait already")))
             }
         }
     }
+}
+
+/// To wait for a turn and then for the answer.
+fn answer_time_max(timeout: Duration) -> Duration {
+    timeout.saturating_mul(2) + Duration::from_secs(1)
 }

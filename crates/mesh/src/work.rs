@@ -121,6 +121,7 @@ impl<H: Handler> Worker<H> {
             .catch_unwind()
             .await
             .unwrap_or_else(|panic| Settle::fault(format_args!("panic: {}", panic_text(&*panic))));
+        herald_failpoints::point!(format!("handled.{}", self.spec.name));
 
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);

@@ -16,6 +16,9 @@
 //!
 //! *Invariant:* every write can be repeated without changing the outcome, because every message can come again.
 
+#[macro_use]
+mod fault;
+
 mod accounts;
 pub mod embedded;
 mod error;

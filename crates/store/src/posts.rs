@@ -28,8 +28,8 @@ pub trait Posts: Send + Sync {
     /// Reads posts, deleted ones included (see [`Post::deleted_at`]); `None` for one that is not archived.
     async fn get(&self, posts: &[PostId]) -> Result<Vec<Option<Post>>>;
 
-    /// An author's newest posts that are not deleted, newest first.
-    async fn newest_of(&self, author: UserKey, limit: usize) -> Result<Vec<PostId>>;
+    /// Of an author's posts up to one, the newest that are not deleted, newest first.
+    async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>>;
 
     /// The post that a request made, if it is known and younger than the kept time.
     async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;

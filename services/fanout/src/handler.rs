@@ -96,6 +96,7 @@ impl Fanout {
             last: read.more_after.is_none(),
         };
         self.ledger.plan(&plan).await?;
+        herald_failpoints::point!("fanout.planned");
         // As many as one slice has; the mesh bounds what is in flight over all slices.
         try_join_all(plan.chunks.iter().map(|chunk| self.publish(slice, chunk))).await?;
         if let Some(last) = read.more_after {
@@ -106,6 +107,9 @@ impl Fanout {
     }
 
     async fn publish(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {
+        if herald_failpoints::sabotaged!("fanout.drop-chunk") {
+            return Ok(());
+        }
         let chunk_id = chunk.recipients.chunk_id();
         let id = domain::chunk_message_id(slice.post, chunk.channel, chunk_id);
         let recipients = chunk.recipients.as_bytes().clone();
@@ -139,6 +143,7 @@ impl Fanout {
                     .await?;
             }
         }
+        herald_failpoints::point!("fanout.chunk-published");
         Ok(())
     }
 

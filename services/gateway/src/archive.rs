@@ -188,8 +188,8 @@ mod tests {
             self.inner.get(posts).await
         }
 
-        async fn newest_of(&self, author: UserKey, limit: usize) -> Result<Vec<PostId>> {
-            self.inner.newest_of(author, limit).await
+        async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
+            self.inner.newest_of(author, up_to, limit).await
         }
 
         async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {

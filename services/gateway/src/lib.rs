@@ -15,6 +15,7 @@ mod domain;
 mod error;
 mod feed;
 mod grpc;
+mod known;
 mod live;
 mod metrics;
 mod wire;
@@ -33,7 +34,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::GraphFollowVersions, archive::Archive};
+use crate::{adapters::GraphFollowVersions, archive::Archive, known::Looker};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -94,12 +95,17 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     }
     drop(archive);
 
+    let looker = Looker::new(mesh.clone(), stores.posts.clone(), &topology);
+    let known = looker.known();
+    tokio::spawn(archive_end.clone().run_until_cancelled_owned(looker.run()));
+
     let timeout = Duration::from_millis(config.graph_timeout_ms);
     let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
     let parts = grpc::Parts {
         mesh: mesh.clone(),
         topology: topology.clone(),
         stores,
+        known,
         versions,
         graph,
         analytics,

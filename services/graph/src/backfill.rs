@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use herald_mesh::{Mesh, Subject, consumers, streams};
-use herald_model::{Lane, Recipients, UserKey};
+use herald_model::{Lane, PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::Backfill;
 use herald_store::Posts;
 
@@ -55,7 +55,13 @@ impl Backfills {
         let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await? >= posts_sequence;
         stream::iter(by_author)
             .map(|(author, mut followers)| async move {
-                if archived && self.posts.newest_of(author, 1).await?.is_empty() {
+                if archived
+                    && self
+                        .posts
+                        .newest_of(author, PostId(posts_sequence), 1)
+                        .await?
+                        .is_empty()
+                {
                     return Ok(());
                 }
                 followers.sort_unstable();

@@ -204,6 +204,7 @@ impl GraphService for Graph {
                 notify: Some(follow.notify),
             }])
             .await?;
+        herald_failpoints::point!("graph.followed");
         self.backfill([(author, follower)]).await?;
         Ok(Response::new(v1::FollowResponse {
             changed: changed.contains(&true),

@@ -236,6 +236,7 @@ async fn work(dispatcher: Arc<Dispatcher>, devices: Arc<dyn Devices>, push: Arc<
     } = job;
     let sending = async {
         let verdict = dispatcher.send(&push, &recipient, &device).await;
+        herald_failpoints::point!("push.sent");
         if verdict == Verdict::Gone
             && let Err(error) = devices.unregister(device.user, device.id).await
         {

@@ -14,6 +14,7 @@ use crate::{
     adapters::{Dispatcher, PostSource, outcome, recorded},
     domain::{self, Progress},
     error::AttemptError,
+    in_hand::InHand,
 };
 
 /// Works on chunks.
@@ -25,6 +26,7 @@ pub(crate) struct Chunks {
     pub(crate) preferences: Arc<dyn Preferences>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) in_hand: InHand,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
 }
@@ -48,6 +50,7 @@ impl Handler for Chunks {
             Ok(chunk) => chunk,
             Err(settle) => return settle,
         };
+        let _held = self.in_hand.take(chunk.post, chunk.id).await;
         let settle = match self.deliver(&chunk, delivery).await {
             Ok(settle) => settle,
             Err(error) => error.settle(),

@@ -20,6 +20,7 @@ mod domain;
 pub mod endpoint;
 mod error;
 mod handler;
+mod in_hand;
 mod metrics;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use metrics::Metrics;
 use crate::{
     adapters::{Dispatcher, PostSource},
     handler::Chunks,
+    in_hand::InHand,
 };
 
 /// What the service needs from outside.
@@ -86,6 +88,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         devices,
         preferences,
         ledger,
+        in_hand: InHand::default(),
         metrics,
         config: config.clone(),
     });

@@ -36,10 +36,10 @@ impl Backfiller {
             let reason = format!("the archive is at post {archived} of {}", request.posts_sequence);
             return Ok(Settle::retry_after(ARCHIVE_WAIT, reason));
         }
-        let posts = self
-            .posts
-            .newest_of(UserKey(request.author_key), self.posts_max)
-            .await?;
+        // Those of the moment of the follow, however late it is now: newer ones came by fan-out, or were accepted after an
+        // unfollow and may not come at all.
+        let (author, last) = (UserKey(request.author_key), PostId(request.posts_sequence));
+        let posts = self.posts.newest_of(author, last, self.posts_max).await?;
         // An auditor who finds one of these posts on a timeline finds out why it is there.
         self.ledger.note_backfill(&posts, recipients).await?;
         let durable = try_join_all(

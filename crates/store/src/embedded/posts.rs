@@ -383,7 +383,10 @@ impl crate::Posts for Archive {
         if entries.is_empty() {
             return Ok(());
         }
-        self.rounds.run(Job::Archive(entries.to_vec())).await.map(drop)
+        can_fail!("store.archive");
+        let archived = self.rounds.run(Job::Archive(entries.to_vec())).await.map(drop);
+        can_fail!("store.archived");
+        archived
     }
 
     async fn get(&self, posts: &[PostId]) -> Result<Vec<Option<Post>>> {
@@ -399,11 +402,12 @@ impl crate::Posts for Archive {
             .collect()
     }
 
-    async fn newest_of(&self, author: UserKey, limit: usize) -> Result<Vec<PostId>> {
+    async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
+        let (newest, oldest) = (by_author_key(author, up_to.0), by_author_key(author, 0));
         self.tables
             .records
             .snapshot()
-            .prefix(&self.tables.by_author, author.0.to_be_bytes())
+            .range(&self.tables.by_author, newest..=oldest)
             .take(limit)
             .map(|row| {
                 let key = row.key().map_err(map_err)?;

@@ -418,6 +418,7 @@ impl crate::Totals for TotalsBook {
     }
 
     async fn intend(&self, file: &str) -> Result<()> {
+        can_fail!("store.intend");
         self.rounds.run(Job::Intend(file.into())).await
     }
 
@@ -437,7 +438,10 @@ impl crate::Totals for TotalsBook {
     }
 
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
-        self.rounds.run(Job::Commit(batch.clone())).await
+        can_fail!("store.count");
+        let counted = self.rounds.run(Job::Commit(batch.clone())).await;
+        can_fail!("store.counted");
+        counted
     }
 
     async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>> {

@@ -34,6 +34,7 @@ use crate::{
     Config, Error, Metrics,
     adapters::{Analytics, FollowVersions, Forward, Graph, PostReader},
     feed::Feed,
+    known::KnownRequests,
     live::Hub,
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct Parts {
     pub(crate) mesh: Mesh,
     pub(crate) topology: Arc<Topology>,
     pub(crate) stores: Stores,
+    pub(crate) known: KnownRequests,
     pub(crate) versions: Arc<dyn FollowVersions>,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
@@ -112,6 +114,7 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         mesh,
         topology,
         stores,
+        known,
         versions,
         graph,
         analytics,
@@ -131,7 +134,14 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         config.watchers_max,
         config.watch_queue_max,
     );
-    let submitter = Submitter::new(stores.clone(), mesh.clone(), reader.clone(), versions, metrics);
+    let submitter = Submitter::new(
+        stores.clone(),
+        mesh.clone(),
+        reader.clone(),
+        known,
+        versions,
+        metrics,
+    );
     let posts = PostApi::new(
         submitter,
         reader.clone(),

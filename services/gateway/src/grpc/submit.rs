@@ -13,7 +13,9 @@ use uuid::Uuid;
 use crate::{
     Metrics,
     adapters::{FollowVersions, PostReader},
-    domain, wire,
+    domain,
+    known::{KnownRequests, Look},
+    wire,
 };
 
 /// A post that was checked.
@@ -74,6 +76,8 @@ struct Pinned {
     author: UserKey,
     request_id: String,
     version: FollowVersion,
+    /// When the caller chose the request id: how sure it is that there is no such post yet.
+    look: Option<Look>,
 }
 
 /// What is left to do for a post.
@@ -115,6 +119,7 @@ pub(crate) struct Submitter {
     stores: Stores,
     mesh: Mesh,
     reader: PostReader,
+    known: KnownRequests,
     versions: Arc<dyn FollowVersions>,
     metrics: Metrics,
 }
@@ -124,6 +129,7 @@ impl Submitter {
         stores: Stores,
         mesh: Mesh,
         reader: PostReader,
+        known: KnownRequests,
         versions: Arc<dyn FollowVersions>,
         metrics: Metrics,
     ) -> Self {
@@ -131,6 +137,7 @@ impl Submitter {
             stores,
             mesh,
             reader,
+            known,
             versions,
             metrics,
         }
@@ -187,16 +194,20 @@ impl Submitter {
             .await
             .map_err(|e| status::from_store(&e))?;
         let author = super::intern(&*self.stores.users, new.author.clone()).await?;
-        let request_id = match &new.request_id {
-            None => Uuid::new_v4().as_hyphenated().to_string(),
+        let (request_id, look) = match &new.request_id {
+            None => (Uuid::new_v4().as_hyphenated().to_string(), None),
+            Some(request_id) if herald_failpoints::sabotaged!("gateway.random-ids") => {
+                (request_id.clone(), None)
+            }
             Some(request_id) => {
+                let look = self.known.look().await?;
                 // The broker forgets after its window; the store remembers for a day.
                 let first = self.stores.posts.of_request(author, request_id).await;
                 if let Some(id) = first.map_err(|e| status::from_store(&e))? {
                     let first = self.accepted_before(id, request_id.clone()).await?;
                     return Ok(Step::Answer(first, new.lane));
                 }
-                request_id.clone()
+                (request_id.clone(), Some(look))
             }
         };
         // Asked after the post arrived, so every follow that was answered before is in it.
@@ -206,6 +217,7 @@ impl Submitter {
             author,
             request_id,
             version,
+            look,
         })))
     }
 
@@ -215,9 +227,17 @@ impl Submitter {
             author,
             request_id,
             version,
+            look,
         } = post;
+        if let Some(look) = look {
+            self.known.still(look)?;
+        }
         let at = Micros::now();
-        let message_id = format!("{author}/{request_id}");
+        let message_id = if herald_failpoints::sabotaged!("gateway.random-ids") {
+            Uuid::new_v4().to_string()
+        } else {
+            format!("{author}/{request_id}")
+        };
         let created = mesh_v1::PostCreated {
             author_key: author.0,
             author_id: new.author.into_string(),
@@ -230,11 +250,13 @@ impl Submitter {
             accepted_at_us: at.0,
             push_ttl_seconds: new.push_ttl_seconds,
         };
+        herald_failpoints::point!("gateway.publish");
         let published = self
             .mesh
             .publish(Subject::PostCreated(new.lane), Some(&message_id), &created)
             .await
             .map_err(|e| status::from_mesh(&e))?;
+        herald_failpoints::point!("gateway.accepted");
         let id = PostId(published.sequence);
         if published.duplicate {
             let first = self.accepted_before(id, created.request_id).await?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use herald_mesh::{StreamLimits, Subject, TopologyConfig};
-use herald_model::{Lane, PostId};
+use herald_mesh::{StreamLimits, Subject, TopologyConfig, consumers, streams};
+use herald_model::{Lane, PostId, time::Micros};
 use herald_proto::{mesh_v1, v1};
 use prost::Message as _;
 use tonic::Code;
@@ -100,6 +100,24 @@ async fn a_post_is_accepted_once_a_request_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
+    the_same_request_is_the_same_post(async |_| {}, async |world| world.archived().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_one_post_also_while_the_archive_consumer_is_behind() {
+    let pause = async |world: &World| {
+        let until = Micros::now().plus(Duration::from_mins(5));
+        let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
+        paused.unwrap();
+    };
+    the_same_request_is_the_same_post(pause, async |_| {}).await;
+}
+
+/// Sends a request before and after the broker forgets it.
+async fn the_same_request_is_the_same_post(
+    before: impl AsyncFnOnce(&World),
+    between: impl AsyncFnOnce(&World),
+) {
     let topology = TopologyConfig {
         dedupe_window_seconds: 1,
         ..TopologyConfig::default()
@@ -109,6 +127,7 @@ async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
         ..Setup::default()
     })
     .await;
+    before(&world).await;
     let request = v1::SubmitPostRequest {
         request_id: REQUEST.into(),
         ..submit("107", "hello")
@@ -134,7 +153,7 @@ async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
     };
     publish().await;
     until("the broker forgets", async || !publish().await.duplicate).await;
-    world.archived().await;
+    between(&world).await;
     let again = world.posts().submit_post(request).await.unwrap().into_inner();
     assert_eq!(
         again,

@@ -66,7 +66,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PORT", conflicts_with = "nats_url")]
     nats_port: Option<u16>,
 
-    /// A NATS server that runs already, with JetStream
+    /// A NATS server that runs already, with JetStream, or several of one cluster with commas between
     #[arg(long, value_name = "URL")]
     nats_url: Option<String>,
 

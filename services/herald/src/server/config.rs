@@ -49,7 +49,8 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nats {
-    /// A server that runs already, with JetStream: `nats://HOST:PORT`. Unset: one is started.
+    /// A server that runs already, with JetStream: `nats://HOST:PORT`; several servers of one cluster with commas between.
+    /// Unset: one is started.
     pub(crate) url: Option<String>,
     /// The port of the one that is started; 0 is any free one.
     pub(crate) port: u16,

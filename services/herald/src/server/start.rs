@@ -63,7 +63,13 @@ impl Server {
             nats_pid: broker.pid(),
         };
         let topology = Arc::new(Topology::new(&config.topology)?);
-        let mesh = Mesh::connect(&herald_mesh::Config::at(broker.url()))
+        let dedupe_window = Duration::from_secs(config.topology.dedupe_window_seconds);
+        let urls = broker.url();
+        let reach = herald_mesh::Config {
+            urls: urls.split(',').map(|url| url.trim().into()).collect(),
+            ..herald_mesh::Config::default()
+        };
+        let mesh = Mesh::connect(&reach.within_window(dedupe_window))
             .await
             .context("NATS can't be reached")?;
         mesh.ensure(&topology)

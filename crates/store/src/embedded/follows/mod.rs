@@ -180,6 +180,7 @@ impl crate::Follows for Graph {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
+        can_fail!("store.follow");
         self.rounds.run(changes.to_vec()).await
     }
 

@@ -116,6 +116,7 @@ impl ChannelCounts {
 #[async_trait]
 impl crate::Ledger for Ledger {
     async fn plan(&self, plan: &SlicePlan) -> Result<()> {
+        can_fail!("store.plan");
         let key = row::slice_key(plan.post, plan.slice);
         if self.rows.contains_key(key).map_err(map_err)? {
             // Planned before, but perhaps not durable yet: what is committed after it makes it so.
@@ -140,7 +141,10 @@ impl crate::Ledger for Ledger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
-        self.record(settlement).await
+        can_fail!("store.settle");
+        let revision = self.record(settlement).await;
+        can_fail!("store.settled");
+        revision
     }
 
     async fn bury(
@@ -166,6 +170,7 @@ impl crate::Ledger for Ledger {
     }
 
     async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>> {
+        can_fail!("store.outcome");
         self.outcome_row(post, channel, chunk)?
             .map(|row| row::decode_outcome(&row))
             .transpose()

@@ -3,6 +3,7 @@ use crate::{Posts, embedded::testing::Store};
 
 const DAY: Duration = Duration::from_hours(24);
 const AUTHOR: UserKey = UserKey(3);
+const LAST: PostId = PostId(u64::MAX);
 
 fn open(store: &Store) -> Archive {
     Archive::open(store.records(), DAY, 1 << 20).unwrap()
@@ -69,11 +70,15 @@ async fn posts_come_back_as_they_were_after_a_restart_too() {
         assert_eq!((&read[0], &read[301]), (&None, &None));
         assert!(read[1..301].iter().flatten().eq(&posts));
         assert_eq!(
-            archive.newest_of(AUTHOR, 5).await.unwrap(),
+            archive.newest_of(AUTHOR, LAST, 5).await.unwrap(),
             ids([300, 299, 298, 297, 296])
         );
-        assert_eq!(archive.newest_of(UserKey(2), 5).await.unwrap(), []);
-        assert_eq!(archive.newest_of(UserKey(4), 5).await.unwrap(), []);
+        assert_eq!(
+            archive.newest_of(AUTHOR, PostId(200), 2).await.unwrap(),
+            ids([200, 199])
+        );
+        assert_eq!(archive.newest_of(UserKey(2), LAST, 5).await.unwrap(), []);
+        assert_eq!(archive.newest_of(UserKey(4), LAST, 5).await.unwrap(), []);
         assert_eq!(
             archive.of_request(AUTHOR, "request 44").await.unwrap(),
             Some(PostId(44))
@@ -94,7 +99,10 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
         .archive(&(1..=5).map(|id| created(&post(id, "", now))).collect::<Vec<_>>())
         .await
         .unwrap();
-    assert_eq!(archive.newest_of(AUTHOR, 10).await.unwrap(), ids([5, 4, 3, 1]));
+    assert_eq!(
+        archive.newest_of(AUTHOR, LAST, 10).await.unwrap(),
+        ids([5, 4, 3, 1])
+    );
     // Read, so that it is cached.
     assert_eq!(
         archive.get(&ids([4])).await.unwrap()[0]
@@ -127,11 +135,14 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
             .map(|post| post.unwrap().deleted_at.map(|at| at.0))
             .collect();
         assert_eq!(times, [Some(20), None, Some(40), Some(60), Some(70)]);
-        assert_eq!(archive.newest_of(AUTHOR, 10).await.unwrap(), ids([5, 3, 1]));
+        assert_eq!(archive.newest_of(AUTHOR, LAST, 10).await.unwrap(), ids([5, 3, 1]));
     }
     drop(archive);
     store.reopen();
-    assert_eq!(open(&store).newest_of(AUTHOR, 2).await.unwrap(), ids([5, 3]));
+    assert_eq!(
+        open(&store).newest_of(AUTHOR, LAST, 2).await.unwrap(),
+        ids([5, 3])
+    );
 }
 
 #[tokio::test]

@@ -243,7 +243,12 @@ impl Timelines for EmbeddedTimelines {
             return Ok(Box::pin(std::future::ready(Ok(()))));
         }
         self.shared.space.check()?;
-        self.shared.intake.put(post, &recipients).await
+        can_fail!("store.deliver");
+        let durable = self.shared.intake.put(post, &recipients).await?;
+        if herald_failpoints::sabotaged!("store.early-ack") {
+            return Ok(Box::pin(std::future::ready(Ok(()))));
+        }
+        Ok(durable)
     }
 
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {

@@ -1,0 +1,158 @@
+//! How far the store knows the requests that made posts.
+//!
+//! A request id that is sent again is found by the broker, which forgets it after its dedupe window, or by the store, which
+//! the archive consumer fills: but a consumer that is behind by more than the window would leave a gap between the two, in
+//! which the same request would be a second post. So the gateway looks again and again how far the store has come, brings
+//! over itself what is missing, and accepts a request only while its last look is younger than the window.
+//!
+//! The consumer's own word is not enough: what a process that died had in hand is unacknowledged for as long as the ack wait,
+//! though it is in the store. So the posts are looked up, not the acknowledgements.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use herald_mesh::{Mesh, RawMessage, Topology, consumers, streams};
+use herald_model::PostId;
+use herald_proto::mesh_v1;
+use herald_runtime::status;
+use herald_store::{Archived, Posts};
+use prost::Message as _;
+use tokio::{sync::watch, time::Instant};
+use tonic::Status;
+
+use crate::{adapters::ReadError, wire};
+
+/// Posts that are looked up together.
+const LOOKUP_MAX: usize = 256;
+/// How long a request waits for a look before it is refused.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// After a look that failed.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// A server that was cut off from its cluster may take itself for the leader for so long, and tell of an old end of the
+/// stream.
+const STALE_MAX: Duration = Duration::from_secs(10);
+
+/// A look that is young enough was at this moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look(Instant);
+
+/// Tells how old the last look is. Cloning shares it.
+#[derive(Clone)]
+pub(crate) struct KnownRequests {
+    looked: watch::Receiver<Option<Instant>>,
+    age_max: Duration,
+}
+
+/// Looks, and brings over what is missing.
+pub(crate) struct Looker {
+    mesh: Mesh,
+    posts: Arc<dyn Posts>,
+    looked: watch::Sender<Option<Instant>>,
+    age_max: Duration,
+}
+
+impl KnownRequests {
+    /// Waits until every post stored before the dedupe window's last part can be found by its request.
+    pub(crate) async fn look(&self) -> Result<Look, Status> {
+        let mut looked = self.looked.clone();
+        let young = looked.wait_for(|at| at.is_some_and(|at| at.elapsed() < self.age_max));
+        match tokio::time::timeout(WAIT_MAX, young).await {
+            Ok(Ok(at)) => at.map(Look).ok_or_else(behind),
+            Ok(Err(_)) | Err(_) => Err(behind()),
+        }
+    }
+
+    /// Refuses when the look has become too old meanwhile, as in a process that was stopped.
+    pub(crate) fn still(&self, look: Look) -> Result<(), Status> {
+        if look.0.elapsed() < self.age_max {
+            Ok(())
+        } else {
+            Err(behind())
+        }
+    }
+}
+
+impl Looker {
+    pub(crate) fn new(mesh: Mesh, posts: Arc<dyn Posts>, topology: &Topology) -> Self {
+        let window = topology
+            .stream(streams::POSTS)
+            .map_or(Duration::ZERO, |stream| stream.dedupe_window);
+        // What is published after a look must arrive while the broker still knows what was stored after it. A window too
+        // short for that leaves a gap, but a smaller one.
+        let age_max = window
+            .saturating_sub(mesh.publish_time_max() + STALE_MAX)
+            .max(window / 4);
+        Self {
+            mesh,
+            posts,
+            looked: watch::Sender::new(None),
+            age_max,
+        }
+    }
+
+    pub(crate) fn known(&self) -> KnownRequests {
+        KnownRequests {
+            looked: self.looked.subscribe(),
+            age_max: self.age_max,
+        }
+    }
+
+    /// Looks for ever, several times in the longest time that a look is good for.
+    pub(crate) async fn run(self) {
+        loop {
+            let at = Instant::now();
+            let pause = match self.look().await {
+                Ok(()) => {
+                    self.looked.send_replace(Some(at));
+                    self.age_max / 4
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = status::chain(&error),
+                        "it can't be seen how far the archive is"
+                    );
+                    RETRY_DELAY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// After this, every post that was stored before it is in the store.
+    async fn look(&self) -> Result<(), ReadError> {
+        let last = self.mesh.last_sequence(streams::POSTS).await?;
+        let floor = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
+        if floor >= last {
+            return Ok(());
+        }
+        let created = Some("post.v1.created.*");
+        let messages = self.mesh.scan(streams::POSTS, created, floor + 1, last);
+        let mut batches = pin!(messages.chunks(LOOKUP_MAX));
+        while let Some(batch) = batches.next().await {
+            let batch: Vec<RawMessage> = batch.into_iter().collect::<Result<_, _>>()?;
+            let ids: Vec<PostId> = batch.iter().map(|message| PostId(message.sequence)).collect();
+            let stored = self.posts.get(&ids).await?;
+            let missing = batch
+                .into_iter()
+                .zip(stored)
+                .filter(|(_, stored)| stored.is_none());
+            // What is no post is terminated by the archive consumer, which says why.
+            let missing: Vec<Archived> = missing.filter_map(|(message, _)| post(message)).collect();
+            self.posts.archive(&missing).await?;
+        }
+        Ok(())
+    }
+}
+
+fn post(message: RawMessage) -> Option<Archived> {
+    let created = mesh_v1::PostCreated::decode(message.payload).ok()?;
+    let post = wire::post_from_mesh(PostId(message.sequence), created).ok()?;
+    Some(Archived::Created(post))
+}
+
+fn behind() -> Status {
+    status::unavailable(
+        "ARCHIVE_BEHIND",
+        "the archive is behind, so it can't be told whether this request was accepted before",
+    )
+}
