@@ -1,0 +1,81 @@
+//! Who must, may and must not have a post: pure decisions over the journal.
+
+use std::collections::HashMap;
+
+use crate::workload::{AUTHORS, Change, Posted, Tie, tie};
+
+/// The newest posts that a new follow brings.
+const BACKFILL_POSTS: usize = 20;
+
+/// What the journal implies.
+pub(super) struct Expected {
+    changes: HashMap<(usize, usize), Vec<Change>>,
+    /// Of each author, by id.
+    by_author: Vec<Vec<Posted>>,
+}
+
+impl Expected {
+    pub(super) fn new(posts: &[Posted], changes: &HashMap<(usize, usize), Vec<Change>>) -> Self {
+        let mut by_author = vec![Vec::new(); AUTHORS];
+        for post in posts {
+            by_author[post.author].push(post.clone());
+        }
+        for posts in &mut by_author {
+            posts.sort_by_key(|post| post.id);
+        }
+        Self {
+            changes: changes.clone(),
+            by_author,
+        }
+    }
+
+    /// The ties that a reader may have had when a post was accepted: one, or several when the tie was being changed
+    /// meanwhile.
+    pub(super) fn ties(&self, post: &Posted, reader: usize) -> Vec<Tie> {
+        let changes = self.changes_of(reader, post.author);
+        let settled = changes.iter().rev().find(|change| change.ended < post.started);
+        let mut ties = vec![settled.map_or_else(|| tie(reader, post.author), |change| change.tie)];
+        ties.extend(
+            changes
+                .iter()
+                .filter(|change| change.started < post.ended && change.ended >= post.started)
+                .map(|change| change.tie),
+        );
+        ties
+    }
+
+    /// Whether a follow may have brought a post that fan-out did not: the post may have been accepted before it, among
+    /// the author's newest.
+    pub(super) fn may_be_backfilled(&self, post: &Posted, reader: usize) -> bool {
+        self.changes_of(reader, post.author)
+            .iter()
+            .filter(|change| change.tie != Tie::None)
+            .any(|change| {
+                let newer = self.newer(post).filter(|newer| newer.ended < change.started);
+                post.started < change.ended && newer.count() < BACKFILL_POSTS
+            })
+    }
+
+    /// Whether a follow must have brought a post: it was accepted before, and was among the author's newest whenever
+    /// they were looked up.
+    pub(super) fn must_be_backfilled(&self, post: &Posted, reader: usize) -> bool {
+        self.changes_of(reader, post.author)
+            .iter()
+            .filter(|change| change.tie != Tie::None && post.ended < change.started)
+            .any(|change| {
+                self.newer(post)
+                    .filter(|newer| newer.started < change.ended)
+                    .count()
+                    < BACKFILL_POSTS
+            })
+    }
+
+    fn changes_of(&self, reader: usize, author: usize) -> &[Change] {
+        self.changes.get(&(reader, author)).map_or(&[], Vec::as_slice)
+    }
+
+    fn newer<'a>(&'a self, post: &Posted) -> impl Iterator<Item = &'a Posted> + use<'a> {
+        let posts = &self.by_author[post.author];
+        posts[posts.partition_point(|other| other.id <= post.id)..].iter()
+    }
+}

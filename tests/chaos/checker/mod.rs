@@ -1,0 +1,96 @@
+//! The checker: knows each accepted post and each answered follow, waits for quiet, reads everything, and says what is wrong.
+
+mod expect;
+mod judge;
+mod letters;
+mod observe;
+mod pushes;
+mod quiet;
+mod replicas;
+
+use crate::{workload::Journal, world::World};
+
+/// No more of one kind are printed.
+const SHOWN_MAX: usize = 8;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    /// What is wrong, by kind.
+    kinds: Vec<(&'static str, Vec<String>)>,
+    pub(crate) posts: usize,
+    pub(crate) timeline_deliveries: u64,
+    pub(crate) pushes: u64,
+    pub(crate) duplicate_pushes: u64,
+    pub(crate) dead_letters: usize,
+}
+
+impl Verdict {
+    pub(crate) fn is_good(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// Whether something of this kind was found.
+    pub(crate) fn has(&self, kind: &str) -> bool {
+        self.kinds.iter().any(|(found, _)| *found == kind)
+    }
+
+    fn add(&mut self, kind: &'static str, found: Vec<String>) {
+        if !found.is_empty() {
+            self.kinds.push((kind, found));
+        }
+    }
+
+    /// For people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "checked {} posts, {} timeline deliveries, {} pushes ({} of them repeated), {} dead letters",
+            self.posts, self.timeline_deliveries, self.pushes, self.duplicate_pushes, self.dead_letters
+        )];
+        for (kind, found) in &self.kinds {
+            lines.push(format!("WRONG, {kind}: {}", found.len()));
+            lines.extend(found.iter().take(SHOWN_MAX).map(|what| format!("  {what}")));
+        }
+        lines
+    }
+}
+
+/// Checks a mesh on which nothing acts any more.
+pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
+    let mut verdict = Verdict::default();
+    verdict.add("seen during the load", journal.all_wrong());
+    verdict.add("processes", world.herald.surprises());
+    verdict.add("not settled", quiet::wait(world, journal).await);
+    let observed = match observe::everything(world, journal).await {
+        Ok(observed) => observed,
+        Err(status) => {
+            verdict.add("not readable", vec![format!("{status:?}")]);
+            return verdict;
+        }
+    };
+    let posts = journal.posts();
+    let expected = expect::Expected::new(&posts, &journal.changes());
+    verdict.posts = posts.len();
+    verdict.add(
+        "requests",
+        judge::requests(&posts, &observed, journal.foreign_count()),
+    );
+    verdict.add("fan-out", judge::fanout(&posts, &observed, &expected));
+    verdict.add("timelines", judge::timelines(&posts, &observed, &expected));
+    verdict.add("backfills", judge::backfills(&posts, &observed, &expected));
+    verdict.add("conservation", judge::conservation(&posts, &observed));
+    verdict.add("totals", judge::totals(&posts, &observed));
+    verdict.add("replicas", replicas::disagreements(world).await);
+    let letters = letters::read(world).await;
+    verdict.dead_letters = letters.len();
+    verdict.add("dead letters", letters::unexplained(&letters, journal));
+    let pushes = pushes::judge(&posts, &observed, world);
+    (verdict.pushes, verdict.duplicate_pushes) = (pushes.received, pushes.repeated);
+    verdict.add("pushes", pushes.wrong);
+    verdict.timeline_deliveries = observed
+        .timelines
+        .iter()
+        .map(|entries| entries.len() as u64)
+        .sum();
+    verdict
+}

@@ -1,0 +1,161 @@
+//! Reads all there is to read.
+
+use std::collections::HashMap;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use harness::Clients;
+use herald_proto::v1;
+use tonic::Status;
+
+use crate::{
+    workload::{Journal, READERS, reader},
+    world::{Receipts, World},
+};
+
+const CALLS: usize = 32;
+
+/// What the mesh shows.
+pub(super) struct Observed {
+    /// By post.
+    pub(super) posts: HashMap<u64, Seen>,
+    /// By reader: post and text, newest first.
+    pub(super) timelines: Vec<Vec<(u64, String)>>,
+    /// By device and post.
+    pub(super) received: HashMap<(String, u64), Receipts>,
+    /// Messages in POSTS.
+    pub(super) posts_messages: u64,
+    /// Over all posts.
+    pub(super) totals: v1::Totals,
+}
+
+/// What the ledger and analytics say of a post.
+pub(super) struct Seen {
+    pub(super) timeline: v1::ChannelDelivery,
+    pub(super) push: v1::ChannelDelivery,
+    /// Recipients by number; those with a name that is none of ours are in `strangers`.
+    pub(super) timeline_states: HashMap<usize, v1::DeliveryState>,
+    pub(super) push_states: HashMap<usize, v1::DeliveryState>,
+    pub(super) strangers: Vec<String>,
+    pub(super) stats: Option<v1::Totals>,
+}
+
+pub(super) async fn everything(world: &World, journal: &Journal) -> Result<Observed, Status> {
+    let clients = world.clients();
+    let posts = stream::iter(journal.posts())
+        .map(|post| {
+            let clients = clients.clone();
+            async move { Ok::<_, Status>((post.id, seen(&clients, post.id).await?)) }
+        })
+        .buffer_unordered(CALLS)
+        .try_collect()
+        .await?;
+    let timelines = stream::iter(0..READERS)
+        .map(|r| timeline(clients.clone(), reader(r)))
+        .buffered(CALLS)
+        .try_collect()
+        .await?;
+    let lag = clients.mesh().get_lag(v1::GetLagRequest {}).await?.into_inner();
+    let of_posts = lag.streams.iter().find(|stream| stream.stream == "POSTS");
+    let totals = clients
+        .analytics()
+        .get_totals(v1::GetTotalsRequest::default())
+        .await?;
+    Ok(Observed {
+        posts,
+        timelines,
+        received: world.sink.received(),
+        posts_messages: of_posts.map_or(0, |stream| stream.message_count),
+        totals: totals.into_inner().totals.unwrap_or_default(),
+    })
+}
+
+async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
+    let request = v1::GetDeliveryRequest { post_id };
+    let delivery = clients.deliveries().get_delivery(request).await?.into_inner();
+    let of = |channel| {
+        let found = delivery
+            .channels
+            .iter()
+            .find(|counts| counts.channel() == channel);
+        found.copied().unwrap_or_default()
+    };
+    let mut strangers = Vec::new();
+    let timeline_states = states(clients, post_id, v1::Channel::Timeline, &mut strangers).await?;
+    let push_states = states(clients, post_id, v1::Channel::Push, &mut strangers).await?;
+    let stats = clients
+        .analytics()
+        .get_post_stats(v1::GetPostStatsRequest { post_id })
+        .await;
+    let stats = match stats {
+        Ok(stats) => stats.into_inner().totals,
+        Err(status) if status.code() == tonic::Code::NotFound => None,
+        Err(status) => return Err(status),
+    };
+    Ok(Seen {
+        timeline: of(v1::Channel::Timeline),
+        push: of(v1::Channel::Push),
+        timeline_states,
+        push_states,
+        strangers,
+        stats,
+    })
+}
+
+/// Recipients and their states. One that is listed twice is a stranger.
+async fn states(
+    clients: &Clients,
+    post_id: u64,
+    channel: v1::Channel,
+    strangers: &mut Vec<String>,
+) -> Result<HashMap<usize, v1::DeliveryState>, Status> {
+    let mut states = HashMap::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListRecipientsRequest {
+            post_id,
+            channel: channel.into(),
+            page_size: 1_000,
+            page_token,
+            ..Default::default()
+        };
+        let page = clients.deliveries().list_recipients(request).await?.into_inner();
+        for recipient in page.recipients {
+            let state = recipient.state();
+            let number = recipient
+                .user_id
+                .strip_prefix("reader")
+                .and_then(|n| n.parse().ok());
+            let known = number.filter(|n| *n < READERS);
+            if known.is_none_or(|n| states.insert(n, state).is_some()) {
+                strangers.push(recipient.user_id);
+            }
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(states);
+        }
+    }
+}
+
+async fn timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, String)>, Status> {
+    let mut entries = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListTimelineRequest {
+            user_id: user_id.clone(),
+            page_size: 200,
+            page_token,
+        };
+        let page = clients.timelines().list_timeline(request).await?.into_inner();
+        entries.extend(
+            page.entries
+                .into_iter()
+                .filter_map(|entry| entry.post)
+                .map(|post| (post.post_id, post.text)),
+        );
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(entries);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Which faults, in which order, with which strength: all of it from the seed.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom};
+
+use crate::world::{ACK_WAIT, Life, Toxic};
+
+/// Where a process can be told to die: the gaps between an effect, its record, its announcement and its acknowledgement.
+const KILL_POINTS: [&str; 22] = [
+    "gateway.publish",
+    "gateway.accepted",
+    "graph.followed",
+    "fanout.planned",
+    "fanout.chunk-published",
+    "push.sent",
+    "published",
+    "store.archived",
+    "store.deliver",
+    "store.settle",
+    "store.settled",
+    "store.intend",
+    "store.count",
+    "store.counted",
+    "handled.archive",
+    "handled.analytics-posts",
+    "handled.analytics-events",
+    "handled.fanout-normal",
+    "handled.fanout-high",
+    "handled.slice-normal",
+    "handled.timeline-normal",
+    "handled.push-normal",
+];
+
+/// Calls of the store that can be told to fail.
+const ERROR_POINTS: [&str; 9] = [
+    "store.archive",
+    "store.archived",
+    "store.plan",
+    "store.outcome",
+    "store.settle",
+    "store.settled",
+    "store.deliver",
+    "store.follow",
+    "store.count",
+];
+
+/// Messages that nobody can read go to these.
+const POISON_SUBJECTS: [&str; 5] = [
+    "post.v1.created.normal",
+    "fanout.v1.slice.high",
+    "timeline.v1.deliver.normal",
+    "push.v1.deliver.low",
+    "event.v1.settled.push",
+];
+
+/// Streams whose leaders are hurt: the one that posts are accepted into, and one that is read from.
+const LED_STREAMS: [&str; 2] = ["POSTS", "TIMELINE"];
+
+/// Kinds of faults, for `--only` and for those who can't have all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Herald alone, again and again.
+    KillHerald,
+    Kill,
+    Freeze,
+    Network,
+    Store,
+    Provider,
+    Poison,
+    /// Of the leader of a stream, in a cluster.
+    Leader,
+    /// Links between the servers of a cluster.
+    Partition,
+}
+
+/// One thing that is done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Fault {
+    /// SIGKILL, and what the next life does to itself.
+    KillHerald { next: Life },
+    /// SIGKILL, and so long until it is started again.
+    KillNats { down: Duration },
+    /// Both at once.
+    KillBoth { down: Duration },
+    /// SIGKILL of the server that leads a stream.
+    KillLeader { stream: &'static str, down: Duration },
+    /// The leader of a stream is told to let another one lead.
+    StepDown { stream: &'static str },
+    /// SIGSTOP of the server that leads a stream.
+    FreezeLeader { stream: &'static str, time: Duration },
+    /// The server that leads a stream sees its clients, and the other servers no more.
+    CutLeader { stream: &'static str, time: Duration },
+    /// SIGSTOP for so long.
+    FreezeHerald { time: Duration },
+    /// SIGSTOP for so long.
+    FreezeNats { time: Duration },
+    /// Between herald and nats-server.
+    Network { toxic: Toxic, time: Duration },
+    /// The push provider answers one device in `one_in` so.
+    ProviderAnswers {
+        status: u16,
+        retry_after: Option<Duration>,
+        one_in: usize,
+        time: Duration,
+    },
+    /// The push provider takes requests and never answers.
+    ProviderHangs { time: Duration },
+    /// Nobody listens where the push provider was.
+    ProviderGone { time: Duration },
+    /// A message that no service can read.
+    Poison { subject: &'static str },
+}
+
+/// A fault, and how many posts are to be accepted before it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Step {
+    pub(crate) posts_before: usize,
+    pub(crate) fault: Fault,
+}
+
+/// An endless row of steps: decks that hold each kind of fault, shuffled.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    random: StdRng,
+    deck: VecDeque<Fault>,
+    kinds: Vec<Kind>,
+    pauses: bool,
+}
+
+impl Schedule {
+    pub(crate) fn new(seed: u64, kinds: &[Kind]) -> Self {
+        assert!(!kinds.is_empty());
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            deck: VecDeque::new(),
+            kinds: kinds.to_vec(),
+            pauses: true,
+        }
+    }
+
+    fn deck(&mut self) -> Vec<Fault> {
+        let mut deck = Vec::new();
+        for kind in self.kinds.clone() {
+            match kind {
+                Kind::KillHerald => deck.push(Fault::KillHerald {
+                    next: Life::default(),
+                }),
+                Kind::Kill => {
+                    for _ in 0..4 {
+                        deck.push(Fault::KillHerald {
+                            next: self.mortal_life(),
+                        });
+                    }
+                    deck.push(Fault::KillHerald {
+                        next: Life::default(),
+                    });
+                    deck.push(Fault::KillNats {
+                        down: self.ms(0..=300),
+                    });
+                    deck.push(Fault::KillNats {
+                        down: self.ms(300..=2_500),
+                    });
+                    deck.push(Fault::KillBoth {
+                        down: self.ms(0..=1_000),
+                    });
+                }
+                Kind::Freeze => {
+                    deck.push(Fault::FreezeHerald {
+                        time: self.longer_than_ack_wait(),
+                    });
+                    deck.push(Fault::FreezeNats {
+                        time: self.longer_than_ack_wait(),
+                    });
+                }
+                Kind::Network => {
+                    let latency = Toxic::Latency {
+                        ms: self.random.random_range(20..=400),
+                        jitter_ms: 50,
+                    };
+                    let bandwidth = Toxic::Bandwidth {
+                        kb_per_second: self.random.random_range(4..=64),
+                    };
+                    for toxic in [latency, bandwidth, Toxic::ResetPeer, Toxic::HalfOpen] {
+                        deck.push(Fault::Network {
+                            toxic,
+                            time: self.ms(500..=4_000),
+                        });
+                    }
+                }
+                Kind::Leader => {
+                    for stream in LED_STREAMS {
+                        deck.push(Fault::StepDown { stream });
+                        deck.push(Fault::KillLeader {
+                            stream,
+                            down: self.ms(100..=2_000),
+                        });
+                    }
+                    deck.push(Fault::FreezeLeader {
+                        stream: LED_STREAMS[0],
+                        time: self.longer_than_ack_wait(),
+                    });
+                }
+                Kind::Partition => {
+                    for stream in LED_STREAMS {
+                        // Longer than the others wait before they choose a leader among them: four to nine seconds.
+                        let time = self.ms(6_000..=11_000);
+                        deck.push(Fault::CutLeader { stream, time });
+                    }
+                }
+                Kind::Store => deck.push(Fault::KillHerald {
+                    next: self.failing_life(),
+                }),
+                Kind::Provider => {
+                    for (status, retry_after) in [(429, Some(1)), (500, None), (503, Some(2))] {
+                        deck.push(Fault::ProviderAnswers {
+                            status,
+                            retry_after: retry_after.map(Duration::from_secs),
+                            one_in: self.random.random_range(1..=4),
+                            time: self.ms(500..=2_000),
+                        });
+                    }
+                    deck.push(Fault::ProviderHangs {
+                        time: self.ms(500..=2_000),
+                    });
+                    deck.push(Fault::ProviderGone {
+                        time: self.ms(200..=1_500),
+                    });
+                }
+                Kind::Poison => {
+                    let subject = POISON_SUBJECTS.choose(&mut self.random).expect("there are some");
+                    deck.push(Fault::Poison { subject });
+                }
+            }
+        }
+        deck.shuffle(&mut self.random);
+        deck
+    }
+
+    /// Dies the so-manyth time that it comes by a point.
+    fn mortal_life(&mut self) -> Life {
+        let point = KILL_POINTS.choose(&mut self.random).expect("there are some");
+        let before = self.random.random_range(0..40);
+        Life {
+            failpoints: format!("{point}={before}*off->1*return(kill)"),
+        }
+    }
+
+    /// Has a store that fails now and then.
+    fn failing_life(&mut self) -> Life {
+        let points: Vec<_> = ERROR_POINTS
+            .choose_multiple(&mut self.random, 3)
+            .copied()
+            .collect();
+        let points: Vec<_> = points
+            .into_iter()
+            .map(|point| {
+                let before = self.random.random_range(0..30);
+                let times = self.random.random_range(1..=10);
+                format!("{point}={before}*off->{times}*return(error)")
+            })
+            .collect();
+        Life {
+            failpoints: points.join(";"),
+        }
+    }
+
+    fn longer_than_ack_wait(&mut self) -> Duration {
+        ACK_WAIT.mul_f64(self.random.random_range(1.2..2.0))
+    }
+
+    fn ms(&mut self, range: std::ops::RangeInclusive<u64>) -> Duration {
+        Duration::from_millis(self.random.random_range(range))
+    }
+}
+
+impl Iterator for Schedule {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        if self.deck.is_empty() {
+            self.deck = self.deck().into();
+        }
+        let fault = self.deck.pop_front()?;
+        // Now and then the next fault comes before the last one is overcome.
+        let posts_before = if self.pauses && self.random.random_ratio(1, 5) {
+            0
+        } else {
+            self.random.random_range(5..40)
+        };
+        Some(Step { posts_before, fault })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KillHerald { .. } => f.write_str("kill herald"),
+            Self::KillNats { down } => write!(f, "kill nats-server, down for {down:?}"),
+            Self::KillBoth { down } => write!(f, "kill herald and nats-server, down for {down:?}"),
+            Self::KillLeader { stream, down } => write!(f, "kill the leader of {stream}, down for {down:?}"),
+            Self::StepDown { stream } => write!(f, "the leader of {stream} steps down"),
+            Self::FreezeLeader { stream, time } => write!(f, "stop the leader of {stream} for {time:?}"),
+            Self::CutLeader { stream, time } => write!(f, "cut off the leader of {stream} for {time:?}"),
+            Self::FreezeHerald { time } => write!(f, "stop herald for {time:?}"),
+            Self::FreezeNats { time } => write!(f, "stop nats-server for {time:?}"),
+            Self::Network { toxic, time } => write!(f, "network to nats-server: {toxic:?} for {time:?}"),
+            Self::ProviderAnswers {
+                status,
+                retry_after,
+                one_in,
+                time,
+            } => write!(
+                f,
+                "push provider answers {status} (Retry-After {retry_after:?}) to one device in {one_in} for {time:?}"
+            ),
+            Self::ProviderHangs { time } => write!(f, "push provider hangs for {time:?}"),
+            Self::ProviderGone { time } => write!(f, "push provider is gone for {time:?}"),
+            Self::Poison { subject } => write!(f, "poison on {subject}"),
+        }
+    }
+}
