@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use herald_model::time::Micros;
+use herald_model::{Lane, time::Micros};
 use herald_proto::v1;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::graph::Graph;
-use crate::{client::Client, failure::Failure};
+use crate::{client::Client, failure::Failure, output::lane_number, time::duration_to_proto};
 
 /// Follows in one message.
 const IMPORT_BATCH: usize = 10_000;
@@ -114,10 +114,21 @@ pub(super) async fn register(
 /// Posts to send: the author of each.
 pub(super) type Authors = Vec<u32>;
 
-fn request(index: usize, author: u32) -> v1::SubmitPostRequest {
+/// What kind of posts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Kind {
+    /// In which lane.
+    pub(super) lane: Lane,
+    /// How long a push is worth sending; the server's default without it.
+    pub(super) push_ttl: Option<Duration>,
+}
+
+fn request(index: usize, author: u32, kind: Kind) -> v1::SubmitPostRequest {
     v1::SubmitPostRequest {
         author_id: Graph::id(author),
         text: format!("benchmark post {index}, long enough to look like a short message that somebody wrote"),
+        lane: lane_number(kind.lane),
+        push_ttl: kind.push_ttl.map(duration_to_proto),
         ..v1::SubmitPostRequest::default()
     }
 }
@@ -127,6 +138,7 @@ pub(super) async fn at_rate(
     client: &Client,
     authors: &Authors,
     rate: f64,
+    kind: Kind,
     progress: impl Fn(u64),
 ) -> Result<Vec<Submitted>, Failure> {
     let (start, start_time) = (tokio::time::Instant::now(), Micros::now());
@@ -139,7 +151,7 @@ pub(super) async fn at_rate(
         calls.spawn(async move {
             let answer = client
                 .posts()
-                .submit_post(client.request(request(index, author)))
+                .submit_post(client.request(request(index, author, kind)))
                 .await?;
             let answered = Some(Micros::now());
             let post_id = answer.into_inner().post_id;
@@ -164,12 +176,13 @@ pub(super) async fn at_rate(
 pub(super) async fn in_bulk(
     client: &Client,
     authors: &Authors,
+    kind: Kind,
     progress: impl Fn(u64) + Clone + Send + 'static,
 ) -> Result<Vec<Submitted>, Failure> {
     let mut streams = JoinSet::new();
     for part in authors.chunks(authors.len().div_ceil(BULK_STREAMS).max(1)) {
         let (client, part, progress) = (client.clone(), part.to_vec(), progress.clone());
-        streams.spawn(async move { bulk_stream(&client, part, progress).await });
+        streams.spawn(async move { bulk_stream(&client, part, kind, progress).await });
     }
     let mut submitted = Vec::with_capacity(authors.len());
     while let Some(part) = streams.join_next().await {
@@ -182,6 +195,7 @@ pub(super) async fn in_bulk(
 async fn bulk_stream(
     client: &Client,
     authors: Vec<u32>,
+    kind: Kind,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<Vec<Submitted>, Failure> {
     let (sender, receiver) = mpsc::channel(64);
@@ -191,7 +205,7 @@ async fn bulk_stream(
             let mut sent = Vec::with_capacity(authors.len());
             for (index, author) in authors.into_iter().enumerate() {
                 let post = v1::SubmitPostsRequest {
-                    post: Some(request(index, author)),
+                    post: Some(request(index, author, kind)),
                 };
                 if sender.send(post).await.is_err() {
                     break;

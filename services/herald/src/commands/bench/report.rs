@@ -158,7 +158,8 @@ impl Show for Report {
     }
 }
 
-fn percentiles(p: &Percentiles) -> String {
+/// A distribution in one line.
+pub(super) fn percentiles(p: &Percentiles) -> String {
     if p.count == 0 {
         return "not measured".to_owned();
     }

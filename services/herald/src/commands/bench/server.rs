@@ -28,6 +28,7 @@ struct Ready {
     event: String,
     grpc: String,
     herald_pid: u32,
+    nats: String,
     nats_pid: Option<u32>,
 }
 
@@ -36,6 +37,8 @@ struct Ready {
 pub(super) struct Server {
     child: Child,
     grpc: String,
+    nats: String,
+    pids: Vec<u32>,
     data_dir: PathBuf,
     memory: JoinHandle<()>,
     rss_kb_max: tokio::sync::watch::Receiver<u64>,
@@ -82,10 +85,12 @@ impl Server {
             .flatten()
             .collect();
         let (sender, rss_kb_max) = tokio::sync::watch::channel(0);
-        let memory = tokio::spawn(watch_memory(pids, sender));
+        let memory = tokio::spawn(watch_memory(pids.clone(), sender));
         Ok(Self {
             child,
             grpc: format!("http://{}", ready.grpc),
+            nats: ready.nats,
+            pids,
             data_dir: data_dir.into(),
             memory,
             rss_kb_max,
@@ -96,6 +101,16 @@ impl Server {
     /// Its gRPC address.
     pub(super) fn url(&self) -> &str {
         &self.grpc
+    }
+
+    /// Where its nats-server listens.
+    pub(super) fn nats(&self) -> &str {
+        &self.nats
+    }
+
+    /// The memory that herald and nats-server hold together, MB.
+    pub(super) fn rss_mb(&self) -> f64 {
+        self.pids.iter().map(|pid| rss_kb(*pid)).sum::<u64>() as f64 / 1_000.0
     }
 
     /// The most memory that herald and nats-server held together at one moment, MB.

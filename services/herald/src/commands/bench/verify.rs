@@ -30,6 +30,8 @@ pub(super) struct LedgerSums {
     pub(super) push_targeted: u64,
     /// Recorded pushes.
     pub(super) push_delivered: u64,
+    /// Pushes that were too late to be sent.
+    pub(super) push_expired: u64,
     /// Posts whose counts aren't what the graph asks for.
     pub(super) wrong_posts: u64,
 }
@@ -94,6 +96,7 @@ fn add(mut sums: LedgerSums, answer: &v1::GetDeliveryResponse, followers: u64) -
             v1::Channel::Push => {
                 sums.push_targeted += channel.targeted_count;
                 sums.push_delivered += channel.delivered_count;
+                sums.push_expired += channel.expired_count;
                 right &= settled;
             }
             v1::Channel::Unspecified => right = false,

@@ -1,0 +1,210 @@
+//! `herald bench`: deliveries a second, and how soon.
+
+use herald_model::time::Micros;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{
+    load::{self, Submitted},
+    observe,
+    progress::Progress,
+    report::{Percentiles, Report},
+    setup::{BIG_AUTHOR, Setup, World},
+    verify,
+};
+use crate::{client::Client, context::Context, failure::Failure};
+
+pub(super) const LONG: &str = "\
+Starts a `herald up` of its own with an empty data directory, makes a social graph, submits posts, and reports how fast \
+they reached timelines and devices, and what that took.
+
+Afterwards every delivery is checked: the graph that was made, the ledger, and the timelines on the disk must agree pair \
+by pair. If they don't, the exit code is 1.
+
+Latencies are measured from the moment a post was due by the schedule, not from when there was time to send it, so a \
+server that stalls is charged for all who waited (no coordinated omission). Visible means: a gRPC watcher of the timeline \
+has received the entry. Pushed means: the device's HTTP endpoint has received a signed request.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  How many deliveries a second, 20 million of them:
+    herald bench --users 1000000 --followers 1000 --authors 1000 --posts 20000
+  How soon, at ten times 100,000 posts a day, with 5% who want a push:
+    herald bench --users 20000 --followers 1000 --posts 600 --rate 12 --push-share 0.05
+  An author with a million followers posts, and meanwhile others do:
+    herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
+
+/// Measures deliveries a second and latencies.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    #[command(flatten)]
+    setup: Setup,
+
+    /// Give the first author this many followers; that author writes the first post and no other
+    #[arg(long, value_name = "FOLLOWERS", value_parser = clap::value_parser!(u32).range(1..))]
+    big_author: Option<u32>,
+
+    /// Posts to submit
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    posts: u32,
+
+    /// Posts a second [default: as fast as the server takes them]
+    #[arg(long, value_parser = positive)]
+    rate: Option<f64>,
+
+    /// Don't read every timeline from the disk at the end
+    #[arg(long)]
+    no_store_check: bool,
+}
+
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("must be a number greater than 0".into()),
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let report = measure(&args, context).await?;
+    context.output.show(&report)?;
+    if report.verified {
+        Ok(())
+    } else {
+        Err(Failure::failed(
+            "the deliveries are not as they should be".to_owned(),
+        ))
+    }
+}
+
+/// What the phases found, before it is put together.
+struct Run {
+    submitted: Vec<Submitted>,
+    started: Micros,
+    accepted: Micros,
+    delivered: Micros,
+}
+
+async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
+    let progress = Progress {
+        hidden: context.output.is_json(),
+    };
+    let world = args.setup.start(args.big_author, progress, context).await?;
+    let World { client, graph, .. } = &world;
+    let (graph, import_seconds) = (graph.clone(), world.import_seconds);
+
+    let run = submit(args, client, progress).await?;
+    let (rss_mb_max, ready_seconds) = (world.server.rss_mb_max(), world.server.ready_after.as_secs_f64());
+    let ledger = progress
+        .step(
+            "checking the ledger",
+            verify::ledger(client, &graph, &run.submitted),
+        )
+        .await?;
+    let seen = world.watchers.seen();
+    let pushes: Vec<_> = world
+        .sink
+        .entries()
+        .iter()
+        .map(|e| (e.post_id, Micros(e.received_time.as_microsecond())))
+        .collect();
+    let push_duplicates = world.sink.summary().duplicates;
+    let disk_mb = world.server.disk_mb();
+    let dir = progress.step("stopping the server", world.stop()).await?;
+    let store = if args.no_store_check {
+        None
+    } else {
+        Some(
+            progress
+                .step(
+                    "checking every timeline",
+                    verify::store(&dir.path, &graph, &run.submitted),
+                )
+                .await?,
+        )
+    };
+
+    let deliveries = ledger.timeline_delivered;
+    let seconds = run.delivered.since(run.started).as_secs_f64();
+    let wanted: u64 = run
+        .submitted
+        .iter()
+        .map(|s| graph.followers[s.author as usize].len() as u64)
+        .sum();
+    let verified = ledger.wrong_posts == 0
+        && deliveries == wanted
+        && store.is_none_or(|s| s.missing == 0 && s.extra == 0);
+    let (big, others): (Vec<_>, Vec<_>) = run
+        .submitted
+        .iter()
+        .partition(|s| args.big_author.is_some() && s.author == BIG_AUTHOR);
+    Ok(Report {
+        users: args.setup.users,
+        authors: args.setup.authors(),
+        follows: graph.follow_count(),
+        posts: run.submitted.len() as u64,
+        rate: args.rate,
+        ready_seconds,
+        import_seconds,
+        imported_per_second: graph.follow_count() as f64 / import_seconds,
+        accepted_per_second: run.submitted.len() as f64 / run.accepted.since(run.started).as_secs_f64(),
+        deliveries,
+        deliveries_per_second: deliveries as f64 / seconds,
+        seconds,
+        submit_ms: Percentiles::of(&observe::answer_latencies(&run.submitted)),
+        visible_ms: Percentiles::of(&observe::latencies(&others, &seen)),
+        big_author_visible_ms: Percentiles::of(&observe::latencies(&big, &seen)),
+        push_ms: Percentiles::of(&observe::latencies(&run.submitted, &pushes)),
+        pushes: ledger.push_delivered,
+        pushes_per_second: ledger.push_delivered as f64 / seconds,
+        push_duplicates,
+        rss_mb_max,
+        disk_mb,
+        disk_bytes_per_delivery: disk_mb * 1e6 / (deliveries.max(1) as f64),
+        ledger,
+        store,
+        verified,
+    })
+}
+
+impl Args {
+    /// Those who write all posts but the big author's.
+    fn others(&self) -> std::ops::Range<u32> {
+        u32::from(self.big_author.is_some())..self.setup.authors()
+    }
+}
+
+/// Submits all posts and waits until every delivery is durable and acknowledged.
+async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run, Failure> {
+    let mut rng = StdRng::seed_from_u64(args.setup.seed ^ 0x0070_6f73_7473);
+    let mut posters: load::Authors = (0..args.posts).map(|_| rng.random_range(args.others())).collect();
+    if let (Some(_), Some(first)) = (args.big_author, posters.first_mut()) {
+        *first = BIG_AUTHOR;
+    }
+    let bar = progress.bar("submitting posts", args.posts.into());
+    let started = Micros::now();
+    let submitted = if let Some(rate) = args.rate {
+        load::at_rate(client, &posters, rate, load::Kind::default(), |n| bar.inc(n)).await?
+    } else {
+        let bar = bar.clone();
+        load::in_bulk(client, &posters, load::Kind::default(), move |n| bar.inc(n)).await?
+    };
+    let accepted = Micros::now();
+    bar.finish_and_clear();
+    let bar = progress.bar("waiting for the last delivery", 0);
+    let delivering = ["fanout-", "slice-", "timeline-", "push-"];
+    let delivered = observe::drained(client, &delivering, |left| {
+        bar.set_message(format!("{left} messages left"));
+    })
+    .await?;
+    observe::drained(client, &["archive", "analytics-"], |left| {
+        bar.set_message(format!("{left} messages left for archive and analytics"));
+    })
+    .await?;
+    bar.finish_and_clear();
+    Ok(Run {
+        submitted,
+        started,
+        accepted,
+        delivered,
+    })
+}

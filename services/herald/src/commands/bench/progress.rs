@@ -1,0 +1,46 @@
+//! Progress on standard error, for people only.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::failure::Failure;
+
+/// Where progress goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) hidden: bool,
+}
+
+impl Progress {
+    /// A bar of a length; one of 0 shows a message and the time.
+    pub(super) fn bar(self, what: &'static str, length: u64) -> ProgressBar {
+        let target = if self.hidden {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        let template = if length == 0 {
+            "{prefix}: {msg} {elapsed}"
+        } else {
+            "{prefix} {wide_bar} {human_pos}/{human_len} {eta}"
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what);
+        bar
+    }
+
+    /// Shows a step while it is done.
+    pub(super) async fn step<T>(
+        self,
+        what: &'static str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let bar = self.bar(what, 0);
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        let done = work.await;
+        bar.finish_and_clear();
+        done
+    }
+}

@@ -1,0 +1,236 @@
+//! What all benchmarks begin with: a server of their own, a social graph, devices, and somebody who watches.
+
+use std::{path::PathBuf, process::Stdio, sync::Arc, time::Instant};
+
+use clap::ValueEnum;
+use herald_push_sink::Running;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tempfile::TempDir;
+
+use super::{
+    graph::{Graph, Shape},
+    load,
+    observe::Watchers,
+    progress::Progress,
+    server::Server,
+};
+use crate::{client::Client, context::Context, failure::Failure};
+
+/// The number of the author with `--big-author` followers.
+pub(super) const BIG_AUTHOR: u32 = 0;
+
+/// What all benchmarks can be told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Setup {
+    /// Users in the graph
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=100_000_000))]
+    pub(super) users: u32,
+
+    /// Followers of an author, on average
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) followers: u32,
+
+    /// How followers are spread over authors
+    #[arg(long, value_enum, default_value_t = ShapeArg::PowerLaw)]
+    pub(super) shape: ShapeArg,
+
+    /// Users who post [default: 1,000, or all when there are fewer]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) authors: Option<u32>,
+
+    /// Share of the users who have a device and want a push of each post, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
+    pub(super) push_share: f64,
+
+    /// Timelines to watch for the visible latency, of randomly chosen followers
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub(super) watchers: u32,
+
+    /// Seed of the graph and of who posts
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+
+    /// Where the server keeps its data; must be empty, and is left behind [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Options for `herald up`, after `--`
+    #[arg(last = true, value_name = "OPTION")]
+    up: Vec<String>,
+}
+
+/// How followers are spread over authors.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ShapeArg {
+    /// A few authors with very many, most with few.
+    PowerLaw,
+    /// Each author has the same number.
+    Fixed,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0 to 1".into()),
+    }
+}
+
+/// A mesh that is ready to be measured.
+pub(super) struct World {
+    pub(super) server: Server,
+    pub(super) client: Client,
+    pub(super) graph: Arc<Graph>,
+    pub(super) sink: Running,
+    pub(super) watchers: Watchers,
+    pub(super) import_seconds: f64,
+    dir: Dir,
+}
+
+impl World {
+    /// Ends the server, and keeps its data directory for whoever still looks at it.
+    pub(super) async fn stop(self) -> Result<Dir, Failure> {
+        self.server.stop().await?;
+        Ok(self.dir)
+    }
+}
+
+/// A server's data directory, there as long as this is.
+pub(super) struct Dir {
+    pub(super) path: PathBuf,
+    _temporary: TempDir,
+}
+
+impl Setup {
+    /// How many users post.
+    pub(super) fn authors(&self) -> u32 {
+        self.authors.unwrap_or(1_000).min(self.users)
+    }
+
+    /// Starts a server and loads it.
+    pub(super) async fn start(
+        &self,
+        big_author: Option<u32>,
+        progress: Progress,
+        context: &Context,
+    ) -> Result<World, Failure> {
+        let temporary = tempfile::Builder::new()
+            .prefix("herald-bench-")
+            .tempdir()
+            .map_err(|error| Failure::io("a temporary directory can't be made", &error))?;
+        let dir = self
+            .data_dir
+            .clone()
+            .unwrap_or_else(|| temporary.path().join("data"));
+        if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Failure::usage(format!(
+                "{} is not empty: a benchmark starts from nothing",
+                dir.display()
+            )));
+        }
+        let graph = Arc::new(self.make_graph(big_author)?);
+        let log = if context.output.is_json() {
+            Stdio::null()
+        } else {
+            Stdio::inherit()
+        };
+        let server = progress
+            .step("starting a server", Server::start(&dir, &self.up, log))
+            .await?;
+        let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
+
+        let importing = Instant::now();
+        let bar = progress.bar("importing follows", graph.follow_count());
+        let imported = bar.clone();
+        load::import(&client, &graph, self.push_share, move |n| imported.inc(n)).await?;
+        bar.finish_and_clear();
+        let import_seconds = importing.elapsed().as_secs_f64();
+
+        let sink = Running::start()
+            .await
+            .map_err(|error| Failure::failed(format!("the push sink can't start: {error}")))?;
+        self.register_devices(&graph, &client, &sink, progress).await?;
+        let watchers = Watchers::start(&client, &self.watched(&graph)).await?;
+        Ok(World {
+            server,
+            client,
+            graph,
+            sink,
+            watchers,
+            import_seconds,
+            dir: Dir {
+                path: dir,
+                _temporary: temporary,
+            },
+        })
+    }
+
+    fn make_graph(&self, big_author: Option<u32>) -> Result<Graph, Failure> {
+        if big_author.is_some() && self.authors() < 2 {
+            return Err(Failure::usage(
+                "--big-author needs other authors to be compared with: --authors 2 or more".to_owned(),
+            ));
+        }
+        let followers_max = self.followers.max(big_author.unwrap_or(0));
+        if followers_max >= self.users {
+            return Err(Failure::usage(format!(
+                "{followers_max} followers need more than --users {}: nobody follows themselves",
+                self.users
+            )));
+        }
+        let shape = match self.shape {
+            ShapeArg::PowerLaw => Shape::PowerLaw,
+            ShapeArg::Fixed => Shape::Fixed,
+        };
+        Ok(Graph::make(
+            self.users,
+            self.authors(),
+            self.followers,
+            shape,
+            big_author,
+            self.seed,
+        ))
+    }
+
+    /// Followers to watch: each follow is as likely as any other.
+    fn watched(&self, graph: &Graph) -> Vec<u32> {
+        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x0077_6174_6368);
+        let mut chosen: Vec<u32> = (0..self.watchers)
+            .filter_map(|_| {
+                let followers = &graph.followers[rng.random_range(0..graph.followers.len())];
+                (!followers.is_empty()).then(|| followers[rng.random_range(0..followers.len())])
+            })
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+
+    async fn register_devices(
+        &self,
+        graph: &Graph,
+        client: &Client,
+        sink: &Running,
+        progress: Progress,
+    ) -> Result<(), Failure> {
+        if self.push_share == 0.0 {
+            return Ok(());
+        }
+        let mut users: Vec<u32> = graph.followers.iter().flatten().copied().collect();
+        users.sort_unstable();
+        users.dedup();
+        let users = users
+            .into_iter()
+            .filter(|user| load::opted_in(*user, self.push_share));
+        let webhook = |user| {
+            let made = sink.webhook(&Graph::id(user));
+            herald_proto::v1::Webhook {
+                url: made.url,
+                secret: made.secret,
+            }
+        };
+        progress
+            .step("registering devices", load::register(client, users, webhook))
+            .await?;
+        Ok(())
+    }
+}
