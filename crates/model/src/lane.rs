@@ -86,7 +86,8 @@ impl fmt::Display for Channel {
     }
 }
 
-/// How far one delivery (a post, a channel, a recipient) has come. All but `Pending` are final.
+/// How far one delivery (a post, a channel, a recipient) has come. All but `Pending` are final, but
+/// that a redrive makes `Dead` ones pending again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeliveryState {
     /// Planned, not settled yet.

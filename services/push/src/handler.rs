@@ -119,7 +119,7 @@ impl Chunks {
         self.metrics.settled(chunk.lane, progress.counts() - before);
         attempted?;
         // At the end in any case: an earlier attempt may have recorded and died.
-        if progress.revision() != revision_before || !progress.is_pending() {
+        if progress.revision() != revision_before || (progress.revision() > 0 && !progress.is_pending()) {
             self.announce(chunk, &progress).await?;
         }
 

@@ -6,6 +6,7 @@ use futures::future::try_join_all;
 use herald_mesh::{Mesh, Settle, consumers, streams};
 use herald_model::{PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
+use herald_runtime::isolate::{self, Isolated};
 use herald_store::{Ledger, Posts, Timelines};
 use prost::Message as _;
 
@@ -55,14 +56,46 @@ impl Backfiller {
         Ok(Settle::Ack)
     }
 
+    /// As [`backfill`](Self::backfill), part by part, so that those to whom it fails by a fault keep no others from theirs.
+    pub(crate) async fn isolate(&self, request: &Backfill, recipients: &Recipients) -> Settle {
+        let users: Vec<UserKey> = recipients.iter().collect();
+        let Isolated {
+            good,
+            bad,
+            fault,
+            stopped,
+        } = isolate::isolate(users.len(), |part| {
+            let part = Recipients::from_sorted(users[part].iter().copied());
+            isolate::sorted(
+                async move { self.backfill(request, &part).await },
+                DeliverError::is_passing,
+            )
+        })
+        .await;
+        if let Some(error) = stopped {
+            return error.settle();
+        }
+        if let Some((_, retry)) = good.into_iter().find(|(_, settle)| *settle != Settle::Ack) {
+            return retry;
+        }
+        match fault {
+            Some(fault) => Settle::term(format_args!(
+                "{fault} (for {} of {} recipients, isolated)",
+                bad.len(),
+                users.len()
+            )),
+            None => Settle::Ack,
+        }
+    }
+
     async fn tell_watchers(&self, post: PostId, request: &Backfill, recipients: &Recipients) {
         let live = TimelineChunk {
             post_id: post.0,
             author_key: request.author_key,
             accepted_at_us: 0,
             chunk_id: recipients.chunk_id().0,
-            recipients: request.recipients.clone(),
-            recipient_count: request.recipient_count,
+            recipients: recipients.as_bytes().clone(),
+            recipient_count: recipients.len(),
         };
         crate::handler::publish_live(&self.mesh, live.encode_to_vec().into()).await;
     }

@@ -32,10 +32,7 @@ impl Handler for Chunks {
                 Err(settle) => settle,
             },
             Subject::TimelineBackfill(_) => match read_backfill(delivery) {
-                Ok((request, recipients)) => {
-                    let done = self.backfiller.backfill(&request, &recipients).await;
-                    done.unwrap_or_else(DeliverError::settle)
-                }
+                Ok((request, recipients)) => self.backfill(delivery, &request, &recipients).await,
                 Err(settle) => settle,
             },
             other => Settle::term(format_args!("timeline doesn't deliver {other}")),
@@ -71,6 +68,18 @@ pub(crate) async fn publish_live(mesh: &Mesh, payload: Bytes) {
 }
 
 impl Chunks {
+    async fn backfill(&self, delivery: &Delivery, request: &Backfill, recipients: &Recipients) -> Settle {
+        let backfilling = self.backfiller.backfill(request, recipients);
+        match isolate::sorted(backfilling, DeliverError::is_passing).await {
+            Ok(settle) => settle,
+            Err(Failure::Passing(error)) => error.settle(),
+            Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
+                Settle::fault(reason)
+            }
+            Err(Failure::Fault(_)) => self.backfiller.isolate(request, recipients).await,
+        }
+    }
+
     async fn chunk(&self, delivery: &Delivery, chunk: &TimelineChunk, recipients: &Recipients) -> Settle {
         let delivering = self.deliver(delivery.payload.clone(), chunk, recipients);
         match isolate::sorted(delivering, DeliverError::is_passing).await {

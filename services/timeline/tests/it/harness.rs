@@ -11,11 +11,11 @@ use herald_mesh::{
     consumers::{self, Kind},
     streams,
 };
-use herald_model::{Channel, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
 use herald_proto::mesh_v1::{DeliveriesSettled, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
+    Archived, ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
     embedded::{self, Embedded},
 };
 use herald_timeline::{Config, Deps, Error, Metrics, run};
@@ -86,6 +86,26 @@ impl World {
             _data: data,
             _server: server,
         }
+    }
+
+    /// Archives a post of user 9.
+    pub(crate) async fn archive(&self, post: PostId) {
+        let post = Post {
+            id: post,
+            author: UserKey(9),
+            author_id: UserId::new("author").unwrap(),
+            request_id: format!("request {post}"),
+            text: "text".into(),
+            links: Vec::new(),
+            media_urls: Vec::new(),
+            lane: Lane::Normal,
+            follow_version: FollowVersion(1),
+            accepted_at: Micros::now(),
+            push_ttl: Duration::from_hours(1),
+            deleted_at: None,
+        };
+        let archived = Archived::Created(post);
+        self.stores.posts.archive(&[archived]).await.unwrap();
     }
 
     /// Plans a chunk of a post, as fan-out does.

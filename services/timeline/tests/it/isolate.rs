@@ -1,7 +1,8 @@
 //! Recipients to whom nothing can be delivered keep nobody else from theirs.
 
-use herald_mesh::{consumers, streams};
+use herald_mesh::{Subject, consumers, streams};
 use herald_model::{Lane, PostId};
+use herald_proto::mesh_v1::Backfill;
 use herald_store::Outcome;
 
 use crate::{
@@ -99,4 +100,38 @@ async fn a_chunk_of_which_nobody_can_be_delivered_to_is_given_up_whole() {
     let counts = world.counts(POST).await;
     assert_eq!((counts.delivered, counts.dead), (0, 3));
     assert_eq!(world.reasons().await.len(), 1);
+}
+
+/// A backfill is of many followers too, when a graph is imported.
+#[tokio::test]
+async fn a_backfill_reaches_all_but_those_it_fails_for() {
+    let world = World::start().await;
+    world.archive(POST).await;
+    world.timelines.fail(Fault::Corrupt, &[30]);
+    let all = users(1..=100);
+    let request = Backfill {
+        author_key: 9,
+        recipients: all.as_bytes().clone(),
+        recipient_count: all.len(),
+        posts_sequence: 0,
+    };
+    let subject = Subject::TimelineBackfill(Lane::Low);
+    let sequence = world
+        .mesh
+        .publish(subject, None, &request)
+        .await
+        .unwrap()
+        .sequence;
+    let consumer = consumers::timeline(Lane::Low);
+    world.settled(streams::TIMELINE, consumer, sequence).await;
+    let have = world.have(POST, &all).await;
+    assert!(have.into_iter().eq((1..=100).filter(|user| *user != 30)));
+    let reasons = world.reasons().await;
+    assert!(
+        reasons[0].contains("(for 1 of 100 recipients, isolated)"),
+        "{reasons:?}"
+    );
+    // An auditor finds out why they have it; who hasn't is noted as well.
+    let plan = world.stores.ledger.audit(POST).await.unwrap().unwrap();
+    assert!(plan.backfilled.contains(&all));
 }
