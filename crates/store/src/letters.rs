@@ -1,5 +1,7 @@
 //! Messages that were given up, and what was done about them.
 
+use std::{cmp::Reverse, collections::HashMap};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
@@ -259,6 +261,32 @@ pub struct LetterGroup {
     pub last_failed_at: Micros,
     /// The newest of them.
     pub example: LetterId,
+}
+
+impl LetterGroup {
+    /// Groups letters, which come oldest first; the largest group first.
+    pub fn of(letters: impl IntoIterator<Item = Letter>) -> Vec<Self> {
+        let mut groups: HashMap<u64, Self> = HashMap::new();
+        for letter in letters {
+            let group = groups.entry(letter.group).or_insert_with(|| Self {
+                group: letter.group,
+                kind: letter.kind,
+                cause: letter.cause,
+                reason: letter.group_reason,
+                letters: 0,
+                first_failed_at: letter.first_failed_at,
+                last_failed_at: letter.last_failed_at,
+                example: letter.id,
+            });
+            group.letters += 1;
+            group.first_failed_at = group.first_failed_at.min(letter.first_failed_at);
+            group.last_failed_at = group.last_failed_at.max(letter.last_failed_at);
+            group.example = letter.id;
+        }
+        let mut groups: Vec<_> = groups.into_values().collect();
+        groups.sort_unstable_by_key(|group| (Reverse(group.letters), group.group));
+        groups
+    }
 }
 
 /// What somebody did.

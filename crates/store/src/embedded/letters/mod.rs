@@ -17,12 +17,9 @@ mod row;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -214,30 +211,16 @@ impl Tables {
 
     fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>> {
         let snapshot = self.records.snapshot();
-        let mut groups: HashMap<u64, LetterGroup> = HashMap::new();
-        for letter in self.candidates(&snapshot, filter, Order::OldestFirst, None) {
-            let letter = letter?;
-            if !filter.passes(&letter) {
-                continue;
-            }
-            let group = groups.entry(letter.group).or_insert_with(|| LetterGroup {
-                group: letter.group,
-                kind: letter.kind.clone(),
-                cause: letter.cause,
-                reason: letter.group_reason.clone(),
-                letters: 0,
-                first_failed_at: letter.first_failed_at,
-                last_failed_at: letter.last_failed_at,
-                example: letter.id,
-            });
-            group.letters += 1;
-            group.first_failed_at = group.first_failed_at.min(letter.first_failed_at);
-            group.last_failed_at = group.last_failed_at.max(letter.last_failed_at);
-            group.example = letter.id;
+        let mut failed = None;
+        let letters = self
+            .candidates(&snapshot, filter, Order::OldestFirst, None)
+            .map_while(|letter| letter.map_err(|error| failed = Some(error)).ok())
+            .filter(|letter| filter.passes(letter));
+        let groups = LetterGroup::of(letters);
+        match failed {
+            None => Ok(groups),
+            Some(error) => Err(error),
         }
-        let mut groups: Vec<_> = groups.into_values().collect();
-        groups.sort_unstable_by_key(|group| (std::cmp::Reverse(group.letters), group.group));
-        Ok(groups)
     }
 }
 

@@ -1,0 +1,80 @@
+//! Makes dead letters of advisories.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use herald_mesh::{Delivery, ErrorKind, Handler, Mesh, Settle, Topology};
+use herald_proto::{mesh_v1::DeadLetter, v1};
+
+use crate::{Metrics, domain::advisory::Advisory, error::StepError, origin};
+
+/// Works on ADVISORIES.
+pub(crate) struct Advisories {
+    pub(crate) mesh: Mesh,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) metrics: Metrics,
+}
+
+#[async_trait]
+impl Handler for Advisories {
+    async fn handle(&self, delivery: &Delivery) -> Settle {
+        let advisory = match Advisory::parse(&delivery.payload) {
+            Ok(advisory) => advisory,
+            Err(error) => return Settle::term(format_args!("unreadable advisory: {error}")),
+        };
+        if !self.is_ours(&advisory) {
+            tracing::debug!(
+                stream = advisory.stream,
+                consumer = advisory.consumer,
+                sequence = advisory.sequence,
+                "advisory of another's consumer ignored"
+            );
+            self.metrics.ignored.inc();
+            return Settle::Ack;
+        }
+        match self.write(advisory).await {
+            Ok(()) => Settle::Ack,
+            Err(error) => Settle::retry(error),
+        }
+    }
+}
+
+impl Advisories {
+    fn is_ours(&self, advisory: &Advisory) -> bool {
+        self.topology
+            .consumer(&advisory.consumer)
+            .is_some_and(|consumer| consumer.stream == advisory.stream)
+    }
+
+    /// Puts the letter into DLQ. An advisory that comes again makes the same one, which DLQ drops within its window and the
+    /// store afterwards.
+    async fn write(&self, advisory: Advisory) -> Result<(), StepError> {
+        let message = self.mesh.message(&advisory.stream, advisory.sequence).await?;
+        let letter = origin::letter(advisory, message.as_ref());
+        match self.publish(&letter).await {
+            Err(error) if error.kind() == ErrorKind::TooLarge && !letter.payload.is_empty() => {
+                let without = DeadLetter {
+                    payload: bytes::Bytes::new(),
+                    payload_state: v1::DeadLetterPayload::TooLarge.into(),
+                    headers: Vec::new(),
+                    ..letter
+                };
+                self.publish(&without).await?;
+            }
+            published => published?,
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, letter: &DeadLetter) -> Result<(), herald_mesh::Error> {
+        let id = format!("{}/{}/{}", letter.stream, letter.consumer, letter.sequence);
+        let published = self
+            .mesh
+            .publish_dead_letter(&letter.stream, &letter.consumer, &id, letter)
+            .await?;
+        if published.duplicate {
+            self.metrics.repeats.inc();
+        }
+        Ok(())
+    }
+}

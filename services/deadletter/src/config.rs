@@ -1,0 +1,63 @@
+//! What can be set.
+
+use serde::{Deserialize, Serialize};
+
+/// The deadletter service's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Advisories and dead letters handled at a time, each; 1 to 32,768. A letter carries what the message carried, up to
+    /// the broker's largest message.
+    pub in_flight_max: usize,
+    /// Letters of one redrive that may be on their way at a time; 256 to 65,536. More of them make a redrive faster, and
+    /// its stop later.
+    pub redrive_in_flight_max: u64,
+    /// Redrives that may run at a time; 1 to 1,000.
+    pub redrives_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 512,
+            redrive_in_flight_max: 16_384,
+            redrives_max: 16,
+        }
+    }
+}
+
+impl Config {
+    /// Says what is wrong, if anything is.
+    pub fn validate(&self) -> Result<(), String> {
+        let check = |field: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("deadletter.{field} must be {min} to {max}, is {value}"))
+            }
+        };
+        check("in_flight_max", self.in_flight_max as u64, 1, 32_768)?;
+        check("redrive_in_flight_max", self.redrive_in_flight_max, 256, 65_536)?;
+        check("redrives_max", self.redrives_max as u64, 1, 1_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_bounds_is_named() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        let config = Config {
+            redrives_max: 0,
+            ..Config::default()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .starts_with("deadletter.redrives_max must be 1 to")
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! Which failures are equal: those of one kind of consumer with the same cause, and the same reason but for what differs
+//! from message to message.
+
+use herald_store::Cause;
+use xxhash_rust::xxh3::Xxh3;
+
+/// What stands for a number or an id.
+const ANY: char = '#';
+
+/// Of a longer reason only so many characters are looked at.
+const CHARS_MAX: usize = 512;
+
+/// Words before a number of three digits that says what failed, as `status 503` does.
+const CODES: [&str; 3] = ["status", "code", "http"];
+
+/// Names the group of a failure.
+pub(crate) fn group(kind: &str, cause: Cause, reason: &str) -> u64 {
+    let mut hash = Xxh3::new();
+    for part in [kind, &format!("{cause:?}"), reason] {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.digest()
+}
+
+/// A reason without counts, ids, attempts and quoted text. Applied again it changes nothing.
+pub(crate) fn normal(reason: &str) -> String {
+    let mut reason: String = reason.chars().take(CHARS_MAX).collect();
+    reason.make_ascii_lowercase();
+    let mut text = String::with_capacity(reason.len());
+    let mut last_word = String::new();
+    let mut rest = &reason[..];
+    while let Some(c) = rest.chars().next() {
+        if is_word(c) {
+            let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            let known = CODES.contains(&last_word.as_str());
+            push_word(&mut text, word, known);
+            word.clone_into(&mut last_word);
+            rest = after;
+        } else if let Some(after) = after_quotes(rest) {
+            text.push_str("\"…\"");
+            last_word.clear();
+            rest = after;
+        } else {
+            let space = c.is_whitespace() || c.is_control();
+            match (space, text.chars().next_back()) {
+                (true, None | Some(' ')) => {}
+                (true, _) => text.push(' '),
+                (false, _) => {
+                    text.push(c);
+                    last_word.clear();
+                }
+            }
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    // Parts of one number: 1.5, 10.0.0.1.
+    while text.contains("#.#") {
+        text = text.replace("#.#", "#");
+    }
+    without_attempts(&text).into()
+}
+
+/// Without `(attempt 3 of as many)` at the end, which only the last attempt has.
+fn without_attempts(mut reason: &str) -> &str {
+    loop {
+        reason = reason.trim_end();
+        match reason.rfind("(attempt ") {
+            Some(at) if reason.ends_with(')') && !reason[at..reason.len() - 1].contains(')') => {
+                reason = &reason[..at];
+            }
+            _ => return reason,
+        }
+    }
+}
+
+/// What follows a quoted text at the beginning.
+fn after_quotes(text: &str) -> Option<&str> {
+    let inner = text.strip_prefix('"')?;
+    let end = inner.find('"')?;
+    (end > 0).then(|| &inner[end + 1..])
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
+fn push_word(text: &mut String, word: &str, after_code: bool) {
+    let all_digits = word.bytes().all(|b| b.is_ascii_digit());
+    if after_code && all_digits && word.len() == 3 {
+        text.push_str(word);
+    } else if is_id(word) {
+        text.push(ANY);
+    } else {
+        let mut in_number = false;
+        for c in word.chars() {
+            match (c.is_ascii_digit(), in_number) {
+                (true, false) => text.push(ANY),
+                (true, true) => {}
+                (false, _) => text.push(c),
+            }
+            in_number = c.is_ascii_digit();
+        }
+    }
+}
+
+/// Hexadecimal of eight digits or more, with dashes between them or not: hashes, UUIDs, trace ids.
+fn is_id(word: &str) -> bool {
+    let digits = word.bytes().filter(|b| *b != b'-');
+    word.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+        && digits.clone().count() >= 8
+        && digits.clone().any(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_differs_from_message_to_message_is_left_out() {
+        for (reason, expected) in [
+            (
+                "push gave up: web_push status 429: 2, webhook timeout: 117",
+                "push gave up: web_push status 429: #, webhook timeout: #",
+            ),
+            (
+                "push is pending: webhook status 503: 1 (attempt 20 of as many)",
+                "push is pending: webhook status 503: #",
+            ),
+            (
+                "post 4711 of 550e8400-e29b-41d4-a716-446655440000 at 10.0.0.1:4222",
+                "post # of # at #:#",
+            ),
+            (
+                "chunk 00ff3c9a1b2d4e5f waited 1.5s and 2 s",
+                "chunk # waited #s and # s",
+            ),
+            ("author_id \"Übermut 7\" is  odd", "author_id \"…\" is odd"),
+            ("code 12, status 12345, http 404", "code #, status #, http 404"),
+            ("Panic: index 3\n", "panic: index #"),
+            ("", ""),
+        ] {
+            assert_eq!(normal(reason), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn kinds_and_causes_are_apart() {
+        let push = group("push", Cause::Terminated, "x");
+        assert_eq!(push, group("push", Cause::Terminated, "x"));
+        assert_ne!(push, group("timeline", Cause::Terminated, "x"));
+        assert_ne!(push, group("push", Cause::MaxDeliveries, "x"));
+        assert_ne!(
+            group("ab", Cause::Terminated, "c"),
+            group("a", Cause::Terminated, "bc")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn applying_it_again_changes_nothing(reason in ".*|[a-f0-9#.\"( )-]{0,40}|(status|attempt|http|\\(attempt |[0-9]{1,4}|\\)| |\"|:|\\.){0,20}") {
+            let once = normal(&reason);
+            prop_assert_eq!(normal(&once), once);
+        }
+
+        #[test]
+        fn numbers_ids_and_attempts_make_no_other_group(
+            counts in prop::array::uniform2(any::<u64>()), id: u64, uuid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9]{12}",
+            attempt in prop::option::of(any::<u32>()), status in 100..600_u32, other in 100..600_u32,
+        ) {
+            let text = |[a, b]: [u64; 2], id: u64, uuid: &str, attempt: Option<u32>, status: u32| {
+                let end = attempt.map(|n| format!(" (attempt {n} of as many)")).unwrap_or_default();
+                format!("push gave up: webhook status {status}: {a}, chunk {id:016x}, key {uuid}, waited {b} ms{end}")
+            };
+            let plain = normal(&text([1, 1], 0x0123_4567_89ab_cdef, "00000000-0000-0000-0000-000000000000", None, status));
+            prop_assert_eq!(&normal(&text(counts, id, &uuid, attempt, status)), &plain);
+            prop_assert_eq!(normal(&text(counts, id, &uuid, attempt, other)) == plain, other == status);
+        }
+
+        #[test]
+        fn no_digit_is_left_but_in_a_code(reason in "[a-z0-9 :,_-]{0,80}") {
+            let text = normal(&reason);
+            let mut words = text.split(|c: char| !is_word(c));
+            let mut last = "";
+            for word in &mut words {
+                if word.bytes().any(|b| b.is_ascii_digit()) {
+                    prop_assert!(word.len() == 3 && CODES.contains(&last), "{} in {}", word, text);
+                }
+                last = word;
+            }
+        }
+    }
+}

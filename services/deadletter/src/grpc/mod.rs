@@ -1,0 +1,383 @@
+//! DeadLetterService.
+
+mod choose;
+mod filter;
+mod show;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, stream};
+use herald_mesh::Mesh;
+use herald_model::time::Micros;
+use herald_proto::v1::{self, dead_letter_service_server::DeadLetterService};
+use herald_runtime::{
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::{
+    Act, ActId, ActKind, ActState, DeadLetters, Ledger, LetterGroup, LetterId, NewAct, Order, Users,
+};
+use prost::Message as _;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use crate::{Config, error::StepError, grpc::choose::Purpose, redrive::Redrives, wire};
+
+const PAGE_SIZE_DEFAULT: usize = 100;
+const PAGE_SIZE_MAX: usize = 1_000;
+/// How many letters can fail again before a redrive stops, when the caller doesn't say.
+const FAILURES_MAX_DEFAULT: u32 = 100;
+/// The fastest redrive that can be asked for, letters a second.
+const RATE_MAX: u32 = 50_000;
+/// How often the progress of a redrive is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// When to come back when too many redrives run.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Who acts, as the caller says.
+const ACTOR: &str = "herald-actor";
+/// The longest name that is kept, bytes.
+const ACTOR_BYTES_MAX: usize = 128;
+
+/// Answers DeadLetterService.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) mesh: Mesh,
+    pub(crate) letters: Arc<dyn DeadLetters>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) redrives: Redrives,
+    pub(crate) descriptors: prost_reflect::DescriptorPool,
+    pub(crate) config: Config,
+    pub(crate) stop: CancellationToken,
+}
+
+type Progress = Pin<Box<dyn Stream<Item = Result<v1::RedriveDeadLettersResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl DeadLetterService for Api {
+    async fn list_dead_letters(
+        &self,
+        request: Request<v1::ListDeadLettersRequest>,
+    ) -> Result<Response<v1::ListDeadLettersResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let wire_filter = request.filter.unwrap_or_default();
+        let order = if request.oldest_first {
+            Order::OldestFirst
+        } else {
+            Order::NewestFirst
+        };
+        let identity = paging::identity([
+            &wire_filter.encode_to_vec()[..],
+            &[u8::from(request.oldest_first)],
+        ]);
+        let after = PageToken::decode_u64("ListDeadLetters", identity, &request.page_token)?;
+        let Some(filter) = self.filter("filter", wire_filter).await? else {
+            return Ok(Response::new(v1::ListDeadLettersResponse::default()));
+        };
+
+        // One more than asked for tells whether there is a next page.
+        let mut after = after.map(LetterId);
+        let mut found = Vec::new();
+        while found.len() <= page_size {
+            let left = page_size + 1 - found.len();
+            let page = self.letters.scan(&filter, order, after, left).await;
+            let page = page.map_err(|e| status::from_store(&e))?;
+            found.extend(page.letters);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next_page_token = match found.last() {
+            Some(last) if more => PageToken::encode_u64("ListDeadLetters", identity, last.id.0),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListDeadLettersResponse {
+            letters: self.show_all(found).await?,
+            next_page_token,
+        }))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<v1::ListGroupsRequest>,
+    ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let filter = request.filter.unwrap_or_default();
+        let groups = match self.filter("filter", filter).await? {
+            Some(filter) => self.letters.groups(&filter).await,
+            None => Ok(Vec::new()),
+        };
+        let groups = groups.map_err(|e| status::from_store(&e))?;
+        Ok(Response::new(v1::ListGroupsResponse {
+            group_count: groups.len() as u64,
+            letter_count: groups.iter().map(|group| group.letters).sum(),
+            groups: groups.into_iter().take(page_size).map(wire::group).collect(),
+        }))
+    }
+
+    async fn get_dead_letter(
+        &self,
+        request: Request<v1::GetDeadLetterRequest>,
+    ) -> Result<Response<v1::GetDeadLetterResponse>, Status> {
+        let letter = self.letter(request.into_inner().letter_id).await?;
+        self.show(letter).await.map(Response::new)
+    }
+
+    async fn list_owed_recipients(
+        &self,
+        request: Request<v1::ListOwedRecipientsRequest>,
+    ) -> Result<Response<v1::ListOwedRecipientsResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let after = show::owed_after(request.letter_id, &request.page_token)?;
+        let letter = self.letter(request.letter_id).await?;
+        let body = self.body(letter.id).await?;
+        let owed = self.owed(&letter, body.as_ref()).await?;
+        let (recipients, next_page_token) = self.owed_page(&letter, &owed, after, page_size).await?;
+        Ok(Response::new(v1::ListOwedRecipientsResponse {
+            recipients,
+            next_page_token,
+        }))
+    }
+
+    type RedriveDeadLettersStream = Progress;
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Result<Response<Progress>, Status> {
+        let actor = actor(request.metadata());
+        let request = request.into_inner();
+        if request.rate_max > RATE_MAX {
+            let description = format!("must be at most {RATE_MAX}, is {}", request.rate_max);
+            return Err(status::invalid(&[("rate_max", description.as_str())]));
+        }
+        let selection = request.selection.unwrap_or_default();
+        let mut act = NewAct {
+            kind: ActKind::Redrive,
+            actor,
+            at: Micros::now(),
+            selection: selection.encode_to_vec().into(),
+            excluded: 0,
+            rate_max: request.rate_max,
+            failures_max: request.failures_max.unwrap_or(FAILURES_MAX_DEFAULT),
+            target: None,
+        };
+        let choice = self.choose(selection, Purpose::Redrive, request.dry_run).await?;
+        act.excluded = choice.excluded;
+        if request.dry_run {
+            let redrive = v1::Redrive {
+                state: v1::RedriveState::Unspecified.into(),
+                frozen_count: choice.letters.len() as u64,
+                excluded_count: choice.excluded,
+                rate_max: act.rate_max,
+                failures_max: act.failures_max,
+                actor: act.actor,
+                ..v1::Redrive::default()
+            };
+            let answer = v1::RedriveDeadLettersResponse {
+                redrive: Some(redrive),
+                groups: LetterGroup::of(choice.dry).into_iter().map(wire::group).collect(),
+            };
+            return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
+        }
+        let running = self.letters.running().await;
+        let running = running.map_err(|e| status::from_store(&e))?.len();
+        if running >= self.config.redrives_max {
+            let message = format!("{running} redrives run already");
+            return Err(status::exhausted("TOO_MANY_REDRIVES", message, BUSY_RETRY_AFTER));
+        }
+        let api = self.clone();
+        let begun = in_full(async move {
+            let begun = api.letters.begin(&act, &choice.letters).await?;
+            tracing::info!(
+                redrive_id = begun.id.0,
+                letters = begun.frozen,
+                actor = act.actor,
+                "redrive begun"
+            );
+            api.redrives.start(&begun).await;
+            Ok(begun)
+        })
+        .await?;
+        Ok(Response::new(self.progress(begun)))
+    }
+
+    async fn get_redrive(
+        &self,
+        request: Request<v1::GetRedriveRequest>,
+    ) -> Result<Response<v1::GetRedriveResponse>, Status> {
+        let act = self.redrive(request.into_inner().redrive_id).await?;
+        Ok(Response::new(v1::GetRedriveResponse {
+            redrive: Some(wire::redrive(&act, Micros::now())),
+        }))
+    }
+
+    async fn cancel_redrive(
+        &self,
+        request: Request<v1::CancelRedriveRequest>,
+    ) -> Result<Response<v1::CancelRedriveResponse>, Status> {
+        let actor = actor(request.metadata());
+        let act = self.redrive(request.into_inner().redrive_id).await?;
+        let act = if act.state == ActState::Running {
+            let api = self.clone();
+            in_full(async move {
+                let at = Micros::now();
+                let reason = format!("stopped by {actor}");
+                let cancel = NewAct {
+                    kind: ActKind::Cancel,
+                    actor,
+                    at,
+                    selection: bytes::Bytes::new(),
+                    excluded: 0,
+                    rate_max: 0,
+                    failures_max: 0,
+                    target: Some(act.id),
+                };
+                api.letters.begin(&cancel, &[]).await?;
+                let stopped = api.letters.finish(act.id, ActState::Cancelled, &reason, at);
+                Ok(stopped.await?)
+            })
+            .await?
+        } else {
+            act
+        };
+        Ok(Response::new(v1::CancelRedriveResponse {
+            redrive: Some(wire::redrive(&act, Micros::now())),
+        }))
+    }
+
+    async fn discard_dead_letters(
+        &self,
+        request: Request<v1::DiscardDeadLettersRequest>,
+    ) -> Result<Response<v1::DiscardDeadLettersResponse>, Status> {
+        let actor = actor(request.metadata());
+        let request = request.into_inner();
+        let selection = request.selection.unwrap_or_default();
+        let act = NewAct {
+            kind: ActKind::Discard,
+            actor,
+            at: Micros::now(),
+            selection: selection.encode_to_vec().into(),
+            excluded: 0,
+            rate_max: 0,
+            failures_max: 0,
+            target: None,
+        };
+        let choice = self.choose(selection, Purpose::Discard, request.dry_run).await?;
+        if request.dry_run {
+            return Ok(Response::new(v1::DiscardDeadLettersResponse {
+                discarded_count: choice.letters.len() as u64,
+                groups: LetterGroup::of(choice.dry).into_iter().map(wire::group).collect(),
+            }));
+        }
+        let api = self.clone();
+        let done = in_full(async move {
+            let mut now = api.letters.begin(&act, &choice.letters).await?;
+            while now.state == ActState::Running {
+                now = api.redrives.discard_on(now.id).await?;
+            }
+            tracing::info!(
+                act_id = now.id.0,
+                letters = now.acted(),
+                actor = act.actor,
+                "dead letters discarded"
+            );
+            Ok(now)
+        })
+        .await?;
+        Ok(Response::new(v1::DiscardDeadLettersResponse {
+            discarded_count: done.acted(),
+            groups: Vec::new(),
+        }))
+    }
+
+    async fn list_history(
+        &self,
+        request: Request<v1::ListHistoryRequest>,
+    ) -> Result<Response<v1::ListHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let before = PageToken::decode_u64("ListHistory", 0, &request.page_token)?.map(ActId);
+        let acts = self.letters.acts(before, page_size + 1).await;
+        let mut acts = acts.map_err(|e| status::from_store(&e))?;
+        let more = acts.len() > page_size;
+        acts.truncate(page_size);
+        let next_page_token = match acts.last() {
+            Some(last) if more => PageToken::encode_u64("ListHistory", 0, last.id.0),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListHistoryResponse {
+            acts: self.show_acts(&acts).await?,
+            next_page_token,
+        }))
+    }
+}
+
+impl Api {
+    /// One redrive.
+    async fn redrive(&self, id: u64) -> Result<Act, Status> {
+        let id = wire::act_id(id).ok_or_else(|| status::invalid(&[("redrive_id", "must be given")]))?;
+        let act = self.letters.act(id).await;
+        act.map_err(|e| status::from_store(&e))?
+            .filter(|act| act.what.kind == ActKind::Redrive)
+            .ok_or_else(|| status::not_found("REDRIVE_NOT_FOUND", format!("there is no redrive {}", id.0)))
+    }
+
+    /// Tells how far a redrive has come until it is over.
+    fn progress(&self, begun: Act) -> Progress {
+        let api = self.clone();
+        let first = Some((begun, None::<Act>));
+        Box::pin(stream::try_unfold(first, move |state| {
+            let api = api.clone();
+            async move {
+                let Some((mut act, told)) = state else {
+                    return Ok(None);
+                };
+                while told.as_ref() == Some(&act) {
+                    let tick = tokio::time::sleep(PROGRESS_INTERVAL);
+                    if api.stop.run_until_cancelled(tick).await.is_none() {
+                        let message = format!("redrive {} goes on when the server is back", act.id.0);
+                        return Err(status::unavailable("SHUTTING_DOWN", message));
+                    }
+                    let now = api.letters.act(act.id).await;
+                    act = now.map_err(|e| status::from_store(&e))?.unwrap_or(act);
+                }
+                let answer = v1::RedriveDeadLettersResponse {
+                    redrive: Some(wire::redrive(&act, Micros::now())),
+                    groups: Vec::new(),
+                };
+                let next = (!act.is_over()).then(|| (act.clone(), Some(act)));
+                Ok(Some((answer, next)))
+            }
+        }))
+    }
+}
+
+/// Does something to its end, also when the caller goes away in the middle.
+async fn in_full<T: Send + 'static>(
+    act: impl Future<Output = Result<T, StepError>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(act)
+        .await
+        .map_err(|error| status::internal(&error))?
+        .map_err(|error| match error {
+            StepError::Store(error) => status::from_store(&error),
+            StepError::Mesh(error) => status::from_mesh(&error),
+        })
+}
+
+/// Who acts, as far as the caller says.
+fn actor(metadata: &MetadataMap) -> String {
+    metadata
+        .get(ACTOR)
+        .and_then(|actor| actor.to_str().ok())
+        .map(str::trim)
+        .filter(|actor| (1..=ACTOR_BYTES_MAX).contains(&actor.len()))
+        .map_or_else(|| "unknown".into(), Into::into)
+}

@@ -1,0 +1,239 @@
+//! Letters and acts, with what must be asked of others: authors' ids, payloads, who is still owed.
+
+use std::collections::HashMap;
+
+use herald_mesh::streams;
+use herald_model::{DeliveryState, Recipients, UserId, UserKey, time::Micros};
+use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_runtime::{
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::{Act, ActKind, Letter, LetterId, Outcome};
+use prost_reflect::DynamicMessage;
+use tonic::Status;
+
+use super::Api;
+use crate::{origin, wire};
+
+/// Owed recipients that are shown with a letter.
+const OWED_SHOWN: usize = 100;
+
+const LIST_OWED: &str = "ListOwedRecipients";
+
+/// Where a page of a letter's recipients begins.
+pub(super) fn owed_after(letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
+    let identity = paging::identity([&letter.to_be_bytes()[..]]);
+    let cursor = PageToken::decode_u64(LIST_OWED, identity, token)?;
+    cursor
+        .map(|key| {
+            u32::try_from(key)
+                .map(UserKey)
+                .map_err(|_| status::invalid(&[("page_token", "is not a page token")]))
+        })
+        .transpose()
+}
+
+impl Api {
+    /// One letter.
+    pub(super) async fn letter(&self, id: u64) -> Result<Letter, Status> {
+        if id == 0 {
+            return Err(status::invalid(&[("letter_id", "must be given")]));
+        }
+        let letters = self.letters.get(&[LetterId(id)]).await;
+        let letter = letters.map_err(|e| status::from_store(&e))?.into_iter().next();
+        letter
+            .flatten()
+            .ok_or_else(|| status::not_found("LETTER_NOT_FOUND", format!("there is no letter {id}")))
+    }
+
+    /// The letter's message in DLQ; `None` when it is no longer there.
+    pub(super) async fn body(&self, id: LetterId) -> Result<Option<DeadLetter>, Status> {
+        let message = self.mesh.message(streams::DLQ, id.0).await;
+        let message = message.map_err(|e| status::from_mesh(&e))?;
+        Ok(message.and_then(|message| message.decode().ok()))
+    }
+
+    /// Letters, as a list shows them.
+    pub(super) async fn show_all(&self, letters: Vec<Letter>) -> Result<Vec<v1::DeadLetter>, Status> {
+        let mut keys: Vec<_> = letters.iter().filter_map(|letter| letter.author).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let ids = self.ids(&keys).await?;
+        let authors: HashMap<UserKey, String> = keys.into_iter().zip(ids).collect();
+        let mut shown = Vec::with_capacity(letters.len());
+        for letter in letters {
+            let author = letter.author.and_then(|author| authors.get(&author)).cloned();
+            let owed = self.owed_count(&letter).await?;
+            shown.push(wire::letter(letter, author.unwrap_or_default(), owed));
+        }
+        Ok(shown)
+    }
+
+    /// A letter with all that is known of it.
+    pub(super) async fn show(&self, letter: Letter) -> Result<v1::GetDeadLetterResponse, Status> {
+        let body = self.body(letter.id).await?;
+        let owed = self.owed(&letter, body.as_ref()).await?;
+        let (recipients, next_owed_page_token) = self.owed_page(&letter, &owed, None, OWED_SHOWN).await?;
+        let mut acts = Vec::with_capacity(letter.acts.len());
+        for act in letter.acts.iter().rev() {
+            let act = self.letters.act(*act).await;
+            acts.extend(act.map_err(|e| status::from_store(&e))?);
+        }
+        let acts = self.show_acts(&acts).await?;
+        let body = body.unwrap_or_default();
+        let shown = self.show_all(vec![letter]).await?;
+        Ok(v1::GetDeadLetterResponse {
+            letter: shown.into_iter().next(),
+            payload_json: self.json(&body).unwrap_or_default(),
+            payload: body.payload.into(),
+            headers: body
+                .headers
+                .into_iter()
+                .map(|header| v1::DeadLetterHeader {
+                    name: header.name,
+                    value: header.value,
+                })
+                .collect(),
+            owed_user_ids: recipients.into_iter().map(|one| one.user_id).collect(),
+            next_owed_page_token,
+            acts,
+        })
+    }
+
+    /// Acts, as callers see them.
+    pub(super) async fn show_acts(&self, acts: &[Act]) -> Result<Vec<v1::DeadLetterAct>, Status> {
+        let now = Micros::now();
+        let mut shown = Vec::with_capacity(acts.len());
+        for act in acts {
+            let target = match (act.what.kind, act.what.target) {
+                (ActKind::Cancel, Some(target)) => {
+                    let target = self.letters.act(target).await;
+                    target.map_err(|e| status::from_store(&e))?
+                }
+                _ => None,
+            };
+            shown.push(wire::act(act, target.as_ref(), now));
+        }
+        Ok(shown)
+    }
+
+    /// What a message carries as JSON, if it can be read.
+    fn json(&self, body: &DeadLetter) -> Option<String> {
+        let known = herald_mesh::Subject::parse(&body.subject)?;
+        let message = self.descriptors.get_message_by_name(known.message_type())?;
+        if body.payload_state() != v1::DeadLetterPayload::Kept {
+            return None;
+        }
+        let message = DynamicMessage::decode(message, body.payload.clone()).ok()?;
+        serde_json::to_string(&message).ok()
+    }
+
+    /// How many recipients a letter still owes, by the ledger.
+    async fn owed_count(&self, letter: &Letter) -> Result<u32, Status> {
+        let (Some(post), Some(channel), Some(chunk)) = (letter.post, letter.channel, letter.chunk) else {
+            return Ok(0);
+        };
+        let recorded = self.ledger.outcome(post, channel, chunk).await;
+        let recorded = recorded.map_err(|e| status::from_store(&e))?;
+        let done = match recorded.map(|recorded| recorded.outcome) {
+            None => 0,
+            Some(Outcome::Delivered { count }) => count,
+            Some(Outcome::Mixed {
+                delivered,
+                suppressed,
+                expired,
+                ..
+            }) => delivered.len() + suppressed.len() + expired.len(),
+        };
+        Ok(letter.recipients.saturating_sub(done))
+    }
+
+    /// Whom a letter still owes, by the ledger.
+    pub(super) async fn owed(
+        &self,
+        letter: &Letter,
+        body: Option<&DeadLetter>,
+    ) -> Result<Vec<(UserKey, DeliveryState)>, Status> {
+        let (Some(post), Some(channel), Some(chunk)) = (letter.post, letter.channel, letter.chunk) else {
+            return Ok(Vec::new());
+        };
+        let Some(recipients) = body.and_then(origin::recipients) else {
+            return Ok(Vec::new());
+        };
+        let recorded = self.ledger.outcome(post, channel, chunk).await;
+        let recorded = recorded.map_err(|e| status::from_store(&e))?;
+        Ok(owed(&recipients, recorded.map(|recorded| recorded.outcome)))
+    }
+
+    /// One page of those whom a letter owes, and the token of the next.
+    pub(super) async fn owed_page(
+        &self,
+        letter: &Letter,
+        owed: &[(UserKey, DeliveryState)],
+        after: Option<UserKey>,
+        page_size: usize,
+    ) -> Result<(Vec<v1::OwedRecipient>, String), Status> {
+        let begin = owed.partition_point(|(user, _)| Some(*user) <= after);
+        let rest = &owed[begin..];
+        let page = &rest[..page_size.min(rest.len())];
+        let keys: Vec<_> = page.iter().map(|(user, _)| *user).collect();
+        let ids = self.ids(&keys).await?;
+        let recipients = page
+            .iter()
+            .zip(ids)
+            .map(|((_, state), user_id)| v1::OwedRecipient {
+                user_id,
+                state: wire::delivery_state(*state).into(),
+            });
+        let identity = paging::identity([&letter.id.0.to_be_bytes()[..]]);
+        let token = match page.last() {
+            Some((last, _)) if rest.len() > page.len() => {
+                PageToken::encode_u64(LIST_OWED, identity, last.0.into())
+            }
+            _ => String::new(),
+        };
+        Ok((recipients.collect(), token))
+    }
+
+    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
+        let ids = self.users.ids(keys).await;
+        let ids = ids.map_err(|e| status::from_store(&e))?.into_iter();
+        Ok(ids
+            .map(|id| id.map(UserId::into_string).unwrap_or_default())
+            .collect())
+    }
+}
+
+/// Those of a chunk who are dead or pending.
+fn owed(recipients: &Recipients, outcome: Option<Outcome>) -> Vec<(UserKey, DeliveryState)> {
+    let pending = |user| (user, DeliveryState::Pending);
+    match outcome {
+        None => recipients.iter().map(pending).collect(),
+        Some(Outcome::Delivered { .. }) => Vec::new(),
+        Some(Outcome::Mixed {
+            delivered,
+            suppressed,
+            expired,
+            dead,
+            ..
+        }) => {
+            let settled: std::collections::HashSet<_> = [&delivered, &suppressed, &expired]
+                .into_iter()
+                .flatten()
+                .collect();
+            let dead: std::collections::HashSet<_> = dead.iter().collect();
+            recipients
+                .iter()
+                .filter(|user| !settled.contains(user))
+                .map(|user| {
+                    if dead.contains(&user) {
+                        (user, DeliveryState::Dead)
+                    } else {
+                        pending(user)
+                    }
+                })
+                .collect()
+        }
+    }
+}

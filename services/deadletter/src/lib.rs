@@ -1,0 +1,130 @@
+//! The deadletter service: keeps what was given up, tells why, and gives it another chance.
+//!
+//! The way of a dead letter: an advisory ([`advisories`]) names a message that was given up; the message is copied into DLQ
+//! with all that is known about it ([`origin`]); the [`index`] writes it to the store, where operators find it, and gives
+//! up in the ledger what it still owed. [`grpc`] shows letters and takes orders; [`redrive`] sends letters once more to the
+//! consumers that had failed on them.
+//!
+//! *Invariant:* DLQ is the truth and the store follows it: an advisory is acknowledged when DLQ has the letter, and a
+//! letter when the store has it. Both can come again without making a second one.
+//!
+//! *Invariant:* a letter is sent once a round. The round begins in the store before it is sent, and only for one redrive.
+//!
+//! *Invariant:* each act is recorded before it does anything.
+
+mod advisories;
+mod config;
+mod domain;
+mod error;
+mod grpc;
+mod index;
+mod metrics;
+mod origin;
+mod redrive;
+mod wire;
+
+use std::sync::Arc;
+
+use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
+use herald_proto::{
+    DESCRIPTORS,
+    v1::dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
+};
+use herald_runtime::grpc as grpc_server;
+use herald_store::Stores;
+use prost_reflect::DescriptorPool;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+
+use crate::{advisories::Advisories, grpc::Api, index::Index, redrive::Redrives};
+
+/// What the service needs from outside.
+pub struct Deps {
+    /// Where advisories and letters come from and go to.
+    pub mesh: Mesh,
+    /// The consumers to work on, and those whose failures are ours.
+    pub topology: Arc<Topology>,
+    /// Letters, the ledger, users.
+    pub stores: Stores,
+    /// Where to serve gRPC.
+    pub listener: TcpListener,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Works and serves until `shutdown`, then finishes the messages and calls under way.
+///
+/// Only one may run on the same store: redrives that an earlier run left under way are gone on with at the start, and two
+/// would do so at the same time.
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    config.validate().map_err(Error::Config)?;
+    let Deps {
+        mesh,
+        topology,
+        stores,
+        listener,
+        metrics,
+    } = deps;
+    let descriptors = DescriptorPool::decode(DESCRIPTORS).map_err(Error::Descriptors)?;
+    let mut workers = Workers::new(mesh.clone(), topology.clone(), &shutdown);
+    let stop = workers.stop();
+    let options = ConsumeOptions {
+        in_flight_max: config.in_flight_max,
+        batch_max: config.in_flight_max.div_ceil(2),
+        paused: None,
+    };
+    let advisories = Advisories {
+        mesh: mesh.clone(),
+        topology,
+        metrics: metrics.clone(),
+    };
+    workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
+    let index = Index {
+        mesh: mesh.clone(),
+        letters: stores.letters.clone(),
+        ledger: stores.ledger.clone(),
+        metrics: metrics.clone(),
+    };
+    workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
+
+    let (redrives, begun) = Redrives::new(
+        mesh.clone(),
+        stores.letters.clone(),
+        metrics,
+        config.redrive_in_flight_max,
+        stop.clone(),
+    );
+    let api = Api {
+        mesh,
+        letters: stores.letters,
+        ledger: stores.ledger,
+        users: stores.users,
+        redrives: redrives.clone(),
+        descriptors,
+        config,
+        stop: stop.clone(),
+    };
+    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
+    parts.spawn(async move { Ok(workers.join().await?) });
+    parts.spawn(async move {
+        redrives.run(begun).await;
+        Ok(())
+    });
+    let routes = Routes::new(DeadLetterServiceServer::new(api));
+    let routes = grpc_server::with_health(routes, &[DEAD_LETTER_SERVICE], &stop).await;
+    let serving = grpc_server::serve(listener, routes, stop.clone());
+    parts.spawn(async move { serving.await.map_err(Error::Serve) });
+
+    let mut outcome = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        // One part's failure ends the service: it would be half of one otherwise.
+        stop.cancel();
+        outcome = outcome.and(ended.map_err(Error::Worker).flatten());
+    }
+    outcome
+}

@@ -1,0 +1,430 @@
+//! Redrives: letters on their second way.
+//!
+//! A redrive is an act in the store with the letters that were chosen for it. It takes some of them (each begins a new
+//! round, and only one redrive gets it), publishes them to REDRIVE, records where they are there, and goes on. A process
+//! that dies in between leaves letters that are taken and not recorded: the next one looks for them in REDRIVE and
+//! publishes only those that aren't there.
+//!
+//! What becomes of them is the [`outcomes`]' business.
+
+pub(crate) mod outcomes;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use herald_mesh::{ErrorKind, Mesh, Redrive, Redriven, Subject, consumers::Kind, streams};
+use herald_model::time::Micros;
+use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_store::{
+    Act, ActId, ActKind, ActState, Chosen, DeadLetters, Letter, LetterFilter, LetterState, Order,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Metrics,
+    domain::pace::{self, Pace},
+    error::StepError,
+    redrive::outcomes::Outcomes,
+};
+
+/// Letters taken together.
+const BATCH: u64 = 1_024;
+/// Acts that wait to be worked on; they are taken at once.
+const BEGUN_MAX: usize = 64;
+/// Letters read and published at a time.
+const SENDS: usize = 256;
+/// How long to wait for outcomes before looking again.
+const WAIT: Duration = Duration::from_millis(100);
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// All that run. Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Redrives {
+    mesh: Mesh,
+    letters: Arc<dyn DeadLetters>,
+    outcomes: Arc<Outcomes>,
+    metrics: Metrics,
+    in_flight_max: u64,
+    begun: mpsc::Sender<Act>,
+    stop: CancellationToken,
+}
+
+/// What came of sending a letter.
+enum Sent {
+    /// It is in REDRIVE.
+    At(Chosen, Kind, u64),
+    /// It can't be sent, and why.
+    Not(Chosen, &'static str),
+}
+
+/// Which consumers a letter goes back to, and on which subject; `None` for one that none of them would know what to do
+/// with.
+pub(crate) fn way_back(letter: &Letter) -> Option<(Kind, Subject)> {
+    let kind = letter.kind.parse().ok()?;
+    let subject = Subject::parse(&letter.subject)?;
+    (!subject.is_family()).then_some((kind, subject))
+}
+
+impl Redrives {
+    /// None run yet: [`run`](Self::run) takes those that are begun.
+    pub(crate) fn new(
+        mesh: Mesh,
+        letters: Arc<dyn DeadLetters>,
+        metrics: Metrics,
+        in_flight_max: u64,
+        stop: CancellationToken,
+    ) -> (Self, mpsc::Receiver<Act>) {
+        let outcomes = Outcomes::new(mesh.clone(), letters.clone(), metrics.clone());
+        let (begun, waiting) = mpsc::channel(BEGUN_MAX);
+        let redrives = Self {
+            outcomes: Arc::new(outcomes),
+            mesh,
+            letters,
+            metrics,
+            in_flight_max,
+            begun,
+            stop,
+        };
+        (redrives, waiting)
+    }
+
+    /// Has an act worked on in the background until it is over. At the shutdown that is left to the next start.
+    pub(crate) async fn start(&self, act: &Act) {
+        let _ = self.begun.send(act.clone()).await;
+    }
+
+    /// Goes on with what an earlier run left under way, and works on what is begun, until the end; then waits for letters
+    /// that are just being sent.
+    pub(crate) async fn run(&self, waiting: mpsc::Receiver<Act>) {
+        let left = loop {
+            match self.resume().await {
+                Ok(left) => break left,
+                Err(error) => {
+                    tracing::warn!(%error, "redrives of an earlier run can't be gone on with yet");
+                    self.pause(RETRY).await;
+                }
+            }
+            if self.stop.is_cancelled() {
+                return;
+            }
+        };
+        futures::join!(self.outcomes.run(&self.stop), self.work(left, waiting));
+    }
+
+    async fn work(&self, left: Vec<Act>, mut waiting: mpsc::Receiver<Act>) {
+        let mut running = JoinSet::new();
+        for act in left {
+            running.spawn(self.clone().work_on(act));
+        }
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                Some(act) = waiting.recv() => {
+                    running.spawn(self.clone().work_on(act));
+                }
+                Some(ended) = running.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a redrive died; it goes on at the next start");
+                    }
+                }
+            }
+        }
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn work_on(self, act: Act) {
+        match act.what.kind {
+            ActKind::Redrive => {
+                let pace = Pace::new(act.what.rate_max, Instant::now());
+                self.drive(act.id, pace).await;
+            }
+            ActKind::Discard => self.discard(act.id).await,
+            ActKind::Cancel => {}
+        }
+    }
+
+    /// Takes up what an earlier run left under way; the acts that aren't over.
+    async fn resume(&self) -> Result<Vec<Act>, StepError> {
+        let mut unsent: HashMap<ActId, Vec<Letter>> = HashMap::new();
+        for letter in self.under_way().await? {
+            match (way_back(&letter), letter.redrive) {
+                (Some((kind, _)), _) if letter.redrive_sequence != 0 => {
+                    self.outcomes
+                        .expect([(chosen(&letter), kind, letter.redrive_sequence)]);
+                }
+                (_, Some(act)) => unsent.entry(act).or_default().push(letter),
+                (_, None) => {}
+            }
+        }
+        for (act, letters) in unsent {
+            tracing::info!(
+                redrive_id = act.0,
+                letters = letters.len(),
+                "a redrive was broken off: its last letters are looked for"
+            );
+            self.recover(act, letters).await?;
+        }
+        Ok(self.letters.running().await?)
+    }
+
+    /// Sends a redrive's letters until there are none left, or it is stopped.
+    async fn drive(&self, id: ActId, mut pace: Pace) {
+        while !self.stop.is_cancelled() {
+            match self.drive_on(id, &mut pace).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(redrive_id = id.0, %error, "redrive interrupted");
+                    self.pause(RETRY).await;
+                    if let Err(error) = self.recover_taken(id).await {
+                        tracing::warn!(redrive_id = id.0, %error, "redrive still interrupted");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends some letters; false: that was all.
+    async fn drive_on(&self, id: ActId, pace: &mut Pace) -> Result<bool, StepError> {
+        let Some(act) = self.letters.act(id).await? else {
+            return Ok(false);
+        };
+        if act.state != ActState::Running {
+            return Ok(false);
+        }
+        if pace::is_hopeless(&act) {
+            let reason = format!("{} letters failed again", act.failed);
+            self.finish(id, ActState::Stopped, &reason).await?;
+            return Ok(false);
+        }
+        if act.reached >= act.frozen {
+            self.finish(id, ActState::Done, "").await?;
+            return Ok(false);
+        }
+        let room = pace::in_flight_max(&act, self.in_flight_max).saturating_sub(act.in_flight());
+        if room == 0 {
+            self.outcomes.news(WAIT).await;
+            return Ok(true);
+        }
+        let count = pace.share(room.min(BATCH).min(act.frozen - act.reached));
+        let wait = pace.wait(Instant::now());
+        if !wait.is_zero() {
+            // Meanwhile it may be stopped.
+            self.pause(wait.min(WAIT)).await;
+            return Ok(true);
+        }
+        let after = self.mesh.last_sequence(streams::REDRIVE).await?;
+        let step = self
+            .letters
+            .claim(id, count as usize, after, Micros::now())
+            .await?;
+        pace.sent(step.letters.len() as u64, Instant::now());
+        self.send(id, step.letters).await?;
+        Ok(true)
+    }
+
+    async fn finish(&self, id: ActId, state: ActState, reason: &str) -> Result<(), StepError> {
+        let act = self.letters.finish(id, state, reason, Micros::now()).await?;
+        tracing::info!(
+            redrive_id = id.0,
+            letters = act.frozen,
+            sent = act.acted(),
+            failed = act.failed,
+            reason,
+            "redrive ended"
+        );
+        Ok(())
+    }
+
+    /// Publishes letters that were taken, and records where they are.
+    async fn send(&self, act: ActId, letters: Vec<Letter>) -> Result<(), StepError> {
+        let sends: Vec<Result<Sent, StepError>> = stream::iter(letters)
+            .map(|letter| self.send_one(letter))
+            .buffer_unordered(SENDS)
+            .collect()
+            .await;
+        let mut sent = Vec::with_capacity(sends.len());
+        let mut unsendable = Vec::new();
+        let mut outcome = Ok(());
+        for one in sends {
+            match one {
+                Ok(Sent::At(letter, kind, sequence)) => sent.push((letter, kind, sequence)),
+                Ok(Sent::Not(letter, why)) => {
+                    tracing::warn!(
+                        letter_id = letter.id.0,
+                        redrive_id = act.0,
+                        why,
+                        "letter can't be redriven"
+                    );
+                    unsendable.push(letter);
+                }
+                Err(error) => outcome = Err(error),
+            }
+        }
+        self.record(act, sent).await?;
+        if !unsendable.is_empty() {
+            self.letters.release(act, &unsendable, Micros::now()).await?;
+        }
+        self.metrics.open(self.letters.count(LetterState::Open).await?);
+        outcome
+    }
+
+    async fn record(&self, act: ActId, sent: Vec<(Chosen, Kind, u64)>) -> Result<(), StepError> {
+        if sent.is_empty() {
+            return Ok(());
+        }
+        let places: Vec<_> = sent
+            .iter()
+            .map(|(letter, _, sequence)| (*letter, *sequence))
+            .collect();
+        self.letters.sent(act, &places).await?;
+        self.metrics.redriven.inc_by(sent.len() as u64);
+        self.outcomes.expect(sent);
+        Ok(())
+    }
+
+    async fn send_one(&self, letter: Letter) -> Result<Sent, StepError> {
+        let chosen = chosen(&letter);
+        let Some((kind, subject)) = way_back(&letter) else {
+            return Ok(Sent::Not(chosen, "no consumer takes it"));
+        };
+        let Some(message) = self.mesh.message(streams::DLQ, letter.id.0).await? else {
+            return Ok(Sent::Not(chosen, "it is no longer in DLQ"));
+        };
+        let Ok(body) = message.decode::<DeadLetter>() else {
+            return Ok(Sent::Not(chosen, "it can't be read"));
+        };
+        let payload = match body.payload_state() {
+            v1::DeadLetterPayload::Kept => body.payload,
+            v1::DeadLetterPayload::TooLarge => {
+                let origin = &letter.origin;
+                match self.mesh.message(&origin.stream, origin.sequence).await? {
+                    Some(message) => message.payload,
+                    None => return Ok(Sent::Not(chosen, "it is no longer in its stream")),
+                }
+            }
+            v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
+                return Ok(Sent::Not(chosen, "what it carried is gone"));
+            }
+        };
+        let redrive = Redrive {
+            kind,
+            letter: letter.id.0,
+            round: letter.round,
+            subject,
+            sequence: letter.original_sequence,
+            published_at: letter.published_at,
+            payload,
+            trace_parent: Some(body.trace_parent).filter(|parent| !parent.is_empty()),
+            trace_state: Some(body.trace_state).filter(|state| !state.is_empty()),
+            id: format!("dlq/{}/redrive/{}", letter.id.0, letter.round),
+        };
+        match self.mesh.redrive(&redrive).await {
+            Ok(published) => Ok(Sent::At(chosen, kind, published.sequence)),
+            Err(error) => match error.kind() {
+                ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Rejected => {
+                    tracing::warn!(letter_id = letter.id.0, %error, "letter refused by the broker");
+                    Ok(Sent::Not(chosen, "the broker refuses it"))
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Takes care of letters of a redrive that were taken, and of which it isn't known whether they were published.
+    async fn recover_taken(&self, act: ActId) -> Result<(), StepError> {
+        let taken = |letter: &Letter| letter.redrive == Some(act) && letter.redrive_sequence == 0;
+        let letters = self.under_way().await?.into_iter().filter(taken).collect();
+        self.recover(act, letters).await
+    }
+
+    async fn recover(&self, act: ActId, letters: Vec<Letter>) -> Result<(), StepError> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let after = self.letters.act(act).await?.map_or(0, |act| act.redrive_after);
+        let last = self.mesh.last_sequence(streams::REDRIVE).await?;
+        let mut there = HashMap::new();
+        if last > after {
+            let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
+            let mut messages = std::pin::pin!(messages);
+            while let Some(message) = messages.try_next().await? {
+                if let Some(redriven) = message.header("Herald-Redrive").and_then(Redriven::parse) {
+                    there
+                        .entry((redriven.letter, redriven.round))
+                        .or_insert(message.sequence);
+                }
+            }
+        }
+        let mut sent = Vec::new();
+        let mut unsent = Vec::new();
+        for letter in letters {
+            match (there.get(&(letter.id.0, letter.round)), way_back(&letter)) {
+                (Some(sequence), Some((kind, _))) => sent.push((chosen(&letter), kind, *sequence)),
+                _ => unsent.push(letter),
+            }
+        }
+        self.record(act, sent).await?;
+        self.send(act, unsent).await
+    }
+
+    /// All letters whose outcome isn't known.
+    async fn under_way(&self) -> Result<Vec<Letter>, StepError> {
+        let filter = LetterFilter {
+            state: Some(LetterState::Redriving),
+            ..LetterFilter::default()
+        };
+        let mut letters = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self
+                .letters
+                .scan(&filter, Order::OldestFirst, after, BATCH as usize)
+                .await?;
+            letters.extend(page.letters);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(letters),
+            }
+        }
+    }
+
+    /// Discards an act's letters until there are none left.
+    async fn discard(&self, id: ActId) {
+        while !self.stop.is_cancelled() {
+            match self.discard_on(id).await {
+                Ok(act) if act.state != ActState::Running => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(act_id = id.0, %error, "discard interrupted");
+                    self.pause(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Discards some letters.
+    pub(crate) async fn discard_on(&self, id: ActId) -> Result<Act, StepError> {
+        let step = self.letters.discard(id, BATCH as usize, Micros::now()).await?;
+        self.metrics.discarded.inc_by(step.letters.len() as u64);
+        self.metrics.open(self.letters.count(LetterState::Open).await?);
+        Ok(step.act)
+    }
+
+    async fn pause(&self, time: Duration) {
+        self.stop.run_until_cancelled(tokio::time::sleep(time)).await;
+    }
+}
+
+fn chosen(letter: &Letter) -> Chosen {
+    Chosen {
+        id: letter.id,
+        round: letter.round,
+    }
+}

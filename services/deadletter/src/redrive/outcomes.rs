@@ -1,0 +1,188 @@
+//! What became of letters that were sent once more.
+//!
+//! One that failed again comes back through ADVISORIES and DLQ, and the index opens it. One that is acknowledged is done,
+//! and nobody tells of that; but the consumer's floor passes it. A failure passes the floor as well, so before a letter
+//! counts as done, all advisories up to then are waited for. Should one be later than that, the letter is opened all the
+//! same.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use herald_mesh::{
+    Mesh,
+    consumers::{self, Kind},
+    streams,
+};
+use herald_model::time::Micros;
+use herald_store::{Cause, Chosen, DeadLetters, Reopening};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Metrics, domain::fingerprint, error::StepError};
+
+/// How often the floors are looked at while letters are under way.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// How long an advisory may take into its stream after the floor has passed its message.
+const GRACE: Duration = Duration::from_millis(50);
+/// How long advisories are waited for. Those that come later still open their letters.
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The reason of a letter whose redrive was removed before anybody worked on it.
+const REMOVED: &str = "removed from REDRIVE before it was acknowledged";
+
+/// Letters under way.
+pub(crate) struct Outcomes {
+    mesh: Mesh,
+    letters: Arc<dyn DeadLetters>,
+    metrics: Metrics,
+    /// By kind, and by where they are in REDRIVE.
+    under_way: Mutex<BTreeMap<Kind, BTreeMap<u64, Chosen>>>,
+    more: Notify,
+    settled: Notify,
+}
+
+impl Outcomes {
+    pub(super) fn new(mesh: Mesh, letters: Arc<dyn DeadLetters>, metrics: Metrics) -> Self {
+        Self {
+            mesh,
+            letters,
+            metrics,
+            under_way: Mutex::default(),
+            more: Notify::new(),
+            settled: Notify::new(),
+        }
+    }
+
+    /// Takes in letters that were sent: where they are in REDRIVE.
+    pub(super) fn expect(&self, letters: impl IntoIterator<Item = (Chosen, Kind, u64)>) {
+        let mut under_way = self.under_way.lock();
+        for (letter, kind, sequence) in letters {
+            under_way.entry(kind).or_default().insert(sequence, letter);
+        }
+        drop(under_way);
+        self.more.notify_one();
+    }
+
+    /// Waits until something became known, but not longer than this.
+    pub(super) async fn news(&self, wait: Duration) {
+        let _ = tokio::time::timeout(wait, self.settled.notified()).await;
+    }
+
+    /// Looks after the letters until the end.
+    pub(super) async fn run(&self, stop: &CancellationToken) {
+        let run = async {
+            loop {
+                while self.under_way.lock().values().all(BTreeMap::is_empty) {
+                    self.more.notified().await;
+                }
+                tokio::time::sleep(INTERVAL).await;
+                if let Err(error) = self.look().await {
+                    tracing::warn!(%error, "outcomes of redrives not known yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        stop.run_until_cancelled(run).await;
+    }
+
+    /// Resolves letters that their consumers are done with.
+    async fn look(&self) -> Result<(), StepError> {
+        let kinds: Vec<Kind> = {
+            let under_way = self.under_way.lock();
+            under_way
+                .iter()
+                .filter(|(_, letters)| !letters.is_empty())
+                .map(|(kind, _)| *kind)
+                .collect()
+        };
+        let mut passed = Vec::new();
+        for kind in kinds {
+            let floor = self
+                .mesh
+                .ack_floor(streams::REDRIVE, consumers::redrive(kind))
+                .await?;
+            let under_way = self.under_way.lock();
+            let letters = under_way.get(&kind).into_iter().flatten();
+            passed.extend(
+                letters
+                    .take_while(|(sequence, _)| **sequence <= floor)
+                    .map(|(sequence, letter)| (kind, *sequence, *letter)),
+            );
+        }
+        if passed.is_empty() {
+            return Ok(());
+        }
+        self.catch_up().await;
+        let removed = self.removed(&passed).await?;
+        for letter in &removed {
+            self.letters.reopen(&reopening(*letter)).await?;
+        }
+        let done: Vec<Chosen> = passed
+            .iter()
+            .map(|(_, _, letter)| *letter)
+            .filter(|letter| !removed.contains(letter))
+            .collect();
+        let resolved = self.letters.resolve(&done, Micros::now()).await?;
+        self.metrics.resolved.inc_by(resolved);
+        let mut under_way = self.under_way.lock();
+        for (kind, sequence, _) in &passed {
+            if let Some(letters) = under_way.get_mut(kind) {
+                letters.remove(sequence);
+            }
+        }
+        drop(under_way);
+        self.settled.notify_waiters();
+        Ok(())
+    }
+
+    /// Waits until every failure up to now is in the store.
+    async fn catch_up(&self) {
+        let reached = async {
+            tokio::time::sleep(GRACE).await;
+            for (stream, consumer) in [
+                (streams::ADVISORIES, consumers::DEADLETTER),
+                (streams::DLQ, consumers::DEAD_LETTERS),
+            ] {
+                let last = self.mesh.last_sequence(stream).await?;
+                while self.mesh.ack_floor(stream, consumer).await? < last {
+                    tokio::time::sleep(GRACE / 5).await;
+                }
+            }
+            Ok::<_, StepError>(())
+        };
+        match tokio::time::timeout(CATCH_UP_MAX, reached).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "not known whether all advisories are in"),
+            Err(_) => tracing::warn!("advisories are behind: some redrives may be open again later"),
+        }
+    }
+
+    /// Those that are no longer in REDRIVE. Limits remove from the front, so when the first is there all are.
+    async fn removed(&self, passed: &[(Kind, u64, Chosen)]) -> Result<Vec<Chosen>, StepError> {
+        let mut in_order: Vec<_> = passed.iter().collect();
+        in_order.sort_unstable_by_key(|(_, sequence, _)| *sequence);
+        let mut removed = Vec::new();
+        for (_, sequence, letter) in in_order {
+            if self.mesh.message(streams::REDRIVE, *sequence).await?.is_some() {
+                break;
+            }
+            removed.push(*letter);
+        }
+        Ok(removed)
+    }
+}
+
+fn reopening(letter: Chosen) -> Reopening {
+    let cause = Cause::Removed;
+    Reopening {
+        letter: letter.id,
+        round: letter.round,
+        cause,
+        reason: REMOVED.into(),
+        group: fingerprint::group(streams::REDRIVE, cause, REMOVED),
+        group_reason: REMOVED.into(),
+        failed_at: Micros::now(),
+    }
+}

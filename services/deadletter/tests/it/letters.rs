@@ -1,0 +1,244 @@
+//! How letters come about.
+
+use herald_mesh::streams;
+use herald_model::PostId;
+use herald_proto::{
+    mesh_v1::DeliveriesSettled,
+    v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState},
+};
+use prost::Message as _;
+
+use crate::harness::{Harness, Verdict, body, get, letters, redrive, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_given_up_becomes_a_letter_with_all_that_is_known() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let chunk = harness.plan(9, &["ann", "bob", "cat"]).await;
+    harness.tell(Verdict::Term("push gave up: webhook status 503: 3"));
+    let sequence = harness.publish(&chunk).await;
+
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(letter.state(), DeadLetterState::Open);
+    assert_eq!(
+        (&letter.stream[..], &letter.consumer[..], &letter.kind[..]),
+        ("PUSH", "push-normal", "push")
+    );
+    assert_eq!((letter.sequence, letter.attempt_count), (sequence, 1));
+    assert_eq!(letter.subject, "push.v1.deliver.normal");
+    assert_eq!(letter.message_type, "herald.mesh.v1.PushChunk");
+    assert_eq!(letter.cause(), DeadLetterCause::Terminated);
+    assert_eq!(letter.reason, "push gave up: webhook status 503: 3");
+    assert_eq!((letter.post_id, &letter.author_id[..]), (9, "author"));
+    assert_eq!(
+        (letter.channel(), letter.lane()),
+        (v1::Channel::Push, v1::Lane::Normal)
+    );
+    assert_eq!((letter.recipient_count, letter.owed_count), (3, 3));
+    assert!(letter.publish_time.is_some());
+    assert_eq!(letter.first_failure_time, letter.last_failure_time);
+
+    let shown = get(&service.client, letter.letter_id).await;
+    assert_eq!(shown.payload, chunk.encode_to_vec());
+    assert_eq!(shown.owed_user_ids, ["ann", "bob", "cat"]);
+    assert_eq!(shown.next_owed_page_token, "");
+    let json: serde_json::Value = serde_json::from_str(&shown.payload_json).unwrap();
+    assert_eq!(json["postId"], "9", "{json}");
+    let header = |name: &str| {
+        shown
+            .headers
+            .iter()
+            .find(|header| header.name == name)
+            .map(|header| &header.value[..])
+    };
+    assert_eq!(header("Herald-Type"), Some("herald.mesh.v1.PushChunk"));
+    assert_eq!(
+        header("Nats-Msg-Id"),
+        Some(&format!("9/push/{:016x}", chunk.chunk_id)[..])
+    );
+
+    // The ledger says that they are dead, and analytics hears of it.
+    let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
+    assert_eq!((counts.push.dead, counts.push.pending), (3, 0));
+    until(async || harness.mesh.last_sequence(streams::EVENTS).await.unwrap() == 1).await;
+    let event = harness.mesh.message(streams::EVENTS, 1).await.unwrap().unwrap();
+    let event: DeliveriesSettled = event.decode().unwrap();
+    assert_eq!((event.post_id, event.dead_count, event.revision), (9, 3, 1));
+    assert_eq!(harness.metric("herald_deadletter_open"), 1);
+    assert_eq!(harness.metric("herald_deadletter_visible_seconds_count"), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_again_is_one_letter() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let chunk = harness.plan(9, &["ann"]).await;
+    harness.tell(Verdict::Term("no"));
+    let sequence = harness.publish(&chunk).await;
+    let letter = letters(&service.client, 1).await.remove(0);
+
+    // By another leader, within the window of DLQ; and, as one after it, straight into DLQ under another id.
+    harness.advise("PUSH", "push-normal", sequence, Some("no")).await;
+    let first = harness
+        .mesh
+        .message(streams::DLQ, letter.letter_id)
+        .await
+        .unwrap()
+        .unwrap();
+    harness
+        .publish_letter(&first.decode().unwrap(), "after the window")
+        .await;
+    until(async || harness.metric("herald_deadletter_repeats_total") == 2).await;
+    assert_eq!(letters(&service.client, 1).await, [letter]);
+    let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
+    assert_eq!(counts.push.dead, 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_dlq_has_and_the_store_has_not_is_written_after_a_crash() {
+    let harness = Harness::start().await;
+    // The service that put it there died before it could write it.
+    let author = harness.author().await;
+    harness
+        .publish_letter(&body(author, 5), "PUSH/push-normal/5")
+        .await;
+    harness.advise("PUSH", "push-normal", 5, Some("again")).await;
+    let service = harness.run().await;
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(letter.reason, "push gave up: webhook status 503: 5");
+    until(async || harness.metric("herald_deadletter_repeats_total") == 1).await;
+    letters(&service.client, 1).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_gone_makes_a_letter_that_says_so() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.advise("PUSH", "push-low", 77, None).await;
+    harness
+        .advise("PUSH", "push-low", 78, Some("Message deleted by stream limits"))
+        .await;
+    let mut letters = letters(&service.client, 2).await;
+    letters.sort_by_key(|letter| letter.sequence);
+    for letter in &letters {
+        assert_eq!(letter.payload(), DeadLetterPayload::Gone);
+        assert_eq!((letter.post_id, letter.publish_time), (0, None));
+        assert_eq!(letter.attempt_count, 3);
+    }
+    assert_eq!(letters[0].cause(), DeadLetterCause::MaxDeliveries);
+    assert_eq!(letters[1].cause(), DeadLetterCause::Removed);
+    let error = redrive(&service.client, crate::harness::ids([letters[0].letter_id]), None)
+        .await
+        .unwrap_err();
+    // Nobody knows on which subject it was, either.
+    assert_eq!(crate::calls::reason(&error), "NOT_REDRIVABLE");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_kept_as_it_came() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Strange", "header");
+    headers.insert(
+        "traceparent",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    );
+    let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
+    harness
+        .nats
+        .publish_with_headers("push.v1.deliver.high", headers, garbage.into())
+        .await
+        .unwrap();
+    harness.nats.flush().await.unwrap();
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(letter.cause(), DeadLetterCause::Unreadable);
+    assert!(letter.reason.contains("undecodable"), "{}", letter.reason);
+    assert_eq!(letter.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(letter.payload_byte_count, garbage.len() as u64);
+    let shown = get(&service.client, letter.letter_id).await;
+    assert_eq!(shown.payload, garbage);
+    assert_eq!(shown.payload_json, "");
+    assert!(
+        shown
+            .headers
+            .iter()
+            .any(|header| header.name == "Strange" && header.value == "header")
+    );
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_advisories_are_ignored_and_unreadable_ones_are_letters() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.advise("PUSH", "somebody-elses", 1, Some("x")).await;
+    harness.advise("ORDERS", "push-normal", 1, Some("x")).await;
+    until(async || harness.metric("herald_deadletter_ignored_total") == 2).await;
+    harness
+        .nats
+        .publish(
+            "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.PUSH.push-normal",
+            "no advisory".into(),
+        )
+        .await
+        .unwrap();
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(
+        (&letter.stream[..], &letter.kind[..]),
+        ("ADVISORIES", "deadletter")
+    );
+    assert_eq!(
+        get(&service.client, letter.letter_id).await.payload,
+        b"no advisory"
+    );
+    // And what is no letter in DLQ.
+    harness
+        .nats
+        .publish("dlq.v1.PUSH.push-normal", "no letter".into())
+        .await
+        .unwrap();
+    let letter = letters(&service.client, 2).await.remove(1);
+    assert_eq!((&letter.stream[..], &letter.kind[..]), ("DLQ", "dead-letters"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_too_large_to_copy_is_redriven_from_its_stream() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    // The letter has the trace state twice, as such and among the headers: that is too much, where the message and its
+    // redrive, which have it once, are not. Field 9 is nobody's, so the message can be read.
+    let trace_state = "x".repeat(60_000);
+    let field = harness.nats.server_info().max_payload as u64 - 90_000;
+    let mut payload = harness.plan(9, &["ann"]).await.encode_to_vec();
+    prost::encoding::encode_key(9, prost::encoding::WireType::LengthDelimited, &mut payload);
+    prost::encoding::encode_varint(field, &mut payload);
+    payload.extend(std::iter::repeat_n(b'x', usize::try_from(field).unwrap()));
+    harness.tell(Verdict::Term("too much"));
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("tracestate", trace_state);
+    harness
+        .nats
+        .publish_with_headers("push.v1.deliver.normal", headers, payload.clone().into())
+        .await
+        .unwrap();
+    harness.nats.flush().await.unwrap();
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(letter.payload(), DeadLetterPayload::TooLarge);
+    assert_eq!((letter.post_id, letter.recipient_count), (9, 1));
+
+    harness.tell(Verdict::Ack);
+    let done = redrive(&service.client, crate::harness::ids([letter.letter_id]), None)
+        .await
+        .unwrap();
+    assert_eq!((done.resolved_count, done.skipped_count), (1, 0));
+    let seen = harness.seen().pop().unwrap();
+    assert_eq!(seen.letter, Some((letter.letter_id, 1)));
+    assert_eq!(seen.payload.len(), payload.len());
+    service.stop().await;
+}

@@ -1,0 +1,9 @@
+//! The service against a real nats-server and the embedded store.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod calls;
+mod harness;
+mod letters;
+mod redrive;
+mod restart;

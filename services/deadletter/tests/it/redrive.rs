@@ -1,0 +1,319 @@
+//! Letters on their second way.
+
+use herald_mesh::{Subject, streams};
+use herald_model::{Lane, PostId};
+use herald_proto::v1::{self, DeadLetterState, RedriveState};
+
+use crate::{
+    calls::reason,
+    harness::{Harness, Verdict, everything, get, ids, in_state, letters, redrive, until},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_goes_back_to_the_consumer_that_failed_once() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    let chunk = harness.plan(9, &["ann", "bob"]).await;
+    harness.tell(Verdict::Term("no"));
+    let sequence = harness.publish(&chunk).await;
+    let letter = letters(client, 1).await.remove(0).letter_id;
+
+    harness.tell(Verdict::Ack);
+    let done = redrive(client, ids([letter]), None).await.unwrap();
+    assert_eq!(done.state(), RedriveState::Done);
+    assert_eq!(
+        (done.frozen_count, done.sent_count, done.resolved_count),
+        (1, 1, 1)
+    );
+    assert_eq!((done.failed_count, done.in_flight_count), (0, 0));
+    assert_eq!(done.actor, "ops@host");
+
+    let seen = harness.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!(seen[1].subject, Subject::PushDeliver(Lane::Normal));
+    assert_eq!((seen[1].sequence, seen[1].letter), (sequence, Some((letter, 1))));
+    assert_eq!(seen[1].payload, seen[0].payload);
+
+    let shown = get(client, letter).await;
+    let resolved = shown.letter.unwrap();
+    assert_eq!(resolved.state(), DeadLetterState::Resolved);
+    assert_eq!(
+        (resolved.redrive_count, resolved.redrive_id),
+        (1, done.redrive_id)
+    );
+    assert_eq!(shown.acts.len(), 1);
+    assert_eq!(
+        (shown.acts[0].act_id, &shown.acts[0].actor[..]),
+        (done.redrive_id, "ops@host")
+    );
+
+    // Again: refused, and nothing happens.
+    let again = redrive(client, ids([letter]), None).await.unwrap_err();
+    assert_eq!(reason(&again), "ALREADY_REDRIVEN");
+    let nothing = redrive(client, everything(), None).await.unwrap();
+    assert_eq!((nothing.frozen_count, nothing.state()), (0, RedriveState::Done));
+    assert_eq!(harness.seen().len(), 2);
+    assert_eq!(harness.metric("herald_deadletter_resolved_total"), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_fails_again_is_open_again_with_the_new_reason() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 1..=3).await;
+    harness.plan(2, &["ann"]).await;
+    harness.tell(Verdict::Term("still no"));
+    let done = redrive(client, ids([2]), None).await.unwrap();
+    assert_eq!(
+        (done.state(), done.resolved_count, done.failed_count),
+        (RedriveState::Done, 0, 1)
+    );
+    let open = get(client, 2).await.letter.unwrap();
+    assert_eq!((open.state(), open.redrive_count), (DeadLetterState::Open, 1));
+    assert_eq!(open.reason, "still no");
+    assert_eq!(open.attempt_count, 20, "those of the redrive don't count");
+    assert!(open.last_failure_time.unwrap().seconds > open.first_failure_time.unwrap().seconds);
+    // One letter still: what DLQ has of the redrive is about this one.
+    assert_eq!(letters(client, 3).await.len(), 3);
+
+    harness.tell(Verdict::Ack);
+    let done = redrive(client, everything(), None).await.unwrap();
+    assert_eq!((done.resolved_count, done.failed_count), (3, 0));
+    assert_eq!(harness.redriven(), [(1, 1), (2, 1), (2, 2), (3, 1)]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redrives_of_the_same_letters_at_the_same_time_deliver_each_once() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 1..=700).await;
+    let redrives = (0..3).map(|_| redrive(client, everything(), Some(0)));
+    let done: Vec<_> = futures::future::join_all(redrives)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(done.iter().map(|done| done.resolved_count).sum::<u64>(), 700);
+    for done in &done {
+        assert_eq!(
+            done.sent_count + done.skipped_count,
+            done.frozen_count,
+            "{done:?}"
+        );
+    }
+    let expected: Vec<_> = (1..=700).map(|id| (id, 1)).collect();
+    assert_eq!(harness.redriven(), expected);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 1..=1_500).await;
+    harness.tell(Verdict::Term("not mended"));
+    let done = redrive(client, everything(), Some(10)).await.unwrap();
+    assert_eq!(done.state(), RedriveState::Stopped);
+    assert!(done.reason.ends_with("letters failed again"), "{}", done.reason);
+    assert!(
+        done.failed_count >= 10 && done.sent_count <= 512,
+        "a failing redrive begins with a few: {done:?}"
+    );
+    assert_eq!(done.failed_count, done.sent_count);
+    let open = in_state(client, DeadLetterState::Open).await;
+    assert_eq!(open.len(), 1_000, "a page of them");
+    let untouched = get(client, 1_500).await.letter.unwrap();
+    assert_eq!(
+        (untouched.state(), untouched.redrive_count),
+        (DeadLetterState::Open, 0)
+    );
+    assert_eq!(harness.redriven().len() as u64, done.sent_count);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_and_changes_nothing() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 1..=5).await;
+    harness.advise("PUSH", "push-low", 77, None).await;
+    let before = letters(client, 6).await;
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(everything()),
+        dry_run: true,
+        rate_max: 10,
+        ..Default::default()
+    };
+    let mut answers = client
+        .clone()
+        .redrive_dead_letters(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(answers.message().await.unwrap().is_none());
+    let redrive = answer.redrive.unwrap();
+    assert_eq!((redrive.redrive_id, redrive.frozen_count), (0, 5));
+    assert_eq!(redrive.excluded_count, 1, "what is gone can't be redriven");
+    assert_eq!(answer.groups.len(), 1);
+    assert_eq!(answer.groups[0].letter_count, 5);
+    assert_eq!(answer.groups[0].reason, "push gave up: webhook status 503: #");
+    assert_eq!(letters(client, 6).await, before);
+    let mut other = client.clone();
+    let history = other.list_history(v1::ListHistoryRequest::default()).await;
+    assert_eq!(history.unwrap().into_inner().acts, []);
+    assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_can_be_stopped() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let mut client = service.client.clone();
+    harness.fill(&client, 1..=200).await;
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(everything()),
+        rate_max: 20,
+        ..Default::default()
+    };
+    let mut progress = client.redrive_dead_letters(request).await.unwrap().into_inner();
+    let begun = progress.message().await.unwrap().unwrap().redrive.unwrap();
+    let mut cancel = tonic::Request::new(v1::CancelRedriveRequest {
+        redrive_id: begun.redrive_id,
+    });
+    cancel
+        .metadata_mut()
+        .insert("herald-actor", "bob".parse().unwrap());
+    let stopped = client.cancel_redrive(cancel).await.unwrap().into_inner();
+    assert_eq!(stopped.redrive.unwrap().state(), RedriveState::Cancelled);
+    let mut last = begun.clone();
+    while let Some(answer) = progress.message().await.unwrap() {
+        last = answer.redrive.unwrap();
+    }
+    assert_eq!(
+        (last.state(), &last.reason[..]),
+        (RedriveState::Cancelled, "stopped by bob")
+    );
+    assert_eq!(last.in_flight_count, 0);
+    assert!(last.sent_count < 200, "{last:?}");
+    let open = in_state(&client, DeadLetterState::Open).await;
+    assert_eq!(open.len() as u64 + last.resolved_count, 200);
+
+    let again = v1::CancelRedriveRequest {
+        redrive_id: begun.redrive_id,
+    };
+    let again = client.cancel_redrive(again).await.unwrap().into_inner();
+    assert_eq!(again.redrive.unwrap().reason, "stopped by bob");
+    let history = client
+        .list_history(v1::ListHistoryRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let kinds: Vec<_> = history.acts.iter().map(v1::DeadLetterAct::kind).collect();
+    assert_eq!(
+        kinds,
+        [v1::DeadLetterActKind::Cancel, v1::DeadLetterActKind::Redrive]
+    );
+    assert_eq!(
+        history.acts[0].redrive.as_ref().unwrap().redrive_id,
+        begun.redrive_id
+    );
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_says_who_is_owed_at_each_moment() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    let users: Vec<String> = (0..250).map(|n| format!("user-{n:03}")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let chunk = harness.plan(9, &users).await;
+    harness.tell(Verdict::Term("no"));
+    harness.publish(&chunk).await;
+    let letter = letters(client, 1).await.remove(0);
+    assert_eq!(letter.owed_count, 250);
+    // Pending until the letter's second step is done.
+    until(async || {
+        let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap();
+        counts.unwrap().push.dead == 250
+    })
+    .await;
+    let shown = get(client, letter.letter_id).await;
+    assert_eq!(shown.owed_user_ids.len(), 100);
+    let mut owed = shown.owed_user_ids;
+    let mut token = shown.next_owed_page_token;
+    while !token.is_empty() {
+        let request = v1::ListOwedRecipientsRequest {
+            letter_id: letter.letter_id,
+            page_size: 70,
+            page_token: token,
+        };
+        let page = client
+            .clone()
+            .list_owed_recipients(request)
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(
+            page.recipients
+                .iter()
+                .all(|one| one.state() == v1::DeliveryState::Dead)
+        );
+        owed.extend(page.recipients.into_iter().map(|one| one.user_id));
+        token = page.next_page_token;
+    }
+    owed.sort();
+    assert_eq!(owed, users);
+
+    // Somebody is reached in another way: the letter owes the rest.
+    let recorded = harness
+        .stores
+        .ledger
+        .outcome(
+            PostId(9),
+            herald_model::Channel::Push,
+            herald_model::ChunkId(chunk.chunk_id),
+        )
+        .await
+        .unwrap()
+        .unwrap();
+    let herald_store::Outcome::Mixed {
+        suppressed,
+        expired,
+        dead,
+        partly,
+        ..
+    } = recorded.outcome
+    else {
+        panic!("{recorded:?}")
+    };
+    let reached = herald_model::Recipients::from_sorted(dead.iter().take(200));
+    let left = herald_model::Recipients::from_sorted(dead.iter().skip(200));
+    let settlement = herald_store::Settlement {
+        post: PostId(9),
+        channel: herald_model::Channel::Push,
+        chunk: herald_model::ChunkId(chunk.chunk_id),
+        base: herald_store::Base::Revision(recorded.revision),
+        outcome: herald_store::Outcome::Mixed {
+            delivered: reached,
+            suppressed,
+            expired,
+            dead: left,
+            partly,
+        },
+        at: herald_model::time::Micros::now(),
+    };
+    harness.stores.ledger.settle(&settlement).await.unwrap();
+    until(async || letters(client, 1).await[0].owed_count == 50).await;
+    assert_eq!(get(client, letter.letter_id).await.owed_user_ids.len(), 50);
+    service.stop().await;
+}

@@ -1,0 +1,109 @@
+//! Redrives that are broken off.
+
+use herald_mesh::{Redrive, Subject, consumers::Kind, streams};
+use herald_model::{Lane, time::Micros};
+use herald_proto::{
+    mesh_v1::DeadLetter,
+    v1::{self, DeadLetterState, RedriveState},
+};
+use herald_store::{ActKind, Chosen, LetterId, NewAct};
+
+use crate::harness::{Client, Harness, everything, in_state, until};
+
+async fn state(client: &Client, redrive_id: u64) -> v1::Redrive {
+    let request = v1::GetRedriveRequest { redrive_id };
+    let answer = client.clone().get_redrive(request).await.unwrap();
+    answer.into_inner().redrive.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_goes_on_after_the_process_died() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let mut client = service.client.clone();
+    harness.fill(&client, 1..=600).await;
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(everything()),
+        rate_max: 1_000,
+        ..Default::default()
+    };
+    let mut progress = client.redrive_dead_letters(request).await.unwrap().into_inner();
+    let begun = progress.message().await.unwrap().unwrap().redrive.unwrap();
+    until(async || harness.redriven().len() > 50).await;
+    service.abort().await;
+    drop(progress);
+    assert!(harness.redriven().len() < 600);
+
+    let service = harness.run().await;
+    until(async || {
+        let now = state(&service.client, begun.redrive_id).await;
+        now.state() == RedriveState::Done && now.in_flight_count == 0
+    })
+    .await;
+    let done = state(&service.client, begun.redrive_id).await;
+    assert_eq!(
+        (done.resolved_count, done.failed_count, done.skipped_count),
+        (600, 0, 0)
+    );
+    let expected: Vec<_> = (1..=600).map(|id| (id, 1)).collect();
+    assert_eq!(harness.redriven(), expected);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_were_taken_and_perhaps_sent_are_looked_for() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.fill(&service.client, 1..=4).await;
+    service.stop().await;
+
+    // A process took three letters, published two of them, and died before it recorded any of it.
+    let letters = &harness.stores.letters;
+    let chosen = (1..=4)
+        .map(|id| Chosen {
+            id: LetterId(id),
+            round: 0,
+        })
+        .collect::<Vec<_>>();
+    let act = NewAct {
+        kind: ActKind::Redrive,
+        actor: "somebody".into(),
+        at: Micros::now(),
+        selection: bytes::Bytes::new(),
+        excluded: 0,
+        rate_max: 0,
+        failures_max: 0,
+        target: None,
+    };
+    let begun = letters.begin(&act, &chosen).await.unwrap();
+    letters.claim(begun.id, 3, 0, Micros::now()).await.unwrap();
+    for letter in [1, 3] {
+        let message = harness.mesh.message(streams::DLQ, letter).await.unwrap().unwrap();
+        let body: DeadLetter = message.decode().unwrap();
+        let redrive = Redrive {
+            kind: Kind::Push,
+            letter,
+            round: 1,
+            subject: Subject::PushDeliver(Lane::Normal),
+            sequence: body.original_sequence,
+            published_at: Micros(body.published_at_us),
+            payload: body.payload,
+            trace_parent: None,
+            trace_state: None,
+            // Not the id that the next process will use: as if the window were over.
+            id: format!("long ago {letter}"),
+        };
+        harness.mesh.redrive(&redrive).await.unwrap();
+    }
+
+    let service = harness.run().await;
+    until(async || {
+        let resolved = in_state(&service.client, DeadLetterState::Resolved).await;
+        resolved.len() == 4
+    })
+    .await;
+    assert_eq!(harness.redriven(), [(1, 1), (2, 1), (3, 1), (4, 1)]);
+    let done = state(&service.client, begun.id.0).await;
+    assert_eq!((done.sent_count, done.resolved_count), (4, 4));
+    service.stop().await;
+}
