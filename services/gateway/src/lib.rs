@@ -1,7 +1,7 @@
 //! The gateway: the one public port.
 //!
 //! It accepts posts into the POSTS stream, shows timelines, keeps devices and preferences, tells what became of
-//! deliveries, and sends calls to the graph and analytics services on. It owns posts: the archive consumer runs here.
+//! deliveries, and sends calls to the graph, analytics and deadletter services on. It owns posts: the archive consumer runs here.
 //!
 //! The way of a post: [`grpc`] checks it, makes a key of the author's id, looks for an earlier post with the same request
 //! id, asks the graph for the author's follow version (who is a follower of this post, for ever), and publishes. The
@@ -50,6 +50,8 @@ pub struct Deps {
     pub graph: Channel,
     /// The analytics service. May connect lazily.
     pub analytics: Channel,
+    /// The deadletter service. May connect lazily.
+    pub deadletter: Channel,
     /// The push service's VAPID public key, base64url; told to those who list devices.
     pub vapid_public_key: String,
     /// Set while calls are taken.
@@ -68,6 +70,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         listener,
         graph,
         analytics,
+        deadletter,
         vapid_public_key,
         ready,
         metrics,
@@ -109,6 +112,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         versions,
         graph,
         analytics,
+        deadletter,
         vapid_public_key,
         metrics,
     };

@@ -27,7 +27,7 @@ Exit codes:
   1  the server refused, something failed, or part of an import was refused
   2  the command line is wrong, or the server calls a value invalid
   3  no server there, or it can't serve at the moment
-  4  no such post, device or user
+  4  no such post, device, user or dead letter
   5  not done in the time given
   6  the server takes no more at the moment; try again later
 
@@ -154,6 +154,7 @@ pub(crate) enum Command {
     Watch(commands::watch::Args),
     Delivery(commands::delivery::Args),
     Stats(commands::stats::Args),
+    Dlq(commands::dlq::Args),
     Lag(commands::lag::Args),
     PushSink(commands::push_sink::Args),
     Bench(Box<commands::bench::Args>),
@@ -180,6 +181,7 @@ impl Command {
             Self::Watch(_) => "herald watch",
             Self::Delivery(_) => "herald delivery",
             Self::Stats(_) => "herald stats",
+            Self::Dlq(_) => "herald dlq",
             Self::Lag(_) => "herald lag",
             Self::PushSink(_) => "herald push-sink",
             Self::Completions(_) => "herald completions",

@@ -25,6 +25,13 @@ pub(crate) struct Graph;
 /// AnalyticsService.
 pub(crate) struct Analytics;
 
+/// DeadLetterService.
+pub(crate) struct DeadLetters;
+
+impl Forwarded for DeadLetters {
+    const NAME: &'static str = v1::dead_letter_service_server::SERVICE_NAME;
+}
+
 impl Forwarded for Graph {
     const NAME: &'static str = v1::graph_service_server::SERVICE_NAME;
 }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    adapters::{Analytics, FollowVersions, Forward, Graph, PostReader},
+    adapters::{Analytics, DeadLetters, FollowVersions, Forward, Graph, PostReader},
     feed::Feed,
     known::KnownRequests,
     live::Hub,
@@ -52,6 +52,7 @@ pub(crate) struct Parts {
     pub(crate) versions: Arc<dyn FollowVersions>,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
+    pub(crate) deadletter: Channel,
     pub(crate) vapid_public_key: String,
     pub(crate) metrics: Metrics,
 }
@@ -79,6 +80,7 @@ pub(crate) async fn serve(
         forwarded: vec![
             (Forward::<Graph>::NAME, parts.graph.clone()),
             (Forward::<Analytics>::NAME, parts.analytics.clone()),
+            (Forward::<DeadLetters>::NAME, parts.deadletter.clone()),
         ],
     };
     health.start().await;
@@ -118,6 +120,7 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         versions,
         graph,
         analytics,
+        deadletter,
         vapid_public_key,
         metrics,
     } = parts;
@@ -168,7 +171,8 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         .add_service(PreferenceServiceServer::new(preferences).max_decoding_message_size(bytes_max))
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
         .add_service(Forward::<Graph>::new(graph))
-        .add_service(Forward::<Analytics>::new(analytics));
+        .add_service(Forward::<Analytics>::new(analytics))
+        .add_service(Forward::<DeadLetters>::new(deadletter));
     herald_runtime::grpc::with_reflection(routes, DESCRIPTORS).map_err(Error::Reflection)
 }
 

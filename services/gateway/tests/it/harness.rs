@@ -149,6 +149,7 @@ impl World {
             graph: self.graph_channel.clone(),
             // Nobody there.
             analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+            deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             vapid_public_key: "the-vapid-key".into(),
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),

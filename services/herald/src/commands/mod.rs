@@ -7,6 +7,7 @@ pub(crate) mod delete;
 pub(crate) mod delivery;
 mod demo;
 pub(crate) mod device;
+pub(crate) mod dlq;
 pub(crate) mod follow;
 pub(crate) mod import;
 pub(crate) mod lag;
@@ -53,6 +54,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Watch(args) => watch::run(args, context).await,
         Command::Delivery(args) => delivery::run(args, context).await,
         Command::Stats(args) => stats::run(args, context).await,
+        Command::Dlq(args) => Box::pin(dlq::run(args, context)).await,
         Command::Lag(args) => lag::run(args, context).await,
         Command::PushSink(args) => push_sink::run(args, context).await,
         Command::Bench(args) => Box::pin(bench::run(*args, context)).await,

@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) push: herald_push::Config,
     /// The analytics service.
     pub(crate) analytics: herald_analytics::Config,
+    /// The deadletter service.
+    pub(crate) deadletter: herald_deadletter::Config,
 }
 
 /// The NATS server: one that runs already, or one to run as a child.
@@ -89,6 +91,7 @@ impl Default for Config {
             timeline: herald_timeline::Config::default(),
             push: herald_push::Config::default(),
             analytics: herald_analytics::Config::default(),
+            deadletter: herald_deadletter::Config::default(),
         }
     }
 }
@@ -122,6 +125,7 @@ impl Config {
                     .into(),
             );
         }
-        self.analytics.validate()
+        self.analytics.validate()?;
+        self.deadletter.validate()
     }
 }

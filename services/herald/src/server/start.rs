@@ -96,6 +96,7 @@ impl Server {
         let mut workers = Services::new();
         let graph = serve_graph(&parts, &mut workers).await?;
         let analytics = serve_analytics(&parts, &mut workers).await?;
+        let deadletter = serve_deadletter(&parts, &mut workers).await?;
         let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
             .context("the VAPID key can't be read or made")?;
         let ready = readiness.flag("gateway");
@@ -106,6 +107,7 @@ impl Server {
             listener: grpc,
             graph: graph.clone(),
             analytics,
+            deadletter,
             vapid_public_key: vapid.public_key_base64url(),
             ready: ready.clone(),
             metrics: parts.metrics.register(herald_gateway::Metrics::new),
@@ -199,6 +201,22 @@ async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Chann
     services.spawn(
         "analytics",
         herald_analytics::run(parts.config.analytics.clone(), deps, services.shutdown()),
+    );
+    Ok(channel)
+}
+
+async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Channel> {
+    let (listener, channel) = internal().await?;
+    let deps = herald_deadletter::Deps {
+        mesh: parts.mesh.clone(),
+        topology: parts.topology.clone(),
+        stores: parts.store.stores(),
+        listener,
+        metrics: parts.metrics.register(herald_deadletter::Metrics::new),
+    };
+    services.spawn(
+        "deadletter",
+        herald_deadletter::run(parts.config.deadletter.clone(), deps, services.shutdown()),
     );
     Ok(channel)
 }

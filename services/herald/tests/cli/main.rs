@@ -7,6 +7,7 @@
 )]
 
 mod answers;
+mod dlq;
 mod help;
 mod import;
 mod push_sink;

@@ -11,6 +11,7 @@ use std::{
 
 use herald_proto::v1::{
     analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
+    dead_letter_service_server::DeadLetterServiceServer,
     delivery_service_server::{DeliveryService, DeliveryServiceServer},
     device_service_server::{DeviceService, DeviceServiceServer},
     graph_service_server::{GraphService, GraphServiceServer},
@@ -25,8 +26,8 @@ use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-type Answer<T> = Result<Response<T>, Status>;
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
+pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A running server; it ends with the test's runtime.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ struct State {
     refused_follows: Mutex<Vec<ImportFailure>>,
     timelines: Mutex<VecDeque<ListTimelineResponse>>,
     watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
+    redrives: Mutex<VecDeque<Vec<Redrive>>>,
+    actors: Mutex<Vec<String>>,
 }
 
 impl Server {
@@ -61,7 +64,8 @@ impl Server {
             .add_service(TimelineServiceServer::new(server.clone()))
             .add_service(DeliveryServiceServer::new(server.clone()))
             .add_service(AnalyticsServiceServer::new(server.clone()))
-            .add_service(MeshServiceServer::new(server.clone()));
+            .add_service(MeshServiceServer::new(server.clone()))
+            .add_service(DeadLetterServiceServer::new(server.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         server
     }
@@ -141,7 +145,34 @@ impl Server {
             .push_back(events.into_iter().map(answer).collect());
     }
 
-    fn take<T: Clone + Send + 'static>(&self, request: Request<T>) -> Result<T, Status> {
+    /// One call of `RedriveDeadLetters` tells this.
+    pub(crate) fn redrive(&self, progress: impl IntoIterator<Item = Redrive>) {
+        let progress = progress.into_iter().collect();
+        self.state.redrives.lock().unwrap().push_back(progress);
+    }
+
+    pub(crate) fn next_redrive(&self) -> Vec<Redrive> {
+        self.state
+            .redrives
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or_default()
+    }
+
+    /// Who signed the calls, oldest first.
+    pub(crate) fn actors(&self) -> Vec<String> {
+        self.state.actors.lock().unwrap().clone()
+    }
+
+    /// Remembers who signed a call.
+    pub(crate) fn sign<T>(&self, request: &Request<T>) {
+        let actor = request.metadata().get("herald-actor");
+        let actor = actor.map(|actor| actor.to_str().unwrap().to_owned());
+        self.state.actors.lock().unwrap().extend(actor);
+    }
+
+    pub(crate) fn take<T: Clone + Send + 'static>(&self, request: Request<T>) -> Result<T, Status> {
         let request = request.into_inner();
         self.state.calls.lock().unwrap().push(Box::new(request.clone()));
         self.next_failure()?;

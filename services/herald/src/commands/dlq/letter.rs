@@ -1,0 +1,281 @@
+//! Letters, groups and redrives as they are printed.
+
+use herald_proto::v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState, RedriveState};
+use serde::Serialize;
+
+use crate::{
+    failure::printable,
+    output::{Table, channel_name, count, lane_name},
+    time::{ago, rfc3339},
+};
+
+/// The longest reason in a table, characters.
+const REASON_WIDTH: usize = 72;
+
+pub(super) const fn cause_name(cause: DeadLetterCause) -> &'static str {
+    match cause {
+        DeadLetterCause::Unspecified => "unknown",
+        DeadLetterCause::MaxDeliveries => "max_deliveries",
+        DeadLetterCause::Terminated => "terminated",
+        DeadLetterCause::Removed => "removed",
+        DeadLetterCause::Unreadable => "unreadable",
+        DeadLetterCause::Audit => "audit",
+    }
+}
+
+pub(super) const fn state_name(state: DeadLetterState) -> &'static str {
+    match state {
+        DeadLetterState::Unspecified => "unknown",
+        DeadLetterState::Open => "open",
+        DeadLetterState::Redriving => "redriving",
+        DeadLetterState::Resolved => "resolved",
+        DeadLetterState::Discarded => "discarded",
+    }
+}
+
+const fn payload_name(payload: DeadLetterPayload) -> &'static str {
+    match payload {
+        DeadLetterPayload::Unspecified => "unknown",
+        DeadLetterPayload::Kept => "kept",
+        DeadLetterPayload::Gone => "gone",
+        DeadLetterPayload::TooLarge => "too_large",
+    }
+}
+
+const fn redrive_state_name(state: RedriveState) -> &'static str {
+    match state {
+        RedriveState::Unspecified => "dry_run",
+        RedriveState::Running => "running",
+        RedriveState::Done => "done",
+        RedriveState::Stopped => "stopped",
+        RedriveState::Cancelled => "cancelled",
+    }
+}
+
+/// A letter.
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
+#[derive(Debug, Serialize)]
+pub(super) struct Letter {
+    pub(super) letter_id: u64,
+    pub(super) state: &'static str,
+    pub(super) stream: String,
+    pub(super) consumer: String,
+    pub(super) kind: String,
+    pub(super) sequence: u64,
+    pub(super) subject: String,
+    pub(super) message_type: String,
+    pub(super) cause: &'static str,
+    pub(super) reason: String,
+    pub(super) group_id: String,
+    pub(super) attempts: u64,
+    pub(super) published_time: Option<String>,
+    pub(super) first_failure_time: Option<String>,
+    pub(super) last_failure_time: Option<String>,
+    pub(super) redrives: u32,
+    pub(super) redrive_id: Option<u64>,
+    pub(super) post_id: Option<u64>,
+    pub(super) author_id: Option<String>,
+    pub(super) channel: Option<&'static str>,
+    pub(super) lane: Option<&'static str>,
+    pub(super) recipients: u32,
+    pub(super) owed: u32,
+    pub(super) trace_id: Option<String>,
+    pub(super) payload: &'static str,
+    pub(super) payload_bytes: u64,
+    pub(super) updated_time: Option<String>,
+    #[serde(skip)]
+    pub(super) last_failure: Option<prost_types::Timestamp>,
+}
+
+impl From<v1::DeadLetter> for Letter {
+    fn from(letter: v1::DeadLetter) -> Self {
+        let number = |number: u64| (number != 0).then_some(number);
+        let text = |text: String| (!text.is_empty()).then_some(text);
+        Self {
+            letter_id: letter.letter_id,
+            state: state_name(letter.state()),
+            cause: cause_name(letter.cause()),
+            payload: payload_name(letter.payload()),
+            stream: letter.stream,
+            consumer: letter.consumer,
+            kind: letter.kind,
+            sequence: letter.sequence,
+            subject: letter.subject,
+            message_type: letter.message_type,
+            reason: letter.reason,
+            group_id: letter.group_id,
+            attempts: letter.attempt_count,
+            published_time: rfc3339(letter.publish_time.as_ref()),
+            first_failure_time: rfc3339(letter.first_failure_time.as_ref()),
+            last_failure_time: rfc3339(letter.last_failure_time.as_ref()),
+            redrives: letter.redrive_count,
+            redrive_id: number(letter.redrive_id),
+            post_id: number(letter.post_id),
+            author_id: text(letter.author_id),
+            channel: (letter.channel != 0).then(|| channel_name(letter.channel)),
+            lane: (letter.lane != 0).then(|| lane_name(letter.lane)),
+            recipients: letter.recipient_count,
+            owed: letter.owed_count,
+            trace_id: text(letter.trace_id),
+            payload_bytes: letter.payload_byte_count,
+            updated_time: rfc3339(letter.update_time.as_ref()),
+            last_failure: letter.last_failure_time,
+        }
+    }
+}
+
+/// Letters that failed in the same way.
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
+#[derive(Debug, Serialize)]
+pub(super) struct Group {
+    pub(super) group_id: String,
+    pub(super) letters: u64,
+    pub(super) kind: String,
+    pub(super) cause: &'static str,
+    pub(super) reason: String,
+    pub(super) first_failure_time: Option<String>,
+    pub(super) last_failure_time: Option<String>,
+    pub(super) example_letter_id: u64,
+    #[serde(skip)]
+    first: Option<prost_types::Timestamp>,
+    #[serde(skip)]
+    last: Option<prost_types::Timestamp>,
+}
+
+impl From<v1::DeadLetterGroup> for Group {
+    fn from(group: v1::DeadLetterGroup) -> Self {
+        Self {
+            cause: cause_name(group.cause()),
+            group_id: group.group_id,
+            letters: group.letter_count,
+            kind: group.kind,
+            reason: group.reason,
+            first_failure_time: rfc3339(group.first_failure_time.as_ref()),
+            last_failure_time: rfc3339(group.last_failure_time.as_ref()),
+            example_letter_id: group.example_letter_id,
+            first: group.first_failure_time,
+            last: group.last_failure_time,
+        }
+    }
+}
+
+/// Groups as a table.
+pub(super) fn group_table(groups: &[Group]) -> String {
+    let mut table = Table::new(&["group", ">letters", "kind", "cause", "first", "last", "reason"]);
+    for group in groups {
+        table.row([
+            printable(&group.group_id),
+            count(group.letters),
+            printable(&group.kind),
+            group.cause.into(),
+            ago(group.first.as_ref()),
+            ago(group.last.as_ref()),
+            short(&group.reason),
+        ]);
+    }
+    table.render()
+}
+
+/// How far a redrive has come.
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Redrive {
+    pub(super) redrive_id: u64,
+    pub(super) state: &'static str,
+    pub(super) letters: u64,
+    pub(super) sent: u64,
+    pub(super) resolved: u64,
+    pub(super) failed: u64,
+    pub(super) in_flight: u64,
+    pub(super) skipped: u64,
+    pub(super) excluded: u64,
+    pub(super) reason: String,
+    pub(super) actor: String,
+    pub(super) created_time: Option<String>,
+    pub(super) ended_time: Option<String>,
+    pub(super) elapsed_seconds: f64,
+}
+
+impl From<v1::Redrive> for Redrive {
+    fn from(redrive: v1::Redrive) -> Self {
+        let elapsed = redrive.elapsed.unwrap_or_default();
+        Self {
+            redrive_id: redrive.redrive_id,
+            state: redrive_state_name(redrive.state()),
+            letters: redrive.frozen_count,
+            sent: redrive.sent_count,
+            resolved: redrive.resolved_count,
+            failed: redrive.failed_count,
+            in_flight: redrive.in_flight_count,
+            skipped: redrive.skipped_count,
+            excluded: redrive.excluded_count,
+            reason: redrive.reason,
+            actor: redrive.actor,
+            created_time: rfc3339(redrive.create_time.as_ref()),
+            ended_time: rfc3339(redrive.end_time.as_ref()),
+            elapsed_seconds: elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9,
+        }
+    }
+}
+
+impl Redrive {
+    /// What came of it so far, in words.
+    pub(super) fn outcome(&self) -> String {
+        let mut parts = vec![format!("{} resolved", count(self.resolved))];
+        for (number, what) in [
+            (self.failed, "failed again"),
+            (self.in_flight, "under way"),
+            (self.skipped, "skipped"),
+        ] {
+            if number > 0 {
+                parts.push(format!("{} {what}", count(number)));
+            }
+        }
+        let left = self
+            .letters
+            .saturating_sub(self.sent)
+            .saturating_sub(self.skipped);
+        if left > 0 {
+            parts.push(format!("{} not sent", count(left)));
+        }
+        parts.join(", ")
+    }
+}
+
+/// A reason that fits into a table.
+pub(super) fn short(reason: &str) -> String {
+    let reason = printable(reason);
+    if reason.chars().count() <= REASON_WIDTH {
+        return reason;
+    }
+    reason.chars().take(REASON_WIDTH - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        assert_eq!(short("short"), "short");
+        let cut = short(&"ä".repeat(100));
+        assert_eq!(cut.chars().count(), REASON_WIDTH);
+        assert!(cut.ends_with('…'));
+    }
+
+    #[test]
+    fn an_outcome_tells_what_is_not_zero() {
+        let redrive = Redrive::from(v1::Redrive {
+            frozen_count: 2_000,
+            sent_count: 10,
+            resolved_count: 7,
+            failed_count: 2,
+            in_flight_count: 1,
+            ..Default::default()
+        });
+        assert_eq!(
+            redrive.outcome(),
+            "7 resolved, 2 failed again, 1 under way, 1,990 not sent"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! `herald dlq show`
+
+use std::fmt::Write as _;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedRecipientsRequest};
+use serde::Serialize;
+
+use super::{history::Act, letter::Letter};
+use crate::{
+    client::Client,
+    context::Context,
+    failure::{Failure, printable},
+    output::{Show, bytes, count},
+};
+
+/// Owed recipients that a person is shown.
+const OWED_SHOWN: usize = 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  herald dlq show 17
+
+  Everybody who is still owed it:
+    herald dlq show 17 --owed
+
+  What the message carried, as JSON or as it came:
+    herald dlq show 17 --output json | jq .payload_json
+    herald dlq show 17 --output json | jq -r .payload_base64 | base64 -d";
+
+/// Show one dead letter: why it failed, what it carried, who is still owed it
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The letter, as `herald dlq list` names it
+    #[arg(value_name = "LETTER", value_parser = clap::value_parser!(u64).range(1..))]
+    letter_id: u64,
+
+    /// Name all recipients who are still owed it, not only the first
+    #[arg(long)]
+    owed: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    letter: Letter,
+    headers: Vec<Header>,
+    payload_json: Option<serde_json::Value>,
+    payload_base64: String,
+    owed_user_ids: Vec<String>,
+    /// Whether there are more than these.
+    owed_more: bool,
+    acts: Vec<Act>,
+    #[serde(skip)]
+    all: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Header {
+    name: String,
+    value: String,
+}
+
+impl Show for Answer {
+    fn text(&self) -> String {
+        let letter = &self.letter;
+        let or_dash = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
+        let post = letter.post_id.map_or_else(
+            || "-".to_owned(),
+            |post| format!("{post} of {}", or_dash(letter.author_id.as_deref())),
+        );
+        let times = format!(
+            "{} first, {} last",
+            or_dash(letter.first_failure_time.as_deref()),
+            or_dash(letter.last_failure_time.as_deref())
+        );
+        let mut text = format!("letter {}: {}\n", letter.letter_id, letter.state);
+        for (name, value) in [
+            ("reason", printable(&letter.reason)),
+            ("cause", letter.cause.to_owned()),
+            ("group", printable(&letter.group_id)),
+            (
+                "consumer",
+                format!("{} of {}", printable(&letter.consumer), printable(&letter.stream)),
+            ),
+            (
+                "message",
+                format!("{} on {}", letter.sequence, printable(&letter.subject)),
+            ),
+            ("type", or_dash(Some(&letter.message_type))),
+            ("attempts", count(letter.attempts)),
+            ("published", or_dash(letter.published_time.as_deref())),
+            ("given up", times),
+            ("redrives", letter.redrives.to_string()),
+            ("post", post),
+            ("channel", or_dash(letter.channel)),
+            ("lane", or_dash(letter.lane)),
+            ("trace", or_dash(letter.trace_id.as_deref())),
+            (
+                "payload",
+                format!("{}, {}", letter.payload, bytes(letter.payload_bytes)),
+            ),
+            (
+                "owed",
+                format!(
+                    "{} of {} recipients",
+                    count(u64::from(letter.owed)),
+                    count(u64::from(letter.recipients))
+                ),
+            ),
+        ] {
+            let _ = write!(text, "\n  {name:<10} {value}");
+        }
+        if !self.owed_user_ids.is_empty() {
+            let shown = if self.all {
+                self.owed_user_ids.len()
+            } else {
+                OWED_SHOWN
+            };
+            let users: Vec<_> = self
+                .owed_user_ids
+                .iter()
+                .take(shown)
+                .map(|user| printable(user))
+                .collect();
+            let left = u64::from(letter.owed).saturating_sub(users.len() as u64);
+            let more = if left > 0 {
+                format!(", and {} more (--owed names them)", count(left))
+            } else {
+                String::new()
+            };
+            let _ = write!(text, "\n\nstill owed: {}{more}", users.join(", "));
+        }
+        if let Some(json) = &self.payload_json {
+            let _ = write!(text, "\n\npayload: {}", printable(&json.to_string()));
+        }
+        for header in &self.headers {
+            let _ = write!(
+                text,
+                "\n{}header: {}: {}",
+                if header.name == self.headers[0].name {
+                    "\n"
+                } else {
+                    ""
+                },
+                printable(&header.name),
+                printable(&header.value)
+            );
+        }
+        if !self.acts.is_empty() {
+            let _ = write!(text, "\n\n{}", super::history::table(&self.acts));
+        }
+        text
+    }
+}
+
+pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let request = client.request(GetDeadLetterRequest {
+        letter_id: args.letter_id,
+    });
+    let GetDeadLetterResponse {
+        letter,
+        payload,
+        payload_json,
+        headers,
+        mut owed_user_ids,
+        mut next_owed_page_token,
+        acts,
+    } = client.dead_letters().get_dead_letter(request).await?.into_inner();
+    let letter = letter.ok_or_else(|| Failure::failed("the server answered without the letter"))?;
+    while args.owed && !next_owed_page_token.is_empty() {
+        let (users, next) = owed(&client, args.letter_id, next_owed_page_token).await?;
+        owed_user_ids.extend(users);
+        next_owed_page_token = next;
+    }
+    context.output.show(&Answer {
+        letter: letter.into(),
+        headers: headers
+            .into_iter()
+            .map(|header| Header {
+                name: header.name,
+                value: header.value,
+            })
+            .collect(),
+        payload_json: serde_json::from_str(&payload_json).ok(),
+        payload_base64: BASE64_STANDARD.encode(payload),
+        owed_user_ids,
+        owed_more: !next_owed_page_token.is_empty(),
+        acts: acts.into_iter().map(Act::from).collect(),
+        all: args.owed,
+    })
+}
+
+/// The next recipients who are owed a letter.
+async fn owed(client: &Client, letter_id: u64, page_token: String) -> Result<(Vec<String>, String), Failure> {
+    let request = client.request(ListOwedRecipientsRequest {
+        letter_id,
+        page_size: 1_000,
+        page_token,
+    });
+    let page = client
+        .dead_letters()
+        .list_owed_recipients(request)
+        .await?
+        .into_inner();
+    let users = page.recipients.into_iter().map(|one| one.user_id).collect();
+    Ok((users, page.next_page_token))
+}

@@ -1,0 +1,400 @@
+//! `herald dlq`
+
+use herald_proto::v1::{dead_letter_service_server::DeadLetterService, *};
+use serde_json::json;
+use tokio_stream::StreamExt as _;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    run::herald,
+    server::{Answer, Answers, Server, time},
+};
+
+fn letter() -> DeadLetter {
+    DeadLetter {
+        letter_id: 17,
+        state: DeadLetterState::Open.into(),
+        stream: "PUSH".into(),
+        consumer: "push-normal".into(),
+        kind: "push".into(),
+        sequence: 5,
+        subject: "push.v1.deliver.normal".into(),
+        message_type: "herald.mesh.v1.PushChunk".into(),
+        cause: DeadLetterCause::Terminated.into(),
+        reason: "push gave up: webhook status 503: 2 \u{1b}[2J".into(),
+        group_id: "8c51a3f2b7d90e64".into(),
+        attempt_count: 20,
+        publish_time: Some(time(0)),
+        first_failure_time: Some(time(1)),
+        last_failure_time: Some(time(2)),
+        post_id: 9,
+        author_id: "107".into(),
+        channel: Channel::Push.into(),
+        lane: Lane::Normal.into(),
+        recipient_count: 3,
+        owed_count: 2,
+        payload: DeadLetterPayload::Kept.into(),
+        payload_byte_count: 7,
+        ..DeadLetter::default()
+    }
+}
+
+fn group() -> DeadLetterGroup {
+    DeadLetterGroup {
+        group_id: "8c51a3f2b7d90e64".into(),
+        kind: "push".into(),
+        cause: DeadLetterCause::Terminated.into(),
+        reason: "push gave up: webhook status 503: #".into(),
+        letter_count: 1_234,
+        first_failure_time: Some(time(1)),
+        last_failure_time: Some(time(2)),
+        example_letter_id: 17,
+    }
+}
+
+fn redrive(state: RedriveState, resolved: u64, failed: u64, in_flight: u64) -> Redrive {
+    Redrive {
+        redrive_id: 4,
+        state: state.into(),
+        frozen_count: 3,
+        sent_count: resolved + failed + in_flight,
+        resolved_count: resolved,
+        failed_count: failed,
+        in_flight_count: in_flight,
+        actor: "ann@laptop".into(),
+        create_time: Some(time(0)),
+        ..Redrive::default()
+    }
+}
+
+fn act() -> DeadLetterAct {
+    DeadLetterAct {
+        act_id: 4,
+        kind: DeadLetterActKind::Redrive.into(),
+        actor: "ann@laptop".into(),
+        create_time: Some(time(0)),
+        selection: Some(DeadLetterSelection {
+            filter: Some(DeadLetterFilter {
+                stream: "PUSH".into(),
+                ..DeadLetterFilter::default()
+            }),
+            ..DeadLetterSelection::default()
+        }),
+        frozen_count: 3,
+        redrive: Some(redrive(RedriveState::Done, 3, 0, 0)),
+        ..DeadLetterAct::default()
+    }
+}
+
+#[tonic::async_trait]
+impl DeadLetterService for Server {
+    async fn list_dead_letters(
+        &self,
+        request: Request<ListDeadLettersRequest>,
+    ) -> Answer<ListDeadLettersResponse> {
+        let first = self.take(request)?.page_token.is_empty();
+        Ok(Response::new(ListDeadLettersResponse {
+            letters: if first { vec![letter()] } else { Vec::new() },
+            next_page_token: if first { "NEXT".into() } else { String::new() },
+        }))
+    }
+
+    async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
+        self.take(request)?;
+        Ok(Response::new(ListGroupsResponse {
+            groups: vec![group()],
+            group_count: 1,
+            letter_count: 1_234,
+        }))
+    }
+
+    async fn get_dead_letter(&self, request: Request<GetDeadLetterRequest>) -> Answer<GetDeadLetterResponse> {
+        self.take(request)?;
+        Ok(Response::new(GetDeadLetterResponse {
+            letter: Some(letter()),
+            payload: b"payload".into(),
+            payload_json: r#"{"postId":"9"}"#.into(),
+            headers: vec![DeadLetterHeader {
+                name: "Herald-Type".into(),
+                value: "herald.mesh.v1.PushChunk".into(),
+            }],
+            owed_user_ids: vec!["bob".into()],
+            next_owed_page_token: "OWED".into(),
+            acts: vec![act()],
+        }))
+    }
+
+    async fn list_owed_recipients(
+        &self,
+        request: Request<ListOwedRecipientsRequest>,
+    ) -> Answer<ListOwedRecipientsResponse> {
+        assert_eq!(self.take(request)?.page_token, "OWED");
+        Ok(Response::new(ListOwedRecipientsResponse {
+            recipients: vec![OwedRecipient {
+                user_id: "cat".into(),
+                state: DeliveryState::Dead.into(),
+            }],
+            next_page_token: String::new(),
+        }))
+    }
+
+    type RedriveDeadLettersStream = Answers<RedriveDeadLettersResponse>;
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<RedriveDeadLettersRequest>,
+    ) -> Answer<Self::RedriveDeadLettersStream> {
+        self.sign(&request);
+        let dry_run = self.take(request)?.dry_run;
+        let progress = self.next_redrive();
+        let broken = !dry_run
+            && progress
+                .last()
+                .is_some_and(|last| last.state() == RedriveState::Running);
+        let answers = progress.into_iter().map(move |redrive| {
+            Ok(RedriveDeadLettersResponse {
+                redrive: Some(redrive),
+                groups: if dry_run { vec![group()] } else { Vec::new() },
+            })
+        });
+        let end = broken.then(|| Err(Status::unavailable("the server goes away")));
+        Ok(Response::new(Box::pin(
+            tokio_stream::iter(answers).chain(tokio_stream::iter(end)),
+        )))
+    }
+
+    async fn get_redrive(&self, _: Request<GetRedriveRequest>) -> Answer<GetRedriveResponse> {
+        Err(Status::unimplemented("not asked for by the command line"))
+    }
+
+    async fn cancel_redrive(&self, request: Request<CancelRedriveRequest>) -> Answer<CancelRedriveResponse> {
+        self.sign(&request);
+        self.take(request)?;
+        Ok(Response::new(CancelRedriveResponse {
+            redrive: Some(Redrive {
+                reason: "stopped by ann@laptop".into(),
+                ..redrive(RedriveState::Cancelled, 1, 0, 0)
+            }),
+        }))
+    }
+
+    async fn discard_dead_letters(
+        &self,
+        request: Request<DiscardDeadLettersRequest>,
+    ) -> Answer<DiscardDeadLettersResponse> {
+        self.sign(&request);
+        let dry_run = self.take(request)?.dry_run;
+        Ok(Response::new(DiscardDeadLettersResponse {
+            discarded_count: 2,
+            groups: if dry_run { vec![group()] } else { Vec::new() },
+        }))
+    }
+
+    async fn list_history(&self, request: Request<ListHistoryRequest>) -> Answer<ListHistoryResponse> {
+        self.take(request)?;
+        Ok(Response::new(ListHistoryResponse {
+            acts: vec![act()],
+            next_page_token: "NEXT".into(),
+        }))
+    }
+}
+
+#[tokio::test]
+async fn letters_are_listed_for_people_and_programs() {
+    let server = Server::start().await;
+    let text = herald(
+        &server.url,
+        &[
+            "dlq",
+            "list",
+            "--author",
+            "107",
+            "--since",
+            "1h",
+            "--cause",
+            "terminated",
+        ],
+    )
+    .await
+    .ok()
+    .stdout;
+    for part in ["LETTER", "push-normal", "webhook status 503", "--page-token NEXT"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+    let asked: ListDeadLettersRequest = server.call();
+    let filter = asked.filter.unwrap();
+    assert_eq!(filter.state(), DeadLetterState::Open);
+    assert_eq!(filter.cause(), DeadLetterCause::Terminated);
+    assert_eq!(
+        (&filter.author_id[..], filter.start_time.is_some()),
+        ("107", true)
+    );
+    assert!(!asked.oldest_first);
+
+    let pages = herald(
+        &server.url,
+        &["dlq", "list", "--state", "any", "--all", "-o", "json"],
+    )
+    .await
+    .ok()
+    .stdout;
+    let pages: Vec<serde_json::Value> = pages
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(pages.len(), 2);
+    let first = &pages[0]["letters"][0];
+    assert_eq!(first["letter_id"], 17);
+    assert_eq!(first["cause"], "terminated");
+    assert_eq!((&first["owed"], &first["trace_id"]), (&json!(2), &json!(null)));
+    assert_eq!(first["last_failure_time"], "2026-01-31T08:00:02Z");
+}
+
+#[tokio::test]
+async fn groups_and_one_letter_are_shown() {
+    let server = Server::start().await;
+    let text = herald(&server.url, &["dlq", "groups"]).await.ok().stdout;
+    for part in [
+        "8c51a3f2b7d90e64",
+        "1,234",
+        "status 503: #",
+        "1,234 letters in 1 group",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let text = herald(&server.url, &["dlq", "show", "17"]).await.ok().stdout;
+    for part in [
+        "letter 17: open",
+        "9 of 107",
+        "2 of 3 recipients",
+        "still owed: bob, and 1 more",
+        "header: Herald-Type",
+        r#"payload: {"postId":"9"}"#,
+        "done: 3 resolved",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let json = herald(&server.url, &["dlq", "show", "17", "--owed", "-o", "json"])
+        .await
+        .ok()
+        .json();
+    assert_eq!(json["owed_user_ids"], json!(["bob", "cat"]));
+    assert_eq!(json["payload_base64"], "cGF5bG9hZA==");
+    assert_eq!(json["payload_json"]["postId"], "9");
+}
+
+#[tokio::test]
+async fn a_redrive_tells_its_outcome_and_is_signed() {
+    let server = Server::start().await;
+    server.redrive([
+        redrive(RedriveState::Running, 0, 0, 2),
+        redrive(RedriveState::Done, 3, 0, 0),
+    ]);
+    let text = herald(&server.url, &["dlq", "redrive", "17", "18", "--rate", "50"])
+        .await
+        .ok()
+        .stdout;
+    assert!(text.starts_with("redrive 4 done: 3 resolved"), "{text}");
+    let asked: RedriveDeadLettersRequest = server.call();
+    assert_eq!(asked.selection.unwrap().letter_ids, [17, 18]);
+    assert_eq!((asked.rate_max, asked.failures_max), (50, Some(100)));
+    let actor = server.actors().remove(0);
+    let (user, host) = actor.split_once('@').unwrap();
+    assert!(!user.is_empty() && !host.is_empty(), "{actor}");
+
+    // Some failed again: that is exit code 1, after the outcome.
+    server.redrive([redrive(RedriveState::Stopped, 1, 2, 0)]);
+    let done = herald(
+        &server.url,
+        &[
+            "dlq",
+            "redrive",
+            "--group",
+            "8c51a3f2b7d90e64",
+            "--max-failures",
+            "2",
+            "-o",
+            "json",
+        ],
+    )
+    .await;
+    assert_eq!(done.code, 1, "{done:?}");
+    assert_eq!(done.json()["state"], "stopped");
+    assert_eq!(done.json()["failed"], 2);
+    assert!(
+        done.error()["message"]
+            .as_str()
+            .unwrap()
+            .contains("2 letters failed again")
+    );
+
+    // The server goes away: the redrive doesn't.
+    server.redrive([redrive(RedriveState::Running, 1, 0, 1)]);
+    let done = herald(&server.url, &["dlq", "redrive", "--all"]).await;
+    assert_eq!(done.code, 3, "{done:?}");
+    assert!(
+        done.stderr.contains("redrive 4 goes on in the server"),
+        "{done:?}"
+    );
+
+    server.redrive([redrive(RedriveState::Unspecified, 0, 0, 0)]);
+    let text = herald(&server.url, &["dlq", "redrive", "--all", "--dry-run"])
+        .await
+        .ok()
+        .stdout;
+    assert!(text.ends_with("3 letters would be redriven\n"), "{text}");
+    let text = herald(&server.url, &["dlq", "cancel", "4"]).await.ok().stdout;
+    assert!(
+        text.contains("cancelled") && text.contains("stopped by ann@laptop"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_discard_needs_a_yes() {
+    let server = Server::start().await;
+    let refused = herald(&server.url, &["dlq", "discard", "17"]).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("--yes"), "{refused:?}");
+    assert!(server.calls::<DiscardDeadLettersRequest>().is_empty());
+    let text = herald(&server.url, &["dlq", "discard", "17", "18", "--yes"])
+        .await
+        .ok()
+        .stdout;
+    assert_eq!(text, "2 letters discarded\n");
+    let text = herald(
+        &server.url,
+        &["dlq", "discard", "--cause", "unreadable", "--dry-run"],
+    )
+    .await
+    .ok()
+    .stdout;
+    assert!(text.contains("2 letters would be discarded"), "{text}");
+    let calls: Vec<_> = server
+        .calls::<DiscardDeadLettersRequest>()
+        .iter()
+        .map(|call| call.dry_run)
+        .collect();
+    assert_eq!(calls, [false, true]);
+}
+
+#[tokio::test]
+async fn the_history_says_who_did_what() {
+    let server = Server::start().await;
+    let text = herald(&server.url, &["dlq", "history"]).await.ok().stdout;
+    for part in [
+        "ann@laptop",
+        "stream PUSH",
+        "done: 3 resolved",
+        "--page-token NEXT",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let json = herald(&server.url, &["dlq", "history", "-o", "json"])
+        .await
+        .ok()
+        .json();
+    assert_eq!(json["acts"][0]["redrive"]["resolved"], 3);
+    assert_eq!(json["acts"][0]["selection"], "stream PUSH");
+}
