@@ -108,7 +108,13 @@ impl Running {
 
 impl Harness {
     pub(crate) async fn start() -> Self {
-        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let server = Server::start(herald_local_nats::Config {
+            // The streams' limits, whatever the disk has free: a test uses next to nothing.
+            max_file_bytes: Some(1 << 40),
+            ..herald_local_nats::Config::default()
+        })
+        .await
+        .unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
             .unwrap();
