@@ -35,7 +35,8 @@ pub enum Settle {
     Ack,
     /// It comes again, until its attempts are used up; then it is terminated with this reason.
     Retry {
-        /// When; after the consumer's own delay for the attempt without it.
+        /// When; after the consumer's own delay for the attempt without it. A consumer of push spends a long wait in the
+        /// stream LATER, and the message that comes back has another sequence.
         after: Option<Duration>,
         /// Why, for the log and the dead letter: lowercase, without anything secret.
         reason: String,
