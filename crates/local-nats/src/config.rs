@@ -34,7 +34,8 @@ pub struct Config {
     pub port: u16,
     /// The port for monitoring over HTTP; 0 for any free one, which stays the same over restarts.
     pub monitor_port: u16,
-    /// The most that JetStream may store in files; without it, three quarters of what is free on the disk.
+    /// The most that JetStream may store in files; without it, three quarters of what is free on the disk. By default
+    /// 64 GiB: nothing is set aside on the disk, the server only counts, and streams that fit one day should fit the next.
     pub max_file_bytes: Option<u64>,
     /// The most that JetStream may store in memory; without it, three quarters of the memory.
     pub max_memory_bytes: Option<u64>,
@@ -61,7 +62,7 @@ impl Default for Config {
             name: None,
             port: 0,
             monitor_port: 0,
-            max_file_bytes: None,
+            max_file_bytes: Some(64 << 30),
             max_memory_bytes: None,
             max_payload_bytes: None,
             sync_interval: SyncInterval::default(),
