@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use herald_mesh::consumers::{self, Kind};
 use herald_mesh::{ErrorKind, Redrive, Redriven, Settle, Subject, streams};
 use herald_model::time::Micros;
@@ -239,7 +241,12 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
         stream.get_consumer("timeline-normal").await.unwrap();
     let pull = async || {
         use futures::TryStreamExt as _;
-        let batch = consumer.fetch().max_messages(2).messages().await.unwrap();
+        // Older servers notice at a pull that waits only.
+        let batch = consumer
+            .batch()
+            .max_messages(2)
+            .expires(Duration::from_millis(200));
+        let batch = batch.messages().await.unwrap();
         batch.try_collect::<Vec<_>>().await.unwrap()
     };
     for message in pull().await {
