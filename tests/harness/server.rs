@@ -9,10 +9,10 @@ use std::{
 
 use herald_proto::v1::{
     GetLagRequest, analytics_service_client::AnalyticsServiceClient,
-    delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
-    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
-    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
-    timeline_service_client::TimelineServiceClient,
+    dead_letter_service_client::DeadLetterServiceClient, delivery_service_client::DeliveryServiceClient,
+    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
+    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
+    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
 };
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
@@ -307,5 +307,6 @@ clients! {
     timelines: TimelineServiceClient,
     deliveries: DeliveryServiceClient,
     analytics: AnalyticsServiceClient,
+    dead_letters: DeadLetterServiceClient,
     mesh: MeshServiceClient,
 }

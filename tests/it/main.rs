@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod crash;
+mod dead_letters;
 mod examples;
 mod follows;
 mod full;

@@ -153,7 +153,7 @@ impl Index {
         );
         let now = Micros::now();
         let Some(buried) = self.ledger.bury(post, channel, chunk, now).await? else {
-            tracing::warn!(
+            tracing::debug!(
                 post_id = post.0,
                 chunk_id = %chunk,
                 "a dead letter of a chunk that nobody planned"

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod deliveries;
+mod dlq;
 mod graph;
 mod load;
 mod observe;
@@ -33,6 +34,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Backlog(Box<backlog::Args>),
+    Dlq(Box<dlq::Args>),
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
@@ -40,6 +42,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         match args.what {
             None => deliveries::run(args.deliveries, context).await,
             Some(What::Backlog(args)) => backlog::run(*args, context).await,
+            Some(What::Dlq(args)) => dlq::run(*args, context).await,
         }
     };
     tokio::select! {

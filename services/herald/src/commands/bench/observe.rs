@@ -109,7 +109,7 @@ pub(super) fn answer_latencies(submitted: &[Submitted]) -> Histogram<u64> {
 }
 
 #[expect(clippy::expect_used, reason = "a histogram that grows takes every value")]
-fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+pub(super) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     histogram.record(latency.as_micros() as u64).expect("it grows");
 }
 
@@ -118,7 +118,7 @@ fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     clippy::expect_used,
     reason = "the digits are a constant that the crate allows"
 )]
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     let mut histogram = Histogram::new(3).expect("0 to 5 digits are allowed");
     histogram.auto(true);
     histogram

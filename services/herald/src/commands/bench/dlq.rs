@@ -1,0 +1,361 @@
+//! `herald bench dlq`: how soon a dead letter can be seen, how fast many are listed, and how fast they are redriven.
+
+use std::{fmt::Write as _, time::Duration};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hdrhistogram::Histogram;
+use herald_mesh::{Mesh, Subject, consumers, streams};
+use herald_model::{Lane, Recipients, UserKey, time::Micros};
+use herald_proto::{mesh_v1, v1};
+use prost::Message as _;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::Serialize;
+
+use super::{
+    load::{self, Kind},
+    observe,
+    progress::Progress,
+    report::{Percentiles, percentiles},
+    setup::{Setup, World},
+};
+use crate::{client::Client, context::Context, failure::Failure, output::Show};
+
+const LONG: &str = "\
+First messages that nobody can read are published one after the other; each is given up by a worker, and it is measured \
+how long it takes from then until its letter is listed.
+
+Then the dead-letter stream is filled with letters about timeline chunks, and pages of them are listed. Half of them are \
+redriven as fast as it goes. The other half is redriven at --redrive-rate, and the latency of posts in the normal lane is \
+measured before that and meanwhile.
+
+If a letter is missing or doesn't come through its redrive, the exit code is 1.";
+
+const EXAMPLES: &str = "\
+Examples:
+  herald bench dlq --users 2000 --followers 100 --letters 100000";
+
+/// Letters published at a time.
+const PUBLISHES: usize = 512;
+/// Pages that are read.
+const PAGES: u32 = 100;
+/// Between two looks at something that takes long.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Between two looks for a letter that is to come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Measures dead letters: how soon they are there, how fast many are listed and redriven
+#[derive(Debug, clap::Args)]
+#[command(long_about = LONG, after_long_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    setup: Setup,
+
+    /// Letters to list and redrive
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
+    letters: u64,
+
+    /// Messages that nobody can read
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    poison: u32,
+
+    /// Letters a second while posts are measured
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
+    redrive_rate: u32,
+
+    /// Posts a second, before the redrive and meanwhile
+    #[arg(long, default_value_t = 20.0, value_parser = super::deliveries::positive)]
+    live_rate: f64,
+
+    /// Posts, each time
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..))]
+    live_posts: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    /// From the end of the last attempt until the letter was listed.
+    visible_ms: Percentiles,
+    letters: u64,
+    /// Until the store had all of them.
+    indexed_per_second: f64,
+    first_page_ms: Percentiles,
+    groups_ms: Percentiles,
+    redriven_per_second: f64,
+    /// Of posts, without and with a redrive.
+    live_before_ms: Percentiles,
+    live_meanwhile_ms: Percentiles,
+    redrive_rate: u32,
+    rss_mb_max: f64,
+    disk_mb: f64,
+    unresolved: u64,
+}
+
+impl Show for Report {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "{name:<26}{value}");
+        };
+        line("last attempt to visible", percentiles(&self.visible_ms));
+        line(
+            "letters",
+            format!("{}, indexed {:.0}/s", self.letters, self.indexed_per_second),
+        );
+        line("first page of 100", percentiles(&self.first_page_ms));
+        line("all groups", percentiles(&self.groups_ms));
+        line("redriven", format!("{:.0}/s", self.redriven_per_second));
+        line("posts visible, before", percentiles(&self.live_before_ms));
+        line(
+            &format!("  beside {} letters/s", self.redrive_rate),
+            percentiles(&self.live_meanwhile_ms),
+        );
+        line("memory, most", format!("{:.0} MB", self.rss_mb_max));
+        line("disk", format!("{:.0} MB", self.disk_mb));
+        line(
+            "checked",
+            format!("{} letters did not come through", self.unresolved),
+        );
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let report = measure(&args, context).await?;
+    let wrong = report.unresolved > 0;
+    context.output.show(&report)?;
+    if wrong {
+        return Err(Failure::failed("not every letter came through its redrive"));
+    }
+    Ok(())
+}
+
+async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
+    let progress = Progress {
+        hidden: context.output.is_json(),
+    };
+    let world = args.setup.start(None, progress, context).await?;
+    let client = &world.client;
+    let mesh = Mesh::connect(&herald_mesh::Config::at(world.server.nats()))
+        .await
+        .map_err(|error| failed(&error))?;
+
+    let visible = progress
+        .step("poison", visible(&mesh, client, args.poison))
+        .await?;
+    let filling = Micros::now();
+    let bar = progress.bar("letters", args.letters);
+    let users = args.setup.users;
+    let half = args.letters / 2;
+    stream::iter(0..args.letters)
+        .map(|n| publish_letter(&mesh, n, users, if n < half { "first" } else { "second" }))
+        .buffer_unordered(PUBLISHES)
+        .try_for_each(|()| {
+            bar.inc(1);
+            std::future::ready(Ok(()))
+        })
+        .await?;
+    let last = mesh
+        .last_sequence(streams::DLQ)
+        .await
+        .map_err(|error| failed(&error))?;
+    while mesh
+        .ack_floor(streams::DLQ, consumers::DEAD_LETTERS)
+        .await
+        .map_err(|error| failed(&error))?
+        < last
+    {
+        tokio::time::sleep(INTERVAL).await;
+    }
+    let indexed_per_second = args.letters as f64 / Micros::now().since(filling).as_secs_f64();
+    bar.finish_and_clear();
+
+    let first_page = timed(PAGES, async || {
+        list(client, v1::DeadLetterState::Open).await.map(drop)
+    })
+    .await?;
+    let groups = timed(PAGES / 10, async || {
+        let request = client.request(v1::ListGroupsRequest::default());
+        client.dead_letters().list_groups(request).await?;
+        Ok(())
+    })
+    .await?;
+
+    let first = progress
+        .step("redriving half of them", redrive(client, "first", 0))
+        .await?;
+    let before = live(args, &world, 1).await?;
+    let (second, meanwhile) = progress
+        .step("redriving the rest beside posts", async {
+            tokio::try_join!(
+                redrive(client, "second", args.redrive_rate),
+                live(args, &world, 2)
+            )
+        })
+        .await?;
+    let elapsed = first.elapsed.unwrap_or_default();
+    let seconds = elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9;
+    let report = Report {
+        visible_ms: Percentiles::of(&visible),
+        letters: args.letters,
+        indexed_per_second,
+        first_page_ms: Percentiles::of(&first_page),
+        groups_ms: Percentiles::of(&groups),
+        redriven_per_second: first.resolved_count as f64 / seconds.max(1e-6),
+        live_before_ms: Percentiles::of(&before),
+        live_meanwhile_ms: Percentiles::of(&meanwhile),
+        redrive_rate: args.redrive_rate,
+        rss_mb_max: world.server.rss_mb_max(),
+        disk_mb: world.server.disk_mb(),
+        unresolved: args.letters - (first.resolved_count + second.resolved_count).min(args.letters),
+    };
+    progress.step("stopping the server", world.stop()).await?;
+    Ok(report)
+}
+
+/// Publishes messages that nobody can read, one after the other, and measures how soon each is listed.
+async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u64>, Failure> {
+    // Field 1 as a string that says it is longer than the message.
+    let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
+    let mut visible = observe::histogram();
+    for n in 0..count {
+        let subject = Subject::TimelineDeliver(Lane::Normal);
+        let id = format!("garbage {n}");
+        let published = mesh.publish_bytes(subject, Some(&id), garbage.into()).await;
+        let sequence = published.map_err(|error| failed(&error))?.sequence;
+        loop {
+            let newest = list(client, v1::DeadLetterState::Open).await?;
+            let letter = newest.into_iter().find(|letter| letter.sequence == sequence);
+            let seen = Micros::now();
+            if let Some(time) = letter.and_then(|letter| letter.last_failure_time) {
+                let failed = Micros(time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000);
+                observe::record(&mut visible, seen.since(failed));
+                break;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+    Ok(visible)
+}
+
+/// Puts a letter about a chunk of one recipient into DLQ, as the deadletter service does.
+async fn publish_letter(mesh: &Mesh, n: u64, users: u32, reason: &str) -> Result<(), Failure> {
+    let recipient = UserKey(1 + u32::try_from(n % u64::from(users)).unwrap_or(0));
+    let recipients = Recipients::from_sorted([recipient]);
+    let now = Micros::now();
+    let chunk = mesh_v1::TimelineChunk {
+        // A post each: chunks of one post are named by their recipients.
+        post_id: 1_000_000_000 + n,
+        author_key: 1,
+        accepted_at_us: now.0,
+        chunk_id: recipients.chunk_id().0,
+        recipients: recipients.as_bytes().clone(),
+        recipient_count: recipients.len(),
+    };
+    let letter = mesh_v1::DeadLetter {
+        stream: streams::TIMELINE.into(),
+        consumer: consumers::timeline(Lane::Normal).into(),
+        kind: consumers::Kind::Timeline.as_str().into(),
+        sequence: 1_000_000_000 + n,
+        original_sequence: 1_000_000_000 + n,
+        subject: Subject::TimelineDeliver(Lane::Normal).as_str().into(),
+        message_type: Subject::TimelineDeliver(Lane::Normal).message_type().into(),
+        payload: chunk.encode_to_vec().into(),
+        payload_state: v1::DeadLetterPayload::Kept.into(),
+        cause: v1::DeadLetterCause::Terminated.into(),
+        reason: format!("{reason} half: {n}"),
+        attempt_count: 1,
+        published_at_us: now.0,
+        failed_at_us: now.0,
+        post_id: chunk.post_id,
+        author_key: chunk.author_key,
+        channel: v1::Channel::Timeline.into(),
+        chunk_id: chunk.chunk_id,
+        recipient_count: 1,
+        accepted_at_us: now.0,
+        lane: v1::Lane::Normal.into(),
+        ..Default::default()
+    };
+    let id = format!("bench {n}");
+    mesh.publish_dead_letter(&letter.stream, &letter.consumer, &id, &letter)
+        .await
+        .map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+async fn list(client: &Client, state: v1::DeadLetterState) -> Result<Vec<v1::DeadLetter>, Failure> {
+    let request = client.request(v1::ListDeadLettersRequest {
+        filter: Some(v1::DeadLetterFilter {
+            state: state.into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    Ok(client
+        .dead_letters()
+        .list_dead_letters(request)
+        .await?
+        .into_inner()
+        .letters)
+}
+
+/// Redrives those with a word in their reason, until all have come through.
+async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Redrive, Failure> {
+    let filter = v1::DeadLetterFilter {
+        reason: reason.into(),
+        ..Default::default()
+    };
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(v1::DeadLetterSelection {
+            filter: Some(filter),
+            ..Default::default()
+        }),
+        rate_max,
+        ..Default::default()
+    };
+    let began = Micros::now();
+    let mut answers = client
+        .dead_letters()
+        .redrive_dead_letters(request)
+        .await?
+        .into_inner();
+    let mut last = None;
+    while let Some(answer) = answers.message().await? {
+        last = answer.redrive;
+    }
+    let mut redrive = last.ok_or_else(|| Failure::failed("the server answered without the redrive"))?;
+    // Until the last outcome is known, not only until the last was sent.
+    redrive.elapsed = Some(crate::time::duration_to_proto(Micros::now().since(began)));
+    Ok(redrive)
+}
+
+/// Posts at a rate, and how soon they are visible.
+async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
+    let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
+    let authors: load::Authors = (0..args.live_posts)
+        .map(|_| rng.random_range(0..args.setup.authors()))
+        .collect();
+    let kind = Kind {
+        lane: Lane::Normal,
+        push_ttl: None,
+    };
+    let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
+    let lanes = ["fanout-", "slice-", "timeline-"];
+    observe::drained(&world.client, &lanes, |_| {}).await?;
+    Ok(observe::latencies(&submitted, &world.watchers.seen()))
+}
+
+async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {
+    let mut histogram = observe::histogram();
+    for _ in 0..times {
+        let began = Micros::now();
+        call().await?;
+        observe::record(&mut histogram, Micros::now().since(began));
+    }
+    Ok(histogram)
+}
+
+fn failed(error: &herald_mesh::Error) -> Failure {
+    Failure::failed(format!("the server's NATS: {error}"))
+}
