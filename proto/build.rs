@@ -4,6 +4,7 @@ use std::{env, fs, path::Path};
 
 const FILES: &[&str] = &[
     "herald/v1/analytics.proto",
+    "herald/v1/audit.proto",
     "herald/v1/deadletter.proto",
     "herald/v1/delivery.proto",
     "herald/v1/device.proto",

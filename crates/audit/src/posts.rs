@@ -109,7 +109,7 @@ impl<'a> Pass<'a> {
             {
                 let batch = self.batch().await?;
                 more = !batch.is_empty();
-                self.check(&batch, &mut window, run).await?;
+                Self::check(self.auditor, self.scope, &batch, &mut window, run).await?;
                 run.tell_progress().await?;
             }
             timelines::compare_all(self.auditor, &mut window, run).await?;
@@ -120,14 +120,20 @@ impl<'a> Pass<'a> {
         }
     }
 
-    async fn check(&self, batch: &[Accepted], window: &mut Window, run: &mut Run<'_>) -> Result<()> {
+    async fn check(
+        auditor: &Auditor,
+        scope: Scope,
+        batch: &[Accepted],
+        window: &mut Window,
+        run: &mut Run<'_>,
+    ) -> Result<()> {
         let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
-        let archived = self.auditor.stores.posts.get(&ids).await?;
+        let archived = auditor.stores.posts.get(&ids).await?;
         for (post, archived) in batch.iter().zip(archived) {
-            let plan = self.auditor.stores.ledger.audit(post.id).await?;
+            let plan = auditor.stores.ledger.audit(post.id).await?;
             run.summary.posts += 1;
             // Posts and plans of before `since` that only the ledger remembers.
-            if let Scope::Since(since) = self.scope
+            if let Scope::Since(since) = scope
                 && post.lane.is_none()
                 && archived
                     .as_ref()
@@ -143,7 +149,7 @@ impl<'a> Pass<'a> {
             let accepted_at = archived.as_ref().map(|archived| archived.accepted_at);
             // The ledger and the timelines let go of it.
             let forgotten =
-                accepted_at.is_some_and(|at| Micros::now().since(at) >= self.auditor.limits.timeline_age_max);
+                accepted_at.is_some_and(|at| Micros::now().since(at) >= auditor.limits.timeline_age_max);
             if !forgotten && !plan.as_ref().is_some_and(is_complete) {
                 window.suspects.push(Suspect::Unplanned(post.id, lane));
             }
@@ -166,11 +172,11 @@ impl<'a> Pass<'a> {
                     let oldest = run.summary.oldest_pending_at.map_or(at, |oldest| oldest.min(at));
                     run.summary.oldest_pending_at = Some(oldest);
                 }
-                if chunk.channel == Channel::Timeline && self.auditor.limits.timelines {
+                if chunk.channel == Channel::Timeline && auditor.limits.timelines {
                     add_pairs(chunk, place, forgotten, window);
                 }
             }
-            if totals::difference(self.auditor, post.id, &plan).await?.is_some() {
+            if totals::difference(auditor, post.id, &plan).await?.is_some() {
                 window.suspects.push(Suspect::Miscounted(post.id));
             }
             if let Some(backfilled) = window.backfilled.last_mut() {

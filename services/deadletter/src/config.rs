@@ -14,6 +14,27 @@ pub struct Config {
     pub redrive_in_flight_max: u64,
     /// Redrives that may run at a time; 1 to 1,000.
     pub redrives_max: usize,
+    /// The audit that goes on all the time.
+    pub patrol: Patrol,
+}
+
+/// A small audit of the newest posts, every now and then, told as metrics; `herald audit` is the thorough one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Patrol {
+    /// From one round to the next, seconds; 1 to 86,400. 0: no rounds.
+    pub interval_seconds: u64,
+    /// How far back a round goes, seconds; 60 to 86,400. A round reads what the ledger knows of each post of that time.
+    pub window_seconds: u64,
+}
+
+impl Default for Patrol {
+    fn default() -> Self {
+        Self {
+            interval_seconds: 60,
+            window_seconds: 600,
+        }
+    }
 }
 
 impl Default for Config {
@@ -22,6 +43,7 @@ impl Default for Config {
             in_flight_max: 512,
             redrive_in_flight_max: 16_384,
             redrives_max: 16,
+            patrol: Patrol::default(),
         }
     }
 }
@@ -38,7 +60,9 @@ impl Config {
         };
         check("in_flight_max", self.in_flight_max as u64, 1, 32_768)?;
         check("redrive_in_flight_max", self.redrive_in_flight_max, 256, 65_536)?;
-        check("redrives_max", self.redrives_max as u64, 1, 1_000)
+        check("redrives_max", self.redrives_max as u64, 1, 1_000)?;
+        check("patrol.interval_seconds", self.patrol.interval_seconds, 0, 86_400)?;
+        check("patrol.window_seconds", self.patrol.window_seconds, 60, 86_400)
     }
 }
 

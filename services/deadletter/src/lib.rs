@@ -3,7 +3,7 @@
 //! The way of a dead letter: an advisory ([`advisories`]) names a message that was given up; the message is copied into DLQ
 //! with all that is known about it ([`origin`]); the [`index`] writes it to the store, where operators find it, and gives
 //! up in the ledger what it still owed. [`grpc`] shows letters and takes orders; [`redrive`] sends letters once more to the
-//! consumers that had failed on them.
+//! consumers that had failed on them. The auditor is served here too ([`grpc`]), and goes its rounds ([`patrol`]).
 //!
 //! *Invariant:* DLQ is the truth and the store follows it: an advisory is acknowledged when DLQ has the letter, and a
 //! letter when the store has it. Both can come again without making a second one.
@@ -20,15 +20,20 @@ mod grpc;
 mod index;
 mod metrics;
 mod origin;
+mod patrol;
 mod redrive;
 mod wire;
 
 use std::sync::Arc;
 
+use herald_audit::Auditor;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_proto::{
     DESCRIPTORS,
-    v1::dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
+    v1::{
+        audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERVICE},
+        dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
+    },
 };
 use herald_runtime::grpc as grpc_server;
 use herald_store::Stores;
@@ -37,11 +42,16 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub use config::Config;
+pub use config::{Config, Patrol};
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{advisories::Advisories, grpc::Api, index::Index, redrive::Redrives};
+use crate::{
+    advisories::Advisories,
+    grpc::{Api, AuditApi},
+    index::Index,
+    redrive::Redrives,
+};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -53,6 +63,8 @@ pub struct Deps {
     pub stores: Stores,
     /// Where to serve gRPC.
     pub listener: TcpListener,
+    /// What timelines keep, and how much an audit may hold.
+    pub limits: herald_audit::Limits,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -68,6 +80,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         topology,
         stores,
         listener,
+        limits,
         metrics,
     } = deps;
     let descriptors = DescriptorPool::decode(DESCRIPTORS).map_err(Error::Descriptors)?;
@@ -80,7 +93,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
     let advisories = Advisories {
         mesh: mesh.clone(),
-        topology,
+        topology: topology.clone(),
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
@@ -92,6 +105,15 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
 
+    let auditor = Auditor {
+        mesh: mesh.clone(),
+        topology,
+        stores: stores.clone(),
+        letters: stores.letters.clone(),
+        limits,
+    };
+    let patrol = (config.patrol.interval_seconds > 0)
+        .then(|| patrol::run(config.patrol, auditor.clone(), metrics.clone(), stop.clone()));
     let (redrives, begun) = Redrives::new(
         mesh.clone(),
         stores.letters.clone(),
@@ -115,8 +137,15 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         redrives.run(begun).await;
         Ok(())
     });
-    let routes = Routes::new(DeadLetterServiceServer::new(api));
-    let routes = grpc_server::with_health(routes, &[DEAD_LETTER_SERVICE], &stop).await;
+    if let Some(patrol) = patrol {
+        parts.spawn(async move {
+            patrol.await;
+            Ok(())
+        });
+    }
+    let audits = AuditApi::new(auditor, stop.clone());
+    let routes = Routes::new(DeadLetterServiceServer::new(api)).add_service(AuditServiceServer::new(audits));
+    let routes = grpc_server::with_health(routes, &[DEAD_LETTER_SERVICE, AUDIT_SERVICE], &stop).await;
     let serving = grpc_server::serve(listener, routes, stop.clone());
     parts.spawn(async move { serving.await.map_err(Error::Serve) });
 

@@ -1,9 +1,15 @@
 //! Every metric of this service.
 
+use std::time::Duration;
+
+use herald_audit::FindingKind;
+use herald_model::Channel;
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
 use herald_store::Cause;
 
 type ByConsumer = [(&'static str, String); 2];
+type ByState = [(&'static str, &'static str); 2];
+type ByKind = [(&'static str, &'static str); 1];
 
 /// The deadletter service's counters.
 #[derive(Debug, Clone)]
@@ -25,6 +31,13 @@ pub struct Metrics {
     pub discarded: Counter,
     /// From the end of the last attempt until the letter could be seen.
     pub visible_seconds: Histogram,
+    audited: Family<ByState, Gauge>,
+    found: Family<ByKind, Gauge>,
+    oldest_pending_seconds: Gauge,
+    /// Rounds of the patrol.
+    pub patrol_rounds: Counter,
+    /// Rounds that could not be finished.
+    pub patrol_failures: Counter,
 }
 
 impl Metrics {
@@ -40,6 +53,11 @@ impl Metrics {
             failed_again: Counter::default(),
             discarded: Counter::default(),
             visible_seconds: seconds(),
+            audited: Family::default(),
+            found: Family::default(),
+            oldest_pending_seconds: Gauge::default(),
+            patrol_rounds: Counter::default(),
+            patrol_failures: Counter::default(),
         };
         registry.register(
             "deadletter_letters",
@@ -86,6 +104,31 @@ impl Metrics {
             "From the end of a message's last attempt until its letter could be seen",
             metrics.visible_seconds.clone(),
         );
+        registry.register(
+            "audit_deliveries",
+            "Deliveries of the newest posts by channel and state; targeted is the sum of the others",
+            metrics.audited.clone(),
+        );
+        registry.register(
+            "audit_findings",
+            "What the last audit of the newest posts found wrong, by kind",
+            metrics.found.clone(),
+        );
+        registry.register(
+            "audit_oldest_pending_seconds",
+            "Age of the oldest of the newest posts that has a pending delivery; 0 without one",
+            metrics.oldest_pending_seconds.clone(),
+        );
+        registry.register(
+            "audit_rounds",
+            "Audits of the newest posts",
+            metrics.patrol_rounds.clone(),
+        );
+        registry.register(
+            "audit_failures",
+            "Audits of the newest posts that could not be finished",
+            metrics.patrol_failures.clone(),
+        );
         metrics
     }
 
@@ -95,6 +138,22 @@ impl Metrics {
             ("cause", cause_name(cause).into()),
         ];
         self.letters.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn audited(&self, channel: Channel, state: &'static str, deliveries: u64) {
+        let labels = [("channel", channel.as_str()), ("state", state)];
+        let deliveries = i64::try_from(deliveries).unwrap_or(i64::MAX);
+        self.audited.get_or_create(&labels).set(deliveries);
+    }
+
+    pub(crate) fn found(&self, kind: FindingKind, findings: u64) {
+        let findings = i64::try_from(findings).unwrap_or(i64::MAX);
+        self.found.get_or_create(&[("kind", kind.as_str())]).set(findings);
+    }
+
+    pub(crate) fn oldest_pending(&self, age: Duration) {
+        let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        self.oldest_pending_seconds.set(seconds);
     }
 
     pub(crate) fn open(&self, letters: u64) {

@@ -6,5 +6,5 @@ mod posts;
 
 pub use follow_versions::FollowVersions;
 pub(crate) use follow_versions::GraphFollowVersions;
-pub(crate) use forward::{Analytics, DeadLetters, Forward, Graph};
+pub(crate) use forward::{Analytics, Audits, DeadLetters, Forward, Graph};
 pub(crate) use posts::{PostReader, ReadError};

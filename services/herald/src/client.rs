@@ -3,11 +3,11 @@
 use std::{fmt, time::Duration};
 
 use herald_proto::v1::{
-    analytics_service_client::AnalyticsServiceClient, dead_letter_service_client::DeadLetterServiceClient,
-    delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
-    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
-    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
-    timeline_service_client::TimelineServiceClient,
+    analytics_service_client::AnalyticsServiceClient, audit_service_client::AuditServiceClient,
+    dead_letter_service_client::DeadLetterServiceClient, delivery_service_client::DeliveryServiceClient,
+    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
+    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
+    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
 };
 use herald_runtime::trace::Inject;
 use tonic::{
@@ -93,6 +93,10 @@ impl Client {
 
     pub(crate) fn dead_letters(&self) -> DeadLetterServiceClient<Traced> {
         DeadLetterServiceClient::new(self.traced.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn audit(&self) -> AuditServiceClient<Traced> {
+        AuditServiceClient::new(self.traced.clone())
     }
 
     pub(crate) fn mesh(&self) -> MeshServiceClient<Traced> {

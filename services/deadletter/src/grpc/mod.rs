@@ -1,5 +1,6 @@
 //! DeadLetterService.
 
+mod audit;
 mod choose;
 mod filter;
 mod show;
@@ -20,6 +21,8 @@ use herald_store::{
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+pub(crate) use audit::AuditApi;
 
 use crate::{Config, error::StepError, grpc::choose::Purpose, redrive::Redrives, wire};
 

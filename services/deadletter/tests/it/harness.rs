@@ -177,6 +177,7 @@ impl Harness {
             topology: self.topology.clone(),
             stores: self.stores.clone(),
             listener,
+            limits: herald_audit::Limits::default(),
             metrics: self.metrics.clone(),
         };
         let shutdown = CancellationToken::new();

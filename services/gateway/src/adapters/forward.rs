@@ -36,6 +36,13 @@ impl Forwarded for Graph {
     const NAME: &'static str = v1::graph_service_server::SERVICE_NAME;
 }
 
+/// AuditService.
+pub(crate) struct Audits;
+
+impl Forwarded for Audits {
+    const NAME: &'static str = v1::audit_service_server::SERVICE_NAME;
+}
+
 impl Forwarded for Analytics {
     const NAME: &'static str = v1::analytics_service_server::SERVICE_NAME;
 }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    adapters::{Analytics, DeadLetters, FollowVersions, Forward, Graph, PostReader},
+    adapters::{Analytics, Audits, DeadLetters, FollowVersions, Forward, Graph, PostReader},
     feed::Feed,
     known::KnownRequests,
     live::Hub,
@@ -81,6 +81,7 @@ pub(crate) async fn serve(
             (Forward::<Graph>::NAME, parts.graph.clone()),
             (Forward::<Analytics>::NAME, parts.analytics.clone()),
             (Forward::<DeadLetters>::NAME, parts.deadletter.clone()),
+            (Forward::<Audits>::NAME, parts.deadletter.clone()),
         ],
     };
     health.start().await;
@@ -172,7 +173,8 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
         .add_service(Forward::<Graph>::new(graph))
         .add_service(Forward::<Analytics>::new(analytics))
-        .add_service(Forward::<DeadLetters>::new(deadletter));
+        .add_service(Forward::<DeadLetters>::new(deadletter.clone()))
+        .add_service(Forward::<Audits>::new(deadletter));
     herald_runtime::grpc::with_reflection(routes, DESCRIPTORS).map_err(Error::Reflection)
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one a file: its arguments, its help, what it does, what it prints.
 
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
@@ -55,6 +56,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Delivery(args) => delivery::run(args, context).await,
         Command::Stats(args) => stats::run(args, context).await,
         Command::Dlq(args) => Box::pin(dlq::run(args, context)).await,
+        Command::Audit(args) => audit::run(args, context).await,
         Command::Lag(args) => lag::run(args, context).await,
         Command::PushSink(args) => push_sink::run(args, context).await,
         Command::Bench(args) => Box::pin(bench::run(*args, context)).await,

@@ -212,6 +212,17 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
         topology: parts.topology.clone(),
         stores: parts.store.stores(),
         listener,
+        limits: herald_audit::Limits {
+            timeline_entries_max: parts.config.store.timelines.entries_max,
+            timeline_age_max: Duration::from_hours(
+                24 * parts
+                    .config
+                    .store
+                    .timeline_keep_days
+                    .min(parts.config.store.ledger_keep_days),
+            ),
+            ..herald_audit::Limits::default()
+        },
         metrics: parts.metrics.register(herald_deadletter::Metrics::new),
     };
     services.spawn(

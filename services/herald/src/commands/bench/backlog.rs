@@ -26,7 +26,7 @@ latencies are measured.
 The pushes of the backlog are worth sending for --push-ttl only. The benchmark waits until it is over, so all of them must \
 be dropped and counted as expired, and not one be sent late.
 
-Afterwards the ledger is checked. If anything is missing, the exit code is 1.";
+Afterwards the ledger is checked, and the server audits itself. If anything is missing, the exit code is 1.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,6 +95,7 @@ struct Report {
     pushes_late: u64,
     rss_mb_max: f64,
     wrong_posts: u64,
+    audit: verify::AuditSums,
 }
 
 impl Show for Report {
@@ -145,7 +146,10 @@ impl Show for Report {
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line(
             "checked",
-            format!("{} wrong posts in the ledger", self.wrong_posts),
+            format!(
+                "{} wrong posts in the ledger, {} findings",
+                self.wrong_posts, self.audit.findings
+            ),
         );
         text.truncate(text.trim_end().len());
         text
@@ -154,7 +158,7 @@ impl Show for Report {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let report = measure(&args, context).await?;
-    let wrong = report.wrong_posts > 0 || report.pushes_late > 0;
+    let wrong = report.wrong_posts > 0 || report.audit.findings > 0 || report.pushes_late > 0;
     context.output.show(&report)?;
     if wrong {
         return Err(Failure::failed("the deliveries are not as they should be"));
@@ -234,6 +238,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let ledger = progress
         .step("checking the ledger", verify::ledger(client, graph, &all))
         .await?;
+    let audit = progress.step("auditing", verify::audit(client)).await?;
     let backlog: std::collections::HashSet<u64> = submitted.iter().map(|post| post.post_id).collect();
     let entries = world.sink.entries();
     let pushes: Vec<_> = entries
@@ -260,6 +265,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         pushes_late: pushes.iter().filter(|(post, _)| backlog.contains(post)).count() as u64,
         rss_mb_max: world.server.rss_mb_max(),
         wrong_posts: ledger.wrong_posts,
+        audit,
     };
     progress.step("stopping the server", world.stop()).await?;
     Ok(report)

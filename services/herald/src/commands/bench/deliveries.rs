@@ -18,7 +18,7 @@ Starts a `herald up` of its own with an empty data directory, makes a social gra
 they reached timelines and devices, and what that took.
 
 Afterwards every delivery is checked: the graph that was made, the ledger, and the timelines on the disk must agree pair \
-by pair. If they don't, the exit code is 1.
+by pair, and the server's own audit must find nothing. If they don't, the exit code is 1.
 
 Latencies are measured from the moment a post was due by the schedule, not from when there was time to send it, so a \
 server that stalls is charged for all who waited (no coordinated omission). Visible means: a gRPC watcher of the timeline \
@@ -100,6 +100,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
             verify::ledger(client, &graph, &run.submitted),
         )
         .await?;
+    let audit = progress.step("auditing", verify::audit(client)).await?;
     let seen = world.watchers.seen();
     let pushes: Vec<_> = world
         .sink
@@ -132,7 +133,8 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .sum();
     let verified = ledger.wrong_posts == 0
         && deliveries == wanted
-        && store.is_none_or(|s| s.missing == 0 && s.extra == 0);
+        && store.is_none_or(|s| s.missing == 0 && s.extra == 0)
+        && audit.findings == 0;
     let (big, others): (Vec<_>, Vec<_>) = run
         .submitted
         .iter()
@@ -161,6 +163,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         disk_mb,
         disk_bytes_per_delivery: disk_mb * 1e6 / (deliveries.max(1) as f64),
         ledger,
+        audit,
         store,
         verified,
     })

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::verify::{LedgerSums, StoreSums};
+use super::verify::{AuditSums, LedgerSums, StoreSums};
 use crate::output::Show;
 
 /// A distribution of times, milliseconds.
@@ -66,6 +66,8 @@ pub(super) struct Report {
     pub(super) disk_mb: f64,
     pub(super) disk_bytes_per_delivery: f64,
     pub(super) ledger: LedgerSums,
+    /// The server's own audit of itself.
+    pub(super) audit: AuditSums,
     /// `None`: not checked.
     pub(super) store: Option<StoreSums>,
     /// Whether graph, ledger and store agree on every delivery.
@@ -132,6 +134,16 @@ impl Show for Report {
             format!(
                 "{:.0} MB, {:.1} bytes a delivery",
                 self.disk_mb, self.disk_bytes_per_delivery
+            ),
+        );
+        line(
+            "audit",
+            format!(
+                "{} deliveries in {:.2} s, {:.0}/s, {} findings",
+                self.audit.deliveries,
+                self.audit.seconds,
+                self.audit.deliveries_per_second,
+                self.audit.findings
             ),
         );
         let store = match self.store {

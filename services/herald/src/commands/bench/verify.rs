@@ -106,6 +106,41 @@ fn add(mut sums: LedgerSums, answer: &v1::GetDeliveryResponse, followers: u64) -
     sums
 }
 
+/// What an audit came to.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct AuditSums {
+    /// Deliveries checked.
+    pub(super) deliveries: u64,
+    /// Things that are wrong.
+    pub(super) findings: u64,
+    /// How long it took.
+    pub(super) seconds: f64,
+    /// The first by the second.
+    pub(super) deliveries_per_second: f64,
+}
+
+/// Lets the server audit everything.
+pub(super) async fn audit(client: &Client) -> Result<AuditSums, Failure> {
+    let request = v1::RunAuditRequest::default();
+    let mut news = client.audit().run_audit(request).await?.into_inner();
+    while let Some(said) = news.message().await? {
+        if let Some(v1::run_audit_response::Event::Summary(summary)) = said.event {
+            let deliveries: u64 = summary
+                .channels
+                .iter()
+                .map(|channel| channel.targeted_count)
+                .sum();
+            return Ok(AuditSums {
+                deliveries,
+                findings: summary.findings.iter().map(|found| found.count).sum(),
+                seconds: summary.seconds,
+                deliveries_per_second: deliveries as f64 / summary.seconds.max(1e-6),
+            });
+        }
+    }
+    Err(Failure::failed("the server ended the audit without a summary"))
+}
+
 /// Reads every timeline from the disk of a server that has ended, pair by pair against the graph.
 pub(super) async fn store(data_dir: &Path, graph: &Graph, posts: &[Submitted]) -> Result<StoreSums, Failure> {
     let config = embedded::Config {

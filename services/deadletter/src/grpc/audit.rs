@@ -1,0 +1,238 @@
+//! AuditService.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt as _};
+use herald_audit::{
+    Auditor, ChannelSums, Error, Event, Finding, FindingKind, Progress, Repaired, Scope, Summary,
+};
+use herald_model::{Channel, PostId, time::Micros};
+use herald_proto::v1::{self, audit_service_server::AuditService, run_audit_response};
+use herald_runtime::status;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// News that may wait for a slow caller; then the audit waits.
+const NEWS_WAITING_MAX: usize = 256;
+/// When to come back while another audit runs.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Answers AuditService.
+pub(crate) struct AuditApi {
+    auditor: Auditor,
+    /// An audit reads every timeline and holds some 150 MB: one at a time.
+    turn: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl AuditApi {
+    pub(crate) fn new(auditor: Auditor, shutdown: CancellationToken) -> Self {
+        Self {
+            auditor,
+            turn: Arc::new(Semaphore::new(1)),
+            shutdown,
+        }
+    }
+}
+
+type News = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AuditService for AuditApi {
+    type RunAuditStream = News;
+
+    async fn run_audit(&self, request: Request<v1::RunAuditRequest>) -> Result<Response<News>, Status> {
+        let request = request.into_inner();
+        let scope = scope(&request)?;
+        let turn = self.turn.clone().try_acquire_owned().map_err(|_| {
+            status::exhausted(
+                "AUDIT_RUNNING",
+                "another audit is running; one runs at a time",
+                RETRY_AFTER,
+            )
+        })?;
+        self.check_known(scope).await?;
+        let (events, mut heard) = mpsc::channel(NEWS_WAITING_MAX);
+        let (answers, news) = mpsc::channel(NEWS_WAITING_MAX);
+        let auditor = self.auditor.clone();
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            let auditing = shutdown.run_until_cancelled(auditor.run(scope, request.repair, &events));
+            tokio::pin!(auditing);
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = heard.recv() => {
+                        if answers.send(Ok(event_to_v1(event))).await.is_err() {
+                            // The caller has gone; with nobody to tell, the audit ends.
+                            heard.close();
+                        }
+                    }
+                    outcome = &mut auditing => break outcome,
+                }
+            };
+            while let Ok(event) = heard.try_recv() {
+                // Nobody there is no failure.
+                let _ = answers.send(Ok(event_to_v1(event))).await;
+            }
+            let last = match outcome {
+                None => Err(status::unavailable(
+                    "SHUTTING_DOWN",
+                    "the service is shutting down",
+                )),
+                Some(Ok(summary)) => Ok(answer(run_audit_response::Event::Summary(summary_to_v1(
+                    &summary,
+                )))),
+                Some(Err(Error::Abandoned)) => return,
+                Some(Err(error)) => Err(error_to_status(&error)),
+            };
+            let _ = answers.send(last).await;
+            drop(turn);
+        });
+        Ok(Response::new(ReceiverStream::new(news).boxed()))
+    }
+}
+
+impl AuditApi {
+    /// So that an unknown post is the answer to the call, and not to its stream.
+    async fn check_known(&self, scope: Scope) -> Result<(), Status> {
+        match self.auditor.knows(scope).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error_to_status(&error)),
+        }
+    }
+}
+
+fn scope(request: &v1::RunAuditRequest) -> Result<Scope, Status> {
+    match (request.since_time, request.post_id) {
+        (Some(_), 1..) => Err(status::invalid(&[(
+            "post_id",
+            "must not be given together with since_time",
+        )])),
+        (None, 0) => Ok(Scope::All),
+        (None, post) => Ok(Scope::Post(PostId(post))),
+        (Some(since), 0) => {
+            let micros = since
+                .seconds
+                .checked_mul(1_000_000)
+                .and_then(|micros| micros.checked_add(i64::from(since.nanos) / 1_000));
+            match micros {
+                Some(micros)
+                    if (0..1_000_000_000).contains(&since.nanos) && Micros(micros) <= Micros::now() =>
+                {
+                    Ok(Scope::Since(Micros(micros)))
+                }
+                _ => Err(status::invalid(&[("since_time", "must be a moment in the past")])),
+            }
+        }
+    }
+}
+
+fn error_to_status(error: &Error) -> Status {
+    match error {
+        Error::UnknownPost(_) => status::not_found("POST_NOT_FOUND", error.to_string()),
+        Error::Mesh(error) => status::from_mesh(error),
+        Error::Store(error) => status::from_store(error),
+        Error::Abandoned | Error::Task(_) => status::internal(error),
+    }
+}
+
+fn answer(event: run_audit_response::Event) -> v1::RunAuditResponse {
+    v1::RunAuditResponse { event: Some(event) }
+}
+
+fn event_to_v1(event: Event) -> v1::RunAuditResponse {
+    answer(match event {
+        Event::Finding(finding) => run_audit_response::Event::Finding(finding_to_v1(finding)),
+        Event::Progress(Progress {
+            posts,
+            posts_total,
+            deliveries,
+        }) => run_audit_response::Event::Progress(v1::AuditProgress {
+            post_count: posts,
+            post_count_total: posts_total,
+            delivery_count: deliveries,
+        }),
+    })
+}
+
+fn finding_to_v1(finding: Finding) -> v1::AuditFinding {
+    let (repaired, repair_error) = match finding.repaired {
+        Repaired::NotAsked => (false, String::new()),
+        Repaired::Sent => (true, String::new()),
+        Repaired::Failed(why) => (false, why),
+    };
+    v1::AuditFinding {
+        kind: kind_to_v1(finding.kind).into(),
+        post_id: finding.post.map_or(0, |post| post.0),
+        channel: finding
+            .channel
+            .map_or(v1::Channel::Unspecified, channel_to_v1)
+            .into(),
+        user_id: finding
+            .user
+            .map(herald_model::UserId::into_string)
+            .unwrap_or_default(),
+        chunk_id: finding.chunk.map(|chunk| chunk.to_string()).unwrap_or_default(),
+        delivery_count: finding.deliveries,
+        detail: finding.detail,
+        repaired,
+        repair_error,
+    }
+}
+
+fn kind_to_v1(kind: FindingKind) -> v1::AuditFindingKind {
+    match kind {
+        FindingKind::Unarchived => v1::AuditFindingKind::Unarchived,
+        FindingKind::Unplanned => v1::AuditFindingKind::Unplanned,
+        FindingKind::Lost => v1::AuditFindingKind::Lost,
+        FindingKind::Missing => v1::AuditFindingKind::Missing,
+        FindingKind::Extra => v1::AuditFindingKind::Extra,
+        FindingKind::Inconsistent => v1::AuditFindingKind::Inconsistent,
+        FindingKind::Unexplained => v1::AuditFindingKind::Unexplained,
+        FindingKind::Unrecorded => v1::AuditFindingKind::Unrecorded,
+        FindingKind::Miscounted => v1::AuditFindingKind::Miscounted,
+    }
+}
+
+fn channel_to_v1(channel: Channel) -> v1::Channel {
+    match channel {
+        Channel::Timeline => v1::Channel::Timeline,
+        Channel::Push => v1::Channel::Push,
+    }
+}
+
+fn summary_to_v1(summary: &Summary) -> v1::AuditSummary {
+    let channel = |channel, sums: &ChannelSums| v1::AuditedChannel {
+        channel: channel_to_v1(channel).into(),
+        targeted_count: sums.targeted,
+        delivered_count: sums.delivered,
+        suppressed_count: sums.suppressed,
+        expired_count: sums.expired,
+        pending_count: sums.pending,
+        dead_count: sums.dead,
+    };
+    let findings = summary
+        .findings
+        .iter()
+        .map(|(kind, count)| v1::AuditFindingCount {
+            kind: kind_to_v1(*kind).into(),
+            count: *count,
+        });
+    v1::AuditSummary {
+        post_count: summary.posts,
+        channels: vec![
+            channel(Channel::Timeline, &summary.timeline),
+            channel(Channel::Push, &summary.push),
+        ],
+        timeline_entry_count: summary.timeline_entries,
+        backfilled_count: summary.backfilled,
+        planning_post_count: summary.planning_posts,
+        dead_post_count: summary.dead_posts,
+        findings: findings.collect(),
+        repaired_count: summary.repaired,
+        seconds: summary.took.as_secs_f64(),
+    }
+}
