@@ -9,10 +9,11 @@ use std::{
 
 use herald_proto::v1::{
     GetLagRequest, analytics_service_client::AnalyticsServiceClient,
-    dead_letter_service_client::DeadLetterServiceClient, delivery_service_client::DeliveryServiceClient,
-    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
-    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
-    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
+    audit_service_client::AuditServiceClient, dead_letter_service_client::DeadLetterServiceClient,
+    delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
+    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
+    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
+    timeline_service_client::TimelineServiceClient,
 };
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
@@ -307,6 +308,7 @@ clients! {
     timelines: TimelineServiceClient,
     deliveries: DeliveryServiceClient,
     analytics: AnalyticsServiceClient,
+    audit: AuditServiceClient,
     dead_letters: DeadLetterServiceClient,
     mesh: MeshServiceClient,
 }

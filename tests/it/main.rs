@@ -6,6 +6,7 @@
     reason = "a test ends at the first surprise"
 )]
 
+mod audit;
 mod bad_input;
 mod crash;
 mod dead_letters;

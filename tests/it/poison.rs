@@ -7,7 +7,7 @@ use futures::StreamExt;
 use harness::{Herald, Options, until};
 use herald_proto::v1;
 
-use crate::HERALD;
+use crate::{HERALD, audit::audit};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -85,4 +85,8 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
         .unwrap_err();
     assert_eq!(nothing.code(), tonic::Code::NotFound, "{nothing:?}");
     until("nothing is left over", LIMIT, || clients.idle()).await;
+    // The letters explain all of it.
+    let (done, lines) = audit(&herald, &[]).await;
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(lines[0]["summary"]["dead_posts"], 1, "{lines:?}");
 }

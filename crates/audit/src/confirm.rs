@@ -172,7 +172,6 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if looked.explained.post(post, &["archive"]) {
-            self.summary.dead_posts += 1;
             return Ok(());
         }
         let detail = "accepted and not in the archive, and no message will put it there";

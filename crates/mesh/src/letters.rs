@@ -13,7 +13,7 @@ use crate::{Mesh, Published, Subject, headers, trace};
 pub struct Redrive {
     /// The consumers that had given it up: only they get it.
     pub kind: Kind,
-    /// The dead letter's number.
+    /// The dead letter's number; 0 when there is none, because an audit sends it.
     pub letter: u64,
     /// How often it was redriven, this time included.
     pub round: u32,
@@ -36,13 +36,18 @@ pub struct Redrive {
 /// That a message is a dead letter on its second way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redriven {
-    /// The dead letter's number.
+    /// The dead letter's number; 0 when there is none, because an audit sends it.
     pub letter: u64,
     /// How often it was redriven, this time included.
     pub round: u32,
 }
 
 impl Redriven {
+    /// Whether somebody wants the dead to be tried again: an audit only sends what is owed anyway.
+    pub fn revives(&self) -> bool {
+        self.letter > 0
+    }
+
     /// Reads the value of a `Herald-Redrive` header.
     pub fn parse(value: &str) -> Option<Self> {
         let (letter, round) = value.split_once('/')?;

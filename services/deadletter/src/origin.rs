@@ -39,6 +39,7 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
         ..DeadLetter::default()
     };
     let Some(message) = message else {
+        number(&mut letter);
         return letter;
     };
     let header = |name: &str| message.header(name).unwrap_or_default().to_owned();
@@ -66,6 +67,7 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
         letter.original_sequence = header(ORIGINAL_SEQUENCE).parse().unwrap_or(0);
         letter.published_at_us = header(ORIGINAL_PUBLISHED_AT).parse().unwrap_or(0);
     }
+    number(&mut letter);
     let plain = letter.clone();
     if describe(&mut letter).is_err() {
         // What was filled in before it made no sense any more is no better.
@@ -75,6 +77,15 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
         }
     }
     letter
+}
+
+/// A post's id is its sequence, whether or not anybody can read it.
+fn number(letter: &mut DeadLetter) {
+    let kind = letter.kind.parse::<Kind>();
+    let created = letter.subject.is_empty() || letter.subject.starts_with("post.v1.created.");
+    if matches!(kind, Ok(Kind::Fanout | Kind::Archive)) && created {
+        letter.post_id = letter.original_sequence;
+    }
 }
 
 /// A message that makes no sense.

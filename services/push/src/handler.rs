@@ -104,7 +104,7 @@ impl Chunks {
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Settle, AttemptError> {
         let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded(outcome, &chunk.recipients));
-        if delivery.redrive.is_some() {
+        if delivery.redrive.is_some_and(|redriven| redriven.revives()) {
             progress.owe_again();
         }
         let (before, revision_before) = (progress.counts(), progress.revision());

@@ -1,0 +1,171 @@
+//! `herald audit` through a whole mesh: it finds nothing where nothing is wrong, and what is lost it names and sends again.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use harness::{Herald, Options, Output, output, until};
+use herald_proto::v1;
+use serde_json::Value;
+
+use crate::{HERALD, surface::get};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs an audit; the lines it printed.
+pub(crate) async fn audit(herald: &Herald, arguments: &[&str]) -> (Output, Vec<Value>) {
+    let mut all = vec!["audit", "--output", "json"];
+    all.extend(arguments);
+    let done = output(HERALD, &all, &[("HERALD_SERVER", &herald.url())]).await;
+    let lines = done
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    (done, lines)
+}
+
+async fn follow(herald: &Herald, followers: &[&str], author: &str) {
+    let clients = herald.clients().await;
+    for follower in followers {
+        let follow = v1::Follow {
+            follower_id: (*follower).into(),
+            author_id: author.into(),
+            notify: false,
+        };
+        let request = v1::FollowRequest { follow: Some(follow) };
+        clients.graph().follow(request).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_is_named_and_sent_again() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    follow(&herald, &["ann", "cid"], "bob").await;
+    herald.cli(&["post", "--author", "bob", "--text", "one"]).await;
+    herald.cli(&["delivery", "1", "--wait"]).await;
+    until("nothing is left to do", LIMIT, || clients.idle()).await;
+    let (done, lines) = audit(&herald, &[]).await;
+    assert_eq!((done.code, lines.len()), (0, 1), "{done:?}");
+    let summary = &lines[0]["summary"];
+    assert_eq!(summary["posts"], 1, "{summary}");
+    assert_eq!(summary["channels"]["timeline"]["delivered"], 2, "{summary}");
+    assert_eq!(summary["findings"], 0, "{summary}");
+
+    // Somebody empties TIMELINE while its workers rest: no message will ever deliver the post.
+    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    let timeline = broker.get_stream("TIMELINE").await.unwrap();
+    let rest = "2100-01-01T00:00:00Z";
+    pause(&herald, rest).await;
+    herald.cli(&["post", "--author", "bob", "--text", "two"]).await;
+    until("the post is planned", LIMIT, || async {
+        let stream = broker.get_stream("TIMELINE").await.unwrap();
+        stream.cached_info().state.last_sequence == 2
+    })
+    .await;
+    // It waits, so nothing is wrong with it.
+    let (done, lines) = audit(&herald, &["--post", "2"]).await;
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(
+        lines[0]["summary"]["channels"]["timeline"]["pending"], 2,
+        "{lines:?}"
+    );
+    timeline.purge().await.unwrap();
+    pause(&herald, "").await;
+    until("nothing is left to do", LIMIT, || clients.idle()).await;
+
+    let (done, lines) = audit(&herald, &["--post", "2", "--repair"]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    let mut lost: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["finding"]["kind"] == "lost")
+        .map(|line| line["finding"]["user_id"].as_str().unwrap())
+        .collect();
+    lost.sort_unstable();
+    assert_eq!(lost, ["ann", "cid"], "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["finding"].is_null() || line["finding"]["repaired"] == true),
+        "{lines:?}"
+    );
+
+    herald.cli(&["delivery", "2", "--wait"]).await;
+    until("nothing is left to do", LIMIT, || clients.idle()).await;
+    for reader in ["ann", "cid"] {
+        let timeline = herald.cli(&["timeline", reader]).await;
+        let posts: Vec<_> = timeline["entries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["post_id"].as_u64())
+            .collect();
+        assert_eq!(posts, [Some(2), Some(1)], "{timeline}");
+    }
+    let (done, _) = audit(&herald, &[]).await;
+    assert_eq!(done.code, 0, "{done:?}");
+}
+
+/// Lets the timeline workers rest until then; `""`: go on.
+async fn pause(herald: &Herald, until: &str) {
+    let client = async_nats::connect(herald.nats()).await.unwrap();
+    let request = if until.is_empty() {
+        "{}".to_owned()
+    } else {
+        format!("{{\"pause_until\":\"{until}\"}}")
+    };
+    let answer = client
+        .request("$JS.API.CONSUMER.PAUSE.TIMELINE.timeline-normal", request.into())
+        .await
+        .unwrap();
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_make_no_sense_are_refused() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let (done, _) = audit(&herald, &["--post", "99"]).await;
+    assert_eq!(done.code, 4, "{done:?}");
+    assert!(done.stderr.contains("POST_NOT_FOUND"), "{done:?}");
+    let (done, _) = audit(&herald, &["--post", "0"]).await;
+    assert_eq!(done.code, 2, "{done:?}");
+    let (done, _) = audit(&herald, &["--since", "1h", "--post", "1"]).await;
+    assert_eq!(done.code, 2, "{done:?}");
+    let clients = herald.clients().await;
+    let future = v1::RunAuditRequest {
+        since_time: Some(prost_types::Timestamp {
+            seconds: 4_102_444_800,
+            nanos: 0,
+        }),
+        ..v1::RunAuditRequest::default()
+    };
+    let refused = clients.audit().run_audit(future).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+}
+
+/// The law, live: the patrol tells it as metrics.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_posts_are_audited_all_the_time() {
+    let herald = Herald::start(
+        HERALD,
+        Options {
+            variables: vec![("HERALD_DEADLETTER__PATROL__INTERVAL_SECONDS".into(), "1".into())],
+            ..Options::default()
+        },
+    )
+    .await;
+    follow(&herald, &["ann", "cid"], "bob").await;
+    herald.cli(&["post", "--author", "bob", "--text", "one"]).await;
+    let wanted = [
+        "herald_audit_deliveries{channel=\"timeline\",state=\"targeted\"} 2",
+        "herald_audit_deliveries{channel=\"timeline\",state=\"delivered\"} 2",
+        "herald_audit_deliveries{channel=\"timeline\",state=\"pending\"} 0",
+        "herald_audit_findings{kind=\"lost\"} 0",
+    ];
+    until("the metrics tell of the post", LIMIT, || async {
+        let text = get(herald.http(), "/metrics").await;
+        wanted.iter().all(|line| text.contains(line))
+    })
+    .await;
+}
