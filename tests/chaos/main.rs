@@ -20,12 +20,17 @@ mod scenario;
 mod workload;
 mod world;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
-/// The program under test.
-const HERALD: &str = env!("CARGO_BIN_EXE_herald-under-test");
+/// The program under test: `$CHAOS_PROGRAM`, for a long run that must not change when cargo builds a newer one, else the
+/// one that cargo built.
+fn herald_program() -> PathBuf {
+    std::env::var_os("CHAOS_PROGRAM")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_herald-under-test").into())
+        .into()
+}
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();

@@ -78,7 +78,15 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
 
 async fn random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) -> bool {
     let cluster = name == CLUSTER;
-    let kinds: &[Kind] = if cluster { &OF_CLUSTER } else { &OF_ONE };
+    let mut kinds = if cluster {
+        OF_CLUSTER.to_vec()
+    } else {
+        OF_ONE.to_vec()
+    };
+    if arguments.kills.is_some() {
+        // More kills than other faults, as they are what is counted.
+        kinds.extend([if cluster { Kind::Leader } else { Kind::Kill }; 2]);
+    }
     let bounded = if cluster { BOUNDED_CLUSTER } else { BOUNDED };
     let mut all = Kills::default();
     let mut episode = 0;
@@ -96,7 +104,7 @@ async fn random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) 
         } else {
             Options::default()
         };
-        let (verdict, kills, world) = episode_of(log, seed, kinds, budget, options).await;
+        let (verdict, kills, world) = episode_of(log, seed, &kinds, budget, options).await;
         all.herald += kills.herald;
         all.nats += kills.nats;
         good &= conclude(arguments, log, &verdict, world);

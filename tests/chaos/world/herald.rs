@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{free_port, signal};
-use crate::{HERALD, log::Log};
+use crate::{herald_program, log::Log};
 
 /// Between a death and the next start, so that a process that can't start doesn't spin.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -212,7 +212,7 @@ impl Keeper {
             .collect::<Vec<_>>()
             .join(";");
         let (grpc, http) = self.ports;
-        let mut child = Command::new(HERALD)
+        let mut child = Command::new(herald_program())
             .args(["up", "--output", "json", "--allow-private-endpoints"])
             .args([
                 "--grpc",
