@@ -25,13 +25,14 @@ const EPISODE_KILLS: u64 = 25;
 const EPISODE_TIME: Duration = Duration::from_mins(3);
 
 const OF_CLUSTER: [Kind; 3] = [Kind::KillHerald, Kind::Leader, Kind::Partition];
-const OF_ONE: [Kind; 6] = [
+const OF_ONE: [Kind; 7] = [
     Kind::Kill,
     Kind::Freeze,
     Kind::Network,
     Kind::Store,
     Kind::Provider,
     Kind::Poison,
+    Kind::Redrive,
 ];
 
 /// Runs what is asked for. The exit code says whether everything was as it must be.

@@ -1,58 +1,149 @@
-//! Dead letters: each must be explained by something that the suite did.
+//! Dead letters: each must be explained by something that the suite did, what was done must have led to one, and what can be
+//! mended is mended by a redrive.
 
-use async_nats::jetstream;
-use futures::StreamExt;
-use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use herald_proto::v1::{self, dead_letter_service_client::DeadLetterServiceClient};
+use tonic::{Status, transport::Channel};
 
 use crate::{workload::Journal, world::World};
 
-/// A message that was given up.
-#[derive(Debug)]
-pub(super) struct Letter {
-    stream: String,
-    consumer: String,
-    sequence: u64,
-    reason: String,
-}
+/// For all that was refused to be delivered after all.
+const REDRIVE_LIMIT: Duration = Duration::from_mins(1);
+const INTERVAL: Duration = Duration::from_millis(300);
 
-/// Reads the advisories; they are there before any service looks at them.
-pub(super) async fn read(world: &World) -> Vec<Letter> {
-    let client = world.nats.client().await.expect("nats-server answers");
-    let stream = jetstream::new(client)
-        .get_stream("ADVISORIES")
-        .await
-        .expect("ADVISORIES");
-    let count = stream.cached_info().state.messages;
-    let config = jetstream::consumer::pull::OrderedConfig::default();
-    let consumer = stream.create_consumer(config).await.expect("a consumer");
-    let advisories = consumer.messages().await.expect("messages");
-    advisories
-        .take(usize::try_from(count).expect("a count"))
-        .map(|advisory| {
-            let advisory: Value =
-                serde_json::from_slice(&advisory.expect("an advisory").payload).expect("an advisory is JSON");
-            let text = |field: &str| advisory[field].as_str().unwrap_or_default().to_owned();
-            Letter {
-                stream: text("stream"),
-                consumer: text("consumer"),
-                sequence: advisory["stream_seq"].as_u64().unwrap_or_default(),
-                reason: text("reason"),
+/// Redrives what was given up and isn't poison, until all of it is delivered. Letters that are missing yet come while it
+/// waits: it must be called when nothing else is left to do.
+pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
+    let mut client = client(world);
+    let started = Instant::now();
+    loop {
+        let left = match list(&mut client).await {
+            Ok(letters) => mendable(&letters, journal),
+            Err(status) => return vec![format!("{status:?}")],
+        };
+        if left.is_empty() {
+            return Vec::new();
+        }
+        if started.elapsed() > REDRIVE_LIMIT {
+            return left.into_iter().map(|letter| describe(&letter)).collect();
+        }
+        let open = left
+            .iter()
+            .filter(|letter| letter.state() == v1::DeadLetterState::Open);
+        let letter_ids: Vec<u64> = open.map(|letter| letter.letter_id).take(1_000).collect();
+        if !letter_ids.is_empty() {
+            let selection = v1::DeadLetterSelection {
+                letter_ids,
+                ..Default::default()
+            };
+            // One that was begun under the faults may send them at this very moment; then these are looked at again.
+            if let Ok(progress) = client.redrive_dead_letters(request(selection)).await {
+                let mut progress = progress.into_inner();
+                while let Ok(Some(_)) = progress.message().await {}
             }
-        })
-        .collect()
-        .await
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
 }
 
-/// Those that nobody asked for.
-pub(super) fn unexplained(letters: &[Letter], journal: &Journal) -> Vec<String> {
-    letters
-        .iter()
-        .filter(|letter| !journal.is_poison(&letter.stream, letter.sequence))
-        .map(|letter| {
-            format!(
-                "{} {} of {} was given up: {}",
-                letter.stream, letter.sequence, letter.consumer, letter.reason
-            )
-        })
-        .collect()
+/// Begins to redrive all that is open, poison too, and goes away.
+pub(crate) async fn redrive_all(world: &World) -> Result<(), Status> {
+    let selection = v1::DeadLetterSelection {
+        all: true,
+        ..Default::default()
+    };
+    client(world)
+        .redrive_dead_letters(request(selection))
+        .await?
+        .into_inner()
+        .message()
+        .await
+        .map(drop)
+}
+
+/// What is wrong with the letters there are, and how many these are.
+pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<String>, usize), Status> {
+    let letters = list(&mut client(world)).await?;
+    let mut wrong = Vec::new();
+    let mut of_message = BTreeMap::<(&str, u64), Vec<&str>>::new();
+    for letter in &letters {
+        let consumers = of_message.entry((&letter.stream, letter.sequence)).or_default();
+        if consumers.contains(&letter.consumer.as_str()) {
+            wrong.push(format!("there is another letter of {}", describe(letter)));
+        }
+        consumers.push(&letter.consumer);
+        let poison = journal.is_poison(&letter.stream, letter.sequence);
+        let refused = letter.kind == "push" && journal.refusals() > 0;
+        if !poison && !refused {
+            wrong.push(format!("nothing explains {}", describe(letter)));
+        }
+        if poison && letter.state() == v1::DeadLetterState::Resolved {
+            wrong.push(format!("nobody can have delivered {}", describe(letter)));
+        }
+    }
+    for (stream, sequence) in journal.poison() {
+        let readers = if stream == "POSTS" { 3 } else { 1 };
+        let consumers = of_message.get(&(stream.as_str(), sequence)).map_or(0, Vec::len);
+        if consumers != readers {
+            wrong.push(format!(
+                "poison {sequence} of {stream} has {consumers} dead letters, {readers} consumers read it"
+            ));
+        }
+    }
+    Ok((wrong, letters.len()))
+}
+
+fn mendable(letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {
+    let done = |letter: &v1::DeadLetter| {
+        letter.state() == v1::DeadLetterState::Resolved || journal.is_poison(&letter.stream, letter.sequence)
+    };
+    letters.iter().filter(|letter| !done(letter)).cloned().collect()
+}
+
+async fn list(client: &mut DeadLetterServiceClient<Channel>) -> Result<Vec<v1::DeadLetter>, Status> {
+    let mut letters = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListDeadLettersRequest {
+            oldest_first: true,
+            page_size: 1_000,
+            page_token,
+            ..Default::default()
+        };
+        let page = client.list_dead_letters(request).await?.into_inner();
+        letters.extend(page.letters);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(letters);
+        }
+    }
+}
+
+fn request(selection: v1::DeadLetterSelection) -> v1::RedriveDeadLettersRequest {
+    v1::RedriveDeadLettersRequest {
+        selection: Some(selection),
+        // Poison fails again, and that may stop nothing.
+        failures_max: Some(0),
+        ..Default::default()
+    }
+}
+
+fn client(world: &World) -> DeadLetterServiceClient<Channel> {
+    DeadLetterServiceClient::new(world.clients().channel)
+}
+
+fn describe(letter: &v1::DeadLetter) -> String {
+    format!(
+        "letter {} ({:?}): {} {} of {}: {}",
+        letter.letter_id,
+        letter.state(),
+        letter.stream,
+        letter.sequence,
+        letter.consumer,
+        letter.reason
+    )
 }

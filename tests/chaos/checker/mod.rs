@@ -2,7 +2,7 @@
 
 mod expect;
 mod judge;
-mod letters;
+pub(crate) mod letters;
 mod observe;
 mod pushes;
 mod quiet;
@@ -61,6 +61,9 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
     verdict.add("seen during the load", journal.all_wrong());
     verdict.add("processes", world.herald.surprises());
     verdict.add("not settled", quiet::wait(world, journal).await);
+    verdict.add("not redriven", letters::redrive(world, journal).await);
+    // What was redriven settles too.
+    verdict.add("not settled after the redrive", quiet::wait(world, journal).await);
     let observed = match observe::everything(world, journal).await {
         Ok(observed) => observed,
         Err(status) => {
@@ -81,9 +84,13 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
     verdict.add("conservation", judge::conservation(&posts, &observed));
     verdict.add("totals", judge::totals(&posts, &observed));
     verdict.add("replicas", replicas::disagreements(world).await);
-    let letters = letters::read(world).await;
-    verdict.dead_letters = letters.len();
-    verdict.add("dead letters", letters::unexplained(&letters, journal));
+    match letters::judge(world, journal).await {
+        Ok((wrong, count)) => {
+            verdict.dead_letters = count;
+            verdict.add("dead letters", wrong);
+        }
+        Err(status) => verdict.add("dead letters", vec![format!("{status:?}")]),
+    }
     let pushes = pushes::judge(&posts, &observed, world);
     (verdict.pushes, verdict.duplicate_pushes) = (pushes.received, pushes.repeated);
     verdict.add("pushes", pushes.wrong);

@@ -84,12 +84,14 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World) -> Pus
                         .contains_key(&(device.name().to_owned(), post.id))
                 })
                 .count();
-            // A push that went out and whose answer was lost may be recorded as not delivered; never the other way.
             let good = match state {
                 DeliveryState::Delivered => !devices.is_empty() && got == devices.len(),
                 DeliveryState::Suppressed => devices.is_empty(),
-                DeliveryState::Dead | DeliveryState::Expired => !devices.is_empty(),
-                DeliveryState::Pending | DeliveryState::Unspecified => false,
+                // Nothing is so slow that it expires, and what was given up is redriven in the end.
+                DeliveryState::Dead
+                | DeliveryState::Expired
+                | DeliveryState::Pending
+                | DeliveryState::Unspecified => false,
             };
             if !good {
                 wrong.push(format!(

@@ -61,8 +61,6 @@ async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> 
     let busy: Vec<_> = lag
         .streams
         .iter()
-        // Advisories are kept until a service makes dead letters of them.
-        .filter(|stream| stream.stream != "ADVISORIES")
         .flat_map(|stream| &stream.consumers)
         .filter(|consumer| consumer.pending_count + consumer.ack_pending_count > 0)
         .map(|consumer| {

@@ -7,12 +7,14 @@ use tokio::time::sleep;
 
 use super::{Fault, Kills};
 use crate::{
+    checker::letters,
     workload::{Journal, READERS, devices},
     world::{Life, World, name},
 };
 
 /// Field 1 as a string that says it is longer than the message: no message of ours begins so.
 const GARBAGE: &[u8] = b"\x0a\xff\xff\xff\xff\x0fgarbage";
+const REDRIVE_LIMIT: Duration = Duration::from_secs(2);
 const POISON_LIMIT: Duration = Duration::from_secs(20);
 
 /// Does it, and lets go of it.
@@ -92,6 +94,9 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
                 .flat_map(devices)
                 .map(|device| device.name().to_owned())
                 .collect();
+            if *status == 403 {
+                journal.refused();
+            }
             world.sink.fail(&failing, *status, *retry_after);
             sleep(*time).await;
             world.sink.recover(&failing);
@@ -109,6 +114,11 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
             proxy.enable(true).await;
         }
         Fault::Poison { subject } => poison(world, journal, subject).await,
+        Fault::Redrive => {
+            // Whoever asks may find nobody there; what was begun goes on by itself.
+            let asked = tokio::time::timeout(REDRIVE_LIMIT, letters::redrive_all(world)).await;
+            world.log.say(format!("redrive: {asked:?}"));
+        }
     }
 }
 

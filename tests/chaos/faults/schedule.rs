@@ -68,6 +68,8 @@ pub(crate) enum Kind {
     Store,
     Provider,
     Poison,
+    /// Pushes that are refused for good, and redrives of what was given up.
+    Redrive,
     /// Of the leader of a stream, in a cluster.
     Leader,
     /// Links between the servers of a cluster.
@@ -110,6 +112,8 @@ pub(crate) enum Fault {
     ProviderGone { time: Duration },
     /// A message that no service can read.
     Poison { subject: &'static str },
+    /// All dead letters are redriven.
+    Redrive,
 }
 
 /// A fault, and how many posts are to be accepted before it.
@@ -227,6 +231,16 @@ impl Schedule {
                         time: self.ms(200..=1_500),
                     });
                 }
+                Kind::Redrive => {
+                    deck.push(Fault::ProviderAnswers {
+                        status: 403,
+                        retry_after: None,
+                        one_in: self.random.random_range(1..=4),
+                        time: self.ms(300..=1_000),
+                    });
+                    deck.push(Fault::Redrive);
+                    deck.push(Fault::Redrive);
+                }
                 Kind::Poison => {
                     let subject = POISON_SUBJECTS.choose(&mut self.random).expect("there are some");
                     deck.push(Fault::Poison { subject });
@@ -316,6 +330,7 @@ impl fmt::Display for Fault {
             ),
             Self::ProviderHangs { time } => write!(f, "push provider hangs for {time:?}"),
             Self::ProviderGone { time } => write!(f, "push provider is gone for {time:?}"),
+            Self::Redrive => f.write_str("redrive all dead letters"),
             Self::Poison { subject } => write!(f, "poison on {subject}"),
         }
     }

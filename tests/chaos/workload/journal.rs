@@ -43,6 +43,8 @@ pub(crate) struct Journal {
     changes: Mutex<HashMap<(usize, usize), Vec<Change>>>,
     /// Messages that nobody can read, put into streams on purpose: stream and sequence.
     poison: Mutex<HashSet<(String, u64)>>,
+    /// How often the push provider refused for good.
+    refusals: AtomicU64,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -69,6 +71,11 @@ impl Journal {
         self.poison.lock().insert((stream.into(), sequence));
     }
 
+    /// The push provider begins to refuse for good.
+    pub(crate) fn refused(&self) {
+        self.refusals.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Something was seen that must not be, before the checker even looked.
     pub(crate) fn wrong(&self, what: String) {
         let mut wrong = self.wrong.lock();
@@ -91,6 +98,14 @@ impl Journal {
 
     pub(crate) fn is_poison(&self, stream: &str, sequence: u64) -> bool {
         self.poison.lock().contains(&(stream.into(), sequence))
+    }
+
+    pub(crate) fn poison(&self) -> Vec<(String, u64)> {
+        self.poison.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::SeqCst)
     }
 
     /// Messages in POSTS that are no posts.
