@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, ErrorKind, Handler, Mesh, Settle, Topology};
+use herald_mesh::{Delivery, ErrorKind, Handler, Mesh, Settle, Topology, streams};
 use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_store::Cause;
 
 use crate::{Metrics, domain::advisory::Advisory, error::StepError, origin};
 
@@ -32,11 +33,21 @@ impl Handler for Advisories {
             self.metrics.ignored.inc();
             return Settle::Ack;
         }
+        if is_done(&advisory) {
+            self.metrics.ignored.inc();
+            return Settle::Ack;
+        }
         match self.write(advisory).await {
             Ok(()) => Settle::Ack,
             Err(error) => Settle::retry(error),
         }
     }
+}
+
+/// Whether a message is gone because it was handled. LATER keeps a message until it is acknowledged; a server that is killed
+/// then can find the message gone and its consumer's book a moment older, and takes it for deleted.
+fn is_done(advisory: &Advisory) -> bool {
+    advisory.stream == streams::LATER && advisory.cause == Cause::Removed
 }
 
 impl Advisories {

@@ -41,9 +41,12 @@ pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
                 ..Default::default()
             };
             // One that was begun under the faults may send them at this very moment; then these are looked at again.
-            if let Ok(progress) = client.redrive_dead_letters(request(selection)).await {
-                let mut progress = progress.into_inner();
-                while let Ok(Some(_)) = progress.message().await {}
+            match client.redrive_dead_letters(request(selection)).await {
+                Ok(progress) => {
+                    let mut progress = progress.into_inner();
+                    while let Ok(Some(_)) = progress.message().await {}
+                }
+                Err(status) => world.log.say(format!("redrive: {}", status.message())),
             }
         }
         tokio::time::sleep(INTERVAL).await;
@@ -77,8 +80,8 @@ pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<Strin
         }
         consumers.push(&letter.consumer);
         let poison = journal.is_poison(&letter.stream, letter.sequence);
-        let refused = letter.kind == "push" && journal.refusals() > 0;
-        if !poison && !refused {
+        let failed = letter.kind == "push" && journal.provider_failures() > 0;
+        if !poison && !failed {
             wrong.push(format!("nothing explains {}", describe(letter)));
         }
         if poison && letter.state() == v1::DeadLetterState::Resolved {

@@ -91,7 +91,7 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
         }
         Err(status) => verdict.add("dead letters", vec![format!("{status:?}")]),
     }
-    let pushes = pushes::judge(&posts, &observed, world);
+    let pushes = pushes::judge(&posts, &observed, world, journal.provider_failures() > 0);
     (verdict.pushes, verdict.duplicate_pushes) = (pushes.received, pushes.repeated);
     verdict.add("pushes", pushes.wrong);
     verdict.timeline_deliveries = observed

@@ -22,7 +22,7 @@ const REPEATS_OF_CHUNK: u64 = 8 + 32;
 /// Chunks that all lanes may have in hand.
 const CHUNKS_IN_HAND: u64 = 3 * 32;
 
-pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World) -> Pushes {
+pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, provider_failed: bool) -> Pushes {
     let mut wrong = Vec::new();
     if world.sink.rejected() > 0 {
         wrong.push(format!(
@@ -85,7 +85,8 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World) -> Pus
                 })
                 .count();
             let good = match state {
-                DeliveryState::Delivered => !devices.is_empty() && got == devices.len(),
+                // One device is enough when the provider has refused another one for good, or for too long.
+                DeliveryState::Delivered => got > 0 && (got == devices.len() || provider_failed),
                 DeliveryState::Suppressed => devices.is_empty(),
                 // Nothing is so slow that it expires, and what was given up is redriven in the end.
                 DeliveryState::Dead

@@ -94,21 +94,21 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
                 .flat_map(devices)
                 .map(|device| device.name().to_owned())
                 .collect();
-            if *status == 403 {
-                journal.refused();
-            }
+            journal.provider_fails();
             world.sink.fail(&failing, *status, *retry_after);
             sleep(*time).await;
             world.sink.recover(&failing);
         }
         Fault::ProviderHangs { time } => {
             let Some(proxy) = &world.sink.proxy else { return };
+            journal.provider_fails();
             proxy.poison(crate::world::Toxic::HalfOpen).await;
             sleep(*time).await;
             proxy.heal().await;
         }
         Fault::ProviderGone { time } => {
             let Some(proxy) = &world.sink.proxy else { return };
+            journal.provider_fails();
             proxy.enable(false).await;
             sleep(*time).await;
             proxy.enable(true).await;

@@ -43,8 +43,8 @@ pub(crate) struct Journal {
     changes: Mutex<HashMap<(usize, usize), Vec<Change>>>,
     /// Messages that nobody can read, put into streams on purpose: stream and sequence.
     poison: Mutex<HashSet<(String, u64)>>,
-    /// How often the push provider refused for good.
-    refusals: AtomicU64,
+    /// How often the push provider began to fail.
+    provider_failures: AtomicU64,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -71,9 +71,9 @@ impl Journal {
         self.poison.lock().insert((stream.into(), sequence));
     }
 
-    /// The push provider begins to refuse for good.
-    pub(crate) fn refused(&self) {
-        self.refusals.fetch_add(1, Ordering::SeqCst);
+    /// The push provider begins to fail: pushes may be given up.
+    pub(crate) fn provider_fails(&self) {
+        self.provider_failures.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Something was seen that must not be, before the checker even looked.
@@ -104,8 +104,8 @@ impl Journal {
         self.poison.lock().iter().cloned().collect()
     }
 
-    pub(crate) fn refusals(&self) -> u64 {
-        self.refusals.load(Ordering::SeqCst)
+    pub(crate) fn provider_failures(&self) -> u64 {
+        self.provider_failures.load(Ordering::SeqCst)
     }
 
     /// Messages in POSTS that are no posts.

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use harness::until;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -82,7 +81,7 @@ impl Herald {
             log: log.clone(),
             settings,
             ports: (grpc, http),
-            log_path,
+            log_path: log_path.clone(),
             shared: shared.clone(),
             state: sender,
         };
@@ -92,7 +91,10 @@ impl Herald {
             state,
             keeper: tokio::spawn(keeper.run()),
         };
-        herald.until_ready(START_LIMIT).await;
+        if !herald.until_ready(START_LIMIT).await {
+            let log = std::fs::read_to_string(log_path).unwrap_or_default();
+            panic!("herald is not ready after {START_LIMIT:?}:\n{log}");
+        }
         herald
     }
 
@@ -100,9 +102,13 @@ impl Herald {
         self.url.clone()
     }
 
-    /// Waits until it is ready, in whichever life.
-    pub(crate) async fn until_ready(&self, limit: Duration) {
-        until("herald is ready", limit, || async { self.state.borrow().ready }).await;
+    /// Waits until it is ready; false when it isn't in time.
+    async fn until_ready(&self, limit: Duration) -> bool {
+        let mut state = self.state.clone();
+        let ready = state.wait_for(|state| state.ready);
+        tokio::time::timeout(limit, ready)
+            .await
+            .is_ok_and(|ready| ready.is_ok())
     }
 
     /// Kills it with SIGKILL; the next life is as given.

@@ -9,6 +9,8 @@ use rustix::process::Signal;
 
 use super::{Proxy, Toxiproxy, free_port, signal};
 
+/// More than all streams' limits together. Nothing is set aside on the disk, and a run stores some megabytes.
+const FILE_BYTES_MAX: u64 = 64 << 30;
 const START_LIMIT: Duration = Duration::from_mins(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -25,6 +27,7 @@ impl Nats {
         let config = Config {
             port: free_port(),
             monitor_port: free_port(),
+            max_file_bytes: Some(FILE_BYTES_MAX),
             ..Config::in_dir(dir.join("nats"))
         };
         Self {
@@ -68,6 +71,7 @@ impl Nats {
                 name: Some(name(n)),
                 port: free_port(),
                 monitor_port: free_port(),
+                max_file_bytes: Some(FILE_BYTES_MAX),
                 start_limit: START_LIMIT,
                 extra,
                 ..Config::in_dir(dir.join(name(n)))
