@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// How long an answer of the API may take.
-const API_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Connection {

@@ -26,6 +26,7 @@ mod ensure;
 mod error;
 mod headers;
 mod history;
+mod last;
 mod later;
 mod letters;
 mod meta;

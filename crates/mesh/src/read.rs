@@ -173,15 +173,6 @@ impl Mesh {
         }
     }
 
-    /// The last sequence of a stream; 0 before the first message.
-    pub async fn last_sequence(&self, stream: &str) -> Result<u64> {
-        let info = self.stream(stream).await?.get_info().await;
-        Ok(info
-            .map_err(|error| Error::unavailable(format_args!("read stream {stream}"), error))?
-            .state
-            .last_sequence)
-    }
-
     /// The stream sequence up to which a consumer has acknowledged all that it reads; 0 before the first.
     pub async fn ack_floor(&self, stream: &str, consumer: &str) -> Result<u64> {
         Ok(self

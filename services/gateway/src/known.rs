@@ -29,8 +29,8 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// After a look that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// A server that was cut off from its cluster may take itself for the leader for so long, and tell of an old end of the
-/// stream.
-const STALE_MAX: Duration = Duration::from_secs(10);
+/// stream: 14 s were seen.
+const STALE_MAX: Duration = Duration::from_secs(30);
 
 /// A look that is young enough was at this moment.
 #[derive(Debug, Clone, Copy)]
