@@ -10,7 +10,7 @@ pub struct Config {
     /// Chunks worked on at one time, by lane; 1 to 32,768 each. A chunk waits for the store's next flush, so this many chunks are what one
     /// flush can hold.
     pub chunks_in_flight_max: PerLane,
-    /// Redriven chunks worked on at one time, of all lanes; 1 to 32,768.
+    /// Redriven chunks worked on at one time, of all lanes; 1 to 32,768. They wait for the same flushes.
     pub redrive_chunks_in_flight_max: usize,
     /// From which attempt on a chunk that fails by a fault is done part by part, to find out for whom it fails; 1 to
     /// 1,000. Later than the consumer's `fault_attempts_max`: never.
@@ -27,7 +27,7 @@ impl Default for Config {
                 normal: 2_048,
                 low: 512,
             },
-            redrive_chunks_in_flight_max: 128,
+            redrive_chunks_in_flight_max: 2_048,
             isolate_attempts_min: 3,
             backfill_posts_max: 20,
         }
