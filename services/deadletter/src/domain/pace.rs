@@ -40,12 +40,12 @@ impl Pace {
         Self { rate_max, next: now }
     }
 
-    /// How many of `wanted` letters to send together: what a tenth of a second may have.
+    /// How many of `wanted` letters to send together: what a fiftieth of a second may have, so that others find gaps.
     pub(crate) fn share(&self, wanted: u64) -> u64 {
         if self.rate_max == 0 {
             wanted
         } else {
-            wanted.min(u64::from(self.rate_max).div_ceil(10))
+            wanted.min(u64::from(self.rate_max).div_ceil(50))
         }
     }
 

@@ -32,12 +32,12 @@ use crate::{
     redrive::outcomes::Outcomes,
 };
 
-/// Letters taken together.
-const BATCH: u64 = 1_024;
+/// Letters taken together. Few, because fan-out waits for the same fsyncs.
+const BATCH: u64 = 256;
 /// Acts that wait to be worked on; they are taken at once.
 const BEGUN_MAX: usize = 64;
 /// Letters read and published at a time.
-const SENDS: usize = 256;
+const SENDS: usize = 64;
 /// How long to wait for outcomes before looking again.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long to wait after a failure.

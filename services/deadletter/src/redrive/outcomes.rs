@@ -26,6 +26,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_millis(50);
 /// How long advisories are waited for. Those that come later still open their letters.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
+/// Letters that are resolved together. Few, because fan-out waits for the same fsyncs.
+const RESOLVED_PER_COMMIT: usize = 256;
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -124,8 +126,10 @@ impl Outcomes {
             .map(|(_, _, letter)| *letter)
             .filter(|letter| !removed.contains(letter))
             .collect();
-        let resolved = self.letters.resolve(&done, Micros::now()).await?;
-        self.metrics.resolved.inc_by(resolved);
+        for some in done.chunks(RESOLVED_PER_COMMIT) {
+            let resolved = self.letters.resolve(some, Micros::now()).await?;
+            self.metrics.resolved.inc_by(resolved);
+        }
         let mut under_way = self.under_way.lock();
         for (kind, sequence, _) in &passed {
             if let Some(letters) = under_way.get_mut(kind) {

@@ -39,8 +39,9 @@ use crate::{
     LetterPage, LetterState, NewAct, Order, Reopened, Reopening, Result, Step,
 };
 
-/// How many letters one commit writes before it leaves the rest to the next one.
-const ROUND_LETTERS: usize = 4_096;
+/// How many letters one commit writes before it leaves the rest to the next one. Large commits would make all other writers
+/// of `records/` wait.
+const ROUND_LETTERS: usize = 512;
 
 /// How many letters one call of `scan` looks at.
 const SCAN_LETTERS: usize = 10_000;
