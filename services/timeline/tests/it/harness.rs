@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use herald_local_nats::Server;
 use herald_mesh::{
-    Mesh, Redrive, Subject, Topology, TopologyConfig,
+    ConsumeOptions, Delivery, Handler, Mesh, Redrive, Settle, Subject, Topology, TopologyConfig, Workers,
     consumers::{self, Kind},
     streams,
 };
 use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
-use herald_proto::mesh_v1::{DeliveriesSettled, TimelineChunk};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
     Archived, ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
@@ -32,11 +33,22 @@ pub(crate) struct World {
     pub(crate) mesh: Mesh,
     pub(crate) stores: Stores,
     pub(crate) timelines: Arc<Faulty>,
+    topology: Arc<Topology>,
     shutdown: CancellationToken,
     _service: JoinHandle<Result<(), Error>>,
     _store: Embedded,
     _data: TempDir,
     _server: Server,
+}
+
+/// Has archived whatever comes.
+struct Archivist;
+
+#[async_trait]
+impl Handler for Archivist {
+    async fn handle(&self, _: &Delivery) -> Settle {
+        Settle::Ack
+    }
 }
 
 impl Drop for World {
@@ -70,13 +82,14 @@ impl World {
         let shutdown = CancellationToken::new();
         let deps = Deps {
             mesh: mesh.clone(),
-            topology,
+            topology: topology.clone(),
             timelines: timelines.clone(),
             ledger: stores.ledger.clone(),
             posts: stores.posts.clone(),
             metrics: Shared::new().register(Metrics::new),
         };
         Self {
+            topology,
             _service: tokio::spawn(run(Config::default(), deps, shutdown.clone())),
             mesh,
             stores,
@@ -104,8 +117,25 @@ impl World {
             push_ttl: Duration::from_hours(1),
             deleted_at: None,
         };
+        let last = post.id.0;
         let archived = Archived::Created(post);
         self.stores.posts.archive(&[archived]).await.unwrap();
+        // POSTS has as many messages, and the archive consumer has acknowledged them.
+        for n in 1..=last {
+            let id = format!("post {n}");
+            let subject = Subject::PostCreated(Lane::Normal);
+            self.mesh
+                .publish(subject, Some(&id), &PostCreated::default())
+                .await
+                .unwrap();
+        }
+        let mut workers = Workers::new(self.mesh.clone(), self.topology.clone(), &self.shutdown);
+        let options = ConsumeOptions::default();
+        workers
+            .spawn(consumers::ARCHIVE, Arc::new(Archivist), options)
+            .unwrap();
+        tokio::spawn(workers.join());
+        self.settled(streams::POSTS, consumers::ARCHIVE, last).await;
     }
 
     /// Plans a chunk of a post, as fan-out does.

@@ -113,7 +113,7 @@ async fn a_backfill_reaches_all_but_those_it_fails_for() {
         author_key: 9,
         recipients: all.as_bytes().clone(),
         recipient_count: all.len(),
-        posts_sequence: 0,
+        posts_sequence: POST.0,
     };
     let subject = Subject::TimelineBackfill(Lane::Low);
     let sequence = world
