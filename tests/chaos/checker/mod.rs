@@ -1,5 +1,6 @@
 //! The checker: knows each accepted post and each answered follow, waits for quiet, reads everything, and says what is wrong.
 
+mod audit;
 mod expect;
 mod judge;
 pub(crate) mod letters;
@@ -83,6 +84,7 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
     verdict.add("backfills", judge::backfills(&posts, &observed, &expected));
     verdict.add("conservation", judge::conservation(&posts, &observed));
     verdict.add("totals", judge::totals(&posts, &observed));
+    verdict.add("audit", audit::findings(world).await);
     verdict.add("replicas", replicas::disagreements(world).await);
     match letters::judge(world, journal).await {
         Ok((wrong, count)) => {

@@ -1,0 +1,26 @@
+//! The product's own auditor, on the same mesh: it must find nothing where the checker finds nothing.
+
+use crate::{herald_program, world::World};
+
+/// What it says of a mesh that isn't as it must be.
+pub(super) async fn findings(world: &World) -> Vec<String> {
+    let program = herald_program();
+    let program = program.to_str().expect("a readable path");
+    let arguments = [
+        "audit",
+        "--all",
+        "--rpc-timeout",
+        "2m",
+        "--server",
+        &world.herald.url(),
+    ];
+    let done = harness::output(program, &arguments, &[]).await;
+    if done.code == 0 {
+        return Vec::new();
+    }
+    let lines = done.stdout.lines().chain(done.stderr.lines());
+    lines
+        .filter(|line| !line.trim().is_empty())
+        .map(Into::into)
+        .collect()
+}
