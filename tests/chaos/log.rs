@@ -8,6 +8,8 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// The log of one run. Cloning shares it.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
@@ -84,8 +86,9 @@ impl Drop for InForce {
 }
 
 impl Window {
-    /// Whether it was in force at some moment from `first` to `last`.
+    /// Whether it was in force at some moment from `first` to `last`. What a process sent as it died is received a moment
+    /// later.
     pub(crate) fn overlaps(&self, first: Timestamp, last: Timestamp) -> bool {
-        self.start <= last && self.end.is_none_or(|end| end >= first)
+        self.start <= last && self.end.is_none_or(|end| end + MOMENT >= first)
     }
 }

@@ -1,11 +1,14 @@
 //! What JetStream says was given up, against the dead letters.
 
 use futures::{StreamExt as _, pin_mut};
-use herald_mesh::{consumers, streams};
+use herald_mesh::{Redriven, consumers, streams};
 use herald_store::Origin;
 use serde::Deserialize;
 
 use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, explained::Explained};
+
+/// Of which letter a redriven message is.
+const REDRIVEN: &str = "Herald-Redrive";
 
 /// Of which message an advisory is, whatever its kind.
 #[derive(Debug, Deserialize)]
@@ -14,6 +17,23 @@ struct Advisory {
     consumer: String,
     #[serde(rename = "stream_seq")]
     sequence: u64,
+    #[serde(default)]
+    reason: String,
+}
+
+/// What the server says when a message of LATER is gone: it was handled, and the consumer's book was a moment older when the
+/// server was killed. The dead letters leave it out too.
+const GONE: &str = "Unacknowledged message was deleted";
+
+/// Whether a message was a dead letter's, redriven: its failure opened that letter again.
+async fn is_of_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
+    if advisory.stream != streams::REDRIVE {
+        return Ok(false);
+    }
+    let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
+    let redriven = message.as_ref().and_then(|message| message.header(REDRIVEN));
+    let redriven = redriven.and_then(Redriven::parse);
+    Ok(redriven.is_some_and(|redriven| explained.letter(redriven.letter)))
 }
 
 /// Checks the advisories in scope. The newest may still be on their way; they are left to the next audit.
@@ -47,6 +67,10 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             sequence: advisory.sequence,
         };
         if known.is_none_or(|consumer| consumer.stream != advisory.stream) || explained.origin(&origin) {
+            continue;
+        }
+        let gone = advisory.stream == streams::LATER && advisory.reason == GONE;
+        if gone || is_of_letter(auditor, &explained, &advisory).await? {
             continue;
         }
         let detail = format!(

@@ -17,6 +17,7 @@ pub(crate) struct Explained {
     /// With what the consumer does.
     posts: HashSet<(PostId, String)>,
     origins: HashSet<Origin>,
+    letters: HashSet<u64>,
 }
 
 impl Explained {
@@ -40,6 +41,7 @@ impl Explained {
                         }
                     }
                 }
+                explained.letters.insert(letter.id.0);
                 explained.origins.insert(letter.origin);
             }
             if page.next.is_none() {
@@ -59,6 +61,11 @@ impl Explained {
         kinds
             .iter()
             .any(|kind| self.posts.contains(&(post, (*kind).to_owned())))
+    }
+
+    /// Whether there is this letter, whatever became of it.
+    pub(crate) fn letter(&self, id: u64) -> bool {
+        self.letters.contains(&id)
     }
 
     /// Whether there is a letter about a message, whatever became of it.

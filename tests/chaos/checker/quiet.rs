@@ -15,8 +15,7 @@ use crate::{
 /// For everything that was accepted to settle after the last fault: AckWait, back-off, and the work itself.
 const LIMIT: Duration = Duration::from_mins(3);
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Posts that stay unsettled for so long while no consumer has anything to do will stay so for ever. Longer than any retry
-/// waits in a stream.
+/// Posts that stay unsettled for so long while no consumer has anything to do, and nothing waits, will stay so for ever.
 const STUCK: Duration = Duration::from_secs(12);
 const CALLS: usize = 32;
 
@@ -52,12 +51,20 @@ enum Left {
     Nothing,
     /// Consumers have something to do.
     Work(Vec<String>),
-    /// They don't, and these posts are not settled: retries that wait in a stream, or what was lost.
+    /// They don't, and these posts are not settled.
     Posts(Vec<String>),
 }
 
 async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> {
     let lag = clients.mesh().get_lag(v1::GetLagRequest {}).await?.into_inner();
+    // Messages that wait there for their time, a minute at most here, are in nobody's hands.
+    let later = lag.streams.iter().find(|stream| stream.stream == "LATER");
+    if let Some(waiting) = later
+        .map(|stream| stream.message_count)
+        .filter(|count| *count > 0)
+    {
+        return Ok(Left::Work(vec![format!("{waiting} messages wait in LATER")]));
+    }
     let busy: Vec<_> = lag
         .streams
         .iter()
