@@ -2,9 +2,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use herald_mesh::{ConsumeOptions, ErrorKind, Settle, streams};
 use herald_proto::mesh_v1::TimelineChunk;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{CONSUMER, Fixture, SUBJECT, Script, post, until};
@@ -256,14 +257,28 @@ async fn a_fault_gets_fewer_attempts_than_what_waiting_may_mend() {
     }
 }
 
+/// The loop says that it is still at work three times in an `ack_wait`: the handler ends after twice as many.
 #[tokio::test]
 async fn a_slow_handler_keeps_its_message() {
     let fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 1).await;
     fixture.publish([1]).await;
-    let (handler, mut seen) = Script::new(|_| async {
-        // What is slow here is the work, for more than twice ack_wait.
-        tokio::time::sleep(Duration::from_millis(2_500)).await;
-        Settle::Ack
+    let client = async_nats::connect(fixture.server.client_url()).await.unwrap();
+    let said = client
+        .subscribe("$JS.ACK.TIMELINE.timeline-normal.>")
+        .await
+        .unwrap();
+    client.flush().await.unwrap();
+    let said = Arc::new(Mutex::new(said));
+    let (handler, mut seen) = Script::new(move |_| {
+        let said = said.clone();
+        async move {
+            let mut said = said.lock().await;
+            let mut progress = 0;
+            while progress < 7 {
+                progress += usize::from(said.next().await.unwrap().payload == "+WPI");
+            }
+            Settle::Ack
+        }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
     seen.next().await;

@@ -7,7 +7,9 @@
 )]
 
 mod answers;
+mod audit;
 mod dlq;
+mod figures;
 mod help;
 mod import;
 mod push_sink;

@@ -6,16 +6,16 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use herald_proto::v1::{
-    analytics_service_server::{AnalyticsService, AnalyticsServiceServer},
+    analytics_service_server::AnalyticsServiceServer,
+    audit_service_server::AuditServiceServer,
     dead_letter_service_server::DeadLetterServiceServer,
     delivery_service_server::{DeliveryService, DeliveryServiceServer},
     device_service_server::{DeviceService, DeviceServiceServer},
     graph_service_server::{GraphService, GraphServiceServer},
-    mesh_service_server::{MeshService, MeshServiceServer},
+    mesh_service_server::MeshServiceServer,
     post_service_server::{PostService, PostServiceServer},
     preference_service_server::{PreferenceService, PreferenceServiceServer},
     timeline_service_server::{TimelineService, TimelineServiceServer},
@@ -23,7 +23,7 @@ use herald_proto::v1::{
     *,
 };
 use tokio::net::TcpListener;
-use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
@@ -46,6 +46,7 @@ struct State {
     watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
     redrives: Mutex<VecDeque<Vec<Redrive>>>,
     actors: Mutex<Vec<String>>,
+    audits: Mutex<VecDeque<Vec<RunAuditResponse>>>,
 }
 
 impl Server {
@@ -65,6 +66,7 @@ impl Server {
             .add_service(DeliveryServiceServer::new(server.clone()))
             .add_service(AnalyticsServiceServer::new(server.clone()))
             .add_service(MeshServiceServer::new(server.clone()))
+            .add_service(AuditServiceServer::new(server.clone()))
             .add_service(DeadLetterServiceServer::new(server.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         server
@@ -158,6 +160,18 @@ impl Server {
             .unwrap()
             .pop_front()
             .unwrap_or_default()
+    }
+
+    /// One call of `RunAudit` tells this.
+    pub(crate) fn audit(&self, news: impl IntoIterator<Item = run_audit_response::Event>) {
+        let news = news
+            .into_iter()
+            .map(|event| RunAuditResponse { event: Some(event) });
+        self.state.audits.lock().unwrap().push_back(news.collect());
+    }
+
+    pub(crate) fn next_audit(&self) -> Vec<RunAuditResponse> {
+        self.state.audits.lock().unwrap().pop_front().unwrap_or_default()
     }
 
     /// Who signed the calls, oldest first.
@@ -436,76 +450,5 @@ impl DeliveryService for Server {
             recipients,
             next_page_token: String::new(),
         }))
-    }
-}
-
-#[tonic::async_trait]
-impl AnalyticsService for Server {
-    async fn get_post_stats(&self, request: Request<GetPostStatsRequest>) -> Answer<GetPostStatsResponse> {
-        let post_id = self.take(request)?.post_id;
-        let totals = Some(Totals {
-            post_count: 1,
-            timeline_delivered_count: 1_045,
-            ..Totals::default()
-        });
-        let author_id = "107".into();
-        Ok(Response::new(GetPostStatsResponse {
-            post_id,
-            author_id,
-            totals,
-            ..Default::default()
-        }))
-    }
-
-    async fn get_totals(&self, request: Request<GetTotalsRequest>) -> Answer<GetTotalsResponse> {
-        self.take(request)?;
-        let totals = Some(Totals {
-            post_count: 3,
-            ..Totals::default()
-        });
-        let hours = vec![HourTotals {
-            start_time: Some(time(0)),
-            totals,
-        }];
-        Ok(Response::new(GetTotalsResponse { totals, hours }))
-    }
-}
-
-#[tonic::async_trait]
-impl MeshService for Server {
-    async fn get_lag(&self, request: Request<GetLagRequest>) -> Answer<GetLagResponse> {
-        self.take(request)?;
-        Ok(Response::new(GetLagResponse {
-            streams: vec![stream_lag()],
-            read_time: Some(time(0)),
-        }))
-    }
-
-    type WatchLagStream = Answers<WatchLagResponse>;
-
-    async fn watch_lag(&self, request: Request<WatchLagRequest>) -> Answer<Self::WatchLagStream> {
-        self.take(request)?;
-        let answer = WatchLagResponse {
-            streams: vec![stream_lag()],
-            read_time: Some(time(0)),
-        };
-        let answers = tokio_stream::iter([Ok(answer.clone()), Ok(answer)]);
-        Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))))
-    }
-}
-
-fn stream_lag() -> StreamLag {
-    StreamLag {
-        stream: "POSTS".into(),
-        message_count: 1_234,
-        byte_count: 2_000_000,
-        byte_count_max: 8_000_000,
-        last_sequence: 1_234,
-        consumers: vec![ConsumerLag {
-            consumer: "fanout-normal".into(),
-            pending_count: 12,
-            oldest_age_seconds: Duration::from_secs(90).as_secs_f64(),
-            ..ConsumerLag::default()
-        }],
     }
 }
