@@ -3,7 +3,10 @@
 
 #![allow(clippy::pedantic, missing_docs, unreachable_pub)]
 
-mod settled;
+mod messages;
+mod words;
+
+pub use words::{micros, timestamp};
 
 /// Nested as the packages are, because generated code refers to its neighbours by `super`.
 mod herald {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, pin_mut};
 use herald_mesh::{
     RawMessage, Redrive, Subject,
     consumers::{self, Kind},
     streams,
 };
-use herald_model::{Channel, Lane, Post, PostId, time::Micros};
+use herald_model::{Channel, Post, PostId, Recipients, time::Micros};
 use herald_proto::{
     mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, TimelineChunk},
     v1,
@@ -82,55 +83,61 @@ impl<'a> Repair<'a> {
         message
             .decode::<PostCreated>()
             .map_err(|error| error.to_string())?;
-        self.redrive(kind, subject, post, message.payload).await
+        self.redrive(kind, subject, post, message.published_at, message.payload)
+            .await
     }
 
-    async fn redrive_chunk(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
-        let facts = self.post(post).await?;
-        let (kind, subject, payload) = body(&facts, channel, chunk.0, state);
-        self.redrive(kind, subject, post, payload.into()).await
+    async fn redrive_chunk(&self, (post, channel, _): ChunkKey, state: &ChunkState) -> Outcome {
+        let carrier = Carrier::of(&self.post(post).await?, channel, &state.recipients);
+        self.redrive(
+            carrier.kind,
+            carrier.subject,
+            post,
+            Micros::now(),
+            carrier.payload,
+        )
+        .await
     }
 
-    async fn redrive(&self, kind: Kind, subject: Subject, post: PostId, payload: bytes::Bytes) -> Outcome {
+    async fn redrive(
+        &self,
+        kind: Kind,
+        subject: Subject,
+        post: PostId,
+        published_at: Micros,
+        payload: Bytes,
+    ) -> Outcome {
         let redrive = Redrive {
             kind,
             letter: BY_AUDITOR,
             round: 0,
             subject,
             sequence: post.0,
-            published_at: Micros::now(),
+            published_at,
             payload,
             trace_parent: None,
             trace_state: None,
             id: format!("audit/{post}/{}", uuid::Uuid::new_v4()),
         };
-        self.auditor
-            .mesh
-            .redrive(&redrive)
-            .await
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        let sent = self.auditor.mesh.redrive(&redrive).await;
+        sent.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn publish_letter(&self, key: ChunkKey, state: &ChunkState) -> Outcome {
-        let (post, channel, chunk) = key;
+    async fn publish_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
         let facts = self.post(post).await?;
-        let message = self.message_of(key, &facts).await?;
-        let (kind, subject, payload) = body(&facts, channel, chunk.0, state);
-        let (stream, consumer) = match channel {
-            Channel::Timeline => (streams::TIMELINE, consumers::timeline(facts.lane)),
-            Channel::Push => (streams::PUSH, consumers::push(facts.lane)),
-        };
+        let carrier = Carrier::of(&facts, channel, &state.recipients);
+        let message = self.find(&carrier).await?;
+        let (stream, consumer) = (carrier.stream, carrier.consumer);
         let letter = mesh_v1::DeadLetter {
             stream: stream.into(),
             consumer: consumer.into(),
-            kind: kind.as_str().into(),
+            kind: carrier.kind.as_str().into(),
             sequence: message.sequence,
             original_sequence: message.sequence,
-            subject: subject.as_str().into(),
-            message_type: subject.message_type().into(),
-            message_id: message.id().unwrap_or_default().into(),
-            payload: payload.into(),
+            subject: carrier.subject.as_str().into(),
+            message_type: carrier.subject.message_type().into(),
+            message_id: carrier.id,
+            payload: carrier.payload,
             payload_state: v1::DeadLetterPayload::Kept.into(),
             cause: v1::DeadLetterCause::Audit.into(),
             reason: "dead in the ledger, and no letter said why".into(),
@@ -138,44 +145,27 @@ impl<'a> Repair<'a> {
             failed_at_us: Micros::now().0,
             post_id: post.0,
             author_key: facts.author.0,
-            channel: channel_to_v1(channel).into(),
+            channel: v1::Channel::from(channel).into(),
             chunk_id: chunk.0,
             recipient_count: state.recipients.len(),
             accepted_at_us: facts.accepted_at.0,
-            lane: lane_to_v1(facts.lane).into(),
+            lane: v1::Lane::from(facts.lane).into(),
             ..mesh_v1::DeadLetter::default()
         };
         let id = format!("{stream}/{consumer}/{}", message.sequence);
-        let published = self
-            .auditor
-            .mesh
-            .publish_dead_letter(stream, consumer, &id, &letter)
-            .await;
+        let mesh = &self.auditor.mesh;
+        let published = mesh.publish_dead_letter(stream, consumer, &id, &letter).await;
         published.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// The message that had carried a chunk: what the letter is about.
-    async fn message_of(
-        &self,
-        (post, channel, chunk): ChunkKey,
-        facts: &Post,
-    ) -> std::result::Result<RawMessage, String> {
-        let (stream, subject) = match channel {
-            Channel::Timeline => (streams::TIMELINE, Subject::TimelineDeliver(facts.lane)),
-            Channel::Push => (streams::PUSH, Subject::PushDeliver(facts.lane)),
-        };
-        let id = format!("{post}/{channel}/{chunk}");
-        let last = self
-            .auditor
-            .mesh
-            .last_sequence(stream)
-            .await
-            .map_err(|error| error.to_string())?;
-        let messages = self.auditor.mesh.scan(stream, Some(subject.as_str()), 1, last);
+    /// The message that had carried a chunk: what a letter is about.
+    async fn find(&self, carrier: &Carrier) -> std::result::Result<RawMessage, String> {
+        let (mesh, stream) = (&self.auditor.mesh, carrier.stream);
+        let messages = mesh.scan(stream, Some(carrier.subject.as_str()), 1, u64::MAX);
         pin_mut!(messages);
         while let Some(message) = messages.next().await {
             let message = message.map_err(|error| error.to_string())?;
-            if message.id() == Some(&id) {
+            if message.id() == Some(&carrier.id) {
                 return Ok(message);
             }
         }
@@ -190,7 +180,7 @@ impl<'a> Repair<'a> {
             let event = DeliveriesSettled {
                 post_id: post.0,
                 author_key: facts.author.0,
-                channel: channel_to_v1(chunk.channel).into(),
+                channel: v1::Channel::from(chunk.channel).into(),
                 chunk_id: chunk.chunk.0,
                 delivered_count: sums.delivered as u32,
                 suppressed_count: sums.suppressed as u32,
@@ -216,53 +206,43 @@ impl<'a> Repair<'a> {
     }
 }
 
-/// A chunk's message, as fan-out makes it.
-fn body(post: &Post, channel: Channel, chunk_id: u64, state: &ChunkState) -> (Kind, Subject, Vec<u8>) {
-    let recipients = state.recipients.as_bytes().clone();
-    let recipient_count = state.recipients.len();
-    match channel {
-        Channel::Timeline => {
-            let chunk = TimelineChunk {
-                post_id: post.id.0,
-                author_key: post.author.0,
-                accepted_at_us: post.accepted_at.0,
-                chunk_id,
-                recipients,
-                recipient_count,
-            };
-            (
-                Kind::Timeline,
-                Subject::TimelineDeliver(post.lane),
-                chunk.encode_to_vec(),
-            )
-        }
-        Channel::Push => {
-            let chunk = PushChunk {
-                post_id: post.id.0,
-                author_key: post.author.0,
-                accepted_at_us: post.accepted_at.0,
-                chunk_id,
-                recipients,
-                recipient_count,
-                expires_at_us: post.accepted_at.plus(post.push_ttl).0,
-            };
-            (Kind::Push, Subject::PushDeliver(post.lane), chunk.encode_to_vec())
-        }
-    }
+/// A chunk's message, as fan-out makes it, and who gets it.
+struct Carrier {
+    kind: Kind,
+    stream: &'static str,
+    consumer: &'static str,
+    subject: Subject,
+    id: String,
+    payload: Bytes,
 }
 
-fn channel_to_v1(channel: Channel) -> v1::Channel {
-    match channel {
-        Channel::Timeline => v1::Channel::Timeline,
-        Channel::Push => v1::Channel::Push,
-    }
-}
-
-fn lane_to_v1(lane: Lane) -> v1::Lane {
-    match lane {
-        Lane::High => v1::Lane::High,
-        Lane::Normal => v1::Lane::Normal,
-        Lane::Low => v1::Lane::Low,
+impl Carrier {
+    fn of(post: &Post, channel: Channel, recipients: &Recipients) -> Self {
+        match channel {
+            Channel::Timeline => {
+                let chunk = TimelineChunk::new(post.id, post.author, post.accepted_at, recipients);
+                Self {
+                    kind: Kind::Timeline,
+                    stream: streams::TIMELINE,
+                    consumer: consumers::timeline(post.lane),
+                    subject: Subject::TimelineDeliver(post.lane),
+                    id: chunk.message_id(),
+                    payload: chunk.encode_to_vec().into(),
+                }
+            }
+            Channel::Push => {
+                let expires_at = post.accepted_at.plus(post.push_ttl);
+                let chunk = PushChunk::new(post.id, post.author, post.accepted_at, expires_at, recipients);
+                Self {
+                    kind: Kind::Push,
+                    stream: streams::PUSH,
+                    consumer: consumers::push(post.lane),
+                    subject: Subject::PushDeliver(post.lane),
+                    id: chunk.message_id(),
+                    payload: chunk.encode_to_vec().into(),
+                }
+            }
+        }
     }
 }
 

@@ -51,13 +51,18 @@ pub(crate) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// What a message is to its handler: what it was the first time, if this isn't it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Origin {
-    pub(crate) subject: Subject,
-    pub(crate) sequence: u64,
-    pub(crate) published_at: Micros,
-    pub(crate) attempts_before: u64,
-    pub(crate) redrive: Option<Redriven>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The subject it was published on first.
+    pub subject: Subject,
+    /// The sequence it had then; of a copy that has waited in LATER, its own.
+    pub sequence: u64,
+    /// When that was.
+    pub published_at: Micros,
+    /// Attempts that earlier copies of it have had.
+    pub attempts_before: u64,
+    /// Which redrive it comes from, if it does.
+    pub redrive: Option<Redriven>,
 }
 
 impl Origin {

@@ -45,6 +45,7 @@ use std::sync::Arc;
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
 pub use error::{Error, ErrorKind, Result};
+pub use headers::Origin;
 pub use later::Returns;
 pub use letters::{Redrive, Redriven};
 pub use publish::Published;

@@ -15,7 +15,7 @@ use herald_model::time::Micros;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
-use crate::{Mesh, Subject, headers};
+use crate::{Mesh, Origin, Subject, headers};
 
 /// What the server adds to a message that it reads from a stream.
 const ADDED: [&str; 6] = [
@@ -65,19 +65,33 @@ impl RawMessage {
             .flat_map(|(name, values)| values.iter().map(|value| (name.as_ref(), value.as_str())))
     }
 
+    /// The Protobuf message that it says it is.
+    pub fn message_type(&self) -> Option<&str> {
+        self.header(headers::TYPE)
+    }
+
+    /// What it was the first time, if this isn't it; the error is why nobody can make sense of it.
+    pub fn origin(&self) -> Result<Origin, String> {
+        Origin::read(
+            &self.subject,
+            self.sequence,
+            self.published_at,
+            Some(&self.headers),
+        )
+    }
+
+    /// The rest of the trace context that its publisher was in.
+    pub fn trace_state(&self) -> Option<&str> {
+        self.header(headers::TRACE_STATE)
+    }
+
     /// What it is and where it was: its own subject and sequence, but for a redriven message those of its first time, and for
     /// one that waits in LATER the subject it comes back to.
     pub fn original(&self) -> Option<(Subject, u64)> {
         if self.subject.starts_with(headers::LATER_SUBJECTS) {
             return Some((Subject::parse(self.header(headers::SUBJECT)?)?, self.sequence));
         }
-        let origin = headers::Origin::read(
-            &self.subject,
-            self.sequence,
-            self.published_at,
-            Some(&self.headers),
-        )
-        .ok()?;
+        let origin = self.origin().ok()?;
         Some((origin.subject, origin.sequence))
     }
 

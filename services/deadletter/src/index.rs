@@ -163,7 +163,7 @@ impl Index {
         let event = DeliveriesSettled {
             post_id: post.0,
             author_key: body.author_key,
-            channel: wire::channel(channel).into(),
+            channel: herald_proto::v1::Channel::from(channel).into(),
             chunk_id: chunk.0,
             delivered_count: buried.counts.delivered,
             suppressed_count: buried.counts.suppressed,

@@ -1,7 +1,7 @@
 //! What a message that was given up says of itself: the letter about it.
 
-use herald_mesh::{RawMessage, Redriven, Subject, consumers::Kind};
-use herald_model::{Channel, ChunkId, Lane, Recipients, UserId};
+use herald_mesh::{RawMessage, Subject, consumers::Kind, streams};
+use herald_model::{Channel, ChunkId, Recipients, UserId};
 use herald_proto::{
     mesh_v1::{
         Backfill, DeadLetter, DeliveriesSettled, FanoutSlice, Header, PostCreated, PostDeleted, PushChunk,
@@ -13,13 +13,6 @@ use herald_store::Cause;
 use prost::Message;
 
 use crate::{domain::advisory::Advisory, wire};
-
-const TYPE: &str = "Herald-Type";
-const REDRIVE: &str = "Herald-Redrive";
-const ORIGINAL_SUBJECT: &str = "Herald-Subject";
-const ORIGINAL_SEQUENCE: &str = "Herald-Sequence";
-const ORIGINAL_PUBLISHED_AT: &str = "Herald-Published-At";
-const EARLIER_ATTEMPTS: &str = "Herald-Attempts";
 
 /// The letter that an advisory makes, with the message that it tells of if that is still there.
 pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLetter {
@@ -42,17 +35,14 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
         number(&mut letter);
         return letter;
     };
-    let header = |name: &str| message.header(name).unwrap_or_default().to_owned();
     letter.payload_state = v1::DeadLetterPayload::Kept.into();
     letter.payload = message.payload.clone();
     letter.subject.clone_from(&message.subject);
     letter.published_at_us = message.published_at.0;
-    letter.message_type = header(TYPE);
+    letter.message_type = message.message_type().unwrap_or_default().into();
     letter.message_id = message.id().unwrap_or_default().into();
     letter.trace_parent = message.trace_parent().unwrap_or_default().into();
-    letter.trace_state = header("tracestate");
-    // A message that waited long came as a copy of itself, which counts its attempts anew.
-    letter.attempt_count += header(EARLIER_ATTEMPTS).parse().unwrap_or(0);
+    letter.trace_state = message.trace_state().unwrap_or_default().into();
     letter.headers = message
         .headers()
         .map(|(name, value)| Header {
@@ -60,12 +50,17 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
             value: value.into(),
         })
         .collect();
-    if let Some(redriven) = message.header(REDRIVE).and_then(Redriven::parse) {
-        letter.redrive_letter = redriven.letter;
-        letter.redrive_round = redriven.round;
-        letter.subject = header(ORIGINAL_SUBJECT);
-        letter.original_sequence = header(ORIGINAL_SEQUENCE).parse().unwrap_or(0);
-        letter.published_at_us = header(ORIGINAL_PUBLISHED_AT).parse().unwrap_or(0);
+    // One that makes no sense is told of as it is.
+    if let Ok(origin) = message.origin() {
+        // A message that waited long came as a copy of itself, which counts its attempts anew.
+        letter.attempt_count += origin.attempts_before;
+        letter.published_at_us = origin.published_at.0;
+        if let Some(redriven) = origin.redrive {
+            letter.redrive_letter = redriven.letter;
+            letter.redrive_round = redriven.round;
+            letter.subject = origin.subject.as_str().into();
+            letter.original_sequence = origin.sequence;
+        }
     }
     number(&mut letter);
     let plain = letter.clone();
@@ -82,7 +77,11 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
 /// A post's id is its sequence, whether or not anybody can read it.
 fn number(letter: &mut DeadLetter) {
     let kind = letter.kind.parse::<Kind>();
-    let created = letter.subject.is_empty() || letter.subject.starts_with("post.v1.created.");
+    let created = match &letter.subject[..] {
+        // Gone: of POSTS the sequence is still the post's id.
+        "" => letter.stream == streams::POSTS,
+        subject => subject.starts_with("post.v1.created."),
+    };
     if matches!(kind, Ok(Kind::Fanout | Kind::Archive)) && created {
         letter.post_id = letter.original_sequence;
     }
@@ -110,7 +109,10 @@ fn describe(letter: &mut DeadLetter) -> Result<(), Unreadable> {
         // Of ADVISORIES or DLQ, or of nobody.
         return Err(Unreadable);
     };
-    letter.lane = lane(subject.lane()).into();
+    letter.lane = subject
+        .lane()
+        .map_or(v1::Lane::Unspecified, v1::Lane::from)
+        .into();
     let payload = letter.payload.clone();
     match subject {
         Subject::PostCreated(_) => {
@@ -175,7 +177,7 @@ fn owe(
     if recipients.chunk_id() != chunk {
         return Err(Unreadable);
     }
-    letter.channel = wire::channel(channel).into();
+    letter.channel = v1::Channel::from(channel).into();
     letter.chunk_id = chunk.0;
     letter.recipient_count = recipients.len();
     Ok(())
@@ -197,11 +199,32 @@ pub(crate) fn recipients(letter: &DeadLetter) -> Option<Recipients> {
     Recipients::decode(bytes, count).ok()
 }
 
-fn lane(lane: Option<Lane>) -> v1::Lane {
-    match lane {
-        None => v1::Lane::Unspecified,
-        Some(Lane::High) => v1::Lane::High,
-        Some(Lane::Normal) => v1::Lane::Normal,
-        Some(Lane::Low) => v1::Lane::Low,
+#[cfg(test)]
+mod tests {
+    use herald_model::time::Micros;
+
+    use super::*;
+
+    /// Without its message.
+    fn gone(stream: &str, consumer: &str) -> DeadLetter {
+        let advisory = Advisory {
+            stream: stream.into(),
+            consumer: consumer.into(),
+            sequence: 7,
+            attempts: 1,
+            failed_at: Micros(1),
+            cause: Cause::Removed,
+            reason: String::new(),
+        };
+        letter(advisory, None)
+    }
+
+    #[test]
+    fn a_message_that_is_gone_is_about_a_post_only_where_its_sequence_is_one() {
+        assert_eq!(gone("POSTS", "fanout-low").post_id, 7);
+        assert_eq!(gone("POSTS", "archive").post_id, 7);
+        // Another count: post 7 is somebody else's.
+        assert_eq!(gone("REDRIVE", "redrive-fanout").post_id, 0);
+        assert_eq!(gone("TIMELINE", "timeline-high").post_id, 0);
     }
 }

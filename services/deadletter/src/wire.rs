@@ -1,32 +1,15 @@
 //! Between the words of the store and those on the wire.
 
-use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, UserKey, time::Micros};
-use herald_proto::{mesh_v1, v1};
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
+use herald_proto::{mesh_v1, timestamp, v1};
 use herald_store::{
     Act, ActId, ActKind, ActState, Cause, Letter, LetterGroup, LetterId, LetterState, Origin, Payload,
     Reopening,
 };
 use prost::Message;
-use prost_types::{Duration, Timestamp};
+use prost_types::Duration;
 
 use crate::domain::fingerprint;
-
-/// A moment as callers see it.
-pub(crate) fn timestamp(at: Micros) -> Timestamp {
-    Timestamp {
-        seconds: at.0.div_euclid(1_000_000),
-        // Less than 1,000,000,000, so it fits.
-        nanos: (at.0.rem_euclid(1_000_000) * 1_000) as i32,
-    }
-}
-
-/// A moment as callers say it; `None` for one that can't be told in microseconds.
-pub(crate) fn micros(at: &Timestamp) -> Option<Micros> {
-    let nanos = i64::from(at.nanos);
-    let valid = (0..1_000_000_000).contains(&nanos);
-    let micros = at.seconds.checked_mul(1_000_000)?.checked_add(nanos / 1_000)?;
-    valid.then_some(Micros(micros))
-}
 
 pub(crate) fn cause(cause: Cause) -> v1::DeadLetterCause {
     match cause {
@@ -78,29 +61,12 @@ fn payload(payload: Payload) -> v1::DeadLetterPayload {
     }
 }
 
-pub(crate) fn channel(channel: Channel) -> v1::Channel {
-    match channel {
-        Channel::Timeline => v1::Channel::Timeline,
-        Channel::Push => v1::Channel::Push,
-    }
-}
-
 /// `None` for one that is not said.
 pub(crate) fn channel_from(channel: v1::Channel) -> Option<Channel> {
     match channel {
         v1::Channel::Unspecified => None,
         v1::Channel::Timeline => Some(Channel::Timeline),
         v1::Channel::Push => Some(Channel::Push),
-    }
-}
-
-pub(crate) fn delivery_state(state: DeliveryState) -> v1::DeliveryState {
-    match state {
-        DeliveryState::Pending => v1::DeliveryState::Pending,
-        DeliveryState::Delivered => v1::DeliveryState::Delivered,
-        DeliveryState::Suppressed => v1::DeliveryState::Suppressed,
-        DeliveryState::Expired => v1::DeliveryState::Expired,
-        DeliveryState::Dead => v1::DeliveryState::Dead,
     }
 }
 
@@ -139,7 +105,7 @@ pub(crate) fn letter(letter: Letter, author_id: String, owed: u32) -> v1::DeadLe
         redrive_id: letter.redrive.map_or(0, |act| act.0),
         post_id: letter.post.map_or(0, |post| post.0),
         author_id,
-        channel: letter.channel.map_or(0, |one| channel(one).into()),
+        channel: letter.channel.map_or(0, |one| v1::Channel::from(one).into()),
         lane: letter.lane.map_or(0, |lane| {
             i32::from(match lane {
                 Lane::High => v1::Lane::High,
@@ -333,26 +299,6 @@ pub(crate) fn act_id(id: u64) -> Option<ActId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn moments_go_both_ways() {
-        for micros_since in [0, -1, 1_769_846_400_123_456] {
-            assert_eq!(
-                micros(&timestamp(Micros(micros_since))),
-                Some(Micros(micros_since))
-            );
-        }
-        let never = Timestamp {
-            seconds: i64::MAX,
-            nanos: 0,
-        };
-        assert_eq!(micros(&never), None);
-        let malformed = Timestamp {
-            seconds: 0,
-            nanos: -1,
-        };
-        assert_eq!(micros(&malformed), None);
-    }
 
     #[test]
     fn a_group_is_sixteen_hexadecimal_digits() {

@@ -1,7 +1,7 @@
 //! From followers to chunks: pure decisions.
 
 use herald_model::{
-    Channel, ChunkId, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Micros,
+    Channel, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Micros,
 };
 use herald_store::ChunkPlan;
 
@@ -70,11 +70,6 @@ pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max:
         });
     }
     chunks
-}
-
-/// Names a chunk for the broker's dedupe window: by what is in it, so that only the same chunk is taken for the same.
-pub(crate) fn chunk_message_id(post: PostId, channel: Channel, chunk: ChunkId) -> String {
-    format!("{post}/{channel}/{chunk}")
 }
 
 #[cfg(test)]

@@ -110,34 +110,24 @@ impl Fanout {
         if herald_failpoints::sabotaged!("fanout.drop-chunk") {
             return Ok(());
         }
-        let chunk_id = chunk.recipients.chunk_id();
-        let id = domain::chunk_message_id(slice.post, chunk.channel, chunk_id);
-        let recipients = chunk.recipients.as_bytes().clone();
-        let recipient_count = chunk.recipients.len();
         match chunk.channel {
             Channel::Timeline => {
-                let body = TimelineChunk {
-                    post_id: slice.post.0,
-                    author_key: slice.author.0,
-                    accepted_at_us: slice.accepted_at.0,
-                    chunk_id: chunk_id.0,
-                    recipients,
-                    recipient_count,
-                };
+                let body = TimelineChunk::new(slice.post, slice.author, slice.accepted_at, &chunk.recipients);
+                let id = body.message_id();
                 self.mesh
                     .publish(Subject::TimelineDeliver(slice.lane), Some(&id), &body)
                     .await?;
             }
             Channel::Push => {
-                let body = PushChunk {
-                    post_id: slice.post.0,
-                    author_key: slice.author.0,
-                    accepted_at_us: slice.accepted_at.0,
-                    chunk_id: chunk_id.0,
-                    recipients,
-                    recipient_count,
-                    expires_at_us: slice.push_expires_at().0,
-                };
+                let expires_at = slice.push_expires_at();
+                let body = PushChunk::new(
+                    slice.post,
+                    slice.author,
+                    slice.accepted_at,
+                    expires_at,
+                    &chunk.recipients,
+                );
+                let id = body.message_id();
                 self.mesh
                     .publish(Subject::PushDeliver(slice.lane), Some(&id), &body)
                     .await?;

@@ -2,29 +2,8 @@
 
 use std::time::Duration;
 
-use herald_model::{
-    Channel, DeliveryState, FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros,
-};
-use herald_proto::{mesh_v1, v1};
-use prost_types::Timestamp;
-
-/// A moment as callers see it.
-pub(crate) fn timestamp(at: Micros) -> Timestamp {
-    Timestamp {
-        seconds: at.0.div_euclid(1_000_000),
-        // Less than 1,000,000,000, so it fits.
-        nanos: (at.0.rem_euclid(1_000_000) * 1_000) as i32,
-    }
-}
-
-/// A lane as callers see it.
-pub(crate) fn lane_to_v1(lane: Lane) -> v1::Lane {
-    match lane {
-        Lane::High => v1::Lane::High,
-        Lane::Normal => v1::Lane::Normal,
-        Lane::Low => v1::Lane::Low,
-    }
-}
+use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros};
+use herald_proto::{mesh_v1, timestamp, v1};
 
 /// A lane as callers say it; `None` for a number that is none.
 pub(crate) fn lane_from_v1(lane: i32) -> Option<Lane> {
@@ -35,25 +14,6 @@ pub(crate) fn lane_from_v1(lane: i32) -> Option<Lane> {
     })
 }
 
-/// A channel as callers see it.
-pub(crate) fn channel_to_v1(channel: Channel) -> v1::Channel {
-    match channel {
-        Channel::Timeline => v1::Channel::Timeline,
-        Channel::Push => v1::Channel::Push,
-    }
-}
-
-/// A state as callers see it.
-pub(crate) fn state_to_v1(state: DeliveryState) -> v1::DeliveryState {
-    match state {
-        DeliveryState::Pending => v1::DeliveryState::Pending,
-        DeliveryState::Delivered => v1::DeliveryState::Delivered,
-        DeliveryState::Suppressed => v1::DeliveryState::Suppressed,
-        DeliveryState::Expired => v1::DeliveryState::Expired,
-        DeliveryState::Dead => v1::DeliveryState::Dead,
-    }
-}
-
 /// A post as callers see it.
 pub(crate) fn post_to_v1(post: Post) -> v1::Post {
     v1::Post {
@@ -62,7 +22,7 @@ pub(crate) fn post_to_v1(post: Post) -> v1::Post {
         text: post.text,
         links: post.links,
         media_urls: post.media_urls,
-        lane: lane_to_v1(post.lane).into(),
+        lane: v1::Lane::from(post.lane).into(),
         accepted_time: Some(timestamp(post.accepted_at)),
     }
 }
@@ -93,24 +53,6 @@ pub(crate) fn post_from_mesh(id: PostId, created: mesh_v1::PostCreated) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_moment_before_1970_has_positive_nanos() {
-        assert_eq!(
-            timestamp(Micros(1_500_000)),
-            Timestamp {
-                seconds: 1,
-                nanos: 500_000_000
-            }
-        );
-        assert_eq!(
-            timestamp(Micros(-1)),
-            Timestamp {
-                seconds: -1,
-                nanos: 999_999_000
-            }
-        );
-    }
 
     #[test]
     fn a_message_that_is_no_post_says_why() {

@@ -69,15 +69,7 @@ async fn a_lost_chunk_is_named_recipient_by_recipient() {
     let recipients = world.keys(&[1, 2]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
-    // A message that is to be delivered.
-    let chunk = TimelineChunk {
-        post_id: post.id.0,
-        author_key: world.author.0,
-        accepted_at_us: post.accepted_at.0,
-        chunk_id: recipients.chunk_id().0,
-        recipients: recipients.as_bytes().clone(),
-        recipient_count: recipients.len(),
-    };
+    let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
     world
         .mesh
         .publish(Subject::TimelineDeliver(LANE), None, &chunk)
@@ -111,15 +103,8 @@ async fn a_push_that_waits_for_its_provider_is_not_lost() {
     let recipients = world.keys(&[1, 2]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Push, &recipients)]).await;
-    let chunk = PushChunk {
-        post_id: post.id.0,
-        author_key: world.author.0,
-        accepted_at_us: post.accepted_at.0,
-        chunk_id: recipients.chunk_id().0,
-        recipients: recipients.as_bytes().clone(),
-        recipient_count: recipients.len(),
-        expires_at_us: post.accepted_at.plus(post.push_ttl).0,
-    };
+    let expires_at = post.accepted_at.plus(post.push_ttl);
+    let chunk = PushChunk::new(post.id, world.author, post.accepted_at, expires_at, &recipients);
     world
         .mesh
         .publish(Subject::PushDeliver(LANE), None, &chunk)
@@ -142,14 +127,7 @@ async fn a_message_that_a_lowered_limit_of_attempts_silenced_is_found() {
     let recipients = world.keys(&[1]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
-    let chunk = TimelineChunk {
-        post_id: post.id.0,
-        author_key: world.author.0,
-        accepted_at_us: post.accepted_at.0,
-        chunk_id: recipients.chunk_id().0,
-        recipients: recipients.as_bytes().clone(),
-        recipient_count: recipients.len(),
-    };
+    let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
     world
         .mesh
         .publish(Subject::TimelineDeliver(LANE), None, &chunk)

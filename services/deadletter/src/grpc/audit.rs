@@ -113,20 +113,10 @@ fn scope(request: &v1::RunAuditRequest) -> Result<Scope, Status> {
         )])),
         (None, 0) => Ok(Scope::All),
         (None, post) => Ok(Scope::Post(PostId(post))),
-        (Some(since), 0) => {
-            let micros = since
-                .seconds
-                .checked_mul(1_000_000)
-                .and_then(|micros| micros.checked_add(i64::from(since.nanos) / 1_000));
-            match micros {
-                Some(micros)
-                    if (0..1_000_000_000).contains(&since.nanos) && Micros(micros) <= Micros::now() =>
-                {
-                    Ok(Scope::Since(Micros(micros)))
-                }
-                _ => Err(status::invalid(&[("since_time", "must be a moment in the past")])),
-            }
-        }
+        (Some(since), 0) => match herald_proto::micros(&since) {
+            Some(since) if since <= Micros::now() => Ok(Scope::Since(since)),
+            _ => Err(status::invalid(&[("since_time", "must be a moment in the past")])),
+        },
     }
 }
 
@@ -169,7 +159,7 @@ fn finding_to_v1(finding: Finding) -> v1::AuditFinding {
         post_id: finding.post.map_or(0, |post| post.0),
         channel: finding
             .channel
-            .map_or(v1::Channel::Unspecified, channel_to_v1)
+            .map_or(v1::Channel::Unspecified, v1::Channel::from)
             .into(),
         user_id: finding
             .user
@@ -197,16 +187,9 @@ fn kind_to_v1(kind: FindingKind) -> v1::AuditFindingKind {
     }
 }
 
-fn channel_to_v1(channel: Channel) -> v1::Channel {
-    match channel {
-        Channel::Timeline => v1::Channel::Timeline,
-        Channel::Push => v1::Channel::Push,
-    }
-}
-
 fn summary_to_v1(summary: &Summary) -> v1::AuditSummary {
     let channel = |channel, sums: &ChannelSums| v1::AuditedChannel {
-        channel: channel_to_v1(channel).into(),
+        channel: v1::Channel::from(channel).into(),
         targeted_count: sums.targeted,
         delivered_count: sums.delivered,
         suppressed_count: sums.suppressed,

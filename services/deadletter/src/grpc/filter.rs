@@ -68,7 +68,7 @@ impl Api {
             at.and_then(|at| {
                 violations.take(
                     name(part),
-                    wire::micros(&at).ok_or("is no time that can be told in microseconds"),
+                    herald_proto::micros(&at).ok_or("is no time that can be told in microseconds"),
                 )
             })
         };

@@ -184,7 +184,7 @@ impl Api {
             .zip(ids)
             .map(|((_, state), user_id)| v1::OwedRecipient {
                 user_id,
-                state: wire::delivery_state(*state).into(),
+                state: v1::DeliveryState::from(*state).into(),
             });
         let identity = paging::identity([&letter.id.0.to_be_bytes()[..]]);
         let token = match page.last() {

@@ -11,7 +11,7 @@ use herald_store::{ChannelCounts, PostCounts, Stores};
 use tonic::{Request, Response, Status};
 
 use super::post::{post_id, post_not_found};
-use crate::{adapters::PostReader, wire};
+use crate::adapters::PostReader;
 
 const LIST_RECIPIENTS: &str = "ListRecipients";
 const PAGE_SIZE_DEFAULT: usize = 100;
@@ -48,15 +48,15 @@ impl DeliveryApi {
 
 fn channel_to_v1(channel: Channel, counts: ChannelCounts) -> v1::ChannelDelivery {
     v1::ChannelDelivery {
-        channel: wire::channel_to_v1(channel).into(),
+        channel: v1::Channel::from(channel).into(),
         targeted_count: counts.targeted,
         delivered_count: counts.delivered,
         suppressed_count: counts.suppressed,
         expired_count: counts.expired,
         pending_count: counts.pending,
         dead_count: counts.dead,
-        first_delivered_time: counts.first_delivered_at.map(wire::timestamp),
-        last_delivered_time: counts.last_delivered_at.map(wire::timestamp),
+        first_delivered_time: counts.first_delivered_at.map(herald_proto::timestamp),
+        last_delivered_time: counts.last_delivered_at.map(herald_proto::timestamp),
     }
 }
 
@@ -73,7 +73,7 @@ fn state_from_v1(state: i32) -> Result<Option<DeliveryState>, &'static str> {
         Ok(v1::DeliveryState::Unspecified) => Ok(None),
         Ok(state) => Ok(DeliveryState::ALL
             .into_iter()
-            .find(|s| wire::state_to_v1(*s) == state)),
+            .find(|s| v1::DeliveryState::from(*s) == state)),
         Err(_) => Err("is no delivery state"),
     }
 }
@@ -150,7 +150,7 @@ impl DeliveryService for DeliveryApi {
             .zip(ids)
             .map(|((_, state), id)| v1::Recipient {
                 user_id: id.map(UserId::into_string).unwrap_or_default(),
-                state: wire::state_to_v1(state).into(),
+                state: v1::DeliveryState::from(state).into(),
             })
             .collect();
         Ok(Response::new(v1::ListRecipientsResponse {

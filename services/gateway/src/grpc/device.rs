@@ -12,7 +12,7 @@ use herald_store::{DEVICES_PER_USER_MAX, ErrorKind, Stores};
 use rand::RngCore as _;
 use tonic::{Request, Response, Status};
 
-use crate::{domain, wire};
+use crate::domain;
 
 /// The length of a secret that Herald makes, bytes.
 const SECRET_BYTES: usize = 32;
@@ -123,7 +123,7 @@ fn to_v1(device: Device, user_id: String, with_webhook_secret: bool) -> v1::Devi
     v1::Device {
         device_id: device.id.0.to_string(),
         user_id,
-        registered_time: Some(wire::timestamp(device.registered_at)),
+        registered_time: Some(herald_proto::timestamp(device.registered_at)),
         address: Some(address),
     }
 }

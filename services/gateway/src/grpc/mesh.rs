@@ -15,8 +15,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::wire;
-
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 const INTERVAL_MAX: Duration = Duration::from_mins(1);
@@ -132,7 +130,7 @@ impl WatchingLag {
                 self.last = Some(rates);
                 Ok(v1::WatchLagResponse {
                     streams,
-                    read_time: Some(wire::timestamp(Micros::now())),
+                    read_time: Some(herald_proto::timestamp(Micros::now())),
                 })
             }
             Err(status) => Err(status),
@@ -168,7 +166,7 @@ impl MeshService for MeshApi {
         *self.last.lock() = Some(rates);
         Ok(Response::new(v1::GetLagResponse {
             streams,
-            read_time: Some(wire::timestamp(Micros::now())),
+            read_time: Some(herald_proto::timestamp(Micros::now())),
         }))
     }
 

@@ -107,7 +107,7 @@ impl From<Accepted> for v1::SubmitPostResponse {
         Self {
             post_id: accepted.id.0,
             request_id: accepted.request_id,
-            accepted_time: Some(wire::timestamp(accepted.at)),
+            accepted_time: Some(herald_proto::timestamp(accepted.at)),
             duplicate: accepted.duplicate,
         }
     }
@@ -245,7 +245,7 @@ impl Submitter {
             text: new.text,
             links: new.links,
             media_urls: new.media_urls,
-            lane: wire::lane_to_v1(new.lane).into(),
+            lane: v1::Lane::from(new.lane).into(),
             follow_version: version.0,
             accepted_at_us: at.0,
             push_ttl_seconds: new.push_ttl_seconds,

@@ -23,7 +23,6 @@ use crate::{
     domain::{Seen, WINDOW},
     feed::{self, ANSWER_BYTES_MAX, Feed},
     live::{Heard, Watch},
-    wire,
 };
 
 const WATCH_TIMELINE: &str = "WatchTimeline";
@@ -212,7 +211,7 @@ impl Watching {
             event: Some(event),
             // Tells only what is in this answer or the ones before.
             resume_token: PageToken::encode(WATCH_TIMELINE, self.identity, &self.seen.encode()),
-            server_time: Some(wire::timestamp(Micros::now())),
+            server_time: Some(herald_proto::timestamp(Micros::now())),
         }
     }
 }

@@ -1,0 +1,97 @@
+//! The model's words on the wire.
+
+use herald_model::{Channel, DeliveryState, Lane, time::Micros};
+use prost_types::Timestamp;
+
+use crate::v1;
+
+impl From<Lane> for v1::Lane {
+    fn from(lane: Lane) -> Self {
+        match lane {
+            Lane::High => Self::High,
+            Lane::Normal => Self::Normal,
+            Lane::Low => Self::Low,
+        }
+    }
+}
+
+impl From<Channel> for v1::Channel {
+    fn from(channel: Channel) -> Self {
+        match channel {
+            Channel::Timeline => Self::Timeline,
+            Channel::Push => Self::Push,
+        }
+    }
+}
+
+impl From<DeliveryState> for v1::DeliveryState {
+    fn from(state: DeliveryState) -> Self {
+        match state {
+            DeliveryState::Pending => Self::Pending,
+            DeliveryState::Delivered => Self::Delivered,
+            DeliveryState::Suppressed => Self::Suppressed,
+            DeliveryState::Expired => Self::Expired,
+            DeliveryState::Dead => Self::Dead,
+        }
+    }
+}
+
+/// A moment as callers see it.
+pub fn timestamp(at: Micros) -> Timestamp {
+    Timestamp {
+        seconds: at.0.div_euclid(1_000_000),
+        // Less than 1,000,000,000, so it fits.
+        nanos: (at.0.rem_euclid(1_000_000) * 1_000) as i32,
+    }
+}
+
+/// A moment as callers say it; `None` for one that can't be told in microseconds.
+pub fn micros(at: &Timestamp) -> Option<Micros> {
+    let nanos = i64::from(at.nanos);
+    let valid = (0..1_000_000_000).contains(&nanos);
+    let micros = at.seconds.checked_mul(1_000_000)?.checked_add(nanos / 1_000)?;
+    valid.then_some(Micros(micros))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_before_1970_has_positive_nanos() {
+        assert_eq!(
+            timestamp(Micros(1_500_000)),
+            Timestamp {
+                seconds: 1,
+                nanos: 500_000_000
+            }
+        );
+        assert_eq!(
+            timestamp(Micros(-1)),
+            Timestamp {
+                seconds: -1,
+                nanos: 999_999_000
+            }
+        );
+    }
+
+    #[test]
+    fn moments_go_both_ways() {
+        for micros_since in [0, -1, 1_769_846_400_123_456] {
+            assert_eq!(
+                micros(&timestamp(Micros(micros_since))),
+                Some(Micros(micros_since))
+            );
+        }
+        let never = Timestamp {
+            seconds: i64::MAX,
+            nanos: 0,
+        };
+        assert_eq!(micros(&never), None);
+        let malformed = Timestamp {
+            seconds: 0,
+            nanos: -1,
+        };
+        assert_eq!(micros(&malformed), None);
+    }
+}
