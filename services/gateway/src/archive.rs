@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Settle, Subject};
-use herald_model::{PostId, time::Micros};
+use herald_model::PostId;
 use herald_proto::mesh_v1;
 use herald_runtime::{
     isolate::{self, Failure},
@@ -81,16 +81,9 @@ fn read(delivery: &Delivery) -> Result<Archived, Settle> {
         }
         Subject::PostDeleted(_) => {
             let deleted: mesh_v1::PostDeleted = delivery.decode()?;
-            if deleted.post_id == 0 || deleted.post_id >= delivery.sequence {
-                return Err(term(format!(
-                    "post {} can't have been deleted here",
-                    deleted.post_id
-                )));
-            }
-            Ok(Archived::Deleted {
-                post: PostId(deleted.post_id),
-                at: Micros(deleted.deleted_at_us),
-            })
+            wire::deletion_from_mesh(delivery.sequence, deleted)
+                .map(|(post, at)| Archived::Deleted { post, at })
+                .map_err(term)
         }
         other => Err(term(format!("{other} is no subject of posts"))),
     }
@@ -153,7 +146,7 @@ async fn commit(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> O
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{FollowVersion, Lane, Post, UserId, UserKey};
+    use herald_model::{FollowVersion, Lane, Post, UserId, UserKey, time::Micros};
     use herald_runtime::metrics::Shared;
     use herald_store::{
         Error, ErrorKind, Result,

@@ -1,8 +1,8 @@
-//! How far the store knows the requests that made posts.
+//! How far the store knows the requests that made and deleted posts.
 //!
 //! A request id that is sent again is found by the broker, which forgets it after its dedupe window, or by the store, which
 //! the archive consumer fills: but a consumer that is behind by more than the window would leave a gap between the two, in
-//! which the same request would be a second post. So the gateway looks again and again how far the store has come, brings
+//! which the same request would be a second post, and the same deletion a second one that is counted twice. So the gateway looks again and again how far the store has come, brings
 //! over itself what is missing, and accepts a request only while its last look is younger than the window.
 //!
 //! The consumer's own word is not enough: what a process that died had in hand is unacknowledged for as long as the ack wait,
@@ -11,8 +11,8 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use herald_mesh::{Mesh, RawMessage, Topology, consumers, streams};
-use herald_model::PostId;
+use herald_mesh::{Mesh, RawMessage, Subject, Topology, consumers, streams};
+use herald_model::{Post, PostId};
 use herald_proto::mesh_v1;
 use herald_runtime::status;
 use herald_store::{Archived, Posts};
@@ -118,36 +118,61 @@ impl Looker {
         }
     }
 
-    /// After this, every post that was stored before it is in the store.
+    /// After this, every post and every deletion that POSTS had before it is in the store.
     async fn look(&self) -> Result<(), ReadError> {
         let last = self.mesh.last_sequence(streams::POSTS).await?;
         let floor = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if floor >= last {
             return Ok(());
         }
-        let created = Some("post.v1.created.*");
-        let messages = self.mesh.scan(streams::POSTS, created, floor + 1, last);
+        let messages = self.mesh.scan(streams::POSTS, None, floor + 1, last);
         let mut batches = pin!(messages.chunks(LOOKUP_MAX));
         while let Some(batch) = batches.next().await {
             let batch: Vec<RawMessage> = batch.into_iter().collect::<Result<_, _>>()?;
-            let ids: Vec<PostId> = batch.iter().map(|message| PostId(message.sequence)).collect();
+            // What is neither is terminated by the archive consumer, which says why.
+            let told: Vec<Archived> = batch.into_iter().filter_map(entry).collect();
+            let ids: Vec<PostId> = told.iter().map(subject).collect();
             let stored = self.posts.get(&ids).await?;
-            let missing = batch
-                .into_iter()
-                .zip(stored)
-                .filter(|(_, stored)| stored.is_none());
-            // What is no post is terminated by the archive consumer, which says why.
-            let missing: Vec<Archived> = missing.filter_map(|(message, _)| post(message)).collect();
+            let missing = told.into_iter().zip(stored);
+            let missing = missing.filter(|(told, stored)| !is_in(told, stored.as_ref()));
+            let missing: Vec<Archived> = missing.map(|(told, _)| told).collect();
             self.posts.archive(&missing).await?;
         }
         Ok(())
     }
 }
 
-fn post(message: RawMessage) -> Option<Archived> {
-    let created = mesh_v1::PostCreated::decode(message.payload).ok()?;
-    let post = wire::post_from_mesh(PostId(message.sequence), created).ok()?;
-    Some(Archived::Created(post))
+/// What a message tells, if it makes sense.
+fn entry(message: RawMessage) -> Option<Archived> {
+    match Subject::parse(&message.subject)? {
+        Subject::PostCreated(_) => {
+            let created = mesh_v1::PostCreated::decode(message.payload).ok()?;
+            let post = wire::post_from_mesh(PostId(message.sequence), created).ok()?;
+            Some(Archived::Created(post))
+        }
+        Subject::PostDeleted(_) => {
+            let deleted = mesh_v1::PostDeleted::decode(message.payload).ok()?;
+            let (post, at) = wire::deletion_from_mesh(message.sequence, deleted).ok()?;
+            Some(Archived::Deleted { post, at })
+        }
+        _ => None,
+    }
+}
+
+/// The post that it is about.
+fn subject(told: &Archived) -> PostId {
+    match told {
+        Archived::Created(post) => post.id,
+        Archived::Deleted { post, .. } => *post,
+    }
+}
+
+/// Whether the store has it.
+fn is_in(told: &Archived, stored: Option<&Post>) -> bool {
+    match told {
+        Archived::Created(_) => stored.is_some(),
+        Archived::Deleted { .. } => stored.is_some_and(|post| post.deleted_at.is_some()),
+    }
 }
 
 fn behind() -> Status {

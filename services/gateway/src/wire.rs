@@ -50,6 +50,17 @@ pub(crate) fn post_from_mesh(id: PostId, created: mesh_v1::PostCreated) -> Resul
     })
 }
 
+/// What a `PostDeleted` message with this sequence deletes, and when; `Err` says why it deletes nothing.
+pub(crate) fn deletion_from_mesh(
+    sequence: u64,
+    deleted: mesh_v1::PostDeleted,
+) -> Result<(PostId, Micros), String> {
+    if deleted.post_id == 0 || deleted.post_id >= sequence {
+        return Err(format!("post {} can't have been deleted here", deleted.post_id));
+    }
+    Ok((PostId(deleted.post_id), Micros(deleted.deleted_at_us)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

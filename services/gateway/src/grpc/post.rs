@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{Mesh, Subject};
-use herald_model::{PostId, time::Micros};
+use herald_model::{Post, PostId, time::Micros};
 use herald_proto::{
     mesh_v1,
     v1::{self, post_service_server::PostService},
@@ -17,7 +17,7 @@ use tokio::{
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
-use crate::{adapters::PostReader, wire};
+use crate::{adapters::PostReader, known::KnownRequests, wire};
 
 /// The most posts of one stream.
 const POSTS_PER_STREAM_MAX: usize = 1_000_000;
@@ -31,6 +31,7 @@ const DELETED_POLL_LAST: Duration = Duration::from_millis(100);
 pub(crate) struct PostApi {
     submitter: Submitter,
     reader: PostReader,
+    known: KnownRequests,
     mesh: Mesh,
     in_flight_max: usize,
     delete_wait: Duration,
@@ -40,6 +41,7 @@ impl PostApi {
     pub(crate) fn new(
         submitter: Submitter,
         reader: PostReader,
+        known: KnownRequests,
         mesh: Mesh,
         in_flight_max: usize,
         delete_wait: Duration,
@@ -47,10 +49,35 @@ impl PostApi {
         Self {
             submitter,
             reader,
+            known,
             mesh,
             in_flight_max,
             delete_wait,
         }
+    }
+
+    /// Deletes a post that was not deleted when it was read.
+    async fn delete(&self, post: &Post) -> Result<(), Status> {
+        // The broker forgets after its window; what it has forgotten is in the store then.
+        let look = self.known.look().await?;
+        if self.reader.is_deleted(post.id).await? {
+            return Ok(());
+        }
+        let deleted = mesh_v1::PostDeleted {
+            post_id: post.id.0,
+            author_key: post.author.0,
+            deleted_at_us: Micros::now().0,
+        };
+        self.known.still(look)?;
+        self.mesh
+            .publish(
+                Subject::PostDeleted(post.lane),
+                Some(&format!("{}/deleted", post.id)),
+                &deleted,
+            )
+            .await
+            .map_err(|e| status::from_mesh(&e))?;
+        self.until_deleted(post.id).await
     }
 
     /// Waits until the archive shows a deletion, so that the caller reads its own write; at most so long.
@@ -169,20 +196,7 @@ impl PostService for PostApi {
             ));
         }
         if post.deleted_at.is_none() {
-            let deleted = mesh_v1::PostDeleted {
-                post_id: id.0,
-                author_key: post.author.0,
-                deleted_at_us: Micros::now().0,
-            };
-            self.mesh
-                .publish(
-                    Subject::PostDeleted(post.lane),
-                    Some(&format!("{id}/deleted")),
-                    &deleted,
-                )
-                .await
-                .map_err(|e| status::from_mesh(&e))?;
-            self.until_deleted(id).await?;
+            self.delete(&post).await?;
         }
         Ok(Response::new(v1::DeletePostResponse {}))
     }

@@ -142,13 +142,14 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         stores.clone(),
         mesh.clone(),
         reader.clone(),
-        known,
+        known.clone(),
         versions,
         metrics,
     );
     let posts = PostApi::new(
         submitter,
         reader.clone(),
+        known,
         mesh.clone(),
         config.submit_in_flight_max,
         Duration::from_millis(config.delete_wait_ms),

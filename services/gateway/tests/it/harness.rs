@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use herald_gateway::{Config, Deps, Error, Metrics};
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig};
-use herald_model::{PostId, Recipients, UserId, UserKey};
+use herald_model::{Lane, PostId, Recipients, UserId, UserKey};
 use herald_proto::{
-    mesh_v1::TimelineChunk,
+    mesh_v1::{PostCreated, TimelineChunk},
     v1::{
         self, delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
         graph_service_client::GraphServiceClient, graph_service_server::GraphServiceServer,
@@ -242,6 +242,22 @@ impl World {
             .publish_live(chunk.encode_to_vec().into())
             .await
             .unwrap();
+    }
+
+    /// Waits until the broker has forgotten the ids of all that is in POSTS.
+    pub(crate) async fn until_forgotten(&self) {
+        // A probe of the same age: when the broker takes it again, it has forgotten the others too.
+        let probe = PostCreated {
+            author_key: 1,
+            author_id: "107".into(),
+            ..Default::default()
+        };
+        let publish = async || {
+            let subject = Subject::PostCreated(Lane::Low);
+            self.mesh.publish(subject, Some("probe"), &probe).await.unwrap()
+        };
+        publish().await;
+        until("the broker forgets", async || !publish().await.duplicate).await;
     }
 
     /// Waits until the archive consumer has nothing left.

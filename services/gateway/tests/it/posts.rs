@@ -9,7 +9,7 @@ use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Setup, World, fields, reason, submit, until};
+use crate::harness::{Setup, World, fields, reason, submit};
 
 const REQUEST: &str = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
 
@@ -138,21 +138,7 @@ async fn the_same_request_is_the_same_post(
         .await
         .unwrap()
         .into_inner();
-    // A probe of the same age: when the broker takes it again, it has forgotten the post's id too.
-    let probe = mesh_v1::PostCreated {
-        author_key: 1,
-        author_id: "107".into(),
-        ..Default::default()
-    };
-    let publish = async || {
-        world
-            .mesh
-            .publish(Subject::PostCreated(Lane::Low), Some("probe"), &probe)
-            .await
-            .unwrap()
-    };
-    publish().await;
-    until("the broker forgets", async || !publish().await.duplicate).await;
+    world.until_forgotten().await;
     between(&world).await;
     let again = world.posts().submit_post(request).await.unwrap().into_inner();
     assert_eq!(
@@ -376,52 +362,6 @@ async fn a_stream_of_posts_is_answered_in_order_with_its_refusals() {
             .post
             .unwrap();
         assert_eq!(post.author_id, format!("author-{}", index % 7));
-    }
-    world.stop().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_post_is_gone_when_the_call_answers() {
-    let world = World::start().await;
-    let post_id = world.post("107", "regrettable").await;
-    let delete = |author: &str| v1::DeletePostRequest {
-        post_id,
-        author_id: author.into(),
-    };
-    let status = world.posts().delete_post(delete("108")).await.unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::PermissionDenied, "NOT_THE_AUTHOR")
-    );
-
-    world.posts().delete_post(delete("107")).await.unwrap();
-    let status = world
-        .posts()
-        .get_post(v1::GetPostRequest { post_id })
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::NotFound, "POST_NOT_FOUND")
-    );
-    let stored = world.stores.posts.get(&[PostId(post_id)]).await.unwrap();
-    assert!(stored[0].as_ref().unwrap().deleted_at.is_some());
-    // Again, and without an author.
-    world.posts().delete_post(delete("")).await.unwrap();
-    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
-    // The deletion's own sequence number is no post.
-    for post_id in [2, 99, u64::MAX] {
-        let get = world
-            .posts()
-            .get_post(v1::GetPostRequest { post_id })
-            .await
-            .unwrap_err();
-        let delete = v1::DeletePostRequest {
-            post_id,
-            author_id: String::new(),
-        };
-        let delete = world.posts().delete_post(delete).await.unwrap_err();
-        assert_eq!((get.code(), delete.code()), (Code::NotFound, Code::NotFound));
     }
     world.stop().await.unwrap();
 }

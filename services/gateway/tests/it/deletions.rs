@@ -1,0 +1,90 @@
+//! DeletePost.
+
+use std::time::Duration;
+
+use herald_gateway::Config;
+use herald_mesh::{TopologyConfig, consumers, streams};
+use herald_model::{PostId, time::Micros};
+use herald_proto::v1;
+use tonic::Code;
+
+use crate::harness::{Setup, World, reason};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_post_is_gone_when_the_call_answers() {
+    let world = World::start().await;
+    let post_id = world.post("107", "regrettable").await;
+    let delete = |author: &str| v1::DeletePostRequest {
+        post_id,
+        author_id: author.into(),
+    };
+    let status = world.posts().delete_post(delete("108")).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::PermissionDenied, "NOT_THE_AUTHOR")
+    );
+
+    world.posts().delete_post(delete("107")).await.unwrap();
+    let status = world
+        .posts()
+        .get_post(v1::GetPostRequest { post_id })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "POST_NOT_FOUND")
+    );
+    let stored = world.stores.posts.get(&[PostId(post_id)]).await.unwrap();
+    assert!(stored[0].as_ref().unwrap().deleted_at.is_some());
+    // Again, and without an author.
+    world.posts().delete_post(delete("")).await.unwrap();
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
+    // The deletion's own sequence number is no post.
+    for post_id in [2, 99, u64::MAX] {
+        let get = world
+            .posts()
+            .get_post(v1::GetPostRequest { post_id })
+            .await
+            .unwrap_err();
+        let delete = v1::DeletePostRequest {
+            post_id,
+            author_id: String::new(),
+        };
+        let delete = world.posts().delete_post(delete).await.unwrap_err();
+        assert_eq!((get.code(), delete.code()), (Code::NotFound, Code::NotFound));
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_is_one_also_while_the_archive_consumer_is_behind() {
+    let world = World::start_with(Setup {
+        topology: TopologyConfig {
+            dedupe_window_seconds: 1,
+            ..TopologyConfig::default()
+        },
+        config: Config {
+            delete_wait_ms: 0,
+            ..Setup::default().config
+        },
+        ..Setup::default()
+    })
+    .await;
+    let until_late = Micros::now().plus(Duration::from_mins(5));
+    let paused = world
+        .mesh
+        .pause(streams::POSTS, consumers::ARCHIVE, until_late)
+        .await;
+    paused.unwrap();
+    let delete = v1::DeletePostRequest {
+        post_id: world.post("107", "regrettable").await,
+        author_id: "107".into(),
+    };
+    world.posts().delete_post(delete.clone()).await.unwrap();
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
+    world.until_forgotten().await;
+    let before = world.mesh.last_sequence("POSTS").await.unwrap();
+    world.posts().delete_post(delete).await.unwrap();
+    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), before);
+    world.stop().await.unwrap();
+}
