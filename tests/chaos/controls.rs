@@ -25,7 +25,7 @@ pub(crate) struct Control {
 }
 
 /// All of them.
-pub(crate) const CONTROLS: [Control; 3] = [
+pub(crate) const CONTROLS: [Control; 4] = [
     // *Commit, then acknowledge.* The message is acknowledged and its deliveries are recorded before they are durable.
     Control {
         name: "control-ack-before-commit",
@@ -52,6 +52,15 @@ pub(crate) const CONTROLS: [Control; 3] = [
         kinds: &[Kind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["not settled", "audit"],
+    },
+    // *A deletion that was answered is done.* None is.
+    Control {
+        name: "control-forgotten-deletion",
+        sabotage: "gateway.forget-deletion=return",
+        settings: &[],
+        kinds: &[Kind::KillHerald],
+        budget: Budget::Time(Duration::from_secs(5)),
+        findings: &["deletions", "seen during the load"],
     },
 ];
 

@@ -8,7 +8,7 @@ use crate::{
     controls,
     faults::{self, Budget, Kills, Kind, Schedule},
     log::Log,
-    workload::{self, Journal, Load, Running},
+    workload::{self, Journal, Load, Running, Watchers},
     world::{Options, World},
 };
 
@@ -148,6 +148,7 @@ pub(crate) async fn episode_of(
     }
     workload::prepare(&world.clients(), &world.sink).await;
     let journal = Arc::new(Journal::default());
+    let watchers = Watchers::start(&world, &journal).await;
     let running = Running::start(&world, &journal, Load::default(), seed);
     let kills = faults::run(&mut world, &journal, Schedule::new(seed, &kinds), budget).await;
     log.say(format!(
@@ -155,7 +156,7 @@ pub(crate) async fn episode_of(
         journal.accepted_count()
     ));
     running.stop(&journal).await;
-    let verdict = checker::check(&world, &journal).await;
+    let verdict = checker::check(&world, &journal, &watchers).await;
     (verdict, kills, world)
 }
 

@@ -1,8 +1,8 @@
 //! Who must, may and must not have a post: pure decisions over the journal.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::workload::{AUTHORS, Change, Posted, Tie, tie};
+use crate::workload::{AUTHORS, Change, Deletion, Posted, Tie, tie};
 
 /// The newest posts that a new follow brings.
 const BACKFILL_POSTS: usize = 20;
@@ -12,10 +12,16 @@ pub(super) struct Expected {
     changes: HashMap<(usize, usize), Vec<Change>>,
     /// Of each author, by id.
     by_author: Vec<Vec<Posted>>,
+    /// Posts that may have been deleted at any moment.
+    deleted: HashSet<u64>,
 }
 
 impl Expected {
-    pub(super) fn new(posts: &[Posted], changes: &HashMap<(usize, usize), Vec<Change>>) -> Self {
+    pub(super) fn new(
+        posts: &[Posted],
+        changes: &HashMap<(usize, usize), Vec<Change>>,
+        deletions: &HashMap<u64, Deletion>,
+    ) -> Self {
         let mut by_author = vec![Vec::new(); AUTHORS];
         for post in posts {
             by_author[post.author].push(post.clone());
@@ -26,6 +32,7 @@ impl Expected {
         Self {
             changes: changes.clone(),
             by_author,
+            deleted: deletions.keys().copied().collect(),
         }
     }
 
@@ -51,7 +58,10 @@ impl Expected {
             .iter()
             .filter(|change| change.tie != Tie::None)
             .any(|change| {
-                let newer = self.newer(post).filter(|newer| newer.ended < change.started);
+                // Whoever looks them up leaves out what was deleted meanwhile, and comes to an older one.
+                let newer = self
+                    .newer(post)
+                    .filter(|newer| newer.ended < change.started && !self.deleted.contains(&newer.id));
                 post.started < change.ended && newer.count() < BACKFILL_POSTS
             })
     }

@@ -1,6 +1,8 @@
 //! The checker: knows each accepted post and each answered follow, waits for quiet, reads everything, and says what is wrong.
 
 mod audit;
+mod blind;
+mod deletions;
 mod expect;
 mod judge;
 pub(crate) mod letters;
@@ -8,8 +10,12 @@ mod observe;
 mod pushes;
 mod quiet;
 mod replicas;
+mod watches;
 
-use crate::{workload::Journal, world::World};
+use crate::{
+    workload::{Journal, Watchers},
+    world::World,
+};
 
 /// No more of one kind are printed.
 const SHOWN_MAX: usize = 8;
@@ -20,6 +26,10 @@ pub(crate) struct Verdict {
     /// What is wrong, by kind.
     kinds: Vec<(&'static str, Vec<String>)>,
     pub(crate) posts: usize,
+    pub(crate) deleted_posts: usize,
+    /// Posts that were shown to watchers, and how often these came back.
+    pub(crate) shown: usize,
+    pub(crate) returns: usize,
     pub(crate) timeline_deliveries: u64,
     pub(crate) pushes: u64,
     pub(crate) duplicate_pushes: u64,
@@ -45,8 +55,16 @@ impl Verdict {
     /// For people.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
-            "checked {} posts, {} timeline deliveries, {} pushes ({} of them repeated), {} dead letters",
-            self.posts, self.timeline_deliveries, self.pushes, self.duplicate_pushes, self.dead_letters
+            "checked {} posts ({} of them deleted), {} timeline deliveries, {} pushes ({} of them repeated), {} entries that \
+             were watched ({} returns), {} dead letters",
+            self.posts,
+            self.deleted_posts,
+            self.timeline_deliveries,
+            self.pushes,
+            self.duplicate_pushes,
+            self.shown,
+            self.returns,
+            self.dead_letters
         )];
         for (kind, found) in &self.kinds {
             lines.push(format!("WRONG, {kind}: {}", found.len()));
@@ -57,9 +75,8 @@ impl Verdict {
 }
 
 /// Checks a mesh on which nothing acts any more.
-pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
+pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers) -> Verdict {
     let mut verdict = Verdict::default();
-    verdict.add("seen during the load", journal.all_wrong());
     verdict.add("processes", world.herald.surprises());
     verdict.add("not settled", quiet::wait(world, journal).await);
     verdict.add("not redriven", letters::redrive(world, journal).await);
@@ -69,12 +86,21 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
         Ok(observed) => observed,
         Err(status) => {
             verdict.add("not readable", vec![format!("{status:?}")]);
+            verdict.add("seen during the load", journal.all_wrong());
             return verdict;
         }
     };
     let posts = journal.posts();
-    let expected = expect::Expected::new(&posts, &journal.changes());
+    let deletions = journal.deletions();
+    let expected = expect::Expected::new(&posts, &journal.changes(), &deletions);
+    let facts = watches::Facts {
+        posts: &posts,
+        observed: &observed,
+        expected: &expected,
+        deletions: &deletions,
+    };
     verdict.posts = posts.len();
+    verdict.deleted_posts = observed.posts.values().filter(|seen| seen.gone).count();
     verdict.add(
         "requests",
         judge::requests(&posts, &observed, journal.foreign_count()),
@@ -84,6 +110,15 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
     verdict.add("backfills", judge::backfills(&posts, &observed, &expected));
     verdict.add("conservation", judge::conservation(&posts, &observed));
     verdict.add("totals", judge::totals(&posts, &observed));
+    verdict.add("deletions", deletions::posts(&posts, &observed, &deletions));
+    verdict.add("deletions counted", deletions::counts(&observed));
+    let late = deletions::pushes(&observed, &deletions, &world.log.faults());
+    verdict.add("pushes of deleted posts", late);
+    let watched = watches::wait(watchers, facts).await;
+    verdict.shown = watched.iter().map(|watched| watched.entries.len()).sum();
+    verdict.returns = watched.iter().map(|watched| watched.returns.len()).sum();
+    verdict.add("watches", watches::judge(&watched, facts));
+    verdict.add("a blind spot of the checker", blind::spots(&watched, facts));
     verdict.add("audit", audit::findings(world).await);
     verdict.add("replicas", replicas::disagreements(world).await);
     match letters::judge(world, journal).await {
@@ -93,7 +128,7 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
         }
         Err(status) => verdict.add("dead letters", vec![format!("{status:?}")]),
     }
-    let pushes = pushes::judge(&posts, &observed, world, journal.provider_failures() > 0);
+    let pushes = pushes::judge(&posts, &observed, world, journal);
     (verdict.pushes, verdict.duplicate_pushes) = (pushes.received, pushes.repeated);
     verdict.add("pushes", pushes.wrong);
     verdict.timeline_deliveries = observed
@@ -101,5 +136,7 @@ pub(crate) async fn check(world: &World, journal: &Journal) -> Verdict {
         .iter()
         .map(|entries| entries.len() as u64)
         .sum();
+    // Watchers can have seen something until now.
+    verdict.add("seen during the load", journal.all_wrong());
     verdict
 }

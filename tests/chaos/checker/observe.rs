@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use async_nats::jetstream;
 use futures::{StreamExt, TryStreamExt, stream};
 use harness::Clients;
 use herald_proto::v1;
@@ -24,12 +25,16 @@ pub(super) struct Observed {
     pub(super) received: HashMap<(String, u64), Receipts>,
     /// Messages in POSTS.
     pub(super) posts_messages: u64,
+    /// Those of them that delete a post.
+    pub(super) deletion_messages: u64,
     /// Over all posts.
     pub(super) totals: v1::Totals,
 }
 
-/// What the ledger and analytics say of a post.
+/// What the archive, the ledger and analytics say of a post.
 pub(super) struct Seen {
+    /// It is deleted.
+    pub(super) gone: bool,
     pub(super) timeline: v1::ChannelDelivery,
     pub(super) push: v1::ChannelDelivery,
     /// Recipients by number; those with a name that is none of ours are in `strangers`.
@@ -64,9 +69,27 @@ pub(super) async fn everything(world: &World, journal: &Journal) -> Result<Obser
         posts,
         timelines,
         received: world.sink.received(),
+        deletion_messages: deletion_messages(world).await?,
         posts_messages: of_posts.map_or(0, |stream| stream.message_count),
         totals: totals.into_inner().totals.unwrap_or_default(),
     })
+}
+
+/// Asks the broker itself.
+async fn deletion_messages(world: &World) -> Result<u64, Status> {
+    let counted = async {
+        let broker = jetstream::new(world.nats.client().await?);
+        let stream = broker.get_stream("POSTS").await?;
+        let mut subjects = stream.info_with_subjects("post.v1.deleted.*").await?;
+        let mut count = 0;
+        while let Some((_, messages)) = subjects.try_next().await? {
+            count += messages as u64;
+        }
+        Ok::<_, async_nats::Error>(count)
+    };
+    counted
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))
 }
 
 async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
@@ -91,7 +114,13 @@ async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
         Err(status) if status.code() == tonic::Code::NotFound => None,
         Err(status) => return Err(status),
     };
+    let gone = match clients.posts().get_post(v1::GetPostRequest { post_id }).await {
+        Ok(_) => false,
+        Err(status) if status.code() == tonic::Code::NotFound => true,
+        Err(status) => return Err(status),
+    };
     Ok(Seen {
+        gone,
         timeline: of(v1::Channel::Timeline),
         push: of(v1::Channel::Push),
         timeline_states,

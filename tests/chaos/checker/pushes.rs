@@ -6,7 +6,7 @@ use herald_proto::v1::DeliveryState;
 
 use super::observe::Observed;
 use crate::{
-    workload::{Posted, READERS, devices, reader},
+    workload::{Journal, Posted, READERS, devices, reader},
     world::World,
 };
 
@@ -22,7 +22,9 @@ const REPEATS_OF_CHUNK: u64 = 8 + 32;
 /// Chunks that all lanes may have in hand.
 const CHUNKS_IN_HAND: u64 = 3 * 32;
 
-pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, provider_failed: bool) -> Pushes {
+pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journal: &Journal) -> Pushes {
+    let provider_failed = journal.provider_failures() > 0;
+    let deletions = journal.deletions();
     let mut wrong = Vec::new();
     if world.sink.rejected() > 0 {
         wrong.push(format!(
@@ -71,6 +73,8 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, provid
         let Some(seen) = observed.posts.get(&post.id) else {
             continue;
         };
+        // Some may have got a post before it was deleted.
+        let deleted = seen.gone && deletions.contains_key(&post.id);
         for r in 0..READERS {
             let Some(state) = seen.push_states.get(&r) else {
                 continue;
@@ -86,8 +90,8 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, provid
                 .count();
             let good = match state {
                 // One device is enough when the provider has refused another one for good, or for too long.
-                DeliveryState::Delivered => got > 0 && (got == devices.len() || provider_failed),
-                DeliveryState::Suppressed => devices.is_empty(),
+                DeliveryState::Delivered => got > 0 && (got == devices.len() || provider_failed || deleted),
+                DeliveryState::Suppressed => devices.is_empty() || deleted,
                 // Nothing is so slow that it expires, and what was given up is redriven in the end.
                 DeliveryState::Dead
                 | DeliveryState::Expired

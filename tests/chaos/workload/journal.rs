@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::Tie;
@@ -35,12 +36,21 @@ pub(crate) struct Change {
     pub(crate) ended: Moment,
 }
 
+/// A deletion that was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Deletion {
+    /// When its first answer came; without one it may have been done or not.
+    pub(crate) answered: Option<Timestamp>,
+}
+
 /// Of one run.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     clock: AtomicU64,
     posts: Mutex<Vec<Posted>>,
     changes: Mutex<HashMap<(usize, usize), Vec<Change>>>,
+    /// By post.
+    deletions: Mutex<HashMap<u64, Deletion>>,
     /// Messages that nobody can read, put into streams on purpose: stream and sequence.
     poison: Mutex<HashSet<(String, u64)>>,
     /// How often the push provider began to fail.
@@ -64,6 +74,18 @@ impl Journal {
             .entry((reader, author))
             .or_default()
             .push(change);
+    }
+
+    /// A post is about to be deleted.
+    pub(super) fn deletes(&self, post: u64) {
+        self.deletions.lock().entry(post).or_default();
+    }
+
+    /// The deletion of a post was answered just now.
+    pub(super) fn deleted(&self, post: u64) {
+        let mut deletions = self.deletions.lock();
+        let deletion = deletions.entry(post).or_default();
+        deletion.answered.get_or_insert_with(Timestamp::now);
     }
 
     /// A message that nobody can read was put into a stream.
@@ -90,6 +112,24 @@ impl Journal {
 
     pub(crate) fn posts(&self) -> Vec<Posted> {
         self.posts.lock().clone()
+    }
+
+    /// Those that were accepted after the first so many.
+    pub(super) fn posts_from(&self, known: usize) -> Vec<Posted> {
+        self.posts.lock()[known..].to_vec()
+    }
+
+    pub(crate) fn deletions(&self) -> HashMap<u64, Deletion> {
+        self.deletions.lock().clone()
+    }
+
+    /// Posts whose deletion was answered.
+    pub(super) fn deleted_posts(&self) -> HashSet<u64> {
+        let deletions = self.deletions.lock();
+        let answered = deletions
+            .iter()
+            .filter(|(_, deletion)| deletion.answered.is_some());
+        answered.map(|(post, _)| *post).collect()
     }
 
     pub(crate) fn changes(&self) -> HashMap<(usize, usize), Vec<Change>> {

@@ -1,9 +1,12 @@
-//! The load: writers, followers who come and go, readers; and the journal of all that they were promised.
+//! The load: writers, authors who delete, followers who come and go, readers and watchers; and the journal of all that they were promised.
 
+mod deleters;
+mod due;
 mod graph;
 mod journal;
 mod movers;
 mod readers;
+mod watchers;
 mod writers;
 
 use std::{
@@ -20,7 +23,8 @@ use tonic::{Code, Status};
 
 pub(crate) use self::{
     graph::{AUTHORS, READERS, Tie, author, devices, prepare, reader, tie},
-    journal::{Change, Journal, Posted},
+    journal::{Change, Deletion, Journal, Posted},
+    watchers::{Watched, Watchers},
 };
 use crate::world::World;
 
@@ -83,6 +87,7 @@ impl Running {
             tasks.spawn(writers::write(worker(n), n, load.pace));
         }
         tasks.spawn(writers::repeat(worker(1_000)));
+        tasks.spawn(deleters::delete(worker(4_000)));
         for n in 0..load.movers {
             tasks.spawn(movers::come_and_go(worker(2_000 + n), n, load.movers));
         }

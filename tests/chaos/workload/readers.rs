@@ -1,4 +1,5 @@
-//! Readers who look at timelines while all this happens: whatever is missing yet, nothing is there twice or out of order.
+//! Readers who look at timelines while all this happens: whatever is missing yet, nothing is there twice, out of
+//! order, or after its deletion was answered.
 
 use herald_proto::v1;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -15,6 +16,7 @@ pub(super) async fn read(worker: Worker) {
             page_size: 200,
             ..Default::default()
         };
+        let deleted = worker.journal.deleted_posts();
         let entries = worker
             .insist("ListTimeline", |clients| {
                 let request = request.clone();
@@ -36,6 +38,10 @@ pub(super) async fn read(worker: Worker) {
             worker.journal.wrong(format!(
                 "{user} was shown a timeline that repeats or is out of order: {ids:?}"
             ));
+        }
+        if let Some(id) = ids.iter().find(|id| deleted.contains(id)) {
+            let what = format!("{user} was shown post {id} after its deletion was answered");
+            worker.journal.wrong(what);
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

@@ -1,16 +1,18 @@
 //! Writers: each post is retried with its request id until it is accepted, and some are sent again long after.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use herald_proto::v1;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
-use super::{AUTHORS, CALL_LIMIT, Posted, Worker, author};
+use super::{AUTHORS, CALL_LIMIT, Posted, Worker, author, due::Due};
 use crate::world::DEDUPE_WINDOW;
 
 /// The big author writes one post in so many.
 const BIG_AUTHOR_SHARE: u32 = 20;
+/// One post in so many is sent again.
+const REPEATED_SHARE: u32 = 4;
 
 /// Posts at a pace until it is stopped.
 pub(super) async fn write(worker: Worker, writer: usize, pace: Duration) {
@@ -47,21 +49,10 @@ pub(super) async fn write(worker: Worker, writer: usize, pace: Duration) {
 /// Sends accepted posts again, when the broker has just forgotten them and when it hasn't: it must be the same post.
 pub(super) async fn repeat(worker: Worker) {
     let mut random = StdRng::seed_from_u64(worker.seed);
-    let mut known = 0;
-    let mut due = VecDeque::<(Instant, Posted)>::new();
+    let mut due = Due::default();
     while !worker.stopped() {
-        let posts = worker.journal.posts();
-        for post in posts.into_iter().skip(known) {
-            known += 1;
-            if random.random_ratio(1, 4) {
-                let after = DEDUPE_WINDOW.mul_f64(random.random_range(0.0..2.0));
-                due.push_back((Instant::now() + after, post));
-            }
-        }
-        let now = Instant::now();
-        let (ripe, rest): (Vec<_>, _) = due.into_iter().partition(|(at, _)| *at <= now);
-        due = rest.into();
-        for (_, post) in ripe {
+        let wait = |random: &mut StdRng| DEDUPE_WINDOW.mul_f64(random.random_range(0.0..2.0));
+        for post in due.take(&worker.journal, &mut random, REPEATED_SHARE, wait) {
             let id = submit(&worker, post.author, &post.text, &post.request_id, 2).await;
             if id != post.id {
                 worker.journal.wrong(format!(

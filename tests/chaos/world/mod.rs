@@ -34,6 +34,12 @@ pub(crate) const ACK_WAIT: Duration = Duration::from_secs(2);
 /// The broker forgets message ids this soon, so that a run has retries on both sides of it; the default is 2 min.
 pub(crate) const DEDUPE_WINDOW: Duration = Duration::from_secs(12);
 
+/// A watch says this often that it is alive, and looks for what it was not told of; the default is 15 s.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long the answer to a deletion waits for the archive: longer than any caller, so that an answer means that readers see
+/// it no more. The default is 5 s, and then an answer means only that it is durable.
+const DELETE_WAIT: Duration = Duration::from_secs(30);
+
 /// What kind of mesh.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
@@ -149,6 +155,8 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 fn variables(settings: Vec<(String, String)>) -> Vec<(String, String)> {
     let usual = [
         ("TOPOLOGY__DEDUPE_WINDOW_SECONDS", DEDUPE_WINDOW.as_secs()),
+        ("GATEWAY__HEARTBEAT_MS", ms(HEARTBEAT)),
+        ("GATEWAY__DELETE_WAIT_MS", ms(DELETE_WAIT)),
         // A Retry-After of two seconds waits in the stream.
         ("TOPOLOGY__CONSUMERS__PUSH__HOLD_MS_MAX", 1_500),
         // Every timeline is read whole.
@@ -178,4 +186,8 @@ fn variables(settings: Vec<(String, String)>) -> Vec<(String, String)> {
         .chain(soon)
         .chain(settings)
         .collect()
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("some seconds")
 }

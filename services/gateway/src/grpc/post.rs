@@ -63,6 +63,9 @@ impl PostApi {
         if self.reader.is_deleted(post.id).await? {
             return Ok(());
         }
+        if herald_failpoints::sabotaged!("gateway.forget-deletion") {
+            return Ok(());
+        }
         let deleted = mesh_v1::PostDeleted {
             post_id: post.id.0,
             author_key: post.author.0,
