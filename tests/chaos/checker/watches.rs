@@ -86,6 +86,9 @@ fn phantoms(watched: &Watched, by_id: &HashMap<u64, &Posted>, facts: Facts<'_>) 
 
 fn missing(watched: &Watched, facts: Facts<'_>) -> Vec<String> {
     let on_timeline = facts.observed.timelines[watched.reader].iter().map(|(id, _)| *id);
+    if on_timeline.clone().all(|id| watched.entries.contains_key(&id)) {
+        return Vec::new();
+    }
     // Deleted posts count among those that a watch has looked at, though it may have shown none of them.
     let hidden: BTreeSet<u64> = facts
         .observed

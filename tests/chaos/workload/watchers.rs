@@ -28,7 +28,7 @@ pub(crate) struct Watched {
     pub(crate) reader: usize,
     /// By post.
     pub(crate) entries: BTreeMap<u64, Shown>,
-    /// For each return with a token, which posts had been shown by then.
+    /// For each return with a token of which more was shown than before the last one, which posts these were.
     pub(crate) returns: Vec<Vec<u64>>,
     snapshots: u64,
 }
@@ -95,8 +95,11 @@ impl Watcher {
         loop {
             if !self.token.is_empty() {
                 let mut watched = self.watched.lock();
-                let shown = watched.entries.keys().copied().collect();
-                watched.returns.push(shown);
+                // A server that is down is tried again and again.
+                if watched.returns.last().map(Vec::len) != Some(watched.entries.len()) {
+                    let shown = watched.entries.keys().copied().collect();
+                    watched.returns.push(shown);
+                }
             }
             if let Err(status) = self.watch().await
                 && blames_the_request(status.code())
