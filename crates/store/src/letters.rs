@@ -143,7 +143,7 @@ pub struct Inserted {
     pub new: bool,
 }
 
-/// A redrive of a letter failed.
+/// A redrive of a letter failed, or it could not be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reopening {
     /// The letter.
@@ -364,7 +364,7 @@ pub struct Act {
     pub skipped: u64,
     /// Of these, redriven and done.
     pub resolved: u64,
-    /// Of these, redriven and failed again.
+    /// Of these, redriven and failed again, or impossible to send.
     pub failed: u64,
     /// The letters looked at last may be in REDRIVE after this sequence.
     pub redrive_after: u64,
@@ -408,7 +408,7 @@ pub trait DeadLetters: Send + Sync {
     /// Adds letters, open and in no redrive. Of an origin that has one already nothing changes.
     async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>>;
 
-    /// Opens a letter again whose redrive failed.
+    /// Opens a letter again whose redrive failed, or which could not be sent.
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
 
     /// Reads letters.
@@ -439,9 +439,6 @@ pub trait DeadLetters: Send + Sync {
 
     /// Records where claimed letters are in REDRIVE.
     async fn sent(&self, act: ActId, letters: &[(Chosen, u64)]) -> Result<()>;
-
-    /// Gives claimed letters back that could not be sent: open, and skipped by their redrive.
-    async fn release(&self, act: ActId, letters: &[Chosen], at: Micros) -> Result<Act>;
 
     /// Records that redrives succeeded: of letters that are still in that round. Answers how many that were.
     async fn resolve(&self, letters: &[Chosen], at: Micros) -> Result<u64>;

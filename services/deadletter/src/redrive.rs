@@ -8,6 +8,7 @@
 //! What becomes of them is the [`outcomes`]' business.
 
 pub(crate) mod outcomes;
+mod refusal;
 
 use std::{
     collections::HashMap,
@@ -15,12 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use herald_mesh::{ErrorKind, Mesh, Redrive, Redriven, Subject, consumers::Kind, streams};
 use herald_model::time::Micros;
 use herald_proto::{mesh_v1::DeadLetter, v1};
 use herald_store::{
-    Act, ActId, ActKind, ActState, Chosen, DeadLetters, Letter, LetterFilter, LetterState, Order,
+    Act, ActId, ActKind, ActState, Chosen, DeadLetters, Letter, LetterFilter, LetterState, Order, Reopening,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -59,8 +60,8 @@ pub(crate) struct Redrives {
 enum Sent {
     /// It is in REDRIVE.
     At(Chosen, Kind, u64),
-    /// It can't be sent, and why.
-    Not(Chosen, &'static str),
+    /// It can't be sent, and its letter says why from now on.
+    Not(Reopening),
 }
 
 /// Which consumers a letter goes back to, and on which subject; `None` for one that none of them would know what to do
@@ -250,27 +251,26 @@ impl Redrives {
             .collect()
             .await;
         let mut sent = Vec::with_capacity(sends.len());
-        let mut unsendable = Vec::new();
+        let mut refused = Vec::new();
         let mut outcome = Ok(());
         for one in sends {
             match one {
                 Ok(Sent::At(letter, kind, sequence)) => sent.push((letter, kind, sequence)),
-                Ok(Sent::Not(letter, why)) => {
+                Ok(Sent::Not(refusal)) => {
                     tracing::warn!(
-                        letter_id = letter.id.0,
+                        letter_id = refusal.letter.0,
                         redrive_id = act.0,
-                        why,
+                        reason = refusal.reason,
                         "letter can't be redriven"
                     );
-                    unsendable.push(letter);
+                    refused.push(refusal);
                 }
                 Err(error) => outcome = Err(error),
             }
         }
         self.record(act, sent).await?;
-        if !unsendable.is_empty() {
-            self.letters.release(act, &unsendable, Micros::now()).await?;
-        }
+        // Together, so that they share a commit.
+        future::try_join_all(refused.iter().map(|refusal| self.letters.reopen(refusal))).await?;
         self.metrics.open(self.letters.count(LetterState::Open).await?);
         outcome
     }
@@ -290,15 +290,15 @@ impl Redrives {
     }
 
     async fn send_one(&self, letter: Letter) -> Result<Sent, StepError> {
-        let chosen = chosen(&letter);
+        let not = |why: &str| Sent::Not(refusal::of(&letter, why, Micros::now()));
         let Some((kind, subject)) = way_back(&letter) else {
-            return Ok(Sent::Not(chosen, "no consumer takes it"));
+            return Ok(not("no consumer takes it"));
         };
         let Some(message) = self.mesh.message(streams::DLQ, letter.id.0).await? else {
-            return Ok(Sent::Not(chosen, "it is no longer in DLQ"));
+            return Ok(not("it is no longer in DLQ"));
         };
         let Ok(body) = message.decode::<DeadLetter>() else {
-            return Ok(Sent::Not(chosen, "it can't be read"));
+            return Ok(not("it can't be read"));
         };
         let payload = match body.payload_state() {
             v1::DeadLetterPayload::Kept => body.payload,
@@ -306,11 +306,11 @@ impl Redrives {
                 let origin = &letter.origin;
                 match self.mesh.message(&origin.stream, origin.sequence).await? {
                     Some(message) => message.payload,
-                    None => return Ok(Sent::Not(chosen, "it is no longer in its stream")),
+                    None => return Ok(not("it is no longer in its stream")),
                 }
             }
             v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
-                return Ok(Sent::Not(chosen, "what it carried is gone"));
+                return Ok(not("what it carried is gone"));
             }
         };
         let redrive = Redrive {
@@ -326,11 +326,10 @@ impl Redrives {
             id: format!("dlq/{}/redrive/{}", letter.id.0, letter.round),
         };
         match self.mesh.redrive(&redrive).await {
-            Ok(published) => Ok(Sent::At(chosen, kind, published.sequence)),
+            Ok(published) => Ok(Sent::At(chosen(&letter), kind, published.sequence)),
             Err(error) => match error.kind() {
                 ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Rejected => {
-                    tracing::warn!(letter_id = letter.id.0, %error, "letter refused by the broker");
-                    Ok(Sent::Not(chosen, "the broker refuses it"))
+                    Ok(not(&format!("the broker refuses it: {error}")))
                 }
                 _ => Err(error.into()),
             },

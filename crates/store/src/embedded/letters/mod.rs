@@ -306,10 +306,6 @@ impl crate::DeadLetters for LetterBook {
         self.rounds.run(Job::Sent(act, letters.to_vec())).await.map(drop)
     }
 
-    async fn release(&self, act: ActId, letters: &[Chosen], at: Micros) -> Result<Act> {
-        self.act_of(Job::Release(act, letters.to_vec(), at)).await
-    }
-
     async fn resolve(&self, letters: &[Chosen], at: Micros) -> Result<u64> {
         match self.rounds.run(Job::Resolve(letters.to_vec(), at)).await? {
             Done::Count(count) => Ok(count),

@@ -32,7 +32,6 @@ pub(super) enum Job {
         at: Micros,
     },
     Sent(ActId, Vec<(Chosen, u64)>),
-    Release(ActId, Vec<Chosen>, Micros),
     Resolve(Vec<Chosen>, Micros),
     Discard {
         act: ActId,
@@ -66,7 +65,7 @@ impl Job {
             Self::Begin(_, letters) => 1 + letters.len() / 64,
             Self::Claim { limit, .. } | Self::Discard { limit, .. } => *limit,
             Self::Sent(_, letters) => letters.len(),
-            Self::Release(_, letters, _) | Self::Resolve(letters, _) => letters.len(),
+            Self::Resolve(letters, _) => letters.len(),
             Self::Trim(..) => TRIM_LETTERS,
             Self::Reopen(_) | Self::Finish { .. } => 1,
         }
@@ -157,21 +156,6 @@ impl<'a> Round<'a> {
                     })?);
                 }
                 Done::Count(count)
-            }
-            Job::Release(act, letters, at) => {
-                let mut released = 0;
-                for chosen in letters {
-                    released += u64::from(self.change(chosen, |letter| {
-                        letter.state == LetterState::Redriving && {
-                            letter.state = LetterState::Open;
-                            letter.updated_at = at;
-                            true
-                        }
-                    })?);
-                }
-                let act = self.act(act)?;
-                act.skipped += released;
-                Done::Act(Box::new(act.clone()))
             }
             Job::Resolve(letters, at) => {
                 let mut resolved = 0;
