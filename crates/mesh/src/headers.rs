@@ -50,6 +50,18 @@ pub(crate) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::as_str)
 }
 
+/// How many bytes headers take on the wire, where they count as part of the message.
+pub(crate) fn wire_bytes(headers: &HeaderMap) -> usize {
+    let values = headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+    let lines = values.map(|(name, value)| {
+        let name: &str = name.as_ref();
+        name.len() + ": ".len() + value.as_str().len() + "\r\n".len()
+    });
+    "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
+}
+
 /// What a message is to its handler: what it was the first time, if this isn't it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {

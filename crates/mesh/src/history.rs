@@ -81,6 +81,7 @@ impl Mesh {
             headers: async_nats::HeaderMap::new(),
             id: None,
             body: message.payload.clone(),
+            spare_bytes: 0,
             span: trace::publish_span(subject, to),
         })
         .await

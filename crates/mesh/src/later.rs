@@ -94,6 +94,7 @@ impl WaitingRoom {
             headers,
             id: Some(copy_id(&id, delivery.attempt)),
             body: delivery.payload.clone(),
+            spare_bytes: 0,
         };
         self.mesh.send(outgoing).await?;
         Ok(())
@@ -154,6 +155,7 @@ impl Handler for Returns {
             headers,
             id: Some(copy_id(id, attempts)),
             body: delivery.payload.clone(),
+            spare_bytes: 0,
         };
         match self.mesh.send(outgoing).await {
             Ok(_) => Settle::Ack,

@@ -81,6 +81,7 @@ impl Mesh {
             headers: headers::typed(Subject::DeadLetter),
             id: Some(id.into()),
             body: letter.encode_to_vec().into(),
+            spare_bytes: 0,
             span: trace::publish_span(Subject::DeadLetter, &to),
             to,
         })
@@ -92,8 +93,12 @@ impl Mesh {
     ///
     /// It begins a trace of its own, linked to the first one and to the current one.
     ///
+    /// What [`Mesh::publish`] has published always fits once more, with the headers that tell what it was: it left room for
+    /// them.
+    ///
     /// # Errors
-    /// As [`Mesh::publish`]. [`ErrorKind::Invalid`] for a subject that is a family.
+    /// As [`Mesh::publish`]; [`ErrorKind::TooLarge`] only for what somebody else has published without leaving that room.
+    /// [`ErrorKind::Invalid`] for a subject that is a family.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Published> {
         if redrive.subject.is_family() {
             let message = format!("redrive to {}: not one subject", redrive.subject);
@@ -120,6 +125,7 @@ impl Mesh {
             headers,
             id: Some(redrive.id.clone()),
             body: redrive.payload.clone(),
+            spare_bytes: 0,
             span,
         })
         .await

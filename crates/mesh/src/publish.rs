@@ -17,6 +17,10 @@ const RETRY: RetryDelay = RetryDelay {
     delay_ms_max: 1_000,
 };
 
+/// What a message on its first way leaves free of the size that the server takes, bytes: on a later way it carries what it
+/// was, in some 300 bytes of headers more, and it must get there as well.
+pub(crate) const LATER_WAY_BYTES: usize = 1_024;
+
 /// What the server answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
@@ -35,6 +39,8 @@ pub(crate) struct Outgoing {
     pub(crate) headers: HeaderMap,
     pub(crate) id: Option<String>,
     pub(crate) body: Bytes,
+    /// What to leave free of the size that the server takes, bytes.
+    pub(crate) spare_bytes: usize,
     pub(crate) span: Span,
 }
 
@@ -47,9 +53,9 @@ impl Mesh {
     /// At most `publish_in_flight_max` publishes wait for their answers at a time; more wait here.
     ///
     /// # Errors
-    /// [`ErrorKind::Full`] when the stream is full, [`ErrorKind::TooLarge`], [`ErrorKind::Unavailable`] when there was
-    /// no answer or is no stream: then it is unknown whether the message was stored. [`ErrorKind::Invalid`] for a subject
-    /// that is a family.
+    /// [`ErrorKind::Full`] when the stream is full, [`ErrorKind::TooLarge`] when less than 1,024 bytes would be left of what
+    /// the server takes, or the stream takes less, [`ErrorKind::Unavailable`] when there was no answer or is no stream: then
+    /// it is unknown whether the message was stored. [`ErrorKind::Invalid`] for a subject that is a family.
     pub async fn publish<M: prost::Message>(
         &self,
         subject: Subject,
@@ -70,6 +76,7 @@ impl Mesh {
             headers: headers::typed(subject),
             id: id.map(Into::into),
             body,
+            spare_bytes: LATER_WAY_BYTES,
             span: trace::publish_span(subject, subject.as_str()),
         })
         .await
@@ -128,6 +135,18 @@ impl Mesh {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 format!("publish to {to}: not connected"),
+            ));
+        }
+
+        let size = headers::wire_bytes(&message.headers) + message.body.len();
+        let size_max = connection.client.max_payload();
+        if size.saturating_add(message.spare_bytes) > size_max {
+            let spare = message.spare_bytes;
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "publish to {to}: {size} bytes, and the server takes {size_max}, of which {spare} are left free"
+                ),
             ));
         }
 

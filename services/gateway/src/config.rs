@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The largest request, bytes; 131,072 to 64 MiB. Below NATS's `max_payload`, or a post that fits here is refused there.
+    /// The largest request, bytes; 131,072 to 64 MiB. A post, whatever its fields hold, is at most 106 KB, a tenth of NATS's
+    /// usual `max_payload`; where that is set lower, those that don't fit are refused.
     pub request_bytes_max: usize,
     /// Calls under way at the same time, over all connections; 1 to 1,000,000. More are refused with RESOURCE_EXHAUSTED.
     pub calls_max: usize,

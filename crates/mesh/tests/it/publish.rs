@@ -1,6 +1,8 @@
 use futures::StreamExt as _;
-use herald_mesh::{ErrorKind, Subject, streams};
+use herald_mesh::consumers::Kind;
+use herald_mesh::{ErrorKind, Redrive, Subject, streams};
 use herald_model::Lane;
+use herald_model::time::Micros;
 use herald_proto::mesh_v1::TimelineChunk;
 
 use crate::harness::{Fixture, LIMIT, SUBJECT, chunk};
@@ -125,6 +127,58 @@ async fn a_message_too_large_for_the_server_or_the_stream_is_told_apart() {
     config.max_message_size = 100;
     jetstream.update_stream(&config).await.unwrap();
     let error = fixture.mesh.publish(SUBJECT, None, &chunk(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+}
+
+/// Numbers and names that are as long as they can be make the longest headers that a redrive can have.
+#[tokio::test]
+async fn the_largest_message_that_is_published_can_be_redriven() {
+    let fixture = Fixture::start().await;
+    let publish = async |bytes: usize| {
+        let body = vec![0; bytes].into();
+        fixture
+            .mesh
+            .publish_bytes(SUBJECT, Some("1/timeline/a"), body)
+            .await
+    };
+    let (mut fits, mut too_large) = (0, 2 << 20);
+    while too_large - fits > 1 {
+        let middle = usize::midpoint(fits, too_large);
+        match publish(middle).await {
+            Ok(_) => fits = middle,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+                too_large = middle;
+            }
+        }
+    }
+    let max_payload = fixture.jetstream().await.client().max_payload();
+    // The headers of the first way, without a trace.
+    let expected = max_payload - 1_024;
+    assert!(
+        (expected - 200..expected).contains(&fits),
+        "{fits} of {max_payload}"
+    );
+    let error = publish(too_large).await.unwrap_err();
+    assert!(
+        error.to_string().ends_with("of which 1024 are left free"),
+        "{error}"
+    );
+
+    let redrive = |bytes| Redrive {
+        kind: Kind::AnalyticsEvents,
+        letter: u64::MAX,
+        round: u32::MAX,
+        subject: Subject::TimelineBackfill(Lane::Normal),
+        sequence: u64::MAX,
+        published_at: Micros(i64::MIN),
+        payload: vec![0; bytes].into(),
+        trace_parent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        trace_state: Some("x".repeat(512)),
+        id: format!("dlq/{}/redrive/{}", u64::MAX, u32::MAX),
+    };
+    fixture.mesh.redrive(&redrive(fits)).await.unwrap();
+    let error = fixture.mesh.redrive(&redrive(max_payload)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
 }
 

@@ -3,6 +3,7 @@
 use herald_mesh::{Subject, streams};
 use herald_model::{Lane, PostId};
 use herald_proto::v1::{self, DeadLetterState, RedriveState};
+use prost::Message as _;
 
 use crate::{
     calls::reason,
@@ -315,5 +316,65 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
     harness.stores.ledger.settle(&settlement).await.unwrap();
     until(async || letters(client, 1).await[0].owed_count == 50).await;
     assert_eq!(get(client, letter.letter_id).await.owed_user_ids.len(), 50);
+    service.stop().await;
+}
+
+/// Somebody else's message, without the room that herald leaves for what a redrive adds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 100..=100).await;
+    // Field 9 is nobody's, so the message can be read.
+    let mut payload = harness.plan(9, &["ann"]).await.encode_to_vec();
+    let left = harness.nats.server_info().max_payload - payload.len() - 4;
+    prost::encoding::encode_key(9, prost::encoding::WireType::LengthDelimited, &mut payload);
+    prost::encoding::encode_varint(left as u64, &mut payload);
+    payload.resize(payload.len() + left, b'x');
+    harness.tell(Verdict::Term("status 503"));
+    harness
+        .nats
+        .publish("push.v1.deliver.normal", payload.into())
+        .await
+        .unwrap();
+    let letter = letters(client, 2).await.remove(1).letter_id;
+    let owed = get(client, letter).await.letter.unwrap().owed_count;
+    assert_eq!(owed, 1);
+
+    harness.tell(Verdict::Ack);
+    for round in [1, 2] {
+        let done = redrive(client, ids([letter]), None).await.unwrap();
+        assert_eq!(
+            (done.state(), done.resolved_count, done.failed_count),
+            (RedriveState::Done, 0, 1)
+        );
+        let open = get(client, letter).await.letter.unwrap();
+        assert_eq!(
+            (open.state(), open.redrive_count, open.owed_count),
+            (DeadLetterState::Open, round, 1)
+        );
+        assert!(
+            open.reason
+                .starts_with("can't be redriven: the broker refuses it: publish to redrive.v1.push: "),
+            "{}",
+            open.reason
+        );
+        assert!(open.reason.ends_with("; given up: status 503"), "{}", open.reason);
+    }
+    assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 0);
+
+    // It is a group by itself, and keeps none of the others from theirs.
+    let mut other = client.clone();
+    let groups = other.list_groups(v1::ListGroupsRequest::default()).await;
+    let groups = groups.unwrap().into_inner().groups;
+    assert!(
+        groups
+            .iter()
+            .any(|group| group.letter_count == 1 && group.reason.starts_with("can't be redriven: ")),
+        "{groups:?}"
+    );
+    let done = redrive(client, everything(), None).await.unwrap();
+    assert_eq!((done.resolved_count, done.failed_count), (1, 1));
     service.stop().await;
 }
