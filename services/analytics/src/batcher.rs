@@ -1,8 +1,9 @@
 //! Gathers messages of one stream, and writes and counts them together.
 //!
 //! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, leave out what is older than
-//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its messages, mark them as seen and clear the announcement, all in one
-//! ([`Totals::commit`]); then tell each message's handler.
+//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its messages,
+//! mark them as seen and clear the announcement, all in one ([`Totals::commit`]); then tell each message's handler. A file
+//! that fails by a fault is counted without those for whom it does ([`Batcher::isolate`]).
 //!
 //! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and its message is
 //! counted. A file that was announced and whose messages were not counted is deleted before any of them can be written
@@ -13,7 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use herald_mesh::Settle;
+use herald_runtime::isolate::{self, Failure};
 use herald_store::Totals;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -39,14 +42,14 @@ pub(crate) struct Batcher {
     pub(crate) metrics: Metrics,
     /// From here on nothing waits for more.
     pub(crate) hurry: CancellationToken,
-    /// Files announced here that may not have been counted; bounded by what one batch has, because nothing is written
-    /// while there are any.
-    pub(crate) leftovers: Vec<String>,
+    /// Files that are being written, or may not have been counted; bounded by what one batch has, because nothing else is
+    /// written while there are any.
+    pub(crate) leftovers: Mutex<Vec<String>>,
 }
 
 /// Messages that are gathered. The same one can come twice while it waits.
 #[derive(Default)]
-struct Batch {
+pub(crate) struct Batch {
     entries: HashMap<u64, Entry>,
     waiting: HashMap<u64, Vec<oneshot::Sender<Settle>>>,
 }
@@ -58,7 +61,7 @@ impl Batch {
         self.entries.insert(sequence, submission.entry);
     }
 
-    fn settle(&mut self, sequence: u64, settle: &Settle) {
+    pub(crate) fn settle(&mut self, sequence: u64, settle: &Settle) {
         for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
             // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
             let _ = waiting.send(settle.clone());
@@ -76,7 +79,7 @@ impl Batch {
 
 impl Batcher {
     /// Works until every sender of the inbox is gone.
-    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Submission>) {
+    pub(crate) async fn run(self, mut inbox: mpsc::Receiver<Submission>) {
         let mut arrived = Vec::with_capacity(self.rows_max);
         loop {
             let mut batch = Batch::default();
@@ -113,7 +116,7 @@ impl Batcher {
         }
     }
 
-    async fn commit(&mut self, mut batch: Batch) {
+    async fn commit(&self, mut batch: Batch) {
         let started = Instant::now();
         let rows = batch.entries.len();
         match self.try_commit(&mut batch).await {
@@ -137,13 +140,12 @@ impl Batcher {
     }
 
     /// What fails leaves the rest of the batch waiting.
-    async fn try_commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
+    async fn try_commit(&self, batch: &mut Batch) -> Result<(), CommitError> {
         self.remove_leftovers().await?;
         let mut sequences: Vec<u64> = batch.entries.keys().copied().collect();
         sequences.sort_unstable();
-        let seen = self.totals.seen(self.stream, &sequences).await?;
         let mut fresh = Vec::with_capacity(sequences.len());
-        for (sequence, seen) in sequences.into_iter().zip(seen) {
+        for (sequence, seen) in self.seen(batch, &sequences).await? {
             let entry = batch.entries.remove(&sequence);
             if seen {
                 self.metrics.repeats.inc();
@@ -152,35 +154,58 @@ impl Batcher {
                 fresh.extend(entry);
             }
         }
-        for mut file in files(self.stream, fresh) {
-            let sequences: Vec<_> = file.entries.iter().map(|entry| entry.sequence).collect();
-            // Only now: the file before may have told of the same chunks.
-            let chunks = file.chunks();
-            let counted = self.totals.counted(&chunks).await?;
-            file.follow(&mut chunks.into_iter().zip(counted).collect());
-            let stale = sequences.len() - file.entries.len();
-            self.metrics.stale.inc_by(stale as u64);
-            if !file.entries.is_empty() {
-                self.write(file).await?;
-            }
-            for sequence in sequences {
-                batch.settle(sequence, &Settle::Ack);
+        for file in files(self.stream, fresh) {
+            match isolate::sorted(self.write(&file), CommitError::is_passing).await {
+                Ok(()) => {
+                    for entry in &file.entries {
+                        batch.settle(entry.sequence, &Settle::Ack);
+                    }
+                }
+                Err(Failure::Passing(error)) => return Err(error),
+                Err(Failure::Fault(fault)) => {
+                    self.metrics.failures.inc();
+                    let rows = file.entries.len();
+                    tracing::warn!(
+                        stream = self.stream,
+                        rows,
+                        fault,
+                        "file failed, and is counted part by part"
+                    );
+                    self.isolate(batch, file).await?;
+                }
             }
         }
         Ok(())
     }
 
-    async fn write(&mut self, file: File) -> Result<(), CommitError> {
+    /// Writes and counts a file, but for what tells nothing new.
+    pub(crate) async fn write(&self, file: &File) -> Result<(), CommitError> {
+        // A part that failed may have left one.
+        self.remove_leftovers().await?;
+        // Only now: the file before may have told of the same chunks.
+        let chunks = file.chunks();
+        let counted = self.totals.counted(&chunks).await?;
+        let mut news = file.clone();
+        news.follow(&mut chunks.into_iter().zip(counted).collect());
+        let stale = file.entries.len() - news.entries.len();
+        if !news.entries.is_empty() {
+            self.write_news(news).await?;
+        }
+        self.metrics.stale.inc_by(stale as u64);
+        Ok(())
+    }
+
+    async fn write_news(&self, file: File) -> Result<(), CommitError> {
         let path = file.path();
         let (table, rows) = (file.table.as_str(), file.entries.len());
+        // Before anything can go wrong, a panic included.
+        self.leftovers.lock().push(path.clone());
         let written = self.announce_write_count(file, &path).await;
         if written.is_ok() {
+            self.leftovers.lock().retain(|left| *left != path);
             self.metrics.written(table, rows);
-        } else {
-            self.leftovers.push(path);
-            if let Err(error) = self.remove_leftovers().await {
-                tracing::debug!(stream = self.stream, %error, "left over for now");
-            }
+        } else if let Err(error) = self.remove_leftovers().await {
+            tracing::debug!(stream = self.stream, %error, "left over for now");
         }
         written
     }
@@ -196,17 +221,22 @@ impl Batcher {
     }
 
     /// Deletes files of earlier failures, but those that were counted after all.
-    async fn remove_leftovers(&mut self) -> Result<(), CommitError> {
-        if self.leftovers.is_empty() {
+    async fn remove_leftovers(&self) -> Result<(), CommitError> {
+        let leftovers = self.leftovers.lock().clone();
+        if leftovers.is_empty() {
             return Ok(());
         }
-        let intended = self.totals.intended().await?;
-        while let Some(file) = self.leftovers.last() {
-            if intended.contains(file) {
+        let removing = async {
+            let intended = self.totals.intended().await?;
+            for file in leftovers.iter().filter(|file| intended.contains(file)) {
                 remove(file, &*self.totals, &self.files, &self.metrics).await?;
             }
-            self.leftovers.pop();
-        }
+            Ok(())
+        };
+        removing
+            .await
+            .map_err(|error| CommitError::Leftovers(Box::new(error)))?;
+        self.leftovers.lock().retain(|left| !leftovers.contains(left));
         Ok(())
     }
 }

@@ -129,7 +129,16 @@ impl Row {
         }
     }
 
-    fn post(&self) -> PostId {
+    /// The chunk it tells of, if it does.
+    pub(crate) fn chunk(&self) -> Option<ChunkRef> {
+        match self {
+            Self::Deliveries(row) => Some(row.chunk),
+            Self::Post(_) | Self::Deletion(_) => None,
+        }
+    }
+
+    /// The post it is about.
+    pub(crate) fn post(&self) -> PostId {
         match self {
             Self::Post(row) => row.post,
             Self::Deletion(row) => row.post,
@@ -264,10 +273,7 @@ impl File {
         let chunks: BTreeSet<ChunkRef> = self
             .entries
             .iter()
-            .filter_map(|entry| match &entry.row {
-                Row::Deliveries(row) => Some(row.chunk),
-                Row::Post(_) | Row::Deletion(_) => None,
-            })
+            .filter_map(|entry| entry.row.chunk())
             .collect();
         chunks.into_iter().collect()
     }

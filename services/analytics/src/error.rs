@@ -26,7 +26,7 @@ pub enum Error {
     Worker(#[source] tokio::task::JoinError),
 }
 
-/// Why a batch was not done; its messages come again.
+/// Why a batch, or a part of it, was not done; its messages come again.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The store of the totals failed.
@@ -41,4 +41,19 @@ pub enum CommitError {
     /// Coding the rows panicked, or the runtime shuts down.
     #[error("coding the rows ended: {0}")]
     Coding(#[from] tokio::task::JoinError),
+    /// What an earlier failure left over can't be removed, and nothing is written as long as it is there.
+    #[error("files left over can't be removed: {0}")]
+    Leftovers(#[source] Box<Self>),
+}
+
+impl CommitError {
+    /// Whether waiting may mend it, or somebody mends it for all messages: then none of them is to blame.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(error) => error.kind().is_passing(),
+            Self::Objects(_) | Self::Leftovers(_) => true,
+            Self::Parquet(_) => false,
+            Self::Coding(ended) => !ended.is_panic(),
+        }
+    }
 }

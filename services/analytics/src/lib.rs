@@ -11,6 +11,7 @@ mod domain;
 mod error;
 mod grpc;
 mod handler;
+mod isolate;
 mod metrics;
 
 use std::sync::Arc;
@@ -109,7 +110,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             files: files.clone(),
             metrics: metrics.clone(),
             hurry: stop.clone(),
-            leftovers: Vec::new(),
+            leftovers: parking_lot::Mutex::default(),
         };
         let consumers = [(first, in_flight_max), (redrive, redrive_max)];
         workers.spawn(work(mesh.clone(), consumers, batcher, stop.clone()));

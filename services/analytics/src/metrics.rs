@@ -13,8 +13,10 @@ pub struct Metrics {
     pub repeats: Counter,
     /// Events that told nothing new of their chunk: published again, or overtaken by a later one.
     pub stale: Counter,
-    /// Batches, or parts of them, that failed and come again.
+    /// Batches, or parts of them, that failed.
     pub failures: Counter,
+    /// Messages that can't be counted by a fault and were kept from others of their batch, once an attempt.
+    pub isolated: Counter,
     /// Files of earlier failures or an earlier run, deleted.
     pub leftovers: Counter,
     /// Time of one batch, from its last message to its commit.
@@ -30,6 +32,7 @@ impl Metrics {
             repeats: Counter::default(),
             stale: Counter::default(),
             failures: Counter::default(),
+            isolated: Counter::default(),
             leftovers: Counter::default(),
             commit_seconds: seconds(),
         };
@@ -55,8 +58,13 @@ impl Metrics {
         );
         registry.register(
             "analytics_failures",
-            "Batches that failed and come again",
+            "Batches, or files of them, that failed",
             metrics.failures.clone(),
+        );
+        registry.register(
+            "analytics_isolated",
+            "Messages that can't be counted by a fault, once an attempt",
+            metrics.isolated.clone(),
         );
         registry.register(
             "analytics_leftovers",

@@ -112,7 +112,7 @@ impl Tables {
                     round.intents.insert(file, false);
                     Ok(())
                 }
-                Job::Commit(batch) => self.add(&mut round, batch)?,
+                Job::Commit(batch) => self.add(&mut round, batch),
             });
         }
         let mut batch = self.records.batch();
@@ -124,8 +124,9 @@ impl Tables {
     }
 
     /// Adds what a file holds. A file whose messages were all counted before adds nothing and its intent stays, so that it
-    /// is found as left over; one of which some were counted before is refused.
-    fn add(&self, round: &mut Round, batch: TotalsBatch) -> Result<Result<()>> {
+    /// is found as left over; one of which some were counted before is refused. So is one that touches a row which can't be
+    /// read: all is read before the round changes, so the other jobs in it don't notice.
+    fn add(&self, round: &mut Round, batch: TotalsBatch) -> Result<()> {
         let sequences: BTreeSet<_> = batch.sequences.iter().copied().collect();
         let mut pages: HashMap<Vec<u8>, Bits> = HashMap::new();
         let mut known = 0;
@@ -145,17 +146,17 @@ impl Tables {
             set(bits, *sequence);
         }
         if known > 0 && known == sequences.len() {
-            return Ok(Ok(()));
+            return Ok(());
         }
         if known > 0 {
-            return Ok(Err(Error::new(
+            return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
                     "{known} of the {} messages of {} were counted before",
                     sequences.len(),
                     batch.file
                 ),
-            )));
+            ));
         }
         for (chunk, counted) in &batch.chunks {
             let known = match round.chunks.get(chunk) {
@@ -163,33 +164,35 @@ impl Tables {
                 None => self.chunk(*chunk)?,
             };
             if known.revision > counted.revision {
-                return Ok(Err(Error::new(
+                return Err(Error::new(
                     ErrorKind::Conflict,
                     format!("chunk {} is counted up to a later revision", chunk.chunk),
-                )));
+                ));
             }
         }
-        round.chunks.extend(batch.chunks);
-        round.seen.extend(pages);
-        round.intents.insert(batch.file, false);
+        let mut posts = BTreeMap::new();
         for (post, more) in batch.posts {
-            let known = match round.posts.get(&post.0) {
+            let known = match posts.get(&post.0).or_else(|| round.posts.get(&post.0)) {
                 Some(known) => Some(*known),
                 None => self.post(post.0)?,
             };
-            round
-                .posts
-                .insert(post.0, known.map_or(more, |known| merge(known, more)));
+            posts.insert(post.0, known.map_or(more, |known| merge(known, more)));
         }
+        let mut hours = BTreeMap::new();
         for (hour, more) in batch.hours {
-            let mut counts = match round.hours.get(&hour) {
+            let mut counts = match hours.get(&hour).or_else(|| round.hours.get(&hour)) {
                 Some(known) => *known,
                 None => self.hour(hour)?,
             };
             counts += more;
-            round.hours.insert(hour, counts);
+            hours.insert(hour, counts);
         }
-        Ok(Ok(()))
+        round.chunks.extend(batch.chunks);
+        round.seen.extend(pages);
+        round.intents.insert(batch.file, false);
+        round.posts.extend(posts);
+        round.hours.extend(hours);
+        Ok(())
     }
 
     fn write(&self, batch: &mut OwnedWriteBatch, round: Round) {

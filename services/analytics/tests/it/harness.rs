@@ -59,16 +59,13 @@ impl Harness {
         let mut config = TopologyConfig::default();
         let analytics = &mut config.consumers.analytics;
         analytics.ack_wait_seconds = 2;
+        analytics.fault_attempts_max = 3;
         analytics.retry.delay_ms_base = 10;
         analytics.retry.delay_ms_max = 100;
         let topology = Arc::new(Topology::new(&config).unwrap());
         mesh.ensure(&topology).await.unwrap();
         let dir = TempDir::new().unwrap();
-        let store = Embedded::open(&embedded::Config {
-            data_dir: dir.path().join("data"),
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let store = open(&dir);
         let shared = Shared::new();
         let metrics = shared.register(Metrics::new);
         Self {
@@ -81,6 +78,57 @@ impl Harness {
             _store: store,
             nats,
         }
+    }
+
+    /// Overwrites a row of the store, as a broken disk or another program does, and gives what was in it. Nothing may use
+    /// the store meanwhile.
+    pub(crate) fn overwrite(self, keyspace: &str, key: &[u8], row: &[u8]) -> (Self, Vec<u8>) {
+        let Self {
+            mesh,
+            topology,
+            stores,
+            shared,
+            metrics,
+            dir,
+            _store: store,
+            nats,
+        } = self;
+        drop(stores);
+        store.close().unwrap();
+        drop(store);
+        let records = fjall::Database::builder(dir.path().join("data/records"))
+            .open()
+            .unwrap();
+        let rows = records
+            .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
+            .unwrap();
+        let was = rows.get(key).unwrap().expect("a row to overwrite").to_vec();
+        rows.insert(key, row).unwrap();
+        records.persist(fjall::PersistMode::SyncAll).unwrap();
+        drop((rows, records));
+        let store = open(&dir);
+        let harness = Self {
+            mesh,
+            topology,
+            stores: store.stores(),
+            shared,
+            metrics,
+            dir,
+            _store: store,
+            nats,
+        };
+        (harness, was)
+    }
+
+    /// Why messages were given up, in order.
+    pub(crate) async fn given_up(&self) -> Vec<String> {
+        let last = self.mesh.last_sequence(streams::ADVISORIES).await.unwrap();
+        let mut reasons = Vec::new();
+        for sequence in 1..=last {
+            let advisory = self.mesh.message(streams::ADVISORIES, sequence).await.unwrap();
+            reasons.push(String::from_utf8(advisory.unwrap().payload.to_vec()).unwrap());
+        }
+        reasons
     }
 
     pub(crate) fn files_dir(&self) -> PathBuf {
@@ -261,6 +309,14 @@ impl Harness {
         }
         sum
     }
+}
+
+fn open(dir: &TempDir) -> Embedded {
+    Embedded::open(&embedded::Config {
+        data_dir: dir.path().join("data"),
+        ..embedded::Config::default()
+    })
+    .unwrap()
 }
 
 pub(crate) fn field(row: &Row, name: &str) -> Field {

@@ -184,3 +184,34 @@ async fn rows_without_what_came_later_are_read() {
     let post = decode_post(&bytes).unwrap();
     assert_eq!((post.author, post.counts.posts), (UserKey(9), 3));
 }
+
+/// Others' files are often in the same round.
+#[tokio::test]
+async fn a_row_that_cant_be_read_fails_only_those_that_touch_it() {
+    let store = Store::new();
+    let totals = open(&store);
+    let sound = |n: u64| TotalsBatch {
+        posts: vec![(PostId(6), batch("", &[n]).posts[0].1)],
+        ..batch(&n.to_string(), &[n])
+    };
+    totals.tables.posts.insert(5_u64.to_be_bytes(), [0xff]).unwrap();
+    totals.intend("ill").await.unwrap();
+    let all: Vec<_> = (0..50).map(sound).collect();
+    let ill = batch("ill", &[1_000, 1_001]);
+    let (sound, ill) = futures::join!(
+        futures::future::join_all(all.iter().map(|batch| totals.commit(batch))),
+        totals.commit(&ill)
+    );
+    assert_eq!(ill.unwrap_err().kind(), ErrorKind::Corrupt);
+    sound.into_iter().for_each(Result::unwrap);
+    let seen = totals.seen("EVENTS", &[0, 49, 1_000, 1_001]).await.unwrap();
+    assert_eq!(seen, [true, true, false, false]);
+    let post = totals.of_post(PostId(6)).await.unwrap().unwrap();
+    assert_eq!(post.counts.timeline_delivered, 50);
+    let hours = totals.of_hours(0, u32::MAX).await.unwrap();
+    assert!(
+        hours.iter().all(|(_, counts)| counts.timeline_delivered == 50),
+        "{hours:?}"
+    );
+    assert_eq!(totals.intended().await.unwrap(), ["ill"], "as it was");
+}
