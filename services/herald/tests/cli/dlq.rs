@@ -6,8 +6,9 @@ use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    run::herald,
+    run::{Done, herald, herald_with_input},
     server::{Answer, Answers, Server, time},
+    terminal::Terminal,
 };
 
 fn letter() -> DeadLetter {
@@ -351,12 +352,67 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
     );
 }
 
+/// What a discard that asks did, when it was answered so: what it asked the server, and how it ended.
+async fn answered(answer: &str, options: &[&str]) -> (Vec<bool>, Done) {
+    let server = Server::start().await;
+    let arguments = [&["dlq", "discard", "17", "18"], options].concat();
+    let mut terminal = Terminal::start(&server.url, &arguments);
+    terminal
+        .shows("Discard 2 letters? They can't be redriven any more. [y/N] ")
+        .await;
+    let before = server.calls::<DiscardDeadLettersRequest>();
+    assert!(
+        before.iter().all(|call| call.dry_run),
+        "it only looks: {before:?}"
+    );
+    terminal.enter(answer);
+    let done = terminal.end().await;
+    let calls = server.calls::<DiscardDeadLettersRequest>();
+    (calls.iter().map(|call| call.dry_run).collect(), done)
+}
+
+#[tokio::test]
+async fn a_discard_on_a_terminal_does_what_is_answered() {
+    for answer in ["y\n", "Yes\n"] {
+        let (calls, done) = answered(answer, &[]).await;
+        let done = done.ok();
+        assert_eq!(calls, [true, false], "{answer:?}");
+        assert_eq!(done.stdout, "2 letters discarded\n");
+        // What it would be stands above the question.
+        let (group, question) = (done.stderr.find("8c51a3f2b7d90e64"), done.stderr.find("[y/N]"));
+        assert!(group.is_some() && group < question, "{done:?}");
+    }
+    // Ctrl-D is no answer.
+    for answer in ["n\n", "\n", "yeah\n", "\u{4}"] {
+        let (calls, done) = answered(answer, &[]).await;
+        assert_eq!((calls, done.code), (vec![true], 1), "{answer:?}: {done:?}");
+        assert!(
+            done.stderr
+                .contains("nothing was discarded: the answer was not yes"),
+            "{done:?}"
+        );
+        assert_eq!(done.stdout, "");
+    }
+    let (_, done) = answered("y\n", &["-o", "json"]).await;
+    assert_eq!(done.ok().json(), json!({ "discarded": 2 }));
+}
+
 #[tokio::test]
 async fn a_discard_needs_a_yes() {
     let server = Server::start().await;
-    let refused = herald(&server.url, &["dlq", "discard", "17"]).await;
-    assert_eq!(refused.code, 2, "{refused:?}");
-    assert!(refused.stderr.contains("--yes"), "{refused:?}");
+    for refused in [
+        herald(&server.url, &["dlq", "discard", "17"]).await,
+        // Whatever comes out of a pipe has not read the question.
+        herald_with_input(&server.url, &["dlq", "discard", "17"], "y\n").await,
+    ] {
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(
+            refused
+                .stderr
+                .contains("discarding can't be taken back: say --yes"),
+            "{refused:?}"
+        );
+    }
     assert!(server.calls::<DiscardDeadLettersRequest>().is_empty());
     let text = herald(&server.url, &["dlq", "discard", "17", "18", "--yes"])
         .await

@@ -17,3 +17,4 @@ mod requests;
 mod run;
 mod server;
 mod streams;
+mod terminal;

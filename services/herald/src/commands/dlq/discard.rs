@@ -28,7 +28,7 @@ Examples:
 
 /// Discard dead letters: they are kept for the record and can't be redriven any more
 ///
-/// Asks on a terminal; elsewhere --yes is needed.
+/// Asks on a terminal, and fails if the answer is not yes; elsewhere --yes is needed.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -79,7 +79,8 @@ impl Show for Done {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let selection = args.selection.into_v1()?;
     let asks = !args.yes && !args.dry_run;
-    if asks && !io::stdin().is_terminal() {
+    // Who can't read the question can't answer it either.
+    if asks && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Err(Failure::usage(
             "discarding can't be taken back: say --yes, or ask with --dry-run what it would be",
         ));
@@ -96,8 +97,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             return context.output.show(&plan);
         }
         context.output.note(&plan.text());
-        if plan.letters == 0 || !confirmed(plan.letters)? {
+        if plan.letters == 0 {
             return context.output.show(&Done { discarded: 0 });
+        }
+        if !confirmed(plan.letters)? {
+            return Err(Failure::failed("nothing was discarded: the answer was not yes"));
         }
     }
     let done = discard(&client, selection, false).await?;
