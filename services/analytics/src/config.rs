@@ -17,7 +17,7 @@ pub struct Config {
     /// that follow later.
     pub batch_age_ms_max: u64,
     /// Messages of POSTS in memory at one time, those being written included; 2 to 32,768, and no more than the
-    /// consumer may have unacknowledged; a quarter as many redriven ones beside them. A post is up to 40 KB.
+    /// consumer may have unacknowledged; a quarter as many redriven ones beside them. A post is up to 106 KB.
     pub posts_in_flight_max: usize,
     /// Messages of EVENTS in memory at one time, likewise. An event is some 300 bytes.
     pub events_in_flight_max: usize,
