@@ -118,6 +118,7 @@ pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers)
     verdict.shown = watched.iter().map(|watched| watched.entries.len()).sum();
     verdict.returns = watched.iter().map(|watched| watched.returns.len()).sum();
     verdict.add("watches", watches::judge(&watched, facts));
+    verdict.add("silent watches", watches::silences(&watched, &world.log.faults()));
     verdict.add("a blind spot of the checker", blind::spots(&watched, facts));
     verdict.add("audit", audit::findings(world).await);
     verdict.add("replicas", replicas::disagreements(world).await);

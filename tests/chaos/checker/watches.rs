@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{deletions, expect::Expected, observe::Observed};
-use crate::workload::{Deletion, Posted, Watched, Watchers, reader};
+use crate::{
+    log::Window,
+    workload::{Deletion, Posted, Watched, Watchers, reader},
+};
 
 /// Posts that a token tells.
 const TOKEN_POSTS: usize = 64;
@@ -51,6 +54,19 @@ pub(super) fn judge(watched: &[Watched], facts: Facts<'_>) -> Vec<String> {
             wrong.extend(missing(watched, facts));
             wrong
         })
+        .collect()
+}
+
+/// Streams that fell silent for some heartbeats, though nothing happened.
+pub(super) fn silences(watched: &[Watched], faults: &[Window]) -> Vec<String> {
+    let silences = watched.iter().flat_map(|one| {
+        one.silences
+            .iter()
+            .map(|(since, until)| (one.reader, *since, *until))
+    });
+    silences
+        .filter(|(_, since, until)| !faults.iter().any(|fault| fault.overlaps(*since, *until)))
+        .map(|(r, since, until)| format!("the watch of {} was silent from {since} to {until}", reader(r)))
         .collect()
 }
 

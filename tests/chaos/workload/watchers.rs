@@ -8,7 +8,7 @@ use herald_proto::v1::{self, watch_timeline_response::Event};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{CALL_LIMIT, Journal, RETRY_DELAY, blames_the_request, reader};
 use crate::world::{HEARTBEAT, World};
@@ -30,6 +30,8 @@ pub(crate) struct Watched {
     pub(crate) entries: BTreeMap<u64, Shown>,
     /// For each return with a token of which more was shown than before the last one, which posts these were.
     pub(crate) returns: Vec<Vec<u64>>,
+    /// When a stream fell silent, and when it was given up for it.
+    pub(crate) silences: Vec<(Timestamp, Timestamp)>,
     snapshots: u64,
 }
 
@@ -124,11 +126,20 @@ impl Watcher {
         };
         let mut answers = answers?.into_inner();
         let mut first = true;
-        while let Some(answer) = next(&mut answers).await? {
-            self.take(answer, first);
+        loop {
+            let since = Timestamp::now();
+            match tokio::time::timeout(SILENCE_MAX, answers.message()).await {
+                Ok(Ok(Some(answer))) => self.take(answer, first),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(status)) => return Err(status),
+                Err(_) => {
+                    let silence = (since, Timestamp::now());
+                    self.watched.lock().silences.push(silence);
+                    return Ok(());
+                }
+            }
             first = false;
         }
-        Ok(())
     }
 
     fn take(&mut self, answer: v1::WatchTimelineResponse, first: bool) {
@@ -165,12 +176,4 @@ impl Watcher {
         }
         self.token = answer.resume_token;
     }
-}
-
-/// The next answer; `None` when the stream has ended or is silent for too long.
-async fn next(
-    answers: &mut Streaming<v1::WatchTimelineResponse>,
-) -> Result<Option<v1::WatchTimelineResponse>, Status> {
-    let answer = tokio::time::timeout(SILENCE_MAX, answers.message()).await;
-    answer.unwrap_or(Ok(None))
 }
