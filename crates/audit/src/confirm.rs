@@ -13,7 +13,7 @@ use crate::{
     Auditor, Error, Event, Finding, FindingKind, Progress, Repaired, Result, Summary,
     carried::{Carried, ChunkKey},
     explained::Explained,
-    posts::{is_complete, pending, sums},
+    posts::{is_complete, pending, plan_of, sums},
     repair::Repair,
     totals,
 };
@@ -127,7 +127,13 @@ impl<'a> Run<'a> {
             by_post.entry(suspect.post()).or_default().push(suspect);
         }
         for (post, suspects) in by_post {
-            let plan = self.auditor.stores.ledger.audit(post).await?;
+            let plan = match plan_of(self.auditor, post).await? {
+                Ok(plan) => plan,
+                Err(unreadable) => {
+                    self.report(unreadable).await?;
+                    continue;
+                }
+            };
             let looked = Looked {
                 chunks: plan
                     .iter()

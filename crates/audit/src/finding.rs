@@ -15,7 +15,7 @@ pub enum FindingKind {
     Missing,
     /// The timeline has a post that was neither planned for it nor backfilled.
     Extra,
-    /// More recipients are settled than were planned, or one is settled twice.
+    /// More recipients are settled than were planned, one is settled twice, or what is recorded can't be read.
     Inconsistent,
     /// Deliveries are dead, and no dead letter says why.
     Unexplained,

@@ -90,7 +90,7 @@ impl<'a> Pass<'a> {
                 .await?
                 .iter()
                 .all(Option::is_none)
-            && auditor.stores.ledger.audit(post).await?.is_none()
+            && matches!(plan_of(auditor, post).await?, Ok(None))
         {
             return Err(Error::UnknownPost(post));
         }
@@ -130,8 +130,6 @@ impl<'a> Pass<'a> {
         let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
         let archived = auditor.stores.posts.get(&ids).await?;
         for (post, archived) in batch.iter().zip(archived) {
-            let plan = auditor.stores.ledger.audit(post.id).await?;
-            run.summary.posts += 1;
             // Posts and plans of before `since` that only the ledger remembers.
             if let Scope::Since(since) = scope
                 && post.lane.is_none()
@@ -139,9 +137,16 @@ impl<'a> Pass<'a> {
                     .as_ref()
                     .is_none_or(|archived| archived.accepted_at < since)
             {
-                run.summary.posts -= 1;
                 continue;
             }
+            run.summary.posts += 1;
+            let plan = match plan_of(auditor, post.id).await? {
+                Ok(plan) => plan,
+                Err(unreadable) => {
+                    run.report(unreadable).await?;
+                    continue;
+                }
+            };
             if archived.is_none() {
                 window.suspects.push(Suspect::Unarchived(post.id));
             }
@@ -176,8 +181,14 @@ impl<'a> Pass<'a> {
                     add_pairs(chunk, place, forgotten, window);
                 }
             }
-            if totals::difference(auditor, post.id, &plan).await?.is_some() {
-                window.suspects.push(Suspect::Miscounted(post.id));
+            match readable(
+                post.id,
+                "totals",
+                totals::difference(auditor, post.id, &plan).await,
+            )? {
+                Ok(None) => {}
+                Ok(Some(_)) => window.suspects.push(Suspect::Miscounted(post.id)),
+                Err(unreadable) => run.report(unreadable).await?,
             }
             if let Some(backfilled) = window.backfilled.last_mut() {
                 *backfilled = plan.backfilled;
@@ -326,6 +337,26 @@ pub(crate) fn is_consistent(chunk: &ChunkState) -> bool {
             let mut own = chunk.recipients.iter();
             settled.is_sorted_by(|a, b| a < b) && settled.iter().all(|user| own.any(|one| one == *user))
         }
+    }
+}
+
+/// What the ledger has of a post; or the finding that it can't be read.
+pub(crate) async fn plan_of(
+    auditor: &Auditor,
+    post: PostId,
+) -> Result<std::result::Result<Option<PostPlan>, Finding>> {
+    let plan = auditor.stores.ledger.audit(post).await;
+    readable(post, "rows in the ledger", plan.map_err(Error::from))
+}
+
+/// Makes a finding of a post's rows that can't be read: they must not hide what is wrong with other posts.
+fn readable<T>(post: PostId, what: &str, read: Result<T>) -> Result<std::result::Result<T, Finding>> {
+    match read {
+        Err(Error::Store(error)) if !error.kind().is_passing() => {
+            let detail = format!("the post's {what} can't be read: {error}");
+            Ok(Err(Finding::of_post(FindingKind::Inconsistent, post, detail)))
+        }
+        read => read.map(Ok),
     }
 }
 

@@ -8,7 +8,7 @@ use herald_model::{Channel, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
 use herald_store::{Base, Outcome, Settlement};
 
-use crate::harness::{LANE, World, next_of, user};
+use crate::harness::{LANE, World, next_of, user, with_corrupt_row};
 
 fn kinds(findings: &[herald_audit::Finding]) -> Vec<FindingKind> {
     findings.iter().map(|finding| finding.kind).collect()
@@ -319,4 +319,57 @@ async fn an_unknown_post_and_a_deaf_caller_end_an_audit() {
     world.drain().await;
     let deaf = world.auditor.run(Scope::All, false, &events).await.unwrap_err();
     assert!(matches!(deaf, Error::Abandoned), "{deaf}");
+}
+
+/// One post's rows must not hide what is wrong with the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cant_be_read_are_found_and_the_rest_is_checked() {
+    // An outcome of a push chunk of the first post, and the totals of the second one.
+    let outcome = [&1_u64.to_be_bytes()[..], &[1, 1], &77_u64.to_be_bytes()].concat();
+    let totals = 2_u64.to_be_bytes();
+    for (keyspace, key, ill, detail) in [
+        (
+            "ledger",
+            &outcome[..],
+            1,
+            "the post's rows in the ledger can't be read: ",
+        ),
+        (
+            "totals_posts",
+            &totals[..],
+            2,
+            "the post's totals can't be read: ",
+        ),
+    ] {
+        let limits = Limits::default();
+        let world = World::start_in(with_corrupt_row(keyspace, key), limits).await;
+        for post in 1..=2 {
+            if post == ill {
+                let post = world.accept().await;
+                world.archive(&post).await;
+                world.plan(post.id, &[]).await;
+            } else {
+                world.right(&[1, 2]).await;
+            }
+        }
+        let lost = world.accept().await;
+        world.drain().await;
+        let (summary, findings) = world.audit(Scope::All, false).await;
+        let found: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.kind, finding.post))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (FindingKind::Inconsistent, Some(PostId(ill))),
+                (FindingKind::Unarchived, Some(lost.id)),
+                (FindingKind::Unplanned, Some(lost.id)),
+            ]
+        );
+        assert!(findings[0].detail.starts_with(detail), "{findings:?}");
+        assert_eq!((summary.posts, summary.timeline.delivered), (3, 2));
+        let (_, findings) = world.audit(Scope::Post(PostId(ill)), false).await;
+        assert_eq!(kinds(&findings), [FindingKind::Inconsistent]);
+    }
 }

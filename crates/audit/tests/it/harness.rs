@@ -36,6 +36,33 @@ pub(crate) fn user(number: u32) -> UserId {
     UserId::new(format!("user{number}")).unwrap()
 }
 
+fn open(dir: &TempDir, limits: &Limits) -> Embedded {
+    Embedded::open(&embedded::Config {
+        data_dir: dir.path().join("data"),
+        timelines: embedded::timelines::Config {
+            entries_max: limits.timeline_entries_max,
+            ..embedded::timelines::Config::default()
+        },
+        ..embedded::Config::default()
+    })
+    .unwrap()
+}
+
+/// A directory with a store in which a row can't be read, as a broken disk leaves it.
+pub(crate) fn with_corrupt_row(keyspace: &str, key: &[u8]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    open(&dir, &Limits::default()).close().unwrap();
+    let records = fjall::Database::builder(dir.path().join("data/records"))
+        .open()
+        .unwrap();
+    let rows = records
+        .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
+        .unwrap();
+    rows.insert(key, [0xff]).unwrap();
+    records.persist(fjall::PersistMode::SyncAll).unwrap();
+    dir
+}
+
 impl World {
     pub(crate) async fn start() -> Self {
         Self::start_with(Limits::default()).await
@@ -43,20 +70,16 @@ impl World {
 
     /// The store keeps as much as the auditor thinks.
     pub(crate) async fn start_with(limits: Limits) -> Self {
+        Self::start_in(TempDir::new().unwrap(), limits).await
+    }
+
+    /// On the store that is in this directory.
+    pub(crate) async fn start_in(dir: TempDir, limits: Limits) -> Self {
         let server = Server::start(ServerConfig::default()).await.unwrap();
         let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
         let topology = Arc::new(Topology::new(&TopologyConfig::default()).unwrap());
         mesh.ensure(&topology).await.unwrap();
-        let dir = TempDir::new().unwrap();
-        let engine = Embedded::open(&embedded::Config {
-            data_dir: dir.path().join("data"),
-            timelines: embedded::timelines::Config {
-                entries_max: limits.timeline_entries_max,
-                ..embedded::timelines::Config::default()
-            },
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let engine = open(&dir, &limits);
         let stores = engine.stores();
         let author = stores
             .users

@@ -108,6 +108,11 @@ impl Running {
 
 impl Harness {
     pub(crate) async fn start() -> Self {
+        Self::start_in(TempDir::new().unwrap()).await
+    }
+
+    /// On the store that is in this directory.
+    pub(crate) async fn start_in(dir: TempDir) -> Self {
         let server = Server::start(herald_local_nats::Config {
             // The streams' limits, whatever the disk has free: a test uses next to nothing.
             max_file_bytes: Some(1 << 40),
@@ -130,12 +135,7 @@ impl Harness {
         }
         let topology = Arc::new(Topology::new(&config).unwrap());
         mesh.ensure(&topology).await.unwrap();
-        let dir = TempDir::new().unwrap();
-        let store = Embedded::open(&embedded::Config {
-            data_dir: dir.path().join("data"),
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let store = open(&dir);
         let shared = Shared::new();
         let metrics = shared.register(Metrics::new);
         let script = Arc::new(Script {
@@ -292,6 +292,15 @@ impl Drop for Harness {
     fn drop(&mut self) {
         self.worker_stop.cancel();
     }
+}
+
+/// Opens the store in a directory, making it when it isn't there.
+pub(crate) fn open(dir: &TempDir) -> Embedded {
+    Embedded::open(&embedded::Config {
+        data_dir: dir.path().join("data"),
+        ..embedded::Config::default()
+    })
+    .unwrap()
 }
 
 pub(crate) fn chunk(post: u64, author: UserKey, recipients: &Recipients) -> PushChunk {

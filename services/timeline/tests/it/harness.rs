@@ -1,6 +1,7 @@
 //! A server, a store, and the service.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -59,7 +60,11 @@ impl Drop for World {
 
 impl World {
     pub(crate) async fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// On the store that is in this directory.
+    pub(crate) async fn start_in(data: TempDir) -> Self {
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
@@ -71,12 +76,7 @@ impl World {
         });
         let topology = Arc::new(Topology::new(&config).unwrap());
         mesh.ensure(&topology).await.unwrap();
-        let store = Embedded::open(&embedded::Config {
-            data_dir: data.path().join("store"),
-            disk_free_mb_min: 0,
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let store = open(&data.path().join("store"));
         let stores = store.stores();
         let timelines = Faulty::new(stores.timelines.clone());
         let shutdown = CancellationToken::new();
@@ -229,6 +229,36 @@ impl World {
         }
         reasons
     }
+}
+
+fn open(data: &Path) -> Embedded {
+    Embedded::open(&embedded::Config {
+        data_dir: data.into(),
+        disk_free_mb_min: 0,
+        ..embedded::Config::default()
+    })
+    .unwrap()
+}
+
+/// A directory with a store in which the ledger's outcome of a chunk can't be read, as a broken disk leaves it.
+pub(crate) fn with_corrupt_outcome(post: PostId, recipients: &Recipients) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("store");
+    open(&data).close().unwrap();
+    let records = fjall::Database::builder(data.join("records")).open().unwrap();
+    let rows = records
+        .keyspace("ledger", fjall::KeyspaceCreateOptions::default)
+        .unwrap();
+    // An outcome of the timeline channel.
+    let key = [
+        &post.0.to_be_bytes()[..],
+        &[1, 0],
+        &recipients.chunk_id().0.to_be_bytes(),
+    ]
+    .concat();
+    rows.insert(key, [0xff]).unwrap();
+    records.persist(fjall::PersistMode::SyncAll).unwrap();
+    dir
 }
 
 pub(crate) fn users(keys: impl IntoIterator<Item = u32>) -> Recipients {

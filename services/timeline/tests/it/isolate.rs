@@ -7,7 +7,7 @@ use herald_store::Outcome;
 
 use crate::{
     faulty::Fault,
-    harness::{World, until, users},
+    harness::{World, until, users, with_corrupt_outcome},
 };
 
 const POST: PostId = PostId(7);
@@ -100,6 +100,33 @@ async fn a_chunk_of_which_nobody_can_be_delivered_to_is_given_up_whole() {
     let counts = world.counts(POST).await;
     assert_eq!((counts.delivered, counts.dead), (0, 3));
     assert_eq!(world.reasons().await.len(), 1);
+}
+
+/// What became of a chunk can't be recorded over what nobody can read. It is given up, and no other chunk with it.
+#[tokio::test]
+async fn a_chunk_whose_outcome_is_corrupt_is_given_up_and_holds_up_nothing() {
+    let (ill, sound) = (users([1, 2, 3]), users([1, 2, 3, 4]));
+    let world = World::start_in(with_corrupt_outcome(POST, &ill)).await;
+    world.publish(POST, &ill).await;
+    // The same post, and another one.
+    world.publish(POST, &sound).await;
+    let last = world.publish(PostId(8), &ill).await;
+    let consumer = consumers::timeline(Lane::Normal);
+    world.settled(streams::TIMELINE, consumer, last).await;
+    let reasons = world.reasons().await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    let reason = "the store failed: a row of the ledger is malformed (attempt 10, the last for a fault)";
+    assert!(reasons[0].contains(reason), "{reasons:?}");
+    for (post, users) in [(POST, &sound), (PostId(8), &ill)] {
+        let recorded = world.outcome(post, users).await.unwrap();
+        let count = users.len();
+        assert_eq!(
+            (recorded.outcome, recorded.revision),
+            (Outcome::Delivered { count }, 1)
+        );
+    }
+    // Nobody is kept from a post that is known to be for them.
+    assert_eq!(world.have(POST, &ill).await, [1, 2, 3]);
 }
 
 /// A backfill is of many followers too, when a graph is imported.
