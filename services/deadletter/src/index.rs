@@ -152,7 +152,22 @@ impl Index {
             herald_model::ChunkId(body.chunk_id),
         );
         let now = Micros::now();
-        let Some(buried) = self.ledger.bury(post, channel, chunk, now).await? else {
+        let buried = match self.ledger.bury(post, channel, chunk, now).await {
+            // The letter is there, an audit finds the row, and to try it again would hold up all redrives: they wait until
+            // each failure is known.
+            Err(error) if !error.kind().is_passing() => {
+                tracing::error!(
+                    post_id = post.0,
+                    %channel,
+                    chunk_id = %chunk,
+                    %error,
+                    "a dead letter of a chunk that can't be given up in the ledger"
+                );
+                return Ok(());
+            }
+            buried => buried?,
+        };
+        let Some(buried) = buried else {
             tracing::debug!(
                 post_id = post.0,
                 chunk_id = %chunk,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use herald_mesh::streams;
-use herald_model::{DeliveryState, Recipients, UserId, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserId, UserKey, time::Micros};
 use herald_proto::{mesh_v1::DeadLetter, v1};
 use herald_runtime::{
     paging::{self, PageToken},
@@ -134,9 +134,7 @@ impl Api {
         let (Some(post), Some(channel), Some(chunk)) = (letter.post, letter.channel, letter.chunk) else {
             return Ok(0);
         };
-        let recorded = self.ledger.outcome(post, channel, chunk).await;
-        let recorded = recorded.map_err(|e| status::from_store(&e))?;
-        let done = match recorded.map(|recorded| recorded.outcome) {
+        let done = match self.outcome(post, channel, chunk).await? {
             None => 0,
             Some(Outcome::Delivered { count }) => count,
             Some(Outcome::Mixed {
@@ -161,9 +159,25 @@ impl Api {
         let Some(recipients) = body.and_then(origin::recipients) else {
             return Ok(Vec::new());
         };
-        let recorded = self.ledger.outcome(post, channel, chunk).await;
-        let recorded = recorded.map_err(|e| status::from_store(&e))?;
-        Ok(owed(&recipients, recorded.map(|recorded| recorded.outcome)))
+        Ok(owed(&recipients, self.outcome(post, channel, chunk).await?))
+    }
+
+    /// What the ledger has of a chunk. A row that can't be read is as good as none: the letter about it, and others on its
+    /// page, must be seen all the same.
+    async fn outcome(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+    ) -> Result<Option<Outcome>, Status> {
+        match self.ledger.outcome(post, channel, chunk).await {
+            Ok(recorded) => Ok(recorded.map(|recorded| recorded.outcome)),
+            Err(error) if !error.kind().is_passing() => {
+                tracing::warn!(post_id = post.0, %channel, chunk_id = %chunk, %error, "outcome of a chunk can't be read");
+                Ok(None)
+            }
+            Err(error) => Err(status::from_store(&error)),
+        }
     }
 
     /// One page of those whom a letter owes, and the token of the next.
