@@ -6,6 +6,7 @@ mod faults;
 mod harness;
 mod history;
 mod lag;
+mod last;
 mod later;
 mod letters;
 mod publish;
