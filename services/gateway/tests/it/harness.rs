@@ -29,7 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
-use crate::graph::TestGraph;
+use crate::{
+    cut_off::{self, CutOff},
+    graph::TestGraph,
+};
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -48,6 +51,8 @@ pub(crate) struct World {
     /// Ends the graph service.
     pub(crate) graph_end: CancellationToken,
     pub(crate) server: Server,
+    /// With [`Setup::cut_off`].
+    pub(crate) cut_off: Option<CutOff>,
     _store: Embedded,
     graph_channel: Channel,
     _dir: TempDir,
@@ -59,6 +64,8 @@ pub(crate) struct Setup {
     pub(crate) topology: TopologyConfig,
     /// Whether the gateway may have to be left waiting for, as when it doesn't start.
     pub(crate) await_ready: bool,
+    /// Whether there may be a server that was cut off.
+    pub(crate) cut_off: bool,
     /// Runs on the stores before the gateway starts.
     pub(crate) before: Option<Box<dyn FnOnce(Stores) -> futures::future::BoxFuture<'static, ()>>>,
 }
@@ -72,6 +79,7 @@ impl Default for Setup {
             },
             topology: TopologyConfig::default(),
             await_ready: true,
+            cut_off: false,
             before: None,
         }
     }
@@ -87,7 +95,17 @@ impl World {
     }
 
     async fn build(setup: Setup) -> Self {
-        let server = Server::start(ServerConfig::default()).await.unwrap();
+        let server = Server::start(ServerConfig {
+            extra: setup.cut_off.then(cut_off::server_lines).unwrap_or_default(),
+            ..ServerConfig::default()
+        })
+        .await
+        .unwrap();
+        let cut_off = if setup.cut_off {
+            Some(CutOff::start(server.client_url()).await)
+        } else {
+            None
+        };
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
             .unwrap();
@@ -122,6 +140,7 @@ impl World {
             gateway: tokio::spawn(async { Ok(()) }),
             graph_end,
             server,
+            cut_off,
             _store: store,
             _dir: dir,
         };

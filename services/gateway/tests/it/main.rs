@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod accounts;
+mod cut_off;
 mod deletions;
 mod deliveries;
 mod graph;

@@ -100,7 +100,7 @@ async fn a_post_is_accepted_once_a_request_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
-    the_same_request_is_the_same_post(async |_| {}, async |world| world.archived().await).await;
+    the_same_request_is_the_same_post(false, async |_| {}, async |world| world.archived().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,11 +110,24 @@ async fn a_request_is_one_post_also_while_the_archive_consumer_is_behind() {
         let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
         paused.unwrap();
     };
-    the_same_request_is_the_same_post(pause, async |_| {}).await;
+    the_same_request_is_the_same_post(false, pause, async |_| {}).await;
+}
+
+/// The archive consumer is behind, and the server that answers first knows of no post.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_one_post_also_when_a_server_that_was_cut_off_tells_an_old_end() {
+    let pause_and_come_back = async |world: &World| {
+        let until = Micros::now().plus(Duration::from_mins(5));
+        let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
+        paused.unwrap();
+        world.cut_off.as_ref().unwrap().comes_back();
+    };
+    the_same_request_is_the_same_post(true, pause_and_come_back, async |_| {}).await;
 }
 
 /// Sends a request before and after the broker forgets it.
 async fn the_same_request_is_the_same_post(
+    cut_off: bool,
     before: impl AsyncFnOnce(&World),
     between: impl AsyncFnOnce(&World),
 ) {
@@ -124,6 +137,7 @@ async fn the_same_request_is_the_same_post(
     };
     let world = World::start_with(Setup {
         topology,
+        cut_off,
         ..Setup::default()
     })
     .await;
