@@ -52,7 +52,7 @@ pub(crate) struct Herald {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Published {
     pub(crate) post: PostId,
-    sequence: u64,
+    pub(crate) sequence: u64,
 }
 
 pub(crate) fn local() -> Config {
@@ -63,6 +63,16 @@ pub(crate) fn local() -> Config {
         },
         ..Config::default()
     }
+}
+
+/// Opens the store in a directory, making it when it isn't there.
+pub(crate) fn open(data: &TempDir) -> Embedded {
+    Embedded::open(&embedded::Config {
+        data_dir: data.path().join("store"),
+        disk_free_mb_min: 0,
+        ..embedded::Config::default()
+    })
+    .unwrap()
 }
 
 impl Herald {
@@ -79,7 +89,11 @@ impl Herald {
 
     /// Everything but the push service.
     pub(crate) async fn prepare(config: Config, topology: TopologyConfig) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        Self::prepare_in(tempfile::tempdir().unwrap(), config, topology).await
+    }
+
+    /// The same, on the store that is in this directory.
+    pub(crate) async fn prepare_in(data: TempDir, config: Config, topology: TopologyConfig) -> Self {
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
@@ -97,12 +111,7 @@ impl Herald {
             .unwrap(),
         );
         mesh.ensure(&topology).await.unwrap();
-        let store = Embedded::open(&embedded::Config {
-            data_dir: data.path().join("store"),
-            disk_free_mb_min: 0,
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let store = open(&data);
         let vapid = Vapid::load(&config, data.path()).unwrap();
         let sink = Running::start().await.unwrap();
         sink.expect_vapid_key(vapid.public_key().to_vec());
