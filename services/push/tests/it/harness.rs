@@ -89,7 +89,7 @@ impl Herald {
 
     /// Everything but the push service.
     pub(crate) async fn prepare(config: Config, topology: TopologyConfig) -> Self {
-        Self::prepare_in(tempfile::tempdir().unwrap(), config, topology).await
+        Box::pin(Self::prepare_in(tempfile::tempdir().unwrap(), config, topology)).await
     }
 
     /// The same, on the store that is in this directory.
