@@ -366,7 +366,7 @@ pub struct Act {
     pub resolved: u64,
     /// Of these, redriven and failed again, or impossible to send.
     pub failed: u64,
-    /// The letters looked at last may be in REDRIVE after this sequence.
+    /// Letters that were claimed and not recorded may be in REDRIVE, after this sequence.
     pub redrive_after: u64,
 }
 

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Letters taken together. Few, because fan-out waits for the same fsyncs.
-const BATCH: u64 = 256;
+const BATCH: u64 = 128;
 /// Acts that wait to be worked on; they are taken at once.
 const BEGUN_MAX: usize = 64;
 /// Letters read and published at a time.
@@ -62,6 +62,13 @@ enum Sent {
     At(Chosen, Kind, u64),
     /// It can't be sent, and its letter says why from now on.
     Not(Reopening),
+}
+
+/// Letters that are to be sent.
+struct Taken {
+    letters: Vec<Letter>,
+    /// Where REDRIVE ended before.
+    after: u64,
 }
 
 /// Which consumers a letter goes back to, and on which subject; `None` for one that none of them would know what to do
@@ -176,58 +183,74 @@ impl Redrives {
 
     /// Sends a redrive's letters until there are none left, or it is stopped.
     async fn drive(&self, id: ActId, mut pace: Pace) {
+        let mut interrupted = false;
         while !self.stop.is_cancelled() {
-            match self.drive_on(id, &mut pace).await {
-                Ok(true) => {}
-                Ok(false) => return,
+            let driven = async {
+                if interrupted {
+                    self.recover_taken(id).await?;
+                }
+                self.drive_on(id, &mut pace).await
+            };
+            match driven.await {
+                Ok(()) => return,
                 Err(error) => {
                     tracing::warn!(redrive_id = id.0, %error, "redrive interrupted");
+                    interrupted = true;
                     self.pause(RETRY).await;
-                    if let Err(error) = self.recover_taken(id).await {
-                        tracing::warn!(redrive_id = id.0, %error, "redrive still interrupted");
-                    }
                 }
             }
         }
     }
 
-    /// Sends some letters; false: that was all.
-    async fn drive_on(&self, id: ActId, pace: &mut Pace) -> Result<bool, StepError> {
-        let Some(act) = self.letters.act(id).await? else {
-            return Ok(false);
-        };
-        if act.state != ActState::Running {
-            return Ok(false);
+    /// Sends letters, and takes the next ones meanwhile, so that they go out evenly.
+    async fn drive_on(&self, id: ActId, pace: &mut Pace) -> Result<(), StepError> {
+        let mut taken = self.take(id, None).await?;
+        while let Some(Taken { letters, after }) = taken {
+            let (sent, next) = futures::join!(self.send(id, letters, pace), self.take(id, Some(after)));
+            sent?;
+            taken = next?;
         }
-        if pace::is_hopeless(&act) {
-            let reason = format!("{} letters failed again", act.failed);
-            self.finish(id, ActState::Stopped, &reason).await?;
-            return Ok(false);
+        Ok(())
+    }
+
+    /// Takes the next letters of a redrive once there is room for some; `None`: it is over, or the end has come.
+    /// `sending_after` is where REDRIVE ended before those that are being sent.
+    async fn take(&self, id: ActId, sending_after: Option<u64>) -> Result<Option<Taken>, StepError> {
+        while !self.stop.is_cancelled() {
+            let Some(act) = self.letters.act(id).await? else {
+                return Ok(None);
+            };
+            if act.state != ActState::Running {
+                return Ok(None);
+            }
+            if pace::is_hopeless(&act) {
+                let reason = format!("{} letters failed again", act.failed);
+                self.finish(id, ActState::Stopped, &reason).await?;
+                return Ok(None);
+            }
+            if act.reached >= act.frozen {
+                self.finish(id, ActState::Done, "").await?;
+                return Ok(None);
+            }
+            let room = pace::in_flight_max(&act, self.in_flight_max).saturating_sub(act.in_flight());
+            if room == 0 {
+                self.outcomes.news(WAIT).await;
+                continue;
+            }
+            let count = pace::share(act.what.rate_max, room.min(BATCH).min(act.frozen - act.reached));
+            let after = self.mesh.last_sequence(streams::REDRIVE).await?;
+            // From there on all letters are looked for that aren't recorded yet.
+            let search_after = sending_after.unwrap_or(after);
+            let step = self
+                .letters
+                .claim(id, count as usize, search_after, Micros::now())
+                .await?;
+            return Ok(Some(Taken {
+                letters: step.letters,
+                after,
+            }));
         }
-        if act.reached >= act.frozen {
-            self.finish(id, ActState::Done, "").await?;
-            return Ok(false);
-        }
-        let room = pace::in_flight_max(&act, self.in_flight_max).saturating_sub(act.in_flight());
-        if room == 0 {
-            self.outcomes.news(WAIT).await;
-            return Ok(true);
-        }
-        let count = pace.share(room.min(BATCH).min(act.frozen - act.reached));
-        let wait = pace.wait(Instant::now());
-        if !wait.is_zero() {
-            // Meanwhile it may be stopped.
-            self.pause(wait.min(WAIT)).await;
-            return Ok(true);
-        }
-        let after = self.mesh.last_sequence(streams::REDRIVE).await?;
-        let step = self
-            .letters
-            .claim(id, count as usize, after, Micros::now())
-            .await?;
-        pace.sent(step.letters.len() as u64, Instant::now());
-        self.send(id, step.letters).await?;
-        Ok(true)
+        Ok(None)
     }
 
     async fn finish(&self, id: ActId, state: ActState, reason: &str) -> Result<(), StepError> {
@@ -243,9 +266,17 @@ impl Redrives {
         Ok(())
     }
 
-    /// Publishes letters that were taken, and records where they are.
-    async fn send(&self, act: ActId, letters: Vec<Letter>) -> Result<(), StepError> {
+    /// Publishes letters that were taken, each in its turn, and records where they are.
+    async fn send(&self, act: ActId, letters: Vec<Letter>, pace: &mut Pace) -> Result<(), StepError> {
         let sends: Vec<Result<Sent, StepError>> = stream::iter(letters)
+            .map(|letter| (letter, pace.wait(Instant::now())))
+            .then(|(letter, wait)| async move {
+                // A timer takes a millisecond even for nothing.
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+                letter
+            })
             .map(|letter| self.send_one(letter))
             .buffer_unordered(SENDS)
             .collect()
@@ -370,7 +401,7 @@ impl Redrives {
             }
         }
         self.record(act, sent).await?;
-        self.send(act, unsent).await
+        self.send(act, unsent, &mut Pace::new(0, Instant::now())).await
     }
 
     /// All letters whose outcome isn't known.

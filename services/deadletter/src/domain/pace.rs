@@ -27,7 +27,20 @@ pub(crate) fn is_hopeless(act: &Act) -> bool {
     act.what.failures_max > 0 && act.failed >= u64::from(act.what.failures_max)
 }
 
-/// Spreads letters evenly over the time.
+/// How many of `wanted` letters to take together at a rate (letters a second; 0: no limit): what a tenth of a second may have,
+/// so that one who stops the redrive does not wait long for those that were taken.
+pub(crate) fn share(rate_max: u32, wanted: u64) -> u64 {
+    if rate_max == 0 {
+        wanted
+    } else {
+        wanted.min(u64::from(rate_max).div_ceil(10))
+    }
+}
+
+/// How much time that passed unused is made up for: timers are that coarse, and so are breaks between batches.
+const MADE_UP_FOR_MAX: Duration = Duration::from_millis(5);
+
+/// Spreads letters evenly over the time: a burst would stand before everybody else's messages.
 #[derive(Debug)]
 pub(crate) struct Pace {
     rate_max: u32,
@@ -40,26 +53,16 @@ impl Pace {
         Self { rate_max, next: now }
     }
 
-    /// How many of `wanted` letters to send together: what a fiftieth of a second may have, so that others find gaps.
-    pub(crate) fn share(&self, wanted: u64) -> u64 {
+    /// How long to wait before the next letter, for a caller that sends one then.
+    pub(crate) fn wait(&mut self, now: Instant) -> Duration {
         if self.rate_max == 0 {
-            wanted
-        } else {
-            wanted.min(u64::from(self.rate_max).div_ceil(50))
+            return Duration::ZERO;
         }
-    }
-
-    /// How long to wait before sending.
-    pub(crate) fn wait(&self, now: Instant) -> Duration {
-        self.next.saturating_duration_since(now)
-    }
-
-    /// Letters were sent. Time that was not used is not made up for.
-    pub(crate) fn sent(&mut self, count: u64, now: Instant) {
-        if self.rate_max > 0 {
-            let takes = Duration::from_secs_f64(count as f64 / f64::from(self.rate_max));
-            self.next = self.next.max(now) + takes;
-        }
+        let turn = now
+            .checked_sub(MADE_UP_FOR_MAX)
+            .map_or(self.next, |earliest| self.next.max(earliest));
+        self.next = turn + Duration::from_secs(1) / self.rate_max;
+        turn.saturating_duration_since(now)
     }
 }
 
@@ -109,21 +112,41 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_than_the_rate_is_sent(rate in 1..50_000_u32, wanted in prop::collection::vec(1..5_000_u64, 1..100)) {
+        fn no_more_than_the_rate_is_sent(rate in 1..50_000_u32, late in prop::collection::vec(0..20_000_u64, 1..100)) {
             let start = Instant::now();
             let mut now = start;
             let mut pace = Pace::new(rate, start);
-            let mut sent = 0;
-            for wanted in wanted {
+            let apart = Duration::from_secs(1) / rate;
+            for (sent, late) in (0_u32..).zip(&late) {
                 now += pace.wait(now);
-                let count = pace.share(wanted);
-                prop_assert!(count >= 1 && count <= wanted);
-                pace.sent(count, now);
-                sent += count;
+                prop_assert!(now >= start + apart * sent);
+                now += Duration::from_micros(*late);
             }
-            now += pace.wait(now);
-            let seconds = now.duration_since(start).as_secs_f64();
-            prop_assert!((seconds - sent as f64 / f64::from(rate)).abs() < 1e-3, "{} s for {}", seconds, sent);
         }
+
+        #[test]
+        fn a_coarse_timer_does_not_slow_it_down(rate in 1..50_000_u32) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut pace = Pace::new(rate, start);
+            for _ in 0..1_000 {
+                let wait = pace.wait(now);
+                if !wait.is_zero() {
+                    // As a timer of whole milliseconds does.
+                    now += Duration::from_millis(wait.as_millis() as u64 + 1);
+                }
+            }
+            let took = now - start;
+            let due = Duration::from_secs(1) / rate * 1_000;
+            prop_assert!(took <= due + Duration::from_millis(2), "{took:?} for {due:?}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_what_a_tenth_of_a_second_may_have() {
+        assert_eq!(share(0, 1_000), 1_000);
+        assert_eq!(share(5_000, 1_000), 500);
+        assert_eq!(share(1, 1_000), 1);
+        assert_eq!(share(5_000, 20), 20);
     }
 }

@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How long advisories are waited for. Those that come later still open their letters.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// Letters that are resolved together. Few, because fan-out waits for the same fsyncs.
-const RESOLVED_PER_COMMIT: usize = 256;
+const RESOLVED_PER_COMMIT: usize = 128;
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 

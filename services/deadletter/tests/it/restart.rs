@@ -1,12 +1,13 @@
 //! Redrives that are broken off.
 
+use futures::TryStreamExt as _;
 use herald_mesh::{Redrive, Subject, consumers::Kind, streams};
 use herald_model::{Lane, time::Micros};
 use herald_proto::{
     mesh_v1::DeadLetter,
     v1::{self, DeadLetterState, RedriveState},
 };
-use herald_store::{ActKind, Chosen, LetterId, NewAct};
+use herald_store::{ActId, ActKind, Chosen, LetterFilter, LetterId, LetterState, NewAct, Order};
 
 use crate::harness::{Client, Harness, everything, in_state, until};
 
@@ -33,6 +34,7 @@ async fn a_redrive_goes_on_after_the_process_died() {
     service.abort().await;
     drop(progress);
     assert!(harness.redriven().len() < 600);
+    no_message_is_before_the_search(&harness, begun.redrive_id).await;
 
     let service = harness.run().await;
     until(async || {
@@ -46,8 +48,40 @@ async fn a_redrive_goes_on_after_the_process_died() {
         (600, 0, 0)
     );
     let expected: Vec<_> = (1..=600).map(|id| (id, 1)).collect();
-    assert_eq!(harness.redriven(), expected);
+    let mut redriven = harness.redriven();
+    redriven.sort_unstable();
+    assert_eq!(redriven, expected);
     service.stop().await;
+}
+
+/// Messages of letters that aren't recorded yet are where the next process looks for them. Without this, those that come
+/// after the dedupe window would be sent twice.
+async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
+    let letters = &harness.stores.letters;
+    let act = letters.act(ActId(redrive_id)).await.unwrap().unwrap();
+    let filter = LetterFilter {
+        state: Some(LetterState::Redriving),
+        ..LetterFilter::default()
+    };
+    let page = letters
+        .scan(&filter, Order::OldestFirst, None, 600)
+        .await
+        .unwrap();
+    let last = harness.mesh.last_sequence(streams::REDRIVE).await.unwrap();
+    let messages: Vec<_> = harness
+        .mesh
+        .scan(streams::REDRIVE, None, 1, last)
+        .try_collect()
+        .await
+        .unwrap();
+    for letter in page.letters.iter().filter(|letter| letter.redrive_sequence == 0) {
+        let name = format!("{}/{}", letter.id.0, letter.round);
+        for message in &messages {
+            if message.header("Herald-Redrive") == Some(name.as_str()) {
+                assert!(message.sequence > act.redrive_after, "{name}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

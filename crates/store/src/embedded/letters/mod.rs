@@ -2,7 +2,8 @@
 //!
 //! | keyspace | row |
 //! |---|---|
-//! | `letters` | letter → what it says, its state |
+//! | `letters` | letter → what it says, and what it began as |
+//! | `letter_progress` | letter → what became of it; nothing as long as it is as it began |
 //! | `letter_origins` | (stream, consumer, sequence) → letter: one letter a message |
 //! | `letter_states` | (state, letter) → nothing |
 //! | `letter_groups` | (group, letter) → nothing |
@@ -12,8 +13,10 @@
 //!
 //! Acts are numbered from 1.
 
+mod progress;
 mod round;
 mod row;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +30,7 @@ use fjall::{Keyspace, Readable, Snapshot};
 use herald_model::time::Micros;
 
 use self::{
+    progress::Progress,
     round::{Done, Job, Round},
     row::STATES,
 };
@@ -41,7 +45,7 @@ use crate::{
 
 /// How many letters one commit writes before it leaves the rest to the next one. Large commits would make all other writers
 /// of `records/` wait.
-const ROUND_LETTERS: usize = 512;
+const ROUND_LETTERS: usize = 128;
 
 /// How many letters one call of `scan` looks at.
 const SCAN_LETTERS: usize = 10_000;
@@ -55,6 +59,7 @@ pub(crate) struct LetterBook {
 struct Tables {
     records: Arc<Records>,
     letters: Keyspace,
+    progress: Keyspace,
     origins: Keyspace,
     states: Keyspace,
     groups: Keyspace,
@@ -71,6 +76,7 @@ impl LetterBook {
         let keyspace = |name| records.keyspace(name, records::options);
         let tables = Arc::new(Tables {
             letters: keyspace("letters")?,
+            progress: keyspace("letter_progress")?,
             origins: keyspace("letter_origins")?,
             states: keyspace("letter_states")?,
             groups: keyspace("letter_groups")?,
@@ -108,6 +114,23 @@ impl LetterBook {
         }
     }
 
+    /// Reads many letters: too long for a thread that others wait for.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Tables) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let tables = Arc::clone(&self.tables);
+        tokio::task::spawn_blocking(move || read(&tables))
+            .await
+            .unwrap_or_else(|error| {
+                Err(Error::with_source(
+                    ErrorKind::Unavailable,
+                    "the reader of the letters ended",
+                    error,
+                ))
+            })
+    }
+
     async fn step(&self, job: Job) -> Result<Step> {
         match self.rounds.run(job).await? {
             Done::Step(step) => Ok(*step),
@@ -128,8 +151,25 @@ impl LetterBook {
 
 impl Tables {
     fn letter(&self, id: LetterId) -> Result<Option<Letter>> {
+        let Some(mut letter) = self.first_letter(id)? else {
+            return Ok(None);
+        };
+        if let Some(progress) = self.progress(id)? {
+            progress.put_into(&mut letter);
+        }
+        Ok(Some(letter))
+    }
+
+    /// A letter as if nothing had become of it.
+    fn first_letter(&self, id: LetterId) -> Result<Option<Letter>> {
         let row = self.letters.get(id.0.to_be_bytes()).map_err(map_err)?;
         row.map(|row| row::decode_letter(id, &row)).transpose()
+    }
+
+    /// What became of a letter, if anything did.
+    fn progress(&self, id: LetterId) -> Result<Option<Progress>> {
+        let row = self.progress.get(id.0.to_be_bytes()).map_err(map_err)?;
+        row.map(|row| Progress::decode(&row)).transpose()
     }
 
     /// An act without its selection.
@@ -199,15 +239,44 @@ impl Tables {
         .filter_map(move |row| {
             let read = || {
                 let (key, value) = row.into_inner().map_err(map_err)?;
-                let id = LetterId(row::last_number(&key)?);
-                if !indexed {
-                    return row::decode_letter(id, &value).map(Some);
+                let number = row::last_number(&key)?;
+                let get = |keyspace| snapshot.get(keyspace, number.to_be_bytes()).map_err(map_err);
+                let Some(value) = (if indexed { get(&self.letters)? } else { Some(value) }) else {
+                    return Ok(None);
+                };
+                let mut letter = row::decode_letter(LetterId(number), &value)?;
+                if let Some(row) = get(&self.progress)? {
+                    Progress::decode(&row)?.put_into(&mut letter);
                 }
-                let row = snapshot.get(&self.letters, id.0.to_be_bytes()).map_err(map_err)?;
-                row.map(|row| row::decode_letter(id, &row)).transpose()
+                Ok(Some(letter))
             };
             read().transpose()
         })
+    }
+
+    fn scan(
+        &self,
+        filter: &LetterFilter,
+        order: Order,
+        after: Option<LetterId>,
+        limit: usize,
+    ) -> Result<LetterPage> {
+        let snapshot = self.records.snapshot();
+        let mut page = LetterPage::default();
+        let mut examined = 0;
+        for letter in self.candidates(&snapshot, filter, order, after) {
+            let letter = letter?;
+            examined += 1;
+            let id = letter.id;
+            if filter.passes(&letter) {
+                page.letters.push(letter);
+            }
+            if page.letters.len() >= limit || examined >= SCAN_LETTERS {
+                page.next = Some(id);
+                break;
+            }
+        }
+        Ok(page)
     }
 
     fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>> {
@@ -252,36 +321,14 @@ impl crate::DeadLetters for LetterBook {
         after: Option<LetterId>,
         limit: usize,
     ) -> Result<LetterPage> {
-        let snapshot = self.tables.records.snapshot();
-        let mut page = LetterPage::default();
-        let mut examined = 0;
-        for letter in self.tables.candidates(&snapshot, filter, order, after) {
-            let letter = letter?;
-            examined += 1;
-            let id = letter.id;
-            if filter.passes(&letter) {
-                page.letters.push(letter);
-            }
-            if page.letters.len() >= limit || examined >= SCAN_LETTERS {
-                page.next = Some(id);
-                break;
-            }
-        }
-        Ok(page)
+        let filter = filter.clone();
+        self.read(move |tables| tables.scan(&filter, order, after, limit))
+            .await
     }
 
     async fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>> {
-        let (tables, filter) = (Arc::clone(&self.tables), filter.clone());
-        // All letters are looked at: too long for a thread that others wait for.
-        tokio::task::spawn_blocking(move || tables.groups(&filter))
-            .await
-            .unwrap_or_else(|error| {
-                Err(Error::with_source(
-                    ErrorKind::Unavailable,
-                    "the reader of the letters ended",
-                    error,
-                ))
-            })
+        let filter = filter.clone();
+        self.read(move |tables| tables.groups(&filter)).await
     }
 
     async fn count(&self, state: LetterState) -> Result<u64> {

@@ -1,17 +1,14 @@
 //! The writes, done in rounds by one thread: each reads what it changes, and a round is committed at once.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::HashMap;
 
 use futures::executor::block_on;
 use herald_model::time::Micros;
 
-use super::{
-    Tables,
-    row::{self, STATES},
-};
+use super::{Tables, progress::Progress, row, rows::Rows};
 use crate::{
-    ACTS_PER_LETTER, Act, ActId, ActKind, ActState, Chosen, Inserted, Letter, LetterId, LetterState, NewAct,
-    Reopened, Reopening, Result, Step, embedded::records::map_err,
+    ACTS_PER_LETTER, Act, ActId, ActState, Chosen, Inserted, Letter, LetterId, LetterState, NewAct, Reopened,
+    Reopening, Result, Step, embedded::records::map_err,
 };
 
 /// Letters in one row of what an act is about.
@@ -76,19 +73,9 @@ impl Job {
 pub(super) struct Round<'a> {
     tables: &'a Tables,
     batch: fjall::OwnedWriteBatch,
-    letters: HashMap<u64, Changed>,
+    rows: Rows<'a>,
     origins: HashMap<Vec<u8>, u64>,
-    acts: HashMap<u64, Act>,
     next_act: u64,
-}
-
-/// A letter in a round.
-struct Changed {
-    /// Where the indices have it.
-    before: Option<(LetterState, u64)>,
-    /// As it will be; `None`: it is not there.
-    now: Option<Letter>,
-    dirty: bool,
 }
 
 impl<'a> Round<'a> {
@@ -97,9 +84,8 @@ impl<'a> Round<'a> {
         let mut round = Round {
             tables,
             batch: tables.records.batch(),
-            letters: HashMap::new(),
+            rows: Rows::new(tables),
             origins: HashMap::new(),
-            acts: HashMap::new(),
             next_act: *last_act + 1,
         };
         let mut answers = Vec::with_capacity(jobs.len());
@@ -127,18 +113,18 @@ impl<'a> Round<'a> {
                 limit,
                 redrive_after,
                 at,
-            } => Done::Step(Box::new(self.step(act, limit, |letter, act| {
-                letter.state = LetterState::Redriving;
-                letter.round += 1;
-                letter.redrive = Some(act.id);
-                letter.redrive_sequence = 0;
-                letter.updated_at = at;
+            } => Done::Step(Box::new(self.step(act, limit, |progress, act| {
+                progress.state = LetterState::Redriving;
+                progress.round += 1;
+                progress.redrive = Some(act.id);
+                progress.redrive_sequence = 0;
+                progress.updated_at = at;
                 act.redrive_after = redrive_after;
             })?)),
             Job::Discard { act, limit, at } => {
-                let mut step = self.step(act, limit, |letter, _| {
-                    letter.state = LetterState::Discarded;
-                    letter.updated_at = at;
+                let mut step = self.step(act, limit, |progress, _| {
+                    progress.state = LetterState::Discarded;
+                    progress.updated_at = at;
                 })?;
                 if step.act.reached >= step.act.frozen {
                     step.act = self.finish(act, ActState::Done, String::new(), at)?;
@@ -148,9 +134,9 @@ impl<'a> Round<'a> {
             Job::Sent(act, letters) => {
                 let mut count = 0;
                 for (chosen, sequence) in letters {
-                    count += u64::from(self.change(chosen, |letter| {
-                        letter.redrive == Some(act) && {
-                            letter.redrive_sequence = sequence;
+                    count += u64::from(self.change(chosen, |progress| {
+                        progress.redrive == Some(act) && {
+                            progress.redrive_sequence = sequence;
                             true
                         }
                     })?);
@@ -201,33 +187,38 @@ impl<'a> Round<'a> {
         self.batch
             .insert(&self.tables.origins, key.clone(), id.0.to_be_bytes());
         self.origins.insert(key, id.0);
-        let changed = self.entry(id)?;
+        self.rows.progress(id)?.now = Some(Progress::of(&letter));
+        let changed = self.rows.letter(id)?;
         changed.now = Some(letter);
         changed.dirty = true;
         Ok(Inserted { id, new: true })
     }
 
     fn reopen(&mut self, reopening: Reopening) -> Result<Reopened> {
-        let changed = self.entry(reopening.letter)?;
-        let Some(letter) = &mut changed.now else {
+        let changed = self.rows.progress(reopening.letter)?;
+        let Some(progress) = &mut changed.now else {
             return Ok(Reopened::Unknown);
         };
-        let was = letter.state;
-        let is_news =
-            letter.round == reopening.round && matches!(was, LetterState::Redriving | LetterState::Resolved);
+        let was = progress.state;
+        let is_news = progress.round == reopening.round
+            && matches!(was, LetterState::Redriving | LetterState::Resolved);
         if !is_news {
             return Ok(Reopened::Known);
         }
-        letter.state = LetterState::Open;
+        progress.state = LetterState::Open;
+        progress.updated_at = reopening.failed_at;
+        let redrive = progress.redrive;
+        changed.dirty = true;
+        let changed = self.rows.letter(reopening.letter)?;
+        let letter = changed.now.as_mut().ok_or_else(row::malformed)?;
         letter.cause = reopening.cause;
         letter.reason = reopening.reason;
         letter.group = reopening.group;
         letter.group_reason = reopening.group_reason;
         letter.last_failed_at = letter.last_failed_at.max(reopening.failed_at);
-        letter.updated_at = reopening.failed_at;
         changed.dirty = true;
-        if let Some(act) = letter.redrive {
-            let act = self.act(act)?;
+        if let Some(act) = redrive {
+            let act = self.rows.act(act)?;
             act.failed += 1;
             if was == LetterState::Resolved {
                 act.resolved = act.resolved.saturating_sub(1);
@@ -268,7 +259,7 @@ impl<'a> Round<'a> {
             redrive_after: 0,
             what,
         };
-        self.acts.insert(id.0, act.clone());
+        self.rows.set_act(act.clone());
         act
     }
 
@@ -277,9 +268,9 @@ impl<'a> Round<'a> {
         &mut self,
         act: ActId,
         limit: usize,
-        mut change: impl FnMut(&mut Letter, &mut Act),
+        mut change: impl FnMut(&mut Progress, &mut Act),
     ) -> Result<Step> {
-        let mut now = self.act(act)?.clone();
+        let mut now = self.rows.act(act)?.clone();
         let mut letters = Vec::new();
         let mut left = match now.state {
             ActState::Running => limit as u64,
@@ -299,46 +290,53 @@ impl<'a> Round<'a> {
             let before = now.reached;
             for chosen in taken {
                 now.reached += 1;
-                let entry = self.entry(chosen.id)?;
-                match &mut entry.now {
-                    Some(letter) if letter.state == LetterState::Open && letter.round == chosen.round => {
-                        change(letter, &mut now);
-                        letter.acts.push(act);
-                        let surplus = letter.acts.len().saturating_sub(ACTS_PER_LETTER);
-                        letter.acts.drain(..surplus);
-                        letters.push(letter.clone());
-                        entry.dirty = true;
-                    }
-                    _ => now.skipped += 1,
-                }
+                let changed = self.rows.progress(chosen.id)?;
+                let progress = changed
+                    .now
+                    .as_mut()
+                    .filter(|progress| progress.state == LetterState::Open && progress.round == chosen.round);
+                let Some(progress) = progress else {
+                    now.skipped += 1;
+                    continue;
+                };
+                change(progress, &mut now);
+                progress.acts.push(act);
+                let surplus = progress.acts.len().saturating_sub(ACTS_PER_LETTER);
+                progress.acts.drain(..surplus);
+                let progress = progress.clone();
+                changed.dirty = true;
+                let letter = &self.rows.letter(chosen.id)?.now;
+                let mut letter = letter.clone().ok_or_else(row::malformed)?;
+                progress.put_into(&mut letter);
+                letters.push(letter);
             }
             if now.reached == before {
                 return Err(row::malformed());
             }
             left -= now.reached - before;
         }
-        self.acts.insert(act.0, now.clone());
+        self.rows.set_act(now.clone());
         Ok(Step { letters, act: now })
     }
 
     fn resolve(&mut self, chosen: Chosen, at: Micros) -> Result<bool> {
         let mut redrive = None;
-        let resolved = self.change(chosen, |letter| {
-            letter.state == LetterState::Redriving && {
-                letter.state = LetterState::Resolved;
-                letter.updated_at = at;
-                redrive = letter.redrive;
+        let resolved = self.change(chosen, |progress| {
+            progress.state == LetterState::Redriving && {
+                progress.state = LetterState::Resolved;
+                progress.updated_at = at;
+                redrive = progress.redrive;
                 true
             }
         })?;
         if let Some(act) = redrive {
-            self.act(act)?.resolved += 1;
+            self.rows.act(act)?.resolved += 1;
         }
         Ok(resolved)
     }
 
     fn finish(&mut self, act: ActId, state: ActState, reason: String, at: Micros) -> Result<Act> {
-        let now = self.act(act)?;
+        let now = self.rows.act(act)?;
         if now.state == ActState::Running {
             now.state = state;
             now.reason = reason;
@@ -362,12 +360,16 @@ impl<'a> Round<'a> {
                 break;
             }
             // Its redrive still has to learn what became of it.
-            if letter.state == LetterState::Redriving {
+            let progress = self.rows.progress(id)?.now.as_ref();
+            if progress.is_some_and(|progress| progress.state == LetterState::Redriving) {
                 continue;
             }
             self.batch
                 .remove(&self.tables.origins, row::origin_key(&letter.origin));
-            let changed = self.entry(id)?;
+            let changed = self.rows.progress(id)?;
+            changed.now = None;
+            changed.dirty = true;
+            let changed = self.rows.letter(id)?;
             changed.now = None;
             changed.dirty = true;
             removed += 1;
@@ -385,80 +387,19 @@ impl<'a> Round<'a> {
         Ok(removed)
     }
 
-    /// Changes a letter that is still in this round, if `change` says so.
-    fn change(&mut self, chosen: Chosen, change: impl FnOnce(&mut Letter) -> bool) -> Result<bool> {
-        let entry = self.entry(chosen.id)?;
-        let changed = match &mut entry.now {
-            Some(letter) if letter.round == chosen.round => change(letter),
+    /// Changes what became of a letter that is still in this round, if `change` says so.
+    fn change(&mut self, chosen: Chosen, change: impl FnOnce(&mut Progress) -> bool) -> Result<bool> {
+        let changed = self.rows.progress(chosen.id)?;
+        let did = match &mut changed.now {
+            Some(progress) if progress.round == chosen.round => change(progress),
             _ => false,
         };
-        entry.dirty |= changed;
-        Ok(changed)
-    }
-
-    fn entry(&mut self, id: LetterId) -> Result<&mut Changed> {
-        match self.letters.entry(id.0) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let now = self.tables.letter(id)?;
-                Ok(entry.insert(Changed {
-                    before: now.as_ref().map(|letter| (letter.state, letter.group)),
-                    now,
-                    dirty: false,
-                }))
-            }
-        }
-    }
-
-    fn act(&mut self, id: ActId) -> Result<&mut Act> {
-        match self.acts.entry(id.0) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let act = self.tables.act_row(id)?.ok_or_else(row::malformed)?;
-                Ok(entry.insert(act))
-            }
-        }
+        changed.dirty |= did;
+        Ok(did)
     }
 
     fn commit(mut self) -> Result<()> {
-        let mut counts = [0_i64; STATES.len()];
-        let place = |state: LetterState| row::number(&STATES, &state) as usize;
-        for (id, changed) in &self.letters {
-            if !changed.dirty {
-                continue;
-            }
-            let (id, tables) = (LetterId(*id), self.tables);
-            let after = changed.now.as_ref().map(|letter| (letter.state, letter.group));
-            if changed.before != after {
-                if let Some((state, group)) = changed.before {
-                    self.batch.remove(&tables.states, row::state_key(state, id));
-                    self.batch.remove(&tables.groups, row::group_key(group, id));
-                    counts[place(state)] -= 1;
-                }
-                if let Some((state, group)) = after {
-                    self.batch.insert(&tables.states, row::state_key(state, id), []);
-                    self.batch.insert(&tables.groups, row::group_key(group, id), []);
-                    counts[place(state)] += 1;
-                }
-            }
-            match &changed.now {
-                Some(letter) => {
-                    self.batch
-                        .insert(&tables.letters, id.0.to_be_bytes(), row::encode_letter(letter));
-                }
-                None => self.batch.remove(&tables.letters, id.0.to_be_bytes()),
-            }
-        }
-        for (id, act) in &self.acts {
-            self.batch
-                .insert(&self.tables.acts, id.to_be_bytes(), row::encode_act(act));
-            let running = row::frozen_key(ActId(0), *id);
-            if act.state == ActState::Running && act.what.kind != ActKind::Cancel {
-                self.batch.insert(&self.tables.frozen, running, []);
-            } else {
-                self.batch.remove(&self.tables.frozen, running);
-            }
-        }
+        let counts = self.rows.write(&mut self.batch);
         if !self.batch.is_empty() {
             block_on(self.tables.records.commit(self.batch))?;
         }

@@ -149,7 +149,7 @@ pub(super) fn number<T: PartialEq>(all: &[T], word: &T) -> u32 {
     all.iter().position(|one| one == word).unwrap_or_default() as u32
 }
 
-fn word<T: Copy>(all: &[T], number: u32) -> Result<T> {
+pub(super) fn word<T: Copy>(all: &[T], number: u32) -> Result<T> {
     all.get(number as usize).copied().ok_or_else(malformed)
 }
 
