@@ -25,6 +25,11 @@ use crate::domain::{Entry, File, files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
 
+/// Messages that are acknowledged at once, and how long to wait before the next ones: those of a whole batch would stand before
+/// everybody else's messages on their way to the broker.
+const ACKS: usize = 128;
+const ACKS_INTERVAL: Duration = Duration::from_millis(1);
+
 /// A message, and whom to tell what became of it.
 #[derive(Debug)]
 pub(crate) struct Submission {
@@ -65,6 +70,16 @@ impl Batch {
         for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
             // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
             let _ = waiting.send(settle.clone());
+        }
+    }
+
+    /// Acknowledges messages little by little.
+    pub(crate) async fn acknowledge(&mut self, entries: &[Entry]) {
+        for some in entries.chunks(ACKS) {
+            for entry in some {
+                self.settle(entry.sequence, &Settle::Ack);
+            }
+            tokio::time::sleep(ACKS_INTERVAL).await;
         }
     }
 
@@ -156,11 +171,7 @@ impl Batcher {
         }
         for file in files(self.stream, fresh) {
             match isolate::sorted(self.write(&file), CommitError::is_passing).await {
-                Ok(()) => {
-                    for entry in &file.entries {
-                        batch.settle(entry.sequence, &Settle::Ack);
-                    }
-                }
+                Ok(()) => batch.acknowledge(&file.entries).await,
                 Err(Failure::Passing(error)) => return Err(error),
                 Err(Failure::Fault(fault)) => {
                     self.metrics.failures.inc();

@@ -92,9 +92,7 @@ impl Batcher {
             Err(Failure::Fault(_)) => isolate::isolate(count, write).await,
         };
         for (part, ()) in isolated.good {
-            for entry in &sound.entries[part] {
-                batch.settle(entry.sequence, &Settle::Ack);
-            }
+            batch.acknowledge(&sound.entries[part]).await;
         }
         let fault = isolated.fault.unwrap_or_default();
         for index in isolated.bad {

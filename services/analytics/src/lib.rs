@@ -138,8 +138,10 @@ async fn work(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let (sender, inbox) = mpsc::channel(batcher.rows_max);
-    // Ends when the last handler is gone: that is, after the consumers have drained.
-    let batches = tokio::spawn(batcher.run(inbox));
+    // Ends when the last handler is gone: that is, after the consumers have drained. On a thread of its own, because a batch is
+    // milliseconds of work at a time, and others' messages wait for the runtime's threads.
+    let runtime = tokio::runtime::Handle::current();
+    let batches = tokio::task::spawn_blocking(move || runtime.block_on(batcher.run(inbox)));
     let handler = Arc::new(Messages { batcher: sender });
     let all = consumers.map(|(consumer, in_flight_max)| {
         let (mesh, handler, stop) = (mesh.clone(), handler.clone(), stop.clone());
