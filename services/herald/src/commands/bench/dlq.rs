@@ -24,7 +24,7 @@ const LONG: &str = "\
 First messages that nobody can read are published one after the other; each is given up by a worker, and it is measured \
 how long it takes from then until its letter is listed.
 
-Then the dead-letter stream is filled with letters about timeline chunks, and pages of them are listed. Half of them are \
+Then the dead-letter stream is filled with letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
 redriven as fast as it goes. The other half is redriven at --redrive-rate, and the latency of posts in the normal lane is \
 measured before that and meanwhile.
 
@@ -36,6 +36,10 @@ Examples:
 
 /// Letters published at a time.
 const PUBLISHES: usize = 512;
+/// Posts that letters are about, a second.
+const POSTS_PER_SECOND: f64 = 200.0;
+/// The consumers that bring posts onto timelines.
+const LANES: [&str; 3] = ["fanout-", "slice-", "timeline-"];
 /// Pages that are read.
 const PAGES: u32 = 100;
 /// Between two looks at something that takes long.
@@ -144,12 +148,16 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let visible = progress
         .step("poison", visible(&mesh, client, args.poison))
         .await?;
+    let posts = progress.step("posts to write of", posts(args, &world)).await?;
     let filling = Micros::now();
     let bar = progress.bar("letters", args.letters);
     let users = args.setup.users;
     let half = args.letters / 2;
     stream::iter(0..args.letters)
-        .map(|n| publish_letter(&mesh, n, users, if n < half { "first" } else { "second" }))
+        .map(|n| {
+            let post = posts[(n / u64::from(users)) as usize];
+            publish_letter(&mesh, n, post, users, if n < half { "first" } else { "second" })
+        })
         .buffer_unordered(PUBLISHES)
         .try_for_each(|()| {
             bar.inc(1);
@@ -239,14 +247,24 @@ async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u
     Ok(visible)
 }
 
+/// Posts for the letters to be about: watchers read what is redriven to them. As many as are needed for letters of one
+/// recipient each.
+async fn posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
+    let count = args.letters.div_ceil(args.setup.users.into()) as u32;
+    let authors: load::Authors = (0..count).map(|n| n % args.setup.authors()).collect();
+    let kind = Kind::default();
+    let submitted = load::at_rate(&world.client, &authors, POSTS_PER_SECOND, kind, |_| {}).await?;
+    observe::drained(&world.client, &LANES, |_| {}).await?;
+    Ok(submitted.iter().map(|post| post.post_id).collect())
+}
+
 /// Puts a letter about a chunk of one recipient into DLQ, as the deadletter service does.
-async fn publish_letter(mesh: &Mesh, n: u64, users: u32, reason: &str) -> Result<(), Failure> {
+async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, reason: &str) -> Result<(), Failure> {
     let recipient = UserKey(1 + u32::try_from(n % u64::from(users)).unwrap_or(0));
     let recipients = Recipients::from_sorted([recipient]);
     let now = Micros::now();
     let chunk = mesh_v1::TimelineChunk {
-        // A post each: chunks of one post are named by their recipients.
-        post_id: 1_000_000_000 + n,
+        post_id,
         author_key: 1,
         accepted_at_us: now.0,
         chunk_id: recipients.chunk_id().0,
@@ -341,8 +359,7 @@ async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, F
         push_ttl: None,
     };
     let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
-    let lanes = ["fanout-", "slice-", "timeline-"];
-    observe::drained(&world.client, &lanes, |_| {}).await?;
+    observe::drained(&world.client, &LANES, |_| {}).await?;
     Ok(observe::latencies(&submitted, &world.watchers.seen()))
 }
 
