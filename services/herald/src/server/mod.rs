@@ -3,6 +3,7 @@
 //! [`Server::start`] puts it together in the order in which one part needs another; [`Server::run`] waits, and
 //! takes it apart in the reverse order, so that nothing is accepted that can't be stored.
 
+mod background;
 mod broker;
 mod config;
 mod services;

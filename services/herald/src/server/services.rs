@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use tokio::task::JoinSet;
+use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Services that run until their token is cancelled.
@@ -35,6 +35,21 @@ impl Services {
     {
         self.running
             .spawn(async move { (name, service.await.map_err(anyhow::Error::new)) });
+    }
+
+    /// Runs a service on another runtime.
+    pub(super) fn spawn_on<E>(
+        &mut self,
+        runtime: &Handle,
+        name: &'static str,
+        service: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        self.running.spawn_on(
+            async move { (name, service.await.map_err(anyhow::Error::new)) },
+            runtime,
+        );
     }
 
     /// Waits until one of them ends by itself, which is a failure.

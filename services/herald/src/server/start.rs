@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use herald_mesh::{Mesh, Topology};
+use herald_mesh::{Background, Mesh, Topology};
 use herald_push::Vapid;
 use herald_runtime::{
     http::{self, Flag, Readiness},
@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Config, broker::Broker, services::Services};
+use super::{Config, background::Threads, broker::Broker, services::Services};
 
 /// How long the services may take to finish what is under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(45);
@@ -42,6 +42,8 @@ pub(crate) struct Server {
     edge: Services,
     /// Those that work on what was accepted.
     workers: Services,
+    /// Where some of these run.
+    _threads: Threads,
 }
 
 impl Server {
@@ -68,10 +70,12 @@ impl Server {
         let reach = herald_mesh::Config {
             urls: urls.split(',').map(|url| url.trim().into()).collect(),
             ..herald_mesh::Config::default()
-        };
-        let mesh = Mesh::connect(&reach.within_window(dedupe_window))
-            .await
-            .context("NATS can't be reached")?;
+        }
+        .within_window(dedupe_window);
+        let mesh = Mesh::connect(&reach).await.context("NATS can't be reached")?;
+        let threads = Threads::start()?;
+        let background = threads.connect(reach).await?;
+        let mesh = mesh.with_background(background.clone());
         mesh.ensure(&topology)
             .await
             .context("the streams and consumers can't be made")?;
@@ -80,13 +84,14 @@ impl Server {
             config,
             topology,
             mesh,
+            background,
             store: store.clone(),
             metrics: Shared::new(),
         };
         let readiness = Readiness::new();
-        let connected = parts.mesh.clone();
+        let connected = [parts.mesh.clone(), parts.background.mesh.clone()];
         readiness.check("nats", move || {
-            if connected.is_connected() {
+            if connected.iter().all(Mesh::is_connected) {
                 Ok(())
             } else {
                 Err("the connection to NATS is down".into())
@@ -132,6 +137,7 @@ impl Server {
             store,
             edge,
             workers,
+            _threads: threads,
         })
     }
 
@@ -168,6 +174,7 @@ struct Parts {
     config: Config,
     topology: Arc<Topology>,
     mesh: Mesh,
+    background: Background,
     store: Arc<Embedded>,
     metrics: Shared,
 }
@@ -190,7 +197,7 @@ async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> 
 async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Channel> {
     let (listener, channel) = internal().await?;
     let deps = herald_analytics::Deps {
-        mesh: parts.mesh.clone(),
+        mesh: parts.background.mesh.clone(),
         topology: parts.topology.clone(),
         totals: parts.store.stores().totals,
         users: parts.store.stores().users,
@@ -198,7 +205,8 @@ async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Chann
         listener,
         metrics: parts.metrics.register(herald_analytics::Metrics::new),
     };
-    services.spawn(
+    services.spawn_on(
+        &parts.background.runtime,
         "analytics",
         herald_analytics::run(parts.config.analytics.clone(), deps, services.shutdown()),
     );
@@ -208,7 +216,7 @@ async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Chann
 async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Channel> {
     let (listener, channel) = internal().await?;
     let deps = herald_deadletter::Deps {
-        mesh: parts.mesh.clone(),
+        mesh: parts.background.mesh.clone(),
         topology: parts.topology.clone(),
         stores: parts.store.stores(),
         listener,
@@ -225,7 +233,8 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
         },
         metrics: parts.metrics.register(herald_deadletter::Metrics::new),
     };
-    services.spawn(
+    services.spawn_on(
+        &parts.background.runtime,
         "deadletter",
         herald_deadletter::run(parts.config.deadletter.clone(), deps, services.shutdown()),
     );
