@@ -9,6 +9,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 /// The threads, for as long as this is there.
 pub(super) struct Threads {
+    handle: Handle,
     /// Only gone in `drop`.
     runtime: Option<Runtime>,
 }
@@ -22,16 +23,14 @@ impl Threads {
             .build()
             .context("the background threads can't be started")?;
         Ok(Self {
+            handle: runtime.handle().clone(),
             runtime: Some(runtime),
         })
     }
 
     /// Connects them to the mesh.
     pub(super) async fn connect(&self, reach: herald_mesh::Config) -> Result<Background> {
-        let runtime = self
-            .runtime
-            .as_ref()
-            .map_or_else(Handle::current, |runtime| runtime.handle().clone());
+        let runtime = self.handle.clone();
         let connecting = runtime.spawn(async move { Mesh::connect(&reach).await });
         let mesh = connecting.await?.context("NATS can't be reached")?;
         Ok(Background { mesh, runtime })
