@@ -327,22 +327,22 @@ async fn rows_that_cant_be_read_are_found_and_the_rest_is_checked() {
     // An outcome of a push chunk of the first post, and the totals of the second one.
     let outcome = [&1_u64.to_be_bytes()[..], &[1, 1], &77_u64.to_be_bytes()].concat();
     let totals = 2_u64.to_be_bytes();
-    for (keyspace, key, ill, detail) in [
+    for ((database, keyspace), key, ill, detail) in [
         (
-            "ledger",
+            ("records", "ledger"),
             &outcome[..],
             1,
             "the post's rows in the ledger can't be read: ",
         ),
         (
-            "totals_posts",
+            ("totals", "totals_posts"),
             &totals[..],
             2,
             "the post's totals can't be read: ",
         ),
     ] {
         let limits = Limits::default();
-        let world = World::start_in(with_corrupt_row(keyspace, key), limits).await;
+        let world = World::start_in(with_corrupt_row(database, keyspace, key), limits).await;
         for post in 1..=2 {
             if post == ill {
                 let post = world.accept().await;

@@ -49,17 +49,17 @@ fn open(dir: &TempDir, limits: &Limits) -> Embedded {
 }
 
 /// A directory with a store in which a row can't be read, as a broken disk leaves it.
-pub(crate) fn with_corrupt_row(keyspace: &str, key: &[u8]) -> TempDir {
+pub(crate) fn with_corrupt_row(database: &str, keyspace: &str, key: &[u8]) -> TempDir {
     let dir = TempDir::new().unwrap();
     open(&dir, &Limits::default()).close().unwrap();
-    let records = fjall::Database::builder(dir.path().join("data/records"))
+    let database = fjall::Database::builder(dir.path().join("data").join(database))
         .open()
         .unwrap();
-    let rows = records
+    let rows = database
         .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
         .unwrap();
     rows.insert(key, [0xff]).unwrap();
-    records.persist(fjall::PersistMode::SyncAll).unwrap();
+    database.persist(fjall::PersistMode::SyncAll).unwrap();
     dir
 }
 

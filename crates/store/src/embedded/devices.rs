@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{
     cache::Cache,
-    records::{self, Records, map_err},
+    database::{self, Database, map_err},
     rounds::Rounds,
 };
 use crate::{DEVICES_PER_USER_MAX, Error, ErrorKind, Result};
@@ -28,7 +28,7 @@ pub(crate) struct DeviceBook {
 }
 
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     /// user → [`Rows`].
     devices: Keyspace,
     /// The greatest device id ever given.
@@ -95,11 +95,11 @@ struct Webhook {
 
 impl DeviceBook {
     /// Opens the devices. `cache_bytes_max` bounds the memory for them.
-    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+    pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
-            devices: records.keyspace("devices", records::options)?,
-            counter: records.keyspace("device_counter", records::options)?,
-            records: Arc::clone(records),
+            devices: database.keyspace("devices", database::options)?,
+            counter: database.keyspace("device_counter", database::options)?,
+            database: Arc::clone(database),
             cache: Cache::new("devices", cache_bytes_max, |_, devices: &Arc<[Device]>| {
                 devices.iter().map(bytes_of).sum()
             }),
@@ -165,7 +165,7 @@ impl Tables {
                     .map(|at| devices.remove(at))),
             });
         }
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         for (user, devices) in &users {
             let key = user.0.to_be_bytes();
             if devices.is_empty() {
@@ -178,7 +178,7 @@ impl Tables {
             }
         }
         batch.insert(&self.counter, COUNTER, last.to_be_bytes());
-        let committed = block_on(self.records.commit(batch));
+        let committed = block_on(self.database.commit(batch));
         for user in users.keys() {
             self.cache.changed(user);
         }
@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn open(store: &Store) -> DeviceBook {
-        DeviceBook::open(store.records(), 1 << 20).unwrap()
+        DeviceBook::open(store.database(), 1 << 20).unwrap()
     }
 
     #[tokio::test]

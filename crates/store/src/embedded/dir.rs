@@ -9,7 +9,7 @@ use std::{
 use crate::{Error, ErrorKind, Result};
 
 /// What `format` holds. Raised when the layout changes in a way that older or newer code misreads.
-const FORMAT: &str = "herald-store 1\n";
+const FORMAT: &str = "herald-store 2\n";
 
 /// The data directory, locked as long as this lives.
 pub(crate) struct Dir {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("format"), "herald-store 2\n").unwrap();
+        fs::write(dir.path().join("format"), "herald-store 1\n").unwrap();
         assert_eq!(Dir::open(dir.path()).err().unwrap().kind(), ErrorKind::Corrupt);
     }
 }

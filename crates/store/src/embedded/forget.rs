@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fjall::Keyspace;
 use herald_model::PostId;
 
-use super::records::{Records, map_err};
+use super::database::{Database, map_err};
 use crate::Result;
 
 /// Rows removed in one commit.
@@ -25,14 +25,14 @@ impl Forgotten {
     }
 
     /// Removes the rows of all posts less than this one; answers how many rows that were.
-    pub(super) async fn forget(&self, records: &Records, rows: &Keyspace, before: PostId) -> Result<usize> {
+    pub(super) async fn forget(&self, database: &Database, rows: &Keyspace, before: PostId) -> Result<usize> {
         let mut removed = 0;
         loop {
             let from = self.first();
             if from >= before {
                 return Ok(removed);
             }
-            let mut batch = records.batch();
+            let mut batch = database.batch();
             let mut count = 0;
             for entry in rows
                 .range(from.0.to_be_bytes()..before.0.to_be_bytes())
@@ -41,7 +41,7 @@ impl Forgotten {
                 batch.remove(rows, entry.key().map_err(map_err)?);
                 count += 1;
             }
-            records.commit(batch).await?;
+            database.commit(batch).await?;
             removed += count;
             if count < ROWS {
                 self.before.fetch_max(before.0, Ordering::Relaxed);

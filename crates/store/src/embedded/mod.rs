@@ -2,12 +2,17 @@
 //!
 //! | directory | holds | written by |
 //! |---|---|---|
-//! | `records/` | everything but timelines, one fjall database | [`records`]: batches, one fsync for many |
-//! | `timelines/` | (follower, post), one fjall database | `timelines`: sorted runs |
+//! | `records/` | users, follows, posts, devices, preferences, the ledger | [`database`]: batches, one fsync for many |
+//! | `letters/` | dead letters and what was done about them | the same |
+//! | `totals/` | what analytics counted | the same |
+//! | `timelines/` | (follower, post) | `timelines`: sorted runs |
 //!
-//! `lock` keeps a second process out and `format` says which version of the layout the directory has.
+//! Each is a fjall database. `lock` keeps a second process out and `format` says which version of the layout the directory
+//! has.
 
 mod cache;
+mod database;
+mod databases;
 mod devices;
 mod dir;
 mod failure;
@@ -19,7 +24,6 @@ mod maintenance;
 mod parts;
 mod posts;
 mod preferences;
-mod records;
 mod rounds;
 mod space;
 #[cfg(test)]
@@ -36,11 +40,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
 use self::{
+    databases::Databases,
     dir::Dir,
     ledger::Ledger,
     maintenance::{Chores, Maintenance},
     parts::Parts,
-    records::Records,
     space::Space,
 };
 use crate::{Result, Stores};
@@ -57,6 +61,10 @@ pub struct Config {
     pub disk_free_mb_min: u64,
     /// Memory for blocks of `records/` that were read from disk, MiB.
     pub records_cache_mb: u64,
+    /// Memory for blocks of `letters/` that were read from disk, MiB.
+    pub letters_cache_mb: u64,
+    /// Memory for blocks of `totals/` that were read from disk, MiB.
+    pub totals_cache_mb: u64,
     /// How long it can be told who followed an author at an earlier moment, hours. Posts that are still on their way need
     /// it.
     pub follow_history_keep_hours: u64,
@@ -90,6 +98,8 @@ impl Default for Config {
             data_dir: PathBuf::from("herald-data"),
             disk_free_mb_min: 256,
             records_cache_mb: 32,
+            letters_cache_mb: 16,
+            totals_cache_mb: 8,
             follow_history_keep_hours: 7 * 24,
             request_keep_hours: 24,
             users_cache_mb: 32,
@@ -111,7 +121,7 @@ pub struct Embedded {
     chores: Chores,
     ledger: Arc<Ledger>,
     parts: Parts,
-    records: Arc<Records>,
+    databases: Databases,
     timelines: Arc<EmbeddedTimelines>,
     _dir: Dir,
 }
@@ -122,23 +132,18 @@ impl Embedded {
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
-        let records = Records::open(
-            &dir.path().join("records"),
-            config.records_cache_mb,
-            Arc::clone(&space),
-        )?;
+        let databases = Databases::open(dir.path(), config, &space)?;
         let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
         let timelines = Arc::new(timelines);
-        let records = Arc::new(records);
-        let parts = Parts::open(&records, config)?;
-        let ledger = Arc::new(Ledger::open(&records)?);
+        let parts = Parts::open(&databases, config)?;
+        let ledger = Arc::new(Ledger::open(&databases.records)?);
         let chores = parts.chores(&timelines, &ledger, config);
         let maintenance = Maintenance::start(chores.clone())?;
         Ok(Self {
             ledger,
             maintenance,
             parts,
-            records,
+            databases,
             timelines,
             chores,
             _dir: dir,
@@ -163,7 +168,8 @@ impl Embedded {
     /// Makes what was written durable and ends the engine's threads. Writes that come later are refused.
     pub fn close(&self) -> Result<()> {
         self.maintenance.stop();
-        self.timelines.close().and(self.records.close())
+        let timelines = self.timelines.close();
+        self.databases.close().and(timelines)
     }
 
     /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts, and the ledger's rows, what

@@ -1,10 +1,10 @@
-//! The parts of the engine that live in `records/`.
+//! The parts of the engine, but for timelines and the ledger.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Config, devices::DeviceBook, follows::Graph, ledger::Ledger, letters::LetterBook, maintenance::Chores,
-    posts::Archive, preferences::PreferenceBook, records::Records, timelines::EmbeddedTimelines,
+    Config, databases::Databases, devices::DeviceBook, follows::Graph, ledger::Ledger, letters::LetterBook,
+    maintenance::Chores, posts::Archive, preferences::PreferenceBook, timelines::EmbeddedTimelines,
     totals::TotalsBook, users::Dictionary,
 };
 use crate::Result;
@@ -22,9 +22,10 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Opens them.
-    pub(super) fn open(records: &Arc<Records>, config: &Config) -> Result<Self> {
+    pub(super) fn open(databases: &Databases, config: &Config) -> Result<Self> {
         let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(60 * 60));
         let bytes = |mb: u64| mb.saturating_mul(1 << 20);
+        let records = &databases.records;
         Ok(Self {
             users: Arc::new(Dictionary::open(records, bytes(config.users_cache_mb))?),
             follows: Arc::new(Graph::open(
@@ -39,8 +40,8 @@ impl Parts {
             )?),
             devices: Arc::new(DeviceBook::open(records, bytes(config.devices_cache_mb))?),
             preferences: Arc::new(PreferenceBook::open(records, bytes(config.preferences_cache_mb))?),
-            totals: Arc::new(TotalsBook::open(records)?),
-            letters: Arc::new(LetterBook::open(records)?),
+            totals: Arc::new(TotalsBook::open(&databases.totals)?),
+            letters: Arc::new(LetterBook::open(&databases.letters)?),
         })
     }
 

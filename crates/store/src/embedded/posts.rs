@@ -18,7 +18,7 @@ use prost::Message;
 
 use super::{
     cache::Cache,
-    records::{self, Records, map_err},
+    database::{self, Database, map_err},
     rounds::Rounds,
 };
 use crate::{Archived, Error, ErrorKind, Result};
@@ -36,7 +36,7 @@ pub(crate) struct Archive {
 }
 
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     posts: Keyspace,
     by_author: Keyspace,
     deletions: Keyspace,
@@ -94,15 +94,19 @@ struct Round {
 
 impl Archive {
     /// Opens the archive. Request ids are kept for `request_keep`; `cache_bytes_max` bounds the memory for posts.
-    pub(crate) fn open(records: &Arc<Records>, request_keep: Duration, cache_bytes_max: u64) -> Result<Self> {
-        let keyspace = |name| records.keyspace(name, records::options);
+    pub(crate) fn open(
+        database: &Arc<Database>,
+        request_keep: Duration,
+        cache_bytes_max: u64,
+    ) -> Result<Self> {
+        let keyspace = |name| database.keyspace(name, database::options);
         let tables = Arc::new(Tables {
             posts: keyspace("posts")?,
             by_author: keyspace("posts_by_author")?,
             deletions: keyspace("post_deletions")?,
             requests: keyspace("post_requests")?,
             request_times: keyspace("post_request_times")?,
-            records: Arc::clone(records),
+            database: Arc::clone(database),
             request_keep,
             cache: Cache::new("posts", cache_bytes_max, |_, post: &Arc<Post>| bytes_of(post)),
         });
@@ -164,7 +168,7 @@ impl Archive {
 impl Tables {
     fn round(&self, jobs: Vec<Job>) -> Result<Vec<Result<usize>>> {
         let mut round = Round {
-            batch: self.records.batch(),
+            batch: self.database.batch(),
             created: HashMap::new(),
             deleted: HashMap::new(),
             requests: HashMap::new(),
@@ -187,7 +191,7 @@ impl Tables {
         if round.batch.is_empty() {
             return Ok(answers);
         }
-        let committed = block_on(self.records.commit(round.batch));
+        let committed = block_on(self.database.commit(round.batch));
         for post in round.deleted.keys() {
             self.cache.changed(post);
         }
@@ -405,7 +409,7 @@ impl crate::Posts for Archive {
     async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
         let (newest, oldest) = (by_author_key(author, up_to.0), by_author_key(author, 0));
         self.tables
-            .records
+            .database
             .snapshot()
             .range(&self.tables.by_author, newest..=oldest)
             .take(limit)
@@ -425,7 +429,7 @@ impl crate::Posts for Archive {
     }
 
     async fn room(&self) -> Result<()> {
-        self.tables.records.space().check_for_more()
+        self.tables.database.space().check_for_more()
     }
 
     async fn last(&self) -> Result<Option<PostId>> {

@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{
     cache::Cache,
-    records::{self, Records, map_err},
+    database::{self, Database, map_err},
     rounds::Rounds,
 };
 use crate::{Error, ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Result};
@@ -25,7 +25,7 @@ pub(crate) struct PreferenceBook {
 }
 
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     /// user → [`Row`].
     preferences: Keyspace,
     cache: Cache<UserKey, Arc<Preferences>>,
@@ -45,10 +45,10 @@ struct Row {
 
 impl PreferenceBook {
     /// Opens the preferences. `cache_bytes_max` bounds the memory for them.
-    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+    pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
-            preferences: records.keyspace("preferences", records::options)?,
-            records: Arc::clone(records),
+            preferences: database.keyspace("preferences", database::options)?,
+            database: Arc::clone(database),
             cache: Cache::new(
                 "preferences",
                 cache_bytes_max,
@@ -97,7 +97,7 @@ impl Tables {
         if users.is_empty() {
             return Ok(answers);
         }
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         for (user, preferences) in &users {
             let key = user.0.to_be_bytes();
             if *preferences == Preferences::default() {
@@ -106,7 +106,7 @@ impl Tables {
                 batch.insert(&self.preferences, key, Row::of(preferences).encode_to_vec());
             }
         }
-        let committed = block_on(self.records.commit(batch));
+        let committed = block_on(self.database.commit(batch));
         for user in users.keys() {
             self.cache.changed(user);
         }
@@ -176,7 +176,7 @@ mod tests {
     const USER: UserKey = UserKey(7);
 
     fn open(store: &Store) -> PreferenceBook {
-        PreferenceBook::open(store.records(), 1 << 20).unwrap()
+        PreferenceBook::open(store.database(), 1 << 20).unwrap()
     }
 
     #[tokio::test]

@@ -1,12 +1,12 @@
-//! A records database for tests, gone when dropped.
+//! A database for tests, gone when dropped.
 
 use std::sync::Arc;
 
-use super::{records::Records, space::Space};
+use super::{database::Database, space::Space};
 
 /// The database and its directory.
 pub(crate) struct Store {
-    records: Option<Arc<Records>>,
+    database: Option<Arc<Database>>,
     dir: tempfile::TempDir,
 }
 
@@ -14,7 +14,7 @@ impl Store {
     /// An empty one.
     pub(crate) fn new() -> Self {
         let mut store = Self {
-            records: None,
+            database: None,
             dir: tempfile::tempdir().unwrap(),
         };
         store.reopen();
@@ -22,18 +22,18 @@ impl Store {
     }
 
     /// The database.
-    pub(crate) fn records(&self) -> &Arc<Records> {
-        self.records.as_ref().unwrap()
+    pub(crate) fn database(&self) -> &Arc<Database> {
+        self.database.as_ref().unwrap()
     }
 
     /// Closes it and opens it again. Whoever uses it must be gone.
     pub(crate) fn reopen(&mut self) {
-        if let Some(records) = self.records.take() {
-            assert_eq!(Arc::strong_count(&records), 1, "the database is still in use");
+        if let Some(database) = self.database.take() {
+            assert_eq!(Arc::strong_count(&database), 1, "the database is still in use");
         }
         let space = Arc::new(Space::new(self.dir.path(), 0));
-        self.records = Some(Arc::new(
-            Records::open(&self.dir.path().join("records"), 8, space).unwrap(),
+        self.database = Some(Arc::new(
+            Database::open(self.dir.path(), "rows", 8, space).unwrap(),
         ));
     }
 }

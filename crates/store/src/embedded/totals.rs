@@ -19,8 +19,8 @@ use futures::executor::block_on;
 use herald_model::{Channel, PostId, UserKey};
 
 use super::{
+    database::{self, Database, map_err},
     forget::Forgotten,
-    records::{self, Records, map_err},
     rounds::Rounds,
     varint,
 };
@@ -39,7 +39,7 @@ pub(crate) struct TotalsBook {
 }
 
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     seen: Keyspace,
     intents: Keyspace,
     posts: Keyspace,
@@ -69,8 +69,8 @@ struct Round {
 
 impl TotalsBook {
     /// Opens the totals.
-    pub(crate) fn open(records: &Arc<Records>) -> Result<Self> {
-        let keyspace = |name| records.keyspace(name, records::options);
+    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+        let keyspace = |name| database.keyspace(name, database::options);
         let tables = Arc::new(Tables {
             seen: keyspace("totals_seen")?,
             intents: keyspace("totals_intents")?,
@@ -78,7 +78,7 @@ impl TotalsBook {
             hours: keyspace("totals_hours")?,
             chunks: keyspace("totals_chunks")?,
             forgotten: Forgotten::default(),
-            records: Arc::clone(records),
+            database: Arc::clone(database),
         });
         let shared = Arc::clone(&tables);
         let rounds = Rounds::start("totals", ROUND_FILES, |_| 1, move |jobs| shared.round(jobs))?;
@@ -89,12 +89,12 @@ impl TotalsBook {
     /// counts stay.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
         let Tables {
-            records,
+            database,
             chunks,
             forgotten,
             ..
         } = &*self.tables;
-        forgotten.forget(records, chunks, before).await
+        forgotten.forget(database, chunks, before).await
     }
 }
 
@@ -115,10 +115,10 @@ impl Tables {
                 Job::Commit(batch) => self.add(&mut round, batch),
             });
         }
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         self.write(&mut batch, round);
         if !batch.is_empty() {
-            block_on(self.records.commit(batch))?;
+            block_on(self.database.commit(batch))?;
         }
         Ok(answers)
     }

@@ -9,7 +9,7 @@ use herald_model::{UserId, UserKey};
 
 use super::{
     cache::ENTRY_BYTES,
-    records::{self, Records, map_err},
+    database::{self, Database, map_err},
     rounds::Rounds,
 };
 use crate::{Error, ErrorKind, Result};
@@ -27,18 +27,18 @@ pub(crate) struct Dictionary {
 
 /// A user never changes, so what was read once is true for ever.
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     keys: Keyspace,
     ids: Keyspace,
 }
 
 impl Dictionary {
     /// Opens the dictionary. `cache_bytes_max` bounds the memory for each direction.
-    pub(crate) fn open(records: &Arc<Records>, cache_bytes_max: u64) -> Result<Self> {
+    pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
-            keys: records.keyspace("user_keys", records::options)?,
-            ids: records.keyspace("user_ids", records::options)?,
-            records: Arc::clone(records),
+            keys: database.keyspace("user_keys", database::options)?,
+            ids: database.keyspace("user_ids", database::options)?,
+            database: Arc::clone(database),
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
@@ -92,7 +92,7 @@ impl Tables {
 
     /// Finds or makes the keys of some calls' users; `last` is the greatest key ever given.
     fn intern(&self, last: &mut u32, calls: Vec<Vec<UserId>>) -> Result<Vec<Result<Vec<UserKey>>>> {
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         let mut made: HashMap<UserId, UserKey> = HashMap::new();
         let mut next = *last;
         let mut answers = Vec::with_capacity(calls.len());
@@ -121,7 +121,7 @@ impl Tables {
         if !batch.is_empty() {
             // Raised even when the commit fails: a key that may have been given is not given again.
             *last = next;
-            block_on(self.records.commit(batch))?;
+            block_on(self.database.commit(batch))?;
         }
         Ok(answers)
     }
@@ -203,7 +203,7 @@ mod tests {
     use crate::{Users, embedded::testing::Store};
 
     fn open(store: &Store) -> Dictionary {
-        Dictionary::open(store.records(), 1 << 20).unwrap()
+        Dictionary::open(store.database(), 1 << 20).unwrap()
     }
 
     fn ids(range: std::ops::Range<u32>) -> Vec<UserId> {

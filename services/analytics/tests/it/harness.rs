@@ -80,7 +80,7 @@ impl Harness {
         }
     }
 
-    /// Overwrites a row of the store, as a broken disk or another program does, and gives what was in it. Nothing may use
+    /// Overwrites a row of the totals, as a broken disk or another program does, and gives what was in it. Nothing may use
     /// the store meanwhile.
     pub(crate) fn overwrite(self, keyspace: &str, key: &[u8], row: &[u8]) -> (Self, Vec<u8>) {
         let Self {
@@ -96,16 +96,16 @@ impl Harness {
         drop(stores);
         store.close().unwrap();
         drop(store);
-        let records = fjall::Database::builder(dir.path().join("data/records"))
+        let totals = fjall::Database::builder(dir.path().join("data/totals"))
             .open()
             .unwrap();
-        let rows = records
+        let rows = totals
             .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
             .unwrap();
         let was = rows.get(key).unwrap().expect("a row to overwrite").to_vec();
         rows.insert(key, row).unwrap();
-        records.persist(fjall::PersistMode::SyncAll).unwrap();
-        drop((rows, records));
+        totals.persist(fjall::PersistMode::SyncAll).unwrap();
+        drop((rows, totals));
         let store = open(&dir);
         let harness = Self {
             mesh,

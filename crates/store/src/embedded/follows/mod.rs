@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     cache::ENTRY_BYTES,
-    records::{Records, map_err},
+    database::{Database, map_err},
     rounds::Rounds,
 };
 use crate::{Error, ErrorKind, FollowChange, FollowerCount, FollowerPage, Following, Result};
@@ -57,8 +57,12 @@ pub(crate) struct Graph {
 impl Graph {
     /// Opens the graph. `history_keep` is how long older versions can be read, `undo_bytes_max` bounds the memory for
     /// what they differ by.
-    pub(crate) fn open(records: &Arc<Records>, history_keep: Duration, undo_bytes_max: u64) -> Result<Self> {
-        let tables = Arc::new(Tables::open(records)?);
+    pub(crate) fn open(
+        database: &Arc<Database>,
+        history_keep: Duration,
+        undo_bytes_max: u64,
+    ) -> Result<Self> {
+        let tables = Arc::new(Tables::open(database)?);
         let mut writer = Writer::new(Arc::clone(&tables))?;
         let rounds = Rounds::start("follows", ROUND_CHANGES, Vec::len, move |calls| {
             writer.round(calls)
@@ -84,7 +88,7 @@ impl Graph {
         let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
         let mut removed = 0;
         loop {
-            let mut batch = self.tables.records.batch();
+            let mut batch = self.tables.database.batch();
             let mut versions = 0;
             for row in self.tables.moments.range(..end) {
                 let (moment, made) = row.into_inner().map_err(map_err)?;
@@ -102,7 +106,7 @@ impl Graph {
             if batch.is_empty() {
                 return Ok(removed);
             }
-            self.tables.records.commit(batch).await?;
+            self.tables.database.commit(batch).await?;
             removed += versions;
         }
     }
@@ -143,7 +147,7 @@ impl Graph {
     }
 
     fn page(&self, author: u32, at: Option<u64>, after: Option<u32>, limit: usize) -> Result<FollowerPage> {
-        let snapshot = self.tables.records.snapshot();
+        let snapshot = self.tables.database.snapshot();
         let count = self.tables.count(&snapshot, author)?;
         let version = at.unwrap_or(count.version);
         if version > count.version {
@@ -185,7 +189,7 @@ impl crate::Follows for Graph {
     }
 
     async fn count(&self, author: UserKey) -> Result<FollowerCount> {
-        let count = self.tables.count(&self.tables.records.snapshot(), author.0)?;
+        let count = self.tables.count(&self.tables.database.snapshot(), author.0)?;
         // A version must not be pinned that a loss of power could still take back.
         self.rounds.settled().await?;
         Ok(FollowerCount {
@@ -220,7 +224,7 @@ impl crate::Follows for Graph {
         };
         let range = pair(follower.0, first)..=pair(follower.0, u32::MAX);
         self.tables
-            .records
+            .database
             .snapshot()
             .range(&self.tables.following, range)
             .take(limit)

@@ -8,7 +8,7 @@ use herald_model::time::Micros;
 use crate::{
     Error, ErrorKind, Result,
     embedded::{
-        records::{self, Records, map_err},
+        database::{self, Database, map_err},
         varint,
     },
 };
@@ -21,7 +21,7 @@ const MEMTABLE_BYTES: u64 = 32 << 20;
 
 /// The keyspaces of the graph.
 pub(super) struct Tables {
-    pub(super) records: Arc<Records>,
+    pub(super) database: Arc<Database>,
     /// (author, bound) → a block of followers.
     pub(super) blocks: Keyspace,
     /// author → [`Count`].
@@ -58,15 +58,15 @@ pub(super) struct Place {
 }
 
 impl Tables {
-    pub(super) fn open(records: &Arc<Records>) -> Result<Self> {
-        let options = || records::options().max_memtable_size(MEMTABLE_BYTES);
+    pub(super) fn open(database: &Arc<Database>) -> Result<Self> {
+        let options = || database::options().max_memtable_size(MEMTABLE_BYTES);
         Ok(Self {
-            blocks: records.keyspace("followers", options)?,
-            counts: records.keyspace("follow_counts", options)?,
-            history: records.keyspace("follow_history", options)?,
-            moments: records.keyspace("follow_moments", records::options)?,
-            following: records.keyspace("following", options)?,
-            records: Arc::clone(records),
+            blocks: database.keyspace("followers", options)?,
+            counts: database.keyspace("follow_counts", options)?,
+            history: database.keyspace("follow_history", options)?,
+            moments: database.keyspace("follow_moments", database::options)?,
+            following: database.keyspace("following", options)?,
+            database: Arc::clone(database),
         })
     }
 

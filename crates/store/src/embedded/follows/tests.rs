@@ -8,7 +8,7 @@ use crate::{Follows, embedded::testing::Store};
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
 fn open(store: &Store) -> Graph {
-    Graph::open(store.records(), WEEK, 1 << 20).unwrap()
+    Graph::open(store.database(), WEEK, 1 << 20).unwrap()
 }
 
 fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
@@ -216,7 +216,7 @@ async fn run(steps: Vec<Step>) {
         assert_eq!(
             graph
                 .tables
-                .count(&graph.tables.records.snapshot(), *author)
+                .count(&graph.tables.database.snapshot(), *author)
                 .unwrap()
                 .blocks,
             blocks

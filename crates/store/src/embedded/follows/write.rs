@@ -71,8 +71,8 @@ impl Writer {
         changes.sort_unstable_by_key(|c| (c.author, c.follower, c.index));
 
         let mut round = Round {
-            snapshot: self.tables.records.snapshot(),
-            batch: self.tables.records.batch(),
+            snapshot: self.tables.database.snapshot(),
+            batch: self.tables.database.batch(),
             changed: vec![false; changes.len()],
             undone: Vec::new(),
             versions: Vec::new(),
@@ -106,7 +106,7 @@ impl Writer {
                 self.moment.to_be_bytes(),
                 history::encode_versions(&versions),
             );
-            block_on(self.tables.records.commit(batch))?;
+            block_on(self.tables.database.commit(batch))?;
         }
         let mut rest = &changed[..];
         Ok(lengths

@@ -9,7 +9,7 @@ use super::{
     Ledger,
     row::{self, Kind},
 };
-use crate::{ChunkState, PlannedSlice, PostPlan, Recorded, Result, embedded::records::map_err};
+use crate::{ChunkState, PlannedSlice, PostPlan, Recorded, Result, embedded::database::map_err};
 
 impl Ledger {
     /// Posts with rows, each found by one look at where its rows would begin.
@@ -36,7 +36,7 @@ impl Ledger {
         let mut plan = PostPlan::default();
         let mut recorded: BTreeMap<(Channel, ChunkId), Recorded> = BTreeMap::new();
         let mut known = false;
-        let snapshot = self.records.snapshot();
+        let snapshot = self.database.snapshot();
         // Outcomes come before chunks.
         for entry in snapshot.prefix(&self.rows, post.0.to_be_bytes()) {
             let (key, value) = entry.into_inner().map_err(map_err)?;

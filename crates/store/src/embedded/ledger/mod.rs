@@ -26,8 +26,8 @@ use self::{
     settle::Writers,
 };
 use super::{
+    database::{self, Database, map_err},
     forget::Forgotten,
-    records::{self, Records, map_err},
 };
 use crate::{Buried, ChannelCounts, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan};
 
@@ -36,7 +36,7 @@ const MEMTABLE_BYTES: u64 = 32 << 20;
 
 /// The embedded engine's [`Ledger`](crate::Ledger).
 pub(crate) struct Ledger {
-    records: Arc<Records>,
+    database: Arc<Database>,
     rows: Keyspace,
     writers: Writers,
     forgotten: Forgotten,
@@ -44,11 +44,11 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Opens the ledger.
-    pub(crate) fn open(records: &Arc<Records>) -> Result<Self> {
-        let options = || records::options().max_memtable_size(MEMTABLE_BYTES);
+    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+        let options = || database::options().max_memtable_size(MEMTABLE_BYTES);
         Ok(Self {
-            rows: records.keyspace("ledger", options)?,
-            records: Arc::clone(records),
+            rows: database.keyspace("ledger", options)?,
+            database: Arc::clone(database),
             writers: Writers::default(),
             forgotten: Forgotten::default(),
         })
@@ -56,7 +56,7 @@ impl Ledger {
 
     /// Forgets all posts less than this one; answers how many rows that were.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
-        self.forgotten.forget(&self.records, &self.rows, before).await
+        self.forgotten.forget(&self.database, &self.rows, before).await
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
@@ -120,9 +120,9 @@ impl crate::Ledger for Ledger {
         let key = row::slice_key(plan.post, plan.slice);
         if self.rows.contains_key(key).map_err(map_err)? {
             // Planned before, but perhaps not durable yet: what is committed after it makes it so.
-            return self.records.commit(self.records.batch()).await;
+            return self.database.commit(self.database.batch()).await;
         }
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         let mut slice = row::Slice {
             last: plan.last,
             ..row::Slice::default()
@@ -137,7 +137,7 @@ impl crate::Ledger for Ledger {
             } += u64::from(chunk.recipients.len());
         }
         batch.insert(&self.rows, key, slice.encode());
-        self.records.commit(batch).await
+        self.database.commit(batch).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
@@ -160,13 +160,13 @@ impl crate::Ledger for Ledger {
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
         let first = self.forgotten.first();
         let value = row::encode_chunk(recipients);
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         // What is forgotten already is not begun anew.
         for post in posts.iter().filter(|post| **post >= first) {
             let key = row::chunk_key(*post, Kind::Backfill, Channel::Timeline, recipients.chunk_id());
             batch.insert(&self.rows, key, &value[..]);
         }
-        self.records.commit(batch).await
+        self.database.commit(batch).await
     }
 
     async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>> {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Base, Buried, Error, ErrorKind, Outcome, Recorded, Result, Settlement,
-    embedded::records::{Committed, map_err},
+    embedded::database::{Committed, map_err},
 };
 
 /// Locks that writers of outcomes share; two of them seldom meet.
@@ -117,18 +117,18 @@ impl Ledger {
             settlement.chunk,
         );
         let delivered_at = delivered_at(&before, settlement);
-        let mut batch = self.records.batch();
+        let mut batch = self.database.batch();
         if let Some(row) = row
             && delivered_at == before.delivered_at
             && row::decode_outcome(row)?.outcome == settlement.outcome
         {
             // Recorded before, but perhaps not durable yet: what is committed after it makes it so.
-            return Ok((before.revision, self.records.apply(batch)?));
+            return Ok((before.revision, self.database.apply(batch)?));
         }
         let revision = before.revision + 1;
         let new = row::encode_outcome(revision, &settlement.outcome, delivered_at);
         batch.insert(&self.rows, key, new);
-        Ok((revision, self.records.apply(batch)?))
+        Ok((revision, self.database.apply(batch)?))
     }
 }
 

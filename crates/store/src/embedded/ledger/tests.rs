@@ -84,7 +84,7 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
 #[test]
 fn a_post_that_was_never_planned_is_unknown() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
     assert!(
         block_on(ledger.recipients(POST, Channel::Push, None, None, 10))
@@ -96,7 +96,7 @@ fn a_post_that_was_never_planned_is_unknown() {
 #[test]
 fn planning_a_slice_again_changes_nothing() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(11..=30));
     block_on(ledger.plan(&plan(0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]))).unwrap();
     block_on(ledger.settle(&settlement(
@@ -128,7 +128,7 @@ fn planning_a_slice_again_changes_nothing() {
 #[test]
 fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
     block_on(ledger.plan(&plan(0, true, &[(Channel::Push, &chunk)]))).unwrap();
     for (states, at) in [
@@ -147,7 +147,7 @@ fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
 #[test]
 fn a_user_of_overlapping_chunks_is_listed_once() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(5..=15));
     block_on(ledger.plan(&plan(
         0,
@@ -178,7 +178,7 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
 #[test]
 fn other_posts_are_left_alone() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
     let mut other = plan(0, true, &[(Channel::Push, &chunk)]);
     other.post = PostId(POST.0 + 1);
@@ -207,7 +207,7 @@ proptest! {
         let mut expected: BTreeMap<u32, u8> = users.iter().map(|user| (*user, 0)).collect();
         let mut outcomes = BTreeMap::new();
         {
-            let ledger = Ledger::open(store.records()).unwrap();
+            let ledger = Ledger::open(store.database()).unwrap();
             for (slice, chunk) in chunks.iter().enumerate() {
                 let last = slice + 1 == chunks.len();
                 block_on(ledger.plan(&plan(slice as u32, last, &[(Channel::Push, chunk)]))).unwrap();
@@ -222,7 +222,7 @@ proptest! {
             }
         }
         store.reopen();
-        let ledger = Ledger::open(store.records()).unwrap();
+        let ledger = Ledger::open(store.database()).unwrap();
         check(&ledger, &expected, page)?;
         for chunk in &chunks {
             let found = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();

@@ -35,7 +35,7 @@ use self::{
     row::STATES,
 };
 use super::{
-    records::{self, Records, map_err},
+    database::{self, Database, map_err},
     rounds::Rounds,
 };
 use crate::{
@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// How many letters one commit writes before it leaves the rest to the next one. Large commits would make all other writers
-/// of `records/` wait.
+/// of the database wait.
 const ROUND_LETTERS: usize = 128;
 
 /// How many letters one call of `scan` looks at.
@@ -57,7 +57,7 @@ pub(crate) struct LetterBook {
 }
 
 struct Tables {
-    records: Arc<Records>,
+    database: Arc<Database>,
     letters: Keyspace,
     progress: Keyspace,
     origins: Keyspace,
@@ -72,8 +72,8 @@ struct Tables {
 
 impl LetterBook {
     /// Opens the letters.
-    pub(crate) fn open(records: &Arc<Records>) -> Result<Self> {
-        let keyspace = |name| records.keyspace(name, records::options);
+    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+        let keyspace = |name| database.keyspace(name, database::options);
         let tables = Arc::new(Tables {
             letters: keyspace("letters")?,
             progress: keyspace("letter_progress")?,
@@ -83,7 +83,7 @@ impl LetterBook {
             acts: keyspace("letter_acts")?,
             selections: keyspace("letter_selections")?,
             frozen: keyspace("letter_frozen")?,
-            records: Arc::clone(records),
+            database: Arc::clone(database),
             counts: std::array::from_fn(|_| AtomicI64::new(0)),
         });
         for state in STATES {
@@ -261,7 +261,7 @@ impl Tables {
         after: Option<LetterId>,
         limit: usize,
     ) -> Result<LetterPage> {
-        let snapshot = self.records.snapshot();
+        let snapshot = self.database.snapshot();
         let mut page = LetterPage::default();
         let mut examined = 0;
         for letter in self.candidates(&snapshot, filter, order, after) {
@@ -280,7 +280,7 @@ impl Tables {
     }
 
     fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>> {
-        let snapshot = self.records.snapshot();
+        let snapshot = self.database.snapshot();
         let mut failed = None;
         let letters = self
             .candidates(&snapshot, filter, Order::OldestFirst, None)

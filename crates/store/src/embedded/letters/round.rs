@@ -8,7 +8,7 @@ use herald_model::time::Micros;
 use super::{Tables, progress::Progress, row, rows::Rows};
 use crate::{
     ACTS_PER_LETTER, Act, ActId, ActState, Chosen, Inserted, Letter, LetterId, LetterState, NewAct, Reopened,
-    Reopening, Result, Step, embedded::records::map_err,
+    Reopening, Result, Step, embedded::database::map_err,
 };
 
 /// Letters in one row of what an act is about.
@@ -83,7 +83,7 @@ impl<'a> Round<'a> {
     pub(super) fn run(tables: &'a Tables, last_act: &mut u64, jobs: Vec<Job>) -> Result<Vec<Result<Done>>> {
         let mut round = Round {
             tables,
-            batch: tables.records.batch(),
+            batch: tables.database.batch(),
             rows: Rows::new(tables),
             origins: HashMap::new(),
             next_act: *last_act + 1,
@@ -401,7 +401,7 @@ impl<'a> Round<'a> {
     fn commit(mut self) -> Result<()> {
         let counts = self.rows.write(&mut self.batch);
         if !self.batch.is_empty() {
-            block_on(self.tables.records.commit(self.batch))?;
+            block_on(self.tables.database.commit(self.batch))?;
         }
         self.tables.add_counts(counts);
         Ok(())

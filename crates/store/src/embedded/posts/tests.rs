@@ -6,7 +6,7 @@ const AUTHOR: UserKey = UserKey(3);
 const LAST: PostId = PostId(u64::MAX);
 
 fn open(store: &Store) -> Archive {
-    Archive::open(store.records(), DAY, 1 << 20).unwrap()
+    Archive::open(store.database(), DAY, 1 << 20).unwrap()
 }
 
 fn post(id: u64, request_id: &str, accepted_at: Micros) -> Post {

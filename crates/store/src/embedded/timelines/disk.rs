@@ -31,7 +31,7 @@ use herald_model::UserKey;
 use parking_lot::Mutex;
 
 use super::{Config, block, buffer::Buffer, marks::Marks, pair};
-use crate::{Error, ErrorKind, Result, embedded::records::map_err};
+use crate::{Error, ErrorKind, Result, embedded::database::map_err};
 
 /// Run numbers are reserved so many at a time; those left over at the end are never used.
 const RUN_NUMBERS_RESERVED: u64 = 1_000;

@@ -9,7 +9,7 @@ use super::{
     disk::{Disk, read_run_key, read_user_key, run_key},
     pair,
 };
-use crate::{Result, embedded::records::map_err};
+use crate::{Result, embedded::database::map_err};
 
 /// All that is on disk of the groups of a range, ascending.
 pub(super) struct Groups {

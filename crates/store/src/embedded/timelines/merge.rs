@@ -17,7 +17,7 @@ use super::{
     groups::{Groups, kept},
     pair,
 };
-use crate::{Result, embedded::records::map_err};
+use crate::{Result, embedded::database::map_err};
 
 /// Groups of one slice.
 const SLICE_GROUPS: u32 = 1 << pair::SLICE_GROUP_BITS;

@@ -4,7 +4,7 @@ use super::*;
 use crate::{Totals, embedded::testing::Store};
 
 fn open(store: &Store) -> TotalsBook {
-    TotalsBook::open(store.records()).unwrap()
+    TotalsBook::open(store.database()).unwrap()
 }
 
 fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {

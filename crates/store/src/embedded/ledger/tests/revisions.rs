@@ -6,7 +6,7 @@ use crate::{ChunkState, ErrorKind, PlannedSlice, SettledCounts};
 #[test]
 fn a_revision_is_a_change_and_names_one_state() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
     let settle = |base, states: &[u8], at| {
         block_on(ledger.settle(&settlement(
@@ -47,7 +47,7 @@ fn a_revision_is_a_change_and_names_one_state() {
 #[test]
 fn of_writers_that_come_together_one_wins() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=40);
     let won = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8_u8)
@@ -82,14 +82,14 @@ fn of_writers_that_come_together_one_wins() {
 #[test]
 fn outcomes_of_the_first_layout_are_read_as_revision_1() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=10);
     block_on(ledger.plan(&plan(0, true, &[(Channel::Timeline, &chunk)]))).unwrap();
     // Version, kind, four counts, no times.
-    let mut batch = store.records().batch();
+    let mut batch = store.database().batch();
     let key = row::chunk_key(POST, Kind::Outcome, Channel::Timeline, chunk.chunk_id());
     batch.insert(&ledger.rows, key, [1, 0, 10, 0, 0, 0, 1, 5, 5]);
-    block_on(store.records().commit(batch)).unwrap();
+    block_on(store.database().commit(batch)).unwrap();
     let recorded = block_on(ledger.outcome(POST, Channel::Timeline, chunk.chunk_id())).unwrap();
     let expected = Recorded {
         revision: 1,
@@ -114,7 +114,7 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
 #[test]
 fn burying_makes_the_pending_dead_and_nobody_else() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let (chunk, fresh) = (set(1..=5), set(11..=13));
     let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &fresh)];
     block_on(ledger.plan(&plan(0, true, &chunks))).unwrap();
@@ -166,7 +166,7 @@ fn an_auditor_reads_all_that_is_recorded() {
         outcome: Outcome::Delivered { count: 4 },
     };
     {
-        let ledger = Ledger::open(store.records()).unwrap();
+        let ledger = Ledger::open(store.database()).unwrap();
         let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
         block_on(ledger.plan(&plan(0, false, &chunks))).unwrap();
         block_on(ledger.plan(&plan(300, true, &[(Channel::Timeline, &other)]))).unwrap();
@@ -176,7 +176,7 @@ fn an_auditor_reads_all_that_is_recorded() {
         block_on(ledger.note_backfill(&[POST], &set([70, 80]))).unwrap();
     }
     store.reopen();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     let mut plan = block_on(ledger.audit(POST)).unwrap().unwrap();
     assert_eq!(
         plan.slices,
@@ -212,7 +212,7 @@ fn an_auditor_reads_all_that_is_recorded() {
 #[test]
 fn posts_are_listed_once_each_and_not_those_forgotten() {
     let store = Store::new();
-    let ledger = Ledger::open(store.records()).unwrap();
+    let ledger = Ledger::open(store.database()).unwrap();
     for post in [2, 5, 300, 70_000] {
         let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
         one.post = PostId(post);

@@ -11,7 +11,7 @@ use crate::{ActKind, Cause, DeadLetters, Origin, Payload, embedded::testing::Sto
 const NOW: Micros = Micros(1_700_000_000_000_000);
 
 fn open(store: &Store) -> LetterBook {
-    LetterBook::open(store.records()).unwrap()
+    LetterBook::open(store.database()).unwrap()
 }
 
 fn letter(id: u64) -> Letter {

@@ -1,4 +1,4 @@
-//! The `records/` database: atomic batches, many of them made durable by one fsync.
+//! A fjall database with atomic batches, many of them made durable by one fsync.
 
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
+use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -27,26 +27,27 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Journals on disk, bytes; fjall flushes the memtables that keep the oldest one alive when there are more.
 const JOURNALS_BYTES: u64 = 256 << 20;
 
-/// The options of a keyspace of `records/` to start from. They are kept with the keyspace when it is made.
+/// The options of a keyspace to start from. They are kept with the keyspace when it is made.
 pub(crate) fn options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
 }
 
-/// The database of everything but timelines.
+/// A database of the store.
 ///
 /// *Invariant:* a batch whose [`commit`](Self::commit) resolved with `Ok` is on disk. After one failed fsync nothing is known
 /// about what the kernel dropped, so no commit succeeds until the store is opened again.
-pub(crate) struct Records {
-    database: Database,
+pub(crate) struct Database {
+    fjall: fjall::Database,
     space: Arc<Space>,
     committer: Arc<Committer>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Records {
-    /// Opens the database, making it when it isn't there.
-    pub(crate) fn open(dir: &Path, cache_mb: u64, space: Arc<Space>) -> Result<Self> {
-        let database = Database::builder(dir)
+impl Database {
+    /// Opens the database `name` in the directory of that name, making it when it isn't there.
+    pub(crate) fn open(parent: &Path, name: &'static str, cache_mb: u64, space: Arc<Space>) -> Result<Self> {
+        let dir = parent.join(name);
+        let fjall = fjall::Database::builder(&dir)
             .cache_size(cache_mb << 20)
             .max_journaling_size(JOURNALS_BYTES)
             .manual_journal_persist(true)
@@ -54,21 +55,18 @@ impl Records {
             .worker_threads(1)
             .open()
             .map_err(map_err)?;
-        let committer = Arc::new(Committer::default());
+        let committer = Arc::new(Committer::new(name));
         let thread = std::thread::Builder::new()
-            .name("records-commit".into())
+            .name(format!("{name}-commit"))
             .spawn({
                 let committer = Arc::clone(&committer);
-                let database = database.clone();
-                let mut journal = Journal {
-                    dir: dir.into(),
-                    current: None,
-                };
-                move || committer.run(|| journal.sync(&database))
+                let fjall = fjall.clone();
+                let mut journal = Journal { dir, current: None };
+                move || committer.run(|| journal.sync(&fjall))
             })
             .map_err(|e| io_error("can't start the committer thread".into(), e))?;
         Ok(Self {
-            database,
+            fjall,
             space,
             committer,
             thread: Mutex::new(Some(thread)),
@@ -81,7 +79,7 @@ impl Records {
         name: &str,
         options: impl FnOnce() -> KeyspaceCreateOptions,
     ) -> Result<Keyspace> {
-        self.database.keyspace(name, options).map_err(map_err)
+        self.fjall.keyspace(name, options).map_err(map_err)
     }
 
     /// The disk it is on.
@@ -91,12 +89,12 @@ impl Records {
 
     /// An empty batch.
     pub(crate) fn batch(&self) -> OwnedWriteBatch {
-        self.database.batch()
+        self.fjall.batch()
     }
 
     /// One moment of all keyspaces. What is applied later isn't in it.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.database.snapshot()
+        self.fjall.snapshot()
     }
 
     /// Applies a batch, all or nothing. On return everyone can read it; it is durable when the returned future resolves
@@ -132,10 +130,11 @@ impl Records {
     }
 }
 
-impl Drop for Records {
+impl Drop for Database {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::error!(%error, "the records were not closed cleanly");
+            let database = self.committer.name;
+            tracing::error!(%error, database, "a database was not closed cleanly");
         }
     }
 }
@@ -158,8 +157,9 @@ impl Future for Committed {
 }
 
 /// Those who wait for the next fsync.
-#[derive(Default)]
 struct Committer {
+    /// Of the database.
+    name: &'static str,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -182,6 +182,14 @@ impl State {
 }
 
 impl Committer {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            state: Mutex::default(),
+            wake: Condvar::default(),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         self.state.lock().check()
     }
@@ -190,7 +198,7 @@ impl Committer {
     fn fail(&self, error: &Error) -> Error {
         let mut state = self.state.lock();
         let failure = Failure::new(
-            "the records can't be written until the store is opened again",
+            &format!("{} can't be written until the store is opened again", self.name),
             error,
         );
         let error = failure.error();
@@ -226,7 +234,8 @@ impl Committer {
             if let Err(error) = sync() {
                 tracing::error!(
                     error = with_sources(&error),
-                    "the records could not be made durable, refusing writes"
+                    database = self.name,
+                    "what was written could not be made durable, refusing writes"
                 );
                 self.fail(&error);
             }
@@ -262,8 +271,8 @@ struct Journal {
 
 impl Journal {
     /// Makes every batch applied before this call durable. A journal that fjall has put away was synced by it first.
-    fn sync(&mut self, database: &Database) -> Result<()> {
-        database.persist(PersistMode::Buffer).map_err(map_err)?;
+    fn sync(&mut self, fjall: &fjall::Database) -> Result<()> {
+        fjall.persist(PersistMode::Buffer).map_err(map_err)?;
         self.sync_newest()
             .map_err(|e| io_error("can't sync the journal".into(), e))
     }
@@ -278,7 +287,7 @@ impl Journal {
                 .and_then(|n| n.parse::<u64>().ok());
             newest = newest.max(id);
         }
-        let id = newest.ok_or_else(|| std::io::Error::other("no journal in the records directory"))?;
+        let id = newest.ok_or_else(|| std::io::Error::other("no journal in the directory"))?;
         let file = match self.current.take() {
             Some((of, file)) if of == id => file,
             _ => File::open(self.dir.join(format!("{id}.jnl")))?,
@@ -318,7 +327,7 @@ mod tests {
 
     /// Runs a committer with this as its fsync.
     fn committing(sync: impl FnMut() -> Result<()> + Send, test: impl FnOnce(&Committer)) {
-        let committer = Committer::default();
+        let committer = Committer::new("rows");
         std::thread::scope(|scope| {
             scope.spawn(|| committer.run(sync));
             test(&committer);
@@ -330,12 +339,12 @@ mod tests {
     #[test]
     fn what_is_committed_is_in_the_newest_journal() {
         let store = Store::new();
-        let records = store.records();
-        let rows = records.keyspace("rows", options).unwrap();
+        let database = store.database();
+        let rows = database.keyspace("rows", options).unwrap();
         for text in ["the first of some words", "the last of some words"] {
-            let mut batch = records.batch();
+            let mut batch = database.batch();
             batch.insert(&rows, "key", text);
-            block_on(records.commit(batch)).unwrap();
+            block_on(database.commit(batch)).unwrap();
             let mut journals: Vec<_> = std::fs::read_dir(rows.path().ancestors().nth(2).unwrap())
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
@@ -353,11 +362,11 @@ mod tests {
     #[test]
     fn a_batch_is_readable_before_it_is_durable() {
         let store = Store::new();
-        let records = store.records();
-        let rows = records.keyspace("rows", options).unwrap();
-        let mut batch = records.batch();
+        let database = store.database();
+        let rows = database.keyspace("rows", options).unwrap();
+        let mut batch = database.batch();
         batch.insert(&rows, "key", "value");
-        let committed = records.apply(batch).unwrap();
+        let committed = database.apply(batch).unwrap();
         assert_eq!(rows.get("key").unwrap().as_deref(), Some(&b"value"[..]));
         block_on(committed).unwrap();
     }
@@ -401,7 +410,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_committer_that_panicked() {
-        let committer = Committer::default();
+        let committer = Committer::new("rows");
         std::thread::scope(|scope| {
             let waiting = committer.wait().unwrap();
             let thread = scope.spawn(|| committer.run(|| panic!("on purpose")));
@@ -412,11 +421,11 @@ mod tests {
     }
 
     #[test]
-    fn closed_records_take_no_more() {
+    fn a_closed_database_takes_no_more() {
         let store = Store::new();
-        let records = store.records();
-        records.close().unwrap();
-        let refused = block_on(records.commit(records.batch())).unwrap_err();
+        let database = store.database();
+        database.close().unwrap();
+        let refused = block_on(database.commit(database.batch())).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unavailable);
     }
 }
