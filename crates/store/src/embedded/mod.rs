@@ -21,6 +21,7 @@ mod forget;
 mod ledger;
 mod letters;
 mod maintenance;
+mod nice;
 mod parts;
 mod posts;
 mod preferences;
