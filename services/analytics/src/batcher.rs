@@ -25,9 +25,9 @@ use crate::domain::{Entry, File, files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
 
-/// Messages that are acknowledged at once, and how long to wait before the next ones: those of a whole batch would stand before
-/// everybody else's messages on their way to the broker.
-const ACKS: usize = 128;
+/// Messages that are acknowledged at once at least, and how long to wait before the next ones: those of a whole batch would
+/// stand before everybody else's messages on their way to the broker.
+const ACKS_MIN: usize = 16;
 const ACKS_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A message, and whom to tell what became of it.
@@ -57,6 +57,15 @@ pub(crate) struct Batcher {
 pub(crate) struct Batch {
     entries: HashMap<u64, Entry>,
     waiting: HashMap<u64, Vec<oneshot::Sender<Settle>>>,
+    /// How long it took to gather.
+    gathered_in: Duration,
+}
+
+/// How many of a batch's messages to acknowledge at once, so that all are in half the time that it took to gather them:
+/// no burst, and no brake.
+fn acks(messages: usize, gathered_in: Duration) -> usize {
+    let intervals = (gathered_in / 2).div_duration_f64(ACKS_INTERVAL) as usize;
+    messages.div_ceil(intervals.max(1)).max(ACKS_MIN)
 }
 
 impl Batch {
@@ -75,7 +84,7 @@ impl Batch {
 
     /// Acknowledges messages little by little.
     pub(crate) async fn acknowledge(&mut self, entries: &[Entry]) {
-        for some in entries.chunks(ACKS) {
+        for some in entries.chunks(acks(entries.len(), self.gathered_in)) {
             for entry in some {
                 self.settle(entry.sequence, &Settle::Ack);
             }
@@ -102,7 +111,9 @@ impl Batcher {
                 return;
             }
             arrived.drain(..).for_each(|submission| batch.add(submission));
+            let gathering = Instant::now();
             self.gather(&mut batch, &mut arrived, &mut inbox).await;
+            batch.gathered_in = gathering.elapsed();
             self.commit(batch).await;
         }
     }
@@ -275,4 +286,22 @@ async fn remove(
     metrics.leftovers.inc();
     tracing::info!(file, "file left over removed, its messages come again");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_are_spread_over_half_the_time_of_gathering() {
+        assert_eq!(acks(10_000, Duration::from_secs(2)), ACKS_MIN);
+        assert_eq!(acks(10_000, Duration::from_millis(200)), 100);
+        assert_eq!(acks(10, Duration::from_secs(5)), ACKS_MIN);
+    }
+
+    #[test]
+    fn a_batch_that_was_there_at_once_is_acknowledged_at_once() {
+        assert_eq!(acks(10_000, Duration::ZERO), 10_000);
+        assert_eq!(acks(10_000, Duration::from_millis(2)), 10_000);
+    }
 }
