@@ -64,3 +64,23 @@ fn be_nice() {
         tracing::debug!(%error, "a background thread is like all others");
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::process::nice;
+
+    use super::*;
+
+    #[test]
+    fn its_threads_are_nice_and_those_for_long_work_too() {
+        let before = nice(0).unwrap();
+        let threads = Threads::start().unwrap();
+        let found = threads.handle.block_on(async {
+            let tasks = threads.handle.spawn(async { nice(0).unwrap() });
+            let long = threads.handle.spawn_blocking(|| nice(0).unwrap());
+            [tasks.await.unwrap(), long.await.unwrap()]
+        });
+        assert_eq!(found, [before + NICENESS; 2]);
+        assert_eq!(nice(0).unwrap(), before);
+    }
+}
