@@ -43,7 +43,7 @@ impl Backfills {
     ) -> Result<(), Error> {
         // Taken after the follows are durable: a post up to this number may have been accepted before them, one after
         // it pins a version that has them.
-        let posts_sequence = self.mesh.last_sequence(streams::POSTS).await?;
+        let posts_sequence = self.end_of_posts().await?;
         if posts_sequence == 0 {
             return Ok(());
         }
@@ -73,6 +73,14 @@ impl Backfills {
             .await
     }
 
+    /// The last sequence of POSTS. A server that has just come to lead it can tell an old one while it works off its log, so
+    /// what the archive has counts too.
+    async fn end_of_posts(&self) -> Result<u64, Error> {
+        let told = self.mesh.last_sequence(streams::POSTS).await?;
+        let archived = self.posts.last().await?;
+        Ok(archived.map_or(told, |post| told.max(post.0)))
+    }
+
     async fn publish(
         &self,
         author: UserKey,
@@ -90,5 +98,73 @@ impl Backfills {
             .publish(Subject::TimelineBackfill(LANE), Some(&id), &body)
             .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use herald_local_nats::{Config as ServerConfig, Server};
+    use herald_mesh::Config;
+    use herald_model::{FollowVersion, Post, UserId, time::Micros};
+    use herald_store::{Archived, embedded};
+
+    use super::*;
+
+    /// No cluster does that on command, so a real server hands the question to the test.
+    #[tokio::test]
+    async fn posts_end_no_sooner_than_the_archive_whatever_the_broker_tells() {
+        let script = "scripted.stream.info";
+        let mapping = format!(
+            "mappings: {{ \"$JS.API.STREAM.INFO.{}\": {script} }}",
+            streams::POSTS
+        );
+        let server = Server::start(ServerConfig {
+            extra: mapping,
+            ..ServerConfig::default()
+        });
+        let server = server.await.unwrap();
+        let client = async_nats::connect(server.client_url()).await.unwrap();
+        let mut asked = client.subscribe(script).await.unwrap();
+        client.flush().await.unwrap();
+        tokio::spawn(async move {
+            while let Some(question) = asked.next().await {
+                let old = r#"{"config":{"num_replicas":1},"state":{"last_seq":4}}"#;
+                client.publish(question.reply.unwrap(), old.into()).await.unwrap();
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let store = embedded::Embedded::open(&embedded::Config {
+            data_dir: dir.path().into(),
+            ..embedded::Config::default()
+        });
+        let store = store.unwrap();
+        let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
+        let backfills = Backfills::new(mesh, store.stores().posts);
+        for (archived, end) in [(None, 4), (Some(3), 4), (Some(9), 9)] {
+            if let Some(id) = archived {
+                let archived = [Archived::Created(post(id))];
+                backfills.posts.archive(&archived).await.unwrap();
+            }
+            assert_eq!(backfills.end_of_posts().await.unwrap(), end, "{archived:?}");
+        }
+    }
+
+    fn post(id: u64) -> Post {
+        Post {
+            id: PostId(id),
+            author: UserKey(1),
+            author_id: UserId::new("author").unwrap(),
+            request_id: format!("request {id}"),
+            text: "text".into(),
+            links: Vec::new(),
+            media_urls: Vec::new(),
+            lane: Lane::Normal,
+            follow_version: FollowVersion(1),
+            accepted_at: Micros::now(),
+            push_ttl: Duration::from_hours(24),
+            deleted_at: None,
+        }
     }
 }
