@@ -57,9 +57,12 @@ async fn a_message_given_up_becomes_a_letter_with_all_that_is_known() {
         Some(&format!("9/push/{:016x}", chunk.chunk_id)[..])
     );
 
-    // The ledger says that they are dead, and analytics hears of it.
-    let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
-    assert_eq!((counts.push.dead, counts.push.pending), (3, 0));
+    // Soon after, the ledger says that they are dead, and analytics hears of it.
+    until(async || {
+        let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
+        (counts.push.dead, counts.push.pending) == (3, 0)
+    })
+    .await;
     until(async || harness.mesh.last_sequence(streams::EVENTS).await.unwrap() == 1).await;
     let event = harness.mesh.message(streams::EVENTS, 1).await.unwrap().unwrap();
     let event: DeliveriesSettled = event.decode().unwrap();
