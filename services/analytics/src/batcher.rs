@@ -57,8 +57,8 @@ pub(crate) struct Batcher {
 pub(crate) struct Batch {
     entries: HashMap<u64, Entry>,
     waiting: HashMap<u64, Vec<oneshot::Sender<Settle>>>,
-    /// How long it took to gather.
-    gathered_in: Duration,
+    /// How many are acknowledged at once.
+    acks: usize,
 }
 
 /// How many of a batch's messages to acknowledge at once, so that all are in half the time that it took to gather them:
@@ -84,7 +84,7 @@ impl Batch {
 
     /// Acknowledges messages little by little.
     pub(crate) async fn acknowledge(&mut self, entries: &[Entry]) {
-        for some in entries.chunks(acks(entries.len(), self.gathered_in)) {
+        for some in entries.chunks(self.acks.max(1)) {
             for entry in some {
                 self.settle(entry.sequence, &Settle::Ack);
             }
@@ -113,7 +113,7 @@ impl Batcher {
             arrived.drain(..).for_each(|submission| batch.add(submission));
             let gathering = Instant::now();
             self.gather(&mut batch, &mut arrived, &mut inbox).await;
-            batch.gathered_in = gathering.elapsed();
+            batch.acks = acks(batch.entries.len(), gathering.elapsed());
             self.commit(batch).await;
         }
     }

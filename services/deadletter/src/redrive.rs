@@ -33,7 +33,7 @@ use crate::{
     redrive::outcomes::Outcomes,
 };
 
-/// Letters taken together. Few, because fan-out waits for the same fsyncs.
+/// Letters taken together. Few, because taking them is a burst of work beside which posts have to wait.
 const BATCH: u64 = 128;
 /// Acts that wait to be worked on; they are taken at once.
 const BEGUN_MAX: usize = 64;

@@ -43,8 +43,8 @@ use crate::{
     LetterPage, LetterState, NewAct, Order, Reopened, Reopening, Result, Step,
 };
 
-/// How many letters one commit writes before it leaves the rest to the next one. Large commits would make all other writers
-/// of the database wait.
+/// How many letters one commit writes before it leaves the rest to the next one. Those that want a few wait for no more than
+/// that.
 const ROUND_LETTERS: usize = 128;
 
 /// How many letters one call of `scan` looks at.
