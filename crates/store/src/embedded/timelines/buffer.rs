@@ -22,6 +22,7 @@ pub(super) struct Buffer {
     /// Pairs by part of the users, each in the order of their coming. Pages without users are empty.
     pages: Vec<Page>,
     pairs: usize,
+    chunks: usize,
     since: Option<Instant>,
     outcome: watch::Sender<Outcome>,
 }
@@ -31,6 +32,7 @@ impl Default for Buffer {
         Self {
             pages: Vec::new(),
             pairs: 0,
+            chunks: 0,
             since: None,
             outcome: watch::Sender::new(None),
         }
@@ -41,6 +43,11 @@ impl Buffer {
     /// How many pairs there are, repeats included.
     pub(super) fn pairs(&self) -> usize {
         self.pairs
+    }
+
+    /// How many times a post was added for some recipients.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks
     }
 
     /// Since when there are some.
@@ -58,6 +65,7 @@ impl Buffer {
             }
         }
         self.pairs += recipients.len() as usize;
+        self.chunks += 1;
         self.since.get_or_insert_with(Instant::now);
     }
 

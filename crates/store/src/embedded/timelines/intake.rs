@@ -23,7 +23,23 @@ pub(super) struct Intake {
     /// Wakes those who wait for room.
     room: Notify,
     run_pairs_max: usize,
-    flush_interval: Duration,
+    when: FlushWhen,
+}
+
+/// When a run that has room left is written.
+pub(super) struct FlushWhen {
+    /// It is so old.
+    pub(super) interval: Duration,
+    /// It has so many chunks, and is small.
+    pub(super) chunks: usize,
+    /// So many pairs at most are small.
+    pub(super) small_pairs_max: usize,
+}
+
+impl FlushWhen {
+    fn has_enough(&self, run: &Buffer) -> bool {
+        run.chunks() >= self.chunks && run.pairs() <= self.small_pairs_max
+    }
 }
 
 #[derive(Default)]
@@ -50,13 +66,13 @@ impl State {
 
 impl Intake {
     /// Two empty buffers.
-    pub(super) fn new(run_pairs_max: usize, flush_interval: Duration) -> Self {
+    pub(super) fn new(run_pairs_max: usize, when: FlushWhen) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Notify::new(),
             run_pairs_max,
-            flush_interval,
+            when,
         }
     }
 
@@ -82,8 +98,9 @@ impl Intake {
             state.hurry = true;
         }
         let durable = fits.then(|| state.filling.durable());
+        let enough = self.when.has_enough(&state.filling);
         drop(state);
-        if before == 0 || !fits {
+        if before == 0 || !fits || enough {
             self.work.notify_one();
         }
         Ok(durable)
@@ -101,7 +118,7 @@ impl Intake {
         }
     }
 
-    /// Waits for the next run to write: the buffer is full, old enough or wanted. `None` when closed and all is written.
+    /// Waits for the next run to write: the buffer is full, old enough, has enough chunks, or is wanted. `None` when closed and all is written.
     pub(super) fn next(&self) -> Option<Arc<Buffer>> {
         let mut state = self.state.lock();
         loop {
@@ -112,10 +129,11 @@ impl Intake {
                 self.work.wait(&mut state);
                 continue;
             };
-            let due = since + self.flush_interval;
+            let due = since + self.when.interval;
             if state.hurry
                 || state.closing
                 || state.filling.pairs() >= self.run_pairs_max
+                || self.when.has_enough(&state.filling)
                 || Instant::now() >= due
             {
                 break;
@@ -174,5 +192,48 @@ impl Intake {
             buffer.resolve(Err(failure.clone()));
         }
         self.room.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+
+    #[test]
+    fn a_small_run_with_many_chunks_is_written_at_once() {
+        let when = FlushWhen {
+            interval: Duration::from_hours(1),
+            chunks: 3,
+            small_pairs_max: 10,
+        };
+        let intake = Intake::new(1_000, when);
+        let put =
+            |post| drop(block_on(intake.put(post, &Recipients::from_sorted((1..=2).map(UserKey)))).unwrap());
+        std::thread::scope(|scope| {
+            put(1);
+            put(2);
+            let next = scope.spawn(|| intake.next());
+            put(3);
+            assert_eq!(next.join().unwrap().unwrap().chunks(), 3);
+        });
+    }
+
+    #[test]
+    fn a_large_run_waits_for_more() {
+        let when = FlushWhen {
+            interval: Duration::ZERO,
+            chunks: 3,
+            small_pairs_max: 10,
+        };
+        let mut run = Buffer::default();
+        for post in 1..=3 {
+            assert!(!when.has_enough(&run));
+            run.push(post, &Recipients::from_sorted((1..=3).map(UserKey)));
+        }
+        assert!(when.has_enough(&run));
+        run.push(4, &Recipients::from_sorted((1..=3).map(UserKey)));
+        assert!(!when.has_enough(&run));
     }
 }

@@ -28,7 +28,7 @@ use self::{
     buffer::Buffer,
     disk::Disk,
     groups::{Groups, kept},
-    intake::Intake,
+    intake::{FlushWhen, Intake},
     merge::Merger,
 };
 use super::{dir::io_error, failure::Failure, space::Space};
@@ -41,6 +41,9 @@ pub struct Config {
     /// The longest time a delivery waits in memory before its run is written, milliseconds, at most 1,000. A message that
     /// is delivered is acknowledged no sooner than its run is written, so it must be well below the consumer's ack wait.
     pub flush_interval_ms: u64,
+    /// Chunks after which a small run is written at once, at least 1. All who wait for a run go on when it is written, and so
+    /// many acknowledgements together keep everybody else's messages waiting.
+    pub flush_chunks: usize,
     /// Deliveries in one run at most. There are two runs in memory, 8 to 16 bytes a delivery; more deliveries wait.
     pub run_pairs_max: usize,
     /// Runs of at most so many deliveries are written as a batch to the journal, larger ones as a sorted table.
@@ -59,6 +62,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             flush_interval_ms: 200,
+            flush_chunks: 128,
             run_pairs_max: 4_000_000,
             small_run_pairs_max: 65_536,
             entries_max: 800,
@@ -86,9 +90,13 @@ struct Shared {
 impl EmbeddedTimelines {
     /// Opens the timelines, making them when they aren't there.
     pub(crate) fn open(dir: &Path, config: &Config, space: Arc<Space>) -> Result<Self> {
-        let interval = Duration::from_millis(config.flush_interval_ms.min(1_000));
+        let when = FlushWhen {
+            interval: Duration::from_millis(config.flush_interval_ms.min(1_000)),
+            chunks: config.flush_chunks.max(1),
+            small_pairs_max: config.small_run_pairs_max,
+        };
         let shared = Arc::new(Shared {
-            intake: Intake::new(config.run_pairs_max, interval),
+            intake: Intake::new(config.run_pairs_max, when),
             disk: Disk::open(dir, config)?,
             merger: Merger::default(),
             config: config.clone(),
