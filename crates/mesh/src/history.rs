@@ -15,7 +15,7 @@ use crate::read::{found, found_by_leader};
 use crate::{Mesh, Published, RawMessage, Subject, trace};
 
 /// Messages, and bytes, asked for at a time.
-const SCAN_BATCH: usize = 2_048;
+const SCAN_BATCH: u64 = 2_048;
 const SCAN_BYTES: usize = 4 << 20;
 /// The status after the last message of a batch.
 const END_OF_BATCH: u16 = 204;
@@ -220,8 +220,9 @@ impl Scan {
     }
 
     async fn ask(&mut self) -> Result<()> {
+        let batch = (self.to - self.next).saturating_add(1).min(SCAN_BATCH);
         let request = format!(
-            "{{\"seq\":{},\"batch\":{SCAN_BATCH},\"max_bytes\":{SCAN_BYTES},\"next_by_subj\":\"{}\"}}",
+            "{{\"seq\":{},\"batch\":{batch},\"max_bytes\":{SCAN_BYTES},\"next_by_subj\":\"{}\"}}",
             self.next, self.filter
         );
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);

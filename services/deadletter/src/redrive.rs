@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, future, stream};
-use herald_mesh::{ErrorKind, Mesh, Redrive, Redriven, Subject, consumers::Kind, streams};
+use herald_mesh::{ErrorKind, Mesh, RawMessage, Redrive, Redriven, Subject, consumers::Kind, streams};
 use herald_model::time::Micros;
 use herald_proto::{mesh_v1::DeadLetter, v1};
 use herald_store::{
@@ -37,8 +37,10 @@ use crate::{
 const BATCH: u64 = 128;
 /// Acts that wait to be worked on; they are taken at once.
 const BEGUN_MAX: usize = 64;
-/// Letters read and published at a time.
+/// Letters published at a time, and read at a time before.
 const SENDS: usize = 64;
+/// Letters are read together when no more messages of DLQ than this are between them.
+const READ_SPAN_MAX: u64 = 4 * SENDS as u64;
 /// How long to wait for outcomes before looking again.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long to wait after a failure.
@@ -269,15 +271,26 @@ impl Redrives {
     /// Publishes letters that were taken, each in its turn, and records where they are.
     async fn send(&self, act: ActId, letters: Vec<Letter>, pace: &mut Pace) -> Result<(), StepError> {
         let sends: Vec<Result<Sent, StepError>> = stream::iter(letters)
-            .map(|letter| (letter, pace.wait(Instant::now())))
-            .then(|(letter, wait)| async move {
+            .chunks(SENDS)
+            .map(|some| self.read(some))
+            // The next ones while these go out.
+            .buffered(2)
+            .flat_map(|read| match read {
+                Ok(read) => stream::iter(read).map(Ok).left_stream(),
+                Err(error) => stream::iter([Err(error)]).right_stream(),
+            })
+            .map(|read| (read, pace.wait(Instant::now())))
+            .then(|(read, wait)| async move {
                 // A timer takes a millisecond even for nothing.
                 if !wait.is_zero() {
                     tokio::time::sleep(wait).await;
                 }
-                letter
+                read
             })
-            .map(|letter| self.send_one(letter))
+            .map(|read| async {
+                let (letter, message) = read?;
+                self.send_one(letter, message).await
+            })
             .buffer_unordered(SENDS)
             .collect()
             .await;
@@ -320,12 +333,38 @@ impl Redrives {
         Ok(())
     }
 
-    async fn send_one(&self, letter: Letter) -> Result<Sent, StepError> {
+    /// Letters with their messages in DLQ; `None` for one that is no longer there.
+    async fn read(&self, letters: Vec<Letter>) -> Result<Vec<(Letter, Option<RawMessage>)>, StepError> {
+        let mut there: HashMap<u64, RawMessage> = HashMap::new();
+        let ids = || letters.iter().map(|letter| letter.id.0);
+        if let (Some(first), Some(last)) = (ids().min(), ids().max())
+            && last - first < READ_SPAN_MAX
+        {
+            let messages = self.mesh.scan(streams::DLQ, None, first, last);
+            let mut messages = std::pin::pin!(messages);
+            while let Some(message) = messages.try_next().await? {
+                there.insert(message.sequence, message);
+            }
+        }
+        let read = letters.into_iter().map(|letter| {
+            let found = there.remove(&letter.id.0);
+            async move {
+                let message = match found {
+                    Some(message) => Some(message),
+                    None => self.mesh.message(streams::DLQ, letter.id.0).await?,
+                };
+                Ok((letter, message))
+            }
+        });
+        future::try_join_all(read).await
+    }
+
+    async fn send_one(&self, letter: Letter, message: Option<RawMessage>) -> Result<Sent, StepError> {
         let not = |why: &str| Sent::Not(refusal::of(&letter, why, Micros::now()));
         let Some((kind, subject)) = way_back(&letter) else {
             return Ok(not("no consumer takes it"));
         };
-        let Some(message) = self.mesh.message(streams::DLQ, letter.id.0).await? else {
+        let Some(message) = message else {
             return Ok(not("it is no longer in DLQ"));
         };
         let Ok(body) = message.decode::<DeadLetter>() else {
