@@ -2,11 +2,15 @@
 //! the same message is taken for the same.
 
 use herald_model::{PostId, Recipients, UserKey, time::Micros};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    mesh_v1::{DeliveriesSettled, PushChunk, TimelineChunk},
+    mesh_v1::{DeliveriesSettled, PushChunk, SettledChunk, TimelineChunk},
     v1::Channel,
 };
+
+/// Chunks that one event may tell of.
+pub const EVENT_CHUNKS_MAX: usize = 64;
 
 impl TimelineChunk {
     /// A post for these timelines.
@@ -53,14 +57,38 @@ impl PushChunk {
     }
 }
 
-impl DeliveriesSettled {
-    /// The id to publish it with: the same for all who tell of the same revision of a chunk.
-    pub fn message_id(&self) -> String {
+impl SettledChunk {
+    fn message_id(&self) -> String {
         format!(
             "{}/{}",
             chunk(self.post_id, self.channel(), self.chunk_id),
             self.revision
         )
+    }
+}
+
+impl From<SettledChunk> for DeliveriesSettled {
+    fn from(chunk: SettledChunk) -> Self {
+        Self { chunks: vec![chunk] }
+    }
+}
+
+impl DeliveriesSettled {
+    /// The id to publish it with: the same for all who tell of the same revisions of the same chunks.
+    pub fn message_id(&self) -> String {
+        let Some((first, others)) = self.chunks.split_first() else {
+            return String::new();
+        };
+        let id = first.message_id();
+        if others.is_empty() {
+            return id;
+        }
+        let mut hash = Xxh3::new();
+        for other in others {
+            hash.update(other.message_id().as_bytes());
+            hash.update(b" ");
+        }
+        format!("{id}+{}/{:016x}", others.len(), hash.digest())
     }
 }
 
@@ -71,4 +99,50 @@ fn chunk(post_id: u64, channel: Channel, chunk_id: u64) -> String {
         Channel::Push => "push",
     };
     format!("{post_id}/{channel}/{chunk_id:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(chunk_id: u64, revision: u64) -> SettledChunk {
+        SettledChunk {
+            post_id: 7,
+            channel: Channel::Timeline.into(),
+            chunk_id,
+            revision,
+            ..SettledChunk::default()
+        }
+    }
+
+    #[test]
+    fn an_event_of_one_chunk_is_named_after_it() {
+        let event = DeliveriesSettled::from(settled(10, 2));
+        assert_eq!(event.message_id(), "7/timeline/000000000000000a/2");
+    }
+
+    #[test]
+    fn only_events_of_the_same_revisions_have_the_same_id() {
+        let id = |chunks: &[(u64, u64)]| {
+            let chunks = chunks.iter().map(|(chunk, revision)| settled(*chunk, *revision));
+            DeliveriesSettled {
+                chunks: chunks.collect(),
+            }
+            .message_id()
+        };
+        let events: [&[(u64, u64)]; 6] = [
+            &[(1, 1)],
+            &[(1, 1), (2, 1)],
+            &[(1, 1), (2, 2)],
+            &[(1, 1), (3, 1)],
+            &[(1, 1), (2, 1), (3, 1)],
+            &[(1, 1), (3, 1), (2, 1)],
+        ];
+        for (n, event) in events.iter().enumerate() {
+            assert_eq!(id(event), id(event));
+            for other in &events[..n] {
+                assert_ne!(id(event), id(other));
+            }
+        }
+    }
 }

@@ -11,7 +11,8 @@ use herald_mesh::{
 };
 use herald_model::{Channel, Post, PostId, Recipients, time::Micros};
 use herald_proto::{
-    mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, TimelineChunk},
+    EVENT_CHUNKS_MAX,
+    mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, SettledChunk, TimelineChunk},
     v1,
 };
 use herald_store::{ChunkState, PostPlan};
@@ -174,27 +175,37 @@ impl<'a> Repair<'a> {
 
     async fn publish_events(&self, post: PostId, plan: &PostPlan) -> Outcome {
         let facts = self.post(post).await?;
-        for chunk in &plan.chunks {
-            let Some(recorded) = &chunk.recorded else { continue };
-            let sums = sums(chunk);
-            let event = DeliveriesSettled {
-                post_id: post.0,
-                author_key: facts.author.0,
-                channel: v1::Channel::from(chunk.channel).into(),
-                chunk_id: chunk.chunk.0,
-                delivered_count: sums.delivered as u32,
-                suppressed_count: sums.suppressed as u32,
-                expired_count: sums.expired as u32,
-                dead_count: sums.dead as u32,
-                accepted_at_us: facts.accepted_at.0,
-                settled_at_us: Micros::now().0,
-                revision: recorded.revision,
-            };
-            self.auditor
-                .mesh
-                .publish(Subject::Settled(chunk.channel), None, &event)
-                .await
-                .map_err(|error| error.to_string())?;
+        for channel in Channel::ALL {
+            let of_channel = plan.chunks.iter().filter(|chunk| chunk.channel == channel);
+            let settled: Vec<SettledChunk> = of_channel
+                .filter_map(|chunk| {
+                    let recorded = chunk.recorded.as_ref()?;
+                    let sums = sums(chunk);
+                    Some(SettledChunk {
+                        post_id: post.0,
+                        author_key: facts.author.0,
+                        channel: v1::Channel::from(channel).into(),
+                        chunk_id: chunk.chunk.0,
+                        delivered_count: sums.delivered as u32,
+                        suppressed_count: sums.suppressed as u32,
+                        expired_count: sums.expired as u32,
+                        dead_count: sums.dead as u32,
+                        accepted_at_us: facts.accepted_at.0,
+                        settled_at_us: Micros::now().0,
+                        revision: recorded.revision,
+                    })
+                })
+                .collect();
+            for chunks in settled.chunks(EVENT_CHUNKS_MAX) {
+                let event = DeliveriesSettled {
+                    chunks: chunks.to_vec(),
+                };
+                self.auditor
+                    .mesh
+                    .publish(Subject::Settled(channel), None, &event)
+                    .await
+                    .map_err(|error| error.to_string())?;
+            }
         }
         Ok(())
     }

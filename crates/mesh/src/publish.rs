@@ -65,8 +65,33 @@ impl Mesh {
         self.publish_bytes(subject, id, body.encode_to_vec().into()).await
     }
 
+    /// The same, for a message that tells of the work of several spans: its trace is that of the first, with links to the
+    /// others.
+    pub async fn publish_for<M: prost::Message>(
+        &self,
+        subject: Subject,
+        id: Option<&str>,
+        body: &M,
+        spans: &[Span],
+    ) -> Result<Published> {
+        let span = trace::publish_span_for(subject, subject.as_str(), spans);
+        self.publish_in(subject, id, body.encode_to_vec().into(), span)
+            .await
+    }
+
     /// The same, for a message that is encoded already.
     pub async fn publish_bytes(&self, subject: Subject, id: Option<&str>, body: Bytes) -> Result<Published> {
+        let span = trace::publish_span(subject, subject.as_str());
+        self.publish_in(subject, id, body, span).await
+    }
+
+    async fn publish_in(
+        &self,
+        subject: Subject,
+        id: Option<&str>,
+        body: Bytes,
+        span: Span,
+    ) -> Result<Published> {
         if subject.is_family() {
             let message = format!("publish to {subject}: not one subject");
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -77,7 +102,7 @@ impl Mesh {
             id: id.map(Into::into),
             body,
             spare_bytes: LATER_WAY_BYTES,
-            span: trace::publish_span(subject, subject.as_str()),
+            span,
         })
         .await
     }

@@ -24,6 +24,20 @@ pub(crate) fn publish_span(subject: Subject, to: &str) -> Span {
     )
 }
 
+/// The span of one publish for the work of several spans: a child of the first, linked to the others.
+pub(crate) fn publish_span_for(subject: Subject, to: &str, spans: &[Span]) -> Span {
+    let Some((first, others)) = spans.split_first() else {
+        return publish_span(subject, to);
+    };
+    let span = first.in_scope(|| publish_span(subject, to));
+    if !span.is_disabled() {
+        for other in others {
+            link(&span, &other.context());
+        }
+    }
+    span
+}
+
 /// The span of a redrive: the start of a trace of its own, linked to the current one and to the first one of the message.
 pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
     let span = tracing::info_span!(
@@ -39,14 +53,18 @@ pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
         messaging.destination.name = to,
     );
     if !span.is_disabled() {
-        for context in [Span::current().context(), extract(first)] {
-            let context = context.span().span_context().clone();
-            if context.is_valid() {
-                span.add_link(context);
-            }
-        }
+        link(&span, &Span::current().context());
+        link(&span, &extract(first));
     }
     span
+}
+
+/// Links a span to the one of a context, if that has one.
+fn link(span: &Span, to: &Context) {
+    let to = to.span().span_context().clone();
+    if to.is_valid() {
+        span.add_link(to);
+    }
 }
 
 /// The span of one handling, a child of the publish that its headers name.

@@ -79,7 +79,7 @@ pub struct Counted {
 pub struct TotalsBatch {
     /// The stream the messages came from.
     pub stream: String,
-    /// Their sequence numbers: from now on [`Totals::seen`].
+    /// The sequence numbers of those of which it has all rows: from now on [`Totals::seen`].
     pub sequences: Vec<u64>,
     /// The file that holds them; its intent is cleared.
     pub file: String,
@@ -115,8 +115,8 @@ pub trait Totals: Send + Sync {
 
     /// Adds counts, marks messages as seen and clears the file's intent, all or nothing. When all of its messages were
     /// committed before, nothing changes and the intent stays; when some were, it is refused as
-    /// [`Corrupt`](crate::ErrorKind::Corrupt). When a chunk is counted up to a later revision already, it is refused as
-    /// [`Conflict`](crate::ErrorKind::Conflict).
+    /// [`Corrupt`](crate::ErrorKind::Corrupt). When a chunk is counted up to its revision or a later one already, it is
+    /// refused as [`Conflict`](crate::ErrorKind::Conflict).
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
     /// One post's totals.

@@ -1,12 +1,12 @@
-//! Gathers messages of one stream, and writes and counts them together.
+//! Gathers messages of one stream, and writes and counts their rows together.
 //!
 //! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, leave out what is older than
-//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its messages,
-//! mark them as seen and clear the announcement, all in one ([`Totals::commit`]); then tell each message's handler. A file
-//! that fails by a fault is counted without those for whom it does ([`Batcher::isolate`]).
+//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its rows,
+//! mark their messages as seen and clear the announcement, all in one ([`Totals::commit`]); then tell the handler of each
+//! message that has no other rows to wait for. A file that fails by a fault is counted without those for whom it does
+//! ([`Batcher::isolate`]).
 //!
-//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and its message is
-//! counted. A file that was announced and whose messages were not counted is deleted before any of them can be written
+//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and it is counted. A file that was announced and whose messages were not counted is deleted before any of them can be written
 //! again: at once if that works, else before the next batch, else at the next start.
 
 use std::collections::HashMap;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use herald_mesh::Settle;
+use herald_proto::EVENT_CHUNKS_MAX;
 use herald_runtime::isolate::{self, Failure};
 use herald_store::Totals;
 use parking_lot::Mutex;
@@ -21,11 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::{Files, encode};
-use crate::domain::{Entry, File, files};
+use crate::domain::{Entry, File, Place, Row, files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
 
-/// Messages that are acknowledged at once at least, and how long to wait before the next ones: those of a whole batch would
+/// Rows that are settled at once at least, and how long to wait before the next ones: those of a whole batch would
 /// stand before everybody else's messages on their way to the broker.
 const ACKS_MIN: usize = 16;
 const ACKS_INTERVAL: Duration = Duration::from_millis(1);
@@ -33,14 +34,17 @@ const ACKS_INTERVAL: Duration = Duration::from_millis(1);
 /// A message, and whom to tell what became of it.
 #[derive(Debug)]
 pub(crate) struct Submission {
-    pub(crate) entry: Entry,
+    pub(crate) sequence: u64,
+    pub(crate) rows: Vec<Row>,
     pub(crate) settle: oneshot::Sender<Settle>,
 }
 
 /// Writes the messages of one stream.
 pub(crate) struct Batcher {
     pub(crate) stream: &'static str,
+    /// Rows that are written together, and the messages that they come from, at most.
     pub(crate) rows_max: usize,
+    pub(crate) messages_max: usize,
     pub(crate) age_max: Duration,
     pub(crate) totals: Arc<dyn Totals>,
     pub(crate) files: Files,
@@ -55,48 +59,110 @@ pub(crate) struct Batcher {
 /// Messages that are gathered. The same one can come twice while it waits.
 #[derive(Default)]
 pub(crate) struct Batch {
-    entries: HashMap<u64, Entry>,
-    waiting: HashMap<u64, Vec<oneshot::Sender<Settle>>>,
-    /// How many are acknowledged at once.
+    messages: HashMap<u64, Gathered>,
+    /// How many rows they have.
+    rows: usize,
+    /// How many rows are settled at once.
     acks: usize,
 }
 
-/// How many of a batch's messages to acknowledge at once, so that all are in half the time that it took to gather them:
-/// no burst, and no brake.
-fn acks(messages: usize, gathered_in: Duration) -> usize {
-    let intervals = (gathered_in / 2).div_duration_f64(ACKS_INTERVAL) as usize;
-    messages.div_ceil(intervals.max(1)).max(ACKS_MIN)
+/// A message that waits for its rows.
+struct Gathered {
+    rows: Vec<Row>,
+    /// How many of them are not settled yet.
+    open: usize,
+    /// How to settle it, as far as that is known.
+    settle: Settle,
+    waiting: Vec<oneshot::Sender<Settle>>,
 }
 
-impl Batch {
-    fn add(&mut self, submission: Submission) {
-        let sequence = submission.entry.sequence;
-        self.waiting.entry(sequence).or_default().push(submission.settle);
-        self.entries.insert(sequence, submission.entry);
-    }
-
-    pub(crate) fn settle(&mut self, sequence: u64, settle: &Settle) {
-        for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
+impl Gathered {
+    fn finish(self, settle: &Settle) {
+        for waiting in self.waiting {
             // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
             let _ = waiting.send(settle.clone());
         }
     }
+}
 
-    /// Acknowledges messages little by little.
+/// How many of a batch's rows to settle at once, so that all are in half the time that it took to gather them:
+/// no burst, and no brake.
+fn acks(rows: usize, gathered_in: Duration) -> usize {
+    let intervals = (gathered_in / 2).div_duration_f64(ACKS_INTERVAL) as usize;
+    rows.div_ceil(intervals.max(1)).max(ACKS_MIN)
+}
+
+impl Batch {
+    fn add(&mut self, submission: Submission) {
+        let Submission {
+            sequence,
+            rows,
+            settle,
+        } = submission;
+        let message = self.messages.entry(sequence).or_insert_with(|| {
+            self.rows += rows.len();
+            Gathered {
+                open: rows.len(),
+                rows,
+                settle: Settle::Ack,
+                waiting: Vec::new(),
+            }
+        });
+        message.waiting.push(settle);
+    }
+
+    /// The rows of a message, to be settled one by one.
+    fn take(&mut self, sequence: u64) -> impl Iterator<Item = Entry> + use<> {
+        let message = self.messages.get_mut(&sequence);
+        let rows = message
+            .map(|message| std::mem::take(&mut message.rows))
+            .unwrap_or_default();
+        let count = rows.len();
+        rows.into_iter().enumerate().map(move |(index, row)| Entry {
+            place: Place {
+                sequence,
+                index,
+                count,
+            },
+            row,
+        })
+    }
+
+    /// Settles a row. With its last one a message is settled: acknowledged if all are.
+    pub(crate) fn settle_row(&mut self, place: Place, settle: &Settle) {
+        let Some(message) = self.messages.get_mut(&place.sequence) else {
+            return;
+        };
+        message.open -= 1;
+        if matches!(message.settle, Settle::Ack) {
+            message.settle = settle.clone();
+        }
+        if message.open == 0 {
+            let settle = message.settle.clone();
+            self.settle(place.sequence, &settle);
+        }
+    }
+
+    /// Settles a message.
+    pub(crate) fn settle(&mut self, sequence: u64, settle: &Settle) {
+        if let Some(message) = self.messages.remove(&sequence) {
+            message.finish(settle);
+        }
+    }
+
+    /// Acknowledges rows little by little.
     pub(crate) async fn acknowledge(&mut self, entries: &[Entry]) {
         for some in entries.chunks(self.acks.max(1)) {
             for entry in some {
-                self.settle(entry.sequence, &Settle::Ack);
+                self.settle_row(entry.place, &Settle::Ack);
             }
             tokio::time::sleep(ACKS_INTERVAL).await;
         }
     }
 
     fn settle_rest(&mut self, settle: &Settle) {
-        for (_, waiting) in self.waiting.drain() {
-            for waiting in waiting {
-                let _ = waiting.send(settle.clone());
-            }
+        for (_, message) in self.messages.drain() {
+            message.finish(settle);
         }
     }
 }
@@ -107,13 +173,13 @@ impl Batcher {
         let mut arrived = Vec::with_capacity(self.rows_max);
         loop {
             let mut batch = Batch::default();
-            if inbox.recv_many(&mut arrived, self.rows_max).await == 0 {
+            if inbox.recv_many(&mut arrived, self.room(&batch)).await == 0 {
                 return;
             }
             arrived.drain(..).for_each(|submission| batch.add(submission));
             let gathering = Instant::now();
             self.gather(&mut batch, &mut arrived, &mut inbox).await;
-            batch.acks = acks(batch.entries.len(), gathering.elapsed());
+            batch.acks = acks(batch.rows, gathering.elapsed());
             self.commit(batch).await;
         }
     }
@@ -127,12 +193,12 @@ impl Batcher {
     ) {
         let old = tokio::time::sleep(self.age_max);
         tokio::pin!(old);
-        while batch.entries.len() < self.rows_max {
+        while batch.rows < self.rows_max && batch.messages.len() < self.messages_max {
             tokio::select! {
                 biased;
                 () = self.hurry.cancelled() => return,
                 () = &mut old => return,
-                count = inbox.recv_many(arrived, self.rows_max - batch.entries.len()) => {
+                count = inbox.recv_many(arrived, self.room(batch)) => {
                     if count == 0 {
                         return;
                     }
@@ -142,9 +208,16 @@ impl Batcher {
         }
     }
 
+    /// How many messages it may take without having many more rows than it should.
+    fn room(&self, batch: &Batch) -> usize {
+        let rows = self.rows_max.saturating_sub(batch.rows) / EVENT_CHUNKS_MAX;
+        let messages = self.messages_max.saturating_sub(batch.messages.len());
+        rows.min(messages).max(1)
+    }
+
     async fn commit(&self, mut batch: Batch) {
         let started = Instant::now();
-        let rows = batch.entries.len();
+        let rows = batch.rows;
         match self.try_commit(&mut batch).await {
             Ok(()) => {
                 tracing::debug!(
@@ -156,7 +229,7 @@ impl Batcher {
             }
             Err(error) => {
                 self.metrics.failures.inc();
-                tracing::warn!(stream = self.stream, rows, left = batch.waiting.len(), %error, "batch failed");
+                tracing::warn!(stream = self.stream, rows, left = batch.messages.len(), %error, "batch failed");
                 batch.settle_rest(&Settle::retry(error));
             }
         }
@@ -168,16 +241,15 @@ impl Batcher {
     /// What fails leaves the rest of the batch waiting.
     async fn try_commit(&self, batch: &mut Batch) -> Result<(), CommitError> {
         self.remove_leftovers().await?;
-        let mut sequences: Vec<u64> = batch.entries.keys().copied().collect();
+        let mut sequences: Vec<u64> = batch.messages.keys().copied().collect();
         sequences.sort_unstable();
-        let mut fresh = Vec::with_capacity(sequences.len());
+        let mut fresh = Vec::with_capacity(batch.rows);
         for (sequence, seen) in self.seen(batch, &sequences).await? {
-            let entry = batch.entries.remove(&sequence);
             if seen {
                 self.metrics.repeats.inc();
                 batch.settle(sequence, &Settle::Ack);
             } else {
-                fresh.extend(entry);
+                fresh.extend(batch.take(sequence));
             }
         }
         for file in files(self.stream, fresh) {

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Where the Parquet files go, when no other object store is given; made when it isn't there.
     pub dir: PathBuf,
-    /// Messages that are written together, at most; 1 to 1,000,000. Fewer are when half of what may be in flight is.
+    /// Rows that are written together, about, at most; 1 to 1,000,000. Fewer are when half of the messages that may be in
+    /// flight wait.
     pub batch_rows_max: usize,
     /// How long a message waits for others, milliseconds; 10 to 600,000. Longer makes fewer and larger files, and totals
     /// that follow later.
@@ -19,7 +20,7 @@ pub struct Config {
     /// Messages of POSTS in memory at one time, those being written included; 2 to 32,768, and no more than the
     /// consumer may have unacknowledged; a quarter as many redriven ones beside them. A post is up to 106 KB.
     pub posts_in_flight_max: usize,
-    /// Messages of EVENTS in memory at one time, likewise. An event is some 300 bytes.
+    /// Messages of EVENTS in memory at one time, likewise. An event has up to 64 rows of some 150 bytes.
     pub events_in_flight_max: usize,
 }
 
@@ -30,7 +31,7 @@ impl Default for Config {
             batch_rows_max: 10_000,
             batch_age_ms_max: 5_000,
             posts_in_flight_max: 2_048,
-            events_in_flight_max: 20_000,
+            events_in_flight_max: 8_192,
         }
     }
 }
@@ -63,9 +64,9 @@ impl Config {
         Duration::from_millis(self.batch_age_ms_max)
     }
 
-    /// How many of these messages to write together. While they are written, as many others gather: a batch that waited
+    /// Of how many messages to write the rows together. While they are written, as many others gather: a batch that waited
     /// for more than half would wait for its own acknowledgements.
-    pub(crate) fn batch_rows(&self, in_flight_max: usize) -> usize {
+    pub(crate) fn batch_messages(&self, in_flight_max: usize) -> usize {
         self.batch_rows_max.min(in_flight_max / 2).max(1)
     }
 }
@@ -92,8 +93,8 @@ mod tests {
     #[test]
     fn a_batch_never_waits_for_what_can_not_come() {
         let config = Config::default();
-        assert_eq!(config.batch_rows(8_192), 4_096);
-        assert_eq!(config.batch_rows(32_768), 10_000);
-        assert_eq!(config.batch_rows(1), 1);
+        assert_eq!(config.batch_messages(8_192), 4_096);
+        assert_eq!(config.batch_messages(32_768), 10_000);
+        assert_eq!(config.batch_messages(1), 1);
     }
 }

@@ -102,7 +102,7 @@ impl Change {
     }
 }
 
-/// What one message says.
+/// One of the things that a message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Row {
     Post(Box<PostRow>),
@@ -205,10 +205,7 @@ impl DeliveriesRow {
 
     /// Goes on from what is counted; false when it tells nothing new.
     fn follow(&mut self, counted: &mut Counted) -> bool {
-        if self.state.revision == 0 && counted.revision == 0 {
-            // From an older version: these are the counts of one settlement.
-            self.state.counts = sum(counted.counts, self.state.counts);
-        } else if self.state.revision <= counted.revision {
+        if self.state.revision <= counted.revision {
             return false;
         }
         self.change = Change::between(counted.counts, self.state.counts);
@@ -217,25 +214,27 @@ impl DeliveriesRow {
     }
 }
 
-fn sum(a: SettledCounts, b: SettledCounts) -> SettledCounts {
-    SettledCounts {
-        delivered: a.delivered.saturating_add(b.delivered),
-        suppressed: a.suppressed.saturating_add(b.suppressed),
-        expired: a.expired.saturating_add(b.expired),
-        dead: a.dead.saturating_add(b.dead),
-    }
-}
-
-/// One message: its sequence in its stream, and what it says.
+/// A row, and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) sequence: u64,
+    pub(crate) place: Place,
     pub(crate) row: Row,
 }
 
-/// The messages of one stream that go into one file: one table, one hour.
+/// Which row it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place {
+    /// The sequence of its message in its stream.
+    pub(crate) sequence: u64,
+    /// Which of the message's rows it is, from 0.
+    pub(crate) index: usize,
+    /// How many the message has.
+    pub(crate) count: usize,
+}
+
+/// The rows of one stream that go into one file: one table, one hour.
 ///
-/// *Invariant:* their sequences ascend strictly.
+/// *Invariant:* their places ascend strictly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) stream: &'static str,
@@ -245,16 +244,16 @@ pub(crate) struct File {
     pub(crate) entries: Vec<Entry>,
 }
 
-/// Sorts messages into files. The same sequence twice is once.
+/// Sorts rows into files. The same place twice is once.
 pub(crate) fn files(stream: &'static str, entries: impl IntoIterator<Item = Entry>) -> Vec<File> {
-    let mut groups: BTreeMap<(Table, u32), BTreeMap<u64, Entry>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Table, u32), BTreeMap<Place, Entry>> = BTreeMap::new();
     for entry in entries {
         // The handler has refused moments that have no hour.
         let hour = hour_of(entry.row.at()).unwrap_or_default();
         groups
             .entry((entry.row.table(), hour))
             .or_default()
-            .insert(entry.sequence, entry);
+            .insert(entry.place, entry);
     }
     groups
         .into_iter()
@@ -278,8 +277,8 @@ impl File {
         chunks.into_iter().collect()
     }
 
-    /// Leaves only what adds something to what is counted of [`chunks`](Self::chunks), and says how much. Messages of a
-    /// chunk may come late, twice, and out of order: each tells all of it, so the one with the greatest revision stands.
+    /// Leaves only what adds something to what is counted of [`chunks`](Self::chunks), and says how much. Rows of a chunk may
+    /// come late, twice, and out of order: each tells all of it, so the one with the greatest revision stands.
     pub(crate) fn follow(&mut self, counted: &mut BTreeMap<ChunkRef, Counted>) {
         self.entries.retain_mut(|entry| match &mut entry.row {
             Row::Deliveries(row) => row.follow(counted.entry(row.chunk).or_default()),
@@ -287,15 +286,16 @@ impl File {
         });
     }
 
-    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the sequences}.parquet`: the same messages are
-    /// the same file, others never are.
+    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the places}.parquet`: the same rows are the same
+    /// file, others never are.
     pub(crate) fn path(&self) -> String {
         let mut hash = Xxh3::new();
         for entry in &self.entries {
-            hash.update(&entry.sequence.to_le_bytes());
+            hash.update(&entry.place.sequence.to_le_bytes());
+            hash.update(&entry.place.index.to_le_bytes());
         }
-        let first = self.entries.first().map_or(0, |entry| entry.sequence);
-        let last = self.entries.last().map_or(0, |entry| entry.sequence);
+        let first = self.entries.first().map_or(0, |entry| entry.place.sequence);
+        let last = self.entries.last().map_or(0, |entry| entry.place.sequence);
         let (date, hour) = date_and_hour(self.hour);
         format!(
             "{}/date={date}/hour={hour:02}/{}-{first}-{last}-{:016x}.parquet",
@@ -303,6 +303,16 @@ impl File {
             self.stream,
             hash.digest()
         )
+    }
+
+    /// The messages of which all rows are in it. Of the others each row that comes again is older than what is counted:
+    /// only rows of chunks come several in a message.
+    fn whole_messages(&self) -> Vec<u64> {
+        self.entries
+            .chunk_by(|a, b| a.place.sequence == b.place.sequence)
+            .filter(|rows| rows.len() == rows[0].place.count)
+            .map(|rows| rows[0].place.sequence)
+            .collect()
     }
 
     /// What it adds to the totals.
@@ -328,7 +338,7 @@ impl File {
         }
         TotalsBatch {
             stream: self.stream.to_owned(),
-            sequences: self.entries.iter().map(|entry| entry.sequence).collect(),
+            sequences: self.whole_messages(),
             file: path.to_owned(),
             posts: posts.into_iter().collect(),
             hours: vec![(self.hour, hour)],

@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::time::Micros;
-use herald_model::{ChunkId, FollowVersion, PostId, UserId, UserKey};
-use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted};
+use herald_model::{Channel, ChunkId, FollowVersion, PostId, UserId, UserKey};
+use herald_proto::EVENT_CHUNKS_MAX;
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_store::{ChunkRef, Counted, SettledCounts};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::batcher::Submission;
-use crate::domain::{Change, DeletionRow, DeliveriesRow, Entry, PostRow, Row, hour_of};
+use crate::domain::{Change, DeletionRow, DeliveriesRow, PostRow, Row, hour_of};
 
 /// Hands messages to the batcher and waits for their commit.
 pub(crate) struct Messages {
@@ -19,15 +20,17 @@ pub(crate) struct Messages {
 #[async_trait]
 impl Handler for Messages {
     async fn handle(&self, delivery: &Delivery) -> Settle {
-        let entry = match read(delivery) {
-            Ok(row) => Entry {
-                sequence: delivery.sequence,
-                row,
-            },
+        let rows = match read(delivery) {
+            Ok(rows) => rows,
             Err(settle) => return settle,
         };
         let (settle, settled) = oneshot::channel();
-        if self.batcher.send(Submission { entry, settle }).await.is_err() {
+        let submission = Submission {
+            sequence: delivery.sequence,
+            rows,
+            settle,
+        };
+        if self.batcher.send(submission).await.is_err() {
             return Settle::retry("analytics is shutting down");
         }
         settled
@@ -36,12 +39,12 @@ impl Handler for Messages {
     }
 }
 
-/// Reads a message, or says how to settle one that can't be read.
-pub(crate) fn read(delivery: &Delivery) -> Result<Row, Settle> {
-    let row = match delivery.subject {
+/// Reads a message's rows, at least one, or says how to settle one that can't be read.
+pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
+    let rows = match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
-            Row::Post(Box::new(PostRow {
+            vec![Row::Post(Box::new(PostRow {
                 post: PostId(delivery.sequence),
                 author: UserKey(post.author_key),
                 author_id: UserId::new(post.author_id)
@@ -53,48 +56,62 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Row, Settle> {
                 follow_version: FollowVersion(post.follow_version),
                 push_ttl_seconds: post.push_ttl_seconds,
                 accepted_at: Micros(post.accepted_at_us),
-            }))
+            }))]
         }
         Subject::PostDeleted(_) => {
             let deletion: PostDeleted = delivery.decode()?;
-            Row::Deletion(DeletionRow {
+            vec![Row::Deletion(DeletionRow {
                 post: PostId(deletion.post_id),
                 author: UserKey(deletion.author_key),
                 deleted_at: Micros(deletion.deleted_at_us),
-            })
+            })]
         }
         Subject::Settled(channel) => {
             let settled: DeliveriesSettled = delivery.decode()?;
-            Row::Deliveries(DeliveriesRow {
-                author: UserKey(settled.author_key),
-                chunk: ChunkRef {
-                    post: PostId(settled.post_id),
-                    channel,
-                    chunk: ChunkId(settled.chunk_id),
-                },
-                state: Counted {
-                    revision: settled.revision,
-                    counts: SettledCounts {
-                        delivered: settled.delivered_count,
-                        suppressed: settled.suppressed_count,
-                        expired: settled.expired_count,
-                        dead: settled.dead_count,
-                    },
-                },
-                change: Change::default(),
-                accepted_at: Micros(settled.accepted_at_us),
-                settled_at: Micros(settled.settled_at_us),
-            })
+            if !(1..=EVENT_CHUNKS_MAX).contains(&settled.chunks.len()) {
+                return Err(Settle::term(format_args!(
+                    "an event of {} chunks, not 1 to {EVENT_CHUNKS_MAX}",
+                    settled.chunks.len()
+                )));
+            }
+            let rows = settled.chunks.iter().map(|chunk| deliveries(channel, chunk));
+            rows.collect::<Result<_, _>>()?
         }
         other => return Err(Settle::term(format_args!("nothing to count on {other}"))),
     };
-    if hour_of(row.at()).is_none() {
+    if let Some(row) = rows.iter().find(|row| hour_of(row.at()).is_none()) {
         return Err(Settle::term(format_args!(
             "{} us since 1970 is no moment",
             row.at().0
         )));
     }
-    Ok(row)
+    Ok(rows)
+}
+
+fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Settle> {
+    if chunk.revision == 0 {
+        return Err(Settle::term("a chunk's revisions begin at 1"));
+    }
+    Ok(Row::Deliveries(DeliveriesRow {
+        author: UserKey(chunk.author_key),
+        chunk: ChunkRef {
+            post: PostId(chunk.post_id),
+            channel,
+            chunk: ChunkId(chunk.chunk_id),
+        },
+        state: Counted {
+            revision: chunk.revision,
+            counts: SettledCounts {
+                delivered: chunk.delivered_count,
+                suppressed: chunk.suppressed_count,
+                expired: chunk.expired_count,
+                dead: chunk.dead_count,
+            },
+        },
+        change: Change::default(),
+        accepted_at: Micros(chunk.accepted_at_us),
+        settled_at: Micros(chunk.settled_at_us),
+    }))
 }
 
 fn count(length: usize) -> u32 {

@@ -1,7 +1,7 @@
-//! Finds the messages of a batch that can't be counted, and has the rest counted.
+//! Finds what of a batch can't be counted, and has the rest counted.
 //!
-//! A batch is counted as a whole, so one row that can't be read would keep thousands of messages from their totals. Most
-//! often reading tells which they are: those of one page of what was seen, of one chunk, post or hour. What reading doesn't
+//! A batch is counted as a whole, so one row of the store that can't be read would keep thousands of messages from their
+//! totals. Most often reading tells which they are: those of one page of what was seen, of one chunk, post or hour. What reading doesn't
 //! tell is found by writing part by part.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use herald_runtime::isolate::{self, Failure, Isolated};
 use herald_store::ChunkRef;
 
 use crate::batcher::{Batch, Batcher};
-use crate::domain::{Entry, File};
+use crate::domain::{Entry, File, Place};
 use crate::error::CommitError;
 
 /// Messages that can't be counted: by what of them can't be read, and why.
@@ -60,7 +60,8 @@ impl Batcher {
         }
         let fault = isolated.fault.unwrap_or_default();
         for index in isolated.bad {
-            self.give_up(batch, sequences[index], &fault);
+            self.metrics.isolated.inc();
+            batch.settle(sequences[index], &Settle::fault(&fault));
         }
         Ok(isolated.good.into_iter().flat_map(|(_, seen)| seen).collect())
     }
@@ -96,7 +97,7 @@ impl Batcher {
         }
         let fault = isolated.fault.unwrap_or_default();
         for index in isolated.bad {
-            self.give_up(batch, sound.entries[index].sequence, &fault);
+            self.give_up(batch, sound.entries[index].place, &fault);
         }
         isolated.stopped.map_or(Ok(()), Err)
     }
@@ -112,7 +113,7 @@ impl Batcher {
             Err(Failure::Passing(error)) => return Err(error),
             Err(Failure::Fault(fault)) => {
                 for entry in file.entries.drain(..) {
-                    self.give_up(batch, entry.sequence, &fault);
+                    self.give_up(batch, entry.place, &fault);
                 }
                 return Ok(file);
             }
@@ -147,16 +148,16 @@ impl Batcher {
                 .get(&entry.row.post())
                 .or_else(|| entry.row.chunk().and_then(of_chunk));
             if let Some(fault) = fault {
-                self.give_up(batch, entry.sequence, fault);
+                self.give_up(batch, entry.place, fault);
             }
             fault.is_none()
         });
         Ok(file)
     }
 
-    /// Settles a message that can't be counted, whatever comes with it.
-    fn give_up(&self, batch: &mut Batch, sequence: u64, fault: &str) {
+    /// Settles a row that can't be counted, whatever comes with it. Its message fails; the others of its rows are counted.
+    fn give_up(&self, batch: &mut Batch, place: Place, fault: &str) {
         self.metrics.isolated.inc();
-        batch.settle(sequence, &Settle::fault(fault));
+        batch.settle_row(place, &Settle::fault(fault));
     }
 }

@@ -104,7 +104,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         let redrive_max = (in_flight_max / 4).clamp(1, redrive.ack_pending_max as usize);
         let batcher = Batcher {
             stream,
-            rows_max: config.batch_rows(in_flight_max),
+            rows_max: config.batch_rows_max,
+            messages_max: config.batch_messages(in_flight_max),
             age_max: config.batch_age_max(),
             totals: totals.clone(),
             files: files.clone(),
@@ -137,7 +138,7 @@ async fn work(
     batcher: Batcher,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let (sender, inbox) = mpsc::channel(batcher.rows_max);
+    let (sender, inbox) = mpsc::channel(batcher.messages_max);
     // Ends when the last handler is gone: that is, after the consumers have drained. On a thread of its own, because a batch is
     // milliseconds of work at a time, and others' messages wait for the runtime's threads.
     let runtime = tokio::runtime::Handle::current();

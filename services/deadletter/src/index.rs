@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject, streams};
 use herald_model::time::Micros;
-use herald_proto::mesh_v1::{DeadLetter, DeliveriesSettled};
+use herald_proto::mesh_v1::{DeadLetter, DeliveriesSettled, SettledChunk};
 use herald_store::{DeadLetters, Ledger, Letter, LetterFilter, LetterState, Order, Reopened, Reopening};
 
 use crate::{
@@ -175,7 +175,7 @@ impl Index {
             );
             return Ok(());
         };
-        let event = DeliveriesSettled {
+        let event = DeliveriesSettled::from(SettledChunk {
             post_id: post.0,
             author_key: body.author_key,
             channel: herald_proto::v1::Channel::from(channel).into(),
@@ -187,8 +187,8 @@ impl Index {
             accepted_at_us: body.accepted_at_us,
             settled_at_us: now.0,
             revision: buried.revision,
-        };
-        let id = format!("{post}/{channel}/{chunk}/{}", buried.revision);
+        });
+        let id = event.message_id();
         self.mesh
             .publish(Subject::Settled(channel), Some(&id), &event)
             .await?;

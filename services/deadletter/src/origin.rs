@@ -158,9 +158,13 @@ fn describe(letter: &mut DeadLetter) -> Result<(), Unreadable> {
         }
         Subject::Settled(_) => {
             let settled = DeliveriesSettled::decode(payload)?;
-            letter.post_id = settled.post_id;
-            letter.author_key = settled.author_key;
-            letter.accepted_at_us = settled.accepted_at_us;
+            let first = settled.chunks.first().ok_or(Unreadable)?;
+            // An event about several posts is about none of them.
+            if settled.chunks.iter().all(|chunk| chunk.post_id == first.post_id) {
+                letter.post_id = first.post_id;
+                letter.author_key = first.author_key;
+                letter.accepted_at_us = first.accepted_at_us;
+            }
         }
         _ => {}
     }

@@ -159,7 +159,7 @@ impl Chunks {
     /// Publishes the event that tells what the ledger has.
     async fn announce(&self, chunk: &Chunk, progress: &Progress) -> Result<(), AttemptError> {
         let counts = progress.counts();
-        let event = mesh_v1::DeliveriesSettled {
+        let event = mesh_v1::DeliveriesSettled::from(mesh_v1::SettledChunk {
             post_id: chunk.post.0,
             author_key: chunk.author.0,
             channel: v1::Channel::Push.into(),
@@ -171,7 +171,7 @@ impl Chunks {
             accepted_at_us: chunk.accepted_at.0,
             settled_at_us: Micros::now().0,
             revision: progress.revision(),
-        };
+        });
         let id = event.message_id();
         let published = self
             .mesh

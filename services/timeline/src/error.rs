@@ -11,6 +11,9 @@ pub enum Error {
     /// A consumer can't be worked on.
     #[error("a timeline consumer can't be worked on")]
     Consume(#[from] herald_mesh::Error),
+    /// The one who reports to analytics died.
+    #[error("the timeline service's reporter died")]
+    Reporter(#[from] tokio::task::JoinError),
 }
 
 /// Why a message was not done; it is tried again.
@@ -20,6 +23,8 @@ pub(crate) enum DeliverError {
     Store(#[from] herald_store::Error),
     #[error("the mesh failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
+    #[error("the event was not published: {0}")]
+    Event(String),
 }
 
 impl DeliverError {
@@ -27,7 +32,7 @@ impl DeliverError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Store(error) => error.kind().is_passing(),
-            Self::Mesh(_) => true,
+            Self::Mesh(_) | Self::Event(_) => true,
         }
     }
 

@@ -6,17 +6,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
-use herald_proto::mesh_v1::{Backfill, DeliveriesSettled, TimelineChunk};
+use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
 use herald_runtime::isolate::{self, Failure};
 use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
-use crate::{Metrics, backfill::Backfiller, error::DeliverError};
+use crate::{Metrics, backfill::Backfiller, error::DeliverError, report::Reporter};
 
 /// Delivers chunks.
 pub(crate) struct Chunks {
     pub(crate) mesh: Mesh,
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) reporter: Reporter,
     pub(crate) backfiller: Backfiller,
     pub(crate) metrics: Metrics,
     /// From this attempt on a chunk that fails by a fault is done part by part.
@@ -132,7 +133,7 @@ impl Chunks {
             at,
         };
         let revision = self.ledger.settle(&settlement).await?;
-        let event = DeliveriesSettled {
+        let settled = SettledChunk {
             post_id: chunk.post_id,
             author_key: chunk.author_key,
             channel: herald_proto::v1::Channel::Timeline.into(),
@@ -145,10 +146,6 @@ impl Chunks {
             settled_at_us: at.0,
             revision,
         };
-        let id = event.message_id();
-        self.mesh
-            .publish(Subject::Settled(Channel::Timeline), Some(&id), &event)
-            .await?;
-        Ok(())
+        self.reporter.report(settled).await
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod handler;
 mod isolate;
 mod metrics;
+mod report;
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{backfill::Backfiller, handler::Chunks};
+use crate::{backfill::Backfiller, handler::Chunks, report::Reporter};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -59,10 +60,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
+    let (reporter, reporting) = Reporter::new(mesh.clone());
     let chunks = Arc::new(Chunks {
         mesh: mesh.clone(),
         timelines,
         ledger,
+        reporter,
         backfiller,
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
@@ -82,5 +85,14 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         paused: None,
     };
     workers.spawn(consumers::redrive(consumers::Kind::Timeline), chunks, options)?;
-    Ok(workers.join().await?)
+    let stop = workers.stop();
+    let reporting = async move {
+        // Ends when the last handler is gone; before that it can only have died.
+        let ended = tokio::spawn(reporting).await;
+        stop.cancel();
+        ended
+    };
+    let (reported, worked) = tokio::join!(reporting, workers.join());
+    worked?;
+    Ok(reported?)
 }

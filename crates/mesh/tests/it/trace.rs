@@ -126,3 +126,31 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     names.sort();
     assert_eq!(names, ["Herald-Type", "Nats-Msg-Id", "traceparent"]);
 }
+
+#[tokio::test]
+async fn a_message_for_several_is_of_the_first_ones_trace_and_linked_to_the_others() {
+    let fixture = Fixture::start().await;
+    let work = ["first", "second", "third"].map(|name| tracing::info_span!("work", otel.name = name));
+    let [first, second, third] = work
+        .each_ref()
+        .map(|span| span.context().span().span_context().trace_id());
+    fixture
+        .mesh
+        .publish_for(SUBJECT, Some("for three"), &chunk(1), &work)
+        .await
+        .unwrap();
+    fixture
+        .mesh
+        .publish_for(SUBJECT, Some("for nobody"), &chunk(2), &[])
+        .await
+        .unwrap();
+    let publish = || {
+        let all = spans().0.lock().unwrap().clone();
+        all.into_iter()
+            .find(|span| span.name == "publish timeline.v1.deliver" && span.span_context.trace_id() == first)
+    };
+    until("the publish ended", async || publish().is_some()).await;
+    let links = publish().unwrap().links;
+    let linked: Vec<_> = links.iter().map(|link| link.span_context.trace_id()).collect();
+    assert_eq!(linked, [second, third]);
+}

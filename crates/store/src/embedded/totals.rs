@@ -163,10 +163,13 @@ impl Tables {
                 Some(known) => *known,
                 None => self.chunk(*chunk)?,
             };
-            if known.revision > counted.revision {
+            if known.revision >= counted.revision {
                 return Err(Error::new(
                     ErrorKind::Conflict,
-                    format!("chunk {} is counted up to a later revision", chunk.chunk),
+                    format!(
+                        "chunk {} is counted up to this revision or a later one",
+                        chunk.chunk
+                    ),
                 ));
             }
         }

@@ -97,7 +97,12 @@ fn columns(file: &File) -> Vec<Column> {
     let stream = ByteArray::from(file.stream);
     let mut columns = vec![
         Column::Text(vec![stream; entries.len()]),
-        Column::Int64(entries.iter().map(|entry| entry.sequence.cast_signed()).collect()),
+        Column::Int64(
+            entries
+                .iter()
+                .map(|entry| entry.place.sequence.cast_signed())
+                .collect(),
+        ),
     ];
     columns.extend(match file.table {
         Table::Posts => {

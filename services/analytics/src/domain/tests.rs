@@ -27,8 +27,17 @@ fn deliveries(sequence: u64, settled_at: i64, channel: Channel) -> Entry {
         settled_at: Micros(settled_at),
     };
     Entry {
-        sequence,
+        place: whole(sequence),
         row: Row::Deliveries(row),
+    }
+}
+
+/// The only row of a message.
+fn whole(sequence: u64) -> Place {
+    Place {
+        sequence,
+        index: 0,
+        count: 1,
     }
 }
 
@@ -39,7 +48,7 @@ fn deletion(sequence: u64, deleted_at: i64) -> Entry {
         deleted_at: Micros(deleted_at),
     };
     Entry {
-        sequence,
+        place: whole(sequence),
         row: Row::Deletion(row),
     }
 }
@@ -134,10 +143,10 @@ proptest! {
             .collect();
         let files = files("EVENTS", entries.values().cloned());
         let mut found: Vec<_> = files.iter().flat_map(|file| file.entries.iter().cloned()).collect();
-        found.sort_by_key(|entry| entry.sequence);
+        found.sort_by_key(|entry| entry.place.sequence);
         prop_assert!(found.iter().eq(entries.values()));
         for file in &files {
-            prop_assert!(file.entries.is_sorted_by(|a, b| a.sequence < b.sequence));
+            prop_assert!(file.entries.is_sorted_by(|a, b| a.place < b.place));
             for entry in &file.entries {
                 prop_assert_eq!(hour_of(entry.row.at()), Some(file.hour));
                 prop_assert_eq!(entry.row.table(), file.table);
@@ -194,7 +203,42 @@ proptest! {
 }
 
 #[test]
-fn older_events_add_up_and_newer_ones_tell_all() {
+fn a_message_counts_as_seen_by_the_file_that_has_all_of_it() {
+    let of = |sequence, index, count, hour: i64| {
+        let mut entry = deliveries(sequence, hour * HOUR, Channel::Timeline);
+        entry.place = Place {
+            sequence,
+            index,
+            count,
+        };
+        if let Row::Deliveries(row) = &mut entry.row {
+            row.chunk.chunk = ChunkId(100 * sequence + index as u64);
+        }
+        entry
+    };
+    let rows = [
+        of(5, 0, 2, 1),
+        of(5, 1, 2, 1),
+        of(6, 0, 2, 1),
+        of(6, 1, 2, 2),
+        of(7, 0, 1, 2),
+    ];
+    let files = files("EVENTS", rows);
+    let [first, second] = &files[..] else {
+        panic!("{files:?}")
+    };
+    assert_eq!(first.totals("a file").sequences, [5]);
+    assert_eq!(second.totals("another").sequences, [7]);
+    // Each of its parts is another file.
+    let part = |rows: std::ops::Range<usize>| File {
+        entries: first.entries[rows].to_vec(),
+        ..first.clone()
+    };
+    assert_ne!(part(0..1).path(), part(1..2).path());
+}
+
+#[test]
+fn the_newest_revision_stands() {
     let mut counted = Counted::default();
     let mut follow = |revision, delivered, dead| {
         let Row::Deliveries(mut row) = deliveries(1, HOUR, Channel::Push).row else {
@@ -211,14 +255,10 @@ fn older_events_add_up_and_newer_ones_tell_all() {
         row.follow(&mut counted)
             .then_some((row.change.delivered, row.change.dead))
     };
-    // Two of the older kind, then all of it so far.
-    assert_eq!(follow(0, 3, 1), Some((3, 1)));
-    assert_eq!(follow(0, 2, 0), Some((2, 0)));
-    assert_eq!(follow(2, 7, 2), Some((2, 1)));
-    // Late, again, and of the older kind and late.
+    assert_eq!(follow(2, 7, 2), Some((7, 2)));
+    // Late, and again.
     assert_eq!(follow(1, 6, 1), None);
     assert_eq!(follow(2, 7, 2), None);
-    assert_eq!(follow(0, 1, 0), None);
     // A redrive owes the dead ones again, and delivers one.
     assert_eq!(follow(3, 7, 0), Some((0, -2)));
     assert_eq!(follow(4, 8, 1), Some((1, 1)));

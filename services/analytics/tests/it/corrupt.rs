@@ -9,7 +9,7 @@ use herald_mesh::{
 use herald_model::{Channel, PostId, time::Micros};
 use herald_store::{ErrorKind, SettledCounts};
 
-use crate::harness::{HOUR, Harness, NEXT_HOUR, until};
+use crate::harness::{HOUR, Harness, NEXT_HOUR, settled, until};
 
 /// The post whose row is corrupt.
 const ILL: u64 = 107;
@@ -182,6 +182,45 @@ async fn totals_of_an_hour_that_are_corrupt_cost_its_events() {
         ill,
     ))
     .await;
+}
+
+/// An event fails with one of its chunks, and the others of it are counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_chunk_of_an_event_costs_no_other() {
+    let harness = Harness::start().await;
+    let running = harness
+        .run(one_batch(&harness), harness.stores.totals.clone())
+        .await;
+    harness.settle(ILL, Channel::Push, 1, HOUR).await;
+    harness.acknowledged().await;
+    running.stop().await;
+    let key = [&ILL.to_be_bytes()[..], &[1], &1_u64.to_be_bytes()].concat();
+    let (harness, sound) = harness.overwrite("totals_chunks", &key, GARBAGE);
+
+    let counts = SettledCounts {
+        delivered: 20,
+        ..SettledCounts::default()
+    };
+    let chunks = (1..=10).map(|chunk| settled(ILL, chunk, HOUR, (2, counts)));
+    harness.tell_all(Channel::Push, chunks).await;
+    harness.settle(ILL + 1, Channel::Push, 1, HOUR).await;
+    let running = harness
+        .run(one_batch(&harness), harness.stores.totals.clone())
+        .await;
+    harness.acknowledged().await;
+    running.stop().await;
+    until(async || harness.mesh.last_sequence(streams::ADVISORIES).await.unwrap() == 1).await;
+    assert_eq!(harness.sums().await.push_delivered, 10 + 9 * 20 + 10);
+    assert_eq!(harness.all_rows("deliveries").len(), 1 + 9 + 1);
+
+    let (harness, _) = harness.overwrite("totals_chunks", &key, &sound);
+    let running = harness
+        .run(one_batch(&harness), harness.stores.totals.clone())
+        .await;
+    redrive(&harness, [2]).await;
+    running.stop().await;
+    assert_eq!(harness.sums().await.push_delivered, 10 * 20 + 10);
+    assert_eq!(harness.all_rows("deliveries").len(), 1 + 10 + 1);
 }
 
 /// Which messages were seen is kept by pages of 4,096.

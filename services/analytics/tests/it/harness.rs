@@ -1,6 +1,6 @@
 //! A server, a store and a folder, and what the files in it say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use herald_local_nats::Server;
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig, consumers, streams};
 use herald_model::time::Micros;
 use herald_model::{Channel, Lane, UserId};
-use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::embedded::{self, Embedded};
 use herald_store::{SettledCounts, Stores, Totals};
@@ -228,21 +228,17 @@ impl Harness {
         settled_at_us: i64,
         (revision, counts): (u64, SettledCounts),
     ) {
-        let settled = DeliveriesSettled {
-            post_id,
-            author_key: 1,
-            chunk_id,
-            delivered_count: counts.delivered,
-            suppressed_count: counts.suppressed,
-            expired_count: counts.expired,
-            dead_count: counts.dead,
-            accepted_at_us: settled_at_us - 1_500_000,
-            settled_at_us,
-            revision,
-            ..DeliveriesSettled::default()
+        let chunk = settled(post_id, chunk_id, settled_at_us, (revision, counts));
+        self.tell_all(channel, [chunk]).await;
+    }
+
+    /// Publishes one event about these chunks.
+    pub(crate) async fn tell_all(&self, channel: Channel, chunks: impl IntoIterator<Item = SettledChunk>) {
+        let event = DeliveriesSettled {
+            chunks: chunks.into_iter().collect(),
         };
         self.mesh
-            .publish(Subject::Settled(channel), None, &settled)
+            .publish(Subject::Settled(channel), None, &event)
             .await
             .unwrap();
     }
@@ -258,9 +254,18 @@ impl Harness {
         }
     }
 
-    /// Every row of a table, by its message. Fails when a message has two.
+    /// The rows of a table by stream and sequence, of messages that have one row each.
     pub(crate) fn rows(&self, table: &str) -> BTreeMap<(String, u64), Row> {
-        let mut rows = BTreeMap::new();
+        let all = self.all_rows(table);
+        let count = all.len();
+        let rows: BTreeMap<_, _> = all.into_iter().collect();
+        assert_eq!(rows.len(), count, "a message has several rows");
+        rows
+    }
+
+    /// The rows of a table, each with its stream and sequence. Each thing that a message says is there once.
+    pub(crate) fn all_rows(&self, table: &str) -> Vec<((String, u64), Row)> {
+        let (mut rows, mut seen) = (Vec::new(), BTreeSet::new());
         for path in self.files(table) {
             let file = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
             for row in file.get_row_iter(None).unwrap() {
@@ -271,13 +276,17 @@ impl Harness {
                 let Field::ULong(sequence) = field(&row, "sequence") else {
                     panic!("{row:?}")
                 };
-                let key = (stream, sequence);
+                let told = (table == "deliveries").then(|| {
+                    let of = |name| field(&row, name).to_string();
+                    (of("chunk_id"), of("revision"))
+                });
+                let key = (stream.clone(), sequence, told);
                 assert!(
-                    !rows.contains_key(&key),
+                    seen.insert(key.clone()),
                     "{key:?} is there twice, again in {}",
                     path.display()
                 );
-                rows.insert(key, row);
+                rows.push(((stream, sequence), row));
             }
         }
         rows
@@ -347,5 +356,27 @@ fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         } else if path.extension().is_some_and(|extension| extension == "parquet") {
             found.push(path);
         }
+    }
+}
+
+/// A revision of a chunk whose post was accepted 1.5 s before.
+pub(crate) fn settled(
+    post_id: u64,
+    chunk_id: u64,
+    settled_at_us: i64,
+    (revision, counts): (u64, SettledCounts),
+) -> SettledChunk {
+    SettledChunk {
+        post_id,
+        author_key: 1,
+        chunk_id,
+        delivered_count: counts.delivered,
+        suppressed_count: counts.suppressed,
+        expired_count: counts.expired,
+        dead_count: counts.dead,
+        accepted_at_us: settled_at_us - 1_500_000,
+        settled_at_us,
+        revision,
+        ..SettledChunk::default()
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use herald_analytics::run;
 use herald_mesh::{Mesh, Subject};
 use herald_model::{Channel, Lane};
-use herald_proto::mesh_v1::DeliveriesSettled;
+use herald_proto::mesh_v1::{DeliveriesSettled, SettledChunk};
 use herald_store::{Counts, Totals};
 use parquet::record::Field;
 use tokio_util::sync::CancellationToken;
@@ -175,11 +175,11 @@ async fn a_folder_that_can_not_be_written_is_tried_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_read_is_given_up_and_holds_up_nothing() {
     let harness = Harness::start().await;
-    let wrong = DeliveriesSettled {
+    let wrong = DeliveriesSettled::from(SettledChunk {
         post_id: 1,
         author_key: 2,
-        ..DeliveriesSettled::default()
-    };
+        ..SettledChunk::default()
+    });
     harness
         .mesh
         .publish(Subject::PostCreated(Lane::Low), None, &wrong)

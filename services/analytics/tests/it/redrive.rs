@@ -6,7 +6,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{Channel, Lane, PostId, time::Micros};
-use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk};
 use prost::Message;
 
 use crate::harness::{HOUR, Harness, until};
@@ -44,15 +44,15 @@ async fn redriven_messages_are_counted_once_as_what_they_were() {
     };
     let subject = Subject::PostCreated(Lane::Low);
     redrive(&harness, Kind::AnalyticsPosts, subject, 4_711, &post).await;
-    let settled = DeliveriesSettled {
+    let settled = DeliveriesSettled::from(SettledChunk {
         post_id: 4_711,
         author_key: 1,
         delivered_count: 10,
         accepted_at_us: HOUR,
         settled_at_us: HOUR,
         revision: 1,
-        ..DeliveriesSettled::default()
-    };
+        ..SettledChunk::default()
+    });
     let subject = Subject::Settled(Channel::Push);
     redrive(&harness, Kind::AnalyticsEvents, subject, 99, &settled).await;
     running.stop().await;

@@ -1,11 +1,12 @@
 //! A chunk's events are counted exactly, however they come.
 
 use herald_model::Channel;
+use herald_proto::EVENT_CHUNKS_MAX;
 use herald_store::{Counts, SettledCounts};
 use parquet::record::Field;
 
 use crate::faults::{Fault, Faulty};
-use crate::harness::{HOUR, Harness, NEXT_HOUR, field};
+use crate::harness::{HOUR, Harness, NEXT_HOUR, field, settled};
 
 fn counts(delivered: u32, suppressed: u32, dead: u32) -> SettledCounts {
     SettledCounts {
@@ -17,8 +18,9 @@ fn counts(delivered: u32, suppressed: u32, dead: u32) -> SettledCounts {
 }
 
 /// Some chunks' events: out of order, over two hours, each twice, the second time so late that the broker knows their
-/// ids no more.
+/// ids no more; and then in events of many chunks, those of both hours mixed.
 async fn publish(harness: &Harness) {
+    let mut told = Vec::new();
     for again in [false, true] {
         for chunk in 0..20 {
             let revisions = [
@@ -29,13 +31,28 @@ async fn publish(harness: &Harness) {
                 (3, counts(5, 2, 0), HOUR),
             ];
             for (revision, counts, at) in revisions {
+                let at = at + i64::from(again);
                 harness
-                    .tell(1, Channel::Push, chunk, at + i64::from(again), (revision, counts))
+                    .tell(1, Channel::Push, chunk, at, (revision, counts))
                     .await;
+                told.push(settled(1, chunk, at, (revision, counts)));
             }
             harness
                 .tell(1, Channel::Timeline, chunk, HOUR, (1, counts(9, 0, 1)))
                 .await;
+        }
+    }
+    // Some that were not told before: in the middle, as a newer one of a chunk and an older one.
+    for chunk in 20..40 {
+        told.insert(4 * chunk as usize, settled(1, chunk, HOUR, (2, counts(3, 0, 0))));
+        told.insert(
+            3 * chunk as usize,
+            settled(1, chunk, NEXT_HOUR, (1, counts(1, 0, 1))),
+        );
+    }
+    for _ in 0..2 {
+        for chunks in told.chunks(EVENT_CHUNKS_MAX) {
+            harness.tell_all(Channel::Push, chunks.iter().copied()).await;
         }
     }
 }
@@ -44,7 +61,7 @@ async fn each_is_counted_once(harness: &Harness) {
     let expected = Counts {
         timeline_delivered: 180,
         timeline_dead: 20,
-        push_delivered: 140,
+        push_delivered: 140 + 20 * 3,
         push_suppressed: 40,
         push_dead: 20,
         ..Counts::default()
@@ -52,7 +69,7 @@ async fn each_is_counted_once(harness: &Harness) {
     assert_eq!(harness.sums().await, expected);
     // The rows are the differences: they add up to the same.
     let mut sums = [0; 3];
-    for row in harness.rows("deliveries").values() {
+    for (_, row) in &harness.all_rows("deliveries") {
         if field(row, "channel") == Field::Str("push".into()) {
             for (sum, column) in sums
                 .iter_mut()
@@ -65,7 +82,7 @@ async fn each_is_counted_once(harness: &Harness) {
             }
         }
     }
-    assert_eq!(sums, [140, 40, 20]);
+    assert_eq!(sums, [200, 40, 20]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

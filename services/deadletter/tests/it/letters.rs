@@ -66,7 +66,10 @@ async fn a_message_given_up_becomes_a_letter_with_all_that_is_known() {
     until(async || harness.mesh.last_sequence(streams::EVENTS).await.unwrap() == 1).await;
     let event = harness.mesh.message(streams::EVENTS, 1).await.unwrap().unwrap();
     let event: DeliveriesSettled = event.decode().unwrap();
-    assert_eq!((event.post_id, event.dead_count, event.revision), (9, 3, 1));
+    let [chunk] = event.chunks[..] else {
+        panic!("{event:?}")
+    };
+    assert_eq!((chunk.post_id, chunk.dead_count, chunk.revision), (9, 3, 1));
     assert_eq!(harness.metric("herald_deadletter_open"), 1);
     assert_eq!(harness.metric("herald_deadletter_visible_seconds_count"), 1);
     service.stop().await;

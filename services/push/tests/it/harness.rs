@@ -304,8 +304,8 @@ impl Herald {
         counts
     }
 
-    /// Every event so far.
-    pub(crate) async fn events(&self) -> Vec<mesh_v1::DeliveriesSettled> {
+    /// What every event so far tells of.
+    pub(crate) async fn events(&self) -> Vec<mesh_v1::SettledChunk> {
         let mut events = Vec::new();
         for sequence in 1..=self.mesh.last_sequence(streams::EVENTS).await.unwrap() {
             let message = self
@@ -314,7 +314,8 @@ impl Herald {
                 .await
                 .unwrap()
                 .unwrap();
-            events.push(message.decode().unwrap());
+            let event: mesh_v1::DeliveriesSettled = message.decode().unwrap();
+            events.extend(event.chunks);
         }
         events
     }

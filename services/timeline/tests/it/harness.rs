@@ -14,7 +14,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
-use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, TimelineChunk};
+use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
     Archived, ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
@@ -213,11 +213,23 @@ impl World {
         have
     }
 
-    /// The last event.
-    pub(crate) async fn last_event(&self) -> DeliveriesSettled {
-        let last = self.mesh.last_sequence(streams::EVENTS).await.unwrap();
-        let message = self.mesh.message(streams::EVENTS, last).await.unwrap();
-        message.unwrap().decode().unwrap()
+    /// What the last event tells of; of one chunk.
+    pub(crate) async fn last_event(&self) -> SettledChunk {
+        let event = self.events().await.pop().unwrap();
+        let [chunk] = event.chunks[..] else {
+            panic!("{event:?}")
+        };
+        chunk
+    }
+
+    /// All events so far.
+    pub(crate) async fn events(&self) -> Vec<DeliveriesSettled> {
+        let mut events = Vec::new();
+        for sequence in 1..=self.mesh.last_sequence(streams::EVENTS).await.unwrap() {
+            let message = self.mesh.message(streams::EVENTS, sequence).await.unwrap();
+            events.push(message.unwrap().decode().unwrap());
+        }
+        events
     }
 
     /// The advisories of messages given up so far.

@@ -7,3 +7,4 @@ mod faulty;
 mod harness;
 mod isolate;
 mod redrive;
+mod report;

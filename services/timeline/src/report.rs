@@ -1,0 +1,68 @@
+//! Tells analytics what became of chunks.
+//!
+//! The chunks of one run of the store are recorded together, and those that come while an event is on its way share the
+//! next one: a thousand small chunks are some twenty messages and not a thousand.
+
+use herald_mesh::{Mesh, Subject};
+use herald_model::Channel;
+use herald_proto::{
+    EVENT_CHUNKS_MAX,
+    mesh_v1::{DeliveriesSettled, SettledChunk},
+};
+use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
+
+use crate::error::DeliverError;
+
+/// Takes in what to tell.
+#[derive(Debug, Clone)]
+pub(crate) struct Reporter {
+    inbox: mpsc::Sender<Report>,
+}
+
+#[derive(Debug)]
+struct Report {
+    chunk: SettledChunk,
+    /// The handling that it came of.
+    span: Span,
+    told: oneshot::Sender<Result<(), String>>,
+}
+
+impl Reporter {
+    /// One, and the work to do for it: it ends when the last clone is gone.
+    pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (inbox, reports) = mpsc::channel(EVENT_CHUNKS_MAX);
+        (Self { inbox }, publish(mesh, reports))
+    }
+
+    /// Tells what became of a chunk, and waits until EVENTS has it.
+    pub(crate) async fn report(&self, chunk: SettledChunk) -> Result<(), DeliverError> {
+        let (told, outcome) = oneshot::channel();
+        let report = Report {
+            chunk,
+            span: Span::current(),
+            told,
+        };
+        let gone = || DeliverError::Event("the reporter is gone".into());
+        self.inbox.send(report).await.map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?.map_err(DeliverError::Event)
+    }
+}
+
+async fn publish(mesh: Mesh, mut inbox: mpsc::Receiver<Report>) {
+    let mut reports = Vec::with_capacity(EVENT_CHUNKS_MAX);
+    while inbox.recv_many(&mut reports, EVENT_CHUNKS_MAX).await > 0 {
+        let event = DeliveriesSettled {
+            chunks: reports.iter().map(|report| report.chunk).collect(),
+        };
+        let spans: Vec<Span> = reports.iter().map(|report| report.span.clone()).collect();
+        let id = event.message_id();
+        let subject = Subject::Settled(Channel::Timeline);
+        let published = mesh.publish_for(subject, Some(&id), &event, &spans).await;
+        let outcome = published.map(drop).map_err(|error| error.to_string());
+        for report in reports.drain(..) {
+            // A handler that was dropped meanwhile doesn't hear it; its chunk comes again.
+            let _ = report.told.send(outcome.clone());
+        }
+    }
+}
