@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use herald_mesh::Mesh;
 use herald_model::{PostId, Recipients, UserKey};
-use herald_proto::mesh_v1::TimelineChunk;
+use herald_proto::mesh_v1::LiveChunks;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -193,22 +193,31 @@ impl Hub {
         }
     }
 
-    /// Gives a chunk's post to the watchers among its recipients.
+    /// Gives each chunk's post to the watchers among its recipients.
     fn dispatch(&self, body: Bytes) {
-        let metrics = &self.0.metrics;
-        metrics.live_chunks.inc();
-        let chunk = match read(body) {
-            Ok(chunk) => chunk,
-            Err(reason) => {
-                metrics.live_chunks_malformed.inc();
-                tracing::warn!(reason, "live chunk left out");
-                return;
-            }
+        let chunks = match LiveChunks::decode(body) {
+            Ok(live) => live.chunks,
+            Err(error) => return self.malformed(&error),
         };
-        let (post, recipients) = chunk;
+        for chunk in chunks {
+            self.0.metrics.live_chunks.inc();
+            match Recipients::decode(chunk.recipients, chunk.recipient_count) {
+                Ok(recipients) => self.tell(PostId(chunk.post_id), &recipients),
+                Err(error) => self.malformed(&error),
+            }
+        }
+    }
+
+    fn malformed(&self, reason: &impl std::fmt::Display) {
+        self.0.metrics.live_chunks_malformed.inc();
+        tracing::warn!(%reason, "live chunk left out");
+    }
+
+    fn tell(&self, post: PostId, recipients: &Recipients) {
+        let metrics = &self.0.metrics;
         let mut state = self.0.state.lock();
         let mut gone = Vec::new();
-        domain::for_each_watched(&state.watchers, &recipients, |user, watchers| {
+        domain::for_each_watched(&state.watchers, recipients, |user, watchers| {
             for watcher in watchers {
                 match watcher.queue.try_send(post) {
                     Ok(()) => _ = metrics.live_entries.inc(),
@@ -226,11 +235,4 @@ impl Hub {
             state.remove(user, id);
         }
     }
-}
-
-fn read(body: Bytes) -> Result<(PostId, Recipients), String> {
-    let chunk = TimelineChunk::decode(body).map_err(|e| e.to_string())?;
-    let recipients =
-        Recipients::decode(chunk.recipients, chunk.recipient_count).map_err(|e| e.to_string())?;
-    Ok((PostId(chunk.post_id), recipients))
 }

@@ -8,16 +8,17 @@ use herald_model::{PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
 use herald_runtime::isolate::{self, Isolated};
 use herald_store::{Ledger, Posts, Timelines};
-use prost::Message as _;
 
-use crate::error::DeliverError;
+use crate::{error::DeliverError, watchers::Watchers};
 
 /// How long to wait for the archive before looking again.
 const ARCHIVE_WAIT: Duration = Duration::from_millis(500);
 
 /// Delivers backfills.
+#[derive(Clone)]
 pub(crate) struct Backfiller {
     pub(crate) mesh: Mesh,
+    pub(crate) watchers: Watchers,
     pub(crate) posts: Arc<dyn Posts>,
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
@@ -97,6 +98,6 @@ impl Backfiller {
             recipients: recipients.as_bytes().clone(),
             recipient_count: recipients.len(),
         };
-        crate::handler::publish_live(&self.mesh, live.encode_to_vec().into()).await;
+        self.watchers.tell(live).await;
     }
 }

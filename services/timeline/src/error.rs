@@ -11,9 +11,9 @@ pub enum Error {
     /// A consumer can't be worked on.
     #[error("a timeline consumer can't be worked on")]
     Consume(#[from] herald_mesh::Error),
-    /// The one who reports to analytics died.
-    #[error("the timeline service's reporter died")]
-    Reporter(#[from] tokio::task::JoinError),
+    /// What tells analytics and watchers died.
+    #[error("the timeline service can't tell what it did")]
+    Tell(#[from] tokio::task::JoinError),
 }
 
 /// Why a message was not done; it is tried again.

@@ -4,19 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
+use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
 use herald_runtime::isolate::{self, Failure};
 use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
-use crate::{Metrics, backfill::Backfiller, error::DeliverError, report::Reporter};
+use crate::{Metrics, backfill::Backfiller, error::DeliverError, report::Reporter, watchers::Watchers};
 
 /// Delivers chunks.
+#[derive(Clone)]
 pub(crate) struct Chunks {
-    pub(crate) mesh: Mesh,
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) watchers: Watchers,
     pub(crate) reporter: Reporter,
     pub(crate) backfiller: Backfiller,
     pub(crate) metrics: Metrics,
@@ -61,13 +62,6 @@ fn recipients(bytes: &Bytes, count: u32) -> Result<Recipients, Settle> {
         .map_err(|error| Settle::term(format_args!("malformed recipients: {error}")))
 }
 
-/// Tells watchers of a chunk that is readable. A watcher that misses it reads it later, so a failure is only logged.
-pub(crate) async fn publish_live(mesh: &Mesh, payload: Bytes) {
-    if let Err(error) = mesh.publish_live(payload).await {
-        tracing::debug!(%error, "watchers were not told of a chunk");
-    }
-}
-
 impl Chunks {
     async fn backfill(&self, delivery: &Delivery, request: &Backfill, recipients: &Recipients) -> Settle {
         let backfilling = self.backfiller.backfill(request, recipients);
@@ -82,7 +76,7 @@ impl Chunks {
     }
 
     async fn chunk(&self, delivery: &Delivery, chunk: &TimelineChunk, recipients: &Recipients) -> Settle {
-        let delivering = self.deliver(delivery.payload.clone(), chunk, recipients);
+        let delivering = self.deliver(chunk, recipients);
         match isolate::sorted(delivering, DeliverError::is_passing).await {
             Ok(()) => Settle::Ack,
             Err(Failure::Passing(error)) => error.settle(),
@@ -97,19 +91,14 @@ impl Chunks {
     }
 
     /// Readable, told to watchers, durable, recorded, reported: in this order, each step repeatable.
-    async fn deliver(
-        &self,
-        payload: Bytes,
-        chunk: &TimelineChunk,
-        recipients: &Recipients,
-    ) -> Result<(), DeliverError> {
+    async fn deliver(&self, chunk: &TimelineChunk, recipients: &Recipients) -> Result<(), DeliverError> {
         let post = PostId(chunk.post_id);
         let count = recipients.len();
         let durable = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Micros::now();
         self.metrics
             .visible(visible_at.since(Micros(chunk.accepted_at_us)), count);
-        publish_live(&self.mesh, payload).await;
+        self.watchers.tell(chunk.clone()).await;
         durable.await?;
         let outcome = Outcome::Delivered { count };
         self.record(chunk, Base::Any, outcome, visible_at).await

@@ -7,12 +7,8 @@ use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Micros};
 use herald_proto::mesh_v1::TimelineChunk;
 use herald_runtime::isolate::{self, Isolated};
 use herald_store::{Base, Outcome, Recorded};
-use prost::Message as _;
 
-use crate::{
-    error::DeliverError,
-    handler::{Chunks, publish_live},
-};
+use crate::{error::DeliverError, handler::Chunks};
 
 impl Chunks {
     /// Delivers to all but those to whom it fails by a fault, whom it records as dead. A passing failure ends it; who has
@@ -104,6 +100,6 @@ impl Chunks {
             recipient_count: reached.len(),
             ..chunk.clone()
         };
-        publish_live(&self.mesh, live.encode_to_vec().into()).await;
+        self.watchers.tell(live).await;
     }
 }

@@ -13,19 +13,24 @@ mod handler;
 mod isolate;
 mod metrics;
 mod report;
+mod watchers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Ledger, Posts, Timelines};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{backfill::Backfiller, handler::Chunks, report::Reporter};
+use crate::{backfill::Backfiller, handler::Chunks, report::Reporter, watchers::Watchers};
+
+/// How long a redriven chunk waits for others before its watchers are told.
+const REDRIVE_LINGER: Duration = Duration::from_millis(5);
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -53,23 +58,31 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         posts,
         metrics,
     } = deps;
+    let (watchers, telling) = Watchers::new(mesh.clone(), Duration::ZERO);
+    let (watchers_later, telling_later) = Watchers::new(mesh.clone(), REDRIVE_LINGER);
+    let (reporter, reporting) = Reporter::new(mesh.clone());
     let backfiller = Backfiller {
         mesh: mesh.clone(),
+        watchers: watchers.clone(),
         posts,
         timelines: timelines.clone(),
         ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
-    let (reporter, reporting) = Reporter::new(mesh.clone());
-    let chunks = Arc::new(Chunks {
-        mesh: mesh.clone(),
+    let chunks = Chunks {
         timelines,
         ledger,
+        watchers,
         reporter,
         backfiller,
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
+    };
+    let redriven = Arc::new(Chunks {
+        watchers: watchers_later,
+        ..chunks.clone()
     });
+    let chunks = Arc::new(chunks);
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
@@ -84,15 +97,23 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         batch_max: config.redrive_chunks_in_flight_max,
         paused: None,
     };
-    workers.spawn(consumers::redrive(consumers::Kind::Timeline), chunks, options)?;
+    workers.spawn(consumers::redrive(consumers::Kind::Timeline), redriven, options)?;
+    drop(chunks);
+    // Each ends when the last handler is gone; before that it can only have died.
     let stop = workers.stop();
-    let reporting = async move {
-        // Ends when the last handler is gone; before that it can only have died.
-        let ended = tokio::spawn(reporting).await;
-        stop.cancel();
-        ended
+    let mut helpers = JoinSet::new();
+    helpers.spawn(reporting);
+    helpers.spawn(telling);
+    helpers.spawn(telling_later);
+    let helping = async move {
+        let mut outcome = Ok(());
+        while let Some(ended) = helpers.join_next().await {
+            stop.cancel();
+            outcome = outcome.and(ended);
+        }
+        outcome
     };
-    let (reported, worked) = tokio::join!(reporting, workers.join());
+    let (helped, worked) = tokio::join!(helping, workers.join());
     worked?;
-    Ok(reported?)
+    Ok(helped?)
 }
