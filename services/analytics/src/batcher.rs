@@ -6,8 +6,9 @@
 //! message that has no other rows to wait for. A file that fails by a fault is counted without those for whom it does
 //! ([`Batcher::isolate`]).
 //!
-//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and it is counted. A file that was announced and whose messages were not counted is deleted before any of them can be written
-//! again: at once if that works, else before the next batch, else at the next start.
+//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and it is counted. A file
+//! that was announced and whose rows were not counted is deleted before any of them can be written again: at once if that
+//! works, else before the next batch, else at the next start.
 
 use std::collections::HashMap;
 use std::sync::Arc;
