@@ -197,7 +197,10 @@ impl Batcher {
         while batch.rows < self.rows_max && batch.messages.len() < self.messages_max {
             tokio::select! {
                 biased;
-                () = self.hurry.cancelled() => return,
+                () = self.hurry.cancelled() => match inbox.try_recv() {
+                    Ok(submission) => batch.add(submission),
+                    Err(_) => return,
+                },
                 () = &mut old => return,
                 count = inbox.recv_many(arrived, self.room(batch)) => {
                     if count == 0 {

@@ -305,8 +305,8 @@ impl File {
         )
     }
 
-    /// The messages of which all rows are in it. Of the others each row that comes again is older than what is counted:
-    /// only rows of chunks come several in a message.
+    /// The messages of which all rows are in it. Of the others each row that comes again is older than what is counted, as
+    /// long as that is kept: only rows of chunks come several in a message.
     fn whole_messages(&self) -> Vec<u64> {
         self.entries
             .chunk_by(|a, b| a.place.sequence == b.place.sequence)

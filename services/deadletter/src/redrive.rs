@@ -8,6 +8,7 @@
 //! What becomes of them is the [`outcomes`]' business.
 
 pub(crate) mod outcomes;
+mod read;
 mod refusal;
 
 use std::{
@@ -39,8 +40,6 @@ const BATCH: u64 = 128;
 const BEGUN_MAX: usize = 64;
 /// Letters published at a time, and read at a time before.
 const SENDS: usize = 64;
-/// Letters are read together when no more messages of DLQ than this are between them.
-const READ_SPAN_MAX: u64 = 4 * SENDS as u64;
 /// How long to wait for outcomes before looking again.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long to wait after a failure.
@@ -275,10 +274,7 @@ impl Redrives {
             .map(|some| self.read(some))
             // The next ones while these go out.
             .buffered(2)
-            .flat_map(|read| match read {
-                Ok(read) => stream::iter(read).map(Ok).left_stream(),
-                Err(error) => stream::iter([Err(error)]).right_stream(),
-            })
+            .flat_map(stream::iter)
             .map(|read| (read, pace.wait(Instant::now())))
             .then(|(read, wait)| async move {
                 // A timer takes a millisecond even for nothing.
@@ -331,32 +327,6 @@ impl Redrives {
         self.metrics.redriven.inc_by(sent.len() as u64);
         self.outcomes.expect(sent);
         Ok(())
-    }
-
-    /// Letters with their messages in DLQ; `None` for one that is no longer there.
-    async fn read(&self, letters: Vec<Letter>) -> Result<Vec<(Letter, Option<RawMessage>)>, StepError> {
-        let mut there: HashMap<u64, RawMessage> = HashMap::new();
-        let ids = || letters.iter().map(|letter| letter.id.0);
-        if let (Some(first), Some(last)) = (ids().min(), ids().max())
-            && last - first < READ_SPAN_MAX
-        {
-            let messages = self.mesh.scan(streams::DLQ, None, first, last);
-            let mut messages = std::pin::pin!(messages);
-            while let Some(message) = messages.try_next().await? {
-                there.insert(message.sequence, message);
-            }
-        }
-        let read = letters.into_iter().map(|letter| {
-            let found = there.remove(&letter.id.0);
-            async move {
-                let message = match found {
-                    Some(message) => Some(message),
-                    None => self.mesh.message(streams::DLQ, letter.id.0).await?,
-                };
-                Ok((letter, message))
-            }
-        });
-        future::try_join_all(read).await
     }
 
     async fn send_one(&self, letter: Letter, message: Option<RawMessage>) -> Result<Sent, StepError> {

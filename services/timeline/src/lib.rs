@@ -29,6 +29,8 @@ pub use metrics::Metrics;
 
 use crate::{backfill::Backfiller, handler::Chunks, report::Reporter, watchers::Watchers};
 
+/// How long what tells others may take to end after the last handler.
+const HELPERS_END_MAX: Duration = Duration::from_secs(5);
 /// How long a redriven chunk waits for others before its watchers are told.
 const REDRIVE_LINGER: Duration = Duration::from_millis(5);
 
@@ -113,7 +115,18 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         }
         outcome
     };
-    let (helped, worked) = tokio::join!(helping, workers.join());
-    worked?;
-    Ok(helped?)
+    let mut helping = std::pin::pin!(helping);
+    let mut working = std::pin::pin!(workers.join());
+    tokio::select! {
+        died = &mut helping => {
+            working.await?;
+            Ok(died?)
+        }
+        worked = &mut working => {
+            // A handler that hangs keeps them for ever. What it has done is not acknowledged.
+            let helped = tokio::time::timeout(HELPERS_END_MAX, helping).await;
+            worked?;
+            Ok(helped.unwrap_or(Ok(()))?)
+        }
+    }
 }

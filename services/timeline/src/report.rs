@@ -17,7 +17,8 @@ use crate::error::DeliverError;
 /// Takes in what to tell.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
-    inbox: mpsc::Sender<Report>,
+    /// There are no more than chunks in flight.
+    inbox: mpsc::UnboundedSender<Report>,
 }
 
 #[derive(Debug)]
@@ -31,7 +32,7 @@ struct Report {
 impl Reporter {
     /// One, and the work to do for it: it ends when the last clone is gone.
     pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (inbox, reports) = mpsc::channel(EVENT_CHUNKS_MAX);
+        let (inbox, reports) = mpsc::unbounded_channel();
         (Self { inbox }, publish(mesh, reports))
     }
 
@@ -44,14 +45,19 @@ impl Reporter {
             told,
         };
         let gone = || DeliverError::Event("the reporter is gone".into());
-        self.inbox.send(report).await.map_err(|_| gone())?;
+        self.inbox.send(report).map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?.map_err(DeliverError::Event)
     }
 }
 
-async fn publish(mesh: Mesh, mut inbox: mpsc::Receiver<Report>) {
+async fn publish(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
     let mut reports = Vec::with_capacity(EVENT_CHUNKS_MAX);
     while inbox.recv_many(&mut reports, EVENT_CHUNKS_MAX).await > 0 {
+        // Of handlers that were dropped meanwhile: their chunks come again.
+        reports.retain(|report| !report.told.is_closed());
+        if reports.is_empty() {
+            continue;
+        }
         let event = DeliveriesSettled {
             chunks: reports.iter().map(|report| report.chunk).collect(),
         };
@@ -60,8 +66,13 @@ async fn publish(mesh: Mesh, mut inbox: mpsc::Receiver<Report>) {
         let subject = Subject::Settled(Channel::Timeline);
         let published = mesh.publish_for(subject, Some(&id), &event, &spans).await;
         let outcome = published.map(drop).map_err(|error| error.to_string());
+        if outcome.is_err() {
+            // It took its time to fail. Whoever waits behind it would wait as long for the same.
+            while let Ok(report) = inbox.try_recv() {
+                reports.push(report);
+            }
+        }
         for report in reports.drain(..) {
-            // A handler that was dropped meanwhile doesn't hear it; its chunk comes again.
             let _ = report.told.send(outcome.clone());
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 /// Chunks that wait to be told of; more wait before it.
 const QUEUE: usize = 256;
-/// Bytes of recipients after which a message takes no more chunks.
+/// Bytes of recipients in one message, unless one chunk has more.
 const MESSAGE_BYTES: usize = 64 << 10;
 
 /// Takes in what became readable. Cloning shares it.
@@ -60,7 +60,7 @@ fn messages(chunks: &mut Vec<TimelineChunk>) -> Vec<LiveChunks> {
     let mut messages = vec![LiveChunks::default()];
     let mut bytes = 0;
     for chunk in chunks.drain(..) {
-        if bytes >= MESSAGE_BYTES {
+        if bytes > 0 && bytes + chunk.recipients.len() > MESSAGE_BYTES {
             messages.push(LiveChunks::default());
             bytes = 0;
         }
@@ -92,7 +92,8 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(sizes(&[10, 20, 30]), [3]);
-        assert_eq!(sizes(&[MESSAGE_BYTES - 1, 30_000, 10]), [2, 1]);
+        assert_eq!(sizes(&[MESSAGE_BYTES - 10, 10, 10]), [2, 1]);
+        assert_eq!(sizes(&[10, MESSAGE_BYTES, 10]), [1, 1, 1]);
         assert_eq!(sizes(&[200_000, 200_000]), [1, 1]);
     }
 }

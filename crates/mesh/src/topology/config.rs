@@ -48,7 +48,7 @@ pub struct TopologyConfig {
     pub timeline: StreamLimits,
     /// PUSH: chunks of up to 512 recipients with the bell on.
     pub push: StreamLimits,
-    /// EVENTS: one message of 300 bytes a settled chunk.
+    /// EVENTS: some 60 bytes a settled chunk, and 250 a message of up to 64 of them.
     pub events: StreamLimits,
     /// LATER: push chunks whose provider asked for a wait, 1 KB each. The bytes are kept by those who publish.
     pub later: StreamLimits,

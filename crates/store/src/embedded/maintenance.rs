@@ -45,7 +45,9 @@ impl Chores {
         self.timelines.set_oldest(shown)?;
         let known = self.posts.first_since(now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(known).await?;
-        let counted_chunks = self.totals.trim(known).await?;
+        // An event that was given up can come again as long as its letter is kept, with chunks that were counted.
+        let told = self.posts.first_since(now.minus(2 * self.ledger_keep))?;
+        let counted_chunks = self.totals.trim(told).await?;
         let letters = self
             .letters
             .trim(now.minus(self.ledger_keep), now.minus(self.letter_history_keep));

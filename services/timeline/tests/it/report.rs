@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use herald_mesh::{consumers, streams};
 use herald_model::{Lane, PostId};
+use herald_proto::EVENT_CHUNKS_MAX;
 
 use crate::harness::{World, users};
 
@@ -23,6 +24,7 @@ async fn chunks_that_are_settled_together_share_events() {
 
     let events = world.events().await;
     assert!(events.len() < CHUNKS as usize, "{}", events.len());
+    assert!(events.iter().all(|event| event.chunks.len() <= EVENT_CHUNKS_MAX));
     let told: Vec<_> = events.iter().flat_map(|event| &event.chunks).collect();
     assert_eq!(told.len(), CHUNKS as usize);
     let ids: BTreeSet<u64> = told.iter().map(|chunk| chunk.chunk_id).collect();

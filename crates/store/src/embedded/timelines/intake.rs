@@ -211,13 +211,19 @@ mod tests {
         let intake = Intake::new(1_000, when);
         let put =
             |post| drop(block_on(intake.put(post, &Recipients::from_sorted((1..=2).map(UserKey)))).unwrap());
-        std::thread::scope(|scope| {
-            put(1);
-            put(2);
-            let next = scope.spawn(|| intake.next());
-            put(3);
-            assert_eq!(next.join().unwrap().unwrap().chunks(), 3);
-        });
+        // Many times, so that some of them meet one who waits already.
+        for _ in 0..100 {
+            std::thread::scope(|scope| {
+                put(1);
+                put(2);
+                let next = scope.spawn(|| intake.next());
+                std::thread::yield_now();
+                put(3);
+                let run = next.join().unwrap().unwrap();
+                assert_eq!(run.chunks(), 3);
+                intake.done(run, Ok(()), false, false);
+            });
+        }
     }
 
     #[test]
