@@ -243,6 +243,20 @@ async fn the_end_of_a_server_is_noticed() {
     assert!(!exited.await.unwrap().unwrap().success());
 }
 
+/// Where a process's environment can be read.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn garbage_is_collected_half_as_often_unless_the_environment_says_how_often() {
+    let server = Server::start(Config::default()).await.unwrap();
+    let environment = std::fs::read(format!("/proc/{}/environ", server.pid())).unwrap();
+    let wanted = std::env::var("GOGC").unwrap_or_else(|_| "200".into());
+    let found: Vec<_> = environment
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| std::str::from_utf8(variable).ok()?.strip_prefix("GOGC="))
+        .collect();
+    assert_eq!(found, [wanted]);
+}
+
 #[tokio::test]
 async fn a_dropped_server_and_its_temporary_directory_are_gone() {
     let server = Server::start(Config::default()).await.unwrap();
