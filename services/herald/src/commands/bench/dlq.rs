@@ -25,8 +25,9 @@ First messages that nobody can read are published one after the other; each is g
 how long it takes from then until its letter is listed.
 
 Then the dead-letter stream is filled with letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
-redriven as fast as it goes. The other half is redriven at --redrive-rate, and the latency of posts in the normal lane is \
-measured before that and meanwhile.
+redriven as fast as it goes. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
+normal lane is measured before each part and beside it, for as long as it takes. What a machine does to some of the rounds it \
+does to posts with and without a redrive.
 
 If a letter is missing or doesn't come through its redrive, the exit code is 1.";
 
@@ -38,6 +39,10 @@ Examples:
 const PUBLISHES: usize = 512;
 /// Posts that letters are about, a second.
 const POSTS_PER_SECOND: f64 = 200.0;
+/// Of the time that a part of the letters takes, how much has posts: all of them shall be beside the redrive.
+const POSTS_SHARE: f64 = 0.9;
+/// From the end of a redrive until posts are measured without one: what it left to the background is done by then.
+const SETTLE: Duration = Duration::from_secs(2);
 /// The consumers that bring posts onto timelines.
 const LANES: [&str; 3] = ["fanout-", "slice-", "timeline-"];
 /// Pages that are read.
@@ -66,13 +71,38 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
     redrive_rate: u32,
 
-    /// Posts a second, before the redrive and meanwhile
+    /// Posts a second, without a redrive and beside one
     #[arg(long, default_value_t = 20.0, value_parser = super::deliveries::positive)]
     live_rate: f64,
 
-    /// Posts, each time
-    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..))]
-    live_posts: u32,
+    /// How often posts are measured without a redrive and then beside one
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+}
+
+impl Args {
+    /// What a letter is redriven with: the first half of them, or a round.
+    fn part(&self, letter: u64) -> String {
+        let half = self.letters / 2;
+        match letter.checked_sub(half) {
+            None => FIRST.into(),
+            Some(after) => round(after * u64::from(self.rounds) / (self.letters - half)),
+        }
+    }
+
+    /// Posts beside a part, and as many without.
+    fn live_posts(&self) -> usize {
+        let letters = (self.letters / 2) as f64 / f64::from(self.rounds);
+        let seconds = letters / f64::from(self.redrive_rate);
+        ((seconds * self.live_rate * POSTS_SHARE) as usize).max(1)
+    }
+}
+
+/// How the reasons of the first half begin; filters look for it.
+const FIRST: &str = "first half:";
+
+fn round(number: u64) -> String {
+    format!("round {number}:")
 }
 
 #[derive(Debug, Serialize)]
@@ -86,8 +116,9 @@ struct Report {
     groups_ms: Percentiles,
     redriven_per_second: f64,
     /// Of posts, without and with a redrive.
-    live_before_ms: Percentiles,
-    live_meanwhile_ms: Percentiles,
+    live_alone_ms: Percentiles,
+    live_beside_ms: Percentiles,
+    live_posts: usize,
     redrive_rate: u32,
     rss_mb_max: f64,
     disk_mb: f64,
@@ -109,10 +140,10 @@ impl Show for Report {
         line("first page of 100", percentiles(&self.first_page_ms));
         line("all groups", percentiles(&self.groups_ms));
         line("redriven", format!("{:.0}/s", self.redriven_per_second));
-        line("posts visible, before", percentiles(&self.live_before_ms));
+        line("posts visible, alone", percentiles(&self.live_alone_ms));
         line(
             &format!("  beside {} letters/s", self.redrive_rate),
-            percentiles(&self.live_meanwhile_ms),
+            percentiles(&self.live_beside_ms),
         );
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line("disk", format!("{:.0} MB", self.disk_mb));
@@ -152,11 +183,10 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let filling = Micros::now();
     let bar = progress.bar("letters", args.letters);
     let users = args.setup.users;
-    let half = args.letters / 2;
     stream::iter(0..args.letters)
         .map(|n| {
             let post = posts[(n / u64::from(users)) as usize];
-            publish_letter(&mesh, n, post, users, if n < half { "first" } else { "second" })
+            publish_letter(&mesh, n, post, users, args.part(n))
         })
         .buffer_unordered(PUBLISHES)
         .try_for_each(|()| {
@@ -191,17 +221,24 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     .await?;
 
     let first = progress
-        .step("redriving half of them", redrive(client, "first", 0))
+        .step("redriving half of them", redrive(client, FIRST, 0))
         .await?;
-    let before = live(args, &world, 1).await?;
-    let (second, meanwhile) = progress
-        .step("redriving the rest beside posts", async {
-            tokio::try_join!(
-                redrive(client, "second", args.redrive_rate),
-                live(args, &world, 2)
-            )
-        })
-        .await?;
+    let mut resolved = first.resolved_count;
+    let (mut alone, mut beside) = (observe::histogram(), observe::histogram());
+    let bar = progress.bar("rounds", args.rounds.into());
+    for number in 0..u64::from(args.rounds) {
+        tokio::time::sleep(SETTLE).await;
+        alone += live(args, &world, 2 * number).await?;
+        let part = round(number);
+        let (redriven, posts) = tokio::try_join!(
+            redrive(client, &part, args.redrive_rate),
+            live(args, &world, 2 * number + 1)
+        )?;
+        beside += posts;
+        resolved += redriven.resolved_count;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
     let elapsed = first.elapsed.unwrap_or_default();
     let seconds = elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9;
     let report = Report {
@@ -211,12 +248,13 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         first_page_ms: Percentiles::of(&first_page),
         groups_ms: Percentiles::of(&groups),
         redriven_per_second: first.resolved_count as f64 / seconds.max(1e-6),
-        live_before_ms: Percentiles::of(&before),
-        live_meanwhile_ms: Percentiles::of(&meanwhile),
+        live_alone_ms: Percentiles::of(&alone),
+        live_beside_ms: Percentiles::of(&beside),
+        live_posts: args.live_posts() * args.rounds as usize,
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
-        unresolved: args.letters - (first.resolved_count + second.resolved_count).min(args.letters),
+        unresolved: args.letters - resolved.min(args.letters),
     };
     progress.step("stopping the server", world.stop()).await?;
     Ok(report)
@@ -259,7 +297,7 @@ async fn posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
 }
 
 /// Puts a letter about a chunk of one recipient into DLQ, as the deadletter service does.
-async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, reason: &str) -> Result<(), Failure> {
+async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, part: String) -> Result<(), Failure> {
     let recipient = UserKey(1 + u32::try_from(n % u64::from(users)).unwrap_or(0));
     let recipients = Recipients::from_sorted([recipient]);
     let now = Micros::now();
@@ -282,7 +320,7 @@ async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, reason: &
         payload: chunk.encode_to_vec().into(),
         payload_state: v1::DeadLetterPayload::Kept.into(),
         cause: v1::DeadLetterCause::Terminated.into(),
-        reason: format!("{reason} half: {n}"),
+        reason: format!("{part} {n}"),
         attempt_count: 1,
         published_at_us: now.0,
         failed_at_us: now.0,
@@ -351,7 +389,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
 /// Posts at a rate, and how soon they are visible.
 async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
-    let authors: load::Authors = (0..args.live_posts)
+    let authors: load::Authors = (0..args.live_posts())
         .map(|_| rng.random_range(0..args.setup.authors()))
         .collect();
     let kind = Kind {
