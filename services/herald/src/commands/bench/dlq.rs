@@ -118,7 +118,6 @@ struct Report {
     /// Of posts, without and with a redrive.
     live_alone_ms: Percentiles,
     live_beside_ms: Percentiles,
-    live_posts: usize,
     redrive_rate: u32,
     rss_mb_max: f64,
     disk_mb: f64,
@@ -250,7 +249,6 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         redriven_per_second: first.resolved_count as f64 / seconds.max(1e-6),
         live_alone_ms: Percentiles::of(&alone),
         live_beside_ms: Percentiles::of(&beside),
-        live_posts: args.live_posts() * args.rounds as usize,
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
@@ -386,7 +384,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
     Ok(redrive)
 }
 
-/// Posts at a rate, and how soon they are visible.
+/// Posts at a rate, and how soon each is visible to all who watch.
 async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
     let authors: load::Authors = (0..args.live_posts())
@@ -398,7 +396,7 @@ async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, F
     };
     let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
     observe::drained(&world.client, &LANES, |_| {}).await?;
-    Ok(observe::latencies(&submitted, &world.watchers.seen()))
+    Ok(observe::latencies_of_posts(&submitted, &world.watchers.seen()))
 }
 
 async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {
