@@ -156,6 +156,13 @@ impl Show for Report {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    if u64::from(args.rounds) > args.letters / 2 {
+        return Err(Failure::usage(format!(
+            "--rounds {} need a letter each: --letters {} or more",
+            args.rounds,
+            u64::from(args.rounds) * 2
+        )));
+    }
     let report = measure(&args, context).await?;
     let wrong = report.unresolved > 0;
     context.output.show(&report)?;
