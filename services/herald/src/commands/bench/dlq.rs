@@ -41,8 +41,10 @@ const PUBLISHES: usize = 512;
 const POSTS_PER_SECOND: f64 = 200.0;
 /// Of the time that a part of the letters takes, how much has posts: all of them shall be beside the redrive.
 const POSTS_SHARE: f64 = 0.9;
-/// From the end of a redrive until posts are measured without one: what it left to the background is done by then.
+/// From the end of a redrive until posts are measured without one, for what it left to the background.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How the reasons of the first half begin; filters look for it.
+const FIRST: &str = "first half:";
 /// The consumers that bring posts onto timelines.
 const LANES: [&str; 3] = ["fanout-", "slice-", "timeline-"];
 /// Pages that are read.
@@ -98,9 +100,7 @@ impl Args {
     }
 }
 
-/// How the reasons of the first half begin; filters look for it.
-const FIRST: &str = "first half:";
-
+/// How the reasons of a round begin.
 fn round(number: u64) -> String {
     format!("round {number}:")
 }

@@ -105,13 +105,7 @@ pub(super) fn latencies_of_posts(submitted: &[Submitted], seen: &[(u64, Micros)]
         let last = last.entry(*post).or_insert(*at);
         *last = (*last).max(*at);
     }
-    let mut histogram = histogram();
-    for s in submitted {
-        if let Some(at) = last.get(&s.post_id) {
-            record(&mut histogram, at.since(s.intended));
-        }
-    }
-    histogram
+    latencies(submitted, &Vec::from_iter(last))
 }
 
 /// Latencies of the answers to SubmitPost, microseconds.
