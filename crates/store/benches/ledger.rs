@@ -56,7 +56,7 @@ async fn bench(config: Config, posts: u64) {
             last: true,
         };
         let ledger = &ledger;
-        async move { ledger.plan(&plan).await }
+        async move { ledger.plan(&plan).await?.await }
     })
     .await;
     measure("settle timeline", posts, |post| {

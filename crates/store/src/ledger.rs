@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use herald_model::{Channel, ChunkId, DeliveryState, DeviceId, PostId, Recipients, UserKey, time::Micros};
 
-use crate::Result;
+use crate::{Durable, Result};
 
 /// One chunk that fan-out is about to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,12 +213,13 @@ pub struct PostCounts {
 
 /// The delivery ledger: for each post and channel who was targeted and what became of them.
 ///
-/// *Invariant:* plans are written before their chunks are published, and outcomes after their effect is durable and
-/// before the message is acknowledged, so `targeted = delivered + suppressed + expired + pending + dead` at every moment.
+/// *Invariant:* plans are written before their chunks are published and durable before the post is acknowledged, and
+/// outcomes are durable after their effect and before the message is acknowledged, so `targeted = delivered + suppressed + expired + pending + dead` at every moment.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Records what a slice will publish. Planning the same slice again changes nothing.
-    async fn plan(&self, plan: &SlicePlan) -> Result<()>;
+    /// Records what a slice will publish. Planning the same slice again changes nothing. On return it can be read and
+    /// outlives this process; it is durable once what is returned resolves. Nothing recorded later is durable before it.
+    async fn plan(&self, plan: &SlicePlan) -> Result<Durable>;
 
     /// Records what became of a chunk, and answers with the chunk's revision now. Recording what is recorded already
     /// makes no new revision.

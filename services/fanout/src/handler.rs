@@ -74,8 +74,8 @@ fn read(delivery: &Delivery) -> Result<Slice, Settle> {
 }
 
 impl Fanout {
-    /// Plans, publishes, and passes on what is left. Each step can be repeated: the plan is the same, and the broker knows
-    /// the messages by what is in them.
+    /// Plans, publishes while the plan is synced, and passes on what is left. Each step can be repeated: the plan is the
+    /// same, and the broker knows the messages by what is in them.
     async fn expand(&self, slice: &Slice) -> Result<(), ExpandError> {
         let read = self.followers.of(slice, self.config.slice_recipients_max).await?;
         let chunks: Vec<ChunkPlan> = read
@@ -95,10 +95,11 @@ impl Fanout {
             chunks,
             last: read.more_after.is_none(),
         };
-        self.ledger.plan(&plan).await?;
+        let durable = self.ledger.plan(&plan).await?;
         herald_failpoints::point!("fanout.planned");
         // As many as one slice has; the mesh bounds what is in flight over all slices.
         try_join_all(plan.chunks.iter().map(|chunk| self.publish(slice, chunk))).await?;
+        durable.await?;
         if let Some(last) = read.more_after {
             self.pass_on(&slice.next(last)).await?;
         }

@@ -1,9 +1,9 @@
 //! The fanout service: one post in, its chunks out.
 //!
 //! The way of a post: [`handler`] takes it (or the rest of it, a slice) from its lane, reads the followers that the post
-//! has pinned, plans the slice's chunks ([`domain`]), writes the plan to the ledger, publishes the chunks, and, when
-//! followers are left, the next slice. [`gate`] holds a lane back while the streams below it are deep, so that a backlog
-//! waits as posts and not as chunks.
+//! has pinned, plans the slice's chunks ([`domain`]), writes the plan to the ledger, publishes the chunks, waits until the plan
+//! is durable, and, when followers are left, publishes the next slice. [`gate`] holds a lane back while the streams below
+//! it are deep, so that a backlog waits as posts and not as chunks.
 //!
 //! *Invariant:* the same message always makes the same chunks: followers are read as of the version that the post has
 //! pinned, so a retry repeats nobody and loses nobody.

@@ -166,7 +166,7 @@ impl World {
             chunks: chunks.collect(),
             last: true,
         };
-        self.stores.ledger.plan(&plan).await.unwrap();
+        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
     }
 
     pub(crate) async fn put_on_timelines(&self, post: PostId, recipients: &Recipients) {

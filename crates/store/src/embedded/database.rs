@@ -106,6 +106,12 @@ impl Database {
         self.committer.wait()
     }
 
+    /// Writes what was applied to the journal: from then on it outlives this process, but not yet a loss of power.
+    pub(crate) fn write_journal(&self) -> Result<()> {
+        let written = self.fjall.persist(PersistMode::Buffer);
+        written.map_err(|e| self.committer.fail(&map_err(e)))
+    }
+
     /// Applies a batch and waits until it is durable.
     pub(crate) async fn commit(&self, batch: OwnedWriteBatch) -> Result<()> {
         self.apply(batch)?.await
@@ -345,13 +351,7 @@ mod tests {
             let mut batch = database.batch();
             batch.insert(&rows, "key", text);
             block_on(database.commit(batch)).unwrap();
-            let mut journals: Vec<_> = std::fs::read_dir(rows.path().ancestors().nth(2).unwrap())
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .filter(|path| path.extension().is_some_and(|e| e == "jnl"))
-                .collect();
-            journals.sort_unstable();
-            let written = std::fs::read(journals.last().unwrap()).unwrap();
+            let written = std::fs::read(store.journal()).unwrap();
             assert!(
                 written.windows(text.len()).any(|w| w == text.as_bytes()),
                 "{text}"

@@ -230,7 +230,7 @@ mod tests {
                 }],
                 last: true,
             };
-            stores.ledger.plan(&plan).await.unwrap();
+            stores.ledger.plan(&plan).await.unwrap().await.unwrap();
             let durable = stores
                 .timelines
                 .deliver(PostId(id), Recipients::from_sorted([UserKey(2)]))

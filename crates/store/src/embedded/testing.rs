@@ -1,6 +1,6 @@
 //! A database for tests, gone when dropped.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{database::Database, space::Space};
 
@@ -35,5 +35,15 @@ impl Store {
         self.database = Some(Arc::new(
             Database::open(self.dir.path(), "rows", 8, space).unwrap(),
         ));
+    }
+    /// The newest journal.
+    pub(crate) fn journal(&self) -> PathBuf {
+        let entries = std::fs::read_dir(self.dir.path().join("rows")).unwrap();
+        let mut journals: Vec<_> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "jnl"))
+            .collect();
+        journals.sort_unstable();
+        journals.pop().unwrap()
     }
 }

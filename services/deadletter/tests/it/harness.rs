@@ -221,7 +221,7 @@ impl Harness {
             }],
             last: true,
         };
-        self.stores.ledger.plan(&plan).await.unwrap();
+        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
         chunk(post, self.author().await, &recipients)
     }
 

@@ -8,10 +8,10 @@ use std::{
 use herald_fanout::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
 use herald_mesh::{Mesh, Topology, TopologyConfig};
-use herald_model::{UserId, UserKey};
+use herald_model::{FollowVersion, UserId, UserKey};
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    Stores,
+    FollowChange, Ledger, Stores,
     embedded::{self, Embedded},
 };
 use tempfile::TempDir;
@@ -40,6 +40,14 @@ impl Drop for World {
 
 impl World {
     pub(crate) async fn start(config: Config) -> Self {
+        Self::with_ledger(config, |ledger| ledger).await
+    }
+
+    /// A world whose fan-out has another ledger, made from the real one.
+    pub(crate) async fn with_ledger(
+        config: Config,
+        ledger: impl FnOnce(Arc<dyn Ledger>) -> Arc<dyn Ledger>,
+    ) -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
@@ -73,7 +81,7 @@ impl World {
         let deps = Deps {
             mesh: mesh.clone(),
             topology,
-            ledger: stores.ledger.clone(),
+            ledger: ledger(stores.ledger.clone()),
             graph: Endpoint::from_shared(format!("http://{address}"))
                 .unwrap()
                 .connect_lazy(),
@@ -96,6 +104,20 @@ impl World {
             .map(|n| UserId::new(format!("user {n}")).unwrap())
             .collect();
         self.stores.users.intern(&ids).await.unwrap()
+    }
+
+    /// Lets all these follow an author, without pushes.
+    pub(crate) async fn follow(&self, author: UserKey, followers: &[UserKey]) -> FollowVersion {
+        let follows: Vec<FollowChange> = followers
+            .iter()
+            .map(|follower| FollowChange {
+                follower: *follower,
+                author,
+                notify: Some(false),
+            })
+            .collect();
+        self.stores.follows.apply(&follows).await.unwrap();
+        self.stores.follows.count(author).await.unwrap().version
     }
 }
 

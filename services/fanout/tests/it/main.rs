@@ -3,5 +3,6 @@
 // Helpers outside a #[test] unwrap as well.
 #![allow(clippy::unwrap_used)]
 
+mod durable;
 mod harness;
 mod redrive;

@@ -8,7 +8,6 @@ use herald_mesh::{
 };
 use herald_model::{Lane, PostId, Recipients, UserKey, time::Micros};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, TimelineChunk};
-use herald_store::FollowChange;
 
 use crate::harness::{World, until};
 
@@ -43,20 +42,11 @@ async fn chunks(world: &World) -> Vec<(u64, Vec<UserKey>)> {
 async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
     let world = World::start(Config::default()).await;
     let users = world.users(4).await;
-    let follows: Vec<FollowChange> = users[1..]
-        .iter()
-        .map(|follower| FollowChange {
-            follower: *follower,
-            author: users[0],
-            notify: Some(false),
-        })
-        .collect();
-    world.stores.follows.apply(&follows).await.unwrap();
-    let count = world.stores.follows.count(users[0]).await.unwrap();
+    let version = world.follow(users[0], &users[1..]).await;
     let created = PostCreated {
         author_key: users[0].0,
         author_id: "user 0".into(),
-        follow_version: count.version.0,
+        follow_version: version.0,
         ..PostCreated::default()
     };
     let post = letter(Kind::Fanout, Subject::PostCreated(Lane::Low), 4_711, &created);
@@ -70,7 +60,7 @@ async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
     let slice = FanoutSlice {
         post_id: 4_712,
         author_key: users[0].0,
-        follow_version: count.version.0,
+        follow_version: version.0,
         after_key: users[1].0,
         slice_index: 1,
         ..FanoutSlice::default()

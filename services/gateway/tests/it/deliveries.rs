@@ -43,7 +43,7 @@ async fn deliveries_are_counted_and_listed() {
         chunks: vec![chunk],
         last: true,
     };
-    world.stores.ledger.plan(&plan).await.unwrap();
+    world.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
     let list = async |page_size, token: &str, state: v1::DeliveryState| {
         let request = v1::ListRecipientsRequest {
             post_id,

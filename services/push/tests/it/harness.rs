@@ -266,7 +266,7 @@ impl Herald {
             chunks: vec![chunk],
             last: true,
         };
-        self.stores.ledger.plan(&plan).await.unwrap();
+        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
         let message = mesh_v1::PushChunk {
             post_id: post.0,
             author_key: self.user(AUTHOR).await.0,

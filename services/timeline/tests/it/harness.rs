@@ -149,7 +149,7 @@ impl World {
             }],
             last: true,
         };
-        self.stores.ledger.plan(&plan).await.unwrap();
+        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
         TimelineChunk {
             post_id: post.0,
             author_key: 9,

@@ -29,7 +29,9 @@ use super::{
     database::{self, Database, map_err},
     forget::Forgotten,
 };
-use crate::{Buried, ChannelCounts, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan};
+use crate::{
+    Buried, ChannelCounts, Durable, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan,
+};
 
 /// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
 const MEMTABLE_BYTES: u64 = 32 << 20;
@@ -57,6 +59,13 @@ impl Ledger {
     /// Forgets all posts less than this one; answers how many rows that were.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
         self.forgotten.forget(&self.database, &self.rows, before).await
+    }
+
+    /// Applies a batch and writes it to the journal.
+    fn written(&self, batch: fjall::OwnedWriteBatch) -> Result<Durable> {
+        let committed = self.database.apply(batch)?;
+        self.database.write_journal()?;
+        Ok(Box::pin(committed))
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
@@ -115,12 +124,12 @@ impl ChannelCounts {
 
 #[async_trait]
 impl crate::Ledger for Ledger {
-    async fn plan(&self, plan: &SlicePlan) -> Result<()> {
+    async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
         can_fail!("store.plan");
         let key = row::slice_key(plan.post, plan.slice);
         if self.rows.contains_key(key).map_err(map_err)? {
             // Planned before, but perhaps not durable yet: what is committed after it makes it so.
-            return self.database.commit(self.database.batch()).await;
+            return self.written(self.database.batch());
         }
         let mut batch = self.database.batch();
         let mut slice = row::Slice {
@@ -137,7 +146,7 @@ impl crate::Ledger for Ledger {
             } += u64::from(chunk.recipients.len());
         }
         batch.insert(&self.rows, key, slice.encode());
-        self.database.commit(batch).await
+        self.written(batch)
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {

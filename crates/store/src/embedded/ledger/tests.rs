@@ -1,6 +1,10 @@
 mod revisions;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::unix::fs::FileExt,
+};
 
 use futures::executor::block_on;
 use herald_model::DeviceId;
@@ -32,6 +36,11 @@ fn plan(slice: u32, last: bool, chunks: &[(Channel, &Recipients)]) -> SlicePlan 
         chunks: chunks.collect(),
         last,
     }
+}
+
+/// Makes a plan durable.
+fn make(ledger: &Ledger, plan: &SlicePlan) {
+    block_on(block_on(ledger.plan(plan)).unwrap()).unwrap();
 }
 
 fn settlement(
@@ -98,7 +107,10 @@ fn planning_a_slice_again_changes_nothing() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(11..=30));
-    block_on(ledger.plan(&plan(0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]))).unwrap();
+    make(
+        &ledger,
+        &plan(0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]),
+    );
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &a,
@@ -108,10 +120,10 @@ fn planning_a_slice_again_changes_nothing() {
     )))
     .unwrap();
     let before = block_on(ledger.counts(POST)).unwrap();
-    block_on(ledger.plan(&plan(0, true, &[(Channel::Timeline, &b)]))).unwrap();
+    make(&ledger, &plan(0, true, &[(Channel::Timeline, &b)]));
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), before);
     assert!(!before.unwrap().planned);
-    block_on(ledger.plan(&plan(1, true, &[(Channel::Timeline, &b)]))).unwrap();
+    make(&ledger, &plan(1, true, &[(Channel::Timeline, &b)]));
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
     assert!(counts.planned);
     assert_eq!(
@@ -126,11 +138,28 @@ fn planning_a_slice_again_changes_nothing() {
 }
 
 #[test]
+fn a_plan_outlives_the_process_before_it_is_durable() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let journal = File::open(store.journal()).unwrap();
+    let mut end = 0;
+    // The committer writes journals too, but not in the moment before this looks, 64 times over.
+    for slice in 0..64 {
+        drop(block_on(ledger.plan(&plan(slice, false, &[(Channel::Push, &set([1]))]))).unwrap());
+        let key = row::slice_key(POST, slice);
+        let mut written = [0; 4096];
+        journal.read_exact_at(&mut written, end).unwrap();
+        let found = written.windows(key.len()).position(|bytes| bytes == key);
+        end += found.unwrap_or_else(|| panic!("slice {slice} is not written")) as u64;
+    }
+}
+
+#[test]
 fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
-    block_on(ledger.plan(&plan(0, true, &[(Channel::Push, &chunk)]))).unwrap();
+    make(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
     for (states, at) in [
         ([0, 0, 2, 0], 5),
         ([1, 0, 2, 0], 10),
@@ -149,12 +178,10 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(5..=15));
-    block_on(ledger.plan(&plan(
-        0,
-        true,
-        &[(Channel::Timeline, &a), (Channel::Timeline, &b)],
-    )))
-    .unwrap();
+    make(
+        &ledger,
+        &plan(0, true, &[(Channel::Timeline, &a), (Channel::Timeline, &b)]),
+    );
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &b,
@@ -182,7 +209,7 @@ fn other_posts_are_left_alone() {
     let chunk = set(1..=4);
     let mut other = plan(0, true, &[(Channel::Push, &chunk)]);
     other.post = PostId(POST.0 + 1);
-    block_on(ledger.plan(&other)).unwrap();
+    make(&ledger, &other);
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
     assert_eq!(
         block_on(ledger.outcome(other.post, Channel::Push, chunk.chunk_id())).unwrap(),
@@ -210,7 +237,7 @@ proptest! {
             let ledger = Ledger::open(store.database()).unwrap();
             for (slice, chunk) in chunks.iter().enumerate() {
                 let last = slice + 1 == chunks.len();
-                block_on(ledger.plan(&plan(slice as u32, last, &[(Channel::Push, chunk)]))).unwrap();
+                make(&ledger, &plan(slice as u32, last, &[(Channel::Push, chunk)]));
             }
             for (at, (which, states)) in (0_i64..).zip(&settlements) {
                 let chunk = which.get(&chunks);

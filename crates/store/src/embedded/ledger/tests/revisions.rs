@@ -84,7 +84,7 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=10);
-    block_on(ledger.plan(&plan(0, true, &[(Channel::Timeline, &chunk)]))).unwrap();
+    make(&ledger, &plan(0, true, &[(Channel::Timeline, &chunk)]));
     // Version, kind, four counts, no times.
     let mut batch = store.database().batch();
     let key = row::chunk_key(POST, Kind::Outcome, Channel::Timeline, chunk.chunk_id());
@@ -117,7 +117,7 @@ fn burying_makes_the_pending_dead_and_nobody_else() {
     let ledger = Ledger::open(store.database()).unwrap();
     let (chunk, fresh) = (set(1..=5), set(11..=13));
     let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &fresh)];
-    block_on(ledger.plan(&plan(0, true, &chunks))).unwrap();
+    make(&ledger, &plan(0, true, &chunks));
     let recorded = Outcome::Mixed {
         delivered: set([1]),
         suppressed: set([2]),
@@ -168,8 +168,8 @@ fn an_auditor_reads_all_that_is_recorded() {
     {
         let ledger = Ledger::open(store.database()).unwrap();
         let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
-        block_on(ledger.plan(&plan(0, false, &chunks))).unwrap();
-        block_on(ledger.plan(&plan(300, true, &[(Channel::Timeline, &other)]))).unwrap();
+        make(&ledger, &plan(0, false, &chunks));
+        make(&ledger, &plan(300, true, &[(Channel::Timeline, &other)]));
         let delivered = recorded.outcome.clone();
         block_on(ledger.settle(&settlement(Channel::Timeline, &other, Base::Any, delivered, 8))).unwrap();
         block_on(ledger.note_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
@@ -216,7 +216,7 @@ fn posts_are_listed_once_each_and_not_those_forgotten() {
     for post in [2, 5, 300, 70_000] {
         let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
         one.post = PostId(post);
-        block_on(ledger.plan(&one)).unwrap();
+        make(&ledger, &one);
     }
     let posts = |after, limit| {
         let posts = block_on(ledger.posts(after, limit)).unwrap();

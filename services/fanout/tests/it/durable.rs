@@ -1,0 +1,117 @@
+//! A disk that doesn't take a plan.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use herald_fanout::Config;
+use herald_mesh::{Subject, consumers, streams};
+use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_proto::mesh_v1::PostCreated;
+use herald_store::{
+    Buried, Durable, Error, ErrorKind, Ledger, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan,
+};
+
+use crate::harness::{World, until};
+
+/// Writes plans, and fails to sync them while it is broken.
+struct Unsynced {
+    ledger: Arc<dyn Ledger>,
+    broken: AtomicBool,
+    plans: AtomicUsize,
+}
+
+#[async_trait]
+impl Ledger for Unsynced {
+    async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
+        let durable = self.ledger.plan(plan).await?;
+        self.plans.fetch_add(1, Ordering::SeqCst);
+        Ok(match self.broken.load(Ordering::SeqCst) {
+            true => Box::pin(async { Err(Error::new(ErrorKind::Unavailable, "can't sync")) }),
+            false => durable,
+        })
+    }
+
+    async fn settle(&self, _: &Settlement) -> Result<u64> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn bury(&self, _: PostId, _: Channel, _: ChunkId, _: Micros) -> Result<Option<Buried>> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn note_backfill(&self, _: &[PostId], _: &Recipients) -> Result<()> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn outcome(&self, _: PostId, _: Channel, _: ChunkId) -> Result<Option<Recorded>> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn counts(&self, _: PostId) -> Result<Option<PostCounts>> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn recipients(
+        &self,
+        _: PostId,
+        _: Channel,
+        _: Option<DeliveryState>,
+        _: Option<UserKey>,
+        _: usize,
+    ) -> Result<Vec<(UserKey, DeliveryState)>> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn posts(&self, _: Option<PostId>, _: usize) -> Result<Vec<PostId>> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn audit(&self, _: PostId) -> Result<Option<PostPlan>> {
+        unreachable!("fan-out only plans")
+    }
+}
+
+#[tokio::test]
+async fn a_post_is_neither_passed_on_nor_acknowledged_before_its_plan_is_durable() {
+    let mut unsynced = None;
+    let config = Config {
+        slice_recipients_max: 1_024,
+        ..Config::default()
+    };
+    let world = World::with_ledger(config, |ledger| {
+        unsynced
+            .insert(Arc::new(Unsynced {
+                ledger,
+                broken: AtomicBool::new(true),
+                plans: AtomicUsize::new(0),
+            }))
+            .clone()
+    })
+    .await;
+    let unsynced = unsynced.unwrap();
+    // Two slices.
+    let users = world.users(1_100).await;
+    let version = world.follow(users[0], &users[1..]).await;
+    let post = PostCreated {
+        author_key: users[0].0,
+        author_id: "user 0".into(),
+        follow_version: version.0,
+        ..PostCreated::default()
+    };
+    let subject = Subject::PostCreated(Lane::Normal);
+    world.mesh.publish(subject, Some("post"), &post).await.unwrap();
+    until(async || unsynced.plans.load(Ordering::SeqCst) >= 2).await;
+    let last = async |stream| world.mesh.last_sequence(stream).await.unwrap();
+    let fanout = consumers::fanout(Lane::Normal);
+    let floor = async || world.mesh.ack_floor(streams::POSTS, fanout).await.unwrap();
+    // The first try's chunk is there; the second's is the same.
+    assert_eq!(last(streams::TIMELINE).await, 1);
+    assert_eq!((last(streams::SLICES).await, floor().await), (0, 0));
+
+    unsynced.broken.store(false, Ordering::SeqCst);
+    until(async || last(streams::TIMELINE).await == 2 && floor().await == 1).await;
+    assert_eq!(last(streams::SLICES).await, 1);
+}
