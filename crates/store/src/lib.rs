@@ -11,8 +11,8 @@
 //! | [`Totals`] | counts by post and hour | analytics |
 //! | [`DeadLetters`] | messages that were given up, and what was done about them | deadletter |
 //!
-//! *Invariant:* when a write's future resolves with `Ok`, it is durable (fsynced by the embedded engine). Messages are
-//! acknowledged only after that.
+//! *Invariant:* when a write's future resolves with `Ok`, it is durable (fsynced by the embedded engine); where that gives a
+//! [`Durable`], when this one does. Messages are acknowledged only after that.
 //!
 //! *Invariant:* every write can be repeated without changing the outcome, because every message can come again.
 
@@ -31,6 +31,8 @@ mod totals;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+
 pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
@@ -44,8 +46,11 @@ pub use letters::{
     Reopening, Step,
 };
 pub use posts::{Archived, Posts};
-pub use timelines::{Durable, Timelines};
+pub use timelines::Timelines;
 pub use totals::{ChunkRef, Counted, Counts, PostTotals, Totals, TotalsBatch};
+
+/// Resolves when something that can be read already is durable. Dropping it changes nothing about that.
+pub type Durable = BoxFuture<'static, Result<()>>;
 
 /// One engine's implementation of each trait. Cloning shares them.
 #[derive(Clone)]

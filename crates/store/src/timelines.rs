@@ -1,13 +1,9 @@
 //! What users read.
 
 use async_trait::async_trait;
-use futures::future::BoxFuture;
 use herald_model::{PostId, Recipients, UserKey};
 
-use crate::Result;
-
-/// Resolves when a delivery is durable. Dropping it changes nothing about the delivery.
-pub type Durable = BoxFuture<'static, Result<()>>;
+use crate::{Durable, Result};
 
 /// Timelines: for each follower, the posts delivered.
 ///
