@@ -28,10 +28,12 @@ impl Ledger for Unsynced {
     async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
         let durable = self.ledger.plan(plan).await?;
         self.plans.fetch_add(1, Ordering::SeqCst);
-        Ok(match self.broken.load(Ordering::SeqCst) {
-            true => Box::pin(async { Err(Error::new(ErrorKind::Unavailable, "can't sync")) }),
-            false => durable,
-        })
+        if self.broken.load(Ordering::SeqCst) {
+            return Ok(Box::pin(async {
+                Err(Error::new(ErrorKind::Unavailable, "can't sync"))
+            }));
+        }
+        Ok(durable)
     }
 
     async fn settle(&self, _: &Settlement) -> Result<u64> {
