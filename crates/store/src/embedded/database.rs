@@ -106,10 +106,13 @@ impl Database {
         self.committer.wait()
     }
 
-    /// Writes what was applied to the journal: from then on it outlives this process, but not yet a loss of power.
-    pub(crate) fn write_journal(&self) -> Result<()> {
+    /// Applies a batch as [`apply`](Self::apply) does, and writes it to the journal: on return it outlives this process, but
+    /// not yet a loss of power.
+    pub(crate) fn write(&self, batch: OwnedWriteBatch) -> Result<Committed> {
+        let committed = self.apply(batch)?;
         let written = self.fjall.persist(PersistMode::Buffer);
-        written.map_err(|e| self.committer.fail(&map_err(e)))
+        written.map_err(|e| self.committer.fail(&map_err(e)))?;
+        Ok(committed)
     }
 
     /// Applies a batch and waits until it is durable.

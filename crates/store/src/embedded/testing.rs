@@ -36,6 +36,7 @@ impl Store {
             Database::open(self.dir.path(), "rows", 8, space).unwrap(),
         ));
     }
+
     /// The newest journal.
     pub(crate) fn journal(&self) -> PathBuf {
         let entries = std::fs::read_dir(self.dir.path().join("rows")).unwrap();

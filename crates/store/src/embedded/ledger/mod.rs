@@ -61,13 +61,6 @@ impl Ledger {
         self.forgotten.forget(&self.database, &self.rows, before).await
     }
 
-    /// Applies a batch and writes it to the journal.
-    fn written(&self, batch: fjall::OwnedWriteBatch) -> Result<Durable> {
-        let committed = self.database.apply(batch)?;
-        self.database.write_journal()?;
-        Ok(Box::pin(committed))
-    }
-
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
         self.rows
             .get(row::chunk_key(post, Kind::Outcome, channel, chunk))
@@ -129,7 +122,7 @@ impl crate::Ledger for Ledger {
         let key = row::slice_key(plan.post, plan.slice);
         if self.rows.contains_key(key).map_err(map_err)? {
             // Planned before, but perhaps not durable yet: what is committed after it makes it so.
-            return self.written(self.database.batch());
+            return Ok(Box::pin(self.database.write(self.database.batch())?));
         }
         let mut batch = self.database.batch();
         let mut slice = row::Slice {
@@ -146,7 +139,7 @@ impl crate::Ledger for Ledger {
             } += u64::from(chunk.recipients.len());
         }
         batch.insert(&self.rows, key, slice.encode());
-        self.written(batch)
+        Ok(Box::pin(self.database.write(batch)?))
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
