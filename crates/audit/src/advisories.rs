@@ -1,14 +1,11 @@
 //! What JetStream says was given up, against the dead letters.
 
 use futures::{StreamExt as _, pin_mut};
-use herald_mesh::{Redriven, consumers, streams};
+use herald_mesh::{RawMessage, consumers, streams};
 use herald_store::Origin;
 use serde::Deserialize;
 
 use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, explained::Explained};
-
-/// Of which letter a redriven message is.
-const REDRIVEN: &str = "Herald-Redrive";
 
 /// Of which message an advisory is, whatever its kind.
 #[derive(Debug, Deserialize)]
@@ -25,15 +22,20 @@ struct Advisory {
 /// server was killed. The dead letters leave it out too.
 const GONE: &str = "Unacknowledged message was deleted";
 
-/// Whether a message was a dead letter's, redriven: its failure opened that letter again.
+/// Whether a message was a dead letter's, redriven, or several of them: its failure opened that letter again, and those of a
+/// batch went on by themselves.
 async fn is_of_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
     if advisory.stream != streams::REDRIVE {
         return Ok(false);
     }
-    let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
-    let redriven = message.as_ref().and_then(|message| message.header(REDRIVEN));
-    let redriven = redriven.and_then(Redriven::parse);
-    Ok(redriven.is_some_and(|redriven| explained.letter(redriven.letter)))
+    let Some(message) = auditor.mesh.message(&advisory.stream, advisory.sequence).await? else {
+        return Ok(false);
+    };
+    let is_known = |message: &RawMessage| {
+        let redriven = message.redriven();
+        redriven.is_some_and(|redriven| explained.letter(redriven.letter))
+    };
+    Ok(message.apart().iter().all(is_known))
 }
 
 /// Checks the advisories in scope. The newest may still be on their way; they are left to the next audit.

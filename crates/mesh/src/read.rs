@@ -15,7 +15,7 @@ use herald_model::time::Micros;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
-use crate::{Mesh, Origin, Subject, headers};
+use crate::{Mesh, Origin, Redriven, Subject, headers};
 
 /// What the server adds to a message that it reads from a stream.
 const ADDED: [&str; 6] = [
@@ -93,6 +93,11 @@ impl RawMessage {
         }
         let origin = self.origin().ok()?;
         Some((origin.subject, origin.sequence))
+    }
+
+    /// Which redrive it comes from, if it does and says so.
+    pub fn redriven(&self) -> Option<Redriven> {
+        Redriven::parse(self.header(headers::REDRIVE)?)
     }
 
     /// Decodes the message.
@@ -289,12 +294,13 @@ impl Mesh {
             acknowledged_count: info.ack_floor.consumer_sequence,
         };
         if lag.outstanding_count() > 0 {
-            let filter = spec.filter.as_deref().unwrap_or(">");
-            let oldest = stream
-                .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
-                .await;
-            if let Some(oldest) = found(oldest, &spec.stream)? {
-                lag.oldest_age = Micros::now().since(oldest.published_at);
+            for filter in spec.filters() {
+                let oldest = stream
+                    .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
+                    .await;
+                if let Some(oldest) = found(oldest, &spec.stream)? {
+                    lag.oldest_age = lag.oldest_age.max(Micros::now().since(oldest.published_at));
+                }
             }
         }
         Ok(lag)

@@ -314,7 +314,7 @@ pub enum ActState {
 }
 
 /// A letter as it was when it was chosen: only as long as it is so, it is acted on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Chosen {
     /// The letter.
     pub id: LetterId,

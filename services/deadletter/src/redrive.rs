@@ -1,8 +1,8 @@
 //! Redrives: letters on their second way.
 //!
 //! A redrive is an act in the store with the letters that were chosen for it. It takes some of them (each begins a new
-//! round, and only one redrive gets it), publishes them to REDRIVE, records where they are there, and goes on. A process
-//! that dies in between leaves letters that are taken and not recorded: the next one looks for them in REDRIVE and
+//! round, and only one redrive gets it), publishes them to REDRIVE, many in one message, records where they are there, and goes
+//! on ([`send`]). A process that dies in between leaves letters that are taken and not recorded: the next one looks for them in REDRIVE and
 //! publishes only those that aren't there.
 //!
 //! What becomes of them is the [`outcomes`]' business.
@@ -10,6 +10,7 @@
 pub(crate) mod outcomes;
 mod read;
 mod refusal;
+mod send;
 
 use std::{
     collections::HashMap,
@@ -17,12 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, future, stream};
-use herald_mesh::{ErrorKind, Mesh, RawMessage, Redrive, Redriven, Subject, consumers::Kind, streams};
+use futures::TryStreamExt as _;
+use herald_mesh::{Mesh, Redriven, Subject, consumers::Kind, streams};
 use herald_model::time::Micros;
-use herald_proto::{mesh_v1::DeadLetter, v1};
 use herald_store::{
-    Act, ActId, ActKind, ActState, Chosen, DeadLetters, Letter, LetterFilter, LetterState, Order, Reopening,
+    Act, ActId, ActKind, ActState, Chosen, DeadLetters, Letter, LetterFilter, LetterState, Order,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -38,8 +38,6 @@ use crate::{
 const BATCH: u64 = 128;
 /// Acts that wait to be worked on; they are taken at once.
 const BEGUN_MAX: usize = 64;
-/// Letters published at a time, and read at a time before.
-const SENDS: usize = 64;
 /// How long to wait for outcomes before looking again.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long to wait after a failure.
@@ -55,14 +53,6 @@ pub(crate) struct Redrives {
     in_flight_max: u64,
     begun: mpsc::Sender<Act>,
     stop: CancellationToken,
-}
-
-/// What came of sending a letter.
-enum Sent {
-    /// It is in REDRIVE.
-    At(Chosen, Kind, u64),
-    /// It can't be sent, and its letter says why from now on.
-    Not(Reopening),
 }
 
 /// Letters that are to be sent.
@@ -163,9 +153,9 @@ impl Redrives {
         let mut unsent: HashMap<ActId, Vec<Letter>> = HashMap::new();
         for letter in self.under_way().await? {
             match (way_back(&letter), letter.redrive) {
-                (Some((kind, _)), _) if letter.redrive_sequence != 0 => {
+                (Some((kind, _)), Some(act)) if letter.redrive_sequence != 0 => {
                     self.outcomes
-                        .expect([(chosen(&letter), kind, letter.redrive_sequence)]);
+                        .expect(act, [(chosen(&letter), kind, letter.redrive_sequence)]);
                 }
                 (_, Some(act)) => unsent.entry(act).or_default().push(letter),
                 (_, None) => {}
@@ -267,115 +257,6 @@ impl Redrives {
         Ok(())
     }
 
-    /// Publishes letters that were taken, each in its turn, and records where they are.
-    async fn send(&self, act: ActId, letters: Vec<Letter>, pace: &mut Pace) -> Result<(), StepError> {
-        let sends: Vec<Result<Sent, StepError>> = stream::iter(letters)
-            .chunks(SENDS)
-            .map(|some| self.read(some))
-            // The next ones while these go out.
-            .buffered(2)
-            .flat_map(stream::iter)
-            .map(|read| (read, pace.wait(Instant::now())))
-            .then(|(read, wait)| async move {
-                // A timer takes a millisecond even for nothing.
-                if !wait.is_zero() {
-                    tokio::time::sleep(wait).await;
-                }
-                read
-            })
-            .map(|read| async {
-                let (letter, message) = read?;
-                self.send_one(letter, message).await
-            })
-            .buffer_unordered(SENDS)
-            .collect()
-            .await;
-        let mut sent = Vec::with_capacity(sends.len());
-        let mut refused = Vec::new();
-        let mut outcome = Ok(());
-        for one in sends {
-            match one {
-                Ok(Sent::At(letter, kind, sequence)) => sent.push((letter, kind, sequence)),
-                Ok(Sent::Not(refusal)) => {
-                    tracing::warn!(
-                        letter_id = refusal.letter.0,
-                        redrive_id = act.0,
-                        reason = refusal.reason,
-                        "letter can't be redriven"
-                    );
-                    refused.push(refusal);
-                }
-                Err(error) => outcome = Err(error),
-            }
-        }
-        self.record(act, sent).await?;
-        // Together, so that they share a commit.
-        future::try_join_all(refused.iter().map(|refusal| self.letters.reopen(refusal))).await?;
-        self.metrics.open(self.letters.count(LetterState::Open).await?);
-        outcome
-    }
-
-    async fn record(&self, act: ActId, sent: Vec<(Chosen, Kind, u64)>) -> Result<(), StepError> {
-        if sent.is_empty() {
-            return Ok(());
-        }
-        let places: Vec<_> = sent
-            .iter()
-            .map(|(letter, _, sequence)| (*letter, *sequence))
-            .collect();
-        self.letters.sent(act, &places).await?;
-        self.metrics.redriven.inc_by(sent.len() as u64);
-        self.outcomes.expect(sent);
-        Ok(())
-    }
-
-    async fn send_one(&self, letter: Letter, message: Option<RawMessage>) -> Result<Sent, StepError> {
-        let not = |why: &str| Sent::Not(refusal::of(&letter, why, Micros::now()));
-        let Some((kind, subject)) = way_back(&letter) else {
-            return Ok(not("no consumer takes it"));
-        };
-        let Some(message) = message else {
-            return Ok(not("it is no longer in DLQ"));
-        };
-        let Ok(body) = message.decode::<DeadLetter>() else {
-            return Ok(not("it can't be read"));
-        };
-        let payload = match body.payload_state() {
-            v1::DeadLetterPayload::Kept => body.payload,
-            v1::DeadLetterPayload::TooLarge => {
-                let origin = &letter.origin;
-                match self.mesh.message(&origin.stream, origin.sequence).await? {
-                    Some(message) => message.payload,
-                    None => return Ok(not("it is no longer in its stream")),
-                }
-            }
-            v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
-                return Ok(not("what it carried is gone"));
-            }
-        };
-        let redrive = Redrive {
-            kind,
-            letter: letter.id.0,
-            round: letter.round,
-            subject,
-            sequence: letter.original_sequence,
-            published_at: letter.published_at,
-            payload,
-            trace_parent: Some(body.trace_parent).filter(|parent| !parent.is_empty()),
-            trace_state: Some(body.trace_state).filter(|state| !state.is_empty()),
-            id: format!("dlq/{}/redrive/{}", letter.id.0, letter.round),
-        };
-        match self.mesh.redrive(&redrive).await {
-            Ok(published) => Ok(Sent::At(chosen(&letter), kind, published.sequence)),
-            Err(error) => match error.kind() {
-                ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Rejected => {
-                    Ok(not(&format!("the broker refuses it: {error}")))
-                }
-                _ => Err(error.into()),
-            },
-        }
-    }
-
     /// Takes care of letters of a redrive that were taken, and of which it isn't known whether they were published.
     async fn recover_taken(&self, act: ActId) -> Result<(), StepError> {
         let taken = |letter: &Letter| letter.redrive == Some(act) && letter.redrive_sequence == 0;
@@ -394,17 +275,22 @@ impl Redrives {
             let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
             let mut messages = std::pin::pin!(messages);
             while let Some(message) = messages.try_next().await? {
-                if let Some(redriven) = message.header("Herald-Redrive").and_then(Redriven::parse) {
-                    there
-                        .entry((redriven.letter, redriven.round))
-                        .or_insert(message.sequence);
+                // The last place counts: there it is by itself, after it was in a batch.
+                for message in message.apart() {
+                    if let Some(redriven) = message.redriven() {
+                        there.insert(redriven, message.sequence);
+                    }
                 }
             }
         }
         let mut sent = Vec::new();
         let mut unsent = Vec::new();
         for letter in letters {
-            match (there.get(&(letter.id.0, letter.round)), way_back(&letter)) {
+            let redriven = Redriven {
+                letter: letter.id.0,
+                round: letter.round,
+            };
+            match (there.get(&redriven), way_back(&letter)) {
                 (Some(sequence), Some((kind, _))) => sent.push((chosen(&letter), kind, *sequence)),
                 _ => unsent.push(letter),
             }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
-use herald_mesh::{Settle, Subject, Topology, TopologyConfig, streams};
+use herald_mesh::{Redrive, Settle, Subject, Topology, TopologyConfig, consumers::Kind, streams};
 use herald_model::{Channel, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
 use herald_store::{Base, Outcome, Settlement};
+use prost::Message as _;
 
 use crate::harness::{LANE, World, next_of, user, with_corrupt_row};
 
@@ -94,6 +95,41 @@ async fn a_lost_chunk_is_named_recipient_by_recipient() {
             .iter()
             .all(|finding| finding.chunk == Some(recipients.chunk_id()))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_redriven_together_are_on_their_way() {
+    let world = World::start().await;
+    let mut redrives = Vec::new();
+    for number in [1, 2] {
+        let post = world.accept().await;
+        let recipients = world.keys(&[number]).await;
+        world.archive(&post).await;
+        world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
+        let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
+        redrives.push(Redrive {
+            kind: Kind::Timeline,
+            letter: number.into(),
+            round: 1,
+            subject: Subject::TimelineDeliver(LANE),
+            sequence: 1,
+            published_at: post.accepted_at,
+            payload: chunk.encode_to_vec().into(),
+            trace_parent: None,
+            trace_state: None,
+            id: format!("dlq/{number}/redrive/1"),
+        });
+    }
+    world.drain().await;
+    let redrives: Vec<_> = redrives.iter().collect();
+    world.mesh.redrive_together(&redrives).await.unwrap();
+    let (summary, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
+    assert_eq!(summary.timeline.pending, 2);
+
+    world.drain().await;
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(kinds(&findings), [FindingKind::Lost, FindingKind::Lost]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,8 +11,8 @@ use herald_model::Lane;
 pub use names::{consumers, streams};
 pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, Waits};
 
-use crate::Subject;
 use crate::error::Result;
+use crate::{Subject, headers};
 
 /// One stream: kept in files, with limits, refusing what is too much.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,11 @@ impl Topology {
                     config.advisories,
                 ),
                 stream(streams::DLQ, &["dlq.v1.>"], config.dlq),
-                stream(streams::REDRIVE, &["redrive.v1.*"], config.redrive),
+                stream(
+                    streams::REDRIVE,
+                    &["redrive.v1.*", "redrive.v1.*.batch"],
+                    config.redrive,
+                ),
                 stream(streams::POSTS, &["post.v1.*.*"], config.posts),
                 stream(streams::SLICES, &["fanout.v1.slice.*"], config.slices),
                 stream(streams::TIMELINE, &["timeline.v1.*.*"], config.timeline),
@@ -98,7 +102,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         wait_max: Duration::from_secs(config.later.age_seconds_max) / 2,
         bytes_max: config.later.bytes_max,
     };
-    let whole = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
+    let whole = |stream, name, policy| ConsumerSpec::new(stream, name, Vec::new(), policy);
     let mut all = vec![
         whole(streams::ADVISORIES, consumers::DEADLETTER, &of.deadletter),
         whole(streams::DLQ, consumers::DEAD_LETTERS, &of.deadletter),
@@ -108,7 +112,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
     ];
     for lane in Lane::ALL {
         let part = |stream, name, subjects: &str, policy| {
-            ConsumerSpec::new(stream, name, Some(format!("{subjects}.{lane}")), policy)
+            ConsumerSpec::new(stream, name, vec![format!("{subjects}.{lane}")], policy)
         };
         let (fanout, slice) = (consumers::fanout(lane), consumers::slice(lane));
         let (timeline, push) = (consumers::timeline(lane), consumers::push(lane));
@@ -126,14 +130,14 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
     all.push(ConsumerSpec::new(
         streams::LATER,
         consumers::LATER,
-        Some(Subject::Due.as_str().into()),
+        vec![Subject::Due.as_str().into()],
         &of.later,
     ));
     all.extend(consumers::Kind::ALL.map(|kind| {
         ConsumerSpec::new(
             streams::REDRIVE,
             consumers::redrive(kind),
-            Some(format!("redrive.v1.{kind}")),
+            vec![headers::redrive_subject(kind), headers::batch_subject(kind)],
             &of.redrive,
         )
     }));
@@ -153,12 +157,12 @@ mod tests {
         }
         assert_eq!(topology.consumers.len(), 5 + 4 * 3 + 1 + 7);
         assert_eq!(
-            topology.consumer("timeline-low").unwrap().filter.as_deref(),
-            Some("timeline.v1.*.low")
+            topology.consumer("timeline-low").unwrap().filters,
+            ["timeline.v1.*.low"]
         );
         assert_eq!(
-            topology.consumer("redrive-push").unwrap().filter.as_deref(),
-            Some("redrive.v1.push")
+            topology.consumer("redrive-push").unwrap().filters,
+            ["redrive.v1.push", "redrive.v1.push.batch"]
         );
     }
 }

@@ -53,15 +53,15 @@ impl Pace {
         Self { rate_max, next: now }
     }
 
-    /// How long to wait before the next letter, for a caller that sends one then.
-    pub(crate) fn wait(&mut self, now: Instant) -> Duration {
+    /// How long to wait before the next letters, for a caller that sends so many then.
+    pub(crate) fn wait(&mut self, letters: u32, now: Instant) -> Duration {
         if self.rate_max == 0 {
             return Duration::ZERO;
         }
         let turn = now
             .checked_sub(MADE_UP_FOR_MAX)
             .map_or(self.next, |earliest| self.next.max(earliest));
-        self.next = turn + Duration::from_secs(1) / self.rate_max;
+        self.next = turn + Duration::from_secs(1) / self.rate_max * letters;
         turn.saturating_duration_since(now)
     }
 }
@@ -112,15 +112,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_than_the_rate_is_sent(rate in 1..50_000_u32, late in prop::collection::vec(0..20_000_u64, 1..100)) {
+        fn no_more_than_the_rate_is_sent(
+            rate in 1..50_000_u32,
+            sends in prop::collection::vec((1..=64_u32, 0..20_000_u64), 1..100),
+        ) {
             let start = Instant::now();
             let mut now = start;
             let mut pace = Pace::new(rate, start);
             let apart = Duration::from_secs(1) / rate;
-            for (sent, late) in (0_u32..).zip(&late) {
-                now += pace.wait(now);
+            let mut sent = 0;
+            for (letters, late) in sends {
+                now += pace.wait(letters, now);
                 prop_assert!(now >= start + apart * sent);
-                now += Duration::from_micros(*late);
+                sent += letters;
+                now += Duration::from_micros(late);
             }
         }
 
@@ -130,7 +135,7 @@ mod tests {
             let mut now = start;
             let mut pace = Pace::new(rate, start);
             for _ in 0..1_000 {
-                let wait = pace.wait(now);
+                let wait = pace.wait(1, now);
                 if !wait.is_zero() {
                     // As a timer of whole milliseconds does.
                     now += Duration::from_millis(wait.as_millis() as u64 + 1);

@@ -31,10 +31,12 @@ use tonic::transport::Channel as Connection;
 pub(crate) type Client = DeadLetterServiceClient<Connection>;
 
 /// What the worker does with its messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Verdict {
     Ack,
     Term(&'static str),
+    /// As the message deserves.
+    By(fn(&Delivery) -> Settle),
 }
 
 /// A message that the worker got.
@@ -68,6 +70,7 @@ impl Handler for Script {
         match self.verdict.lock().unwrap().clone() {
             Verdict::Ack => Settle::Ack,
             Verdict::Term(reason) => Settle::term(reason),
+            Verdict::By(judge) => judge(delivery),
         }
     }
 }
@@ -192,6 +195,11 @@ impl Harness {
     /// What the worker does from now on.
     pub(crate) fn tell(&self, verdict: Verdict) {
         *self.script.verdict.lock().unwrap() = verdict;
+    }
+
+    /// Nobody works any more.
+    pub(crate) fn stop_worker(&self) {
+        self.worker_stop.cancel();
     }
 
     /// What the worker got so far, in order of the letters.

@@ -8,3 +8,4 @@ mod harness;
 mod letters;
 mod redrive;
 mod restart;
+mod together;
