@@ -122,7 +122,8 @@ impl Mesh {
         Ok(())
     }
 
-    fn background(&self) -> Option<&Background> {
+    /// Where to do what nobody waits for, if it has a place of its own.
+    pub fn background(&self) -> Option<&Background> {
         self.background.as_deref()
     }
 

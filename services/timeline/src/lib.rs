@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Ledger, Posts, Timelines};
-use tokio::task::JoinSet;
+use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -31,8 +31,8 @@ use crate::{backfill::Backfiller, handler::Chunks, report::Reporter, watchers::W
 
 /// How long what tells others may take to end after the last handler.
 const HELPERS_END_MAX: Duration = Duration::from_secs(5);
-/// How long a redriven chunk waits for others before its watchers are told.
-const REDRIVE_LINGER: Duration = Duration::from_millis(5);
+/// How long a redriven chunk waits for others before its watchers, and analytics, are told of them together.
+const REDRIVE_LINGER: Duration = Duration::from_millis(10);
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -61,8 +61,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         metrics,
     } = deps;
     let (watchers, telling) = Watchers::new(mesh.clone(), Duration::ZERO);
-    let (watchers_later, telling_later) = Watchers::new(mesh.clone(), REDRIVE_LINGER);
-    let (reporter, reporting) = Reporter::new(mesh.clone());
+    let (reporter, reporting) = Reporter::new(mesh.clone(), Duration::ZERO);
+    // What comes of redriven chunks is told from where they are worked on.
+    let background = mesh.background().cloned();
+    let mesh_later = background.as_ref().map_or(&mesh, |background| &background.mesh);
+    let (watchers_later, telling_later) = Watchers::new(mesh_later.clone(), REDRIVE_LINGER);
+    let (reporter_later, reporting_later) = Reporter::new(mesh_later.clone(), REDRIVE_LINGER);
     let backfiller = Backfiller {
         mesh: mesh.clone(),
         watchers: watchers.clone(),
@@ -82,6 +86,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
     let redriven = Arc::new(Chunks {
         watchers: watchers_later,
+        reporter: reporter_later,
         ..chunks.clone()
     });
     let chunks = Arc::new(chunks);
@@ -104,9 +109,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     // Each ends when the last handler is gone; before that it can only have died.
     let stop = workers.stop();
     let mut helpers = JoinSet::new();
-    helpers.spawn(reporting);
-    helpers.spawn(telling);
-    helpers.spawn(telling_later);
+    let runtime = Handle::current();
+    let runtime_later = background.map_or_else(|| runtime.clone(), |background| background.runtime);
+    helpers.spawn_on(reporting, &runtime);
+    helpers.spawn_on(telling, &runtime);
+    helpers.spawn_on(reporting_later, &runtime_later);
+    helpers.spawn_on(telling_later, &runtime_later);
     let helping = async move {
         let mut outcome = Ok(());
         while let Some(ended) = helpers.join_next().await {

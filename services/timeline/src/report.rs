@@ -1,7 +1,10 @@
 //! Tells analytics what became of chunks.
 //!
 //! The chunks of one run of the store are recorded together, and those that come while an event is on its way share the
-//! next one: a thousand small chunks are some twenty messages and not a thousand.
+//! next one: a thousand small chunks are some twenty messages and not a thousand. Redriven ones, for which nobody waits, are
+//! gathered for a moment first.
+
+use std::time::Duration;
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::Channel;
@@ -30,10 +33,10 @@ struct Report {
 }
 
 impl Reporter {
-    /// One, and the work to do for it: it ends when the last clone is gone.
-    pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// One that waits so long for more, and the work to do for it: it ends when the last clone is gone.
+    pub(crate) fn new(mesh: Mesh, linger: Duration) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (inbox, reports) = mpsc::unbounded_channel();
-        (Self { inbox }, publish(mesh, reports))
+        (Self { inbox }, publish(mesh, linger, reports))
     }
 
     /// Tells what became of a chunk, and waits until EVENTS has it.
@@ -50,9 +53,17 @@ impl Reporter {
     }
 }
 
-async fn publish(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
+async fn publish(mesh: Mesh, linger: Duration, mut inbox: mpsc::UnboundedReceiver<Report>) {
     let mut reports = Vec::with_capacity(EVENT_CHUNKS_MAX);
     while inbox.recv_many(&mut reports, EVENT_CHUNKS_MAX).await > 0 {
+        if !linger.is_zero() && reports.len() < EVENT_CHUNKS_MAX {
+            tokio::time::sleep(linger).await;
+            while reports.len() < EVENT_CHUNKS_MAX
+                && let Ok(report) = inbox.try_recv()
+            {
+                reports.push(report);
+            }
+        }
         // Of handlers that were dropped meanwhile: their chunks come again.
         reports.retain(|report| !report.told.is_closed());
         if reports.is_empty() {
