@@ -25,7 +25,7 @@ pub(crate) struct Control {
 }
 
 /// All of them.
-pub(crate) const CONTROLS: [Control; 4] = [
+pub(crate) const CONTROLS: [Control; 5] = [
     // *Commit, then acknowledge.* The message is acknowledged and its deliveries are recorded before they are durable.
     Control {
         name: "control-ack-before-commit",
@@ -61,6 +61,21 @@ pub(crate) const CONTROLS: [Control; 4] = [
         kinds: &[Kind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["deletions", "seen during the load"],
+    },
+    // *When a batch is passed, each of its messages is done, or in the stream by itself.* Those that aren't done are forgotten.
+    Control {
+        name: "control-forgotten-in-a-batch",
+        sabotage: "batch.forget-undone=return",
+        settings: &[],
+        kinds: &[
+            Kind::Poison,
+            Kind::Poison,
+            Kind::Poison,
+            Kind::Poison,
+            Kind::Redrive,
+        ],
+        budget: Budget::Time(Duration::from_secs(10)),
+        findings: &["dead letters"],
     },
 ];
 

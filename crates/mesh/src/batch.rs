@@ -192,6 +192,11 @@ impl<H: Handler> Worker<H> {
         } else {
             self.try_each(job, parts, permit).await
         };
+        let alone = if herald_failpoints::sabotaged!("batch.forget-undone") {
+            Vec::new()
+        } else {
+            alone
+        };
         let sent = self.mesh.send_apart(to, alone).await;
         herald_failpoints::point!(format!("handled.{}", self.spec.name));
         let settle = sent.map_or_else(Settle::retry, |()| Settle::Ack);

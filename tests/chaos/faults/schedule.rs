@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom}
 use crate::world::{ACK_WAIT, Life, Toxic};
 
 /// Where a process can be told to die: the gaps between an effect, its record, its announcement and its acknowledgement.
-const KILL_POINTS: [&str; 22] = [
+const KILL_POINTS: [&str; 24] = [
     "gateway.publish",
     "gateway.accepted",
     "graph.followed",
@@ -30,6 +30,8 @@ const KILL_POINTS: [&str; 22] = [
     "handled.slice-normal",
     "handled.timeline-normal",
     "handled.push-normal",
+    "handled.redrive-push",
+    "handled.redrive-timeline",
 ];
 
 /// Calls of the store that can be told to fail.
