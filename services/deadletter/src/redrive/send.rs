@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Letters read at a time.
-const READS: usize = 64;
+const READS: usize = 128;
 /// Messages published at a time.
 const SENDS: usize = 64;
 

@@ -87,24 +87,15 @@ async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_were_taken_and_perhaps_sent_are_looked_for() {
-    letters_sent_before_are_looked_for(async |harness, redrives| {
-        for redrive in redrives {
-            harness.mesh.redrive(redrive).await.unwrap();
-        }
-    })
-    .await;
+    Box::pin(letters_sent_before_are_looked_for(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_were_sent_together_are_looked_for_too() {
-    letters_sent_before_are_looked_for(async |harness, redrives| {
-        let redrives: Vec<_> = redrives.iter().collect();
-        harness.mesh.redrive_together(&redrives).await.unwrap();
-    })
-    .await;
+    Box::pin(letters_sent_before_are_looked_for(true)).await;
 }
 
-async fn letters_sent_before_are_looked_for(send: impl AsyncFnOnce(&Harness, &[Redrive])) {
+async fn letters_sent_before_are_looked_for(together: bool) {
     let harness = Harness::start().await;
     let service = harness.run().await;
     harness.fill(&service.client, 1..=4).await;
@@ -148,7 +139,14 @@ async fn letters_sent_before_are_looked_for(send: impl AsyncFnOnce(&Harness, &[R
             id: format!("long ago {letter}"),
         });
     }
-    send(&harness, &redrives).await;
+    if together {
+        let redrives: Vec<_> = redrives.iter().collect();
+        harness.mesh.redrive_together(&redrives).await.unwrap();
+    } else {
+        for redrive in &redrives {
+            harness.mesh.redrive(redrive).await.unwrap();
+        }
+    }
 
     let service = harness.run().await;
     until(async || {
