@@ -6,7 +6,9 @@ use std::{
 };
 
 use async_nats::jetstream;
+use futures::TryStreamExt as _;
 use harness::{Clients, Herald, Options, ack_wait_seconds, until, until_some};
+use herald_mesh::{Mesh, RawMessage, streams};
 use herald_proto::v1::{self, DeadLetterState, RedriveState};
 use herald_push_sink::{Failure, Running};
 use http::StatusCode;
@@ -301,9 +303,20 @@ async fn a_redrive_goes_on_after_a_kill() {
         *received.entry(push.post_id).or_default() += 1;
     }
     assert_eq!(received.len(), POSTS);
-    let stream = jetstream::new(async_nats::connect(herald.nats()).await.unwrap())
-        .get_stream("REDRIVE")
+    let mesh = Mesh::connect(&herald_mesh::Config::at(herald.nats()))
         .await
         .unwrap();
-    assert_eq!(stream.cached_info().state.messages, POSTS as u64);
+    let messages: Vec<RawMessage> = mesh
+        .scan(streams::REDRIVE, None, 1, u64::MAX)
+        .try_collect()
+        .await
+        .unwrap();
+    // Those that left a batch, because its worker died, count attempts.
+    let mut sent: BTreeMap<u64, u32> = BTreeMap::new();
+    for message in messages.into_iter().flat_map(RawMessage::apart) {
+        let letter = message.redriven().unwrap().letter;
+        *sent.entry(letter).or_default() += u32::from(message.header("Herald-Attempts").is_none());
+    }
+    assert_eq!(sent.len(), POSTS);
+    assert!(sent.values().all(|count| *count == 1), "{sent:?}");
 }

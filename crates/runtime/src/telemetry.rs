@@ -196,7 +196,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+    let filter = filter.and(filter_fn(|metadata| !metadata.is_span()));
     match format {
         LogFormat::Text => layer
             .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
