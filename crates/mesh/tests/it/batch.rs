@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -254,19 +254,7 @@ async fn no_more_than_in_flight_max_run_at_a_time_in_batches_either() {
         send(&fixture, batch * 20 + 1..=(batch + 1) * 20).await;
     }
     let gate = Arc::new(Semaphore::new(0));
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (handler, mut seen) = Script::new({
-        let (gate, most) = (gate.clone(), most.clone());
-        move |_| {
-            let (gate, running, most) = (gate.clone(), running.clone(), most.clone());
-            async move {
-                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                gate.acquire().await.unwrap().forget();
-                running.fetch_sub(1, Ordering::SeqCst);
-                Settle::Ack
-            }
-        }
-    });
+    let (handler, mut seen, most) = Script::gated(&gate);
     let (mesh, stop) = (fixture.mesh.clone(), CancellationToken::new());
     let (spec, shutdown) = (fixture.topology.consumer(CONSUMER).unwrap().clone(), stop.clone());
     let options = ConsumeOptions {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +14,7 @@ use herald_mesh::{
 };
 use herald_model::Lane;
 use herald_proto::mesh_v1::TimelineChunk;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -189,6 +190,24 @@ impl Script {
     /// Acknowledges all.
     pub(crate) fn acks() -> (Arc<Self>, Seen) {
         Self::new(|_| std::future::ready(Settle::Ack))
+    }
+
+    /// Acknowledges each that is let through, and counts how many were handled at a time at most.
+    pub(crate) fn gated(gate: &Arc<Semaphore>) -> (Arc<Self>, Seen, Arc<AtomicUsize>) {
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (handler, seen) = Self::new({
+            let (gate, most) = (gate.clone(), most.clone());
+            move |_| {
+                let (gate, running, most) = (gate.clone(), running.clone(), most.clone());
+                async move {
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    gate.acquire().await.unwrap().forget();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Settle::Ack
+                }
+            }
+        });
+        (handler, seen, most)
     }
 }
 
