@@ -92,7 +92,8 @@ impl<H: Handler> Worker<H> {
                 return self.term(&job, reason).await;
             }
             if let Some(wait) = headers.and_then(headers::wait) {
-                if !wait.is_zero() {
+                // Once: the clocks of two workers may differ, and each wait takes a delivery.
+                if !wait.is_zero() && meta.attempt == 1 {
                     return self.send(&reply, nak(wait)).await;
                 }
                 // The first delivery was for the wait, as a rule. If not, it has one attempt more than others.
