@@ -108,7 +108,7 @@ impl<H: Handler> Worker<H> {
             job.attempt,
             headers,
         );
-        let delivery = self.delivery(origin, message.payload, &job, message.headers.clone());
+        let delivery = self.delivery(origin, message.payload, &job, message.headers);
         self.kept(&job, self.run(&job, &delivery)).instrument(span).await;
     }
 
