@@ -83,7 +83,7 @@ impl Mesh {
             });
             spans.push(message.span);
         }
-        let to = headers::batch_subject(first.kind);
+        let to = first.kind.batch_subject();
         let mut headers = HeaderMap::new();
         headers.insert(headers::TYPE, "herald.mesh.v1.RedriveBatch");
         let sent = self
@@ -124,7 +124,7 @@ impl Mesh {
     /// The messages of a kind that are in REDRIVE by themselves, above a sequence: where the last of each letter and round
     /// is.
     pub async fn redriven_apart(&self, kind: Kind, above: u64) -> Result<HashMap<Redriven, u64>> {
-        let subject = headers::redrive_subject(kind);
+        let subject = kind.subject();
         self.scan(streams::REDRIVE, Some(&subject), above + 1, u64::MAX)
             .try_filter_map(|message| {
                 let redriven = message.redriven();

@@ -6,7 +6,6 @@ use std::time::Duration;
 use async_nats::{HeaderMap, HeaderValue};
 use herald_model::time::Micros;
 
-use crate::topology::consumers::Kind;
 use crate::{Redriven, Subject};
 
 /// Names the Protobuf message.
@@ -36,17 +35,7 @@ pub(crate) const TRACE_STATE: &str = "tracestate";
 pub(crate) const REDRIVE_SUBJECTS: &str = "redrive.v1.";
 
 /// What the subject of a batch has after that of a redriven message by itself.
-const BATCH: &str = ".batch";
-
-/// The subject of redriven messages of a kind that go by themselves.
-pub(crate) fn redrive_subject(kind: Kind) -> String {
-    format!("{REDRIVE_SUBJECTS}{kind}")
-}
-
-/// The subject of those that go together.
-pub(crate) fn batch_subject(kind: Kind) -> String {
-    format!("{REDRIVE_SUBJECTS}{kind}{BATCH}")
-}
+pub(crate) const BATCH: &str = ".batch";
 
 /// Where messages of a batch go by themselves; `None` for a subject that isn't a batch's.
 pub(crate) fn subject_of_batch(subject: &str) -> Option<&str> {

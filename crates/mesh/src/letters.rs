@@ -49,7 +49,7 @@ impl Redrive {
                 headers::add(&mut headers, name, value);
             }
         }
-        let to = headers::redrive_subject(self.kind);
+        let to = self.kind.subject();
         // Without telemetry the first trace goes on: whoever reads the headers finds it.
         let span = trace::redrive_span(&to, &headers);
         headers.insert(headers::SUBJECT, self.subject.as_str());

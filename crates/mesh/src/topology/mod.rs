@@ -11,8 +11,8 @@ use herald_model::Lane;
 pub use names::{consumers, streams};
 pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, Waits};
 
+use crate::Subject;
 use crate::error::Result;
-use crate::{Subject, headers};
 
 /// One stream: kept in files, with limits, refusing what is too much.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         ConsumerSpec::new(
             streams::REDRIVE,
             consumers::redrive(kind),
-            vec![headers::redrive_subject(kind), headers::batch_subject(kind)],
+            vec![kind.subject(), kind.batch_subject()],
             &of.redrive,
         )
     }));

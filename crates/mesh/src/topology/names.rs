@@ -28,6 +28,8 @@ pub mod consumers {
 
     use herald_model::{Lane, UnknownName};
 
+    use crate::headers::{BATCH, REDRIVE_SUBJECTS};
+
     /// Of POSTS: writes posts and request ids to the store.
     pub const ARCHIVE: &str = "archive";
     /// Of POSTS: analytics.
@@ -138,6 +140,16 @@ pub mod consumers {
                 Self::Timeline => "timeline",
                 Self::Push => "push",
             }
+        }
+
+        /// The subject of redriven messages that go by themselves.
+        pub(crate) fn subject(self) -> String {
+            format!("{REDRIVE_SUBJECTS}{self}")
+        }
+
+        /// The subject of those that go together.
+        pub(crate) fn batch_subject(self) -> String {
+            format!("{REDRIVE_SUBJECTS}{self}{BATCH}")
         }
 
         /// The kind of this consumer, or of this one of REDRIVE; `None` for one whose messages can't be redriven.
