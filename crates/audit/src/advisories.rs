@@ -54,7 +54,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
     if mesh.ack_floor(streams::DLQ, consumers::DEAD_LETTERS).await? < made {
         return Ok(());
     }
-    let explained = Explained::read(&*auditor.letters).await?;
+    let explained = Explained::read(&*auditor.letters, &mut run.pace).await?;
     let messages = mesh.scan(streams::ADVISORIES, None, from, handled);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {

@@ -7,7 +7,7 @@ use herald_mesh::{ConsumerSpec, RawMessage, StreamLag, Subject, Topology, consum
 use herald_model::{Channel, ChunkId, Lane, PostId};
 use herald_proto::mesh_v1::{FanoutSlice, PushChunk, TimelineChunk};
 
-use crate::{Auditor, Result};
+use crate::{Auditor, Result, pace::Pace};
 
 /// Names one chunk of a post.
 pub(crate) type ChunkKey = (PostId, Channel, ChunkId);
@@ -34,10 +34,10 @@ pub(crate) struct Carried {
 
 impl Carried {
     /// Reads the streams in the direction in which work flows: what leaves one while the next is read is seen there.
-    pub(crate) async fn read(auditor: &Auditor) -> Result<Self> {
+    pub(crate) async fn read(auditor: &Auditor, pace: &mut Pace) -> Result<Self> {
         let mut carried = Self::default();
-        carried.read_expansion(auditor).await?;
-        carried.read_chunks(auditor).await?;
+        carried.read_expansion(auditor, pace).await?;
+        carried.read_chunks(auditor, pace).await?;
         carried.letters = !idle(auditor, |consumer| {
             [streams::ADVISORIES, streams::DLQ].contains(&consumer.stream.as_str())
         })
@@ -69,7 +69,7 @@ impl Carried {
         self.chunks.contains(chunk)
     }
 
-    async fn read_expansion(&mut self, auditor: &Auditor) -> Result<()> {
+    async fn read_expansion(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
         let expands = |consumer: &ConsumerSpec| {
             [streams::POSTS, streams::SLICES, streams::REDRIVE].contains(&consumer.stream.as_str())
         };
@@ -85,7 +85,7 @@ impl Carried {
                 }
                 continue;
             }
-            each(auditor, &spec, floor, last, |message| {
+            each(auditor, pace, &spec, floor, last, |message| {
                 let Some((subject, sequence)) = message.original() else {
                     return;
                 };
@@ -111,25 +111,26 @@ impl Carried {
         Ok(())
     }
 
-    async fn read_chunks(&mut self, auditor: &Auditor) -> Result<()> {
+    async fn read_chunks(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
         // Before PUSH, to which it goes back, and after.
-        self.read_waiting(auditor).await?;
+        self.read_waiting(auditor, pace).await?;
         let delivers = |consumer: &ConsumerSpec| {
             [streams::TIMELINE, streams::PUSH, streams::REDRIVE].contains(&consumer.stream.as_str())
         };
         for (spec, floor, last) in busy(auditor, delivers).await? {
-            each(auditor, &spec, floor, last, |message| self.insert(message)).await?;
+            each(auditor, pace, &spec, floor, last, |message| self.insert(message)).await?;
         }
         // What left PUSH to wait, meanwhile.
-        self.read_waiting(auditor).await
+        self.read_waiting(auditor, pace).await
     }
 
     /// Reads what waits for its time: with no consumer, until it is due.
-    async fn read_waiting(&mut self, auditor: &Auditor) -> Result<()> {
+    async fn read_waiting(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
         let waiting = auditor.mesh.scan(streams::LATER, None, 1, u64::MAX);
         pin_mut!(waiting);
         while let Some(message) = waiting.next().await {
             self.insert(&message?);
+            pace.rest().await;
         }
         Ok(())
     }
@@ -207,6 +208,7 @@ async fn lags(auditor: &Auditor, which: impl Fn(&ConsumerSpec) -> bool) -> Resul
 /// Reads the messages of a consumer above a sequence, those of a batch one by one.
 async fn each(
     auditor: &Auditor,
+    pace: &mut Pace,
     spec: &ConsumerSpec,
     floor: u64,
     last: u64,
@@ -217,6 +219,7 @@ async fn each(
         pin_mut!(messages);
         while let Some(message) = messages.next().await {
             message?.apart().iter().for_each(&mut take);
+            pace.rest().await;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::{
     Auditor, Error, Event, Finding, FindingKind, Progress, Repaired, Result, Summary,
     carried::{Carried, ChunkKey},
     explained::Explained,
+    pace::Pace,
     posts::{is_complete, pending, plan_of, sums},
     repair::Repair,
     totals,
@@ -60,6 +61,7 @@ pub(crate) struct Run<'a> {
     events: &'a mpsc::Sender<Event>,
     pub(crate) repair: Option<Repair<'a>>,
     pub(crate) summary: Summary,
+    pub(crate) pace: Pace,
     posts_total: u64,
     started: Instant,
     told: Instant,
@@ -73,6 +75,7 @@ impl<'a> Run<'a> {
             events,
             repair: repair.then(|| Repair::new(auditor)),
             summary: Summary::default(),
+            pace: Pace::new(auditor.limits.work_share),
             posts_total: 0,
             started: now,
             told: now,
@@ -120,8 +123,8 @@ impl<'a> Run<'a> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let carried = Carried::read(self.auditor).await?;
-        let explained = Explained::read(&*self.auditor.letters).await?;
+        let carried = Carried::read(self.auditor, &mut self.pace).await?;
+        let explained = Explained::read(&*self.auditor.letters, &mut self.pace).await?;
         let mut by_post: BTreeMap<PostId, Vec<Suspect>> = BTreeMap::new();
         for suspect in suspects {
             by_post.entry(suspect.post()).or_default().push(suspect);
@@ -147,6 +150,7 @@ impl<'a> Run<'a> {
             for suspect in suspects {
                 self.look_again(suspect, &looked).await?;
             }
+            self.pace.rest().await;
             self.tell_progress().await?;
         }
         Ok(())

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use herald_model::PostId;
 use herald_store::{DeadLetters, LetterFilter, LetterState, Order, Origin};
 
-use crate::{Result, carried::ChunkKey};
+use crate::{Result, carried::ChunkKey, pace::Pace};
 
 /// Letters read at a time.
-const PAGE: usize = 4_096;
+const PAGE: usize = 1_024;
 
 /// What the letters of the store are about. A resolved letter explains nothing: what it was about is delivered.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub(crate) struct Explained {
 }
 
 impl Explained {
-    pub(crate) async fn read(letters: &dyn DeadLetters) -> Result<Self> {
+    pub(crate) async fn read(letters: &dyn DeadLetters, pace: &mut Pace) -> Result<Self> {
         let mut explained = Self::default();
         let mut after = None;
         loop {
@@ -48,6 +48,7 @@ impl Explained {
                 return Ok(explained);
             }
             after = page.next;
+            pace.rest().await;
         }
     }
 

@@ -19,6 +19,7 @@ mod confirm;
 mod error;
 mod explained;
 mod finding;
+mod pace;
 mod pairs;
 mod posts;
 mod repair;
@@ -53,7 +54,7 @@ pub struct Auditor {
 }
 
 /// The bounds of an audit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Deliveries compared with the timelines at a time: 8 bytes each, and one pass over all timelines for as many.
     pub pairs_max: usize,
@@ -63,6 +64,9 @@ pub struct Limits {
     pub timeline_entries_max: usize,
     /// How long a timeline keeps an entry.
     pub timeline_age_max: std::time::Duration,
+    /// How much of the time it works, above 0; it rests in between, so that posts needn't wait for it. 1 for an audit that
+    /// somebody waits for.
+    pub work_share: f64,
 }
 
 impl Default for Limits {
@@ -72,6 +76,7 @@ impl Default for Limits {
             timelines: true,
             timeline_entries_max: 800,
             timeline_age_max: std::time::Duration::from_hours(30 * 24),
+            work_share: 1.0,
         }
     }
 }

@@ -75,6 +75,10 @@ impl<'a> Pass<'a> {
             ledger: VecDeque::new(),
             ledger_after: match scope {
                 Scope::Post(post) => post.0.checked_sub(1).map(PostId),
+                // All up to a post that POSTS has, and that is too old, are too old.
+                Scope::Since(_) if mesh.message(streams::POSTS, from - 1).await?.is_some() => {
+                    Some(PostId(from - 1))
+                }
                 Scope::All | Scope::Since(_) => None,
             },
             ledger_ended: false,
@@ -193,6 +197,7 @@ impl<'a> Pass<'a> {
             if let Some(backfilled) = window.backfilled.last_mut() {
                 *backfilled = plan.backfilled;
             }
+            run.pace.rest().await;
         }
         Ok(())
     }

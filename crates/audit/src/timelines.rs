@@ -32,6 +32,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
         let timelines = auditor.stores.timelines.scan(after, SCAN_USERS).await?;
         let Some((last, _)) = timelines.last() else { break };
         after = Some(*last);
+        run.pace.rest().await;
         for (user, found) in &timelines {
             // Those with a plan and without a timeline.
             let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < *user));

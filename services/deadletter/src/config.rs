@@ -26,6 +26,8 @@ pub struct Patrol {
     pub interval_seconds: u64,
     /// How far back a round goes, seconds; 60 to 86,400. A round reads what the ledger knows of each post of that time.
     pub window_seconds: u64,
+    /// How much of the time a round works, percent; 1 to 100. Less is gentler to posts, and makes a round take longer.
+    pub work_percent_max: u8,
 }
 
 impl Default for Patrol {
@@ -33,6 +35,7 @@ impl Default for Patrol {
         Self {
             interval_seconds: 60,
             window_seconds: 600,
+            work_percent_max: 10,
         }
     }
 }
@@ -62,7 +65,13 @@ impl Config {
         check("redrive_in_flight_max", self.redrive_in_flight_max, 256, 65_536)?;
         check("redrives_max", self.redrives_max as u64, 1, 1_000)?;
         check("patrol.interval_seconds", self.patrol.interval_seconds, 0, 86_400)?;
-        check("patrol.window_seconds", self.patrol.window_seconds, 60, 86_400)
+        check("patrol.window_seconds", self.patrol.window_seconds, 60, 86_400)?;
+        check(
+            "patrol.work_percent_max",
+            self.patrol.work_percent_max.into(),
+            1,
+            100,
+        )
     }
 }
 

@@ -15,6 +15,7 @@ const LOGGED_MAX: u64 = 10;
 /// Audits the posts of the last minutes, round after round, until the shutdown. The timelines are left to `herald audit`.
 pub(crate) async fn run(config: Patrol, mut auditor: Auditor, metrics: Metrics, shutdown: CancellationToken) {
     auditor.limits.timelines = false;
+    auditor.limits.work_share = f64::from(config.work_percent_max) / 100.0;
     let mut ticks = tokio::time::interval(Duration::from_secs(config.interval_seconds));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {

@@ -340,6 +340,22 @@ async fn an_older_scope_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_posts_has_let_go_of_is_in_scope_and_a_rest_changes_nothing() {
+    let limits = Limits {
+        work_share: 0.5,
+        ..Limits::default()
+    };
+    let world = World::start_with(limits).await;
+    let _too_old = world.right(&[1]).await;
+    let (remembered, _) = world.right(&[1]).await;
+    let (there, _) = world.right(&[1]).await;
+    world.drain().await;
+    world.forget_before(there.id).await;
+    let (summary, findings) = world.audit(Scope::Since(remembered.accepted_at), false).await;
+    assert_eq!((summary.posts, findings), (2, Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_post_and_a_deaf_caller_end_an_audit() {
     let world = World::start().await;
     world.right(&[1]).await;

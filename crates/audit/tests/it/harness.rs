@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use herald_audit::{Auditor, Event, Finding, Limits, Scope, Summary};
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
-    Config, ConsumeOptions, Delivery, Handler, Mesh, Settle, Subject, Topology, TopologyConfig,
+    Config, ConsumeOptions, Delivery, Handler, Mesh, Settle, Subject, Topology, TopologyConfig, streams,
 };
 use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
 use herald_proto::mesh_v1::PostCreated;
@@ -28,7 +28,7 @@ pub(crate) struct World {
     pub(crate) auditor: Auditor,
     pub(crate) author: UserKey,
     _engine: Embedded,
-    _server: Server,
+    server: Server,
     _dir: TempDir,
 }
 
@@ -100,7 +100,7 @@ impl World {
             auditor,
             author,
             _engine: engine,
-            _server: server,
+            server,
             _dir: dir,
         }
     }
@@ -241,6 +241,14 @@ impl World {
         .await;
         self.count(post.id, count.into(), 0).await;
         (post, recipients)
+    }
+
+    /// Removes from POSTS what is before a post, as its limits do.
+    pub(crate) async fn forget_before(&self, post: PostId) {
+        let client = async_nats::connect(self.server.client_url()).await.unwrap();
+        let broker = async_nats::jetstream::new(client);
+        let posts = broker.get_stream(streams::POSTS).await.unwrap();
+        posts.purge().sequence(post.0).await.unwrap();
     }
 
     /// Acknowledges every message of every consumer, as if all were done.
