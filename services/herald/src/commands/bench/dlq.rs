@@ -13,10 +13,11 @@ use serde::Serialize;
 
 use super::{
     load::{self, Kind},
-    observe,
+    observe::{self, PostLatencies},
     progress::Progress,
     report::{Percentiles, percentiles},
     setup::{Setup, World},
+    stalls::Stalls,
 };
 use crate::{client::Client, context::Context, failure::Failure, output::Show};
 
@@ -27,7 +28,9 @@ how long it takes from then until its letter is listed.
 Then the dead-letter stream is filled with letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
 redriven as fast as it goes. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
 normal lane is measured before each part and beside it, for as long as it takes. What a machine does to some of the rounds it \
-does to posts with and without a redrive.
+does to posts with and without a redrive. Where it is allowed (to root, or with CAP_SYS_NICE), a thread of real-time priority on \
+each processor notes when the machine comes 2 ms late to it, and posts to which that didn't happen are told once more, as \
+undisturbed.
 
 If a letter is missing or doesn't come through its redrive, the exit code is 1.";
 
@@ -118,6 +121,9 @@ struct Report {
     /// Of posts, without and with a redrive.
     live_alone_ms: Percentiles,
     live_beside_ms: Percentiles,
+    /// Of those during which the machine did not stand still. `None`: not known, real-time threads aren't allowed.
+    live_alone_undisturbed_ms: Option<Percentiles>,
+    live_beside_undisturbed_ms: Option<Percentiles>,
     redrive_rate: u32,
     rss_mb_max: f64,
     disk_mb: f64,
@@ -139,11 +145,20 @@ impl Show for Report {
         line("first page of 100", percentiles(&self.first_page_ms));
         line("all groups", percentiles(&self.groups_ms));
         line("redriven", format!("{:.0}/s", self.redriven_per_second));
-        line("posts visible, alone", percentiles(&self.live_alone_ms));
-        line(
-            &format!("  beside {} letters/s", self.redrive_rate),
-            percentiles(&self.live_beside_ms),
-        );
+        let beside = format!("beside {} letters/s", self.redrive_rate);
+        for (name, all, undisturbed) in [
+            (
+                "posts visible, alone",
+                &self.live_alone_ms,
+                &self.live_alone_undisturbed_ms,
+            ),
+            (&*beside, &self.live_beside_ms, &self.live_beside_undisturbed_ms),
+        ] {
+            line(name, percentiles(all));
+            if let Some(undisturbed) = undisturbed {
+                line("  of these undisturbed", percentiles(undisturbed));
+            }
+        }
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line("disk", format!("{:.0} MB", self.disk_mb));
         line(
@@ -230,15 +245,16 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .step("redriving half of them", redrive(client, FIRST, 0))
         .await?;
     let mut resolved = first.resolved_count;
-    let (mut alone, mut beside) = (observe::histogram(), observe::histogram());
+    let stalls = Stalls::watch();
+    let (mut alone, mut beside) = (PostLatencies::default(), PostLatencies::default());
     let bar = progress.bar("rounds", args.rounds.into());
     for number in 0..u64::from(args.rounds) {
         tokio::time::sleep(SETTLE).await;
-        alone += live(args, &world, 2 * number).await?;
+        alone += live(args, &world, 2 * number, stalls.as_ref()).await?;
         let part = round(number);
         let (redriven, posts) = tokio::try_join!(
             redrive(client, &part, args.redrive_rate),
-            live(args, &world, 2 * number + 1)
+            live(args, &world, 2 * number + 1, stalls.as_ref())
         )?;
         beside += posts;
         resolved += redriven.resolved_count;
@@ -254,8 +270,10 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         first_page_ms: Percentiles::of(&first_page),
         groups_ms: Percentiles::of(&groups),
         redriven_per_second: first.resolved_count as f64 / seconds.max(1e-6),
-        live_alone_ms: Percentiles::of(&alone),
-        live_beside_ms: Percentiles::of(&beside),
+        live_alone_ms: Percentiles::of(&alone.all),
+        live_beside_ms: Percentiles::of(&beside.all),
+        live_alone_undisturbed_ms: stalls.is_some().then(|| Percentiles::of(&alone.undisturbed)),
+        live_beside_undisturbed_ms: stalls.is_some().then(|| Percentiles::of(&beside.undisturbed)),
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
@@ -392,7 +410,12 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
 }
 
 /// Posts at a rate, and how soon each is visible to all who watch.
-async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
+async fn live(
+    args: &Args,
+    world: &World,
+    seed: u64,
+    stalls: Option<&Stalls>,
+) -> Result<PostLatencies, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
     let authors: load::Authors = (0..args.live_posts())
         .map(|_| rng.random_range(0..args.setup.authors()))
@@ -403,7 +426,8 @@ async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, F
     };
     let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
     observe::drained(&world.client, &LANES, |_| {}).await?;
-    Ok(observe::latencies_of_posts(&submitted, &world.watchers.seen()))
+    let stalls = stalls.map(Stalls::noted).unwrap_or_default();
+    Ok(PostLatencies::of(&submitted, &world.watchers.seen(), &stalls))
 }
 
 async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {

@@ -10,6 +10,7 @@ mod progress;
 mod report;
 mod server;
 mod setup;
+mod stalls;
 mod verify;
 
 use crate::{context::Context, failure::Failure};
