@@ -257,6 +257,23 @@ async fn garbage_is_collected_half_as_often_unless_the_environment_says_how_ofte
     assert_eq!(found, [wanted]);
 }
 
+/// A kernel tells another process's timer slack to root, and to who has CAP_SYS_NICE.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn its_timers_need_not_be_exact() {
+    let server = Server::start(Config::default()).await.unwrap();
+    for task in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let task = task.unwrap().file_name().into_string().unwrap();
+        match std::fs::read_to_string(format!("/proc/{task}/timerslack_ns")) {
+            Ok(nanos) => assert_eq!(nanos.trim(), "500000"),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                println!("not checked: {error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_server_and_its_temporary_directory_are_gone() {
     let server = Server::start(Config::default()).await.unwrap();
