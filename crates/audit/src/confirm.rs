@@ -14,7 +14,7 @@ use crate::{
     carried::{Carried, ChunkKey},
     explained::Explained,
     pace::Pace,
-    posts::{is_complete, pending, plan_of, sums},
+    plan::{is_complete, pending, plan_of, sums},
     repair::Repair,
     totals,
 };

@@ -1,7 +1,7 @@
 //! The auditor: proves that nothing is missing, or names what is.
 //!
 //! An audit goes over the accepted posts in windows, oldest first ([`posts`]). Of each post it compares what was accepted
-//! with what was planned, and what was planned with what is settled; of each window, what is settled with what the
+//! with what was planned, and what was planned with what is settled ([`plan`]); of each window, what is settled with what the
 //! timelines have ([`timelines`]); at the end, what JetStream says was given up with the dead letters ([`advisories`]).
 //! What looks wrong is a suspect only: it may be on its way. So the auditor reads what the streams still carry
 //! ([`carried`]), looks again ([`confirm`]), and what is still wrong then is a [`Finding`]. On request it sends again what
@@ -21,11 +21,13 @@ mod explained;
 mod finding;
 mod pace;
 mod pairs;
+mod plan;
 mod posts;
 mod repair;
 mod summary;
 mod timelines;
 mod totals;
+mod window;
 
 use std::sync::Arc;
 

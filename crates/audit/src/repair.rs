@@ -18,7 +18,7 @@ use herald_proto::{
 use herald_store::{ChunkState, PostPlan};
 use prost::Message as _;
 
-use crate::{Auditor, Repaired, carried::ChunkKey, posts::sums};
+use crate::{Auditor, Repaired, carried::ChunkKey, plan::sums};
 
 /// The letter's number of a message that no letter is about.
 const BY_AUDITOR: u64 = 0;

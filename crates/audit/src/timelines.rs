@@ -6,7 +6,7 @@ use crate::{
     Auditor, Result,
     confirm::{Run, Suspect},
     pairs::{Difference, Pair, compare},
-    posts::Window,
+    window::Window,
 };
 
 /// Timelines in one read of the store.

@@ -3,7 +3,7 @@
 use herald_model::{Channel, PostId};
 use herald_store::PostPlan;
 
-use crate::{Auditor, Result, posts::sums};
+use crate::{Auditor, Result, plan::sums};
 
 /// Delivered to timelines; and pushes delivered, suppressed, expired and dead.
 pub(crate) type Five = [i64; 5];
