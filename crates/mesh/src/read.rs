@@ -184,10 +184,13 @@ impl Mesh {
     /// Any replica of the stream may answer, but only its leader is believed that there is none: the others learn of a
     /// message a moment after its publisher.
     pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<RawMessage>> {
+        // Sequences begin at 1, and a server that is asked for another one refuses it.
+        if sequence == 0 {
+            return Ok(None);
+        }
         let handle = self.stream(stream).await?;
         match found(handle.direct_get(sequence).await, stream)? {
             Some(message) => Ok(Some(message)),
-            None if sequence == 0 => Ok(None),
             None => found_by_leader(handle.get_raw_message(sequence).await, stream),
         }
     }

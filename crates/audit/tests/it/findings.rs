@@ -337,6 +337,8 @@ async fn an_older_scope_is_left_alone() {
     assert_eq!((summary.posts, findings), (1, Vec::new()));
     let (_, findings) = world.audit(Scope::Post(old.id), false).await;
     assert_eq!(findings.len(), 2);
+    let (summary, findings) = world.audit(Scope::Since(Micros(0)), false).await;
+    assert_eq!((summary.posts, findings.len()), (2, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,6 +80,7 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
     for sequence in [19, 20, 25] {
         stream.delete_message(sequence).await.unwrap();
     }
+    assert!(mesh.message(streams::TIMELINE, 0).await.unwrap().is_none());
     let since = mesh.sequence_since(streams::TIMELINE, at).await.unwrap();
     let all: Vec<RawMessage> = within(mesh.scan(streams::TIMELINE, None, 1, 40).try_collect())
         .await
