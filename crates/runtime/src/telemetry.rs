@@ -35,7 +35,7 @@ const ENDPOINT_VARIABLES: [&str; 2] = [
 ];
 
 /// What is logged, the first that is set counts; `RUST_LOG`'s syntax.
-const LOG_VARIABLES: [&str; 2] = ["HERALD_LOG", "RUST_LOG"];
+pub const LOG_VARIABLES: [&str; 2] = ["HERALD_LOG", "RUST_LOG"];
 
 /// Which spans are exported, in `RUST_LOG`'s syntax: independent of what is logged.
 const TRACE_FILTER_VARIABLE: &str = "HERALD_TRACE_FILTER";

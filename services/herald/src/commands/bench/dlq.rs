@@ -32,7 +32,9 @@ does to posts with and without a redrive. Where it is allowed (to root, or with 
 each processor notes when the machine comes 2 ms late to it, and posts to which that didn't happen are told once more, as \
 undisturbed.
 
-If a letter is missing or doesn't come through its redrive, the exit code is 1.";
+The audit of the newest posts goes on meanwhile, as it always does: how many of its rounds ended and how many failed is told.
+
+If a letter is missing or doesn't come through its redrive, or a round of that audit failed, the exit code is 1.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -128,6 +130,9 @@ struct Report {
     rss_mb_max: f64,
     disk_mb: f64,
     unresolved: u64,
+    /// Rounds of the audit of the newest posts that ended, and that failed.
+    audit_rounds: f64,
+    audit_failures: f64,
 }
 
 impl Show for Report {
@@ -135,7 +140,7 @@ impl Show for Report {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a string can't fail.
-            let _ = writeln!(text, "{name:<26}{value}");
+            let _ = writeln!(text, "{name:<28}{value}");
         };
         line("last attempt to visible", percentiles(&self.visible_ms));
         line(
@@ -165,6 +170,10 @@ impl Show for Report {
             "checked",
             format!("{} letters did not come through", self.unresolved),
         );
+        line(
+            "audits of the newest posts",
+            format!("{} done, {} failed", self.audit_rounds, self.audit_failures),
+        );
         text.truncate(text.trim_end().len());
         text
     }
@@ -179,10 +188,14 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         )));
     }
     let report = measure(&args, context).await?;
-    let wrong = report.unresolved > 0;
     context.output.show(&report)?;
-    if wrong {
+    if report.unresolved > 0 {
         return Err(Failure::failed("not every letter came through its redrive"));
+    }
+    if report.audit_failures > 0.0 {
+        return Err(Failure::failed(
+            "the newest posts could not be audited; the server's log says why",
+        ));
     }
     Ok(())
 }
@@ -278,7 +291,11 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
         unresolved: args.letters - resolved.min(args.letters),
+        audit_rounds: world.server.metric("herald_audit_rounds_total").await?,
+        audit_failures: world.server.metric("herald_audit_failures_total").await?,
     };
+    // Or it would log that the server is gone.
+    drop(mesh);
     progress.step("stopping the server", world.stop()).await?;
     Ok(report)
 }

@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+use herald_runtime::telemetry::LOG_VARIABLES;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -27,6 +30,7 @@ const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 struct Ready {
     event: String,
     grpc: String,
+    http: String,
     herald_pid: u32,
     nats: String,
     nats_pid: Option<u32>,
@@ -37,6 +41,7 @@ struct Ready {
 pub(super) struct Server {
     child: Child,
     grpc: String,
+    http: String,
     nats: String,
     pids: Vec<u32>,
     data_dir: PathBuf,
@@ -47,12 +52,17 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts this very program's `up` and waits until it is ready. `options` are passed on.
-    pub(super) async fn start(data_dir: &Path, options: &[String], stderr: Stdio) -> Result<Self, Failure> {
+    /// Starts this very program's `up` and waits until it is ready. `options` are passed on; `quiet`: warnings and errors are all
+    /// that it logs, unless the environment says more.
+    pub(super) async fn start(data_dir: &Path, options: &[String], quiet: bool) -> Result<Self, Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::io("this program's own path can't be found", &error))?;
         let started = tokio::time::Instant::now();
-        let mut child = Command::new(program)
+        let mut up = Command::new(program);
+        if quiet && LOG_VARIABLES.iter().all(|name| std::env::var_os(name).is_none()) {
+            up.env(LOG_VARIABLES[0], "warn");
+        }
+        let mut child = up
             .args([
                 "up",
                 "--output",
@@ -67,7 +77,6 @@ impl Server {
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(stderr)
             // A Ctrl-C at the terminal is for the benchmark, which then ends its server.
             .process_group(0)
             .kill_on_drop(true)
@@ -89,6 +98,7 @@ impl Server {
         Ok(Self {
             child,
             grpc: format!("http://{}", ready.grpc),
+            http: format!("http://{}", ready.http),
             nats: ready.nats,
             pids,
             data_dir: data_dir.into(),
@@ -106,6 +116,13 @@ impl Server {
     /// Where its nats-server listens.
     pub(super) fn nats(&self) -> &str {
         &self.nats
+    }
+
+    /// What `/metrics` says of a name without labels.
+    pub(super) async fn metric(&self, name: &str) -> Result<f64, Failure> {
+        let url = format!("{}/metrics", self.http);
+        let text = get(&url).await?;
+        metric(&text, name).ok_or_else(|| Failure::failed(format!("{url} says nothing of {name}")))
     }
 
     /// The memory that herald and nats-server hold together, MB.
@@ -164,6 +181,28 @@ async fn ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
             return Ok(ready);
         }
     }
+}
+
+async fn get(url: &str) -> Result<String, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("{url} can't be read: {error}"));
+    let uri = url.parse::<http::Uri>().map_err(|error| failed(&error))?;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<&[u8]>>();
+    let answer = client.get(uri).await.map_err(|error| failed(&error))?;
+    if !answer.status().is_success() {
+        return Err(failed(&answer.status()));
+    }
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| failed(&error))?;
+    Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+}
+
+/// The value of a name without labels in Prometheus' text format.
+fn metric(text: &str, name: &str) -> Option<f64> {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    text.lines().find_map(value)
 }
 
 async fn watch_memory(pids: Vec<u32>, max: tokio::sync::watch::Sender<u64>) {

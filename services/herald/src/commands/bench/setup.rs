@@ -1,6 +1,6 @@
 //! What all benchmarks begin with: a server of their own, a social graph, devices, and somebody who watches.
 
-use std::{path::PathBuf, process::Stdio, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use clap::ValueEnum;
 use herald_push_sink::Running;
@@ -128,13 +128,11 @@ impl Setup {
             )));
         }
         let graph = Arc::new(self.make_graph(big_author)?);
-        let log = if context.output.is_json() {
-            Stdio::null()
-        } else {
-            Stdio::inherit()
-        };
         let server = progress
-            .step("starting a server", Server::start(&dir, &self.up, log))
+            .step(
+                "starting a server",
+                Server::start(&dir, &self.up, context.output.is_json()),
+            )
             .await?;
         let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
 
