@@ -1,16 +1,17 @@
-//! Writes DLQ's messages to the store, and to the ledger what they mean for deliveries.
+//! Writes DLQ's messages to the store, and has done what they mean for deliveries.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject, streams};
+use herald_mesh::{Delivery, Handler, Settle, streams};
 use herald_model::time::Micros;
-use herald_proto::mesh_v1::{DeadLetter, DeliveriesSettled, SettledChunk};
-use herald_store::{DeadLetters, Ledger, Letter, LetterFilter, LetterState, Order, Reopened, Reopening};
+use herald_proto::mesh_v1::DeadLetter;
+use herald_store::{DeadLetters, Letter, LetterFilter, LetterState, Order, Reopened, Reopening};
 
 use crate::{
     Metrics,
     error::StepError,
+    failures::Failures,
     wire::{self, News},
 };
 
@@ -19,9 +20,8 @@ const PAGE: usize = 1_000;
 
 /// Works on DLQ.
 pub(crate) struct Index {
-    pub(crate) mesh: Mesh,
     pub(crate) letters: Arc<dyn DeadLetters>,
-    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) failures: Failures,
     pub(crate) metrics: Metrics,
 }
 
@@ -53,12 +53,19 @@ impl Index {
                     self.insert(body, *letter).await?;
                 } else {
                     for reopening in lost {
-                        self.reopen(body, reopening, (*letter).clone()).await?;
+                        if self.failures.reopen_removed(&reopening).await? == Reopened::Unknown {
+                            self.insert(body, (*letter).clone()).await?;
+                        }
                     }
                 }
             }
             News::Letter(letter) => self.insert(body, *letter).await?,
-            News::Failed(reopening, letter) => self.reopen(body, reopening, *letter).await?,
+            News::Failed(reopening, letter) => {
+                // Forgotten since: somebody must decide all the same.
+                if self.failures.reopen(&reopening, body).await? == Reopened::Unknown {
+                    self.insert(body, *letter).await?;
+                }
+            }
         }
         self.metrics.open(self.letters.count(LetterState::Open).await?);
         Ok(())
@@ -88,28 +95,7 @@ impl Index {
                 return Ok(());
             }
         }
-        self.bury(body).await
-    }
-
-    async fn reopen(&self, body: &DeadLetter, reopening: Reopening, letter: Letter) -> Result<(), StepError> {
-        match self.letters.reopen(&reopening).await? {
-            Reopened::Open => {
-                self.metrics.failed_again.inc();
-                self.bury(body).await
-            }
-            Reopened::Known => {
-                let known = self.letters.get(&[reopening.letter]).await?;
-                let open =
-                    |letter: &Letter| letter.state == LetterState::Open && letter.round == reopening.round;
-                if known.first().and_then(Option::as_ref).is_some_and(open) {
-                    self.bury(body).await
-                } else {
-                    Ok(())
-                }
-            }
-            // Forgotten since: somebody must decide all the same.
-            Reopened::Unknown => self.insert(body, letter).await,
-        }
+        self.failures.bury(body).await
     }
 
     /// The letters whose redrive was removed from REDRIVE before anybody could read whose it was: one, or all of a batch.
@@ -143,58 +129,5 @@ impl Index {
                 None => return Ok(found),
             }
         }
-    }
-
-    /// Gives up in the ledger what the letter's chunk still owes, and tells analytics.
-    async fn bury(&self, body: &DeadLetter) -> Result<(), StepError> {
-        let (Some(channel), true) = (wire::channel_from(body.channel()), body.chunk_id != 0) else {
-            return Ok(());
-        };
-        let (post, chunk) = (
-            herald_model::PostId(body.post_id),
-            herald_model::ChunkId(body.chunk_id),
-        );
-        let now = Micros::now();
-        let buried = match self.ledger.bury(post, channel, chunk, now).await {
-            // The letter is there, an audit finds the row, and to try it again would hold up all redrives: they wait until
-            // each failure is known.
-            Err(error) if !error.kind().is_passing() => {
-                tracing::error!(
-                    post_id = post.0,
-                    %channel,
-                    chunk_id = %chunk,
-                    %error,
-                    "a dead letter of a chunk that can't be given up in the ledger"
-                );
-                return Ok(());
-            }
-            buried => buried?,
-        };
-        let Some(buried) = buried else {
-            tracing::debug!(
-                post_id = post.0,
-                chunk_id = %chunk,
-                "a dead letter of a chunk that nobody planned"
-            );
-            return Ok(());
-        };
-        let event = DeliveriesSettled::from(SettledChunk {
-            post_id: post.0,
-            author_key: body.author_key,
-            channel: herald_proto::v1::Channel::from(channel).into(),
-            chunk_id: chunk.0,
-            delivered_count: buried.counts.delivered,
-            suppressed_count: buried.counts.suppressed,
-            expired_count: buried.counts.expired,
-            dead_count: buried.counts.dead,
-            accepted_at_us: body.accepted_at_us,
-            settled_at_us: now.0,
-            revision: buried.revision,
-        });
-        let id = event.message_id();
-        self.mesh
-            .publish(Subject::Settled(channel), Some(&id), &event)
-            .await?;
-        Ok(())
     }
 }

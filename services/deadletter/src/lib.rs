@@ -16,6 +16,7 @@ mod advisories;
 mod config;
 mod domain;
 mod error;
+mod failures;
 mod grpc;
 mod index;
 mod metrics;
@@ -48,6 +49,7 @@ pub use metrics::Metrics;
 
 use crate::{
     advisories::Advisories,
+    failures::Failures,
     grpc::{Api, AuditApi},
     index::Index,
     redrive::Redrives,
@@ -97,10 +99,15 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
-    let index = Index {
+    let failures = Failures {
         mesh: mesh.clone(),
         letters: stores.letters.clone(),
         ledger: stores.ledger.clone(),
+        metrics: metrics.clone(),
+    };
+    let index = Index {
+        letters: stores.letters.clone(),
+        failures: failures.clone(),
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
@@ -117,6 +124,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     let (redrives, begun) = Redrives::new(
         mesh.clone(),
         stores.letters.clone(),
+        failures,
         metrics,
         config.redrive_in_flight_max,
         stop.clone(),

@@ -31,6 +31,7 @@ use crate::{
     Metrics,
     domain::pace::{self, Pace},
     error::StepError,
+    failures::Failures,
     redrive::outcomes::Outcomes,
 };
 
@@ -75,11 +76,12 @@ impl Redrives {
     pub(crate) fn new(
         mesh: Mesh,
         letters: Arc<dyn DeadLetters>,
+        failures: Failures,
         metrics: Metrics,
         in_flight_max: u64,
         stop: CancellationToken,
     ) -> (Self, mpsc::Receiver<Act>) {
-        let outcomes = Outcomes::new(mesh.clone(), letters.clone(), metrics.clone());
+        let outcomes = Outcomes::new(mesh.clone(), letters.clone(), failures, metrics.clone());
         let (begun, waiting) = mpsc::channel(BEGUN_MAX);
         let redrives = Self {
             outcomes: Arc::new(outcomes),

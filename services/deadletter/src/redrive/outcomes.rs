@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Metrics, domain::fingerprint, error::StepError};
+use crate::{Metrics, domain::fingerprint, error::StepError, failures::Failures};
 
 /// How often the floors are looked at while letters are under way.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -62,6 +62,7 @@ struct Passed {
 pub(crate) struct Outcomes {
     mesh: Mesh,
     letters: Arc<dyn DeadLetters>,
+    failures: Failures,
     metrics: Metrics,
     /// By kind, and by where they are in REDRIVE.
     under_way: Mutex<BTreeMap<Kind, BTreeMap<u64, Vec<Sent>>>>,
@@ -70,10 +71,16 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    pub(super) fn new(mesh: Mesh, letters: Arc<dyn DeadLetters>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        mesh: Mesh,
+        letters: Arc<dyn DeadLetters>,
+        failures: Failures,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             mesh,
             letters,
+            failures,
             metrics,
             under_way: Mutex::default(),
             more: Notify::new(),
@@ -151,7 +158,7 @@ impl Outcomes {
         let here: Vec<Passed> = passed.iter().filter(is_here).copied().collect();
         let removed = self.removed(&here).await?;
         for letter in &removed {
-            self.letters.reopen(&reopening(*letter)).await?;
+            self.failures.reopen_removed(&reopening(*letter)).await?;
         }
         let done: Vec<Chosen> = here
             .iter()

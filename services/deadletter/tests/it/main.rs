@@ -7,5 +7,6 @@ mod corrupt;
 mod harness;
 mod letters;
 mod redrive;
+mod removed;
 mod restart;
 mod together;

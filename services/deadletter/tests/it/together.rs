@@ -14,7 +14,7 @@ fn letter_of(delivery: &Delivery) -> u64 {
 }
 
 /// Begins a redrive of everything, and doesn't wait for its end.
-async fn begin(client: &Client) {
+pub(crate) async fn begin(client: &Client) {
     let request = RedriveDeadLettersRequest {
         selection: Some(everything()),
         ..Default::default()

@@ -1,0 +1,107 @@
+//! Redrives that are removed from REDRIVE while a worker has them in hand.
+
+use async_nats::jetstream;
+use herald_mesh::streams;
+use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
+use herald_proto::v1::DeadLetterState;
+use herald_store::{Base, LetterId, Outcome, Settlement};
+
+use crate::{
+    harness::{Harness, Running, Verdict, in_state, letters, until},
+    together::begin,
+};
+
+const POST: PostId = PostId(9);
+const USERS: [&str; 3] = ["ann", "cid", "dan"];
+
+/// The push channel's counts of the post: delivered, pending, dead.
+async fn counts(harness: &Harness) -> (u64, u64, u64) {
+    let counts = harness.stores.ledger.counts(POST).await.unwrap();
+    let push = counts.unwrap().push;
+    (push.delivered, push.pending, push.dead)
+}
+
+/// A chunk was given up and is redriven; a worker has reached one of its recipients, owes the others again, and is gone.
+async fn begun() -> (Harness, Running) {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let chunk = harness.plan(POST.0, &USERS).await;
+    harness.tell(Verdict::Term("no"));
+    harness.publish(&chunk).await;
+    letters(&service.client, 1).await;
+    until(async || counts(&harness).await == (0, 0, 3)).await;
+    harness.stop_worker();
+    begin(&service.client).await;
+    until(async || {
+        let letters = harness.stores.letters.get(&[LetterId(1)]).await.unwrap();
+        letters[0].as_ref().unwrap().redrive_sequence == 1
+    })
+    .await;
+
+    let chunk_id = ChunkId(chunk.chunk_id);
+    let recorded = harness
+        .stores
+        .ledger
+        .outcome(POST, Channel::Push, chunk_id)
+        .await
+        .unwrap()
+        .unwrap();
+    let Outcome::Mixed { dead, .. } = recorded.outcome else {
+        panic!("{recorded:?}")
+    };
+    let settlement = Settlement {
+        post: POST,
+        channel: Channel::Push,
+        chunk: chunk_id,
+        base: Base::Revision(recorded.revision),
+        outcome: Outcome::Mixed {
+            delivered: Recipients::from_sorted(dead.iter().take(1)),
+            suppressed: Recipients::default(),
+            expired: Recipients::default(),
+            dead: Recipients::default(),
+            partly: Vec::new(),
+        },
+        at: Micros::now(),
+    };
+    harness.stores.ledger.settle(&settlement).await.unwrap();
+    assert_eq!(counts(&harness).await, (1, 2, 0));
+    (harness, service)
+}
+
+/// The letter says why, and owes those who were not reached.
+async fn is_given_up_again(harness: &Harness, service: Running, reason: &str) {
+    until(async || in_state(&service.client, DeadLetterState::Open).await == [1]).await;
+    until(async || counts(harness).await == (1, 0, 2)).await;
+    let letter = letters(&service.client, 1).await.remove(0);
+    assert_eq!(
+        (&*letter.reason, letter.owed_count, letter.redrive_count),
+        (reason, 2, 1)
+    );
+    assert_eq!(harness.metric("herald_deadletter_failed_again_total"), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_an_advisory_tells_of_is_given_up_again() {
+    let (harness, service) = begun().await;
+    let jetstream = jetstream::new(harness.nats.clone());
+    let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
+    assert!(stream.delete_message(1).await.unwrap());
+    let reason = "Unacknowledged message was deleted";
+    harness.advise("REDRIVE", "redrive-push", 1, Some(reason)).await;
+    is_given_up_again(&harness, service, reason).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_nothing_tells_of_is_given_up_again() {
+    let (harness, service) = begun().await;
+    let jetstream = jetstream::new(harness.nats.clone());
+    let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
+    stream.purge().await.unwrap();
+    is_given_up_again(
+        &harness,
+        service,
+        "removed from REDRIVE before it was acknowledged",
+    )
+    .await;
+}
