@@ -83,7 +83,7 @@ async fn is_given_up_again(harness: &Harness, service: Running, reason: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_an_advisory_tells_of_is_given_up_again() {
-    let (harness, service) = begun().await;
+    let (harness, service) = Box::pin(begun()).await;
     let jetstream = jetstream::new(harness.nats.clone());
     let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
     assert!(stream.delete_message(1).await.unwrap());
@@ -94,7 +94,7 @@ async fn one_that_an_advisory_tells_of_is_given_up_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_nothing_tells_of_is_given_up_again() {
-    let (harness, service) = begun().await;
+    let (harness, service) = Box::pin(begun()).await;
     let jetstream = jetstream::new(harness.nats.clone());
     let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
     stream.purge().await.unwrap();
