@@ -67,14 +67,8 @@ pub(crate) const CONTROLS: [Control; 5] = [
         name: "control-forgotten-in-a-batch",
         sabotage: "batch.forget-undone=return",
         settings: &[],
-        kinds: &[
-            Kind::Poison,
-            Kind::Poison,
-            Kind::Poison,
-            Kind::Poison,
-            Kind::Redrive,
-        ],
-        budget: Budget::Time(Duration::from_secs(10)),
+        kinds: &[Kind::RedrivenPoison],
+        budget: Budget::Time(Duration::from_secs(5)),
         findings: &["dead letters"],
     },
 ];
