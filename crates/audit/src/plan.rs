@@ -17,26 +17,16 @@ pub(crate) fn is_complete(plan: &PostPlan) -> bool {
 /// What became of a chunk, in numbers.
 pub(crate) fn sums(chunk: &ChunkState) -> ChannelSums {
     let targeted = u64::from(chunk.recipients.len());
+    let outcome = chunk.recorded.as_ref().map(|recorded| &recorded.outcome);
+    let counts = outcome.map(Outcome::counts).unwrap_or_default();
     let mut sums = ChannelSums {
         targeted,
+        delivered: counts.delivered.into(),
+        suppressed: counts.suppressed.into(),
+        expired: counts.expired.into(),
+        dead: counts.dead.into(),
         ..ChannelSums::default()
     };
-    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
-        None => {}
-        Some(Outcome::Delivered { count }) => sums.delivered = u64::from(*count),
-        Some(Outcome::Mixed {
-            delivered,
-            suppressed,
-            expired,
-            dead,
-            ..
-        }) => {
-            sums.delivered = delivered.len().into();
-            sums.suppressed = suppressed.len().into();
-            sums.expired = expired.len().into();
-            sums.dead = dead.len().into();
-        }
-    }
     let settled = sums.delivered + sums.suppressed + sums.expired + sums.dead;
     sums.pending = targeted.saturating_sub(settled);
     sums
