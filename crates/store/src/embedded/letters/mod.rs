@@ -195,13 +195,14 @@ impl Tables {
                 })
                 .collect();
         }
-        let mut found = HashMap::with_capacity(ids.len());
+        let mut near = HashMap::with_capacity(ids.len());
         for row in self.contents.range(first.to_be_bytes()..=last.to_be_bytes()) {
             let (key, value) = row.into_inner().map_err(map_err)?;
-            found.insert(row::last_number(&key)?, row::decode_content(&value)?);
+            near.insert(row::last_number(&key)?, value);
         }
-        // An id may be asked for twice.
-        Ok(numbers().map(|id| found.get(&id).cloned()).collect())
+        numbers()
+            .map(|id| near.get(&id).map(|row| row::decode_content(row)).transpose())
+            .collect()
     }
 
     /// An act without its selection.
