@@ -118,11 +118,11 @@ impl Server {
         &self.nats
     }
 
-    /// What `/metrics` says of a name without labels.
-    pub(super) async fn metric(&self, name: &str) -> Result<f64, Failure> {
+    /// What `/metrics` says of a counter without labels.
+    pub(super) async fn counter(&self, name: &str) -> Result<u64, Failure> {
         let url = format!("{}/metrics", self.http);
         let text = get(&url).await?;
-        metric(&text, name).ok_or_else(|| Failure::failed(format!("{url} says nothing of {name}")))
+        counter(&text, name).ok_or_else(|| Failure::failed(format!("{url} says nothing of {name}")))
     }
 
     /// The memory that herald and nats-server hold together, MB.
@@ -199,8 +199,8 @@ async fn get(url: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
 }
 
-/// The value of a name without labels in Prometheus' text format.
-fn metric(text: &str, name: &str) -> Option<f64> {
+/// The value of a counter without labels in Prometheus' text format.
+fn counter(text: &str, name: &str) -> Option<u64> {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
     text.lines().find_map(value)
 }
