@@ -72,14 +72,13 @@ pub(crate) struct World {
     /// Between herald and a single nats-server, when there is a toxiproxy.
     pub(crate) nats_proxy: Option<Proxy>,
     pub(crate) sink: PushSink,
-    _toxiproxy: Option<Toxiproxy>,
     dir: TempDir,
 }
 
 impl World {
     pub(crate) async fn start(log: &Log, options: Options) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
-        let toxiproxy = Toxiproxy::start(dir.path()).await;
+        let toxiproxy = Toxiproxy::find(dir.path()).await;
         let nats = match options.cluster {
             0 => Nats::single(dir.path()).await,
             size => Nats::cluster(dir.path(), size, toxiproxy.as_ref()).await,
@@ -111,7 +110,6 @@ impl World {
             nats,
             nats_proxy,
             sink,
-            _toxiproxy: toxiproxy,
             dir,
         }
     }

@@ -1,34 +1,51 @@
 //! toxiproxy: a slow, broken or half-open network.
 
 use std::{
+    fs::OpenOptions,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    sync::Mutex,
+};
 
 use super::free_port;
 
+/// To take a toxic out of all connections.
+const HEAL_LIMIT: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(20);
 const BUILD_LIMIT: Duration = Duration::from_mins(3);
 const MODULE: &str = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0";
 
-/// A toxiproxy process, killed when dropped.
+/// How proxies are started.
+#[derive(Debug, Clone)]
 pub(crate) struct Toxiproxy {
-    api: String,
+    program: PathBuf,
+    dir: PathBuf,
     client: reqwest::Client,
-    _child: Child,
 }
 
-/// One way through it.
+/// One way through a toxiproxy of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Proxy {
-    url: String,
+    toxiproxy: Toxiproxy,
+    name: String,
+    upstream: String,
     address: SocketAddr,
-    client: reqwest::Client,
+    process: Arc<Mutex<Process>>,
+}
+
+/// A toxiproxy process, killed when dropped.
+#[derive(Debug)]
+struct Process {
+    url: String,
+    child: Child,
 }
 
 /// What is done to the bytes on the way.
@@ -45,12 +62,38 @@ pub(crate) enum Toxic {
 }
 
 impl Toxiproxy {
-    /// Starts one; `None` where there is no toxiproxy and it can't be built.
-    pub(crate) async fn start(dir: &Path) -> Option<Self> {
+    /// `None` where there is no toxiproxy and it can't be built.
+    pub(crate) async fn find(dir: &Path) -> Option<Self> {
         let program = locate().await?;
+        // reqwest asks for the process's TLS backend even for plain http. It may be there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Some(Self {
+            program,
+            dir: dir.into(),
+            client: reqwest::Client::new(),
+        })
+    }
+
+    /// A way to an address.
+    pub(crate) async fn proxy(&self, name: &str, upstream: &str) -> Proxy {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        Proxy {
+            toxiproxy: self.clone(),
+            name: name.into(),
+            upstream: upstream.into(),
+            address,
+            process: Arc::new(Mutex::new(self.start(name, address, upstream).await)),
+        }
+    }
+
+    async fn start(&self, name: &str, address: SocketAddr, upstream: &str) -> Process {
         let port = free_port();
-        let log = std::fs::File::create(dir.join("toxiproxy.log")).expect("a log file");
-        let child = Command::new(program)
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("toxiproxy.log"))
+            .expect("a log file");
+        let child = Command::new(&self.program)
             .args(["-host", "127.0.0.1", "-port", &port.to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
@@ -58,32 +101,18 @@ impl Toxiproxy {
             .kill_on_drop(true)
             .spawn()
             .expect("toxiproxy starts");
-        // reqwest asks for the process's TLS backend even for plain http. It may be there already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::new();
         let api = format!("http://127.0.0.1:{port}");
         let version = format!("{api}/version");
         harness::until("toxiproxy answers", START_LIMIT, || async {
-            client.get(&version).send().await.is_ok()
+            self.client.get(&version).send().await.is_ok()
         })
         .await;
-        Some(Self {
-            api,
-            client,
-            _child: child,
-        })
-    }
-
-    /// A way to an address.
-    pub(crate) async fn proxy(&self, name: &str, upstream: &str) -> Proxy {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let body =
             json!({"name": name, "listen": address.to_string(), "upstream": upstream, "enabled": true});
-        post(&self.client, &format!("{}/proxies", self.api), &body).await;
-        Proxy {
-            url: format!("{}/proxies/{name}", self.api),
-            address,
-            client: self.client.clone(),
+        post(&self.client, &format!("{api}/proxies"), &body).await;
+        Process {
+            url: format!("{api}/proxies/{name}"),
+            child,
         }
     }
 }
@@ -101,24 +130,38 @@ impl Proxy {
             Toxic::HalfOpen => ("timeout", json!({"timeout": 0})),
             Toxic::Bandwidth { kb_per_second } => ("bandwidth", json!({"rate": kb_per_second})),
         };
+        let url = format!("{}/toxics", self.process.lock().await.url);
         for stream in ["upstream", "downstream"] {
             let body = json!({"name": stream, "type": kind, "stream": stream, "attributes": attributes});
-            post(&self.client, &format!("{}/toxics", self.url), &body).await;
+            post(&self.toxiproxy.client, &url, &body).await;
         }
     }
 
     /// Takes the poison away.
     pub(crate) async fn heal(&self) {
+        let mut process = self.process.lock().await;
         for stream in ["upstream", "downstream"] {
-            let url = format!("{}/toxics/{stream}", self.url);
-            let answer = self.client.delete(url).send().await.expect("toxiproxy answers");
-            assert!(answer.status().is_success(), "{answer:?}");
+            let url = format!("{}/toxics/{stream}", process.url);
+            let taken = self.toxiproxy.client.delete(url).send();
+            if let Ok(answer) = tokio::time::timeout(HEAL_LIMIT, taken).await {
+                let answer = answer.expect("toxiproxy answers");
+                assert!(answer.status().is_success(), "{answer:?}");
+                continue;
+            }
+            // It waits for ever for a connection that ended just then, and lets none in: another one takes its place.
+            process.child.kill().await.expect("toxiproxy can be killed");
+            *process = self
+                .toxiproxy
+                .start(&self.name, self.address, &self.upstream)
+                .await;
+            return;
         }
     }
 
     /// Refuses connections and ends those that are there, or goes on.
     pub(crate) async fn enable(&self, enabled: bool) {
-        post(&self.client, &self.url, &json!({"enabled": enabled})).await;
+        let process = self.process.lock().await;
+        post(&self.toxiproxy.client, &process.url, &json!({"enabled": enabled})).await;
     }
 }
 
