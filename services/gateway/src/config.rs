@@ -1,6 +1,6 @@
 //! What can be set.
 
-use herald_push::endpoint::Policy;
+use herald_push_endpoint::Policy;
 use serde::{Deserialize, Serialize};
 
 /// The gateway's configuration.

@@ -3,10 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use herald_model::Lane;
+use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, endpoint::Policy};
+use crate::Error;
 
 /// The settings of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,13 +11,12 @@
 //! *Invariant:* an event tells all that the ledger has of a chunk, and its revision; so whoever gets the message next can
 //! make the event again, and analytics counts it once.
 //!
-//! [`endpoint`] says where a push may go; the gateway asks it when a device is registered.
+//! Which URLs a push may be sent to is decided by [`herald_push_endpoint`].
 
 mod adapters;
 mod attempt;
 mod config;
 mod domain;
-pub mod endpoint;
 mod error;
 mod handler;
 mod in_hand;

@@ -1,11 +1,14 @@
-//! What a device's keys must be. Its endpoint is checked by the push service's own rules.
+//! What a device's keys must be. Its endpoint is checked by [`herald_push_endpoint`].
 
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
-use herald_push::endpoint::{AUTH_BYTES, check_web_push_keys};
 
+/// The length of a Web Push subscription's shared secret, bytes.
+const AUTH_BYTES: usize = 16;
+/// The length of an uncompressed P-256 point, bytes.
+const POINT_BYTES: usize = 65;
 /// What a webhook's secret starts with, as Standard Webhooks says.
 pub(crate) const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
 /// The lengths of a webhook's secret, bytes.
@@ -20,10 +23,13 @@ const BASE64URL: GeneralPurpose = GeneralPurpose::new(
 /// Checks a browser's public key: an uncompressed point on P-256. Anything else would fail at each push.
 pub(crate) fn p256dh(text: &str) -> Result<Vec<u8>, String> {
     let bytes = base64url(text)?;
-    // The shared secret has a check and a field of its own.
-    match check_web_push_keys(&bytes, &[0; AUTH_BYTES]) {
-        Ok(()) => Ok(bytes),
-        Err(_) => Err("must be an uncompressed P-256 point of 65 bytes".into()),
+    // SEC 1 also has compressed points; browsers send the uncompressed form only.
+    if bytes.len() == POINT_BYTES && p256::PublicKey::from_sec1_bytes(&bytes).is_ok() {
+        Ok(bytes)
+    } else {
+        Err(format!(
+            "must be an uncompressed P-256 point of {POINT_BYTES} bytes"
+        ))
     }
 }
 

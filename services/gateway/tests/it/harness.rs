@@ -15,7 +15,7 @@ use herald_proto::{
         preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
     },
 };
-use herald_push::endpoint::Policy;
+use herald_push_endpoint::Policy;
 use herald_runtime::{http::Flag, metrics::Shared};
 use herald_store::{
     Stores,

@@ -149,7 +149,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::endpoint::Policy;
+    use herald_push_endpoint::Policy;
 
     fn local() -> Config {
         Config {

@@ -1,6 +1,7 @@
 //! Brings one push to one device.
 
 use herald_model::{Address, Device, UserId, time::Micros};
+use herald_push_endpoint::{Policy, check_parsed};
 use url::Url;
 
 use super::{
@@ -14,7 +15,6 @@ use super::{
 use crate::{
     Config, Error, Metrics,
     domain::{Provider, Reason, Verdict},
-    endpoint::{self, Policy},
 };
 
 /// Brings pushes to devices.
@@ -76,7 +76,7 @@ impl Dispatcher {
         let Ok(url) = Url::parse(device.address.url()) else {
             return refused;
         };
-        if endpoint::check_parsed(&url, self.endpoints).is_err() {
+        if check_parsed(&url, self.endpoints).is_err() {
             return refused;
         }
         let origin = url.origin().ascii_serialization();

@@ -3,9 +3,8 @@
 
 use std::net::SocketAddr;
 
+use herald_push_endpoint::is_public;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-
-use crate::endpoint::is_public;
 
 /// The system's resolver, without private addresses unless they are allowed.
 #[derive(Debug, Clone, Copy)]

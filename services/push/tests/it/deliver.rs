@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use herald_mesh::{TopologyConfig, streams};
 use herald_model::time::Micros;
-use herald_push::{Config, endpoint::Policy};
+use herald_push::Config;
+use herald_push_endpoint::Policy;
 use herald_push_sink::Kind;
 use herald_store::PreferencesChange;
 

@@ -16,7 +16,8 @@ use herald_model::{
     Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros,
 };
 use herald_proto::{mesh_v1, v1};
-use herald_push::{Config, Deps, Error, Metrics, Vapid, endpoint::Policy, run};
+use herald_push::{Config, Deps, Error, Metrics, Vapid, run};
+use herald_push_endpoint::Policy;
 use herald_push_sink::Running;
 use herald_runtime::metrics::Shared;
 use herald_store::{

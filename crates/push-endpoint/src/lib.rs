@@ -1,5 +1,8 @@
-//! Where a push may go. A caller names the URL, so it must not become a way into the operator's own network (SSRF):
-//! the gateway checks at registration, the sender again before each request, and the resolver what a name stands for.
+//! Which URLs a push may be sent to.
+//!
+//! Callers choose the URL, so it must not lead into the operator's own network (SSRF). The gateway checks the URL when a
+//! device is registered, the push service checks it again before each request, and its resolver checks each address that
+//! a host name resolves to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,10 +12,7 @@ use url::{Host, Url};
 /// The longest endpoint, bytes.
 pub const URL_BYTES_MAX: usize = 2_048;
 
-/// The length of a Web Push subscription's shared secret, bytes.
-pub const AUTH_BYTES: usize = 16;
-
-/// What an operator allows. By default neither.
+/// What the operator allows beside https to the public internet. By default nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
@@ -55,17 +55,6 @@ pub enum EndpointError {
     PrivateAddress(IpAddr),
 }
 
-/// Why the keys of a Web Push subscription are not accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// The public key is no uncompressed point on P-256.
-    #[error("p256dh must be an uncompressed P-256 point of 65 bytes")]
-    PublicKey,
-    /// The shared secret has the wrong length.
-    #[error("auth must be {AUTH_BYTES} bytes long, is {0}")]
-    Auth(usize),
-}
-
 /// Checks an endpoint as it is written. What a name resolves to is checked when it is called.
 pub fn check_url(url: &str, policy: Policy) -> Result<(), EndpointError> {
     if url.len() > URL_BYTES_MAX {
@@ -75,8 +64,8 @@ pub fn check_url(url: &str, policy: Policy) -> Result<(), EndpointError> {
     check_parsed(&url, policy)
 }
 
-/// [`check_url`] of one that is parsed already.
-pub(crate) fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
+/// [`check_url`] of a parsed URL, without the limit on its length.
+pub fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
     match url.scheme() {
         "https" => {}
         "http" if policy.allow_http => {}
@@ -101,19 +90,6 @@ pub(crate) fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointErro
         Some(e) if !policy.allow_private => Err(e),
         _ => Ok(()),
     }
-}
-
-/// Checks the keys of a Web Push subscription.
-pub fn check_web_push_keys(p256dh: &[u8], auth: &[u8]) -> Result<(), KeyError> {
-    // SEC 1: 4 stands for an uncompressed point.
-    let uncompressed = p256dh.len() == 65 && p256dh.first() == Some(&4);
-    if !uncompressed || p256::PublicKey::from_sec1_bytes(p256dh).is_err() {
-        return Err(KeyError::PublicKey);
-    }
-    if auth.len() != AUTH_BYTES {
-        return Err(KeyError::Auth(auth.len()));
-    }
-    Ok(())
 }
 
 /// Whether an address lies on the public internet, as far as IANA's special-purpose registries tell.
@@ -330,29 +306,5 @@ mod tests {
         for (address, public) in table {
             assert_eq!(is_public(address.parse().unwrap()), *public, "{address}");
         }
-    }
-
-    #[test]
-    fn keys_must_be_a_point_and_a_secret() {
-        use p256::elliptic_curve::sec1::ToEncodedPoint;
-        let key = p256::SecretKey::from_slice(&[7; 32]).unwrap().public_key();
-        let point = key.to_encoded_point(false);
-        assert_eq!(check_web_push_keys(point.as_bytes(), &[0; 16]), Ok(()));
-        assert_eq!(
-            check_web_push_keys(point.as_bytes(), &[0; 15]),
-            Err(KeyError::Auth(15))
-        );
-        let compressed = key.to_encoded_point(true);
-        assert_eq!(
-            check_web_push_keys(compressed.as_bytes(), &[0; 16]),
-            Err(KeyError::PublicKey)
-        );
-        let mut off_curve = point.as_bytes().to_vec();
-        off_curve[64] ^= 1;
-        assert_eq!(
-            check_web_push_keys(&off_curve, &[0; 16]),
-            Err(KeyError::PublicKey)
-        );
-        assert_eq!(check_web_push_keys(&[], &[0; 16]), Err(KeyError::PublicKey));
     }
 }
