@@ -8,21 +8,14 @@
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`grpc`] | a gRPC server on a given listener, with health, reflection and a span a call |
 //! | [`trace`] | the trace context in and out of gRPC calls |
-//! | [`status`] | errors as callers see them: `google.rpc.Status` with details |
-//! | [`fields`] | checks of a request that report every bad field at once |
-//! | [`paging`] | page sizes and opaque page tokens (AIP-158) |
 //! | [`isolate`] | the few of many that a call fails for, found by halving |
 //! | [`shutdown`] | Ctrl-C and SIGTERM, and a bounded time to drain |
 
 pub mod config;
-pub mod fields;
 pub mod grpc;
 pub mod http;
 pub mod isolate;
-pub mod lanes;
 pub mod metrics;
-pub mod paging;
 pub mod shutdown;
-pub mod status;
 pub mod telemetry;
 pub mod trace;

@@ -9,7 +9,7 @@ use herald_proto::v1::{
     GetPostStatsRequest, GetPostStatsResponse, GetTotalsRequest, GetTotalsResponse, HourTotals,
     Totals as WireTotals,
 };
-use herald_runtime::status;
+use herald_rpc::status;
 use herald_store::{Counts, Totals, Users};
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};

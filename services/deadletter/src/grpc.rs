@@ -11,7 +11,7 @@ use futures::{Stream, stream};
 use herald_mesh::Mesh;
 use herald_model::time::Micros;
 use herald_proto::v1::{self, dead_letter_service_server::DeadLetterService};
-use herald_runtime::{
+use herald_rpc::{
     paging::{self, PageToken},
     status,
 };

@@ -8,7 +8,7 @@ use herald_model::PostId;
 use herald_proto::mesh_v1;
 use herald_runtime::{
     isolate::{self, Failure},
-    status,
+    telemetry::error_chain,
 };
 use herald_store::{Archived, Posts};
 use tokio::sync::{mpsc, oneshot};
@@ -137,7 +137,7 @@ async fn commit(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> O
             metrics.archived.inc_by(entries.len() as u64);
             Ok(())
         }
-        Err(Failure::Passing(error)) => Err(Failure::Passing(status::chain(&error))),
+        Err(Failure::Passing(error)) => Err(Failure::Passing(error_chain(&error))),
         Err(Failure::Fault(reason)) => Err(Failure::Fault(reason)),
     }
 }

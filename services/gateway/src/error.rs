@@ -1,6 +1,6 @@
 //! Why the service ended, and errors as callers see them.
 
-use herald_runtime::status;
+use herald_rpc::status;
 use tonic::Status;
 
 use crate::adapters::ReadError;

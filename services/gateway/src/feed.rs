@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use herald_model::{Post, PostId, UserKey};
-use herald_runtime::status;
+use herald_rpc::status;
 use herald_store::Stores;
 use moka::future::Cache;
 use tonic::Status;

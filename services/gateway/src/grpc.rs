@@ -15,7 +15,7 @@ mod watch;
 pub(crate) use server::{Parts, serve};
 
 use herald_model::{UserId, UserKey};
-use herald_runtime::status;
+use herald_rpc::status;
 use herald_store::Users;
 use tonic::Status;
 

@@ -14,7 +14,8 @@ use futures::StreamExt as _;
 use herald_mesh::{Mesh, RawMessage, Subject, Topology, consumers, streams};
 use herald_model::{Post, PostId};
 use herald_proto::mesh_v1;
-use herald_runtime::status;
+use herald_rpc::status;
+use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Posts};
 use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
@@ -108,7 +109,7 @@ impl Looker {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        error = status::chain(&error),
+                        error = error_chain(&error),
                         "it can't be seen how far the archive is"
                     );
                     RETRY_DELAY

@@ -5,7 +5,7 @@ use std::{collections::HashMap, pin::Pin};
 use futures::{Stream, stream};
 use herald_model::{FollowVersion, UserId, UserKey};
 use herald_proto::v1::{self, graph_service_server::GraphService};
-use herald_runtime::{
+use herald_rpc::{
     paging::{self, PageToken},
     status,
 };

@@ -1,7 +1,7 @@
 //! ImportFollows: many follows on one stream.
 
 use herald_proto::v1;
-use herald_runtime::status;
+use herald_rpc::status;
 use herald_store::FollowChange;
 use tonic::{Status, Streaming};
 

@@ -1,6 +1,6 @@
 //! What can be set.
 
-use herald_runtime::lanes::PerLane;
+use herald_mesh::PerLane;
 use serde::{Deserialize, Serialize};
 
 /// The timeline service's configuration.

@@ -8,7 +8,7 @@ use herald_audit::{
 };
 use herald_model::{Channel, PostId, time::Micros};
 use herald_proto::v1::{self, audit_service_server::AuditService, run_audit_response};
-use herald_runtime::status;
+use herald_rpc::status;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;

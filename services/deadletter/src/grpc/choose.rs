@@ -1,7 +1,7 @@
 //! Which letters an act is about: chosen once, at its beginning.
 
 use herald_proto::v1;
-use herald_runtime::status;
+use herald_rpc::status;
 use herald_store::{Chosen, Letter, LetterFilter, LetterId, LetterState, Order, Payload};
 use tonic::Status;
 

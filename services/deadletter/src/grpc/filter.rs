@@ -2,7 +2,7 @@
 
 use herald_model::{PostId, UserId, time::Micros};
 use herald_proto::v1;
-use herald_runtime::{fields::Violations, status};
+use herald_rpc::{fields::Violations, status};
 use herald_store::{LetterFilter, LetterId};
 use tonic::Status;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use herald_mesh::streams;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserId, UserKey, time::Micros};
 use herald_proto::{mesh_v1::DeadLetter, v1};
-use herald_runtime::{
+use herald_rpc::{
     paging::{self, PageToken},
     status,
 };

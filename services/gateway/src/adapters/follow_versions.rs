@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use herald_model::{FollowVersion, UserId};
 use herald_proto::v1::{CountFollowersRequest, graph_service_client::GraphServiceClient};
-use herald_runtime::{status, trace::Inject};
+use herald_rpc::status;
+use herald_runtime::trace::Inject;
 use tonic::{Code, Request, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// Knows how often an author's followers have changed.

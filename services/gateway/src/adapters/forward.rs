@@ -8,7 +8,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use herald_proto::v1;
-use herald_runtime::{status, trace};
+use herald_rpc::status;
+use herald_runtime::{telemetry::error_chain, trace};
 use http::{HeaderName, Request, Response, Version, header};
 use tonic::{body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
@@ -89,7 +90,7 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
             Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
                 tracing::warn!(
                     service = S::NAME,
-                    error = status::chain(&error),
+                    error = error_chain(&error),
                     "call not forwarded"
                 );
                 status::unavailable("SERVICE_UNAVAILABLE", format!("{} is not available", S::NAME))

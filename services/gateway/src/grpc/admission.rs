@@ -7,7 +7,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use herald_runtime::{metrics::Counter, status};
+use herald_rpc::status;
+use herald_runtime::metrics::Counter;
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tonic::body::Body;

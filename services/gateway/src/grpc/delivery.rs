@@ -2,7 +2,7 @@
 
 use herald_model::{Channel, DeliveryState, PostId, UserId, UserKey};
 use herald_proto::v1::{self, delivery_service_server::DeliveryService};
-use herald_runtime::{
+use herald_rpc::{
     fields::Violations,
     paging::{self, PageToken},
     status,

@@ -7,7 +7,7 @@ use base64::{
 use herald_model::{Address, Device, DeviceId, UserId, time::Micros};
 use herald_proto::v1::{self, device_service_server::DeviceService, register_device_request};
 use herald_push_endpoint::{Policy, check_url};
-use herald_runtime::{fields, fields::Violations, status};
+use herald_rpc::{fields, fields::Violations, status};
 use herald_store::{DEVICES_PER_USER_MAX, ErrorKind, Stores};
 use rand::RngCore as _;
 use tonic::{Request, Response, Status};

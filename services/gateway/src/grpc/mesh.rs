@@ -6,7 +6,7 @@ use futures::{Stream, stream};
 use herald_mesh::{Mesh, StreamLag, Topology};
 use herald_model::time::Micros;
 use herald_proto::v1::{self, mesh_service_server::MeshService};
-use herald_runtime::status;
+use herald_rpc::status;
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},

@@ -9,7 +9,7 @@ use herald_proto::{
     mesh_v1,
     v1::{self, post_service_server::PostService},
 };
-use herald_runtime::status;
+use herald_rpc::status;
 use tokio::{
     task::unconstrained,
     time::{Instant, sleep_until},
@@ -185,7 +185,7 @@ impl PostService for PostApi {
         let request = request.into_inner();
         let id = post_id(request.post_id)?;
         if !request.author_id.is_empty() {
-            herald_runtime::fields::user_id("author_id", request.author_id.as_str())?;
+            herald_rpc::fields::user_id("author_id", request.author_id.as_str())?;
         }
         let post = self
             .reader

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use herald_model::UserId;
 use herald_proto::v1::{self, preference_service_server::PreferenceService};
-use herald_runtime::{fields, fields::Violations, status};
+use herald_rpc::{fields, fields::Violations, status};
 use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Stores};
 use tonic::{Request, Response, Status};
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use herald_mesh::{Mesh, Subject};
 use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
 use herald_proto::{mesh_v1, v1};
-use herald_runtime::{fields::Violations, status};
+use herald_rpc::{fields::Violations, status};
 use herald_store::Stores;
 use tonic::Status;
 use uuid::Uuid;

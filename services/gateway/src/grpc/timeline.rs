@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Duration};
 use futures::Stream;
 use herald_model::PostId;
 use herald_proto::v1::{self, timeline_service_server::TimelineService};
-use herald_runtime::{
+use herald_rpc::{
     fields,
     fields::Violations,
     paging::{self, PageToken},

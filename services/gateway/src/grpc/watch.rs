@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 use futures::{Stream, stream};
 use herald_model::{Post, PostId, UserId, UserKey, time::Micros};
 use herald_proto::v1::{self, watch_timeline_response::Event};
-use herald_runtime::{
+use herald_rpc::{
     paging::{self, PageToken},
     status,
 };

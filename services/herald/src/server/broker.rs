@@ -93,7 +93,7 @@ impl Broker {
                 match server.restart().await {
                     Ok(()) => break,
                     Err(error) => tracing::error!(
-                        error = herald_runtime::status::chain(&error),
+                        error = herald_runtime::telemetry::error_chain(&error),
                         "nats-server can't be started again"
                     ),
                 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use herald_runtime::telemetry::error_chain;
 use herald_store::ErrorKind;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -74,7 +75,7 @@ pub fn failed_precondition(reason: &str, message: impl Into<String>) -> Status {
 
 /// INTERNAL: Herald's own fault. The error is logged with its sources; the caller learns only that it happened.
 pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
-    tracing::error!(error = chain(error), "call failed");
+    tracing::error!(error = error_chain(error), "call failed");
     Status::with_error_details(
         Code::Internal,
         "internal error, see the server's log",
@@ -95,11 +96,11 @@ pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
 pub fn from_store(error: &herald_store::Error) -> Status {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Locked => {
-            tracing::warn!(error = chain(error), "store unavailable");
+            tracing::warn!(error = error_chain(error), "store unavailable");
             unavailable("STORE_UNAVAILABLE", "the store is not available")
         }
         ErrorKind::Full => {
-            tracing::warn!(error = chain(error), "store full");
+            tracing::warn!(error = error_chain(error), "store full");
             exhausted("STORE_FULL", "the store is full", FULL_RETRY_AFTER)
         }
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
@@ -121,11 +122,11 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
     use herald_mesh::ErrorKind;
     match error.kind() {
         ErrorKind::Full => {
-            tracing::warn!(error = chain(error), "stream full");
+            tracing::warn!(error = error_chain(error), "stream full");
             exhausted("STREAM_FULL", "the stream is full", FULL_RETRY_AFTER)
         }
         ErrorKind::Unavailable => {
-            tracing::warn!(error = chain(error), "broker unavailable");
+            tracing::warn!(error = error_chain(error), "broker unavailable");
             unavailable("BROKER_UNAVAILABLE", "the broker is not available")
         }
         ErrorKind::TooLarge => Status::with_error_details(
@@ -135,22 +136,6 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
         ),
         ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => internal(error),
     }
-}
-
-/// An error and its sources in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        // Some errors show their source themselves.
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 fn info(reason: &str) -> ErrorDetails {

@@ -13,7 +13,7 @@ const VIOLATIONS_MAX: usize = 64;
 /// Collects what is wrong with a request.
 ///
 /// ```
-/// use herald_runtime::fields::Violations;
+/// use herald_rpc::fields::Violations;
 ///
 /// let text = "";
 /// let mut violations = Violations::new();
