@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{ChunkId, UserKey};
+use crate::{ChunkId, UserKey, varint};
 
 /// A sorted set of users, coded as LEB128 varints: the first key as it is, each next one as the difference to the one
 /// before. At 1,000 recipients of 1,000,000 users that is 2 bytes each. Cloning shares the bytes.
@@ -41,7 +41,7 @@ impl Recipients {
         let mut last = 0_u32;
         let mut found = 0_u32;
         while !rest.is_empty() {
-            let delta = read_varint(&mut rest).ok_or(MalformedRecipients::Varint)?;
+            let delta = read_u32(&mut rest).ok_or(MalformedRecipients::Varint)?;
             if delta == 0 && found > 0 {
                 return Err(MalformedRecipients::Order);
             }
@@ -121,10 +121,8 @@ impl RecipientsBuilder {
         if self.count > 0 && key.0 <= self.last {
             return;
         }
-        write_varint(
-            &mut self.bytes,
-            key.0 - if self.count == 0 { 0 } else { self.last },
-        );
+        // `last` is 0 until the first key is there.
+        varint::write(&mut self.bytes, (key.0 - self.last).into());
         self.last = key.0;
         self.count += 1;
     }
@@ -162,34 +160,14 @@ impl Iterator for Keys<'_> {
     #[inline]
     fn next(&mut self) -> Option<UserKey> {
         // The bytes were checked when the set was made.
-        self.last += read_varint(&mut self.rest)?;
+        self.last += read_u32(&mut self.rest)?;
         Some(UserKey(self.last))
     }
 }
 
-fn write_varint(out: &mut Vec<u8>, mut value: u32) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
 #[inline]
-fn read_varint(rest: &mut &[u8]) -> Option<u32> {
-    let mut value = 0_u32;
-    for (at, &byte) in rest.iter().take(5).enumerate() {
-        let bits = u32::from(byte & 0x7f);
-        if at == 4 && bits > 0x0f {
-            return None;
-        }
-        value |= bits << (7 * at);
-        if byte & 0x80 == 0 {
-            *rest = &rest[at + 1..];
-            return Some(value);
-        }
-    }
-    None
+fn read_u32(rest: &mut &[u8]) -> Option<u32> {
+    varint::read(rest)?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -32,7 +32,6 @@ mod testing;
 pub mod timelines;
 mod totals;
 mod users;
-mod varint;
 
 use std::{path::PathBuf, sync::Arc};
 

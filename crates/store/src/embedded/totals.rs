@@ -16,13 +16,12 @@ use std::{
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
 use futures::executor::block_on;
-use herald_model::{Channel, PostId, UserKey};
+use herald_model::{Channel, PostId, UserKey, varint};
 
 use super::{
     database::{self, Database, map_err},
     forget::Forgotten,
     rounds::Rounds,
-    varint,
 };
 use crate::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, SettledCounts, TotalsBatch};
 

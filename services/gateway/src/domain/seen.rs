@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use herald_model::PostId;
+use herald_model::{PostId, varint};
 
 /// How many of a timeline's newest posts a snapshot and each comparison with the store look at.
 pub(crate) const WINDOW: usize = 200;
@@ -44,7 +44,7 @@ impl Seen {
         let mut out = Vec::with_capacity(2 * TOKEN_POSTS);
         let mut last = None;
         for post in self.posts.iter().rev().take(TOKEN_POSTS) {
-            prost::encoding::encode_varint(last.map_or(post.0, |last: u64| last - post.0), &mut out);
+            varint::write(&mut out, last.map_or(post.0, |last: u64| last - post.0));
             last = Some(post.0);
         }
         out
@@ -56,7 +56,7 @@ impl Seen {
         let mut seen = Self::default();
         let mut last: Option<u64> = None;
         while !bytes.is_empty() {
-            let value = prost::encoding::decode_varint(&mut bytes).ok()?;
+            let value = varint::read(&mut bytes)?;
             let post = match last {
                 None => value,
                 Some(_) if value == 0 => return None,

@@ -5,7 +5,7 @@
 //! author has any block. A follower is a varint: the difference to the one before (the first one's to the bound), times
 //! two, plus one when the bell is on.
 
-use crate::embedded::varint;
+use herald_model::varint;
 
 /// The most followers of a block.
 pub(super) const FOLLOWERS_MAX: usize = 2_048;

@@ -1,6 +1,6 @@
 //! The undo log: what each version of an author's followers replaced, so that older versions can still be read.
 
-use crate::embedded::varint;
+use herald_model::varint;
 
 use super::block::{Follower, Malformed};
 

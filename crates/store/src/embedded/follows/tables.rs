@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use fjall::{Keyspace, Readable, Snapshot};
-use herald_model::time::Micros;
+use herald_model::{time::Micros, varint};
 
 use crate::{
     Error, ErrorKind, Result,
-    embedded::{
-        database::{self, Database, map_err},
-        varint,
-    },
+    embedded::database::{self, Database, map_err},
 };
 
 use super::block::Malformed;

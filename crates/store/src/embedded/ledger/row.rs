@@ -1,8 +1,8 @@
 //! How the ledger's rows lie on disk. Each value begins with the version of its layout; numbers in values are varints.
 
-use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Micros, varint};
 
-use crate::{Error, ErrorKind, Outcome, Partly, Recorded, Result, SettledCounts, embedded::varint};
+use crate::{Error, ErrorKind, Outcome, Partly, Recorded, Result, SettledCounts};
 
 /// The layout of all values but outcomes.
 const VERSION: u8 = 1;

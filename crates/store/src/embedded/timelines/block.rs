@@ -7,10 +7,10 @@
 //! A *merged row* is what is left of one user's older blocks: the posts, newest first, the first as it is and the next ones
 //! as the difference to the one before. Reading the newest few decodes only these.
 
-use crate::{
-    Error, ErrorKind, Result,
-    embedded::{timelines::pair, varint},
-};
+use herald_model::varint;
+
+use super::pair;
+use crate::{Error, ErrorKind, Result};
 
 /// Appends the block of one group. `pairs` are those of the group, ascending, without repeats.
 pub(super) fn encode(pairs: &[u64], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {

@@ -1,8 +1,9 @@
-//! LEB128 varints: seven bits a byte, the least significant first.
+//! LEB128 varints: seven bits a byte, the least significant first. The only varint of Herald: recipients in messages,
+//! rows of the store and resume tokens are coded with it.
 
 /// Appends a number.
 #[inline]
-pub(super) fn write(out: &mut Vec<u8>, mut value: u64) {
+pub fn write(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -12,7 +13,7 @@ pub(super) fn write(out: &mut Vec<u8>, mut value: u64) {
 
 /// Reads a number from the front; `None` when it is cut off or larger than 64 bits.
 #[inline]
-pub(super) fn read(rest: &mut &[u8]) -> Option<u64> {
+pub fn read(rest: &mut &[u8]) -> Option<u64> {
     // Most are of one byte or two.
     match **rest {
         [a, ref after @ ..] if a < 0x80 => {
