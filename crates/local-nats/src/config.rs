@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::binary::Locate;
 use crate::error::{Error, Result};
+use crate::locate::Locate;
 
 /// When JetStream writes to the disk what it has acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

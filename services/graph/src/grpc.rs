@@ -1,97 +1,23 @@
 //! GraphService.
 
-use std::{collections::HashMap, pin::Pin};
+use std::pin::Pin;
 
 use futures::{Stream, stream};
-use herald_model::{FollowVersion, UserId, UserKey};
+use herald_model::{FollowVersion, UserKey};
 use herald_proto::v1::{self, graph_service_server::GraphService};
 use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{Error, ErrorKind, FollowChange, FollowerPage, Stores};
+use herald_store::{Error, ErrorKind, FollowChange, FollowerPage};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Config, Metrics, backfill, backfill::Backfills, domain, domain::Violation, import};
+use crate::{domain, domain::Violation, graph::Graph, import};
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 
-/// Answers GraphService from the store.
-#[derive(Clone)]
-pub(crate) struct Graph {
-    pub(crate) config: Config,
-    pub(crate) stores: Stores,
-    pub(crate) backfills: Backfills,
-    pub(crate) metrics: Metrics,
-}
-
 impl Graph {
-    pub(crate) fn new(config: Config, stores: Stores, backfills: Backfills, metrics: Metrics) -> Self {
-        Self {
-            config,
-            stores,
-            backfills,
-            metrics,
-        }
-    }
-
-    /// Applies changes that were checked, and asks for the backfill of all that are follows.
-    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
-        let changed = self
-            .stores
-            .follows
-            .apply(changes)
-            .await
-            .map_err(|e| status::from_store(&e))?;
-        self.metrics
-            .follow_changes
-            .inc_by(changed.iter().filter(|c| **c).count() as u64);
-        Ok(changed)
-    }
-
-    /// Asks for backfills. A follow is answered only when its backfill is durable, so a caller that got an error repeats
-    /// both.
-    pub(crate) async fn backfill(
-        &self,
-        follows: impl IntoIterator<Item = (UserKey, UserKey)>,
-    ) -> Result<(), Status> {
-        if !self.config.backfill {
-            return Ok(());
-        }
-        self.backfills
-            .request(follows)
-            .await
-            .map_err(|error| match error {
-                backfill::Error::Mesh(e) => status::from_mesh(&e),
-                backfill::Error::Store(e) => status::from_store(&e),
-            })
-    }
-
-    async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
-        let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
-        let keys = self
-            .stores
-            .users
-            .find(&[id])
-            .await
-            .map_err(|e| status::from_store(&e))?;
-        Ok(keys.into_iter().next().flatten())
-    }
-
-    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
-        let ids = self
-            .stores
-            .users
-            .ids(keys)
-            .await
-            .map_err(|e| status::from_store(&e))?;
-        Ok(ids
-            .into_iter()
-            .map(|id| id.map(UserId::into_string).unwrap_or_default())
-            .collect())
-    }
-
     async fn export_page(&self, export: &Export) -> Result<v1::ExportFollowersResponse, Status> {
         let limit = self.config.export_page_followers.min(export.left);
         let page = self
@@ -404,23 +330,4 @@ impl GraphService for Graph {
         });
         Ok(Response::new(Box::pin(pages)))
     }
-}
-
-/// Ids to keys for a batch, each id once.
-pub(crate) async fn intern_all<'a>(
-    graph: &Graph,
-    ids: impl Iterator<Item = &'a UserId>,
-) -> Result<HashMap<UserId, UserKey>, Status> {
-    let unique: Vec<_> = ids
-        .collect::<std::collections::HashSet<_>>()
-        .into_iter()
-        .cloned()
-        .collect();
-    let keys = graph
-        .stores
-        .users
-        .intern(&unique)
-        .await
-        .map_err(|e| status::from_store(&e))?;
-    Ok(unique.into_iter().zip(keys).collect())
 }

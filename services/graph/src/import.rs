@@ -5,10 +5,7 @@ use herald_rpc::status;
 use herald_store::FollowChange;
 use tonic::{Status, Streaming};
 
-use crate::{
-    domain,
-    grpc::{Graph, intern_all},
-};
+use crate::{domain, graph::Graph};
 
 /// Follows in one message.
 const BATCH_FOLLOWS_MAX: usize = 10_000;
@@ -60,7 +57,9 @@ async fn apply(
             }
         }
     }
-    let keys = intern_all(graph, good.iter().flat_map(|f| [&f.follower, &f.author])).await?;
+    let keys = graph
+        .intern_all(good.iter().flat_map(|f| [&f.follower, &f.author]))
+        .await?;
     let changes: Vec<_> = good
         .iter()
         .filter_map(|f| {

@@ -8,6 +8,7 @@ mod backfill;
 mod config;
 mod domain;
 mod error;
+mod graph;
 mod grpc;
 mod import;
 mod metrics;
@@ -24,7 +25,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{backfill::Backfills, grpc::Graph};
+use crate::{backfill::Backfills, graph::Graph};
 
 /// What the service needs from outside.
 pub struct Deps {

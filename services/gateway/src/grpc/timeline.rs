@@ -55,7 +55,7 @@ impl TimelineService for TimelineApi {
         };
         let page = self.feed.page(user, before, size).await?;
         Ok(Response::new(v1::ListTimelineResponse {
-            entries: page.posts.into_iter().map(entry).collect(),
+            entries: page.posts.into_iter().map(wire::timeline_entry).collect(),
             next_page_token: page
                 .next
                 .map(|post| PageToken::encode_u64(LIST_TIMELINE, identity, post.0))
@@ -109,12 +109,5 @@ impl TimelineService for TimelineApi {
             self.shutdown.clone(),
         );
         Ok(Response::new(Box::pin(watching.into_stream())))
-    }
-}
-
-/// A post on a timeline as callers see it.
-pub(super) fn entry(post: herald_model::Post) -> v1::TimelineEntry {
-    v1::TimelineEntry {
-        post: Some(wire::post_to_v1(post)),
     }
 }

@@ -18,11 +18,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::timeline::entry;
 use crate::{
     domain::{Seen, WINDOW},
     feed::{self, ANSWER_BYTES_MAX, Feed},
     live::{Heard, Watch},
+    wire::timeline_entry,
 };
 
 const WATCH_TIMELINE: &str = "WatchTimeline";
@@ -166,7 +166,7 @@ impl Watching {
                 if entries.len() == size || bytes > ANSWER_BYTES_MAX {
                     break 'filling;
                 }
-                entries.extend(post.map(entry));
+                entries.extend(post.map(timeline_entry));
                 taken += 1;
             }
         }
@@ -202,7 +202,7 @@ impl Watching {
         let muted = self.feed.muted(self.user).await?;
         let post = self.feed.visible_live(id, &muted).await?;
         self.seen.insert(id);
-        Ok(post.map(|post| self.answer(Event::Entry(entry(Post::clone(&post))))))
+        Ok(post.map(|post| self.answer(Event::Entry(timeline_entry(Post::clone(&post))))))
     }
 
     fn answer(&mut self, event: Event) -> v1::WatchTimelineResponse {

@@ -30,8 +30,14 @@ use fjall::{
 use herald_model::UserKey;
 use parking_lot::Mutex;
 
-use super::{Config, block, buffer::Buffer, marks::Marks, pair};
-use crate::{Error, ErrorKind, Result, embedded::database::map_err};
+use super::{
+    Config, block,
+    buffer::Buffer,
+    keys::{malformed, number, run_key},
+    marks::Marks,
+    pair,
+};
+use crate::{Result, embedded::database::map_err};
 
 /// Run numbers are reserved so many at a time; those left over at the end are never used.
 const RUN_NUMBERS_RESERVED: u64 = 1_000;
@@ -207,39 +213,6 @@ impl Disk {
         self.state.insert(key, value.to_be_bytes()).map_err(map_err)?;
         self.database.persist(PersistMode::SyncData).map_err(map_err)
     }
-}
-
-/// A key of `runs`.
-pub(super) fn run_key(group: u32, run: u64) -> [u8; 12] {
-    let mut key = [0; 12];
-    key[..4].copy_from_slice(&group.to_be_bytes());
-    key[4..].copy_from_slice(&run.to_be_bytes());
-    key
-}
-
-/// The group and the run of a key of `runs`.
-pub(super) fn read_run_key(key: &[u8]) -> Result<(u32, u64)> {
-    let (group, run) = key.split_first_chunk::<4>().ok_or_else(malformed)?;
-    let run = run.try_into().map_err(|_| malformed())?;
-    Ok((u32::from_be_bytes(*group), u64::from_be_bytes(run)))
-}
-
-/// The user of a key of `merged`.
-pub(super) fn read_user_key(key: &[u8]) -> Result<UserKey> {
-    key.try_into()
-        .map(|key| UserKey(u32::from_be_bytes(key)))
-        .map_err(|_| malformed())
-}
-
-fn number(value: &[u8]) -> Result<u64> {
-    value.try_into().map(u64::from_be_bytes).map_err(|_| malformed())
-}
-
-fn malformed() -> Error {
-    Error::new(
-        ErrorKind::Corrupt,
-        "a key or number of the timelines is malformed",
-    )
 }
 
 fn options() -> KeyspaceCreateOptions {

@@ -6,7 +6,8 @@ use fjall::{Iter, Slice};
 
 use super::{
     block,
-    disk::{Disk, read_run_key, read_user_key, run_key},
+    disk::Disk,
+    keys::{read_run_key, read_user_key, run_key},
     pair,
 };
 use crate::{Result, embedded::database::map_err};

@@ -6,7 +6,7 @@ use fjall::compaction::filter::{
     CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
 };
 
-use super::{disk::read_run_key, pair};
+use super::{keys::read_run_key, pair};
 
 /// By slice: blocks of runs up to this one are merged.
 #[derive(Default)]

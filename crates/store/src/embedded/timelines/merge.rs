@@ -15,6 +15,7 @@ use super::{
     Config, block,
     disk::Disk,
     groups::{Groups, kept},
+    keys::read_run_key,
     pair,
 };
 use crate::{Result, embedded::database::map_err};
@@ -111,7 +112,7 @@ impl Merger {
         let last_run = disk.last_run();
         let mut counts = BTreeMap::<u32, u64>::new();
         for row in disk.runs.iter() {
-            let (group, run) = super::disk::read_run_key(&row.key().map_err(map_err)?)?;
+            let (group, run) = read_run_key(&row.key().map_err(map_err)?)?;
             let slice = group >> pair::SLICE_GROUP_BITS;
             if run <= last_run && run > marks.get(slice as usize).copied().unwrap_or(0) {
                 *counts.entry(slice).or_default() += 1;

@@ -11,6 +11,7 @@ mod buffer;
 mod disk;
 mod groups;
 mod intake;
+mod keys;
 mod marks;
 mod merge;
 mod pair;

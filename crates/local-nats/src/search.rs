@@ -1,0 +1,72 @@
+//! The search for a nats-server.
+
+use std::path::Path;
+
+use crate::binary::Binary;
+use crate::command::Cancel;
+use crate::error::{Error, Result};
+use crate::fetch;
+use crate::locate::{Locate, Origin};
+
+impl Binary {
+    /// Finds a nats-server: the explicit one, `$NATS_SERVER`, the PATH, the cache, and at last fetches one into the
+    /// cache, once for all processes that look for it at the same time.
+    ///
+    /// One that was named (explicitly or by `$NATS_SERVER`) and is missing or too old is an error. One on the PATH
+    /// that is too old, as distributions have them, is passed over with a warning.
+    pub async fn locate(locate: Locate) -> Result<Self> {
+        let cancel = Cancel::default();
+        let _guard = cancel.on_drop();
+        tokio::task::spawn_blocking(move || Self::locate_blocking(&locate, &cancel))
+            .await
+            .map_err(|error| Error::Io {
+                action: "search for a nats-server".into(),
+                source: error.into(),
+            })?
+    }
+
+    fn locate_blocking(locate: &Locate, cancel: &Cancel) -> Result<Self> {
+        if let Some(path) = &locate.explicit {
+            return Self::named(path, Origin::Explicit, cancel);
+        }
+        if let Some(path) = &locate.environment {
+            return Self::named(path, Origin::Environment, cancel);
+        }
+        if let Some(found) = Self::on_path(locate, cancel)? {
+            return Ok(found);
+        }
+        let Some(cache) = &locate.cache else {
+            return Err(Error::Unavailable { attempts: Vec::new() });
+        };
+        match fetch::cached(cache, cancel)? {
+            Some(found) => Ok(found),
+            None => fetch::fetch(locate, cache, cancel),
+        }
+    }
+
+    fn named(path: &Path, origin: Origin, cancel: &Cancel) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::Missing {
+                path: path.into(),
+                origin,
+            });
+        }
+        Self::check(path, origin, cancel)
+    }
+
+    fn on_path(locate: &Locate, cancel: &Cancel) -> Result<Option<Self>> {
+        for dir in locate.path.iter().flat_map(std::env::split_paths) {
+            // An empty entry means the current directory, where a server that is found is rather an accident.
+            let path = dir.join("nats-server");
+            if dir.as_os_str().is_empty() || !path.is_file() {
+                continue;
+            }
+            match Self::check(&path, Origin::Path, cancel) {
+                Ok(found) => return Ok(Some(found)),
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) => tracing::warn!(%error, "nats-server on the PATH passed over"),
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,103 @@
+//! What the calls of GraphService have in common: the stores, keys of users, changes and their backfills.
+
+use std::collections::{HashMap, HashSet};
+
+use herald_model::{UserId, UserKey};
+use herald_rpc::status;
+use herald_store::{FollowChange, Stores};
+use tonic::Status;
+
+use crate::{Config, Metrics, backfill, backfill::Backfills};
+
+/// Answers GraphService from the store.
+#[derive(Clone)]
+pub(crate) struct Graph {
+    pub(crate) config: Config,
+    pub(crate) stores: Stores,
+    pub(crate) backfills: Backfills,
+    pub(crate) metrics: Metrics,
+}
+
+impl Graph {
+    pub(crate) fn new(config: Config, stores: Stores, backfills: Backfills, metrics: Metrics) -> Self {
+        Self {
+            config,
+            stores,
+            backfills,
+            metrics,
+        }
+    }
+
+    /// Applies changes that were checked, and asks for the backfill of all that are follows.
+    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
+        let changed = self
+            .stores
+            .follows
+            .apply(changes)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        self.metrics
+            .follow_changes
+            .inc_by(changed.iter().filter(|c| **c).count() as u64);
+        Ok(changed)
+    }
+
+    /// Asks for backfills. A follow is answered only when its backfill is durable, so a caller that got an error repeats
+    /// both.
+    pub(crate) async fn backfill(
+        &self,
+        follows: impl IntoIterator<Item = (UserKey, UserKey)>,
+    ) -> Result<(), Status> {
+        if !self.config.backfill {
+            return Ok(());
+        }
+        self.backfills
+            .request(follows)
+            .await
+            .map_err(|error| match error {
+                backfill::Error::Mesh(e) => status::from_mesh(&e),
+                backfill::Error::Store(e) => status::from_store(&e),
+            })
+    }
+
+    /// The key of a user, `None` for one that Herald never heard of.
+    pub(crate) async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
+        let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
+        let keys = self
+            .stores
+            .users
+            .find(&[id])
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        Ok(keys.into_iter().next().flatten())
+    }
+
+    /// The ids of users; empty for a key without one.
+    pub(crate) async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
+        let ids = self
+            .stores
+            .users
+            .ids(keys)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        Ok(ids
+            .into_iter()
+            .map(|id| id.map(UserId::into_string).unwrap_or_default())
+            .collect())
+    }
+
+    /// Ids to keys for a batch, each id once.
+    pub(crate) async fn intern_all<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a UserId>,
+    ) -> Result<HashMap<UserId, UserKey>, Status> {
+        let unique: Vec<_> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
+        let keys = self
+            .stores
+            .users
+            .intern(&unique)
+            .await
+            .map_err(|e| status::from_store(&e))?;
+        Ok(unique.into_iter().zip(keys).collect())
+    }
+}
