@@ -14,6 +14,7 @@ mod examples;
 mod follows;
 mod full;
 mod main_job;
+mod metrics;
 mod poison;
 mod surface;
 

@@ -60,7 +60,7 @@ impl Metrics {
             patrol_failures: Counter::default(),
         };
         registry.register(
-            "deadletter_letters",
+            "deadletter_created",
             "Messages given up, by consumer and cause",
             metrics.letters.clone(),
         );

@@ -1,7 +1,6 @@
 //! Every metric of this service.
 
-use herald_runtime::metrics::Registry;
-use prometheus_client::metrics::counter::Counter;
+use herald_runtime::metrics::{Counter, Registry};
 
 /// The fanout service's counters.
 #[derive(Debug, Clone, Default)]

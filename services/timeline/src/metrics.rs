@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use herald_runtime::metrics::Registry;
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+use herald_runtime::metrics::{Counter, Histogram, Registry, seconds};
 
 /// The timeline service's counters.
 #[derive(Debug, Clone)]
@@ -22,7 +21,7 @@ impl Metrics {
         let metrics = Self {
             deliveries: Counter::default(),
             isolated: Counter::default(),
-            accept_to_visible: herald_runtime::metrics::seconds(),
+            accept_to_visible: seconds(),
         };
         registry.register(
             "timeline_deliveries",
@@ -35,7 +34,7 @@ impl Metrics {
             metrics.isolated.clone(),
         );
         registry.register(
-            "accept_to_visible_seconds",
+            "timeline_accept_to_visible_seconds",
             "From acceptance of a post to its being readable on timelines, one observation a chunk",
             metrics.accept_to_visible.clone(),
         );
