@@ -17,6 +17,7 @@ mod main_job;
 mod metrics;
 mod poison;
 mod surface;
+mod walls;
 
 /// The program under test.
 const HERALD: &str = env!("CARGO_BIN_EXE_herald-under-test");
