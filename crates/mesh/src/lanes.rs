@@ -24,15 +24,4 @@ impl PerLane {
             Lane::Low => self.low,
         }
     }
-
-    /// Says which lane's number is not from 1 to `max`, if one is. `name` is the setting's.
-    pub fn validate(self, name: &str, max: usize) -> Result<(), String> {
-        for lane in Lane::ALL {
-            let value = self.of(lane);
-            if !(1..=max).contains(&value) {
-                return Err(format!("{name}.{lane} must be 1 to {max}, is {value}"));
-            }
-        }
-        Ok(())
-    }
 }

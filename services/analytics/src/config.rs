@@ -39,25 +39,16 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        let check = |field: &str, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(format!("analytics.{field} must be {min} to {max}, is {value}"))
-            }
-        };
         if self.dir.as_os_str().is_empty() {
             return Err("analytics.dir must not be empty".into());
         }
-        check("batch_rows_max", self.batch_rows_max as u64, 1, 1_000_000)?;
-        check("batch_age_ms_max", self.batch_age_ms_max, 10, 600_000)?;
-        check("posts_in_flight_max", self.posts_in_flight_max as u64, 2, 32_768)?;
-        check(
-            "events_in_flight_max",
-            self.events_in_flight_max as u64,
-            2,
-            32_768,
-        )
+        herald_runtime::bounds!("analytics", self, {
+            batch_rows_max: 1..=1_000_000,
+            batch_age_ms_max: 10..=600_000,
+            posts_in_flight_max: 2..=32_768,
+            events_in_flight_max: 2..=32_768,
+        });
+        Ok(())
     }
 
     pub(crate) fn batch_age_max(&self) -> Duration {

@@ -54,24 +54,15 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        let check = |field: &str, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(format!("deadletter.{field} must be {min} to {max}, is {value}"))
-            }
-        };
-        check("in_flight_max", self.in_flight_max as u64, 1, 32_768)?;
-        check("redrive_in_flight_max", self.redrive_in_flight_max, 256, 65_536)?;
-        check("redrives_max", self.redrives_max as u64, 1, 1_000)?;
-        check("patrol.interval_seconds", self.patrol.interval_seconds, 0, 86_400)?;
-        check("patrol.window_seconds", self.patrol.window_seconds, 60, 86_400)?;
-        check(
-            "patrol.work_percent_max",
-            self.patrol.work_percent_max.into(),
-            1,
-            100,
-        )
+        herald_runtime::bounds!("deadletter", self, {
+            in_flight_max: 1..=32_768,
+            redrive_in_flight_max: 256..=65_536,
+            redrives_max: 1..=1_000,
+            patrol.interval_seconds: 0..=86_400,
+            patrol.window_seconds: 60..=86_400,
+            patrol.work_percent_max: 1..=100,
+        });
+        Ok(())
     }
 }
 

@@ -58,39 +58,16 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        let check = |name: &str, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(format!("fanout.{name} must be {min} to {max}, is {value}"))
-            }
-        };
-        check(
-            "push_chunk_recipients_max",
-            self.push_chunk_recipients_max.into(),
-            1,
-            65_536,
-        )?;
-        check(
-            "slice_recipients_max",
-            self.slice_recipients_max.into(),
-            1_024,
-            1_048_576,
-        )?;
-        self.posts_in_flight_max
-            .validate("fanout.posts_in_flight_max", 4_096)?;
-        check(
-            "redrive_in_flight_max",
-            self.redrive_in_flight_max as u64,
-            1,
-            4_096,
-        )?;
-        check(
-            "gate.pending_chunks_max",
-            self.gate.pending_chunks_max,
-            1,
-            u64::MAX,
-        )?;
-        check("gate.interval_ms", self.gate.interval_ms, 10, 60_000)
+        herald_runtime::bounds!("fanout", self, {
+            push_chunk_recipients_max: 1..=65_536,
+            slice_recipients_max: 1_024..=1_048_576,
+            posts_in_flight_max.high: 1..=4_096,
+            posts_in_flight_max.normal: 1..=4_096,
+            posts_in_flight_max.low: 1..=4_096,
+            redrive_in_flight_max: 1..=4_096,
+            gate.pending_chunks_max: 1..,
+            gate.interval_ms: 10..=60_000,
+        });
+        Ok(())
     }
 }

@@ -70,57 +70,22 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        fn within(name: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
-            if (min..=max).contains(&value) {
-                Ok(())
-            } else {
-                Err(format!("gateway.{name} must be {min} to {max}, is {value}"))
-            }
-        }
-        within(
-            "request_bytes_max",
-            self.request_bytes_max as u64,
-            131_072,
-            64 << 20,
-        )?;
-        within("calls_max", self.calls_max as u64, 1, 1_000_000)?;
-        within(
-            "streams_per_connection_max",
-            self.streams_per_connection_max.into(),
-            1,
-            100_000,
-        )?;
-        within("watchers_max", self.watchers_max as u64, 1, 1_000_000)?;
-        within("watch_queue_max", self.watch_queue_max as u64, 1, 100_000)?;
-        within("heartbeat_ms", self.heartbeat_ms, 100, 600_000)?;
-        within(
-            "live_post_cache_bytes_max",
-            self.live_post_cache_bytes_max,
-            0,
-            4 << 30,
-        )?;
-        within(
-            "submit_in_flight_max",
-            self.submit_in_flight_max as u64,
-            1,
-            10_000,
-        )?;
-        within("graph_timeout_ms", self.graph_timeout_ms, 10, 60_000)?;
-        within("delete_wait_ms", self.delete_wait_ms, 0, 60_000)?;
-        within("archive_batch_max", self.archive_batch_max as u64, 1, 10_000)?;
-        within(
-            "archive_in_flight_max",
-            self.archive_in_flight_max as u64,
-            1,
-            100_000,
-        )?;
-        within(
-            "archive_redrive_in_flight_max",
-            self.archive_redrive_in_flight_max as u64,
-            1,
-            32_768,
-        )?;
-        within("drain_ms", self.drain_ms, 0, 600_000)?;
+        herald_runtime::bounds!("gateway", self, {
+            request_bytes_max: 131_072..=64 << 20,
+            calls_max: 1..=1_000_000,
+            streams_per_connection_max: 1..=100_000,
+            watchers_max: 1..=1_000_000,
+            watch_queue_max: 1..=100_000,
+            heartbeat_ms: 100..=600_000,
+            live_post_cache_bytes_max: 0..=4 << 30,
+            submit_in_flight_max: 1..=10_000,
+            graph_timeout_ms: 10..=60_000,
+            delete_wait_ms: 0..=60_000,
+            archive_batch_max: 1..=10_000,
+            archive_in_flight_max: 1..=100_000,
+            archive_redrive_in_flight_max: 1..=32_768,
+            drain_ms: 0..=600_000,
+        });
         let origin = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();
         match self.cors_origins.iter().find(|o| origin(o)) {
             Some(bad) => Err(format!("gateway.cors_origins holds {bad:?}, which is no origin")),

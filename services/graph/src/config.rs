@@ -25,13 +25,9 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        if (64..=65_536).contains(&self.export_page_followers) {
-            Ok(())
-        } else {
-            Err(format!(
-                "graph.export_page_followers must be 64 to 65,536, is {}",
-                self.export_page_followers
-            ))
-        }
+        herald_runtime::bounds!("graph", self, {
+            export_page_followers: 64..=65_536,
+        });
+        Ok(())
     }
 }

@@ -7,8 +7,6 @@ use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
-
 /// The settings of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -77,77 +75,29 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the bounds. The error names the field.
-    pub fn validate(&self) -> Result<(), Error> {
-        let sends = 1..=16_384;
-        let check = |good: bool, field, reason| {
-            if good {
-                Ok(())
-            } else {
-                Err(Error::Config { field, reason })
-            }
-        };
-        check(
-            (100..=60_000).contains(&self.request_timeout_ms),
-            "request_timeout_ms",
-            "must be from 100 to 60000",
-        )?;
-        check(
-            self.connect_timeout_ms >= 100,
-            "connect_timeout_ms",
-            "must be at least 100",
-        )?;
-        check(
-            sends.contains(&self.sends_max),
-            "sends_max",
-            "must be from 1 to 16384",
-        )?;
-        check(
-            sends.contains(&self.sends_per_host_max),
-            "sends_per_host_max",
-            "must be from 1 to 16384",
-        )?;
-        check(
-            sends.contains(&self.sends_per_chunk_max),
-            "sends_per_chunk_max",
-            "must be from 1 to 16384",
-        )?;
-        check(
-            (1..=1_024).contains(&self.chunks_in_flight_max),
-            "chunks_in_flight_max",
-            "must be from 1 to 1024",
-        )?;
-        check(
-            (1..=1_024).contains(&self.redrive_chunks_in_flight_max),
-            "redrive_chunks_in_flight_max",
-            "must be from 1 to 1024",
-        )?;
-        check(
-            (1..=1_000).contains(&self.isolate_attempts_min),
-            "isolate_attempts_min",
-            "must be from 1 to 1000",
-        )?;
-        check(
-            self.settle_sends_max >= 1,
-            "settle_sends_max",
-            "must be at least 1",
-        )?;
-        check(
-            (10..=10_000).contains(&self.settle_interval_ms),
-            "settle_interval_ms",
-            "must be from 10 to 10000",
-        )?;
-        check(
-            (1..=3_600).contains(&self.retry_after_seconds_max),
-            "retry_after_seconds_max",
-            "must be from 1 to 3600",
-        )?;
+    /// Says what is wrong, if anything is.
+    pub fn validate(&self) -> Result<(), String> {
+        herald_runtime::bounds!("push", self, {
+            request_timeout_ms: 100..=60_000,
+            connect_timeout_ms: 100..,
+            sends_max: 1..=16_384,
+            sends_per_host_max: 1..=16_384,
+            sends_per_chunk_max: 1..=16_384,
+            chunks_in_flight_max: 1..=1_024,
+            redrive_chunks_in_flight_max: 1..=1_024,
+            isolate_attempts_min: 1..=1_000,
+            settle_sends_max: 1..,
+            settle_interval_ms: 10..=10_000,
+            retry_after_seconds_max: 1..=3_600,
+        });
         let subject = &self.vapid_subject;
-        check(
-            subject.is_empty() || subject.starts_with("mailto:") || subject.starts_with("https:"),
-            "vapid_subject",
-            "must be a mailto: or https: URL",
-        )
+        if subject.is_empty() || subject.starts_with("mailto:") || subject.starts_with("https:") {
+            Ok(())
+        } else {
+            Err(format!(
+                "push.vapid_subject must be a mailto: or https: URL, is {subject:?}"
+            ))
+        }
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
@@ -181,28 +131,24 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn wrong_field(change: impl FnOnce(&mut Config)) -> &'static str {
-        let mut config = Config::default();
-        change(&mut config);
-        match config.validate() {
-            Err(Error::Config { field, .. }) => field,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
     fn bounds_are_checked_and_named() {
-        assert!(Config::default().validate().is_ok());
-        assert_eq!(wrong_field(|c| c.request_timeout_ms = 0), "request_timeout_ms");
-        assert_eq!(wrong_field(|c| c.sends_max = 0), "sends_max");
+        let error = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.validate().unwrap_err()
+        };
+        assert_eq!(Config::default().validate(), Ok(()));
         assert_eq!(
-            wrong_field(|c| c.sends_per_host_max = 1 << 20),
-            "sends_per_host_max"
+            error(|c| c.request_timeout_ms = 0),
+            "push.request_timeout_ms must be 100 to 60000, is 0"
         );
-        assert_eq!(wrong_field(|c| c.settle_sends_max = 0), "settle_sends_max");
         assert_eq!(
-            wrong_field(|c| c.vapid_subject = "me@example.com".into()),
-            "vapid_subject"
+            error(|c| c.settle_sends_max = 0),
+            "push.settle_sends_max must be at least 1, is 0"
+        );
+        assert!(
+            error(|c| c.vapid_subject = "me@example.com".into()).starts_with("push.vapid_subject must be")
         );
     }
 

@@ -13,13 +13,8 @@ const OTHERS_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A setting is out of its bounds.
-    #[error("push.{field} {reason}")]
-    Config {
-        /// Which.
-        field: &'static str,
-        /// What is expected.
-        reason: &'static str,
-    },
+    #[error("{0}")]
+    Config(String),
     /// A file can't be read or made.
     #[error("the file {path} can't be used")]
     File {

@@ -37,26 +37,14 @@ impl Default for Config {
 impl Config {
     /// Says what is wrong, if anything is.
     pub fn validate(&self) -> Result<(), String> {
-        self.chunks_in_flight_max
-            .validate("timeline.chunks_in_flight_max", 32_768)?;
-        for (field, value, max) in [
-            (
-                "redrive_chunks_in_flight_max",
-                self.redrive_chunks_in_flight_max as u64,
-                32_768,
-            ),
-            ("isolate_attempts_min", self.isolate_attempts_min, 1_000),
-        ] {
-            if !(1..=max).contains(&value) {
-                return Err(format!("timeline.{field} must be 1 to {max}, is {value}"));
-            }
-        }
-        if self.backfill_posts_max > 800 {
-            return Err(format!(
-                "timeline.backfill_posts_max must be 0 to 800, is {}",
-                self.backfill_posts_max
-            ));
-        }
+        herald_runtime::bounds!("timeline", self, {
+            chunks_in_flight_max.high: 1..=32_768,
+            chunks_in_flight_max.normal: 1..=32_768,
+            chunks_in_flight_max.low: 1..=32_768,
+            redrive_chunks_in_flight_max: 1..=32_768,
+            isolate_attempts_min: 1..=1_000,
+            backfill_posts_max: 0..=800,
+        });
         Ok(())
     }
 }

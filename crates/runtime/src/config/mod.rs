@@ -28,6 +28,7 @@
 //! # Ok::<(), herald_runtime::config::Error>(())
 //! ```
 
+mod bounds;
 mod error;
 mod loader;
 mod secret;
@@ -39,6 +40,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use bounds::within;
 pub use error::{Error, Layer, Problem};
 pub use loader::{Flags, Loader, RESERVED};
 pub use secret::Secret;

@@ -118,7 +118,7 @@ impl Config {
         self.graph.validate()?;
         self.fanout.validate()?;
         self.timeline.validate()?;
-        self.push.validate().map_err(|error| error.to_string())?;
+        self.push.validate()?;
         if self.gateway.endpoints != self.push.endpoints {
             return Err(
                 "gateway.endpoints and push.endpoints must be the same: what is registered is what is called"
