@@ -1,18 +1,15 @@
-//! The command line: the global options and the tree of commands. Each command's own arguments stand in its file.
+//! The command line: the tree of commands, and which file runs which. Each command's own arguments are in its file.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
-
-use crate::{
-    commands,
+use clap::{CommandFactory, Parser, Subcommand};
+use herald_cli::{
+    context::{Context, Global},
     failure::{Failure, Kind},
-    output::Format,
-    time,
+    output::{Format, Output},
 };
 
-/// Where a server listens when nothing else is said.
-pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7700";
+use crate::commands;
 
 const ABOUT: &str = "\
 Herald tells followers: a post goes in, every follower's timeline shows it, and every follower who asked for it gets a \
@@ -67,78 +64,6 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Options that every command takes, before or after its name.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub(crate) struct Global {
-    /// The Herald server to talk to
-    ///
-    /// Its gRPC address: http://HOST:PORT, or HOST:PORT. `herald up` prints it when it starts.
-    #[arg(
-        long,
-        short = 's',
-        global = true,
-        env = "HERALD_SERVER",
-        value_name = "URL",
-        default_value = DEFAULT_SERVER,
-        value_parser = server,
-        value_hint = ValueHint::Url
-    )]
-    pub(crate) server: String,
-
-    /// How to print answers and errors
-    ///
-    /// `text` is for people and may change; `json` is for programs: one object, or one a line for what streams. Times
-    /// in it are RFC 3339, durations are numbers with their unit in the name.
-    #[arg(
-        long,
-        short = 'o',
-        global = true,
-        env = "HERALD_OUTPUT",
-        value_name = "FORMAT",
-        value_enum,
-        default_value_t
-    )]
-    pub(crate) output: Format,
-
-    /// How long one answer of the server may take
-    ///
-    /// The server gets this as the call's deadline. Streams and imports have none.
-    #[arg(
-        long,
-        global = true,
-        value_name = "DURATION",
-        default_value = "30s",
-        value_parser = time::positive_duration
-    )]
-    pub(crate) rpc_timeout: Duration,
-
-    /// The configuration file, TOML
-    ///
-    /// Read by what starts servers (`up`, `bench`) and by `config`. The layers are: defaults, this file, the
-    /// environment (HERALD_…), the command line.
-    #[arg(long, global = true, env = "HERALD_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) config: Option<PathBuf>,
-
-    /// What to log to standard error
-    ///
-    /// A level (error, warn, info, debug, trace), or levels by module: `warn,herald_mesh=debug`.
-    #[arg(long, global = true, env = "HERALD_LOG", value_name = "FILTER")]
-    pub(crate) log: Option<String>,
-
-    /// Where to send traces, OTLP over gRPC
-    ///
-    /// One trace then spans this command and all that the servers do for it. Off by default.
-    #[arg(
-        long,
-        global = true,
-        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
-        value_name = "URL",
-        value_hint = ValueHint::Url
-    )]
-    pub(crate) otlp: Option<String>,
-}
-
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -190,6 +115,32 @@ impl Command {
             Self::Man(_) => "herald man",
         }
     }
+
+    /// Runs it.
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Self::Post(args) => commands::post::run(args, context).await,
+            Self::Delete(args) => commands::delete::run(args, context).await,
+            Self::Follow(args) => commands::follow::run(args, context).await,
+            Self::Unfollow(args) => commands::unfollow::run(args, context).await,
+            Self::Import(args) => commands::import::run(args, context).await,
+            Self::Device(args) => commands::device::run(args, context).await,
+            Self::Prefs(args) => commands::prefs::run(args, context).await,
+            Self::Timeline(args) => commands::timeline::run(args, context).await,
+            Self::Watch(args) => commands::watch::run(args, context).await,
+            Self::Delivery(args) => commands::delivery::run(args, context).await,
+            Self::Stats(args) => commands::stats::run(args, context).await,
+            Self::Dlq(args) => Box::pin(commands::dlq::run(args, context)).await,
+            Self::Audit(args) => commands::audit::run(args, context).await,
+            Self::Lag(args) => commands::lag::run(args, context).await,
+            Self::PushSink(args) => commands::push_sink::run(args, context).await,
+            Self::Bench(args) => Box::pin(commands::bench::run(*args, context)).await,
+            Self::Config(args) => commands::config::run(&args, context),
+            Self::Up(args) => Box::pin(commands::up::run(*args, context)).await,
+            Self::Completions(args) => commands::completions::run(&args, Cli::command()),
+            Self::Man(args) => commands::man::run(&args, Cli::command(), context),
+        }
+    }
 }
 
 /// Reports what clap says about a command line: help as it is, an error in the format that was asked for.
@@ -210,7 +161,7 @@ pub(crate) fn report(error: &clap::Error) -> ExitCode {
             .next()
             .unwrap_or_default();
         let failure = Failure::usage(message.split_whitespace().collect::<Vec<_>>().join(" "));
-        failure.report(Format::Json);
+        Output::new(Format::Json).report(&failure);
         return failure.exit_code();
     }
     // Where there is nobody to print to, there is nothing to do about it.
@@ -222,53 +173,12 @@ pub(crate) fn report(error: &clap::Error) -> ExitCode {
     })
 }
 
-/// `HOST:PORT` is allowed for `http://HOST:PORT`.
-fn server(text: &str) -> Result<String, String> {
-    let url = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
-    if url.starts_with("https://") {
-        return Err("TLS is not there yet: give an http:// address".into());
-    }
-    let url = url.trim_end_matches('/').to_owned();
-    let authority = url.strip_prefix("http://").unwrap_or_default();
-    if authority.is_empty()
-        || authority.contains(['/', '@', ' '])
-        || url.parse::<tonic::transport::Uri>().is_err()
-    {
-        return Err("not an address such as http://127.0.0.1:7700 or localhost:7700".into());
-    }
-    Ok(url)
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_tree_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn servers_are_addresses() {
-        assert_eq!(server("localhost:7700").unwrap(), "http://localhost:7700");
-        assert_eq!(server("http://10.0.0.1:1/").unwrap(), "http://10.0.0.1:1");
-        assert_eq!(server("[::1]:7700").unwrap(), "http://[::1]:7700");
-        for bad in [
-            "",
-            "https://a",
-            "ftp://a",
-            "http://",
-            "a b",
-            "http://a/b",
-            "user@host:1",
-        ] {
-            assert!(server(bad).is_err(), "{bad}");
-        }
     }
 }

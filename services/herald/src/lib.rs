@@ -5,21 +5,19 @@
 
 mod backoff;
 mod cli;
-mod client;
 mod commands;
-mod context;
 mod edges;
-mod failure;
-mod output;
+mod entry;
 mod server;
 mod stop;
-mod time;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use herald_cli::{context::Context, failure::Failure};
+use tracing::Instrument;
 
-use crate::{cli::Cli, context::Context};
+use crate::cli::{Cli, Command};
 
 /// The whole program. The outcome of the command is the exit code; `herald --help` documents them.
 pub fn main() -> ExitCode {
@@ -27,13 +25,40 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return cli::report(&error),
     };
-    let format = cli.global.output;
     let context = Context::new(cli.global);
-    match context::run(commands::run(cli.command, &context)) {
+    match start(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(format);
+            context.output.report(&failure);
             failure.exit_code()
         }
     }
+}
+
+/// Runs a command on a runtime of its own.
+fn start(command: Command, context: &Context) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the async runtime can't start", &error))?;
+    let outcome = runtime.block_on(run(command, context));
+    // A thread that still waits for standard input must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Runs a command, with its logs and traces.
+async fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    let telemetry = match &command {
+        // A server sets up its own logs and traces, from its configuration.
+        Command::Up(_) => None,
+        _ => Some(context.client_telemetry()?),
+    };
+    // The root of the trace that the servers go on with.
+    let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
+    let outcome = Box::pin(command.run(context)).instrument(span).await;
+    if let Some(telemetry) = telemetry {
+        telemetry.shutdown().await;
+    }
+    outcome
 }

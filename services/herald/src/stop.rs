@@ -2,9 +2,8 @@
 
 use std::future::Future;
 
+use herald_cli::failure::Failure;
 use herald_runtime::shutdown;
-
-use crate::failure::Failure;
 
 /// Runs a command until it ends by itself, or until Ctrl-C or SIGTERM, which is a success.
 pub(crate) async fn on_signal(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {

@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use herald_proto::v1::{
-    AuditFinding, AuditFindingKind, AuditProgress, AuditSummary, RunAuditRequest, run_audit_response::Event,
-};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiff::Timestamp;
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Output, Show, Table, as_map, channel_name, count, counted},
     time::{self, to_proto},
 };
+use herald_proto::v1::{
+    AuditFinding, AuditFindingKind, AuditProgress, AuditSummary, RunAuditRequest, run_audit_response::Event,
+};
+use indicatif::ProgressBar;
+use jiff::Timestamp;
+use serde::Serialize;
 
 /// Findings of one kind that are printed for people, without --all.
 const FINDINGS_SHOWN: u64 = 20;
@@ -272,7 +271,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         repair: args.repair,
     });
     let mut news = client.audit().run_audit(request).await?.into_inner();
-    let bar = progress(context.output);
+    let bar = context.output.progress_bar(
+        Some(0),
+        "{bar:40} {human_pos}/{human_len} posts  {msg}  {eta} left",
+    );
     let mut shown = std::collections::HashMap::<i32, u64>::new();
     while let Some(said) = news.message().await? {
         match said.event {
@@ -326,19 +328,4 @@ fn advance(bar: &ProgressBar, progress: &AuditProgress) {
     bar.set_length(progress.post_count_total);
     bar.set_position(progress.post_count);
     bar.set_message(counted(progress.delivery_count, "delivery", "deliveries"));
-}
-
-fn progress(output: Output) -> ProgressBar {
-    let target = if output.is_json() {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(Some(0), target);
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} posts  {msg}  {eta} left")
-    {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -1,9 +1,7 @@
 //! `herald completions`
 
-use clap::CommandFactory;
 use clap_complete::Shell;
-
-use crate::{cli::Cli, failure::Failure, output::Output};
+use herald_cli::{failure::Failure, output::Output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,8 +21,9 @@ pub(crate) struct Args {
     shell: Shell,
 }
 
-pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+/// `command` is the whole command line.
+pub(crate) fn run(args: &Args, mut command: clap::Command) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "herald", &mut script);
+    clap_complete::generate(args.shell, &mut command, "herald", &mut script);
     Output::write(&String::from_utf8_lossy(&script))
 }

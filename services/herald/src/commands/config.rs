@@ -1,9 +1,10 @@
 //! `herald config`: what a server would be set to.
 
 use clap::Subcommand;
+use herald_cli::{context::Context, failure::Failure, output::Show};
 use serde::Serialize;
 
-use crate::{commands::up::Settings, context::Context, failure::Failure, output::Show, server::Config};
+use crate::{commands::up::Settings, server::Config};
 
 const EXAMPLES: &str = "\
 Examples:

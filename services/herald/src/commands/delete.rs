@@ -1,9 +1,8 @@
 //! `herald delete`
 
+use herald_cli::{context::Context, failure::Failure, output::Show};
 use herald_proto::v1::DeletePostRequest;
 use serde::Serialize;
-
-use crate::{context::Context, failure::Failure, output::Show};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -3,19 +3,19 @@
 use std::time::{Duration, Instant};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use herald_proto::v1::{
-    Channel, ChannelDelivery, DeliveryState, GetDeliveryRequest, GetDeliveryResponse, ListRecipientsRequest,
-};
-use serde::Serialize;
-
-use crate::{
-    backoff::Backoff,
+use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, Table, as_map, channel_name, count, state_name},
     time::{self, ago, rfc3339},
 };
+use herald_proto::v1::{
+    Channel, ChannelDelivery, DeliveryState, GetDeliveryRequest, GetDeliveryResponse, ListRecipientsRequest,
+};
+use serde::Serialize;
+
+use crate::backoff::Backoff;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use herald_cli::{client::Client, failure::Failure, output::Output};
 use herald_proto::v1;
 use rand::{Rng, seq::IndexedRandom};
-
-use crate::{client::Client, failure::Failure, output::Output};
 
 /// See `data/README.md` for where it is from.
 const EDGES: &str = include_str!("../../data/facebook-edges.txt");

@@ -3,19 +3,18 @@
 use std::io;
 
 use clap::{Subcommand, ValueHint};
-use herald_proto::v1::{
-    Device, ListDevicesRequest, RegisterDeviceRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
-    register_device_request::Address,
-};
-use serde::{Deserialize, Serialize};
-
-use crate::{
+use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, printable},
     output::{Show, Table},
     time::{ago, rfc3339},
 };
+use herald_proto::v1::{
+    Device, ListDevicesRequest, RegisterDeviceRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
+    register_device_request::Address,
+};
+use serde::{Deserialize, Serialize};
 
 /// A subscription is some 500 bytes, a secret under 100.
 const STDIN_BYTES_MAX: u64 = 64 << 10;

@@ -1,13 +1,12 @@
 //! `herald follow`
 
-use herald_proto::v1::{Follow, FollowRequest};
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, printable},
     output::Show,
 };
+use herald_proto::v1::{Follow, FollowRequest};
+use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -9,20 +9,20 @@ use std::{
 };
 
 use clap::{Subcommand, ValueHint};
+use herald_cli::{
+    client::Client,
+    context::Context,
+    failure::{Failure, Kind, printable},
+    output::{Show, count, counted},
+    time::rough,
+};
 use herald_proto::v1::{ImportFollowsRequest, ImportFollowsResponse};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{
-    client::Client,
-    context::Context,
-    edges::{Batch, Lines, Notify, Options, Reader},
-    failure::{Failure, Kind, printable},
-    output::{Output, Show, count, counted},
-    time::rough,
-};
+use crate::edges::{Batch, Lines, Notify, Options, Reader};
 
 /// Follows in one message to the server.
 const BATCH_FOLLOWS: usize = 5_000;
@@ -198,7 +198,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let What::Follows(args) = args.what;
     let (input, size) = open(&args.file)?;
     let client = context.client().await?;
-    let bar = progress(size, context.output);
+    let template = match size {
+        Some(_) => "{bar:40} {percent:>3}%  {msg}  {eta} left",
+        None => "{spinner} {msg}  {elapsed}",
+    };
+    let bar = context.output.progress_bar(size, template);
     let reader = Reader::new(
         input,
         Options {
@@ -243,24 +247,6 @@ fn open(path: &PathBuf) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failur
     }
     let size = Some(metadata.len()).filter(|_| metadata.is_file());
     Ok((Box::new(BufReader::with_capacity(1 << 16, file)), size))
-}
-
-/// A bar over the file's bytes, on a terminal only.
-fn progress(size: Option<u64>, output: Output) -> ProgressBar {
-    let target = if output.is_json() {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(size, target);
-    let template = match size {
-        Some(_) => "{bar:40} {percent:>3}%  {msg}  {eta} left",
-        None => "{spinner} {msg}  {elapsed}",
-    };
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// Sends the whole file, call after call. The summary is right as far as it goes, also after a failure.

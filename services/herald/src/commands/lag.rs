@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use console::Term;
-use herald_proto::v1::{GetLagRequest, StreamLag, WatchLagRequest};
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, Kind},
     output::{Output, Show, Table, bytes, count},
-    stop,
     time::{self, duration_to_proto, rfc3339, rough},
 };
+use herald_proto::v1::{GetLagRequest, StreamLag, WatchLagRequest};
+use serde::Serialize;
+
+use crate::stop;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -2,15 +2,13 @@
 
 use std::{fs, path::PathBuf};
 
-use clap::{CommandFactory, ValueHint};
-use serde::Serialize;
-
-use crate::{
-    cli::Cli,
+use clap::ValueHint;
+use herald_cli::{
     context::Context,
     failure::Failure,
     output::{Show, counted},
 };
+use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,7 +40,8 @@ impl Show for Answer {
     }
 }
 
-pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+/// `command` is the whole command line.
+pub(crate) fn run(args: &Args, command: clap::Command, context: &Context) -> Result<(), Failure> {
     let directory = &args.directory;
     let failure = |error| {
         Failure::io(
@@ -52,7 +51,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     };
     fs::create_dir_all(directory).map_err(failure)?;
     // `disable_help_subcommand` keeps the pages of `herald help X` out: they would say the same again.
-    let mut command = Cli::command().disable_help_subcommand(true);
+    let mut command = command.disable_help_subcommand(true);
     command.build();
     let mut page_count = 0;
     let mut queue = vec![command];

@@ -3,18 +3,18 @@
 use std::{io::Read, time::Duration};
 
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
-use herald_model::Lane;
-use herald_proto::v1::{SubmitPostRequest, SubmitPostResponse};
-use serde::Serialize;
-use uuid::Uuid;
-
-use crate::{
-    backoff::Backoff,
+use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, lane_number},
     time::{self, duration_to_proto, rfc3339},
 };
+use herald_model::Lane;
+use herald_proto::v1::{SubmitPostRequest, SubmitPostResponse};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
 
 /// More than any valid text, so that the server can say what is too long.
 const STDIN_BYTES_MAX: u64 = 1 << 20;

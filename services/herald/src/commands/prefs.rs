@@ -1,14 +1,13 @@
 //! `herald prefs`
 
 use clap::{Subcommand, ValueEnum};
-use herald_proto::v1::{GetPreferencesRequest, Preferences, UpdatePreferencesRequest};
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, printable},
     output::Show,
 };
+use herald_proto::v1::{GetPreferencesRequest, Preferences, UpdatePreferencesRequest};
+use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -10,6 +10,12 @@ use std::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use clap::{ValueEnum, ValueHint};
 use futures::{StreamExt, TryStreamExt, stream};
+use herald_cli::{
+    client::Client,
+    context::Context,
+    failure::{self, Failure, printable},
+    output::{Show, Table, count, counted},
+};
 use herald_proto::v1::{
     Device, ListDevicesRequest, UnregisterDeviceRequest, WebPush, Webhook, register_device_request::Address,
 };
@@ -21,12 +27,6 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::device;
-use crate::{
-    client::Client,
-    context::Context,
-    failure::{self, Failure, printable},
-    output::{Show, Table, count, counted},
-};
 
 /// Registrations under way at one time.
 const REGISTRATIONS_MAX: usize = 32;

@@ -1,15 +1,14 @@
 //! `herald stats`
 
-use herald_proto::v1::{self, GetPostStatsRequest, GetTotalsRequest};
-use jiff::Timestamp;
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, printable},
     output::{Show, Table, count},
     time::{self, from_proto, rfc3339, to_proto},
 };
+use herald_proto::v1::{self, GetPostStatsRequest, GetTotalsRequest};
+use jiff::Timestamp;
+use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,13 +1,14 @@
 //! `herald timeline`
 
+use herald_cli::{
+    context::Context,
+    failure::Failure,
+    output::{Show, quoted},
+};
 use herald_proto::v1::ListTimelineRequest;
 use serde::Serialize;
 
-use crate::{
-    context::Context,
-    failure::Failure,
-    output::{Post, Show, posts, quoted},
-};
+use crate::entry::{Post, posts};
 
 /// The server's largest page, for reading everything.
 const PAGE_SIZE_MAX: i32 = 200;

@@ -4,14 +4,12 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::ValueHint;
 use console::style;
+use herald_cli::{context::Context, failure::Failure, output::Show};
 use herald_runtime::{config::Flags, shutdown, telemetry};
 use serde::Serialize;
 
 use crate::{
     commands::demo,
-    context::Context,
-    failure::Failure,
-    output::Show,
     server::{Addresses, Config, Server},
 };
 

@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use herald_cli::{
+    client::Client,
+    context::Context,
+    failure::{Failure, Kind, printable},
+    output::{Output, Show},
+    time,
+};
 use herald_proto::v1::{WatchTimelineRequest, WatchTimelineResponse, watch_timeline_response::Event};
 use serde::Serialize;
 
 use crate::{
     backoff::Backoff,
-    client::Client,
-    context::Context,
-    failure::{Failure, Kind, printable},
-    output::{Output, Post, Show, posts},
-    stop, time,
+    entry::{Post, posts},
+    stop,
 };
 
 /// The server sends a sign of life every 15 seconds.

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
+use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, consumers, streams};
 use herald_model::{Lane, time::Micros};
 use herald_proto::v1::{self, GetLagRequest};
@@ -16,7 +17,6 @@ use super::{
     setup::{Setup, World},
     verify,
 };
-use crate::{client::Client, context::Context, failure::Failure, output::Show};
 
 const LONG: &str = "\
 Stops the timeline and push workers (JetStream's own pause of their consumers), submits posts in the normal lane until all \
@@ -53,7 +53,7 @@ pub(super) struct Args {
     posts: u32,
 
     /// How long a push of the backlog is worth sending
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = crate::time::positive_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = herald_cli::time::positive_duration)]
     push_ttl: Duration,
 
     /// Posts in the high lane while the backlog is worked off

@@ -1,5 +1,6 @@
 //! `herald bench`: deliveries a second, and how soon.
 
+use herald_cli::{client::Client, context::Context, failure::Failure};
 use herald_model::time::Micros;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -11,7 +12,6 @@ use super::{
     setup::{BIG_AUTHOR, Setup, World},
     verify,
 };
-use crate::{client::Client, context::Context, failure::Failure};
 
 pub(super) const LONG: &str = "\
 Starts a `herald up` of its own with an empty data directory, makes a social graph, submits posts, and reports how fast \

@@ -4,6 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hdrhistogram::Histogram;
+use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, Subject, consumers, streams};
 use herald_model::{Lane, Recipients, UserKey, time::Micros};
 use herald_proto::{mesh_v1, v1};
@@ -19,7 +20,6 @@ use super::{
     setup::{Setup, World},
     stalls::Stalls,
 };
-use crate::{client::Client, context::Context, failure::Failure, output::Show};
 
 const LONG: &str = "\
 First messages that nobody can read are published one after the other; each is given up by a worker, and it is measured \
@@ -422,7 +422,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
     }
     let mut redrive = last.ok_or_else(|| Failure::failed("the server answered without the redrive"))?;
     // Until the last outcome is known, not only until the last was sent.
-    redrive.elapsed = Some(crate::time::duration_to_proto(Micros::now().since(began)));
+    redrive.elapsed = Some(herald_cli::time::duration_to_proto(Micros::now().since(began)));
     Ok(redrive)
 }
 

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use herald_cli::{client::Client, failure::Failure, output::lane_number, time::duration_to_proto};
 use herald_model::{Lane, time::Micros};
 use herald_proto::v1;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::graph::Graph;
-use crate::{client::Client, failure::Failure, output::lane_number, time::duration_to_proto};
 
 /// Follows in one message.
 const IMPORT_BATCH: usize = 10_000;

@@ -13,7 +13,7 @@ mod setup;
 mod stalls;
 mod verify;
 
-use crate::{context::Context, failure::Failure};
+use herald_cli::{context::Context, failure::Failure};
 
 /// Measures deliveries a second and latencies, and checks that nothing was lost
 #[derive(Debug, clap::Args)]

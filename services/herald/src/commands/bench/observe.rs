@@ -3,13 +3,13 @@
 use std::{collections::HashMap, ops::AddAssign, sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
+use herald_cli::{client::Client, failure::Failure};
 use herald_model::time::Micros;
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{graph::Graph, load::Submitted, stalls::Stall};
-use crate::{client::Client, failure::Failure};
 
 /// How often the streams are looked at while the mesh drains, milliseconds.
 const LAG_INTERVAL_MS: i32 = 200;

@@ -1,8 +1,7 @@
 //! Progress on standard error, for people only.
 
+use herald_cli::failure::Failure;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use crate::failure::Failure;
 
 /// Where progress goes.
 #[derive(Debug, Clone, Copy)]

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
+use herald_cli::output::Show;
 use serde::Serialize;
 
 use super::verify::{AuditSums, LedgerSums, StoreSums};
-use crate::output::Show;
 
 /// A distribution of times, milliseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use herald_cli::failure::Failure;
 use herald_runtime::telemetry::LOG_VARIABLES;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -15,8 +16,6 @@ use tokio::{
     process::{Child, Command},
     task::JoinHandle,
 };
-
-use crate::failure::Failure;
 
 /// A start that takes longer than this has failed; it includes fetching nats-server where there is none.
 const START_LIMIT: Duration = Duration::from_mins(5);

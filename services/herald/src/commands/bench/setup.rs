@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use clap::ValueEnum;
+use herald_cli::{client::Client, context::Context, failure::Failure};
 use herald_push_sink::Running;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
@@ -14,7 +15,6 @@ use super::{
     progress::Progress,
     server::Server,
 };
-use crate::{client::Client, context::Context, failure::Failure};
 
 /// The number of the author with `--big-author` followers.
 pub(super) const BIG_AUTHOR: u32 = 0;

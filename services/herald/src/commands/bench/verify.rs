@@ -4,13 +4,13 @@
 use std::{collections::HashMap, path::Path};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use herald_cli::{client::Client, failure::Failure};
 use herald_model::{PostId, UserKey};
 use herald_proto::v1;
 use herald_store::{Stores, embedded};
 use serde::Serialize;
 
 use super::{graph::Graph, load::Submitted};
-use crate::{client::Client, failure::Failure};
 
 /// Calls in flight while the ledger is read.
 const LEDGER_IN_FLIGHT: usize = 64;

@@ -2,18 +2,18 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
+use herald_cli::{
+    client::Client,
+    context::Context,
+    failure::Failure,
+    output::{Show, counted},
+};
 use herald_proto::v1::{DeadLetterSelection, DiscardDeadLettersRequest, DiscardDeadLettersResponse};
 use serde::Serialize;
 
 use super::{
     letter::{Group, group_table},
     select::{Selection, signed},
-};
-use crate::{
-    client::Client,
-    context::Context,
-    failure::Failure,
-    output::{Show, counted},
 };
 
 const EXAMPLES: &str = "\

@@ -1,16 +1,16 @@
 //! `herald dlq groups`
 
+use herald_cli::{
+    context::Context,
+    failure::Failure,
+    output::{Show, counted},
+};
 use herald_proto::v1::{self, DeadLetterState, ListGroupsRequest};
 use serde::Serialize;
 
 use super::{
     letter::{Group, group_table},
     select::Filter,
-};
-use crate::{
-    context::Context,
-    failure::Failure,
-    output::{Show, counted},
 };
 
 const EXAMPLES: &str = "\

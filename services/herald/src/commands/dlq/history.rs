@@ -1,15 +1,15 @@
 //! `herald dlq history`
 
-use herald_proto::v1::{self, DeadLetterActKind, ListHistoryRequest};
-use serde::Serialize;
-
-use super::{letter::Redrive, select};
-use crate::{
+use herald_cli::{
     context::Context,
     failure::{Failure, printable},
     output::{Show, Table, count},
     time::{ago, rfc3339},
 };
+use herald_proto::v1::{self, DeadLetterActKind, ListHistoryRequest};
+use serde::Serialize;
+
+use super::{letter::Redrive, select};
 
 const EXAMPLES: &str = "\
 Examples:

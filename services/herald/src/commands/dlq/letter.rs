@@ -1,13 +1,12 @@
 //! Letters, groups and redrives as they are printed.
 
-use herald_proto::v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState, RedriveState};
-use serde::Serialize;
-
-use crate::{
+use herald_cli::{
     failure::printable,
     output::{Table, channel_name, count, lane_name},
     time::{ago, rfc3339},
 };
+use herald_proto::v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState, RedriveState};
+use serde::Serialize;
 
 /// The longest reason in a table, characters.
 const REASON_WIDTH: usize = 72;

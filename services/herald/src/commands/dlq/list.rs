@@ -1,18 +1,18 @@
 //! `herald dlq list`
 
 use clap::ValueEnum;
+use herald_cli::{
+    context::Context,
+    failure::{Failure, printable},
+    output::{Show, Table, count},
+    time::ago,
+};
 use herald_proto::v1::{self, DeadLetterState, ListDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
     letter::{Letter, short},
     select::Filter,
-};
-use crate::{
-    context::Context,
-    failure::{Failure, printable},
-    output::{Show, Table, count},
-    time::ago,
 };
 
 const EXAMPLES: &str = "\

@@ -10,8 +10,7 @@ mod select;
 mod show;
 
 use clap::Subcommand;
-
-use crate::{context::Context, failure::Failure};
+use herald_cli::{context::Context, failure::Failure};
 
 const EXAMPLES: &str = "\
 Examples:

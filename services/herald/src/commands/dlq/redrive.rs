@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
+use herald_cli::{
+    context::Context,
+    failure::{Failure, Kind, printable},
+    output::{Show, count, counted},
+    time::rough,
+};
 use herald_proto::v1::{CancelRedriveRequest, RedriveDeadLettersRequest};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::{
     letter::{Group, Redrive, group_table},
     select::{Selection, signed},
-};
-use crate::{
-    context::Context,
-    failure::{Failure, Kind},
-    output::{Output, Show, count, counted},
-    time::rough,
 };
 
 const EXAMPLES: &str = "\
@@ -98,7 +97,7 @@ impl Show for Redrive {
     fn text(&self) -> String {
         let mut text = format!("redrive {} {}: {}", self.redrive_id, self.state, self.outcome());
         if !self.reason.is_empty() {
-            text = format!("{text} ({})", crate::failure::printable(&self.reason));
+            text = format!("{text} ({})", printable(&self.reason));
         }
         if self.excluded > 0 {
             let excluded = counted(self.excluded, "open letter", "open letters");
@@ -134,7 +133,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             groups: first.groups.into_iter().map(Group::from).collect(),
         });
     }
-    let bar = progress(redrive.letters, context.output);
+    let template = format!(
+        "{{bar:40}} {{percent:>3}}% of {}  {{msg}}",
+        count(redrive.letters)
+    );
+    let bar = context.output.progress_bar(Some(redrive.letters), &template);
     loop {
         bar.set_position(redrive.resolved + redrive.failed + redrive.skipped);
         bar.set_message(redrive.outcome());
@@ -179,19 +182,4 @@ pub(super) async fn cancel(args: &CancelArgs, context: &Context) -> Result<(), F
         .redrive
         .ok_or_else(|| Failure::failed("the server answered without the redrive"))?;
     context.output.show(&Redrive::from(redrive))
-}
-
-/// A bar over the letters, on a terminal only.
-fn progress(letters: u64, output: Output) -> ProgressBar {
-    let target = if output.is_json() {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(Some(letters), target);
-    let template = format!("{{bar:40}} {{percent:>3}}% of {}  {{msg}}", count(letters));
-    if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -1,15 +1,15 @@
 //! Which letters: arguments that several of the commands take.
 
 use clap::ValueEnum;
+use herald_cli::{
+    failure::{Failure, printable},
+    output::channel_name,
+    time::{self, to_proto},
+};
 use herald_proto::v1::{self, DeadLetterCause, DeadLetterFilter, DeadLetterSelection};
 use jiff::Timestamp;
 use rustix::system::uname;
 use tonic::Request;
-
-use crate::{
-    failure::Failure,
-    time::{self, to_proto},
-};
 
 /// A filter; all that is given must hold.
 #[derive(Debug, Default, clap::Args)]
@@ -166,16 +166,12 @@ pub(super) fn words(selection: Option<&DeadLetterSelection>) -> String {
             ("reason", &filter.reason, !filter.reason.is_empty()),
             ("author", &filter.author_id, !filter.author_id.is_empty()),
             ("post", &post, filter.post_id != 0),
-            (
-                "channel",
-                crate::output::channel_name(filter.channel),
-                filter.channel != 0,
-            ),
+            ("channel", channel_name(filter.channel), filter.channel != 0),
             ("since", "a time", filter.start_time.is_some()),
             ("until", "a time", filter.end_time.is_some()),
         ];
         let given = parts.iter().filter(|(_, _, given)| *given);
-        let given = given.map(|(name, value, _)| format!("{name} {}", crate::failure::printable(value)));
+        let given = given.map(|(name, value, _)| format!("{name} {}", printable(value)));
         return given.collect::<Vec<_>>().join(", ");
     }
     let ids = selection.letter_ids.iter().take(5).map(ToString::to_string);

@@ -3,16 +3,16 @@
 use std::fmt::Write as _;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedRecipientsRequest};
-use serde::Serialize;
-
-use super::{history::Act, letter::Letter};
-use crate::{
+use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, printable},
     output::{Show, bytes, count},
 };
+use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedRecipientsRequest};
+use serde::Serialize;
+
+use super::{history::Act, letter::Letter};
 
 /// Owed recipients that a person is shown.
 const OWED_SHOWN: usize = 20;

@@ -6,12 +6,10 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::output::Format;
-
 /// What kind of failure it was; scripts see it as the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Refused by the server, or gone wrong here.
     Failed,
     /// The command line, or a value that the server calls invalid.
@@ -30,7 +28,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// As the help of `herald` documents it.
-    pub(crate) const fn exit_code(self) -> u8 {
+    pub const fn exit_code(self) -> u8 {
         match self {
             Self::OutputClosed => 0,
             Self::Failed => 1,
@@ -43,9 +41,9 @@ impl Kind {
     }
 }
 
-/// A command's failure. It is reported once, by `main`.
+/// A command's failure. `main` reports it once, with `Output::report`.
 #[derive(Debug)]
-pub(crate) struct Failure(Box<Details>);
+pub struct Failure(Box<Details>);
 
 #[derive(Debug)]
 struct Details {
@@ -71,7 +69,7 @@ struct Field {
 
 impl Failure {
     /// A failure in words: lowercase, no full stop.
-    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self(Box::new(Details {
             kind,
             message: message.into(),
@@ -85,22 +83,22 @@ impl Failure {
     }
 
     /// Something went wrong on this side.
-    pub(crate) fn failed(message: impl Into<String>) -> Self {
+    pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Kind::Failed, message)
     }
 
     /// An argument makes no sense.
-    pub(crate) fn usage(message: impl Into<String>) -> Self {
+    pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
 
     /// A file or stream can't be read or written; `what` says which and what for.
-    pub(crate) fn io(what: impl std::fmt::Display, source: &io::Error) -> Self {
+    pub fn io(what: impl std::fmt::Display, source: &io::Error) -> Self {
         Self::failed(format!("{what}: {source}"))
     }
 
     /// No connection to `server`.
-    pub(crate) fn no_server(server: &str, source: &(dyn Error + 'static)) -> Self {
+    pub fn no_server(server: &str, source: &(dyn Error + 'static)) -> Self {
         let mut failure = Self::new(
             Kind::Unreachable,
             format!("no Herald server at {server}: {}", root(source)),
@@ -112,53 +110,45 @@ impl Failure {
 
     /// Says what to do about it.
     #[must_use]
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
     /// Puts words before the message, for what was being done.
     #[must_use]
-    pub(crate) fn during(mut self, what: &str) -> Self {
+    pub fn during(mut self, what: &str) -> Self {
         self.0.message = format!("{what}: {}", self.0.message);
         self
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
         self.0.kind
     }
 
-    pub(crate) fn message(&self) -> &str {
+    /// The message, without fields, reason and hint.
+    pub fn message(&self) -> &str {
         &self.0.message
     }
 
     /// How long the server asked us to wait before the next try.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
     /// Whether nobody listened when we connected, so that nothing can have been done.
-    pub(crate) fn is_refused(&self) -> bool {
+    pub fn is_refused(&self) -> bool {
         self.0.refused
     }
 
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.0.kind.exit_code())
     }
 
-    /// Writes the report to standard error, as text or as one JSON object.
-    pub(crate) fn report(&self, format: Format) {
-        if self.0.kind == Kind::OutputClosed {
-            return;
-        }
-        // Where standard error is gone too, there is nobody left to tell.
-        let _ = match format {
-            Format::Text => io::Write::write_all(&mut io::stderr(), self.text().as_bytes()),
-            Format::Json => io::Write::write_all(&mut io::stderr(), self.json().as_bytes()),
-        };
-    }
-
-    fn text(&self) -> String {
+    /// The report for people.
+    pub(crate) fn text(&self) -> String {
         use std::fmt::Write as _;
 
         let details = &self.0;
@@ -188,7 +178,8 @@ impl Failure {
         text
     }
 
-    fn json(&self) -> String {
+    /// The report for scripts: one JSON object.
+    pub(crate) fn json(&self) -> String {
         #[derive(Serialize)]
         struct Report<'a> {
             error: Body<'a>,
@@ -349,7 +340,7 @@ fn root(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Other people's words on a terminal: no escape sequences, no line breaks.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

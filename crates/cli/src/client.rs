@@ -27,7 +27,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Connected to one server.
 #[derive(Clone)]
-pub(crate) struct Client {
+pub struct Client {
     traced: Traced,
     deadline: Duration,
 }
@@ -36,7 +36,7 @@ type Traced = InterceptedService<Channel, Inject>;
 
 impl Client {
     /// Connects; fails at once when nobody listens at `server`. Each call without a stream gets `deadline`.
-    pub(crate) async fn connect(server: &str, deadline: Duration) -> Result<Self, Failure> {
+    pub async fn connect(server: &str, deadline: Duration) -> Result<Self, Failure> {
         let endpoint = Endpoint::from_shared(server.to_owned())
             .map_err(|_| Failure::usage(format!("{server} is not a server's address")))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -57,49 +57,59 @@ impl Client {
     }
 
     /// A call with the deadline.
-    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+    pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.deadline);
         request
     }
 
-    pub(crate) fn posts(&self) -> PostServiceClient<Traced> {
+    /// Submits, reads and deletes posts.
+    pub fn posts(&self) -> PostServiceClient<Traced> {
         PostServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn graph(&self) -> GraphServiceClient<Traced> {
+    /// Follows.
+    pub fn graph(&self) -> GraphServiceClient<Traced> {
         GraphServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn devices(&self) -> DeviceServiceClient<Traced> {
+    /// Devices that pushes go to.
+    pub fn devices(&self) -> DeviceServiceClient<Traced> {
         DeviceServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn preferences(&self) -> PreferenceServiceClient<Traced> {
+    /// Preferences of users.
+    pub fn preferences(&self) -> PreferenceServiceClient<Traced> {
         PreferenceServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn timelines(&self) -> TimelineServiceClient<Traced> {
+    /// Timelines.
+    pub fn timelines(&self) -> TimelineServiceClient<Traced> {
         TimelineServiceClient::new(self.traced.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
-    pub(crate) fn deliveries(&self) -> DeliveryServiceClient<Traced> {
+    /// Deliveries of posts.
+    pub fn deliveries(&self) -> DeliveryServiceClient<Traced> {
         DeliveryServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn analytics(&self) -> AnalyticsServiceClient<Traced> {
+    /// Totals and statistics of posts.
+    pub fn analytics(&self) -> AnalyticsServiceClient<Traced> {
         AnalyticsServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn dead_letters(&self) -> DeadLetterServiceClient<Traced> {
+    /// Dead letters.
+    pub fn dead_letters(&self) -> DeadLetterServiceClient<Traced> {
         DeadLetterServiceClient::new(self.traced.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
-    pub(crate) fn audit(&self) -> AuditServiceClient<Traced> {
+    /// The auditor.
+    pub fn audit(&self) -> AuditServiceClient<Traced> {
         AuditServiceClient::new(self.traced.clone())
     }
 
-    pub(crate) fn mesh(&self) -> MeshServiceClient<Traced> {
+    /// Streams and the lag of their consumers.
+    pub fn mesh(&self) -> MeshServiceClient<Traced> {
         MeshServiceClient::new(self.traced.clone())
     }
 }

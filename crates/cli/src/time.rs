@@ -5,12 +5,12 @@ use std::time::Duration;
 use jiff::{Span, SpanRelativeTo, Timestamp};
 
 /// RFC 3339, UTC, as precise as it was sent; none when unset or outside the calendar.
-pub(crate) fn rfc3339(time: Option<&prost_types::Timestamp>) -> Option<String> {
+pub fn rfc3339(time: Option<&prost_types::Timestamp>) -> Option<String> {
     from_proto(time).map(|time| time.to_string())
 }
 
 /// `3 s ago`; `never` when unset.
-pub(crate) fn ago(time: Option<&prost_types::Timestamp>) -> String {
+pub fn ago(time: Option<&prost_types::Timestamp>) -> String {
     from_proto(time).map_or_else(|| "never".into(), |time| ago_at(time, Timestamp::now()))
 }
 
@@ -28,7 +28,7 @@ fn ago_at(time: Timestamp, now: Timestamp) -> String {
 }
 
 /// A duration in its largest unit.
-pub(crate) fn rough(duration: Duration) -> String {
+pub fn rough(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{} ms", duration.as_millis()),
@@ -39,18 +39,21 @@ pub(crate) fn rough(duration: Duration) -> String {
     }
 }
 
-pub(crate) fn from_proto(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+/// A moment of the API; none when unset or outside the calendar.
+pub fn from_proto(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
 }
 
-pub(crate) fn to_proto(time: Timestamp) -> prost_types::Timestamp {
+/// A moment as the API has it.
+pub fn to_proto(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: time.as_second(),
         nanos: time.subsec_nanosecond(),
     }
 }
 
-pub(crate) fn duration_to_proto(duration: Duration) -> prost_types::Duration {
+/// A duration as the API has it.
+pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
@@ -58,7 +61,7 @@ pub(crate) fn duration_to_proto(duration: Duration) -> prost_types::Duration {
 }
 
 /// Reads `500ms`, `90s`, `1h 30m`, `28d`: a clap value parser. Days have 24 hours.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let unreadable = || format!("{text:?} is not a duration such as 500ms, 90s, 1h30m or 2d");
     let span: Span = text.parse().map_err(|_| unreadable())?;
     let length = span
@@ -68,7 +71,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Like [`duration`], and not zero.
-pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|length| {
         if length.is_zero() {
             Err("must be more than 0".into())
@@ -79,7 +82,7 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Reads a moment, RFC 3339, or a duration back from now: a clap value parser.
-pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+pub fn moment(text: &str) -> Result<Timestamp, String> {
     moment_at(text, Timestamp::now())
 }
 

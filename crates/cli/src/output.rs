@@ -1,24 +1,19 @@
 //! What commands print: one shape for scripts (`Serialize`), one for people ([`Show::text`]).
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-};
+use std::io::{self, Write as _};
 
 use clap::ValueEnum;
 use console::{Alignment, Style};
 use herald_model::{Channel, DeliveryState, Lane};
 use herald_proto::v1;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::{
-    failure::{Failure, Kind, printable},
-    time::{ago, rfc3339},
-};
+use crate::failure::{Failure, Kind, printable};
 
 /// How answers and errors are printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+pub enum Format {
     /// For people: tables, relative times, colours on a terminal.
     #[default]
     Text,
@@ -27,28 +22,30 @@ pub(crate) enum Format {
 }
 
 /// Something to print.
-pub(crate) trait Show: Serialize {
+pub trait Show: Serialize {
     /// For people; ends without a line break.
     fn text(&self) -> String;
 }
 
 /// Where answers go: standard output. Notes and errors go to standard error, so that a pipe holds answers only.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Output {
+pub struct Output {
     format: Format,
 }
 
 impl Output {
-    pub(crate) const fn new(format: Format) -> Self {
+    /// In this format.
+    pub const fn new(format: Format) -> Self {
         Self { format }
     }
 
-    pub(crate) fn is_json(self) -> bool {
+    /// Whether a program reads the answers.
+    pub fn is_json(self) -> bool {
         self.format == Format::Json
     }
 
     /// Prints one answer: as text, or as one line of JSON.
-    pub(crate) fn show<T: Show>(self, answer: &T) -> Result<(), Failure> {
+    pub fn show<T: Show>(self, answer: &T) -> Result<(), Failure> {
         let mut text = match self.format {
             Format::Text => answer.text(),
             Format::Json => serde_json::to_string(answer)
@@ -59,7 +56,7 @@ impl Output {
     }
 
     /// Writes text as it is, at once.
-    pub(crate) fn write(text: &str) -> Result<(), Failure> {
+    pub fn write(text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout
             .write_all(text.as_bytes())
@@ -71,23 +68,50 @@ impl Output {
     }
 
     /// Tells a person something beside the answer. Scripts that read JSON don't get it.
-    pub(crate) fn note(self, text: &str) {
+    pub fn note(self, text: &str) {
         if !self.is_json() {
             // A note that nobody reads is no reason to stop.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
+
+    /// Writes a command's failure to standard error, as text or as one JSON object.
+    pub fn report(self, failure: &Failure) {
+        if failure.kind() == Kind::OutputClosed {
+            return;
+        }
+        let report = match self.format {
+            Format::Text => failure.text(),
+            Format::Json => failure.json(),
+        };
+        // Where standard error is gone too, there is nobody left to tell.
+        let _ = io::stderr().write_all(report.as_bytes());
+    }
+
+    /// A progress bar on standard error. Only a person at a terminal sees it. `template` is indicatif's.
+    pub fn progress_bar(self, length: Option<u64>, template: &str) -> ProgressBar {
+        let target = if self.is_json() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(length, target);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar
+    }
 }
 
 /// A table with aligned columns: a head line, then the rows.
-pub(crate) struct Table {
+pub struct Table {
     alignments: Vec<Alignment>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// One name a column; a leading `>` aligns it to the right, as figures are.
-    pub(crate) fn new(columns: &[&str]) -> Self {
+    pub fn new(columns: &[&str]) -> Self {
         let head_style = Style::new().bold();
         let alignments = columns
             .iter()
@@ -111,12 +135,12 @@ impl Table {
     }
 
     /// Adds a row; it has as many cells as there are columns.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// The lines, without a line break at the end.
-    pub(crate) fn render(&self) -> String {
+    pub fn render(&self) -> String {
         let widths: Vec<usize> = (0..self.alignments.len())
             .map(|column| {
                 let cells = self.rows.iter().filter_map(|row| row.get(column));
@@ -136,7 +160,7 @@ impl Table {
 }
 
 /// `1234567` as `1,234,567`.
-pub(crate) fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -149,12 +173,12 @@ pub(crate) fn count(number: u64) -> String {
 }
 
 /// `1 follow`, `2 follows`.
-pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+pub fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
 /// A size in bytes, in the unit that suits it.
-pub(crate) fn bytes(number: u64) -> String {
+pub fn bytes(number: u64) -> String {
     let mut value = number as f64;
     let mut unit = "B";
     for next in ["kB", "MB", "GB", "TB"] {
@@ -171,7 +195,8 @@ pub(crate) fn bytes(number: u64) -> String {
     }
 }
 
-pub(crate) fn lane_name(lane: i32) -> &'static str {
+/// A lane as it is printed.
+pub fn lane_name(lane: i32) -> &'static str {
     match v1::Lane::try_from(lane) {
         Ok(v1::Lane::High) => Lane::High.as_str(),
         Ok(v1::Lane::Low) => Lane::Low.as_str(),
@@ -180,7 +205,8 @@ pub(crate) fn lane_name(lane: i32) -> &'static str {
     }
 }
 
-pub(crate) fn lane_number(lane: Lane) -> i32 {
+/// A lane as the API has it.
+pub fn lane_number(lane: Lane) -> i32 {
     let lane = match lane {
         Lane::High => v1::Lane::High,
         Lane::Normal => v1::Lane::Normal,
@@ -189,7 +215,8 @@ pub(crate) fn lane_number(lane: Lane) -> i32 {
     lane.into()
 }
 
-pub(crate) fn channel_name(channel: i32) -> &'static str {
+/// A channel as it is printed.
+pub fn channel_name(channel: i32) -> &'static str {
     match v1::Channel::try_from(channel) {
         Ok(v1::Channel::Timeline) => Channel::Timeline.as_str(),
         Ok(v1::Channel::Push) => Channel::Push.as_str(),
@@ -197,7 +224,8 @@ pub(crate) fn channel_name(channel: i32) -> &'static str {
     }
 }
 
-pub(crate) fn state_name(state: i32) -> &'static str {
+/// The state of a delivery as it is printed.
+pub fn state_name(state: i32) -> &'static str {
     match v1::DeliveryState::try_from(state) {
         Ok(v1::DeliveryState::Pending) => DeliveryState::Pending.as_str(),
         Ok(v1::DeliveryState::Delivered) => DeliveryState::Delivered.as_str(),
@@ -208,70 +236,8 @@ pub(crate) fn state_name(state: i32) -> &'static str {
     }
 }
 
-/// A post, on a timeline or alone.
-#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
-#[derive(Debug, Serialize)]
-pub(crate) struct Post {
-    pub(crate) post_id: u64,
-    pub(crate) author_id: String,
-    pub(crate) text: String,
-    pub(crate) links: Vec<String>,
-    pub(crate) media_urls: Vec<String>,
-    pub(crate) lane: &'static str,
-    pub(crate) accepted_time: Option<String>,
-    #[serde(skip)]
-    accepted: Option<prost_types::Timestamp>,
-}
-
-impl From<v1::Post> for Post {
-    fn from(post: v1::Post) -> Self {
-        Self {
-            post_id: post.post_id,
-            author_id: post.author_id,
-            text: post.text,
-            links: post.links,
-            media_urls: post.media_urls,
-            lane: lane_name(post.lane),
-            accepted_time: rfc3339(post.accepted_time.as_ref()),
-            accepted: post.accepted_time,
-        }
-    }
-}
-
-impl Show for Post {
-    fn text(&self) -> String {
-        let dim = Style::new().dim();
-        let mut text = format!("{}", Style::new().bold().apply_to(printable(&self.author_id)));
-        if self.lane != Lane::Normal.as_str() {
-            let _ = write!(text, "  {}", Style::new().yellow().apply_to(self.lane));
-        }
-        let when = ago(self.accepted.as_ref());
-        let _ = write!(
-            text,
-            "  {}",
-            dim.apply_to(format!("post {}, {when}", self.post_id))
-        );
-        for line in self.text.lines() {
-            let _ = write!(text, "\n  {}", printable(line));
-        }
-        for url in self.links.iter().chain(&self.media_urls) {
-            let _ = write!(text, "\n  {}", dim.apply_to(printable(url)));
-        }
-        text
-    }
-}
-
-/// The posts of timeline entries, in their order. An entry without a post has nothing to show.
-pub(crate) fn posts(entries: Vec<v1::TimelineEntry>) -> Vec<Post> {
-    entries
-        .into_iter()
-        .filter_map(|entry| entry.post)
-        .map(Post::from)
-        .collect()
-}
-
 /// A word as a POSIX shell reads it back.
-pub(crate) fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+,=".contains(c);
     let bare = !word.is_empty() && word.chars().all(plain);
     if bare {
@@ -282,7 +248,7 @@ pub(crate) fn quoted(word: &str) -> String {
 }
 
 /// Serializes pairs as a JSON object, in their order.
-pub(crate) fn as_map<S: Serializer, V: Serialize>(
+pub fn as_map<S: Serializer, V: Serialize>(
     pairs: &[(&'static str, V)],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -327,15 +293,5 @@ mod tests {
             console::strip_ansi_codes(&table.render()),
             "NAME     COUNT\na            1\nlonger  12,345"
         );
-    }
-
-    #[test]
-    fn a_post_cannot_move_the_cursor() {
-        let post = Post::from(v1::Post {
-            text: "a\u{1b}[2Jb\nc".into(),
-            ..v1::Post::default()
-        });
-        let text = console::strip_ansi_codes(&post.text()).into_owned();
-        assert!(text.ends_with("\n  a [2Jb\n  c"), "{text:?}");
     }
 }
