@@ -1,7 +1,6 @@
-//! The commands, one a file: its arguments, its help, what it does, what it prints.
+//! The commands, one a file: its arguments, its help, what it does, what it prints. `herald bench` is in a crate of its own.
 
 pub(crate) mod audit;
-pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod delete;

@@ -61,7 +61,7 @@ pub(super) struct Args {
     high_posts: u32,
 
     /// High posts a second
-    #[arg(long, default_value_t = 20.0, value_parser = super::deliveries::positive)]
+    #[arg(long, default_value_t = 20.0, value_parser = super::setup::positive)]
     high_rate: f64,
 }
 
@@ -168,7 +168,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 
 async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let progress = Progress {
-        hidden: context.output.is_json(),
+        output: context.output,
     };
     let world = args.setup.start(None, progress, context).await?;
     let World { client, graph, .. } = &world;

@@ -79,7 +79,7 @@ pub(super) struct Args {
     redrive_rate: u32,
 
     /// Posts a second, without a redrive and beside one
-    #[arg(long, default_value_t = 20.0, value_parser = super::deliveries::positive)]
+    #[arg(long, default_value_t = 20.0, value_parser = super::setup::positive)]
     live_rate: f64,
 
     /// How often posts are measured without a redrive and then beside one
@@ -202,7 +202,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 
 async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let progress = Progress {
-        hidden: context.output.is_json(),
+        output: context.output,
     };
     let world = args.setup.start(None, progress, context).await?;
     let client = &world.client;

@@ -1,31 +1,23 @@
 //! Progress on standard error, for people only.
 
-use herald_cli::failure::Failure;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use herald_cli::{failure::Failure, output::Output};
+use indicatif::ProgressBar;
 
 /// Where progress goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
-    pub(super) hidden: bool,
+    pub(super) output: Output,
 }
 
 impl Progress {
     /// A bar of a length; one of 0 shows a message and the time.
     pub(super) fn bar(self, what: &'static str, length: u64) -> ProgressBar {
-        let target = if self.hidden {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
-        let bar = ProgressBar::with_draw_target(Some(length), target);
         let template = if length == 0 {
             "{prefix}: {msg} {elapsed}"
         } else {
             "{prefix} {wide_bar} {human_pos}/{human_len} {eta}"
         };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
+        let bar = self.output.progress_bar(Some(length), template);
         bar.set_prefix(what);
         bar
     }

@@ -1,4 +1,6 @@
 //! `herald bench`: measures a server of its own, and checks that it lost and repeated nothing.
+//!
+//! The server is a child process: `up` of the program that this runs in (see `server.rs`).
 
 mod backlog;
 mod deliveries;
@@ -23,7 +25,7 @@ use herald_cli::{context::Context, failure::Failure};
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
 
@@ -38,7 +40,8 @@ enum What {
     Dlq(Box<dlq::Args>),
 }
 
-pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+/// Runs the benchmark that was asked for.
+pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let measuring = async {
         match args.what {
             None => deliveries::run(args.deliveries, context).await,

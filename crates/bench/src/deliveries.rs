@@ -49,19 +49,12 @@ pub(super) struct Args {
     posts: u32,
 
     /// Posts a second [default: as fast as the server takes them]
-    #[arg(long, value_parser = positive)]
+    #[arg(long, value_parser = super::setup::positive)]
     rate: Option<f64>,
 
     /// Don't read every timeline from the disk at the end
     #[arg(long)]
     no_store_check: bool,
-}
-
-pub(super) fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
-        _ => Err("must be a number greater than 0".into()),
-    }
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
@@ -86,7 +79,7 @@ struct Run {
 
 async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let progress = Progress {
-        hidden: context.output.is_json(),
+        output: context.output,
     };
     let world = args.setup.start(args.big_author, progress, context).await?;
     let World { client, graph, .. } = &world;

@@ -75,6 +75,14 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A clap value parser of rates.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("must be a number greater than 0".into()),
+    }
+}
+
 /// A mesh that is ready to be measured.
 pub(super) struct World {
     pub(super) server: Server,
