@@ -236,7 +236,6 @@ impl Setup {
         };
         progress
             .step("registering devices", load::register(client, users, webhook))
-            .await?;
-        Ok(())
+            .await
     }
 }

@@ -3,11 +3,12 @@
 use std::{fmt, time::Duration};
 
 use herald_proto::v1::{
-    analytics_service_client::AnalyticsServiceClient, audit_service_client::AuditServiceClient,
-    dead_letter_service_client::DeadLetterServiceClient, delivery_service_client::DeliveryServiceClient,
-    device_service_client::DeviceServiceClient, graph_service_client::GraphServiceClient,
-    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
-    preference_service_client::PreferenceServiceClient, timeline_service_client::TimelineServiceClient,
+    Device, RegisterDeviceRequest, analytics_service_client::AnalyticsServiceClient,
+    audit_service_client::AuditServiceClient, dead_letter_service_client::DeadLetterServiceClient,
+    delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
+    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
+    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
+    register_device_request::Address, timeline_service_client::TimelineServiceClient,
 };
 use herald_runtime::trace::Inject;
 use tonic::{
@@ -61,6 +62,18 @@ impl Client {
         let mut request = Request::new(message);
         request.set_timeout(self.deadline);
         request
+    }
+
+    /// Registers a user's device at this address.
+    pub async fn register_device(&self, user_id: String, address: Address) -> Result<Device, Failure> {
+        let request = self.request(RegisterDeviceRequest {
+            user_id,
+            address: Some(address),
+        });
+        let response = self.devices().register_device(request).await?.into_inner();
+        response
+            .device
+            .ok_or_else(|| Failure::failed("the server answered without the device"))
     }
 
     /// Submits, reads and deletes posts.

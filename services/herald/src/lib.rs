@@ -6,9 +6,11 @@
 mod backoff;
 mod cli;
 mod commands;
+mod demo;
 mod edges;
 mod entry;
 mod server;
+mod settings;
 mod stop;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use herald_cli::{context::Context, failure::Failure, output::Show};
 use serde::Serialize;
 
-use crate::{commands::up::Settings, server::Config};
+use crate::{server::Config, settings::Settings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,7 +64,7 @@ impl Show for Valid {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let (Action::Print(settings) | Action::Check(settings)) = &args.action;
-    let config = Config::load(context.global.config.as_deref(), settings.flags(context))
+    let config = Config::load(context.global.config.as_deref(), settings.flags(&context.global))
         .map_err(|error| Failure::usage(error.to_string()))?;
     match args.action {
         Action::Print(_) => context.output.show(&Effective(config)),

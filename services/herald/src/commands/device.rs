@@ -4,14 +4,13 @@ use std::io;
 
 use clap::{Subcommand, ValueHint};
 use herald_cli::{
-    client::Client,
     context::Context,
     failure::{Failure, printable},
     output::{Show, Table},
     time::{ago, rfc3339},
 };
 use herald_proto::v1::{
-    Device, ListDevicesRequest, RegisterDeviceRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
+    Device, ListDevicesRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
     register_device_request::Address,
 };
 use serde::{Deserialize, Serialize};
@@ -228,7 +227,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     match args.action {
         Action::Add(add) => {
             let (user_id, address) = add.into_address()?;
-            let device = register(&context.client().await?, user_id, address).await?;
+            let device = context.client().await?.register_device(user_id, address).await?;
             context.output.show(&Shown::from(device))
         }
         Action::List { user_id } => {
@@ -257,18 +256,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             })
         }
     }
-}
-
-/// Registers one device.
-pub(crate) async fn register(client: &Client, user_id: String, address: Address) -> Result<Device, Failure> {
-    let request = client.request(RegisterDeviceRequest {
-        user_id,
-        address: Some(address),
-    });
-    let response = client.devices().register_device(request).await?.into_inner();
-    response
-        .device
-        .ok_or_else(|| Failure::failed("the server answered without the device"))
 }
 
 impl Add {

@@ -5,7 +5,6 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod delete;
 pub(crate) mod delivery;
-mod demo;
 pub(crate) mod device;
 pub(crate) mod dlq;
 pub(crate) mod follow;

@@ -26,8 +26,6 @@ use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::device;
-
 /// Registrations under way at one time.
 const REGISTRATIONS_MAX: usize = 32;
 
@@ -363,7 +361,8 @@ async fn register(
         };
         let client = &client;
         async move {
-            device::register(client, user, address)
+            client
+                .register_device(user, address)
                 .await
                 .map_err(|failure| match failure.kind() {
                     failure::Kind::Usage => {

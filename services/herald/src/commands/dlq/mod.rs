@@ -5,6 +5,7 @@ mod groups;
 mod history;
 mod letter;
 mod list;
+mod operations;
 mod redrive;
 mod select;
 mod show;

@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use rustix::system::uname;
 use tonic::Request;
 
+use super::letter::cause_name;
+
 /// A filter; all that is given must hold.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Which letters")]
@@ -156,7 +158,7 @@ pub(super) fn words(selection: Option<&DeadLetterSelection>) -> String {
         return "all".into();
     }
     if let Some(filter) = &selection.filter {
-        let cause = super::letter::cause_name(filter.cause());
+        let cause = cause_name(filter.cause());
         let post = filter.post_id.to_string();
         let parts = [
             ("group", &filter.group_id[..], !filter.group_id.is_empty()),

@@ -12,7 +12,10 @@ use herald_cli::{
 use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedRecipientsRequest};
 use serde::Serialize;
 
-use super::{history::Act, letter::Letter};
+use super::{
+    letter::Letter,
+    operations::{Act, table},
+};
 
 /// Owed recipients that a person is shown.
 const OWED_SHOWN: usize = 20;
@@ -148,7 +151,7 @@ impl Show for Answer {
             );
         }
         if !self.acts.is_empty() {
-            let _ = write!(text, "\n\n{}", super::history::table(&self.acts));
+            let _ = write!(text, "\n\n{}", table(&self.acts));
         }
         text
     }

@@ -7,7 +7,7 @@ use herald_proto::v1;
 use rand::{Rng, seq::IndexedRandom};
 
 /// See `data/README.md` for where it is from.
-const EDGES: &str = include_str!("../../data/facebook-edges.txt");
+const EDGES: &str = include_str!("../data/facebook-edges.txt");
 
 /// Follows in one message.
 const IMPORT_BATCH: usize = 5_000;
@@ -28,7 +28,7 @@ const TEXTS: [&str; 8] = [
 ];
 
 /// Loads the graph, then posts until it is dropped.
-pub(super) async fn run(server: String, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
     let client = Client::connect(&server, DEADLINE).await?;
     let edges: Vec<(&str, &str)> = EDGES.lines().filter_map(|line| line.split_once(' ')).collect();
     output.note(&format!("demo: loading {} follows", 2 * edges.len()));
