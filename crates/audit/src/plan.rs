@@ -1,5 +1,6 @@
 //! What the ledger has of a post, and whether it adds up.
 
+use herald_failure::Classify as _;
 use herald_model::{PostId, Recipients, UserKey};
 use herald_store::{ChunkState, Outcome, PostPlan};
 
@@ -94,7 +95,7 @@ pub(crate) fn readable<T>(
     read: Result<T>,
 ) -> Result<std::result::Result<T, Finding>> {
     match read {
-        Err(Error::Store(error)) if !error.kind().is_passing() => {
+        Err(Error::Store(error)) if !error.is_transient() => {
             let detail = format!("the post's {what} can't be read: {error}");
             Ok(Err(Finding::of_post(FindingKind::Inconsistent, post, detail)))
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, header};
 use async_trait::async_trait;
 use bytes::Bytes;
+use herald_failure::{Classify, FailureClass};
 use herald_model::time::Micros;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +83,19 @@ impl Settle {
     pub fn term(reason: impl fmt::Display) -> Self {
         Self::Term {
             reason: reason.to_string(),
+        }
+    }
+}
+
+/// What becomes of a message whose handler failed: a transient failure is retried, a permanent one is a fault.
+impl<E: Classify + fmt::Display> From<E> for Settle {
+    fn from(error: E) -> Self {
+        match error.class() {
+            FailureClass::Transient => Self::Retry {
+                after: error.retry_after(),
+                reason: error.to_string(),
+            },
+            FailureClass::Permanent => Self::fault(error),
         }
     }
 }
@@ -207,5 +221,38 @@ impl Mesh {
         Puller::new(self.clone(), consumer.clone(), handler, options, shutdown)
             .run()
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed")]
+    struct Failed(FailureClass, Option<Duration>);
+
+    impl Classify for Failed {
+        fn class(&self) -> FailureClass {
+            self.0
+        }
+
+        fn retry_after(&self) -> Option<Duration> {
+            self.1
+        }
+    }
+
+    #[test]
+    fn a_failure_is_settled_by_its_class() {
+        let (class, second) = (FailureClass::Transient, Duration::from_secs(1));
+        assert_eq!(Settle::from(Failed(class, None)), Settle::retry("failed"));
+        assert_eq!(
+            Settle::from(Failed(class, Some(second))),
+            Settle::retry_after(second, "failed")
+        );
+        assert_eq!(
+            Settle::from(Failed(FailureClass::Permanent, None)),
+            Settle::fault("failed")
+        );
     }
 }

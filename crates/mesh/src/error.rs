@@ -6,6 +6,7 @@ use std::fmt;
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use herald_failure::{Classify, FailureClass};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -108,6 +109,21 @@ impl Error {
     }
 }
 
+/// Every kind is transient for a worker: no message is at fault for what the broker refuses, and an operator may raise a limit
+/// or repair a stream while the message is retried.
+impl Classify for Error {
+    fn class(&self) -> FailureClass {
+        match self.kind {
+            ErrorKind::Full
+            | ErrorKind::Unavailable
+            | ErrorKind::TooLarge
+            | ErrorKind::Conflict
+            | ErrorKind::Invalid
+            | ErrorKind::Rejected => FailureClass::Transient,
+        }
+    }
+}
+
 /// JetStream's codes, by what can be done about them.
 pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
     match error.error_code() {
@@ -138,5 +154,24 @@ pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
         }
         _ if error.code() == 404 || error.code() == 503 => ErrorKind::Unavailable,
         _ => ErrorKind::Rejected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_is_transient() {
+        for kind in [
+            ErrorKind::Full,
+            ErrorKind::Unavailable,
+            ErrorKind::TooLarge,
+            ErrorKind::Conflict,
+            ErrorKind::Invalid,
+            ErrorKind::Rejected,
+        ] {
+            assert_eq!(Error::new(kind, "failed").class(), FailureClass::Transient, "{kind}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::FutureExt as _;
+use herald_failure::panic_reason;
 use herald_model::time::Micros;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -174,7 +175,7 @@ impl<H: Handler> Worker<H> {
         AssertUnwindSafe(self.handler.handle(delivery))
             .catch_unwind()
             .await
-            .unwrap_or_else(|panic| Settle::fault(format_args!("panic: {}", panic_text(&*panic))))
+            .unwrap_or_else(|panic| Settle::fault(panic_reason(&*panic)))
     }
 
     /// What the handler's word means after so many attempts.
@@ -280,14 +281,6 @@ pub(crate) fn one_line(start: &str, reason: &str) -> String {
         line.push(if c.is_control() { ' ' } else { c });
     }
     line
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::{fmt, future::Future, ops::Range, panic::AssertUnwindSafe};
 
 use futures::FutureExt;
+use herald_failure::panic_reason;
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub async fn sorted<T, E: fmt::Display>(
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) if is_passing(&error) => Err(Failure::Passing(error)),
         Ok(Err(error)) => Err(Failure::Fault(error.to_string())),
-        Err(panic) => Err(Failure::Fault(format!("panic: {}", text(&*panic)))),
+        Err(panic) => Err(Failure::Fault(panic_reason(&*panic))),
     }
 }
 
@@ -82,14 +83,6 @@ fn halves(part: Range<usize>) -> Vec<Range<usize>> {
     let mut halves = vec![middle..part.end, part.start..middle];
     halves.retain(|half| !half.is_empty());
     halves
-}
-
-fn text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use herald_failure::{Classify, FailureClass};
+
 /// The outcome of a call to a store.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -24,17 +26,6 @@ pub enum ErrorKind {
     Corrupt,
     /// Another process has the store open.
     Locked,
-}
-
-impl ErrorKind {
-    /// Whether the same call can succeed later without anybody's doing. If not, whoever tries it again and again does so
-    /// in vain.
-    pub fn is_passing(self) -> bool {
-        match self {
-            Self::Unavailable | Self::Full | Self::Conflict | Self::Locked => true,
-            Self::HistoryTrimmed | Self::LimitExceeded | Self::Invalid | Self::Corrupt => false,
-        }
-    }
 }
 
 /// Why a store did not do what it was asked.
@@ -83,5 +74,40 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|e| e as _)
+    }
+}
+
+impl Classify for Error {
+    fn class(&self) -> FailureClass {
+        match self.kind {
+            ErrorKind::Unavailable | ErrorKind::Full | ErrorKind::Conflict | ErrorKind::Locked => {
+                FailureClass::Transient
+            }
+            ErrorKind::HistoryTrimmed
+            | ErrorKind::LimitExceeded
+            | ErrorKind::Invalid
+            | ErrorKind::Corrupt => FailureClass::Permanent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_a_class() {
+        for (kind, class) in [
+            (ErrorKind::Unavailable, FailureClass::Transient),
+            (ErrorKind::Full, FailureClass::Transient),
+            (ErrorKind::Conflict, FailureClass::Transient),
+            (ErrorKind::Locked, FailureClass::Transient),
+            (ErrorKind::HistoryTrimmed, FailureClass::Permanent),
+            (ErrorKind::LimitExceeded, FailureClass::Permanent),
+            (ErrorKind::Invalid, FailureClass::Permanent),
+            (ErrorKind::Corrupt, FailureClass::Permanent),
+        ] {
+            assert_eq!(Error::new(kind, "failed").class(), class, "{kind:?}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use herald_failure::Classify;
 use herald_mesh::Settle;
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_runtime::isolate::{self, Failure};
@@ -257,7 +258,7 @@ impl Batcher {
             }
         }
         for file in files(self.stream, fresh) {
-            match isolate::sorted(self.write(&file), CommitError::is_passing).await {
+            match isolate::sorted(self.write(&file), Classify::is_transient).await {
                 Ok(()) => batch.acknowledge(&file.entries).await,
                 Err(Failure::Passing(error)) => return Err(error),
                 Err(Failure::Fault(fault)) => {

@@ -1,5 +1,7 @@
 //! Why the service ended, and why a batch was not done.
 
+use herald_failure::{Classify, FailureClass};
+
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,14 +48,43 @@ pub enum CommitError {
     Leftovers(#[source] Box<Self>),
 }
 
-impl CommitError {
-    /// Whether waiting may mend it, or somebody mends it for all messages: then none of them is to blame.
-    pub(crate) fn is_passing(&self) -> bool {
+impl Classify for CommitError {
+    fn class(&self) -> FailureClass {
         match self {
-            Self::Store(error) => error.kind().is_passing(),
-            Self::Objects(_) | Self::Leftovers(_) => true,
-            Self::Parquet(_) => false,
-            Self::Coding(ended) => !ended.is_panic(),
+            Self::Store(error) => error.class(),
+            // No message is at fault: what repairs it repairs it for all of them.
+            Self::Objects(_) | Self::Leftovers(_) => FailureClass::Transient,
+            Self::Parquet(_) => FailureClass::Permanent,
+            Self::Coding(ended) if ended.is_panic() => FailureClass::Permanent,
+            Self::Coding(_) => FailureClass::Transient,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_store::ErrorKind;
+    use parquet::errors::ParquetError;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_kind_has_a_class() {
+        let store = |kind| CommitError::from(herald_store::Error::new(kind, "failed"));
+        let panicked = tokio::spawn(async { panic!("on purpose") }).await.unwrap_err();
+        let pending = tokio::spawn(std::future::pending::<()>());
+        pending.abort();
+        let aborted = pending.await.unwrap_err();
+        for (error, class) in [
+            (store(ErrorKind::Unavailable), FailureClass::Transient),
+            (store(ErrorKind::Corrupt), FailureClass::Permanent),
+            (object_store::Error::NotImplemented { operation: "put".into(), implementer: "test".into() }.into(), FailureClass::Transient),
+            (CommitError::Leftovers(Box::new(store(ErrorKind::Corrupt))), FailureClass::Transient),
+            (ParquetError::General("failed".into()).into(), FailureClass::Permanent),
+            (panicked.into(), FailureClass::Permanent),
+            (aborted.into(), FailureClass::Transient),
+        ] {
+            assert_eq!(error.class(), class, "{error}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use herald_failure::Classify;
 use herald_mesh::Settle;
 use herald_model::PostId;
 use herald_runtime::isolate::{self, Failure, Isolated};
@@ -46,7 +47,7 @@ impl Batcher {
                 let seen = self.totals.seen(self.stream, &part).await?;
                 Ok(part.iter().copied().zip(seen).collect::<Vec<_>>())
             };
-            isolate::sorted(reading, CommitError::is_passing).await
+            isolate::sorted(reading, Classify::is_transient).await
         };
         let isolated = match read(sequences.to_vec()).await {
             Ok(seen) => return Ok(seen),
@@ -80,7 +81,7 @@ impl Batcher {
         let count = sound.entries.len();
         let write = |range: std::ops::Range<usize>| {
             let part = part_of(&sound.entries[range]);
-            async move { isolate::sorted(self.write(&part), CommitError::is_passing).await }
+            async move { isolate::sorted(self.write(&part), Classify::is_transient).await }
         };
         let isolated = match write(0..count).await {
             Ok(()) => Isolated {
@@ -108,7 +109,7 @@ impl Batcher {
             self.totals.of_hours(file.hour, file.hour + 1).await?;
             Ok(())
         };
-        match isolate::sorted(hour, CommitError::is_passing).await {
+        match isolate::sorted(hour, Classify::is_transient).await {
             Ok(()) => {}
             Err(Failure::Passing(error)) => return Err(error),
             Err(Failure::Fault(fault)) => {
@@ -128,7 +129,7 @@ impl Batcher {
                 }
                 Ok(())
             };
-            isolate::sorted(reading, CommitError::is_passing)
+            isolate::sorted(reading, Classify::is_transient)
         };
         let ill_posts = Ill::of(&posts, isolate::isolate(posts.len(), read).await)?;
         let chunks = file.chunks();
@@ -138,7 +139,7 @@ impl Batcher {
                 self.totals.counted(chunks).await?;
                 Ok(())
             };
-            isolate::sorted(reading, CommitError::is_passing)
+            isolate::sorted(reading, Classify::is_transient)
         };
         let ill_chunks = Ill::of(&chunks, isolate::isolate(chunks.len(), read).await)?;
         file.entries.retain(|entry| {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use herald_failure::Classify as _;
 use herald_mesh::{Mesh, Subject, streams};
 use herald_model::{ChunkId, PostId, time::Micros};
 use herald_proto::{
@@ -67,7 +68,7 @@ impl Failures {
         let buried = match self.ledger.bury(post, channel, chunk, now).await {
             // The letter is there, an audit finds the row, and to try it again would hold up all redrives: they wait until
             // each failure is known.
-            Err(error) if !error.kind().is_passing() => {
+            Err(error) if !error.is_transient() => {
                 tracing::error!(
                     post_id = post.0,
                     %channel,

@@ -1,5 +1,6 @@
 //! Why the service ended, and why a message was not done.
 
+use herald_failure::{Classify, FailureClass};
 use tonic::Code;
 
 /// Why the service ended before it was told to.
@@ -23,18 +24,50 @@ pub(crate) enum ExpandError {
     Publish(#[from] herald_mesh::Error),
 }
 
-impl ExpandError {
-    /// Whether waiting may mend it.
-    pub(crate) fn is_passing(&self) -> bool {
+impl Classify for ExpandError {
+    fn class(&self) -> FailureClass {
         match self {
-            // FAILED_PRECONDITION: the author's follow history does not reach back to the post any more.
-            Self::Graph(status) => !matches!(
-                status.code(),
-                Code::FailedPrecondition | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented
-            ),
-            Self::Page(_) => false,
-            Self::Ledger(error) => error.kind().is_passing(),
-            Self::Publish(_) => true,
+            Self::Graph(status) => class_of(status),
+            Self::Page(_) => FailureClass::Permanent,
+            Self::Ledger(error) => error.class(),
+            Self::Publish(error) => error.class(),
         }
+    }
+}
+
+fn class_of(status: &tonic::Status) -> FailureClass {
+    match status.code() {
+        // FAILED_PRECONDITION: the author's follow history does not reach back to the post any more.
+        Code::FailedPrecondition | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
+            FailureClass::Permanent
+        }
+        _ => FailureClass::Transient,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::MalformedRecipients;
+    use herald_store::ErrorKind;
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_has_a_class() {
+        for code in (0..=16).map(Code::from) {
+            let permanent = [
+                Code::FailedPrecondition,
+                Code::InvalidArgument,
+                Code::OutOfRange,
+                Code::Unimplemented,
+            ];
+            let error = ExpandError::from(Status::new(code, "refused"));
+            assert_eq!(error.is_transient(), !permanent.contains(&code), "{code:?}");
+        }
+        assert!(!ExpandError::from(MalformedRecipients::Order).is_transient());
+        let ledger = |kind| ExpandError::from(herald_store::Error::new(kind, "failed"));
+        assert!(ledger(ErrorKind::Full).is_transient());
+        assert!(!ledger(ErrorKind::Corrupt).is_transient());
     }
 }

@@ -34,8 +34,7 @@ impl Handler for Fanout {
         };
         match self.expand(&slice).await {
             Ok(()) => Settle::Ack,
-            Err(error) if error.is_passing() => Settle::retry(error),
-            Err(error) => Settle::fault(error),
+            Err(error) => error.into(),
         }
     }
 }

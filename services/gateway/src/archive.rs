@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use herald_failure::Classify;
 use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::PostId;
 use herald_proto::mesh_v1;
@@ -127,11 +128,7 @@ async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> 
 
 async fn commit(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Outcome {
     let committing = posts.archive(entries);
-    match isolate::sorted(committing, |error: &herald_store::Error| {
-        error.kind().is_passing()
-    })
-    .await
-    {
+    match isolate::sorted(committing, Classify::is_transient).await {
         Ok(()) => {
             metrics.archive_batches.inc();
             metrics.archived.inc_by(entries.len() as u64);

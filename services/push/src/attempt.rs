@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
+use herald_failure::Classify;
 use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Micros};
 use herald_runtime::isolate::{self, Failure, Isolated};
 use herald_store::Devices;
@@ -114,7 +115,7 @@ impl Chunks {
     ) -> Result<Vec<(usize, Known)>, AttemptError> {
         let (places, users): (Vec<usize>, Vec<UserKey>) =
             progress.pending().map(|(place, user, _)| (place, user)).unzip();
-        match isolate::sorted(self.read(&users), AttemptError::is_passing).await {
+        match isolate::sorted(self.read(&users), Classify::is_transient).await {
             Ok(known) => return Ok(places.into_iter().zip(known).collect()),
             Err(Failure::Passing(error)) => return Err(error),
             Err(Failure::Fault(reason)) if !isolate => return Err(AttemptError::Fault(reason)),
@@ -127,7 +128,7 @@ impl Chunks {
             fault,
             stopped,
         } = isolate::isolate(users.len(), |part| {
-            isolate::sorted(self.read(&users[part]), AttemptError::is_passing)
+            isolate::sorted(self.read(&users[part]), Classify::is_transient)
         })
         .await;
         if let Some(error) = stopped {

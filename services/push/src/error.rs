@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use herald_mesh::Settle;
+use herald_failure::{Classify, FailureClass};
 use herald_store::ErrorKind;
 
 /// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
@@ -46,24 +46,45 @@ pub(crate) enum AttemptError {
     Fault(String),
 }
 
-impl AttemptError {
-    /// Whether waiting may mend it.
-    pub(crate) fn is_passing(&self) -> bool {
+impl Classify for AttemptError {
+    fn class(&self) -> FailureClass {
         match self {
-            Self::Store(error) => error.kind().is_passing(),
-            Self::Mesh(_) => true,
-            Self::Fault(_) => false,
+            Self::Store(error) => error.class(),
+            Self::Mesh(error) => error.class(),
+            Self::Fault(_) => FailureClass::Permanent,
         }
     }
 
-    /// How to settle a message whose attempt ended so.
-    pub(crate) fn settle(self) -> Settle {
+    fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Store(error) if error.kind() == ErrorKind::Conflict => {
-                Settle::retry_after(OTHERS_WAIT, "another worker has recorded meanwhile")
-            }
-            error if error.is_passing() => Settle::retry(error),
-            error => Settle::fault(error),
+            Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(OTHERS_WAIT),
+            _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(kind: ErrorKind) -> AttemptError {
+        herald_store::Error::new(kind, "failed").into()
+    }
+
+    #[test]
+    fn each_kind_has_a_class() {
+        assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
+        assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
+        assert_eq!(AttemptError::Fault("panic".into()).class(), FailureClass::Permanent);
+    }
+
+    #[test]
+    fn a_conflict_waits_for_the_other_worker() {
+        let conflict = store(ErrorKind::Conflict);
+        assert_eq!(
+            (conflict.class(), conflict.retry_after()),
+            (FailureClass::Transient, Some(OTHERS_WAIT))
+        );
+        assert_eq!(store(ErrorKind::Full).retry_after(), None);
     }
 }

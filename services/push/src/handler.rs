@@ -51,10 +51,10 @@ impl Handler for Chunks {
             Err(settle) => return settle,
         };
         let _held = self.in_hand.take(chunk.post, chunk.id).await;
-        let settle = match self.deliver(&chunk, delivery).await {
-            Ok(settle) => settle,
-            Err(error) => error.settle(),
-        };
+        let settle = self
+            .deliver(&chunk, delivery)
+            .await
+            .unwrap_or_else(Settle::from);
         let end = match settle {
             Settle::Ack => "done",
             Settle::Retry { .. } | Settle::Fault { .. } => "retried",

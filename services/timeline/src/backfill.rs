@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
+use herald_failure::Classify;
 use herald_mesh::{Mesh, Settle, consumers, streams};
 use herald_model::{PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
@@ -69,12 +70,12 @@ impl Backfiller {
             let part = Recipients::from_sorted(users[part].iter().copied());
             isolate::sorted(
                 async move { self.backfill(request, &part).await },
-                DeliverError::is_passing,
+                Classify::is_transient,
             )
         })
         .await;
         if let Some(error) = stopped {
-            return error.settle();
+            return error.into();
         }
         if let Some((_, retry)) = good.into_iter().find(|(_, settle)| *settle != Settle::Ack) {
             return retry;

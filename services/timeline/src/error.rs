@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use herald_mesh::Settle;
+use herald_failure::{Classify, FailureClass};
 use herald_store::ErrorKind;
 
 /// Why the service ended before it was told to.
@@ -27,24 +27,46 @@ pub(crate) enum DeliverError {
     Event(String),
 }
 
-impl DeliverError {
-    /// Whether waiting may mend it.
-    pub(crate) fn is_passing(&self) -> bool {
+impl Classify for DeliverError {
+    fn class(&self) -> FailureClass {
         match self {
-            Self::Store(error) => error.kind().is_passing(),
-            Self::Mesh(_) | Self::Event(_) => true,
+            Self::Store(error) => error.class(),
+            Self::Mesh(error) => error.class(),
+            Self::Event(_) => FailureClass::Transient,
         }
     }
 
-    /// How to settle a message that was not done because of it.
-    pub(crate) fn settle(self) -> Settle {
+    fn retry_after(&self) -> Option<Duration> {
         match self {
-            // Another worker has recorded meanwhile: on from there.
-            Self::Store(error) if error.kind() == ErrorKind::Conflict => {
-                Settle::retry_after(Duration::ZERO, error)
-            }
-            error if error.is_passing() => Settle::retry(error),
-            error => Settle::fault(error),
+            // Another worker has recorded an outcome meanwhile; the retry starts from it.
+            Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(Duration::ZERO),
+            _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(kind: ErrorKind) -> DeliverError {
+        herald_store::Error::new(kind, "failed").into()
+    }
+
+    #[test]
+    fn each_kind_has_a_class() {
+        assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
+        assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
+        assert_eq!(DeliverError::Event("full".into()).class(), FailureClass::Transient);
+    }
+
+    #[test]
+    fn a_conflict_is_retried_at_once() {
+        let conflict = store(ErrorKind::Conflict);
+        assert_eq!(
+            (conflict.class(), conflict.retry_after()),
+            (FailureClass::Transient, Some(Duration::ZERO))
+        );
+        assert_eq!(store(ErrorKind::Full).retry_after(), None);
     }
 }

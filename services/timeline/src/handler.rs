@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use herald_failure::Classify;
 use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
@@ -65,9 +66,9 @@ fn recipients(bytes: &Bytes, count: u32) -> Result<Recipients, Settle> {
 impl Chunks {
     async fn backfill(&self, delivery: &Delivery, request: &Backfill, recipients: &Recipients) -> Settle {
         let backfilling = self.backfiller.backfill(request, recipients);
-        match isolate::sorted(backfilling, DeliverError::is_passing).await {
+        match isolate::sorted(backfilling, Classify::is_transient).await {
             Ok(settle) => settle,
-            Err(Failure::Passing(error)) => error.settle(),
+            Err(Failure::Passing(error)) => error.into(),
             Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
                 Settle::fault(reason)
             }
@@ -77,15 +78,15 @@ impl Chunks {
 
     async fn chunk(&self, delivery: &Delivery, chunk: &TimelineChunk, recipients: &Recipients) -> Settle {
         let delivering = self.deliver(chunk, recipients);
-        match isolate::sorted(delivering, DeliverError::is_passing).await {
+        match isolate::sorted(delivering, Classify::is_transient).await {
             Ok(()) => Settle::Ack,
-            Err(Failure::Passing(error)) => error.settle(),
+            Err(Failure::Passing(error)) => error.into(),
             Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
                 Settle::fault(reason)
             }
             Err(Failure::Fault(_)) => {
                 let isolated = self.isolate(chunk, recipients).await;
-                isolated.unwrap_or_else(DeliverError::settle)
+                isolated.unwrap_or_else(Settle::from)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use herald_failure::Classify;
 use herald_mesh::Settle;
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Micros};
 use herald_proto::mesh_v1::TimelineChunk;
@@ -44,7 +45,7 @@ impl Chunks {
             stopped,
         } = isolate::isolate(users.len(), |part| {
             let part = Recipients::from_sorted(users[part].iter().copied());
-            isolate::sorted(self.put(post, part), DeliverError::is_passing)
+            isolate::sorted(self.put(post, part), Classify::is_transient)
         })
         .await;
         let visible_at = Micros::now();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use herald_failure::Classify as _;
 use herald_mesh::streams;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserId, UserKey, time::Micros};
 use herald_proto::{mesh_v1::DeadLetter, v1};
@@ -172,7 +173,7 @@ impl Api {
     ) -> Result<Option<Outcome>, Status> {
         match self.ledger.outcome(post, channel, chunk).await {
             Ok(recorded) => Ok(recorded.map(|recorded| recorded.outcome)),
-            Err(error) if !error.kind().is_passing() => {
+            Err(error) if !error.is_transient() => {
                 tracing::warn!(post_id = post.0, %channel, chunk_id = %chunk, %error, "outcome of a chunk can't be read");
                 Ok(None)
             }
