@@ -1,5 +1,7 @@
 //! A set of users in 2 to 3 bytes each.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -72,6 +74,15 @@ impl Recipients {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// The recipients at these places, counted from 0.
+    #[must_use]
+    pub fn part(&self, places: Range<usize>) -> Self {
+        if places == (0..self.count as usize) {
+            return self.clone();
+        }
+        Self::from_sorted(self.iter().skip(places.start).take(places.len()))
     }
 
     /// The coded form.
@@ -186,6 +197,15 @@ mod tests {
             for key in &keys {
                 prop_assert!(read.contains(UserKey(*key)));
             }
+        }
+
+        #[test]
+        fn two_parts_make_the_whole(keys in prop::collection::btree_set(any::<u32>(), 0..300), at in any::<prop::sample::Index>()) {
+            let whole = Recipients::from_sorted(keys.iter().copied().map(UserKey));
+            let at = at.index(keys.len() + 1);
+            let parts = [whole.part(0..at), whole.part(at..keys.len())];
+            prop_assert_eq!(parts[0].len() as usize, at);
+            prop_assert!(parts.iter().flatten().eq(&whole));
         }
 
         #[test]

@@ -8,13 +8,11 @@
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`grpc`] | a gRPC server on a given listener, with health, reflection and a span a call |
 //! | [`trace`] | the trace context in and out of gRPC calls |
-//! | [`isolate`] | the few of many that a call fails for, found by halving |
 //! | [`shutdown`] | Ctrl-C and SIGTERM, and a bounded time to drain |
 
 pub mod config;
 pub mod grpc;
 pub mod http;
-pub mod isolate;
 pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;

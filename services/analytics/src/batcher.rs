@@ -3,21 +3,21 @@
 //! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, leave out what is older than
 //! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its rows,
 //! mark their messages as seen and clear the announcement, all in one ([`Totals::commit`]); then tell the handler of each
-//! message that has no other rows to wait for. A file that fails by a fault is counted without those for whom it does
-//! ([`Batcher::isolate`]).
+//! message that has no other rows to wait for. A file that fails permanently is bisected, and counted without the
+//! rows that cause the failure.
 //!
 //! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and it is counted. A file
 //! that was announced and whose rows were not counted is deleted before any of them can be written again: at once if that
 //! works, else before the next batch, else at the next start.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use herald_failure::Classify;
+use herald_failure::{Classified, isolate};
 use herald_mesh::Settle;
 use herald_proto::EVENT_CHUNKS_MAX;
-use herald_runtime::isolate::{self, Failure};
 use herald_store::Totals;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -131,7 +131,7 @@ impl Batch {
     }
 
     /// Settles a row. With its last one a message is settled: acknowledged if all are.
-    pub(crate) fn settle_row(&mut self, place: Place, settle: &Settle) {
+    fn settle_row(&mut self, place: Place, settle: &Settle) {
         let Some(message) = self.messages.get_mut(&place.sequence) else {
             return;
         };
@@ -146,14 +146,14 @@ impl Batch {
     }
 
     /// Settles a message.
-    pub(crate) fn settle(&mut self, sequence: u64, settle: &Settle) {
+    fn settle(&mut self, sequence: u64, settle: &Settle) {
         if let Some(message) = self.messages.remove(&sequence) {
             message.finish(settle);
         }
     }
 
     /// Acknowledges rows little by little.
-    pub(crate) async fn acknowledge(&mut self, entries: &[Entry]) {
+    async fn acknowledge(&mut self, entries: &[Entry]) {
         for some in entries.chunks(self.acks.max(1)) {
             for entry in some {
                 self.settle_row(entry.place, &Settle::Ack);
@@ -235,7 +235,7 @@ impl Batcher {
             Err(error) => {
                 self.metrics.failures.inc();
                 tracing::warn!(stream = self.stream, rows, left = batch.messages.len(), %error, "batch failed");
-                batch.settle_rest(&Settle::retry(error));
+                batch.settle_rest(&error.into());
             }
         }
         self.metrics
@@ -243,52 +243,92 @@ impl Batcher {
             .observe(started.elapsed().as_secs_f64());
     }
 
-    /// What fails leaves the rest of the batch waiting.
-    async fn try_commit(&self, batch: &mut Batch) -> Result<(), CommitError> {
+    /// A transient failure leaves the rest of the batch waiting. Messages and rows that fail permanently are settled as faults.
+    async fn try_commit(&self, batch: &mut Batch) -> Result<(), Classified<CommitError>> {
         self.remove_leftovers().await?;
         let mut sequences: Vec<u64> = batch.messages.keys().copied().collect();
         sequences.sort_unstable();
+        let read = isolate(sequences.len(), true, |part| self.seen(&sequences[part])).await;
+        for (index, reason) in read.failed {
+            self.metrics.isolated.inc();
+            batch.settle(sequences[index], &Settle::fault(reason));
+        }
+        if let Some(failure) = read.stopped {
+            return Err(failure);
+        }
         let mut fresh = Vec::with_capacity(batch.rows);
-        for (sequence, seen) in self.seen(batch, &sequences).await? {
-            if seen {
-                self.metrics.repeats.inc();
-                batch.settle(sequence, &Settle::Ack);
-            } else {
-                fresh.extend(batch.take(sequence));
+        for (part, seen) in read.done {
+            for (sequence, seen) in sequences[part].iter().zip(seen) {
+                if seen {
+                    self.metrics.repeats.inc();
+                    batch.settle(*sequence, &Settle::Ack);
+                } else {
+                    fresh.extend(batch.take(*sequence));
+                }
             }
         }
         for file in files(self.stream, fresh) {
-            match isolate::sorted(self.write(&file), Classify::is_transient).await {
-                Ok(()) => batch.acknowledge(&file.entries).await,
-                Err(Failure::Passing(error)) => return Err(error),
-                Err(Failure::Fault(fault)) => {
-                    self.metrics.failures.inc();
-                    let rows = file.entries.len();
-                    tracing::warn!(
-                        stream = self.stream,
-                        rows,
-                        fault,
-                        "file failed, and is counted part by part"
-                    );
-                    self.isolate(batch, file).await?;
-                }
-            }
+            self.commit_file(batch, file).await?;
+        }
+        Ok(())
+    }
+
+    async fn seen(&self, sequences: &[u64]) -> Result<Vec<bool>, CommitError> {
+        Ok(self.totals.seen(self.stream, sequences).await?)
+    }
+
+    /// A row that fails permanently fails its message; the other rows of the file are counted.
+    async fn commit_file(&self, batch: &mut Batch, file: File) -> Result<(), Classified<CommitError>> {
+        let rows = file.entries.len();
+        let written = isolate(rows, true, |part| self.write_part(&file, part)).await;
+        for (part, ()) in written.done {
+            batch.acknowledge(&file.entries[part]).await;
+        }
+        if let Some((_, reason)) = written.failed.first() {
+            self.metrics.failures.inc();
+            let failed = written.failed.len();
+            tracing::warn!(stream = self.stream, rows, failed, reason, "rows can't be counted");
+        }
+        for (index, reason) in written.failed {
+            self.metrics.isolated.inc();
+            batch.settle_row(file.entries[index].place, &Settle::fault(reason));
+        }
+        written.stopped.map_or(Ok(()), Err)
+    }
+
+    async fn write_part(&self, file: &File, part: Range<usize>) -> Result<(), CommitError> {
+        let is_whole = part.len() == file.entries.len();
+        let part = File {
+            entries: file.entries[part].to_vec(),
+            ..*file
+        };
+        if !is_whole {
+            self.read_totals(&part).await?;
+        }
+        self.write(part).await
+    }
+
+    /// Reads the totals that a part of a failed file changes, so that no file is written in vain for a corrupt one.
+    async fn read_totals(&self, part: &File) -> Result<(), CommitError> {
+        self.totals.of_hours(part.hour, part.hour + 1).await?;
+        for post in part.posts() {
+            self.totals.of_post(post).await?;
         }
         Ok(())
     }
 
     /// Writes and counts a file, but for what tells nothing new.
-    pub(crate) async fn write(&self, file: &File) -> Result<(), CommitError> {
+    async fn write(&self, mut file: File) -> Result<(), CommitError> {
         // A part that failed may have left one.
         self.remove_leftovers().await?;
         // Only now: the file before may have told of the same chunks.
         let chunks = file.chunks();
         let counted = self.totals.counted(&chunks).await?;
-        let mut news = file.clone();
-        news.follow(&mut chunks.into_iter().zip(counted).collect());
-        let stale = file.entries.len() - news.entries.len();
-        if !news.entries.is_empty() {
-            self.write_news(news).await?;
+        let rows = file.entries.len();
+        file.follow(&mut chunks.into_iter().zip(counted).collect());
+        let stale = rows - file.entries.len();
+        if !file.entries.is_empty() {
+            self.write_news(file).await?;
         }
         self.metrics.stale.inc_by(stale as u64);
         Ok(())

@@ -267,6 +267,11 @@ pub(crate) fn files(stream: &'static str, entries: impl IntoIterator<Item = Entr
 }
 
 impl File {
+    /// The posts it is about, ascending.
+    pub(crate) fn posts(&self) -> BTreeSet<PostId> {
+        self.entries.iter().map(|entry| entry.row.post()).collect()
+    }
+
     /// The chunks it tells of, ascending.
     pub(crate) fn chunks(&self) -> Vec<ChunkRef> {
         let chunks: BTreeSet<ChunkRef> = self

@@ -11,7 +11,6 @@ mod domain;
 mod error;
 mod grpc;
 mod handler;
-mod isolate;
 mod metrics;
 
 use std::sync::Arc;

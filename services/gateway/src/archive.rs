@@ -3,26 +3,20 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_failure::Classify;
+use herald_failure::{Classified, isolate};
 use herald_mesh::{Delivery, Handler, Settle, Subject};
 use herald_model::PostId;
 use herald_proto::mesh_v1;
-use herald_runtime::{
-    isolate::{self, Failure},
-    telemetry::error_chain,
-};
+use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Posts};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{Metrics, wire};
 
-/// What a message waits for: it is durable, or why not.
-type Outcome = Result<(), Failure<String>>;
-
 struct Job {
     entry: Archived,
-    done: oneshot::Sender<Outcome>,
+    done: oneshot::Sender<Settle>,
 }
 
 /// Handles messages of POSTS. Each one waits for its batch, so a message is acknowledged after the commit; while one
@@ -47,17 +41,12 @@ impl Archive {
     }
 
     async fn archive(&self, entry: Archived) -> Settle {
-        let retry = |reason: String| Settle::Retry { after: None, reason };
-        let (done, outcome) = oneshot::channel();
+        let (done, settle) = oneshot::channel();
+        let ended = || Settle::retry("the archive's writer has ended");
         if self.jobs.send(Job { entry, done }).await.is_err() {
-            return retry("the archive's writer has ended".into());
+            return ended();
         }
-        match outcome.await {
-            Ok(Ok(())) => Settle::Ack,
-            Ok(Err(Failure::Passing(reason))) => retry(reason),
-            Ok(Err(Failure::Fault(reason))) => Settle::fault(reason),
-            Err(_) => retry("the archive's writer has ended".into()),
-        }
+        settle.await.unwrap_or_else(|_| ended())
     }
 }
 
@@ -94,49 +83,33 @@ async fn write(posts: Arc<dyn Posts>, metrics: Metrics, mut queue: mpsc::Receive
     let mut batch = Vec::with_capacity(batch_max);
     while queue.recv_many(&mut batch, batch_max).await > 0 {
         let (entries, waiting): (Vec<_>, Vec<_>) = batch.drain(..).map(|job| (job.entry, job.done)).unzip();
-        let outcomes = archive(&*posts, &metrics, &entries).await;
-        for (done, outcome) in waiting.into_iter().zip(outcomes) {
+        let settles = archive(&*posts, &metrics, &entries).await;
+        for (done, settle) in waiting.into_iter().zip(settles) {
             // A handler that is gone needs no answer: its message comes again and changes nothing.
-            let _ = done.send(outcome);
+            let _ = done.send(settle);
         }
     }
 }
 
-/// Writes a batch, and says what became of each of its messages. One that can't be written because of a fault keeps no
-/// other from being written.
-async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Outcome> {
-    let Err(failure) = commit(posts, metrics, entries).await else {
-        return vec![Ok(()); entries.len()];
-    };
-    tracing::error!(posts = entries.len(), ?failure, "posts not archived, will retry");
-    let Failure::Fault(fault) = failure else {
-        return vec![Err(failure); entries.len()];
-    };
-    let isolated = isolate::isolate(entries.len(), |part| commit(posts, metrics, &entries[part])).await;
-    let stopped = isolated.stopped.unwrap_or_else(|| "not tried".into());
-    let mut outcomes = vec![Err(Failure::Passing(stopped)); entries.len()];
-    for (part, ()) in isolated.good {
-        outcomes[part].fill(Ok(()));
+/// Writes a batch, and says how to settle each of its messages. One that can't be written because of a permanent failure
+/// keeps no other from being written.
+async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Settle> {
+    let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
+    if let Some(Classified::Transient(error)) = &written.stopped {
+        let error = error_chain(error);
+        tracing::error!(posts = entries.len(), error, "posts not archived, will retry");
     }
-    for index in isolated.bad {
-        outcomes[index] = Err(Failure::Fault(
-            isolated.fault.clone().unwrap_or_else(|| fault.clone()),
-        ));
+    let open = written.stopped.map_or(Settle::Ack, Settle::from);
+    let mut settles = vec![open; entries.len()];
+    for (part, ()) in written.done {
+        metrics.archive_batches.inc();
+        metrics.archived.inc_by(part.len() as u64);
+        settles[part].fill(Settle::Ack);
     }
-    outcomes
-}
-
-async fn commit(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Outcome {
-    let committing = posts.archive(entries);
-    match isolate::sorted(committing, Classify::is_transient).await {
-        Ok(()) => {
-            metrics.archive_batches.inc();
-            metrics.archived.inc_by(entries.len() as u64);
-            Ok(())
-        }
-        Err(Failure::Passing(error)) => Err(Failure::Passing(error_chain(&error))),
-        Err(Failure::Fault(reason)) => Err(Failure::Fault(reason)),
+    for (index, reason) in written.failed {
+        settles[index] = Settle::fault(reason);
     }
+    settles
 }
 
 #[cfg(test)]
@@ -227,15 +200,15 @@ mod tests {
             faults: faults.to_vec(),
         };
         let entries: Vec<Archived> = (1..=9).map(post).collect();
-        let ill = Err(Failure::Fault("ill".to_owned()));
+        let ill = Settle::fault("ill");
 
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
         let outcomes = archive(&posts, &metrics, &entries).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
                 3 => assert_eq!(*outcome, ill),
-                7 => assert!(matches!(outcome, Err(Failure::Fault(_))), "{outcome:?}"),
-                _ => assert_eq!(*outcome, Ok(()), "{id}"),
+                7 => assert!(matches!(outcome, Settle::Fault { .. }), "{outcome:?}"),
+                _ => assert_eq!(*outcome, Settle::Ack, "{id}"),
             }
         }
         let ids: Vec<PostId> = (1..=9).map(PostId).collect();
@@ -245,8 +218,8 @@ mod tests {
         // A store that goes away meanwhile: what was not tried comes again.
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
         let outcomes = archive(&posts, &metrics, &entries).await;
-        assert_eq!(outcomes[0], Ok(()));
+        assert_eq!(outcomes[0], Settle::Ack);
         assert_eq!(outcomes[2], ill);
-        assert_eq!(outcomes[8], Err(Failure::Passing("ill".to_owned())));
+        assert_eq!(outcomes[8], Settle::retry("ill"));
     }
 }

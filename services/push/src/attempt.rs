@@ -3,9 +3,8 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
-use herald_failure::Classify;
+use herald_failure::isolate;
 use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Micros};
-use herald_runtime::isolate::{self, Failure, Isolated};
 use herald_store::Devices;
 use tokio::{
     task::JoinSet,
@@ -43,13 +42,13 @@ struct Done {
 }
 
 impl Chunks {
-    /// Decides upon all pending recipients and sends to those who are to hear. With `isolate`, those about whom nothing
-    /// can be read because of a fault are given up; without it, that fails the attempt.
+    /// Decides upon all pending recipients and sends to those who are to hear. With `bisect`, those of whom
+    /// nothing can be read because of a permanent failure are given up; without it, that fails the attempt.
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
         progress: &mut Progress,
-        isolate: bool,
+        bisect: bool,
     ) -> Result<(), AttemptError> {
         if !progress.is_pending() {
             return Ok(());
@@ -59,7 +58,7 @@ impl Chunks {
             return Ok(());
         }
         let content = self.posts.content(chunk.post).await?;
-        let known = self.know(progress, isolate).await?;
+        let known = self.know(progress, bisect).await?;
         let mut jobs = Vec::new();
         for (index, known) in known {
             let device_ids: Vec<DeviceId> = known.devices.iter().map(|device| device.id).collect();
@@ -111,33 +110,20 @@ impl Chunks {
     async fn know(
         &self,
         progress: &mut Progress,
-        isolate: bool,
+        bisect: bool,
     ) -> Result<Vec<(usize, Known)>, AttemptError> {
         let (places, users): (Vec<usize>, Vec<UserKey>) =
             progress.pending().map(|(place, user, _)| (place, user)).unzip();
-        match isolate::sorted(self.read(&users), Classify::is_transient).await {
-            Ok(known) => return Ok(places.into_iter().zip(known).collect()),
-            Err(Failure::Passing(error)) => return Err(error),
-            Err(Failure::Fault(reason)) if !isolate => return Err(AttemptError::Fault(reason)),
-            Err(Failure::Fault(_)) => {}
-        }
         // Reading has no effect, so it can be done part by part, and what is sent is sent at one go.
-        let Isolated {
-            good,
-            bad,
-            fault,
-            stopped,
-        } = isolate::isolate(users.len(), |part| {
-            isolate::sorted(self.read(&users[part]), Classify::is_transient)
-        })
-        .await;
-        if let Some(error) = stopped {
-            return Err(error);
+        let read = isolate(users.len(), bisect, |part| self.read(&users[part])).await;
+        if let Some(failure) = read.stopped {
+            return Err(failure.into());
         }
-        for index in bad {
-            progress.isolate(places[index], fault.as_deref().unwrap_or_default());
+        for (index, reason) in &read.failed {
+            progress.isolate(places[*index], reason);
         }
-        let known = good
+        let known = read
+            .done
             .into_iter()
             .flat_map(|(part, known)| places[part].iter().copied().zip(known));
         Ok(known.collect())

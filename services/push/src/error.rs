@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use herald_failure::{Classify, FailureClass};
+use herald_failure::{Classified, Classify, FailureClass};
 use herald_store::ErrorKind;
 
 /// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
@@ -44,6 +44,15 @@ pub(crate) enum AttemptError {
     Mesh(#[from] herald_mesh::Error),
     #[error("{0}")]
     Fault(String),
+}
+
+impl From<Classified<Self>> for AttemptError {
+    fn from(failure: Classified<Self>) -> Self {
+        match failure {
+            Classified::Transient(error) => error,
+            Classified::Permanent(reason) => Self::Fault(reason),
+        }
+    }
 }
 
 impl Classify for AttemptError {

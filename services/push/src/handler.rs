@@ -108,8 +108,8 @@ impl Chunks {
             progress.owe_again();
         }
         let (before, revision_before) = (progress.counts(), progress.revision());
-        let isolate = delivery.attempt >= self.config.isolate_attempts_min;
-        let attempted = self.attempt(chunk, &mut progress, isolate).await;
+        let bisect = delivery.attempt >= self.config.isolate_attempts_min;
+        let attempted = self.attempt(chunk, &mut progress, bisect).await;
         let failures = progress.failures();
         if attempted.is_ok() && delivery.is_last_attempt() {
             progress.give_up();

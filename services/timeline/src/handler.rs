@@ -4,14 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use herald_failure::Classify;
+use herald_failure::{Isolated, isolate};
 use herald_mesh::{Delivery, Handler, Settle, Subject};
-use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
+use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Micros};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
-use herald_runtime::isolate::{self, Failure};
 use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
-use crate::{Metrics, backfill::Backfiller, error::DeliverError, report::Reporter, watchers::Watchers};
+use crate::{
+    Metrics,
+    backfill::Backfiller,
+    domain::{isolated_reason, partial_outcome},
+    error::DeliverError,
+    report::Reporter,
+    watchers::Watchers,
+};
 
 /// Delivers chunks.
 #[derive(Clone)]
@@ -29,84 +35,106 @@ pub(crate) struct Chunks {
 #[async_trait]
 impl Handler for Chunks {
     async fn handle(&self, delivery: &Delivery) -> Settle {
-        match delivery.subject {
-            Subject::TimelineDeliver(_) => match read_chunk(delivery) {
-                Ok((chunk, recipients)) => self.chunk(delivery, &chunk, &recipients).await,
-                Err(settle) => settle,
-            },
-            Subject::TimelineBackfill(_) => match read_backfill(delivery) {
-                Ok((request, recipients)) => self.backfill(delivery, &request, &recipients).await,
-                Err(settle) => settle,
-            },
-            other => Settle::term(format_args!("timeline doesn't deliver {other}")),
-        }
+        let handled = match delivery.subject {
+            Subject::TimelineDeliver(_) => self.deliver(delivery).await,
+            Subject::TimelineBackfill(_) => self.backfill(delivery).await,
+            other => Err(Settle::term(format_args!("timeline doesn't deliver {other}"))),
+        };
+        handled.map_or_else(|settle| settle, |()| Settle::Ack)
     }
 }
 
-fn read_chunk(delivery: &Delivery) -> Result<(TimelineChunk, Recipients), Settle> {
-    let chunk: TimelineChunk = delivery.decode()?;
-    let recipients = recipients(&chunk.recipients, chunk.recipient_count)?;
-    if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-        return Err(Settle::term("the chunk's id is not that of its recipients"));
-    }
-    Ok((chunk, recipients))
-}
-
-fn read_backfill(delivery: &Delivery) -> Result<(Backfill, Recipients), Settle> {
-    let request: Backfill = delivery.decode()?;
-    let recipients = recipients(&request.recipients, request.recipient_count)?;
-    Ok((request, recipients))
-}
-
-fn recipients(bytes: &Bytes, count: u32) -> Result<Recipients, Settle> {
-    Recipients::decode(bytes.clone(), count)
+fn recipients(bytes: Bytes, count: u32) -> Result<Recipients, Settle> {
+    Recipients::decode(bytes, count)
         .map_err(|error| Settle::term(format_args!("malformed recipients: {error}")))
 }
 
 impl Chunks {
-    async fn backfill(&self, delivery: &Delivery, request: &Backfill, recipients: &Recipients) -> Settle {
-        let backfilling = self.backfiller.backfill(request, recipients);
-        match isolate::sorted(backfilling, Classify::is_transient).await {
-            Ok(settle) => settle,
-            Err(Failure::Passing(error)) => error.into(),
-            Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
-                Settle::fault(reason)
-            }
-            Err(Failure::Fault(_)) => self.backfiller.isolate(request, recipients).await,
-        }
+    async fn backfill(&self, delivery: &Delivery) -> Result<(), Settle> {
+        let request: Backfill = delivery.decode()?;
+        let recipients = recipients(request.recipients.clone(), request.recipient_count)?;
+        let bisect = self.bisects(delivery);
+        self.backfiller.backfill(&request, &recipients, bisect).await
     }
 
-    async fn chunk(&self, delivery: &Delivery, chunk: &TimelineChunk, recipients: &Recipients) -> Settle {
-        let delivering = self.deliver(chunk, recipients);
-        match isolate::sorted(delivering, Classify::is_transient).await {
-            Ok(()) => Settle::Ack,
-            Err(Failure::Passing(error)) => error.into(),
-            Err(Failure::Fault(reason)) if delivery.attempt < self.isolate_attempts_min => {
-                Settle::fault(reason)
-            }
-            Err(Failure::Fault(_)) => {
-                let isolated = self.isolate(chunk, recipients).await;
-                isolated.unwrap_or_else(Settle::from)
-            }
+    /// Puts the post on all timelines, then records and reports it. Recipients whose timelines fail permanently are recorded as
+    /// dead; each step can be repeated.
+    async fn deliver(&self, delivery: &Delivery) -> Result<(), Settle> {
+        let chunk: TimelineChunk = delivery.decode()?;
+        let recipients = recipients(chunk.recipients.clone(), chunk.recipient_count)?;
+        if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
+            return Err(Settle::term("the chunk's id is not that of its recipients"));
         }
-    }
-
-    /// Readable, told to watchers, durable, recorded, reported: in this order, each step repeatable.
-    async fn deliver(&self, chunk: &TimelineChunk, recipients: &Recipients) -> Result<(), DeliverError> {
-        let post = PostId(chunk.post_id);
         let count = recipients.len();
+        let put = isolate(count as usize, self.bisects(delivery), |part| {
+            self.put(&chunk, recipients.part(part))
+        })
+        .await;
+        if put.is_complete() {
+            let visible_at = put.done.first().map_or_else(Micros::now, |(_, at)| *at);
+            let outcome = Outcome::Delivered { count };
+            self.record(&chunk, Base::Any, outcome, visible_at).await?;
+            return Ok(());
+        }
+        self.record_partial(&chunk, &recipients, put).await
+    }
+
+    /// Whether this attempt looks for the recipients that cause a permanent failure.
+    fn bisects(&self, delivery: &Delivery) -> bool {
+        delivery.attempt >= self.isolate_attempts_min
+    }
+
+    /// Makes the post readable, tells watchers, and waits until it is durable. Returns when it was readable.
+    async fn put(&self, chunk: &TimelineChunk, recipients: Recipients) -> Result<Micros, DeliverError> {
+        let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
+        let accepted_at = Micros(chunk.accepted_at_us);
         let durable = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Micros::now();
         self.metrics
-            .visible(visible_at.since(Micros(chunk.accepted_at_us)), count);
-        self.watchers.tell(chunk.clone()).await;
+            .visible(visible_at.since(accepted_at), recipients.len());
+        let live = TimelineChunk::new(post, author, accepted_at, &recipients);
+        self.watchers.tell(live).await;
         durable.await?;
-        let outcome = Outcome::Delivered { count };
-        self.record(chunk, Base::Any, outcome, visible_at).await
+        Ok(visible_at)
+    }
+
+    /// Records who has the post. Nobody is recorded as dead while a transient failure has left recipients open: the chunk comes
+    /// again.
+    async fn record_partial(
+        &self,
+        chunk: &TimelineChunk,
+        recipients: &Recipients,
+        put: Isolated<Micros, DeliverError>,
+    ) -> Result<(), Settle> {
+        let Isolated {
+            done,
+            mut failed,
+            stopped,
+        } = put;
+        if stopped.is_some() {
+            failed.clear();
+        }
+        if !done.is_empty() || !failed.is_empty() {
+            let (post, id) = (PostId(chunk.post_id), ChunkId(chunk.chunk_id));
+            let recorded = self.ledger.outcome(post, Channel::Timeline, id).await;
+            let recorded = recorded.map_err(DeliverError::from)?;
+            let base = Base::Revision(recorded.as_ref().map_or(0, |recorded| recorded.revision));
+            let before = recorded.as_ref().map(|recorded| &recorded.outcome);
+            let reached = done.into_iter().map(|(part, _)| part);
+            let failed_places = failed.iter().map(|(place, _)| *place);
+            let outcome = partial_outcome(recipients, before, reached, failed_places);
+            let dead = outcome.counts().dead;
+            self.record(chunk, base, outcome, Micros::now()).await?;
+            if let (Some((_, reason)), 1..) = (failed.first(), dead) {
+                self.metrics.isolated.inc_by(dead.into());
+                return Err(Settle::term(isolated_reason(reason, dead, recipients.len())));
+            }
+        }
+        stopped.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Records what became of a chunk, and reports it.
-    pub(crate) async fn record(
+    async fn record(
         &self,
         chunk: &TimelineChunk,
         base: Base,

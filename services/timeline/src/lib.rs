@@ -3,14 +3,14 @@
 //! The way of a chunk ([`handler`]): into the timeline store, where it is readable at once; out to the watchers; wait until
 //! it is durable; into the ledger; an event for analytics; and only then is the message acknowledged. A backfill
 //! ([`backfill`]) does the same with an author's newest posts for new followers, without event and counts: it is not a
-//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline. A chunk that fails by a
-//! fault is done part by part ([`isolate`]), so that a recipient to whom nothing can be delivered keeps nobody else's.
+//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline. A chunk that fails
+//! permanently is bisected ([`isolate`](herald_failure::isolate)): only the recipients that cause the failure don't get the post.
 
 mod backfill;
 mod config;
+mod domain;
 mod error;
 mod handler;
-mod isolate;
 mod metrics;
 mod report;
 mod watchers;

@@ -1,0 +1,193 @@
+//! Finds the items of a batch that a call fails for, and does the call for the rest.
+
+use std::{fmt, ops::Range, panic::AssertUnwindSafe};
+
+use futures::FutureExt as _;
+
+use crate::{Classified, Classify, panic_reason};
+
+/// What [`isolate`] did with each item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Isolated<T, E> {
+    /// The parts that the call succeeded for, ascending, each with its result.
+    pub done: Vec<(Range<usize>, T)>,
+    /// The single items that the call fails for permanently, ascending, each with the reason.
+    pub failed: Vec<(usize, String)>,
+    /// The failure that ended it early; items neither done nor failed are open. Transient, or any without bisection.
+    pub stopped: Option<Classified<E>>,
+}
+
+impl<T, E> Isolated<T, E> {
+    /// Whether the call succeeded for every item.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.stopped.is_none()
+    }
+}
+
+/// Calls for all of `count` items. With `bisect`, a part for which the call fails permanently is halved until the items
+/// that cause it are found; a transient failure ends it. Without `bisect`, any failure ends it.
+///
+/// `call` gets the range of items, and may be called for an item again after it failed for a larger part. There are at most
+/// `2 * count` calls, some `2 * log2(count)` for each item that fails.
+pub async fn isolate<T, E, F>(
+    count: usize,
+    bisect: bool,
+    mut call: impl FnMut(Range<usize>) -> F,
+) -> Isolated<T, E>
+where
+    E: Classify + fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
+    let mut isolated = Isolated {
+        done: Vec::new(),
+        failed: Vec::new(),
+        stopped: None,
+    };
+    // The next part is the last one.
+    let mut parts = vec![0..count];
+    while let Some(part) = parts.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        match attempt(call(part.clone())).await {
+            Ok(done) => isolated.done.push((part, done)),
+            Err(Classified::Permanent(_)) if bisect && part.len() > 1 => {
+                let middle = part.start + part.len().div_ceil(2);
+                parts.extend([middle..part.end, part.start..middle]);
+            }
+            Err(Classified::Permanent(reason)) if bisect => isolated.failed.push((part.start, reason)),
+            Err(failure) => {
+                isolated.stopped = Some(failure);
+                break;
+            }
+        }
+    }
+    isolated
+}
+
+async fn attempt<T, E>(call: impl Future<Output = Result<T, E>>) -> Result<T, Classified<E>>
+where
+    E: Classify + fmt::Display,
+{
+    match AssertUnwindSafe(call).catch_unwind().await {
+        Ok(outcome) => Ok(outcome?),
+        Err(panic) => Err(Classified::Permanent(panic_reason(&*panic))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::BTreeSet, future::ready};
+
+    use futures::executor::block_on;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::FailureClass;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Error {
+        Away,
+        Corrupt,
+    }
+
+    impl fmt::Display for Error {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            fmt::Debug::fmt(self, f)
+        }
+    }
+
+    impl Classify for Error {
+        fn class(&self) -> FailureClass {
+            match self {
+                Self::Away => FailureClass::Transient,
+                Self::Corrupt => FailureClass::Permanent,
+            }
+        }
+    }
+
+    #[test]
+    fn a_failure_is_sorted_by_its_class_and_a_panic_is_permanent() {
+        let fail = |error| block_on(attempt(ready(Err::<(), _>(error))));
+        assert_eq!(fail(Error::Away), Err(Classified::Transient(Error::Away)));
+        assert_eq!(fail(Error::Corrupt), Err(Classified::Permanent("Corrupt".into())));
+        let panicked = block_on(attempt::<(), Error>(async { panic!("of {}", 7) }));
+        assert_eq!(panicked, Err(Classified::Permanent("panic: of 7".into())));
+        assert_eq!(block_on(attempt(ready(Ok::<_, Error>(1)))), Ok(1));
+    }
+
+    #[test]
+    fn one_of_many_costs_few_calls() {
+        let calls = Cell::new(0);
+        let isolated = block_on(isolate(4_096, true, |part: Range<usize>| {
+            calls.set(calls.get() + 1);
+            ready(if part.contains(&2_500) {
+                Err(Error::Corrupt)
+            } else {
+                Ok(())
+            })
+        }));
+        assert_eq!(isolated.failed, [(2_500, "Corrupt".into())]);
+        assert_eq!(
+            isolated.done.iter().map(|(part, ())| part.len()).sum::<usize>(),
+            4_095
+        );
+        assert_eq!(calls.get(), 25);
+    }
+
+    #[test]
+    fn without_bisection_there_is_one_call() {
+        let calls = Cell::new(0);
+        let isolated = block_on(isolate(10, false, |_| {
+            calls.set(calls.get() + 1);
+            ready(Err::<(), _>(Error::Corrupt))
+        }));
+        assert_eq!(isolated.stopped, Some(Classified::Permanent("Corrupt".into())));
+        assert!(isolated.done.is_empty() && isolated.failed.is_empty() && !isolated.is_complete());
+        assert_eq!(calls.get(), 1);
+    }
+
+    proptest! {
+        /// The done and the failed items are all of them, or all up to where it was stopped; each is in the right list, and none
+        /// is called for again after it was done.
+        #[test]
+        fn each_item_is_done_or_failed(
+            count in 0_usize..300,
+            bad in prop::collection::btree_set(0_usize..300, 0..20),
+            panicking in any::<bool>(),
+            stop_at in prop::option::of(1_usize..200),
+        ) {
+            let calls = Cell::new(0);
+            let isolated = block_on(isolate(count, true, |part: Range<usize>| {
+                calls.set(calls.get() + 1);
+                let (stopped, bad) = (Some(calls.get()) == stop_at, &bad);
+                async move {
+                    assert!(!part.is_empty());
+                    if stopped {
+                        return Err(Error::Away);
+                    }
+                    let is_bad = bad.range(part.clone()).next().is_some();
+                    assert!(!(is_bad && panicking), "on purpose");
+                    if is_bad { Err(Error::Corrupt) } else { Ok(part) }
+                }
+            }));
+            let mut seen: Vec<usize> = isolated.failed.iter().map(|(item, _)| *item).collect();
+            let failed: BTreeSet<usize> = seen.iter().copied().collect();
+            for (part, done) in &isolated.done {
+                prop_assert_eq!(part, done);
+                prop_assert!(bad.range(part.clone()).next().is_none());
+                seen.extend(part.clone());
+            }
+            seen.sort_unstable();
+            let end = seen.len();
+            prop_assert_eq!(seen, (0..end).collect::<Vec<_>>());
+            let expected: BTreeSet<usize> = bad.iter().copied().filter(|item| *item < end).collect();
+            prop_assert_eq!(failed, expected);
+            match isolated.stopped {
+                None => prop_assert_eq!(end, count),
+                Some(failure) => prop_assert_eq!(failure, Classified::Transient(Error::Away)),
+            }
+            prop_assert!(calls.get() <= 2 * count);
+        }
+    }
+}
