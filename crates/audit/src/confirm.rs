@@ -172,7 +172,6 @@ impl<'a> Run<'a> {
         if looked.carried.archives(post)
             || self
                 .auditor
-                .stores
                 .posts
                 .get(&[post])
                 .await?
@@ -228,7 +227,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let repaired = self.resend(key, chunk).await;
-        let ids = self.auditor.stores.users.ids(&users).await?;
+        let ids = self.auditor.users.ids(&users).await?;
         for user in ids {
             let detail = "planned and pending, and no message will deliver it";
             let finding = Finding {
@@ -260,7 +259,6 @@ impl<'a> Run<'a> {
     async fn missing(&mut self, post: PostId, user: UserKey, looked: &Looked<'_>) -> Result<()> {
         let newest = self
             .auditor
-            .stores
             .timelines
             .newest(user, Some(PostId(post.0 + 1)), 1)
             .await?;
@@ -342,7 +340,7 @@ impl<'a> Run<'a> {
     }
 
     async fn user_id(&self, user: UserKey) -> Result<Option<herald_model::UserId>> {
-        Ok(self.auditor.stores.users.ids(&[user]).await?.pop().flatten())
+        Ok(self.auditor.users.ids(&[user]).await?.pop().flatten())
     }
 }
 

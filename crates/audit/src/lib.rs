@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use herald_mesh::{Mesh, Topology};
 use herald_model::{PostId, time::Micros};
-use herald_store::{DeadLetters, Stores};
+use herald_store::{DeadLetters, Ledger, Posts, Timelines, Totals, Users};
 use tokio::sync::mpsc;
 
 pub use error::{Error, Result};
@@ -47,8 +47,16 @@ pub struct Auditor {
     pub mesh: Mesh,
     /// The streams and consumers to look at.
     pub topology: Arc<Topology>,
-    /// What is settled.
-    pub stores: Stores,
+    /// User ids.
+    pub users: Arc<dyn Users>,
+    /// Posts and request ids.
+    pub posts: Arc<dyn Posts>,
+    /// What users read.
+    pub timelines: Arc<dyn Timelines>,
+    /// What became of each delivery.
+    pub ledger: Arc<dyn Ledger>,
+    /// Counts by post and hour.
+    pub totals: Arc<dyn Totals>,
     /// What was given up.
     pub letters: Arc<dyn DeadLetters>,
     /// How it looks.

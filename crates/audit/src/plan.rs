@@ -84,7 +84,7 @@ pub(crate) async fn plan_of(
     auditor: &Auditor,
     post: PostId,
 ) -> Result<std::result::Result<Option<PostPlan>, Finding>> {
-    let plan = auditor.stores.ledger.audit(post).await;
+    let plan = auditor.ledger.audit(post).await;
     readable(post, "rows in the ledger", plan.map_err(Error::from))
 }
 

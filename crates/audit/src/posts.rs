@@ -77,7 +77,6 @@ impl<'a> Pass<'a> {
         if let Scope::Post(post) = scope
             && pass.stream_next.is_none()
             && auditor
-                .stores
                 .posts
                 .get(&[post])
                 .await?
@@ -121,7 +120,7 @@ impl<'a> Pass<'a> {
         run: &mut Run<'_>,
     ) -> Result<()> {
         let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
-        let archived = auditor.stores.posts.get(&ids).await?;
+        let archived = auditor.posts.get(&ids).await?;
         for (post, archived) in batch.iter().zip(archived) {
             // Posts and plans of before `since` that only the ledger remembers.
             if let Scope::Since(since) = scope
@@ -225,7 +224,7 @@ impl<'a> Pass<'a> {
         } else {
             BATCH
         };
-        let mut posts = self.auditor.stores.ledger.posts(self.ledger_after, limit).await?;
+        let mut posts = self.auditor.ledger.posts(self.ledger_after, limit).await?;
         if let Scope::Post(post) = self.scope {
             posts.retain(|found| *found == post);
             self.ledger_ended = true;

@@ -211,7 +211,7 @@ impl<'a> Repair<'a> {
     }
 
     async fn post(&self, post: PostId) -> std::result::Result<Post, String> {
-        let posts = self.auditor.stores.posts.get(&[post]).await;
+        let posts = self.auditor.posts.get(&[post]).await;
         let found = posts.map_err(|error| error.to_string())?.pop().flatten();
         found.ok_or_else(|| "the post is not in the archive: repair that first".to_owned())
     }

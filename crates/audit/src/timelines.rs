@@ -29,7 +29,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
     let mut after: Option<UserKey> = None;
     let mut places = Vec::new();
     loop {
-        let timelines = auditor.stores.timelines.scan(after, SCAN_USERS).await?;
+        let timelines = auditor.timelines.scan(after, SCAN_USERS).await?;
         let Some((last, _)) = timelines.last() else { break };
         after = Some(*last);
         run.pace.rest().await;

@@ -28,7 +28,7 @@ pub(crate) async fn difference(
             }
         }
     }
-    let totals = auditor.stores.totals.of_post(post).await?;
+    let totals = auditor.totals.of_post(post).await?;
     let counts = totals.map(|totals| totals.counts).unwrap_or_default();
     let counted = [
         counts.timeline_delivered,

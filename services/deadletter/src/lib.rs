@@ -37,7 +37,7 @@ use herald_proto::{
     },
 };
 use herald_runtime::grpc as grpc_server;
-use herald_store::Stores;
+use herald_store::{DeadLetters, Ledger, Users};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -61,12 +61,16 @@ pub struct Deps {
     pub mesh: Mesh,
     /// The consumers to work on, and those whose failures are ours.
     pub topology: Arc<Topology>,
-    /// Letters, the ledger, users.
-    pub stores: Stores,
+    /// User ids.
+    pub users: Arc<dyn Users>,
+    /// What became of each delivery.
+    pub ledger: Arc<dyn Ledger>,
+    /// Dead letters.
+    pub letters: Arc<dyn DeadLetters>,
+    /// What audits the posts, on request and continuously.
+    pub auditor: Auditor,
     /// Where to serve gRPC.
     pub listener: TcpListener,
-    /// What timelines keep, and how much an audit may hold.
-    pub limits: herald_audit::Limits,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -80,9 +84,11 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     let Deps {
         mesh,
         topology,
-        stores,
+        users,
+        ledger,
+        letters,
+        auditor,
         listener,
-        limits,
         metrics,
     } = deps;
     let descriptors = DescriptorPool::decode(DESCRIPTORS).map_err(Error::Descriptors)?;
@@ -95,35 +101,28 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
     let advisories = Advisories {
         mesh: mesh.clone(),
-        topology: topology.clone(),
+        topology,
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
     let failures = Failures {
         mesh: mesh.clone(),
-        letters: stores.letters.clone(),
-        ledger: stores.ledger.clone(),
+        letters: letters.clone(),
+        ledger: ledger.clone(),
         metrics: metrics.clone(),
     };
     let index = Index {
-        letters: stores.letters.clone(),
+        letters: letters.clone(),
         failures: failures.clone(),
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
 
-    let auditor = Auditor {
-        mesh: mesh.clone(),
-        topology,
-        stores: stores.clone(),
-        letters: stores.letters.clone(),
-        limits,
-    };
     let patrol = (config.patrol.interval_seconds > 0)
         .then(|| patrol::run(config.patrol, auditor.clone(), metrics.clone(), stop.clone()));
     let (redrives, begun) = Redrives::new(
         mesh.clone(),
-        stores.letters.clone(),
+        letters.clone(),
         failures,
         metrics,
         config.redrive_in_flight_max,
@@ -131,9 +130,9 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     );
     let api = Api {
         mesh,
-        letters: stores.letters,
-        ledger: stores.ledger,
-        users: stores.users,
+        letters,
+        ledger,
+        users,
         redrives: redrives.clone(),
         descriptors,
         config,

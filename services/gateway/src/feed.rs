@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use herald_model::{Post, PostId, UserKey};
 use herald_rpc::status;
-use herald_store::Stores;
+use herald_store::{Preferences, Timelines};
 use moka::future::Cache;
 use tonic::Status;
 
@@ -29,7 +29,8 @@ const READ_AGAIN_MIN: usize = 200;
 /// Reads timelines and leaves out deleted posts and muted authors. Cloning shares the cache.
 #[derive(Clone)]
 pub(crate) struct Feed {
-    stores: Stores,
+    timelines: Arc<dyn Timelines>,
+    preferences: Arc<dyn Preferences>,
     reader: PostReader,
     metrics: Metrics,
     live_posts: Cache<PostId, Option<Arc<Post>>>,
@@ -45,7 +46,8 @@ pub(crate) struct Page {
 
 impl Feed {
     pub(crate) fn new(
-        stores: Stores,
+        timelines: Arc<dyn Timelines>,
+        preferences: Arc<dyn Preferences>,
         reader: PostReader,
         metrics: Metrics,
         live_post_bytes_max: u64,
@@ -58,7 +60,8 @@ impl Feed {
             .time_to_live(LIVE_POST_AGE_MAX)
             .build();
         Self {
-            stores,
+            timelines,
+            preferences,
             reader,
             metrics,
             live_posts,
@@ -68,7 +71,6 @@ impl Feed {
     /// Authors whose posts this user doesn't want to see.
     pub(crate) async fn muted(&self, user: UserKey) -> Result<BTreeSet<UserKey>, Status> {
         let preferences = self
-            .stores
             .preferences
             .of(&[user])
             .await
@@ -83,8 +85,7 @@ impl Feed {
         before: Option<PostId>,
         limit: usize,
     ) -> Result<Vec<PostId>, Status> {
-        self.stores
-            .timelines
+        self.timelines
             .newest(user, before, limit)
             .await
             .map_err(|e| status::from_store(&e))

@@ -24,7 +24,7 @@ use std::{sync::Arc, time::Duration};
 
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
 use herald_runtime::http::Flag;
-use herald_store::Stores;
+use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -42,8 +42,18 @@ pub struct Deps {
     pub mesh: Mesh,
     /// What they are.
     pub topology: Arc<Topology>,
-    /// All the stores.
-    pub stores: Stores,
+    /// User ids.
+    pub users: Arc<dyn Users>,
+    /// Posts and request ids.
+    pub posts: Arc<dyn Posts>,
+    /// Where to push to.
+    pub devices: Arc<dyn Devices>,
+    /// What users want to hear.
+    pub preferences: Arc<dyn Preferences>,
+    /// What users read.
+    pub timelines: Arc<dyn Timelines>,
+    /// What became of each delivery.
+    pub ledger: Arc<dyn Ledger>,
     /// Where to serve gRPC and gRPC-Web.
     pub listener: TcpListener,
     /// The graph service. May connect lazily.
@@ -66,7 +76,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     let Deps {
         mesh,
         topology,
-        stores,
+        users,
+        posts,
+        devices,
+        preferences,
+        timelines,
+        ledger,
         listener,
         graph,
         analytics,
@@ -75,9 +90,9 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         ready,
         metrics,
     } = deps;
-    check_same_stream(&mesh, &stores).await?;
+    check_same_stream(&mesh, &*posts).await?;
 
-    let archive = Archive::new(stores.posts.clone(), metrics.clone(), config.archive_batch_max);
+    let archive = Archive::new(posts.clone(), metrics.clone(), config.archive_batch_max);
     // Ends after the calls: a DeletePost under way waits for the archive.
     let archive_end = CancellationToken::new();
     let mut archiving = Workers::new(mesh.clone(), topology.clone(), &archive_end);
@@ -98,7 +113,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     }
     drop(archive);
 
-    let looker = Looker::new(mesh.clone(), stores.posts.clone(), &topology);
+    let looker = Looker::new(mesh.clone(), posts.clone(), &topology);
     let known = looker.known();
     tokio::spawn(archive_end.clone().run_until_cancelled_owned(looker.run()));
 
@@ -107,7 +122,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     let parts = grpc::Parts {
         mesh: mesh.clone(),
         topology: topology.clone(),
-        stores,
+        users,
+        posts,
+        devices,
+        preferences,
+        timelines,
+        ledger,
         known,
         versions,
         graph,
@@ -137,8 +157,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
 /// Post ids are sequence numbers of POSTS. With a stream that ends before the store's last post, new posts would take old
 /// ones' ids.
-async fn check_same_stream(mesh: &Mesh, stores: &Stores) -> Result<(), Error> {
-    let Some(store_last) = stores.posts.last().await? else {
+async fn check_same_stream(mesh: &Mesh, posts: &dyn Posts) -> Result<(), Error> {
+    let Some(store_last) = posts.last().await? else {
         return Ok(());
     };
     let stream_last = mesh.last_sequence(streams::POSTS).await?;

@@ -1,10 +1,13 @@
 //! What the calls of GraphService have in common: the stores, keys of users, changes and their backfills.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use herald_model::{UserId, UserKey};
 use herald_rpc::status;
-use herald_store::{FollowChange, Stores};
+use herald_store::{FollowChange, Follows, Users};
 use tonic::Status;
 
 use crate::{Config, Metrics, backfill, backfill::Backfills};
@@ -13,25 +16,16 @@ use crate::{Config, Metrics, backfill, backfill::Backfills};
 #[derive(Clone)]
 pub(crate) struct Graph {
     pub(crate) config: Config,
-    pub(crate) stores: Stores,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) follows: Arc<dyn Follows>,
     pub(crate) backfills: Backfills,
     pub(crate) metrics: Metrics,
 }
 
 impl Graph {
-    pub(crate) fn new(config: Config, stores: Stores, backfills: Backfills, metrics: Metrics) -> Self {
-        Self {
-            config,
-            stores,
-            backfills,
-            metrics,
-        }
-    }
-
     /// Applies changes that were checked, and asks for the backfill of all that are follows.
     pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
         let changed = self
-            .stores
             .follows
             .apply(changes)
             .await
@@ -63,23 +57,13 @@ impl Graph {
     /// The key of a user, `None` for one that Herald never heard of.
     pub(crate) async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
         let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
-        let keys = self
-            .stores
-            .users
-            .find(&[id])
-            .await
-            .map_err(|e| status::from_store(&e))?;
+        let keys = self.users.find(&[id]).await.map_err(|e| status::from_store(&e))?;
         Ok(keys.into_iter().next().flatten())
     }
 
     /// The ids of users; empty for a key without one.
     pub(crate) async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
-        let ids = self
-            .stores
-            .users
-            .ids(keys)
-            .await
-            .map_err(|e| status::from_store(&e))?;
+        let ids = self.users.ids(keys).await.map_err(|e| status::from_store(&e))?;
         Ok(ids
             .into_iter()
             .map(|id| id.map(UserId::into_string).unwrap_or_default())
@@ -93,7 +77,6 @@ impl Graph {
     ) -> Result<HashMap<UserId, UserKey>, Status> {
         let unique: Vec<_> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
         let keys = self
-            .stores
             .users
             .intern(&unique)
             .await

@@ -21,7 +21,6 @@ impl Graph {
     async fn export_page(&self, export: &Export) -> Result<v1::ExportFollowersResponse, Status> {
         let limit = self.config.export_page_followers.min(export.left);
         let page = self
-            .stores
             .follows
             .followers(export.author, export.version, export.after, limit)
             .await
@@ -111,7 +110,6 @@ impl GraphService for Graph {
             .ok_or_else(|| status::invalid(&[("follow", "must be given")]))?;
         let follow = domain::follow(follow).map_err(|v| refused(&v, "follow."))?;
         let keys = self
-            .stores
             .users
             .intern(&[follow.follower, follow.author])
             .await
@@ -145,7 +143,6 @@ impl GraphService for Graph {
         let (follower, author) =
             domain::pair(request.follower_id, request.author_id).map_err(|v| refused(&v, ""))?;
         let found = self
-            .stores
             .users
             .find(&[follower, author])
             .await
@@ -179,7 +176,6 @@ impl GraphService for Graph {
             return Ok(Response::new(v1::ListFollowersResponse::default()));
         };
         let page = self
-            .stores
             .follows
             .followers(author, None, after, limit)
             .await
@@ -220,7 +216,6 @@ impl GraphService for Graph {
         };
         // One more than asked for tells whether there is a next page.
         let mut following = self
-            .stores
             .follows
             .following(follower, after, limit + 1)
             .await
@@ -257,7 +252,6 @@ impl GraphService for Graph {
             return Ok(Response::new(v1::CountFollowersResponse::default()));
         };
         let count = self
-            .stores
             .follows
             .count(author)
             .await

@@ -13,10 +13,12 @@ mod grpc;
 mod import;
 mod metrics;
 
+use std::sync::Arc;
+
 use herald_mesh::Mesh;
 use herald_proto::v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE};
 use herald_runtime::grpc as grpc_server;
-use herald_store::Stores;
+use herald_store::{Follows, Posts, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -31,8 +33,12 @@ use crate::{backfill::Backfills, graph::Graph};
 pub struct Deps {
     /// Publishes backfills.
     pub mesh: Mesh,
-    /// Users, follows and posts.
-    pub stores: Stores,
+    /// User ids.
+    pub users: Arc<dyn Users>,
+    /// Who follows whom.
+    pub follows: Arc<dyn Follows>,
+    /// Posts and request ids.
+    pub posts: Arc<dyn Posts>,
     /// Where to serve gRPC.
     pub listener: TcpListener,
     /// Counters.
@@ -43,12 +49,19 @@ pub struct Deps {
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     let Deps {
         mesh,
-        stores,
+        users,
+        follows,
+        posts,
         listener,
         metrics,
     } = deps;
-    let backfills = Backfills::new(mesh, stores.posts.clone());
-    let graph = Graph::new(config, stores, backfills, metrics);
+    let graph = Graph {
+        config,
+        users,
+        follows,
+        backfills: Backfills::new(mesh, posts),
+        metrics,
+    };
     let routes = Routes::new(GraphServiceServer::new(graph));
     let routes = grpc_server::with_health(routes, &[GRAPH_SERVICE], &shutdown).await;
     grpc_server::serve(listener, routes, shutdown)

@@ -89,7 +89,11 @@ impl World {
         let auditor = Auditor {
             mesh: mesh.clone(),
             topology: topology.clone(),
-            stores: stores.clone(),
+            users: stores.users.clone(),
+            posts: stores.posts.clone(),
+            timelines: stores.timelines.clone(),
+            ledger: stores.ledger.clone(),
+            totals: stores.totals.clone(),
             letters: stores.letters.clone(),
             limits,
         };

@@ -6,6 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use herald_audit::{Auditor, Limits};
 use herald_deadletter::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
 use herald_mesh::{
@@ -178,12 +179,26 @@ impl Harness {
         self.stores.letters.sent(ActId(0), &[]).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
+        let stores = self.stores.clone();
+        let auditor = Auditor {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            users: stores.users.clone(),
+            posts: stores.posts,
+            timelines: stores.timelines,
+            ledger: stores.ledger.clone(),
+            totals: stores.totals,
+            letters: stores.letters.clone(),
+            limits: Limits::default(),
+        };
         let deps = Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
-            stores: self.stores.clone(),
+            users: stores.users,
+            ledger: stores.ledger,
+            letters: stores.letters,
+            auditor,
             listener,
-            limits: herald_audit::Limits::default(),
             metrics: self.metrics.clone(),
         };
         let shutdown = CancellationToken::new();

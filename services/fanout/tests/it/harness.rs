@@ -69,7 +69,9 @@ impl World {
         let address = listener.local_addr().unwrap();
         let graph = herald_graph::Deps {
             mesh: mesh.clone(),
-            stores: stores.clone(),
+            users: stores.users.clone(),
+            follows: stores.follows.clone(),
+            posts: stores.posts.clone(),
             listener,
             metrics: shared.register(herald_graph::Metrics::new),
         };

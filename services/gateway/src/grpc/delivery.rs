@@ -1,5 +1,7 @@
 //! DeliveryService.
 
+use std::sync::Arc;
+
 use herald_model::{Channel, DeliveryState, PostId, UserId, UserKey};
 use herald_proto::v1::{self, delivery_service_server::DeliveryService};
 use herald_rpc::{
@@ -7,7 +9,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{ChannelCounts, PostCounts, Stores};
+use herald_store::{ChannelCounts, Ledger, PostCounts, Users};
 use tonic::{Request, Response, Status};
 
 use super::post::{post_id, post_not_found};
@@ -19,24 +21,23 @@ const PAGE_SIZE_MAX: usize = 1_000;
 
 /// Answers DeliveryService.
 pub(crate) struct DeliveryApi {
-    stores: Stores,
+    users: Arc<dyn Users>,
+    ledger: Arc<dyn Ledger>,
     reader: PostReader,
 }
 
 impl DeliveryApi {
-    pub(crate) fn new(stores: Stores, reader: PostReader) -> Self {
-        Self { stores, reader }
+    pub(crate) fn new(users: Arc<dyn Users>, ledger: Arc<dyn Ledger>, reader: PostReader) -> Self {
+        Self {
+            users,
+            ledger,
+            reader,
+        }
     }
 
     /// A post's counts: zeros for one that nothing is planned for yet, NOT_FOUND for one that never was.
     async fn counts(&self, id: PostId) -> Result<PostCounts, Status> {
-        if let Some(counts) = self
-            .stores
-            .ledger
-            .counts(id)
-            .await
-            .map_err(|e| status::from_store(&e))?
-        {
+        if let Some(counts) = self.ledger.counts(id).await.map_err(|e| status::from_store(&e))? {
             return Ok(counts);
         }
         match self.reader.read_one(id).await? {
@@ -125,7 +126,7 @@ impl DeliveryService for DeliveryApi {
             },
         };
         // One more than asked for tells whether there is a next page.
-        let ledger = &self.stores.ledger;
+        let ledger = &self.ledger;
         let found = ledger.recipients(id, channel, state, after, page_size + 1).await;
         let mut found = found.map_err(|e| status::from_store(&e))?;
         if found.is_empty() && after.is_none() {
@@ -139,12 +140,7 @@ impl DeliveryService for DeliveryApi {
             _ => String::new(),
         };
         let keys: Vec<_> = found.iter().map(|(key, _)| *key).collect();
-        let ids = self
-            .stores
-            .users
-            .ids(&keys)
-            .await
-            .map_err(|e| status::from_store(&e))?;
+        let ids = self.users.ids(&keys).await.map_err(|e| status::from_store(&e))?;
         let recipients = found
             .into_iter()
             .zip(ids)

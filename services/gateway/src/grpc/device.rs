@@ -1,5 +1,7 @@
 //! DeviceService.
 
+use std::sync::Arc;
+
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -8,7 +10,7 @@ use herald_model::{Address, Device, DeviceId, UserId, time::Micros};
 use herald_proto::v1::{self, device_service_server::DeviceService, register_device_request};
 use herald_push_endpoint::{Policy, check_url};
 use herald_rpc::{fields, fields::Violations, status};
-use herald_store::{DEVICES_PER_USER_MAX, ErrorKind, Stores};
+use herald_store::{DEVICES_PER_USER_MAX, Devices, ErrorKind, Users};
 use rand::RngCore as _;
 use tonic::{Request, Response, Status};
 
@@ -19,15 +21,22 @@ const SECRET_BYTES: usize = 32;
 
 /// Answers DeviceService.
 pub(crate) struct DeviceApi {
-    stores: Stores,
+    users: Arc<dyn Users>,
+    devices: Arc<dyn Devices>,
     endpoints: Policy,
     vapid_public_key: String,
 }
 
 impl DeviceApi {
-    pub(crate) fn new(stores: Stores, endpoints: Policy, vapid_public_key: String) -> Self {
+    pub(crate) fn new(
+        users: Arc<dyn Users>,
+        devices: Arc<dyn Devices>,
+        endpoints: Policy,
+        vapid_public_key: String,
+    ) -> Self {
         Self {
-            stores,
+            users,
+            devices,
             endpoints,
             vapid_public_key,
         }
@@ -136,12 +145,8 @@ impl DeviceService for DeviceApi {
     ) -> Result<Response<v1::RegisterDeviceResponse>, Status> {
         let new = parse(request.into_inner(), self.endpoints)?;
         let user_id = new.user.as_str().to_owned();
-        let user = super::intern(&*self.stores.users, new.user).await?;
-        let registered = self
-            .stores
-            .devices
-            .register(user, new.address, Micros::now())
-            .await;
+        let user = super::intern(&*self.users, new.user).await?;
+        let registered = self.devices.register(user, new.address, Micros::now()).await;
         let device = registered.map_err(|e| match e.kind() {
             ErrorKind::LimitExceeded => {
                 let message = format!("a user has at most {DEVICES_PER_USER_MAX} devices");
@@ -171,11 +176,10 @@ impl DeviceService for DeviceApi {
         let (Some(user), Some(device)) = (user, device) else {
             return Err(not_found());
         };
-        let Some(user) = super::find(&*self.stores.users, user).await? else {
+        let Some(user) = super::find(&*self.users, user).await? else {
             return Err(not_found());
         };
         let removed = self
-            .stores
             .devices
             .unregister(user, device)
             .await
@@ -193,11 +197,10 @@ impl DeviceService for DeviceApi {
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let user_id = request.into_inner().user_id;
         let user = fields::user_id("user_id", user_id.as_str())?;
-        let devices = match super::find(&*self.stores.users, user).await? {
+        let devices = match super::find(&*self.users, user).await? {
             None => Vec::new(),
             Some(user) => {
                 let devices = self
-                    .stores
                     .devices
                     .of(&[user])
                     .await

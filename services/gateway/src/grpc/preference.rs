@@ -1,31 +1,27 @@
 //! PreferenceService.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use herald_model::UserId;
 use herald_proto::v1::{self, preference_service_server::PreferenceService};
 use herald_rpc::{fields, fields::Violations, status};
-use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Stores};
+use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 use tonic::{Request, Response, Status};
 
 /// Answers PreferenceService.
 pub(crate) struct PreferenceApi {
-    stores: Stores,
+    users: Arc<dyn Users>,
+    preferences: Arc<dyn Preferences>,
 }
 
 impl PreferenceApi {
-    pub(crate) fn new(stores: Stores) -> Self {
-        Self { stores }
+    pub(crate) fn new(users: Arc<dyn Users>, preferences: Arc<dyn Preferences>) -> Self {
+        Self { users, preferences }
     }
 
     async fn to_v1(&self, preferences: herald_model::Preferences) -> Result<v1::Preferences, Status> {
         let muted: Vec<_> = preferences.muted.into_iter().collect();
-        let ids = self
-            .stores
-            .users
-            .ids(&muted)
-            .await
-            .map_err(|e| status::from_store(&e))?;
+        let ids = self.users.ids(&muted).await.map_err(|e| status::from_store(&e))?;
         Ok(v1::Preferences {
             push_enabled: preferences.push_enabled,
             muted_author_ids: ids.into_iter().flatten().map(UserId::into_string).collect(),
@@ -85,11 +81,10 @@ impl PreferenceService for PreferenceApi {
         request: Request<v1::GetPreferencesRequest>,
     ) -> Result<Response<v1::GetPreferencesResponse>, Status> {
         let user = fields::user_id("user_id", request.into_inner().user_id)?;
-        let preferences = match super::find(&*self.stores.users, user).await? {
+        let preferences = match super::find(&*self.users, user).await? {
             None => herald_model::Preferences::default(),
             Some(user) => {
                 let all = self
-                    .stores
                     .preferences
                     .of(&[user])
                     .await
@@ -106,7 +101,7 @@ impl PreferenceService for PreferenceApi {
         request: Request<v1::UpdatePreferencesRequest>,
     ) -> Result<Response<v1::UpdatePreferencesResponse>, Status> {
         let asked = parse(request.into_inner())?;
-        let users = &self.stores.users;
+        let users = &self.users;
         // One call for all: a key that is made is made durable once. An author can be muted before Herald hears of them.
         let mut ids = vec![asked.user];
         ids.extend(asked.mute);
@@ -128,7 +123,6 @@ impl PreferenceService for PreferenceApi {
             unmute: unmute.into_iter().flatten().collect(),
         };
         let updated = self
-            .stores
             .preferences
             .update(user, &change)
             .await

@@ -15,7 +15,7 @@ use herald_proto::{
     },
 };
 use herald_runtime::{shutdown, trace::ServerLayer};
-use herald_store::Stores;
+use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,12 @@ const CORS_AGE_MAX: Duration = Duration::from_hours(24);
 pub(crate) struct Parts {
     pub(crate) mesh: Mesh,
     pub(crate) topology: Arc<Topology>,
-    pub(crate) stores: Stores,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) posts: Arc<dyn Posts>,
+    pub(crate) devices: Arc<dyn Devices>,
+    pub(crate) preferences: Arc<dyn Preferences>,
+    pub(crate) timelines: Arc<dyn Timelines>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) known: KnownRequests,
     pub(crate) versions: Arc<dyn FollowVersions>,
     pub(crate) graph: Channel,
@@ -116,7 +121,12 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
     let Parts {
         mesh,
         topology,
-        stores,
+        users,
+        posts,
+        devices,
+        preferences,
+        timelines,
+        ledger,
         known,
         versions,
         graph,
@@ -125,9 +135,10 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         vapid_public_key,
         metrics,
     } = parts;
-    let reader = PostReader::new(stores.posts.clone(), mesh.clone());
+    let reader = PostReader::new(posts.clone(), mesh.clone());
     let feed = Feed::new(
-        stores.clone(),
+        timelines,
+        preferences.clone(),
         reader.clone(),
         metrics.clone(),
         config.live_post_cache_bytes_max,
@@ -139,14 +150,15 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         config.watch_queue_max,
     );
     let submitter = Submitter::new(
-        stores.clone(),
+        users.clone(),
+        posts,
         mesh.clone(),
         reader.clone(),
         known.clone(),
         versions,
         metrics,
     );
-    let posts = PostApi::new(
+    let posts_api = PostApi::new(
         submitter,
         reader.clone(),
         known,
@@ -154,23 +166,23 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         config.submit_in_flight_max,
         Duration::from_millis(config.delete_wait_ms),
     );
-    let timelines = TimelineApi {
-        stores: stores.clone(),
+    let timelines_api = TimelineApi {
+        users: users.clone(),
         feed,
         hub,
         heartbeat: Duration::from_millis(config.heartbeat_ms),
         shutdown: shutdown.clone(),
     };
-    let deliveries = DeliveryApi::new(stores.clone(), reader);
-    let devices = DeviceApi::new(stores.clone(), config.endpoints, vapid_public_key);
-    let preferences = PreferenceApi::new(stores);
+    let deliveries = DeliveryApi::new(users.clone(), ledger, reader);
+    let devices_api = DeviceApi::new(users.clone(), devices, config.endpoints, vapid_public_key);
+    let preferences_api = PreferenceApi::new(users, preferences);
     let lags = MeshApi::new(mesh, topology, shutdown.clone());
     let bytes_max = config.request_bytes_max;
-    let routes = Routes::new(PostServiceServer::new(posts).max_decoding_message_size(bytes_max))
-        .add_service(TimelineServiceServer::new(timelines).max_decoding_message_size(bytes_max))
+    let routes = Routes::new(PostServiceServer::new(posts_api).max_decoding_message_size(bytes_max))
+        .add_service(TimelineServiceServer::new(timelines_api).max_decoding_message_size(bytes_max))
         .add_service(DeliveryServiceServer::new(deliveries).max_decoding_message_size(bytes_max))
-        .add_service(DeviceServiceServer::new(devices).max_decoding_message_size(bytes_max))
-        .add_service(PreferenceServiceServer::new(preferences).max_decoding_message_size(bytes_max))
+        .add_service(DeviceServiceServer::new(devices_api).max_decoding_message_size(bytes_max))
+        .add_service(PreferenceServiceServer::new(preferences_api).max_decoding_message_size(bytes_max))
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
         .add_service(Forward::<Graph>::new(graph))
         .add_service(Forward::<Analytics>::new(analytics))

@@ -6,7 +6,7 @@ use herald_mesh::{Mesh, Subject};
 use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
-use herald_store::Stores;
+use herald_store::{Posts, Users};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -116,7 +116,8 @@ impl From<Accepted> for v1::SubmitPostResponse {
 /// Accepts posts.
 #[derive(Clone)]
 pub(crate) struct Submitter {
-    stores: Stores,
+    users: Arc<dyn Users>,
+    posts: Arc<dyn Posts>,
     mesh: Mesh,
     reader: PostReader,
     known: KnownRequests,
@@ -126,7 +127,8 @@ pub(crate) struct Submitter {
 
 impl Submitter {
     pub(crate) fn new(
-        stores: Stores,
+        users: Arc<dyn Users>,
+        posts: Arc<dyn Posts>,
         mesh: Mesh,
         reader: PostReader,
         known: KnownRequests,
@@ -134,7 +136,8 @@ impl Submitter {
         metrics: Metrics,
     ) -> Self {
         Self {
-            stores,
+            users,
+            posts,
             mesh,
             reader,
             known,
@@ -188,12 +191,8 @@ impl Submitter {
     }
 
     async fn pin(&self, new: NewPost) -> Result<Step, Status> {
-        self.stores
-            .posts
-            .room()
-            .await
-            .map_err(|e| status::from_store(&e))?;
-        let author = super::intern(&*self.stores.users, new.author.clone()).await?;
+        self.posts.room().await.map_err(|e| status::from_store(&e))?;
+        let author = super::intern(&*self.users, new.author.clone()).await?;
         let (request_id, look) = match &new.request_id {
             None => (Uuid::new_v4().as_hyphenated().to_string(), None),
             Some(request_id) if herald_failpoints::sabotaged!("gateway.random-ids") => {
@@ -202,7 +201,7 @@ impl Submitter {
             Some(request_id) => {
                 let look = self.known.look().await?;
                 // The broker forgets after its window; the store remembers for a day.
-                let first = self.stores.posts.of_request(author, request_id).await;
+                let first = self.posts.of_request(author, request_id).await;
                 if let Some(id) = first.map_err(|e| status::from_store(&e))? {
                     let first = self.accepted_before(id, request_id.clone()).await?;
                     return Ok(Step::Answer(first, new.lane));

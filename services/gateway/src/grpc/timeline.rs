@@ -1,6 +1,6 @@
 //! TimelineService.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use herald_model::PostId;
@@ -11,7 +11,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::Stores;
+use herald_store::Users;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -31,7 +31,7 @@ const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Answers TimelineService.
 pub(crate) struct TimelineApi {
-    pub(crate) stores: Stores,
+    pub(crate) users: Arc<dyn Users>,
     pub(crate) feed: Feed,
     pub(crate) hub: Hub,
     pub(crate) heartbeat: Duration,
@@ -50,7 +50,7 @@ impl TimelineService for TimelineApi {
         let size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let identity = paging::identity([user_id.as_str().as_bytes()]);
         let before = PageToken::decode_u64(LIST_TIMELINE, identity, &request.page_token)?.map(PostId);
-        let Some(user) = super::find(&*self.stores.users, user_id).await? else {
+        let Some(user) = super::find(&*self.users, user_id).await? else {
             return Ok(Response::new(v1::ListTimelineResponse::default()));
         };
         let page = self.feed.page(user, before, size).await?;
@@ -88,7 +88,7 @@ impl TimelineService for TimelineApi {
         let resumed = resumed
             .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
         // One who watches before anybody followed or was followed must hear of the first post too: that takes a key.
-        let user = super::intern(&*self.stores.users, user_id).await?;
+        let user = super::intern(&*self.users, user_id).await?;
         let watch = self.hub.watch(user).await.map_err(|e| match e {
             WatchError::TooMany(_) => {
                 status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)

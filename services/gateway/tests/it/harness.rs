@@ -160,10 +160,16 @@ impl World {
             .connect_lazy();
         self.ready = Flag::default();
         self.shutdown = CancellationToken::new();
+        let stores = self.stores.clone();
         let deps = Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
-            stores: self.stores.clone(),
+            users: stores.users,
+            posts: stores.posts,
+            devices: stores.devices,
+            preferences: stores.preferences,
+            timelines: stores.timelines,
+            ledger: stores.ledger,
             listener,
             graph: self.graph_channel.clone(),
             // Nobody there.

@@ -105,10 +105,16 @@ impl Server {
         let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
             .context("the VAPID key can't be read or made")?;
         let ready = readiness.flag("gateway");
+        let stores = parts.store.stores();
         let gateway = herald_gateway::Deps {
             mesh: parts.mesh.clone(),
             topology: parts.topology.clone(),
-            stores: parts.store.stores(),
+            users: stores.users,
+            posts: stores.posts,
+            devices: stores.devices,
+            preferences: stores.preferences,
+            timelines: stores.timelines,
+            ledger: stores.ledger,
             listener: grpc,
             graph: graph.clone(),
             analytics,
@@ -181,9 +187,12 @@ struct Parts {
 
 async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> {
     let (listener, channel) = internal().await?;
+    let stores = parts.store.stores();
     let deps = herald_graph::Deps {
         mesh: parts.mesh.clone(),
-        stores: parts.store.stores(),
+        users: stores.users,
+        follows: stores.follows,
+        posts: stores.posts,
         listener,
         metrics: parts.metrics.register(herald_graph::Metrics::new),
     };
@@ -215,11 +224,16 @@ async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Chann
 
 async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Channel> {
     let (listener, channel) = internal().await?;
-    let deps = herald_deadletter::Deps {
+    let stores = parts.store.stores();
+    let auditor = herald_audit::Auditor {
         mesh: parts.background.mesh.clone(),
         topology: parts.topology.clone(),
-        stores: parts.store.stores(),
-        listener,
+        users: stores.users.clone(),
+        posts: stores.posts,
+        timelines: stores.timelines,
+        ledger: stores.ledger.clone(),
+        totals: stores.totals,
+        letters: stores.letters.clone(),
         limits: herald_audit::Limits {
             timeline_entries_max: parts.config.store.timelines.entries_max,
             timeline_age_max: Duration::from_hours(
@@ -231,6 +245,15 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
             ),
             ..herald_audit::Limits::default()
         },
+    };
+    let deps = herald_deadletter::Deps {
+        mesh: parts.background.mesh.clone(),
+        topology: parts.topology.clone(),
+        users: stores.users,
+        ledger: stores.ledger,
+        letters: stores.letters,
+        auditor,
+        listener,
         metrics: parts.metrics.register(herald_deadletter::Metrics::new),
     };
     services.spawn_on(
