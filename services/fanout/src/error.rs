@@ -6,6 +6,9 @@ use tonic::Code;
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The configuration is out of bounds.
+    #[error("{0}")]
+    Config(String),
     /// A consumer can't be worked on.
     #[error("a fan-out consumer can't be worked on")]
     Consume(#[from] herald_mesh::Error),

@@ -47,6 +47,7 @@ pub struct Deps {
 
 /// Serves until `shutdown`, then finishes the calls under way.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,
         users,
@@ -67,4 +68,39 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     grpc_server::serve(listener, routes, shutdown)
         .await
         .map_err(Error::Serve)
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_local_nats::Server;
+    use herald_runtime::metrics::Shared;
+    use herald_store::embedded::{self, Embedded};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_configuration_out_of_bounds_is_refused() {
+        let data = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&embedded::Config {
+            data_dir: data.path().into(),
+            ..embedded::Config::default()
+        });
+        let stores = store.unwrap().stores();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url())).await;
+        let deps = Deps {
+            mesh: mesh.unwrap(),
+            users: stores.users,
+            follows: stores.follows,
+            posts: stores.posts,
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            metrics: Shared::new().register(Metrics::new),
+        };
+        let config = Config {
+            export_page_followers: 0,
+            ..Config::default()
+        };
+        let ended = run(config, deps, CancellationToken::new()).await;
+        assert!(matches!(ended, Err(Error::Config(_))), "{ended:?}");
+    }
 }

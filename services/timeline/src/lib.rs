@@ -52,6 +52,7 @@ pub struct Deps {
 
 /// Works until `shutdown`, then finishes the messages under way.
 pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,
         topology,

@@ -177,6 +177,18 @@ impl Harness {
         // What an aborted service had given to the store's thread is done all the same, but not after the next one has begun:
         // after a crash there is no such thread.
         self.stores.letters.sent(ActId(0), &[]).await.unwrap();
+        let (deps, address) = self.deps().await;
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(run(Config::default(), deps, shutdown.clone()));
+        Running {
+            client: Client::connect(address).await.unwrap(),
+            shutdown,
+            task,
+        }
+    }
+
+    /// What the service needs, and where it will serve.
+    pub(crate) async fn deps(&self) -> (Deps, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stores = self.stores.clone();
@@ -201,13 +213,7 @@ impl Harness {
             listener,
             metrics: self.metrics.clone(),
         };
-        let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(Config::default(), deps, shutdown.clone()));
-        Running {
-            client: Client::connect(address).await.unwrap(),
-            shutdown,
-            task,
-        }
+        (deps, address)
     }
 
     /// What the worker does from now on.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod calls;
+mod config;
 mod corrupt;
 mod harness;
 mod letters;

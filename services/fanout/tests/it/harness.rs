@@ -26,7 +26,7 @@ pub(crate) struct World {
     pub(crate) mesh: Mesh,
     pub(crate) stores: Stores,
     shutdown: CancellationToken,
-    _service: JoinHandle<Result<(), Error>>,
+    pub(crate) service: JoinHandle<Result<(), Error>>,
     _store: Embedded,
     _data: TempDir,
     _server: Server,
@@ -90,7 +90,7 @@ impl World {
             metrics: shared.register(Metrics::new),
         };
         Self {
-            _service: tokio::spawn(run(config, deps, shutdown.clone())),
+            service: tokio::spawn(run(config, deps, shutdown.clone())),
             mesh,
             stores,
             shutdown,

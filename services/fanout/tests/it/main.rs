@@ -3,6 +3,7 @@
 // Helpers outside a #[test] unwrap as well.
 #![allow(clippy::unwrap_used)]
 
+mod config;
 mod durable;
 mod harness;
 mod redrive;

@@ -43,7 +43,7 @@ pub(crate) struct Herald {
     topology: Arc<Topology>,
     config: Config,
     shutdown: CancellationToken,
-    service: Option<JoinHandle<Result<(), Error>>>,
+    pub(crate) service: Option<JoinHandle<Result<(), Error>>>,
     _store: Embedded,
     _server: Server,
     _data: TempDir,

@@ -36,7 +36,7 @@ pub(crate) struct World {
     pub(crate) timelines: Arc<Faulty>,
     topology: Arc<Topology>,
     shutdown: CancellationToken,
-    _service: JoinHandle<Result<(), Error>>,
+    pub(crate) service: JoinHandle<Result<(), Error>>,
     _store: Embedded,
     _data: TempDir,
     _server: Server,
@@ -65,6 +65,10 @@ impl World {
 
     /// On the store that is in this directory.
     pub(crate) async fn start_in(data: TempDir) -> Self {
+        Self::start_with(data, Config::default()).await
+    }
+
+    pub(crate) async fn start_with(data: TempDir, service: Config) -> Self {
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
@@ -90,7 +94,7 @@ impl World {
         };
         Self {
             topology,
-            _service: tokio::spawn(run(Config::default(), deps, shutdown.clone())),
+            service: tokio::spawn(run(service, deps, shutdown.clone())),
             mesh,
             stores,
             timelines,

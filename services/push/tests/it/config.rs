@@ -1,0 +1,21 @@
+//! A configuration that is out of bounds.
+
+use herald_mesh::TopologyConfig;
+use herald_push::{Config, Error};
+
+use crate::harness::{Herald, local};
+
+#[tokio::test]
+async fn the_service_refuses_to_start() {
+    let config = Config {
+        sends_max: 0,
+        ..local()
+    };
+    let mut herald = Herald::prepare(config, TopologyConfig::default()).await;
+    herald.serve();
+    let ended = herald.service.take().unwrap().await.unwrap();
+    assert!(
+        matches!(ended, Err(Error::Config { field: "sends_max", .. })),
+        "{ended:?}"
+    );
+}

@@ -1,0 +1,16 @@
+//! A configuration that is out of bounds.
+
+use herald_timeline::{Config, Error};
+
+use crate::harness::World;
+
+#[tokio::test]
+async fn the_service_refuses_to_start() {
+    let config = Config {
+        backfill_posts_max: 801,
+        ..Config::default()
+    };
+    let mut world = World::start_with(tempfile::tempdir().unwrap(), config).await;
+    let ended = (&mut world.service).await.unwrap();
+    assert!(matches!(ended, Err(Error::Config(_))), "{ended:?}");
+}
