@@ -15,6 +15,15 @@ impl From<Lane> for v1::Lane {
     }
 }
 
+/// A lane as callers say it; `None` for a number that is none.
+pub fn lane(lane: i32) -> Option<Lane> {
+    Some(match v1::Lane::try_from(lane).ok()? {
+        v1::Lane::Unspecified | v1::Lane::Normal => Lane::Normal,
+        v1::Lane::High => Lane::High,
+        v1::Lane::Low => Lane::Low,
+    })
+}
+
 impl From<Channel> for v1::Channel {
     fn from(channel: Channel) -> Self {
         match channel {

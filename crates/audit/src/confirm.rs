@@ -169,14 +169,7 @@ impl<'a> Run<'a> {
     }
 
     async fn unarchived(&mut self, post: PostId, looked: &Looked<'_>) -> Result<()> {
-        if looked.carried.archives(post)
-            || self
-                .auditor
-                .posts
-                .get(&[post])
-                .await?
-                .iter()
-                .all(Option::is_some)
+        if looked.carried.archives(post) || self.auditor.posts.get(&[post]).await?.iter().all(Option::is_some)
         {
             return Ok(());
         }

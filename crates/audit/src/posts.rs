@@ -76,12 +76,7 @@ impl<'a> Pass<'a> {
         pass.advance_stream().await?;
         if let Scope::Post(post) = scope
             && pass.stream_next.is_none()
-            && auditor
-                .posts
-                .get(&[post])
-                .await?
-                .iter()
-                .all(Option::is_none)
+            && auditor.posts.get(&[post]).await?.iter().all(Option::is_none)
             && matches!(plan_of(auditor, post).await?, Ok(None))
         {
             return Err(Error::UnknownPost(post));

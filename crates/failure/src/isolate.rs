@@ -44,7 +44,7 @@ where
         stopped: None,
     };
     // The next part is the last one.
-    let mut parts = vec![0..count];
+    let mut parts = Vec::from([0..count]);
     while let Some(part) = parts.pop() {
         if part.is_empty() {
             continue;

@@ -171,7 +171,11 @@ mod tests {
             ErrorKind::Invalid,
             ErrorKind::Rejected,
         ] {
-            assert_eq!(Error::new(kind, "failed").class(), FailureClass::Transient, "{kind}");
+            assert_eq!(
+                Error::new(kind, "failed").class(),
+                FailureClass::Transient,
+                "{kind}"
+            );
         }
     }
 }

@@ -287,7 +287,13 @@ impl Batcher {
         if let Some((_, reason)) = written.failed.first() {
             self.metrics.failures.inc();
             let failed = written.failed.len();
-            tracing::warn!(stream = self.stream, rows, failed, reason, "rows can't be counted");
+            tracing::warn!(
+                stream = self.stream,
+                rows,
+                failed,
+                reason,
+                "rows can't be counted"
+            );
         }
         for (index, reason) in written.failed {
             self.metrics.isolated.inc();

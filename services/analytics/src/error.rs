@@ -78,9 +78,22 @@ mod tests {
         for (error, class) in [
             (store(ErrorKind::Unavailable), FailureClass::Transient),
             (store(ErrorKind::Corrupt), FailureClass::Permanent),
-            (object_store::Error::NotImplemented { operation: "put".into(), implementer: "test".into() }.into(), FailureClass::Transient),
-            (CommitError::Leftovers(Box::new(store(ErrorKind::Corrupt))), FailureClass::Transient),
-            (ParquetError::General("failed".into()).into(), FailureClass::Permanent),
+            (
+                object_store::Error::NotImplemented {
+                    operation: "put".into(),
+                    implementer: "test".into(),
+                }
+                .into(),
+                FailureClass::Transient,
+            ),
+            (
+                CommitError::Leftovers(Box::new(store(ErrorKind::Corrupt))),
+                FailureClass::Transient,
+            ),
+            (
+                ParquetError::General("failed".into()).into(),
+                FailureClass::Permanent,
+            ),
             (panicked.into(), FailureClass::Permanent),
             (aborted.into(), FailureClass::Transient),
         ] {

@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
-use herald_mesh::{Delivery, Handler, Settle, Subject};
-use herald_model::PostId;
-use herald_proto::mesh_v1;
+use herald_mesh::{Delivery, Handler, Settle};
 use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Posts};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Metrics, wire};
+use crate::Metrics;
 
 struct Job {
     entry: Archived,
@@ -53,29 +51,10 @@ impl Archive {
 #[async_trait]
 impl Handler for Archive {
     async fn handle(&self, delivery: &Delivery) -> Settle {
-        match read(delivery) {
+        match herald_posts::entry(delivery.subject, delivery.sequence, delivery.payload.clone()) {
             Ok(entry) => self.archive(entry).await,
-            Err(settle) => settle,
+            Err(reason) => Settle::term(reason),
         }
-    }
-}
-
-fn read(delivery: &Delivery) -> Result<Archived, Settle> {
-    let term = |reason: String| Settle::Term { reason };
-    match delivery.subject {
-        Subject::PostCreated(_) => {
-            let created: mesh_v1::PostCreated = delivery.decode()?;
-            wire::post_from_mesh(PostId(delivery.sequence), created)
-                .map(Archived::Created)
-                .map_err(term)
-        }
-        Subject::PostDeleted(_) => {
-            let deleted: mesh_v1::PostDeleted = delivery.decode()?;
-            wire::deletion_from_mesh(delivery.sequence, deleted)
-                .map(|(post, at)| Archived::Deleted { post, at })
-                .map_err(term)
-        }
-        other => Err(term(format!("{other} is no subject of posts"))),
     }
 }
 
@@ -116,7 +95,7 @@ async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> 
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{FollowVersion, Lane, Post, UserId, UserKey, time::Micros};
+    use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros};
     use herald_runtime::metrics::Shared;
     use herald_store::{
         Error, ErrorKind, Result,

@@ -1,9 +1,8 @@
 //! Why the service ended, and errors as callers see them.
 
+use herald_posts::ReadError;
 use herald_rpc::status;
 use tonic::Status;
-
-use crate::adapters::ReadError;
 
 /// Why the service ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -37,17 +36,10 @@ pub enum Error {
     Reflection(#[source] herald_runtime::grpc::Error),
 }
 
-impl From<&ReadError> for Status {
-    fn from(error: &ReadError) -> Self {
-        match error {
-            ReadError::Store(error) => status::from_store(error),
-            ReadError::Mesh(error) => status::from_mesh(error),
-        }
-    }
-}
-
-impl From<ReadError> for Status {
-    fn from(error: ReadError) -> Self {
-        Self::from(&error)
+/// A post that can't be read, as callers see it.
+pub(crate) fn unreadable(error: &ReadError) -> Status {
+    match error {
+        ReadError::Store(error) => status::from_store(error),
+        ReadError::Mesh(error) => status::from_mesh(error),
     }
 }

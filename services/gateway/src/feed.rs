@@ -3,15 +3,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use herald_model::{Post, PostId, UserKey};
+use herald_posts::{PostReader, ReadError};
 use herald_rpc::status;
 use herald_store::{Preferences, Timelines};
 use moka::future::Cache;
 use tonic::Status;
 
-use crate::{
-    Metrics,
-    adapters::{PostReader, ReadError},
-};
+use crate::{Metrics, error::unreadable};
 
 /// How long a post that is being shown to watchers is kept: many of them want it at the same moment, and a deletion must
 /// soon be seen.
@@ -97,7 +95,7 @@ impl Feed {
         ids: &[PostId],
         muted: &BTreeSet<UserKey>,
     ) -> Result<Vec<Option<Post>>, Status> {
-        let mut posts = self.reader.read(ids).await?;
+        let mut posts = self.reader.read(ids).await.map_err(|e| unreadable(&e))?;
         for post in &mut posts {
             match post {
                 None => _ = self.metrics.posts_missing.inc(),
@@ -121,7 +119,7 @@ impl Feed {
                 self.metrics.posts_missing.inc();
                 Ok(None)
             }
-            Err(error) => Err(Status::from(&*error)),
+            Err(error) => Err(unreadable(&error)),
         }
     }
 

@@ -13,15 +13,12 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use herald_mesh::{Mesh, RawMessage, Subject, Topology, consumers, streams};
 use herald_model::{Post, PostId};
-use herald_proto::mesh_v1;
+use herald_posts::ReadError;
 use herald_rpc::status;
 use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Posts};
-use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
-
-use crate::{adapters::ReadError, wire};
 
 /// Posts that are looked up together.
 const LOOKUP_MAX: usize = 256;
@@ -145,19 +142,12 @@ impl Looker {
 
 /// What a message tells, if it makes sense.
 fn entry(message: RawMessage) -> Option<Archived> {
-    match Subject::parse(&message.subject)? {
-        Subject::PostCreated(_) => {
-            let created = mesh_v1::PostCreated::decode(message.payload).ok()?;
-            let post = wire::post_from_mesh(PostId(message.sequence), created).ok()?;
-            Some(Archived::Created(post))
-        }
-        Subject::PostDeleted(_) => {
-            let deleted = mesh_v1::PostDeleted::decode(message.payload).ok()?;
-            let (post, at) = wire::deletion_from_mesh(message.sequence, deleted).ok()?;
-            Some(Archived::Deleted { post, at })
-        }
-        _ => None,
-    }
+    herald_posts::entry(
+        Subject::parse(&message.subject)?,
+        message.sequence,
+        message.payload,
+    )
+    .ok()
 }
 
 /// The post that it is about.

@@ -1,11 +1,10 @@
-//! The way out: to devices over HTTP, and to what the ledger and the posts are made of.
+//! The way out: to devices over HTTP, and to what the ledger is made of.
 
 mod client;
 mod dispatcher;
 mod gates;
 mod ledger;
 mod payload;
-mod posts;
 mod resolver;
 mod sender;
 mod vapid;
@@ -15,5 +14,4 @@ mod webhook;
 pub(crate) use dispatcher::Dispatcher;
 pub(crate) use ledger::{outcome, recorded};
 pub(crate) use payload::Push;
-pub(crate) use posts::{Content, PostSource};
 pub use vapid::Vapid;

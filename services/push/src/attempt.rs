@@ -57,14 +57,15 @@ impl Chunks {
             expire(progress);
             return Ok(());
         }
-        let content = self.posts.content(chunk.post).await?;
+        let post = self.posts.read_one(chunk.post).await?;
+        let post = post.filter(|post| post.deleted_at.is_none());
         let known = self.know(progress, bisect).await?;
         let mut jobs = Vec::new();
         for (index, known) in known {
             let device_ids: Vec<DeviceId> = known.devices.iter().map(|device| device.id).collect();
             let recipient = Recipient {
                 expired: false,
-                post_gone: content.is_none(),
+                post_gone: post.is_none(),
                 // A user without an id was never given a key, so nobody can have asked.
                 unwanted: !known.preferences.push_enabled
                     || known.preferences.muted.contains(&chunk.author)
@@ -91,15 +92,9 @@ impl Chunks {
                 (Decision::Send(_), None) => error!(post_id = chunk.post.0, "a recipient has no id"),
             }
         }
-        match content {
-            Some(content) if !jobs.is_empty() => {
-                let push = Push::new(
-                    chunk.post,
-                    chunk.lane,
-                    content,
-                    chunk.accepted_at,
-                    chunk.expires_at,
-                );
+        match post {
+            Some(post) if !jobs.is_empty() => {
+                let push = Push::new(post, chunk.lane, chunk.accepted_at, chunk.expires_at);
                 self.send(chunk, progress, Arc::new(push), jobs).await
             }
             _ => Ok(()),
@@ -107,11 +102,7 @@ impl Chunks {
     }
 
     /// What is known of the pending recipients, each by its place in the chunk.
-    async fn know(
-        &self,
-        progress: &mut Progress,
-        bisect: bool,
-    ) -> Result<Vec<(usize, Known)>, AttemptError> {
+    async fn know(&self, progress: &mut Progress, bisect: bool) -> Result<Vec<(usize, Known)>, AttemptError> {
         let (places, users): (Vec<usize>, Vec<UserKey>) =
             progress.pending().map(|(place, user, _)| (place, user)).unzip();
         // Reading has no effect, so it can be done part by part, and what is sent is sent at one go.
@@ -190,7 +181,7 @@ impl Chunks {
                 match self.posts.is_deleted(chunk.post).await {
                     Ok(true) => push.mark_deleted(),
                     Ok(false) => {}
-                    Err(error) => outcome = Err(error),
+                    Err(error) => outcome = Err(error.into()),
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use herald_failure::{Classified, Classify, FailureClass};
+use herald_posts::ReadError;
 use herald_store::ErrorKind;
 
 /// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
@@ -46,6 +47,15 @@ pub(crate) enum AttemptError {
     Fault(String),
 }
 
+impl From<ReadError> for AttemptError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Store(error) => Self::Store(error),
+            ReadError::Mesh(error) => Self::Mesh(error),
+        }
+    }
+}
+
 impl From<Classified<Self>> for AttemptError {
     fn from(failure: Classified<Self>) -> Self {
         match failure {
@@ -84,7 +94,10 @@ mod tests {
     fn each_kind_has_a_class() {
         assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
         assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
-        assert_eq!(AttemptError::Fault("panic".into()).class(), FailureClass::Permanent);
+        assert_eq!(
+            AttemptError::Fault("panic".into()).class(),
+            FailureClass::Permanent
+        );
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
 use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_store::{Base, Devices, Ledger, Preferences, Settlement, Users};
 use tracing::{debug, instrument};
 
 use crate::{
     Config, Metrics,
-    adapters::{Dispatcher, PostSource, outcome, recorded},
+    adapters::{Dispatcher, outcome, recorded},
     domain::{self, Progress},
     error::AttemptError,
     in_hand::InHand,
@@ -20,7 +21,7 @@ use crate::{
 /// Works on chunks.
 pub(crate) struct Chunks {
     pub(crate) mesh: Mesh,
-    pub(crate) posts: PostSource,
+    pub(crate) posts: PostReader,
     pub(crate) users: Arc<dyn Users>,
     pub(crate) devices: Arc<dyn Devices>,
     pub(crate) preferences: Arc<dyn Preferences>,
@@ -51,10 +52,7 @@ impl Handler for Chunks {
             Err(settle) => return settle,
         };
         let _held = self.in_hand.take(chunk.post, chunk.id).await;
-        let settle = self
-            .deliver(&chunk, delivery)
-            .await
-            .unwrap_or_else(Settle::from);
+        let settle = self.deliver(&chunk, delivery).await.unwrap_or_else(Settle::from);
         let end = match settle {
             Settle::Ack => "done",
             Settle::Retry { .. } | Settle::Fault { .. } => "retried",

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use herald_mesh::{ConsumeOptions, Mesh, Returns, Topology, Workers, consumers};
 use herald_model::Lane;
+use herald_posts::PostReader;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
 use tokio_util::sync::CancellationToken;
 
@@ -34,11 +35,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{
-    adapters::{Dispatcher, PostSource},
-    handler::Chunks,
-    in_hand::InHand,
-};
+use crate::{adapters::Dispatcher, handler::Chunks, in_hand::InHand};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -78,10 +75,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     } = deps;
     let chunks = Arc::new(Chunks {
         dispatcher: Arc::new(Dispatcher::new(&config, vapid, metrics.clone())?),
-        posts: PostSource {
-            posts,
-            mesh: mesh.clone(),
-        },
+        posts: PostReader::new(posts, mesh.clone()),
         mesh: mesh.clone(),
         users,
         devices,

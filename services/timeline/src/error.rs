@@ -60,7 +60,10 @@ mod tests {
     fn each_kind_has_a_class() {
         assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
         assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
-        assert_eq!(DeliverError::Event("full".into()).class(), FailureClass::Transient);
+        assert_eq!(
+            DeliverError::Event("full".into()).class(),
+            FailureClass::Transient
+        );
     }
 
     #[test]

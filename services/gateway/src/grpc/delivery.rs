@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use herald_model::{Channel, DeliveryState, PostId, UserId, UserKey};
+use herald_posts::PostReader;
 use herald_proto::v1::{self, delivery_service_server::DeliveryService};
 use herald_rpc::{
     fields::Violations,
@@ -13,7 +14,7 @@ use herald_store::{ChannelCounts, Ledger, PostCounts, Users};
 use tonic::{Request, Response, Status};
 
 use super::post::{post_id, post_not_found};
-use crate::adapters::PostReader;
+use crate::error::unreadable;
 
 const LIST_RECIPIENTS: &str = "ListRecipients";
 const PAGE_SIZE_DEFAULT: usize = 100;
@@ -40,7 +41,7 @@ impl DeliveryApi {
         if let Some(counts) = self.ledger.counts(id).await.map_err(|e| status::from_store(&e))? {
             return Ok(counts);
         }
-        match self.reader.read_one(id).await? {
+        match self.reader.read_one(id).await.map_err(|e| unreadable(&e))? {
             Some(_) => Ok(PostCounts::default()),
             None => Err(post_not_found(id)),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{Mesh, Subject};
 use herald_model::{Post, PostId, time::Micros};
+use herald_posts::PostReader;
 use herald_proto::{
     mesh_v1,
     v1::{self, post_service_server::PostService},
@@ -17,7 +18,7 @@ use tokio::{
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
-use crate::{adapters::PostReader, known::KnownRequests, wire};
+use crate::{error::unreadable, known::KnownRequests, wire};
 
 /// The most posts of one stream.
 const POSTS_PER_STREAM_MAX: usize = 1_000_000;
@@ -60,7 +61,12 @@ impl PostApi {
     async fn delete(&self, post: &Post) -> Result<(), Status> {
         // The broker forgets after its window; what it has forgotten is in the store then.
         let look = self.known.look().await?;
-        if self.reader.is_deleted(post.id).await? {
+        if self
+            .reader
+            .is_deleted(post.id)
+            .await
+            .map_err(|e| unreadable(&e))?
+        {
             return Ok(());
         }
         if herald_failpoints::sabotaged!("gateway.forget-deletion") {
@@ -87,7 +93,7 @@ impl PostApi {
     async fn until_deleted(&self, id: PostId) -> Result<(), Status> {
         let until = Instant::now() + self.delete_wait;
         let mut pause = DELETED_POLL_FIRST;
-        while !self.reader.is_deleted(id).await? {
+        while !self.reader.is_deleted(id).await.map_err(|e| unreadable(&e))? {
             let next = Instant::now() + pause;
             if next > until {
                 tracing::warn!(post_id = id.0, "deletion is durable but not archived yet");
@@ -170,7 +176,7 @@ impl PostService for PostApi {
         request: Request<v1::GetPostRequest>,
     ) -> Result<Response<v1::GetPostResponse>, Status> {
         let id = post_id(request.into_inner().post_id)?;
-        match self.reader.read_one(id).await? {
+        match self.reader.read_one(id).await.map_err(|e| unreadable(&e))? {
             Some(post) if post.deleted_at.is_none() => Ok(Response::new(v1::GetPostResponse {
                 post: Some(wire::post_to_v1(post)),
             })),
@@ -190,7 +196,8 @@ impl PostService for PostApi {
         let post = self
             .reader
             .read_one(id)
-            .await?
+            .await
+            .map_err(|e| unreadable(&e))?
             .ok_or_else(|| post_not_found(id))?;
         if !request.author_id.is_empty() && request.author_id != post.author_id.as_str() {
             return Err(status::permission_denied(

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use herald_mesh::{Mesh, Topology};
+use herald_posts::PostReader;
 use herald_proto::{
     DESCRIPTORS,
     v1::{
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    adapters::{Analytics, Audits, DeadLetters, FollowVersions, Forward, Graph, PostReader},
+    adapters::{Analytics, Audits, DeadLetters, FollowVersions, Forward, Graph},
     feed::Feed,
     known::KnownRequests,
     live::Hub,

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
+use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
 use herald_store::{Posts, Users};
@@ -12,10 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     Metrics,
-    adapters::{FollowVersions, PostReader},
+    adapters::FollowVersions,
     domain,
+    error::unreadable,
     known::{KnownRequests, Look},
-    wire,
 };
 
 /// A post that was checked.
@@ -44,7 +45,7 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
             violations.add(field, description);
         }
     }
-    let lane = wire::lane_from_v1(request.lane);
+    let lane = herald_proto::lane(request.lane);
     violations.check(
         "lane",
         lane.is_some(),
@@ -273,7 +274,7 @@ impl Submitter {
 
     /// The answer to a retry: the first one's.
     async fn accepted_before(&self, id: PostId, request_id: String) -> Result<Accepted, Status> {
-        let first = self.reader.read_one(id).await?;
+        let first = self.reader.read_one(id).await.map_err(|e| unreadable(&e))?;
         // A first one that is too old for archive and stream is still the same post; only its time is lost.
         let at = first.map_or_else(Micros::now, |post| post.accepted_at);
         Ok(Accepted {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use herald_model::{Lane, PostId, UserId, time::Micros};
+use herald_model::{Lane, Post, PostId, UserId, time::Micros};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -41,22 +41,16 @@ struct Data<'a> {
 }
 
 impl Push {
-    pub(crate) fn new(
-        post: PostId,
-        lane: Lane,
-        content: super::Content,
-        accepted_at: Micros,
-        expires_at: Micros,
-    ) -> Self {
+    pub(crate) fn new(post: Post, lane: Lane, accepted_at: Micros, expires_at: Micros) -> Self {
         let accepted_time = Timestamp::from_microsecond(accepted_at.0).unwrap_or(Timestamp::UNIX_EPOCH);
         Self {
-            post,
+            post: post.id,
             lane,
-            author_id: content.author_id,
-            links: content.links,
+            author_id: post.author_id,
+            links: post.links,
             accepted_at,
             expires_at,
-            snippet: snippet(content.text),
+            snippet: snippet(post.text),
             accepted_time: accepted_time.to_string(),
             deleted: AtomicBool::new(false),
         }
@@ -127,18 +121,28 @@ fn snippet(mut text: String) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use herald_model::{FollowVersion, UserKey};
+
     use super::*;
-    use crate::adapters::Content;
 
     pub(crate) fn push(text: &str, links: Vec<String>) -> Push {
-        let content = Content {
+        let accepted_at = Micros(1_700_000_000_250_000);
+        let post = Post {
+            id: PostId(7),
+            author: UserKey(1),
             author_id: UserId::new("107").unwrap(),
+            request_id: "request".into(),
             text: text.into(),
             links,
+            media_urls: Vec::new(),
+            lane: Lane::Normal,
+            follow_version: FollowVersion(1),
+            accepted_at,
+            push_ttl: std::time::Duration::from_hours(1),
+            deleted_at: None,
         };
-        let accepted_at = Micros(1_700_000_000_250_000);
         let expires_at = accepted_at.plus(std::time::Duration::from_hours(1));
-        Push::new(PostId(7), Lane::Normal, content, accepted_at, expires_at)
+        Push::new(post, Lane::Normal, accepted_at, expires_at)
     }
 
     fn recipient() -> UserId {

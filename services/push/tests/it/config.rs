@@ -14,8 +14,5 @@ async fn the_service_refuses_to_start() {
     let mut herald = Herald::prepare(config, TopologyConfig::default()).await;
     herald.serve();
     let ended = herald.service.take().unwrap().await.unwrap();
-    assert!(
-        matches!(ended, Err(Error::Config { field: "sends_max", .. })),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(Error::Config(_))), "{ended:?}");
 }

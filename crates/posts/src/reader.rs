@@ -3,20 +3,19 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use herald_failure::{Classify, FailureClass};
 use herald_mesh::{Mesh, Subject, streams};
 use herald_model::{Post, PostId};
-use herald_proto::mesh_v1;
-use herald_store::Posts;
-use prost::Message as _;
+use herald_store::{Archived, Posts};
 
-use crate::wire;
+use crate::entry;
 
 /// Posts read from the stream at the same time.
 const STREAM_READS: usize = 16;
 
 /// Why posts could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
+pub enum ReadError {
     /// The archive failed.
     #[error("the archive could not be read")]
     Store(#[from] herald_store::Error),
@@ -25,20 +24,30 @@ pub(crate) enum ReadError {
     Mesh(#[from] herald_mesh::Error),
 }
 
+impl Classify for ReadError {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Store(error) => error.class(),
+            Self::Mesh(error) => error.class(),
+        }
+    }
+}
+
 /// Reads posts from the archive, and from the POSTS stream those that the archive doesn't have yet.
 #[derive(Clone)]
-pub(crate) struct PostReader {
+pub struct PostReader {
     posts: Arc<dyn Posts>,
     mesh: Mesh,
 }
 
 impl PostReader {
-    pub(crate) fn new(posts: Arc<dyn Posts>, mesh: Mesh) -> Self {
+    /// Reads from this archive and from the POSTS stream of this mesh.
+    pub fn new(posts: Arc<dyn Posts>, mesh: Mesh) -> Self {
         Self { posts, mesh }
     }
 
     /// The posts, deleted ones included (see [`Post::deleted_at`]); `None` for one that never was.
-    pub(crate) async fn read(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>, ReadError> {
+    pub async fn read(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>, ReadError> {
         let mut posts = self.posts.get(ids).await?;
         let missing = posts
             .iter()
@@ -61,12 +70,12 @@ impl PostReader {
     }
 
     /// One post, as [`read`](Self::read).
-    pub(crate) async fn read_one(&self, id: PostId) -> Result<Option<Post>, ReadError> {
+    pub async fn read_one(&self, id: PostId) -> Result<Option<Post>, ReadError> {
         Ok(self.read(&[id]).await?.into_iter().next().flatten())
     }
 
     /// Whether the archive shows a post as deleted.
-    pub(crate) async fn is_deleted(&self, id: PostId) -> Result<bool, ReadError> {
+    pub async fn is_deleted(&self, id: PostId) -> Result<bool, ReadError> {
         let posts = self.posts.get(&[id]).await?;
         Ok(posts.into_iter().flatten().any(|post| post.deleted_at.is_some()))
     }
@@ -78,17 +87,31 @@ impl PostReader {
         let Some(message) = self.mesh.message(streams::POSTS, id.0).await? else {
             return Ok(None);
         };
-        // A sequence number can be a deletion's; that is no post.
-        if !matches!(Subject::parse(&message.subject), Some(Subject::PostCreated(_))) {
+        let Some(subject) = Subject::parse(&message.subject) else {
             return Ok(None);
-        }
-        let created = mesh_v1::PostCreated::decode(message.payload).map_err(|e| e.to_string());
-        match created.and_then(|created| wire::post_from_mesh(id, created)) {
-            Ok(post) => Ok(Some(post)),
+        };
+        match entry(subject, id.0, message.payload) {
+            Ok(Archived::Created(post)) => Ok(Some(post)),
+            // A sequence number can be a deletion's; that is no post.
+            Ok(Archived::Deleted { .. }) => Ok(None),
             Err(reason) => {
                 tracing::warn!(post_id = id.0, reason, "a message in POSTS is no post");
                 Ok(None)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_store::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn the_class_is_that_of_the_cause() {
+        let of = |kind| ReadError::from(Error::new(kind, "failed")).class();
+        assert_eq!(of(ErrorKind::Unavailable), FailureClass::Transient);
+        assert_eq!(of(ErrorKind::Corrupt), FailureClass::Permanent);
     }
 }
