@@ -72,6 +72,15 @@ pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max:
     chunks
 }
 
+/// Whether to hold a lane back, given whether it is held back now: stops at the limit, goes on at half of it.
+pub(crate) fn hold(held: bool, pending: u64, limit: u64) -> bool {
+    if held {
+        pending > limit / 2
+    } else {
+        pending >= limit
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -98,5 +107,13 @@ mod tests {
                 prop_assert!(chunk.channel == Channel::Timeline || chunk.recipients.len() <= push_chunk_max);
             }
         }
+    }
+
+    #[test]
+    fn a_held_lane_goes_on_at_half_the_limit() {
+        assert!(!hold(false, 99, 100));
+        assert!(hold(false, 100, 100));
+        assert!(hold(true, 51, 100));
+        assert!(!hold(true, 50, 100));
     }
 }

@@ -11,9 +11,9 @@ use herald_store::{ChunkPlan, Ledger, SlicePlan};
 
 use crate::{
     Config, Metrics,
+    adapters::Followers,
     domain::{self, Slice},
     error::ExpandError,
-    followers::Followers,
 };
 
 /// Expands posts.

@@ -2,17 +2,16 @@
 //!
 //! The way of a post: [`handler`] takes it (or the rest of it, a slice) from its lane, reads the followers that the post
 //! has pinned, plans the slice's chunks ([`domain`]), writes the plan to the ledger, publishes the chunks, waits until the plan
-//! is durable, and, when followers are left, publishes the next slice. [`gate`] holds a lane back while the streams below
+//! is durable, and, when followers are left, publishes the next slice. [`adapters`] hold a lane back while the streams below
 //! it are deep, so that a backlog waits as posts and not as chunks.
 //!
 //! *Invariant:* the same message always makes the same chunks: followers are read as of the version that the post has
 //! pinned, so a retry repeats nobody and loses nobody.
 
+mod adapters;
 mod config;
 mod domain;
 mod error;
-mod followers;
-mod gate;
 mod handler;
 mod metrics;
 
@@ -28,7 +27,10 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{followers::Followers, handler::Fanout};
+use crate::{
+    adapters::{Followers, watch_gate},
+    handler::Fanout,
+};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -63,7 +65,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     });
     let mut workers = Workers::new(mesh.clone(), topology, &shutdown);
     for lane in Lane::ALL {
-        let paused = gate::watch(mesh.clone(), lane, config.gate, workers.stop());
+        let paused = watch_gate(mesh.clone(), lane, config.gate, workers.stop());
         let options = ConsumeOptions {
             in_flight_max: config.posts_in_flight_max.of(lane),
             batch_max: config.posts_in_flight_max.of(lane),

@@ -10,7 +10,10 @@ use herald_rpc::status;
 use herald_store::{FollowChange, Follows, Users};
 use tonic::Status;
 
-use crate::{Config, Metrics, backfill, backfill::Backfills};
+use crate::{
+    Config, Metrics,
+    adapters::{BackfillError, Backfills},
+};
 
 /// Answers GraphService from the store.
 #[derive(Clone)]
@@ -49,8 +52,8 @@ impl Graph {
             .request(follows)
             .await
             .map_err(|error| match error {
-                backfill::Error::Mesh(e) => status::from_mesh(&e),
-                backfill::Error::Store(e) => status::from_store(&e),
+                BackfillError::Mesh(e) => status::from_mesh(&e),
+                BackfillError::Store(e) => status::from_store(&e),
             })
     }
 

@@ -1,5 +1,7 @@
 //! GraphService.
 
+mod import;
+
 use std::pin::Pin;
 
 use futures::{Stream, stream};
@@ -12,7 +14,10 @@ use herald_rpc::{
 use herald_store::{Error, ErrorKind, FollowChange, FollowerPage};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{domain, domain::Violation, graph::Graph, import};
+use crate::{
+    domain::{self, Violation},
+    graph::Graph,
+};
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;

@@ -1,16 +1,15 @@
 //! The graph service: who follows whom, over gRPC.
 //!
 //! The way of a follow: [`grpc`] checks it, makes keys of the ids, has the store apply it, and asks for a backfill
-//! ([`backfill`]) so that the author's newest posts appear on the new follower's timeline. Fan-out reads followers back
+//! ([`adapters`]) so that the author's newest posts appear on the new follower's timeline. Fan-out reads followers back
 //! through `ExportFollowers`, as of the version that a post has pinned.
 
-mod backfill;
+mod adapters;
 mod config;
 mod domain;
 mod error;
 mod graph;
 mod grpc;
-mod import;
 mod metrics;
 
 use std::sync::Arc;
@@ -27,7 +26,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{backfill::Backfills, graph::Graph};
+use crate::{adapters::Backfills, graph::Graph};
 
 /// What the service needs from outside.
 pub struct Deps {

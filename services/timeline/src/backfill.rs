@@ -9,7 +9,7 @@ use herald_model::{PostId, Recipients, UserKey, time::Micros};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
 use herald_store::{Ledger, Posts, Timelines};
 
-use crate::{domain::isolated_reason, error::DeliverError, watchers::Watchers};
+use crate::{adapters::Watchers, domain::isolated_reason, error::DeliverError};
 
 /// How long to wait for the archive before looking again.
 const ARCHIVE_WAIT: Duration = Duration::from_millis(500);

@@ -12,11 +12,10 @@ use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
 
 use crate::{
     Metrics,
+    adapters::{Reporter, Watchers},
     backfill::Backfiller,
     domain::{isolated_reason, partial_outcome},
     error::DeliverError,
-    report::Reporter,
-    watchers::Watchers,
 };
 
 /// Delivers chunks.

@@ -6,14 +6,13 @@
 //! delivery that a post has planned. The ledger only notes it, before anything is on a timeline. A chunk that fails
 //! permanently is bisected ([`isolate`](herald_failure::isolate)): only the recipients that cause the failure don't get the post.
 
+mod adapters;
 mod backfill;
 mod config;
 mod domain;
 mod error;
 mod handler;
 mod metrics;
-mod report;
-mod watchers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +26,11 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{backfill::Backfiller, handler::Chunks, report::Reporter, watchers::Watchers};
+use crate::{
+    adapters::{Reporter, Watchers},
+    backfill::Backfiller,
+    handler::Chunks,
+};
 
 /// How long what tells others may take to end after the last handler.
 const HELPERS_END_MAX: Duration = Duration::from_secs(5);

@@ -7,19 +7,10 @@ use herald_model::Lane;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Gate;
-
-/// Whether to hold back, given whether it is held back now: stops at the limit, goes on at half of it.
-fn hold(held: bool, pending: u64, limit: u64) -> bool {
-    if held {
-        pending > limit / 2
-    } else {
-        pending >= limit
-    }
-}
+use crate::{config::Gate, domain::hold};
 
 /// Looks at one lane of TIMELINE and PUSH until `shutdown`; the receiver is true while fan-out should take no more posts.
-pub(crate) fn watch(
+pub(crate) fn watch_gate(
     mesh: Mesh,
     lane: Lane,
     gate: Gate,
@@ -51,17 +42,4 @@ async fn pending(mesh: &Mesh, lane: Lane) -> Result<u64, herald_mesh::Error> {
     let timeline = mesh.pending(streams::TIMELINE, consumers::timeline(lane)).await?;
     let push = mesh.pending(streams::PUSH, consumers::push(lane)).await?;
     Ok(timeline.max(push))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_held_lane_goes_on_at_half_the_limit() {
-        assert!(!hold(false, 99, 100));
-        assert!(hold(false, 100, 100));
-        assert!(hold(true, 51, 100));
-        assert!(!hold(true, 50, 100));
-    }
 }

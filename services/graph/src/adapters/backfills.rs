@@ -16,7 +16,7 @@ const PUBLISHES_IN_FLIGHT_MAX: usize = 64;
 
 /// Why a backfill could not be asked for.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum BackfillError {
     #[error("the mesh did not take a backfill")]
     Mesh(#[from] herald_mesh::Error),
     #[error("the author's posts can't be read")]
@@ -40,7 +40,7 @@ impl Backfills {
     pub(crate) async fn request(
         &self,
         follows: impl IntoIterator<Item = (UserKey, UserKey)>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), BackfillError> {
         // Taken after the follows are durable: a post up to this number may have been accepted before them, one after
         // it pins a version that has them.
         let posts_sequence = self.end_of_posts().await?;
@@ -75,7 +75,7 @@ impl Backfills {
 
     /// The last sequence of POSTS. A server that has just come to lead it can tell an old one while it works off its log, so
     /// what the archive has counts too.
-    async fn end_of_posts(&self) -> Result<u64, Error> {
+    async fn end_of_posts(&self) -> Result<u64, BackfillError> {
         let told = self.mesh.last_sequence(streams::POSTS).await?;
         let archived = self.posts.last().await?;
         Ok(archived.map_or(told, |post| told.max(post.0)))
@@ -86,7 +86,7 @@ impl Backfills {
         author: UserKey,
         followers: &Recipients,
         posts_sequence: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<(), BackfillError> {
         let body = Backfill {
             author_key: author.0,
             recipients: followers.as_bytes().clone(),

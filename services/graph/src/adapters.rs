@@ -1,0 +1,5 @@
+//! The way out: backfills for the timeline service.
+
+mod backfills;
+
+pub(crate) use backfills::{BackfillError, Backfills};
