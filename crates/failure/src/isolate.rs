@@ -1,6 +1,6 @@
 //! Finds the items of a batch that a call fails for, and does the call for the rest.
 
-use std::{fmt, ops::Range, panic::AssertUnwindSafe};
+use std::{fmt, iter, ops::Range, panic::AssertUnwindSafe};
 
 use futures::FutureExt as _;
 
@@ -44,11 +44,8 @@ where
         stopped: None,
     };
     // The next part is the last one.
-    let mut parts = Vec::from([0..count]);
+    let mut parts: Vec<Range<usize>> = iter::once(0..count).filter(|all| !all.is_empty()).collect();
     while let Some(part) = parts.pop() {
-        if part.is_empty() {
-            continue;
-        }
         match attempt(call(part.clone())).await {
             Ok(done) => isolated.done.push((part, done)),
             Err(Classified::Permanent(_)) if bisect && part.len() > 1 => {

@@ -52,11 +52,10 @@ impl Classify for CommitError {
     fn class(&self) -> FailureClass {
         match self {
             Self::Store(error) => error.class(),
-            // No message is at fault: what repairs it repairs it for all of them.
-            Self::Objects(_) | Self::Leftovers(_) => FailureClass::Transient,
             Self::Parquet(_) => FailureClass::Permanent,
             Self::Coding(ended) if ended.is_panic() => FailureClass::Permanent,
-            Self::Coding(_) => FailureClass::Transient,
+            // No message is at fault: what repairs it repairs it for all of them.
+            Self::Objects(_) | Self::Leftovers(_) | Self::Coding(_) => FailureClass::Transient,
         }
     }
 }
