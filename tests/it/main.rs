@@ -11,12 +11,12 @@ mod bad_input;
 mod configuration;
 mod crash;
 mod dead_letters;
-mod examples;
 mod follows;
 mod full;
 mod main_job;
 mod metrics;
 mod poison;
+mod readme;
 mod surface;
 mod walls;
 
