@@ -134,36 +134,6 @@ pub struct Letter {
 /// Of how many of its acts a letter knows.
 pub const ACTS_PER_LETTER: usize = 20;
 
-/// What a letter's message carried: what a redrive sends.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Content {
-    /// The message.
-    pub payload: Bytes,
-    /// W3C `traceparent`; empty without one.
-    pub trace_parent: String,
-    /// W3C `tracestate`; empty without one.
-    pub trace_state: String,
-}
-
-/// A letter to add.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewLetter {
-    /// What it says.
-    pub letter: Letter,
-    /// What it carried, to be kept beside it; `None`: DLQ alone has it.
-    pub content: Option<Content>,
-}
-
-impl From<Letter> for NewLetter {
-    /// Without what it carried.
-    fn from(letter: Letter) -> Self {
-        Self {
-            letter,
-            content: None,
-        }
-    }
-}
-
 /// What became of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inserted {
@@ -436,16 +406,13 @@ pub struct Step {
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
     /// Adds letters, open and in no redrive. Of an origin that has one already nothing changes.
-    async fn insert(&self, letters: &[NewLetter]) -> Result<Vec<Inserted>>;
+    async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>>;
 
     /// Opens a letter again whose redrive failed, or which could not be sent.
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
 
     /// Reads letters.
     async fn get(&self, ids: &[LetterId]) -> Result<Vec<Option<Letter>>>;
-
-    /// Reads what letters carried; `None` where it was not kept beside the letter.
-    async fn contents(&self, ids: &[LetterId]) -> Result<Vec<Option<Content>>>;
 
     /// Reads letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
     async fn scan(

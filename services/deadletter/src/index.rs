@@ -5,10 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Settle, streams};
 use herald_model::time::Micros;
-use herald_proto::{mesh_v1::DeadLetter, v1};
-use herald_store::{
-    Content, DeadLetters, Letter, LetterFilter, LetterState, NewLetter, Order, Reopened, Reopening,
-};
+use herald_proto::mesh_v1::DeadLetter;
+use herald_store::{DeadLetters, Letter, LetterFilter, LetterState, Order, Reopened, Reopening};
 
 use crate::{
     Metrics,
@@ -17,9 +15,6 @@ use crate::{
     wire::{self, News},
 };
 
-/// What a letter carried is kept beside it up to this size: to read it from DLQ costs the broker a message. Of larger ones a
-/// redrive sends fewer anyway, and the disk has them once.
-const CONTENT_BYTES_MAX: usize = 4 << 10;
 /// How many letters one read of those under way takes.
 const PAGE: usize = 1_000;
 
@@ -82,11 +77,7 @@ impl Index {
             letter.cause,
             letter.last_failed_at,
         );
-        let new = NewLetter {
-            letter,
-            content: kept_beside(body),
-        };
-        let inserted = self.letters.insert(&[new]).await?;
+        let inserted = self.letters.insert(&[letter]).await?;
         let Some(inserted) = inserted.first() else {
             return Ok(());
         };
@@ -139,14 +130,4 @@ impl Index {
             }
         }
     }
-}
-
-/// What a letter carried, if that is small enough to be kept beside it.
-fn kept_beside(body: &DeadLetter) -> Option<Content> {
-    let kept = body.payload_state() == v1::DeadLetterPayload::Kept;
-    (kept && body.payload.len() <= CONTENT_BYTES_MAX).then(|| Content {
-        payload: body.payload.clone(),
-        trace_parent: body.trace_parent.clone(),
-        trace_state: body.trace_state.clone(),
-    })
 }

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use futures::{StreamExt as _, future, stream};
-use herald_mesh::{ErrorKind, Redrive, consumers::Kind};
+use herald_mesh::{ErrorKind, RawMessage, Redrive, consumers::Kind};
 use herald_model::time::Micros;
-use herald_store::{ActId, Chosen, Content, Letter, LetterState, Reopening};
+use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_store::{ActId, Chosen, Letter, LetterState, Reopening};
 
 use super::{Redrives, chosen, refusal, way_back};
 use crate::{
@@ -97,21 +98,61 @@ impl Redrives {
 
     /// Reads what the letters are about.
     async fn look(&self, letters: Vec<Letter>, sent: &mut Sent) -> Vec<Ready> {
-        let mut ready = Vec::with_capacity(letters.len());
-        for read in self.read(letters).await {
-            let (letter, content) = match read {
-                Ok(read) => read,
-                Err(error) => {
-                    sent.failure = Some(error);
-                    continue;
-                }
-            };
-            match content.and_then(|content| message_of(&letter, content)) {
-                Ok(redrive) => ready.push(Ready { letter, redrive }),
-                Err(why) => sent.not.push(refusal::of(&letter, why, Micros::now())),
+        let read = self.read(letters).await.into_iter().map(|read| async {
+            let (letter, message) = read?;
+            Ok((self.message_of(&letter, message).await?, letter))
+        });
+        let mut ready = Vec::new();
+        for looked in future::join_all(read).await {
+            match looked {
+                Ok((Ok(redrive), letter)) => ready.push(Ready { letter, redrive }),
+                Ok((Err(why), letter)) => sent.not.push(refusal::of(&letter, why, Micros::now())),
+                Err(error) => sent.failure = Some(error),
             }
         }
         ready
+    }
+
+    /// The message that a letter becomes; the inner error is why it can't.
+    async fn message_of(
+        &self,
+        letter: &Letter,
+        message: Option<RawMessage>,
+    ) -> Result<Result<Redrive, &'static str>, StepError> {
+        let Some((kind, subject)) = way_back(letter) else {
+            return Ok(Err("no consumer takes it"));
+        };
+        let Some(message) = message else {
+            return Ok(Err("it is no longer in DLQ"));
+        };
+        let Ok(body) = message.decode::<DeadLetter>() else {
+            return Ok(Err("it can't be read"));
+        };
+        let payload = match body.payload_state() {
+            v1::DeadLetterPayload::Kept => body.payload,
+            v1::DeadLetterPayload::TooLarge => {
+                let origin = &letter.origin;
+                match self.mesh.message(&origin.stream, origin.sequence).await? {
+                    Some(message) => message.payload,
+                    None => return Ok(Err("it is no longer in its stream")),
+                }
+            }
+            v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
+                return Ok(Err("what it carried is gone"));
+            }
+        };
+        Ok(Ok(Redrive {
+            kind,
+            letter: letter.id.0,
+            round: letter.round,
+            subject,
+            sequence: letter.original_sequence,
+            published_at: letter.published_at,
+            payload,
+            trace_parent: Some(body.trace_parent).filter(|parent| !parent.is_empty()),
+            trace_state: Some(body.trace_state).filter(|state| !state.is_empty()),
+            id: format!("dlq/{}/redrive/{}", letter.id.0, letter.round),
+        }))
     }
 
     /// Publishes letters together. When that is refused, each by itself: it may be because of one of them.
@@ -163,28 +204,6 @@ impl Sent {
         self.not.extend(more.not);
         self.failure = more.failure.or(self.failure.take());
     }
-}
-
-/// The message that a letter becomes, or why it can't.
-fn message_of(letter: &Letter, content: Content) -> Result<Redrive, &'static str> {
-    let (kind, subject) = way_back(letter).ok_or("no consumer takes it")?;
-    let Content {
-        payload,
-        trace_parent,
-        trace_state,
-    } = content;
-    Ok(Redrive {
-        kind,
-        letter: letter.id.0,
-        round: letter.round,
-        subject,
-        sequence: letter.original_sequence,
-        published_at: letter.published_at,
-        payload,
-        trace_parent: Some(trace_parent).filter(|parent| !parent.is_empty()),
-        trace_state: Some(trace_state).filter(|state| !state.is_empty()),
-        id: format!("dlq/{}/redrive/{}", letter.id.0, letter.round),
-    })
 }
 
 /// Whether to try again would change nothing.
