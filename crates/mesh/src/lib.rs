@@ -7,7 +7,7 @@
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
 //!   several of it; those of redriven messages work in the [`Background`].
 //! - [`Returns`]: the handler of the stream LATER, where messages spend long waits.
-//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`], [`Mesh::redrive_together`]: what was given up, and its second way.
+//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
 //!
 //! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
@@ -19,7 +19,6 @@
 //! *Invariant:* a message is settled once an attempt, by the loop, after the handler has returned. Handlers commit and
 //! return; they have no way to acknowledge early.
 
-mod batch;
 mod config;
 mod connection;
 mod consume;
@@ -43,7 +42,6 @@ mod workers;
 
 use std::sync::Arc;
 
-pub use batch::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX};
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
 pub use error::{Error, ErrorKind, Result};

@@ -314,7 +314,7 @@ pub enum ActState {
 }
 
 /// A letter as it was when it was chosen: only as long as it is so, it is acted on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// The letter.
     pub id: LetterId,
@@ -335,7 +335,7 @@ pub struct NewAct {
     pub selection: Bytes,
     /// Letters that passed and can't be redriven.
     pub excluded: u64,
-    /// Letters a second at most; 0: no limit.
+    /// Of a redrive: dead letters a second at most, at least 1.
     pub rate_max: u32,
     /// Stops when this many have failed again; 0: never.
     pub failures_max: u32,

@@ -48,15 +48,13 @@ impl Index {
     async fn write(&self, body: &DeadLetter, news: News) -> Result<(), StepError> {
         match news {
             News::Letter(letter) if letter.origin.stream == streams::REDRIVE => {
-                let lost = self.lost_redrives(&letter).await?;
-                if lost.is_empty() {
-                    self.insert(body, *letter).await?;
-                } else {
-                    for reopening in lost {
+                match self.lost_redrive(&letter).await? {
+                    Some(reopening) => {
                         if self.failures.reopen_removed(&reopening).await? == Reopened::Unknown {
-                            self.insert(body, (*letter).clone()).await?;
+                            self.insert(body, *letter).await?;
                         }
                     }
+                    None => self.insert(body, *letter).await?,
                 }
             }
             News::Letter(letter) => self.insert(body, *letter).await?,
@@ -98,35 +96,36 @@ impl Index {
         self.failures.bury(body).await
     }
 
-    /// The letters whose redrive was removed from REDRIVE before anybody could read whose it was: one, or all of a batch.
-    async fn lost_redrives(&self, lost: &Letter) -> Result<Vec<Reopening>, StepError> {
+    /// The letter whose redrive was removed from REDRIVE before anybody could read whose it was.
+    async fn lost_redrive(&self, lost: &Letter) -> Result<Option<Reopening>, StepError> {
         let under_way = LetterFilter {
             state: Some(LetterState::Redriving),
             ..LetterFilter::default()
         };
-        let mut found = Vec::new();
         let mut after = None;
         loop {
             let page = self
                 .letters
                 .scan(&under_way, Order::OldestFirst, after, PAGE)
                 .await?;
-            let of_it = page
+            let found = page
                 .letters
                 .iter()
-                .filter(|letter| letter.redrive_sequence == lost.origin.sequence);
-            found.extend(of_it.map(|letter| Reopening {
-                letter: letter.id,
-                round: letter.round,
-                cause: lost.cause,
-                reason: lost.reason.clone(),
-                group: lost.group,
-                group_reason: lost.group_reason.clone(),
-                failed_at: lost.last_failed_at,
-            }));
+                .find(|letter| letter.redrive_sequence == lost.origin.sequence);
+            if let Some(letter) = found {
+                return Ok(Some(Reopening {
+                    letter: letter.id,
+                    round: letter.round,
+                    cause: lost.cause,
+                    reason: lost.reason.clone(),
+                    group: lost.group,
+                    group_reason: lost.group_reason.clone(),
+                    failed_at: lost.last_failed_at,
+                }));
+            }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(found),
+                None => return Ok(None),
             }
         }
     }

@@ -28,7 +28,7 @@ pub mod consumers {
 
     use herald_model::{Lane, UnknownName};
 
-    use crate::headers::{BATCH, REDRIVE_SUBJECTS};
+    use crate::headers::REDRIVE_SUBJECTS;
 
     /// Of POSTS: writes posts and request ids to the store.
     pub const ARCHIVE: &str = "archive";
@@ -142,14 +142,9 @@ pub mod consumers {
             }
         }
 
-        /// The subject of redriven messages that go by themselves.
+        /// The subject of redriven messages.
         pub(crate) fn subject(self) -> String {
             format!("{REDRIVE_SUBJECTS}{self}")
-        }
-
-        /// The subject of those that go together.
-        pub(crate) fn batch_subject(self) -> String {
-            format!("{REDRIVE_SUBJECTS}{self}{BATCH}")
         }
 
         /// The kind of this consumer, or of this one of REDRIVE; `None` for one whose messages can't be redriven.

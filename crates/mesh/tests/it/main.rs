@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod background;
-mod batch;
 mod consume;
 mod faults;
 mod harness;

@@ -9,4 +9,3 @@ mod letters;
 mod redrive;
 mod removed;
 mod restart;
-mod together;
