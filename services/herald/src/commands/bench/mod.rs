@@ -10,7 +10,6 @@ mod progress;
 mod report;
 mod server;
 mod setup;
-mod stalls;
 mod verify;
 
 use crate::{context::Context, failure::Failure};
