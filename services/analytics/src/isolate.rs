@@ -93,7 +93,7 @@ impl Batcher {
             Err(Failure::Fault(_)) => isolate::isolate(count, write).await,
         };
         for (part, ()) in isolated.good {
-            batch.acknowledge(&sound.entries[part]).await;
+            batch.acknowledge(&sound.entries[part]);
         }
         let fault = isolated.fault.unwrap_or_default();
         for index in isolated.bad {
