@@ -5,7 +5,7 @@
 //!   it.
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
-//!   several of it; those of redriven messages work in the [`Background`].
+//!   several of it.
 //! - [`Returns`]: the handler of the stream LATER, where messages spend long waits.
 //! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
@@ -56,7 +56,7 @@ pub use topology::{
     ConsumerPolicies, ConsumerPolicy, ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig,
     Waits, consumers, streams,
 };
-pub use workers::{Background, Workers};
+pub use workers::Workers;
 
 use connection::Connection;
 
@@ -64,7 +64,6 @@ use connection::Connection;
 #[derive(Clone, Debug)]
 pub struct Mesh {
     inner: Arc<Inner>,
-    background: Option<Arc<Background>>,
 }
 
 #[derive(Debug)]
@@ -93,17 +92,7 @@ impl Mesh {
                 publishing,
                 consuming,
             }),
-            background: None,
         })
-    }
-
-    /// The same, but [`Workers`] do there what nobody waits for.
-    #[must_use]
-    pub fn with_background(self, background: Background) -> Self {
-        Self {
-            background: Some(Arc::new(background)),
-            ..self
-        }
     }
 
     /// Whether both connections are up at this moment.
@@ -118,11 +107,6 @@ impl Mesh {
             self.inner.consuming.round_trip()
         )?;
         Ok(())
-    }
-
-    /// Where to do what nobody waits for, if it has a place of its own.
-    pub fn background(&self) -> Option<&Background> {
-        self.background.as_deref()
     }
 
     fn publishing(&self) -> &Connection {

@@ -92,11 +92,6 @@ pub mod consumers {
         }
     }
 
-    /// Whether a consumer is one of [`redrive`].
-    pub fn is_redrive(consumer: &str) -> bool {
-        consumer.starts_with("redrive-")
-    }
-
     /// What a consumer does, whatever its lane: the consumers of one kind have one handler, so one of them can do again
     /// what another had given up.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

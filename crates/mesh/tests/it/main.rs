@@ -1,7 +1,6 @@
 //! The mesh against a real nats-server.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod background;
 mod consume;
 mod faults;
 mod harness;
