@@ -6,7 +6,7 @@
 mod messages;
 mod words;
 
-pub use messages::{EVENT_CHUNKS_MAX, id_of_all};
+pub use messages::EVENT_CHUNKS_MAX;
 pub use words::{lane, micros, timestamp};
 
 /// Nested as the packages are, because generated code refers to its neighbours by `super`.

@@ -76,24 +76,19 @@ impl From<SettledChunk> for DeliveriesSettled {
 impl DeliveriesSettled {
     /// The id to publish it with: the same for all who tell of the same revisions of the same chunks.
     pub fn message_id(&self) -> String {
-        id_of_all(self.chunks.iter().map(SettledChunk::message_id))
-    }
-}
-
-/// The id of a message that is made of others: the first one's, and where there are more also how many, and a hash of theirs.
-pub fn id_of_all(ids: impl IntoIterator<Item = String>) -> String {
-    let mut ids = ids.into_iter();
-    let first = ids.next().unwrap_or_default();
-    let mut others = 0;
-    let mut hash = Xxh3::new();
-    for other in ids {
-        others += 1;
-        hash.update(other.as_bytes());
-        hash.update(b" ");
-    }
-    match others {
-        0 => first,
-        _ => format!("{first}+{others}/{:016x}", hash.digest()),
+        let Some((first, others)) = self.chunks.split_first() else {
+            return String::new();
+        };
+        let id = first.message_id();
+        if others.is_empty() {
+            return id;
+        }
+        let mut hash = Xxh3::new();
+        for other in others {
+            hash.update(other.message_id().as_bytes());
+            hash.update(b" ");
+        }
+        format!("{id}+{}/{:016x}", others.len(), hash.digest())
     }
 }
 

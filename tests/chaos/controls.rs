@@ -25,7 +25,7 @@ pub(crate) struct Control {
 }
 
 /// All of them.
-pub(crate) const CONTROLS: [Control; 5] = [
+pub(crate) const CONTROLS: [Control; 4] = [
     // *Commit, then acknowledge.* The message is acknowledged and its deliveries are recorded before they are durable.
     Control {
         name: "control-ack-before-commit",
@@ -61,15 +61,6 @@ pub(crate) const CONTROLS: [Control; 5] = [
         kinds: &[Kind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["deletions", "seen during the load"],
-    },
-    // *When a batch is passed, each of its messages is done, or in the stream by itself.* Those that aren't done are forgotten.
-    Control {
-        name: "control-forgotten-in-a-batch",
-        sabotage: "batch.forget-undone=return",
-        settings: &[],
-        kinds: &[Kind::RedrivenPoison],
-        budget: Budget::Time(Duration::from_secs(5)),
-        findings: &["dead letters"],
     },
 ];
 

@@ -14,7 +14,7 @@ fn manifest(path: &Path) -> (String, Vec<String>) {
         }
         let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
         match section {
-            "[package]" if name == "name" => package = line.split('"').nth(1).unwrap().to_owned(),
+            "[package]" if name == "name" => line.split('"').nth(1).unwrap().clone_into(&mut package),
             "[dependencies]" if name.starts_with("herald") => dependencies.push(name.to_owned()),
             _ => {}
         }

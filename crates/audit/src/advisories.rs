@@ -1,7 +1,7 @@
 //! What JetStream says was given up, against the dead letters.
 
 use futures::{StreamExt as _, pin_mut};
-use herald_mesh::{RawMessage, consumers, streams};
+use herald_mesh::{consumers, streams};
 use herald_store::Origin;
 use serde::Deserialize;
 
@@ -22,20 +22,14 @@ struct Advisory {
 /// server was killed. The dead letters leave it out too.
 const GONE: &str = "Unacknowledged message was deleted";
 
-/// Whether a message was a dead letter's, redriven, or several of them: its failure opened that letter again, and those of a
-/// batch went on by themselves.
+/// Whether a message was a dead letter's, redriven: its failure opened that letter again.
 async fn is_of_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
     if advisory.stream != streams::REDRIVE {
         return Ok(false);
     }
-    let Some(message) = auditor.mesh.message(&advisory.stream, advisory.sequence).await? else {
-        return Ok(false);
-    };
-    let is_known = |message: &RawMessage| {
-        let redriven = message.redriven();
-        redriven.is_some_and(|redriven| explained.letter(redriven.letter))
-    };
-    Ok(message.apart().iter().all(is_known))
+    let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
+    let redriven = message.and_then(|message| message.redriven());
+    Ok(redriven.is_some_and(|redriven| explained.letter(redriven.letter)))
 }
 
 /// Checks the advisories in scope. The newest may still be on their way; they are left to the next audit.

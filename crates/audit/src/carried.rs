@@ -205,7 +205,7 @@ async fn lags(auditor: &Auditor, which: impl Fn(&ConsumerSpec) -> bool) -> Resul
     Ok(auditor.mesh.lag(&part).await?)
 }
 
-/// Reads the messages of a consumer above a sequence, those of a batch one by one.
+/// Reads the messages of a consumer above a sequence.
 async fn each(
     auditor: &Auditor,
     pace: &mut Pace,
@@ -214,13 +214,13 @@ async fn each(
     last: u64,
     mut take: impl FnMut(&RawMessage),
 ) -> Result<()> {
-    for filter in spec.filters() {
-        let messages = auditor.mesh.scan(&spec.stream, Some(filter), floor + 1, last);
-        pin_mut!(messages);
-        while let Some(message) = messages.next().await {
-            message?.apart().iter().for_each(&mut take);
-            pace.rest().await;
-        }
+    let messages = auditor
+        .mesh
+        .scan(&spec.stream, spec.filter.as_deref(), floor + 1, last);
+    pin_mut!(messages);
+    while let Some(message) = messages.next().await {
+        take(&message?);
+        pace.rest().await;
     }
     Ok(())
 }

@@ -14,11 +14,10 @@ use serde::Serialize;
 
 use super::{
     load::{self, Kind},
-    observe::{self, PostLatencies},
+    observe,
     progress::Progress,
     report::{Percentiles, percentiles},
     setup::{Setup, World},
-    stalls::Stalls,
 };
 
 const LONG: &str = "\
@@ -26,11 +25,9 @@ First messages that nobody can read are published one after the other; each is g
 how long it takes from then until its letter is listed.
 
 Then the dead-letter stream is filled with letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
-redriven as fast as it goes. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
+redriven at the highest rate, 5,000/s. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
 normal lane is measured before each part and beside it, for as long as it takes. What a machine does to some of the rounds it \
-does to posts with and without a redrive. Where it is allowed (to root, or with CAP_SYS_NICE), a thread of real-time priority on \
-each processor notes when the machine comes 2 ms late to it, and posts to which that didn't happen are told once more, as \
-undisturbed.
+does to posts with and without a redrive.
 
 The audit of the newest posts goes on meanwhile, as it always does: how many of its rounds ended and how many failed is told.
 
@@ -40,6 +37,8 @@ const EXAMPLES: &str = "\
 Examples:
   herald bench dlq --users 2000 --followers 100 --letters 100000";
 
+/// The highest rate that a redrive may have.
+const RATE_MAX: u32 = 5_000;
 /// Letters published at a time.
 const PUBLISHES: usize = 512;
 /// Posts that letters are about, a second.
@@ -75,7 +74,7 @@ pub(super) struct Args {
     poison: u32,
 
     /// Letters a second while posts are measured
-    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_MAX)))]
     redrive_rate: u32,
 
     /// Posts a second, without a redrive and beside one
@@ -123,9 +122,6 @@ struct Report {
     /// Of posts, without and with a redrive.
     live_alone_ms: Percentiles,
     live_beside_ms: Percentiles,
-    /// Of those during which the machine did not stand still. `None`: not known, real-time threads aren't allowed.
-    live_alone_undisturbed_ms: Option<Percentiles>,
-    live_beside_undisturbed_ms: Option<Percentiles>,
     redrive_rate: u32,
     rss_mb_max: f64,
     disk_mb: f64,
@@ -150,20 +146,9 @@ impl Show for Report {
         line("first page of 100", percentiles(&self.first_page_ms));
         line("all groups", percentiles(&self.groups_ms));
         line("redriven", format!("{:.0}/s", self.redriven_per_second));
+        line("posts visible, alone", percentiles(&self.live_alone_ms));
         let beside = format!("beside {} letters/s", self.redrive_rate);
-        for (name, all, undisturbed) in [
-            (
-                "posts visible, alone",
-                &self.live_alone_ms,
-                &self.live_alone_undisturbed_ms,
-            ),
-            (&*beside, &self.live_beside_ms, &self.live_beside_undisturbed_ms),
-        ] {
-            line(name, percentiles(all));
-            if let Some(undisturbed) = undisturbed {
-                line("  of these undisturbed", percentiles(undisturbed));
-            }
-        }
+        line(&beside, percentiles(&self.live_beside_ms));
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line("disk", format!("{:.0} MB", self.disk_mb));
         line(
@@ -255,19 +240,18 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     .await?;
 
     let first = progress
-        .step("redriving half of them", redrive(client, FIRST, 0))
+        .step("redriving half of them", redrive(client, FIRST, RATE_MAX))
         .await?;
     let mut resolved = first.resolved_count;
-    let stalls = Stalls::watch();
-    let (mut alone, mut beside) = (PostLatencies::default(), PostLatencies::default());
+    let (mut alone, mut beside) = (observe::histogram(), observe::histogram());
     let bar = progress.bar("rounds", args.rounds.into());
     for number in 0..u64::from(args.rounds) {
         tokio::time::sleep(SETTLE).await;
-        alone += live(args, &world, 2 * number, stalls.as_ref()).await?;
+        alone += live(args, &world, 2 * number).await?;
         let part = round(number);
         let (redriven, posts) = tokio::try_join!(
             redrive(client, &part, args.redrive_rate),
-            live(args, &world, 2 * number + 1, stalls.as_ref())
+            live(args, &world, 2 * number + 1)
         )?;
         beside += posts;
         resolved += redriven.resolved_count;
@@ -283,10 +267,8 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         first_page_ms: Percentiles::of(&first_page),
         groups_ms: Percentiles::of(&groups),
         redriven_per_second: first.resolved_count as f64 / seconds.max(1e-6),
-        live_alone_ms: Percentiles::of(&alone.all),
-        live_beside_ms: Percentiles::of(&beside.all),
-        live_alone_undisturbed_ms: stalls.is_some().then(|| Percentiles::of(&alone.undisturbed)),
-        live_beside_undisturbed_ms: stalls.is_some().then(|| Percentiles::of(&beside.undisturbed)),
+        live_alone_ms: Percentiles::of(&alone),
+        live_beside_ms: Percentiles::of(&beside),
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
@@ -427,12 +409,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
 }
 
 /// Posts at a rate, and how soon each is visible to all who watch.
-async fn live(
-    args: &Args,
-    world: &World,
-    seed: u64,
-    stalls: Option<&Stalls>,
-) -> Result<PostLatencies, Failure> {
+async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
     let authors: load::Authors = (0..args.live_posts())
         .map(|_| rng.random_range(0..args.setup.authors()))
@@ -443,8 +420,7 @@ async fn live(
     };
     let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
     observe::drained(&world.client, &LANES, |_| {}).await?;
-    let stalls = stalls.map(Stalls::noted).unwrap_or_default();
-    Ok(PostLatencies::of(&submitted, &world.watchers.seen(), &stalls))
+    Ok(observe::post_latencies(&submitted, &world.watchers.seen()))
 }
 
 async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {

@@ -12,7 +12,6 @@ mod progress;
 mod report;
 mod server;
 mod setup;
-mod stalls;
 mod verify;
 
 use herald_cli::{context::Context, failure::Failure};

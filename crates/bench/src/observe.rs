@@ -1,6 +1,6 @@
 //! Sees what followers see: watched timelines and received pushes, and when the mesh has nothing left to do.
 
-use std::{collections::HashMap, ops::AddAssign, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
 use herald_cli::{client::Client, failure::Failure};
@@ -9,7 +9,7 @@ use herald_proto::v1::{self, watch_timeline_response::Event};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{graph::Graph, load::Submitted, stalls::Stall};
+use super::{graph::Graph, load::Submitted};
 
 /// How often the streams are looked at while the mesh drains, milliseconds.
 const LAG_INTERVAL_MS: i32 = 200;
@@ -99,50 +99,14 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Hist
 
 /// The same, once a post: until the last of those who watch has it. With one sample a watcher the percentiles of some hundred
 /// posts would be those of the few authors whom most of them follow.
-#[derive(Debug, Clone)]
-pub(super) struct PostLatencies {
-    /// Of all posts.
-    pub(super) all: Histogram<u64>,
-    /// Of those during which the machine did not stand still.
-    pub(super) undisturbed: Histogram<u64>,
-}
-
-impl Default for PostLatencies {
-    fn default() -> Self {
-        Self {
-            all: histogram(),
-            undisturbed: histogram(),
-        }
+pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Histogram<u64> {
+    let mut last: HashMap<u64, Micros> = HashMap::new();
+    for (post, at) in seen {
+        let last = last.entry(*post).or_insert(*at);
+        *last = (*last).max(*at);
     }
-}
-
-impl PostLatencies {
-    pub(super) fn of(submitted: &[Submitted], seen: &[(u64, Micros)], stalls: &[Stall]) -> Self {
-        let mut last: HashMap<u64, Micros> = HashMap::new();
-        for (post, at) in seen {
-            let last = last.entry(*post).or_insert(*at);
-            *last = (*last).max(*at);
-        }
-        let mut latencies = Self::default();
-        for post in submitted {
-            let Some(at) = last.get(&post.post_id) else {
-                continue;
-            };
-            let latency = at.since(post.intended);
-            record(&mut latencies.all, latency);
-            if !stalls.iter().any(|stall| stall.touches(post.intended, *at)) {
-                record(&mut latencies.undisturbed, latency);
-            }
-        }
-        latencies
-    }
-}
-
-impl AddAssign for PostLatencies {
-    fn add_assign(&mut self, more: Self) {
-        self.all += more.all;
-        self.undisturbed += more.undisturbed;
-    }
+    let last: Vec<_> = last.into_iter().collect();
+    latencies(submitted, &last)
 }
 
 /// Latencies of the answers to SubmitPost, microseconds.
@@ -237,14 +201,6 @@ mod tests {
         }];
         let seen = [(1, Micros(5_000_000)), (2, Micros(9))];
         let visible = latencies(&submitted, &seen);
-        let posts = |stalls: &[Stall]| PostLatencies::of(&submitted, &seen, stalls);
-        let count = |posts: PostLatencies| (posts.all.len(), posts.undisturbed.len());
-        assert_eq!(count(posts(&[])), (1, 1));
-        let stall = Stall {
-            from: Micros(2_000),
-            to: Micros(4_000),
-        };
-        assert_eq!(count(posts(&[stall])), (1, 0), "a post that a stall touches");
         assert_eq!(visible.len(), 1, "a post of somebody else is no sample");
         assert!(
             (4_990_000..5_010_000).contains(&visible.max()),
@@ -252,5 +208,9 @@ mod tests {
             visible.max()
         );
         assert!((1_990..2_010).contains(&answer_latencies(&submitted).max()));
+        let twice = [(1, Micros(3_000)), (1, Micros(5_000_000))];
+        let posts = post_latencies(&submitted, &twice);
+        assert_eq!(posts.len(), 1, "a post counts once, when the last watcher has it");
+        assert!((4_990_000..5_010_000).contains(&posts.max()));
     }
 }

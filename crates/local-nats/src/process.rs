@@ -1,8 +1,6 @@
 //! The child process: started, signalled, awaited, and never signalled once its pid may be another's.
 
 use std::io;
-#[cfg(target_os = "linux")]
-use std::num::NonZeroU64;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,12 +11,6 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::watch;
-
-/// How late the child's timers may be, nanoseconds. With Linux's own 50 µs a thread of Go's runtime, which sleeps for 20 µs at a
-/// time while there is work, takes a sixth of nats-server's time for waking up; the server needs no timer to be so exact
-/// (docs/BENCHMARKS.md).
-#[cfg(target_os = "linux")]
-const TIMER_SLACK_NANOS: u64 = 500_000;
 
 /// A child process, killed and reaped when dropped.
 ///
@@ -40,7 +32,6 @@ impl Process {
         // outlives it, and none of an async runtime.
         thread::Builder::new().name("nats-server".into()).spawn(move || {
             let (exit_sender, exit) = watch::channel(None);
-            inherit_timer_slack();
             let child = match command.spawn() {
                 Ok(child) => child,
                 Err(error) => {
@@ -121,14 +112,6 @@ impl Drop for Process {
         // whoever removes the directory next must not race with a server that still writes to it.
         let _ = child.kill();
         let _ = child.wait();
-    }
-}
-
-/// Gives this thread the timer slack that its children are to have.
-fn inherit_timer_slack() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NANOS)) {
-        tracing::debug!(%error, "nats-server has the timers of any other process");
     }
 }
 

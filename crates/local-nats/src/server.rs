@@ -200,11 +200,6 @@ fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-/// How much nats-server's heap grows between two garbage collections, percent of what lives, where the environment doesn't
-/// say. Go's own 100 collects twice as often, each time with all processors for 10 to 30 ms, and posts wait (docs/BENCHMARKS.md).
-const GOGC: &str = "GOGC";
-const GOGC_PERCENT: &str = "200";
-
 fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Result<(Process, Log)> {
     let path = layout.config();
     std::fs::write(&path, render(config, layout, ports)?)
@@ -214,9 +209,6 @@ fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Res
         Log::open(layout.log()).map_err(Error::io(format!("open {}", layout.log().display())))?;
     let mut command = command(binary.path(), config.dies_with_parent);
     command.arg("--config").arg(&path).current_dir(&layout.dir);
-    if std::env::var_os(GOGC).is_none() {
-        command.env(GOGC, GOGC_PERCENT);
-    }
     command
         .stdout(stderr.try_clone().map_err(Error::io("share the log file"))?)
         .stderr(stderr);

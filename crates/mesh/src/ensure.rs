@@ -208,12 +208,6 @@ fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'stat
 fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
     // One that pushes can't be read as one that pulls; changing it is refused by the server.
     let config = consumer::pull::Config::try_from_consumer_config(config).unwrap_or_default();
-    // The server takes one or several, in fields of their own.
-    let (filter, filters) = match &spec.filters[..] {
-        [] => (String::new(), Vec::new()),
-        [one] => (one.clone(), Vec::new()),
-        several => (String::new(), several.to_vec()),
-    };
     consumer::pull::Config {
         durable_name: Some(spec.name.clone()),
         name: Some(spec.name.clone()),
@@ -221,8 +215,8 @@ fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::
         ack_policy: AckPolicy::Explicit,
         ack_wait: spec.ack_wait,
         max_deliver: i64::from(spec.attempts_max),
-        filter_subject: filter,
-        filter_subjects: filters,
+        filter_subject: spec.filter.clone().unwrap_or_default(),
+        filter_subjects: Vec::new(),
         max_ack_pending: i64::from(spec.ack_pending_max),
         ..config
     }
@@ -237,7 +231,7 @@ fn consumer_changes(found: &consumer::Config, wanted: &consumer::pull::Config) -
         ("max_deliver", found.max_deliver == wanted.max_deliver),
         (
             "filter_subject",
-            found.filter_subject == wanted.filter_subject && found.filter_subjects == wanted.filter_subjects,
+            found.filter_subject == wanted.filter_subject && found.filter_subjects.is_empty(),
         ),
         ("max_ack_pending", found.max_ack_pending == wanted.max_ack_pending),
     ])

@@ -1,8 +1,6 @@
 //! The headers that messages carry beside JetStream's own and the trace context, and what a message that comes another
 //! time says about its first.
 
-use std::time::Duration;
-
 use async_nats::{HeaderMap, HeaderValue};
 use herald_model::time::Micros;
 
@@ -23,26 +21,12 @@ pub(crate) const PUBLISHED_AT: &str = "Herald-Published-At";
 pub(crate) const ID: &str = "Herald-Id";
 /// Attempts made before this message took the place of another one.
 pub(crate) const ATTEMPTS: &str = "Herald-Attempts";
-/// The moment before which a message that left its batch is not to be tried, microseconds since 1970.
-pub(crate) const NOT_BEFORE: &str = "Herald-Not-Before";
-/// Why a message that left its batch is not to be tried any more.
-pub(crate) const GIVEN_UP: &str = "Herald-Given-Up";
 
 pub(crate) const TRACE_PARENT: &str = "traceparent";
 pub(crate) const TRACE_STATE: &str = "tracestate";
 
 /// The subject that redriven messages of all kinds have, up to the kind.
 pub(crate) const REDRIVE_SUBJECTS: &str = "redrive.v1.";
-
-/// What the subject of a batch has after that of a redriven message by itself.
-pub(crate) const BATCH: &str = ".batch";
-
-/// Where messages of a batch go by themselves; `None` for a subject that isn't a batch's.
-pub(crate) fn subject_of_batch(subject: &str) -> Option<&str> {
-    subject
-        .strip_suffix(BATCH)
-        .filter(|subject| subject.starts_with(REDRIVE_SUBJECTS))
-}
 
 /// The subjects of messages that wait, up to where they come from.
 pub(crate) const LATER_SUBJECTS: &str = "later.v1.";
@@ -64,12 +48,6 @@ pub(crate) fn add(headers: &mut HeaderMap, name: &'static str, value: &str) {
 /// One header's value.
 pub(crate) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::as_str)
-}
-
-/// How long a message that left its batch is to wait before it is tried; `None` for one that had none to wait.
-pub(crate) fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let until = Micros(get(headers, NOT_BEFORE)?.parse().ok()?);
-    Some(until.since(Micros::now()))
 }
 
 /// How many bytes headers take on the wire, where they count as part of the message.
@@ -108,15 +86,14 @@ impl Origin {
         headers: Option<&HeaderMap>,
     ) -> Result<Self, String> {
         let header = |name: &str| headers.and_then(|headers| get(headers, name));
-        let number = |name: &str| header(name).and_then(|value| value.parse().ok());
-        let attempts_before = number(ATTEMPTS).map_or(0, i64::unsigned_abs);
         if !subject.starts_with(REDRIVE_SUBJECTS) {
+            let number = |name: &str| header(name).and_then(|value| value.parse().ok());
             return Ok(Self {
                 subject: Subject::parse(subject).ok_or_else(|| format!("unknown subject {subject}"))?,
                 sequence,
                 // One that has waited long has another time in its stream.
                 published_at: number(PUBLISHED_AT).map_or(published_at, Micros),
-                attempts_before,
+                attempts_before: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
                 redrive: None,
             });
         }
@@ -125,7 +102,7 @@ impl Origin {
                 subject: Subject::parse(header(SUBJECT)?)?,
                 sequence: header(SEQUENCE)?.parse().ok()?,
                 published_at: Micros(header(PUBLISHED_AT)?.parse().ok()?),
-                attempts_before,
+                attempts_before: 0,
                 redrive: Some(Redriven::parse(header(REDRIVE)?)?),
             })
         };

@@ -33,40 +33,6 @@ pub struct Redrive {
     pub id: String,
 }
 
-impl Redrive {
-    /// The message that it is by itself.
-    pub(crate) fn outgoing(&self) -> Result<Outgoing> {
-        if self.subject.is_family() {
-            let message = format!("redrive to {}: not one subject", self.subject);
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        let mut headers = headers::typed(self.subject);
-        for (name, value) in [
-            (headers::TRACE_PARENT, &self.trace_parent),
-            (headers::TRACE_STATE, &self.trace_state),
-        ] {
-            if let Some(value) = value {
-                headers::add(&mut headers, name, value);
-            }
-        }
-        let to = self.kind.subject();
-        // Without telemetry the first trace goes on: whoever reads the headers finds it.
-        let span = trace::redrive_span(&to, &headers);
-        headers.insert(headers::SUBJECT, self.subject.as_str());
-        headers.insert(headers::SEQUENCE, self.sequence.to_string());
-        headers.insert(headers::PUBLISHED_AT, self.published_at.0.to_string());
-        headers.insert(headers::REDRIVE, format!("{}/{}", self.letter, self.round));
-        Ok(Outgoing {
-            to,
-            headers,
-            id: Some(self.id.clone()),
-            body: self.payload.clone(),
-            spare_bytes: 0,
-            span,
-        })
-    }
-}
-
 /// That a message is a dead letter on its second way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redriven {
@@ -134,6 +100,34 @@ impl Mesh {
     /// As [`Mesh::publish`]; [`ErrorKind::TooLarge`] only for what somebody else has published without leaving that room.
     /// [`ErrorKind::Invalid`] for a subject that is a family.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Published> {
-        self.send(redrive.outgoing()?).await
+        if redrive.subject.is_family() {
+            let message = format!("redrive to {}: not one subject", redrive.subject);
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let mut headers = headers::typed(redrive.subject);
+        for (name, value) in [
+            (headers::TRACE_PARENT, &redrive.trace_parent),
+            (headers::TRACE_STATE, &redrive.trace_state),
+        ] {
+            if let Some(value) = value {
+                headers::add(&mut headers, name, value);
+            }
+        }
+        let to = redrive.kind.subject();
+        // Without telemetry the first trace goes on: whoever reads the headers finds it.
+        let span = trace::redrive_span(&to, &headers);
+        headers.insert(headers::SUBJECT, redrive.subject.as_str());
+        headers.insert(headers::SEQUENCE, redrive.sequence.to_string());
+        headers.insert(headers::PUBLISHED_AT, redrive.published_at.0.to_string());
+        headers.insert(headers::REDRIVE, format!("{}/{}", redrive.letter, redrive.round));
+        self.send(Outgoing {
+            to,
+            headers,
+            id: Some(redrive.id.clone()),
+            body: redrive.payload.clone(),
+            spare_bytes: 0,
+            span,
+        })
+        .await
     }
 }

@@ -5,9 +5,9 @@
 //!   it.
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
-//!   several of it; those of redriven messages work in the [`Background`].
+//!   several of it.
 //! - [`Returns`]: the handler of the stream LATER, where messages spend long waits.
-//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`], [`Mesh::redrive_together`]: what was given up, and its second way.
+//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
 //!
 //! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
@@ -19,7 +19,6 @@
 //! *Invariant:* a message is settled once an attempt, by the loop, after the handler has returned. Handlers commit and
 //! return; they have no way to acknowledge early.
 
-mod batch;
 mod config;
 mod connection;
 mod consume;
@@ -44,7 +43,6 @@ mod workers;
 
 use std::sync::Arc;
 
-pub use batch::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX};
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
 pub use error::{Error, ErrorKind, Result};
@@ -60,7 +58,7 @@ pub use topology::{
     ConsumerPolicies, ConsumerPolicy, ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig,
     Waits, consumers, streams,
 };
-pub use workers::{Background, Workers};
+pub use workers::Workers;
 
 use connection::Connection;
 
@@ -68,7 +66,6 @@ use connection::Connection;
 #[derive(Clone, Debug)]
 pub struct Mesh {
     inner: Arc<Inner>,
-    background: Option<Arc<Background>>,
 }
 
 #[derive(Debug)]
@@ -97,17 +94,7 @@ impl Mesh {
                 publishing,
                 consuming,
             }),
-            background: None,
         })
-    }
-
-    /// The same, but [`Workers`] do there what nobody waits for.
-    #[must_use]
-    pub fn with_background(self, background: Background) -> Self {
-        Self {
-            background: Some(Arc::new(background)),
-            ..self
-        }
     }
 
     /// Whether both connections are up at this moment.
@@ -122,11 +109,6 @@ impl Mesh {
             self.inner.consuming.round_trip()
         )?;
         Ok(())
-    }
-
-    /// Where to do what nobody waits for, if it has a place of its own.
-    pub fn background(&self) -> Option<&Background> {
-        self.background.as_deref()
     }
 
     fn publishing(&self) -> &Connection {

@@ -20,9 +20,9 @@ use tokio_util::task::TaskTracker;
 use crate::error::{ErrorKind, Result};
 use crate::later::WaitingRoom;
 use crate::retry::RetryDelay;
-use crate::topology::{ConsumerSpec, consumers};
+use crate::topology::ConsumerSpec;
 use crate::work::Worker;
-use crate::{BATCH_MESSAGES_MAX, ConsumeOptions, Handler, Mesh};
+use crate::{ConsumeOptions, Handler, Mesh};
 
 /// How long the server keeps a pull that finds no message.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
@@ -68,16 +68,10 @@ impl<H: Handler> Puller<H> {
         mut options: ConsumeOptions,
         shutdown: CancellationToken,
     ) -> Self {
-        let mut batch_max = options.in_flight_max;
-        if consumers::is_redrive(&spec.name) {
-            // The others are for the messages of a batch.
-            batch_max = (batch_max / BATCH_MESSAGES_MAX).max(1);
-        }
-        options.batch_max = options.batch_max.min(batch_max);
+        options.batch_max = options.batch_max.min(options.in_flight_max);
         Self {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
-                mesh: mesh.clone(),
                 client: mesh.consuming().client.clone(),
                 room: WaitingRoom::of(&mesh, &spec),
                 spec,
@@ -277,8 +271,10 @@ impl<H: Handler> Puller<H> {
             self.heard = true;
             if let Some(permit) = asked.split(1) {
                 let worker = self.worker.clone();
-                self.tasks
-                    .spawn(async move { worker.work(message, permit).await });
+                self.tasks.spawn(async move {
+                    worker.work(message).await;
+                    drop(permit);
+                });
             } else if let Some(reply) = &message.reply {
                 // Of a pull that was counted as ended.
                 self.worker.give_back(reply).await;

@@ -95,7 +95,7 @@ impl RawMessage {
         Some((origin.subject, origin.sequence))
     }
 
-    /// Which redrive it comes from, if it does and says so.
+    /// The redrive that the message comes from, if it does and says so.
     pub fn redriven(&self) -> Option<Redriven> {
         Redriven::parse(self.header(headers::REDRIVE)?)
     }
@@ -297,13 +297,12 @@ impl Mesh {
             acknowledged_count: info.ack_floor.consumer_sequence,
         };
         if lag.outstanding_count() > 0 {
-            for filter in spec.filters() {
-                let oldest = stream
-                    .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
-                    .await;
-                if let Some(oldest) = found(oldest, &spec.stream)? {
-                    lag.oldest_age = lag.oldest_age.max(Micros::now().since(oldest.published_at));
-                }
+            let filter = spec.filter.as_deref().unwrap_or(">");
+            let oldest = stream
+                .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
+                .await;
+            if let Some(oldest) = found(oldest, &spec.stream)? {
+                lag.oldest_age = Micros::now().since(oldest.published_at);
             }
         }
         Ok(lag)

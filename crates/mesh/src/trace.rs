@@ -9,22 +9,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::Subject;
 
-const PUBLISH_REDRIVE: &str = "publish redrive.v1";
-
 /// The span of one publish to this subject on the wire, a child of the current one.
 pub(crate) fn publish_span(subject: Subject, to: &str) -> Span {
-    producer_span(publish_name(subject), to)
-}
-
-/// The span of the publish by which a message leaves its batch, a child of the current one.
-pub(crate) fn apart_span(to: &str) -> Span {
-    producer_span(PUBLISH_REDRIVE, to)
-}
-
-fn producer_span(name: &'static str, to: &str) -> Span {
     tracing::info_span!(
         "publish",
-        otel.name = name,
+        otel.name = publish_name(subject),
         otel.kind = "producer",
         otel.status_code = field::Empty,
         otel.status_description = field::Empty,
@@ -51,30 +40,10 @@ pub(crate) fn publish_span_for(subject: Subject, to: &str, spans: &[Span]) -> Sp
 
 /// The span of a redrive: the start of a trace of its own, linked to the current one and to the first one of the message.
 pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
-    let span = root_producer_span(PUBLISH_REDRIVE, to);
-    if !span.is_disabled() {
-        link(&span, &Span::current().context());
-        link(&span, &extract(first));
-    }
-    span
-}
-
-/// The span of a batch: in nobody's trace, linked to those of its messages.
-pub(crate) fn batch_span(to: &str, messages: &[Span]) -> Span {
-    let span = root_producer_span("publish redrive.v1 batch", to);
-    if !span.is_disabled() {
-        for message in messages {
-            link(&span, &message.context());
-        }
-    }
-    span
-}
-
-fn root_producer_span(name: &'static str, to: &str) -> Span {
-    tracing::info_span!(
+    let span = tracing::info_span!(
         parent: None,
         "publish",
-        otel.name = name,
+        otel.name = "publish redrive.v1",
         otel.kind = "producer",
         otel.status_code = field::Empty,
         otel.status_description = field::Empty,
@@ -82,7 +51,12 @@ fn root_producer_span(name: &'static str, to: &str) -> Span {
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
         messaging.destination.name = to,
-    )
+    );
+    if !span.is_disabled() {
+        link(&span, &Span::current().context());
+        link(&span, &extract(first));
+    }
+    span
 }
 
 /// Links a span to the one of a context, if that has one.

@@ -4,27 +4,24 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap};
+use async_nats::Client;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use herald_failure::panic_reason;
-use herald_model::time::Micros;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::headers::{self, Origin};
+use crate::headers::Origin;
 use crate::later::WaitingRoom;
 use crate::meta::Meta;
 use crate::topology::ConsumerSpec;
-use crate::{Delivery, Handler, Mesh, Settle, trace};
+use crate::{Delivery, Handler, Settle, trace};
 
 /// A reason goes into one protocol line and one advisory.
 const REASON_BYTES_MAX: usize = 512;
 
 /// What the tasks of one consumer share.
 pub(crate) struct Worker<H> {
-    pub(crate) mesh: Mesh,
     pub(crate) client: Client,
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
@@ -35,34 +32,17 @@ pub(crate) struct Worker<H> {
 }
 
 /// A message in hand.
-pub(crate) struct Job<'a> {
+struct Job<'a> {
     reply: &'a async_nats::Subject,
-    pub(crate) subject: &'a str,
-    pub(crate) sequence: u64,
-    pub(crate) published_at: Micros,
-    /// Messages that the consumer had left.
-    pub(crate) pending: u64,
+    subject: &'a str,
+    sequence: u64,
     /// Over all copies.
-    pub(crate) attempt: u64,
-}
-
-/// What becomes of a message after an attempt.
-#[derive(Debug)]
-pub(crate) enum Verdict {
-    Done,
-    /// It comes again; without a time after the consumer's own delay.
-    Again {
-        after: Option<Duration>,
-        reason: String,
-    },
-    Never {
-        reason: String,
-    },
+    attempt: u64,
 }
 
 impl<H: Handler> Worker<H> {
     /// Handles a message and settles it.
-    pub(crate) async fn work(&self, message: async_nats::Message, permit: OwnedSemaphorePermit) {
+    pub(crate) async fn work(&self, message: async_nats::Message) {
         let Some(reply) = message.reply else {
             return tracing::error!(consumer = self.spec.name, "a message without a reply subject");
         };
@@ -73,34 +53,14 @@ impl<H: Handler> Worker<H> {
             reply: &reply,
             subject: &message.subject,
             sequence: meta.sequence,
-            published_at: meta.published_at,
-            pending: meta.pending,
             attempt: meta.attempt,
         };
-        if let Some(to) = headers::subject_of_batch(&message.subject) {
-            return self
-                .kept(&job, self.batch(&job, to, &message.payload, &permit))
-                .await;
-        }
         let headers = message.headers.as_ref();
-        let origin = match Origin::read(job.subject, job.sequence, job.published_at, headers) {
+        let origin = match Origin::read(&message.subject, meta.sequence, meta.published_at, headers) {
             Ok(origin) => origin,
             Err(reason) => return self.term(&job, &reason).await,
         };
         job.attempt += origin.attempts_before;
-        if origin.redrive.is_some() {
-            if let Some(reason) = headers.and_then(|headers| headers::get(headers, headers::GIVEN_UP)) {
-                return self.term(&job, reason).await;
-            }
-            if let Some(wait) = headers.and_then(headers::wait) {
-                // Once: the clocks of two workers may differ, and each wait takes a delivery.
-                if !wait.is_zero() && meta.attempt == 1 {
-                    return self.send(&reply, nak(wait)).await;
-                }
-                // The first delivery was for the wait, as a rule. If not, it has one attempt more than others.
-                job.attempt -= u64::from(meta.attempt > 1);
-            }
-        }
 
         let span = trace::process_span(
             origin.subject,
@@ -109,29 +69,31 @@ impl<H: Handler> Worker<H> {
             job.attempt,
             headers,
         );
-        let delivery = self.delivery(origin, message.payload, &job, message.headers);
-        self.kept(&job, self.run(&job, &delivery)).instrument(span).await;
-    }
-
-    /// What the handler gets of a message.
-    pub(crate) fn delivery(
-        &self,
-        origin: Origin,
-        payload: Bytes,
-        job: &Job<'_>,
-        headers: Option<HeaderMap>,
-    ) -> Delivery {
-        Delivery {
+        let delivery = Delivery {
             subject: origin.subject,
-            payload,
+            payload: message.payload,
             sequence: origin.sequence,
             attempt: job.attempt,
             attempts_max: u64::from(self.spec.attempts_max),
             published_at: origin.published_at,
             redrive: origin.redrive,
-            pending_count: job.pending,
-            headers,
+            pending_count: meta.pending,
+            headers: message.headers,
+        };
+        async {
+            if self.keep(&job, self.run(&job, &delivery)).await.is_none() {
+                tracing::warn!(
+                    stream = self.spec.stream,
+                    consumer = self.spec.name,
+                    sequence = job.sequence,
+                    attempt = job.attempt,
+                    "message given back: its handler did not finish before the shutdown"
+                );
+                self.give_back(&reply).await;
+            }
         }
+        .instrument(span)
+        .await;
     }
 
     /// Gives a message back, for any worker, at once.
@@ -139,80 +101,61 @@ impl<H: Handler> Worker<H> {
         self.send(reply, Bytes::from_static(b"-NAK")).await;
     }
 
-    /// Does something with a message that is kept from other workers meanwhile; gives it back when it was told to hurry.
-    async fn kept(&self, job: &Job<'_>, work: impl Future<Output = ()>) {
+    /// Keeps a message from other workers while something is done with it. `None`: it was told to hurry.
+    async fn keep<T>(&self, job: &Job<'_>, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
-                () = &mut work => return,
-                () = self.hurry.cancelled() => break,
+                done = &mut work => return Some(done),
+                () = self.hurry.cancelled() => return None,
                 () = tokio::time::sleep(self.spec.ack_wait / 3) => {
                     self.send(job.reply, Bytes::from_static(b"+WPI")).await;
                 }
             }
         }
-        tracing::warn!(
-            stream = self.spec.stream,
-            consumer = self.spec.name,
-            sequence = job.sequence,
-            attempt = job.attempt,
-            "message given back: its handler did not finish before the shutdown"
-        );
-        self.give_back(job.reply).await;
     }
 
     /// Runs the handler, and settles as it says.
     async fn run(&self, job: &Job<'_>, delivery: &Delivery) {
-        let settle = self.handle(delivery).await;
-        herald_failpoints::point!(format!("handled.{}", self.spec.name));
-        self.settle(job, Some(delivery), self.verdict(settle, job.attempt))
-            .await;
-    }
-
-    /// Runs the handler.
-    pub(crate) async fn handle(&self, delivery: &Delivery) -> Settle {
-        AssertUnwindSafe(self.handler.handle(delivery))
+        let settle = AssertUnwindSafe(self.handler.handle(delivery))
             .catch_unwind()
             .await
-            .unwrap_or_else(|panic| Settle::fault(panic_reason(&*panic)))
-    }
+            .unwrap_or_else(|panic| Settle::fault(panic_reason(&*panic)));
+        herald_failpoints::point!(format!("handled.{}", self.spec.name));
 
-    /// What the handler's word means after so many attempts.
-    pub(crate) fn verdict(&self, settle: Settle, attempt: u64) -> Verdict {
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
+        let attempt = job.attempt;
         match settle {
-            Settle::Ack => Verdict::Done,
-            Settle::Retry { after, reason } if attempt < attempts_max => Verdict::Again { after, reason },
+            Settle::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
+            Settle::Retry { after, reason } if attempt < attempts_max => {
+                self.retry(job, delivery, after, &reason).await;
+            }
             Settle::Fault { reason } if attempt < fault_attempts_max => {
-                Verdict::Again { after: None, reason }
+                self.retry(job, delivery, None, &reason).await;
             }
             // The server's own advisory of a last failure comes late and has no reason.
-            Settle::Retry { reason, .. } => Verdict::Never {
-                reason: format!("{reason} (attempt {attempt} of as many)"),
-            },
-            Settle::Fault { reason } => Verdict::Never {
-                reason: format!("{reason} (attempt {attempt}, the last for a fault)"),
-            },
-            Settle::Term { reason } => Verdict::Never { reason },
+            Settle::Retry { reason, .. } => {
+                self.term(job, &format!("{reason} (attempt {attempt} of as many)"))
+                    .await;
+            }
+            Settle::Fault { reason } => {
+                self.term(
+                    job,
+                    &format!("{reason} (attempt {attempt}, the last for a fault)"),
+                )
+                .await;
+            }
+            Settle::Term { reason } => self.term(job, &reason).await,
         }
     }
 
-    /// Tells the server. A long wait may be spent elsewhere, by what there is to deliver.
-    pub(crate) async fn settle(&self, job: &Job<'_>, delivery: Option<&Delivery>, verdict: Verdict) {
-        match verdict {
-            Verdict::Done => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
-            Verdict::Again { after, reason } => self.retry(job, delivery, after, &reason).await,
-            Verdict::Never { reason } => self.term(job, &reason).await,
-        }
-    }
-
-    async fn retry(&self, job: &Job<'_>, delivery: Option<&Delivery>, after: Option<Duration>, reason: &str) {
+    async fn retry(&self, job: &Job<'_>, delivery: &Delivery, after: Option<Duration>, reason: &str) {
         let delay = after.unwrap_or_else(|| self.spec.retry.draw(job.attempt));
-        let postponed = match (&self.room, delivery) {
-            (Some(room), Some(delivery)) => room.postpone(&self.spec, job.sequence, delivery, delay).await,
-            _ => false,
+        let postponed = match &self.room {
+            Some(room) => room.postpone(&self.spec, job.sequence, delivery, delay).await,
+            None => false,
         };
         trace::fail(&tracing::Span::current(), reason);
         tracing::warn!(
@@ -235,7 +178,7 @@ impl<H: Handler> Worker<H> {
         self.send(job.reply, settled).await;
     }
 
-    pub(crate) async fn term(&self, job: &Job<'_>, reason: &str) {
+    async fn term(&self, job: &Job<'_>, reason: &str) {
         trace::fail(&tracing::Span::current(), reason);
         tracing::error!(
             stream = self.spec.stream,
@@ -267,20 +210,15 @@ fn nak(delay: Duration) -> Bytes {
 
 /// The client's own TERM can't carry a reason.
 fn term(reason: &str) -> Bytes {
-    one_line("+TERM ", reason).into()
-}
-
-/// A reason as it fits into a protocol line or a header, after this.
-pub(crate) fn one_line(start: &str, reason: &str) -> String {
-    let mut line = String::with_capacity(start.len() + reason.len().min(REASON_BYTES_MAX));
-    line.push_str(start);
+    let mut line = String::with_capacity(reason.len().min(REASON_BYTES_MAX) + 8);
+    line.push_str("+TERM ");
     for c in reason.chars() {
         if line.len() + c.len_utf8() > REASON_BYTES_MAX {
             break;
         }
         line.push(if c.is_control() { ' ' } else { c });
     }
-    line
+    line.into()
 }
 
 #[cfg(test)]

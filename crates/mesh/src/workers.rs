@@ -2,22 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{ConsumeOptions, Handler, Mesh, Topology, consumers};
-
-/// Where work is done that nobody waits for. With connections and threads of its own it stands before nobody's messages,
-/// however much of it there is.
-#[derive(Debug, Clone)]
-pub struct Background {
-    /// Connected on that runtime.
-    pub mesh: Mesh,
-    /// With threads of its own.
-    pub runtime: Handle,
-}
+use crate::{ConsumeOptions, Handler, Mesh, Topology};
 
 /// The workers of one service, one a consumer. When one fails all of them end: a service without one of its lanes would be
 /// half of one, and look well.
@@ -45,8 +34,7 @@ impl Workers {
         self.stop.clone()
     }
 
-    /// Starts to work on a consumer, as [`Mesh::consume`] says; on one of redriven messages in the [`Background`], if the mesh
-    /// has one.
+    /// Starts to work on a consumer, as [`Mesh::consume`] says.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when the topology has no such consumer.
@@ -62,17 +50,9 @@ impl Workers {
                 format!("the topology has no consumer {consumer}"),
             )
         })?;
-        let background = self.mesh.background();
-        let background = background.filter(|_| consumers::is_redrive(consumer));
-        let mesh = background
-            .map_or(&self.mesh, |background| &background.mesh)
-            .clone();
-        let stop = self.stop.clone();
-        let work = async move { mesh.consume(&spec, handler, options, stop).await };
-        match background {
-            Some(background) => self.running.spawn_on(work, &background.runtime),
-            None => self.running.spawn(work),
-        };
+        let (mesh, stop) = (self.mesh.clone(), self.stop.clone());
+        self.running
+            .spawn(async move { mesh.consume(&spec, handler, options, stop).await });
         Ok(())
     }
 

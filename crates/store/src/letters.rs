@@ -134,36 +134,6 @@ pub struct Letter {
 /// Of how many of its acts a letter knows.
 pub const ACTS_PER_LETTER: usize = 20;
 
-/// What a letter's message carried: what a redrive sends.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Content {
-    /// The message.
-    pub payload: Bytes,
-    /// W3C `traceparent`; empty without one.
-    pub trace_parent: String,
-    /// W3C `tracestate`; empty without one.
-    pub trace_state: String,
-}
-
-/// A letter to add.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewLetter {
-    /// What it says.
-    pub letter: Letter,
-    /// What it carried, to be kept beside it; `None`: DLQ alone has it.
-    pub content: Option<Content>,
-}
-
-impl From<Letter> for NewLetter {
-    /// Without what it carried.
-    fn from(letter: Letter) -> Self {
-        Self {
-            letter,
-            content: None,
-        }
-    }
-}
-
 /// What became of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inserted {
@@ -344,7 +314,7 @@ pub enum ActState {
 }
 
 /// A letter as it was when it was chosen: only as long as it is so, it is acted on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// The letter.
     pub id: LetterId,
@@ -365,7 +335,7 @@ pub struct NewAct {
     pub selection: Bytes,
     /// Letters that passed and can't be redriven.
     pub excluded: u64,
-    /// Letters a second at most; 0: no limit.
+    /// Of a redrive: dead letters a second at most, at least 1.
     pub rate_max: u32,
     /// Stops when this many have failed again; 0: never.
     pub failures_max: u32,
@@ -436,16 +406,13 @@ pub struct Step {
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
     /// Adds letters, open and in no redrive. Of an origin that has one already nothing changes.
-    async fn insert(&self, letters: &[NewLetter]) -> Result<Vec<Inserted>>;
+    async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>>;
 
     /// Opens a letter again whose redrive failed, or which could not be sent.
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
 
     /// Reads letters.
     async fn get(&self, ids: &[LetterId]) -> Result<Vec<Option<Letter>>>;
-
-    /// Reads what letters carried; `None` where it was not kept beside the letter.
-    async fn contents(&self, ids: &[LetterId]) -> Result<Vec<Option<Content>>>;
 
     /// Reads letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
     async fn scan(

@@ -41,9 +41,9 @@ pub use ledger::{
     PostPlan, Recorded, SettledCounts, Settlement, SlicePlan,
 };
 pub use letters::{
-    ACTS_PER_LETTER, Act, ActId, ActKind, ActState, Cause, Chosen, Content, DeadLetters, Inserted, Letter,
-    LetterFilter, LetterGroup, LetterId, LetterPage, LetterState, NewAct, NewLetter, Order, Origin, Payload,
-    Reopened, Reopening, Step,
+    ACTS_PER_LETTER, Act, ActId, ActKind, ActState, Cause, Chosen, DeadLetters, Inserted, Letter,
+    LetterFilter, LetterGroup, LetterId, LetterPage, LetterState, NewAct, Order, Origin, Payload, Reopened,
+    Reopening, Step,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::Timelines;

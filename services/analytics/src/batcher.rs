@@ -28,11 +28,6 @@ use crate::domain::{Entry, File, Place, Row, files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
 
-/// Rows that are settled at once at least, and how long to wait before the next ones: those of a whole batch would
-/// stand before everybody else's messages on their way to the broker.
-const ACKS_MIN: usize = 16;
-const ACKS_INTERVAL: Duration = Duration::from_millis(1);
-
 /// A message, and whom to tell what became of it.
 #[derive(Debug)]
 pub(crate) struct Submission {
@@ -64,8 +59,6 @@ pub(crate) struct Batch {
     messages: HashMap<u64, Gathered>,
     /// How many rows they have.
     rows: usize,
-    /// How many rows are settled at once.
-    acks: usize,
 }
 
 /// A message that waits for its rows.
@@ -85,13 +78,6 @@ impl Gathered {
             let _ = waiting.send(settle.clone());
         }
     }
-}
-
-/// How many of a batch's rows to settle at once, so that all are in half the time that it took to gather them:
-/// no burst, and no brake.
-fn acks(rows: usize, gathered_in: Duration) -> usize {
-    let intervals = (gathered_in / 2).div_duration_f64(ACKS_INTERVAL) as usize;
-    rows.div_ceil(intervals.max(1)).max(ACKS_MIN)
 }
 
 impl Batch {
@@ -152,13 +138,10 @@ impl Batch {
         }
     }
 
-    /// Acknowledges rows little by little.
-    async fn acknowledge(&mut self, entries: &[Entry]) {
-        for some in entries.chunks(self.acks.max(1)) {
-            for entry in some {
-                self.settle_row(entry.place, &Settle::Ack);
-            }
-            tokio::time::sleep(ACKS_INTERVAL).await;
+    /// Acknowledges rows.
+    fn acknowledge(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            self.settle_row(entry.place, &Settle::Ack);
         }
     }
 
@@ -179,9 +162,7 @@ impl Batcher {
                 return;
             }
             arrived.drain(..).for_each(|submission| batch.add(submission));
-            let gathering = Instant::now();
             self.gather(&mut batch, &mut arrived, &mut inbox).await;
-            batch.acks = acks(batch.rows, gathering.elapsed());
             self.commit(batch).await;
         }
     }
@@ -282,7 +263,7 @@ impl Batcher {
         let rows = file.entries.len();
         let written = isolate(rows, true, |part| self.write_part(&file, part)).await;
         for (part, ()) in written.done {
-            batch.acknowledge(&file.entries[part]).await;
+            batch.acknowledge(&file.entries[part]);
         }
         if let Some((_, reason)) = written.failed.first() {
             self.metrics.failures.inc();
@@ -409,22 +390,4 @@ async fn remove(
     metrics.leftovers.inc();
     tracing::info!(file, "file left over removed, its messages come again");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acks_are_spread_over_half_the_time_of_gathering() {
-        assert_eq!(acks(10_000, Duration::from_secs(2)), ACKS_MIN);
-        assert_eq!(acks(10_000, Duration::from_millis(200)), 100);
-        assert_eq!(acks(10, Duration::from_secs(5)), ACKS_MIN);
-    }
-
-    #[test]
-    fn a_batch_that_was_there_at_once_is_acknowledged_at_once() {
-        assert_eq!(acks(10_000, Duration::ZERO), 10_000);
-        assert_eq!(acks(10_000, Duration::from_millis(2)), 10_000);
-    }
 }

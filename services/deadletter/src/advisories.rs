@@ -58,12 +58,9 @@ impl Advisories {
     }
 
     /// Puts the letter into DLQ. An advisory that comes again makes the same one, which DLQ drops within its window and the
-    /// store afterwards. A batch of redriven messages makes no letter: each of them goes on by itself.
+    /// store afterwards.
     async fn write(&self, advisory: Advisory) -> Result<(), StepError> {
         let message = self.mesh.message(&advisory.stream, advisory.sequence).await?;
-        if let Some(batch) = message.as_ref().filter(|message| message.is_batch()) {
-            return Ok(self.mesh.redrive_apart(batch).await?);
-        }
         let letter = origin::letter(advisory, message.as_ref());
         match self.publish(&letter).await {
             Err(error) if error.kind() == ErrorKind::TooLarge && !letter.payload.is_empty() => {

@@ -24,14 +24,19 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 pub(crate) use audit::AuditApi;
 
-use crate::{Config, error::StepError, grpc::choose::Purpose, redrive::Redrives, wire};
+use crate::{
+    Config,
+    domain::pace::{RATE_DEFAULT, RATE_MAX},
+    error::StepError,
+    grpc::choose::Purpose,
+    redrive::Redrives,
+    wire,
+};
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 /// How many letters can fail again before a redrive stops, when the caller doesn't say.
 const FAILURES_MAX_DEFAULT: u32 = 100;
-/// The fastest redrive that can be asked for, letters a second.
-const RATE_MAX: u32 = 50_000;
 /// How often the progress of a redrive is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// When to come back when too many redrives run.
@@ -167,7 +172,10 @@ impl DeadLetterService for Api {
             at: Micros::now(),
             selection: selection.encode_to_vec().into(),
             excluded: 0,
-            rate_max: request.rate_max,
+            rate_max: match request.rate_max {
+                0 => RATE_DEFAULT,
+                rate_max => rate_max,
+            },
             failures_max: request.failures_max.unwrap_or(FAILURES_MAX_DEFAULT),
             target: None,
         };

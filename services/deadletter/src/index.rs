@@ -5,10 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Handler, Settle, streams};
 use herald_model::time::Micros;
-use herald_proto::{mesh_v1::DeadLetter, v1};
-use herald_store::{
-    Content, DeadLetters, Letter, LetterFilter, LetterState, NewLetter, Order, Reopened, Reopening,
-};
+use herald_proto::mesh_v1::DeadLetter;
+use herald_store::{DeadLetters, Letter, LetterFilter, LetterState, Order, Reopened, Reopening};
 
 use crate::{
     Metrics,
@@ -17,9 +15,6 @@ use crate::{
     wire::{self, News},
 };
 
-/// What a letter carried is kept beside it up to this size: to read it from DLQ costs the broker a message. Of larger ones a
-/// redrive sends fewer anyway, and the disk has them once.
-const CONTENT_BYTES_MAX: usize = 4 << 10;
 /// How many letters one read of those under way takes.
 const PAGE: usize = 1_000;
 
@@ -53,15 +48,13 @@ impl Index {
     async fn write(&self, body: &DeadLetter, news: News) -> Result<(), StepError> {
         match news {
             News::Letter(letter) if letter.origin.stream == streams::REDRIVE => {
-                let lost = self.lost_redrives(&letter).await?;
-                if lost.is_empty() {
-                    self.insert(body, *letter).await?;
-                } else {
-                    for reopening in lost {
+                match self.lost_redrive(&letter).await? {
+                    Some(reopening) => {
                         if self.failures.reopen_removed(&reopening).await? == Reopened::Unknown {
-                            self.insert(body, (*letter).clone()).await?;
+                            self.insert(body, *letter).await?;
                         }
                     }
+                    None => self.insert(body, *letter).await?,
                 }
             }
             News::Letter(letter) => self.insert(body, *letter).await?,
@@ -82,11 +75,7 @@ impl Index {
             letter.cause,
             letter.last_failed_at,
         );
-        let new = NewLetter {
-            letter,
-            content: kept_beside(body),
-        };
-        let inserted = self.letters.insert(&[new]).await?;
+        let inserted = self.letters.insert(&[letter]).await?;
         let Some(inserted) = inserted.first() else {
             return Ok(());
         };
@@ -107,46 +96,37 @@ impl Index {
         self.failures.bury(body).await
     }
 
-    /// The letters whose redrive was removed from REDRIVE before anybody could read whose it was: one, or all of a batch.
-    async fn lost_redrives(&self, lost: &Letter) -> Result<Vec<Reopening>, StepError> {
+    /// The letter whose redrive was removed from REDRIVE before anybody could read whose it was.
+    async fn lost_redrive(&self, lost: &Letter) -> Result<Option<Reopening>, StepError> {
         let under_way = LetterFilter {
             state: Some(LetterState::Redriving),
             ..LetterFilter::default()
         };
-        let mut found = Vec::new();
         let mut after = None;
         loop {
             let page = self
                 .letters
                 .scan(&under_way, Order::OldestFirst, after, PAGE)
                 .await?;
-            let of_it = page
+            let found = page
                 .letters
                 .iter()
-                .filter(|letter| letter.redrive_sequence == lost.origin.sequence);
-            found.extend(of_it.map(|letter| Reopening {
-                letter: letter.id,
-                round: letter.round,
-                cause: lost.cause,
-                reason: lost.reason.clone(),
-                group: lost.group,
-                group_reason: lost.group_reason.clone(),
-                failed_at: lost.last_failed_at,
-            }));
+                .find(|letter| letter.redrive_sequence == lost.origin.sequence);
+            if let Some(letter) = found {
+                return Ok(Some(Reopening {
+                    letter: letter.id,
+                    round: letter.round,
+                    cause: lost.cause,
+                    reason: lost.reason.clone(),
+                    group: lost.group,
+                    group_reason: lost.group_reason.clone(),
+                    failed_at: lost.last_failed_at,
+                }));
+            }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(found),
+                None => return Ok(None),
             }
         }
     }
-}
-
-/// What a letter carried, if that is small enough to be kept beside it.
-fn kept_beside(body: &DeadLetter) -> Option<Content> {
-    let kept = body.payload_state() == v1::DeadLetterPayload::Kept;
-    (kept && body.payload.len() <= CONTENT_BYTES_MAX).then(|| Content {
-        payload: body.payload.clone(),
-        trace_parent: body.trace_parent.clone(),
-        trace_state: body.trace_state.clone(),
-    })
 }

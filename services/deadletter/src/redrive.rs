@@ -1,14 +1,13 @@
 //! Redrives: letters on their second way.
 //!
 //! A redrive is an act in the store with the letters that were chosen for it. It takes some of them (each begins a new
-//! round, and only one redrive gets it), publishes them to REDRIVE, many in one message, records where they are there, and goes
-//! on ([`send`]). A process that dies in between leaves letters that are taken and not recorded: the next one looks for them in REDRIVE and
+//! round, and only one redrive gets it), publishes them to REDRIVE, records where they are there, and goes on ([`send`]). A process
+//! that dies in between leaves letters that are taken and not recorded: the next one looks for them in REDRIVE and
 //! publishes only those that aren't there.
 //!
 //! What becomes of them is the [`outcomes`]' business.
 
 pub(crate) mod outcomes;
-mod read;
 mod refusal;
 mod send;
 
@@ -54,13 +53,6 @@ pub(crate) struct Redrives {
     in_flight_max: u64,
     begun: mpsc::Sender<Act>,
     stop: CancellationToken,
-}
-
-/// Letters that are to be sent.
-struct Taken {
-    letters: Vec<Letter>,
-    /// Where REDRIVE ended before.
-    after: u64,
 }
 
 /// Which consumers a letter goes back to, and on which subject; `None` for one that none of them would know what to do
@@ -155,9 +147,9 @@ impl Redrives {
         let mut unsent: HashMap<ActId, Vec<Letter>> = HashMap::new();
         for letter in self.under_way().await? {
             match (way_back(&letter), letter.redrive) {
-                (Some((kind, _)), Some(act)) if letter.redrive_sequence != 0 => {
+                (Some((kind, _)), _) if letter.redrive_sequence != 0 => {
                     self.outcomes
-                        .expect(act, [(chosen(&letter), kind, letter.redrive_sequence)]);
+                        .expect([(chosen(&letter), kind, letter.redrive_sequence)]);
                 }
                 (_, Some(act)) => unsent.entry(act).or_default().push(letter),
                 (_, None) => {}
@@ -195,20 +187,17 @@ impl Redrives {
         }
     }
 
-    /// Sends letters, and takes the next ones meanwhile, so that they go out evenly.
+    /// Claims and sends a redrive's dead letters until it is over.
     async fn drive_on(&self, id: ActId, pace: &mut Pace) -> Result<(), StepError> {
-        let mut taken = self.take(id, None).await?;
-        while let Some(Taken { letters, after }) = taken {
-            let (sent, next) = futures::join!(self.send(id, letters, pace), self.take(id, Some(after)));
-            sent?;
-            taken = next?;
+        while let Some(letters) = self.take(id).await? {
+            self.send(id, letters, pace).await?;
         }
         Ok(())
     }
 
-    /// Takes the next letters of a redrive once there is room for some; `None`: it is over, or the end has come.
-    /// `sending_after` is where REDRIVE ended before those that are being sent.
-    async fn take(&self, id: ActId, sending_after: Option<u64>) -> Result<Option<Taken>, StepError> {
+    /// Claims the next dead letters of a redrive once it may have more in flight; `None` when the redrive is over or the service
+    /// stops.
+    async fn take(&self, id: ActId) -> Result<Option<Vec<Letter>>, StepError> {
         while !self.stop.is_cancelled() {
             let Some(act) = self.letters.act(id).await? else {
                 return Ok(None);
@@ -231,17 +220,13 @@ impl Redrives {
                 continue;
             }
             let count = pace::share(act.what.rate_max, room.min(BATCH).min(act.frozen - act.reached));
+            // Claimed dead letters that are not recorded as sent can only be in REDRIVE above this sequence.
             let after = self.mesh.last_sequence(streams::REDRIVE).await?;
-            // From there on all letters are looked for that aren't recorded yet.
-            let search_after = sending_after.unwrap_or(after);
             let step = self
                 .letters
-                .claim(id, count as usize, search_after, Micros::now())
+                .claim(id, count as usize, after, Micros::now())
                 .await?;
-            return Ok(Some(Taken {
-                letters: step.letters,
-                after,
-            }));
+            return Ok(Some(step.letters));
         }
         Ok(None)
     }
@@ -270,18 +255,17 @@ impl Redrives {
         if letters.is_empty() {
             return Ok(());
         }
-        let after = self.letters.act(act).await?.map_or(0, |act| act.redrive_after);
+        let redrive = self.letters.act(act).await?;
+        let after = redrive.as_ref().map_or(0, |redrive| redrive.redrive_after);
+        let rate_max = redrive.map_or(pace::RATE_DEFAULT, |redrive| redrive.what.rate_max);
         let last = self.mesh.last_sequence(streams::REDRIVE).await?;
         let mut there = HashMap::new();
         if last > after {
             let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
             let mut messages = std::pin::pin!(messages);
             while let Some(message) = messages.try_next().await? {
-                // The last place counts: there it is by itself, after it was in a batch.
-                for message in message.apart() {
-                    if let Some(redriven) = message.redriven() {
-                        there.insert(redriven, message.sequence);
-                    }
+                if let Some(redriven) = message.redriven() {
+                    there.entry(redriven).or_insert(message.sequence);
                 }
             }
         }
@@ -298,7 +282,8 @@ impl Redrives {
             }
         }
         self.record(act, sent).await?;
-        self.send(act, unsent, &mut Pace::new(0, Instant::now())).await
+        self.send(act, unsent, &mut Pace::new(rate_max, Instant::now()))
+            .await
     }
 
     /// All letters whose outcome isn't known.

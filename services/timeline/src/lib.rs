@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Ledger, Posts, Timelines};
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -34,8 +34,6 @@ use crate::{
 
 /// How long what tells others may take to end after the last handler.
 const HELPERS_END_MAX: Duration = Duration::from_secs(5);
-/// How long a redriven chunk waits for others before its watchers, and analytics, are told of them together.
-const REDRIVE_LINGER: Duration = Duration::from_millis(10);
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -64,13 +62,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         posts,
         metrics,
     } = deps;
-    let (watchers, telling) = Watchers::new(mesh.clone(), Duration::ZERO);
-    let (reporter, reporting) = Reporter::new(mesh.clone(), Duration::ZERO);
-    // What comes of redriven chunks is told from where they are worked on.
-    let background = mesh.background().cloned();
-    let mesh_later = background.as_ref().map_or(&mesh, |background| &background.mesh);
-    let (watchers_later, telling_later) = Watchers::new(mesh_later.clone(), REDRIVE_LINGER);
-    let (reporter_later, reporting_later) = Reporter::new(mesh_later.clone(), REDRIVE_LINGER);
+    let (watchers, telling) = Watchers::new(mesh.clone());
+    let (reporter, reporting) = Reporter::new(mesh.clone());
     let backfiller = Backfiller {
         mesh: mesh.clone(),
         watchers: watchers.clone(),
@@ -79,7 +72,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
-    let chunks = Chunks {
+    let chunks = Arc::new(Chunks {
         timelines,
         ledger,
         watchers,
@@ -87,13 +80,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         backfiller,
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
-    };
-    let redriven = Arc::new(Chunks {
-        watchers: watchers_later,
-        reporter: reporter_later,
-        ..chunks.clone()
     });
-    let chunks = Arc::new(chunks);
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
@@ -108,17 +95,12 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         batch_max: config.redrive_chunks_in_flight_max,
         paused: None,
     };
-    workers.spawn(consumers::redrive(consumers::Kind::Timeline), redriven, options)?;
-    drop(chunks);
+    workers.spawn(consumers::redrive(consumers::Kind::Timeline), chunks, options)?;
     // Each ends when the last handler is gone; before that it can only have died.
     let stop = workers.stop();
     let mut helpers = JoinSet::new();
-    let runtime = Handle::current();
-    let runtime_later = background.map_or_else(|| runtime.clone(), |background| background.runtime);
-    helpers.spawn_on(reporting, &runtime);
-    helpers.spawn_on(telling, &runtime);
-    helpers.spawn_on(reporting_later, &runtime_later);
-    helpers.spawn_on(telling_later, &runtime_later);
+    helpers.spawn(reporting);
+    helpers.spawn(telling);
     let helping = async move {
         let mut outcome = Ok(());
         while let Some(ended) = helpers.join_next().await {

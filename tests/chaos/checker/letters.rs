@@ -68,24 +68,17 @@ pub(crate) async fn redrive_all(world: &World) -> Result<(), Status> {
         .map(drop)
 }
 
-/// Whether each consumer that read poison has a letter of it.
-pub(crate) async fn tell_of_all_poison(world: &World, journal: &Journal) -> bool {
-    match list(&mut client(world)).await {
-        Ok(letters) => untold(&of_message(&letters), journal).is_empty(),
-        Err(_) => false,
-    }
-}
-
 /// What is wrong with the letters there are, and how many these are.
 pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<String>, usize), Status> {
     let letters = list(&mut client(world)).await?;
     let mut wrong = Vec::new();
-    let of_message = of_message(&letters);
+    let mut of_message = BTreeMap::<(&str, u64), Vec<&str>>::new();
     for letter in &letters {
-        let consumers = &of_message[&(letter.stream.as_str(), letter.sequence)];
-        if consumers.iter().filter(|one| **one == letter.consumer).count() > 1 {
+        let consumers = of_message.entry((&letter.stream, letter.sequence)).or_default();
+        if consumers.contains(&letter.consumer.as_str()) {
             wrong.push(format!("there is another letter of {}", describe(letter)));
         }
+        consumers.push(&letter.consumer);
         let poison = journal.is_poison(&letter.stream, letter.sequence);
         let failed = letter.kind == "push" && journal.provider_failures() > 0;
         if !poison && !failed {
@@ -95,35 +88,16 @@ pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<Strin
             wrong.push(format!("nobody can have delivered {}", describe(letter)));
         }
     }
-    wrong.extend(untold(&of_message, journal));
-    Ok((wrong, letters.len()))
-}
-
-/// The consumers that have a letter of each message.
-type OfMessage<'a> = BTreeMap<(&'a str, u64), Vec<&'a str>>;
-
-fn of_message(letters: &[v1::DeadLetter]) -> OfMessage<'_> {
-    let mut of_message = OfMessage::new();
-    for letter in letters {
-        let consumers = of_message.entry((&letter.stream, letter.sequence)).or_default();
-        consumers.push(&letter.consumer);
-    }
-    of_message
-}
-
-/// Poison that has fewer or more letters than consumers that read it.
-fn untold(of_message: &OfMessage<'_>, journal: &Journal) -> Vec<String> {
-    let mut untold = Vec::new();
     for (stream, sequence) in journal.poison() {
         let readers = if stream == "POSTS" { 3 } else { 1 };
         let consumers = of_message.get(&(stream.as_str(), sequence)).map_or(0, Vec::len);
         if consumers != readers {
-            untold.push(format!(
+            wrong.push(format!(
                 "poison {sequence} of {stream} has {consumers} dead letters, {readers} consumers read it"
             ));
         }
     }
-    untold
+    Ok((wrong, letters.len()))
 }
 
 fn mendable(letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {

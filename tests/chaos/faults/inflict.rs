@@ -114,15 +114,10 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
             proxy.enable(true).await;
         }
         Fault::Poison { subject } => poison(world, journal, subject).await,
-        Fault::Redrive => redrive(world).await,
-        Fault::RedrivenPoison { subject } => {
-            poison(world, journal, subject).await;
-            poison(world, journal, subject).await;
-            let told = harness::until("poison has dead letters", POISON_LIMIT, || {
-                letters::tell_of_all_poison(world, journal)
-            });
-            told.await;
-            redrive(world).await;
+        Fault::Redrive => {
+            // Whoever asks may find nobody there; what was begun goes on by itself.
+            let asked = tokio::time::timeout(REDRIVE_LIMIT, letters::redrive_all(world)).await;
+            world.log.say(format!("redrive: {asked:?}"));
         }
     }
 }
@@ -146,12 +141,6 @@ async fn kill_herald(world: &World, next: &Life) {
         world.herald.lives() > lives
     });
     began.await;
-}
-
-async fn redrive(world: &World) {
-    // Whoever asks may find nobody there; what was begun goes on by itself.
-    let asked = tokio::time::timeout(REDRIVE_LIMIT, letters::redrive_all(world)).await;
-    world.log.say(format!("redrive: {asked:?}"));
 }
 
 async fn poison(world: &World, journal: &Journal, subject: &'static str) {

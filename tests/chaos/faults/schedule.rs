@@ -72,8 +72,6 @@ pub(crate) enum Kind {
     Poison,
     /// Pushes that are refused for good, and redrives of what was given up.
     Redrive,
-    /// Poison that is redriven, two messages in one batch.
-    RedrivenPoison,
     /// Of the leader of a stream, in a cluster.
     Leader,
     /// Links between the servers of a cluster.
@@ -118,8 +116,6 @@ pub(crate) enum Fault {
     Poison { subject: &'static str },
     /// All dead letters are redriven.
     Redrive,
-    /// Two messages that no service can read, and once they are dead letters all of these are redriven.
-    RedrivenPoison { subject: &'static str },
 }
 
 /// A fault, and how many posts are to be accepted before it.
@@ -248,21 +244,13 @@ impl Schedule {
                     deck.push(Fault::Redrive);
                 }
                 Kind::Poison => {
-                    let subject = self.poison_subject();
+                    let subject = POISON_SUBJECTS.choose(&mut self.random).expect("there are some");
                     deck.push(Fault::Poison { subject });
-                }
-                Kind::RedrivenPoison => {
-                    let subject = self.poison_subject();
-                    deck.push(Fault::RedrivenPoison { subject });
                 }
             }
         }
         deck.shuffle(&mut self.random);
         deck
-    }
-
-    fn poison_subject(&mut self) -> &'static str {
-        POISON_SUBJECTS.choose(&mut self.random).expect("there are some")
     }
 
     /// Dies the so-manyth time that it comes by a point.
@@ -346,9 +334,6 @@ impl fmt::Display for Fault {
             Self::ProviderGone { time } => write!(f, "push provider is gone for {time:?}"),
             Self::Redrive => f.write_str("redrive all dead letters"),
             Self::Poison { subject } => write!(f, "poison on {subject}"),
-            Self::RedrivenPoison { subject } => {
-                write!(f, "poison on {subject}, twice, and redrive all dead letters")
-            }
         }
     }
 }

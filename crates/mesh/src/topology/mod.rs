@@ -64,11 +64,7 @@ impl Topology {
                     config.advisories,
                 ),
                 stream(streams::DLQ, &["dlq.v1.>"], config.dlq),
-                stream(
-                    streams::REDRIVE,
-                    &["redrive.v1.*", "redrive.v1.*.batch"],
-                    config.redrive,
-                ),
+                stream(streams::REDRIVE, &["redrive.v1.*"], config.redrive),
                 stream(streams::POSTS, &["post.v1.*.*"], config.posts),
                 stream(streams::SLICES, &["fanout.v1.slice.*"], config.slices),
                 stream(streams::TIMELINE, &["timeline.v1.*.*"], config.timeline),
@@ -102,7 +98,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         wait_max: Duration::from_secs(config.later.age_seconds_max) / 2,
         bytes_max: config.later.bytes_max,
     };
-    let whole = |stream, name, policy| ConsumerSpec::new(stream, name, Vec::new(), policy);
+    let whole = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
     let mut all = vec![
         whole(streams::ADVISORIES, consumers::DEADLETTER, &of.deadletter),
         whole(streams::DLQ, consumers::DEAD_LETTERS, &of.deadletter),
@@ -112,7 +108,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
     ];
     for lane in Lane::ALL {
         let part = |stream, name, subjects: &str, policy| {
-            ConsumerSpec::new(stream, name, vec![format!("{subjects}.{lane}")], policy)
+            ConsumerSpec::new(stream, name, Some(format!("{subjects}.{lane}")), policy)
         };
         let (fanout, slice) = (consumers::fanout(lane), consumers::slice(lane));
         let (timeline, push) = (consumers::timeline(lane), consumers::push(lane));
@@ -130,14 +126,14 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
     all.push(ConsumerSpec::new(
         streams::LATER,
         consumers::LATER,
-        vec![Subject::Due.as_str().into()],
+        Some(Subject::Due.as_str().into()),
         &of.later,
     ));
     all.extend(consumers::Kind::ALL.map(|kind| {
         ConsumerSpec::new(
             streams::REDRIVE,
             consumers::redrive(kind),
-            vec![kind.subject(), kind.batch_subject()],
+            Some(kind.subject()),
             &of.redrive,
         )
     }));
@@ -157,12 +153,12 @@ mod tests {
         }
         assert_eq!(topology.consumers.len(), 5 + 4 * 3 + 1 + 7);
         assert_eq!(
-            topology.consumer("timeline-low").unwrap().filters,
-            ["timeline.v1.*.low"]
+            topology.consumer("timeline-low").unwrap().filter.as_deref(),
+            Some("timeline.v1.*.low")
         );
         assert_eq!(
-            topology.consumer("redrive-push").unwrap().filters,
-            ["redrive.v1.push", "redrive.v1.push.batch"]
+            topology.consumer("redrive-push").unwrap().filter.as_deref(),
+            Some("redrive.v1.push")
         );
     }
 }

@@ -28,7 +28,7 @@ pub mod consumers {
 
     use herald_model::{Lane, UnknownName};
 
-    use crate::headers::{BATCH, REDRIVE_SUBJECTS};
+    use crate::headers::REDRIVE_SUBJECTS;
 
     /// Of POSTS: writes posts and request ids to the store.
     pub const ARCHIVE: &str = "archive";
@@ -92,11 +92,6 @@ pub mod consumers {
         }
     }
 
-    /// Whether a consumer is one of [`redrive`].
-    pub fn is_redrive(consumer: &str) -> bool {
-        consumer.starts_with("redrive-")
-    }
-
     /// What a consumer does, whatever its lane: the consumers of one kind have one handler, so one of them can do again
     /// what another had given up.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,14 +137,9 @@ pub mod consumers {
             }
         }
 
-        /// The subject of redriven messages that go by themselves.
+        /// The subject of redriven messages.
         pub(crate) fn subject(self) -> String {
             format!("{REDRIVE_SUBJECTS}{self}")
-        }
-
-        /// The subject of those that go together.
-        pub(crate) fn batch_subject(self) -> String {
-            format!("{REDRIVE_SUBJECTS}{self}{BATCH}")
         }
 
         /// The kind of this consumer, or of this one of REDRIVE; `None` for one whose messages can't be redriven.

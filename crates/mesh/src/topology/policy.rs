@@ -177,8 +177,8 @@ pub struct ConsumerSpec {
     pub stream: String,
     /// Its name.
     pub name: String,
-    /// The subjects it chooses; all of the stream's without any.
-    pub filters: Vec<String>,
+    /// The subjects it chooses; all of the stream's without one.
+    pub filter: Option<String>,
     /// How long a worker may be silent about a message.
     pub ack_wait: Duration,
     /// Attempts a message gets before it is given up; the last one that fails is terminated with its reason.
@@ -206,11 +206,11 @@ pub struct Waits {
 }
 
 impl ConsumerSpec {
-    pub(super) fn new(stream: &str, name: &str, filters: Vec<String>, policy: &ConsumerPolicy) -> Self {
+    pub(super) fn new(stream: &str, name: &str, filter: Option<String>, policy: &ConsumerPolicy) -> Self {
         Self {
             stream: stream.into(),
             name: name.into(),
-            filters,
+            filter,
             ack_wait: Duration::from_secs(policy.ack_wait_seconds),
             attempts_max: policy.attempts_max,
             fault_attempts_max: policy.fault_attempts_max,
@@ -218,11 +218,5 @@ impl ConsumerSpec {
             retry: policy.retry,
             waits: None,
         }
-    }
-
-    /// The subjects it chooses, `>` for all.
-    pub fn filters(&self) -> impl Iterator<Item = &str> {
-        let all = self.filters.is_empty().then_some(">");
-        self.filters.iter().map(String::as_str).chain(all)
     }
 }

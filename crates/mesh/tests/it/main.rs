@@ -1,8 +1,6 @@
 //! The mesh against a real nats-server.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod background;
-mod batch;
 mod consume;
 mod faults;
 mod harness;

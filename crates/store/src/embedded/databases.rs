@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Config, database::Database, nice::opened_nice, space::Space};
+use super::{Config, database::Database, space::Space};
 use crate::Result;
 
 /// All of them, open.
@@ -22,8 +22,8 @@ impl Databases {
         let open = |name, cache_mb| Database::open(dir, name, cache_mb, Arc::clone(space)).map(Arc::new);
         Ok(Self {
             records: open("records", config.records_cache_mb)?,
-            letters: opened_nice(|| open("letters", config.letters_cache_mb))?,
-            totals: opened_nice(|| open("totals", config.totals_cache_mb))?,
+            letters: open("letters", config.letters_cache_mb)?,
+            totals: open("totals", config.totals_cache_mb)?,
         })
     }
 

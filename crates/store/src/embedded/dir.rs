@@ -9,7 +9,7 @@ use std::{
 use crate::{Error, ErrorKind, Result};
 
 /// What `format` holds. Raised when the layout changes in a way that older or newer code misreads.
-const FORMAT: &str = "herald-store 2\n";
+const FORMAT: &str = "herald-store 3\n";
 
 /// The data directory, locked as long as this lives.
 pub(crate) struct Dir {

@@ -21,7 +21,6 @@ mod forget;
 mod ledger;
 mod letters;
 mod maintenance;
-mod nice;
 mod parts;
 mod posts;
 mod preferences;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Config, databases::Databases, devices::DeviceBook, follows::Graph, ledger::Ledger, letters::LetterBook,
-    maintenance::Chores, nice::opened_nice, posts::Archive, preferences::PreferenceBook,
-    timelines::EmbeddedTimelines, totals::TotalsBook, users::Dictionary,
+    maintenance::Chores, posts::Archive, preferences::PreferenceBook, timelines::EmbeddedTimelines,
+    totals::TotalsBook, users::Dictionary,
 };
 use crate::Result;
 
@@ -40,8 +40,8 @@ impl Parts {
             )?),
             devices: Arc::new(DeviceBook::open(records, bytes(config.devices_cache_mb))?),
             preferences: Arc::new(PreferenceBook::open(records, bytes(config.preferences_cache_mb))?),
-            totals: Arc::new(opened_nice(|| TotalsBook::open(&databases.totals))?),
-            letters: Arc::new(opened_nice(|| LetterBook::open(&databases.letters))?),
+            totals: Arc::new(TotalsBook::open(&databases.totals)?),
+            letters: Arc::new(LetterBook::open(&databases.letters)?),
         })
     }
 

@@ -27,41 +27,41 @@ pub(crate) fn is_hopeless(act: &Act) -> bool {
     act.what.failures_max > 0 && act.failed >= u64::from(act.what.failures_max)
 }
 
-/// How many of `wanted` letters to take together at a rate (letters a second; 0: no limit): what a tenth of a second may have,
-/// so that one who stops the redrive does not wait long for those that were taken.
+/// Dead letters a second of a redrive that names no rate: live traffic doesn't feel them.
+pub(crate) const RATE_DEFAULT: u32 = 500;
+/// The highest rate that a redrive may have.
+pub(crate) const RATE_MAX: u32 = 5_000;
+
+/// How many of `wanted` dead letters to claim at once: those of a tenth of a second, so that a redrive that is stopped ends soon.
 pub(crate) fn share(rate_max: u32, wanted: u64) -> u64 {
-    if rate_max == 0 {
-        wanted
-    } else {
-        wanted.min(u64::from(rate_max).div_ceil(10))
-    }
+    wanted.min(u64::from(rate_max).div_ceil(10))
 }
 
-/// How much time that passed unused is made up for: timers are that coarse, and so are breaks between batches.
-const MADE_UP_FOR_MAX: Duration = Duration::from_millis(5);
+/// How much unused time is caught up: what claiming dead letters and recording their places takes between two shares.
+const CATCH_UP_MAX: Duration = Duration::from_millis(50);
 
-/// Spreads letters evenly over the time: a burst would stand before everybody else's messages.
+/// Spreads dead letters evenly over time: a burst would delay live messages.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    rate_max: u32,
+    interval: Duration,
     next: Instant,
 }
 
 impl Pace {
-    /// So many letters a second; 0: no limit.
+    /// `rate_max` dead letters a second.
     pub(crate) fn new(rate_max: u32, now: Instant) -> Self {
-        Self { rate_max, next: now }
+        Self {
+            interval: Duration::from_secs(1) / rate_max.max(1),
+            next: now,
+        }
     }
 
-    /// How long to wait before the next letters, for a caller that sends so many then.
-    pub(crate) fn wait(&mut self, letters: u32, now: Instant) -> Duration {
-        if self.rate_max == 0 {
-            return Duration::ZERO;
-        }
+    /// How long to wait before the next dead letter, for a caller that sends one then.
+    pub(crate) fn wait(&mut self, now: Instant) -> Duration {
         let turn = now
-            .checked_sub(MADE_UP_FOR_MAX)
+            .checked_sub(CATCH_UP_MAX)
             .map_or(self.next, |earliest| self.next.max(earliest));
-        self.next = turn + Duration::from_secs(1) / self.rate_max * letters;
+        self.next = turn + self.interval;
         turn.saturating_duration_since(now)
     }
 }
@@ -112,30 +112,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_than_the_rate_is_sent(
-            rate in 1..50_000_u32,
-            sends in prop::collection::vec((1..=64_u32, 0..20_000_u64), 1..100),
-        ) {
+        fn no_more_than_the_rate_is_sent(rate in 1..=RATE_MAX, late in prop::collection::vec(0..20_000_u64, 1..100)) {
             let start = Instant::now();
             let mut now = start;
             let mut pace = Pace::new(rate, start);
             let apart = Duration::from_secs(1) / rate;
-            let mut sent = 0;
-            for (letters, late) in sends {
-                now += pace.wait(letters, now);
+            for (sent, late) in (0_u32..).zip(&late) {
+                now += pace.wait(now);
                 prop_assert!(now >= start + apart * sent);
-                sent += letters;
-                now += Duration::from_micros(late);
+                now += Duration::from_micros(*late);
             }
         }
 
         #[test]
-        fn a_coarse_timer_does_not_slow_it_down(rate in 1..50_000_u32) {
+        fn a_coarse_timer_does_not_slow_it_down(rate in 1..=RATE_MAX) {
             let start = Instant::now();
             let mut now = start;
             let mut pace = Pace::new(rate, start);
             for _ in 0..1_000 {
-                let wait = pace.wait(1, now);
+                let wait = pace.wait(now);
                 if !wait.is_zero() {
                     // As a timer of whole milliseconds does.
                     now += Duration::from_millis(wait.as_millis() as u64 + 1);
@@ -149,7 +144,6 @@ mod tests {
 
     #[test]
     fn a_share_is_what_a_tenth_of_a_second_may_have() {
-        assert_eq!(share(0, 1_000), 1_000);
         assert_eq!(share(5_000, 1_000), 500);
         assert_eq!(share(1, 1_000), 1);
         assert_eq!(share(5_000, 20), 20);

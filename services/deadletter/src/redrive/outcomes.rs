@@ -4,23 +4,16 @@
 //! and nobody tells of that; but the consumer's floor passes it. A failure passes the floor as well, so before a letter
 //! counts as done, all advisories up to then are waited for. Should one be later than that, the letter is opened all the
 //! same.
-//!
-//! A letter that travelled with others and wasn't done at once is in REDRIVE once more, by itself and further on. That is
-//! looked for before it counts as done.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use herald_mesh::{
-    Mesh, Redriven,
+    Mesh,
     consumers::{self, Kind},
     streams,
 };
 use herald_model::time::Micros;
-use herald_store::{ActId, Cause, Chosen, DeadLetters, Reopening};
+use herald_store::{Cause, Chosen, DeadLetters, Reopening};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -41,23 +34,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The reason of a letter whose redrive was removed before anybody worked on it.
 const REMOVED: &str = "removed from REDRIVE before it was acknowledged";
 
-/// A letter under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sent {
-    letter: Chosen,
-    act: ActId,
-}
-
-/// A letter whose message the floor of its consumer has passed.
-#[derive(Debug, Clone, Copy)]
-struct Passed {
-    kind: Kind,
-    /// Where it was.
-    sequence: u64,
-    sent: Sent,
-    floor: u64,
-}
-
 /// Letters under way.
 pub(crate) struct Outcomes {
     mesh: Mesh,
@@ -65,7 +41,7 @@ pub(crate) struct Outcomes {
     failures: Failures,
     metrics: Metrics,
     /// By kind, and by where they are in REDRIVE.
-    under_way: Mutex<BTreeMap<Kind, BTreeMap<u64, Vec<Sent>>>>,
+    under_way: Mutex<BTreeMap<Kind, BTreeMap<u64, Chosen>>>,
     more: Notify,
     settled: Notify,
 }
@@ -88,12 +64,11 @@ impl Outcomes {
         }
     }
 
-    /// Takes in letters that a redrive has sent: where they are in REDRIVE.
-    pub(super) fn expect(&self, act: ActId, letters: impl IntoIterator<Item = (Chosen, Kind, u64)>) {
+    /// Takes in letters that were sent: where they are in REDRIVE.
+    pub(super) fn expect(&self, letters: impl IntoIterator<Item = (Chosen, Kind, u64)>) {
         let mut under_way = self.under_way.lock();
         for (letter, kind, sequence) in letters {
-            let there = under_way.entry(kind).or_default().entry(sequence).or_default();
-            there.push(Sent { letter, act });
+            under_way.entry(kind).or_default().insert(sequence, letter);
         }
         drop(under_way);
         self.more.notify_one();
@@ -138,31 +113,24 @@ impl Outcomes {
                 .ack_floor(streams::REDRIVE, consumers::redrive(kind))
                 .await?;
             let under_way = self.under_way.lock();
-            let there = under_way.get(&kind).into_iter();
-            let there = there.flat_map(|sequences| sequences.range(..=floor));
-            for (&sequence, letters) in there {
-                passed.extend(letters.iter().map(|&sent| Passed {
-                    kind,
-                    sequence,
-                    sent,
-                    floor,
-                }));
-            }
+            let letters = under_way.get(&kind).into_iter().flatten();
+            passed.extend(
+                letters
+                    .take_while(|(sequence, _)| **sequence <= floor)
+                    .map(|(sequence, letter)| (kind, *sequence, *letter)),
+            );
         }
         if passed.is_empty() {
             return Ok(());
         }
         self.catch_up().await;
-        let moved = self.follow(&passed).await?;
-        let is_here = |passed: &&Passed| !moved.contains_key(&passed.sent.letter);
-        let here: Vec<Passed> = passed.iter().filter(is_here).copied().collect();
-        let removed = self.removed(&here).await?;
+        let removed = self.removed(&passed).await?;
         for letter in &removed {
             self.failures.reopen_removed(&reopening(*letter)).await?;
         }
-        let done: Vec<Chosen> = here
+        let done: Vec<Chosen> = passed
             .iter()
-            .map(|passed| passed.sent.letter)
+            .map(|(_, _, letter)| *letter)
             .filter(|letter| !removed.contains(letter))
             .collect();
         for some in done.chunks(RESOLVED_PER_COMMIT) {
@@ -170,55 +138,14 @@ impl Outcomes {
             self.metrics.resolved.inc_by(resolved);
         }
         let mut under_way = self.under_way.lock();
-        for Passed {
-            kind, sequence, sent, ..
-        } in &passed
-        {
-            let of_kind = under_way.entry(*kind).or_default();
-            if let Some(letters) = of_kind.get_mut(sequence) {
-                letters.retain(|letter| letter != sent);
-                if letters.is_empty() {
-                    of_kind.remove(sequence);
-                }
-            }
-            if let Some(sequence) = moved.get(&sent.letter) {
-                of_kind.entry(*sequence).or_default().push(*sent);
+        for (kind, sequence, _) in &passed {
+            if let Some(letters) = under_way.get_mut(kind) {
+                letters.remove(sequence);
             }
         }
         drop(under_way);
         self.settled.notify_waiters();
         Ok(())
-    }
-
-    /// Those that are in REDRIVE once more, by themselves, and aren't passed there: where that is. The store knows it then.
-    async fn follow(&self, passed: &[Passed]) -> Result<HashMap<Chosen, u64>, StepError> {
-        let mut lowest: BTreeMap<Kind, u64> = BTreeMap::new();
-        for Passed { kind, sequence, .. } in passed {
-            let lowest = lowest.entry(*kind).or_insert(*sequence);
-            *lowest = (*lowest).min(*sequence);
-        }
-        let mut moved = HashMap::new();
-        let mut places: BTreeMap<ActId, Vec<(Chosen, u64)>> = BTreeMap::new();
-        for (kind, lowest) in lowest {
-            let apart = self.mesh.redriven_apart(kind, lowest).await?;
-            for passed in passed.iter().filter(|passed| passed.kind == kind) {
-                let Sent { letter, act } = passed.sent;
-                let redriven = Redriven {
-                    letter: letter.id.0,
-                    round: letter.round,
-                };
-                if let Some(&sequence) = apart.get(&redriven)
-                    && sequence > passed.floor
-                {
-                    moved.insert(letter, sequence);
-                    places.entry(act).or_default().push((letter, sequence));
-                }
-            }
-        }
-        for (act, places) in places {
-            self.letters.sent(act, &places).await?;
-        }
-        Ok(moved)
     }
 
     /// Waits until every failure up to now is in the store.
@@ -244,17 +171,15 @@ impl Outcomes {
     }
 
     /// Those that are no longer in REDRIVE. Limits remove from the front, so when the first is there all are.
-    async fn removed(&self, passed: &[Passed]) -> Result<Vec<Chosen>, StepError> {
-        let mut in_order: BTreeMap<u64, Vec<Chosen>> = BTreeMap::new();
-        for Passed { sequence, sent, .. } in passed {
-            in_order.entry(*sequence).or_default().push(sent.letter);
-        }
+    async fn removed(&self, passed: &[(Kind, u64, Chosen)]) -> Result<Vec<Chosen>, StepError> {
+        let mut in_order: Vec<_> = passed.iter().collect();
+        in_order.sort_unstable_by_key(|(_, sequence, _)| *sequence);
         let mut removed = Vec::new();
-        for (sequence, letters) in in_order {
-            if self.mesh.message(streams::REDRIVE, sequence).await?.is_some() {
+        for (_, sequence, letter) in in_order {
+            if self.mesh.message(streams::REDRIVE, *sequence).await?.is_some() {
                 break;
             }
-            removed.extend(letters);
+            removed.push(*letter);
         }
         Ok(removed)
     }

@@ -116,7 +116,7 @@ async fn bad_selections_are_refused_and_do_nothing() {
     let mut other = client.clone();
     let request = v1::RedriveDeadLettersRequest {
         selection: Some(everything()),
-        rate_max: 50_001,
+        rate_max: 5_001,
         ..Default::default()
     };
     let refused = other.redrive_dead_letters(request).await.unwrap_err();

@@ -464,6 +464,16 @@ pub(crate) async fn redrive(
     Ok(last.expect("an outcome"))
 }
 
+/// Begins a redrive of everything, and doesn't wait for its end.
+pub(crate) async fn begin(client: &Client) {
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(everything()),
+        ..Default::default()
+    };
+    let progress = client.clone().redrive_dead_letters(request).await.unwrap();
+    progress.into_inner().message().await.unwrap().unwrap();
+}
+
 /// Waits until it is so, for at most 30 s.
 pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
     let deadline = Micros::now().plus(Duration::from_secs(30));

@@ -10,4 +10,3 @@ mod letters;
 mod redrive;
 mod removed;
 mod restart;
-mod together;

@@ -1,17 +1,13 @@
 //! Letters on their second way.
 
-use async_nats::jetstream;
-use herald_mesh::{Subject, streams};
-use herald_model::{Lane, PostId, Recipients, UserKey};
-use herald_proto::{
-    mesh_v1::{DeadLetter, PushChunk},
-    v1::{self, DeadLetterState, RedriveState},
-};
+use herald_mesh::{Settle, Subject, streams};
+use herald_model::{Lane, PostId};
+use herald_proto::v1::{self, DeadLetterState, RedriveState};
 use prost::Message as _;
 
 use crate::{
     calls::reason,
-    harness::{Harness, Verdict, body, chunk, everything, get, ids, in_state, letters, redrive, until},
+    harness::{Harness, Verdict, all, everything, get, ids, in_state, letters, redrive, until},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,7 +28,7 @@ async fn a_letter_goes_back_to_the_consumer_that_failed_once() {
         (1, 1, 1)
     );
     assert_eq!((done.failed_count, done.in_flight_count), (0, 0));
-    assert_eq!(done.actor, "ops@host");
+    assert_eq!((&done.actor[..], done.rate_max), ("ops@host", 500));
 
     let seen = harness.seen();
     assert_eq!(seen.len(), 2, "{seen:?}");
@@ -88,6 +84,41 @@ async fn one_that_fails_again_is_open_again_with_the_new_reason() {
     let done = redrive(client, everything(), None).await.unwrap();
     assert_eq!((done.resolved_count, done.failed_count), (3, 0));
     assert_eq!(harness.redriven(), [(1, 1), (2, 1), (2, 2), (3, 1)]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_fail_are_open_again_and_the_others_done() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    harness.fill(client, 1..=100).await;
+    harness.tell(Verdict::By(|delivery| {
+        let letter = delivery.redrive.map_or(0, |redriven| redriven.letter);
+        if letter.is_multiple_of(10) {
+            Settle::term("no")
+        } else {
+            Settle::Ack
+        }
+    }));
+    let done = redrive(client, everything(), Some(0)).await.unwrap();
+    assert_eq!(
+        (done.state(), done.resolved_count, done.failed_count),
+        (RedriveState::Done, 90, 10)
+    );
+    let failed: Vec<u64> = (1..=10).map(|ten| ten * 10).collect();
+    assert_eq!(in_state(client, DeadLetterState::Open).await, failed);
+    let letters = all(client).await;
+    assert_eq!(letters.len(), 100);
+    assert!(
+        letters
+            .iter()
+            .filter(|letter| failed.contains(&letter.letter_id))
+            .all(|letter| letter.reason == "no" && letter.redrive_count == 1)
+    );
+    assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 100);
+    let expected: Vec<_> = (1..=100).map(|id| (id, 1)).collect();
+    assert_eq!(harness.redriven(), expected, "each was tried once");
     service.stop().await;
 }
 
@@ -166,6 +197,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     assert!(answers.message().await.unwrap().is_none());
     let redrive = answer.redrive.unwrap();
     assert_eq!((redrive.redrive_id, redrive.frozen_count), (0, 5));
+    assert_eq!(redrive.rate_max, 10);
     assert_eq!(redrive.excluded_count, 1, "what is gone can't be redriven");
     assert_eq!(answer.groups.len(), 1);
     assert_eq!(answer.groups[0].letter_count, 5);
@@ -380,56 +412,5 @@ async fn a_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up(
     );
     let done = redrive(client, everything(), None).await.unwrap();
     assert_eq!((done.resolved_count, done.failed_count), (1, 1));
-    service.stop().await;
-}
-
-/// What small letters carried is beside them in the store; larger ones are read from DLQ.
-#[tokio::test(flavor = "multi_thread")]
-async fn letters_are_sent_from_where_their_content_is() {
-    let harness = Harness::start().await;
-    let service = harness.run().await;
-    let client = &service.client;
-    harness.fill(client, 1..=10).await;
-    let recipients = Recipients::from_sorted((0..3_000).map(|n| UserKey(n * 1_000_003)));
-    let large = DeadLetter {
-        payload: chunk(11, harness.author().await, &recipients)
-            .encode_to_vec()
-            .into(),
-        ..body(harness.author().await, 11)
-    };
-    assert!(large.payload.len() > 4 << 10, "{}", large.payload.len());
-    harness.publish_letter(&large, "11").await;
-    harness
-        .publish_letter(
-            &DeadLetter {
-                sequence: 12,
-                ..large.clone()
-            },
-            "12",
-        )
-        .await;
-    letters(client, 12).await;
-    let jetstream = jetstream::new(harness.nats.clone());
-    let dlq = jetstream.get_stream(streams::DLQ).await.unwrap();
-    for sequence in (1..=10).chain([12]) {
-        assert!(dlq.delete_message(sequence).await.unwrap());
-    }
-
-    let done = redrive(client, everything(), None).await.unwrap();
-    assert_eq!((done.resolved_count, done.failed_count), (11, 1));
-    assert_eq!(in_state(client, DeadLetterState::Open).await, [12]);
-    let reason = get(client, 12).await.letter.unwrap().reason;
-    assert!(
-        reason.starts_with("can't be redriven: it is no longer in DLQ; "),
-        "{reason}"
-    );
-    let sent = harness.seen();
-    let large_sent = sent.iter().find(|seen| seen.letter == Some((11, 1))).unwrap();
-    assert_eq!(large_sent.payload, large.payload);
-    let small = |number: u64| {
-        let seen = sent.iter().find(|seen| seen.letter == Some((number, 1))).unwrap();
-        PushChunk::decode(&*seen.payload).unwrap().post_id
-    };
-    assert!((1..=10).all(|number| small(number) == number));
     service.stop().await;
 }

@@ -6,10 +6,7 @@ use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
 use herald_proto::v1::DeadLetterState;
 use herald_store::{Base, LetterId, Outcome, Settlement};
 
-use crate::{
-    harness::{Harness, Running, Verdict, in_state, letters, until},
-    together::begin,
-};
+use crate::harness::{Harness, Running, Verdict, begin, in_state, letters, until};
 
 const POST: PostId = PostId(9);
 const USERS: [&str; 3] = ["ann", "cid", "dan"];

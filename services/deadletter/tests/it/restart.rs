@@ -1,7 +1,7 @@
 //! Redrives that are broken off.
 
 use futures::TryStreamExt as _;
-use herald_mesh::{RawMessage, Redrive, Subject, consumers::Kind, streams};
+use herald_mesh::{Redrive, Subject, consumers::Kind, streams};
 use herald_model::{Lane, time::Micros};
 use herald_proto::{
     mesh_v1::DeadLetter,
@@ -68,13 +68,12 @@ async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
         .await
         .unwrap();
     let last = harness.mesh.last_sequence(streams::REDRIVE).await.unwrap();
-    let messages: Vec<RawMessage> = harness
+    let messages: Vec<_> = harness
         .mesh
         .scan(streams::REDRIVE, None, 1, last)
         .try_collect()
         .await
         .unwrap();
-    let messages: Vec<_> = messages.into_iter().flat_map(RawMessage::apart).collect();
     for letter in page.letters.iter().filter(|letter| letter.redrive_sequence == 0) {
         let name = format!("{}/{}", letter.id.0, letter.round);
         for message in &messages {
@@ -87,15 +86,6 @@ async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_were_taken_and_perhaps_sent_are_looked_for() {
-    Box::pin(letters_sent_before_are_looked_for(false)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn letters_that_were_sent_together_are_looked_for_too() {
-    Box::pin(letters_sent_before_are_looked_for(true)).await;
-}
-
-async fn letters_sent_before_are_looked_for(together: bool) {
     let harness = Harness::start().await;
     let service = harness.run().await;
     harness.fill(&service.client, 1..=4).await;
@@ -115,17 +105,16 @@ async fn letters_sent_before_are_looked_for(together: bool) {
         at: Micros::now(),
         selection: bytes::Bytes::new(),
         excluded: 0,
-        rate_max: 0,
+        rate_max: 500,
         failures_max: 0,
         target: None,
     };
     let begun = letters.begin(&act, &chosen).await.unwrap();
     letters.claim(begun.id, 3, 0, Micros::now()).await.unwrap();
-    let mut redrives = Vec::new();
     for letter in [1, 3] {
         let message = harness.mesh.message(streams::DLQ, letter).await.unwrap().unwrap();
         let body: DeadLetter = message.decode().unwrap();
-        redrives.push(Redrive {
+        let redrive = Redrive {
             kind: Kind::Push,
             letter,
             round: 1,
@@ -137,15 +126,8 @@ async fn letters_sent_before_are_looked_for(together: bool) {
             trace_state: None,
             // Not the id that the next process will use: as if the window were over.
             id: format!("long ago {letter}"),
-        });
-    }
-    if together {
-        let redrives: Vec<_> = redrives.iter().collect();
-        harness.mesh.redrive_together(&redrives).await.unwrap();
-    } else {
-        for redrive in &redrives {
-            harness.mesh.redrive(redrive).await.unwrap();
-        }
+        };
+        harness.mesh.redrive(&redrive).await.unwrap();
     }
 
     let service = harness.run().await;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use herald_mesh::{Background, Mesh, Topology};
+use herald_mesh::{Mesh, Topology};
 use herald_push::Vapid;
 use herald_runtime::{
     http::{self, Flag, Readiness},
@@ -14,7 +14,12 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Config, background::Threads, broker::Broker, services::Services};
+use super::{
+    Config,
+    background::{Background, Threads},
+    broker::Broker,
+    services::Services,
+};
 
 /// How long the services may take to finish what is under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(45);
@@ -75,7 +80,6 @@ impl Server {
         let mesh = Mesh::connect(&reach).await.context("NATS can't be reached")?;
         let threads = Threads::start()?;
         let background = threads.connect(reach).await?;
-        let mesh = mesh.with_background(background.clone());
         mesh.ensure(&topology)
             .await
             .context("the streams and consumers can't be made")?;

@@ -1,10 +1,7 @@
 //! Tells analytics what became of chunks.
 //!
 //! The chunks of one run of the store are recorded together, and those that come while an event is on its way share the
-//! next one: a thousand small chunks are some twenty messages and not a thousand. Redriven ones, for which nobody waits, are
-//! gathered for a moment first.
-
-use std::time::Duration;
+//! next one: a thousand small chunks are some twenty messages and not a thousand.
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::Channel;
@@ -33,10 +30,10 @@ struct Report {
 }
 
 impl Reporter {
-    /// One that waits so long for more, and the work to do for it: it ends when the last clone is gone.
-    pub(crate) fn new(mesh: Mesh, linger: Duration) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// A reporter, and its background work, which ends when the last clone of the reporter is gone.
+    pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (inbox, reports) = mpsc::unbounded_channel();
-        (Self { inbox }, publish(mesh, linger, reports))
+        (Self { inbox }, publish(mesh, reports))
     }
 
     /// Tells what became of a chunk, and waits until EVENTS has it.
@@ -53,17 +50,9 @@ impl Reporter {
     }
 }
 
-async fn publish(mesh: Mesh, linger: Duration, mut inbox: mpsc::UnboundedReceiver<Report>) {
+async fn publish(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
     let mut reports = Vec::with_capacity(EVENT_CHUNKS_MAX);
     while inbox.recv_many(&mut reports, EVENT_CHUNKS_MAX).await > 0 {
-        if !linger.is_zero() && reports.len() < EVENT_CHUNKS_MAX {
-            tokio::time::sleep(linger).await;
-            while reports.len() < EVENT_CHUNKS_MAX
-                && let Ok(report) = inbox.try_recv()
-            {
-                reports.push(report);
-            }
-        }
         // Of handlers that were dropped meanwhile: their chunks come again.
         reports.retain(|report| !report.told.is_closed());
         if reports.is_empty() {

@@ -1,9 +1,7 @@
 //! Tells watchers of chunks that are readable.
 //!
 //! Core NATS, so nobody acknowledges: a watcher that misses a chunk reads it later. Chunks that come together share a
-//! message; redriven ones, for which nobody waits, are gathered for a moment first.
-
-use std::time::Duration;
+//! message.
 
 use herald_mesh::Mesh;
 use herald_proto::mesh_v1::{LiveChunks, TimelineChunk};
@@ -22,10 +20,10 @@ pub(crate) struct Watchers {
 }
 
 impl Watchers {
-    /// One that waits so long for more, and the work to do for it: it ends when the last clone is gone.
-    pub(crate) fn new(mesh: Mesh, linger: Duration) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// The way to the watchers, and its background work, which ends when the last clone is gone.
+    pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (inbox, chunks) = mpsc::channel(QUEUE);
-        (Self { inbox }, publish(mesh, linger, chunks))
+        (Self { inbox }, publish(mesh, chunks))
     }
 
     /// Has the watchers of a chunk told soon.
@@ -36,17 +34,9 @@ impl Watchers {
     }
 }
 
-async fn publish(mesh: Mesh, linger: Duration, mut inbox: mpsc::Receiver<TimelineChunk>) {
+async fn publish(mesh: Mesh, mut inbox: mpsc::Receiver<TimelineChunk>) {
     let mut chunks = Vec::with_capacity(QUEUE);
     while inbox.recv_many(&mut chunks, QUEUE).await > 0 {
-        if !linger.is_zero() && chunks.len() < QUEUE {
-            tokio::time::sleep(linger).await;
-            while chunks.len() < QUEUE
-                && let Ok(chunk) = inbox.try_recv()
-            {
-                chunks.push(chunk);
-            }
-        }
         for message in messages(&mut chunks) {
             if let Err(error) = mesh.publish_live(message.encode_to_vec().into()).await {
                 tracing::debug!(%error, chunks = message.chunks.len(), "watchers were not told of chunks");

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `letters` | letter → what it says, and what it began as |
 //! | `letter_progress` | letter → what became of it; nothing as long as it is as it began |
-//! | `letter_contents` | letter → what its message carried, if that is kept here |
 //! | `letter_origins` | (stream, consumer, sequence) → letter: one letter a message |
 //! | `letter_states` | (state, letter) → nothing |
 //! | `letter_groups` | (group, letter) → nothing |
@@ -21,12 +20,9 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -43,8 +39,8 @@ use super::{
     rounds::Rounds,
 };
 use crate::{
-    Act, ActId, ActState, Chosen, Content, Error, ErrorKind, Inserted, Letter, LetterFilter, LetterGroup,
-    LetterId, LetterPage, LetterState, NewAct, NewLetter, Order, Reopened, Reopening, Result, Step,
+    Act, ActId, ActState, Chosen, Error, ErrorKind, Inserted, Letter, LetterFilter, LetterGroup, LetterId,
+    LetterPage, LetterState, NewAct, Order, Reopened, Reopening, Result, Step,
 };
 
 /// How many letters one commit writes before it leaves the rest to the next one. Those that want a few wait for no more than
@@ -53,9 +49,6 @@ const ROUND_LETTERS: usize = 128;
 
 /// How many letters one call of `scan` looks at.
 const SCAN_LETTERS: usize = 10_000;
-
-/// Contents are read in one go when there are no more letters than this for each that is asked for.
-const NEAR: u64 = 4;
 
 /// The embedded engine's [`DeadLetters`](crate::DeadLetters).
 pub(crate) struct LetterBook {
@@ -67,7 +60,6 @@ struct Tables {
     database: Arc<Database>,
     letters: Keyspace,
     progress: Keyspace,
-    contents: Keyspace,
     origins: Keyspace,
     states: Keyspace,
     groups: Keyspace,
@@ -85,7 +77,6 @@ impl LetterBook {
         let tables = Arc::new(Tables {
             letters: keyspace("letters")?,
             progress: keyspace("letter_progress")?,
-            contents: keyspace("letter_contents")?,
             origins: keyspace("letter_origins")?,
             states: keyspace("letter_states")?,
             groups: keyspace("letter_groups")?,
@@ -179,30 +170,6 @@ impl Tables {
     fn progress(&self, id: LetterId) -> Result<Option<Progress>> {
         let row = self.progress.get(id.0.to_be_bytes()).map_err(map_err)?;
         row.map(|row| Progress::decode(&row)).transpose()
-    }
-
-    /// What letters carried. Those that are near each other are read together.
-    fn contents(&self, ids: &[LetterId]) -> Result<Vec<Option<Content>>> {
-        let numbers = || ids.iter().map(|id| id.0);
-        let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else {
-            return Ok(Vec::new());
-        };
-        if last - first >= NEAR * ids.len() as u64 {
-            return numbers()
-                .map(|id| {
-                    let row = self.contents.get(id.to_be_bytes()).map_err(map_err)?;
-                    row.map(|row| row::decode_content(&row)).transpose()
-                })
-                .collect();
-        }
-        let mut near = HashMap::with_capacity(ids.len());
-        for row in self.contents.range(first.to_be_bytes()..=last.to_be_bytes()) {
-            let (key, value) = row.into_inner().map_err(map_err)?;
-            near.insert(row::last_number(&key)?, value);
-        }
-        numbers()
-            .map(|id| near.get(&id).map(|row| row::decode_content(row)).transpose())
-            .collect()
     }
 
     /// An act without its selection.
@@ -329,7 +296,7 @@ impl Tables {
 
 #[async_trait]
 impl crate::DeadLetters for LetterBook {
-    async fn insert(&self, letters: &[NewLetter]) -> Result<Vec<Inserted>> {
+    async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>> {
         match self.rounds.run(Job::Insert(letters.to_vec())).await? {
             Done::Inserted(inserted) => Ok(inserted),
             _ => Err(crossed()),
@@ -345,10 +312,6 @@ impl crate::DeadLetters for LetterBook {
 
     async fn get(&self, ids: &[LetterId]) -> Result<Vec<Option<Letter>>> {
         ids.iter().map(|id| self.tables.letter(*id)).collect()
-    }
-
-    async fn contents(&self, ids: &[LetterId]) -> Result<Vec<Option<Content>>> {
-        self.tables.contents(ids)
     }
 
     async fn scan(

@@ -7,8 +7,8 @@ use herald_model::time::Micros;
 
 use super::{Tables, progress::Progress, row, rows::Rows};
 use crate::{
-    ACTS_PER_LETTER, Act, ActId, ActState, Chosen, Inserted, LetterId, LetterState, NewAct, NewLetter,
-    Reopened, Reopening, Result, Step, embedded::database::map_err,
+    ACTS_PER_LETTER, Act, ActId, ActState, Chosen, Inserted, Letter, LetterId, LetterState, NewAct, Reopened,
+    Reopening, Result, Step, embedded::database::map_err,
 };
 
 /// Letters in one row of what an act is about.
@@ -19,7 +19,7 @@ const TRIM_LETTERS: usize = 1_000;
 
 /// One write.
 pub(super) enum Job {
-    Insert(Vec<NewLetter>),
+    Insert(Vec<Letter>),
     Reopen(Reopening),
     Begin(NewAct, Vec<Chosen>),
     Claim {
@@ -160,8 +160,7 @@ impl<'a> Round<'a> {
         })
     }
 
-    fn insert(&mut self, new: NewLetter) -> Result<Inserted> {
-        let NewLetter { mut letter, content } = new;
+    fn insert(&mut self, mut letter: Letter) -> Result<Inserted> {
         let key = row::origin_key(&letter.origin);
         let known = match self.origins.get(&key) {
             Some(id) => Some(*id),
@@ -188,10 +187,6 @@ impl<'a> Round<'a> {
         self.batch
             .insert(&self.tables.origins, key.clone(), id.0.to_be_bytes());
         self.origins.insert(key, id.0);
-        if let Some(content) = content {
-            let row = row::encode_content(content);
-            self.batch.insert(&self.tables.contents, id.0.to_be_bytes(), row);
-        }
         self.rows.progress(id)?.now = Some(Progress::of(&letter));
         let changed = self.rows.letter(id)?;
         changed.now = Some(letter);
@@ -371,7 +366,6 @@ impl<'a> Round<'a> {
             }
             self.batch
                 .remove(&self.tables.origins, row::origin_key(&letter.origin));
-            self.batch.remove(&self.tables.contents, key);
             let changed = self.rows.progress(id)?;
             changed.now = None;
             changed.dirty = true;

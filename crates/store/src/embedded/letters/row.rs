@@ -1,12 +1,11 @@
 //! How letters and acts are stored: Protobuf rows, and the keys of their indices.
 
-use bytes::Bytes;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
 use prost::Message;
 
 use crate::{
-    Act, ActId, ActKind, ActState, Cause, Chosen, Content, Error, ErrorKind, Letter, LetterId, LetterState,
-    NewAct, Origin, Payload, Result,
+    Act, ActId, ActKind, ActState, Cause, Chosen, Error, ErrorKind, Letter, LetterId, LetterState, NewAct,
+    Origin, Payload, Result,
 };
 
 /// A letter.
@@ -74,17 +73,6 @@ pub(super) struct LetterRow {
     redrive_sequence: u64,
     #[prost(int64, tag = "31")]
     updated_at: i64,
-}
-
-/// What a letter's message carried.
-#[derive(Clone, PartialEq, Message)]
-struct ContentRow {
-    #[prost(bytes = "bytes", tag = "1")]
-    payload: Bytes,
-    #[prost(string, tag = "2")]
-    trace_parent: String,
-    #[prost(string, tag = "3")]
-    trace_state: String,
 }
 
 /// An act.
@@ -242,35 +230,6 @@ pub(super) fn decode_letter(id: LetterId, bytes: &[u8]) -> Result<Letter> {
         acts: row.acts.into_iter().map(ActId).collect(),
         redrive_sequence: row.redrive_sequence,
         updated_at: Micros(row.updated_at),
-    })
-}
-
-/// What a letter carried as it is stored.
-pub(super) fn encode_content(content: Content) -> Vec<u8> {
-    let Content {
-        payload,
-        trace_parent,
-        trace_state,
-    } = content;
-    ContentRow {
-        payload,
-        trace_parent,
-        trace_state,
-    }
-    .encode_to_vec()
-}
-
-/// The inverse of [`encode_content`].
-pub(super) fn decode_content(row: &[u8]) -> Result<Content> {
-    let ContentRow {
-        payload,
-        trace_parent,
-        trace_state,
-    } = ContentRow::decode(row).map_err(|_| malformed())?;
-    Ok(Content {
-        payload,
-        trace_parent,
-        trace_state,
     })
 }
 

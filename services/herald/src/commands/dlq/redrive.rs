@@ -48,8 +48,8 @@ pub(crate) struct Args {
     #[arg(long, short = 'n')]
     dry_run: bool,
 
-    /// Letters a second at most; 0: as fast as they are taken
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    /// Dead letters a second, at most 5,000
+    #[arg(long, value_name = "COUNT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     rate: u32,
 
     /// Stop when this many have failed again; 0: never

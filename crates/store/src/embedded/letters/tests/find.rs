@@ -24,7 +24,7 @@ async fn letters_are_found_by_each_filter_and_in_pages() {
         ..letter(4)
     };
     letters
-        .insert(&[letter(1), letter(2), letter(3), other, letter(5)].map(NewLetter::from))
+        .insert(&[letter(1), letter(2), letter(3), other, letter(5)])
         .await
         .unwrap();
     let any = LetterFilter::default;

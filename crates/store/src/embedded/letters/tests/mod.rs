@@ -54,7 +54,7 @@ fn letter(id: u64) -> Letter {
 }
 
 async fn fill(letters: &LetterBook, ids: std::ops::RangeInclusive<u64>) {
-    let all: Vec<NewLetter> = ids.map(|id| letter(id).into()).collect();
+    let all: Vec<_> = ids.map(letter).collect();
     assert!(letters.insert(&all).await.unwrap().iter().all(|one| one.new));
 }
 
@@ -110,7 +110,7 @@ async fn a_message_has_one_letter_however_often_it_is_told_of() {
         ..letter(3)
     };
     let inserted = letters
-        .insert(&[letter(1).into(), letter(2).into(), again.clone().into()])
+        .insert(&[letter(1), letter(2), again.clone()])
         .await
         .unwrap();
     let told: Vec<_> = inserted.iter().map(|one| (one.id.0, one.new)).collect();
@@ -118,7 +118,7 @@ async fn a_message_has_one_letter_however_often_it_is_told_of() {
     drop(letters);
     store.reopen();
     let letters = open(&store);
-    let inserted = letters.insert(&[again.into()]).await.unwrap();
+    let inserted = letters.insert(&[again]).await.unwrap();
     assert_eq!((inserted[0].id.0, inserted[0].new), (1, false));
     assert_eq!(get(&letters, 1).await, letter(1));
     assert_eq!(letters.count(LetterState::Open).await.unwrap(), 2);
@@ -350,55 +350,7 @@ async fn what_is_old_is_forgotten_unless_it_is_under_way() {
         .unwrap();
     assert!(letters.act(redrive.id).await.unwrap().is_none());
     // The message of a forgotten letter, should it be told of again, is news.
-    assert!(letters.insert(&[letter(1).into()]).await.unwrap()[0].new);
-}
-
-#[tokio::test]
-async fn what_letters_carried_is_kept_until_they_are_forgotten() {
-    let mut store = Store::new();
-    let letters = open(&store);
-    let content = |id: u64| Content {
-        payload: vec![id as u8; 9].into(),
-        trace_parent: format!("00-{id}"),
-        trace_state: "a=b".into(),
-    };
-    let new = |id: u64, kept: bool| NewLetter {
-        letter: letter(id),
-        content: kept.then(|| content(id)),
-    };
-    letters
-        .insert(&[
-            new(1, true),
-            new(2, false),
-            new(3, true),
-            new(900, true),
-            NewLetter {
-                letter: Letter {
-                    origin: letter(1).origin,
-                    ..letter(4)
-                },
-                content: Some(content(4)),
-            },
-        ])
-        .await
-        .unwrap();
-    drop(letters);
-    store.reopen();
-    let letters = open(&store);
-    let contents = async |ids: &[u64]| {
-        let ids: Vec<_> = ids.iter().copied().map(LetterId).collect();
-        letters.contents(&ids).await.unwrap()
-    };
-    let (one, three, far) = (Some(content(1)), Some(content(3)), Some(content(900)));
-    assert_eq!(contents(&[]).await, []);
-    // 4 is about the message of 1, and was not added.
-    assert_eq!(
-        contents(&[3, 1, 2, 4, 3]).await,
-        [three.clone(), one.clone(), None, None, three.clone()]
-    );
-    assert_eq!(contents(&[900, 2, 1]).await, [far, None, one]);
-    letters.trim(letter(3).stored_at, NOW).await.unwrap();
-    assert_eq!(contents(&[1, 3]).await, [None, three]);
+    assert!(letters.insert(&[letter(1)]).await.unwrap()[0].new);
 }
 
 proptest! {
@@ -411,7 +363,6 @@ proptest! {
     #[test]
     fn any_bytes_are_a_letter_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         let _ = row::decode_letter(LetterId(1), &bytes);
-        let _ = row::decode_content(&bytes);
         let _ = row::decode_act(ActId(1), &bytes);
         let _ = row::decode_frozen(&bytes);
     }
