@@ -26,7 +26,7 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Applies changes that were checked, and asks for the backfill of all that are follows.
+    /// Applies validated changes; reports for each whether it changed anything.
     pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
         let changed = self
             .follows
