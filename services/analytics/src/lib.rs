@@ -15,6 +15,7 @@ mod metrics;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, ConsumerSpec, Mesh, Topology, consumers, streams};
 use herald_proto::v1::analytics_service_server::{AnalyticsServiceServer, SERVICE_NAME as ANALYTICS_SERVICE};
 use herald_runtime::grpc as grpc_server;
@@ -61,7 +62,12 @@ pub struct Deps {
 ///
 /// Only one may run on the same totals: at its start it deletes the files that were announced and not counted, and those of
 /// another one in the middle of a batch would be among them.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
+    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    Box::pin(serve(config, deps, shutdown))
+}
+
+async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,

@@ -27,6 +27,7 @@ mod wire;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use herald_audit::Auditor;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_proto::{
@@ -79,7 +80,12 @@ pub struct Deps {
 ///
 /// Only one may run on the same store: redrives that an earlier run left under way are gone on with at the start, and two
 /// would do so at the same time.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
+    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    Box::pin(serve(config, deps, shutdown))
+}
+
+async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,

@@ -22,6 +22,7 @@ mod wire;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
 use herald_runtime::http::Flag;
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
@@ -71,7 +72,12 @@ pub struct Deps {
 }
 
 /// Serves until `shutdown`, then finishes the calls under way, ends watches, and drains the archive consumer.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
+    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    Box::pin(serve(config, deps, shutdown))
+}
+
+async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,

@@ -14,6 +14,7 @@ mod metrics;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use herald_mesh::Mesh;
 use herald_proto::v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE};
 use herald_runtime::grpc as grpc_server;
@@ -45,7 +46,12 @@ pub struct Deps {
 }
 
 /// Serves until `shutdown`, then finishes the calls under way.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
+    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    Box::pin(serve(config, deps, shutdown))
+}
+
+async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,

@@ -24,6 +24,7 @@ mod metrics;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Returns, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_posts::PostReader;
@@ -60,7 +61,12 @@ pub struct Deps {
 }
 
 /// Works until `shutdown`, then finishes the messages under way.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
+    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    Box::pin(serve(config, deps, shutdown))
+}
+
+async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
         mesh,
