@@ -3,11 +3,11 @@
 
 #![allow(clippy::pedantic, missing_docs, unreachable_pub)]
 
+mod convert;
 mod messages;
-mod words;
 
+pub use convert::{lane, timestamp_from_proto, timestamp_to_proto};
 pub use messages::EVENT_CHUNKS_MAX;
-pub use words::{lane, micros, timestamp};
 
 /// Nested as the packages are, because generated code refers to its neighbours by `super`.
 mod herald {

@@ -1,7 +1,7 @@
 //! How messages about deliveries are made, and the ids that they are published with: made of what is in them, so that only
 //! the same message is taken for the same.
 
-use herald_model::{PostId, Recipients, UserKey, time::Micros};
+use herald_model::{PostId, Recipients, UserKey, time::Timestamp};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
@@ -14,7 +14,7 @@ pub const EVENT_CHUNKS_MAX: usize = 64;
 
 impl TimelineChunk {
     /// A post for these timelines.
-    pub fn new(post: PostId, author: UserKey, accepted_at: Micros, recipients: &Recipients) -> Self {
+    pub fn new(post: PostId, author: UserKey, accepted_at: Timestamp, recipients: &Recipients) -> Self {
         Self {
             post_id: post.0,
             author_key: author.0,
@@ -36,8 +36,8 @@ impl PushChunk {
     pub fn new(
         post: PostId,
         author: UserKey,
-        accepted_at: Micros,
-        expires_at: Micros,
+        accepted_at: Timestamp,
+        expires_at: Timestamp,
         recipients: &Recipients,
     ) -> Self {
         Self {

@@ -144,7 +144,7 @@ async fn questions_that_make_no_sense_are_refused() {
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
 }
 
-/// The law, live: the patrol tells it as metrics.
+/// The law, live: the continuous audit tells it as metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_posts_are_audited_all_the_time() {
     let herald = Herald::start(

@@ -10,7 +10,7 @@ use futures::TryStreamExt as _;
 use harness::{Clients, Herald, Options, ack_wait_seconds, until, until_some};
 use herald_mesh::{Mesh, RawMessage, streams};
 use herald_proto::v1::{self, DeadLetterState, RedriveState};
-use herald_push_sink::{Failure, Running};
+use herald_push_sink::{InjectedFailure, Running};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ fn local_pushes() -> Options {
     }
 }
 
-async fn letters(herald: &Herald, state: &str) -> Vec<Value> {
+async fn dead_letters(herald: &Herald, state: &str) -> Vec<Value> {
     let page = [
         "dlq",
         "list",
@@ -52,11 +52,11 @@ async fn letters(herald: &Herald, state: &str) -> Vec<Value> {
         state,
     ];
     let page = herald.cli(&page).await;
-    page["letters"].as_array().unwrap().clone()
+    page["dead_letters"].as_array().unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_becomes_a_letter_at_once() {
+async fn garbage_becomes_a_dead_letter_at_once() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
@@ -64,29 +64,29 @@ async fn garbage_becomes_a_letter_at_once() {
     published.await.unwrap().await.unwrap();
     let sent = Instant::now();
     let clients = herald.clients().await;
-    let letter = until_some("the letter is there", LIMIT, || async {
+    let dead_letter = until_some("the dead letter is there", LIMIT, || async {
         let mut client = clients.dead_letters();
         let listed = client
             .list_dead_letters(v1::ListDeadLettersRequest::default())
             .await;
-        listed.unwrap().into_inner().letters.pop()
+        listed.unwrap().into_inner().dead_letters.pop()
     })
     .await;
     // A figure, not a condition: what is promised is 2 s, what a busy machine takes is its own business.
-    eprintln!("poison message to letter: {:?}", sent.elapsed());
-    assert_eq!(letter.cause(), v1::DeadLetterCause::Unreadable);
+    eprintln!("poison message to dead letter: {:?}", sent.elapsed());
+    assert_eq!(dead_letter.cause(), v1::DeadLetterCause::Unreadable);
 
-    let listed = letters(&herald, "open").await;
+    let listed = dead_letters(&herald, "open").await;
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert_eq!(listed[0]["consumer"], "timeline-normal");
-    let id = letter.letter_id.to_string();
+    let id = dead_letter.dead_letter_id.to_string();
     let shown = herald.cli(&["dlq", "show", &id]).await;
     assert_eq!(shown["payload_base64"], "Cv////8PZ2FyYmFnZQ==");
 
     // No second way makes it readable: it is open again, and says so.
     let request = v1::RedriveDeadLettersRequest {
         selection: Some(v1::DeadLetterSelection {
-            letter_ids: vec![letter.letter_id],
+            dead_letter_ids: vec![dead_letter.dead_letter_id],
             ..Default::default()
         }),
         ..Default::default()
@@ -100,11 +100,11 @@ async fn garbage_becomes_a_letter_at_once() {
     let discarded = herald.cli(&["dlq", "discard", &id, "--yes"]).await;
     assert_eq!(discarded["discarded"], 1);
     let history = herald.cli(&["dlq", "history"]).await;
-    let kinds: Vec<_> = history["acts"]
+    let kinds: Vec<_> = history["operations"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|act| &act["kind"])
+        .map(|operation| &operation["kind"])
         .collect();
     assert_eq!(kinds, ["discard", "redrive"], "{history}");
     until("nothing is left over", LIMIT, || clients.idle()).await;
@@ -130,7 +130,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     let herald = Herald::start(HERALD, local_pushes()).await;
     let sink = Running::start().await.unwrap();
     ann_hears_bob(&herald, &sink).await;
-    let refuse = Failure {
+    let refuse = InjectedFailure {
         status: StatusCode::BAD_REQUEST,
         retry_after: None,
         times: None,
@@ -141,18 +141,24 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
         .await;
     let post = posted["post_id"].as_u64().unwrap();
 
-    let letter = until_some("the letter is there", LIMIT, || async {
-        letters(&herald, "open").await.pop()
+    let dead_letter = until_some("the dead letter is there", LIMIT, || async {
+        dead_letters(&herald, "open").await.pop()
     })
     .await;
-    assert_eq!(letter["post_id"], post);
-    assert_eq!(letter["author_id"], "bob");
-    assert_eq!((&letter["channel"], &letter["owed"]), (&"push".into(), &1.into()));
-    assert!(
-        letter["reason"].as_str().unwrap().contains("webhook status 400"),
-        "{letter}"
+    assert_eq!(dead_letter["post_id"], post);
+    assert_eq!(dead_letter["author_id"], "bob");
+    assert_eq!(
+        (&dead_letter["channel"], &dead_letter["owed"]),
+        (&"push".into(), &1.into())
     );
-    let id = letter["letter_id"].to_string();
+    assert!(
+        dead_letter["reason"]
+            .as_str()
+            .unwrap()
+            .contains("webhook status 400"),
+        "{dead_letter}"
+    );
+    let id = dead_letter["dead_letter_id"].to_string();
     let shown = herald.cli(&["dlq", "show", &id]).await;
     assert_eq!(shown["owed_user_ids"], serde_json::json!(["ann"]));
     let delivery = |state: &'static str| {
@@ -161,12 +167,12 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     };
     assert_eq!(delivery("dead").await, 1);
 
-    let group = letter["group_id"].as_str().unwrap();
+    let group = dead_letter["group_id"].as_str().unwrap();
     let plan = herald
         .cli(&["dlq", "redrive", "--group", group, "--dry-run"])
         .await;
     assert_eq!(
-        (&plan["letters"], plan["groups"].as_array().unwrap().len()),
+        (&plan["dead_letters"], plan["groups"].as_array().unwrap().len()),
         (&1.into(), 1)
     );
     sink.recover("ann");
@@ -181,7 +187,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
         (received[0].post_id, &received[0].recipient_id[..]),
         (post, "ann")
     );
-    let resolved = letters(&herald, "resolved").await;
+    let resolved = dead_letters(&herald, "resolved").await;
     assert_eq!(
         (&resolved[0]["owed"], &resolved[0]["redrives"]),
         (&0.into(), &1.into())
@@ -211,7 +217,7 @@ async fn a_redrive_goes_on_after_a_kill() {
     let mut herald = Herald::start(HERALD, options).await;
     let sink = Running::start().await.unwrap();
     ann_hears_bob(&herald, &sink).await;
-    let refuse = Failure {
+    let refuse = InjectedFailure {
         status: StatusCode::BAD_REQUEST,
         retry_after: None,
         times: None,
@@ -226,8 +232,8 @@ async fn a_redrive_goes_on_after_a_kill() {
         };
         clients.posts().submit_post(request).await.unwrap();
     }
-    until("each post has its letter", LIMIT, || async {
-        letters(&herald, "open").await.len() == POSTS
+    until("each post has its dead letter", LIMIT, || async {
+        dead_letters(&herald, "open").await.len() == POSTS
     })
     .await;
 
@@ -289,14 +295,14 @@ async fn a_redrive_goes_on_after_a_kill() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(resolved.letters.len(), POSTS);
-    // Each letter was sent once a round, also by the process that did not live to know it. A push that the kill cut off
+    assert_eq!(resolved.dead_letters.len(), POSTS);
+    // Each dead letter was sent once a round, also by the process that did not live to know it. A push that the kill cut off
     // between its answer and the ledger may have come twice; no other.
     assert!(
         resolved
-            .letters
+            .dead_letters
             .iter()
-            .all(|letter| letter.redrive_count == 1 && letter.owed_count == 0)
+            .all(|dead_letter| dead_letter.redrive_count == 1 && dead_letter.owed_count == 0)
     );
     let mut received: BTreeMap<u64, u32> = BTreeMap::new();
     for push in sink.entries() {
@@ -313,7 +319,7 @@ async fn a_redrive_goes_on_after_a_kill() {
         .unwrap();
     let mut sent: BTreeMap<u64, u32> = BTreeMap::new();
     for message in messages {
-        *sent.entry(message.redriven().unwrap().letter).or_default() += 1;
+        *sent.entry(message.redriven().unwrap().dead_letter).or_default() += 1;
     }
     assert_eq!(sent.len(), POSTS);
     assert!(sent.values().all(|count| *count == 1), "{sent:?}");

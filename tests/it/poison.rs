@@ -85,7 +85,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
         .unwrap_err();
     assert_eq!(nothing.code(), tonic::Code::NotFound, "{nothing:?}");
     until("nothing is left over", LIMIT, || clients.idle()).await;
-    // The letters explain all of it.
+    // The dead letters explain all of it.
     let (done, lines) = audit(&herald, &[]).await;
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(lines[0]["summary"]["dead_posts"], 1, "{lines:?}");

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt as _, pin_mut};
 use herald_mesh::{consumers, streams};
-use herald_store::Origin;
+use herald_store::MessageRef;
 use serde::Deserialize;
 
 use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, explained::Explained};
@@ -22,14 +22,14 @@ struct Advisory {
 /// server was killed. The dead letters leave it out too.
 const GONE: &str = "Unacknowledged message was deleted";
 
-/// Whether a message was a dead letter's, redriven: its failure opened that letter again.
-async fn is_of_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
+/// Whether a message was a dead letter's, redriven: its failure opened that dead letter again.
+async fn is_of_dead_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
     if advisory.stream != streams::REDRIVE {
         return Ok(false);
     }
     let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
     let redriven = message.and_then(|message| message.redriven());
-    Ok(redriven.is_some_and(|redriven| explained.letter(redriven.letter)))
+    Ok(redriven.is_some_and(|redriven| explained.dead_letter(redriven.dead_letter)))
 }
 
 /// Checks the advisories in scope. The newest may still be on their way; they are left to the next audit.
@@ -48,7 +48,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
     if mesh.ack_floor(streams::DLQ, consumers::DEAD_LETTERS).await? < made {
         return Ok(());
     }
-    let explained = Explained::read(&*auditor.letters, &mut run.pace).await?;
+    let explained = Explained::read(&*auditor.dead_letters, &mut run.pace).await?;
     let messages = mesh.scan(streams::ADVISORIES, None, from, handled);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {
@@ -57,7 +57,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             continue;
         };
         let known = auditor.topology.consumer(&advisory.consumer);
-        let origin = Origin {
+        let origin = MessageRef {
             stream: advisory.stream.clone(),
             consumer: advisory.consumer.clone(),
             sequence: advisory.sequence,
@@ -66,7 +66,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             continue;
         }
         let gone = advisory.stream == streams::LATER && advisory.reason == GONE;
-        if gone || is_of_letter(auditor, &explained, &advisory).await? {
+        if gone || is_of_dead_letter(auditor, &explained, &advisory).await? {
             continue;
         }
         let detail = format!(

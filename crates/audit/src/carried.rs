@@ -27,7 +27,7 @@ pub(crate) struct Carried {
     /// Chunks to be delivered.
     chunks: HashSet<ChunkKey>,
     /// Whether dead letters may be under way.
-    pub(crate) letters: bool,
+    pub(crate) dead_letters: bool,
     /// Whether events may not be counted yet.
     pub(crate) events: bool,
 }
@@ -38,7 +38,7 @@ impl Carried {
         let mut carried = Self::default();
         carried.read_expansion(auditor, pace).await?;
         carried.read_chunks(auditor, pace).await?;
-        carried.letters = !idle(auditor, |consumer| {
+        carried.dead_letters = !idle(auditor, |consumer| {
             [streams::ADVISORIES, streams::DLQ].contains(&consumer.stream.as_str())
         })
         .await?;

@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let carried = Carried::read(self.auditor, &mut self.pace).await?;
-        let explained = Explained::read(&*self.auditor.letters, &mut self.pace).await?;
+        let explained = Explained::read(&*self.auditor.dead_letters, &mut self.pace).await?;
         let mut by_post: BTreeMap<PostId, Vec<Suspect>> = BTreeMap::new();
         for suspect in suspects {
             by_post.entry(suspect.post()).or_default().push(suspect);
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
     async fn lost(&mut self, key: ChunkKey, lane: Option<Lane>, looked: &Looked<'_>) -> Result<()> {
         let carried = looked.carried;
         // What was given up is recorded as dead a moment later.
-        if carried.delivers(&key) || carried.expands(key.0, lane) || carried.letters {
+        if carried.delivers(&key) || carried.expands(key.0, lane) || carried.dead_letters {
             return Ok(());
         }
         let Some(chunk) = looked.chunk(&key) else {
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
     }
 
     async fn unexplained(&mut self, key: ChunkKey, looked: &Looked<'_>) -> Result<()> {
-        if looked.carried.letters || looked.carried.delivers(&key) {
+        if looked.carried.dead_letters || looked.carried.delivers(&key) {
             return Ok(());
         }
         let dead = looked.chunk(&key).map_or(0, |chunk| sums(chunk).dead);
@@ -244,7 +244,7 @@ impl<'a> Run<'a> {
         let detail = "dead in the ledger, and no dead letter says why";
         let mut finding = Finding::of_chunk(FindingKind::Unexplained, key, dead, detail);
         if let (Some(repair), Some(chunk)) = (&mut self.repair, looked.chunk(&key)) {
-            finding.repaired = repair.write_letter(key, chunk).await;
+            finding.repaired = repair.write_dead_letter(key, chunk).await;
         }
         self.report(finding).await
     }
@@ -308,7 +308,7 @@ impl<'a> Run<'a> {
         let carried = looked.carried;
         let Some(plan) = looked.plan else { return Ok(()) };
         let delivers = |chunk: &ChunkState| carried.delivers(&(post, chunk.channel, chunk.chunk));
-        if carried.events || carried.letters || plan.chunks.iter().any(delivers) {
+        if carried.events || carried.dead_letters || plan.chunks.iter().any(delivers) {
             return Ok(());
         }
         let Some((counted, settled)) = totals::difference(self.auditor, post, plan).await? else {

@@ -32,7 +32,7 @@ mod window;
 use std::sync::Arc;
 
 use herald_mesh::{Mesh, Topology};
-use herald_model::{PostId, time::Micros};
+use herald_model::{PostId, time::Timestamp};
 use herald_store::{DeadLetters, Ledger, Posts, Timelines, Totals, Users};
 use tokio::sync::mpsc;
 
@@ -58,7 +58,7 @@ pub struct Auditor {
     /// Counts by post and hour.
     pub totals: Arc<dyn Totals>,
     /// What was given up.
-    pub letters: Arc<dyn DeadLetters>,
+    pub dead_letters: Arc<dyn DeadLetters>,
     /// How it looks.
     pub limits: Limits,
 }
@@ -97,7 +97,7 @@ pub enum Scope {
     /// All that are remembered.
     All,
     /// Those accepted since.
-    Since(Micros),
+    Since(Timestamp),
     /// One.
     Post(PostId),
 }

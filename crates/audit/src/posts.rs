@@ -4,7 +4,7 @@ use std::{collections::VecDeque, pin::Pin};
 
 use futures::{Stream, StreamExt as _};
 use herald_mesh::{RawMessage, Subject, streams};
-use herald_model::{Channel, Lane, PostId, time::Micros};
+use herald_model::{Channel, Lane, PostId, time::Timestamp};
 use herald_store::ChunkState;
 
 use crate::{
@@ -141,7 +141,7 @@ impl<'a> Pass<'a> {
             let accepted_at = archived.as_ref().map(|archived| archived.accepted_at);
             // The ledger and the timelines let go of it.
             let forgotten =
-                accepted_at.is_some_and(|at| Micros::now().since(at) >= auditor.limits.timeline_age_max);
+                accepted_at.is_some_and(|at| Timestamp::now().since(at) >= auditor.limits.timeline_age_max);
             if !forgotten && !plan.as_ref().is_some_and(is_complete) {
                 window.suspects.push(Suspect::Unplanned(post.id, lane));
             }

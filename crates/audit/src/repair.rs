@@ -6,10 +6,10 @@ use bytes::Bytes;
 use futures::{StreamExt as _, pin_mut};
 use herald_mesh::{
     RawMessage, Redrive, Subject,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, Post, PostId, Recipients, time::Micros};
+use herald_model::{Channel, Post, PostId, Recipients, time::Timestamp};
 use herald_proto::{
     EVENT_CHUNKS_MAX,
     mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, SettledChunk, TimelineChunk},
@@ -20,7 +20,7 @@ use prost::Message as _;
 
 use crate::{Auditor, Repaired, carried::ChunkKey, plan::sums};
 
-/// The letter's number of a message that no letter is about.
+/// The dead letter's number of a message that no dead letter is about.
 const BY_AUDITOR: u64 = 0;
 
 /// Repairs findings. The same chunk is sent again once an audit, however many findings are about it.
@@ -41,12 +41,12 @@ impl<'a> Repair<'a> {
 
     /// Lets the post be archived again.
     pub(crate) async fn archive(&self, post: PostId) -> Repaired {
-        repaired(self.redrive_post(post, Kind::Archive).await)
+        repaired(self.redrive_post(post, ConsumerKind::Archive).await)
     }
 
     /// Lets the post be expanded again, from its first follower: what is planned already is planned the same.
     pub(crate) async fn expand(&self, post: PostId) -> Repaired {
-        repaired(self.redrive_post(post, Kind::Fanout).await)
+        repaired(self.redrive_post(post, ConsumerKind::Fanout).await)
     }
 
     /// Lets a chunk be delivered again: to those who don't have it.
@@ -60,8 +60,8 @@ impl<'a> Repair<'a> {
     }
 
     /// Makes the dead letter that is missing.
-    pub(crate) async fn write_letter(&self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
-        repaired(self.publish_letter(key, chunk).await)
+    pub(crate) async fn write_dead_letter(&self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
+        repaired(self.publish_dead_letter(key, chunk).await)
     }
 
     /// Tells analytics of every chunk of a post again.
@@ -75,7 +75,7 @@ impl<'a> Repair<'a> {
         repaired(sent.map(|_| ()).map_err(|error| error.to_string()))
     }
 
-    async fn redrive_post(&self, post: PostId, kind: Kind) -> Outcome {
+    async fn redrive_post(&self, post: PostId, kind: ConsumerKind) -> Outcome {
         let message = self.auditor.mesh.message(streams::POSTS, post.0).await;
         let message = message
             .map_err(|error| error.to_string())?
@@ -94,7 +94,7 @@ impl<'a> Repair<'a> {
             carrier.kind,
             carrier.subject,
             post,
-            Micros::now(),
+            Timestamp::now(),
             carrier.payload,
         )
         .await
@@ -102,15 +102,15 @@ impl<'a> Repair<'a> {
 
     async fn redrive(
         &self,
-        kind: Kind,
+        kind: ConsumerKind,
         subject: Subject,
         post: PostId,
-        published_at: Micros,
+        published_at: Timestamp,
         payload: Bytes,
     ) -> Outcome {
         let redrive = Redrive {
             kind,
-            letter: BY_AUDITOR,
+            dead_letter: BY_AUDITOR,
             round: 0,
             subject,
             sequence: post.0,
@@ -124,12 +124,12 @@ impl<'a> Repair<'a> {
         sent.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn publish_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
+    async fn publish_dead_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
         let facts = self.post(post).await?;
         let carrier = Carrier::of(&facts, channel, &state.recipients);
         let message = self.find(&carrier).await?;
         let (stream, consumer) = (carrier.stream, carrier.consumer);
-        let letter = mesh_v1::DeadLetter {
+        let dead_letter = mesh_v1::DlqEntry {
             stream: stream.into(),
             consumer: consumer.into(),
             kind: carrier.kind.as_str().into(),
@@ -141,9 +141,9 @@ impl<'a> Repair<'a> {
             payload: carrier.payload,
             payload_state: v1::DeadLetterPayload::Kept.into(),
             cause: v1::DeadLetterCause::Audit.into(),
-            reason: "dead in the ledger, and no letter said why".into(),
+            reason: "dead in the ledger, and no dead letter said why".into(),
             published_at_us: message.published_at.0,
-            failed_at_us: Micros::now().0,
+            failed_at_us: Timestamp::now().0,
             post_id: post.0,
             author_key: facts.author.0,
             channel: v1::Channel::from(channel).into(),
@@ -151,15 +151,17 @@ impl<'a> Repair<'a> {
             recipient_count: state.recipients.len(),
             accepted_at_us: facts.accepted_at.0,
             lane: v1::Lane::from(facts.lane).into(),
-            ..mesh_v1::DeadLetter::default()
+            ..mesh_v1::DlqEntry::default()
         };
         let id = format!("{stream}/{consumer}/{}", message.sequence);
         let mesh = &self.auditor.mesh;
-        let published = mesh.publish_dead_letter(stream, consumer, &id, &letter).await;
+        let published = mesh
+            .publish_dead_letter(stream, consumer, &id, &dead_letter)
+            .await;
         published.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// The message that had carried a chunk: what a letter is about.
+    /// The message that had carried a chunk: what a dead letter is about.
     async fn find(&self, carrier: &Carrier) -> std::result::Result<RawMessage, String> {
         let (mesh, stream) = (&self.auditor.mesh, carrier.stream);
         let messages = mesh.scan(stream, Some(carrier.subject.as_str()), 1, u64::MAX);
@@ -191,7 +193,7 @@ impl<'a> Repair<'a> {
                         expired_count: sums.expired as u32,
                         dead_count: sums.dead as u32,
                         accepted_at_us: facts.accepted_at.0,
-                        settled_at_us: Micros::now().0,
+                        settled_at_us: Timestamp::now().0,
                         revision: recorded.revision,
                     })
                 })
@@ -219,7 +221,7 @@ impl<'a> Repair<'a> {
 
 /// A chunk's message, as fan-out makes it, and who gets it.
 struct Carrier {
-    kind: Kind,
+    kind: ConsumerKind,
     stream: &'static str,
     consumer: &'static str,
     subject: Subject,
@@ -233,7 +235,7 @@ impl Carrier {
             Channel::Timeline => {
                 let chunk = TimelineChunk::new(post.id, post.author, post.accepted_at, recipients);
                 Self {
-                    kind: Kind::Timeline,
+                    kind: ConsumerKind::Timeline,
                     stream: streams::TIMELINE,
                     consumer: consumers::timeline(post.lane),
                     subject: Subject::TimelineDeliver(post.lane),
@@ -245,7 +247,7 @@ impl Carrier {
                 let expires_at = post.accepted_at.plus(post.push_ttl);
                 let chunk = PushChunk::new(post.id, post.author, post.accepted_at, expires_at, recipients);
                 Self {
-                    kind: Kind::Push,
+                    kind: ConsumerKind::Push,
                     stream: streams::PUSH,
                     consumer: consumers::push(post.lane),
                     subject: Subject::PushDeliver(post.lane),

@@ -63,7 +63,7 @@ pub struct Summary {
     /// Posts that were not planned, with a dead letter that says why.
     pub dead_posts: u64,
     /// When the oldest delivery that is pending was accepted, if any is: how far behind the mesh is.
-    pub oldest_pending_at: Option<herald_model::time::Micros>,
+    pub oldest_pending_at: Option<herald_model::time::Timestamp>,
     /// Findings by kind.
     pub findings: BTreeMap<FindingKind, u64>,
     /// Findings whose deliveries were sent again.

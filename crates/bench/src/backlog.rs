@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, consumers, streams};
-use herald_model::{Lane, time::Micros};
+use herald_model::{Lane, time::Timestamp};
 use herald_proto::v1::{self, GetLagRequest};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
@@ -182,24 +182,24 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
             .collect()
     };
 
-    pause(&mesh, Some(Micros::now().plus(PAUSE_MAX))).await?;
+    pause(&mesh, Some(Timestamp::now().plus(PAUSE_MAX))).await?;
     let kind = Kind {
         lane: Lane::Normal,
         push_ttl: Some(args.push_ttl),
     };
     let bar = progress.bar("submitting posts", args.posts.into());
-    let submitting = Micros::now();
+    let submitting = Timestamp::now();
     let submitted = {
         let bar = bar.clone();
         load::in_bulk(client, &authors(args.posts), kind, move |n| bar.inc(n)).await?
     };
-    let accepted = Micros::now();
+    let accepted = Timestamp::now();
     bar.finish_and_clear();
     let held = progress
         .step("waiting until all is queued", settled(client))
         .await?;
     let (rss_mb_queued, disk_mb_queued) = (world.server.rss_mb(), world.server.disk_mb());
-    let left = accepted.plus(args.push_ttl).since(Micros::now());
+    let left = accepted.plus(args.push_ttl).since(Timestamp::now());
     progress
         .step("waiting until the pushes have expired", async {
             tokio::time::sleep(left).await;
@@ -222,7 +222,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         observe::drained(client, &normal, |left| {
             let first = *most.get_or_insert(left);
             if left < first {
-                began.get_or_insert_with(Micros::now);
+                began.get_or_insert_with(Timestamp::now);
             }
         })
     )?;
@@ -243,7 +243,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let entries = world.sink.entries();
     let pushes: Vec<_> = entries
         .iter()
-        .map(|entry| (entry.post_id, Micros(entry.received_time.as_microsecond())))
+        .map(|entry| (entry.post_id, Timestamp(entry.received_time.as_microsecond())))
         .collect();
     let deliveries: u64 = submitted
         .iter()
@@ -272,7 +272,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
 }
 
 /// Pauses the workers of timelines and devices until then, or lets them go on.
-async fn pause(mesh: &Mesh, until: Option<Micros>) -> Result<(), Failure> {
+async fn pause(mesh: &Mesh, until: Option<Timestamp>) -> Result<(), Failure> {
     for lane in Lane::ALL {
         for (stream, consumer) in [
             (streams::TIMELINE, consumers::timeline(lane)),

@@ -1,7 +1,7 @@
 //! `herald bench`: deliveries a second, and how soon.
 
 use herald_cli::{client::Client, context::Context, failure::Failure};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
@@ -72,9 +72,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 /// What the phases found, before it is put together.
 struct Run {
     submitted: Vec<Submitted>,
-    started: Micros,
-    accepted: Micros,
-    delivered: Micros,
+    started: Timestamp,
+    accepted: Timestamp,
+    delivered: Timestamp,
 }
 
 async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
@@ -99,7 +99,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .sink
         .entries()
         .iter()
-        .map(|e| (e.post_id, Micros(e.received_time.as_microsecond())))
+        .map(|e| (e.post_id, Timestamp(e.received_time.as_microsecond())))
         .collect();
     let push_duplicates = world.sink.summary().duplicates;
     let disk_mb = world.server.disk_mb();
@@ -177,14 +177,14 @@ async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run,
         *first = BIG_AUTHOR;
     }
     let bar = progress.bar("submitting posts", args.posts.into());
-    let started = Micros::now();
+    let started = Timestamp::now();
     let submitted = if let Some(rate) = args.rate {
         load::at_rate(client, &posters, rate, load::Kind::default(), |n| bar.inc(n)).await?
     } else {
         let bar = bar.clone();
         load::in_bulk(client, &posters, load::Kind::default(), move |n| bar.inc(n)).await?
     };
-    let accepted = Micros::now();
+    let accepted = Timestamp::now();
     bar.finish_and_clear();
     let bar = progress.bar("waiting for the last delivery", 0);
     let delivering = ["fanout-", "slice-", "timeline-", "push-"];

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hdrhistogram::Histogram;
 use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, Subject, consumers, streams};
-use herald_model::{Lane, Recipients, UserKey, time::Micros};
+use herald_model::{Lane, Recipients, UserKey, time::Timestamp};
 use herald_proto::{mesh_v1, v1};
 use prost::Message as _;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -22,28 +22,28 @@ use super::{
 
 const LONG: &str = "\
 First messages that nobody can read are published one after the other; each is given up by a worker, and it is measured \
-how long it takes from then until its letter is listed.
+how long it takes from then until its dead letter is listed.
 
-Then the dead-letter stream is filled with letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
+Then the dead-letter stream is filled with dead letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
 redriven at the highest rate, 5,000/s. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
 normal lane is measured before each part and beside it, for as long as it takes. What a machine does to some of the rounds it \
 does to posts with and without a redrive.
 
 The audit of the newest posts goes on meanwhile, as it always does: how many of its rounds ended and how many failed is told.
 
-If a letter is missing or doesn't come through its redrive, or a round of that audit failed, the exit code is 1.";
+If a dead letter is missing or doesn't come through its redrive, or a round of that audit failed, the exit code is 1.";
 
 const EXAMPLES: &str = "\
 Examples:
-  herald bench dlq --users 2000 --followers 100 --letters 100000";
+  herald bench dlq --users 2000 --followers 100 --dead-letters 100000";
 
 /// The highest rate that a redrive may have.
 const RATE_MAX: u32 = 5_000;
-/// Letters published at a time.
+/// Dead letters published at a time.
 const PUBLISHES: usize = 512;
-/// Posts that letters are about, a second.
+/// Posts that dead letters are about, a second.
 const POSTS_PER_SECOND: f64 = 200.0;
-/// Of the time that a part of the letters takes, how much has posts: all of them shall be beside the redrive.
+/// Of the time that a part of the dead letters takes, how much has posts: all of them shall be beside the redrive.
 const POSTS_SHARE: f64 = 0.9;
 /// From the end of a redrive until posts are measured without one, for what it left to the background.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ const LANES: [&str; 3] = ["fanout-", "slice-", "timeline-"];
 const PAGES: u32 = 100;
 /// Between two looks at something that takes long.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Between two looks for a letter that is to come.
+/// Between two looks for a dead letter that is to come.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Measures dead letters: how soon they are there, how fast many are listed and redriven
@@ -65,15 +65,15 @@ pub(super) struct Args {
     #[command(flatten)]
     setup: Setup,
 
-    /// Letters to list and redrive
+    /// Dead letters to list and redrive
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
-    letters: u64,
+    dead_letters: u64,
 
     /// Messages that nobody can read
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     poison: u32,
 
-    /// Letters a second while posts are measured
+    /// Dead letters a second while posts are measured
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_MAX)))]
     redrive_rate: u32,
 
@@ -87,19 +87,19 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// What a letter is redriven with: the first half of them, or a round.
-    fn part(&self, letter: u64) -> String {
-        let half = self.letters / 2;
-        match letter.checked_sub(half) {
+    /// What a dead letter is redriven with: the first half of them, or a round.
+    fn part(&self, dead_letter: u64) -> String {
+        let half = self.dead_letters / 2;
+        match dead_letter.checked_sub(half) {
             None => FIRST.into(),
-            Some(after) => round(after * u64::from(self.rounds) / (self.letters - half)),
+            Some(after) => round(after * u64::from(self.rounds) / (self.dead_letters - half)),
         }
     }
 
     /// Posts beside a part, and as many without.
     fn live_posts(&self) -> usize {
-        let letters = (self.letters / 2) as f64 / f64::from(self.rounds);
-        let seconds = letters / f64::from(self.redrive_rate);
+        let dead_letters = (self.dead_letters / 2) as f64 / f64::from(self.rounds);
+        let seconds = dead_letters / f64::from(self.redrive_rate);
         ((seconds * self.live_rate * POSTS_SHARE) as usize).max(1)
     }
 }
@@ -111,9 +111,9 @@ fn round(number: u64) -> String {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// From the end of the last attempt until the letter was listed.
+    /// From the end of the last attempt until the dead letter was listed.
     visible_ms: Percentiles,
-    letters: u64,
+    dead_letters: u64,
     /// Until the store had all of them.
     indexed_per_second: f64,
     first_page_ms: Percentiles,
@@ -140,20 +140,20 @@ impl Show for Report {
         };
         line("last attempt to visible", percentiles(&self.visible_ms));
         line(
-            "letters",
-            format!("{}, indexed {:.0}/s", self.letters, self.indexed_per_second),
+            "dead_letters",
+            format!("{}, indexed {:.0}/s", self.dead_letters, self.indexed_per_second),
         );
         line("first page of 100", percentiles(&self.first_page_ms));
         line("all groups", percentiles(&self.groups_ms));
         line("redriven", format!("{:.0}/s", self.redriven_per_second));
         line("posts visible, alone", percentiles(&self.live_alone_ms));
-        let beside = format!("beside {} letters/s", self.redrive_rate);
+        let beside = format!("beside {} dead letters/s", self.redrive_rate);
         line(&beside, percentiles(&self.live_beside_ms));
         line("memory, most", format!("{:.0} MB", self.rss_mb_max));
         line("disk", format!("{:.0} MB", self.disk_mb));
         line(
             "checked",
-            format!("{} letters did not come through", self.unresolved),
+            format!("{} dead letters did not come through", self.unresolved),
         );
         line(
             "audits of the newest posts",
@@ -165,9 +165,9 @@ impl Show for Report {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    if u64::from(args.rounds) > args.letters / 2 {
+    if u64::from(args.rounds) > args.dead_letters / 2 {
         return Err(Failure::usage(format!(
-            "--rounds {} need a letter each: --letters {} or more",
+            "--rounds {} need a dead letter each: --dead-letters {} or more",
             args.rounds,
             u64::from(args.rounds) * 2
         )));
@@ -175,7 +175,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let report = measure(&args, context).await?;
     context.output.show(&report)?;
     if report.unresolved > 0 {
-        return Err(Failure::failed("not every letter came through its redrive"));
+        return Err(Failure::failed("not every dead letter came through its redrive"));
     }
     if report.audit_failures > 0 {
         return Err(Failure::failed(
@@ -199,13 +199,13 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .step("poison", visible(&mesh, client, args.poison))
         .await?;
     let posts = progress.step("posts to write of", posts(args, &world)).await?;
-    let filling = Micros::now();
-    let bar = progress.bar("letters", args.letters);
+    let filling = Timestamp::now();
+    let bar = progress.bar("dead_letters", args.dead_letters);
     let users = args.setup.users;
-    stream::iter(0..args.letters)
+    stream::iter(0..args.dead_letters)
         .map(|n| {
             let post = posts[(n / u64::from(users)) as usize];
-            publish_letter(&mesh, n, post, users, args.part(n))
+            publish_dead_letter(&mesh, n, post, users, args.part(n))
         })
         .buffer_unordered(PUBLISHES)
         .try_for_each(|()| {
@@ -225,7 +225,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     {
         tokio::time::sleep(INTERVAL).await;
     }
-    let indexed_per_second = args.letters as f64 / Micros::now().since(filling).as_secs_f64();
+    let indexed_per_second = args.dead_letters as f64 / Timestamp::now().since(filling).as_secs_f64();
     bar.finish_and_clear();
 
     let first_page = timed(PAGES, async || {
@@ -262,7 +262,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let seconds = elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9;
     let report = Report {
         visible_ms: Percentiles::of(&visible),
-        letters: args.letters,
+        dead_letters: args.dead_letters,
         indexed_per_second,
         first_page_ms: Percentiles::of(&first_page),
         groups_ms: Percentiles::of(&groups),
@@ -272,7 +272,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
         disk_mb: world.server.disk_mb(),
-        unresolved: args.letters - resolved.min(args.letters),
+        unresolved: args.dead_letters - resolved.min(args.dead_letters),
         audit_rounds: world.server.counter("herald_audit_rounds_total").await?,
         audit_failures: world.server.counter("herald_audit_failures_total").await?,
     };
@@ -294,10 +294,12 @@ async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u
         let sequence = published.map_err(|error| failed(&error))?.sequence;
         loop {
             let newest = list(client, v1::DeadLetterState::Open).await?;
-            let letter = newest.into_iter().find(|letter| letter.sequence == sequence);
-            let seen = Micros::now();
-            if let Some(time) = letter.and_then(|letter| letter.last_failure_time) {
-                let failed = Micros(time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000);
+            let dead_letter = newest
+                .into_iter()
+                .find(|dead_letter| dead_letter.sequence == sequence);
+            let seen = Timestamp::now();
+            if let Some(time) = dead_letter.and_then(|dead_letter| dead_letter.last_failure_time) {
+                let failed = Timestamp(time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000);
                 observe::record(&mut visible, seen.since(failed));
                 break;
             }
@@ -307,10 +309,10 @@ async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u
     Ok(visible)
 }
 
-/// Posts for the letters to be about: watchers read what is redriven to them. As many as are needed for letters of one
+/// Posts for the dead letters to be about: watchers read what is redriven to them. As many as are needed for dead letters of one
 /// recipient each.
 async fn posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
-    let count = args.letters.div_ceil(args.setup.users.into()) as u32;
+    let count = args.dead_letters.div_ceil(args.setup.users.into()) as u32;
     let authors: load::Authors = (0..count).map(|n| n % args.setup.authors()).collect();
     let kind = Kind::default();
     let submitted = load::at_rate(&world.client, &authors, POSTS_PER_SECOND, kind, |_| {}).await?;
@@ -318,11 +320,17 @@ async fn posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
     Ok(submitted.iter().map(|post| post.post_id).collect())
 }
 
-/// Puts a letter about a chunk of one recipient into DLQ, as the deadletter service does.
-async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, part: String) -> Result<(), Failure> {
+/// Puts a dead letter about a chunk of one recipient into DLQ, as the deadletter service does.
+async fn publish_dead_letter(
+    mesh: &Mesh,
+    n: u64,
+    post_id: u64,
+    users: u32,
+    part: String,
+) -> Result<(), Failure> {
     let recipient = UserKey(1 + u32::try_from(n % u64::from(users)).unwrap_or(0));
     let recipients = Recipients::from_sorted([recipient]);
-    let now = Micros::now();
+    let now = Timestamp::now();
     let chunk = mesh_v1::TimelineChunk {
         post_id,
         author_key: 1,
@@ -331,10 +339,10 @@ async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, part: Str
         recipients: recipients.as_bytes().clone(),
         recipient_count: recipients.len(),
     };
-    let letter = mesh_v1::DeadLetter {
+    let dead_letter = mesh_v1::DlqEntry {
         stream: streams::TIMELINE.into(),
         consumer: consumers::timeline(Lane::Normal).into(),
-        kind: consumers::Kind::Timeline.as_str().into(),
+        kind: consumers::ConsumerKind::Timeline.as_str().into(),
         sequence: 1_000_000_000 + n,
         original_sequence: 1_000_000_000 + n,
         subject: Subject::TimelineDeliver(Lane::Normal).as_str().into(),
@@ -356,7 +364,7 @@ async fn publish_letter(mesh: &Mesh, n: u64, post_id: u64, users: u32, part: Str
         ..Default::default()
     };
     let id = format!("bench {n}");
-    mesh.publish_dead_letter(&letter.stream, &letter.consumer, &id, &letter)
+    mesh.publish_dead_letter(&dead_letter.stream, &dead_letter.consumer, &id, &dead_letter)
         .await
         .map_err(|error| failed(&error))?;
     Ok(())
@@ -375,7 +383,7 @@ async fn list(client: &Client, state: v1::DeadLetterState) -> Result<Vec<v1::Dea
         .list_dead_letters(request)
         .await?
         .into_inner()
-        .letters)
+        .dead_letters)
 }
 
 /// Redrives those with a word in their reason, until all have come through.
@@ -392,7 +400,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
         rate_max,
         ..Default::default()
     };
-    let began = Micros::now();
+    let began = Timestamp::now();
     let mut answers = client
         .dead_letters()
         .redrive_dead_letters(request)
@@ -404,7 +412,7 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
     }
     let mut redrive = last.ok_or_else(|| Failure::failed("the server answered without the redrive"))?;
     // Until the last outcome is known, not only until the last was sent.
-    redrive.elapsed = Some(herald_cli::time::duration_to_proto(Micros::now().since(began)));
+    redrive.elapsed = Some(herald_cli::time::duration_to_proto(Timestamp::now().since(began)));
     Ok(redrive)
 }
 
@@ -426,9 +434,9 @@ async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, F
 async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {
     let mut histogram = observe::histogram();
     for _ in 0..times {
-        let began = Micros::now();
+        let began = Timestamp::now();
         call().await?;
-        observe::record(&mut histogram, Micros::now().since(began));
+        observe::record(&mut histogram, Timestamp::now().since(began));
     }
     Ok(histogram)
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use herald_cli::{client::Client, failure::Failure, output::lane_number, time::duration_to_proto};
-use herald_model::{Lane, time::Micros};
+use herald_model::{Lane, time::Timestamp};
 use herald_proto::v1;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,9 +24,9 @@ pub(super) struct Submitted {
     pub(super) post_id: u64,
     pub(super) author: u32,
     /// By the schedule, not by when there was time for it: a late send counts as latency.
-    pub(super) intended: Micros,
+    pub(super) intended: Timestamp,
     /// None on bulk streams, which answer once.
-    pub(super) answered: Option<Micros>,
+    pub(super) answered: Option<Timestamp>,
 }
 
 /// Whether a user takes part in push: every `1/share`th one.
@@ -133,7 +133,7 @@ pub(super) async fn at_rate(
     kind: Kind,
     progress: impl Fn(u64),
 ) -> Result<Vec<Submitted>, Failure> {
-    let (start, start_time) = (tokio::time::Instant::now(), Micros::now());
+    let (start, start_time) = (tokio::time::Instant::now(), Timestamp::now());
     let mut calls = JoinSet::new();
     for (index, author) in authors.iter().copied().enumerate() {
         let after = Duration::from_secs_f64(index as f64 / rate);
@@ -145,7 +145,7 @@ pub(super) async fn at_rate(
                 .posts()
                 .submit_post(client.request(request(index, author, kind)))
                 .await?;
-            let answered = Some(Micros::now());
+            let answered = Some(Timestamp::now());
             let post_id = answer.into_inner().post_id;
             Ok::<_, tonic::Status>(Submitted {
                 post_id,
@@ -202,7 +202,7 @@ async fn bulk_stream(
                 if sender.send(post).await.is_err() {
                     break;
                 }
-                sent.push(Micros::now());
+                sent.push(Timestamp::now());
                 progress(1);
             }
             sent

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
 use herald_cli::{client::Client, failure::Failure};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -17,7 +17,7 @@ const LAG_INTERVAL_MS: i32 = 200;
 const QUIET_READINGS: usize = 2;
 
 /// Posts seen, with the moment.
-pub(super) type Seen = Arc<Mutex<Vec<(u64, Micros)>>>;
+pub(super) type Seen = Arc<Mutex<Vec<(u64, Timestamp)>>>;
 
 /// Watches the timelines of some users for as long as it lives.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Watchers {
     }
 
     /// What was seen so far.
-    pub(super) fn seen(&self) -> Vec<(u64, Micros)> {
+    pub(super) fn seen(&self) -> Vec<(u64, Timestamp)> {
         self.seen.lock().clone()
     }
 }
@@ -76,7 +76,7 @@ async fn watch(
             Some(Event::Snapshot(_)) => drop(started.try_send(Ok(()))),
             Some(Event::Entry(entry)) => {
                 seen.lock()
-                    .push((entry.post.map_or(0, |post| post.post_id), Micros::now()));
+                    .push((entry.post.map_or(0, |post| post.post_id), Timestamp::now()));
             }
             Some(Event::Heartbeat(_)) | None => {}
         }
@@ -86,8 +86,8 @@ async fn watch(
 
 /// Latencies from the moment a post was due, microseconds. Measured from the schedule, so that a server that stalls is
 /// charged for every post that had to wait (no coordinated omission).
-pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Histogram<u64> {
-    let due: HashMap<u64, Micros> = submitted.iter().map(|s| (s.post_id, s.intended)).collect();
+pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
+    let due: HashMap<u64, Timestamp> = submitted.iter().map(|s| (s.post_id, s.intended)).collect();
     let mut histogram = histogram();
     for (post, at) in seen {
         if let Some(due) = due.get(post) {
@@ -99,8 +99,8 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Hist
 
 /// The same, once a post: until the last of those who watch has it. With one sample a watcher the percentiles of some hundred
 /// posts would be those of the few authors whom most of them follow.
-pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Micros)]) -> Histogram<u64> {
-    let mut last: HashMap<u64, Micros> = HashMap::new();
+pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
+    let mut last: HashMap<u64, Timestamp> = HashMap::new();
     for (post, at) in seen {
         let last = last.entry(*post).or_insert(*at);
         *last = (*last).max(*at);
@@ -141,7 +141,7 @@ pub(super) async fn drained(
     client: &Client,
     prefixes: &[&str],
     mut progress: impl FnMut(u64),
-) -> Result<Micros, Failure> {
+) -> Result<Timestamp, Failure> {
     let interval = prost_types::Duration {
         seconds: 0,
         nanos: LAG_INTERVAL_MS * 1_000_000,
@@ -156,7 +156,7 @@ pub(super) async fn drained(
         .map_err(Failure::from)?
         .into_inner();
     let mut quiet = 0;
-    let mut quiet_since = Micros::now();
+    let mut quiet_since = Timestamp::now();
     while let Some(lag) = stream.message().await.map_err(Failure::from)? {
         let left: u64 = lag
             .streams
@@ -175,7 +175,7 @@ pub(super) async fn drained(
             continue;
         }
         if quiet == 0 {
-            quiet_since = Micros::now();
+            quiet_since = Timestamp::now();
         }
         quiet += 1;
         if quiet >= QUIET_READINGS {
@@ -196,10 +196,10 @@ mod tests {
         let submitted = [Submitted {
             post_id: 1,
             author: 0,
-            intended: Micros(1_000),
-            answered: Some(Micros(3_000)),
+            intended: Timestamp(1_000),
+            answered: Some(Timestamp(3_000)),
         }];
-        let seen = [(1, Micros(5_000_000)), (2, Micros(9))];
+        let seen = [(1, Timestamp(5_000_000)), (2, Timestamp(9))];
         let visible = latencies(&submitted, &seen);
         assert_eq!(visible.len(), 1, "a post of somebody else is no sample");
         assert!(
@@ -208,7 +208,7 @@ mod tests {
             visible.max()
         );
         assert!((1_990..2_010).contains(&answer_latencies(&submitted).max()));
-        let twice = [(1, Micros(3_000)), (1, Micros(5_000_000))];
+        let twice = [(1, Timestamp(3_000)), (1, Timestamp(5_000_000))];
         let posts = post_latencies(&submitted, &twice);
         assert_eq!(posts.len(), 1, "a post counts once, when the last watcher has it");
         assert!((4_990_000..5_010_000).contains(&posts.max()));

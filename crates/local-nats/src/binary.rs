@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{Cancel, Failure, run};
+use crate::command::{Cancel, CommandError, run};
 use crate::error::{Error, Result};
-use crate::locate::Origin;
+use crate::locate::BinarySource;
 use crate::version::{OLDEST, Version};
 
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
@@ -16,12 +16,12 @@ const VERSION_LIMIT: Duration = Duration::from_secs(20);
 pub struct Binary {
     path: PathBuf,
     version: Version,
-    origin: Origin,
+    origin: BinarySource,
 }
 
 impl Binary {
     /// Asks the file for its version.
-    pub(crate) fn check(path: &Path, origin: Origin, cancel: &Cancel) -> Result<Self> {
+    pub(crate) fn check(path: &Path, origin: BinarySource, cancel: &Cancel) -> Result<Self> {
         let not_nats = |reason| Error::NotNats {
             path: path.into(),
             origin,
@@ -31,8 +31,8 @@ impl Binary {
         let path = path.canonicalize().map_err(|error| not_nats(error.to_string()))?;
         let answer = match run(Command::new(&path).arg("--version"), VERSION_LIMIT, cancel) {
             Ok(answer) => answer,
-            Err(Failure::Interrupted) => return Err(Error::Interrupted),
-            Err(Failure::Failed(reason)) => return Err(not_nats(reason)),
+            Err(CommandError::Interrupted) => return Err(Error::Interrupted),
+            Err(CommandError::Failed(reason)) => return Err(not_nats(reason)),
         };
         let version = answer
             .trim()
@@ -64,7 +64,7 @@ impl Binary {
     }
 
     /// Who named it.
-    pub fn origin(&self) -> Origin {
+    pub fn origin(&self) -> BinarySource {
         self.origin
     }
 }

@@ -33,14 +33,14 @@ impl Drop for CancelOnDrop {
 
 /// Why a command didn't do its work.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum CommandError {
     /// It failed by itself; the reason is for people.
     Failed(String),
     /// It was told to stop, so nothing else should be tried.
     Interrupted,
 }
 
-impl Failure {
+impl CommandError {
     #[expect(clippy::needless_pass_by_value, reason = "as map_err calls it")]
     pub(crate) fn failed(reason: impl ToString) -> Self {
         Self::Failed(reason.to_string())
@@ -51,21 +51,21 @@ impl Failure {
 const TICK: Duration = Duration::from_millis(5);
 
 /// Runs a command to its end and returns what it wrote to its standard output.
-pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Result<String, Failure> {
+pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Result<String, CommandError> {
     let name = command.get_program().to_string_lossy().into_owned();
     // Files and not pipes: nobody has to drain them while the command is waited for.
-    let mut stdout = tempfile::tempfile().map_err(Failure::failed)?;
-    let mut stderr = tempfile::tempfile().map_err(Failure::failed)?;
+    let mut stdout = tempfile::tempfile().map_err(CommandError::failed)?;
+    let mut stderr = tempfile::tempfile().map_err(CommandError::failed)?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(stdout.try_clone().map_err(Failure::failed)?)
-        .stderr(stderr.try_clone().map_err(Failure::failed)?)
+        .stdout(stdout.try_clone().map_err(CommandError::failed)?)
+        .stderr(stderr.try_clone().map_err(CommandError::failed)?)
         .spawn()
-        .map_err(|error| Failure::Failed(format!("{name} does not start: {error}")))?;
+        .map_err(|error| CommandError::Failed(format!("{name} does not start: {error}")))?;
 
     let deadline = Instant::now() + limit;
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(Failure::failed)? {
+        if let Some(status) = child.try_wait().map_err(CommandError::failed)? {
             break status;
         }
         let late = Instant::now() >= deadline;
@@ -74,23 +74,23 @@ pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Re
             let _ = child.kill();
             let _ = child.wait();
             return Err(if late {
-                Failure::Failed(format!("{name} took longer than {limit:?}"))
+                CommandError::Failed(format!("{name} took longer than {limit:?}"))
             } else {
-                Failure::Interrupted
+                CommandError::Interrupted
             });
         }
         thread::sleep(TICK);
     };
 
     if status.success() {
-        return read(&mut stdout).map_err(Failure::failed);
+        return read(&mut stdout).map_err(CommandError::failed);
     }
     if let Some(signal) = status.signal()
         && (signal == rustix::process::Signal::INT.as_raw()
             || signal == rustix::process::Signal::TERM.as_raw())
     {
         // Ctrl-C at the terminal reaches the command too, and means all that we do.
-        return Err(Failure::Interrupted);
+        return Err(CommandError::Interrupted);
     }
     let stderr = read(&mut stderr).unwrap_or_default();
     let last = stderr
@@ -99,7 +99,7 @@ pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Re
         .find(|line| !line.trim().is_empty())
         .unwrap_or("no word why")
         .trim();
-    Err(Failure::Failed(format!("{name} failed ({status}): {last}")))
+    Err(CommandError::Failed(format!("{name} failed ({status}): {last}")))
 }
 
 /// More than any command here has to say.

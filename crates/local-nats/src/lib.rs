@@ -53,6 +53,6 @@ pub use binary::Binary;
 pub use config::{Config, SyncInterval};
 pub use error::{Attempt, Error, Result};
 pub use fetcher::{Fetcher, OnProgress, Progress};
-pub use locate::{Locate, Origin};
+pub use locate::{BinarySource, Locate};
 pub use server::Server;
 pub use version::Version;

@@ -9,7 +9,7 @@ use crate::fetcher::{Fetcher, OnProgress};
 /// Who named the nats-server that is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Origin {
+pub enum BinarySource {
     /// The caller, by [`Locate::explicit`].
     Explicit,
     /// `$NATS_SERVER`.
@@ -22,7 +22,7 @@ pub enum Origin {
     Fetched(Fetcher),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for BinarySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Explicit => f.write_str("the configuration"),

@@ -6,7 +6,7 @@ use crate::binary::Binary;
 use crate::command::Cancel;
 use crate::error::{Error, Result};
 use crate::fetch;
-use crate::locate::{Locate, Origin};
+use crate::locate::{BinarySource, Locate};
 
 impl Binary {
     /// Finds a nats-server: the explicit one, `$NATS_SERVER`, the PATH, the cache, and at last fetches one into the
@@ -27,10 +27,10 @@ impl Binary {
 
     fn locate_blocking(locate: &Locate, cancel: &Cancel) -> Result<Self> {
         if let Some(path) = &locate.explicit {
-            return Self::named(path, Origin::Explicit, cancel);
+            return Self::named(path, BinarySource::Explicit, cancel);
         }
         if let Some(path) = &locate.environment {
-            return Self::named(path, Origin::Environment, cancel);
+            return Self::named(path, BinarySource::Environment, cancel);
         }
         if let Some(found) = Self::on_path(locate, cancel)? {
             return Ok(found);
@@ -44,7 +44,7 @@ impl Binary {
         }
     }
 
-    fn named(path: &Path, origin: Origin, cancel: &Cancel) -> Result<Self> {
+    fn named(path: &Path, origin: BinarySource, cancel: &Cancel) -> Result<Self> {
         if !path.is_file() {
             return Err(Error::Missing {
                 path: path.into(),
@@ -61,7 +61,7 @@ impl Binary {
             if dir.as_os_str().is_empty() || !path.is_file() {
                 continue;
             }
-            match Self::check(&path, Origin::Path, cancel) {
+            match Self::check(&path, BinarySource::Path, cancel) {
                 Ok(found) => return Ok(Some(found)),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Err(error) => tracing::warn!(%error, "nats-server on the PATH passed over"),

@@ -8,7 +8,7 @@ use async_nats::{HeaderMap, header};
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_failure::{Classify, FailureClass};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,14 +24,14 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// Calls run concurrently, each on a task of its own, in the order in which they were delivered only by chance. The
     /// same message can come again at any time, so handling it twice must be as handling it once: commit, then return
-    /// [`Settle::Ack`]. While it runs, the message is kept from other workers, however long that takes. A panic counts
-    /// as [`Settle::Fault`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
-    async fn handle(&self, delivery: &Delivery) -> Settle;
+    /// [`Disposition::Ack`]. While it runs, the message is kept from other workers, however long that takes. A panic counts
+    /// as [`Disposition::Fault`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
+    async fn handle(&self, delivery: &Delivery) -> Disposition;
 }
 
 /// What becomes of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settle {
+pub enum Disposition {
     /// It is done.
     Ack,
     /// It comes again, until its attempts are used up; then it is terminated with this reason.
@@ -42,7 +42,7 @@ pub enum Settle {
         /// Why, for the log and the dead letter: lowercase, without anything secret.
         reason: String,
     },
-    /// As [`Settle::Retry`], but waiting doesn't mend it: a corrupt row, a bug. Something else may, so it comes again, but
+    /// As [`Disposition::Retry`], but waiting doesn't mend it: a corrupt row, a bug. Something else may, so it comes again, but
     /// only until its attempts are as many as a fault gets.
     Fault {
         /// Why, for the log and the dead letter: lowercase, without anything secret.
@@ -55,7 +55,7 @@ pub enum Settle {
     },
 }
 
-impl Settle {
+impl Disposition {
     /// Again, after the consumer's own delay.
     pub fn retry(reason: impl fmt::Display) -> Self {
         Self::Retry {
@@ -88,7 +88,7 @@ impl Settle {
 }
 
 /// What becomes of a message whose handler failed: a transient failure is retried, a permanent one is a fault.
-impl<E: Classify + fmt::Display> From<E> for Settle {
+impl<E: Classify + fmt::Display> From<E> for Disposition {
     fn from(error: E) -> Self {
         match error.class() {
             FailureClass::Transient => Self::Retry {
@@ -114,7 +114,7 @@ pub struct Delivery {
     /// How many there are.
     pub attempts_max: u64,
     /// When the stream stored it, the first time.
-    pub published_at: Micros,
+    pub published_at: Timestamp,
     /// That it had been given up, and comes once more because somebody wants it so.
     pub redrive: Option<Redriven>,
     /// Messages that the consumer had left when it delivered this one.
@@ -131,7 +131,7 @@ impl Delivery {
             sequence,
             attempt: 1,
             attempts_max: u64::MAX,
-            published_at: Micros::now(),
+            published_at: Timestamp::now(),
             redrive: None,
             pending_count: 0,
             headers: None,
@@ -140,9 +140,9 @@ impl Delivery {
 
     /// Decodes the message. The error is the way to settle one that can't be: terminated, as no retry makes it
     /// readable.
-    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, Settle> {
+    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, Disposition> {
         M::decode(self.payload.clone()).map_err(|error| {
-            Settle::term(format_args!(
+            Disposition::term(format_args!(
                 "undecodable {} on {}: {error}",
                 self.subject.message_type(),
                 self.subject
@@ -245,14 +245,17 @@ mod tests {
     #[test]
     fn a_failure_is_settled_by_its_class() {
         let (class, second) = (FailureClass::Transient, Duration::from_secs(1));
-        assert_eq!(Settle::from(Failed(class, None)), Settle::retry("failed"));
         assert_eq!(
-            Settle::from(Failed(class, Some(second))),
-            Settle::retry_after(second, "failed")
+            Disposition::from(Failed(class, None)),
+            Disposition::retry("failed")
         );
         assert_eq!(
-            Settle::from(Failed(FailureClass::Permanent, None)),
-            Settle::fault("failed")
+            Disposition::from(Failed(class, Some(second))),
+            Disposition::retry_after(second, "failed")
+        );
+        assert_eq!(
+            Disposition::from(Failed(FailureClass::Permanent, None)),
+            Disposition::fault("failed")
         );
     }
 }

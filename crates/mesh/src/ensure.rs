@@ -88,7 +88,7 @@ impl Mesh {
 
     fn overlay_stream(&self, config: stream::Config, spec: &StreamSpec) -> stream::Config {
         let config = overlay_stream(config, spec);
-        if !spec.waiting_room {
+        if !spec.delay_queue {
             return config;
         }
         stream::Config {

@@ -2,13 +2,13 @@
 //! time says about its first.
 
 use async_nats::{HeaderMap, HeaderValue};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 use crate::{Redriven, Subject};
 
 /// Names the Protobuf message.
 pub(crate) const TYPE: &str = "Herald-Type";
-/// `{letter}/{round}`: the dead letter that this message is redriven from, and how often that was done.
+/// `{dead_letter}/{round}`: the dead letter that this message is redriven from, and how often that was done.
 pub(crate) const REDRIVE: &str = "Herald-Redrive";
 /// The subject that the message had the first time.
 pub(crate) const SUBJECT: &str = "Herald-Subject";
@@ -64,25 +64,25 @@ pub(crate) fn wire_bytes(headers: &HeaderMap) -> usize {
 
 /// What a message is to its handler: what it was the first time, if this isn't it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
+pub struct OriginalMessage {
     /// The subject it was published on first.
     pub subject: Subject,
     /// The sequence it had then; of a copy that has waited in LATER, its own.
     pub sequence: u64,
     /// When that was.
-    pub published_at: Micros,
+    pub published_at: Timestamp,
     /// Attempts that earlier copies of it have had.
     pub attempts_before: u64,
     /// Which redrive it comes from, if it does.
     pub redrive: Option<Redriven>,
 }
 
-impl Origin {
+impl OriginalMessage {
     /// Of a message as it was delivered; the error is why nobody can make sense of it.
     pub(crate) fn read(
         subject: &str,
         sequence: u64,
-        published_at: Micros,
+        published_at: Timestamp,
         headers: Option<&HeaderMap>,
     ) -> Result<Self, String> {
         let header = |name: &str| headers.and_then(|headers| get(headers, name));
@@ -92,7 +92,7 @@ impl Origin {
                 subject: Subject::parse(subject).ok_or_else(|| format!("unknown subject {subject}"))?,
                 sequence,
                 // One that has waited long has another time in its stream.
-                published_at: number(PUBLISHED_AT).map_or(published_at, Micros),
+                published_at: number(PUBLISHED_AT).map_or(published_at, Timestamp),
                 attempts_before: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
                 redrive: None,
             });
@@ -101,7 +101,7 @@ impl Origin {
             Some(Self {
                 subject: Subject::parse(header(SUBJECT)?)?,
                 sequence: header(SEQUENCE)?.parse().ok()?,
-                published_at: Micros(header(PUBLISHED_AT)?.parse().ok()?),
+                published_at: Timestamp(header(PUBLISHED_AT)?.parse().ok()?),
                 attempts_before: 0,
                 redrive: Some(Redriven::parse(header(REDRIVE)?)?),
             })
@@ -127,17 +127,21 @@ mod tests {
         ] {
             headers.insert(name, value);
         }
-        let read = |headers: &HeaderMap| Origin::read("redrive.v1.push", 100, Micros(5), Some(headers));
-        let redriven = Origin {
+        let read =
+            |headers: &HeaderMap| OriginalMessage::read("redrive.v1.push", 100, Timestamp(5), Some(headers));
+        let redriven = OriginalMessage {
             subject: Subject::PushDeliver(Lane::Low),
             sequence: 7,
-            published_at: Micros(1_790_230_470_084_404),
+            published_at: Timestamp(1_790_230_470_084_404),
             attempts_before: 0,
-            redrive: Some(Redriven { letter: 12, round: 3 }),
+            redrive: Some(Redriven {
+                dead_letter: 12,
+                round: 3,
+            }),
         };
         assert_eq!(read(&headers), Ok(redriven));
         // On its first way nobody asks what it was.
-        let first = Origin::read("push.v1.deliver.high", 100, Micros(5), Some(&headers)).unwrap();
+        let first = OriginalMessage::read("push.v1.deliver.high", 100, Timestamp(5), Some(&headers)).unwrap();
         assert_eq!(
             (first.subject, first.sequence, first.redrive),
             (Subject::PushDeliver(Lane::High), 100, None)
@@ -152,21 +156,22 @@ mod tests {
             headers.insert(name, value);
             assert!(read(&headers).is_err(), "{name}");
         }
-        assert!(Origin::read("redrive.v1.push", 100, Micros(5), None).is_err());
-        assert!(Origin::read("strange", 100, Micros(5), None).is_err());
+        assert!(OriginalMessage::read("redrive.v1.push", 100, Timestamp(5), None).is_err());
+        assert!(OriginalMessage::read("strange", 100, Timestamp(5), None).is_err());
     }
 
     #[test]
     fn a_message_that_waited_goes_on_counting() {
         let mut headers = typed(Subject::PushDeliver(Lane::Low));
         let read = |headers: &HeaderMap| {
-            let origin = Origin::read("push.v1.deliver.low", 100, Micros(50), Some(headers)).unwrap();
+            let origin =
+                OriginalMessage::read("push.v1.deliver.low", 100, Timestamp(50), Some(headers)).unwrap();
             (origin.sequence, origin.published_at, origin.attempts_before)
         };
-        assert_eq!(read(&headers), (100, Micros(50), 0));
+        assert_eq!(read(&headers), (100, Timestamp(50), 0));
         headers.insert(ATTEMPTS, "3");
         headers.insert(PUBLISHED_AT, "5");
-        assert_eq!(read(&headers), (100, Micros(5), 3));
+        assert_eq!(read(&headers), (100, Timestamp(5), 3));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::DirectGetError;
 use async_nats::{StatusCode, Subscriber};
 use futures::{Stream, StreamExt as _, stream};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
@@ -42,7 +42,7 @@ impl Mesh {
 
     /// The sequence of the first message that a stream stored at this moment or later; the one after its last when there is
     /// none. Some twenty reads.
-    pub async fn sequence_since(&self, stream: &str, at: Micros) -> Result<u64> {
+    pub async fn sequence_since(&self, stream: &str, at: Timestamp) -> Result<u64> {
         let handle = self.stream(stream).await?;
         let info = handle.get_info().await;
         let state = info
@@ -88,7 +88,7 @@ impl Mesh {
     }
 
     /// Lets a consumer deliver nothing until then; its workers wait. Server 2.11 or later.
-    pub async fn pause(&self, stream: &str, consumer: &str, until: Micros) -> Result<()> {
+    pub async fn pause(&self, stream: &str, consumer: &str, until: Timestamp) -> Result<()> {
         let until = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(until.0) * 1_000);
         let until =
             until.map_err(|error| Error::with_source(ErrorKind::Invalid, "pause until then", error))?;

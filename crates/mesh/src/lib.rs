@@ -6,7 +6,7 @@
 //! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
 //! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
 //!   several of it.
-//! - [`Returns`]: the handler of the stream LATER, where messages spend long waits.
+//! - [`Requeuer`]: the handler of the stream LATER, where messages spend long waits.
 //! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
 //!
@@ -22,18 +22,18 @@
 mod config;
 mod connection;
 mod consume;
+mod delay_queue;
 mod ensure;
 mod error;
 mod headers;
 mod history;
 mod lanes;
 mod last;
-mod later;
-mod letters;
 mod meta;
 mod publish;
 mod pull;
 mod read;
+mod redrive;
 mod retry;
 mod subject;
 mod topology;
@@ -44,14 +44,14 @@ mod workers;
 use std::sync::Arc;
 
 pub use config::Config;
-pub use consume::{ConsumeOptions, Delivery, Handler, Settle};
+pub use consume::{ConsumeOptions, Delivery, Disposition, Handler};
+pub use delay_queue::Requeuer;
 pub use error::{Error, ErrorKind, Result};
-pub use headers::Origin;
+pub use headers::OriginalMessage;
 pub use lanes::PerLane;
-pub use later::Returns;
-pub use letters::{Redrive, Redriven};
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
+pub use redrive::{Redrive, Redriven};
 pub use retry::RetryDelay;
 pub use subject::Subject;
 pub use topology::{

@@ -1,6 +1,6 @@
 //! What the server says about a delivery, in the subject to reply to.
 
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 /// What a reply subject says: `$JS.ACK.[domain.account.]stream.consumer.attempt.sequence.consumer sequence.time.pending`
 /// and perhaps more.
@@ -8,7 +8,7 @@ use herald_model::time::Micros;
 pub(crate) struct Meta {
     pub(crate) attempt: u64,
     pub(crate) sequence: u64,
-    pub(crate) published_at: Micros,
+    pub(crate) published_at: Timestamp,
     pub(crate) pending: u64,
 }
 
@@ -27,7 +27,7 @@ impl Meta {
         Some(Self {
             attempt,
             sequence,
-            published_at: Micros(i64::try_from(nanos / 1_000).ok()?),
+            published_at: Timestamp(i64::try_from(nanos / 1_000).ok()?),
             pending,
         })
     }
@@ -42,7 +42,7 @@ mod tests {
         let read = Some(Meta {
             attempt: 3,
             sequence: 100,
-            published_at: Micros(1_790_230_470_084_404),
+            published_at: Timestamp(1_790_230_470_084_404),
             pending: 42,
         });
         assert_eq!(

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::delay_queue::DelayQueue;
 use crate::error::{ErrorKind, Result};
-use crate::later::WaitingRoom;
 use crate::retry::RetryDelay;
 use crate::topology::ConsumerSpec;
 use crate::work::Worker;
@@ -73,10 +73,10 @@ impl<H: Handler> Puller<H> {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
                 client: mesh.consuming().client.clone(),
-                room: WaitingRoom::of(&mesh, &spec),
+                delay_queue: DelayQueue::of(&mesh, &spec),
                 spec,
                 handler,
-                hurry: CancellationToken::new(),
+                abort: CancellationToken::new(),
             }),
             permits: Arc::new(Semaphore::new(options.in_flight_max)),
             tasks: TaskTracker::new(),
@@ -344,7 +344,7 @@ impl<H: Handler> Puller<H> {
             .await
             .is_err()
         {
-            self.worker.hurry.cancel();
+            self.worker.abort.cancel();
             // A handler that blocks its thread can't be hurried.
             if tokio::time::timeout(DRAIN_MAX, self.tasks.wait()).await.is_err() {
                 tracing::error!(

@@ -11,11 +11,11 @@ use async_nats::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::{try_join, try_join_all};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
-use crate::{Mesh, Origin, Redriven, Subject, headers};
+use crate::{Mesh, OriginalMessage, Redriven, Subject, headers};
 
 /// What the server adds to a message that it reads from a stream.
 const ADDED: [&str; 6] = [
@@ -37,7 +37,7 @@ pub struct RawMessage {
     /// The encoded message.
     pub payload: Bytes,
     /// When the stream stored it.
-    pub published_at: Micros,
+    pub published_at: Timestamp,
     pub(crate) headers: HeaderMap,
 }
 
@@ -71,8 +71,8 @@ impl RawMessage {
     }
 
     /// What it was the first time, if this isn't it; the error is why nobody can make sense of it.
-    pub fn origin(&self) -> Result<Origin, String> {
-        Origin::read(
+    pub fn origin(&self) -> Result<OriginalMessage, String> {
+        OriginalMessage::read(
             &self.subject,
             self.sequence,
             self.published_at,
@@ -118,7 +118,7 @@ impl From<StreamMessage> for RawMessage {
             subject: message.subject.to_string(),
             sequence: message.sequence,
             payload: message.payload,
-            published_at: Micros(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
+            published_at: Timestamp(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
             headers: message.headers,
         }
     }
@@ -302,7 +302,7 @@ impl Mesh {
                 .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
                 .await;
             if let Some(oldest) = found(oldest, &spec.stream)? {
-                lag.oldest_age = Micros::now().since(oldest.published_at);
+                lag.oldest_age = Timestamp::now().since(oldest.published_at);
             }
         }
         Ok(lag)

@@ -156,7 +156,7 @@ impl Subject {
             Self::Settled(_) => "herald.mesh.v1.DeliveriesSettled",
             Self::MaxDeliveries => "io.nats.jetstream.advisory.v1.max_deliver",
             Self::Terminated => "io.nats.jetstream.advisory.v1.terminated",
-            Self::DeadLetter => "herald.mesh.v1.DeadLetter",
+            Self::DeadLetter => "herald.mesh.v1.DlqEntry",
             Self::Due => "any",
         }
     }

@@ -11,11 +11,11 @@ use herald_failure::panic_reason;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::headers::Origin;
-use crate::later::WaitingRoom;
+use crate::delay_queue::DelayQueue;
+use crate::headers::OriginalMessage;
 use crate::meta::Meta;
 use crate::topology::ConsumerSpec;
-use crate::{Delivery, Handler, Settle, trace};
+use crate::{Delivery, Disposition, Handler, trace};
 
 /// A reason goes into one protocol line and one advisory.
 const REASON_BYTES_MAX: usize = 512;
@@ -26,9 +26,9 @@ pub(crate) struct Worker<H> {
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
     /// Where messages wait that this consumer may not hold for long.
-    pub(crate) room: Option<WaitingRoom>,
+    pub(crate) delay_queue: Option<DelayQueue>,
     /// Cancelled when a shutdown takes too long.
-    pub(crate) hurry: CancellationToken,
+    pub(crate) abort: CancellationToken,
 }
 
 /// A message in hand.
@@ -56,7 +56,8 @@ impl<H: Handler> Worker<H> {
             attempt: meta.attempt,
         };
         let headers = message.headers.as_ref();
-        let origin = match Origin::read(&message.subject, meta.sequence, meta.published_at, headers) {
+        let origin = match OriginalMessage::read(&message.subject, meta.sequence, meta.published_at, headers)
+        {
             Ok(origin) => origin,
             Err(reason) => return self.term(&job, &reason).await,
         };
@@ -101,14 +102,14 @@ impl<H: Handler> Worker<H> {
         self.send(reply, Bytes::from_static(b"-NAK")).await;
     }
 
-    /// Keeps a message from other workers while something is done with it. `None`: it was told to hurry.
+    /// Keeps a message from other workers while something is done with it. `None`: it was told to abort.
     async fn keep<T>(&self, job: &Job<'_>, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
-                () = self.hurry.cancelled() => return None,
+                () = self.abort.cancelled() => return None,
                 () = tokio::time::sleep(self.spec.ack_wait / 3) => {
                     self.send(job.reply, Bytes::from_static(b"+WPI")).await;
                 }
@@ -121,40 +122,44 @@ impl<H: Handler> Worker<H> {
         let settle = AssertUnwindSafe(self.handler.handle(delivery))
             .catch_unwind()
             .await
-            .unwrap_or_else(|panic| Settle::fault(panic_reason(&*panic)));
+            .unwrap_or_else(|panic| Disposition::fault(panic_reason(&*panic)));
         herald_failpoints::point!(format!("handled.{}", self.spec.name));
 
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
         let attempt = job.attempt;
         match settle {
-            Settle::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
-            Settle::Retry { after, reason } if attempt < attempts_max => {
+            Disposition::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
+            Disposition::Retry { after, reason } if attempt < attempts_max => {
                 self.retry(job, delivery, after, &reason).await;
             }
-            Settle::Fault { reason } if attempt < fault_attempts_max => {
+            Disposition::Fault { reason } if attempt < fault_attempts_max => {
                 self.retry(job, delivery, None, &reason).await;
             }
             // The server's own advisory of a last failure comes late and has no reason.
-            Settle::Retry { reason, .. } => {
+            Disposition::Retry { reason, .. } => {
                 self.term(job, &format!("{reason} (attempt {attempt} of as many)"))
                     .await;
             }
-            Settle::Fault { reason } => {
+            Disposition::Fault { reason } => {
                 self.term(
                     job,
                     &format!("{reason} (attempt {attempt}, the last for a fault)"),
                 )
                 .await;
             }
-            Settle::Term { reason } => self.term(job, &reason).await,
+            Disposition::Term { reason } => self.term(job, &reason).await,
         }
     }
 
     async fn retry(&self, job: &Job<'_>, delivery: &Delivery, after: Option<Duration>, reason: &str) {
         let delay = after.unwrap_or_else(|| self.spec.retry.draw(job.attempt));
-        let postponed = match &self.room {
-            Some(room) => room.postpone(&self.spec, job.sequence, delivery, delay).await,
+        let postponed = match &self.delay_queue {
+            Some(delay_queue) => {
+                delay_queue
+                    .postpone(&self.spec, job.sequence, delivery, delay)
+                    .await
+            }
             None => false,
         };
         trace::fail(&tracing::Span::current(), reason);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{UserKey, time::Micros};
+use crate::{UserKey, time::Timestamp};
 
 /// A device's id, unique over all users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +18,7 @@ pub struct Device {
     /// Where to push to.
     pub address: Address,
     /// When it was registered first.
-    pub registered_at: Micros,
+    pub registered_at: Timestamp,
 }
 
 /// Where to push to.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
+use crate::{FollowVersion, Lane, PostId, UserId, UserKey, time::Timestamp};
 
 /// An accepted post.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +26,9 @@ pub struct Post {
     /// Who is a follower of this post: the author's followers as of this version.
     pub follow_version: FollowVersion,
     /// When it was accepted.
-    pub accepted_at: Micros,
+    pub accepted_at: Timestamp,
     /// How long after that a push of it is worth sending.
     pub push_ttl: Duration,
     /// When it was deleted, if it was.
-    pub deleted_at: Option<Micros>,
+    pub deleted_at: Option<Timestamp>,
 }

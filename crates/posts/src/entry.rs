@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use herald_mesh::Subject;
-use herald_model::{FollowVersion, Post, PostId, UserId, UserKey, time::Micros};
+use herald_model::{FollowVersion, Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{PostCreated, PostDeleted};
 use herald_store::Archived;
 use prost::Message;
@@ -42,7 +42,7 @@ fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
         media_urls: created.media_urls,
         lane,
         follow_version: FollowVersion(created.follow_version),
-        accepted_at: Micros(created.accepted_at_us),
+        accepted_at: Timestamp(created.accepted_at_us),
         push_ttl: Duration::from_secs(created.push_ttl_seconds.into()),
         deleted_at: None,
     })
@@ -54,7 +54,7 @@ fn deleted(sequence: u64, deleted: &PostDeleted) -> Result<Archived, String> {
     }
     Ok(Archived::Deleted {
         post: PostId(deleted.post_id),
-        at: Micros(deleted.deleted_at_us),
+        at: Timestamp(deleted.deleted_at_us),
     })
 }
 

@@ -29,7 +29,7 @@ mod vapid;
 
 pub use entry::{Entry, Kind, Latencies, Summary};
 pub use keys::Keys;
-pub use sink::{ENTRIES_MAX, Failure, Running, SEEN_MAX, Sink, Subscription, Webhook};
+pub use sink::{ENTRIES_MAX, InjectedFailure, Running, SEEN_MAX, Sink, Subscription, Webhook};
 
 /// Why a sink could not be made or run.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use web_push_native::Auth;
 
-use crate::{Entry, Failure, Kind, Sink, Summary, vapid};
+use crate::{Entry, InjectedFailure, Kind, Sink, Summary, vapid};
 
 /// A webhook's body: 16 links of 2,048 bytes and a little text.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -205,7 +205,7 @@ fn reject(sink: &Sink, status: StatusCode, reason: impl std::fmt::Display) -> Re
     (status, reason.to_string()).into_response()
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for InjectedFailure {
     fn into_response(self) -> Response {
         match self.retry_after {
             Some(after) => (self.status, [(RETRY_AFTER, after.as_secs().to_string())]).into_response(),

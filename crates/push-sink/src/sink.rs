@@ -55,7 +55,7 @@ pub struct Webhook {
 
 /// An error to answer with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failure {
+pub struct InjectedFailure {
     /// The status.
     pub status: http::StatusCode,
     /// A `Retry-After` to go with it; in whole seconds.
@@ -88,7 +88,7 @@ struct State {
     duplicates: u64,
     rejected: u64,
     failed: u64,
-    failures: HashMap<String, Failure>,
+    failures: HashMap<String, InjectedFailure>,
 }
 
 impl Sink {
@@ -155,7 +155,7 @@ impl Sink {
     }
 
     /// Answers requests for a device with an error instead of taking them.
-    pub fn fail(&self, name: &str, failure: Failure) {
+    pub fn fail(&self, name: &str, failure: InjectedFailure) {
         self.shared.state.lock().failures.insert(name.to_owned(), failure);
     }
 
@@ -222,7 +222,7 @@ impl Sink {
     }
 
     /// The error to answer a device's request with, if any is left.
-    pub(crate) fn failure(&self, name: &str) -> Option<Failure> {
+    pub(crate) fn failure(&self, name: &str) -> Option<InjectedFailure> {
         let mut state = self.shared.state.lock();
         let failure = state.failures.get_mut(name)?;
         if let Some(times) = &mut failure.times {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use herald_push_sink::{Failure, Kind, Running, Sink};
+use herald_push_sink::{InjectedFailure, Kind, Running, Sink};
 use http::StatusCode;
 use jiff::Timestamp;
 
@@ -96,7 +96,7 @@ async fn what_is_not_signed_or_no_event_is_refused() {
 async fn it_fails_as_told() {
     let sink = Running::start().await.unwrap();
     let secret = sink.webhook("phone").secret_bytes;
-    let failure = Failure {
+    let failure = InjectedFailure {
         status: StatusCode::TOO_MANY_REQUESTS,
         retry_after: Some(Duration::from_secs(3)),
         times: Some(1),
@@ -115,7 +115,7 @@ async fn it_fails_as_told() {
     assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
     sink.fail(
         "phone",
-        Failure {
+        InjectedFailure {
             times: None,
             ..failure
         },

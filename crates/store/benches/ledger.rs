@@ -12,9 +12,9 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use herald_model::{Channel, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    Base, ChunkPlan, Outcome, Result, Settlement, SlicePlan,
+    ChunkPlan, ExpectedRevision, Outcome, Result, Settlement, SlicePlan,
     embedded::{Config, Embedded},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -62,7 +62,7 @@ async fn bench(config: Config, posts: u64) {
     measure("settle timeline", posts, |post| {
         let chunk = &of(post).0;
         let outcome = Outcome::Delivered { count: chunk.len() };
-        let settlement = settlement(post, Channel::Timeline, chunk, Base::Any, outcome);
+        let settlement = settlement(post, Channel::Timeline, chunk, ExpectedRevision::Any, outcome);
         let ledger = &ledger;
         async move { ledger.settle(&settlement).await.map(drop) }
     })
@@ -74,9 +74,9 @@ async fn bench(config: Config, posts: u64) {
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: Recipients::default(),
-            partly: Vec::new(),
+            partial: Vec::new(),
         };
-        let settlement = settlement(post, Channel::Push, chunk, Base::Revision(0), outcome);
+        let settlement = settlement(post, Channel::Push, chunk, ExpectedRevision::Revision(0), outcome);
         let ledger = &ledger;
         async move { ledger.settle(&settlement).await.map(drop) }
     })
@@ -133,14 +133,20 @@ async fn measure<F: Future<Output = Result<()>>>(what: &str, posts: u64, call: i
     );
 }
 
-fn settlement(post: u64, channel: Channel, chunk: &Recipients, base: Base, outcome: Outcome) -> Settlement {
+fn settlement(
+    post: u64,
+    channel: Channel,
+    chunk: &Recipients,
+    base: ExpectedRevision,
+    outcome: Outcome,
+) -> Settlement {
     Settlement {
         post: PostId(post),
         channel,
         chunk: chunk.chunk_id(),
         base,
         outcome,
-        at: Micros::now(),
+        at: Timestamp::now(),
     }
 }
 

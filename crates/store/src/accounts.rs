@@ -1,7 +1,7 @@
 //! Users, their devices and their preferences.
 
 use async_trait::async_trait;
-use herald_model::{Address, Device, DeviceId, UserId, UserKey, time::Micros};
+use herald_model::{Address, Device, DeviceId, UserId, UserKey, time::Timestamp};
 
 use crate::Result;
 
@@ -29,7 +29,7 @@ pub trait Users: Send + Sync {
 pub trait Devices: Send + Sync {
     /// Registers a device; the same URL again updates its address and keeps its id.
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) past [`DEVICES_PER_USER_MAX`].
-    async fn register(&self, user: UserKey, address: Address, now: Micros) -> Result<Device>;
+    async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device>;
 
     /// Removes a device; false when the user has no such one.
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool>;

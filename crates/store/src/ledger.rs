@@ -1,7 +1,7 @@
 //! What was planned for a post and what became of it.
 
 use async_trait::async_trait;
-use herald_model::{Channel, ChunkId, DeliveryState, DeviceId, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, DeliveryState, DeviceId, PostId, Recipients, UserKey, time::Timestamp};
 
 use crate::{Durable, Result};
 
@@ -46,7 +46,7 @@ pub enum Outcome {
         /// Given up.
         dead: Recipients,
         /// Pending, but with some devices done already.
-        partly: Vec<Partly>,
+        partial: Vec<PartialDelivery>,
     },
 }
 
@@ -89,7 +89,7 @@ impl Outcome {
 
 /// A recipient who is reached on some devices and not yet on others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Partly {
+pub struct PartialDelivery {
     /// Who.
     pub user: UserKey,
     /// The devices whose provider accepted the push: they need no more tries.
@@ -98,7 +98,7 @@ pub struct Partly {
 
 /// What is recorded of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedOutcome {
     /// How often that has changed, from 1. Names this state of the chunk: each revision is recorded once.
     pub revision: u64,
     /// What became of it.
@@ -107,7 +107,7 @@ pub struct Recorded {
 
 /// What a settlement is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base {
+pub enum ExpectedRevision {
     /// This revision was read, and the settlement goes on from it; 0: nothing was recorded. When another one is
     /// recorded meanwhile it is refused as [`Conflict`](crate::ErrorKind::Conflict), so that a worker that was stopped
     /// and wakes up late can't take back what another has recorded.
@@ -126,16 +126,16 @@ pub struct Settlement {
     /// The chunk.
     pub chunk: ChunkId,
     /// What it goes on from.
-    pub base: Base,
+    pub base: ExpectedRevision,
     /// All that is known of it; it replaces what was recorded before.
     pub outcome: Outcome,
     /// When.
-    pub at: Micros,
+    pub at: Timestamp,
 }
 
 /// A chunk that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Buried {
+pub struct MarkedDead {
     /// All of its recipients that are dead now: those whom a redrive has to reach.
     pub owed: Recipients,
     /// The chunk's revision now.
@@ -152,7 +152,7 @@ pub struct PostPlan {
     /// The planned chunks, with what became of them.
     pub chunks: Vec<ChunkState>,
     /// Chunks of which something is recorded and that no slice has planned: there should be none.
-    pub unplanned: Vec<(Channel, ChunkId, Recorded)>,
+    pub unplanned: Vec<(Channel, ChunkId, RecordedOutcome)>,
     /// Whose timelines backfills have put the post on, or were about to.
     pub backfilled: Vec<Recipients>,
 }
@@ -176,7 +176,7 @@ pub struct ChunkState {
     /// For whom it is.
     pub recipients: Recipients,
     /// What is recorded of it; `None`: all are pending.
-    pub recorded: Option<Recorded>,
+    pub recorded: Option<RecordedOutcome>,
 }
 
 /// A post's deliveries on one channel in numbers.
@@ -195,9 +195,9 @@ pub struct ChannelCounts {
     /// Given up.
     pub dead: u64,
     /// When the first was delivered.
-    pub first_delivered_at: Option<Micros>,
+    pub first_delivered_at: Option<Timestamp>,
     /// When the last was delivered.
-    pub last_delivered_at: Option<Micros>,
+    pub last_delivered_at: Option<Timestamp>,
 }
 
 /// A post's deliveries in numbers.
@@ -227,19 +227,24 @@ pub trait Ledger: Send + Sync {
 
     /// Gives up a chunk: makes all of its pending recipients dead, but those who were reached on some device, who are
     /// delivered. Burying it again changes nothing. `None` when no such chunk is planned.
-    async fn bury(
+    async fn mark_dead(
         &self,
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
-        at: Micros,
-    ) -> Result<Option<Buried>>;
+        at: Timestamp,
+    ) -> Result<Option<MarkedDead>>;
 
     /// Records that a backfill is about to put these posts on these timelines; before it does. Again: nothing.
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()>;
 
     /// What is recorded of a chunk.
-    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>>;
+    async fn outcome(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+    ) -> Result<Option<RecordedOutcome>>;
 
     /// Counts a post's deliveries; `None` when nothing was planned yet.
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>>;

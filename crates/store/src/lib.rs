@@ -20,11 +20,11 @@
 mod fault;
 
 mod accounts;
+mod dead_letters;
 pub mod embedded;
 mod error;
 mod follows;
 mod ledger;
-mod letters;
 mod posts;
 mod timelines;
 mod totals;
@@ -34,16 +34,16 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
+pub use dead_letters::{
+    Cause, Chosen, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage,
+    DeadLetterState, DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER, Operation,
+    OperationId, OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
 pub use ledger::{
-    Base, Buried, ChannelCounts, ChunkPlan, ChunkState, Ledger, Outcome, Partly, PlannedSlice, PostCounts,
-    PostPlan, Recorded, SettledCounts, Settlement, SlicePlan,
-};
-pub use letters::{
-    ACTS_PER_LETTER, Act, ActId, ActKind, ActState, Cause, Chosen, DeadLetters, Inserted, Letter,
-    LetterFilter, LetterGroup, LetterId, LetterPage, LetterState, NewAct, Order, Origin, Payload, Reopened,
-    Reopening, Step,
+    ChannelCounts, ChunkPlan, ChunkState, ExpectedRevision, Ledger, MarkedDead, Outcome, PartialDelivery,
+    PlannedSlice, PostCounts, PostPlan, RecordedOutcome, SettledCounts, Settlement, SlicePlan,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::Timelines;
@@ -72,5 +72,5 @@ pub struct Stores {
     /// Counts by post and hour.
     pub totals: Arc<dyn Totals>,
     /// Messages that were given up.
-    pub letters: Arc<dyn DeadLetters>,
+    pub dead_letters: Arc<dyn DeadLetters>,
 }

@@ -1,7 +1,7 @@
 //! Posts and the requests that made them.
 
 use async_trait::async_trait;
-use herald_model::{Post, PostId, UserKey, time::Micros};
+use herald_model::{Post, PostId, UserKey, time::Timestamp};
 
 use crate::Result;
 
@@ -15,7 +15,7 @@ pub enum Archived {
         /// Which.
         post: PostId,
         /// When.
-        at: Micros,
+        at: Timestamp,
     },
 }
 
@@ -36,7 +36,7 @@ pub trait Posts: Send + Sync {
 
     /// Whether another post should be accepted: [`Full`](crate::ErrorKind::Full) while the store needs the room that is left
     /// for what was accepted already. Cheap: asked for each post.
-    async fn room(&self) -> Result<()>;
+    async fn capacity(&self) -> Result<()>;
 
     /// The greatest post id ever archived. A POSTS stream that ends before it is not the stream of this store.
     async fn last(&self) -> Result<Option<PostId>>;

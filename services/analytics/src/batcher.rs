@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use herald_failure::{Classified, isolate};
-use herald_mesh::Settle;
+use herald_mesh::Disposition;
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_store::Totals;
 use parking_lot::Mutex;
@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 pub(crate) struct Submission {
     pub(crate) sequence: u64,
     pub(crate) rows: Vec<Row>,
-    pub(crate) settle: oneshot::Sender<Settle>,
+    pub(crate) settle: oneshot::Sender<Disposition>,
 }
 
 /// Writes the messages of one stream.
@@ -47,7 +47,7 @@ pub(crate) struct Batcher {
     pub(crate) files: Files,
     pub(crate) metrics: Metrics,
     /// From here on nothing waits for more.
-    pub(crate) hurry: CancellationToken,
+    pub(crate) abort: CancellationToken,
     /// Files that are being written, or may not have been counted; bounded by what one batch has, because nothing else is
     /// written while there are any.
     pub(crate) leftovers: Mutex<Vec<String>>,
@@ -67,12 +67,12 @@ struct Gathered {
     /// How many of them are not settled yet.
     open: usize,
     /// How to settle it, as far as that is known.
-    settle: Settle,
-    waiting: Vec<oneshot::Sender<Settle>>,
+    settle: Disposition,
+    waiting: Vec<oneshot::Sender<Disposition>>,
 }
 
 impl Gathered {
-    fn finish(self, settle: &Settle) {
+    fn finish(self, settle: &Disposition) {
         for waiting in self.waiting {
             // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
             let _ = waiting.send(settle.clone());
@@ -92,7 +92,7 @@ impl Batch {
             Gathered {
                 open: rows.len(),
                 rows,
-                settle: Settle::Ack,
+                settle: Disposition::Ack,
                 waiting: Vec::new(),
             }
         });
@@ -117,12 +117,12 @@ impl Batch {
     }
 
     /// Settles a row. With its last one a message is settled: acknowledged if all are.
-    fn settle_row(&mut self, place: Place, settle: &Settle) {
+    fn settle_row(&mut self, place: Place, settle: &Disposition) {
         let Some(message) = self.messages.get_mut(&place.sequence) else {
             return;
         };
         message.open -= 1;
-        if matches!(message.settle, Settle::Ack) {
+        if matches!(message.settle, Disposition::Ack) {
             message.settle = settle.clone();
         }
         if message.open == 0 {
@@ -132,7 +132,7 @@ impl Batch {
     }
 
     /// Settles a message.
-    fn settle(&mut self, sequence: u64, settle: &Settle) {
+    fn settle(&mut self, sequence: u64, settle: &Disposition) {
         if let Some(message) = self.messages.remove(&sequence) {
             message.finish(settle);
         }
@@ -141,11 +141,11 @@ impl Batch {
     /// Acknowledges rows.
     fn acknowledge(&mut self, entries: &[Entry]) {
         for entry in entries {
-            self.settle_row(entry.place, &Settle::Ack);
+            self.settle_row(entry.place, &Disposition::Ack);
         }
     }
 
-    fn settle_rest(&mut self, settle: &Settle) {
+    fn settle_rest(&mut self, settle: &Disposition) {
         for (_, message) in self.messages.drain() {
             message.finish(settle);
         }
@@ -179,7 +179,7 @@ impl Batcher {
         while batch.rows < self.rows_max && batch.messages.len() < self.messages_max {
             tokio::select! {
                 biased;
-                () = self.hurry.cancelled() => match inbox.try_recv() {
+                () = self.abort.cancelled() => match inbox.try_recv() {
                     Ok(submission) => batch.add(submission),
                     Err(_) => return,
                 },
@@ -232,7 +232,7 @@ impl Batcher {
         let read = isolate(sequences.len(), true, |part| self.seen(&sequences[part])).await;
         for (index, reason) in read.failed {
             self.metrics.isolated.inc();
-            batch.settle(sequences[index], &Settle::fault(reason));
+            batch.settle(sequences[index], &Disposition::fault(reason));
         }
         if let Some(failure) = read.stopped {
             return Err(failure);
@@ -242,7 +242,7 @@ impl Batcher {
             for (sequence, seen) in sequences[part].iter().zip(seen) {
                 if seen {
                     self.metrics.repeats.inc();
-                    batch.settle(*sequence, &Settle::Ack);
+                    batch.settle(*sequence, &Disposition::Ack);
                 } else {
                     fresh.extend(batch.take(*sequence));
                 }
@@ -278,7 +278,7 @@ impl Batcher {
         }
         for (index, reason) in written.failed {
             self.metrics.isolated.inc();
-            batch.settle_row(file.entries[index].place, &Settle::fault(reason));
+            batch.settle_row(file.entries[index].place, &Disposition::fault(reason));
         }
         written.stopped.map_or(Ok(()), Err)
     }

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_model::{Channel, FollowVersion, Lane, PostId, UserId, UserKey};
 use herald_store::{ChunkRef, Counted, Counts, PostTotals, SettledCounts, TotalsBatch};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -54,7 +53,7 @@ pub(crate) struct PostRow {
     pub(crate) media: u32,
     pub(crate) follow_version: FollowVersion,
     pub(crate) push_ttl_seconds: u32,
-    pub(crate) accepted_at: Micros,
+    pub(crate) accepted_at: Timestamp,
 }
 
 /// A deleted post.
@@ -62,7 +61,7 @@ pub(crate) struct PostRow {
 pub(crate) struct DeletionRow {
     pub(crate) post: PostId,
     pub(crate) author: UserKey,
-    pub(crate) deleted_at: Micros,
+    pub(crate) deleted_at: Timestamp,
 }
 
 /// A chunk whose deliveries were settled, or tried again.
@@ -74,8 +73,8 @@ pub(crate) struct DeliveriesRow {
     pub(crate) state: Counted,
     /// What it adds to what was counted before.
     pub(crate) change: Change,
-    pub(crate) accepted_at: Micros,
-    pub(crate) settled_at: Micros,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) settled_at: Timestamp,
 }
 
 /// By how much the counts of a chunk change.
@@ -121,7 +120,7 @@ impl Row {
     }
 
     /// When it happened.
-    pub(crate) fn at(&self) -> Micros {
+    pub(crate) fn at(&self) -> Timestamp {
         match self {
             Self::Post(row) => row.accepted_at,
             Self::Deletion(row) => row.deleted_at,
@@ -353,14 +352,14 @@ impl File {
 }
 
 /// The hour of a moment, hours since 1970; `None` before 1970 and after the year 9999.
-pub(crate) fn hour_of(at: Micros) -> Option<u32> {
+pub(crate) fn hour_of(at: Timestamp) -> Option<u32> {
     u32::try_from(at.0.div_euclid(HOUR_MICROS))
         .ok()
         .filter(|hour| *hour <= HOUR_MAX)
 }
 
 fn date_and_hour(hour: u32) -> (jiff::civil::Date, u32) {
-    let start = Timestamp::from_second(i64::from(hour) * 3_600).unwrap_or_default();
+    let start = jiff::Timestamp::from_second(i64::from(hour) * 3_600).unwrap_or_default();
     (TimeZone::UTC.to_datetime(start).date(), hour % 24)
 }
 
@@ -375,9 +374,13 @@ pub(crate) struct Hours {
 pub(crate) type InvalidRange = (&'static str, &'static str);
 
 /// The hours that a caller asks for: the start rounded down (unset: 24 hours before now), the end rounded up (unset: now).
-pub(crate) fn hours(start: Option<Micros>, end: Option<Micros>, now: Micros) -> Result<Hours, InvalidRange> {
+pub(crate) fn hours(
+    start: Option<Timestamp>,
+    end: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Hours, InvalidRange> {
     let end_field = if end.is_some() { "end_time" } else { "start_time" };
-    let start = start.unwrap_or(Micros(now.0.saturating_sub(RANGE_HOURS_DEFAULT * HOUR_MICROS)));
+    let start = start.unwrap_or(Timestamp(now.0.saturating_sub(RANGE_HOURS_DEFAULT * HOUR_MICROS)));
     let end = end.unwrap_or(now);
     if end <= start {
         return Err((end_field, "must leave start_time before end_time"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use herald_model::PostId;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_proto::v1::analytics_service_server::AnalyticsService;
 use herald_proto::v1::{
     GetPostStatsRequest, GetPostStatsResponse, GetTotalsRequest, GetTotalsResponse, HourTotals,
@@ -11,12 +11,11 @@ use herald_proto::v1::{
 };
 use herald_rpc::status;
 use herald_store::{Counts, Totals, Users};
-use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 
 use crate::domain::hours;
 
-/// The seconds that a `google.protobuf.Timestamp` may hold: the years 1 to 9999.
+/// The seconds that a `google.protobuf.prost_types::Timestamp` may hold: the years 1 to 9999.
 const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Answers from the totals.
@@ -74,7 +73,7 @@ impl AnalyticsService for Analytics {
         let request = request.into_inner();
         let start = moment("start_time", request.start_time)?;
         let end = moment("end_time", request.end_time)?;
-        let range = hours(start, end, Micros::now()).map_err(|violation| status::invalid(&[violation]))?;
+        let range = hours(start, end, Timestamp::now()).map_err(|violation| status::invalid(&[violation]))?;
         let found = self
             .totals
             .of_hours(range.start, range.end)
@@ -85,7 +84,7 @@ impl AnalyticsService for Analytics {
             .into_iter()
             .map(|(hour, counts)| {
                 sum += counts;
-                let start_time = Timestamp {
+                let start_time = prost_types::Timestamp {
                     seconds: i64::from(hour) * 3_600,
                     nanos: 0,
                 };
@@ -102,7 +101,7 @@ impl AnalyticsService for Analytics {
     }
 }
 
-fn moment(field: &str, time: Option<Timestamp>) -> Result<Option<Micros>, Status> {
+fn moment(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
     let Some(time) = time else { return Ok(None) };
     if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
         return Err(status::invalid(&[(
@@ -110,7 +109,7 @@ fn moment(field: &str, time: Option<Timestamp>) -> Result<Option<Micros>, Status
             "must be a moment of the years 1 to 9999",
         )]));
     }
-    Ok(Some(Micros(
+    Ok(Some(Timestamp(
         time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000,
     )))
 }

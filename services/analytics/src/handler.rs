@@ -1,8 +1,8 @@
 //! The way in: messages of POSTS and EVENTS.
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, Handler, Settle, Subject};
-use herald_model::time::Micros;
+use herald_mesh::{Delivery, Disposition, Handler, Subject};
+use herald_model::time::Timestamp;
 use herald_model::{Channel, ChunkId, FollowVersion, PostId, UserId, UserKey};
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
@@ -19,7 +19,7 @@ pub(crate) struct Messages {
 
 #[async_trait]
 impl Handler for Messages {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let rows = match read(delivery) {
             Ok(rows) => rows,
             Err(settle) => return settle,
@@ -31,16 +31,16 @@ impl Handler for Messages {
             settle,
         };
         if self.batcher.send(submission).await.is_err() {
-            return Settle::retry("analytics is shutting down");
+            return Disposition::retry("analytics is shutting down");
         }
         settled
             .await
-            .unwrap_or_else(|_| Settle::retry("analytics lost the batch"))
+            .unwrap_or_else(|_| Disposition::retry("analytics lost the batch"))
     }
 }
 
 /// Reads a message's rows, at least one, or says how to settle one that can't be read.
-pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
+pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
     let rows = match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
@@ -48,14 +48,14 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
                 post: PostId(delivery.sequence),
                 author: UserKey(post.author_key),
                 author_id: UserId::new(post.author_id)
-                    .map_err(|error| Settle::term(format_args!("author_id {error}")))?,
+                    .map_err(|error| Disposition::term(format_args!("author_id {error}")))?,
                 lane,
                 text_bytes: count(post.text.len()),
                 links: count(post.links.len()),
                 media: count(post.media_urls.len()),
                 follow_version: FollowVersion(post.follow_version),
                 push_ttl_seconds: post.push_ttl_seconds,
-                accepted_at: Micros(post.accepted_at_us),
+                accepted_at: Timestamp(post.accepted_at_us),
             }))]
         }
         Subject::PostDeleted(_) => {
@@ -63,13 +63,13 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
             vec![Row::Deletion(DeletionRow {
                 post: PostId(deletion.post_id),
                 author: UserKey(deletion.author_key),
-                deleted_at: Micros(deletion.deleted_at_us),
+                deleted_at: Timestamp(deletion.deleted_at_us),
             })]
         }
         Subject::Settled(channel) => {
             let settled: DeliveriesSettled = delivery.decode()?;
             if !(1..=EVENT_CHUNKS_MAX).contains(&settled.chunks.len()) {
-                return Err(Settle::term(format_args!(
+                return Err(Disposition::term(format_args!(
                     "an event of {} chunks, not 1 to {EVENT_CHUNKS_MAX}",
                     settled.chunks.len()
                 )));
@@ -77,10 +77,10 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
             let rows = settled.chunks.iter().map(|chunk| deliveries(channel, chunk));
             rows.collect::<Result<_, _>>()?
         }
-        other => return Err(Settle::term(format_args!("nothing to count on {other}"))),
+        other => return Err(Disposition::term(format_args!("nothing to count on {other}"))),
     };
     if let Some(row) = rows.iter().find(|row| hour_of(row.at()).is_none()) {
-        return Err(Settle::term(format_args!(
+        return Err(Disposition::term(format_args!(
             "{} us since 1970 is no moment",
             row.at().0
         )));
@@ -88,9 +88,9 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Settle> {
     Ok(rows)
 }
 
-fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Settle> {
+fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Disposition> {
     if chunk.revision == 0 {
-        return Err(Settle::term("a chunk's revisions begin at 1"));
+        return Err(Disposition::term("a chunk's revisions begin at 1"));
     }
     Ok(Row::Deliveries(DeliveriesRow {
         author: UserKey(chunk.author_key),
@@ -109,8 +109,8 @@ fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Settle> {
             },
         },
         change: Change::default(),
-        accepted_at: Micros(chunk.accepted_at_us),
-        settled_at: Micros(chunk.settled_at_us),
+        accepted_at: Timestamp(chunk.accepted_at_us),
+        settled_at: Timestamp(chunk.settled_at_us),
     }))
 }
 

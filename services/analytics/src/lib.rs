@@ -94,13 +94,13 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         (
             streams::POSTS,
             consumers::ANALYTICS_POSTS,
-            consumers::redrive(consumers::Kind::AnalyticsPosts),
+            consumers::redrive(consumers::ConsumerKind::AnalyticsPosts),
             config.posts_in_flight_max,
         ),
         (
             streams::EVENTS,
             consumers::ANALYTICS_EVENTS,
-            consumers::redrive(consumers::Kind::AnalyticsEvents),
+            consumers::redrive(consumers::ConsumerKind::AnalyticsEvents),
             config.events_in_flight_max,
         ),
     ] {
@@ -115,7 +115,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             totals: totals.clone(),
             files: files.clone(),
             metrics: metrics.clone(),
-            hurry: stop.clone(),
+            abort: stop.clone(),
             leftovers: parking_lot::Mutex::default(),
         };
         let consumers = [(first, in_flight_max), (redrive, redrive_max)];

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, ErrorKind, Handler, Mesh, Settle, Topology, streams};
-use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_mesh::{Delivery, Disposition, ErrorKind, Handler, Mesh, Topology, streams};
+use herald_proto::{mesh_v1::DlqEntry, v1};
 use herald_store::Cause;
 
 use crate::{Metrics, domain::advisory::Advisory, error::StepError, origin};
@@ -18,10 +18,10 @@ pub(crate) struct Advisories {
 
 #[async_trait]
 impl Handler for Advisories {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let advisory = match Advisory::parse(&delivery.payload) {
             Ok(advisory) => advisory,
-            Err(error) => return Settle::term(format_args!("unreadable advisory: {error}")),
+            Err(error) => return Disposition::term(format_args!("unreadable advisory: {error}")),
         };
         if !self.is_ours(&advisory) {
             tracing::debug!(
@@ -31,15 +31,15 @@ impl Handler for Advisories {
                 "advisory of another's consumer ignored"
             );
             self.metrics.ignored.inc();
-            return Settle::Ack;
+            return Disposition::Ack;
         }
         if is_done(&advisory) {
             self.metrics.ignored.inc();
-            return Settle::Ack;
+            return Disposition::Ack;
         }
         match self.write(advisory).await {
-            Ok(()) => Settle::Ack,
-            Err(error) => Settle::retry(error),
+            Ok(()) => Disposition::Ack,
+            Err(error) => Disposition::retry(error),
         }
     }
 }
@@ -57,18 +57,18 @@ impl Advisories {
             .is_some_and(|consumer| consumer.stream == advisory.stream)
     }
 
-    /// Puts the letter into DLQ. An advisory that comes again makes the same one, which DLQ drops within its window and the
+    /// Puts the dead letter into DLQ. An advisory that comes again makes the same one, which DLQ drops within its window and the
     /// store afterwards.
     async fn write(&self, advisory: Advisory) -> Result<(), StepError> {
         let message = self.mesh.message(&advisory.stream, advisory.sequence).await?;
-        let letter = origin::letter(advisory, message.as_ref());
-        match self.publish(&letter).await {
-            Err(error) if error.kind() == ErrorKind::TooLarge && !letter.payload.is_empty() => {
-                let without = DeadLetter {
+        let dead_letter = origin::dead_letter(advisory, message.as_ref());
+        match self.publish(&dead_letter).await {
+            Err(error) if error.kind() == ErrorKind::TooLarge && !dead_letter.payload.is_empty() => {
+                let without = DlqEntry {
                     payload: bytes::Bytes::new(),
                     payload_state: v1::DeadLetterPayload::TooLarge.into(),
                     headers: Vec::new(),
-                    ..letter
+                    ..dead_letter
                 };
                 self.publish(&without).await?;
             }
@@ -77,11 +77,14 @@ impl Advisories {
         Ok(())
     }
 
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), herald_mesh::Error> {
-        let id = format!("{}/{}/{}", letter.stream, letter.consumer, letter.sequence);
+    async fn publish(&self, dead_letter: &DlqEntry) -> Result<(), herald_mesh::Error> {
+        let id = format!(
+            "{}/{}/{}",
+            dead_letter.stream, dead_letter.consumer, dead_letter.sequence
+        );
         let published = self
             .mesh
-            .publish_dead_letter(&letter.stream, &letter.consumer, &id, letter)
+            .publish_dead_letter(&dead_letter.stream, &dead_letter.consumer, &id, dead_letter)
             .await?;
         if published.duplicate {
             self.metrics.repeats.inc();

@@ -9,14 +9,15 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use herald_mesh::Mesh;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_proto::v1::{self, dead_letter_service_server::DeadLetterService};
 use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
 use herald_store::{
-    Act, ActId, ActKind, ActState, DeadLetters, Ledger, LetterGroup, LetterId, NewAct, Order, Users,
+    DeadLetterGroup, DeadLetterId, DeadLetters, Ledger, NewOperation, Operation, OperationId, OperationKind,
+    OperationState, Order, Users,
 };
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -35,13 +36,13 @@ use crate::{
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
-/// How many letters can fail again before a redrive stops, when the caller doesn't say.
+/// How many dead letters can fail again before a redrive stops, when the caller doesn't say.
 const FAILURES_MAX_DEFAULT: u32 = 100;
 /// How often the progress of a redrive is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// When to come back when too many redrives run.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// Who acts, as the caller says.
+/// Who operations, as the caller says.
 const ACTOR: &str = "herald-actor";
 /// The longest name that is kept, bytes.
 const ACTOR_BYTES_MAX: usize = 128;
@@ -50,7 +51,7 @@ const ACTOR_BYTES_MAX: usize = 128;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) mesh: Mesh,
-    pub(crate) letters: Arc<dyn DeadLetters>,
+    pub(crate) dead_letters: Arc<dyn DeadLetters>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) users: Arc<dyn Users>,
     pub(crate) redrives: Redrives,
@@ -85,13 +86,13 @@ impl DeadLetterService for Api {
         };
 
         // One more than asked for tells whether there is a next page.
-        let mut after = after.map(LetterId);
+        let mut after = after.map(DeadLetterId);
         let mut found = Vec::new();
         while found.len() <= page_size {
             let left = page_size + 1 - found.len();
-            let page = self.letters.scan(&filter, order, after, left).await;
+            let page = self.dead_letters.scan(&filter, order, after, left).await;
             let page = page.map_err(|e| status::from_store(&e))?;
-            found.extend(page.letters);
+            found.extend(page.dead_letters);
             match page.next {
                 Some(next) => after = Some(next),
                 None => break,
@@ -104,7 +105,7 @@ impl DeadLetterService for Api {
             _ => String::new(),
         };
         Ok(Response::new(v1::ListDeadLettersResponse {
-            letters: self.show_all(found).await?,
+            dead_letters: self.show_all(found).await?,
             next_page_token,
         }))
     }
@@ -117,13 +118,13 @@ impl DeadLetterService for Api {
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let filter = request.filter.unwrap_or_default();
         let groups = match self.filter("filter", filter).await? {
-            Some(filter) => self.letters.groups(&filter).await,
+            Some(filter) => self.dead_letters.groups(&filter).await,
             None => Ok(Vec::new()),
         };
         let groups = groups.map_err(|e| status::from_store(&e))?;
         Ok(Response::new(v1::ListGroupsResponse {
             group_count: groups.len() as u64,
-            letter_count: groups.iter().map(|group| group.letters).sum(),
+            dead_letter_count: groups.iter().map(|group| group.dead_letters).sum(),
             groups: groups.into_iter().take(page_size).map(wire::group).collect(),
         }))
     }
@@ -132,8 +133,8 @@ impl DeadLetterService for Api {
         &self,
         request: Request<v1::GetDeadLetterRequest>,
     ) -> Result<Response<v1::GetDeadLetterResponse>, Status> {
-        let letter = self.letter(request.into_inner().letter_id).await?;
-        self.show(letter).await.map(Response::new)
+        let dead_letter = self.dead_letter(request.into_inner().dead_letter_id).await?;
+        self.show(dead_letter).await.map(Response::new)
     }
 
     async fn list_owed_recipients(
@@ -142,11 +143,11 @@ impl DeadLetterService for Api {
     ) -> Result<Response<v1::ListOwedRecipientsResponse>, Status> {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let after = show::owed_after(request.letter_id, &request.page_token)?;
-        let letter = self.letter(request.letter_id).await?;
-        let body = self.body(letter.id).await?;
-        let owed = self.owed(&letter, body.as_ref()).await?;
-        let (recipients, next_page_token) = self.owed_page(&letter, &owed, after, page_size).await?;
+        let after = show::owed_after(request.dead_letter_id, &request.page_token)?;
+        let dead_letter = self.dead_letter(request.dead_letter_id).await?;
+        let body = self.body(dead_letter.id).await?;
+        let owed = self.owed(&dead_letter, body.as_ref()).await?;
+        let (recipients, next_page_token) = self.owed_page(&dead_letter, &owed, after, page_size).await?;
         Ok(Response::new(v1::ListOwedRecipientsResponse {
             recipients,
             next_page_token,
@@ -166,10 +167,10 @@ impl DeadLetterService for Api {
             return Err(status::invalid(&[("rate_max", description.as_str())]));
         }
         let selection = request.selection.unwrap_or_default();
-        let mut act = NewAct {
-            kind: ActKind::Redrive,
+        let mut operation = NewOperation {
+            kind: OperationKind::Redrive,
             actor,
-            at: Micros::now(),
+            at: Timestamp::now(),
             selection: selection.encode_to_vec().into(),
             excluded: 0,
             rate_max: match request.rate_max {
@@ -180,24 +181,27 @@ impl DeadLetterService for Api {
             target: None,
         };
         let choice = self.choose(selection, Purpose::Redrive, request.dry_run).await?;
-        act.excluded = choice.excluded;
+        operation.excluded = choice.excluded;
         if request.dry_run {
             let redrive = v1::Redrive {
                 state: v1::RedriveState::Unspecified.into(),
-                frozen_count: choice.letters.len() as u64,
+                frozen_count: choice.dead_letters.len() as u64,
                 excluded_count: choice.excluded,
-                rate_max: act.rate_max,
-                failures_max: act.failures_max,
-                actor: act.actor,
+                rate_max: operation.rate_max,
+                failures_max: operation.failures_max,
+                actor: operation.actor,
                 ..v1::Redrive::default()
             };
             let answer = v1::RedriveDeadLettersResponse {
                 redrive: Some(redrive),
-                groups: LetterGroup::of(choice.dry).into_iter().map(wire::group).collect(),
+                groups: DeadLetterGroup::of(choice.dry)
+                    .into_iter()
+                    .map(wire::group)
+                    .collect(),
             };
             return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
         }
-        let running = self.letters.running().await;
+        let running = self.dead_letters.running().await;
         let running = running.map_err(|e| status::from_store(&e))?.len();
         if running >= self.config.redrives_max {
             let message = format!("{running} redrives run already");
@@ -205,11 +209,11 @@ impl DeadLetterService for Api {
         }
         let api = self.clone();
         let begun = in_full(async move {
-            let begun = api.letters.begin(&act, &choice.letters).await?;
+            let begun = api.dead_letters.begin(&operation, &choice.dead_letters).await?;
             tracing::info!(
                 redrive_id = begun.id.0,
-                letters = begun.frozen,
-                actor = act.actor,
+                dead_letters = begun.frozen,
+                actor = operation.actor,
                 "redrive begun"
             );
             api.redrives.start(&begun).await;
@@ -223,9 +227,9 @@ impl DeadLetterService for Api {
         &self,
         request: Request<v1::GetRedriveRequest>,
     ) -> Result<Response<v1::GetRedriveResponse>, Status> {
-        let act = self.redrive(request.into_inner().redrive_id).await?;
+        let operation = self.redrive(request.into_inner().redrive_id).await?;
         Ok(Response::new(v1::GetRedriveResponse {
-            redrive: Some(wire::redrive(&act, Micros::now())),
+            redrive: Some(wire::redrive(&operation, Timestamp::now())),
         }))
     }
 
@@ -234,32 +238,34 @@ impl DeadLetterService for Api {
         request: Request<v1::CancelRedriveRequest>,
     ) -> Result<Response<v1::CancelRedriveResponse>, Status> {
         let actor = actor(request.metadata());
-        let act = self.redrive(request.into_inner().redrive_id).await?;
-        let act = if act.state == ActState::Running {
+        let operation = self.redrive(request.into_inner().redrive_id).await?;
+        let operation = if operation.state == OperationState::Running {
             let api = self.clone();
             in_full(async move {
-                let at = Micros::now();
+                let at = Timestamp::now();
                 let reason = format!("stopped by {actor}");
-                let cancel = NewAct {
-                    kind: ActKind::Cancel,
+                let cancel = NewOperation {
+                    kind: OperationKind::Cancel,
                     actor,
                     at,
                     selection: bytes::Bytes::new(),
                     excluded: 0,
                     rate_max: 0,
                     failures_max: 0,
-                    target: Some(act.id),
+                    target: Some(operation.id),
                 };
-                api.letters.begin(&cancel, &[]).await?;
-                let stopped = api.letters.finish(act.id, ActState::Cancelled, &reason, at);
+                api.dead_letters.begin(&cancel, &[]).await?;
+                let stopped = api
+                    .dead_letters
+                    .finish(operation.id, OperationState::Cancelled, &reason, at);
                 Ok(stopped.await?)
             })
             .await?
         } else {
-            act
+            operation
         };
         Ok(Response::new(v1::CancelRedriveResponse {
-            redrive: Some(wire::redrive(&act, Micros::now())),
+            redrive: Some(wire::redrive(&operation, Timestamp::now())),
         }))
     }
 
@@ -270,10 +276,10 @@ impl DeadLetterService for Api {
         let actor = actor(request.metadata());
         let request = request.into_inner();
         let selection = request.selection.unwrap_or_default();
-        let act = NewAct {
-            kind: ActKind::Discard,
+        let operation = NewOperation {
+            kind: OperationKind::Discard,
             actor,
-            at: Micros::now(),
+            at: Timestamp::now(),
             selection: selection.encode_to_vec().into(),
             excluded: 0,
             rate_max: 0,
@@ -283,20 +289,23 @@ impl DeadLetterService for Api {
         let choice = self.choose(selection, Purpose::Discard, request.dry_run).await?;
         if request.dry_run {
             return Ok(Response::new(v1::DiscardDeadLettersResponse {
-                discarded_count: choice.letters.len() as u64,
-                groups: LetterGroup::of(choice.dry).into_iter().map(wire::group).collect(),
+                discarded_count: choice.dead_letters.len() as u64,
+                groups: DeadLetterGroup::of(choice.dry)
+                    .into_iter()
+                    .map(wire::group)
+                    .collect(),
             }));
         }
         let api = self.clone();
         let done = in_full(async move {
-            let mut now = api.letters.begin(&act, &choice.letters).await?;
-            while now.state == ActState::Running {
+            let mut now = api.dead_letters.begin(&operation, &choice.dead_letters).await?;
+            while now.state == OperationState::Running {
                 now = api.redrives.discard_on(now.id).await?;
             }
             tracing::info!(
-                act_id = now.id.0,
-                letters = now.acted(),
-                actor = act.actor,
+                operation_id = now.id.0,
+                dead_letters = now.acted(),
+                actor = operation.actor,
                 "dead letters discarded"
             );
             Ok(now)
@@ -308,23 +317,23 @@ impl DeadLetterService for Api {
         }))
     }
 
-    async fn list_history(
+    async fn list_operations(
         &self,
-        request: Request<v1::ListHistoryRequest>,
-    ) -> Result<Response<v1::ListHistoryResponse>, Status> {
+        request: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let before = PageToken::decode_u64("ListHistory", 0, &request.page_token)?.map(ActId);
-        let acts = self.letters.acts(before, page_size + 1).await;
-        let mut acts = acts.map_err(|e| status::from_store(&e))?;
-        let more = acts.len() > page_size;
-        acts.truncate(page_size);
-        let next_page_token = match acts.last() {
-            Some(last) if more => PageToken::encode_u64("ListHistory", 0, last.id.0),
+        let before = PageToken::decode_u64("ListOperations", 0, &request.page_token)?.map(OperationId);
+        let operations = self.dead_letters.operations(before, page_size + 1).await;
+        let mut operations = operations.map_err(|e| status::from_store(&e))?;
+        let more = operations.len() > page_size;
+        operations.truncate(page_size);
+        let next_page_token = match operations.last() {
+            Some(last) if more => PageToken::encode_u64("ListOperations", 0, last.id.0),
             _ => String::new(),
         };
-        Ok(Response::new(v1::ListHistoryResponse {
-            acts: self.show_acts(&acts).await?,
+        Ok(Response::new(v1::ListOperationsResponse {
+            operations: self.show_operations(&operations).await?,
             next_page_token,
         }))
     }
@@ -332,38 +341,39 @@ impl DeadLetterService for Api {
 
 impl Api {
     /// One redrive.
-    async fn redrive(&self, id: u64) -> Result<Act, Status> {
-        let id = wire::act_id(id).ok_or_else(|| status::invalid(&[("redrive_id", "must be given")]))?;
-        let act = self.letters.act(id).await;
-        act.map_err(|e| status::from_store(&e))?
-            .filter(|act| act.what.kind == ActKind::Redrive)
+    async fn redrive(&self, id: u64) -> Result<Operation, Status> {
+        let id = wire::operation_id(id).ok_or_else(|| status::invalid(&[("redrive_id", "must be given")]))?;
+        let operation = self.dead_letters.operation(id).await;
+        operation
+            .map_err(|e| status::from_store(&e))?
+            .filter(|operation| operation.what.kind == OperationKind::Redrive)
             .ok_or_else(|| status::not_found("REDRIVE_NOT_FOUND", format!("there is no redrive {}", id.0)))
     }
 
     /// Tells how far a redrive has come until it is over.
-    fn progress(&self, begun: Act) -> Progress {
+    fn progress(&self, begun: Operation) -> Progress {
         let api = self.clone();
-        let first = Some((begun, None::<Act>));
+        let first = Some((begun, None::<Operation>));
         Box::pin(stream::try_unfold(first, move |state| {
             let api = api.clone();
             async move {
-                let Some((mut act, told)) = state else {
+                let Some((mut operation, told)) = state else {
                     return Ok(None);
                 };
-                while told.as_ref() == Some(&act) {
+                while told.as_ref() == Some(&operation) {
                     let tick = tokio::time::sleep(PROGRESS_INTERVAL);
                     if api.stop.run_until_cancelled(tick).await.is_none() {
-                        let message = format!("redrive {} goes on when the server is back", act.id.0);
+                        let message = format!("redrive {} goes on when the server is back", operation.id.0);
                         return Err(status::unavailable("SHUTTING_DOWN", message));
                     }
-                    let now = api.letters.act(act.id).await;
-                    act = now.map_err(|e| status::from_store(&e))?.unwrap_or(act);
+                    let now = api.dead_letters.operation(operation.id).await;
+                    operation = now.map_err(|e| status::from_store(&e))?.unwrap_or(operation);
                 }
                 let answer = v1::RedriveDeadLettersResponse {
-                    redrive: Some(wire::redrive(&act, Micros::now())),
+                    redrive: Some(wire::redrive(&operation, Timestamp::now())),
                     groups: Vec::new(),
                 };
-                let next = (!act.is_over()).then(|| (act.clone(), Some(act)));
+                let next = (!operation.is_over()).then(|| (operation.clone(), Some(operation)));
                 Ok(Some((answer, next)))
             }
         }))
@@ -372,9 +382,9 @@ impl Api {
 
 /// Does something to its end, also when the caller goes away in the middle.
 async fn in_full<T: Send + 'static>(
-    act: impl Future<Output = Result<T, StepError>> + Send + 'static,
+    operation: impl Future<Output = Result<T, StepError>> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::spawn(act)
+    tokio::spawn(operation)
         .await
         .map_err(|error| status::internal(&error))?
         .map_err(|error| match error {
@@ -383,7 +393,7 @@ async fn in_full<T: Send + 'static>(
         })
 }
 
-/// Who acts, as far as the caller says.
+/// Who operations, as far as the caller says.
 fn actor(metadata: &MetadataMap) -> String {
     metadata
         .get(ACTOR)

@@ -2,18 +2,19 @@
 //!
 //! The way of a dead letter: an advisory ([`advisories`]) names a message that was given up; the message is copied into DLQ
 //! with all that is known about it ([`origin`]); the [`index`] writes it to the store, where operators find it, and gives
-//! up in the ledger what it still owed. [`grpc`] shows letters and takes orders; [`redrive`] sends letters once more to the
-//! consumers that had failed on them. The auditor is served here too ([`grpc`]), and goes its rounds ([`patrol`]).
+//! up in the ledger what it still owed. [`grpc`] shows dead letters and takes orders; [`redrive`] sends dead letters once more to the
+//! consumers that had failed on them. The auditor is served here too ([`grpc`]), and goes its rounds ([`continuous_audit`]).
 //!
-//! *Invariant:* DLQ is the truth and the store follows it: an advisory is acknowledged when DLQ has the letter, and a
-//! letter when the store has it. Both can come again without making a second one.
+//! *Invariant:* DLQ is the truth and the store follows it: an advisory is acknowledged when DLQ has the dead letter, and a
+//! dead letter when the store has it. Both can come again without making a second one.
 //!
-//! *Invariant:* a letter is sent once a round. The round begins in the store before it is sent, and only for one redrive.
+//! *Invariant:* a dead letter is sent once a round. The round begins in the store before it is sent, and only for one redrive.
 //!
-//! *Invariant:* each act is recorded before it does anything.
+//! *Invariant:* each operation is recorded before it does anything.
 
 mod advisories;
 mod config;
+mod continuous_audit;
 mod domain;
 mod error;
 mod failures;
@@ -21,7 +22,6 @@ mod grpc;
 mod index;
 mod metrics;
 mod origin;
-mod patrol;
 mod redrive;
 mod wire;
 
@@ -44,7 +44,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub use config::{Config, Patrol};
+pub use config::{Config, ContinuousAudit};
 pub use error::Error;
 pub use metrics::Metrics;
 
@@ -58,7 +58,7 @@ use crate::{
 
 /// What the service needs from outside.
 pub struct Deps {
-    /// Where advisories and letters come from and go to.
+    /// Where advisories and dead letters come from and go to.
     pub mesh: Mesh,
     /// The consumers to work on, and those whose failures are ours.
     pub topology: Arc<Topology>,
@@ -67,7 +67,7 @@ pub struct Deps {
     /// What became of each delivery.
     pub ledger: Arc<dyn Ledger>,
     /// Dead letters.
-    pub letters: Arc<dyn DeadLetters>,
+    pub dead_letters: Arc<dyn DeadLetters>,
     /// What audits the posts, on request and continuously.
     pub auditor: Auditor,
     /// Where to serve gRPC.
@@ -92,7 +92,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         topology,
         users,
         ledger,
-        letters,
+        dead_letters,
         auditor,
         listener,
         metrics,
@@ -113,22 +113,28 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
     let failures = Failures {
         mesh: mesh.clone(),
-        letters: letters.clone(),
+        dead_letters: dead_letters.clone(),
         ledger: ledger.clone(),
         metrics: metrics.clone(),
     };
     let index = Index {
-        letters: letters.clone(),
+        dead_letters: dead_letters.clone(),
         failures: failures.clone(),
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
 
-    let patrol = (config.patrol.interval_seconds > 0)
-        .then(|| patrol::run(config.patrol, auditor.clone(), metrics.clone(), stop.clone()));
+    let continuous_audit = (config.continuous_audit.interval_seconds > 0).then(|| {
+        continuous_audit::run(
+            config.continuous_audit,
+            auditor.clone(),
+            metrics.clone(),
+            stop.clone(),
+        )
+    });
     let (redrives, begun) = Redrives::new(
         mesh.clone(),
-        letters.clone(),
+        dead_letters.clone(),
         failures,
         metrics,
         config.redrive_in_flight_max,
@@ -136,7 +142,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     );
     let api = Api {
         mesh,
-        letters,
+        dead_letters,
         ledger,
         users,
         redrives: redrives.clone(),
@@ -150,9 +156,9 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         redrives.run(begun).await;
         Ok(())
     });
-    if let Some(patrol) = patrol {
+    if let Some(continuous_audit) = continuous_audit {
         parts.spawn(async move {
-            patrol.await;
+            continuous_audit.await;
             Ok(())
         });
     }

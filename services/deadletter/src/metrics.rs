@@ -14,37 +14,37 @@ type ByKind = [(&'static str, &'static str); 1];
 /// The deadletter service's counters.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    letters: Family<ByConsumer, Counter>,
-    /// Letters that nobody has decided upon.
+    dead_letters: Family<ByConsumer, Counter>,
+    /// Dead letters that nobody has decided upon.
     pub open: Gauge,
-    /// Letters about messages that had one already: advisories come again.
+    /// Dead letters about messages that had one already: advisories come again.
     pub repeats: Counter,
     /// Advisories about streams and consumers that aren't the mesh's.
     pub ignored: Counter,
-    /// Letters sent once more.
+    /// Dead letters sent once more.
     pub redriven: Counter,
     /// Of these, done.
     pub resolved: Counter,
     /// Of these, failed again.
     pub failed_again: Counter,
-    /// Letters discarded.
+    /// Dead letters discarded.
     pub discarded: Counter,
-    /// From the end of the last attempt until the letter could be seen.
+    /// From the end of the last attempt until the dead letter could be seen.
     pub visible_seconds: Histogram,
     audited: Family<ByState, Gauge>,
     found: Family<ByKind, Gauge>,
     oldest_pending_seconds: Gauge,
-    /// Rounds of the patrol.
-    pub patrol_rounds: Counter,
+    /// Rounds of the continuous audit.
+    pub continuous_audit_rounds: Counter,
     /// Rounds that could not be finished.
-    pub patrol_failures: Counter,
+    pub continuous_audit_failures: Counter,
 }
 
 impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            letters: Family::default(),
+            dead_letters: Family::default(),
             open: Gauge::default(),
             repeats: Counter::default(),
             ignored: Counter::default(),
@@ -56,13 +56,13 @@ impl Metrics {
             audited: Family::default(),
             found: Family::default(),
             oldest_pending_seconds: Gauge::default(),
-            patrol_rounds: Counter::default(),
-            patrol_failures: Counter::default(),
+            continuous_audit_rounds: Counter::default(),
+            continuous_audit_failures: Counter::default(),
         };
         registry.register(
             "deadletter_created",
             "Messages given up, by consumer and cause",
-            metrics.letters.clone(),
+            metrics.dead_letters.clone(),
         );
         registry.register(
             "deadletter_open",
@@ -71,7 +71,7 @@ impl Metrics {
         );
         registry.register(
             "deadletter_repeats",
-            "Advisories and letters about messages that had a letter already",
+            "Advisories and dead letters about messages that had a dead letter already",
             metrics.repeats.clone(),
         );
         registry.register(
@@ -101,7 +101,7 @@ impl Metrics {
         );
         registry.register(
             "deadletter_visible_seconds",
-            "From the end of a message's last attempt until its letter could be seen",
+            "From the end of a message's last attempt until its dead letter could be seen",
             metrics.visible_seconds.clone(),
         );
         registry.register(
@@ -122,22 +122,22 @@ impl Metrics {
         registry.register(
             "audit_rounds",
             "Audits of the newest posts",
-            metrics.patrol_rounds.clone(),
+            metrics.continuous_audit_rounds.clone(),
         );
         registry.register(
             "audit_failures",
             "Audits of the newest posts that could not be finished",
-            metrics.patrol_failures.clone(),
+            metrics.continuous_audit_failures.clone(),
         );
         metrics
     }
 
-    pub(crate) fn letter(&self, consumer: &str, cause: Cause) {
+    pub(crate) fn dead_letter(&self, consumer: &str, cause: Cause) {
         let labels = [
             ("consumer", consumer.to_owned()),
             ("cause", cause_name(cause).into()),
         ];
-        self.letters.get_or_create(&labels).inc();
+        self.dead_letters.get_or_create(&labels).inc();
     }
 
     pub(crate) fn audited(&self, channel: Channel, state: &'static str, deliveries: u64) {
@@ -156,8 +156,8 @@ impl Metrics {
         self.oldest_pending_seconds.set(seconds);
     }
 
-    pub(crate) fn open(&self, letters: u64) {
-        self.open.set(i64::try_from(letters).unwrap_or(i64::MAX));
+    pub(crate) fn open(&self, dead_letters: u64) {
+        self.open.set(i64::try_from(dead_letters).unwrap_or(i64::MAX));
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a message that was given up says of itself: the letter about it.
+//! What a message that was given up says of itself: the dead letter about it.
 
-use herald_mesh::{RawMessage, Subject, consumers::Kind, streams};
+use herald_mesh::{RawMessage, Subject, consumers::ConsumerKind, streams};
 use herald_model::{Channel, ChunkId, Recipients, UserId};
 use herald_proto::{
     mesh_v1::{
-        Backfill, DeadLetter, DeliveriesSettled, FanoutSlice, Header, PostCreated, PostDeleted, PushChunk,
+        Backfill, DeliveriesSettled, DlqEntry, FanoutSlice, Header, PostCreated, PostDeleted, PushChunk,
         TimelineChunk,
     },
     v1,
@@ -14,11 +14,11 @@ use prost::Message;
 
 use crate::{domain::advisory::Advisory, wire};
 
-/// The letter that an advisory makes, with the message that it tells of if that is still there.
-pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLetter {
-    let kind =
-        Kind::of(&advisory.consumer).map_or_else(|| advisory.consumer.clone(), |kind| kind.as_str().into());
-    let mut letter = DeadLetter {
+/// The dead letter that an advisory makes, with the message that it tells of if that is still there.
+pub(crate) fn dead_letter(advisory: Advisory, message: Option<&RawMessage>) -> DlqEntry {
+    let kind = ConsumerKind::of(&advisory.consumer)
+        .map_or_else(|| advisory.consumer.clone(), |kind| kind.as_str().into());
+    let mut dead_letter = DlqEntry {
         kind,
         sequence: advisory.sequence,
         original_sequence: advisory.sequence,
@@ -29,21 +29,21 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
         reason: advisory.reason,
         stream: advisory.stream,
         consumer: advisory.consumer,
-        ..DeadLetter::default()
+        ..DlqEntry::default()
     };
     let Some(message) = message else {
-        number(&mut letter);
-        return letter;
+        number(&mut dead_letter);
+        return dead_letter;
     };
-    letter.payload_state = v1::DeadLetterPayload::Kept.into();
-    letter.payload = message.payload.clone();
-    letter.subject.clone_from(&message.subject);
-    letter.published_at_us = message.published_at.0;
-    letter.message_type = message.message_type().unwrap_or_default().into();
-    letter.message_id = message.id().unwrap_or_default().into();
-    letter.trace_parent = message.trace_parent().unwrap_or_default().into();
-    letter.trace_state = message.trace_state().unwrap_or_default().into();
-    letter.headers = message
+    dead_letter.payload_state = v1::DeadLetterPayload::Kept.into();
+    dead_letter.payload = message.payload.clone();
+    dead_letter.subject.clone_from(&message.subject);
+    dead_letter.published_at_us = message.published_at.0;
+    dead_letter.message_type = message.message_type().unwrap_or_default().into();
+    dead_letter.message_id = message.id().unwrap_or_default().into();
+    dead_letter.trace_parent = message.trace_parent().unwrap_or_default().into();
+    dead_letter.trace_state = message.trace_state().unwrap_or_default().into();
+    dead_letter.headers = message
         .headers()
         .map(|(name, value)| Header {
             name: name.into(),
@@ -53,37 +53,37 @@ pub(crate) fn letter(advisory: Advisory, message: Option<&RawMessage>) -> DeadLe
     // One that makes no sense is told of as it is.
     if let Ok(origin) = message.origin() {
         // A message that waited long came as a copy of itself, which counts its attempts anew.
-        letter.attempt_count += origin.attempts_before;
-        letter.published_at_us = origin.published_at.0;
+        dead_letter.attempt_count += origin.attempts_before;
+        dead_letter.published_at_us = origin.published_at.0;
         if let Some(redriven) = origin.redrive {
-            letter.redrive_letter = redriven.letter;
-            letter.redrive_round = redriven.round;
-            letter.subject = origin.subject.as_str().into();
-            letter.original_sequence = origin.sequence;
+            dead_letter.redrive_dead_letter = redriven.dead_letter;
+            dead_letter.redrive_round = redriven.round;
+            dead_letter.subject = origin.subject.as_str().into();
+            dead_letter.original_sequence = origin.sequence;
         }
     }
-    number(&mut letter);
-    let plain = letter.clone();
-    if describe(&mut letter).is_err() {
+    number(&mut dead_letter);
+    let plain = dead_letter.clone();
+    if describe(&mut dead_letter).is_err() {
         // What was filled in before it made no sense any more is no better.
-        letter = plain;
-        if letter.cause == i32::from(wire::cause(Cause::Terminated)) {
-            letter.cause = wire::cause(Cause::Unreadable).into();
+        dead_letter = plain;
+        if dead_letter.cause == i32::from(wire::cause(Cause::Terminated)) {
+            dead_letter.cause = wire::cause(Cause::Unreadable).into();
         }
     }
-    letter
+    dead_letter
 }
 
 /// A post's id is its sequence, whether or not anybody can read it.
-fn number(letter: &mut DeadLetter) {
-    let kind = letter.kind.parse::<Kind>();
-    let created = match &letter.subject[..] {
+fn number(dead_letter: &mut DlqEntry) {
+    let kind = dead_letter.kind.parse::<ConsumerKind>();
+    let created = match &dead_letter.subject[..] {
         // Gone: of POSTS the sequence is still the post's id.
-        "" => letter.stream == streams::POSTS,
+        "" => dead_letter.stream == streams::POSTS,
         subject => subject.starts_with("post.v1.created."),
     };
-    if matches!(kind, Ok(Kind::Fanout | Kind::Archive)) && created {
-        letter.post_id = letter.original_sequence;
+    if matches!(kind, Ok(ConsumerKind::Fanout | ConsumerKind::Archive)) && created {
+        dead_letter.post_id = dead_letter.original_sequence;
     }
 }
 
@@ -104,66 +104,71 @@ impl From<herald_model::MalformedRecipients> for Unreadable {
 }
 
 /// Fills in what the payload is about.
-fn describe(letter: &mut DeadLetter) -> Result<(), Unreadable> {
-    let Some(subject) = Subject::parse(&letter.subject) else {
+fn describe(dead_letter: &mut DlqEntry) -> Result<(), Unreadable> {
+    let Some(subject) = Subject::parse(&dead_letter.subject) else {
         // Of ADVISORIES or DLQ, or of nobody.
         return Err(Unreadable);
     };
-    letter.lane = subject
+    dead_letter.lane = subject
         .lane()
         .map_or(v1::Lane::Unspecified, v1::Lane::from)
         .into();
-    let payload = letter.payload.clone();
+    let payload = dead_letter.payload.clone();
     match subject {
         Subject::PostCreated(_) => {
             let post = PostCreated::decode(payload)?;
             UserId::new(post.author_id).map_err(|_| Unreadable)?;
-            letter.post_id = letter.original_sequence;
-            letter.author_key = post.author_key;
-            letter.accepted_at_us = post.accepted_at_us;
+            dead_letter.post_id = dead_letter.original_sequence;
+            dead_letter.author_key = post.author_key;
+            dead_letter.accepted_at_us = post.accepted_at_us;
         }
         Subject::PostDeleted(_) => {
             let deletion = PostDeleted::decode(payload)?;
-            letter.post_id = deletion.post_id;
-            letter.author_key = deletion.author_key;
+            dead_letter.post_id = deletion.post_id;
+            dead_letter.author_key = deletion.author_key;
         }
         Subject::Slice(_) => {
             let slice = FanoutSlice::decode(payload)?;
-            letter.post_id = slice.post_id;
-            letter.author_key = slice.author_key;
-            letter.accepted_at_us = slice.accepted_at_us;
+            dead_letter.post_id = slice.post_id;
+            dead_letter.author_key = slice.author_key;
+            dead_letter.accepted_at_us = slice.accepted_at_us;
         }
         Subject::TimelineDeliver(_) => {
             let chunk = TimelineChunk::decode(payload)?;
-            letter.post_id = chunk.post_id;
-            letter.author_key = chunk.author_key;
-            letter.accepted_at_us = chunk.accepted_at_us;
+            dead_letter.post_id = chunk.post_id;
+            dead_letter.author_key = chunk.author_key;
+            dead_letter.accepted_at_us = chunk.accepted_at_us;
             let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count)?;
-            owe(letter, Channel::Timeline, ChunkId(chunk.chunk_id), &recipients)?;
+            owe(
+                dead_letter,
+                Channel::Timeline,
+                ChunkId(chunk.chunk_id),
+                &recipients,
+            )?;
         }
         Subject::PushDeliver(_) => {
             let chunk = PushChunk::decode(payload)?;
-            letter.post_id = chunk.post_id;
-            letter.author_key = chunk.author_key;
-            letter.accepted_at_us = chunk.accepted_at_us;
+            dead_letter.post_id = chunk.post_id;
+            dead_letter.author_key = chunk.author_key;
+            dead_letter.accepted_at_us = chunk.accepted_at_us;
             let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count)?;
-            owe(letter, Channel::Push, ChunkId(chunk.chunk_id), &recipients)?;
+            owe(dead_letter, Channel::Push, ChunkId(chunk.chunk_id), &recipients)?;
         }
         Subject::TimelineBackfill(_) => {
             let backfill = Backfill::decode(payload)?;
             let recipients = Recipients::decode(backfill.recipients, backfill.recipient_count)?;
-            letter.author_key = backfill.author_key;
-            letter.channel = v1::Channel::Timeline.into();
-            letter.recipient_count = recipients.len();
+            dead_letter.author_key = backfill.author_key;
+            dead_letter.channel = v1::Channel::Timeline.into();
+            dead_letter.recipient_count = recipients.len();
         }
         Subject::Settled(_) => {
             let settled = DeliveriesSettled::decode(payload)?;
             let first = settled.chunks.first().ok_or(Unreadable)?;
             // An event about several posts is about none of them.
             if settled.chunks.iter().all(|chunk| chunk.post_id == first.post_id) {
-                letter.post_id = first.post_id;
-                letter.author_key = first.author_key;
-                letter.accepted_at_us = first.accepted_at_us;
+                dead_letter.post_id = first.post_id;
+                dead_letter.author_key = first.author_key;
+                dead_letter.accepted_at_us = first.accepted_at_us;
             }
         }
         _ => {}
@@ -171,9 +176,9 @@ fn describe(letter: &mut DeadLetter) -> Result<(), Unreadable> {
     Ok(())
 }
 
-/// The letter is about a chunk of deliveries. One whose id isn't that of its recipients is about nothing in the ledger.
+/// The dead letter is about a chunk of deliveries. One whose id isn't that of its recipients is about nothing in the ledger.
 fn owe(
-    letter: &mut DeadLetter,
+    dead_letter: &mut DlqEntry,
     channel: Channel,
     chunk: ChunkId,
     recipients: &Recipients,
@@ -181,21 +186,21 @@ fn owe(
     if recipients.chunk_id() != chunk {
         return Err(Unreadable);
     }
-    letter.channel = v1::Channel::from(channel).into();
-    letter.chunk_id = chunk.0;
-    letter.recipient_count = recipients.len();
+    dead_letter.channel = v1::Channel::from(channel).into();
+    dead_letter.chunk_id = chunk.0;
+    dead_letter.recipient_count = recipients.len();
     Ok(())
 }
 
-/// For whom a letter's chunk is.
-pub(crate) fn recipients(letter: &DeadLetter) -> Option<Recipients> {
-    let (bytes, count) = match Subject::parse(&letter.subject)? {
+/// For whom a dead letter's chunk is.
+pub(crate) fn recipients(dead_letter: &DlqEntry) -> Option<Recipients> {
+    let (bytes, count) = match Subject::parse(&dead_letter.subject)? {
         Subject::TimelineDeliver(_) => {
-            let chunk = TimelineChunk::decode(letter.payload.clone()).ok()?;
+            let chunk = TimelineChunk::decode(dead_letter.payload.clone()).ok()?;
             (chunk.recipients, chunk.recipient_count)
         }
         Subject::PushDeliver(_) => {
-            let chunk = PushChunk::decode(letter.payload.clone()).ok()?;
+            let chunk = PushChunk::decode(dead_letter.payload.clone()).ok()?;
             (chunk.recipients, chunk.recipient_count)
         }
         _ => return None,
@@ -205,22 +210,22 @@ pub(crate) fn recipients(letter: &DeadLetter) -> Option<Recipients> {
 
 #[cfg(test)]
 mod tests {
-    use herald_model::time::Micros;
+    use herald_model::time::Timestamp;
 
     use super::*;
 
     /// Without its message.
-    fn gone(stream: &str, consumer: &str) -> DeadLetter {
+    fn gone(stream: &str, consumer: &str) -> DlqEntry {
         let advisory = Advisory {
             stream: stream.into(),
             consumer: consumer.into(),
             sequence: 7,
             attempts: 1,
-            failed_at: Micros(1),
+            failed_at: Timestamp(1),
             cause: Cause::Removed,
             reason: String::new(),
         };
-        letter(advisory, None)
+        dead_letter(advisory, None)
     }
 
     #[test]

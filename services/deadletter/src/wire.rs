@@ -1,10 +1,10 @@
 //! Between the words of the store and those on the wire.
 
-use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
-use herald_proto::{mesh_v1, timestamp, v1};
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
+use herald_proto::{mesh_v1, timestamp_to_proto, v1};
 use herald_store::{
-    Act, ActId, ActKind, ActState, Cause, Letter, LetterGroup, LetterId, LetterState, Origin, Payload,
-    Reopening,
+    Cause, DeadLetter, DeadLetterGroup, DeadLetterId, DeadLetterState, MessageRef, Operation, OperationId,
+    OperationKind, OperationState, Payload, Reopening,
 };
 use prost::Message;
 use prost_types::Duration;
@@ -33,23 +33,23 @@ pub(crate) fn cause_from(cause: v1::DeadLetterCause) -> Option<Cause> {
     })
 }
 
-fn state(state: LetterState) -> v1::DeadLetterState {
+fn state(state: DeadLetterState) -> v1::DeadLetterState {
     match state {
-        LetterState::Open => v1::DeadLetterState::Open,
-        LetterState::Redriving => v1::DeadLetterState::Redriving,
-        LetterState::Resolved => v1::DeadLetterState::Resolved,
-        LetterState::Discarded => v1::DeadLetterState::Discarded,
+        DeadLetterState::Open => v1::DeadLetterState::Open,
+        DeadLetterState::Redriving => v1::DeadLetterState::Redriving,
+        DeadLetterState::Resolved => v1::DeadLetterState::Resolved,
+        DeadLetterState::Discarded => v1::DeadLetterState::Discarded,
     }
 }
 
 /// `None` for one that is not said.
-pub(crate) fn state_from(state: v1::DeadLetterState) -> Option<LetterState> {
+pub(crate) fn state_from(state: v1::DeadLetterState) -> Option<DeadLetterState> {
     Some(match state {
         v1::DeadLetterState::Unspecified => return None,
-        v1::DeadLetterState::Open => LetterState::Open,
-        v1::DeadLetterState::Redriving => LetterState::Redriving,
-        v1::DeadLetterState::Resolved => LetterState::Resolved,
-        v1::DeadLetterState::Discarded => LetterState::Discarded,
+        v1::DeadLetterState::Open => DeadLetterState::Open,
+        v1::DeadLetterState::Redriving => DeadLetterState::Redriving,
+        v1::DeadLetterState::Resolved => DeadLetterState::Resolved,
+        v1::DeadLetterState::Discarded => DeadLetterState::Discarded,
     })
 }
 
@@ -82,85 +82,85 @@ pub(crate) fn group_from(id: &str) -> Option<u64> {
         .flatten()
 }
 
-/// A letter as callers see it, with what must be asked of others.
-pub(crate) fn letter(letter: Letter, author_id: String, owed: u32) -> v1::DeadLetter {
+/// A dead letter as callers see it, with what must be asked of others.
+pub(crate) fn dead_letter(dead_letter: DeadLetter, author_id: String, owed: u32) -> v1::DeadLetter {
     v1::DeadLetter {
-        letter_id: letter.id.0,
-        state: state(letter.state).into(),
-        stream: letter.origin.stream,
-        consumer: letter.origin.consumer,
-        kind: letter.kind,
-        sequence: letter.origin.sequence,
-        subject: letter.subject,
-        message_type: letter.message_type,
-        cause: cause(letter.cause).into(),
-        reason: letter.reason,
-        group_id: group_id(letter.group),
-        attempt_count: letter.attempts,
+        dead_letter_id: dead_letter.id.0,
+        state: state(dead_letter.state).into(),
+        stream: dead_letter.origin.stream,
+        consumer: dead_letter.origin.consumer,
+        kind: dead_letter.kind,
+        sequence: dead_letter.origin.sequence,
+        subject: dead_letter.subject,
+        message_type: dead_letter.message_type,
+        cause: cause(dead_letter.cause).into(),
+        reason: dead_letter.reason,
+        group_id: group_id(dead_letter.group),
+        attempt_count: dead_letter.attempts,
         // Not known of a message that was gone.
-        publish_time: (letter.published_at.0 > 0).then(|| timestamp(letter.published_at)),
-        first_failure_time: Some(timestamp(letter.first_failed_at)),
-        last_failure_time: Some(timestamp(letter.last_failed_at)),
-        redrive_count: letter.round,
-        redrive_id: letter.redrive.map_or(0, |act| act.0),
-        post_id: letter.post.map_or(0, |post| post.0),
+        publish_time: (dead_letter.published_at.0 > 0).then(|| timestamp_to_proto(dead_letter.published_at)),
+        first_failure_time: Some(timestamp_to_proto(dead_letter.first_failed_at)),
+        last_failure_time: Some(timestamp_to_proto(dead_letter.last_failed_at)),
+        redrive_count: dead_letter.round,
+        redrive_id: dead_letter.redrive.map_or(0, |operation| operation.0),
+        post_id: dead_letter.post.map_or(0, |post| post.0),
         author_id,
-        channel: letter.channel.map_or(0, |one| v1::Channel::from(one).into()),
-        lane: letter.lane.map_or(0, |lane| {
+        channel: dead_letter.channel.map_or(0, |one| v1::Channel::from(one).into()),
+        lane: dead_letter.lane.map_or(0, |lane| {
             i32::from(match lane {
                 Lane::High => v1::Lane::High,
                 Lane::Normal => v1::Lane::Normal,
                 Lane::Low => v1::Lane::Low,
             })
         }),
-        recipient_count: letter.recipients,
+        recipient_count: dead_letter.recipients,
         owed_count: owed,
-        trace_id: letter.trace_id,
-        payload: payload(letter.payload).into(),
-        payload_byte_count: letter.payload_bytes,
-        update_time: Some(timestamp(letter.updated_at)),
+        trace_id: dead_letter.trace_id,
+        payload: payload(dead_letter.payload).into(),
+        payload_byte_count: dead_letter.payload_bytes,
+        update_time: Some(timestamp_to_proto(dead_letter.updated_at)),
     }
 }
 
 /// A group as callers see it.
-pub(crate) fn group(group: LetterGroup) -> v1::DeadLetterGroup {
+pub(crate) fn group(group: DeadLetterGroup) -> v1::DeadLetterGroup {
     v1::DeadLetterGroup {
         group_id: group_id(group.group),
         kind: group.kind,
         cause: cause(group.cause).into(),
         reason: group.reason,
-        letter_count: group.letters,
-        first_failure_time: Some(timestamp(group.first_failed_at)),
-        last_failure_time: Some(timestamp(group.last_failed_at)),
-        example_letter_id: group.example.0,
+        dead_letter_count: group.dead_letters,
+        first_failure_time: Some(timestamp_to_proto(group.first_failed_at)),
+        last_failure_time: Some(timestamp_to_proto(group.last_failed_at)),
+        example_dead_letter_id: group.example.0,
     }
 }
 
 /// A redrive as callers see it.
-pub(crate) fn redrive(act: &Act, now: Micros) -> v1::Redrive {
-    let state = match act.state {
-        ActState::Running => v1::RedriveState::Running,
-        ActState::Done => v1::RedriveState::Done,
-        ActState::Stopped => v1::RedriveState::Stopped,
-        ActState::Cancelled => v1::RedriveState::Cancelled,
+pub(crate) fn redrive(operation: &Operation, now: Timestamp) -> v1::Redrive {
+    let state = match operation.state {
+        OperationState::Running => v1::RedriveState::Running,
+        OperationState::Done => v1::RedriveState::Done,
+        OperationState::Stopped => v1::RedriveState::Stopped,
+        OperationState::Cancelled => v1::RedriveState::Cancelled,
     };
-    let elapsed = act.ended_at.unwrap_or(now).since(act.what.at);
+    let elapsed = operation.ended_at.unwrap_or(now).since(operation.what.at);
     v1::Redrive {
-        redrive_id: act.id.0,
+        redrive_id: operation.id.0,
         state: state.into(),
-        frozen_count: act.frozen,
-        sent_count: act.acted(),
-        resolved_count: act.resolved,
-        failed_count: act.failed,
-        in_flight_count: act.in_flight(),
-        skipped_count: act.skipped,
-        excluded_count: act.what.excluded,
-        rate_max: act.what.rate_max,
-        failures_max: act.what.failures_max,
-        reason: act.reason.clone(),
-        actor: act.what.actor.clone(),
-        create_time: Some(timestamp(act.what.at)),
-        end_time: act.ended_at.map(timestamp),
+        frozen_count: operation.frozen,
+        sent_count: operation.acted(),
+        resolved_count: operation.resolved,
+        failed_count: operation.failed,
+        in_flight_count: operation.in_flight(),
+        skipped_count: operation.skipped,
+        excluded_count: operation.what.excluded,
+        rate_max: operation.what.rate_max,
+        failures_max: operation.what.failures_max,
+        reason: operation.reason.clone(),
+        actor: operation.what.actor.clone(),
+        create_time: Some(timestamp_to_proto(operation.what.at)),
+        end_time: operation.ended_at.map(timestamp_to_proto),
         elapsed: Some(Duration {
             seconds: i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX),
             nanos: elapsed.subsec_nanos().cast_signed(),
@@ -168,32 +168,36 @@ pub(crate) fn redrive(act: &Act, now: Micros) -> v1::Redrive {
     }
 }
 
-/// An act as callers see it; `target` is the redrive that it stopped.
-pub(crate) fn act(act: &Act, target: Option<&Act>, now: Micros) -> v1::DeadLetterAct {
-    let kind = match act.what.kind {
-        ActKind::Redrive => v1::DeadLetterActKind::Redrive,
-        ActKind::Discard => v1::DeadLetterActKind::Discard,
-        ActKind::Cancel => v1::DeadLetterActKind::Cancel,
+/// An operation as callers see it; `target` is the redrive that it stopped.
+pub(crate) fn operation(
+    operation: &Operation,
+    target: Option<&Operation>,
+    now: Timestamp,
+) -> v1::DeadLetterOperation {
+    let kind = match operation.what.kind {
+        OperationKind::Redrive => v1::DeadLetterOperationKind::Redrive,
+        OperationKind::Discard => v1::DeadLetterOperationKind::Discard,
+        OperationKind::Cancel => v1::DeadLetterOperationKind::Cancel,
     };
-    v1::DeadLetterAct {
-        act_id: act.id.0,
+    v1::DeadLetterOperation {
+        operation_id: operation.id.0,
         kind: kind.into(),
-        actor: act.what.actor.clone(),
-        create_time: Some(timestamp(act.what.at)),
+        actor: operation.what.actor.clone(),
+        create_time: Some(timestamp_to_proto(operation.what.at)),
         // It was coded here.
-        selection: v1::DeadLetterSelection::decode(act.what.selection.clone())
+        selection: v1::DeadLetterSelection::decode(operation.what.selection.clone())
             .ok()
-            .filter(|_| act.what.kind != ActKind::Cancel),
-        frozen_count: act.frozen,
-        discarded_count: if act.what.kind == ActKind::Discard {
-            act.acted()
+            .filter(|_| operation.what.kind != OperationKind::Cancel),
+        frozen_count: operation.frozen,
+        discarded_count: if operation.what.kind == OperationKind::Discard {
+            operation.acted()
         } else {
             0
         },
-        redrive: match act.what.kind {
-            ActKind::Redrive => Some(redrive(act, now)),
-            ActKind::Cancel => target.map(|target| redrive(target, now)),
-            ActKind::Discard => None,
+        redrive: match operation.what.kind {
+            OperationKind::Redrive => Some(redrive(operation, now)),
+            OperationKind::Cancel => target.map(|target| redrive(target, now)),
+            OperationKind::Discard => None,
         },
     }
 }
@@ -201,81 +205,81 @@ pub(crate) fn act(act: &Act, target: Option<&Act>, now: Micros) -> v1::DeadLette
 /// What a message of DLQ tells.
 pub(crate) enum News {
     /// A message was given up.
-    Letter(Box<Letter>),
-    /// A redrive of a letter failed; and the letter, should it be forgotten.
-    Failed(Reopening, Box<Letter>),
+    DeadLetter(Box<DeadLetter>),
+    /// A redrive of a dead letter failed; and the dead letter, should it be forgotten.
+    Failed(Reopening, Box<DeadLetter>),
 }
 
 /// Reads a message of DLQ, stored as `sequence` at `stored_at`; the error says what is wrong with it.
 pub(crate) fn news(
-    letter: mesh_v1::DeadLetter,
+    dead_letter: mesh_v1::DlqEntry,
     sequence: u64,
-    stored_at: Micros,
+    stored_at: Timestamp,
 ) -> Result<News, &'static str> {
-    let cause = cause_from(letter.cause()).ok_or("a dead letter without a cause")?;
-    let payload = match letter.payload_state() {
+    let cause = cause_from(dead_letter.cause()).ok_or("a dead letter without a cause")?;
+    let payload = match dead_letter.payload_state() {
         v1::DeadLetterPayload::Kept => Payload::Kept,
         v1::DeadLetterPayload::TooLarge => Payload::TooLarge,
         v1::DeadLetterPayload::Gone => Payload::Gone,
         v1::DeadLetterPayload::Unspecified => return Err("a dead letter that does not say what it carries"),
     };
-    if letter.stream.is_empty() || letter.consumer.is_empty() || letter.sequence == 0 {
+    if dead_letter.stream.is_empty() || dead_letter.consumer.is_empty() || dead_letter.sequence == 0 {
         return Err("a dead letter without an origin");
     }
-    let failed_at = Micros(letter.failed_at_us);
-    let group_reason = fingerprint::normal(&letter.reason);
-    let group = fingerprint::group(&letter.kind, cause, &group_reason);
-    let channel = channel_from(letter.channel());
-    let made = Letter {
-        id: LetterId(sequence),
-        origin: Origin {
-            stream: letter.stream.clone(),
-            consumer: letter.consumer.clone(),
-            sequence: letter.sequence,
+    let failed_at = Timestamp(dead_letter.failed_at_us);
+    let group_reason = fingerprint::normal(&dead_letter.reason);
+    let group = fingerprint::group(&dead_letter.kind, cause, &group_reason);
+    let channel = channel_from(dead_letter.channel());
+    let made = DeadLetter {
+        id: DeadLetterId(sequence),
+        origin: MessageRef {
+            stream: dead_letter.stream.clone(),
+            consumer: dead_letter.consumer.clone(),
+            sequence: dead_letter.sequence,
         },
-        original_sequence: letter.original_sequence,
+        original_sequence: dead_letter.original_sequence,
         cause,
         group,
         group_reason: group_reason.clone(),
-        attempts: letter.attempt_count,
-        published_at: Micros(letter.published_at_us),
+        attempts: dead_letter.attempt_count,
+        published_at: Timestamp(dead_letter.published_at_us),
         first_failed_at: failed_at,
         last_failed_at: failed_at,
         stored_at,
-        post: (letter.post_id != 0).then_some(PostId(letter.post_id)),
-        author: (letter.author_key != 0).then_some(UserKey(letter.author_key)),
+        post: (dead_letter.post_id != 0).then_some(PostId(dead_letter.post_id)),
+        author: (dead_letter.author_key != 0).then_some(UserKey(dead_letter.author_key)),
         channel,
         // Whose id is a hash, which is 0 for nobody.
-        chunk: (letter.chunk_id != 0).then_some(ChunkId(letter.chunk_id)),
-        lane: match letter.lane() {
+        chunk: (dead_letter.chunk_id != 0).then_some(ChunkId(dead_letter.chunk_id)),
+        lane: match dead_letter.lane() {
             v1::Lane::Unspecified => None,
             v1::Lane::High => Some(Lane::High),
             v1::Lane::Normal => Some(Lane::Normal),
             v1::Lane::Low => Some(Lane::Low),
         },
-        recipients: letter.recipient_count,
-        trace_id: trace_id(&letter.trace_parent),
+        recipients: dead_letter.recipient_count,
+        trace_id: trace_id(&dead_letter.trace_parent),
         payload,
-        payload_bytes: letter.payload.len() as u64,
-        state: LetterState::Open,
+        payload_bytes: dead_letter.payload.len() as u64,
+        state: DeadLetterState::Open,
         round: 0,
         redrive: None,
-        acts: Vec::new(),
+        operations: Vec::new(),
         redrive_sequence: 0,
         updated_at: failed_at,
-        reason: letter.reason.clone(),
-        kind: letter.kind,
-        subject: letter.subject,
-        message_type: letter.message_type,
+        reason: dead_letter.reason.clone(),
+        kind: dead_letter.kind,
+        subject: dead_letter.subject,
+        message_type: dead_letter.message_type,
     };
-    Ok(if letter.redrive_letter == 0 {
-        News::Letter(Box::new(made))
+    Ok(if dead_letter.redrive_dead_letter == 0 {
+        News::DeadLetter(Box::new(made))
     } else {
         let reopening = Reopening {
-            letter: LetterId(letter.redrive_letter),
-            round: letter.redrive_round,
+            dead_letter: DeadLetterId(dead_letter.redrive_dead_letter),
+            round: dead_letter.redrive_round,
             cause,
-            reason: letter.reason,
+            reason: dead_letter.reason,
             group,
             group_reason,
             failed_at,
@@ -291,9 +295,9 @@ fn trace_id(parent: &str) -> String {
     if valid { id.into() } else { String::new() }
 }
 
-/// An act's id as callers say it.
-pub(crate) fn act_id(id: u64) -> Option<ActId> {
-    (id != 0).then_some(ActId(id))
+/// An operation's id as callers say it.
+pub(crate) fn operation_id(id: u64) -> Option<OperationId> {
+    (id != 0).then_some(OperationId(id))
 }
 
 #[cfg(test)]
@@ -319,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_message_of_nobody_is_no_news() {
-        let good = mesh_v1::DeadLetter {
+        let good = mesh_v1::DlqEntry {
             stream: "PUSH".into(),
             consumer: "push-low".into(),
             sequence: 9,
@@ -328,35 +332,35 @@ mod tests {
             ..Default::default()
         };
         assert!(
-            matches!(news(good.clone(), 3, Micros(5)), Ok(News::Letter(letter)) if letter.id == LetterId(3))
+            matches!(news(good.clone(), 3, Timestamp(5)), Ok(News::DeadLetter(dead_letter)) if dead_letter.id == DeadLetterId(3))
         );
-        let again = mesh_v1::DeadLetter {
-            redrive_letter: 2,
+        let again = mesh_v1::DlqEntry {
+            redrive_dead_letter: 2,
             redrive_round: 1,
             ..good.clone()
         };
         assert!(
-            matches!(news(again, 3, Micros(5)), Ok(News::Failed(reopening, _)) if reopening.letter == LetterId(2))
+            matches!(news(again, 3, Timestamp(5)), Ok(News::Failed(reopening, _)) if reopening.dead_letter == DeadLetterId(2))
         );
         for bad in [
-            mesh_v1::DeadLetter {
+            mesh_v1::DlqEntry {
                 cause: 0,
                 ..good.clone()
             },
-            mesh_v1::DeadLetter {
+            mesh_v1::DlqEntry {
                 payload_state: 0,
                 ..good.clone()
             },
-            mesh_v1::DeadLetter {
+            mesh_v1::DlqEntry {
                 sequence: 0,
                 ..good.clone()
             },
-            mesh_v1::DeadLetter {
+            mesh_v1::DlqEntry {
                 stream: String::new(),
                 ..good
             },
         ] {
-            assert!(news(bad, 3, Micros(5)).is_err());
+            assert!(news(bad, 3, Timestamp(5)).is_err());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From followers to chunks: pure decisions.
 
 use herald_model::{
-    Channel, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Micros,
+    Channel, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Timestamp,
 };
 use herald_store::ChunkPlan;
 
@@ -14,13 +14,13 @@ pub(crate) struct Slice {
     pub(crate) after: Option<UserKey>,
     pub(crate) index: u32,
     pub(crate) lane: Lane,
-    pub(crate) accepted_at: Micros,
+    pub(crate) accepted_at: Timestamp,
     pub(crate) push_ttl_seconds: u32,
 }
 
 impl Slice {
     /// After this moment no push is sent.
-    pub(crate) fn push_expires_at(&self) -> Micros {
+    pub(crate) fn push_expires_at(&self) -> Timestamp {
         self.accepted_at
             .plus(std::time::Duration::from_secs(self.push_ttl_seconds.into()))
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
-use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Micros};
+use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject};
+use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk, TimelineChunk};
 use herald_store::{ChunkPlan, Ledger, SlicePlan};
 
@@ -27,20 +27,20 @@ pub(crate) struct Fanout {
 
 #[async_trait]
 impl Handler for Fanout {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let slice = match read(delivery) {
             Ok(slice) => slice,
             Err(settle) => return settle,
         };
         match self.expand(&slice).await {
-            Ok(()) => Settle::Ack,
+            Ok(()) => Disposition::Ack,
             Err(error) => error.into(),
         }
     }
 }
 
 /// What the message asks to expand.
-fn read(delivery: &Delivery) -> Result<Slice, Settle> {
+fn read(delivery: &Delivery) -> Result<Slice, Disposition> {
     match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
@@ -51,7 +51,7 @@ fn read(delivery: &Delivery) -> Result<Slice, Settle> {
                 after: None,
                 index: 0,
                 lane,
-                accepted_at: Micros(post.accepted_at_us),
+                accepted_at: Timestamp(post.accepted_at_us),
                 push_ttl_seconds: post.push_ttl_seconds,
             })
         }
@@ -64,11 +64,11 @@ fn read(delivery: &Delivery) -> Result<Slice, Settle> {
                 after: Some(UserKey(slice.after_key)),
                 index: slice.slice_index,
                 lane,
-                accepted_at: Micros(slice.accepted_at_us),
+                accepted_at: Timestamp(slice.accepted_at_us),
                 push_ttl_seconds: slice.push_ttl_seconds,
             })
         }
-        other => Err(Settle::term(format_args!("fan-out doesn't expand {other}"))),
+        other => Err(Disposition::term(format_args!("fan-out doesn't expand {other}"))),
     }
 }
 

@@ -80,7 +80,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         workers.spawn(consumers::fanout(lane), fanout.clone(), options.clone())?;
         workers.spawn(consumers::slice(lane), fanout.clone(), options)?;
     }
-    for kind in [consumers::Kind::Fanout, consumers::Kind::Slice] {
+    for kind in [consumers::ConsumerKind::Fanout, consumers::ConsumerKind::Slice] {
         let options = ConsumeOptions {
             in_flight_max: config.redrive_in_flight_max,
             batch_max: config.redrive_in_flight_max,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
-use herald_mesh::{Delivery, Handler, Settle};
+use herald_mesh::{Delivery, Disposition, Handler};
 use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Posts};
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +14,7 @@ use crate::Metrics;
 
 struct Job {
     entry: Archived,
-    done: oneshot::Sender<Settle>,
+    done: oneshot::Sender<Disposition>,
 }
 
 /// Handles messages of POSTS. Each one waits for its batch, so a message is acknowledged after the commit; while one
@@ -38,9 +38,9 @@ impl Archive {
         }
     }
 
-    async fn archive(&self, entry: Archived) -> Settle {
+    async fn archive(&self, entry: Archived) -> Disposition {
         let (done, settle) = oneshot::channel();
-        let ended = || Settle::retry("the archive's writer has ended");
+        let ended = || Disposition::retry("the archive's writer has ended");
         if self.jobs.send(Job { entry, done }).await.is_err() {
             return ended();
         }
@@ -50,10 +50,10 @@ impl Archive {
 
 #[async_trait]
 impl Handler for Archive {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         match herald_posts::entry(delivery.subject, delivery.sequence, delivery.payload.clone()) {
             Ok(entry) => self.archive(entry).await,
-            Err(reason) => Settle::term(reason),
+            Err(reason) => Disposition::term(reason),
         }
     }
 }
@@ -72,21 +72,21 @@ async fn write(posts: Arc<dyn Posts>, metrics: Metrics, mut queue: mpsc::Receive
 
 /// Writes a batch, and says how to settle each of its messages. One that can't be written because of a permanent failure
 /// keeps no other from being written.
-async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Settle> {
+async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Disposition> {
     let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
     if let Some(Classified::Transient(error)) = &written.stopped {
         let error = error_chain(error);
         tracing::error!(posts = entries.len(), error, "posts not archived, will retry");
     }
-    let open = written.stopped.map_or(Settle::Ack, Settle::from);
+    let open = written.stopped.map_or(Disposition::Ack, Disposition::from);
     let mut settles = vec![open; entries.len()];
     for (part, ()) in written.done {
         metrics.archive_batches.inc();
         metrics.archived.inc_by(part.len() as u64);
-        settles[part].fill(Settle::Ack);
+        settles[part].fill(Disposition::Ack);
     }
     for (index, reason) in written.failed {
-        settles[index] = Settle::fault(reason);
+        settles[index] = Disposition::fault(reason);
     }
     settles
 }
@@ -95,7 +95,7 @@ async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> 
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros};
+    use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
     use herald_store::{
         Error, ErrorKind, Result,
@@ -138,8 +138,8 @@ mod tests {
             self.inner.of_request(author, request_id).await
         }
 
-        async fn room(&self) -> Result<()> {
-            self.inner.room().await
+        async fn capacity(&self) -> Result<()> {
+            self.inner.capacity().await
         }
 
         async fn last(&self) -> Result<Option<PostId>> {
@@ -158,7 +158,7 @@ mod tests {
             media_urls: Vec::new(),
             lane: Lane::Normal,
             follow_version: FollowVersion(1),
-            accepted_at: Micros::now(),
+            accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,
         })
@@ -179,15 +179,15 @@ mod tests {
             faults: faults.to_vec(),
         };
         let entries: Vec<Archived> = (1..=9).map(post).collect();
-        let ill = Settle::fault("ill");
+        let ill = Disposition::fault("ill");
 
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
         let outcomes = archive(&posts, &metrics, &entries).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
                 3 => assert_eq!(*outcome, ill),
-                7 => assert!(matches!(outcome, Settle::Fault { .. }), "{outcome:?}"),
-                _ => assert_eq!(*outcome, Settle::Ack, "{id}"),
+                7 => assert!(matches!(outcome, Disposition::Fault { .. }), "{outcome:?}"),
+                _ => assert_eq!(*outcome, Disposition::Ack, "{id}"),
             }
         }
         let ids: Vec<PostId> = (1..=9).map(PostId).collect();
@@ -197,8 +197,8 @@ mod tests {
         // A store that goes away meanwhile: what was not tried comes again.
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
         let outcomes = archive(&posts, &metrics, &entries).await;
-        assert_eq!(outcomes[0], Settle::Ack);
+        assert_eq!(outcomes[0], Disposition::Ack);
         assert_eq!(outcomes[2], ill);
-        assert_eq!(outcomes[8], Settle::retry("ill"));
+        assert_eq!(outcomes[8], Disposition::retry("ill"));
     }
 }

@@ -10,12 +10,12 @@
 
 mod adapters;
 mod archive;
+mod archive_watermark;
 mod config;
 mod domain;
 mod error;
 mod feed;
 mod grpc;
-mod known;
 mod live;
 mod metrics;
 mod wire;
@@ -35,7 +35,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::GraphFollowVersions, archive::Archive, known::Looker};
+use crate::{adapters::GraphFollowVersions, archive::Archive, archive_watermark::WatermarkReader};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -106,7 +106,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     for (consumer, in_flight_max) in [
         (consumers::ARCHIVE, config.archive_in_flight_max),
         (
-            consumers::redrive(consumers::Kind::Archive),
+            consumers::redrive(consumers::ConsumerKind::Archive),
             config.archive_redrive_in_flight_max,
         ),
     ] {
@@ -119,9 +119,13 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     }
     drop(archive);
 
-    let looker = Looker::new(mesh.clone(), posts.clone(), &topology);
-    let known = looker.known();
-    tokio::spawn(archive_end.clone().run_until_cancelled_owned(looker.run()));
+    let watermark_reader = WatermarkReader::new(mesh.clone(), posts.clone(), &topology);
+    let archive_watermark = watermark_reader.archive_watermark();
+    tokio::spawn(
+        archive_end
+            .clone()
+            .run_until_cancelled_owned(watermark_reader.run()),
+    );
 
     let timeout = Duration::from_millis(config.graph_timeout_ms);
     let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
@@ -134,7 +138,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         preferences,
         timelines,
         ledger,
-        known,
+        archive_watermark,
         versions,
         graph,
         analytics,

@@ -1,7 +1,7 @@
 //! The model's words as callers see them.
 
 use herald_model::Post;
-use herald_proto::{timestamp, v1};
+use herald_proto::{timestamp_to_proto, v1};
 
 /// A post as callers see it.
 pub(crate) fn post_to_v1(post: Post) -> v1::Post {
@@ -12,7 +12,7 @@ pub(crate) fn post_to_v1(post: Post) -> v1::Post {
         links: post.links,
         media_urls: post.media_urls,
         lane: v1::Lane::from(post.lane).into(),
-        accepted_time: Some(timestamp(post.accepted_at)),
+        accepted_time: Some(timestamp_to_proto(post.accepted_at)),
     }
 }
 

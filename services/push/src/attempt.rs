@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use herald_failure::isolate;
-use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Micros};
+use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Timestamp};
 use herald_store::Devices;
 use tokio::{
     task::JoinSet,
@@ -16,7 +16,7 @@ use crate::{
     adapters::{Dispatcher, Push},
     domain::{self, Decision, Progress, Provider, Reason, Recipient, Verdict},
     error::AttemptError,
-    handler::{Chunk, Chunks},
+    handler::{Chunk, PushHandler},
 };
 
 /// What is known of a recipient.
@@ -41,7 +41,7 @@ struct Done {
     verdict: Verdict,
 }
 
-impl Chunks {
+impl PushHandler {
     /// Decides upon all pending recipients and sends to those who are to hear. With `bisect`, those of whom
     /// nothing can be read because of a permanent failure are given up; without it, that fails the attempt.
     pub(crate) async fn attempt(
@@ -53,7 +53,7 @@ impl Chunks {
         if !progress.is_pending() {
             return Ok(());
         }
-        if Micros::now() >= chunk.expires_at {
+        if Timestamp::now() >= chunk.expires_at {
             expire(progress);
             return Ok(());
         }
@@ -74,7 +74,7 @@ impl Chunks {
                 done: progress.done(index),
             };
             match (domain::decide(&recipient), known.id) {
-                (Decision::Settle(state), _) => progress.settle(index, state),
+                (Decision::Disposition(state), _) => progress.settle(index, state),
                 (Decision::Send(left), Some(id)) => {
                     progress.expect(index, u32::try_from(left.len()).unwrap_or(u32::MAX));
                     let recipient = Arc::new(id);
@@ -199,7 +199,7 @@ fn expire(progress: &mut Progress) {
             devices: &[],
             done: progress.done(place),
         };
-        if let Decision::Settle(state) = domain::decide(&recipient) {
+        if let Decision::Disposition(state) = domain::decide(&recipient) {
             progress.settle(place, state);
         }
     }

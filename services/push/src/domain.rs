@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 use herald_model::{DeliveryState, DeviceId};
 
 pub(crate) use breaker::Breaker;
-pub(crate) use progress::{Counts, Progress, Recorded};
+pub(crate) use progress::{Counts, LedgerState, Progress};
 
 /// Who carries a push to a device. More (FCM, APNs) have room here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,7 +132,7 @@ pub(crate) struct Recipient<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Nothing is to be sent.
-    Settle(DeliveryState),
+    Disposition(DeliveryState),
     /// These devices, at least one, as indices into [`Recipient::devices`].
     Send(Vec<usize>),
 }
@@ -156,7 +156,7 @@ pub(crate) fn decide(recipient: &Recipient<'_>) -> Decision {
             left => return Decision::Send(left),
         }
     };
-    Decision::Settle(if recipient.done.is_empty() {
+    Decision::Disposition(if recipient.done.is_empty() {
         state
     } else {
         DeliveryState::Delivered
@@ -211,7 +211,7 @@ mod tests {
             devices: &devices,
             done: &[],
         };
-        let settle = |state| Decision::Settle(state);
+        let settle = |state| Decision::Disposition(state);
         assert_eq!(decide(&open), Decision::Send(vec![0, 1]));
         assert_eq!(
             decide(&Recipient {
@@ -253,35 +253,35 @@ mod tests {
             }),
             settle(DeliveryState::Expired)
         );
-        let partly = Recipient {
+        let partial = Recipient {
             done: &devices[..1],
             ..open
         };
         assert_eq!(
             decide(&Recipient {
                 expired: true,
-                ..partly
+                ..partial
             }),
             settle(DeliveryState::Delivered)
         );
         assert_eq!(
             decide(&Recipient {
                 post_gone: true,
-                ..partly
+                ..partial
             }),
             settle(DeliveryState::Delivered)
         );
         assert_eq!(
             decide(&Recipient {
                 unwanted: true,
-                ..partly
+                ..partial
             }),
             settle(DeliveryState::Delivered)
         );
         assert_eq!(
             decide(&Recipient {
                 devices: &[],
-                ..partly
+                ..partial
             }),
             settle(DeliveryState::Delivered)
         );

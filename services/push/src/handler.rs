@@ -3,23 +3,23 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, Handler, Mesh, Settle, Subject};
-use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject};
+use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
-use herald_store::{Base, Devices, Ledger, Preferences, Settlement, Users};
+use herald_store::{Devices, ExpectedRevision, Ledger, Preferences, Settlement, Users};
 use tracing::{debug, instrument};
 
 use crate::{
     Config, Metrics,
     adapters::{Dispatcher, outcome, recorded},
+    chunk_lock::ChunkLocks,
     domain::{self, Progress},
     error::AttemptError,
-    in_hand::InHand,
 };
 
 /// Works on chunks.
-pub(crate) struct Chunks {
+pub(crate) struct PushHandler {
     pub(crate) mesh: Mesh,
     pub(crate) posts: PostReader,
     pub(crate) users: Arc<dyn Users>,
@@ -27,7 +27,7 @@ pub(crate) struct Chunks {
     pub(crate) preferences: Arc<dyn Preferences>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) dispatcher: Arc<Dispatcher>,
-    pub(crate) in_hand: InHand,
+    pub(crate) chunk_lock: ChunkLocks,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
 }
@@ -40,23 +40,26 @@ pub(crate) struct Chunk {
     pub(crate) id: ChunkId,
     pub(crate) lane: Lane,
     pub(crate) recipients: Recipients,
-    pub(crate) accepted_at: Micros,
-    pub(crate) expires_at: Micros,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
 }
 
 #[async_trait]
-impl Handler for Chunks {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+impl Handler for PushHandler {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let chunk = match Chunk::decode(delivery) {
             Ok(chunk) => chunk,
             Err(settle) => return settle,
         };
-        let _held = self.in_hand.take(chunk.post, chunk.id).await;
-        let settle = self.deliver(&chunk, delivery).await.unwrap_or_else(Settle::from);
+        let _held = self.chunk_lock.take(chunk.post, chunk.id).await;
+        let settle = self
+            .deliver(&chunk, delivery)
+            .await
+            .unwrap_or_else(Disposition::from);
         let end = match settle {
-            Settle::Ack => "done",
-            Settle::Retry { .. } | Settle::Fault { .. } => "retried",
-            Settle::Term { .. } => "terminated",
+            Disposition::Ack => "done",
+            Disposition::Retry { .. } | Disposition::Fault { .. } => "retried",
+            Disposition::Term { .. } => "terminated",
         };
         self.metrics.chunk(chunk.lane, end);
         settle
@@ -65,20 +68,20 @@ impl Handler for Chunks {
 
 impl Chunk {
     /// Reads a message; the error is how to settle one that makes no sense.
-    fn decode(delivery: &Delivery) -> Result<Self, Settle> {
+    fn decode(delivery: &Delivery) -> Result<Self, Disposition> {
         let Subject::PushDeliver(lane) = delivery.subject else {
-            return Err(Settle::term(format_args!(
+            return Err(Disposition::term(format_args!(
                 "{} is no subject of push",
                 delivery.subject
             )));
         };
         let message: mesh_v1::PushChunk = delivery.decode()?;
         let recipients = Recipients::decode(message.recipients, message.recipient_count)
-            .map_err(|e| Settle::term(format_args!("malformed recipients: {e}")))?;
+            .map_err(|e| Disposition::term(format_args!("malformed recipients: {e}")))?;
         let id = ChunkId(message.chunk_id);
         // The ledger knows the chunk by this id: another one would settle somebody else's deliveries.
         if recipients.chunk_id() != id {
-            return Err(Settle::term("the chunk id is not that of its recipients"));
+            return Err(Disposition::term("the chunk id is not that of its recipients"));
         }
         Ok(Self {
             post: PostId(message.post_id),
@@ -86,24 +89,24 @@ impl Chunk {
             id,
             lane,
             recipients,
-            accepted_at: Micros(message.accepted_at_us),
-            expires_at: Micros(message.expires_at_us),
+            accepted_at: Timestamp(message.accepted_at_us),
+            expires_at: Timestamp(message.expires_at_us),
         })
     }
 }
 
-impl Chunks {
+impl PushHandler {
     /// Effect, then ledger, then event; the acknowledgement is the caller's.
     #[instrument(
         name = "push send",
         skip_all,
         fields(post_id = chunk.post.0, chunk_id = %chunk.id, recipients = chunk.recipients.len())
     )]
-    async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Settle, AttemptError> {
+    async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
         let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded(outcome, &chunk.recipients));
         if delivery.redrive.is_some_and(|redriven| redriven.revives()) {
-            progress.owe_again();
+            progress.revive_dead();
         }
         let (before, revision_before) = (progress.counts(), progress.revision());
         let bisect = delivery.attempt >= self.config.isolate_attempts_min;
@@ -122,18 +125,18 @@ impl Chunks {
         }
 
         if progress.is_pending() {
-            let remaining = chunk.expires_at.since(Micros::now());
+            let remaining = chunk.expires_at.since(Timestamp::now());
             let after = domain::retry_delay(progress.retry_after(), remaining, self.config.retry_after_max());
-            return Ok(Settle::Retry {
+            return Ok(Disposition::Retry {
                 after,
                 reason: format!("push is pending: {failures}"),
             });
         }
         // Each recipient who was given up is in a dead letter, also one whom a provider refused at the first attempt.
         if progress.counts().dead > 0 {
-            return Ok(Settle::term(format_args!("push gave up: {failures}")));
+            return Ok(Disposition::term(format_args!("push gave up: {failures}")));
         }
-        Ok(Settle::Ack)
+        Ok(Disposition::Ack)
     }
 
     /// Puts into the ledger what it doesn't have yet.
@@ -145,9 +148,9 @@ impl Chunks {
             post: chunk.post,
             channel: Channel::Push,
             chunk: chunk.id,
-            base: Base::Revision(progress.revision()),
+            base: ExpectedRevision::Revision(progress.revision()),
             outcome: outcome(progress),
-            at: Micros::now(),
+            at: Timestamp::now(),
         };
         let revision = self.ledger.settle(&settlement).await?;
         progress.mark_recorded(revision);
@@ -167,7 +170,7 @@ impl Chunks {
             expired_count: counts.expired,
             dead_count: counts.dead,
             accepted_at_us: chunk.accepted_at.0,
-            settled_at_us: Micros::now().0,
+            settled_at_us: Timestamp::now().0,
             revision: progress.revision(),
         });
         let id = event.message_id();

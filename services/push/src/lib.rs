@@ -15,17 +15,17 @@
 
 mod adapters;
 mod attempt;
+mod chunk_lock;
 mod config;
 mod domain;
 mod error;
 mod handler;
-mod in_hand;
 mod metrics;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use herald_mesh::{ConsumeOptions, Mesh, Returns, Topology, Workers, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_posts::PostReader;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
@@ -36,7 +36,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::Dispatcher, handler::Chunks, in_hand::InHand};
+use crate::{adapters::Dispatcher, chunk_lock::ChunkLocks, handler::PushHandler};
 
 /// What the service needs from outside.
 pub struct Deps {
@@ -79,7 +79,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         vapid,
         metrics,
     } = deps;
-    let chunks = Arc::new(Chunks {
+    let chunks = Arc::new(PushHandler {
         dispatcher: Arc::new(Dispatcher::new(&config, vapid, metrics.clone())?),
         posts: PostReader::new(posts, mesh.clone()),
         mesh: mesh.clone(),
@@ -87,11 +87,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         devices,
         preferences,
         ledger,
-        in_hand: InHand::default(),
+        chunk_lock: ChunkLocks::default(),
         metrics,
         config: config.clone(),
     });
-    let returns = Arc::new(Returns::new(mesh.clone()));
+    let returns = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
@@ -108,6 +108,6 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         batch_max: config.redrive_chunks_in_flight_max,
         paused: None,
     };
-    workers.spawn(consumers::redrive(consumers::Kind::Push), chunks, options)?;
+    workers.spawn(consumers::redrive(consumers::ConsumerKind::Push), chunks, options)?;
     Ok(workers.join().await?)
 }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
 use herald_failure::isolate;
-use herald_mesh::{Mesh, Settle, consumers, streams};
-use herald_model::{PostId, Recipients, UserKey, time::Micros};
+use herald_mesh::{Disposition, Mesh, consumers, streams};
+use herald_model::{PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
 use herald_store::{Ledger, Posts, Timelines};
 
@@ -33,12 +33,12 @@ impl Backfiller {
         request: &Backfill,
         recipients: &Recipients,
         bisect: bool,
-    ) -> Result<(), Settle> {
+    ) -> Result<(), Disposition> {
         // A post accepted just before the follow may not be in the archive yet, and no fan-out brings it.
         let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if archived < request.posts_sequence {
             let reason = format!("the archive is at post {archived} of {}", request.posts_sequence);
-            return Err(Settle::retry_after(ARCHIVE_WAIT, reason));
+            return Err(Disposition::retry_after(ARCHIVE_WAIT, reason));
         }
         // Those of the moment of the follow, however late it is now: newer ones came by fan-out, or were accepted after an
         // unfollow and may not come at all.
@@ -55,7 +55,7 @@ impl Backfiller {
         match put.failed.first() {
             Some((_, reason)) => {
                 let failed = put.failed.len() as u32;
-                Err(Settle::term(isolated_reason(reason, failed, count)))
+                Err(Disposition::term(isolated_reason(reason, failed, count)))
             }
             None => Ok(()),
         }
@@ -74,7 +74,7 @@ impl Backfiller {
             .map(|post| self.timelines.deliver(*post, recipients.clone()));
         let durable = try_join_all(delivering).await?;
         for post in posts {
-            let live = TimelineChunk::new(*post, author, Micros(0), &recipients);
+            let live = TimelineChunk::new(*post, author, Timestamp(0), &recipients);
             self.watchers.tell(live).await;
         }
         try_join_all(durable).await?;

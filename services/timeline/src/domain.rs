@@ -31,7 +31,7 @@ pub(crate) fn partial_outcome(
         delivered: Recipients::from_sorted(delivered),
         suppressed: Recipients::default(),
         expired: Recipients::default(),
-        partly: Vec::new(),
+        partial: Vec::new(),
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: users(dead),
-            partly: Vec::new(),
+            partial: Vec::new(),
         }
     }
 

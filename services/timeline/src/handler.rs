@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_failure::{Isolated, isolate};
-use herald_mesh::{Delivery, Handler, Settle, Subject};
-use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Micros};
+use herald_mesh::{Delivery, Disposition, Handler, Subject};
+use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
-use herald_store::{Base, Ledger, Outcome, Settlement, Timelines};
+use herald_store::{ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
 
 use crate::{
     Metrics,
@@ -20,7 +20,7 @@ use crate::{
 
 /// Delivers chunks.
 #[derive(Clone)]
-pub(crate) struct Chunks {
+pub(crate) struct TimelineHandler {
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) watchers: Watchers,
@@ -32,24 +32,26 @@ pub(crate) struct Chunks {
 }
 
 #[async_trait]
-impl Handler for Chunks {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+impl Handler for TimelineHandler {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let handled = match delivery.subject {
             Subject::TimelineDeliver(_) => self.deliver(delivery).await,
             Subject::TimelineBackfill(_) => self.backfill(delivery).await,
-            other => Err(Settle::term(format_args!("timeline doesn't deliver {other}"))),
+            other => Err(Disposition::term(format_args!(
+                "timeline doesn't deliver {other}"
+            ))),
         };
-        handled.map_or_else(|settle| settle, |()| Settle::Ack)
+        handled.map_or_else(|settle| settle, |()| Disposition::Ack)
     }
 }
 
-fn recipients(bytes: Bytes, count: u32) -> Result<Recipients, Settle> {
+fn recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition> {
     Recipients::decode(bytes, count)
-        .map_err(|error| Settle::term(format_args!("malformed recipients: {error}")))
+        .map_err(|error| Disposition::term(format_args!("malformed recipients: {error}")))
 }
 
-impl Chunks {
-    async fn backfill(&self, delivery: &Delivery) -> Result<(), Settle> {
+impl TimelineHandler {
+    async fn backfill(&self, delivery: &Delivery) -> Result<(), Disposition> {
         let request: Backfill = delivery.decode()?;
         let recipients = recipients(request.recipients.clone(), request.recipient_count)?;
         let bisect = self.bisects(delivery);
@@ -58,11 +60,11 @@ impl Chunks {
 
     /// Puts the post on all timelines, then records and reports it. Recipients whose timelines fail permanently are recorded as
     /// dead; each step can be repeated.
-    async fn deliver(&self, delivery: &Delivery) -> Result<(), Settle> {
+    async fn deliver(&self, delivery: &Delivery) -> Result<(), Disposition> {
         let chunk: TimelineChunk = delivery.decode()?;
         let recipients = recipients(chunk.recipients.clone(), chunk.recipient_count)?;
         if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-            return Err(Settle::term("the chunk's id is not that of its recipients"));
+            return Err(Disposition::term("the chunk's id is not that of its recipients"));
         }
         let count = recipients.len();
         let put = isolate(count as usize, self.bisects(delivery), |part| {
@@ -70,9 +72,10 @@ impl Chunks {
         })
         .await;
         if put.is_complete() {
-            let visible_at = put.done.first().map_or_else(Micros::now, |(_, at)| *at);
+            let visible_at = put.done.first().map_or_else(Timestamp::now, |(_, at)| *at);
             let outcome = Outcome::Delivered { count };
-            self.record(&chunk, Base::Any, outcome, visible_at).await?;
+            self.record(&chunk, ExpectedRevision::Any, outcome, visible_at)
+                .await?;
             return Ok(());
         }
         self.record_partial(&chunk, &recipients, put).await
@@ -84,11 +87,11 @@ impl Chunks {
     }
 
     /// Makes the post readable, tells watchers, and waits until it is durable. Returns when it was readable.
-    async fn put(&self, chunk: &TimelineChunk, recipients: Recipients) -> Result<Micros, DeliverError> {
+    async fn put(&self, chunk: &TimelineChunk, recipients: Recipients) -> Result<Timestamp, DeliverError> {
         let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
-        let accepted_at = Micros(chunk.accepted_at_us);
+        let accepted_at = Timestamp(chunk.accepted_at_us);
         let durable = self.timelines.deliver(post, recipients.clone()).await?;
-        let visible_at = Micros::now();
+        let visible_at = Timestamp::now();
         self.metrics
             .visible(visible_at.since(accepted_at), recipients.len());
         let live = TimelineChunk::new(post, author, accepted_at, &recipients);
@@ -103,8 +106,8 @@ impl Chunks {
         &self,
         chunk: &TimelineChunk,
         recipients: &Recipients,
-        put: Isolated<Micros, DeliverError>,
-    ) -> Result<(), Settle> {
+        put: Isolated<Timestamp, DeliverError>,
+    ) -> Result<(), Disposition> {
         let Isolated {
             done,
             mut failed,
@@ -117,16 +120,16 @@ impl Chunks {
             let (post, id) = (PostId(chunk.post_id), ChunkId(chunk.chunk_id));
             let recorded = self.ledger.outcome(post, Channel::Timeline, id).await;
             let recorded = recorded.map_err(DeliverError::from)?;
-            let base = Base::Revision(recorded.as_ref().map_or(0, |recorded| recorded.revision));
+            let base = ExpectedRevision::Revision(recorded.as_ref().map_or(0, |recorded| recorded.revision));
             let before = recorded.as_ref().map(|recorded| &recorded.outcome);
             let reached = done.into_iter().map(|(part, _)| part);
             let failed_places = failed.iter().map(|(place, _)| *place);
             let outcome = partial_outcome(recipients, before, reached, failed_places);
             let dead = outcome.counts().dead;
-            self.record(chunk, base, outcome, Micros::now()).await?;
+            self.record(chunk, base, outcome, Timestamp::now()).await?;
             if let (Some((_, reason)), 1..) = (failed.first(), dead) {
                 self.metrics.isolated.inc_by(dead.into());
-                return Err(Settle::term(isolated_reason(reason, dead, recipients.len())));
+                return Err(Disposition::term(isolated_reason(reason, dead, recipients.len())));
             }
         }
         stopped.map_or(Ok(()), |failure| Err(failure.into()))
@@ -136,9 +139,9 @@ impl Chunks {
     async fn record(
         &self,
         chunk: &TimelineChunk,
-        base: Base,
+        base: ExpectedRevision,
         outcome: Outcome,
-        at: Micros,
+        at: Timestamp,
     ) -> Result<(), DeliverError> {
         let counts = outcome.counts();
         let settlement = Settlement {

@@ -30,7 +30,7 @@ pub use metrics::Metrics;
 use crate::{
     adapters::{Reporter, Watchers},
     backfill::Backfiller,
-    handler::Chunks,
+    handler::TimelineHandler,
 };
 
 /// How long what tells others may take to end after the last handler.
@@ -78,7 +78,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
-    let chunks = Arc::new(Chunks {
+    let chunks = Arc::new(TimelineHandler {
         timelines,
         ledger,
         watchers,
@@ -101,7 +101,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         batch_max: config.redrive_chunks_in_flight_max,
         paused: None,
     };
-    workers.spawn(consumers::redrive(consumers::Kind::Timeline), chunks, options)?;
+    workers.spawn(
+        consumers::redrive(consumers::ConsumerKind::Timeline),
+        chunks,
+        options,
+    )?;
     // Each ends when the last handler is gone; before that it can only have died.
     let stop = workers.stop();
     let mut helpers = JoinSet::new();

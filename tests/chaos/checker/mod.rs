@@ -2,10 +2,10 @@
 
 mod audit;
 mod blind;
+pub(crate) mod dead_letters;
 mod deletions;
 mod expect;
 mod judge;
-pub(crate) mod letters;
 mod observe;
 mod pushes;
 mod quiet;
@@ -79,7 +79,7 @@ pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers)
     let mut verdict = Verdict::default();
     verdict.add("processes", world.herald.surprises());
     verdict.add("not settled", quiet::wait(world, journal).await);
-    verdict.add("not redriven", letters::redrive(world, journal).await);
+    verdict.add("not redriven", dead_letters::redrive(world, journal).await);
     // What was redriven settles too.
     verdict.add("not settled after the redrive", quiet::wait(world, journal).await);
     let observed = match observe::everything(world, journal).await {
@@ -122,7 +122,7 @@ pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers)
     verdict.add("a blind spot of the checker", blind::spots(&watched, facts));
     verdict.add("audit", audit::findings(world).await);
     verdict.add("replicas", replicas::disagreements(world).await);
-    match letters::judge(world, journal).await {
+    match dead_letters::judge(world, journal).await {
         Ok((wrong, count)) => {
             verdict.dead_letters = count;
             verdict.add("dead letters", wrong);

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Fault, Kills};
 use crate::{
-    checker::letters,
+    checker::dead_letters,
     workload::{Journal, READERS, devices},
     world::{Life, World, name},
 };
@@ -116,7 +116,7 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
         Fault::Poison { subject } => poison(world, journal, subject).await,
         Fault::Redrive => {
             // Whoever asks may find nobody there; what was begun goes on by itself.
-            let asked = tokio::time::timeout(REDRIVE_LIMIT, letters::redrive_all(world)).await;
+            let asked = tokio::time::timeout(REDRIVE_LIMIT, dead_letters::redrive_all(world)).await;
             world.log.say(format!("redrive: {asked:?}"));
         }
     }

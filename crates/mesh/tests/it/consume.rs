@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use herald_mesh::{ConsumeOptions, ErrorKind, Settle, streams};
+use herald_mesh::{ConsumeOptions, Disposition, ErrorKind, streams};
 use herald_proto::mesh_v1::TimelineChunk;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ async fn an_undecodable_message_is_terminated_once_with_its_reason() {
         .await
         .unwrap();
     let (handler, mut seen) = Script::new(async |delivery| match delivery.decode::<TimelineChunk>() {
-        Ok(_) => Settle::Ack,
+        Ok(_) => Disposition::Ack,
         Err(settle) => settle,
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -113,10 +113,10 @@ async fn a_retry_comes_after_its_delay_and_a_panic_counts_as_an_attempt() {
     let delay = Duration::from_millis(300);
     let (handler, mut seen) = Script::new(move |delivery| async move {
         match delivery.attempt {
-            1 => Settle::retry_after(delay, "not yet"),
+            1 => Disposition::retry_after(delay, "not yet"),
             2 => panic!("on purpose"),
-            3 => Settle::retry("not yet either"),
-            _ => Settle::Ack,
+            3 => Disposition::retry("not yet either"),
+            _ => Disposition::Ack,
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -140,11 +140,11 @@ async fn the_last_attempt_that_fails_is_terminated_with_its_reason() {
     fixture.publish([1, 2]).await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         if post(&delivery) == 1 {
-            Settle::retry("always")
+            Disposition::retry("always")
         } else if delivery.is_last_attempt() {
-            Settle::Ack
+            Disposition::Ack
         } else {
-            Settle::retry("until the last")
+            Disposition::retry("until the last")
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -170,9 +170,9 @@ async fn attempts_that_were_lowered_give_up_what_has_had_more() {
     fixture.publish([1]).await;
     let (handler, mut seen) = Script::new(async |delivery| {
         if delivery.attempt == 4 {
-            Settle::retry_after(Duration::from_secs(1), "busy")
+            Disposition::retry_after(Duration::from_secs(1), "busy")
         } else {
-            Settle::retry("busy")
+            Disposition::retry("busy")
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -211,12 +211,12 @@ async fn a_fault_gets_fewer_attempts_than_what_waiting_may_mend() {
         let attempt = delivery.attempt;
         match post(&delivery) {
             1 => panic!("always"),
-            2 => Settle::fault("a corrupt row"),
+            2 => Disposition::fault("a corrupt row"),
             // A fault on an attempt when faults have no more of them.
-            3 if attempt == 5 => Settle::fault("now corrupt"),
-            3 | 4 => Settle::retry("busy"),
-            _ if attempt < 3 => Settle::fault("mended by the third attempt"),
-            _ => Settle::Ack,
+            3 if attempt == 5 => Disposition::fault("now corrupt"),
+            3 | 4 => Disposition::retry("busy"),
+            _ if attempt < 3 => Disposition::fault("mended by the third attempt"),
+            _ => Disposition::Ack,
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -265,7 +265,7 @@ async fn a_slow_handler_keeps_its_message() {
             while progress < 7 {
                 progress += usize::from(said.next().await.unwrap().payload == "+WPI");
             }
-            Settle::Ack
+            Disposition::Ack
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());
@@ -327,7 +327,7 @@ async fn a_shutdown_finishes_what_runs_and_gives_the_rest_to_others_at_once() {
             let gate = gate.clone();
             async move {
                 gate.cancelled().await;
-                Settle::Ack
+                Disposition::Ack
             }
         }
     });

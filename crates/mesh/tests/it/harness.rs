@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
-    Config, ConsumeOptions, ConsumerSpec, Delivery, Handler, Mesh, Result, RetryDelay, Settle, Subject,
+    Config, ConsumeOptions, ConsumerSpec, Delivery, Disposition, Handler, Mesh, Result, RetryDelay, Subject,
     Topology, TopologyConfig, Workers, streams,
 };
 use herald_model::Lane;
@@ -164,7 +164,7 @@ impl Crew {
     }
 }
 
-type Act = dyn Fn(Delivery) -> BoxFuture<'static, Settle> + Send + Sync;
+type Act = dyn Fn(Delivery) -> BoxFuture<'static, Disposition> + Send + Sync;
 
 /// A handler that tells of each delivery, then does what the test says.
 pub(crate) struct Script {
@@ -175,7 +175,7 @@ pub(crate) struct Script {
 impl Script {
     pub(crate) fn new<F>(act: impl Fn(Delivery) -> F + Send + Sync + 'static) -> (Arc<Self>, Seen)
     where
-        F: Future<Output = Settle> + Send + 'static,
+        F: Future<Output = Disposition> + Send + 'static,
     {
         let (seen, deliveries) = mpsc::unbounded_channel();
         (
@@ -189,7 +189,7 @@ impl Script {
 
     /// Acknowledges all.
     pub(crate) fn acks() -> (Arc<Self>, Seen) {
-        Self::new(|_| std::future::ready(Settle::Ack))
+        Self::new(|_| std::future::ready(Disposition::Ack))
     }
 
     /// Acknowledges each that is let through, and counts how many were handled at a time at most.
@@ -203,7 +203,7 @@ impl Script {
                     most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     gate.acquire().await.unwrap().forget();
                     running.fetch_sub(1, Ordering::SeqCst);
-                    Settle::Ack
+                    Disposition::Ack
                 }
             }
         });
@@ -213,7 +213,7 @@ impl Script {
 
 #[async_trait]
 impl Handler for Script {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let _ = self.seen.send(delivery.clone());
         (self.act)(delivery.clone()).await
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{ConsumeOptions, RawMessage, Subject, streams};
-use herald_model::{Lane, time::Micros};
+use herald_model::{Lane, time::Timestamp};
 
 use crate::harness::{CONSUMER, Fixture, LIMIT, Script, chunk};
 
@@ -61,7 +61,9 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
     assert_eq!(
-        mesh.sequence_since(streams::TIMELINE, Micros(0)).await.unwrap(),
+        mesh.sequence_since(streams::TIMELINE, Timestamp(0))
+            .await
+            .unwrap(),
         1
     );
     fixture.publish(1..=40).await;
@@ -92,11 +94,13 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
         "{since}"
     );
     assert_eq!(
-        mesh.sequence_since(streams::TIMELINE, Micros(0)).await.unwrap(),
+        mesh.sequence_since(streams::TIMELINE, Timestamp(0))
+            .await
+            .unwrap(),
         1
     );
     assert_eq!(
-        mesh.sequence_since(streams::TIMELINE, Micros::now())
+        mesh.sequence_since(streams::TIMELINE, Timestamp::now())
             .await
             .unwrap(),
         41
@@ -107,7 +111,7 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
 async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
-    let until = Micros::now().plus(Duration::from_hours(1));
+    let until = Timestamp::now().plus(Duration::from_hours(1));
     mesh.pause(streams::TIMELINE, CONSUMER, until).await.unwrap();
     let (script, mut seen) = Script::acks();
     let work = fixture.work(script, ConsumeOptions::default());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use herald_mesh::{ConsumeOptions, Settle, streams};
+use herald_mesh::{ConsumeOptions, Disposition, streams};
 use tokio::sync::watch;
 
 use crate::harness::{CONSUMER, Fixture, Script, until};
@@ -56,7 +56,7 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
             if delivery.sequence == 2 {
                 released.wait_for(|released| *released).await.unwrap();
             }
-            Settle::Ack
+            Disposition::Ack
         }
     });
     let work = fixture.work(handler, ConsumeOptions::default());

@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod consume;
+mod delay_queue;
 mod faults;
 mod harness;
 mod history;
 mod lag;
 mod last;
-mod later;
-mod letters;
 mod publish;
+mod redrive;
 mod topology;
 mod trace;

@@ -1,8 +1,8 @@
 use futures::StreamExt as _;
-use herald_mesh::consumers::Kind;
+use herald_mesh::consumers::ConsumerKind;
 use herald_mesh::{ErrorKind, Redrive, Subject, streams};
 use herald_model::Lane;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_proto::mesh_v1::TimelineChunk;
 
 use crate::harness::{Fixture, LIMIT, SUBJECT, chunk};
@@ -166,12 +166,12 @@ async fn the_largest_message_that_is_published_can_be_redriven() {
     );
 
     let redrive = |bytes| Redrive {
-        kind: Kind::AnalyticsEvents,
-        letter: u64::MAX,
+        kind: ConsumerKind::AnalyticsEvents,
+        dead_letter: u64::MAX,
         round: u32::MAX,
         subject: Subject::TimelineBackfill(Lane::Normal),
         sequence: u64::MAX,
-        published_at: Micros(i64::MIN),
+        published_at: Timestamp(i64::MIN),
         payload: vec![0; bytes].into(),
         trace_parent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         trace_state: Some("x".repeat(512)),

@@ -1,6 +1,6 @@
 use std::sync::{Arc, LazyLock, Mutex};
 
-use herald_mesh::{ConsumeOptions, Settle, streams};
+use herald_mesh::{ConsumeOptions, Disposition, streams};
 use opentelemetry::global;
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, TracerProvider as _};
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -43,10 +43,10 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     let fixture = Fixture::start().await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         if delivery.attempt == 1 {
-            return Settle::retry("not yet");
+            return Disposition::retry("not yet");
         }
         tracing::info_span!("inside").in_scope(|| ());
-        Settle::Ack
+        Disposition::Ack
     });
     let work = fixture.work(handler, ConsumeOptions::default());
 

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     dir::io_error,
-    failure::{Failure, with_sources},
+    shared_error::{SharedError, with_sources},
     space::Space,
 };
 use crate::{Error, ErrorKind, Result};
@@ -149,7 +149,7 @@ impl Drop for Database {
 }
 
 /// Resolves when a batch is durable. Dropping it changes nothing about the batch.
-pub(crate) struct Committed(oneshot::Receiver<std::result::Result<(), Failure>>);
+pub(crate) struct Committed(oneshot::Receiver<std::result::Result<(), SharedError>>);
 
 impl Future for Committed {
     type Output = Result<()>;
@@ -175,8 +175,8 @@ struct Committer {
 
 #[derive(Default)]
 struct State {
-    waiting: Vec<oneshot::Sender<std::result::Result<(), Failure>>>,
-    failed: Option<Failure>,
+    waiting: Vec<oneshot::Sender<std::result::Result<(), SharedError>>>,
+    failed: Option<SharedError>,
     closing: bool,
 }
 
@@ -206,7 +206,7 @@ impl Committer {
     /// Refuses everything from now on. Answers with the error to pass on.
     fn fail(&self, error: &Error) -> Error {
         let mut state = self.state.lock();
-        let failure = Failure::new(
+        let failure = SharedError::new(
             &format!("{} can't be written until the store is opened again", self.name),
             error,
         );

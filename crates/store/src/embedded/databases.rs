@@ -11,7 +11,7 @@ pub(super) struct Databases {
     /// What a post needs on its way.
     pub(super) records: Arc<Database>,
     /// Dead letters.
-    pub(super) letters: Arc<Database>,
+    pub(super) dead_letters: Arc<Database>,
     /// What analytics counted.
     pub(super) totals: Arc<Database>,
 }
@@ -22,7 +22,7 @@ impl Databases {
         let open = |name, cache_mb| Database::open(dir, name, cache_mb, Arc::clone(space)).map(Arc::new);
         Ok(Self {
             records: open("records", config.records_cache_mb)?,
-            letters: open("letters", config.letters_cache_mb)?,
+            dead_letters: open("dead_letters", config.dead_letters_cache_mb)?,
             totals: open("totals", config.totals_cache_mb)?,
         })
     }
@@ -30,7 +30,7 @@ impl Databases {
     /// Makes what was written durable and ends their threads; later writes are refused. Answers with the first error, and
     /// closes the others all the same.
     pub(super) fn close(&self) -> Result<()> {
-        let closed = [&self.records, &self.letters, &self.totals].map(|database| database.close());
+        let closed = [&self.records, &self.dead_letters, &self.totals].map(|database| database.close());
         closed.into_iter().collect()
     }
 }

@@ -5,13 +5,13 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use fjall::Keyspace;
 use futures::executor::block_on;
-use herald_model::{Address, Device, DeviceId, UserKey, time::Micros};
+use herald_model::{Address, Device, DeviceId, UserKey, time::Timestamp};
 use prost::Message;
 
 use super::{
     cache::Cache,
     database::{self, Database, map_err},
-    rounds::Rounds,
+    group_commit::GroupCommit,
 };
 use crate::{DEVICES_PER_USER_MAX, Error, ErrorKind, Result};
 
@@ -22,9 +22,9 @@ const ROUND_CHANGES: usize = 4_096;
 const COUNTER: &[u8] = b"last";
 
 /// The embedded engine's [`Devices`](crate::Devices).
-pub(crate) struct DeviceBook {
+pub(crate) struct EmbeddedDevices {
     tables: Arc<Tables>,
-    rounds: Rounds<Job, Option<Device>>,
+    rounds: GroupCommit<Job, Option<Device>>,
 }
 
 struct Tables {
@@ -40,7 +40,7 @@ enum Job {
     Register {
         user: UserKey,
         address: Address,
-        now: Micros,
+        now: Timestamp,
     },
     Unregister {
         user: UserKey,
@@ -93,7 +93,7 @@ struct Webhook {
     secret: Vec<u8>,
 }
 
-impl DeviceBook {
+impl EmbeddedDevices {
     /// Opens the devices. `cache_bytes_max` bounds the memory for them.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
@@ -106,7 +106,7 @@ impl DeviceBook {
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let rounds = Rounds::start(
+        let rounds = GroupCommit::start(
             "devices",
             ROUND_CHANGES,
             |_| 1,
@@ -192,7 +192,7 @@ fn register(
     devices: &mut Vec<Device>,
     user: UserKey,
     address: Address,
-    now: Micros,
+    now: Timestamp,
 ) -> Result<Device> {
     if let Some(known) = devices.iter_mut().find(|d| d.address.url() == address.url()) {
         known.address = address;
@@ -253,7 +253,7 @@ impl Row {
             id: DeviceId(self.id),
             user,
             address,
-            registered_at: Micros(self.registered_at),
+            registered_at: Timestamp(self.registered_at),
         })
     }
 }
@@ -272,8 +272,8 @@ fn bytes_of(device: &Device) -> usize {
 }
 
 #[async_trait]
-impl crate::Devices for DeviceBook {
-    async fn register(&self, user: UserKey, address: Address, now: Micros) -> Result<Device> {
+impl crate::Devices for EmbeddedDevices {
+    async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
         self.rounds
             .run(Job::Register { user, address, now })
             .await?
@@ -321,8 +321,8 @@ mod tests {
         }
     }
 
-    fn open(store: &Store) -> DeviceBook {
-        DeviceBook::open(store.database(), 1 << 20).unwrap()
+    fn open(store: &Store) -> EmbeddedDevices {
+        EmbeddedDevices::open(store.database(), 1 << 20).unwrap()
     }
 
     #[tokio::test]
@@ -331,16 +331,16 @@ mod tests {
         let book = open(&store);
         let user = UserKey(7);
         let first = book
-            .register(user, webhook("https://a", 1), Micros(10))
+            .register(user, webhook("https://a", 1), Timestamp(10))
             .await
             .unwrap();
-        let other = book.register(user, web_push(2), Micros(20)).await.unwrap();
+        let other = book.register(user, web_push(2), Timestamp(20)).await.unwrap();
         assert_eq!(
             book.of(&[user, UserKey(8)]).await.unwrap(),
             [vec![first.clone(), other.clone()], vec![]]
         );
         let again = book
-            .register(user, webhook("https://a", 9), Micros(30))
+            .register(user, webhook("https://a", 9), Timestamp(30))
             .await
             .unwrap();
         assert_eq!(
@@ -357,8 +357,14 @@ mod tests {
     async fn ids_are_never_given_again_even_after_a_restart() {
         let mut store = Store::new();
         let book = open(&store);
-        let a = book.register(UserKey(1), web_push(1), Micros(1)).await.unwrap();
-        let b = book.register(UserKey(2), web_push(1), Micros(1)).await.unwrap();
+        let a = book
+            .register(UserKey(1), web_push(1), Timestamp(1))
+            .await
+            .unwrap();
+        let b = book
+            .register(UserKey(2), web_push(1), Timestamp(1))
+            .await
+            .unwrap();
         assert_ne!(a.id, b.id);
         assert!(!book.unregister(UserKey(1), b.id).await.unwrap());
         assert!(book.unregister(UserKey(2), b.id).await.unwrap());
@@ -372,7 +378,10 @@ mod tests {
             book.of(&[UserKey(1), UserKey(2)]).await.unwrap(),
             [vec![a], vec![]]
         );
-        let c = book.register(UserKey(2), web_push(1), Micros(1)).await.unwrap();
+        let c = book
+            .register(UserKey(2), web_push(1), Timestamp(1))
+            .await
+            .unwrap();
         assert!(c.id > b.id);
     }
 
@@ -382,7 +391,7 @@ mod tests {
         let book = open(&store);
         let registered = futures::future::join_all(
             (0..=DEVICES_PER_USER_MAX)
-                .map(|n| book.register(UserKey(1), webhook(&format!("https://{n}"), 1), Micros(1))),
+                .map(|n| book.register(UserKey(1), webhook(&format!("https://{n}"), 1), Timestamp(1))),
         )
         .await;
         let refused: Vec<_> = registered.into_iter().filter_map(Result::err).collect();

@@ -3,7 +3,7 @@
 //! | directory | holds | written by |
 //! |---|---|---|
 //! | `records/` | users, follows, posts, devices, preferences, the ledger | [`database`]: batches, one fsync for many |
-//! | `letters/` | dead letters and what was done about them | the same |
+//! | `dead_letters/` | dead letters and what was done about them | the same |
 //! | `totals/` | what analytics counted | the same |
 //! | `timelines/` | (follower, post) | `timelines`: sorted runs |
 //!
@@ -13,28 +13,28 @@
 mod cache;
 mod database;
 mod databases;
+mod dead_letters;
 mod devices;
 mod dir;
-mod failure;
 mod follows;
-mod forget;
+mod group_commit;
 mod ledger;
-mod letters;
-mod maintenance;
 mod parts;
 mod posts;
 mod preferences;
-mod rounds;
+mod retention;
+mod shared_error;
 mod space;
 #[cfg(test)]
 mod testing;
 pub mod timelines;
 mod totals;
+mod trim_watermark;
 mod users;
 
 use std::{path::PathBuf, sync::Arc};
 
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
@@ -42,8 +42,8 @@ use self::{
     databases::Databases,
     dir::Dir,
     ledger::Ledger,
-    maintenance::{Chores, Maintenance},
     parts::Parts,
+    retention::{Retention, RetentionThread},
     space::Space,
 };
 use crate::{Result, Stores};
@@ -60,8 +60,8 @@ pub struct Config {
     pub disk_free_mb_min: u64,
     /// Memory for blocks of `records/` that were read from disk, MiB.
     pub records_cache_mb: u64,
-    /// Memory for blocks of `letters/` that were read from disk, MiB.
-    pub letters_cache_mb: u64,
+    /// Memory for blocks of `dead_letters/` that were read from disk, MiB.
+    pub dead_letters_cache_mb: u64,
     /// Memory for blocks of `totals/` that were read from disk, MiB.
     pub totals_cache_mb: u64,
     /// How long it can be told who followed an author at an earlier moment, hours. Posts that are still on their way need
@@ -84,9 +84,9 @@ pub struct Config {
     /// How long it is known what became of a post's deliveries, days from its acceptance. Some 2 bytes a delivery, and 25
     /// a chunk for analytics.
     pub ledger_keep_days: u64,
-    /// How long it is known what was done about dead letters, and by whom, days. The letters themselves are kept as long as
+    /// How long it is known what was done about dead letters, and by whom, days. The dead letters themselves are kept as long as
     /// the ledger.
-    pub letter_history_keep_days: u64,
+    pub dead_letter_operation_keep_days: u64,
     /// Timelines.
     pub timelines: timelines::Config,
 }
@@ -97,7 +97,7 @@ impl Default for Config {
             data_dir: PathBuf::from("herald-data"),
             disk_free_mb_min: 256,
             records_cache_mb: 32,
-            letters_cache_mb: 16,
+            dead_letters_cache_mb: 16,
             totals_cache_mb: 8,
             follow_history_keep_hours: 7 * 24,
             request_keep_hours: 24,
@@ -108,7 +108,7 @@ impl Default for Config {
             preferences_cache_mb: 16,
             timeline_keep_days: 30,
             ledger_keep_days: 30,
-            letter_history_keep_days: 365,
+            dead_letter_operation_keep_days: 365,
             timelines: timelines::Config::default(),
         }
     }
@@ -116,8 +116,8 @@ impl Default for Config {
 
 /// The embedded engine, open. Only one can be open for a directory.
 pub struct Embedded {
-    maintenance: Maintenance,
-    chores: Chores,
+    retention_thread: RetentionThread,
+    retention: Retention,
     ledger: Arc<Ledger>,
     parts: Parts,
     databases: Databases,
@@ -136,15 +136,15 @@ impl Embedded {
         let timelines = Arc::new(timelines);
         let parts = Parts::open(&databases, config)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
-        let chores = parts.chores(&timelines, &ledger, config);
-        let maintenance = Maintenance::start(chores.clone())?;
+        let retention = parts.retention(&timelines, &ledger, config);
+        let retention_thread = RetentionThread::start(retention.clone())?;
         Ok(Self {
             ledger,
-            maintenance,
+            retention_thread,
             parts,
             databases,
             timelines,
-            chores,
+            retention,
             _dir: dir,
         })
     }
@@ -160,21 +160,21 @@ impl Embedded {
             timelines: self.timelines.clone(),
             ledger: self.ledger.clone(),
             totals: self.parts.totals.clone(),
-            letters: self.parts.letters.clone(),
+            dead_letters: self.parts.dead_letters.clone(),
         }
     }
 
     /// Makes what was written durable and ends the engine's threads. Writes that come later are refused.
     pub fn close(&self) -> Result<()> {
-        self.maintenance.stop();
+        self.retention_thread.stop();
         let timelines = self.timelines.close();
         self.databases.close().and(timelines)
     }
 
     /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts, and the ledger's rows, what
     /// analytics knows of chunks and dead letters past their time. The engine does so itself once a minute.
-    pub async fn maintenance(&self, now: Micros) -> Result<()> {
-        self.chores.run(now).await
+    pub async fn retention(&self, now: Timestamp) -> Result<()> {
+        self.retention.run(now).await
     }
 
     /// The timelines, for their maintenance.
@@ -201,7 +201,7 @@ mod tests {
         };
         let store = Embedded::open(&config).unwrap();
         let stores = store.stores();
-        let now = Micros::now();
+        let now = Timestamp::now();
         let day = Duration::from_hours(24);
         for (id, age) in [(1, 31), (2, 29)] {
             let post = Post {
@@ -239,7 +239,7 @@ mod tests {
             stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
             [PostId(2), PostId(1)]
         );
-        store.maintenance(now).await.unwrap();
+        store.retention(now).await.unwrap();
         assert_eq!(
             stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
             [PostId(2)]

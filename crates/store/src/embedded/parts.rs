@@ -3,21 +3,21 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Config, databases::Databases, devices::DeviceBook, follows::Graph, ledger::Ledger, letters::LetterBook,
-    maintenance::Chores, posts::Archive, preferences::PreferenceBook, timelines::EmbeddedTimelines,
-    totals::TotalsBook, users::Dictionary,
+    Config, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
+    follows::EmbeddedFollows, ledger::Ledger, posts::EmbeddedPosts, preferences::EmbeddedPreferences,
+    retention::Retention, timelines::EmbeddedTimelines, totals::EmbeddedTotals, users::EmbeddedUsers,
 };
 use crate::Result;
 
 /// All of them, open.
 pub(super) struct Parts {
-    pub(super) users: Arc<Dictionary>,
-    pub(super) follows: Arc<Graph>,
-    pub(super) posts: Arc<Archive>,
-    pub(super) devices: Arc<DeviceBook>,
-    pub(super) preferences: Arc<PreferenceBook>,
-    pub(super) totals: Arc<TotalsBook>,
-    pub(super) letters: Arc<LetterBook>,
+    pub(super) users: Arc<EmbeddedUsers>,
+    pub(super) follows: Arc<EmbeddedFollows>,
+    pub(super) posts: Arc<EmbeddedPosts>,
+    pub(super) devices: Arc<EmbeddedDevices>,
+    pub(super) preferences: Arc<EmbeddedPreferences>,
+    pub(super) totals: Arc<EmbeddedTotals>,
+    pub(super) dead_letters: Arc<EmbeddedDeadLetters>,
 }
 
 impl Parts {
@@ -27,42 +27,45 @@ impl Parts {
         let bytes = |mb: u64| mb.saturating_mul(1 << 20);
         let records = &databases.records;
         Ok(Self {
-            users: Arc::new(Dictionary::open(records, bytes(config.users_cache_mb))?),
-            follows: Arc::new(Graph::open(
+            users: Arc::new(EmbeddedUsers::open(records, bytes(config.users_cache_mb))?),
+            follows: Arc::new(EmbeddedFollows::open(
                 records,
                 hours(config.follow_history_keep_hours),
                 bytes(config.follows_cache_mb),
             )?),
-            posts: Arc::new(Archive::open(
+            posts: Arc::new(EmbeddedPosts::open(
                 records,
                 hours(config.request_keep_hours),
                 bytes(config.posts_cache_mb),
             )?),
-            devices: Arc::new(DeviceBook::open(records, bytes(config.devices_cache_mb))?),
-            preferences: Arc::new(PreferenceBook::open(records, bytes(config.preferences_cache_mb))?),
-            totals: Arc::new(TotalsBook::open(&databases.totals)?),
-            letters: Arc::new(LetterBook::open(&databases.letters)?),
+            devices: Arc::new(EmbeddedDevices::open(records, bytes(config.devices_cache_mb))?),
+            preferences: Arc::new(EmbeddedPreferences::open(
+                records,
+                bytes(config.preferences_cache_mb),
+            )?),
+            totals: Arc::new(EmbeddedTotals::open(&databases.totals)?),
+            dead_letters: Arc::new(EmbeddedDeadLetters::open(&databases.dead_letters)?),
         })
     }
 
     /// What has to be forgotten from time to time.
-    pub(super) fn chores(
+    pub(super) fn retention(
         &self,
         timelines: &Arc<EmbeddedTimelines>,
         ledger: &Arc<Ledger>,
         config: &Config,
-    ) -> Chores {
+    ) -> Retention {
         let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 60 * 60));
-        Chores {
+        Retention {
             follows: Arc::clone(&self.follows),
             posts: Arc::clone(&self.posts),
             timelines: Arc::clone(timelines),
             ledger: Arc::clone(ledger),
-            letters: Arc::clone(&self.letters),
+            dead_letters: Arc::clone(&self.dead_letters),
             totals: Arc::clone(&self.totals),
             timeline_keep: days(config.timeline_keep_days),
             ledger_keep: days(config.ledger_keep_days),
-            letter_history_keep: days(config.letter_history_keep_days),
+            dead_letter_operation_keep: days(config.dead_letter_operation_keep_days),
         }
     }
 }

@@ -13,26 +13,26 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch, Readable};
 use futures::executor::block_on;
-use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Micros};
+use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use prost::Message;
 
 use super::{
     cache::Cache,
     database::{self, Database, map_err},
-    rounds::Rounds,
+    group_commit::GroupCommit,
 };
 use crate::{Archived, Error, ErrorKind, Result};
 
 /// How many entries one commit takes before it leaves the rest to the next one.
 const ROUND_ENTRIES: usize = 4_096;
 
-/// How many request ids one commit of [`Archive::trim`] removes.
+/// How many request ids one commit of [`EmbeddedPosts::trim`] removes.
 const TRIM_REQUESTS: usize = 10_000;
 
 /// The embedded engine's [`Posts`](crate::Posts).
-pub(crate) struct Archive {
+pub(crate) struct EmbeddedPosts {
     tables: Arc<Tables>,
-    rounds: Rounds<Job, usize>,
+    rounds: GroupCommit<Job, usize>,
 }
 
 struct Tables {
@@ -47,8 +47,8 @@ struct Tables {
 }
 
 enum Job {
-    Archive(Vec<Archived>),
-    Trim(Micros),
+    EmbeddedPosts(Vec<Archived>),
+    Trim(Timestamp),
 }
 
 /// A post as it is stored. What never changes: the deletion has its own row.
@@ -81,18 +81,18 @@ struct Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Request {
     post: u64,
-    at: Micros,
+    at: Timestamp,
 }
 
 /// The round in hand: what is in its batch and can't be read yet.
-struct Round {
+struct CommitBatch {
     batch: OwnedWriteBatch,
     created: HashMap<u64, UserKey>,
-    deleted: HashMap<u64, Micros>,
+    deleted: HashMap<u64, Timestamp>,
     requests: HashMap<Vec<u8>, Request>,
 }
 
-impl Archive {
+impl EmbeddedPosts {
     /// Opens the archive. Request ids are kept for `request_keep`; `cache_bytes_max` bounds the memory for posts.
     pub(crate) fn open(
         database: &Arc<Database>,
@@ -112,15 +112,15 @@ impl Archive {
         });
         let shared = Arc::clone(&tables);
         let weigh = |job: &Job| match job {
-            Job::Archive(entries) => entries.len(),
+            Job::EmbeddedPosts(entries) => entries.len(),
             Job::Trim(_) => ROUND_ENTRIES,
         };
-        let rounds = Rounds::start("posts", ROUND_ENTRIES, weigh, move |jobs| shared.round(jobs))?;
+        let rounds = GroupCommit::start("posts", ROUND_ENTRIES, weigh, move |jobs| shared.round(jobs))?;
         Ok(Self { tables, rounds })
     }
 
     /// Removes request ids older than the kept time and answers how many that were.
-    pub(crate) async fn trim(&self, now: Micros) -> Result<usize> {
+    pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
         let mut removed = 0;
         loop {
             match self.rounds.run(Job::Trim(now)).await? {
@@ -132,7 +132,7 @@ impl Archive {
 
     /// The id from which on posts were accepted at a moment or later; one past the last when all are older. Ids ascend with
     /// time but for the clock's corrections, so it is found by halving: some 40 reads.
-    pub(crate) fn first_since(&self, moment: Micros) -> Result<PostId> {
+    pub(crate) fn first_since(&self, moment: Timestamp) -> Result<PostId> {
         let posts = &self.tables.posts;
         let Some(last) = posts.last_key_value() else {
             return Ok(PostId(1));
@@ -157,7 +157,7 @@ impl Archive {
     }
 
     /// [`of_request`](crate::Posts::of_request) as of a moment.
-    fn of_request_at(&self, author: UserKey, request_id: &str, now: Micros) -> Result<Option<PostId>> {
+    fn of_request_at(&self, author: UserKey, request_id: &str, now: Timestamp) -> Result<Option<PostId>> {
         let request = self.tables.request(&request_key(author, request_id))?;
         Ok(request
             .filter(|r| now.since(r.at) <= self.tables.request_keep)
@@ -167,7 +167,7 @@ impl Archive {
 
 impl Tables {
     fn round(&self, jobs: Vec<Job>) -> Result<Vec<Result<usize>>> {
-        let mut round = Round {
+        let mut round = CommitBatch {
             batch: self.database.batch(),
             created: HashMap::new(),
             deleted: HashMap::new(),
@@ -176,7 +176,7 @@ impl Tables {
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             answers.push(Ok(match job {
-                Job::Archive(entries) => {
+                Job::EmbeddedPosts(entries) => {
                     for entry in &entries {
                         match entry {
                             Archived::Created(post) => self.create(&mut round, post)?,
@@ -199,7 +199,7 @@ impl Tables {
     }
 
     /// Stores a post. One that is there already stays as it is.
-    fn create(&self, round: &mut Round, post: &Post) -> Result<()> {
+    fn create(&self, round: &mut CommitBatch, post: &Post) -> Result<()> {
         let id = post.id.0;
         if self.author_of(round, id)?.is_some() {
             return Ok(());
@@ -234,7 +234,7 @@ impl Tables {
     }
 
     /// Notes that a post was deleted. The first deletion stays.
-    fn delete(&self, round: &mut Round, post: u64, at: Micros) -> Result<()> {
+    fn delete(&self, round: &mut CommitBatch, post: u64, at: Timestamp) -> Result<()> {
         if self.is_deleted(round, post)? {
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl Tables {
 
     /// Removes some request ids that are too old. It is done between the writes, so that one which was just made anew
     /// stays.
-    fn trim(&self, round: &mut Round, now: Micros) -> Result<usize> {
+    fn trim(&self, round: &mut CommitBatch, now: Timestamp) -> Result<usize> {
         let keep = i64::try_from(self.request_keep.as_micros()).unwrap_or(i64::MAX);
         let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
         let mut removed = 0;
@@ -272,14 +272,14 @@ impl Tables {
         Ok(removed)
     }
 
-    fn author_of(&self, round: &Round, post: u64) -> Result<Option<UserKey>> {
+    fn author_of(&self, round: &CommitBatch, post: u64) -> Result<Option<UserKey>> {
         if let Some(author) = round.created.get(&post) {
             return Ok(Some(*author));
         }
         Ok(self.row(post)?.map(|row| UserKey(row.author)))
     }
 
-    fn is_deleted(&self, round: &Round, post: u64) -> Result<bool> {
+    fn is_deleted(&self, round: &CommitBatch, post: u64) -> Result<bool> {
         Ok(round.deleted.contains_key(&post) || self.deletion(post)?.is_some())
     }
 
@@ -290,12 +290,12 @@ impl Tables {
             .transpose()
     }
 
-    fn deletion(&self, post: u64) -> Result<Option<Micros>> {
+    fn deletion(&self, post: u64) -> Result<Option<Timestamp>> {
         let Some(at) = self.deletions.get(post.to_be_bytes()).map_err(map_err)? else {
             return Ok(None);
         };
         let at = (*at).try_into().map_err(|_| corrupt("deletion"))?;
-        Ok(Some(Micros(i64::from_be_bytes(at))))
+        Ok(Some(Timestamp(i64::from_be_bytes(at))))
     }
 
     fn request(&self, key: &[u8]) -> Result<Option<Request>> {
@@ -333,7 +333,7 @@ impl Row {
         }
     }
 
-    fn into_post(self, id: PostId, deleted_at: Option<Micros>) -> Result<Post> {
+    fn into_post(self, id: PostId, deleted_at: Option<Timestamp>) -> Result<Post> {
         Ok(Post {
             id,
             author: UserKey(self.author),
@@ -346,7 +346,7 @@ impl Row {
                 .get(self.lane as usize)
                 .ok_or_else(|| corrupt("lane of a post"))?,
             follow_version: FollowVersion(self.follow_version),
-            accepted_at: Micros(self.accepted_at),
+            accepted_at: Timestamp(self.accepted_at),
             push_ttl: Duration::from_micros(self.push_ttl_us),
             deleted_at,
         })
@@ -376,19 +376,23 @@ impl Request {
         let (post, at) = bytes.split_first_chunk()?;
         Some(Self {
             post: u64::from_be_bytes(*post),
-            at: Micros(i64::from_be_bytes(at.try_into().ok()?)),
+            at: Timestamp(i64::from_be_bytes(at.try_into().ok()?)),
         })
     }
 }
 
 #[async_trait]
-impl crate::Posts for Archive {
+impl crate::Posts for EmbeddedPosts {
     async fn archive(&self, entries: &[Archived]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());
         }
         can_fail!("store.archive");
-        let archived = self.rounds.run(Job::Archive(entries.to_vec())).await.map(drop);
+        let archived = self
+            .rounds
+            .run(Job::EmbeddedPosts(entries.to_vec()))
+            .await
+            .map(drop);
         can_fail!("store.archived");
         archived
     }
@@ -425,10 +429,10 @@ impl crate::Posts for Archive {
     }
 
     async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
-        self.of_request_at(author, request_id, Micros::now())
+        self.of_request_at(author, request_id, Timestamp::now())
     }
 
-    async fn room(&self) -> Result<()> {
+    async fn capacity(&self) -> Result<()> {
         self.tables.database.space().check_for_more()
     }
 
@@ -460,7 +464,7 @@ fn request_key(author: UserKey, request_id: &str) -> Vec<u8> {
     [&author.0.to_be_bytes(), request_id.as_bytes()].concat()
 }
 
-fn time_key(at: Micros, request_key: &[u8]) -> Vec<u8> {
+fn time_key(at: Timestamp, request_key: &[u8]) -> Vec<u8> {
     [&at.0.max(0).to_be_bytes(), request_key].concat()
 }
 

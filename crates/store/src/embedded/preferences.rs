@@ -11,7 +11,7 @@ use prost::Message;
 use super::{
     cache::Cache,
     database::{self, Database, map_err},
-    rounds::Rounds,
+    group_commit::GroupCommit,
 };
 use crate::{Error, ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Result};
 
@@ -19,9 +19,9 @@ use crate::{Error, ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Result};
 const ROUND_CHANGES: usize = 4_096;
 
 /// The embedded engine's [`Preferences`](crate::Preferences).
-pub(crate) struct PreferenceBook {
+pub(crate) struct EmbeddedPreferences {
     tables: Arc<Tables>,
-    rounds: Rounds<(UserKey, PreferencesChange), Preferences>,
+    rounds: GroupCommit<(UserKey, PreferencesChange), Preferences>,
 }
 
 struct Tables {
@@ -43,7 +43,7 @@ struct Row {
     muted_count: u32,
 }
 
-impl PreferenceBook {
+impl EmbeddedPreferences {
     /// Opens the preferences. `cache_bytes_max` bounds the memory for them.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
@@ -56,7 +56,7 @@ impl PreferenceBook {
             ),
         });
         let shared = Arc::clone(&tables);
-        let rounds = Rounds::start(
+        let rounds = GroupCommit::start(
             "preferences",
             ROUND_CHANGES,
             |_| 1,
@@ -149,7 +149,7 @@ impl Row {
 }
 
 #[async_trait]
-impl crate::Preferences for PreferenceBook {
+impl crate::Preferences for EmbeddedPreferences {
     async fn of(&self, users: &[UserKey]) -> Result<Vec<Preferences>> {
         users
             .iter()
@@ -175,8 +175,8 @@ mod tests {
 
     const USER: UserKey = UserKey(7);
 
-    fn open(store: &Store) -> PreferenceBook {
-        PreferenceBook::open(store.database(), 1 << 20).unwrap()
+    fn open(store: &Store) -> EmbeddedPreferences {
+        EmbeddedPreferences::open(store.database(), 1 << 20).unwrap()
     }
 
     #[tokio::test]

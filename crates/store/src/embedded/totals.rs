@@ -20,8 +20,8 @@ use herald_model::{Channel, PostId, UserKey, varint};
 
 use super::{
     database::{self, Database, map_err},
-    forget::Forgotten,
-    rounds::Rounds,
+    group_commit::GroupCommit,
+    trim_watermark::TrimWatermark,
 };
 use crate::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, SettledCounts, TotalsBatch};
 
@@ -32,9 +32,9 @@ const PAGE: u64 = 4_096;
 const ROUND_FILES: usize = 64;
 
 /// The embedded engine's [`Totals`](crate::Totals).
-pub(crate) struct TotalsBook {
+pub(crate) struct EmbeddedTotals {
     tables: Arc<Tables>,
-    rounds: Rounds<Job, ()>,
+    rounds: GroupCommit<Job, ()>,
 }
 
 struct Tables {
@@ -44,7 +44,7 @@ struct Tables {
     posts: Keyspace,
     hours: Keyspace,
     chunks: Keyspace,
-    forgotten: Forgotten,
+    trim_watermark: TrimWatermark,
 }
 
 enum Job {
@@ -58,7 +58,7 @@ type Bits = [u8; PAGE as usize / 8];
 
 /// The round in hand: what is in its batch and can't be read yet.
 #[derive(Default)]
-struct Round {
+struct CommitBatch {
     intents: BTreeMap<String, bool>,
     seen: HashMap<Vec<u8>, Bits>,
     posts: BTreeMap<u64, PostTotals>,
@@ -66,7 +66,7 @@ struct Round {
     chunks: BTreeMap<ChunkRef, Counted>,
 }
 
-impl TotalsBook {
+impl EmbeddedTotals {
     /// Opens the totals.
     pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
         let keyspace = |name| database.keyspace(name, database::options);
@@ -76,11 +76,11 @@ impl TotalsBook {
             posts: keyspace("totals_posts")?,
             hours: keyspace("totals_hours")?,
             chunks: keyspace("totals_chunks")?,
-            forgotten: Forgotten::default(),
+            trim_watermark: TrimWatermark::default(),
             database: Arc::clone(database),
         });
         let shared = Arc::clone(&tables);
-        let rounds = Rounds::start("totals", ROUND_FILES, |_| 1, move |jobs| shared.round(jobs))?;
+        let rounds = GroupCommit::start("totals", ROUND_FILES, |_| 1, move |jobs| shared.round(jobs))?;
         Ok(Self { tables, rounds })
     }
 
@@ -90,16 +90,16 @@ impl TotalsBook {
         let Tables {
             database,
             chunks,
-            forgotten,
+            trim_watermark,
             ..
         } = &*self.tables;
-        forgotten.forget(database, chunks, before).await
+        trim_watermark.forget(database, chunks, before).await
     }
 }
 
 impl Tables {
     fn round(&self, jobs: Vec<Job>) -> Result<Vec<Result<()>>> {
-        let mut round = Round::default();
+        let mut round = CommitBatch::default();
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             answers.push(match job {
@@ -125,7 +125,7 @@ impl Tables {
     /// Adds what a file holds. A file whose messages were all counted before adds nothing and its intent stays, so that it
     /// is found as left over; one of which some were counted before is refused. So is one that touches a row which can't be
     /// read: all is read before the round changes, so the other jobs in it don't notice.
-    fn add(&self, round: &mut Round, batch: TotalsBatch) -> Result<()> {
+    fn add(&self, round: &mut CommitBatch, batch: TotalsBatch) -> Result<()> {
         let sequences: BTreeSet<_> = batch.sequences.iter().copied().collect();
         let mut pages: HashMap<Vec<u8>, Bits> = HashMap::new();
         let mut known = 0;
@@ -197,7 +197,7 @@ impl Tables {
         Ok(())
     }
 
-    fn write(&self, batch: &mut OwnedWriteBatch, round: Round) {
+    fn write(&self, batch: &mut OwnedWriteBatch, round: CommitBatch) {
         for (file, intended) in round.intents {
             if intended {
                 batch.insert(&self.intents, file, []);
@@ -401,7 +401,7 @@ fn corrupt(what: &str) -> Error {
 }
 
 #[async_trait]
-impl crate::Totals for TotalsBook {
+impl crate::Totals for EmbeddedTotals {
     async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
         let mut page: Option<(u64, Bits)> = None;
         sequences

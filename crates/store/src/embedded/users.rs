@@ -10,7 +10,7 @@ use herald_model::{UserId, UserKey};
 use super::{
     cache::ENTRY_BYTES,
     database::{self, Database, map_err},
-    rounds::Rounds,
+    group_commit::GroupCommit,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -18,9 +18,9 @@ use crate::{Error, ErrorKind, Result};
 const ROUND_USERS: usize = 20_000;
 
 /// The embedded engine's [`Users`](crate::Users).
-pub(crate) struct Dictionary {
+pub(crate) struct EmbeddedUsers {
     tables: Arc<Tables>,
-    rounds: Rounds<Vec<UserId>, Vec<UserKey>>,
+    rounds: GroupCommit<Vec<UserId>, Vec<UserKey>>,
     keys: moka::sync::Cache<UserId, UserKey>,
     ids: moka::sync::Cache<UserKey, UserId>,
 }
@@ -32,7 +32,7 @@ struct Tables {
     ids: Keyspace,
 }
 
-impl Dictionary {
+impl EmbeddedUsers {
     /// Opens the dictionary. `cache_bytes_max` bounds the memory for each direction.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
@@ -42,7 +42,7 @@ impl Dictionary {
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let rounds = Rounds::start("users", ROUND_USERS, Vec::len, move |calls| {
+        let rounds = GroupCommit::start("users", ROUND_USERS, Vec::len, move |calls| {
             shared.intern(&mut last, calls)
         })?;
         let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
@@ -135,7 +135,7 @@ fn decode(key: &[u8]) -> Result<UserKey> {
 }
 
 #[async_trait]
-impl crate::Users for Dictionary {
+impl crate::Users for EmbeddedUsers {
     async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
         let mut keys = Vec::with_capacity(ids.len());
         let mut loaded = Vec::new();
@@ -202,8 +202,8 @@ mod tests {
     use super::*;
     use crate::{Users, embedded::testing::Store};
 
-    fn open(store: &Store) -> Dictionary {
-        Dictionary::open(store.database(), 1 << 20).unwrap()
+    fn open(store: &Store) -> EmbeddedUsers {
+        EmbeddedUsers::open(store.database(), 1 << 20).unwrap()
     }
 
     fn ids(range: std::ops::Range<u32>) -> Vec<UserId> {

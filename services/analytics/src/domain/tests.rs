@@ -23,8 +23,8 @@ fn deliveries(sequence: u64, settled_at: i64, channel: Channel) -> Entry {
             },
         },
         change: Change::default(),
-        accepted_at: Micros(settled_at - 2_500),
-        settled_at: Micros(settled_at),
+        accepted_at: Timestamp(settled_at - 2_500),
+        settled_at: Timestamp(settled_at),
     };
     Entry {
         place: whole(sequence),
@@ -45,7 +45,7 @@ fn deletion(sequence: u64, deleted_at: i64) -> Entry {
     let row = DeletionRow {
         post: PostId(sequence),
         author: UserKey(1),
-        deleted_at: Micros(deleted_at),
+        deleted_at: Timestamp(deleted_at),
     };
     Entry {
         place: whole(sequence),
@@ -106,12 +106,12 @@ fn totals_are_added_by_post_and_hour() {
 
 #[test]
 fn a_range_is_rounded_outwards_and_bounded() {
-    let now = Micros(100 * HOUR + 1);
-    let at = |hours: i64| Some(Micros(hours * HOUR + 1));
+    let now = Timestamp(100 * HOUR + 1);
+    let at = |hours: i64| Some(Timestamp(hours * HOUR + 1));
     assert_eq!(hours(None, None, now), Ok(Hours { start: 76, end: 101 }));
     assert_eq!(hours(at(3), at(4), now), Ok(Hours { start: 3, end: 5 }));
     assert_eq!(
-        hours(Some(Micros(3 * HOUR)), Some(Micros(4 * HOUR)), now),
+        hours(Some(Timestamp(3 * HOUR)), Some(Timestamp(4 * HOUR)), now),
         Ok(Hours { start: 3, end: 4 })
     );
     assert_eq!(hours(at(4), at(4), now).unwrap_err().0, "end_time");
@@ -124,7 +124,9 @@ fn a_range_is_rounded_outwards_and_bounded() {
         })
     );
     assert_eq!(
-        hours(at(0), Some(Micros(31 * 24 * HOUR + 2)), now).unwrap_err().0,
+        hours(at(0), Some(Timestamp(31 * 24 * HOUR + 2)), now)
+            .unwrap_err()
+            .0,
         "end_time"
     );
 }
@@ -195,7 +197,7 @@ proptest! {
 
     #[test]
     fn any_range_is_answered_or_refused(start: Option<i64>, end: Option<i64>, now in 0..i64::MAX / 2) {
-        if let Ok(hours) = hours(start.map(Micros), end.map(Micros), Micros(now)) {
+        if let Ok(hours) = hours(start.map(Timestamp), end.map(Timestamp), Timestamp(now)) {
             prop_assert!(hours.start <= hours.end);
             prop_assert!(i64::from(hours.end - hours.start) <= RANGE_HOURS_MAX + 1);
         }

@@ -3,10 +3,10 @@
 use herald_analytics::Config;
 use herald_mesh::{
     Redrive, Subject,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, PostId, time::Micros};
+use herald_model::{Channel, PostId, time::Timestamp};
 use herald_store::{ErrorKind, SettledCounts};
 
 use crate::harness::{HOUR, Harness, NEXT_HOUR, settled, until};
@@ -38,12 +38,12 @@ async fn redrive(harness: &Harness, sequences: impl IntoIterator<Item = u64>) {
             .unwrap()
             .unwrap();
         let redrive = Redrive {
-            kind: Kind::AnalyticsEvents,
-            letter: sequence,
+            kind: ConsumerKind::AnalyticsEvents,
+            dead_letter: sequence,
             round: 1,
             subject: Subject::parse(&message.subject).unwrap(),
             sequence,
-            published_at: Micros::now(),
+            published_at: Timestamp::now(),
             payload: message.payload.clone(),
             trace_parent: None,
             trace_state: None,
@@ -51,7 +51,7 @@ async fn redrive(harness: &Harness, sequences: impl IntoIterator<Item = u64>) {
         };
         last = harness.mesh.redrive(&redrive).await.unwrap().sequence;
     }
-    let consumer = consumers::redrive(Kind::AnalyticsEvents);
+    let consumer = consumers::redrive(ConsumerKind::AnalyticsEvents);
     until(async || harness.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= last).await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use herald_analytics::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig, consumers, streams};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_model::{Channel, Lane, UserId};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_runtime::metrics::Shared;
@@ -337,10 +337,10 @@ pub(crate) fn field(row: &Row, name: &str) -> Field {
 
 /// Waits until it is so, for at most 30 s.
 pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
-    let deadline = Micros::now().plus(Duration::from_secs(30));
+    let deadline = Timestamp::now().plus(Duration::from_secs(30));
     let mut turn = tokio::time::interval(Duration::from_millis(5));
     while !is_so().await {
-        assert!(Micros::now() < deadline, "not so within 30 s");
+        assert!(Timestamp::now() < deadline, "not so within 30 s");
         turn.tick().await;
     }
 }

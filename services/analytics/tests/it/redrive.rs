@@ -2,25 +2,31 @@
 
 use herald_mesh::{
     Redrive, Subject,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, Lane, PostId, time::Micros};
+use herald_model::{Channel, Lane, PostId, time::Timestamp};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk};
 use prost::Message;
 
 use crate::harness::{HOUR, Harness, until};
 
 /// Redrives it twice.
-async fn redrive(harness: &Harness, kind: Kind, subject: Subject, sequence: u64, body: &impl Message) {
+async fn redrive(
+    harness: &Harness,
+    kind: ConsumerKind,
+    subject: Subject,
+    sequence: u64,
+    body: &impl Message,
+) {
     for round in [1, 2] {
         let redrive = Redrive {
             kind,
-            letter: sequence,
+            dead_letter: sequence,
             round,
             subject,
             sequence,
-            published_at: Micros::now(),
+            published_at: Timestamp::now(),
             payload: body.encode_to_vec().into(),
             trace_parent: None,
             trace_state: None,
@@ -43,7 +49,7 @@ async fn redriven_messages_are_counted_once_as_what_they_were() {
         ..PostCreated::default()
     };
     let subject = Subject::PostCreated(Lane::Low);
-    redrive(&harness, Kind::AnalyticsPosts, subject, 4_711, &post).await;
+    redrive(&harness, ConsumerKind::AnalyticsPosts, subject, 4_711, &post).await;
     let settled = DeliveriesSettled::from(SettledChunk {
         post_id: 4_711,
         author_key: 1,
@@ -54,7 +60,7 @@ async fn redriven_messages_are_counted_once_as_what_they_were() {
         ..SettledChunk::default()
     });
     let subject = Subject::Settled(Channel::Push);
-    redrive(&harness, Kind::AnalyticsEvents, subject, 99, &settled).await;
+    redrive(&harness, ConsumerKind::AnalyticsEvents, subject, 99, &settled).await;
     running.stop().await;
 
     let post = harness
@@ -73,7 +79,7 @@ async fn redriven_messages_are_counted_once_as_what_they_were() {
             .rows("deliveries")
             .contains_key(&("EVENTS".to_owned(), 99))
     );
-    for kind in Kind::ALL {
+    for kind in ConsumerKind::ALL {
         let consumer = consumers::redrive(kind);
         assert_eq!(harness.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
     }

@@ -1,6 +1,6 @@
 //! What the server says when a message was given up.
 
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_store::Cause;
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ const SERVER_MADE: [&str; 2] = [
     "Unacknowledged message was deleted",
 ];
 
-/// The reason of a letter without one: the server counts attempts and knows nothing of why they failed.
+/// The reason of a dead letter without one: the server counts attempts and knows nothing of why they failed.
 const ATTEMPTS_USED_UP: &str = "its attempts are used up, and no worker said why";
 
 /// A message was given up.
@@ -25,7 +25,7 @@ pub(crate) struct Advisory {
     /// Attempts that were made.
     pub(crate) attempts: u64,
     /// When.
-    pub(crate) failed_at: Micros,
+    pub(crate) failed_at: Timestamp,
     /// Why, as far as the server can tell.
     pub(crate) cause: Cause,
     /// In words.
@@ -68,7 +68,7 @@ impl Advisory {
             consumer: wire.consumer,
             sequence: wire.stream_seq,
             attempts: wire.deliveries,
-            failed_at: Micros(at.as_microsecond()),
+            failed_at: Timestamp(at.as_microsecond()),
             cause,
             reason,
         })
@@ -98,7 +98,7 @@ mod tests {
                 consumer: "push-normal".into(),
                 sequence: 7,
                 attempts: 3,
-                failed_at: Micros(1_769_846_400_123_456),
+                failed_at: Timestamp(1_769_846_400_123_456),
                 cause: Cause::Terminated,
                 reason: "push gave up".into(),
             }

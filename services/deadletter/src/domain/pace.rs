@@ -2,29 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use herald_store::Act;
+use herald_store::Operation;
 
-/// Letters that are under way at the beginning, as long as it isn't known whether they fail again.
+/// Dead letters that are under way at the beginning, as long as it isn't known whether they fail again.
 const IN_FLIGHT_FIRST: u64 = 256;
 
 /// One failure among so many that succeeded is none to wait for.
 const RESOLVED_PER_FAILURE: u64 = 100;
 
-/// How many letters a redrive may have under way: few at the beginning, one more for each that succeeded. While letters
+/// How many dead letters a redrive may have under way: few at the beginning, one more for each that succeeded. While dead letters
 /// fail it stays at few, so that a cause that isn't mended costs hundreds of sends and not all of them.
-pub(crate) fn in_flight_max(act: &Act, limit: u64) -> u64 {
-    let cautious = act.what.failures_max > 0;
+pub(crate) fn in_flight_max(operation: &Operation, limit: u64) -> u64 {
+    let cautious = operation.what.failures_max > 0;
     if !cautious {
         return limit;
     }
-    let failing = act.failed > act.resolved / RESOLVED_PER_FAILURE;
-    let earned = if failing { 0 } else { act.resolved };
+    let failing = operation.failed > operation.resolved / RESOLVED_PER_FAILURE;
+    let earned = if failing { 0 } else { operation.resolved };
     IN_FLIGHT_FIRST.saturating_add(earned).min(limit)
 }
 
 /// Whether too many have failed again.
-pub(crate) fn is_hopeless(act: &Act) -> bool {
-    act.what.failures_max > 0 && act.failed >= u64::from(act.what.failures_max)
+pub(crate) fn is_hopeless(operation: &Operation) -> bool {
+    operation.what.failures_max > 0 && operation.failed >= u64::from(operation.what.failures_max)
 }
 
 /// Dead letters a second of a redrive that names no rate: live traffic doesn't feel them.
@@ -68,26 +68,26 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use herald_model::time::Micros;
-    use herald_store::{ActId, ActKind, ActState, NewAct};
+    use herald_model::time::Timestamp;
+    use herald_store::{NewOperation, OperationId, OperationKind, OperationState};
     use proptest::prelude::*;
 
     use super::*;
 
-    fn act(failures_max: u32, resolved: u64, failed: u64) -> Act {
-        Act {
-            id: ActId(1),
-            what: NewAct {
-                kind: ActKind::Redrive,
+    fn operation(failures_max: u32, resolved: u64, failed: u64) -> Operation {
+        Operation {
+            id: OperationId(1),
+            what: NewOperation {
+                kind: OperationKind::Redrive,
                 actor: String::new(),
-                at: Micros(0),
+                at: Timestamp(0),
                 selection: bytes::Bytes::new(),
                 excluded: 0,
                 rate_max: 0,
                 failures_max,
                 target: None,
             },
-            state: ActState::Running,
+            state: OperationState::Running,
             reason: String::new(),
             ended_at: None,
             frozen: 1_000_000,
@@ -101,13 +101,13 @@ mod tests {
 
     #[test]
     fn a_redrive_begins_with_few_and_grows_as_long_as_none_fails() {
-        assert_eq!(in_flight_max(&act(100, 0, 0), 16_384), 256);
-        assert_eq!(in_flight_max(&act(100, 1_000, 0), 16_384), 1_256);
-        assert_eq!(in_flight_max(&act(100, 1_000_000, 0), 16_384), 16_384);
-        assert_eq!(in_flight_max(&act(100, 1_000, 11), 16_384), 256);
-        assert_eq!(in_flight_max(&act(0, 0, 500), 16_384), 16_384);
-        assert!(!is_hopeless(&act(100, 0, 99)) && is_hopeless(&act(100, 0, 100)));
-        assert!(!is_hopeless(&act(0, 0, 1_000)));
+        assert_eq!(in_flight_max(&operation(100, 0, 0), 16_384), 256);
+        assert_eq!(in_flight_max(&operation(100, 1_000, 0), 16_384), 1_256);
+        assert_eq!(in_flight_max(&operation(100, 1_000_000, 0), 16_384), 16_384);
+        assert_eq!(in_flight_max(&operation(100, 1_000, 11), 16_384), 256);
+        assert_eq!(in_flight_max(&operation(0, 0, 500), 16_384), 16_384);
+        assert!(!is_hopeless(&operation(100, 0, 99)) && is_hopeless(&operation(100, 0, 100)));
+        assert!(!is_hopeless(&operation(0, 0, 1_000)));
     }
 
     proptest! {

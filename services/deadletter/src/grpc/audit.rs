@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt as _};
 use herald_audit::{
     Auditor, ChannelSums, Error, Event, Finding, FindingKind, Progress, Repaired, Scope, Summary,
 };
-use herald_model::{Channel, PostId, time::Micros};
+use herald_model::{Channel, PostId, time::Timestamp};
 use herald_proto::v1::{self, audit_service_server::AuditService, run_audit_response};
 use herald_rpc::status;
 use tokio::sync::{Semaphore, mpsc};
@@ -113,8 +113,8 @@ fn scope(request: &v1::RunAuditRequest) -> Result<Scope, Status> {
         )])),
         (None, 0) => Ok(Scope::All),
         (None, post) => Ok(Scope::Post(PostId(post))),
-        (Some(since), 0) => match herald_proto::micros(&since) {
-            Some(since) if since <= Micros::now() => Ok(Scope::Since(since)),
+        (Some(since), 0) => match herald_proto::timestamp_from_proto(&since) {
+            Some(since) if since <= Timestamp::now() => Ok(Scope::Since(since)),
             _ => Err(status::invalid(&[("since_time", "must be a moment in the past")])),
         },
     }

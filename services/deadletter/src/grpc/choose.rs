@@ -1,50 +1,50 @@
-//! Which letters an act is about: chosen once, at its beginning.
+//! Which dead letters an operation is about: chosen once, at its beginning.
 
 use herald_proto::v1;
 use herald_rpc::status;
-use herald_store::{Chosen, Letter, LetterFilter, LetterId, LetterState, Order, Payload};
+use herald_store::{Chosen, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, Order, Payload};
 use tonic::Status;
 
 use super::{Api, filter::Selection};
 use crate::redrive;
 
-/// Letters read at a time.
+/// Dead letters read at a time.
 const PAGE: usize = 1_000;
-/// Letters that an error names.
+/// Dead letters that an error names.
 const NAMED_MAX: usize = 10;
 
-/// What letters are chosen for.
+/// What dead letters are chosen for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Redrive,
     Discard,
 }
 
-/// The letters that were chosen.
+/// The dead letters that were chosen.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
     /// As they are now.
-    pub(super) letters: Vec<Chosen>,
+    pub(super) dead_letters: Vec<Chosen>,
     /// How many passed and can't be redriven.
     pub(super) excluded: u64,
-    /// The letters themselves, for a dry run.
-    pub(super) dry: Vec<Letter>,
+    /// The dead letters themselves, for a dry run.
+    pub(super) dry: Vec<DeadLetter>,
 }
 
 impl Choice {
-    fn add(&mut self, letter: Letter, dry: bool) {
-        self.letters.push(Chosen {
-            id: letter.id,
-            round: letter.round,
+    fn add(&mut self, dead_letter: DeadLetter, dry: bool) {
+        self.dead_letters.push(Chosen {
+            id: dead_letter.id,
+            round: dead_letter.round,
         });
         if dry {
-            self.dry.push(letter);
+            self.dry.push(dead_letter);
         }
     }
 }
 
 impl Api {
-    /// Chooses letters. When they are named each of them must be fit for it, or none is chosen.
+    /// Chooses dead letters. When they are named each of them must be fit for it, or none is chosen.
     pub(super) async fn choose(
         &self,
         selection: v1::DeadLetterSelection,
@@ -58,50 +58,63 @@ impl Api {
         }
     }
 
-    async fn choose_named(&self, ids: &[LetterId], purpose: Purpose, dry: bool) -> Result<Choice, Status> {
-        let letters = self.letters.get(ids).await;
-        let letters = letters.map_err(|e| status::from_store(&e))?;
-        let missing = ids.iter().zip(&letters).filter(|(_, letter)| letter.is_none());
+    async fn choose_named(
+        &self,
+        ids: &[DeadLetterId],
+        purpose: Purpose,
+        dry: bool,
+    ) -> Result<Choice, Status> {
+        let dead_letters = self.dead_letters.get(ids).await;
+        let dead_letters = dead_letters.map_err(|e| status::from_store(&e))?;
+        let missing = ids
+            .iter()
+            .zip(&dead_letters)
+            .filter(|(_, dead_letter)| dead_letter.is_none());
         let missing: Vec<_> = missing.map(|(id, _)| *id).collect();
         if !missing.is_empty() {
-            let message = format!("there is no letter {}", names(&missing));
-            return Err(status::not_found("LETTER_NOT_FOUND", message));
+            let message = format!("there is no dead letter {}", names(&missing));
+            return Err(status::not_found("DEAD_LETTER_NOT_FOUND", message));
         }
-        let letters: Vec<_> = letters.into_iter().flatten().collect();
+        let dead_letters: Vec<_> = dead_letters.into_iter().flatten().collect();
         for unfit in [Unfit::Redriven, Unfit::Discarded, Unfit::NoWayBack, Unfit::Gone] {
-            let these = letters.iter().filter(|letter| unfit.is(letter, purpose));
-            let these: Vec<_> = these.map(|letter| letter.id).collect();
+            let these = dead_letters
+                .iter()
+                .filter(|dead_letter| unfit.is(dead_letter, purpose));
+            let these: Vec<_> = these.map(|dead_letter| dead_letter.id).collect();
             if !these.is_empty() {
                 let (reason, why) = unfit.words();
                 return Err(status::failed_precondition(
                     reason,
-                    format!("letter {} {why}", names(&these)),
+                    format!("dead letter {} {why}", names(&these)),
                 ));
             }
         }
         let mut choice = Choice::default();
-        for letter in letters {
-            choice.add(letter, dry);
+        for dead_letter in dead_letters {
+            choice.add(dead_letter, dry);
         }
         Ok(choice)
     }
 
     async fn choose_filtered(
         &self,
-        filter: LetterFilter,
+        filter: DeadLetterFilter,
         purpose: Purpose,
         dry: bool,
     ) -> Result<Choice, Status> {
         let mut choice = Choice::default();
         let mut after = None;
         loop {
-            let page = self.letters.scan(&filter, Order::OldestFirst, after, PAGE).await;
+            let page = self
+                .dead_letters
+                .scan(&filter, Order::OldestFirst, after, PAGE)
+                .await;
             let page = page.map_err(|e| status::from_store(&e))?;
-            for letter in page.letters {
-                if Unfit::NoWayBack.is(&letter, purpose) || Unfit::Gone.is(&letter, purpose) {
+            for dead_letter in page.dead_letters {
+                if Unfit::NoWayBack.is(&dead_letter, purpose) || Unfit::Gone.is(&dead_letter, purpose) {
                     choice.excluded += 1;
                 } else {
-                    choice.add(letter, dry);
+                    choice.add(dead_letter, dry);
                 }
             }
             match page.next {
@@ -110,7 +123,7 @@ impl Api {
             }
         }
         if let Some(group) = filter.group
-            && choice.letters.is_empty()
+            && choice.dead_letters.is_empty()
             && choice.excluded == 0
         {
             self.must_exist(group).await?;
@@ -118,14 +131,14 @@ impl Api {
         Ok(choice)
     }
 
-    /// A group without a single letter, in whatever state, was never there.
+    /// A group without a single dead letter, in whatever state, was never there.
     async fn must_exist(&self, group: u64) -> Result<(), Status> {
-        let filter = LetterFilter {
+        let filter = DeadLetterFilter {
             group: Some(group),
-            ..LetterFilter::default()
+            ..DeadLetterFilter::default()
         };
-        let any = self.letters.scan(&filter, Order::OldestFirst, None, 1).await;
-        if any.map_err(|e| status::from_store(&e))?.letters.is_empty() {
+        let any = self.dead_letters.scan(&filter, Order::OldestFirst, None, 1).await;
+        if any.map_err(|e| status::from_store(&e))?.dead_letters.is_empty() {
             let message = format!("there is no group {}", crate::wire::group_id(group));
             return Err(status::not_found("GROUP_NOT_FOUND", message));
         }
@@ -133,7 +146,7 @@ impl Api {
     }
 }
 
-/// Why a letter can't be acted on.
+/// Why a dead letter can't be acted on.
 #[derive(Debug, Clone, Copy)]
 enum Unfit {
     Redriven,
@@ -143,17 +156,20 @@ enum Unfit {
 }
 
 impl Unfit {
-    fn is(self, letter: &Letter, purpose: Purpose) -> bool {
+    fn is(self, dead_letter: &DeadLetter, purpose: Purpose) -> bool {
         let redrive = purpose == Purpose::Redrive;
         match self {
-            Self::Redriven => matches!(letter.state, LetterState::Redriving | LetterState::Resolved),
-            Self::Discarded => letter.state == LetterState::Discarded,
-            Self::NoWayBack => redrive && redrive::way_back(letter).is_none(),
-            Self::Gone => redrive && letter.payload == Payload::Gone,
+            Self::Redriven => matches!(
+                dead_letter.state,
+                DeadLetterState::Redriving | DeadLetterState::Resolved
+            ),
+            Self::Discarded => dead_letter.state == DeadLetterState::Discarded,
+            Self::NoWayBack => redrive && redrive::way_back(dead_letter).is_none(),
+            Self::Gone => redrive && dead_letter.payload == Payload::Gone,
         }
     }
 
-    /// The reason for programs, and why for people, after `letter 5`.
+    /// The reason for programs, and why for people, after `dead letter 5`.
     const fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Redriven => ("ALREADY_REDRIVEN", "was redriven already"),
@@ -171,7 +187,7 @@ impl Unfit {
 }
 
 /// `1, 2, 3 and 7 more`
-fn names(ids: &[LetterId]) -> String {
+fn names(ids: &[DeadLetterId]) -> String {
     let named: Vec<_> = ids.iter().take(NAMED_MAX).map(|id| id.0.to_string()).collect();
     match ids.len().saturating_sub(NAMED_MAX) {
         0 => named.join(", "),
@@ -184,8 +200,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_letters_are_named_by_the_first() {
-        let ids: Vec<_> = (1..=12).map(LetterId).collect();
+    fn many_dead_letters_are_named_by_the_first() {
+        let ids: Vec<_> = (1..=12).map(DeadLetterId).collect();
         assert_eq!(names(&ids[..2]), "1, 2");
         assert_eq!(names(&ids), "1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more");
     }

@@ -1,9 +1,9 @@
 //! Filters, as callers say them.
 
-use herald_model::{PostId, UserId, time::Micros};
+use herald_model::{PostId, UserId, time::Timestamp};
 use herald_proto::v1;
 use herald_rpc::{fields::Violations, status};
-use herald_store::{LetterFilter, LetterId};
+use herald_store::{DeadLetterFilter, DeadLetterId};
 use tonic::Status;
 
 use super::Api;
@@ -13,15 +13,15 @@ use crate::wire;
 const REASON_BYTES_MAX: usize = 512;
 /// The longest name of a stream or consumer, bytes.
 const NAME_BYTES_MAX: usize = 128;
-/// Letters that can be named at a time.
+/// Dead letters that can be named at a time.
 pub(super) const IDS_MAX: usize = 10_000;
 
-/// Which letters to act on.
+/// Which dead letters to act on.
 pub(super) enum Selection {
     /// These.
-    Ids(Vec<LetterId>),
+    Ids(Vec<DeadLetterId>),
     /// The open ones of these; `None`: there are none, as nobody has ever heard of the author.
-    Filter(Option<LetterFilter>),
+    Filter(Option<DeadLetterFilter>),
 }
 
 impl Api {
@@ -30,7 +30,7 @@ impl Api {
         &self,
         field: &str,
         filter: v1::DeadLetterFilter,
-    ) -> Result<Option<LetterFilter>, Status> {
+    ) -> Result<Option<DeadLetterFilter>, Status> {
         let mut violations = Violations::new();
         let name = |part: &str| format!("{field}.{part}");
         for (part, value, max) in [
@@ -48,7 +48,7 @@ impl Api {
             v1::DeadLetterCause::try_from(filter.cause).map_err(|_| "is no cause")
         });
         let state = violations.take(name("state"), {
-            v1::DeadLetterState::try_from(filter.state).map_err(|_| "is no state of a letter")
+            v1::DeadLetterState::try_from(filter.state).map_err(|_| "is no state of a dead letter")
         });
         let channel = violations.take(name("channel"), {
             v1::Channel::try_from(filter.channel).map_err(|_| "is no channel")
@@ -64,11 +64,12 @@ impl Api {
             "" => None,
             id => violations.take(name("author_id"), UserId::new(id).map_err(|e| e.to_string())),
         };
-        let mut moment = |part: &str, at: Option<prost_types::Timestamp>| -> Option<Micros> {
+        let mut moment = |part: &str, at: Option<prost_types::Timestamp>| -> Option<Timestamp> {
             at.and_then(|at| {
                 violations.take(
                     name(part),
-                    herald_proto::micros(&at).ok_or("is no time that can be told in microseconds"),
+                    herald_proto::timestamp_from_proto(&at)
+                        .ok_or("is no time that can be told in microseconds"),
                 )
             })
         };
@@ -87,7 +88,7 @@ impl Api {
             }
         };
         let word = |text: String| (!text.is_empty()).then_some(text);
-        Ok(Some(LetterFilter {
+        Ok(Some(DeadLetterFilter {
             stream: word(filter.stream),
             consumer: word(filter.consumer),
             cause: cause.and_then(wire::cause_from),
@@ -106,35 +107,38 @@ impl Api {
     pub(super) async fn selection(&self, selection: v1::DeadLetterSelection) -> Result<Selection, Status> {
         let refuse = |field: &str, why: &str| Err(status::invalid(&[(field, why)]));
         let v1::DeadLetterSelection {
-            letter_ids,
+            dead_letter_ids,
             filter,
             all,
         } = selection;
         let filter = filter.filter(|filter| *filter != v1::DeadLetterFilter::default());
-        let given = [!letter_ids.is_empty(), filter.is_some(), all];
+        let given = [!dead_letter_ids.is_empty(), filter.is_some(), all];
         match given.iter().filter(|given| **given).count() {
             0 => {
                 return refuse(
                     "selection",
-                    "must name letters, or have a filter that says something, or say all",
+                    "must name dead letters, or have a filter that says something, or say all",
                 );
             }
             1 => {}
             _ => {
-                return refuse("selection", "must have only one of letter_ids, filter and all");
+                return refuse(
+                    "selection",
+                    "must have only one of dead_letter_ids, filter and all",
+                );
             }
         }
-        if !letter_ids.is_empty() {
-            if letter_ids.len() > IDS_MAX {
+        if !dead_letter_ids.is_empty() {
+            if dead_letter_ids.len() > IDS_MAX {
                 return refuse(
-                    "selection.letter_ids",
+                    "selection.dead_letter_ids",
                     &format!("must be at most {IDS_MAX}: use a filter"),
                 );
             }
-            if letter_ids.contains(&0) {
-                return refuse("selection.letter_ids", "must not contain 0");
+            if dead_letter_ids.contains(&0) {
+                return refuse("selection.dead_letter_ids", "must not contain 0");
             }
-            let mut ids: Vec<_> = letter_ids.into_iter().map(LetterId).collect();
+            let mut ids: Vec<_> = dead_letter_ids.into_iter().map(DeadLetterId).collect();
             ids.sort_unstable();
             ids.dedup();
             return Ok(Selection::Ids(ids));

@@ -1,30 +1,30 @@
-//! Letters and acts, with what must be asked of others: authors' ids, payloads, who is still owed.
+//! Dead letters and operations, with what must be asked of others: authors' ids, payloads, who is still owed.
 
 use std::collections::HashMap;
 
 use herald_failure::Classify as _;
 use herald_mesh::streams;
-use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserId, UserKey, time::Micros};
-use herald_proto::{mesh_v1::DeadLetter, v1};
+use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserId, UserKey, time::Timestamp};
+use herald_proto::{mesh_v1::DlqEntry, v1};
 use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{Act, ActKind, Letter, LetterId, Outcome};
+use herald_store::{DeadLetter, DeadLetterId, Operation, OperationKind, Outcome};
 use prost_reflect::DynamicMessage;
 use tonic::Status;
 
 use super::Api;
 use crate::{origin, wire};
 
-/// Owed recipients that are shown with a letter.
+/// Owed recipients that are shown with a dead letter.
 const OWED_SHOWN: usize = 100;
 
 const LIST_OWED: &str = "ListOwedRecipients";
 
-/// Where a page of a letter's recipients begins.
-pub(super) fn owed_after(letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
-    let identity = paging::identity([&letter.to_be_bytes()[..]]);
+/// Where a page of a dead letter's recipients begins.
+pub(super) fn owed_after(dead_letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
+    let identity = paging::identity([&dead_letter.to_be_bytes()[..]]);
     let cursor = PageToken::decode_u64(LIST_OWED, identity, token)?;
     cursor
         .map(|key| {
@@ -36,56 +36,69 @@ pub(super) fn owed_after(letter: u64, token: &str) -> Result<Option<UserKey>, St
 }
 
 impl Api {
-    /// One letter.
-    pub(super) async fn letter(&self, id: u64) -> Result<Letter, Status> {
+    /// One dead letter.
+    pub(super) async fn dead_letter(&self, id: u64) -> Result<DeadLetter, Status> {
         if id == 0 {
-            return Err(status::invalid(&[("letter_id", "must be given")]));
+            return Err(status::invalid(&[("dead_letter_id", "must be given")]));
         }
-        let letters = self.letters.get(&[LetterId(id)]).await;
-        let letter = letters.map_err(|e| status::from_store(&e))?.into_iter().next();
-        letter
-            .flatten()
-            .ok_or_else(|| status::not_found("LETTER_NOT_FOUND", format!("there is no letter {id}")))
+        let dead_letters = self.dead_letters.get(&[DeadLetterId(id)]).await;
+        let dead_letter = dead_letters
+            .map_err(|e| status::from_store(&e))?
+            .into_iter()
+            .next();
+        dead_letter.flatten().ok_or_else(|| {
+            status::not_found("DEAD_LETTER_NOT_FOUND", format!("there is no dead letter {id}"))
+        })
     }
 
-    /// The letter's message in DLQ; `None` when it is no longer there.
-    pub(super) async fn body(&self, id: LetterId) -> Result<Option<DeadLetter>, Status> {
+    /// The dead letter's message in DLQ; `None` when it is no longer there.
+    pub(super) async fn body(&self, id: DeadLetterId) -> Result<Option<DlqEntry>, Status> {
         let message = self.mesh.message(streams::DLQ, id.0).await;
         let message = message.map_err(|e| status::from_mesh(&e))?;
         Ok(message.and_then(|message| message.decode().ok()))
     }
 
-    /// Letters, as a list shows them.
-    pub(super) async fn show_all(&self, letters: Vec<Letter>) -> Result<Vec<v1::DeadLetter>, Status> {
-        let mut keys: Vec<_> = letters.iter().filter_map(|letter| letter.author).collect();
+    /// Dead letters, as a list shows them.
+    pub(super) async fn show_all(
+        &self,
+        dead_letters: Vec<DeadLetter>,
+    ) -> Result<Vec<v1::DeadLetter>, Status> {
+        let mut keys: Vec<_> = dead_letters
+            .iter()
+            .filter_map(|dead_letter| dead_letter.author)
+            .collect();
         keys.sort_unstable();
         keys.dedup();
         let ids = self.ids(&keys).await?;
         let authors: HashMap<UserKey, String> = keys.into_iter().zip(ids).collect();
-        let mut shown = Vec::with_capacity(letters.len());
-        for letter in letters {
-            let author = letter.author.and_then(|author| authors.get(&author)).cloned();
-            let owed = self.owed_count(&letter).await?;
-            shown.push(wire::letter(letter, author.unwrap_or_default(), owed));
+        let mut shown = Vec::with_capacity(dead_letters.len());
+        for dead_letter in dead_letters {
+            let author = dead_letter
+                .author
+                .and_then(|author| authors.get(&author))
+                .cloned();
+            let owed = self.owed_count(&dead_letter).await?;
+            shown.push(wire::dead_letter(dead_letter, author.unwrap_or_default(), owed));
         }
         Ok(shown)
     }
 
-    /// A letter with all that is known of it.
-    pub(super) async fn show(&self, letter: Letter) -> Result<v1::GetDeadLetterResponse, Status> {
-        let body = self.body(letter.id).await?;
-        let owed = self.owed(&letter, body.as_ref()).await?;
-        let (recipients, next_owed_page_token) = self.owed_page(&letter, &owed, None, OWED_SHOWN).await?;
-        let mut acts = Vec::with_capacity(letter.acts.len());
-        for act in letter.acts.iter().rev() {
-            let act = self.letters.act(*act).await;
-            acts.extend(act.map_err(|e| status::from_store(&e))?);
+    /// A dead letter with all that is known of it.
+    pub(super) async fn show(&self, dead_letter: DeadLetter) -> Result<v1::GetDeadLetterResponse, Status> {
+        let body = self.body(dead_letter.id).await?;
+        let owed = self.owed(&dead_letter, body.as_ref()).await?;
+        let (recipients, next_owed_page_token) =
+            self.owed_page(&dead_letter, &owed, None, OWED_SHOWN).await?;
+        let mut operations = Vec::with_capacity(dead_letter.operations.len());
+        for operation in dead_letter.operations.iter().rev() {
+            let operation = self.dead_letters.operation(*operation).await;
+            operations.extend(operation.map_err(|e| status::from_store(&e))?);
         }
-        let acts = self.show_acts(&acts).await?;
+        let operations = self.show_operations(&operations).await?;
         let body = body.unwrap_or_default();
-        let shown = self.show_all(vec![letter]).await?;
+        let shown = self.show_all(vec![dead_letter]).await?;
         Ok(v1::GetDeadLetterResponse {
-            letter: shown.into_iter().next(),
+            dead_letter: shown.into_iter().next(),
             payload_json: self.json(&body).unwrap_or_default(),
             payload: body.payload.into(),
             headers: body
@@ -98,29 +111,32 @@ impl Api {
                 .collect(),
             owed_user_ids: recipients.into_iter().map(|one| one.user_id).collect(),
             next_owed_page_token,
-            acts,
+            operations,
         })
     }
 
     /// Acts, as callers see them.
-    pub(super) async fn show_acts(&self, acts: &[Act]) -> Result<Vec<v1::DeadLetterAct>, Status> {
-        let now = Micros::now();
-        let mut shown = Vec::with_capacity(acts.len());
-        for act in acts {
-            let target = match (act.what.kind, act.what.target) {
-                (ActKind::Cancel, Some(target)) => {
-                    let target = self.letters.act(target).await;
+    pub(super) async fn show_operations(
+        &self,
+        operations: &[Operation],
+    ) -> Result<Vec<v1::DeadLetterOperation>, Status> {
+        let now = Timestamp::now();
+        let mut shown = Vec::with_capacity(operations.len());
+        for operation in operations {
+            let target = match (operation.what.kind, operation.what.target) {
+                (OperationKind::Cancel, Some(target)) => {
+                    let target = self.dead_letters.operation(target).await;
                     target.map_err(|e| status::from_store(&e))?
                 }
                 _ => None,
             };
-            shown.push(wire::act(act, target.as_ref(), now));
+            shown.push(wire::operation(operation, target.as_ref(), now));
         }
         Ok(shown)
     }
 
     /// What a message carries as JSON, if it can be read.
-    fn json(&self, body: &DeadLetter) -> Option<String> {
+    fn json(&self, body: &DlqEntry) -> Option<String> {
         let known = herald_mesh::Subject::parse(&body.subject)?;
         let message = self.descriptors.get_message_by_name(known.message_type())?;
         if body.payload_state() != v1::DeadLetterPayload::Kept {
@@ -130,9 +146,11 @@ impl Api {
         serde_json::to_string(&message).ok()
     }
 
-    /// How many recipients a letter still owes, by the ledger.
-    async fn owed_count(&self, letter: &Letter) -> Result<u32, Status> {
-        let (Some(post), Some(channel), Some(chunk)) = (letter.post, letter.channel, letter.chunk) else {
+    /// How many recipients a dead letter still owes, by the ledger.
+    async fn owed_count(&self, dead_letter: &DeadLetter) -> Result<u32, Status> {
+        let (Some(post), Some(channel), Some(chunk)) =
+            (dead_letter.post, dead_letter.channel, dead_letter.chunk)
+        else {
             return Ok(0);
         };
         let done = match self.outcome(post, channel, chunk).await? {
@@ -145,16 +163,18 @@ impl Api {
                 ..
             }) => delivered.len() + suppressed.len() + expired.len(),
         };
-        Ok(letter.recipients.saturating_sub(done))
+        Ok(dead_letter.recipients.saturating_sub(done))
     }
 
-    /// Whom a letter still owes, by the ledger.
+    /// Whom a dead letter still owes, by the ledger.
     pub(super) async fn owed(
         &self,
-        letter: &Letter,
-        body: Option<&DeadLetter>,
+        dead_letter: &DeadLetter,
+        body: Option<&DlqEntry>,
     ) -> Result<Vec<(UserKey, DeliveryState)>, Status> {
-        let (Some(post), Some(channel), Some(chunk)) = (letter.post, letter.channel, letter.chunk) else {
+        let (Some(post), Some(channel), Some(chunk)) =
+            (dead_letter.post, dead_letter.channel, dead_letter.chunk)
+        else {
             return Ok(Vec::new());
         };
         let Some(recipients) = body.and_then(origin::recipients) else {
@@ -163,7 +183,7 @@ impl Api {
         Ok(owed(&recipients, self.outcome(post, channel, chunk).await?))
     }
 
-    /// What the ledger has of a chunk. A row that can't be read is as good as none: the letter about it, and others on its
+    /// What the ledger has of a chunk. A row that can't be read is as good as none: the dead letter about it, and others on its
     /// page, must be seen all the same.
     async fn outcome(
         &self,
@@ -181,10 +201,10 @@ impl Api {
         }
     }
 
-    /// One page of those whom a letter owes, and the token of the next.
+    /// One page of those whom a dead letter owes, and the token of the next.
     pub(super) async fn owed_page(
         &self,
-        letter: &Letter,
+        dead_letter: &DeadLetter,
         owed: &[(UserKey, DeliveryState)],
         after: Option<UserKey>,
         page_size: usize,
@@ -201,7 +221,7 @@ impl Api {
                 user_id,
                 state: v1::DeliveryState::from(*state).into(),
             });
-        let identity = paging::identity([&letter.id.0.to_be_bytes()[..]]);
+        let identity = paging::identity([&dead_letter.id.0.to_be_bytes()[..]]);
         let token = match page.last() {
             Some((last, _)) if rest.len() > page.len() => {
                 PageToken::encode_u64(LIST_OWED, identity, last.0.into())

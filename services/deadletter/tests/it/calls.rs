@@ -4,7 +4,7 @@ use herald_proto::v1::{self, DeadLetterFilter, DeadLetterSelection, DeadLetterSt
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, Harness, everything, get, ids, in_state, letters, list, redrive, until};
+use crate::harness::{Client, Harness, dead_letters, everything, get, ids, in_state, list, redrive, until};
 
 /// The reason in an error's details.
 pub(crate) fn reason(status: &Status) -> String {
@@ -44,19 +44,19 @@ async fn bad_selections_are_refused_and_do_nothing() {
     harness.fill(client, 1..=4).await;
     redrive(client, ids([2]), None).await.unwrap();
     assert_eq!(discard(client, ids([3]), false).await.unwrap(), 1);
-    let before = letters(client, 4).await;
+    let before = dead_letters(client, 4).await;
 
     let both = DeadLetterSelection {
         all: true,
-        letter_ids: vec![1],
+        dead_letter_ids: vec![1],
         filter: None,
     };
     for (selection, expected) in [
         (DeadLetterSelection::default(), "selection"),
         (filtered(DeadLetterFilter::default()), "selection"),
         (both, "selection"),
-        (ids([0]), "selection.letter_ids"),
-        (ids(1..=10_001), "selection.letter_ids"),
+        (ids([0]), "selection.dead_letter_ids"),
+        (ids(1..=10_001), "selection.dead_letter_ids"),
         (
             filtered(DeadLetterFilter {
                 state: DeadLetterState::Discarded.into(),
@@ -85,7 +85,7 @@ async fn bad_selections_are_refused_and_do_nothing() {
         assert_eq!(field(&refused), expected, "{selection:?}");
     }
     for (selection, code, expected) in [
-        (ids([1, 99, 100]), Code::NotFound, "LETTER_NOT_FOUND"),
+        (ids([1, 99, 100]), Code::NotFound, "DEAD_LETTER_NOT_FOUND"),
         (ids([1, 2]), Code::FailedPrecondition, "ALREADY_REDRIVEN"),
         (ids([1, 3]), Code::FailedPrecondition, "ALREADY_DISCARDED"),
         (
@@ -109,8 +109,8 @@ async fn bad_selections_are_refused_and_do_nothing() {
         }
     }
     let unknown = redrive(client, ids([1, 99, 100]), None).await.unwrap_err();
-    assert_eq!(unknown.message(), "there is no letter 99, 100");
-    assert_eq!(letters(client, 4).await, before);
+    assert_eq!(unknown.message(), "there is no dead letter 99, 100");
+    assert_eq!(dead_letters(client, 4).await, before);
     assert_eq!(harness.redriven(), [(2, 1)]);
 
     let mut other = client.clone();
@@ -137,9 +137,9 @@ async fn bad_selections_are_refused_and_do_nothing() {
             .unwrap_err();
         assert_eq!(refused.code(), code, "{redrive_id}");
     }
-    for (letter_id, code) in [(0, Code::InvalidArgument), (99, Code::NotFound)] {
+    for (dead_letter_id, code) in [(0, Code::InvalidArgument), (99, Code::NotFound)] {
         let refused = other
-            .get_dead_letter(v1::GetDeadLetterRequest { letter_id })
+            .get_dead_letter(v1::GetDeadLetterRequest { dead_letter_id })
             .await
             .unwrap_err();
         assert_eq!(refused.code(), code);
@@ -163,8 +163,12 @@ async fn pages_stay_right_when_the_set_changes() {
         page_size: 3,
         page_token,
     };
-    let page_ids =
-        |page: &v1::ListDeadLettersResponse| page.letters.iter().map(|one| one.letter_id).collect::<Vec<_>>();
+    let page_ids = |page: &v1::ListDeadLettersResponse| {
+        page.dead_letters
+            .iter()
+            .map(|one| one.dead_letter_id)
+            .collect::<Vec<_>>()
+    };
     let first = client
         .list_dead_letters(request(String::new(), true))
         .await
@@ -216,16 +220,19 @@ async fn pages_stay_right_when_the_set_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_are_filtered_and_grouped() {
+async fn dead_letters_are_filtered_and_grouped() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
     harness.fill(client, 1..=5).await;
     harness.advise("PUSH", "push-low", 77, None).await;
-    letters(client, 6).await;
+    dead_letters(client, 6).await;
     let find = async |filter: DeadLetterFilter| -> Vec<u64> {
         let found = list(client, filter).await;
-        found.into_iter().map(|letter| letter.letter_id).collect()
+        found
+            .into_iter()
+            .map(|dead_letter| dead_letter.dead_letter_id)
+            .collect()
     };
     let any = DeadLetterFilter::default;
     for (filter, expected) in [
@@ -285,9 +292,9 @@ async fn letters_are_filtered_and_grouped() {
     let mut other = client.clone();
     let groups = other.list_groups(v1::ListGroupsRequest::default()).await;
     let groups = groups.unwrap().into_inner();
-    assert_eq!((groups.group_count, groups.letter_count), (2, 6));
+    assert_eq!((groups.group_count, groups.dead_letter_count), (2, 6));
     let group = &groups.groups[0];
-    assert_eq!((group.letter_count, group.example_letter_id), (5, 5));
+    assert_eq!((group.dead_letter_count, group.example_dead_letter_id), (5, 5));
     assert_eq!(group.reason, "push gave up: webhook status 503: #");
     let in_group = DeadLetterFilter {
         group_id: group.group_id.clone(),
@@ -300,7 +307,7 @@ async fn letters_are_filtered_and_grouped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn discarded_letters_are_kept_and_the_history_says_by_whom() {
+async fn discarded_dead_letters_are_kept_and_the_history_says_by_whom() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut client = service.client.clone();
@@ -322,29 +329,29 @@ async fn discarded_letters_are_kept_and_the_history_says_by_whom() {
     assert_eq!(reason(&error), "ALREADY_DISCARDED");
     let shown = get(&client, 1).await;
     assert!(!shown.payload.is_empty());
-    assert_eq!(shown.acts[0].actor, "ann@laptop");
+    assert_eq!(shown.operations[0].actor, "ann@laptop");
 
-    let history = |page_token: String| v1::ListHistoryRequest {
+    let history = |page_token: String| v1::ListOperationsRequest {
         page_size: 1,
         page_token,
     };
     let last = client
-        .list_history(history(String::new()))
+        .list_operations(history(String::new()))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(last.acts[0].actor, "unknown");
-    assert!(last.acts[0].selection.as_ref().unwrap().all);
+    assert_eq!(last.operations[0].actor, "unknown");
+    assert!(last.operations[0].selection.as_ref().unwrap().all);
     let first = client
-        .list_history(history(last.next_page_token))
+        .list_operations(history(last.next_page_token))
         .await
         .unwrap()
         .into_inner();
-    let act = &first.acts[0];
-    assert_eq!(act.kind(), v1::DeadLetterActKind::Discard);
-    assert_eq!((act.frozen_count, act.discarded_count), (2, 2));
-    assert_eq!(act.selection.as_ref().unwrap().letter_ids, [1, 2]);
-    assert!(act.create_time.is_some());
+    let operation = &first.operations[0];
+    assert_eq!(operation.kind(), v1::DeadLetterOperationKind::Discard);
+    assert_eq!((operation.frozen_count, operation.discarded_count), (2, 2));
+    assert_eq!(operation.selection.as_ref().unwrap().dead_letter_ids, [1, 2]);
+    assert!(operation.create_time.is_some());
     assert_eq!(first.next_page_token, "");
     until(async || harness.metric("herald_deadletter_open") == 0).await;
     service.stop().await;

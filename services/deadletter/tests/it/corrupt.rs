@@ -5,7 +5,7 @@ use herald_model::{Channel, ChunkId, PostId, Recipients, UserId};
 use herald_proto::v1::{DeadLetterState, RedriveState};
 use tempfile::TempDir;
 
-use crate::harness::{Harness, Verdict, everything, get, ids, in_state, letters, open, redrive, until};
+use crate::harness::{Harness, Verdict, dead_letters, everything, get, ids, in_state, open, redrive, until};
 
 const ILL: u64 = 9;
 const SOUND: u64 = 10;
@@ -35,7 +35,7 @@ async fn with_corrupt_outcome() -> TempDir {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chunk_whose_outcome_is_corrupt_is_a_letter_like_others() {
+async fn a_chunk_whose_outcome_is_corrupt_is_a_dead_letter_like_others() {
     let harness = Harness::start_in(with_corrupt_outcome().await).await;
     let service = harness.run().await;
     let client = &service.client;
@@ -53,11 +53,11 @@ async fn a_chunk_whose_outcome_is_corrupt_is_a_letter_like_others() {
     harness.publish(&harness.plan(SOUND, &["ann", "bob"]).await).await;
 
     // Both are listed, and shown. Of the one nobody knows who has it.
-    let mut all = letters(client, 2).await;
-    all.sort_by_key(|letter| letter.post_id);
-    for letter in &all {
-        assert_eq!((letter.recipient_count, letter.owed_count), (2, 2));
-        let shown = get(client, letter.letter_id).await;
+    let mut all = dead_letters(client, 2).await;
+    all.sort_by_key(|dead_letter| dead_letter.post_id);
+    for dead_letter in &all {
+        assert_eq!((dead_letter.recipient_count, dead_letter.owed_count), (2, 2));
+        let shown = get(client, dead_letter.dead_letter_id).await;
         assert_eq!(shown.owed_user_ids, ["ann", "bob"]);
     }
     // It is done with, so it holds up no redrive.
@@ -80,7 +80,7 @@ async fn a_chunk_whose_outcome_is_corrupt_is_a_letter_like_others() {
     assert_eq!((counts.push.dead, counts.push.pending), (2, 0));
 
     // As long as it can't be read, it fails again; then it is done as any other.
-    let again = redrive(client, ids([all[0].letter_id]), None).await.unwrap();
+    let again = redrive(client, ids([all[0].dead_letter_id]), None).await.unwrap();
     assert_eq!((again.state(), again.failed_count), (RedriveState::Done, 1));
     harness.tell(Verdict::Ack);
     let done = redrive(client, everything(), None).await.unwrap();

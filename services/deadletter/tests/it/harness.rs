@@ -10,17 +10,17 @@ use herald_audit::{Auditor, Limits};
 use herald_deadletter::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
 use herald_mesh::{
-    ConsumeOptions, Delivery, Handler, Mesh, Settle, Subject, Topology, TopologyConfig, Workers,
-    consumers::{self, Kind},
+    ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, Workers,
+    consumers::{self, ConsumerKind},
 };
-use herald_model::{Channel, Lane, PostId, Recipients, UserId, UserKey, time::Micros};
+use herald_model::{Channel, Lane, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_proto::{
-    mesh_v1::{DeadLetter, PushChunk},
+    mesh_v1::{DlqEntry, PushChunk},
     v1::{self, dead_letter_service_client::DeadLetterServiceClient},
 };
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    ActId, ChunkPlan, SlicePlan, Stores,
+    ChunkPlan, OperationId, SlicePlan, Stores,
     embedded::{self, Embedded},
 };
 use prost::Message as _;
@@ -37,7 +37,7 @@ pub(crate) enum Verdict {
     Ack,
     Term(&'static str),
     /// As the message deserves.
-    By(fn(&Delivery) -> Settle),
+    By(fn(&Delivery) -> Disposition),
 }
 
 /// A message that the worker got.
@@ -45,7 +45,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Seen {
     pub(crate) subject: Subject,
     pub(crate) sequence: u64,
-    pub(crate) letter: Option<(u64, u32)>,
+    pub(crate) dead_letter: Option<(u64, u32)>,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -57,20 +57,20 @@ pub(crate) struct Script {
 
 #[async_trait]
 impl Handler for Script {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let redrive = delivery.redrive;
         self.seen.lock().unwrap().push(Seen {
             subject: delivery.subject,
             sequence: delivery.sequence,
-            letter: redrive.map(|redriven| (redriven.letter, redriven.round)),
+            dead_letter: redrive.map(|redriven| (redriven.dead_letter, redriven.round)),
             payload: delivery.payload.to_vec(),
         });
         if let Err(unreadable) = delivery.decode::<PushChunk>() {
             return unreadable;
         }
         match self.verdict.lock().unwrap().clone() {
-            Verdict::Ack => Settle::Ack,
-            Verdict::Term(reason) => Settle::term(reason),
+            Verdict::Ack => Disposition::Ack,
+            Verdict::Term(reason) => Disposition::term(reason),
             Verdict::By(judge) => judge(delivery),
         }
     }
@@ -151,7 +151,7 @@ impl Harness {
         for consumer in [
             consumers::push(Lane::High),
             consumers::push(Lane::Normal),
-            consumers::redrive(Kind::Push),
+            consumers::redrive(ConsumerKind::Push),
         ] {
             workers
                 .spawn(consumer, script.clone(), ConsumeOptions::default())
@@ -176,7 +176,7 @@ impl Harness {
     pub(crate) async fn run(&self) -> Running {
         // What an aborted service had given to the store's thread is done all the same, but not after the next one has begun:
         // after a crash there is no such thread.
-        self.stores.letters.sent(ActId(0), &[]).await.unwrap();
+        self.stores.dead_letters.sent(OperationId(0), &[]).await.unwrap();
         let (deps, address) = self.deps().await;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(Config::default(), deps, shutdown.clone()));
@@ -200,7 +200,7 @@ impl Harness {
             timelines: stores.timelines,
             ledger: stores.ledger.clone(),
             totals: stores.totals,
-            letters: stores.letters.clone(),
+            dead_letters: stores.dead_letters.clone(),
             limits: Limits::default(),
         };
         let deps = Deps {
@@ -208,7 +208,7 @@ impl Harness {
             topology: self.topology.clone(),
             users: stores.users,
             ledger: stores.ledger,
-            letters: stores.letters,
+            dead_letters: stores.dead_letters,
             auditor,
             listener,
             metrics: self.metrics.clone(),
@@ -226,16 +226,19 @@ impl Harness {
         self.worker_stop.cancel();
     }
 
-    /// What the worker got so far, in order of the letters.
+    /// What the worker got so far, in order of the dead letters.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         let mut seen = self.script.seen.lock().unwrap().clone();
-        seen.sort_by_key(|seen| (seen.letter, seen.sequence));
+        seen.sort_by_key(|seen| (seen.dead_letter, seen.sequence));
         seen
     }
 
-    /// The letters that the worker got, with their rounds.
+    /// The dead letters that the worker got, with their rounds.
     pub(crate) fn redriven(&self) -> Vec<(u64, u32)> {
-        self.seen().into_iter().filter_map(|seen| seen.letter).collect()
+        self.seen()
+            .into_iter()
+            .filter_map(|seen| seen.dead_letter)
+            .collect()
     }
 
     /// Plans a chunk of these users for a post, and what its message carries.
@@ -272,20 +275,20 @@ impl Harness {
             .sequence
     }
 
-    /// Puts letters about messages of these sequences into DLQ, as advisories do, and waits until they can be seen.
+    /// Puts dead letters about messages of these sequences into DLQ, as advisories do, and waits until they can be seen.
     pub(crate) async fn fill(&self, client: &Client, sequences: std::ops::RangeInclusive<u64>) {
         let count = sequences.clone().count() as u64;
         let before = total(client).await;
         let author = self.author().await;
         let publishing = sequences.map(async |sequence| {
-            self.publish_letter(&body(author, sequence), &sequence.to_string())
+            self.publish_dead_letter(&body(author, sequence), &sequence.to_string())
                 .await;
         });
         futures::future::join_all(publishing).await;
         until(async || total(client).await == before + count).await;
     }
 
-    pub(crate) async fn publish_letter(&self, body: &DeadLetter, id: &str) {
+    pub(crate) async fn publish_dead_letter(&self, body: &DlqEntry, id: &str) {
         self.mesh
             .publish_dead_letter(&body.stream, &body.consumer, id, body)
             .await
@@ -339,19 +342,19 @@ pub(crate) fn chunk(post: u64, author: UserKey, recipients: &Recipients) -> Push
     PushChunk {
         post_id: post,
         author_key: author.0,
-        accepted_at_us: Micros::now().0,
+        accepted_at_us: Timestamp::now().0,
         chunk_id: recipients.chunk_id().0,
         recipients: recipients.as_bytes().clone(),
         recipient_count: recipients.len(),
-        expires_at_us: Micros::now().plus(Duration::from_mins(5)).0,
+        expires_at_us: Timestamp::now().plus(Duration::from_mins(5)).0,
     }
 }
 
-/// A letter about a chunk of post `sequence`, for one recipient.
-pub(crate) fn body(author: UserKey, sequence: u64) -> DeadLetter {
+/// A dead letter about a chunk of post `sequence`, for one recipient.
+pub(crate) fn body(author: UserKey, sequence: u64) -> DlqEntry {
     let recipients = Recipients::from_sorted([UserKey(7)]);
     let chunk = chunk(sequence, author, &recipients);
-    DeadLetter {
+    DlqEntry {
         stream: "PUSH".into(),
         consumer: "push-normal".into(),
         kind: "push".into(),
@@ -374,11 +377,11 @@ pub(crate) fn body(author: UserKey, sequence: u64) -> DeadLetter {
         recipient_count: 1,
         accepted_at_us: chunk.accepted_at_us,
         lane: v1::Lane::Normal.into(),
-        ..DeadLetter::default()
+        ..DlqEntry::default()
     }
 }
 
-/// Letters that pass, oldest first.
+/// Dead letters that pass, oldest first.
 pub(crate) async fn list(client: &Client, filter: v1::DeadLetterFilter) -> Vec<v1::DeadLetter> {
     let request = v1::ListDeadLettersRequest {
         filter: Some(filter),
@@ -387,7 +390,7 @@ pub(crate) async fn list(client: &Client, filter: v1::DeadLetterFilter) -> Vec<v
         ..Default::default()
     };
     let answer = client.clone().list_dead_letters(request).await.unwrap();
-    answer.into_inner().letters
+    answer.into_inner().dead_letters
 }
 
 pub(crate) async fn all(client: &Client) -> Vec<v1::DeadLetter> {
@@ -399,18 +402,21 @@ pub(crate) async fn in_state(client: &Client, state: v1::DeadLetterState) -> Vec
         state: state.into(),
         ..Default::default()
     };
-    let letters = list(client, filter).await;
-    letters.into_iter().map(|letter| letter.letter_id).collect()
+    let dead_letters = list(client, filter).await;
+    dead_letters
+        .into_iter()
+        .map(|dead_letter| dead_letter.dead_letter_id)
+        .collect()
 }
 
 async fn total(client: &Client) -> u64 {
     let mut client = client.clone();
     let groups = client.list_groups(v1::ListGroupsRequest::default()).await;
-    groups.unwrap().into_inner().letter_count
+    groups.unwrap().into_inner().dead_letter_count
 }
 
-pub(crate) async fn get(client: &Client, letter_id: u64) -> v1::GetDeadLetterResponse {
-    let request = v1::GetDeadLetterRequest { letter_id };
+pub(crate) async fn get(client: &Client, dead_letter_id: u64) -> v1::GetDeadLetterResponse {
+    let request = v1::GetDeadLetterRequest { dead_letter_id };
     client
         .clone()
         .get_dead_letter(request)
@@ -419,17 +425,17 @@ pub(crate) async fn get(client: &Client, letter_id: u64) -> v1::GetDeadLetterRes
         .into_inner()
 }
 
-/// Waits until there are so many letters, and gives them, oldest first.
-pub(crate) async fn letters(client: &Client, count: usize) -> Vec<v1::DeadLetter> {
+/// Waits until there are so many dead letters, and gives them, oldest first.
+pub(crate) async fn dead_letters(client: &Client, count: usize) -> Vec<v1::DeadLetter> {
     until(async || all(client).await.len() >= count).await;
-    let letters = all(client).await;
-    assert_eq!(letters.len(), count, "{letters:#?}");
-    letters
+    let dead_letters = all(client).await;
+    assert_eq!(dead_letters.len(), count, "{dead_letters:#?}");
+    dead_letters
 }
 
-pub(crate) fn ids(letter_ids: impl IntoIterator<Item = u64>) -> v1::DeadLetterSelection {
+pub(crate) fn ids(dead_letter_ids: impl IntoIterator<Item = u64>) -> v1::DeadLetterSelection {
     v1::DeadLetterSelection {
-        letter_ids: letter_ids.into_iter().collect(),
+        dead_letter_ids: dead_letter_ids.into_iter().collect(),
         ..Default::default()
     }
 }
@@ -476,10 +482,10 @@ pub(crate) async fn begin(client: &Client) {
 
 /// Waits until it is so, for at most 30 s.
 pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
-    let deadline = Micros::now().plus(Duration::from_secs(30));
+    let deadline = Timestamp::now().plus(Duration::from_secs(30));
     let mut turn = tokio::time::interval(Duration::from_millis(5));
     while !is_so().await {
-        assert!(Micros::now() < deadline, "not so within 30 s");
+        assert!(Timestamp::now() < deadline, "not so within 30 s");
         turn.tick().await;
     }
 }

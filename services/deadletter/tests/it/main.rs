@@ -5,8 +5,8 @@
 mod calls;
 mod config;
 mod corrupt;
+mod dead_letters;
 mod harness;
-mod letters;
 mod redrive;
 mod removed;
 mod restart;

@@ -1,27 +1,27 @@
-//! Letters on their second way.
+//! Dead letters on their second way.
 
-use herald_mesh::{Settle, Subject, streams};
+use herald_mesh::{Disposition, Subject, streams};
 use herald_model::{Lane, PostId};
 use herald_proto::v1::{self, DeadLetterState, RedriveState};
 use prost::Message as _;
 
 use crate::{
     calls::reason,
-    harness::{Harness, Verdict, all, everything, get, ids, in_state, letters, redrive, until},
+    harness::{Harness, Verdict, all, dead_letters, everything, get, ids, in_state, redrive, until},
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_goes_back_to_the_consumer_that_failed_once() {
+async fn a_dead_letter_goes_back_to_the_consumer_that_failed_once() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
     let chunk = harness.plan(9, &["ann", "bob"]).await;
     harness.tell(Verdict::Term("no"));
     let sequence = harness.publish(&chunk).await;
-    let letter = letters(client, 1).await.remove(0).letter_id;
+    let dead_letter = dead_letters(client, 1).await.remove(0).dead_letter_id;
 
     harness.tell(Verdict::Ack);
-    let done = redrive(client, ids([letter]), None).await.unwrap();
+    let done = redrive(client, ids([dead_letter]), None).await.unwrap();
     assert_eq!(done.state(), RedriveState::Done);
     assert_eq!(
         (done.frozen_count, done.sent_count, done.resolved_count),
@@ -33,24 +33,27 @@ async fn a_letter_goes_back_to_the_consumer_that_failed_once() {
     let seen = harness.seen();
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert_eq!(seen[1].subject, Subject::PushDeliver(Lane::Normal));
-    assert_eq!((seen[1].sequence, seen[1].letter), (sequence, Some((letter, 1))));
+    assert_eq!(
+        (seen[1].sequence, seen[1].dead_letter),
+        (sequence, Some((dead_letter, 1)))
+    );
     assert_eq!(seen[1].payload, seen[0].payload);
 
-    let shown = get(client, letter).await;
-    let resolved = shown.letter.unwrap();
+    let shown = get(client, dead_letter).await;
+    let resolved = shown.dead_letter.unwrap();
     assert_eq!(resolved.state(), DeadLetterState::Resolved);
     assert_eq!(
         (resolved.redrive_count, resolved.redrive_id),
         (1, done.redrive_id)
     );
-    assert_eq!(shown.acts.len(), 1);
+    assert_eq!(shown.operations.len(), 1);
     assert_eq!(
-        (shown.acts[0].act_id, &shown.acts[0].actor[..]),
+        (shown.operations[0].operation_id, &shown.operations[0].actor[..]),
         (done.redrive_id, "ops@host")
     );
 
     // Again: refused, and nothing happens.
-    let again = redrive(client, ids([letter]), None).await.unwrap_err();
+    let again = redrive(client, ids([dead_letter]), None).await.unwrap_err();
     assert_eq!(reason(&again), "ALREADY_REDRIVEN");
     let nothing = redrive(client, everything(), None).await.unwrap();
     assert_eq!((nothing.frozen_count, nothing.state()), (0, RedriveState::Done));
@@ -72,13 +75,13 @@ async fn one_that_fails_again_is_open_again_with_the_new_reason() {
         (done.state(), done.resolved_count, done.failed_count),
         (RedriveState::Done, 0, 1)
     );
-    let open = get(client, 2).await.letter.unwrap();
+    let open = get(client, 2).await.dead_letter.unwrap();
     assert_eq!((open.state(), open.redrive_count), (DeadLetterState::Open, 1));
     assert_eq!(open.reason, "still no");
     assert_eq!(open.attempt_count, 20, "those of the redrive don't count");
     assert!(open.last_failure_time.unwrap().seconds > open.first_failure_time.unwrap().seconds);
-    // One letter still: what DLQ has of the redrive is about this one.
-    assert_eq!(letters(client, 3).await.len(), 3);
+    // One dead letter still: what DLQ has of the redrive is about this one.
+    assert_eq!(dead_letters(client, 3).await.len(), 3);
 
     harness.tell(Verdict::Ack);
     let done = redrive(client, everything(), None).await.unwrap();
@@ -94,11 +97,11 @@ async fn those_that_fail_are_open_again_and_the_others_done() {
     let client = &service.client;
     harness.fill(client, 1..=100).await;
     harness.tell(Verdict::By(|delivery| {
-        let letter = delivery.redrive.map_or(0, |redriven| redriven.letter);
-        if letter.is_multiple_of(10) {
-            Settle::term("no")
+        let dead_letter = delivery.redrive.map_or(0, |redriven| redriven.dead_letter);
+        if dead_letter.is_multiple_of(10) {
+            Disposition::term("no")
         } else {
-            Settle::Ack
+            Disposition::Ack
         }
     }));
     let done = redrive(client, everything(), Some(0)).await.unwrap();
@@ -108,13 +111,13 @@ async fn those_that_fail_are_open_again_and_the_others_done() {
     );
     let failed: Vec<u64> = (1..=10).map(|ten| ten * 10).collect();
     assert_eq!(in_state(client, DeadLetterState::Open).await, failed);
-    let letters = all(client).await;
-    assert_eq!(letters.len(), 100);
+    let dead_letters = all(client).await;
+    assert_eq!(dead_letters.len(), 100);
     assert!(
-        letters
+        dead_letters
             .iter()
-            .filter(|letter| failed.contains(&letter.letter_id))
-            .all(|letter| letter.reason == "no" && letter.redrive_count == 1)
+            .filter(|dead_letter| failed.contains(&dead_letter.dead_letter_id))
+            .all(|dead_letter| dead_letter.reason == "no" && dead_letter.redrive_count == 1)
     );
     assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 100);
     let expected: Vec<_> = (1..=100).map(|id| (id, 1)).collect();
@@ -123,7 +126,7 @@ async fn those_that_fail_are_open_again_and_the_others_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redrives_of_the_same_letters_at_the_same_time_deliver_each_once() {
+async fn redrives_of_the_same_dead_letters_at_the_same_time_deliver_each_once() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
@@ -156,7 +159,11 @@ async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
     harness.tell(Verdict::Term("not mended"));
     let done = redrive(client, everything(), Some(10)).await.unwrap();
     assert_eq!(done.state(), RedriveState::Stopped);
-    assert!(done.reason.ends_with("letters failed again"), "{}", done.reason);
+    assert!(
+        done.reason.ends_with("dead letters failed again"),
+        "{}",
+        done.reason
+    );
     assert!(
         done.failed_count >= 10 && done.sent_count <= 512,
         "a failing redrive begins with a few: {done:?}"
@@ -164,7 +171,7 @@ async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
     assert_eq!(done.failed_count, done.sent_count);
     let open = in_state(client, DeadLetterState::Open).await;
     assert_eq!(open.len(), 1_000, "a page of them");
-    let untouched = get(client, 1_500).await.letter.unwrap();
+    let untouched = get(client, 1_500).await.dead_letter.unwrap();
     assert_eq!(
         (untouched.state(), untouched.redrive_count),
         (DeadLetterState::Open, 0)
@@ -180,7 +187,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let client = &service.client;
     harness.fill(client, 1..=5).await;
     harness.advise("PUSH", "push-low", 77, None).await;
-    let before = letters(client, 6).await;
+    let before = dead_letters(client, 6).await;
     let request = v1::RedriveDeadLettersRequest {
         selection: Some(everything()),
         dry_run: true,
@@ -200,12 +207,12 @@ async fn a_dry_run_tells_and_changes_nothing() {
     assert_eq!(redrive.rate_max, 10);
     assert_eq!(redrive.excluded_count, 1, "what is gone can't be redriven");
     assert_eq!(answer.groups.len(), 1);
-    assert_eq!(answer.groups[0].letter_count, 5);
+    assert_eq!(answer.groups[0].dead_letter_count, 5);
     assert_eq!(answer.groups[0].reason, "push gave up: webhook status 503: #");
-    assert_eq!(letters(client, 6).await, before);
+    assert_eq!(dead_letters(client, 6).await, before);
     let mut other = client.clone();
-    let history = other.list_history(v1::ListHistoryRequest::default()).await;
-    assert_eq!(history.unwrap().into_inner().acts, []);
+    let history = other.list_operations(v1::ListOperationsRequest::default()).await;
+    assert_eq!(history.unwrap().into_inner().operations, []);
     assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 0);
     service.stop().await;
 }
@@ -250,17 +257,24 @@ async fn a_redrive_can_be_stopped() {
     let again = client.cancel_redrive(again).await.unwrap().into_inner();
     assert_eq!(again.redrive.unwrap().reason, "stopped by bob");
     let history = client
-        .list_history(v1::ListHistoryRequest::default())
+        .list_operations(v1::ListOperationsRequest::default())
         .await
         .unwrap()
         .into_inner();
-    let kinds: Vec<_> = history.acts.iter().map(v1::DeadLetterAct::kind).collect();
+    let kinds: Vec<_> = history
+        .operations
+        .iter()
+        .map(v1::DeadLetterOperation::kind)
+        .collect();
     assert_eq!(
         kinds,
-        [v1::DeadLetterActKind::Cancel, v1::DeadLetterActKind::Redrive]
+        [
+            v1::DeadLetterOperationKind::Cancel,
+            v1::DeadLetterOperationKind::Redrive
+        ]
     );
     assert_eq!(
-        history.acts[0].redrive.as_ref().unwrap().redrive_id,
+        history.operations[0].redrive.as_ref().unwrap().redrive_id,
         begun.redrive_id
     );
     service.stop().await;
@@ -276,21 +290,21 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
     let chunk = harness.plan(9, &users).await;
     harness.tell(Verdict::Term("no"));
     harness.publish(&chunk).await;
-    let letter = letters(client, 1).await.remove(0);
-    assert_eq!(letter.owed_count, 250);
-    // Pending until the letter's second step is done.
+    let dead_letter = dead_letters(client, 1).await.remove(0);
+    assert_eq!(dead_letter.owed_count, 250);
+    // Pending until the dead letter's second step is done.
     until(async || {
         let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap();
         counts.unwrap().push.dead == 250
     })
     .await;
-    let shown = get(client, letter.letter_id).await;
+    let shown = get(client, dead_letter.dead_letter_id).await;
     assert_eq!(shown.owed_user_ids.len(), 100);
     let mut owed = shown.owed_user_ids;
     let mut token = shown.next_owed_page_token;
     while !token.is_empty() {
         let request = v1::ListOwedRecipientsRequest {
-            letter_id: letter.letter_id,
+            dead_letter_id: dead_letter.dead_letter_id,
             page_size: 70,
             page_token: token,
         };
@@ -311,7 +325,7 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
     owed.sort();
     assert_eq!(owed, users);
 
-    // Somebody is reached in another way: the letter owes the rest.
+    // Somebody is reached in another way: the dead letter owes the rest.
     let recorded = harness
         .stores
         .ledger
@@ -327,7 +341,7 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
         suppressed,
         expired,
         dead,
-        partly,
+        partial,
         ..
     } = recorded.outcome
     else {
@@ -339,25 +353,28 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
         post: PostId(9),
         channel: herald_model::Channel::Push,
         chunk: herald_model::ChunkId(chunk.chunk_id),
-        base: herald_store::Base::Revision(recorded.revision),
+        base: herald_store::ExpectedRevision::Revision(recorded.revision),
         outcome: herald_store::Outcome::Mixed {
             delivered: reached,
             suppressed,
             expired,
             dead: left,
-            partly,
+            partial,
         },
-        at: herald_model::time::Micros::now(),
+        at: herald_model::time::Timestamp::now(),
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
-    until(async || letters(client, 1).await[0].owed_count == 50).await;
-    assert_eq!(get(client, letter.letter_id).await.owed_user_ids.len(), 50);
+    until(async || dead_letters(client, 1).await[0].owed_count == 50).await;
+    assert_eq!(
+        get(client, dead_letter.dead_letter_id).await.owed_user_ids.len(),
+        50
+    );
     service.stop().await;
 }
 
 /// Somebody else's message, without the room that herald leaves for what a redrive adds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up() {
+async fn a_dead_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
@@ -374,18 +391,18 @@ async fn a_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up(
         .publish("push.v1.deliver.normal", payload.into())
         .await
         .unwrap();
-    let letter = letters(client, 2).await.remove(1).letter_id;
-    let owed = get(client, letter).await.letter.unwrap().owed_count;
+    let dead_letter = dead_letters(client, 2).await.remove(1).dead_letter_id;
+    let owed = get(client, dead_letter).await.dead_letter.unwrap().owed_count;
     assert_eq!(owed, 1);
 
     harness.tell(Verdict::Ack);
     for round in [1, 2] {
-        let done = redrive(client, ids([letter]), None).await.unwrap();
+        let done = redrive(client, ids([dead_letter]), None).await.unwrap();
         assert_eq!(
             (done.state(), done.resolved_count, done.failed_count),
             (RedriveState::Done, 0, 1)
         );
-        let open = get(client, letter).await.letter.unwrap();
+        let open = get(client, dead_letter).await.dead_letter.unwrap();
         assert_eq!(
             (open.state(), open.redrive_count, open.owed_count),
             (DeadLetterState::Open, round, 1)
@@ -407,7 +424,7 @@ async fn a_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up(
     assert!(
         groups
             .iter()
-            .any(|group| group.letter_count == 1 && group.reason.starts_with("can't be redriven: ")),
+            .any(|group| group.dead_letter_count == 1 && group.reason.starts_with("can't be redriven: ")),
         "{groups:?}"
     );
     let done = redrive(client, everything(), None).await.unwrap();

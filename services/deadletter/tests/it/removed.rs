@@ -2,11 +2,11 @@
 
 use async_nats::jetstream;
 use herald_mesh::streams;
-use herald_model::{Channel, ChunkId, PostId, Recipients, time::Micros};
+use herald_model::{Channel, ChunkId, PostId, Recipients, time::Timestamp};
 use herald_proto::v1::DeadLetterState;
-use herald_store::{Base, LetterId, Outcome, Settlement};
+use herald_store::{DeadLetterId, ExpectedRevision, Outcome, Settlement};
 
-use crate::harness::{Harness, Running, Verdict, begin, in_state, letters, until};
+use crate::harness::{Harness, Running, Verdict, begin, dead_letters, in_state, until};
 
 const POST: PostId = PostId(9);
 const USERS: [&str; 3] = ["ann", "cid", "dan"];
@@ -25,13 +25,13 @@ async fn begun() -> (Harness, Running) {
     let chunk = harness.plan(POST.0, &USERS).await;
     harness.tell(Verdict::Term("no"));
     harness.publish(&chunk).await;
-    letters(&service.client, 1).await;
+    dead_letters(&service.client, 1).await;
     until(async || counts(&harness).await == (0, 0, 3)).await;
     harness.stop_worker();
     begin(&service.client).await;
     until(async || {
-        let letters = harness.stores.letters.get(&[LetterId(1)]).await.unwrap();
-        letters[0].as_ref().unwrap().redrive_sequence == 1
+        let dead_letters = harness.stores.dead_letters.get(&[DeadLetterId(1)]).await.unwrap();
+        dead_letters[0].as_ref().unwrap().redrive_sequence == 1
     })
     .await;
 
@@ -50,28 +50,32 @@ async fn begun() -> (Harness, Running) {
         post: POST,
         channel: Channel::Push,
         chunk: chunk_id,
-        base: Base::Revision(recorded.revision),
+        base: ExpectedRevision::Revision(recorded.revision),
         outcome: Outcome::Mixed {
             delivered: Recipients::from_sorted(dead.iter().take(1)),
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: Recipients::default(),
-            partly: Vec::new(),
+            partial: Vec::new(),
         },
-        at: Micros::now(),
+        at: Timestamp::now(),
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
     assert_eq!(counts(&harness).await, (1, 2, 0));
     (harness, service)
 }
 
-/// The letter says why, and owes those who were not reached.
+/// The dead letter says why, and owes those who were not reached.
 async fn is_given_up_again(harness: &Harness, service: Running, reason: &str) {
     until(async || in_state(&service.client, DeadLetterState::Open).await == [1]).await;
     until(async || counts(harness).await == (1, 0, 2)).await;
-    let letter = letters(&service.client, 1).await.remove(0);
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
     assert_eq!(
-        (&*letter.reason, letter.owed_count, letter.redrive_count),
+        (
+            &*dead_letter.reason,
+            dead_letter.owed_count,
+            dead_letter.redrive_count
+        ),
         (reason, 2, 1)
     );
     assert_eq!(harness.metric("herald_deadletter_failed_again_total"), 1);

@@ -1,13 +1,13 @@
 //! Redrives that are broken off.
 
 use futures::TryStreamExt as _;
-use herald_mesh::{Redrive, Subject, consumers::Kind, streams};
-use herald_model::{Lane, time::Micros};
+use herald_mesh::{Redrive, Subject, consumers::ConsumerKind, streams};
+use herald_model::{Lane, time::Timestamp};
 use herald_proto::{
-    mesh_v1::DeadLetter,
+    mesh_v1::DlqEntry,
     v1::{self, DeadLetterState, RedriveState},
 };
-use herald_store::{ActId, ActKind, Chosen, LetterFilter, LetterId, LetterState, NewAct, Order};
+use herald_store::{Chosen, DeadLetterFilter, DeadLetterId, NewOperation, OperationId, OperationKind, Order};
 
 use crate::harness::{Client, Harness, everything, in_state, until};
 
@@ -54,16 +54,20 @@ async fn a_redrive_goes_on_after_the_process_died() {
     service.stop().await;
 }
 
-/// Messages of letters that aren't recorded yet are where the next process looks for them. Without this, those that come
+/// Messages of dead letters that aren't recorded yet are where the next process looks for them. Without this, those that come
 /// after the dedupe window would be sent twice.
 async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
-    let letters = &harness.stores.letters;
-    let act = letters.act(ActId(redrive_id)).await.unwrap().unwrap();
-    let filter = LetterFilter {
-        state: Some(LetterState::Redriving),
-        ..LetterFilter::default()
+    let dead_letters = &harness.stores.dead_letters;
+    let operation = dead_letters
+        .operation(OperationId(redrive_id))
+        .await
+        .unwrap()
+        .unwrap();
+    let filter = DeadLetterFilter {
+        state: Some(herald_store::DeadLetterState::Redriving),
+        ..DeadLetterFilter::default()
     };
-    let page = letters
+    let page = dead_letters
         .scan(&filter, Order::OldestFirst, None, 600)
         .await
         .unwrap();
@@ -74,58 +78,70 @@ async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
         .try_collect()
         .await
         .unwrap();
-    for letter in page.letters.iter().filter(|letter| letter.redrive_sequence == 0) {
-        let name = format!("{}/{}", letter.id.0, letter.round);
+    for dead_letter in page
+        .dead_letters
+        .iter()
+        .filter(|dead_letter| dead_letter.redrive_sequence == 0)
+    {
+        let name = format!("{}/{}", dead_letter.id.0, dead_letter.round);
         for message in &messages {
             if message.header("Herald-Redrive") == Some(name.as_str()) {
-                assert!(message.sequence > act.redrive_after, "{name}");
+                assert!(message.sequence > operation.redrive_after, "{name}");
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_that_were_taken_and_perhaps_sent_are_looked_for() {
+async fn dead_letters_that_were_taken_and_perhaps_sent_are_looked_for() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     harness.fill(&service.client, 1..=4).await;
     service.stop().await;
 
-    // A process took three letters, published two of them, and died before it recorded any of it.
-    let letters = &harness.stores.letters;
+    // A process took three dead letters, published two of them, and died before it recorded any of it.
+    let dead_letters = &harness.stores.dead_letters;
     let chosen = (1..=4)
         .map(|id| Chosen {
-            id: LetterId(id),
+            id: DeadLetterId(id),
             round: 0,
         })
         .collect::<Vec<_>>();
-    let act = NewAct {
-        kind: ActKind::Redrive,
+    let operation = NewOperation {
+        kind: OperationKind::Redrive,
         actor: "somebody".into(),
-        at: Micros::now(),
+        at: Timestamp::now(),
         selection: bytes::Bytes::new(),
         excluded: 0,
         rate_max: 500,
         failures_max: 0,
         target: None,
     };
-    let begun = letters.begin(&act, &chosen).await.unwrap();
-    letters.claim(begun.id, 3, 0, Micros::now()).await.unwrap();
-    for letter in [1, 3] {
-        let message = harness.mesh.message(streams::DLQ, letter).await.unwrap().unwrap();
-        let body: DeadLetter = message.decode().unwrap();
+    let begun = dead_letters.begin(&operation, &chosen).await.unwrap();
+    dead_letters
+        .claim(begun.id, 3, 0, Timestamp::now())
+        .await
+        .unwrap();
+    for dead_letter in [1, 3] {
+        let message = harness
+            .mesh
+            .message(streams::DLQ, dead_letter)
+            .await
+            .unwrap()
+            .unwrap();
+        let body: DlqEntry = message.decode().unwrap();
         let redrive = Redrive {
-            kind: Kind::Push,
-            letter,
+            kind: ConsumerKind::Push,
+            dead_letter,
             round: 1,
             subject: Subject::PushDeliver(Lane::Normal),
             sequence: body.original_sequence,
-            published_at: Micros(body.published_at_us),
+            published_at: Timestamp(body.published_at_us),
             payload: body.payload,
             trace_parent: None,
             trace_state: None,
             // Not the id that the next process will use: as if the window were over.
-            id: format!("long ago {letter}"),
+            id: format!("long ago {dead_letter}"),
         };
         harness.mesh.redrive(&redrive).await.unwrap();
     }

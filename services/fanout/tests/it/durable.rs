@@ -8,10 +8,11 @@ use std::sync::{
 use async_trait::async_trait;
 use herald_fanout::Config;
 use herald_mesh::{Subject, consumers, streams};
-use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
-    Buried, Durable, Error, ErrorKind, Ledger, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan,
+    Durable, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
+    SlicePlan,
 };
 
 use crate::harness::{World, until};
@@ -40,7 +41,7 @@ impl Ledger for Unsynced {
         unreachable!("fan-out only plans")
     }
 
-    async fn bury(&self, _: PostId, _: Channel, _: ChunkId, _: Micros) -> Result<Option<Buried>> {
+    async fn mark_dead(&self, _: PostId, _: Channel, _: ChunkId, _: Timestamp) -> Result<Option<MarkedDead>> {
         unreachable!("fan-out only plans")
     }
 
@@ -48,7 +49,7 @@ impl Ledger for Unsynced {
         unreachable!("fan-out only plans")
     }
 
-    async fn outcome(&self, _: PostId, _: Channel, _: ChunkId) -> Result<Option<Recorded>> {
+    async fn outcome(&self, _: PostId, _: Channel, _: ChunkId) -> Result<Option<RecordedOutcome>> {
         unreachable!("fan-out only plans")
     }
 

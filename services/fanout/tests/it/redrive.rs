@@ -3,22 +3,22 @@
 use herald_fanout::Config;
 use herald_mesh::{
     Redrive, Subject,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Lane, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, TimelineChunk};
 
 use crate::harness::{World, until};
 
-fn letter(kind: Kind, subject: Subject, sequence: u64, body: &impl prost::Message) -> Redrive {
+fn dead_letter(kind: ConsumerKind, subject: Subject, sequence: u64, body: &impl prost::Message) -> Redrive {
     Redrive {
         kind,
-        letter: sequence,
+        dead_letter: sequence,
         round: 1,
         subject,
         sequence,
-        published_at: Micros::now(),
+        published_at: Timestamp::now(),
         payload: body.encode_to_vec().into(),
         trace_parent: None,
         trace_state: None,
@@ -49,7 +49,12 @@ async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
         follow_version: version.0,
         ..PostCreated::default()
     };
-    let post = letter(Kind::Fanout, Subject::PostCreated(Lane::Low), 4_711, &created);
+    let post = dead_letter(
+        ConsumerKind::Fanout,
+        Subject::PostCreated(Lane::Low),
+        4_711,
+        &created,
+    );
     world.mesh.redrive(&post).await.unwrap();
     until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 1).await;
     assert_eq!(chunks(&world).await, [(4_711, users[1..].to_vec())]);
@@ -65,12 +70,12 @@ async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
         slice_index: 1,
         ..FanoutSlice::default()
     };
-    let slice = letter(Kind::Slice, Subject::Slice(Lane::High), 9, &slice);
+    let slice = dead_letter(ConsumerKind::Slice, Subject::Slice(Lane::High), 9, &slice);
     world.mesh.redrive(&slice).await.unwrap();
     until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 2).await;
     assert_eq!(chunks(&world).await[1], (4_712, users[2..].to_vec()));
 
-    for kind in Kind::ALL {
+    for kind in ConsumerKind::ALL {
         let consumer = consumers::redrive(kind);
         assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
     }

@@ -57,8 +57,8 @@ fn channel_to_v1(channel: Channel, counts: ChannelCounts) -> v1::ChannelDelivery
         expired_count: counts.expired,
         pending_count: counts.pending,
         dead_count: counts.dead,
-        first_delivered_time: counts.first_delivered_at.map(herald_proto::timestamp),
-        last_delivered_time: counts.last_delivered_at.map(herald_proto::timestamp),
+        first_delivered_time: counts.first_delivered_at.map(herald_proto::timestamp_to_proto),
+        last_delivered_time: counts.last_delivered_at.map(herald_proto::timestamp_to_proto),
     }
 }
 

@@ -6,7 +6,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use herald_model::{Address, Device, DeviceId, UserId, time::Micros};
+use herald_model::{Address, Device, DeviceId, UserId, time::Timestamp};
 use herald_proto::v1::{self, device_service_server::DeviceService, register_device_request};
 use herald_push_endpoint::{Policy, check_url};
 use herald_rpc::{fields, fields::Violations, status};
@@ -132,7 +132,7 @@ fn to_v1(device: Device, user_id: String, with_webhook_secret: bool) -> v1::Devi
     v1::Device {
         device_id: device.id.0.to_string(),
         user_id,
-        registered_time: Some(herald_proto::timestamp(device.registered_at)),
+        registered_time: Some(herald_proto::timestamp_to_proto(device.registered_at)),
         address: Some(address),
     }
 }
@@ -146,7 +146,7 @@ impl DeviceService for DeviceApi {
         let new = parse(request.into_inner(), self.endpoints)?;
         let user_id = new.user.as_str().to_owned();
         let user = super::intern(&*self.users, new.user).await?;
-        let registered = self.devices.register(user, new.address, Micros::now()).await;
+        let registered = self.devices.register(user, new.address, Timestamp::now()).await;
         let device = registered.map_err(|e| match e.kind() {
             ErrorKind::LimitExceeded => {
                 let message = format!("a user has at most {DEVICES_PER_USER_MAX} devices");

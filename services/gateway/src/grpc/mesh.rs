@@ -4,7 +4,7 @@ use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use herald_mesh::{Mesh, StreamLag, Topology};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_proto::v1::{self, mesh_service_server::MeshService};
 use herald_rpc::status;
 use parking_lot::Mutex;
@@ -130,7 +130,7 @@ impl WatchingLag {
                 self.last = Some(rates);
                 Ok(v1::WatchLagResponse {
                     streams,
-                    read_time: Some(herald_proto::timestamp(Micros::now())),
+                    read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
                 })
             }
             Err(status) => Err(status),
@@ -166,7 +166,7 @@ impl MeshService for MeshApi {
         *self.last.lock() = Some(rates);
         Ok(Response::new(v1::GetLagResponse {
             streams,
-            read_time: Some(herald_proto::timestamp(Micros::now())),
+            read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
         }))
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{Mesh, Subject};
-use herald_model::{Post, PostId, time::Micros};
+use herald_model::{Post, PostId, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{
     mesh_v1,
@@ -18,7 +18,7 @@ use tokio::{
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
-use crate::{error::unreadable, known::KnownRequests, wire};
+use crate::{archive_watermark::ArchiveWatermark, error::unreadable, wire};
 
 /// The most posts of one stream.
 const POSTS_PER_STREAM_MAX: usize = 1_000_000;
@@ -32,7 +32,7 @@ const DELETED_POLL_LAST: Duration = Duration::from_millis(100);
 pub(crate) struct PostApi {
     submitter: Submitter,
     reader: PostReader,
-    known: KnownRequests,
+    archive_watermark: ArchiveWatermark,
     mesh: Mesh,
     in_flight_max: usize,
     delete_wait: Duration,
@@ -42,7 +42,7 @@ impl PostApi {
     pub(crate) fn new(
         submitter: Submitter,
         reader: PostReader,
-        known: KnownRequests,
+        archive_watermark: ArchiveWatermark,
         mesh: Mesh,
         in_flight_max: usize,
         delete_wait: Duration,
@@ -50,7 +50,7 @@ impl PostApi {
         Self {
             submitter,
             reader,
-            known,
+            archive_watermark,
             mesh,
             in_flight_max,
             delete_wait,
@@ -60,7 +60,7 @@ impl PostApi {
     /// Deletes a post that was not deleted when it was read.
     async fn delete(&self, post: &Post) -> Result<(), Status> {
         // The broker forgets after its window; what it has forgotten is in the store then.
-        let look = self.known.look().await?;
+        let look = self.archive_watermark.wait_until_fresh().await?;
         if self
             .reader
             .is_deleted(post.id)
@@ -75,9 +75,9 @@ impl PostApi {
         let deleted = mesh_v1::PostDeleted {
             post_id: post.id.0,
             author_key: post.author.0,
-            deleted_at_us: Micros::now().0,
+            deleted_at_us: Timestamp::now().0,
         };
-        self.known.still(look)?;
+        self.archive_watermark.check_fresh(look)?;
         self.mesh
             .publish(
                 Subject::PostDeleted(post.lane),

@@ -34,8 +34,8 @@ use super::{
 use crate::{
     Config, Error, Metrics,
     adapters::{Analytics, Audits, DeadLetters, FollowVersions, Forward, Graph},
+    archive_watermark::ArchiveWatermark,
     feed::Feed,
-    known::KnownRequests,
     live::Hub,
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct Parts {
     pub(crate) preferences: Arc<dyn Preferences>,
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
-    pub(crate) known: KnownRequests,
+    pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) versions: Arc<dyn FollowVersions>,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
@@ -128,7 +128,7 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         preferences,
         timelines,
         ledger,
-        known,
+        archive_watermark,
         versions,
         graph,
         analytics,
@@ -155,14 +155,14 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         posts,
         mesh.clone(),
         reader.clone(),
-        known.clone(),
+        archive_watermark.clone(),
         versions,
         metrics,
     );
     let posts_api = PostApi::new(
         submitter,
         reader.clone(),
-        known,
+        archive_watermark,
         mesh.clone(),
         config.submit_in_flight_max,
         Duration::from_millis(config.delete_wait_ms),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
-use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Micros};
+use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
@@ -14,9 +14,9 @@ use uuid::Uuid;
 use crate::{
     Metrics,
     adapters::FollowVersions,
+    archive_watermark::{ArchiveWatermark, WatermarkReading},
     domain,
     error::unreadable,
-    known::{KnownRequests, Look},
 };
 
 /// A post that was checked.
@@ -78,7 +78,7 @@ struct Pinned {
     request_id: String,
     version: FollowVersion,
     /// When the caller chose the request id: how sure it is that there is no such post yet.
-    look: Option<Look>,
+    look: Option<WatermarkReading>,
 }
 
 /// What is left to do for a post.
@@ -99,7 +99,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Accepted {
     pub(crate) id: PostId,
     request_id: String,
-    at: Micros,
+    at: Timestamp,
     pub(crate) duplicate: bool,
 }
 
@@ -108,7 +108,7 @@ impl From<Accepted> for v1::SubmitPostResponse {
         Self {
             post_id: accepted.id.0,
             request_id: accepted.request_id,
-            accepted_time: Some(herald_proto::timestamp(accepted.at)),
+            accepted_time: Some(herald_proto::timestamp_to_proto(accepted.at)),
             duplicate: accepted.duplicate,
         }
     }
@@ -121,7 +121,7 @@ pub(crate) struct Submitter {
     posts: Arc<dyn Posts>,
     mesh: Mesh,
     reader: PostReader,
-    known: KnownRequests,
+    archive_watermark: ArchiveWatermark,
     versions: Arc<dyn FollowVersions>,
     metrics: Metrics,
 }
@@ -132,7 +132,7 @@ impl Submitter {
         posts: Arc<dyn Posts>,
         mesh: Mesh,
         reader: PostReader,
-        known: KnownRequests,
+        archive_watermark: ArchiveWatermark,
         versions: Arc<dyn FollowVersions>,
         metrics: Metrics,
     ) -> Self {
@@ -141,7 +141,7 @@ impl Submitter {
             posts,
             mesh,
             reader,
-            known,
+            archive_watermark,
             versions,
             metrics,
         }
@@ -192,7 +192,7 @@ impl Submitter {
     }
 
     async fn pin(&self, new: NewPost) -> Result<Step, Status> {
-        self.posts.room().await.map_err(|e| status::from_store(&e))?;
+        self.posts.capacity().await.map_err(|e| status::from_store(&e))?;
         let author = super::intern(&*self.users, new.author.clone()).await?;
         let (request_id, look) = match &new.request_id {
             None => (Uuid::new_v4().as_hyphenated().to_string(), None),
@@ -200,7 +200,7 @@ impl Submitter {
                 (request_id.clone(), None)
             }
             Some(request_id) => {
-                let look = self.known.look().await?;
+                let look = self.archive_watermark.wait_until_fresh().await?;
                 // The broker forgets after its window; the store remembers for a day.
                 let first = self.posts.of_request(author, request_id).await;
                 if let Some(id) = first.map_err(|e| status::from_store(&e))? {
@@ -230,9 +230,9 @@ impl Submitter {
             look,
         } = post;
         if let Some(look) = look {
-            self.known.still(look)?;
+            self.archive_watermark.check_fresh(look)?;
         }
-        let at = Micros::now();
+        let at = Timestamp::now();
         let message_id = if herald_failpoints::sabotaged!("gateway.random-ids") {
             Uuid::new_v4().to_string()
         } else {
@@ -276,7 +276,7 @@ impl Submitter {
     async fn accepted_before(&self, id: PostId, request_id: String) -> Result<Accepted, Status> {
         let first = self.reader.read_one(id).await.map_err(|e| unreadable(&e))?;
         // A first one that is too old for archive and stream is still the same post; only its time is lost.
-        let at = first.map_or_else(Micros::now, |post| post.accepted_at);
+        let at = first.map_or_else(Timestamp::now, |post| post.accepted_at);
         Ok(Accepted {
             id,
             request_id,

@@ -8,7 +8,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use futures::{Stream, stream};
-use herald_model::{Post, PostId, UserId, UserKey, time::Micros};
+use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use herald_rpc::{
     paging::{self, PageToken},
@@ -211,7 +211,7 @@ impl Watching {
             event: Some(event),
             // Tells only what is in this answer or the ones before.
             resume_token: PageToken::encode(WATCH_TIMELINE, self.identity, &self.seen.encode()),
-            server_time: Some(herald_proto::timestamp(Micros::now())),
+            server_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use herald_gateway::Config;
 use herald_mesh::{TopologyConfig, consumers, streams};
-use herald_model::{PostId, time::Micros};
+use herald_model::{PostId, time::Timestamp};
 use herald_proto::v1;
 use tonic::Code;
 
@@ -70,7 +70,7 @@ async fn a_deletion_is_one_also_while_the_archive_consumer_is_behind() {
         ..Setup::default()
     })
     .await;
-    let until_late = Micros::now().plus(Duration::from_mins(5));
+    let until_late = Timestamp::now().plus(Duration::from_mins(5));
     let paused = world
         .mesh
         .pause(streams::POSTS, consumers::ARCHIVE, until_late)

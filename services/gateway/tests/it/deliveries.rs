@@ -1,8 +1,8 @@
 //! DeliveryService and MeshService.
 
-use herald_model::{Channel, PostId, Recipients, time::Micros};
+use herald_model::{Channel, PostId, Recipients, time::Timestamp};
 use herald_proto::v1;
-use herald_store::{Base, ChunkPlan, Outcome, Settlement, SlicePlan};
+use herald_store::{ChunkPlan, ExpectedRevision, Outcome, Settlement, SlicePlan};
 use tonic::Code;
 
 use crate::harness::{World, fields, reason, until};
@@ -66,9 +66,9 @@ async fn deliveries_are_counted_and_listed() {
         post: PostId(post_id),
         channel: Channel::Timeline,
         chunk: recipients.chunk_id(),
-        base: Base::Any,
+        base: ExpectedRevision::Any,
         outcome: Outcome::Delivered { count: 5 },
-        at: Micros::now(),
+        at: Timestamp::now(),
     };
     world.stores.ledger.settle(&settled).await.unwrap();
     let after = get(post_id).await.unwrap().into_inner();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use herald_mesh::{StreamLimits, Subject, TopologyConfig, consumers, streams};
-use herald_model::{Lane, PostId, time::Micros};
+use herald_model::{Lane, PostId, time::Timestamp};
 use herald_proto::{mesh_v1, v1};
 use prost::Message as _;
 use tonic::Code;
@@ -106,7 +106,7 @@ async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_one_post_also_while_the_archive_consumer_is_behind() {
     let pause = async |world: &World| {
-        let until = Micros::now().plus(Duration::from_mins(5));
+        let until = Timestamp::now().plus(Duration::from_mins(5));
         let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
         paused.unwrap();
     };
@@ -117,7 +117,7 @@ async fn a_request_is_one_post_also_while_the_archive_consumer_is_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_one_post_also_when_a_server_that_was_cut_off_tells_an_old_end() {
     let pause_and_come_back = async |world: &World| {
-        let until = Micros::now().plus(Duration::from_mins(5));
+        let until = Timestamp::now().plus(Duration::from_mins(5));
         let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
         paused.unwrap();
         world.cut_off.as_ref().unwrap().comes_back();

@@ -2,10 +2,10 @@
 
 use herald_mesh::{
     Redrive, Subject,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Lane, PostId, time::Micros};
+use herald_model::{Lane, PostId, time::Timestamp};
 use herald_proto::mesh_v1;
 use prost::Message as _;
 
@@ -25,24 +25,24 @@ async fn a_redriven_post_is_archived_with_its_id_and_by_nobody_else() {
         author_id: "ann".into(),
         request_id: "0199aaaa-0000-7000-8000-000000000001".into(),
         text: "late".into(),
-        accepted_at_us: Micros::now().0,
+        accepted_at_us: Timestamp::now().0,
         lane: herald_proto::v1::Lane::Normal.into(),
         ..Default::default()
     };
     let redrive = Redrive {
-        kind: Kind::Archive,
-        letter: 5,
+        kind: ConsumerKind::Archive,
+        dead_letter: 5,
         round: 1,
         subject: Subject::PostCreated(Lane::Normal),
         sequence: 4_711,
-        published_at: Micros::now(),
+        published_at: Timestamp::now(),
         payload: created.encode_to_vec().into(),
         trace_parent: None,
         trace_state: None,
         id: "dlq/5/redrive/1".into(),
     };
     let published = world.mesh.redrive(&redrive).await.unwrap().sequence;
-    let consumer = consumers::redrive(Kind::Archive);
+    let consumer = consumers::redrive(ConsumerKind::Archive);
     until("it is acknowledged", async || {
         world.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= published
     })
@@ -57,7 +57,7 @@ async fn a_redriven_post_is_archived_with_its_id_and_by_nobody_else() {
         .unwrap();
     assert_eq!((post.text.as_str(), post.author), ("late", author));
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 0);
-    for kind in Kind::ALL {
+    for kind in ConsumerKind::ALL {
         let consumer = consumers::redrive(kind);
         assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
     }

@@ -335,7 +335,7 @@ async fn register(
     let register = |user: String| {
         let name = name_of(&user);
         if args.fail_first.is_some() {
-            let failure = herald_push_sink::Failure {
+            let failure = herald_push_sink::InjectedFailure {
                 status: args.fail_status,
                 retry_after: None,
                 times: args.fail_first,

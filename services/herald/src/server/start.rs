@@ -237,7 +237,7 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
         timelines: stores.timelines,
         ledger: stores.ledger.clone(),
         totals: stores.totals,
-        letters: stores.letters.clone(),
+        dead_letters: stores.dead_letters.clone(),
         limits: herald_audit::Limits {
             timeline_entries_max: parts.config.store.timelines.entries_max,
             timeline_age_max: Duration::from_hours(
@@ -255,7 +255,7 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
         topology: parts.topology.clone(),
         users: stores.users,
         ledger: stores.ledger,
-        letters: stores.letters,
+        dead_letters: stores.dead_letters,
         auditor,
         listener,
         metrics: parts.metrics.register(herald_deadletter::Metrics::new),

@@ -11,9 +11,9 @@ use crate::{
     terminal::Terminal,
 };
 
-fn letter() -> DeadLetter {
+fn dead_letter() -> DeadLetter {
     DeadLetter {
-        letter_id: 17,
+        dead_letter_id: 17,
         state: DeadLetterState::Open.into(),
         stream: "PUSH".into(),
         consumer: "push-normal".into(),
@@ -46,10 +46,10 @@ fn group() -> DeadLetterGroup {
         kind: "push".into(),
         cause: DeadLetterCause::Terminated.into(),
         reason: "push gave up: webhook status 503: #".into(),
-        letter_count: 1_234,
+        dead_letter_count: 1_234,
         first_failure_time: Some(time(1)),
         last_failure_time: Some(time(2)),
-        example_letter_id: 17,
+        example_dead_letter_id: 17,
     }
 }
 
@@ -68,10 +68,10 @@ fn redrive(state: RedriveState, resolved: u64, failed: u64, in_flight: u64) -> R
     }
 }
 
-fn act() -> DeadLetterAct {
-    DeadLetterAct {
-        act_id: 4,
-        kind: DeadLetterActKind::Redrive.into(),
+fn operation() -> DeadLetterOperation {
+    DeadLetterOperation {
+        operation_id: 4,
+        kind: DeadLetterOperationKind::Redrive.into(),
         actor: "ann@laptop".into(),
         create_time: Some(time(0)),
         selection: Some(DeadLetterSelection {
@@ -83,7 +83,7 @@ fn act() -> DeadLetterAct {
         }),
         frozen_count: 3,
         redrive: Some(redrive(RedriveState::Done, 3, 0, 0)),
-        ..DeadLetterAct::default()
+        ..DeadLetterOperation::default()
     }
 }
 
@@ -95,7 +95,7 @@ impl DeadLetterService for Server {
     ) -> Answer<ListDeadLettersResponse> {
         let first = self.take(request)?.page_token.is_empty();
         Ok(Response::new(ListDeadLettersResponse {
-            letters: if first { vec![letter()] } else { Vec::new() },
+            dead_letters: if first { vec![dead_letter()] } else { Vec::new() },
             next_page_token: if first { "NEXT".into() } else { String::new() },
         }))
     }
@@ -105,14 +105,14 @@ impl DeadLetterService for Server {
         Ok(Response::new(ListGroupsResponse {
             groups: vec![group()],
             group_count: 1,
-            letter_count: 1_234,
+            dead_letter_count: 1_234,
         }))
     }
 
     async fn get_dead_letter(&self, request: Request<GetDeadLetterRequest>) -> Answer<GetDeadLetterResponse> {
         self.take(request)?;
         Ok(Response::new(GetDeadLetterResponse {
-            letter: Some(letter()),
+            dead_letter: Some(dead_letter()),
             payload: b"payload".into(),
             payload_json: r#"{"postId":"9"}"#.into(),
             headers: vec![DeadLetterHeader {
@@ -121,7 +121,7 @@ impl DeadLetterService for Server {
             }],
             owed_user_ids: vec!["bob".into()],
             next_owed_page_token: "OWED".into(),
-            acts: vec![act()],
+            operations: vec![operation()],
         }))
     }
 
@@ -191,17 +191,20 @@ impl DeadLetterService for Server {
         }))
     }
 
-    async fn list_history(&self, request: Request<ListHistoryRequest>) -> Answer<ListHistoryResponse> {
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Answer<ListOperationsResponse> {
         self.take(request)?;
-        Ok(Response::new(ListHistoryResponse {
-            acts: vec![act()],
+        Ok(Response::new(ListOperationsResponse {
+            operations: vec![operation()],
             next_page_token: "NEXT".into(),
         }))
     }
 }
 
 #[tokio::test]
-async fn letters_are_listed_for_people_and_programs() {
+async fn dead_letters_are_listed_for_people_and_programs() {
     let server = Server::start().await;
     let text = herald(
         &server.url,
@@ -219,7 +222,12 @@ async fn letters_are_listed_for_people_and_programs() {
     .await
     .ok()
     .stdout;
-    for part in ["LETTER", "push-normal", "webhook status 503", "--page-token NEXT"] {
+    for part in [
+        "DEAD_LETTER",
+        "push-normal",
+        "webhook status 503",
+        "--page-token NEXT",
+    ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     assert!(!text.contains('\u{1b}'), "{text:?}");
@@ -245,28 +253,28 @@ async fn letters_are_listed_for_people_and_programs() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert_eq!(pages.len(), 2);
-    let first = &pages[0]["letters"][0];
-    assert_eq!(first["letter_id"], 17);
+    let first = &pages[0]["dead_letters"][0];
+    assert_eq!(first["dead_letter_id"], 17);
     assert_eq!(first["cause"], "terminated");
     assert_eq!((&first["owed"], &first["trace_id"]), (&json!(2), &json!(null)));
     assert_eq!(first["last_failure_time"], "2026-01-31T08:00:02Z");
 }
 
 #[tokio::test]
-async fn groups_and_one_letter_are_shown() {
+async fn groups_and_one_dead_letter_are_shown() {
     let server = Server::start().await;
     let text = herald(&server.url, &["dlq", "groups"]).await.ok().stdout;
     for part in [
         "8c51a3f2b7d90e64",
         "1,234",
         "status 503: #",
-        "1,234 letters in 1 group",
+        "1,234 dead letters in 1 group",
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     let text = herald(&server.url, &["dlq", "show", "17"]).await.ok().stdout;
     for part in [
-        "letter 17: open",
+        "dead letter 17: open",
         "9 of 107",
         "2 of 3 recipients",
         "still owed: bob, and 1 more",
@@ -298,7 +306,7 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
         .stdout;
     assert!(text.starts_with("redrive 4 done: 3 resolved"), "{text}");
     let asked: RedriveDeadLettersRequest = server.call();
-    assert_eq!(asked.selection.unwrap().letter_ids, [17, 18]);
+    assert_eq!(asked.selection.unwrap().dead_letter_ids, [17, 18]);
     assert_eq!((asked.rate_max, asked.failures_max), (50, Some(100)));
     let actor = server.actors().remove(0);
     let (user, host) = actor.split_once('@').unwrap();
@@ -327,7 +335,7 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
         done.error()["message"]
             .as_str()
             .unwrap()
-            .contains("2 letters failed again")
+            .contains("2 dead letters failed again")
     );
 
     // The server goes away: the redrive doesn't.
@@ -344,7 +352,7 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
         .await
         .ok()
         .stdout;
-    assert!(text.ends_with("3 letters would be redriven\n"), "{text}");
+    assert!(text.ends_with("3 dead letters would be redriven\n"), "{text}");
     let text = herald(&server.url, &["dlq", "cancel", "4"]).await.ok().stdout;
     assert!(
         text.contains("cancelled") && text.contains("stopped by ann@laptop"),
@@ -358,7 +366,7 @@ async fn answered(answer: &str, options: &[&str]) -> (Vec<bool>, Done) {
     let arguments = [&["dlq", "discard", "17", "18"], options].concat();
     let mut terminal = Terminal::start(&server.url, &arguments);
     terminal
-        .shows("Discard 2 letters? They can't be redriven any more. [y/N] ")
+        .shows("Discard 2 dead letters? They can't be redriven any more. [y/N] ")
         .await;
     let before = server.calls::<DiscardDeadLettersRequest>();
     assert!(
@@ -377,7 +385,7 @@ async fn a_discard_on_a_terminal_does_what_is_answered() {
         let (calls, done) = answered(answer, &[]).await;
         let done = done.ok();
         assert_eq!(calls, [true, false], "{answer:?}");
-        assert_eq!(done.stdout, "2 letters discarded\n");
+        assert_eq!(done.stdout, "2 dead letters discarded\n");
         // What it would be stands above the question.
         let (group, question) = (done.stderr.find("8c51a3f2b7d90e64"), done.stderr.find("[y/N]"));
         assert!(group.is_some() && group < question, "{done:?}");
@@ -418,7 +426,7 @@ async fn a_discard_needs_a_yes() {
         .await
         .ok()
         .stdout;
-    assert_eq!(text, "2 letters discarded\n");
+    assert_eq!(text, "2 dead letters discarded\n");
     let text = herald(
         &server.url,
         &["dlq", "discard", "--cause", "unreadable", "--dry-run"],
@@ -426,7 +434,7 @@ async fn a_discard_needs_a_yes() {
     .await
     .ok()
     .stdout;
-    assert!(text.contains("2 letters would be discarded"), "{text}");
+    assert!(text.contains("2 dead letters would be discarded"), "{text}");
     let calls: Vec<_> = server
         .calls::<DiscardDeadLettersRequest>()
         .iter()
@@ -451,6 +459,6 @@ async fn the_history_says_who_did_what() {
         .await
         .ok()
         .json();
-    assert_eq!(json["acts"][0]["redrive"]["resolved"], 3);
-    assert_eq!(json["acts"][0]["selection"], "stream PUSH");
+    assert_eq!(json["operations"][0]["redrive"]["resolved"], 3);
+    assert_eq!(json["operations"][0]["selection"], "stream PUSH");
 }

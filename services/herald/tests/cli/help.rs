@@ -60,7 +60,7 @@ async fn every_command_has_help_and_examples() {
         "dlq redrive",
         "dlq cancel",
         "dlq discard",
-        "dlq history",
+        "dlq log",
         "lag",
         "push-sink",
         "completions",

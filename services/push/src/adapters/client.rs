@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, fs, sync::Arc, time::Duration};
 
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use http::{HeaderMap, header::RETRY_AFTER};
 use reqwest::{Certificate, redirect};
 use tracing::warn;
@@ -33,7 +33,7 @@ pub(crate) struct Answer {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum ProviderError {
     /// Another try can help.
     Later(Reason),
     /// None can.
@@ -87,7 +87,7 @@ impl Client {
     }
 
     /// Sends a request and waits for the answer.
-    pub(crate) async fn post(&self, url: Url, request: Request) -> Result<Answer, Failure> {
+    pub(crate) async fn post(&self, url: Url, request: Request) -> Result<Answer, ProviderError> {
         let sent = self
             .http
             .post(url)
@@ -101,7 +101,7 @@ impl Client {
             retry_after: response
                 .headers()
                 .get(RETRY_AFTER)
-                .and_then(|value| retry_after(value.to_str().ok()?, Micros::now())),
+                .and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now())),
         };
         // The status is what counts; a body that breaks off only costs the connection.
         let mut read = 0;
@@ -115,30 +115,30 @@ impl Client {
     }
 }
 
-fn failure(error: &reqwest::Error) -> Failure {
+fn failure(error: &reqwest::Error) -> ProviderError {
     let mut source = error.source();
     while let Some(inner) = source {
         if inner.is::<PrivateAddresses>() {
-            return Failure::Refused(Reason::Endpoint);
+            return ProviderError::Refused(Reason::Endpoint);
         }
         source = inner.source();
     }
     if error.is_builder() {
-        Failure::Refused(Reason::Endpoint)
+        ProviderError::Refused(Reason::Endpoint)
     } else if error.is_timeout() {
-        Failure::Later(Reason::Timeout)
+        ProviderError::Later(Reason::Timeout)
     } else {
-        Failure::Later(Reason::Connection)
+        ProviderError::Later(Reason::Connection)
     }
 }
 
 /// RFC 9110 §10.2.3: seconds, or a date.
-fn retry_after(value: &str, now: Micros) -> Option<Duration> {
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
     let date = jiff::fmt::rfc2822::parse(value.trim()).ok()?;
-    Some(Micros(date.timestamp().as_microsecond()).since(now))
+    Some(Timestamp(date.timestamp().as_microsecond()).since(now))
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
         }
     }
 
-    async fn post(config: &Config, url: &str) -> Result<Answer, Failure> {
+    async fn post(config: &Config, url: &str) -> Result<Answer, ProviderError> {
         let request = Request {
             headers: HeaderMap::new(),
             body: Vec::new(),
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_wait_is_seconds_or_a_date() {
-        let now = Micros(784_111_777_000_000); // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = Timestamp(784_111_777_000_000); // Sun, 06 Nov 1994 08:49:37 GMT
         let secs = |s| Some(Duration::from_secs(s));
         assert_eq!(retry_after("120", now), secs(120));
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), secs(60));
@@ -191,7 +191,7 @@ mod tests {
         drop(listener);
         assert_eq!(
             post(&local(), &url).await,
-            Err(Failure::Later(Reason::Connection))
+            Err(ProviderError::Later(Reason::Connection))
         );
     }
 
@@ -199,7 +199,10 @@ mod tests {
     async fn a_host_that_says_nothing_is_a_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
-        assert_eq!(post(&local(), &url).await, Err(Failure::Later(Reason::Timeout)));
+        assert_eq!(
+            post(&local(), &url).await,
+            Err(ProviderError::Later(Reason::Timeout))
+        );
     }
 
     #[tokio::test]
@@ -213,7 +216,7 @@ mod tests {
         };
         assert_eq!(
             post(&config, "http://localhost:9/").await,
-            Err(Failure::Refused(Reason::Endpoint))
+            Err(ProviderError::Refused(Reason::Endpoint))
         );
     }
 
@@ -230,7 +233,7 @@ mod tests {
         });
         assert_eq!(
             post(&local(), &url).await,
-            Err(Failure::Later(Reason::Connection))
+            Err(ProviderError::Later(Reason::Connection))
         );
         server.await.unwrap();
     }

@@ -1,12 +1,12 @@
 //! Brings one push to one device.
 
-use herald_model::{Address, Device, UserId, time::Micros};
+use herald_model::{Address, Device, UserId, time::Timestamp};
 use herald_push_endpoint::{Policy, check_parsed};
 use url::Url;
 
 use super::{
     Push, Vapid,
-    client::{Client, Failure},
+    client::{Client, ProviderError},
     gates::Gates,
     sender::{Message, Sender},
     web_push::WebPush,
@@ -47,7 +47,7 @@ impl Dispatcher {
         self.metrics.sent(provider, verdict);
         if verdict == Verdict::Accepted {
             self.metrics
-                .accepted(push.lane, Micros::now().since(push.accepted_at));
+                .accepted(push.lane, Timestamp::now().since(push.accepted_at));
         }
         verdict
     }
@@ -90,7 +90,7 @@ impl Dispatcher {
             }
         };
         // It may have waited long.
-        let now = Micros::now();
+        let now = Timestamp::now();
         if push.is_deleted() {
             return Verdict::Deleted;
         }
@@ -113,8 +113,8 @@ impl Dispatcher {
         drop(under_way);
         let verdict = match answer {
             Ok(answer) => sender.verdict(answer),
-            Err(Failure::Later(reason)) => Verdict::Later { reason, after: None },
-            Err(Failure::Refused(reason)) => Verdict::Refused(reason),
+            Err(ProviderError::Later(reason)) => Verdict::Later { reason, after: None },
+            Err(ProviderError::Refused(reason)) => Verdict::Refused(reason),
         };
         pass.report(&verdict);
         verdict

@@ -1,39 +1,42 @@
 //! Between the domain's words and the ledger's.
 
 use herald_model::{DeliveryState, Recipients, UserKey};
-use herald_store::{Outcome, Partly};
+use herald_store::{Outcome, PartialDelivery};
 
-use crate::domain::{Progress, Recorded};
+use crate::domain::{LedgerState, Progress};
 
 /// What is recorded of a chunk, in the domain's words.
-pub(crate) fn recorded(recorded: Option<herald_store::Recorded>, recipients: &Recipients) -> Recorded {
+pub(crate) fn recorded(
+    recorded: Option<herald_store::RecordedOutcome>,
+    recipients: &Recipients,
+) -> LedgerState {
     let all_of = |users: &Recipients, state| users.iter().map(|user| (user, state)).collect::<Vec<_>>();
-    let Some(herald_store::Recorded { revision, outcome }) = recorded else {
-        return Recorded::default();
+    let Some(herald_store::RecordedOutcome { revision, outcome }) = recorded else {
+        return LedgerState::default();
     };
     match outcome {
-        Outcome::Delivered { .. } => Recorded {
+        Outcome::Delivered { .. } => LedgerState {
             revision,
             settled: all_of(recipients, DeliveryState::Delivered),
-            partly: Vec::new(),
+            partial: Vec::new(),
         },
         Outcome::Mixed {
             delivered,
             suppressed,
             expired,
             dead,
-            partly,
+            partial,
         } => {
             let mut settled: Vec<(UserKey, DeliveryState)> = all_of(&delivered, DeliveryState::Delivered);
             settled.extend(all_of(&suppressed, DeliveryState::Suppressed));
             settled.extend(all_of(&expired, DeliveryState::Expired));
             settled.extend(all_of(&dead, DeliveryState::Dead));
-            Recorded {
+            LedgerState {
                 revision,
                 settled,
-                partly: partly
+                partial: partial
                     .into_iter()
-                    .map(|partly| (partly.user, partly.done))
+                    .map(|partial| (partial.user, partial.done))
                     .collect(),
             }
         }
@@ -48,9 +51,9 @@ pub(crate) fn outcome(progress: &Progress) -> Outcome {
         suppressed: of(DeliveryState::Suppressed),
         expired: of(DeliveryState::Expired),
         dead: of(DeliveryState::Dead),
-        partly: progress
-            .partly()
-            .map(|(user, done)| Partly {
+        partial: progress
+            .partial()
+            .map(|(user, done)| PartialDelivery {
                 user,
                 done: done.to_vec(),
             })
@@ -69,7 +72,7 @@ mod tests {
     fn what_is_recorded_reads_back_as_it_was() {
         let users: Vec<UserKey> = (1..=5).map(UserKey).collect();
         let recipients = Recipients::from_sorted(users.iter().copied());
-        let mut progress = Progress::resume(users, Recorded::default());
+        let mut progress = Progress::resume(users, LedgerState::default());
         progress.settle(0, DeliveryState::Delivered);
         progress.settle(1, DeliveryState::Suppressed);
         progress.settle(2, DeliveryState::Dead);
@@ -81,7 +84,7 @@ mod tests {
         };
         progress.record(3, DeviceId(2), Provider::Webhook, later);
 
-        let stored = herald_store::Recorded {
+        let stored = herald_store::RecordedOutcome {
             revision: 4,
             outcome: outcome(&progress),
         };
@@ -95,7 +98,7 @@ mod tests {
     #[test]
     fn a_delivered_chunk_has_nobody_pending() {
         let recipients = Recipients::from_sorted((1..=5).map(UserKey));
-        let stored = herald_store::Recorded {
+        let stored = herald_store::RecordedOutcome {
             revision: 1,
             outcome: Outcome::Delivered { count: 5 },
         };

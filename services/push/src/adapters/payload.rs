@@ -2,8 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use herald_model::{Lane, Post, PostId, UserId, time::Micros};
-use jiff::Timestamp;
+use herald_model::{Lane, Post, PostId, UserId, time::Timestamp};
 use serde::Serialize;
 
 /// So much of a post's text is sent, characters.
@@ -16,8 +15,8 @@ pub(crate) struct Push {
     pub(crate) lane: Lane,
     pub(crate) author_id: UserId,
     pub(crate) links: Vec<String>,
-    pub(crate) accepted_at: Micros,
-    pub(crate) expires_at: Micros,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
     snippet: String,
     accepted_time: String,
     deleted: AtomicBool,
@@ -41,8 +40,9 @@ struct Data<'a> {
 }
 
 impl Push {
-    pub(crate) fn new(post: Post, lane: Lane, accepted_at: Micros, expires_at: Micros) -> Self {
-        let accepted_time = Timestamp::from_microsecond(accepted_at.0).unwrap_or(Timestamp::UNIX_EPOCH);
+    pub(crate) fn new(post: Post, lane: Lane, accepted_at: Timestamp, expires_at: Timestamp) -> Self {
+        let accepted_time =
+            jiff::Timestamp::from_microsecond(accepted_at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         Self {
             post: post.id,
             lane,
@@ -126,7 +126,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn push(text: &str, links: Vec<String>) -> Push {
-        let accepted_at = Micros(1_700_000_000_250_000);
+        let accepted_at = Timestamp(1_700_000_000_250_000);
         let post = Post {
             id: PostId(7),
             author: UserKey(1),

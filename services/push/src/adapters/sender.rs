@@ -1,7 +1,7 @@
 //! What each kind of address needs: a request, and its own reading of the answer.
 
 use async_trait::async_trait;
-use herald_model::{Device, UserId, time::Micros};
+use herald_model::{Device, UserId, time::Timestamp};
 use url::Url;
 
 use super::{
@@ -22,7 +22,7 @@ pub(crate) struct Message<'a> {
     /// The device's URL.
     pub(crate) url: &'a Url,
     /// The moment of sending.
-    pub(crate) now: Micros,
+    pub(crate) now: Timestamp,
 }
 
 /// Knows how one kind of provider is spoken to.

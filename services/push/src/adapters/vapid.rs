@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use http::HeaderValue;
 use moka::sync::Cache;
 use p256::{
@@ -93,7 +93,7 @@ impl Vapid {
     }
 
     /// The `Authorization` of a request to an endpoint.
-    pub(crate) fn authorization(&self, endpoint: &Url, now: Micros) -> HeaderValue {
+    pub(crate) fn authorization(&self, endpoint: &Url, now: Timestamp) -> HeaderValue {
         let audience = endpoint.origin().ascii_serialization();
         if let Some(token) = self.inner.tokens.get(&audience) {
             return token;
@@ -103,7 +103,7 @@ impl Vapid {
         token
     }
 
-    fn sign(&self, audience: &str, now: Micros) -> HeaderValue {
+    fn sign(&self, audience: &str, now: Timestamp) -> HeaderValue {
         let claims = Claims {
             aud: audience,
             exp: now.plus(VALID).0 / 1_000_000,
@@ -232,7 +232,7 @@ mod tests {
             ..Config::default()
         };
         let vapid = Vapid::load(&config, directory.path()).unwrap();
-        let now = Micros(1_000_000_000_000_000);
+        let now = Timestamp(1_000_000_000_000_000);
         let value = vapid.authorization(&endpoint("https://push.example.com:8443/abc"), now);
         let value = value.to_str().unwrap();
         let (token, key) = value
@@ -266,9 +266,9 @@ mod tests {
     fn a_token_is_used_again_for_the_same_service_only() {
         let directory = tempfile::tempdir().unwrap();
         let vapid = Vapid::load(&Config::default(), directory.path()).unwrap();
-        let first = vapid.authorization(&endpoint("https://a.example/1"), Micros(0));
-        let second = vapid.authorization(&endpoint("https://a.example/2"), Micros(1_000_000));
-        let other = vapid.authorization(&endpoint("https://b.example/1"), Micros(0));
+        let first = vapid.authorization(&endpoint("https://a.example/1"), Timestamp(0));
+        let second = vapid.authorization(&endpoint("https://a.example/2"), Timestamp(1_000_000));
+        let other = vapid.authorization(&endpoint("https://b.example/1"), Timestamp(0));
         assert_eq!(first, second);
         assert_ne!(first, other);
     }

@@ -73,7 +73,7 @@ fn urgency(lane: Lane) -> &'static str {
 #[cfg(test)]
 mod tests {
     use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
-    use herald_model::{Device, DeviceId, UserId, UserKey, time::Micros};
+    use herald_model::{Device, DeviceId, UserId, UserKey, time::Timestamp};
     use web_push_native::{
         decrypt,
         p256::{SecretKey, elliptic_curve::sec1::ToEncodedPoint},
@@ -91,7 +91,7 @@ mod tests {
                 p256dh,
                 auth,
             },
-            registered_at: Micros(0),
+            registered_at: Timestamp(0),
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
         let push = push("hi", vec![]);
         let url = device.address.url().parse().unwrap();
         let now = push.expires_at.plus(std::time::Duration::ZERO);
-        let now = Micros(now.0 - 90_000_000);
+        let now = Timestamp(now.0 - 90_000_000);
         let recipient = UserId::new("9").unwrap();
         sender
             .request(Message {

@@ -52,7 +52,7 @@ impl Sender for Webhooks {
 
 #[cfg(test)]
 mod tests {
-    use herald_model::{Device, DeviceId, UserId, UserKey, time::Micros};
+    use herald_model::{Device, DeviceId, UserId, UserKey, time::Timestamp};
 
     use super::*;
     use crate::adapters::payload::tests::push;
@@ -68,7 +68,7 @@ mod tests {
                 url: url.clone(),
                 secret: secret.clone(),
             },
-            registered_at: Micros(0),
+            registered_at: Timestamp(0),
         };
         let push = push("hi", vec![]);
         let recipient = UserId::new("9").unwrap();
@@ -78,7 +78,7 @@ mod tests {
             recipient: &recipient,
             device: &device,
             url: &url,
-            now: Micros::now(),
+            now: Timestamp::now(),
         };
         let first = Webhooks.request(message).await.unwrap();
         Webhook::from_bytes(secret)

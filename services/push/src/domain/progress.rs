@@ -46,13 +46,13 @@ impl Sub for Counts {
 
 /// What earlier attempts left in the ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Recorded {
+pub(crate) struct LedgerState {
     /// Which revision of the chunk it is; 0: nothing is recorded.
     pub(crate) revision: u64,
     /// Recipients with a final state.
     pub(crate) settled: Vec<(UserKey, DeliveryState)>,
     /// Pending ones with the devices that have the push.
-    pub(crate) partly: Vec<(UserKey, Vec<DeviceId>)>,
+    pub(crate) partial: Vec<(UserKey, Vec<DeviceId>)>,
 }
 
 /// How far one chunk has come. Recipients are named by their place in it.
@@ -88,7 +88,7 @@ struct Recipient {
 
 impl Progress {
     /// Goes on from what is recorded. Whoever is recorded and not among the recipients is ignored.
-    pub(crate) fn resume(recipients: impl IntoIterator<Item = UserKey>, recorded: Recorded) -> Self {
+    pub(crate) fn resume(recipients: impl IntoIterator<Item = UserKey>, recorded: LedgerState) -> Self {
         let recipients = recipients.into_iter().map(|user| Recipient {
             user,
             state: DeliveryState::Pending,
@@ -114,7 +114,7 @@ impl Progress {
                 progress.settle(index, state);
             }
         }
-        for (user, done) in recorded.partly {
+        for (user, done) in recorded.partial {
             if let Some(index) = progress.find(user) {
                 progress.recipients[index].done = done;
             }
@@ -124,7 +124,7 @@ impl Progress {
     }
 
     /// Makes all that were given up pending: somebody wants them to be tried again.
-    pub(crate) fn owe_again(&mut self) {
+    pub(crate) fn revive_dead(&mut self) {
         for recipient in &mut self.recipients {
             if recipient.state == DeliveryState::Dead {
                 recipient.state = DeliveryState::Pending;
@@ -209,7 +209,7 @@ impl Progress {
             if let Some(failure) = recipient.later {
                 *self.given_up.entry(failure).or_default() += 1;
             }
-            self.bury(index);
+            self.mark_dead(index);
         }
     }
 
@@ -217,11 +217,11 @@ impl Progress {
     pub(crate) fn isolate(&mut self, index: usize, fault: &str) {
         self.isolated += 1;
         self.fault.get_or_insert_with(|| fault.into());
-        self.bury(index);
+        self.mark_dead(index);
     }
 
     /// One reached on some device is delivered.
-    fn bury(&mut self, index: usize) {
+    fn mark_dead(&mut self, index: usize) {
         let reached = !self.recipients[index].done.is_empty();
         self.settle(
             index,
@@ -242,7 +242,7 @@ impl Progress {
     }
 
     /// Pending recipients with the devices that have the push, where there are any.
-    pub(crate) fn partly(&self) -> impl Iterator<Item = (UserKey, &[DeviceId])> {
+    pub(crate) fn partial(&self) -> impl Iterator<Item = (UserKey, &[DeviceId])> {
         self.pending()
             .filter(|(_, _, done)| !done.is_empty())
             .map(|(_, user, done)| (user, done))

@@ -14,7 +14,7 @@ fn user(key: u32) -> UserKey {
 
 /// The state of one recipient after these verdicts of one attempt.
 fn state_of(verdicts: &[Verdict], last: bool) -> DeliveryState {
-    let mut progress = Progress::resume([user(1)], Recorded::default());
+    let mut progress = Progress::resume([user(1)], LedgerState::default());
     progress.expect(0, u32::try_from(verdicts.len()).unwrap());
     for (id, verdict) in verdicts.iter().enumerate() {
         progress.record(0, DeviceId(id as u64), Provider::Webhook, *verdict);
@@ -59,22 +59,22 @@ fn a_recipient_is_what_its_devices_say() {
 
 #[test]
 fn nothing_is_settled_before_each_device_was_heard_of() {
-    let mut progress = Progress::resume([user(1)], Recorded::default());
+    let mut progress = Progress::resume([user(1)], LedgerState::default());
     progress.expect(0, 2);
     progress.record(0, DeviceId(1), Provider::Webhook, Verdict::Accepted);
     assert!(progress.is_pending());
     assert_eq!(
-        progress.partly().collect::<Vec<_>>(),
+        progress.partial().collect::<Vec<_>>(),
         [(user(1), &[DeviceId(1)][..])]
     );
     progress.record(0, DeviceId(2), Provider::Webhook, Verdict::Gone);
     assert!(!progress.is_pending());
-    assert_eq!(progress.partly().count(), 0);
+    assert_eq!(progress.partial().count(), 0);
 }
 
 #[test]
 fn the_longest_wait_counts_and_failures_are_named() {
-    let mut progress = Progress::resume((1..=3).map(user), Recorded::default());
+    let mut progress = Progress::resume((1..=3).map(user), LedgerState::default());
     let busy = |secs| Verdict::Later {
         reason: Reason::Status(429),
         after: Some(Duration::from_secs(secs)),
@@ -103,12 +103,12 @@ fn the_longest_wait_counts_and_failures_are_named() {
 
 #[test]
 fn who_was_given_up_is_owed_again_and_nobody_else() {
-    let mut progress = Progress::resume((1..=3).map(user), Recorded::default());
+    let mut progress = Progress::resume((1..=3).map(user), LedgerState::default());
     progress.settle(0, DeliveryState::Delivered);
     progress.settle(1, DeliveryState::Dead);
     progress.settle(2, DeliveryState::Suppressed);
     progress.mark_recorded(7);
-    progress.owe_again();
+    progress.revive_dead();
     assert_eq!(
         progress.pending().map(|(_, user, _)| user.0).collect::<Vec<_>>(),
         [2]
@@ -135,17 +135,17 @@ fn any_verdict() -> impl Strategy<Value = Verdict> {
     ]
 }
 
-fn recorded(progress: &Progress) -> Recorded {
+fn recorded(progress: &Progress) -> LedgerState {
     let states = DeliveryState::ALL
         .into_iter()
         .filter(|state| *state != DeliveryState::Pending);
-    Recorded {
+    LedgerState {
         revision: progress.revision() + 1,
         settled: states
             .flat_map(|s| progress.settled(s).map(move |user| (user, s)))
             .collect(),
-        partly: progress
-            .partly()
+        partial: progress
+            .partial()
             .map(|(user, done)| (user, done.to_vec()))
             .collect(),
     }
@@ -163,7 +163,7 @@ proptest! {
         let users: Vec<UserKey> = (1..=devices.len() as u32).map(user).collect();
         let mut script = script.into_iter().cycle();
         let mut accepted = std::collections::HashSet::new();
-        let mut ledger = Recorded::default();
+        let mut ledger = LedgerState::default();
         // Events by their id, as the broker keeps them: the same id again must be the same event again.
         let mut told = std::collections::BTreeMap::new();
         for attempt in 1..=attempts {
@@ -180,7 +180,7 @@ proptest! {
                     expired: false, post_gone: false, unwanted: false, devices: &ids, done: &done,
                 };
                 match super::super::decide(&recipient) {
-                    super::super::Decision::Settle(state) => progress.settle(index, state),
+                    super::super::Decision::Disposition(state) => progress.settle(index, state),
                     super::super::Decision::Send(left) => {
                         progress.expect(index, left.len() as u32);
                         for device in left {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use herald_mesh::{TopologyConfig, streams};
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use herald_push::Config;
 use herald_push_endpoint::Policy;
 use herald_push_sink::Kind;
@@ -107,7 +107,7 @@ async fn what_comes_too_late_is_not_sent() {
     let user = herald.user("a").await;
     herald.webhook(user, "hook").await;
     let post = herald.post("old").await;
-    let chunk = herald.push_until(post, &[user], Micros::now()).await;
+    let chunk = herald.push_until(post, &[user], Timestamp::now()).await;
     assert_eq!(numbers(herald.settled(chunk).await), [0, 0, 1, 0, 0]);
     assert!(herald.received().is_empty());
 }

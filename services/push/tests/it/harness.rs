@@ -9,11 +9,11 @@ use std::{
 use herald_local_nats::Server;
 use herald_mesh::{
     Mesh, Redrive, RetryDelay, Subject, Topology, TopologyConfig,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
 use herald_model::{
-    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros,
+    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
 };
 use herald_proto::{mesh_v1, v1};
 use herald_push::{Config, Deps, Error, Metrics, Vapid, run};
@@ -174,7 +174,7 @@ impl Herald {
         };
         self.stores
             .devices
-            .register(user, address, Micros::now())
+            .register(user, address, Timestamp::now())
             .await
             .unwrap()
     }
@@ -189,7 +189,7 @@ impl Herald {
         };
         self.stores
             .devices
-            .register(user, address, Micros::now())
+            .register(user, address, Timestamp::now())
             .await
             .unwrap()
     }
@@ -202,7 +202,7 @@ impl Herald {
             text: text.into(),
             links: vec!["https://example.com/".into()],
             lane: v1::Lane::Normal.into(),
-            accepted_at_us: Micros::now().0,
+            accepted_at_us: Timestamp::now().0,
             ..mesh_v1::PostCreated::default()
         };
         let published = self
@@ -225,7 +225,7 @@ impl Herald {
             media_urls: vec![],
             lane: Lane::Normal,
             follow_version: FollowVersion(1),
-            accepted_at: Micros::now(),
+            accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,
         };
@@ -242,7 +242,7 @@ impl Herald {
             .posts
             .archive(&[Archived::Deleted {
                 post,
-                at: Micros::now(),
+                at: Timestamp::now(),
             }])
             .await
             .unwrap();
@@ -250,11 +250,16 @@ impl Herald {
 
     /// Plans and publishes a chunk that is worth sending for an hour.
     pub(crate) async fn push(&self, post: PostId, users: &[UserKey]) -> Published {
-        self.push_until(post, users, Micros::now().plus(Duration::from_hours(1)))
+        self.push_until(post, users, Timestamp::now().plus(Duration::from_hours(1)))
             .await
     }
 
-    pub(crate) async fn push_until(&self, post: PostId, users: &[UserKey], expires_at: Micros) -> Published {
+    pub(crate) async fn push_until(
+        &self,
+        post: PostId,
+        users: &[UserKey],
+        expires_at: Timestamp,
+    ) -> Published {
         let recipients = Recipients::from_sorted(users.iter().copied());
         assert_eq!(recipients.len() as usize, users.len(), "the users must ascend");
         let chunk = ChunkPlan {
@@ -271,7 +276,7 @@ impl Herald {
         let message = mesh_v1::PushChunk {
             post_id: post.0,
             author_key: self.user(AUTHOR).await.0,
-            accepted_at_us: Micros::now().0,
+            accepted_at_us: Timestamp::now().0,
             chunk_id: recipients.chunk_id().0,
             recipients: recipients.as_bytes().clone(),
             recipient_count: recipients.len(),
@@ -345,12 +350,12 @@ impl Herald {
             .unwrap()
             .unwrap();
         let redrive = Redrive {
-            kind: Kind::Push,
-            letter: 1,
+            kind: ConsumerKind::Push,
+            dead_letter: 1,
             round,
             subject: Subject::PushDeliver(Lane::Normal),
             sequence: chunk.sequence,
-            published_at: Micros::now(),
+            published_at: Timestamp::now(),
             payload: message.payload,
             trace_parent: None,
             trace_state: None,

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use herald_mesh::TopologyConfig;
-use herald_model::{Address, Device, DeviceId, UserKey, time::Micros};
+use herald_model::{Address, Device, DeviceId, UserKey, time::Timestamp};
 use herald_store::{Devices, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
@@ -32,7 +32,7 @@ struct Faulty {
 
 #[async_trait]
 impl Devices for Faulty {
-    async fn register(&self, user: UserKey, address: Address, now: Micros) -> Result<Device> {
+    async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
         self.inner.register(user, address, now).await
     }
 

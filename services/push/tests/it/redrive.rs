@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use herald_mesh::{
     TopologyConfig,
-    consumers::{self, Kind},
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_push_sink::Failure;
+use herald_push_sink::InjectedFailure;
 
 use crate::harness::{Herald, local, numbers, until};
 
-fn refusal(times: u32) -> Failure {
-    Failure {
+fn refusal(times: u32) -> InjectedFailure {
+    InjectedFailure {
         status: 400.try_into().unwrap(),
         retry_after: None,
         times: Some(times),
@@ -36,7 +36,7 @@ async fn a_redrive_is_for_the_dead_only() {
     let chunk = herald.push(post, &[a, b, c]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 2]);
 
-    let consumer = consumers::redrive(Kind::Push);
+    let consumer = consumers::redrive(ConsumerKind::Push);
     for (round, expected) in [(1, [2, 0, 0, 0, 1]), (2, [3, 0, 0, 0, 0]), (3, [3, 0, 0, 0, 0])] {
         let sequence = herald.redrive(chunk, round).await;
         until(async || herald.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= sequence).await;
@@ -49,7 +49,10 @@ async fn a_redrive_is_for_the_dead_only() {
     let last = herald.events().await.pop().unwrap();
     assert_eq!((last.delivered_count, last.dead_count), (3, 0));
     // None but the push service's consumer was asked.
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Push) {
+    for kind in ConsumerKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != ConsumerKind::Push)
+    {
         let consumer = consumers::redrive(kind);
         assert_eq!(herald.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
         assert_eq!(herald.mesh.last_sequence(streams::PUSH).await.unwrap(), 1);
@@ -70,7 +73,7 @@ async fn who_fails_again_is_dead_again() {
     assert_eq!(numbers(herald.settled(chunk).await), [0, 0, 0, 0, 1]);
     herald.sink.fail(
         "a",
-        Failure {
+        InjectedFailure {
             status: 503.try_into().unwrap(),
             retry_after: None,
             times: Some(2),

@@ -4,16 +4,16 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::FutureExt;
 use herald_mesh::TopologyConfig;
-use herald_model::{Address, Channel, Recipients, time::Micros};
+use herald_model::{Address, Channel, Recipients, time::Timestamp};
 use herald_push::Config;
-use herald_push_sink::Failure;
-use herald_store::{Base, Outcome, Partly, Settlement};
+use herald_push_sink::InjectedFailure;
+use herald_store::{ExpectedRevision, Outcome, PartialDelivery, Settlement};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{Herald, local, numbers};
 
-fn failure(status: u16, times: Option<u32>) -> Failure {
-    Failure {
+fn failure(status: u16, times: Option<u32>) -> InjectedFailure {
+    InjectedFailure {
         status: status.try_into().unwrap(),
         retry_after: None,
         times,
@@ -55,7 +55,7 @@ async fn a_provider_s_wait_is_honoured() {
     let wait = Duration::from_secs(1);
     herald.sink.fail(
         "hook",
-        Failure {
+        InjectedFailure {
             retry_after: Some(wait),
             ..failure(429, Some(1))
         },
@@ -63,9 +63,9 @@ async fn a_provider_s_wait_is_honoured() {
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[user]).await;
     herald.sink.wait_for_failed(1).await;
-    let refused = Micros::now();
+    let refused = Timestamp::now();
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 0]);
-    let received = Micros(herald.sink.entries()[0].received_time.as_microsecond());
+    let received = Timestamp(herald.sink.entries()[0].received_time.as_microsecond());
     assert!(
         received.since(refused) >= wait * 9 / 10,
         "{:?}",
@@ -154,7 +154,7 @@ async fn what_was_recorded_is_not_sent_again_and_is_in_the_event() {
         suppressed: Recipients::default(),
         expired: Recipients::default(),
         dead: Recipients::default(),
-        partly: vec![Partly {
+        partial: vec![PartialDelivery {
             user: b,
             done: vec![first.id],
         }],
@@ -163,9 +163,9 @@ async fn what_was_recorded_is_not_sent_again_and_is_in_the_event() {
         post,
         channel: Channel::Push,
         chunk: Recipients::from_sorted([a, b, c]).chunk_id(),
-        base: Base::Revision(0),
+        base: ExpectedRevision::Revision(0),
         outcome,
-        at: Micros::now(),
+        at: Timestamp::now(),
     };
     herald.stores.ledger.settle(&settlement).await.unwrap();
     assert_eq!(numbers(herald.counts(post).await), [1, 0, 0, 2, 0]);
@@ -196,7 +196,7 @@ async fn what_another_worker_has_recorded_is_not_taken_back() {
     herald
         .stores
         .devices
-        .register(user, address, Micros::now())
+        .register(user, address, Timestamp::now())
         .await
         .unwrap();
     let post = herald.post("hello").await;
@@ -207,15 +207,15 @@ async fn what_another_worker_has_recorded_is_not_taken_back() {
         suppressed: Recipients::from_sorted([user]),
         expired: Recipients::default(),
         dead: Recipients::default(),
-        partly: Vec::new(),
+        partial: Vec::new(),
     };
     let settlement = Settlement {
         post,
         channel: Channel::Push,
         chunk: Recipients::from_sorted([user]).chunk_id(),
-        base: Base::Revision(0),
+        base: ExpectedRevision::Revision(0),
         outcome,
-        at: Micros::now(),
+        at: Timestamp::now(),
     };
     herald.stores.ledger.settle(&settlement).await.unwrap();
     connection
@@ -247,7 +247,7 @@ async fn progress_is_recorded_while_a_chunk_is_under_way() {
     herald
         .stores
         .devices
-        .register(b, address, Micros::now())
+        .register(b, address, Timestamp::now())
         .await
         .unwrap();
     let post = herald.post("hello").await;
@@ -277,7 +277,7 @@ async fn a_deletion_stops_what_is_not_sent_yet() {
         herald
             .stores
             .devices
-            .register(user, address, Micros::now())
+            .register(user, address, Timestamp::now())
             .await
             .unwrap();
     }

@@ -9,15 +9,18 @@ use std::{
 use async_trait::async_trait;
 use herald_local_nats::Server;
 use herald_mesh::{
-    ConsumeOptions, Delivery, Handler, Mesh, Redrive, Settle, Subject, Topology, TopologyConfig, Workers,
-    consumers::{self, Kind},
+    ConsumeOptions, Delivery, Disposition, Handler, Mesh, Redrive, Subject, Topology, TopologyConfig,
+    Workers,
+    consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Micros};
+use herald_model::{
+    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    Archived, ChannelCounts, ChunkPlan, Recorded, SlicePlan, Stores,
+    Archived, ChannelCounts, ChunkPlan, RecordedOutcome, SlicePlan, Stores,
     embedded::{self, Embedded},
 };
 use herald_timeline::{Config, Deps, Error, Metrics, run};
@@ -47,8 +50,8 @@ struct Archivist;
 
 #[async_trait]
 impl Handler for Archivist {
-    async fn handle(&self, _: &Delivery) -> Settle {
-        Settle::Ack
+    async fn handle(&self, _: &Delivery) -> Disposition {
+        Disposition::Ack
     }
 }
 
@@ -117,7 +120,7 @@ impl World {
             media_urls: Vec::new(),
             lane: Lane::Normal,
             follow_version: FollowVersion(1),
-            accepted_at: Micros::now(),
+            accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,
         };
@@ -157,7 +160,7 @@ impl World {
         TimelineChunk {
             post_id: post.0,
             author_key: 9,
-            accepted_at_us: Micros::now().0,
+            accepted_at_us: Timestamp::now().0,
             chunk_id: users.chunk_id().0,
             recipients: users.as_bytes().clone(),
             recipient_count: users.len(),
@@ -174,19 +177,19 @@ impl World {
     /// Redrives a chunk, as the dead letters' service does.
     pub(crate) async fn redrive(&self, sequence: u64, chunk: &TimelineChunk) {
         let redrive = Redrive {
-            kind: Kind::Timeline,
-            letter: 1,
+            kind: ConsumerKind::Timeline,
+            dead_letter: 1,
             round: 1,
             subject: Subject::TimelineDeliver(Lane::Normal),
             sequence,
-            published_at: Micros::now(),
+            published_at: Timestamp::now(),
             payload: prost::Message::encode_to_vec(chunk).into(),
             trace_parent: None,
             trace_state: None,
             id: format!("dlq/{sequence}/redrive/1"),
         };
         let published = self.mesh.redrive(&redrive).await.unwrap().sequence;
-        let consumer = consumers::redrive(Kind::Timeline);
+        let consumer = consumers::redrive(ConsumerKind::Timeline);
         self.settled(streams::REDRIVE, consumer, published).await;
     }
 
@@ -199,7 +202,7 @@ impl World {
         self.stores.ledger.counts(post).await.unwrap().unwrap().timeline
     }
 
-    pub(crate) async fn outcome(&self, post: PostId, users: &Recipients) -> Option<Recorded> {
+    pub(crate) async fn outcome(&self, post: PostId, users: &Recipients) -> Option<RecordedOutcome> {
         let outcome = self
             .stores
             .ledger

@@ -1,6 +1,6 @@
 //! What was given up and comes once more.
 
-use herald_mesh::{consumers, consumers::Kind, streams};
+use herald_mesh::{consumers, consumers::ConsumerKind, streams};
 use herald_model::PostId;
 
 use crate::harness::{World, users};
@@ -15,7 +15,10 @@ async fn a_redriven_chunk_is_this_service_s_alone() {
     assert_eq!(world.counts(PostId(77)).await.delivered, 3);
     // It came by no other way, and nobody else is asked.
     assert_eq!(world.mesh.last_sequence(streams::TIMELINE).await.unwrap(), 0);
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Timeline) {
+    for kind in ConsumerKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != ConsumerKind::Timeline)
+    {
         let consumer = consumers::redrive(kind);
         assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
     }

@@ -23,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fjall::{Readable, Snapshot};
-use herald_model::{FollowVersion, UserKey, time::Micros};
+use herald_model::{FollowVersion, UserKey, time::Timestamp};
 
 use self::{
     block::Followers,
@@ -35,26 +35,26 @@ use self::{
 use super::{
     cache::ENTRY_BYTES,
     database::{Database, map_err},
-    rounds::Rounds,
+    group_commit::GroupCommit,
 };
 use crate::{Error, ErrorKind, FollowChange, FollowerCount, FollowerPage, Following, Result};
 
 /// How many changes one commit takes before it leaves the rest to the next one.
 const ROUND_CHANGES: usize = 20_000;
 
-/// How many versions one commit of [`Graph::trim`] removes, roughly.
+/// How many versions one commit of [`EmbeddedFollows::trim`] removes, roughly.
 const TRIM_VERSIONS: usize = 10_000;
 
 /// The embedded engine's [`Follows`](crate::Follows).
-pub(crate) struct Graph {
+pub(crate) struct EmbeddedFollows {
     tables: Arc<Tables>,
-    rounds: Rounds<Vec<FollowChange>, Vec<bool>>,
+    rounds: GroupCommit<Vec<FollowChange>, Vec<bool>>,
     /// (author, version) → what to put back to read that version.
     undos: moka::sync::Cache<(u32, u64), Arc<Undo>>,
     history_keep: Duration,
 }
 
-impl Graph {
+impl EmbeddedFollows {
     /// Opens the graph. `history_keep` is how long older versions can be read, `undo_bytes_max` bounds the memory for
     /// what they differ by.
     pub(crate) fn open(
@@ -64,7 +64,7 @@ impl Graph {
     ) -> Result<Self> {
         let tables = Arc::new(Tables::open(database)?);
         let mut writer = Writer::new(Arc::clone(&tables))?;
-        let rounds = Rounds::start("follows", ROUND_CHANGES, Vec::len, move |calls| {
+        let rounds = GroupCommit::start("follows", ROUND_CHANGES, Vec::len, move |calls| {
             writer.round(calls)
         })?;
         let undos = moka::sync::Cache::builder()
@@ -83,7 +83,7 @@ impl Graph {
     }
 
     /// Removes history older than the kept time and answers how many versions that were.
-    pub(crate) async fn trim(&self, now: Micros) -> Result<usize> {
+    pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
         let keep = i64::try_from(self.history_keep.as_micros()).unwrap_or(i64::MAX);
         let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
         let mut removed = 0;
@@ -179,7 +179,7 @@ impl Graph {
 }
 
 #[async_trait]
-impl crate::Follows for Graph {
+impl crate::Follows for EmbeddedFollows {
     async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>> {
         if changes.is_empty() {
             return Ok(Vec::new());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fjall::{Keyspace, Readable, Snapshot};
-use herald_model::{time::Micros, varint};
+use herald_model::{time::Timestamp, varint};
 
 use crate::{
     Error, ErrorKind, Result,
@@ -152,7 +152,7 @@ impl Tables {
     }
 
     /// When the newest kept history was made.
-    pub(super) fn last_moment(&self) -> Result<Option<Micros>> {
+    pub(super) fn last_moment(&self) -> Result<Option<Timestamp>> {
         self.moments
             .last_key_value()
             .map(|row| moment_of(&row.key().map_err(map_err)?))
@@ -210,11 +210,11 @@ pub(super) fn version_of(key: &[u8]) -> Option<u64> {
 }
 
 /// The moment that a row of `moments` is of.
-pub(super) fn moment_of(key: &[u8]) -> Result<Micros> {
+pub(super) fn moment_of(key: &[u8]) -> Result<Timestamp> {
     let bytes = key
         .try_into()
         .map_err(|_| Error::new(ErrorKind::Corrupt, "a moment of the graph has a malformed key"))?;
-    Ok(Micros(i64::from_be_bytes(bytes)))
+    Ok(Timestamp(i64::from_be_bytes(bytes)))
 }
 
 /// An unreadable row of an author.

@@ -7,8 +7,8 @@ use crate::{Follows, embedded::testing::Store};
 
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
-fn open(store: &Store) -> Graph {
-    Graph::open(store.database(), WEEK, 1 << 20).unwrap()
+fn open(store: &Store) -> EmbeddedFollows {
+    EmbeddedFollows::open(store.database(), WEEK, 1 << 20).unwrap()
 }
 
 fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
@@ -20,7 +20,12 @@ fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
 }
 
 /// All followers with their bells, read in pages.
-async fn read(graph: &Graph, author: u32, at: Option<u64>, page_size: usize) -> Result<BTreeMap<u32, bool>> {
+async fn read(
+    graph: &EmbeddedFollows,
+    author: u32,
+    at: Option<u64>,
+    page_size: usize,
+) -> Result<BTreeMap<u32, bool>> {
     let mut all = BTreeMap::new();
     let mut after = None;
     loop {
@@ -295,7 +300,7 @@ async fn history_is_told_until_it_is_trimmed() {
     for follower in 1..=5 {
         graph.apply(&[change(1, follower, Some(false))]).await.unwrap();
     }
-    let now = Micros::now();
+    let now = Timestamp::now();
     assert_eq!(graph.trim(now).await.unwrap(), 0);
     assert_eq!(read(&graph, 1, Some(2), 10).await.unwrap().len(), 2);
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fjall::{OwnedWriteBatch, Snapshot};
 use futures::executor::block_on;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 use crate::{FollowChange, Result};
 
@@ -33,7 +33,7 @@ pub(super) struct Writer {
 }
 
 /// The round in hand.
-struct Round {
+struct CommitBatch {
     snapshot: Snapshot,
     batch: OwnedWriteBatch,
     changed: Vec<bool>,
@@ -70,7 +70,7 @@ impl Writer {
             .collect();
         changes.sort_unstable_by_key(|c| (c.author, c.follower, c.index));
 
-        let mut round = Round {
+        let mut round = CommitBatch {
             snapshot: self.tables.database.snapshot(),
             batch: self.tables.database.batch(),
             changed: vec![false; changes.len()],
@@ -81,7 +81,7 @@ impl Writer {
         for of_author in changes.chunk_by(|a, b| a.author == b.author) {
             self.apply(&mut round, of_author)?;
         }
-        let Round {
+        let CommitBatch {
             snapshot,
             mut batch,
             changed,
@@ -100,7 +100,7 @@ impl Writer {
                     None => batch.remove(&self.tables.following, key),
                 }
             }
-            self.moment = Micros::now().0.max(self.moment + 1);
+            self.moment = Timestamp::now().0.max(self.moment + 1);
             batch.insert(
                 &self.tables.moments,
                 self.moment.to_be_bytes(),
@@ -120,7 +120,7 @@ impl Writer {
     }
 
     /// Applies the changes of one author.
-    fn apply(&mut self, round: &mut Round, mut changes: &[Change]) -> Result<()> {
+    fn apply(&mut self, round: &mut CommitBatch, mut changes: &[Change]) -> Result<()> {
         let Some(&Change { author, .. }) = changes.first() else {
             return Ok(());
         };
@@ -162,7 +162,7 @@ impl Writer {
     }
 
     /// Makes `new` from `old` and the changes of one block; false when it is the same.
-    fn edit(&mut self, round: &mut Round, count: &mut Count, changes: &[Change]) -> bool {
+    fn edit(&mut self, round: &mut CommitBatch, count: &mut Count, changes: &[Change]) -> bool {
         let undone = round.undone.len();
         let mut old = &self.old[..];
         self.new.clear();
@@ -203,7 +203,7 @@ impl Writer {
     }
 
     /// Writes `new` in the place of a block.
-    fn put(&self, round: &mut Round, count: &mut Count, author: u32, bound: u32, existed: bool) {
+    fn put(&self, round: &mut CommitBatch, count: &mut Count, author: u32, bound: u32, existed: bool) {
         count.blocks -= u64::from(existed);
         if self.new.is_empty() && bound != 0 {
             round.batch.remove(&self.tables.blocks, pair(author, bound));

@@ -9,7 +9,7 @@ use super::{
     Ledger,
     row::{self, Kind},
 };
-use crate::{ChunkState, PlannedSlice, PostPlan, Recorded, Result, embedded::database::map_err};
+use crate::{ChunkState, PlannedSlice, PostPlan, RecordedOutcome, Result, embedded::database::map_err};
 
 impl Ledger {
     /// Posts with rows, each found by one look at where its rows would begin.
@@ -18,7 +18,7 @@ impl Ledger {
         // Not over what was removed: that takes as long as what is there.
         let mut from = after
             .map_or(0, |post| post.0.saturating_add(1))
-            .max(self.forgotten.first().0);
+            .max(self.trim_watermark.first().0);
         while posts.len() < limit {
             let Some(entry) = self.rows.range(from.to_be_bytes()..).next() else {
                 break;
@@ -34,7 +34,7 @@ impl Ledger {
     /// All rows of a post, from one snapshot.
     pub(super) fn plan_of(&self, post: PostId) -> Result<Option<PostPlan>> {
         let mut plan = PostPlan::default();
-        let mut recorded: BTreeMap<(Channel, ChunkId), Recorded> = BTreeMap::new();
+        let mut recorded: BTreeMap<(Channel, ChunkId), RecordedOutcome> = BTreeMap::new();
         let mut known = false;
         let snapshot = self.database.snapshot();
         // Outcomes come before chunks.

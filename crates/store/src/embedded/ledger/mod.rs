@@ -19,7 +19,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
-use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
 
 use self::{
     row::{Head, Kind},
@@ -27,10 +27,11 @@ use self::{
 };
 use super::{
     database::{self, Database, map_err},
-    forget::Forgotten,
+    trim_watermark::TrimWatermark,
 };
 use crate::{
-    Buried, ChannelCounts, Durable, Outcome, PostCounts, PostPlan, Recorded, Result, Settlement, SlicePlan,
+    ChannelCounts, Durable, MarkedDead, Outcome, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
+    SlicePlan,
 };
 
 /// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
@@ -41,7 +42,7 @@ pub(crate) struct Ledger {
     database: Arc<Database>,
     rows: Keyspace,
     writers: Writers,
-    forgotten: Forgotten,
+    trim_watermark: TrimWatermark,
 }
 
 impl Ledger {
@@ -52,13 +53,15 @@ impl Ledger {
             rows: database.keyspace("ledger", options)?,
             database: Arc::clone(database),
             writers: Writers::default(),
-            forgotten: Forgotten::default(),
+            trim_watermark: TrimWatermark::default(),
         })
     }
 
     /// Forgets all posts less than this one; answers how many rows that were.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
-        self.forgotten.forget(&self.database, &self.rows, before).await
+        self.trim_watermark
+            .forget(&self.database, &self.rows, before)
+            .await
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
@@ -149,18 +152,18 @@ impl crate::Ledger for Ledger {
         revision
     }
 
-    async fn bury(
+    async fn mark_dead(
         &self,
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
-        at: Micros,
-    ) -> Result<Option<Buried>> {
+        at: Timestamp,
+    ) -> Result<Option<MarkedDead>> {
         self.give_up(post, channel, chunk, at).await
     }
 
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
-        let first = self.forgotten.first();
+        let first = self.trim_watermark.first();
         let value = row::encode_chunk(recipients);
         let mut batch = self.database.batch();
         // What is forgotten already is not begun anew.
@@ -171,7 +174,12 @@ impl crate::Ledger for Ledger {
         self.database.commit(batch).await
     }
 
-    async fn outcome(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<Recorded>> {
+    async fn outcome(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+    ) -> Result<Option<RecordedOutcome>> {
         can_fail!("store.outcome");
         self.outcome_row(post, channel, chunk)?
             .map(|row| row::decode_outcome(&row))

@@ -1,8 +1,8 @@
 //! How the ledger's rows lie on disk. Each value begins with the version of its layout; numbers in values are varints.
 
-use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Micros, varint};
+use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Timestamp, varint};
 
-use crate::{Error, ErrorKind, Outcome, Partly, Recorded, Result, SettledCounts};
+use crate::{Error, ErrorKind, Outcome, PartialDelivery, RecordedOutcome, Result, SettledCounts};
 
 /// The layout of all values but outcomes.
 const VERSION: u8 = 1;
@@ -151,14 +151,14 @@ pub(super) struct Head {
     pub(super) revision: u64,
     pub(super) counts: SettledCounts,
     /// When the first of the chunk was delivered and when the last.
-    pub(super) delivered_at: Option<(Micros, Micros)>,
+    pub(super) delivered_at: Option<(Timestamp, Timestamp)>,
 }
 
 /// A revision of a chunk's outcome with the times of its first and last delivery.
 pub(super) fn encode_outcome(
     revision: u64,
     outcome: &Outcome,
-    delivered_at: Option<(Micros, Micros)>,
+    delivered_at: Option<(Timestamp, Timestamp)>,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     let kind = if matches!(outcome, Outcome::Delivered { .. }) {
@@ -182,14 +182,14 @@ pub(super) fn encode_outcome(
         suppressed,
         expired,
         dead,
-        partly,
+        partial,
     } = outcome
     {
         for set in [delivered, suppressed, expired, dead] {
             write_set(&mut out, set);
         }
-        varint::write(&mut out, partly.len() as u64);
-        for one in partly {
+        varint::write(&mut out, partial.len() as u64);
+        for one in partial {
             varint::write(&mut out, u64::from(one.user.0));
             varint::write(&mut out, one.done.len() as u64);
             for device in &one.done {
@@ -206,7 +206,7 @@ pub(super) fn decode_head(row: &[u8]) -> Result<Head> {
 }
 
 /// A whole outcome.
-pub(super) fn decode_outcome(row: &[u8]) -> Result<Recorded> {
+pub(super) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
     let mut rest = Rest(row);
     let (kind, head) = rest.outcome_head()?;
     let outcome = match kind {
@@ -218,11 +218,11 @@ pub(super) fn decode_outcome(row: &[u8]) -> Result<Recorded> {
             suppressed: rest.set()?,
             expired: rest.set()?,
             dead: rest.set()?,
-            partly: rest.partly()?,
+            partial: rest.partial()?,
         }),
         _ => Err(malformed()),
     }?;
-    Ok(Recorded {
+    Ok(RecordedOutcome {
         revision: head.revision,
         outcome,
     })
@@ -306,8 +306,8 @@ impl<'a> Rest<'a> {
         let delivered_at = match self.byte()? {
             0 => None,
             _ => Some((
-                Micros(self.number()?.cast_signed()),
-                Micros(self.number()?.cast_signed()),
+                Timestamp(self.number()?.cast_signed()),
+                Timestamp(self.number()?.cast_signed()),
             )),
         };
         let head = Head {
@@ -330,7 +330,7 @@ impl<'a> Rest<'a> {
         self.set_view()?.decode()
     }
 
-    fn partly(&mut self) -> Result<Vec<Partly>> {
+    fn partial(&mut self) -> Result<Vec<PartialDelivery>> {
         let count = self.count()?;
         (0..count)
             .map(|_| {
@@ -339,7 +339,7 @@ impl<'a> Rest<'a> {
                 let done = (0..devices)
                     .map(|_| self.number().map(DeviceId))
                     .collect::<Result<_>>()?;
-                Ok(Partly { user, done })
+                Ok(PartialDelivery { user, done })
             })
             .collect()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     row::{self, Head, Kind},
 };
 use crate::{
-    Base, Buried, Error, ErrorKind, Outcome, Recorded, Result, Settlement,
+    Error, ErrorKind, ExpectedRevision, MarkedDead, Outcome, RecordedOutcome, Result, Settlement,
     embedded::database::{Committed, map_err},
 };
 
@@ -37,7 +37,9 @@ impl Writers {
 impl Ledger {
     /// Records an outcome once it is allowed, durably; answers with the chunk's revision.
     pub(super) async fn record(&self, settlement: &Settlement) -> Result<u64> {
-        if settlement.base == Base::Any && !matches!(settlement.outcome, Outcome::Delivered { .. }) {
+        if settlement.base == ExpectedRevision::Any
+            && !matches!(settlement.outcome, Outcome::Delivered { .. })
+        {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 "only the delivery of a whole chunk needs no base",
@@ -47,7 +49,7 @@ impl Ledger {
             let _writer = self.writers.lock(settlement.post, settlement.chunk);
             let row = self.outcome_row(settlement.post, settlement.channel, settlement.chunk)?;
             let before = row.as_deref().map_or(Ok(Head::default()), row::decode_head)?;
-            if let Base::Revision(base) = settlement.base
+            if let ExpectedRevision::Revision(base) = settlement.base
                 && base != before.revision
             {
                 return Err(Error::new(
@@ -70,14 +72,14 @@ impl Ledger {
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
-        at: Micros,
-    ) -> Result<Option<Buried>> {
+        at: Timestamp,
+    ) -> Result<Option<MarkedDead>> {
         let planned = row::chunk_key(post, Kind::Chunk, channel, chunk);
         let Some(planned) = self.rows.get(planned).map_err(map_err)? else {
             return Ok(None);
         };
         let recipients = row::decode_chunk(&planned)?.1.decode()?;
-        let (buried, committed) = {
+        let (marked_dead, committed) = {
             let _writer = self.writers.lock(post, chunk);
             let row = self.outcome_row(post, channel, chunk)?;
             let before = row.as_deref().map_or(Ok(Head::default()), row::decode_head)?;
@@ -86,8 +88,8 @@ impl Ledger {
                 post,
                 channel,
                 chunk,
-                base: Base::Revision(before.revision),
-                outcome: buried(&recipients, recorded),
+                base: ExpectedRevision::Revision(before.revision),
+                outcome: marked_dead(&recipients, recorded),
                 at,
             };
             let (revision, committed) = self.replace(&settlement, row.as_deref(), before)?;
@@ -96,15 +98,15 @@ impl Ledger {
                 Outcome::Delivered { .. } => Recipients::default(),
                 Outcome::Mixed { dead, .. } => dead,
             };
-            let buried = Buried {
+            let marked_dead = MarkedDead {
                 owed,
                 revision,
                 counts,
             };
-            (buried, committed)
+            (marked_dead, committed)
         };
         committed.await?;
-        Ok(Some(buried))
+        Ok(Some(marked_dead))
     }
 
     /// Writes an outcome over what was read, if that changes anything; answers with the revision. Whoever calls it holds
@@ -133,7 +135,7 @@ impl Ledger {
 }
 
 /// When the first and the last of a chunk were delivered, given what was known before.
-fn delivered_at(before: &Head, settlement: &Settlement) -> Option<(Micros, Micros)> {
+fn delivered_at(before: &Head, settlement: &Settlement) -> Option<(Timestamp, Timestamp)> {
     let delivered = settlement.outcome.counts().delivered;
     match before.delivered_at {
         // The same again, or less: the message came once more.
@@ -144,14 +146,14 @@ fn delivered_at(before: &Head, settlement: &Settlement) -> Option<(Micros, Micro
 }
 
 /// A chunk's outcome with nobody pending.
-fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
+fn marked_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Outcome {
     let outcome = recorded.map_or_else(
         || Outcome::Mixed {
             delivered: Recipients::default(),
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: Recipients::default(),
-            partly: Vec::new(),
+            partial: Vec::new(),
         },
         |recorded| recorded.outcome,
     );
@@ -160,7 +162,7 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
         suppressed,
         expired,
         dead,
-        partly,
+        partial,
     } = outcome
     else {
         return outcome;
@@ -172,7 +174,11 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
     let (mut reached, mut lost): (BTreeSet<UserKey>, BTreeSet<UserKey>) = recipients
         .iter()
         .filter(|user| !settled.contains(user))
-        .partition(|user| partly.iter().any(|one| one.user == *user && !one.done.is_empty()));
+        .partition(|user| {
+            partial
+                .iter()
+                .any(|one| one.user == *user && !one.done.is_empty())
+        });
     reached.extend(&delivered);
     lost.extend(&dead);
     Outcome::Mixed {
@@ -180,6 +186,6 @@ fn buried(recipients: &Recipients, recorded: Option<Recorded>) -> Outcome {
         suppressed,
         expired,
         dead: Recipients::from_sorted(lost),
-        partly: Vec::new(),
+        partial: Vec::new(),
     }
 }

@@ -11,7 +11,7 @@ use herald_model::DeviceId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Base, ChunkPlan, Ledger as _, Partly, embedded::testing::Store};
+use crate::{ChunkPlan, ExpectedRevision, Ledger as _, PartialDelivery, embedded::testing::Store};
 
 const POST: PostId = PostId(7);
 
@@ -46,7 +46,7 @@ fn make(ledger: &Ledger, plan: &SlicePlan) {
 fn settlement(
     channel: Channel,
     recipients: &Recipients,
-    base: Base,
+    base: ExpectedRevision,
     outcome: Outcome,
     at: i64,
 ) -> Settlement {
@@ -56,14 +56,14 @@ fn settlement(
         chunk: recipients.chunk_id(),
         base,
         outcome,
-        at: Micros(at),
+        at: Timestamp(at),
     }
 }
 
 /// Settles a push chunk on top of what is recorded.
 fn settle(ledger: &Ledger, recipients: &Recipients, outcome: Outcome, at: i64) -> u64 {
     let before = block_on(ledger.outcome(POST, Channel::Push, recipients.chunk_id())).unwrap();
-    let base = Base::Revision(before.map_or(0, |recorded| recorded.revision));
+    let base = ExpectedRevision::Revision(before.map_or(0, |recorded| recorded.revision));
     block_on(ledger.settle(&settlement(Channel::Push, recipients, base, outcome, at))).unwrap()
 }
 
@@ -77,7 +77,7 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
             .map(|(user, _)| user.0))
     };
     let pending = of(0);
-    let partly = pending.iter().map(|user| Partly {
+    let partial = pending.iter().map(|user| PartialDelivery {
         user,
         done: vec![DeviceId(u64::from(user.0) << 40), DeviceId(1)],
     });
@@ -86,7 +86,7 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
         suppressed: of(2),
         expired: of(3),
         dead: of(4),
-        partly: partly.collect(),
+        partial: partial.collect(),
     }
 }
 
@@ -114,7 +114,7 @@ fn planning_a_slice_again_changes_nothing() {
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &a,
-        Base::Any,
+        ExpectedRevision::Any,
         Outcome::Delivered { count: 10 },
         5,
     )))
@@ -169,8 +169,8 @@ fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
         settle(&ledger, &chunk, outcome(&chunk, &states), at);
     }
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
-    assert_eq!(counts.first_delivered_at, Some(Micros(10)));
-    assert_eq!(counts.last_delivered_at, Some(Micros(20)));
+    assert_eq!(counts.first_delivered_at, Some(Timestamp(10)));
+    assert_eq!(counts.last_delivered_at, Some(Timestamp(20)));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
         &b,
-        Base::Any,
+        ExpectedRevision::Any,
         Outcome::Delivered { count: 11 },
         1,
     )))

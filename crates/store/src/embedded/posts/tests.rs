@@ -5,11 +5,11 @@ const DAY: Duration = Duration::from_hours(24);
 const AUTHOR: UserKey = UserKey(3);
 const LAST: PostId = PostId(u64::MAX);
 
-fn open(store: &Store) -> Archive {
-    Archive::open(store.database(), DAY, 1 << 20).unwrap()
+fn open(store: &Store) -> EmbeddedPosts {
+    EmbeddedPosts::open(store.database(), DAY, 1 << 20).unwrap()
 }
 
-fn post(id: u64, request_id: &str, accepted_at: Micros) -> Post {
+fn post(id: u64, request_id: &str, accepted_at: Timestamp) -> Post {
     Post {
         id: PostId(id),
         author: AUTHOR,
@@ -33,7 +33,7 @@ fn created(post: &Post) -> Archived {
 fn deleted(id: u64, at: i64) -> Archived {
     Archived::Deleted {
         post: PostId(id),
-        at: Micros(at),
+        at: Timestamp(at),
     }
 }
 
@@ -46,7 +46,7 @@ async fn posts_come_back_as_they_were_after_a_restart_too() {
     let mut store = Store::new();
     let archive = open(&store);
     assert_eq!(archive.last().await.unwrap(), None);
-    let now = Micros::now();
+    let now = Timestamp::now();
     let posts: Vec<_> = (1..=300)
         .map(|id| post(id, &format!("request {id}"), now))
         .collect();
@@ -92,7 +92,7 @@ async fn posts_come_back_as_they_were_after_a_restart_too() {
 async fn a_deletion_shows_at_once_and_may_come_first() {
     let mut store = Store::new();
     let archive = open(&store);
-    let now = Micros::now();
+    let now = Timestamp::now();
     archive.archive(&[deleted(2, 20)]).await.unwrap();
     assert_eq!(archive.last().await.unwrap(), None);
     archive
@@ -149,7 +149,7 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
 async fn a_request_made_one_post_for_a_day() {
     let store = Store::new();
     let archive = open(&store);
-    let start = Micros::now();
+    let start = Timestamp::now();
     let find = |now| {
         archive
             .of_request_at(AUTHOR, "r", now)
@@ -196,7 +196,7 @@ async fn a_request_made_one_post_for_a_day() {
 async fn two_posts_of_one_request_in_one_call_are_the_first() {
     let store = Store::new();
     let archive = open(&store);
-    let now = Micros::now();
+    let now = Timestamp::now();
     archive
         .archive(&[created(&post(5, "r", now)), created(&post(4, "r", now))])
         .await
@@ -209,14 +209,20 @@ async fn the_first_post_that_is_young_enough_is_found() {
     let store = Store::new();
     let archive = open(&store);
     assert_eq!(
-        archive.first_since(Micros(0)).unwrap(),
+        archive.first_since(Timestamp(0)).unwrap(),
         PostId(1),
         "of an empty archive"
     );
     // Ids with gaps: what is not archived yet, or never will be.
     let entries: Vec<_> = [2, 3, 7, 8, 20]
         .into_iter()
-        .map(|id| created(&post(id, &format!("request {id}"), Micros(id.cast_signed() * 10))))
+        .map(|id| {
+            created(&post(
+                id,
+                &format!("request {id}"),
+                Timestamp(id.cast_signed() * 10),
+            ))
+        })
         .collect();
     archive.archive(&entries).await.unwrap();
     for (moment, first) in [
@@ -229,7 +235,7 @@ async fn the_first_post_that_is_young_enough_is_found() {
         (200, 9..=20),
         (201, 21..=21),
     ] {
-        let found = archive.first_since(Micros(moment)).unwrap().0;
+        let found = archive.first_since(Timestamp(moment)).unwrap().0;
         assert!(first.contains(&found), "since {moment}: {found}");
     }
 }

@@ -6,10 +6,10 @@ use herald_model::{Recipients, UserKey};
 use tokio::sync::watch;
 
 use super::{block, pair};
-use crate::{Durable, Error, ErrorKind, Result, embedded::failure::Failure};
+use crate::{Durable, Error, ErrorKind, Result, embedded::shared_error::SharedError};
 
 /// What became of a run: `None` while it isn't flushed.
-type Outcome = Option<std::result::Result<(), Failure>>;
+type Outcome = Option<std::result::Result<(), SharedError>>;
 
 /// Parts of a page, as a power of two.
 const PAGE_BITS: u32 = 12;
@@ -98,7 +98,7 @@ impl Buffer {
     }
 
     /// Tells all who wait what became of the run.
-    pub(super) fn resolve(&self, outcome: std::result::Result<(), Failure>) {
+    pub(super) fn resolve(&self, outcome: std::result::Result<(), SharedError>) {
         self.outcome.send_replace(Some(outcome));
     }
 

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::buffer::Buffer;
-use crate::{Durable, Error, ErrorKind, Result, embedded::failure::Failure};
+use crate::{Durable, Error, ErrorKind, Result, embedded::shared_error::SharedError};
 
 /// Takes deliveries in and hands them out in runs.
 ///
@@ -51,7 +51,7 @@ struct State {
     /// Someone waits for room or for the flush.
     hurry: bool,
     closing: bool,
-    failed: Option<Failure>,
+    failed: Option<SharedError>,
 }
 
 impl State {
@@ -154,7 +154,7 @@ impl Intake {
     pub(super) fn done(
         &self,
         run: Arc<Buffer>,
-        outcome: std::result::Result<(), Failure>,
+        outcome: std::result::Result<(), SharedError>,
         fatal: bool,
         reuse: bool,
     ) {
@@ -179,7 +179,7 @@ impl Intake {
     }
 
     /// The flusher is gone: nothing that is still here will be written.
-    pub(super) fn abandon(&self, failure: &Failure) {
+    pub(super) fn abandon(&self, failure: &SharedError) {
         let mut state = self.state.lock();
         state.failed.get_or_insert_with(|| failure.clone());
         state.closing = true;

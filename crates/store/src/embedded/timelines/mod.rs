@@ -32,7 +32,7 @@ use self::{
     intake::{FlushWhen, Intake},
     merge::Merger,
 };
-use super::{dir::io_error, failure::Failure, space::Space};
+use super::{dir::io_error, shared_error::SharedError, space::Space};
 use crate::{Durable, Error, ErrorKind, Result, Timelines};
 
 /// How timelines are written and kept.
@@ -182,12 +182,12 @@ impl Shared {
                 .is_err_and(|e| small || e.kind() != ErrorKind::Full);
             if let Err(error) = &outcome {
                 tracing::error!(
-                    error = super::failure::with_sources(error),
+                    error = super::shared_error::with_sources(error),
                     fatal,
                     "could not write a run of timelines"
                 );
             }
-            let outcome = outcome.map_err(|e| Failure::new("the timelines can't be written", &e));
+            let outcome = outcome.map_err(|e| SharedError::new("the timelines can't be written", &e));
             self.intake.done(run, outcome, fatal, !small);
         }
     }
@@ -279,6 +279,6 @@ struct Abandon<'a>(&'a Intake);
 
 impl Drop for Abandon<'_> {
     fn drop(&mut self) {
-        self.0.abandon(&Failure::ended("the timelines are closed"));
+        self.0.abandon(&SharedError::ended("the timelines are closed"));
     }
 }

@@ -3,8 +3,8 @@ use herald_model::ChunkId;
 use super::*;
 use crate::{Totals, embedded::testing::Store};
 
-fn open(store: &Store) -> TotalsBook {
-    TotalsBook::open(store.database()).unwrap()
+fn open(store: &Store) -> EmbeddedTotals {
+    EmbeddedTotals::open(store.database()).unwrap()
 }
 
 fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {

@@ -12,7 +12,7 @@ use herald_proto::v1::{DeadLetterSelection, DiscardDeadLettersRequest, DiscardDe
 use serde::Serialize;
 
 use super::{
-    letter::{Group, group_table},
+    dead_letter::{Group, group_table},
     select::{Selection, signed},
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
 
-    /// Only tell how many letters and which groups; nothing is changed
+    /// Only tell how many dead letters and which groups; nothing is changed
     #[arg(long, short = 'n')]
     dry_run: bool,
 
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Plan {
     dry_run: bool,
-    letters: u64,
+    dead_letters: u64,
     groups: Vec<Group>,
 }
 
@@ -55,7 +55,7 @@ impl Show for Plan {
     fn text(&self) -> String {
         let would = format!(
             "{} would be discarded",
-            counted(self.letters, "letter", "letters")
+            counted(self.dead_letters, "dead_letter", "dead_letters")
         );
         if self.groups.is_empty() {
             would
@@ -72,7 +72,10 @@ struct Done {
 
 impl Show for Done {
     fn text(&self) -> String {
-        format!("{} discarded", counted(self.discarded, "letter", "letters"))
+        format!(
+            "{} discarded",
+            counted(self.discarded, "dead_letter", "dead_letters")
+        )
     }
 }
 
@@ -90,17 +93,17 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let plan = discard(&client, selection.clone(), true).await?;
         let plan = Plan {
             dry_run: true,
-            letters: plan.discarded_count,
+            dead_letters: plan.discarded_count,
             groups: plan.groups.into_iter().map(Group::from).collect(),
         };
         if args.dry_run {
             return context.output.show(&plan);
         }
         context.output.note(&plan.text());
-        if plan.letters == 0 {
+        if plan.dead_letters == 0 {
             return context.output.show(&Done { discarded: 0 });
         }
-        if !confirmed(plan.letters)? {
+        if !confirmed(plan.dead_letters)? {
             return Err(Failure::failed("nothing was discarded: the answer was not yes"));
         }
     }
@@ -127,13 +130,13 @@ async fn discard(
 }
 
 /// Asks on the terminal.
-fn confirmed(letters: u64) -> Result<bool, Failure> {
+fn confirmed(dead_letters: u64) -> Result<bool, Failure> {
     let failure = |error| Failure::io("the terminal", &error);
     let mut terminal = io::stderr();
     write!(
         terminal,
         "Discard {}? They can't be redriven any more. [y/N] ",
-        counted(letters, "letter", "letters")
+        counted(dead_letters, "dead_letter", "dead_letters")
     )
     .and_then(|()| terminal.flush())
     .map_err(failure)?;

@@ -9,7 +9,7 @@ use herald_proto::v1::{self, DeadLetterState, ListGroupsRequest};
 use serde::Serialize;
 
 use super::{
-    letter::{Group, group_table},
+    dead_letter::{Group, group_table},
     select::Filter,
 };
 
@@ -20,12 +20,12 @@ Examples:
   What has failed on the push channel since yesterday:
     herald dlq groups --channel push --since 24h
 
-  The largest group's letters:
+  The largest group's dead letters:
     herald dlq list --group \"$(herald dlq groups --output json | jq -r '.groups[0].group_id')\"";
 
 /// Count open dead letters by what failed and how
 ///
-/// Letters are in one group when the same kind of consumer gave them up for the same cause and the same reason but for
+/// Dead letters are in one group when the same kind of consumer gave them up for the same cause and the same reason but for
 /// numbers and ids.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,
 
-    /// Letters in every state, not only open ones
+    /// Dead letters in every state, not only open ones
     #[arg(long)]
     any_state: bool,
 
@@ -51,7 +51,7 @@ pub(crate) struct Args {
 struct Answer {
     groups: Vec<Group>,
     group_count: u64,
-    letter_count: u64,
+    dead_letter_count: u64,
 }
 
 impl Show for Answer {
@@ -62,7 +62,7 @@ impl Show for Answer {
         format!(
             "{}\n\n{} in {}",
             group_table(&self.groups),
-            counted(self.letter_count, "letter", "letters"),
+            counted(self.dead_letter_count, "dead_letter", "dead_letters"),
             counted(self.group_count, "group", "groups")
         )
     }
@@ -86,6 +86,6 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     context.output.show(&Answer {
         groups: answer.groups.into_iter().map(Group::from).collect(),
         group_count: answer.group_count,
-        letter_count: answer.letter_count,
+        dead_letter_count: answer.dead_letter_count,
     })
 }

@@ -11,13 +11,13 @@ use herald_proto::v1::{self, DeadLetterState, ListDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
-    letter::{Letter, short},
+    dead_letter::{DeadLetter, short},
     select::Filter,
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  Open letters, the newest first:
+  Open dead letters, the newest first:
     herald dlq list
 
   Of one consumer in the last hour, and of one author whatever became of them:
@@ -25,7 +25,7 @@ Examples:
     herald dlq list --author 107 --state any
 
   All ids, for a script:
-    herald dlq list --all --output json | jq '.letters[].letter_id'";
+    herald dlq list --all --output json | jq '.dead letters[].dead_letter_id'";
 
 /// List dead letters, the newest first
 ///
@@ -73,17 +73,17 @@ enum State {
 
 #[derive(Debug, Serialize)]
 struct Page {
-    letters: Vec<Letter>,
+    dead_letters: Vec<DeadLetter>,
     next_page_token: String,
 }
 
 impl Show for Page {
     fn text(&self) -> String {
-        if self.letters.is_empty() {
+        if self.dead_letters.is_empty() {
             return "no dead letters".into();
         }
         let mut table = Table::new(&[
-            "letter",
+            "dead_letter",
             "state",
             "consumer",
             "cause",
@@ -93,17 +93,19 @@ impl Show for Page {
             "failed",
             "reason",
         ]);
-        for letter in &self.letters {
+        for dead_letter in &self.dead_letters {
             table.row([
-                letter.letter_id.to_string(),
-                letter.state.into(),
-                printable(&letter.consumer),
-                letter.cause.into(),
-                letter.post_id.map_or_else(|| "-".into(), |post| post.to_string()),
-                count(u64::from(letter.owed)),
-                count(letter.attempts),
-                ago(letter.last_failure.as_ref()),
-                short(&letter.reason),
+                dead_letter.dead_letter_id.to_string(),
+                dead_letter.state.into(),
+                printable(&dead_letter.consumer),
+                dead_letter.cause.into(),
+                dead_letter
+                    .post_id
+                    .map_or_else(|| "-".into(), |post| post.to_string()),
+                count(u64::from(dead_letter.owed)),
+                count(dead_letter.attempts),
+                ago(dead_letter.last_failure.as_ref()),
+                short(&dead_letter.reason),
             ]);
         }
         let more = match self.next_page_token.as_str() {
@@ -147,7 +149,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let next = page.next_page_token;
         let more = args.all && !next.is_empty();
         context.output.show(&Page {
-            letters: page.letters.into_iter().map(Letter::from).collect(),
+            dead_letters: page.dead_letters.into_iter().map(DeadLetter::from).collect(),
             next_page_token: if more && !context.output.is_json() {
                 String::new()
             } else {

@@ -1,10 +1,10 @@
 //! `herald dlq`
 
+mod dead_letter;
 mod discard;
 mod groups;
-mod history;
-mod letter;
 mod list;
+mod log;
 mod operations;
 mod redrive;
 mod select;
@@ -18,7 +18,7 @@ Examples:
   What failed, by what and how:
     herald dlq groups
 
-  The letters of one group, and one of them in full:
+  The dead letters of one group, and one of them in full:
     herald dlq list --group 8c51a3f2b7d90e64
     herald dlq show 17
 
@@ -27,12 +27,12 @@ Examples:
     herald dlq redrive --group 8c51a3f2b7d90e64
 
   Who did what:
-    herald dlq history";
+    herald dlq log";
 
 /// Look at messages that were given up, and redrive or discard them
 ///
 /// A message whose attempts are used up, or that a worker gave up with a reason, becomes a dead letter: with what it
-/// carried, why it failed, and who is still owed what it was to bring. Letters are kept for 30 days.
+/// carried, why it failed, and who is still owed what it was to bring. Dead letters are kept for 30 days.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -48,7 +48,7 @@ enum Action {
     Redrive(redrive::Args),
     Cancel(redrive::CancelArgs),
     Discard(discard::Args),
-    History(history::Args),
+    Log(log::Args),
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
@@ -59,6 +59,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         Action::Redrive(args) => redrive::run(args, context).await,
         Action::Cancel(args) => redrive::cancel(&args, context).await,
         Action::Discard(args) => discard::run(args, context).await,
-        Action::History(args) => history::run(args, context).await,
+        Action::Log(args) => log::run(args, context).await,
     }
 }

@@ -5,68 +5,77 @@ use herald_cli::{
     output::{Table, count},
     time::{ago, rfc3339},
 };
-use herald_proto::v1::{self, DeadLetterActKind};
+use herald_proto::v1::{self, DeadLetterOperationKind};
 use serde::Serialize;
 
-use super::{letter::Redrive, select};
+use super::{dead_letter::Redrive, select};
 
 /// What somebody did.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
-pub(super) struct Act {
-    act_id: u64,
+pub(super) struct Operation {
+    operation_id: u64,
     kind: &'static str,
     actor: String,
     time: Option<String>,
     selection: String,
-    letters: u64,
+    dead_letters: u64,
     discarded: Option<u64>,
     redrive: Option<Redrive>,
     #[serde(skip)]
     at: Option<prost_types::Timestamp>,
 }
 
-impl From<v1::DeadLetterAct> for Act {
-    fn from(act: v1::DeadLetterAct) -> Self {
-        let kind = match act.kind() {
-            DeadLetterActKind::Unspecified => "unknown",
-            DeadLetterActKind::Redrive => "redrive",
-            DeadLetterActKind::Discard => "discard",
-            DeadLetterActKind::Cancel => "cancel",
+impl From<v1::DeadLetterOperation> for Operation {
+    fn from(operation: v1::DeadLetterOperation) -> Self {
+        let kind = match operation.kind() {
+            DeadLetterOperationKind::Unspecified => "unknown",
+            DeadLetterOperationKind::Redrive => "redrive",
+            DeadLetterOperationKind::Discard => "discard",
+            DeadLetterOperationKind::Cancel => "cancel",
         };
         Self {
-            act_id: act.act_id,
+            operation_id: operation.operation_id,
             kind,
-            discarded: (act.kind() == DeadLetterActKind::Discard).then_some(act.discarded_count),
-            selection: select::words(act.selection.as_ref()),
-            actor: act.actor,
-            time: rfc3339(act.create_time.as_ref()),
-            letters: act.frozen_count,
-            redrive: act.redrive.map(Redrive::from),
-            at: act.create_time,
+            discarded: (operation.kind() == DeadLetterOperationKind::Discard)
+                .then_some(operation.discarded_count),
+            selection: select::words(operation.selection.as_ref()),
+            actor: operation.actor,
+            time: rfc3339(operation.create_time.as_ref()),
+            dead_letters: operation.frozen_count,
+            redrive: operation.redrive.map(Redrive::from),
+            at: operation.create_time,
         }
     }
 }
 
 /// Acts as a table.
-pub(super) fn table(acts: &[Act]) -> String {
-    let mut table = Table::new(&["act", "what", "who", "when", ">letters", "which", "outcome"]);
-    for act in acts {
-        let outcome = match (act.discarded, &act.redrive) {
+pub(super) fn table(operations: &[Operation]) -> String {
+    let mut table = Table::new(&[
+        "operation",
+        "what",
+        "who",
+        "when",
+        ">dead_letters",
+        "which",
+        "outcome",
+    ]);
+    for operation in operations {
+        let outcome = match (operation.discarded, &operation.redrive) {
             (Some(discarded), _) => format!("{} discarded", count(discarded)),
-            (None, Some(redrive)) if act.kind == "cancel" => {
+            (None, Some(redrive)) if operation.kind == "cancel" => {
                 format!("redrive {} stopped", redrive.redrive_id)
             }
             (None, Some(redrive)) => format!("{}: {}", redrive.state, redrive.outcome()),
             (None, None) => String::new(),
         };
         table.row([
-            act.act_id.to_string(),
-            act.kind.into(),
-            printable(&act.actor),
-            ago(act.at.as_ref()),
-            count(act.letters),
-            printable(&act.selection),
+            operation.operation_id.to_string(),
+            operation.kind.into(),
+            printable(&operation.actor),
+            ago(operation.at.as_ref()),
+            count(operation.dead_letters),
+            printable(&operation.selection),
             outcome,
         ]);
     }

@@ -12,13 +12,13 @@ use herald_proto::v1::{CancelRedriveRequest, RedriveDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
-    letter::{Group, Redrive, group_table},
+    dead_letter::{Group, Redrive, group_table},
     select::{Selection, signed},
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  Some letters, or a group, or everything:
+  Some dead letters, or a group, or everything:
     herald dlq redrive 17 18
     herald dlq redrive --group 8c51a3f2b7d90e64
     herald dlq redrive --all
@@ -35,16 +35,16 @@ Examples:
 
 /// Send dead letters once more to the consumer that failed on them
 ///
-/// Which letters is decided once, at the beginning. The server then does it by itself: it goes on when this command
+/// Which dead letters is decided once, at the beginning. The server then does it by itself: it goes on when this command
 /// ends, and when the server itself dies and comes back. It begins with a few and sends more the longer none fails
-/// again, and stops when --max-failures have. The exit code is 1 when letters failed again; they are open again.
+/// again, and stops when --max-failures have. The exit code is 1 when dead letters failed again; they are open again.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
 
-    /// Only tell how many letters and which groups; nothing is changed
+    /// Only tell how many dead letters and which groups; nothing is changed
     #[arg(long, short = 'n')]
     dry_run: bool,
 
@@ -57,11 +57,11 @@ pub(crate) struct Args {
     max_failures: u32,
 }
 
-/// Stop a redrive; letters that were sent already go on, the others stay open
+/// Stop a redrive; dead letters that were sent already go on, the others stay open
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = CANCEL_EXAMPLES)]
 pub(crate) struct CancelArgs {
-    /// The redrive, as `redrive` and `history` name it
+    /// The redrive, as `redrive` and `log` name it
     #[arg(value_name = "REDRIVE", value_parser = clap::value_parser!(u64).range(1..))]
     redrive_id: u64,
 }
@@ -69,7 +69,7 @@ pub(crate) struct CancelArgs {
 #[derive(Debug, Serialize)]
 struct Plan {
     dry_run: bool,
-    letters: u64,
+    dead_letters: u64,
     /// Open, and no redrive can help them.
     excluded: u64,
     groups: Vec<Group>,
@@ -79,11 +79,14 @@ impl Show for Plan {
     fn text(&self) -> String {
         let excluded = match self.excluded {
             0 => String::new(),
-            some => format!("; {} can't be", counted(some, "open letter", "open letters")),
+            some => format!(
+                "; {} can't be",
+                counted(some, "open dead letter", "open dead letters")
+            ),
         };
         let would = format!(
             "{} would be redriven{excluded}",
-            counted(self.letters, "letter", "letters")
+            counted(self.dead_letters, "dead_letter", "dead_letters")
         );
         if self.groups.is_empty() {
             would
@@ -100,7 +103,7 @@ impl Show for Redrive {
             text = format!("{text} ({})", printable(&self.reason));
         }
         if self.excluded > 0 {
-            let excluded = counted(self.excluded, "open letter", "open letters");
+            let excluded = counted(self.excluded, "open dead letter", "open dead letters");
             text = format!("{text}; {excluded} can't be redriven");
         }
         let elapsed = Duration::from_secs_f64(self.elapsed_seconds.max(0.0));
@@ -128,16 +131,16 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.dry_run {
         return context.output.show(&Plan {
             dry_run: true,
-            letters: redrive.letters,
+            dead_letters: redrive.dead_letters,
             excluded: redrive.excluded,
             groups: first.groups.into_iter().map(Group::from).collect(),
         });
     }
     let template = format!(
         "{{bar:40}} {{percent:>3}}% of {}  {{msg}}",
-        count(redrive.letters)
+        count(redrive.dead_letters)
     );
-    let bar = context.output.progress_bar(Some(redrive.letters), &template);
+    let bar = context.output.progress_bar(Some(redrive.dead_letters), &template);
     loop {
         bar.set_position(redrive.resolved + redrive.failed + redrive.skipped);
         bar.set_message(redrive.outcome());
@@ -145,7 +148,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             bar.finish_and_clear();
             let id = redrive.redrive_id;
             Failure::from(status).hint(format!(
-                "redrive {id} goes on in the server: `herald dlq history` tells how far it is, `herald dlq cancel {id}` stops it"
+                "redrive {id} goes on in the server: `herald dlq log` tells how far it is, `herald dlq cancel {id}` stops it"
             ))
         })?;
         match next.and_then(|answer| answer.redrive) {
@@ -161,7 +164,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             Kind::Failed,
             format!(
                 "{} failed again and {} open; `herald dlq groups` says why",
-                counted(failed, "letter", "letters"),
+                counted(failed, "dead_letter", "dead_letters"),
                 if failed == 1 { "is" } else { "are" }
             ),
         )),

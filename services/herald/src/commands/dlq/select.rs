@@ -1,4 +1,4 @@
-//! Which letters: arguments that several of the commands take.
+//! Which dead letters: arguments that several of the commands take.
 
 use clap::ValueEnum;
 use herald_cli::{
@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use rustix::system::uname;
 use tonic::Request;
 
-use super::letter::cause_name;
+use super::dead_letter::cause_name;
 
 /// A filter; all that is given must hold.
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Which letters")]
+#[command(next_help_heading = "Which dead letters")]
 pub(super) struct Filter {
     /// Of this group, as `herald dlq groups` tells it
     #[arg(long, value_name = "GROUP")]
@@ -112,12 +112,12 @@ impl Filter {
     }
 }
 
-/// What to act on: letters, a filter, or all.
+/// What to act on: dead letters, a filter, or all.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Selection {
-    /// These letters, as `herald dlq list` names them; each must be open
-    #[arg(value_name = "LETTER", value_parser = clap::value_parser!(u64).range(1..))]
-    letters: Vec<u64>,
+    /// These dead letters, as `herald dlq list` names them; each must be open
+    #[arg(value_name = "DEAD_LETTER", value_parser = clap::value_parser!(u64).range(1..))]
+    dead_letters: Vec<u64>,
 
     /// All that are open
     #[arg(long)]
@@ -131,19 +131,19 @@ impl Selection {
     /// Says no to nothing, and to more than one way of saying which.
     pub(super) fn into_v1(self) -> Result<DeadLetterSelection, Failure> {
         let filter = Some(self.filter.into_v1()).filter(|filter| *filter != DeadLetterFilter::default());
-        let given = [!self.letters.is_empty(), filter.is_some(), self.all];
+        let given = [!self.dead_letters.is_empty(), filter.is_some(), self.all];
         match given.iter().filter(|given| **given).count() {
-            0 => Err(
-                Failure::usage("which letters? give their ids, a filter such as --group, or --all")
-                    .hint("`herald dlq groups` shows what there is"),
-            ),
+            0 => Err(Failure::usage(
+                "which dead letters? give their ids, a filter such as --group, or --all",
+            )
+            .hint("`herald dlq groups` shows what there is")),
             1 => Ok(DeadLetterSelection {
-                letter_ids: self.letters,
+                dead_letter_ids: self.dead_letters,
                 filter,
                 all: self.all,
             }),
             _ => Err(Failure::usage(
-                "give either letters, or filters, or --all: not more than one of them",
+                "give either dead letters, or filters, or --all: not more than one of them",
             )),
         }
     }
@@ -176,13 +176,13 @@ pub(super) fn words(selection: Option<&DeadLetterSelection>) -> String {
         let given = given.map(|(name, value, _)| format!("{name} {}", printable(value)));
         return given.collect::<Vec<_>>().join(", ");
     }
-    let ids = selection.letter_ids.iter().take(5).map(ToString::to_string);
-    let more = if selection.letter_ids.len() > 5 {
+    let ids = selection.dead_letter_ids.iter().take(5).map(ToString::to_string);
+    let more = if selection.dead_letter_ids.len() > 5 {
         ", …"
     } else {
         ""
     };
-    format!("letters {}{more}", ids.collect::<Vec<_>>().join(", "))
+    format!("dead letters {}{more}", ids.collect::<Vec<_>>().join(", "))
 }
 
 /// Signs a call with who makes it: `user@host`.
@@ -193,7 +193,7 @@ pub(super) fn signed<T>(mut request: Request<T>) -> Request<T> {
         .filter(|user| !user.is_empty())
         .unwrap_or_else(|| "somebody".into());
     let actor = format!("{user}@{}", uname().nodename().to_string_lossy());
-    // A name that can't stand in a header isn't sent; the history then says so.
+    // A name that can't stand in a header isn't sent; the audit log then says so.
     if let Ok(actor) = actor.parse() {
         request.metadata_mut().insert("herald-actor", actor);
     }
@@ -206,9 +206,9 @@ mod tests {
 
     #[test]
     fn a_selection_says_one_thing() {
-        let given = |letters: &[u64], all, stream: Option<&str>| {
+        let given = |dead_letters: &[u64], all, stream: Option<&str>| {
             Selection {
-                letters: letters.to_vec(),
+                dead_letters: dead_letters.to_vec(),
                 all,
                 filter: Filter {
                     stream: stream.map(Into::into),
@@ -217,18 +217,21 @@ mod tests {
             }
             .into_v1()
         };
-        assert_eq!(words(given(&[1, 2], false, None).ok().as_ref()), "letters 1, 2");
+        assert_eq!(
+            words(given(&[1, 2], false, None).ok().as_ref()),
+            "dead_letters 1, 2"
+        );
         assert_eq!(words(given(&[], true, None).ok().as_ref()), "all");
         assert_eq!(
             words(given(&[], false, Some("PUSH")).ok().as_ref()),
             "stream PUSH"
         );
-        for (letters, all, stream) in [
+        for (dead_letters, all, stream) in [
             (&[][..], false, None),
             (&[1], true, None),
             (&[], true, Some("PUSH")),
         ] {
-            assert!(given(letters, all, stream).is_err());
+            assert!(given(dead_letters, all, stream).is_err());
         }
     }
 }

@@ -13,8 +13,8 @@ use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedReci
 use serde::Serialize;
 
 use super::{
-    letter::Letter,
-    operations::{Act, table},
+    dead_letter::DeadLetter,
+    operations::{Operation, table},
 };
 
 /// Owed recipients that a person is shown.
@@ -35,9 +35,9 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The letter, as `herald dlq list` names it
-    #[arg(value_name = "LETTER", value_parser = clap::value_parser!(u64).range(1..))]
-    letter_id: u64,
+    /// The dead letter, as `herald dlq list` names it
+    #[arg(value_name = "DEAD_LETTER", value_parser = clap::value_parser!(u64).range(1..))]
+    dead_letter_id: u64,
 
     /// Name all recipients who are still owed it, not only the first
     #[arg(long)]
@@ -46,14 +46,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Answer {
-    letter: Letter,
+    dead_letter: DeadLetter,
     headers: Vec<Header>,
     payload_json: Option<serde_json::Value>,
     payload_base64: String,
     owed_user_ids: Vec<String>,
     /// Whether there are more than these.
     owed_more: bool,
-    acts: Vec<Act>,
+    operations: Vec<Operation>,
     #[serde(skip)]
     all: bool,
 }
@@ -66,49 +66,56 @@ struct Header {
 
 impl Show for Answer {
     fn text(&self) -> String {
-        let letter = &self.letter;
+        let dead_letter = &self.dead_letter;
         let or_dash = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
-        let post = letter.post_id.map_or_else(
+        let post = dead_letter.post_id.map_or_else(
             || "-".to_owned(),
-            |post| format!("{post} of {}", or_dash(letter.author_id.as_deref())),
+            |post| format!("{post} of {}", or_dash(dead_letter.author_id.as_deref())),
         );
         let times = format!(
             "{} first, {} last",
-            or_dash(letter.first_failure_time.as_deref()),
-            or_dash(letter.last_failure_time.as_deref())
+            or_dash(dead_letter.first_failure_time.as_deref()),
+            or_dash(dead_letter.last_failure_time.as_deref())
         );
-        let mut text = format!("letter {}: {}\n", letter.letter_id, letter.state);
+        let mut text = format!(
+            "dead letter {}: {}\n",
+            dead_letter.dead_letter_id, dead_letter.state
+        );
         for (name, value) in [
-            ("reason", printable(&letter.reason)),
-            ("cause", letter.cause.to_owned()),
-            ("group", printable(&letter.group_id)),
+            ("reason", printable(&dead_letter.reason)),
+            ("cause", dead_letter.cause.to_owned()),
+            ("group", printable(&dead_letter.group_id)),
             (
                 "consumer",
-                format!("{} of {}", printable(&letter.consumer), printable(&letter.stream)),
+                format!(
+                    "{} of {}",
+                    printable(&dead_letter.consumer),
+                    printable(&dead_letter.stream)
+                ),
             ),
             (
                 "message",
-                format!("{} on {}", letter.sequence, printable(&letter.subject)),
+                format!("{} on {}", dead_letter.sequence, printable(&dead_letter.subject)),
             ),
-            ("type", or_dash(Some(&letter.message_type))),
-            ("attempts", count(letter.attempts)),
-            ("published", or_dash(letter.published_time.as_deref())),
+            ("type", or_dash(Some(&dead_letter.message_type))),
+            ("attempts", count(dead_letter.attempts)),
+            ("published", or_dash(dead_letter.published_time.as_deref())),
             ("given up", times),
-            ("redrives", letter.redrives.to_string()),
+            ("redrives", dead_letter.redrives.to_string()),
             ("post", post),
-            ("channel", or_dash(letter.channel)),
-            ("lane", or_dash(letter.lane)),
-            ("trace", or_dash(letter.trace_id.as_deref())),
+            ("channel", or_dash(dead_letter.channel)),
+            ("lane", or_dash(dead_letter.lane)),
+            ("trace", or_dash(dead_letter.trace_id.as_deref())),
             (
                 "payload",
-                format!("{}, {}", letter.payload, bytes(letter.payload_bytes)),
+                format!("{}, {}", dead_letter.payload, bytes(dead_letter.payload_bytes)),
             ),
             (
                 "owed",
                 format!(
                     "{} of {} recipients",
-                    count(u64::from(letter.owed)),
-                    count(u64::from(letter.recipients))
+                    count(u64::from(dead_letter.owed)),
+                    count(u64::from(dead_letter.recipients))
                 ),
             ),
         ] {
@@ -126,7 +133,7 @@ impl Show for Answer {
                 .take(shown)
                 .map(|user| printable(user))
                 .collect();
-            let left = u64::from(letter.owed).saturating_sub(users.len() as u64);
+            let left = u64::from(dead_letter.owed).saturating_sub(users.len() as u64);
             let more = if left > 0 {
                 format!(", and {} more (--owed names them)", count(left))
             } else {
@@ -150,8 +157,8 @@ impl Show for Answer {
                 printable(&header.value)
             );
         }
-        if !self.acts.is_empty() {
-            let _ = write!(text, "\n\n{}", table(&self.acts));
+        if !self.operations.is_empty() {
+            let _ = write!(text, "\n\n{}", table(&self.operations));
         }
         text
     }
@@ -160,25 +167,26 @@ impl Show for Answer {
 pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
     let request = client.request(GetDeadLetterRequest {
-        letter_id: args.letter_id,
+        dead_letter_id: args.dead_letter_id,
     });
     let GetDeadLetterResponse {
-        letter,
+        dead_letter,
         payload,
         payload_json,
         headers,
         mut owed_user_ids,
         mut next_owed_page_token,
-        acts,
+        operations,
     } = client.dead_letters().get_dead_letter(request).await?.into_inner();
-    let letter = letter.ok_or_else(|| Failure::failed("the server answered without the letter"))?;
+    let dead_letter =
+        dead_letter.ok_or_else(|| Failure::failed("the server answered without the dead letter"))?;
     while args.owed && !next_owed_page_token.is_empty() {
-        let (users, next) = owed(&client, args.letter_id, next_owed_page_token).await?;
+        let (users, next) = owed(&client, args.dead_letter_id, next_owed_page_token).await?;
         owed_user_ids.extend(users);
         next_owed_page_token = next;
     }
     context.output.show(&Answer {
-        letter: letter.into(),
+        dead_letter: dead_letter.into(),
         headers: headers
             .into_iter()
             .map(|header| Header {
@@ -190,15 +198,19 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         payload_base64: BASE64_STANDARD.encode(payload),
         owed_user_ids,
         owed_more: !next_owed_page_token.is_empty(),
-        acts: acts.into_iter().map(Act::from).collect(),
+        operations: operations.into_iter().map(Operation::from).collect(),
         all: args.owed,
     })
 }
 
-/// The next recipients who are owed a letter.
-async fn owed(client: &Client, letter_id: u64, page_token: String) -> Result<(Vec<String>, String), Failure> {
+/// The next recipients who are owed a dead letter.
+async fn owed(
+    client: &Client,
+    dead_letter_id: u64,
+    page_token: String,
+) -> Result<(Vec<String>, String), Failure> {
     let request = client.request(ListOwedRecipientsRequest {
-        letter_id,
+        dead_letter_id,
         page_size: 1_000,
         page_token,
     });

@@ -17,18 +17,27 @@ fn a_revision_is_a_change_and_names_one_state() {
             at,
         )))
     };
-    assert_eq!(settle(Base::Revision(0), &[1, 0, 0, 0], 5).unwrap(), 1);
-    assert_eq!(settle(Base::Revision(1), &[1, 0, 0, 0], 6).unwrap(), 1);
-    assert_eq!(settle(Base::Revision(1), &[1, 2, 0, 0], 7).unwrap(), 2);
+    assert_eq!(
+        settle(ExpectedRevision::Revision(0), &[1, 0, 0, 0], 5).unwrap(),
+        1
+    );
+    assert_eq!(
+        settle(ExpectedRevision::Revision(1), &[1, 0, 0, 0], 6).unwrap(),
+        1
+    );
+    assert_eq!(
+        settle(ExpectedRevision::Revision(1), &[1, 2, 0, 0], 7).unwrap(),
+        2
+    );
     // A worker that had read revision 1 wakes up.
     for base in [0, 1, 3] {
-        let refused = settle(Base::Revision(base), &[1, 4, 4, 4], 8).unwrap_err();
+        let refused = settle(ExpectedRevision::Revision(base), &[1, 4, 4, 4], 8).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict);
     }
-    let refused = settle(Base::Any, &[1, 1, 1, 1], 9).unwrap_err();
+    let refused = settle(ExpectedRevision::Any, &[1, 1, 1, 1], 9).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     let recorded = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
-    let expected = Recorded {
+    let expected = RecordedOutcome {
         revision: 2,
         outcome: outcome(&chunk, &[1, 2, 0, 0]),
     };
@@ -36,7 +45,7 @@ fn a_revision_is_a_change_and_names_one_state() {
     let whole = settlement(
         Channel::Push,
         &chunk,
-        Base::Any,
+        ExpectedRevision::Any,
         Outcome::Delivered { count: 4 },
         10,
     );
@@ -60,7 +69,7 @@ fn of_writers_that_come_together_one_wins() {
                         let settlement = settlement(
                             Channel::Push,
                             chunk,
-                            Base::Revision(base),
+                            ExpectedRevision::Revision(base),
                             outcome,
                             base.cast_signed(),
                         );
@@ -91,7 +100,7 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
     batch.insert(&ledger.rows, key, [1, 0, 10, 0, 0, 0, 1, 5, 5]);
     block_on(store.database().commit(batch)).unwrap();
     let recorded = block_on(ledger.outcome(POST, Channel::Timeline, chunk.chunk_id())).unwrap();
-    let expected = Recorded {
+    let expected = RecordedOutcome {
         revision: 1,
         outcome: Outcome::Delivered { count: 10 },
     };
@@ -99,12 +108,12 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap().timeline;
     assert_eq!(
         (counts.delivered, counts.first_delivered_at),
-        (10, Some(Micros(5)))
+        (10, Some(Timestamp(5)))
     );
     let again = settlement(
         Channel::Timeline,
         &chunk,
-        Base::Any,
+        ExpectedRevision::Any,
         Outcome::Delivered { count: 10 },
         9,
     );
@@ -112,7 +121,7 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
 }
 
 #[test]
-fn burying_makes_the_pending_dead_and_nobody_else() {
+fn marking_dead_makes_the_pending_dead_and_nobody_else() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (chunk, fresh) = (set(1..=5), set(11..=13));
@@ -123,16 +132,16 @@ fn burying_makes_the_pending_dead_and_nobody_else() {
         suppressed: set([2]),
         expired: set([]),
         dead: set([5]),
-        partly: vec![Partly {
+        partial: vec![PartialDelivery {
             user: UserKey(3),
             done: vec![DeviceId(9)],
         }],
     };
     settle(&ledger, &chunk, recorded, 1);
-    let bury = |channel, chunk: &Recipients| {
-        block_on(ledger.bury(POST, channel, chunk.chunk_id(), Micros(7))).unwrap()
+    let mark_dead = |channel, chunk: &Recipients| {
+        block_on(ledger.mark_dead(POST, channel, chunk.chunk_id(), Timestamp(7))).unwrap()
     };
-    let expected = Buried {
+    let expected = MarkedDead {
         owed: set([4, 5]),
         revision: 2,
         counts: SettledCounts {
@@ -142,18 +151,25 @@ fn burying_makes_the_pending_dead_and_nobody_else() {
             dead: 2,
         },
     };
-    assert_eq!(bury(Channel::Push, &chunk), Some(expected.clone()));
-    assert_eq!(bury(Channel::Push, &chunk), Some(expected));
-    let all = bury(Channel::Timeline, &fresh).unwrap();
+    assert_eq!(mark_dead(Channel::Push, &chunk), Some(expected.clone()));
+    assert_eq!(mark_dead(Channel::Push, &chunk), Some(expected));
+    let all = mark_dead(Channel::Timeline, &fresh).unwrap();
     assert_eq!((all.owed, all.revision, all.counts.dead), (fresh.clone(), 1, 3));
-    assert_eq!(bury(Channel::Timeline, &chunk), None);
+    assert_eq!(mark_dead(Channel::Timeline, &chunk), None);
 
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
     assert_eq!((counts.push.pending, counts.timeline.pending), (0, 0));
-    // What was delivered can't be buried.
+    // What was delivered can't be marked dead.
     let delivered = Outcome::Delivered { count: 3 };
-    block_on(ledger.settle(&settlement(Channel::Timeline, &fresh, Base::Any, delivered, 8))).unwrap();
-    let none = bury(Channel::Timeline, &fresh).unwrap();
+    block_on(ledger.settle(&settlement(
+        Channel::Timeline,
+        &fresh,
+        ExpectedRevision::Any,
+        delivered,
+        8,
+    )))
+    .unwrap();
+    let none = mark_dead(Channel::Timeline, &fresh).unwrap();
     assert_eq!((none.owed, none.revision, none.counts.delivered), (set([]), 2, 3));
 }
 
@@ -161,7 +177,7 @@ fn burying_makes_the_pending_dead_and_nobody_else() {
 fn an_auditor_reads_all_that_is_recorded() {
     let mut store = Store::new();
     let (chunk, other) = (set(1..=5), set(6..=9));
-    let recorded = Recorded {
+    let recorded = RecordedOutcome {
         revision: 1,
         outcome: Outcome::Delivered { count: 4 },
     };
@@ -171,7 +187,14 @@ fn an_auditor_reads_all_that_is_recorded() {
         make(&ledger, &plan(0, false, &chunks));
         make(&ledger, &plan(300, true, &[(Channel::Timeline, &other)]));
         let delivered = recorded.outcome.clone();
-        block_on(ledger.settle(&settlement(Channel::Timeline, &other, Base::Any, delivered, 8))).unwrap();
+        block_on(ledger.settle(&settlement(
+            Channel::Timeline,
+            &other,
+            ExpectedRevision::Any,
+            delivered,
+            8,
+        )))
+        .unwrap();
         block_on(ledger.note_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
         block_on(ledger.note_backfill(&[POST], &set([70, 80]))).unwrap();
     }

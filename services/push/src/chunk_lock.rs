@@ -15,24 +15,24 @@ type Key = (PostId, ChunkId);
 
 /// The chunks in hand; as many as consumers may have in flight.
 #[derive(Debug, Default)]
-pub(crate) struct InHand {
+pub(crate) struct ChunkLocks {
     locks: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// One chunk in hand, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
-    in_hand: &'a InHand,
+pub(crate) struct ChunkGuard<'a> {
+    chunk_lock: &'a ChunkLocks,
     key: Key,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
-impl InHand {
+impl ChunkLocks {
     /// Waits until no other copy of the chunk is in hand.
-    pub(crate) async fn take(&self, post: PostId, chunk: ChunkId) -> Held<'_> {
+    pub(crate) async fn take(&self, post: PostId, chunk: ChunkId) -> ChunkGuard<'_> {
         let key = (post, chunk);
-        let mut held = Held {
-            in_hand: self,
+        let mut held = ChunkGuard {
+            chunk_lock: self,
             key,
             guard: None,
         };
@@ -42,10 +42,10 @@ impl InHand {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for ChunkGuard<'_> {
     fn drop(&mut self) {
         self.guard = None;
-        let mut locks = self.in_hand.locks.lock();
+        let mut locks = self.chunk_lock.locks.lock();
         // Those who wait have it too; the last one takes it out.
         if locks
             .get(&self.key)
@@ -64,8 +64,8 @@ mod tests {
 
     #[test]
     fn a_second_copy_waits_for_the_first_and_nothing_is_left_over() {
-        let in_hand = InHand::default();
-        let take = |post| in_hand.take(PostId(post), ChunkId(7));
+        let chunk_lock = ChunkLocks::default();
+        let take = |post| chunk_lock.take(PostId(post), ChunkId(7));
         let first = take(1).now_or_never().unwrap();
         let mut second = Box::pin(take(1));
         assert!(second.as_mut().now_or_never().is_none());
@@ -74,6 +74,6 @@ mod tests {
         let second = second.now_or_never().unwrap();
         assert!(take(1).now_or_never().is_none());
         drop(second);
-        assert!(in_hand.locks.lock().is_empty());
+        assert!(chunk_lock.locks.lock().is_empty());
     }
 }

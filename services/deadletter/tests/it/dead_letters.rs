@@ -1,4 +1,4 @@
-//! How letters come about.
+//! How dead letters come about.
 
 use herald_mesh::streams;
 use herald_model::PostId;
@@ -8,37 +8,41 @@ use herald_proto::{
 };
 use prost::Message as _;
 
-use crate::harness::{Harness, Verdict, body, get, letters, redrive, until};
+use crate::harness::{Harness, Verdict, body, dead_letters, get, redrive, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_given_up_becomes_a_letter_with_all_that_is_known() {
+async fn a_message_given_up_becomes_a_dead_letter_with_all_that_is_known() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let chunk = harness.plan(9, &["ann", "bob", "cat"]).await;
     harness.tell(Verdict::Term("push gave up: webhook status 503: 3"));
     let sequence = harness.publish(&chunk).await;
 
-    let letter = letters(&service.client, 1).await.remove(0);
-    assert_eq!(letter.state(), DeadLetterState::Open);
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
+    assert_eq!(dead_letter.state(), DeadLetterState::Open);
     assert_eq!(
-        (&letter.stream[..], &letter.consumer[..], &letter.kind[..]),
+        (
+            &dead_letter.stream[..],
+            &dead_letter.consumer[..],
+            &dead_letter.kind[..]
+        ),
         ("PUSH", "push-normal", "push")
     );
-    assert_eq!((letter.sequence, letter.attempt_count), (sequence, 1));
-    assert_eq!(letter.subject, "push.v1.deliver.normal");
-    assert_eq!(letter.message_type, "herald.mesh.v1.PushChunk");
-    assert_eq!(letter.cause(), DeadLetterCause::Terminated);
-    assert_eq!(letter.reason, "push gave up: webhook status 503: 3");
-    assert_eq!((letter.post_id, &letter.author_id[..]), (9, "author"));
+    assert_eq!((dead_letter.sequence, dead_letter.attempt_count), (sequence, 1));
+    assert_eq!(dead_letter.subject, "push.v1.deliver.normal");
+    assert_eq!(dead_letter.message_type, "herald.mesh.v1.PushChunk");
+    assert_eq!(dead_letter.cause(), DeadLetterCause::Terminated);
+    assert_eq!(dead_letter.reason, "push gave up: webhook status 503: 3");
+    assert_eq!((dead_letter.post_id, &dead_letter.author_id[..]), (9, "author"));
     assert_eq!(
-        (letter.channel(), letter.lane()),
+        (dead_letter.channel(), dead_letter.lane()),
         (v1::Channel::Push, v1::Lane::Normal)
     );
-    assert_eq!((letter.recipient_count, letter.owed_count), (3, 3));
-    assert!(letter.publish_time.is_some());
-    assert_eq!(letter.first_failure_time, letter.last_failure_time);
+    assert_eq!((dead_letter.recipient_count, dead_letter.owed_count), (3, 3));
+    assert!(dead_letter.publish_time.is_some());
+    assert_eq!(dead_letter.first_failure_time, dead_letter.last_failure_time);
 
-    let shown = get(&service.client, letter.letter_id).await;
+    let shown = get(&service.client, dead_letter.dead_letter_id).await;
     assert_eq!(shown.payload, chunk.encode_to_vec());
     assert_eq!(shown.owed_user_ids, ["ann", "bob", "cat"]);
     assert_eq!(shown.next_owed_page_token, "");
@@ -76,69 +80,73 @@ async fn a_message_given_up_becomes_a_letter_with_all_that_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_told_again_is_one_letter() {
+async fn what_is_told_again_is_one_dead_letter() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let chunk = harness.plan(9, &["ann"]).await;
     harness.tell(Verdict::Term("no"));
     let sequence = harness.publish(&chunk).await;
-    let letter = letters(&service.client, 1).await.remove(0);
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
 
     // By another leader, within the window of DLQ; and, as one after it, straight into DLQ under another id.
     harness.advise("PUSH", "push-normal", sequence, Some("no")).await;
     let first = harness
         .mesh
-        .message(streams::DLQ, letter.letter_id)
+        .message(streams::DLQ, dead_letter.dead_letter_id)
         .await
         .unwrap()
         .unwrap();
     harness
-        .publish_letter(&first.decode().unwrap(), "after the window")
+        .publish_dead_letter(&first.decode().unwrap(), "after the window")
         .await;
     until(async || harness.metric("herald_deadletter_repeats_total") == 2).await;
-    assert_eq!(letters(&service.client, 1).await, [letter]);
+    assert_eq!(dead_letters(&service.client, 1).await, [dead_letter]);
     let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
     assert_eq!(counts.push.dead, 1);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_that_dlq_has_and_the_store_has_not_is_written_after_a_crash() {
+async fn a_dead_letter_that_dlq_has_and_the_store_has_not_is_written_after_a_crash() {
     let harness = Harness::start().await;
     // The service that put it there died before it could write it.
     let author = harness.author().await;
     harness
-        .publish_letter(&body(author, 5), "PUSH/push-normal/5")
+        .publish_dead_letter(&body(author, 5), "PUSH/push-normal/5")
         .await;
     harness.advise("PUSH", "push-normal", 5, Some("again")).await;
     let service = harness.run().await;
-    let letter = letters(&service.client, 1).await.remove(0);
-    assert_eq!(letter.reason, "push gave up: webhook status 503: 5");
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
+    assert_eq!(dead_letter.reason, "push gave up: webhook status 503: 5");
     until(async || harness.metric("herald_deadletter_repeats_total") == 1).await;
-    letters(&service.client, 1).await;
+    dead_letters(&service.client, 1).await;
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_gone_makes_a_letter_that_says_so() {
+async fn a_message_that_is_gone_makes_a_dead_letter_that_says_so() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     harness.advise("PUSH", "push-low", 77, None).await;
     harness
         .advise("PUSH", "push-low", 78, Some("Message deleted by stream limits"))
         .await;
-    let mut letters = letters(&service.client, 2).await;
-    letters.sort_by_key(|letter| letter.sequence);
-    for letter in &letters {
-        assert_eq!(letter.payload(), DeadLetterPayload::Gone);
-        assert_eq!((letter.post_id, letter.publish_time), (0, None));
-        assert_eq!(letter.attempt_count, 3);
+    let mut dead_letters = dead_letters(&service.client, 2).await;
+    dead_letters.sort_by_key(|dead_letter| dead_letter.sequence);
+    for dead_letter in &dead_letters {
+        assert_eq!(dead_letter.payload(), DeadLetterPayload::Gone);
+        assert_eq!((dead_letter.post_id, dead_letter.publish_time), (0, None));
+        assert_eq!(dead_letter.attempt_count, 3);
     }
-    assert_eq!(letters[0].cause(), DeadLetterCause::MaxDeliveries);
-    assert_eq!(letters[1].cause(), DeadLetterCause::Removed);
-    let error = redrive(&service.client, crate::harness::ids([letters[0].letter_id]), None)
-        .await
-        .unwrap_err();
+    assert_eq!(dead_letters[0].cause(), DeadLetterCause::MaxDeliveries);
+    assert_eq!(dead_letters[1].cause(), DeadLetterCause::Removed);
+    let error = redrive(
+        &service.client,
+        crate::harness::ids([dead_letters[0].dead_letter_id]),
+        None,
+    )
+    .await
+    .unwrap_err();
     // Nobody knows on which subject it was, either.
     assert_eq!(crate::calls::reason(&error), "NOT_REDRIVABLE");
     service.stop().await;
@@ -161,12 +169,16 @@ async fn garbage_is_kept_as_it_came() {
         .await
         .unwrap();
     harness.nats.flush().await.unwrap();
-    let letter = letters(&service.client, 1).await.remove(0);
-    assert_eq!(letter.cause(), DeadLetterCause::Unreadable);
-    assert!(letter.reason.contains("undecodable"), "{}", letter.reason);
-    assert_eq!(letter.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
-    assert_eq!(letter.payload_byte_count, garbage.len() as u64);
-    let shown = get(&service.client, letter.letter_id).await;
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
+    assert_eq!(dead_letter.cause(), DeadLetterCause::Unreadable);
+    assert!(
+        dead_letter.reason.contains("undecodable"),
+        "{}",
+        dead_letter.reason
+    );
+    assert_eq!(dead_letter.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(dead_letter.payload_byte_count, garbage.len() as u64);
+    let shown = get(&service.client, dead_letter.dead_letter_id).await;
     assert_eq!(shown.payload, garbage);
     assert_eq!(shown.payload_json, "");
     assert!(
@@ -179,7 +191,7 @@ async fn garbage_is_kept_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn others_advisories_are_ignored_and_unreadable_ones_are_letters() {
+async fn others_advisories_are_ignored_and_unreadable_ones_are_dead_letters() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     harness.advise("PUSH", "somebody-elses", 1, Some("x")).await;
@@ -193,23 +205,26 @@ async fn others_advisories_are_ignored_and_unreadable_ones_are_letters() {
         )
         .await
         .unwrap();
-    let letter = letters(&service.client, 1).await.remove(0);
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
     assert_eq!(
-        (&letter.stream[..], &letter.kind[..]),
+        (&dead_letter.stream[..], &dead_letter.kind[..]),
         ("ADVISORIES", "deadletter")
     );
     assert_eq!(
-        get(&service.client, letter.letter_id).await.payload,
+        get(&service.client, dead_letter.dead_letter_id).await.payload,
         b"no advisory"
     );
-    // And what is no letter in DLQ.
+    // And what is no dead letter in DLQ.
     harness
         .nats
-        .publish("dlq.v1.PUSH.push-normal", "no letter".into())
+        .publish("dlq.v1.PUSH.push-normal", "no dead letter".into())
         .await
         .unwrap();
-    let letter = letters(&service.client, 2).await.remove(1);
-    assert_eq!((&letter.stream[..], &letter.kind[..]), ("DLQ", "dead-letters"));
+    let dead_letter = dead_letters(&service.client, 2).await.remove(1);
+    assert_eq!(
+        (&dead_letter.stream[..], &dead_letter.kind[..]),
+        ("DLQ", "dead-dead_letters")
+    );
     service.stop().await;
 }
 
@@ -217,7 +232,7 @@ async fn others_advisories_are_ignored_and_unreadable_ones_are_letters() {
 async fn a_message_too_large_to_copy_is_redriven_from_its_stream() {
     let harness = Harness::start().await;
     let service = harness.run().await;
-    // The letter has the trace state twice, as such and among the headers: that is too much, where the message and its
+    // The dead letter has the trace state twice, as such and among the headers: that is too much, where the message and its
     // redrive, which have it once, are not. Field 9 is nobody's, so the message can be read.
     let trace_state = "x".repeat(60_000);
     let field = harness.nats.server_info().max_payload as u64 - 90_000;
@@ -234,17 +249,21 @@ async fn a_message_too_large_to_copy_is_redriven_from_its_stream() {
         .await
         .unwrap();
     harness.nats.flush().await.unwrap();
-    let letter = letters(&service.client, 1).await.remove(0);
-    assert_eq!(letter.payload(), DeadLetterPayload::TooLarge);
-    assert_eq!((letter.post_id, letter.recipient_count), (9, 1));
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
+    assert_eq!(dead_letter.payload(), DeadLetterPayload::TooLarge);
+    assert_eq!((dead_letter.post_id, dead_letter.recipient_count), (9, 1));
 
     harness.tell(Verdict::Ack);
-    let done = redrive(&service.client, crate::harness::ids([letter.letter_id]), None)
-        .await
-        .unwrap();
+    let done = redrive(
+        &service.client,
+        crate::harness::ids([dead_letter.dead_letter_id]),
+        None,
+    )
+    .await
+    .unwrap();
     assert_eq!((done.resolved_count, done.skipped_count), (1, 0));
     let seen = harness.seen().pop().unwrap();
-    assert_eq!(seen.letter, Some((letter.letter_id, 1)));
+    assert_eq!(seen.dead_letter, Some((dead_letter.dead_letter_id, 1)));
     assert_eq!(seen.payload.len(), payload.len());
     service.stop().await;
 }

@@ -1,7 +1,6 @@
 //! The model's words on the wire.
 
-use herald_model::{Channel, DeliveryState, Lane, time::Micros};
-use prost_types::Timestamp;
+use herald_model::{Channel, DeliveryState, Lane, time::Timestamp};
 
 use crate::v1;
 
@@ -46,8 +45,8 @@ impl From<DeliveryState> for v1::DeliveryState {
 }
 
 /// A moment as callers see it.
-pub fn timestamp(at: Micros) -> Timestamp {
-    Timestamp {
+pub fn timestamp_to_proto(at: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
         seconds: at.0.div_euclid(1_000_000),
         // Less than 1,000,000,000, so it fits.
         nanos: (at.0.rem_euclid(1_000_000) * 1_000) as i32,
@@ -55,11 +54,11 @@ pub fn timestamp(at: Micros) -> Timestamp {
 }
 
 /// A moment as callers say it; `None` for one that can't be told in microseconds.
-pub fn micros(at: &Timestamp) -> Option<Micros> {
+pub fn timestamp_from_proto(at: &prost_types::Timestamp) -> Option<Timestamp> {
     let nanos = i64::from(at.nanos);
     let valid = (0..1_000_000_000).contains(&nanos);
     let micros = at.seconds.checked_mul(1_000_000)?.checked_add(nanos / 1_000)?;
-    valid.then_some(Micros(micros))
+    valid.then_some(Timestamp(micros))
 }
 
 #[cfg(test)]
@@ -69,15 +68,15 @@ mod tests {
     #[test]
     fn a_moment_before_1970_has_positive_nanos() {
         assert_eq!(
-            timestamp(Micros(1_500_000)),
-            Timestamp {
+            timestamp_to_proto(Timestamp(1_500_000)),
+            prost_types::Timestamp {
                 seconds: 1,
                 nanos: 500_000_000
             }
         );
         assert_eq!(
-            timestamp(Micros(-1)),
-            Timestamp {
+            timestamp_to_proto(Timestamp(-1)),
+            prost_types::Timestamp {
                 seconds: -1,
                 nanos: 999_999_000
             }
@@ -88,19 +87,19 @@ mod tests {
     fn moments_go_both_ways() {
         for micros_since in [0, -1, 1_769_846_400_123_456] {
             assert_eq!(
-                micros(&timestamp(Micros(micros_since))),
-                Some(Micros(micros_since))
+                timestamp_from_proto(&timestamp_to_proto(Timestamp(micros_since))),
+                Some(Timestamp(micros_since))
             );
         }
-        let never = Timestamp {
+        let never = prost_types::Timestamp {
             seconds: i64::MAX,
             nanos: 0,
         };
-        assert_eq!(micros(&never), None);
-        let malformed = Timestamp {
+        assert_eq!(timestamp_from_proto(&never), None);
+        let malformed = prost_types::Timestamp {
             seconds: 0,
             nanos: -1,
         };
-        assert_eq!(micros(&malformed), None);
+        assert_eq!(timestamp_from_proto(&malformed), None);
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use herald_mesh::{
-    ConsumeOptions, ConsumerSpec, Returns, Settle, Subject, TopologyConfig, Workers, consumers, streams,
+    ConsumeOptions, ConsumerSpec, Disposition, Requeuer, Subject, TopologyConfig, Workers, consumers, streams,
 };
 use herald_model::Lane;
 use herald_proto::mesh_v1::PushChunk;
@@ -32,7 +32,7 @@ async fn publish(fixture: &Fixture, id: Option<&str>) {
 fn returns(fixture: &Fixture) -> Crew {
     Crew::new(
         fixture,
-        [(consumers::LATER, Arc::new(Returns::new(fixture.mesh.clone())))],
+        [(consumers::LATER, Arc::new(Requeuer::new(fixture.mesh.clone())))],
     )
 }
 
@@ -57,9 +57,9 @@ async fn a_long_wait_holds_nothing_and_goes_on_counting() {
     let wait = Duration::from_millis(1_500);
     let (handler, mut seen) = Script::new(move |delivery| async move {
         match delivery.attempt {
-            1 => Settle::retry("shortly"),
-            2 | 3 => Settle::retry_after(wait, "the provider says so"),
-            _ => Settle::Ack,
+            1 => Disposition::retry("shortly"),
+            2 | 3 => Disposition::retry_after(wait, "the provider says so"),
+            _ => Disposition::Ack,
         }
     });
     let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
@@ -126,7 +126,7 @@ async fn attempts_are_used_up_over_all_copies() {
     .await;
     publish(&fixture, None).await;
     let (handler, mut seen) =
-        Script::new(async |_| Settle::retry_after(Duration::from_millis(200), "always"));
+        Script::new(async |_| Disposition::retry_after(Duration::from_millis(200), "always"));
     let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
     let putting_back = returns(&fixture);
     until("it is given up", async || fixture.advisories().await.len() == 1).await;
@@ -153,8 +153,8 @@ async fn what_waits_outlives_the_server() {
     publish(&fixture, None).await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         match delivery.attempt {
-            1 => Settle::retry_after(Duration::from_secs(2), "later"),
-            _ => Settle::Ack,
+            1 => Disposition::retry_after(Duration::from_secs(2), "later"),
+            _ => Disposition::Ack,
         }
     });
     let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
@@ -178,8 +178,8 @@ async fn waits_where(fixture: &Fixture, consumer: ConsumerSpec) -> u64 {
     publish(fixture, None).await;
     let (handler, mut seen) = Script::new(|delivery| async move {
         match delivery.attempt {
-            1 => Settle::retry_after(Duration::from_secs(1), "later"),
-            _ => Settle::Ack,
+            1 => Disposition::retry_after(Duration::from_secs(1), "later"),
+            _ => Disposition::Ack,
         }
     });
     let shutdown = CancellationToken::new();
@@ -269,7 +269,7 @@ async fn a_worker_that_puts_back_drains() {
         Arc::new(fixture.topology.clone()),
         &shutdown,
     );
-    let handler = Arc::new(Returns::new(fixture.mesh.clone()));
+    let handler = Arc::new(Requeuer::new(fixture.mesh.clone()));
     workers
         .spawn(consumers::LATER, handler, ConsumeOptions::default())
         .unwrap();

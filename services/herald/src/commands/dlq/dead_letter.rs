@@ -1,4 +1,4 @@
-//! Letters, groups and redrives as they are printed.
+//! Dead letters, groups and redrives as they are printed.
 
 use herald_cli::{
     failure::printable,
@@ -51,11 +51,11 @@ const fn redrive_state_name(state: RedriveState) -> &'static str {
     }
 }
 
-/// A letter.
+/// A dead letter.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
-pub(super) struct Letter {
-    pub(super) letter_id: u64,
+pub(super) struct DeadLetter {
+    pub(super) dead_letter_id: u64,
     pub(super) state: &'static str,
     pub(super) stream: String,
     pub(super) consumer: String,
@@ -86,55 +86,55 @@ pub(super) struct Letter {
     pub(super) last_failure: Option<prost_types::Timestamp>,
 }
 
-impl From<v1::DeadLetter> for Letter {
-    fn from(letter: v1::DeadLetter) -> Self {
+impl From<v1::DeadLetter> for DeadLetter {
+    fn from(dead_letter: v1::DeadLetter) -> Self {
         let number = |number: u64| (number != 0).then_some(number);
         let text = |text: String| (!text.is_empty()).then_some(text);
         Self {
-            letter_id: letter.letter_id,
-            state: state_name(letter.state()),
-            cause: cause_name(letter.cause()),
-            payload: payload_name(letter.payload()),
-            stream: letter.stream,
-            consumer: letter.consumer,
-            kind: letter.kind,
-            sequence: letter.sequence,
-            subject: letter.subject,
-            message_type: letter.message_type,
-            reason: letter.reason,
-            group_id: letter.group_id,
-            attempts: letter.attempt_count,
-            published_time: rfc3339(letter.publish_time.as_ref()),
-            first_failure_time: rfc3339(letter.first_failure_time.as_ref()),
-            last_failure_time: rfc3339(letter.last_failure_time.as_ref()),
-            redrives: letter.redrive_count,
-            redrive_id: number(letter.redrive_id),
-            post_id: number(letter.post_id),
-            author_id: text(letter.author_id),
-            channel: (letter.channel != 0).then(|| channel_name(letter.channel)),
-            lane: (letter.lane != 0).then(|| lane_name(letter.lane)),
-            recipients: letter.recipient_count,
-            owed: letter.owed_count,
-            trace_id: text(letter.trace_id),
-            payload_bytes: letter.payload_byte_count,
-            updated_time: rfc3339(letter.update_time.as_ref()),
-            last_failure: letter.last_failure_time,
+            dead_letter_id: dead_letter.dead_letter_id,
+            state: state_name(dead_letter.state()),
+            cause: cause_name(dead_letter.cause()),
+            payload: payload_name(dead_letter.payload()),
+            stream: dead_letter.stream,
+            consumer: dead_letter.consumer,
+            kind: dead_letter.kind,
+            sequence: dead_letter.sequence,
+            subject: dead_letter.subject,
+            message_type: dead_letter.message_type,
+            reason: dead_letter.reason,
+            group_id: dead_letter.group_id,
+            attempts: dead_letter.attempt_count,
+            published_time: rfc3339(dead_letter.publish_time.as_ref()),
+            first_failure_time: rfc3339(dead_letter.first_failure_time.as_ref()),
+            last_failure_time: rfc3339(dead_letter.last_failure_time.as_ref()),
+            redrives: dead_letter.redrive_count,
+            redrive_id: number(dead_letter.redrive_id),
+            post_id: number(dead_letter.post_id),
+            author_id: text(dead_letter.author_id),
+            channel: (dead_letter.channel != 0).then(|| channel_name(dead_letter.channel)),
+            lane: (dead_letter.lane != 0).then(|| lane_name(dead_letter.lane)),
+            recipients: dead_letter.recipient_count,
+            owed: dead_letter.owed_count,
+            trace_id: text(dead_letter.trace_id),
+            payload_bytes: dead_letter.payload_byte_count,
+            updated_time: rfc3339(dead_letter.update_time.as_ref()),
+            last_failure: dead_letter.last_failure_time,
         }
     }
 }
 
-/// Letters that failed in the same way.
+/// Dead letters that failed in the same way.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
 pub(super) struct Group {
     pub(super) group_id: String,
-    pub(super) letters: u64,
+    pub(super) dead_letters: u64,
     pub(super) kind: String,
     pub(super) cause: &'static str,
     pub(super) reason: String,
     pub(super) first_failure_time: Option<String>,
     pub(super) last_failure_time: Option<String>,
-    pub(super) example_letter_id: u64,
+    pub(super) example_dead_letter_id: u64,
     #[serde(skip)]
     first: Option<prost_types::Timestamp>,
     #[serde(skip)]
@@ -146,12 +146,12 @@ impl From<v1::DeadLetterGroup> for Group {
         Self {
             cause: cause_name(group.cause()),
             group_id: group.group_id,
-            letters: group.letter_count,
+            dead_letters: group.dead_letter_count,
             kind: group.kind,
             reason: group.reason,
             first_failure_time: rfc3339(group.first_failure_time.as_ref()),
             last_failure_time: rfc3339(group.last_failure_time.as_ref()),
-            example_letter_id: group.example_letter_id,
+            example_dead_letter_id: group.example_dead_letter_id,
             first: group.first_failure_time,
             last: group.last_failure_time,
         }
@@ -160,11 +160,19 @@ impl From<v1::DeadLetterGroup> for Group {
 
 /// Groups as a table.
 pub(super) fn group_table(groups: &[Group]) -> String {
-    let mut table = Table::new(&["group", ">letters", "kind", "cause", "first", "last", "reason"]);
+    let mut table = Table::new(&[
+        "group",
+        ">dead_letters",
+        "kind",
+        "cause",
+        "first",
+        "last",
+        "reason",
+    ]);
     for group in groups {
         table.row([
             printable(&group.group_id),
-            count(group.letters),
+            count(group.dead_letters),
             printable(&group.kind),
             group.cause.into(),
             ago(group.first.as_ref()),
@@ -181,7 +189,7 @@ pub(super) fn group_table(groups: &[Group]) -> String {
 pub(super) struct Redrive {
     pub(super) redrive_id: u64,
     pub(super) state: &'static str,
-    pub(super) letters: u64,
+    pub(super) dead_letters: u64,
     pub(super) sent: u64,
     pub(super) resolved: u64,
     pub(super) failed: u64,
@@ -201,7 +209,7 @@ impl From<v1::Redrive> for Redrive {
         Self {
             redrive_id: redrive.redrive_id,
             state: redrive_state_name(redrive.state()),
-            letters: redrive.frozen_count,
+            dead_letters: redrive.frozen_count,
             sent: redrive.sent_count,
             resolved: redrive.resolved_count,
             failed: redrive.failed_count,
@@ -231,7 +239,7 @@ impl Redrive {
             }
         }
         let left = self
-            .letters
+            .dead_letters
             .saturating_sub(self.sent)
             .saturating_sub(self.skipped);
         if left > 0 {

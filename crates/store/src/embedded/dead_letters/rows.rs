@@ -7,14 +7,16 @@ use super::{
     progress::Progress,
     row::{self, STATES},
 };
-use crate::{Act, ActId, ActKind, ActState, Letter, LetterId, LetterState, Result};
+use crate::{
+    DeadLetter, DeadLetterId, DeadLetterState, Operation, OperationId, OperationKind, OperationState, Result,
+};
 
 /// As they are in the round.
 pub(super) struct Rows<'a> {
     tables: &'a Tables,
-    letters: HashMap<u64, Changed<Letter, u64>>,
-    progress: HashMap<u64, Changed<Progress, LetterState>>,
-    acts: HashMap<u64, Act>,
+    dead_letters: HashMap<u64, Changed<DeadLetter, u64>>,
+    progress: HashMap<u64, Changed<Progress, DeadLetterState>>,
+    operations: HashMap<u64, Operation>,
 }
 
 /// A row.
@@ -31,20 +33,20 @@ impl<'a> Rows<'a> {
     pub(super) fn new(tables: &'a Tables) -> Self {
         Self {
             tables,
-            letters: HashMap::new(),
+            dead_letters: HashMap::new(),
             progress: HashMap::new(),
-            acts: HashMap::new(),
+            operations: HashMap::new(),
         }
     }
 
-    /// What became of a letter.
-    pub(super) fn progress(&mut self, id: LetterId) -> Result<&mut Changed<Progress, LetterState>> {
+    /// What became of a dead letter.
+    pub(super) fn progress(&mut self, id: DeadLetterId) -> Result<&mut Changed<Progress, DeadLetterState>> {
         match self.progress.entry(id.0) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let now = match self.tables.progress(id)? {
                     Some(progress) => Some(progress),
-                    None => self.tables.first_letter(id)?.as_ref().map(Progress::of),
+                    None => self.tables.first_dead_letter(id)?.as_ref().map(Progress::of),
                 };
                 Ok(entry.insert(Changed {
                     before: now.as_ref().map(|progress| progress.state),
@@ -55,14 +57,14 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// A letter as if nothing had become of it.
-    pub(super) fn letter(&mut self, id: LetterId) -> Result<&mut Changed<Letter, u64>> {
-        match self.letters.entry(id.0) {
+    /// A dead letter as if nothing had become of it.
+    pub(super) fn dead_letter(&mut self, id: DeadLetterId) -> Result<&mut Changed<DeadLetter, u64>> {
+        match self.dead_letters.entry(id.0) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let now = self.tables.first_letter(id)?;
+                let now = self.tables.first_dead_letter(id)?;
                 Ok(entry.insert(Changed {
-                    before: now.as_ref().map(|letter| letter.group),
+                    before: now.as_ref().map(|dead_letter| dead_letter.group),
                     now,
                     dirty: false,
                 }))
@@ -70,29 +72,29 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// An act without its selection.
-    pub(super) fn act(&mut self, id: ActId) -> Result<&mut Act> {
-        match self.acts.entry(id.0) {
+    /// An operation without its selection.
+    pub(super) fn operation(&mut self, id: OperationId) -> Result<&mut Operation> {
+        match self.operations.entry(id.0) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let act = self.tables.act_row(id)?.ok_or_else(row::malformed)?;
-                Ok(entry.insert(act))
+                let operation = self.tables.operation_row(id)?.ok_or_else(row::malformed)?;
+                Ok(entry.insert(operation))
             }
         }
     }
 
-    /// Puts an act there.
-    pub(super) fn set_act(&mut self, act: Act) {
-        self.acts.insert(act.id.0, act);
+    /// Puts an operation there.
+    pub(super) fn set_operation(&mut self, operation: Operation) {
+        self.operations.insert(operation.id.0, operation);
     }
 
-    /// Adds all that changed to a batch, with the indices; answers how many more letters there are in each state.
+    /// Adds all that changed to a batch, with the indices; answers how many more dead letters there are in each state.
     pub(super) fn write(&self, batch: &mut fjall::OwnedWriteBatch) -> [i64; STATES.len()] {
         let tables = self.tables;
         let mut counts = [0_i64; STATES.len()];
-        let place = |state: LetterState| row::number(&STATES, &state) as usize;
+        let place = |state: DeadLetterState| row::number(&STATES, &state) as usize;
         for (number, changed) in &self.progress {
-            let id = LetterId(*number);
+            let id = DeadLetterId(*number);
             let after = changed.now.as_ref().map(|progress| progress.state);
             if changed.before != after {
                 if let Some(state) = changed.before {
@@ -112,9 +114,9 @@ impl<'a> Rows<'a> {
                 }
             }
         }
-        for (number, changed) in &self.letters {
-            let id = LetterId(*number);
-            let after = changed.now.as_ref().map(|letter| letter.group);
+        for (number, changed) in &self.dead_letters {
+            let id = DeadLetterId(*number);
+            let after = changed.now.as_ref().map(|dead_letter| dead_letter.group);
             if changed.before != after {
                 if let Some(group) = changed.before {
                     batch.remove(&tables.groups, row::group_key(group, id));
@@ -126,15 +128,21 @@ impl<'a> Rows<'a> {
             if changed.dirty {
                 let key = number.to_be_bytes();
                 match &changed.now {
-                    Some(letter) => batch.insert(&tables.letters, key, row::encode_letter(letter)),
-                    None => batch.remove(&tables.letters, key),
+                    Some(dead_letter) => {
+                        batch.insert(&tables.dead_letters, key, row::encode_dead_letter(dead_letter));
+                    }
+                    None => batch.remove(&tables.dead_letters, key),
                 }
             }
         }
-        for (id, act) in &self.acts {
-            batch.insert(&tables.acts, id.to_be_bytes(), row::encode_act(act));
-            let running = row::frozen_key(ActId(0), *id);
-            if act.state == ActState::Running && act.what.kind != ActKind::Cancel {
+        for (id, operation) in &self.operations {
+            batch.insert(
+                &tables.operations,
+                id.to_be_bytes(),
+                row::encode_operation(operation),
+            );
+            let running = row::frozen_key(OperationId(0), *id);
+            if operation.state == OperationState::Running && operation.what.kind != OperationKind::Cancel {
                 batch.insert(&tables.frozen, running, []);
             } else {
                 batch.remove(&tables.frozen, running);

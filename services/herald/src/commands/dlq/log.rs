@@ -1,17 +1,17 @@
-//! `herald dlq history`
+//! `herald dlq log`
 
 use herald_cli::{context::Context, failure::Failure, output::Show};
-use herald_proto::v1::ListHistoryRequest;
+use herald_proto::v1::ListOperationsRequest;
 use serde::Serialize;
 
-use super::operations::{Act, table};
+use super::operations::{Operation, table};
 
 const EXAMPLES: &str = "\
 Examples:
-  herald dlq history
+  herald dlq log
 
   Who discarded what, for a script:
-    herald dlq history --output json | jq '.acts[] | select(.kind == \"discard\") | [.actor, .selection, .discarded]'";
+    herald dlq log --output json | jq '.operations[] | select(.kind == \"discard\") | [.actor, .selection, .discarded]'";
 
 /// List who did what to dead letters, and what came of it; the newest first
 #[derive(Debug, clap::Args)]
@@ -33,32 +33,32 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Page {
-    acts: Vec<Act>,
+    operations: Vec<Operation>,
     next_page_token: String,
 }
 
 impl Show for Page {
     fn text(&self) -> String {
-        if self.acts.is_empty() {
+        if self.operations.is_empty() {
             return "nothing was done to dead letters yet".into();
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
-            token => format!("\n\nmore: herald dlq history --page-token {token}"),
+            token => format!("\n\nmore: herald dlq log --page-token {token}"),
         };
-        table(&self.acts) + &more
+        table(&self.operations) + &more
     }
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
-    let request = client.request(ListHistoryRequest {
+    let request = client.request(ListOperationsRequest {
         page_size: args.page_size,
         page_token: args.page_token.unwrap_or_default(),
     });
-    let page = client.dead_letters().list_history(request).await?.into_inner();
+    let page = client.dead_letters().list_operations(request).await?.into_inner();
     context.output.show(&Page {
-        acts: page.acts.into_iter().map(Act::from).collect(),
+        operations: page.operations.into_iter().map(Operation::from).collect(),
         next_page_token: page.next_page_token,
     })
 }

@@ -32,36 +32,36 @@ const STALE_MAX: Duration = Duration::from_secs(30);
 
 /// A look that is young enough was at this moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look(Instant);
+pub(crate) struct WatermarkReading(Instant);
 
 /// Tells how old the last look is. Cloning shares it.
 #[derive(Clone)]
-pub(crate) struct KnownRequests {
-    looked: watch::Receiver<Option<Instant>>,
+pub(crate) struct ArchiveWatermark {
+    read_at: watch::Receiver<Option<Instant>>,
     age_max: Duration,
 }
 
 /// Looks, and brings over what is missing.
-pub(crate) struct Looker {
+pub(crate) struct WatermarkReader {
     mesh: Mesh,
     posts: Arc<dyn Posts>,
-    looked: watch::Sender<Option<Instant>>,
+    read_at: watch::Sender<Option<Instant>>,
     age_max: Duration,
 }
 
-impl KnownRequests {
+impl ArchiveWatermark {
     /// Waits until every post stored before the dedupe window's last part can be found by its request.
-    pub(crate) async fn look(&self) -> Result<Look, Status> {
-        let mut looked = self.looked.clone();
-        let young = looked.wait_for(|at| at.is_some_and(|at| at.elapsed() < self.age_max));
+    pub(crate) async fn wait_until_fresh(&self) -> Result<WatermarkReading, Status> {
+        let mut read_at = self.read_at.clone();
+        let young = read_at.wait_for(|at| at.is_some_and(|at| at.elapsed() < self.age_max));
         match tokio::time::timeout(WAIT_MAX, young).await {
-            Ok(Ok(at)) => at.map(Look).ok_or_else(behind),
+            Ok(Ok(at)) => at.map(WatermarkReading).ok_or_else(behind),
             Ok(Err(_)) | Err(_) => Err(behind()),
         }
     }
 
     /// Refuses when the look has become too old meanwhile, as in a process that was stopped.
-    pub(crate) fn still(&self, look: Look) -> Result<(), Status> {
+    pub(crate) fn check_fresh(&self, look: WatermarkReading) -> Result<(), Status> {
         if look.0.elapsed() < self.age_max {
             Ok(())
         } else {
@@ -70,7 +70,7 @@ impl KnownRequests {
     }
 }
 
-impl Looker {
+impl WatermarkReader {
     pub(crate) fn new(mesh: Mesh, posts: Arc<dyn Posts>, topology: &Topology) -> Self {
         let window = topology
             .stream(streams::POSTS)
@@ -83,14 +83,14 @@ impl Looker {
         Self {
             mesh,
             posts,
-            looked: watch::Sender::new(None),
+            read_at: watch::Sender::new(None),
             age_max,
         }
     }
 
-    pub(crate) fn known(&self) -> KnownRequests {
-        KnownRequests {
-            looked: self.looked.subscribe(),
+    pub(crate) fn archive_watermark(&self) -> ArchiveWatermark {
+        ArchiveWatermark {
+            read_at: self.read_at.subscribe(),
             age_max: self.age_max,
         }
     }
@@ -99,9 +99,9 @@ impl Looker {
     pub(crate) async fn run(self) {
         loop {
             let at = Instant::now();
-            let pause = match self.look().await {
+            let pause = match self.advance().await {
                 Ok(()) => {
-                    self.looked.send_replace(Some(at));
+                    self.read_at.send_replace(Some(at));
                     self.age_max / 4
                 }
                 Err(error) => {
@@ -117,7 +117,7 @@ impl Looker {
     }
 
     /// After this, every post and every deletion that POSTS had before it is in the store.
-    async fn look(&self) -> Result<(), ReadError> {
+    async fn advance(&self) -> Result<(), ReadError> {
         let last = self.mesh.last_sequence(streams::POSTS).await?;
         let floor = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if floor >= last {

@@ -13,12 +13,12 @@ const ROWS: usize = 10_000;
 
 /// How far a keyspace is forgotten.
 #[derive(Default)]
-pub(super) struct Forgotten {
+pub(super) struct TrimWatermark {
     /// Posts less than this have no rows: where to go on, without reading what was removed.
     before: AtomicU64,
 }
 
-impl Forgotten {
+impl TrimWatermark {
     /// The first post that may have rows.
     pub(super) fn first(&self) -> PostId {
         PostId(self.before.load(Ordering::Relaxed))

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use herald_mesh::consumers::{self, Kind};
-use herald_mesh::{ErrorKind, Redrive, Redriven, Settle, Subject, streams};
-use herald_model::time::Micros;
+use herald_mesh::consumers::{self, ConsumerKind};
+use herald_mesh::{Disposition, ErrorKind, Redrive, Redriven, Subject, streams};
+use herald_model::time::Timestamp;
 use herald_model::{Channel, Lane};
 use opentelemetry::trace::TraceContextExt as _;
 use prost::Message as _;
@@ -14,14 +14,14 @@ use crate::trace::spans;
 
 const FIRST_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-fn letter(kind: Kind, round: u32) -> Redrive {
+fn dead_letter(kind: ConsumerKind, round: u32) -> Redrive {
     Redrive {
         kind,
-        letter: 12,
+        dead_letter: 12,
         round,
         subject: Subject::TimelineDeliver(Lane::Low),
         sequence: 77,
-        published_at: Micros(1_790_230_470_084_404),
+        published_at: Timestamp(1_790_230_470_084_404),
         payload: chunk(5).encode_to_vec().into(),
         trace_parent: Some(format!("00-{FIRST_TRACE}-b7ad6b7169203331-01")),
         trace_state: Some("a=b".into()),
@@ -32,10 +32,10 @@ fn letter(kind: Kind, round: u32) -> Redrive {
 #[tokio::test]
 async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
     let fixture = Fixture::start().await;
-    let mut all: Vec<(Kind, Seen)> = Vec::new();
+    let mut all: Vec<(ConsumerKind, Seen)> = Vec::new();
     let crew = Crew::new(
         &fixture,
-        Kind::ALL.map(|kind| {
+        ConsumerKind::ALL.map(|kind| {
             let (handler, seen) = Script::acks();
             all.push((kind, seen));
             (consumers::redrive(kind), handler)
@@ -43,21 +43,44 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
     );
     let operator = tracing::info_span!("operator");
     let operators_trace = operator.context().span().span_context().trace_id();
-    let first = async { fixture.mesh.redrive(&letter(Kind::Timeline, 1)).await.unwrap() };
+    let first = async {
+        fixture
+            .mesh
+            .redrive(&dead_letter(ConsumerKind::Timeline, 1))
+            .await
+            .unwrap()
+    };
     let first = first.instrument(operator).await;
     assert!(!first.duplicate);
-    let again = fixture.mesh.redrive(&letter(Kind::Timeline, 1)).await.unwrap();
+    let again = fixture
+        .mesh
+        .redrive(&dead_letter(ConsumerKind::Timeline, 1))
+        .await
+        .unwrap();
     assert_eq!((again.sequence, again.duplicate), (first.sequence, true));
-    let second = fixture.mesh.redrive(&letter(Kind::Timeline, 2)).await.unwrap();
+    let second = fixture
+        .mesh
+        .redrive(&dead_letter(ConsumerKind::Timeline, 2))
+        .await
+        .unwrap();
     assert!(!second.duplicate, "another round is another message");
 
-    let (_, seen) = all.iter_mut().find(|(kind, _)| *kind == Kind::Timeline).unwrap();
+    let (_, seen) = all
+        .iter_mut()
+        .find(|(kind, _)| *kind == ConsumerKind::Timeline)
+        .unwrap();
     let (one, two) = (seen.next().await, seen.next().await);
     for (delivery, round) in [(&one, 1), (&two, 2)] {
-        assert_eq!(delivery.redrive, Some(Redriven { letter: 12, round }));
+        assert_eq!(
+            delivery.redrive,
+            Some(Redriven {
+                dead_letter: 12,
+                round
+            })
+        );
         assert_eq!(delivery.subject, Subject::TimelineDeliver(Lane::Low));
         assert_eq!((delivery.sequence, delivery.attempt), (77, 1));
-        assert_eq!(delivery.published_at, Micros(1_790_230_470_084_404));
+        assert_eq!(delivery.published_at, Timestamp(1_790_230_470_084_404));
         assert_eq!(delivery.payload, chunk(5).encode_to_vec());
         assert_eq!(delivery.id(), Some(format!("dlq/12/redrive/{round}").as_str()));
         assert_eq!(
@@ -100,9 +123,13 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
 #[tokio::test]
 async fn a_redriven_message_that_fails_again_says_which_it_was() {
     let fixture = Fixture::start_with(|config| config.consumers.redrive.attempts_max = 2).await;
-    let published = fixture.mesh.redrive(&letter(Kind::Push, 3)).await.unwrap();
-    let (handler, _seen) = Script::new(async |_| Settle::retry("still ill"));
-    let crew = Crew::new(&fixture, [(consumers::redrive(Kind::Push), handler)]);
+    let published = fixture
+        .mesh
+        .redrive(&dead_letter(ConsumerKind::Push, 3))
+        .await
+        .unwrap();
+    let (handler, _seen) = Script::new(async |_| Disposition::retry("still ill"));
+    let crew = Crew::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
     until("the advisory is stored", async || {
         fixture.advisories().await.len() == 1
     })
@@ -120,7 +147,10 @@ async fn a_redriven_message_that_fails_again_says_which_it_was() {
         .unwrap();
     assert_eq!(
         Redriven::parse(stored.header("Herald-Redrive").unwrap()),
-        Some(Redriven { letter: 12, round: 3 })
+        Some(Redriven {
+            dead_letter: 12,
+            round: 3
+        })
     );
     let mut headers: Vec<_> = stored.headers().collect();
     headers.retain(|(name, _)| !["traceparent", "tracestate"].contains(name));
@@ -149,7 +179,7 @@ async fn a_redriven_message_that_does_not_say_what_it_was_is_terminated() {
         .await
         .unwrap();
     let (handler, mut seen) = Script::acks();
-    let crew = Crew::new(&fixture, [(consumers::redrive(Kind::Push), handler)]);
+    let crew = Crew::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
     until("the advisory is stored", async || {
         fixture.advisories().await.len() == 1
     })
@@ -182,7 +212,7 @@ async fn dead_letters_are_stored_once_and_read_by_their_consumer() {
     let crew = Crew::new(&fixture, [(consumers::DEAD_LETTERS, handler)]);
     let delivery = seen.next().await;
     assert_eq!((delivery.subject, delivery.sequence), (Subject::DeadLetter, 1));
-    assert_eq!(delivery.header("Herald-Type"), Some("herald.mesh.v1.DeadLetter"));
+    assert_eq!(delivery.header("Herald-Type"), Some("herald.mesh.v1.DlqEntry"));
     assert_eq!(delivery.id(), Some("TIMELINE/timeline-low/7"));
     crew.stop().await;
     let stored = fixture.mesh.message(streams::DLQ, 1).await.unwrap().unwrap();
@@ -209,14 +239,14 @@ async fn a_family_is_no_place_to_publish_to() {
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     let redrive = Redrive {
         subject: Subject::Terminated,
-        ..letter(Kind::Push, 1)
+        ..dead_letter(ConsumerKind::Push, 1)
     };
     let error = fixture.mesh.redrive(&redrive).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     // A settled event is a message as others are.
     let redrive = Redrive {
         subject: Subject::Settled(Channel::Push),
-        ..letter(Kind::AnalyticsEvents, 1)
+        ..dead_letter(ConsumerKind::AnalyticsEvents, 1)
     };
     fixture.mesh.redrive(&redrive).await.unwrap();
 }

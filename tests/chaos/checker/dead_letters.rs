@@ -15,29 +15,35 @@ use crate::{workload::Journal, world::World};
 const REDRIVE_LIMIT: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(300);
 
-/// Redrives what was given up and isn't poison, until all of it is delivered. Letters that are missing yet come while it
+/// Redrives what was given up and isn't poison, until all of it is delivered. Dead letters that are missing yet come while it
 /// waits: it must be called when nothing else is left to do.
 pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
     let mut client = client(world);
     let started = Instant::now();
     loop {
         let left = match list(&mut client).await {
-            Ok(letters) => mendable(&letters, journal),
+            Ok(dead_letters) => mendable(&dead_letters, journal),
             Err(status) => return vec![format!("{status:?}")],
         };
         if left.is_empty() {
             return Vec::new();
         }
         if started.elapsed() > REDRIVE_LIMIT {
-            return left.into_iter().map(|letter| describe(&letter)).collect();
+            return left
+                .into_iter()
+                .map(|dead_letter| describe(&dead_letter))
+                .collect();
         }
         let open = left
             .iter()
-            .filter(|letter| letter.state() == v1::DeadLetterState::Open);
-        let letter_ids: Vec<u64> = open.map(|letter| letter.letter_id).take(1_000).collect();
-        if !letter_ids.is_empty() {
+            .filter(|dead_letter| dead_letter.state() == v1::DeadLetterState::Open);
+        let dead_letter_ids: Vec<u64> = open
+            .map(|dead_letter| dead_letter.dead_letter_id)
+            .take(1_000)
+            .collect();
+        if !dead_letter_ids.is_empty() {
             let selection = v1::DeadLetterSelection {
-                letter_ids,
+                dead_letter_ids,
                 ..Default::default()
             };
             // One that was begun under the faults may send them at this very moment; then these are looked at again.
@@ -68,24 +74,29 @@ pub(crate) async fn redrive_all(world: &World) -> Result<(), Status> {
         .map(drop)
 }
 
-/// What is wrong with the letters there are, and how many these are.
+/// What is wrong with the dead letters there are, and how many these are.
 pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<String>, usize), Status> {
-    let letters = list(&mut client(world)).await?;
+    let dead_letters = list(&mut client(world)).await?;
     let mut wrong = Vec::new();
     let mut of_message = BTreeMap::<(&str, u64), Vec<&str>>::new();
-    for letter in &letters {
-        let consumers = of_message.entry((&letter.stream, letter.sequence)).or_default();
-        if consumers.contains(&letter.consumer.as_str()) {
-            wrong.push(format!("there is another letter of {}", describe(letter)));
+    for dead_letter in &dead_letters {
+        let consumers = of_message
+            .entry((&dead_letter.stream, dead_letter.sequence))
+            .or_default();
+        if consumers.contains(&dead_letter.consumer.as_str()) {
+            wrong.push(format!(
+                "there is another dead letter of {}",
+                describe(dead_letter)
+            ));
         }
-        consumers.push(&letter.consumer);
-        let poison = journal.is_poison(&letter.stream, letter.sequence);
-        let failed = letter.kind == "push" && journal.provider_failures() > 0;
+        consumers.push(&dead_letter.consumer);
+        let poison = journal.is_poison(&dead_letter.stream, dead_letter.sequence);
+        let failed = dead_letter.kind == "push" && journal.provider_failures() > 0;
         if !poison && !failed {
-            wrong.push(format!("nothing explains {}", describe(letter)));
+            wrong.push(format!("nothing explains {}", describe(dead_letter)));
         }
-        if poison && letter.state() == v1::DeadLetterState::Resolved {
-            wrong.push(format!("nobody can have delivered {}", describe(letter)));
+        if poison && dead_letter.state() == v1::DeadLetterState::Resolved {
+            wrong.push(format!("nobody can have delivered {}", describe(dead_letter)));
         }
     }
     for (stream, sequence) in journal.poison() {
@@ -97,18 +108,23 @@ pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<Strin
             ));
         }
     }
-    Ok((wrong, letters.len()))
+    Ok((wrong, dead_letters.len()))
 }
 
-fn mendable(letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {
-    let done = |letter: &v1::DeadLetter| {
-        letter.state() == v1::DeadLetterState::Resolved || journal.is_poison(&letter.stream, letter.sequence)
+fn mendable(dead_letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {
+    let done = |dead_letter: &v1::DeadLetter| {
+        dead_letter.state() == v1::DeadLetterState::Resolved
+            || journal.is_poison(&dead_letter.stream, dead_letter.sequence)
     };
-    letters.iter().filter(|letter| !done(letter)).cloned().collect()
+    dead_letters
+        .iter()
+        .filter(|dead_letter| !done(dead_letter))
+        .cloned()
+        .collect()
 }
 
 async fn list(client: &mut DeadLetterServiceClient<Channel>) -> Result<Vec<v1::DeadLetter>, Status> {
-    let mut letters = Vec::new();
+    let mut dead_letters = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = v1::ListDeadLettersRequest {
@@ -118,10 +134,10 @@ async fn list(client: &mut DeadLetterServiceClient<Channel>) -> Result<Vec<v1::D
             ..Default::default()
         };
         let page = client.list_dead_letters(request).await?.into_inner();
-        letters.extend(page.letters);
+        dead_letters.extend(page.dead_letters);
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(letters);
+            return Ok(dead_letters);
         }
     }
 }
@@ -139,14 +155,14 @@ fn client(world: &World) -> DeadLetterServiceClient<Channel> {
     DeadLetterServiceClient::new(world.clients().channel)
 }
 
-fn describe(letter: &v1::DeadLetter) -> String {
+fn describe(dead_letter: &v1::DeadLetter) -> String {
     format!(
-        "letter {} ({:?}): {} {} of {}: {}",
-        letter.letter_id,
-        letter.state(),
-        letter.stream,
-        letter.sequence,
-        letter.consumer,
-        letter.reason
+        "dead letter {} ({:?}): {} {} of {}: {}",
+        dead_letter.dead_letter_id,
+        dead_letter.state(),
+        dead_letter.stream,
+        dead_letter.sequence,
+        dead_letter.consumer,
+        dead_letter.reason
     )
 }

@@ -1,20 +1,20 @@
 //! Dead letters: into their stream, and back to those who had given them up.
 
 use bytes::Bytes;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
-use crate::topology::consumers::Kind;
+use crate::topology::consumers::ConsumerKind;
 use crate::{Mesh, Published, Subject, headers, trace};
 
 /// A dead letter on its second way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redrive {
     /// The consumers that had given it up: only they get it.
-    pub kind: Kind,
+    pub kind: ConsumerKind,
     /// The dead letter's number; 0 when there is none, because an audit sends it.
-    pub letter: u64,
+    pub dead_letter: u64,
     /// How often it was redriven, this time included.
     pub round: u32,
     /// The subject it had.
@@ -22,7 +22,7 @@ pub struct Redrive {
     /// The sequence it had: of a post, its id.
     pub sequence: u64,
     /// When it was published the first time.
-    pub published_at: Micros,
+    pub published_at: Timestamp,
     /// The encoded message.
     pub payload: Bytes,
     /// The trace of its first time, to link to.
@@ -37,7 +37,7 @@ pub struct Redrive {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redriven {
     /// The dead letter's number; 0 when there is none, because an audit sends it.
-    pub letter: u64,
+    pub dead_letter: u64,
     /// How often it was redriven, this time included.
     pub round: u32,
 }
@@ -45,14 +45,14 @@ pub struct Redriven {
 impl Redriven {
     /// Whether somebody wants the dead to be tried again: an audit only sends what is owed anyway.
     pub fn revives(&self) -> bool {
-        self.letter > 0
+        self.dead_letter > 0
     }
 
     /// Reads the value of a `Herald-Redrive` header.
     pub fn parse(value: &str) -> Option<Self> {
-        let (letter, round) = value.split_once('/')?;
+        let (dead_letter, round) = value.split_once('/')?;
         Some(Self {
-            letter: letter.parse().ok()?,
+            dead_letter: dead_letter.parse().ok()?,
             round: round.parse().ok()?,
         })
     }
@@ -68,7 +68,7 @@ impl Mesh {
         stream: &str,
         consumer: &str,
         id: &str,
-        letter: &M,
+        dead_letter: &M,
     ) -> Result<Published> {
         for name in [stream, consumer] {
             if name.is_empty() || name.contains(|c: char| ".*>".contains(c) || c.is_whitespace()) {
@@ -80,7 +80,7 @@ impl Mesh {
         self.send(Outgoing {
             headers: headers::typed(Subject::DeadLetter),
             id: Some(id.into()),
-            body: letter.encode_to_vec().into(),
+            body: dead_letter.encode_to_vec().into(),
             spare_bytes: 0,
             span: trace::publish_span(Subject::DeadLetter, &to),
             to,
@@ -119,7 +119,10 @@ impl Mesh {
         headers.insert(headers::SUBJECT, redrive.subject.as_str());
         headers.insert(headers::SEQUENCE, redrive.sequence.to_string());
         headers.insert(headers::PUBLISHED_AT, redrive.published_at.0.to_string());
-        headers.insert(headers::REDRIVE, format!("{}/{}", redrive.letter, redrive.round));
+        headers.insert(
+            headers::REDRIVE,
+            format!("{}/{}", redrive.dead_letter, redrive.round),
+        );
         self.send(Outgoing {
             to,
             headers,

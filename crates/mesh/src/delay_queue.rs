@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::header;
 use async_trait::async_trait;
-use herald_model::time::Micros;
+use herald_model::time::Timestamp;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -16,21 +16,21 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 use crate::publish::Outgoing;
 use crate::topology::{ConsumerSpec, Waits, streams};
-use crate::{Delivery, Handler, Mesh, Settle, Subject, headers, trace};
+use crate::{Delivery, Disposition, Handler, Mesh, Subject, headers, trace};
 
 /// How long an answer to whether there is room is believed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the messages of one consumer wait.
 #[derive(Debug)]
-pub(crate) struct WaitingRoom {
+pub(crate) struct DelayQueue {
     mesh: Mesh,
     waits: Waits,
     /// When it was looked at, and whether there was room.
     seen: Mutex<Option<(Instant, bool)>>,
 }
 
-impl WaitingRoom {
+impl DelayQueue {
     /// That of this consumer, if it has one.
     pub(crate) fn of(mesh: &Mesh, spec: &ConsumerSpec) -> Option<Self> {
         Some(Self {
@@ -72,7 +72,7 @@ impl WaitingRoom {
         delivery: &Delivery,
         delay: Duration,
     ) -> Result<()> {
-        let due = Micros::now().plus(delay.min(self.waits.wait_max));
+        let due = Timestamp::now().plus(delay.min(self.waits.wait_max));
         let to = format!("later.v1.wait.{}.{}.{sequence}", spec.stream, spec.name);
         let id = match delivery.header(headers::ID).or(delivery.id()) {
             Some(id) => id.to_owned(),
@@ -108,10 +108,10 @@ impl WaitingRoom {
         {
             return room;
         }
-        let room = match self.mesh.waiting_room().await {
+        let room = match self.mesh.delay_queue().await {
             Ok(bytes) => bytes.is_some_and(|bytes| bytes < self.waits.bytes_max),
             Err(error) => {
-                tracing::warn!(stream = streams::LATER, %error, "waiting room not found");
+                tracing::warn!(stream = streams::LATER, %error, "delay queue not found");
                 false
             }
         };
@@ -123,11 +123,11 @@ impl WaitingRoom {
 /// The handler of the consumer [`LATER`](crate::consumers::LATER): puts what has waited long enough back where it came
 /// from. Whoever works on the messages that wait runs it too.
 #[derive(Debug, Clone)]
-pub struct Returns {
+pub struct Requeuer {
     mesh: Mesh,
 }
 
-impl Returns {
+impl Requeuer {
     /// Puts back on this mesh.
     pub fn new(mesh: Mesh) -> Self {
         Self { mesh }
@@ -135,13 +135,13 @@ impl Returns {
 }
 
 #[async_trait]
-impl Handler for Returns {
-    async fn handle(&self, delivery: &Delivery) -> Settle {
+impl Handler for Requeuer {
+    async fn handle(&self, delivery: &Delivery) -> Disposition {
         let subject = delivery.header(headers::SUBJECT).and_then(Subject::parse);
         let attempts = delivery.header(headers::ATTEMPTS).and_then(|n| n.parse().ok());
         let (Some(subject), Some(attempts), Some(id)) = (subject, attempts, delivery.header(headers::ID))
         else {
-            return Settle::term("a message that does not say where it came from");
+            return Disposition::term("a message that does not say where it came from");
         };
         let mut headers = headers::typed(subject);
         for name in [headers::ATTEMPTS, headers::PUBLISHED_AT, headers::ID] {
@@ -158,8 +158,8 @@ impl Handler for Returns {
             spare_bytes: 0,
         };
         match self.mesh.send(outgoing).await {
-            Ok(_) => Settle::Ack,
-            Err(error) => Settle::retry(error),
+            Ok(_) => Disposition::Ack,
+            Err(error) => Disposition::retry(error),
         }
     }
 }
@@ -170,8 +170,8 @@ impl Mesh {
         self.consuming().client.is_server_compatible(2, 12, 0)
     }
 
-    /// The bytes in the waiting room; `None` when it takes no schedules, where they would only be stored.
-    async fn waiting_room(&self) -> Result<Option<u64>> {
+    /// The bytes in the delay queue; `None` when it takes no schedules, where they would only be stored.
+    async fn delay_queue(&self) -> Result<Option<u64>> {
         let what = || format!("read stream {}", streams::LATER);
         let stream = self
             .publishing()
@@ -189,7 +189,7 @@ fn copy_id(id: &str, attempts: u64) -> String {
     format!("{id}/later/{attempts}")
 }
 
-fn rfc3339(at: Micros) -> String {
+fn rfc3339(at: Timestamp) -> String {
     // Beyond what has a date there is no wait either.
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000)
         .unwrap_or(PrimitiveDateTime::MAX.assume_utc());
@@ -205,13 +205,13 @@ mod tests {
     #[test]
     fn a_moment_is_written_as_the_server_reads_it() {
         assert_eq!(
-            rfc3339(Micros(1_790_230_470_084_404)),
+            rfc3339(Timestamp(1_790_230_470_084_404)),
             "2026-09-24T06:14:30.084404Z"
         );
         assert_eq!(
-            rfc3339(Micros(1_790_230_470_000_000)),
+            rfc3339(Timestamp(1_790_230_470_000_000)),
             "2026-09-24T06:14:30.000000Z"
         );
-        assert!(rfc3339(Micros(i64::MAX)).starts_with("9999-12-31T"));
+        assert!(rfc3339(Timestamp(i64::MAX)).starts_with("9999-12-31T"));
     }
 }

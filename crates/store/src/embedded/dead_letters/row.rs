@@ -1,16 +1,16 @@
-//! How letters and acts are stored: Protobuf rows, and the keys of their indices.
+//! How dead letters and operations are stored: Protobuf rows, and the keys of their indices.
 
-use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use prost::Message;
 
 use crate::{
-    Act, ActId, ActKind, ActState, Cause, Chosen, Error, ErrorKind, Letter, LetterId, LetterState, NewAct,
-    Origin, Payload, Result,
+    Cause, Chosen, DeadLetter, DeadLetterId, DeadLetterState, Error, ErrorKind, MessageRef, NewOperation,
+    Operation, OperationId, OperationKind, OperationState, Payload, Result,
 };
 
-/// A letter.
+/// A dead letter.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct LetterRow {
+pub(super) struct DeadLetterRow {
     #[prost(string, tag = "1")]
     stream: String,
     #[prost(string, tag = "2")]
@@ -68,16 +68,16 @@ pub(super) struct LetterRow {
     #[prost(uint64, optional, tag = "28")]
     redrive: Option<u64>,
     #[prost(uint64, repeated, tag = "29")]
-    acts: Vec<u64>,
+    operations: Vec<u64>,
     #[prost(uint64, tag = "30")]
     redrive_sequence: u64,
     #[prost(int64, tag = "31")]
     updated_at: i64,
 }
 
-/// An act.
+/// An operation.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ActRow {
+pub(super) struct OperationRow {
     #[prost(uint32, tag = "1")]
     kind: u32,
     #[prost(string, tag = "2")]
@@ -112,7 +112,7 @@ pub(super) struct ActRow {
     redrive_after: u64,
 }
 
-/// Some of the letters that an act is about, as they were chosen.
+/// Some of the dead letters that an operation is about, as they were chosen.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct FrozenRow {
     /// Each less the one before.
@@ -129,19 +129,23 @@ const CAUSES: [Cause; 5] = [
     Cause::Unreadable,
     Cause::Audit,
 ];
-pub(super) const STATES: [LetterState; 4] = [
-    LetterState::Open,
-    LetterState::Redriving,
-    LetterState::Resolved,
-    LetterState::Discarded,
+pub(super) const STATES: [DeadLetterState; 4] = [
+    DeadLetterState::Open,
+    DeadLetterState::Redriving,
+    DeadLetterState::Resolved,
+    DeadLetterState::Discarded,
 ];
 const PAYLOADS: [Payload; 3] = [Payload::Kept, Payload::Gone, Payload::TooLarge];
-const ACT_KINDS: [ActKind; 3] = [ActKind::Redrive, ActKind::Discard, ActKind::Cancel];
-const ACT_STATES: [ActState; 4] = [
-    ActState::Running,
-    ActState::Done,
-    ActState::Stopped,
-    ActState::Cancelled,
+const ACT_KINDS: [OperationKind; 3] = [
+    OperationKind::Redrive,
+    OperationKind::Discard,
+    OperationKind::Cancel,
+];
+const ACT_STATES: [OperationState; 4] = [
+    OperationState::Running,
+    OperationState::Done,
+    OperationState::Stopped,
+    OperationState::Cancelled,
 ];
 
 /// The place of a word in its list, as rows hold it.
@@ -153,48 +157,52 @@ pub(super) fn word<T: Copy>(all: &[T], number: u32) -> Result<T> {
     all.get(number as usize).copied().ok_or_else(malformed)
 }
 
-pub(super) fn encode_letter(letter: &Letter) -> Vec<u8> {
-    LetterRow {
-        stream: letter.origin.stream.clone(),
-        consumer: letter.origin.consumer.clone(),
-        sequence: letter.origin.sequence,
-        kind: letter.kind.clone(),
-        original_sequence: letter.original_sequence,
-        subject: letter.subject.clone(),
-        message_type: letter.message_type.clone(),
-        cause: number(&CAUSES, &letter.cause),
-        reason: letter.reason.clone(),
-        group: letter.group,
-        group_reason: letter.group_reason.clone(),
-        attempts: letter.attempts,
-        published_at: letter.published_at.0,
-        first_failed_at: letter.first_failed_at.0,
-        last_failed_at: letter.last_failed_at.0,
-        stored_at: letter.stored_at.0,
-        post: letter.post.map(|post| post.0),
-        author: letter.author.map(|author| author.0),
-        channel: letter.channel.map(|channel| number(&Channel::ALL, &channel)),
-        chunk: letter.chunk.map(|chunk| chunk.0),
-        lane: letter.lane.map(|lane| number(&Lane::ALL, &lane)),
-        recipients: letter.recipients,
-        trace_id: letter.trace_id.clone(),
-        payload: number(&PAYLOADS, &letter.payload),
-        payload_bytes: letter.payload_bytes,
-        state: number(&STATES, &letter.state),
-        round: letter.round,
-        redrive: letter.redrive.map(|act| act.0),
-        acts: letter.acts.iter().map(|act| act.0).collect(),
-        redrive_sequence: letter.redrive_sequence,
-        updated_at: letter.updated_at.0,
+pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
+    DeadLetterRow {
+        stream: dead_letter.origin.stream.clone(),
+        consumer: dead_letter.origin.consumer.clone(),
+        sequence: dead_letter.origin.sequence,
+        kind: dead_letter.kind.clone(),
+        original_sequence: dead_letter.original_sequence,
+        subject: dead_letter.subject.clone(),
+        message_type: dead_letter.message_type.clone(),
+        cause: number(&CAUSES, &dead_letter.cause),
+        reason: dead_letter.reason.clone(),
+        group: dead_letter.group,
+        group_reason: dead_letter.group_reason.clone(),
+        attempts: dead_letter.attempts,
+        published_at: dead_letter.published_at.0,
+        first_failed_at: dead_letter.first_failed_at.0,
+        last_failed_at: dead_letter.last_failed_at.0,
+        stored_at: dead_letter.stored_at.0,
+        post: dead_letter.post.map(|post| post.0),
+        author: dead_letter.author.map(|author| author.0),
+        channel: dead_letter.channel.map(|channel| number(&Channel::ALL, &channel)),
+        chunk: dead_letter.chunk.map(|chunk| chunk.0),
+        lane: dead_letter.lane.map(|lane| number(&Lane::ALL, &lane)),
+        recipients: dead_letter.recipients,
+        trace_id: dead_letter.trace_id.clone(),
+        payload: number(&PAYLOADS, &dead_letter.payload),
+        payload_bytes: dead_letter.payload_bytes,
+        state: number(&STATES, &dead_letter.state),
+        round: dead_letter.round,
+        redrive: dead_letter.redrive.map(|operation| operation.0),
+        operations: dead_letter
+            .operations
+            .iter()
+            .map(|operation| operation.0)
+            .collect(),
+        redrive_sequence: dead_letter.redrive_sequence,
+        updated_at: dead_letter.updated_at.0,
     }
     .encode_to_vec()
 }
 
-pub(super) fn decode_letter(id: LetterId, bytes: &[u8]) -> Result<Letter> {
-    let row = LetterRow::decode(bytes).map_err(|_| malformed())?;
-    Ok(Letter {
+pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadLetter> {
+    let row = DeadLetterRow::decode(bytes).map_err(|_| malformed())?;
+    Ok(DeadLetter {
         id,
-        origin: Origin {
+        origin: MessageRef {
             stream: row.stream,
             consumer: row.consumer,
             sequence: row.sequence,
@@ -208,10 +216,10 @@ pub(super) fn decode_letter(id: LetterId, bytes: &[u8]) -> Result<Letter> {
         group: row.group,
         group_reason: row.group_reason,
         attempts: row.attempts,
-        published_at: Micros(row.published_at),
-        first_failed_at: Micros(row.first_failed_at),
-        last_failed_at: Micros(row.last_failed_at),
-        stored_at: Micros(row.stored_at),
+        published_at: Timestamp(row.published_at),
+        first_failed_at: Timestamp(row.first_failed_at),
+        last_failed_at: Timestamp(row.last_failed_at),
+        stored_at: Timestamp(row.stored_at),
         post: row.post.map(PostId),
         author: row.author.map(UserKey),
         channel: row
@@ -226,53 +234,53 @@ pub(super) fn decode_letter(id: LetterId, bytes: &[u8]) -> Result<Letter> {
         payload_bytes: row.payload_bytes,
         state: word(&STATES, row.state)?,
         round: row.round,
-        redrive: row.redrive.map(ActId),
-        acts: row.acts.into_iter().map(ActId).collect(),
+        redrive: row.redrive.map(OperationId),
+        operations: row.operations.into_iter().map(OperationId).collect(),
         redrive_sequence: row.redrive_sequence,
-        updated_at: Micros(row.updated_at),
+        updated_at: Timestamp(row.updated_at),
     })
 }
 
-/// An act without what was asked for, which never changes and has a row of its own.
-pub(super) fn encode_act(act: &Act) -> Vec<u8> {
-    ActRow {
-        kind: number(&ACT_KINDS, &act.what.kind),
-        actor: act.what.actor.clone(),
-        at: act.what.at.0,
-        excluded: act.what.excluded,
-        rate_max: act.what.rate_max,
-        failures_max: act.what.failures_max,
-        target: act.what.target.map(|act| act.0),
-        state: number(&ACT_STATES, &act.state),
-        reason: act.reason.clone(),
-        ended_at: act.ended_at.map(|at| at.0),
-        frozen: act.frozen,
-        reached: act.reached,
-        skipped: act.skipped,
-        resolved: act.resolved,
-        failed: act.failed,
-        redrive_after: act.redrive_after,
+/// An operation without what was asked for, which never changes and has a row of its own.
+pub(super) fn encode_operation(operation: &Operation) -> Vec<u8> {
+    OperationRow {
+        kind: number(&ACT_KINDS, &operation.what.kind),
+        actor: operation.what.actor.clone(),
+        at: operation.what.at.0,
+        excluded: operation.what.excluded,
+        rate_max: operation.what.rate_max,
+        failures_max: operation.what.failures_max,
+        target: operation.what.target.map(|operation| operation.0),
+        state: number(&ACT_STATES, &operation.state),
+        reason: operation.reason.clone(),
+        ended_at: operation.ended_at.map(|at| at.0),
+        frozen: operation.frozen,
+        reached: operation.reached,
+        skipped: operation.skipped,
+        resolved: operation.resolved,
+        failed: operation.failed,
+        redrive_after: operation.redrive_after,
     }
     .encode_to_vec()
 }
 
-pub(super) fn decode_act(id: ActId, bytes: &[u8]) -> Result<Act> {
-    let row = ActRow::decode(bytes).map_err(|_| malformed())?;
-    Ok(Act {
+pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operation> {
+    let row = OperationRow::decode(bytes).map_err(|_| malformed())?;
+    Ok(Operation {
         id,
-        what: NewAct {
+        what: NewOperation {
             kind: word(&ACT_KINDS, row.kind)?,
             actor: row.actor,
-            at: Micros(row.at),
+            at: Timestamp(row.at),
             selection: bytes::Bytes::new(),
             excluded: row.excluded,
             rate_max: row.rate_max,
             failures_max: row.failures_max,
-            target: row.target.map(ActId),
+            target: row.target.map(OperationId),
         },
         state: word(&ACT_STATES, row.state)?,
         reason: row.reason,
-        ended_at: row.ended_at.map(Micros),
+        ended_at: row.ended_at.map(Timestamp),
         frozen: row.frozen,
         reached: row.reached,
         skipped: row.skipped,
@@ -282,13 +290,13 @@ pub(super) fn decode_act(id: ActId, bytes: &[u8]) -> Result<Act> {
     })
 }
 
-pub(super) fn encode_frozen(letters: &[Chosen]) -> Vec<u8> {
+pub(super) fn encode_frozen(dead_letters: &[Chosen]) -> Vec<u8> {
     let mut last = 0;
     let mut row = FrozenRow::default();
-    for letter in letters {
-        row.ids.push(letter.id.0.wrapping_sub(last));
-        row.rounds.push(letter.round);
-        last = letter.id.0;
+    for dead_letter in dead_letters {
+        row.ids.push(dead_letter.id.0.wrapping_sub(last));
+        row.rounds.push(dead_letter.round);
+        last = dead_letter.id.0;
     }
     row.encode_to_vec()
 }
@@ -296,32 +304,32 @@ pub(super) fn encode_frozen(letters: &[Chosen]) -> Vec<u8> {
 pub(super) fn decode_frozen(bytes: &[u8]) -> Result<Vec<Chosen>> {
     let row = FrozenRow::decode(bytes).map_err(|_| malformed())?;
     let mut last = 0_u64;
-    let letters = row.ids.into_iter().zip(row.rounds).map(|(id, round)| {
+    let dead_letters = row.ids.into_iter().zip(row.rounds).map(|(id, round)| {
         last = last.wrapping_add(id);
         Chosen {
-            id: LetterId(last),
+            id: DeadLetterId(last),
             round,
         }
     });
-    Ok(letters.collect())
+    Ok(dead_letters.collect())
 }
 
 /// (stream, consumer, sequence); names of streams and consumers have no spaces.
-pub(super) fn origin_key(origin: &Origin) -> Vec<u8> {
+pub(super) fn origin_key(origin: &MessageRef) -> Vec<u8> {
     let mut key = format!("{} {} ", origin.stream, origin.consumer).into_bytes();
     key.extend(origin.sequence.to_be_bytes());
     key
 }
 
-/// (state, letter)
-pub(super) fn state_key(state: LetterState, id: LetterId) -> [u8; 9] {
+/// (state, dead letter)
+pub(super) fn state_key(state: DeadLetterState, id: DeadLetterId) -> [u8; 9] {
     let mut key = [number(&STATES, &state) as u8; 9];
     key[1..].copy_from_slice(&id.0.to_be_bytes());
     key
 }
 
-/// (group, letter)
-pub(super) fn group_key(group: u64, id: LetterId) -> [u8; 16] {
+/// (group, dead letter)
+pub(super) fn group_key(group: u64, id: DeadLetterId) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&group.to_be_bytes());
     key[8..].copy_from_slice(&id.0.to_be_bytes());
@@ -329,9 +337,9 @@ pub(super) fn group_key(group: u64, id: LetterId) -> [u8; 16] {
 }
 
 /// (act, part)
-pub(super) fn frozen_key(act: ActId, part: u64) -> [u8; 16] {
+pub(super) fn frozen_key(operation: OperationId, part: u64) -> [u8; 16] {
     let mut key = [0; 16];
-    key[..8].copy_from_slice(&act.0.to_be_bytes());
+    key[..8].copy_from_slice(&operation.0.to_be_bytes());
     key[8..].copy_from_slice(&part.to_be_bytes());
     key
 }
@@ -343,5 +351,5 @@ pub(super) fn last_number(key: &[u8]) -> Result<u64> {
 }
 
 pub(super) fn malformed() -> Error {
-    Error::new(ErrorKind::Corrupt, "a row of the letters is malformed")
+    Error::new(ErrorKind::Corrupt, "a row of the dead letters is malformed")
 }

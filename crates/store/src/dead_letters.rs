@@ -4,17 +4,17 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Micros};
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 
 use crate::Result;
 
-/// A letter's id: the sequence of the first message about it in DLQ, so letters ascend in the order in which they came.
+/// A dead letter's id: the sequence of the first message about it in DLQ, so dead letters ascend in the order in which they came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LetterId(pub u64);
+pub struct DeadLetterId(pub u64);
 
-/// The id of something done to letters; a redrive's id is that of its act.
+/// The id of something done to dead letters; a redrive's id is that of its operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ActId(pub u64);
+pub struct OperationId(pub u64);
 
 /// Why a message was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,9 +31,9 @@ pub enum Cause {
     Audit,
 }
 
-/// What became of a letter.
+/// What became of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LetterState {
+pub enum DeadLetterState {
     /// Somebody must decide.
     Open,
     /// Sent once more, outcome not known yet.
@@ -55,9 +55,9 @@ pub enum Payload {
     TooLarge,
 }
 
-/// The message that was given up, and by whom: there is one letter for it, however often it is told of.
+/// The message that was given up, and by whom: there is one dead letter for it, however often it is told of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Origin {
+pub struct MessageRef {
     /// The stream it was in.
     pub stream: String,
     /// The consumer that gave it up.
@@ -68,11 +68,11 @@ pub struct Origin {
 
 /// A message that was given up, without what it carried: that is in DLQ.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Letter {
+pub struct DeadLetter {
     /// Its id.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// The message.
-    pub origin: Origin,
+    pub origin: MessageRef,
     /// What the consumer does, whatever its lane.
     pub kind: String,
     /// The sequence the message had where it was published first.
@@ -92,13 +92,13 @@ pub struct Letter {
     /// Attempts that were made, those of redrives not included.
     pub attempts: u64,
     /// When the message was published.
-    pub published_at: Micros,
+    pub published_at: Timestamp,
     /// When it was given up for the first time.
-    pub first_failed_at: Micros,
+    pub first_failed_at: Timestamp,
     /// When it was given up for the last time.
-    pub last_failed_at: Micros,
+    pub last_failed_at: Timestamp,
     /// When DLQ stored it: it is forgotten by this.
-    pub stored_at: Micros,
+    pub stored_at: Timestamp,
     /// The post it is about.
     pub post: Option<PostId>,
     /// The post's author.
@@ -118,36 +118,36 @@ pub struct Letter {
     /// How much that is, bytes.
     pub payload_bytes: u64,
     /// What became of it.
-    pub state: LetterState,
+    pub state: DeadLetterState,
     /// How often it was redriven.
     pub round: u32,
     /// The last redrive it was part of.
-    pub redrive: Option<ActId>,
-    /// What was done to it, the newest last; no more than [`ACTS_PER_LETTER`].
-    pub acts: Vec<ActId>,
+    pub redrive: Option<OperationId>,
+    /// What was done to it, the newest last; no more than [`OPERATIONS_PER_DEAD_LETTER`].
+    pub operations: Vec<OperationId>,
     /// Its sequence in REDRIVE in the last round; 0 as long as that isn't known.
     pub redrive_sequence: u64,
     /// When its state last changed.
-    pub updated_at: Micros,
+    pub updated_at: Timestamp,
 }
 
-/// Of how many of its acts a letter knows.
-pub const ACTS_PER_LETTER: usize = 20;
+/// Of how many of its operations a dead letter knows.
+pub const OPERATIONS_PER_DEAD_LETTER: usize = 20;
 
 /// What became of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inserted {
-    /// The letter about this origin.
-    pub id: LetterId,
+    /// The dead letter about this origin.
+    pub id: DeadLetterId,
     /// Whether it was not there before.
     pub new: bool,
 }
 
-/// A redrive of a letter failed, or it could not be sent.
+/// A redrive of a dead letter failed, or it could not be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reopening {
-    /// The letter.
-    pub letter: LetterId,
+    /// The dead letter.
+    pub dead_letter: DeadLetterId,
     /// The round that failed.
     pub round: u32,
     /// Why.
@@ -159,23 +159,23 @@ pub struct Reopening {
     /// The reason without what differs between equal failures.
     pub group_reason: String,
     /// When it was given up.
-    pub failed_at: Micros,
+    pub failed_at: Timestamp,
 }
 
 /// What became of a [`Reopening`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reopened {
-    /// The letter is open again.
+    /// The dead letter is open again.
     Open,
     /// That was known, or something later is.
     Known,
-    /// There is no such letter, or no more.
+    /// There is no such dead letter, or no more.
     Unknown,
 }
 
-/// Which letters. All that is set must hold.
+/// Which dead letters. All that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LetterFilter {
+pub struct DeadLetterFilter {
     /// From this stream.
     pub stream: Option<String>,
     /// Given up by this consumer.
@@ -193,37 +193,37 @@ pub struct LetterFilter {
     /// On this channel.
     pub channel: Option<Channel>,
     /// In this state.
-    pub state: Option<LetterState>,
+    pub state: Option<DeadLetterState>,
     /// Last given up at this moment or later.
-    pub since: Option<Micros>,
+    pub since: Option<Timestamp>,
     /// Last given up before this moment.
-    pub until: Option<Micros>,
+    pub until: Option<Timestamp>,
 }
 
-impl LetterFilter {
-    /// Whether a letter is one of these.
-    pub fn passes(&self, letter: &Letter) -> bool {
+impl DeadLetterFilter {
+    /// Whether a dead letter is one of these.
+    pub fn passes(&self, dead_letter: &DeadLetter) -> bool {
         fn same<T: PartialEq>(wanted: Option<&T>, is: &T) -> bool {
             wanted.is_none_or(|wanted| wanted == is)
         }
-        same(self.state.as_ref(), &letter.state)
-            && same(self.group.as_ref(), &letter.group)
-            && same(self.cause.as_ref(), &letter.cause)
-            && same(self.stream.as_ref(), &letter.origin.stream)
-            && same(self.consumer.as_ref(), &letter.origin.consumer)
-            && (self.author.is_none() || self.author == letter.author)
-            && (self.post.is_none() || self.post == letter.post)
-            && (self.channel.is_none() || self.channel == letter.channel)
-            && self.since.is_none_or(|since| letter.last_failed_at >= since)
-            && self.until.is_none_or(|until| letter.last_failed_at < until)
+        same(self.state.as_ref(), &dead_letter.state)
+            && same(self.group.as_ref(), &dead_letter.group)
+            && same(self.cause.as_ref(), &dead_letter.cause)
+            && same(self.stream.as_ref(), &dead_letter.origin.stream)
+            && same(self.consumer.as_ref(), &dead_letter.origin.consumer)
+            && (self.author.is_none() || self.author == dead_letter.author)
+            && (self.post.is_none() || self.post == dead_letter.post)
+            && (self.channel.is_none() || self.channel == dead_letter.channel)
+            && self.since.is_none_or(|since| dead_letter.last_failed_at >= since)
+            && self.until.is_none_or(|until| dead_letter.last_failed_at < until)
             && self
                 .reason
                 .as_ref()
-                .is_none_or(|part| letter.reason.to_lowercase().contains(part))
+                .is_none_or(|part| dead_letter.reason.to_lowercase().contains(part))
     }
 }
 
-/// In which order letters are read.
+/// In which order dead letters are read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Order {
     /// The newest first.
@@ -233,18 +233,18 @@ pub enum Order {
     OldestFirst,
 }
 
-/// Some letters of a scan.
+/// Some dead letters of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LetterPage {
-    /// The letters; there may be none although there are more.
-    pub letters: Vec<Letter>,
+pub struct DeadLetterPage {
+    /// The dead letters; there may be none although there are more.
+    pub dead_letters: Vec<DeadLetter>,
     /// Go on after this one; `None`: there is nothing more.
-    pub next: Option<LetterId>,
+    pub next: Option<DeadLetterId>,
 }
 
-/// Letters that failed in the same way.
+/// Dead letters that failed in the same way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LetterGroup {
+pub struct DeadLetterGroup {
     /// Its name.
     pub group: u64,
     /// What the consumers do.
@@ -253,57 +253,57 @@ pub struct LetterGroup {
     pub cause: Cause,
     /// The reason without what differs.
     pub reason: String,
-    /// How many letters.
-    pub letters: u64,
+    /// How many dead letters.
+    pub dead_letters: u64,
     /// When the first of them was given up for the first time.
-    pub first_failed_at: Micros,
+    pub first_failed_at: Timestamp,
     /// When one of them was given up last.
-    pub last_failed_at: Micros,
+    pub last_failed_at: Timestamp,
     /// The newest of them.
-    pub example: LetterId,
+    pub example: DeadLetterId,
 }
 
-impl LetterGroup {
-    /// Groups letters, which come oldest first; the largest group first.
-    pub fn of(letters: impl IntoIterator<Item = Letter>) -> Vec<Self> {
+impl DeadLetterGroup {
+    /// Groups dead letters, which come oldest first; the largest group first.
+    pub fn of(dead_letters: impl IntoIterator<Item = DeadLetter>) -> Vec<Self> {
         let mut groups: HashMap<u64, Self> = HashMap::new();
-        for letter in letters {
-            let group = groups.entry(letter.group).or_insert_with(|| Self {
-                group: letter.group,
-                kind: letter.kind,
-                cause: letter.cause,
-                reason: letter.group_reason,
-                letters: 0,
-                first_failed_at: letter.first_failed_at,
-                last_failed_at: letter.last_failed_at,
-                example: letter.id,
+        for dead_letter in dead_letters {
+            let group = groups.entry(dead_letter.group).or_insert_with(|| Self {
+                group: dead_letter.group,
+                kind: dead_letter.kind,
+                cause: dead_letter.cause,
+                reason: dead_letter.group_reason,
+                dead_letters: 0,
+                first_failed_at: dead_letter.first_failed_at,
+                last_failed_at: dead_letter.last_failed_at,
+                example: dead_letter.id,
             });
-            group.letters += 1;
-            group.first_failed_at = group.first_failed_at.min(letter.first_failed_at);
-            group.last_failed_at = group.last_failed_at.max(letter.last_failed_at);
-            group.example = letter.id;
+            group.dead_letters += 1;
+            group.first_failed_at = group.first_failed_at.min(dead_letter.first_failed_at);
+            group.last_failed_at = group.last_failed_at.max(dead_letter.last_failed_at);
+            group.example = dead_letter.id;
         }
         let mut groups: Vec<_> = groups.into_values().collect();
-        groups.sort_unstable_by_key(|group| (Reverse(group.letters), group.group));
+        groups.sort_unstable_by_key(|group| (Reverse(group.dead_letters), group.group));
         groups
     }
 }
 
 /// What somebody did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActKind {
-    /// Redrove letters.
+pub enum OperationKind {
+    /// Redrove dead letters.
     Redrive,
-    /// Discarded letters.
+    /// Discarded dead letters.
     Discard,
     /// Stopped a redrive.
     Cancel,
 }
 
-/// How far an act has come.
+/// How far an operation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActState {
-    /// There are letters left to do.
+pub enum OperationState {
+    /// There are dead letters left to do.
     Running,
     /// All are done.
     Done,
@@ -313,50 +313,50 @@ pub enum ActState {
     Cancelled,
 }
 
-/// A letter as it was when it was chosen: only as long as it is so, it is acted on.
+/// A dead letter as it was when it was chosen: only as long as it is so, it is acted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
-    /// The letter.
-    pub id: LetterId,
+    /// The dead letter.
+    pub id: DeadLetterId,
     /// How often it had been redriven.
     pub round: u32,
 }
 
 /// Something somebody did, to be recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewAct {
+pub struct NewOperation {
     /// What.
-    pub kind: ActKind,
+    pub kind: OperationKind,
     /// Who.
     pub actor: String,
     /// When.
-    pub at: Micros,
+    pub at: Timestamp,
     /// What was asked for, in the caller's own coding.
     pub selection: Bytes,
-    /// Letters that passed and can't be redriven.
+    /// Dead letters that passed and can't be redriven.
     pub excluded: u64,
     /// Of a redrive: dead letters a second at most, at least 1.
     pub rate_max: u32,
     /// Stops when this many have failed again; 0: never.
     pub failures_max: u32,
     /// The redrive that is stopped.
-    pub target: Option<ActId>,
+    pub target: Option<OperationId>,
 }
 
 /// Something somebody did, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Act {
+pub struct Operation {
     /// Its id.
-    pub id: ActId,
+    pub id: OperationId,
     /// What was asked for.
-    pub what: NewAct,
+    pub what: NewOperation,
     /// How far it has come.
-    pub state: ActState,
+    pub state: OperationState,
     /// Why it stopped.
     pub reason: String,
-    /// When it had done its last letter.
-    pub ended_at: Option<Micros>,
-    /// Letters chosen at the beginning.
+    /// When it had done its last dead letter.
+    pub ended_at: Option<Timestamp>,
+    /// Dead letters chosen at the beginning.
     pub frozen: u64,
     /// Of these, looked at.
     pub reached: u64,
@@ -366,95 +366,107 @@ pub struct Act {
     pub resolved: u64,
     /// Of these, redriven and failed again, or impossible to send.
     pub failed: u64,
-    /// Letters that were claimed and not recorded may be in REDRIVE, after this sequence.
+    /// Dead letters that were claimed and not recorded may be in REDRIVE, after this sequence.
     pub redrive_after: u64,
 }
 
-impl Act {
-    /// Letters that were acted on: discarded, or sent.
+impl Operation {
+    /// Dead letters that were acted on: discarded, or sent.
     pub fn acted(&self) -> u64 {
         self.reached.saturating_sub(self.skipped)
     }
 
-    /// Letters that were sent and whose outcome isn't known.
+    /// Dead letters that were sent and whose outcome isn't known.
     pub fn in_flight(&self) -> u64 {
         match self.what.kind {
-            ActKind::Redrive => self.acted().saturating_sub(self.resolved + self.failed),
-            ActKind::Discard | ActKind::Cancel => 0,
+            OperationKind::Redrive => self.acted().saturating_sub(self.resolved + self.failed),
+            OperationKind::Discard | OperationKind::Cancel => 0,
         }
     }
 
     /// Whether nothing more comes of it.
     pub fn is_over(&self) -> bool {
-        self.state != ActState::Running && self.in_flight() == 0
+        self.state != OperationState::Running && self.in_flight() == 0
     }
 }
 
-/// What one step of an act took.
+/// What one step of an operation took.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The letters, as they are now.
-    pub letters: Vec<Letter>,
-    /// The act, as it is now.
-    pub act: Act,
+    /// The dead letters, as they are now.
+    pub dead_letters: Vec<DeadLetter>,
+    /// The operation, as it is now.
+    pub operation: Operation,
 }
 
-/// The letters, and the record of what was done to them.
+/// The dead letters, and the record of what was done to them.
 ///
 /// States change only as they may: `Open → Redriving → Resolved | Open`, `Resolved → Open` when a failure becomes known
-/// late, `Open → Discarded`. Each change is made once, whoever else tries, so two redrives of a letter send it once.
+/// late, `Open → Discarded`. Each change is made once, whoever else tries, so two redrives of a dead letter send it once.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
-    /// Adds letters, open and in no redrive. Of an origin that has one already nothing changes.
-    async fn insert(&self, letters: &[Letter]) -> Result<Vec<Inserted>>;
+    /// Adds dead letters, open and in no redrive. Of an origin that has one already nothing changes.
+    async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>>;
 
-    /// Opens a letter again whose redrive failed, or which could not be sent.
+    /// Opens a dead letter again whose redrive failed, or which could not be sent.
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
 
-    /// Reads letters.
-    async fn get(&self, ids: &[LetterId]) -> Result<Vec<Option<Letter>>>;
+    /// Reads dead letters.
+    async fn get(&self, ids: &[DeadLetterId]) -> Result<Vec<Option<DeadLetter>>>;
 
-    /// Reads letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
+    /// Reads dead letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
     async fn scan(
         &self,
-        filter: &LetterFilter,
+        filter: &DeadLetterFilter,
         order: Order,
-        after: Option<LetterId>,
+        after: Option<DeadLetterId>,
         limit: usize,
-    ) -> Result<LetterPage>;
+    ) -> Result<DeadLetterPage>;
 
-    /// Counts letters that pass, by what failed and how; the largest group first.
-    async fn groups(&self, filter: &LetterFilter) -> Result<Vec<LetterGroup>>;
+    /// Counts dead letters that pass, by what failed and how; the largest group first.
+    async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>>;
 
-    /// How many letters are in a state.
-    async fn count(&self, state: LetterState) -> Result<u64>;
+    /// How many dead letters are in a state.
+    async fn count(&self, state: DeadLetterState) -> Result<u64>;
 
-    /// Records that somebody acts on letters, and on which, for [`claim`](Self::claim) and
-    /// [`discard`](Self::discard) to take. Without any the act is done.
-    async fn begin(&self, act: &NewAct, letters: &[Chosen]) -> Result<Act>;
+    /// Records that somebody acts on dead letters, and on which, for [`claim`](Self::claim) and
+    /// [`discard`](Self::discard) to take. Without any the operation is done.
+    async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation>;
 
-    /// Takes a redrive's next letters, up to `limit`: those that are as they were chosen begin a new round. They may turn
+    /// Takes a redrive's next dead letters, up to `limit`: those that are as they were chosen begin a new round. They may turn
     /// up in REDRIVE after the sequence `redrive_after`.
-    async fn claim(&self, act: ActId, limit: usize, redrive_after: u64, at: Micros) -> Result<Step>;
+    async fn claim(
+        &self,
+        operation: OperationId,
+        limit: usize,
+        redrive_after: u64,
+        at: Timestamp,
+    ) -> Result<Step>;
 
-    /// Records where claimed letters are in REDRIVE.
-    async fn sent(&self, act: ActId, letters: &[(Chosen, u64)]) -> Result<()>;
+    /// Records where claimed dead letters are in REDRIVE.
+    async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()>;
 
-    /// Records that redrives succeeded: of letters that are still in that round. Answers how many that were.
-    async fn resolve(&self, letters: &[Chosen], at: Micros) -> Result<u64>;
+    /// Records that redrives succeeded: of dead letters that are still in that round. Answers how many that were.
+    async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64>;
 
-    /// Discards an act's next letters, up to `limit`: those that are as they were chosen.
-    async fn discard(&self, act: ActId, limit: usize, at: Micros) -> Result<Step>;
+    /// Discards an operation's next dead letters, up to `limit`: those that are as they were chosen.
+    async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step>;
 
     /// Ends a running redrive, as it is. One that has ended stays as it did.
-    async fn finish(&self, act: ActId, state: ActState, reason: &str, at: Micros) -> Result<Act>;
+    async fn finish(
+        &self,
+        operation: OperationId,
+        state: OperationState,
+        reason: &str,
+        at: Timestamp,
+    ) -> Result<Operation>;
 
-    /// One act.
-    async fn act(&self, id: ActId) -> Result<Option<Act>>;
+    /// One operation.
+    async fn operation(&self, id: OperationId) -> Result<Option<Operation>>;
 
     /// Acts, the newest first, less than `before`.
-    async fn acts(&self, before: Option<ActId>, limit: usize) -> Result<Vec<Act>>;
+    async fn operations(&self, before: Option<OperationId>, limit: usize) -> Result<Vec<Operation>>;
 
     /// Redrives and discards that are running.
-    async fn running(&self) -> Result<Vec<Act>>;
+    async fn running(&self) -> Result<Vec<Operation>>;
 }

@@ -4,12 +4,12 @@ use crate::{Error, ErrorKind};
 
 /// Why something failed, to be told to many. [`Error`] itself can't be cloned.
 #[derive(Debug, Clone)]
-pub(crate) struct Failure {
+pub(crate) struct SharedError {
     kind: ErrorKind,
     message: String,
 }
 
-impl Failure {
+impl SharedError {
     /// What failed, because of which error.
     pub(crate) fn new(what: &str, cause: &Error) -> Self {
         Self {

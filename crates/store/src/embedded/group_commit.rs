@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::failure::with_sources;
+use super::shared_error::with_sources;
 use crate::{Error, ErrorKind, Result};
 
 /// How many writes can wait; more wait before the queue.
@@ -24,14 +24,14 @@ const QUEUE: usize = 1_024;
 type Waiting<J, R> = (J, oneshot::Sender<Result<R>>);
 
 /// The writes of one part of the store. When it is dropped, those that wait are done first.
-pub(super) struct Rounds<J, R> {
+pub(super) struct GroupCommit<J, R> {
     queue: Option<mpsc::Sender<Waiting<J, R>>>,
     thread: Option<JoinHandle<()>>,
     started: Arc<AtomicU64>,
     done: watch::Receiver<u64>,
 }
 
-impl<J: Send + 'static, R: Send + 'static> Rounds<J, R> {
+impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
     /// Starts the thread. `work` does the jobs of a round in order and answers each; its own error answers all of them.
     /// A round takes no more jobs once those in it weigh `weight_max`.
     pub(super) fn start(
@@ -118,7 +118,7 @@ fn answer_all<R>(answers: Vec<oneshot::Sender<Result<R>>>, done: Result<Vec<Resu
     }
 }
 
-impl<J, R> Drop for Rounds<J, R> {
+impl<J, R> Drop for GroupCommit<J, R> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
@@ -136,7 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn jobs_are_answered_in_order_each_with_its_own() {
-        let rounds = Rounds::start(
+        let rounds = GroupCommit::start(
             "test",
             10,
             |_: &u32| 1,
@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_and_the_next_job_is_done() {
-        let rounds = Rounds::start(
+        let rounds = GroupCommit::start(
             "test",
             1,
             |_: &u32| 1,
@@ -183,7 +183,7 @@ mod tests {
     async fn what_waits_is_done_before_the_end() {
         let done = Arc::new(Mutex::new(0));
         let count = Arc::clone(&done);
-        let rounds = Rounds::start(
+        let rounds = GroupCommit::start(
             "test",
             1,
             |_: &u32| 1,

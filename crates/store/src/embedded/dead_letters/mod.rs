@@ -1,0 +1,434 @@
+//! Dead letters and what was done about them.
+//!
+//! | keyspace | row |
+//! |---|---|
+//! | `dead_letters` | dead letter → what it says, and what it began as |
+//! | `dead_letter_progress` | dead letter → what became of it; nothing as long as it is as it began |
+//! | `dead_letter_origins` | (stream, consumer, sequence) → dead letter: one dead letter a message |
+//! | `dead_letter_states` | (state, dead letter) → nothing |
+//! | `dead_letter_groups` | (group, dead letter) → nothing |
+//! | `dead_letter_operations` | act → what was done, how far it is |
+//! | `dead_letter_selections` | act → what was asked for |
+//! | `dead_letter_frozen` | (act, part) → dead letters it is about; (0, act) → nothing, for those that run |
+//!
+//! Acts are numbered from 1.
+
+mod commit;
+mod progress;
+mod row;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use async_trait::async_trait;
+use fjall::{Keyspace, Readable, Snapshot};
+use herald_model::time::Timestamp;
+
+use self::{
+    commit::{CommitBatch, Done, Job},
+    progress::Progress,
+    row::STATES,
+};
+use super::{
+    database::{self, Database, map_err},
+    group_commit::GroupCommit,
+};
+use crate::{
+    Chosen, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
+    Error, ErrorKind, Inserted, NewOperation, Operation, OperationId, OperationState, Order, Reopened,
+    Reopening, Result, Step,
+};
+
+/// How many dead letters one commit writes before it leaves the rest to the next one. Those that want a few wait for no more than
+/// that.
+const ROUND_LETTERS: usize = 128;
+
+/// How many dead letters one call of `scan` looks at.
+const SCAN_LETTERS: usize = 10_000;
+
+/// The embedded engine's [`DeadLetters`](crate::DeadLetters).
+pub(crate) struct EmbeddedDeadLetters {
+    tables: Arc<Tables>,
+    rounds: GroupCommit<Job, Done>,
+}
+
+struct Tables {
+    database: Arc<Database>,
+    dead_letters: Keyspace,
+    progress: Keyspace,
+    origins: Keyspace,
+    states: Keyspace,
+    groups: Keyspace,
+    operations: Keyspace,
+    selections: Keyspace,
+    frozen: Keyspace,
+    /// Dead letters by state.
+    counts: [AtomicI64; STATES.len()],
+}
+
+impl EmbeddedDeadLetters {
+    /// Opens the dead letters.
+    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+        let keyspace = |name| database.keyspace(name, database::options);
+        let tables = Arc::new(Tables {
+            dead_letters: keyspace("dead_letters")?,
+            progress: keyspace("dead_letter_progress")?,
+            origins: keyspace("dead_letter_origins")?,
+            states: keyspace("dead_letter_states")?,
+            groups: keyspace("dead_letter_groups")?,
+            operations: keyspace("dead_letter_operations")?,
+            selections: keyspace("dead_letter_selections")?,
+            frozen: keyspace("dead_letter_frozen")?,
+            database: Arc::clone(database),
+            counts: std::array::from_fn(|_| AtomicI64::new(0)),
+        });
+        for state in STATES {
+            let rows = tables.states.prefix([row::number(&STATES, &state) as u8]);
+            let count = i64::try_from(rows.count()).unwrap_or(i64::MAX);
+            tables.counter(state).store(count, Ordering::Relaxed);
+        }
+        let mut last_operation = match tables.operations.last_key_value() {
+            Some(row) => row::last_number(&row.key().map_err(map_err)?)?,
+            None => 0,
+        };
+        let shared = Arc::clone(&tables);
+        let rounds = GroupCommit::start("dead_letters", ROUND_LETTERS, Job::weight, move |jobs| {
+            CommitBatch::run(&shared, &mut last_operation, jobs)
+        })?;
+        Ok(Self { tables, rounds })
+    }
+
+    /// Forgets dead letters that DLQ stored before a moment, and operations done before another; answers how many rows that were.
+    pub(crate) async fn trim(&self, dead_letters: Timestamp, operations: Timestamp) -> Result<u64> {
+        let mut removed = 0;
+        loop {
+            match self.rounds.run(Job::Trim(dead_letters, operations)).await? {
+                Done::Count(0) => return Ok(removed),
+                Done::Count(some) => removed += some,
+                _ => return Err(crossed()),
+            }
+        }
+    }
+
+    /// Reads many dead letters: too long for a thread that others wait for.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Tables) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let tables = Arc::clone(&self.tables);
+        tokio::task::spawn_blocking(move || read(&tables))
+            .await
+            .unwrap_or_else(|error| {
+                Err(Error::with_source(
+                    ErrorKind::Unavailable,
+                    "the reader of the dead letters ended",
+                    error,
+                ))
+            })
+    }
+
+    async fn step(&self, job: Job) -> Result<Step> {
+        match self.rounds.run(job).await? {
+            Done::Step(step) => Ok(*step),
+            _ => Err(crossed()),
+        }
+    }
+
+    async fn operation_of(&self, job: Job) -> Result<Operation> {
+        match self.rounds.run(job).await? {
+            Done::Operation(mut operation) => {
+                operation.what.selection = self.tables.selection(operation.id)?;
+                Ok(*operation)
+            }
+            _ => Err(crossed()),
+        }
+    }
+}
+
+impl Tables {
+    fn dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
+        let Some(mut dead_letter) = self.first_dead_letter(id)? else {
+            return Ok(None);
+        };
+        if let Some(progress) = self.progress(id)? {
+            progress.put_into(&mut dead_letter);
+        }
+        Ok(Some(dead_letter))
+    }
+
+    /// A dead letter as if nothing had become of it.
+    fn first_dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
+        let row = self.dead_letters.get(id.0.to_be_bytes()).map_err(map_err)?;
+        row.map(|row| row::decode_dead_letter(id, &row)).transpose()
+    }
+
+    /// What became of a dead letter, if anything did.
+    fn progress(&self, id: DeadLetterId) -> Result<Option<Progress>> {
+        let row = self.progress.get(id.0.to_be_bytes()).map_err(map_err)?;
+        row.map(|row| Progress::decode(&row)).transpose()
+    }
+
+    /// An operation without its selection.
+    fn operation_row(&self, id: OperationId) -> Result<Option<Operation>> {
+        let row = self.operations.get(id.0.to_be_bytes()).map_err(map_err)?;
+        row.map(|row| row::decode_operation(id, &row)).transpose()
+    }
+
+    fn selection(&self, id: OperationId) -> Result<bytes::Bytes> {
+        let row = self.selections.get(id.0.to_be_bytes()).map_err(map_err)?;
+        Ok(row.map(|row| row.to_vec().into()).unwrap_or_default())
+    }
+
+    fn operation(&self, id: OperationId) -> Result<Option<Operation>> {
+        let mut operation = self.operation_row(id)?;
+        if let Some(operation) = &mut operation {
+            operation.what.selection = self.selection(id)?;
+        }
+        Ok(operation)
+    }
+
+    fn counter(&self, state: DeadLetterState) -> &AtomicI64 {
+        &self.counts[row::number(&STATES, &state) as usize]
+    }
+
+    fn add_counts(&self, counts: [i64; STATES.len()]) {
+        for (counter, count) in self.counts.iter().zip(counts) {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Dead letters that may pass, by the narrowest index there is, with their ids only as far as the index goes.
+    fn candidates<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<DeadLetterId>,
+    ) -> impl Iterator<Item = Result<DeadLetter>> + use<'a> {
+        let (keyspace, prefix) = match (filter.group, filter.state) {
+            (Some(group), _) => (&self.groups, group.to_be_bytes().to_vec()),
+            (None, Some(state)) => (&self.states, vec![row::number(&STATES, &state) as u8]),
+            (None, None) => (&self.dead_letters, Vec::new()),
+        };
+        let indexed = !prefix.is_empty();
+        let key = |id: u64| [prefix.as_slice(), &id.to_be_bytes()].concat();
+        let after = after.map(|id| id.0);
+        let (from, to) = match order {
+            Order::OldestFirst => (after.map_or(0, |id| id.saturating_add(1)), u64::MAX),
+            Order::NewestFirst => (0, after.map_or(u64::MAX, |id| id.saturating_sub(1))),
+        };
+        // Nothing is less than 0 or more than the greatest.
+        let none = match order {
+            Order::OldestFirst => after == Some(u64::MAX),
+            Order::NewestFirst => after == Some(0),
+        };
+        let mut rows = snapshot.range(keyspace, key(from)..=key(to));
+        std::iter::from_fn(move || {
+            if none {
+                return None;
+            }
+            match order {
+                Order::OldestFirst => rows.next(),
+                Order::NewestFirst => rows.next_back(),
+            }
+        })
+        .filter_map(move |row| {
+            let read = || {
+                let (key, value) = row.into_inner().map_err(map_err)?;
+                let number = row::last_number(&key)?;
+                let get = |keyspace| snapshot.get(keyspace, number.to_be_bytes()).map_err(map_err);
+                let Some(value) = (if indexed {
+                    get(&self.dead_letters)?
+                } else {
+                    Some(value)
+                }) else {
+                    return Ok(None);
+                };
+                let mut dead_letter = row::decode_dead_letter(DeadLetterId(number), &value)?;
+                if let Some(row) = get(&self.progress)? {
+                    Progress::decode(&row)?.put_into(&mut dead_letter);
+                }
+                Ok(Some(dead_letter))
+            };
+            read().transpose()
+        })
+    }
+
+    fn scan(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> Result<DeadLetterPage> {
+        let snapshot = self.database.snapshot();
+        let mut page = DeadLetterPage::default();
+        let mut examined = 0;
+        for dead_letter in self.candidates(&snapshot, filter, order, after) {
+            let dead_letter = dead_letter?;
+            examined += 1;
+            let id = dead_letter.id;
+            if filter.passes(&dead_letter) {
+                page.dead_letters.push(dead_letter);
+            }
+            if page.dead_letters.len() >= limit || examined >= SCAN_LETTERS {
+                page.next = Some(id);
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>> {
+        let snapshot = self.database.snapshot();
+        let mut failed = None;
+        let dead_letters = self
+            .candidates(&snapshot, filter, Order::OldestFirst, None)
+            .map_while(|dead_letter| dead_letter.map_err(|error| failed = Some(error)).ok())
+            .filter(|dead_letter| filter.passes(dead_letter));
+        let groups = DeadLetterGroup::of(dead_letters);
+        match failed {
+            None => Ok(groups),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl crate::DeadLetters for EmbeddedDeadLetters {
+    async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>> {
+        match self.rounds.run(Job::Insert(dead_letters.to_vec())).await? {
+            Done::Inserted(inserted) => Ok(inserted),
+            _ => Err(crossed()),
+        }
+    }
+
+    async fn reopen(&self, reopening: &Reopening) -> Result<Reopened> {
+        match self.rounds.run(Job::Reopen(reopening.clone())).await? {
+            Done::Reopened(reopened) => Ok(reopened),
+            _ => Err(crossed()),
+        }
+    }
+
+    async fn get(&self, ids: &[DeadLetterId]) -> Result<Vec<Option<DeadLetter>>> {
+        ids.iter().map(|id| self.tables.dead_letter(*id)).collect()
+    }
+
+    async fn scan(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> Result<DeadLetterPage> {
+        let filter = filter.clone();
+        self.read(move |tables| tables.scan(&filter, order, after, limit))
+            .await
+    }
+
+    async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>> {
+        let filter = filter.clone();
+        self.read(move |tables| tables.groups(&filter)).await
+    }
+
+    async fn count(&self, state: DeadLetterState) -> Result<u64> {
+        Ok(u64::try_from(self.tables.counter(state).load(Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation> {
+        self.operation_of(Job::Begin(operation.clone(), dead_letters.to_vec()))
+            .await
+    }
+
+    async fn claim(
+        &self,
+        operation: OperationId,
+        limit: usize,
+        redrive_after: u64,
+        at: Timestamp,
+    ) -> Result<Step> {
+        self.step(Job::Claim {
+            operation,
+            limit,
+            redrive_after,
+            at,
+        })
+        .await
+    }
+
+    async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()> {
+        self.rounds
+            .run(Job::Sent(operation, dead_letters.to_vec()))
+            .await
+            .map(drop)
+    }
+
+    async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64> {
+        match self.rounds.run(Job::Resolve(dead_letters.to_vec(), at)).await? {
+            Done::Count(count) => Ok(count),
+            _ => Err(crossed()),
+        }
+    }
+
+    async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step> {
+        self.step(Job::Discard { operation, limit, at }).await
+    }
+
+    async fn finish(
+        &self,
+        operation: OperationId,
+        state: OperationState,
+        reason: &str,
+        at: Timestamp,
+    ) -> Result<Operation> {
+        self.operation_of(Job::Finish {
+            operation,
+            state,
+            reason: reason.into(),
+            at,
+        })
+        .await
+    }
+
+    async fn operation(&self, id: OperationId) -> Result<Option<Operation>> {
+        self.tables.operation(id)
+    }
+
+    async fn operations(&self, before: Option<OperationId>, limit: usize) -> Result<Vec<Operation>> {
+        let end = before.map_or(u64::MAX, |operation| operation.0);
+        self.tables
+            .operations
+            .range(..end.to_be_bytes())
+            .rev()
+            .take(limit)
+            .map(|row| {
+                let (key, value) = row.into_inner().map_err(map_err)?;
+                let id = OperationId(row::last_number(&key)?);
+                let mut operation = row::decode_operation(id, &value)?;
+                operation.what.selection = self.tables.selection(id)?;
+                Ok(operation)
+            })
+            .collect()
+    }
+
+    async fn running(&self) -> Result<Vec<Operation>> {
+        let mut operations = Vec::new();
+        for row in self.tables.frozen.prefix(0_u64.to_be_bytes()) {
+            let id = OperationId(row::last_number(&row.key().map_err(map_err)?)?);
+            operations.extend(self.tables.operation(id)?);
+        }
+        Ok(operations)
+    }
+}
+
+fn crossed() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        "an answer of the dead letters to another call",
+    )
+}

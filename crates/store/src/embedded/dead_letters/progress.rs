@@ -1,0 +1,83 @@
+//! What became of a dead letter. It changes three times in a redrive, and is a tenth of what a dead letter says.
+
+use herald_model::time::Timestamp;
+use prost::Message;
+
+use super::row::{self, STATES, malformed};
+use crate::{DeadLetter, DeadLetterState, OperationId, Result};
+
+/// The part of a dead letter that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) state: DeadLetterState,
+    pub(super) round: u32,
+    pub(super) redrive: Option<OperationId>,
+    pub(super) operations: Vec<OperationId>,
+    pub(super) redrive_sequence: u64,
+    pub(super) updated_at: Timestamp,
+}
+
+/// As it is stored.
+#[derive(Clone, PartialEq, Message)]
+struct ProgressRow {
+    #[prost(uint32, tag = "1")]
+    state: u32,
+    #[prost(uint32, tag = "2")]
+    round: u32,
+    #[prost(uint64, optional, tag = "3")]
+    redrive: Option<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    operations: Vec<u64>,
+    #[prost(uint64, tag = "5")]
+    redrive_sequence: u64,
+    #[prost(int64, tag = "6")]
+    updated_at: i64,
+}
+
+impl Progress {
+    /// That of a dead letter.
+    pub(super) fn of(dead_letter: &DeadLetter) -> Self {
+        Self {
+            state: dead_letter.state,
+            round: dead_letter.round,
+            redrive: dead_letter.redrive,
+            operations: dead_letter.operations.clone(),
+            redrive_sequence: dead_letter.redrive_sequence,
+            updated_at: dead_letter.updated_at,
+        }
+    }
+
+    /// Puts it into its dead letter.
+    pub(super) fn put_into(self, dead_letter: &mut DeadLetter) {
+        dead_letter.state = self.state;
+        dead_letter.round = self.round;
+        dead_letter.redrive = self.redrive;
+        dead_letter.operations = self.operations;
+        dead_letter.redrive_sequence = self.redrive_sequence;
+        dead_letter.updated_at = self.updated_at;
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        ProgressRow {
+            state: row::number(&STATES, &self.state),
+            round: self.round,
+            redrive: self.redrive.map(|operation| operation.0),
+            operations: self.operations.iter().map(|operation| operation.0).collect(),
+            redrive_sequence: self.redrive_sequence,
+            updated_at: self.updated_at.0,
+        }
+        .encode_to_vec()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        let row = ProgressRow::decode(bytes).map_err(|_| malformed())?;
+        Ok(Self {
+            state: row::word(&STATES, row.state)?,
+            round: row.round,
+            redrive: row.redrive.map(OperationId),
+            operations: row.operations.into_iter().map(OperationId).collect(),
+            redrive_sequence: row.redrive_sequence,
+            updated_at: Timestamp(row.updated_at),
+        })
+    }
+}

@@ -1,0 +1,395 @@
+mod find;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Cause, DeadLetters, MessageRef, OperationKind, Payload, embedded::testing::Store};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+
+fn open(store: &Store) -> EmbeddedDeadLetters {
+    EmbeddedDeadLetters::open(store.database()).unwrap()
+}
+
+fn dead_letter(id: u64) -> DeadLetter {
+    DeadLetter {
+        id: DeadLetterId(id),
+        origin: MessageRef {
+            stream: "PUSH".into(),
+            consumer: "push-normal".into(),
+            sequence: 1_000 + id,
+        },
+        kind: "push".into(),
+        original_sequence: 1_000 + id,
+        subject: "push.v1.deliver.normal".into(),
+        message_type: "herald.mesh.v1.PushChunk".into(),
+        cause: Cause::Terminated,
+        reason: format!("push gave up: webhook status 503: {id}"),
+        group: 7,
+        group_reason: "push gave up: webhook status 503".into(),
+        attempts: 20,
+        published_at: NOW.minus(Duration::from_mins(5)),
+        first_failed_at: NOW.plus(Duration::from_secs(id)),
+        last_failed_at: NOW.plus(Duration::from_secs(id)),
+        stored_at: NOW.plus(Duration::from_secs(id)),
+        post: Some(PostId(id)),
+        author: Some(UserKey(3)),
+        channel: Some(Channel::Push),
+        chunk: Some(ChunkId(u64::MAX - id)),
+        lane: Some(Lane::Normal),
+        recipients: 12,
+        trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".into(),
+        payload: Payload::Kept,
+        payload_bytes: 100,
+        state: DeadLetterState::Open,
+        round: 0,
+        redrive: None,
+        operations: Vec::new(),
+        redrive_sequence: 0,
+        updated_at: NOW,
+    }
+}
+
+async fn fill(dead_letters: &EmbeddedDeadLetters, ids: std::ops::RangeInclusive<u64>) {
+    let all: Vec<_> = ids.map(dead_letter).collect();
+    assert!(dead_letters.insert(&all).await.unwrap().iter().all(|one| one.new));
+}
+
+fn operation(kind: OperationKind) -> NewOperation {
+    NewOperation {
+        kind,
+        actor: "ops@host".into(),
+        at: NOW,
+        selection: bytes::Bytes::from_static(b"all of them"),
+        excluded: 0,
+        rate_max: 0,
+        failures_max: 100,
+        target: None,
+    }
+}
+
+fn chosen(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<Chosen> {
+    let chosen = |id| Chosen {
+        id: DeadLetterId(id),
+        round,
+    };
+    ids.into_iter().map(chosen).collect()
+}
+
+fn failed_again(id: u64, round: u32) -> Reopening {
+    Reopening {
+        dead_letter: DeadLetterId(id),
+        round,
+        cause: Cause::MaxDeliveries,
+        reason: "no words".into(),
+        group: 8,
+        group_reason: "no words".into(),
+        failed_at: NOW.plus(Duration::from_hours(1)),
+    }
+}
+
+async fn get(dead_letters: &EmbeddedDeadLetters, id: u64) -> DeadLetter {
+    dead_letters
+        .get(&[DeadLetterId(id)])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap()
+}
+
+async fn ids(dead_letters: &EmbeddedDeadLetters, filter: &DeadLetterFilter, order: Order) -> Vec<u64> {
+    let page = dead_letters.scan(filter, order, None, 1_000_000).await.unwrap();
+    assert_eq!(page.next, None);
+    page.dead_letters
+        .iter()
+        .map(|dead_letter| dead_letter.id.0)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_message_has_one_dead_letter_however_often_it_is_told_of() {
+    let mut store = Store::new();
+    let dead_letters = open(&store);
+    let again = DeadLetter {
+        origin: dead_letter(1).origin,
+        ..dead_letter(3)
+    };
+    let inserted = dead_letters
+        .insert(&[dead_letter(1), dead_letter(2), again.clone()])
+        .await
+        .unwrap();
+    let told: Vec<_> = inserted.iter().map(|one| (one.id.0, one.new)).collect();
+    assert_eq!(told, [(1, true), (2, true), (1, false)]);
+    drop(dead_letters);
+    store.reopen();
+    let dead_letters = open(&store);
+    let inserted = dead_letters.insert(&[again]).await.unwrap();
+    assert_eq!((inserted[0].id.0, inserted[0].new), (1, false));
+    assert_eq!(get(&dead_letters, 1).await, dead_letter(1));
+    assert_eq!(dead_letters.count(DeadLetterState::Open).await.unwrap(), 2);
+    assert_eq!(
+        dead_letters
+            .get(&[DeadLetterId(3), DeadLetterId(2)])
+            .await
+            .unwrap(),
+        [None, Some(dead_letter(2))]
+    );
+}
+
+#[tokio::test]
+async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
+    let mut store = Store::new();
+    let dead_letters = open(&store);
+    fill(&dead_letters, 1..=5).await;
+    let begun = dead_letters
+        .begin(&operation(OperationKind::Redrive), &chosen(1..=5, 0))
+        .await
+        .unwrap();
+    assert_eq!(
+        (begun.id, begun.state, begun.frozen),
+        (OperationId(1), OperationState::Running, 5)
+    );
+    let step = dead_letters.claim(begun.id, 3, 40, NOW).await.unwrap();
+    assert_eq!(step.dead_letters.len(), 3);
+    assert!(
+        step.dead_letters
+            .iter()
+            .all(|dead_letter| dead_letter.state == DeadLetterState::Redriving
+                && dead_letter.round == 1
+                && dead_letter.redrive == Some(begun.id)
+                && dead_letter.operations == [begun.id])
+    );
+    dead_letters
+        .sent(begun.id, &[(chosen([1], 1)[0], 41), (chosen([2], 1)[0], 42)])
+        .await
+        .unwrap();
+
+    drop(dead_letters);
+    store.reopen();
+    let dead_letters = open(&store);
+    let running = dead_letters.running().await.unwrap();
+    assert_eq!(running.len(), 1);
+    assert_eq!(
+        (
+            running[0].reached,
+            running[0].redrive_after,
+            running[0].in_flight()
+        ),
+        (3, 40, 3)
+    );
+    assert_eq!(running[0].what, operation(OperationKind::Redrive));
+    assert_eq!(get(&dead_letters, 2).await.redrive_sequence, 42);
+    assert_eq!(get(&dead_letters, 3).await.redrive_sequence, 0);
+
+    // One is done, one fails, and each of it is told twice.
+    for _ in 0..2 {
+        dead_letters.resolve(&chosen([1], 1), NOW).await.unwrap();
+        dead_letters.reopen(&failed_again(2, 1)).await.unwrap();
+    }
+    let now = dead_letters.operation(begun.id).await.unwrap().unwrap();
+    assert_eq!((now.resolved, now.failed, now.in_flight()), (1, 1, 1));
+    let failed = get(&dead_letters, 2).await;
+    assert_eq!(
+        (failed.state, failed.round, failed.group),
+        (DeadLetterState::Open, 1, 8)
+    );
+    assert_eq!(failed.first_failed_at, dead_letter(2).first_failed_at);
+    assert!(failed.last_failed_at > failed.first_failed_at);
+
+    // The third can't be sent; the rest is left when it stops.
+    dead_letters.reopen(&failed_again(3, 1)).await.unwrap();
+    let now = dead_letters.operation(begun.id).await.unwrap().unwrap();
+    assert_eq!((now.failed, now.in_flight()), (2, 0));
+    assert_eq!(get(&dead_letters, 3).await.state, DeadLetterState::Open);
+    let now = dead_letters
+        .finish(begun.id, OperationState::Stopped, "1 failed again", NOW)
+        .await
+        .unwrap();
+    assert!(now.is_over());
+    let again = dead_letters
+        .finish(begun.id, OperationState::Cancelled, "", NOW)
+        .await
+        .unwrap();
+    assert_eq!(again.state, OperationState::Stopped);
+    assert!(
+        dead_letters
+            .claim(begun.id, 10, 0, NOW)
+            .await
+            .unwrap()
+            .dead_letters
+            .is_empty()
+    );
+    assert_eq!(dead_letters.running().await.unwrap(), []);
+    assert_eq!(get(&dead_letters, 5).await, dead_letter(5));
+    let by_state = [
+        dead_letters.count(DeadLetterState::Open).await.unwrap(),
+        dead_letters.count(DeadLetterState::Resolved).await.unwrap(),
+    ];
+    assert_eq!(by_state, [4, 1]);
+
+    // What was thought done and failed after all is open again, and the redrive says so.
+    assert_eq!(
+        dead_letters.reopen(&failed_again(1, 1)).await.unwrap(),
+        Reopened::Open
+    );
+    let now = dead_letters.operation(begun.id).await.unwrap().unwrap();
+    assert_eq!((now.resolved, now.failed), (0, 3));
+    assert_eq!(
+        dead_letters.reopen(&failed_again(9, 1)).await.unwrap(),
+        Reopened::Unknown
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn redrives_of_the_same_dead_letters_send_each_once() {
+    let store = Store::new();
+    let dead_letters = Arc::new(open(&store));
+    fill(&dead_letters, 1..=3_000).await;
+    let redrives = (0..4).map(|_| {
+        let dead_letters = Arc::clone(&dead_letters);
+        tokio::spawn(async move {
+            let begun = dead_letters
+                .begin(&operation(OperationKind::Redrive), &chosen(1..=3_000, 0))
+                .await
+                .unwrap();
+            let mut sent = Vec::new();
+            loop {
+                let step = dead_letters.claim(begun.id, 700, 0, NOW).await.unwrap();
+                sent.extend(step.dead_letters.iter().map(|dead_letter| dead_letter.id.0));
+                if step.operation.reached == step.operation.frozen {
+                    assert_eq!(step.operation.skipped + sent.len() as u64, 3_000);
+                    return sent;
+                }
+            }
+        })
+    });
+    let sent = futures::future::join_all(redrives).await;
+    let sent: Vec<u64> = sent.into_iter().flat_map(|sent| sent.unwrap()).collect();
+    assert_eq!(sent.len(), 3_000);
+    assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), 3_000);
+    // One that failed again since it was chosen is left to those who chose it as it is now.
+    dead_letters.reopen(&failed_again(1, 1)).await.unwrap();
+    let late = dead_letters
+        .begin(&operation(OperationKind::Redrive), &chosen([1], 0))
+        .await
+        .unwrap();
+    let step = dead_letters.claim(late.id, 1, 0, NOW).await.unwrap();
+    assert_eq!((step.dead_letters.len(), step.operation.skipped), (0, 1));
+}
+
+#[tokio::test]
+async fn a_discard_takes_open_dead_letters_and_leaves_a_record() {
+    let mut store = Store::new();
+    let dead_letters = open(&store);
+    fill(&dead_letters, 1..=2_500).await;
+    let redrive = dead_letters
+        .begin(&operation(OperationKind::Redrive), &chosen([2], 0))
+        .await
+        .unwrap();
+    dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
+    let discard = dead_letters
+        .begin(&operation(OperationKind::Discard), &chosen(1..=2_400, 0))
+        .await
+        .unwrap();
+    let mut steps = 0;
+    let done = loop {
+        let step = dead_letters.discard(discard.id, 1_000, NOW).await.unwrap();
+        steps += 1;
+        if step.operation.state == OperationState::Done {
+            break step.operation;
+        }
+    };
+    assert_eq!(
+        (steps, done.acted(), done.skipped, done.is_over()),
+        (3, 2_399, 1, true)
+    );
+    assert_eq!(
+        dead_letters.count(DeadLetterState::Discarded).await.unwrap(),
+        2_399
+    );
+    assert_eq!(
+        dead_letters.reopen(&failed_again(1, 0)).await.unwrap(),
+        Reopened::Known
+    );
+    let nothing = dead_letters
+        .begin(&operation(OperationKind::Discard), &[])
+        .await
+        .unwrap();
+    assert!(nothing.is_over());
+
+    drop(dead_letters);
+    store.reopen();
+    let dead_letters = open(&store);
+    assert_eq!(
+        dead_letters.count(DeadLetterState::Discarded).await.unwrap(),
+        2_399
+    );
+    let all: Vec<_> = dead_letters
+        .operations(None, 10)
+        .await
+        .unwrap()
+        .iter()
+        .map(|operation| operation.id.0)
+        .collect();
+    assert_eq!(all, [3, 2, 1]);
+    let some = dead_letters.operations(Some(OperationId(3)), 1).await.unwrap();
+    assert_eq!(
+        (some[0].id, some[0].what.kind, &some[0].what.actor[..]),
+        (OperationId(2), OperationKind::Discard, "ops@host")
+    );
+    // Ids go on.
+    let next = dead_letters
+        .begin(&operation(OperationKind::Cancel), &chosen([], 0))
+        .await
+        .unwrap();
+    assert_eq!(next.id, OperationId(4));
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_unless_it_is_under_way() {
+    let store = Store::new();
+    let dead_letters = open(&store);
+    fill(&dead_letters, 1..=10).await;
+    let redrive = dead_letters
+        .begin(&operation(OperationKind::Redrive), &chosen([2], 0))
+        .await
+        .unwrap();
+    dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
+    dead_letters
+        .finish(redrive.id, OperationState::Done, "", NOW)
+        .await
+        .unwrap();
+    let removed = dead_letters.trim(dead_letter(6).stored_at, NOW).await.unwrap();
+    assert_eq!(removed, 4);
+    assert_eq!(
+        ids(&dead_letters, &DeadLetterFilter::default(), Order::OldestFirst).await,
+        [2, 6, 7, 8, 9, 10]
+    );
+    assert_eq!(dead_letters.count(DeadLetterState::Open).await.unwrap(), 5);
+    assert!(dead_letters.operation(redrive.id).await.unwrap().is_some());
+    dead_letters
+        .trim(dead_letter(6).stored_at, NOW.plus(Duration::from_secs(1)))
+        .await
+        .unwrap();
+    assert!(dead_letters.operation(redrive.id).await.unwrap().is_none());
+    // The message of a forgotten dead letter, should it be told of again, is news.
+    assert!(dead_letters.insert(&[dead_letter(1)]).await.unwrap()[0].new);
+}
+
+proptest! {
+    #[test]
+    fn what_an_operation_is_about_reads_back(dead_letters in prop::collection::vec((any::<u64>(), any::<u32>()), 0..100)) {
+        let dead_letters: Vec<_> = dead_letters.into_iter().map(|(id, round)| Chosen { id: DeadLetterId(id), round }).collect();
+        prop_assert_eq!(row::decode_frozen(&row::encode_frozen(&dead_letters)).unwrap(), dead_letters);
+    }
+
+    #[test]
+    fn any_bytes_are_a_dead_letter_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        let _ = row::decode_dead_letter(DeadLetterId(1), &bytes);
+        let _ = row::decode_operation(OperationId(1), &bytes);
+        let _ = row::decode_frozen(&bytes);
+    }
+}
