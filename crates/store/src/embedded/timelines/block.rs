@@ -1,24 +1,25 @@
-//! How posts lie on disk.
+//! Encoding of posts on disk.
 //!
-//! A *block* is what one run has for a group of users: `varint(least post)`, then for each user, ascending, one byte (who
-//! in the group), `varint(bytes that follow for this user)` and the posts, ascending: the first as the difference to the
-//! block's least, the next ones to the one before. Another user's posts are skipped in one step.
+//! A *block* holds the posts of one group of users in one run: `varint(smallest post id)`, then for each user in
+//! ascending order one byte (the user's index in the group), `varint(length of the user's posts in bytes)` and the post
+//! ids in ascending order, delta-encoded: the first one relative to the block's smallest id. The length lets a reader
+//! skip the posts of other users.
 //!
-//! A *merged row* is what is left of one user's older blocks: the posts, newest first, the first as it is and the next ones
-//! as the difference to the one before. Reading the newest few decodes only these.
+//! A *merged row* holds one user's merged posts, newest first and delta-encoded, so reading the newest entries decodes
+//! only these entries.
 
 use herald_model::varint;
 
 use super::pair;
 use crate::{Error, ErrorKind, Result};
 
-/// Appends the block of one group. `pairs` are those of the group, ascending, without repeats.
+/// Appends the block of one group. `pairs` are the group's pairs in ascending order without duplicates.
 pub(super) fn encode(pairs: &[u64], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-    let least = pairs.iter().map(|p| pair::post(*p)).min().unwrap_or(0);
-    varint::write(out, least);
+    let smallest = pairs.iter().map(|p| pair::post(*p)).min().unwrap_or(0);
+    varint::write(out, smallest);
     for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
         scratch.clear();
-        let mut last = least;
+        let mut last = smallest;
         for &one in posts {
             varint::write(scratch, pair::post(one) - last);
             last = pair::post(one);
@@ -29,13 +30,13 @@ pub(super) fn encode(pairs: &[u64], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
     }
 }
 
-/// Adds one user's posts to `out`.
-pub(super) fn posts_of(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> Result<()> {
+/// Appends one user's posts to `out`, ascending.
+pub(super) fn decode_user_posts(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> Result<()> {
     let mut rest = block;
-    let least = read(&mut rest)?;
+    let smallest = read_number(&mut rest)?;
     while let Some((user, posts)) = next_user(&mut rest)? {
         if user == user_in_group {
-            return read_posts(posts, least, |post| out.push(post));
+            return read_posts(posts, smallest, |post| out.push(post));
         }
         if user > user_in_group {
             break;
@@ -44,19 +45,19 @@ pub(super) fn posts_of(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> R
     Ok(())
 }
 
-/// Adds all pairs of a block to `out` and tells whose they are, one bit a user.
-pub(super) fn pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
+/// Appends all pairs of a block to `out`. Returns the users of the block as a bit set.
+pub(super) fn decode_pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
     let mut rest = block;
     let mut users = 0;
-    let least = read(&mut rest)?;
+    let smallest = read_number(&mut rest)?;
     while let Some((user, posts)) = next_user(&mut rest)? {
         users |= 1 << (user % 64);
-        read_posts(posts, least, |post| out.push(pair::in_group(user, post)))?;
+        read_posts(posts, smallest, |post| out.push(pair::in_group(user, post)))?;
     }
     Ok(users)
 }
 
-/// Appends a merged row. `posts` descend strictly.
+/// Appends a merged row. `posts` must be strictly descending.
 pub(super) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<u8>) {
     let mut last = None;
     for post in posts {
@@ -65,15 +66,15 @@ pub(super) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<
     }
 }
 
-/// The posts of a merged row, newest first.
-pub(super) fn merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
+/// Decodes the posts of a merged row, newest first.
+pub(super) fn decode_merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
     let mut rest = row;
     let mut last = None;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let post = read(&mut rest).and_then(|value| match last {
+        let post = read_number(&mut rest).and_then(|value| match last {
             None => Ok(value),
             Some(last) => u64::checked_sub(last, value).ok_or_else(malformed),
         });
@@ -90,22 +91,22 @@ fn next_user<'a>(rest: &mut &'a [u8]) -> Result<Option<(u8, &'a [u8])>> {
         return Ok(None);
     };
     *rest = after;
-    let length = usize::try_from(read(rest)?).map_err(|_| malformed())?;
+    let length = usize::try_from(read_number(rest)?).map_err(|_| malformed())?;
     let (posts, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
     *rest = after;
     Ok(Some((user, posts)))
 }
 
-fn read_posts(mut posts: &[u8], least: u64, mut each: impl FnMut(u64)) -> Result<()> {
-    let mut last = least;
+fn read_posts(mut posts: &[u8], smallest: u64, mut each: impl FnMut(u64)) -> Result<()> {
+    let mut last = smallest;
     while !posts.is_empty() {
-        last = last.checked_add(read(&mut posts)?).ok_or_else(malformed)?;
+        last = last.checked_add(read_number(&mut posts)?).ok_or_else(malformed)?;
         each(last);
     }
     Ok(())
 }
 
-fn read(rest: &mut &[u8]) -> Result<u64> {
+fn read_number(rest: &mut &[u8]) -> Result<u64> {
     varint::read(rest).ok_or_else(malformed)
 }
 
@@ -123,18 +124,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_block_gives_back_its_pairs(
+        fn a_decoded_block_equals_the_encoded_pairs(
             pairs_in in prop::collection::btree_set((0_u8..64, 1_u64..1 << 50), 1..300),
         ) {
             let packed: Vec<u64> = pairs_in.iter().map(|(user, post)| pair::in_group(*user, *post)).collect();
             let mut block = Vec::new();
             encode(&packed, &mut Vec::new(), &mut block);
             let mut all = Vec::new();
-            let users = pairs(&block, &mut all).unwrap();
+            let users = decode_pairs(&block, &mut all).unwrap();
             prop_assert_eq!(&all, &packed);
             for user in 0..64 {
                 let mut posts = Vec::new();
-                posts_of(&block, user, &mut posts).unwrap();
+                decode_user_posts(&block, user, &mut posts).unwrap();
                 let expected: Vec<u64> = pairs_in.iter().filter(|(u, _)| *u == user).map(|(_, p)| *p).collect();
                 prop_assert_eq!(users >> user & 1 == 1, !expected.is_empty());
                 prop_assert_eq!(posts, expected);
@@ -142,18 +143,21 @@ mod tests {
         }
 
         #[test]
-        fn a_merged_row_gives_back_its_posts(posts in prop::collection::btree_set(1_u64..1 << 50, 0..300)) {
+        fn a_decoded_merged_row_equals_the_encoded_posts(posts in prop::collection::btree_set(1_u64..1 << 50, 0..300)) {
             let posts: Vec<u64> = BTreeSet::into_iter(posts).rev().collect();
             let mut row = Vec::new();
             encode_merged(posts.iter().copied(), &mut row);
-            prop_assert_eq!(merged(&row).collect::<Result<Vec<_>>>().unwrap(), posts);
+            prop_assert_eq!(decode_merged(&row).collect::<Result<Vec<_>>>().unwrap(), posts);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), user in any::<u8>()) {
-            let _ = pairs(&bytes, &mut Vec::new());
-            let _ = posts_of(&bytes, user, &mut Vec::new());
-            let _ = merged(&bytes).count();
+        fn decoding_arbitrary_bytes_does_not_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            user in any::<u8>(),
+        ) {
+            let _ = decode_pairs(&bytes, &mut Vec::new());
+            let _ = decode_user_posts(&bytes, user, &mut Vec::new());
+            let _ = decode_merged(&bytes).count();
         }
     }
 }

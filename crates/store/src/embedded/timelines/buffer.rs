@@ -1,4 +1,4 @@
-//! Deliveries on their way to the disk.
+//! The in-memory buffer of one run.
 
 use std::time::Instant;
 
@@ -8,23 +8,23 @@ use tokio::sync::watch;
 use super::{block, pair};
 use crate::{Durable, Error, ErrorKind, Result, embedded::shared_error::SharedError};
 
-/// What became of a run: `None` while it isn't flushed.
-type Outcome = Option<std::result::Result<(), SharedError>>;
+/// Result of flushing a run; `None` until the flush has ended.
+type FlushResult = Option<std::result::Result<(), SharedError>>;
 
-/// Parts of a page, as a power of two.
+/// Partitions of a page, as a power of two.
 const PAGE_BITS: u32 = 12;
 
-/// Some parts that follow each other: a million users.
+/// Consecutive partitions, about a million users.
 type Page = Vec<Vec<u64>>;
 
-/// The pairs of one run, before and while they are written.
+/// The pairs of one run until the run is readable on disk.
 pub(super) struct Buffer {
-    /// Pairs by part of the users, each in the order of their coming. Pages without users are empty.
+    /// Pairs by partition of the users, each in insertion order. Pages without users are empty.
     pages: Vec<Page>,
     pairs: usize,
     chunks: usize,
     since: Option<Instant>,
-    outcome: watch::Sender<Outcome>,
+    outcome: watch::Sender<FlushResult>,
 }
 
 impl Default for Buffer {
@@ -40,28 +40,28 @@ impl Default for Buffer {
 }
 
 impl Buffer {
-    /// How many pairs there are, repeats included.
+    /// Number of pairs, duplicates included.
     pub(super) fn pairs(&self) -> usize {
         self.pairs
     }
 
-    /// How many times a post was added for some recipients.
+    /// Number of chunks added by [`push`](Self::push).
     pub(super) fn chunks(&self) -> usize {
         self.chunks
     }
 
-    /// Since when there are some.
+    /// Time of the first push; `None` if the buffer is empty.
     pub(super) fn since(&self) -> Option<Instant> {
         self.since
     }
 
-    /// Adds a post for its recipients.
+    /// Adds a chunk: one post and its recipients.
     pub(super) fn push(&mut self, post: u64, recipients: &Recipients) {
         for user in recipients {
-            let (page, part) = place(user);
-            match self.pages.get_mut(page).and_then(|page| page.get_mut(part)) {
-                Some(part) => part.push(pair::in_part(user, post)),
-                None => self.make_page(page)[part].push(pair::in_part(user, post)),
+            let (page, partition) = locate(user);
+            match self.pages.get_mut(page).and_then(|page| page.get_mut(partition)) {
+                Some(partition) => partition.push(pair::in_partition(user, post)),
+                None => self.make_page(page)[partition].push(pair::in_partition(user, post)),
             }
         }
         self.pairs += recipients.len() as usize;
@@ -69,20 +69,21 @@ impl Buffer {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// Adds a user's posts to `out`.
+    /// Appends a user's posts to `out`, in insertion order.
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
-        let wanted = pair::in_part(user, 0);
-        let (page, part) = place(user);
-        if let Some(part) = self.pages.get(page).and_then(|page| page.get(part)) {
+        let wanted = pair::in_partition(user, 0);
+        let (page, partition) = locate(user);
+        if let Some(partition) = self.pages.get(page).and_then(|page| page.get(partition)) {
             out.extend(
-                part.iter()
+                partition
+                    .iter()
                     .filter(|p| **p & !pair::POST_MAX == wanted)
                     .map(|p| pair::post(*p)),
             );
         }
     }
 
-    /// Resolves with what becomes of the run.
+    /// Resolves with the result of the flush.
     pub(super) fn durable(&self) -> Durable {
         let mut outcome = self.outcome.subscribe();
         Box::pin(async move {
@@ -91,18 +92,18 @@ impl Buffer {
                 Ok(_) => Ok(()),
                 Err(_) => Err(Error::new(
                     ErrorKind::Unavailable,
-                    "the timelines were closed before the run was written",
+                    "the timelines were closed before the run was flushed",
                 )),
             }
         })
     }
 
-    /// Tells all who wait what became of the run.
+    /// Publishes the result of the flush to all waiters of [`durable`](Self::durable).
     pub(super) fn resolve(&self, outcome: std::result::Result<(), SharedError>) {
         self.outcome.send_replace(Some(outcome));
     }
 
-    /// Empties it, keeping the memory for the next run.
+    /// Empties the buffer and keeps its memory for the next run.
     pub(super) fn reuse(mut self) -> Self {
         self.pages.iter_mut().flatten().for_each(Vec::clear);
         Self {
@@ -111,19 +112,20 @@ impl Buffer {
         }
     }
 
-    /// Passes each group's number and block, ascending, to `each`. Repeats are left out.
+    /// Calls `each` with the number and the block of each group, ascending. Duplicate pairs are dropped.
     pub(super) fn blocks(&self, mut each: impl FnMut(u32, &[u8]) -> Result<()>) -> Result<()> {
         let (mut sorted, mut scratch, mut out) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, part) in self.parts() {
+        for (number, partition) in self.partitions() {
             sorted.clear();
-            sorted.extend_from_slice(part);
+            sorted.extend_from_slice(partition);
             sorted.sort_unstable();
             sorted.dedup();
-            for group in sorted.chunk_by(|a, b| pair::group_in_part(*a) == pair::group_in_part(*b)) {
+            for group in sorted.chunk_by(|a, b| pair::group_in_partition(*a) == pair::group_in_partition(*b))
+            {
                 out.clear();
                 block::encode(group, &mut scratch, &mut out);
-                let first = number << (pair::PART_BITS - pair::GROUP_BITS);
-                each(first + pair::group_in_part(group[0]), &out)?;
+                let first = number << (pair::PARTITION_BITS - pair::GROUP_BITS);
+                each(first + pair::group_in_partition(group[0]), &out)?;
             }
         }
         Ok(())
@@ -138,17 +140,17 @@ impl Buffer {
         &mut self.pages[page]
     }
 
-    /// The parts that there are, ascending, with their numbers.
-    fn parts(&self) -> impl Iterator<Item = (u32, &Vec<u64>)> {
-        let of_page = |(number, page)| ((number as u32) << PAGE_BITS..).zip(page);
-        self.pages.iter().enumerate().flat_map(of_page)
+    /// The allocated partitions with their numbers, ascending.
+    fn partitions(&self) -> impl Iterator<Item = (u32, &Vec<u64>)> {
+        let with_numbers = |(number, page)| ((number as u32) << PAGE_BITS..).zip(page);
+        self.pages.iter().enumerate().flat_map(with_numbers)
     }
 }
 
-/// The page of a user's part, and the part's place in it.
-fn place(user: UserKey) -> (usize, usize) {
-    let part = (user.0 >> pair::PART_BITS) as usize;
-    (part >> PAGE_BITS, part & ((1 << PAGE_BITS) - 1))
+/// The page of a user's partition, and the index of the partition in the page.
+fn locate(user: UserKey) -> (usize, usize) {
+    let partition = (user.0 >> pair::PARTITION_BITS) as usize;
+    (partition >> PAGE_BITS, partition & ((1 << PAGE_BITS) - 1))
 }
 
 #[cfg(test)]
@@ -174,7 +176,7 @@ mod tests {
             buffer
                 .blocks(|group, block| {
                     let mut pairs = Vec::new();
-                    block::pairs(block, &mut pairs)?;
+                    block::decode_pairs(block, &mut pairs)?;
                     found.extend(pairs.iter().map(|p| (pair::user(group, pair::user_in_group(*p)).0, pair::post(*p))));
                     Ok(())
                 })

@@ -6,10 +6,11 @@
 //! | `merged` | user `u32` | a [merged row](block) |
 //! | `state` | `next_run`, `oldest`, `mark` + slice `u32` | a `u64` |
 //!
-//! All numbers of keys and of `state` are big-endian.
+//! Numbers in keys and in `state` are big-endian. `mark` rows hold the merge watermarks.
 //!
-//! *Invariant:* a key of `runs` is written once. Blocks of runs up to the slice's mark are in `merged` as well; readers pass over
-//! them and compaction drops them. So readers look at marks first, then at `runs`, then at `merged`.
+//! *Invariant:* a key of `runs` is written once. Blocks of runs up to the slice's merge watermark are also in `merged`:
+//! readers skip these blocks and compaction drops them. Readers must read the watermarks first, then `runs`, then
+//! `merged`.
 
 use std::{
     path::Path,
@@ -33,50 +34,50 @@ use parking_lot::Mutex;
 use super::{
     Config, block,
     buffer::Buffer,
-    keys::{malformed, number, run_key},
-    marks::Marks,
+    keys::{decode_number, malformed, run_key},
+    merge_watermarks::MergeWatermarks,
     pair,
 };
 use crate::{Result, embedded::database::map_err};
 
-/// Run numbers are reserved so many at a time; those left over at the end are never used.
+/// Run numbers reserved at a time. Reserved numbers left at shutdown are never used.
 const RUN_NUMBERS_RESERVED: u64 = 1_000;
 
-/// Memtable of `runs`, bytes. Only small runs go through it.
+/// Memtable size of `runs` in bytes. Only small runs use the memtable.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 
-/// The journal is let go after so many bytes of small runs between large ones.
+/// Journaled bytes after which the next large run rotates the journal.
 const JOURNAL_BYTES: u64 = 32 << 20;
 
-/// The keyspaces and what is known of them.
+/// The keyspaces and their cached state.
 pub(super) struct Disk {
     pub(super) database: Database,
     pub(super) runs: Keyspace,
     pub(super) merged: Keyspace,
     state: Keyspace,
-    pub(super) marks: Arc<Marks>,
-    numbers: Mutex<Numbers>,
-    /// All runs up to this one are written or will never be.
+    pub(super) watermarks: Arc<MergeWatermarks>,
+    numbers: Mutex<RunNumbers>,
+    /// The last run that is readable. Gaps before it are never filled.
     written: AtomicU64,
     oldest: AtomicU64,
-    /// Bytes in the journal since the last rotation, about.
+    /// Approximate bytes written to the journal since the last rotation.
     journaled: AtomicU64,
 }
 
-struct Numbers {
+struct RunNumbers {
     next: u64,
     reserved: u64,
 }
 
 impl Disk {
-    /// Opens the database, making it when it isn't there.
+    /// Opens the database; creates it if it doesn't exist.
     pub(super) fn open(dir: &Path, config: &Config) -> Result<Self> {
-        let marks = Arc::new(Marks::default());
-        let filters = Arc::clone(&marks);
+        let watermarks = Arc::new(MergeWatermarks::default());
+        let filters = Arc::clone(&watermarks);
         let database = Database::builder(dir)
             .cache_size(config.cache_mb << 20)
             .manual_journal_persist(true)
-            // With more, the first one spins while another compacts.
+            // With more than one, the first thread busy-waits while another compacts.
             .worker_threads(1)
             .with_compaction_filter_factories(Arc::new(move |keyspace| {
                 (keyspace == "runs").then(|| filters.factory())
@@ -95,13 +96,13 @@ impl Disk {
                 .and_then(|k| k.try_into().ok())
                 .map(u32::from_be_bytes)
                 .ok_or_else(malformed)?;
-            marks.raise(slice, number(&value)?);
+            watermarks.raise(slice, decode_number(&value)?);
         }
         let stored = |key: &str| {
             state
                 .get(key)
                 .map_err(map_err)?
-                .map_or(Ok(0), |value| number(&value))
+                .map_or(Ok(0), |value| decode_number(&value))
         };
         let next = stored("next_run")?.max(1);
         let oldest = stored("oldest")?;
@@ -109,8 +110,8 @@ impl Disk {
             database,
             runs,
             merged,
-            marks,
-            numbers: Mutex::new(Numbers { next, reserved: next }),
+            watermarks,
+            numbers: Mutex::new(RunNumbers { next, reserved: next }),
             written: AtomicU64::new(next - 1),
             oldest: AtomicU64::new(oldest),
             journaled: AtomicU64::new(0),
@@ -118,7 +119,8 @@ impl Disk {
         })
     }
 
-    /// Writes a run; durable on return. Passes the group of each block to `each`.
+    /// Writes a run durably. Calls `each` with the group of each block. A small run is written to the journal, a large
+    /// one as a sorted table.
     pub(super) fn write_run(&self, buffer: &Buffer, small: bool, mut each: impl FnMut(u32)) -> Result<()> {
         let run = self.next_run()?;
         if small {
@@ -134,8 +136,8 @@ impl Disk {
             self.database.persist(PersistMode::SyncData).map_err(map_err)?;
             self.journaled.fetch_add(bytes as u64, Ordering::Relaxed);
         } else {
-            self.let_journal_go()?;
-            // Its tables, their directory and the manifest are synced when it is finished.
+            self.rotate_journal()?;
+            // `finish` fsyncs the tables, their directory and the manifest.
             let mut ingestion = self.runs.start_ingestion().map_err(map_err)?;
             buffer.blocks(|group, block| {
                 each(group);
@@ -147,17 +149,17 @@ impl Disk {
         Ok(())
     }
 
-    /// The last run there is.
+    /// The last run that is readable.
     pub(super) fn last_run(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
 
-    /// The least post that is kept.
+    /// The smallest post id that is kept.
     pub(super) fn oldest(&self) -> u64 {
         self.oldest.load(Ordering::Relaxed)
     }
 
-    /// Posts less than this are dropped from now on; it never goes back.
+    /// Raises the smallest post id that is kept; smaller values are ignored. Durable on return.
     pub(super) fn set_oldest(&self, post: u64) -> Result<()> {
         if self.oldest.fetch_max(post, Ordering::Relaxed) < post {
             self.store("oldest".as_bytes(), post)?;
@@ -165,22 +167,22 @@ impl Disk {
         Ok(())
     }
 
-    /// Notes durably that a slice's blocks of runs up to this one are merged.
-    pub(super) fn raise_mark(&self, slice: u32, run: u64) -> Result<()> {
+    /// Durably records that a slice's blocks are merged up to a run.
+    pub(super) fn raise_watermark(&self, slice: u32, run: u64) -> Result<()> {
         self.store(&[b"mark", &slice.to_be_bytes()[..]].concat(), run)?;
-        self.marks.raise(slice, run);
+        self.watermarks.raise(slice, run);
         Ok(())
     }
 
-    /// Adds a user's posts on disk to `out`: of blocks in any order, then the merged ones, newest first.
+    /// Appends a user's posts on disk to `out`: unmerged posts in any order, then merged posts, newest first.
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) -> Result<()> {
         let group = pair::group(user);
-        let after = self.marks.of(group >> pair::SLICE_GROUP_BITS) + 1;
+        let after = self.watermarks.get(group >> pair::SLICE_GROUP_BITS) + 1;
         for row in self.runs.range(run_key(group, after)..=run_key(group, u64::MAX)) {
-            block::posts_of(&row.value().map_err(map_err)?, pair::index(user), out)?;
+            block::decode_user_posts(&row.value().map_err(map_err)?, pair::index(user), out)?;
         }
         if let Some(row) = self.merged.get(user.0.to_be_bytes()).map_err(map_err)? {
-            for post in block::merged(&row) {
+            for post in block::decode_merged(&row) {
                 out.push(post?);
             }
         }
@@ -199,8 +201,9 @@ impl Disk {
         Ok(run)
     }
 
-    /// An ingestion flushes the memtable without fjall's journal keeping hearing of it. Rotating now and then lets it.
-    fn let_journal_go(&self) -> Result<()> {
+    /// An ingestion flushes the memtable, but fjall's journal isn't informed of that and would grow without bound.
+    /// Rotating the memtables lets fjall delete old journals.
+    fn rotate_journal(&self) -> Result<()> {
         if self.journaled.load(Ordering::Relaxed) > JOURNAL_BYTES {
             self.runs.rotate_memtable().map_err(map_err)?;
             self.state.rotate_memtable().map_err(map_err)?;
@@ -223,7 +226,7 @@ fn options() -> KeyspaceCreateOptions {
 
 fn runs_options() -> KeyspaceCreateOptions {
     options()
-        // They are read by range; filters would never be asked.
+        // Range reads don't use filters.
         .filter_policy(FilterPolicy::disabled())
         .data_block_size_policy(BlockSizePolicy::all(16 << 10))
         .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))

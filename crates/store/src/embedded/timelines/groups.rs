@@ -1,4 +1,4 @@
-//! Reading many timelines, group by group.
+//! Reading of timelines in bulk, group by group.
 
 use std::sync::Arc;
 
@@ -12,29 +12,30 @@ use super::{
 };
 use crate::{Result, embedded::database::map_err};
 
-/// All that is on disk of the groups of a range, ascending.
+/// An ascending cursor over the groups of a range on disk.
 pub(super) struct Groups {
     runs: Rows,
     merged: Rows,
-    marks: Arc<Vec<u64>>,
+    watermarks: Arc<Vec<u64>>,
     last_run: u64,
 }
 
-/// One group's users.
+/// One group of users.
 pub(super) struct Group {
-    /// Which.
+    /// The group's number.
     pub(super) number: u32,
-    /// Who has posts in blocks that aren't merged, one bit a user.
-    pub(super) fresh: u64,
-    /// How many such blocks there are.
+    /// The users that have posts in unmerged blocks, as a bit set.
+    pub(super) unmerged: u64,
+    /// Number of unmerged blocks.
     pub(super) blocks: u64,
 }
 
 impl Groups {
-    /// Reads the groups from `start` up to but not including `end`, of runs up to `last_run`.
+    /// Reads the groups from `start` to before `end`; `None` reads to the last group. Runs after `last_run` are
+    /// ignored.
     pub(super) fn new(disk: &Disk, start: u32, end: Option<u32>, last_run: u64) -> Result<Self> {
-        // In this order, see the invariant in `disk`.
-        let marks = disk.marks.all();
+        // The order matters: see the invariant in `disk`.
+        let watermarks = disk.watermarks.all();
         let first = run_key(start, 0);
         let runs = match end {
             Some(end) => disk.runs.range(first..run_key(end, 0)),
@@ -48,48 +49,48 @@ impl Groups {
         Ok(Self {
             runs: Rows::new(runs)?,
             merged: Rows::new(merged)?,
-            marks,
+            watermarks,
             last_run,
         })
     }
 
-    /// Puts the next group's pairs into `pairs`: ascending, each once.
+    /// Replaces `pairs` with the next group's pairs, ascending and without duplicates.
     pub(super) fn next(&mut self, pairs: &mut Vec<u64>) -> Result<Option<Group>> {
         pairs.clear();
-        let of_runs = self
+        let next_in_runs = self
             .runs
             .next
             .as_ref()
             .map(|(key, _)| read_run_key(key))
             .transpose()?
             .map(|(group, _)| group);
-        let of_merged = self
+        let next_in_merged = self
             .merged
             .next
             .as_ref()
             .map(|(key, _)| read_user_key(key))
             .transpose()?
             .map(pair::group);
-        let Some(number) = [of_runs, of_merged].into_iter().flatten().min() else {
+        let Some(number) = [next_in_runs, next_in_merged].into_iter().flatten().min() else {
             return Ok(None);
         };
         let mut group = Group {
             number,
-            fresh: 0,
+            unmerged: 0,
             blocks: 0,
         };
-        let mark = self
-            .marks
+        let watermark = self
+            .watermarks
             .get((number >> pair::SLICE_GROUP_BITS) as usize)
             .copied()
             .unwrap_or(0);
         while let Some((key, row)) = &self.runs.next {
-            let (of, run) = read_run_key(key)?;
-            if of != number {
+            let (group_number, run) = read_run_key(key)?;
+            if group_number != number {
                 break;
             }
-            if mark < run && run <= self.last_run {
-                group.fresh |= block::pairs(row, pairs)?;
+            if watermark < run && run <= self.last_run {
+                group.unmerged |= block::decode_pairs(row, pairs)?;
                 group.blocks += 1;
             }
             self.runs.advance()?;
@@ -99,7 +100,7 @@ impl Groups {
             if pair::group(user) != number {
                 break;
             }
-            for post in block::merged(row) {
+            for post in block::decode_merged(row) {
                 pairs.push(pair::in_group(pair::index(user), post?));
             }
             self.merged.advance()?;
@@ -110,8 +111,9 @@ impl Groups {
     }
 }
 
-/// The part of one user's posts, ascending, that is kept: the newest, and not older than the oldest kept post.
-pub(super) fn kept(posts: &[u64], oldest: u64, entries_max: usize) -> &[u64] {
+/// The posts of one user that the retention keeps: the newest `entries_max` that are not smaller than `oldest`.
+/// `posts` must be ascending.
+pub(super) fn retained(posts: &[u64], oldest: u64, entries_max: usize) -> &[u64] {
     let posts = &posts[posts.partition_point(|p| pair::post(*p) < oldest)..];
     &posts[posts.len().saturating_sub(entries_max)..]
 }

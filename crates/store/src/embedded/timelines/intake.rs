@@ -1,4 +1,4 @@
-//! The two buffers: one being filled, one being written.
+//! The two buffers: one is filled while the other is flushed.
 
 use std::{
     sync::Arc,
@@ -12,32 +12,32 @@ use tokio::sync::Notify;
 use super::buffer::Buffer;
 use crate::{Durable, Error, ErrorKind, Result, embedded::shared_error::SharedError};
 
-/// Takes deliveries in and hands them out in runs.
+/// Accepts deliveries and passes them to the flusher in runs.
 ///
-/// *Invariant:* a delivery taken in is in `filling`, then in `flushing`, and leaves that only after it can be read from disk,
-/// or after everyone who waits was told that it can't be written.
+/// *Invariant:* an accepted delivery is in `filling`, then in `flushing`, and leaves `flushing` only after it is
+/// readable on disk or its waiters have received the write error.
 pub(super) struct Intake {
     state: Mutex<State>,
     /// Wakes the flusher.
     work: Condvar,
-    /// Wakes those who wait for room.
-    room: Notify,
+    /// Wakes callers of `put` that wait for capacity.
+    capacity: Notify,
     run_pairs_max: usize,
-    when: FlushWhen,
+    policy: FlushPolicy,
 }
 
-/// When a run that has room left is written.
-pub(super) struct FlushWhen {
-    /// It is so old.
+/// When a run is flushed before it is full.
+pub(super) struct FlushPolicy {
+    /// Maximum age of a run.
     pub(super) interval: Duration,
-    /// It has so many chunks, and is small.
+    /// Number of chunks after which a small run is flushed.
     pub(super) chunks: usize,
-    /// So many pairs at most are small.
+    /// Maximum number of pairs of a small run.
     pub(super) small_pairs_max: usize,
 }
 
-impl FlushWhen {
-    fn has_enough(&self, run: &Buffer) -> bool {
+impl FlushPolicy {
+    fn reached_chunk_limit(&self, run: &Buffer) -> bool {
         run.chunks() >= self.chunks && run.pairs() <= self.small_pairs_max
     }
 }
@@ -46,10 +46,10 @@ impl FlushWhen {
 struct State {
     filling: Buffer,
     flushing: Option<Arc<Buffer>>,
-    /// An empty buffer that has its memory already.
+    /// An empty buffer with allocated memory.
     spare: Option<Buffer>,
-    /// Someone waits for room or for the flush.
-    hurry: bool,
+    /// A caller waits for capacity: flush without waiting for the policy.
+    flush_requested: bool,
     closing: bool,
     failed: Option<SharedError>,
 }
@@ -57,7 +57,7 @@ struct State {
 impl State {
     fn check(&self) -> Result<()> {
         match &self.failed {
-            Some(failure) => Err(failure.error()),
+            Some(error) => Err(error.error()),
             None if self.closing => Err(Error::new(ErrorKind::Unavailable, "the timelines are closed")),
             None => Ok(()),
         }
@@ -65,25 +65,26 @@ impl State {
 }
 
 impl Intake {
-    /// Two empty buffers.
-    pub(super) fn new(run_pairs_max: usize, when: FlushWhen) -> Self {
+    /// Creates two empty buffers.
+    pub(super) fn new(run_pairs_max: usize, policy: FlushPolicy) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
-            room: Notify::new(),
+            capacity: Notify::new(),
             run_pairs_max,
-            when,
+            policy,
         }
     }
 
-    /// Takes a post in; waits while both buffers are full.
+    /// Accepts a chunk: one post and its recipients. Waits while both buffers are full. The returned future resolves
+    /// when the chunk is durable.
     pub(super) async fn put(&self, post: u64, recipients: &Recipients) -> Result<Durable> {
         loop {
-            let room = self.room.notified();
+            let capacity = self.capacity.notified();
             if let Some(durable) = self.try_put(post, recipients)? {
                 return Ok(durable);
             }
-            room.await;
+            capacity.await;
         }
     }
 
@@ -95,18 +96,19 @@ impl Intake {
         if fits {
             state.filling.push(post, recipients);
         } else {
-            state.hurry = true;
+            state.flush_requested = true;
         }
         let durable = fits.then(|| state.filling.durable());
-        let enough = self.when.has_enough(&state.filling);
+        let at_chunk_limit = self.policy.reached_chunk_limit(&state.filling);
         drop(state);
-        if before == 0 || !fits || enough {
+        if before == 0 || !fits || at_chunk_limit {
             self.work.notify_one();
         }
         Ok(durable)
     }
 
-    /// Adds a user's posts in the buffers to `out`. Look on the disk *after* this, so that none is missed on its way there.
+    /// Appends a user's posts in the buffers to `out`. Read the disk *after* this call: a run that is flushed in
+    /// between would be missed otherwise.
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
         let flushing = {
             let state = self.state.lock();
@@ -118,7 +120,8 @@ impl Intake {
         }
     }
 
-    /// Waits for the next run to write: the buffer is full, old enough, has enough chunks, or is wanted. `None` when closed and all is written.
+    /// Waits for the next run to flush: until the buffer is full, the policy applies or a flush is requested. `None`
+    /// when the intake is closed and empty.
     pub(super) fn next(&self) -> Option<Arc<Buffer>> {
         let mut state = self.state.lock();
         loop {
@@ -129,29 +132,29 @@ impl Intake {
                 self.work.wait(&mut state);
                 continue;
             };
-            let due = since + self.when.interval;
-            if state.hurry
+            let due = since + self.policy.interval;
+            if state.flush_requested
                 || state.closing
                 || state.filling.pairs() >= self.run_pairs_max
-                || self.when.has_enough(&state.filling)
+                || self.policy.reached_chunk_limit(&state.filling)
                 || Instant::now() >= due
             {
                 break;
             }
             self.work.wait_until(&mut state, due);
         }
-        state.hurry = false;
+        state.flush_requested = false;
         let empty = state.spare.take().unwrap_or_default();
         let full = Arc::new(std::mem::replace(&mut state.filling, empty));
         state.flushing = Some(Arc::clone(&full));
         drop(state);
-        self.room.notify_waiters();
+        self.capacity.notify_waiters();
         Some(full)
     }
 
-    /// The run can be read from disk now, or it can't be written. `fatal`: nothing can be written from now on.
-    /// The memory is kept for the next run when `reuse` says so.
-    pub(super) fn done(
+    /// Reports the result of flushing a run. On success the run must be readable on disk. A `fatal` error fails all
+    /// later deliveries. `reuse` keeps the run's memory for the next run.
+    pub(super) fn finish_flush(
         &self,
         run: Arc<Buffer>,
         outcome: std::result::Result<(), SharedError>,
@@ -159,39 +162,39 @@ impl Intake {
         reuse: bool,
     ) {
         let mut state = self.state.lock();
-        if let (true, Err(failure)) = (fatal, &outcome) {
-            state.failed.get_or_insert_with(|| failure.clone());
+        if let (true, Err(error)) = (fatal, &outcome) {
+            state.failed.get_or_insert_with(|| error.clone());
         }
         state.flushing = None;
         drop(state);
         run.resolve(outcome);
-        // A reader may hold it still; then it is dropped by that one.
+        // A reader may still hold the run; then the reader drops it.
         let spare = Arc::try_unwrap(run).ok().filter(|_| reuse).map(Buffer::reuse);
         self.state.lock().spare = spare;
-        self.room.notify_waiters();
+        self.capacity.notify_waiters();
     }
 
-    /// Refuses deliveries from now on; what was taken in is still written.
+    /// Rejects new deliveries; accepted deliveries are still flushed.
     pub(super) fn close(&self) {
         self.state.lock().closing = true;
         self.work.notify_one();
-        self.room.notify_waiters();
+        self.capacity.notify_waiters();
     }
 
-    /// The flusher is gone: nothing that is still here will be written.
-    pub(super) fn abandon(&self, failure: &SharedError) {
+    /// Fails all deliveries that are not flushed, because the flusher has ended.
+    pub(super) fn abandon(&self, error: &SharedError) {
         let mut state = self.state.lock();
-        state.failed.get_or_insert_with(|| failure.clone());
+        state.failed.get_or_insert_with(|| error.clone());
         state.closing = true;
-        let left = [
+        let unflushed = [
             Some(Arc::new(std::mem::take(&mut state.filling))),
             state.flushing.take(),
         ];
         drop(state);
-        for buffer in left.into_iter().flatten() {
-            buffer.resolve(Err(failure.clone()));
+        for buffer in unflushed.into_iter().flatten() {
+            buffer.resolve(Err(error.clone()));
         }
-        self.room.notify_waiters();
+        self.capacity.notify_waiters();
     }
 }
 
@@ -202,16 +205,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_run_with_many_chunks_is_written_at_once() {
-        let when = FlushWhen {
+    fn a_small_run_is_flushed_at_the_chunk_limit() {
+        let policy = FlushPolicy {
             interval: Duration::from_hours(1),
             chunks: 3,
             small_pairs_max: 10,
         };
-        let intake = Intake::new(1_000, when);
+        let intake = Intake::new(1_000, policy);
         let put =
             |post| drop(block_on(intake.put(post, &Recipients::from_sorted((1..=2).map(UserKey)))).unwrap());
-        // Many times, so that some of them meet one who waits already.
+        // Repeated so that some rounds find the flusher already waiting.
         for _ in 0..100 {
             std::thread::scope(|scope| {
                 put(1);
@@ -221,25 +224,25 @@ mod tests {
                 put(3);
                 let run = next.join().unwrap().unwrap();
                 assert_eq!(run.chunks(), 3);
-                intake.done(run, Ok(()), false, false);
+                intake.finish_flush(run, Ok(()), false, false);
             });
         }
     }
 
     #[test]
-    fn a_large_run_waits_for_more() {
-        let when = FlushWhen {
+    fn a_large_run_ignores_the_chunk_limit() {
+        let policy = FlushPolicy {
             interval: Duration::ZERO,
             chunks: 3,
             small_pairs_max: 10,
         };
         let mut run = Buffer::default();
         for post in 1..=3 {
-            assert!(!when.has_enough(&run));
+            assert!(!policy.reached_chunk_limit(&run));
             run.push(post, &Recipients::from_sorted((1..=3).map(UserKey)));
         }
-        assert!(when.has_enough(&run));
+        assert!(policy.reached_chunk_limit(&run));
         run.push(4, &Recipients::from_sorted((1..=3).map(UserKey)));
-        assert!(!when.has_enough(&run));
+        assert!(!policy.reached_chunk_limit(&run));
     }
 }

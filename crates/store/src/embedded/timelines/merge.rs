@@ -1,8 +1,8 @@
-//! Merging a user's many blocks into one row, and trimming it.
+//! Merging of a user's blocks into one row, and trimming of that row to the retention.
 //!
-//! A slice of users is merged in one go: their blocks and old rows are read in order, the new rows are written by one
-//! ingestion, and only then the slice's mark is raised. A crash anywhere between leaves posts in both places, and readers
-//! leave repeats out.
+//! One merge covers a slice of users: it reads their blocks and old rows in order, writes the new rows by one
+//! ingestion, and then raises the slice's merge watermark. After a crash before the watermark is raised, posts are in
+//! both places; readers drop duplicates.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Config, block,
     disk::Disk,
-    groups::{Groups, kept},
+    groups::{Groups, retained},
     keys::read_run_key,
     pair,
 };
@@ -23,21 +23,22 @@ use crate::{Result, embedded::database::map_err};
 /// Groups of one slice.
 const SLICE_GROUPS: u32 = 1 << pair::SLICE_GROUP_BITS;
 
-/// Decides what to merge and when.
+/// Schedules and runs merges.
 #[derive(Default)]
 pub(super) struct Merger {
     state: Mutex<State>,
     wake: Condvar,
-    /// Held while a slice is merged. Of two merges of one slice at once, the one that ends last would write rows over the
-    /// other's that lack the runs it came too early to see, and the mark already says that they are merged.
+    /// Held during a merge. If two merges of a slice overlapped, the one that ends last could overwrite rows of the
+    /// other with rows that lack the newest runs, although the watermark covers these runs.
     merging: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Blocks that wait to be merged, by slice.
+    /// Number of unmerged blocks by slice.
     blocks: BTreeMap<u32, u64>,
-    /// The slice that was merged last; the next one comes after it, so that the merged rows are written in order.
+    /// The slice that was merged last. Slices are merged in ascending order so that merged rows are written in key
+    /// order.
     last: u32,
     closing: bool,
 }
@@ -58,8 +59,8 @@ impl State {
 }
 
 impl Merger {
-    /// Counts blocks that were written, by slice.
-    pub(super) fn add(&self, blocks: &BTreeMap<u32, u64>) {
+    /// Adds newly written blocks, by slice, to the number of unmerged blocks.
+    pub(super) fn add_blocks(&self, blocks: &BTreeMap<u32, u64>) {
         let mut state = self.state.lock();
         for (slice, count) in blocks {
             *state.blocks.entry(*slice).or_default() += count;
@@ -68,27 +69,27 @@ impl Merger {
         self.wake.notify_one();
     }
 
-    /// Ends [`run`](Self::run).
+    /// Stops [`run`](Self::run).
     pub(super) fn close(&self) {
         self.state.lock().closing = true;
         self.wake.notify_one();
     }
 
-    /// Merges what is due, until closed, resting in between.
+    /// Merges slices with enough unmerged blocks until closed. Sleeps between merges to limit the use of the processor.
     pub(super) fn run(&self, disk: &Disk, config: &Config) {
-        if let Err(error) = self.count(disk) {
-            tracing::warn!(%error, "could not count the blocks to merge");
+        if let Err(error) = self.count_blocks(disk) {
+            tracing::warn!(%error, "could not count the unmerged blocks");
         }
         let blocks_min = u64::from(config.merge_blocks_min) * u64::from(SLICE_GROUPS);
-        while let Some(slice) = self.next(blocks_min) {
+        while let Some(slice) = self.next_slice(blocks_min) {
             let start = Instant::now();
             if let Err(error) = self.merge(disk, config, slice) {
-                // The blocks stay; they are counted again so that it is tried again, not at once.
-                tracing::warn!(%error, slice, "could not merge timelines");
-                self.rest(Duration::from_secs(10));
+                // `merge` restores the count of unmerged blocks, so the merge is retried after a pause.
+                tracing::warn!(%error, slice, "could not merge the timelines of a slice");
+                self.sleep(Duration::from_secs(10));
             }
             let percent = u32::from(config.merge_busy_percent.clamp(1, 100));
-            self.rest(start.elapsed() * (100 - percent) / percent);
+            self.sleep(start.elapsed() * (100 - percent) / percent);
         }
     }
 
@@ -101,31 +102,31 @@ impl Merger {
         })
     }
 
-    /// The slices that have blocks to merge.
+    /// The slices with unmerged blocks.
     pub(super) fn slices(&self) -> Vec<u32> {
         self.state.lock().blocks.keys().copied().collect()
     }
 
-    /// Counts the blocks that were there before, reading each row once.
-    pub(super) fn count(&self, disk: &Disk) -> Result<()> {
-        let marks = disk.marks.all();
+    /// Counts the unmerged blocks on disk after opening. Reads every key of `runs` once.
+    pub(super) fn count_blocks(&self, disk: &Disk) -> Result<()> {
+        let watermarks = disk.watermarks.all();
         let last_run = disk.last_run();
         let mut counts = BTreeMap::<u32, u64>::new();
         for row in disk.runs.iter() {
             let (group, run) = read_run_key(&row.key().map_err(map_err)?)?;
             let slice = group >> pair::SLICE_GROUP_BITS;
-            if run <= last_run && run > marks.get(slice as usize).copied().unwrap_or(0) {
+            if run <= last_run && run > watermarks.get(slice as usize).copied().unwrap_or(0) {
                 *counts.entry(slice).or_default() += 1;
             }
             if self.state.lock().closing {
                 break;
             }
         }
-        self.add(&counts);
+        self.add_blocks(&counts);
         Ok(())
     }
 
-    fn next(&self, blocks_min: u64) -> Option<u32> {
+    fn next_slice(&self, blocks_min: u64) -> Option<u32> {
         let mut state = self.state.lock();
         loop {
             if state.closing {
@@ -138,7 +139,7 @@ impl Merger {
         }
     }
 
-    fn rest(&self, pause: Duration) {
+    fn sleep(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut state = self.state.lock();
         while !state.closing && !self.wake.wait_until(&mut state, until).timed_out() {}
@@ -146,29 +147,29 @@ impl Merger {
 }
 
 fn merge_slice(disk: &Disk, slice: u32, entries_max: usize) -> Result<()> {
-    let upto = disk.last_run();
+    let last_run = disk.last_run();
     let oldest = disk.oldest();
     let start = slice << pair::SLICE_GROUP_BITS;
     // The last slice ends with the last group.
     let end = start
         .checked_add(SLICE_GROUPS)
         .filter(|end| *end <= u32::MAX >> pair::GROUP_BITS);
-    let mut groups = Groups::new(disk, start, end, upto)?;
+    let mut groups = Groups::new(disk, start, end, last_run)?;
     let mut ingestion = disk.merged.start_ingestion().map_err(map_err)?;
     let (mut pairs, mut row) = (Vec::new(), Vec::new());
     while let Some(group) = groups.next(&mut pairs)? {
         for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
             let index = pair::user_in_group(posts[0]);
-            if group.fresh >> index & 1 == 0 {
+            if group.unmerged >> index & 1 == 0 {
                 continue;
             }
             row.clear();
-            let posts = kept(posts, oldest, entries_max);
+            let posts = retained(posts, oldest, entries_max);
             block::encode_merged(posts.iter().rev().map(|p| pair::post(*p)), &mut row);
             let key = pair::user(group.number, index).0.to_be_bytes();
             ingestion.write(key, &row[..]).map_err(map_err)?;
         }
     }
     ingestion.finish().map_err(map_err)?;
-    disk.raise_mark(slice, upto)
+    disk.raise_watermark(slice, last_run)
 }

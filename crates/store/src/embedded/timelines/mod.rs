@@ -1,10 +1,11 @@
-//! Timelines: deliveries gathered in memory, sorted, and written as packed blocks in runs.
+//! Timelines: deliveries are buffered in memory, sorted, and flushed to disk as runs of packed blocks.
 //!
-//! Writing a row a delivery costs microseconds each; a run of sorted blocks costs tens of nanoseconds. JetStream is the
-//! write-ahead log: a message is acknowledged when the run that has its deliveries is synced, and comes again otherwise.
+//! A row for each delivery would cost microseconds; a delivery in a run of sorted blocks costs tens of nanoseconds.
+//! JetStream is the write-ahead log: a message is acknowledged after the run with its deliveries is fsynced, and
+//! redelivered otherwise.
 //!
-//! The way of a delivery: [`intake`] (readable at once) → [`disk`] by the flusher thread (durable) → merged into one row a user
-//! by the merger thread ([`merge`]).
+//! Path of a delivery: [`intake`] (readable immediately) → [`disk`], written by the flusher thread (durable) → one
+//! merged row for each user, written by the merger thread ([`merge`]).
 
 mod block;
 mod buffer;
@@ -12,8 +13,8 @@ mod disk;
 mod groups;
 mod intake;
 mod keys;
-mod marks;
 mod merge;
+mod merge_watermarks;
 mod pair;
 #[cfg(test)]
 mod tests;
@@ -28,34 +29,37 @@ use serde::{Deserialize, Serialize};
 use self::{
     buffer::Buffer,
     disk::Disk,
-    groups::{Groups, kept},
-    intake::{FlushWhen, Intake},
+    groups::{Groups, retained},
+    intake::{FlushPolicy, Intake},
     merge::Merger,
 };
 use super::{dir::io_error, shared_error::SharedError, space::Space};
 use crate::{Durable, Error, ErrorKind, Result, Timelines};
 
-/// How timelines are written and kept.
+/// Configuration of the timelines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The longest time a delivery waits in memory before its run is written, milliseconds, at most 1,000. A message that
-    /// is delivered is acknowledged no sooner than its run is written, so it must be well below the consumer's ack wait.
+    /// Maximum age of a run in memory before it is flushed, in milliseconds, at most 1,000. A message is acknowledged
+    /// only after its run is flushed, so this must be well below the consumer's ack wait.
     pub flush_interval_ms: u64,
-    /// Chunks after which a small run is written at once, at least 1. All who wait for a run go on when it is written, and so
-    /// many acknowledgements together keep everybody else's messages waiting.
+    /// Number of chunks after which a small run is flushed, at least 1. A larger number acknowledges more messages in
+    /// one burst, which delays other messages.
     pub flush_chunks: usize,
-    /// Deliveries in one run at most. There are two runs in memory, 8 to 16 bytes a delivery; more deliveries wait.
+    /// Maximum number of deliveries in one run. Two runs are in memory, at 8 to 16 bytes for each delivery; further
+    /// deliveries wait.
     pub run_pairs_max: usize,
-    /// Runs of at most so many deliveries are written as a batch to the journal, larger ones as a sorted table.
+    /// Maximum number of deliveries in a small run. A small run is written to the journal, a larger run as a sorted
+    /// table.
     pub small_run_pairs_max: usize,
-    /// Entries that a timeline keeps: the newest ones.
+    /// Maximum number of entries in a timeline; older entries are dropped.
     pub entries_max: usize,
-    /// Memory for blocks that were read from disk, MiB.
+    /// Size of the block cache in MiB.
     pub cache_mb: u64,
-    /// Blocks that a user has on average before they are merged into one row. Fewer: faster reads, more writing.
+    /// Average number of unmerged blocks for each user at which a slice is merged. A smaller number makes reads faster
+    /// and causes more writes.
     pub merge_blocks_min: u32,
-    /// The most that merging may take of one core, percent.
+    /// Maximum share of one core that merging uses, in percent.
     pub merge_busy_percent: u8,
 }
 
@@ -74,7 +78,7 @@ impl Default for Config {
     }
 }
 
-/// The timelines of the embedded engine.
+/// The embedded engine's [`Timelines`](crate::Timelines).
 pub struct EmbeddedTimelines {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -89,15 +93,15 @@ struct Shared {
 }
 
 impl EmbeddedTimelines {
-    /// Opens the timelines, making them when they aren't there.
+    /// Opens the timelines; creates them if they don't exist.
     pub(crate) fn open(dir: &Path, config: &Config, space: Arc<Space>) -> Result<Self> {
-        let when = FlushWhen {
+        let policy = FlushPolicy {
             interval: Duration::from_millis(config.flush_interval_ms.min(1_000)),
             chunks: config.flush_chunks.max(1),
             small_pairs_max: config.small_run_pairs_max,
         };
         let shared = Arc::new(Shared {
-            intake: Intake::new(config.run_pairs_max, when),
+            intake: Intake::new(config.run_pairs_max, policy),
             disk: Disk::open(dir, config)?,
             merger: Merger::default(),
             config: config.clone(),
@@ -114,13 +118,14 @@ impl EmbeddedTimelines {
         Ok(store)
     }
 
-    /// Posts less than this one are no longer shown, and dropped when their timeline is merged. It never goes back.
-    /// Meant to be raised as posts pass the age that timelines keep (30 days). Durable on return.
+    /// Hides posts with smaller ids from now on; merging drops them from disk. A value smaller than an earlier one is
+    /// ignored. Called when posts pass the retention of timelines. Durable on return.
     pub fn set_oldest(&self, post: PostId) -> Result<()> {
         self.shared.disk.set_oldest(post.0)
     }
 
-    /// Merges every user's blocks now. For tests and maintenance: it is done in the background anyway.
+    /// Merges the blocks of all users now. For tests and maintenance; the merger thread does the same in the
+    /// background.
     pub fn merge_all(&self) -> Result<()> {
         let shared = &self.shared;
         shared
@@ -130,7 +135,7 @@ impl EmbeddedTimelines {
             .try_for_each(|slice| shared.merger.merge(&shared.disk, &shared.config, slice))
     }
 
-    /// Writes what is in memory and ends the threads; later deliveries are refused.
+    /// Flushes the buffers and stops the threads; later deliveries are rejected.
     pub(crate) fn close(&self) -> Result<()> {
         self.shared.intake.close();
         self.shared.merger.close();
@@ -168,15 +173,15 @@ impl Drop for EmbeddedTimelines {
 }
 
 impl Shared {
-    /// Writes run after run, until closed.
+    /// Flushes runs until closed.
     fn flush(&self) {
-        // Whatever ends this, nobody waits for ever.
-        let _abandon = Abandon(&self.intake);
+        // Fails pending deliveries even if this thread panics.
+        let _abandon = AbandonOnDrop(&self.intake);
         while let Some(run) = self.intake.next() {
             let small = run.pairs() <= self.config.small_run_pairs_max;
-            let outcome = self.write(&run, small);
-            // A full disk that a sorted table met is no harm: nothing of it is in the database. All else leaves unknown
-            // what is on disk.
+            let outcome = self.write_run(&run, small);
+            // If the disk is full while a sorted table is written, the database is unchanged. After any other error the
+            // state on disk is unknown.
             let fatal = outcome
                 .as_ref()
                 .is_err_and(|e| small || e.kind() != ErrorKind::Full);
@@ -184,27 +189,27 @@ impl Shared {
                 tracing::error!(
                     error = super::shared_error::with_sources(error),
                     fatal,
-                    "could not write a run of timelines"
+                    "could not flush a run of timelines"
                 );
             }
-            let outcome = outcome.map_err(|e| SharedError::new("the timelines can't be written", &e));
-            self.intake.done(run, outcome, fatal, !small);
+            let outcome = outcome.map_err(|e| SharedError::new("the timelines can't be flushed", &e));
+            self.intake.finish_flush(run, outcome, fatal, !small);
         }
     }
 
-    fn write(&self, run: &Buffer, small: bool) -> Result<()> {
+    fn write_run(&self, run: &Buffer, small: bool) -> Result<()> {
         let mut blocks = BTreeMap::<u32, u64>::new();
         let (mut slice, mut count) = (0, 0);
         self.disk.write_run(run, small, |group| {
-            let of = group >> pair::SLICE_GROUP_BITS;
-            if of != slice {
+            let group_slice = group >> pair::SLICE_GROUP_BITS;
+            if group_slice != slice {
                 *blocks.entry(slice).or_default() += count;
-                (slice, count) = (of, 0);
+                (slice, count) = (group_slice, 0);
             }
             count += 1;
         })?;
         *blocks.entry(slice).or_default() += count;
-        self.merger.add(&blocks);
+        self.merger.add_blocks(&blocks);
         Ok(())
     }
 
@@ -214,7 +219,7 @@ impl Shared {
         self.disk.posts_of(user, &mut posts)?;
         posts.sort_unstable();
         posts.dedup();
-        let posts = kept(&posts, self.disk.oldest(), self.config.entries_max);
+        let posts = retained(&posts, self.disk.oldest(), self.config.entries_max);
         let end = before.map_or(posts.len(), |before| posts.partition_point(|p| *p < before.0));
         Ok(posts[..end]
             .iter()
@@ -234,7 +239,7 @@ impl Shared {
         {
             for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
                 let user = pair::user(group.number, pair::user_in_group(posts[0]));
-                let posts = kept(posts, self.disk.oldest(), self.config.entries_max);
+                let posts = retained(posts, self.disk.oldest(), self.config.entries_max);
                 if Some(user) > after && !posts.is_empty() && found.len() < limit {
                     found.push((user, posts.iter().map(|p| PostId(pair::post(*p))).collect()));
                 }
@@ -269,15 +274,19 @@ impl Timelines for EmbeddedTimelines {
         tokio::task::spawn_blocking(move || shared.scan(after, limit))
             .await
             .map_err(|e| {
-                Error::with_source(ErrorKind::Unavailable, "a scan of the timelines was cut off", e)
+                Error::with_source(
+                    ErrorKind::Unavailable,
+                    "the task that scans the timelines ended early",
+                    e,
+                )
             })?
     }
 }
 
-/// Tells all who wait that the flusher is gone.
-struct Abandon<'a>(&'a Intake);
+/// Fails pending deliveries when the flusher thread ends.
+struct AbandonOnDrop<'a>(&'a Intake);
 
-impl Drop for Abandon<'_> {
+impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
         self.0.abandon(&SharedError::ended("the timelines are closed"));
     }

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 
 use super::*;
 
-/// Set for the child: the directory and the first post, separated by a space.
+/// Set for the child process: the directory and the first post id, separated by a space.
 const CHILD: &str = "HERALD_STORE_CRASH_CHILD";
 
 const USERS: u32 = 20_000;
@@ -15,7 +15,7 @@ const USERS: u32 = 20_000;
 fn config() -> Config {
     Config {
         flush_interval_ms: 5,
-        // Runs of both kinds, and merging all the time.
+        // Small and large runs, and continuous merging.
         small_run_pairs_max: 3_000,
         merge_blocks_min: 0,
         merge_busy_percent: 100,
@@ -23,15 +23,15 @@ fn config() -> Config {
     }
 }
 
-/// Who gets a post: few or many.
+/// The recipients of a post: 79 to all users.
 fn recipients_of(post: u64) -> Recipients {
     let step = 1 + (post.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
     recipients((1..USERS).step_by(step as usize))
 }
 
-/// Killed with -9 in the middle of its work, again and again, a store has all that it said to be durable.
+/// A store that is killed repeatedly while it writes keeps all durable deliveries.
 #[test]
-fn what_was_durable_survives_kill_9() {
+fn durable_deliveries_survive_kill_9() {
     if let Ok(task) = std::env::var(CHILD) {
         return child(&task);
     }
@@ -41,7 +41,7 @@ fn what_was_durable_survives_kill_9() {
         let first = round * 1_000_000 + 1;
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
-                "embedded::timelines::tests::crash::what_was_durable_survives_kill_9",
+                "embedded::timelines::tests::crash::durable_deliveries_survive_kill_9",
                 "--exact",
                 "--nocapture",
             ])
@@ -49,7 +49,7 @@ fn what_was_durable_survives_kill_9() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // Not at the same place each time.
+        // Each round is killed after a different number of posts.
         let enough = 40 + 37 * round as usize;
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let posts = lines
@@ -60,10 +60,10 @@ fn what_was_durable_survives_kill_9() {
         assert!(!child.wait().unwrap().success(), "the child was not killed");
         assert!(
             durable.iter().filter(|post| **post >= first).count() == enough,
-            "the child ended by itself"
+            "the child ended before it was killed"
         );
 
-        // Nothing runs meanwhile that could put right what is wrong.
+        // No merges, which could hide an error.
         let quiet = Config {
             merge_blocks_min: u32::MAX,
             entries_max: usize::MAX,
@@ -109,7 +109,7 @@ fn child(task: &str) {
             if waiting.len() >= 16 {
                 let post = waiting.next().await.unwrap();
                 let mut out = std::io::stdout().lock();
-                // The parent may have enough and have closed its end; then it kills.
+                // The parent may have closed the pipe already; it kills this process next.
                 let _ = writeln!(out, "durable {post}").and_then(|()| out.flush());
             }
         }

@@ -2,11 +2,11 @@ use std::{fs, path::PathBuf, process::Command};
 
 use super::*;
 
-/// A small file system in memory, gone when dropped.
+/// A small file system in memory; unmounted on drop.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// `None` where mounting isn't allowed.
+    /// `None` if mounting is not permitted.
     fn mount(at: &Path, mb: u32) -> Option<Self> {
         let size = format!("size={mb}m");
         let mounted = Command::new("mount")
@@ -25,7 +25,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Fills the disk by deliveries until one is refused. Answers with the posts that are durable.
+/// Delivers until a delivery fails. Returns the durable posts and the error.
 fn fill(timelines: &EmbeddedTimelines, first: u64) -> (Vec<u64>, Error) {
     let mut durable = Vec::new();
     for post in first..first + 1_000_000 {
@@ -40,10 +40,10 @@ fn fill(timelines: &EmbeddedTimelines, first: u64) -> (Vec<u64>, Error) {
             Err(error) => return (durable, error),
         }
     }
-    panic!("the disk was never full");
+    panic!("the disk did not become full");
 }
 
-fn has(timelines: &EmbeddedTimelines, durable: &[u64]) {
+fn assert_all_readable(timelines: &EmbeddedTimelines, durable: &[u64]) {
     for user in [1, 50_000, 100_000] {
         let found = newest(timelines, user, None, usize::MAX);
         assert!(durable.iter().all(|post| found.contains(post)), "user {user}");
@@ -51,7 +51,7 @@ fn has(timelines: &EmbeddedTimelines, durable: &[u64]) {
 }
 
 #[test]
-fn a_full_disk_refuses_and_loses_nothing() {
+fn a_full_disk_rejects_deliveries_and_loses_none() {
     let dir = tempfile::tempdir().unwrap();
     let Some(_disk) = SmallDisk::mount(dir.path(), 96) else {
         eprintln!("skipped: mounting a small file system is not permitted here");
@@ -67,17 +67,17 @@ fn a_full_disk_refuses_and_loses_nothing() {
     let ballast = dir.path().join("ballast");
     let fill_up = || fs::write(&ballast, vec![1; 40 << 20]).unwrap();
 
-    // With a reserve it is refused in time, and goes on when there is room.
+    // With a reserve, deliveries fail before the disk is full and succeed again when space is available.
     fill_up();
     let space = Arc::new(Space::new(dir.path(), 24));
     let timelines = EmbeddedTimelines::open(&data, &config, space).unwrap();
     let (mut durable, error) = fill(&timelines, 1);
     assert_eq!(error.kind(), ErrorKind::Full);
     assert!(!durable.is_empty());
-    has(&timelines, &durable);
+    assert_all_readable(&timelines, &durable);
     fs::remove_file(&ballast).unwrap();
     let more = durable.len() as u64 + 2;
-    // The last look at the free space may be a moment old.
+    // The cached free space may be stale.
     let until = std::time::Instant::now() + Duration::from_secs(10);
     loop {
         match block_on(async {
@@ -95,7 +95,8 @@ fn a_full_disk_refuses_and_loses_nothing() {
     }
     drop(timelines);
 
-    // Without one the disk runs full in the middle; opened again with room, all that was durable is there.
+    // Without a reserve, the disk becomes full during a flush. After space is freed and the store is reopened, all
+    // durable deliveries are readable.
     fill_up();
     let timelines = open(&data, &config);
     let (late, error) = fill(&timelines, more + 1);
@@ -107,7 +108,7 @@ fn a_full_disk_refuses_and_loses_nothing() {
     drop(timelines);
     fs::remove_file(&ballast).unwrap();
     let timelines = open(&data, &config);
-    has(&timelines, &durable);
+    assert_all_readable(&timelines, &durable);
     let last = durable.last().unwrap() + 2;
     block_on(async {
         timelines

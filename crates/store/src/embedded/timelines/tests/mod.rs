@@ -1,4 +1,4 @@
-//! Timelines against a simple model, against themselves while they change, against kill -9 and against a full disk.
+//! Tests of the timelines: against a model, under concurrent flushes and merges, after kill -9 and on a full disk.
 
 mod crash;
 mod full;
@@ -27,7 +27,7 @@ fn newest(timelines: &EmbeddedTimelines, user: u32, before: Option<u64>, limit: 
 #[test]
 fn a_delivery_is_readable_before_it_is_durable() {
     let dir = tempfile::tempdir().unwrap();
-    // So long that the run is not written before it is read.
+    // Long enough that the first reads happen before the flush.
     let config = Config {
         flush_interval_ms: 1_000,
         ..Config::default()
@@ -43,7 +43,7 @@ fn a_delivery_is_readable_before_it_is_durable() {
 }
 
 #[test]
-fn delivering_waits_while_both_runs_are_full() {
+fn deliver_waits_while_both_runs_are_full() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
         run_pairs_max: 10,
@@ -64,7 +64,7 @@ fn delivering_waits_while_both_runs_are_full() {
 }
 
 #[test]
-fn a_chunk_larger_than_a_run_is_taken() {
+fn a_chunk_larger_than_a_run_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let timelines = open(
         dir.path(),
@@ -85,7 +85,7 @@ fn a_chunk_larger_than_a_run_is_taken() {
 }
 
 #[test]
-fn closed_timelines_have_written_all_and_take_no_more() {
+fn close_flushes_all_deliveries_and_rejects_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
         flush_interval_ms: 1_000,
@@ -102,7 +102,7 @@ fn closed_timelines_have_written_all_and_take_no_more() {
 }
 
 #[test]
-fn a_post_id_that_does_not_fit_is_refused() {
+fn a_post_id_above_the_maximum_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let timelines = open(dir.path(), &Config::default());
     let refused = block_on(timelines.deliver(PostId(1 << 56), recipients([3])))
@@ -112,7 +112,7 @@ fn a_post_id_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn merged_blocks_leave_the_disk() {
+fn compaction_removes_merged_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
         small_run_pairs_max: 0,
@@ -141,9 +141,9 @@ fn merged_blocks_leave_the_disk() {
     assert_eq!(newest(&timelines, 500, None, 3), [21, 20, 19]);
 }
 
-/// While runs are written and merged, no delivery is out of sight for a moment.
+/// A delivery stays readable at every moment while runs are flushed and merged.
 #[test]
-fn nothing_is_out_of_sight_on_its_way() {
+fn deliveries_stay_readable_during_flush_and_merge() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
         flush_interval_ms: 0,
@@ -159,32 +159,32 @@ fn nothing_is_out_of_sight_on_its_way() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for post in 1..=900 {
-                // Now and then a run that goes in as a table.
+                // Every eighth run is large enough for a sorted table.
                 let users = if post % 8 == 0 { 1..=1_000 } else { 1..=10 };
                 let durable = block_on(timelines.deliver(PostId(post), recipients(users))).unwrap();
                 delivered.store(post, order);
-                // So that there are many short runs to catch on their way.
+                // Waiting here makes many short runs.
                 block_on(durable).unwrap();
             }
         });
         loop {
-            let least = delivered.load(order);
+            let expected_min = delivered.load(order);
             let found = newest(&timelines, 5, None, usize::MAX);
             assert!(
-                found.len() as u64 >= least,
-                "{} of {least} are there",
+                found.len() as u64 >= expected_min,
+                "{} of {expected_min} are readable",
                 found.len()
             );
-            if least == 900 {
+            if expected_min == 900 {
                 break;
             }
         }
     });
 }
 
-/// Merging by hand and in the background at once, while runs are written, loses nothing.
+/// Concurrent calls of `merge_all` and the merger thread lose no delivery while runs are flushed.
 #[test]
-fn merges_at_once_lose_nothing() {
+fn concurrent_merges_lose_no_delivery() {
     const POSTS: u64 = 300;
     let dir = tempfile::tempdir().unwrap();
     let config = Config {

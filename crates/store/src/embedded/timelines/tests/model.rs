@@ -4,13 +4,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Entries that the tested timelines keep.
+/// `entries_max` of the tested timelines.
 const ENTRIES_MAX: usize = 6;
 
 #[derive(Debug, Clone)]
 enum Step {
     Deliver(u64, BTreeSet<u32>),
-    /// Waits until all is durable.
+    /// Waits until all deliveries are durable.
     Flush,
     Reopen,
     Merge,
@@ -19,7 +19,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Few enough to meet again, over the borders of groups, parts and slices.
+    // Few users, so that they repeat, on both sides of the boundaries of groups, partitions and slices.
     let user = prop_oneof![
         0_u32..6,
         62_u32..67,
@@ -54,7 +54,7 @@ impl Model {
             .collect()
     }
 
-    fn agrees(&self, timelines: &EmbeddedTimelines, durable: bool) -> std::result::Result<(), TestCaseError> {
+    fn check(&self, timelines: &EmbeddedTimelines, durable: bool) -> std::result::Result<(), TestCaseError> {
         for user in self.timelines.keys().copied().chain([7, 100_000]) {
             let expected = self.newest(user);
             prop_assert_eq!(
@@ -98,7 +98,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn timelines_are_what_a_map_of_sets_is(
+    fn timelines_behave_like_a_map_of_sets(
         steps in steps(),
         small_run_pairs_max in prop_oneof![Just(0_usize), Just(12), Just(1_000)],
         merge_blocks_min in prop_oneof![Just(0_u32), Just(u32::MAX)],
@@ -137,11 +137,11 @@ proptest! {
                     model.oldest = model.oldest.max(post);
                 }
             }
-            model.agrees(&timelines, waiting.is_empty())?;
+            model.check(&timelines, waiting.is_empty())?;
         }
         for durable in waiting {
             block_on(durable).unwrap();
         }
-        model.agrees(&timelines, true)?;
+        model.check(&timelines, true)?;
     }
 }

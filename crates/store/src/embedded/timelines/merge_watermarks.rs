@@ -1,4 +1,4 @@
-//! How far each slice of users is merged.
+//! Merge watermarks: how far each slice of users is merged.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -8,13 +8,13 @@ use fjall::compaction::filter::{
 
 use super::{keys::read_run_key, pair};
 
-/// By slice: blocks of runs up to this one are merged.
+/// For each slice, the last run whose blocks are merged.
 #[derive(Default)]
-pub(super) struct Marks(RwLock<Arc<Vec<u64>>>);
+pub(super) struct MergeWatermarks(RwLock<Arc<Vec<u64>>>);
 
-impl Marks {
-    /// The mark of one slice, 0 when nothing is merged.
-    pub(super) fn of(&self, slice: u32) -> u64 {
+impl MergeWatermarks {
+    /// The watermark of a slice; 0 if nothing is merged.
+    pub(super) fn get(&self, slice: u32) -> u64 {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -23,29 +23,29 @@ impl Marks {
             .unwrap_or(0)
     }
 
-    /// All of them, as they are now.
+    /// A snapshot of all watermarks, indexed by slice.
     pub(super) fn all(&self) -> Arc<Vec<u64>> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes that a slice is merged up to a run.
+    /// Raises the watermark of a slice; a smaller value is ignored.
     pub(super) fn raise(&self, slice: u32, run: u64) {
-        let mut marks = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let marks = Arc::make_mut(&mut marks);
+        let mut watermarks = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let watermarks = Arc::make_mut(&mut watermarks);
         let slice = slice as usize;
-        if slice >= marks.len() {
-            marks.resize(slice + 1, 0);
+        if slice >= watermarks.len() {
+            watermarks.resize(slice + 1, 0);
         }
-        marks[slice] = marks[slice].max(run);
+        watermarks[slice] = watermarks[slice].max(run);
     }
 
-    /// Makes the filters that let compaction drop what is merged.
+    /// Creates the compaction filter that drops merged blocks.
     pub(super) fn factory(self: &Arc<Self>) -> Arc<dyn Factory> {
         Arc::new(DropMerged(Arc::clone(self)))
     }
 }
 
-struct DropMerged(Arc<Marks>);
+struct DropMerged(Arc<MergeWatermarks>);
 
 impl Factory for DropMerged {
     fn name(&self) -> &'static str {
@@ -64,9 +64,9 @@ impl CompactionFilter for Filter {
         let merged = read_run_key(item.key()).is_ok_and(|(group, run)| {
             self.0
                 .get((group >> pair::SLICE_GROUP_BITS) as usize)
-                .is_some_and(|mark| run <= *mark)
+                .is_some_and(|watermark| run <= *watermark)
         });
-        // Keys are written once, so no tombstone is needed.
+        // No tombstone is needed because a key is written once.
         Ok(if merged { Verdict::Destroy } else { Verdict::Keep })
     }
 }
