@@ -1,4 +1,4 @@
-//! Reading all that the ledger has, for whoever checks it.
+//! Reading of complete plans for the auditor.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use herald_model::{Channel, ChunkId, PostId};
 
 use super::{
     Ledger,
-    row::{self, Kind},
+    row::{self, RowKind},
 };
 use crate::{ChunkState, PlannedSlice, PostPlan, RecordedOutcome, Result, embedded::database::map_err};
 
 impl Ledger {
-    /// Posts with rows, each found by one look at where its rows would begin.
+    /// Lists posts that have rows, ascending. Each post costs one range read that skips the rest of its rows.
     pub(super) fn posts_after(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
         let mut posts = Vec::new();
-        // Not over what was removed: that takes as long as what is there.
+        // Skips the trimmed range: reading tombstones takes as long as reading rows.
         let mut from = after
             .map_or(0, |post| post.0.saturating_add(1))
             .max(self.trim_watermark.first().0);
@@ -31,25 +31,25 @@ impl Ledger {
         Ok(posts)
     }
 
-    /// All rows of a post, from one snapshot.
+    /// Reads all rows of a post from one snapshot; `None` if there are none.
     pub(super) fn plan_of(&self, post: PostId) -> Result<Option<PostPlan>> {
         let mut plan = PostPlan::default();
         let mut recorded: BTreeMap<(Channel, ChunkId), RecordedOutcome> = BTreeMap::new();
-        let mut known = false;
+        let mut found = false;
         let snapshot = self.database.snapshot();
-        // Outcomes come before chunks.
+        // Outcomes sort before chunks.
         for entry in snapshot.prefix(&self.rows, post.0.to_be_bytes()) {
             let (key, value) = entry.into_inner().map_err(map_err)?;
-            known = true;
-            match Kind::of(&key)? {
-                Kind::Slice => plan.slices.push(PlannedSlice {
+            found = true;
+            match RowKind::of_key(&key)? {
+                RowKind::Slice => plan.slices.push(PlannedSlice {
                     index: row::read_slice_key(&key)?,
                     last: row::Slice::decode(&value)?.last,
                 }),
-                Kind::Outcome => {
+                RowKind::Outcome => {
                     recorded.insert(row::read_chunk_key(&key)?, row::decode_outcome(&value)?);
                 }
-                Kind::Chunk => {
+                RowKind::Chunk => {
                     let (channel, chunk) = row::read_chunk_key(&key)?;
                     plan.chunks.push(ChunkState {
                         channel,
@@ -58,13 +58,13 @@ impl Ledger {
                         recorded: recorded.remove(&(channel, chunk)),
                     });
                 }
-                Kind::Backfill => plan.backfilled.push(row::decode_chunk(&value)?.1.decode()?),
+                RowKind::Backfill => plan.backfilled.push(row::decode_chunk(&value)?.1.decode()?),
             }
         }
         let unplanned = recorded.into_iter();
         plan.unplanned = unplanned
             .map(|((channel, chunk), recorded)| (channel, chunk, recorded))
             .collect();
-        Ok(known.then_some(plan))
+        Ok(found.then_some(plan))
     }
 }

@@ -1,13 +1,13 @@
-//! The ledger: what was planned for a post and what became of it.
+//! The ledger: planned deliveries of each post and their outcomes.
 //!
 //! | key | value |
 //! |---|---|
-//! | post, 0, slice | whether it is the last, recipients by channel |
-//! | post, 1, channel, chunk | its outcome, with the counts and times first |
-//! | post, 2, channel, chunk | its recipients |
-//! | post, 3, timeline, hash | recipients that a backfill has put the post on the timelines of |
+//! | post, 0, slice | whether the slice is the last, number of recipients by channel |
+//! | post, 1, channel, chunk | outcome of the chunk; counts and times come first |
+//! | post, 2, channel, chunk | recipients of the chunk |
+//! | post, 3, timeline, hash | recipients to whose timelines a backfill added the post |
 //!
-//! Counting reads only the small rows, never a set of recipients.
+//! Counting reads only slices and the heads of outcomes, never a set of recipients.
 
 mod audit;
 mod row;
@@ -22,8 +22,8 @@ use fjall::Keyspace;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
 
 use self::{
-    row::{Head, Kind},
-    settle::Writers,
+    row::{OutcomeHead, RowKind},
+    settle::OutcomeLocks,
 };
 use super::{
     database::{self, Database, map_err},
@@ -34,14 +34,14 @@ use crate::{
     SlicePlan,
 };
 
-/// Memtable of the ledger, bytes. Recipients of chunks are most of what is written to `records/`.
+/// Memtable size of the ledger in bytes. Recipients of chunks are most of the data written to `records/`.
 const MEMTABLE_BYTES: u64 = 32 << 20;
 
 /// The embedded engine's [`Ledger`](crate::Ledger).
 pub(crate) struct Ledger {
     database: Arc<Database>,
     rows: Keyspace,
-    writers: Writers,
+    outcome_locks: OutcomeLocks,
     trim_watermark: TrimWatermark,
 }
 
@@ -52,12 +52,12 @@ impl Ledger {
         Ok(Self {
             rows: database.keyspace("ledger", options)?,
             database: Arc::clone(database),
-            writers: Writers::default(),
+            outcome_locks: OutcomeLocks::default(),
             trim_watermark: TrimWatermark::default(),
         })
     }
 
-    /// Forgets all posts less than this one; answers how many rows that were.
+    /// Deletes the rows of all posts with smaller ids. Returns the number of deleted rows.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
         self.trim_watermark
             .forget(&self.database, &self.rows, before)
@@ -66,19 +66,27 @@ impl Ledger {
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {
         self.rows
-            .get(row::chunk_key(post, Kind::Outcome, channel, chunk))
+            .get(row::chunk_key(post, RowKind::Outcome, channel, chunk))
             .map_err(map_err)
     }
 
-    fn chunks(&self, post: PostId, channel: Channel, after: Option<UserKey>) -> Result<Vec<PlannedChunk>> {
+    fn read_chunks(
+        &self,
+        post: PostId,
+        channel: Channel,
+        after: Option<UserKey>,
+    ) -> Result<Vec<PlannedChunk>> {
         let mut chunks = Vec::new();
-        for entry in self.rows.prefix(row::channel_prefix(post, Kind::Chunk, channel)) {
+        for entry in self
+            .rows
+            .prefix(row::channel_prefix(post, RowKind::Chunk, channel))
+        {
             let (key, value) = entry.into_inner().map_err(map_err)?;
-            let (last, set) = row::decode_chunk(&value)?;
+            let (last, recipients) = row::decode_chunk(&value)?;
             if Some(last) <= after {
                 continue;
             }
-            let recipients = set.decode()?;
+            let recipients = recipients.decode()?;
             if let Some(first) = recipients.iter().next() {
                 chunks.push(PlannedChunk {
                     id: row::read_chunk_key(&key)?.1,
@@ -101,7 +109,7 @@ struct PlannedChunk {
 }
 
 impl ChannelCounts {
-    fn add(&mut self, head: &Head) {
+    fn add(&mut self, head: &OutcomeHead) {
         self.delivered += u64::from(head.counts.delivered);
         self.suppressed += u64::from(head.counts.suppressed);
         self.expired += u64::from(head.counts.expired);
@@ -112,7 +120,7 @@ impl ChannelCounts {
         }
     }
 
-    fn finish(&mut self) {
+    fn compute_pending(&mut self) {
         let settled = self.delivered + self.suppressed + self.expired + self.dead;
         self.pending = self.targeted.saturating_sub(settled);
     }
@@ -124,7 +132,7 @@ impl crate::Ledger for Ledger {
         can_fail!("store.plan");
         let key = row::slice_key(plan.post, plan.slice);
         if self.rows.contains_key(key).map_err(map_err)? {
-            // Planned before, but perhaps not durable yet: what is committed after it makes it so.
+            // The slice is planned but may not be durable yet. An empty batch is durable only after all earlier writes.
             return Ok(Box::pin(self.database.write(self.database.batch())?));
         }
         let mut batch = self.database.batch();
@@ -134,7 +142,7 @@ impl crate::Ledger for Ledger {
         };
         for chunk in &plan.chunks {
             let id = chunk.recipients.chunk_id();
-            let key = row::chunk_key(plan.post, Kind::Chunk, chunk.channel, id);
+            let key = row::chunk_key(plan.post, RowKind::Chunk, chunk.channel, id);
             batch.insert(&self.rows, key, row::encode_chunk(&chunk.recipients));
             *match chunk.channel {
                 Channel::Timeline => &mut slice.timeline,
@@ -159,16 +167,16 @@ impl crate::Ledger for Ledger {
         chunk: ChunkId,
         at: Timestamp,
     ) -> Result<Option<MarkedDead>> {
-        self.give_up(post, channel, chunk, at).await
+        self.mark_pending_dead(post, channel, chunk, at).await
     }
 
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
         let first = self.trim_watermark.first();
         let value = row::encode_chunk(recipients);
         let mut batch = self.database.batch();
-        // What is forgotten already is not begun anew.
+        // Trimmed posts get no new rows.
         for post in posts.iter().filter(|post| **post >= first) {
-            let key = row::chunk_key(*post, Kind::Backfill, Channel::Timeline, recipients.chunk_id());
+            let key = row::chunk_key(*post, RowKind::Backfill, Channel::Timeline, recipients.chunk_id());
             batch.insert(&self.rows, key, &value[..]);
         }
         self.database.commit(batch).await
@@ -188,18 +196,18 @@ impl crate::Ledger for Ledger {
 
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>> {
         let mut counts = PostCounts::default();
-        let mut known = false;
-        for entry in self.rows.prefix(row::prefix(post, Kind::Slice)) {
+        let mut found_slice = false;
+        for entry in self.rows.prefix(row::prefix(post, RowKind::Slice)) {
             let slice = row::Slice::decode(&entry.value().map_err(map_err)?)?;
-            known = true;
+            found_slice = true;
             counts.planned |= slice.last;
             counts.timeline.targeted += slice.timeline;
             counts.push.targeted += slice.push;
         }
-        if !known {
+        if !found_slice {
             return Ok(None);
         }
-        for entry in self.rows.prefix(row::prefix(post, Kind::Outcome)) {
+        for entry in self.rows.prefix(row::prefix(post, RowKind::Outcome)) {
             let (key, value) = entry.into_inner().map_err(map_err)?;
             let head = row::decode_head(&value)?;
             match row::read_chunk_key(&key)?.0 {
@@ -207,8 +215,8 @@ impl crate::Ledger for Ledger {
                 Channel::Push => counts.push.add(&head),
             }
         }
-        counts.timeline.finish();
-        counts.push.finish();
+        counts.timeline.compute_pending();
+        counts.push.compute_pending();
         Ok(Some(counts))
     }
 
@@ -222,21 +230,21 @@ impl crate::Ledger for Ledger {
     ) -> Result<Vec<(UserKey, DeliveryState)>> {
         let mut found: Vec<(UserKey, DeliveryState)> = Vec::new();
         let mut reached = None;
-        for chunk in self.chunks(post, channel, after)? {
-            // What was found so far is complete up to where this chunk begins, unless chunks overlap.
+        for chunk in self.read_chunks(post, channel, after)? {
+            // Chunks are sorted by first recipient, so `found` is complete up to this chunk unless chunks overlap.
             if found.len() >= limit && reached < Some(chunk.first) {
                 break;
             }
             reached = reached.max(Some(chunk.last));
             let recorded = self.outcome(post, channel, chunk.id).await?;
-            let states = states(&chunk.recipients, recorded.as_ref().map(|r| &r.outcome));
+            let states = recipient_states(&chunk.recipients, recorded.as_ref().map(|r| &r.outcome));
             found.extend(
                 states
                     .into_iter()
                     .filter(|(user, is)| Some(*user) > after && state.is_none_or(|wanted| *is == wanted)),
             );
         }
-        // No user is in two chunks. Were it so, the final state would stand, and once.
+        // A user should be in one chunk only. If not, list the user once, with a final state if there is one.
         found.sort_unstable_by_key(|(user, state)| (*user, *state == DeliveryState::Pending));
         found.dedup_by_key(|(user, _)| *user);
         found.truncate(limit);
@@ -252,8 +260,8 @@ impl crate::Ledger for Ledger {
     }
 }
 
-/// Each recipient of a chunk with its state.
-fn states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(UserKey, DeliveryState)> {
+/// The recipients of a chunk with their states.
+fn recipient_states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(UserKey, DeliveryState)> {
     let all_are = |state| recipients.iter().map(|user| (user, state)).collect();
     match outcome {
         None => all_are(DeliveryState::Pending),

@@ -1,36 +1,36 @@
-//! How the ledger's rows lie on disk. Each value begins with the version of its layout; numbers in values are varints.
+//! Encoding of the ledger's rows. Each value begins with the version of its layout; numbers in values are varints.
 
 use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Timestamp, varint};
 
 use crate::{Error, ErrorKind, Outcome, PartialDelivery, RecordedOutcome, Result, SettledCounts};
 
-/// The layout of all values but outcomes.
+/// Layout version of all values except outcomes.
 const VERSION: u8 = 1;
 
-/// The layout of outcomes: they have a revision. Those of layout 1 have none, are read as revision 1, and say at their end
-/// how much was told by events, which is of no more interest.
+/// Layout version of outcomes. Layout 1 has no revision: it is read as revision 1. It ends with counts of published
+/// events, which are ignored.
 const OUTCOME_VERSION: u8 = 2;
 
 const DELIVERED: u8 = 0;
 const MIXED: u8 = 1;
 
-/// What kind of row a key names. The small rows that counting reads come first.
+/// The kind of a row, as in its key. The small rows that counting reads sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum RowKind {
     /// A planned slice.
     Slice = 0,
-    /// What became of a chunk.
+    /// The outcome of a chunk.
     Outcome = 1,
     /// A planned chunk.
     Chunk = 2,
-    /// Whom a backfill has put the post on the timelines of.
+    /// Recipients to whose timelines a backfill added the post.
     Backfill = 3,
 }
 
-impl Kind {
-    /// The kind of row that a key names.
-    pub(super) fn of(key: &[u8]) -> Result<Self> {
+impl RowKind {
+    /// The kind of the row with this key.
+    pub(super) fn of_key(key: &[u8]) -> Result<Self> {
         [Self::Slice, Self::Outcome, Self::Chunk, Self::Backfill]
             .into_iter()
             .find(|kind| key.get(8) == Some(&(*kind as u8)))
@@ -38,50 +38,50 @@ impl Kind {
     }
 }
 
-/// The front of the keys of one kind of row of a post.
-pub(super) fn prefix(post: PostId, kind: Kind) -> [u8; 9] {
+/// The key prefix of a post's rows of one kind.
+pub(super) fn prefix(post: PostId, kind: RowKind) -> [u8; 9] {
     let mut key = [kind as u8; 9];
     key[..8].copy_from_slice(&post.0.to_be_bytes());
     key
 }
 
-/// The front of the keys of one kind of row of a post and channel.
-pub(super) fn channel_prefix(post: PostId, kind: Kind, channel: Channel) -> [u8; 10] {
+/// The key prefix of a post's rows of one kind and channel.
+pub(super) fn channel_prefix(post: PostId, kind: RowKind, channel: Channel) -> [u8; 10] {
     let mut key = [channel_byte(channel); 10];
     key[..9].copy_from_slice(&prefix(post, kind));
     key
 }
 
-/// The key of a slice.
+/// Encodes the key of a slice.
 pub(super) fn slice_key(post: PostId, slice: u32) -> [u8; 13] {
     let mut key = [0; 13];
-    key[..9].copy_from_slice(&prefix(post, Kind::Slice));
+    key[..9].copy_from_slice(&prefix(post, RowKind::Slice));
     key[9..].copy_from_slice(&slice.to_be_bytes());
     key
 }
 
-/// The slice of a key made by [`slice_key`].
+/// Decodes the slice of a key encoded by [`slice_key`].
 pub(super) fn read_slice_key(key: &[u8]) -> Result<u32> {
     let key: &[u8; 13] = key.try_into().map_err(|_| malformed())?;
     let (_, slice) = key.split_last_chunk::<4>().ok_or_else(malformed)?;
     Ok(u32::from_be_bytes(*slice))
 }
 
-/// The post of any key.
+/// Decodes the post of a key of any kind.
 pub(super) fn read_post(key: &[u8]) -> Result<PostId> {
     let (post, _) = key.split_first_chunk::<8>().ok_or_else(malformed)?;
     Ok(PostId(u64::from_be_bytes(*post)))
 }
 
-/// The key of a chunk's row of a kind.
-pub(super) fn chunk_key(post: PostId, kind: Kind, channel: Channel, chunk: ChunkId) -> [u8; 18] {
+/// Encodes the key of a chunk's row of one kind.
+pub(super) fn chunk_key(post: PostId, kind: RowKind, channel: Channel, chunk: ChunkId) -> [u8; 18] {
     let mut key = [0; 18];
     key[..10].copy_from_slice(&channel_prefix(post, kind, channel));
     key[10..].copy_from_slice(&chunk.0.to_be_bytes());
     key
 }
 
-/// The channel and chunk of a key made by [`chunk_key`].
+/// Decodes the channel and the chunk of a key encoded by [`chunk_key`].
 pub(super) fn read_chunk_key(key: &[u8]) -> Result<(Channel, ChunkId)> {
     let key: &[u8; 18] = key.try_into().map_err(|_| malformed())?;
     let channel = Channel::ALL
@@ -99,7 +99,7 @@ fn channel_byte(channel: Channel) -> u8 {
     }
 }
 
-/// A planned slice: whether it is the last, and how many recipients it has on each channel.
+/// A planned slice: whether it is the last of its post, and the number of recipients by channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Slice {
     pub(super) last: bool,
@@ -116,20 +116,20 @@ impl Slice {
     }
 
     pub(super) fn decode(row: &[u8]) -> Result<Self> {
-        let mut rest = Rest::new(row)?;
+        let mut cursor = Cursor::new(row)?;
         Ok(Self {
-            last: rest.byte()? != 0,
-            timeline: rest.number()?,
-            push: rest.number()?,
+            last: cursor.read_byte()? != 0,
+            timeline: cursor.read_number()?,
+            push: cursor.read_number()?,
         })
     }
 }
 
-/// A planned chunk.
+/// Encodes a planned chunk.
 pub(super) fn encode_chunk(recipients: &Recipients) -> Vec<u8> {
     let mut out = Vec::with_capacity(recipients.as_bytes().len() + 8);
     out.push(VERSION);
-    // Where the set ends, so that a reader who is past it needs to decode no more.
+    // The last recipient lets a reader that is past it skip decoding the set.
     varint::write(
         &mut out,
         recipients.iter().last().map_or(0, |last| u64::from(last.0)),
@@ -138,23 +138,23 @@ pub(super) fn encode_chunk(recipients: &Recipients) -> Vec<u8> {
     out
 }
 
-/// A planned chunk's greatest recipient, and a view of the set.
+/// Decodes a planned chunk: its last recipient, and its set of recipients without decoding the set.
 pub(super) fn decode_chunk(row: &[u8]) -> Result<(UserKey, SetView<'_>)> {
-    let mut rest = Rest::new(row)?;
-    Ok((rest.user()?, rest.set_view()?))
+    let mut cursor = Cursor::new(row)?;
+    Ok((cursor.read_user()?, cursor.read_set_view()?))
 }
 
-/// What became of a chunk, as far as counting needs it.
+/// The part of an outcome that counting needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Head {
-    /// How often it has changed; 0: nothing is recorded.
+pub(super) struct OutcomeHead {
+    /// The revision of the outcome; 0 if no outcome is recorded.
     pub(super) revision: u64,
     pub(super) counts: SettledCounts,
-    /// When the first of the chunk was delivered and when the last.
+    /// Times of the first and the last delivery of the chunk.
     pub(super) delivered_at: Option<(Timestamp, Timestamp)>,
 }
 
-/// A revision of a chunk's outcome with the times of its first and last delivery.
+/// Encodes a revision of a chunk's outcome with the times of the first and the last delivery.
 pub(super) fn encode_outcome(
     revision: u64,
     outcome: &Outcome,
@@ -200,25 +200,25 @@ pub(super) fn encode_outcome(
     out
 }
 
-/// The counts and times of an outcome; the sets aren't looked at.
-pub(super) fn decode_head(row: &[u8]) -> Result<Head> {
-    Rest(row).outcome_head().map(|(_, head)| head)
+/// Decodes the head of an outcome without its sets.
+pub(super) fn decode_head(row: &[u8]) -> Result<OutcomeHead> {
+    Cursor(row).read_outcome_head().map(|(_, head)| head)
 }
 
-/// A whole outcome.
+/// Decodes a complete outcome.
 pub(super) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
-    let mut rest = Rest(row);
-    let (kind, head) = rest.outcome_head()?;
+    let mut cursor = Cursor(row);
+    let (kind, head) = cursor.read_outcome_head()?;
     let outcome = match kind {
         DELIVERED => Ok(Outcome::Delivered {
             count: head.counts.delivered,
         }),
         MIXED => Ok(Outcome::Mixed {
-            delivered: rest.set()?,
-            suppressed: rest.set()?,
-            expired: rest.set()?,
-            dead: rest.set()?,
-            partial: rest.partial()?,
+            delivered: cursor.read_set()?,
+            suppressed: cursor.read_set()?,
+            expired: cursor.read_set()?,
+            dead: cursor.read_set()?,
+            partial: cursor.read_partial()?,
         }),
         _ => Err(malformed()),
     }?;
@@ -240,7 +240,7 @@ fn write_set(out: &mut Vec<u8>, set: &Recipients) {
     out.extend_from_slice(set.as_bytes());
 }
 
-/// The bytes of a set of users, not looked at yet.
+/// The encoded bytes of a set of users.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SetView<'a> {
     count: u32,
@@ -248,69 +248,69 @@ pub(super) struct SetView<'a> {
 }
 
 impl SetView<'_> {
-    /// The set.
+    /// Decodes the set.
     pub(super) fn decode(self) -> Result<Recipients> {
         Recipients::decode(self.bytes.to_vec().into(), self.count).map_err(|_| malformed())
     }
 }
 
-/// What is left to read of a value.
-struct Rest<'a>(&'a [u8]);
+/// A cursor over the unread bytes of a value.
+struct Cursor<'a>(&'a [u8]);
 
-impl<'a> Rest<'a> {
+impl<'a> Cursor<'a> {
     fn new(row: &'a [u8]) -> Result<Self> {
-        let mut rest = Self(row);
-        if rest.byte()? != VERSION {
+        let mut cursor = Self(row);
+        if cursor.read_byte()? != VERSION {
             return Err(malformed());
         }
-        Ok(rest)
+        Ok(cursor)
     }
 
-    fn byte(&mut self) -> Result<u8> {
+    fn read_byte(&mut self) -> Result<u8> {
         let (first, after) = self.0.split_first().ok_or_else(malformed)?;
         self.0 = after;
         Ok(*first)
     }
 
-    fn number(&mut self) -> Result<u64> {
+    fn read_number(&mut self) -> Result<u64> {
         varint::read(&mut self.0).ok_or_else(malformed)
     }
 
-    fn count(&mut self) -> Result<u32> {
-        self.number()?.try_into().map_err(|_| malformed())
+    fn read_count(&mut self) -> Result<u32> {
+        self.read_number()?.try_into().map_err(|_| malformed())
     }
 
-    fn user(&mut self) -> Result<UserKey> {
-        self.count().map(UserKey)
+    fn read_user(&mut self) -> Result<UserKey> {
+        self.read_count().map(UserKey)
     }
 
-    fn counts(&mut self) -> Result<SettledCounts> {
+    fn read_counts(&mut self) -> Result<SettledCounts> {
         Ok(SettledCounts {
-            delivered: self.count()?,
-            suppressed: self.count()?,
-            expired: self.count()?,
-            dead: self.count()?,
+            delivered: self.read_count()?,
+            suppressed: self.read_count()?,
+            expired: self.read_count()?,
+            dead: self.read_count()?,
         })
     }
 
-    /// What kind of outcome it is, and what counting needs.
-    fn outcome_head(&mut self) -> Result<(u8, Head)> {
-        let version = self.byte()?;
-        let kind = self.byte()?;
+    /// Reads the kind and the head of an outcome.
+    fn read_outcome_head(&mut self) -> Result<(u8, OutcomeHead)> {
+        let version = self.read_byte()?;
+        let kind = self.read_byte()?;
         let revision = match version {
             VERSION => 1,
-            OUTCOME_VERSION => self.number()?,
+            OUTCOME_VERSION => self.read_number()?,
             _ => return Err(malformed()),
         };
-        let counts = self.counts()?;
-        let delivered_at = match self.byte()? {
+        let counts = self.read_counts()?;
+        let delivered_at = match self.read_byte()? {
             0 => None,
             _ => Some((
-                Timestamp(self.number()?.cast_signed()),
-                Timestamp(self.number()?.cast_signed()),
+                Timestamp(self.read_number()?.cast_signed()),
+                Timestamp(self.read_number()?.cast_signed()),
             )),
         };
-        let head = Head {
+        let head = OutcomeHead {
             revision,
             counts,
             delivered_at,
@@ -318,26 +318,26 @@ impl<'a> Rest<'a> {
         Ok((kind, head))
     }
 
-    fn set_view(&mut self) -> Result<SetView<'a>> {
-        let count = self.count()?;
-        let length = self.count()? as usize;
+    fn read_set_view(&mut self) -> Result<SetView<'a>> {
+        let count = self.read_count()?;
+        let length = self.read_count()? as usize;
         let (bytes, after) = self.0.split_at_checked(length).ok_or_else(malformed)?;
         self.0 = after;
         Ok(SetView { count, bytes })
     }
 
-    fn set(&mut self) -> Result<Recipients> {
-        self.set_view()?.decode()
+    fn read_set(&mut self) -> Result<Recipients> {
+        self.read_set_view()?.decode()
     }
 
-    fn partial(&mut self) -> Result<Vec<PartialDelivery>> {
-        let count = self.count()?;
+    fn read_partial(&mut self) -> Result<Vec<PartialDelivery>> {
+        let count = self.read_count()?;
         (0..count)
             .map(|_| {
-                let user = self.user()?;
-                let devices = self.count()?;
+                let user = self.read_user()?;
+                let devices = self.read_count()?;
                 let done = (0..devices)
-                    .map(|_| self.number().map(DeviceId))
+                    .map(|_| self.read_number().map(DeviceId))
                     .collect::<Result<_>>()?;
                 Ok(PartialDelivery { user, done })
             })

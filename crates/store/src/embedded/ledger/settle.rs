@@ -1,4 +1,4 @@
-//! Writing what became of a chunk: each outcome is made from the one before.
+//! Writing of chunk outcomes: each revision replaces the previous one.
 
 use std::collections::BTreeSet;
 
@@ -7,55 +7,61 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Ledger,
-    row::{self, Head, Kind},
+    row::{self, OutcomeHead, RowKind},
 };
 use crate::{
     Error, ErrorKind, ExpectedRevision, MarkedDead, Outcome, RecordedOutcome, Result, Settlement,
     embedded::database::{Committed, map_err},
 };
 
-/// Locks that writers of outcomes share; two of them seldom meet.
+/// Number of locks. Chunks share locks; contention is rare.
 const STRIPES: usize = 64;
 
-/// One writer a chunk at a time. A lock is held from reading a row to applying the next one, never over an fsync: what is
-/// applied can be read, so the next writer goes on from it, and both wait for the disk together.
-pub(super) struct Writers([Mutex<()>; STRIPES]);
+/// Locks that allow one writer for each chunk at a time. A lock is held from reading a row until its replacement is
+/// applied, never during an fsync: an applied row is readable, so the next writer continues from it and shares the
+/// fsync.
+pub(super) struct OutcomeLocks([Mutex<()>; STRIPES]);
 
-impl Default for Writers {
+impl Default for OutcomeLocks {
     fn default() -> Self {
         Self([const { Mutex::new(()) }; STRIPES])
     }
 }
 
-impl Writers {
-    /// Keeps others from writing a chunk's outcome.
+impl OutcomeLocks {
+    /// Locks the outcome of a chunk.
     fn lock(&self, post: PostId, chunk: ChunkId) -> MutexGuard<'_, ()> {
         self.0[(post.0 ^ chunk.0) as usize % STRIPES].lock()
     }
 }
 
 impl Ledger {
-    /// Records an outcome once it is allowed, durably; answers with the chunk's revision.
+    /// Records an outcome durably if the expected revision matches. Returns the chunk's revision.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] for another revision, [`ErrorKind::Invalid`] for a mixed outcome without a revision.
     pub(super) async fn record(&self, settlement: &Settlement) -> Result<u64> {
         if settlement.base == ExpectedRevision::Any
             && !matches!(settlement.outcome, Outcome::Delivered { .. })
         {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "only the delivery of a whole chunk needs no base",
+                "a mixed outcome needs an expected revision",
             ));
         }
         let (revision, committed) = {
-            let _writer = self.writers.lock(settlement.post, settlement.chunk);
+            let _lock = self.outcome_locks.lock(settlement.post, settlement.chunk);
             let row = self.outcome_row(settlement.post, settlement.channel, settlement.chunk)?;
-            let before = row.as_deref().map_or(Ok(Head::default()), row::decode_head)?;
+            let before = row
+                .as_deref()
+                .map_or(Ok(OutcomeHead::default()), row::decode_head)?;
             if let ExpectedRevision::Revision(base) = settlement.base
                 && base != before.revision
             {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!(
-                        "chunk {} is at revision {}, not {base}",
+                        "chunk {} is at revision {}, expected {base}",
                         settlement.chunk, before.revision
                     ),
                 ));
@@ -66,30 +72,32 @@ impl Ledger {
         Ok(revision)
     }
 
-    /// Makes all pending recipients of a planned chunk dead, durably.
-    pub(super) async fn give_up(
+    /// Durably marks all pending recipients of a planned chunk dead. `None` if the chunk is not planned.
+    pub(super) async fn mark_pending_dead(
         &self,
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
         at: Timestamp,
     ) -> Result<Option<MarkedDead>> {
-        let planned = row::chunk_key(post, Kind::Chunk, channel, chunk);
+        let planned = row::chunk_key(post, RowKind::Chunk, channel, chunk);
         let Some(planned) = self.rows.get(planned).map_err(map_err)? else {
             return Ok(None);
         };
         let recipients = row::decode_chunk(&planned)?.1.decode()?;
         let (marked_dead, committed) = {
-            let _writer = self.writers.lock(post, chunk);
+            let _lock = self.outcome_locks.lock(post, chunk);
             let row = self.outcome_row(post, channel, chunk)?;
-            let before = row.as_deref().map_or(Ok(Head::default()), row::decode_head)?;
+            let before = row
+                .as_deref()
+                .map_or(Ok(OutcomeHead::default()), row::decode_head)?;
             let recorded = row.as_deref().map(row::decode_outcome).transpose()?;
             let settlement = Settlement {
                 post,
                 channel,
                 chunk,
                 base: ExpectedRevision::Revision(before.revision),
-                outcome: marked_dead(&recipients, recorded),
+                outcome: with_pending_dead(&recipients, recorded),
                 at,
             };
             let (revision, committed) = self.replace(&settlement, row.as_deref(), before)?;
@@ -109,12 +117,17 @@ impl Ledger {
         Ok(Some(marked_dead))
     }
 
-    /// Writes an outcome over what was read, if that changes anything; answers with the revision. Whoever calls it holds
-    /// the chunk's lock.
-    fn replace(&self, settlement: &Settlement, row: Option<&[u8]>, before: Head) -> Result<(u64, Committed)> {
+    /// Replaces the outcome in `row` unless the new one is the same. Returns the revision. The caller must hold the
+    /// chunk's lock.
+    fn replace(
+        &self,
+        settlement: &Settlement,
+        row: Option<&[u8]>,
+        before: OutcomeHead,
+    ) -> Result<(u64, Committed)> {
         let key = row::chunk_key(
             settlement.post,
-            Kind::Outcome,
+            RowKind::Outcome,
             settlement.channel,
             settlement.chunk,
         );
@@ -124,7 +137,8 @@ impl Ledger {
             && delivered_at == before.delivered_at
             && row::decode_outcome(row)?.outcome == settlement.outcome
         {
-            // Recorded before, but perhaps not durable yet: what is committed after it makes it so.
+            // The outcome is recorded but may not be durable yet. An empty batch is durable only after all earlier
+            // writes.
             return Ok((before.revision, self.database.apply(batch)?));
         }
         let revision = before.revision + 1;
@@ -134,19 +148,20 @@ impl Ledger {
     }
 }
 
-/// When the first and the last of a chunk were delivered, given what was known before.
-fn delivered_at(before: &Head, settlement: &Settlement) -> Option<(Timestamp, Timestamp)> {
+/// Times of the first and the last delivery of a chunk after a settlement.
+fn delivered_at(before: &OutcomeHead, settlement: &Settlement) -> Option<(Timestamp, Timestamp)> {
     let delivered = settlement.outcome.counts().delivered;
     match before.delivered_at {
-        // The same again, or less: the message came once more.
+        // No new delivery: the message was redelivered.
         Some(at) if delivered <= before.counts.delivered => Some(at),
         Some((first, last)) => Some((first.min(settlement.at), last.max(settlement.at))),
         None => (delivered > 0).then_some((settlement.at, settlement.at)),
     }
 }
 
-/// A chunk's outcome with nobody pending.
-fn marked_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Outcome {
+/// A chunk's outcome after its pending recipients are marked dead. A pending recipient with at least one reached device
+/// counts as delivered.
+fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Outcome {
     let outcome = recorded.map_or_else(
         || Outcome::Mixed {
             delivered: Recipients::default(),
@@ -171,7 +186,7 @@ fn marked_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Ou
         .into_iter()
         .flatten()
         .collect();
-    let (mut reached, mut lost): (BTreeSet<UserKey>, BTreeSet<UserKey>) = recipients
+    let (mut reached, mut unreached): (BTreeSet<UserKey>, BTreeSet<UserKey>) = recipients
         .iter()
         .filter(|user| !settled.contains(user))
         .partition(|user| {
@@ -180,12 +195,12 @@ fn marked_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Ou
                 .any(|one| one.user == *user && !one.done.is_empty())
         });
     reached.extend(&delivered);
-    lost.extend(&dead);
+    unreached.extend(&dead);
     Outcome::Mixed {
         delivered: Recipients::from_sorted(reached),
         suppressed,
         expired,
-        dead: Recipients::from_sorted(lost),
+        dead: Recipients::from_sorted(unreached),
         partial: Vec::new(),
     }
 }

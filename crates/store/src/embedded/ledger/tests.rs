@@ -38,8 +38,8 @@ fn plan(slice: u32, last: bool, chunks: &[(Channel, &Recipients)]) -> SlicePlan 
     }
 }
 
-/// Makes a plan durable.
-fn make(ledger: &Ledger, plan: &SlicePlan) {
+/// Writes a plan durably.
+fn write_plan(ledger: &Ledger, plan: &SlicePlan) {
     block_on(block_on(ledger.plan(plan)).unwrap()).unwrap();
 }
 
@@ -60,38 +60,38 @@ fn settlement(
     }
 }
 
-/// Settles a push chunk on top of what is recorded.
+/// Settles a push chunk with the recorded revision as the expected one.
 fn settle(ledger: &Ledger, recipients: &Recipients, outcome: Outcome, at: i64) -> u64 {
     let before = block_on(ledger.outcome(POST, Channel::Push, recipients.chunk_id())).unwrap();
     let base = ExpectedRevision::Revision(before.map_or(0, |recorded| recorded.revision));
     block_on(ledger.settle(&settlement(Channel::Push, recipients, base, outcome, at))).unwrap()
 }
 
-/// A recipient's state by a number.
+/// An outcome from one number for each recipient: 0 pending, 1 delivered, 2 suppressed, 3 expired, 4 dead.
 fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
-    let of = |wanted: u8| {
+    let in_state = |wanted: u8| {
         set(recipients
             .iter()
             .zip(states.iter().cycle())
             .filter(|(_, s)| **s == wanted)
             .map(|(user, _)| user.0))
     };
-    let pending = of(0);
+    let pending = in_state(0);
     let partial = pending.iter().map(|user| PartialDelivery {
         user,
         done: vec![DeviceId(u64::from(user.0) << 40), DeviceId(1)],
     });
     Outcome::Mixed {
-        delivered: of(1),
-        suppressed: of(2),
-        expired: of(3),
-        dead: of(4),
+        delivered: in_state(1),
+        suppressed: in_state(2),
+        expired: in_state(3),
+        dead: in_state(4),
         partial: partial.collect(),
     }
 }
 
 #[test]
-fn a_post_that_was_never_planned_is_unknown() {
+fn an_unplanned_post_has_no_counts() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
@@ -107,7 +107,7 @@ fn planning_a_slice_again_changes_nothing() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(11..=30));
-    make(
+    write_plan(
         &ledger,
         &plan(0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]),
     );
@@ -120,10 +120,10 @@ fn planning_a_slice_again_changes_nothing() {
     )))
     .unwrap();
     let before = block_on(ledger.counts(POST)).unwrap();
-    make(&ledger, &plan(0, true, &[(Channel::Timeline, &b)]));
+    write_plan(&ledger, &plan(0, true, &[(Channel::Timeline, &b)]));
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), before);
     assert!(!before.unwrap().planned);
-    make(&ledger, &plan(1, true, &[(Channel::Timeline, &b)]));
+    write_plan(&ledger, &plan(1, true, &[(Channel::Timeline, &b)]));
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
     assert!(counts.planned);
     assert_eq!(
@@ -138,28 +138,28 @@ fn planning_a_slice_again_changes_nothing() {
 }
 
 #[test]
-fn a_plan_outlives_the_process_before_it_is_durable() {
+fn a_plan_is_in_the_journal_before_it_is_durable() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let journal = File::open(store.journal()).unwrap();
     let mut end = 0;
-    // The committer writes journals too, but not in the moment before this looks, 64 times over.
+    // The commit thread writes the journal as well, but it can't be first in all 64 cases.
     for slice in 0..64 {
         drop(block_on(ledger.plan(&plan(slice, false, &[(Channel::Push, &set([1]))]))).unwrap());
         let key = row::slice_key(POST, slice);
         let mut written = [0; 4096];
         journal.read_exact_at(&mut written, end).unwrap();
         let found = written.windows(key.len()).position(|bytes| bytes == key);
-        end += found.unwrap_or_else(|| panic!("slice {slice} is not written")) as u64;
+        end += found.unwrap_or_else(|| panic!("slice {slice} is not in the journal")) as u64;
     }
 }
 
 #[test]
-fn the_first_and_last_delivery_survive_repeats_and_later_tries() {
+fn repeated_settlements_keep_the_times_of_the_first_and_last_delivery() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
-    make(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+    write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
     for (states, at) in [
         ([0, 0, 2, 0], 5),
         ([1, 0, 2, 0], 10),
@@ -178,7 +178,7 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (a, b) = (set(1..=10), set(5..=15));
-    make(
+    write_plan(
         &ledger,
         &plan(0, true, &[(Channel::Timeline, &a), (Channel::Timeline, &b)]),
     );
@@ -203,13 +203,13 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
 }
 
 #[test]
-fn other_posts_are_left_alone() {
+fn a_plan_does_not_affect_other_posts() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
     let mut other = plan(0, true, &[(Channel::Push, &chunk)]);
     other.post = PostId(POST.0 + 1);
-    make(&ledger, &other);
+    write_plan(&ledger, &other);
     assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
     assert_eq!(
         block_on(ledger.outcome(other.post, Channel::Push, chunk.chunk_id())).unwrap(),
@@ -220,9 +220,9 @@ fn other_posts_are_left_alone() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// The conservation law, at every moment, and after opening the store again.
+    /// The number of targeted recipients equals the sum of all states at every step and after reopening.
     #[test]
-    fn what_was_targeted_is_settled_or_pending(
+    fn targeted_equals_settled_plus_pending(
         users in prop::collection::btree_set(1_u32..5_000, 1..200),
         size in 1_usize..40,
         settlements in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(0_u8..5, 1..9)), 0..30),
@@ -237,7 +237,7 @@ proptest! {
             let ledger = Ledger::open(store.database()).unwrap();
             for (slice, chunk) in chunks.iter().enumerate() {
                 let last = slice + 1 == chunks.len();
-                make(&ledger, &plan(slice as u32, last, &[(Channel::Push, chunk)]));
+                write_plan(&ledger, &plan(slice as u32, last, &[(Channel::Push, chunk)]));
             }
             for (at, (which, states)) in (0_i64..).zip(&settlements) {
                 let chunk = which.get(&chunks);
@@ -258,7 +258,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn decoding_arbitrary_bytes_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         for version in [1, 2] {
             let bytes = [&[version], &bytes[..]].concat();
             let _ = row::Slice::decode(&bytes);
@@ -283,7 +283,7 @@ fn check(
         push.targeted,
         push.delivered + push.suppressed + push.expired + push.pending + push.dead
     );
-    let of = |wanted: u8| {
+    let in_state = |wanted: u8| {
         expected
             .iter()
             .filter(|(_, s)| **s == wanted)
@@ -298,8 +298,8 @@ fn check(
         (DeliveryState::Dead, push.dead),
     ];
     for (number, (state, count)) in states.into_iter().enumerate() {
-        prop_assert_eq!(count, of(number as u8).len() as u64);
-        prop_assert_eq!(pages(ledger, Some(state), page), of(number as u8));
+        prop_assert_eq!(count, in_state(number as u8).len() as u64);
+        prop_assert_eq!(pages(ledger, Some(state), page), in_state(number as u8));
     }
     prop_assert_eq!(
         pages(ledger, None, page),

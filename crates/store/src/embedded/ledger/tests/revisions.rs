@@ -1,10 +1,10 @@
-//! Revisions, what writers that meet do to each other, giving up, and reading all of it.
+//! Tests of revisions, concurrent writers, marking dead and reading complete plans.
 
 use super::*;
 use crate::{ChunkState, ErrorKind, PlannedSlice, SettledCounts};
 
 #[test]
-fn a_revision_is_a_change_and_names_one_state() {
+fn only_a_changed_outcome_gets_a_new_revision() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=4);
@@ -29,7 +29,7 @@ fn a_revision_is_a_change_and_names_one_state() {
         settle(ExpectedRevision::Revision(1), &[1, 2, 0, 0], 7).unwrap(),
         2
     );
-    // A worker that had read revision 1 wakes up.
+    // A worker with a stale revision.
     for base in [0, 1, 3] {
         let refused = settle(ExpectedRevision::Revision(base), &[1, 4, 4, 4], 8).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict);
@@ -54,7 +54,7 @@ fn a_revision_is_a_change_and_names_one_state() {
 }
 
 #[test]
-fn of_writers_that_come_together_one_wins() {
+fn one_of_several_concurrent_writers_wins() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=40);
@@ -93,10 +93,10 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=10);
-    make(&ledger, &plan(0, true, &[(Channel::Timeline, &chunk)]));
-    // Version, kind, four counts, no times.
+    write_plan(&ledger, &plan(0, true, &[(Channel::Timeline, &chunk)]));
+    // Version, kind, four counts, times of the first and last delivery.
     let mut batch = store.database().batch();
-    let key = row::chunk_key(POST, Kind::Outcome, Channel::Timeline, chunk.chunk_id());
+    let key = row::chunk_key(POST, RowKind::Outcome, Channel::Timeline, chunk.chunk_id());
     batch.insert(&ledger.rows, key, [1, 0, 10, 0, 0, 0, 1, 5, 5]);
     block_on(store.database().commit(batch)).unwrap();
     let recorded = block_on(ledger.outcome(POST, Channel::Timeline, chunk.chunk_id())).unwrap();
@@ -121,12 +121,12 @@ fn outcomes_of_the_first_layout_are_read_as_revision_1() {
 }
 
 #[test]
-fn marking_dead_makes_the_pending_dead_and_nobody_else() {
+fn mark_dead_affects_pending_recipients_only() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let (chunk, fresh) = (set(1..=5), set(11..=13));
     let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &fresh)];
-    make(&ledger, &plan(0, true, &chunks));
+    write_plan(&ledger, &plan(0, true, &chunks));
     let recorded = Outcome::Mixed {
         delivered: set([1]),
         suppressed: set([2]),
@@ -159,7 +159,7 @@ fn marking_dead_makes_the_pending_dead_and_nobody_else() {
 
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
     assert_eq!((counts.push.pending, counts.timeline.pending), (0, 0));
-    // What was delivered can't be marked dead.
+    // Delivered recipients stay delivered.
     let delivered = Outcome::Delivered { count: 3 };
     block_on(ledger.settle(&settlement(
         Channel::Timeline,
@@ -174,7 +174,7 @@ fn marking_dead_makes_the_pending_dead_and_nobody_else() {
 }
 
 #[test]
-fn an_auditor_reads_all_that_is_recorded() {
+fn audit_reads_all_rows_of_a_post() {
     let mut store = Store::new();
     let (chunk, other) = (set(1..=5), set(6..=9));
     let recorded = RecordedOutcome {
@@ -184,8 +184,8 @@ fn an_auditor_reads_all_that_is_recorded() {
     {
         let ledger = Ledger::open(store.database()).unwrap();
         let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
-        make(&ledger, &plan(0, false, &chunks));
-        make(&ledger, &plan(300, true, &[(Channel::Timeline, &other)]));
+        write_plan(&ledger, &plan(0, false, &chunks));
+        write_plan(&ledger, &plan(300, true, &[(Channel::Timeline, &other)]));
         let delivered = recorded.outcome.clone();
         block_on(ledger.settle(&settlement(
             Channel::Timeline,
@@ -226,20 +226,20 @@ fn an_auditor_reads_all_that_is_recorded() {
     assert_eq!(block_on(ledger.audit(PostId(5))).unwrap(), None);
     assert_eq!(block_on(ledger.counts(PostId(3))).unwrap(), None);
 
-    // Something recorded of what no slice has planned.
+    // An outcome of a chunk that no slice has planned.
     settle(&ledger, &other, outcome(&other, &[1]), 1);
     let plan = block_on(ledger.audit(POST)).unwrap().unwrap();
     assert_eq!(plan.unplanned[0].1, other.chunk_id());
 }
 
 #[test]
-fn posts_are_listed_once_each_and_not_those_forgotten() {
+fn posts_are_listed_once_until_trimmed() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     for post in [2, 5, 300, 70_000] {
         let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
         one.post = PostId(post);
-        make(&ledger, &one);
+        write_plan(&ledger, &one);
     }
     let posts = |after, limit| {
         let posts = block_on(ledger.posts(after, limit)).unwrap();
@@ -250,7 +250,7 @@ fn posts_are_listed_once_each_and_not_those_forgotten() {
     assert_eq!(posts(Some(PostId(u64::MAX)), 3), [0; 0]);
     assert!(block_on(ledger.trim(PostId(6))).unwrap() > 0);
     assert_eq!(posts(None, 9), [300, 70_000]);
-    // A backfill brings posts that are forgotten: they stay so.
+    // A backfill of a trimmed post writes no row.
     block_on(ledger.note_backfill(&[PostId(5), PostId(300)], &set([9]))).unwrap();
     assert_eq!(posts(None, 9), [300, 70_000]);
 }
