@@ -1,23 +1,24 @@
-//! The writes, done in rounds by one thread: each reads what it changes, and a round is committed at once.
+//! Writes of dead letters. One thread runs the jobs in batches: each job reads the rows it changes, and all jobs of a
+//! batch share one commit.
 
 use std::collections::HashMap;
 
 use futures::executor::block_on;
 use herald_model::time::Timestamp;
 
-use super::{Tables, progress::Progress, row, rows::Rows};
+use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
     Chosen, DeadLetter, DeadLetterId, DeadLetterState, Inserted, NewOperation, OPERATIONS_PER_DEAD_LETTER,
     Operation, OperationId, OperationState, Reopened, Reopening, Result, Step, embedded::database::map_err,
 };
 
-/// Dead letters in one row of what an operation is about.
-pub(super) const FROZEN_PART: u64 = 1_024;
+/// Dead letters in one row of an operation's frozen selection.
+pub(super) const FROZEN_PER_ROW: u64 = 1_024;
 
-/// Dead letters that one commit forgets.
-const TRIM_LETTERS: usize = 1_000;
+/// Maximum number of dead letters, and of operations, that one trim job reads.
+const TRIM_ROWS_MAX: usize = 1_000;
 
-/// One write.
+/// A write of one caller.
 pub(super) enum Job {
     Insert(Vec<DeadLetter>),
     Reopen(Reopening),
@@ -41,12 +42,12 @@ pub(super) enum Job {
         reason: String,
         at: Timestamp,
     },
-    /// Dead letters and operations older than these.
+    /// Deletes dead letters stored before the first time and operations begun before the second.
     Trim(Timestamp, Timestamp),
 }
 
-/// The answer to a [`Job`].
-pub(super) enum Done {
+/// The result of a [`Job`].
+pub(super) enum JobResult {
     Inserted(Vec<Inserted>),
     Reopened(Reopened),
     Operation(Box<Operation>),
@@ -55,7 +56,7 @@ pub(super) enum Done {
 }
 
 impl Job {
-    /// How many dead letters it writes.
+    /// Approximate number of dead letters that the job writes.
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Insert(dead_letters) => dead_letters.len(),
@@ -63,63 +64,63 @@ impl Job {
             Self::Claim { limit, .. } | Self::Discard { limit, .. } => *limit,
             Self::Sent(_, dead_letters) => dead_letters.len(),
             Self::Resolve(dead_letters, _) => dead_letters.len(),
-            Self::Trim(..) => TRIM_LETTERS,
+            Self::Trim(..) => TRIM_ROWS_MAX,
             Self::Reopen(_) | Self::Finish { .. } => 1,
         }
     }
 }
 
-/// The round in hand: what is in it and can't be read yet.
+/// The current batch: its uncommitted changes.
 pub(super) struct CommitBatch<'a> {
     tables: &'a Tables,
     batch: fjall::OwnedWriteBatch,
-    rows: Rows<'a>,
+    rows: RowCache<'a>,
     origins: HashMap<Vec<u8>, u64>,
     next_operation: u64,
 }
 
 impl<'a> CommitBatch<'a> {
-    /// Does jobs, and makes what they did durable.
+    /// Runs jobs in order and commits their changes durably.
     pub(super) fn run(
         tables: &'a Tables,
         last_operation: &mut u64,
         jobs: Vec<Job>,
-    ) -> Result<Vec<Result<Done>>> {
-        let mut round = CommitBatch {
+    ) -> Result<Vec<Result<JobResult>>> {
+        let mut commit = CommitBatch {
             tables,
             batch: tables.database.batch(),
-            rows: Rows::new(tables),
+            rows: RowCache::new(tables),
             origins: HashMap::new(),
             next_operation: *last_operation + 1,
         };
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
-            answers.push(Ok(round.job(job)?));
+            answers.push(Ok(commit.run_job(job)?));
         }
-        // Raised even when the commit fails: an id that may have been told is not given again.
-        *last_operation = round.next_operation - 1;
-        round.commit()?;
+        // Raised even if the commit fails: its rows may be durable, so the ids must not be reused.
+        *last_operation = commit.next_operation - 1;
+        commit.commit()?;
         Ok(answers)
     }
 
-    fn job(&mut self, job: Job) -> Result<Done> {
+    fn run_job(&mut self, job: Job) -> Result<JobResult> {
         Ok(match job {
-            Job::Insert(dead_letters) => Done::Inserted(
+            Job::Insert(dead_letters) => JobResult::Inserted(
                 dead_letters
                     .into_iter()
                     .map(|dead_letter| self.insert(dead_letter))
                     .collect::<Result<_>>()?,
             ),
-            Job::Reopen(reopening) => Done::Reopened(self.reopen(reopening)?),
+            Job::Reopen(reopening) => JobResult::Reopened(self.reopen(reopening)?),
             Job::Begin(operation, dead_letters) => {
-                Done::Operation(Box::new(self.begin(operation, &dead_letters)))
+                JobResult::Operation(Box::new(self.begin(operation, &dead_letters)))
             }
             Job::Claim {
                 operation,
                 limit,
                 redrive_after,
                 at,
-            } => Done::Step(Box::new(self.step(operation, limit, |progress, operation| {
+            } => JobResult::Step(Box::new(self.step(operation, limit, |progress, operation| {
                 progress.state = DeadLetterState::Redriving;
                 progress.round += 1;
                 progress.redrive = Some(operation.id);
@@ -135,7 +136,7 @@ impl<'a> CommitBatch<'a> {
                 if step.operation.reached >= step.operation.frozen {
                     step.operation = self.finish(operation, OperationState::Done, String::new(), at)?;
                 }
-                Done::Step(Box::new(step))
+                JobResult::Step(Box::new(step))
             }
             Job::Sent(operation, dead_letters) => {
                 let mut count = 0;
@@ -147,38 +148,38 @@ impl<'a> CommitBatch<'a> {
                         }
                     })?);
                 }
-                Done::Count(count)
+                JobResult::Count(count)
             }
             Job::Resolve(dead_letters, at) => {
                 let mut resolved = 0;
                 for chosen in dead_letters {
                     resolved += u64::from(self.resolve(chosen, at)?);
                 }
-                Done::Count(resolved)
+                JobResult::Count(resolved)
             }
             Job::Finish {
                 operation,
                 state,
                 reason,
                 at,
-            } => Done::Operation(Box::new(self.finish(operation, state, reason, at)?)),
-            Job::Trim(dead_letters, operations) => Done::Count(self.trim(dead_letters, operations)?),
+            } => JobResult::Operation(Box::new(self.finish(operation, state, reason, at)?)),
+            Job::Trim(dead_letters, operations) => JobResult::Count(self.trim(dead_letters, operations)?),
         })
     }
 
     fn insert(&mut self, mut dead_letter: DeadLetter) -> Result<Inserted> {
         let key = row::origin_key(&dead_letter.origin);
-        let known = match self.origins.get(&key) {
+        let existing = match self.origins.get(&key) {
             Some(id) => Some(*id),
             None => self
                 .tables
                 .origins
                 .get(&key)
                 .map_err(map_err)?
-                .map(|id| row::last_number(&id))
+                .map(|id| row::key_number(&id))
                 .transpose()?,
         };
-        if let Some(id) = known {
+        if let Some(id) = existing {
             return Ok(Inserted {
                 id: DeadLetterId(id),
                 new: false,
@@ -193,118 +194,122 @@ impl<'a> CommitBatch<'a> {
         self.batch
             .insert(&self.tables.origins, key.clone(), id.0.to_be_bytes());
         self.origins.insert(key, id.0);
-        self.rows.progress(id)?.now = Some(Progress::of(&dead_letter));
-        let changed = self.rows.dead_letter(id)?;
-        changed.now = Some(dead_letter);
-        changed.dirty = true;
+        self.rows.progress(id)?.value = Some(Progress::of(&dead_letter));
+        let cached = self.rows.dead_letter(id)?;
+        cached.value = Some(dead_letter);
+        cached.dirty = true;
         Ok(Inserted { id, new: true })
     }
 
     fn reopen(&mut self, reopening: Reopening) -> Result<Reopened> {
-        let changed = self.rows.progress(reopening.dead_letter)?;
-        let Some(progress) = &mut changed.now else {
+        let cached = self.rows.progress(reopening.dead_letter)?;
+        let Some(progress) = &mut cached.value else {
             return Ok(Reopened::Unknown);
         };
-        let was = progress.state;
-        let is_news = progress.round == reopening.round
-            && matches!(was, DeadLetterState::Redriving | DeadLetterState::Resolved);
-        if !is_news {
+        let previous_state = progress.state;
+        let is_new_failure = progress.round == reopening.round
+            && matches!(
+                previous_state,
+                DeadLetterState::Redriving | DeadLetterState::Resolved
+            );
+        if !is_new_failure {
             return Ok(Reopened::Known);
         }
         progress.state = DeadLetterState::Open;
         progress.updated_at = reopening.failed_at;
         let redrive = progress.redrive;
-        changed.dirty = true;
-        let changed = self.rows.dead_letter(reopening.dead_letter)?;
-        let dead_letter = changed.now.as_mut().ok_or_else(row::malformed)?;
+        cached.dirty = true;
+        let cached = self.rows.dead_letter(reopening.dead_letter)?;
+        let dead_letter = cached.value.as_mut().ok_or_else(row::malformed)?;
         dead_letter.cause = reopening.cause;
         dead_letter.reason = reopening.reason;
         dead_letter.group = reopening.group;
         dead_letter.group_reason = reopening.group_reason;
         dead_letter.last_failed_at = dead_letter.last_failed_at.max(reopening.failed_at);
-        changed.dirty = true;
+        cached.dirty = true;
         if let Some(operation) = redrive {
             let operation = self.rows.operation(operation)?;
             operation.failed += 1;
-            if was == DeadLetterState::Resolved {
+            if previous_state == DeadLetterState::Resolved {
                 operation.resolved = operation.resolved.saturating_sub(1);
             }
         }
         Ok(Reopened::Open)
     }
 
-    fn begin(&mut self, what: NewOperation, dead_letters: &[Chosen]) -> Operation {
+    fn begin(&mut self, request: NewOperation, dead_letters: &[Chosen]) -> Operation {
         let id = OperationId(self.next_operation);
         self.next_operation += 1;
-        let parts = dead_letters.chunks(FROZEN_PART as usize);
-        for (part, dead_letters) in (0_u64..).zip(parts) {
-            let key = row::frozen_key(id, part);
+        let chunks = dead_letters.chunks(FROZEN_PER_ROW as usize);
+        for (index, dead_letters) in (0_u64..).zip(chunks) {
+            let key = row::frozen_key(id, index);
             self.batch
                 .insert(&self.tables.frozen, key, row::encode_frozen(dead_letters));
         }
         self.batch.insert(
             &self.tables.selections,
             id.0.to_be_bytes(),
-            what.selection.as_ref(),
+            request.selection.as_ref(),
         );
-        let nothing = dead_letters.is_empty();
+        let is_empty = dead_letters.is_empty();
         let operation = Operation {
             id,
-            state: if nothing {
+            state: if is_empty {
                 OperationState::Done
             } else {
                 OperationState::Running
             },
             reason: String::new(),
-            ended_at: nothing.then_some(what.at),
+            ended_at: is_empty.then_some(request.at),
             frozen: dead_letters.len() as u64,
             reached: 0,
             skipped: 0,
             resolved: 0,
             failed: 0,
             redrive_after: 0,
-            what,
+            what: request,
         };
         self.rows.set_operation(operation.clone());
         operation
     }
 
-    /// Takes an operation's next dead letters and changes those that are as they were chosen.
+    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were chosen are
+    /// skipped.
     fn step(
         &mut self,
         operation: OperationId,
         limit: usize,
         mut change: impl FnMut(&mut Progress, &mut Operation),
     ) -> Result<Step> {
-        let mut now = self.rows.operation(operation)?.clone();
+        let mut current = self.rows.operation(operation)?.clone();
         let mut dead_letters = Vec::new();
-        let mut left = match now.state {
+        let mut left = match current.state {
             OperationState::Running => limit as u64,
             _ => 0,
         }
-        .min(now.frozen - now.reached);
+        .min(current.frozen - current.reached);
         while left > 0 {
-            let (part, from) = (now.reached / FROZEN_PART, now.reached % FROZEN_PART);
+            let (index, from) = (current.reached / FROZEN_PER_ROW, current.reached % FROZEN_PER_ROW);
             let row = self
                 .tables
                 .frozen
-                .get(row::frozen_key(operation, part))
+                .get(row::frozen_key(operation, index))
                 .map_err(map_err)?
                 .ok_or_else(row::malformed)?;
             let chosen = row::decode_frozen(&row)?;
-            let taken = chosen.iter().skip(from as usize).take(left as usize);
-            let before = now.reached;
-            for chosen in taken {
-                now.reached += 1;
-                let changed = self.rows.progress(chosen.id)?;
-                let progress = changed.now.as_mut().filter(|progress| {
+            let next = chosen.iter().skip(from as usize).take(left as usize);
+            let before = current.reached;
+            for chosen in next {
+                current.reached += 1;
+                let cached = self.rows.progress(chosen.id)?;
+                let progress = cached.value.as_mut().filter(|progress| {
                     progress.state == DeadLetterState::Open && progress.round == chosen.round
                 });
                 let Some(progress) = progress else {
-                    now.skipped += 1;
+                    current.skipped += 1;
                     continue;
                 };
-                change(progress, &mut now);
+                change(progress, &mut current);
                 progress.operations.push(operation);
                 let surplus = progress
                     .operations
@@ -312,21 +317,21 @@ impl<'a> CommitBatch<'a> {
                     .saturating_sub(OPERATIONS_PER_DEAD_LETTER);
                 progress.operations.drain(..surplus);
                 let progress = progress.clone();
-                changed.dirty = true;
-                let dead_letter = &self.rows.dead_letter(chosen.id)?.now;
+                cached.dirty = true;
+                let dead_letter = &self.rows.dead_letter(chosen.id)?.value;
                 let mut dead_letter = dead_letter.clone().ok_or_else(row::malformed)?;
-                progress.put_into(&mut dead_letter);
+                progress.apply_to(&mut dead_letter);
                 dead_letters.push(dead_letter);
             }
-            if now.reached == before {
+            if current.reached == before {
                 return Err(row::malformed());
             }
-            left -= now.reached - before;
+            left -= current.reached - before;
         }
-        self.rows.set_operation(now.clone());
+        self.rows.set_operation(current.clone());
         Ok(Step {
             dead_letters,
-            operation: now,
+            operation: current,
         })
     }
 
@@ -353,48 +358,48 @@ impl<'a> CommitBatch<'a> {
         reason: String,
         at: Timestamp,
     ) -> Result<Operation> {
-        let now = self.rows.operation(operation)?;
-        if now.state == OperationState::Running {
-            now.state = state;
-            now.reason = reason;
-            now.ended_at = Some(at);
-            let now = now.clone();
-            for part in 0..now.frozen.div_ceil(FROZEN_PART) {
+        let current = self.rows.operation(operation)?;
+        if current.state == OperationState::Running {
+            current.state = state;
+            current.reason = reason;
+            current.ended_at = Some(at);
+            let current = current.clone();
+            for index in 0..current.frozen.div_ceil(FROZEN_PER_ROW) {
                 self.batch
-                    .remove(&self.tables.frozen, row::frozen_key(operation, part));
+                    .remove(&self.tables.frozen, row::frozen_key(operation, index));
             }
-            return Ok(now);
+            return Ok(current);
         }
-        Ok(now.clone())
+        Ok(current.clone())
     }
 
     fn trim(&mut self, dead_letters: Timestamp, operations: Timestamp) -> Result<u64> {
         let mut removed = 0;
-        for entry in self.tables.dead_letters.iter().take(TRIM_LETTERS) {
+        for entry in self.tables.dead_letters.iter().take(TRIM_ROWS_MAX) {
             let (key, value) = entry.into_inner().map_err(map_err)?;
-            let id = DeadLetterId(row::last_number(&key)?);
+            let id = DeadLetterId(row::key_number(&key)?);
             let dead_letter = row::decode_dead_letter(id, &value)?;
             if dead_letter.stored_at >= dead_letters {
                 break;
             }
-            // Its redrive still has to learn what became of it.
-            let progress = self.rows.progress(id)?.now.as_ref();
+            // A running redrive still needs the dead letter to record its outcome.
+            let progress = self.rows.progress(id)?.value.as_ref();
             if progress.is_some_and(|progress| progress.state == DeadLetterState::Redriving) {
                 continue;
             }
             self.batch
                 .remove(&self.tables.origins, row::origin_key(&dead_letter.origin));
-            let changed = self.rows.progress(id)?;
-            changed.now = None;
-            changed.dirty = true;
-            let changed = self.rows.dead_letter(id)?;
-            changed.now = None;
-            changed.dirty = true;
+            let cached = self.rows.progress(id)?;
+            cached.value = None;
+            cached.dirty = true;
+            let cached = self.rows.dead_letter(id)?;
+            cached.value = None;
+            cached.dirty = true;
             removed += 1;
         }
-        for entry in self.tables.operations.iter().take(TRIM_LETTERS) {
+        for entry in self.tables.operations.iter().take(TRIM_ROWS_MAX) {
             let (key, value) = entry.into_inner().map_err(map_err)?;
-            let operation = row::decode_operation(OperationId(row::last_number(&key)?), &value)?;
+            let operation = row::decode_operation(OperationId(row::key_number(&key)?), &value)?;
             if operation.what.at >= operations || operation.state == OperationState::Running {
                 break;
             }
@@ -405,15 +410,16 @@ impl<'a> CommitBatch<'a> {
         Ok(removed)
     }
 
-    /// Changes what became of a dead letter that is still in this round, if `change` says so.
+    /// Applies `change` to the progress of a dead letter that is still in the chosen round. Returns whether `change`
+    /// made a change, which is its return value.
     fn change(&mut self, chosen: Chosen, change: impl FnOnce(&mut Progress) -> bool) -> Result<bool> {
-        let changed = self.rows.progress(chosen.id)?;
-        let did = match &mut changed.now {
+        let cached = self.rows.progress(chosen.id)?;
+        let changed = match &mut cached.value {
             Some(progress) if progress.round == chosen.round => change(progress),
             _ => false,
         };
-        changed.dirty |= did;
-        Ok(did)
+        cached.dirty |= changed;
+        Ok(changed)
     }
 
     fn commit(mut self) -> Result<()> {

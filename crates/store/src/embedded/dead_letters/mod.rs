@@ -1,22 +1,22 @@
-//! Dead letters and what was done about them.
+//! Dead letters and the operations on them.
 //!
 //! | keyspace | row |
 //! |---|---|
-//! | `dead_letters` | dead letter → what it says, and what it began as |
-//! | `dead_letter_progress` | dead letter → what became of it; nothing as long as it is as it began |
-//! | `dead_letter_origins` | (stream, consumer, sequence) → dead letter: one dead letter a message |
+//! | `dead_letters` | dead letter → its content and initial progress |
+//! | `dead_letter_progress` | dead letter → its progress; no row until the progress first changes |
+//! | `dead_letter_origins` | (stream, consumer, sequence) → dead letter: one for each message and consumer |
 //! | `dead_letter_states` | (state, dead letter) → nothing |
 //! | `dead_letter_groups` | (group, dead letter) → nothing |
-//! | `dead_letter_operations` | act → what was done, how far it is |
-//! | `dead_letter_selections` | act → what was asked for |
-//! | `dead_letter_frozen` | (act, part) → dead letters it is about; (0, act) → nothing, for those that run |
+//! | `dead_letter_operations` | operation → its request without the selection, and its progress |
+//! | `dead_letter_selections` | operation → the requested selection |
+//! | `dead_letter_frozen` | (operation, index) → part of the chosen dead letters; (0, operation) → nothing: it is running |
 //!
-//! Acts are numbered from 1.
+//! Operation ids start at 1.
 
 mod commit;
 mod progress;
 mod row;
-mod rows;
+mod row_cache;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +30,7 @@ use fjall::{Keyspace, Readable, Snapshot};
 use herald_model::time::Timestamp;
 
 use self::{
-    commit::{CommitBatch, Done, Job},
+    commit::{CommitBatch, Job, JobResult},
     progress::Progress,
     row::STATES,
 };
@@ -44,17 +44,17 @@ use crate::{
     Reopening, Result, Step,
 };
 
-/// How many dead letters one commit writes before it leaves the rest to the next one. Those that want a few wait for no more than
-/// that.
-const ROUND_LETTERS: usize = 128;
+/// Approximate number of dead letters in one commit batch. A small limit keeps small writes from waiting for large
+/// ones.
+const BATCH_DEAD_LETTERS: usize = 128;
 
-/// How many dead letters one call of `scan` looks at.
-const SCAN_LETTERS: usize = 10_000;
+/// Maximum number of dead letters that one call of `scan` reads.
+const SCAN_DEAD_LETTERS_MAX: usize = 10_000;
 
 /// The embedded engine's [`DeadLetters`](crate::DeadLetters).
 pub(crate) struct EmbeddedDeadLetters {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Job, Done>,
+    group_commit: GroupCommit<Job, JobResult>,
 }
 
 struct Tables {
@@ -67,7 +67,7 @@ struct Tables {
     operations: Keyspace,
     selections: Keyspace,
     frozen: Keyspace,
-    /// Dead letters by state.
+    /// Number of dead letters by state.
     counts: [AtomicI64; STATES.len()],
 }
 
@@ -88,35 +88,37 @@ impl EmbeddedDeadLetters {
             counts: std::array::from_fn(|_| AtomicI64::new(0)),
         });
         for state in STATES {
-            let rows = tables.states.prefix([row::number(&STATES, &state) as u8]);
+            let rows = tables.states.prefix([row::variant_number(&STATES, &state) as u8]);
             let count = i64::try_from(rows.count()).unwrap_or(i64::MAX);
             tables.counter(state).store(count, Ordering::Relaxed);
         }
         let mut last_operation = match tables.operations.last_key_value() {
-            Some(row) => row::last_number(&row.key().map_err(map_err)?)?,
+            Some(row) => row::key_number(&row.key().map_err(map_err)?)?,
             None => 0,
         };
         let shared = Arc::clone(&tables);
-        let rounds = GroupCommit::start("dead_letters", ROUND_LETTERS, Job::weight, move |jobs| {
-            CommitBatch::run(&shared, &mut last_operation, jobs)
-        })?;
-        Ok(Self { tables, rounds })
+        let group_commit =
+            GroupCommit::start("dead_letters", BATCH_DEAD_LETTERS, Job::weight, move |jobs| {
+                CommitBatch::run(&shared, &mut last_operation, jobs)
+            })?;
+        Ok(Self { tables, group_commit })
     }
 
-    /// Forgets dead letters that DLQ stored before a moment, and operations done before another; answers how many rows that were.
+    /// Deletes dead letters that DLQ stored before one time, and operations begun before another. Returns the number of
+    /// deleted rows.
     pub(crate) async fn trim(&self, dead_letters: Timestamp, operations: Timestamp) -> Result<u64> {
         let mut removed = 0;
         loop {
-            match self.rounds.run(Job::Trim(dead_letters, operations)).await? {
-                Done::Count(0) => return Ok(removed),
-                Done::Count(some) => removed += some,
-                _ => return Err(crossed()),
+            match self.group_commit.run(Job::Trim(dead_letters, operations)).await? {
+                JobResult::Count(0) => return Ok(removed),
+                JobResult::Count(some) => removed += some,
+                _ => return Err(unexpected_result()),
             }
         }
     }
 
-    /// Reads many dead letters: too long for a thread that others wait for.
-    async fn read<T: Send + 'static>(
+    /// Runs a long read on the blocking thread pool.
+    async fn read_blocking<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Tables) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -126,48 +128,48 @@ impl EmbeddedDeadLetters {
             .unwrap_or_else(|error| {
                 Err(Error::with_source(
                     ErrorKind::Unavailable,
-                    "the reader of the dead letters ended",
+                    "the task that reads the dead letters ended early",
                     error,
                 ))
             })
     }
 
-    async fn step(&self, job: Job) -> Result<Step> {
-        match self.rounds.run(job).await? {
-            Done::Step(step) => Ok(*step),
-            _ => Err(crossed()),
+    async fn run_step_job(&self, job: Job) -> Result<Step> {
+        match self.group_commit.run(job).await? {
+            JobResult::Step(step) => Ok(*step),
+            _ => Err(unexpected_result()),
         }
     }
 
-    async fn operation_of(&self, job: Job) -> Result<Operation> {
-        match self.rounds.run(job).await? {
-            Done::Operation(mut operation) => {
+    async fn run_operation_job(&self, job: Job) -> Result<Operation> {
+        match self.group_commit.run(job).await? {
+            JobResult::Operation(mut operation) => {
                 operation.what.selection = self.tables.selection(operation.id)?;
                 Ok(*operation)
             }
-            _ => Err(crossed()),
+            _ => Err(unexpected_result()),
         }
     }
 }
 
 impl Tables {
     fn dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
-        let Some(mut dead_letter) = self.first_dead_letter(id)? else {
+        let Some(mut dead_letter) = self.initial_dead_letter(id)? else {
             return Ok(None);
         };
         if let Some(progress) = self.progress(id)? {
-            progress.put_into(&mut dead_letter);
+            progress.apply_to(&mut dead_letter);
         }
         Ok(Some(dead_letter))
     }
 
-    /// A dead letter as if nothing had become of it.
-    fn first_dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
+    /// A dead letter as it was inserted, without its progress.
+    fn initial_dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
         let row = self.dead_letters.get(id.0.to_be_bytes()).map_err(map_err)?;
         row.map(|row| row::decode_dead_letter(id, &row)).transpose()
     }
 
-    /// What became of a dead letter, if anything did.
+    /// The progress of a dead letter; `None` if it has not changed since the insertion.
     fn progress(&self, id: DeadLetterId) -> Result<Option<Progress>> {
         let row = self.progress.get(id.0.to_be_bytes()).map_err(map_err)?;
         row.map(|row| Progress::decode(&row)).transpose()
@@ -193,7 +195,7 @@ impl Tables {
     }
 
     fn counter(&self, state: DeadLetterState) -> &AtomicI64 {
-        &self.counts[row::number(&STATES, &state) as usize]
+        &self.counts[row::variant_number(&STATES, &state) as usize]
     }
 
     fn add_counts(&self, counts: [i64; STATES.len()]) {
@@ -202,7 +204,7 @@ impl Tables {
         }
     }
 
-    /// Dead letters that may pass, by the narrowest index there is, with their ids only as far as the index goes.
+    /// Dead letters that may match the filter, read by group index, else by state index, else from the table.
     fn candidates<'a>(
         &'a self,
         snapshot: &'a Snapshot,
@@ -212,7 +214,7 @@ impl Tables {
     ) -> impl Iterator<Item = Result<DeadLetter>> + use<'a> {
         let (keyspace, prefix) = match (filter.group, filter.state) {
             (Some(group), _) => (&self.groups, group.to_be_bytes().to_vec()),
-            (None, Some(state)) => (&self.states, vec![row::number(&STATES, &state) as u8]),
+            (None, Some(state)) => (&self.states, vec![row::variant_number(&STATES, &state) as u8]),
             (None, None) => (&self.dead_letters, Vec::new()),
         };
         let indexed = !prefix.is_empty();
@@ -222,14 +224,14 @@ impl Tables {
             Order::OldestFirst => (after.map_or(0, |id| id.saturating_add(1)), u64::MAX),
             Order::NewestFirst => (0, after.map_or(u64::MAX, |id| id.saturating_sub(1))),
         };
-        // Nothing is less than 0 or more than the greatest.
-        let none = match order {
+        // No id is below 0 or above the maximum.
+        let is_empty = match order {
             Order::OldestFirst => after == Some(u64::MAX),
             Order::NewestFirst => after == Some(0),
         };
         let mut rows = snapshot.range(keyspace, key(from)..=key(to));
         std::iter::from_fn(move || {
-            if none {
+            if is_empty {
                 return None;
             }
             match order {
@@ -240,7 +242,7 @@ impl Tables {
         .filter_map(move |row| {
             let read = || {
                 let (key, value) = row.into_inner().map_err(map_err)?;
-                let number = row::last_number(&key)?;
+                let number = row::key_number(&key)?;
                 let get = |keyspace| snapshot.get(keyspace, number.to_be_bytes()).map_err(map_err);
                 let Some(value) = (if indexed {
                     get(&self.dead_letters)?
@@ -251,7 +253,7 @@ impl Tables {
                 };
                 let mut dead_letter = row::decode_dead_letter(DeadLetterId(number), &value)?;
                 if let Some(row) = get(&self.progress)? {
-                    Progress::decode(&row)?.put_into(&mut dead_letter);
+                    Progress::decode(&row)?.apply_to(&mut dead_letter);
                 }
                 Ok(Some(dead_letter))
             };
@@ -276,7 +278,7 @@ impl Tables {
             if filter.passes(&dead_letter) {
                 page.dead_letters.push(dead_letter);
             }
-            if page.dead_letters.len() >= limit || examined >= SCAN_LETTERS {
+            if page.dead_letters.len() >= limit || examined >= SCAN_DEAD_LETTERS_MAX {
                 page.next = Some(id);
                 break;
             }
@@ -302,16 +304,16 @@ impl Tables {
 #[async_trait]
 impl crate::DeadLetters for EmbeddedDeadLetters {
     async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>> {
-        match self.rounds.run(Job::Insert(dead_letters.to_vec())).await? {
-            Done::Inserted(inserted) => Ok(inserted),
-            _ => Err(crossed()),
+        match self.group_commit.run(Job::Insert(dead_letters.to_vec())).await? {
+            JobResult::Inserted(inserted) => Ok(inserted),
+            _ => Err(unexpected_result()),
         }
     }
 
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened> {
-        match self.rounds.run(Job::Reopen(reopening.clone())).await? {
-            Done::Reopened(reopened) => Ok(reopened),
-            _ => Err(crossed()),
+        match self.group_commit.run(Job::Reopen(reopening.clone())).await? {
+            JobResult::Reopened(reopened) => Ok(reopened),
+            _ => Err(unexpected_result()),
         }
     }
 
@@ -327,13 +329,13 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         limit: usize,
     ) -> Result<DeadLetterPage> {
         let filter = filter.clone();
-        self.read(move |tables| tables.scan(&filter, order, after, limit))
+        self.read_blocking(move |tables| tables.scan(&filter, order, after, limit))
             .await
     }
 
     async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>> {
         let filter = filter.clone();
-        self.read(move |tables| tables.groups(&filter)).await
+        self.read_blocking(move |tables| tables.groups(&filter)).await
     }
 
     async fn count(&self, state: DeadLetterState) -> Result<u64> {
@@ -341,7 +343,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
     }
 
     async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation> {
-        self.operation_of(Job::Begin(operation.clone(), dead_letters.to_vec()))
+        self.run_operation_job(Job::Begin(operation.clone(), dead_letters.to_vec()))
             .await
     }
 
@@ -352,7 +354,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         redrive_after: u64,
         at: Timestamp,
     ) -> Result<Step> {
-        self.step(Job::Claim {
+        self.run_step_job(Job::Claim {
             operation,
             limit,
             redrive_after,
@@ -362,21 +364,25 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
     }
 
     async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()> {
-        self.rounds
+        self.group_commit
             .run(Job::Sent(operation, dead_letters.to_vec()))
             .await
             .map(drop)
     }
 
     async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64> {
-        match self.rounds.run(Job::Resolve(dead_letters.to_vec(), at)).await? {
-            Done::Count(count) => Ok(count),
-            _ => Err(crossed()),
+        match self
+            .group_commit
+            .run(Job::Resolve(dead_letters.to_vec(), at))
+            .await?
+        {
+            JobResult::Count(count) => Ok(count),
+            _ => Err(unexpected_result()),
         }
     }
 
     async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step> {
-        self.step(Job::Discard { operation, limit, at }).await
+        self.run_step_job(Job::Discard { operation, limit, at }).await
     }
 
     async fn finish(
@@ -386,7 +392,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         reason: &str,
         at: Timestamp,
     ) -> Result<Operation> {
-        self.operation_of(Job::Finish {
+        self.run_operation_job(Job::Finish {
             operation,
             state,
             reason: reason.into(),
@@ -408,7 +414,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
             .take(limit)
             .map(|row| {
                 let (key, value) = row.into_inner().map_err(map_err)?;
-                let id = OperationId(row::last_number(&key)?);
+                let id = OperationId(row::key_number(&key)?);
                 let mut operation = row::decode_operation(id, &value)?;
                 operation.what.selection = self.tables.selection(id)?;
                 Ok(operation)
@@ -419,16 +425,16 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
     async fn running(&self) -> Result<Vec<Operation>> {
         let mut operations = Vec::new();
         for row in self.tables.frozen.prefix(0_u64.to_be_bytes()) {
-            let id = OperationId(row::last_number(&row.key().map_err(map_err)?)?);
+            let id = OperationId(row::key_number(&row.key().map_err(map_err)?)?);
             operations.extend(self.tables.operation(id)?);
         }
         Ok(operations)
     }
 }
 
-fn crossed() -> Error {
+fn unexpected_result() -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        "an answer of the dead letters to another call",
+        "a write of the dead letters returned the result of another job",
     )
 }

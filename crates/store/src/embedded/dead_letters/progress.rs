@@ -1,4 +1,5 @@
-//! What became of a dead letter. It changes three times in a redrive, and is a tenth of what a dead letter says.
+//! The progress of a dead letter. It has a row of its own because a redrive changes it three times and it is a tenth of
+//! the size of a dead letter.
 
 use herald_model::time::Timestamp;
 use prost::Message;
@@ -6,7 +7,7 @@ use prost::Message;
 use super::row::{self, STATES, malformed};
 use crate::{DeadLetter, DeadLetterState, OperationId, Result};
 
-/// The part of a dead letter that changes.
+/// The mutable part of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) state: DeadLetterState,
@@ -17,7 +18,7 @@ pub(super) struct Progress {
     pub(super) updated_at: Timestamp,
 }
 
-/// As it is stored.
+/// The stored row of [`Progress`].
 #[derive(Clone, PartialEq, Message)]
 struct ProgressRow {
     #[prost(uint32, tag = "1")]
@@ -35,7 +36,7 @@ struct ProgressRow {
 }
 
 impl Progress {
-    /// That of a dead letter.
+    /// Copies the progress from a dead letter.
     pub(super) fn of(dead_letter: &DeadLetter) -> Self {
         Self {
             state: dead_letter.state,
@@ -47,8 +48,8 @@ impl Progress {
         }
     }
 
-    /// Puts it into its dead letter.
-    pub(super) fn put_into(self, dead_letter: &mut DeadLetter) {
+    /// Copies the progress into its dead letter.
+    pub(super) fn apply_to(self, dead_letter: &mut DeadLetter) {
         dead_letter.state = self.state;
         dead_letter.round = self.round;
         dead_letter.redrive = self.redrive;
@@ -59,7 +60,7 @@ impl Progress {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         ProgressRow {
-            state: row::number(&STATES, &self.state),
+            state: row::variant_number(&STATES, &self.state),
             round: self.round,
             redrive: self.redrive.map(|operation| operation.0),
             operations: self.operations.iter().map(|operation| operation.0).collect(),
@@ -72,7 +73,7 @@ impl Progress {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let row = ProgressRow::decode(bytes).map_err(|_| malformed())?;
         Ok(Self {
-            state: row::word(&STATES, row.state)?,
+            state: row::variant(&STATES, row.state)?,
             round: row.round,
             redrive: row.redrive.map(OperationId),
             operations: row.operations.into_iter().map(OperationId).collect(),

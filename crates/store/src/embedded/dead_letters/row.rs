@@ -1,4 +1,4 @@
-//! How dead letters and operations are stored: Protobuf rows, and the keys of their indices.
+//! Encoding of dead letters and operations as Protobuf rows, and of the keys of their indices.
 
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use prost::Message;
@@ -8,7 +8,7 @@ use crate::{
     Operation, OperationId, OperationKind, OperationState, Payload, Result,
 };
 
-/// A dead letter.
+/// The stored row of a dead letter.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct DeadLetterRow {
     #[prost(string, tag = "1")]
@@ -75,7 +75,7 @@ pub(super) struct DeadLetterRow {
     updated_at: i64,
 }
 
-/// An operation.
+/// The stored row of an operation.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct OperationRow {
     #[prost(uint32, tag = "1")]
@@ -112,10 +112,10 @@ pub(super) struct OperationRow {
     redrive_after: u64,
 }
 
-/// Some of the dead letters that an operation is about, as they were chosen.
+/// A part of the dead letters chosen for an operation.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct FrozenRow {
-    /// Each less the one before.
+    /// Ids as differences from the previous id.
     #[prost(uint64, repeated, tag = "1")]
     ids: Vec<u64>,
     #[prost(uint32, repeated, tag = "2")]
@@ -136,24 +136,25 @@ pub(super) const STATES: [DeadLetterState; 4] = [
     DeadLetterState::Discarded,
 ];
 const PAYLOADS: [Payload; 3] = [Payload::Kept, Payload::Gone, Payload::TooLarge];
-const ACT_KINDS: [OperationKind; 3] = [
+const OPERATION_KINDS: [OperationKind; 3] = [
     OperationKind::Redrive,
     OperationKind::Discard,
     OperationKind::Cancel,
 ];
-const ACT_STATES: [OperationState; 4] = [
+const OPERATION_STATES: [OperationState; 4] = [
     OperationState::Running,
     OperationState::Done,
     OperationState::Stopped,
     OperationState::Cancelled,
 ];
 
-/// The place of a word in its list, as rows hold it.
-pub(super) fn number<T: PartialEq>(all: &[T], word: &T) -> u32 {
-    all.iter().position(|one| one == word).unwrap_or_default() as u32
+/// The number of a variant as stored in rows: its position in the list of all variants.
+pub(super) fn variant_number<T: PartialEq>(all: &[T], variant: &T) -> u32 {
+    all.iter().position(|one| one == variant).unwrap_or_default() as u32
 }
 
-pub(super) fn word<T: Copy>(all: &[T], number: u32) -> Result<T> {
+/// The variant with a stored number.
+pub(super) fn variant<T: Copy>(all: &[T], number: u32) -> Result<T> {
     all.get(number as usize).copied().ok_or_else(malformed)
 }
 
@@ -166,7 +167,7 @@ pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
         original_sequence: dead_letter.original_sequence,
         subject: dead_letter.subject.clone(),
         message_type: dead_letter.message_type.clone(),
-        cause: number(&CAUSES, &dead_letter.cause),
+        cause: variant_number(&CAUSES, &dead_letter.cause),
         reason: dead_letter.reason.clone(),
         group: dead_letter.group,
         group_reason: dead_letter.group_reason.clone(),
@@ -177,14 +178,16 @@ pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
         stored_at: dead_letter.stored_at.0,
         post: dead_letter.post.map(|post| post.0),
         author: dead_letter.author.map(|author| author.0),
-        channel: dead_letter.channel.map(|channel| number(&Channel::ALL, &channel)),
+        channel: dead_letter
+            .channel
+            .map(|channel| variant_number(&Channel::ALL, &channel)),
         chunk: dead_letter.chunk.map(|chunk| chunk.0),
-        lane: dead_letter.lane.map(|lane| number(&Lane::ALL, &lane)),
+        lane: dead_letter.lane.map(|lane| variant_number(&Lane::ALL, &lane)),
         recipients: dead_letter.recipients,
         trace_id: dead_letter.trace_id.clone(),
-        payload: number(&PAYLOADS, &dead_letter.payload),
+        payload: variant_number(&PAYLOADS, &dead_letter.payload),
         payload_bytes: dead_letter.payload_bytes,
-        state: number(&STATES, &dead_letter.state),
+        state: variant_number(&STATES, &dead_letter.state),
         round: dead_letter.round,
         redrive: dead_letter.redrive.map(|operation| operation.0),
         operations: dead_letter
@@ -211,7 +214,7 @@ pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadL
         original_sequence: row.original_sequence,
         subject: row.subject,
         message_type: row.message_type,
-        cause: word(&CAUSES, row.cause)?,
+        cause: variant(&CAUSES, row.cause)?,
         reason: row.reason,
         group: row.group,
         group_reason: row.group_reason,
@@ -224,15 +227,15 @@ pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadL
         author: row.author.map(UserKey),
         channel: row
             .channel
-            .map(|channel| word(&Channel::ALL, channel))
+            .map(|channel| variant(&Channel::ALL, channel))
             .transpose()?,
         chunk: row.chunk.map(ChunkId),
-        lane: row.lane.map(|lane| word(&Lane::ALL, lane)).transpose()?,
+        lane: row.lane.map(|lane| variant(&Lane::ALL, lane)).transpose()?,
         recipients: row.recipients,
         trace_id: row.trace_id,
-        payload: word(&PAYLOADS, row.payload)?,
+        payload: variant(&PAYLOADS, row.payload)?,
         payload_bytes: row.payload_bytes,
-        state: word(&STATES, row.state)?,
+        state: variant(&STATES, row.state)?,
         round: row.round,
         redrive: row.redrive.map(OperationId),
         operations: row.operations.into_iter().map(OperationId).collect(),
@@ -241,17 +244,17 @@ pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadL
     })
 }
 
-/// An operation without what was asked for, which never changes and has a row of its own.
+/// Encodes an operation without its selection. The selection is immutable and has a row of its own.
 pub(super) fn encode_operation(operation: &Operation) -> Vec<u8> {
     OperationRow {
-        kind: number(&ACT_KINDS, &operation.what.kind),
+        kind: variant_number(&OPERATION_KINDS, &operation.what.kind),
         actor: operation.what.actor.clone(),
         at: operation.what.at.0,
         excluded: operation.what.excluded,
         rate_max: operation.what.rate_max,
         failures_max: operation.what.failures_max,
         target: operation.what.target.map(|operation| operation.0),
-        state: number(&ACT_STATES, &operation.state),
+        state: variant_number(&OPERATION_STATES, &operation.state),
         reason: operation.reason.clone(),
         ended_at: operation.ended_at.map(|at| at.0),
         frozen: operation.frozen,
@@ -269,7 +272,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
     Ok(Operation {
         id,
         what: NewOperation {
-            kind: word(&ACT_KINDS, row.kind)?,
+            kind: variant(&OPERATION_KINDS, row.kind)?,
             actor: row.actor,
             at: Timestamp(row.at),
             selection: bytes::Bytes::new(),
@@ -278,7 +281,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
             failures_max: row.failures_max,
             target: row.target.map(OperationId),
         },
-        state: word(&ACT_STATES, row.state)?,
+        state: variant(&OPERATION_STATES, row.state)?,
         reason: row.reason,
         ended_at: row.ended_at.map(Timestamp),
         frozen: row.frozen,
@@ -314,21 +317,21 @@ pub(super) fn decode_frozen(bytes: &[u8]) -> Result<Vec<Chosen>> {
     Ok(dead_letters.collect())
 }
 
-/// (stream, consumer, sequence); names of streams and consumers have no spaces.
+/// Key (stream, consumer, sequence). Names of streams and consumers contain no spaces.
 pub(super) fn origin_key(origin: &MessageRef) -> Vec<u8> {
     let mut key = format!("{} {} ", origin.stream, origin.consumer).into_bytes();
     key.extend(origin.sequence.to_be_bytes());
     key
 }
 
-/// (state, dead letter)
+/// Key (state, dead letter).
 pub(super) fn state_key(state: DeadLetterState, id: DeadLetterId) -> [u8; 9] {
-    let mut key = [number(&STATES, &state) as u8; 9];
+    let mut key = [variant_number(&STATES, &state) as u8; 9];
     key[1..].copy_from_slice(&id.0.to_be_bytes());
     key
 }
 
-/// (group, dead letter)
+/// Key (group, dead letter).
 pub(super) fn group_key(group: u64, id: DeadLetterId) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&group.to_be_bytes());
@@ -336,16 +339,16 @@ pub(super) fn group_key(group: u64, id: DeadLetterId) -> [u8; 16] {
     key
 }
 
-/// (act, part)
-pub(super) fn frozen_key(operation: OperationId, part: u64) -> [u8; 16] {
+/// Key (operation, index of the part).
+pub(super) fn frozen_key(operation: OperationId, index: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&operation.0.to_be_bytes());
-    key[8..].copy_from_slice(&part.to_be_bytes());
+    key[8..].copy_from_slice(&index.to_be_bytes());
     key
 }
 
-/// The number that a key ends with.
-pub(super) fn last_number(key: &[u8]) -> Result<u64> {
+/// Decodes the number at the end of a key.
+pub(super) fn key_number(key: &[u8]) -> Result<u64> {
     let (_, number) = key.split_last_chunk::<8>().ok_or_else(malformed)?;
     Ok(u64::from_be_bytes(*number))
 }

@@ -1,4 +1,4 @@
-//! Finding dead letters.
+//! Tests of filters, pages and groups of dead letters.
 
 use super::*;
 
@@ -133,7 +133,7 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
         assert_eq!(reversed, expected, "{filter:?}");
     }
 
-    // A page goes on where the last ended, although the set has changed: 3 is in it no longer, 6 is new.
+    // The next page continues after the previous one although the set has changed: 3 no longer matches, 6 is new.
     let open = DeadLetterFilter {
         state: Some(DeadLetterState::Open),
         ..any()
@@ -178,7 +178,7 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
             group: 7,
             kind: "push".into(),
             cause: Cause::Terminated,
-            reason: "push gave up: webhook status 503".into(),
+            reason: "push failed: webhook status 503".into(),
             dead_letters: 5,
             first_failed_at: dead_letter(1).first_failed_at,
             last_failed_at: dead_letter(6).last_failed_at,
@@ -189,12 +189,12 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
 }
 
 #[tokio::test]
-async fn a_scan_looks_at_so_many_and_goes_on() {
+async fn a_scan_reads_a_bounded_number_and_continues() {
     let store = Store::new();
     let dead_letters = open(&store);
-    fill(&dead_letters, 1..=(SCAN_LETTERS as u64 + 5)).await;
+    fill(&dead_letters, 1..=(SCAN_DEAD_LETTERS_MAX as u64 + 5)).await;
     let rare = DeadLetterFilter {
-        post: Some(PostId(SCAN_LETTERS as u64 + 3)),
+        post: Some(PostId(SCAN_DEAD_LETTERS_MAX as u64 + 3)),
         ..DeadLetterFilter::default()
     };
     let first = dead_letters

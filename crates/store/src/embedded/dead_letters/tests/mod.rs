@@ -27,9 +27,9 @@ fn dead_letter(id: u64) -> DeadLetter {
         subject: "push.v1.deliver.normal".into(),
         message_type: "herald.mesh.v1.PushChunk".into(),
         cause: Cause::Terminated,
-        reason: format!("push gave up: webhook status 503: {id}"),
+        reason: format!("push failed: webhook status 503: {id}"),
         group: 7,
-        group_reason: "push gave up: webhook status 503".into(),
+        group_reason: "push failed: webhook status 503".into(),
         attempts: 20,
         published_at: NOW.minus(Duration::from_mins(5)),
         first_failed_at: NOW.plus(Duration::from_secs(id)),
@@ -72,11 +72,11 @@ fn operation(kind: OperationKind) -> NewOperation {
 }
 
 fn chosen(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<Chosen> {
-    let chosen = |id| Chosen {
+    let choose = |id| Chosen {
         id: DeadLetterId(id),
         round,
     };
-    ids.into_iter().map(chosen).collect()
+    ids.into_iter().map(choose).collect()
 }
 
 fn failed_again(id: u64, round: u32) -> Reopening {
@@ -84,9 +84,9 @@ fn failed_again(id: u64, round: u32) -> Reopening {
         dead_letter: DeadLetterId(id),
         round,
         cause: Cause::MaxDeliveries,
-        reason: "no words".into(),
+        reason: "max deliveries reached".into(),
         group: 8,
-        group_reason: "no words".into(),
+        group_reason: "max deliveries reached".into(),
         failed_at: NOW.plus(Duration::from_hours(1)),
     }
 }
@@ -110,7 +110,7 @@ async fn ids(dead_letters: &EmbeddedDeadLetters, filter: &DeadLetterFilter, orde
 }
 
 #[tokio::test]
-async fn a_message_has_one_dead_letter_however_often_it_is_told_of() {
+async fn repeated_inserts_of_a_message_make_one_dead_letter() {
     let mut store = Store::new();
     let dead_letters = open(&store);
     let again = DeadLetter {
@@ -121,8 +121,8 @@ async fn a_message_has_one_dead_letter_however_often_it_is_told_of() {
         .insert(&[dead_letter(1), dead_letter(2), again.clone()])
         .await
         .unwrap();
-    let told: Vec<_> = inserted.iter().map(|one| (one.id.0, one.new)).collect();
-    assert_eq!(told, [(1, true), (2, true), (1, false)]);
+    let results: Vec<_> = inserted.iter().map(|one| (one.id.0, one.new)).collect();
+    assert_eq!(results, [(1, true), (2, true), (1, false)]);
     drop(dead_letters);
     store.reopen();
     let dead_letters = open(&store);
@@ -140,7 +140,7 @@ async fn a_message_has_one_dead_letter_however_often_it_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
+async fn a_redrive_changes_states_and_survives_a_restart() {
     let mut store = Store::new();
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=5).await;
@@ -184,7 +184,7 @@ async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
     assert_eq!(get(&dead_letters, 2).await.redrive_sequence, 42);
     assert_eq!(get(&dead_letters, 3).await.redrive_sequence, 0);
 
-    // One is done, one fails, and each of it is told twice.
+    // One succeeds and one fails; each result is reported twice.
     for _ in 0..2 {
         dead_letters.resolve(&chosen([1], 1), NOW).await.unwrap();
         dead_letters.reopen(&failed_again(2, 1)).await.unwrap();
@@ -199,7 +199,7 @@ async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
     assert_eq!(failed.first_failed_at, dead_letter(2).first_failed_at);
     assert!(failed.last_failed_at > failed.first_failed_at);
 
-    // The third can't be sent; the rest is left when it stops.
+    // The third can't be sent. The redrive stops before the rest.
     dead_letters.reopen(&failed_again(3, 1)).await.unwrap();
     let now = dead_letters.operation(begun.id).await.unwrap().unwrap();
     assert_eq!((now.failed, now.in_flight()), (2, 0));
@@ -230,7 +230,7 @@ async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
     ];
     assert_eq!(by_state, [4, 1]);
 
-    // What was thought done and failed after all is open again, and the redrive says so.
+    // A resolved dead letter that fails later is open again and counts as failed in the redrive.
     assert_eq!(
         dead_letters.reopen(&failed_again(1, 1)).await.unwrap(),
         Reopened::Open
@@ -244,7 +244,7 @@ async fn a_redrive_goes_its_way_through_the_states_and_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn redrives_of_the_same_dead_letters_send_each_once() {
+async fn concurrent_redrives_claim_each_dead_letter_once() {
     let store = Store::new();
     let dead_letters = Arc::new(open(&store));
     fill(&dead_letters, 1..=3_000).await;
@@ -270,7 +270,7 @@ async fn redrives_of_the_same_dead_letters_send_each_once() {
     let sent: Vec<u64> = sent.into_iter().flat_map(|sent| sent.unwrap()).collect();
     assert_eq!(sent.len(), 3_000);
     assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), 3_000);
-    // One that failed again since it was chosen is left to those who chose it as it is now.
+    // A dead letter that was redriven since it was chosen is skipped.
     dead_letters.reopen(&failed_again(1, 1)).await.unwrap();
     let late = dead_letters
         .begin(&operation(OperationKind::Redrive), &chosen([1], 0))
@@ -281,7 +281,7 @@ async fn redrives_of_the_same_dead_letters_send_each_once() {
 }
 
 #[tokio::test]
-async fn a_discard_takes_open_dead_letters_and_leaves_a_record() {
+async fn a_discard_takes_open_dead_letters_and_is_recorded() {
     let mut store = Store::new();
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=2_500).await;
@@ -340,7 +340,7 @@ async fn a_discard_takes_open_dead_letters_and_leaves_a_record() {
         (some[0].id, some[0].what.kind, &some[0].what.actor[..]),
         (OperationId(2), OperationKind::Discard, "ops@host")
     );
-    // Ids go on.
+    // Operation ids are not reused after a restart.
     let next = dead_letters
         .begin(&operation(OperationKind::Cancel), &chosen([], 0))
         .await
@@ -349,7 +349,7 @@ async fn a_discard_takes_open_dead_letters_and_leaves_a_record() {
 }
 
 #[tokio::test]
-async fn what_is_old_is_forgotten_unless_it_is_under_way() {
+async fn trim_deletes_old_rows_except_redriving_dead_letters() {
     let store = Store::new();
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=10).await;
@@ -375,19 +375,22 @@ async fn what_is_old_is_forgotten_unless_it_is_under_way() {
         .await
         .unwrap();
     assert!(dead_letters.operation(redrive.id).await.unwrap().is_none());
-    // The message of a forgotten dead letter, should it be told of again, is news.
+    // The message of a trimmed dead letter makes a new dead letter.
     assert!(dead_letters.insert(&[dead_letter(1)]).await.unwrap()[0].new);
 }
 
 proptest! {
     #[test]
-    fn what_an_operation_is_about_reads_back(dead_letters in prop::collection::vec((any::<u64>(), any::<u32>()), 0..100)) {
-        let dead_letters: Vec<_> = dead_letters.into_iter().map(|(id, round)| Chosen { id: DeadLetterId(id), round }).collect();
+    fn a_decoded_frozen_row_equals_the_encoded_one(
+        dead_letters in prop::collection::vec((any::<u64>(), any::<u32>()), 0..100),
+    ) {
+        let dead_letters = dead_letters.into_iter();
+        let dead_letters: Vec<_> = dead_letters.map(|(id, round)| Chosen { id: DeadLetterId(id), round }).collect();
         prop_assert_eq!(row::decode_frozen(&row::encode_frozen(&dead_letters)).unwrap(), dead_letters);
     }
 
     #[test]
-    fn any_bytes_are_a_dead_letter_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+    fn decoding_arbitrary_bytes_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         let _ = row::decode_dead_letter(DeadLetterId(1), &bytes);
         let _ = row::decode_operation(OperationId(1), &bytes);
         let _ = row::decode_frozen(&bytes);

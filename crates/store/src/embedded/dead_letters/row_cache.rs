@@ -1,4 +1,4 @@
-//! The rows that a round is about: read when they are needed, changed here, and written together at its end.
+//! The rows of a commit batch: read on first use, changed in memory, and written together at the end.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -11,25 +11,26 @@ use crate::{
     DeadLetter, DeadLetterId, DeadLetterState, Operation, OperationId, OperationKind, OperationState, Result,
 };
 
-/// As they are in the round.
-pub(super) struct Rows<'a> {
+/// Rows with the uncommitted changes of the current batch.
+pub(super) struct RowCache<'a> {
     tables: &'a Tables,
-    dead_letters: HashMap<u64, Changed<DeadLetter, u64>>,
-    progress: HashMap<u64, Changed<Progress, DeadLetterState>>,
+    dead_letters: HashMap<u64, CachedRow<DeadLetter, u64>>,
+    progress: HashMap<u64, CachedRow<Progress, DeadLetterState>>,
     operations: HashMap<u64, Operation>,
 }
 
-/// A row.
-pub(super) struct Changed<T, I> {
-    /// Where its index has it.
-    before: Option<I>,
-    /// As it will be; `None`: it is not there.
-    pub(super) now: Option<T>,
+/// A row and the value under which it is indexed.
+pub(super) struct CachedRow<T, I> {
+    /// The value in the stored index; `None` if the row is not indexed.
+    indexed: Option<I>,
+    /// The value to write; `None` deletes the row.
+    pub(super) value: Option<T>,
+    /// Whether the value must be written.
     pub(super) dirty: bool,
 }
 
-impl<'a> Rows<'a> {
-    /// None was needed yet.
+impl<'a> RowCache<'a> {
+    /// Creates an empty cache.
     pub(super) fn new(tables: &'a Tables) -> Self {
         Self {
             tables,
@@ -39,33 +40,33 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// What became of a dead letter.
-    pub(super) fn progress(&mut self, id: DeadLetterId) -> Result<&mut Changed<Progress, DeadLetterState>> {
+    /// The progress of a dead letter.
+    pub(super) fn progress(&mut self, id: DeadLetterId) -> Result<&mut CachedRow<Progress, DeadLetterState>> {
         match self.progress.entry(id.0) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let now = match self.tables.progress(id)? {
+                let value = match self.tables.progress(id)? {
                     Some(progress) => Some(progress),
-                    None => self.tables.first_dead_letter(id)?.as_ref().map(Progress::of),
+                    None => self.tables.initial_dead_letter(id)?.as_ref().map(Progress::of),
                 };
-                Ok(entry.insert(Changed {
-                    before: now.as_ref().map(|progress| progress.state),
-                    now,
+                Ok(entry.insert(CachedRow {
+                    indexed: value.as_ref().map(|progress| progress.state),
+                    value,
                     dirty: false,
                 }))
             }
         }
     }
 
-    /// A dead letter as if nothing had become of it.
-    pub(super) fn dead_letter(&mut self, id: DeadLetterId) -> Result<&mut Changed<DeadLetter, u64>> {
+    /// A dead letter as it was inserted, without its progress.
+    pub(super) fn dead_letter(&mut self, id: DeadLetterId) -> Result<&mut CachedRow<DeadLetter, u64>> {
         match self.dead_letters.entry(id.0) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let now = self.tables.first_dead_letter(id)?;
-                Ok(entry.insert(Changed {
-                    before: now.as_ref().map(|dead_letter| dead_letter.group),
-                    now,
+                let value = self.tables.initial_dead_letter(id)?;
+                Ok(entry.insert(CachedRow {
+                    indexed: value.as_ref().map(|dead_letter| dead_letter.group),
+                    value,
                     dirty: false,
                 }))
             }
@@ -83,51 +84,52 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Puts an operation there.
+    /// Inserts or replaces an operation.
     pub(super) fn set_operation(&mut self, operation: Operation) {
         self.operations.insert(operation.id.0, operation);
     }
 
-    /// Adds all that changed to a batch, with the indices; answers how many more dead letters there are in each state.
+    /// Adds all changed rows and their index entries to a batch. Returns the change in the number of dead letters by
+    /// state.
     pub(super) fn write(&self, batch: &mut fjall::OwnedWriteBatch) -> [i64; STATES.len()] {
         let tables = self.tables;
         let mut counts = [0_i64; STATES.len()];
-        let place = |state: DeadLetterState| row::number(&STATES, &state) as usize;
-        for (number, changed) in &self.progress {
+        let index = |state: DeadLetterState| row::variant_number(&STATES, &state) as usize;
+        for (number, cached) in &self.progress {
             let id = DeadLetterId(*number);
-            let after = changed.now.as_ref().map(|progress| progress.state);
-            if changed.before != after {
-                if let Some(state) = changed.before {
+            let after = cached.value.as_ref().map(|progress| progress.state);
+            if cached.indexed != after {
+                if let Some(state) = cached.indexed {
                     batch.remove(&tables.states, row::state_key(state, id));
-                    counts[place(state)] -= 1;
+                    counts[index(state)] -= 1;
                 }
                 if let Some(state) = after {
                     batch.insert(&tables.states, row::state_key(state, id), []);
-                    counts[place(state)] += 1;
+                    counts[index(state)] += 1;
                 }
             }
-            if changed.dirty {
+            if cached.dirty {
                 let key = number.to_be_bytes();
-                match &changed.now {
+                match &cached.value {
                     Some(progress) => batch.insert(&tables.progress, key, progress.encode()),
                     None => batch.remove(&tables.progress, key),
                 }
             }
         }
-        for (number, changed) in &self.dead_letters {
+        for (number, cached) in &self.dead_letters {
             let id = DeadLetterId(*number);
-            let after = changed.now.as_ref().map(|dead_letter| dead_letter.group);
-            if changed.before != after {
-                if let Some(group) = changed.before {
+            let after = cached.value.as_ref().map(|dead_letter| dead_letter.group);
+            if cached.indexed != after {
+                if let Some(group) = cached.indexed {
                     batch.remove(&tables.groups, row::group_key(group, id));
                 }
                 if let Some(group) = after {
                     batch.insert(&tables.groups, row::group_key(group, id), []);
                 }
             }
-            if changed.dirty {
+            if cached.dirty {
                 let key = number.to_be_bytes();
-                match &changed.now {
+                match &cached.value {
                     Some(dead_letter) => {
                         batch.insert(&tables.dead_letters, key, row::encode_dead_letter(dead_letter));
                     }
