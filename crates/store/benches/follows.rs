@@ -1,9 +1,10 @@
-//! How fast the graph takes follows, and how fast it is read.
+//! Throughput of writes and reads of the follow graph.
 //!
-//! `cargo bench -p herald-store --bench follows -- [follows] [users] [authors]`; by default 1,000,000 follows in calls of
-//! 10,000, between 1,000,000 users and 1,000 authors, then an author of 1,000,000. Set `BENCH_DIR` to choose the disk.
+//! `cargo bench -p herald-store --bench follows -- [follows] [users] [authors]`. Default: 1,000,000 follows in calls of
+//! 10,000 between 1,000,000 users and 1,000 authors, then one author with 1,000,000 followers. `BENCH_DIR` sets the
+//! directory of the data.
 
-#![allow(clippy::expect_used)] // A benchmark that can't go on ends.
+#![allow(clippy::expect_used)] // A failed benchmark panics.
 
 use std::{
     sync::Arc,
@@ -18,10 +19,10 @@ use herald_store::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Changes of one call.
-const CALL: usize = 10_000;
+/// Changes in one call.
+const BATCH: usize = 10_000;
 
-/// Followers of one page, as fan-out reads them.
+/// Followers in one page, as fan-out reads them.
 const PAGE: usize = 4_096;
 
 fn main() {
@@ -45,33 +46,37 @@ fn main() {
     let graph = store.stores().follows;
 
     let mut random = SmallRng::seed_from_u64(1);
-    let mut between = |authors: u32, first: u32| -> Vec<FollowChange> {
+    let mut random_follows = |authors: u32, first: u32| -> Vec<FollowChange> {
         (0..follows)
             .map(|_| {
-                let bell = random.random_range(0..20) == 0;
+                let notify = random.random_range(0..20) == 0;
                 follow(
-                    users_then(&mut random, users),
+                    random.random_range(1..=users),
                     first + random.random_range(0..authors),
-                    bell,
+                    notify,
                 )
             })
             .collect()
     };
-    let by_chance = between(authors, 1);
-    let mut by_author = between(authors, 10_000_000);
+    let unsorted = random_follows(authors, 1);
+    let mut by_author = random_follows(authors, 10_000_000);
     by_author.sort_by_key(|c| (c.author, c.follower));
-    let many_authors = between(users, 20_000_000);
-    import(&*graph, &format!("in any order, {authors} authors"), &by_chance);
-    import(&*graph, &format!("by author, {authors} authors"), &by_author);
-    import(&*graph, &format!("in any order, {users} authors"), &many_authors);
-    import(&*graph, "again, all known", &by_chance);
+    let many_authors = random_follows(users, 20_000_000);
+    import(&*graph, &format!("unsorted, {authors} authors"), &unsorted);
+    import(
+        &*graph,
+        &format!("sorted by author, {authors} authors"),
+        &by_author,
+    );
+    import(&*graph, &format!("unsorted, {users} authors"), &many_authors);
+    import(&*graph, "repeated, no changes", &unsorted);
 
     let big = 4_000_000_000;
     let in_order: Vec<_> = (1..=1_000_000).map(|n| follow(n, big, n % 20 == 0)).collect();
-    import(&*graph, "in order, one author", &in_order);
+    import(&*graph, "sorted, one author", &in_order);
     let pinned = block_on(graph.count(UserKey(big))).expect("count").version;
 
-    pages(&*graph, authors, &mut random);
+    read_pages(&*graph, authors, &mut random);
     export(&*graph, big, None, "newest");
     let (mut seconds, singles) = (Duration::ZERO, 500);
     for n in 0..singles {
@@ -83,15 +88,15 @@ fn main() {
         "single follow: {:.2} ms",
         seconds.as_secs_f64() * 1e3 / f64::from(singles)
     );
-    together(&graph, big);
+    concurrent_follows(&graph, big);
     export(&*graph, big, Some(pinned), "older version");
 
     let names: Vec<_> = (0..users.min(200_000))
         .map(|n| UserId::new(n.to_string()).expect("an id"))
         .collect();
-    for round in ["new", "known"] {
+    for round in ["new users", "existing users"] {
         let start = Instant::now();
-        for names in names.chunks(CALL) {
+        for names in names.chunks(BATCH) {
             block_on(dictionary.intern(names)).expect("intern");
         }
         report(&format!("intern, {round}"), names.len(), start.elapsed(), "users");
@@ -99,37 +104,33 @@ fn main() {
     println!("disk: {} MiB", dir_bytes(dir.path()) >> 20);
 }
 
-fn users_then(random: &mut SmallRng, users: u32) -> u32 {
-    random.random_range(1..=users)
-}
-
-fn follow(follower: u32, author: u32, bell: bool) -> FollowChange {
+fn follow(follower: u32, author: u32, notify: bool) -> FollowChange {
     FollowChange {
         follower: UserKey(follower),
         author: UserKey(author),
-        notify: Some(bell),
+        notify: Some(notify),
     }
 }
 
-fn import(graph: &dyn Follows, what: &str, changes: &[FollowChange]) {
-    let (start, cpu) = (Instant::now(), cpu());
-    for call in changes.chunks(CALL) {
+fn import(graph: &dyn Follows, name: &str, changes: &[FollowChange]) {
+    let (start, cpu) = (Instant::now(), process_cpu());
+    for call in changes.chunks(BATCH) {
         block_on(graph.apply(call)).expect("apply");
     }
     report(
-        &format!("import {what}"),
+        &format!("import {name}"),
         changes.len(),
         start.elapsed(),
         "follows",
     );
     println!(
-        "    {:.2} s of processor time over all threads",
-        self::cpu().saturating_sub(cpu).as_secs_f64()
+        "    {:.2} s of CPU time over all threads",
+        process_cpu().saturating_sub(cpu).as_secs_f64()
     );
 }
 
-/// Pages of the authors whom chance gave followers.
-fn pages(graph: &dyn Follows, authors: u32, random: &mut SmallRng) {
+/// Reads pages of followers of random authors.
+fn read_pages(graph: &dyn Follows, authors: u32, random: &mut SmallRng) {
     let (mut followers, reads) = (0, 20_000_u32);
     let (start, cpu) = (Instant::now(), thread_cpu());
     for _ in 0..reads {
@@ -141,14 +142,14 @@ fn pages(graph: &dyn Follows, authors: u32, random: &mut SmallRng) {
     }
     let each = |all: Duration| all.as_secs_f64() * 1e6 / f64::from(reads);
     println!(
-        "page of {} followers: {:.1} µs, {:.1} µs of processor time",
+        "page of {} followers: {:.1} µs, {:.1} µs of CPU time",
         followers / reads,
         each(start.elapsed()),
         each(thread_cpu().saturating_sub(cpu))
     );
 }
 
-fn export(graph: &dyn Follows, author: u32, at: Option<FollowVersion>, what: &str) {
+fn export(graph: &dyn Follows, author: u32, at: Option<FollowVersion>, name: &str) {
     let start = Instant::now();
     let (mut followers, mut after) = (0, None);
     loop {
@@ -160,15 +161,15 @@ fn export(graph: &dyn Follows, author: u32, at: Option<FollowVersion>, what: &st
         }
     }
     report(
-        &format!("export, {what}"),
+        &format!("export, {name}"),
         followers,
         start.elapsed(),
         "followers",
     );
 }
 
-/// Follows of one author that come at the same time.
-fn together(graph: &Arc<dyn Follows>, author: u32) {
+/// Writes concurrent follows of one author.
+fn concurrent_follows(graph: &Arc<dyn Follows>, author: u32) {
     let (threads, each) = (64_u32, 50_u32);
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -189,16 +190,16 @@ fn together(graph: &Arc<dyn Follows>, author: u32) {
     );
 }
 
-fn report(what: &str, count: usize, took: Duration, of: &str) {
+fn report(name: &str, count: usize, took: Duration, unit: &str) {
     println!(
-        "{what}: {count} {of} in {:.2} s, {:.0}/s",
+        "{name}: {count} {unit} in {:.2} s, {:.0}/s",
         took.as_secs_f64(),
         count as f64 / took.as_secs_f64()
     );
 }
 
-/// Processor time of this process.
-fn cpu() -> Duration {
+/// CPU time of this process.
+fn process_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     let ticks: u64 = [11, 12]
@@ -208,7 +209,7 @@ fn cpu() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Processor time of this thread.
+/// CPU time of this thread.
 fn thread_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0))

@@ -1,9 +1,9 @@
-//! What the ledger costs a post.
+//! Throughput and CPU time of the ledger for each post.
 //!
-//! `cargo bench -p herald-store --bench ledger -- [posts]`; by default 20,000 posts of 1,000 recipients, 50 of them with the
-//! bell on: one plan and two settlements each, 64 at a time.
+//! `cargo bench -p herald-store --bench ledger -- [posts]`. Default: 20,000 posts with 1,000 timeline recipients and 50
+//! push recipients: one plan and two settlements for each post, 64 calls in flight.
 
-#![allow(clippy::expect_used)] // A benchmark that can't go on ends.
+#![allow(clippy::expect_used)] // A failed benchmark panics.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use herald_store::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Calls at a time.
+/// Concurrent calls.
 const IN_FLIGHT: usize = 64;
 
 fn main() {
@@ -41,12 +41,12 @@ async fn bench(config: Config, posts: u64) {
     let sets: Vec<(Recipients, Recipients)> = (0..200)
         .map(|_| (set(&mut random, 1_000), set(&mut random, 50)))
         .collect();
-    let of = |post: u64| &sets[post as usize % sets.len()];
+    let recipients_of = |post: u64| &sets[post as usize % sets.len()];
     let store = Embedded::open(&config).expect("open");
     let ledger = store.stores().ledger;
 
     measure("plan", posts, |post| {
-        let (timeline, push) = of(post).clone();
+        let (timeline, push) = recipients_of(post).clone();
         let chunks = [(Channel::Timeline, timeline), (Channel::Push, push)];
         let chunks = chunks.map(|(channel, recipients)| ChunkPlan { channel, recipients });
         let plan = SlicePlan {
@@ -60,7 +60,7 @@ async fn bench(config: Config, posts: u64) {
     })
     .await;
     measure("settle timeline", posts, |post| {
-        let chunk = &of(post).0;
+        let chunk = &recipients_of(post).0;
         let outcome = Outcome::Delivered { count: chunk.len() };
         let settlement = settlement(post, Channel::Timeline, chunk, ExpectedRevision::Any, outcome);
         let ledger = &ledger;
@@ -68,7 +68,7 @@ async fn bench(config: Config, posts: u64) {
     })
     .await;
     measure("settle push", posts, |post| {
-        let chunk = &of(post).1;
+        let chunk = &recipients_of(post).1;
         let outcome = Outcome::Mixed {
             delivered: chunk.clone(),
             suppressed: Recipients::default(),
@@ -115,19 +115,19 @@ async fn bench(config: Config, posts: u64) {
     store.close().expect("close");
 }
 
-/// Calls for each post and says how long and how much of the processor a call took.
-async fn measure<F: Future<Output = Result<()>>>(what: &str, posts: u64, call: impl Fn(u64) -> F) {
-    let (start, cpu_before) = (Instant::now(), cpu());
+/// Calls `call` for each post and prints the throughput and the CPU time of a call.
+async fn measure<F: Future<Output = Result<()>>>(name: &str, posts: u64, call: impl Fn(u64) -> F) {
+    let (start, cpu_before) = (Instant::now(), process_cpu());
     let mut calls = stream::iter(1..=posts).map(call).buffer_unordered(IN_FLIGHT);
     while let Some(outcome) = calls.next().await {
-        outcome.expect(what);
+        outcome.expect(name);
     }
     let (wall, spent) = (
         start.elapsed().as_secs_f64(),
-        cpu().saturating_sub(cpu_before).as_secs_f64(),
+        process_cpu().saturating_sub(cpu_before).as_secs_f64(),
     );
     println!(
-        "{what:<16} {:>8.0}/s, {:.1} µs of processor each",
+        "{name:<16} {:>8.0}/s, {:.1} µs of CPU time each",
         posts as f64 / wall,
         spent * 1e6 / posts as f64
     );
@@ -156,8 +156,8 @@ fn set(random: &mut SmallRng, count: usize) -> Recipients {
     Recipients::from_sorted(keys.into_iter().map(UserKey))
 }
 
-/// Processor time of this process.
-fn cpu() -> Duration {
+/// CPU time of this process.
+fn process_cpu() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat
         .rsplit_once(')')

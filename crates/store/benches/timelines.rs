@@ -1,9 +1,10 @@
-//! How fast timelines take deliveries, what that costs, and how fast they are read.
+//! Throughput and CPU time of timelines: delivering, reading, merging and scanning.
 //!
-//! `cargo bench -p herald-store --bench timelines -- [deliveries] [users] [in flight]`; by default 20,000,000 deliveries in
-//! chunks of 1,000 over 1,000,000 users, with 1,000 chunks in flight. Set `BENCH_DIR` to choose the disk.
+//! `cargo bench -p herald-store --bench timelines -- [deliveries] [users] [chunks in flight]`. Default: 20,000,000
+//! deliveries in chunks of 1,000 to 1,000,000 users, with 1,000 chunks in flight. `BENCH_DIR` sets the directory of the
+//! data, `FLUSH_INTERVAL_MS` the flush interval.
 
-#![allow(clippy::expect_used)] // A benchmark that can't go on ends.
+#![allow(clippy::expect_used)] // A failed benchmark panics.
 
 use std::{
     fs,
@@ -20,18 +21,18 @@ use herald_store::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Recipients of one chunk.
+/// Recipients in one chunk.
 const CHUNK: u64 = 1_000;
 
-/// Chunks made beforehand; posts take them in turn.
-const CHUNKS_MADE: usize = 4_000;
+/// Number of prepared chunks; posts use them in rotation.
+const PREPARED_CHUNKS: usize = 4_000;
 
 fn main() {
     let mut numbers = std::env::args()
         .skip(1)
         .filter_map(|a| a.replace('_', "").parse::<u64>().ok());
     let deliveries = numbers.next().unwrap_or(20_000_000);
-    let users = u32::try_from(numbers.next().unwrap_or(1_000_000)).expect("users in 32 bits");
+    let users = u32::try_from(numbers.next().unwrap_or(1_000_000)).expect("a 32-bit number of users");
     let in_flight = usize::try_from(numbers.next().unwrap_or(1_000)).expect("a number of chunks");
     let dir = match std::env::var("BENCH_DIR") {
         Ok(dir) => tempfile::tempdir_in(dir),
@@ -57,7 +58,7 @@ fn main() {
 
 async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
     let mut random = SmallRng::seed_from_u64(1);
-    let chunks: Vec<Recipients> = (0..CHUNKS_MADE).map(|_| chunk(&mut random, users)).collect();
+    let chunks: Vec<Recipients> = (0..PREPARED_CHUNKS).map(|_| chunk(&mut random, users)).collect();
     let base_mb = rss_mb("VmRSS:");
     let store = Embedded::open(&config).expect("open");
     let timelines = Arc::clone(store.timelines());
@@ -68,9 +69,9 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
     let mut slowest = Duration::ZERO;
     for post in 1..=deliveries / CHUNK {
         if waiting.len() >= in_flight {
-            slowest = slowest.max(waiting.next().await.expect("one waits"));
+            slowest = slowest.max(waiting.next().await.expect("a delivery in flight"));
         }
-        let recipients = chunks[post as usize % CHUNKS_MADE].clone();
+        let recipients = chunks[post as usize % PREPARED_CHUNKS].clone();
         sent += u64::from(recipients.len());
         let at = Instant::now();
         let durable = timelines
@@ -100,9 +101,9 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
     for (thread, seconds) in spent {
         println!("  {thread:<15}{seconds:.2} s");
     }
-    println!("deliver → durable, slowest {} ms", slowest.as_millis());
+    println!("deliver → durable, maximum {} ms", slowest.as_millis());
     println!(
-        "memory           {} MB at most, {base_mb} MB before",
+        "memory           {} MB peak, {base_mb} MB before",
         rss_mb("VmHWM:")
     );
     println!(
@@ -110,9 +111,9 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
         disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64
     );
 
-    let kept = kept(&chunks, deliveries / CHUNK, config.timelines.entries_max);
+    let expected = expected_entries(&chunks, deliveries / CHUNK, config.timelines.entries_max);
     read(&*timelines, &mut random, users, "before merging").await;
-    scan(&*timelines, kept).await;
+    scan(&*timelines, expected).await;
     let (start, cpu) = (Instant::now(), cpu_by_thread());
     timelines.merge_all().expect("merge");
     let spent = total(&cpu_since(&cpu));
@@ -121,7 +122,7 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
         start.elapsed().as_secs_f64()
     );
     read(&*timelines, &mut random, users, "after merging").await;
-    scan(&*timelines, kept).await;
+    scan(&*timelines, expected).await;
     println!(
         "disk             {:.2} bytes a delivery",
         disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64
@@ -151,24 +152,24 @@ async fn read(timelines: &impl Timelines, random: &mut SmallRng, users: u32, whe
     );
 }
 
-/// How many deliveries the timelines must have after so many posts: each user's newest ones.
-fn kept(chunks: &[Recipients], posts: u64, entries_max: usize) -> u64 {
-    let mut of_users = std::collections::HashMap::<UserKey, usize>::new();
+/// Expected number of timeline entries after a number of posts: the newest entries of each user.
+fn expected_entries(chunks: &[Recipients], posts: u64, entries_max: usize) -> u64 {
+    let mut count_by_user = std::collections::HashMap::<UserKey, usize>::new();
     for (number, chunk) in chunks.iter().enumerate() {
         let uses = (1..=posts)
-            .filter(|post| *post as usize % CHUNKS_MADE == number)
+            .filter(|post| *post as usize % PREPARED_CHUNKS == number)
             .count();
         for user in chunk {
-            *of_users.entry(user).or_default() += uses;
+            *count_by_user.entry(user).or_default() += uses;
         }
     }
-    of_users
+    count_by_user
         .values()
         .map(|count| (*count).min(entries_max) as u64)
         .sum()
 }
 
-async fn scan(timelines: &impl Timelines, kept: u64) {
+async fn scan(timelines: &impl Timelines, expected: u64) {
     let (start, cpu) = (Instant::now(), cpu_by_thread());
     let (mut found, mut after) = (0, None);
     loop {
@@ -183,8 +184,8 @@ async fn scan(timelines: &impl Timelines, kept: u64) {
         found as f64 / total(&cpu_since(&cpu)) / 1e6
     );
     assert_eq!(
-        found, kept,
-        "deliveries are lost, or there are more than there were"
+        found, expected,
+        "the number of timeline entries differs from the number of deliveries"
     );
 }
 
@@ -195,12 +196,12 @@ fn total(threads: &[(String, f64)]) -> f64 {
 fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    let of = |entry: fs::DirEntry| match entry.metadata() {
+    let entry_bytes = |entry: fs::DirEntry| match entry.metadata() {
         Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
         Ok(meta) => meta.blocks() * 512,
         Err(_) => 0,
     };
-    entries.flatten().map(of).sum()
+    entries.flatten().map(entry_bytes).sum()
 }
 
 fn rss_mb(field: &str) -> u64 {
@@ -232,11 +233,11 @@ fn cpu_by_thread() -> Vec<(String, f64)> {
 }
 
 fn cpu_since(before: &[(String, f64)]) -> Vec<(String, f64)> {
-    let of = |name: &str| before.iter().find(|(n, _)| n == name).map_or(0.0, |(_, s)| *s);
+    let seconds_before = |name: &str| before.iter().find(|(n, _)| n == name).map_or(0.0, |(_, s)| *s);
     cpu_by_thread()
         .into_iter()
         .map(|(name, s)| {
-            let d = s - of(&name);
+            let d = s - seconds_before(&name);
             (name, d)
         })
         .filter(|(_, s)| *s > 0.0)
