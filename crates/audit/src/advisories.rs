@@ -1,13 +1,13 @@
-//! What JetStream says was given up, against the dead letters.
+//! Compares JetStream advisories with the dead letters.
 
 use futures::{StreamExt as _, pin_mut};
 use herald_mesh::{consumers, streams};
 use herald_store::MessageRef;
 use serde::Deserialize;
 
-use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, explained::Explained};
+use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, dead_letter_index::DeadLetterIndex};
 
-/// Of which message an advisory is, whatever its kind.
+/// The message that an advisory is about; these fields are common to all kinds of advisories.
 #[derive(Debug, Deserialize)]
 struct Advisory {
     stream: String,
@@ -18,37 +18,42 @@ struct Advisory {
     reason: String,
 }
 
-/// What the server says when a message of LATER is gone: it was handled, and the consumer's book was a moment older when the
-/// server was killed. The dead letters leave it out too.
-const GONE: &str = "Unacknowledged message was deleted";
+/// The reason of an advisory about a deleted message. For LATER it is expected: the message was handled, and the
+/// consumer's state was older than the stream when the server was killed. The deadletter service ignores it as well.
+const MESSAGE_DELETED: &str = "Unacknowledged message was deleted";
 
-/// Whether a message was a dead letter's, redriven: its failure opened that dead letter again.
-async fn is_of_dead_letter(auditor: &Auditor, explained: &Explained, advisory: &Advisory) -> Result<bool> {
+/// Whether the advisory is about a redriven message of a known dead letter. Its failure reopened that dead letter.
+async fn is_redrive_of_dead_letter(
+    auditor: &Auditor,
+    dead_letters: &DeadLetterIndex,
+    advisory: &Advisory,
+) -> Result<bool> {
     if advisory.stream != streams::REDRIVE {
         return Ok(false);
     }
     let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
     let redriven = message.and_then(|message| message.redriven());
-    Ok(redriven.is_some_and(|redriven| explained.dead_letter(redriven.dead_letter)))
+    Ok(redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)))
 }
 
-/// Checks the advisories in scope. The newest may still be on their way; they are left to the next audit.
+/// Checks the advisories in scope. Advisories that the deadletter service has not processed yet are left to the next
+/// audit.
 pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) -> Result<()> {
     let mesh = &auditor.mesh;
     let from = match scope {
         Scope::Since(at) => mesh.sequence_since(streams::ADVISORIES, at).await?,
         Scope::All | Scope::Post(_) => 1,
     };
-    // Handled up to here, and what came of it is indexed up to its end.
+    // Advisories up to `handled` are processed. The check runs only if DLQ is fully indexed.
     let handled = mesh.ack_floor(streams::ADVISORIES, consumers::DEADLETTER).await?;
     if handled < from {
         return Ok(());
     }
-    let made = mesh.last_sequence(streams::DLQ).await?;
-    if mesh.ack_floor(streams::DLQ, consumers::DEAD_LETTERS).await? < made {
+    let dlq_last = mesh.last_sequence(streams::DLQ).await?;
+    if mesh.ack_floor(streams::DLQ, consumers::DEAD_LETTERS).await? < dlq_last {
         return Ok(());
     }
-    let explained = Explained::read(&*auditor.dead_letters, &mut run.pace).await?;
+    let dead_letters = DeadLetterIndex::read(&*auditor.dead_letters, &mut run.throttle).await?;
     let messages = mesh.scan(streams::ADVISORIES, None, from, handled);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {
@@ -56,22 +61,24 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
         let Ok(advisory) = serde_json::from_slice::<Advisory>(&message.payload) else {
             continue;
         };
-        let known = auditor.topology.consumer(&advisory.consumer);
+        let consumer = auditor.topology.consumer(&advisory.consumer);
         let origin = MessageRef {
             stream: advisory.stream.clone(),
             consumer: advisory.consumer.clone(),
             sequence: advisory.sequence,
         };
-        if known.is_none_or(|consumer| consumer.stream != advisory.stream) || explained.origin(&origin) {
+        if consumer.is_none_or(|consumer| consumer.stream != advisory.stream)
+            || dead_letters.has_origin(&origin)
+        {
             continue;
         }
-        let gone = advisory.stream == streams::LATER && advisory.reason == GONE;
-        if gone || is_of_dead_letter(auditor, &explained, &advisory).await? {
+        let expected = advisory.stream == streams::LATER && advisory.reason == MESSAGE_DELETED;
+        if expected || is_redrive_of_dead_letter(auditor, &dead_letters, &advisory).await? {
             continue;
         }
         let detail = format!(
-            "message {} of stream {} was given up by consumer {}, and no dead letter keeps it",
-            advisory.sequence, advisory.stream, advisory.consumer
+            "consumer {} stopped redelivering message {} of stream {}, and the message has no dead letter",
+            advisory.consumer, advisory.sequence, advisory.stream
         );
         let mut finding = Finding {
             kind: FindingKind::Unrecorded,
@@ -84,7 +91,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             repaired: crate::Repaired::NotAsked,
         };
         if let Some(repair) = &mut run.repair {
-            finding.repaired = repair.advise_again(&message).await;
+            finding.repaired = repair.republish_advisory(&message).await;
         }
         run.report(finding).await?;
     }

@@ -1,4 +1,4 @@
-//! What looked wrong, looked at again.
+//! Rechecks suspects after reading the messages in flight, and reports the findings.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,23 +11,23 @@ use tokio::sync::mpsc;
 
 use crate::{
     Auditor, Error, Event, Finding, FindingKind, Progress, Repaired, Result, Summary,
-    carried::{Carried, ChunkKey},
-    explained::Explained,
-    pace::Pace,
-    plan::{is_complete, pending, plan_of, sums},
+    dead_letter_index::DeadLetterIndex,
+    in_flight::{ChunkKey, InFlight},
+    plan::{count_states, is_complete, pending_recipients, read_plan},
     repair::Repair,
+    throttle::Throttle,
     totals,
 };
 
-/// Between two tellings of how far it has come.
+/// Minimum time between two progress reports.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What looks wrong and may be on its way.
+/// A possible finding, which may turn out to be work in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suspect {
     /// The post is not archived.
     Unarchived(PostId),
-    /// The post is not planned, or not to the end.
+    /// The post is not completely planned.
     Unplanned(PostId, Option<Lane>),
     /// The chunk has pending recipients.
     Lost(ChunkKey, Option<Lane>),
@@ -35,7 +35,7 @@ pub(crate) enum Suspect {
     Unexplained(ChunkKey),
     /// The post is not on the timeline.
     Missing(PostId, UserKey),
-    /// The post is on the timeline and shouldn't.
+    /// The post is on the timeline without a plan.
     Extra(PostId, UserKey),
     /// The totals differ from the ledger.
     Miscounted(PostId),
@@ -55,16 +55,16 @@ impl Suspect {
     }
 }
 
-/// One audit under way.
+/// A running audit.
 pub(crate) struct Run<'a> {
     auditor: &'a Auditor,
     events: &'a mpsc::Sender<Event>,
     pub(crate) repair: Option<Repair<'a>>,
     pub(crate) summary: Summary,
-    pub(crate) pace: Pace,
+    pub(crate) throttle: Throttle,
     posts_total: u64,
     started: Instant,
-    told: Instant,
+    reported_at: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -75,108 +75,109 @@ impl<'a> Run<'a> {
             events,
             repair: repair.then(|| Repair::new(auditor)),
             summary: Summary::default(),
-            pace: Pace::new(auditor.limits.work_share),
+            throttle: Throttle::new(auditor.limits.work_share),
             posts_total: 0,
             started: now,
-            told: now,
+            reported_at: now,
         }
     }
 
-    /// So many posts will be checked, about.
-    pub(crate) fn expect_posts(&mut self, total: u64) {
+    /// Sets the approximate number of posts to check.
+    pub(crate) fn set_posts_total(&mut self, total: u64) {
         self.posts_total = total;
     }
 
-    /// Tells how far it has come, now and then.
-    pub(crate) async fn tell_progress(&mut self) -> Result<()> {
-        if self.told.elapsed() < PROGRESS_INTERVAL {
+    /// Sends the progress, at most once per [`PROGRESS_INTERVAL`].
+    pub(crate) async fn report_progress(&mut self) -> Result<()> {
+        if self.reported_at.elapsed() < PROGRESS_INTERVAL {
             return Ok(());
         }
-        self.told = Instant::now();
+        self.reported_at = Instant::now();
         let progress = Progress {
             posts: self.summary.posts,
             posts_total: self.posts_total.max(self.summary.posts),
             deliveries: self.summary.timeline.targeted + self.summary.push.targeted,
         };
-        self.tell(Event::Progress(progress)).await
+        self.send(Event::Progress(progress)).await
     }
 
-    async fn tell(&self, event: Event) -> Result<()> {
+    async fn send(&self, event: Event) -> Result<()> {
         self.events.send(event).await.map_err(|_| Error::Abandoned)
     }
 
-    /// Tells a finding.
+    /// Counts and sends a finding.
     pub(crate) async fn report(&mut self, finding: Finding) -> Result<()> {
         *self.summary.findings.entry(finding.kind).or_default() += 1;
         self.summary.repaired += u64::from(finding.repaired == Repaired::Sent);
-        self.tell(Event::Finding(finding)).await
+        self.send(Event::Finding(finding)).await
     }
 
-    /// The end.
+    /// Ends the audit and returns its summary.
     pub(crate) fn finish(mut self) -> Summary {
         self.summary.took = self.started.elapsed();
         self.summary
     }
 
-    /// Looks again at what looked wrong, after what the streams carry.
+    /// Reads the messages in flight, rechecks the suspects against the stores, and reports the remaining ones.
     pub(crate) async fn confirm(&mut self, suspects: Vec<Suspect>) -> Result<()> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let carried = Carried::read(self.auditor, &mut self.pace).await?;
-        let explained = Explained::read(&*self.auditor.dead_letters, &mut self.pace).await?;
+        let in_flight = InFlight::read(self.auditor, &mut self.throttle).await?;
+        let dead_letters = DeadLetterIndex::read(&*self.auditor.dead_letters, &mut self.throttle).await?;
         let mut by_post: BTreeMap<PostId, Vec<Suspect>> = BTreeMap::new();
         for suspect in suspects {
             by_post.entry(suspect.post()).or_default().push(suspect);
         }
         for (post, suspects) in by_post {
-            let plan = match plan_of(self.auditor, post).await? {
+            let plan = match read_plan(self.auditor, post).await? {
                 Ok(plan) => plan,
                 Err(unreadable) => {
                     self.report(unreadable).await?;
                     continue;
                 }
             };
-            let looked = Looked {
+            let current = CurrentState {
                 chunks: plan
                     .iter()
                     .flat_map(|plan| &plan.chunks)
                     .map(|c| ((c.channel, c.chunk), c))
                     .collect(),
                 plan: plan.as_ref(),
-                carried: &carried,
-                explained: &explained,
+                in_flight: &in_flight,
+                dead_letters: &dead_letters,
             };
             for suspect in suspects {
-                self.look_again(suspect, &looked).await?;
+                self.recheck(suspect, &current).await?;
             }
-            self.pace.rest().await;
-            self.tell_progress().await?;
+            self.throttle.pause().await;
+            self.report_progress().await?;
         }
         Ok(())
     }
 
-    async fn look_again(&mut self, suspect: Suspect, looked: &Looked<'_>) -> Result<()> {
+    async fn recheck(&mut self, suspect: Suspect, current: &CurrentState<'_>) -> Result<()> {
         match suspect {
-            Suspect::Unarchived(post) => self.unarchived(post, looked).await,
-            Suspect::Unplanned(post, lane) => self.unplanned(post, lane, looked).await,
-            Suspect::Lost(key, lane) => self.lost(key, lane, looked).await,
-            Suspect::Unexplained(key) => self.unexplained(key, looked).await,
-            Suspect::Missing(post, user) => self.missing(post, user, looked).await,
-            Suspect::Extra(post, user) => self.extra(post, user, looked).await,
-            Suspect::Miscounted(post) => self.miscounted(post, looked).await,
+            Suspect::Unarchived(post) => self.recheck_unarchived(post, current).await,
+            Suspect::Unplanned(post, lane) => self.recheck_unplanned(post, lane, current).await,
+            Suspect::Lost(key, lane) => self.recheck_lost(key, lane, current).await,
+            Suspect::Unexplained(key) => self.recheck_unexplained(key, current).await,
+            Suspect::Missing(post, user) => self.recheck_missing(post, user, current).await,
+            Suspect::Extra(post, user) => self.recheck_extra(post, user, current).await,
+            Suspect::Miscounted(post) => self.recheck_miscounted(post, current).await,
         }
     }
 
-    async fn unarchived(&mut self, post: PostId, looked: &Looked<'_>) -> Result<()> {
-        if looked.carried.archives(post) || self.auditor.posts.get(&[post]).await?.iter().all(Option::is_some)
+    async fn recheck_unarchived(&mut self, post: PostId, current: &CurrentState<'_>) -> Result<()> {
+        if current.in_flight.is_archiving(post)
+            || self.auditor.posts.get(&[post]).await?.iter().all(Option::is_some)
         {
             return Ok(());
         }
-        if looked.explained.post(post, &["archive"]) {
+        if current.dead_letters.explains_post(post, &["archive"]) {
             return Ok(());
         }
-        let detail = "accepted and not in the archive, and no message will put it there";
+        let detail = "accepted but not in the archive, and no message in flight will archive it";
         let mut finding = Finding::of_post(FindingKind::Unarchived, post, detail);
         if let Some(repair) = &mut self.repair {
             finding.repaired = repair.archive(post).await;
@@ -184,21 +185,27 @@ impl<'a> Run<'a> {
         self.report(finding).await
     }
 
-    async fn unplanned(&mut self, post: PostId, lane: Option<Lane>, looked: &Looked<'_>) -> Result<()> {
-        if looked.plan.is_some_and(is_complete) {
+    async fn recheck_unplanned(
+        &mut self,
+        post: PostId,
+        lane: Option<Lane>,
+        current: &CurrentState<'_>,
+    ) -> Result<()> {
+        if current.plan.is_some_and(is_complete) {
             return Ok(());
         }
-        if looked.carried.expands(post, lane) {
+        if current.in_flight.is_expanding(post, lane) {
             self.summary.planning_posts += 1;
             return Ok(());
         }
-        if looked.explained.post(post, &["fanout", "slice"]) {
+        if current.dead_letters.explains_post(post, &["fanout", "slice"]) {
             self.summary.dead_posts += 1;
             return Ok(());
         }
-        let slices = looked.plan.map_or(0, |plan| plan.slices.len());
-        let detail =
-            format!("accepted, {slices} slices planned, not the last one, and no message will plan the rest");
+        let slices = current.plan.map_or(0, |plan| plan.slices.len());
+        let detail = format!(
+            "accepted but not completely planned ({slices} slices), and no message in flight will plan the rest"
+        );
         let mut finding = Finding::of_post(FindingKind::Unplanned, post, detail);
         if let Some(repair) = &mut self.repair {
             finding.repaired = repair.expand(post).await;
@@ -206,23 +213,28 @@ impl<'a> Run<'a> {
         self.report(finding).await
     }
 
-    async fn lost(&mut self, key: ChunkKey, lane: Option<Lane>, looked: &Looked<'_>) -> Result<()> {
-        let carried = looked.carried;
-        // What was given up is recorded as dead a moment later.
-        if carried.delivers(&key) || carried.expands(key.0, lane) || carried.dead_letters {
+    async fn recheck_lost(
+        &mut self,
+        key: ChunkKey,
+        lane: Option<Lane>,
+        current: &CurrentState<'_>,
+    ) -> Result<()> {
+        let in_flight = current.in_flight;
+        // The deadletter service may still mark the chunk dead.
+        if in_flight.is_delivering(&key) || in_flight.is_expanding(key.0, lane) || in_flight.dead_letters {
             return Ok(());
         }
-        let Some(chunk) = looked.chunk(&key) else {
+        let Some(chunk) = current.chunk(&key) else {
             return Ok(());
         };
-        let users = pending(chunk);
+        let users = pending_recipients(chunk);
         if users.is_empty() {
             return Ok(());
         }
         let repaired = self.resend(key, chunk).await;
         let ids = self.auditor.users.ids(&users).await?;
         for user in ids {
-            let detail = "planned and pending, and no message will deliver it";
+            let detail = "planned and pending, and no message in flight will deliver it";
             let finding = Finding {
                 user,
                 repaired: repaired.clone(),
@@ -233,23 +245,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn unexplained(&mut self, key: ChunkKey, looked: &Looked<'_>) -> Result<()> {
-        if looked.carried.dead_letters || looked.carried.delivers(&key) {
+    async fn recheck_unexplained(&mut self, key: ChunkKey, current: &CurrentState<'_>) -> Result<()> {
+        if current.in_flight.dead_letters || current.in_flight.is_delivering(&key) {
             return Ok(());
         }
-        let dead = looked.chunk(&key).map_or(0, |chunk| sums(chunk).dead);
-        if dead == 0 || looked.explained.chunk(&key) {
+        let dead = current.chunk(&key).map_or(0, |chunk| count_states(chunk).dead);
+        if dead == 0 || current.dead_letters.explains_chunk(&key) {
             return Ok(());
         }
-        let detail = "dead in the ledger, and no dead letter says why";
+        let detail = "dead in the ledger, and no dead letter explains it";
         let mut finding = Finding::of_chunk(FindingKind::Unexplained, key, dead, detail);
-        if let (Some(repair), Some(chunk)) = (&mut self.repair, looked.chunk(&key)) {
+        if let (Some(repair), Some(chunk)) = (&mut self.repair, current.chunk(&key)) {
             finding.repaired = repair.write_dead_letter(key, chunk).await;
         }
         self.report(finding).await
     }
 
-    async fn missing(&mut self, post: PostId, user: UserKey, looked: &Looked<'_>) -> Result<()> {
+    async fn recheck_missing(
+        &mut self,
+        post: PostId,
+        user: UserKey,
+        current: &CurrentState<'_>,
+    ) -> Result<()> {
         let newest = self
             .auditor
             .timelines
@@ -258,7 +275,7 @@ impl<'a> Run<'a> {
         if newest.first() == Some(&post) {
             return Ok(());
         }
-        let chunk = looked.plan.into_iter().flat_map(|plan| &plan.chunks);
+        let chunk = current.plan.into_iter().flat_map(|plan| &plan.chunks);
         let Some(chunk) = chunk
             .filter(|chunk| chunk.channel == Channel::Timeline)
             .find(|chunk| chunk.recipients.contains(user))
@@ -274,15 +291,15 @@ impl<'a> Run<'a> {
                 FindingKind::Missing,
                 key,
                 1,
-                "delivered by the ledger, and not on the timeline",
+                "delivered according to the ledger, but not on the timeline",
             )
         };
         self.report(finding).await
     }
 
-    async fn extra(&mut self, post: PostId, user: UserKey, looked: &Looked<'_>) -> Result<()> {
-        // Planned or backfilled since.
-        if let Some(plan) = looked.plan {
+    async fn recheck_extra(&mut self, post: PostId, user: UserKey, current: &CurrentState<'_>) -> Result<()> {
+        // The entry may have been planned or backfilled since the first check.
+        if let Some(plan) = current.plan {
             let mut timeline = plan
                 .chunks
                 .iter()
@@ -293,29 +310,29 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
         }
-        let detail = "on the timeline, and neither planned for it nor backfilled";
+        let detail = "on the timeline, but neither planned nor backfilled";
         let mut finding = Finding::of_post(FindingKind::Extra, post, detail);
         finding.channel = Some(Channel::Timeline);
         finding.user = self.user_id(user).await?;
         finding.deliveries = 1;
         if self.repair.is_some() {
-            finding.repaired = Repaired::Failed("nothing is ever taken off a timeline".into());
+            finding.repaired = Repaired::Failed("entries are never removed from a timeline".into());
         }
         self.report(finding).await
     }
 
-    async fn miscounted(&mut self, post: PostId, looked: &Looked<'_>) -> Result<()> {
-        let carried = looked.carried;
-        let Some(plan) = looked.plan else { return Ok(()) };
-        let delivers = |chunk: &ChunkState| carried.delivers(&(post, chunk.channel, chunk.chunk));
-        if carried.events || carried.dead_letters || plan.chunks.iter().any(delivers) {
+    async fn recheck_miscounted(&mut self, post: PostId, current: &CurrentState<'_>) -> Result<()> {
+        let in_flight = current.in_flight;
+        let Some(plan) = current.plan else { return Ok(()) };
+        let is_delivering = |chunk: &ChunkState| in_flight.is_delivering(&(post, chunk.channel, chunk.chunk));
+        if in_flight.events || in_flight.dead_letters || plan.chunks.iter().any(is_delivering) {
             return Ok(());
         }
-        let Some((counted, settled)) = totals::difference(self.auditor, post, plan).await? else {
+        let Some((counted, settled)) = totals::compare_totals(self.auditor, post, plan).await? else {
             return Ok(());
         };
         let detail = format!(
-            "analytics counts {counted:?}, the ledger has {settled:?} (timeline delivered; push delivered, suppressed, \
+            "analytics has {counted:?}, the ledger has {settled:?} (timeline delivered; push delivered, suppressed, \
              expired, dead)"
         );
         let mut finding = Finding::of_post(FindingKind::Miscounted, post, detail);
@@ -337,15 +354,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The ledger, read again.
-struct Looked<'a> {
+/// The state of a post, read after the messages in flight.
+struct CurrentState<'a> {
     plan: Option<&'a PostPlan>,
     chunks: HashMap<(Channel, herald_model::ChunkId), &'a ChunkState>,
-    carried: &'a Carried,
-    explained: &'a Explained,
+    in_flight: &'a InFlight,
+    dead_letters: &'a DeadLetterIndex,
 }
 
-impl<'a> Looked<'a> {
+impl<'a> CurrentState<'a> {
     fn chunk(&self, (_, channel, chunk): &ChunkKey) -> Option<&'a ChunkState> {
         self.chunks.get(&(*channel, *chunk)).copied()
     }

@@ -1,26 +1,26 @@
-//! Why an audit could not be finished.
+//! Errors of audits.
 
 use herald_model::PostId;
 
-/// An audit that ended early. It has proved nothing.
+/// Why an audit ended early. An audit that ended early proves nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The post to check never was.
-    #[error("post {} never was", .0.0)]
+    /// The post to check does not exist.
+    #[error("post {} does not exist", .0.0)]
     UnknownPost(PostId),
-    /// Nobody reads the findings any more.
-    #[error("nobody reads the findings any more")]
+    /// The receiver of the findings was dropped.
+    #[error("the receiver of the findings was dropped")]
     Abandoned,
-    /// The streams can't be read.
-    #[error("the streams can't be read: {0}")]
+    /// A stream can't be read.
+    #[error("a stream can't be read: {0}")]
     Mesh(#[from] herald_mesh::Error),
     /// A store can't be read.
     #[error("a store can't be read: {0}")]
     Store(#[from] herald_store::Error),
-    /// A part of it was cut off.
-    #[error("a part of the audit was cut off: {0}")]
+    /// A task of the audit was cancelled or panicked.
+    #[error("a task of the audit ended early: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// What an audit comes to.
+/// The result of an audit.
 pub type Result<T> = std::result::Result<T, Error>;

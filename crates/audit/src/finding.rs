@@ -1,32 +1,32 @@
-//! What can be wrong.
+//! Findings of audits.
 
 use herald_model::{Channel, ChunkId, PostId, UserId};
 
 /// A kind of finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FindingKind {
-    /// An accepted post is not in the archive, and no message will put it there.
+    /// An accepted post is not in the archive, and no message in flight will archive it.
     Unarchived,
-    /// An accepted post's deliveries are not all planned, and no message will plan them.
+    /// An accepted post is not completely planned, and no message in flight will plan the rest.
     Unplanned,
-    /// Deliveries are pending, and no message will settle them.
+    /// Deliveries are pending, and no message in flight will settle them.
     Lost,
-    /// The ledger says delivered, the timeline doesn't have it.
+    /// A delivery is delivered according to the ledger, but the post is not on the timeline.
     Missing,
-    /// The timeline has a post that was neither planned for it nor backfilled.
+    /// A post is on a timeline, but was neither planned for that timeline nor backfilled.
     Extra,
-    /// More recipients are settled than were planned, one is settled twice, or what is recorded can't be read.
+    /// The ledger settles recipients that were not planned or settles a recipient twice, or rows can't be read.
     Inconsistent,
-    /// Deliveries are dead, and no dead letter says why.
+    /// Deliveries are dead in the ledger, and no dead letter explains them.
     Unexplained,
-    /// JetStream told that a message was given up, and no dead letter keeps it.
+    /// A JetStream advisory reports that a message is no longer redelivered, and the message has no dead letter.
     Unrecorded,
     /// The totals of analytics differ from the ledger.
     Miscounted,
 }
 
 impl FindingKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 9] = [
         Self::Unarchived,
         Self::Unplanned,
@@ -39,7 +39,7 @@ impl FindingKind {
         Self::Miscounted,
     ];
 
-    /// As it stands in metrics and answers.
+    /// The name in metrics and responses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unarchived => "unarchived",
@@ -55,40 +55,40 @@ impl FindingKind {
     }
 }
 
-/// What was done about a finding.
+/// The result of repairing a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repaired {
-    /// Nothing: nobody asked.
+    /// No repair was requested.
     NotAsked,
-    /// What is owed was sent again.
+    /// A message that repairs the finding was published.
     Sent,
-    /// It can't be.
+    /// The repair failed, with the reason.
     Failed(String),
 }
 
-/// Something that is wrong.
+/// A discrepancy found by an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What.
+    /// The kind.
     pub kind: FindingKind,
-    /// The post, when one is known.
+    /// The post; `None` if unknown.
     pub post: Option<PostId>,
-    /// The channel, where it is about one.
+    /// The channel; `None` if the finding is not about one channel.
     pub channel: Option<Channel>,
-    /// The recipient, where it is about one delivery.
+    /// The recipient; `None` if the finding is not about one delivery.
     pub user: Option<UserId>,
-    /// The chunk, where it is about one.
+    /// The chunk; `None` if the finding is not about one chunk.
     pub chunk: Option<ChunkId>,
-    /// How many deliveries it is about; 0 when that is not known.
+    /// Number of affected deliveries; 0 if unknown.
     pub deliveries: u64,
-    /// What was seen, in a sentence.
+    /// A description for operators.
     pub detail: String,
-    /// What was done about it.
+    /// The result of the repair.
     pub repaired: Repaired,
 }
 
 impl Finding {
-    /// About a post.
+    /// A finding about a post.
     pub(crate) fn of_post(kind: FindingKind, post: PostId, detail: impl Into<String>) -> Self {
         Self {
             kind,
@@ -102,7 +102,7 @@ impl Finding {
         }
     }
 
-    /// About deliveries of a chunk.
+    /// A finding about deliveries of a chunk.
     pub(crate) fn of_chunk(
         kind: FindingKind,
         (post, channel, chunk): (PostId, Channel, ChunkId),

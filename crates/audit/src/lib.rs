@@ -1,30 +1,33 @@
-//! The auditor: proves that nothing is missing, or names what is.
+//! The auditor: proves that no delivery is missing, or reports the missing ones.
 //!
-//! An audit goes over the accepted posts in windows, oldest first ([`posts`]). Of each post it compares what was accepted
-//! with what was planned, and what was planned with what is settled ([`plan`]); of each window, what is settled with what the
-//! timelines have ([`timelines`]); at the end, what JetStream says was given up with the dead letters ([`advisories`]).
-//! What looks wrong is a suspect only: it may be on its way. So the auditor reads what the streams still carry
-//! ([`carried`]), looks again ([`confirm`]), and what is still wrong then is a [`Finding`]. On request it sends again what
-//! is owed ([`repair`]). What a dead letter explains ([`explained`]) is no finding.
+//! An audit reads the accepted posts in windows, oldest first ([`posts`]). It compares:
+//! - for each post, acceptance with the plan, and the plan with the outcomes ([`plan`]);
+//! - for each window, the outcomes with the timelines ([`timelines`]);
+//! - at the end, JetStream advisories with the dead letters ([`advisories`]).
 //!
-//! *Invariant:* the auditor changes no store. A repair publishes messages whose effects can be repeated.
+//! A discrepancy is only a suspect at first, because the work may be in flight. The auditor reads the messages in
+//! flight ([`in_flight`]), rechecks the suspects ([`confirm`]), and reports the remaining ones as [`Finding`]s. A
+//! discrepancy that a dead letter explains ([`dead_letter_index`]) is no finding. On request the auditor publishes the
+//! messages that repair a finding ([`repair`]).
 //!
-//! *Invariant:* what the streams carry is read after the suspects, stage by stage in the direction in which work flows, and the
-//! stores are read again after that. A message is acknowledged after its effect, so what no message carries any more is in the
-//! stores, or it is lost.
+//! *Invariant:* the auditor changes no store. A repair publishes only messages with idempotent effects.
+//!
+//! *Invariant:* the messages in flight are read after the suspects, in the order of processing, and the stores are read
+//! again after that. A message is acknowledged only after its effect is durable, so work without a message in flight is
+//! either in the stores or lost.
 
 mod advisories;
-mod carried;
 mod confirm;
+mod dead_letter_index;
 mod error;
-mod explained;
 mod finding;
-mod pace;
+mod in_flight;
 mod pairs;
 mod plan;
 mod posts;
 mod repair;
 mod summary;
+mod throttle;
 mod timelines;
 mod totals;
 mod window;
@@ -40,42 +43,42 @@ pub use error::{Error, Result};
 pub use finding::{Finding, FindingKind, Repaired};
 pub use summary::{ChannelSums, Progress, Summary};
 
-/// What an auditor looks at.
+/// The mesh and the stores that an audit reads.
 #[derive(Clone)]
 pub struct Auditor {
-    /// What is on its way, and where repairs go.
+    /// Read for messages in flight; repairs are published to it.
     pub mesh: Mesh,
-    /// The streams and consumers to look at.
+    /// The streams and consumers to read.
     pub topology: Arc<Topology>,
     /// User ids.
     pub users: Arc<dyn Users>,
-    /// Posts and request ids.
+    /// The archive of posts.
     pub posts: Arc<dyn Posts>,
-    /// What users read.
+    /// The timelines.
     pub timelines: Arc<dyn Timelines>,
-    /// What became of each delivery.
+    /// Plans and outcomes.
     pub ledger: Arc<dyn Ledger>,
     /// Counts by post and hour.
     pub totals: Arc<dyn Totals>,
-    /// What was given up.
+    /// The dead letters.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// How it looks.
+    /// Bounds of the audit.
     pub limits: Limits,
 }
 
 /// The bounds of an audit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// Deliveries compared with the timelines at a time: 8 bytes each, and one pass over all timelines for as many.
+    /// Maximum number of deliveries in one window: 8 bytes of memory each. Each window reads all timelines once.
     pub pairs_max: usize,
-    /// Whether to compare with the timelines at all.
+    /// Whether to compare outcomes with the timelines.
     pub timelines: bool,
-    /// What a timeline keeps: older entries are gone on purpose.
+    /// Maximum number of entries in a timeline; older entries are trimmed and not missing.
     pub timeline_entries_max: usize,
-    /// How long a timeline keeps an entry.
+    /// Retention of timeline entries.
     pub timeline_age_max: std::time::Duration,
-    /// How much of the time it works, above 0; it rests in between, so that posts needn't wait for it. 1 for an audit that
-    /// somebody waits for.
+    /// Share of time that the audit works, above 0 and at most 1; it sleeps in between to leave resources to live
+    /// traffic. 1 never sleeps.
     pub work_share: f64,
 }
 
@@ -94,37 +97,38 @@ impl Default for Limits {
 /// Which posts to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All that are remembered.
+    /// All posts in POSTS or in the ledger.
     All,
-    /// Those accepted since.
+    /// Posts accepted at or after this time.
     Since(Timestamp),
-    /// One.
+    /// One post.
     Post(PostId),
 }
 
-/// What an audit tells while it runs.
+/// An event of a running audit.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Something is wrong.
+    /// A finding.
     Finding(Finding),
-    /// How far it has come.
+    /// The progress of the audit.
     Progress(Progress),
 }
 
 impl Auditor {
-    /// Whether there is anything in scope that can be checked.
+    /// Checks that the posts in scope exist.
     ///
     /// # Errors
-    /// [`Error::UnknownPost`] for a scope of one post that never was.
+    /// [`Error::UnknownPost`] for one post that does not exist; other errors if the mesh or a store can't be read.
     pub async fn knows(&self, scope: Scope) -> Result<()> {
         Box::pin(posts::Pass::start(self, scope)).await.map(|_| ())
     }
 
-    /// Checks the posts in scope. Findings and progress go to `events`; the audit waits for whoever reads them, and ends
-    /// with [`Error::Abandoned`] when nobody does any more.
+    /// Audits the posts in scope and sends findings and progress to `events`. The audit waits while the channel is
+    /// full. With `repair`, it publishes messages that repair the findings.
     ///
     /// # Errors
-    /// [`Error::UnknownPost`] for a scope of one post that never was; others when the mesh or a store can't be read.
+    /// [`Error::UnknownPost`] for one post that does not exist; [`Error::Abandoned`] if the receiver of `events` is
+    /// dropped; other errors if the mesh or a store can't be read.
     pub async fn run(&self, scope: Scope, repair: bool, events: &mpsc::Sender<Event>) -> Result<Summary> {
         let mut run = confirm::Run::new(self, repair, events);
         let pass = Box::pin(posts::Pass::start(self, scope)).await?;

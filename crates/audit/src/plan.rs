@@ -1,4 +1,4 @@
-//! What the ledger has of a post, and whether it adds up.
+//! Reads a post's plan from the ledger and checks its consistency.
 
 use herald_failure::Classify as _;
 use herald_model::{PostId, Recipients, UserKey};
@@ -6,7 +6,7 @@ use herald_store::{ChunkState, Outcome, PostPlan};
 
 use crate::{Auditor, Error, Finding, FindingKind, Result, summary::ChannelSums};
 
-/// Whether each slice up to the last is planned.
+/// Whether all slices up to the last one are planned.
 pub(crate) fn is_complete(plan: &PostPlan) -> bool {
     plan.slices
         .iter()
@@ -15,8 +15,8 @@ pub(crate) fn is_complete(plan: &PostPlan) -> bool {
         && plan.slices.last().is_some_and(|slice| slice.last)
 }
 
-/// What became of a chunk, in numbers.
-pub(crate) fn sums(chunk: &ChunkState) -> ChannelSums {
+/// The number of recipients of a chunk by state.
+pub(crate) fn count_states(chunk: &ChunkState) -> ChannelSums {
     let targeted = u64::from(chunk.recipients.len());
     let outcome = chunk.recorded.as_ref().map(|recorded| &recorded.outcome);
     let counts = outcome.map(Outcome::counts).unwrap_or_default();
@@ -33,13 +33,13 @@ pub(crate) fn sums(chunk: &ChunkState) -> ChannelSums {
     sums
 }
 
-/// Who of a chunk is in no final state.
-pub(crate) fn pending(chunk: &ChunkState) -> Vec<UserKey> {
+/// The pending recipients of a chunk.
+pub(crate) fn pending_recipients(chunk: &ChunkState) -> Vec<UserKey> {
     match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
         None => chunk.recipients.iter().collect(),
         Some(Outcome::Delivered { .. }) => Vec::new(),
         Some(mixed @ Outcome::Mixed { .. }) => {
-            let settled = settled(mixed);
+            let settled = settled_recipients(mixed);
             let pending = chunk.recipients.iter();
             pending
                 .filter(|user| settled.binary_search(user).is_err())
@@ -48,8 +48,8 @@ pub(crate) fn pending(chunk: &ChunkState) -> Vec<UserKey> {
     }
 }
 
-/// All who are in a final state, ascending; one who is in two stands twice.
-fn settled(outcome: &Outcome) -> Vec<UserKey> {
+/// The recipients in a final state, ascending. A recipient in two states is listed twice.
+fn settled_recipients(outcome: &Outcome) -> Vec<UserKey> {
     let Outcome::Mixed {
         delivered,
         suppressed,
@@ -66,37 +66,37 @@ fn settled(outcome: &Outcome) -> Vec<UserKey> {
     settled
 }
 
-/// Whether a chunk's settled recipients are all its own, and each in one state only.
+/// Whether all settled recipients of a chunk were planned, and each has one state only.
 pub(crate) fn is_consistent(chunk: &ChunkState) -> bool {
     match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
         None => true,
         Some(Outcome::Delivered { count }) => *count == chunk.recipients.len(),
         Some(mixed @ Outcome::Mixed { .. }) => {
-            let settled = settled(mixed);
+            let settled = settled_recipients(mixed);
             let mut own = chunk.recipients.iter();
             settled.is_sorted_by(|a, b| a < b) && settled.iter().all(|user| own.any(|one| one == *user))
         }
     }
 }
 
-/// What the ledger has of a post; or the finding that it can't be read.
-pub(crate) async fn plan_of(
+/// Reads the plan of a post. The inner error is a finding: the rows can't be read.
+pub(crate) async fn read_plan(
     auditor: &Auditor,
     post: PostId,
 ) -> Result<std::result::Result<Option<PostPlan>, Finding>> {
     let plan = auditor.ledger.audit(post).await;
-    readable(post, "rows in the ledger", plan.map_err(Error::from))
+    unreadable_as_finding(post, "rows in the ledger", plan.map_err(Error::from))
 }
 
-/// Makes a finding of a post's rows that can't be read: they must not hide what is wrong with other posts.
-pub(crate) fn readable<T>(
+/// Converts a permanent store error into a finding, so that corrupt rows of one post don't end the audit.
+pub(crate) fn unreadable_as_finding<T>(
     post: PostId,
-    what: &str,
+    rows: &str,
     read: Result<T>,
 ) -> Result<std::result::Result<T, Finding>> {
     match read {
         Err(Error::Store(error)) if !error.is_transient() => {
-            let detail = format!("the post's {what} can't be read: {error}");
+            let detail = format!("the post's {rows} can't be read: {error}");
             Ok(Err(Finding::of_post(FindingKind::Inconsistent, post, detail)))
         }
         read => read.map(Ok),

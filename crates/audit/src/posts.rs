@@ -1,4 +1,4 @@
-//! The pass over the posts: what was accepted against what was planned, and what was planned against what is settled.
+//! The pass over the posts: compares acceptance with the plan, and the plan with the outcomes.
 
 use std::{collections::VecDeque, pin::Pin};
 
@@ -11,26 +11,26 @@ use crate::{
     Auditor, Error, Finding, FindingKind, Result, Scope,
     confirm::{Run, Suspect},
     pairs::Pair,
-    plan::{is_complete, is_consistent, plan_of, readable, sums},
+    plan::{count_states, is_complete, is_consistent, read_plan, unreadable_as_finding},
     summary::ChannelSums,
     timelines, totals,
     window::Window,
 };
 
-/// Posts read at a time.
+/// Posts in one batch.
 const BATCH: usize = 256;
 
 /// One accepted post.
 #[derive(Debug, Clone, Copy)]
 struct Accepted {
     id: PostId,
-    /// Known for those that POSTS still has.
+    /// `None` if POSTS no longer has the post.
     lane: Option<Lane>,
 }
 
 type Messages = Pin<Box<dyn Stream<Item = herald_mesh::Result<RawMessage>> + Send>>;
 
-/// Goes over the posts in scope: those that POSTS has, and those that only the ledger remembers.
+/// Iterates over the posts in scope: posts in POSTS and posts that are only in the ledger.
 pub(crate) struct Pass<'a> {
     auditor: &'a Auditor,
     scope: Scope,
@@ -43,6 +43,10 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
+    /// Opens the pass.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPost`] for one post that does not exist.
     pub(crate) async fn start(auditor: &'a Auditor, scope: Scope) -> Result<Self> {
         let mesh = &auditor.mesh;
         let last = mesh.last_sequence(streams::POSTS).await?;
@@ -64,7 +68,7 @@ impl<'a> Pass<'a> {
             ledger: VecDeque::new(),
             ledger_after: match scope {
                 Scope::Post(post) => post.0.checked_sub(1).map(PostId),
-                // All up to a post that POSTS has, and that is too old, are too old.
+                // If POSTS has the previous post, that post and all earlier ones were accepted before the scope.
                 Scope::Since(_) if mesh.message(streams::POSTS, from - 1).await?.is_some() => {
                     Some(PostId(from - 1))
                 }
@@ -77,27 +81,27 @@ impl<'a> Pass<'a> {
         if let Scope::Post(post) = scope
             && pass.stream_next.is_none()
             && auditor.posts.get(&[post]).await?.iter().all(Option::is_none)
-            && matches!(plan_of(auditor, post).await?, Ok(None))
+            && matches!(read_plan(auditor, post).await?, Ok(None))
         {
             return Err(Error::UnknownPost(post));
         }
         Ok(pass)
     }
 
-    /// Checks all of them.
+    /// Checks all posts in scope.
     pub(crate) async fn run(mut self, run: &mut Run<'_>) -> Result<()> {
-        run.expect_posts(self.total);
+        run.set_posts_total(self.total);
         loop {
             let mut window = Window::default();
             let mut more = true;
             while more
                 && window.pairs.len() < self.auditor.limits.pairs_max
-                && window.posts.len() < Pair::PLACES_MAX
+                && window.posts.len() < Pair::POSTS_MAX
             {
-                let batch = self.batch().await?;
+                let batch = self.next_batch().await?;
                 more = !batch.is_empty();
                 Self::check(self.auditor, self.scope, &batch, &mut window, run).await?;
-                run.tell_progress().await?;
+                run.report_progress().await?;
             }
             timelines::compare_all(self.auditor, &mut window, run).await?;
             run.confirm(std::mem::take(&mut window.suspects)).await?;
@@ -117,7 +121,7 @@ impl<'a> Pass<'a> {
         let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
         let archived = auditor.posts.get(&ids).await?;
         for (post, archived) in batch.iter().zip(archived) {
-            // Posts and plans of before `since` that only the ledger remembers.
+            // A post that is only in the ledger and was accepted before `since`.
             if let Scope::Since(since) = scope
                 && post.lane.is_none()
                 && archived
@@ -127,7 +131,7 @@ impl<'a> Pass<'a> {
                 continue;
             }
             run.summary.posts += 1;
-            let plan = match plan_of(auditor, post.id).await? {
+            let plan = match read_plan(auditor, post.id).await? {
                 Ok(plan) => plan,
                 Err(unreadable) => {
                     run.report(unreadable).await?;
@@ -139,18 +143,18 @@ impl<'a> Pass<'a> {
             }
             let lane = post.lane.or(archived.as_ref().map(|archived| archived.lane));
             let accepted_at = archived.as_ref().map(|archived| archived.accepted_at);
-            // The ledger and the timelines let go of it.
-            let forgotten =
+            // Retention may have removed the post from the ledger and the timelines.
+            let past_retention =
                 accepted_at.is_some_and(|at| Timestamp::now().since(at) >= auditor.limits.timeline_age_max);
-            if !forgotten && !plan.as_ref().is_some_and(is_complete) {
+            if !past_retention && !plan.as_ref().is_some_and(is_complete) {
                 window.suspects.push(Suspect::Unplanned(post.id, lane));
             }
-            let place = window.posts.len() as u32;
+            let post_index = window.posts.len() as u32;
             window.posts.push(post.id);
             window.backfilled.push(Vec::new());
             let Some(plan) = plan else { continue };
             for (channel, chunk, _) in &plan.unplanned {
-                let detail = "something is recorded of a chunk that was never planned";
+                let detail = "the ledger has an outcome of a chunk that was not planned";
                 let key = (post.id, *channel, *chunk);
                 run.report(Finding::of_chunk(FindingKind::Inconsistent, key, 0, detail))
                     .await?;
@@ -165,13 +169,13 @@ impl<'a> Pass<'a> {
                     run.summary.oldest_pending_at = Some(oldest);
                 }
                 if chunk.channel == Channel::Timeline && auditor.limits.timelines {
-                    window.add_pairs(chunk, place, forgotten);
+                    window.add_pairs(chunk, post_index, past_retention);
                 }
             }
-            match readable(
+            match unreadable_as_finding(
                 post.id,
                 "totals",
-                totals::difference(auditor, post.id, &plan).await,
+                totals::compare_totals(auditor, post.id, &plan).await,
             )? {
                 Ok(None) => {}
                 Ok(Some(_)) => window.suspects.push(Suspect::Miscounted(post.id)),
@@ -180,13 +184,13 @@ impl<'a> Pass<'a> {
             if let Some(backfilled) = window.backfilled.last_mut() {
                 *backfilled = plan.backfilled;
             }
-            run.pace.rest().await;
+            run.throttle.pause().await;
         }
         Ok(())
     }
 
-    /// The next posts, ascending; empty at the end.
-    async fn batch(&mut self) -> Result<Vec<Accepted>> {
+    /// Reads the next posts, ascending; empty at the end.
+    async fn next_batch(&mut self) -> Result<Vec<Accepted>> {
         let mut batch = Vec::with_capacity(BATCH);
         while batch.len() < BATCH {
             self.fill_ledger().await?;
@@ -254,7 +258,7 @@ async fn check_chunk(
 ) -> Result<ChannelSums> {
     let key = (post, chunk.channel, chunk.chunk);
     if !is_consistent(chunk) || chunk.recipients.chunk_id() != chunk.chunk {
-        let detail = "the ledger's states of this chunk don't add up to its recipients";
+        let detail = "the states of the chunk in the ledger don't match its recipients";
         let targeted = chunk.recipients.len().into();
         run.report(Finding::of_chunk(
             FindingKind::Inconsistent,
@@ -264,7 +268,7 @@ async fn check_chunk(
         ))
         .await?;
     }
-    let sums = sums(chunk);
+    let sums = count_states(chunk);
     if sums.pending > 0 {
         window.suspects.push(Suspect::Lost(key, lane));
     }

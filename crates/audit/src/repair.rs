@@ -1,4 +1,4 @@
-//! Sending again what is owed. Each thing that is sent can come twice without another effect.
+//! Repairs findings by publishing messages. All published messages have idempotent effects.
 
 use std::collections::HashMap;
 
@@ -18,18 +18,18 @@ use herald_proto::{
 use herald_store::{ChunkState, PostPlan};
 use prost::Message as _;
 
-use crate::{Auditor, Repaired, carried::ChunkKey, plan::sums};
+use crate::{Auditor, Repaired, in_flight::ChunkKey, plan::count_states};
 
-/// The dead letter's number of a message that no dead letter is about.
-const BY_AUDITOR: u64 = 0;
+/// The dead-letter id of a redrive without a dead letter.
+const NO_DEAD_LETTER: u64 = 0;
 
-/// Repairs findings. The same chunk is sent again once an audit, however many findings are about it.
+/// Repairs findings. Each chunk is redriven once in an audit, even if several findings are about it.
 pub(crate) struct Repair<'a> {
     auditor: &'a Auditor,
     sent: HashMap<ChunkKey, Repaired>,
 }
 
-type Outcome = std::result::Result<(), String>;
+type SendResult = std::result::Result<(), String>;
 
 impl<'a> Repair<'a> {
     pub(crate) fn new(auditor: &'a Auditor) -> Self {
@@ -39,48 +39,50 @@ impl<'a> Repair<'a> {
         }
     }
 
-    /// Lets the post be archived again.
+    /// Redrives the post to the archive consumer.
     pub(crate) async fn archive(&self, post: PostId) -> Repaired {
-        repaired(self.redrive_post(post, ConsumerKind::Archive).await)
+        into_repaired(self.redrive_post(post, ConsumerKind::Archive).await)
     }
 
-    /// Lets the post be expanded again, from its first follower: what is planned already is planned the same.
+    /// Redrives the post to the fan-out, which expands it from its first follower. Slices that are already planned
+    /// stay.
     pub(crate) async fn expand(&self, post: PostId) -> Repaired {
-        repaired(self.redrive_post(post, ConsumerKind::Fanout).await)
+        into_repaired(self.redrive_post(post, ConsumerKind::Fanout).await)
     }
 
-    /// Lets a chunk be delivered again: to those who don't have it.
+    /// Redrives a chunk; recipients that have it already get no second delivery.
     pub(crate) async fn resend(&mut self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
         if let Some(sent) = self.sent.get(&key) {
             return sent.clone();
         }
-        let sent = repaired(self.redrive_chunk(key, chunk).await);
+        let sent = into_repaired(self.redrive_chunk(key, chunk).await);
         self.sent.insert(key, sent.clone());
         sent
     }
 
-    /// Makes the dead letter that is missing.
+    /// Publishes the missing dead letter of a chunk.
     pub(crate) async fn write_dead_letter(&self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
-        repaired(self.publish_dead_letter(key, chunk).await)
+        into_repaired(self.publish_dead_letter(key, chunk).await)
     }
 
-    /// Tells analytics of every chunk of a post again.
+    /// Publishes the settlement events of all chunks of a post again.
     pub(crate) async fn recount(&self, post: PostId, plan: &PostPlan) -> Repaired {
-        repaired(self.publish_events(post, plan).await)
+        into_repaired(self.publish_events(post, plan).await)
     }
 
-    /// Lets an advisory come again.
-    pub(crate) async fn advise_again(&self, advisory: &RawMessage) -> Repaired {
+    /// Publishes an advisory again.
+    pub(crate) async fn republish_advisory(&self, advisory: &RawMessage) -> Repaired {
         let sent = self.auditor.mesh.republish(advisory).await;
-        repaired(sent.map(|_| ()).map_err(|error| error.to_string()))
+        into_repaired(sent.map(|_| ()).map_err(|error| error.to_string()))
     }
 
-    async fn redrive_post(&self, post: PostId, kind: ConsumerKind) -> Outcome {
+    async fn redrive_post(&self, post: PostId, kind: ConsumerKind) -> SendResult {
         let message = self.auditor.mesh.message(streams::POSTS, post.0).await;
         let message = message
             .map_err(|error| error.to_string())?
-            .ok_or("POSTS doesn't have the post any more")?;
-        let subject = Subject::parse(&message.subject).ok_or("POSTS has something else under its id")?;
+            .ok_or("POSTS no longer has the post")?;
+        let subject = Subject::parse(&message.subject)
+            .ok_or("the message in POSTS with the post's id has an unknown subject")?;
         message
             .decode::<PostCreated>()
             .map_err(|error| error.to_string())?;
@@ -88,14 +90,15 @@ impl<'a> Repair<'a> {
             .await
     }
 
-    async fn redrive_chunk(&self, (post, channel, _): ChunkKey, state: &ChunkState) -> Outcome {
-        let carrier = Carrier::of(&self.post(post).await?, channel, &state.recipients);
+    async fn redrive_chunk(&self, (post, channel, _): ChunkKey, state: &ChunkState) -> SendResult {
+        let chunk_message =
+            ChunkMessage::new(&self.read_archived_post(post).await?, channel, &state.recipients);
         self.redrive(
-            carrier.kind,
-            carrier.subject,
+            chunk_message.kind,
+            chunk_message.subject,
             post,
             Timestamp::now(),
-            carrier.payload,
+            chunk_message.payload,
         )
         .await
     }
@@ -107,10 +110,10 @@ impl<'a> Repair<'a> {
         post: PostId,
         published_at: Timestamp,
         payload: Bytes,
-    ) -> Outcome {
+    ) -> SendResult {
         let redrive = Redrive {
             kind,
-            dead_letter: BY_AUDITOR,
+            dead_letter: NO_DEAD_LETTER,
             round: 0,
             subject,
             sequence: post.0,
@@ -124,33 +127,33 @@ impl<'a> Repair<'a> {
         sent.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn publish_dead_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> Outcome {
-        let facts = self.post(post).await?;
-        let carrier = Carrier::of(&facts, channel, &state.recipients);
-        let message = self.find(&carrier).await?;
-        let (stream, consumer) = (carrier.stream, carrier.consumer);
+    async fn publish_dead_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> SendResult {
+        let archived = self.read_archived_post(post).await?;
+        let chunk_message = ChunkMessage::new(&archived, channel, &state.recipients);
+        let message = self.find_message(&chunk_message).await?;
+        let (stream, consumer) = (chunk_message.stream, chunk_message.consumer);
         let dead_letter = mesh_v1::DlqEntry {
             stream: stream.into(),
             consumer: consumer.into(),
-            kind: carrier.kind.as_str().into(),
+            kind: chunk_message.kind.as_str().into(),
             sequence: message.sequence,
             original_sequence: message.sequence,
-            subject: carrier.subject.as_str().into(),
-            message_type: carrier.subject.message_type().into(),
-            message_id: carrier.id,
-            payload: carrier.payload,
+            subject: chunk_message.subject.as_str().into(),
+            message_type: chunk_message.subject.message_type().into(),
+            message_id: chunk_message.id,
+            payload: chunk_message.payload,
             payload_state: v1::DeadLetterPayload::Kept.into(),
             cause: v1::DeadLetterCause::Audit.into(),
-            reason: "dead in the ledger, and no dead letter said why".into(),
+            reason: "dead in the ledger, and no dead letter explained it".into(),
             published_at_us: message.published_at.0,
             failed_at_us: Timestamp::now().0,
             post_id: post.0,
-            author_key: facts.author.0,
+            author_key: archived.author.0,
             channel: v1::Channel::from(channel).into(),
             chunk_id: chunk.0,
             recipient_count: state.recipients.len(),
-            accepted_at_us: facts.accepted_at.0,
-            lane: v1::Lane::from(facts.lane).into(),
+            accepted_at_us: archived.accepted_at.0,
+            lane: v1::Lane::from(archived.lane).into(),
             ..mesh_v1::DlqEntry::default()
         };
         let id = format!("{stream}/{consumer}/{}", message.sequence);
@@ -161,38 +164,38 @@ impl<'a> Repair<'a> {
         published.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// The message that had carried a chunk: what a dead letter is about.
-    async fn find(&self, carrier: &Carrier) -> std::result::Result<RawMessage, String> {
-        let (mesh, stream) = (&self.auditor.mesh, carrier.stream);
-        let messages = mesh.scan(stream, Some(carrier.subject.as_str()), 1, u64::MAX);
+    /// Finds the original message of a chunk in its stream.
+    async fn find_message(&self, chunk_message: &ChunkMessage) -> std::result::Result<RawMessage, String> {
+        let (mesh, stream) = (&self.auditor.mesh, chunk_message.stream);
+        let messages = mesh.scan(stream, Some(chunk_message.subject.as_str()), 1, u64::MAX);
         pin_mut!(messages);
         while let Some(message) = messages.next().await {
             let message = message.map_err(|error| error.to_string())?;
-            if message.id() == Some(&carrier.id) {
+            if message.id() == Some(&chunk_message.id) {
                 return Ok(message);
             }
         }
-        Err(format!("{stream} doesn't have its message any more"))
+        Err(format!("{stream} no longer has the message of the chunk"))
     }
 
-    async fn publish_events(&self, post: PostId, plan: &PostPlan) -> Outcome {
-        let facts = self.post(post).await?;
+    async fn publish_events(&self, post: PostId, plan: &PostPlan) -> SendResult {
+        let archived = self.read_archived_post(post).await?;
         for channel in Channel::ALL {
-            let of_channel = plan.chunks.iter().filter(|chunk| chunk.channel == channel);
-            let settled: Vec<SettledChunk> = of_channel
+            let channel_chunks = plan.chunks.iter().filter(|chunk| chunk.channel == channel);
+            let settled: Vec<SettledChunk> = channel_chunks
                 .filter_map(|chunk| {
                     let recorded = chunk.recorded.as_ref()?;
-                    let sums = sums(chunk);
+                    let sums = count_states(chunk);
                     Some(SettledChunk {
                         post_id: post.0,
-                        author_key: facts.author.0,
+                        author_key: archived.author.0,
                         channel: v1::Channel::from(channel).into(),
                         chunk_id: chunk.chunk.0,
                         delivered_count: sums.delivered as u32,
                         suppressed_count: sums.suppressed as u32,
                         expired_count: sums.expired as u32,
                         dead_count: sums.dead as u32,
-                        accepted_at_us: facts.accepted_at.0,
+                        accepted_at_us: archived.accepted_at.0,
                         settled_at_us: Timestamp::now().0,
                         revision: recorded.revision,
                     })
@@ -212,15 +215,15 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    async fn post(&self, post: PostId) -> std::result::Result<Post, String> {
+    async fn read_archived_post(&self, post: PostId) -> std::result::Result<Post, String> {
         let posts = self.auditor.posts.get(&[post]).await;
         let found = posts.map_err(|error| error.to_string())?.pop().flatten();
-        found.ok_or_else(|| "the post is not in the archive: repair that first".to_owned())
+        found.ok_or_else(|| "the post is not in the archive: repair the archive first".to_owned())
     }
 }
 
-/// A chunk's message, as fan-out makes it, and who gets it.
-struct Carrier {
+/// The message of a chunk as fan-out publishes it, and its consumer.
+struct ChunkMessage {
     kind: ConsumerKind,
     stream: &'static str,
     consumer: &'static str,
@@ -229,8 +232,8 @@ struct Carrier {
     payload: Bytes,
 }
 
-impl Carrier {
-    fn of(post: &Post, channel: Channel, recipients: &Recipients) -> Self {
+impl ChunkMessage {
+    fn new(post: &Post, channel: Channel, recipients: &Recipients) -> Self {
         match channel {
             Channel::Timeline => {
                 let chunk = TimelineChunk::new(post.id, post.author, post.accepted_at, recipients);
@@ -259,9 +262,9 @@ impl Carrier {
     }
 }
 
-fn repaired(outcome: Outcome) -> Repaired {
-    match outcome {
+fn into_repaired(result: SendResult) -> Repaired {
+    match result {
         Ok(()) => Repaired::Sent,
-        Err(why) => Repaired::Failed(why),
+        Err(reason) => Repaired::Failed(reason),
     }
 }

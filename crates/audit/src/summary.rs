@@ -1,4 +1,4 @@
-//! What an audit has seen, in numbers.
+//! Counts of an audit.
 
 use std::{collections::BTreeMap, ops::AddAssign, time::Duration};
 
@@ -6,20 +6,20 @@ use herald_model::Channel;
 
 use crate::FindingKind;
 
-/// The deliveries of one channel: `targeted = delivered + suppressed + expired + pending + dead`.
+/// Number of deliveries of one channel by state: `targeted = delivered + suppressed + expired + pending + dead`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChannelSums {
     /// Planned.
     pub targeted: u64,
-    /// Reached.
+    /// Delivered.
     pub delivered: u64,
-    /// Left out on purpose.
+    /// Suppressed, for example by a preference.
     pub suppressed: u64,
-    /// Too late to send.
+    /// Expired before delivery.
     pub expired: u64,
-    /// Not settled.
+    /// Not in a final state.
     pub pending: u64,
-    /// Given up.
+    /// Marked dead.
     pub dead: u64,
 }
 
@@ -34,41 +34,42 @@ impl AddAssign for ChannelSums {
     }
 }
 
-/// How far an audit has come.
+/// The progress of an audit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Posts checked.
     pub posts: u64,
-    /// Posts to check, as far as is known.
+    /// Estimated number of posts to check.
     pub posts_total: u64,
     /// Deliveries checked.
     pub deliveries: u64,
 }
 
-/// What an audit has seen.
+/// The result of an audit.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     /// Posts checked.
     pub posts: u64,
-    /// The timeline.
+    /// Deliveries on the timeline channel.
     pub timeline: ChannelSums,
-    /// The push.
+    /// Deliveries on the push channel.
     pub push: ChannelSums,
-    /// Pairs of follower and post compared with the timelines.
+    /// Pairs of recipient and post compared with the timelines.
     pub timeline_entries: u64,
-    /// Entries that came by a backfill.
+    /// Timeline entries added by a backfill.
     pub backfilled: u64,
-    /// Posts whose planning is under way.
+    /// Posts that are being planned.
     pub planning_posts: u64,
-    /// Posts that were not planned, with a dead letter that says why.
+    /// Posts that are not completely planned, as a dead letter explains.
     pub dead_posts: u64,
-    /// When the oldest delivery that is pending was accepted, if any is: how far behind the mesh is.
+    /// Acceptance time of the oldest post with pending deliveries: how far the mesh lags behind. `None` if none is
+    /// pending.
     pub oldest_pending_at: Option<herald_model::time::Timestamp>,
     /// Findings by kind.
     pub findings: BTreeMap<FindingKind, u64>,
-    /// Findings whose deliveries were sent again.
+    /// Findings with [`Repaired::Sent`](crate::Repaired::Sent).
     pub repaired: u64,
-    /// How long it took.
+    /// Duration of the audit.
     pub took: Duration,
 }
 
@@ -81,7 +82,7 @@ impl Summary {
         }
     }
 
-    /// Findings of all kinds.
+    /// Number of findings of all kinds.
     pub fn finding_count(&self) -> u64 {
         self.findings.values().sum()
     }

@@ -1,4 +1,4 @@
-//! Plans against what the timelines have, pair by pair.
+//! Compares the outcomes with the timelines, pair by pair.
 
 use herald_model::UserKey;
 
@@ -9,16 +9,16 @@ use crate::{
     window::Window,
 };
 
-/// Timelines in one read of the store.
+/// Timelines in one page of a scan.
 const SCAN_USERS: usize = 4_096;
 
-/// Compares the posts of a window with all timelines. What differs is suspect.
+/// Compares the posts of a window with all timelines. Differences become suspects.
 pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mut Run<'_>) -> Result<()> {
     if window.posts.is_empty() || !auditor.limits.timelines {
         return Ok(());
     }
     let mut pairs = std::mem::take(&mut window.pairs);
-    // Seconds of work for millions of them: not on the threads that answer calls.
+    // Sorting millions of pairs takes seconds, so it must not run on the threads of the async runtime.
     let pairs = tokio::task::spawn_blocking(move || {
         pairs.sort_unstable();
         pairs
@@ -27,47 +27,49 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
     run.summary.timeline_entries += pairs.len() as u64;
     let mut left = &pairs[..];
     let mut after: Option<UserKey> = None;
-    let mut places = Vec::new();
+    let mut post_indices = Vec::new();
     loop {
         let timelines = auditor.timelines.scan(after, SCAN_USERS).await?;
         let Some((last, _)) = timelines.last() else { break };
         after = Some(*last);
-        run.pace.rest().await;
+        run.throttle.pause().await;
         for (user, found) in &timelines {
-            // Those with a plan and without a timeline.
+            // Recipients without a timeline.
             let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < *user));
             suspect_all(before, window);
             let (own, rest) = rest.split_at(rest.partition_point(|pair| pair.user() <= *user));
             left = rest;
 
-            places.clear();
-            places.extend(
+            post_indices.clear();
+            post_indices.extend(
                 found
                     .iter()
                     .filter_map(|post| window.posts.binary_search(post).ok()),
             );
             let mut difference = Difference::default();
-            compare(own, &places, &mut difference);
+            compare(own, &post_indices, &mut difference);
             let trimmed = if found.len() >= auditor.limits.timeline_entries_max {
                 found.first().copied()
             } else {
                 None
             };
-            for place in difference.missing {
-                let post = window.posts[place];
-                // A full timeline has let go of what is older than its oldest.
+            for post_index in difference.missing {
+                let post = window.posts[post_index];
+                // A full timeline has trimmed the entries before its oldest one.
                 if trimmed.is_none_or(|oldest| post > oldest) {
                     window.suspects.push(Suspect::Missing(post, *user));
                 }
             }
-            for place in difference.extra {
-                if window.backfilled[place]
+            for post_index in difference.extra {
+                if window.backfilled[post_index]
                     .iter()
                     .any(|backfill| backfill.contains(*user))
                 {
                     run.summary.backfilled += 1;
                 } else {
-                    window.suspects.push(Suspect::Extra(window.posts[place], *user));
+                    window
+                        .suspects
+                        .push(Suspect::Extra(window.posts[post_index], *user));
                 }
             }
         }
@@ -80,6 +82,6 @@ fn suspect_all(pairs: &[Pair], window: &mut Window) {
     for pair in pairs.iter().filter(|pair| pair.is_delivered()) {
         window
             .suspects
-            .push(Suspect::Missing(window.posts[pair.place()], pair.user()));
+            .push(Suspect::Missing(window.posts[pair.post_index()], pair.user()));
     }
 }

@@ -1,24 +1,24 @@
-//! The ledger against the totals of analytics.
+//! Compares the ledger with the totals of analytics.
 
 use herald_model::{Channel, PostId};
 use herald_store::PostPlan;
 
-use crate::{Auditor, Result, plan::sums};
+use crate::{Auditor, Result, plan::count_states};
 
-/// Delivered to timelines; and pushes delivered, suppressed, expired and dead.
-pub(crate) type Five = [i64; 5];
+/// Timeline deliveries delivered; push deliveries delivered, suppressed, expired and dead.
+pub(crate) type TotalCounts = [i64; 5];
 
-/// What analytics counts of a post and what the ledger has, if these differ.
-pub(crate) async fn difference(
+/// The counts of analytics and of the ledger for a post; `None` if they are equal.
+pub(crate) async fn compare_totals(
     auditor: &Auditor,
     post: PostId,
     plan: &PostPlan,
-) -> Result<Option<(Five, Five)>> {
-    let mut settled = Five::default();
+) -> Result<Option<(TotalCounts, TotalCounts)>> {
+    let mut settled = TotalCounts::default();
     for chunk in &plan.chunks {
-        let sums = sums(chunk);
+        let sums = count_states(chunk);
         match chunk.channel {
-            // A timeline has no other outcome that analytics counts.
+            // Analytics counts no other state of timeline deliveries.
             Channel::Timeline => settled[0] += sums.delivered.cast_signed(),
             Channel::Push => {
                 let push = [sums.delivered, sums.suppressed, sums.expired, sums.dead];

@@ -1,26 +1,26 @@
-//! The posts in hand.
+//! A window of posts.
 
 use herald_model::{PostId, Recipients};
 use herald_store::{ChunkState, Outcome};
 
 use crate::{confirm::Suspect, pairs::Pair};
 
-/// Posts that are compared with the timelines together.
+/// Posts that are compared with the timelines in one scan.
 #[derive(Default)]
 pub(crate) struct Window {
-    /// Their ids, ascending.
+    /// Post ids, ascending.
     pub(crate) posts: Vec<PostId>,
-    /// Who was backfilled with each.
+    /// Backfilled recipients of each post.
     pub(crate) backfilled: Vec<Vec<Recipients>>,
-    /// Who each was planned for, unsorted.
+    /// Planned recipients, unsorted.
     pub(crate) pairs: Vec<Pair>,
-    /// What looks wrong.
+    /// Possible findings.
     pub(crate) suspects: Vec<Suspect>,
 }
 
 impl Window {
-    /// Adds who a chunk of the post at this place is for.
-    pub(crate) fn add_pairs(&mut self, chunk: &ChunkState, place: u32, forgotten: bool) {
+    /// Adds the recipients of a chunk of the post at an index. Past the retention, no entry is expected on a timeline.
+    pub(crate) fn add_pairs(&mut self, chunk: &ChunkState, post_index: u32, past_retention: bool) {
         let pairs = &mut self.pairs;
         match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
             Some(Outcome::Delivered { .. }) => {
@@ -28,17 +28,26 @@ impl Window {
                     chunk
                         .recipients
                         .iter()
-                        .map(|user| Pair::new(user, place, !forgotten)),
+                        .map(|user| Pair::new(user, post_index, !past_retention)),
                 );
             }
             Some(Outcome::Mixed { delivered, .. }) => {
                 let mut delivered = delivered.iter().peekable();
                 pairs.extend(chunk.recipients.iter().map(|user| {
                     while delivered.next_if(|one| *one < user).is_some() {}
-                    Pair::new(user, place, !forgotten && delivered.next_if_eq(&user).is_some())
+                    Pair::new(
+                        user,
+                        post_index,
+                        !past_retention && delivered.next_if_eq(&user).is_some(),
+                    )
                 }));
             }
-            None => pairs.extend(chunk.recipients.iter().map(|user| Pair::new(user, place, false))),
+            None => pairs.extend(
+                chunk
+                    .recipients
+                    .iter()
+                    .map(|user| Pair::new(user, post_index, false)),
+            ),
         }
     }
 }

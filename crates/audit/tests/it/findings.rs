@@ -1,4 +1,4 @@
-//! What is wrong is found; what is right, or on its way, is not.
+//! Discrepancies are reported; correct posts and work in flight are not.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
 use herald_store::{ExpectedRevision, Outcome, Settlement};
 use prost::Message as _;
 
-use crate::harness::{LANE, World, next_of, user, with_corrupt_row};
+use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
 
 fn kinds(findings: &[herald_audit::Finding]) -> Vec<FindingKind> {
     findings.iter().map(|finding| finding.kind).collect()
@@ -22,10 +22,10 @@ fn none() -> Recipients {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_found_where_nothing_is_wrong() {
+async fn delivered_posts_have_no_findings() {
     let world = World::start().await;
     for _ in 0..3 {
-        world.right(&[1, 2, 3]).await;
+        world.delivered_post(&[1, 2, 3]).await;
     }
     world.drain().await;
     let (summary, findings) = world.audit(Scope::All, false).await;
@@ -42,11 +42,11 @@ async fn nothing_is_found_where_nothing_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_that_was_accepted_and_forgotten_is_found() {
+async fn an_accepted_post_that_was_lost_is_reported() {
     let world = World::start().await;
-    world.right(&[1]).await;
+    world.delivered_post(&[1]).await;
     let post = world.accept().await;
-    // On its way as long as no consumer has acknowledged it.
+    // In flight until a consumer acknowledges the post.
     let (summary, findings) = world.audit(Scope::All, false).await;
     assert_eq!(findings, []);
     assert_eq!(summary.planning_posts, 1);
@@ -65,11 +65,11 @@ async fn a_post_that_was_accepted_and_forgotten_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_chunk_is_named_recipient_by_recipient() {
+async fn a_lost_chunk_is_reported_for_each_recipient() {
     let world = World::start().await;
-    world.right(&[1, 2]).await;
+    world.delivered_post(&[1, 2]).await;
     let post = world.accept().await;
-    let recipients = world.keys(&[1, 2]).await;
+    let recipients = world.intern_users(&[1, 2]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
     let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
@@ -83,7 +83,7 @@ async fn a_lost_chunk_is_named_recipient_by_recipient() {
     assert_eq!(summary.timeline.pending, 2);
     assert_eq!(summary.oldest_pending_at, Some(post.accepted_at));
 
-    // It was acknowledged, and nothing was delivered.
+    // The message is acknowledged without a delivery.
     world.drain().await;
     let (_, findings) = world.audit(Scope::Post(post.id), false).await;
     assert_eq!(kinds(&findings), [FindingKind::Lost, FindingKind::Lost]);
@@ -100,12 +100,12 @@ async fn a_lost_chunk_is_named_recipient_by_recipient() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redriven_chunks_are_on_their_way() {
+async fn redriven_chunks_are_in_flight() {
     let world = World::start().await;
     let mut redrives = Vec::new();
     for number in [1, 2] {
         let post = world.accept().await;
-        let recipients = world.keys(&[number]).await;
+        let recipients = world.intern_users(&[number]).await;
         world.archive(&post).await;
         world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
         let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
@@ -136,10 +136,10 @@ async fn redriven_chunks_are_on_their_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_waits_for_its_provider_is_not_lost() {
+async fn a_delayed_push_is_not_lost() {
     let world = World::start().await;
     let post = world.accept().await;
-    let recipients = world.keys(&[1, 2]).await;
+    let recipients = world.intern_users(&[1, 2]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Push, &recipients)]).await;
     let expires_at = post.accepted_at.plus(post.push_ttl);
@@ -157,13 +157,14 @@ async fn a_push_that_waits_for_its_provider_is_not_lost() {
     assert_eq!(summary.push.pending, 2);
 }
 
-/// The message counts as pending no more. Server 2.15.2 was seen to send an advisory here; others say nothing. Nobody
-/// listens to it in this test: the delivery is lost, and named.
+/// After `max_deliver` is lowered, the message no longer counts as pending. Server 2.15.2 was seen to send an advisory
+/// in this case; other versions don't. Nothing handles the advisory in this test, so the delivery is lost and must be
+/// reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_a_lowered_limit_of_attempts_silenced_is_found() {
+async fn a_message_dropped_by_a_lowered_max_deliver_is_reported() {
     let world = World::start().await;
     let post = world.accept().await;
-    let recipients = world.keys(&[1]).await;
+    let recipients = world.intern_users(&[1]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
     let chunk = TimelineChunk::new(post.id, world.author, post.accepted_at, &recipients);
@@ -186,15 +187,17 @@ async fn a_message_that_a_lowered_limit_of_attempts_silenced_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_is_missing_or_extra_is_named() {
+async fn missing_and_extra_entries_are_reported() {
     let world = World::start().await;
-    world.right(&[1, 2, 3]).await;
+    world.delivered_post(&[1, 2, 3]).await;
     let post = world.accept().await;
-    let planned = world.keys(&[1, 2]).await;
+    let planned = world.intern_users(&[1, 2]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &planned)]).await;
-    // The second never gets it, and the third does.
-    world.put_on_timelines(post.id, &world.keys(&[1, 3]).await).await;
+    // The second user is planned but has no entry; the third has an entry without a plan.
+    world
+        .put_on_timelines(post.id, &world.intern_users(&[1, 3]).await)
+        .await;
     world
         .settle(
             post.id,
@@ -203,7 +206,7 @@ async fn an_entry_that_is_missing_or_extra_is_named() {
             Outcome::Delivered { count: 2 },
         )
         .await;
-    world.count(post.id, 2, 0).await;
+    world.add_totals(post.id, 2, 0).await;
     world.drain().await;
 
     let (_, mut findings) = world.audit(Scope::All, false).await;
@@ -215,10 +218,10 @@ async fn an_entry_that_is_missing_or_extra_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backfill_is_not_extra() {
+async fn a_backfilled_entry_is_not_extra() {
     let world = World::start().await;
-    let (post, _) = world.right(&[1]).await;
-    let newcomer = world.keys(&[9]).await;
+    let (post, _) = world.delivered_post(&[1]).await;
+    let newcomer = world.intern_users(&[9]).await;
     world
         .stores
         .ledger
@@ -233,14 +236,14 @@ async fn a_backfill_is_not_extra() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_full_timeline_let_go_of_is_not_missing() {
+async fn entries_trimmed_from_a_full_timeline_are_not_missing() {
     let limits = Limits {
         timeline_entries_max: 5,
         ..Limits::default()
     };
     let world = World::start_with(limits).await;
     for _ in 0..8 {
-        world.right(&[1]).await;
+        world.delivered_post(&[1]).await;
     }
     world.drain().await;
     let (summary, findings) = world.audit(Scope::All, false).await;
@@ -249,47 +252,47 @@ async fn what_a_full_timeline_let_go_of_is_not_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_advisory_without_a_dead_letter_is_found() {
+async fn an_advisory_without_a_dead_letter_is_reported() {
     let world = World::start().await;
-    world.right(&[1]).await;
-    let give_up = Disposition::term("nobody wants it");
+    world.delivered_post(&[1]).await;
+    let terminate = Disposition::term("terminated by the test");
     world
-        .settle_all("fanout-normal", give_up, streams::ADVISORIES, 1)
+        .settle_all("fanout-normal", terminate, streams::ADVISORIES, 1)
         .await;
-    // The advisory is on its way to become a dead letter.
+    // The advisory is in flight.
     let (_, findings) = world.audit(Scope::All, false).await;
     assert_eq!(findings, []);
-    // It was acknowledged, and nothing came of it.
+    // The advisory is acknowledged without a dead letter.
     world.drain().await;
     let (_, findings) = world.audit(Scope::All, true).await;
     assert_eq!(kinds(&findings), [FindingKind::Unrecorded]);
     assert!(findings[0].detail.contains("fanout-normal"), "{findings:?}");
-    // The repair lets it come again.
+    // The repair publishes the advisory again.
     assert_eq!(findings[0].repaired, Repaired::Sent);
     assert_eq!(world.mesh.last_sequence(streams::ADVISORIES).await.unwrap(), 2);
-    let again = next_of(&world, "deadletter").await;
+    let again = next_delivery(&world, "deadletter").await;
     assert_eq!(again.subject, Subject::Terminated);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_recipients_without_a_dead_letter_are_found() {
+async fn dead_recipients_without_a_dead_letter_are_reported() {
     let world = World::start().await;
     let post = world.accept().await;
-    let recipients = world.keys(&[1, 2, 3]).await;
+    let recipients = world.intern_users(&[1, 2, 3]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Push, &recipients)]).await;
     let outcome = Outcome::Mixed {
-        delivered: world.keys(&[1, 2]).await,
+        delivered: world.intern_users(&[1, 2]).await,
         suppressed: none(),
         expired: none(),
-        dead: world.keys(&[3]).await,
+        dead: world.intern_users(&[3]).await,
         partial: Vec::new(),
     };
     world.settle(post.id, Channel::Push, &recipients, outcome).await;
     world.drain().await;
     let (summary, mut findings) = world.audit(Scope::All, false).await;
     findings.sort_by_key(|finding| finding.kind);
-    // Analytics was not told either.
+    // Analytics received no event either.
     assert_eq!(
         kinds(&findings),
         [FindingKind::Unexplained, FindingKind::Miscounted]
@@ -302,14 +305,14 @@ async fn dead_recipients_without_a_dead_letter_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn states_that_do_not_add_up_are_found() {
+async fn inconsistent_states_are_reported() {
     let world = World::start().await;
-    let (post, recipients) = world.right(&[1, 2]).await;
-    // Twice in a final state, and one who was never planned.
+    let (post, recipients) = world.delivered_post(&[1, 2]).await;
+    // User 2 is in two final states, and user 7 was not planned.
     let outcome = Outcome::Mixed {
-        delivered: world.keys(&[1, 2]).await,
-        suppressed: world.keys(&[2]).await,
-        expired: world.keys(&[7]).await,
+        delivered: world.intern_users(&[1, 2]).await,
+        suppressed: world.intern_users(&[2]).await,
+        expired: world.intern_users(&[7]).await,
         dead: none(),
         partial: Vec::new(),
     };
@@ -331,10 +334,10 @@ async fn states_that_do_not_add_up_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_scope_is_left_alone() {
+async fn posts_before_the_scope_are_not_checked() {
     let world = World::start().await;
     let old = world.accept().await;
-    let (new, _) = world.right(&[1]).await;
+    let (new, _) = world.delivered_post(&[1]).await;
     world.drain().await;
     let (summary, findings) = world.audit(Scope::Since(new.accepted_at), false).await;
     assert_eq!((summary.posts, findings), (1, Vec::new()));
@@ -345,46 +348,46 @@ async fn an_older_scope_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_posts_has_let_go_of_is_in_scope_and_a_rest_changes_nothing() {
+async fn posts_removed_from_the_stream_are_checked_by_the_ledger() {
     let limits = Limits {
         work_share: 0.5,
         ..Limits::default()
     };
     let world = World::start_with(limits).await;
-    let _too_old = world.right(&[1]).await;
-    let (remembered, _) = world.right(&[1]).await;
-    let (there, _) = world.right(&[1]).await;
+    let _before_scope = world.delivered_post(&[1]).await;
+    let (only_in_ledger, _) = world.delivered_post(&[1]).await;
+    let (in_stream, _) = world.delivered_post(&[1]).await;
     world.drain().await;
-    world.forget_before(there.id).await;
-    let (summary, findings) = world.audit(Scope::Since(remembered.accepted_at), false).await;
+    world.purge_before(in_stream.id).await;
+    let (summary, findings) = world.audit(Scope::Since(only_in_ledger.accepted_at), false).await;
     assert_eq!((summary.posts, findings), (2, Vec::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_post_and_a_deaf_caller_end_an_audit() {
+async fn an_unknown_post_or_a_dropped_receiver_ends_an_audit() {
     let world = World::start().await;
-    world.right(&[1]).await;
-    let (events, heard) = tokio::sync::mpsc::channel::<Event>(1);
+    world.delivered_post(&[1]).await;
+    let (events, receiver) = tokio::sync::mpsc::channel::<Event>(1);
     let unknown = world
         .auditor
         .run(Scope::Post(PostId(99)), false, &events)
         .await
         .unwrap_err();
     assert!(matches!(unknown, Error::UnknownPost(PostId(99))), "{unknown}");
-    drop(heard);
+    drop(receiver);
     world.accept().await;
     world.drain().await;
-    let deaf = world.auditor.run(Scope::All, false, &events).await.unwrap_err();
-    assert!(matches!(deaf, Error::Abandoned), "{deaf}");
+    let abandoned = world.auditor.run(Scope::All, false, &events).await.unwrap_err();
+    assert!(matches!(abandoned, Error::Abandoned), "{abandoned}");
 }
 
-/// One post's rows must not hide what is wrong with the others.
+/// Corrupt rows of one post must not prevent findings about other posts.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_cant_be_read_are_found_and_the_rest_is_checked() {
-    // An outcome of a push chunk of the first post, and the totals of the second one.
+async fn corrupt_rows_are_reported_and_other_posts_are_checked() {
+    // An outcome of a push chunk of post 1, and the totals of post 2.
     let outcome = [&1_u64.to_be_bytes()[..], &[1, 1], &77_u64.to_be_bytes()].concat();
     let totals = 2_u64.to_be_bytes();
-    for ((database, keyspace), key, ill, detail) in [
+    for ((database, keyspace), key, corrupt, detail) in [
         (
             ("records", "ledger"),
             &outcome[..],
@@ -401,12 +404,12 @@ async fn rows_that_cant_be_read_are_found_and_the_rest_is_checked() {
         let limits = Limits::default();
         let world = World::start_in(with_corrupt_row(database, keyspace, key), limits).await;
         for post in 1..=2 {
-            if post == ill {
+            if post == corrupt {
                 let post = world.accept().await;
                 world.archive(&post).await;
                 world.plan(post.id, &[]).await;
             } else {
-                world.right(&[1, 2]).await;
+                world.delivered_post(&[1, 2]).await;
             }
         }
         let lost = world.accept().await;
@@ -419,14 +422,14 @@ async fn rows_that_cant_be_read_are_found_and_the_rest_is_checked() {
         assert_eq!(
             found,
             [
-                (FindingKind::Inconsistent, Some(PostId(ill))),
+                (FindingKind::Inconsistent, Some(PostId(corrupt))),
                 (FindingKind::Unarchived, Some(lost.id)),
                 (FindingKind::Unplanned, Some(lost.id)),
             ]
         );
         assert!(findings[0].detail.starts_with(detail), "{findings:?}");
         assert_eq!((summary.posts, summary.timeline.delivered), (3, 2));
-        let (_, findings) = world.audit(Scope::Post(PostId(ill)), false).await;
+        let (_, findings) = world.audit(Scope::Post(PostId(corrupt)), false).await;
         assert_eq!(kinds(&findings), [FindingKind::Inconsistent]);
     }
 }

@@ -1,4 +1,4 @@
-//! A broker, a store, and posts that are brought as far as a test wants.
+//! A broker, a store, and helpers that put posts into a chosen state.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ fn open(dir: &TempDir, limits: &Limits) -> Embedded {
     .unwrap()
 }
 
-/// A directory with a store in which a row can't be read, as a broken disk leaves it.
+/// Creates a data directory with one corrupt row.
 pub(crate) fn with_corrupt_row(database: &str, keyspace: &str, key: &[u8]) -> TempDir {
     let dir = TempDir::new().unwrap();
     open(&dir, &Limits::default()).close().unwrap();
@@ -71,12 +71,12 @@ impl World {
         Self::start_with(Limits::default()).await
     }
 
-    /// The store keeps as much as the auditor thinks.
+    /// Starts with a store that has the same limits as the auditor.
     pub(crate) async fn start_with(limits: Limits) -> Self {
         Self::start_in(TempDir::new().unwrap(), limits).await
     }
 
-    /// On the store that is in this directory.
+    /// Starts with the store in a directory.
     pub(crate) async fn start_in(dir: TempDir, limits: Limits) -> Self {
         let server = Server::start(ServerConfig::default()).await.unwrap();
         let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
@@ -112,15 +112,15 @@ impl World {
         }
     }
 
-    /// Keys of users, made when they are new; ascending numbers get ascending keys.
-    pub(crate) async fn keys(&self, numbers: &[u32]) -> Recipients {
+    /// The keys of users; interns new users. New users get keys in the order of `numbers`.
+    pub(crate) async fn intern_users(&self, numbers: &[u32]) -> Recipients {
         let ids: Vec<_> = numbers.iter().map(|number| user(*number)).collect();
         let mut keys = self.stores.users.intern(&ids).await.unwrap();
         keys.sort_unstable();
         Recipients::from_sorted(keys)
     }
 
-    /// A post that POSTS has.
+    /// Publishes a post to POSTS.
     pub(crate) async fn accept(&self) -> Post {
         let now = Timestamp::now();
         let message = PostCreated {
@@ -208,8 +208,8 @@ impl World {
         self.stores.ledger.settle(&settlement).await.unwrap();
     }
 
-    /// Lets analytics count these deliveries of a post.
-    pub(crate) async fn count(&self, post: PostId, timeline: i64, push: i64) {
+    /// Adds delivered counts to the totals of a post.
+    pub(crate) async fn add_totals(&self, post: PostId, timeline: i64, push: i64) {
         let counts = Counts {
             timeline_delivered: timeline,
             push_delivered: push,
@@ -231,10 +231,10 @@ impl World {
         self.stores.totals.commit(&batch).await.unwrap();
     }
 
-    /// A post with nothing wrong: on the timelines of some users.
-    pub(crate) async fn right(&self, numbers: &[u32]) -> (Post, Recipients) {
+    /// Creates a post that is delivered to the timelines of some users, without discrepancies.
+    pub(crate) async fn delivered_post(&self, numbers: &[u32]) -> (Post, Recipients) {
         let post = self.accept().await;
-        let recipients = self.keys(numbers).await;
+        let recipients = self.intern_users(numbers).await;
         self.archive(&post).await;
         self.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
         self.put_on_timelines(post.id, &recipients).await;
@@ -246,28 +246,28 @@ impl World {
             Outcome::Delivered { count },
         )
         .await;
-        self.count(post.id, count.into(), 0).await;
+        self.add_totals(post.id, count.into(), 0).await;
         (post, recipients)
     }
 
-    /// Removes from POSTS what is before a post, as its limits do.
-    pub(crate) async fn forget_before(&self, post: PostId) {
+    /// Removes all messages before a post from POSTS, as the stream limits do.
+    pub(crate) async fn purge_before(&self, post: PostId) {
         let client = async_nats::connect(self.server.client_url()).await.unwrap();
         let broker = async_nats::jetstream::new(client);
         let posts = broker.get_stream(streams::POSTS).await.unwrap();
         posts.purge().sequence(post.0).await.unwrap();
     }
 
-    /// Acknowledges every message of every consumer, as if all were done.
+    /// Acknowledges all messages of all consumers without processing them.
     pub(crate) async fn drain(&self) {
         let stop = CancellationToken::new();
-        let mut working = JoinSet::new();
+        let mut consuming = JoinSet::new();
         for spec in self.topology.consumers.clone() {
             let (mesh, stop) = (self.mesh.clone(), stop.clone());
-            working.spawn(async move {
+            consuming.spawn(async move {
                 mesh.consume(
                     &spec,
-                    Arc::new(Says(Disposition::Ack)),
+                    Arc::new(FixedHandler(Disposition::Ack)),
                     ConsumeOptions::default(),
                     stop,
                 )
@@ -286,17 +286,17 @@ impl World {
         };
         tokio::time::timeout(LIMIT, drained).await.unwrap();
         stop.cancel();
-        while let Some(ended) = working.join_next().await {
+        while let Some(ended) = consuming.join_next().await {
             ended.unwrap().unwrap();
         }
     }
 
-    /// Audits, and gives what was found.
+    /// Runs an audit and collects its findings.
     pub(crate) async fn audit(&self, scope: Scope, repair: bool) -> (Summary, Vec<Finding>) {
-        let (events, mut heard) = mpsc::channel(16);
-        let listening = async {
+        let (events, mut receiver) = mpsc::channel(16);
+        let collecting = async {
             let mut findings = Vec::new();
-            while let Some(event) = heard.recv().await {
+            while let Some(event) = receiver.recv().await {
                 if let Event::Finding(finding) = event {
                     findings.push(finding);
                 }
@@ -308,30 +308,36 @@ impl World {
             drop(events);
             summary
         };
-        tokio::time::timeout(LIMIT, async { tokio::join!(auditing, listening) })
+        tokio::time::timeout(LIMIT, async { tokio::join!(auditing, collecting) })
             .await
             .unwrap()
     }
 }
 
-/// Says the same to whatever comes.
-struct Says(Disposition);
+/// Settles all messages with one disposition.
+struct FixedHandler(Disposition);
 
 #[async_trait]
-impl Handler for Says {
+impl Handler for FixedHandler {
     async fn handle(&self, _: &Delivery) -> Disposition {
         self.0.clone()
     }
 }
 
 impl World {
-    /// Lets a consumer settle all its messages in one way, until a stream has so many of what comes of it.
-    pub(crate) async fn settle_all(&self, consumer: &str, settle: Disposition, stream: &str, messages: u64) {
-        let told = async || self.mesh.last_sequence(stream).await.unwrap() >= messages;
-        self.settle_until(consumer, settle, told).await;
+    /// Settles all messages of a consumer with one disposition until a stream has a number of messages.
+    pub(crate) async fn settle_all(
+        &self,
+        consumer: &str,
+        disposition: Disposition,
+        stream: &str,
+        messages: u64,
+    ) {
+        let reached = async || self.mesh.last_sequence(stream).await.unwrap() >= messages;
+        self.settle_until(consumer, disposition, reached).await;
     }
 
-    /// How many deliveries a consumer has made.
+    /// Number of deliveries of a consumer.
     pub(crate) async fn deliveries_of(&self, consumer: &str) -> u64 {
         let lag = self.mesh.lag(&self.topology).await.unwrap();
         let mut consumers = lag.iter().flat_map(|stream| &stream.consumers);
@@ -341,38 +347,38 @@ impl World {
             .delivered_count
     }
 
-    /// Lets a consumer settle all its messages in one way, until a condition holds.
+    /// Settles all messages of a consumer with one disposition until a condition holds.
     pub(crate) async fn settle_until(
         &self,
         consumer: &str,
-        settle: Disposition,
+        disposition: Disposition,
         mut holds: impl AsyncFnMut() -> bool,
     ) {
         let stop = CancellationToken::new();
         let spec = self.topology.consumer(consumer).unwrap().clone();
-        let (mesh, ends) = (self.mesh.clone(), stop.clone());
-        let handler = Arc::new(Says(settle));
-        let working = tokio::spawn(async move {
-            mesh.consume(&spec, handler, ConsumeOptions::default(), ends)
+        let (mesh, stopped) = (self.mesh.clone(), stop.clone());
+        let handler = Arc::new(FixedHandler(disposition));
+        let consuming = tokio::spawn(async move {
+            mesh.consume(&spec, handler, ConsumeOptions::default(), stopped)
                 .await
         });
-        let told = async {
+        let reached = async {
             while !holds().await {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(LIMIT, told).await.unwrap();
+        tokio::time::timeout(LIMIT, reached).await.unwrap();
         stop.cancel();
-        working.await.unwrap().unwrap();
+        consuming.await.unwrap().unwrap();
     }
 }
 
-/// The next message of a consumer.
-pub(crate) async fn next_of(world: &World, consumer: &str) -> Delivery {
-    struct Sends(mpsc::Sender<Delivery>);
+/// Receives and acknowledges the next message of a consumer.
+pub(crate) async fn next_delivery(world: &World, consumer: &str) -> Delivery {
+    struct Forward(mpsc::Sender<Delivery>);
 
     #[async_trait]
-    impl Handler for Sends {
+    impl Handler for Forward {
         async fn handle(&self, delivery: &Delivery) -> Disposition {
             self.0.send(delivery.clone()).await.unwrap();
             Disposition::Ack
@@ -382,16 +388,21 @@ pub(crate) async fn next_of(world: &World, consumer: &str) -> Delivery {
     let (sender, mut receiver) = mpsc::channel(16);
     let stop = CancellationToken::new();
     let spec = world.topology.consumer(consumer).unwrap().clone();
-    let (mesh, ends) = (world.mesh.clone(), stop.clone());
-    let working = tokio::spawn(async move {
-        mesh.consume(&spec, Arc::new(Sends(sender)), ConsumeOptions::default(), ends)
-            .await
+    let (mesh, stopped) = (world.mesh.clone(), stop.clone());
+    let consuming = tokio::spawn(async move {
+        mesh.consume(
+            &spec,
+            Arc::new(Forward(sender)),
+            ConsumeOptions::default(),
+            stopped,
+        )
+        .await
     });
     let delivery = tokio::time::timeout(LIMIT, receiver.recv())
         .await
         .unwrap()
         .unwrap();
     stop.cancel();
-    working.await.unwrap().unwrap();
+    consuming.await.unwrap().unwrap();
     delivery
 }

@@ -1,5 +1,5 @@
-//! Audits of a real broker and a real store. Each kind of finding is made on purpose and must be found, named, and nothing
-//! else: an auditor that finds nothing proves nothing unless it can find something.
+//! Audits of a real broker and a real store. Tests cause each kind of finding and check that the audit reports exactly
+//! that finding. Without these tests, an audit without findings would prove nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod findings;

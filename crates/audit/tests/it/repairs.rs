@@ -1,4 +1,4 @@
-//! What is owed is sent again, to the consumers whose part is missing.
+//! Repairs publish the missing work to the right consumers.
 
 use herald_audit::{FindingKind, Repaired, Scope};
 use herald_mesh::Subject;
@@ -6,10 +6,10 @@ use herald_model::{Channel, ChunkId};
 use herald_proto::mesh_v1::{PostCreated, TimelineChunk};
 use herald_store::Outcome;
 
-use crate::harness::{LANE, World, next_of};
+use crate::harness::{LANE, World, next_delivery};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_post_is_archived_and_expanded_again_under_its_own_id() {
+async fn a_lost_post_is_redriven_to_archive_and_fanout_with_its_id() {
     let world = World::start().await;
     let post = world.accept().await;
     world.drain().await;
@@ -20,7 +20,7 @@ async fn a_forgotten_post_is_archived_and_expanded_again_under_its_own_id() {
     );
     assert_eq!(summary.repaired, 2);
     for consumer in ["redrive-archive", "redrive-fanout"] {
-        let delivery = next_of(&world, consumer).await;
+        let delivery = next_delivery(&world, consumer).await;
         assert_eq!(
             (delivery.subject, delivery.sequence),
             (Subject::PostCreated(LANE), post.id.0)
@@ -31,10 +31,10 @@ async fn a_forgotten_post_is_archived_and_expanded_again_under_its_own_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_entry_has_its_chunk_sent_again_once() {
+async fn missing_entries_of_one_chunk_are_redriven_once() {
     let world = World::start().await;
     let post = world.accept().await;
-    let recipients = world.keys(&[1, 2, 3]).await;
+    let recipients = world.intern_users(&[1, 2, 3]).await;
     world.archive(&post).await;
     world.plan(post.id, &[(Channel::Timeline, &recipients)]).await;
     world
@@ -45,7 +45,7 @@ async fn a_missing_entry_has_its_chunk_sent_again_once() {
             Outcome::Delivered { count: 3 },
         )
         .await;
-    world.count(post.id, 3, 0).await;
+    world.add_totals(post.id, 3, 0).await;
     world.drain().await;
     let (summary, findings) = world.audit(Scope::All, true).await;
     assert_eq!(
@@ -54,7 +54,7 @@ async fn a_missing_entry_has_its_chunk_sent_again_once() {
         "{findings:?}"
     );
 
-    let delivery = next_of(&world, "redrive-timeline").await;
+    let delivery = next_delivery(&world, "redrive-timeline").await;
     assert_eq!(delivery.subject, Subject::TimelineDeliver(LANE));
     let chunk: TimelineChunk = delivery.decode().unwrap();
     assert_eq!(
@@ -65,20 +65,22 @@ async fn a_missing_entry_has_its_chunk_sent_again_once() {
     assert_eq!(
         world.mesh.last_sequence("REDRIVE").await.unwrap(),
         1,
-        "once, however many are missing"
+        "the chunk is redriven once for three missing entries"
     );
 
-    // Once it is delivered, nothing is wrong.
+    // No findings after the delivery.
     world.put_on_timelines(post.id, &recipients).await;
     let (_, findings) = world.audit(Scope::All, true).await;
     assert_eq!(findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_extra_is_told_and_left() {
+async fn an_extra_entry_is_reported_and_not_removed() {
     let world = World::start().await;
-    let (post, _) = world.right(&[1]).await;
-    world.put_on_timelines(post.id, &world.keys(&[2]).await).await;
+    let (post, _) = world.delivered_post(&[1]).await;
+    world
+        .put_on_timelines(post.id, &world.intern_users(&[2]).await)
+        .await;
     world.drain().await;
     let (summary, findings) = world.audit(Scope::All, true).await;
     assert_eq!(summary.repaired, 0);

@@ -1,4 +1,4 @@
-//! What the streams still carry: work that is on its way.
+//! Messages in flight: work that the streams still hold.
 
 use std::collections::HashSet;
 
@@ -7,85 +7,85 @@ use herald_mesh::{ConsumerSpec, RawMessage, StreamLag, Subject, Topology, consum
 use herald_model::{Channel, ChunkId, Lane, PostId};
 use herald_proto::mesh_v1::{FanoutSlice, PushChunk, TimelineChunk};
 
-use crate::{Auditor, Result, pace::Pace};
+use crate::{Auditor, Result, throttle::Throttle};
 
-/// Names one chunk of a post.
+/// Identifies a chunk of a post.
 pub(crate) type ChunkKey = (PostId, Channel, ChunkId);
 
-/// What is on its way. Rather too much than too little: a message above the first one not acknowledged counts, though it may
-/// be acknowledged itself.
+/// Work in flight. It may include finished work, but never misses unfinished work: all messages above a consumer's ack
+/// floor count, although some of them may be acknowledged.
 #[derive(Debug, Default)]
-pub(crate) struct Carried {
-    /// Posts above these, by lane, may not be expanded yet.
+pub(crate) struct InFlight {
+    /// By lane: posts above the floor may not be expanded yet.
     fanout_floors: [Option<u64>; 3],
-    /// Posts above this may not be archived yet.
+    /// Posts above the floor may not be archived yet.
     archive_floor: Option<u64>,
-    /// Posts whose expansion goes on.
+    /// Posts with a message in flight that expands them.
     expanding: HashSet<PostId>,
-    /// Posts that are archived again.
+    /// Posts with a redriven message in flight that archives them.
     archiving: HashSet<PostId>,
-    /// Chunks to be delivered.
+    /// Chunks with a message in flight that delivers them.
     chunks: HashSet<ChunkKey>,
-    /// Whether dead letters may be under way.
+    /// Whether an advisory or dead letter may be in flight.
     pub(crate) dead_letters: bool,
-    /// Whether events may not be counted yet.
+    /// Whether an event may be in flight to analytics.
     pub(crate) events: bool,
 }
 
-impl Carried {
-    /// Reads the streams in the direction in which work flows: what leaves one while the next is read is seen there.
-    pub(crate) async fn read(auditor: &Auditor, pace: &mut Pace) -> Result<Self> {
-        let mut carried = Self::default();
-        carried.read_expansion(auditor, pace).await?;
-        carried.read_chunks(auditor, pace).await?;
-        carried.dead_letters = !idle(auditor, |consumer| {
+impl InFlight {
+    /// Reads the streams in the order of processing, so work that moves on during the read is seen in a later stream.
+    pub(crate) async fn read(auditor: &Auditor, throttle: &mut Throttle) -> Result<Self> {
+        let mut in_flight = Self::default();
+        in_flight.read_expansion(auditor, throttle).await?;
+        in_flight.read_chunks(auditor, throttle).await?;
+        in_flight.dead_letters = !are_idle(auditor, |consumer| {
             [streams::ADVISORIES, streams::DLQ].contains(&consumer.stream.as_str())
         })
         .await?;
-        carried.events = !idle(auditor, |consumer| {
+        in_flight.events = !are_idle(auditor, |consumer| {
             consumer.stream == streams::EVENTS || consumer.name.ends_with(consumers::ANALYTICS_EVENTS)
         })
         .await?;
-        Ok(carried)
+        Ok(in_flight)
     }
 
-    /// Whether the post may still be expanded.
-    pub(crate) fn expands(&self, post: PostId, lane: Option<Lane>) -> bool {
+    /// Whether the expansion of the post may be in flight.
+    pub(crate) fn is_expanding(&self, post: PostId, lane: Option<Lane>) -> bool {
         let above = |floor: &Option<u64>| floor.is_some_and(|floor| post.0 > floor);
         self.expanding.contains(&post)
             || match lane {
-                Some(lane) => above(&self.fanout_floors[place(lane)]),
+                Some(lane) => above(&self.fanout_floors[lane_index(lane)]),
                 None => self.fanout_floors.iter().any(above),
             }
     }
 
-    /// Whether the post may still be archived.
-    pub(crate) fn archives(&self, post: PostId) -> bool {
+    /// Whether the archiving of the post may be in flight.
+    pub(crate) fn is_archiving(&self, post: PostId) -> bool {
         self.archiving.contains(&post) || self.archive_floor.is_some_and(|floor| post.0 > floor)
     }
 
-    /// Whether a message is to deliver the chunk.
-    pub(crate) fn delivers(&self, chunk: &ChunkKey) -> bool {
+    /// Whether a message that delivers the chunk is in flight.
+    pub(crate) fn is_delivering(&self, chunk: &ChunkKey) -> bool {
         self.chunks.contains(chunk)
     }
 
-    async fn read_expansion(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
-        let expands = |consumer: &ConsumerSpec| {
+    async fn read_expansion(&mut self, auditor: &Auditor, throttle: &mut Throttle) -> Result<()> {
+        let expanding = |consumer: &ConsumerSpec| {
             [streams::POSTS, streams::SLICES, streams::REDRIVE].contains(&consumer.stream.as_str())
         };
-        for (spec, floor, last) in busy(auditor, expands).await? {
+        for (spec, floor, last) in lagging(auditor, expanding).await? {
             if spec.stream == streams::POSTS {
                 if spec.name == consumers::ARCHIVE {
                     self.archive_floor = Some(floor);
                 }
                 for lane in Lane::ALL {
                     if spec.name == consumers::fanout(lane) {
-                        self.fanout_floors[place(lane)] = Some(floor);
+                        self.fanout_floors[lane_index(lane)] = Some(floor);
                     }
                 }
                 continue;
             }
-            each(auditor, pace, &spec, floor, last, |message| {
+            for_each_message(auditor, throttle, &spec, floor, last, |message| {
                 let Some((subject, sequence)) = message.original() else {
                     return;
                 };
@@ -111,26 +111,29 @@ impl Carried {
         Ok(())
     }
 
-    async fn read_chunks(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
-        // Before PUSH, to which it goes back, and after.
-        self.read_waiting(auditor, pace).await?;
-        let delivers = |consumer: &ConsumerSpec| {
+    async fn read_chunks(&mut self, auditor: &Auditor, throttle: &mut Throttle) -> Result<()> {
+        // Delayed messages return from LATER to PUSH, so LATER is read before PUSH, and again after it.
+        self.read_delayed(auditor, throttle).await?;
+        let delivering = |consumer: &ConsumerSpec| {
             [streams::TIMELINE, streams::PUSH, streams::REDRIVE].contains(&consumer.stream.as_str())
         };
-        for (spec, floor, last) in busy(auditor, delivers).await? {
-            each(auditor, pace, &spec, floor, last, |message| self.insert(message)).await?;
+        for (spec, floor, last) in lagging(auditor, delivering).await? {
+            for_each_message(auditor, throttle, &spec, floor, last, |message| {
+                self.insert(message);
+            })
+            .await?;
         }
-        // What left PUSH to wait, meanwhile.
-        self.read_waiting(auditor, pace).await
+        // Messages that moved from PUSH to LATER during the read.
+        self.read_delayed(auditor, throttle).await
     }
 
-    /// Reads what waits for its time: with no consumer, until it is due.
-    async fn read_waiting(&mut self, auditor: &Auditor, pace: &mut Pace) -> Result<()> {
-        let waiting = auditor.mesh.scan(streams::LATER, None, 1, u64::MAX);
-        pin_mut!(waiting);
-        while let Some(message) = waiting.next().await {
+    /// Reads the delayed messages in LATER; LATER delivers none to a consumer before it is due.
+    async fn read_delayed(&mut self, auditor: &Auditor, throttle: &mut Throttle) -> Result<()> {
+        let delayed = auditor.mesh.scan(streams::LATER, None, 1, u64::MAX);
+        pin_mut!(delayed);
+        while let Some(message) = delayed.next().await {
             self.insert(&message?);
-            pace.rest().await;
+            throttle.pause().await;
         }
         Ok(())
     }
@@ -152,7 +155,7 @@ impl Carried {
     }
 }
 
-const fn place(lane: Lane) -> usize {
+const fn lane_index(lane: Lane) -> usize {
     match lane {
         Lane::High => 0,
         Lane::Normal => 1,
@@ -160,67 +163,68 @@ const fn place(lane: Lane) -> usize {
     }
 }
 
-/// The consumers that have something left to do, each with the sequences in which that is: above the first, up to the
-/// second.
-async fn busy(
+/// Consumers with outstanding messages. Each comes with its ack floor and the last sequence of its stream; the
+/// outstanding messages are in between.
+async fn lagging(
     auditor: &Auditor,
-    which: impl Fn(&ConsumerSpec) -> bool,
+    selects: impl Fn(&ConsumerSpec) -> bool,
 ) -> Result<Vec<(ConsumerSpec, u64, u64)>> {
-    let lags = lags(auditor, which).await?;
-    let mut busy = Vec::new();
+    let lags = read_lags(auditor, selects).await?;
+    let mut lagging = Vec::new();
     for stream in lags {
         for consumer in &stream.consumers {
             if consumer.outstanding_count() > 0
                 && let Some(spec) = auditor.topology.consumer(&consumer.consumer)
             {
-                busy.push((spec.clone(), consumer.ack_floor, stream.last_sequence));
+                lagging.push((spec.clone(), consumer.ack_floor, stream.last_sequence));
             }
         }
     }
-    Ok(busy)
+    Ok(lagging)
 }
 
-async fn idle(auditor: &Auditor, which: impl Fn(&ConsumerSpec) -> bool) -> Result<bool> {
-    Ok(lags(auditor, which)
+/// Whether the selected consumers have no outstanding messages.
+async fn are_idle(auditor: &Auditor, selects: impl Fn(&ConsumerSpec) -> bool) -> Result<bool> {
+    Ok(read_lags(auditor, selects)
         .await?
         .iter()
         .flat_map(|stream| &stream.consumers)
         .all(|consumer| consumer.outstanding_count() == 0))
 }
 
-async fn lags(auditor: &Auditor, which: impl Fn(&ConsumerSpec) -> bool) -> Result<Vec<StreamLag>> {
+async fn read_lags(auditor: &Auditor, selects: impl Fn(&ConsumerSpec) -> bool) -> Result<Vec<StreamLag>> {
     let consumers: Vec<_> = auditor
         .topology
         .consumers
         .iter()
-        .filter(|spec| which(spec))
+        .filter(|spec| selects(spec))
         .cloned()
         .collect();
     let streams = auditor.topology.streams.iter();
     let streams = streams.filter(|stream| consumers.iter().any(|spec| spec.stream == stream.name));
-    let part = Topology {
+    let selected = Topology {
         streams: streams.cloned().collect(),
         consumers,
     };
-    Ok(auditor.mesh.lag(&part).await?)
+    Ok(auditor.mesh.lag(&selected).await?)
 }
 
-/// Reads the messages of a consumer above a sequence.
-async fn each(
+/// Calls `visit` for the messages of a consumer after `floor`, up to `last`.
+async fn for_each_message(
     auditor: &Auditor,
-    pace: &mut Pace,
+    throttle: &mut Throttle,
     spec: &ConsumerSpec,
     floor: u64,
     last: u64,
-    mut take: impl FnMut(&RawMessage),
+    mut visit: impl FnMut(&RawMessage),
 ) -> Result<()> {
     let messages = auditor
         .mesh
         .scan(&spec.stream, spec.filter.as_deref(), floor + 1, last);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {
-        take(&message?);
-        pace.rest().await;
+        visit(&message?);
+        throttle.pause().await;
     }
     Ok(())
 }
