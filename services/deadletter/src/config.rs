@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,27 +6,28 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Advisories and dead letters handled at a time, each; 1 to 32,768. A dead letter carries what the message carried, up to
-    /// the broker's largest message.
+    /// Advisories handled concurrently, and DLQ entries handled concurrently; 1 to 32,768. An entry contains the
+    /// payload of its message, up to the broker's `max_payload`.
     pub in_flight_max: usize,
-    /// Dead letters of one redrive that may be on their way at a time; 256 to 65,536. More of them make a redrive faster, and
-    /// its stop later.
+    /// Dead letters of one redrive in flight; 256 to 65,536. A higher value makes a redrive faster and its cancellation
+    /// slower.
     pub redrive_in_flight_max: u64,
-    /// Redrives that may run at a time; 1 to 1,000.
+    /// Redrives and discards that run concurrently; 1 to 1,000. Another redrive is refused.
     pub redrives_max: usize,
-    /// The audit that goes on all the time.
+    /// The continuous audit.
     pub continuous_audit: ContinuousAudit,
 }
 
-/// A small audit of the newest posts, every now and then, told as metrics; `herald audit` is the thorough one.
+/// A periodic audit of recent posts, reported as metrics. It skips the timelines; `herald audit` checks them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContinuousAudit {
-    /// From one round to the next, seconds; 1 to 86,400. 0: no rounds.
+    /// Interval between two rounds, seconds; 1 to 86,400. 0 disables the continuous audit.
     pub interval_seconds: u64,
-    /// How far back a round goes, seconds; 60 to 86,400. A round reads what the ledger knows of each post of that time.
+    /// Age of the oldest post that a round audits, seconds; 60 to 86,400. A round reads the ledger rows of each post.
     pub window_seconds: u64,
-    /// How much of the time a round works, percent; 1 to 100. Less is gentler to posts, and makes a round take longer.
+    /// Share of a round's time spent working, percent; 1 to 100. A lower value loads the store less and makes a round
+    /// longer.
     pub work_percent_max: u8,
 }
 
@@ -52,7 +53,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks the bounds of each value.
+    ///
+    /// # Errors
+    /// Names the first value that is out of bounds, with its bounds.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("deadletter", self, {
             in_flight_max: 1..=32_768,

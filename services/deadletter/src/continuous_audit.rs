@@ -1,4 +1,4 @@
-//! The conservation law, watched all the time: a small audit of the newest posts every now and then, told as metrics.
+//! The continuous audit: a periodic audit of recent posts, reported as metrics.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Metrics, config::ContinuousAudit};
 
-/// Findings of one round that are logged; all of them are counted.
+/// Findings of one round that are logged. All of them are counted.
 const LOGGED_MAX: u64 = 10;
 
-/// Audits the posts of the last minutes, round after round, until the shutdown. The timelines are left to `herald audit`.
+/// Audits the posts of the configured window at each interval until the shutdown. It skips the timelines; `herald
+/// audit` checks them.
 pub(crate) async fn run(
     config: ContinuousAudit,
     mut auditor: Auditor,
@@ -25,24 +26,24 @@ pub(crate) async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         let since = Timestamp::now().minus(Duration::from_secs(config.window_seconds));
-        let Some(outcome) = shutdown.run_until_cancelled(round(&auditor, since)).await else {
+        let Some(outcome) = shutdown.run_until_cancelled(run_round(&auditor, since)).await else {
             return;
         };
         match outcome {
-            Ok(summary) => tell(&summary, &metrics),
+            Ok(summary) => report(&summary, &metrics),
             Err(error) => {
                 metrics.continuous_audit_failures.inc();
-                tracing::warn!(%error, "the newest posts were not audited");
+                tracing::warn!(%error, "a round of the continuous audit failed; the next round retries");
             }
         }
     }
 }
 
-async fn round(auditor: &Auditor, since: Timestamp) -> herald_audit::Result<Summary> {
-    let (events, mut heard) = mpsc::channel(64);
-    let listening = async move {
+async fn run_round(auditor: &Auditor, since: Timestamp) -> herald_audit::Result<Summary> {
+    let (events, mut received) = mpsc::channel(64);
+    let logging = async move {
         let mut logged = 0;
-        while let Some(event) = heard.recv().await {
+        while let Some(event) = received.recv().await {
             if let Event::Finding(finding) = event {
                 logged += 1;
                 if logged <= LOGGED_MAX {
@@ -51,17 +52,17 @@ async fn round(auditor: &Auditor, since: Timestamp) -> herald_audit::Result<Summ
                         post_id = finding.post.map(|post| post.0),
                         deliveries = finding.deliveries,
                         detail = finding.detail,
-                        "the audit of the newest posts found something"
+                        "the continuous audit has a finding"
                     );
                 }
             }
         }
     };
     let auditing = async move { auditor.run(Scope::Since(since), false, &events).await };
-    tokio::join!(auditing, listening).0
+    tokio::join!(auditing, logging).0
 }
 
-fn tell(summary: &Summary, metrics: &Metrics) {
+fn report(summary: &Summary, metrics: &Metrics) {
     for (channel, sums) in [
         (Channel::Timeline, &summary.timeline),
         (Channel::Push, &summary.push),
@@ -74,15 +75,15 @@ fn tell(summary: &Summary, metrics: &Metrics) {
             ("pending", sums.pending),
             ("dead", sums.dead),
         ] {
-            metrics.audited(channel, state, count);
+            metrics.set_audited(channel, state, count);
         }
     }
     for kind in FindingKind::ALL {
-        metrics.found(kind, summary.findings.get(&kind).copied().unwrap_or_default());
+        metrics.set_findings(kind, summary.findings.get(&kind).copied().unwrap_or_default());
     }
     let oldest = summary
         .oldest_pending_at
         .map_or(Duration::ZERO, |at| Timestamp::now().since(at));
-    metrics.oldest_pending(oldest);
+    metrics.set_oldest_pending(oldest);
     metrics.continuous_audit_rounds.inc();
 }

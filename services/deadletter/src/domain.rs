@@ -1,5 +1,5 @@
-//! Pure decisions: what an advisory says, which failures are equal, how many dead letters to have under way.
+//! Pure decisions: how an advisory is parsed, how failures are grouped, how fast a redrive runs.
 
 pub(crate) mod advisory;
 pub(crate) mod fingerprint;
-pub(crate) mod pace;
+pub(crate) mod throttle;

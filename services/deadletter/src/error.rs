@@ -1,26 +1,26 @@
-//! Why the service ended, and why a step was not done.
+//! Errors of the service and of one step of its work.
 
-/// Why the service ended before it was told to.
+/// The reason why the service ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is out of bounds.
+    /// A value of the configuration is out of bounds.
     #[error("{0}")]
     Config(String),
-    /// The descriptors can't be read.
-    #[error("the descriptors of the messages can't be read")]
+    /// The Protobuf descriptors are malformed.
+    #[error("the Protobuf descriptors are malformed")]
     Descriptors(#[source] prost_reflect::DescriptorError),
-    /// A consumer can't be worked on.
-    #[error("a dead-letter consumer can't be worked on")]
+    /// A consumer failed.
+    #[error("a consumer of the deadletter service failed")]
     Consume(#[from] herald_mesh::Error),
     /// The gRPC server failed.
     #[error("the deadletter service's gRPC server failed")]
     Serve(#[source] herald_runtime::grpc::Error),
-    /// A part of it died.
-    #[error("a part of the deadletter service died")]
+    /// A task panicked.
+    #[error("a task of the deadletter service panicked")]
     Worker(#[source] tokio::task::JoinError),
 }
 
-/// Why a step was not done; it is tried again.
+/// The reason why one step of the work failed. The step is retried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepError {
     /// The store failed.

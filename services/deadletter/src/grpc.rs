@@ -1,9 +1,9 @@
-//! DeadLetterService.
+//! The gRPC server of DeadLetterService.
 
 mod audit;
-mod choose;
+mod details;
 mod filter;
-mod show;
+mod select;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -26,41 +26,40 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 pub(crate) use audit::AuditApi;
 
 use crate::{
-    Config,
-    domain::pace::{RATE_DEFAULT, RATE_MAX},
+    Config, convert,
+    domain::throttle::{RATE_DEFAULT, RATE_MAX},
     error::StepError,
-    grpc::choose::Purpose,
-    redrive::Redrives,
-    wire,
+    grpc::select::Purpose,
+    redrive::OperationRunner,
 };
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
-/// How many dead letters can fail again before a redrive stops, when the caller doesn't say.
+/// Failures that stop a redrive whose request has no `failures_max`.
 const FAILURES_MAX_DEFAULT: u32 = 100;
-/// How often the progress of a redrive is told.
+/// Interval between two reads of a redrive's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-/// When to come back when too many redrives run.
+/// Retry delay in the error of a redrive that is refused because too many run.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// Who operations, as the caller says.
+/// The request metadata that names who acts.
 const ACTOR: &str = "herald-actor";
-/// The longest name that is kept, bytes.
+/// Longest name in the audit log, bytes. A longer one is recorded as `unknown`.
 const ACTOR_BYTES_MAX: usize = 128;
 
-/// Answers DeadLetterService.
+/// Implements DeadLetterService.
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) mesh: Mesh,
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) users: Arc<dyn Users>,
-    pub(crate) redrives: Redrives,
+    pub(crate) runner: OperationRunner,
     pub(crate) descriptors: prost_reflect::DescriptorPool,
     pub(crate) config: Config,
     pub(crate) stop: CancellationToken,
 }
 
-type Progress = Pin<Box<dyn Stream<Item = Result<v1::RedriveDeadLettersResponse, Status>> + Send>>;
+type ProgressStream = Pin<Box<dyn Stream<Item = Result<v1::RedriveDeadLettersResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl DeadLetterService for Api {
@@ -70,22 +69,22 @@ impl DeadLetterService for Api {
     ) -> Result<Response<v1::ListDeadLettersResponse>, Status> {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let wire_filter = request.filter.unwrap_or_default();
+        let proto_filter = request.filter.unwrap_or_default();
         let order = if request.oldest_first {
             Order::OldestFirst
         } else {
             Order::NewestFirst
         };
         let identity = paging::identity([
-            &wire_filter.encode_to_vec()[..],
+            &proto_filter.encode_to_vec()[..],
             &[u8::from(request.oldest_first)],
         ]);
         let after = PageToken::decode_u64("ListDeadLetters", identity, &request.page_token)?;
-        let Some(filter) = self.filter("filter", wire_filter).await? else {
+        let Some(filter) = self.parse_filter("filter", proto_filter).await? else {
             return Ok(Response::new(v1::ListDeadLettersResponse::default()));
         };
 
-        // One more than asked for tells whether there is a next page.
+        // One more than the page shows whether there is a next page.
         let mut after = after.map(DeadLetterId);
         let mut found = Vec::new();
         while found.len() <= page_size {
@@ -105,7 +104,7 @@ impl DeadLetterService for Api {
             _ => String::new(),
         };
         Ok(Response::new(v1::ListDeadLettersResponse {
-            dead_letters: self.show_all(found).await?,
+            dead_letters: self.to_proto_list(found).await?,
             next_page_token,
         }))
     }
@@ -117,7 +116,7 @@ impl DeadLetterService for Api {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let filter = request.filter.unwrap_or_default();
-        let groups = match self.filter("filter", filter).await? {
+        let groups = match self.parse_filter("filter", filter).await? {
             Some(filter) => self.dead_letters.groups(&filter).await,
             None => Ok(Vec::new()),
         };
@@ -125,7 +124,11 @@ impl DeadLetterService for Api {
         Ok(Response::new(v1::ListGroupsResponse {
             group_count: groups.len() as u64,
             dead_letter_count: groups.iter().map(|group| group.dead_letters).sum(),
-            groups: groups.into_iter().take(page_size).map(wire::group).collect(),
+            groups: groups
+                .into_iter()
+                .take(page_size)
+                .map(convert::group_to_proto)
+                .collect(),
         }))
     }
 
@@ -133,8 +136,8 @@ impl DeadLetterService for Api {
         &self,
         request: Request<v1::GetDeadLetterRequest>,
     ) -> Result<Response<v1::GetDeadLetterResponse>, Status> {
-        let dead_letter = self.dead_letter(request.into_inner().dead_letter_id).await?;
-        self.show(dead_letter).await.map(Response::new)
+        let dead_letter = self.get_by_id(request.into_inner().dead_letter_id).await?;
+        self.details(dead_letter).await.map(Response::new)
     }
 
     async fn list_owed_recipients(
@@ -143,10 +146,10 @@ impl DeadLetterService for Api {
     ) -> Result<Response<v1::ListOwedRecipientsResponse>, Status> {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let after = show::owed_after(request.dead_letter_id, &request.page_token)?;
-        let dead_letter = self.dead_letter(request.dead_letter_id).await?;
-        let body = self.body(dead_letter.id).await?;
-        let owed = self.owed(&dead_letter, body.as_ref()).await?;
+        let after = details::parse_owed_page_token(request.dead_letter_id, &request.page_token)?;
+        let dead_letter = self.get_by_id(request.dead_letter_id).await?;
+        let entry = self.dlq_entry(dead_letter.id).await?;
+        let owed = self.owed(&dead_letter, entry.as_ref()).await?;
         let (recipients, next_page_token) = self.owed_page(&dead_letter, &owed, after, page_size).await?;
         Ok(Response::new(v1::ListOwedRecipientsResponse {
             recipients,
@@ -154,12 +157,12 @@ impl DeadLetterService for Api {
         }))
     }
 
-    type RedriveDeadLettersStream = Progress;
+    type RedriveDeadLettersStream = ProgressStream;
 
     async fn redrive_dead_letters(
         &self,
         request: Request<v1::RedriveDeadLettersRequest>,
-    ) -> Result<Response<Progress>, Status> {
+    ) -> Result<Response<ProgressStream>, Status> {
         let actor = actor(request.metadata());
         let request = request.into_inner();
         if request.rate_max > RATE_MAX {
@@ -180,13 +183,13 @@ impl DeadLetterService for Api {
             failures_max: request.failures_max.unwrap_or(FAILURES_MAX_DEFAULT),
             target: None,
         };
-        let choice = self.choose(selection, Purpose::Redrive, request.dry_run).await?;
-        operation.excluded = choice.excluded;
+        let selected = self.select(selection, Purpose::Redrive, request.dry_run).await?;
+        operation.excluded = selected.excluded;
         if request.dry_run {
             let redrive = v1::Redrive {
                 state: v1::RedriveState::Unspecified.into(),
-                frozen_count: choice.dead_letters.len() as u64,
-                excluded_count: choice.excluded,
+                frozen_count: selected.dead_letters.len() as u64,
+                excluded_count: selected.excluded,
                 rate_max: operation.rate_max,
                 failures_max: operation.failures_max,
                 actor: operation.actor,
@@ -194,9 +197,9 @@ impl DeadLetterService for Api {
             };
             let answer = v1::RedriveDeadLettersResponse {
                 redrive: Some(redrive),
-                groups: DeadLetterGroup::of(choice.dry)
+                groups: DeadLetterGroup::of(selected.preview)
                     .into_iter()
-                    .map(wire::group)
+                    .map(convert::group_to_proto)
                     .collect(),
             };
             return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
@@ -204,19 +207,22 @@ impl DeadLetterService for Api {
         let running = self.dead_letters.running().await;
         let running = running.map_err(|e| status::from_store(&e))?.len();
         if running >= self.config.redrives_max {
-            let message = format!("{running} redrives run already");
+            let message = format!(
+                "{running} redrives and discards are running, the maximum is {}",
+                self.config.redrives_max
+            );
             return Err(status::exhausted("TOO_MANY_REDRIVES", message, BUSY_RETRY_AFTER));
         }
         let api = self.clone();
-        let begun = in_full(async move {
-            let begun = api.dead_letters.begin(&operation, &choice.dead_letters).await?;
+        let begun = run_to_completion(async move {
+            let begun = api.dead_letters.begin(&operation, &selected.dead_letters).await?;
             tracing::info!(
                 redrive_id = begun.id.0,
                 dead_letters = begun.frozen,
                 actor = operation.actor,
-                "redrive begun"
+                "redrive started"
             );
-            api.redrives.start(&begun).await;
+            api.runner.enqueue(&begun).await;
             Ok(begun)
         })
         .await?;
@@ -227,9 +233,9 @@ impl DeadLetterService for Api {
         &self,
         request: Request<v1::GetRedriveRequest>,
     ) -> Result<Response<v1::GetRedriveResponse>, Status> {
-        let operation = self.redrive(request.into_inner().redrive_id).await?;
+        let operation = self.get_redrive_by_id(request.into_inner().redrive_id).await?;
         Ok(Response::new(v1::GetRedriveResponse {
-            redrive: Some(wire::redrive(&operation, Timestamp::now())),
+            redrive: Some(convert::redrive_to_proto(&operation, Timestamp::now())),
         }))
     }
 
@@ -238,10 +244,10 @@ impl DeadLetterService for Api {
         request: Request<v1::CancelRedriveRequest>,
     ) -> Result<Response<v1::CancelRedriveResponse>, Status> {
         let actor = actor(request.metadata());
-        let operation = self.redrive(request.into_inner().redrive_id).await?;
+        let operation = self.get_redrive_by_id(request.into_inner().redrive_id).await?;
         let operation = if operation.state == OperationState::Running {
             let api = self.clone();
-            in_full(async move {
+            run_to_completion(async move {
                 let at = Timestamp::now();
                 let reason = format!("stopped by {actor}");
                 let cancel = NewOperation {
@@ -265,7 +271,7 @@ impl DeadLetterService for Api {
             operation
         };
         Ok(Response::new(v1::CancelRedriveResponse {
-            redrive: Some(wire::redrive(&operation, Timestamp::now())),
+            redrive: Some(convert::redrive_to_proto(&operation, Timestamp::now())),
         }))
     }
 
@@ -286,21 +292,21 @@ impl DeadLetterService for Api {
             failures_max: 0,
             target: None,
         };
-        let choice = self.choose(selection, Purpose::Discard, request.dry_run).await?;
+        let selected = self.select(selection, Purpose::Discard, request.dry_run).await?;
         if request.dry_run {
             return Ok(Response::new(v1::DiscardDeadLettersResponse {
-                discarded_count: choice.dead_letters.len() as u64,
-                groups: DeadLetterGroup::of(choice.dry)
+                discarded_count: selected.dead_letters.len() as u64,
+                groups: DeadLetterGroup::of(selected.preview)
                     .into_iter()
-                    .map(wire::group)
+                    .map(convert::group_to_proto)
                     .collect(),
             }));
         }
         let api = self.clone();
-        let done = in_full(async move {
-            let mut now = api.dead_letters.begin(&operation, &choice.dead_letters).await?;
+        let done = run_to_completion(async move {
+            let mut now = api.dead_letters.begin(&operation, &selected.dead_letters).await?;
             while now.state == OperationState::Running {
-                now = api.redrives.discard_on(now.id).await?;
+                now = api.runner.discard_batch(now.id).await?;
             }
             tracing::info!(
                 operation_id = now.id.0,
@@ -333,16 +339,17 @@ impl DeadLetterService for Api {
             _ => String::new(),
         };
         Ok(Response::new(v1::ListOperationsResponse {
-            operations: self.show_operations(&operations).await?,
+            operations: self.operations_to_proto(&operations).await?,
             next_page_token,
         }))
     }
 }
 
 impl Api {
-    /// One redrive.
-    async fn redrive(&self, id: u64) -> Result<Operation, Status> {
-        let id = wire::operation_id(id).ok_or_else(|| status::invalid(&[("redrive_id", "must be given")]))?;
+    /// Reads a redrive. `NOT_FOUND` for an unknown id and for another kind of operation.
+    async fn get_redrive_by_id(&self, id: u64) -> Result<Operation, Status> {
+        let id = convert::parse_operation_id(id)
+            .ok_or_else(|| status::invalid(&[("redrive_id", "must be given")]))?;
         let operation = self.dead_letters.operation(id).await;
         operation
             .map_err(|e| status::from_store(&e))?
@@ -350,27 +357,30 @@ impl Api {
             .ok_or_else(|| status::not_found("REDRIVE_NOT_FOUND", format!("there is no redrive {}", id.0)))
     }
 
-    /// Tells how far a redrive has come until it is over.
-    fn progress(&self, begun: Operation) -> Progress {
+    /// Streams the progress of a redrive at each change until the redrive is over.
+    fn progress(&self, begun: Operation) -> ProgressStream {
         let api = self.clone();
         let first = Some((begun, None::<Operation>));
         Box::pin(stream::try_unfold(first, move |state| {
             let api = api.clone();
             async move {
-                let Some((mut operation, told)) = state else {
+                let Some((mut operation, reported)) = state else {
                     return Ok(None);
                 };
-                while told.as_ref() == Some(&operation) {
+                while reported.as_ref() == Some(&operation) {
                     let tick = tokio::time::sleep(PROGRESS_INTERVAL);
                     if api.stop.run_until_cancelled(tick).await.is_none() {
-                        let message = format!("redrive {} goes on when the server is back", operation.id.0);
+                        let message = format!(
+                            "the service is shutting down; redrive {} resumes at its next start",
+                            operation.id.0
+                        );
                         return Err(status::unavailable("SHUTTING_DOWN", message));
                     }
                     let now = api.dead_letters.operation(operation.id).await;
                     operation = now.map_err(|e| status::from_store(&e))?.unwrap_or(operation);
                 }
                 let answer = v1::RedriveDeadLettersResponse {
-                    redrive: Some(wire::redrive(&operation, Timestamp::now())),
+                    redrive: Some(convert::redrive_to_proto(&operation, Timestamp::now())),
                     groups: Vec::new(),
                 };
                 let next = (!operation.is_over()).then(|| (operation.clone(), Some(operation)));
@@ -380,8 +390,8 @@ impl Api {
     }
 }
 
-/// Does something to its end, also when the caller goes away in the middle.
-async fn in_full<T: Send + 'static>(
+/// Runs a future to completion in a task of its own: a caller that disconnects doesn't cancel it.
+async fn run_to_completion<T: Send + 'static>(
     operation: impl Future<Output = Result<T, StepError>> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::spawn(operation)
@@ -393,7 +403,7 @@ async fn in_full<T: Send + 'static>(
         })
 }
 
-/// Who operations, as far as the caller says.
+/// The name of the caller who acts, from the request metadata; `unknown` without a valid one.
 fn actor(metadata: &MetadataMap) -> String {
     metadata
         .get(ACTOR)

@@ -1,4 +1,4 @@
-//! Writes DLQ's messages to the store, and has done what they mean for deliveries.
+//! Writes the entries of DLQ to the store and marks the deliveries of their chunks dead.
 
 use std::sync::Arc;
 
@@ -10,67 +10,67 @@ use herald_store::{DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetters, O
 
 use crate::{
     Metrics,
+    convert::{self, DlqRecord},
     error::StepError,
-    failures::Failures,
-    wire::{self, News},
+    failure_recorder::FailureRecorder,
 };
 
-/// How many dead letters one read of those under way takes.
+/// Dead letters read from the store at once.
 const PAGE: usize = 1_000;
 
-/// Works on DLQ.
-pub(crate) struct Index {
+/// Handles the messages of DLQ.
+pub(crate) struct DlqIndexer {
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
-    pub(crate) failures: Failures,
+    pub(crate) recorder: FailureRecorder,
     pub(crate) metrics: Metrics,
 }
 
 #[async_trait]
-impl Handler for Index {
+impl Handler for DlqIndexer {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let body: DlqEntry = match delivery.decode() {
-            Ok(body) => body,
-            Err(settle) => return settle,
+        let entry: DlqEntry = match delivery.decode() {
+            Ok(entry) => entry,
+            Err(disposition) => return disposition,
         };
-        let news = match wire::news(body.clone(), delivery.sequence, delivery.published_at) {
-            Ok(news) => news,
+        let record = match convert::parse_dlq_entry(entry.clone(), delivery.sequence, delivery.published_at) {
+            Ok(record) => record,
             Err(reason) => return Disposition::term(reason),
         };
-        match self.write(&body, news).await {
+        match self.apply(&entry, record).await {
             Ok(()) => Disposition::Ack,
             Err(error) => Disposition::retry(error),
         }
     }
 }
 
-impl Index {
-    /// The dead letter, then the ledger, then the event; each step repeatable.
-    async fn write(&self, body: &DlqEntry, news: News) -> Result<(), StepError> {
-        match news {
-            News::DeadLetter(dead_letter) if dead_letter.origin.stream == streams::REDRIVE => {
-                match self.lost_redrive(&dead_letter).await? {
+impl DlqIndexer {
+    /// Writes the dead letter, then the ledger, then publishes the event. Each step is idempotent.
+    async fn apply(&self, entry: &DlqEntry, record: DlqRecord) -> Result<(), StepError> {
+        match record {
+            DlqRecord::New(dead_letter) if dead_letter.origin.stream == streams::REDRIVE => {
+                match self.find_removed_redrive(&dead_letter).await? {
                     Some(reopening) => {
-                        if self.failures.reopen_removed(&reopening).await? == Reopened::Unknown {
-                            self.insert(body, *dead_letter).await?;
+                        if self.recorder.reopen_removed(&reopening).await? == Reopened::Unknown {
+                            self.insert(entry, *dead_letter).await?;
                         }
                     }
-                    None => self.insert(body, *dead_letter).await?,
+                    None => self.insert(entry, *dead_letter).await?,
                 }
             }
-            News::DeadLetter(dead_letter) => self.insert(body, *dead_letter).await?,
-            News::Failed(reopening, dead_letter) => {
-                // Forgotten since: somebody must decide all the same.
-                if self.failures.reopen(&reopening, body).await? == Reopened::Unknown {
-                    self.insert(body, *dead_letter).await?;
+            DlqRecord::New(dead_letter) => self.insert(entry, *dead_letter).await?,
+            DlqRecord::RedriveFailed(reopening, dead_letter) => {
+                // The first dead letter expired: insert this one, so that an operator can decide.
+                if self.recorder.reopen(&reopening, entry).await? == Reopened::Unknown {
+                    self.insert(entry, *dead_letter).await?;
                 }
             }
         }
         self.metrics
-            .open(self.dead_letters.count(DeadLetterState::Open).await?);
+            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
         Ok(())
     }
 
-    async fn insert(&self, body: &DlqEntry, dead_letter: DeadLetter) -> Result<(), StepError> {
+    async fn insert(&self, entry: &DlqEntry, dead_letter: DeadLetter) -> Result<(), StepError> {
         let (consumer, cause, failed_at) = (
             dead_letter.origin.consumer.clone(),
             dead_letter.cause,
@@ -81,27 +81,29 @@ impl Index {
             return Ok(());
         };
         if inserted.new {
-            self.metrics.dead_letter(&consumer, cause);
+            self.metrics.record_created(&consumer, cause);
             self.metrics
                 .visible_seconds
                 .observe(Timestamp::now().since(failed_at).as_secs_f64());
         } else {
             self.metrics.repeats.inc();
-            // It may be here again because the rest was not done the first time. If the dead letter is decided upon, it was.
-            let known = self.dead_letters.get(&[inserted.id]).await?;
+            // The entry may be redelivered because the ledger step failed. If the dead letter was redriven or discarded
+            // since, the ledger step is done.
+            let stored = self.dead_letters.get(&[inserted.id]).await?;
             let open = |dead_letter: &DeadLetter| {
                 dead_letter.state == DeadLetterState::Open && dead_letter.round == 0
             };
-            if !known.first().and_then(Option::as_ref).is_some_and(open) {
+            if !stored.first().and_then(Option::as_ref).is_some_and(open) {
                 return Ok(());
             }
         }
-        self.failures.mark_dead(body).await
+        self.recorder.mark_dead(entry).await
     }
 
-    /// The dead letter whose redrive was removed from REDRIVE before anybody could read whose it was.
-    async fn lost_redrive(&self, lost: &DeadLetter) -> Result<Option<Reopening>, StepError> {
-        let under_way = DeadLetterFilter {
+    /// Finds the dead letter in flight whose message was removed from REDRIVE. The removed message no longer names it,
+    /// so the search is by sequence.
+    async fn find_removed_redrive(&self, removed: &DeadLetter) -> Result<Option<Reopening>, StepError> {
+        let in_flight = DeadLetterFilter {
             state: Some(DeadLetterState::Redriving),
             ..DeadLetterFilter::default()
         };
@@ -109,21 +111,21 @@ impl Index {
         loop {
             let page = self
                 .dead_letters
-                .scan(&under_way, Order::OldestFirst, after, PAGE)
+                .scan(&in_flight, Order::OldestFirst, after, PAGE)
                 .await?;
             let found = page
                 .dead_letters
                 .iter()
-                .find(|dead_letter| dead_letter.redrive_sequence == lost.origin.sequence);
+                .find(|dead_letter| dead_letter.redrive_sequence == removed.origin.sequence);
             if let Some(dead_letter) = found {
                 return Ok(Some(Reopening {
                     dead_letter: dead_letter.id,
                     round: dead_letter.round,
-                    cause: lost.cause,
-                    reason: lost.reason.clone(),
-                    group: lost.group,
-                    group_reason: lost.group_reason.clone(),
-                    failed_at: lost.last_failed_at,
+                    cause: removed.cause,
+                    reason: removed.reason.clone(),
+                    group: removed.group,
+                    group_reason: removed.group_reason.clone(),
+                    failed_at: removed.last_failed_at,
                 }));
             }
             match page.next {

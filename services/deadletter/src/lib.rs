@@ -1,29 +1,34 @@
-//! The deadletter service: keeps what was given up, tells why, and gives it another chance.
+//! The deadletter service: stores terminated messages with the reason of the failure, and redrives them.
 //!
-//! The way of a dead letter: an advisory ([`advisories`]) names a message that was given up; the message is copied into DLQ
-//! with all that is known about it ([`origin`]); the [`index`] writes it to the store, where operators find it, and gives
-//! up in the ledger what it still owed. [`grpc`] shows dead letters and takes orders; [`redrive`] sends dead letters once more to the
-//! consumers that had failed on them. The auditor is served here too ([`grpc`]), and goes its rounds ([`continuous_audit`]).
+//! The path of a dead letter: a JetStream advisory ([`advisories`]) names a message that was terminated or whose
+//! deliveries are exhausted. The service builds an entry from the message and the advisory ([`dlq_entry`]) and
+//! publishes the entry to DLQ. The [`index`] writes the entry to the store and marks the pending recipients of its
+//! chunk dead in the ledger. [`grpc`] lists dead letters and starts operations. [`redrive`] publishes dead letters
+//! again to the consumer that failed.
 //!
-//! *Invariant:* DLQ is the truth and the store follows it: an advisory is acknowledged when DLQ has the dead letter, and a
-//! dead letter when the store has it. Both can come again without making a second one.
+//! The service also runs audits: on request ([`grpc`]) and continuously ([`continuous_audit`]).
 //!
-//! *Invariant:* a dead letter is sent once a round. The round begins in the store before it is sent, and only for one redrive.
+//! *Invariant:* DLQ is the source of truth and the store is derived from it. An advisory is acknowledged after its
+//! entry is in DLQ; an entry is acknowledged after its dead letter is in the store. Redelivery of either creates no
+//! second dead letter.
 //!
-//! *Invariant:* each operation is recorded before it does anything.
+//! *Invariant:* a dead letter is sent once a round. The store records the new round before the dead letter is sent, and
+//! lets only one redrive begin that round.
+//!
+//! *Invariant:* an operation is in the audit log before it changes a dead letter.
 
 mod advisories;
 mod config;
 mod continuous_audit;
+mod convert;
+mod dlq_entry;
 mod domain;
 mod error;
-mod failures;
+mod failure_recorder;
 mod grpc;
 mod index;
 mod metrics;
-mod origin;
 mod redrive;
-mod wire;
 
 use std::sync::Arc;
 
@@ -49,39 +54,41 @@ pub use error::Error;
 pub use metrics::Metrics;
 
 use crate::{
-    advisories::Advisories,
-    failures::Failures,
+    advisories::AdvisoryHandler,
+    failure_recorder::FailureRecorder,
     grpc::{Api, AuditApi},
-    index::Index,
-    redrive::Redrives,
+    index::DlqIndexer,
+    redrive::OperationRunner,
 };
 
-/// What the service needs from outside.
+/// The dependencies of the service.
 pub struct Deps {
-    /// Where advisories and dead letters come from and go to.
+    /// The connection to the streams.
     pub mesh: Mesh,
-    /// The consumers to work on, and those whose failures are ours.
+    /// The declared consumers. Advisories about other consumers are ignored.
     pub topology: Arc<Topology>,
     /// User ids.
     pub users: Arc<dyn Users>,
-    /// What became of each delivery.
+    /// Outcomes of deliveries, by chunk.
     pub ledger: Arc<dyn Ledger>,
-    /// Dead letters.
+    /// Dead letters and the audit log.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// What audits the posts, on request and continuously.
+    /// Runs the requested and the continuous audits.
     pub auditor: Auditor,
-    /// Where to serve gRPC.
+    /// The socket of the gRPC server.
     pub listener: TcpListener,
-    /// Counters.
+    /// The metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Works and serves until `shutdown`, then finishes the messages and calls under way.
+/// Runs until `shutdown`, then finishes the messages and calls in progress.
 ///
-/// Only one may run on the same store: redrives that an earlier run left under way are gone on with at the start, and two
-/// would do so at the same time.
+/// Only one instance may run on a store: each instance resumes all interrupted redrives at its start.
+///
+/// # Errors
+/// [`Error::Config`] for a configuration out of bounds; another [`Error`] when a task of the service fails.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // The boxed future is compiled in this crate; an `async fn` would be compiled again in each calling crate.
     Box::pin(serve(config, deps, shutdown))
 }
 
@@ -105,21 +112,21 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         batch_max: config.in_flight_max.div_ceil(2),
         paused: None,
     };
-    let advisories = Advisories {
+    let advisories = AdvisoryHandler {
         mesh: mesh.clone(),
         topology,
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEADLETTER, Arc::new(advisories), options.clone())?;
-    let failures = Failures {
+    let recorder = FailureRecorder {
         mesh: mesh.clone(),
         dead_letters: dead_letters.clone(),
         ledger: ledger.clone(),
         metrics: metrics.clone(),
     };
-    let index = Index {
+    let index = DlqIndexer {
         dead_letters: dead_letters.clone(),
-        failures: failures.clone(),
+        recorder: recorder.clone(),
         metrics: metrics.clone(),
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
@@ -132,10 +139,10 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             stop.clone(),
         )
     });
-    let (redrives, begun) = Redrives::new(
+    let (runner, queue) = OperationRunner::new(
         mesh.clone(),
         dead_letters.clone(),
-        failures,
+        recorder,
         metrics,
         config.redrive_in_flight_max,
         stop.clone(),
@@ -145,19 +152,19 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         dead_letters,
         ledger,
         users,
-        redrives: redrives.clone(),
+        runner: runner.clone(),
         descriptors,
         config,
         stop: stop.clone(),
     };
-    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
-    parts.spawn(async move { Ok(workers.join().await?) });
-    parts.spawn(async move {
-        redrives.run(begun).await;
+    let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
+    tasks.spawn(async move { Ok(workers.join().await?) });
+    tasks.spawn(async move {
+        runner.run(queue).await;
         Ok(())
     });
     if let Some(continuous_audit) = continuous_audit {
-        parts.spawn(async move {
+        tasks.spawn(async move {
             continuous_audit.await;
             Ok(())
         });
@@ -166,11 +173,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let routes = Routes::new(DeadLetterServiceServer::new(api)).add_service(AuditServiceServer::new(audits));
     let routes = grpc_server::with_health(routes, &[DEAD_LETTER_SERVICE, AUDIT_SERVICE], &stop).await;
     let serving = grpc_server::serve(listener, routes, stop.clone());
-    parts.spawn(async move { serving.await.map_err(Error::Serve) });
+    tasks.spawn(async move { serving.await.map_err(Error::Serve) });
 
     let mut outcome = Ok(());
-    while let Some(ended) = parts.join_next().await {
-        // One part's failure ends the service: it would be half of one otherwise.
+    while let Some(ended) = tasks.join_next().await {
+        // The failure of one task ends the service: without that task the others can't do their work.
         stop.cancel();
         outcome = outcome.and(ended.map_err(Error::Worker).flatten());
     }

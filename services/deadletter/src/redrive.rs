@@ -1,11 +1,11 @@
-//! Redrives: dead letters on their second way.
+//! Runs redrives and discards.
 //!
-//! A redrive is an operation in the store with the dead letters that were chosen for it. It takes some of them (each begins a new
-//! round, and only one redrive gets it), publishes them to REDRIVE, records where they are there, and goes on ([`send`]). A process
-//! that dies in between leaves dead letters that are taken and not recorded: the next one looks for them in REDRIVE and
-//! publishes only those that aren't there.
+//! A redrive is an operation in the store with the list of its dead letters. It claims some of them, publishes them to
+//! REDRIVE, records their sequences there ([`send`]), and repeats. A claim begins a new round of the dead letter, for
+//! one redrive only. A process that dies between claim and record leaves dead letters in an unknown state: the next
+//! process searches REDRIVE for them and publishes only the missing ones.
 //!
-//! What becomes of them is the [`outcomes`]' business.
+//! [`outcomes`] finds out whether a redriven dead letter succeeded.
 
 pub(crate) mod outcomes;
 mod refusal;
@@ -29,102 +29,101 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Metrics,
-    domain::pace::{self, Pace},
+    domain::throttle::{self, RateLimiter},
     error::StepError,
-    failures::Failures,
-    redrive::outcomes::Outcomes,
+    failure_recorder::FailureRecorder,
+    redrive::outcomes::OutcomeTracker,
 };
 
-/// Dead letters taken together. Few, because taking them is a burst of work beside which posts have to wait.
+/// Dead letters claimed, discarded or read at once. A larger batch would delay the commits of live traffic.
 const BATCH: u64 = 128;
-/// Acts that wait to be worked on; they are taken at once.
-const BEGUN_MAX: usize = 64;
-/// How long to wait for outcomes before looking again.
-const WAIT: Duration = Duration::from_millis(100);
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_secs(1);
+/// Operations in the queue between the gRPC server and the runner.
+const QUEUE_MAX: usize = 64;
+/// Longest wait for an outcome before the redrive reads its operation again.
+const OUTCOME_WAIT_MAX: Duration = Duration::from_millis(100);
+/// Delay before the retry of a failed step.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// All that run. Cloning shares them.
+/// Runs operations in the background. Clones share the queue.
 #[derive(Clone)]
-pub(crate) struct Redrives {
+pub(crate) struct OperationRunner {
     mesh: Mesh,
     dead_letters: Arc<dyn DeadLetters>,
-    outcomes: Arc<Outcomes>,
+    outcomes: Arc<OutcomeTracker>,
     metrics: Metrics,
     in_flight_max: u64,
-    begun: mpsc::Sender<Operation>,
+    queue: mpsc::Sender<Operation>,
     stop: CancellationToken,
 }
 
-/// Which consumers a dead letter goes back to, and on which subject; `None` for one that none of them would know what to do
-/// with.
-pub(crate) fn way_back(dead_letter: &DeadLetter) -> Option<(ConsumerKind, Subject)> {
+/// The kind of consumer and the subject that a dead letter is redriven to; `None` if no consumer handles it.
+pub(crate) fn redrive_target(dead_letter: &DeadLetter) -> Option<(ConsumerKind, Subject)> {
     let kind = dead_letter.kind.parse().ok()?;
     let subject = Subject::parse(&dead_letter.subject)?;
     (!subject.is_family()).then_some((kind, subject))
 }
 
-impl Redrives {
-    /// None run yet: [`run`](Self::run) takes those that are begun.
+impl OperationRunner {
+    /// Creates a runner and its queue, which [`run`](Self::run) reads.
     pub(crate) fn new(
         mesh: Mesh,
         dead_letters: Arc<dyn DeadLetters>,
-        failures: Failures,
+        recorder: FailureRecorder,
         metrics: Metrics,
         in_flight_max: u64,
         stop: CancellationToken,
     ) -> (Self, mpsc::Receiver<Operation>) {
-        let outcomes = Outcomes::new(mesh.clone(), dead_letters.clone(), failures, metrics.clone());
-        let (begun, waiting) = mpsc::channel(BEGUN_MAX);
-        let redrives = Self {
+        let outcomes = OutcomeTracker::new(mesh.clone(), dead_letters.clone(), recorder, metrics.clone());
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        let runner = Self {
             outcomes: Arc::new(outcomes),
             mesh,
             dead_letters,
             metrics,
             in_flight_max,
-            begun,
+            queue: sender,
             stop,
         };
-        (redrives, waiting)
+        (runner, queue)
     }
 
-    /// Has an operation worked on in the background until it is over. At the shutdown that is left to the next start.
-    pub(crate) async fn start(&self, operation: &Operation) {
-        let _ = self.begun.send(operation.clone()).await;
+    /// Queues an operation. During the shutdown it isn't queued: the next start resumes it from the store.
+    pub(crate) async fn enqueue(&self, operation: &Operation) {
+        let _ = self.queue.send(operation.clone()).await;
     }
 
-    /// Goes on with what an earlier run left under way, and works on what is begun, until the end; then waits for dead letters
-    /// that are just being sent.
-    pub(crate) async fn run(&self, waiting: mpsc::Receiver<Operation>) {
-        let left = loop {
+    /// Resumes the operations of earlier processes and runs the queued ones until the shutdown, then finishes the
+    /// batches in progress.
+    pub(crate) async fn run(&self, queue: mpsc::Receiver<Operation>) {
+        let resumed = loop {
             match self.resume().await {
-                Ok(left) => break left,
+                Ok(resumed) => break resumed,
                 Err(error) => {
-                    tracing::warn!(%error, "redrives of an earlier run can't be gone on with yet");
-                    self.pause(RETRY).await;
+                    tracing::warn!(%error, "can't resume the redrives of an earlier process; retrying");
+                    self.pause(RETRY_DELAY).await;
                 }
             }
             if self.stop.is_cancelled() {
                 return;
             }
         };
-        futures::join!(self.outcomes.run(&self.stop), self.work(left, waiting));
+        futures::join!(self.outcomes.run(&self.stop), self.run_operations(resumed, queue));
     }
 
-    async fn work(&self, left: Vec<Operation>, mut waiting: mpsc::Receiver<Operation>) {
+    async fn run_operations(&self, resumed: Vec<Operation>, mut queue: mpsc::Receiver<Operation>) {
         let mut running = JoinSet::new();
-        for operation in left {
-            running.spawn(self.clone().work_on(operation));
+        for operation in resumed {
+            running.spawn(self.clone().run_operation(operation));
         }
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,
-                Some(operation) = waiting.recv() => {
-                    running.spawn(self.clone().work_on(operation));
+                Some(operation) = queue.recv() => {
+                    running.spawn(self.clone().run_operation(operation));
                 }
                 Some(ended) = running.join_next() => {
                     if let Err(error) = ended {
-                        tracing::error!(%error, "a redrive died; it goes on at the next start");
+                        tracing::error!(%error, "an operation panicked; it resumes at the next start");
                     }
                 }
             }
@@ -132,25 +131,25 @@ impl Redrives {
         while running.join_next().await.is_some() {}
     }
 
-    async fn work_on(self, operation: Operation) {
+    async fn run_operation(self, operation: Operation) {
         match operation.what.kind {
             OperationKind::Redrive => {
-                let pace = Pace::new(operation.what.rate_max, Instant::now());
-                self.drive(operation.id, pace).await;
+                let limiter = RateLimiter::new(operation.what.rate_max, Instant::now());
+                self.run_redrive(operation.id, limiter).await;
             }
-            OperationKind::Discard => self.discard(operation.id).await,
+            OperationKind::Discard => self.run_discard(operation.id).await,
             OperationKind::Cancel => {}
         }
     }
 
-    /// Takes up what an earlier run left under way; the operations that aren't over.
+    /// Tracks or recovers the dead letters that earlier processes left in flight, and returns the running operations.
     async fn resume(&self) -> Result<Vec<Operation>, StepError> {
         let mut unsent: HashMap<OperationId, Vec<DeadLetter>> = HashMap::new();
-        for dead_letter in self.under_way().await? {
-            match (way_back(&dead_letter), dead_letter.redrive) {
+        for dead_letter in self.dead_letters_in_flight().await? {
+            match (redrive_target(&dead_letter), dead_letter.redrive) {
                 (Some((kind, _)), _) if dead_letter.redrive_sequence != 0 => {
                     self.outcomes
-                        .expect([(chosen(&dead_letter), kind, dead_letter.redrive_sequence)]);
+                        .track([(to_chosen(&dead_letter), kind, dead_letter.redrive_sequence)]);
                 }
                 (_, Some(operation)) => unsent.entry(operation).or_default().push(dead_letter),
                 (_, None) => {}
@@ -160,45 +159,45 @@ impl Redrives {
             tracing::info!(
                 redrive_id = operation.0,
                 dead_letters = dead_letters.len(),
-                "a redrive was broken off: its last dead letters are looked for"
+                "redrive was interrupted; searching REDRIVE for its claimed dead letters"
             );
             self.recover(operation, dead_letters).await?;
         }
         Ok(self.dead_letters.running().await?)
     }
 
-    /// Sends a redrive's dead letters until there are none left, or it is stopped.
-    async fn drive(&self, id: OperationId, mut pace: Pace) {
+    /// Runs a redrive until it ends or the service stops, and retries failed steps.
+    async fn run_redrive(&self, id: OperationId, mut limiter: RateLimiter) {
         let mut interrupted = false;
         while !self.stop.is_cancelled() {
-            let driven = async {
+            let attempt = async {
                 if interrupted {
-                    self.recover_taken(id).await?;
+                    self.recover_claimed(id).await?;
                 }
-                self.drive_on(id, &mut pace).await
+                self.send_remaining(id, &mut limiter).await
             };
-            match driven.await {
+            match attempt.await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(redrive_id = id.0, %error, "redrive interrupted");
+                    tracing::warn!(redrive_id = id.0, %error, "redrive step failed; retrying");
                     interrupted = true;
-                    self.pause(RETRY).await;
+                    self.pause(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    /// Claims and sends a redrive's dead letters until it is over.
-    async fn drive_on(&self, id: OperationId, pace: &mut Pace) -> Result<(), StepError> {
-        while let Some(dead_letters) = self.take(id).await? {
-            self.send(id, dead_letters, pace).await?;
+    /// Claims and sends a redrive's dead letters until it ends.
+    async fn send_remaining(&self, id: OperationId, limiter: &mut RateLimiter) -> Result<(), StepError> {
+        while let Some(dead_letters) = self.claim_next(id).await? {
+            self.send(id, dead_letters, limiter).await?;
         }
         Ok(())
     }
 
-    /// Claims the next dead letters of a redrive once it may have more in flight; `None` when the redrive is over or the service
-    /// stops.
-    async fn take(&self, id: OperationId) -> Result<Option<Vec<DeadLetter>>, StepError> {
+    /// Waits until the redrive is below its in-flight limit, then claims its next dead letters. `None` when the redrive
+    /// has ended or the service stops.
+    async fn claim_next(&self, id: OperationId) -> Result<Option<Vec<DeadLetter>>, StepError> {
         while !self.stop.is_cancelled() {
             let Some(operation) = self.dead_letters.operation(id).await? else {
                 return Ok(None);
@@ -206,7 +205,7 @@ impl Redrives {
             if operation.state != OperationState::Running {
                 return Ok(None);
             }
-            if pace::is_hopeless(&operation) {
+            if throttle::failure_limit_reached(&operation) {
                 let reason = format!("{} dead letters failed again", operation.failed);
                 self.finish(id, OperationState::Stopped, &reason).await?;
                 return Ok(None);
@@ -215,17 +214,17 @@ impl Redrives {
                 self.finish(id, OperationState::Done, "").await?;
                 return Ok(None);
             }
-            let room =
-                pace::in_flight_max(&operation, self.in_flight_max).saturating_sub(operation.in_flight());
-            if room == 0 {
-                self.outcomes.news(WAIT).await;
+            let capacity =
+                throttle::in_flight_max(&operation, self.in_flight_max).saturating_sub(operation.in_flight());
+            if capacity == 0 {
+                self.outcomes.wait_for_outcome(OUTCOME_WAIT_MAX).await;
                 continue;
             }
-            let count = pace::share(
+            let count = throttle::claim_size(
                 operation.what.rate_max,
-                room.min(BATCH).min(operation.frozen - operation.reached),
+                capacity.min(BATCH).min(operation.frozen - operation.reached),
             );
-            // Claimed dead letters that are not recorded as sent can only be in REDRIVE above this sequence.
+            // Claimed dead letters that aren't recorded as sent can only be in REDRIVE after this sequence.
             let after = self.mesh.last_sequence(streams::REDRIVE).await?;
             let step = self
                 .dead_letters
@@ -252,30 +251,36 @@ impl Redrives {
         Ok(())
     }
 
-    /// Takes care of dead letters of a redrive that were taken, and of which it isn't known whether they were published.
-    async fn recover_taken(&self, operation: OperationId) -> Result<(), StepError> {
-        let taken = |dead_letter: &DeadLetter| {
+    /// Recovers the claimed dead letters of a redrive that aren't recorded as sent.
+    async fn recover_claimed(&self, operation: OperationId) -> Result<(), StepError> {
+        let unrecorded = |dead_letter: &DeadLetter| {
             dead_letter.redrive == Some(operation) && dead_letter.redrive_sequence == 0
         };
-        let dead_letters = self.under_way().await?.into_iter().filter(taken).collect();
+        let dead_letters = self
+            .dead_letters_in_flight()
+            .await?
+            .into_iter()
+            .filter(unrecorded)
+            .collect();
         self.recover(operation, dead_letters).await
     }
 
+    /// Searches REDRIVE for dead letters that may have been published: records the ones found and sends the others.
     async fn recover(&self, operation: OperationId, dead_letters: Vec<DeadLetter>) -> Result<(), StepError> {
         if dead_letters.is_empty() {
             return Ok(());
         }
         let redrive = self.dead_letters.operation(operation).await?;
         let after = redrive.as_ref().map_or(0, |redrive| redrive.redrive_after);
-        let rate_max = redrive.map_or(pace::RATE_DEFAULT, |redrive| redrive.what.rate_max);
+        let rate_max = redrive.map_or(throttle::RATE_DEFAULT, |redrive| redrive.what.rate_max);
         let last = self.mesh.last_sequence(streams::REDRIVE).await?;
-        let mut there = HashMap::new();
+        let mut sequences = HashMap::new();
         if last > after {
             let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
             let mut messages = std::pin::pin!(messages);
             while let Some(message) = messages.try_next().await? {
                 if let Some(redriven) = message.redriven() {
-                    there.entry(redriven).or_insert(message.sequence);
+                    sequences.entry(redriven).or_insert(message.sequence);
                 }
             }
         }
@@ -286,18 +291,18 @@ impl Redrives {
                 dead_letter: dead_letter.id.0,
                 round: dead_letter.round,
             };
-            match (there.get(&redriven), way_back(&dead_letter)) {
-                (Some(sequence), Some((kind, _))) => sent.push((chosen(&dead_letter), kind, *sequence)),
+            match (sequences.get(&redriven), redrive_target(&dead_letter)) {
+                (Some(sequence), Some((kind, _))) => sent.push((to_chosen(&dead_letter), kind, *sequence)),
                 _ => unsent.push(dead_letter),
             }
         }
-        self.record(operation, sent).await?;
-        self.send(operation, unsent, &mut Pace::new(rate_max, Instant::now()))
+        self.record_sent(operation, sent).await?;
+        self.send(operation, unsent, &mut RateLimiter::new(rate_max, Instant::now()))
             .await
     }
 
-    /// All dead letters whose outcome isn't known.
-    async fn under_way(&self) -> Result<Vec<DeadLetter>, StepError> {
+    /// Reads all dead letters in state `Redriving`.
+    async fn dead_letters_in_flight(&self) -> Result<Vec<DeadLetter>, StepError> {
         let filter = DeadLetterFilter {
             state: Some(DeadLetterState::Redriving),
             ..DeadLetterFilter::default()
@@ -317,29 +322,29 @@ impl Redrives {
         }
     }
 
-    /// Discards an operation's dead letters until there are none left.
-    async fn discard(&self, id: OperationId) {
+    /// Runs a discard until it ends or the service stops, and retries failed steps.
+    async fn run_discard(&self, id: OperationId) {
         while !self.stop.is_cancelled() {
-            match self.discard_on(id).await {
+            match self.discard_batch(id).await {
                 Ok(operation) if operation.state != OperationState::Running => return,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(operation_id = id.0, %error, "discard interrupted");
-                    self.pause(RETRY).await;
+                    tracing::warn!(operation_id = id.0, %error, "discard step failed; retrying");
+                    self.pause(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    /// Discards some dead letters.
-    pub(crate) async fn discard_on(&self, id: OperationId) -> Result<Operation, StepError> {
+    /// Discards the next batch of an operation's dead letters.
+    pub(crate) async fn discard_batch(&self, id: OperationId) -> Result<Operation, StepError> {
         let step = self
             .dead_letters
             .discard(id, BATCH as usize, Timestamp::now())
             .await?;
         self.metrics.discarded.inc_by(step.dead_letters.len() as u64);
         self.metrics
-            .open(self.dead_letters.count(DeadLetterState::Open).await?);
+            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
         Ok(step.operation)
     }
 
@@ -348,7 +353,7 @@ impl Redrives {
     }
 }
 
-fn chosen(dead_letter: &DeadLetter) -> Chosen {
+fn to_chosen(dead_letter: &DeadLetter) -> Chosen {
     Chosen {
         id: dead_letter.id,
         round: dead_letter.round,

@@ -1,40 +1,42 @@
-//! What the server says when a message was given up.
+//! JetStream advisories about messages that were terminated or whose deliveries are exhausted.
+//!
+//! The format is that of nats-server: `io.nats.jetstream.advisory.v1.max_deliver` and `….terminated`.
 
 use herald_model::time::Timestamp;
 use herald_store::Cause;
 use serde::Deserialize;
 
-/// Terminations by the server itself, not by a worker: nats-server 2.11 to 2.15.
-const SERVER_MADE: [&str; 2] = [
+/// Reasons of terminations by the server itself and not by a worker, in nats-server 2.11 to 2.15.
+const SERVER_REASONS: [&str; 2] = [
     "Message deleted by stream limits",
     "Unacknowledged message was deleted",
 ];
 
-/// The reason of a dead letter without one: the server counts attempts and knows nothing of why they failed.
-const ATTEMPTS_USED_UP: &str = "its attempts are used up, and no worker said why";
+/// The reason of a `max_deliver` advisory, which has none: the server counts deliveries and doesn't know their errors.
+const DELIVERIES_EXHAUSTED: &str = "deliveries exhausted without a reported reason";
 
-/// A message was given up.
+/// The report that a message was terminated or that its deliveries are exhausted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Advisory {
-    /// The stream it is, or was, in.
+    /// The message's stream.
     pub(crate) stream: String,
-    /// Who gave it up.
+    /// The consumer of the failed delivery.
     pub(crate) consumer: String,
-    /// Its sequence in the stream.
+    /// The message's sequence in the stream.
     pub(crate) sequence: u64,
-    /// Attempts that were made.
+    /// Deliveries of the message to the consumer.
     pub(crate) attempts: u64,
-    /// When.
+    /// The time of the advisory.
     pub(crate) failed_at: Timestamp,
-    /// Why, as far as the server can tell.
+    /// The cause, as far as the server reports it.
     pub(crate) cause: Cause,
-    /// In words.
+    /// The reason: the worker's or the server's text.
     pub(crate) reason: String,
 }
 
-/// As the server writes it.
+/// The JSON of an advisory.
 #[derive(Debug, Deserialize)]
-struct Wire {
+struct AdvisoryJson {
     #[serde(rename = "type")]
     kind: String,
     timestamp: String,
@@ -48,26 +50,29 @@ struct Wire {
 }
 
 impl Advisory {
-    /// Reads an advisory; the error says why it is none.
+    /// Parses the JSON of an advisory.
+    ///
+    /// # Errors
+    /// The reason why `json` is no such advisory.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
-        let wire: Wire = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        let at: jiff::Timestamp = wire
+        let advisory: AdvisoryJson = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let at: jiff::Timestamp = advisory
             .timestamp
             .parse()
-            .map_err(|_| format!("{:?} is no time", wire.timestamp))?;
-        let (cause, reason) = match wire.kind.rsplit('.').next() {
-            Some("max_deliver") => (Cause::MaxDeliveries, ATTEMPTS_USED_UP.into()),
-            Some("terminated") if SERVER_MADE.contains(&wire.reason.as_str()) => {
-                (Cause::Removed, wire.reason)
+            .map_err(|_| format!("invalid timestamp {:?}", advisory.timestamp))?;
+        let (cause, reason) = match advisory.kind.rsplit('.').next() {
+            Some("max_deliver") => (Cause::MaxDeliveries, DELIVERIES_EXHAUSTED.into()),
+            Some("terminated") if SERVER_REASONS.contains(&advisory.reason.as_str()) => {
+                (Cause::Removed, advisory.reason)
             }
-            Some("terminated") => (Cause::Terminated, wire.reason),
-            _ => return Err(format!("{:?} tells of no message given up", wire.kind)),
+            Some("terminated") => (Cause::Terminated, advisory.reason),
+            _ => return Err(format!("unexpected advisory type {:?}", advisory.kind)),
         };
         Ok(Self {
-            stream: wire.stream,
-            consumer: wire.consumer,
-            sequence: wire.stream_seq,
-            attempts: wire.deliveries,
+            stream: advisory.stream,
+            consumer: advisory.consumer,
+            sequence: advisory.stream_seq,
+            attempts: advisory.deliveries,
             failed_at: Timestamp(at.as_microsecond()),
             cause,
             reason,
@@ -89,8 +94,8 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_are_read() {
-        let advisory = Advisory::parse(terminated("push gave up").as_bytes()).unwrap();
+    fn both_types_of_advisory_are_parsed() {
+        let advisory = Advisory::parse(terminated("push failed").as_bytes()).unwrap();
         assert_eq!(
             advisory,
             Advisory {
@@ -100,7 +105,7 @@ mod tests {
                 attempts: 3,
                 failed_at: Timestamp(1_769_846_400_123_456),
                 cause: Cause::Terminated,
-                reason: "push gave up".into(),
+                reason: "push failed".into(),
             }
         );
         let json = r#"{"type":"io.nats.jetstream.advisory.v1.max_deliver","id":"y","timestamp":"2026-01-31T08:00:00Z",
@@ -110,8 +115,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_removed_is_told_from_what_a_worker_gave_up() {
-        for reason in SERVER_MADE {
+    fn a_removal_by_the_server_differs_from_a_termination_by_a_worker() {
+        for reason in SERVER_REASONS {
             let advisory = Advisory::parse(terminated(reason).as_bytes()).unwrap();
             assert_eq!((advisory.cause, &advisory.reason[..]), (Cause::Removed, reason));
         }
@@ -122,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_an_advisory_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Advisory::parse(&bytes);
         }
     }

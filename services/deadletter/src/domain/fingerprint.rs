@@ -1,19 +1,20 @@
-//! Which failures are equal: those of one kind of consumer with the same cause, and the same reason but for what differs
-//! from message to message.
+//! Groups equal failures: the same kind of consumer, the same cause, and the same normalized reason.
+//!
+//! A normalized reason has no values that differ from message to message, such as counts and ids.
 
 use herald_store::Cause;
 use xxhash_rust::xxh3::Xxh3;
 
-/// What stands for a number or an id.
-const ANY: char = '#';
+/// Replaces a number or an id.
+const PLACEHOLDER: char = '#';
 
-/// Of a longer reason only so many characters are looked at.
+/// Characters of a reason that are normalized; the rest is cut off.
 const CHARS_MAX: usize = 512;
 
-/// Words before a number of three digits that says what failed, as `status 503` does.
-const CODES: [&str; 3] = ["status", "code", "http"];
+/// Words before a status code of three digits, which is kept: `status 503` and `status 429` are different failures.
+const CODE_WORDS: [&str; 3] = ["status", "code", "http"];
 
-/// Names the group of a failure.
+/// Hashes the kind of consumer, the cause and the normalized reason to a group id.
 pub(crate) fn group(kind: &str, cause: Cause, reason: &str) -> u64 {
     let mut hash = Xxh3::new();
     for part in [kind, &format!("{cause:?}"), reason] {
@@ -23,8 +24,8 @@ pub(crate) fn group(kind: &str, cause: Cause, reason: &str) -> u64 {
     hash.digest()
 }
 
-/// A reason without counts, ids, attempts and quoted text. Applied again it changes nothing.
-pub(crate) fn normal(reason: &str) -> String {
+/// Lowercases a reason and replaces counts, ids, attempts and quoted text. Idempotent.
+pub(crate) fn normalize(reason: &str) -> String {
     let mut reason: String = reason.chars().take(CHARS_MAX).collect();
     reason.make_ascii_lowercase();
     let mut text = String::with_capacity(reason.len());
@@ -34,11 +35,11 @@ pub(crate) fn normal(reason: &str) -> String {
         if is_word(c) {
             let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            let known = CODES.contains(&last_word.as_str());
-            push_word(&mut text, word, known);
+            let after_code_word = CODE_WORDS.contains(&last_word.as_str());
+            push_word(&mut text, word, after_code_word);
             word.clone_into(&mut last_word);
             rest = after;
-        } else if let Some(after) = after_quotes(rest) {
+        } else if let Some(after) = strip_quoted(rest) {
             text.push_str("\"…\"");
             last_word.clear();
             rest = after;
@@ -55,15 +56,15 @@ pub(crate) fn normal(reason: &str) -> String {
             rest = &rest[c.len_utf8()..];
         }
     }
-    // Parts of one number: 1.5, 10.0.0.1.
+    // Numbers such as 1.5 and addresses such as 10.0.0.1 are one number.
     while text.contains("#.#") {
         text = text.replace("#.#", "#");
     }
-    without_attempts(&text).into()
+    strip_attempts(&text).into()
 }
 
-/// Without `(attempt 3 of as many)` at the end, which only the last attempt has.
-fn without_attempts(mut reason: &str) -> &str {
+/// Removes a suffix such as `(attempt 3 of 3)`, which only the reason of the last attempt has.
+fn strip_attempts(mut reason: &str) -> &str {
     loop {
         reason = reason.trim_end();
         match reason.rfind("(attempt ") {
@@ -75,8 +76,8 @@ fn without_attempts(mut reason: &str) -> &str {
     }
 }
 
-/// What follows a quoted text at the beginning.
-fn after_quotes(text: &str) -> Option<&str> {
+/// The rest of `text` after a quoted string at its start; `None` if `text` doesn't start with one.
+fn strip_quoted(text: &str) -> Option<&str> {
     let inner = text.strip_prefix('"')?;
     let end = inner.find('"')?;
     (end > 0).then(|| &inner[end + 1..])
@@ -86,17 +87,17 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || c == '-'
 }
 
-fn push_word(text: &mut String, word: &str, after_code: bool) {
+fn push_word(text: &mut String, word: &str, after_code_word: bool) {
     let all_digits = word.bytes().all(|b| b.is_ascii_digit());
-    if after_code && all_digits && word.len() == 3 {
+    if after_code_word && all_digits && word.len() == 3 {
         text.push_str(word);
     } else if is_id(word) {
-        text.push(ANY);
+        text.push(PLACEHOLDER);
     } else {
         let mut in_number = false;
         for c in word.chars() {
             match (c.is_ascii_digit(), in_number) {
-                (true, false) => text.push(ANY),
+                (true, false) => text.push(PLACEHOLDER),
                 (true, true) => {}
                 (false, _) => text.push(c),
             }
@@ -105,7 +106,7 @@ fn push_word(text: &mut String, word: &str, after_code: bool) {
     }
 }
 
-/// Hexadecimal of eight digits or more, with dashes between them or not: hashes, UUIDs, trace ids.
+/// Whether a word is a hash, a UUID or a trace id: eight or more hexadecimal digits, dashes allowed.
 fn is_id(word: &str) -> bool {
     let digits = word.bytes().filter(|b| *b != b'-');
     word.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
@@ -120,14 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_differs_from_message_to_message_is_left_out() {
+    fn values_that_differ_between_messages_are_replaced() {
         for (reason, expected) in [
             (
-                "push gave up: web_push status 429: 2, webhook timeout: 117",
-                "push gave up: web_push status 429: #, webhook timeout: #",
+                "push failed: web_push status 429: 2, webhook timeout: 117",
+                "push failed: web_push status 429: #, webhook timeout: #",
             ),
             (
-                "push is pending: webhook status 503: 1 (attempt 20 of as many)",
+                "push is pending: webhook status 503: 1 (attempt 20 of 20)",
                 "push is pending: webhook status 503: #",
             ),
             (
@@ -143,12 +144,12 @@ mod tests {
             ("Panic: index 3\n", "panic: index #"),
             ("", ""),
         ] {
-            assert_eq!(normal(reason), expected, "{reason}");
+            assert_eq!(normalize(reason), expected, "{reason}");
         }
     }
 
     #[test]
-    fn kinds_and_causes_are_apart() {
+    fn kinds_and_causes_have_their_own_groups() {
         let push = group("push", Cause::Terminated, "x");
         assert_eq!(push, group("push", Cause::Terminated, "x"));
         assert_ne!(push, group("timeline", Cause::Terminated, "x"));
@@ -161,33 +162,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn applying_it_again_changes_nothing(reason in ".*|[a-f0-9#.\"( )-]{0,40}|(status|attempt|http|\\(attempt |[0-9]{1,4}|\\)| |\"|:|\\.){0,20}") {
-            let once = normal(&reason);
-            prop_assert_eq!(normal(&once), once);
+        fn normalization_is_idempotent(reason in ".*|[a-f0-9#.\"( )-]{0,40}|(status|attempt|http|\\(attempt |[0-9]{1,4}|\\)| |\"|:|\\.){0,20}") {
+            let once = normalize(&reason);
+            prop_assert_eq!(normalize(&once), once);
         }
 
         #[test]
-        fn numbers_ids_and_attempts_make_no_other_group(
+        fn numbers_ids_and_attempts_do_not_change_the_group(
             counts in prop::array::uniform2(any::<u64>()), id: u64, uuid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9]{12}",
             attempt in prop::option::of(any::<u32>()), status in 100..600_u32, other in 100..600_u32,
         ) {
             let text = |[a, b]: [u64; 2], id: u64, uuid: &str, attempt: Option<u32>, status: u32| {
-                let end = attempt.map(|n| format!(" (attempt {n} of as many)")).unwrap_or_default();
-                format!("push gave up: webhook status {status}: {a}, chunk {id:016x}, key {uuid}, waited {b} ms{end}")
+                let end = attempt.map(|n| format!(" (attempt {n} of {n})")).unwrap_or_default();
+                format!("push failed: webhook status {status}: {a}, chunk {id:016x}, key {uuid}, waited {b} ms{end}")
             };
-            let plain = normal(&text([1, 1], 0x0123_4567_89ab_cdef, "00000000-0000-0000-0000-000000000000", None, status));
-            prop_assert_eq!(&normal(&text(counts, id, &uuid, attempt, status)), &plain);
-            prop_assert_eq!(normal(&text(counts, id, &uuid, attempt, other)) == plain, other == status);
+            let plain = normalize(&text([1, 1], 0x0123_4567_89ab_cdef, "00000000-0000-0000-0000-000000000000", None, status));
+            prop_assert_eq!(&normalize(&text(counts, id, &uuid, attempt, status)), &plain);
+            prop_assert_eq!(normalize(&text(counts, id, &uuid, attempt, other)) == plain, other == status);
         }
 
         #[test]
-        fn no_digit_is_left_but_in_a_code(reason in "[a-z0-9 :,_-]{0,80}") {
-            let text = normal(&reason);
+        fn digits_remain_only_in_status_codes(reason in "[a-z0-9 :,_-]{0,80}") {
+            let text = normalize(&reason);
             let mut words = text.split(|c: char| !is_word(c));
             let mut last = "";
             for word in &mut words {
                 if word.bytes().any(|b| b.is_ascii_digit()) {
-                    prop_assert!(word.len() == 3 && CODES.contains(&last), "{} in {}", word, text);
+                    prop_assert!(word.len() == 3 && CODE_WORDS.contains(&last), "{} in {}", word, text);
                 }
                 last = word;
             }

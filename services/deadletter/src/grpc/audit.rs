@@ -1,4 +1,4 @@
-//! AuditService.
+//! The gRPC server of AuditService.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -14,16 +14,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// News that may wait for a slow caller; then the audit waits.
-const NEWS_WAITING_MAX: usize = 256;
-/// When to come back while another audit runs.
+/// Events buffered for a slow caller. The audit waits while the buffer is full.
+const EVENTS_BUFFERED_MAX: usize = 256;
+/// Retry delay in the error of an audit that is refused because another one runs.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Answers AuditService.
+/// Implements AuditService.
 pub(crate) struct AuditApi {
     auditor: Auditor,
-    /// An audit reads every timeline and holds some 150 MB: one at a time.
-    turn: Arc<Semaphore>,
+    /// One audit runs at a time: an audit reads every timeline and uses some 150 MB of memory.
+    permit: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -31,31 +31,34 @@ impl AuditApi {
     pub(crate) fn new(auditor: Auditor, shutdown: CancellationToken) -> Self {
         Self {
             auditor,
-            turn: Arc::new(Semaphore::new(1)),
+            permit: Arc::new(Semaphore::new(1)),
             shutdown,
         }
     }
 }
 
-type News = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
+type AuditStream = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl AuditService for AuditApi {
-    type RunAuditStream = News;
+    type RunAuditStream = AuditStream;
 
-    async fn run_audit(&self, request: Request<v1::RunAuditRequest>) -> Result<Response<News>, Status> {
+    async fn run_audit(
+        &self,
+        request: Request<v1::RunAuditRequest>,
+    ) -> Result<Response<AuditStream>, Status> {
         let request = request.into_inner();
         let scope = scope(&request)?;
-        let turn = self.turn.clone().try_acquire_owned().map_err(|_| {
+        let permit = self.permit.clone().try_acquire_owned().map_err(|_| {
             status::exhausted(
                 "AUDIT_RUNNING",
-                "another audit is running; one runs at a time",
+                "another audit is running; retry when it has ended",
                 RETRY_AFTER,
             )
         })?;
-        self.check_known(scope).await?;
-        let (events, mut heard) = mpsc::channel(NEWS_WAITING_MAX);
-        let (answers, news) = mpsc::channel(NEWS_WAITING_MAX);
+        self.check_scope(scope).await?;
+        let (events, mut received) = mpsc::channel(EVENTS_BUFFERED_MAX);
+        let (responses, stream) = mpsc::channel(EVENTS_BUFFERED_MAX);
         let auditor = self.auditor.clone();
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
@@ -64,40 +67,40 @@ impl AuditService for AuditApi {
             let outcome = loop {
                 tokio::select! {
                     biased;
-                    Some(event) = heard.recv() => {
-                        if answers.send(Ok(event_to_v1(event))).await.is_err() {
-                            // The caller has gone; with nobody to tell, the audit ends.
-                            heard.close();
+                    Some(event) = received.recv() => {
+                        if responses.send(Ok(event_to_v1(event))).await.is_err() {
+                            // The caller has disconnected: a closed channel ends the audit.
+                            received.close();
                         }
                     }
                     outcome = &mut auditing => break outcome,
                 }
             };
-            while let Ok(event) = heard.try_recv() {
-                // Nobody there is no failure.
-                let _ = answers.send(Ok(event_to_v1(event))).await;
+            while let Ok(event) = received.try_recv() {
+                // A disconnected caller is not an error.
+                let _ = responses.send(Ok(event_to_v1(event))).await;
             }
             let last = match outcome {
                 None => Err(status::unavailable(
                     "SHUTTING_DOWN",
                     "the service is shutting down",
                 )),
-                Some(Ok(summary)) => Ok(answer(run_audit_response::Event::Summary(summary_to_v1(
+                Some(Ok(summary)) => Ok(response(run_audit_response::Event::Summary(summary_to_v1(
                     &summary,
                 )))),
                 Some(Err(Error::Abandoned)) => return,
                 Some(Err(error)) => Err(error_to_status(&error)),
             };
-            let _ = answers.send(last).await;
-            drop(turn);
+            let _ = responses.send(last).await;
+            drop(permit);
         });
-        Ok(Response::new(ReceiverStream::new(news).boxed()))
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
 }
 
 impl AuditApi {
-    /// So that an unknown post is the answer to the call, and not to its stream.
-    async fn check_known(&self, scope: Scope) -> Result<(), Status> {
+    /// Refuses an unknown post as an error of the call and not of its stream.
+    async fn check_scope(&self, scope: Scope) -> Result<(), Status> {
         match self.auditor.knows(scope).await {
             Ok(()) => Ok(()),
             Err(error) => Err(error_to_status(&error)),
@@ -109,13 +112,13 @@ fn scope(request: &v1::RunAuditRequest) -> Result<Scope, Status> {
     match (request.since_time, request.post_id) {
         (Some(_), 1..) => Err(status::invalid(&[(
             "post_id",
-            "must not be given together with since_time",
+            "must not be set together with since_time",
         )])),
         (None, 0) => Ok(Scope::All),
         (None, post) => Ok(Scope::Post(PostId(post))),
         (Some(since), 0) => match herald_proto::timestamp_from_proto(&since) {
             Some(since) if since <= Timestamp::now() => Ok(Scope::Since(since)),
-            _ => Err(status::invalid(&[("since_time", "must be a moment in the past")])),
+            _ => Err(status::invalid(&[("since_time", "must be a time in the past")])),
         },
     }
 }
@@ -129,12 +132,12 @@ fn error_to_status(error: &Error) -> Status {
     }
 }
 
-fn answer(event: run_audit_response::Event) -> v1::RunAuditResponse {
+fn response(event: run_audit_response::Event) -> v1::RunAuditResponse {
     v1::RunAuditResponse { event: Some(event) }
 }
 
 fn event_to_v1(event: Event) -> v1::RunAuditResponse {
-    answer(match event {
+    response(match event {
         Event::Finding(finding) => run_audit_response::Event::Finding(finding_to_v1(finding)),
         Event::Progress(Progress {
             posts,

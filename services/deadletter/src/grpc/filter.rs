@@ -1,4 +1,4 @@
-//! Filters, as callers say them.
+//! Parses filters and selections of requests.
 
 use herald_model::{PostId, UserId, time::Timestamp};
 use herald_proto::v1;
@@ -7,26 +7,27 @@ use herald_store::{DeadLetterFilter, DeadLetterId};
 use tonic::Status;
 
 use super::Api;
-use crate::wire;
+use crate::convert;
 
-/// The longest part of a reason that can be looked for, bytes.
+/// Longest search text for reasons, bytes.
 const REASON_BYTES_MAX: usize = 512;
-/// The longest name of a stream or consumer, bytes.
+/// Longest name of a stream or consumer, bytes.
 const NAME_BYTES_MAX: usize = 128;
-/// Dead letters that can be named at a time.
+/// Dead letters in a selection by id.
 pub(super) const IDS_MAX: usize = 10_000;
 
-/// Which dead letters to act on.
+/// The dead letters of an operation.
 pub(super) enum Selection {
-    /// These.
+    /// The dead letters with these ids, sorted and unique.
     Ids(Vec<DeadLetterId>),
-    /// The open ones of these; `None`: there are none, as nobody has ever heard of the author.
+    /// The open dead letters that match; `None` if nothing can match because the author is unknown.
     Filter(Option<DeadLetterFilter>),
 }
 
 impl Api {
-    /// Reads a filter; `None` when nothing can pass it, as nobody has ever heard of the author.
-    pub(super) async fn filter(
+    /// Parses a filter; `None` if nothing can match because the author is unknown. `field` is the filter's path in
+    /// errors.
+    pub(super) async fn parse_filter(
         &self,
         field: &str,
         filter: v1::DeadLetterFilter,
@@ -45,36 +46,36 @@ impl Api {
             );
         }
         let cause = violations.take(name("cause"), {
-            v1::DeadLetterCause::try_from(filter.cause).map_err(|_| "is no cause")
+            v1::DeadLetterCause::try_from(filter.cause).map_err(|_| "is not a cause of a dead letter")
         });
         let state = violations.take(name("state"), {
-            v1::DeadLetterState::try_from(filter.state).map_err(|_| "is no state of a dead letter")
+            v1::DeadLetterState::try_from(filter.state).map_err(|_| "is not a state of a dead letter")
         });
         let channel = violations.take(name("channel"), {
-            v1::Channel::try_from(filter.channel).map_err(|_| "is no channel")
+            v1::Channel::try_from(filter.channel).map_err(|_| "is not a channel")
         });
         let group = match filter.group_id.as_str() {
             "" => None,
             id => violations.take(
                 name("group_id"),
-                wire::group_from(id).ok_or("must be 16 hexadecimal digits, as groups tell it"),
+                convert::parse_group_id(id).ok_or("must be 16 hexadecimal digits, as in ListGroups"),
             ),
         };
         let author = match filter.author_id.as_str() {
             "" => None,
             id => violations.take(name("author_id"), UserId::new(id).map_err(|e| e.to_string())),
         };
-        let mut moment = |part: &str, at: Option<prost_types::Timestamp>| -> Option<Timestamp> {
+        let mut timestamp = |part: &str, at: Option<prost_types::Timestamp>| -> Option<Timestamp> {
             at.and_then(|at| {
                 violations.take(
                     name(part),
                     herald_proto::timestamp_from_proto(&at)
-                        .ok_or("is no time that can be told in microseconds"),
+                        .ok_or("is out of range for a time in microseconds"),
                 )
             })
         };
-        let since = moment("start_time", filter.start_time);
-        let until = moment("end_time", filter.end_time);
+        let since = timestamp("start_time", filter.start_time);
+        let until = timestamp("end_time", filter.end_time);
         violations.into_result()?;
 
         let author = match author {
@@ -87,24 +88,27 @@ impl Api {
                 }
             }
         };
-        let word = |text: String| (!text.is_empty()).then_some(text);
+        let non_empty = |text: String| (!text.is_empty()).then_some(text);
         Ok(Some(DeadLetterFilter {
-            stream: word(filter.stream),
-            consumer: word(filter.consumer),
-            cause: cause.and_then(wire::cause_from),
-            reason: word(filter.reason.to_lowercase()),
+            stream: non_empty(filter.stream),
+            consumer: non_empty(filter.consumer),
+            cause: cause.and_then(convert::cause_from_proto),
+            reason: non_empty(filter.reason.to_lowercase()),
             group,
             author,
             post: (filter.post_id != 0).then_some(PostId(filter.post_id)),
-            channel: channel.and_then(wire::channel_from),
-            state: state.and_then(wire::state_from),
+            channel: channel.and_then(convert::channel_from_proto),
+            state: state.and_then(convert::state_from_proto),
             since,
             until,
         }))
     }
 
-    /// Reads a selection.
-    pub(super) async fn selection(&self, selection: v1::DeadLetterSelection) -> Result<Selection, Status> {
+    /// Parses a selection. Exactly one of ids, filter and all must be set.
+    pub(super) async fn parse_selection(
+        &self,
+        selection: v1::DeadLetterSelection,
+    ) -> Result<Selection, Status> {
         let refuse = |field: &str, why: &str| Err(status::invalid(&[(field, why)]));
         let v1::DeadLetterSelection {
             dead_letter_ids,
@@ -112,12 +116,12 @@ impl Api {
             all,
         } = selection;
         let filter = filter.filter(|filter| *filter != v1::DeadLetterFilter::default());
-        let given = [!dead_letter_ids.is_empty(), filter.is_some(), all];
-        match given.iter().filter(|given| **given).count() {
+        let set = [!dead_letter_ids.is_empty(), filter.is_some(), all];
+        match set.iter().filter(|set| **set).count() {
             0 => {
                 return refuse(
                     "selection",
-                    "must name dead letters, or have a filter that says something, or say all",
+                    "must have dead_letter_ids, a non-empty filter, or all",
                 );
             }
             1 => {}
@@ -132,7 +136,7 @@ impl Api {
             if dead_letter_ids.len() > IDS_MAX {
                 return refuse(
                     "selection.dead_letter_ids",
-                    &format!("must be at most {IDS_MAX}: use a filter"),
+                    &format!("must have at most {IDS_MAX} entries: use a filter instead"),
                 );
             }
             if dead_letter_ids.contains(&0) {
@@ -146,13 +150,13 @@ impl Api {
         let filter = filter.unwrap_or_default();
         let open = v1::DeadLetterState::Open;
         if filter.state != 0 && filter.state != i32::from(open) {
-            return refuse("selection.filter.state", "must be open, or not said");
+            return refuse("selection.filter.state", "must be open or unset");
         }
         let filter = v1::DeadLetterFilter {
             state: open.into(),
             ..filter
         };
-        self.filter("selection.filter", filter)
+        self.parse_filter("selection.filter", filter)
             .await
             .map(Selection::Filter)
     }

@@ -1,9 +1,9 @@
-//! What became of dead letters that were sent once more.
+//! Tracks the outcomes of redriven dead letters.
 //!
-//! One that failed again comes back through ADVISORIES and DLQ, and the index opens it. One that is acknowledged is done,
-//! and nobody tells of that; but the consumer's floor passes it. A failure passes the floor as well, so before a dead letter
-//! counts as done, all advisories up to then are waited for. Should one be later than that, the dead letter is opened all the
-//! same.
+//! A redriven message that fails again causes an advisory and a DLQ entry, and the index reopens its dead letter. A
+//! message that succeeds only raises the acknowledgement floor of its consumer. A failed message raises the floor too.
+//! So before a dead letter is resolved, the tracker waits until all advisories and DLQ entries up to that moment are
+//! handled. An advisory that arrives later still reopens its dead letter.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,161 +18,169 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Metrics, domain::fingerprint, error::StepError, failures::Failures};
+use crate::{Metrics, domain::fingerprint, error::StepError, failure_recorder::FailureRecorder};
 
-/// How often the floors are looked at while dead letters are under way.
-const INTERVAL: Duration = Duration::from_millis(50);
-/// How long an advisory may take into its stream after the floor has passed its message.
-const GRACE: Duration = Duration::from_millis(50);
-/// How long advisories are waited for. Those that come later still open their dead letters.
+/// Interval between two reads of the acknowledgement floors while dead letters are in flight.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time for an advisory to reach its stream after the floor has passed its message.
+const ADVISORY_GRACE: Duration = Duration::from_millis(50);
+/// Longest wait for advisories and DLQ entries.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
-/// Dead letters that are resolved together. Few, because fan-out waits for the same fsyncs.
+/// Dead letters resolved by one commit. A larger commit would delay fan-out, which waits for the same fsync.
 const RESOLVED_PER_COMMIT: usize = 128;
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_secs(1);
+/// Delay before the retry of a failed step.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The reason of a dead letter whose redrive was removed before anybody worked on it.
-const REMOVED: &str = "removed from REDRIVE before it was acknowledged";
+/// The reason of a dead letter whose message was removed from REDRIVE.
+const REMOVED_REASON: &str = "removed from REDRIVE before it was acknowledged";
 
-/// Dead letters under way.
-pub(crate) struct Outcomes {
+/// The dead letters in flight.
+pub(crate) struct OutcomeTracker {
     mesh: Mesh,
     dead_letters: Arc<dyn DeadLetters>,
-    failures: Failures,
+    recorder: FailureRecorder,
     metrics: Metrics,
-    /// By kind, and by where they are in REDRIVE.
-    under_way: Mutex<BTreeMap<ConsumerKind, BTreeMap<u64, Chosen>>>,
-    more: Notify,
+    /// By kind of consumer and by sequence in REDRIVE.
+    in_flight: Mutex<BTreeMap<ConsumerKind, BTreeMap<u64, Chosen>>>,
+    tracked: Notify,
     settled: Notify,
 }
 
-impl Outcomes {
+impl OutcomeTracker {
     pub(super) fn new(
         mesh: Mesh,
         dead_letters: Arc<dyn DeadLetters>,
-        failures: Failures,
+        recorder: FailureRecorder,
         metrics: Metrics,
     ) -> Self {
         Self {
             mesh,
             dead_letters,
-            failures,
+            recorder,
             metrics,
-            under_way: Mutex::default(),
-            more: Notify::new(),
+            in_flight: Mutex::default(),
+            tracked: Notify::new(),
             settled: Notify::new(),
         }
     }
 
-    /// Takes in dead letters that were sent: where they are in REDRIVE.
-    pub(super) fn expect(&self, dead_letters: impl IntoIterator<Item = (Chosen, ConsumerKind, u64)>) {
-        let mut under_way = self.under_way.lock();
+    /// Tracks sent dead letters, each with its sequence in REDRIVE.
+    pub(super) fn track(&self, dead_letters: impl IntoIterator<Item = (Chosen, ConsumerKind, u64)>) {
+        let mut in_flight = self.in_flight.lock();
         for (dead_letter, kind, sequence) in dead_letters {
-            under_way.entry(kind).or_default().insert(sequence, dead_letter);
+            in_flight.entry(kind).or_default().insert(sequence, dead_letter);
         }
-        drop(under_way);
-        self.more.notify_one();
+        drop(in_flight);
+        self.tracked.notify_one();
     }
 
-    /// Waits until something became known, but not longer than this.
-    pub(super) async fn news(&self, wait: Duration) {
-        let _ = tokio::time::timeout(wait, self.settled.notified()).await;
+    /// Waits until an outcome is recorded, at most `wait_max`.
+    pub(super) async fn wait_for_outcome(&self, wait_max: Duration) {
+        let _ = tokio::time::timeout(wait_max, self.settled.notified()).await;
     }
 
-    /// Looks after the dead letters until the end.
+    /// Records outcomes until the shutdown.
     pub(super) async fn run(&self, stop: &CancellationToken) {
         let run = async {
             loop {
-                while self.under_way.lock().values().all(BTreeMap::is_empty) {
-                    self.more.notified().await;
+                while self.in_flight.lock().values().all(BTreeMap::is_empty) {
+                    self.tracked.notified().await;
                 }
-                tokio::time::sleep(INTERVAL).await;
-                if let Err(error) = self.look().await {
-                    tracing::warn!(%error, "outcomes of redrives not known yet");
-                    tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
+                if let Err(error) = self.resolve_acknowledged().await {
+                    tracing::warn!(%error, "can't record the outcomes of redrives; retrying");
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         };
         stop.run_until_cancelled(run).await;
     }
 
-    /// Resolves dead letters that their consumers are done with.
-    async fn look(&self) -> Result<(), StepError> {
+    /// Resolves the dead letters below the acknowledgement floors, and reopens those removed from REDRIVE.
+    async fn resolve_acknowledged(&self) -> Result<(), StepError> {
         let kinds: Vec<ConsumerKind> = {
-            let under_way = self.under_way.lock();
-            under_way
+            let in_flight = self.in_flight.lock();
+            in_flight
                 .iter()
                 .filter(|(_, dead_letters)| !dead_letters.is_empty())
                 .map(|(kind, _)| *kind)
                 .collect()
         };
-        let mut passed = Vec::new();
+        let mut acknowledged = Vec::new();
         for kind in kinds {
             let floor = self
                 .mesh
                 .ack_floor(streams::REDRIVE, consumers::redrive(kind))
                 .await?;
-            let under_way = self.under_way.lock();
-            let dead_letters = under_way.get(&kind).into_iter().flatten();
-            passed.extend(
+            let in_flight = self.in_flight.lock();
+            let dead_letters = in_flight.get(&kind).into_iter().flatten();
+            acknowledged.extend(
                 dead_letters
                     .take_while(|(sequence, _)| **sequence <= floor)
                     .map(|(sequence, dead_letter)| (kind, *sequence, *dead_letter)),
             );
         }
-        if passed.is_empty() {
+        if acknowledged.is_empty() {
             return Ok(());
         }
-        self.catch_up().await;
-        let removed = self.removed(&passed).await?;
+        self.wait_for_failures().await;
+        let removed = self.find_removed(&acknowledged).await?;
         for dead_letter in &removed {
-            self.failures.reopen_removed(&reopening(*dead_letter)).await?;
+            self.recorder.reopen_removed(&reopening(*dead_letter)).await?;
         }
-        let done: Vec<Chosen> = passed
+        let succeeded: Vec<Chosen> = acknowledged
             .iter()
             .map(|(_, _, dead_letter)| *dead_letter)
             .filter(|dead_letter| !removed.contains(dead_letter))
             .collect();
-        for some in done.chunks(RESOLVED_PER_COMMIT) {
-            let resolved = self.dead_letters.resolve(some, Timestamp::now()).await?;
+        for batch in succeeded.chunks(RESOLVED_PER_COMMIT) {
+            let resolved = self.dead_letters.resolve(batch, Timestamp::now()).await?;
             self.metrics.resolved.inc_by(resolved);
         }
-        let mut under_way = self.under_way.lock();
-        for (kind, sequence, _) in &passed {
-            if let Some(dead_letters) = under_way.get_mut(kind) {
+        let mut in_flight = self.in_flight.lock();
+        for (kind, sequence, _) in &acknowledged {
+            if let Some(dead_letters) = in_flight.get_mut(kind) {
                 dead_letters.remove(sequence);
             }
         }
-        drop(under_way);
+        drop(in_flight);
         self.settled.notify_waiters();
         Ok(())
     }
 
-    /// Waits until every failure up to now is in the store.
-    async fn catch_up(&self) {
-        let reached = async {
-            tokio::time::sleep(GRACE).await;
+    /// Waits until all failures up to now are in the store, at most [`CATCH_UP_MAX`].
+    async fn wait_for_failures(&self) {
+        let catch_up = async {
+            tokio::time::sleep(ADVISORY_GRACE).await;
             for (stream, consumer) in [
                 (streams::ADVISORIES, consumers::DEADLETTER),
                 (streams::DLQ, consumers::DEAD_LETTERS),
             ] {
                 let last = self.mesh.last_sequence(stream).await?;
                 while self.mesh.ack_floor(stream, consumer).await? < last {
-                    tokio::time::sleep(GRACE / 5).await;
+                    tokio::time::sleep(ADVISORY_GRACE / 5).await;
                 }
             }
             Ok::<_, StepError>(())
         };
-        match tokio::time::timeout(CATCH_UP_MAX, reached).await {
+        match tokio::time::timeout(CATCH_UP_MAX, catch_up).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "not known whether all advisories are in"),
-            Err(_) => tracing::warn!("advisories are behind: some redrives may be open again later"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "can't read the acknowledgement floors of ADVISORIES and DLQ");
+            }
+            Err(_) => tracing::warn!(
+                "ADVISORIES or DLQ is not drained; a resolved dead letter may be reopened later"
+            ),
         }
     }
 
-    /// Those that are no longer in REDRIVE. Limits remove from the front, so when the first is there all are.
-    async fn removed(&self, passed: &[(ConsumerKind, u64, Chosen)]) -> Result<Vec<Chosen>, StepError> {
-        let mut in_order: Vec<_> = passed.iter().collect();
+    /// Finds the dead letters that are no longer in REDRIVE. Stream limits remove the oldest messages first, so the
+    /// search ends at the first message found.
+    async fn find_removed(
+        &self,
+        acknowledged: &[(ConsumerKind, u64, Chosen)],
+    ) -> Result<Vec<Chosen>, StepError> {
+        let mut in_order: Vec<_> = acknowledged.iter().collect();
         in_order.sort_unstable_by_key(|(_, sequence, _)| *sequence);
         let mut removed = Vec::new();
         for (_, sequence, dead_letter) in in_order {
@@ -191,9 +199,9 @@ fn reopening(dead_letter: Chosen) -> Reopening {
         dead_letter: dead_letter.id,
         round: dead_letter.round,
         cause,
-        reason: REMOVED.into(),
-        group: fingerprint::group(streams::REDRIVE, cause, REMOVED),
-        group_reason: REMOVED.into(),
+        reason: REMOVED_REASON.into(),
+        group: fingerprint::group(streams::REDRIVE, cause, REMOVED_REASON),
+        group_reason: REMOVED_REASON.into(),
         failed_at: Timestamp::now(),
     }
 }

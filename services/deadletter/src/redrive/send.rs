@@ -8,69 +8,71 @@ use herald_model::time::Timestamp;
 use herald_proto::{mesh_v1::DlqEntry, v1};
 use herald_store::{Chosen, DeadLetter, DeadLetterState, OperationId, Reopening};
 
-use super::{Redrives, chosen, refusal, way_back};
-use crate::{domain::pace::Pace, error::StepError};
+use super::{OperationRunner, redrive_target, refusal, to_chosen};
+use crate::{domain::throttle::RateLimiter, error::StepError};
 
-/// Dead letters that are read and published at a time.
-const SENDS: usize = 64;
+/// Dead letters read and published concurrently.
+const CONCURRENCY: usize = 64;
 
 /// The result of sending one dead letter.
-enum Sent {
-    /// Its sequence in REDRIVE.
-    At(Chosen, ConsumerKind, u64),
-    /// It can't be sent; the dead letter records why.
-    Not(Reopening),
+enum SendResult {
+    /// Published, with its sequence in REDRIVE.
+    Published(Chosen, ConsumerKind, u64),
+    /// It can't be redriven; the reason is in the reopening.
+    Refused(Reopening),
 }
 
-impl Redrives {
+impl OperationRunner {
     /// Publishes claimed dead letters at the redrive's rate, and records their sequences in REDRIVE.
     pub(super) async fn send(
         &self,
         operation: OperationId,
         dead_letters: Vec<DeadLetter>,
-        pace: &mut Pace,
+        limiter: &mut RateLimiter,
     ) -> Result<(), StepError> {
-        let sends: Vec<Result<Sent, StepError>> = stream::iter(dead_letters)
-            .map(|dead_letter| (dead_letter, pace.wait(Instant::now())))
-            .then(|(dead_letter, wait)| async move {
-                // A timer takes a millisecond even for nothing.
-                if !wait.is_zero() {
-                    tokio::time::sleep(wait).await;
+        let sends: Vec<Result<SendResult, StepError>> = stream::iter(dead_letters)
+            .map(|dead_letter| (dead_letter, limiter.reserve(Instant::now())))
+            .then(|(dead_letter, delay)| async move {
+                // Tokio's timer takes a millisecond even for a delay of zero.
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
                 }
                 dead_letter
             })
             .map(|dead_letter| self.send_one(dead_letter))
-            .buffer_unordered(SENDS)
+            .buffer_unordered(CONCURRENCY)
             .collect()
             .await;
         let mut sent = Vec::with_capacity(sends.len());
         let mut refused = Vec::new();
         let mut outcome = Ok(());
-        for one in sends {
-            match one {
-                Ok(Sent::At(dead_letter, kind, sequence)) => sent.push((dead_letter, kind, sequence)),
-                Ok(Sent::Not(refusal)) => {
+        for result in sends {
+            match result {
+                Ok(SendResult::Published(dead_letter, kind, sequence)) => {
+                    sent.push((dead_letter, kind, sequence));
+                }
+                Ok(SendResult::Refused(refusal)) => {
                     tracing::warn!(
                         dead_letter_id = refusal.dead_letter.0,
                         redrive_id = operation.0,
                         reason = refusal.reason,
-                        "dead letter can't be redriven"
+                        "dead letter can't be redriven; it is open again"
                     );
                     refused.push(refusal);
                 }
                 Err(error) => outcome = Err(error),
             }
         }
-        self.record(operation, sent).await?;
-        // Together, so that they share a commit.
+        self.record_sent(operation, sent).await?;
+        // Concurrently, so that the reopenings share a commit.
         future::try_join_all(refused.iter().map(|refusal| self.dead_letters.reopen(refusal))).await?;
         self.metrics
-            .open(self.dead_letters.count(DeadLetterState::Open).await?);
+            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
         outcome
     }
 
-    /// Records the sequences of sent dead letters in REDRIVE, and watches for their outcomes.
-    pub(super) async fn record(
+    /// Records the sequences of sent dead letters in REDRIVE, and tracks their outcomes.
+    pub(super) async fn record_sent(
         &self,
         operation: OperationId,
         sent: Vec<(Chosen, ConsumerKind, u64)>,
@@ -78,55 +80,63 @@ impl Redrives {
         if sent.is_empty() {
             return Ok(());
         }
-        let places: Vec<_> = sent
+        let sequences: Vec<_> = sent
             .iter()
             .map(|(dead_letter, _, sequence)| (*dead_letter, *sequence))
             .collect();
-        self.dead_letters.sent(operation, &places).await?;
+        self.dead_letters.sent(operation, &sequences).await?;
         self.metrics.redriven.inc_by(sent.len() as u64);
-        self.outcomes.expect(sent);
+        self.outcomes.track(sent);
         Ok(())
     }
 
-    async fn send_one(&self, dead_letter: DeadLetter) -> Result<Sent, StepError> {
-        let not = |why: &str| Sent::Not(refusal::of(&dead_letter, why, Timestamp::now()));
-        let redrive = match self.message_of(&dead_letter).await? {
+    async fn send_one(&self, dead_letter: DeadLetter) -> Result<SendResult, StepError> {
+        let refuse = |why: &str| SendResult::Refused(refusal::reopening(&dead_letter, why, Timestamp::now()));
+        let redrive = match self.build_redrive(&dead_letter).await? {
             Ok(redrive) => redrive,
-            Err(why) => return Ok(not(why)),
+            Err(why) => return Ok(refuse(why)),
         };
         match self.mesh.redrive(&redrive).await {
-            Ok(published) => Ok(Sent::At(chosen(&dead_letter), redrive.kind, published.sequence)),
+            Ok(published) => Ok(SendResult::Published(
+                to_chosen(&dead_letter),
+                redrive.kind,
+                published.sequence,
+            )),
             Err(error) => match error.kind() {
                 ErrorKind::TooLarge | ErrorKind::Invalid | ErrorKind::Rejected => {
-                    Ok(not(&format!("the broker refuses it: {error}")))
+                    Ok(refuse(&format!("the broker refuses it: {error}")))
                 }
                 _ => Err(error.into()),
             },
         }
     }
 
-    /// Reads from DLQ what a dead letter sends; the inner error is why it can't be redriven.
-    async fn message_of(&self, dead_letter: &DeadLetter) -> Result<Result<Redrive, &'static str>, StepError> {
-        let Some((kind, subject)) = way_back(dead_letter) else {
-            return Ok(Err("no consumer takes it"));
+    /// Builds the message to REDRIVE from the entry in DLQ. The inner error is the reason why the dead letter can't be
+    /// redriven.
+    async fn build_redrive(
+        &self,
+        dead_letter: &DeadLetter,
+    ) -> Result<Result<Redrive, &'static str>, StepError> {
+        let Some((kind, subject)) = redrive_target(dead_letter) else {
+            return Ok(Err("no consumer handles its subject"));
         };
         let Some(message) = self.mesh.message(streams::DLQ, dead_letter.id.0).await? else {
-            return Ok(Err("it is no longer in DLQ"));
+            return Ok(Err("its message is no longer in DLQ"));
         };
-        let Ok(body) = message.decode::<DlqEntry>() else {
-            return Ok(Err("it can't be read"));
+        let Ok(entry) = message.decode::<DlqEntry>() else {
+            return Ok(Err("its DLQ entry is malformed"));
         };
-        let payload = match body.payload_state() {
-            v1::DeadLetterPayload::Kept => body.payload,
+        let payload = match entry.payload_state() {
+            v1::DeadLetterPayload::Kept => entry.payload,
             v1::DeadLetterPayload::TooLarge => {
                 let origin = &dead_letter.origin;
                 match self.mesh.message(&origin.stream, origin.sequence).await? {
                     Some(message) => message.payload,
-                    None => return Ok(Err("it is no longer in its stream")),
+                    None => return Ok(Err("its message is no longer in its stream")),
                 }
             }
             v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
-                return Ok(Err("what it carried is gone"));
+                return Ok(Err("its payload is gone"));
             }
         };
         Ok(Ok(Redrive {
@@ -137,8 +147,8 @@ impl Redrives {
             sequence: dead_letter.original_sequence,
             published_at: dead_letter.published_at,
             payload,
-            trace_parent: Some(body.trace_parent).filter(|parent| !parent.is_empty()),
-            trace_state: Some(body.trace_state).filter(|state| !state.is_empty()),
+            trace_parent: Some(entry.trace_parent).filter(|parent| !parent.is_empty()),
+            trace_state: Some(entry.trace_state).filter(|state| !state.is_empty()),
             id: format!("dlq/{}/redrive/{}", dead_letter.id.0, dead_letter.round),
         }))
     }

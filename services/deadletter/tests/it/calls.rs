@@ -1,12 +1,14 @@
-//! What callers get, and what they may not ask for.
+//! Responses and refused requests of DeadLetterService.
 
 use herald_proto::v1::{self, DeadLetterFilter, DeadLetterSelection, DeadLetterState};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, Harness, dead_letters, everything, get, ids, in_state, list, redrive, until};
+use crate::harness::{
+    Client, Harness, dead_letters, get, in_state, list, redrive, select_all, select_ids, until,
+};
 
-/// The reason in an error's details.
+/// The reason in the details of an error.
 pub(crate) fn reason(status: &Status) -> String {
     status
         .get_details_error_info()
@@ -37,13 +39,13 @@ fn filtered(filter: DeadLetterFilter) -> DeadLetterSelection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_selections_are_refused_and_do_nothing() {
+async fn invalid_selections_are_refused_and_change_nothing() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=4).await;
-    redrive(client, ids([2]), None).await.unwrap();
-    assert_eq!(discard(client, ids([3]), false).await.unwrap(), 1);
+    harness.create_dead_letters(client, 1..=4).await;
+    redrive(client, select_ids([2]), None).await.unwrap();
+    assert_eq!(discard(client, select_ids([3]), false).await.unwrap(), 1);
     let before = dead_letters(client, 4).await;
 
     let both = DeadLetterSelection {
@@ -55,8 +57,8 @@ async fn bad_selections_are_refused_and_do_nothing() {
         (DeadLetterSelection::default(), "selection"),
         (filtered(DeadLetterFilter::default()), "selection"),
         (both, "selection"),
-        (ids([0]), "selection.dead_letter_ids"),
-        (ids(1..=10_001), "selection.dead_letter_ids"),
+        (select_ids([0]), "selection.dead_letter_ids"),
+        (select_ids(1..=10_001), "selection.dead_letter_ids"),
         (
             filtered(DeadLetterFilter {
                 state: DeadLetterState::Discarded.into(),
@@ -85,9 +87,9 @@ async fn bad_selections_are_refused_and_do_nothing() {
         assert_eq!(field(&refused), expected, "{selection:?}");
     }
     for (selection, code, expected) in [
-        (ids([1, 99, 100]), Code::NotFound, "DEAD_LETTER_NOT_FOUND"),
-        (ids([1, 2]), Code::FailedPrecondition, "ALREADY_REDRIVEN"),
-        (ids([1, 3]), Code::FailedPrecondition, "ALREADY_DISCARDED"),
+        (select_ids([1, 99, 100]), Code::NotFound, "DEAD_LETTER_NOT_FOUND"),
+        (select_ids([1, 2]), Code::FailedPrecondition, "ALREADY_REDRIVEN"),
+        (select_ids([1, 3]), Code::FailedPrecondition, "ALREADY_DISCARDED"),
         (
             filtered(DeadLetterFilter {
                 group_id: "0000000000000001".into(),
@@ -108,14 +110,14 @@ async fn bad_selections_are_refused_and_do_nothing() {
             );
         }
     }
-    let unknown = redrive(client, ids([1, 99, 100]), None).await.unwrap_err();
+    let unknown = redrive(client, select_ids([1, 99, 100]), None).await.unwrap_err();
     assert_eq!(unknown.message(), "there is no dead letter 99, 100");
     assert_eq!(dead_letters(client, 4).await, before);
     assert_eq!(harness.redriven(), [(2, 1)]);
 
     let mut other = client.clone();
     let request = v1::RedriveDeadLettersRequest {
-        selection: Some(everything()),
+        selection: Some(select_all()),
         rate_max: 5_001,
         ..Default::default()
     };
@@ -148,11 +150,11 @@ async fn bad_selections_are_refused_and_do_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_stay_right_when_the_set_changes() {
+async fn pages_stay_consistent_when_dead_letters_change() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut client = service.client.clone();
-    harness.fill(&client, 1..=7).await;
+    harness.create_dead_letters(&client, 1..=7).await;
     let open = DeadLetterFilter {
         state: DeadLetterState::Open.into(),
         ..Default::default()
@@ -175,8 +177,8 @@ async fn pages_stay_right_when_the_set_changes() {
         .unwrap()
         .into_inner();
     assert_eq!(page_ids(&first), [1, 2, 3]);
-    discard(&client, ids([3, 4]), false).await.unwrap();
-    harness.fill(&client, 8..=8).await;
+    discard(&client, select_ids([3, 4]), false).await.unwrap();
+    harness.create_dead_letters(&client, 8..=8).await;
     let second = client
         .list_dead_letters(request(first.next_page_token.clone(), true))
         .await
@@ -196,7 +198,7 @@ async fn pages_stay_right_when_the_set_changes() {
         .into_inner();
     assert_eq!(page_ids(&newest), [8, 7, 6]);
 
-    // A token is for its own filter and order.
+    // A page token is valid for its filter and order only.
     for wrong in [
         request(first.next_page_token.clone(), false),
         request("nonsense".into(), true),
@@ -224,8 +226,8 @@ async fn dead_letters_are_filtered_and_grouped() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=5).await;
-    harness.advise("PUSH", "push-low", 77, None).await;
+    harness.create_dead_letters(client, 1..=5).await;
+    harness.publish_advisory("PUSH", "push-low", 77, None).await;
     dead_letters(client, 6).await;
     let find = async |filter: DeadLetterFilter| -> Vec<u64> {
         let found = list(client, filter).await;
@@ -295,7 +297,7 @@ async fn dead_letters_are_filtered_and_grouped() {
     assert_eq!((groups.group_count, groups.dead_letter_count), (2, 6));
     let group = &groups.groups[0];
     assert_eq!((group.dead_letter_count, group.example_dead_letter_id), (5, 5));
-    assert_eq!(group.reason, "push gave up: webhook status 503: #");
+    assert_eq!(group.reason, "push failed: webhook status 503: #");
     let in_group = DeadLetterFilter {
         group_id: group.group_id.clone(),
         ..any()
@@ -307,43 +309,43 @@ async fn dead_letters_are_filtered_and_grouped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn discarded_dead_letters_are_kept_and_the_history_says_by_whom() {
+async fn discarded_dead_letters_are_kept_and_the_audit_log_names_the_actor() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut client = service.client.clone();
-    harness.fill(&client, 1..=4).await;
-    assert_eq!(discard(&client, everything(), true).await.unwrap(), 4);
+    harness.create_dead_letters(&client, 1..=4).await;
+    assert_eq!(discard(&client, select_all(), true).await.unwrap(), 4);
     assert_eq!(in_state(&client, DeadLetterState::Open).await.len(), 4);
 
     let mut request = tonic::Request::new(v1::DiscardDeadLettersRequest {
-        selection: Some(ids([1, 2])),
+        selection: Some(select_ids([1, 2])),
         dry_run: false,
     });
     request
         .metadata_mut()
         .insert("herald-actor", "ann@laptop".parse().unwrap());
     client.discard_dead_letters(request).await.unwrap();
-    discard(&client, everything(), false).await.unwrap();
+    discard(&client, select_all(), false).await.unwrap();
     assert_eq!(in_state(&client, DeadLetterState::Discarded).await, [1, 2, 3, 4]);
-    let error = redrive(&client, ids([1]), None).await.unwrap_err();
+    let error = redrive(&client, select_ids([1]), None).await.unwrap_err();
     assert_eq!(reason(&error), "ALREADY_DISCARDED");
     let shown = get(&client, 1).await;
     assert!(!shown.payload.is_empty());
     assert_eq!(shown.operations[0].actor, "ann@laptop");
 
-    let history = |page_token: String| v1::ListOperationsRequest {
+    let audit_log_page = |page_token: String| v1::ListOperationsRequest {
         page_size: 1,
         page_token,
     };
     let last = client
-        .list_operations(history(String::new()))
+        .list_operations(audit_log_page(String::new()))
         .await
         .unwrap()
         .into_inner();
     assert_eq!(last.operations[0].actor, "unknown");
     assert!(last.operations[0].selection.as_ref().unwrap().all);
     let first = client
-        .list_operations(history(last.next_page_token))
+        .list_operations(audit_log_page(last.next_page_token))
         .await
         .unwrap()
         .into_inner();

@@ -1,4 +1,4 @@
-//! A configuration that is out of bounds.
+//! The service refuses a configuration out of bounds.
 
 use herald_deadletter::{Config, Error, run};
 use tokio_util::sync::CancellationToken;
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::Harness;
 
 #[tokio::test]
-async fn the_service_refuses_to_start() {
+async fn a_value_out_of_bounds_is_refused_at_the_start() {
     let harness = Harness::start().await;
     let (deps, _) = harness.deps().await;
     let config = Config {

@@ -1,4 +1,4 @@
-//! How dead letters come about.
+//! Creation of dead letters.
 
 use herald_mesh::streams;
 use herald_model::PostId;
@@ -8,14 +8,14 @@ use herald_proto::{
 };
 use prost::Message as _;
 
-use crate::harness::{Harness, Verdict, body, dead_letters, get, redrive, until};
+use crate::harness::{Harness, Verdict, dead_letters, dlq_entry, get, redrive, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_given_up_becomes_a_dead_letter_with_all_that_is_known() {
+async fn a_terminated_message_becomes_a_dead_letter_with_all_details() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let chunk = harness.plan(9, &["ann", "bob", "cat"]).await;
-    harness.tell(Verdict::Term("push gave up: webhook status 503: 3"));
+    harness.set_verdict(Verdict::Term("push failed: webhook status 503: 3"));
     let sequence = harness.publish(&chunk).await;
 
     let dead_letter = dead_letters(&service.client, 1).await.remove(0);
@@ -32,7 +32,7 @@ async fn a_message_given_up_becomes_a_dead_letter_with_all_that_is_known() {
     assert_eq!(dead_letter.subject, "push.v1.deliver.normal");
     assert_eq!(dead_letter.message_type, "herald.mesh.v1.PushChunk");
     assert_eq!(dead_letter.cause(), DeadLetterCause::Terminated);
-    assert_eq!(dead_letter.reason, "push gave up: webhook status 503: 3");
+    assert_eq!(dead_letter.reason, "push failed: webhook status 503: 3");
     assert_eq!((dead_letter.post_id, &dead_letter.author_id[..]), (9, "author"));
     assert_eq!(
         (dead_letter.channel(), dead_letter.lane()),
@@ -61,7 +61,7 @@ async fn a_message_given_up_becomes_a_dead_letter_with_all_that_is_known() {
         Some(&format!("9/push/{:016x}", chunk.chunk_id)[..])
     );
 
-    // Soon after, the ledger says that they are dead, and analytics hears of it.
+    // The ledger marks the recipients dead, and an event for analytics is published.
     until(async || {
         let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
         (counts.push.dead, counts.push.pending) == (3, 0)
@@ -80,16 +80,18 @@ async fn a_message_given_up_becomes_a_dead_letter_with_all_that_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_told_again_is_one_dead_letter() {
+async fn a_repeated_advisory_creates_no_second_dead_letter() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let chunk = harness.plan(9, &["ann"]).await;
-    harness.tell(Verdict::Term("no"));
+    harness.set_verdict(Verdict::Term("no"));
     let sequence = harness.publish(&chunk).await;
     let dead_letter = dead_letters(&service.client, 1).await.remove(0);
 
-    // By another leader, within the window of DLQ; and, as one after it, straight into DLQ under another id.
-    harness.advise("PUSH", "push-normal", sequence, Some("no")).await;
+    // A second advisory within the dedupe window of DLQ, and an entry with another message id, as after the window.
+    harness
+        .publish_advisory("PUSH", "push-normal", sequence, Some("no"))
+        .await;
     let first = harness
         .mesh
         .message(streams::DLQ, dead_letter.dead_letter_id)
@@ -107,29 +109,31 @@ async fn what_is_told_again_is_one_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_that_dlq_has_and_the_store_has_not_is_written_after_a_crash() {
+async fn an_entry_in_dlq_that_is_missing_in_the_store_is_written_after_a_crash() {
     let harness = Harness::start().await;
-    // The service that put it there died before it could write it.
+    // The service died after the publish to DLQ and before the write to the store.
     let author = harness.author().await;
     harness
-        .publish_dead_letter(&body(author, 5), "PUSH/push-normal/5")
+        .publish_dead_letter(&dlq_entry(author, 5), "PUSH/push-normal/5")
         .await;
-    harness.advise("PUSH", "push-normal", 5, Some("again")).await;
+    harness
+        .publish_advisory("PUSH", "push-normal", 5, Some("again"))
+        .await;
     let service = harness.run().await;
     let dead_letter = dead_letters(&service.client, 1).await.remove(0);
-    assert_eq!(dead_letter.reason, "push gave up: webhook status 503: 5");
+    assert_eq!(dead_letter.reason, "push failed: webhook status 503: 5");
     until(async || harness.metric("herald_deadletter_repeats_total") == 1).await;
     dead_letters(&service.client, 1).await;
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_gone_makes_a_dead_letter_that_says_so() {
+async fn a_message_that_is_gone_becomes_a_dead_letter_without_payload() {
     let harness = Harness::start().await;
     let service = harness.run().await;
-    harness.advise("PUSH", "push-low", 77, None).await;
+    harness.publish_advisory("PUSH", "push-low", 77, None).await;
     harness
-        .advise("PUSH", "push-low", 78, Some("Message deleted by stream limits"))
+        .publish_advisory("PUSH", "push-low", 78, Some("Message deleted by stream limits"))
         .await;
     let mut dead_letters = dead_letters(&service.client, 2).await;
     dead_letters.sort_by_key(|dead_letter| dead_letter.sequence);
@@ -142,18 +146,18 @@ async fn a_message_that_is_gone_makes_a_dead_letter_that_says_so() {
     assert_eq!(dead_letters[1].cause(), DeadLetterCause::Removed);
     let error = redrive(
         &service.client,
-        crate::harness::ids([dead_letters[0].dead_letter_id]),
+        crate::harness::select_ids([dead_letters[0].dead_letter_id]),
         None,
     )
     .await
     .unwrap_err();
-    // Nobody knows on which subject it was, either.
+    // The subject is unknown too.
     assert_eq!(crate::calls::reason(&error), "NOT_REDRIVABLE");
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_is_kept_as_it_came() {
+async fn an_undecodable_message_is_kept_unchanged() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut headers = async_nats::HeaderMap::new();
@@ -191,11 +195,15 @@ async fn garbage_is_kept_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn others_advisories_are_ignored_and_unreadable_ones_are_dead_letters() {
+async fn foreign_advisories_are_ignored_and_malformed_ones_become_dead_letters() {
     let harness = Harness::start().await;
     let service = harness.run().await;
-    harness.advise("PUSH", "somebody-elses", 1, Some("x")).await;
-    harness.advise("ORDERS", "push-normal", 1, Some("x")).await;
+    harness
+        .publish_advisory("PUSH", "somebody-elses", 1, Some("x"))
+        .await;
+    harness
+        .publish_advisory("ORDERS", "push-normal", 1, Some("x"))
+        .await;
     until(async || harness.metric("herald_deadletter_ignored_total") == 2).await;
     harness
         .nats
@@ -214,7 +222,7 @@ async fn others_advisories_are_ignored_and_unreadable_ones_are_dead_letters() {
         get(&service.client, dead_letter.dead_letter_id).await.payload,
         b"no advisory"
     );
-    // And what is no dead letter in DLQ.
+    // A malformed entry in DLQ becomes a dead letter too.
     harness
         .nats
         .publish("dlq.v1.PUSH.push-normal", "no dead letter".into())
@@ -232,15 +240,15 @@ async fn others_advisories_are_ignored_and_unreadable_ones_are_dead_letters() {
 async fn a_message_too_large_to_copy_is_redriven_from_its_stream() {
     let harness = Harness::start().await;
     let service = harness.run().await;
-    // The dead letter has the trace state twice, as such and among the headers: that is too much, where the message and its
-    // redrive, which have it once, are not. Field 9 is nobody's, so the message can be read.
+    // A DLQ entry has the trace state twice, as a field and as a header, and is too large. The message and its redrive
+    // have it once and are not. Field 9 is unknown, so the message decodes.
     let trace_state = "x".repeat(60_000);
     let field = harness.nats.server_info().max_payload as u64 - 90_000;
     let mut payload = harness.plan(9, &["ann"]).await.encode_to_vec();
     prost::encoding::encode_key(9, prost::encoding::WireType::LengthDelimited, &mut payload);
     prost::encoding::encode_varint(field, &mut payload);
     payload.extend(std::iter::repeat_n(b'x', usize::try_from(field).unwrap()));
-    harness.tell(Verdict::Term("too much"));
+    harness.set_verdict(Verdict::Term("too much"));
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("tracestate", trace_state);
     harness
@@ -253,17 +261,17 @@ async fn a_message_too_large_to_copy_is_redriven_from_its_stream() {
     assert_eq!(dead_letter.payload(), DeadLetterPayload::TooLarge);
     assert_eq!((dead_letter.post_id, dead_letter.recipient_count), (9, 1));
 
-    harness.tell(Verdict::Ack);
+    harness.set_verdict(Verdict::Ack);
     let done = redrive(
         &service.client,
-        crate::harness::ids([dead_letter.dead_letter_id]),
+        crate::harness::select_ids([dead_letter.dead_letter_id]),
         None,
     )
     .await
     .unwrap();
     assert_eq!((done.resolved_count, done.skipped_count), (1, 0));
-    let seen = harness.seen().pop().unwrap();
-    assert_eq!(seen.dead_letter, Some((dead_letter.dead_letter_id, 1)));
-    assert_eq!(seen.payload.len(), payload.len());
+    let received = harness.received().pop().unwrap();
+    assert_eq!(received.dead_letter, Some((dead_letter.dead_letter_id, 1)));
+    assert_eq!(received.payload.len(), payload.len());
     service.stop().await;
 }

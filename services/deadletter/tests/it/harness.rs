@@ -1,4 +1,4 @@
-//! A server, a store, a worker that does as it is told, and the service.
+//! The test harness: nats-server, store, a scripted worker, and the service.
 
 use std::{
     sync::{Arc, Mutex},
@@ -31,35 +31,35 @@ use tonic::transport::Channel as Connection;
 
 pub(crate) type Client = DeadLetterServiceClient<Connection>;
 
-/// What the worker does with its messages.
+/// The disposition that the scripted worker returns.
 #[derive(Debug, Clone)]
 pub(crate) enum Verdict {
     Ack,
     Term(&'static str),
-    /// As the message deserves.
-    By(fn(&Delivery) -> Disposition),
+    /// Computed from the delivery.
+    Decide(fn(&Delivery) -> Disposition),
 }
 
-/// A message that the worker got.
+/// A message that the scripted worker received.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Seen {
+pub(crate) struct Received {
     pub(crate) subject: Subject,
     pub(crate) sequence: u64,
     pub(crate) dead_letter: Option<(u64, u32)>,
     pub(crate) payload: Vec<u8>,
 }
 
-/// A worker that does as it is told.
-pub(crate) struct Script {
+/// A worker that returns the disposition set by the test, and records its messages.
+pub(crate) struct ScriptedWorker {
     verdict: Mutex<Verdict>,
-    seen: Mutex<Vec<Seen>>,
+    received: Mutex<Vec<Received>>,
 }
 
 #[async_trait]
-impl Handler for Script {
+impl Handler for ScriptedWorker {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
         let redrive = delivery.redrive;
-        self.seen.lock().unwrap().push(Seen {
+        self.received.lock().unwrap().push(Received {
             subject: delivery.subject,
             sequence: delivery.sequence,
             dead_letter: redrive.map(|redriven| (redriven.dead_letter, redriven.round)),
@@ -71,7 +71,7 @@ impl Handler for Script {
         match self.verdict.lock().unwrap().clone() {
             Verdict::Ack => Disposition::Ack,
             Verdict::Term(reason) => Disposition::term(reason),
-            Verdict::By(judge) => judge(delivery),
+            Verdict::Decide(decide) => decide(delivery),
         }
     }
 }
@@ -81,7 +81,7 @@ pub(crate) struct Harness {
     pub(crate) nats: async_nats::Client,
     pub(crate) stores: Stores,
     pub(crate) shared: Shared,
-    script: Arc<Script>,
+    worker: Arc<ScriptedWorker>,
     topology: Arc<Topology>,
     metrics: Metrics,
     worker_stop: CancellationToken,
@@ -103,7 +103,7 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
-    /// As a crash does: nothing is finished.
+    /// Aborts the service without a shutdown, as a crash does.
     pub(crate) async fn abort(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
@@ -115,10 +115,10 @@ impl Harness {
         Self::start_in(TempDir::new().unwrap()).await
     }
 
-    /// On the store that is in this directory.
+    /// Starts with the store in this directory.
     pub(crate) async fn start_in(dir: TempDir) -> Self {
         let server = Server::start(herald_local_nats::Config {
-            // The streams' limits, whatever the disk has free: a test uses next to nothing.
+            // Allow the full limits of the streams on a small disk: a test stores very little.
             max_file_bytes: Some(1 << 40),
             ..herald_local_nats::Config::default()
         })
@@ -142,9 +142,9 @@ impl Harness {
         let store = open(&dir);
         let shared = Shared::new();
         let metrics = shared.register(Metrics::new);
-        let script = Arc::new(Script {
+        let worker = Arc::new(ScriptedWorker {
             verdict: Mutex::new(Verdict::Ack),
-            seen: Mutex::default(),
+            received: Mutex::default(),
         });
         let worker_stop = CancellationToken::new();
         let mut workers = Workers::new(mesh.clone(), topology.clone(), &worker_stop);
@@ -154,7 +154,7 @@ impl Harness {
             consumers::redrive(ConsumerKind::Push),
         ] {
             workers
-                .spawn(consumer, script.clone(), ConsumeOptions::default())
+                .spawn(consumer, worker.clone(), ConsumeOptions::default())
                 .unwrap();
         }
         tokio::spawn(workers.join());
@@ -163,7 +163,7 @@ impl Harness {
             mesh,
             stores: store.stores(),
             shared,
-            script,
+            worker,
             topology,
             metrics,
             worker_stop,
@@ -174,8 +174,8 @@ impl Harness {
     }
 
     pub(crate) async fn run(&self) -> Running {
-        // What an aborted service had given to the store's thread is done all the same, but not after the next one has begun:
-        // after a crash there is no such thread.
+        // Wait until the store's thread has finished the writes of an aborted service: after a real crash there would
+        // be none.
         self.stores.dead_letters.sent(OperationId(0), &[]).await.unwrap();
         let (deps, address) = self.deps().await;
         let shutdown = CancellationToken::new();
@@ -187,7 +187,7 @@ impl Harness {
         }
     }
 
-    /// What the service needs, and where it will serve.
+    /// The dependencies of the service, and the address of its gRPC server.
     pub(crate) async fn deps(&self) -> (Deps, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -216,32 +216,32 @@ impl Harness {
         (deps, address)
     }
 
-    /// What the worker does from now on.
-    pub(crate) fn tell(&self, verdict: Verdict) {
-        *self.script.verdict.lock().unwrap() = verdict;
+    /// Sets the disposition that the worker returns.
+    pub(crate) fn set_verdict(&self, verdict: Verdict) {
+        *self.worker.verdict.lock().unwrap() = verdict;
     }
 
-    /// Nobody works any more.
+    /// Stops the worker.
     pub(crate) fn stop_worker(&self) {
         self.worker_stop.cancel();
     }
 
-    /// What the worker got so far, in order of the dead letters.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
-        let mut seen = self.script.seen.lock().unwrap().clone();
-        seen.sort_by_key(|seen| (seen.dead_letter, seen.sequence));
-        seen
+    /// The messages that the worker has received, sorted by dead letter.
+    pub(crate) fn received(&self) -> Vec<Received> {
+        let mut received = self.worker.received.lock().unwrap().clone();
+        received.sort_by_key(|one| (one.dead_letter, one.sequence));
+        received
     }
 
-    /// The dead letters that the worker got, with their rounds.
+    /// The dead letters that the worker has received, with their rounds.
     pub(crate) fn redriven(&self) -> Vec<(u64, u32)> {
-        self.seen()
+        self.received()
             .into_iter()
-            .filter_map(|seen| seen.dead_letter)
+            .filter_map(|one| one.dead_letter)
             .collect()
     }
 
-    /// Plans a chunk of these users for a post, and what its message carries.
+    /// Plans a push chunk of these users for a post, and returns the payload of its message.
     pub(crate) async fn plan(&self, post: u64, users: &[&str]) -> PushChunk {
         let ids: Vec<_> = users.iter().map(|user| UserId::new(*user).unwrap()).collect();
         let mut keys = self.stores.users.intern(&ids).await.unwrap();
@@ -265,7 +265,7 @@ impl Harness {
         self.stores.users.intern(&[author]).await.unwrap()[0]
     }
 
-    /// Publishes a chunk as fan-out does.
+    /// Publishes a chunk as fan-out does, and returns its sequence.
     pub(crate) async fn publish(&self, chunk: &PushChunk) -> u64 {
         let id = format!("{}/push/{:016x}", chunk.post_id, chunk.chunk_id);
         self.mesh
@@ -275,28 +275,38 @@ impl Harness {
             .sequence
     }
 
-    /// Puts dead letters about messages of these sequences into DLQ, as advisories do, and waits until they can be seen.
-    pub(crate) async fn fill(&self, client: &Client, sequences: std::ops::RangeInclusive<u64>) {
+    /// Publishes DLQ entries about messages of these sequences, and waits until their dead letters are listed.
+    pub(crate) async fn create_dead_letters(
+        &self,
+        client: &Client,
+        sequences: std::ops::RangeInclusive<u64>,
+    ) {
         let count = sequences.clone().count() as u64;
         let before = total(client).await;
         let author = self.author().await;
         let publishing = sequences.map(async |sequence| {
-            self.publish_dead_letter(&body(author, sequence), &sequence.to_string())
+            self.publish_dead_letter(&dlq_entry(author, sequence), &sequence.to_string())
                 .await;
         });
         futures::future::join_all(publishing).await;
         until(async || total(client).await == before + count).await;
     }
 
-    pub(crate) async fn publish_dead_letter(&self, body: &DlqEntry, id: &str) {
+    pub(crate) async fn publish_dead_letter(&self, entry: &DlqEntry, id: &str) {
         self.mesh
-            .publish_dead_letter(&body.stream, &body.consumer, id, body)
+            .publish_dead_letter(&entry.stream, &entry.consumer, id, entry)
             .await
             .unwrap();
     }
 
     /// Publishes an advisory as the server does.
-    pub(crate) async fn advise(&self, stream: &str, consumer: &str, sequence: u64, reason: Option<&str>) {
+    pub(crate) async fn publish_advisory(
+        &self,
+        stream: &str,
+        consumer: &str,
+        sequence: u64,
+        reason: Option<&str>,
+    ) {
         let (subject, kind) = match reason {
             Some(_) => ("MSG_TERMINATED", "terminated"),
             None => ("MAX_DELIVERIES", "max_deliver"),
@@ -311,7 +321,7 @@ impl Harness {
         self.nats.flush().await.unwrap();
     }
 
-    /// What `/metrics` says of one name, labels and all added up.
+    /// The value of a metric, summed over its labels.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let text = self.shared.encode();
         let lines = text
@@ -329,7 +339,7 @@ impl Drop for Harness {
     }
 }
 
-/// Opens the store in a directory, making it when it isn't there.
+/// Opens the store in a directory, and creates it if it is missing.
 pub(crate) fn open(dir: &TempDir) -> Embedded {
     Embedded::open(&embedded::Config {
         data_dir: dir.path().join("data"),
@@ -350,8 +360,8 @@ pub(crate) fn chunk(post: u64, author: UserKey, recipients: &Recipients) -> Push
     }
 }
 
-/// A dead letter about a chunk of post `sequence`, for one recipient.
-pub(crate) fn body(author: UserKey, sequence: u64) -> DlqEntry {
+/// A DLQ entry about a push chunk of post `sequence` for one recipient.
+pub(crate) fn dlq_entry(author: UserKey, sequence: u64) -> DlqEntry {
     let recipients = Recipients::from_sorted([UserKey(7)]);
     let chunk = chunk(sequence, author, &recipients);
     DlqEntry {
@@ -366,7 +376,7 @@ pub(crate) fn body(author: UserKey, sequence: u64) -> DlqEntry {
         payload: chunk.encode_to_vec().into(),
         payload_state: v1::DeadLetterPayload::Kept.into(),
         cause: v1::DeadLetterCause::Terminated.into(),
-        reason: format!("push gave up: webhook status 503: {sequence}"),
+        reason: format!("push failed: webhook status 503: {sequence}"),
         attempt_count: 20,
         published_at_us: 1_769_846_300_000_000,
         failed_at_us: 1_769_846_400_000_000 + i64::try_from(sequence).unwrap(),
@@ -381,7 +391,7 @@ pub(crate) fn body(author: UserKey, sequence: u64) -> DlqEntry {
     }
 }
 
-/// Dead letters that pass, oldest first.
+/// Lists the dead letters that match, oldest first.
 pub(crate) async fn list(client: &Client, filter: v1::DeadLetterFilter) -> Vec<v1::DeadLetter> {
     let request = v1::ListDeadLettersRequest {
         filter: Some(filter),
@@ -393,7 +403,7 @@ pub(crate) async fn list(client: &Client, filter: v1::DeadLetterFilter) -> Vec<v
     answer.into_inner().dead_letters
 }
 
-pub(crate) async fn all(client: &Client) -> Vec<v1::DeadLetter> {
+pub(crate) async fn list_all(client: &Client) -> Vec<v1::DeadLetter> {
     list(client, v1::DeadLetterFilter::default()).await
 }
 
@@ -425,29 +435,29 @@ pub(crate) async fn get(client: &Client, dead_letter_id: u64) -> v1::GetDeadLett
         .into_inner()
 }
 
-/// Waits until there are so many dead letters, and gives them, oldest first.
+/// Waits until there are `count` dead letters, and returns them, oldest first.
 pub(crate) async fn dead_letters(client: &Client, count: usize) -> Vec<v1::DeadLetter> {
-    until(async || all(client).await.len() >= count).await;
-    let dead_letters = all(client).await;
+    until(async || list_all(client).await.len() >= count).await;
+    let dead_letters = list_all(client).await;
     assert_eq!(dead_letters.len(), count, "{dead_letters:#?}");
     dead_letters
 }
 
-pub(crate) fn ids(dead_letter_ids: impl IntoIterator<Item = u64>) -> v1::DeadLetterSelection {
+pub(crate) fn select_ids(dead_letter_ids: impl IntoIterator<Item = u64>) -> v1::DeadLetterSelection {
     v1::DeadLetterSelection {
         dead_letter_ids: dead_letter_ids.into_iter().collect(),
         ..Default::default()
     }
 }
 
-pub(crate) fn everything() -> v1::DeadLetterSelection {
+pub(crate) fn select_all() -> v1::DeadLetterSelection {
     v1::DeadLetterSelection {
         all: true,
         ..Default::default()
     }
 }
 
-/// Redrives, and gives the outcome.
+/// Redrives dead letters, and returns the outcome of the redrive.
 pub(crate) async fn redrive(
     client: &Client,
     selection: v1::DeadLetterSelection,
@@ -470,22 +480,25 @@ pub(crate) async fn redrive(
     Ok(last.expect("an outcome"))
 }
 
-/// Begins a redrive of everything, and doesn't wait for its end.
-pub(crate) async fn begin(client: &Client) {
+/// Starts a redrive of all dead letters without waiting for its end.
+pub(crate) async fn begin_redrive(client: &Client) {
     let request = v1::RedriveDeadLettersRequest {
-        selection: Some(everything()),
+        selection: Some(select_all()),
         ..Default::default()
     };
     let progress = client.clone().redrive_dead_letters(request).await.unwrap();
     progress.into_inner().message().await.unwrap().unwrap();
 }
 
-/// Waits until it is so, for at most 30 s.
-pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
+/// Waits until the condition holds, at most 30 s.
+pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
     let deadline = Timestamp::now().plus(Duration::from_secs(30));
-    let mut turn = tokio::time::interval(Duration::from_millis(5));
-    while !is_so().await {
-        assert!(Timestamp::now() < deadline, "not so within 30 s");
-        turn.tick().await;
+    let mut interval = tokio::time::interval(Duration::from_millis(5));
+    while !condition().await {
+        assert!(
+            Timestamp::now() < deadline,
+            "the condition doesn't hold within 30 s"
+        );
+        interval.tick().await;
     }
 }

@@ -1,4 +1,4 @@
-//! The service against a real nats-server and the embedded store.
+//! Tests of the service with a real nats-server and the embedded store.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

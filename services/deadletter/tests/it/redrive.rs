@@ -1,4 +1,4 @@
-//! Dead letters on their second way.
+//! Redrives of dead letters.
 
 use herald_mesh::{Disposition, Subject, streams};
 use herald_model::{Lane, PostId};
@@ -7,21 +7,23 @@ use prost::Message as _;
 
 use crate::{
     calls::reason,
-    harness::{Harness, Verdict, all, dead_letters, everything, get, ids, in_state, redrive, until},
+    harness::{
+        Harness, Verdict, dead_letters, get, in_state, list_all, redrive, select_all, select_ids, until,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_goes_back_to_the_consumer_that_failed_once() {
+async fn a_dead_letter_is_redriven_once_to_the_consumer_that_failed() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
     let chunk = harness.plan(9, &["ann", "bob"]).await;
-    harness.tell(Verdict::Term("no"));
+    harness.set_verdict(Verdict::Term("no"));
     let sequence = harness.publish(&chunk).await;
     let dead_letter = dead_letters(client, 1).await.remove(0).dead_letter_id;
 
-    harness.tell(Verdict::Ack);
-    let done = redrive(client, ids([dead_letter]), None).await.unwrap();
+    harness.set_verdict(Verdict::Ack);
+    let done = redrive(client, select_ids([dead_letter]), None).await.unwrap();
     assert_eq!(done.state(), RedriveState::Done);
     assert_eq!(
         (done.frozen_count, done.sent_count, done.resolved_count),
@@ -30,14 +32,14 @@ async fn a_dead_letter_goes_back_to_the_consumer_that_failed_once() {
     assert_eq!((done.failed_count, done.in_flight_count), (0, 0));
     assert_eq!((&done.actor[..], done.rate_max), ("ops@host", 500));
 
-    let seen = harness.seen();
-    assert_eq!(seen.len(), 2, "{seen:?}");
-    assert_eq!(seen[1].subject, Subject::PushDeliver(Lane::Normal));
+    let received = harness.received();
+    assert_eq!(received.len(), 2, "{received:?}");
+    assert_eq!(received[1].subject, Subject::PushDeliver(Lane::Normal));
     assert_eq!(
-        (seen[1].sequence, seen[1].dead_letter),
+        (received[1].sequence, received[1].dead_letter),
         (sequence, Some((dead_letter, 1)))
     );
-    assert_eq!(seen[1].payload, seen[0].payload);
+    assert_eq!(received[1].payload, received[0].payload);
 
     let shown = get(client, dead_letter).await;
     let resolved = shown.dead_letter.unwrap();
@@ -52,25 +54,27 @@ async fn a_dead_letter_goes_back_to_the_consumer_that_failed_once() {
         (done.redrive_id, "ops@host")
     );
 
-    // Again: refused, and nothing happens.
-    let again = redrive(client, ids([dead_letter]), None).await.unwrap_err();
+    // A second redrive is refused and changes nothing.
+    let again = redrive(client, select_ids([dead_letter]), None)
+        .await
+        .unwrap_err();
     assert_eq!(reason(&again), "ALREADY_REDRIVEN");
-    let nothing = redrive(client, everything(), None).await.unwrap();
+    let nothing = redrive(client, select_all(), None).await.unwrap();
     assert_eq!((nothing.frozen_count, nothing.state()), (0, RedriveState::Done));
-    assert_eq!(harness.seen().len(), 2);
+    assert_eq!(harness.received().len(), 2);
     assert_eq!(harness.metric("herald_deadletter_resolved_total"), 1);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_fails_again_is_open_again_with_the_new_reason() {
+async fn a_dead_letter_that_fails_again_is_reopened_with_the_new_reason() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=3).await;
+    harness.create_dead_letters(client, 1..=3).await;
     harness.plan(2, &["ann"]).await;
-    harness.tell(Verdict::Term("still no"));
-    let done = redrive(client, ids([2]), None).await.unwrap();
+    harness.set_verdict(Verdict::Term("still no"));
+    let done = redrive(client, select_ids([2]), None).await.unwrap();
     assert_eq!(
         (done.state(), done.resolved_count, done.failed_count),
         (RedriveState::Done, 0, 1)
@@ -78,25 +82,25 @@ async fn one_that_fails_again_is_open_again_with_the_new_reason() {
     let open = get(client, 2).await.dead_letter.unwrap();
     assert_eq!((open.state(), open.redrive_count), (DeadLetterState::Open, 1));
     assert_eq!(open.reason, "still no");
-    assert_eq!(open.attempt_count, 20, "those of the redrive don't count");
+    assert_eq!(open.attempt_count, 20, "attempts of the redrive don't count");
     assert!(open.last_failure_time.unwrap().seconds > open.first_failure_time.unwrap().seconds);
-    // One dead letter still: what DLQ has of the redrive is about this one.
+    // The DLQ entry of the failed redrive creates no other dead letter.
     assert_eq!(dead_letters(client, 3).await.len(), 3);
 
-    harness.tell(Verdict::Ack);
-    let done = redrive(client, everything(), None).await.unwrap();
+    harness.set_verdict(Verdict::Ack);
+    let done = redrive(client, select_all(), None).await.unwrap();
     assert_eq!((done.resolved_count, done.failed_count), (3, 0));
     assert_eq!(harness.redriven(), [(1, 1), (2, 1), (2, 2), (3, 1)]);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_that_fail_are_open_again_and_the_others_done() {
+async fn failed_dead_letters_are_reopened_and_the_others_resolved() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=100).await;
-    harness.tell(Verdict::By(|delivery| {
+    harness.create_dead_letters(client, 1..=100).await;
+    harness.set_verdict(Verdict::Decide(|delivery| {
         let dead_letter = delivery.redrive.map_or(0, |redriven| redriven.dead_letter);
         if dead_letter.is_multiple_of(10) {
             Disposition::term("no")
@@ -104,14 +108,14 @@ async fn those_that_fail_are_open_again_and_the_others_done() {
             Disposition::Ack
         }
     }));
-    let done = redrive(client, everything(), Some(0)).await.unwrap();
+    let done = redrive(client, select_all(), Some(0)).await.unwrap();
     assert_eq!(
         (done.state(), done.resolved_count, done.failed_count),
         (RedriveState::Done, 90, 10)
     );
     let failed: Vec<u64> = (1..=10).map(|ten| ten * 10).collect();
     assert_eq!(in_state(client, DeadLetterState::Open).await, failed);
-    let dead_letters = all(client).await;
+    let dead_letters = list_all(client).await;
     assert_eq!(dead_letters.len(), 100);
     assert!(
         dead_letters
@@ -121,17 +125,17 @@ async fn those_that_fail_are_open_again_and_the_others_done() {
     );
     assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 100);
     let expected: Vec<_> = (1..=100).map(|id| (id, 1)).collect();
-    assert_eq!(harness.redriven(), expected, "each was tried once");
+    assert_eq!(harness.redriven(), expected, "each is sent once");
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redrives_of_the_same_dead_letters_at_the_same_time_deliver_each_once() {
+async fn concurrent_redrives_of_the_same_dead_letters_send_each_once() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=700).await;
-    let redrives = (0..3).map(|_| redrive(client, everything(), Some(0)));
+    harness.create_dead_letters(client, 1..=700).await;
+    let redrives = (0..3).map(|_| redrive(client, select_all(), Some(0)));
     let done: Vec<_> = futures::future::join_all(redrives)
         .await
         .into_iter()
@@ -151,13 +155,13 @@ async fn redrives_of_the_same_dead_letters_at_the_same_time_deliver_each_once() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
+async fn too_many_failures_stop_a_redrive_and_the_rest_stays_open() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=1_500).await;
-    harness.tell(Verdict::Term("not mended"));
-    let done = redrive(client, everything(), Some(10)).await.unwrap();
+    harness.create_dead_letters(client, 1..=1_500).await;
+    harness.set_verdict(Verdict::Term("not fixed"));
+    let done = redrive(client, select_all(), Some(10)).await.unwrap();
     assert_eq!(done.state(), RedriveState::Stopped);
     assert!(
         done.reason.ends_with("dead letters failed again"),
@@ -166,11 +170,11 @@ async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
     );
     assert!(
         done.failed_count >= 10 && done.sent_count <= 512,
-        "a failing redrive begins with a few: {done:?}"
+        "a failing redrive sends at most 512: {done:?}"
     );
     assert_eq!(done.failed_count, done.sent_count);
     let open = in_state(client, DeadLetterState::Open).await;
-    assert_eq!(open.len(), 1_000, "a page of them");
+    assert_eq!(open.len(), 1_000, "the page size");
     let untouched = get(client, 1_500).await.dead_letter.unwrap();
     assert_eq!(
         (untouched.state(), untouched.redrive_count),
@@ -181,15 +185,15 @@ async fn too_many_failures_stop_a_redrive_and_the_rest_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_tells_and_changes_nothing() {
+async fn a_dry_run_reports_the_selection_and_changes_nothing() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 1..=5).await;
-    harness.advise("PUSH", "push-low", 77, None).await;
+    harness.create_dead_letters(client, 1..=5).await;
+    harness.publish_advisory("PUSH", "push-low", 77, None).await;
     let before = dead_letters(client, 6).await;
     let request = v1::RedriveDeadLettersRequest {
-        selection: Some(everything()),
+        selection: Some(select_all()),
         dry_run: true,
         rate_max: 10,
         ..Default::default()
@@ -205,26 +209,29 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let redrive = answer.redrive.unwrap();
     assert_eq!((redrive.redrive_id, redrive.frozen_count), (0, 5));
     assert_eq!(redrive.rate_max, 10);
-    assert_eq!(redrive.excluded_count, 1, "what is gone can't be redriven");
+    assert_eq!(
+        redrive.excluded_count, 1,
+        "a dead letter without payload can't be redriven"
+    );
     assert_eq!(answer.groups.len(), 1);
     assert_eq!(answer.groups[0].dead_letter_count, 5);
-    assert_eq!(answer.groups[0].reason, "push gave up: webhook status 503: #");
+    assert_eq!(answer.groups[0].reason, "push failed: webhook status 503: #");
     assert_eq!(dead_letters(client, 6).await, before);
     let mut other = client.clone();
-    let history = other.list_operations(v1::ListOperationsRequest::default()).await;
-    assert_eq!(history.unwrap().into_inner().operations, []);
+    let audit_log = other.list_operations(v1::ListOperationsRequest::default()).await;
+    assert_eq!(audit_log.unwrap().into_inner().operations, []);
     assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 0);
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redrive_can_be_stopped() {
+async fn a_redrive_can_be_cancelled() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut client = service.client.clone();
-    harness.fill(&client, 1..=200).await;
+    harness.create_dead_letters(&client, 1..=200).await;
     let request = v1::RedriveDeadLettersRequest {
-        selection: Some(everything()),
+        selection: Some(select_all()),
         rate_max: 20,
         ..Default::default()
     };
@@ -256,12 +263,12 @@ async fn a_redrive_can_be_stopped() {
     };
     let again = client.cancel_redrive(again).await.unwrap().into_inner();
     assert_eq!(again.redrive.unwrap().reason, "stopped by bob");
-    let history = client
+    let audit_log = client
         .list_operations(v1::ListOperationsRequest::default())
         .await
         .unwrap()
         .into_inner();
-    let kinds: Vec<_> = history
+    let kinds: Vec<_> = audit_log
         .operations
         .iter()
         .map(v1::DeadLetterOperation::kind)
@@ -274,25 +281,25 @@ async fn a_redrive_can_be_stopped() {
         ]
     );
     assert_eq!(
-        history.operations[0].redrive.as_ref().unwrap().redrive_id,
+        audit_log.operations[0].redrive.as_ref().unwrap().redrive_id,
         begun.redrive_id
     );
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_says_who_is_owed_at_each_moment() {
+async fn owed_recipients_come_from_the_ledger() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
     let users: Vec<String> = (0..250).map(|n| format!("user-{n:03}")).collect();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
     let chunk = harness.plan(9, &users).await;
-    harness.tell(Verdict::Term("no"));
+    harness.set_verdict(Verdict::Term("no"));
     harness.publish(&chunk).await;
     let dead_letter = dead_letters(client, 1).await.remove(0);
     assert_eq!(dead_letter.owed_count, 250);
-    // Pending until the dead letter's second step is done.
+    // The recipients are pending until the ledger step of the dead letter is done.
     until(async || {
         let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap();
         counts.unwrap().push.dead == 250
@@ -325,7 +332,7 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
     owed.sort();
     assert_eq!(owed, users);
 
-    // Somebody is reached in another way: the dead letter owes the rest.
+    // Recipients that are delivered in another way are no longer owed.
     let recorded = harness
         .stores
         .ledger
@@ -372,20 +379,20 @@ async fn the_ledger_says_who_is_owed_at_each_moment() {
     service.stop().await;
 }
 
-/// Somebody else's message, without the room that herald leaves for what a redrive adds.
+/// The message of another program has no space left for the headers of a redrive.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_given_up() {
+async fn a_dead_letter_that_the_broker_refuses_keeps_its_original_reason() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
-    harness.fill(client, 100..=100).await;
-    // Field 9 is nobody's, so the message can be read.
+    harness.create_dead_letters(client, 100..=100).await;
+    // Field 9 is unknown, so the message decodes.
     let mut payload = harness.plan(9, &["ann"]).await.encode_to_vec();
     let left = harness.nats.server_info().max_payload - payload.len() - 4;
     prost::encoding::encode_key(9, prost::encoding::WireType::LengthDelimited, &mut payload);
     prost::encoding::encode_varint(left as u64, &mut payload);
     payload.resize(payload.len() + left, b'x');
-    harness.tell(Verdict::Term("status 503"));
+    harness.set_verdict(Verdict::Term("status 503"));
     harness
         .nats
         .publish("push.v1.deliver.normal", payload.into())
@@ -395,9 +402,9 @@ async fn a_dead_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_give
     let owed = get(client, dead_letter).await.dead_letter.unwrap().owed_count;
     assert_eq!(owed, 1);
 
-    harness.tell(Verdict::Ack);
+    harness.set_verdict(Verdict::Ack);
     for round in [1, 2] {
-        let done = redrive(client, ids([dead_letter]), None).await.unwrap();
+        let done = redrive(client, select_ids([dead_letter]), None).await.unwrap();
         assert_eq!(
             (done.state(), done.resolved_count, done.failed_count),
             (RedriveState::Done, 0, 1)
@@ -413,11 +420,15 @@ async fn a_dead_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_give
             "{}",
             open.reason
         );
-        assert!(open.reason.ends_with("; given up: status 503"), "{}", open.reason);
+        assert!(
+            open.reason.ends_with("; original failure: status 503"),
+            "{}",
+            open.reason
+        );
     }
     assert_eq!(harness.mesh.last_sequence(streams::REDRIVE).await.unwrap(), 0);
 
-    // It is a group by itself, and keeps none of the others from theirs.
+    // It has a group of its own, and doesn't prevent the redrive of the other dead letter.
     let mut other = client.clone();
     let groups = other.list_groups(v1::ListGroupsRequest::default()).await;
     let groups = groups.unwrap().into_inner().groups;
@@ -427,7 +438,7 @@ async fn a_dead_letter_that_the_broker_refuses_says_so_and_keeps_why_it_was_give
             .any(|group| group.dead_letter_count == 1 && group.reason.starts_with("can't be redriven: ")),
         "{groups:?}"
     );
-    let done = redrive(client, everything(), None).await.unwrap();
+    let done = redrive(client, select_all(), None).await.unwrap();
     assert_eq!((done.resolved_count, done.failed_count), (1, 1));
     service.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Redrives that are removed from REDRIVE while a worker has them in hand.
+//! Messages that are removed from REDRIVE while a worker handles them.
 
 use async_nats::jetstream;
 use herald_mesh::streams;
@@ -6,29 +6,30 @@ use herald_model::{Channel, ChunkId, PostId, Recipients, time::Timestamp};
 use herald_proto::v1::DeadLetterState;
 use herald_store::{DeadLetterId, ExpectedRevision, Outcome, Settlement};
 
-use crate::harness::{Harness, Running, Verdict, begin, dead_letters, in_state, until};
+use crate::harness::{Harness, Running, Verdict, begin_redrive, dead_letters, in_state, until};
 
 const POST: PostId = PostId(9);
 const USERS: [&str; 3] = ["ann", "cid", "dan"];
 
-/// The push channel's counts of the post: delivered, pending, dead.
+/// The push deliveries of the post: delivered, pending, dead.
 async fn counts(harness: &Harness) -> (u64, u64, u64) {
     let counts = harness.stores.ledger.counts(POST).await.unwrap();
     let push = counts.unwrap().push;
     (push.delivered, push.pending, push.dead)
 }
 
-/// A chunk was given up and is redriven; a worker has reached one of its recipients, owes the others again, and is gone.
-async fn begun() -> (Harness, Running) {
+/// A dead-lettered chunk is redriven: a worker has delivered it to one recipient, made the others pending again, and
+/// stopped.
+async fn with_partial_redrive() -> (Harness, Running) {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let chunk = harness.plan(POST.0, &USERS).await;
-    harness.tell(Verdict::Term("no"));
+    harness.set_verdict(Verdict::Term("no"));
     harness.publish(&chunk).await;
     dead_letters(&service.client, 1).await;
     until(async || counts(&harness).await == (0, 0, 3)).await;
     harness.stop_worker();
-    begin(&service.client).await;
+    begin_redrive(&service.client).await;
     until(async || {
         let dead_letters = harness.stores.dead_letters.get(&[DeadLetterId(1)]).await.unwrap();
         dead_letters[0].as_ref().unwrap().redrive_sequence == 1
@@ -65,8 +66,8 @@ async fn begun() -> (Harness, Running) {
     (harness, service)
 }
 
-/// The dead letter says why, and owes those who were not reached.
-async fn is_given_up_again(harness: &Harness, service: Running, reason: &str) {
+/// Asserts that the dead letter is open with this reason, and that the undelivered recipients are dead.
+async fn assert_marked_dead_again(harness: &Harness, service: Running, reason: &str) {
     until(async || in_state(&service.client, DeadLetterState::Open).await == [1]).await;
     until(async || counts(harness).await == (1, 0, 2)).await;
     let dead_letter = dead_letters(&service.client, 1).await.remove(0);
@@ -83,23 +84,25 @@ async fn is_given_up_again(harness: &Harness, service: Running, reason: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_an_advisory_tells_of_is_given_up_again() {
-    let (harness, service) = Box::pin(begun()).await;
+async fn a_removal_with_an_advisory_marks_the_chunk_dead_again() {
+    let (harness, service) = Box::pin(with_partial_redrive()).await;
     let jetstream = jetstream::new(harness.nats.clone());
     let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
     assert!(stream.delete_message(1).await.unwrap());
     let reason = "Unacknowledged message was deleted";
-    harness.advise("REDRIVE", "redrive-push", 1, Some(reason)).await;
-    is_given_up_again(&harness, service, reason).await;
+    harness
+        .publish_advisory("REDRIVE", "redrive-push", 1, Some(reason))
+        .await;
+    assert_marked_dead_again(&harness, service, reason).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_nothing_tells_of_is_given_up_again() {
-    let (harness, service) = Box::pin(begun()).await;
+async fn a_removal_without_an_advisory_marks_the_chunk_dead_again() {
+    let (harness, service) = Box::pin(with_partial_redrive()).await;
     let jetstream = jetstream::new(harness.nats.clone());
     let stream = jetstream.get_stream(streams::REDRIVE).await.unwrap();
     stream.purge().await.unwrap();
-    is_given_up_again(
+    assert_marked_dead_again(
         &harness,
         service,
         "removed from REDRIVE before it was acknowledged",

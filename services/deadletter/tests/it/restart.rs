@@ -1,4 +1,4 @@
-//! Redrives that are broken off.
+//! Redrives that are interrupted by the end of the process.
 
 use futures::TryStreamExt as _;
 use herald_mesh::{Redrive, Subject, consumers::ConsumerKind, streams};
@@ -9,7 +9,7 @@ use herald_proto::{
 };
 use herald_store::{Chosen, DeadLetterFilter, DeadLetterId, NewOperation, OperationId, OperationKind, Order};
 
-use crate::harness::{Client, Harness, everything, in_state, until};
+use crate::harness::{Client, Harness, in_state, select_all, until};
 
 async fn state(client: &Client, redrive_id: u64) -> v1::Redrive {
     let request = v1::GetRedriveRequest { redrive_id };
@@ -18,13 +18,13 @@ async fn state(client: &Client, redrive_id: u64) -> v1::Redrive {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redrive_goes_on_after_the_process_died() {
+async fn a_redrive_resumes_after_the_process_died() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let mut client = service.client.clone();
-    harness.fill(&client, 1..=600).await;
+    harness.create_dead_letters(&client, 1..=600).await;
     let request = v1::RedriveDeadLettersRequest {
-        selection: Some(everything()),
+        selection: Some(select_all()),
         rate_max: 1_000,
         ..Default::default()
     };
@@ -34,7 +34,7 @@ async fn a_redrive_goes_on_after_the_process_died() {
     service.abort().await;
     drop(progress);
     assert!(harness.redriven().len() < 600);
-    no_message_is_before_the_search(&harness, begun.redrive_id).await;
+    no_unrecorded_message_precedes_redrive_after(&harness, begun.redrive_id).await;
 
     let service = harness.run().await;
     until(async || {
@@ -54,9 +54,9 @@ async fn a_redrive_goes_on_after_the_process_died() {
     service.stop().await;
 }
 
-/// Messages of dead letters that aren't recorded yet are where the next process looks for them. Without this, those that come
-/// after the dedupe window would be sent twice.
-async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
+/// The messages of unrecorded dead letters are after `redrive_after`, where the next process searches. Otherwise it
+/// would send them twice after the dedupe window.
+async fn no_unrecorded_message_precedes_redrive_after(harness: &Harness, redrive_id: u64) {
     let dead_letters = &harness.stores.dead_letters;
     let operation = dead_letters
         .operation(OperationId(redrive_id))
@@ -93,13 +93,13 @@ async fn no_message_is_before_the_search(harness: &Harness, redrive_id: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_that_were_taken_and_perhaps_sent_are_looked_for() {
+async fn claimed_dead_letters_that_may_have_been_sent_are_searched_in_redrive() {
     let harness = Harness::start().await;
     let service = harness.run().await;
-    harness.fill(&service.client, 1..=4).await;
+    harness.create_dead_letters(&service.client, 1..=4).await;
     service.stop().await;
 
-    // A process took three dead letters, published two of them, and died before it recorded any of it.
+    // A process claimed three dead letters, published two of them, and died before it recorded any sequence.
     let dead_letters = &harness.stores.dead_letters;
     let chosen = (1..=4)
         .map(|id| Chosen {
@@ -129,18 +129,18 @@ async fn dead_letters_that_were_taken_and_perhaps_sent_are_looked_for() {
             .await
             .unwrap()
             .unwrap();
-        let body: DlqEntry = message.decode().unwrap();
+        let entry: DlqEntry = message.decode().unwrap();
         let redrive = Redrive {
             kind: ConsumerKind::Push,
             dead_letter,
             round: 1,
             subject: Subject::PushDeliver(Lane::Normal),
-            sequence: body.original_sequence,
-            published_at: Timestamp(body.published_at_us),
-            payload: body.payload,
+            sequence: entry.original_sequence,
+            published_at: Timestamp(entry.published_at_us),
+            payload: entry.payload,
             trace_parent: None,
             trace_state: None,
-            // Not the id that the next process will use: as if the window were over.
+            // Another message id than the next process uses, as if the dedupe window were over.
             id: format!("long ago {dead_letter}"),
         };
         harness.mesh.redrive(&redrive).await.unwrap();

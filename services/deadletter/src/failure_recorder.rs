@@ -1,5 +1,5 @@
-//! What a failure means: a dead letter that was redriven is open again, its chunk is given up in the ledger, and analytics hears of
-//! it.
+//! Records a failure: reopens the redriven dead letter, marks its chunk dead in the ledger, and publishes the outcome
+//! to analytics.
 
 use std::sync::Arc;
 
@@ -12,34 +12,40 @@ use herald_proto::{
 };
 use herald_store::{DeadLetter, DeadLetterState, DeadLetters, Ledger, Reopened, Reopening};
 
-use crate::{Metrics, error::StepError, wire};
+use crate::{Metrics, convert, error::StepError};
 
-/// Records failures. Cloning shares it.
+/// Records failures. Clones share the connections.
 #[derive(Clone)]
-pub(crate) struct Failures {
+pub(crate) struct FailureRecorder {
     pub(crate) mesh: Mesh,
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) metrics: Metrics,
 }
 
-impl Failures {
-    /// Opens a dead letter again, whose message had this body when it failed; each step repeatable.
-    pub(crate) async fn reopen(&self, reopening: &Reopening, body: &DlqEntry) -> Result<Reopened, StepError> {
+impl FailureRecorder {
+    /// Reopens a dead letter and marks its chunk dead. `entry` is the DLQ entry of the failure. Each step is
+    /// idempotent.
+    pub(crate) async fn reopen(
+        &self,
+        reopening: &Reopening,
+        entry: &DlqEntry,
+    ) -> Result<Reopened, StepError> {
         let reopened = self.dead_letters.reopen(reopening).await?;
         match reopened {
             Reopened::Open => {
                 self.metrics.failed_again.inc();
-                self.mark_dead(body).await?;
+                self.mark_dead(entry).await?;
             }
-            // The rest may not have been done the first time. If the dead letter is decided upon since, it was.
+            // The ledger step may have failed before. If the dead letter was redriven or discarded since, that step is
+            // done.
             Reopened::Known => {
-                let known = self.dead_letters.get(&[reopening.dead_letter]).await?;
+                let stored = self.dead_letters.get(&[reopening.dead_letter]).await?;
                 let open = |dead_letter: &DeadLetter| {
                     dead_letter.state == DeadLetterState::Open && dead_letter.round == reopening.round
                 };
-                if known.first().and_then(Option::as_ref).is_some_and(open) {
-                    self.mark_dead(body).await?;
+                if stored.first().and_then(Option::as_ref).is_some_and(open) {
+                    self.mark_dead(entry).await?;
                 }
             }
             Reopened::Unknown => {}
@@ -47,31 +53,33 @@ impl Failures {
         Ok(reopened)
     }
 
-    /// Opens a dead letter again whose message was removed from REDRIVE and tells nothing any more. A worker may have had it in hand, so
-    /// what it was about is given up as well.
+    /// Reopens a dead letter whose message was removed from REDRIVE, with the entry in DLQ. A worker may have started
+    /// on the message and left recipients pending, so the chunk is marked dead too.
     pub(crate) async fn reopen_removed(&self, reopening: &Reopening) -> Result<Reopened, StepError> {
         let message = self.mesh.message(streams::DLQ, reopening.dead_letter.0).await?;
-        let body = message.and_then(|message| message.decode().ok());
-        self.reopen(reopening, &body.unwrap_or_default()).await
+        let entry = message.and_then(|message| message.decode().ok());
+        self.reopen(reopening, &entry.unwrap_or_default()).await
     }
 
-    /// Gives up in the ledger what the dead letter's chunk still owes, and tells analytics.
-    pub(crate) async fn mark_dead(&self, body: &DlqEntry) -> Result<(), StepError> {
-        let (Some(channel), true) = (wire::channel_from(body.channel()), body.chunk_id != 0) else {
+    /// Marks the pending recipients of the entry's chunk dead in the ledger, and publishes the outcome to analytics.
+    /// Does nothing for an entry without a chunk.
+    pub(crate) async fn mark_dead(&self, entry: &DlqEntry) -> Result<(), StepError> {
+        let (Some(channel), true) = (convert::channel_from_proto(entry.channel()), entry.chunk_id != 0)
+        else {
             return Ok(());
         };
-        let (post, chunk) = (PostId(body.post_id), ChunkId(body.chunk_id));
+        let (post, chunk) = (PostId(entry.post_id), ChunkId(entry.chunk_id));
         let now = Timestamp::now();
         let marked_dead = match self.ledger.mark_dead(post, channel, chunk, now).await {
-            // The dead letter is there, an audit finds the row, and to try it again would hold up all redrives: they wait until
-            // each failure is known.
+            // A retry would block all redrives, which wait until each failure is recorded. The dead letter is stored,
+            // and an audit finds the malformed row.
             Err(error) if !error.is_transient() => {
                 tracing::error!(
                     post_id = post.0,
                     %channel,
                     chunk_id = %chunk,
                     %error,
-                    "a dead letter of a chunk that can't be given up in the ledger"
+                    "can't mark the chunk of a dead letter dead in the ledger; run an audit of the post"
                 );
                 return Ok(());
             }
@@ -81,20 +89,20 @@ impl Failures {
             tracing::debug!(
                 post_id = post.0,
                 chunk_id = %chunk,
-                "a dead letter of a chunk that nobody planned"
+                "the ledger has no plan of a dead letter's chunk"
             );
             return Ok(());
         };
         let event = DeliveriesSettled::from(SettledChunk {
             post_id: post.0,
-            author_key: body.author_key,
+            author_key: entry.author_key,
             channel: v1::Channel::from(channel).into(),
             chunk_id: chunk.0,
             delivered_count: marked_dead.counts.delivered,
             suppressed_count: marked_dead.counts.suppressed,
             expired_count: marked_dead.counts.expired,
             dead_count: marked_dead.counts.dead,
-            accepted_at_us: body.accepted_at_us,
+            accepted_at_us: entry.accepted_at_us,
             settled_at_us: now.0,
             revision: marked_dead.revision,
         });

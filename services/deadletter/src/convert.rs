@@ -1,4 +1,4 @@
-//! Between the words of the store and those on the wire.
+//! Conversions between the types of the store and the Protobuf messages.
 
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use herald_proto::{mesh_v1, timestamp_to_proto, v1};
@@ -11,7 +11,7 @@ use prost_types::Duration;
 
 use crate::domain::fingerprint;
 
-pub(crate) fn cause(cause: Cause) -> v1::DeadLetterCause {
+pub(crate) fn cause_to_proto(cause: Cause) -> v1::DeadLetterCause {
     match cause {
         Cause::MaxDeliveries => v1::DeadLetterCause::MaxDeliveries,
         Cause::Terminated => v1::DeadLetterCause::Terminated,
@@ -21,8 +21,8 @@ pub(crate) fn cause(cause: Cause) -> v1::DeadLetterCause {
     }
 }
 
-/// `None` for one that is not said.
-pub(crate) fn cause_from(cause: v1::DeadLetterCause) -> Option<Cause> {
+/// `None` for the unspecified value.
+pub(crate) fn cause_from_proto(cause: v1::DeadLetterCause) -> Option<Cause> {
     Some(match cause {
         v1::DeadLetterCause::Unspecified => return None,
         v1::DeadLetterCause::MaxDeliveries => Cause::MaxDeliveries,
@@ -33,7 +33,7 @@ pub(crate) fn cause_from(cause: v1::DeadLetterCause) -> Option<Cause> {
     })
 }
 
-fn state(state: DeadLetterState) -> v1::DeadLetterState {
+fn state_to_proto(state: DeadLetterState) -> v1::DeadLetterState {
     match state {
         DeadLetterState::Open => v1::DeadLetterState::Open,
         DeadLetterState::Redriving => v1::DeadLetterState::Redriving,
@@ -42,8 +42,8 @@ fn state(state: DeadLetterState) -> v1::DeadLetterState {
     }
 }
 
-/// `None` for one that is not said.
-pub(crate) fn state_from(state: v1::DeadLetterState) -> Option<DeadLetterState> {
+/// `None` for the unspecified value.
+pub(crate) fn state_from_proto(state: v1::DeadLetterState) -> Option<DeadLetterState> {
     Some(match state {
         v1::DeadLetterState::Unspecified => return None,
         v1::DeadLetterState::Open => DeadLetterState::Open,
@@ -53,7 +53,7 @@ pub(crate) fn state_from(state: v1::DeadLetterState) -> Option<DeadLetterState> 
     })
 }
 
-fn payload(payload: Payload) -> v1::DeadLetterPayload {
+fn payload_to_proto(payload: Payload) -> v1::DeadLetterPayload {
     match payload {
         Payload::Kept => v1::DeadLetterPayload::Kept,
         Payload::Gone => v1::DeadLetterPayload::Gone,
@@ -61,8 +61,8 @@ fn payload(payload: Payload) -> v1::DeadLetterPayload {
     }
 }
 
-/// `None` for one that is not said.
-pub(crate) fn channel_from(channel: v1::Channel) -> Option<Channel> {
+/// `None` for the unspecified value.
+pub(crate) fn channel_from_proto(channel: v1::Channel) -> Option<Channel> {
     match channel {
         v1::Channel::Unspecified => None,
         v1::Channel::Timeline => Some(Channel::Timeline),
@@ -70,34 +70,34 @@ pub(crate) fn channel_from(channel: v1::Channel) -> Option<Channel> {
     }
 }
 
-/// A group's name as callers see it.
-pub(crate) fn group_id(group: u64) -> String {
+/// Formats a group id as 16 hexadecimal digits.
+pub(crate) fn format_group_id(group: u64) -> String {
     format!("{group:016x}")
 }
 
-/// A group's name as callers say it.
-pub(crate) fn group_from(id: &str) -> Option<u64> {
+/// Parses a group id; `None` unless it has 16 hexadecimal digits.
+pub(crate) fn parse_group_id(id: &str) -> Option<u64> {
     (id.len() == 16)
         .then(|| u64::from_str_radix(id, 16).ok())
         .flatten()
 }
 
-/// A dead letter as callers see it, with what must be asked of others.
-pub(crate) fn dead_letter(dead_letter: DeadLetter, author_id: String, owed: u32) -> v1::DeadLetter {
+/// Converts a dead letter. `owed` is the number of its recipients that are pending or dead in the ledger.
+pub(crate) fn dead_letter_to_proto(dead_letter: DeadLetter, author_id: String, owed: u32) -> v1::DeadLetter {
     v1::DeadLetter {
         dead_letter_id: dead_letter.id.0,
-        state: state(dead_letter.state).into(),
+        state: state_to_proto(dead_letter.state).into(),
         stream: dead_letter.origin.stream,
         consumer: dead_letter.origin.consumer,
         kind: dead_letter.kind,
         sequence: dead_letter.origin.sequence,
         subject: dead_letter.subject,
         message_type: dead_letter.message_type,
-        cause: cause(dead_letter.cause).into(),
+        cause: cause_to_proto(dead_letter.cause).into(),
         reason: dead_letter.reason,
-        group_id: group_id(dead_letter.group),
+        group_id: format_group_id(dead_letter.group),
         attempt_count: dead_letter.attempts,
-        // Not known of a message that was gone.
+        // Unknown if the message was gone.
         publish_time: (dead_letter.published_at.0 > 0).then(|| timestamp_to_proto(dead_letter.published_at)),
         first_failure_time: Some(timestamp_to_proto(dead_letter.first_failed_at)),
         last_failure_time: Some(timestamp_to_proto(dead_letter.last_failed_at)),
@@ -116,18 +116,18 @@ pub(crate) fn dead_letter(dead_letter: DeadLetter, author_id: String, owed: u32)
         recipient_count: dead_letter.recipients,
         owed_count: owed,
         trace_id: dead_letter.trace_id,
-        payload: payload(dead_letter.payload).into(),
+        payload: payload_to_proto(dead_letter.payload).into(),
         payload_byte_count: dead_letter.payload_bytes,
         update_time: Some(timestamp_to_proto(dead_letter.updated_at)),
     }
 }
 
-/// A group as callers see it.
-pub(crate) fn group(group: DeadLetterGroup) -> v1::DeadLetterGroup {
+/// Converts a group.
+pub(crate) fn group_to_proto(group: DeadLetterGroup) -> v1::DeadLetterGroup {
     v1::DeadLetterGroup {
-        group_id: group_id(group.group),
+        group_id: format_group_id(group.group),
         kind: group.kind,
-        cause: cause(group.cause).into(),
+        cause: cause_to_proto(group.cause).into(),
         reason: group.reason,
         dead_letter_count: group.dead_letters,
         first_failure_time: Some(timestamp_to_proto(group.first_failed_at)),
@@ -136,8 +136,8 @@ pub(crate) fn group(group: DeadLetterGroup) -> v1::DeadLetterGroup {
     }
 }
 
-/// A redrive as callers see it.
-pub(crate) fn redrive(operation: &Operation, now: Timestamp) -> v1::Redrive {
+/// Converts the operation of a redrive.
+pub(crate) fn redrive_to_proto(operation: &Operation, now: Timestamp) -> v1::Redrive {
     let state = match operation.state {
         OperationState::Running => v1::RedriveState::Running,
         OperationState::Done => v1::RedriveState::Done,
@@ -168,8 +168,8 @@ pub(crate) fn redrive(operation: &Operation, now: Timestamp) -> v1::Redrive {
     }
 }
 
-/// An operation as callers see it; `target` is the redrive that it stopped.
-pub(crate) fn operation(
+/// Converts an operation. `target` is the redrive that a cancellation stopped.
+pub(crate) fn operation_to_proto(
     operation: &Operation,
     target: Option<&Operation>,
     now: Timestamp,
@@ -184,7 +184,7 @@ pub(crate) fn operation(
         kind: kind.into(),
         actor: operation.what.actor.clone(),
         create_time: Some(timestamp_to_proto(operation.what.at)),
-        // It was coded here.
+        // The service encoded the selection itself. A cancellation has none.
         selection: v1::DeadLetterSelection::decode(operation.what.selection.clone())
             .ok()
             .filter(|_| operation.what.kind != OperationKind::Cancel),
@@ -195,108 +195,111 @@ pub(crate) fn operation(
             0
         },
         redrive: match operation.what.kind {
-            OperationKind::Redrive => Some(redrive(operation, now)),
-            OperationKind::Cancel => target.map(|target| redrive(target, now)),
+            OperationKind::Redrive => Some(redrive_to_proto(operation, now)),
+            OperationKind::Cancel => target.map(|target| redrive_to_proto(target, now)),
             OperationKind::Discard => None,
         },
     }
 }
 
-/// What a message of DLQ tells.
-pub(crate) enum News {
-    /// A message was given up.
-    DeadLetter(Box<DeadLetter>),
-    /// A redrive of a dead letter failed; and the dead letter, should it be forgotten.
-    Failed(Reopening, Box<DeadLetter>),
+/// The content of a DLQ entry.
+pub(crate) enum DlqRecord {
+    /// A new dead letter.
+    New(Box<DeadLetter>),
+    /// The failed redrive of a dead letter, and a new dead letter in case the first one has expired.
+    RedriveFailed(Reopening, Box<DeadLetter>),
 }
 
-/// Reads a message of DLQ, stored as `sequence` at `stored_at`; the error says what is wrong with it.
-pub(crate) fn news(
-    dead_letter: mesh_v1::DlqEntry,
+/// Parses a DLQ entry, stored as `sequence` at `stored_at`.
+///
+/// # Errors
+/// The reason why the entry is malformed.
+pub(crate) fn parse_dlq_entry(
+    entry: mesh_v1::DlqEntry,
     sequence: u64,
     stored_at: Timestamp,
-) -> Result<News, &'static str> {
-    let cause = cause_from(dead_letter.cause()).ok_or("a dead letter without a cause")?;
-    let payload = match dead_letter.payload_state() {
+) -> Result<DlqRecord, &'static str> {
+    let cause = cause_from_proto(entry.cause()).ok_or("malformed DLQ entry: no cause")?;
+    let payload = match entry.payload_state() {
         v1::DeadLetterPayload::Kept => Payload::Kept,
         v1::DeadLetterPayload::TooLarge => Payload::TooLarge,
         v1::DeadLetterPayload::Gone => Payload::Gone,
-        v1::DeadLetterPayload::Unspecified => return Err("a dead letter that does not say what it carries"),
+        v1::DeadLetterPayload::Unspecified => return Err("malformed DLQ entry: no payload state"),
     };
-    if dead_letter.stream.is_empty() || dead_letter.consumer.is_empty() || dead_letter.sequence == 0 {
-        return Err("a dead letter without an origin");
+    if entry.stream.is_empty() || entry.consumer.is_empty() || entry.sequence == 0 {
+        return Err("malformed DLQ entry: no stream, consumer or sequence");
     }
-    let failed_at = Timestamp(dead_letter.failed_at_us);
-    let group_reason = fingerprint::normal(&dead_letter.reason);
-    let group = fingerprint::group(&dead_letter.kind, cause, &group_reason);
-    let channel = channel_from(dead_letter.channel());
-    let made = DeadLetter {
+    let failed_at = Timestamp(entry.failed_at_us);
+    let group_reason = fingerprint::normalize(&entry.reason);
+    let group = fingerprint::group(&entry.kind, cause, &group_reason);
+    let channel = channel_from_proto(entry.channel());
+    let new = DeadLetter {
         id: DeadLetterId(sequence),
         origin: MessageRef {
-            stream: dead_letter.stream.clone(),
-            consumer: dead_letter.consumer.clone(),
-            sequence: dead_letter.sequence,
+            stream: entry.stream.clone(),
+            consumer: entry.consumer.clone(),
+            sequence: entry.sequence,
         },
-        original_sequence: dead_letter.original_sequence,
+        original_sequence: entry.original_sequence,
         cause,
         group,
         group_reason: group_reason.clone(),
-        attempts: dead_letter.attempt_count,
-        published_at: Timestamp(dead_letter.published_at_us),
+        attempts: entry.attempt_count,
+        published_at: Timestamp(entry.published_at_us),
         first_failed_at: failed_at,
         last_failed_at: failed_at,
         stored_at,
-        post: (dead_letter.post_id != 0).then_some(PostId(dead_letter.post_id)),
-        author: (dead_letter.author_key != 0).then_some(UserKey(dead_letter.author_key)),
+        post: (entry.post_id != 0).then_some(PostId(entry.post_id)),
+        author: (entry.author_key != 0).then_some(UserKey(entry.author_key)),
         channel,
-        // Whose id is a hash, which is 0 for nobody.
-        chunk: (dead_letter.chunk_id != 0).then_some(ChunkId(dead_letter.chunk_id)),
-        lane: match dead_letter.lane() {
+        // 0 means no chunk. A chunk id is a hash and practically never 0.
+        chunk: (entry.chunk_id != 0).then_some(ChunkId(entry.chunk_id)),
+        lane: match entry.lane() {
             v1::Lane::Unspecified => None,
             v1::Lane::High => Some(Lane::High),
             v1::Lane::Normal => Some(Lane::Normal),
             v1::Lane::Low => Some(Lane::Low),
         },
-        recipients: dead_letter.recipient_count,
-        trace_id: trace_id(&dead_letter.trace_parent),
+        recipients: entry.recipient_count,
+        trace_id: parse_trace_id(&entry.trace_parent),
         payload,
-        payload_bytes: dead_letter.payload.len() as u64,
+        payload_bytes: entry.payload.len() as u64,
         state: DeadLetterState::Open,
         round: 0,
         redrive: None,
         operations: Vec::new(),
         redrive_sequence: 0,
         updated_at: failed_at,
-        reason: dead_letter.reason.clone(),
-        kind: dead_letter.kind,
-        subject: dead_letter.subject,
-        message_type: dead_letter.message_type,
+        reason: entry.reason.clone(),
+        kind: entry.kind,
+        subject: entry.subject,
+        message_type: entry.message_type,
     };
-    Ok(if dead_letter.redrive_dead_letter == 0 {
-        News::DeadLetter(Box::new(made))
+    Ok(if entry.redrive_dead_letter == 0 {
+        DlqRecord::New(Box::new(new))
     } else {
         let reopening = Reopening {
-            dead_letter: DeadLetterId(dead_letter.redrive_dead_letter),
-            round: dead_letter.redrive_round,
+            dead_letter: DeadLetterId(entry.redrive_dead_letter),
+            round: entry.redrive_round,
             cause,
-            reason: dead_letter.reason,
+            reason: entry.reason,
             group,
             group_reason,
             failed_at,
         };
-        News::Failed(reopening, Box::new(made))
+        DlqRecord::RedriveFailed(reopening, Box::new(new))
     })
 }
 
-/// The trace id in a W3C `traceparent`; empty when there is none.
-fn trace_id(parent: &str) -> String {
+/// The trace id of a W3C `traceparent` header; empty if it is missing or malformed.
+fn parse_trace_id(parent: &str) -> String {
     let id = parent.split('-').nth(1).unwrap_or_default();
     let valid = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
     if valid { id.into() } else { String::new() }
 }
 
-/// An operation's id as callers say it.
-pub(crate) fn operation_id(id: u64) -> Option<OperationId> {
+/// Converts an operation id; `None` for 0.
+pub(crate) fn parse_operation_id(id: u64) -> Option<OperationId> {
     (id != 0).then_some(OperationId(id))
 }
 
@@ -305,24 +308,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_is_sixteen_hexadecimal_digits() {
-        assert_eq!(group_from(&group_id(7)), Some(7));
+    fn a_group_id_has_sixteen_hexadecimal_digits() {
+        assert_eq!(parse_group_id(&format_group_id(7)), Some(7));
         for bad in ["", "7", "000000000000000g", "00000000000000007"] {
-            assert_eq!(group_from(bad), None, "{bad}");
+            assert_eq!(parse_group_id(bad), None, "{bad}");
         }
     }
 
     #[test]
-    fn a_trace_id_is_read_from_its_parent() {
+    fn the_trace_id_is_parsed_from_traceparent() {
         assert_eq!(
-            trace_id("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            parse_trace_id("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
             "4bf92f3577b34da6a3ce929d0e0e4736"
         );
-        assert_eq!(trace_id("garbage-here"), "");
+        assert_eq!(parse_trace_id("garbage-here"), "");
     }
 
     #[test]
-    fn a_message_of_nobody_is_no_news() {
+    fn an_incomplete_entry_is_refused() {
         let good = mesh_v1::DlqEntry {
             stream: "PUSH".into(),
             consumer: "push-low".into(),
@@ -332,7 +335,7 @@ mod tests {
             ..Default::default()
         };
         assert!(
-            matches!(news(good.clone(), 3, Timestamp(5)), Ok(News::DeadLetter(dead_letter)) if dead_letter.id == DeadLetterId(3))
+            matches!(parse_dlq_entry(good.clone(), 3, Timestamp(5)), Ok(DlqRecord::New(dead_letter)) if dead_letter.id == DeadLetterId(3))
         );
         let again = mesh_v1::DlqEntry {
             redrive_dead_letter: 2,
@@ -340,7 +343,7 @@ mod tests {
             ..good.clone()
         };
         assert!(
-            matches!(news(again, 3, Timestamp(5)), Ok(News::Failed(reopening, _)) if reopening.dead_letter == DeadLetterId(2))
+            matches!(parse_dlq_entry(again, 3, Timestamp(5)), Ok(DlqRecord::RedriveFailed(reopening, _)) if reopening.dead_letter == DeadLetterId(2))
         );
         for bad in [
             mesh_v1::DlqEntry {
@@ -360,7 +363,7 @@ mod tests {
                 ..good
             },
         ] {
-            assert!(news(bad, 3, Timestamp(5)).is_err());
+            assert!(parse_dlq_entry(bad, 3, Timestamp(5)).is_err());
         }
     }
 }

@@ -1,54 +1,56 @@
-//! How fast a redrive goes.
+//! The limits of a redrive: dead letters in flight, failures, and rate.
 
 use std::time::{Duration, Instant};
 
 use herald_store::Operation;
 
-/// Dead letters that are under way at the beginning, as long as it isn't known whether they fail again.
-const IN_FLIGHT_FIRST: u64 = 256;
+/// Dead letters in flight at the start of a redrive, before any outcome is known.
+const IN_FLIGHT_INITIAL: u64 = 256;
 
-/// One failure among so many that succeeded is none to wait for.
+/// Successes for each failure that is ignored when the in-flight limit grows.
 const RESOLVED_PER_FAILURE: u64 = 100;
 
-/// How many dead letters a redrive may have under way: few at the beginning, one more for each that succeeded. While dead letters
-/// fail it stays at few, so that a cause that isn't mended costs hundreds of sends and not all of them.
+/// Dead letters that a redrive may have in flight, up to `limit`: 256, and one more for each success.
+///
+/// The limit stays at 256 while more than 1% fail: if the cause of the failures isn't fixed, the redrive sends hundreds
+/// of dead letters and not all of them. A redrive without `failures_max` has the full limit from its start.
 pub(crate) fn in_flight_max(operation: &Operation, limit: u64) -> u64 {
-    let cautious = operation.what.failures_max > 0;
-    if !cautious {
+    if operation.what.failures_max == 0 {
         return limit;
     }
     let failing = operation.failed > operation.resolved / RESOLVED_PER_FAILURE;
     let earned = if failing { 0 } else { operation.resolved };
-    IN_FLIGHT_FIRST.saturating_add(earned).min(limit)
+    IN_FLIGHT_INITIAL.saturating_add(earned).min(limit)
 }
 
-/// Whether too many have failed again.
-pub(crate) fn is_hopeless(operation: &Operation) -> bool {
+/// Whether as many dead letters failed again as the redrive allows.
+pub(crate) fn failure_limit_reached(operation: &Operation) -> bool {
     operation.what.failures_max > 0 && operation.failed >= u64::from(operation.what.failures_max)
 }
 
-/// Dead letters a second of a redrive that names no rate: live traffic doesn't feel them.
+/// Rate of a redrive without an explicit rate, dead letters a second: low enough not to slow live traffic.
 pub(crate) const RATE_DEFAULT: u32 = 500;
-/// The highest rate that a redrive may have.
+/// Highest rate of a redrive, dead letters a second.
 pub(crate) const RATE_MAX: u32 = 5_000;
 
-/// How many of `wanted` dead letters to claim at once: those of a tenth of a second, so that a redrive that is stopped ends soon.
-pub(crate) fn share(rate_max: u32, wanted: u64) -> u64 {
+/// Dead letters to claim at once, up to `wanted`: as many as the rate allows in 100 ms, so that a cancelled redrive
+/// ends soon.
+pub(crate) fn claim_size(rate_max: u32, wanted: u64) -> u64 {
     wanted.min(u64::from(rate_max).div_ceil(10))
 }
 
-/// How much unused time is caught up: what claiming dead letters and recording their places takes between two shares.
-const CATCH_UP_MAX: Duration = Duration::from_millis(50);
+/// Unused time that the limiter makes up for: claiming and recording dead letters takes about as long.
+const CREDIT_MAX: Duration = Duration::from_millis(50);
 
-/// Spreads dead letters evenly over time: a burst would delay live messages.
+/// Spaces dead letters evenly over time: a burst would delay live messages.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimiter {
     interval: Duration,
     next: Instant,
 }
 
-impl Pace {
-    /// `rate_max` dead letters a second.
+impl RateLimiter {
+    /// Creates a limiter of `rate_max` dead letters a second, at least 1.
     pub(crate) fn new(rate_max: u32, now: Instant) -> Self {
         Self {
             interval: Duration::from_secs(1) / rate_max.max(1),
@@ -56,13 +58,13 @@ impl Pace {
         }
     }
 
-    /// How long to wait before the next dead letter, for a caller that sends one then.
-    pub(crate) fn wait(&mut self, now: Instant) -> Duration {
-        let turn = now
-            .checked_sub(CATCH_UP_MAX)
+    /// Reserves the next slot and returns the delay until it.
+    pub(crate) fn reserve(&mut self, now: Instant) -> Duration {
+        let slot = now
+            .checked_sub(CREDIT_MAX)
             .map_or(self.next, |earliest| self.next.max(earliest));
-        self.next = turn + self.interval;
-        turn.saturating_duration_since(now)
+        self.next = slot + self.interval;
+        slot.saturating_duration_since(now)
     }
 }
 
@@ -100,39 +102,41 @@ mod tests {
     }
 
     #[test]
-    fn a_redrive_begins_with_few_and_grows_as_long_as_none_fails() {
+    fn the_in_flight_limit_starts_at_256_and_grows_while_dead_letters_succeed() {
         assert_eq!(in_flight_max(&operation(100, 0, 0), 16_384), 256);
         assert_eq!(in_flight_max(&operation(100, 1_000, 0), 16_384), 1_256);
         assert_eq!(in_flight_max(&operation(100, 1_000_000, 0), 16_384), 16_384);
         assert_eq!(in_flight_max(&operation(100, 1_000, 11), 16_384), 256);
         assert_eq!(in_flight_max(&operation(0, 0, 500), 16_384), 16_384);
-        assert!(!is_hopeless(&operation(100, 0, 99)) && is_hopeless(&operation(100, 0, 100)));
-        assert!(!is_hopeless(&operation(0, 0, 1_000)));
+        assert!(
+            !failure_limit_reached(&operation(100, 0, 99)) && failure_limit_reached(&operation(100, 0, 100))
+        );
+        assert!(!failure_limit_reached(&operation(0, 0, 1_000)));
     }
 
     proptest! {
         #[test]
-        fn no_more_than_the_rate_is_sent(rate in 1..=RATE_MAX, late in prop::collection::vec(0..20_000_u64, 1..100)) {
+        fn the_rate_is_never_exceeded(rate in 1..=RATE_MAX, late in prop::collection::vec(0..20_000_u64, 1..100)) {
             let start = Instant::now();
             let mut now = start;
-            let mut pace = Pace::new(rate, start);
-            let apart = Duration::from_secs(1) / rate;
+            let mut limiter = RateLimiter::new(rate, start);
+            let interval = Duration::from_secs(1) / rate;
             for (sent, late) in (0_u32..).zip(&late) {
-                now += pace.wait(now);
-                prop_assert!(now >= start + apart * sent);
+                now += limiter.reserve(now);
+                prop_assert!(now >= start + interval * sent);
                 now += Duration::from_micros(*late);
             }
         }
 
         #[test]
-        fn a_coarse_timer_does_not_slow_it_down(rate in 1..=RATE_MAX) {
+        fn a_timer_with_millisecond_resolution_does_not_lower_the_rate(rate in 1..=RATE_MAX) {
             let start = Instant::now();
             let mut now = start;
-            let mut pace = Pace::new(rate, start);
+            let mut limiter = RateLimiter::new(rate, start);
             for _ in 0..1_000 {
-                let wait = pace.wait(now);
+                let wait = limiter.reserve(now);
                 if !wait.is_zero() {
-                    // As a timer of whole milliseconds does.
+                    // A timer rounds up to whole milliseconds.
                     now += Duration::from_millis(wait.as_millis() as u64 + 1);
                 }
             }
@@ -143,9 +147,9 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_what_a_tenth_of_a_second_may_have() {
-        assert_eq!(share(5_000, 1_000), 500);
-        assert_eq!(share(1, 1_000), 1);
-        assert_eq!(share(5_000, 20), 20);
+    fn one_claim_is_at_most_the_rate_of_100_ms() {
+        assert_eq!(claim_size(5_000, 1_000), 500);
+        assert_eq!(claim_size(1, 1_000), 1);
+        assert_eq!(claim_size(5_000, 20), 20);
     }
 }

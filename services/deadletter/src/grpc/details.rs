@@ -1,4 +1,7 @@
-//! Dead letters and operations, with what must be asked of others: authors' ids, payloads, who is still owed.
+//! Converts dead letters and operations for responses, with data from elsewhere: author ids, payloads, and owed
+//! recipients.
+//!
+//! A recipient is owed while the ledger has it as pending or dead.
 
 use std::collections::HashMap;
 
@@ -15,15 +18,15 @@ use prost_reflect::DynamicMessage;
 use tonic::Status;
 
 use super::Api;
-use crate::{origin, wire};
+use crate::{convert, dlq_entry};
 
-/// Owed recipients that are shown with a dead letter.
-const OWED_SHOWN: usize = 100;
+/// Owed recipients in the response of GetDeadLetter; ListOwedRecipients has the rest.
+const OWED_PREVIEW_MAX: usize = 100;
 
 const LIST_OWED: &str = "ListOwedRecipients";
 
-/// Where a page of a dead letter's recipients begins.
-pub(super) fn owed_after(dead_letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
+/// Parses a page token of ListOwedRecipients: the page starts after this user.
+pub(super) fn parse_owed_page_token(dead_letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
     let identity = paging::identity([&dead_letter.to_be_bytes()[..]]);
     let cursor = PageToken::decode_u64(LIST_OWED, identity, token)?;
     cursor
@@ -36,8 +39,8 @@ pub(super) fn owed_after(dead_letter: u64, token: &str) -> Result<Option<UserKey
 }
 
 impl Api {
-    /// One dead letter.
-    pub(super) async fn dead_letter(&self, id: u64) -> Result<DeadLetter, Status> {
+    /// Reads a dead letter. `NOT_FOUND` for an unknown id.
+    pub(super) async fn get_by_id(&self, id: u64) -> Result<DeadLetter, Status> {
         if id == 0 {
             return Err(status::invalid(&[("dead_letter_id", "must be given")]));
         }
@@ -51,15 +54,15 @@ impl Api {
         })
     }
 
-    /// The dead letter's message in DLQ; `None` when it is no longer there.
-    pub(super) async fn body(&self, id: DeadLetterId) -> Result<Option<DlqEntry>, Status> {
+    /// Reads the DLQ entry of a dead letter; `None` if it is no longer there or malformed.
+    pub(super) async fn dlq_entry(&self, id: DeadLetterId) -> Result<Option<DlqEntry>, Status> {
         let message = self.mesh.message(streams::DLQ, id.0).await;
         let message = message.map_err(|e| status::from_mesh(&e))?;
         Ok(message.and_then(|message| message.decode().ok()))
     }
 
-    /// Dead letters, as a list shows them.
-    pub(super) async fn show_all(
+    /// Converts dead letters for a list.
+    pub(super) async fn to_proto_list(
         &self,
         dead_letters: Vec<DeadLetter>,
     ) -> Result<Vec<v1::DeadLetter>, Status> {
@@ -69,39 +72,44 @@ impl Api {
             .collect();
         keys.sort_unstable();
         keys.dedup();
-        let ids = self.ids(&keys).await?;
+        let ids = self.user_ids(&keys).await?;
         let authors: HashMap<UserKey, String> = keys.into_iter().zip(ids).collect();
-        let mut shown = Vec::with_capacity(dead_letters.len());
+        let mut list = Vec::with_capacity(dead_letters.len());
         for dead_letter in dead_letters {
             let author = dead_letter
                 .author
                 .and_then(|author| authors.get(&author))
                 .cloned();
             let owed = self.owed_count(&dead_letter).await?;
-            shown.push(wire::dead_letter(dead_letter, author.unwrap_or_default(), owed));
+            list.push(convert::dead_letter_to_proto(
+                dead_letter,
+                author.unwrap_or_default(),
+                owed,
+            ));
         }
-        Ok(shown)
+        Ok(list)
     }
 
-    /// A dead letter with all that is known of it.
-    pub(super) async fn show(&self, dead_letter: DeadLetter) -> Result<v1::GetDeadLetterResponse, Status> {
-        let body = self.body(dead_letter.id).await?;
-        let owed = self.owed(&dead_letter, body.as_ref()).await?;
-        let (recipients, next_owed_page_token) =
-            self.owed_page(&dead_letter, &owed, None, OWED_SHOWN).await?;
+    /// Builds the response of GetDeadLetter.
+    pub(super) async fn details(&self, dead_letter: DeadLetter) -> Result<v1::GetDeadLetterResponse, Status> {
+        let entry = self.dlq_entry(dead_letter.id).await?;
+        let owed = self.owed(&dead_letter, entry.as_ref()).await?;
+        let (recipients, next_owed_page_token) = self
+            .owed_page(&dead_letter, &owed, None, OWED_PREVIEW_MAX)
+            .await?;
         let mut operations = Vec::with_capacity(dead_letter.operations.len());
         for operation in dead_letter.operations.iter().rev() {
             let operation = self.dead_letters.operation(*operation).await;
             operations.extend(operation.map_err(|e| status::from_store(&e))?);
         }
-        let operations = self.show_operations(&operations).await?;
-        let body = body.unwrap_or_default();
-        let shown = self.show_all(vec![dead_letter]).await?;
+        let operations = self.operations_to_proto(&operations).await?;
+        let entry = entry.unwrap_or_default();
+        let converted = self.to_proto_list(vec![dead_letter]).await?;
         Ok(v1::GetDeadLetterResponse {
-            dead_letter: shown.into_iter().next(),
-            payload_json: self.json(&body).unwrap_or_default(),
-            payload: body.payload.into(),
-            headers: body
+            dead_letter: converted.into_iter().next(),
+            payload_json: self.payload_json(&entry).unwrap_or_default(),
+            payload: entry.payload.into(),
+            headers: entry
                 .headers
                 .into_iter()
                 .map(|header| v1::DeadLetterHeader {
@@ -115,13 +123,13 @@ impl Api {
         })
     }
 
-    /// Acts, as callers see them.
-    pub(super) async fn show_operations(
+    /// Converts operations; a cancellation with the redrive that it stopped.
+    pub(super) async fn operations_to_proto(
         &self,
         operations: &[Operation],
     ) -> Result<Vec<v1::DeadLetterOperation>, Status> {
         let now = Timestamp::now();
-        let mut shown = Vec::with_capacity(operations.len());
+        let mut converted = Vec::with_capacity(operations.len());
         for operation in operations {
             let target = match (operation.what.kind, operation.what.target) {
                 (OperationKind::Cancel, Some(target)) => {
@@ -130,30 +138,30 @@ impl Api {
                 }
                 _ => None,
             };
-            shown.push(wire::operation(operation, target.as_ref(), now));
+            converted.push(convert::operation_to_proto(operation, target.as_ref(), now));
         }
-        Ok(shown)
+        Ok(converted)
     }
 
-    /// What a message carries as JSON, if it can be read.
-    fn json(&self, body: &DlqEntry) -> Option<String> {
-        let known = herald_mesh::Subject::parse(&body.subject)?;
-        let message = self.descriptors.get_message_by_name(known.message_type())?;
-        if body.payload_state() != v1::DeadLetterPayload::Kept {
+    /// The payload of an entry as JSON; `None` if it is missing or malformed.
+    fn payload_json(&self, entry: &DlqEntry) -> Option<String> {
+        let subject = herald_mesh::Subject::parse(&entry.subject)?;
+        let message = self.descriptors.get_message_by_name(subject.message_type())?;
+        if entry.payload_state() != v1::DeadLetterPayload::Kept {
             return None;
         }
-        let message = DynamicMessage::decode(message, body.payload.clone()).ok()?;
+        let message = DynamicMessage::decode(message, entry.payload.clone()).ok()?;
         serde_json::to_string(&message).ok()
     }
 
-    /// How many recipients a dead letter still owes, by the ledger.
+    /// Counts the owed recipients of a dead letter.
     async fn owed_count(&self, dead_letter: &DeadLetter) -> Result<u32, Status> {
         let (Some(post), Some(channel), Some(chunk)) =
             (dead_letter.post, dead_letter.channel, dead_letter.chunk)
         else {
             return Ok(0);
         };
-        let done = match self.outcome(post, channel, chunk).await? {
+        let finished = match self.outcome(post, channel, chunk).await? {
             None => 0,
             Some(Outcome::Delivered { count }) => count,
             Some(Outcome::Mixed {
@@ -163,28 +171,31 @@ impl Api {
                 ..
             }) => delivered.len() + suppressed.len() + expired.len(),
         };
-        Ok(dead_letter.recipients.saturating_sub(done))
+        Ok(dead_letter.recipients.saturating_sub(finished))
     }
 
-    /// Whom a dead letter still owes, by the ledger.
+    /// The owed recipients of a dead letter, by user key, with their states.
     pub(super) async fn owed(
         &self,
         dead_letter: &DeadLetter,
-        body: Option<&DlqEntry>,
+        entry: Option<&DlqEntry>,
     ) -> Result<Vec<(UserKey, DeliveryState)>, Status> {
         let (Some(post), Some(channel), Some(chunk)) =
             (dead_letter.post, dead_letter.channel, dead_letter.chunk)
         else {
             return Ok(Vec::new());
         };
-        let Some(recipients) = body.and_then(origin::recipients) else {
+        let Some(recipients) = entry.and_then(dlq_entry::recipients) else {
             return Ok(Vec::new());
         };
-        Ok(owed(&recipients, self.outcome(post, channel, chunk).await?))
+        Ok(owed_recipients(
+            &recipients,
+            self.outcome(post, channel, chunk).await?,
+        ))
     }
 
-    /// What the ledger has of a chunk. A row that can't be read is as good as none: the dead letter about it, and others on its
-    /// page, must be seen all the same.
+    /// Reads the outcome of a chunk from the ledger. A malformed row counts as a missing one: an operator must see the
+    /// dead letter about it, and the others on its page.
     async fn outcome(
         &self,
         post: PostId,
@@ -194,14 +205,20 @@ impl Api {
         match self.ledger.outcome(post, channel, chunk).await {
             Ok(recorded) => Ok(recorded.map(|recorded| recorded.outcome)),
             Err(error) if !error.is_transient() => {
-                tracing::warn!(post_id = post.0, %channel, chunk_id = %chunk, %error, "outcome of a chunk can't be read");
+                tracing::warn!(
+                    post_id = post.0,
+                    %channel,
+                    chunk_id = %chunk,
+                    %error,
+                    "malformed outcome of a chunk in the ledger; all of its recipients are shown as owed"
+                );
                 Ok(None)
             }
             Err(error) => Err(status::from_store(&error)),
         }
     }
 
-    /// One page of those whom a dead letter owes, and the token of the next.
+    /// One page of owed recipients, and the token of the next page.
     pub(super) async fn owed_page(
         &self,
         dead_letter: &DeadLetter,
@@ -213,7 +230,7 @@ impl Api {
         let rest = &owed[begin..];
         let page = &rest[..page_size.min(rest.len())];
         let keys: Vec<_> = page.iter().map(|(user, _)| *user).collect();
-        let ids = self.ids(&keys).await?;
+        let ids = self.user_ids(&keys).await?;
         let recipients = page
             .iter()
             .zip(ids)
@@ -231,7 +248,8 @@ impl Api {
         Ok((recipients.collect(), token))
     }
 
-    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
+    /// Reads the ids of users; empty for an unknown key.
+    async fn user_ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
         let ids = self.users.ids(keys).await;
         let ids = ids.map_err(|e| status::from_store(&e))?.into_iter();
         Ok(ids
@@ -240,8 +258,8 @@ impl Api {
     }
 }
 
-/// Those of a chunk who are dead or pending.
-fn owed(recipients: &Recipients, outcome: Option<Outcome>) -> Vec<(UserKey, DeliveryState)> {
+/// The recipients of a chunk that are dead or pending.
+fn owed_recipients(recipients: &Recipients, outcome: Option<Outcome>) -> Vec<(UserKey, DeliveryState)> {
     let pending = |user| (user, DeliveryState::Pending);
     match outcome {
         None => recipients.iter().map(pending).collect(),

@@ -1,0 +1,235 @@
+//! Builds the DLQ entry of a dead letter from an advisory and its message.
+
+use herald_mesh::{RawMessage, Subject, consumers::ConsumerKind, streams};
+use herald_model::{Channel, ChunkId, Recipients, UserId};
+use herald_proto::{
+    mesh_v1::{
+        Backfill, DeliveriesSettled, DlqEntry, FanoutSlice, Header, PostCreated, PostDeleted, PushChunk,
+        TimelineChunk,
+    },
+    v1,
+};
+use herald_store::Cause;
+use prost::Message;
+
+use crate::{convert, domain::advisory::Advisory};
+
+/// Builds the entry. `message` is the advisory's message, `None` if it is no longer in its stream.
+pub(crate) fn build(advisory: Advisory, message: Option<&RawMessage>) -> DlqEntry {
+    let kind = ConsumerKind::of(&advisory.consumer)
+        .map_or_else(|| advisory.consumer.clone(), |kind| kind.as_str().into());
+    let mut entry = DlqEntry {
+        kind,
+        sequence: advisory.sequence,
+        original_sequence: advisory.sequence,
+        cause: convert::cause_to_proto(advisory.cause).into(),
+        attempt_count: advisory.attempts,
+        failed_at_us: advisory.failed_at.0,
+        payload_state: v1::DeadLetterPayload::Gone.into(),
+        reason: advisory.reason,
+        stream: advisory.stream,
+        consumer: advisory.consumer,
+        ..DlqEntry::default()
+    };
+    let Some(message) = message else {
+        set_post_id(&mut entry);
+        return entry;
+    };
+    entry.payload_state = v1::DeadLetterPayload::Kept.into();
+    entry.payload = message.payload.clone();
+    entry.subject.clone_from(&message.subject);
+    entry.published_at_us = message.published_at.0;
+    entry.message_type = message.message_type().unwrap_or_default().into();
+    entry.message_id = message.id().unwrap_or_default().into();
+    entry.trace_parent = message.trace_parent().unwrap_or_default().into();
+    entry.trace_state = message.trace_state().unwrap_or_default().into();
+    entry.headers = message
+        .headers()
+        .map(|(name, value)| Header {
+            name: name.into(),
+            value: value.into(),
+        })
+        .collect();
+    // With malformed redrive headers the entry describes the message in its present stream.
+    if let Ok(origin) = message.origin() {
+        // JetStream counts the deliveries of a copy (from LATER or REDRIVE) from 1.
+        entry.attempt_count += origin.attempts_before;
+        entry.published_at_us = origin.published_at.0;
+        if let Some(redrive) = origin.redrive {
+            entry.redrive_dead_letter = redrive.dead_letter;
+            entry.redrive_round = redrive.round;
+            entry.subject = origin.subject.as_str().into();
+            entry.original_sequence = origin.sequence;
+        }
+    }
+    set_post_id(&mut entry);
+    let undescribed = entry.clone();
+    if describe(&mut entry).is_err() {
+        // Discard the fields that were set before the error.
+        entry = undescribed;
+        if entry.cause == i32::from(convert::cause_to_proto(Cause::Terminated)) {
+            entry.cause = convert::cause_to_proto(Cause::Unreadable).into();
+        }
+    }
+    entry
+}
+
+/// Sets the post id of an entry about a created post: the post's sequence, so a malformed payload has an id too.
+fn set_post_id(entry: &mut DlqEntry) {
+    let kind = entry.kind.parse::<ConsumerKind>();
+    let created = match &entry.subject[..] {
+        // The message is gone, so its subject is unknown. In POSTS the sequence is the post's id.
+        "" => entry.stream == streams::POSTS,
+        subject => subject.starts_with("post.v1.created."),
+    };
+    if matches!(kind, Ok(ConsumerKind::Fanout | ConsumerKind::Archive)) && created {
+        entry.post_id = entry.original_sequence;
+    }
+}
+
+/// The message is malformed.
+#[derive(Debug)]
+struct Malformed;
+
+impl From<prost::DecodeError> for Malformed {
+    fn from(_: prost::DecodeError) -> Self {
+        Self
+    }
+}
+
+impl From<herald_model::MalformedRecipients> for Malformed {
+    fn from(_: herald_model::MalformedRecipients) -> Self {
+        Self
+    }
+}
+
+/// Sets the fields that come from the payload: post, author, chunk, recipients.
+fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
+    let Some(subject) = Subject::parse(&entry.subject) else {
+        // A message of ADVISORIES or DLQ, or of another program.
+        return Err(Malformed);
+    };
+    entry.lane = subject
+        .lane()
+        .map_or(v1::Lane::Unspecified, v1::Lane::from)
+        .into();
+    let payload = entry.payload.clone();
+    match subject {
+        Subject::PostCreated(_) => {
+            let post = PostCreated::decode(payload)?;
+            UserId::new(post.author_id).map_err(|_| Malformed)?;
+            entry.post_id = entry.original_sequence;
+            entry.author_key = post.author_key;
+            entry.accepted_at_us = post.accepted_at_us;
+        }
+        Subject::PostDeleted(_) => {
+            let deletion = PostDeleted::decode(payload)?;
+            entry.post_id = deletion.post_id;
+            entry.author_key = deletion.author_key;
+        }
+        Subject::Slice(_) => {
+            let slice = FanoutSlice::decode(payload)?;
+            entry.post_id = slice.post_id;
+            entry.author_key = slice.author_key;
+            entry.accepted_at_us = slice.accepted_at_us;
+        }
+        Subject::TimelineDeliver(_) => {
+            let chunk = TimelineChunk::decode(payload)?;
+            entry.post_id = chunk.post_id;
+            entry.author_key = chunk.author_key;
+            entry.accepted_at_us = chunk.accepted_at_us;
+            let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count)?;
+            set_chunk(entry, Channel::Timeline, ChunkId(chunk.chunk_id), &recipients)?;
+        }
+        Subject::PushDeliver(_) => {
+            let chunk = PushChunk::decode(payload)?;
+            entry.post_id = chunk.post_id;
+            entry.author_key = chunk.author_key;
+            entry.accepted_at_us = chunk.accepted_at_us;
+            let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count)?;
+            set_chunk(entry, Channel::Push, ChunkId(chunk.chunk_id), &recipients)?;
+        }
+        Subject::TimelineBackfill(_) => {
+            let backfill = Backfill::decode(payload)?;
+            let recipients = Recipients::decode(backfill.recipients, backfill.recipient_count)?;
+            entry.author_key = backfill.author_key;
+            entry.channel = v1::Channel::Timeline.into();
+            entry.recipient_count = recipients.len();
+        }
+        Subject::Settled(_) => {
+            let settled = DeliveriesSettled::decode(payload)?;
+            let first = settled.chunks.first().ok_or(Malformed)?;
+            // An event about several posts has no single post id.
+            if settled.chunks.iter().all(|chunk| chunk.post_id == first.post_id) {
+                entry.post_id = first.post_id;
+                entry.author_key = first.author_key;
+                entry.accepted_at_us = first.accepted_at_us;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Sets the chunk of the entry. A chunk id that doesn't match the recipients is malformed: the ledger has no such
+/// chunk.
+fn set_chunk(
+    entry: &mut DlqEntry,
+    channel: Channel,
+    chunk: ChunkId,
+    recipients: &Recipients,
+) -> Result<(), Malformed> {
+    if recipients.chunk_id() != chunk {
+        return Err(Malformed);
+    }
+    entry.channel = v1::Channel::from(channel).into();
+    entry.chunk_id = chunk.0;
+    entry.recipient_count = recipients.len();
+    Ok(())
+}
+
+/// The recipients of the entry's chunk; `None` without a chunk or with a malformed payload.
+pub(crate) fn recipients(entry: &DlqEntry) -> Option<Recipients> {
+    let (bytes, count) = match Subject::parse(&entry.subject)? {
+        Subject::TimelineDeliver(_) => {
+            let chunk = TimelineChunk::decode(entry.payload.clone()).ok()?;
+            (chunk.recipients, chunk.recipient_count)
+        }
+        Subject::PushDeliver(_) => {
+            let chunk = PushChunk::decode(entry.payload.clone()).ok()?;
+            (chunk.recipients, chunk.recipient_count)
+        }
+        _ => return None,
+    };
+    Recipients::decode(bytes, count).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::time::Timestamp;
+
+    use super::*;
+
+    /// An entry whose message is gone.
+    fn entry_without_message(stream: &str, consumer: &str) -> DlqEntry {
+        let advisory = Advisory {
+            stream: stream.into(),
+            consumer: consumer.into(),
+            sequence: 7,
+            attempts: 1,
+            failed_at: Timestamp(1),
+            cause: Cause::Removed,
+            reason: String::new(),
+        };
+        build(advisory, None)
+    }
+
+    #[test]
+    fn an_entry_without_its_message_has_a_post_id_only_in_posts() {
+        assert_eq!(entry_without_message("POSTS", "fanout-low").post_id, 7);
+        assert_eq!(entry_without_message("POSTS", "archive").post_id, 7);
+        // These sequences are not post ids.
+        assert_eq!(entry_without_message("REDRIVE", "redrive-fanout").post_id, 0);
+        assert_eq!(entry_without_message("TIMELINE", "timeline-high").post_id, 0);
+    }
+}
