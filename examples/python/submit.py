@@ -9,9 +9,9 @@ from herald.v1 import post_pb2, post_pb2_grpc
 with grpc.insecure_channel(sys.argv[1]) as channel:
     posts = post_pb2_grpc.PostServiceStub(channel)
     request = post_pb2.SubmitPostRequest(
-        request_id=str(uuid.uuid4()),  # the same one again is the same post, so a retry is safe
+        request_id=str(uuid.uuid4()),  # idempotency key: a retry with the same id creates no second post
         author_id="107",
         text="hello from Python",
     )
-    answer = posts.SubmitPost(request, timeout=10)
-    print(f"accepted as post {answer.post_id}")
+    response = posts.SubmitPost(request, timeout=10)
+    print(f"accepted as post {response.post_id}")

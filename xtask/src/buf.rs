@@ -1,4 +1,4 @@
-//! buf, from the PATH or from a Python package that carries the binary.
+//! Runs buf, from the PATH or from a Python package with the binary.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,18 +7,22 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The package, with the version that was seen to work.
+/// The Python package, pinned to a tested version.
 const PACKAGE: &str = "buf-bin==1.75.0";
 
-/// Runs buf at the root of the repository.
+/// Runs buf in the root of the repository.
+///
+/// # Errors
+/// buf can't be installed or started, or exits with a failure.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .context("the crate is in the repository")?;
+        .context("the xtask crate has no parent directory")?;
     let buf = locate(root)?;
-    call(Command::new(buf).args(arguments).current_dir(root))
+    run_command(Command::new(buf).args(arguments).current_dir(root))
 }
 
+/// Finds buf on the PATH, else installs it into target/tools.
 fn locate(root: &Path) -> Result<PathBuf> {
     if Command::new("buf")
         .arg("--version")
@@ -30,8 +34,8 @@ fn locate(root: &Path) -> Result<PathBuf> {
     let tools = root.join("target/tools/buf");
     let buf = tools.join("bin/buf");
     if !buf.exists() {
-        call(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
-        call(Command::new(tools.join("bin/pip")).args([
+        run_command(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
+        run_command(Command::new(tools.join("bin/pip")).args([
             "install",
             "--quiet",
             "--disable-pip-version-check",
@@ -41,12 +45,12 @@ fn locate(root: &Path) -> Result<PathBuf> {
     Ok(buf)
 }
 
-fn call(command: &mut Command) -> Result<()> {
+fn run_command(command: &mut Command) -> Result<()> {
     let status = command
         .status()
-        .with_context(|| format!("{command:?} can't be run"))?;
+        .with_context(|| format!("can't run {command:?}"))?;
     if !status.success() {
-        bail!("{command:?} ended with {status}");
+        bail!("{command:?} failed: {status}");
     }
     Ok(())
 }

@@ -1,13 +1,16 @@
-//! Failpoints are for tests: nothing of them may be in the program that is shipped.
+//! Checks that a release of herald has no failpoints: they are for tests only.
 
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-/// The crate that does what failpoints say; it comes with their feature only.
+/// The crate that runs failpoints, in the output of `cargo tree`. Only the feature `failpoints` depends on it.
 const CRATE: &str = "fail v";
 
-/// Asks cargo what `herald` is made of, as it is built for a release.
+/// Searches the dependencies of a release build of herald.
+///
+/// # Errors
+/// herald depends on the crate, or `cargo tree` fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -22,7 +25,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             "none",
         ])
         .output()
-        .context("cargo can't be run")?;
+        .context("can't run cargo")?;
     ensure!(
         output.status.success(),
         "cargo tree failed: {}",
@@ -31,12 +34,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let tree = String::from_utf8_lossy(&output.stdout);
     ensure!(
         tree.contains("herald-failpoints v"),
-        "the macros of failpoints are gone from herald: mend this check"
+        "herald no longer depends on herald-failpoints: update this check"
     );
     let found = tree.lines().find(|line| line.starts_with(CRATE));
     ensure!(
         found.is_none(),
-        "herald has failpoints in it: {}",
+        "a release of herald has failpoints: {}",
         found.unwrap_or_default()
     );
     Ok(())

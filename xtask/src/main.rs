@@ -1,11 +1,11 @@
-//! What cargo itself can't: `cargo xtask --help`.
+//! Project tasks that cargo doesn't have: `cargo xtask --help`.
 
 mod buf;
 mod failpoints;
 
 use clap::{Parser, Subcommand};
 
-/// Tasks of the project that cargo itself can't do.
+/// Project tasks that cargo doesn't have.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask")]
 struct Cli {
@@ -15,13 +15,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Run buf, the linter of the .proto files; fetched once into target/tools
+    /// Run buf, the linter of the .proto files; installs it into target/tools if it isn't on the PATH
     Buf {
-        /// Its arguments, as `lint` or `format --diff`
+        /// Arguments of buf, such as `lint` or `format --diff`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
-    /// Check that the program that is shipped has no failpoints in it
+    /// Check that a release build of herald has no failpoints
     Failpoints,
 }
 
