@@ -1,4 +1,4 @@
-//! The `herald` program, under the name by which the tests find it, and with the failpoints that the product doesn't have.
+//! The `herald` program built for the tests: it has failpoints, the product doesn't.
 
 fn main() -> std::process::ExitCode {
     herald_failpoints::from_environment();

@@ -1,14 +1,14 @@
-//! Runs `herald` as a person or a script would.
+//! Runs `herald` commands as a shell does.
 
 use std::process::Stdio;
 
 use serde_json::Value;
 use tokio::process::Command;
 
-/// What a command printed and how it ended.
+/// Output and exit code of a command.
 #[derive(Debug)]
 pub struct Output {
-    /// Its exit code; -1 when a signal ended it.
+    /// Exit code; -1 if a signal ended the process.
     pub code: i32,
     /// Standard output.
     pub stdout: String,
@@ -16,8 +16,8 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// Runs a program to its end.
-pub async fn output(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+/// Runs a program and waits for its exit. Panics if the program can't be started.
+pub async fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let done = Command::new(program)
         .args(arguments)
         .envs(variables.iter().copied())
@@ -25,7 +25,7 @@ pub async fn output(program: &str, arguments: &[&str], variables: &[(&str, &str)
         .kill_on_drop(true)
         .output()
         .await
-        .unwrap_or_else(|error| panic!("{program} can't be run: {error}"));
+        .unwrap_or_else(|error| panic!("can't start {program}: {error}"));
     Output {
         code: done.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
@@ -33,9 +33,9 @@ pub async fn output(program: &str, arguments: &[&str], variables: &[(&str, &str)
     }
 }
 
-/// Runs a program that must succeed and print one JSON value.
-pub async fn json(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Value {
-    let done = output(program, arguments, variables).await;
+/// Runs a program and parses its standard output as one JSON value. Panics if the program fails or prints anything else.
+pub async fn run_json(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Value {
+    let done = run(program, arguments, variables).await;
     assert_eq!(
         done.code, 0,
         "{program} {arguments:?} failed:\n{}{}",

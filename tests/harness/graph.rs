@@ -1,29 +1,29 @@
-//! A real social graph.
+//! The Facebook social graph as test data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who follows whom, by user id.
+/// Follows by user id.
 #[derive(Debug, Clone)]
 pub struct Edges {
-    /// The followers of each author.
+    /// Followers by author.
     pub followers: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Edges {
-    /// Follows in all.
+    /// Total number of follows.
     pub fn count(&self) -> usize {
         self.followers.values().map(BTreeSet::len).sum()
     }
 }
 
-/// Where the file stands that `herald import follows --mutual` takes.
+/// Path of the edge file that `herald import follows --mutual` reads.
 pub const FACEBOOK: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../services/herald/data/facebook-edges.txt"
 );
 
-/// The Facebook graph, each friendship as two follows.
-pub fn facebook() -> Edges {
+/// Reads the Facebook graph; each friendship becomes two follows.
+pub fn facebook_graph() -> Edges {
     let text = std::fs::read_to_string(FACEBOOK).expect("the graph is in the repository");
     let mut followers = BTreeMap::<String, BTreeSet<String>>::new();
     for line in text.lines() {

@@ -1,9 +1,9 @@
-//! Starts real servers for the tests and waits for conditions.
+//! Starts real servers for tests and waits for conditions.
 
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
-    reason = "a test ends at the first surprise"
+    reason = "a test fails at the first unexpected error"
 )]
 
 mod command;
@@ -11,7 +11,7 @@ mod graph;
 mod server;
 mod wait;
 
-pub use command::{Output, json, output};
-pub use graph::{Edges, FACEBOOK, facebook};
-pub use server::{Clients, Herald, Options, ack_wait_seconds};
+pub use command::{Output, run, run_json};
+pub use graph::{Edges, FACEBOOK, facebook_graph};
+pub use server::{Clients, Herald, Options, ack_wait_variables};
 pub use wait::{until, until_some};

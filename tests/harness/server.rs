@@ -1,4 +1,4 @@
-//! A whole mesh, as `herald up` runs it, in a process of its own.
+//! A complete mesh: `herald up` as a child process.
 
 use std::{
     fs::File,
@@ -25,23 +25,23 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-/// Includes fetching nats-server on a machine that has none.
+/// Includes the download of nats-server on a machine without one.
 const START_LIMIT: Duration = Duration::from_mins(5);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
-/// How to start.
+/// Start options of a mesh.
 #[derive(Debug, Default, Clone)]
 pub struct Options {
-    /// More arguments of `herald up`.
+    /// Additional arguments of `herald up`.
     pub arguments: Vec<String>,
-    /// Where the temporary directory is made; the system's place for these without it.
+    /// Parent of the temporary directory; `None` uses the system's default.
     pub parent: Option<PathBuf>,
-    /// Environment variables, as `HERALD_TOPOLOGY__CONSUMERS__PUSH__ACK_WAIT_SECONDS`.
+    /// Environment variables, for example `HERALD_TOPOLOGY__CONSUMERS__PUSH__ACK_WAIT_SECONDS`.
     pub variables: Vec<(String, String)>,
 }
 
-/// The variables that let each consumer's message come again this long after its worker went silent.
-pub fn ack_wait_seconds(seconds: u64) -> Vec<(String, String)> {
+/// Environment variables that set the AckWait of every consumer, in seconds.
+pub fn ack_wait_variables(seconds: u64) -> Vec<(String, String)> {
     [
         "ARCHIVE",
         "ANALYTICS",
@@ -71,7 +71,7 @@ struct Ready {
     nats_pid: Option<u32>,
 }
 
-/// A running mesh. Dropping it kills it.
+/// A running mesh. Drop kills the process.
 #[derive(Debug)]
 pub struct Herald {
     program: PathBuf,
@@ -105,38 +105,38 @@ impl Herald {
         }
     }
 
-    /// Its gRPC address.
+    /// URL of the gRPC listener.
     pub fn url(&self) -> String {
         format!("http://{}", self.ready.grpc)
     }
 
-    /// The address of its health and metrics.
+    /// Address of the health and metrics listener.
     pub fn http(&self) -> &str {
         &self.ready.http
     }
 
-    /// Where its nats-server listens.
+    /// Address of the mesh's nats-server.
     pub fn nats(&self) -> &str {
         &self.ready.nats
     }
 
-    /// Its data.
+    /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    /// What it logged.
+    /// The log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Kills the process with SIGKILL: no handler runs, nothing is flushed.
+    /// Sends SIGKILL to the process: no handler runs and no buffer is flushed.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("the server can be killed");
     }
 
-    /// Starts it again on the same data and the same ports.
-    pub async fn start_again(&mut self) {
+    /// Starts the mesh again with the same data directory and ports.
+    pub async fn restart(&mut self) {
         let port = |address: &str| -> u16 {
             address
                 .rsplit(':')
@@ -154,7 +154,7 @@ impl Herald {
         self.ready = ready;
     }
 
-    /// Kills its nats-server with SIGKILL.
+    /// Sends SIGKILL to the mesh's nats-server.
     pub fn kill_nats(&self) {
         let pid = self
             .ready
@@ -165,12 +165,12 @@ impl Herald {
             .expect("nats-server can be killed");
     }
 
-    /// The process id of its nats-server, as told at the start.
+    /// Process id of nats-server as reported at the start of the mesh; a restart of nats-server changes it.
     pub fn nats_pid(&self) -> u32 {
         self.ready.nats_pid.expect("the server has a child")
     }
 
-    /// Ends it as Ctrl-C does and waits until it has drained; the exit code.
+    /// Sends SIGINT, waits until the mesh has drained, and returns the exit code.
     pub async fn stop(&mut self) -> i32 {
         let pid = self
             .child
@@ -178,19 +178,19 @@ impl Herald {
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(Pid::from_raw);
         rustix::process::kill_process(pid.expect("the server runs"), Signal::INT)
-            .expect("it can be signalled");
+            .expect("the server can be signalled");
         let status = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
         let Ok(status) = status else {
-            panic!("not drained after {STOP_LIMIT:?}:\n{}", self.log())
+            panic!("herald up did not drain within {STOP_LIMIT:?}:\n{}", self.log())
         };
         status.expect("the server can be waited for").code().unwrap_or(-1)
     }
 
-    /// Runs a command of the command line against it that must succeed; its JSON.
+    /// Runs a `herald` command against this mesh and returns its JSON output. Panics if the command fails.
     pub async fn cli(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
-        crate::json(
+        crate::run_json(
             self.program.to_str().expect("a readable path"),
             &all,
             &[("HERALD_SERVER", &self.url())],
@@ -198,7 +198,7 @@ impl Herald {
         .await
     }
 
-    /// Connects to it.
+    /// Connects gRPC clients.
     pub async fn clients(&self) -> Clients {
         let channel = Endpoint::from_shared(self.url())
             .expect("an address")
@@ -258,25 +258,25 @@ async fn spawn(
     match ready {
         Ok(Some(ready)) => (child, ready),
         _ => panic!(
-            "not ready:\n{}",
+            "herald up did not become ready:\n{}",
             std::fs::read_to_string(dir.join("log")).unwrap_or_default()
         ),
     }
 }
 
-/// Clients of every service.
+/// gRPC clients of all services.
 #[derive(Debug, Clone)]
 pub struct Clients {
-    /// The connection.
+    /// The shared connection.
     pub channel: Channel,
 }
 
 impl Clients {
-    /// Whether no consumer has anything left to do.
-    pub async fn idle(&self) -> bool {
+    /// Whether no consumer has pending or unacknowledged messages and LATER is empty.
+    pub async fn is_idle(&self) -> bool {
         let lag = self.mesh().get_lag(GetLagRequest {}).await;
         let lag = lag.expect("the server answers").into_inner();
-        // What waits in LATER is no consumer's yet, and still to be done.
+        // Messages in LATER belong to no consumer yet but are still pending.
         lag.streams.iter().all(|stream| {
             (stream.stream != "LATER" || stream.message_count == 0)
                 && stream
@@ -291,7 +291,7 @@ macro_rules! clients {
     ($($name:ident: $client:ident,)*) => {
         impl Clients {
             $(
-                /// A client of this service.
+                /// A client of the service.
                 pub fn $name(&self) -> $client<Channel> {
                     $client::new(self.channel.clone())
                 }

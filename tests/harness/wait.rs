@@ -1,11 +1,11 @@
-//! Waiting for a condition, with a limit that means failure.
+//! Waits for conditions with a time limit.
 
 use std::time::Duration;
 
-/// How often a condition is looked at.
+/// Time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` holds. Panics after `limit`, saying what was waited for.
+/// Waits until `condition` is true. Panics with `what` after `limit`.
 pub async fn until<F: Future<Output = bool>>(what: &str, limit: Duration, mut condition: impl FnMut() -> F) {
     until_some(what, limit, || {
         let holds = condition();
@@ -14,7 +14,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, limit: Duration, mut co
     .await;
 }
 
-/// Waits until `condition` gives something. Panics after `limit`, saying what was waited for.
+/// Waits until `condition` returns a value. Panics with `what` after `limit`.
 pub async fn until_some<T, F: Future<Output = Option<T>>>(
     what: &str,
     limit: Duration,
@@ -30,5 +30,5 @@ pub async fn until_some<T, F: Future<Output = Option<T>>>(
         }
     };
     let waited = tokio::time::timeout(limit, waiting).await;
-    waited.unwrap_or_else(|_| panic!("waited {limit:?} in vain until {what}"))
+    waited.unwrap_or_else(|_| panic!("timed out after {limit:?} waiting until {what}"))
 }

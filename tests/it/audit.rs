@@ -1,21 +1,21 @@
-//! `herald audit` through a whole mesh: it finds nothing where nothing is wrong, and what is lost it names and sends again.
+//! `herald audit` on a complete mesh: it reports no findings on a correct mesh, and it reports and repairs lost deliveries.
 
 use std::time::Duration;
 
 use async_nats::jetstream;
-use harness::{Herald, Options, Output, output, until};
+use harness::{Herald, Options, Output, run, until};
 use herald_proto::v1;
 use serde_json::Value;
 
-use crate::{HERALD, surface::get};
+use crate::{HERALD, surface::http_get};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs an audit; the lines it printed.
+/// Runs `herald audit`; returns the output and its parsed JSON lines.
 pub(crate) async fn audit(herald: &Herald, arguments: &[&str]) -> (Output, Vec<Value>) {
     let mut all = vec!["audit", "--output", "json"];
     all.extend(arguments);
-    let done = output(HERALD, &all, &[("HERALD_SERVER", &herald.url())]).await;
+    let done = run(HERALD, &all, &[("HERALD_SERVER", &herald.url())]).await;
     let lines = done
         .stdout
         .lines()
@@ -38,13 +38,13 @@ async fn follow(herald: &Herald, followers: &[&str], author: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_lost_is_named_and_sent_again() {
+async fn lost_deliveries_are_reported_and_repaired() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     follow(&herald, &["ann", "cid"], "bob").await;
     herald.cli(&["post", "--author", "bob", "--text", "one"]).await;
     herald.cli(&["delivery", "1", "--wait"]).await;
-    until("nothing is left to do", LIMIT, || clients.idle()).await;
+    until("nothing is left to do", LIMIT, || clients.is_idle()).await;
     let (done, lines) = audit(&herald, &[]).await;
     assert_eq!((done.code, lines.len()), (0, 1), "{done:?}");
     let summary = &lines[0]["summary"];
@@ -52,18 +52,17 @@ async fn what_was_lost_is_named_and_sent_again() {
     assert_eq!(summary["channels"]["timeline"]["delivered"], 2, "{summary}");
     assert_eq!(summary["findings"], 0, "{summary}");
 
-    // Somebody empties TIMELINE while its workers rest: no message will ever deliver the post.
+    // Purge TIMELINE while its workers are paused: no message is left that delivers the post.
     let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
     let timeline = broker.get_stream("TIMELINE").await.unwrap();
-    let rest = "2100-01-01T00:00:00Z";
-    pause(&herald, rest).await;
+    pause(&herald, "2100-01-01T00:00:00Z").await;
     herald.cli(&["post", "--author", "bob", "--text", "two"]).await;
     until("the post is planned", LIMIT, || async {
         let stream = broker.get_stream("TIMELINE").await.unwrap();
         stream.cached_info().state.last_sequence == 2
     })
     .await;
-    // It waits, so nothing is wrong with it.
+    // A pending delivery is no finding.
     let (done, lines) = audit(&herald, &["--post", "2"]).await;
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(
@@ -72,7 +71,7 @@ async fn what_was_lost_is_named_and_sent_again() {
     );
     timeline.purge().await.unwrap();
     pause(&herald, "").await;
-    until("nothing is left to do", LIMIT, || clients.idle()).await;
+    until("nothing is left to do", LIMIT, || clients.is_idle()).await;
 
     let (done, lines) = audit(&herald, &["--post", "2", "--repair"]).await;
     assert_eq!(done.code, 1, "{done:?}");
@@ -91,7 +90,7 @@ async fn what_was_lost_is_named_and_sent_again() {
     );
 
     herald.cli(&["delivery", "2", "--wait"]).await;
-    until("nothing is left to do", LIMIT, || clients.idle()).await;
+    until("nothing is left to do", LIMIT, || clients.is_idle()).await;
     for reader in ["ann", "cid"] {
         let timeline = herald.cli(&["timeline", reader]).await;
         let posts: Vec<_> = timeline["entries"]
@@ -106,7 +105,7 @@ async fn what_was_lost_is_named_and_sent_again() {
     assert_eq!(done.code, 0, "{done:?}");
 }
 
-/// Lets the timeline workers rest until then; `""`: go on.
+/// Pauses the timeline workers until `until`; `""` resumes them.
 async fn pause(herald: &Herald, until: &str) {
     let client = async_nats::connect(herald.nats()).await.unwrap();
     let request = if until.is_empty() {
@@ -123,7 +122,7 @@ async fn pause(herald: &Herald, until: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn questions_that_make_no_sense_are_refused() {
+async fn invalid_audit_requests_are_refused() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let (done, _) = audit(&herald, &["--post", "99"]).await;
     assert_eq!(done.code, 4, "{done:?}");
@@ -144,13 +143,16 @@ async fn questions_that_make_no_sense_are_refused() {
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
 }
 
-/// The law, live: the continuous audit tells it as metrics.
+/// The continuous audit exports its results as metrics.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_posts_are_audited_all_the_time() {
+async fn the_continuous_audit_exports_metrics_of_the_newest_posts() {
     let herald = Herald::start(
         HERALD,
         Options {
-            variables: vec![("HERALD_DEADLETTER__PATROL__INTERVAL_SECONDS".into(), "1".into())],
+            variables: vec![(
+                "HERALD_DEADLETTER__CONTINUOUS_AUDIT__INTERVAL_SECONDS".into(),
+                "1".into(),
+            )],
             ..Options::default()
         },
     )
@@ -163,8 +165,8 @@ async fn the_newest_posts_are_audited_all_the_time() {
         "herald_audit_deliveries{channel=\"timeline\",state=\"pending\"} 0",
         "herald_audit_findings{kind=\"lost\"} 0",
     ];
-    until("the metrics tell of the post", LIMIT, || async {
-        let text = get(herald.http(), "/metrics").await;
+    until("the metrics include the post", LIMIT, || async {
+        let text = http_get(herald.http(), "/metrics").await;
         wanted.iter().all(|line| text.contains(line))
     })
     .await;

@@ -1,4 +1,4 @@
-//! Bad input gets a specific error that names the field, and changes nothing.
+//! Invalid input is refused with an error that names the field, and changes nothing.
 
 use harness::{Clients, Herald, Options};
 use herald_proto::v1;
@@ -7,7 +7,7 @@ use tonic_types::StatusExt;
 
 use crate::HERALD;
 
-/// That an answer is INVALID_ARGUMENT with exactly this field named.
+/// Asserts that the answer is INVALID_ARGUMENT and names exactly this field.
 fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>, field: &str) {
     let status = answer.expect_err(what);
     assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
@@ -29,7 +29,7 @@ fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>, field: &st
     );
 }
 
-fn good() -> v1::SubmitPostRequest {
+fn valid_post() -> v1::SubmitPostRequest {
     v1::SubmitPostRequest {
         author_id: "bob".into(),
         text: "fine".into(),
@@ -37,8 +37,8 @@ fn good() -> v1::SubmitPostRequest {
     }
 }
 
-async fn submit(clients: &Clients, what: &str, request: v1::SubmitPostRequest, field: &str) {
-    refused(what, clients.posts().submit_post(request).await, field);
+async fn assert_post_refused(clients: &Clients, what: &str, request: v1::SubmitPostRequest, field: &str) {
+    assert_refused(what, clients.posts().submit_post(request).await, field);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,70 +46,73 @@ async fn posts_are_checked_field_by_field() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let c = &clients;
-    submit(
+    assert_post_refused(
         c,
         "empty text",
         v1::SubmitPostRequest {
             text: String::new(),
-            ..good()
+            ..valid_post()
         },
         "text",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "long text",
         v1::SubmitPostRequest {
             text: "ü".repeat(10_001),
-            ..good()
+            ..valid_post()
         },
         "text",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "no author",
         v1::SubmitPostRequest {
             author_id: String::new(),
-            ..good()
+            ..valid_post()
         },
         "author_id",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "long author",
         v1::SubmitPostRequest {
             author_id: "a".repeat(129),
-            ..good()
+            ..valid_post()
         },
         "author_id",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "control character",
         v1::SubmitPostRequest {
             author_id: "a\u{1}".into(),
-            ..good()
+            ..valid_post()
         },
         "author_id",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "request id",
         v1::SubmitPostRequest {
             request_id: "17".into(),
-            ..good()
+            ..valid_post()
         },
         "request_id",
     )
     .await;
-    submit(
+    assert_post_refused(
         c,
         "unknown lane",
-        v1::SubmitPostRequest { lane: 9, ..good() },
+        v1::SubmitPostRequest {
+            lane: 9,
+            ..valid_post()
+        },
         "lane",
     )
     .await;
@@ -117,29 +120,32 @@ async fn posts_are_checked_field_by_field() {
         seconds: -1,
         nanos: 0,
     });
-    submit(
+    assert_post_refused(
         c,
         "negative ttl",
         v1::SubmitPostRequest {
             push_ttl: ttl,
-            ..good()
+            ..valid_post()
         },
         "push_ttl",
     )
     .await;
     let links = vec!["https://example.org/".into(), "javascript:alert(1)".into()];
-    submit(
+    assert_post_refused(
         c,
         "script link",
-        v1::SubmitPostRequest { links, ..good() },
+        v1::SubmitPostRequest {
+            links,
+            ..valid_post()
+        },
         "links[1]",
     )
     .await;
 
-    // The longest text is fine, and it is the first post: nothing above was accepted.
+    // The longest text is accepted and gets the first id: no post above was accepted.
     let longest = v1::SubmitPostRequest {
         text: "ü".repeat(10_000),
-        ..good()
+        ..valid_post()
     };
     assert_eq!(
         clients
@@ -152,7 +158,7 @@ async fn posts_are_checked_field_by_field() {
         1
     );
 
-    // Several at once are all told.
+    // All invalid fields are reported at once.
     let bad = v1::SubmitPostRequest {
         lane: -1,
         ..Default::default()
@@ -181,17 +187,17 @@ async fn follows_pages_and_devices_are_checked() {
             notify: true,
         }),
     };
-    refused(
+    assert_refused(
         "oneself",
         clients.graph().follow(follow("a", "a")).await,
         "follow.author_id",
     );
-    refused(
+    assert_refused(
         "nobody",
         clients.graph().follow(follow("", "a")).await,
         "follow.follower_id",
     );
-    refused(
+    assert_refused(
         "no follow",
         clients.graph().follow(v1::FollowRequest { follow: None }).await,
         "follow",
@@ -209,7 +215,7 @@ async fn follows_pages_and_devices_are_checked() {
         page_size,
         page_token: page_token.into(),
     };
-    refused(
+    assert_refused(
         "negative page",
         clients.graph().list_followers(list("writer", -1, "")).await,
         "page_size",
@@ -222,12 +228,12 @@ async fn follows_pages_and_devices_are_checked() {
         .into_inner();
     assert_eq!(page.follows.len(), 2);
     let token = page.next_page_token;
-    refused(
+    assert_refused(
         "another author's token",
         clients.graph().list_followers(list("reader0", 2, &token)).await,
         "page_token",
     );
-    refused(
+    assert_refused(
         "no token",
         clients
             .graph()
@@ -240,7 +246,7 @@ async fn follows_pages_and_devices_are_checked() {
         page_size: 2,
         page_token: token.clone(),
     };
-    refused(
+    assert_refused(
         "another call's token",
         clients.graph().list_following(following).await,
         "page_token",
@@ -250,7 +256,7 @@ async fn follows_pages_and_devices_are_checked() {
         page_size: 0,
         page_token: token.clone(),
     };
-    refused(
+    assert_refused(
         "another service's token",
         clients.timelines().list_timeline(timeline).await,
         "page_token",
@@ -281,7 +287,7 @@ async fn follows_pages_and_devices_are_checked() {
         "https://localhost/hook",
         "https://user:password@example.org/hook",
     ] {
-        refused(
+        assert_refused(
             bad,
             clients.devices().register_device(webhook(bad)).await,
             "webhook.url",

@@ -1,28 +1,28 @@
-//! The configuration tables of the READMEs tell the defaults that the code has, and leave no key out.
+//! The configuration tables of the READMEs list every key with the default of the code.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-use harness::json;
+use harness::run_json;
 use serde_json::Value;
 
 use crate::HERALD;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// A row of a table whose columns are `key`, `default` and what it means.
+/// A row of a configuration table. The columns are key, default and meaning.
 #[derive(Debug)]
 struct Row {
     file: String,
     line: usize,
-    /// Dotted; a segment `*` stands for any.
+    /// Dotted path; the segment `*` matches any segment.
     key: String,
     default: String,
 }
 
-/// All keys with their defaults.
+/// Defaults by key.
 type Defaults = BTreeMap<String, Value>;
 
 fn flatten(prefix: &str, value: Value, into: &mut Defaults) {
@@ -47,21 +47,23 @@ async fn defaults() -> Defaults {
     let mut defaults = Defaults::new();
     flatten(
         "",
-        json(HERALD, &["config", "print", "--output", "json"], &[]).await,
+        run_json(HERALD, &["config", "print", "--output", "json"], &[]).await,
         &mut defaults,
     );
     defaults
 }
 
-/// A default as a table has it: with the unit that the key names.
-fn shown(key: &str, value: &Value) -> String {
+/// A default as the tables show it: with the unit from the key's name.
+fn format_default(key: &str, value: &Value) -> String {
     match value {
         Value::Null => "unset".into(),
         Value::String(text) if text.is_empty() => "empty".into(),
         Value::Array(items) if items.is_empty() => "empty".into(),
         Value::String(text) => format!("`{text}`"),
         Value::Number(number) => {
-            let number = number.as_u64().expect("only whole numbers are configured");
+            let number = number
+                .as_u64()
+                .expect("configuration has only non-negative integers");
             let name = key.rsplit('.').next().unwrap_or(key);
             let unit = name.split('_').find_map(|word| match word {
                 "ms" => Some(" ms"),
@@ -75,16 +77,16 @@ fn shown(key: &str, value: &Value) -> String {
             });
             match unit {
                 Some(" bytes") if number > 0 && number.is_multiple_of(1 << 20) => {
-                    format!("{} MiB", grouped(number >> 20))
+                    format!("{} MiB", group_digits(number >> 20))
                 }
-                unit => grouped(number) + unit.unwrap_or_default(),
+                unit => group_digits(number) + unit.unwrap_or_default(),
             }
         }
         other => format!("`{other}`"),
     }
 }
 
-fn grouped(number: u64) -> String {
+fn group_digits(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits
         .as_bytes()
@@ -95,9 +97,9 @@ fn grouped(number: u64) -> String {
     groups.join(",")
 }
 
-/// The rows of the configuration tables in a Markdown file. A heading like `` ## Configuration (`push.…`) `` says how the
-/// keys below it begin.
-fn rows(file: &str, markdown: &str) -> Vec<Row> {
+/// Rows of the configuration tables in a Markdown file. A heading like `` ## Configuration (`push.…`) `` sets the prefix
+/// of the keys below it.
+fn parse_rows(file: &str, markdown: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut prefix = String::new();
     let mut in_table = false;
@@ -126,14 +128,14 @@ fn rows(file: &str, markdown: &str) -> Vec<Row> {
     rows
 }
 
-/// Whether a row is about a key.
-fn covers(row: &str, key: &str) -> bool {
+/// Whether the key of a row, which may have `*` segments, matches a key.
+fn key_matches(row: &str, key: &str) -> bool {
     let (row, key): (Vec<_>, Vec<_>) = (row.split('.').collect(), key.split('.').collect());
     row.len() == key.len() && row.iter().zip(&key).all(|(row, key)| row == key || *row == "*")
 }
 
-/// The file whose table has to have a key: that of the service, or that of the program that runs them all.
-fn page_of(key: &str, files: &BTreeSet<String>) -> String {
+/// The README that must document a key: that of the service, else that of `herald`.
+fn expected_page(key: &str, files: &BTreeSet<String>) -> String {
     let section = key.split('.').next().unwrap_or(key);
     let own = format!("services/{section}/README.md");
     if files.contains(&own) {
@@ -143,22 +145,25 @@ fn page_of(key: &str, files: &BTreeSet<String>) -> String {
     }
 }
 
-/// What the tables and the defaults don't agree on.
-fn differences(rows: &[Row], files: &BTreeSet<String>, defaults: &Defaults) -> Vec<String> {
+/// Differences between the tables and the defaults.
+fn find_differences(rows: &[Row], files: &BTreeSet<String>, defaults: &Defaults) -> Vec<String> {
     let mut found = Vec::new();
     for row in rows {
-        let keys: Vec<_> = defaults.iter().filter(|(key, _)| covers(&row.key, key)).collect();
-        // Where a row names a key exactly, one with a star doesn't speak of it.
+        let keys: Vec<_> = defaults
+            .iter()
+            .filter(|(key, _)| key_matches(&row.key, key))
+            .collect();
+        // A row with the exact key overrides a row with `*`.
         let keys = keys
             .into_iter()
             .filter(|(key, _)| row.key == **key || !rows.iter().any(|other| other.key == **key))
             .collect::<Vec<_>>();
         let at = format!("{}:{}: {}", row.file, row.line, row.key);
         if keys.is_empty() {
-            found.push(format!("{at}: there is no such key"));
+            found.push(format!("{at}: unknown key"));
         }
         for (key, value) in keys {
-            let default = shown(key, value);
+            let default = format_default(key, value);
             if row.default != default {
                 found.push(format!(
                     "{at}: the default of {key} is {default}, not {}",
@@ -168,23 +173,23 @@ fn differences(rows: &[Row], files: &BTreeSet<String>, defaults: &Defaults) -> V
         }
     }
     for key in defaults.keys() {
-        let page = page_of(key, files);
+        let page = expected_page(key, files);
         let exact = rows.iter().filter(|row| row.key == *key).count();
-        let here = rows.iter().any(|row| row.file == page && covers(&row.key, key));
+        let here = rows
+            .iter()
+            .any(|row| row.file == page && key_matches(&row.key, key));
         if exact > 1 {
-            found.push(format!("{key}: {exact} rows are about it"));
+            found.push(format!("{key}: documented by {exact} rows"));
         }
         if !here {
-            let default = shown(key, &defaults[key]);
-            found.push(format!(
-                "{page}: no row is about {key}, whose default is {default}"
-            ));
+            let default = format_default(key, &defaults[key]);
+            found.push(format!("{page}: add a row for {key}, default {default}"));
         }
     }
     found
 }
 
-/// Names of keys in a text, like `` `store.ledger_keep_days` ``, that there are none of.
+/// Quoted key names in a text, like `` `store.ledger_keep_days` ``, that the configuration doesn't have.
 fn unknown_mentions(markdown: &str, defaults: &Defaults) -> Vec<String> {
     let sections: BTreeSet<_> = defaults
         .keys()
@@ -197,20 +202,20 @@ fn unknown_mentions(markdown: &str, defaults: &Defaults) -> Vec<String> {
             let mut segments = name.split('.');
             let section = segments.next().is_some_and(|first| sections.contains(first));
             let second = segments.next().unwrap_or("v1");
-            let of_a_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._*".contains(c);
-            section && !["v1", "rs", "*", ""].contains(&second) && name.chars().all(of_a_key)
+            let is_key_char = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._*".contains(c);
+            section && !["v1", "rs", "*", ""].contains(&second) && name.chars().all(is_key_char)
         });
     let known = |name: &str| {
         defaults.keys().any(|key| {
             let part: Vec<_> = key.split('.').take(name.split('.').count()).collect();
-            covers(name, &part.join("."))
+            key_matches(name, &part.join("."))
         })
     };
     keys.filter(|name| !known(name)).map(str::to_owned).collect()
 }
 
-/// All pages, by their path from the root.
-fn pages() -> BTreeMap<String, String> {
+/// All Markdown pages by their path from the root.
+fn read_pages() -> BTreeMap<String, String> {
     fn add(folder: &Path, pages: &mut BTreeMap<String, String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -236,14 +241,17 @@ fn pages() -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn tables_tell_the_defaults() {
-    let (pages, defaults) = (pages(), defaults().await);
-    let rows: Vec<_> = pages.iter().flat_map(|(file, text)| rows(file, text)).collect();
+async fn tables_match_the_defaults() {
+    let (pages, defaults) = (read_pages(), defaults().await);
+    let rows: Vec<_> = pages
+        .iter()
+        .flat_map(|(file, text)| parse_rows(file, text))
+        .collect();
     let files = pages.keys().cloned().collect();
-    let mut found = differences(&rows, &files, &defaults);
+    let mut found = find_differences(&rows, &files, &defaults);
     for (file, text) in &pages {
         let unknown = unknown_mentions(text, &defaults);
-        found.extend(unknown.iter().map(|key| format!("{file}: there is no key {key}")));
+        found.extend(unknown.iter().map(|key| format!("{file}: unknown key {key}")));
     }
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
@@ -266,14 +274,14 @@ fn a_wrong_table_is_found() {
         .map(String::from)
         .into();
     let found = |table: &str| {
-        let mut rows = rows("services/push/README.md", table);
+        let mut rows = parse_rows("services/push/README.md", table);
         rows.extend(herald.iter().map(|row| Row {
             file: row.file.clone(),
             line: row.line,
             key: row.key.clone(),
             default: row.default.clone(),
         }));
-        differences(&rows, &files, &defaults)
+        find_differences(&rows, &files, &defaults)
     };
     assert_eq!(found(right), [""; 0]);
     for (from, to, what) in [
@@ -288,8 +296,8 @@ fn a_wrong_table_is_found() {
             "the default of push.wait_ms is 5,000 ms, not 5,000 s",
         ),
         ("| 512 |", "| |", "the default of push.sends_max is 512, not "),
-        ("| `sends_max` | 512 | |\n", "", "no row is about push.sends_max"),
-        ("`key`", "`keys`", "push.keys: there is no such key"),
+        ("| `sends_max` | 512 | |\n", "", "add a row for push.sends_max"),
+        ("`key`", "`keys`", "push.keys: unknown key"),
         (
             "| `lane.none` | 0 | |\n",
             "",
@@ -303,9 +311,9 @@ fn a_wrong_table_is_found() {
         (
             "| `key`",
             "| `sends_max` | 512 | |\n| `key`",
-            "push.sends_max: 2 rows are about it",
+            "push.sends_max: documented by 2 rows",
         ),
-        ("push.…", "pull.…", "no row is about push.wait_ms"),
+        ("push.…", "pull.…", "add a row for push.wait_ms"),
     ] {
         assert!(right.contains(from), "{from}");
         let found = found(&right.replace(from, to));
@@ -314,7 +322,7 @@ fn a_wrong_table_is_found() {
 }
 
 #[test]
-fn a_key_that_there_is_none_of_is_found_in_a_text() {
+fn an_unknown_key_in_a_text_is_found() {
     let defaults = [
         ("push.wait_ms".to_owned(), Value::Null),
         ("push.lane.high".to_owned(), Value::Null),

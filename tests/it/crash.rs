@@ -1,4 +1,4 @@
-//! Processes that are killed under load: every accepted post is on every timeline, once.
+//! Processes are killed under load: every accepted post is on every follower's timeline exactly once.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +10,23 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use harness::{Clients, Herald, Options, ack_wait_seconds, until};
+use harness::{Clients, Herald, Options, ack_wait_variables, until};
 use herald_proto::v1;
 use tonic::{Code, transport::Endpoint};
 
 use crate::HERALD;
 
-/// For what was accepted to settle after the last fault; includes AckWait and back-off.
+/// Limit for all accepted posts to settle after the last fault; includes AckWait and back-off.
 const LIMIT: Duration = Duration::from_mins(2);
 const AUTHORS: usize = 8;
 const READERS: usize = 300;
-/// Writers, each with its own posts.
+/// Concurrent writers.
 const WRITERS: usize = 8;
 
-/// Short enough that what a dead process held comes again within the test.
+/// An AckWait so short that messages of a killed process are redelivered within the test.
 fn options() -> Options {
     Options {
-        variables: ack_wait_seconds(5),
+        variables: ack_wait_variables(5),
         ..Options::default()
     }
 }
@@ -35,12 +35,12 @@ fn reader(n: usize) -> String {
     format!("reader{n}")
 }
 
-/// Every reader follows every author but those whose number divides theirs: no two authors have the same followers.
+/// Whether a reader follows an author. No two authors have the same followers.
 fn follows(reader: usize, author: usize) -> bool {
     !reader.is_multiple_of(author + 2)
 }
 
-async fn load_graph(clients: &Clients) {
+async fn import_follows(clients: &Clients) {
     let follows =
         (0..READERS).flat_map(|r| (0..AUTHORS).filter(move |a| follows(r, *a)).map(move |a| (r, a)));
     let follows = follows
@@ -60,12 +60,18 @@ async fn load_graph(clients: &Clients) {
     assert_eq!(answer.failed_count, 0);
 }
 
-/// Posts that were accepted: id → author.
+/// Accepted posts: id → author.
 type Accepted = Arc<Mutex<BTreeMap<u64, usize>>>;
 
-/// Posts until it is told to stop. Each post is retried with the same request id until it is accepted, as a careful client
-/// does, so a post is one obligation whatever the faults did to its first tries.
-async fn write(url: String, writer: usize, accepted: Accepted, count: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+/// Submits posts until `stop` is set. Each post is retried with the same request id until it is accepted, so each post is
+/// exactly one obligation whatever happened to the earlier attempts.
+async fn write_posts(
+    url: String,
+    writer: usize,
+    accepted: Accepted,
+    count: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) {
     let channel = Endpoint::from_shared(url).unwrap().connect_lazy();
     let clients = Clients { channel };
     let mut n = 0;
@@ -87,7 +93,7 @@ async fn write(url: String, writer: usize, accepted: Accepted, count: Arc<Atomic
                         .lock()
                         .unwrap()
                         .insert(answer.into_inner().post_id, author);
-                    assert_eq!(before, None, "two requests were answered with the same post");
+                    assert_eq!(before, None, "two requests got the same post id");
                     count.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
@@ -96,7 +102,7 @@ async fn write(url: String, writer: usize, accepted: Accepted, count: Arc<Atomic
                         status.code(),
                         Code::InvalidArgument | Code::Internal | Code::DataLoss
                     ),
-                    "faults are the server's, not the request's: {status:?}"
+                    "a fault must not be reported as an error of the request: {status:?}"
                 ),
             }
             tokio::task::yield_now().await;
@@ -104,13 +110,13 @@ async fn write(url: String, writer: usize, accepted: Accepted, count: Arc<Atomic
     }
 }
 
-/// The checker: knows each accepted post, reads every timeline. Gives what is wrong.
-async fn wrong(clients: &Clients, accepted: &BTreeMap<u64, usize>) -> Vec<String> {
+/// Compares every timeline with the accepted posts; returns the differences.
+async fn wrong_timelines(clients: &Clients, accepted: &BTreeMap<u64, usize>) -> Vec<String> {
     stream::iter(0..READERS)
         .map(|r| {
             let clients = clients.clone();
             async move {
-                let found = whole_timeline(&clients, &reader(r)).await;
+                let found = read_timeline(&clients, &reader(r)).await;
                 let mut wanted: Vec<u64> = accepted
                     .iter()
                     .filter(|(_, a)| follows(r, **a))
@@ -122,7 +128,7 @@ async fn wrong(clients: &Clients, accepted: &BTreeMap<u64, usize>) -> Vec<String
                     let missing: Vec<_> = wanted.iter().filter(|id| !found.contains(id)).take(5).collect();
                     let extra: Vec<_> = found.iter().filter(|id| !wanted.contains(id)).take(5).collect();
                     format!(
-                        "{}: {} found, {} wanted, missing {missing:?}, extra {extra:?}",
+                        "{}: {} found, {} expected, missing {missing:?}, extra {extra:?}",
                         reader(r),
                         found.len(),
                         wanted.len()
@@ -136,7 +142,7 @@ async fn wrong(clients: &Clients, accepted: &BTreeMap<u64, usize>) -> Vec<String
         .await
 }
 
-async fn whole_timeline(clients: &Clients, user: &str) -> Vec<u64> {
+async fn read_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     let mut posts = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -164,14 +170,14 @@ async fn whole_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     }
 }
 
-/// Runs writers, and `fault` each time some more posts were accepted; then checks everything.
-async fn under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut Herald)) {
-    load_graph(&herald.clients().await).await;
+/// Runs the writers and injects `fault` `rounds` times, each time after more posts were accepted; then checks everything.
+async fn inject_under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut Herald)) {
+    import_follows(&herald.clients().await).await;
     let (accepted, count) = (Accepted::default(), Arc::new(AtomicU64::new(0)));
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..WRITERS)
         .map(|n| {
-            tokio::spawn(write(
+            tokio::spawn(write_posts(
                 herald.url(),
                 n,
                 accepted.clone(),
@@ -199,19 +205,16 @@ async fn under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut 
     for writer in writers {
         tokio::time::timeout(LIMIT, writer)
             .await
-            .expect("a writer ends")
+            .expect("a writer stops in time")
             .unwrap();
     }
 
     let clients = herald.clients().await;
-    until("everything that was accepted is settled", LIMIT, || {
-        clients.idle()
-    })
-    .await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
     let mut accepted = accepted.lock().unwrap().clone();
-    assert!(accepted.len() >= 60 * rounds, "the load was real");
+    assert!(accepted.len() >= 60 * rounds, "too few posts were accepted");
     assert_eq!(
-        wrong(&clients, &accepted).await,
+        wrong_timelines(&clients, &accepted).await,
         Vec::<String>::new(),
         "{}",
         herald.log()
@@ -231,27 +234,27 @@ async fn under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut 
         assert_eq!(timeline.targeted_count, timeline.delivered_count, "{delivery:?}");
     }
 
-    // The checker sees a loss and a phantom: a post it must find and can't, and one it must not find and does.
+    // Negative control: the checker must detect an unexpected post and a missing post.
     let first = *accepted.keys().next().unwrap();
     let author = accepted.remove(&first).unwrap();
     assert!(
-        !wrong(&clients, &accepted).await.is_empty(),
-        "a phantom goes unnoticed"
+        !wrong_timelines(&clients, &accepted).await.is_empty(),
+        "an unexpected post is not detected"
     );
     accepted.insert(first, author);
     accepted.insert(u64::MAX, 0);
     assert!(
-        !wrong(&clients, &accepted).await.is_empty(),
-        "a loss goes unnoticed"
+        !wrong_timelines(&clients, &accepted).await.is_empty(),
+        "a missing post is not detected"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn herald_killed_under_load_loses_and_repeats_nothing() {
     let herald = Herald::start(HERALD, options()).await;
-    under_load(herald, 3, async |herald| {
+    inject_under_load(herald, 3, async |herald| {
         herald.kill().await;
-        herald.start_again().await;
+        herald.restart().await;
     })
     .await;
 }
@@ -259,6 +262,6 @@ async fn herald_killed_under_load_loses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_server_killed_under_load_loses_and_repeats_nothing() {
     let herald = Herald::start(HERALD, options()).await;
-    // The supervisor starts it again with another process id, which only the first `ready` tells; one kill is enough.
-    under_load(herald, 1, async |herald| herald.kill_nats()).await;
+    // Only one kill: the supervisor restarts nats-server with another process id, which is not reported.
+    inject_under_load(herald, 1, async |herald| herald.kill_nats()).await;
 }

@@ -1,4 +1,4 @@
-//! Who is a follower of a post, and what a follow brings.
+//! Which followers receive a post, and what the backfill of a follow delivers.
 
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ async fn timeline(clients: &Clients, user: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Waits until nothing of a post is on its way.
-async fn settled(clients: &Clients, post_id: u64) {
+/// Waits until a post has no pending deliveries.
+async fn wait_settled(clients: &Clients, post_id: u64) {
     until("the post is settled", LIMIT, || async move {
         let answer = clients
             .deliveries()
@@ -79,7 +79,7 @@ async fn settled(clients: &Clients, post_id: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follow_counts_from_its_answer_and_an_unfollow_too() {
+async fn follows_and_unfollows_take_effect_with_their_answers() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     follow(&clients, "ann", "bob").await;
@@ -87,21 +87,21 @@ async fn a_follow_counts_from_its_answer_and_an_unfollow_too() {
     unfollow(&clients, "ann", "bob").await;
     follow(&clients, "cid", "bob").await;
     let second = post(&clients, "bob", "second").await;
-    settled(&clients, first).await;
-    settled(&clients, second).await;
+    wait_settled(&clients, first).await;
+    wait_settled(&clients, second).await;
     assert_eq!(
         timeline(&clients, "ann").await,
         [first],
-        "accepted while ann followed, and not after"
+        "ann has the post accepted while she followed, not the later one"
     );
-    until("cid's backfill has come", LIMIT, || async {
+    until("the backfill of cid is on the timeline", LIMIT, || async {
         timeline(&clients, "cid").await == [second, first]
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_follow_brings_the_newest_twenty_posts() {
+async fn a_new_follow_backfills_the_newest_twenty_posts() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let mut posts = Vec::new();
@@ -110,25 +110,25 @@ async fn a_new_follow_brings_the_newest_twenty_posts() {
     }
     follow(&clients, "ann", "bob").await;
     let newest: Vec<u64> = posts.iter().rev().take(20).copied().collect();
-    until("the backfill has come", LIMIT, || async {
+    until("the backfill is on the timeline", LIMIT, || async {
         timeline(&clients, "ann").await == newest
     })
     .await;
-    // Following again, and a retry of it, repeat nothing.
+    // A repeated follow delivers nothing twice.
     follow(&clients, "ann", "bob").await;
     follow(&clients, "ann", "bob").await;
     let last = post(&clients, "bob", "last").await;
-    settled(&clients, last).await;
+    wait_settled(&clients, last).await;
     let mut all = vec![last];
     all.extend(&newest);
-    until("the last post came once", LIMIT, || async {
+    until("the last post is on the timeline once", LIMIT, || async {
         timeline(&clients, "ann").await == all
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_backfill_brings_nothing_newer_than_its_follow() {
+async fn a_late_backfill_delivers_nothing_newer_than_its_follow() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let first = post(&clients, "bob", "first").await;
@@ -140,16 +140,16 @@ async fn a_late_backfill_brings_nothing_newer_than_its_follow() {
     pause("2100-01-01T00:00:00Z").await.unwrap();
     follow(&clients, "ann", "bob").await;
     unfollow(&clients, "ann", "bob").await;
-    // More than a backfill brings, and none of them for ann.
+    // More posts than one backfill delivers, none of them for ann.
     for n in 0..21 {
         post(&clients, "bob", &format!("after the unfollow {n}")).await;
     }
     pause("2000-01-01T00:00:00Z").await.unwrap();
-    until("the backfill has come", LIMIT, || async {
+    until("the backfill is on the timeline", LIMIT, || async {
         !timeline(&clients, "ann").await.is_empty()
     })
     .await;
-    until("nothing more is to come", LIMIT, || clients.idle()).await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
     assert_eq!(timeline(&clients, "ann").await, [first]);
 }
 
@@ -163,7 +163,7 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     let kept = post(&clients, "bob", "better").await;
     let muted = post(&clients, "eve", "noise").await;
     for id in [deleted, kept, muted] {
-        settled(&clients, id).await;
+        wait_settled(&clients, id).await;
     }
     assert_eq!(timeline(&clients, "ann").await, [muted, kept, deleted]);
     let request = v1::DeletePostRequest {
@@ -180,7 +180,7 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     assert_eq!(
         timeline(&clients, "ann").await,
         [kept],
-        "both are in force once they were answered"
+        "deletion and mute take effect with their answers"
     );
     let gone = clients
         .posts()
@@ -191,7 +191,7 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_request_is_the_same_post() {
+async fn a_repeated_request_id_returns_the_same_post() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     follow(&clients, "ann", "bob").await;
@@ -215,13 +215,13 @@ async fn the_same_request_is_the_same_post() {
         .into_inner();
     assert!(!first.duplicate && again.duplicate);
     assert_eq!(first.post_id, again.post_id);
-    // Another author's request with the same id is another post.
+    // The same request id of another author is another post.
     let other = v1::SubmitPostRequest {
         author_id: "eve".into(),
         ..request
     };
     let other = clients.posts().submit_post(other).await.unwrap().into_inner();
     assert_ne!(other.post_id, first.post_id);
-    settled(&clients, first.post_id).await;
+    wait_settled(&clients, first.post_id).await;
     assert_eq!(timeline(&clients, "ann").await, [first.post_id]);
 }

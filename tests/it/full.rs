@@ -1,4 +1,4 @@
-//! A full disk and a full stream: posts are refused with a clear error, and what was accepted is delivered.
+//! Full disk and full stream: posts are refused with a specific error, and accepted posts are delivered.
 
 use std::{path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::HERALD;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// How much others may use of the disk meanwhile without the test noticing, MiB.
+/// Disk space that other processes may use during the test without effect, MiB.
 const MARGIN_MB: u64 = 1_024;
 
 fn free_mb(dir: &Path) -> u64 {
@@ -29,7 +29,7 @@ async fn post(clients: &Clients, text: &str) -> Result<u64, Status> {
     Ok(clients.posts().submit_post(request).await?.into_inner().post_id)
 }
 
-fn refused(status: &Status, reason: &str) {
+fn assert_refused(status: &Status, reason: &str) {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     let details = status.get_error_details();
     assert_eq!(details.error_info().unwrap().reason, reason, "{status:?}");
@@ -56,12 +56,12 @@ async fn timeline(clients: &Clients) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_posts_until_there_is_room_again() {
+async fn a_full_disk_refuses_posts_until_space_is_freed() {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    // The disk counts as full for posts when the margin is used up; twice the minimum is where posts are refused.
+    // Posts are refused below twice `disk_free_mb_min`, so the disk counts as full once MARGIN_MB more is used.
     let free_mb_min = (free_mb(parent)
         .checked_sub(MARGIN_MB)
-        .expect("some GiB of free disk"))
+        .expect("at least 1 GiB of free disk"))
         / 2;
     let herald = Herald::start(
         HERALD,
@@ -74,7 +74,7 @@ async fn a_full_disk_refuses_posts_until_there_is_room_again() {
     .await;
     let clients = herald.clients().await;
     herald.cli(&["follow", "ann", "bob"]).await;
-    let first = post(&clients, "there is room").await.unwrap();
+    let first = post(&clients, "space left").await.unwrap();
 
     let ballast = tempfile::NamedTempFile::new_in(parent).unwrap();
     rustix::fs::fallocate(
@@ -88,26 +88,26 @@ async fn a_full_disk_refuses_posts_until_there_is_room_again() {
         post(&clients, "one too many?").await.is_err()
     })
     .await;
-    refused(&post(&clients, "one too many").await.unwrap_err(), "STORE_FULL");
+    assert_refused(&post(&clients, "one too many").await.unwrap_err(), "STORE_FULL");
     let before = timeline(&clients).await;
     assert!(before.contains(&first));
 
     drop(ballast);
-    until("there is room again", LIMIT, || async {
-        post(&clients, "room again").await.is_ok()
+    until("posts are accepted again", LIMIT, || async {
+        post(&clients, "space freed").await.is_ok()
     })
     .await;
     let last = post(&clients, "last").await.unwrap();
-    // Post ids are dense: every number up to the last is an accepted post, and ann follows the author of all.
+    // Post ids are dense: every id up to `last` is an accepted post, and ann follows the author of all of them.
     let all: Vec<u64> = (1..=last).rev().collect();
-    until("every accepted post is there", LIMIT, || async {
+    until("every accepted post is on the timeline", LIMIT, || async {
         timeline(&clients).await == all
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stream_refuses_posts_and_delivers_what_it_took() {
+async fn a_full_stream_refuses_posts_and_delivers_accepted_ones() {
     let variables = vec![("HERALD_TOPOLOGY__POSTS__BYTES_MAX".into(), (1 << 20).to_string())];
     let herald = Herald::start(
         HERALD,
@@ -128,14 +128,14 @@ async fn a_full_stream_refuses_posts_and_delivers_what_it_took() {
         }
         assert!(
             accepted.len() < 200,
-            "1 MiB took {} posts of 8 kB",
+            "a stream of 1 MiB accepted {} posts of 8 kB",
             accepted.len()
         );
     };
-    refused(&refusal, "STREAM_FULL");
+    assert_refused(&refusal, "STREAM_FULL");
     assert!(!accepted.is_empty());
     accepted.reverse();
-    until("every accepted post is there", LIMIT, || async {
+    until("every accepted post is on the timeline", LIMIT, || async {
         timeline(&clients).await == accepted
     })
     .await;

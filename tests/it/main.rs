@@ -1,9 +1,9 @@
-//! Tests of the whole mesh, with real processes: `herald up`, its nats-server, real devices' endpoints.
+//! Tests of the complete mesh with real processes: `herald up`, nats-server and device endpoints.
 
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
-    reason = "a test ends at the first surprise"
+    reason = "a test fails at the first unexpected error"
 )]
 
 mod audit;
@@ -11,6 +11,7 @@ mod bad_input;
 mod configuration;
 mod crash;
 mod dead_letters;
+mod dependencies;
 mod follows;
 mod full;
 mod main_job;
@@ -18,7 +19,6 @@ mod metrics;
 mod poison;
 mod readme;
 mod surface;
-mod walls;
 
 /// The program under test.
 const HERALD: &str = env!("CARGO_BIN_EXE_herald-under-test");

@@ -1,20 +1,20 @@
-//! The main job: a post reaches every follower's timeline and every device that asked for it.
+//! The main job: a post reaches the timeline of every follower and the device of every follower who wants pushes.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use futures::{StreamExt, stream};
-use harness::{Herald, Options, facebook, until_some};
+use harness::{Herald, Options, facebook_graph, until_some};
 use herald_proto::v1;
 use herald_push_sink::Running;
 use serde_json::Value;
 
 use crate::HERALD;
 
-/// Far more than it takes; a test isn't a measurement.
+/// Far above the usual duration: this test doesn't measure performance.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Whether a channel of `herald delivery` has delivered so many and has nothing else.
+/// Whether a channel of `herald delivery` has exactly `count` deliveries and all of them are delivered.
 fn all_delivered(delivery: &Value, channel: &str, count: usize) -> bool {
     let counts = &delivery["channels"][channel];
     let is = |state: &str, count: usize| counts[state].as_u64() == Some(count as u64);
@@ -36,14 +36,14 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
     )
     .await;
     let clients = herald.clients().await;
-    let edges = facebook();
+    let edges = facebook_graph();
 
     let imported = herald
         .cli(&["import", "follows", harness::FACEBOOK, "--mutual"])
         .await;
     assert_eq!(imported["imported"], 176_468, "{imported}");
 
-    // Every tenth follower of 107 rings the bell and has a device.
+    // Every tenth follower of 107 wants pushes and has a device.
     let followers = &edges.followers["107"];
     assert_eq!(followers.len(), 1_045);
     let opted_in: BTreeSet<&String> = followers.iter().step_by(10).collect();
@@ -74,10 +74,10 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
     let posted = herald.cli(&["post", "--author", "107", "--text", "hi"]).await;
     assert_eq!(
         posted["post_id"], 1,
-        "the first post of an empty mesh is number 1: {posted}"
+        "the first post of an empty mesh has id 1: {posted}"
     );
 
-    until_some("every follower is reached", LIMIT, || async {
+    until_some("all deliveries are delivered", LIMIT, || async {
         let delivery = herald.cli(&["delivery", "1"]).await;
         (all_delivered(&delivery, "timeline", 1_045) && all_delivered(&delivery, "push", opted_in.len()))
             .then_some(())
@@ -120,9 +120,9 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
     let received = sink.entries();
     let recipients: BTreeSet<&String> = received.iter().map(|entry| &entry.recipient_id).collect();
     assert_eq!(recipients, opted_in);
-    assert_eq!(received.len(), opted_in.len(), "each got one push");
+    assert_eq!(received.len(), opted_in.len(), "each device received one push");
 
-    // Somebody who doesn't follow 107 sees nothing of it.
+    // The timeline of a user who doesn't follow 107 stays empty.
     let stranger = edges
         .followers
         .keys()
@@ -131,7 +131,7 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
     let timeline = herald.cli(&["timeline", stranger]).await;
     assert_eq!(timeline["entries"], Value::Array(Vec::new()));
 
-    // The analytics service hears of both channels.
+    // Analytics counts both channels.
     let stats = until_some("analytics has counted the post", LIMIT, || async {
         let mut analytics = clients.analytics();
         let stats = analytics

@@ -1,16 +1,16 @@
-//! Every metric that `herald up` exports follows the rule of ARCHITECTURE.md and stands in its service's README.
+//! Every exported metric follows the naming rule of ARCHITECTURE.md and is documented in the README of its service.
 
 use std::{collections::BTreeSet, path::Path};
 
 use harness::{Herald, Options};
 
-use crate::{HERALD, surface::get};
+use crate::{HERALD, surface::http_get};
 
-/// The metrics of the continuous audit are named after it and told of in the README of the service that runs it.
+/// The metrics of the continuous audit have its name as prefix and are documented by the service that runs it.
 const AUDIT: (&str, &str) = ("audit", "deadletter");
 
-/// The services that export metrics, and the text of their READMEs.
-fn readmes() -> Vec<(String, String)> {
+/// Services that export metrics with the text of their READMEs.
+fn read_readmes() -> Vec<(String, String)> {
     let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("../services");
     let mut readmes = Vec::new();
     for entry in std::fs::read_dir(services).unwrap() {
@@ -23,8 +23,8 @@ fn readmes() -> Vec<(String, String)> {
     readmes
 }
 
-/// The names in the first column of a README's tables that are metrics'.
-fn documented(readme: &str) -> BTreeSet<String> {
+/// Metric names in the first column of a README's tables.
+fn documented_metrics(readme: &str) -> BTreeSet<String> {
     readme
         .lines()
         .filter_map(|line| line.strip_prefix("| `herald_")?.split('`').next())
@@ -32,8 +32,8 @@ fn documented(readme: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The name of an exported metric as README and queries have it, and its type.
-fn exported(metrics: &str) -> Vec<(String, &str)> {
+/// Exported metrics with their type, named as in queries and READMEs.
+fn exported_metrics(metrics: &str) -> Vec<(String, &str)> {
     let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     types
         .map(|line| {
@@ -47,9 +47,9 @@ fn exported(metrics: &str) -> Vec<(String, &str)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_follows_the_naming_rule_and_is_documented() {
     let herald = Herald::start(HERALD, Options::default()).await;
-    let metrics = get(herald.http(), "/metrics").await;
-    let exported = exported(&metrics);
-    let readmes = readmes();
+    let metrics = http_get(herald.http(), "/metrics").await;
+    let exported = exported_metrics(&metrics);
+    let readmes = read_readmes();
     assert_eq!(readmes.len(), 7, "services with metrics");
     let mut undocumented = Vec::new();
     for (name, kind) in &exported {
@@ -59,27 +59,30 @@ async fn every_metric_follows_the_naming_rule_and_is_documented() {
             .unwrap_or_default();
         let service = if part == AUDIT.0 { AUDIT.1 } else { part };
         let readme = readmes.iter().find(|(of, _)| of == service);
-        let (_, readme) = readme.unwrap_or_else(|| panic!("{name}: {part} is no part of Herald"));
+        let (_, readme) = readme.unwrap_or_else(|| panic!("{name}: {part} is not a service of Herald"));
         if *kind == "histogram" {
             assert!(
                 name.ends_with("_seconds") || name.ends_with("_bytes"),
-                "{name}: a histogram ends in its unit"
+                "{name}: the name of a histogram must end in its unit"
             );
         }
-        if !documented(readme).contains(name) {
+        if !documented_metrics(readme).contains(name) {
             undocumented.push(name);
         }
     }
     assert!(
         undocumented.is_empty(),
-        "not in their service's README: {undocumented:?}"
+        "not documented in the README of their service: {undocumented:?}"
     );
     let exported: BTreeSet<_> = exported.into_iter().map(|(name, _)| name).collect();
     for (service, readme) in &readmes {
-        let gone: Vec<_> = documented(readme).difference(&exported).cloned().collect();
+        let gone: Vec<_> = documented_metrics(readme)
+            .difference(&exported)
+            .cloned()
+            .collect();
         assert!(
             gone.is_empty(),
-            "in the README of {service}, but not exported: {gone:?}"
+            "documented in the README of {service} but not exported: {gone:?}"
         );
     }
 }

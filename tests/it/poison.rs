@@ -1,4 +1,4 @@
-//! Messages that nobody can read: each is terminated once, kept as an advisory, and stops nothing.
+//! Undecodable messages: each is terminated once, recorded as an advisory, and doesn't block other messages.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
     clients.graph().follow(request).await.unwrap();
 
     let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
-    // Field 1 as a string that says it is longer than the message: no message of ours begins so.
+    // Field 1 is a string whose length exceeds the message: no valid message starts like this.
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage";
     let terminations = [
-        // fanout, archive and analytics read it, each says no for itself.
+        // fanout, archive and analytics each terminate it.
         ("post.v1.created.normal", 3),
         ("post.v1.deleted.low", 2),
         ("fanout.v1.slice.high", 1),
@@ -70,7 +70,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
         );
     }
 
-    // The mesh goes on, and the numbers that the garbage took in POSTS are no posts.
+    // The mesh continues, and the sequences of the garbage in POSTS are no posts.
     let posted = herald
         .cli(&["post", "--author", "bob", "--text", "after it"])
         .await;
@@ -78,14 +78,14 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
     herald.cli(&["delivery", "3", "--wait"]).await;
     let timeline = herald.cli(&["timeline", "ann"]).await;
     assert_eq!(timeline["entries"][0]["post_id"], 3, "{timeline}");
-    let nothing = clients
+    let refused = clients
         .posts()
         .get_post(v1::GetPostRequest { post_id: 1 })
         .await
         .unwrap_err();
-    assert_eq!(nothing.code(), tonic::Code::NotFound, "{nothing:?}");
-    until("nothing is left over", LIMIT, || clients.idle()).await;
-    // The dead letters explain all of it.
+    assert_eq!(refused.code(), tonic::Code::NotFound, "{refused:?}");
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
+    // The dead letters account for all of the garbage.
     let (done, lines) = audit(&herald, &[]).await;
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(lines[0]["summary"]["dead_posts"], 1, "{lines:?}");

@@ -1,13 +1,13 @@
-//! What scripts and probes rely on: health, readiness, metrics, reflection, and the JSON of the command line.
+//! Interfaces of scripts and probes: health, readiness, metrics, and the JSON output of the command line.
 
 use std::time::Duration;
 
-use harness::{Herald, Options, json, output};
+use harness::{Herald, Options, run, run_json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::HERALD;
 
-pub(crate) async fn get(address: &str, path: &str) -> String {
+pub(crate) async fn http_get(address: &str, path: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -20,11 +20,11 @@ pub(crate) async fn get(address: &str, path: &str) -> String {
 async fn probes_and_metrics_answer() {
     let mut herald = Herald::start(HERALD, Options::default()).await;
     for path in ["/healthz", "/readyz"] {
-        let answer = get(herald.http(), path).await;
+        let answer = http_get(herald.http(), path).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
     }
     herald.cli(&["post", "--author", "bob", "--text", "hi"]).await;
-    let metrics = get(herald.http(), "/metrics").await;
+    let metrics = http_get(herald.http(), "/metrics").await;
     assert!(metrics.contains("herald_fanout_slices_total"), "{metrics}");
     assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
     assert_eq!(herald.stop().await, 0, "{}", herald.log());
@@ -45,12 +45,12 @@ async fn a_second_server_on_the_same_data_is_refused() {
         "--data-dir",
         dir.to_str().unwrap(),
     ];
-    let second = tokio::time::timeout(Duration::from_secs(30), output(HERALD, &arguments, &[]))
+    let second = tokio::time::timeout(Duration::from_secs(30), run(HERALD, &arguments, &[]))
         .await
         .unwrap();
     assert_eq!(second.code, 1, "{second:?}");
     assert!(second.stderr.contains("another process"), "{}", second.stderr);
-    // The first one is well.
+    // The first server still works.
     herald.cli(&["post", "--author", "bob", "--text", "hi"]).await;
 }
 
@@ -71,7 +71,7 @@ async fn the_benchmark_verifies_its_deliveries() {
         "--output",
         "json",
     ];
-    let report = json(HERALD, &arguments, &[]).await;
+    let report = run_json(HERALD, &arguments, &[]).await;
     assert_eq!(report["verified"], true, "{report}");
     assert_eq!(report["store"]["missing"], 0, "{report}");
     assert_eq!(report["store"]["extra"], 0, "{report}");

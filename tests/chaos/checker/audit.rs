@@ -14,7 +14,7 @@ pub(super) async fn findings(world: &World) -> Vec<String> {
         "--server",
         &world.herald.url(),
     ];
-    let done = harness::output(program, &arguments, &[]).await;
+    let done = harness::run(program, &arguments, &[]).await;
     if done.code == 0 {
         return Vec::new();
     }

@@ -15,7 +15,7 @@ mod sink;
 
 use std::{path::PathBuf, time::Duration};
 
-use harness::{Clients, ack_wait_seconds};
+use harness::{Clients, ack_wait_variables};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
@@ -171,7 +171,7 @@ fn variables(settings: Vec<(String, String)>) -> Vec<(String, String)> {
         ("ANALYTICS__BATCH_AGE_MS_MAX", 200),
     ];
     let usual = usual.map(|(name, value)| (format!("HERALD_{name}"), value.to_string()));
-    let soon = ack_wait_seconds(ACK_WAIT.as_secs());
+    let soon = ack_wait_variables(ACK_WAIT.as_secs());
     let retries = soon.clone().into_iter().flat_map(|(name, _)| {
         [("BASE", 100), ("MAX", 2_000)].map(|(which, ms)| {
             let name = name.replace("ACK_WAIT_SECONDS", &format!("RETRY__DELAY_MS_{which}"));

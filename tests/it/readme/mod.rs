@@ -1,4 +1,4 @@
-//! The commands of README.md and examples/README.md, run as they stand there, in order, on an empty data directory.
+//! Runs the commands of README.md and examples/README.md as written, in order, on an empty data directory.
 
 mod process;
 mod script;
@@ -20,71 +20,71 @@ use crate::HERALD;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// How long a command may take. The first run of a server or an example fetches nats-server or its tools, and may build them.
+/// Time limit of a command. The first run of a server or an example may download or build nats-server and other tools.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// How long what a command reads may take to become visible.
+/// Time limit for a command's effect to become visible.
 const VISIBLE_LIMIT: Duration = Duration::from_mins(1);
 
-/// Where the pages say that a server listens. The test's server listens on a free port instead.
+/// Server address on the pages. The server of the test listens on a free port instead.
 const ADDRESS: &str = "127.0.0.1:7700";
 
-/// Commands that are not run, and why.
-const NOT_RUN: [(&str, &str); 1] = [("cargo test --workspace", "it is what runs this test")];
+/// Commands that are not run, with the reason.
+const NOT_RUN: [(&str, &str); 1] = [("cargo test --workspace", "it runs this test")];
 
-/// How a command is run.
+/// How to run a command.
 #[derive(Debug, PartialEq, Eq)]
-enum Way {
-    /// Not at all.
-    Not,
-    /// To its end.
-    ToItsEnd,
-    /// Likewise, and again until its output is the one shown: it reads what becomes visible a moment after the command
-    /// before it was answered.
-    UntilShown,
-    /// Until its output is the one shown: it would go on until Ctrl-C.
-    UntilSeen,
-    /// Beside all that follow: it has a terminal of its own.
-    Beside,
+enum Mode {
+    /// Don't run the command.
+    Skip,
+    /// Run until it exits; the output must match.
+    UntilExit,
+    /// Run until it exits, and repeat until the output matches: the effect of the previous command becomes visible later
+    /// than its answer.
+    RetryUntilMatch,
+    /// Run until the output matches, then interrupt: it doesn't exit by itself.
+    UntilMatch,
+    /// Run in the background of all later commands, like a command in another terminal.
+    Background,
 }
 
-/// How to run a command. `None`: this test doesn't know, and must be told.
-fn way(command: &Command) -> Option<Way> {
+/// How to run a command. `None`: the command is unknown and must be added here.
+fn run_mode(command: &Command) -> Option<Mode> {
     let text = command.without_comment();
     if NOT_RUN.iter().any(|(not_run, _)| *not_run == text) {
-        return Some(Way::Not);
+        return Some(Mode::Skip);
     }
-    let text = adapted(text);
+    let text = adapt(text);
     let words: Vec<_> = text.split_whitespace().collect();
     match words[..] {
-        ["herald", "up" | "push-sink", ..] => Some(Way::Beside),
-        ["herald", _, ..] if words.contains(&"--watch") => Some(Way::UntilSeen),
+        ["herald", "up" | "push-sink", ..] => Some(Mode::Background),
+        ["herald", _, ..] if words.contains(&"--watch") => Some(Mode::UntilMatch),
         ["herald", "timeline" | "lag", ..]
-        | ["herald", "dlq", "groups" | "list" | "show" | "history", ..] => Some(Way::UntilShown),
+        | ["herald", "dlq", "groups" | "list" | "show" | "history", ..] => Some(Mode::RetryUntilMatch),
         ["herald", _, ..] | ["grpcurl", ..] | ["examples/python/run" | "examples/grpcurl/run"] => {
-            Some(Way::ToItsEnd)
+            Some(Mode::UntilExit)
         }
         _ => None,
     }
 }
 
-/// The command with the program that cargo built for the tests in place of the one that it would build.
-fn adapted(text: &str) -> String {
+/// The command with the program under test instead of `cargo run`.
+fn adapt(text: &str) -> String {
     text.replace("cargo run --release --", "herald")
 }
 
 /// Runs the commands of one file.
-struct Run {
+struct Runner {
     file: &'static str,
     dir: TempDir,
-    /// The port that stands for `push-sink`'s default one.
+    /// Replaces the default port of `push-sink`.
     sink_port: u16,
-    /// Where the server listens, once it does.
+    /// Address of the server once it listens.
     address: Option<String>,
-    beside: Vec<(Command, Process)>,
+    background: Vec<(Command, Process)>,
 }
 
-impl Run {
+impl Runner {
     fn new(file: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::create_dir(dir.path().join("bin")).unwrap();
@@ -95,12 +95,12 @@ impl Run {
             dir,
             sink_port: free.local_addr().unwrap().port(),
             address: None,
-            beside: Vec::new(),
+            background: Vec::new(),
         }
     }
 
     fn start(&self, command: &Command) -> Process {
-        let mut text = adapted(&command.text);
+        let mut text = adapt(&command.text);
         if let Some(address) = &self.address {
             text = text.replace(ADDRESS, address);
         }
@@ -131,7 +131,7 @@ impl Run {
         Process::start(&text, ROOT, &variables)
     }
 
-    /// What a process printed, with the address that the file has.
+    /// Output of a process, with the server's address replaced by the one on the pages.
     fn output(&self, process: &Process) -> String {
         let output = process.stdout();
         match &self.address {
@@ -141,33 +141,33 @@ impl Run {
     }
 
     async fn run(&mut self, command: Command) {
-        let way = way(&command);
-        let Some(way) = way else {
+        let mode = run_mode(&command);
+        let Some(mode) = mode else {
             panic!(
-                "{}:{}: tell tests/it/readme how to run `{}`",
+                "{}:{}: add `{}` to the run modes in tests/it/readme",
                 self.file, command.line, command.text
             )
         };
-        if way == Way::Not {
+        if mode == Mode::Skip {
             return;
         }
-        let limit = match way {
-            Way::UntilShown | Way::UntilSeen => VISIBLE_LIMIT,
+        let limit = match mode {
+            Mode::RetryUntilMatch | Mode::UntilMatch => VISIBLE_LIMIT,
             _ => LIMIT,
         };
         let end = Instant::now() + limit;
         let mut process = self.start(&command);
-        match way {
-            Way::Not => {}
-            Way::ToItsEnd => {
-                let code = process.ended(end).await;
-                if code != Some(0) || !command.is_output(&self.output(&process)) {
+        match mode {
+            Mode::Skip => {}
+            Mode::UntilExit => {
+                let code = process.wait_exit(end).await;
+                if code != Some(0) || !command.matches(&self.output(&process)) {
                     self.fail(&command, &process);
                 }
             }
-            Way::UntilShown => loop {
-                let code = process.ended(Instant::now() + LIMIT).await;
-                if code == Some(0) && command.is_output(&self.output(&process)) {
+            Mode::RetryUntilMatch => loop {
+                let code = process.wait_exit(Instant::now() + LIMIT).await;
+                if code == Some(0) && command.matches(&self.output(&process)) {
                     break;
                 }
                 if Instant::now() >= end {
@@ -176,56 +176,59 @@ impl Run {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 process = self.start(&command);
             },
-            Way::UntilSeen => {
-                self.wait(&command, &mut process, end, Command::begins).await;
+            Mode::UntilMatch => {
+                self.wait(&command, &mut process, end, Command::matches_start)
+                    .await;
                 self.interrupt(&command, process).await;
             }
-            Way::Beside => {
-                self.wait(&command, &mut process, end, Command::has_begun).await;
-                if let Some(address) = served_at(&process.stdout()) {
+            Mode::Background => {
+                self.wait(&command, &mut process, end, Command::matches_first_line)
+                    .await;
+                if let Some(address) = grpc_address(&process.stdout()) {
                     self.address = Some(address);
                 }
-                self.beside.push((command, process));
+                self.background.push((command, process));
             }
         }
     }
 
-    /// Waits until the output of a process that goes on is as wished.
+    /// Waits until the output of a running process satisfies `is_expected`.
     async fn wait(
         &self,
         command: &Command,
         process: &mut Process,
         end: Instant,
-        wished: fn(&Command, &str) -> bool,
+        is_expected: fn(&Command, &str) -> bool,
     ) {
-        while !wished(command, &self.output(process)) {
-            if Instant::now() >= end || process.has_ended() {
+        while !is_expected(command, &self.output(process)) {
+            if Instant::now() >= end || process.has_exited() {
                 self.fail(command, process);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Ends what runs beside the others, the youngest first. By then it has printed all that the file shows.
+    /// Checks the output of the background processes and interrupts them, the newest first.
     async fn finish(mut self) {
-        while let Some((command, mut process)) = self.beside.pop() {
+        while let Some((command, mut process)) = self.background.pop() {
             let end = Instant::now() + VISIBLE_LIMIT;
-            self.wait(&command, &mut process, end, Command::begins).await;
+            self.wait(&command, &mut process, end, Command::matches_start)
+                .await;
             self.interrupt(&command, process).await;
         }
     }
 
-    /// Ctrl-C.
+    /// Interrupts a process as Ctrl-C does; the process must exit with 0.
     async fn interrupt(&self, command: &Command, mut process: Process) {
         process.interrupt();
-        if process.ended(Instant::now() + LIMIT).await != Some(0) {
+        if process.wait_exit(Instant::now() + LIMIT).await != Some(0) {
             self.fail(command, &process);
         }
     }
 
     fn fail(&self, command: &Command, process: &Process) -> ! {
         let mut text = format!(
-            "{}:{}: `{}` didn't print what is shown, or didn't succeed.\nShown:\n{}\nStandard output:\n{}\nStandard error:\n{}",
+            "{}:{}: `{}` failed or its output differs.\nExpected:\n{}\nStandard output:\n{}\nStandard error:\n{}",
             self.file,
             command.line,
             command.text,
@@ -233,7 +236,7 @@ impl Run {
             self.output(process),
             process.stderr(),
         );
-        for (command, process) in &self.beside {
+        for (command, process) in &self.background {
             let _ = write!(
                 text,
                 "\nStandard error of `{}`:\n{}",
@@ -245,33 +248,33 @@ impl Run {
     }
 }
 
-/// The address in what `herald up` prints when it is ready.
-fn served_at(output: &str) -> Option<String> {
+/// The gRPC address in the output of `herald up`.
+fn grpc_address(output: &str) -> Option<String> {
     let mut lines = output.lines().map(str::split_whitespace);
     lines.find_map(|mut words| (words.next()? == "gRPC").then(|| words.next().map(str::to_owned))?)
 }
 
-fn commands_of(file: &str) -> Vec<Command> {
+fn read_commands(file: &str) -> Vec<Command> {
     let text = std::fs::read_to_string(PathBuf::from(ROOT).join(file)).unwrap();
     parse(&text).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_print_what_the_readmes_show() {
-    // The examples come first: they fetch the tools that the other page takes for given.
+async fn command_output_matches_the_readmes() {
+    // The examples come first: they download tools that README.md requires.
     for file in ["examples/README.md", "README.md"] {
-        let mut run = Run::new(file);
-        let commands = commands_of(file);
+        let mut runner = Runner::new(file);
+        let commands = read_commands(file);
         assert!(!commands.is_empty(), "{file} has no commands");
         for command in commands {
-            run.run(command).await;
+            runner.run(command).await;
         }
-        run.finish().await;
+        runner.finish().await;
     }
 }
 
 #[test]
-fn no_other_readme_has_commands_that_nobody_runs() {
+fn other_readmes_have_no_commands() {
     let mut read = 0;
     for folder in ["services", "crates", "examples"] {
         for entry in std::fs::read_dir(PathBuf::from(ROOT).join(folder)).unwrap() {
@@ -287,17 +290,17 @@ fn no_other_readme_has_commands_that_nobody_runs() {
 }
 
 #[test]
-fn a_command_that_is_new_must_be_told_how_to_run() {
-    let way_of = |text: &str| {
+fn an_unknown_command_has_no_run_mode() {
+    let mode_of = |text: &str| {
         let markdown = format!("```console\n$ {text}\n```\n");
-        way(&parse(&markdown).unwrap()[0])
+        run_mode(&parse(&markdown).unwrap()[0])
     };
-    assert_eq!(way_of("docker run herald"), None);
-    assert_eq!(way_of("cargo build"), None);
-    assert_eq!(way_of("examples/ruby/run"), None);
-    assert_eq!(way_of("cargo test --workspace  # all"), Some(Way::Not));
-    assert_eq!(way_of("cargo run --release -- up"), Some(Way::Beside));
-    assert_eq!(way_of("herald lag --watch  # why"), Some(Way::UntilSeen));
-    assert_eq!(way_of("herald dlq groups"), Some(Way::UntilShown));
-    assert_eq!(way_of("herald dlq redrive 1"), Some(Way::ToItsEnd));
+    assert_eq!(mode_of("docker run herald"), None);
+    assert_eq!(mode_of("cargo build"), None);
+    assert_eq!(mode_of("examples/ruby/run"), None);
+    assert_eq!(mode_of("cargo test --workspace  # all"), Some(Mode::Skip));
+    assert_eq!(mode_of("cargo run --release -- up"), Some(Mode::Background));
+    assert_eq!(mode_of("herald lag --watch  # why"), Some(Mode::UntilMatch));
+    assert_eq!(mode_of("herald dlq groups"), Some(Mode::RetryUntilMatch));
+    assert_eq!(mode_of("herald dlq redrive 1"), Some(Mode::UntilExit));
 }

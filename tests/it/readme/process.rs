@@ -1,4 +1,4 @@
-//! A command line of a shell that runs in its own process group, as at a terminal.
+//! A shell command line in its own process group, as in a terminal.
 
 use std::{ffi::OsString, process::Stdio, sync::Arc, time::Instant};
 
@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A running command line. Dropping it kills all its processes.
+/// A running command line. Drop kills all its processes.
 #[derive(Debug)]
 pub(super) struct Process {
     group: Pid,
@@ -53,12 +53,13 @@ impl Process {
         String::from_utf8_lossy(&self.stderr.lock()).into_owned()
     }
 
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(super) fn has_exited(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end and for all of its output; its exit code. `None`: it still runs at `end`, or a signal ended it.
-    pub(super) async fn ended(&mut self, end: Instant) -> Option<i32> {
+    /// Waits until the process has exited and its output is complete; returns the exit code. `None`: it still runs at `end`,
+    /// or a signal ended it.
+    pub(super) async fn wait_exit(&mut self, end: Instant) -> Option<i32> {
         let ended = async {
             let status = self.child.wait().await.unwrap();
             for reader in self.readers.drain(..) {
@@ -69,23 +70,23 @@ impl Process {
         tokio::time::timeout_at(end.into(), ended).await.ok()?
     }
 
-    /// Ends it as Ctrl-C does.
+    /// Sends SIGINT to the process group, as Ctrl-C does.
     pub(super) fn interrupt(&self) {
-        // It may have ended by itself.
+        // The process may have exited already.
         let _ = kill_process_group(self.group, Signal::INT);
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A child that was waited for has no id: its group's may be another's by now.
+        // A child that was waited for has no id, and its group id may be reused.
         if self.child.id().is_some() {
             let _ = kill_process_group(self.group, Signal::KILL);
         }
     }
 }
 
-/// Reads until the end, beside the process.
+/// Collects the output of a process in a task.
 fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> (Arc<Mutex<Vec<u8>>>, JoinHandle<()>) {
     let all = Arc::new(Mutex::new(Vec::new()));
     let into = all.clone();

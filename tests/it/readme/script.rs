@@ -1,23 +1,23 @@
-//! The commands in a Markdown file, and what the file shows of their output.
+//! Parses the commands of a Markdown file with their expected output.
 //!
-//! A `console` block holds commands, each after `$ `, and below each command all that it prints to standard output. A `…` in
-//! such a line stands for any text, a line that is only `…` stands for any number of lines, and the width of a gap
-//! between words doesn't matter. Comments are the shell's.
+//! A `console` block holds commands, each after `$ `, and below each command its complete standard output. A `…` within a
+//! line matches any text, a line `…` matches any number of lines, and the number of spaces between words is ignored.
+//! Comments are shell comments.
 
-/// Languages of blocks that hold no commands.
+/// Languages of blocks without commands.
 const DATA: [&str; 7] = ["", "json", "mermaid", "python", "sql", "text", "toml"];
 
-/// Any text of a line, or any lines.
+/// Matches any text within a line, or any number of lines.
 const ELISION: &str = "…";
 
 /// One command of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Command {
-    /// Its line in the file, from 1.
+    /// Line number in the file, from 1.
     pub(super) line: usize,
-    /// The command line as the file has it.
+    /// The command line as written.
     pub(super) text: String,
-    /// The lines that the file shows of its output.
+    /// The expected output lines.
     pub(super) expected: Vec<String>,
 }
 
@@ -30,27 +30,27 @@ impl Command {
             .trim()
     }
 
-    /// Whether this output is the one that the file shows.
-    pub(super) fn is_output(&self, output: &str) -> bool {
+    /// Whether the complete output matches.
+    pub(super) fn matches(&self, output: &str) -> bool {
         lines_match(
             &self.expected.iter().map(String::as_str).collect::<Vec<_>>(),
             &output.trim_end().lines().collect::<Vec<_>>(),
         )
     }
 
-    /// Whether this output begins with all that the file shows.
-    pub(super) fn begins(&self, output: &str) -> bool {
-        begins(&self.expected, output)
+    /// Whether the output starts with all expected lines.
+    pub(super) fn matches_start(&self, output: &str) -> bool {
+        starts_with_lines(&self.expected, output)
     }
 
-    /// Whether this output begins with what the file shows up to the first line that isn't an elision.
-    pub(super) fn has_begun(&self, output: &str) -> bool {
+    /// Whether the output starts with the expected lines up to the first one that isn't an elision.
+    pub(super) fn matches_first_line(&self, output: &str) -> bool {
         let first = self.expected.iter().position(|line| line != ELISION);
-        begins(&self.expected[..=first.unwrap_or_default()], output)
+        starts_with_lines(&self.expected[..=first.unwrap_or_default()], output)
     }
 }
 
-/// The commands of a Markdown file in their order. The error names the line of what isn't understood.
+/// Parses the commands of a Markdown file in order. The error names the invalid line.
 pub(super) fn parse(markdown: &str) -> Result<Vec<Command>, String> {
     let mut commands: Vec<Command> = Vec::new();
     let mut language: Option<&str> = None;
@@ -63,7 +63,7 @@ pub(super) fn parse(markdown: &str) -> Result<Vec<Command>, String> {
                 None if name == "console" || DATA.contains(&name) => Some(name),
                 None => {
                     return Err(format!(
-                        "line {line}: a block of {name}: commands stand in a console block"
+                        "line {line}: block of language {name}: put commands into a console block"
                     ));
                 }
             };
@@ -78,10 +78,10 @@ pub(super) fn parse(markdown: &str) -> Result<Vec<Command>, String> {
             } else if let Some(command) = commands[first_of_block..].last_mut() {
                 command.expected.push(text.to_owned());
             } else {
-                return Err(format!("line {line}: output of no command"));
+                return Err(format!("line {line}: output without a command"));
             }
         } else if fence.starts_with("$ ") || fence.starts_with("~~~") {
-            return Err(format!("line {line}: commands stand in a console block"));
+            return Err(format!("line {line}: put commands into a console block"));
         }
     }
     for command in &mut commands {
@@ -91,17 +91,17 @@ pub(super) fn parse(markdown: &str) -> Result<Vec<Command>, String> {
         if !command.expected.is_empty() && command.expected.iter().all(|line| line == ELISION) {
             let line = command.line;
             return Err(format!(
-                "line {line}: nothing of the output is shown, so nothing can be checked"
+                "line {line}: the expected output is only `…`; show at least one line"
             ));
         }
     }
     match language {
-        Some(_) => Err("the last block has no end".into()),
+        Some(_) => Err("the last block is not closed".into()),
         None => Ok(commands),
     }
 }
 
-fn begins(expected: &[String], output: &str) -> bool {
+fn starts_with_lines(expected: &[String], output: &str) -> bool {
     let expected = expected.iter().map(String::as_str).chain([ELISION]);
     lines_match(&expected.collect::<Vec<_>>(), &output.lines().collect::<Vec<_>>())
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_found_with_their_output() {
+    fn commands_are_parsed_with_their_output() {
         let markdown = "# Title\n```console\n$ a 'b'  # why\none\n\ntwo\n\n$ c\n```\n```json\n{}\n```\n";
         let commands = parse(markdown).unwrap();
         assert_eq!(commands.len(), 2);
@@ -162,21 +162,18 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_be_run_or_checked_is_refused() {
+    fn commands_that_would_not_be_run_or_checked_are_refused() {
         for (markdown, reason) in [
-            ("```sh\nherald up\n```\n", "line 1: a block of sh"),
-            ("```\n$ herald up\n```\n", "line 2: commands stand"),
-            ("text\n\n    $ herald up\n", "line 3: commands stand"),
-            ("~~~console\n$ herald up\n~~~\n", "line 1: commands stand"),
-            ("```console\nready\n```\n", "line 2: output of no command"),
+            ("```sh\nherald up\n```\n", "line 1: block of language sh"),
+            ("```\n$ herald up\n```\n", "line 2: put commands"),
+            ("text\n\n    $ herald up\n", "line 3: put commands"),
+            ("~~~console\n$ herald up\n~~~\n", "line 1: put commands"),
+            ("```console\nready\n```\n", "line 2: output without a command"),
             (
                 "```console\n$ a\n```\n```console\nb\n```\n",
-                "line 5: output of no command",
+                "line 5: output without a command",
             ),
-            (
-                "```console\n$ herald up\n…\n```\n",
-                "line 2: nothing of the output",
-            ),
+            ("```console\n$ herald up\n…\n```\n", "line 2: the expected output"),
             ("```console\n$ herald up\n", "the last block"),
         ] {
             let error = parse(markdown).unwrap_err();
@@ -204,19 +201,17 @@ mod tests {
             (&["… a … b"], "1 b\n", false),
         ];
         for (expected, output, same) in table {
-            assert_eq!(
-                command(expected).is_output(output),
-                same,
-                "{expected:?} {output:?}"
-            );
+            assert_eq!(command(expected).matches(output), same, "{expected:?} {output:?}");
         }
     }
 
     #[test]
-    fn output_that_goes_on_is_compared_with_its_beginning() {
+    fn partial_output_is_compared_with_the_first_lines() {
         let command = command(&["…", "ready", "pushed"]);
-        assert!(!command.has_begun("starting\n"));
-        assert!(command.has_begun("starting\nready\n") && !command.begins("starting\nready\n"));
-        assert!(command.begins("ready\npushed\nmore\n"));
+        assert!(!command.matches_first_line("starting\n"));
+        assert!(
+            command.matches_first_line("starting\nready\n") && !command.matches_start("starting\nready\n")
+        );
+        assert!(command.matches_start("ready\npushed\nmore\n"));
     }
 }

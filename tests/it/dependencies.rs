@@ -1,8 +1,8 @@
-//! Which crate may depend on which: the rules of ARCHITECTURE.md, read from the manifests.
+//! Crate dependencies follow the rules of ARCHITECTURE.md. The tests read the manifests.
 
 use std::path::Path;
 
-/// The packages of Herald that a manifest's `[dependencies]` names, and the package itself.
+/// Package name of a manifest and the Herald packages in its `[dependencies]`.
 fn manifest(path: &Path) -> (String, Vec<String>) {
     let text = std::fs::read_to_string(path).unwrap();
     let mut section = "";
@@ -22,7 +22,7 @@ fn manifest(path: &Path) -> (String, Vec<String>) {
     (package, dependencies)
 }
 
-/// The packages in one folder of the workspace.
+/// Packages in one folder of the workspace with their Herald dependencies.
 fn packages(folder: &str) -> Vec<(String, Vec<String>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
     let dirs = std::fs::read_dir(folder).unwrap();
@@ -48,7 +48,7 @@ fn only_the_binary_depends_on_services() {
 }
 
 #[test]
-fn model_runtime_and_local_nats_know_nothing_else_of_herald() {
+fn model_runtime_and_local_nats_depend_on_no_herald_crate() {
     let crates = packages("crates");
     for package in ["herald-model", "herald-runtime", "herald-local-nats"] {
         let (_, dependencies) = crates.iter().find(|(name, _)| name == package).unwrap();
