@@ -1,4 +1,4 @@
-//! `herald bench backlog`: what happens when nobody works for a while.
+//! `herald bench backlog`: queues a backlog while the workers are paused, then measures how it drains.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -10,38 +10,39 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 
 use super::{
-    load::{self, Kind},
+    load::{self, PostOptions},
     observe,
     progress::Progress,
-    report::{Percentiles, percentiles},
+    report::{Percentiles, format_percentiles},
     setup::{Setup, World},
     verify,
 };
 
 const LONG: &str = "\
-Stops the timeline and push workers (JetStream's own pause of their consumers), submits posts in the normal lane until all \
-of them are queued, and lets the workers go on. While they work the backlog off, posts come in the high lane, and their \
-latencies are measured.
+Pauses the consumers of the timeline and push workers, submits posts in the normal lane, waits until all of them are \
+queued, and resumes the workers. While the backlog drains, posts are submitted in the high lane, and their latencies are \
+measured.
 
-The pushes of the backlog are worth sending for --push-ttl only. The benchmark waits until it is over, so all of them must \
-be dropped and counted as expired, and not one be sent late.
+The pushes of the backlog expire after --push-ttl. The benchmark resumes the workers after that, so all of these pushes \
+must be counted as expired and none may be sent.
 
-Afterwards the ledger is checked, and the server audits itself. If anything is missing, the exit code is 1.";
+Then the ledger is checked and the server runs an audit. If a delivery is missing or a push was sent late, the exit code \
+is 1.";
 
 const EXAMPLES: &str = "\
 Examples:
-  10 million deliveries queued:
+  A backlog of 10 million deliveries:
     herald bench backlog --users 100000 --posts 10000 --push-share 0.05
-  The same, expanded into chunks before the workers stop holding fan-out back:
+  The same, with fan-out not held back while the chunks are queued:
     HERALD_FANOUT__GATE__PENDING_CHUNKS_MAX=1000000 herald bench backlog --posts 10000";
 
-/// How long the pause is, at most: the benchmark ends it itself.
+/// Upper bound of the pause; the benchmark resumes the consumers earlier.
 const PAUSE_MAX: Duration = Duration::from_hours(2);
-/// Readings of the streams that must be alike before the queue counts as settled.
+/// Equal consecutive readings of the streams after which the queues count as stable.
 const SETTLED_READINGS: u32 = 8;
 const SETTLED_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Measures how a backlog waits, and how it is worked off
+/// Measure how a backlog is queued and drained
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_long_help = EXAMPLES)]
 pub(super) struct Args {
@@ -52,22 +53,22 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     posts: u32,
 
-    /// How long a push of the backlog is worth sending
+    /// Time to live of the backlog's pushes
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = herald_cli::time::positive_duration)]
     push_ttl: Duration,
 
-    /// Posts in the high lane while the backlog is worked off
+    /// Posts in the high lane while the backlog drains
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     high_posts: u32,
 
-    /// High posts a second
+    /// Posts per second in the high lane
     #[arg(long, default_value_t = 20.0, value_parser = super::setup::positive)]
     high_rate: f64,
 }
 
-/// What a stream held while nobody worked.
+/// Messages and bytes of a stream while the workers were paused.
 #[derive(Debug, Serialize)]
-struct Held {
+struct QueuedStream {
     stream: String,
     messages_waiting: u64,
     bytes: u64,
@@ -76,22 +77,22 @@ struct Held {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Deliveries that the backlog stands for.
+    /// Timeline deliveries of the backlog.
     deliveries: u64,
     posts: u64,
     accepted_per_second: f64,
-    /// While nobody worked.
-    held: Vec<Held>,
+    /// Streams while the workers were paused.
+    held: Vec<QueuedStream>,
     rss_mb_queued: f64,
     disk_mb_queued: f64,
-    /// From when the queue began to shrink until the last of the backlog was acknowledged.
+    /// From the first decrease of the queue until the last acknowledgement of the backlog.
     drain_seconds: f64,
     drained_per_second: f64,
-    /// The high lane, meanwhile.
+    /// Latency of posts in the high lane while the backlog drained.
     high_visible_ms: Percentiles,
     high_push_ms: Percentiles,
     pushes_expired: u64,
-    /// Pushes of the backlog that were sent after all.
+    /// Pushes of the backlog that were sent although they had expired.
     pushes_late: u64,
     rss_mb_max: f64,
     wrong_posts: u64,
@@ -116,7 +117,7 @@ impl Show for Report {
             line(
                 &format!("  {}", held.stream),
                 format!(
-                    "{} messages wait, {:.1} of {:.0} MB",
+                    "{} messages pending, {:.1} of {:.0} MB",
                     held.messages_waiting,
                     held.bytes as f64 / 1e6,
                     held.bytes_max as f64 / 1e6
@@ -131,14 +132,14 @@ impl Show for Report {
             ),
         );
         line(
-            "worked off",
+            "drained",
             format!(
                 "in {:.1} s, {:.0} deliveries/s",
                 self.drain_seconds, self.drained_per_second
             ),
         );
-        line("high lane visible", percentiles(&self.high_visible_ms));
-        line("high lane push", percentiles(&self.high_push_ms));
+        line("high lane visible", format_percentiles(&self.high_visible_ms));
+        line("high lane push", format_percentiles(&self.high_push_ms));
         line(
             "pushes of the backlog",
             format!("{} expired, {} sent late", self.pushes_expired, self.pushes_late),
@@ -161,7 +162,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let wrong = report.wrong_posts > 0 || report.audit.findings > 0 || report.pushes_late > 0;
     context.output.show(&report)?;
     if wrong {
-        return Err(Failure::failed("the deliveries are not as they should be"));
+        return Err(Failure::failed(
+            "deliveries are missing or wrong, or expired pushes were sent; see the report",
+        ));
     }
     Ok(())
 }
@@ -174,7 +177,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let World { client, graph, .. } = &world;
     let mesh = Mesh::connect(&herald_mesh::Config::at(world.server.nats()))
         .await
-        .map_err(|error| Failure::failed(format!("the server's NATS can't be reached: {error}")))?;
+        .map_err(|error| Failure::failed(format!("can't connect to the server's NATS: {error}")))?;
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ 0x6261_636b);
     let mut authors = |count| -> load::Authors {
         (0..count)
@@ -183,7 +186,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     };
 
     pause(&mesh, Some(Timestamp::now().plus(PAUSE_MAX))).await?;
-    let kind = Kind {
+    let options = PostOptions {
         lane: Lane::Normal,
         push_ttl: Some(args.push_ttl),
     };
@@ -191,12 +194,12 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let submitting = Timestamp::now();
     let submitted = {
         let bar = bar.clone();
-        load::in_bulk(client, &authors(args.posts), kind, move |n| bar.inc(n)).await?
+        load::submit_bulk(client, &authors(args.posts), options, move |n| bar.inc(n)).await?
     };
     let accepted = Timestamp::now();
     bar.finish_and_clear();
     let held = progress
-        .step("waiting until all is queued", settled(client))
+        .step("waiting until the queues are stable", wait_stable(client))
         .await?;
     let (rss_mb_queued, disk_mb_queued) = (world.server.rss_mb(), world.server.disk_mb());
     let left = accepted.plus(args.push_ttl).since(Timestamp::now());
@@ -208,25 +211,25 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .await?;
 
     pause(&mesh, None).await?;
-    let kind = Kind {
+    let options = PostOptions {
         lane: Lane::High,
         push_ttl: None,
     };
-    let bar = progress.bar("working off the backlog", args.high_posts.into());
+    let bar = progress.bar("draining the backlog", args.high_posts.into());
     let high_authors = authors(args.high_posts);
     let normal = ["fanout-normal", "slice-normal", "timeline-normal", "push-normal"];
-    // The server looks at a resumed consumer's waiting pulls some seconds later.
+    // nats-server serves the waiting pulls of a resumed consumer only some seconds later.
     let (mut most, mut began) = (None, None);
     let (high, drained) = tokio::try_join!(
-        load::at_rate(client, &high_authors, args.high_rate, kind, |n| bar.inc(n)),
-        observe::drained(client, &normal, |left| {
+        load::submit_at_rate(client, &high_authors, args.high_rate, options, |n| bar.inc(n)),
+        observe::wait_drained(client, &normal, |left| {
             let first = *most.get_or_insert(left);
             if left < first {
                 began.get_or_insert_with(Timestamp::now);
             }
         })
     )?;
-    observe::drained(
+    observe::wait_drained(
         client,
         &["fanout-", "slice-", "timeline-", "push-", "archive", "analytics-"],
         |_| {},
@@ -271,7 +274,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Pauses the workers of timelines and devices until then, or lets them go on.
+/// Pauses the consumers of the timeline and push workers until `until`; `None` resumes them.
 async fn pause(mesh: &Mesh, until: Option<Timestamp>) -> Result<(), Failure> {
     for lane in Lane::ALL {
         for (stream, consumer) in [
@@ -282,14 +285,14 @@ async fn pause(mesh: &Mesh, until: Option<Timestamp>) -> Result<(), Failure> {
                 Some(until) => mesh.pause(stream, consumer, until).await,
                 None => mesh.resume(stream, consumer).await,
             };
-            done.map_err(|error| Failure::failed(format!("{consumer} can't be paused or resumed: {error}")))?;
+            done.map_err(|error| Failure::failed(format!("can't pause or resume {consumer}: {error}")))?;
         }
     }
     Ok(())
 }
 
-/// Waits until the queues neither grow nor shrink; what they hold then.
-async fn settled(client: &Client) -> Result<Vec<Held>, Failure> {
+/// Waits until the queues neither grow nor shrink; returns their sizes.
+async fn wait_stable(client: &Client) -> Result<Vec<QueuedStream>, Failure> {
     let mut alike = 0;
     let mut last: Vec<u64> = Vec::new();
     let mut ticks = tokio::time::interval(SETTLED_INTERVAL);
@@ -306,7 +309,7 @@ async fn settled(client: &Client) -> Result<Vec<Held>, Failure> {
             .filter(|stream| {
                 [streams::POSTS, streams::TIMELINE, streams::PUSH].contains(&stream.stream.as_str())
             })
-            .map(held)
+            .map(queued_stream)
             .collect();
         let now: Vec<u64> = held.iter().map(|held| held.messages_waiting).collect();
         alike = if now == last { alike + 1 } else { 0 };
@@ -317,14 +320,14 @@ async fn settled(client: &Client) -> Result<Vec<Held>, Failure> {
     }
 }
 
-fn held(stream: &v1::StreamLag) -> Held {
-    // Of POSTS what fan-out has not expanded; of the others what has not been delivered.
+fn queued_stream(stream: &v1::StreamLag) -> QueuedStream {
+    // POSTS: not yet fanned out. TIMELINE and PUSH: not yet delivered.
     let waits = |consumer: &&v1::ConsumerLag| {
         ["fanout-", "timeline-", "push-"]
             .iter()
             .any(|start| consumer.consumer.starts_with(start))
     };
-    Held {
+    QueuedStream {
         stream: stream.stream.clone(),
         messages_waiting: stream
             .consumers

@@ -1,4 +1,4 @@
-//! `herald bench`: deliveries a second, and how soon.
+//! `herald bench`: deliveries per second and latencies.
 
 use herald_cli::{client::Client, context::Context, failure::Failure};
 use herald_model::time::Timestamp;
@@ -14,33 +14,33 @@ use super::{
 };
 
 pub(super) const LONG: &str = "\
-Starts a `herald up` of its own with an empty data directory, makes a social graph, submits posts, and reports how fast \
-they reached timelines and devices, and what that took.
+Starts `herald up` with an empty data directory, generates a social graph, submits posts, and reports the delivery rate, \
+the latencies to timelines and devices, memory and disk usage.
 
-Afterwards every delivery is checked: the graph that was made, the ledger, and the timelines on the disk must agree pair \
-by pair, and the server's own audit must find nothing. If they don't, the exit code is 1.
+Then every delivery is checked: the generated graph, the ledger and the timelines on disk must agree for each pair of \
+post and follower, and the server's audit must report no findings. Otherwise the exit code is 1.
 
-Latencies are measured from the moment a post was due by the schedule, not from when there was time to send it, so a \
-server that stalls is charged for all who waited (no coordinated omission). Visible means: a gRPC watcher of the timeline \
-has received the entry. Pushed means: the device's HTTP endpoint has received a signed request.";
+Latencies start at the scheduled time of a post, not at the time of the call, so a stall of the server counts for every \
+delayed post (no coordinated omission). Visible means: a gRPC watcher of the timeline has received the entry. Pushed \
+means: the device's HTTP endpoint has received a signed request.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  How many deliveries a second, 20 million of them:
+  Deliveries per second, measured over 20 million deliveries:
     herald bench --users 1000000 --followers 1000 --authors 1000 --posts 20000
-  How soon, at ten times 100,000 posts a day, with 5% who want a push:
+  Latencies at one million posts per day, with pushes for 5% of the users:
     herald bench --users 20000 --followers 1000 --posts 600 --rate 12 --push-share 0.05
-  An author with a million followers posts, and meanwhile others do:
+  An author with a million followers posts while other authors post:
     herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
 
-/// Measures deliveries a second and latencies.
+/// Arguments of the default benchmark.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
     #[command(flatten)]
     setup: Setup,
 
-    /// Give the first author this many followers; that author writes the first post and no other
+    /// Followers of the big author; that author writes the first post and no other
     #[arg(long, value_name = "FOLLOWERS", value_parser = clap::value_parser!(u32).range(1..))]
     big_author: Option<u32>,
 
@@ -48,11 +48,11 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     posts: u32,
 
-    /// Posts a second [default: as fast as the server takes them]
+    /// Posts per second [default: as fast as the server accepts them]
     #[arg(long, value_parser = super::setup::positive)]
     rate: Option<f64>,
 
-    /// Don't read every timeline from the disk at the end
+    /// Skip the check of the timelines on disk
     #[arg(long)]
     no_store_check: bool,
 }
@@ -64,12 +64,12 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::failed(
-            "the deliveries are not as they should be".to_owned(),
+            "deliveries are missing, duplicated or wrong; see `checked` and `audit` in the report".to_owned(),
         ))
     }
 }
 
-/// What the phases found, before it is put together.
+/// Measurements of the submit phase.
 struct Run {
     submitted: Vec<Submitted>,
     started: Timestamp,
@@ -145,7 +145,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         deliveries,
         deliveries_per_second: deliveries as f64 / seconds,
         seconds,
-        submit_ms: Percentiles::of(&observe::answer_latencies(&run.submitted)),
+        submit_ms: Percentiles::of(&observe::submit_latencies(&run.submitted)),
         visible_ms: Percentiles::of(&observe::latencies(&others, &seen)),
         big_author_visible_ms: Percentiles::of(&observe::latencies(&big, &seen)),
         push_ms: Percentiles::of(&observe::latencies(&run.submitted, &pushes)),
@@ -163,7 +163,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
 }
 
 impl Args {
-    /// Those who write all posts but the big author's.
+    /// Authors of all posts except the big author's.
     fn others(&self) -> std::ops::Range<u32> {
         u32::from(self.big_author.is_some())..self.setup.authors()
     }
@@ -179,20 +179,26 @@ async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run,
     let bar = progress.bar("submitting posts", args.posts.into());
     let started = Timestamp::now();
     let submitted = if let Some(rate) = args.rate {
-        load::at_rate(client, &posters, rate, load::Kind::default(), |n| bar.inc(n)).await?
+        load::submit_at_rate(client, &posters, rate, load::PostOptions::default(), |n| {
+            bar.inc(n)
+        })
+        .await?
     } else {
         let bar = bar.clone();
-        load::in_bulk(client, &posters, load::Kind::default(), move |n| bar.inc(n)).await?
+        load::submit_bulk(client, &posters, load::PostOptions::default(), move |n| {
+            bar.inc(n)
+        })
+        .await?
     };
     let accepted = Timestamp::now();
     bar.finish_and_clear();
     let bar = progress.bar("waiting for the last delivery", 0);
     let delivering = ["fanout-", "slice-", "timeline-", "push-"];
-    let delivered = observe::drained(client, &delivering, |left| {
+    let delivered = observe::wait_drained(client, &delivering, |left| {
         bar.set_message(format!("{left} messages left"));
     })
     .await?;
-    observe::drained(client, &["archive", "analytics-"], |left| {
+    observe::wait_drained(client, &["archive", "analytics-"], |left| {
         bar.set_message(format!("{left} messages left for archive and analytics"));
     })
     .await?;

@@ -1,4 +1,4 @@
-//! `herald bench dlq`: how soon a dead letter can be seen, how fast many are listed, and how fast they are redriven.
+//! `herald bench dlq`: measures the latency of dead letters until they are listed, list calls, and redrives.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -13,52 +13,52 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 
 use super::{
-    load::{self, Kind},
+    load::{self, PostOptions},
     observe,
     progress::Progress,
-    report::{Percentiles, percentiles},
+    report::{Percentiles, format_percentiles},
     setup::{Setup, World},
 };
 
 const LONG: &str = "\
-First messages that nobody can read are published one after the other; each is given up by a worker, and it is measured \
-how long it takes from then until its dead letter is listed.
+First, undecodable messages are published one by one; a worker terminates each, and the time from there until its dead \
+letter is listed is measured.
 
-Then the dead-letter stream is filled with dead letters about timeline chunks of one recipient each, and pages of them are listed. Half of them are \
-redriven at the highest rate, 5,000/s. The other half is redriven at --redrive-rate in --rounds parts, and the latency of posts in the \
-normal lane is measured before each part and beside it, for as long as it takes. What a machine does to some of the rounds it \
-does to posts with and without a redrive.
+Then the DLQ stream is filled with dead letters of timeline chunks with one recipient each, and pages of them are listed. \
+Half of the dead letters are redriven at the highest rate, 5,000/s. The other half is redriven at --redrive-rate in \
+--rounds parts, and the latency of posts in the normal lane is measured before and during each part. Alternating the two \
+exposes both to the same disturbances of the machine.
 
-The audit of the newest posts goes on meanwhile, as it always does: how many of its rounds ended and how many failed is told.
+The continuous audit runs meanwhile, and the report includes its completed and failed rounds.
 
-If a dead letter is missing or doesn't come through its redrive, or a round of that audit failed, the exit code is 1.";
+If a dead letter is not resolved by its redrive, or a round of the continuous audit fails, the exit code is 1.";
 
 const EXAMPLES: &str = "\
 Examples:
   herald bench dlq --users 2000 --followers 100 --dead-letters 100000";
 
-/// The highest rate that a redrive may have.
+/// Highest rate of a redrive, dead letters per second.
 const RATE_MAX: u32 = 5_000;
-/// Dead letters published at a time.
-const PUBLISHES: usize = 512;
-/// Posts that dead letters are about, a second.
+/// Concurrent publishes of dead letters.
+const PUBLISHES_IN_FLIGHT: usize = 512;
+/// Rate at which the posts of the dead letters are submitted, per second.
 const POSTS_PER_SECOND: f64 = 200.0;
-/// Of the time that a part of the dead letters takes, how much has posts: all of them shall be beside the redrive.
+/// Share of a redrive's duration in which posts are submitted, so that all of them are measured during the redrive.
 const POSTS_SHARE: f64 = 0.9;
-/// From the end of a redrive until posts are measured without one, for what it left to the background.
-const SETTLE: Duration = Duration::from_secs(2);
-/// How the reasons of the first half begin; filters look for it.
-const FIRST: &str = "first half:";
-/// The consumers that bring posts onto timelines.
-const LANES: [&str; 3] = ["fanout-", "slice-", "timeline-"];
-/// Pages that are read.
-const PAGES: u32 = 100;
-/// Between two looks at something that takes long.
-const INTERVAL: Duration = Duration::from_millis(200);
-/// Between two looks for a dead letter that is to come.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// Pause after a redrive before posts are measured without one: background work of the redrive must end first.
+const REDRIVE_PAUSE: Duration = Duration::from_secs(2);
+/// Reason prefix of the first half of the dead letters, for filters.
+const FIRST_HALF_PREFIX: &str = "first half:";
+/// Name prefixes of the consumers that deliver posts to timelines.
+const TIMELINE_CONSUMERS: [&str; 3] = ["fanout-", "slice-", "timeline-"];
+/// Number of timed list calls.
+const LIST_CALLS: u32 = 100;
+/// Time between two polls of the ack floor.
+const ACK_FLOOR_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two polls for an expected dead letter.
+const DEAD_LETTER_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Measures dead letters: how soon they are there, how fast many are listed and redriven
+/// Measure the latency, listing and redrive of dead letters
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_long_help = EXAMPLES)]
 pub(super) struct Args {
@@ -69,34 +69,34 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
     dead_letters: u64,
 
-    /// Messages that nobody can read
+    /// Undecodable messages to publish
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     poison: u32,
 
-    /// Dead letters a second while posts are measured
+    /// Dead letters redriven per second while posts are measured
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_MAX)))]
     redrive_rate: u32,
 
-    /// Posts a second, without a redrive and beside one
+    /// Posts per second, without and during a redrive
     #[arg(long, default_value_t = 20.0, value_parser = super::setup::positive)]
     live_rate: f64,
 
-    /// How often posts are measured without a redrive and then beside one
+    /// Rounds of measuring posts without and then during a redrive
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
 }
 
 impl Args {
-    /// What a dead letter is redriven with: the first half of them, or a round.
-    fn part(&self, dead_letter: u64) -> String {
+    /// Reason prefix of a dead letter: that of the first half or of a round.
+    fn reason_prefix(&self, dead_letter: u64) -> String {
         let half = self.dead_letters / 2;
         match dead_letter.checked_sub(half) {
-            None => FIRST.into(),
-            Some(after) => round(after * u64::from(self.rounds) / (self.dead_letters - half)),
+            None => FIRST_HALF_PREFIX.into(),
+            Some(after) => round_prefix(after * u64::from(self.rounds) / (self.dead_letters - half)),
         }
     }
 
-    /// Posts beside a part, and as many without.
+    /// Posts to submit during one part, and as many without a redrive.
     fn live_posts(&self) -> usize {
         let dead_letters = (self.dead_letters / 2) as f64 / f64::from(self.rounds);
         let seconds = dead_letters / f64::from(self.redrive_rate);
@@ -104,29 +104,29 @@ impl Args {
     }
 }
 
-/// How the reasons of a round begin.
-fn round(number: u64) -> String {
+/// Reason prefix of a round.
+fn round_prefix(number: u64) -> String {
     format!("round {number}:")
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// From the end of the last attempt until the dead letter was listed.
+    /// From the last failed attempt until the dead letter was listed.
     visible_ms: Percentiles,
     dead_letters: u64,
-    /// Until the store had all of them.
+    /// Dead letters per second from the first publish until all were stored.
     indexed_per_second: f64,
     first_page_ms: Percentiles,
     groups_ms: Percentiles,
     redriven_per_second: f64,
-    /// Of posts, without and with a redrive.
+    /// Latency of posts until visible, without and during a redrive.
     live_alone_ms: Percentiles,
     live_beside_ms: Percentiles,
     redrive_rate: u32,
     rss_mb_max: f64,
     disk_mb: f64,
     unresolved: u64,
-    /// Rounds of the audit of the newest posts that ended, and that failed.
+    /// Rounds of the continuous audit that completed, and that failed.
     audit_rounds: u64,
     audit_failures: u64,
 }
@@ -138,26 +138,29 @@ impl Show for Report {
             // Writing to a string can't fail.
             let _ = writeln!(text, "{name:<28}{value}");
         };
-        line("last attempt to visible", percentiles(&self.visible_ms));
+        line("last attempt to visible", format_percentiles(&self.visible_ms));
         line(
-            "dead_letters",
+            "dead letters",
             format!("{}, indexed {:.0}/s", self.dead_letters, self.indexed_per_second),
         );
-        line("first page of 100", percentiles(&self.first_page_ms));
-        line("all groups", percentiles(&self.groups_ms));
+        line("first page of 100", format_percentiles(&self.first_page_ms));
+        line("all groups", format_percentiles(&self.groups_ms));
         line("redriven", format!("{:.0}/s", self.redriven_per_second));
-        line("posts visible, alone", percentiles(&self.live_alone_ms));
-        let beside = format!("beside {} dead letters/s", self.redrive_rate);
-        line(&beside, percentiles(&self.live_beside_ms));
-        line("memory, most", format!("{:.0} MB", self.rss_mb_max));
+        line("posts, no redrive", format_percentiles(&self.live_alone_ms));
+        let beside = format!("posts, redrive at {}/s", self.redrive_rate);
+        line(&beside, format_percentiles(&self.live_beside_ms));
+        line("maximum memory", format!("{:.0} MB", self.rss_mb_max));
         line("disk", format!("{:.0} MB", self.disk_mb));
         line(
             "checked",
-            format!("{} dead letters did not come through", self.unresolved),
+            format!("{} dead letters not resolved", self.unresolved),
         );
         line(
-            "audits of the newest posts",
-            format!("{} done, {} failed", self.audit_rounds, self.audit_failures),
+            "continuous audit",
+            format!(
+                "{} rounds completed, {} failed",
+                self.audit_rounds, self.audit_failures
+            ),
         );
         text.truncate(text.trim_end().len());
         text
@@ -167,7 +170,7 @@ impl Show for Report {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if u64::from(args.rounds) > args.dead_letters / 2 {
         return Err(Failure::usage(format!(
-            "--rounds {} need a dead letter each: --dead-letters {} or more",
+            "each of --rounds {} needs a dead letter: set --dead-letters to {} or more",
             args.rounds,
             u64::from(args.rounds) * 2
         )));
@@ -175,11 +178,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let report = measure(&args, context).await?;
     context.output.show(&report)?;
     if report.unresolved > 0 {
-        return Err(Failure::failed("not every dead letter came through its redrive"));
+        return Err(Failure::failed(
+            "some dead letters were not resolved by their redrive; see `herald dlq list` or the server's log",
+        ));
     }
     if report.audit_failures > 0 {
         return Err(Failure::failed(
-            "the newest posts could not be audited; the server's log says why",
+            "rounds of the continuous audit failed; see the server's log",
         ));
     }
     Ok(())
@@ -193,21 +198,26 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let client = &world.client;
     let mesh = Mesh::connect(&herald_mesh::Config::at(world.server.nats()))
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| mesh_failure(&error))?;
 
     let visible = progress
-        .step("poison", visible(&mesh, client, args.poison))
+        .step(
+            "publishing undecodable messages",
+            measure_visibility(&mesh, client, args.poison),
+        )
         .await?;
-    let posts = progress.step("posts to write of", posts(args, &world)).await?;
+    let posts = progress
+        .step("submitting posts", submit_posts(args, &world))
+        .await?;
     let filling = Timestamp::now();
-    let bar = progress.bar("dead_letters", args.dead_letters);
+    let bar = progress.bar("publishing dead letters", args.dead_letters);
     let users = args.setup.users;
     stream::iter(0..args.dead_letters)
         .map(|n| {
             let post = posts[(n / u64::from(users)) as usize];
-            publish_dead_letter(&mesh, n, post, users, args.part(n))
+            publish_dead_letter(&mesh, n, post, users, args.reason_prefix(n))
         })
-        .buffer_unordered(PUBLISHES)
+        .buffer_unordered(PUBLISHES_IN_FLIGHT)
         .try_for_each(|()| {
             bar.inc(1);
             std::future::ready(Ok(()))
@@ -216,23 +226,25 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let last = mesh
         .last_sequence(streams::DLQ)
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| mesh_failure(&error))?;
     while mesh
         .ack_floor(streams::DLQ, consumers::DEAD_LETTERS)
         .await
-        .map_err(|error| failed(&error))?
+        .map_err(|error| mesh_failure(&error))?
         < last
     {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(ACK_FLOOR_POLL_INTERVAL).await;
     }
     let indexed_per_second = args.dead_letters as f64 / Timestamp::now().since(filling).as_secs_f64();
     bar.finish_and_clear();
 
-    let first_page = timed(PAGES, async || {
-        list(client, v1::DeadLetterState::Open).await.map(drop)
+    let first_page = time_calls(LIST_CALLS, async || {
+        list_dead_letters(client, v1::DeadLetterState::Open)
+            .await
+            .map(drop)
     })
     .await?;
-    let groups = timed(PAGES / 10, async || {
+    let groups = time_calls(LIST_CALLS / 10, async || {
         let request = client.request(v1::ListGroupsRequest::default());
         client.dead_letters().list_groups(request).await?;
         Ok(())
@@ -240,18 +252,21 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     .await?;
 
     let first = progress
-        .step("redriving half of them", redrive(client, FIRST, RATE_MAX))
+        .step(
+            "redriving the first half",
+            redrive(client, FIRST_HALF_PREFIX, RATE_MAX),
+        )
         .await?;
     let mut resolved = first.resolved_count;
     let (mut alone, mut beside) = (observe::histogram(), observe::histogram());
     let bar = progress.bar("rounds", args.rounds.into());
     for number in 0..u64::from(args.rounds) {
-        tokio::time::sleep(SETTLE).await;
-        alone += live(args, &world, 2 * number).await?;
-        let part = round(number);
+        tokio::time::sleep(REDRIVE_PAUSE).await;
+        alone += measure_live_posts(args, &world, 2 * number).await?;
+        let part = round_prefix(number);
         let (redriven, posts) = tokio::try_join!(
             redrive(client, &part, args.redrive_rate),
-            live(args, &world, 2 * number + 1)
+            measure_live_posts(args, &world, 2 * number + 1)
         )?;
         beside += posts;
         resolved += redriven.resolved_count;
@@ -276,24 +291,24 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         audit_rounds: world.server.counter("herald_audit_rounds_total").await?,
         audit_failures: world.server.counter("herald_audit_failures_total").await?,
     };
-    // Or it would log that the server is gone.
+    // Disconnect first; otherwise the client logs the loss of the connection.
     drop(mesh);
     progress.step("stopping the server", world.stop()).await?;
     Ok(report)
 }
 
-/// Publishes messages that nobody can read, one after the other, and measures how soon each is listed.
-async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u64>, Failure> {
-    // Field 1 as a string that says it is longer than the message.
+/// Publishes undecodable messages one by one; measures the time until the dead letter of each is listed.
+async fn measure_visibility(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u64>, Failure> {
+    // Field 1 is a string whose length exceeds the message.
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
     let mut visible = observe::histogram();
     for n in 0..count {
         let subject = Subject::TimelineDeliver(Lane::Normal);
         let id = format!("garbage {n}");
         let published = mesh.publish_bytes(subject, Some(&id), garbage.into()).await;
-        let sequence = published.map_err(|error| failed(&error))?.sequence;
+        let sequence = published.map_err(|error| mesh_failure(&error))?.sequence;
         loop {
-            let newest = list(client, v1::DeadLetterState::Open).await?;
+            let newest = list_dead_letters(client, v1::DeadLetterState::Open).await?;
             let dead_letter = newest
                 .into_iter()
                 .find(|dead_letter| dead_letter.sequence == sequence);
@@ -303,24 +318,23 @@ async fn visible(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u
                 observe::record(&mut visible, seen.since(failed));
                 break;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(DEAD_LETTER_POLL_INTERVAL).await;
         }
     }
     Ok(visible)
 }
 
-/// Posts for the dead letters to be about: watchers read what is redriven to them. As many as are needed for dead letters of one
-/// recipient each.
-async fn posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
+/// Submits the posts of the dead letters: enough for each dead letter to have its own pair of post and recipient.
+async fn submit_posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
     let count = args.dead_letters.div_ceil(args.setup.users.into()) as u32;
     let authors: load::Authors = (0..count).map(|n| n % args.setup.authors()).collect();
-    let kind = Kind::default();
-    let submitted = load::at_rate(&world.client, &authors, POSTS_PER_SECOND, kind, |_| {}).await?;
-    observe::drained(&world.client, &LANES, |_| {}).await?;
+    let options = PostOptions::default();
+    let submitted = load::submit_at_rate(&world.client, &authors, POSTS_PER_SECOND, options, |_| {}).await?;
+    observe::wait_drained(&world.client, &TIMELINE_CONSUMERS, |_| {}).await?;
     Ok(submitted.iter().map(|post| post.post_id).collect())
 }
 
-/// Puts a dead letter about a chunk of one recipient into DLQ, as the deadletter service does.
+/// Publishes a dead letter of a timeline chunk with one recipient to DLQ, as the deadletter service does.
 async fn publish_dead_letter(
     mesh: &Mesh,
     n: u64,
@@ -366,11 +380,14 @@ async fn publish_dead_letter(
     let id = format!("bench {n}");
     mesh.publish_dead_letter(&dead_letter.stream, &dead_letter.consumer, &id, &dead_letter)
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| mesh_failure(&error))?;
     Ok(())
 }
 
-async fn list(client: &Client, state: v1::DeadLetterState) -> Result<Vec<v1::DeadLetter>, Failure> {
+async fn list_dead_letters(
+    client: &Client,
+    state: v1::DeadLetterState,
+) -> Result<Vec<v1::DeadLetter>, Failure> {
     let request = client.request(v1::ListDeadLettersRequest {
         filter: Some(v1::DeadLetterFilter {
             state: state.into(),
@@ -386,7 +403,7 @@ async fn list(client: &Client, state: v1::DeadLetterState) -> Result<Vec<v1::Dea
         .dead_letters)
 }
 
-/// Redrives those with a word in their reason, until all have come through.
+/// Redrives the dead letters whose reason contains `reason`, and waits until the outcome of all is known.
 async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Redrive, Failure> {
     let filter = v1::DeadLetterFilter {
         reason: reason.into(),
@@ -410,28 +427,33 @@ async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Red
     while let Some(answer) = answers.message().await? {
         last = answer.redrive;
     }
-    let mut redrive = last.ok_or_else(|| Failure::failed("the server answered without the redrive"))?;
-    // Until the last outcome is known, not only until the last was sent.
+    let mut redrive = last.ok_or_else(|| {
+        Failure::failed("the server closed the redrive stream without a status; see the server's log")
+    })?;
+    // Measured until the last outcome is known, not until the last dead letter was sent.
     redrive.elapsed = Some(herald_cli::time::duration_to_proto(Timestamp::now().since(began)));
     Ok(redrive)
 }
 
-/// Posts at a rate, and how soon each is visible to all who watch.
-async fn live(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
+/// Submits posts at the live rate; measures the time until each is visible to all its watchers.
+async fn measure_live_posts(args: &Args, world: &World, seed: u64) -> Result<Histogram<u64>, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
     let authors: load::Authors = (0..args.live_posts())
         .map(|_| rng.random_range(0..args.setup.authors()))
         .collect();
-    let kind = Kind {
+    let options = PostOptions {
         lane: Lane::Normal,
         push_ttl: None,
     };
-    let submitted = load::at_rate(&world.client, &authors, args.live_rate, kind, |_| {}).await?;
-    observe::drained(&world.client, &LANES, |_| {}).await?;
+    let submitted = load::submit_at_rate(&world.client, &authors, args.live_rate, options, |_| {}).await?;
+    observe::wait_drained(&world.client, &TIMELINE_CONSUMERS, |_| {}).await?;
     Ok(observe::post_latencies(&submitted, &world.watchers.seen()))
 }
 
-async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Result<Histogram<u64>, Failure> {
+async fn time_calls(
+    times: u32,
+    call: impl AsyncFn() -> Result<(), Failure>,
+) -> Result<Histogram<u64>, Failure> {
     let mut histogram = observe::histogram();
     for _ in 0..times {
         let began = Timestamp::now();
@@ -441,6 +463,6 @@ async fn timed(times: u32, call: impl AsyncFn() -> Result<(), Failure>) -> Resul
     Ok(histogram)
 }
 
-fn failed(error: &herald_mesh::Error) -> Failure {
-    Failure::failed(format!("the server's NATS: {error}"))
+fn mesh_failure(error: &herald_mesh::Error) -> Failure {
+    Failure::failed(format!("the server's NATS failed: {error}"))
 }

@@ -1,31 +1,32 @@
-//! A made-up social graph: always the same for the same seed.
+//! Generates a social graph; the same seed gives the same graph.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-/// The exponent of the power law of followers an author; 1.5 gives a few authors with very many.
+/// Pareto exponent of the followers per author; 1.5 gives a few authors with very many.
 const PARETO_ALPHA: f64 = 1.5;
 
-/// How many followers an author has.
+/// Distribution of followers over authors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Shape {
-    /// A Pareto distribution with the mean asked for.
+    /// Pareto distribution with the given mean.
     PowerLaw,
-    /// All the same.
+    /// The same number for each author.
     Fixed,
 }
 
-/// Who follows whom.
+/// A social graph.
 #[derive(Debug)]
 pub(super) struct Graph {
-    /// Users there are; each is known by its number.
+    /// Number of users. Users are numbered from 0.
     pub(super) users: u32,
-    /// For each author their followers, ascending. Author `a` is user `a`.
+    /// Followers of each author, ascending. Author `a` is user `a`.
     pub(super) followers: Vec<Vec<u32>>,
 }
 
 impl Graph {
-    /// Makes `authors` authors with `mean` followers on average among `users` users; `big` followers for author 0, if asked for.
-    pub(super) fn make(
+    /// Generates a graph of `users` users with `authors` authors and `mean` followers per author; `big` sets the followers
+    /// of author 0.
+    pub(super) fn generate(
         users: u32,
         authors: u32,
         mean: u32,
@@ -43,29 +44,29 @@ impl Graph {
         }
         let followers = (0..authors)
             .zip(counts)
-            .map(|(author, count)| choose(&mut rng, users, author, count))
+            .map(|(author, count)| choose_followers(&mut rng, users, author, count))
             .collect();
         Self { users, followers }
     }
 
-    /// Follows in all.
+    /// Total number of follows.
     pub(super) fn follow_count(&self) -> u64 {
         self.followers.iter().map(|f| f.len() as u64).sum()
     }
 
-    /// A user's id.
+    /// Id of a user.
     pub(super) fn id(user: u32) -> String {
         format!("u{user}")
     }
 }
 
-/// Pareto numbers scaled to the mean, none below 1 or above `max`.
+/// Pareto-distributed numbers scaled to the mean, each from 1 to `max`.
 fn power_law(rng: &mut StdRng, authors: u32, mean: u32, max: u32) -> Vec<u32> {
     let draws: Vec<f64> = (0..authors)
         .map(|_| (1.0 - rng.random::<f64>()).powf(-1.0 / PARETO_ALPHA))
         .collect();
     let goal = f64::from(mean) * f64::from(authors);
-    // Cutting off at the maximum lowers the sum, so the scale is found in a few rounds.
+    // Clamping at the maximum lowers the sum, so the scale is found by iteration.
     let mut scale = goal / draws.iter().sum::<f64>();
     for _ in 0..32 {
         let sum: f64 = draws.iter().map(|d| (d * scale).clamp(1.0, f64::from(max))).sum();
@@ -77,8 +78,8 @@ fn power_law(rng: &mut StdRng, authors: u32, mean: u32, max: u32) -> Vec<u32> {
         .collect()
 }
 
-/// `count` different users other than `author`, ascending.
-fn choose(rng: &mut StdRng, users: u32, author: u32, count: u32) -> Vec<u32> {
+/// `count` distinct users other than `author`, ascending.
+fn choose_followers(rng: &mut StdRng, users: u32, author: u32, count: u32) -> Vec<u32> {
     let others = users - 1;
     let mut chosen: Vec<u32> = rand::seq::index::sample(rng, others as usize, count.min(others) as usize)
         .into_iter()
@@ -93,12 +94,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_is_as_asked_for_and_nobody_follows_themselves() {
-        let graph = Graph::make(20_000, 200, 100, Shape::PowerLaw, None, 7);
+    fn the_mean_matches_and_nobody_follows_themselves() {
+        let graph = Graph::generate(20_000, 200, 100, Shape::PowerLaw, None, 7);
         let mean = graph.follow_count() as f64 / 200.0;
         assert!((95.0..105.0).contains(&mean), "{mean}");
         let longest = graph.followers.iter().map(Vec::len).max().unwrap();
-        assert!(longest > 500, "a power law has big authors: {longest}");
+        assert!(longest > 500, "no big author in a power law: {longest}");
         for (author, followers) in (0_u32..).zip(&graph.followers) {
             assert!(followers.is_sorted_by(|a, b| a < b));
             assert!(!followers.contains(&author));
@@ -108,18 +109,18 @@ mod tests {
 
     #[test]
     fn the_big_author_is_the_first() {
-        let graph = Graph::make(500, 10, 20, Shape::Fixed, Some(499), 1);
+        let graph = Graph::generate(500, 10, 20, Shape::Fixed, Some(499), 1);
         assert_eq!(graph.followers[0].len(), 499);
         assert!(graph.followers[1..].iter().all(|f| f.len() == 20));
     }
 
     #[test]
     fn the_same_seed_makes_the_same_graph() {
-        let a = Graph::make(500, 10, 40, Shape::PowerLaw, None, 1);
-        let b = Graph::make(500, 10, 40, Shape::PowerLaw, None, 1);
+        let a = Graph::generate(500, 10, 40, Shape::PowerLaw, None, 1);
+        let b = Graph::generate(500, 10, 40, Shape::PowerLaw, None, 1);
         assert_eq!(a.followers, b.followers);
         assert!(
-            Graph::make(500, 10, 40, Shape::Fixed, None, 1)
+            Graph::generate(500, 10, 40, Shape::Fixed, None, 1)
                 .followers
                 .iter()
                 .all(|f| f.len() == 40)

@@ -1,6 +1,6 @@
-//! `herald bench`: measures a server of its own, and checks that it lost and repeated nothing.
+//! `herald bench`: starts a server, measures it, and checks that no delivery is missing or duplicated.
 //!
-//! The server is a child process: `up` of the program that this runs in (see `server.rs`).
+//! The server is a child process: `herald up` of the same program (see `server.rs`).
 
 mod backlog;
 mod deliveries;
@@ -16,7 +16,7 @@ mod verify;
 
 use herald_cli::{context::Context, failure::Failure};
 
-/// Measures deliveries a second and latencies, and checks that nothing was lost
+/// Measure deliveries per second and latencies, and check that no delivery is missing
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = deliveries::LONG,
@@ -26,30 +26,30 @@ use herald_cli::{context::Context, failure::Failure};
 )]
 pub struct Args {
     #[command(subcommand)]
-    what: Option<What>,
+    benchmark: Option<Benchmark>,
 
     #[command(flatten)]
     deliveries: deliveries::Args,
 }
 
-/// What else to measure.
+/// Benchmarks other than the default one.
 #[derive(Debug, clap::Subcommand)]
-enum What {
+enum Benchmark {
     Backlog(Box<backlog::Args>),
     Dlq(Box<dlq::Args>),
 }
 
-/// Runs the benchmark that was asked for.
+/// Runs the selected benchmark. Errors if the server fails, a check fails, or Ctrl-C interrupts it.
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let measuring = async {
-        match args.what {
+        match args.benchmark {
             None => deliveries::run(args.deliveries, context).await,
-            Some(What::Backlog(args)) => backlog::run(*args, context).await,
-            Some(What::Dlq(args)) => dlq::run(*args, context).await,
+            Some(Benchmark::Backlog(args)) => backlog::run(*args, context).await,
+            Some(Benchmark::Dlq(args)) => dlq::run(*args, context).await,
         }
     };
     tokio::select! {
         measured = Box::pin(measuring) => measured,
-        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted; nothing was measured".to_owned())),
+        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted; there is no report".to_owned())),
     }
 }

@@ -1,4 +1,4 @@
-//! The load: a graph, devices, and posts.
+//! Generates load: imports a graph, registers devices, submits posts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,32 +11,32 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::graph::Graph;
 
-/// Follows in one message.
+/// Follows per message.
 const IMPORT_BATCH: usize = 10_000;
-/// Calls in flight when devices are registered.
+/// Device registrations in flight.
 const REGISTER_IN_FLIGHT: usize = 64;
-/// Streams that posts are sent on when they go as fast as possible.
+/// Parallel SubmitPosts streams of a bulk submit.
 const BULK_STREAMS: usize = 4;
 
-/// A submitted post: when it should have been sent, when it was answered, and what it became.
+/// A submitted post.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Submitted {
     pub(super) post_id: u64,
     pub(super) author: u32,
-    /// By the schedule, not by when there was time for it: a late send counts as latency.
-    pub(super) intended: Timestamp,
-    /// None on bulk streams, which answer once.
+    /// Scheduled time, not the time of the call: a late call counts as latency.
+    pub(super) scheduled: Timestamp,
+    /// Time of the answer; `None` for a bulk submit, which has one answer for all posts.
     pub(super) answered: Option<Timestamp>,
 }
 
-/// Whether a user takes part in push: every `1/share`th one.
-pub(super) fn opted_in(user: u32, share: f64) -> bool {
-    // Spread over all users, the same each time.
+/// Whether a user has a device and wants pushes: true for a share (0 to 1) of the users.
+pub(super) fn wants_push(user: u32, share: f64) -> bool {
+    // Multiplicative hash: deterministic and spread over all users.
     f64::from(user.wrapping_mul(2_654_435_761) >> 8) / f64::from(1_u32 << 24) < share
 }
 
-/// Imports the graph; `progress` is told of each batch.
-pub(super) async fn import(
+/// Imports the graph; reports the size of each batch to `progress`.
+pub(super) async fn import_graph(
     client: &Client,
     graph: &Arc<Graph>,
     push_share: f64,
@@ -51,7 +51,7 @@ pub(super) async fn import(
                 batch.push(v1::Follow {
                     follower_id: Graph::id(*follower),
                     author_id: Graph::id(author),
-                    notify: opted_in(*follower, push_share),
+                    notify: wants_push(*follower, push_share),
                 });
                 if batch.len() == IMPORT_BATCH {
                     progress(batch.len() as u64);
@@ -63,7 +63,7 @@ pub(super) async fn import(
             }
         }
         progress(batch.len() as u64);
-        // When nobody receives, the call has failed and says why.
+        // If the receiver is gone, the call has failed and returns the error.
         let _ = sender.send(v1::ImportFollowsRequest { follows: batch }).await;
     });
     let answer = client
@@ -77,15 +77,15 @@ pub(super) async fn import(
         Ok(())
     } else {
         Err(Failure::failed(format!(
-            "{} of {} follows were imported",
+            "only {} of {} follows were imported",
             answer.imported_count,
             graph.follow_count()
         )))
     }
 }
 
-/// Registers one webhook for each user who takes part in push.
-pub(super) async fn register(
+/// Registers one webhook for each user.
+pub(super) async fn register_webhooks(
     client: &Client,
     users: impl Iterator<Item = u32>,
     webhook: impl Fn(u32) -> v1::Webhook,
@@ -103,34 +103,34 @@ pub(super) async fn register(
         .await
 }
 
-/// Posts to send: the author of each.
+/// Authors of the posts to submit, in order.
 pub(super) type Authors = Vec<u32>;
 
-/// What kind of posts.
+/// Options of submitted posts.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Kind {
-    /// In which lane.
+pub(super) struct PostOptions {
+    /// Lane of the posts.
     pub(super) lane: Lane,
-    /// How long a push is worth sending; the server's default without it.
+    /// Time to live of the pushes; `None` uses the server's default.
     pub(super) push_ttl: Option<Duration>,
 }
 
-fn request(index: usize, author: u32, kind: Kind) -> v1::SubmitPostRequest {
+fn request(index: usize, author: u32, options: PostOptions) -> v1::SubmitPostRequest {
     v1::SubmitPostRequest {
         author_id: Graph::id(author),
         text: format!("benchmark post {index}, long enough to look like a short message that somebody wrote"),
-        lane: lane_number(kind.lane),
-        push_ttl: kind.push_ttl.map(duration_to_proto),
+        lane: lane_number(options.lane),
+        push_ttl: options.push_ttl.map(duration_to_proto),
         ..v1::SubmitPostRequest::default()
     }
 }
 
-/// Sends posts at a fixed rate, each when it is due, whether or not earlier ones were answered (an open loop).
-pub(super) async fn at_rate(
+/// Submits posts at a fixed rate per second without waiting for earlier answers (open loop).
+pub(super) async fn submit_at_rate(
     client: &Client,
     authors: &Authors,
     rate: f64,
-    kind: Kind,
+    options: PostOptions,
     progress: impl Fn(u64),
 ) -> Result<Vec<Submitted>, Failure> {
     let (start, start_time) = (tokio::time::Instant::now(), Timestamp::now());
@@ -138,19 +138,19 @@ pub(super) async fn at_rate(
     for (index, author) in authors.iter().copied().enumerate() {
         let after = Duration::from_secs_f64(index as f64 / rate);
         tokio::time::sleep_until(start + after).await;
-        let intended = start_time.plus(after);
+        let scheduled = start_time.plus(after);
         let client = client.clone();
         calls.spawn(async move {
             let answer = client
                 .posts()
-                .submit_post(client.request(request(index, author, kind)))
+                .submit_post(client.request(request(index, author, options)))
                 .await?;
             let answered = Some(Timestamp::now());
             let post_id = answer.into_inner().post_id;
             Ok::<_, tonic::Status>(Submitted {
                 post_id,
                 author,
-                intended,
+                scheduled,
                 answered,
             })
         });
@@ -158,27 +158,27 @@ pub(super) async fn at_rate(
     }
     let mut submitted = Vec::with_capacity(authors.len());
     while let Some(call) = calls.join_next().await {
-        let call = call.map_err(|error| Failure::failed(format!("a call died: {error}")))?;
+        let call = call.map_err(|error| Failure::failed(format!("a SubmitPost task failed: {error}")))?;
         submitted.push(call.map_err(Failure::from)?);
     }
     Ok(submitted)
 }
 
-/// Sends posts as fast as the server takes them, on a few bulk streams.
-pub(super) async fn in_bulk(
+/// Submits posts as fast as the server accepts them, on [`BULK_STREAMS`] streams.
+pub(super) async fn submit_bulk(
     client: &Client,
     authors: &Authors,
-    kind: Kind,
+    options: PostOptions,
     progress: impl Fn(u64) + Clone + Send + 'static,
 ) -> Result<Vec<Submitted>, Failure> {
     let mut streams = JoinSet::new();
     for part in authors.chunks(authors.len().div_ceil(BULK_STREAMS).max(1)) {
         let (client, part, progress) = (client.clone(), part.to_vec(), progress.clone());
-        streams.spawn(async move { bulk_stream(&client, part, kind, progress).await });
+        streams.spawn(async move { bulk_stream(&client, part, options, progress).await });
     }
     let mut submitted = Vec::with_capacity(authors.len());
     while let Some(part) = streams.join_next().await {
-        let part = part.map_err(|error| Failure::failed(format!("a stream died: {error}")))?;
+        let part = part.map_err(|error| Failure::failed(format!("a SubmitPosts task failed: {error}")))?;
         submitted.extend(part?);
     }
     Ok(submitted)
@@ -187,7 +187,7 @@ pub(super) async fn in_bulk(
 async fn bulk_stream(
     client: &Client,
     authors: Vec<u32>,
-    kind: Kind,
+    options: PostOptions,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<Vec<Submitted>, Failure> {
     let (sender, receiver) = mpsc::channel(64);
@@ -197,7 +197,7 @@ async fn bulk_stream(
             let mut sent = Vec::with_capacity(authors.len());
             for (index, author) in authors.into_iter().enumerate() {
                 let post = v1::SubmitPostsRequest {
-                    post: Some(request(index, author, kind)),
+                    post: Some(request(index, author, options)),
                 };
                 if sender.send(post).await.is_err() {
                     break;
@@ -216,10 +216,10 @@ async fn bulk_stream(
         .into_inner();
     let sent = feed
         .await
-        .map_err(|error| Failure::failed(format!("a stream died: {error}")))?;
+        .map_err(|error| Failure::failed(format!("a SubmitPosts task failed: {error}")))?;
     if let Some(failure) = answer.failures.first() {
         return Err(Failure::failed(format!(
-            "{} posts were refused, the first because: {}",
+            "{} posts were refused, the first one with: {}",
             answer.failed_count, failure.message
         )));
     }
@@ -228,10 +228,10 @@ async fn bulk_stream(
         .into_iter()
         .zip(authors)
         .zip(sent)
-        .map(|((post_id, author), intended)| Submitted {
+        .map(|((post_id, author), scheduled)| Submitted {
             post_id,
             author,
-            intended,
+            scheduled,
             answered: None,
         })
         .collect())
@@ -239,12 +239,12 @@ async fn bulk_stream(
 
 #[cfg(test)]
 mod tests {
-    use super::opted_in;
+    use super::wants_push;
 
     #[test]
-    fn the_share_is_about_as_asked_for() {
+    fn the_share_of_push_users_matches() {
         for share in [0.0, 0.05, 0.5, 1.0] {
-            let count = (0..100_000).filter(|user| opted_in(*user, share)).count() as f64;
+            let count = (0..100_000).filter(|user| wants_push(*user, share)).count() as f64;
             assert!((count / 100_000.0 - share).abs() < 0.01, "{share}: {count}");
         }
     }

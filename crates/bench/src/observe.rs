@@ -1,4 +1,4 @@
-//! Sees what followers see: watched timelines and received pushes, and when the mesh has nothing left to do.
+//! Watches timelines, computes latencies, and waits until the consumers are drained.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,15 +11,16 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{graph::Graph, load::Submitted};
 
-/// How often the streams are looked at while the mesh drains, milliseconds.
+/// Interval of lag readings while the mesh drains, milliseconds.
 const LAG_INTERVAL_MS: i32 = 200;
-/// One reading may hit the moment between two streams; so many in a row don't.
+/// Consecutive readings without lag that count as drained. One reading may fall between the acknowledgement in one
+/// stream and the publish to the next.
 const QUIET_READINGS: usize = 2;
 
-/// Posts seen, with the moment.
+/// Observed posts with the time of observation.
 pub(super) type Seen = Arc<Mutex<Vec<(u64, Timestamp)>>>;
 
-/// Watches the timelines of some users for as long as it lives.
+/// Watches the timelines of some users until dropped.
 #[derive(Debug)]
 pub(super) struct Watchers {
     _tasks: JoinSet<()>,
@@ -27,7 +28,7 @@ pub(super) struct Watchers {
 }
 
 impl Watchers {
-    /// Starts to watch; on return every watcher has its snapshot, so nothing later is missed.
+    /// Starts the watchers. On return every watcher has its snapshot, so no later post is missed.
     pub(super) async fn start(client: &Client, users: &[u32]) -> Result<Self, Failure> {
         let seen = Seen::default();
         let mut tasks = JoinSet::new();
@@ -41,7 +42,7 @@ impl Watchers {
             tasks.spawn(async move {
                 let outcome = watch(&client, request, &seen, &started).await;
                 if let Err(status) = outcome {
-                    // Ends the benchmark when it starts, is one sample less when it runs.
+                    // Fails the benchmark during the start; later it only costs samples.
                     let _ = started.try_send(Err(status));
                 }
             });
@@ -51,13 +52,17 @@ impl Watchers {
             match starts.recv().await {
                 Some(Ok(())) => {}
                 Some(Err(status)) => return Err(Failure::from(status)),
-                None => return Err(Failure::failed("a watch ended before it began".to_owned())),
+                None => {
+                    return Err(Failure::failed(
+                        "a timeline watch ended before its snapshot".to_owned(),
+                    ));
+                }
             }
         }
         Ok(Self { _tasks: tasks, seen })
     }
 
-    /// What was seen so far.
+    /// Posts observed so far.
     pub(super) fn seen(&self) -> Vec<(u64, Timestamp)> {
         self.seen.lock().clone()
     }
@@ -72,7 +77,7 @@ async fn watch(
     let mut stream = client.timelines().watch_timeline(request).await?.into_inner();
     while let Some(answer) = stream.message().await? {
         match answer.event {
-            // The one who waits may have given up.
+            // The receiver may be gone.
             Some(Event::Snapshot(_)) => drop(started.try_send(Ok(()))),
             Some(Event::Entry(entry)) => {
                 seen.lock()
@@ -84,10 +89,10 @@ async fn watch(
     Ok(())
 }
 
-/// Latencies from the moment a post was due, microseconds. Measured from the schedule, so that a server that stalls is
-/// charged for every post that had to wait (no coordinated omission).
+/// Latencies from the scheduled time of each post, microseconds. A stall of the server thus counts for every delayed post
+/// (no coordinated omission).
 pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
-    let due: HashMap<u64, Timestamp> = submitted.iter().map(|s| (s.post_id, s.intended)).collect();
+    let due: HashMap<u64, Timestamp> = submitted.iter().map(|s| (s.post_id, s.scheduled)).collect();
     let mut histogram = histogram();
     for (post, at) in seen {
         if let Some(due) = due.get(post) {
@@ -97,8 +102,8 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> H
     histogram
 }
 
-/// The same, once a post: until the last of those who watch has it. With one sample a watcher the percentiles of some hundred
-/// posts would be those of the few authors whom most of them follow.
+/// One latency per post: until the last of its watchers has it, microseconds. With one sample per watcher, the few authors
+/// with most followers would dominate the format_percentiles.
 pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
     let mut last: HashMap<u64, Timestamp> = HashMap::new();
     for (post, at) in seen {
@@ -109,35 +114,38 @@ pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)])
     latencies(submitted, &last)
 }
 
-/// Latencies of the answers to SubmitPost, microseconds.
-pub(super) fn answer_latencies(submitted: &[Submitted]) -> Histogram<u64> {
+/// Latencies of the SubmitPost answers from the scheduled time, microseconds.
+pub(super) fn submit_latencies(submitted: &[Submitted]) -> Histogram<u64> {
     let mut histogram = histogram();
     for s in submitted {
         if let Some(answered) = s.answered {
-            record(&mut histogram, answered.since(s.intended));
+            record(&mut histogram, answered.since(s.scheduled));
         }
     }
     histogram
 }
 
-#[expect(clippy::expect_used, reason = "a histogram that grows takes every value")]
-pub(super) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
-    histogram.record(latency.as_micros() as u64).expect("it grows");
-}
-
-/// Three significant digits; grows with what is recorded.
 #[expect(
     clippy::expect_used,
-    reason = "the digits are a constant that the crate allows"
+    reason = "an auto-resizing histogram accepts every value"
 )]
+pub(super) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+    histogram
+        .record(latency.as_micros() as u64)
+        .expect("the histogram resizes");
+}
+
+/// An auto-resizing histogram with three significant digits.
+#[expect(clippy::expect_used, reason = "the number of digits is a valid constant")]
 pub(super) fn histogram() -> Histogram<u64> {
     let mut histogram = Histogram::new(3).expect("0 to 5 digits are allowed");
     histogram.auto(true);
     histogram
 }
 
-/// Waits until no consumer named with one of `prefixes` has anything left; `progress` hears how many messages wait.
-pub(super) async fn drained(
+/// Waits until the consumers with these name `prefixes` have no pending or unacknowledged messages, and returns since when.
+/// Reports the number of messages left to `progress`.
+pub(super) async fn wait_drained(
     client: &Client,
     prefixes: &[&str],
     mut progress: impl FnMut(u64),
@@ -183,7 +191,7 @@ pub(super) async fn drained(
         }
     }
     Err(Failure::failed(
-        "the server ended the stream of its lag".to_owned(),
+        "the server closed the lag stream; see the server's log".to_owned(),
     ))
 }
 
@@ -192,25 +200,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latency_counts_from_when_a_post_was_due() {
+    fn latency_starts_at_the_scheduled_time() {
         let submitted = [Submitted {
             post_id: 1,
             author: 0,
-            intended: Timestamp(1_000),
+            scheduled: Timestamp(1_000),
             answered: Some(Timestamp(3_000)),
         }];
         let seen = [(1, Timestamp(5_000_000)), (2, Timestamp(9))];
         let visible = latencies(&submitted, &seen);
-        assert_eq!(visible.len(), 1, "a post of somebody else is no sample");
+        assert_eq!(visible.len(), 1, "an unknown post is not counted");
         assert!(
             (4_990_000..5_010_000).contains(&visible.max()),
             "{}",
             visible.max()
         );
-        assert!((1_990..2_010).contains(&answer_latencies(&submitted).max()));
+        assert!((1_990..2_010).contains(&submit_latencies(&submitted).max()));
         let twice = [(1, Timestamp(3_000)), (1, Timestamp(5_000_000))];
         let posts = post_latencies(&submitted, &twice);
-        assert_eq!(posts.len(), 1, "a post counts once, when the last watcher has it");
+        assert_eq!(posts.len(), 1, "a post counts once, with its last watcher");
         assert!((4_990_000..5_010_000).contains(&posts.max()));
     }
 }

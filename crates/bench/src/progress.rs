@@ -1,16 +1,16 @@
-//! Progress on standard error, for people only.
+//! Progress bars on standard error, shown on a terminal only.
 
 use herald_cli::{failure::Failure, output::Output};
 use indicatif::ProgressBar;
 
-/// Where progress goes.
+/// Shows progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
     pub(super) output: Output,
 }
 
 impl Progress {
-    /// A bar of a length; one of 0 shows a message and the time.
+    /// A progress bar. Length 0 shows a message and the elapsed time instead.
     pub(super) fn bar(self, what: &'static str, length: u64) -> ProgressBar {
         let template = if length == 0 {
             "{prefix}: {msg} {elapsed}"
@@ -22,7 +22,7 @@ impl Progress {
         bar
     }
 
-    /// Shows a step while it is done.
+    /// Shows the progress of a step until its work ends.
     pub(super) async fn step<T>(
         self,
         what: &'static str,

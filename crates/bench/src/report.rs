@@ -1,4 +1,4 @@
-//! What a benchmark found.
+//! Report of the deliveries benchmark.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::verify::{AuditSums, LedgerSums, StoreSums};
 
-/// A distribution of times, milliseconds.
+/// Distribution of latencies, milliseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct Percentiles {
-    /// How many were measured.
+    /// Number of samples.
     pub(super) count: u64,
     pub(super) p50: f64,
     pub(super) p95: f64,
@@ -20,7 +20,7 @@ pub(super) struct Percentiles {
 }
 
 impl Percentiles {
-    /// From microseconds.
+    /// From a histogram in microseconds.
     pub(super) fn of(histogram: &Histogram<u64>) -> Self {
         let ms = |micros: u64| micros as f64 / 1_000.0;
         Self {
@@ -33,40 +33,40 @@ impl Percentiles {
     }
 }
 
-/// What a benchmark found.
+/// Report of the deliveries benchmark.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) users: u32,
     pub(super) authors: u32,
     pub(super) follows: u64,
     pub(super) posts: u64,
-    /// Asked for; `None`: as fast as possible.
+    /// Requested posts per second; `None`: as fast as possible.
     pub(super) rate: Option<f64>,
     pub(super) ready_seconds: f64,
     pub(super) import_seconds: f64,
     pub(super) imported_per_second: f64,
     pub(super) accepted_per_second: f64,
     pub(super) deliveries: u64,
-    /// From the first submit until every delivery is durable and acknowledged.
+    /// Measured from the first submit until every delivery is durable and acknowledged.
     pub(super) deliveries_per_second: f64,
     pub(super) seconds: f64,
-    /// From due to answered; empty when posts go as fast as possible.
+    /// From the scheduled time to the answer; empty without a rate.
     pub(super) submit_ms: Percentiles,
-    /// From due to seen by a watcher of the timeline.
+    /// From the scheduled time until a watcher of the timeline has the post.
     pub(super) visible_ms: Percentiles,
-    /// The same of the big author's post alone, which `visible_ms` leaves out.
+    /// The same for the big author's post, which `visible_ms` excludes.
     pub(super) big_author_visible_ms: Percentiles,
-    /// From due to received by the device.
+    /// From the scheduled time until the device has received the push.
     pub(super) push_ms: Percentiles,
     pub(super) pushes: u64,
-    /// Over the same time as the deliveries; a measure of push alone when all followers take part.
+    /// Pushes divided by `seconds`.
     pub(super) pushes_per_second: f64,
     pub(super) push_duplicates: u64,
     pub(super) rss_mb_max: f64,
     pub(super) disk_mb: f64,
     pub(super) disk_bytes_per_delivery: f64,
     pub(super) ledger: LedgerSums,
-    /// The server's own audit of itself.
+    /// Result of the server's audit.
     pub(super) audit: AuditSums,
     /// `None`: not checked.
     pub(super) store: Option<StoreSums>,
@@ -113,12 +113,15 @@ impl Show for Report {
                 self.deliveries, self.seconds, self.deliveries_per_second
             ),
         );
-        line("submit", percentiles(&self.submit_ms));
-        line("accept to visible", percentiles(&self.visible_ms));
+        line("submit", format_percentiles(&self.submit_ms));
+        line("accept to visible", format_percentiles(&self.visible_ms));
         if self.big_author_visible_ms.count > 0 {
-            line("  of the big author", percentiles(&self.big_author_visible_ms));
+            line(
+                "  of the big author",
+                format_percentiles(&self.big_author_visible_ms),
+            );
         }
-        line("accept to push", percentiles(&self.push_ms));
+        line("accept to push", format_percentiles(&self.push_ms));
         if self.pushes > 0 {
             line(
                 "pushes",
@@ -128,11 +131,11 @@ impl Show for Report {
                 ),
             );
         }
-        line("memory, most", format!("{:.0} MB", self.rss_mb_max));
+        line("maximum memory", format!("{:.0} MB", self.rss_mb_max));
         line(
             "disk",
             format!(
-                "{:.0} MB, {:.1} bytes a delivery",
+                "{:.0} MB, {:.1} bytes per delivery",
                 self.disk_mb, self.disk_bytes_per_delivery
             ),
         );
@@ -153,11 +156,7 @@ impl Show for Report {
             ),
             None => "store not checked".to_owned(),
         };
-        let verdict = if self.verified {
-            "nothing lost, nothing twice"
-        } else {
-            "NOT AS IT SHOULD BE"
-        };
+        let verdict = if self.verified { "ok" } else { "FAILED" };
         line(
             "checked",
             format!(
@@ -170,8 +169,8 @@ impl Show for Report {
     }
 }
 
-/// A distribution in one line.
-pub(super) fn percentiles(p: &Percentiles) -> String {
+/// Formats a distribution in one line.
+pub(super) fn format_percentiles(p: &Percentiles) -> String {
     if p.count == 0 {
         return "not measured".to_owned();
     }

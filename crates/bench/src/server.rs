@@ -1,4 +1,4 @@
-//! The server under test: a `herald up` of its own, in a process of its own.
+//! The server under test: `herald up` as a child process.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,14 +17,14 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A start that takes longer than this has failed; it includes fetching nats-server where there is none.
+/// Limit for the start; includes the download of nats-server on a machine without one.
 const START_LIMIT: Duration = Duration::from_mins(5);
-/// How long a drain may take.
+/// Limit for the drain at shutdown.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
-/// How often memory is looked at.
+/// Time between two memory samples.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What `herald up` says when it is ready.
+/// Ready event of `herald up`.
 #[derive(Debug, Deserialize)]
 struct Ready {
     event: String,
@@ -35,7 +35,7 @@ struct Ready {
     nats_pid: Option<u32>,
 }
 
-/// A running server and what it takes.
+/// A running server with measurements of its memory and disk usage.
 #[derive(Debug)]
 pub(super) struct Server {
     child: Child,
@@ -46,16 +46,16 @@ pub(super) struct Server {
     data_dir: PathBuf,
     memory: JoinHandle<()>,
     rss_kb_max: tokio::sync::watch::Receiver<u64>,
-    /// From the start of the process to `ready`.
+    /// Time from the start of the process to its ready event.
     pub(super) ready_after: Duration,
 }
 
 impl Server {
-    /// Starts this very program's `up` and waits until it is ready. `options` are passed on; `quiet`: warnings and errors are all
-    /// that it logs, unless the environment says more.
+    /// Starts `herald up` of this program with `options` and waits until it is ready. `quiet` limits its log to warnings and
+    /// errors unless the environment sets a log filter.
     pub(super) async fn start(data_dir: &Path, options: &[String], quiet: bool) -> Result<Self, Failure> {
         let program = std::env::current_exe()
-            .map_err(|error| Failure::io("this program's own path can't be found", &error))?;
+            .map_err(|error| Failure::io("can't find the path of this program", &error))?;
         let started = tokio::time::Instant::now();
         let mut up = Command::new(program);
         if quiet && LOG_VARIABLES.iter().all(|name| std::env::var_os(name).is_none()) {
@@ -76,24 +76,28 @@ impl Server {
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            // A Ctrl-C at the terminal is for the benchmark, which then ends its server.
+            // Ctrl-C must not reach the server: the benchmark stops it.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| Failure::io("`herald up` can't be started", &error))?;
+            .map_err(|error| Failure::io("can't start `herald up`", &error))?;
         let stdout = child
             .stdout
             .take()
-            .ok_or_else(|| Failure::failed("`herald up` has no output".to_owned()))?;
-        let ready = tokio::time::timeout(START_LIMIT, ready(stdout))
+            .ok_or_else(|| Failure::failed("can't read the output of `herald up`".to_owned()))?;
+        let ready = tokio::time::timeout(START_LIMIT, wait_ready(stdout))
             .await
-            .map_err(|_| Failure::failed(format!("`herald up` was not ready after {START_LIMIT:?}")))??;
+            .map_err(|_| {
+                Failure::failed(format!(
+                    "`herald up` was not ready after {START_LIMIT:?}; see its log above"
+                ))
+            })??;
         let pids: Vec<u32> = [Some(ready.herald_pid), ready.nats_pid]
             .into_iter()
             .flatten()
             .collect();
         let (sender, rss_kb_max) = tokio::sync::watch::channel(0);
-        let memory = tokio::spawn(watch_memory(pids.clone(), sender));
+        let memory = tokio::spawn(sample_memory(pids.clone(), sender));
         Ok(Self {
             child,
             grpc: format!("http://{}", ready.grpc),
@@ -107,39 +111,39 @@ impl Server {
         })
     }
 
-    /// Its gRPC address.
+    /// URL of the gRPC listener.
     pub(super) fn url(&self) -> &str {
         &self.grpc
     }
 
-    /// Where its nats-server listens.
+    /// Address of the server's nats-server.
     pub(super) fn nats(&self) -> &str {
         &self.nats
     }
 
-    /// What `/metrics` says of a counter without labels.
+    /// Reads a counter without labels from `/metrics`.
     pub(super) async fn counter(&self, name: &str) -> Result<u64, Failure> {
         let url = format!("{}/metrics", self.http);
-        let text = get(&url).await?;
-        counter(&text, name).ok_or_else(|| Failure::failed(format!("{url} says nothing of {name}")))
+        let text = http_get(&url).await?;
+        parse_counter(&text, name).ok_or_else(|| Failure::failed(format!("{url} has no metric {name}")))
     }
 
-    /// The memory that herald and nats-server hold together, MB.
+    /// Resident memory of herald and nats-server together, MB.
     pub(super) fn rss_mb(&self) -> f64 {
         self.pids.iter().map(|pid| rss_kb(*pid)).sum::<u64>() as f64 / 1_000.0
     }
 
-    /// The most memory that herald and nats-server held together at one moment, MB.
+    /// Maximum resident memory of herald and nats-server together, MB.
     pub(super) fn rss_mb_max(&self) -> f64 {
         *self.rss_kb_max.borrow() as f64 / 1_000.0
     }
 
-    /// What its data directory takes, MB.
+    /// Disk usage of the data directory, MB.
     pub(super) fn disk_mb(&self) -> f64 {
         disk_bytes(&self.data_dir) as f64 / 1e6
     }
 
-    /// Ends it as Ctrl-C would, and waits until it has drained.
+    /// Sends SIGINT and waits until the server has drained.
     pub(super) async fn stop(mut self) -> Result<(), Failure> {
         self.memory.abort();
         let pid = self
@@ -147,31 +151,35 @@ impl Server {
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .and_then(rustix::process::Pid::from_raw)
-            .ok_or_else(|| Failure::failed("`herald up` ended before it was told to".to_owned()))?;
+            .ok_or_else(|| {
+                Failure::failed("`herald up` exited unexpectedly; see its log above".to_owned())
+            })?;
         rustix::process::kill_process(pid, rustix::process::Signal::INT)
-            .map_err(|error| Failure::io("`herald up` can't be signalled", &error.into()))?;
+            .map_err(|error| Failure::io("can't signal `herald up`", &error.into()))?;
         let status = tokio::time::timeout(STOP_LIMIT, self.child.wait())
             .await
-            .map_err(|_| Failure::failed(format!("`herald up` has not drained after {STOP_LIMIT:?}")))?
-            .map_err(|error| Failure::io("`herald up` can't be waited for", &error))?;
+            .map_err(|_| Failure::failed(format!("`herald up` did not drain within {STOP_LIMIT:?}")))?
+            .map_err(|error| Failure::io("can't wait for `herald up`", &error))?;
         if status.success() {
             Ok(())
         } else {
-            Err(Failure::failed(format!("`herald up` ended with {status}")))
+            Err(Failure::failed(format!(
+                "`herald up` exited with {status}; see its log above"
+            )))
         }
     }
 }
 
-/// Reads lines until the one that says ready; goes on reading in the background, so that the pipe never fills.
-async fn ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
+/// Reads lines until the ready event; then keeps reading in a task, so that the pipe never fills.
+async fn wait_ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
     let mut lines = BufReader::new(stdout).lines();
     loop {
         let line = lines
             .next_line()
             .await
-            .map_err(|error| Failure::io("the output of `herald up` can't be read", &error))?
+            .map_err(|error| Failure::io("can't read the output of `herald up`", &error))?
             .ok_or_else(|| {
-                Failure::failed("`herald up` ended before it was ready; see its messages above".to_owned())
+                Failure::failed("`herald up` exited before it was ready; see its log above".to_owned())
             })?;
         if let Ok(ready) = serde_json::from_str::<Ready>(&line)
             && ready.event == "ready"
@@ -182,8 +190,8 @@ async fn ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
     }
 }
 
-async fn get(url: &str) -> Result<String, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("{url} can't be read: {error}"));
+async fn http_get(url: &str) -> Result<String, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("can't read {url}: {error}"));
     let uri = url.parse::<http::Uri>().map_err(|error| failed(&error))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<&[u8]>>();
     let answer = client.get(uri).await.map_err(|error| failed(&error))?;
@@ -198,13 +206,13 @@ async fn get(url: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
 }
 
-/// The value of a counter without labels in Prometheus' text format.
-fn counter(text: &str, name: &str) -> Option<u64> {
+/// Value of a counter without labels in the Prometheus text format.
+fn parse_counter(text: &str, name: &str) -> Option<u64> {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
     text.lines().find_map(value)
 }
 
-async fn watch_memory(pids: Vec<u32>, max: tokio::sync::watch::Sender<u64>) {
+async fn sample_memory(pids: Vec<u32>, max: tokio::sync::watch::Sender<u64>) {
     let mut ticks = tokio::time::interval(MEMORY_INTERVAL);
     loop {
         ticks.tick().await;
@@ -217,7 +225,7 @@ async fn watch_memory(pids: Vec<u32>, max: tokio::sync::watch::Sender<u64>) {
     }
 }
 
-/// Resident memory of a process, kB; 0 where the system doesn't tell.
+/// Resident memory of a process, kB; 0 where `/proc` doesn't report it.
 fn rss_kb(pid: u32) -> u64 {
     std::fs::read_to_string(format!("/proc/{pid}/status"))
         .ok()
@@ -236,9 +244,9 @@ fn disk_bytes(dir: &Path) -> u64 {
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
-            // Blocks, not length: preallocated files are mostly holes.
+            // Blocks, not length: preallocated files are sparse.
             Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
-            // Gone in between.
+            // The file was removed meanwhile.
             Err(_) => 0,
         })
         .sum()

@@ -1,4 +1,4 @@
-//! What all benchmarks begin with: a server of their own, a social graph, devices, and somebody who watches.
+//! Common setup of the benchmarks: a server, a social graph, devices, and timeline watchers.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -16,55 +16,55 @@ use super::{
     server::Server,
 };
 
-/// The number of the author with `--big-author` followers.
+/// Number of the author with `--big-author` followers.
 pub(super) const BIG_AUTHOR: u32 = 0;
 
-/// What all benchmarks can be told.
+/// Arguments of all benchmarks.
 #[derive(Debug, clap::Args)]
 pub(super) struct Setup {
     /// Users in the graph
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=100_000_000))]
     pub(super) users: u32,
 
-    /// Followers of an author, on average
+    /// Mean followers per author
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) followers: u32,
 
-    /// How followers are spread over authors
+    /// Distribution of followers over authors
     #[arg(long, value_enum, default_value_t = ShapeArg::PowerLaw)]
     pub(super) shape: ShapeArg,
 
-    /// Users who post [default: 1,000, or all when there are fewer]
+    /// Users who post [default: 1,000, or all users if fewer]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) authors: Option<u32>,
 
-    /// Share of the users who have a device and want a push of each post, 0 to 1
+    /// Share of users with a device who want pushes, 0 to 1
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub(super) push_share: f64,
 
-    /// Timelines to watch for the visible latency, of randomly chosen followers
+    /// Timelines of random followers to watch for the visible latency
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub(super) watchers: u32,
 
-    /// Seed of the graph and of who posts
+    /// Seed of the graph and of the choice of authors
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
 
-    /// Where the server keeps its data; must be empty, and is left behind [default: a temporary directory]
+    /// Data directory of the server; must be empty and is not removed [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Options for `herald up`, after `--`
+    /// Options of `herald up`, after `--`
     #[arg(last = true, value_name = "OPTION")]
     up: Vec<String>,
 }
 
-/// How followers are spread over authors.
+/// Distribution of followers over authors.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum ShapeArg {
-    /// A few authors with very many, most with few.
+    /// A few authors have very many followers, most have few.
     PowerLaw,
-    /// Each author has the same number.
+    /// Each author has the same number of followers.
     Fixed,
 }
 
@@ -75,7 +75,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A clap value parser of rates.
+/// Clap value parser for rates.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
@@ -83,7 +83,7 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A mesh that is ready to be measured.
+/// A loaded mesh, ready for measurements.
 pub(super) struct World {
     pub(super) server: Server,
     pub(super) client: Client,
@@ -91,30 +91,30 @@ pub(super) struct World {
     pub(super) sink: Running,
     pub(super) watchers: Watchers,
     pub(super) import_seconds: f64,
-    dir: Dir,
+    dir: DataDir,
 }
 
 impl World {
-    /// Ends the server, and keeps its data directory for whoever still looks at it.
-    pub(super) async fn stop(self) -> Result<Dir, Failure> {
+    /// Stops the server and returns its data directory for further checks.
+    pub(super) async fn stop(self) -> Result<DataDir, Failure> {
         self.server.stop().await?;
         Ok(self.dir)
     }
 }
 
-/// A server's data directory, there as long as this is.
-pub(super) struct Dir {
+/// Data directory of a server; drop removes it if it is temporary.
+pub(super) struct DataDir {
     pub(super) path: PathBuf,
     _temporary: TempDir,
 }
 
 impl Setup {
-    /// How many users post.
+    /// Number of users who post.
     pub(super) fn authors(&self) -> u32 {
         self.authors.unwrap_or(1_000).min(self.users)
     }
 
-    /// Starts a server and loads it.
+    /// Starts a server and watchers, imports the graph and registers devices.
     pub(super) async fn start(
         &self,
         big_author: Option<u32>,
@@ -124,18 +124,18 @@ impl Setup {
         let temporary = tempfile::Builder::new()
             .prefix("herald-bench-")
             .tempdir()
-            .map_err(|error| Failure::io("a temporary directory can't be made", &error))?;
+            .map_err(|error| Failure::io("can't create a temporary directory", &error))?;
         let dir = self
             .data_dir
             .clone()
             .unwrap_or_else(|| temporary.path().join("data"));
         if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Failure::usage(format!(
-                "{} is not empty: a benchmark starts from nothing",
+                "{} is not empty; choose an empty data directory",
                 dir.display()
             )));
         }
-        let graph = Arc::new(self.make_graph(big_author)?);
+        let graph = Arc::new(self.generate_graph(big_author)?);
         let server = progress
             .step(
                 "starting a server",
@@ -147,15 +147,15 @@ impl Setup {
         let importing = Instant::now();
         let bar = progress.bar("importing follows", graph.follow_count());
         let imported = bar.clone();
-        load::import(&client, &graph, self.push_share, move |n| imported.inc(n)).await?;
+        load::import_graph(&client, &graph, self.push_share, move |n| imported.inc(n)).await?;
         bar.finish_and_clear();
         let import_seconds = importing.elapsed().as_secs_f64();
 
         let sink = Running::start()
             .await
-            .map_err(|error| Failure::failed(format!("the push sink can't start: {error}")))?;
+            .map_err(|error| Failure::failed(format!("can't start the push sink: {error}")))?;
         self.register_devices(&graph, &client, &sink, progress).await?;
-        let watchers = Watchers::start(&client, &self.watched(&graph)).await?;
+        let watchers = Watchers::start(&client, &self.choose_watched(&graph)).await?;
         Ok(World {
             server,
             client,
@@ -163,23 +163,23 @@ impl Setup {
             sink,
             watchers,
             import_seconds,
-            dir: Dir {
+            dir: DataDir {
                 path: dir,
                 _temporary: temporary,
             },
         })
     }
 
-    fn make_graph(&self, big_author: Option<u32>) -> Result<Graph, Failure> {
+    fn generate_graph(&self, big_author: Option<u32>) -> Result<Graph, Failure> {
         if big_author.is_some() && self.authors() < 2 {
             return Err(Failure::usage(
-                "--big-author needs other authors to be compared with: --authors 2 or more".to_owned(),
+                "--big-author needs other authors: set --authors to 2 or more".to_owned(),
             ));
         }
         let followers_max = self.followers.max(big_author.unwrap_or(0));
         if followers_max >= self.users {
             return Err(Failure::usage(format!(
-                "{followers_max} followers need more than --users {}: nobody follows themselves",
+                "an author can't have {followers_max} followers among --users {}: raise --users or lower --followers and --big-author",
                 self.users
             )));
         }
@@ -187,7 +187,7 @@ impl Setup {
             ShapeArg::PowerLaw => Shape::PowerLaw,
             ShapeArg::Fixed => Shape::Fixed,
         };
-        Ok(Graph::make(
+        Ok(Graph::generate(
             self.users,
             self.authors(),
             self.followers,
@@ -197,8 +197,8 @@ impl Setup {
         ))
     }
 
-    /// Followers to watch: each follow is as likely as any other.
-    fn watched(&self, graph: &Graph) -> Vec<u32> {
+    /// Randomly chosen followers to watch, without duplicates.
+    fn choose_watched(&self, graph: &Graph) -> Vec<u32> {
         let mut rng = StdRng::seed_from_u64(self.seed ^ 0x0077_6174_6368);
         let mut chosen: Vec<u32> = (0..self.watchers)
             .filter_map(|_| {
@@ -226,7 +226,7 @@ impl Setup {
         users.dedup();
         let users = users
             .into_iter()
-            .filter(|user| load::opted_in(*user, self.push_share));
+            .filter(|user| load::wants_push(*user, self.push_share));
         let webhook = |user| {
             let made = sink.webhook(&Graph::id(user));
             herald_proto::v1::Webhook {
@@ -235,7 +235,10 @@ impl Setup {
             }
         };
         progress
-            .step("registering devices", load::register(client, users, webhook))
+            .step(
+                "registering devices",
+                load::register_webhooks(client, users, webhook),
+            )
             .await
     }
 }

@@ -1,5 +1,4 @@
-//! Proves that nothing was lost and nothing was delivered twice: what the graph asks for, what the ledger says, and what
-//! is on the disk must be the same.
+//! Checks that no delivery is missing or duplicated: graph, ledger and timelines on disk must agree.
 
 use std::{collections::HashMap, path::Path};
 
@@ -16,10 +15,10 @@ use super::{graph::Graph, load::Submitted};
 const LEDGER_IN_FLIGHT: usize = 64;
 /// Timelines in one read of the store.
 const SCAN_USERS: usize = 10_000;
-/// What a timeline keeps; older entries are trimmed on purpose.
+/// Entries that a timeline keeps (default of `store.timelines.entries_max`); older ones are trimmed.
 const TIMELINE_ENTRIES_MAX: usize = 800;
 
-/// What the ledger says over all posts.
+/// Sums of the ledger over all posts.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct LedgerSums {
     /// Planned timeline deliveries.
@@ -30,24 +29,24 @@ pub(super) struct LedgerSums {
     pub(super) push_targeted: u64,
     /// Recorded pushes.
     pub(super) push_delivered: u64,
-    /// Pushes that were too late to be sent.
+    /// Pushes that expired before they were sent.
     pub(super) push_expired: u64,
-    /// Posts whose counts aren't what the graph asks for.
+    /// Posts whose counts differ from the graph or whose deliveries are not all settled.
     pub(super) wrong_posts: u64,
 }
 
-/// What the timelines on the disk say, against the graph.
+/// Timelines on disk compared with the graph.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct StoreSums {
-    /// Pairs of follower and post found.
+    /// Timeline entries found.
     pub(super) deliveries: u64,
-    /// Pairs that must be there and aren't.
+    /// Expected entries that are missing.
     pub(super) missing: u64,
-    /// Pairs that must not be there and are.
+    /// Entries that are not expected.
     pub(super) extra: u64,
 }
 
-/// Reads the delivery of every post.
+/// Reads the delivery of every post from the ledger and compares it with the graph.
 pub(super) async fn ledger(
     client: &Client,
     graph: &Graph,
@@ -73,12 +72,12 @@ pub(super) async fn ledger(
     })
     .buffer_unordered(LEDGER_IN_FLIGHT)
     .try_fold(LedgerSums::default(), |sums, (answer, followers)| async move {
-        Ok(add(sums, &answer, followers))
+        Ok(add_delivery(sums, &answer, followers))
     })
     .await
 }
 
-fn add(mut sums: LedgerSums, answer: &v1::GetDeliveryResponse, followers: u64) -> LedgerSums {
+fn add_delivery(mut sums: LedgerSums, answer: &v1::GetDeliveryResponse, followers: u64) -> LedgerSums {
     let mut right = answer.planned;
     for channel in &answer.channels {
         let settled = channel.targeted_count
@@ -106,25 +105,25 @@ fn add(mut sums: LedgerSums, answer: &v1::GetDeliveryResponse, followers: u64) -
     sums
 }
 
-/// What an audit came to.
+/// Result of an audit.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct AuditSums {
     /// Deliveries checked.
     pub(super) deliveries: u64,
-    /// Things that are wrong.
+    /// Findings reported.
     pub(super) findings: u64,
-    /// How long it took.
+    /// Duration.
     pub(super) seconds: f64,
-    /// The first by the second.
+    /// Deliveries checked per second.
     pub(super) deliveries_per_second: f64,
 }
 
-/// Lets the server audit everything.
+/// Runs the server's audit over all posts.
 pub(super) async fn audit(client: &Client) -> Result<AuditSums, Failure> {
     let request = v1::RunAuditRequest::default();
-    let mut news = client.audit().run_audit(request).await?.into_inner();
-    while let Some(said) = news.message().await? {
-        if let Some(v1::run_audit_response::Event::Summary(summary)) = said.event {
+    let mut answers = client.audit().run_audit(request).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        if let Some(v1::run_audit_response::Event::Summary(summary)) = answer.event {
             let deliveries: u64 = summary
                 .channels
                 .iter()
@@ -138,27 +137,29 @@ pub(super) async fn audit(client: &Client) -> Result<AuditSums, Failure> {
             });
         }
     }
-    Err(Failure::failed("the server ended the audit without a summary"))
+    Err(Failure::failed(
+        "the server closed the audit stream without a summary; see the server's log",
+    ))
 }
 
-/// Reads every timeline from the disk of a server that has ended, pair by pair against the graph.
+/// Reads every timeline from the data directory of a stopped server and compares it with the graph.
 pub(super) async fn store(data_dir: &Path, graph: &Graph, posts: &[Submitted]) -> Result<StoreSums, Failure> {
     let config = embedded::Config {
         data_dir: data_dir.into(),
         ..embedded::Config::default()
     };
     let engine = embedded::Embedded::open(&config)
-        .map_err(|error| Failure::failed(format!("the store can't be opened to check it: {error}")))?;
-    let expected = expected(graph, posts);
+        .map_err(|error| Failure::failed(format!("can't open the store to check it: {error}")))?;
+    let expected = expected_timelines(graph, posts);
     let sums = scan(&engine.stores(), &expected).await;
     engine
         .close()
-        .map_err(|error| Failure::failed(format!("the store can't be closed: {error}")))?;
-    sums.map_err(|error| Failure::failed(format!("the timelines can't be read: {error}")))
+        .map_err(|error| Failure::failed(format!("can't close the store: {error}")))?;
+    sums.map_err(|error| Failure::failed(format!("can't read the timelines: {error}")))
 }
 
-/// For each user the posts that must be on their timeline, ascending.
-fn expected(graph: &Graph, posts: &[Submitted]) -> Vec<Vec<u64>> {
+/// Expected post ids of each user's timeline, ascending.
+fn expected_timelines(graph: &Graph, posts: &[Submitted]) -> Vec<Vec<u64>> {
     let mut of_author = HashMap::<u32, Vec<u64>>::new();
     for post in posts {
         of_author.entry(post.author).or_default().push(post.post_id);
@@ -186,15 +187,15 @@ async fn scan(stores: &Stores, expected: &[Vec<u64>]) -> herald_store::Result<St
         let keys: Vec<UserKey> = timelines.iter().map(|(user, _)| *user).collect();
         let ids = stores.users.ids(&keys).await?;
         for (id, (_, found)) in ids.into_iter().zip(timelines) {
-            // A timeline of nobody the graph knows is extra as a whole.
+            // The timeline of a user who isn't in the graph is entirely unexpected.
             let number = id.and_then(|id| id.as_str().strip_prefix('u')?.parse::<usize>().ok());
             let wanted = number
                 .and_then(|number| expected.get(number))
                 .map_or(&[][..], Vec::as_slice);
-            let both = in_both(wanted, &found);
+            let both = count_common(wanted, &found);
             sums.deliveries += found.len() as u64;
             sums.extra += found.len() as u64 - both;
-            // Missing ones are counted as what remains of all that is expected, below.
+            // Counts found entries here; subtracted from all expected entries below.
             sums.missing += both;
         }
     }
@@ -203,8 +204,8 @@ async fn scan(stores: &Stores, expected: &[Vec<u64>]) -> herald_store::Result<St
     Ok(sums)
 }
 
-/// How many of two ascending lists' entries are in both.
-fn in_both(wanted: &[u64], found: &[PostId]) -> u64 {
+/// Number of entries that two ascending lists have in common.
+fn count_common(wanted: &[u64], found: &[PostId]) -> u64 {
     let mut found = found.iter().map(|post| post.0).peekable();
     let mut both = 0;
     for post in wanted {
@@ -219,11 +220,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_and_a_phantom_entry_are_both_seen() {
+    fn missing_and_unexpected_entries_are_not_counted() {
         let posts = |ids: &[u64]| ids.iter().copied().map(PostId).collect::<Vec<_>>();
-        assert_eq!(in_both(&[1, 2, 5], &posts(&[1, 2, 5])), 3);
-        assert_eq!(in_both(&[1, 2, 5], &posts(&[1, 5])), 2);
-        assert_eq!(in_both(&[1, 2, 5], &posts(&[1, 2, 3, 5])), 3);
-        assert_eq!(in_both(&[], &posts(&[3])), 0);
+        assert_eq!(count_common(&[1, 2, 5], &posts(&[1, 2, 5])), 3);
+        assert_eq!(count_common(&[1, 2, 5], &posts(&[1, 5])), 2);
+        assert_eq!(count_common(&[1, 2, 5], &posts(&[1, 2, 3, 5])), 3);
+        assert_eq!(count_common(&[], &posts(&[3])), 0);
     }
 }
