@@ -20,14 +20,14 @@ use super::{
 
 const LONG: &str = "\
 Pauses the consumers of the timeline and push workers, submits posts in the normal lane, waits until all of them are \
-queued, and resumes the workers. While the backlog drains, posts are submitted in the high lane, and their latencies are \
-measured.
+queued, and resumes the workers. While the backlog drains, posts are submitted in the high lane, and their latencies \
+are measured.
 
-The pushes of the backlog expire after --push-ttl. The benchmark resumes the workers after that, so all of these pushes \
-must be counted as expired and none may be sent.
+The pushes of the backlog expire after --push-ttl. The benchmark resumes the workers after that, so all of these \
+pushes must be counted as expired and none may be sent.
 
-Then the ledger is checked and the server runs an audit. If a delivery is missing or a push was sent late, the exit code \
-is 1.";
+Then the ledger is checked and the server runs an audit. If a delivery is missing or a push was sent late, the exit \
+code is 1.";
 
 const EXAMPLES: &str = "\
 Examples:

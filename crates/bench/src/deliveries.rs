@@ -14,15 +14,15 @@ use super::{
 };
 
 pub(super) const LONG: &str = "\
-Starts `herald up` with an empty data directory, generates a social graph, submits posts, and reports the delivery rate, \
-the latencies to timelines and devices, memory and disk usage.
+Starts `herald up` with an empty data directory, generates a social graph, submits posts, and reports the delivery \
+rate, the latencies to timelines and devices, memory and disk usage.
 
 Then every delivery is checked: the generated graph, the ledger and the timelines on disk must agree for each pair of \
 post and follower, and the server's audit must report no findings. Otherwise the exit code is 1.
 
-Latencies start at the scheduled time of a post, not at the time of the call, so a stall of the server counts for every \
-delayed post (no coordinated omission). Visible means: a gRPC watcher of the timeline has received the entry. Pushed \
-means: the device's HTTP endpoint has received a signed request.";
+Latencies start at the scheduled time of a post, not at the time of the call, so a stall of the server counts for \
+every delayed post (no coordinated omission). Visible means: a gRPC watcher of the timeline has received the entry. \
+Pushed means: the device's HTTP endpoint has received a signed request.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -70,7 +70,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Measurements of the submit phase.
-struct Run {
+struct SubmitPhase {
     submitted: Vec<Submitted>,
     started: Timestamp,
     accepted: Timestamp,
@@ -170,7 +170,7 @@ impl Args {
 }
 
 /// Submits all posts and waits until every delivery is durable and acknowledged.
-async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run, Failure> {
+async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<SubmitPhase, Failure> {
     let mut rng = StdRng::seed_from_u64(args.setup.seed ^ 0x0070_6f73_7473);
     let mut posters: load::Authors = (0..args.posts).map(|_| rng.random_range(args.others())).collect();
     if let (Some(_), Some(first)) = (args.big_author, posters.first_mut()) {
@@ -180,13 +180,13 @@ async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run,
     let started = Timestamp::now();
     let submitted = if let Some(rate) = args.rate {
         load::submit_at_rate(client, &posters, rate, load::PostOptions::default(), |n| {
-            bar.inc(n)
+            bar.inc(n);
         })
         .await?
     } else {
         let bar = bar.clone();
         load::submit_bulk(client, &posters, load::PostOptions::default(), move |n| {
-            bar.inc(n)
+            bar.inc(n);
         })
         .await?
     };
@@ -203,7 +203,7 @@ async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Run,
     })
     .await?;
     bar.finish_and_clear();
-    Ok(Run {
+    Ok(SubmitPhase {
         submitted,
         started,
         accepted,

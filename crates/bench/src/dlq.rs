@@ -24,10 +24,10 @@ const LONG: &str = "\
 First, undecodable messages are published one by one; a worker terminates each, and the time from there until its dead \
 letter is listed is measured.
 
-Then the DLQ stream is filled with dead letters of timeline chunks with one recipient each, and pages of them are listed. \
-Half of the dead letters are redriven at the highest rate, 5,000/s. The other half is redriven at --redrive-rate in \
---rounds parts, and the latency of posts in the normal lane is measured before and during each part. Alternating the two \
-exposes both to the same disturbances of the machine.
+Then the DLQ stream is filled with dead letters of timeline chunks with one recipient each, and pages of them are \
+listed. Half of the dead letters are redriven at the highest rate, 5,000/s. The other half is redriven at \
+--redrive-rate in --rounds parts, and the latency of posts in the normal lane is measured before and during each \
+part. Alternating the two exposes both to the same disturbances of the machine.
 
 The continuous audit runs meanwhile, and the report includes its completed and failed rounds.
 
@@ -179,12 +179,12 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     context.output.show(&report)?;
     if report.unresolved > 0 {
         return Err(Failure::failed(
-            "some dead letters were not resolved by their redrive; see `herald dlq list` or the server's log",
+            "some dead letters were not resolved by their redrive; see the server's log above",
         ));
     }
     if report.audit_failures > 0 {
         return Err(Failure::failed(
-            "rounds of the continuous audit failed; see the server's log",
+            "rounds of the continuous audit failed; see the server's log above",
         ));
     }
     Ok(())

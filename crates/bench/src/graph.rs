@@ -24,8 +24,8 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Generates a graph of `users` users with `authors` authors and `mean` followers per author; `big` sets the followers
-    /// of author 0.
+    /// Generates a graph of `users` users with `authors` authors and `mean` followers per author; `big` sets the
+    /// followers of author 0.
     pub(super) fn generate(
         users: u32,
         authors: u32,

@@ -89,8 +89,8 @@ async fn watch(
     Ok(())
 }
 
-/// Latencies from the scheduled time of each post, microseconds. A stall of the server thus counts for every delayed post
-/// (no coordinated omission).
+/// Latencies from the scheduled time of each post, microseconds. A stall of the server thus counts for every delayed
+/// post (no coordinated omission).
 pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
     let due: HashMap<u64, Timestamp> = submitted.iter().map(|s| (s.post_id, s.scheduled)).collect();
     let mut histogram = histogram();
@@ -102,8 +102,8 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> H
     histogram
 }
 
-/// One latency per post: until the last of its watchers has it, microseconds. With one sample per watcher, the few authors
-/// with most followers would dominate the format_percentiles.
+/// One latency per post: until the last of its watchers has it, microseconds. With one sample per watcher, the few
+/// authors with most followers would dominate the format_percentiles.
 pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
     let mut last: HashMap<u64, Timestamp> = HashMap::new();
     for (post, at) in seen {
@@ -143,8 +143,8 @@ pub(super) fn histogram() -> Histogram<u64> {
     histogram
 }
 
-/// Waits until the consumers with these name `prefixes` have no pending or unacknowledged messages, and returns since when.
-/// Reports the number of messages left to `progress`.
+/// Waits until the consumers with these name `prefixes` have no pending or unacknowledged messages, and returns since
+/// when. Reports the number of messages left to `progress`.
 pub(super) async fn wait_drained(
     client: &Client,
     prefixes: &[&str],

@@ -51,8 +51,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts `herald up` of this program with `options` and waits until it is ready. `quiet` limits its log to warnings and
-    /// errors unless the environment sets a log filter.
+    /// Starts `herald up` of this program with `options` and waits until it is ready. `quiet` limits its log to
+    /// warnings and errors unless the environment sets a log filter.
     pub(super) async fn start(data_dir: &Path, options: &[String], quiet: bool) -> Result<Self, Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::io("can't find the path of this program", &error))?;

@@ -179,7 +179,7 @@ impl Setup {
         let followers_max = self.followers.max(big_author.unwrap_or(0));
         if followers_max >= self.users {
             return Err(Failure::usage(format!(
-                "an author can't have {followers_max} followers among --users {}: raise --users or lower --followers and --big-author",
+                "--users {} are too few for {followers_max} followers: raise --users, or lower --followers and --big-author",
                 self.users
             )));
         }
