@@ -33,7 +33,7 @@ pub async fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) 
     }
 }
 
-/// Runs a program and parses its standard output as one JSON value. Panics if the program fails or prints anything else.
+/// Runs a program and parses its standard output as JSON. Panics if the program fails or its output isn't JSON.
 pub async fn run_json(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Value {
     let done = run(program, arguments, variables).await;
     assert_eq!(

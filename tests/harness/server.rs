@@ -82,7 +82,8 @@ pub struct Herald {
 }
 
 impl Herald {
-    /// Starts a mesh with an empty data directory on free ports. `program` is `env!("CARGO_BIN_EXE_herald-under-test")`.
+    /// Starts a mesh with an empty data directory on free ports. `program` is
+    /// `env!("CARGO_BIN_EXE_herald-under-test")`.
     pub async fn start(program: &str, options: Options) -> Self {
         let dir = match &options.parent {
             Some(parent) => TempDir::new_in(parent),

@@ -1,4 +1,4 @@
-//! `herald audit` on a complete mesh: it reports no findings on a correct mesh, and it reports and repairs lost deliveries.
+//! `herald audit`: it reports no findings on a correct mesh, and it reports and repairs lost deliveries.
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use tonic_types::StatusExt;
 use crate::HERALD;
 
 /// Asserts that the answer is INVALID_ARGUMENT and names exactly this field.
-fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>, field: &str) {
+fn assert_refused<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>, field: &str) {
     let status = answer.expect_err(what);
     assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
     let details = status.get_error_details();

@@ -97,8 +97,8 @@ fn group_digits(number: u64) -> String {
     groups.join(",")
 }
 
-/// Rows of the configuration tables in a Markdown file. A heading like `` ## Configuration (`push.…`) `` sets the prefix
-/// of the keys below it.
+/// Rows of the configuration tables in a Markdown file. A heading like `` ## Configuration (`push.…`) `` sets the
+/// prefix of the keys below it.
 fn parse_rows(file: &str, markdown: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut prefix = String::new();
@@ -266,7 +266,7 @@ fn a_wrong_table_is_found() {
     flatten("", config, &mut defaults);
     let right = "## Configuration (`push.…`)\n| key | default | |\n|---|---|---|\n| `wait_ms` | 5,000 ms | why |\n\
                  | `sends_max` | 512 | |\n| `key` | unset | |\n| `lane.*` | 2 | |\n| `lane.none` | 0 | |\n";
-    let herald = rows(
+    let herald = parse_rows(
         "services/herald/README.md",
         "## Configuration\n| key | default |\n|---|---|\n| `port` | 1 |\n",
     );

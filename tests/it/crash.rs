@@ -63,8 +63,8 @@ async fn import_follows(clients: &Clients) {
 /// Accepted posts: id → author.
 type Accepted = Arc<Mutex<BTreeMap<u64, usize>>>;
 
-/// Submits posts until `stop` is set. Each post is retried with the same request id until it is accepted, so each post is
-/// exactly one obligation whatever happened to the earlier attempts.
+/// Submits posts until `stop` is set. Each post is retried with the same request id until it is accepted, so each post
+/// is exactly one obligation whatever happened to the earlier attempts.
 async fn write_posts(
     url: String,
     writer: usize,
@@ -170,7 +170,7 @@ async fn read_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     }
 }
 
-/// Runs the writers and injects `fault` `rounds` times, each time after more posts were accepted; then checks everything.
+/// Injects `fault` `rounds` times under load, each time after more posts were accepted; then checks everything.
 async fn inject_under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut Herald)) {
     import_follows(&herald.clients().await).await;
     let (accepted, count) = (Accepted::default(), Arc::new(AtomicU64::new(0)));

@@ -257,7 +257,7 @@ async fn a_redrive_continues_after_a_kill() {
     herald.kill().await;
     assert!(
         sink.summary().received < POSTS as u64,
-        "the kill came after the end of the redrive"
+        "the redrive ended before the kill"
     );
 
     herald.restart().await;
@@ -297,7 +297,7 @@ async fn a_redrive_continues_after_a_kill() {
         .into_inner();
     assert_eq!(resolved.dead_letters.len(), POSTS);
     // Each dead letter was published to REDRIVE once, although the kill may have lost the record of it. A push may have
-    // been received twice only if the kill came between the device's answer and the ledger.
+    // been received twice only if the kill was between the device's answer and the ledger.
     assert!(
         resolved
             .dead_letters

@@ -182,12 +182,12 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
         [kept],
         "deletion and mute take effect with their answers"
     );
-    let gone = clients
+    let refused = clients
         .posts()
         .get_post(v1::GetPostRequest { post_id: deleted })
         .await
         .unwrap_err();
-    assert_eq!(gone.code(), tonic::Code::NotFound);
+    assert_eq!(refused.code(), tonic::Code::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,13 +76,13 @@ async fn every_metric_follows_the_naming_rule_and_is_documented() {
     );
     let exported: BTreeSet<_> = exported.into_iter().map(|(name, _)| name).collect();
     for (service, readme) in &readmes {
-        let gone: Vec<_> = documented_metrics(readme)
+        let unexported: Vec<_> = documented_metrics(readme)
             .difference(&exported)
             .cloned()
             .collect();
         assert!(
-            gone.is_empty(),
-            "documented in the README of {service} but not exported: {gone:?}"
+            unexported.is_empty(),
+            "documented in the README of {service} but not exported: {unexported:?}"
         );
     }
 }

@@ -39,8 +39,8 @@ enum Mode {
     Skip,
     /// Run until it exits; the output must match.
     UntilExit,
-    /// Run until it exits, and repeat until the output matches: the effect of the previous command becomes visible later
-    /// than its answer.
+    /// Run until it exits, and repeat until the output matches: the effect of the previous command becomes visible
+    /// later than its answer.
     RetryUntilMatch,
     /// Run until the output matches, then interrupt: it doesn't exit by itself.
     UntilMatch,

@@ -57,8 +57,8 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until the process has exited and its output is complete; returns the exit code. `None`: it still runs at `end`,
-    /// or a signal ended it.
+    /// Waits until the process has exited and its output is complete; returns the exit code. `None`: it still runs at
+    /// `end`, or a signal ended it.
     pub(super) async fn wait_exit(&mut self, end: Instant) -> Option<i32> {
         let ended = async {
             let status = self.child.wait().await.unwrap();

@@ -1,7 +1,7 @@
 //! Parses the commands of a Markdown file with their expected output.
 //!
-//! A `console` block holds commands, each after `$ `, and below each command its complete standard output. A `…` within a
-//! line matches any text, a line `…` matches any number of lines, and the number of spaces between words is ignored.
+//! A `console` block holds commands, each after `$ `, and below each command its complete standard output. A `…` within
+//! a line matches any text, a line `…` matches any number of lines, and the number of spaces between words is ignored.
 //! Comments are shell comments.
 
 /// Languages of blocks without commands.
