@@ -1,38 +1,38 @@
-//! The suite's own command line, which also takes what `cargo test` passes to every test.
+//! Command line of the suite. It also accepts the arguments that `cargo test` passes to every test.
 
 use std::time::Duration;
 
 use clap::Parser;
 
-/// Hurts a real mesh under load and checks that nothing is lost and nothing comes twice
+/// Inject faults into a real mesh under load and check that no delivery is lost or duplicated
 #[derive(Debug, Parser)]
 #[command(name = "chaos")]
 pub(crate) struct Arguments {
-    /// Run the scenario of random faults for this long, as 30s, 20m or 4h, in episodes that are checked one by one
+    /// Run one scenario (`faults`, or that of --only) for this long, for example 30s, 20m or 4h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) long: Option<Duration>,
 
-    /// Run the scenario of random faults until this many processes were killed
+    /// Run one scenario (`faults`, or that of --only) until this many processes were killed
     #[arg(long, value_name = "N", conflicts_with = "long")]
     pub(crate) kills: Option<u64>,
 
-    /// Repeat the run that printed this seed
+    /// Seed of the faults and the load, as printed by an earlier run [default: random]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// Run only the scenario of this name
+    /// Run only the scenario with this name
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// Keep logs and data also of what went well
+    /// Keep logs and data of successful scenarios too
     #[arg(long)]
     pub(crate) keep: bool,
 
-    /// Print the names of the scenarios
+    /// List the scenarios and exit
     #[arg(long)]
     pub(crate) list: bool,
 
-    /// Run only the scenarios whose name holds one of these
+    /// Run only scenarios whose name contains one of these strings
     #[arg(value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
 
@@ -41,19 +41,22 @@ pub(crate) struct Arguments {
 }
 
 /// Arguments of the standard test harness.
-#[expect(clippy::struct_excessive_bools, reason = "they are somebody else's flags")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the flags of the standard test harness"
+)]
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Of cargo test")]
+#[command(next_help_heading = "Options of cargo test")]
 struct Harness {
-    /// Match filters exactly
+    /// Match whole names instead of substrings
     #[arg(long)]
     exact: bool,
 
-    /// Leave out the scenarios whose name holds this
+    /// Skip scenarios whose name contains this string
     #[arg(long, value_name = "FILTER")]
     skip: Vec<String>,
 
-    /// Run only ignored tests, of which there are none here
+    /// Run only ignored tests; the suite has none
     #[arg(long, conflicts_with = "include_ignored")]
     ignored: bool,
 
@@ -78,8 +81,8 @@ struct Harness {
 }
 
 impl Arguments {
-    /// Whether a scenario is to be run.
-    pub(crate) fn wants(&self, name: &str) -> bool {
+    /// Whether the arguments select a scenario.
+    pub(crate) fn selects(&self, name: &str) -> bool {
         if self.harness.ignored || self.harness.skip.iter().any(|skip| name.contains(skip.as_str())) {
             return false;
         }
@@ -102,10 +105,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some((at, 's')) => (&text[..at], 1),
         Some((at, 'm')) => (&text[..at], 60),
         Some((at, 'h')) => (&text[..at], 3_600),
-        _ => return Err("must be a number with s, m or h".into()),
+        _ => return Err("must be a number followed by s, m or h".into()),
     };
     let number: u64 = number
         .parse()
-        .map_err(|_| "must be a number with s, m or h".to_owned())?;
+        .map_err(|_| "must be a number followed by s, m or h".to_owned())?;
     Ok(Duration::from_secs(number * seconds))
 }

@@ -1,70 +1,70 @@
-//! Negative controls: a rule is broken on purpose, and the checker must notice. A checker that never fails proves nothing.
+//! Negative controls: a failpoint breaks a rule on purpose, and the checker must detect the violation.
 
 use std::time::Duration;
 
 use crate::{
     cli::Arguments,
-    faults::{Budget, Kind},
+    faults::{Budget, FaultKind},
     log::Log,
-    scenario::episode_of,
+    scenario::run_episode,
     world::Options,
 };
 
-/// One broken rule.
+/// A negative control.
 pub(crate) struct Control {
     pub(crate) name: &'static str,
-    /// How it is broken, in the words of `FAILPOINTS`.
+    /// `FAILPOINTS` value that breaks the rule.
     sabotage: &'static str,
-    /// Settings that make its use likelier to show.
+    /// Settings that make the violation more likely.
     settings: &'static [(&'static str, &'static str)],
-    /// What happens to the mesh meanwhile: a rule's use shows when something goes wrong.
-    kinds: &'static [Kind],
+    /// Faults to inject: most violations show only after a fault.
+    kinds: &'static [FaultKind],
     budget: Budget,
-    /// The kinds of findings that it must lead to.
+    /// Kinds of violations that the checker must report.
     findings: &'static [&'static str],
 }
 
-/// All of them.
+/// All negative controls.
 pub(crate) const CONTROLS: [Control; 4] = [
-    // *Commit, then acknowledge.* The message is acknowledged and its deliveries are recorded before they are durable.
+    // Rule: commit, then acknowledge. Broken: both the acknowledgement and the ledger come before the commit.
     Control {
         name: "control-ack-before-commit",
         sabotage: "store.early-ack=return",
         settings: &[("HERALD_STORE__TIMELINES__FLUSH_INTERVAL_MS", "1000")],
-        kinds: &[Kind::KillHerald],
+        kinds: &[FaultKind::KillHerald],
         budget: Budget::Kills(5),
         findings: &["timelines", "audit"],
     },
-    // *A request is one post.* Each try is published under a new id, and nobody looks for an earlier one.
+    // Rule: a request is one post. Broken: each attempt gets a new message id and skips the duplicate lookup.
     Control {
         name: "control-random-message-ids",
         sabotage: "gateway.random-ids=return",
         settings: &[],
-        kinds: &[Kind::KillHerald],
+        kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["requests"],
     },
-    // *Each chunk is published.* One chunk in each life of the process isn't.
+    // Rule: each chunk is published. Broken: after each start, the process drops one chunk.
     Control {
         name: "control-dropped-chunk",
         sabotage: "fanout.drop-chunk=100*off->1*return",
         settings: &[],
-        kinds: &[Kind::KillHerald],
+        kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["not settled", "audit"],
     },
-    // *A deletion that was answered is done.* None is.
+    // Rule: an answered deletion is done. Broken: no deletion is done.
     Control {
-        name: "control-forgotten-deletion",
+        name: "control-lost-deletion",
         sabotage: "gateway.forget-deletion=return",
         settings: &[],
-        kinds: &[Kind::KillHerald],
+        kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
-        findings: &["deletions", "seen during the load"],
+        findings: &["deletions", "violations during the load"],
     },
 ];
 
-/// Runs one; true when the checker noticed.
+/// Runs a negative control; true if the checker detected the violation.
 pub(crate) async fn run(control: &Control, arguments: &Arguments, log: &Log, seed: u64) -> bool {
     let options = Options {
         sabotage: control.sabotage.into(),
@@ -75,23 +75,28 @@ pub(crate) async fn run(control: &Control, arguments: &Arguments, log: &Log, see
             .collect(),
         ..Options::default()
     };
-    let (verdict, _, mut world) = episode_of(log, seed, control.kinds, control.budget, options).await;
+    let (verdict, _, mut world) = run_episode(log, seed, control.kinds, control.budget, options).await;
     let missed: Vec<_> = control
         .findings
         .iter()
         .filter(|kind| !verdict.has(kind))
         .collect();
-    let noticed = missed.is_empty();
-    if noticed {
-        log.say(format!("noticed, as it must be: {}", control.findings.join(", ")));
+    let detected = missed.is_empty();
+    if detected {
+        log.print(format!("detected as expected: {}", control.findings.join(", ")));
     } else {
-        log.say(format!("NOT NOTICED: nothing was found of the kinds {missed:?}"));
+        log.print(format!(
+            "NOT DETECTED: the checker reported no violation of {missed:?}"
+        ));
         for line in verdict.lines() {
-            log.say(line);
+            log.print(line);
         }
     }
-    if !noticed || arguments.keep {
-        log.say(format!("logs and data are kept in {}", world.keep().display()));
+    if !detected || arguments.keep {
+        log.print(format!(
+            "logs and data are kept in {}",
+            world.keep_dir().display()
+        ));
     }
-    noticed
+    detected
 }

@@ -1,4 +1,4 @@
-//! What was done to the mesh, and when: printed as it happens, and kept for the checker.
+//! Log of the injected faults: printed immediately and kept for the checker.
 
 use std::{
     sync::Arc,
@@ -8,27 +8,28 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-const MOMENT: Duration = Duration::from_secs(1);
+/// Delay after the end of a fault within which its effects may still be received.
+const EFFECT_DELAY: Duration = Duration::from_secs(1);
 
-/// The log of one run. Cloning shares it.
+/// The log of one run. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     started: Instant,
-    faults: Arc<Mutex<Vec<Window>>>,
+    faults: Arc<Mutex<Vec<FaultWindow>>>,
 }
 
-/// A time in which a fault was in force.
+/// The time span of a fault.
 #[derive(Debug, Clone)]
-pub(crate) struct Window {
-    /// When it began.
+pub(crate) struct FaultWindow {
+    /// Start of the fault.
     pub(crate) start: Timestamp,
-    /// When it ended; `None` while it lasts.
+    /// End of the fault; `None` while it is active.
     pub(crate) end: Option<Timestamp>,
 }
 
-/// A fault in force; ends it when dropped.
+/// An active fault. Drop records its end.
 #[must_use]
-pub(crate) struct InForce {
+pub(crate) struct FaultGuard {
     log: Log,
     index: usize,
 }
@@ -41,54 +42,53 @@ impl Log {
         }
     }
 
-    /// Prints a line with the time since the start.
-    pub(crate) fn say(&self, line: impl std::fmt::Display) {
+    /// Prints a line with the time since the start of the run.
+    pub(crate) fn print(&self, line: impl std::fmt::Display) {
         println!("[{:>9.3}] {line}", self.started.elapsed().as_secs_f64());
     }
 
-    /// A fault begins now.
-    pub(crate) fn begin(&self, what: impl std::fmt::Display) -> InForce {
-        self.say(what);
+    /// Prints and records the start of a fault.
+    pub(crate) fn begin_fault(&self, what: impl std::fmt::Display) -> FaultGuard {
+        self.print(what);
         let mut faults = self.faults.lock();
-        faults.push(Window {
+        faults.push(FaultWindow {
             start: Timestamp::now(),
             end: None,
         });
-        InForce {
+        FaultGuard {
             log: self.clone(),
             index: faults.len() - 1,
         }
     }
 
-    /// All faults so far.
-    pub(crate) fn faults(&self) -> Vec<Window> {
+    /// Faults of the current episode.
+    pub(crate) fn faults(&self) -> Vec<FaultWindow> {
         self.faults.lock().clone()
     }
 
-    /// Forgets the faults: another mesh begins.
-    pub(crate) fn forget(&self) {
+    /// Clears the faults at the start of an episode.
+    pub(crate) fn clear_faults(&self) {
         self.faults.lock().clear();
     }
 
-    /// Since the start.
+    /// Time since the start of the run.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 }
 
-impl Drop for InForce {
+impl Drop for FaultGuard {
     fn drop(&mut self) {
-        // It may have been forgotten.
+        // The next episode may have cleared the faults.
         if let Some(fault) = self.log.faults.lock().get_mut(self.index) {
             fault.end = Some(Timestamp::now());
         }
     }
 }
 
-impl Window {
-    /// Whether it was in force at some moment from `first` to `last`. What a process sent as it died is received a moment
-    /// later.
+impl FaultWindow {
+    /// Whether the fault was active between `first` and `last`, with [`EFFECT_DELAY`] added to its end.
     pub(crate) fn overlaps(&self, first: Timestamp, last: Timestamp) -> bool {
-        self.start <= last && self.end.is_none_or(|end| end + MOMENT >= first)
+        self.start <= last && self.end.is_none_or(|end| end + EFFECT_DELAY >= first)
     }
 }

@@ -1,14 +1,13 @@
-//! The fault suite: real processes under load are killed, stopped, cut off and failed, and in the end every promise that
-//! was made meanwhile is checked.
+//! The fault suite: injects faults into real processes under load, then checks every answer that clients got.
 //!
-//! `cargo test --test chaos` runs the bounded pass; `cargo test --test chaos -- --help` tells what else it can. A run is
-//! repeated with the seed that it prints. What is promised, and what was run, is in docs/RELIABILITY.md.
+//! `cargo test --test chaos` runs the bounded pass; `cargo test --test chaos -- --help` lists the options. The printed
+//! seed repeats a run. The promises and the method are in docs/RELIABILITY.md.
 
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test ends at the first surprise, and says so"
+    reason = "a test fails at the first unexpected error, and prints its log"
 )]
 
 mod checker;
@@ -24,8 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
-/// The program under test: `$CHAOS_PROGRAM`, for a long run that must not change when cargo builds a newer one, else the
-/// one that cargo built.
+/// The program under test: `$CHAOS_PROGRAM`, for long runs while cargo rebuilds, else the one that cargo built.
 fn herald_program() -> PathBuf {
     std::env::var_os("CHAOS_PROGRAM")
         .unwrap_or_else(|| env!("CARGO_BIN_EXE_herald-under-test").into())

@@ -1,4 +1,4 @@
-//! The scenarios: what is run, for how long, and what it must end with.
+//! The scenarios: their faults, their duration and their verdict.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -6,43 +6,43 @@ use crate::{
     checker::{self, Verdict},
     cli::Arguments,
     controls,
-    faults::{self, Budget, Kills, Kind, Schedule},
+    faults::{self, Budget, FaultKind, Kills, Schedule},
     log::Log,
     workload::{self, Journal, Load, Running, Watchers},
     world::{Options, World},
 };
 
-/// Random faults of every kind.
+/// Scenario: random faults of all kinds on one nats-server.
 const FAULTS: &str = "faults";
-/// The same on a cluster of three nats-servers with three replicas of each stream, whose leaders are hurt.
+/// Scenario: random faults of stream leaders and herald on three nats-servers with three replicas of each stream.
 const CLUSTER: &str = "cluster";
 
-/// How long the bounded pass hurts the mesh.
-const BOUNDED: Duration = Duration::from_secs(50);
-const BOUNDED_CLUSTER: Duration = Duration::from_secs(40);
-/// Of a long run: so much happens to a mesh before it is checked and the next one is started.
+/// Duration of the faults in the bounded pass.
+const BOUNDED_TIME: Duration = Duration::from_secs(50);
+const BOUNDED_CLUSTER_TIME: Duration = Duration::from_secs(40);
+/// Length of an episode of a long run, in kills and in time. Each episode has its own mesh and check.
 const EPISODE_KILLS: u64 = 25;
 const EPISODE_TIME: Duration = Duration::from_mins(3);
 
-const OF_CLUSTER: [Kind; 3] = [Kind::KillHerald, Kind::Leader, Kind::Partition];
-const OF_ONE: [Kind; 7] = [
-    Kind::Kill,
-    Kind::Freeze,
-    Kind::Network,
-    Kind::Store,
-    Kind::Provider,
-    Kind::Poison,
-    Kind::Redrive,
+const CLUSTER_KINDS: [FaultKind; 3] = [FaultKind::KillHerald, FaultKind::Leader, FaultKind::Partition];
+const SINGLE_SERVER_KINDS: [FaultKind; 7] = [
+    FaultKind::Kill,
+    FaultKind::Freeze,
+    FaultKind::Network,
+    FaultKind::Store,
+    FaultKind::Provider,
+    FaultKind::Poison,
+    FaultKind::Redrive,
 ];
 
-/// Runs what is asked for. The exit code says whether everything was as it must be.
+/// Runs the selected scenarios. The exit code is a failure if the checker found violations.
 pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     let names = controls::CONTROLS.iter().map(|control| control.name);
     let names: Vec<&str> = [FAULTS, CLUSTER].into_iter().chain(names).collect();
-    // A long run is of one scenario.
+    // A long run has exactly one scenario.
     let long = arguments.long.is_some() || arguments.kills.is_some();
     let only = |name: &str| !long || name == arguments.only.as_deref().unwrap_or(FAULTS);
-    let wanted = names.iter().copied().filter(|name| arguments.wants(name));
+    let wanted = names.iter().copied().filter(|name| arguments.selects(name));
     let wanted: Vec<&str> = wanted.filter(|name| only(name)).collect();
     if arguments.list {
         for name in &wanted {
@@ -52,23 +52,23 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     }
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let log = Log::new();
-    log.say(format!(
+    log.print(format!(
         "seed {seed}; {} of {} scenarios",
         wanted.len(),
         names.len()
     ));
     let mut good = true;
     for name in wanted {
-        log.say(format!("scenario {name}"));
+        log.print(format!("scenario {name}"));
         good &= match controls::CONTROLS.iter().find(|control| control.name == name) {
             Some(control) => controls::run(control, arguments, &log, seed).await,
-            None => random_faults(name, arguments, &log, seed).await,
+            None => run_random_faults(name, arguments, &log, seed).await,
         };
     }
-    log.say(if good {
-        "everything is as it must be".to_owned()
+    log.print(if good {
+        "all scenarios passed".to_owned()
     } else {
-        format!("something is wrong; repeat it with --seed {seed}")
+        format!("FAILED: repeat the run with --seed {seed}")
     });
     if good {
         ExitCode::SUCCESS
@@ -77,18 +77,28 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-async fn random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) -> bool {
+async fn run_random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) -> bool {
     let cluster = name == CLUSTER;
     let mut kinds = if cluster {
-        OF_CLUSTER.to_vec()
+        CLUSTER_KINDS.to_vec()
     } else {
-        OF_ONE.to_vec()
+        SINGLE_SERVER_KINDS.to_vec()
     };
     if arguments.kills.is_some() {
-        // More kills than other faults, as they are what is counted.
-        kinds.extend([if cluster { Kind::Leader } else { Kind::Kill }; 2]);
+        // More kills than other faults, because the budget counts kills.
+        kinds.extend(
+            [if cluster {
+                FaultKind::Leader
+            } else {
+                FaultKind::Kill
+            }; 2],
+        );
     }
-    let bounded = if cluster { BOUNDED_CLUSTER } else { BOUNDED };
+    let bounded = if cluster {
+        BOUNDED_CLUSTER_TIME
+    } else {
+        BOUNDED_TIME
+    };
     let mut all = Kills::default();
     let mut episode = 0;
     let mut good = true;
@@ -99,17 +109,17 @@ async fn random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) 
             (None, None) => Budget::Time(bounded),
         };
         let seed = seed.wrapping_add(episode);
-        log.say(format!("episode {episode} with seed {seed}"));
+        log.print(format!("episode {episode} with seed {seed}"));
         let options = if cluster {
             Options::cluster()
         } else {
             Options::default()
         };
-        let (verdict, kills, world) = episode_of(log, seed, &kinds, budget, options).await;
+        let (verdict, kills, world) = run_episode(log, seed, &kinds, budget, options).await;
         all.herald += kills.herald;
         all.nats += kills.nats;
-        good &= conclude(arguments, log, &verdict, world);
-        log.say(format!(
+        good &= report_verdict(arguments, log, &verdict, world);
+        log.print(format!(
             "{} kills so far: {} of herald, {} of nats-server",
             all.total(),
             all.herald,
@@ -127,32 +137,34 @@ async fn random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) 
     }
 }
 
-/// One mesh from its start to its check.
-pub(crate) async fn episode_of(
+/// Runs one episode: starts a mesh, injects faults under load, and checks the mesh.
+pub(crate) async fn run_episode(
     log: &Log,
     seed: u64,
-    kinds: &[Kind],
+    kinds: &[FaultKind],
     budget: Budget,
     options: Options,
 ) -> (Verdict, Kills, World) {
-    log.forget();
+    log.clear_faults();
     let mut world = World::start(log, options).await;
-    let kinds: Vec<Kind> = kinds
+    let kinds: Vec<FaultKind> = kinds
         .iter()
         .copied()
-        .filter(|kind| *kind != Kind::Network || world.nats_proxy.is_some())
-        .filter(|kind| *kind != Kind::Partition || world.nats.can_be_cut())
+        .filter(|kind| *kind != FaultKind::Network || world.nats_proxy.is_some())
+        .filter(|kind| *kind != FaultKind::Partition || world.nats.can_partition())
         .collect();
     if world.sink.proxy.is_none() {
-        log.say("no toxiproxy here: THE NETWORK'S FAULTS ARE LEFT OUT");
+        log.print(
+            "WARNING: no toxiproxy found, network faults are skipped; install toxiproxy or set TOXIPROXY",
+        );
     }
     workload::prepare(&world.clients(), &world.sink).await;
     let journal = Arc::new(Journal::default());
     let watchers = Watchers::start(&world, &journal).await;
     let running = Running::start(&world, &journal, Load::default(), seed);
     let kills = faults::run(&mut world, &journal, Schedule::new(seed, &kinds), budget).await;
-    log.say(format!(
-        "the faults are over after {} posts",
+    log.print(format!(
+        "end of the faults after {} posts",
         journal.accepted_count()
     ));
     running.stop(&journal).await;
@@ -160,13 +172,16 @@ pub(crate) async fn episode_of(
     (verdict, kills, world)
 }
 
-/// Prints a verdict; keeps the evidence when it is bad.
-fn conclude(arguments: &Arguments, log: &Log, verdict: &Verdict, mut world: World) -> bool {
+/// Prints a verdict; keeps logs and data if it is bad.
+fn report_verdict(arguments: &Arguments, log: &Log, verdict: &Verdict, mut world: World) -> bool {
     for line in verdict.lines() {
-        log.say(line);
+        log.print(line);
     }
     if !verdict.is_good() || arguments.keep {
-        log.say(format!("logs and data are kept in {}", world.keep().display()));
+        log.print(format!(
+            "logs and data are kept in {}",
+            world.keep_dir().display()
+        ));
     }
     verdict.is_good()
 }

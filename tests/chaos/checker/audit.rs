@@ -1,8 +1,8 @@
-//! The product's own auditor, on the same mesh: it must find nothing where the checker finds nothing.
+//! `herald audit` on the same mesh as a second opinion: it must report no findings.
 
 use crate::{herald_program, world::World};
 
-/// What it says of a mesh that isn't as it must be.
+/// Output of a failed audit; empty if it passed.
 pub(super) async fn findings(world: &World) -> Vec<String> {
     let program = herald_program();
     let program = program.to_str().expect("a readable path");

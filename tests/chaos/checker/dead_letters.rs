@@ -1,5 +1,5 @@
-//! Dead letters: each must be explained by something that the suite did, what was done must have led to one, and what can be
-//! mended is mended by a redrive.
+//! Dead letters: each must have an injected fault as cause, each poison message must have its dead letters, and a
+//! redrive must resolve all others.
 
 use std::{
     collections::BTreeMap,
@@ -11,18 +11,18 @@ use tonic::{Status, transport::Channel};
 
 use crate::{workload::Journal, world::World};
 
-/// For all that was refused to be delivered after all.
+/// Time limit for the redrive of all redrivable dead letters.
 const REDRIVE_LIMIT: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(300);
 
-/// Redrives what was given up and isn't poison, until all of it is delivered. Dead letters that are missing yet come while it
-/// waits: it must be called when nothing else is left to do.
+/// Redrives all dead letters except poison until they are resolved; returns those that are not. Call it after the mesh
+/// has drained, so that no new dead letters appear.
 pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
     let mut client = client(world);
     let started = Instant::now();
     loop {
         let left = match list(&mut client).await {
-            Ok(dead_letters) => mendable(&dead_letters, journal),
+            Ok(dead_letters) => redrivable(&dead_letters, journal),
             Err(status) => return vec![format!("{status:?}")],
         };
         if left.is_empty() {
@@ -46,20 +46,20 @@ pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
                 dead_letter_ids,
                 ..Default::default()
             };
-            // One that was begun under the faults may send them at this very moment; then these are looked at again.
+            // A redrive started by a fault may still send the same dead letters; the next round checks them again.
             match client.redrive_dead_letters(request(selection)).await {
                 Ok(progress) => {
                     let mut progress = progress.into_inner();
                     while let Ok(Some(_)) = progress.message().await {}
                 }
-                Err(status) => world.log.say(format!("redrive: {}", status.message())),
+                Err(status) => world.log.print(format!("redrive failed: {}", status.message())),
             }
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// Begins to redrive all that is open, poison too, and goes away.
+/// Starts a redrive of all open dead letters, including poison, and doesn't wait for its end.
 pub(crate) async fn redrive_all(world: &World) -> Result<(), Status> {
     let selection = v1::DeadLetterSelection {
         all: true,
@@ -74,44 +74,41 @@ pub(crate) async fn redrive_all(world: &World) -> Result<(), Status> {
         .map(drop)
 }
 
-/// What is wrong with the dead letters there are, and how many these are.
-pub(super) async fn judge(world: &World, journal: &Journal) -> Result<(Vec<String>, usize), Status> {
+/// Returns violations and the number of dead letters.
+pub(super) async fn check(world: &World, journal: &Journal) -> Result<(Vec<String>, usize), Status> {
     let dead_letters = list(&mut client(world)).await?;
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     let mut of_message = BTreeMap::<(&str, u64), Vec<&str>>::new();
     for dead_letter in &dead_letters {
         let consumers = of_message
             .entry((&dead_letter.stream, dead_letter.sequence))
             .or_default();
         if consumers.contains(&dead_letter.consumer.as_str()) {
-            wrong.push(format!(
-                "there is another dead letter of {}",
-                describe(dead_letter)
-            ));
+            violations.push(format!("duplicate of {}", describe(dead_letter)));
         }
         consumers.push(&dead_letter.consumer);
         let poison = journal.is_poison(&dead_letter.stream, dead_letter.sequence);
         let failed = dead_letter.kind == "push" && journal.provider_failures() > 0;
         if !poison && !failed {
-            wrong.push(format!("nothing explains {}", describe(dead_letter)));
+            violations.push(format!("no fault explains {}", describe(dead_letter)));
         }
         if poison && dead_letter.state() == v1::DeadLetterState::Resolved {
-            wrong.push(format!("nobody can have delivered {}", describe(dead_letter)));
+            violations.push(format!("poison can't be resolved: {}", describe(dead_letter)));
         }
     }
     for (stream, sequence) in journal.poison() {
         let readers = if stream == "POSTS" { 3 } else { 1 };
         let consumers = of_message.get(&(stream.as_str(), sequence)).map_or(0, Vec::len);
         if consumers != readers {
-            wrong.push(format!(
-                "poison {sequence} of {stream} has {consumers} dead letters, {readers} consumers read it"
+            violations.push(format!(
+                "poison message {sequence} of {stream} has {consumers} dead letters, expected {readers}: one per consumer"
             ));
         }
     }
-    Ok((wrong, dead_letters.len()))
+    Ok((violations, dead_letters.len()))
 }
 
-fn mendable(dead_letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {
+fn redrivable(dead_letters: &[v1::DeadLetter], journal: &Journal) -> Vec<v1::DeadLetter> {
     let done = |dead_letter: &v1::DeadLetter| {
         dead_letter.state() == v1::DeadLetterState::Resolved
             || journal.is_poison(&dead_letter.stream, dead_letter.sequence)
@@ -145,7 +142,7 @@ async fn list(client: &mut DeadLetterServiceClient<Channel>) -> Result<Vec<v1::D
 fn request(selection: v1::DeadLetterSelection) -> v1::RedriveDeadLettersRequest {
     v1::RedriveDeadLettersRequest {
         selection: Some(selection),
-        // Poison fails again, and that may stop nothing.
+        // Poison fails again, which must not stop the redrive.
         failures_max: Some(0),
         ..Default::default()
     }

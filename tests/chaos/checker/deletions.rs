@@ -1,35 +1,38 @@
-//! Deleted posts: on no timeline, and pushed to nobody any more; a deletion that nobody waited for is done or not, but
-//! everywhere alike.
+//! Deletions: a deleted post is on no timeline and is not pushed any more. A deletion without an answer is done or not,
+//! but consistently.
 
 use std::{collections::HashMap, time::Duration};
 
 use super::observe::Observed;
 use crate::{
-    log::Window,
-    workload::{Deletion, Posted, reader},
+    log::FaultWindow,
+    workload::{AcceptedPost, Deletion, reader},
 };
 
-/// The push service looks for deletions each half second, after it has recorded how far it is, and what is under way then
-/// still comes; on a disk that others use, a record takes its time.
-const NOTICED: Duration = Duration::from_secs(5);
-/// The same when a process was stopped in between, or the network held something back: longer than any such fault.
-pub(super) const NOTICED_LATE: Duration = Duration::from_secs(15);
+/// Maximum delay until a deletion stops pushes. The push service polls deletions every half second, after it has
+/// recorded its progress, and pushes in flight still arrive. Generous, because a commit may be slow on a shared disk.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+/// The same with a fault in between: longer than any stop of a process or delay of the network.
+pub(super) const DELAY_MAX_WITH_FAULT: Duration = Duration::from_secs(15);
 
-/// Each post is there or deleted, as the journal says, for all who read.
+/// Each post exists or is deleted as journalled, for all readers alike.
 pub(super) fn posts(
-    posts: &[Posted],
+    posts: &[AcceptedPost],
     observed: &Observed,
     deletions: &HashMap<u64, Deletion>,
 ) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for post in posts {
         let Some(seen) = observed.posts.get(&post.id) else {
             continue;
         };
         match deletions.get(&post.id) {
-            None if seen.gone => wrong.push(format!("post {} is deleted, and nobody asked for it", post.id)),
-            Some(deletion) if deletion.answered.is_some() && !seen.gone => {
-                wrong.push(format!("post {} is not deleted, as was answered", post.id));
+            None if seen.deleted => violations.push(format!("post {} is deleted without a request", post.id)),
+            Some(deletion) if deletion.answered.is_some() && !seen.deleted => {
+                violations.push(format!(
+                    "post {} is not deleted, although its deletion was answered",
+                    post.id
+                ));
             }
             None | Some(_) => {}
         }
@@ -39,53 +42,60 @@ pub(super) fn posts(
             let answered = deletions
                 .get(id)
                 .is_some_and(|deletion| deletion.answered.is_some());
-            if answered || observed.posts.get(id).is_some_and(|seen| seen.gone) {
-                wrong.push(format!("{} has post {id}, which is deleted", reader(r)));
+            if answered || observed.posts.get(id).is_some_and(|seen| seen.deleted) {
+                violations.push(format!(
+                    "the timeline of {} has post {id}, which is deleted",
+                    reader(r)
+                ));
             }
         }
     }
-    wrong
+    violations
 }
 
-/// In POSTS and in analytics each deletion is one.
+/// POSTS and analytics count each deletion once.
 pub(super) fn counts(observed: &Observed) -> Vec<String> {
-    let gone = observed.posts.values().filter(|seen| seen.gone).count() as u64;
-    let mut wrong = Vec::new();
-    if observed.deletion_messages != gone {
-        wrong.push(format!(
-            "POSTS has {} deletions, {gone} posts are deleted",
+    let deleted = observed.posts.values().filter(|seen| seen.deleted).count() as u64;
+    let mut violations = Vec::new();
+    if observed.deletion_messages != deleted {
+        violations.push(format!(
+            "POSTS has {} deletions, but {deleted} posts are deleted",
             observed.deletion_messages
         ));
     }
-    if observed.totals.deleted_post_count != gone {
-        wrong.push(format!(
-            "analytics counts {} deleted posts, {gone} are",
+    if observed.totals.deleted_post_count != deleted {
+        violations.push(format!(
+            "analytics counts {} deleted posts, but {deleted} are deleted",
             observed.totals.deleted_post_count
         ));
     }
-    wrong
+    violations
 }
 
-/// No push of a deleted post came after its deletion was answered, but for what was under way.
+/// No device received a push of a deleted post after the answer to its deletion, except pushes in flight.
 pub(super) fn pushes(
     observed: &Observed,
     deletions: &HashMap<u64, Deletion>,
-    faults: &[Window],
+    faults: &[FaultWindow],
 ) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for ((device, post), receipts) in &observed.received {
         let Some(answered) = deletions.get(post).and_then(|deletion| deletion.answered) else {
             continue;
         };
         for time in &receipts.times {
-            let hurt = faults.iter().any(|fault| fault.overlaps(answered, *time));
-            let limit = if hurt { NOTICED_LATE } else { NOTICED };
+            let during_fault = faults.iter().any(|fault| fault.overlaps(answered, *time));
+            let limit = if during_fault {
+                DELAY_MAX_WITH_FAULT
+            } else {
+                DELAY_MAX
+            };
             if *time > answered + limit {
-                wrong.push(format!(
-                    "{device} got post {post} at {time}, its deletion was answered at {answered}"
+                violations.push(format!(
+                    "{device} received post {post} at {time}, although its deletion was answered at {answered}"
                 ));
             }
         }
     }
-    wrong
+    violations
 }

@@ -1,24 +1,24 @@
-//! Who must, may and must not have a post: pure decisions over the journal.
+//! Expected recipients of a post, derived from the journal. Pure functions.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::workload::{AUTHORS, Change, Deletion, Posted, Tie, tie};
+use crate::workload::{AUTHORS, AcceptedPost, Change, Deletion, Relation, initial_relation};
 
-/// The newest posts that a new follow brings.
+/// Posts that a new follow backfills.
 const BACKFILL_POSTS: usize = 20;
 
-/// What the journal implies.
+/// Expectations derived from the journal.
 pub(super) struct Expected {
     changes: HashMap<(usize, usize), Vec<Change>>,
-    /// Of each author, by id.
-    by_author: Vec<Vec<Posted>>,
-    /// Posts that may have been deleted at any moment.
+    /// Posts of each author, ordered by id.
+    by_author: Vec<Vec<AcceptedPost>>,
+    /// Posts with a requested deletion, which may have been done at any time.
     deleted: HashSet<u64>,
 }
 
 impl Expected {
     pub(super) fn new(
-        posts: &[Posted],
+        posts: &[AcceptedPost],
         changes: &HashMap<(usize, usize), Vec<Change>>,
         deletions: &HashMap<u64, Deletion>,
     ) -> Self {
@@ -36,29 +36,29 @@ impl Expected {
         }
     }
 
-    /// The ties that a reader may have had when a post was accepted: one, or several when the tie was being changed
-    /// meanwhile.
-    pub(super) fn ties(&self, post: &Posted, reader: usize) -> Vec<Tie> {
+    /// Possible relations of a reader to the author when a post was accepted: several if a change was concurrent.
+    pub(super) fn possible_relations(&self, post: &AcceptedPost, reader: usize) -> Vec<Relation> {
         let changes = self.changes_of(reader, post.author);
         let settled = changes.iter().rev().find(|change| change.ended < post.started);
-        let mut ties = vec![settled.map_or_else(|| tie(reader, post.author), |change| change.tie)];
-        ties.extend(
+        let mut relations =
+            vec![settled.map_or_else(|| initial_relation(reader, post.author), |change| change.relation)];
+        relations.extend(
             changes
                 .iter()
                 .filter(|change| change.started < post.ended && change.ended >= post.started)
-                .map(|change| change.tie),
+                .map(|change| change.relation),
         );
-        ties
+        relations
     }
 
-    /// Whether a follow may have brought a post that fan-out did not: the post may have been accepted before it, among
+    /// Whether a follow may have backfilled a post: the post may have been accepted before the follow and been among
     /// the author's newest.
-    pub(super) fn may_be_backfilled(&self, post: &Posted, reader: usize) -> bool {
+    pub(super) fn may_be_backfilled(&self, post: &AcceptedPost, reader: usize) -> bool {
         self.changes_of(reader, post.author)
             .iter()
-            .filter(|change| change.tie != Tie::None)
+            .filter(|change| change.relation != Relation::None)
             .any(|change| {
-                // Whoever looks them up leaves out what was deleted meanwhile, and comes to an older one.
+                // The backfill skips deleted posts and takes older ones instead.
                 let newer = self
                     .newer(post)
                     .filter(|newer| newer.ended < change.started && !self.deleted.contains(&newer.id));
@@ -66,12 +66,12 @@ impl Expected {
             })
     }
 
-    /// Whether a follow must have brought a post: it was accepted before, and was among the author's newest whenever
-    /// they were looked up.
-    pub(super) fn must_be_backfilled(&self, post: &Posted, reader: usize) -> bool {
+    /// Whether a follow must have backfilled a post: the post was accepted before the follow and was among the author's
+    /// newest during the whole call.
+    pub(super) fn must_be_backfilled(&self, post: &AcceptedPost, reader: usize) -> bool {
         self.changes_of(reader, post.author)
             .iter()
-            .filter(|change| change.tie != Tie::None && post.ended < change.started)
+            .filter(|change| change.relation != Relation::None && post.ended < change.started)
             .any(|change| {
                 self.newer(post)
                     .filter(|newer| newer.started < change.ended)
@@ -84,7 +84,7 @@ impl Expected {
         self.changes.get(&(reader, author)).map_or(&[], Vec::as_slice)
     }
 
-    fn newer<'a>(&'a self, post: &Posted) -> impl Iterator<Item = &'a Posted> + use<'a> {
+    fn newer<'a>(&'a self, post: &AcceptedPost) -> impl Iterator<Item = &'a AcceptedPost> + use<'a> {
         let posts = &self.by_author[post.author];
         posts[posts.partition_point(|other| other.id <= post.id)..].iter()
     }

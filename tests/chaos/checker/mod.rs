@@ -1,15 +1,15 @@
-//! The checker: knows each accepted post and each answered follow, waits for quiet, reads everything, and says what is wrong.
+//! The checker: waits until the mesh has drained, reads all state, and compares it with the journal of client answers.
 
 mod audit;
-mod blind;
 pub(crate) mod dead_letters;
 mod deletions;
+mod drain;
 mod expect;
-mod judge;
+mod invariants;
 mod observe;
 mod pushes;
-mod quiet;
 mod replicas;
+mod self_test;
 mod watches;
 
 use crate::{
@@ -17,19 +17,20 @@ use crate::{
     world::World,
 };
 
-/// No more of one kind are printed.
+/// Maximum printed violations of one kind.
 const SHOWN_MAX: usize = 8;
 
-/// What was found.
+/// Result of a check.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// What is wrong, by kind.
+    /// Violations by kind.
     kinds: Vec<(&'static str, Vec<String>)>,
     pub(crate) posts: usize,
     pub(crate) deleted_posts: usize,
-    /// Posts that were shown to watchers, and how often these came back.
-    pub(crate) shown: usize,
-    pub(crate) returns: usize,
+    /// Entries that watchers received.
+    pub(crate) watched_entries: usize,
+    /// Reconnects of watchers with a resume token.
+    pub(crate) resumes: usize,
     pub(crate) timeline_deliveries: u64,
     pub(crate) pushes: u64,
     pub(crate) duplicate_pushes: u64,
@@ -41,7 +42,7 @@ impl Verdict {
         self.kinds.is_empty()
     }
 
-    /// Whether something of this kind was found.
+    /// Whether a violation of this kind was found.
     pub(crate) fn has(&self, kind: &str) -> bool {
         self.kinds.iter().any(|(found, _)| *found == kind)
     }
@@ -52,41 +53,41 @@ impl Verdict {
         }
     }
 
-    /// For people.
+    /// Report lines for the log.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
-            "checked {} posts ({} of them deleted), {} timeline deliveries, {} pushes ({} of them repeated), {} entries that \
-             were watched ({} returns), {} dead letters",
+            "checked {} posts ({} deleted), {} timeline deliveries, {} pushes ({} repeated), {} watched entries ({} \
+             resumed watches), {} dead letters",
             self.posts,
             self.deleted_posts,
             self.timeline_deliveries,
             self.pushes,
             self.duplicate_pushes,
-            self.shown,
-            self.returns,
+            self.watched_entries,
+            self.resumes,
             self.dead_letters
         )];
         for (kind, found) in &self.kinds {
-            lines.push(format!("WRONG, {kind}: {}", found.len()));
+            lines.push(format!("VIOLATION, {kind}: {}", found.len()));
             lines.extend(found.iter().take(SHOWN_MAX).map(|what| format!("  {what}")));
         }
         lines
     }
 }
 
-/// Checks a mesh on which nothing acts any more.
+/// Checks a mesh after the load and the faults have ended.
 pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers) -> Verdict {
     let mut verdict = Verdict::default();
-    verdict.add("processes", world.herald.surprises());
-    verdict.add("not settled", quiet::wait(world, journal).await);
+    verdict.add("unexpected exits", world.herald.unexpected_exits());
+    verdict.add("not settled", drain::wait(world, journal).await);
     verdict.add("not redriven", dead_letters::redrive(world, journal).await);
-    // What was redriven settles too.
-    verdict.add("not settled after the redrive", quiet::wait(world, journal).await);
-    let observed = match observe::everything(world, journal).await {
+    // The redriven messages must settle too.
+    verdict.add("not settled after the redrive", drain::wait(world, journal).await);
+    let observed = match observe::read_all(world, journal).await {
         Ok(observed) => observed,
         Err(status) => {
             verdict.add("not readable", vec![format!("{status:?}")]);
-            verdict.add("seen during the load", journal.all_wrong());
+            verdict.add("violations during the load", journal.violations());
             return verdict;
         }
     };
@@ -100,44 +101,47 @@ pub(crate) async fn check(world: &World, journal: &Journal, watchers: &Watchers)
         deletions: &deletions,
     };
     verdict.posts = posts.len();
-    verdict.deleted_posts = observed.posts.values().filter(|seen| seen.gone).count();
+    verdict.deleted_posts = observed.posts.values().filter(|seen| seen.deleted).count();
     verdict.add(
         "requests",
-        judge::requests(&posts, &observed, journal.foreign_count()),
+        invariants::requests(&posts, &observed, journal.poison_in_posts()),
     );
-    verdict.add("fan-out", judge::fanout(&posts, &observed, &expected));
-    verdict.add("timelines", judge::timelines(&posts, &observed, &expected));
-    verdict.add("backfills", judge::backfills(&posts, &observed, &expected));
-    verdict.add("conservation", judge::conservation(&posts, &observed));
-    verdict.add("totals", judge::totals(&posts, &observed));
+    verdict.add("fan-out", invariants::fanout(&posts, &observed, &expected));
+    verdict.add("timelines", invariants::timelines(&posts, &observed, &expected));
+    verdict.add("backfills", invariants::backfills(&posts, &observed, &expected));
+    verdict.add("conservation", invariants::conservation(&posts, &observed));
+    verdict.add("totals", invariants::totals(&posts, &observed));
     verdict.add("deletions", deletions::posts(&posts, &observed, &deletions));
-    verdict.add("deletions counted", deletions::counts(&observed));
+    verdict.add("deletion counts", deletions::counts(&observed));
     let late = deletions::pushes(&observed, &deletions, &world.log.faults());
     verdict.add("pushes of deleted posts", late);
     let watched = watches::wait(watchers, facts).await;
-    verdict.shown = watched.iter().map(|watched| watched.entries.len()).sum();
-    verdict.returns = watched.iter().map(|watched| watched.returns.len()).sum();
-    verdict.add("watches", watches::judge(&watched, facts));
-    verdict.add("silent watches", watches::silences(&watched, &world.log.faults()));
-    verdict.add("a blind spot of the checker", blind::spots(&watched, facts));
+    verdict.watched_entries = watched.iter().map(|watched| watched.entries.len()).sum();
+    verdict.resumes = watched.iter().map(|watched| watched.resumes.len()).sum();
+    verdict.add("watches", watches::check(&watched, facts));
+    verdict.add(
+        "silent watches",
+        watches::check_silences(&watched, &world.log.faults()),
+    );
+    verdict.add("checker self-test", self_test::undetected(&watched, facts));
     verdict.add("audit", audit::findings(world).await);
-    verdict.add("replicas", replicas::disagreements(world).await);
-    match dead_letters::judge(world, journal).await {
-        Ok((wrong, count)) => {
+    verdict.add("replicas", replicas::find_differences(world).await);
+    match dead_letters::check(world, journal).await {
+        Ok((violations, count)) => {
             verdict.dead_letters = count;
-            verdict.add("dead letters", wrong);
+            verdict.add("dead letters", violations);
         }
         Err(status) => verdict.add("dead letters", vec![format!("{status:?}")]),
     }
-    let pushes = pushes::judge(&posts, &observed, world, journal);
+    let pushes = pushes::check(&posts, &observed, world, journal);
     (verdict.pushes, verdict.duplicate_pushes) = (pushes.received, pushes.repeated);
-    verdict.add("pushes", pushes.wrong);
+    verdict.add("pushes", pushes.violations);
     verdict.timeline_deliveries = observed
         .timelines
         .iter()
         .map(|entries| entries.len() as u64)
         .sum();
-    // Watchers can have seen something until now.
-    verdict.add("seen during the load", journal.all_wrong());
+    // Watchers may report violations until now.
+    verdict.add("violations during the load", journal.violations());
     verdict
 }

@@ -1,4 +1,4 @@
-//! Reads all there is to read.
+//! Reads the complete state of the mesh.
 
 use std::collections::HashMap;
 
@@ -15,47 +15,48 @@ use crate::{
 
 const CALLS: usize = 32;
 
-/// What the mesh shows.
+/// Observed state of the mesh.
 pub(super) struct Observed {
-    /// By post.
-    pub(super) posts: HashMap<u64, Seen>,
-    /// By reader: post and text, newest first.
+    /// By post id.
+    pub(super) posts: HashMap<u64, PostState>,
+    /// By reader: post id and text, newest first.
     pub(super) timelines: Vec<Vec<(u64, String)>>,
-    /// By device and post.
+    /// By device and post id.
     pub(super) received: HashMap<(String, u64), Receipts>,
     /// Messages in POSTS.
     pub(super) posts_messages: u64,
-    /// Those of them that delete a post.
+    /// Deletions among the messages in POSTS.
     pub(super) deletion_messages: u64,
-    /// Over all posts.
+    /// Analytics totals over all posts.
     pub(super) totals: v1::Totals,
 }
 
-/// What the archive, the ledger and analytics say of a post.
-pub(super) struct Seen {
-    /// It is deleted.
-    pub(super) gone: bool,
+/// State of a post in the archive, the ledger and analytics.
+pub(super) struct PostState {
+    /// The archive no longer has the post.
+    pub(super) deleted: bool,
     pub(super) timeline: v1::ChannelDelivery,
     pub(super) push: v1::ChannelDelivery,
-    /// Recipients by number; those with a name that is none of ours are in `strangers`.
+    /// States by reader number.
     pub(super) timeline_states: HashMap<usize, v1::DeliveryState>,
     pub(super) push_states: HashMap<usize, v1::DeliveryState>,
-    pub(super) strangers: Vec<String>,
+    /// Recipients that are listed twice or are no readers.
+    pub(super) unexpected_recipients: Vec<String>,
     pub(super) stats: Option<v1::Totals>,
 }
 
-pub(super) async fn everything(world: &World, journal: &Journal) -> Result<Observed, Status> {
+pub(super) async fn read_all(world: &World, journal: &Journal) -> Result<Observed, Status> {
     let clients = world.clients();
     let posts = stream::iter(journal.posts())
         .map(|post| {
             let clients = clients.clone();
-            async move { Ok::<_, Status>((post.id, seen(&clients, post.id).await?)) }
+            async move { Ok::<_, Status>((post.id, read_post(&clients, post.id).await?)) }
         })
         .buffer_unordered(CALLS)
         .try_collect()
         .await?;
     let timelines = stream::iter(0..READERS)
-        .map(|r| timeline(clients.clone(), reader(r)))
+        .map(|r| read_timeline(clients.clone(), reader(r)))
         .buffered(CALLS)
         .try_collect()
         .await?;
@@ -75,7 +76,7 @@ pub(super) async fn everything(world: &World, journal: &Journal) -> Result<Obser
     })
 }
 
-/// Asks the broker itself.
+/// Counts deletions with the broker's API.
 async fn deletion_messages(world: &World) -> Result<u64, Status> {
     let counted = async {
         let broker = jetstream::new(world.nats.client().await?);
@@ -92,7 +93,7 @@ async fn deletion_messages(world: &World) -> Result<u64, Status> {
         .map_err(|error| Status::unavailable(error.to_string()))
 }
 
-async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
+async fn read_post(clients: &Clients, post_id: u64) -> Result<PostState, Status> {
     let request = v1::GetDeliveryRequest { post_id };
     let delivery = clients.deliveries().get_delivery(request).await?.into_inner();
     let of = |channel| {
@@ -102,9 +103,15 @@ async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
             .find(|counts| counts.channel() == channel);
         found.copied().unwrap_or_default()
     };
-    let mut strangers = Vec::new();
-    let timeline_states = states(clients, post_id, v1::Channel::Timeline, &mut strangers).await?;
-    let push_states = states(clients, post_id, v1::Channel::Push, &mut strangers).await?;
+    let mut unexpected_recipients = Vec::new();
+    let timeline_states = read_states(
+        clients,
+        post_id,
+        v1::Channel::Timeline,
+        &mut unexpected_recipients,
+    )
+    .await?;
+    let push_states = read_states(clients, post_id, v1::Channel::Push, &mut unexpected_recipients).await?;
     let stats = clients
         .analytics()
         .get_post_stats(v1::GetPostStatsRequest { post_id })
@@ -114,28 +121,28 @@ async fn seen(clients: &Clients, post_id: u64) -> Result<Seen, Status> {
         Err(status) if status.code() == tonic::Code::NotFound => None,
         Err(status) => return Err(status),
     };
-    let gone = match clients.posts().get_post(v1::GetPostRequest { post_id }).await {
+    let deleted = match clients.posts().get_post(v1::GetPostRequest { post_id }).await {
         Ok(_) => false,
         Err(status) if status.code() == tonic::Code::NotFound => true,
         Err(status) => return Err(status),
     };
-    Ok(Seen {
-        gone,
+    Ok(PostState {
+        deleted,
         timeline: of(v1::Channel::Timeline),
         push: of(v1::Channel::Push),
         timeline_states,
         push_states,
-        strangers,
+        unexpected_recipients,
         stats,
     })
 }
 
-/// Recipients and their states. One that is listed twice is a stranger.
-async fn states(
+/// States of the recipients of a post on one channel. Duplicate and unknown recipients go to `unexpected_recipients`.
+async fn read_states(
     clients: &Clients,
     post_id: u64,
     channel: v1::Channel,
-    strangers: &mut Vec<String>,
+    unexpected_recipients: &mut Vec<String>,
 ) -> Result<HashMap<usize, v1::DeliveryState>, Status> {
     let mut states = HashMap::new();
     let mut page_token = String::new();
@@ -156,7 +163,7 @@ async fn states(
                 .and_then(|n| n.parse().ok());
             let known = number.filter(|n| *n < READERS);
             if known.is_none_or(|n| states.insert(n, state).is_some()) {
-                strangers.push(recipient.user_id);
+                unexpected_recipients.push(recipient.user_id);
             }
         }
         page_token = page.next_page_token;
@@ -166,7 +173,7 @@ async fn states(
     }
 }
 
-async fn timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, String)>, Status> {
+async fn read_timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, String)>, Status> {
     let mut entries = Vec::new();
     let mut page_token = String::new();
     loop {

@@ -1,4 +1,4 @@
-//! Pushes: at least once, and more than once only where a fault explains it.
+//! Pushes: each is received at least once, and more than once only because of a fault.
 
 use std::collections::HashMap;
 
@@ -6,33 +6,33 @@ use herald_proto::v1::DeliveryState;
 
 use super::observe::Observed;
 use crate::{
-    workload::{Journal, Posted, READERS, devices, reader},
+    workload::{AcceptedPost, Journal, READERS, devices, reader},
     world::World,
 };
 
-/// What was found of pushes.
+/// Result of the push check.
 pub(super) struct Pushes {
-    pub(super) wrong: Vec<String>,
+    pub(super) violations: Vec<String>,
     pub(super) received: u64,
     pub(super) repeated: u64,
 }
 
-/// Sends between two records of progress of a chunk, and sends that may be under way: what one crash can repeat of a chunk.
+/// Pushes of one chunk that a crash can repeat: sends since the last recorded progress plus sends in flight.
 const REPEATS_OF_CHUNK: u64 = 8 + 32;
-/// Chunks that all lanes may have in hand.
-const CHUNKS_IN_HAND: u64 = 3 * 32;
+/// Chunks in flight over all lanes.
+const CHUNKS_IN_FLIGHT: u64 = 3 * 32;
 
-pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journal: &Journal) -> Pushes {
+pub(super) fn check(posts: &[AcceptedPost], observed: &Observed, world: &World, journal: &Journal) -> Pushes {
     let provider_failed = journal.provider_failures() > 0;
     let deletions = journal.deletions();
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     if world.sink.rejected() > 0 {
-        wrong.push(format!(
-            "{} pushes were forged or malformed",
+        violations.push(format!(
+            "the push sink rejected {} requests as forged or malformed",
             world.sink.rejected()
         ));
     }
-    let by_id: HashMap<u64, &Posted> = posts.iter().map(|post| (post.id, post)).collect();
+    let by_id: HashMap<u64, &AcceptedPost> = posts.iter().map(|post| (post.id, post)).collect();
     let faults = world.log.faults();
     let (mut received, mut repeated) = (0, 0);
     for ((device, post), receipts) in &observed.received {
@@ -42,30 +42,30 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journa
         let owner = owner.ok().filter(|owner| receipts.recipient == reader(*owner));
         let state = owner.and_then(|owner| observed.posts.get(post)?.push_states.get(&owner));
         if state.is_none() {
-            wrong.push(format!("{device} got post {post}, which was not for it"));
+            violations.push(format!("{device} received post {post} without being a target"));
         }
         if by_id
             .get(post)
-            .is_some_and(|known| !known.text.starts_with(&receipts.text))
+            .is_some_and(|post| !post.text.starts_with(&receipts.text))
         {
-            wrong.push(format!(
-                "{device} got post {post} with the text {:?}",
+            violations.push(format!(
+                "{device} received post {post} with the wrong text {:?}",
                 receipts.text
             ));
         }
         for pair in receipts.times.windows(2) {
             if !faults.iter().any(|fault| fault.overlaps(pair[0], pair[1])) {
-                wrong.push(format!(
-                    "{device} got post {post} at {} and {}, and nothing happened between",
+                violations.push(format!(
+                    "{device} received post {post} at {} and again at {} without a fault in between",
                     pair[0], pair[1]
                 ));
             }
         }
     }
-    let bound = faults.len() as u64 * REPEATS_OF_CHUNK * CHUNKS_IN_HAND;
+    let bound = faults.len() as u64 * REPEATS_OF_CHUNK * CHUNKS_IN_FLIGHT;
     if repeated > bound {
-        wrong.push(format!(
-            "{repeated} pushes were repeated, {} faults explain {bound}",
+        violations.push(format!(
+            "{repeated} pushes were repeated; {} faults explain at most {bound}",
             faults.len()
         ));
     }
@@ -73,14 +73,14 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journa
         let Some(seen) = observed.posts.get(&post.id) else {
             continue;
         };
-        // Some may have got a post before it was deleted.
-        let deleted = seen.gone && deletions.contains_key(&post.id);
+        // Some devices may have received the post before its deletion.
+        let deleted = seen.deleted && deletions.contains_key(&post.id);
         for r in 0..READERS {
             let Some(state) = seen.push_states.get(&r) else {
                 continue;
             };
             let devices = devices(r);
-            let got = devices
+            let receiving = devices
                 .iter()
                 .filter(|device| {
                     observed
@@ -89,18 +89,20 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journa
                 })
                 .count();
             let good = match state {
-                // One device is enough when the provider has refused another one for good, or for too long.
-                DeliveryState::Delivered => got > 0 && (got == devices.len() || provider_failed || deleted),
+                // One device is enough if the provider has failed for the other.
+                DeliveryState::Delivered => {
+                    receiving > 0 && (receiving == devices.len() || provider_failed || deleted)
+                }
                 DeliveryState::Suppressed => devices.is_empty() || deleted,
-                // Nothing is so slow that it expires, and what was given up is redriven in the end.
+                // No push expires within an episode, and dead letters are redriven before the check.
                 DeliveryState::Dead
                 | DeliveryState::Expired
                 | DeliveryState::Pending
                 | DeliveryState::Unspecified => false,
             };
             if !good {
-                wrong.push(format!(
-                    "post {}: {} is {state:?}, and {got} of {} devices got it",
+                violations.push(format!(
+                    "post {}: the push to {} is {state:?}, but {receiving} of {} devices received it",
                     post.id,
                     reader(r),
                     devices.len()
@@ -109,7 +111,7 @@ pub(super) fn judge(posts: &[Posted], observed: &Observed, world: &World, journa
         }
     }
     Pushes {
-        wrong,
+        violations,
         received,
         repeated,
     }

@@ -1,4 +1,4 @@
-//! Replicas agree: each server of the cluster, made the leader of POSTS in turn, tells the same posts.
+//! Replicas: each server of the cluster is made leader of POSTS in turn and must return the same messages.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -10,69 +10,69 @@ use futures::{StreamExt, TryStreamExt, stream};
 use harness::until_some;
 use serde_json::Value;
 
-use crate::world::{World, name};
+use crate::world::{World, server_name};
 
 const STREAM: &str = "POSTS";
-/// To elect a leader, and to catch up.
+/// Time limit for the election of a leader, including its catch-up.
 const LIMIT: Duration = Duration::from_mins(1);
 const READS: usize = 64;
 
-/// What one server has of a stream.
+/// Content of a stream on one server.
 #[derive(Debug, PartialEq, Eq)]
-struct Copy {
+struct Replica {
     first: u64,
     last: u64,
     messages: u64,
     digest: u64,
 }
 
-/// What is different.
-pub(super) async fn disagreements(world: &World) -> Vec<String> {
+/// Differences between the replicas; empty if they agree.
+pub(super) async fn find_differences(world: &World) -> Vec<String> {
     let size = world.nats.servers.len();
     if size == 1 {
         return Vec::new();
     }
     let client = world.nats.client().await.expect("a server answers");
-    let mut copies = Vec::new();
+    let mut replicas = Vec::new();
     for server in 0..size {
-        lead(world, &client, server).await;
-        copies.push(copy(&client).await);
+        make_leader(world, &client, server).await;
+        replicas.push(read_replica(&client).await);
     }
-    let differ = copies.iter().any(|copy| *copy != copies[0]);
+    let differ = replicas.iter().any(|replica| *replica != replicas[0]);
     if differ {
-        copies
+        replicas
             .iter()
             .enumerate()
-            .map(|(server, copy)| format!("{} has {copy:?}", name(server)))
+            .map(|(server, replica)| format!("{} has {replica:?}", server_name(server)))
             .collect()
     } else {
         world
             .log
-            .say(format!("{size} replicas of {STREAM} agree: {:?}", copies[0]));
+            .print(format!("{size} replicas of {STREAM} agree: {:?}", replicas[0]));
         Vec::new()
     }
 }
 
-/// Makes a server the leader.
-async fn lead(world: &World, client: &Client, server: usize) {
-    let what = format!("{} leads {STREAM}", name(server));
+/// Makes a server the leader of [`STREAM`].
+async fn make_leader(world: &World, client: &Client, server: usize) {
+    let what = format!("{} leads {STREAM}", server_name(server));
     until_some(&what, LIMIT, || async {
         if world.nats.leader(STREAM).await == Some(server) {
             return Some(());
         }
-        let placement = format!("{{\"placement\":{{\"preferred\":\"{}\"}}}}", name(server));
+        let placement = format!("{{\"placement\":{{\"preferred\":\"{}\"}}}}", server_name(server));
         let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}");
-        // A replica that is behind can't lead yet; it is tried again.
+        // A lagging replica can't become leader yet; the request is repeated.
         let _ = client.request(subject, placement.into()).await;
         None
     })
     .await;
 }
 
-/// Reads what the leader has: `STREAM.MSG.GET` is answered by it alone.
-async fn copy(client: &Client) -> Copy {
+/// Reads the stream from its leader: only the leader answers `STREAM.MSG.GET`.
+async fn read_replica(client: &Client) -> Replica {
     let broker = jetstream::new(client.clone());
-    let state = until_some("the leader tells the stream's state", LIMIT, || async {
+    let state = until_some("the leader reports the stream's state", LIMIT, || async {
         let stream = broker.get_stream(STREAM).await.ok()?;
         Some(stream.cached_info().state.clone())
     })
@@ -85,7 +85,7 @@ async fn copy(client: &Client) -> Copy {
         .expect("every message can be read");
     let mut hasher = DefaultHasher::new();
     digests.hash(&mut hasher);
-    Copy {
+    Replica {
         first: state.first_sequence,
         last: state.last_sequence,
         messages: state.messages,

@@ -1,7 +1,7 @@
-//! Watches: each post that is on the timeline in the end was shown to whoever watched it, once, and nothing else was.
+//! Watches: each watcher received each post of the final timeline, and no other post.
 //!
-//! What a watch need not bring is what WatchTimeline's contract leaves to ListTimeline: a post that became visible when the
-//! watcher had returned with a token that tells 64 greater ones, or when 200 greater ones were on the timeline.
+//! Exceptions of WatchTimeline's contract, left to ListTimeline: a post that became visible after the watcher resumed
+//! with a token that records 64 newer posts, or after 200 newer posts were on the timeline.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,29 +10,29 @@ use std::{
 
 use super::{deletions, expect::Expected, observe::Observed};
 use crate::{
-    log::Window,
-    workload::{Deletion, Posted, Watched, Watchers, reader},
+    log::FaultWindow,
+    workload::{AcceptedPost, Deletion, WatchRecord, Watchers, reader},
 };
 
-/// Posts that a token tells.
+/// Posts that a resume token records.
 const TOKEN_POSTS: usize = 64;
-/// The newest posts that are compared with what was shown.
+/// Newest posts of a timeline that a watch must deliver.
 const WINDOW: usize = 200;
-/// For a watch to find what it was not told of: some heartbeats, and a return.
+/// Time limit for a watch to deliver missed posts: some heartbeats and one resume.
 const LIMIT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What all of it is judged by.
+/// Inputs of the watch checks.
 #[derive(Clone, Copy)]
 pub(super) struct Facts<'a> {
-    pub(super) posts: &'a [Posted],
+    pub(super) posts: &'a [AcceptedPost],
     pub(super) observed: &'a Observed,
     pub(super) expected: &'a Expected,
     pub(super) deletions: &'a HashMap<u64, Deletion>,
 }
 
-/// Waits until the watchers were shown everything; gives what they were shown then.
-pub(super) async fn wait(watchers: &Watchers, facts: Facts<'_>) -> Vec<Watched> {
+/// Waits until the watchers have received every post or [`LIMIT`] is over; returns what they received.
+pub(super) async fn wait(watchers: &Watchers, facts: Facts<'_>) -> Vec<WatchRecord> {
     let started = Instant::now();
     loop {
         let watched = watchers.watched();
@@ -44,21 +44,21 @@ pub(super) async fn wait(watchers: &Watchers, facts: Facts<'_>) -> Vec<Watched> 
     }
 }
 
-/// What is wrong with what they were shown.
-pub(super) fn judge(watched: &[Watched], facts: Facts<'_>) -> Vec<String> {
-    let by_id: HashMap<u64, &Posted> = facts.posts.iter().map(|post| (post.id, post)).collect();
+/// Returns unexpected and missing posts of the watchers.
+pub(super) fn check(watched: &[WatchRecord], facts: Facts<'_>) -> Vec<String> {
+    let by_id: HashMap<u64, &AcceptedPost> = facts.posts.iter().map(|post| (post.id, post)).collect();
     watched
         .iter()
         .flat_map(|watched| {
-            let mut wrong = phantoms(watched, &by_id, facts);
-            wrong.extend(missing(watched, facts));
-            wrong
+            let mut violations = unexpected(watched, &by_id, facts);
+            violations.extend(missing(watched, facts));
+            violations
         })
         .collect()
 }
 
-/// Streams that fell silent for some heartbeats, though nothing happened.
-pub(super) fn silences(watched: &[Watched], faults: &[Window]) -> Vec<String> {
+/// Streams that were silent for several heartbeats without a fault.
+pub(super) fn check_silences(watched: &[WatchRecord], faults: &[FaultWindow]) -> Vec<String> {
     let silences = watched.iter().flat_map(|one| {
         one.silences
             .iter()
@@ -66,16 +66,23 @@ pub(super) fn silences(watched: &[Watched], faults: &[Window]) -> Vec<String> {
     });
     silences
         .filter(|(_, since, until)| !faults.iter().any(|fault| fault.overlaps(*since, *until)))
-        .map(|(r, since, until)| format!("the watch of {} was silent from {since} to {until}", reader(r)))
+        .map(|(r, since, until)| {
+            format!(
+                "the watch of {} was silent from {since} to {until} without a fault",
+                reader(r)
+            )
+        })
         .collect()
 }
 
-fn phantoms(watched: &Watched, by_id: &HashMap<u64, &Posted>, facts: Facts<'_>) -> Vec<String> {
+fn unexpected(watched: &WatchRecord, by_id: &HashMap<u64, &AcceptedPost>, facts: Facts<'_>) -> Vec<String> {
     let name = reader(watched.reader);
-    let mut wrong = Vec::new();
+    let mut violations = Vec::new();
     for (id, shown) in &watched.entries {
         let Some(post) = by_id.get(id) else {
-            wrong.push(format!("post {id} was shown to {name}, and nobody wrote it"));
+            violations.push(format!(
+                "watcher {name} received post {id}, which was never accepted"
+            ));
             continue;
         };
         let planned = facts
@@ -84,28 +91,33 @@ fn phantoms(watched: &Watched, by_id: &HashMap<u64, &Posted>, facts: Facts<'_>) 
             .get(id)
             .is_some_and(|seen| seen.timeline_states.contains_key(&watched.reader));
         if !planned && !facts.expected.may_be_backfilled(post, watched.reader) {
-            wrong.push(format!("post {id} was shown to {name} and was not for them"));
+            violations.push(format!(
+                "watcher {name} received post {id} without being a recipient"
+            ));
         }
         if shown.text != post.text {
-            wrong.push(format!("post {id} was shown to {name} as {:?}", shown.text));
+            violations.push(format!(
+                "watcher {name} received post {id} with the wrong text {:?}",
+                shown.text
+            ));
         }
         let deleted = facts.deletions.get(id).and_then(|deletion| deletion.answered);
-        if let Some(deleted) = deleted.filter(|at| shown.at > *at + deletions::NOTICED_LATE) {
-            wrong.push(format!(
-                "post {id} was shown to {name} at {}, its deletion was answered at {deleted}",
+        if let Some(deleted) = deleted.filter(|at| shown.at > *at + deletions::DELAY_MAX_WITH_FAULT) {
+            violations.push(format!(
+                "watcher {name} received post {id} at {}, although its deletion was answered at {deleted}",
                 shown.at
             ));
         }
     }
-    wrong
+    violations
 }
 
-fn missing(watched: &Watched, facts: Facts<'_>) -> Vec<String> {
+fn missing(watched: &WatchRecord, facts: Facts<'_>) -> Vec<String> {
     let on_timeline = facts.observed.timelines[watched.reader].iter().map(|(id, _)| *id);
     if on_timeline.clone().all(|id| watched.entries.contains_key(&id)) {
         return Vec::new();
     }
-    // Deleted posts count among those that a watch has looked at, though it may have shown none of them.
+    // Deleted posts count towards the limits, although the watch may have delivered none of them.
     let hidden: BTreeSet<u64> = facts
         .observed
         .posts
@@ -116,9 +128,9 @@ fn missing(watched: &Watched, facts: Facts<'_>) -> Vec<String> {
         .map(|(id, _)| *id)
         .collect();
     let all: BTreeSet<u64> = on_timeline.clone().chain(hidden.iter().copied()).collect();
-    let above = |known: &BTreeSet<u64>, id: u64| known.range(id + 1..).count();
-    let told: Vec<BTreeSet<u64>> = watched
-        .returns
+    let newer_count = |known: &BTreeSet<u64>, id: u64| known.range(id + 1..).count();
+    let recorded: Vec<BTreeSet<u64>> = watched
+        .resumes
         .iter()
         .filter_map(|shown| {
             let newest = *shown.last()?;
@@ -128,13 +140,12 @@ fn missing(watched: &Watched, facts: Facts<'_>) -> Vec<String> {
         .collect();
     on_timeline
         .filter(|id| !watched.entries.contains_key(id))
-        .filter(|id| above(&all, *id) < WINDOW)
-        .filter(|id| told.iter().all(|told| above(told, *id) < TOKEN_POSTS))
-        .map(|id| {
-            format!(
-                "post {id} was never shown to {}, who watches",
-                reader(watched.reader)
-            )
+        .filter(|id| newer_count(&all, *id) < WINDOW)
+        .filter(|id| {
+            recorded
+                .iter()
+                .all(|recorded| newer_count(recorded, *id) < TOKEN_POSTS)
         })
+        .map(|id| format!("watcher {} never received post {id}", reader(watched.reader)))
         .collect()
 }

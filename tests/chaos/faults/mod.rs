@@ -1,27 +1,27 @@
-//! What is done to a mesh under load: a schedule that derives from a seed, and the hands that do it.
+//! Faults: a schedule derived from a seed, and their injection.
 
-mod inflict;
+mod inject;
 mod schedule;
 
 use std::time::{Duration, Instant};
 
 use self::schedule::Fault;
-pub(crate) use self::schedule::{Kind, Schedule};
+pub(crate) use self::schedule::{FaultKind, Schedule};
 use crate::{workload::Journal, world::World};
 
-/// A mesh that accepts nothing for so long after a fault has not recovered from it.
+/// Time limit for the mesh to accept posts again after a fault.
 const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 
-/// When to stop.
+/// When to stop injecting faults.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Budget {
-    /// After so long; the fault that is in force then is let go first.
+    /// After this time and the end of the active fault.
     Time(Duration),
-    /// After so many kills, of whichever process.
+    /// After this many killed processes.
     Kills(u64),
 }
 
-/// Processes that were killed.
+/// Number of killed processes.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Kills {
     pub(crate) herald: u64,
@@ -34,7 +34,7 @@ impl Kills {
     }
 }
 
-/// Inflicts one fault after the other, each after some posts were accepted since the last one.
+/// Injects the faults of a schedule one by one, each after some more posts were accepted.
 pub(crate) async fn run(world: &mut World, journal: &Journal, schedule: Schedule, budget: Budget) -> Kills {
     let started = Instant::now();
     let mut kills = Kills::default();
@@ -43,18 +43,18 @@ pub(crate) async fn run(world: &mut World, journal: &Journal, schedule: Schedule
             Budget::Time(limit) => started.elapsed() >= limit,
             Budget::Kills(limit) => kills.total() >= limit,
         };
-        if over || !accepts(journal, step.posts_before).await {
+        if over || !wait_accepted(journal, step.posts_before).await {
             break;
         }
-        inflict::inflict(world, journal, &step.fault, &mut kills).await;
-        kills.herald = world.herald.deaths();
+        inject::inject(world, journal, &step.fault, &mut kills).await;
+        kills.herald = world.herald.kills();
     }
-    accepts(journal, 1).await;
+    wait_accepted(journal, 1).await;
     kills
 }
 
-/// Waits until so many more posts were accepted; false, and on record, when they weren't.
-async fn accepts(journal: &Journal, posts: usize) -> bool {
+/// Waits until `posts` more posts are accepted. Returns false and records a violation after [`RECOVERY_LIMIT`].
+async fn wait_accepted(journal: &Journal, posts: usize) -> bool {
     let goal = journal.accepted_count() + posts;
     let accepted = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(5));
@@ -64,8 +64,8 @@ async fn accepts(journal: &Journal, posts: usize) -> bool {
     };
     let accepted = tokio::time::timeout(RECOVERY_LIMIT, accepted).await.is_ok();
     if !accepted {
-        journal.wrong(format!(
-            "no post was accepted for {RECOVERY_LIMIT:?} after a fault"
+        journal.record_violation(format!(
+            "the mesh did not accept {posts} posts within {RECOVERY_LIMIT:?} after a fault"
         ));
     }
     accepted

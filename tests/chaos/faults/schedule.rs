@@ -1,12 +1,12 @@
-//! Which faults, in which order, with which strength: all of it from the seed.
+//! Derives the faults, their order and strength from the seed.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom};
 
-use crate::world::{ACK_WAIT, Life, Toxic};
+use crate::world::{ACK_WAIT, StartOptions, Toxic};
 
-/// Where a process can be told to die: the gaps between an effect, its record, its announcement and its acknowledgement.
+/// Failpoints that can kill the process: between an effect, its commit, its event and its acknowledgement.
 const KILL_POINTS: [&str; 24] = [
     "gateway.publish",
     "gateway.accepted",
@@ -34,7 +34,7 @@ const KILL_POINTS: [&str; 24] = [
     "handled.redrive-timeline",
 ];
 
-/// Calls of the store that can be told to fail.
+/// Failpoints of store calls that can return errors.
 const ERROR_POINTS: [&str; 9] = [
     "store.archive",
     "store.archived",
@@ -47,7 +47,7 @@ const ERROR_POINTS: [&str; 9] = [
     "store.count",
 ];
 
-/// Messages that nobody can read go to these.
+/// Subjects of undecodable messages.
 const POISON_SUBJECTS: [&str; 5] = [
     "post.v1.created.normal",
     "fanout.v1.slice.high",
@@ -56,13 +56,13 @@ const POISON_SUBJECTS: [&str; 5] = [
     "event.v1.settled.push",
 ];
 
-/// Streams whose leaders are hurt: the one that posts are accepted into, and one that is read from.
+/// Streams whose leaders get faults: the one posts are published to, and one consumed by workers.
 const LED_STREAMS: [&str; 2] = ["POSTS", "TIMELINE"];
 
-/// Kinds of faults, for `--only` and for those who can't have all of them.
+/// Kinds of faults; a scenario selects some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Herald alone, again and again.
+pub(crate) enum FaultKind {
+    /// Kills of herald only.
     KillHerald,
     Kill,
     Freeze,
@@ -70,72 +70,72 @@ pub(crate) enum Kind {
     Store,
     Provider,
     Poison,
-    /// Pushes that are refused for good, and redrives of what was given up.
+    /// Permanently refused pushes, and redrives of dead letters.
     Redrive,
-    /// Of the leader of a stream, in a cluster.
+    /// Faults of a stream's leader in a cluster.
     Leader,
-    /// Links between the servers of a cluster.
+    /// Network partitions between the servers of a cluster.
     Partition,
 }
 
-/// One thing that is done.
+/// A fault.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Fault {
-    /// SIGKILL, and what the next life does to itself.
-    KillHerald { next: Life },
-    /// SIGKILL, and so long until it is started again.
+    /// SIGKILL of herald; `next` configures its next start.
+    KillHerald { next: StartOptions },
+    /// SIGKILL of nats-server, and a restart after `down`.
     KillNats { down: Duration },
-    /// Both at once.
+    /// SIGKILL of both processes.
     KillBoth { down: Duration },
     /// SIGKILL of the server that leads a stream.
     KillLeader { stream: &'static str, down: Duration },
-    /// The leader of a stream is told to let another one lead.
+    /// The leader of a stream steps down.
     StepDown { stream: &'static str },
     /// SIGSTOP of the server that leads a stream.
     FreezeLeader { stream: &'static str, time: Duration },
-    /// The server that leads a stream sees its clients, and the other servers no more.
-    CutLeader { stream: &'static str, time: Duration },
-    /// SIGSTOP for so long.
+    /// The leader of a stream is partitioned from the other servers, but not from clients.
+    PartitionLeader { stream: &'static str, time: Duration },
+    /// SIGSTOP of herald.
     FreezeHerald { time: Duration },
-    /// SIGSTOP for so long.
+    /// SIGSTOP of nats-server.
     FreezeNats { time: Duration },
-    /// Between herald and nats-server.
+    /// Network fault between herald and nats-server.
     Network { toxic: Toxic, time: Duration },
-    /// The push provider answers one device in `one_in` so.
+    /// The push provider answers one device in `one_in` with this status.
     ProviderAnswers {
         status: u16,
         retry_after: Option<Duration>,
         one_in: usize,
         time: Duration,
     },
-    /// The push provider takes requests and never answers.
+    /// The push provider accepts requests and never answers.
     ProviderHangs { time: Duration },
-    /// Nobody listens where the push provider was.
+    /// The push provider refuses connections.
     ProviderGone { time: Duration },
-    /// A message that no service can read.
+    /// An undecodable message.
     Poison { subject: &'static str },
     /// All dead letters are redriven.
     Redrive,
 }
 
-/// A fault, and how many posts are to be accepted before it.
+/// A fault and the number of posts to accept before it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Step {
     pub(crate) posts_before: usize,
     pub(crate) fault: Fault,
 }
 
-/// An endless row of steps: decks that hold each kind of fault, shuffled.
+/// An infinite sequence of steps: shuffled decks, each with faults of every kind.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     random: StdRng,
     deck: VecDeque<Fault>,
-    kinds: Vec<Kind>,
+    kinds: Vec<FaultKind>,
     pauses: bool,
 }
 
 impl Schedule {
-    pub(crate) fn new(seed: u64, kinds: &[Kind]) -> Self {
+    pub(crate) fn new(seed: u64, kinds: &[FaultKind]) -> Self {
         assert!(!kinds.is_empty());
         Self {
             random: StdRng::seed_from_u64(seed),
@@ -149,17 +149,17 @@ impl Schedule {
         let mut deck = Vec::new();
         for kind in self.kinds.clone() {
             match kind {
-                Kind::KillHerald => deck.push(Fault::KillHerald {
-                    next: Life::default(),
+                FaultKind::KillHerald => deck.push(Fault::KillHerald {
+                    next: StartOptions::default(),
                 }),
-                Kind::Kill => {
+                FaultKind::Kill => {
                     for _ in 0..4 {
                         deck.push(Fault::KillHerald {
-                            next: self.mortal_life(),
+                            next: self.start_with_kill_point(),
                         });
                     }
                     deck.push(Fault::KillHerald {
-                        next: Life::default(),
+                        next: StartOptions::default(),
                     });
                     deck.push(Fault::KillNats {
                         down: self.ms(0..=300),
@@ -171,7 +171,7 @@ impl Schedule {
                         down: self.ms(0..=1_000),
                     });
                 }
-                Kind::Freeze => {
+                FaultKind::Freeze => {
                     deck.push(Fault::FreezeHerald {
                         time: self.longer_than_ack_wait(),
                     });
@@ -179,7 +179,7 @@ impl Schedule {
                         time: self.longer_than_ack_wait(),
                     });
                 }
-                Kind::Network => {
+                FaultKind::Network => {
                     let latency = Toxic::Latency {
                         ms: self.random.random_range(20..=400),
                         jitter_ms: 50,
@@ -194,7 +194,7 @@ impl Schedule {
                         });
                     }
                 }
-                Kind::Leader => {
+                FaultKind::Leader => {
                     for stream in LED_STREAMS {
                         deck.push(Fault::StepDown { stream });
                         deck.push(Fault::KillLeader {
@@ -207,17 +207,17 @@ impl Schedule {
                         time: self.longer_than_ack_wait(),
                     });
                 }
-                Kind::Partition => {
+                FaultKind::Partition => {
                     for stream in LED_STREAMS {
-                        // Longer than the others wait before they choose a leader among them: four to nine seconds.
+                        // Longer than the election timeout of the other servers, four to nine seconds.
                         let time = self.ms(6_000..=11_000);
-                        deck.push(Fault::CutLeader { stream, time });
+                        deck.push(Fault::PartitionLeader { stream, time });
                     }
                 }
-                Kind::Store => deck.push(Fault::KillHerald {
-                    next: self.failing_life(),
+                FaultKind::Store => deck.push(Fault::KillHerald {
+                    next: self.start_with_store_errors(),
                 }),
-                Kind::Provider => {
+                FaultKind::Provider => {
                     for (status, retry_after) in [(429, Some(1)), (500, None), (503, Some(2))] {
                         deck.push(Fault::ProviderAnswers {
                             status,
@@ -233,7 +233,7 @@ impl Schedule {
                         time: self.ms(200..=1_500),
                     });
                 }
-                Kind::Redrive => {
+                FaultKind::Redrive => {
                     deck.push(Fault::ProviderAnswers {
                         status: 403,
                         retry_after: None,
@@ -243,8 +243,10 @@ impl Schedule {
                     deck.push(Fault::Redrive);
                     deck.push(Fault::Redrive);
                 }
-                Kind::Poison => {
-                    let subject = POISON_SUBJECTS.choose(&mut self.random).expect("there are some");
+                FaultKind::Poison => {
+                    let subject = POISON_SUBJECTS
+                        .choose(&mut self.random)
+                        .expect("the list is not empty");
                     deck.push(Fault::Poison { subject });
                 }
             }
@@ -253,17 +255,19 @@ impl Schedule {
         deck
     }
 
-    /// Dies the so-manyth time that it comes by a point.
-    fn mortal_life(&mut self) -> Life {
-        let point = KILL_POINTS.choose(&mut self.random).expect("there are some");
+    /// A start that kills itself when it has passed a random failpoint a random number of times.
+    fn start_with_kill_point(&mut self) -> StartOptions {
+        let point = KILL_POINTS
+            .choose(&mut self.random)
+            .expect("the list is not empty");
         let before = self.random.random_range(0..40);
-        Life {
+        StartOptions {
             failpoints: format!("{point}={before}*off->1*return(kill)"),
         }
     }
 
-    /// Has a store that fails now and then.
-    fn failing_life(&mut self) -> Life {
+    /// A start whose store calls fail some times.
+    fn start_with_store_errors(&mut self) -> StartOptions {
         let points: Vec<_> = ERROR_POINTS
             .choose_multiple(&mut self.random, 3)
             .copied()
@@ -276,7 +280,7 @@ impl Schedule {
                 format!("{point}={before}*off->{times}*return(error)")
             })
             .collect();
-        Life {
+        StartOptions {
             failpoints: points.join(";"),
         }
     }
@@ -298,7 +302,7 @@ impl Iterator for Schedule {
             self.deck = self.deck().into();
         }
         let fault = self.deck.pop_front()?;
-        // Now and then the next fault comes before the last one is overcome.
+        // Sometimes the next fault comes before the mesh has recovered from the last one.
         let posts_before = if self.pauses && self.random.random_ratio(1, 5) {
             0
         } else {
@@ -316,10 +320,15 @@ impl fmt::Display for Fault {
             Self::KillBoth { down } => write!(f, "kill herald and nats-server, down for {down:?}"),
             Self::KillLeader { stream, down } => write!(f, "kill the leader of {stream}, down for {down:?}"),
             Self::StepDown { stream } => write!(f, "the leader of {stream} steps down"),
-            Self::FreezeLeader { stream, time } => write!(f, "stop the leader of {stream} for {time:?}"),
-            Self::CutLeader { stream, time } => write!(f, "cut off the leader of {stream} for {time:?}"),
-            Self::FreezeHerald { time } => write!(f, "stop herald for {time:?}"),
-            Self::FreezeNats { time } => write!(f, "stop nats-server for {time:?}"),
+            Self::FreezeLeader { stream, time } => write!(f, "SIGSTOP the leader of {stream} for {time:?}"),
+            Self::PartitionLeader { stream, time } => {
+                write!(
+                    f,
+                    "partition the leader of {stream} from the other servers for {time:?}"
+                )
+            }
+            Self::FreezeHerald { time } => write!(f, "SIGSTOP herald for {time:?}"),
+            Self::FreezeNats { time } => write!(f, "SIGSTOP nats-server for {time:?}"),
             Self::Network { toxic, time } => write!(f, "network to nats-server: {toxic:?} for {time:?}"),
             Self::ProviderAnswers {
                 status,
@@ -331,9 +340,9 @@ impl fmt::Display for Fault {
                 "push provider answers {status} (Retry-After {retry_after:?}) to one device in {one_in} for {time:?}"
             ),
             Self::ProviderHangs { time } => write!(f, "push provider hangs for {time:?}"),
-            Self::ProviderGone { time } => write!(f, "push provider is gone for {time:?}"),
+            Self::ProviderGone { time } => write!(f, "push provider refuses connections for {time:?}"),
             Self::Redrive => f.write_str("redrive all dead letters"),
-            Self::Poison { subject } => write!(f, "poison on {subject}"),
+            Self::Poison { subject } => write!(f, "publish poison to {subject}"),
         }
     }
 }

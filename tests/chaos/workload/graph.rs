@@ -1,4 +1,4 @@
-//! Who follows whom before the faults begin, and who has which device.
+//! The initial social graph and the devices.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use harness::Clients;
@@ -6,20 +6,20 @@ use herald_proto::v1;
 
 use crate::world::PushSink;
 
-/// Author 0 is followed by everybody, so that a post of theirs takes slices.
+/// Number of authors. All readers follow author 0, whose posts are therefore sliced.
 pub(crate) const AUTHORS: usize = 8;
-/// More than one slice holds.
+/// Number of readers: more than the recipients of one slice.
 pub(crate) const READERS: usize = 1_200;
-/// The last readers' follows change all the time.
+/// Readers from this number on change their follows during the load.
 pub(super) const MOVING_FROM: usize = 1_000;
 
-/// What a reader is to an author.
+/// Relation of a reader to an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Tie {
+pub(crate) enum Relation {
     None,
     Follows,
-    /// Follows and wants a push.
-    Bell,
+    /// Follows with pushes.
+    Notified,
 }
 
 /// A reader's device.
@@ -30,7 +30,7 @@ pub(crate) enum Device {
 }
 
 impl Device {
-    /// Its name at the sink.
+    /// Name of the device at the push sink.
     pub(crate) fn name(&self) -> &str {
         let (Self::Webhook(name) | Self::WebPush(name)) = self;
         name
@@ -45,18 +45,18 @@ pub(crate) fn reader(n: usize) -> String {
     format!("reader{n}")
 }
 
-/// The tie before the faults.
-pub(crate) fn tie(reader: usize, author: usize) -> Tie {
+/// Relation before the load.
+pub(crate) fn initial_relation(reader: usize, author: usize) -> Relation {
     let follows = author == 0 || (reader * 7 + author * 3).is_multiple_of(6);
-    let bell = (reader * 5 + author) % 7 < 2;
-    match (follows, bell) {
-        (false, _) => Tie::None,
-        (true, false) => Tie::Follows,
-        (true, true) => Tie::Bell,
+    let notified = (reader * 5 + author) % 7 < 2;
+    match (follows, notified) {
+        (false, _) => Relation::None,
+        (true, false) => Relation::Follows,
+        (true, true) => Relation::Notified,
     }
 }
 
-/// A reader's devices: none, one of either kind, or both.
+/// Devices of a reader: none, one of either kind, or both.
 pub(crate) fn devices(reader: usize) -> Vec<Device> {
     let webhook = Device::Webhook(format!("hook{reader}"));
     let web_push = Device::WebPush(format!("web{reader}"));
@@ -68,12 +68,12 @@ pub(crate) fn devices(reader: usize) -> Vec<Device> {
     }
 }
 
-/// Loads the graph and registers the devices.
+/// Imports the graph and registers the devices.
 pub(crate) async fn prepare(clients: &Clients, sink: &PushSink) {
-    let ties = (0..READERS).flat_map(|r| (0..AUTHORS).map(move |a| (r, a, tie(r, a))));
-    let follows: Vec<_> = ties
-        .filter(|(_, _, tie)| *tie != Tie::None)
-        .map(|(r, a, tie)| follow(r, a, tie))
+    let relations = (0..READERS).flat_map(|r| (0..AUTHORS).map(move |a| (r, a, initial_relation(r, a))));
+    let follows: Vec<_> = relations
+        .filter(|(_, _, relation)| *relation != Relation::None)
+        .map(|(r, a, relation)| follow(r, a, relation))
         .collect();
     let batch = v1::ImportFollowsRequest { follows };
     let answer = clients
@@ -98,11 +98,11 @@ pub(crate) async fn prepare(clients: &Clients, sink: &PushSink) {
     }
 }
 
-pub(super) fn follow(r: usize, a: usize, tie: Tie) -> v1::Follow {
+pub(super) fn follow(r: usize, a: usize, relation: Relation) -> v1::Follow {
     v1::Follow {
         follower_id: reader(r),
         author_id: author(a),
-        notify: tie == Tie::Bell,
+        notify: relation == Relation::Notified,
     }
 }
 

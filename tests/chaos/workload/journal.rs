@@ -1,4 +1,4 @@
-//! What the load was promised: the obligations that the checker holds the mesh to.
+//! Journal of the answers to the load: the obligations that the checker verifies.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,67 +8,67 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::Tie;
+use super::Relation;
 
-/// A moment, counted in calls: of two moments the later one has the greater number.
-pub(crate) type Moment = u64;
+/// Logical time: a later event has a greater number.
+pub(crate) type LogicalTime = u64;
 
-/// A post that was accepted.
+/// An accepted post.
 #[derive(Debug, Clone)]
-pub(crate) struct Posted {
+pub(crate) struct AcceptedPost {
     pub(crate) id: u64,
     pub(crate) author: usize,
     pub(crate) text: String,
     pub(crate) request_id: String,
-    /// Before its first try.
-    pub(crate) started: Moment,
-    /// After its answer.
-    pub(crate) ended: Moment,
+    /// Before the first attempt.
+    pub(crate) started: LogicalTime,
+    /// After the answer.
+    pub(crate) ended: LogicalTime,
 }
 
-/// A change of a tie that was answered.
+/// An answered change of a relation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Change {
-    pub(crate) tie: Tie,
-    /// Before its first try.
-    pub(crate) started: Moment,
-    /// After its answer.
-    pub(crate) ended: Moment,
+    pub(crate) relation: Relation,
+    /// Before the first attempt.
+    pub(crate) started: LogicalTime,
+    /// After the answer.
+    pub(crate) ended: LogicalTime,
 }
 
-/// A deletion that was asked for.
+/// A requested deletion.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Deletion {
-    /// When its first answer came; without one it may have been done or not.
+    /// Time of the first answer; `None`: the deletion may be done or not.
     pub(crate) answered: Option<Timestamp>,
 }
 
-/// Of one run.
+/// The journal of one episode.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     clock: AtomicU64,
-    posts: Mutex<Vec<Posted>>,
+    posts: Mutex<Vec<AcceptedPost>>,
     changes: Mutex<HashMap<(usize, usize), Vec<Change>>>,
-    /// By post.
+    /// By post id.
     deletions: Mutex<HashMap<u64, Deletion>>,
-    /// Messages that nobody can read, put into streams on purpose: stream and sequence.
+    /// Undecodable messages published by the suite: stream and sequence.
     poison: Mutex<HashSet<(String, u64)>>,
-    /// How often the push provider began to fail.
+    /// Number of faults of the push provider.
     provider_failures: AtomicU64,
-    wrong: Mutex<Vec<String>>,
+    violations: Mutex<Vec<String>>,
 }
 
 impl Journal {
-    /// The moment now.
-    pub(crate) fn now(&self) -> Moment {
+    /// The next logical time.
+    pub(crate) fn next_time(&self) -> LogicalTime {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    pub(super) fn posted(&self, post: Posted) {
+    pub(super) fn record_post(&self, post: AcceptedPost) {
         self.posts.lock().push(post);
     }
 
-    pub(super) fn changed(&self, reader: usize, author: usize, change: Change) {
+    pub(super) fn record_change(&self, reader: usize, author: usize, change: Change) {
         self.changes
             .lock()
             .entry((reader, author))
@@ -76,33 +76,33 @@ impl Journal {
             .push(change);
     }
 
-    /// A post is about to be deleted.
-    pub(super) fn deletes(&self, post: u64) {
+    /// Records that the deletion of a post is about to be requested.
+    pub(super) fn start_deletion(&self, post: u64) {
         self.deletions.lock().entry(post).or_default();
     }
 
-    /// The deletion of a post was answered just now.
-    pub(super) fn deleted(&self, post: u64) {
+    /// Records the answer to a deletion.
+    pub(super) fn record_deletion(&self, post: u64) {
         let mut deletions = self.deletions.lock();
         let deletion = deletions.entry(post).or_default();
         deletion.answered.get_or_insert_with(Timestamp::now);
     }
 
-    /// A message that nobody can read was put into a stream.
-    pub(crate) fn poisoned(&self, stream: &str, sequence: u64) {
+    /// Records an undecodable message.
+    pub(crate) fn record_poison(&self, stream: &str, sequence: u64) {
         self.poison.lock().insert((stream.into(), sequence));
     }
 
-    /// The push provider begins to fail: pushes may be given up.
-    pub(crate) fn provider_fails(&self) {
+    /// Records a fault of the push provider: pushes may become dead letters.
+    pub(crate) fn record_provider_failure(&self) {
         self.provider_failures.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Something was seen that must not be, before the checker even looked.
-    pub(crate) fn wrong(&self, what: String) {
-        let mut wrong = self.wrong.lock();
-        if wrong.len() < 100 {
-            wrong.push(what);
+    /// Records a violation found during the load; keeps the first 100.
+    pub(crate) fn record_violation(&self, what: String) {
+        let mut violations = self.violations.lock();
+        if violations.len() < 100 {
+            violations.push(what);
         }
     }
 
@@ -110,12 +110,12 @@ impl Journal {
         self.posts.lock().len()
     }
 
-    pub(crate) fn posts(&self) -> Vec<Posted> {
+    pub(crate) fn posts(&self) -> Vec<AcceptedPost> {
         self.posts.lock().clone()
     }
 
-    /// Those that were accepted after the first so many.
-    pub(super) fn posts_from(&self, known: usize) -> Vec<Posted> {
+    /// Accepted posts after the first `known` ones.
+    pub(super) fn posts_from(&self, known: usize) -> Vec<AcceptedPost> {
         self.posts.lock()[known..].to_vec()
     }
 
@@ -123,7 +123,7 @@ impl Journal {
         self.deletions.lock().clone()
     }
 
-    /// Posts whose deletion was answered.
+    /// Posts with an answered deletion.
     pub(super) fn deleted_posts(&self) -> HashSet<u64> {
         let deletions = self.deletions.lock();
         let answered = deletions
@@ -148,13 +148,13 @@ impl Journal {
         self.provider_failures.load(Ordering::SeqCst)
     }
 
-    /// Messages in POSTS that are no posts.
-    pub(crate) fn foreign_count(&self) -> u64 {
+    /// Undecodable messages in POSTS.
+    pub(crate) fn poison_in_posts(&self) -> u64 {
         let poison = self.poison.lock();
         poison.iter().filter(|(stream, _)| stream == "POSTS").count() as u64
     }
 
-    pub(crate) fn all_wrong(&self) -> Vec<String> {
-        self.wrong.lock().clone()
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.violations.lock().clone()
     }
 }

@@ -1,11 +1,11 @@
-//! The load: writers, authors who delete, followers who come and go, readers and watchers; and the journal of all that they were promised.
+//! The load: writers, deleters, users who follow and unfollow, readers and watchers; and the journal of their answers.
 
 mod deleters;
-mod due;
 mod graph;
 mod journal;
 mod movers;
 mod readers;
+mod second_requests;
 mod watchers;
 mod writers;
 
@@ -22,24 +22,24 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 pub(crate) use self::{
-    graph::{AUTHORS, READERS, Tie, author, devices, prepare, reader, tie},
-    journal::{Change, Deletion, Journal, Posted},
-    watchers::{Watched, Watchers},
+    graph::{AUTHORS, READERS, Relation, author, devices, initial_relation, prepare, reader},
+    journal::{AcceptedPost, Change, Deletion, Journal},
+    watchers::{WatchRecord, Watchers},
 };
 use crate::world::World;
 
-/// How long one try of a call may take before it is repeated.
+/// Timeout of one attempt of a call.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
-/// Between two tries of a call, so that a server that is down isn't asked in a loop.
+/// Delay between two attempts of a call.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// For the calls under way to be answered once the faults are over.
+/// Time limit for the calls in flight after the end of the faults.
 const STOP_LIMIT: Duration = Duration::from_mins(2);
 
-/// How much load.
+/// Amount of load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) writers: usize,
-    /// Between the posts of one writer.
+    /// Interval of the posts of one writer.
     pub(crate) pace: Duration,
     pub(crate) movers: usize,
     pub(crate) readers: usize,
@@ -56,13 +56,13 @@ impl Default for Load {
     }
 }
 
-/// Load that runs until it is stopped.
+/// The running load.
 pub(crate) struct Running {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
 
-/// What every task of the load has.
+/// Context of one task of the load.
 #[derive(Clone)]
 struct Worker {
     clients: Clients,
@@ -72,11 +72,11 @@ struct Worker {
 }
 
 impl Running {
-    /// Starts the load on a mesh that was [`prepare`]d.
+    /// Starts the load on a mesh after [`prepare`].
     pub(crate) fn start(world: &World, journal: &Arc<Journal>, load: Load, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        // Each task has a connection of its own, as clients have.
+        // Each task has its own connection, as clients have.
         let worker = |n: usize| Worker {
             clients: world.clients(),
             journal: journal.clone(),
@@ -84,20 +84,20 @@ impl Running {
             seed: seed.wrapping_add(n as u64),
         };
         for n in 0..load.writers {
-            tasks.spawn(writers::write(worker(n), n, load.pace));
+            tasks.spawn(writers::write_posts(worker(n), n, load.pace));
         }
-        tasks.spawn(writers::repeat(worker(1_000)));
-        tasks.spawn(deleters::delete(worker(4_000)));
+        tasks.spawn(writers::repeat_requests(worker(1_000)));
+        tasks.spawn(deleters::delete_posts(worker(4_000)));
         for n in 0..load.movers {
-            tasks.spawn(movers::come_and_go(worker(2_000 + n), n, load.movers));
+            tasks.spawn(movers::change_follows(worker(2_000 + n), n, load.movers));
         }
         for n in 0..load.readers {
-            tasks.spawn(readers::read(worker(3_000 + n)));
+            tasks.spawn(readers::read_timelines(worker(3_000 + n)));
         }
         Self { stop, tasks }
     }
 
-    /// Lets each task finish what it is at, and waits for that.
+    /// Signals the tasks to stop and waits for their calls in flight. A timeout is a violation.
     pub(crate) async fn stop(mut self, journal: &Journal) {
         self.stop.store(true, Ordering::Relaxed);
         let ended = async {
@@ -106,8 +106,8 @@ impl Running {
             }
         };
         if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
-            journal.wrong(format!(
-                "calls were not answered within {STOP_LIMIT:?} after the last fault"
+            journal.record_violation(format!(
+                "calls in flight were not answered within {STOP_LIMIT:?} after the last fault"
             ));
         }
     }
@@ -118,9 +118,9 @@ impl Worker {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Calls until it is answered, as a careful client does. A fault is the server's: an answer that blames the request
-    /// is wrong.
-    async fn insist<T, F>(&self, what: &str, mut call: impl FnMut(Clients) -> F) -> T
+    /// Retries a call until it succeeds. A status that blames the request is a violation, because a fault is an error
+    /// of the server.
+    async fn retry_until_answered<T, F>(&self, what: &str, mut call: impl FnMut(Clients) -> F) -> T
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -128,8 +128,9 @@ impl Worker {
             let answer = tokio::time::timeout(CALL_LIMIT, call(self.clients.clone())).await;
             match answer {
                 Ok(Ok(answer)) => return answer,
-                Ok(Err(status)) if blames_the_request(status.code()) => {
-                    self.journal.wrong(format!("{what} was answered with {status:?}"));
+                Ok(Err(status)) if is_client_error(status.code()) => {
+                    self.journal
+                        .record_violation(format!("{what} returned {status:?} for a valid request"));
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -138,7 +139,7 @@ impl Worker {
     }
 }
 
-fn blames_the_request(code: Code) -> bool {
+fn is_client_error(code: Code) -> bool {
     matches!(
         code,
         Code::InvalidArgument

@@ -1,33 +1,33 @@
-//! Followers who come and go while posts are fanned out.
+//! Users who follow and unfollow while posts are fanned out.
 
 use herald_proto::v1;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
-    AUTHORS, Change, READERS, Tie, Worker, author,
+    AUTHORS, Change, READERS, Relation, Worker, author,
     graph::{MOVING_FROM, follow},
     reader,
 };
 
-/// Changes ties until it is stopped. A pair of reader and author belongs to one mover, so its changes have an order.
-pub(super) async fn come_and_go(worker: Worker, mover: usize, movers: usize) {
+/// Changes relations until the load stops. Each reader belongs to one mover, so the changes of a relation are ordered.
+pub(super) async fn change_follows(worker: Worker, mover: usize, movers: usize) {
     let mut random = StdRng::seed_from_u64(worker.seed);
     let mine: Vec<usize> = (MOVING_FROM..READERS).filter(|r| r % movers == mover).collect();
     while !worker.stopped() {
         let r = *mine.choose(&mut random).expect("each mover has readers");
         let a = random.random_range(0..AUTHORS);
-        let tie = [Tie::None, Tie::Follows, Tie::Bell][random.random_range(0..3)];
-        let started = worker.journal.now();
+        let relation = [Relation::None, Relation::Follows, Relation::Notified][random.random_range(0..3)];
+        let started = worker.journal.next_time();
         worker
-            .insist("Follow or Unfollow", |clients| async move {
-                if tie == Tie::None {
+            .retry_until_answered("Follow or Unfollow", |clients| async move {
+                if relation == Relation::None {
                     let request = v1::UnfollowRequest {
                         follower_id: reader(r),
                         author_id: author(a),
                     };
                     clients.graph().unfollow(request).await.map(|_| ())
                 } else {
-                    let follow = Some(follow(r, a, tie));
+                    let follow = Some(follow(r, a, relation));
                     clients
                         .graph()
                         .follow(v1::FollowRequest { follow })
@@ -36,8 +36,16 @@ pub(super) async fn come_and_go(worker: Worker, mover: usize, movers: usize) {
                 }
             })
             .await;
-        let ended = worker.journal.now();
-        worker.journal.changed(r, a, Change { tie, started, ended });
+        let ended = worker.journal.next_time();
+        worker.journal.record_change(
+            r,
+            a,
+            Change {
+                relation,
+                started,
+                ended,
+            },
+        );
         tokio::time::sleep(std::time::Duration::from_millis(random.random_range(10..100))).await;
     }
 }

@@ -1,13 +1,13 @@
-//! Readers who look at timelines while all this happens: whatever is missing yet, nothing is there twice, out of
-//! order, or after its deletion was answered.
+//! Readers of timelines during the faults: posts may be missing, but none is duplicated, out of order, or visible after
+//! the answer to its deletion.
 
 use herald_proto::v1;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{READERS, Worker, reader};
 
-/// Reads timelines until it is stopped.
-pub(super) async fn read(worker: Worker) {
+/// Reads timelines until the load stops.
+pub(super) async fn read_timelines(worker: Worker) {
     let mut random = StdRng::seed_from_u64(worker.seed);
     while !worker.stopped() {
         let user = reader(random.random_range(0..READERS));
@@ -18,7 +18,7 @@ pub(super) async fn read(worker: Worker) {
         };
         let deleted = worker.journal.deleted_posts();
         let entries = worker
-            .insist("ListTimeline", |clients| {
+            .retry_until_answered("ListTimeline", |clients| {
                 let request = request.clone();
                 async move {
                     Ok(clients
@@ -35,13 +35,13 @@ pub(super) async fn read(worker: Worker) {
             .filter_map(|entry| Some(entry.post?.post_id))
             .collect();
         if !ids.is_sorted_by(|newer, older| newer > older) {
-            worker.journal.wrong(format!(
-                "{user} was shown a timeline that repeats or is out of order: {ids:?}"
+            worker.journal.record_violation(format!(
+                "ListTimeline of {user} returned duplicate or unordered posts: {ids:?}"
             ));
         }
         if let Some(id) = ids.iter().find(|id| deleted.contains(id)) {
-            let what = format!("{user} was shown post {id} after its deletion was answered");
-            worker.journal.wrong(what);
+            let what = format!("ListTimeline of {user} returned post {id} after its deletion was answered");
+            worker.journal.record_violation(what);
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

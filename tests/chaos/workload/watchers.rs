@@ -1,6 +1,6 @@
-//! Readers who watch their timelines, and come back with their last token whenever the stream ends or falls silent.
+//! Readers who watch their timelines, and resume with the last token when the stream ends or is silent.
 //!
-//! They never read the timeline beside that, so that whatever a watch does not bring is seen to be missing.
+//! Watchers never call ListTimeline, so the checker detects each post that a watch doesn't deliver.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,53 +10,53 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::{CALL_LIMIT, Journal, RETRY_DELAY, blames_the_request, reader};
+use super::{CALL_LIMIT, Journal, RETRY_DELAY, is_client_error, reader};
 use crate::world::{HEARTBEAT, World};
 
-/// Those who watch: the first six follow the big author only, the others four or five authors. None of them moves.
+/// Readers who watch, all with fixed follows: six follow only the big author, the others four or five authors.
 const WATCHERS: [usize; 10] = [1, 2, 4, 5, 7, 8, 3, 9, 6, 12];
-/// A stream that is silent for so long is dead.
+/// Silence after which a watcher ends the stream and resumes.
 const SILENCE_MAX: Duration = HEARTBEAT.saturating_mul(5);
-/// For all first snapshots.
+/// Time limit for all first snapshots.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// As many as an answer can hold.
+/// Maximum snapshot size.
 const SNAPSHOT_SIZE: i32 = 200;
 
-/// What was shown to one watcher.
+/// What one watcher received.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Watched {
+pub(crate) struct WatchRecord {
     pub(crate) reader: usize,
-    /// By post.
-    pub(crate) entries: BTreeMap<u64, Shown>,
-    /// For each return with a token of which more was shown than before the last one, which posts these were.
-    pub(crate) returns: Vec<Vec<u64>>,
-    /// When a stream fell silent, and when it was given up for it.
+    /// By post id.
+    pub(crate) entries: BTreeMap<u64, ReceivedEntry>,
+    /// Posts received before each resume; a resume without new posts since the last one is not repeated.
+    pub(crate) resumes: Vec<Vec<u64>>,
+    /// Start and end of each silence that ended a stream.
     pub(crate) silences: Vec<(Timestamp, Timestamp)>,
     snapshots: u64,
 }
 
-/// How a post was shown.
+/// A received entry.
 #[derive(Debug, Clone)]
-pub(crate) struct Shown {
+pub(crate) struct ReceivedEntry {
     pub(crate) text: String,
     pub(crate) at: Timestamp,
 }
 
-/// Watchers who go on until they are dropped: also when the load has ended, for what comes late.
+/// Running watchers. They continue after the end of the load, for late posts, until dropped.
 pub(crate) struct Watchers {
-    watched: Vec<Arc<Mutex<Watched>>>,
+    watched: Vec<Arc<Mutex<WatchRecord>>>,
     _tasks: JoinSet<()>,
 }
 
 impl Watchers {
-    /// Starts them; on return each has its first snapshot.
+    /// Starts the watchers. On return each has its first snapshot.
     pub(crate) async fn start(world: &World, journal: &Arc<Journal>) -> Self {
         let mut watched = Vec::new();
         let mut tasks = JoinSet::new();
         for reader in WATCHERS {
-            let one = Arc::new(Mutex::new(Watched {
+            let one = Arc::new(Mutex::new(WatchRecord {
                 reader,
-                ..Watched::default()
+                ..WatchRecord::default()
             }));
             watched.push(one.clone());
             let watcher = Watcher {
@@ -75,8 +75,8 @@ impl Watchers {
         }
     }
 
-    /// What they were shown so far.
-    pub(crate) fn watched(&self) -> Vec<Watched> {
+    /// Copies of what the watchers received so far.
+    pub(crate) fn watched(&self) -> Vec<WatchRecord> {
         self.watched
             .iter()
             .map(|watched| watched.lock().clone())
@@ -87,8 +87,8 @@ impl Watchers {
 struct Watcher {
     timelines: v1::timeline_service_client::TimelineServiceClient<tonic::transport::Channel>,
     journal: Arc<Journal>,
-    watched: Arc<Mutex<Watched>>,
-    /// Of the last answer.
+    watched: Arc<Mutex<WatchRecord>>,
+    /// Resume token of the last answer.
     token: String,
 }
 
@@ -97,23 +97,23 @@ impl Watcher {
         loop {
             if !self.token.is_empty() {
                 let mut watched = self.watched.lock();
-                // A server that is down is tried again and again.
-                if watched.returns.last().map(Vec::len) != Some(watched.entries.len()) {
+                // Failed attempts while the server is down count as one resume.
+                if watched.resumes.last().map(Vec::len) != Some(watched.entries.len()) {
                     let shown = watched.entries.keys().copied().collect();
-                    watched.returns.push(shown);
+                    watched.resumes.push(shown);
                 }
             }
             if let Err(status) = self.watch().await
-                && blames_the_request(status.code())
+                && is_client_error(status.code())
             {
                 self.journal
-                    .wrong(format!("WatchTimeline was answered with {status:?}"));
+                    .record_violation(format!("WatchTimeline returned {status:?} for a valid request"));
             }
             tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    /// One stream, until it ends.
+    /// Reads one stream until it ends or is silent.
     async fn watch(&mut self) -> Result<(), Status> {
         let request = v1::WatchTimelineRequest {
             user_id: reader(self.watched.lock().reader),
@@ -146,8 +146,8 @@ impl Watcher {
         let mut watched = self.watched.lock();
         let name = reader(watched.reader);
         if first != matches!(answer.event, Some(Event::Snapshot(_))) {
-            let what = format!("the snapshot of {name} did not come first and once");
-            self.journal.wrong(what);
+            let what = format!("the watch of {name} did not start with exactly one snapshot");
+            self.journal.record_violation(what);
         }
         let entries = match answer.event {
             Some(Event::Snapshot(snapshot)) => {
@@ -160,18 +160,18 @@ impl Watcher {
         let posts: Vec<v1::Post> = entries.into_iter().filter_map(|entry| entry.post).collect();
         if !posts.is_sorted_by(|newer, older| newer.post_id > older.post_id) {
             self.journal
-                .wrong(format!("{name} was given a snapshot that is out of order"));
+                .record_violation(format!("the watch of {name} returned an unordered snapshot"));
         }
         for post in posts {
-            let shown = Shown {
+            let shown = ReceivedEntry {
                 text: post.text,
                 at: Timestamp::now(),
             };
-            // The token tells what was shown, so not even a return brings it again.
+            // The resume token records received posts, so a resume must not repeat them.
             if watched.entries.insert(post.post_id, shown).is_some() {
                 let id = post.post_id;
                 self.journal
-                    .wrong(format!("post {id} was shown to {name}, who watches, twice"));
+                    .record_violation(format!("watcher {name} received post {id} twice"));
             }
         }
         self.token = answer.resume_token;

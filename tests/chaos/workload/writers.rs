@@ -1,4 +1,4 @@
-//! Writers: each post is retried with its request id until it is accepted, and some are sent again long after.
+//! Writers: each post is retried with its request id until it is accepted, and some requests are repeated later.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use herald_proto::v1;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::time::MissedTickBehavior;
 
-use super::{AUTHORS, CALL_LIMIT, Posted, Worker, author, due::Due};
+use super::{AUTHORS, AcceptedPost, CALL_LIMIT, Worker, author, second_requests::SecondRequests};
 use crate::world::DEDUPE_WINDOW;
 
-/// The big author writes one post in so many.
+/// One post in this many is by the big author.
 const BIG_AUTHOR_SHARE: u32 = 20;
-/// One post in so many is sent again.
+/// One post in this many is submitted again.
 const REPEATED_SHARE: u32 = 4;
 
-/// Posts at a pace until it is stopped.
-pub(super) async fn write(worker: Worker, writer: usize, pace: Duration) {
+/// Submits posts at an interval until the load stops.
+pub(super) async fn write_posts(worker: Worker, writer: usize, pace: Duration) {
     let mut random = StdRng::seed_from_u64(worker.seed);
     let mut ticks = tokio::time::interval(pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -32,10 +32,10 @@ pub(super) async fn write(worker: Worker, writer: usize, pace: Duration) {
         let request_id = uuid::Builder::from_random_bytes(random.random())
             .into_uuid()
             .to_string();
-        let started = worker.journal.now();
+        let started = worker.journal.next_time();
         let id = submit(&worker, author, &text, &request_id, random.random_range(1..=3)).await;
-        let ended = worker.journal.now();
-        worker.journal.posted(Posted {
+        let ended = worker.journal.next_time();
+        worker.journal.record_post(AcceptedPost {
             id,
             author,
             text,
@@ -46,17 +46,17 @@ pub(super) async fn write(worker: Worker, writer: usize, pace: Duration) {
     }
 }
 
-/// Sends accepted posts again, when the broker has just forgotten them and when it hasn't: it must be the same post.
-pub(super) async fn repeat(worker: Worker) {
+/// Repeats accepted requests within and after the dedupe window; the answer must be the same post.
+pub(super) async fn repeat_requests(worker: Worker) {
     let mut random = StdRng::seed_from_u64(worker.seed);
-    let mut due = Due::default();
+    let mut scheduled = SecondRequests::default();
     while !worker.stopped() {
         let wait = |random: &mut StdRng| DEDUPE_WINDOW.mul_f64(random.random_range(0.0..2.0));
-        for post in due.take(&worker.journal, &mut random, REPEATED_SHARE, wait) {
+        for post in scheduled.take_due(&worker.journal, &mut random, REPEATED_SHARE, wait) {
             let id = submit(&worker, post.author, &post.text, &post.request_id, 2).await;
             if id != post.id {
-                worker.journal.wrong(format!(
-                    "a repeated request was accepted a second time: {} of author {} was post {} and is {id}",
+                worker.journal.record_violation(format!(
+                    "a repeated request was accepted twice: request {} of author {} is post {} and post {id}",
                     post.request_id, post.author, post.id
                 ));
             }
@@ -74,7 +74,7 @@ async fn submit(worker: &Worker, of: usize, text: &str, request_id: &str, lane: 
         ..Default::default()
     };
     worker
-        .insist("SubmitPost", |clients| {
+        .retry_until_answered("SubmitPost", |clients| {
             let mut call = tonic::Request::new(request.clone());
             call.set_timeout(CALL_LIMIT);
             async move { Ok(clients.posts().submit_post(call).await?.into_inner().post_id) }

@@ -1,4 +1,4 @@
-//! `herald up` in a process of its own, started again whenever it dies.
+//! `herald up` as a child process that is restarted whenever it exits.
 
 use std::{
     fs::File,
@@ -21,63 +21,64 @@ use tokio::{
 use super::{free_port, signal};
 use crate::{herald_program, log::Log};
 
-/// Between a death and the next start, so that a process that can't start doesn't spin.
+/// Delay between an exit and the next start, so that a process that can't start doesn't loop.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
-/// A start that takes longer hangs; includes reading back what was stored.
+/// Time limit of a start; includes the recovery of the store.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// What a process is told at its start to do to itself.
+/// Options of one start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Life {
-    /// In the words of `FAILPOINTS`; empty: nothing.
+pub(crate) struct StartOptions {
+    /// `FAILPOINTS` of the process; empty: none.
     pub(crate) failpoints: String,
 }
 
-/// How to start it.
+/// Options of all starts.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) dir: PathBuf,
     pub(crate) nats_url: String,
     pub(crate) variables: Vec<(String, String)>,
-    /// Failpoints of each life.
+    /// Failpoints of every start.
     pub(crate) sabotage: String,
-    pub(crate) life: Life,
+    /// Options of the first start.
+    pub(crate) first_start: StartOptions,
 }
 
-/// What is known of the process that runs.
+/// State of the running process.
 #[derive(Debug, Clone, Default)]
 struct State {
     pid: Option<u32>,
     ready: bool,
-    /// How many were started.
-    lives: u64,
+    /// Number of starts.
+    starts: u64,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    next: Mutex<Life>,
-    /// How processes ended that nobody killed.
-    surprises: Mutex<Vec<String>>,
-    deaths: Mutex<u64>,
+    next: Mutex<StartOptions>,
+    /// Exits without a kill.
+    unexpected_exits: Mutex<Vec<String>>,
+    kills: Mutex<u64>,
 }
 
-/// A mesh that is kept running.
+/// A mesh with a supervisor that restarts it.
 pub(crate) struct Herald {
     url: String,
     shared: Arc<Shared>,
     state: watch::Receiver<State>,
-    keeper: JoinHandle<()>,
+    supervisor: JoinHandle<()>,
 }
 
 impl Herald {
-    /// Starts it and waits until it is ready.
+    /// Starts the mesh and waits until it is ready.
     pub(crate) async fn start(log: &Log, settings: Settings) -> Self {
         let (grpc, http) = (free_port(), free_port());
         let shared = Arc::<Shared>::default();
-        *shared.next.lock() = settings.life.clone();
+        *shared.next.lock() = settings.first_start.clone();
         let (sender, state) = watch::channel(State::default());
         let log_path = settings.dir.join("herald.log");
-        let keeper = Keeper {
+        let supervisor = Supervisor {
             log: log.clone(),
             settings,
             ports: (grpc, http),
@@ -89,9 +90,9 @@ impl Herald {
             url: format!("http://127.0.0.1:{grpc}"),
             shared,
             state,
-            keeper: tokio::spawn(keeper.run()),
+            supervisor: tokio::spawn(supervisor.run()),
         };
-        if !herald.until_ready(START_LIMIT).await {
+        if !herald.wait_ready(START_LIMIT).await {
             let log = std::fs::read_to_string(log_path).unwrap_or_default();
             panic!("herald is not ready after {START_LIMIT:?}:\n{log}");
         }
@@ -102,8 +103,8 @@ impl Herald {
         self.url.clone()
     }
 
-    /// Waits until it is ready; false when it isn't in time.
-    async fn until_ready(&self, limit: Duration) -> bool {
+    /// Waits until the mesh is ready; false after `limit`.
+    async fn wait_ready(&self, limit: Duration) -> bool {
         let mut state = self.state.clone();
         let ready = state.wait_for(|state| state.ready);
         tokio::time::timeout(limit, ready)
@@ -111,45 +112,45 @@ impl Herald {
             .is_ok_and(|ready| ready.is_ok())
     }
 
-    /// Kills it with SIGKILL; the next life is as given.
-    pub(crate) fn kill(&self, next: Life) {
+    /// Sends SIGKILL; `next` configures the next start.
+    pub(crate) fn kill(&self, next: StartOptions) {
         *self.shared.next.lock() = next;
         if let Some(pid) = self.state.borrow().pid {
             signal(pid, Signal::KILL);
         }
     }
 
-    /// Stops it as a debugger or a starved machine would, or lets it go on.
+    /// Sends SIGSTOP or SIGCONT.
     pub(crate) fn freeze(&self, frozen: bool) {
         if let Some(pid) = self.state.borrow().pid {
             signal(pid, if frozen { Signal::STOP } else { Signal::CONT });
         }
     }
 
-    /// How many lives began.
-    pub(crate) fn lives(&self) -> u64 {
-        self.state.borrow().lives
+    /// Number of starts so far.
+    pub(crate) fn starts(&self) -> u64 {
+        self.state.borrow().starts
     }
 
-    /// How many lives ended by a kill, from without or at a failpoint.
-    pub(crate) fn deaths(&self) -> u64 {
-        *self.shared.deaths.lock()
+    /// Number of kills so far, by a signal or at a failpoint.
+    pub(crate) fn kills(&self) -> u64 {
+        *self.shared.kills.lock()
     }
 
-    /// How lives ended that should not have.
-    pub(crate) fn surprises(&self) -> Vec<String> {
-        self.shared.surprises.lock().clone()
+    /// Exits without a kill, and starts that hung.
+    pub(crate) fn unexpected_exits(&self) -> Vec<String> {
+        self.shared.unexpected_exits.lock().clone()
     }
 }
 
 impl Drop for Herald {
     fn drop(&mut self) {
-        // Drops the child with it, which kills it.
-        self.keeper.abort();
+        // The task owns the child, and dropping the child kills it.
+        self.supervisor.abort();
     }
 }
 
-struct Keeper {
+struct Supervisor {
     log: Log,
     settings: Settings,
     ports: (u16, u16),
@@ -158,20 +159,24 @@ struct Keeper {
     state: watch::Sender<State>,
 }
 
-impl Keeper {
+impl Supervisor {
     async fn run(self) {
         loop {
-            let life = std::mem::take(&mut *self.shared.next.lock());
-            let (mut child, stdout) = self.spawn(&life);
+            let start = std::mem::take(&mut *self.shared.next.lock());
+            let (mut child, stdout) = self.spawn(&start);
             self.state.send_modify(|state| {
                 state.pid = child.id();
-                state.lives += 1;
+                state.starts += 1;
             });
-            let window = (!life.failpoints.is_empty())
-                .then(|| self.log.begin(format!("herald lives with {}", life.failpoints)));
-            let ready = tokio::time::timeout(START_LIMIT, ready(stdout)).await;
+            let fault = (!start.failpoints.is_empty()).then(|| {
+                self.log
+                    .begin_fault(format!("herald started with failpoints {}", start.failpoints))
+            });
+            let ready = tokio::time::timeout(START_LIMIT, read_ready(stdout)).await;
             if ready.is_err() {
-                self.surprise(format!("herald was neither ready nor dead after {START_LIMIT:?}"));
+                self.record_unexpected_exit(format!(
+                    "herald was neither ready nor exited after {START_LIMIT:?}"
+                ));
                 child.kill().await.expect("a child can be killed");
             }
             let ready = ready == Ok(true);
@@ -183,36 +188,37 @@ impl Keeper {
                 state.pid = None;
                 state.ready = false;
             });
-            drop(window);
-            self.note(status, ready);
+            drop(fault);
+            self.record_exit(status, ready);
             tokio::time::sleep(RESTART_DELAY).await;
         }
     }
 
-    /// A death by SIGKILL is what we wanted. One before it was ready can be the broker's, which is then down.
-    fn note(&self, status: ExitStatus, ready: bool) {
+    /// A kill by a signal is intended. An exit before the ready event is not unexpected: nats-server may be down.
+    fn record_exit(&self, status: ExitStatus, ready: bool) {
         if status.code().is_none() {
-            *self.shared.deaths.lock() += 1;
-            self.log.say("herald died");
+            *self.shared.kills.lock() += 1;
+            self.log.print("herald was killed");
         } else if ready {
-            self.surprise(format!("herald ended by itself: {status}"));
+            self.record_unexpected_exit(format!("herald exited unexpectedly: {status}"));
         } else {
-            self.log.say(format!("herald did not start: {status}"));
+            self.log
+                .print(format!("herald exited before it was ready: {status}"));
         }
     }
 
-    fn surprise(&self, what: String) {
-        self.log.say(&what);
-        self.shared.surprises.lock().push(what);
+    fn record_unexpected_exit(&self, what: String) {
+        self.log.print(&what);
+        self.shared.unexpected_exits.lock().push(what);
     }
 
-    fn spawn(&self, life: &Life) -> (Child, ChildStdout) {
+    fn spawn(&self, start: &StartOptions) -> (Child, ChildStdout) {
         let log = File::options()
             .create(true)
             .append(true)
             .open(&self.log_path)
             .expect("a log file");
-        let failpoints = [self.settings.sabotage.as_str(), life.failpoints.as_str()]
+        let failpoints = [self.settings.sabotage.as_str(), start.failpoints.as_str()]
             .into_iter()
             .filter(|points| !points.is_empty())
             .collect::<Vec<_>>()
@@ -242,8 +248,8 @@ impl Keeper {
     }
 }
 
-/// Whether it said that it is ready; false when it ended before.
-async fn ready(stdout: ChildStdout) -> bool {
+/// Waits for the ready event; false if the process ends before.
+async fn read_ready(stdout: ChildStdout) -> bool {
     let mut lines = BufReader::new(stdout).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let event: Option<Value> = serde_json::from_str(&line).ok();

@@ -1,11 +1,11 @@
-//! The mesh under test: real processes that can be hurt one by one.
+//! The mesh under test: real processes, each of which can get faults.
 //!
 //! ```text
 //! writers, readers ─gRPC→ herald ─→ toxiproxy ─→ nats-server
 //!                            └────→ toxiproxy ─→ push sink
 //! ```
-//! `herald` is a whole mesh (`herald up`) in a process of its own that is started again whenever it dies, as a cluster's
-//! kubelet would. nats-server is the suite's own child, so that either can be killed alone.
+//! `herald` is a complete mesh (`herald up`) in one process, restarted whenever it exits, as the kubelet does.
+//! nats-server is a separate child of the suite, so that either can be killed alone.
 
 mod herald;
 mod nats;
@@ -21,40 +21,40 @@ use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
 pub(crate) use self::{
-    herald::{Herald, Life, Settings},
-    nats::{Nats, name},
+    herald::{Herald, Settings, StartOptions},
+    nats::{Nats, server_name},
     port::free_port,
     proxy::{Proxy, Toxic, Toxiproxy},
     sink::{PushSink, Receipts},
 };
 use crate::log::Log;
 
-/// Redelivery comes this soon, so that a run sees many of them; the default is 30 s.
+/// AckWait of all consumers: short, so that a run has many redeliveries; the default is 30 s.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(2);
-/// The broker forgets message ids this soon, so that a run has retries on both sides of it; the default is 2 min.
+/// Dedupe window of the broker: short, so that a run has retries within and after it; the default is 2 min.
 pub(crate) const DEDUPE_WINDOW: Duration = Duration::from_secs(12);
 
-/// A watch says this often that it is alive, and looks for what it was not told of; the default is 15 s.
+/// Heartbeat interval of watches, which also read missed posts then; the default is 15 s.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the answer to a deletion waits for the archive: longer than any caller, so that an answer means that readers see
-/// it no more. The default is 5 s, and then an answer means only that it is durable.
+/// Time that DeletePost waits for the archive: longer than any caller waits, so that readers don't see the post after
+/// an answer. With the default of 5 s an answer may only mean that the deletion is durable.
 const DELETE_WAIT: Duration = Duration::from_secs(30);
 
-/// What kind of mesh.
+/// Options of a mesh.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
-    /// The first life's failpoints.
-    pub(crate) life: Life,
-    /// Failpoints of every life, for negative controls.
+    /// Options of herald's first start.
+    pub(crate) first_start: StartOptions,
+    /// Failpoints of every start, for negative controls.
     pub(crate) sabotage: String,
-    /// How many servers the broker's cluster has; 0: it is none.
+    /// Servers of the nats-server cluster; 0: a single server without a cluster.
     pub(crate) cluster: usize,
-    /// Settings that replace the usual ones.
+    /// Environment variables that override the default ones of the suite.
     pub(crate) settings: Vec<(String, String)>,
 }
 
 impl Options {
-    /// A cluster of three servers, and each stream on all of them.
+    /// A cluster of three servers with three replicas of each stream.
     pub(crate) fn cluster() -> Self {
         Self {
             cluster: 3,
@@ -64,12 +64,12 @@ impl Options {
     }
 }
 
-/// All processes of one mesh. Dropping it ends them.
+/// All processes of one mesh. Drop kills them.
 pub(crate) struct World {
     pub(crate) log: Log,
     pub(crate) herald: Herald,
     pub(crate) nats: Nats,
-    /// Between herald and a single nats-server, when there is a toxiproxy.
+    /// Proxy between herald and a single nats-server; `None` without toxiproxy.
     pub(crate) nats_proxy: Option<Proxy>,
     pub(crate) sink: PushSink,
     dir: TempDir,
@@ -100,7 +100,7 @@ impl World {
                 nats_url,
                 variables: variables(options.settings),
                 sabotage: options.sabotage,
-                life: options.life,
+                first_start: options.first_start,
             },
         )
         .await;
@@ -114,13 +114,13 @@ impl World {
         }
     }
 
-    /// Clients that connect when they are used, and again after a fault.
+    /// Clients that connect lazily and reconnect after a fault.
     pub(crate) fn clients(&self) -> Clients {
         clients(&self.herald.url())
     }
 
-    /// Keeps the logs and data for whoever wants to know why; where they are.
-    pub(crate) fn keep(&mut self) -> PathBuf {
+    /// Keeps the directory with logs and data; returns its path.
+    pub(crate) fn keep_dir(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
     }
@@ -131,7 +131,7 @@ pub(crate) fn clients(url: &str) -> Clients {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .expect("an address")
         .connect_timeout(Duration::from_secs(2))
-        // A server that is stopped answers nothing, not even that it is gone.
+        // A stopped server doesn't close its connections.
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(2));
     Clients {
@@ -139,31 +139,31 @@ pub(crate) fn clients(url: &str) -> Clients {
     }
 }
 
-/// Sends a signal to a process that this suite started.
+/// Sends a signal to a child of the suite.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .expect("a process id");
-    // It may have died of another fault a moment ago.
+    // Another fault may have killed it already.
     let _ = rustix::process::kill_process(pid, signal);
 }
 
-/// The settings of the mesh: everything small or soon, so that a short run goes through all of it.
+/// Environment variables of the mesh: small limits and short times, so that a short run exercises all code paths.
 fn variables(settings: Vec<(String, String)>) -> Vec<(String, String)> {
     let usual = [
         ("TOPOLOGY__DEDUPE_WINDOW_SECONDS", DEDUPE_WINDOW.as_secs()),
         ("GATEWAY__HEARTBEAT_MS", ms(HEARTBEAT)),
         ("GATEWAY__DELETE_WAIT_MS", ms(DELETE_WAIT)),
-        // A Retry-After of two seconds waits in the stream.
+        // A Retry-After of two seconds exceeds this, so the message moves to LATER.
         ("TOPOLOGY__CONSUMERS__PUSH__HOLD_MS_MAX", 1_500),
-        // Every timeline is read whole.
+        // No timeline is trimmed: the checker reads complete timelines.
         ("STORE__TIMELINES__ENTRIES_MAX", 1_000_000),
-        // Several chunks a post, and slices for the big author.
+        // Several chunks per post, and slices for the big author.
         ("GRAPH__EXPORT_PAGE_FOLLOWERS", 64),
         ("FANOUT__SLICE_RECIPIENTS_MAX", 1_024),
         ("FANOUT__PUSH_CHUNK_RECIPIENTS_MAX", 16),
-        // Little is sent again after a crash.
+        // Few pushes are repeated after a crash.
         ("PUSH__SETTLE_SENDS_MAX", 8),
         ("PUSH__SENDS_PER_HOST_MAX", 32),
         ("PUSH__REQUEST_TIMEOUT_MS", 1_000),

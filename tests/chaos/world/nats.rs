@@ -1,4 +1,4 @@
-//! The broker: one nats-server, or a cluster of three with each of its links in our hands.
+//! The broker: one nats-server, or a cluster of three whose links can be partitioned.
 
 use std::{path::Path, time::Duration};
 
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::{Proxy, Toxiproxy, free_port, signal};
 
-/// More than all streams' limits together. Nothing is set aside on the disk, and a run stores some megabytes.
+/// Larger than the limits of all streams together. It reserves no disk space; a run stores some megabytes.
 const FILE_BYTES_MAX: u64 = 64 << 30;
 const START_LIMIT: Duration = Duration::from_mins(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -17,12 +17,12 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// One or more nats-servers.
 pub(crate) struct Nats {
     pub(crate) servers: Vec<Server>,
-    /// From the first server to the second, in a cluster with a toxiproxy.
+    /// Links of a cluster with toxiproxy: from server, to server, proxy.
     links: Vec<(usize, usize, Proxy)>,
 }
 
 impl Nats {
-    /// One server.
+    /// Starts one server.
     pub(crate) async fn single(dir: &Path) -> Self {
         let config = Config {
             port: free_port(),
@@ -36,7 +36,7 @@ impl Nats {
         }
     }
 
-    /// A cluster in which streams can have a replica on each server.
+    /// Starts a cluster of `size` servers.
     pub(crate) async fn cluster(dir: &Path, size: usize, toxiproxy: Option<&Toxiproxy>) -> Self {
         let routes: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let mut links = Vec::new();
@@ -61,20 +61,20 @@ impl Nats {
                 );
                 format!("nats-route://{address}")
             });
-            // What servers tell each other of themselves leads nowhere: there are only the links that can be cut.
+            // Advertise an unreachable address, so that servers have no links besides the proxies.
             let extra = format!(
                 "cluster {{\n  name: chaos\n  listen: \"127.0.0.1:{}\"\n  advertise: \"127.0.0.1:1\"\n  routes: [{}]\n}}\n",
                 routes[n],
                 others.map(|route| format!("\"{route}\"")).collect::<Vec<_>>().join(", ")
             );
             Server::start(Config {
-                name: Some(name(n)),
+                name: Some(server_name(n)),
                 port: free_port(),
                 monitor_port: free_port(),
                 max_file_bytes: Some(FILE_BYTES_MAX),
                 start_limit: START_LIMIT,
                 extra,
-                ..Config::in_dir(dir.join(name(n)))
+                ..Config::in_dir(dir.join(server_name(n)))
             })
         });
         let servers = join_all(starts).await.into_iter();
@@ -84,13 +84,13 @@ impl Nats {
         Self { servers, links }
     }
 
-    /// Where clients connect, not through any proxy.
+    /// URLs for clients, without a proxy.
     pub(crate) fn urls(&self) -> String {
         let urls: Vec<_> = self.servers.iter().map(Server::client_url).collect();
         urls.join(",")
     }
 
-    /// A client of the suite's own, to whichever server answers.
+    /// Connects a client of the suite to any server.
     pub(crate) async fn client(&self) -> Result<Client, async_nats::Error> {
         let servers: Vec<ServerAddr> = self
             .servers
@@ -103,36 +103,36 @@ impl Nats {
         Ok(tokio::time::timeout(CONNECT_LIMIT, connecting).await??)
     }
 
-    /// Which server leads a stream.
+    /// The leader of a stream.
     pub(crate) async fn leader(&self, stream: &str) -> Option<usize> {
         let broker = jetstream::new(self.client().await.ok()?);
         let stream = broker.get_stream(stream).await.ok()?;
         let leader = stream.cached_info().cluster.as_ref()?.leader.clone()?;
-        (0..self.servers.len()).find(|n| name(*n) == leader)
+        (0..self.servers.len()).find(|n| server_name(*n) == leader)
     }
 
-    /// Stops a server as a debugger or a starved machine would, or lets it go on.
+    /// Sends SIGSTOP or SIGCONT to a server.
     pub(crate) fn freeze(&self, server: usize, frozen: bool) {
         let signal_to_send = if frozen { Signal::STOP } else { Signal::CONT };
         signal(self.servers[server].pid(), signal_to_send);
     }
 
-    /// Whether the links can be cut.
-    pub(crate) fn can_be_cut(&self) -> bool {
+    /// Whether servers can be partitioned from each other.
+    pub(crate) fn can_partition(&self) -> bool {
         !self.links.is_empty()
     }
 
-    /// Cuts a server off from the others, clients not, or mends that.
-    pub(crate) async fn cut(&self, server: usize, cut: bool) {
+    /// Partitions a server from the other servers, but not from clients, or ends the partition.
+    pub(crate) async fn set_partitioned(&self, server: usize, partitioned: bool) {
         for (from, to, proxy) in &self.links {
             if *from == server || *to == server {
-                proxy.enable(!cut).await;
+                proxy.set_enabled(!partitioned).await;
             }
         }
     }
 }
 
-/// A server's name in its cluster.
-pub(crate) fn name(server: usize) -> String {
+/// Name of a server in the cluster.
+pub(crate) fn server_name(server: usize) -> String {
     format!("nats-{server}")
 }

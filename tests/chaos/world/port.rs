@@ -1,13 +1,13 @@
-//! Ports that stay a process's own while it is dead.
+//! Ports that stay reserved for a process while it is down.
 
 use std::net::{Ipv4Addr, TcpListener};
 
-/// Below the range from which the kernel takes the ports of connections (`ip_local_port_range`): a client's connection can't
-/// take the port of a server that is about to be started again.
+/// First port. All are below the kernel's `ip_local_port_range`, so no client connection can take the port of a server
+/// that is about to restart.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
-/// A port that nobody listens on. At random, so that two runs at the same time seldom choose the same.
+/// A random free port; random, so that concurrent runs rarely choose the same one.
 pub(crate) fn free_port() -> u16 {
     for _ in 0..COUNT {
         let port = FIRST + rand::random_range(0..COUNT);
@@ -15,5 +15,5 @@ pub(crate) fn free_port() -> u16 {
             return port;
         }
     }
-    panic!("no port from {FIRST} on is free");
+    panic!("found no free port from {FIRST} on");
 }

@@ -1,4 +1,4 @@
-//! toxiproxy: a slow, broken or half-open network.
+//! Network faults with toxiproxy: latency, bandwidth limits, resets and half-open connections.
 
 use std::{
     fs::OpenOptions,
@@ -17,13 +17,13 @@ use tokio::{
 
 use super::free_port;
 
-/// To take a toxic out of all connections.
+/// Time limit to remove a toxic from all connections.
 const HEAL_LIMIT: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(20);
 const BUILD_LIMIT: Duration = Duration::from_mins(3);
 const MODULE: &str = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0";
 
-/// How proxies are started.
+/// Starts proxies.
 #[derive(Debug, Clone)]
 pub(crate) struct Toxiproxy {
     program: PathBuf,
@@ -31,7 +31,7 @@ pub(crate) struct Toxiproxy {
     client: reqwest::Client,
 }
 
-/// One way through a toxiproxy of its own.
+/// A proxy with its own toxiproxy process.
 #[derive(Debug, Clone)]
 pub(crate) struct Proxy {
     toxiproxy: Toxiproxy,
@@ -41,31 +41,31 @@ pub(crate) struct Proxy {
     process: Arc<Mutex<Process>>,
 }
 
-/// A toxiproxy process, killed when dropped.
+/// A toxiproxy process. Drop kills it.
 #[derive(Debug)]
 struct Process {
     url: String,
     child: Child,
 }
 
-/// What is done to the bytes on the way.
+/// A network fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Toxic {
-    /// Each byte comes so much later.
+    /// Data is delayed.
     Latency { ms: u64, jitter_ms: u64 },
     /// Connections are reset.
     ResetPeer,
-    /// Nothing goes through, and nobody is told.
+    /// Data is dropped without closing the connection.
     HalfOpen,
-    /// Few bytes a second.
+    /// The bandwidth is limited.
     Bandwidth { kb_per_second: u64 },
 }
 
 impl Toxiproxy {
-    /// `None` where there is no toxiproxy and it can't be built.
+    /// Finds or builds toxiproxy; `None` if neither is possible.
     pub(crate) async fn find(dir: &Path) -> Option<Self> {
         let program = locate().await?;
-        // reqwest asks for the process's TLS backend even for plain http. It may be there already.
+        // reqwest needs a TLS provider even for plain HTTP. One may be installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Some(Self {
             program,
@@ -74,7 +74,7 @@ impl Toxiproxy {
         })
     }
 
-    /// A way to an address.
+    /// Starts a proxy to an address.
     pub(crate) async fn proxy(&self, name: &str, upstream: &str) -> Proxy {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         Proxy {
@@ -122,8 +122,8 @@ impl Proxy {
         self.address
     }
 
-    /// Poisons both directions until [`heal`](Self::heal).
-    pub(crate) async fn poison(&self, toxic: Toxic) {
+    /// Adds a toxic to both directions until [`remove_toxic`](Self::remove_toxic).
+    pub(crate) async fn add_toxic(&self, toxic: Toxic) {
         let (kind, attributes) = match toxic {
             Toxic::Latency { ms, jitter_ms } => ("latency", json!({"latency": ms, "jitter": jitter_ms})),
             Toxic::ResetPeer => ("reset_peer", json!({"timeout": 0})),
@@ -137,8 +137,8 @@ impl Proxy {
         }
     }
 
-    /// Takes the poison away.
-    pub(crate) async fn heal(&self) {
+    /// Removes the toxic from both directions.
+    pub(crate) async fn remove_toxic(&self) {
         let mut process = self.process.lock().await;
         for stream in ["upstream", "downstream"] {
             let url = format!("{}/toxics/{stream}", process.url);
@@ -148,7 +148,7 @@ impl Proxy {
                 assert!(answer.status().is_success(), "{answer:?}");
                 continue;
             }
-            // It waits for ever for a connection that ended just then, and lets none in: another one takes its place.
+            // toxiproxy can hang if a connection closes meanwhile, and then accepts no others: replace the process.
             process.child.kill().await.expect("toxiproxy can be killed");
             *process = self
                 .toxiproxy
@@ -158,8 +158,8 @@ impl Proxy {
         }
     }
 
-    /// Refuses connections and ends those that are there, or goes on.
-    pub(crate) async fn enable(&self, enabled: bool) {
+    /// `false` refuses new connections and closes existing ones; `true` accepts connections again.
+    pub(crate) async fn set_enabled(&self, enabled: bool) {
         let process = self.process.lock().await;
         post(&self.toxiproxy.client, &process.url, &json!({"enabled": enabled})).await;
     }
@@ -171,7 +171,7 @@ async fn post(client: &reqwest::Client, url: &str, body: &Value) {
     assert!(answer.status().is_success(), "{url} {body}: {answer:?}");
 }
 
-/// `$TOXIPROXY`, the PATH, the cache, or built by Go into the cache.
+/// Looks for toxiproxy in `$TOXIPROXY`, the PATH and the cache; otherwise builds it with Go into the cache.
 async fn locate() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("TOXIPROXY") {
         return Some(path.into());
@@ -194,7 +194,7 @@ async fn locate() -> Option<PathBuf> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true);
-        // Whatever goes wrong, the program isn't there then.
+        // A failed build leaves no program.
         let _ = tokio::time::timeout(BUILD_LIMIT, go.status()).await;
     }
     program.is_file().then_some(program)

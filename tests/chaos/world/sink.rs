@@ -1,4 +1,4 @@
-//! The push provider: takes pushes, writes down each, and can be made to fail.
+//! The push provider: records each push and can inject failures.
 
 use std::{
     collections::HashMap,
@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Proxy, Toxiproxy};
 
-/// Device and post.
-pub(crate) type Key = (String, u64);
+/// Device name and post id.
+pub(crate) type ReceiptKey = (String, u64);
 
-/// When each push came, how often it did, and what it said.
+/// Pushes of one post to one device.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
     pub(crate) recipient: String,
@@ -27,11 +27,11 @@ pub(crate) struct Receipts {
     pub(crate) times: Vec<Timestamp>,
 }
 
-/// A push sink, behind a proxy when there is a toxiproxy.
+/// A push sink, behind a proxy if toxiproxy is available.
 pub(crate) struct PushSink {
     sink: Sink,
     pub(crate) proxy: Option<Proxy>,
-    received: Arc<Mutex<HashMap<Key, Receipts>>>,
+    received: Arc<Mutex<HashMap<ReceiptKey, Receipts>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -46,17 +46,19 @@ impl PushSink {
         let address = proxy.as_ref().map_or(own, Proxy::address);
         let sink = Sink::new(&format!("http://{address}"), Keys::generate()).expect("a sink");
         let serving = sink.clone().serve(listener, CancellationToken::new());
-        let received = Arc::<Mutex<HashMap<Key, Receipts>>>::default();
-        let kept = received.clone();
+        let received = Arc::<Mutex<HashMap<ReceiptKey, Receipts>>>::default();
+        let recorded = received.clone();
         let mut entries = sink.subscribe();
         let tasks = vec![
             tokio::spawn(async move { serving.await.expect("the sink serves") }),
-            // The sink keeps the newest entries only; a long run has more.
+            // The sink keeps only the newest entries, and a long run has more.
             tokio::spawn(async move {
                 loop {
                     match entries.recv().await {
-                        Ok(entry) => keep(&mut kept.lock(), entry),
-                        Err(RecvError::Lagged(missed)) => panic!("{missed} pushes were not written down"),
+                        Ok(entry) => record_receipt(&mut recorded.lock(), entry),
+                        Err(RecvError::Lagged(missed)) => {
+                            panic!("{missed} pushes were not recorded: the receipt task is too slow")
+                        }
                         Err(RecvError::Closed) => return,
                     }
                 }
@@ -78,7 +80,7 @@ impl PushSink {
         self.sink.subscription(device)
     }
 
-    /// From now on answers for these devices with a status.
+    /// Answers pushes to these devices with a status.
     pub(crate) fn fail(&self, devices: &[String], status: u16, retry_after: Option<Duration>) {
         let failure = InjectedFailure {
             status: StatusCode::from_u16(status).expect("a status"),
@@ -90,19 +92,19 @@ impl PushSink {
         }
     }
 
-    /// Takes pushes for these devices again.
+    /// Accepts pushes to these devices again.
     pub(crate) fn recover(&self, devices: &[String]) {
         for device in devices {
             self.sink.recover(device);
         }
     }
 
-    /// All that came so far.
-    pub(crate) fn received(&self) -> HashMap<Key, Receipts> {
+    /// Pushes received so far.
+    pub(crate) fn received(&self) -> HashMap<ReceiptKey, Receipts> {
         self.received.lock().clone()
     }
 
-    /// Requests that were refused as forged or malformed: none may be.
+    /// Requests rejected as forged or malformed; must be 0.
     pub(crate) fn rejected(&self) -> u64 {
         self.sink.summary().rejected
     }
@@ -116,7 +118,7 @@ impl Drop for PushSink {
     }
 }
 
-fn keep(received: &mut HashMap<Key, Receipts>, entry: Entry) {
+fn record_receipt(received: &mut HashMap<ReceiptKey, Receipts>, entry: Entry) {
     let Entry {
         name,
         post_id,

@@ -1,33 +1,32 @@
-//! Accepted posts that somebody comes back to.
+//! Schedules a second request for some of the accepted posts.
 
 use std::time::Duration;
 
 use rand::{Rng, rngs::StdRng};
 use tokio::time::Instant;
 
-use super::{Journal, Posted};
+use super::{AcceptedPost, Journal};
 
-/// Some of the posts that were accepted, each with the moment at which it is to be looked at again.
+/// Accepted posts with the time of their second request.
 #[derive(Default)]
-pub(super) struct Due {
-    /// How many posts were taken from the journal.
-    known: usize,
-    waiting: Vec<(Instant, Posted)>,
+pub(super) struct SecondRequests {
+    /// Posts read from the journal so far.
+    read_count: usize,
+    waiting: Vec<(Instant, AcceptedPost)>,
 }
 
-impl Due {
-    /// Chooses one in so many of the posts that were accepted since the last call, each to be due after `wait`; and gives
-    /// those that are due now.
-    pub(super) fn take(
+impl SecondRequests {
+    /// Schedules one in `one_in` of the newly accepted posts for after `wait`, and returns the posts that are due.
+    pub(super) fn take_due(
         &mut self,
         journal: &Journal,
         random: &mut StdRng,
         one_in: u32,
         mut wait: impl FnMut(&mut StdRng) -> Duration,
-    ) -> Vec<Posted> {
+    ) -> Vec<AcceptedPost> {
         let now = Instant::now();
-        let posts = journal.posts_from(self.known);
-        self.known += posts.len();
+        let posts = journal.posts_from(self.read_count);
+        self.read_count += posts.len();
         for post in posts {
             if random.random_ratio(1, one_in) {
                 self.waiting.push((now + wait(random), post));

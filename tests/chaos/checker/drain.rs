@@ -1,4 +1,4 @@
-//! Waits until nothing is left to do.
+//! Waits until the mesh has drained.
 
 use std::time::{Duration, Instant};
 
@@ -8,62 +8,64 @@ use herald_proto::v1;
 use tonic::Status;
 
 use crate::{
-    workload::{Journal, Posted},
+    workload::{AcceptedPost, Journal},
     world::World,
 };
 
-/// For everything that was accepted to settle after the last fault: AckWait, back-off, and the work itself.
+/// Time limit for all accepted posts to settle after the last fault; includes AckWait and back-off.
 const LIMIT: Duration = Duration::from_mins(3);
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Posts that stay unsettled for so long while no consumer has anything to do, and nothing waits, will stay so for ever.
+/// Posts that stay unsettled for this long without any message left are stuck.
 const STUCK: Duration = Duration::from_secs(12);
 const CALLS: usize = 32;
 
-/// What is not settled in the end.
+/// Returns posts and consumers that are not settled within [`LIMIT`]; empty if the mesh has drained.
 pub(super) async fn wait(world: &World, journal: &Journal) -> Vec<String> {
     let clients = world.clients();
     let posts = journal.posts();
-    let mut left = Left::Work(vec!["nothing could be read".to_owned()]);
+    let mut left = Remaining::Work(vec!["the lag could not be read".to_owned()]);
     let mut changed_at = Instant::now();
     let started = changed_at;
     loop {
         let now = match unsettled(&clients, &posts).await {
             Ok(now) => now,
-            Err(status) => Left::Work(vec![format!("{status:?}")]),
+            Err(status) => Remaining::Work(vec![format!("{status:?}")]),
         };
-        if now != left || matches!(now, Left::Work(_)) {
+        if now != left || matches!(now, Remaining::Work(_)) {
             changed_at = Instant::now();
         }
         left = now;
         match left {
-            Left::Nothing => return Vec::new(),
-            Left::Posts(posts) if changed_at.elapsed() > STUCK => return posts,
-            Left::Posts(what) | Left::Work(what) if started.elapsed() > LIMIT => return what,
-            Left::Posts(_) | Left::Work(_) => {}
+            Remaining::Nothing => return Vec::new(),
+            Remaining::Posts(posts) if changed_at.elapsed() > STUCK => return posts,
+            Remaining::Posts(what) | Remaining::Work(what) if started.elapsed() > LIMIT => return what,
+            Remaining::Posts(_) | Remaining::Work(_) => {}
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// What is not settled.
+/// Work that is left.
 #[derive(PartialEq, Eq)]
-enum Left {
+enum Remaining {
     Nothing,
-    /// Consumers have something to do.
+    /// Consumers have messages left.
     Work(Vec<String>),
-    /// They don't, and these posts are not settled.
+    /// No messages are left, but these posts are not settled.
     Posts(Vec<String>),
 }
 
-async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> {
+async fn unsettled(clients: &Clients, posts: &[AcceptedPost]) -> Result<Remaining, Status> {
     let lag = clients.mesh().get_lag(v1::GetLagRequest {}).await?.into_inner();
-    // Messages that wait there for their time, a minute at most here, are in nobody's hands.
+    // Messages in LATER, for a minute at most, belong to no consumer.
     let later = lag.streams.iter().find(|stream| stream.stream == "LATER");
     if let Some(waiting) = later
         .map(|stream| stream.message_count)
         .filter(|count| *count > 0)
     {
-        return Ok(Left::Work(vec![format!("{waiting} messages wait in LATER")]));
+        return Ok(Remaining::Work(vec![format!(
+            "LATER has {waiting} delayed messages"
+        )]));
     }
     let busy: Vec<_> = lag
         .streams
@@ -72,13 +74,13 @@ async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> 
         .filter(|consumer| consumer.pending_count + consumer.ack_pending_count > 0)
         .map(|consumer| {
             format!(
-                "{} has {} pending and {} unacknowledged",
+                "consumer {} has {} pending and {} unacknowledged messages",
                 consumer.consumer, consumer.pending_count, consumer.ack_pending_count
             )
         })
         .collect();
     if !busy.is_empty() {
-        return Ok(Left::Work(busy));
+        return Ok(Remaining::Work(busy));
     }
     let unsettled: Vec<Option<String>> = stream::iter(posts.iter().map(|post| post.id))
         .map(|post_id| async move {
@@ -92,7 +94,7 @@ async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> 
             let unsettled = !delivery.planned || pending > 0;
             Ok::<_, Status>(unsettled.then(|| {
                 format!(
-                    "post {post_id}: planned {}, {pending} deliveries pending",
+                    "post {post_id} is not settled: planned {}, {pending} deliveries pending",
                     delivery.planned
                 )
             }))
@@ -103,8 +105,8 @@ async fn unsettled(clients: &Clients, posts: &[Posted]) -> Result<Left, Status> 
     let mut unsettled: Vec<String> = unsettled.into_iter().flatten().collect();
     unsettled.sort_unstable();
     Ok(if unsettled.is_empty() {
-        Left::Nothing
+        Remaining::Nothing
     } else {
-        Left::Posts(unsettled)
+        Remaining::Posts(unsettled)
     })
 }

@@ -1,4 +1,4 @@
-//! Compares what was seen with what must be.
+//! Invariants: compares the observed state with the journal.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,18 +6,18 @@ use herald_proto::v1::{ChannelDelivery, DeliveryState};
 
 use super::{
     expect::Expected,
-    observe::{Observed, Seen},
+    observe::{Observed, PostState},
 };
-use crate::workload::{Posted, READERS, Tie, reader};
+use crate::workload::{AcceptedPost, READERS, Relation, reader};
 
-/// Each request is one post, and there are no others.
-pub(super) fn requests(posts: &[Posted], observed: &Observed, foreign: u64) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Each accepted request is exactly one post, and POSTS has no other posts.
+pub(super) fn requests(posts: &[AcceptedPost], observed: &Observed, foreign: u64) -> Vec<String> {
+    let mut violations = Vec::new();
     let mut ids = HashMap::new();
     for post in posts {
         if let Some(other) = ids.insert(post.id, &post.request_id) {
-            wrong.push(format!(
-                "post {} answers both {other} and {}",
+            violations.push(format!(
+                "post {} was the answer to two requests: {other} and {}",
                 post.id, post.request_id
             ));
         }
@@ -25,21 +25,21 @@ pub(super) fn requests(posts: &[Posted], observed: &Observed, foreign: u64) -> V
     let expected = ids.len() as u64 + foreign;
     let messages = observed.posts_messages.saturating_sub(observed.deletion_messages);
     if messages != expected {
-        wrong.push(format!(
-            "POSTS has {messages} messages that are no deletions, of which {expected} are known: a request was accepted \
-             twice, or a post was lost"
+        violations.push(format!(
+            "POSTS has {messages} messages besides deletions, expected {expected}: a request was accepted twice or a \
+post was lost"
         ));
     }
-    wrong
+    violations
 }
 
-/// The plan in the ledger has whom it must have, on both channels alike.
-pub(super) fn fanout(posts: &[Posted], observed: &Observed, expected: &Expected) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// The plan in the ledger has exactly the expected recipients on both channels.
+pub(super) fn fanout(posts: &[AcceptedPost], observed: &Observed, expected: &Expected) -> Vec<String> {
+    let mut violations = Vec::new();
     for (post, seen) in pairs(posts, observed) {
-        for stranger in &seen.strangers {
-            wrong.push(format!(
-                "post {}: recipient {stranger} is twice in it or nobody",
+        for recipient in &seen.unexpected_recipients {
+            violations.push(format!(
+                "post {}: recipient {recipient} is listed twice or unknown",
                 post.id
             ));
         }
@@ -48,15 +48,15 @@ pub(super) fn fanout(posts: &[Posted], observed: &Observed, expected: &Expected)
                 seen.timeline_states.contains_key(&r),
                 seen.push_states.contains_key(&r),
             ) {
-                (false, false) => Some(Tie::None),
-                (true, false) => Some(Tie::Follows),
-                (true, true) => Some(Tie::Bell),
+                (false, false) => Some(Relation::None),
+                (true, false) => Some(Relation::Follows),
+                (true, true) => Some(Relation::Notified),
                 (false, true) => None,
             };
-            let ties = expected.ties(post, r);
-            if !planned.is_some_and(|planned| ties.contains(&planned)) {
-                wrong.push(format!(
-                    "post {} of author {}: {} was planned as {planned:?}, was {ties:?}",
+            let relations = expected.possible_relations(post, r);
+            if !planned.is_some_and(|planned| relations.contains(&planned)) {
+                violations.push(format!(
+                    "post {} of author {}: {} is planned as {planned:?}, expected one of {relations:?}",
                     post.id,
                     post.author,
                     reader(r)
@@ -64,46 +64,56 @@ pub(super) fn fanout(posts: &[Posted], observed: &Observed, expected: &Expected)
             }
         }
     }
-    wrong
+    violations
 }
 
-/// Each timeline has what the plan says and what follows brought, once, and nothing else.
-pub(super) fn timelines(posts: &[Posted], observed: &Observed, expected: &Expected) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Each timeline has the planned and backfilled posts exactly once, and no others.
+pub(super) fn timelines(posts: &[AcceptedPost], observed: &Observed, expected: &Expected) -> Vec<String> {
+    let mut violations = Vec::new();
     for (r, entries) in observed.timelines.iter().enumerate() {
         if !entries.is_sorted_by(|(newer, _), (older, _)| newer > older) {
-            wrong.push(format!("{} has entries twice or out of order", reader(r)));
+            violations.push(format!(
+                "the timeline of {} has duplicate or unordered entries",
+                reader(r)
+            ));
         }
         let on: HashMap<u64, &String> = entries.iter().map(|(id, text)| (*id, text)).collect();
         for (post, seen) in pairs(posts, observed) {
             let planned = seen.timeline_states.contains_key(&r);
             let name = || format!("post {} of author {} for {}", post.id, post.author, reader(r));
             match on.get(&post.id) {
-                Some(text) if **text != post.text => wrong.push(format!("{} reads {text:?}", name())),
-                Some(_) if !planned && !expected.may_be_backfilled(post, r) => {
-                    wrong.push(format!("{} is a phantom", name()));
+                Some(text) if **text != post.text => {
+                    violations.push(format!("{} has the wrong text {text:?}", name()));
                 }
-                None if planned && !seen.gone => wrong.push(format!("{} is missing", name())),
+                Some(_) if !planned && !expected.may_be_backfilled(post, r) => {
+                    violations.push(format!("{} is on the timeline but not planned", name()));
+                }
+                None if planned && !seen.deleted => {
+                    violations.push(format!("{} is planned but not on the timeline", name()));
+                }
                 Some(_) | None => {}
             }
         }
         let known: HashSet<u64> = posts.iter().map(|post| post.id).collect();
         for (id, _) in entries.iter().filter(|(id, _)| !known.contains(id)) {
-            wrong.push(format!("{} has post {id}, which nobody wrote", reader(r)));
+            violations.push(format!(
+                "the timeline of {} has post {id}, which was never accepted",
+                reader(r)
+            ));
         }
     }
-    wrong
+    violations
 }
 
-/// Each follow has brought the author's newest posts.
-pub(super) fn backfills(posts: &[Posted], observed: &Observed, expected: &Expected) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Each follow has backfilled the newest posts of the author.
+pub(super) fn backfills(posts: &[AcceptedPost], observed: &Observed, expected: &Expected) -> Vec<String> {
+    let mut violations = Vec::new();
     for (r, entries) in observed.timelines.iter().enumerate() {
         let on: HashSet<u64> = entries.iter().map(|(id, _)| *id).collect();
         for (post, seen) in pairs(posts, observed) {
-            if !on.contains(&post.id) && !seen.gone && expected.must_be_backfilled(post, r) {
-                wrong.push(format!(
-                    "post {} of author {} was not brought to {} by a follow",
+            if !on.contains(&post.id) && !seen.deleted && expected.must_be_backfilled(post, r) {
+                violations.push(format!(
+                    "post {} of author {} was not backfilled to {} after a follow",
                     post.id,
                     post.author,
                     reader(r)
@@ -111,12 +121,12 @@ pub(super) fn backfills(posts: &[Posted], observed: &Observed, expected: &Expect
             }
         }
     }
-    wrong
+    violations
 }
 
-/// `targeted = delivered + suppressed + expired + pending + dead`, the lists say the same, and nothing is pending.
-pub(super) fn conservation(posts: &[Posted], observed: &Observed) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// `targeted = delivered + suppressed + expired + pending + dead`, the recipient lists agree, and nothing is pending.
+pub(super) fn conservation(posts: &[AcceptedPost], observed: &Observed) -> Vec<String> {
+    let mut violations = Vec::new();
     for (post, seen) in pairs(posts, observed) {
         for (channel, counts, states) in [
             ("timeline", &seen.timeline, &seen.timeline_states),
@@ -140,26 +150,26 @@ pub(super) fn conservation(posts: &[Posted], observed: &Observed) -> Vec<String>
                 && expired_count == listed(DeliveryState::Expired)
                 && dead_count == listed(DeliveryState::Dead);
             if !same || pending_count > 0 {
-                wrong.push(format!(
-                    "post {}, {channel}: {counts:?}, {} listed",
+                violations.push(format!(
+                    "post {}, {channel}: the counts don't add up or deliveries are pending: {counts:?}, {} listed",
                     post.id,
                     states.len()
                 ));
             }
             if channel == "timeline" && delivered_count != targeted_count {
-                wrong.push(format!(
-                    "post {}, {channel}: not all are delivered: {counts:?}",
+                violations.push(format!(
+                    "post {}, {channel}: not all recipients are delivered: {counts:?}",
                     post.id
                 ));
             }
         }
     }
-    wrong
+    violations
 }
 
-/// Analytics has counted each delivery once.
-pub(super) fn totals(posts: &[Posted], observed: &Observed) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Analytics has counted each post and delivery once.
+pub(super) fn totals(posts: &[AcceptedPost], observed: &Observed) -> Vec<String> {
+    let mut violations = Vec::new();
     for (post, seen) in pairs(posts, observed) {
         let ledger = [
             1,
@@ -176,28 +186,31 @@ pub(super) fn totals(posts: &[Posted], observed: &Observed) -> Vec<String> {
                 totals.push_delivered_count,
                 totals.push_suppressed_count,
                 totals.push_expired_count,
-                // It can fall again after a redrive, but not below nothing.
+                // The count may fall after a redrive, but not below 0.
                 u64::try_from(totals.push_dead_count).unwrap_or(u64::MAX),
             ]
         });
         if counted != Some(ledger) {
-            wrong.push(format!(
-                "post {}: analytics {counted:?}, ledger {ledger:?}",
+            violations.push(format!(
+                "post {}: analytics has {counted:?}, the ledger {ledger:?}",
                 post.id
             ));
         }
     }
     if observed.totals.post_count != posts.len() as u64 {
-        wrong.push(format!(
-            "analytics counts {} posts of {}",
+        violations.push(format!(
+            "analytics counts {} posts, expected {}",
             observed.totals.post_count,
             posts.len()
         ));
     }
-    wrong
+    violations
 }
 
-fn pairs<'a>(posts: &'a [Posted], observed: &'a Observed) -> impl Iterator<Item = (&'a Posted, &'a Seen)> {
+fn pairs<'a>(
+    posts: &'a [AcceptedPost],
+    observed: &'a Observed,
+) -> impl Iterator<Item = (&'a AcceptedPost, &'a PostState)> {
     posts
         .iter()
         .filter_map(|post| Some((post, observed.posts.get(&post.id)?)))

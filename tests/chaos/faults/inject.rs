@@ -1,4 +1,4 @@
-//! The hands.
+//! Injects faults.
 
 use std::time::Duration;
 
@@ -9,17 +9,19 @@ use super::{Fault, Kills};
 use crate::{
     checker::dead_letters,
     workload::{Journal, READERS, devices},
-    world::{Life, World, name},
+    world::{StartOptions, World, server_name},
 };
 
-/// Field 1 as a string that says it is longer than the message: no message of ours begins so.
+/// Field 1 is a string whose length exceeds the message: no valid message starts like this.
 const GARBAGE: &[u8] = b"\x0a\xff\xff\xff\xff\x0fgarbage";
 const REDRIVE_LIMIT: Duration = Duration::from_secs(2);
 const POISON_LIMIT: Duration = Duration::from_secs(20);
+const STEP_DOWN_LIMIT: Duration = Duration::from_secs(20);
+const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
-/// Does it, and lets go of it.
-pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault, kills: &mut Kills) {
-    let _in_force = world.log.begin(fault);
+/// Injects a fault, and ends it after its time.
+pub(super) async fn inject(world: &mut World, journal: &Journal, fault: &Fault, kills: &mut Kills) {
+    let _fault = world.log.begin_fault(fault);
     match fault {
         Fault::KillHerald { next } => kill_herald(world, next).await,
         Fault::KillNats { down } => {
@@ -29,7 +31,7 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
         }
         Fault::KillBoth { down } => {
             kill_nats(world, 0, kills).await;
-            kill_herald(world, &Life::default()).await;
+            kill_herald(world, &StartOptions::default()).await;
             sleep(*down).await;
             start_nats(world, 0).await;
         }
@@ -37,35 +39,35 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
             let Some(leader) = world.nats.leader(stream).await else {
                 return;
             };
-            world.log.say(format!("{} led {stream}", name(leader)));
+            world.log.print(format!("{} led {stream}", server_name(leader)));
             kill_nats(world, leader, kills).await;
             sleep(*down).await;
             start_nats(world, leader).await;
         }
         Fault::StepDown { stream } => {
-            // That there is no leader to step down right now is as good.
+            // Without a leader right now, there is nothing to step down.
             if let Ok(client) = world.nats.client().await {
                 let request = client.request(format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"), "".into());
-                let _ = tokio::time::timeout(POISON_LIMIT, request).await;
+                let _ = tokio::time::timeout(STEP_DOWN_LIMIT, request).await;
             }
         }
         Fault::FreezeLeader { stream, time } => {
             let Some(leader) = world.nats.leader(stream).await else {
                 return;
             };
-            world.log.say(format!("{} led {stream}", name(leader)));
+            world.log.print(format!("{} led {stream}", server_name(leader)));
             world.nats.freeze(leader, true);
             sleep(*time).await;
             world.nats.freeze(leader, false);
         }
-        Fault::CutLeader { stream, time } => {
+        Fault::PartitionLeader { stream, time } => {
             let Some(leader) = world.nats.leader(stream).await else {
                 return;
             };
-            world.log.say(format!("{} led {stream}", name(leader)));
-            world.nats.cut(leader, true).await;
+            world.log.print(format!("{} led {stream}", server_name(leader)));
+            world.nats.set_partitioned(leader, true).await;
             sleep(*time).await;
-            world.nats.cut(leader, false).await;
+            world.nats.set_partitioned(leader, false).await;
         }
         Fault::FreezeHerald { time } => {
             world.herald.freeze(true);
@@ -79,9 +81,9 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
         }
         Fault::Network { toxic, time } => {
             let Some(proxy) = &world.nats_proxy else { return };
-            proxy.poison(*toxic).await;
+            proxy.add_toxic(*toxic).await;
             sleep(*time).await;
-            proxy.heal().await;
+            proxy.remove_toxic().await;
         }
         Fault::ProviderAnswers {
             status,
@@ -94,30 +96,30 @@ pub(super) async fn inflict(world: &mut World, journal: &Journal, fault: &Fault,
                 .flat_map(devices)
                 .map(|device| device.name().to_owned())
                 .collect();
-            journal.provider_fails();
+            journal.record_provider_failure();
             world.sink.fail(&failing, *status, *retry_after);
             sleep(*time).await;
             world.sink.recover(&failing);
         }
         Fault::ProviderHangs { time } => {
             let Some(proxy) = &world.sink.proxy else { return };
-            journal.provider_fails();
-            proxy.poison(crate::world::Toxic::HalfOpen).await;
+            journal.record_provider_failure();
+            proxy.add_toxic(crate::world::Toxic::HalfOpen).await;
             sleep(*time).await;
-            proxy.heal().await;
+            proxy.remove_toxic().await;
         }
         Fault::ProviderGone { time } => {
             let Some(proxy) = &world.sink.proxy else { return };
-            journal.provider_fails();
-            proxy.enable(false).await;
+            journal.record_provider_failure();
+            proxy.set_enabled(false).await;
             sleep(*time).await;
-            proxy.enable(true).await;
+            proxy.set_enabled(true).await;
         }
-        Fault::Poison { subject } => poison(world, journal, subject).await,
+        Fault::Poison { subject } => publish_poison(world, journal, subject).await,
         Fault::Redrive => {
-            // Whoever asks may find nobody there; what was begun goes on by itself.
-            let asked = tokio::time::timeout(REDRIVE_LIMIT, dead_letters::redrive_all(world)).await;
-            world.log.say(format!("redrive: {asked:?}"));
+            // The server may be down; a redrive that has started continues by itself.
+            let answer = tokio::time::timeout(REDRIVE_LIMIT, dead_letters::redrive_all(world)).await;
+            world.log.print(format!("redrive request: {answer:?}"));
         }
     }
 }
@@ -133,27 +135,29 @@ async fn start_nats(world: &mut World, server: usize) {
     started.expect("nats-server starts again");
 }
 
-/// Only a life that began can be killed: the last fault may have ended the one before.
-async fn kill_herald(world: &World, next: &Life) {
-    let lives = world.herald.lives();
+/// Kills herald and waits for its next start, so that the next fault finds a process.
+async fn kill_herald(world: &World, next: &StartOptions) {
+    let starts = world.herald.starts();
     world.herald.kill(next.clone());
-    let began = harness::until("herald's next life begins", POISON_LIMIT, || async {
-        world.herald.lives() > lives
+    let began = harness::until("herald is started again", RESTART_LIMIT, || async {
+        world.herald.starts() > starts
     });
     began.await;
 }
 
-async fn poison(world: &World, journal: &Journal, subject: &'static str) {
-    // Not through the poisoned network: what is in the stream must be known for sure.
+async fn publish_poison(world: &World, journal: &Journal, subject: &'static str) {
+    // Bypasses the proxy: the sequence of the message must be known.
     let put = async {
-        // Its connection lives as long as it does.
+        // The context keeps its connection open.
         let broker = jetstream::new(world.nats.client().await?);
         let sent = broker.publish(subject, GARBAGE.into()).await?;
         Ok::<_, async_nats::Error>(sent.await?)
     };
     match tokio::time::timeout(POISON_LIMIT, put).await {
-        Ok(Ok(put)) => journal.poisoned(&put.stream, put.sequence),
-        Ok(Err(error)) => journal.wrong(format!("poison for {subject} was not taken: {error}")),
-        Err(_) => journal.wrong(format!("poison for {subject} was not answered")),
+        Ok(Ok(put)) => journal.record_poison(&put.stream, put.sequence),
+        Ok(Err(error)) => journal.record_violation(format!("can't publish poison to {subject}: {error}")),
+        Err(_) => journal.record_violation(format!(
+            "poison published to {subject} was not acknowledged within {POISON_LIMIT:?}"
+        )),
     }
 }
