@@ -160,12 +160,12 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     follow(&clients, "ann", "bob").await;
     follow(&clients, "ann", "eve").await;
     let deleted = post(&clients, "bob", "oops").await;
-    let kept = post(&clients, "bob", "better").await;
+    let remaining = post(&clients, "bob", "better").await;
     let muted = post(&clients, "eve", "noise").await;
-    for id in [deleted, kept, muted] {
+    for id in [deleted, remaining, muted] {
         wait_settled(&clients, id).await;
     }
-    assert_eq!(timeline(&clients, "ann").await, [muted, kept, deleted]);
+    assert_eq!(timeline(&clients, "ann").await, [muted, remaining, deleted]);
     let request = v1::DeletePostRequest {
         post_id: deleted,
         author_id: "bob".into(),
@@ -179,7 +179,7 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     clients.preferences().update_preferences(request).await.unwrap();
     assert_eq!(
         timeline(&clients, "ann").await,
-        [kept],
+        [remaining],
         "deletion and mute take effect with their answers"
     );
     let refused = clients

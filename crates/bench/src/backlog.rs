@@ -39,8 +39,8 @@ Examples:
 /// Upper bound of the pause; the benchmark resumes the consumers earlier.
 const PAUSE_MAX: Duration = Duration::from_hours(2);
 /// Equal consecutive readings of the streams after which the queues count as stable.
-const SETTLED_READINGS: u32 = 8;
-const SETTLED_INTERVAL: Duration = Duration::from_millis(500);
+const STABLE_READINGS: u32 = 8;
+const STABLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Measure how a backlog is queued and drained
 #[derive(Debug, clap::Args)]
@@ -295,7 +295,7 @@ async fn pause(mesh: &Mesh, until: Option<Timestamp>) -> Result<(), Failure> {
 async fn wait_stable(client: &Client) -> Result<Vec<QueuedStream>, Failure> {
     let mut alike = 0;
     let mut last: Vec<u64> = Vec::new();
-    let mut ticks = tokio::time::interval(SETTLED_INTERVAL);
+    let mut ticks = tokio::time::interval(STABLE_INTERVAL);
     loop {
         ticks.tick().await;
         let lag = client
@@ -313,7 +313,7 @@ async fn wait_stable(client: &Client) -> Result<Vec<QueuedStream>, Failure> {
             .collect();
         let now: Vec<u64> = held.iter().map(|held| held.messages_waiting).collect();
         alike = if now == last { alike + 1 } else { 0 };
-        if alike >= SETTLED_READINGS {
+        if alike >= STABLE_READINGS {
             return Ok(held);
         }
         last = now;

@@ -15,7 +15,7 @@ use super::{graph::Graph, load::Submitted};
 const LAG_INTERVAL_MS: i32 = 200;
 /// Consecutive readings without lag that count as drained. One reading may fall between the acknowledgement in one
 /// stream and the publish to the next.
-const QUIET_READINGS: usize = 2;
+const DRAINED_READINGS: usize = 2;
 
 /// Observed posts with the time of observation.
 pub(super) type Seen = Arc<Mutex<Vec<(u64, Timestamp)>>>;
@@ -163,8 +163,8 @@ pub(super) async fn wait_drained(
         .await
         .map_err(Failure::from)?
         .into_inner();
-    let mut quiet = 0;
-    let mut quiet_since = Timestamp::now();
+    let mut drained_readings = 0;
+    let mut drained_since = Timestamp::now();
     while let Some(lag) = stream.message().await.map_err(Failure::from)? {
         let left: u64 = lag
             .streams
@@ -179,15 +179,15 @@ pub(super) async fn wait_drained(
             .sum();
         progress(left);
         if left > 0 {
-            quiet = 0;
+            drained_readings = 0;
             continue;
         }
-        if quiet == 0 {
-            quiet_since = Timestamp::now();
+        if drained_readings == 0 {
+            drained_since = Timestamp::now();
         }
-        quiet += 1;
-        if quiet >= QUIET_READINGS {
-            return Ok(quiet_since);
+        drained_readings += 1;
+        if drained_readings >= DRAINED_READINGS {
+            return Ok(drained_since);
         }
     }
     Err(Failure::failed(

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Maximum printed violations of one kind.
-const SHOWN_MAX: usize = 8;
+const PRINTED_MAX: usize = 8;
 
 /// Result of a check.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ impl Verdict {
         )];
         for (kind, found) in &self.kinds {
             lines.push(format!("VIOLATION, {kind}: {}", found.len()));
-            lines.extend(found.iter().take(SHOWN_MAX).map(|what| format!("  {what}")));
+            lines.extend(found.iter().take(PRINTED_MAX).map(|what| format!("  {what}")));
         }
         lines
     }

@@ -18,7 +18,7 @@ use tokio::{
 use super::free_port;
 
 /// Time limit to remove a toxic from all connections.
-const HEAL_LIMIT: Duration = Duration::from_secs(10);
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(20);
 const BUILD_LIMIT: Duration = Duration::from_mins(3);
 const MODULE: &str = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0";
@@ -143,7 +143,7 @@ impl Proxy {
         for stream in ["upstream", "downstream"] {
             let url = format!("{}/toxics/{stream}", process.url);
             let taken = self.toxiproxy.client.delete(url).send();
-            if let Ok(answer) = tokio::time::timeout(HEAL_LIMIT, taken).await {
+            if let Ok(answer) = tokio::time::timeout(REMOVE_LIMIT, taken).await {
                 let answer = answer.expect("toxiproxy answers");
                 assert!(answer.status().is_success(), "{answer:?}");
                 continue;
