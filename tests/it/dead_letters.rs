@@ -98,8 +98,8 @@ async fn an_undecodable_message_becomes_a_dead_letter_at_once() {
         "{redrive:?}"
     );
     let discarded = herald.cli(&["dlq", "discard", &id, "--yes"]).await;
-    assert_eq!(discarded["discarded"], 1);
-    let history = herald.cli(&["dlq", "history"]).await;
+    assert_eq!(discarded["discarded_count"], 1);
+    let history = herald.cli(&["dlq", "log"]).await;
     let kinds: Vec<_> = history["operations"]
         .as_array()
         .unwrap()
@@ -148,7 +148,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     assert_eq!(dead_letter["post_id"], post);
     assert_eq!(dead_letter["author_id"], "bob");
     assert_eq!(
-        (&dead_letter["channel"], &dead_letter["owed"]),
+        (&dead_letter["channel"], &dead_letter["owed_count"]),
         (&"push".into(), &1.into())
     );
     assert!(
@@ -172,13 +172,13 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
         .cli(&["dlq", "redrive", "--group", group, "--dry-run"])
         .await;
     assert_eq!(
-        (&plan["dead_letters"], plan["groups"].as_array().unwrap().len()),
+        (&plan["frozen_count"], plan["groups"].as_array().unwrap().len()),
         (&1.into(), 1)
     );
     sink.recover("ann");
     let done = herald.cli(&["dlq", "redrive", "--group", group]).await;
     assert_eq!(
-        (&done["state"], &done["resolved"]),
+        (&done["state"], &done["resolved_count"]),
         (&"done".into(), &1.into()),
         "{done}"
     );
@@ -189,7 +189,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     );
     let resolved = list_dead_letters(&herald, "resolved").await;
     assert_eq!(
-        (&resolved[0]["owed"], &resolved[0]["redrives"]),
+        (&resolved[0]["owed_count"], &resolved[0]["redrive_count"]),
         (&0.into(), &1.into())
     );
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The way to a server.
+//! The gRPC client of the commands.
 
 use std::{fmt, time::Duration};
 
@@ -19,27 +19,31 @@ use tonic::{
 
 use crate::failure::Failure;
 
-/// How long to wait for somebody to answer at the server's address.
+/// Limit for establishing the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that answers no ping for this long is broken, whatever the network says.
+/// Interval of HTTP/2 pings, and the time after which a connection without an answer to a ping is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A page of a timeline holds at most 200 posts of some 110 KB.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Largest response. A page of a timeline has at most 200 posts of about 110 KB each.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
-/// Connected to one server.
+/// A connection to one server. Clones share it.
 #[derive(Clone)]
 pub struct Client {
-    traced: Traced,
+    channel: TracedChannel,
     deadline: Duration,
 }
 
-type Traced = InterceptedService<Channel, Inject>;
+/// Sends the trace context with each call.
+type TracedChannel = InterceptedService<Channel, Inject>;
 
 impl Client {
-    /// Connects; fails at once when nobody listens at `server`. Each call without a stream gets `deadline`.
+    /// Connects to `server` (`http://HOST:PORT`). [`Client::request`] sets `deadline` on each unary call.
+    ///
+    /// # Errors
+    /// `Unreachable` if no connection is established within 5 s.
     pub async fn connect(server: &str, deadline: Duration) -> Result<Self, Failure> {
         let endpoint = Endpoint::from_shared(server.to_owned())
-            .map_err(|_| Failure::usage(format!("{server} is not a server's address")))?
+            .map_err(|_| Failure::usage(format!("{server} is not a valid server address")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
@@ -52,19 +56,19 @@ impl Client {
             .await
             .map_err(|error| Failure::no_server(server, &error))?;
         Ok(Self {
-            traced: InterceptedService::new(channel, Inject),
+            channel: InterceptedService::new(channel, Inject),
             deadline,
         })
     }
 
-    /// A call with the deadline.
+    /// Wraps a message of a unary call and sets the deadline.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.deadline);
         request
     }
 
-    /// Registers a user's device at this address.
+    /// Registers a device of a user at this address.
     pub async fn register_device(&self, user_id: String, address: Address) -> Result<Device, Failure> {
         let request = self.request(RegisterDeviceRequest {
             user_id,
@@ -73,57 +77,57 @@ impl Client {
         let response = self.devices().register_device(request).await?.into_inner();
         response
             .device
-            .ok_or_else(|| Failure::failed("the server answered without the device"))
+            .ok_or_else(|| Failure::failed("the server's response has no device"))
     }
 
-    /// Submits, reads and deletes posts.
-    pub fn posts(&self) -> PostServiceClient<Traced> {
-        PostServiceClient::new(self.traced.clone())
+    /// The client of the post service.
+    pub fn posts(&self) -> PostServiceClient<TracedChannel> {
+        PostServiceClient::new(self.channel.clone())
     }
 
-    /// Follows.
-    pub fn graph(&self) -> GraphServiceClient<Traced> {
-        GraphServiceClient::new(self.traced.clone())
+    /// The client of the graph service.
+    pub fn graph(&self) -> GraphServiceClient<TracedChannel> {
+        GraphServiceClient::new(self.channel.clone())
     }
 
-    /// Devices that pushes go to.
-    pub fn devices(&self) -> DeviceServiceClient<Traced> {
-        DeviceServiceClient::new(self.traced.clone())
+    /// The client of the device service.
+    pub fn devices(&self) -> DeviceServiceClient<TracedChannel> {
+        DeviceServiceClient::new(self.channel.clone())
     }
 
-    /// Preferences of users.
-    pub fn preferences(&self) -> PreferenceServiceClient<Traced> {
-        PreferenceServiceClient::new(self.traced.clone())
+    /// The client of the preference service.
+    pub fn preferences(&self) -> PreferenceServiceClient<TracedChannel> {
+        PreferenceServiceClient::new(self.channel.clone())
     }
 
-    /// Timelines.
-    pub fn timelines(&self) -> TimelineServiceClient<Traced> {
-        TimelineServiceClient::new(self.traced.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    /// The client of the timeline service.
+    pub fn timelines(&self) -> TimelineServiceClient<TracedChannel> {
+        TimelineServiceClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// Deliveries of posts.
-    pub fn deliveries(&self) -> DeliveryServiceClient<Traced> {
-        DeliveryServiceClient::new(self.traced.clone())
+    /// The client of the delivery service.
+    pub fn deliveries(&self) -> DeliveryServiceClient<TracedChannel> {
+        DeliveryServiceClient::new(self.channel.clone())
     }
 
-    /// Totals and statistics of posts.
-    pub fn analytics(&self) -> AnalyticsServiceClient<Traced> {
-        AnalyticsServiceClient::new(self.traced.clone())
+    /// The client of the analytics service.
+    pub fn analytics(&self) -> AnalyticsServiceClient<TracedChannel> {
+        AnalyticsServiceClient::new(self.channel.clone())
     }
 
-    /// Dead letters.
-    pub fn dead_letters(&self) -> DeadLetterServiceClient<Traced> {
-        DeadLetterServiceClient::new(self.traced.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    /// The client of the dead-letter service.
+    pub fn dead_letters(&self) -> DeadLetterServiceClient<TracedChannel> {
+        DeadLetterServiceClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// The auditor.
-    pub fn audit(&self) -> AuditServiceClient<Traced> {
-        AuditServiceClient::new(self.traced.clone())
+    /// The client of the audit service.
+    pub fn audit(&self) -> AuditServiceClient<TracedChannel> {
+        AuditServiceClient::new(self.channel.clone())
     }
 
-    /// Streams and the lag of their consumers.
-    pub fn mesh(&self) -> MeshServiceClient<Traced> {
-        MeshServiceClient::new(self.traced.clone())
+    /// The client of the mesh service: streams and consumer lag.
+    pub fn mesh(&self) -> MeshServiceClient<TracedChannel> {
+        MeshServiceClient::new(self.channel.clone())
     }
 }
 

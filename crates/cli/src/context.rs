@@ -1,4 +1,4 @@
-//! What every command is given: the global options, and the ways to print and to reach the server.
+//! The context of a command: the global options, the output, and the connection to the server.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,16 +12,16 @@ use crate::{
     time,
 };
 
-/// Where a server listens when nothing else is said.
+/// Default of `--server`.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:7700";
 
-/// Options that every command takes, before or after its name.
+/// Options of every command, before or after its name.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The Herald server to talk to
+    /// The gRPC address of the Herald server
     ///
-    /// Its gRPC address: http://HOST:PORT, or HOST:PORT. `herald up` prints it when it starts.
+    /// http://HOST:PORT or HOST:PORT. `herald up` prints its address when it is ready.
     #[arg(
         long,
         short = 's',
@@ -29,15 +29,15 @@ pub struct Global {
         env = "HERALD_SERVER",
         value_name = "URL",
         default_value = DEFAULT_SERVER,
-        value_parser = server,
+        value_parser = parse_server,
         value_hint = ValueHint::Url
     )]
     pub server: String,
 
-    /// How to print answers and errors
+    /// The format of results and errors
     ///
-    /// `text` is for people and may change; `json` is for programs: one object, or one a line for what streams. Times
-    /// in it are RFC 3339, durations are numbers with their unit in the name.
+    /// `text` is for people; its layout may change. `json` is for programs: one JSON object, or one object per line for
+    /// commands that stream. Times are RFC 3339 in UTC; the name of a duration's key ends in its unit.
     #[arg(
         long,
         short = 'o',
@@ -49,9 +49,9 @@ pub struct Global {
     )]
     pub output: Format,
 
-    /// How long one answer of the server may take
+    /// The deadline of each call to the server, more than 0
     ///
-    /// The server gets this as the call's deadline. Streams and imports have none.
+    /// For example 500ms, 30s or 1h30m. Streaming calls and imports have no deadline.
     #[arg(
         long,
         global = true,
@@ -61,22 +61,23 @@ pub struct Global {
     )]
     pub rpc_timeout: Duration,
 
-    /// The configuration file, TOML
+    /// The configuration file of a server, TOML
     ///
-    /// Read by what starts servers (`up`, `bench`) and by `config`. The layers are: defaults, this file, the
-    /// environment (HERALD_…), the command line.
+    /// `up`, `bench` and `config` read it. Later layers override earlier ones: defaults, this file, environment
+    /// variables (HERALD_…), flags.
     #[arg(long, global = true, env = "HERALD_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
-    /// What to log to standard error
+    /// The log filter; logs go to standard error
     ///
-    /// A level (error, warn, info, debug, trace), or levels by module: `warn,herald_mesh=debug`.
+    /// A level (error, warn, info, debug, trace), or levels per module: `warn,herald_mesh=debug`. Client commands log
+    /// warnings and errors by default.
     #[arg(long, global = true, env = "HERALD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 
-    /// Where to send traces, OTLP over gRPC
+    /// The OTLP endpoint (gRPC) that receives traces
     ///
-    /// One trace then spans this command and all that the servers do for it. Off by default.
+    /// A trace contains this command and the work of the servers for it. Without an endpoint no traces are sent.
     #[arg(
         long,
         global = true,
@@ -87,17 +88,17 @@ pub struct Global {
     pub otlp: Option<String>,
 }
 
-/// The global options, ready for use.
+/// The global options and the output of a command.
 #[derive(Debug)]
 pub struct Context {
-    /// As they were given.
+    /// The global options as parsed.
     pub global: Global,
-    /// Where answers and notes go.
+    /// Prints results and notes.
     pub output: Output,
 }
 
 impl Context {
-    /// With the global options of the command line.
+    /// Creates the context. JSON output turns colours off.
     pub fn new(global: Global) -> Self {
         let output = Output::new(global.output);
         if global.output == Format::Json {
@@ -106,7 +107,7 @@ impl Context {
         Self { global, output }
     }
 
-    /// Starts the logs and traces of a command that is a client: quiet, unless asked.
+    /// Starts logs and traces of a client command. The default log level is `warn`.
     pub fn client_telemetry(&self) -> Result<telemetry::Guard, Failure> {
         let config = telemetry::Config {
             log: self.global.log.clone(),
@@ -120,21 +121,21 @@ impl Context {
         })
     }
 
-    /// Connects to the server.
+    /// Connects to the server of `--server`.
     pub async fn client(&self) -> Result<Client, Failure> {
         Client::connect(&self.global.server, self.global.rpc_timeout).await
     }
 }
 
-/// `HOST:PORT` is allowed for `http://HOST:PORT`.
-fn server(text: &str) -> Result<String, String> {
+/// Parses the value of `--server`; `HOST:PORT` becomes `http://HOST:PORT`.
+fn parse_server(text: &str) -> Result<String, String> {
     let url = if text.contains("://") {
         text.to_owned()
     } else {
         format!("http://{text}")
     };
     if url.starts_with("https://") {
-        return Err("TLS is not there yet: give an http:// address".into());
+        return Err("TLS is not supported: use an http:// address".into());
     }
     let url = url.trim_end_matches('/').to_owned();
     let authority = url.strip_prefix("http://").unwrap_or_default();
@@ -142,7 +143,7 @@ fn server(text: &str) -> Result<String, String> {
         || authority.contains(['/', '@', ' '])
         || url.parse::<tonic::transport::Uri>().is_err()
     {
-        return Err("not an address such as http://127.0.0.1:7700 or localhost:7700".into());
+        return Err("not an address; use http://HOST:PORT or HOST:PORT, such as localhost:7700".into());
     }
     Ok(url)
 }
@@ -152,10 +153,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_addresses() {
-        assert_eq!(server("localhost:7700").unwrap(), "http://localhost:7700");
-        assert_eq!(server("http://10.0.0.1:1/").unwrap(), "http://10.0.0.1:1");
-        assert_eq!(server("[::1]:7700").unwrap(), "http://[::1]:7700");
+    fn server_addresses_are_parsed() {
+        assert_eq!(parse_server("localhost:7700").unwrap(), "http://localhost:7700");
+        assert_eq!(parse_server("http://10.0.0.1:1/").unwrap(), "http://10.0.0.1:1");
+        assert_eq!(parse_server("[::1]:7700").unwrap(), "http://[::1]:7700");
         for bad in [
             "",
             "https://a",
@@ -165,7 +166,7 @@ mod tests {
             "http://a/b",
             "user@host:1",
         ] {
-            assert!(server(bad).is_err(), "{bad}");
+            assert!(parse_server(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why a command failed: for people on standard error, for scripts as JSON and as an exit code.
+//! Failures of commands: printed to standard error as text or JSON, and mapped to an exit code.
 
 use std::{error::Error, io, process::ExitCode, time::Duration};
 
@@ -6,28 +6,28 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// What kind of failure it was; scripts see it as the exit code.
+/// The kind of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Refused by the server, or gone wrong here.
+    /// The server rejected the request, or the command failed locally.
     Failed,
-    /// The command line, or a value that the server calls invalid.
+    /// The command line is invalid, or the server rejected a value as invalid.
     Usage,
-    /// No server there, or one that can't serve now.
+    /// The server can't be reached or is unavailable.
     Unreachable,
-    /// No such post, device or user.
+    /// The post, device, user or dead letter doesn't exist.
     NotFound,
-    /// Not done in the time given.
+    /// The deadline or timeout passed.
     TimedOut,
-    /// The server takes no more at the moment.
+    /// The server is overloaded and rejects new work.
     Overloaded,
-    /// Whoever read our standard output has gone: `herald timeline 1 | head -1`. Not an error.
+    /// The reader closed standard output, as in `herald timeline 1 | head -1`. Not an error.
     OutputClosed,
 }
 
 impl Kind {
-    /// As the help of `herald` documents it.
+    /// The exit code, as documented by `herald --help`.
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::OutputClosed => 0,
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// A command's failure. `main` reports it once, with `Output::report`.
+/// The failure of a command. `main` prints it once, with `Output::report`.
 #[derive(Debug)]
 pub struct Failure(Box<Details>);
 
@@ -49,18 +49,18 @@ pub struct Failure(Box<Details>);
 struct Details {
     kind: Kind,
     message: String,
-    /// The gRPC status code, when the server answered.
+    /// The gRPC status code of the response.
     code: Option<Code>,
-    /// `ErrorInfo.reason`.
+    /// `google.rpc.ErrorInfo.reason`.
     reason: Option<String>,
     fields: Vec<Field>,
     retry_after: Option<Duration>,
     hint: Option<String>,
-    /// Made by this program before the command did anything: it never reached a server.
-    refused: bool,
+    /// No connection was established, so no request was sent.
+    not_connected: bool,
 }
 
-/// A field that the server refused, and why.
+/// An invalid field of the request and the reason, as the server reported them.
 #[derive(Debug, Clone, Serialize)]
 struct Field {
     field: String,
@@ -68,7 +68,7 @@ struct Field {
 }
 
 impl Failure {
-    /// A failure in words: lowercase, no full stop.
+    /// Creates a failure. The message is lowercase and has no full stop.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self(Box::new(Details {
             kind,
@@ -78,51 +78,51 @@ impl Failure {
             fields: Vec::new(),
             retry_after: None,
             hint: None,
-            refused: false,
+            not_connected: false,
         }))
     }
 
-    /// Something went wrong on this side.
+    /// A failure of kind `Failed`.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Kind::Failed, message)
     }
 
-    /// An argument makes no sense.
+    /// An invalid argument: a failure of kind `Usage`.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
 
-    /// A file or stream can't be read or written; `what` says which and what for.
-    pub fn io(what: impl std::fmt::Display, source: &io::Error) -> Self {
-        Self::failed(format!("{what}: {source}"))
+    /// An I/O error; `operation` names the operation that failed and its file or stream.
+    pub fn io(operation: impl std::fmt::Display, source: &io::Error) -> Self {
+        Self::failed(format!("{operation}: {source}"))
     }
 
-    /// No connection to `server`.
+    /// No connection to `server` could be established.
     pub fn no_server(server: &str, source: &(dyn Error + 'static)) -> Self {
         let mut failure = Self::new(
             Kind::Unreachable,
-            format!("no Herald server at {server}: {}", root(source)),
+            format!("no Herald server at {server}: {}", root_cause(source)),
         )
-        .hint("start one with `herald up`, or name it with --server or HERALD_SERVER");
-        failure.0.refused = true;
+        .hint("start one with `herald up`, or set its address with --server or HERALD_SERVER");
+        failure.0.not_connected = true;
         failure
     }
 
-    /// Says what to do about it.
+    /// Adds a hint: what the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// Puts words before the message, for what was being done.
+    /// Prefixes the message with the operation that failed.
     #[must_use]
-    pub fn during(mut self, what: &str) -> Self {
-        self.0.message = format!("{what}: {}", self.0.message);
+    pub fn during(mut self, operation: &str) -> Self {
+        self.0.message = format!("{operation}: {}", self.0.message);
         self
     }
 
-    /// Its kind.
+    /// The kind of the failure.
     pub fn kind(&self) -> Kind {
         self.0.kind
     }
@@ -132,14 +132,14 @@ impl Failure {
         &self.0.message
     }
 
-    /// How long the server asked us to wait before the next try.
+    /// Delay that the server requested before a retry (`google.rpc.RetryInfo`).
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// Whether nobody listened when we connected, so that nothing can have been done.
-    pub fn is_refused(&self) -> bool {
-        self.0.refused
+    /// Whether no connection was established; the server then did nothing.
+    pub fn is_not_connected(&self) -> bool {
+        self.0.not_connected
     }
 
     /// The exit code of the process.
@@ -147,7 +147,7 @@ impl Failure {
         ExitCode::from(self.0.kind.exit_code())
     }
 
-    /// The report for people.
+    /// The failure as text, several lines.
     pub(crate) fn text(&self) -> String {
         use std::fmt::Write as _;
 
@@ -170,7 +170,7 @@ impl Failure {
             let _ = writeln!(text, "  reason: {}", printable(reason));
         }
         if let Some(after) = details.retry_after {
-            let _ = writeln!(text, "  try again in: {} s", after.as_secs_f64());
+            let _ = writeln!(text, "  retry after: {} s", after.as_secs_f64());
         }
         if let Some(hint) = &details.hint {
             let _ = writeln!(text, "{} {hint}", style("hint:").cyan());
@@ -178,7 +178,7 @@ impl Failure {
         text
     }
 
-    /// The report for scripts: one JSON object.
+    /// The failure as one line with a JSON object.
     pub(crate) fn json(&self) -> String {
         #[derive(Serialize)]
         struct Report<'a> {
@@ -208,7 +208,7 @@ impl Failure {
                 hint: details.hint.as_deref(),
             },
         };
-        // Strings and numbers always serialize.
+        // Can't fail: the report has only strings and numbers.
         serde_json::to_string(&report)
             .map(|json| json + "\n")
             .unwrap_or_default()
@@ -218,7 +218,7 @@ impl Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
-        let kind = kind_of(&status);
+        let kind = classify(&status);
         let mut message = status.message().to_owned();
         if message.is_empty() {
             code_name(status.code()).clone_into(&mut message);
@@ -255,23 +255,23 @@ impl From<Status> for Failure {
     }
 }
 
-/// What `herald up` and the like fail with.
+/// Errors of `herald up` and other local work. The message is the error chain.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
     }
 }
 
-fn kind_of(status: &Status) -> Kind {
+fn classify(status: &Status) -> Kind {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => Kind::Usage,
         Code::NotFound => Kind::NotFound,
         Code::DeadlineExceeded => Kind::TimedOut,
-        // Tonic's own name for a deadline that ran out on this side.
+        // Tonic reports a deadline that passed on the client this way.
         Code::Cancelled if status.message() == "Timeout expired" => Kind::TimedOut,
         Code::ResourceExhausted => Kind::Overloaded,
         Code::Unavailable => Kind::Unreachable,
-        // A connection that broke in the middle arrives as Unknown or Internal, with its cause.
+        // Tonic reports a broken connection as Unknown or Internal, with the I/O error as its source.
         _ if is_broken_transport(status) => Kind::Unreachable,
         _ => Kind::Failed,
     }
@@ -291,23 +291,23 @@ fn is_broken_transport(status: &Status) -> bool {
 fn hint_for(status: &Status, kind: Kind) -> Option<&'static str> {
     match (kind, status.code()) {
         (Kind::Unreachable, Code::Unavailable) => {
-            Some("the server can't serve this now; it recovers by itself when what it needs is back")
+            Some("the server is unavailable; retry later, and check its /readyz and its log")
         }
         (Kind::Unreachable, _) => Some(
-            "the connection broke, or this is not Herald's gRPC port (its http port is another one; `herald up` prints \
-             both when it starts)",
+            "the connection broke, or this is not Herald's gRPC port (`herald up` prints its gRPC and HTTP \
+             addresses when it is ready)",
         ),
-        (Kind::Overloaded, _) => Some("nothing was accepted; try again later"),
-        (Kind::TimedOut, _) => Some("give it longer with --rpc-timeout"),
+        (Kind::Overloaded, _) => Some("nothing was accepted; retry later"),
+        (Kind::TimedOut, _) => Some("increase the deadline with --rpc-timeout"),
         (_, Code::Unimplemented) => {
-            Some("this server doesn't offer the call: is it a Herald server of this version?")
+            Some("this server has no such method; use a Herald server of the same version as this program")
         }
-        (_, Code::Internal | Code::Unknown | Code::DataLoss) => Some("the server's log says more"),
+        (_, Code::Internal | Code::Unknown | Code::DataLoss) => Some("see the server's log"),
         _ => None,
     }
 }
 
-/// The name of a gRPC code as the specification writes it.
+/// The name of a gRPC status code (google.rpc.Code).
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -330,8 +330,8 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The innermost cause, which is what a person wants to know ("connection refused").
-fn root(error: &(dyn Error + 'static)) -> String {
+/// The innermost cause, such as "connection refused".
+fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -339,7 +339,7 @@ fn root(error: &(dyn Error + 'static)) -> String {
     innermost.to_string()
 }
 
-/// Other people's words on a terminal: no escape sequences, no line breaks.
+/// Makes untrusted text safe for a terminal: control characters become spaces.
 pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -353,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rich_error_keeps_its_fields_reason_and_delay() {
+    fn error_details_are_kept() {
         let mut details = ErrorDetails::new();
         details
             .set_error_info("STREAM_FULL", "herald.dev", std::collections::HashMap::new())
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_on_this_side_is_a_timeout() {
+    fn a_client_deadline_is_a_timeout() {
         assert_eq!(
             Failure::from(Status::cancelled("Timeout expired")).kind(),
             Kind::TimedOut
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn escape_sequences_of_others_do_not_reach_the_terminal() {
+    fn control_characters_are_replaced() {
         let failure = Failure::from(Status::internal("bad \u{1b}[31mred"));
         assert!(failure.text().contains("bad  [31mred"));
     }

@@ -1,7 +1,7 @@
-//! What the commands of `herald` share: the global options, the connection to a server, failures with their exit codes,
-//! and the two formats of output.
+//! Shared code of the `herald` commands: global options, the gRPC client, failures with exit codes, and output formats.
 //!
-//! A command gets a [`context::Context`], prints what implements [`output::Show`], and returns a [`failure::Failure`].
+//! A command receives a [`context::Context`], prints values that implement [`output::Show`], and returns a
+//! [`failure::Failure`] on error.
 
 pub mod client;
 pub mod context;

@@ -1,4 +1,4 @@
-//! What commands print: one shape for scripts (`Serialize`), one for people ([`Show::text`]).
+//! Output of commands: JSON for programs (`Serialize`), text for people ([`Show::text`]).
 
 use std::io::{self, Write as _};
 
@@ -11,51 +11,52 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::failure::{Failure, Kind, printable};
 
-/// How answers and errors are printed.
+/// The format of results and errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people: tables, relative times, colours on a terminal.
+    /// For people: tables, relative times, colours on a terminal
     #[default]
     Text,
-    /// For programs: one JSON object, or one a line for what streams.
+    /// For programs: one JSON object, or one object per line for streams
     Json,
 }
 
-/// Something to print.
+/// A result that can be printed as text and as JSON.
 pub trait Show: Serialize {
-    /// For people; ends without a line break.
+    /// The text for people, without a line break at the end.
     fn text(&self) -> String;
 }
 
-/// Where answers go: standard output. Notes and errors go to standard error, so that a pipe holds answers only.
+/// Prints results to standard output, notes and errors to standard error. A pipe then receives results only.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     format: Format,
 }
 
 impl Output {
-    /// In this format.
+    /// Creates an output with this format.
     pub const fn new(format: Format) -> Self {
         Self { format }
     }
 
-    /// Whether a program reads the answers.
+    /// Whether the format is JSON.
     pub fn is_json(self) -> bool {
         self.format == Format::Json
     }
 
-    /// Prints one answer: as text, or as one line of JSON.
-    pub fn show<T: Show>(self, answer: &T) -> Result<(), Failure> {
+    /// Prints one result: as text, or as one line of JSON.
+    pub fn show<T: Show>(self, result: &T) -> Result<(), Failure> {
         let mut text = match self.format {
-            Format::Text => answer.text(),
-            Format::Json => serde_json::to_string(answer)
-                .map_err(|error| Failure::failed(format!("the answer can't be written as JSON: {error}")))?,
+            Format::Text => result.text(),
+            Format::Json => serde_json::to_string(result).map_err(|error| {
+                Failure::failed(format!("the result can't be serialized as JSON: {error}"))
+            })?,
         };
         text.push('\n');
         Self::write(&text)
     }
 
-    /// Writes text as it is, at once.
+    /// Writes text to standard output and flushes it.
     pub fn write(text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout
@@ -67,15 +68,15 @@ impl Output {
             })
     }
 
-    /// Tells a person something beside the answer. Scripts that read JSON don't get it.
+    /// Prints a note to standard error. With JSON output notes are skipped.
     pub fn note(self, text: &str) {
         if !self.is_json() {
-            // A note that nobody reads is no reason to stop.
+            // A note is optional: a closed standard error doesn't stop the command.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
 
-    /// Writes a command's failure to standard error, as text or as one JSON object.
+    /// Prints a failure to standard error, as text or as one JSON object.
     pub fn report(self, failure: &Failure) {
         if failure.kind() == Kind::OutputClosed {
             return;
@@ -84,11 +85,12 @@ impl Output {
             Format::Text => failure.text(),
             Format::Json => failure.json(),
         };
-        // Where standard error is gone too, there is nobody left to tell.
+        // A closed standard error leaves nowhere to report to.
         let _ = io::stderr().write_all(report.as_bytes());
     }
 
-    /// A progress bar on standard error. Only a person at a terminal sees it. `template` is indicatif's.
+    /// Creates a progress bar on standard error; hidden for JSON output and without a terminal. `template` has
+    /// indicatif's syntax.
     pub fn progress_bar(self, length: Option<u64>, template: &str) -> ProgressBar {
         let target = if self.is_json() {
             ProgressDrawTarget::hidden()
@@ -103,16 +105,16 @@ impl Output {
     }
 }
 
-/// A table with aligned columns: a head line, then the rows.
+/// A table with a header line and aligned columns.
 pub struct Table {
     alignments: Vec<Alignment>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// One name a column; a leading `>` aligns it to the right, as figures are.
+    /// Creates a table with these column names; a leading `>` aligns the column to the right, as for numbers.
     pub fn new(columns: &[&str]) -> Self {
-        let head_style = Style::new().bold();
+        let header_style = Style::new().bold();
         let alignments = columns
             .iter()
             .map(|column| {
@@ -123,23 +125,23 @@ impl Table {
                 }
             })
             .collect();
-        let head = columns.iter().map(|column| {
-            head_style
+        let header = columns.iter().map(|column| {
+            header_style
                 .apply_to(column.trim_start_matches('>').to_uppercase())
                 .to_string()
         });
         Self {
             alignments,
-            rows: vec![head.collect()],
+            rows: vec![header.collect()],
         }
     }
 
-    /// Adds a row; it has as many cells as there are columns.
+    /// Adds a row with one cell per column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines, without a line break at the end.
+    /// Formats the table, without a line break at the end.
     pub fn render(&self) -> String {
         let widths: Vec<usize> = (0..self.alignments.len())
             .map(|column| {
@@ -159,7 +161,7 @@ impl Table {
     }
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -172,12 +174,12 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// `1 follow`, `2 follows`.
+/// Formats a count with its noun: `1 follow`, `2 follows`.
 pub fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
-/// A size in bytes, in the unit that suits it.
+/// Formats a size in B, kB, MB, GB or TB (powers of 1,000).
 pub fn bytes(number: u64) -> String {
     let mut value = number as f64;
     let mut unit = "B";
@@ -195,17 +197,17 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
-/// A lane as it is printed.
+/// The printed name of a lane of the API.
 pub fn lane_name(lane: i32) -> &'static str {
     match v1::Lane::try_from(lane) {
         Ok(v1::Lane::High) => Lane::High.as_str(),
         Ok(v1::Lane::Low) => Lane::Low.as_str(),
-        // Unspecified is treated as normal everywhere.
+        // Every service treats an unspecified lane as normal.
         _ => Lane::Normal.as_str(),
     }
 }
 
-/// A lane as the API has it.
+/// The number of a lane in the API.
 pub fn lane_number(lane: Lane) -> i32 {
     let lane = match lane {
         Lane::High => v1::Lane::High,
@@ -215,7 +217,7 @@ pub fn lane_number(lane: Lane) -> i32 {
     lane.into()
 }
 
-/// A channel as it is printed.
+/// The printed name of a channel of the API.
 pub fn channel_name(channel: i32) -> &'static str {
     match v1::Channel::try_from(channel) {
         Ok(v1::Channel::Timeline) => Channel::Timeline.as_str(),
@@ -224,7 +226,7 @@ pub fn channel_name(channel: i32) -> &'static str {
     }
 }
 
-/// The state of a delivery as it is printed.
+/// The printed name of a delivery state of the API.
 pub fn state_name(state: i32) -> &'static str {
     match v1::DeliveryState::try_from(state) {
         Ok(v1::DeliveryState::Pending) => DeliveryState::Pending.as_str(),
@@ -236,18 +238,17 @@ pub fn state_name(state: i32) -> &'static str {
     }
 }
 
-/// A word as a POSIX shell reads it back.
-pub fn quoted(word: &str) -> String {
+/// Quotes a word for a POSIX shell.
+pub fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+,=".contains(c);
-    let bare = !word.is_empty() && word.chars().all(plain);
-    if bare {
+    if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
     } else {
         format!("'{}'", printable(word).replace('\'', r"'\''"))
     }
 }
 
-/// Serializes pairs as a JSON object, in their order.
+/// Serializes pairs as a JSON object; the keys keep their order.
 pub fn as_map<S: Serializer, V: Serialize>(
     pairs: &[(&'static str, V)],
     serializer: S,
@@ -264,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_grouped() {
+    fn numbers_are_formatted() {
         assert_eq!(
             [0, 12, 123, 1_234, 123_456, 1_234_567].map(count),
             ["0", "12", "123", "1,234", "123,456", "1,234,567"]
@@ -277,9 +278,9 @@ mod tests {
     }
 
     #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
+    fn words_are_quoted_for_a_shell() {
         assert_eq!(
-            ["107", "a b", "it's", ""].map(quoted),
+            ["107", "a b", "it's", ""].map(shell_quoted),
             ["107", "'a b'", r"'it'\''s'", "''"]
         );
     }

@@ -1,34 +1,34 @@
-//! Moments and durations, as people and scripts write them.
+//! Parsing and formatting of times and durations.
 
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo, Timestamp};
 
-/// RFC 3339, UTC, as precise as it was sent; none when unset or outside the calendar.
+/// Formats a time as RFC 3339 in UTC with its full precision; `None` if it is unset or out of range.
 pub fn rfc3339(time: Option<&prost_types::Timestamp>) -> Option<String> {
     from_proto(time).map(|time| time.to_string())
 }
 
-/// `3 s ago`; `never` when unset.
+/// Formats the age of a time: `3 s ago`; `never` if it is unset or out of range.
 pub fn ago(time: Option<&prost_types::Timestamp>) -> String {
     from_proto(time).map_or_else(|| "never".into(), |time| ago_at(time, Timestamp::now()))
 }
 
 fn ago_at(time: Timestamp, now: Timestamp) -> String {
     let since = now.duration_since(time);
-    // Another machine's clock may run a little ahead of ours.
+    // Negative if the server's clock is ahead of this machine's.
     let Ok(since) = Duration::try_from(since) else {
         return "just now".into();
     };
     if since < Duration::from_secs(1) {
         "just now".into()
     } else {
-        format!("{} ago", rough(since))
+        format!("{} ago", approximate(since))
     }
 }
 
-/// A duration in its largest unit.
-pub fn rough(duration: Duration) -> String {
+/// Formats a duration in its largest unit, rounded down: ms, s, min, h (up to 48 h), days.
+pub fn approximate(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{} ms", duration.as_millis()),
@@ -39,12 +39,12 @@ pub fn rough(duration: Duration) -> String {
     }
 }
 
-/// A moment of the API; none when unset or outside the calendar.
+/// Converts a time of the API; `None` if it is unset or out of range.
 pub fn from_proto(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
 }
 
-/// A moment as the API has it.
+/// Converts a time to the API's type.
 pub fn to_proto(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: time.as_second(),
@@ -52,7 +52,7 @@ pub fn to_proto(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A duration as the API has it.
+/// Converts a duration to the API's type.
 pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -60,17 +60,17 @@ pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// Reads `500ms`, `90s`, `1h 30m`, `28d`: a clap value parser. Days have 24 hours.
+/// Clap value parser for durations: `500ms`, `90s`, `1h 30m`, `28d`. A day has 24 hours.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let unreadable = || format!("{text:?} is not a duration such as 500ms, 90s, 1h30m or 2d");
-    let span: Span = text.parse().map_err(|_| unreadable())?;
+    let invalid = || format!("{text:?} is not a duration such as 500ms, 90s, 1h30m or 2d");
+    let span: Span = text.parse().map_err(|_| invalid())?;
     let length = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
-        .map_err(|_| unreadable())?;
+        .map_err(|_| invalid())?;
     Duration::try_from(length).map_err(|_| "a duration can't be negative".into())
 }
 
-/// Like [`duration`], and not zero.
+/// Clap value parser for durations over zero; the syntax is that of [`duration`].
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|length| {
         if length.is_zero() {
@@ -81,20 +81,20 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Reads a moment, RFC 3339, or a duration back from now: a clap value parser.
-pub fn moment(text: &str) -> Result<Timestamp, String> {
-    moment_at(text, Timestamp::now())
+/// Clap value parser for a time: RFC 3339, or a duration before now such as `24h`.
+pub fn time_or_age(text: &str) -> Result<Timestamp, String> {
+    time_or_age_at(text, Timestamp::now())
 }
 
-fn moment_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+fn time_or_age_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    let back = duration(text).map_err(|_| {
+    let age = duration(text).map_err(|_| {
         format!("{text:?} is neither a duration such as 24h nor a time such as 2026-01-31T08:00:00Z")
     })?;
-    now.checked_sub(back)
-        .map_err(|_| format!("{text:?} is too long ago"))
+    now.checked_sub(age)
+        .map_err(|_| format!("{text:?} is too far in the past"))
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read() {
+    fn durations_are_parsed() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
         assert_eq!(duration("28d"), Ok(Duration::from_hours(28 * 24)));
@@ -113,15 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_read() {
-        assert_eq!(moment("2026-01-31T08:00:00Z").unwrap().as_second(), 1_769_846_400);
+    fn times_and_ages_are_parsed() {
+        assert_eq!(
+            time_or_age("2026-01-31T08:00:00Z").unwrap().as_second(),
+            1_769_846_400
+        );
         let now = Timestamp::from_second(1_769_846_400).unwrap();
-        assert_eq!(moment_at("24h", now).unwrap().as_second(), 1_769_760_000);
-        assert!(moment("yesterday").is_err());
+        assert_eq!(time_or_age_at("24h", now).unwrap().as_second(), 1_769_760_000);
+        assert!(time_or_age("yesterday").is_err());
     }
 
     #[test]
-    fn ages_are_rough() {
+    fn ages_are_rounded_down() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let at = |seconds: i64| ago_at(Timestamp::from_second(1_000_000 - seconds).unwrap(), now);
         assert_eq!(
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_rfc_3339() {
+    fn times_are_formatted_as_rfc_3339() {
         let time = prost_types::Timestamp {
             seconds: 1_769_846_400,
             nanos: 5_000_000,

@@ -1,35 +1,42 @@
-//! How long to wait before trying again.
+//! Retry delays.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Delays that double from try to try, each drawn from the upper half of its span, so that many clients that failed at
-/// one moment don't come back at one moment.
+/// Exponential back-off with jitter: the ceiling doubles with each attempt, and each delay is random between half of
+/// the ceiling and the ceiling. Clients that failed together then don't retry together.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     first: Duration,
     max: Duration,
-    tries: u32,
+    attempts: u32,
 }
 
 impl Backoff {
-    /// From `first` up to `max`.
+    /// Creates a back-off whose ceiling rises from `first` to `max`.
     pub(crate) const fn new(first: Duration, max: Duration) -> Self {
-        Self { first, max, tries: 0 }
+        Self {
+            first,
+            max,
+            attempts: 0,
+        }
     }
 
-    /// The next delay; at least `asked`, when the server asked for one, though never over twice the maximum.
-    pub(crate) fn next(&mut self, asked: Option<Duration>) -> Duration {
-        let span = self.first.saturating_mul(1 << self.tries.min(20)).min(self.max);
-        self.tries = self.tries.saturating_add(1);
-        let delay = rand::rng().random_range(span / 2..=span);
-        delay.max(asked.unwrap_or_default().min(self.max * 2))
+    /// The next delay; at least `retry_after`, the delay that the server requested, but at most twice the maximum.
+    pub(crate) fn next_delay(&mut self, retry_after: Option<Duration>) -> Duration {
+        let ceiling = self
+            .first
+            .saturating_mul(1 << self.attempts.min(20))
+            .min(self.max);
+        self.attempts = self.attempts.saturating_add(1);
+        let delay = rand::rng().random_range(ceiling / 2..=ceiling);
+        delay.max(retry_after.unwrap_or_default().min(self.max * 2))
     }
 
-    /// After a success.
+    /// Starts again at the first delay, after a success.
     pub(crate) fn reset(&mut self) {
-        self.tries = 0;
+        self.attempts = 0;
     }
 }
 
@@ -40,20 +47,23 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_maximum() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        for span in [100, 200, 400, 800, 1_000, 1_000] {
-            let delay = backoff.next(None).as_millis();
-            assert!((span / 2..=span).contains(&delay), "{delay} for {span}");
+        for ceiling in [100, 200, 400, 800, 1_000, 1_000] {
+            let delay = backoff.next_delay(None).as_millis();
+            assert!((ceiling / 2..=ceiling).contains(&delay), "{delay} for {ceiling}");
         }
         backoff.reset();
-        assert!(backoff.next(None) <= Duration::from_millis(100));
+        assert!(backoff.next_delay(None) <= Duration::from_millis(100));
     }
 
     #[test]
-    fn the_server_may_ask_for_more_within_reason() {
+    fn a_requested_delay_is_at_most_twice_the_maximum() {
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
-        assert_eq!(backoff.next(Some(Duration::from_secs(2))), Duration::from_secs(2));
         assert_eq!(
-            backoff.next(Some(Duration::from_hours(1))),
+            backoff.next_delay(Some(Duration::from_secs(2))),
+            Duration::from_secs(2)
+        );
+        assert_eq!(
+            backoff.next_delay(Some(Duration::from_hours(1))),
             Duration::from_secs(2)
         );
     }

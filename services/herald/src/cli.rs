@@ -1,4 +1,4 @@
-//! The command line: the tree of commands, and which file runs which. Each command's own arguments are in its file.
+//! The command line: the tree of commands and their dispatch. The file of each command defines its arguments.
 
 use std::process::ExitCode;
 
@@ -12,43 +12,44 @@ use herald_cli::{
 use crate::commands;
 
 const ABOUT: &str = "\
-Herald tells followers: a post goes in, every follower's timeline shows it, and every follower who asked for it gets a \
-push.
+Herald delivers posts to followers: each post appears on the timeline of every follower, and every follower who \
+enabled notifications for the author gets a push.
 
-This one program is the server and its client. The client's commands talk gRPC to a server, which is found by --server \
-or HERALD_SERVER.";
+This program is the server (`herald up`) and the client. Client commands call the server at --server or HERALD_SERVER \
+over gRPC.";
 
 const AFTER: &str = "\
 Exit codes:
-  0  done; also when a stream was ended with Ctrl-C, or its reader went away
-  1  the server refused, something failed, or part of an import was refused
-  2  the command line is wrong, or the server calls a value invalid
-  3  no server there, or it can't serve at the moment
-  4  no such post, device, user or dead letter
-  5  not done in the time given
-  6  the server takes no more at the moment; try again later
+  0  success; also when Ctrl-C ended a stream, or the reader of standard output closed it
+  1  the server rejected the request, the command failed, or an audit, import or redrive had failures
+  2  the command line is invalid, or the server rejected a value as invalid
+  3  the server can't be reached or is unavailable
+  4  the post, device, user or dead letter doesn't exist
+  5  the deadline or timeout passed
+  6  the server is overloaded; retry later
 
-With --output json an error is one JSON object on standard error:
+With --output json, an error is one JSON object on standard error:
   {\"error\":{\"kind\":…,\"exit_code\":…,\"message\":…,\"code\":…,\"reason\":…,\"fields\":[…],\"retry_after_seconds\":…,\"hint\":…}}
 
 Examples:
-  Follow an author, write a post as that author, and see it arrive:
+  Follow an author, submit a post as that author, and read it on the follower's timeline:
     herald follow 1 107 --notify
     herald post --author 107 --text 'hello, followers'
     herald timeline 1
 
-  Load a graph, then check that a post reached everyone:
+  Import a graph, then check that a post reached all followers:
     herald import follows edges.txt --mutual
     herald delivery 1 --wait
 
-  Every command explains itself: herald help COMMAND";
+  Show the help of a command:
+    herald help COMMAND";
 
-/// Tells followers: the server and its client in one program.
+/// The arguments of the program.
 #[derive(Debug, Parser)]
 #[command(
     name = "herald",
     version,
-    about = "Tells followers: a notification fan-out mesh, its server and its client",
+    about = "Delivers posts to followers: a notification fan-out mesh, server and client",
     long_about = ABOUT,
     after_long_help = AFTER,
     arg_required_else_help = true,
@@ -64,7 +65,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(Box<commands::up::Args>),
@@ -90,7 +91,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// How traces name it.
+    /// The name of the command's root span.
     pub(crate) const fn trace_name(&self) -> &'static str {
         match self {
             Self::Up(_) => "herald up",
@@ -116,7 +117,7 @@ impl Command {
         }
     }
 
-    /// Runs it.
+    /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         match self {
             Self::Post(args) => commands::post::run(args, context).await,
@@ -143,15 +144,15 @@ impl Command {
     }
 }
 
-/// Reports what clap says about a command line: help as it is, an error in the format that was asked for.
-pub(crate) fn report(error: &clap::Error) -> ExitCode {
+/// Prints clap's help to standard output, or its error to standard error in the requested format.
+pub(crate) fn report_parse_error(error: &clap::Error) -> ExitCode {
     let wants_json = || {
         let mut words =
             std::env::args().skip_while(|word| !word.starts_with("-o") && !word.starts_with("--output"));
-        let asked = words
+        let requested = words
             .next()
             .map(|word| word.ends_with("json") || words.next().is_some_and(|next| next == "json"));
-        asked.unwrap_or_else(|| std::env::var("HERALD_OUTPUT").is_ok_and(|format| format == "json"))
+        requested.unwrap_or_else(|| std::env::var("HERALD_OUTPUT").is_ok_and(|format| format == "json"))
     };
     if error.use_stderr() && wants_json() {
         let text = error.render().to_string();
@@ -164,7 +165,7 @@ pub(crate) fn report(error: &clap::Error) -> ExitCode {
         Output::new(Format::Json).report(&failure);
         return failure.exit_code();
     }
-    // Where there is nobody to print to, there is nothing to do about it.
+    // A closed output leaves nowhere to report to.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() {
         Kind::Usage.exit_code()
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tree_is_sound() {
+    fn the_command_definitions_are_valid() {
         Cli::command().debug_assert();
     }
 }

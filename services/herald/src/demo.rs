@@ -1,4 +1,4 @@
-//! The demo of `herald up --demo`: a real social graph, and people in it who post.
+//! The demo of `herald up --demo`: imports a social graph and submits posts by its users.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use herald_cli::{client::Client, failure::Failure, output::Output};
 use herald_proto::v1;
 use rand::{Rng, seq::IndexedRandom};
 
-/// See `data/README.md` for where it is from.
+/// `data/README.md` names the source.
 const EDGES: &str = include_str!("../data/facebook-edges.txt");
 
-/// Follows in one message.
+/// Follows per message of the import.
 const IMPORT_BATCH: usize = 5_000;
-/// Between two posts.
+/// Time between two posts.
 const POST_INTERVAL: Duration = Duration::from_millis(100);
-/// For one call.
+/// Deadline of each unary call.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const TEXTS: [&str; 8] = [
@@ -27,11 +27,11 @@ const TEXTS: [&str; 8] = [
     "who is in for a walk on Sunday?",
 ];
 
-/// Loads the graph, then posts until it is dropped.
+/// Imports the graph, then submits posts until the future is dropped.
 pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
     let client = Client::connect(&server, DEADLINE).await?;
     let edges: Vec<(&str, &str)> = EDGES.lines().filter_map(|line| line.split_once(' ')).collect();
-    output.note(&format!("demo: loading {} follows", 2 * edges.len()));
+    output.note(&format!("demo: importing {} follows", 2 * edges.len()));
     let batches: Vec<_> = edges
         .chunks(IMPORT_BATCH / 2)
         .map(|part| v1::ImportFollowsRequest {
@@ -48,13 +48,13 @@ pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
         .map_err(Failure::from)?
         .into_inner();
     output.note(&format!(
-        "demo: {} follows loaded, {} were there; posting ten times a second",
+        "demo: {} follows imported, {} unchanged; submitting 10 posts per second",
         loaded.imported_count, loaded.unchanged_count
     ));
     let mut ticks = tokio::time::interval(POST_INTERVAL);
     loop {
         ticks.tick().await;
-        // People with many friends post more often here: each is as likely as their edges are many.
+        // A random end of a random edge: the more edges a user has, the more often they post.
         let (author, text) = {
             let mut rng = rand::rng();
             let edge = edges.choose(&mut rng).copied().unwrap_or(("107", "1"));
@@ -67,8 +67,8 @@ pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
             ..Default::default()
         };
         if let Err(status) = client.posts().submit_post(client.request(post)).await {
-            // A full stream or a broker that restarts: the next one may do better.
-            tracing::warn!(error = status.message(), "a demo post was not accepted");
+            // A full stream or a restart of the broker is transient: the loop goes on.
+            tracing::warn!(error = status.message(), "demo post not accepted");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Files of follows: one a line, `a b` for "a follows b".
+//! Reads files of follows: one follow per line, `a b` for "a follows b".
 
 use std::io::{self, BufRead, Read};
 
@@ -6,23 +6,24 @@ use herald_model::UserId;
 use herald_proto::v1::Follow;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Two ids of 128 bytes, and room for what makes a line bad in an understandable way.
+/// Longest line. Two ids need at most 257 bytes; the rest allows for white space, and for ids that are too long and are
+/// reported as such.
 const LINE_BYTES_MAX: u64 = 4_096;
 
-/// Whose bell is on.
+/// Which imported follows request pushes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Notify {
     None,
     All,
-    /// This share of the follows, from 0 to 1; which ones depends on the two ids only, so that importing again changes
+    /// This share of the follows, from 0 to 1. A hash of the two ids selects them, so that a repeated import changes
     /// nothing.
     Share(f64),
 }
 
 impl Notify {
-    /// A clap value parser.
+    /// Clap value parser.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let unreadable = || format!("{text:?} is neither none, all, nor a share such as 0.05 or 5%");
+        let invalid = || format!("{text:?} is not none, all, or a share from 0 to 1 such as 0.05 or 5%");
         match text {
             "none" => return Ok(Self::None),
             "all" => return Ok(Self::All),
@@ -32,15 +33,15 @@ impl Notify {
             Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
             None => text.parse::<f64>(),
         };
-        let share = share.map_err(|_| unreadable())?;
+        let share = share.map_err(|_| invalid())?;
         if (0.0..=1.0).contains(&share) {
             Ok(Self::Share(share))
         } else {
-            Err(unreadable())
+            Err(invalid())
         }
     }
 
-    fn rings(self, follower: &str, author: &str) -> bool {
+    fn includes(self, follower: &str, author: &str) -> bool {
         match self {
             Self::None => false,
             Self::All => true,
@@ -52,43 +53,44 @@ impl Notify {
     }
 }
 
-/// How lines become follows.
+/// Options for converting lines to follows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
-    /// `a b` also means "b follows a".
+    /// Each line `a b` also means "b follows a".
     pub(crate) mutual: bool,
     pub(crate) notify: Notify,
 }
 
 impl Options {
-    /// How many follows a good line gives.
+    /// Follows per valid line.
     fn follows_per_line(self) -> u64 {
         if self.mutual { 2 } else { 1 }
     }
 }
 
-/// Consecutive follows of consecutive lines, and where they came from.
+/// The follows of consecutive lines, with their line numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) follows: Vec<Follow>,
     pub(crate) lines: Lines,
-    /// Lines that are none, with the reason.
-    pub(crate) bad: Vec<Bad>,
-    /// How much of the file this batch stands for.
+    /// The invalid lines.
+    pub(crate) bad_lines: Vec<BadLine>,
+    /// Size of all lines of the batch, bytes.
     pub(crate) bytes: u64,
+    /// All lines of the batch, including blank lines and comments.
     pub(crate) line_count: u64,
 }
 
-/// A line that is no follow.
+/// An invalid line.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Bad {
-    /// From 1.
+pub(crate) struct BadLine {
+    /// Line number, from 1.
     pub(crate) line: u64,
     pub(crate) reason: String,
 }
 
-/// Finds the line of a follow by its place among the follows: kept as runs of lines without a gap, so that it is small
-/// for any ordinary file.
+/// Maps the index of a follow to its line number. Consecutive lines are stored as one run, so that the memory is small
+/// for a file with few gaps.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     runs: Vec<Run>,
@@ -104,12 +106,12 @@ struct Run {
 }
 
 impl Lines {
-    /// The next follows come from this line.
+    /// Appends the follows of one line.
     fn push(&mut self, line: u64, follows_per_line: u64) {
         self.push_run(line, 1, follows_per_line);
     }
 
-    /// Those of a later batch.
+    /// Appends the lines of the next batch.
     pub(crate) fn append(&mut self, later: &Self) {
         for run in &later.runs {
             self.push_run(run.first_line, run.line_count, run.follows_per_line);
@@ -134,7 +136,7 @@ impl Lines {
         self.follow_count += line_count * follows_per_line;
     }
 
-    /// The line of the follow at this place, from 0; none past the end.
+    /// The line number of the follow with this index, from 0; `None` past the end.
     pub(crate) fn line_of(&self, follow: u64) -> Option<u64> {
         let later = self.runs.partition_point(|run| run.first_follow <= follow);
         let run = self.runs.get(later.checked_sub(1)?)?;
@@ -143,12 +145,12 @@ impl Lines {
     }
 }
 
-/// Reads batches from a file.
+/// Reads batches of follows from a file.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
     options: Options,
-    /// Lines read so far.
+    /// Number of lines read so far.
     line: u64,
     buffer: Vec<u8>,
 }
@@ -163,10 +165,11 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The next batch, with about `size` follows or bad lines; none at the end of the file.
+    /// Reads the next batch of at least `size` follows and invalid lines, fewer at the end of the file; `None` after
+    /// the last batch.
     pub(crate) fn next_batch(&mut self, size: usize) -> io::Result<Option<Batch>> {
         let mut batch = Batch::default();
-        while batch.follows.len() + batch.bad.len() < size {
+        while batch.follows.len() + batch.bad_lines.len() < size {
             let bytes = self.read_line()?;
             if bytes == 0 {
                 break;
@@ -180,7 +183,7 @@ impl<R: BufRead> Reader<R> {
                     let follow = |follower: &UserId, author: &UserId| Follow {
                         follower_id: follower.as_str().into(),
                         author_id: author.as_str().into(),
-                        notify: self.options.notify.rings(follower.as_str(), author.as_str()),
+                        notify: self.options.notify.includes(follower.as_str(), author.as_str()),
                     };
                     batch.follows.push(follow(&a, &b));
                     if self.options.mutual {
@@ -188,7 +191,7 @@ impl<R: BufRead> Reader<R> {
                     }
                     batch.lines.push(self.line, self.options.follows_per_line());
                 }
-                Err(reason) => batch.bad.push(Bad {
+                Err(reason) => batch.bad_lines.push(BadLine {
                     line: self.line,
                     reason,
                 }),
@@ -197,7 +200,8 @@ impl<R: BufRead> Reader<R> {
         Ok(if batch.line_count == 0 { None } else { Some(batch) })
     }
 
-    /// Reads one line into the buffer, at most one byte more than [`LINE_BYTES_MAX`] of it, and tells how long it was.
+    /// Reads one line into the buffer and returns its length in bytes. The buffer receives at most [`LINE_BYTES_MAX`] +
+    /// 1 bytes.
     fn read_line(&mut self) -> io::Result<u64> {
         self.buffer.clear();
         let read = (&mut self.input)
@@ -210,12 +214,12 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// Two ids, nothing for a blank line or a comment, or why it is neither.
+/// Parses a line: its two ids, `None` for a blank line or a comment, or the reason why it is invalid.
 fn parse(line: &[u8], first: bool) -> Result<Option<(UserId, UserId)>, String> {
     if line.len() as u64 > LINE_BYTES_MAX {
         return Err(format!("is longer than {LINE_BYTES_MAX} bytes"));
     }
-    // Some editors begin a file with a byte order mark.
+    // Some editors write a byte order mark at the start of a file.
     let line = line
         .strip_prefix(b"\xef\xbb\xbf")
         .filter(|_| first)
@@ -229,7 +233,7 @@ fn parse(line: &[u8], first: bool) -> Result<Option<(UserId, UserId)>, String> {
     let words: Vec<&str> = line.split_whitespace().take(3).collect();
     let (a, b) = match words[..] {
         [a, b] => (a, b),
-        [_] => return Err("has one user id, two are needed".into()),
+        [_] => return Err("has one user id, needs two".into()),
         _ => return Err("has more than two user ids".into()),
     };
     let id = |which: &str, id: &str| UserId::new(id).map_err(|error| format!("the {which} user id {error}"));
@@ -268,7 +272,7 @@ mod tests {
     fn blank_lines_and_comments_are_skipped() {
         let batches = read("\u{feff}1 2\r\n\n# a comment\n\t3\t4  \n", false, 100);
         assert_eq!(pairs(&batches[0]), [("1", "2"), ("3", "4")]);
-        assert!(batches[0].bad.is_empty());
+        assert!(batches[0].bad_lines.is_empty());
         assert_eq!(batches[0].line_count, 4);
         assert_eq!(batches.len(), 1);
     }
@@ -285,12 +289,12 @@ mod tests {
         let text = format!("1\n1 2 3\n4 4\n{long} 1\n1 a\u{7}\n{endless}\n5 6");
         let batch = &read(&text, false, 100)[0];
         let bad: Vec<(u64, &str)> = batch
-            .bad
+            .bad_lines
             .iter()
             .map(|bad| (bad.line, bad.reason.as_str()))
             .collect();
         assert_eq!(bad.len(), 6, "{bad:?}");
-        assert_eq!(bad[0], (1, "has one user id, two are needed"));
+        assert_eq!(bad[0], (1, "has one user id, needs two"));
         assert_eq!(bad[1], (2, "has more than two user ids"));
         assert_eq!(bad[2], (3, "a user can't follow themselves"));
         assert!(
@@ -309,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_text_stops_nothing() {
+    fn lines_after_an_invalid_one_are_read() {
         let mut reader = Reader::new(
             &b"1 \xff\n1 2\n"[..],
             Options {
@@ -319,8 +323,8 @@ mod tests {
         );
         let batch = reader.next_batch(10).unwrap().unwrap();
         assert_eq!(
-            batch.bad,
-            [Bad {
+            batch.bad_lines,
+            [BadLine {
                 line: 1,
                 reason: "is not UTF-8".into()
             }]
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn each_follow_leads_back_to_its_line() {
+    fn the_line_of_each_follow_is_found() {
         let text = "1 2\n3 4\n\nbad\n5 6\n# no\n7 8\n9 10\n";
         for (mutual, expected) in [
             (false, vec![1, 2, 5, 7, 8]),
@@ -359,21 +363,21 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept_roughly_and_repeatably() {
+    fn a_share_is_approximate_and_repeatable() {
         let half = Notify::parse("50%").unwrap();
-        let ringing = || {
+        let included = || {
             (0..10_000)
-                .filter(|n| half.rings(&n.to_string(), "1"))
+                .filter(|n| half.includes(&n.to_string(), "1"))
                 .collect::<Vec<i32>>()
         };
-        assert_eq!(ringing(), ringing());
-        assert!((4_500..5_500).contains(&ringing().len()));
+        assert_eq!(included(), included());
+        assert!((4_500..5_500).contains(&included().len()));
         assert_eq!(Notify::parse("none").unwrap(), Notify::None);
         assert_eq!(Notify::parse("0.25").unwrap(), Notify::Share(0.25));
         for bad in ["", "some", "-0.1", "1.1", "101%", "NaN"] {
             assert!(Notify::parse(bad).is_err(), "{bad}");
         }
-        assert!(Notify::parse("1").unwrap().rings("a", "b"));
-        assert!(!Notify::parse("0").unwrap().rings("a", "b"));
+        assert!(Notify::parse("1").unwrap().includes("a", "b"));
+        assert!(!Notify::parse("0").unwrap().includes("a", "b"));
     }
 }

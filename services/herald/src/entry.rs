@@ -1,4 +1,4 @@
-//! Posts as `herald timeline` and `herald watch` print them.
+//! Output of posts for `herald timeline` and `herald watch`.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use herald_model::Lane;
 use herald_proto::v1;
 use serde::Serialize;
 
-/// A post, on a timeline or alone.
+/// A post of a timeline.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
 pub(crate) struct Post {
@@ -65,7 +65,7 @@ impl Show for Post {
     }
 }
 
-/// The posts of timeline entries, in their order. An entry without a post has nothing to show.
+/// The posts of timeline entries, in their order. Entries without a post are skipped.
 pub(crate) fn posts(entries: Vec<v1::TimelineEntry>) -> Vec<Post> {
     entries
         .into_iter()
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_post_cannot_move_the_cursor() {
+    fn control_characters_of_a_post_are_replaced() {
         let post = Post::from(v1::Post {
             text: "a\u{1b}[2Jb\nc".into(),
             ..v1::Post::default()

@@ -1,7 +1,7 @@
-//! The `herald` program: the server (`up`) and the command line of its clients and operators.
+//! The `herald` program: the server (`herald up`) and the commands of clients and operators.
 //!
-//! [`main`] parses, initialises, runs, and maps the outcome to an exit code; a command is a file in `commands`, and
-//! `server` puts the services together. It is a library so that the tests can build the same program.
+//! [`main`] parses the command line, runs the command and maps its result to an exit code. `commands` has one file or
+//! folder per command; `server` runs all services in one process. The program is a library so that tests can build it.
 
 mod backoff;
 mod cli;
@@ -21,14 +21,14 @@ use tracing::Instrument;
 
 use crate::cli::{Cli, Command};
 
-/// The whole program. The outcome of the command is the exit code; `herald --help` documents them.
+/// Runs the program. `herald --help` documents the exit codes.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return cli::report(&error),
+        Err(error) => return cli::report_parse_error(&error),
     };
     let context = Context::new(cli.global);
-    match start(cli.command, &context) {
+    match run_blocking(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             context.output.report(&failure);
@@ -37,26 +37,26 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs a command on a runtime of its own.
-fn start(command: Command, context: &Context) -> Result<(), Failure> {
+/// Creates the async runtime and runs a command on it.
+fn run_blocking(command: Command, context: &Context) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the async runtime can't start", &error))?;
     let outcome = runtime.block_on(run(command, context));
-    // A thread that still waits for standard input must not hold the process.
+    // A thread blocked on standard input must not keep the process alive.
     runtime.shutdown_background();
     outcome
 }
 
-/// Runs a command, with its logs and traces.
+/// Runs a command with logs and traces.
 async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     let telemetry = match &command {
-        // A server sets up its own logs and traces, from its configuration.
+        // The server initialises logs and traces from its configuration.
         Command::Up(_) => None,
         _ => Some(context.client_telemetry()?),
     };
-    // The root of the trace that the servers go on with.
+    // The root span; the servers continue its trace.
     let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
     let outcome = Box::pin(command.run(context)).instrument(span).await;
     if let Some(telemetry) = telemetry {

@@ -1,4 +1,4 @@
-//! The settings of a server that have a flag: what `herald up` and `herald config` take.
+//! The server settings that have a flag, for `herald up` and `herald config`.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -6,36 +6,37 @@ use clap::ValueHint;
 use herald_cli::context::Global;
 use herald_runtime::config::Flags;
 
-/// Settings of a server that have a flag. Those not given come from the other layers.
+/// Server settings that have a flag. A flag that is not given leaves its key to the other layers.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Settings {
-    /// Where everything is kept [default: ./herald-data]
+    /// The data directory of the store and of nats-server, created if missing [default: ./herald-data]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
-    /// Where to serve gRPC, port 0 for any free one [default: 127.0.0.1:7700]
+    /// The listen address of gRPC, IP:PORT; port 0 picks a free port [default: 127.0.0.1:7700]
     #[arg(long, value_name = "ADDRESS")]
     grpc: Option<SocketAddr>,
 
-    /// Where to serve /healthz, /readyz and /metrics, port 0 for any free one [default: 127.0.0.1:7701]
+    /// The listen address of /healthz, /readyz and /metrics, IP:PORT; port 0 picks a free port [default:
+    /// 127.0.0.1:7701]
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
 
-    /// The port of the nats-server that is started, 0 for any free one [default: 4222]
+    /// The port of the nats-server that Herald starts; 0 picks a free port [default: 4222]
     #[arg(long, value_name = "PORT", conflicts_with = "nats_url")]
     nats_port: Option<u16>,
 
-    /// A NATS server that runs already, with JetStream, or several of one cluster with commas between
+    /// A running NATS server with JetStream, nats://HOST:PORT; separate the servers of a cluster by commas
     #[arg(long, value_name = "URL")]
     nats_url: Option<String>,
 
-    /// Let devices be at plain-http and private addresses; for tests, since it lets callers reach your network
+    /// Accept devices with plain-http and private addresses; for tests only: callers can then reach your network
     #[arg(long)]
     allow_private_endpoints: bool,
 }
 
 impl Settings {
-    /// As the topmost layer, with the global options that a server has too.
+    /// The flags as the topmost configuration layer, including the global options that a server uses.
     pub(crate) fn flags(&self, global: &Global) -> Flags {
         let allow = self.allow_private_endpoints.then_some(true);
         Flags::new()

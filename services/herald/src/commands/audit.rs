@@ -15,56 +15,58 @@ use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// Findings of one kind that are printed for people, without --all.
+/// Findings per kind in text output without --all.
 const FINDINGS_SHOWN: u64 = 20;
 
 const LONG: &str = "\
-Compares, for every post: what was accepted with what is archived and planned; what is planned with what is settled \
-(targeted = delivered + suppressed + expired + pending + dead, on each channel); what is settled with every timeline and \
-with the totals of analytics; and what JetStream gave up with the dead letters.
+Compares, for every post:
+- accepted posts with the archive and the delivery plans;
+- planned deliveries with the ledger (targeted = delivered + suppressed + expired + pending + dead, per channel);
+- the ledger with every timeline and with the totals of analytics;
+- messages that JetStream terminated with the dead letters.
 
-What is still on its way is no finding: before anything is called lost, the auditor looks whether a message still carries \
-it, and looks again. Each missing or extra delivery is named.
+Deliveries in flight are not findings: before the auditor reports a delivery as lost, it checks twice that no message \
+still carries it. It reports each missing and each extra delivery.
 
-It reads, and changes nothing without --repair.";
+Without --repair the audit is read-only. The exit code is 1 if there are findings.";
 
 const EXAMPLES: &str = "\
 Examples:
-  Everything that is remembered (30 days, as configured):
+  All posts that are retained (30 days by default):
     herald audit
 
-  The last hour, in a script; the exit code is 1 when something is wrong:
+  The posts of the last hour, findings as JSON:
     herald audit --since 1h --output json | jq 'select(.finding)'
 
-  One post, and send again what is owed:
+  One post; republish its pending deliveries:
     herald audit --post 17 --repair";
 
-/// Prove that nothing is missing, or name what is
+/// Check that no delivery is missing or extra, and report each that is
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Only posts accepted since: a duration back from now, or a time (RFC 3339)
-    #[arg(long, value_name = "WHEN", value_parser = time::moment, conflicts_with = "post")]
+    /// Only posts accepted at this time or later: an age such as 24h, or an RFC 3339 time [default: all retained posts]
+    #[arg(long, value_name = "WHEN", value_parser = time::time_or_age, conflicts_with = "post")]
     since: Option<Timestamp>,
 
-    /// Only this post
+    /// Only the post with this id
     #[arg(long, value_name = "POST", value_parser = clap::value_parser!(u64).range(1..))]
     post: Option<u64>,
 
-    /// Send again what is owed
+    /// Republish pending deliveries that no message carries
     ///
-    /// Whatever is sent can come twice without another effect. A later audit shows whether it arrived. What is dead is not
-    /// touched: see `herald dlq redrive`.
+    /// Republishing is idempotent. Run the audit again later to check the result. Dead deliveries are not republished:
+    /// use `herald dlq redrive`.
     #[arg(long)]
     repair: bool,
 
-    /// Print every finding, not only the first of each kind; with --output json all are printed anyway
+    /// Print all findings, not only the first 20 of each kind; --output json always prints all
     #[arg(long)]
     all: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Found {
+struct FindingEvent {
     finding: Finding,
 }
 
@@ -83,19 +85,19 @@ struct Finding {
 
 impl From<AuditFinding> for Finding {
     fn from(finding: AuditFinding) -> Self {
-        let said = |text: String| Some(text).filter(|text| !text.is_empty());
+        let non_empty = |text: String| Some(text).filter(|text| !text.is_empty());
         Self {
             kind: kind_name(finding.kind),
             post_id: Some(finding.post_id).filter(|post| *post > 0),
             channel: Some(finding.channel)
                 .filter(|channel| *channel != 0)
                 .map(channel_name),
-            user_id: said(finding.user_id),
-            chunk_id: said(finding.chunk_id),
+            user_id: non_empty(finding.user_id),
+            chunk_id: non_empty(finding.chunk_id),
             deliveries: finding.delivery_count,
             detail: finding.detail,
             repaired: finding.repaired,
-            repair_error: said(finding.repair_error),
+            repair_error: non_empty(finding.repair_error),
         }
     }
 }
@@ -115,10 +117,10 @@ fn kind_name(kind: i32) -> &'static str {
     }
 }
 
-impl Show for Found {
+impl Show for FindingEvent {
     fn text(&self) -> String {
         let finding = &self.finding;
-        let said = [
+        let parts = [
             Some(finding.kind.to_owned()),
             finding.post_id.map(|post| format!("post {post}")),
             finding.channel.map(ToOwned::to_owned),
@@ -127,18 +129,18 @@ impl Show for Found {
                 .as_ref()
                 .map(|user| format!("user {}", printable(user))),
         ];
-        let what = said.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let subject = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
         let repaired = match (&finding.repair_error, finding.repaired) {
-            (_, true) => "; sent again".into(),
-            (Some(why), false) => format!("; not repaired: {}", printable(why)),
+            (_, true) => "; republished".into(),
+            (Some(error), false) => format!("; not repaired: {}", printable(error)),
             (None, false) => String::new(),
         };
-        format!("{what}: {}{repaired}", printable(&finding.detail))
+        format!("{subject}: {}{repaired}", printable(&finding.detail))
     }
 }
 
 #[derive(Debug, Serialize)]
-struct Summed {
+struct SummaryEvent {
     summary: Summary,
 }
 
@@ -204,7 +206,7 @@ impl From<AuditSummary> for Summary {
     }
 }
 
-impl Show for Summed {
+impl Show for SummaryEvent {
     fn text(&self) -> String {
         let summary = &self.summary;
         let mut table = Table::new(&[
@@ -234,7 +236,7 @@ impl Show for Summed {
             "{} and {} compared with the timelines in {} ({} deliveries/s)",
             counted(summary.posts, "post", "posts"),
             counted(summary.timeline_entries, "entry", "entries"),
-            time::rough(Duration::from_secs_f64(summary.seconds.max(0.0))),
+            time::approximate(Duration::from_secs_f64(summary.seconds.max(0.0))),
             count(summary.deliveries_per_second as u64),
         ));
         if summary.planning_posts > 0 {
@@ -245,8 +247,8 @@ impl Show for Summed {
         }
         if summary.dead_posts > 0 {
             lines.push(format!(
-                "{} given up, as their dead letters say: herald dlq list",
-                counted(summary.dead_posts, "post was", "posts were")
+                "{} dead; see their dead letters with `herald dlq list`",
+                counted(summary.dead_posts, "post is", "posts are")
             ));
         }
         if summary.findings == 0 {
@@ -256,7 +258,7 @@ impl Show for Summed {
             let kinds: Vec<_> = kinds
                 .map(|(kind, found)| format!("{} {kind}", count(*found)))
                 .collect();
-            lines.push(format!("wrong: {}", kinds.join(", ")));
+            lines.push(format!("findings: {}", kinds.join(", ")));
         }
         lines.join("\n")
     }
@@ -264,67 +266,67 @@ impl Show for Summed {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
-    // An audit takes as long as it takes.
+    // No deadline: the duration depends on the number of posts.
     let request = tonic::Request::new(RunAuditRequest {
         since_time: args.since.map(to_proto),
         post_id: args.post.unwrap_or_default(),
         repair: args.repair,
     });
-    let mut news = client.audit().run_audit(request).await?.into_inner();
+    let mut events = client.audit().run_audit(request).await?.into_inner();
     let bar = context.output.progress_bar(
         Some(0),
         "{bar:40} {human_pos}/{human_len} posts  {msg}  {eta} left",
     );
-    let mut shown = std::collections::HashMap::<i32, u64>::new();
-    while let Some(said) = news.message().await? {
-        match said.event {
-            Some(Event::Progress(progress)) => advance(&bar, &progress),
+    let mut finding_counts = std::collections::HashMap::<i32, u64>::new();
+    while let Some(response) = events.message().await? {
+        match response.event {
+            Some(Event::Progress(progress)) => update_progress(&bar, &progress),
             Some(Event::Finding(finding)) => {
-                let seen = shown.entry(finding.kind).or_default();
-                *seen += 1;
-                if args.all || context.output.is_json() || *seen <= FINDINGS_SHOWN {
-                    let found = Found {
+                let number = finding_counts.entry(finding.kind).or_default();
+                *number += 1;
+                if args.all || context.output.is_json() || *number <= FINDINGS_SHOWN {
+                    let event = FindingEvent {
                         finding: finding.into(),
                     };
-                    bar.suspend(|| context.output.show(&found))?;
+                    bar.suspend(|| context.output.show(&event))?;
                 }
             }
             Some(Event::Summary(summary)) => {
                 bar.finish_and_clear();
-                return conclude(summary.into(), &args, context.output);
+                return print_summary(summary.into(), &args, context.output);
             }
             None => {}
         }
     }
     Err(Failure::failed(
-        "the server ended the audit without a summary: it has proved nothing",
+        "the server ended the audit without a summary: the audit is incomplete, run it again",
     ))
 }
 
-fn conclude(summary: Summary, args: &Args, output: Output) -> Result<(), Failure> {
+fn print_summary(summary: Summary, args: &Args, output: Output) -> Result<(), Failure> {
     let hidden = !args.all
         && summary
             .findings_by_kind
             .iter()
             .any(|(_, count)| *count > FINDINGS_SHOWN);
     let (findings, repaired) = (summary.findings, summary.repaired);
-    output.show(&Summed { summary })?;
+    output.show(&SummaryEvent { summary })?;
     if findings == 0 {
         return Ok(());
     }
     let failure = Failure::new(Kind::Failed, counted(findings, "finding", "findings"));
     Err(if repaired > 0 {
-        failure.hint("what was sent again is checked by the next audit")
+        failure.hint("run the audit again to check the republished deliveries")
     } else if hidden {
-        failure.hint("print all of them with --all")
+        failure.hint("print all findings with --all")
     } else if args.repair {
         failure
     } else {
-        failure.hint("send again what is owed with --repair")
+        failure.hint("republish pending deliveries with --repair")
     })
 }
 
-fn advance(bar: &ProgressBar, progress: &AuditProgress) {
+fn update_progress(bar: &ProgressBar, progress: &AuditProgress) {
     bar.set_length(progress.post_count_total);
     bar.set_position(progress.post_count);
     bar.set_message(counted(progress.delivery_count, "delivery", "deliveries"));

@@ -9,19 +9,19 @@ Examples:
   zsh:   herald completions zsh > \"${fpath[1]}/_herald\"
   fish:  herald completions fish > ~/.config/fish/completions/herald.fish
 
-  For this shell only:
+  For the current bash session only:
     source <(herald completions bash)";
 
-/// Print the completions for a shell
+/// Print the completion script of a shell
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The shell
+    /// The shell whose script is printed
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-/// `command` is the whole command line.
+/// Prints the script for `command`, the root command.
 pub(crate) fn run(args: &Args, mut command: clap::Command) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "herald", &mut script);

@@ -1,4 +1,4 @@
-//! `herald config`: what a server would be set to.
+//! `herald config`: prints or checks the configuration of a server.
 
 use clap::Subcommand;
 use herald_cli::{context::Context, failure::Failure, output::Show};
@@ -8,17 +8,17 @@ use crate::{server::Config, settings::Settings};
 
 const EXAMPLES: &str = "\
 Examples:
-  A file to start from:
+  Write a file with all keys and their defaults:
     herald config print > herald.toml
-  What a server would run with, from a file and the environment:
+  Print the effective configuration of a file and the environment:
     HERALD_FANOUT__SLICE_RECIPIENTS_MAX=32768 herald config print --config herald.toml
-  Whether a file is right, without starting anything:
+  Validate a file without starting a server:
     herald config check --config herald.toml
 
-Layers, the later ones win:
-  defaults; the file of --config; HERALD_… variables, with __ between a part and its key; flags.";
+Layers, each overrides the ones before it:
+  defaults; the file of --config; HERALD_… variables, with __ between section and key; flags.";
 
-/// Prints or checks the configuration a server would run with
+/// Print or check the effective configuration of a server
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -28,10 +28,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print all of it as TOML (as JSON with --output json), secrets hidden
+    /// Print all keys as TOML, or as JSON with --output json; secrets are hidden
     #[command(after_long_help = EXAMPLES)]
     Print(Box<Settings>),
-    /// Say whether it is right, and if not, which key of which layer is wrong
+    /// Validate the configuration; the error names the invalid key and its layer
     #[command(after_long_help = EXAMPLES)]
     Check(Box<Settings>),
 }
@@ -50,7 +50,7 @@ impl Show for Effective {
     }
 }
 
-/// Nothing is wrong.
+/// The result of `herald config check` for a valid configuration.
 #[derive(Debug, Serialize)]
 struct Valid {
     valid: bool,

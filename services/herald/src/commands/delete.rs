@@ -8,21 +8,21 @@ const EXAMPLES: &str = "\
 Examples:
   herald delete 17
 
-  Only if 107 wrote it:
+  Only if 107 is the author:
     herald delete 17 --author 107";
 
 /// Delete a post
 ///
-/// It disappears from every timeline at once, and pushes that are not sent yet are suppressed. Deleting it again is a
-/// success.
+/// The post disappears from all timelines at once, and its unsent pushes are suppressed. Deleting a deleted post
+/// succeeds.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The post's id
+    /// The id of the post
     #[arg(value_name = "POST")]
     post_id: u64,
 
-    /// Its author, as a guard against deleting somebody else's
+    /// The expected author; the server rejects the request if the post has another author
     #[arg(long, short = 'a', value_name = "USER")]
     author: Option<String>,
 }
@@ -35,7 +35,7 @@ struct Answer {
 
 impl Show for Answer {
     fn text(&self) -> String {
-        format!("post {} is deleted", self.post_id)
+        format!("post {} deleted", self.post_id)
     }
 }
 

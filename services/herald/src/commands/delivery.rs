@@ -21,36 +21,36 @@ const EXAMPLES: &str = "\
 Examples:
   herald delivery 17
 
-  Wait until nothing is pending any more, in a script:
+  Wait until no delivery is pending, in a script:
     herald delivery 17 --wait --timeout 30s --output json | jq .channels.timeline.delivered
 
-  Who has not got the push, and who never will:
+  Recipients whose push is pending, and all recipients whose push is dead:
     herald delivery 17 --recipients push --state pending
     herald delivery 17 --recipients push --state dead --all";
 
-/// Tell what became of a post's deliveries
+/// Show the state of a post's deliveries
 ///
-/// Counts them by channel and state. At every moment, for each channel:
+/// Counts deliveries by channel and state. At all times, for each channel:
 /// targeted = delivered + suppressed + expired + pending + dead.
 ///
-/// `suppressed` was left out on purpose (no device, pushes off, author muted, post deleted), `expired` came too late to
-/// be sent, `dead` was given up.
+/// `suppressed`: not sent on purpose (no device, pushes off, author muted, post deleted). `expired`: not sent within
+/// the push TTL. `dead`: the retries are used up or the error is permanent; see `herald dlq`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The post's id
+    /// The id of the post
     #[arg(value_name = "POST")]
     post_id: u64,
 
-    /// Wait until every delivery is planned and none is pending
+    /// Wait until all deliveries are planned and none is pending
     #[arg(long, conflicts_with = "recipients")]
     wait: bool,
 
-    /// How long to wait; then the counts so far are printed, and the exit code is 5
+    /// The limit of --wait; after it the current counts are printed and the exit code is 5
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = time::duration, requires = "wait")]
     timeout: Duration,
 
-    /// List the recipients in a channel, instead of counting
+    /// List the recipients on this channel instead of counts
     #[arg(
         long,
         value_name = "CHANNEL",
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     )]
     recipients: Option<Channel>,
 
-    /// Only recipients in this state
+    /// Only recipients whose delivery is in this state [default: all states]
     #[arg(
         long,
         value_name = "STATE",
@@ -68,7 +68,7 @@ pub(crate) struct Args {
     )]
     state: Option<DeliveryState>,
 
-    /// How many recipients at most: 1 to 1,000; 0 is the server's default, 100
+    /// Recipients per page, 1 to 1,000; 0 uses the server's default, 100
     #[arg(
         long,
         value_name = "COUNT",
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     )]
     page_size: i32,
 
-    /// Where to go on: the `next_page_token` of the page before
+    /// Continue after an earlier page: its `next_page_token`
     #[arg(
         long,
         value_name = "TOKEN",
@@ -87,7 +87,7 @@ pub(crate) struct Args {
     )]
     page_token: Option<String>,
 
-    /// Print page after page until the end; with --output json one object a page
+    /// Print all pages; with --output json one object per page
     #[arg(long, requires = "recipients")]
     all: bool,
 }
@@ -101,8 +101,8 @@ fn channel(name: &str) -> Channel {
 }
 
 fn state(name: &str) -> DeliveryState {
-    let named = (1..).map_while(|number| DeliveryState::try_from(number).ok());
-    named
+    let states = (1..).map_while(|number| DeliveryState::try_from(number).ok());
+    states
         .into_iter()
         .find(|state| state_name((*state).into()) == name)
         .unwrap_or(DeliveryState::Unspecified)
@@ -148,11 +148,11 @@ impl From<ChannelDelivery> for Counts {
 
 impl From<GetDeliveryResponse> for Answer {
     fn from(response: GetDeliveryResponse) -> Self {
-        let named = |delivery: ChannelDelivery| (channel_name(delivery.channel), Counts::from(delivery));
+        let convert = |delivery: ChannelDelivery| (channel_name(delivery.channel), Counts::from(delivery));
         Self {
             post_id: response.post_id,
             planned: response.planned,
-            channels: response.channels.into_iter().map(named).collect(),
+            channels: response.channels.into_iter().map(convert).collect(),
         }
     }
 }
@@ -200,7 +200,7 @@ impl Show for Answer {
         let planned = if self.planned {
             ""
         } else {
-            "\n\nnot all deliveries are planned yet: targeted still rises"
+            "\n\nfan-out is still planning deliveries: `targeted` will increase"
         };
         table.render() + planned
     }
@@ -229,7 +229,7 @@ impl Show for Recipients {
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
-            token => format!("\n\nmore: the same with --page-token {token}"),
+            token => format!("\n\nnext page: the same command with --page-token {token}"),
         };
         table.render() + &more
     }
@@ -268,17 +268,17 @@ async fn wait(args: &Args, client: &Client, context: &Context) -> Result<(), Fai
             let state = if answer.planned {
                 "pending"
             } else {
-                "pending, and not all are planned"
+                "pending, and fan-out is still planning"
             };
-            let waited = time::rough(args.timeout);
+            let waited = time::approximate(args.timeout);
             let message = format!(
-                "after {waited} {} deliveries are {state}",
+                "after {waited}, {} deliveries are {state}",
                 count(answer.pending())
             );
             return Err(Failure::new(Kind::TimedOut, message)
-                .hint("give it longer with --timeout, or see what the workers do with `herald lag`"));
+                .hint("increase --timeout, or check the consumers with `herald lag`"));
         }
-        tokio::time::sleep(backoff.next(None).min(left)).await;
+        tokio::time::sleep(backoff.next_delay(None).min(left)).await;
     }
 }
 
@@ -317,9 +317,7 @@ async fn list(args: &Args, channel: Channel, client: &Client, context: &Context)
             return Ok(());
         }
         if next == page_token {
-            return Err(Failure::failed(
-                "the server's page token leads to the same page again",
-            ));
+            return Err(Failure::failed("the server returned the same page token twice"));
         }
         page_token = next;
     }
@@ -330,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers_agree() {
+    fn names_are_parsed() {
         assert_eq!(state("dead"), DeliveryState::Dead);
         assert_eq!(state("pending"), DeliveryState::Pending);
         assert_eq!(channel("push"), Channel::Push);
@@ -338,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_the_documented_one() {
+    fn the_json_has_the_documented_keys() {
         let answer = Answer::from(GetDeliveryResponse {
             post_id: 1,
             planned: true,

@@ -15,18 +15,18 @@ use herald_proto::v1::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A subscription is some 500 bytes, a secret under 100.
+/// Largest standard input. A subscription has about 500 bytes, a secret less than 100.
 const STDIN_BYTES_MAX: u64 = 64 << 10;
 
 const EXAMPLES: &str = "\
 Examples:
-  A webhook; Herald makes the signing secret and tells it once:
+  A webhook; Herald generates the signing secret and prints it once:
     herald device add 1 --webhook https://example.com/herald
 
-  A browser's subscription, as PushSubscription.toJSON() gives it:
+  A browser's subscription, as returned by PushSubscription.toJSON():
     herald device add 1 --web-push - < subscription.json
 
-  What there is, and away with one:
+  List the devices, remove one:
     herald device list 1
     herald device remove 1 DEVICE";
 
@@ -42,14 +42,14 @@ const LIST_EXAMPLES: &str = "\
 Examples:
   herald device list 1
 
-  The key that a browser needs to subscribe (applicationServerKey):
+  The VAPID public key, the applicationServerKey of a browser's subscription:
     herald device list 1 --output json | jq -r .vapid_public_key";
 
 const REMOVE_EXAMPLES: &str = "\
 Examples:
   herald device remove 1 3";
 
-/// Add, list and remove the devices that pushes go to
+/// Add, list and remove the devices that receive a user's pushes
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -60,20 +60,20 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     Add(Add),
-    /// List a user's devices, oldest first, and the server's VAPID key
+    /// List a user's devices, oldest first, and the server's VAPID public key
     #[command(after_long_help = LIST_EXAMPLES)]
     List {
-        /// Whose devices
+        /// The id of the user
         #[arg(value_name = "USER")]
         user_id: String,
     },
     /// Remove one device
     #[command(after_long_help = REMOVE_EXAMPLES)]
     Remove {
-        /// Whose device
+        /// The id of the user
         #[arg(value_name = "USER")]
         user_id: String,
-        /// Its id, as `device add` and `device list` tell it
+        /// The id of the device, as printed by `device add` and `device list`
         #[arg(value_name = "DEVICE")]
         device_id: String,
     },
@@ -81,15 +81,16 @@ enum Action {
 
 /// Register a device: a webhook or a browser's push subscription
 ///
-/// The same address again updates the device and keeps its id. A user has at most 32.
+/// Adding a registered address again updates the device and keeps its id. A user can have at most 32 devices.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = ADD_EXAMPLES)]
 struct Add {
-    /// Whose device
+    /// The id of the user
     #[arg(value_name = "USER")]
     user_id: String,
 
-    /// Where to POST to, signed as Standard Webhooks says; https, or plain http where the server allows it
+    /// The URL that receives POST requests, signed according to Standard Webhooks; https, or http if the server allows
+    /// it
     #[arg(
         long,
         value_name = "URL",
@@ -99,9 +100,9 @@ struct Add {
     )]
     webhook: Option<String>,
 
-    /// The webhook's signing secret: `whsec_` and base64; Herald makes one when left out
+    /// The webhook's signing secret, `whsec_` and base64; by default Herald generates one
     ///
-    /// `-` reads it from standard input, which is the better way: other users of the machine can read the command line.
+    /// `-` reads it from standard input. Prefer `-`: other users of the machine can read the command line.
     #[arg(
         long,
         value_name = "SECRET",
@@ -110,20 +111,20 @@ struct Add {
     )]
     secret: Option<String>,
 
-    /// A push subscription: its JSON, `-` for JSON on standard input, or its endpoint with --p256dh and --auth
+    /// A push subscription: its JSON, `-` for JSON from standard input, or its endpoint URL with --p256dh and --auth
     #[arg(long, value_name = "JSON|-|URL")]
     web_push: Option<String>,
 
-    /// The subscription's public key, base64url
+    /// The public key (p256dh) of the subscription, base64url
     #[arg(long, value_name = "KEY", requires = "web_push", allow_hyphen_values = true)]
     p256dh: Option<String>,
 
-    /// The subscription's shared secret, base64url
+    /// The authentication secret (auth) of the subscription, base64url
     #[arg(long, value_name = "KEY", requires = "web_push", allow_hyphen_values = true)]
     auth: Option<String>,
 }
 
-/// What a browser's `PushSubscription.toJSON()` gives.
+/// The JSON of a browser's `PushSubscription.toJSON()`.
 #[derive(Debug, Deserialize)]
 struct Subscription {
     endpoint: String,
@@ -136,14 +137,14 @@ struct Keys {
     auth: String,
 }
 
-/// A device, with its address by kind.
+/// The output of a device.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct DeviceOutput {
     device_id: String,
     user_id: String,
     kind: &'static str,
     endpoint: String,
-    /// Only when Herald has just made it.
+    /// Set only if Herald has just generated it.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
     registered_time: Option<String>,
@@ -151,7 +152,7 @@ struct Shown {
     registered: Option<prost_types::Timestamp>,
 }
 
-impl From<Device> for Shown {
+impl From<Device> for DeviceOutput {
     fn from(device: Device) -> Self {
         let (kind, endpoint, secret) = match device.address {
             Some(device::Address::WebPush(push)) => ("web_push", push.endpoint, None),
@@ -170,12 +171,12 @@ impl From<Device> for Shown {
     }
 }
 
-impl Show for Shown {
+impl Show for DeviceOutput {
     fn text(&self) -> String {
         let (id, endpoint) = (printable(&self.device_id), printable(&self.endpoint));
         let text = format!("device {id} of {} pushes to {endpoint}", printable(&self.user_id));
         match &self.secret {
-            Some(secret) => format!("{text}\nits signing secret, told only now: {}", printable(secret)),
+            Some(secret) => format!("{text}\nsigning secret, shown only once: {}", printable(secret)),
             None => text,
         }
     }
@@ -183,7 +184,7 @@ impl Show for Shown {
 
 #[derive(Debug, Serialize)]
 struct List {
-    devices: Vec<Shown>,
+    devices: Vec<DeviceOutput>,
     vapid_public_key: String,
 }
 
@@ -216,7 +217,7 @@ struct Removal {
 impl Show for Removal {
     fn text(&self) -> String {
         format!(
-            "device {} of {} is removed",
+            "device {} of {} removed",
             printable(&self.device_id),
             printable(&self.user_id)
         )
@@ -226,16 +227,16 @@ impl Show for Removal {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     match args.action {
         Action::Add(add) => {
-            let (user_id, address) = add.into_address()?;
+            let (user_id, address) = add.into_user_and_address()?;
             let device = context.client().await?.register_device(user_id, address).await?;
-            context.output.show(&Shown::from(device))
+            context.output.show(&DeviceOutput::from(device))
         }
         Action::List { user_id } => {
             let client = context.client().await?;
             let request = client.request(ListDevicesRequest { user_id });
             let response = client.devices().list_devices(request).await?.into_inner();
             context.output.show(&List {
-                devices: response.devices.into_iter().map(Shown::from).collect(),
+                devices: response.devices.into_iter().map(DeviceOutput::from).collect(),
                 vapid_public_key: response.vapid_public_key,
             })
         }
@@ -259,8 +260,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 impl Add {
-    /// Whose device it is, and where it is.
-    fn into_address(self) -> Result<(String, Address), Failure> {
+    /// The user and the address of the device.
+    fn into_user_and_address(self) -> Result<(String, Address), Failure> {
         let Some(web_push) = self.web_push else {
             let url = self.webhook.unwrap_or_default();
             let secret = match self.secret.as_deref() {
@@ -275,7 +276,7 @@ impl Add {
             _ => {
                 let (Some(p256dh), Some(auth)) = (self.p256dh, self.auth) else {
                     return Err(Failure::usage(
-                        "a subscription given by its endpoint needs --p256dh and --auth too",
+                        "a subscription endpoint needs its keys: give --p256dh and --auth",
                     ));
                 };
                 return Ok((
@@ -290,12 +291,12 @@ impl Add {
         };
         if self.p256dh.is_some() || self.auth.is_some() {
             return Err(Failure::usage(
-                "the keys are in the subscription's JSON: leave --p256dh and --auth out",
+                "the subscription's JSON has the keys: omit --p256dh and --auth",
             ));
         }
         let Subscription { endpoint, keys } = serde_json::from_str(&json).map_err(|error| {
-            Failure::usage(format!("the subscription is not what a browser gives: {error}"))
-                .hint(r#"it looks like {"endpoint":"https://…","keys":{"p256dh":"…","auth":"…"}}"#)
+            Failure::usage(format!("the subscription is invalid: {error}"))
+                .hint(r#"give {"endpoint":"https://…","keys":{"p256dh":"…","auth":"…"}}"#)
         })?;
         Ok((
             self.user_id,
@@ -308,7 +309,8 @@ impl Add {
     }
 }
 
-fn read_stdin(what: &str) -> Result<String, Failure> {
+/// Reads `name` from standard input.
+fn read_stdin(name: &str) -> Result<String, Failure> {
     io::read_to_string(io::Read::take(io::stdin(), STDIN_BYTES_MAX))
-        .map_err(|error| Failure::io(format!("{what} can't be read from standard input"), &error))
+        .map_err(|error| Failure::io(format!("can't read {name} from standard input"), &error))
 }

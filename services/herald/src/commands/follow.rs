@@ -12,28 +12,28 @@ const EXAMPLES: &str = "\
 Examples:
   herald follow 1 107
 
-  With the bell: a push of each post, to the devices of user 1:
+  With pushes: each post is also pushed to the devices of user 1:
     herald follow 1 107 --notify
 
-  The bell off again:
+  Turn pushes off again:
     herald follow 1 107";
 
-/// Follow an author, with or without the bell
+/// Follow an author, with or without pushes
 ///
-/// The author's posts from now on reach the follower, and the newest 20 so far are delivered too. Following again
-/// changes the bell to what is said this time.
+/// The follower receives the author's future posts and their newest 20 existing posts. Following again sets pushes to
+/// the new value of --notify.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Who follows
+    /// The id of the follower
     #[arg(value_name = "USER")]
     follower_id: String,
 
-    /// Who is followed
+    /// The id of the author
     #[arg(value_name = "AUTHOR")]
     author_id: String,
 
-    /// Also push each post to the follower's devices (the bell)
+    /// Also push each post to the follower's devices
     #[arg(long)]
     notify: bool,
 }
@@ -49,9 +49,9 @@ struct Answer {
 impl Show for Answer {
     fn text(&self) -> String {
         let already = if self.changed { "" } else { " already" };
-        let bell = if self.notify { ", with pushes" } else { "" };
+        let pushes = if self.notify { ", with pushes" } else { "" };
         let (follower, author) = (printable(&self.follower_id), printable(&self.author_id));
-        format!("{follower} follows {author}{already}{bell}")
+        format!("{follower} follows {author}{already}{pushes}")
     }
 }
 

@@ -14,7 +14,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, count, counted},
-    time::rough,
+    time::approximate,
 };
 use herald_proto::v1::{ImportFollowsRequest, ImportFollowsResponse};
 use indicatif::ProgressBar;
@@ -24,23 +24,23 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::edges::{Batch, Lines, Notify, Options, Reader};
 
-/// Follows in one message to the server.
+/// Follows per message to the server.
 const BATCH_FOLLOWS: usize = 5_000;
-/// Messages in one call: after 500,000 follows the server answers, so that what must be remembered to find a refused
-/// line again stays bounded whatever the file's size.
+/// Messages per call (500,000 follows). The response names rejected follows by index; the limit bounds the memory for
+/// mapping indexes to lines.
 const CALL_BATCHES_MAX: usize = 100;
-/// Batches read ahead.
+/// Batches that are read ahead of the call.
 const BATCHES_AHEAD: usize = 2;
-/// Refused lines that are kept for the answer.
+/// Failures kept for the summary.
 const FAILURES_MAX: usize = 1_000;
-/// Refused lines that a person is shown.
+/// Failures in text output.
 const FAILURES_SHOWN: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
   herald import follows edges.txt
 
-  Friendships, every twentieth with the bell:
+  Mutual follows, 5% of them with pushes:
     herald import follows friends.txt --mutual --notify 5%
 
   From a compressed file:
@@ -53,56 +53,56 @@ Examples:
   zcat edges.txt.gz | herald import follows - --output json
 
 The file:
-  # who follows whom
+  # follower author
   1 107
   alice bob";
 
-/// Load many things from a file
+/// Import follows from a file
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    resource: Resource,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Resource {
     Follows(Follows),
 }
 
-/// Import follows: a file of lines `a b`, each for "a follows b"
+/// Import follows from a file with lines `a b`, each meaning "a follows b"
 ///
-/// Blank lines and lines that begin with # are skipped. A bad line is reported by its number and doesn't stop the
-/// others; the exit code is then 1. Importing again is safe: follows that are there already count as unchanged.
+/// Blank lines and lines that begin with # are skipped. An invalid line is reported by its number and doesn't stop the
+/// import; the exit code is then 1. The import is idempotent: existing follows count as unchanged.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = FOLLOWS_EXAMPLES)]
 struct Follows {
-    /// The file; `-` is standard input
+    /// The file; `-` reads standard input
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: PathBuf,
 
-    /// Read each line both ways: b follows a, too
+    /// Import each line in both directions: also "b follows a"
     #[arg(long)]
     mutual: bool,
 
-    /// Which follows get the bell: none, all, or a share such as 0.05 or 5%
+    /// The follows with pushes: none, all, or a share such as 0.05 or 5%
     ///
-    /// Who is in the share depends on the two ids only, so that importing again changes nothing.
+    /// A hash of the two ids selects the share, so that a repeated import changes nothing.
     #[arg(long, value_name = "none|all|SHARE", default_value = "none", value_parser = Notify::parse)]
     notify: Notify,
 }
 
-/// What became of the file.
+/// The result of an import.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     lines: u64,
-    /// Follows that are new or changed their bell.
+    /// Follows that are new or whose push setting changed.
     imported: u64,
-    /// Follows that were there already.
+    /// Follows that existed with the same push setting.
     unchanged: u64,
-    /// Bad lines, and follows that the server refused.
+    /// Invalid lines and follows that the server rejected.
     failed: u64,
-    /// The first of them.
+    /// The first [`FAILURES_MAX`] of them.
     failures: Vec<LineFailure>,
     elapsed_seconds: f64,
     follows_per_second: f64,
@@ -110,9 +110,9 @@ struct Summary {
 
 #[derive(Debug, Serialize)]
 struct LineFailure {
-    /// From 1; none when the server named a follow that was never sent.
+    /// Line number, from 1; `None` if the server's index is out of range.
     line: Option<u64>,
-    /// The field of the follow, where the server named one.
+    /// The invalid field of the follow, if the server named one.
     field: Option<String>,
     reason: String,
 }
@@ -121,7 +121,7 @@ impl fmt::Display for LineFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "line {}: ", count(line))?,
-            None => write!(f, "a line: ")?,
+            None => write!(f, "unknown line: ")?,
         }
         if let Some(field) = &self.field {
             write!(f, "{}: ", printable(field))?;
@@ -131,33 +131,33 @@ impl fmt::Display for LineFailure {
 }
 
 impl Summary {
-    fn fail(&mut self, failure: LineFailure) {
+    fn record_failure(&mut self, failure: LineFailure) {
         if self.failures.len() < FAILURES_MAX {
             self.failures.push(failure);
         }
     }
 
-    /// Counts a batch's lines, before it is sent.
+    /// Adds the lines of a batch before the batch is sent.
     fn add_batch(&mut self, batch: &mut Batch) {
         self.lines += batch.line_count;
-        self.failed += batch.bad.len() as u64;
-        for bad in batch.bad.drain(..) {
-            self.fail(LineFailure {
-                line: Some(bad.line),
+        self.failed += batch.bad_lines.len() as u64;
+        for bad_line in batch.bad_lines.drain(..) {
+            self.record_failure(LineFailure {
+                line: Some(bad_line.line),
                 field: None,
-                reason: bad.reason,
+                reason: bad_line.reason,
             });
         }
     }
 
-    /// Counts what the server says of one call.
-    fn add_answer(&mut self, answer: ImportFollowsResponse, lines: &Lines) {
-        self.imported += answer.imported_count;
-        self.unchanged += answer.unchanged_count;
-        self.failed += answer.failed_count;
-        for failure in answer.failures {
+    /// Adds the response of one call.
+    fn add_response(&mut self, response: ImportFollowsResponse, lines: &Lines) {
+        self.imported += response.imported_count;
+        self.unchanged += response.unchanged_count;
+        self.failed += response.failed_count;
+        for failure in response.failures {
             let field = Some(failure.field).filter(|field| !field.is_empty());
-            self.fail(LineFailure {
+            self.record_failure(LineFailure {
                 line: lines.line_of(failure.index),
                 field,
                 reason: failure.message,
@@ -168,8 +168,8 @@ impl Summary {
     fn finish(&mut self, elapsed: Duration) {
         self.failures.sort_by_key(|failure| failure.line);
         self.elapsed_seconds = elapsed.as_secs_f64();
-        let taken = (self.imported + self.unchanged) as f64;
-        self.follows_per_second = (taken / self.elapsed_seconds.max(1e-6)).round();
+        let processed = (self.imported + self.unchanged) as f64;
+        self.follows_per_second = (processed / self.elapsed_seconds.max(1e-6)).round();
     }
 }
 
@@ -182,12 +182,12 @@ impl Show for Summary {
             lines.push(format!("… and {} more", count(more)));
         }
         lines.push(format!(
-            "{} from {}, {} were there already, {} refused; {} at {} follows/s",
+            "{} from {}, {} unchanged, {} rejected; {} at {} follows/s",
             counted(self.imported, "follow imported", "follows imported"),
             counted(self.lines, "line", "lines"),
             count(self.unchanged),
             count(self.failed),
-            rough(Duration::from_secs_f64(self.elapsed_seconds)),
+            approximate(Duration::from_secs_f64(self.elapsed_seconds)),
             count(self.follows_per_second as u64),
         ));
         lines.join("\n")
@@ -195,7 +195,7 @@ impl Show for Summary {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let What::Follows(args) = args.what;
+    let Resource::Follows(args) = args.resource;
     let (input, size) = open(&args.file)?;
     let client = context.client().await?;
     let template = match size {
@@ -213,15 +213,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 
     let started = Instant::now();
     let mut summary = Summary::default();
-    let outcome = import(reader, &client, &bar, &mut summary).await;
+    let result = import(reader, &client, &bar, &mut summary).await;
     summary.finish(started.elapsed());
     bar.finish_and_clear();
 
-    let taken = summary.imported + summary.unchanged;
-    outcome.map_err(|failure| {
-        failure.during("the import was broken off").hint(format!(
-            "{} are in for certain; run it again, what is there counts as unchanged",
-            counted(taken, "follow", "follows")
+    let processed = summary.imported + summary.unchanged;
+    result.map_err(|failure| {
+        failure.during("the import was interrupted").hint(format!(
+            "at least {} imported; run the import again, existing follows count as unchanged",
+            counted(processed, "follow", "follows")
         ))
     })?;
     context.output.show(&summary)?;
@@ -229,17 +229,20 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         0 => Ok(()),
         failed => Err(Failure::new(
             Kind::Failed,
-            format!("{} refused; the rest is imported", counted(failed, "was", "were")),
+            format!(
+                "{} rejected; all other follows are imported",
+                counted(failed, "line or follow was", "lines or follows were")
+            ),
         )),
     }
 }
 
-/// The file, and its size when it has one.
+/// Opens the file; the size is `None` for standard input and special files.
 fn open(path: &PathBuf) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failure> {
     if path.as_os_str() == "-" {
         return Ok((Box::new(BufReader::new(io::stdin())), None));
     }
-    let failure = |error| Failure::io(format!("{} can't be read", path.display()), &error);
+    let failure = |error| Failure::io(format!("can't read {}", path.display()), &error);
     let file = File::open(path).map_err(failure)?;
     let metadata = file.metadata().map_err(failure)?;
     if metadata.is_dir() {
@@ -249,7 +252,7 @@ fn open(path: &PathBuf) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failur
     Ok((Box::new(BufReader::with_capacity(1 << 16, file)), size))
 }
 
-/// Sends the whole file, call after call. The summary is right as far as it goes, also after a failure.
+/// Imports the whole file in consecutive calls. After a failure the summary still has the results of completed calls.
 async fn import<R: BufRead + Send + 'static>(
     reader: Reader<R>,
     client: &Client,
@@ -257,7 +260,7 @@ async fn import<R: BufRead + Send + 'static>(
     summary: &mut Summary,
 ) -> Result<(), Failure> {
     let (batches_in, mut batches) = mpsc::channel(BATCHES_AHEAD);
-    let reading = tokio::task::spawn_blocking(move || read(reader, &batches_in));
+    let reading = tokio::task::spawn_blocking(move || read_batches(reader, &batches_in));
     let mut sent = 0;
     while let Some(first) = batches.recv().await {
         let (requests_in, requests) = mpsc::channel(1);
@@ -271,7 +274,7 @@ async fn import<R: BufRead + Send + 'static>(
                 summary.add_batch(&mut batch);
                 lines.append(&batch.lines);
                 sent += batch.follows.len() as u64;
-                // Nobody takes it any more: the call has failed, and says why.
+                // The send fails only after the call has ended; the call's result has the error.
                 if requests_in
                     .send(ImportFollowsRequest {
                         follows: batch.follows,
@@ -291,19 +294,19 @@ async fn import<R: BufRead + Send + 'static>(
             drop(requests_in);
             lines
         };
-        let (lines, answer) = tokio::join!(feed, call);
-        summary.add_answer(answer?.into_inner(), &lines);
+        let (lines, response) = tokio::join!(feed, call);
+        summary.add_response(response?.into_inner(), &lines);
     }
-    // A file that can't be read to its end: what came before is imported.
+    // After a read error, all earlier lines are imported.
     match reading.await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Failure::io("the file can't be read further", &error)),
+        Ok(Err(error)) => Err(Failure::io("can't read the rest of the file", &error)),
         Err(error) => Err(Failure::failed(format!("the file's reader failed: {error}"))),
     }
 }
 
-/// Reads batches until the end of the file, or until nobody wants more.
-fn read<R: BufRead>(mut reader: Reader<R>, batches: &mpsc::Sender<Batch>) -> io::Result<()> {
+/// Reads batches until the end of the file, or until the receiver is dropped.
+fn read_batches<R: BufRead>(mut reader: Reader<R>, batches: &mpsc::Sender<Batch>) -> io::Result<()> {
     while let Some(batch) = reader.next_batch(BATCH_FOLLOWS)? {
         if batches.blocking_send(batch).is_err() {
             break;

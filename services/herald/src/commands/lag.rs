@@ -7,7 +7,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind},
     output::{Output, Show, Table, bytes, count},
-    time::{self, duration_to_proto, rfc3339, rough},
+    time::{self, approximate, duration_to_proto, rfc3339},
 };
 use herald_proto::v1::{GetLagRequest, StreamLag, WatchLagRequest};
 use serde::Serialize;
@@ -18,24 +18,25 @@ const EXAMPLES: &str = "\
 Examples:
   herald lag
 
-  As it changes, on a terminal in place:
+  Refresh in place on a terminal:
     herald lag --watch --interval 500ms
 
-  How many messages wait, for a script:
+  The number of pending messages, in a script:
     herald lag --output json | jq '[.streams[].consumers[].pending] | add'";
 
-/// Show the streams and how far behind their consumers are
+/// Show the streams and the lag of their consumers
 ///
-/// `pending` messages went to no worker yet, `unacked` ones are at work, `redelivered` ones for more than the first
-/// time. `idle pulls` are workers with nothing to do. `oldest` is the age of the oldest message not acknowledged.
+/// `pending`: messages not delivered to a worker yet. `unacked`: messages in flight, delivered and not acknowledged.
+/// `redelivered`: messages in flight after more than one delivery. `idle pulls`: pull requests that wait for messages.
+/// `oldest`: age of the oldest message that is not acknowledged. `full`: bytes of the stream in percent of its limit.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Go on until Ctrl-C; with --output json one object a line
+    /// Refresh until Ctrl-C; with --output json one object per line
     #[arg(long, short = 'w')]
     watch: bool,
 
-    /// How often to look, 200ms to 1m
+    /// The refresh interval, 200ms to 1m
     #[arg(
         long,
         value_name = "DURATION",
@@ -139,7 +140,7 @@ impl Show for Lag {
                     count(consumer.ack_pending),
                     count(consumer.redelivered),
                     count(consumer.waiting_pulls),
-                    age(consumer.oldest_age_seconds),
+                    format_age(consumer.oldest_age_seconds),
                     count(consumer.acknowledged_per_second.round() as u64),
                 ]);
             }
@@ -148,16 +149,16 @@ impl Show for Lag {
     }
 }
 
-fn age(seconds: f64) -> String {
+fn format_age(seconds: f64) -> String {
     match Duration::try_from_secs_f64(seconds) {
-        Ok(age) if !age.is_zero() => rough(age),
+        Ok(age) if !age.is_zero() => approximate(age),
         _ => "-".into(),
     }
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.watch {
-        return stop::on_signal(watch(args.interval, context)).await;
+        return stop::run_until_signal(watch(args.interval, context)).await;
     }
     let client = context.client().await?;
     let lag = client
@@ -187,21 +188,21 @@ async fn watch(interval: Duration, context: &Context) -> Result<(), Failure> {
             continue;
         }
         let (height, width) = terminal.size();
-        let screen = screen(&lag.text(), usize::from(height), usize::from(width));
-        // Up to where the last one began, and away with what is below.
-        let back = if lines_before == 0 {
+        let screen = fit_to_terminal(&lag.text(), usize::from(height), usize::from(width));
+        // Moves the cursor to the start of the previous output and clears from there.
+        let reset = if lines_before == 0 {
             String::new()
         } else {
             format!("\x1b[{lines_before}A\x1b[J")
         };
         lines_before = screen.lines().count();
-        Output::write(&(back + &screen))?;
+        Output::write(&(reset + &screen))?;
     }
     Err(Failure::new(Kind::Unreachable, "the server ended the stream"))
 }
 
-/// As much of the text as the terminal holds: a line that wraps, or scrolls away, can't be written over.
-fn screen(text: &str, height: usize, width: usize) -> String {
+/// Cuts text to the size of the terminal: lines that wrap or scroll away can't be overwritten.
+fn fit_to_terminal(text: &str, height: usize, width: usize) -> String {
     let lines = text.lines().take(height.saturating_sub(1).max(1));
     lines
         .map(|line| console::truncate_str(line, width, "…").into_owned() + "\n")
@@ -213,16 +214,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_screen_holds_what_fits() {
-        assert_eq!(screen("abcdef\nb\nc\nd", 3, 4), "abc…\nb\n");
-        assert_eq!(screen("a", 0, 80), "a\n");
+    fn text_is_cut_to_the_terminal() {
+        assert_eq!(fit_to_terminal("abcdef\nb\nc\nd", 3, 4), "abc…\nb\n");
+        assert_eq!(fit_to_terminal("a", 0, 80), "a\n");
     }
 
     #[test]
-    fn no_oldest_message_has_no_age() {
-        assert_eq!(age(0.0), "-");
-        assert_eq!(age(f64::NAN), "-");
-        assert_eq!(age(0.25), "250 ms");
-        assert_eq!(age(90.0), "1 min");
+    fn a_zero_age_is_a_dash() {
+        assert_eq!(format_age(0.0), "-");
+        assert_eq!(format_age(f64::NAN), "-");
+        assert_eq!(format_age(0.25), "250 ms");
+        assert_eq!(format_age(90.0), "1 min");
     }
 }

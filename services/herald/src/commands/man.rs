@@ -15,11 +15,11 @@ Examples:
   herald man ~/.local/share/man/man1
   man herald-post";
 
-/// Write the manual pages, one a command
+/// Write the manual pages, one per command
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The directory to write to; made when it isn't there
+    /// The directory of the pages; created if missing
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     directory: PathBuf,
 }
@@ -40,17 +40,17 @@ impl Show for Answer {
     }
 }
 
-/// `command` is the whole command line.
+/// Writes a page for `command`, the root command, and for each subcommand.
 pub(crate) fn run(args: &Args, command: clap::Command, context: &Context) -> Result<(), Failure> {
     let directory = &args.directory;
     let failure = |error| {
         Failure::io(
-            format!("the pages can't be written to {}", directory.display()),
+            format!("can't write the pages to {}", directory.display()),
             &error,
         )
     };
     fs::create_dir_all(directory).map_err(failure)?;
-    // `disable_help_subcommand` keeps the pages of `herald help X` out: they would say the same again.
+    // Without this, each page would exist twice: `herald-X` and `herald-help-X`.
     let mut command = command.disable_help_subcommand(true);
     command.build();
     let mut page_count = 0;

@@ -1,4 +1,4 @@
-//! The commands, one a file: its arguments, its help, what it does, what it prints. `herald bench` is in a crate of its own.
+//! The commands, one file or folder each: arguments, help, calls and output. `herald bench` is in its own crate.
 
 pub(crate) mod audit;
 pub(crate) mod completions;

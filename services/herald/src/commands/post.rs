@@ -16,50 +16,50 @@ use uuid::Uuid;
 
 use crate::backoff::Backoff;
 
-/// More than any valid text, so that the server can say what is too long.
+/// Larger than any valid text: the server validates the length and reports the exact limit.
 const STDIN_BYTES_MAX: u64 = 1 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
   herald post --author 107 --text 'hello, followers'
 
-  Text from a pipe; one line break at its end is left out:
+  Text from standard input; one trailing line break is removed:
     fortune | herald post --author 107 --text -
 
-  With links and a picture, urgent, its push worth sending for ten minutes:
+  With links and media, in the high lane, with a push TTL of ten minutes:
     herald post --author 107 --text 'goal!' --lane high --push-ttl 10m \\
         --link https://example.com/match --media https://example.com/goal.jpg
 
-  Safe to run again: the same author and request id is the same post for 24 hours:
+  Idempotent for 24 hours: the same author and request id identify the same post:
     herald post --author 107 --text hi --request-id 6b1f0b4e-3f0e-4b57-9a5d-0d6c5e1d7b11
 
-  The id for a script:
+  Print the post's id, in a script:
     herald post --author 107 --text hi --output json | jq .post_id";
 
-/// Write a post
+/// Submit a post
 ///
-/// The answer holds the post's id and means that the post is durable: it will reach every follower.
+/// Prints the post's id once the server has stored the post durably. Herald then delivers the post to every follower.
 ///
-/// When the server can't serve for a moment, the same post is sent again a few times under the same request id, so that
-/// it is accepted once, whatever happened in between.
+/// While the server is unavailable, the command retries with the same request id, so that the server accepts the post
+/// only once.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Who writes: a user's id
+    /// The id of the author
     #[arg(long, short = 'a', value_name = "USER")]
     author: String,
 
-    /// What to say, 1 to 10,000 characters; `-` reads it from standard input
+    /// The text, 1 to 10,000 characters; `-` reads it from standard input
     #[arg(long, short = 't', value_name = "TEXT", allow_hyphen_values = true)]
     text: String,
 
-    /// A UUID that makes running this again safe
+    /// The idempotency key of the post, a UUID
     ///
-    /// Made anew when left out; the answer tells it.
+    /// By default a random UUID, which is printed with the result.
     #[arg(long, value_name = "UUID")]
     request_id: Option<String>,
 
-    /// The queue to travel in; high goes first, low is slower
+    /// The priority lane; high is delivered first, low last
     #[arg(
         long,
         value_name = "LANE",
@@ -68,19 +68,19 @@ pub(crate) struct Args {
     )]
     lane: Lane,
 
-    /// A link, http or https; may be given up to 16 times
+    /// A link, http or https; repeat for up to 16 links
     #[arg(long = "link", value_name = "URL", value_hint = ValueHint::Url)]
     links: Vec<String>,
 
-    /// A picture or film, http or https; may be given up to 16 times
+    /// The URL of an image or video, http or https; repeat for up to 16 URLs
     #[arg(long = "media", value_name = "URL", value_hint = ValueHint::Url)]
     media_urls: Vec<String>,
 
-    /// How long a push of this post is worth sending, 1s to 28d; the server's default is 1h
+    /// The time after which unsent pushes of this post expire, 1s to 28d [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = time::duration)]
     push_ttl: Option<Duration>,
 
-    /// How often to send it again when the server can't serve
+    /// Retries while the server is unavailable, 0 to 20
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=20))]
     retries: u32,
 }
@@ -106,13 +106,13 @@ impl From<SubmitPostResponse> for Answer {
 
 impl Show for Answer {
     fn text(&self) -> String {
-        let what = if self.duplicate {
+        let status = if self.duplicate {
             "was accepted before"
         } else {
             "accepted"
         };
         format!(
-            "post {} {what} (request id {})",
+            "post {} {status} (request id {})",
             self.post_id,
             printable(&self.request_id)
         )
@@ -120,7 +120,7 @@ impl Show for Answer {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let own_id = args.request_id.is_none();
+    let generated_id = args.request_id.is_none();
     let request_id = args.request_id.unwrap_or_else(|| Uuid::new_v4().to_string());
     let message = SubmitPostRequest {
         request_id: request_id.clone(),
@@ -136,16 +136,16 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         push_ttl: args.push_ttl.map(duration_to_proto),
     };
     let response = submit(&message, args.retries, context).await.map_err(|failure| match failure.kind() {
-        // It may have been accepted all the same: say how to ask again without writing it twice.
-        Kind::Unreachable | Kind::TimedOut if own_id && !failure.is_refused() => failure.hint(format!(
-            "it may have been accepted: run this again with --request-id {request_id}, and it is one post either way"
+        // The server may have accepted the post: the hint names the id that makes a retry idempotent.
+        Kind::Unreachable | Kind::TimedOut if generated_id && !failure.is_not_connected() => failure.hint(format!(
+            "the post may have been accepted; to retry without a duplicate, add --request-id {request_id}"
         )),
         _ => failure,
     })?;
     context.output.show(&Answer::from(response))
 }
 
-/// Sends the post until it is answered, at most `retries` times more.
+/// Submits the post; retries up to `retries` times while the server is unavailable.
 async fn submit(
     message: &SubmitPostRequest,
     retries: u32,
@@ -153,19 +153,19 @@ async fn submit(
 ) -> Result<SubmitPostResponse, Failure> {
     let client = context.client().await?;
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut tries = 0;
+    let mut retry = 0;
     loop {
         let failure = match client.posts().submit_post(client.request(message.clone())).await {
             Ok(response) => return Ok(response.into_inner()),
             Err(status) => Failure::from(status),
         };
-        if failure.kind() != Kind::Unreachable || tries == retries {
+        if failure.kind() != Kind::Unreachable || retry == retries {
             return Err(failure);
         }
-        tries += 1;
-        let delay = backoff.next(failure.retry_after());
+        retry += 1;
+        let delay = backoff.next_delay(failure.retry_after());
         context.output.note(&format!(
-            "{}; trying again in {:.1} s ({tries} of {retries})",
+            "{}; retry {retry} of {retries} in {:.1} s",
             printable(failure.message()),
             delay.as_secs_f64()
         ));
@@ -173,15 +173,15 @@ async fn submit(
     }
 }
 
-/// Reads the whole text, without one line break at its end.
+/// Reads the whole text and removes one trailing line break.
 fn read_text(input: impl Read) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     input
         .take(STDIN_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| Failure::io("the text can't be read from standard input", &error))?;
+        .map_err(|error| Failure::io("can't read the text from standard input", &error))?;
     if bytes.len() as u64 > STDIN_BYTES_MAX {
-        return Err(Failure::usage("the text on standard input is over 1 MiB long"));
+        return Err(Failure::usage("the text on standard input is longer than 1 MiB"));
     }
     let mut text =
         String::from_utf8(bytes).map_err(|_| Failure::usage("the text on standard input is not UTF-8"))?;
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_break_at_the_end_is_left_out() {
+    fn one_trailing_line_break_is_removed() {
         assert_eq!(read_text("a\n\n".as_bytes()).unwrap(), "a\n");
         assert_eq!(read_text("a\r\n".as_bytes()).unwrap(), "a");
         assert_eq!(read_text("".as_bytes()).unwrap(), "");

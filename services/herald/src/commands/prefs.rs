@@ -13,10 +13,10 @@ const EXAMPLES: &str = "\
 Examples:
   herald prefs get 1
 
-  No pushes at all:
+  Turn all pushes off:
     herald prefs set 1 --push off
 
-  Neither show nor push what two authors write, and hear a third again:
+  Mute two authors and unmute a third:
     herald prefs set 1 --mute 107 --mute 42 --unmute 3";
 
 const GET_EXAMPLES: &str = "\
@@ -29,7 +29,7 @@ Examples:
   herald prefs set 1 --push off
   herald prefs set 1 --mute 107 --mute 42 --unmute 3";
 
-/// Read and change what a user wants to hear
+/// Read and change a user's preferences: pushes and muted authors
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -39,14 +39,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print a user's preferences; the defaults when none were set
+    /// Print a user's preferences, or the defaults if none are set
     #[command(after_long_help = GET_EXAMPLES)]
     Get {
-        /// The user
+        /// The id of the user
         #[arg(value_name = "USER")]
         user_id: String,
     },
-    /// Change some of a user's preferences; what is left out stays
+    /// Change a user's preferences; omitted ones keep their value
     #[command(after_long_help = SET_EXAMPLES)]
     Set(Change),
 }
@@ -54,19 +54,19 @@ enum Action {
 #[derive(Debug, clap::Args)]
 #[group(id = "change", multiple = true)]
 struct Change {
-    /// The user
+    /// The id of the user
     #[arg(value_name = "USER")]
     user_id: String,
 
-    /// Whether pushes are sent at all
+    /// Turn all pushes to the user on or off
     #[arg(long, value_name = "ON|OFF", required_unless_present_any = ["mute", "unmute"])]
     push: Option<Switch>,
 
-    /// An author to neither show nor push; may be given many times, at most 1,000 are muted at one time
+    /// Mute an author: their posts are neither shown nor pushed; repeatable, at most 1,000 muted authors per user
     #[arg(long, value_name = "AUTHOR")]
     mute: Vec<String>,
 
-    /// An author to show and push again; may be given many times
+    /// Unmute an author; repeatable
     #[arg(long, value_name = "AUTHOR")]
     unmute: Vec<String>,
 }
@@ -89,7 +89,7 @@ impl Answer {
         let Preferences {
             push_enabled,
             muted_author_ids,
-        } = preferences.ok_or_else(|| Failure::failed("the server answered without preferences"))?;
+        } = preferences.ok_or_else(|| Failure::failed("the server's response has no preferences"))?;
         Ok(Self {
             user_id,
             push_enabled,

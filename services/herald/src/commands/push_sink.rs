@@ -26,78 +26,78 @@ use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Registrations under way at one time.
+/// Concurrent registrations.
 const REGISTRATIONS_MAX: usize = 32;
 
 const EXAMPLES: &str = "\
 Examples:
-  Receive the pushes of three users, and print each; Ctrl-C prints the summary:
+  Receive and print the pushes of three users; Ctrl-C prints the summary:
     herald push-sink --register 1 2 3 --print
 
-  The same as Web Push, for every user in a file:
+  Web Push, for every user in a file:
     herald push-sink --register-from users.txt --as web-push
 
-  A receiver that is out of order at first: each user's first two pushes get 503:
+  Inject failures: answer the first two pushes of each user with 503:
     herald push-sink --register 1 --fail-first 2 --fail-status 503
 
-  For a test: end after 1,045 pushes, with the figures as JSON:
+  In a test: stop after 1,045 pushes and print the summary as JSON:
     herald push-sink --register-from users.txt --count 1045 --output json | tail -1
 
-The server must let devices be at plain http and private addresses for this:
+The server must accept devices with plain-http and private addresses:
   herald up --allow-private-endpoints";
 
-/// Receive pushes, check them, and tell how long they took
+/// Receive pushes, verify them and measure their latency
 ///
-/// A receiver for tests. It checks a webhook's signature (Standard Webhooks) and a Web Push message's VAPID token,
-/// decrypts the message, and measures the time from the post's acceptance to the arrival. A message that fails a check
-/// is refused and counted as rejected. Devices are registered with --register, or by hand with what it prints when it
-/// starts. Ctrl-C ends it with a summary.
+/// A receiver for tests. It verifies the signature of webhooks (Standard Webhooks) and the VAPID token of Web Push
+/// messages, decrypts the messages, and measures the latency from the acceptance of the post to the arrival of the
+/// push. A message that fails verification is rejected and counted. Register devices with --register, or manually with
+/// the commands printed at the start. Ctrl-C stops the receiver and prints a summary.
 ///
-/// With --output json each line has an `event`: `listening`, `push` (with --print), `summary`.
+/// With --output json each line has an `event`: `listening`, `push` (with --print) or `summary`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Where to listen; port 0 is any free one
+    /// The listen address, IP:PORT; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7799")]
     listen: SocketAddr,
 
-    /// How the server reaches this receiver, when not by the address it listens on
+    /// The base URL under which the server reaches this receiver [default: http:// and the listen address]
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     public_url: Option<String>,
 
-    /// Print each push as it comes
+    /// Print each push when it arrives
     #[arg(long)]
     print: bool,
 
-    /// Register this receiver as a device of these users
+    /// Register this receiver as a device of these user ids
     #[arg(long, value_name = "USER", num_args = 1..)]
     register: Vec<String>,
 
-    /// Likewise for the users in a file, one a line; `-` is standard input
+    /// Register this receiver for the user ids in a file, one per line; `-` reads standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     register_from: Option<PathBuf>,
 
-    /// What to register as
+    /// The kind of device to register
     #[arg(long = "as", value_name = "KIND", value_enum, default_value_t)]
     kind: Kind,
 
-    /// Remove the registered devices at the end
+    /// Remove the registered devices on exit
     #[arg(long)]
     unregister: bool,
 
-    /// Where the keys are kept, so that registered devices stay valid over a restart; made when it isn't there
+    /// The file of the receiver's keys, created if missing; registered devices then stay valid after a restart
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     keys: Option<PathBuf>,
 
-    /// Answer each registered user's first pushes with an error
+    /// Answer the first COUNT pushes of each registered user with the status of --fail-status
     #[arg(long, value_name = "COUNT")]
     fail_first: Option<u32>,
 
-    /// The HTTP status of these errors
-    #[arg(long, value_name = "STATUS", default_value = "503", value_parser = status, requires = "fail_first")]
+    /// The HTTP status of injected failures, 300 or higher
+    #[arg(long, value_name = "STATUS", default_value = "503", value_parser = parse_status, requires = "fail_first")]
     fail_status: http::StatusCode,
 
-    /// End after this many pushes
+    /// Stop after this many pushes [default: run until Ctrl-C]
     #[arg(long, value_name = "COUNT")]
     count: Option<u64>,
 }
@@ -109,16 +109,17 @@ enum Kind {
     WebPush,
 }
 
-fn status(text: &str) -> Result<http::StatusCode, String> {
+/// Clap value parser for the status of an injected failure.
+fn parse_status(text: &str) -> Result<http::StatusCode, String> {
     let status: http::StatusCode = text.parse().map_err(|_| "not an HTTP status".to_owned())?;
     if status.as_u16() >= 300 {
         Ok(status)
     } else {
-        Err("not the status of an error".into())
+        Err("not an error status; use 300 or higher".into())
     }
 }
 
-/// One line of the output.
+/// A line of the output.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Event {
@@ -127,11 +128,11 @@ enum Event {
     Summary(Summary),
 }
 
-/// How to reach the receiver.
+/// The addresses and keys of the receiver.
 #[derive(Debug, Serialize)]
 struct Listening {
     address: SocketAddr,
-    /// Of a device called NAME.
+    /// The URL of a device called NAME.
     webhook_url: String,
     webhook_secret: String,
     web_push_endpoint: String,
@@ -144,7 +145,7 @@ impl Show for Event {
     fn text(&self) -> String {
         match self {
             Self::Listening(listening) => format!(
-                "listening on {}, {}\n\nto register by hand, each NAME a device of its own:\n  \
+                "listening on {}, {}\n\nto register a device manually, use a different NAME for each device:\n  \
                  herald device add USER --webhook {} --secret {}\n  \
                  herald device add USER --web-push {} --p256dh {} --auth {}\n",
                 listening.address,
@@ -165,7 +166,7 @@ impl Show for Event {
                 entry.post_id,
                 printable(&entry.author_id),
                 printable(&entry.recipient_id),
-                if entry.duplicate { "  again" } else { "" },
+                if entry.duplicate { "  duplicate" } else { "" },
                 console::truncate_str(&printable(&entry.text), 60, "…"),
             ),
             Self::Summary(summary) => {
@@ -196,29 +197,30 @@ impl Show for Event {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let users = users(&args)?;
+    let users = read_users(&args)?;
     let keys = match &args.keys {
-        Some(path) => Keys::load_or_create(path).map_err(failed)?,
+        Some(path) => Keys::load_or_create(path).map_err(sink_failure)?,
         None => Keys::generate(),
     };
     let listener = TcpListener::bind(args.listen)
         .await
-        .map_err(|error| Failure::io(format!("{} can't be listened on", args.listen), &error))?;
+        .map_err(|error| Failure::io(format!("can't listen on {}", args.listen), &error))?;
     let address = listener
         .local_addr()
-        .map_err(|error| Failure::io("the listener has no address", &error))?;
+        .map_err(|error| Failure::io("can't read the listen address", &error))?;
     let url = args
         .public_url
         .clone()
         .unwrap_or_else(|| format!("http://{address}"));
-    let sink = Sink::new(&url, keys).map_err(failed)?;
+    let sink = Sink::new(&url, keys).map_err(sink_failure)?;
     let mut entries = sink.subscribe();
 
-    let stop = shutdown::on_signal().map_err(|error| Failure::io("signals can't be awaited", &error))?;
-    let ended = CancellationToken::new();
-    let serving = tokio::spawn(sink.clone().serve(listener, ended.clone()));
+    let stop =
+        shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(sink.clone().serve(listener, shutdown.clone()));
 
-    // Registered once it listens: a push may come at once.
+    // Register after the listener is up: a push can arrive at once.
     let registered = register(&args, users, &sink, context).await?;
     context
         .output
@@ -229,10 +231,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             match entries.recv().await {
                 Ok(entry) if args.print => context.output.show(&Event::Push(entry))?,
                 Ok(_) => {}
-                Err(RecvError::Lagged(missed)) => {
-                    context
-                        .output
-                        .note(&format!("{} not printed", counted(missed, "push", "pushes")));
+                Err(RecvError::Lagged(skipped)) => {
+                    context.output.note(&format!(
+                        "output too slow: {} not printed",
+                        counted(skipped, "push", "pushes")
+                    ));
                 }
                 Err(RecvError::Closed) => return Ok(()),
             }
@@ -249,11 +252,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         () = counting => Ok(()),
         outcome = printing => outcome,
     };
-    ended.cancel();
+    shutdown.cancel();
     serving
         .await
         .map_err(|error| Failure::failed(error.to_string()))?
-        .map_err(failed)?;
+        .map_err(sink_failure)?;
     outcome?;
     while args.print
         && let Ok(entry) = entries.try_recv()
@@ -266,15 +269,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     context.output.show(&Event::Summary(sink.summary()))
 }
 
-fn failed(error: herald_push_sink::Error) -> Failure {
+fn sink_failure(error: herald_push_sink::Error) -> Failure {
     Failure::from(anyhow::Error::new(error))
 }
 
-/// Everybody to register for.
-fn users(args: &Args) -> Result<Vec<String>, Failure> {
+/// The users of --register and --register-from.
+fn read_users(args: &Args) -> Result<Vec<String>, Failure> {
     let mut users = args.register.clone();
     if let Some(path) = &args.register_from {
-        let failure = |error| Failure::io(format!("{} can't be read", path.display()), &error);
+        let failure = |error| Failure::io(format!("can't read {}", path.display()), &error);
         let input: Box<dyn BufRead> = if path.as_os_str() == "-" {
             Box::new(io::stdin().lock())
         } else {
@@ -290,7 +293,7 @@ fn users(args: &Args) -> Result<Vec<String>, Failure> {
     }
     if users.is_empty() && args.fail_first.is_some() {
         return Err(Failure::usage(
-            "--fail-first is for registered users: give --register or --register-from",
+            "--fail-first needs registered users: give --register or --register-from",
         ));
     }
     Ok(users)
@@ -309,8 +312,8 @@ fn listening(sink: &Sink, address: SocketAddr, registered: usize) -> Listening {
     }
 }
 
-/// A user's part of the URL: the id where it may stand there, else a hash of it.
-fn name_of(user: &str) -> String {
+/// The URL path segment of a user: the id if it is URL-safe, else its hash.
+fn path_segment(user: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_~".contains(c);
     if user.chars().all(plain) {
         user.to_owned()
@@ -333,7 +336,7 @@ async fn register(
         expect_vapid_key(&client, first, sink).await?;
     }
     let register = |user: String| {
-        let name = name_of(&user);
+        let name = path_segment(&user);
         if args.fail_first.is_some() {
             let failure = herald_push_sink::InjectedFailure {
                 status: args.fail_status,
@@ -379,7 +382,7 @@ async fn register(
         .await
 }
 
-/// From the server's answer on, only its own pushes are believed.
+/// Reads the server's VAPID public key; the sink then rejects pushes signed with another key.
 async fn expect_vapid_key(client: &Client, user: &str, sink: &Sink) -> Result<(), Failure> {
     let request = client.request(ListDevicesRequest {
         user_id: user.to_owned(),
@@ -426,17 +429,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stand_in_a_url() {
-        assert_eq!(name_of("107"), "107");
-        let name = name_of("a/b c");
+    fn path_segments_are_url_safe() {
+        assert_eq!(path_segment("107"), "107");
+        let name = path_segment("a/b c");
         assert!(name.starts_with('~') && name.len() == 17, "{name}");
-        assert_ne!(name, name_of("a/b d"));
+        assert_ne!(name, path_segment("a/b d"));
     }
 
     #[test]
-    fn only_errors_fail() {
-        assert_eq!(status("410"), Ok(http::StatusCode::GONE));
-        assert!(status("200").is_err());
-        assert!(status("teapot").is_err());
+    fn only_error_statuses_are_accepted() {
+        assert_eq!(parse_status("410"), Ok(http::StatusCode::GONE));
+        assert!(parse_status("200").is_err());
+        assert!(parse_status("teapot").is_err());
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:
-  The last 24 hours, hour by hour:
+  The last 24 hours, per hour:
     herald stats
 
   A week, or one day:
@@ -22,23 +22,23 @@ Examples:
   One post:
     herald stats 17";
 
-/// Print totals over time, or of one post
+/// Print totals of a time range, or of one post
 ///
-/// From the analytics service; they follow the deliveries by some seconds. For what is owed at this moment use
-/// `herald delivery`.
+/// The totals come from the analytics service and lag behind the deliveries by some seconds. Use `herald delivery` for
+/// the exact state of a post's deliveries.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The post to tell about, instead of a time range
+    /// The id of a post; prints its totals instead of a time range
     #[arg(value_name = "POST")]
     post_id: Option<u64>,
 
-    /// From when: a duration back from now, or a time (RFC 3339); rounded down to the hour
-    #[arg(long, value_name = "WHEN", default_value = "24h", value_parser = time::moment, conflicts_with = "post_id")]
+    /// The start of the range: an age such as 7d, or an RFC 3339 time; rounded down to the hour
+    #[arg(long, value_name = "WHEN", default_value = "24h", value_parser = time::time_or_age, conflicts_with = "post_id")]
     since: Timestamp,
 
-    /// Until when: likewise; rounded up to the hour, now by default
-    #[arg(long, value_name = "WHEN", value_parser = time::moment, conflicts_with = "post_id")]
+    /// The end of the range: an age, or an RFC 3339 time; rounded up to the hour [default: now]
+    #[arg(long, value_name = "WHEN", value_parser = time::time_or_age, conflicts_with = "post_id")]
     until: Option<Timestamp>,
 }
 
@@ -71,6 +71,7 @@ impl From<Option<v1::Totals>> for Totals {
 }
 
 impl Totals {
+    /// A table whose first column has this name.
     fn table(first: &str) -> Table {
         Table::new(&[
             first,
@@ -91,19 +92,19 @@ impl Totals {
             count(self.posts),
             count(self.deleted_posts),
             count(self.timeline_delivered),
-            change(self.timeline_dead),
+            format_signed(self.timeline_dead),
             count(self.push_delivered),
             count(self.push_suppressed),
             count(self.push_expired),
-            change(self.push_dead),
+            format_signed(self.push_dead),
         ]
     }
 }
 
-/// Deaths, or how many were taken back by redrives.
-fn change(deaths: i64) -> String {
-    let sign = if deaths < 0 { "-" } else { "" };
-    format!("{sign}{}", count(deaths.unsigned_abs()))
+/// Formats a count of dead deliveries; it is negative in an hour when redrives revived more than died.
+fn format_signed(number: i64) -> String {
+    let sign = if number < 0 { "-" } else { "" };
+    format!("{sign}{}", count(number.unsigned_abs()))
 }
 
 #[derive(Debug, Serialize)]
@@ -155,7 +156,7 @@ impl Show for PostStats {
             }
         };
         format!(
-            "{}\n\nby {}; slowest timeline {}, slowest push {}",
+            "{}\n\nauthor {}; highest timeline latency {}, highest push latency {}",
             table.render(),
             printable(&self.author_id),
             latency(self.timeline_latency_ms_max),

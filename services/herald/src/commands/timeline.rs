@@ -3,39 +3,39 @@
 use herald_cli::{
     context::Context,
     failure::Failure,
-    output::{Show, quoted},
+    output::{Show, shell_quoted},
 };
 use herald_proto::v1::ListTimelineRequest;
 use serde::Serialize;
 
 use crate::entry::{Post, posts};
 
-/// The server's largest page, for reading everything.
+/// The server's largest page, used with --all.
 const PAGE_SIZE_MAX: i32 = 200;
 
 const EXAMPLES: &str = "\
 Examples:
   herald timeline 1
 
-  Page by page:
+  One page at a time:
     herald timeline 1 --page-size 10
     herald timeline 1 --page-size 10 --page-token TOKEN
 
-  Everything, as a script reads it:
+  All post ids, in a script:
     herald timeline 1 --all --output json | jq '.entries[].post_id'";
 
 /// Print a user's timeline, newest first
 ///
-/// Deleted posts and muted authors are left out, so a page can hold fewer posts than asked for and still have a next
-/// one. A user whom Herald never heard of has an empty timeline.
+/// Deleted posts and posts of muted authors are omitted, so a page can have fewer posts than requested although there
+/// is a next page. The timeline of an unknown user is empty.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Whose timeline
+    /// The id of the user
     #[arg(value_name = "USER")]
     user_id: String,
 
-    /// How many posts at most: 1 to 200; 0 is the server's default, 50
+    /// Posts per page, 1 to 200; 0 uses the server's default, 50
     #[arg(
         long,
         value_name = "COUNT",
@@ -44,11 +44,11 @@ pub(crate) struct Args {
     )]
     page_size: i32,
 
-    /// Where to go on: the `next_page_token` of the page before
+    /// Continue after an earlier page: its `next_page_token`
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     page_token: Option<String>,
 
-    /// Read page after page until the end
+    /// Read all pages
     #[arg(long)]
     all: bool,
 }
@@ -65,13 +65,13 @@ impl Show for Answer {
     fn text(&self) -> String {
         let mut parts: Vec<String> = self.entries.iter().map(Show::text).collect();
         if parts.is_empty() {
-            parts.push("nothing here".into());
+            parts.push("no posts".into());
         }
         if !self.next_page_token.is_empty() {
-            // Ids and tokens may hold what a shell would take apart.
-            let user = quoted(&self.user_id);
+            // An id can contain characters that a shell interprets.
+            let user = shell_quoted(&self.user_id);
             parts.push(format!(
-                "more: herald timeline {user} --page-token {}",
+                "next page: herald timeline {user} --page-token {}",
                 self.next_page_token
             ));
         }
@@ -106,9 +106,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             return context.output.show(&answer);
         }
         if next == page_token {
-            return Err(Failure::failed(
-                "the server's page token leads to the same page again",
-            ));
+            return Err(Failure::failed("the server returned the same page token twice"));
         }
         page_token = next;
     }

@@ -12,18 +12,18 @@ const EXAMPLES: &str = "\
 Examples:
   herald unfollow 1 107";
 
-/// End a follow
+/// Unfollow an author
 ///
-/// Posts accepted after this don't reach the follower any more; what is on the timeline stays. Ending a follow that
-/// doesn't exist is a success.
+/// The follower doesn't receive posts accepted after this; earlier posts stay on the timeline. Unfollowing succeeds if
+/// there is no such follow.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Who follows
+    /// The id of the follower
     #[arg(value_name = "USER")]
     follower_id: String,
 
-    /// Who is followed
+    /// The id of the author
     #[arg(value_name = "AUTHOR")]
     author_id: String,
 }

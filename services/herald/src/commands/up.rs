@@ -1,4 +1,4 @@
-//! `herald up`: a whole mesh in one process.
+//! `herald up`: runs all services in one process.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -14,38 +14,38 @@ use crate::{
 };
 
 const LONG: &str = "\
-Runs every service in one process, with a real nats-server as its child and everything stored in one directory. It is \
-ready when it says so; Ctrl-C drains what is under way and ends it. Started again on the same directory it goes on where it \
-was, also after a crash.
+Runs all services in one process, with nats-server as a child process and all data in one directory. Prints `Herald is \
+ready` when it accepts calls. Ctrl-C drains the work in flight and stops the server. After a restart or a crash, the \
+server continues with the data in the directory.
 
-The nats-server comes from --nats-url (one that runs already), else $NATS_SERVER (a path), else the PATH, else it is \
-fetched once into the user's cache.";
+With --nats-url Herald uses a running NATS server. Otherwise it starts nats-server from $NATS_SERVER (a path), the \
+PATH, or from the user's cache, into which it downloads it once.";
 
 const EXAMPLES: &str = "\
 Examples:
-  A mesh to try things on, with data in ./herald-data:
+  Start a server with data in ./herald-data:
     herald up
-  The same with a real social graph in it and ten posts a second:
+  With a social graph and 10 posts per second:
     herald up --demo
-  For a script: any free ports, one JSON line when it is ready:
+  In a script: free ports, one JSON line when ready:
     herald up --data-dir \"$(mktemp -d)\" --grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0 --output json
 
 Configuration:
-  Everything else is set in a file (--config) or the environment; `herald config print` shows all of it.";
+  Set all other keys in a file (--config) or the environment; `herald config print` shows them.";
 
-/// Runs a whole mesh in one process, for a laptop or a first look
+/// Run all services in one process
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_long_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
 
-    /// Load a real social graph and keep posting, ten posts a second
+    /// Import a social graph of 4,039 users and submit 10 posts per second
     #[arg(long)]
     demo: bool,
 }
 
-/// What is said when everything runs.
+/// The output when the server is ready.
 #[derive(Debug, Serialize)]
 struct Ready {
     event: &'static str,
@@ -76,7 +76,7 @@ impl Show for Ready {
         };
         format!(
             "{}\n  gRPC     {}\n  metrics  http://{}/metrics\n  NATS     {}\n  data     {}\n\nTry, in another terminal:\n{next}\n\nCtrl-C \
-             drains and ends it.",
+             drains and stops the server.",
             style("Herald is ready").green().bold(),
             self.grpc,
             self.http,
@@ -94,12 +94,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     .map_err(|error| Failure::usage(error.to_string()))?;
     let telemetry = telemetry::init(&config.telemetry).map_err(|error| Failure::usage(error.to_string()))?;
     let shutdown =
-        shutdown::on_signal().map_err(|error| Failure::io("signals can't be listened for", &error))?;
+        shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let data_dir = config.data_dir.clone();
     context
         .output
-        .note(&format!("starting in {}", data_dir.display()));
-    // A Ctrl-C while it starts (nats-server may be on its way over the network) ends it at once.
+        .note(&format!("starting with data in {}", data_dir.display()));
+    // Ctrl-C aborts the start at once, for example during a download of nats-server.
     let Some(started) = shutdown
         .run_until_cancelled(Box::pin(Server::start(config)))
         .await
@@ -128,14 +128,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let demo = demo::run(format!("http://{grpc}"), context.output);
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
             if let Err(failure) = demo.await {
-                tracing::error!(error = failure.message(), "the demo ended");
+                tracing::error!(error = failure.message(), "demo failed");
             }
         }));
     }
-    let ended = server
+    let result = server
         .run(shutdown)
         .await
         .map_err(|error| Failure::failed(format!("{error:#}")));
     telemetry.shutdown().await;
-    ended
+    result
 }

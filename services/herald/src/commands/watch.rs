@@ -18,37 +18,38 @@ use crate::{
     stop,
 };
 
-/// The server sends a sign of life every 15 seconds.
+/// Longest time without a message. The server sends a heartbeat every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 
 const EXAMPLES: &str = "\
 Examples:
   herald watch 1
 
-  Only what is new from now on:
+  Only the newest post, then new posts:
     herald watch 1 --snapshot-size 1
 
-  For a program, one JSON object a line:
+  For a program, one JSON object per line:
     herald watch 1 --output json | jq -r 'select(.event == \"entry\") | .entry.text'
 
-  Go on where an earlier watch ended, with the resume_token of its last line:
+  Continue after an earlier watch, with the resume_token of its last line:
     herald watch 1 --output json --resume-token TOKEN";
 
-/// Follow a user's timeline as it grows
+/// Print new posts of a user's timeline as they arrive
 ///
-/// First the newest posts, oldest of them first, then each new one as it becomes visible. When the connection breaks,
-/// or this reader was too slow, it connects again and goes on where it was. Ctrl-C ends it.
+/// Prints the newest posts in ascending order, then each new post when it becomes visible. When the connection breaks,
+/// or the server closes it because the reader is too slow, the command reconnects and resumes after the last post.
+/// Ctrl-C stops it.
 ///
 /// With --output json each line has an `event`: `snapshot` with `entries`, `entry` with an `entry`, or `heartbeat`;
-/// and the `resume_token` to go on from.
+/// and a `resume_token`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Whose timeline
+    /// The id of the user
     #[arg(value_name = "USER")]
     user_id: String,
 
-    /// How many posts to begin with, at most: 1 to 200; 0 is the server's default, 50
+    /// Posts in the first snapshot, 1 to 200; 0 uses the server's default, 50
     #[arg(
         long,
         value_name = "COUNT",
@@ -57,37 +58,37 @@ pub(crate) struct Args {
     )]
     snapshot_size: i32,
 
-    /// Where an earlier watch ended: begin with what became visible since
+    /// Resume after an earlier watch: print the posts that became visible since then
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     resume_token: Option<String>,
 
-    /// How long to go on trying when the server is away
+    /// Exit after the server has been unavailable for this time
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = time::duration)]
     give_up_after: Duration,
 }
 
-/// One line of the stream.
+/// A line of the output.
 #[derive(Debug, Serialize)]
-struct Step {
+struct WatchLine {
     #[serde(flatten)]
-    event: Shown,
+    event: LineEvent,
     resume_token: String,
     server_time: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Shown {
+enum LineEvent {
     Snapshot { entries: Vec<Post> },
     Entry { entry: Post },
     Heartbeat,
 }
 
-impl Show for Step {
+impl Show for WatchLine {
     fn text(&self) -> String {
         match &self.event {
-            // A stream is read downwards: the newest comes last.
-            Shown::Snapshot { entries } => {
+            // The newest post comes last, as in the rest of the stream.
+            LineEvent::Snapshot { entries } => {
                 entries
                     .iter()
                     .rev()
@@ -96,22 +97,22 @@ impl Show for Step {
                     .join("\n\n")
                     + "\n"
             }
-            Shown::Entry { entry } => entry.text() + "\n",
-            Shown::Heartbeat => String::new(),
+            LineEvent::Entry { entry } => entry.text() + "\n",
+            LineEvent::Heartbeat => String::new(),
         }
     }
 }
 
-impl Step {
+impl WatchLine {
     fn new(response: WatchTimelineResponse) -> Option<Self> {
         let event = match response.event? {
-            Event::Snapshot(snapshot) => Shown::Snapshot {
+            Event::Snapshot(snapshot) => LineEvent::Snapshot {
                 entries: posts(snapshot.entries),
             },
-            Event::Entry(entry) => Shown::Entry {
+            Event::Entry(entry) => LineEvent::Entry {
                 entry: entry.post?.into(),
             },
-            Event::Heartbeat(_) => Shown::Heartbeat,
+            Event::Heartbeat(_) => LineEvent::Heartbeat,
         };
         let server_time = time::rfc3339(response.server_time.as_ref());
         Some(Self {
@@ -121,17 +122,17 @@ impl Step {
         })
     }
 
-    /// Whether there is something for a person to read.
-    fn is_silent(&self) -> bool {
+    /// Whether the text output is empty.
+    fn is_empty(&self) -> bool {
         match &self.event {
-            Shown::Snapshot { entries } => entries.is_empty(),
-            Shown::Entry { .. } => false,
-            Shown::Heartbeat => true,
+            LineEvent::Snapshot { entries } => entries.is_empty(),
+            LineEvent::Entry { .. } => false,
+            LineEvent::Heartbeat => true,
         }
     }
 
     fn print(&self, output: Output) -> Result<(), Failure> {
-        if !output.is_json() && self.is_silent() {
+        if !output.is_json() && self.is_empty() {
             Ok(())
         } else {
             output.show(self)
@@ -140,7 +141,7 @@ impl Step {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    stop::on_signal(watch(args, context)).await
+    stop::run_until_signal(watch(args, context)).await
 }
 
 async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
@@ -151,27 +152,27 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
         resume_token: args.resume_token.unwrap_or_default(),
     };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut alive = Instant::now();
+    let mut last_progress = Instant::now();
     loop {
-        let before = request.resume_token.clone();
-        let failure = match follow(&client, &mut request, context.output).await {
+        let previous_token = request.resume_token.clone();
+        let failure = match print_stream(&client, &mut request, context.output).await {
             Ok(()) => Failure::new(Kind::Unreachable, "the server ended the stream"),
             Err(failure) => failure,
         };
-        if request.resume_token != before {
-            alive = Instant::now();
+        if request.resume_token != previous_token {
+            last_progress = Instant::now();
             backoff.reset();
         }
-        let passing = matches!(
+        let is_transient = matches!(
             failure.kind(),
             Kind::Unreachable | Kind::Overloaded | Kind::TimedOut
         );
-        if !passing || alive.elapsed() >= args.give_up_after {
+        if !is_transient || last_progress.elapsed() >= args.give_up_after {
             return Err(failure);
         }
-        let delay = backoff.next(failure.retry_after());
+        let delay = backoff.next_delay(failure.retry_after());
         context.output.note(&format!(
-            "{}; connecting again in {:.1} s",
+            "{}; reconnecting in {:.1} s",
             printable(failure.message()),
             delay.as_secs_f64()
         ));
@@ -179,27 +180,31 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
     }
 }
 
-/// Prints one stream until it ends, and keeps the resume token of what was printed.
-async fn follow(client: &Client, request: &mut WatchTimelineRequest, output: Output) -> Result<(), Failure> {
-    let silent = || {
+/// Prints one stream until it ends. Stores the resume token of the last printed message in `request`.
+async fn print_stream(
+    client: &Client,
+    request: &mut WatchTimelineRequest,
+    output: Output,
+) -> Result<(), Failure> {
+    let timed_out = || {
         Failure::new(
             Kind::TimedOut,
-            format!("the server was silent for {} s", SILENCE_MAX.as_secs()),
+            format!("no message from the server for {} s", SILENCE_MAX.as_secs()),
         )
     };
     let mut timelines = client.timelines();
     let call = timelines.watch_timeline(request.clone());
     let mut stream = tokio::time::timeout(SILENCE_MAX, call)
         .await
-        .map_err(|_| silent())??
+        .map_err(|_| timed_out())??
         .into_inner();
     while let Some(response) = tokio::time::timeout(SILENCE_MAX, stream.message())
         .await
-        .map_err(|_| silent())??
+        .map_err(|_| timed_out())??
     {
         let resume_token = response.resume_token.clone();
-        if let Some(step) = Step::new(response) {
-            step.print(output)?;
+        if let Some(line) = WatchLine::new(response) {
+            line.print(output)?;
         }
         if !resume_token.is_empty() {
             request.resume_token = resume_token;

@@ -1,8 +1,8 @@
-//! Threads and connections for analytics and dead letters.
+//! A runtime and a NATS connection for the analytics and dead-letter services.
 //!
-//! Both have long pieces of work: analytics encodes Parquet files, an audit reads each post of its window. On the threads of the
-//! live services a fresh post would wait behind them. There are half as many of these threads as processors, so that a post
-//! finds one free.
+//! Both have long CPU-bound tasks: analytics encodes Parquet files, an audit reads every post of its time range. On the
+//! threads of the other services these tasks would delay new posts. The runtime has half as many threads as there are
+//! processors, so that the other services always have processors left.
 
 use std::{num::NonZero, thread};
 
@@ -10,24 +10,24 @@ use anyhow::{Context as _, Result};
 use herald_mesh::Mesh;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Where these services run.
+/// A handle to the background runtime and its connection.
 #[derive(Clone)]
 pub(super) struct Background {
-    /// Connected on that runtime.
+    /// The NATS connection; its tasks run on the background runtime.
     pub(super) mesh: Mesh,
-    /// With threads of its own.
+    /// The background runtime.
     pub(super) runtime: Handle,
 }
 
-/// The threads, for as long as this is there.
-pub(super) struct Threads {
+/// Owns the background runtime and stops it on drop.
+pub(super) struct BackgroundRuntime {
     handle: Handle,
-    /// Only gone in `drop`.
+    /// `None` only in `drop`.
     runtime: Option<Runtime>,
 }
 
-impl Threads {
-    /// Half as many as there are processors, and one at least.
+impl BackgroundRuntime {
+    /// Starts the threads: half as many as processors, at least one.
     pub(super) fn start() -> Result<Self> {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = Builder::new_multi_thread()
@@ -35,24 +35,24 @@ impl Threads {
             .thread_name("background")
             .worker_threads((processors / 2).max(1))
             .build()
-            .context("the background threads can't be started")?;
+            .context("can't start the background threads")?;
         Ok(Self {
             handle: runtime.handle().clone(),
             runtime: Some(runtime),
         })
     }
 
-    /// Connects them to the mesh.
-    pub(super) async fn connect(&self, reach: herald_mesh::Config) -> Result<Background> {
+    /// Connects to NATS on the background runtime.
+    pub(super) async fn connect(&self, config: herald_mesh::Config) -> Result<Background> {
         let runtime = self.handle.clone();
-        let connecting = runtime.spawn(async move { Mesh::connect(&reach).await });
-        let mesh = connecting.await?.context("NATS can't be reached")?;
+        let connecting = runtime.spawn(async move { Mesh::connect(&config).await });
+        let mesh = connecting.await?.context("can't connect to NATS")?;
         Ok(Background { mesh, runtime })
     }
 }
 
-impl Drop for Threads {
-    /// Doesn't wait: what ran there has drained, or took too long.
+impl Drop for BackgroundRuntime {
+    /// Doesn't wait for tasks: the services on this runtime have drained, or exceeded the drain limit.
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

@@ -1,4 +1,4 @@
-//! The NATS server: somebody else's, or a child that is started again when it dies.
+//! The NATS server: an external one, or a supervised child process.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::Config;
 
-/// How long to wait before a child that died is started again, so that one that dies at once doesn't spin.
+/// Delay before a child that exited is restarted, so that a child that fails at once doesn't cause a busy loop.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
 
-/// The broker of a mesh.
+/// The broker of the server.
 #[derive(Debug)]
 pub(super) enum Broker {
-    /// It was there before us.
-    Running {
-        /// Where.
+    /// An external server.
+    External {
+        /// Its URL, or the URLs of a cluster separated by commas.
         url: String,
     },
-    /// Our child.
+    /// A child process.
     Child(Box<local::Server>),
 }
 
 impl Broker {
-    /// Takes the server that the configuration names, or starts one.
+    /// Uses the server of `nats.url`, or starts a child process if it is unset.
     pub(super) async fn start(config: &Config) -> Result<Self> {
         if let Some(url) = &config.nats.url {
-            return Ok(Self::Running { url: url.clone() });
+            return Ok(Self::External { url: url.clone() });
         }
         let locate = match &config.nats.program {
             Some(program) => local::Locate::exactly(program.clone()),
@@ -37,9 +37,9 @@ impl Broker {
             locate,
             name: Some("herald".into()),
             port: config.nats.port,
-            // The streams' own limits are the limit, not three quarters of what happens to be free: nothing is set aside on
-            // the disk, and the store refuses posts before it is full.
-            max_file_bytes: Some(file_bytes(config.topology.bytes_max())),
+            // By default nats-server limits its files to 75% of the free disk space. The stream limits replace that
+            // limit: they reserve no disk space, and the store rejects posts before the disk is full.
+            max_file_bytes: Some(file_bytes_max(config.topology.bytes_max())),
             sync_interval: if config.nats.sync_always {
                 local::SyncInterval::Always
             } else {
@@ -48,28 +48,28 @@ impl Broker {
             ..local::Config::in_dir(config.data_dir.join("nats"))
         })
         .await
-        .context("nats-server can't be started")?;
+        .context("can't start nats-server")?;
         Ok(Self::Child(Box::new(server)))
     }
 
-    /// Where clients connect to.
+    /// The URL for clients.
     pub(super) fn url(&self) -> String {
         match self {
-            Self::Running { url } => url.clone(),
+            Self::External { url } => url.clone(),
             Self::Child(server) => server.client_url(),
         }
     }
 
-    /// The child's process id.
+    /// The process id of the child; `None` for an external server.
     pub(super) fn pid(&self) -> Option<u32> {
         match self {
-            Self::Running { .. } => None,
+            Self::External { .. } => None,
             Self::Child(server) => Some(server.pid()),
         }
     }
 
-    /// Starts the child again whenever it dies, until `shutdown`, then gives it back. Streams are on the disk and clients
-    /// reconnect, so a crash of the broker is a pause.
+    /// Restarts the child whenever it exits, until `shutdown`; then returns the broker. A crash only interrupts
+    /// service: streams are on disk and clients reconnect.
     pub(super) async fn supervise(mut self, shutdown: CancellationToken) -> Self {
         let Self::Child(server) = &mut self else {
             shutdown.cancelled().await;
@@ -81,7 +81,7 @@ impl Broker {
                 return self;
             };
             let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            tracing::error!(status, "nats-server ended by itself, starting it again");
+            tracing::error!(status, "nats-server exited, restarting it");
             loop {
                 if shutdown
                     .run_until_cancelled(tokio::time::sleep(RESTART_DELAY))
@@ -94,14 +94,14 @@ impl Broker {
                     Ok(()) => break,
                     Err(error) => tracing::error!(
                         error = herald_runtime::telemetry::error_chain(&error),
-                        "nats-server can't be started again"
+                        "can't restart nats-server"
                     ),
                 }
             }
         }
     }
 
-    /// Ends the child.
+    /// Stops the child.
     pub(super) async fn stop(self) -> Result<()> {
         if let Self::Child(mut server) = self {
             server.stop().await.context("nats-server did not stop")?;
@@ -110,7 +110,7 @@ impl Broker {
     }
 }
 
-/// What all streams may hold together, and room for the broker's own books.
-fn file_bytes(streams: u64) -> u64 {
-    streams.saturating_add(streams / 4)
+/// The sum of the stream limits plus 25% for the broker's metadata, bytes.
+fn file_bytes_max(stream_bytes_max: u64) -> u64 {
+    stream_bytes_max.saturating_add(stream_bytes_max / 4)
 }

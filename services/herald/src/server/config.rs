@@ -1,4 +1,4 @@
-//! What a server can be set to.
+//! The configuration of the server.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -10,18 +10,18 @@ use herald_runtime::{config, telemetry};
 use herald_store::embedded;
 use serde::{Deserialize, Serialize};
 
-/// Variables that start with `HERALD_` and are no settings of the server.
+/// `HERALD_` variables that are not server settings.
 const OTHER_VARIABLES: [&str; 2] = ["HERALD_CACHE", "HERALD_RPC_TIMEOUT"];
 
-/// The configuration of a server: one part a crate.
+/// The configuration of the server: one section per crate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Where everything is kept; made when it isn't there.
+    /// The data directory of the store and of nats-server; created if missing.
     pub(crate) data_dir: PathBuf,
-    /// Where to serve gRPC; port 0 is any free one.
+    /// Listen address of gRPC; port 0 picks a free port.
     pub(crate) grpc: SocketAddr,
-    /// Where to serve `/healthz`, `/readyz` and `/metrics`; port 0 is any free one.
+    /// Listen address of `/healthz`, `/readyz` and `/metrics`; port 0 picks a free port.
     pub(crate) http: SocketAddr,
     /// The NATS server.
     pub(crate) nats: Nats,
@@ -29,7 +29,7 @@ pub(crate) struct Config {
     pub(crate) telemetry: telemetry::Config,
     /// Streams and consumers.
     pub(crate) topology: TopologyConfig,
-    /// The embedded store; its directory is always `data_dir`.
+    /// The embedded store; `data_dir` sets its directory.
     pub(crate) store: embedded::Config,
     /// The gateway service.
     pub(crate) gateway: herald_gateway::Config,
@@ -47,19 +47,19 @@ pub(crate) struct Config {
     pub(crate) deadletter: herald_deadletter::Config,
 }
 
-/// The NATS server: one that runs already, or one to run as a child.
+/// The NATS server: an external one, or a child process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nats {
-    /// A server that runs already, with JetStream: `nats://HOST:PORT`; several servers of one cluster with commas between.
-    /// Unset: one is started.
+    /// URL of an external server with JetStream, `nats://HOST:PORT`; commas separate the servers of a cluster. Unset:
+    /// Herald starts nats-server as a child process.
     pub(crate) url: Option<String>,
-    /// The port of the one that is started; 0 is any free one.
+    /// Port of the child process; 0 picks a free port.
     pub(crate) port: u16,
-    /// The nats-server program. Unset: `$NATS_SERVER`, the PATH, the cache, else it is fetched.
+    /// Path of the nats-server program. Unset: `$NATS_SERVER`, the PATH, the cache; else Herald downloads it.
     pub(crate) program: Option<PathBuf>,
-    /// Whether the one that is started writes each message to the disk before it answers. Without it, a machine that loses
-    /// power can lose what was accepted in the last two minutes; a process that dies loses nothing.
+    /// Whether the child process syncs each message to disk (fsync) before it acknowledges the message. If `false`, a
+    /// power failure can lose messages of the last two minutes; a crash of the process loses nothing.
     pub(crate) sync_always: bool,
 }
 
@@ -97,7 +97,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the layers: defaults, the file, the environment, and then the flags.
+    /// Loads and validates the layers in ascending priority: defaults, file, environment, flags.
     pub(crate) fn load(file: Option<&std::path::Path>, flags: config::Flags) -> Result<Self, config::Error> {
         let loader = OTHER_VARIABLES
             .iter()
@@ -121,7 +121,7 @@ impl Config {
         self.push.validate()?;
         if self.gateway.endpoints != self.push.endpoints {
             return Err(
-                "gateway.endpoints and push.endpoints must be the same: what is registered is what is called"
+                "gateway.endpoints and push.endpoints must be equal: push sends to the endpoints that gateway accepts"
                     .into(),
             );
         }

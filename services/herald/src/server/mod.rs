@@ -1,7 +1,7 @@
-//! A whole mesh in one process: a nats-server as its child, the embedded store, and every service.
+//! The server of `herald up`: nats-server as a child process, the embedded store, and all services in one process.
 //!
-//! [`Server::start`] puts it together in the order in which one part needs another; [`Server::run`] waits, and
-//! takes it apart in the reverse order, so that nothing is accepted that can't be stored.
+//! [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them in reverse
+//! order: the gateway stops first, so that no accepted post is left without a store.
 
 mod background;
 mod broker;

@@ -1,4 +1,4 @@
-//! The services of one process, each with its own end.
+//! Runs and stops the services of the process.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Services that run until their token is cancelled.
+/// A group of services that run until their common token is cancelled.
 pub(super) struct Services {
     running: JoinSet<(&'static str, Result<()>)>,
     shutdown: CancellationToken,
@@ -20,12 +20,12 @@ impl Services {
         }
     }
 
-    /// Cancelled when these services should end.
+    /// The token that stops these services.
     pub(super) fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
-    /// Runs a service.
+    /// Spawns a service on the current runtime.
     pub(super) fn spawn<E>(
         &mut self,
         name: &'static str,
@@ -37,7 +37,7 @@ impl Services {
             .spawn(async move { (name, service.await.map_err(anyhow::Error::new)) });
     }
 
-    /// Runs a service on another runtime.
+    /// Spawns a service on another runtime.
     pub(super) fn spawn_on<E>(
         &mut self,
         runtime: &Handle,
@@ -52,17 +52,17 @@ impl Services {
         );
     }
 
-    /// Waits until one of them ends by itself, which is a failure.
+    /// Waits until a service returns or panics. Without a shutdown both are failures.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
         match self.running.join_next().await {
-            Some(Ok((name, Ok(())))) => anyhow!("the {name} service ended by itself"),
+            Some(Ok((name, Ok(())))) => anyhow!("the {name} service stopped unexpectedly"),
             Some(Ok((name, Err(error)))) => error.context(format!("the {name} service failed")),
             Some(Err(error)) => anyhow::Error::new(error).context("a service panicked"),
             None => std::future::pending().await,
         }
     }
 
-    /// Tells all of them to end and waits until they have drained.
+    /// Cancels the token and waits until all services have drained, at most for `limit`.
     pub(super) async fn stop(mut self, limit: Duration) -> Result<()> {
         self.shutdown.cancel();
         let drained = async {
@@ -70,11 +70,9 @@ impl Services {
             while let Some(ended) = self.running.join_next().await {
                 let ended = match ended {
                     Ok((name, ended)) => {
-                        ended.with_context(|| format!("the {name} service failed while it drained"))
+                        ended.with_context(|| format!("the {name} service failed while draining"))
                     }
-                    Err(error) => {
-                        Err(anyhow::Error::new(error).context("a service panicked while it drained"))
-                    }
+                    Err(error) => Err(anyhow::Error::new(error).context("a service panicked while draining")),
                 };
                 outcome = outcome.and(ended);
             }
@@ -82,6 +80,6 @@ impl Services {
         };
         tokio::time::timeout(limit, drained)
             .await
-            .unwrap_or_else(|_| Err(anyhow!("services had not drained after {} s", limit.as_secs())))
+            .unwrap_or_else(|_| Err(anyhow!("the services did not drain within {} s", limit.as_secs())))
     }
 }

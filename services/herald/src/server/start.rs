@@ -1,4 +1,4 @@
-//! Puts a mesh together, and takes it apart.
+//! Starts and stops the server.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,19 +16,19 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     Config,
-    background::{Background, Threads},
+    background::{Background, BackgroundRuntime},
     broker::Broker,
     services::Services,
 };
 
-/// How long the services may take to finish what is under way.
+/// Limit for draining the services, each group.
 const DRAIN_LIMIT: Duration = Duration::from_secs(45);
-/// How long the gateway may take to say that it takes calls.
+/// Limit for the gateway to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// How often it is asked.
+/// Interval at which the readiness of the gateway is polled.
 const READY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Where a server can be reached.
+/// The addresses of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses {
     pub(crate) grpc: SocketAddr,
@@ -37,30 +37,30 @@ pub(crate) struct Addresses {
     pub(crate) nats_pid: Option<u32>,
 }
 
-/// A mesh that runs.
+/// A running server.
 pub(crate) struct Server {
     pub(crate) addresses: Addresses,
     broker: JoinHandle<Broker>,
     broker_shutdown: CancellationToken,
     store: Arc<Embedded>,
-    /// The way in: ends first, so that nothing more is accepted.
+    /// The gateway; stops first, so that no more posts are accepted.
     edge: Services,
-    /// Those that work on what was accepted.
+    /// All other services.
     workers: Services,
-    /// Where some of these run.
-    _threads: Threads,
+    /// Runs the analytics and dead-letter services.
+    _background: BackgroundRuntime,
 }
 
 impl Server {
-    /// Starts everything; on return posts are accepted and delivered.
+    /// Starts all parts. On return the server accepts and delivers posts.
     pub(crate) async fn start(config: Config) -> Result<Self> {
-        // Ports first: the likeliest thing to be wrong, and nothing has happened yet.
+        // Ports first: an address in use is the most likely error, and nothing else has started yet.
         let grpc = listen(config.grpc, "grpc").await?;
         let http = listen(config.http, "http").await?;
         std::fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("the data directory {} can't be made", config.data_dir.display()))?;
-        // The store's lock keeps a second server out before it touches the broker's files.
-        let store = Embedded::open(&config.store).context("the store can't be opened")?;
+            .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
+        // The store's lock stops a second server before it touches the broker's files.
+        let store = Embedded::open(&config.store).context("can't open the store")?;
         let store = Arc::new(store);
         let broker = Broker::start(&config).await?;
         let addresses = Addresses {
@@ -72,17 +72,19 @@ impl Server {
         let topology = Arc::new(Topology::new(&config.topology)?);
         let dedupe_window = Duration::from_secs(config.topology.dedupe_window_seconds);
         let urls = broker.url();
-        let reach = herald_mesh::Config {
+        let mesh_config = herald_mesh::Config {
             urls: urls.split(',').map(|url| url.trim().into()).collect(),
             ..herald_mesh::Config::default()
         }
         .within_window(dedupe_window);
-        let mesh = Mesh::connect(&reach).await.context("NATS can't be reached")?;
-        let threads = Threads::start()?;
-        let background = threads.connect(reach).await?;
+        let mesh = Mesh::connect(&mesh_config)
+            .await
+            .context("can't connect to NATS")?;
+        let background_runtime = BackgroundRuntime::start()?;
+        let background = background_runtime.connect(mesh_config).await?;
         mesh.ensure(&topology)
             .await
-            .context("the streams and consumers can't be made")?;
+            .context("can't create the streams and consumers")?;
 
         let parts = Parts {
             config,
@@ -107,7 +109,7 @@ impl Server {
         let analytics = serve_analytics(&parts, &mut workers).await?;
         let deadletter = serve_deadletter(&parts, &mut workers).await?;
         let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
-            .context("the VAPID key can't be read or made")?;
+            .context("can't read or create the VAPID key")?;
         let ready = readiness.flag("gateway");
         let stores = parts.store.stores();
         let gateway = herald_gateway::Deps {
@@ -127,7 +129,7 @@ impl Server {
             ready: ready.clone(),
             metrics: parts.metrics.register(herald_gateway::Metrics::new),
         };
-        work(&parts, &mut workers, graph, vapid);
+        spawn_workers(&parts, &mut workers, graph, vapid);
         edge.spawn(
             "gateway",
             herald_gateway::run(parts.config.gateway.clone(), gateway, edge.shutdown()),
@@ -136,7 +138,7 @@ impl Server {
             "http",
             http::serve(http, parts.metrics.clone(), readiness, workers.shutdown()),
         );
-        until_ready(&ready, &mut edge, &mut workers).await?;
+        wait_until_ready(&ready, &mut edge, &mut workers).await?;
 
         let broker_shutdown = CancellationToken::new();
         let broker = tokio::spawn(broker.supervise(broker_shutdown.clone()));
@@ -147,11 +149,11 @@ impl Server {
             store,
             edge,
             workers,
-            _threads: threads,
+            _background: background_runtime,
         })
     }
 
-    /// Runs until `shutdown` or until a service fails, then drains.
+    /// Runs until `shutdown` or until a service fails, then drains and stops all parts.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
         let failure = tokio::select! {
             () = shutdown.cancelled() => None,
@@ -160,7 +162,7 @@ impl Server {
         };
         let stopped = self.stop().await;
         match failure {
-            // What a failed service leaves behind may not drain; its own error says more.
+            // After a failure, draining may fail too; the first error is the cause.
             Some(error) => Err(error),
             None => stopped,
         }
@@ -169,7 +171,7 @@ impl Server {
     async fn stop(self) -> Result<()> {
         let edge = self.edge.stop(DRAIN_LIMIT).await;
         let workers = self.workers.stop(DRAIN_LIMIT).await;
-        let store = self.store.close().context("the store did not close cleanly");
+        let store = self.store.close().context("can't close the store");
         self.broker_shutdown.cancel();
         let broker = match self.broker.await {
             Ok(broker) => broker.stop().await,
@@ -179,7 +181,7 @@ impl Server {
     }
 }
 
-/// What the services are made of.
+/// The shared dependencies of the services.
 struct Parts {
     config: Config,
     topology: Arc<Topology>,
@@ -190,7 +192,7 @@ struct Parts {
 }
 
 async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = internal().await?;
+    let (listener, channel) = bind_internal().await?;
     let stores = parts.store.stores();
     let deps = herald_graph::Deps {
         mesh: parts.mesh.clone(),
@@ -208,7 +210,7 @@ async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> 
 }
 
 async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = internal().await?;
+    let (listener, channel) = bind_internal().await?;
     let deps = herald_analytics::Deps {
         mesh: parts.background.mesh.clone(),
         topology: parts.topology.clone(),
@@ -227,7 +229,7 @@ async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Chann
 }
 
 async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = internal().await?;
+    let (listener, channel) = bind_internal().await?;
     let stores = parts.store.stores();
     let auditor = herald_audit::Auditor {
         mesh: parts.background.mesh.clone(),
@@ -268,8 +270,8 @@ async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Chan
     Ok(channel)
 }
 
-/// The services that work on messages.
-fn work(parts: &Parts, services: &mut Services, graph: Channel, vapid: Vapid) {
+/// Spawns the services that consume messages: fanout, timeline, push.
+fn spawn_workers(parts: &Parts, services: &mut Services, graph: Channel, vapid: Vapid) {
     let stores = parts.store.stores();
     let fanout = herald_fanout::Deps {
         mesh: parts.mesh.clone(),
@@ -311,11 +313,11 @@ fn work(parts: &Parts, services: &mut Services, graph: Channel, vapid: Vapid) {
     );
 }
 
-/// A listener on the loopback device for a service that only other services call, and the way to it.
-async fn internal() -> Result<(TcpListener, Channel)> {
+/// Binds a loopback listener for an internal service, and creates the channel to it.
+async fn bind_internal() -> Result<(TcpListener, Channel)> {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
         .await
-        .context("no port is free")?;
+        .context("can't bind a free loopback port")?;
     let address = listener.local_addr()?;
     let channel = Endpoint::from_shared(format!("http://{address}"))?
         .tcp_nodelay(true)
@@ -325,20 +327,20 @@ async fn internal() -> Result<(TcpListener, Channel)> {
 
 async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
-        format!("{address} can't be listened on; choose another with --{flag} (port 0 takes any free one)")
+        format!("can't listen on {address}; set another address with --{flag} (port 0 picks a free port)")
     })
 }
 
-/// Waits until the gateway takes calls, or a service has failed.
-async fn until_ready(ready: &Flag, edge: &mut Services, workers: &mut Services) -> Result<()> {
-    let waiting = async {
+/// Waits until the gateway is ready; fails if a service fails, or after [`READY_LIMIT`].
+async fn wait_until_ready(ready: &Flag, edge: &mut Services, workers: &mut Services) -> Result<()> {
+    let ready = async {
         let mut ticks = tokio::time::interval(READY_INTERVAL);
         while !ready.is_set() {
             ticks.tick().await;
         }
     };
     tokio::select! {
-        waited = tokio::time::timeout(READY_LIMIT, waiting) => waited.context("the gateway is not ready in time"),
+        waited = tokio::time::timeout(READY_LIMIT, ready) => waited.context("the gateway did not become ready in time"),
         error = edge.failed() => Err(error),
         error = workers.failed() => Err(error),
     }

@@ -1,4 +1,4 @@
-//! What commands make of the answers.
+//! Output of commands for given responses.
 
 use herald_proto::v1::{
     Channel, ChannelDelivery, GetDeliveryRequest, GetDeliveryResponse, ListTimelineRequest,
@@ -35,7 +35,7 @@ fn delivery(delivered_count: u64, planned: bool) -> GetDeliveryResponse {
 async fn a_timeline_is_printed_for_people_and_programs() {
     let server = Server::start().await;
     for _ in 0..2 {
-        server.page([post(2, "second"), post(1, "first \u{1b}[2J")], "NEXT");
+        server.add_page([post(2, "second"), post(1, "first \u{1b}[2J")], "NEXT");
     }
     let text = herald(&server.url, &["timeline", "a b"]).await.ok().stdout;
     assert!(
@@ -43,7 +43,7 @@ async fn a_timeline_is_printed_for_people_and_programs() {
         "{text}"
     );
     assert!(
-        text.contains("more: herald timeline 'a b' --page-token NEXT"),
+        text.contains("next page: herald timeline 'a b' --page-token NEXT"),
         "{text}"
     );
     assert!(!text.contains('\u{1b}'), "{text:?}");
@@ -65,11 +65,11 @@ async fn a_timeline_is_printed_for_people_and_programs() {
 }
 
 #[tokio::test]
-async fn all_of_a_timeline_is_every_page() {
+async fn all_reads_every_page_of_a_timeline() {
     let server = Server::start().await;
-    server.page([post(3, "c")], "two");
-    server.page([], "three");
-    server.page([post(2, "b"), post(1, "a")], "");
+    server.add_page([post(3, "c")], "two");
+    server.add_page([], "three");
+    server.add_page([post(2, "b"), post(1, "a")], "");
     let json = herald(&server.url, &["timeline", "1", "--all", "-o", "json"])
         .await
         .ok()
@@ -91,17 +91,17 @@ async fn all_of_a_timeline_is_every_page() {
 }
 
 #[tokio::test]
-async fn pages_that_lead_nowhere_end() {
+async fn a_repeated_page_token_is_an_error() {
     let server = Server::start().await;
-    server.page([post(3, "c")], "again");
-    server.page([post(3, "c")], "again");
+    server.add_page([post(3, "c")], "again");
+    server.add_page([post(3, "c")], "again");
     assert_eq!(herald(&server.url, &["timeline", "1", "--all"]).await.code, 1);
 }
 
 #[tokio::test]
 async fn a_delivery_is_counted_by_channel() {
     let server = Server::start().await;
-    server.deliver([delivery(1_045, true)]);
+    server.set_deliveries([delivery(1_045, true)]);
     let done = herald(&server.url, &["delivery", "17", "--output", "json"])
         .await
         .ok();
@@ -120,8 +120,8 @@ async fn a_delivery_is_counted_by_channel() {
 #[tokio::test]
 async fn waiting_ends_when_nothing_is_pending() {
     let server = Server::start().await;
-    // All is delivered of what is planned so far: that is not the end.
-    server.deliver([
+    // All planned deliveries are delivered, but planning is not complete.
+    server.set_deliveries([
         delivery(1_045, false),
         delivery(1_000, true),
         delivery(1_045, true),
@@ -136,7 +136,7 @@ async fn waiting_ends_when_nothing_is_pending() {
 #[tokio::test]
 async fn waiting_has_a_limit() {
     let server = Server::start().await;
-    server.deliver([delivery(1_000, true)]);
+    server.set_deliveries([delivery(1_000, true)]);
     let done = herald(
         &server.url,
         &["delivery", "17", "--wait", "--timeout", "100ms", "-o", "json"],
@@ -148,7 +148,7 @@ async fn waiting_has_a_limit() {
 }
 
 #[tokio::test]
-async fn a_post_that_never_was_is_exit_code_4() {
+async fn an_unknown_post_is_exit_code_4() {
     let server = Server::start().await;
     let done = herald(&server.url, &["delivery", "99"]).await;
     assert_eq!(done.code, 4);

@@ -6,7 +6,7 @@ use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    run::{Done, herald, herald_with_input},
+    run::{CommandResult, herald, herald_with_input},
     server::{Answer, Answers, Server, time},
     terminal::Terminal,
 };
@@ -93,7 +93,7 @@ impl DeadLetterService for Server {
         &self,
         request: Request<ListDeadLettersRequest>,
     ) -> Answer<ListDeadLettersResponse> {
-        let first = self.take(request)?.page_token.is_empty();
+        let first = self.record(request)?.page_token.is_empty();
         Ok(Response::new(ListDeadLettersResponse {
             dead_letters: if first { vec![dead_letter()] } else { Vec::new() },
             next_page_token: if first { "NEXT".into() } else { String::new() },
@@ -101,7 +101,7 @@ impl DeadLetterService for Server {
     }
 
     async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(ListGroupsResponse {
             groups: vec![group()],
             group_count: 1,
@@ -110,7 +110,7 @@ impl DeadLetterService for Server {
     }
 
     async fn get_dead_letter(&self, request: Request<GetDeadLetterRequest>) -> Answer<GetDeadLetterResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(GetDeadLetterResponse {
             dead_letter: Some(dead_letter()),
             payload: b"payload".into(),
@@ -129,7 +129,7 @@ impl DeadLetterService for Server {
         &self,
         request: Request<ListOwedRecipientsRequest>,
     ) -> Answer<ListOwedRecipientsResponse> {
-        assert_eq!(self.take(request)?.page_token, "OWED");
+        assert_eq!(self.record(request)?.page_token, "OWED");
         Ok(Response::new(ListOwedRecipientsResponse {
             recipients: vec![OwedRecipient {
                 user_id: "cat".into(),
@@ -145,8 +145,8 @@ impl DeadLetterService for Server {
         &self,
         request: Request<RedriveDeadLettersRequest>,
     ) -> Answer<Self::RedriveDeadLettersStream> {
-        self.sign(&request);
-        let dry_run = self.take(request)?.dry_run;
+        self.record_actor(&request);
+        let dry_run = self.record(request)?.dry_run;
         let progress = self.next_redrive();
         let broken = !dry_run
             && progress
@@ -165,12 +165,12 @@ impl DeadLetterService for Server {
     }
 
     async fn get_redrive(&self, _: Request<GetRedriveRequest>) -> Answer<GetRedriveResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn cancel_redrive(&self, request: Request<CancelRedriveRequest>) -> Answer<CancelRedriveResponse> {
-        self.sign(&request);
-        self.take(request)?;
+        self.record_actor(&request);
+        self.record(request)?;
         Ok(Response::new(CancelRedriveResponse {
             redrive: Some(Redrive {
                 reason: "stopped by ann@laptop".into(),
@@ -183,8 +183,8 @@ impl DeadLetterService for Server {
         &self,
         request: Request<DiscardDeadLettersRequest>,
     ) -> Answer<DiscardDeadLettersResponse> {
-        self.sign(&request);
-        let dry_run = self.take(request)?.dry_run;
+        self.record_actor(&request);
+        let dry_run = self.record(request)?.dry_run;
         Ok(Response::new(DiscardDeadLettersResponse {
             discarded_count: 2,
             groups: if dry_run { vec![group()] } else { Vec::new() },
@@ -195,7 +195,7 @@ impl DeadLetterService for Server {
         &self,
         request: Request<ListOperationsRequest>,
     ) -> Answer<ListOperationsResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(ListOperationsResponse {
             operations: vec![operation()],
             next_page_token: "NEXT".into(),
@@ -223,7 +223,7 @@ async fn dead_letters_are_listed_for_people_and_programs() {
     .ok()
     .stdout;
     for part in [
-        "DEAD_LETTER",
+        "DEAD LETTER",
         "push-normal",
         "webhook status 503",
         "--page-token NEXT",
@@ -256,7 +256,10 @@ async fn dead_letters_are_listed_for_people_and_programs() {
     let first = &pages[0]["dead_letters"][0];
     assert_eq!(first["dead_letter_id"], 17);
     assert_eq!(first["cause"], "terminated");
-    assert_eq!((&first["owed"], &first["trace_id"]), (&json!(2), &json!(null)));
+    assert_eq!(
+        (&first["owed_count"], &first["trace_id"]),
+        (&json!(2), &json!(null))
+    );
     assert_eq!(first["last_failure_time"], "2026-01-31T08:00:02Z");
 }
 
@@ -277,7 +280,7 @@ async fn groups_and_one_dead_letter_are_shown() {
         "dead letter 17: open",
         "9 of 107",
         "2 of 3 recipients",
-        "still owed: bob, and 1 more",
+        "undelivered: bob, and 1 more",
         "header: Herald-Type",
         r#"payload: {"postId":"9"}"#,
         "done: 3 resolved",
@@ -294,9 +297,9 @@ async fn groups_and_one_dead_letter_are_shown() {
 }
 
 #[tokio::test]
-async fn a_redrive_tells_its_outcome_and_is_signed() {
+async fn a_redrive_prints_its_result_and_sends_its_actor() {
     let server = Server::start().await;
-    server.redrive([
+    server.add_redrive([
         redrive(RedriveState::Running, 0, 0, 2),
         redrive(RedriveState::Done, 3, 0, 0),
     ]);
@@ -312,8 +315,8 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
     let (user, host) = actor.split_once('@').unwrap();
     assert!(!user.is_empty() && !host.is_empty(), "{actor}");
 
-    // Some failed again: that is exit code 1, after the outcome.
-    server.redrive([redrive(RedriveState::Stopped, 1, 2, 0)]);
+    // Failed dead letters are exit code 1, after the result is printed.
+    server.add_redrive([redrive(RedriveState::Stopped, 1, 2, 0)]);
     let done = herald(
         &server.url,
         &[
@@ -330,7 +333,7 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
     .await;
     assert_eq!(done.code, 1, "{done:?}");
     assert_eq!(done.json()["state"], "stopped");
-    assert_eq!(done.json()["failed"], 2);
+    assert_eq!(done.json()["failed_count"], 2);
     assert!(
         done.error()["message"]
             .as_str()
@@ -338,16 +341,16 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
             .contains("2 dead letters failed again")
     );
 
-    // The server goes away: the redrive doesn't.
-    server.redrive([redrive(RedriveState::Running, 1, 0, 1)]);
+    // The connection breaks: the redrive continues on the server.
+    server.add_redrive([redrive(RedriveState::Running, 1, 0, 1)]);
     let done = herald(&server.url, &["dlq", "redrive", "--all"]).await;
     assert_eq!(done.code, 3, "{done:?}");
     assert!(
-        done.stderr.contains("redrive 4 goes on in the server"),
+        done.stderr.contains("redrive 4 continues on the server"),
         "{done:?}"
     );
 
-    server.redrive([redrive(RedriveState::Unspecified, 0, 0, 0)]);
+    server.add_redrive([redrive(RedriveState::Unspecified, 0, 0, 0)]);
     let text = herald(&server.url, &["dlq", "redrive", "--all", "--dry-run"])
         .await
         .ok()
@@ -360,64 +363,63 @@ async fn a_redrive_tells_its_outcome_and_is_signed() {
     );
 }
 
-/// What a discard that asks did, when it was answered so: what it asked the server, and how it ended.
-async fn answered(answer: &str, options: &[&str]) -> (Vec<bool>, Done) {
+/// Runs a discard on a terminal and answers its question. Returns the `dry_run` of each call, and the command's result.
+async fn discard_on_terminal(answer: &str, options: &[&str]) -> (Vec<bool>, CommandResult) {
     let server = Server::start().await;
     let arguments = [&["dlq", "discard", "17", "18"], options].concat();
     let mut terminal = Terminal::start(&server.url, &arguments);
     terminal
-        .shows("Discard 2 dead letters? They can't be redriven any more. [y/N] ")
+        .wait_for("Discard 2 dead letters? They can't be redriven any more. [y/N] ")
         .await;
     let before = server.calls::<DiscardDeadLettersRequest>();
     assert!(
         before.iter().all(|call| call.dry_run),
-        "it only looks: {before:?}"
+        "only dry runs before the answer: {before:?}"
     );
-    terminal.enter(answer);
+    terminal.type_text(answer);
     let done = terminal.end().await;
     let calls = server.calls::<DiscardDeadLettersRequest>();
     (calls.iter().map(|call| call.dry_run).collect(), done)
 }
 
 #[tokio::test]
-async fn a_discard_on_a_terminal_does_what_is_answered() {
+async fn a_discard_on_a_terminal_asks_for_confirmation() {
     for answer in ["y\n", "Yes\n"] {
-        let (calls, done) = answered(answer, &[]).await;
+        let (calls, done) = discard_on_terminal(answer, &[]).await;
         let done = done.ok();
         assert_eq!(calls, [true, false], "{answer:?}");
         assert_eq!(done.stdout, "2 dead letters discarded\n");
-        // What it would be stands above the question.
+        // The groups are printed before the question.
         let (group, question) = (done.stderr.find("8c51a3f2b7d90e64"), done.stderr.find("[y/N]"));
         assert!(group.is_some() && group < question, "{done:?}");
     }
-    // Ctrl-D is no answer.
+    // Ctrl-D closes the input without an answer.
     for answer in ["n\n", "\n", "yeah\n", "\u{4}"] {
-        let (calls, done) = answered(answer, &[]).await;
+        let (calls, done) = discard_on_terminal(answer, &[]).await;
         assert_eq!((calls, done.code), (vec![true], 1), "{answer:?}: {done:?}");
         assert!(
-            done.stderr
-                .contains("nothing was discarded: the answer was not yes"),
+            done.stderr.contains("nothing was discarded: not confirmed"),
             "{done:?}"
         );
         assert_eq!(done.stdout, "");
     }
-    let (_, done) = answered("y\n", &["-o", "json"]).await;
-    assert_eq!(done.ok().json(), json!({ "discarded": 2 }));
+    let (_, done) = discard_on_terminal("y\n", &["-o", "json"]).await;
+    assert_eq!(done.ok().json(), json!({ "discarded_count": 2 }));
 }
 
 #[tokio::test]
-async fn a_discard_needs_a_yes() {
+async fn a_discard_without_a_terminal_needs_yes() {
     let server = Server::start().await;
     for refused in [
         herald(&server.url, &["dlq", "discard", "17"]).await,
-        // Whatever comes out of a pipe has not read the question.
+        // Input from a pipe is not a confirmation.
         herald_with_input(&server.url, &["dlq", "discard", "17"], "y\n").await,
     ] {
         assert_eq!(refused.code, 2, "{refused:?}");
         assert!(
             refused
                 .stderr
-                .contains("discarding can't be taken back: say --yes"),
+                .contains("discarding can't be undone: confirm it with --yes"),
             "{refused:?}"
         );
     }
@@ -444,9 +446,9 @@ async fn a_discard_needs_a_yes() {
 }
 
 #[tokio::test]
-async fn the_history_says_who_did_what() {
+async fn the_log_lists_operations() {
     let server = Server::start().await;
-    let text = herald(&server.url, &["dlq", "history"]).await.ok().stdout;
+    let text = herald(&server.url, &["dlq", "log"]).await.ok().stdout;
     for part in [
         "ann@laptop",
         "stream PUSH",
@@ -455,10 +457,10 @@ async fn the_history_says_who_did_what() {
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    let json = herald(&server.url, &["dlq", "history", "-o", "json"])
+    let json = herald(&server.url, &["dlq", "log", "-o", "json"])
         .await
         .ok()
         .json();
-    assert_eq!(json["operations"][0]["redrive"]["resolved"], 3);
+    assert_eq!(json["operations"][0]["redrive"]["resolved_count"], 3);
     assert_eq!(json["operations"][0]["selection"], "stream PUSH");
 }

@@ -1,4 +1,4 @@
-//! What `herald stats` and `herald lag` are answered.
+//! The fake analytics and mesh services, for `herald stats` and `herald lag`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::server::{Answer, Answers, Server, time};
 #[tonic::async_trait]
 impl AnalyticsService for Server {
     async fn get_post_stats(&self, request: Request<GetPostStatsRequest>) -> Answer<GetPostStatsResponse> {
-        let post_id = self.take(request)?.post_id;
+        let post_id = self.record(request)?.post_id;
         let totals = Some(Totals {
             post_count: 1,
             timeline_delivered_count: 1_045,
@@ -27,7 +27,7 @@ impl AnalyticsService for Server {
     }
 
     async fn get_totals(&self, request: Request<GetTotalsRequest>) -> Answer<GetTotalsResponse> {
-        self.take(request)?;
+        self.record(request)?;
         let totals = Some(Totals {
             post_count: 3,
             ..Totals::default()
@@ -43,7 +43,7 @@ impl AnalyticsService for Server {
 #[tonic::async_trait]
 impl MeshService for Server {
     async fn get_lag(&self, request: Request<GetLagRequest>) -> Answer<GetLagResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(GetLagResponse {
             streams: vec![stream_lag()],
             read_time: Some(time(0)),
@@ -53,7 +53,7 @@ impl MeshService for Server {
     type WatchLagStream = Answers<WatchLagResponse>;
 
     async fn watch_lag(&self, request: Request<WatchLagRequest>) -> Answer<Self::WatchLagStream> {
-        self.take(request)?;
+        self.record(request)?;
         let answer = WatchLagResponse {
             streams: vec![stream_lag()],
             read_time: Some(time(0)),

@@ -1,4 +1,4 @@
-//! Help, completions, manual pages, and errors before any server is asked.
+//! Help, completions, manual pages, and errors that need no server.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,11 @@ use crate::run::herald;
 
 const NOWHERE: &str = "http://127.0.0.1:1";
 
-/// The names under `Commands:` in a help text, but for `help`.
+/// The names under `Commands:` in a help text, except `help`.
 fn commands(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let lines = lines.take_while(|line| !line.is_empty());
-    // A name begins its line after two spaces; what is indented deeper goes on with a description.
+    // Names are indented by two spaces, continued descriptions by more.
     let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     names
         .filter_map(|line| line.split_whitespace().next())
@@ -19,9 +19,9 @@ fn commands(help: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every command with its help, as `["device", "add"]`.
-async fn tree() -> Vec<(Vec<String>, String)> {
-    let mut tree = Vec::new();
+/// The path of every command, such as `["device", "add"]`, with its help text.
+async fn all_commands() -> Vec<(Vec<String>, String)> {
+    let mut all = Vec::new();
     let mut queue = vec![Vec::new()];
     while let Some(path) = queue.pop() {
         let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -30,15 +30,15 @@ async fn tree() -> Vec<(Vec<String>, String)> {
         for name in commands(&help) {
             queue.push(path.iter().cloned().chain([name]).collect());
         }
-        tree.push((path, help));
+        all.push((path, help));
     }
-    tree
+    all
 }
 
 #[tokio::test]
 async fn every_command_has_help_and_examples() {
-    let tree = tree().await;
-    let paths: BTreeSet<String> = tree.iter().map(|(path, _)| path.join(" ")).collect();
+    let commands = all_commands().await;
+    let paths: BTreeSet<String> = commands.iter().map(|(path, _)| path.join(" ")).collect();
     let expected = [
         "post",
         "delete",
@@ -69,7 +69,7 @@ async fn every_command_has_help_and_examples() {
     for path in expected {
         assert!(paths.contains(path), "{path} is missing in {paths:?}");
     }
-    for (path, help) in tree {
+    for (path, help) in commands {
         for part in [
             "Usage: herald",
             "Examples:",
@@ -100,11 +100,11 @@ async fn the_help_documents_the_exit_codes() {
 }
 
 #[tokio::test]
-async fn completions_know_the_commands() {
+async fn completions_have_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = herald(NOWHERE, &["completions", shell]).await.ok().stdout;
         for word in ["push-sink", "timeline", "--mutual"] {
-            // Some shells have the dashes apart from the name.
+            // Some scripts have the dashes separate from the name.
             assert!(
                 script.contains(word.trim_start_matches('-')),
                 "{word} is missing for {shell}"
@@ -126,7 +126,7 @@ async fn there_is_a_manual_page_for_each_command() {
         .map(|page| page.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(done.json()["page_count"], pages.len());
-    for (path, _) in tree().await {
+    for (path, _) in all_commands().await {
         let page = ["herald".to_owned()]
             .into_iter()
             .chain(path)
@@ -140,7 +140,7 @@ async fn there_is_a_manual_page_for_each_command() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_exit_code_3() {
+async fn an_unreachable_server_is_exit_code_3() {
     let address = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -169,7 +169,7 @@ async fn nobody_there_is_exit_code_3() {
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_is_exit_code_2() {
+async fn an_invalid_command_line_is_exit_code_2() {
     for arguments in [
         &["post", "--author", "1"][..],
         &["post", "--author", "1", "--text", "hi", "--lane", "urgent"],
@@ -210,7 +210,7 @@ async fn a_wrong_command_line_is_exit_code_2() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_not_grpc_is_told_so() {
+async fn a_port_without_grpc_is_reported() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {

@@ -19,10 +19,10 @@ fn follows(server: &Server) -> Vec<Follow> {
 }
 
 #[tokio::test]
-async fn good_lines_are_imported_and_bad_ones_named() {
+async fn valid_lines_are_imported_and_invalid_ones_reported() {
     let server = Server::start().await;
-    // The fourth follow, from line 7: an id the server doesn't like.
-    server.refuse_follow(3, "author_id", "is not welcome");
+    // The server rejects the follow with index 3, which is on line 7.
+    server.reject_follow(3, "author_id", "is not welcome");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(
         file.path(),
@@ -57,7 +57,7 @@ async fn good_lines_are_imported_and_bad_ones_named() {
     assert_eq!(
         failures,
         [
-            (5, "has one user id, two are needed"),
+            (5, "has one user id, needs two"),
             (7, "is not welcome"),
             (8, "a user can't follow themselves")
         ]
@@ -74,18 +74,18 @@ async fn good_lines_are_imported_and_bad_ones_named() {
 
     let text = herald(&server.url, &["import", "follows", path]).await;
     assert!(
-        text.stdout.contains("line 5: has one user id, two are needed\n"),
+        text.stdout.contains("line 5: has one user id, needs two\n"),
         "{text:?}"
     );
     assert!(
         text.stdout
-            .contains("4 follows imported from 8 lines, 0 were there already, 2 refused"),
+            .contains("4 follows imported from 8 lines, 0 unchanged, 2 rejected"),
         "{text:?}"
     );
 }
 
 #[tokio::test]
-async fn people_see_the_first_bad_lines() {
+async fn text_output_has_the_first_invalid_lines() {
     let server = Server::start().await;
     let done = herald_with_input(&server.url, &["import", "follows", "-"], &"x\n".repeat(1_500)).await;
     assert_eq!(done.code, 1);
@@ -102,7 +102,7 @@ async fn people_see_the_first_bad_lines() {
 }
 
 #[tokio::test]
-async fn friendships_go_both_ways_and_bells_ring_for_a_share() {
+async fn mutual_imports_both_directions_and_a_share_gets_pushes() {
     let server = Server::start().await;
     let mut input = String::new();
     for number in 1..=6_000 {
@@ -124,19 +124,19 @@ async fn friendships_go_both_ways_and_bells_ring_for_a_share() {
         .collect();
     assert_eq!(pairs.len(), 12_000);
     assert!(pairs.contains(&("6000".into(), "0".into())) && pairs.contains(&("0".into(), "6000".into())));
-    let ringing = follows(&server).iter().filter(|follow| follow.notify).count();
-    assert!((1_000..1_400).contains(&ringing), "{ringing}");
+    let notified = follows(&server).iter().filter(|follow| follow.notify).count();
+    assert!((1_000..1_400).contains(&notified), "{notified}");
 }
 
 #[tokio::test]
-async fn lines_are_found_again_over_many_calls() {
+async fn lines_are_found_across_calls() {
     let server = Server::start().await;
     let mut input = String::from("# a comment\n");
     for number in 1..=600_000 {
         writeln!(input, "0 {number}").unwrap();
     }
-    // Each call counts from 0 and takes 500,000: with one refusal for the first call only, it is on line 123,458.
-    server.refuse_follow(123_456, "author_id", "is not welcome");
+    // Indexes start at 0 in each call of 500,000 follows. The first call has the only rejection, on line 123,458.
+    server.reject_follow(123_456, "author_id", "is not welcome");
     let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], &input).await;
     let summary = done.json();
     assert_eq!(summary["imported"], 599_999);
@@ -144,19 +144,19 @@ async fn lines_are_found_again_over_many_calls() {
 }
 
 #[tokio::test]
-async fn an_import_that_breaks_off_says_how_to_go_on() {
+async fn an_interrupted_import_has_a_hint() {
     let server = Server::start().await;
     server.fail([Status::unavailable("the server goes away")]);
     let done = herald_with_input(&server.url, &["import", "follows", "-"], "1 2\n").await;
     assert_eq!(done.code, 3, "{done:?}");
     assert!(
-        done.stderr.contains("broken off") && done.stderr.contains("run it again"),
+        done.stderr.contains("interrupted") && done.stderr.contains("run the import again"),
         "{done:?}"
     );
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_is_named() {
+async fn a_missing_file_is_named() {
     let server = Server::start().await;
     let done = herald(&server.url, &["import", "follows", "/nowhere/edges.txt"]).await;
     assert_eq!(done.code, 1);

@@ -1,10 +1,6 @@
-//! The command line: what it makes of its arguments, what it prints, how it ends.
+//! Tests of the command line: requests, output and exit codes, against a fake server.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "a test that fails here should panic"
-)]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failing test panics")]
 
 mod answers;
 mod audit;

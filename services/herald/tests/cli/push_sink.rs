@@ -10,9 +10,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{run::Streaming, server::Server};
+use crate::{run::StreamingCommand, server::Server};
 
-/// Sends a webhook as Herald does, signed with this secret, and gives the status.
+/// Sends a webhook as Herald does, signed with this secret, and returns the HTTP status.
 async fn send(address: &str, user: &str, secret: &str) -> String {
     let accepted_time = jiff::Timestamp::now();
     let body = format!(
@@ -52,7 +52,7 @@ fn secrets(server: &Server) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn pushes_are_checked_and_counted() {
+async fn pushes_are_verified_and_counted() {
     let server = Server::start().await;
     let arguments = [
         "push-sink",
@@ -66,7 +66,7 @@ async fn pushes_are_checked_and_counted() {
         "-o",
         "json",
     ];
-    let mut sink = Streaming::start(&server.url, &arguments);
+    let mut sink = StreamingCommand::start(&server.url, &arguments);
     let address = address(&sink.json().await);
     let registered = secrets(&server);
     assert_eq!(registered.len(), 2);
@@ -103,7 +103,7 @@ async fn pushes_are_checked_and_counted() {
 }
 
 #[tokio::test]
-async fn the_first_pushes_can_fail_and_it_can_end_by_itself() {
+async fn the_first_pushes_fail_and_the_sink_stops_after_a_count() {
     let server = Server::start().await;
     let users = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(users.path(), "# users\n5\n\n").unwrap();
@@ -123,7 +123,7 @@ async fn the_first_pushes_can_fail_and_it_can_end_by_itself() {
         "-o",
         "json",
     ];
-    let mut sink = Streaming::start(&server.url, &arguments);
+    let mut sink = StreamingCommand::start(&server.url, &arguments);
     let address = address(&sink.json().await);
     let secret = secrets(&server)[0].1.clone();
     for expected in ["429", "429", "204"] {

@@ -1,4 +1,4 @@
-//! What commands ask for.
+//! Requests of commands for given arguments.
 
 use herald_proto::v1::{
     DeletePostRequest, DeliveryState, FollowRequest, GetPostStatsRequest, GetTotalsRequest, Lane,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_post_is_sent_as_it_was_said() {
+async fn the_arguments_of_a_post_are_sent() {
     let server = Server::start().await;
     let arguments = [
         "post",
@@ -69,7 +69,7 @@ async fn a_post_comes_from_standard_input() {
 }
 
 #[tokio::test]
-async fn a_post_is_tried_again_under_the_same_request_id() {
+async fn a_post_is_retried_with_the_same_request_id() {
     let server = Server::start().await;
     server.fail([
         Status::unavailable("the broker is away"),
@@ -89,7 +89,7 @@ async fn a_post_is_tried_again_under_the_same_request_id() {
 }
 
 #[tokio::test]
-async fn a_post_that_stays_unanswered_can_be_repeated() {
+async fn an_unanswered_post_has_a_hint_with_its_request_id() {
     let server = Server::start().await;
     server.fail([
         Status::unavailable("the broker is away"),
@@ -285,7 +285,7 @@ async fn devices_are_listed_and_removed() {
 }
 
 #[tokio::test]
-async fn preferences_change_by_what_is_said() {
+async fn only_given_preferences_change() {
     let server = Server::start().await;
     let done = herald(&server.url, &["prefs", "get", "1", "-o", "json"])
         .await
@@ -314,7 +314,7 @@ async fn preferences_change_by_what_is_said() {
 }
 
 #[tokio::test]
-async fn pages_and_ranges_are_passed_on() {
+async fn pages_and_time_ranges_are_sent() {
     let server = Server::start().await;
     herald(
         &server.url,

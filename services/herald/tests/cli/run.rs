@@ -1,4 +1,4 @@
-//! Runs the program.
+//! Runs the `herald` program.
 
 use std::{
     process::{Output, Stdio},
@@ -11,18 +11,18 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-/// More than any command needs on a busy machine.
+/// Limit for a command; generous for slow machines.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
-/// What a command left.
+/// The exit code and output of a command.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct CommandResult {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Done {
+impl CommandResult {
     /// The one JSON object on standard output.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -35,14 +35,14 @@ impl Done {
         report["error"].clone()
     }
 
-    /// Itself, if it ended well.
+    /// Asserts that the exit code is 0.
     pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{self:?}");
         self
     }
 }
 
-impl From<Output> for Done {
+impl From<Output> for CommandResult {
     fn from(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
@@ -52,7 +52,7 @@ impl From<Output> for Done {
     }
 }
 
-/// The program with these arguments and none of the surroundings' settings.
+/// The program with these arguments, without the environment variables that configure it.
 pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_herald"));
     for (name, _) in std::env::vars_os() {
@@ -72,17 +72,17 @@ pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end.
-pub(crate) async fn herald(server: &str, arguments: &[&str]) -> Done {
+/// Runs a command until it ends.
+pub(crate) async fn herald(server: &str, arguments: &[&str]) -> CommandResult {
     let output = tokio::time::timeout(LIMIT, command(server, arguments).output()).await;
     output
-        .unwrap_or_else(|_| panic!("{arguments:?} doesn't end"))
+        .unwrap_or_else(|_| panic!("{arguments:?} doesn't end within {LIMIT:?}"))
         .unwrap()
         .into()
 }
 
-/// Runs a command to its end with something on standard input.
-pub(crate) async fn herald_with_input(server: &str, arguments: &[&str], input: &str) -> Done {
+/// Runs a command with `input` on standard input until it ends.
+pub(crate) async fn herald_with_input(server: &str, arguments: &[&str], input: &str) -> CommandResult {
     let mut command = command(server, arguments);
     command
         .stdin(Stdio::piped())
@@ -103,13 +103,13 @@ pub(crate) async fn herald_with_input(server: &str, arguments: &[&str], input: &
         .into()
 }
 
-/// A command that streams.
-pub(crate) struct Streaming {
+/// A running command with streaming output.
+pub(crate) struct StreamingCommand {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Streaming {
+impl StreamingCommand {
     pub(crate) fn start(server: &str, arguments: &[&str]) -> Self {
         let mut child = command(server, arguments)
             .stdout(Stdio::piped())
@@ -120,15 +120,15 @@ impl Streaming {
         Self { child, lines }
     }
 
-    /// The next line, as it is.
+    /// Reads the next line.
     pub(crate) async fn line(&mut self) -> String {
         let line = tokio::time::timeout(LIMIT, self.lines.next_line())
             .await
-            .expect("no line comes");
-        line.unwrap().expect("the output ended")
+            .expect("no line within the limit");
+        line.unwrap().expect("the output has another line")
     }
 
-    /// The next line, as JSON.
+    /// Reads the next line as JSON.
     pub(crate) async fn json(&mut self) -> Value {
         let line = self.line().await;
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
@@ -136,7 +136,7 @@ impl Streaming {
 
     /// Sends Ctrl-C.
     pub(crate) async fn interrupt(&self) {
-        let pid = self.child.id().expect("it has ended").to_string();
+        let pid = self.child.id().expect("the command is running").to_string();
         assert!(
             Command::new("kill")
                 .args(["-INT", &pid])
@@ -147,16 +147,16 @@ impl Streaming {
         );
     }
 
-    /// Closes our end of its output.
+    /// Closes the reading end of its output.
     pub(crate) fn close(self) -> Child {
         self.child
     }
 
-    /// The exit code.
+    /// Waits for the end and returns the exit code.
     pub(crate) async fn end(mut self) -> i32 {
         let status = tokio::time::timeout(LIMIT, self.child.wait())
             .await
-            .expect("it doesn't end");
+            .expect("the command ends within the limit");
         status.unwrap().code().unwrap_or(-1)
     }
 }

@@ -1,5 +1,5 @@
-//! A server in memory that remembers what it was asked and answers what it was told: enough to see what the command
-//! line makes of its arguments and of the answers. How Herald itself answers is tested elsewhere.
+//! A fake server: it records requests and sends prepared responses, to test the command line alone. Tests of other
+//! packages run commands against a real server.
 
 use std::{
     any::Any,
@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
 pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// A running server; it ends with the test's runtime.
+/// A running fake server; it stops with the test's runtime.
 #[derive(Clone)]
 pub(crate) struct Server {
     state: Arc<State>,
@@ -41,7 +41,7 @@ struct State {
     calls: Mutex<Vec<Box<dyn Any + Send>>>,
     failures: Mutex<VecDeque<Status>>,
     deliveries: Mutex<VecDeque<GetDeliveryResponse>>,
-    refused_follows: Mutex<Vec<ImportFailure>>,
+    rejected_follows: Mutex<Vec<ImportFailure>>,
     timelines: Mutex<VecDeque<ListTimelineResponse>>,
     watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
     redrives: Mutex<VecDeque<Vec<Redrive>>>,
@@ -72,7 +72,7 @@ impl Server {
         server
     }
 
-    /// The calls with this kind of request, oldest first.
+    /// The recorded requests of this type, oldest first.
     pub(crate) fn calls<T: Clone + 'static>(&self) -> Vec<T> {
         let calls = self.state.calls.lock().unwrap();
         calls
@@ -82,35 +82,35 @@ impl Server {
             .collect()
     }
 
-    /// The only call with this kind of request.
+    /// The only recorded request of this type.
     pub(crate) fn call<T: Clone + 'static>(&self) -> T {
         let mut calls = self.calls::<T>();
         assert_eq!(calls.len(), 1, "calls of {}", std::any::type_name::<T>());
         calls.remove(0)
     }
 
-    /// The next calls fail with these, in order.
+    /// Makes the next calls fail with these statuses, in order.
     pub(crate) fn fail(&self, failures: impl IntoIterator<Item = Status>) {
         self.state.failures.lock().unwrap().extend(failures);
     }
 
-    /// `GetDelivery` answers these, the last of them again and again.
-    pub(crate) fn deliver(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
+    /// Sets the responses of `GetDelivery`, in order; the last one repeats.
+    pub(crate) fn set_deliveries(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
         self.state.deliveries.lock().unwrap().extend(answers);
     }
 
-    /// An import refuses these.
-    pub(crate) fn refuse_follow(&self, index: u64, field: &str, message: &str) {
+    /// Makes the next import call reject this follow.
+    pub(crate) fn reject_follow(&self, index: u64, field: &str, message: &str) {
         let failure = ImportFailure {
             index,
             field: field.into(),
             message: message.into(),
         };
-        self.state.refused_follows.lock().unwrap().push(failure);
+        self.state.rejected_follows.lock().unwrap().push(failure);
     }
 
-    /// `ListTimeline` answers these pages, in order.
-    pub(crate) fn page(&self, posts: impl IntoIterator<Item = Post>, next_page_token: &str) {
+    /// Adds a page to the responses of `ListTimeline`, in order.
+    pub(crate) fn add_page(&self, posts: impl IntoIterator<Item = Post>, next_page_token: &str) {
         let entries = posts
             .into_iter()
             .map(|post| TimelineEntry { post: Some(post) })
@@ -122,8 +122,9 @@ impl Server {
         self.state.timelines.lock().unwrap().push_back(page);
     }
 
-    /// One call of `WatchTimeline` sends this and fails with UNAVAILABLE; when none is left, it stays open and silent.
-    pub(crate) fn watch(
+    /// Adds a response of `WatchTimeline`: the stream sends these events and fails with UNAVAILABLE. Without prepared
+    /// responses the stream stays open and sends nothing.
+    pub(crate) fn add_watch(
         &self,
         snapshot: impl IntoIterator<Item = Post>,
         entries: impl IntoIterator<Item = Post>,
@@ -135,7 +136,7 @@ impl Server {
         };
         let mut events = vec![Event::Snapshot(snapshot)];
         events.extend(entries.into_iter().map(|post| Event::Entry(entry(post))));
-        let answer = |event| WatchTimelineResponse {
+        let response = |event| WatchTimelineResponse {
             event: Some(event),
             resume_token: resume_token.into(),
             server_time: Some(time(0)),
@@ -144,11 +145,11 @@ impl Server {
             .watches
             .lock()
             .unwrap()
-            .push_back(events.into_iter().map(answer).collect());
+            .push_back(events.into_iter().map(response).collect());
     }
 
-    /// One call of `RedriveDeadLetters` tells this.
-    pub(crate) fn redrive(&self, progress: impl IntoIterator<Item = Redrive>) {
+    /// Adds a response of `RedriveDeadLetters`.
+    pub(crate) fn add_redrive(&self, progress: impl IntoIterator<Item = Redrive>) {
         let progress = progress.into_iter().collect();
         self.state.redrives.lock().unwrap().push_back(progress);
     }
@@ -162,31 +163,32 @@ impl Server {
             .unwrap_or_default()
     }
 
-    /// One call of `RunAudit` tells this.
-    pub(crate) fn audit(&self, news: impl IntoIterator<Item = run_audit_response::Event>) {
-        let news = news
+    /// Adds a response of `RunAudit`.
+    pub(crate) fn add_audit(&self, events: impl IntoIterator<Item = run_audit_response::Event>) {
+        let responses = events
             .into_iter()
             .map(|event| RunAuditResponse { event: Some(event) });
-        self.state.audits.lock().unwrap().push_back(news.collect());
+        self.state.audits.lock().unwrap().push_back(responses.collect());
     }
 
     pub(crate) fn next_audit(&self) -> Vec<RunAuditResponse> {
         self.state.audits.lock().unwrap().pop_front().unwrap_or_default()
     }
 
-    /// Who signed the calls, oldest first.
+    /// The recorded actors, oldest first.
     pub(crate) fn actors(&self) -> Vec<String> {
         self.state.actors.lock().unwrap().clone()
     }
 
-    /// Remembers who signed a call.
-    pub(crate) fn sign<T>(&self, request: &Request<T>) {
+    /// Records the actor of a call.
+    pub(crate) fn record_actor<T>(&self, request: &Request<T>) {
         let actor = request.metadata().get("herald-actor");
         let actor = actor.map(|actor| actor.to_str().unwrap().to_owned());
         self.state.actors.lock().unwrap().extend(actor);
     }
 
-    pub(crate) fn take<T: Clone + Send + 'static>(&self, request: Request<T>) -> Result<T, Status> {
+    /// Records a request; fails with the next prepared failure.
+    pub(crate) fn record<T: Clone + Send + 'static>(&self, request: Request<T>) -> Result<T, Status> {
         let request = request.into_inner();
         self.state.calls.lock().unwrap().push(Box::new(request.clone()));
         self.next_failure()?;
@@ -203,7 +205,7 @@ impl Server {
     }
 }
 
-/// Some seconds after 2026-01-31T08:00:00Z.
+/// 2026-01-31T08:00:00Z plus `seconds`.
 pub(crate) fn time(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: 1_769_846_400 + seconds,
@@ -225,7 +227,7 @@ pub(crate) fn post(post_id: u64, text: &str) -> Post {
 #[tonic::async_trait]
 impl PostService for Server {
     async fn submit_post(&self, request: Request<SubmitPostRequest>) -> Answer<SubmitPostResponse> {
-        let request = self.take(request)?;
+        let request = self.record(request)?;
         Ok(Response::new(SubmitPostResponse {
             post_id: 17,
             request_id: request.request_id,
@@ -235,15 +237,15 @@ impl PostService for Server {
     }
 
     async fn submit_posts(&self, _: Request<Streaming<SubmitPostsRequest>>) -> Answer<SubmitPostsResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn get_post(&self, _: Request<GetPostRequest>) -> Answer<GetPostResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn delete_post(&self, request: Request<DeletePostRequest>) -> Answer<DeletePostResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(DeletePostResponse {}))
     }
 }
@@ -251,25 +253,25 @@ impl PostService for Server {
 #[tonic::async_trait]
 impl GraphService for Server {
     async fn follow(&self, request: Request<FollowRequest>) -> Answer<FollowResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(FollowResponse { changed: true }))
     }
 
     async fn unfollow(&self, request: Request<UnfollowRequest>) -> Answer<UnfollowResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(UnfollowResponse { changed: false }))
     }
 
     async fn list_followers(&self, _: Request<ListFollowersRequest>) -> Answer<ListFollowersResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn list_following(&self, _: Request<ListFollowingRequest>) -> Answer<ListFollowingResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn count_followers(&self, _: Request<CountFollowersRequest>) -> Answer<CountFollowersResponse> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn import_follows(
@@ -283,7 +285,7 @@ impl GraphService for Server {
             self.state.calls.lock().unwrap().push(Box::new(batch));
             self.next_failure()?;
         }
-        let failures = std::mem::take(&mut *self.state.refused_follows.lock().unwrap());
+        let failures = std::mem::take(&mut *self.state.rejected_follows.lock().unwrap());
         let failed_count = failures.len() as u64;
         let imported_count = received - failed_count;
         Ok(Response::new(ImportFollowsResponse {
@@ -300,7 +302,7 @@ impl GraphService for Server {
         &self,
         _: Request<ExportFollowersRequest>,
     ) -> Answer<Self::ExportFollowersStream> {
-        Err(Status::unimplemented("not asked for by the command line"))
+        Err(Status::unimplemented("not used by the command line"))
     }
 }
 
@@ -310,7 +312,7 @@ impl DeviceService for Server {
         &self,
         request: Request<RegisterDeviceRequest>,
     ) -> Answer<RegisterDeviceResponse> {
-        let request = self.take(request)?;
+        let request = self.record(request)?;
         let address = request.address.map(|address| match address {
             register_device_request::Address::WebPush(push) => device::Address::WebPush(push),
             register_device_request::Address::Webhook(hook) => {
@@ -335,12 +337,12 @@ impl DeviceService for Server {
         &self,
         request: Request<UnregisterDeviceRequest>,
     ) -> Answer<UnregisterDeviceResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(UnregisterDeviceResponse {}))
     }
 
     async fn list_devices(&self, request: Request<ListDevicesRequest>) -> Answer<ListDevicesResponse> {
-        let user_id = self.take(request)?.user_id;
+        let user_id = self.record(request)?.user_id;
         let hook = Webhook {
             url: "https://example.com/hook".into(),
             secret: String::new(),
@@ -364,7 +366,7 @@ impl PreferenceService for Server {
         &self,
         request: Request<GetPreferencesRequest>,
     ) -> Answer<GetPreferencesResponse> {
-        self.take(request)?;
+        self.record(request)?;
         let preferences = Preferences {
             push_enabled: true,
             muted_author_ids: vec!["42".into()],
@@ -378,7 +380,7 @@ impl PreferenceService for Server {
         &self,
         request: Request<UpdatePreferencesRequest>,
     ) -> Answer<UpdatePreferencesResponse> {
-        let request = self.take(request)?;
+        let request = self.record(request)?;
         let preferences = Preferences {
             push_enabled: request.push_enabled.unwrap_or(true),
             muted_author_ids: request.mute_author_ids,
@@ -392,7 +394,7 @@ impl PreferenceService for Server {
 #[tonic::async_trait]
 impl TimelineService for Server {
     async fn list_timeline(&self, request: Request<ListTimelineRequest>) -> Answer<ListTimelineResponse> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(
             self.state
                 .timelines
@@ -409,7 +411,7 @@ impl TimelineService for Server {
         &self,
         request: Request<WatchTimelineRequest>,
     ) -> Answer<Self::WatchTimelineStream> {
-        self.take(request)?;
+        self.record(request)?;
         Ok(Response::new(
             match self.state.watches.lock().unwrap().pop_front() {
                 Some(answers) => {
@@ -425,7 +427,7 @@ impl TimelineService for Server {
 #[tonic::async_trait]
 impl DeliveryService for Server {
     async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> Answer<GetDeliveryResponse> {
-        self.take(request)?;
+        self.record(request)?;
         let mut answers = self.state.deliveries.lock().unwrap();
         let answer = if answers.len() > 1 {
             answers.pop_front()
@@ -441,7 +443,7 @@ impl DeliveryService for Server {
         &self,
         request: Request<ListRecipientsRequest>,
     ) -> Answer<ListRecipientsResponse> {
-        let state = self.take(request)?.state;
+        let state = self.record(request)?.state;
         let recipients = vec![Recipient {
             user_id: "5".into(),
             state,

@@ -1,19 +1,19 @@
-//! Commands that go on until they are ended.
+//! Commands that run until they are stopped.
 
 use herald_proto::v1::{WatchLagRequest, WatchTimelineRequest};
 use tonic::Status;
 
 use crate::{
-    run::{LIMIT, Streaming, herald},
+    run::{LIMIT, StreamingCommand, herald},
     server::{Server, post},
 };
 
 #[tokio::test]
-async fn a_watch_goes_on_where_it_was() {
+async fn a_watch_resumes_after_a_broken_stream() {
     let server = Server::start().await;
-    server.watch([post(2, "b"), post(1, "a")], [post(3, "c")], "R1");
-    server.watch([post(4, "d")], [], "R2");
-    let mut watch = Streaming::start(
+    server.add_watch([post(2, "b"), post(1, "a")], [post(3, "c")], "R1");
+    server.add_watch([post(4, "d")], [], "R2");
+    let mut watch = StreamingCommand::start(
         &server.url,
         &["watch", "1", "--snapshot-size", "2", "--output", "json"],
     );
@@ -25,7 +25,7 @@ async fn a_watch_goes_on_where_it_was() {
     let entry = watch.json().await;
     assert_eq!(entry["event"], "entry");
     assert_eq!(entry["entry"]["text"], "c");
-    // The stream breaks here.
+    // The stream breaks here, and the watch resumes.
     assert_eq!(watch.json().await["entries"][0]["post_id"], 4);
     let requests: Vec<WatchTimelineRequest> = server.calls();
     assert_eq!(
@@ -38,10 +38,10 @@ async fn a_watch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_watch_for_people_reads_downwards() {
+async fn text_output_of_a_watch_is_in_ascending_order() {
     let server = Server::start().await;
-    server.watch([post(2, "newer"), post(1, "older")], [], "R1");
-    let mut watch = Streaming::start(&server.url, &["watch", "1"]);
+    server.add_watch([post(2, "newer"), post(1, "older")], [], "R1");
+    let mut watch = StreamingCommand::start(&server.url, &["watch", "1"]);
     let mut text = String::new();
     while !text.contains("newer") {
         text += &(watch.line().await + "\n");
@@ -52,7 +52,7 @@ async fn a_watch_for_people_reads_downwards() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_refused_is_not_repeated() {
+async fn a_rejected_watch_is_not_retried() {
     let server = Server::start().await;
     server.fail([Status::invalid_argument("the resume token is not one")]);
     assert_eq!(
@@ -65,7 +65,7 @@ async fn a_watch_that_is_refused_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_watch_gives_up() {
+async fn a_watch_exits_after_its_limit() {
     let server = Server::start().await;
     server.fail((0..100).map(|_| Status::unavailable("away")));
     assert_eq!(
@@ -78,25 +78,25 @@ async fn a_watch_gives_up() {
 }
 
 #[tokio::test]
-async fn a_closed_pipe_is_no_error() {
+async fn a_closed_pipe_is_a_success() {
     let server = Server::start().await;
     for _ in 0..50 {
-        server.watch([post(1, "a")], [], "");
+        server.add_watch([post(1, "a")], [], "");
     }
-    let mut watch = Streaming::start(&server.url, &["watch", "1", "--output", "json"]);
+    let mut watch = StreamingCommand::start(&server.url, &["watch", "1", "--output", "json"]);
     watch.line().await;
     let mut child = watch.close();
     let status = tokio::time::timeout(LIMIT, child.wait())
         .await
-        .expect("it doesn't end")
+        .expect("the command ends within the limit")
         .unwrap();
     assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test]
-async fn lag_is_watched_until_interrupted() {
+async fn lag_refreshes_until_interrupted() {
     let server = Server::start().await;
-    let mut lag = Streaming::start(
+    let mut lag = StreamingCommand::start(
         &server.url,
         &["lag", "--watch", "--interval", "500ms", "-o", "json"],
     );

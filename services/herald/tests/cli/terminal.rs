@@ -1,4 +1,4 @@
-//! A terminal for a command that asks.
+//! A pseudo-terminal for commands that ask for confirmation.
 
 use std::{
     fs::File,
@@ -13,9 +13,9 @@ use rustix::{
 };
 use tokio::{process::Child, sync::watch};
 
-use crate::run::{Done, LIMIT, command};
+use crate::run::{CommandResult, LIMIT, command};
 
-/// A command whose standard input and error are a terminal. What it answers still goes into a pipe.
+/// A running command whose standard input and error are a terminal. Standard output is a pipe.
 pub(crate) struct Terminal {
     child: Child,
     keyboard: File,
@@ -24,25 +24,25 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn start(server: &str, arguments: &[&str]) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let name = ptsname(&ours, Vec::new()).unwrap();
-        let theirs: OwnedFd =
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let device: OwnedFd =
             rustix::fs::open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         let child = command(server, arguments)
-            .stdin(Stdio::from(theirs.try_clone().unwrap()))
+            .stdin(Stdio::from(device.try_clone().unwrap()))
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(theirs))
+            .stderr(Stdio::from(device))
             .spawn()
             .unwrap();
-        let keyboard = File::from(ours);
-        let mut glass = keyboard.try_clone().unwrap();
+        let keyboard = File::from(controller);
+        let mut reader = keyboard.try_clone().unwrap();
         let (shown, screen) = watch::channel(String::new());
-        // Ends with the command, which then has been the last to hold the other end.
+        // The read fails when the command ends and closes its side of the terminal.
         std::thread::spawn(move || {
             let mut bytes = [0; 1_024];
-            while let Ok(count @ 1..) = glass.read(&mut bytes) {
+            while let Ok(count @ 1..) = reader.read(&mut bytes) {
                 let text = String::from_utf8_lossy(&bytes[..count]);
                 shown.send_modify(|screen| screen.push_str(&text));
             }
@@ -54,24 +54,24 @@ impl Terminal {
         }
     }
 
-    /// Waits until this can be read.
-    pub(crate) async fn shows(&mut self, text: &str) {
+    /// Waits until the screen contains `text`.
+    pub(crate) async fn wait_for(&mut self, text: &str) {
         let shown = self.screen.wait_for(|screen| screen.contains(text));
         let is_shown = matches!(tokio::time::timeout(LIMIT, shown).await, Ok(Ok(_)));
         assert!(is_shown, "{text:?} is not shown: {:?}", *self.screen.borrow());
     }
 
-    /// Types this.
-    pub(crate) fn enter(&mut self, text: &str) {
+    /// Types `text`.
+    pub(crate) fn type_text(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Waits for the end. The screen is told as standard error.
-    pub(crate) async fn end(mut self) -> Done {
+    /// Waits for the end of the command. The result has the screen as standard error.
+    pub(crate) async fn end(mut self) -> CommandResult {
         let output = tokio::time::timeout(LIMIT, self.child.wait_with_output()).await;
-        // Until all that was shown is read.
+        // Wait until the reader has read all output.
         while self.screen.changed().await.is_ok() {}
-        let mut done = Done::from(output.expect("it doesn't end").unwrap());
+        let mut done = CommandResult::from(output.expect("the command ends within the limit").unwrap());
         done.stderr.clone_from(&self.screen.borrow());
         done
     }

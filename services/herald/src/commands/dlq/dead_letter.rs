@@ -1,4 +1,4 @@
-//! Dead letters, groups and redrives as they are printed.
+//! Output of dead letters, groups and redrives. The JSON keys are the field names of the API.
 
 use herald_cli::{
     failure::printable,
@@ -8,7 +8,7 @@ use herald_cli::{
 use herald_proto::v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState, RedriveState};
 use serde::Serialize;
 
-/// The longest reason in a table, characters.
+/// Longest reason in a table, characters.
 const REASON_WIDTH: usize = 72;
 
 pub(super) const fn cause_name(cause: DeadLetterCause) -> &'static str {
@@ -66,30 +66,31 @@ pub(super) struct DeadLetter {
     pub(super) cause: &'static str,
     pub(super) reason: String,
     pub(super) group_id: String,
-    pub(super) attempts: u64,
-    pub(super) published_time: Option<String>,
+    pub(super) attempt_count: u64,
+    pub(super) publish_time: Option<String>,
     pub(super) first_failure_time: Option<String>,
     pub(super) last_failure_time: Option<String>,
-    pub(super) redrives: u32,
+    pub(super) redrive_count: u32,
     pub(super) redrive_id: Option<u64>,
     pub(super) post_id: Option<u64>,
     pub(super) author_id: Option<String>,
     pub(super) channel: Option<&'static str>,
     pub(super) lane: Option<&'static str>,
-    pub(super) recipients: u32,
-    pub(super) owed: u32,
+    pub(super) recipient_count: u32,
+    /// Undelivered recipients: their delivery is pending or dead.
+    pub(super) owed_count: u32,
     pub(super) trace_id: Option<String>,
     pub(super) payload: &'static str,
-    pub(super) payload_bytes: u64,
-    pub(super) updated_time: Option<String>,
+    pub(super) payload_byte_count: u64,
+    pub(super) update_time: Option<String>,
     #[serde(skip)]
     pub(super) last_failure: Option<prost_types::Timestamp>,
 }
 
 impl From<v1::DeadLetter> for DeadLetter {
     fn from(dead_letter: v1::DeadLetter) -> Self {
-        let number = |number: u64| (number != 0).then_some(number);
-        let text = |text: String| (!text.is_empty()).then_some(text);
+        let non_zero = |number: u64| (number != 0).then_some(number);
+        let non_empty = |text: String| (!text.is_empty()).then_some(text);
         Self {
             dead_letter_id: dead_letter.dead_letter_id,
             state: state_name(dead_letter.state()),
@@ -103,32 +104,32 @@ impl From<v1::DeadLetter> for DeadLetter {
             message_type: dead_letter.message_type,
             reason: dead_letter.reason,
             group_id: dead_letter.group_id,
-            attempts: dead_letter.attempt_count,
-            published_time: rfc3339(dead_letter.publish_time.as_ref()),
+            attempt_count: dead_letter.attempt_count,
+            publish_time: rfc3339(dead_letter.publish_time.as_ref()),
             first_failure_time: rfc3339(dead_letter.first_failure_time.as_ref()),
             last_failure_time: rfc3339(dead_letter.last_failure_time.as_ref()),
-            redrives: dead_letter.redrive_count,
-            redrive_id: number(dead_letter.redrive_id),
-            post_id: number(dead_letter.post_id),
-            author_id: text(dead_letter.author_id),
+            redrive_count: dead_letter.redrive_count,
+            redrive_id: non_zero(dead_letter.redrive_id),
+            post_id: non_zero(dead_letter.post_id),
+            author_id: non_empty(dead_letter.author_id),
             channel: (dead_letter.channel != 0).then(|| channel_name(dead_letter.channel)),
             lane: (dead_letter.lane != 0).then(|| lane_name(dead_letter.lane)),
-            recipients: dead_letter.recipient_count,
-            owed: dead_letter.owed_count,
-            trace_id: text(dead_letter.trace_id),
-            payload_bytes: dead_letter.payload_byte_count,
-            updated_time: rfc3339(dead_letter.update_time.as_ref()),
+            recipient_count: dead_letter.recipient_count,
+            owed_count: dead_letter.owed_count,
+            trace_id: non_empty(dead_letter.trace_id),
+            payload_byte_count: dead_letter.payload_byte_count,
+            update_time: rfc3339(dead_letter.update_time.as_ref()),
             last_failure: dead_letter.last_failure_time,
         }
     }
 }
 
-/// Dead letters that failed in the same way.
+/// Dead letters with the same kind of consumer, cause and reason.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
 pub(super) struct Group {
     pub(super) group_id: String,
-    pub(super) dead_letters: u64,
+    pub(super) dead_letter_count: u64,
     pub(super) kind: String,
     pub(super) cause: &'static str,
     pub(super) reason: String,
@@ -146,7 +147,7 @@ impl From<v1::DeadLetterGroup> for Group {
         Self {
             cause: cause_name(group.cause()),
             group_id: group.group_id,
-            dead_letters: group.dead_letter_count,
+            dead_letter_count: group.dead_letter_count,
             kind: group.kind,
             reason: group.reason,
             first_failure_time: rfc3339(group.first_failure_time.as_ref()),
@@ -158,11 +159,11 @@ impl From<v1::DeadLetterGroup> for Group {
     }
 }
 
-/// Groups as a table.
+/// Formats groups as a table.
 pub(super) fn group_table(groups: &[Group]) -> String {
     let mut table = Table::new(&[
         "group",
-        ">dead_letters",
+        ">dead letters",
         "kind",
         "cause",
         "first",
@@ -172,34 +173,34 @@ pub(super) fn group_table(groups: &[Group]) -> String {
     for group in groups {
         table.row([
             printable(&group.group_id),
-            count(group.dead_letters),
+            count(group.dead_letter_count),
             printable(&group.kind),
             group.cause.into(),
             ago(group.first.as_ref()),
             ago(group.last.as_ref()),
-            short(&group.reason),
+            truncate_reason(&group.reason),
         ]);
     }
     table.render()
 }
 
-/// How far a redrive has come.
+/// A redrive and its progress.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Redrive {
     pub(super) redrive_id: u64,
     pub(super) state: &'static str,
-    pub(super) dead_letters: u64,
-    pub(super) sent: u64,
-    pub(super) resolved: u64,
-    pub(super) failed: u64,
-    pub(super) in_flight: u64,
-    pub(super) skipped: u64,
-    pub(super) excluded: u64,
+    pub(super) frozen_count: u64,
+    pub(super) sent_count: u64,
+    pub(super) resolved_count: u64,
+    pub(super) failed_count: u64,
+    pub(super) in_flight_count: u64,
+    pub(super) skipped_count: u64,
+    pub(super) excluded_count: u64,
     pub(super) reason: String,
     pub(super) actor: String,
-    pub(super) created_time: Option<String>,
-    pub(super) ended_time: Option<String>,
+    pub(super) create_time: Option<String>,
+    pub(super) end_time: Option<String>,
     pub(super) elapsed_seconds: f64,
 }
 
@@ -209,48 +210,48 @@ impl From<v1::Redrive> for Redrive {
         Self {
             redrive_id: redrive.redrive_id,
             state: redrive_state_name(redrive.state()),
-            dead_letters: redrive.frozen_count,
-            sent: redrive.sent_count,
-            resolved: redrive.resolved_count,
-            failed: redrive.failed_count,
-            in_flight: redrive.in_flight_count,
-            skipped: redrive.skipped_count,
-            excluded: redrive.excluded_count,
+            frozen_count: redrive.frozen_count,
+            sent_count: redrive.sent_count,
+            resolved_count: redrive.resolved_count,
+            failed_count: redrive.failed_count,
+            in_flight_count: redrive.in_flight_count,
+            skipped_count: redrive.skipped_count,
+            excluded_count: redrive.excluded_count,
             reason: redrive.reason,
             actor: redrive.actor,
-            created_time: rfc3339(redrive.create_time.as_ref()),
-            ended_time: rfc3339(redrive.end_time.as_ref()),
+            create_time: rfc3339(redrive.create_time.as_ref()),
+            end_time: rfc3339(redrive.end_time.as_ref()),
             elapsed_seconds: elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9,
         }
     }
 }
 
 impl Redrive {
-    /// What came of it so far, in words.
-    pub(super) fn outcome(&self) -> String {
-        let mut parts = vec![format!("{} resolved", count(self.resolved))];
-        for (number, what) in [
-            (self.failed, "failed again"),
-            (self.in_flight, "under way"),
-            (self.skipped, "skipped"),
+    /// Formats the progress: the counts that are not zero.
+    pub(super) fn progress(&self) -> String {
+        let mut parts = vec![format!("{} resolved", count(self.resolved_count))];
+        for (number, label) in [
+            (self.failed_count, "failed again"),
+            (self.in_flight_count, "in flight"),
+            (self.skipped_count, "skipped"),
         ] {
             if number > 0 {
-                parts.push(format!("{} {what}", count(number)));
+                parts.push(format!("{} {label}", count(number)));
             }
         }
-        let left = self
-            .dead_letters
-            .saturating_sub(self.sent)
-            .saturating_sub(self.skipped);
-        if left > 0 {
-            parts.push(format!("{} not sent", count(left)));
+        let unsent = self
+            .frozen_count
+            .saturating_sub(self.sent_count)
+            .saturating_sub(self.skipped_count);
+        if unsent > 0 {
+            parts.push(format!("{} not sent", count(unsent)));
         }
         parts.join(", ")
     }
 }
 
-/// A reason that fits into a table.
-pub(super) fn short(reason: &str) -> String {
+/// Truncates a reason for a table.
+pub(super) fn truncate_reason(reason: &str) -> String {
     let reason = printable(reason);
     if reason.chars().count() <= REASON_WIDTH {
         return reason;
@@ -263,15 +264,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_reason_is_cut() {
-        assert_eq!(short("short"), "short");
-        let cut = short(&"ä".repeat(100));
+    fn a_long_reason_is_truncated() {
+        assert_eq!(truncate_reason("short"), "short");
+        let cut = truncate_reason(&"ä".repeat(100));
         assert_eq!(cut.chars().count(), REASON_WIDTH);
         assert!(cut.ends_with('…'));
     }
 
     #[test]
-    fn an_outcome_tells_what_is_not_zero() {
+    fn progress_has_the_counts_that_are_not_zero() {
         let redrive = Redrive::from(v1::Redrive {
             frozen_count: 2_000,
             sent_count: 10,
@@ -281,8 +282,8 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(
-            redrive.outcome(),
-            "7 resolved, 2 failed again, 1 under way, 1,990 not sent"
+            redrive.progress(),
+            "7 resolved, 2 failed again, 1 in flight, 1,990 not sent"
         );
     }
 }

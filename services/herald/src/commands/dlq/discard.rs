@@ -13,33 +13,33 @@ use serde::Serialize;
 
 use super::{
     dead_letter::{Group, group_table},
-    select::{Selection, signed},
+    select::{Selection, with_actor},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   herald dlq discard 17 18
 
-  A group, without being asked:
+  A group, without confirmation:
     herald dlq discard --group 8c51a3f2b7d90e64 --yes
 
-  How many would that be, and what?
+  Count the dead letters that would be discarded:
     herald dlq discard --cause unreadable --dry-run";
 
-/// Discard dead letters: they are kept for the record and can't be redriven any more
+/// Discard dead letters; they stay readable but can't be redriven any more
 ///
-/// Asks on a terminal, and fails if the answer is not yes; elsewhere --yes is needed.
+/// Asks for confirmation on a terminal; any answer but yes is exit code 1. Without a terminal --yes is required.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
 
-    /// Only tell how many dead letters and which groups; nothing is changed
+    /// Print the number and groups of the selected dead letters; change nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
 
-    /// Don't ask
+    /// Skip the confirmation
     #[arg(long, short = 'y')]
     yes: bool,
 }
@@ -47,69 +47,69 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Plan {
     dry_run: bool,
-    dead_letters: u64,
+    discarded_count: u64,
     groups: Vec<Group>,
 }
 
 impl Show for Plan {
     fn text(&self) -> String {
-        let would = format!(
+        let total = format!(
             "{} would be discarded",
-            counted(self.dead_letters, "dead_letter", "dead_letters")
+            counted(self.discarded_count, "dead letter", "dead letters")
         );
         if self.groups.is_empty() {
-            would
+            total
         } else {
-            format!("{}\n\n{would}", group_table(&self.groups))
+            format!("{}\n\n{total}", group_table(&self.groups))
         }
     }
 }
 
 #[derive(Debug, Serialize)]
-struct Done {
-    discarded: u64,
+struct Discarded {
+    discarded_count: u64,
 }
 
-impl Show for Done {
+impl Show for Discarded {
     fn text(&self) -> String {
         format!(
             "{} discarded",
-            counted(self.discarded, "dead_letter", "dead_letters")
+            counted(self.discarded_count, "dead letter", "dead letters")
         )
     }
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let selection = args.selection.into_v1()?;
-    let asks = !args.yes && !args.dry_run;
-    // Who can't read the question can't answer it either.
-    if asks && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+    let needs_confirmation = !args.yes && !args.dry_run;
+    // Input from a pipe is not a confirmation: nobody has read the question.
+    if needs_confirmation && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Err(Failure::usage(
-            "discarding can't be taken back: say --yes, or ask with --dry-run what it would be",
+            "discarding can't be undone: confirm it with --yes, or list the dead letters with --dry-run",
         ));
     }
     let client = context.client().await?;
-    if asks || args.dry_run {
+    if needs_confirmation || args.dry_run {
         let plan = discard(&client, selection.clone(), true).await?;
         let plan = Plan {
             dry_run: true,
-            dead_letters: plan.discarded_count,
+            discarded_count: plan.discarded_count,
             groups: plan.groups.into_iter().map(Group::from).collect(),
         };
         if args.dry_run {
             return context.output.show(&plan);
         }
         context.output.note(&plan.text());
-        if plan.dead_letters == 0 {
-            return context.output.show(&Done { discarded: 0 });
+        if plan.discarded_count == 0 {
+            return context.output.show(&Discarded { discarded_count: 0 });
         }
-        if !confirmed(plan.dead_letters)? {
-            return Err(Failure::failed("nothing was discarded: the answer was not yes"));
+        if !confirm(plan.discarded_count)? {
+            return Err(Failure::failed("nothing was discarded: not confirmed"));
         }
     }
-    let done = discard(&client, selection, false).await?;
-    context.output.show(&Done {
-        discarded: done.discarded_count,
+    let response = discard(&client, selection, false).await?;
+    context.output.show(&Discarded {
+        discarded_count: response.discarded_count,
     })
 }
 
@@ -122,21 +122,21 @@ async fn discard(
         selection: Some(selection),
         dry_run,
     });
-    let answer = client
+    let response = client
         .dead_letters()
-        .discard_dead_letters(signed(request))
+        .discard_dead_letters(with_actor(request))
         .await?;
-    Ok(answer.into_inner())
+    Ok(response.into_inner())
 }
 
-/// Asks on the terminal.
-fn confirmed(dead_letters: u64) -> Result<bool, Failure> {
-    let failure = |error| Failure::io("the terminal", &error);
+/// Asks for confirmation on the terminal.
+fn confirm(dead_letter_count: u64) -> Result<bool, Failure> {
+    let failure = |error| Failure::io("can't ask for confirmation on the terminal", &error);
     let mut terminal = io::stderr();
     write!(
         terminal,
         "Discard {}? They can't be redriven any more. [y/N] ",
-        counted(dead_letters, "dead_letter", "dead_letters")
+        counted(dead_letter_count, "dead letter", "dead letters")
     )
     .and_then(|()| terminal.flush())
     .map_err(failure)?;

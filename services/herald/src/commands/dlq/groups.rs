@@ -17,27 +17,27 @@ const EXAMPLES: &str = "\
 Examples:
   herald dlq groups
 
-  What has failed on the push channel since yesterday:
+  The push channel, last 24 hours:
     herald dlq groups --channel push --since 24h
 
-  The largest group's dead letters:
+  The dead letters of the largest group:
     herald dlq list --group \"$(herald dlq groups --output json | jq -r '.groups[0].group_id')\"";
 
-/// Count open dead letters by what failed and how
+/// Count open dead letters by consumer, cause and reason
 ///
-/// Dead letters are in one group when the same kind of consumer gave them up for the same cause and the same reason but for
-/// numbers and ids.
+/// A group has the dead letters with the same kind of consumer, the same cause and the same reason; numbers and ids in
+/// the reason are ignored. The largest group is first.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,
 
-    /// Dead letters in every state, not only open ones
+    /// Count dead letters in all states, not only open ones
     #[arg(long)]
     any_state: bool,
 
-    /// How many groups at most: 1 to 1,000; 0 is the server's default, 100
+    /// Groups to print, 1 to 1,000; 0 uses the server's default, 100
     #[arg(
         long,
         value_name = "COUNT",
@@ -62,7 +62,7 @@ impl Show for Answer {
         format!(
             "{}\n\n{} in {}",
             group_table(&self.groups),
-            counted(self.dead_letter_count, "dead_letter", "dead_letters"),
+            counted(self.dead_letter_count, "dead letter", "dead letters"),
             counted(self.group_count, "group", "groups")
         )
     }

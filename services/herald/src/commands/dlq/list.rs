@@ -11,40 +11,41 @@ use herald_proto::v1::{self, DeadLetterState, ListDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
-    dead_letter::{DeadLetter, short},
+    dead_letter::{DeadLetter, truncate_reason},
     select::Filter,
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  Open dead letters, the newest first:
+  Open dead letters, newest first:
     herald dlq list
 
-  Of one consumer in the last hour, and of one author whatever became of them:
+  Of one consumer in the last hour; of one author, in all states:
     herald dlq list --consumer push-normal --since 1h
     herald dlq list --author 107 --state any
 
-  All ids, for a script:
-    herald dlq list --all --output json | jq '.dead letters[].dead_letter_id'";
+  All ids, in a script:
+    herald dlq list --all --output json | jq '.dead_letters[].dead_letter_id'";
 
-/// List dead letters, the newest first
+/// List dead letters, newest first
 ///
-/// `owed` are the recipients whom the message was for and who don't have it, at this moment.
+/// `undelivered` (`owed_count` in JSON) is the current number of recipients whose delivery is pending or dead. `failed`
+/// is the time of the last failure.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// In this state
+    /// Only dead letters in this state
     #[arg(long, value_name = "STATE", value_enum, default_value_t = State::Open)]
     state: State,
 
     #[command(flatten)]
     filter: Filter,
 
-    /// The oldest first
+    /// List the oldest first
     #[arg(long)]
     oldest_first: bool,
 
-    /// How many on a page: 1 to 1,000; 0 is the server's default, 100
+    /// Dead letters per page, 1 to 1,000; 0 uses the server's default, 100
     #[arg(
         long,
         value_name = "COUNT",
@@ -53,11 +54,11 @@ pub(crate) struct Args {
     )]
     page_size: i32,
 
-    /// Go on after an earlier page
+    /// Continue after an earlier page: its `next_page_token`
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     page_token: Option<String>,
 
-    /// Every page; with --output json one object a page
+    /// Print all pages; with --output json one object per page
     #[arg(long)]
     all: bool,
 }
@@ -83,12 +84,12 @@ impl Show for Page {
             return "no dead letters".into();
         }
         let mut table = Table::new(&[
-            "dead_letter",
+            "dead letter",
             "state",
             "consumer",
             "cause",
             ">post",
-            ">owed",
+            ">undelivered",
             ">attempts",
             "failed",
             "reason",
@@ -102,15 +103,15 @@ impl Show for Page {
                 dead_letter
                     .post_id
                     .map_or_else(|| "-".into(), |post| post.to_string()),
-                count(u64::from(dead_letter.owed)),
-                count(dead_letter.attempts),
+                count(u64::from(dead_letter.owed_count)),
+                count(dead_letter.attempt_count),
                 ago(dead_letter.last_failure.as_ref()),
-                short(&dead_letter.reason),
+                truncate_reason(&dead_letter.reason),
             ]);
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
-            token => format!("\n\nmore: the same with --page-token {token}"),
+            token => format!("\n\nnext page: the same command with --page-token {token}"),
         };
         table.render() + &more
     }
@@ -160,9 +161,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             return Ok(());
         }
         if next == page_token {
-            return Err(Failure::failed(
-                "the server's page token leads to the same page again",
-            ));
+            return Err(Failure::failed("the server returned the same page token twice"));
         }
         page_token = next;
     }

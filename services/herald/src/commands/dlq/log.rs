@@ -10,14 +10,17 @@ const EXAMPLES: &str = "\
 Examples:
   herald dlq log
 
-  Who discarded what, for a script:
-    herald dlq log --output json | jq '.operations[] | select(.kind == \"discard\") | [.actor, .selection, .discarded]'";
+  All discards, in a script:
+    herald dlq log --output json | jq '.operations[] | select(.kind == \"discard\") | .selection'";
 
-/// List who did what to dead letters, and what came of it; the newest first
+/// Print the audit log of operations on dead letters, newest first
+///
+/// An operation is a redrive, a discard, or the cancellation of a redrive. The log has its actor, time, selection and
+/// result. It is kept for 365 days by default.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// How many at most: 1 to 1,000; 0 is the server's default, 100
+    /// Operations per page, 1 to 1,000; 0 uses the server's default, 100
     #[arg(
         long,
         value_name = "COUNT",
@@ -26,7 +29,7 @@ pub(crate) struct Args {
     )]
     page_size: i32,
 
-    /// Go on after an earlier page
+    /// Continue after an earlier page: its `next_page_token`
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     page_token: Option<String>,
 }
@@ -40,11 +43,11 @@ struct Page {
 impl Show for Page {
     fn text(&self) -> String {
         if self.operations.is_empty() {
-            return "nothing was done to dead letters yet".into();
+            return "no operations".into();
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
-            token => format!("\n\nmore: herald dlq log --page-token {token}"),
+            token => format!("\n\nnext page: herald dlq log --page-token {token}"),
         };
         table(&self.operations) + &more
     }

@@ -1,4 +1,4 @@
-//! `herald dlq`
+//! `herald dlq`: dead letters.
 
 mod dead_letter;
 mod discard;
@@ -15,24 +15,24 @@ use herald_cli::{context::Context, failure::Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  What failed, by what and how:
+  Count open dead letters by reason:
     herald dlq groups
 
-  The dead letters of one group, and one of them in full:
+  List the dead letters of a group, and show one of them:
     herald dlq list --group 8c51a3f2b7d90e64
     herald dlq show 17
 
-  The cause is mended: try the group again, first to see how many that are:
+  After the cause is fixed: check how many a redrive selects, then redrive the group:
     herald dlq redrive --group 8c51a3f2b7d90e64 --dry-run
     herald dlq redrive --group 8c51a3f2b7d90e64
 
-  Who did what:
+  Show the audit log:
     herald dlq log";
 
-/// Look at messages that were given up, and redrive or discard them
+/// Inspect, redrive and discard dead letters
 ///
-/// A message whose attempts are used up, or that a worker gave up with a reason, becomes a dead letter: with what it
-/// carried, why it failed, and who is still owed what it was to bring. Dead letters are kept for 30 days.
+/// A message whose attempts are used up, or that a worker terminates with a reason, becomes a dead letter. It has the
+/// payload, the reason and the undelivered recipients of the message. Dead letters are kept for 30 days by default.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! Operations on dead letters as they are printed.
+//! Output of the audit log: operations on dead letters. The JSON keys are the field names of the API.
 
 use herald_cli::{
     failure::printable,
@@ -10,20 +10,20 @@ use serde::Serialize;
 
 use super::{dead_letter::Redrive, select};
 
-/// What somebody did.
+/// An operation on dead letters.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Serialize)]
 pub(super) struct Operation {
     operation_id: u64,
     kind: &'static str,
     actor: String,
-    time: Option<String>,
+    create_time: Option<String>,
     selection: String,
-    dead_letters: u64,
-    discarded: Option<u64>,
+    frozen_count: u64,
+    discarded_count: Option<u64>,
     redrive: Option<Redrive>,
     #[serde(skip)]
-    at: Option<prost_types::Timestamp>,
+    created: Option<prost_types::Timestamp>,
 }
 
 impl From<v1::DeadLetterOperation> for Operation {
@@ -37,46 +37,46 @@ impl From<v1::DeadLetterOperation> for Operation {
         Self {
             operation_id: operation.operation_id,
             kind,
-            discarded: (operation.kind() == DeadLetterOperationKind::Discard)
+            discarded_count: (operation.kind() == DeadLetterOperationKind::Discard)
                 .then_some(operation.discarded_count),
-            selection: select::words(operation.selection.as_ref()),
+            selection: select::describe(operation.selection.as_ref()),
             actor: operation.actor,
-            time: rfc3339(operation.create_time.as_ref()),
-            dead_letters: operation.frozen_count,
+            create_time: rfc3339(operation.create_time.as_ref()),
+            frozen_count: operation.frozen_count,
             redrive: operation.redrive.map(Redrive::from),
-            at: operation.create_time,
+            created: operation.create_time,
         }
     }
 }
 
-/// Acts as a table.
+/// Formats operations as a table.
 pub(super) fn table(operations: &[Operation]) -> String {
     let mut table = Table::new(&[
         "operation",
-        "what",
-        "who",
-        "when",
-        ">dead_letters",
-        "which",
-        "outcome",
+        "kind",
+        "actor",
+        "time",
+        ">dead letters",
+        "selection",
+        "result",
     ]);
     for operation in operations {
-        let outcome = match (operation.discarded, &operation.redrive) {
+        let result = match (operation.discarded_count, &operation.redrive) {
             (Some(discarded), _) => format!("{} discarded", count(discarded)),
             (None, Some(redrive)) if operation.kind == "cancel" => {
-                format!("redrive {} stopped", redrive.redrive_id)
+                format!("redrive {} cancelled", redrive.redrive_id)
             }
-            (None, Some(redrive)) => format!("{}: {}", redrive.state, redrive.outcome()),
+            (None, Some(redrive)) => format!("{}: {}", redrive.state, redrive.progress()),
             (None, None) => String::new(),
         };
         table.row([
             operation.operation_id.to_string(),
             operation.kind.into(),
             printable(&operation.actor),
-            ago(operation.at.as_ref()),
-            count(operation.dead_letters),
+            ago(operation.created.as_ref()),
+            count(operation.frozen_count),
             printable(&operation.selection),
-            outcome,
+            result,
         ]);
     }
     table.render()

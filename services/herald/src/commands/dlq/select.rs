@@ -1,4 +1,4 @@
-//! Which dead letters: arguments that several of the commands take.
+//! The selection of dead letters: arguments shared by several commands.
 
 use clap::ValueEnum;
 use herald_cli::{
@@ -13,63 +13,63 @@ use tonic::Request;
 
 use super::dead_letter::cause_name;
 
-/// A filter; all that is given must hold.
+/// A filter; a dead letter passes if it matches all given fields.
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Which dead letters")]
+#[command(next_help_heading = "Dead letter filters")]
 pub(super) struct Filter {
-    /// Of this group, as `herald dlq groups` tells it
+    /// Only this group, an id printed by `herald dlq groups`
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
-    /// From this stream: POSTS, SLICES, TIMELINE, PUSH, EVENTS
+    /// Only messages of this stream: POSTS, SLICES, TIMELINE, PUSH, EVENTS
     #[arg(long, value_name = "STREAM")]
     stream: Option<String>,
 
-    /// Given up by this consumer, as `herald lag` names them
+    /// Only messages of this consumer, a name printed by `herald lag`
     #[arg(long, value_name = "CONSUMER")]
     consumer: Option<String>,
 
-    /// Given up for this cause
+    /// Only dead letters with this cause
     #[arg(long, value_name = "CAUSE", value_enum)]
     cause: Option<Cause>,
 
-    /// With these words in the reason, whatever their case
+    /// Only dead letters whose reason contains this text, case-insensitive
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
-    /// About a post of this author
+    /// Only posts of the author with this id
     #[arg(long, value_name = "USER")]
     author: Option<String>,
 
-    /// About this post
+    /// Only the post with this id
     #[arg(long, value_name = "POST", value_parser = clap::value_parser!(u64).range(1..))]
     post: Option<u64>,
 
-    /// On this channel
+    /// Only this channel
     #[arg(long, value_name = "CHANNEL", value_enum)]
     channel: Option<ChannelName>,
 
-    /// Last given up at this moment or later: a duration back from now, or a time (RFC 3339)
-    #[arg(long, value_name = "WHEN", value_parser = time::moment)]
+    /// Only dead letters that last failed at this time or later: an age such as 24h, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", value_parser = time::time_or_age)]
     since: Option<Timestamp>,
 
-    /// Last given up before this moment: likewise
-    #[arg(long, value_name = "WHEN", value_parser = time::moment)]
+    /// Only dead letters that last failed before this time: an age such as 24h, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", value_parser = time::time_or_age)]
     until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Cause {
-    /// Attempts used up, and no worker said why
+    /// The attempts are used up, and no worker gave a reason
     MaxDeliveries,
-    /// A worker gave it up with a reason
+    /// A worker terminated the message with a reason
     Terminated,
-    /// Removed before it was acknowledged, by a limit of its stream or by somebody
+    /// The message was removed before its acknowledgement, by a stream limit or by an operator
     Removed,
-    /// Nobody can read it
+    /// The message can't be decoded
     Unreadable,
-    /// Found by an audit
+    /// An audit found the message
     Audit,
 }
 
@@ -112,14 +112,14 @@ impl Filter {
     }
 }
 
-/// What to act on: dead letters, a filter, or all.
+/// The dead letters of an operation: ids, a filter, or all open ones.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Selection {
-    /// These dead letters, as `herald dlq list` names them; each must be open
+    /// Ids of open dead letters, as printed by `herald dlq list`
     #[arg(value_name = "DEAD_LETTER", value_parser = clap::value_parser!(u64).range(1..))]
     dead_letters: Vec<u64>,
 
-    /// All that are open
+    /// All open dead letters
     #[arg(long)]
     all: bool,
 
@@ -128,29 +128,29 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// Says no to nothing, and to more than one way of saying which.
+    /// Converts the selection. Fails unless exactly one of ids, filter and --all is given.
     pub(super) fn into_v1(self) -> Result<DeadLetterSelection, Failure> {
         let filter = Some(self.filter.into_v1()).filter(|filter| *filter != DeadLetterFilter::default());
         let given = [!self.dead_letters.is_empty(), filter.is_some(), self.all];
         match given.iter().filter(|given| **given).count() {
             0 => Err(Failure::usage(
-                "which dead letters? give their ids, a filter such as --group, or --all",
+                "no dead letters selected: give their ids, a filter such as --group, or --all",
             )
-            .hint("`herald dlq groups` shows what there is")),
+            .hint("`herald dlq groups` lists the groups of open dead letters")),
             1 => Ok(DeadLetterSelection {
                 dead_letter_ids: self.dead_letters,
                 filter,
                 all: self.all,
             }),
             _ => Err(Failure::usage(
-                "give either dead letters, or filters, or --all: not more than one of them",
+                "ids, filters and --all can't be combined: give only one of them",
             )),
         }
     }
 }
 
-/// What a selection says, for people.
-pub(super) fn words(selection: Option<&DeadLetterSelection>) -> String {
+/// Describes a selection in text.
+pub(super) fn describe(selection: Option<&DeadLetterSelection>) -> String {
     let Some(selection) = selection else {
         return String::new();
     };
@@ -185,15 +185,15 @@ pub(super) fn words(selection: Option<&DeadLetterSelection>) -> String {
     format!("dead letters {}{more}", ids.collect::<Vec<_>>().join(", "))
 }
 
-/// Signs a call with who makes it: `user@host`.
-pub(super) fn signed<T>(mut request: Request<T>) -> Request<T> {
+/// Adds the actor of the operation to the metadata of a call: `user@host`.
+pub(super) fn with_actor<T>(mut request: Request<T>) -> Request<T> {
     let user = ["USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok())
         .filter(|user| !user.is_empty())
-        .unwrap_or_else(|| "somebody".into());
+        .unwrap_or_else(|| "unknown".into());
     let actor = format!("{user}@{}", uname().nodename().to_string_lossy());
-    // A name that can't stand in a header isn't sent; the audit log then says so.
+    // An actor that isn't valid in a header is omitted; the audit log then has the actor `unknown`.
     if let Ok(actor) = actor.parse() {
         request.metadata_mut().insert("herald-actor", actor);
     }
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selection_says_one_thing() {
+    fn a_selection_is_exactly_one_of_ids_filter_and_all() {
         let given = |dead_letters: &[u64], all, stream: Option<&str>| {
             Selection {
                 dead_letters: dead_letters.to_vec(),
@@ -218,12 +218,12 @@ mod tests {
             .into_v1()
         };
         assert_eq!(
-            words(given(&[1, 2], false, None).ok().as_ref()),
-            "dead_letters 1, 2"
+            describe(given(&[1, 2], false, None).ok().as_ref()),
+            "dead letters 1, 2"
         );
-        assert_eq!(words(given(&[], true, None).ok().as_ref()), "all");
+        assert_eq!(describe(given(&[], true, None).ok().as_ref()), "all");
         assert_eq!(
-            words(given(&[], false, Some("PUSH")).ok().as_ref()),
+            describe(given(&[], false, Some("PUSH")).ok().as_ref()),
             "stream PUSH"
         );
         for (dead_letters, all, stream) in [

@@ -17,29 +17,29 @@ use super::{
     operations::{Operation, table},
 };
 
-/// Owed recipients that a person is shown.
+/// Undelivered recipients in text output without --owed.
 const OWED_SHOWN: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
   herald dlq show 17
 
-  Everybody who is still owed it:
+  All undelivered recipients:
     herald dlq show 17 --owed
 
-  What the message carried, as JSON or as it came:
+  The payload of the message, as JSON or as bytes:
     herald dlq show 17 --output json | jq .payload_json
     herald dlq show 17 --output json | jq -r .payload_base64 | base64 -d";
 
-/// Show one dead letter: why it failed, what it carried, who is still owed it
+/// Show one dead letter: reason, payload, headers, undelivered recipients and operations
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The dead letter, as `herald dlq list` names it
+    /// The id of the dead letter, as printed by `herald dlq list`
     #[arg(value_name = "DEAD_LETTER", value_parser = clap::value_parser!(u64).range(1..))]
     dead_letter_id: u64,
 
-    /// Name all recipients who are still owed it, not only the first
+    /// List all undelivered recipients, not only the first 20 (100 in JSON)
     #[arg(long)]
     owed: bool,
 }
@@ -51,9 +51,10 @@ struct Answer {
     payload_json: Option<serde_json::Value>,
     payload_base64: String,
     owed_user_ids: Vec<String>,
-    /// Whether there are more than these.
+    /// Whether there are more owed recipients than listed.
     owed_more: bool,
     operations: Vec<Operation>,
+    /// Whether the text output lists all of them.
     #[serde(skip)]
     all: bool,
 }
@@ -98,28 +99,32 @@ impl Show for Answer {
                 format!("{} on {}", dead_letter.sequence, printable(&dead_letter.subject)),
             ),
             ("type", or_dash(Some(&dead_letter.message_type))),
-            ("attempts", count(dead_letter.attempts)),
-            ("published", or_dash(dead_letter.published_time.as_deref())),
-            ("given up", times),
-            ("redrives", dead_letter.redrives.to_string()),
+            ("attempts", count(dead_letter.attempt_count)),
+            ("published", or_dash(dead_letter.publish_time.as_deref())),
+            ("failed", times),
+            ("redrives", dead_letter.redrive_count.to_string()),
             ("post", post),
             ("channel", or_dash(dead_letter.channel)),
             ("lane", or_dash(dead_letter.lane)),
             ("trace", or_dash(dead_letter.trace_id.as_deref())),
             (
                 "payload",
-                format!("{}, {}", dead_letter.payload, bytes(dead_letter.payload_bytes)),
+                format!(
+                    "{}, {}",
+                    dead_letter.payload,
+                    bytes(dead_letter.payload_byte_count)
+                ),
             ),
             (
-                "owed",
+                "undelivered",
                 format!(
                     "{} of {} recipients",
-                    count(u64::from(dead_letter.owed)),
-                    count(u64::from(dead_letter.recipients))
+                    count(u64::from(dead_letter.owed_count)),
+                    count(u64::from(dead_letter.recipient_count))
                 ),
             ),
         ] {
-            let _ = write!(text, "\n  {name:<10} {value}");
+            let _ = write!(text, "\n  {name:<11} {value}");
         }
         if !self.owed_user_ids.is_empty() {
             let shown = if self.all {
@@ -133,13 +138,13 @@ impl Show for Answer {
                 .take(shown)
                 .map(|user| printable(user))
                 .collect();
-            let left = u64::from(dead_letter.owed).saturating_sub(users.len() as u64);
-            let more = if left > 0 {
-                format!(", and {} more (--owed names them)", count(left))
+            let unlisted = u64::from(dead_letter.owed_count).saturating_sub(users.len() as u64);
+            let more = if unlisted > 0 {
+                format!(", and {} more (list them with --owed)", count(unlisted))
             } else {
                 String::new()
             };
-            let _ = write!(text, "\n\nstill owed: {}{more}", users.join(", "));
+            let _ = write!(text, "\n\nundelivered: {}{more}", users.join(", "));
         }
         if let Some(json) = &self.payload_json {
             let _ = write!(text, "\n\npayload: {}", printable(&json.to_string()));
@@ -179,9 +184,9 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         operations,
     } = client.dead_letters().get_dead_letter(request).await?.into_inner();
     let dead_letter =
-        dead_letter.ok_or_else(|| Failure::failed("the server answered without the dead letter"))?;
+        dead_letter.ok_or_else(|| Failure::failed("the server's response has no dead letter"))?;
     while args.owed && !next_owed_page_token.is_empty() {
-        let (users, next) = owed(&client, args.dead_letter_id, next_owed_page_token).await?;
+        let (users, next) = list_owed_recipients(&client, args.dead_letter_id, next_owed_page_token).await?;
         owed_user_ids.extend(users);
         next_owed_page_token = next;
     }
@@ -203,8 +208,8 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     })
 }
 
-/// The next recipients who are owed a dead letter.
-async fn owed(
+/// Reads the next page of owed recipients and its page token.
+async fn list_owed_recipients(
     client: &Client,
     dead_letter_id: u64,
     page_token: String,
@@ -219,6 +224,10 @@ async fn owed(
         .list_owed_recipients(request)
         .await?
         .into_inner();
-    let users = page.recipients.into_iter().map(|one| one.user_id).collect();
+    let users = page
+        .recipients
+        .into_iter()
+        .map(|recipient| recipient.user_id)
+        .collect();
     Ok((users, page.next_page_token))
 }
