@@ -7,14 +7,14 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     run::herald,
-    server::{Answer, Answers, Server},
+    server::{RpcResult, RpcStream, Server},
 };
 
 #[tonic::async_trait]
 impl AuditService for Server {
-    type RunAuditStream = Answers<RunAuditResponse>;
+    type RunAuditStream = RpcStream<RunAuditResponse>;
 
-    async fn run_audit(&self, request: Request<RunAuditRequest>) -> Answer<Self::RunAuditStream> {
+    async fn run_audit(&self, request: Request<RunAuditRequest>) -> RpcResult<Self::RunAuditStream> {
         self.record(request)?;
         let responses = self.next_audit().into_iter().map(Ok);
         Ok(Response::new(Box::pin(

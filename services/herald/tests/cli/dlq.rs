@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     run::{CommandResult, herald, herald_with_input},
-    server::{Answer, Answers, Server, time},
+    server::{RpcResult, RpcStream, Server, time},
     terminal::Terminal,
 };
 
@@ -22,7 +22,7 @@ fn dead_letter() -> DeadLetter {
         subject: "push.v1.deliver.normal".into(),
         message_type: "herald.mesh.v1.PushChunk".into(),
         cause: DeadLetterCause::Terminated.into(),
-        reason: "push gave up: webhook status 503: 2 \u{1b}[2J".into(),
+        reason: "push failed: webhook status 503: 2 \u{1b}[2J".into(),
         group_id: "8c51a3f2b7d90e64".into(),
         attempt_count: 20,
         publish_time: Some(time(0)),
@@ -45,7 +45,7 @@ fn group() -> DeadLetterGroup {
         group_id: "8c51a3f2b7d90e64".into(),
         kind: "push".into(),
         cause: DeadLetterCause::Terminated.into(),
-        reason: "push gave up: webhook status 503: #".into(),
+        reason: "push failed: webhook status 503: #".into(),
         dead_letter_count: 1_234,
         first_failure_time: Some(time(1)),
         last_failure_time: Some(time(2)),
@@ -92,7 +92,7 @@ impl DeadLetterService for Server {
     async fn list_dead_letters(
         &self,
         request: Request<ListDeadLettersRequest>,
-    ) -> Answer<ListDeadLettersResponse> {
+    ) -> RpcResult<ListDeadLettersResponse> {
         let first = self.record(request)?.page_token.is_empty();
         Ok(Response::new(ListDeadLettersResponse {
             dead_letters: if first { vec![dead_letter()] } else { Vec::new() },
@@ -100,7 +100,7 @@ impl DeadLetterService for Server {
         }))
     }
 
-    async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
+    async fn list_groups(&self, request: Request<ListGroupsRequest>) -> RpcResult<ListGroupsResponse> {
         self.record(request)?;
         Ok(Response::new(ListGroupsResponse {
             groups: vec![group()],
@@ -109,7 +109,10 @@ impl DeadLetterService for Server {
         }))
     }
 
-    async fn get_dead_letter(&self, request: Request<GetDeadLetterRequest>) -> Answer<GetDeadLetterResponse> {
+    async fn get_dead_letter(
+        &self,
+        request: Request<GetDeadLetterRequest>,
+    ) -> RpcResult<GetDeadLetterResponse> {
         self.record(request)?;
         Ok(Response::new(GetDeadLetterResponse {
             dead_letter: Some(dead_letter()),
@@ -128,7 +131,7 @@ impl DeadLetterService for Server {
     async fn list_owed_recipients(
         &self,
         request: Request<ListOwedRecipientsRequest>,
-    ) -> Answer<ListOwedRecipientsResponse> {
+    ) -> RpcResult<ListOwedRecipientsResponse> {
         assert_eq!(self.record(request)?.page_token, "OWED");
         Ok(Response::new(ListOwedRecipientsResponse {
             recipients: vec![OwedRecipient {
@@ -139,12 +142,12 @@ impl DeadLetterService for Server {
         }))
     }
 
-    type RedriveDeadLettersStream = Answers<RedriveDeadLettersResponse>;
+    type RedriveDeadLettersStream = RpcStream<RedriveDeadLettersResponse>;
 
     async fn redrive_dead_letters(
         &self,
         request: Request<RedriveDeadLettersRequest>,
-    ) -> Answer<Self::RedriveDeadLettersStream> {
+    ) -> RpcResult<Self::RedriveDeadLettersStream> {
         self.record_actor(&request);
         let dry_run = self.record(request)?.dry_run;
         let progress = self.next_redrive();
@@ -164,11 +167,14 @@ impl DeadLetterService for Server {
         )))
     }
 
-    async fn get_redrive(&self, _: Request<GetRedriveRequest>) -> Answer<GetRedriveResponse> {
+    async fn get_redrive(&self, _: Request<GetRedriveRequest>) -> RpcResult<GetRedriveResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
-    async fn cancel_redrive(&self, request: Request<CancelRedriveRequest>) -> Answer<CancelRedriveResponse> {
+    async fn cancel_redrive(
+        &self,
+        request: Request<CancelRedriveRequest>,
+    ) -> RpcResult<CancelRedriveResponse> {
         self.record_actor(&request);
         self.record(request)?;
         Ok(Response::new(CancelRedriveResponse {
@@ -182,7 +188,7 @@ impl DeadLetterService for Server {
     async fn discard_dead_letters(
         &self,
         request: Request<DiscardDeadLettersRequest>,
-    ) -> Answer<DiscardDeadLettersResponse> {
+    ) -> RpcResult<DiscardDeadLettersResponse> {
         self.record_actor(&request);
         let dry_run = self.record(request)?.dry_run;
         Ok(Response::new(DiscardDeadLettersResponse {
@@ -194,7 +200,7 @@ impl DeadLetterService for Server {
     async fn list_operations(
         &self,
         request: Request<ListOperationsRequest>,
-    ) -> Answer<ListOperationsResponse> {
+    ) -> RpcResult<ListOperationsResponse> {
         self.record(request)?;
         Ok(Response::new(ListOperationsResponse {
             operations: vec![operation()],

@@ -2,12 +2,12 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failing test panics")]
 
-mod answers;
 mod audit;
 mod dlq;
-mod figures;
+mod fake_stats;
 mod help;
 mod import;
+mod output;
 mod push_sink;
 mod requests;
 mod run;

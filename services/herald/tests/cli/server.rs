@@ -26,8 +26,8 @@ use tokio::net::TcpListener;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) type Answer<T> = Result<Response<T>, Status>;
-pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type RpcResult<T> = Result<Response<T>, Status>;
+pub(crate) type RpcStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A running fake server; it stops with the test's runtime.
 #[derive(Clone)]
@@ -226,7 +226,7 @@ pub(crate) fn post(post_id: u64, text: &str) -> Post {
 
 #[tonic::async_trait]
 impl PostService for Server {
-    async fn submit_post(&self, request: Request<SubmitPostRequest>) -> Answer<SubmitPostResponse> {
+    async fn submit_post(&self, request: Request<SubmitPostRequest>) -> RpcResult<SubmitPostResponse> {
         let request = self.record(request)?;
         Ok(Response::new(SubmitPostResponse {
             post_id: 17,
@@ -236,15 +236,18 @@ impl PostService for Server {
         }))
     }
 
-    async fn submit_posts(&self, _: Request<Streaming<SubmitPostsRequest>>) -> Answer<SubmitPostsResponse> {
+    async fn submit_posts(
+        &self,
+        _: Request<Streaming<SubmitPostsRequest>>,
+    ) -> RpcResult<SubmitPostsResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
-    async fn get_post(&self, _: Request<GetPostRequest>) -> Answer<GetPostResponse> {
+    async fn get_post(&self, _: Request<GetPostRequest>) -> RpcResult<GetPostResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
-    async fn delete_post(&self, request: Request<DeletePostRequest>) -> Answer<DeletePostResponse> {
+    async fn delete_post(&self, request: Request<DeletePostRequest>) -> RpcResult<DeletePostResponse> {
         self.record(request)?;
         Ok(Response::new(DeletePostResponse {}))
     }
@@ -252,32 +255,32 @@ impl PostService for Server {
 
 #[tonic::async_trait]
 impl GraphService for Server {
-    async fn follow(&self, request: Request<FollowRequest>) -> Answer<FollowResponse> {
+    async fn follow(&self, request: Request<FollowRequest>) -> RpcResult<FollowResponse> {
         self.record(request)?;
         Ok(Response::new(FollowResponse { changed: true }))
     }
 
-    async fn unfollow(&self, request: Request<UnfollowRequest>) -> Answer<UnfollowResponse> {
+    async fn unfollow(&self, request: Request<UnfollowRequest>) -> RpcResult<UnfollowResponse> {
         self.record(request)?;
         Ok(Response::new(UnfollowResponse { changed: false }))
     }
 
-    async fn list_followers(&self, _: Request<ListFollowersRequest>) -> Answer<ListFollowersResponse> {
+    async fn list_followers(&self, _: Request<ListFollowersRequest>) -> RpcResult<ListFollowersResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
-    async fn list_following(&self, _: Request<ListFollowingRequest>) -> Answer<ListFollowingResponse> {
+    async fn list_following(&self, _: Request<ListFollowingRequest>) -> RpcResult<ListFollowingResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
-    async fn count_followers(&self, _: Request<CountFollowersRequest>) -> Answer<CountFollowersResponse> {
+    async fn count_followers(&self, _: Request<CountFollowersRequest>) -> RpcResult<CountFollowersResponse> {
         Err(Status::unimplemented("not used by the command line"))
     }
 
     async fn import_follows(
         &self,
         request: Request<Streaming<ImportFollowsRequest>>,
-    ) -> Answer<ImportFollowsResponse> {
+    ) -> RpcResult<ImportFollowsResponse> {
         let mut batches = request.into_inner();
         let mut received = 0;
         while let Some(batch) = batches.message().await? {
@@ -296,12 +299,12 @@ impl GraphService for Server {
         }))
     }
 
-    type ExportFollowersStream = Answers<ExportFollowersResponse>;
+    type ExportFollowersStream = RpcStream<ExportFollowersResponse>;
 
     async fn export_followers(
         &self,
         _: Request<ExportFollowersRequest>,
-    ) -> Answer<Self::ExportFollowersStream> {
+    ) -> RpcResult<Self::ExportFollowersStream> {
         Err(Status::unimplemented("not used by the command line"))
     }
 }
@@ -311,7 +314,7 @@ impl DeviceService for Server {
     async fn register_device(
         &self,
         request: Request<RegisterDeviceRequest>,
-    ) -> Answer<RegisterDeviceResponse> {
+    ) -> RpcResult<RegisterDeviceResponse> {
         let request = self.record(request)?;
         let address = request.address.map(|address| match address {
             register_device_request::Address::WebPush(push) => device::Address::WebPush(push),
@@ -336,12 +339,12 @@ impl DeviceService for Server {
     async fn unregister_device(
         &self,
         request: Request<UnregisterDeviceRequest>,
-    ) -> Answer<UnregisterDeviceResponse> {
+    ) -> RpcResult<UnregisterDeviceResponse> {
         self.record(request)?;
         Ok(Response::new(UnregisterDeviceResponse {}))
     }
 
-    async fn list_devices(&self, request: Request<ListDevicesRequest>) -> Answer<ListDevicesResponse> {
+    async fn list_devices(&self, request: Request<ListDevicesRequest>) -> RpcResult<ListDevicesResponse> {
         let user_id = self.record(request)?.user_id;
         let hook = Webhook {
             url: "https://example.com/hook".into(),
@@ -365,7 +368,7 @@ impl PreferenceService for Server {
     async fn get_preferences(
         &self,
         request: Request<GetPreferencesRequest>,
-    ) -> Answer<GetPreferencesResponse> {
+    ) -> RpcResult<GetPreferencesResponse> {
         self.record(request)?;
         let preferences = Preferences {
             push_enabled: true,
@@ -379,7 +382,7 @@ impl PreferenceService for Server {
     async fn update_preferences(
         &self,
         request: Request<UpdatePreferencesRequest>,
-    ) -> Answer<UpdatePreferencesResponse> {
+    ) -> RpcResult<UpdatePreferencesResponse> {
         let request = self.record(request)?;
         let preferences = Preferences {
             push_enabled: request.push_enabled.unwrap_or(true),
@@ -393,7 +396,7 @@ impl PreferenceService for Server {
 
 #[tonic::async_trait]
 impl TimelineService for Server {
-    async fn list_timeline(&self, request: Request<ListTimelineRequest>) -> Answer<ListTimelineResponse> {
+    async fn list_timeline(&self, request: Request<ListTimelineRequest>) -> RpcResult<ListTimelineResponse> {
         self.record(request)?;
         Ok(Response::new(
             self.state
@@ -405,12 +408,12 @@ impl TimelineService for Server {
         ))
     }
 
-    type WatchTimelineStream = Answers<WatchTimelineResponse>;
+    type WatchTimelineStream = RpcStream<WatchTimelineResponse>;
 
     async fn watch_timeline(
         &self,
         request: Request<WatchTimelineRequest>,
-    ) -> Answer<Self::WatchTimelineStream> {
+    ) -> RpcResult<Self::WatchTimelineStream> {
         self.record(request)?;
         Ok(Response::new(
             match self.state.watches.lock().unwrap().pop_front() {
@@ -426,7 +429,7 @@ impl TimelineService for Server {
 
 #[tonic::async_trait]
 impl DeliveryService for Server {
-    async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> Answer<GetDeliveryResponse> {
+    async fn get_delivery(&self, request: Request<GetDeliveryRequest>) -> RpcResult<GetDeliveryResponse> {
         self.record(request)?;
         let mut answers = self.state.deliveries.lock().unwrap();
         let answer = if answers.len() > 1 {
@@ -442,7 +445,7 @@ impl DeliveryService for Server {
     async fn list_recipients(
         &self,
         request: Request<ListRecipientsRequest>,
-    ) -> Answer<ListRecipientsResponse> {
+    ) -> RpcResult<ListRecipientsResponse> {
         let state = self.record(request)?.state;
         let recipients = vec![Recipient {
             user_id: "5".into(),

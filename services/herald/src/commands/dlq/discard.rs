@@ -45,13 +45,13 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Plan {
+struct Preview {
     dry_run: bool,
     discarded_count: u64,
     groups: Vec<Group>,
 }
 
-impl Show for Plan {
+impl Show for Preview {
     fn text(&self) -> String {
         let total = format!(
             "{} would be discarded",
@@ -91,19 +91,19 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
     if needs_confirmation || args.dry_run {
         let plan = discard(&client, selection.clone(), true).await?;
-        let plan = Plan {
+        let preview = Preview {
             dry_run: true,
             discarded_count: plan.discarded_count,
             groups: plan.groups.into_iter().map(Group::from).collect(),
         };
         if args.dry_run {
-            return context.output.show(&plan);
+            return context.output.show(&preview);
         }
-        context.output.note(&plan.text());
-        if plan.discarded_count == 0 {
+        context.output.note(&preview.text());
+        if preview.discarded_count == 0 {
             return context.output.show(&Discarded { discarded_count: 0 });
         }
-        if !confirm(plan.discarded_count)? {
+        if !confirm(preview.discarded_count)? {
             return Err(Failure::failed("nothing was discarded: not confirmed"));
         }
     }

@@ -36,9 +36,9 @@ Examples:
 /// Redeliver dead letters to the consumer that failed on them, and to no other
 ///
 /// The server selects the dead letters once, at the start, and runs the redrive in the background: it continues when
-/// this command ends and after a restart of the server. It starts at a low rate, increases it up to --rate while no
-/// dead letter fails, and stops after --max-failures failures. The exit code is 1 if dead letters failed again; they
-/// are open again.
+/// this command ends and after a restart of the server. It starts with few dead letters in flight, adds more while they
+/// succeed, and stops after --max-failures failures. A dead letter that fails again is open again; the exit code is then
+/// 1.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     rate: u32,
 
-    /// Stop after this number of failures; 0 means no limit
+    /// Stop after this number of failures; 0 means no limit and no slow start
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     max_failures: u32,
 }
@@ -68,7 +68,7 @@ pub(crate) struct CancelArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct Plan {
+struct Preview {
     dry_run: bool,
     frozen_count: u64,
     /// Open dead letters of the selection that can't be redriven.
@@ -76,7 +76,7 @@ struct Plan {
     groups: Vec<Group>,
 }
 
-impl Show for Plan {
+impl Show for Preview {
     fn text(&self) -> String {
         let excluded = match self.excluded_count {
             0 => String::new(),
@@ -130,7 +130,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let first = responses.message().await?.ok_or_else(no_redrive)?;
     let mut redrive = Redrive::from(first.redrive.ok_or_else(no_redrive)?);
     if args.dry_run {
-        return context.output.show(&Plan {
+        return context.output.show(&Preview {
             dry_run: true,
             frozen_count: redrive.frozen_count,
             excluded_count: redrive.excluded_count,

@@ -6,11 +6,11 @@ use herald_proto::v1::{analytics_service_server::AnalyticsService, mesh_service_
 use tokio_stream::StreamExt;
 use tonic::{Request, Response};
 
-use crate::server::{Answer, Answers, Server, time};
+use crate::server::{RpcResult, RpcStream, Server, time};
 
 #[tonic::async_trait]
 impl AnalyticsService for Server {
-    async fn get_post_stats(&self, request: Request<GetPostStatsRequest>) -> Answer<GetPostStatsResponse> {
+    async fn get_post_stats(&self, request: Request<GetPostStatsRequest>) -> RpcResult<GetPostStatsResponse> {
         let post_id = self.record(request)?.post_id;
         let totals = Some(Totals {
             post_count: 1,
@@ -26,7 +26,7 @@ impl AnalyticsService for Server {
         }))
     }
 
-    async fn get_totals(&self, request: Request<GetTotalsRequest>) -> Answer<GetTotalsResponse> {
+    async fn get_totals(&self, request: Request<GetTotalsRequest>) -> RpcResult<GetTotalsResponse> {
         self.record(request)?;
         let totals = Some(Totals {
             post_count: 3,
@@ -42,7 +42,7 @@ impl AnalyticsService for Server {
 
 #[tonic::async_trait]
 impl MeshService for Server {
-    async fn get_lag(&self, request: Request<GetLagRequest>) -> Answer<GetLagResponse> {
+    async fn get_lag(&self, request: Request<GetLagRequest>) -> RpcResult<GetLagResponse> {
         self.record(request)?;
         Ok(Response::new(GetLagResponse {
             streams: vec![stream_lag()],
@@ -50,9 +50,9 @@ impl MeshService for Server {
         }))
     }
 
-    type WatchLagStream = Answers<WatchLagResponse>;
+    type WatchLagStream = RpcStream<WatchLagResponse>;
 
-    async fn watch_lag(&self, request: Request<WatchLagRequest>) -> Answer<Self::WatchLagStream> {
+    async fn watch_lag(&self, request: Request<WatchLagRequest>) -> RpcResult<Self::WatchLagStream> {
         self.record(request)?;
         let answer = WatchLagResponse {
             streams: vec![stream_lag()],
