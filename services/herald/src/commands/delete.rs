@@ -28,12 +28,12 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct DeletedPost {
     post_id: u64,
     deleted: bool,
 }
 
-impl Show for Answer {
+impl Show for DeletedPost {
     fn text(&self) -> String {
         format!("post {} deleted", self.post_id)
     }
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         author_id: args.author.unwrap_or_default(),
     };
     client.posts().delete_post(client.request(request)).await?;
-    context.output.show(&Answer {
+    context.output.show(&DeletedPost {
         post_id: args.post_id,
         deleted: true,
     })

@@ -109,7 +109,7 @@ fn state(name: &str) -> DeliveryState {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct PostDelivery {
     post_id: u64,
     planned: bool,
     #[serde(serialize_with = "as_map")]
@@ -146,7 +146,7 @@ impl From<ChannelDelivery> for Counts {
     }
 }
 
-impl From<GetDeliveryResponse> for Answer {
+impl From<GetDeliveryResponse> for PostDelivery {
     fn from(response: GetDeliveryResponse) -> Self {
         let convert = |delivery: ChannelDelivery| (channel_name(delivery.channel), Counts::from(delivery));
         Self {
@@ -157,7 +157,7 @@ impl From<GetDeliveryResponse> for Answer {
     }
 }
 
-impl Answer {
+impl PostDelivery {
     fn is_settled(&self) -> bool {
         self.planned && self.channels.iter().all(|(_, counts)| counts.pending == 0)
     }
@@ -167,7 +167,7 @@ impl Answer {
     }
 }
 
-impl Show for Answer {
+impl Show for PostDelivery {
     fn text(&self) -> String {
         let mut table = Table::new(&[
             "channel",
@@ -244,7 +244,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     }
 }
 
-async fn get(post_id: u64, client: &Client) -> Result<Answer, Failure> {
+async fn get(post_id: u64, client: &Client) -> Result<PostDelivery, Failure> {
     let request = client.request(GetDeliveryRequest { post_id });
     Ok(client
         .deliveries()
@@ -258,14 +258,14 @@ async fn wait(args: &Args, client: &Client, context: &Context) -> Result<(), Fai
     let end = Instant::now() + args.timeout;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
-        let answer = get(args.post_id, client).await?;
+        let delivery = get(args.post_id, client).await?;
         let left = end.saturating_duration_since(Instant::now());
-        if answer.is_settled() {
-            return context.output.show(&answer);
+        if delivery.is_settled() {
+            return context.output.show(&delivery);
         }
         if left.is_zero() {
-            context.output.show(&answer)?;
-            let state = if answer.planned {
+            context.output.show(&delivery)?;
+            let state = if delivery.planned {
                 "pending"
             } else {
                 "pending, and fan-out is still planning"
@@ -273,7 +273,7 @@ async fn wait(args: &Args, client: &Client, context: &Context) -> Result<(), Fai
             let waited = time::approximate(args.timeout);
             let message = format!(
                 "after {waited}, {} deliveries are {state}",
-                count(answer.pending())
+                count(delivery.pending())
             );
             return Err(Failure::new(Kind::TimedOut, message)
                 .hint("increase --timeout, or check the consumers with `herald lag`"));
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn the_json_has_the_documented_keys() {
-        let answer = Answer::from(GetDeliveryResponse {
+        let delivery = PostDelivery::from(GetDeliveryResponse {
             post_id: 1,
             planned: true,
             channels: vec![
@@ -353,9 +353,9 @@ mod tests {
                 },
             ],
         });
-        assert!(!answer.is_settled());
+        assert!(!delivery.is_settled());
         assert_eq!(
-            serde_json::to_string(&answer).unwrap(),
+            serde_json::to_string(&delivery).unwrap(),
             r#"{"post_id":1,"planned":true,"channels":{"timeline":{"targeted":3,"delivered":0,"suppressed":0,"expired":0,"pending":0,"dead":0,"first_delivered_time":null,"last_delivered_time":null},"push":{"targeted":0,"delivered":0,"suppressed":0,"expired":0,"pending":1,"dead":0,"first_delivered_time":null,"last_delivered_time":null}}}"#
         );
     }

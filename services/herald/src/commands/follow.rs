@@ -39,14 +39,14 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct FollowResult {
     follower_id: String,
     author_id: String,
     notify: bool,
     changed: bool,
 }
 
-impl Show for Answer {
+impl Show for FollowResult {
     fn text(&self) -> String {
         let already = if self.changed { "" } else { " already" };
         let pushes = if self.notify { ", with pushes" } else { "" };
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let request = client.request(FollowRequest { follow: Some(follow) });
     let changed = client.graph().follow(request).await?.into_inner().changed;
-    context.output.show(&Answer {
+    context.output.show(&FollowResult {
         follower_id,
         author_id,
         notify,

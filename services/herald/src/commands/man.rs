@@ -25,12 +25,12 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct WrittenPages {
     directory: PathBuf,
     page_count: u64,
 }
 
-impl Show for Answer {
+impl Show for WrittenPages {
     fn text(&self) -> String {
         format!(
             "{} in {}",
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args, command: clap::Command, context: &Context) -> Res
             .map_err(failure)?;
         page_count += 1;
     }
-    context.output.show(&Answer {
+    context.output.show(&WrittenPages {
         directory: args.directory.clone(),
         page_count,
     })

@@ -86,14 +86,14 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct SubmittedPost {
     post_id: u64,
     request_id: String,
     accepted_time: Option<String>,
     duplicate: bool,
 }
 
-impl From<SubmitPostResponse> for Answer {
+impl From<SubmitPostResponse> for SubmittedPost {
     fn from(response: SubmitPostResponse) -> Self {
         Self {
             post_id: response.post_id,
@@ -104,7 +104,7 @@ impl From<SubmitPostResponse> for Answer {
     }
 }
 
-impl Show for Answer {
+impl Show for SubmittedPost {
     fn text(&self) -> String {
         let status = if self.duplicate {
             "was accepted before"
@@ -142,7 +142,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         )),
         _ => failure,
     })?;
-    context.output.show(&Answer::from(response))
+    context.output.show(&SubmittedPost::from(response))
 }
 
 /// Submits the post; retries up to `retries` times while the server is unavailable.

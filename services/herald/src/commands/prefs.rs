@@ -78,13 +78,13 @@ enum Switch {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct UserPreferences {
     user_id: String,
     push_enabled: bool,
     muted_author_ids: Vec<String>,
 }
 
-impl Answer {
+impl UserPreferences {
     fn new(user_id: String, preferences: Option<Preferences>) -> Result<Self, Failure> {
         let Preferences {
             push_enabled,
@@ -98,7 +98,7 @@ impl Answer {
     }
 }
 
-impl Show for Answer {
+impl Show for UserPreferences {
     fn text(&self) -> String {
         let push = if self.push_enabled { "on" } else { "off" };
         let muted = match self.muted_author_ids.as_slice() {
@@ -114,13 +114,13 @@ impl Show for Answer {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
-    let answer = match args.action {
+    let result = match args.action {
         Action::Get { user_id } => {
             let request = client.request(GetPreferencesRequest {
                 user_id: user_id.clone(),
             });
             let response = client.preferences().get_preferences(request).await?.into_inner();
-            Answer::new(user_id, response.preferences)?
+            UserPreferences::new(user_id, response.preferences)?
         }
         Action::Set(Change {
             user_id,
@@ -139,8 +139,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
                 .update_preferences(request)
                 .await?
                 .into_inner();
-            Answer::new(user_id, response.preferences)?
+            UserPreferences::new(user_id, response.preferences)?
         }
     };
-    context.output.show(&answer)
+    context.output.show(&result)
 }

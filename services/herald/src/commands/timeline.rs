@@ -54,14 +54,14 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct TimelinePage {
     entries: Vec<Post>,
     next_page_token: String,
     #[serde(skip)]
     user_id: String,
 }
 
-impl Show for Answer {
+impl Show for TimelinePage {
     fn text(&self) -> String {
         let mut parts: Vec<String> = self.entries.iter().map(Show::text).collect();
         if parts.is_empty() {
@@ -98,12 +98,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         entries.extend(posts(page.entries));
         let next = page.next_page_token;
         if !args.all || next.is_empty() {
-            let answer = Answer {
+            let timeline = TimelinePage {
                 entries,
                 next_page_token: next,
                 user_id: args.user_id,
             };
-            return context.output.show(&answer);
+            return context.output.show(&timeline);
         }
         if next == page_token {
             return Err(Failure::failed("the server returned the same page token twice"));

@@ -29,13 +29,13 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct UnfollowResult {
     follower_id: String,
     author_id: String,
     changed: bool,
 }
 
-impl Show for Answer {
+impl Show for UnfollowResult {
     fn text(&self) -> String {
         let verb = if self.changed {
             "no longer follows"
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .await?
         .into_inner()
         .changed;
-    context.output.show(&Answer {
+    context.output.show(&UnfollowResult {
         follower_id,
         author_id,
         changed,

@@ -48,13 +48,13 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct GroupList {
     groups: Vec<Group>,
     group_count: u64,
     dead_letter_count: u64,
 }
 
-impl Show for Answer {
+impl Show for GroupList {
     fn text(&self) -> String {
         if self.groups.is_empty() {
             return "no dead letters".into();
@@ -82,10 +82,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         }),
         page_size: args.page_size,
     });
-    let answer = client.dead_letters().list_groups(request).await?.into_inner();
-    context.output.show(&Answer {
-        groups: answer.groups.into_iter().map(Group::from).collect(),
-        group_count: answer.group_count,
-        dead_letter_count: answer.dead_letter_count,
+    let response = client.dead_letters().list_groups(request).await?.into_inner();
+    context.output.show(&GroupList {
+        groups: response.groups.into_iter().map(Group::from).collect(),
+        group_count: response.group_count,
+        dead_letter_count: response.dead_letter_count,
     })
 }

@@ -45,7 +45,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
+struct DeadLetterDetails {
     dead_letter: DeadLetter,
     headers: Vec<Header>,
     payload_json: Option<serde_json::Value>,
@@ -65,7 +65,7 @@ struct Header {
     value: String,
 }
 
-impl Show for Answer {
+impl Show for DeadLetterDetails {
     fn text(&self) -> String {
         let dead_letter = &self.dead_letter;
         let or_dash = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
@@ -190,7 +190,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         owed_user_ids.extend(users);
         next_owed_page_token = next;
     }
-    context.output.show(&Answer {
+    context.output.show(&DeadLetterDetails {
         dead_letter: dead_letter.into(),
         headers: headers
             .into_iter()
