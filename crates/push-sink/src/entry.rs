@@ -1,4 +1,4 @@
-//! What came.
+//! Records of received pushes, and statistics over them.
 
 use std::time::Duration;
 
@@ -6,78 +6,78 @@ use hdrhistogram::Histogram;
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// By which way a push came.
+/// How a push was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A signed POST.
+    /// A POST signed as in Standard Webhooks.
     Webhook,
-    /// An encrypted one.
+    /// An encrypted Web Push message (RFC 8030, RFC 8291).
     WebPush,
 }
 
-/// One push that was accepted.
+/// One accepted push.
 #[derive(Debug, Clone, Serialize)]
 pub struct Entry {
-    /// By which way.
+    /// How it was sent.
     pub kind: Kind,
-    /// The device's name: the last part of the path.
+    /// The device's name: the last segment of the request path.
     pub name: String,
-    /// The post.
+    /// The post id.
     pub post_id: u64,
-    /// Who wrote it.
+    /// The author's user id.
     pub author_id: String,
-    /// For whom.
+    /// The recipient's user id.
     pub recipient_id: String,
-    /// The text, as far as it was sent.
+    /// The text as sent; Herald may have truncated it.
     pub text: String,
     /// When Herald accepted the post.
     pub accepted_time: Timestamp,
-    /// When the push came.
+    /// When the sink received the push.
     pub received_time: Timestamp,
-    /// From the one to the other; zero when the clocks disagree.
-    #[serde(serialize_with = "as_ms", rename = "latency_ms")]
+    /// From `accepted_time` to `received_time`; zero if the clocks disagree.
+    #[serde(serialize_with = "serialize_ms", rename = "latency_ms")]
     pub latency: Duration,
-    /// Whether this device had this post for this recipient before.
+    /// Whether the sink already had this (device, post, recipient).
     pub duplicate: bool,
     /// A webhook's `webhook-id`, or a Web Push message's `Topic`.
     pub message_id: String,
-    /// Web Push: the `TTL`, seconds.
+    /// The `TTL` of a Web Push message, seconds.
     pub ttl_seconds: Option<u64>,
-    /// Web Push: the `Urgency`.
+    /// The `Urgency` of a Web Push message.
     pub urgency: Option<String>,
 }
 
-/// Counts and latencies over all that came.
+/// Counts and latencies over all requests since the start.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// Accepted pushes, duplicates included.
     pub received: u64,
-    /// Of these, repeats of (device, post, recipient).
+    /// Accepted pushes whose (device, post, recipient) was already received.
     pub duplicates: u64,
-    /// Refused because of a bad signature, token or body.
+    /// Requests rejected because of a bad signature, token or body.
     pub rejected: u64,
-    /// Answered with an error because the sink was told to.
+    /// Requests answered with an injected error.
     pub failed: u64,
-    /// From a post's acceptance to the first arrival of its push.
+    /// From the acceptance of a post to the first receipt of its push; duplicates don't count.
     pub latency_ms: Latencies,
 }
 
-/// Latencies, milliseconds.
+/// Latency percentiles, milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Latencies {
-    /// Half are faster.
+    /// Median.
     pub p50: f64,
-    /// 95 of 100 are faster.
+    /// 95th percentile.
     pub p95: f64,
-    /// 99 of 100 are faster.
+    /// 99th percentile.
     pub p99: f64,
-    /// The slowest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl From<&Histogram<u64>> for Latencies {
-    /// Of a histogram of microseconds.
+    /// Converts a histogram of microseconds.
     fn from(us: &Histogram<u64>) -> Self {
         let ms = |quantile| us.value_at_quantile(quantile) as f64 / 1e3;
         Self {
@@ -89,6 +89,6 @@ impl From<&Histogram<u64>> for Latencies {
     }
 }
 
-fn as_ms<S: serde::Serializer>(latency: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_ms<S: serde::Serializer>(latency: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(latency.as_secs_f64() * 1e3)
 }

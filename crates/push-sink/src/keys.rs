@@ -1,4 +1,4 @@
-//! What the sink proves and checks with.
+//! The sink's webhook secret and Web Push keys.
 
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -7,9 +7,11 @@ use p256::{SecretKey, elliptic_curve::rand_core::OsRng, elliptic_curve::sec1::To
 
 use crate::Error;
 
+/// Lines of a key file, one secret each.
 const LINES: usize = 3;
 
-/// The sink's secrets: one webhook secret, one key pair and one shared secret, for all names.
+/// The sink's secrets, shared by all device names: a webhook secret, and the key pair and authentication secret of Web
+/// Push subscriptions.
 #[derive(Clone)]
 pub struct Keys {
     pub(crate) webhook: Vec<u8>,
@@ -18,7 +20,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// New ones.
+    /// Generates random keys.
     pub fn generate() -> Self {
         let webhook: [u8; 32] = rand::random();
         Self {
@@ -28,7 +30,8 @@ impl Keys {
         }
     }
 
-    /// Those in a file, or new ones written there (mode 0600), so that devices stay valid over a restart.
+    /// Loads the keys from a file. Creates the file (mode 0600) with new keys if it does not exist, so that registered
+    /// devices stay valid after a restart.
     pub fn load_or_create(path: &Path) -> Result<Self, Error> {
         let file_error = |source| Error::KeyFile {
             path: path.to_owned(),
@@ -46,14 +49,14 @@ impl Keys {
                     .mode(0o600)
                     .open(path)
                     .map_err(file_error)?;
-                file.write_all(keys.print().as_bytes()).map_err(file_error)?;
+                file.write_all(keys.encode().as_bytes()).map_err(file_error)?;
                 Ok(keys)
             }
             Err(e) => Err(file_error(e)),
         }
     }
 
-    /// The public key of Web Push subscriptions: an uncompressed P-256 point, 65 bytes.
+    /// The public key of Web Push subscriptions: an uncompressed P-256 point of 65 bytes.
     pub fn p256dh(&self) -> Vec<u8> {
         self.secret
             .public_key()
@@ -62,7 +65,7 @@ impl Keys {
             .to_vec()
     }
 
-    fn print(&self) -> String {
+    fn encode(&self) -> String {
         let parts = [&self.webhook[..], &self.secret.to_bytes(), &self.auth];
         parts.map(|part| BASE64URL.encode(part) + "\n").concat()
     }
@@ -83,7 +86,7 @@ impl Keys {
 }
 
 impl std::fmt::Debug for Keys {
-    /// Shows no secret.
+    /// Omits the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keys").finish_non_exhaustive()
     }
@@ -94,12 +97,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_survive_in_their_file() {
+    fn keys_are_loaded_from_their_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
-        let made = Keys::load_or_create(&path).unwrap();
-        let read = Keys::load_or_create(&path).unwrap();
-        assert_eq!(made.print(), read.print());
+        let created = Keys::load_or_create(&path).unwrap();
+        let loaded = Keys::load_or_create(&path).unwrap();
+        assert_eq!(created.encode(), loaded.encode());
         fs::write(&path, "nonsense").unwrap();
         assert!(matches!(
             Keys::load_or_create(&path),

@@ -1,10 +1,10 @@
-//! The other end of a push: a server that receives what Herald sends, checks it as a browser and a careful webhook
-//! receiver would, and tells what came. For tests, benchmarks and `herald push-sink`.
+//! A server that receives Herald's pushes, verifies them like a push service, a browser or a webhook receiver, and
+//! reports them. Used by tests, benchmarks and `herald push-sink`.
 //!
-//! | path | does |
+//! | route | behaviour |
 //! |---|---|
-//! | `POST /webhook/{name}` | checks the Standard Webhooks signature: 204, or 401 |
-//! | `POST /webpush/{name}` | checks the VAPID token (401), decrypts (400): 201 |
+//! | `POST /webhook/{name}` | verifies the Standard Webhooks signature: 204, or 401 |
+//! | `POST /webpush/{name}` | verifies the VAPID token (401), decrypts the message (400): 201 |
 //! | `GET /received` | counts, latencies and the newest entries as JSON |
 //!
 //! ```no_run
@@ -12,14 +12,15 @@
 //! let sink = herald_push_sink::Running::start().await?;
 //! let webhook = sink.webhook("phone");
 //! println!("{} {}", webhook.url, webhook.secret);
-//! // … register it, post something …
+//! // … register the webhook, submit a post …
 //! let entries = sink.wait_for(1).await;
 //! println!("{:?}", entries[0].latency);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! What it keeps is bounded: the newest [`ENTRIES_MAX`] entries, and the keys of [`SEEN_MAX`] for counting duplicates.
+//! Memory is bounded: the sink keeps the newest [`ENTRIES_MAX`] entries, and [`SEEN_MAX`] fingerprints to count
+//! duplicates.
 
 mod entry;
 mod keys;
@@ -31,28 +32,28 @@ pub use entry::{Entry, Kind, Latencies, Summary};
 pub use keys::Keys;
 pub use sink::{ENTRIES_MAX, InjectedFailure, Running, SEEN_MAX, Sink, Subscription, Webhook};
 
-/// Why a sink could not be made or run.
+/// An error that prevents the sink from starting or running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address can't be listened on, or the listener failed.
-    #[error("can't listen")]
+    /// The listener failed.
+    #[error("the push sink can't listen on its address")]
     Listen(#[source] std::io::Error),
-    /// The file of the keys can't be read or written.
-    #[error("can't use the key file {path}")]
+    /// The key file can't be read or written.
+    #[error("key file {path} can't be read or written")]
     KeyFile {
-        /// Which file.
+        /// The key file.
         path: std::path::PathBuf,
-        /// What happened.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// The file is there and doesn't hold keys.
-    #[error("the key file {path} doesn't hold a sink's keys")]
+    /// The key file is malformed.
+    #[error("key file {path} is malformed: delete it to generate new keys, or give another file")]
     MalformedKeys {
-        /// Which file.
+        /// The key file.
         path: std::path::PathBuf,
     },
-    /// The base URL is none.
+    /// The base URL is not an absolute http or https URL.
     #[error("{0:?} is not an http or https URL")]
     BaseUrl(String),
 }

@@ -1,4 +1,4 @@
-//! The sink's HTTP side.
+//! HTTP routes of the sink.
 
 use std::time::Duration;
 
@@ -19,22 +19,22 @@ use web_push_native::Auth;
 
 use crate::{Entry, InjectedFailure, Kind, Sink, Summary, vapid};
 
-/// A webhook's body: 16 links of 2,048 bytes and a little text.
+/// Limit of a request body. A webhook carries up to 16 links of 2,048 bytes and a short text.
 const BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// RFC 8030: a push service may refuse more than this.
+/// A push service may reject a larger message (RFC 8030 §7.2).
 const WEB_PUSH_BYTES_MAX: usize = 4_096;
 
-/// RFC 8188: salt, record size, length of the key id.
+/// Salt, record size and length of the key id (RFC 8188 §2.1).
 const ECE_HEADER_BYTES: usize = 21;
 
-/// RFC 8188: a record holds a tag and at least two bytes.
+/// A record has a tag of 16 bytes and at least two more bytes (RFC 8188 §2).
 const ECE_RECORD_BYTES_MIN: u32 = 18;
 
-/// How many entries `GET /received` shows.
-const SHOWN_MAX: usize = 1_000;
+/// Limit of entries in the response of `GET /received`.
+const RESPONSE_ENTRIES_MAX: usize = 1_000;
 
-/// What Herald sends.
+/// The event that Herald sends.
 #[derive(Deserialize)]
 struct Payload {
     r#type: String,
@@ -72,7 +72,7 @@ async fn webhook(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if let Some(failure) = sink.failure(&name) {
+    if let Some(failure) = sink.take_failure(&name) {
         return failure.into_response();
     }
     let verified = standardwebhooks::Webhook::from_bytes(sink.keys().webhook.clone())
@@ -80,16 +80,16 @@ async fn webhook(
     if let Err(e) = verified {
         return reject(&sink, StatusCode::UNAUTHORIZED, e);
     }
-    match entry(Kind::Webhook, name, &body) {
+    match parse_entry(Kind::Webhook, name, &body) {
         Some(mut entry) => {
-            entry.message_id = text(&headers, "webhook-id").unwrap_or_default();
+            entry.message_id = header_text(&headers, "webhook-id").unwrap_or_default();
             sink.record(entry);
             StatusCode::NO_CONTENT.into_response()
         }
         None => reject(
             &sink,
             StatusCode::BAD_REQUEST,
-            "the body is no post.created event",
+            "the body is not a post.created event",
         ),
     }
 }
@@ -100,12 +100,12 @@ async fn web_push(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if let Some(failure) = sink.failure(&name) {
+    if let Some(failure) = sink.take_failure(&name) {
         return failure.into_response();
     }
     let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let now = Timestamp::now().as_second();
-    if let Err(e) = vapid::check(
+    if let Err(e) = vapid::verify(
         authorization,
         &sink.origin(),
         now,
@@ -113,8 +113,12 @@ async fn web_push(
     ) {
         return reject(&sink, StatusCode::UNAUTHORIZED, e);
     }
-    let Some(ttl_seconds) = text(&headers, "ttl").and_then(|ttl| ttl.parse().ok()) else {
-        return reject(&sink, StatusCode::BAD_REQUEST, "no TTL");
+    let Some(ttl_seconds) = header_text(&headers, "ttl").and_then(|ttl| ttl.parse().ok()) else {
+        return reject(
+            &sink,
+            StatusCode::BAD_REQUEST,
+            "the TTL header is missing or malformed",
+        );
     };
     if headers
         .get(CONTENT_ENCODING)
@@ -130,14 +134,14 @@ async fn web_push(
         return reject(
             &sink,
             StatusCode::PAYLOAD_TOO_LARGE,
-            "the body is over 4,096 bytes",
+            "the body is larger than 4,096 bytes",
         );
     }
-    let opened = open(&sink, &body);
-    match opened.and_then(|opened| entry(Kind::WebPush, name, &opened)) {
+    let plaintext = decrypt(&sink, &body);
+    match plaintext.and_then(|plaintext| parse_entry(Kind::WebPush, name, &plaintext)) {
         Some(mut entry) => {
-            entry.message_id = text(&headers, "topic").unwrap_or_default();
-            entry.urgency = text(&headers, "urgency");
+            entry.message_id = header_text(&headers, "topic").unwrap_or_default();
+            entry.urgency = header_text(&headers, "urgency");
             entry.ttl_seconds = Some(ttl_seconds);
             sink.record(entry);
             StatusCode::CREATED.into_response()
@@ -145,14 +149,14 @@ async fn web_push(
         None => reject(
             &sink,
             StatusCode::BAD_REQUEST,
-            "the body can't be decrypted to a post.created event",
+            "the body can't be decrypted, or is not a post.created event",
         ),
     }
 }
 
 async fn received(State(sink): State<Sink>) -> Response {
     let mut entries = sink.entries();
-    let entries = entries.split_off(entries.len().saturating_sub(SHOWN_MAX));
+    let entries = entries.split_off(entries.len().saturating_sub(RESPONSE_ENTRIES_MAX));
     match serde_json::to_vec(&Received {
         summary: sink.summary(),
         entries,
@@ -162,8 +166,8 @@ async fn received(State(sink): State<Sink>) -> Response {
     }
 }
 
-/// Decrypts a message. The record size is checked here because the library takes it as it is.
-fn open(sink: &Sink, body: &[u8]) -> Option<Vec<u8>> {
+/// Decrypts a message. The record size is checked here because the library does not check it.
+fn decrypt(sink: &Sink, body: &[u8]) -> Option<Vec<u8>> {
     let header = body.get(..ECE_HEADER_BYTES)?;
     let record_bytes = u32::from_be_bytes(header.get(16..20)?.try_into().ok()?);
     if record_bytes < ECE_RECORD_BYTES_MIN {
@@ -173,7 +177,7 @@ fn open(sink: &Sink, body: &[u8]) -> Option<Vec<u8>> {
     web_push_native::decrypt(body.to_vec(), &keys.secret, &Auth::from(keys.auth)).ok()
 }
 
-fn entry(kind: Kind, name: String, body: &[u8]) -> Option<Entry> {
+fn parse_entry(kind: Kind, name: String, body: &[u8]) -> Option<Entry> {
     let payload: Payload = serde_json::from_slice(body)
         .ok()
         .filter(|p: &Payload| p.r#type == "post.created")?;
@@ -196,12 +200,12 @@ fn entry(kind: Kind, name: String, body: &[u8]) -> Option<Entry> {
     })
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 fn reject(sink: &Sink, status: StatusCode, reason: impl std::fmt::Display) -> Response {
-    sink.reject();
+    sink.count_rejected();
     (status, reason.to_string()).into_response()
 }
 

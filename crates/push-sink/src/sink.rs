@@ -1,4 +1,4 @@
-//! The sink: what it holds and how it is asked.
+//! The state of the sink and its queries.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -22,49 +22,49 @@ use url::Url;
 
 use crate::{Entry, Error, Keys, Latencies, Summary, server};
 
-/// How many entries are kept; older ones are forgotten first.
+/// Limit of entries kept; the oldest are evicted first.
 pub const ENTRIES_MAX: usize = 100_000;
 
-/// How many (device, post, recipient) are remembered for counting duplicates. Past it, new ones are not remembered.
+/// Limit of (device, post, recipient) fingerprints kept to detect duplicates. Above the limit, new ones are not kept.
 pub const SEEN_MAX: usize = 10_000_000;
 
-/// How many entries a slow [`Sink::subscribe`]r may be behind before it misses some.
+/// Entries that a [`Sink::subscribe`] receiver may lag behind before it misses entries.
 const SUBSCRIBER_LAG_MAX: usize = 16_384;
 
-/// A Web Push subscription, as a browser makes one.
+/// A Web Push subscription, as a browser creates it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
-    /// The URL to push to.
+    /// The push endpoint URL.
     pub endpoint: String,
-    /// The public key, 65 bytes.
+    /// The public key: an uncompressed P-256 point of 65 bytes.
     pub p256dh: Vec<u8>,
-    /// The shared secret, 16 bytes.
+    /// The authentication secret of 16 bytes (RFC 8291).
     pub auth: Vec<u8>,
 }
 
 /// A webhook to register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
-    /// The URL to POST to.
+    /// The endpoint URL.
     pub url: String,
-    /// The secret as Standard Webhooks writes it: `whsec_` and base64.
+    /// The secret in Standard Webhooks format: `whsec_` and base64.
     pub secret: String,
-    /// The secret decoded.
+    /// The decoded secret.
     pub secret_bytes: Vec<u8>,
 }
 
-/// An error to answer with.
+/// An error that the sink returns instead of accepting a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InjectedFailure {
-    /// The status.
+    /// The HTTP status.
     pub status: http::StatusCode,
-    /// A `Retry-After` to go with it; in whole seconds.
+    /// The `Retry-After` header, if any; rounded down to seconds.
     pub retry_after: Option<Duration>,
-    /// How many requests get it; `None`: all.
+    /// Number of requests that fail; `None` for all.
     pub times: Option<u32>,
 }
 
-/// A handle on the sink. Cloning shares it.
+/// A handle of the sink. Clones share its state.
 #[derive(Debug, Clone)]
 pub struct Sink {
     shared: Arc<Shared>,
@@ -92,12 +92,13 @@ struct State {
 }
 
 impl Sink {
-    /// A sink that is reached at a base URL, as `http://127.0.0.1:9090`.
+    /// Creates a sink with a base URL such as `http://127.0.0.1:9090`. Fails if it is not an absolute http or https
+    /// URL.
     pub fn new(base_url: &str, keys: Keys) -> Result<Self, Error> {
         let base = Url::parse(base_url).ok().filter(Url::has_host);
         let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
         let base = base.ok_or_else(|| Error::BaseUrl(base_url.into()))?;
-        // One microsecond to an hour, three digits.
+        // 1 µs to 1 h, three significant digits.
         let mut latency_us = Histogram::new_with_bounds(1, 3_600_000_000, 3)
             .unwrap_or_else(|_| unreachable!("the bounds are constant and valid"));
         latency_us.auto(true);
@@ -122,7 +123,7 @@ impl Sink {
         })
     }
 
-    /// Serves until `shutdown`, then finishes what is open.
+    /// Serves until `shutdown`, then finishes open requests.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
         axum::serve(listener, server::router(self))
             .with_graceful_shutdown(async move { shutdown.cancelled().await })
@@ -130,7 +131,7 @@ impl Sink {
             .map_err(Error::Listen)
     }
 
-    /// A Web Push subscription for a device of this name (URL-safe characters).
+    /// A Web Push subscription for a device. The name has URL-safe characters only.
     pub fn subscription(&self, name: &str) -> Subscription {
         Subscription {
             endpoint: self.url("webpush", name),
@@ -139,7 +140,7 @@ impl Sink {
         }
     }
 
-    /// A webhook for a device of this name (URL-safe characters).
+    /// A webhook for a device. The name has URL-safe characters only.
     pub fn webhook(&self, name: &str) -> Webhook {
         let secret_bytes = self.shared.keys.webhook.clone();
         Webhook {
@@ -149,27 +150,27 @@ impl Sink {
         }
     }
 
-    /// From now on believe only this sender (a 65-byte public key) on `/webpush`.
+    /// Makes `/webpush` reject every VAPID key except this public key (65 bytes).
     pub fn expect_vapid_key(&self, public_key: Vec<u8>) {
         *self.shared.vapid_public_key.lock() = Some(public_key);
     }
 
-    /// Answers requests for a device with an error instead of taking them.
+    /// Makes requests for a device fail.
     pub fn fail(&self, name: &str, failure: InjectedFailure) {
         self.shared.state.lock().failures.insert(name.to_owned(), failure);
     }
 
-    /// Takes requests for a device again.
+    /// Removes the injected failure of a device.
     pub fn recover(&self, name: &str) {
         self.shared.state.lock().failures.remove(name);
     }
 
-    /// The newest entries, oldest first.
+    /// The kept entries, oldest first.
     pub fn entries(&self) -> Vec<Entry> {
         self.shared.state.lock().entries.iter().cloned().collect()
     }
 
-    /// Counts and latencies so far.
+    /// Counts and latencies since the start.
     pub fn summary(&self) -> Summary {
         let state = self.shared.state.lock();
         Summary {
@@ -181,14 +182,14 @@ impl Sink {
         }
     }
 
-    /// Entries from now on, as they come. A receiver that is too slow is told how many it missed.
+    /// Subscribes to new entries. A receiver that lags too far gets the number of entries it missed.
     pub fn subscribe(&self) -> broadcast::Receiver<Entry> {
         self.shared.entries.subscribe()
     }
 
-    /// Waits until this many entries came since the start, and returns those that are kept.
+    /// Waits until `count` entries were received since the start, and returns the kept entries.
     pub async fn wait_for(&self, count: u64) -> Vec<Entry> {
-        // The sender lives as long as `self`, so the wait can't fail.
+        // `self` owns the sender, so the wait can't fail.
         let _ = self
             .shared
             .received
@@ -198,7 +199,7 @@ impl Sink {
         self.entries()
     }
 
-    /// Waits until this many requests were answered with an error, as told by [`fail`](Self::fail).
+    /// Waits until `count` requests failed because of [`fail`](Self::fail).
     pub async fn wait_for_failed(&self, count: u64) {
         let mut changed = self.shared.received.subscribe();
         while self.shared.state.lock().failed < count {
@@ -216,13 +217,13 @@ impl Sink {
         self.shared.vapid_public_key.lock().clone()
     }
 
-    /// The sink as a VAPID audience.
+    /// The origin of the sink, which is the audience of VAPID tokens.
     pub(crate) fn origin(&self) -> String {
         self.shared.base.origin().ascii_serialization()
     }
 
-    /// The error to answer a device's request with, if any is left.
-    pub(crate) fn failure(&self, name: &str) -> Option<InjectedFailure> {
+    /// Consumes one injected failure of a device, if any is left.
+    pub(crate) fn take_failure(&self, name: &str) -> Option<InjectedFailure> {
         let mut state = self.shared.state.lock();
         let failure = state.failures.get_mut(name)?;
         if let Some(times) = &mut failure.times {
@@ -235,7 +236,7 @@ impl Sink {
         Some(failure)
     }
 
-    pub(crate) fn reject(&self) {
+    pub(crate) fn count_rejected(&self) {
         self.shared.state.lock().rejected += 1;
     }
 
@@ -259,7 +260,7 @@ impl Sink {
         }
         state.entries.push_back(entry.clone());
         drop(state);
-        // Nobody has to listen.
+        // Fails only without subscribers.
         let _ = self.shared.entries.send(entry);
         self.shared.received.send_modify(|received| *received += 1);
     }
@@ -280,7 +281,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts one with new keys.
+    /// Starts a sink with new keys.
     pub async fn start() -> Result<Self, Error> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
@@ -293,7 +294,7 @@ impl Running {
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,6 +1,6 @@
-//! What the sink believes, and what it refuses.
+//! Requests that the sink accepts and rejects.
 
-// Helpers outside a #[test] unwrap as well.
+// Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -39,37 +39,40 @@ async fn webhook(sink: &Sink, name: &str, body: String, secret: &[u8]) -> Status
 }
 
 #[tokio::test]
-async fn a_signed_webhook_is_taken_and_a_repeat_is_counted() {
+async fn a_signed_webhook_is_accepted_and_a_duplicate_is_counted() {
     let sink = Running::start().await.unwrap();
     let secret = sink.webhook("phone").secret_bytes;
     assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
     assert_eq!(webhook(&sink, "phone", event(7), &secret).await, 204);
     assert_eq!(webhook(&sink, "phone", event(8), &secret).await, 204);
     let entries = sink.wait_for(3).await;
-    let told: Vec<_> = entries
+    let received: Vec<_> = entries
         .iter()
         .map(|e| (e.kind, e.post_id, e.duplicate, &e.message_id[..]))
         .collect();
     assert_eq!(
-        told,
+        received,
         [
             (Kind::Webhook, 7, false, "msg_1"),
             (Kind::Webhook, 7, true, "msg_1"),
             (Kind::Webhook, 8, false, "msg_1"),
         ]
     );
-    let shown = client()
+    let report = client()
         .get(format!("http://{}/received", sink.address()))
         .send()
         .await
         .unwrap();
-    let shown: serde_json::Value = serde_json::from_slice(&shown.bytes().await.unwrap()).unwrap();
-    assert_eq!((&shown["received"], &shown["duplicates"]), (&3.into(), &1.into()));
-    assert_eq!(shown["entries"][0]["name"], "phone");
+    let report: serde_json::Value = serde_json::from_slice(&report.bytes().await.unwrap()).unwrap();
+    assert_eq!(
+        (&report["received"], &report["duplicates"]),
+        (&3.into(), &1.into())
+    );
+    assert_eq!(report["entries"][0]["name"], "phone");
 }
 
 #[tokio::test]
-async fn what_is_not_signed_or_no_event_is_refused() {
+async fn unsigned_requests_and_malformed_events_are_rejected() {
     let sink = Running::start().await.unwrap();
     assert_eq!(webhook(&sink, "phone", event(7), b"another secret").await, 401);
     let unsigned = client()
@@ -93,7 +96,7 @@ async fn what_is_not_signed_or_no_event_is_refused() {
 }
 
 #[tokio::test]
-async fn it_fails_as_told() {
+async fn injected_failures_are_returned() {
     let sink = Running::start().await.unwrap();
     let secret = sink.webhook("phone").secret_bytes;
     let failure = InjectedFailure {
