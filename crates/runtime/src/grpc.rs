@@ -1,4 +1,4 @@
-//! A gRPC server on a given listener, with health, reflection and a span a call.
+//! A gRPC server on a given listener, with health checks, reflection and a span per call.
 
 use std::time::Duration;
 
@@ -13,40 +13,43 @@ use tonic_health::server::HealthReporter;
 use crate::shutdown;
 use crate::trace::ServerLayer;
 
-/// How long calls may take to end after the shutdown. Streams that never end are cut then.
+/// Time that open calls have to finish after the shutdown; the server then aborts them. Long-lived streams always use
+/// it up.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a connection may be silent before it is asked whether it lives, and how long it may take to answer.
+/// Interval of HTTP/2 keepalive pings.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Time until an unanswered ping closes the connection.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server that could not start or broke.
+/// The server failed to start or to run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The transport failed.
     #[error("gRPC server failed")]
     Transport(#[from] tonic::transport::Error),
-    /// The descriptors are no file descriptor set.
-    #[error("gRPC reflection can't read the descriptors")]
+    /// The descriptors are not an encoded file descriptor set.
+    #[error("gRPC reflection can't decode the file descriptor set")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Adds `grpc.health.v1.Health`, where each named service (and the empty name: the whole) is SERVING, and says
-/// NOT_SERVING from the shutdown on, before calls are refused. Must be called within a tokio runtime.
+/// Adds `grpc.health.v1.Health`. The named services and the empty name (the whole server) are SERVING until `shutdown`
+/// and NOT_SERVING after it, before the server refuses calls. Must be called within a tokio runtime.
 pub async fn with_health(routes: Routes, services: &[&str], shutdown: &CancellationToken) -> Routes {
     let (reporter, service) = tonic_health::server::health_reporter();
-    report(&reporter, services, ServingStatus::Serving).await;
+    set_status(&reporter, services, ServingStatus::Serving).await;
     let services: Vec<String> = services.iter().map(ToString::to_string).collect();
     let shutdown = shutdown.clone();
     tokio::spawn(async move {
         shutdown.cancelled().await;
         let services: Vec<_> = services.iter().map(String::as_str).collect();
-        report(&reporter, &services, ServingStatus::NotServing).await;
+        set_status(&reporter, &services, ServingStatus::NotServing).await;
     });
     routes.add_service(service)
 }
 
-/// Adds server reflection, v1 and v1alpha (older tools ask for that one), of a file descriptor set.
+/// Adds server reflection v1 and, for older clients, v1alpha. `descriptors` is an encoded file descriptor set.
 pub fn with_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Routes, Error> {
     let builder = || {
         tonic_reflection::server::Builder::configure()
@@ -58,8 +61,8 @@ pub fn with_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Rou
         .add_service(builder().build_v1alpha()?))
 }
 
-/// Serves routes until the shutdown; calls that are open then have [`DRAIN_LIMIT`] to end. Each call has a span; a
-/// caller's `grpc-timeout` is honoured.
+/// Serves routes until `shutdown`; open calls then have [`DRAIN_LIMIT`] to finish. Each call has a span. The server
+/// enforces the caller's `grpc-timeout`.
 pub async fn serve(listener: TcpListener, routes: Routes, shutdown: CancellationToken) -> Result<(), Error> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
@@ -69,15 +72,15 @@ pub async fn serve(listener: TcpListener, routes: Routes, shutdown: Cancellation
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server).await {
-        Ok(ended) => Ok(ended?),
+        Ok(served) => Ok(served?),
         Err(error) => {
-            tracing::info!(%error, "gRPC calls cut");
+            tracing::info!(%error, "aborted open gRPC calls at shutdown");
             Ok(())
         }
     }
 }
 
-async fn report(reporter: &HealthReporter, services: &[&str], status: ServingStatus) {
+async fn set_status(reporter: &HealthReporter, services: &[&str], status: ServingStatus) {
     reporter.set_service_status("", status).await;
     for service in services {
         reporter.set_service_status(service, status).await;
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_server_says_that_it_serves_and_ends_when_told() {
+    async fn health_is_serving_until_the_shutdown() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -104,13 +107,13 @@ mod tests {
 
         let mut client = HealthClient::new(Channel::from_shared(address).unwrap().connect().await.unwrap());
         for service in ["", "herald.v1.PostService"] {
-            let answer = client
+            let response = client
                 .check(HealthCheckRequest {
                     service: service.into(),
                 })
                 .await
                 .unwrap();
-            assert_eq!(answer.into_inner().status, 1);
+            assert_eq!(response.into_inner().status, 1);
         }
         let unknown = client
             .check(HealthCheckRequest {
@@ -119,7 +122,7 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(unknown.code(), Code::NotFound);
-        // A watch never ends by itself: it hears of the shutdown, and doesn't hold it up once it is dropped.
+        // A watch receives the new status at the shutdown, and does not delay the shutdown after it is dropped.
         let mut watch = client
             .watch(HealthCheckRequest {
                 service: String::new(),

@@ -1,4 +1,4 @@
-//! The small HTTP server beside each service: `/healthz`, `/readyz`, `/metrics`.
+//! The HTTP server of each process: `/healthz`, `/readyz`, `/metrics`.
 
 use std::fmt;
 use std::io;
@@ -19,35 +19,35 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{self, Shared};
 use crate::shutdown;
 
-/// How long open connections may take to end after the shutdown.
+/// Time that open connections have to close after the shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// The named checks behind `/readyz`. Cloning shares them. Without any, it is ready.
+/// The named readiness checks of `/readyz`. Clones share them. Ready if there are none.
 #[derive(Clone, Default)]
 pub struct Readiness {
     checks: Arc<RwLock<Vec<(String, Check)>>>,
 }
 
-/// What one check says.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CheckState {
-    /// The check.
+    /// The name of the check.
     pub name: String,
     /// Whether it passes.
     pub ready: bool,
-    /// Why it doesn't; empty when it does.
+    /// Why it fails; empty if it passes.
     pub reason: String,
 }
 
 impl Readiness {
-    /// No checks yet.
+    /// Creates an empty set of checks.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a check, asked at each `/readyz`: it must answer at once. `Err` says in words what is missing.
+    /// Adds a check that runs at each request of `/readyz` and must not block. `Err` is the reason why it fails.
     pub fn check(
         &self,
         name: impl Into<String>,
@@ -56,12 +56,12 @@ impl Readiness {
         self.checks.write().push((name.into(), Arc::new(check)));
     }
 
-    /// Adds a check that fails until its flag is set.
+    /// Adds a check that passes while the returned flag is set.
     pub fn flag(&self, name: impl Into<String>) -> Flag {
         let flag = Flag::default();
-        let seen = flag.clone();
+        let checked = flag.clone();
         self.check(name, move || {
-            if seen.is_set() {
+            if checked.is_set() {
                 Ok(())
             } else {
                 Err("not ready".into())
@@ -70,9 +70,9 @@ impl Readiness {
         flag
     }
 
-    /// What all checks say, in the order in which they were added.
+    /// The results of all checks, in the order in which they were added.
     pub fn states(&self) -> Vec<CheckState> {
-        // Asked without the lock held.
+        // Checks run without the lock.
         let checks = self.checks.read().clone();
         checks
             .into_iter()
@@ -105,23 +105,23 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// Says that one thing is ready. Cloning shares it.
+/// The state of one readiness check. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Flag(Arc<AtomicBool>);
 
 impl Flag {
-    /// Ready from now on, or no longer.
+    /// Sets whether the check passes.
     pub fn set(&self, ready: bool) {
         self.0.store(ready, Ordering::Release);
     }
 
-    /// Whether it is ready.
+    /// Whether the check passes.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// The three routes, for a service that has more of them.
+/// The routes `/healthz`, `/readyz` and `/metrics`, for a service that adds its own.
 pub fn routes(metrics: Shared, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -129,12 +129,12 @@ pub fn routes(metrics: Shared, readiness: Readiness) -> Router {
         .with_state(readiness)
         .merge(
             Router::new()
-                .route("/metrics", get(show_metrics))
+                .route("/metrics", get(metrics_text))
                 .with_state(metrics),
         )
 }
 
-/// Serves the three routes until the shutdown; connections that are open then have 2 s to end.
+/// Serves [`routes`] until `shutdown`; open connections then have 2 s to close.
 pub async fn serve(
     listener: TcpListener,
     metrics: Shared,
@@ -144,7 +144,7 @@ pub async fn serve(
     serve_routes(listener, routes(metrics, readiness), shutdown).await
 }
 
-/// Serves any routes until the shutdown; connections that are open then have 2 s to end.
+/// Serves any routes until `shutdown`; open connections then have 2 s to close.
 pub async fn serve_routes(
     listener: TcpListener,
     routes: Router,
@@ -152,9 +152,9 @@ pub async fn serve_routes(
 ) -> io::Result<()> {
     let server = axum::serve(listener, routes).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server.into_future()).await {
-        Ok(ended) => ended,
+        Ok(served) => served,
         Err(error) => {
-            tracing::debug!(%error, "http connections left open");
+            tracing::debug!(%error, "closed open HTTP connections at shutdown");
             Ok(())
         }
     }
@@ -173,7 +173,7 @@ async fn readyz(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-async fn show_metrics(State(metrics): State<Shared>) -> Response {
+async fn metrics_text(State(metrics): State<Shared>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode()).into_response()
 }
 
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
+    async fn fetch(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = router.clone().oneshot(request).await.unwrap();
         let status = response.status();
@@ -196,16 +196,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_ready_when_all_checks_pass() {
+    async fn readyz_is_ok_if_all_checks_pass() {
         let readiness = Readiness::new();
         let router = routes(Shared::new(), readiness.clone());
-        assert_eq!(ask(&router, "/readyz").await, (StatusCode::OK, "[]".into()));
+        assert_eq!(fetch(&router, "/readyz").await, (StatusCode::OK, "[]".into()));
         let flag = readiness.flag("consumers");
         readiness.check("nats", || Err("not connected".into()));
-        assert_eq!(ask(&router, "/healthz").await.0, StatusCode::OK);
+        assert_eq!(fetch(&router, "/healthz").await.0, StatusCode::OK);
         flag.set(true);
         assert_eq!(
-            ask(&router, "/readyz").await,
+            fetch(&router, "/readyz").await,
             (
                 StatusCode::SERVICE_UNAVAILABLE,
                 r#"[{"name":"consumers","ready":true,"reason":""},{"name":"nats","ready":false,"reason":"not connected"}]"#
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_open_connection_does_not_hold_up_the_shutdown() {
+    async fn an_open_connection_does_not_block_the_shutdown() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -225,9 +225,9 @@ mod tests {
             .write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
             .await
             .unwrap();
-        let mut answer = [0; 15];
-        connection.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let mut status_line = [0; 15];
+        connection.read_exact(&mut status_line).await.unwrap();
+        assert_eq!(&status_line, b"HTTP/1.1 200 OK");
         shutdown.cancel();
         server.await.unwrap().unwrap();
     }

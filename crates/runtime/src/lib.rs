@@ -1,14 +1,14 @@
-//! What every service needs to run and none should write twice.
+//! Process infrastructure shared by all services.
 //!
-//! | module | gives |
+//! | module | provides |
 //! |---|---|
-//! | [`config`] | settings from defaults < file < environment < flags, checked, printable without secrets |
-//! | [`telemetry`] | logs, and traces over OTLP when they are wanted |
-//! | [`metrics`] | the registry that `/metrics` shows |
+//! | [`config`] | settings from defaults < file < environment < flags, validated, and printed without secrets |
+//! | [`telemetry`] | logs, and optional traces over OTLP |
+//! | [`metrics`] | the metrics registry of `/metrics` |
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
-//! | [`grpc`] | a gRPC server on a given listener, with health, reflection and a span a call |
-//! | [`trace`] | the trace context in and out of gRPC calls |
-//! | [`shutdown`] | Ctrl-C and SIGTERM, and a bounded time to drain |
+//! | [`grpc`] | a gRPC server on a given listener, with health checks, reflection and a span per call |
+//! | [`trace`] | trace context propagation in gRPC calls |
+//! | [`shutdown`] | SIGINT and SIGTERM, and bounded draining |
 
 pub mod config;
 pub mod grpc;

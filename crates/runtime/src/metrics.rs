@@ -1,6 +1,6 @@
-//! The registry that `/metrics` shows.
+//! The metrics registry of `/metrics`.
 //!
-//! Each service has a `metrics.rs` with a `Metrics::new(&mut Registry)` in which every one of its names stands once:
+//! `metrics.rs` of each service has a `Metrics::new(&mut Registry)`, which is the only place that names its metrics:
 //!
 //! ```
 //! use herald_runtime::metrics::{Counter, Histogram, Registry, Shared, seconds};
@@ -35,33 +35,34 @@ pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::Histogram;
 pub use prometheus_client::registry::{Registry, Unit};
 
-/// What every name starts with. Names are registered without it.
+/// Prefix of all metric names. Names are registered without it.
 pub const PREFIX: &str = "herald";
 
-/// The media type of [`encode`]'s text.
+/// The media type of the text that [`encode`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The buckets of [`seconds`]: 1 ms to 60 s, in steps of 1, 2.5, 5; finer where the promises are (1 s, 5 s, 30 s).
+/// Bucket bounds of [`seconds`]: 1 ms to 60 s in steps of 1, 2.5, 5, with finer steps near the latency objectives (1 s,
+/// 5 s, 30 s).
 pub const SECONDS: [f64; 17] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0,
 ];
 
-/// One registry for all services of a process. Cloning shares it.
+/// The registry of all services of a process. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Shared(Arc<RwLock<Registry>>);
 
 impl Shared {
-    /// An empty registry, which puts [`PREFIX`] and an underscore before each name.
+    /// Creates an empty registry that prepends [`PREFIX`] and an underscore to each name.
     pub fn new() -> Self {
         Self(Arc::new(RwLock::new(Registry::with_prefix(PREFIX))))
     }
 
-    /// Lets a service register its metrics: `shared.register(Metrics::new)`.
+    /// Registers the metrics of a service: `shared.register(Metrics::new)`.
     pub fn register<M>(&self, make: impl FnOnce(&mut Registry) -> M) -> M {
         make(&mut self.0.write())
     }
 
-    /// The text that `/metrics` shows.
+    /// The response body of `/metrics`.
     pub fn encode(&self) -> String {
         encode(&self.0.read())
     }
@@ -73,23 +74,22 @@ impl Default for Shared {
     }
 }
 
-/// A registry's metrics in the OpenMetrics text format.
+/// Encodes the metrics of a registry in the OpenMetrics text format.
 pub fn encode(registry: &Registry) -> String {
     let mut text = String::new();
-    // Writing to a string can't fail; a metric that fails to encode ends the text early, which a scraper notices by the
-    // missing end mark.
+    // A metric that fails to encode truncates the text; a scraper rejects it because `# EOF` is missing.
     if let Err(error) = encoding::text::encode(&mut text, registry) {
-        tracing::error!(%error, "metrics not encoded");
+        tracing::error!(%error, "metrics can't be encoded");
     }
     text
 }
 
-/// A histogram of seconds from 1 ms to 60 s.
+/// A histogram of seconds with the buckets [`SECONDS`].
 pub fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-/// A family of histograms of seconds: one a label set.
+/// A family of such histograms, one per label set.
 pub fn seconds_family<L: Clone + std::hash::Hash + Eq>() -> Family<L, Histogram, fn() -> Histogram> {
     Family::new_with_constructor(seconds as fn() -> Histogram)
 }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histograms_have_their_buckets() {
+    fn histograms_of_seconds_have_their_buckets() {
         let shared = Shared::new();
         let wait = shared.register(|registry| {
             let wait = seconds_family::<[(&'static str, &'static str); 1]>();

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM, and a bounded time to drain.
+//! Shutdown on SIGINT and SIGTERM, and bounded draining.
 
 use std::future::Future;
 use std::io;
@@ -7,20 +7,20 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The exit code of a process that a second signal ends: as if the signal had killed it.
+/// Exit codes after a second signal: the same as those of a process that the signal kills (128 + signal number).
 const EXIT_SIGINT: i32 = 130;
 const EXIT_SIGTERM: i32 = 143;
 
-/// What was awaited did not end in time.
+/// The awaited work did not finish in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not drained within {} s", limit.as_secs_f64())]
+#[error("work did not finish within {} s", limit.as_secs_f64())]
 pub struct TimedOut {
-    /// The time it had.
+    /// The time limit.
     pub limit: Duration,
 }
 
-/// A token that is cancelled by the first SIGINT or SIGTERM. A second one ends the process at once, with a message and
-/// the exit code that the signal would have given. Must be called within a tokio runtime, once a process.
+/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal exits the process at once with a message
+/// and the exit code 130 (SIGINT) or 143 (SIGTERM). Must be called once per process, within a tokio runtime.
 pub fn on_signal() -> io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -35,10 +35,13 @@ pub fn on_signal() -> io::Result<CancellationToken> {
             };
             if first {
                 first = false;
-                tracing::info!(signal = name, "shutting down, again to exit at once");
+                tracing::info!(
+                    signal = name,
+                    "shutting down; send the signal again to exit without draining"
+                );
                 cancelled.cancel();
             } else {
-                // Straight to stderr: whatever writes the log may be what hangs.
+                // Written to stderr directly because the log writer may be blocked.
                 eprintln!("herald: second {name}, exiting without draining");
                 std::process::exit(code);
             }
@@ -47,14 +50,14 @@ pub fn on_signal() -> io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Awaits a future for at most `limit`, then drops it.
+/// Awaits a future for up to `limit`, then drops it.
 pub async fn drain<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, TimedOut> {
     tokio::time::timeout(limit, work)
         .await
         .map_err(|_| TimedOut { limit })
 }
 
-/// Awaits a future; once `shutdown` is cancelled it has `limit` left to end, then it is dropped.
+/// Awaits a future. After `shutdown` it has `limit` to finish; then it is dropped.
 pub async fn drain_after<T>(
     shutdown: &CancellationToken,
     limit: Duration,
@@ -74,7 +77,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(10);
 
     #[tokio::test]
-    async fn what_does_not_end_is_left() {
+    async fn drain_stops_waiting_after_the_limit() {
         assert_eq!(
             drain(LIMIT, std::future::pending::<()>()).await,
             Err(TimedOut { limit: LIMIT })
@@ -85,11 +88,11 @@ mod tests {
     #[tokio::test]
     async fn the_limit_counts_from_the_shutdown() {
         let shutdown = CancellationToken::new();
-        // Longer than the limit, but nobody asked it to end.
+        // Runs longer than the limit, but without a shutdown.
         let work = tokio::time::sleep(3 * LIMIT);
         assert_eq!(drain_after(&shutdown, LIMIT, work).await, Ok(()));
         shutdown.cancel();
-        let left = drain_after(&shutdown, LIMIT, std::future::pending::<()>()).await;
-        assert_eq!(left, Err(TimedOut { limit: LIMIT }));
+        let drained = drain_after(&shutdown, LIMIT, std::future::pending::<()>()).await;
+        assert_eq!(drained, Err(TimedOut { limit: LIMIT }));
     }
 }

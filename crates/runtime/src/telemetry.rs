@@ -1,4 +1,4 @@
-//! Logs to stderr, and traces over OTLP when they are wanted.
+//! Logs to stderr, and optional traces over OTLP.
 
 use std::io;
 use std::time::Duration;
@@ -19,56 +19,56 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// The name by which traces know Herald, unless `OTEL_SERVICE_NAME` says another.
+/// `service.name` of the traces, unless `OTEL_SERVICE_NAME` is set.
 pub const SERVICE_NAME: &str = "herald";
 
-/// How long one export may take.
+/// Timeout of one export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the last export may take at the end of the process.
+/// Timeout of the last export at the end of the process.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
-/// Where the collector is, by OpenTelemetry's own variables; the first that is set counts.
+/// Standard OpenTelemetry variables with the endpoint of the collector; the first one that is set applies.
 const ENDPOINT_VARIABLES: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
-/// What is logged, the first that is set counts; `RUST_LOG`'s syntax.
+/// Variables with the log filter in `RUST_LOG` syntax; the first one that is set applies.
 pub const LOG_VARIABLES: [&str; 2] = ["HERALD_LOG", "RUST_LOG"];
 
-/// Which spans are exported, in `RUST_LOG`'s syntax: independent of what is logged.
+/// Variable with the filter of exported spans in `RUST_LOG` syntax; independent of the log filter.
 const TRACE_FILTER_VARIABLE: &str = "HERALD_TRACE_FILTER";
 
-/// The spans that are exported unless said otherwise. The exporter's own transport is left out: its spans would be
-/// exported in turn.
+/// Default filter of exported spans. Excludes the transport of the exporter because each export would create spans to
+/// export.
 const TRACE_FILTER: &str = "info,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,opentelemetry=off";
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// For programs: one JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is logged and where traces go.
+/// Settings of logs and traces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How a log line looks: `text` or `json`.
+    /// Format of log lines: `text` or `json`.
     pub log_format: LogFormat,
-    /// What is logged, in `RUST_LOG`'s syntax, whatever the variables say: the `--log` flag.
+    /// Log filter in `RUST_LOG` syntax that overrides the variables; the flag `--log`.
     pub log: Option<String>,
-    /// What is logged when neither `log` nor `HERALD_LOG` nor `RUST_LOG` says it, in `RUST_LOG`'s syntax.
+    /// Log filter in `RUST_LOG` syntax if `log`, `HERALD_LOG` and `RUST_LOG` are unset.
     pub log_filter: String,
-    /// The collector's OTLP endpoint over gRPC, as `http://127.0.0.1:4317`. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT`; without
-    /// that no traces are made.
+    /// OTLP/gRPC endpoint of the collector, such as `http://127.0.0.1:4317`. If unset, `OTEL_EXPORTER_OTLP_ENDPOINT`
+    /// applies; without an endpoint, tracing is off.
     pub otlp: Option<String>,
-    /// More attributes of this instance, as `[["deployment.environment.name", "test"]]`.
+    /// Additional resource attributes, such as `[["deployment.environment.name", "test"]]`.
     pub attributes: Vec<(String, String)>,
 }
 
@@ -77,7 +77,7 @@ impl Default for Config {
         Self {
             log_format: LogFormat::Text,
             log: None,
-            // What it has to say of connections, the mesh says too.
+            // The mesh logs connection events too.
             log_filter: "info,async_nats=warn".into(),
             otlp: None,
             attributes: Vec::new(),
@@ -85,37 +85,37 @@ impl Default for Config {
     }
 }
 
-/// Why telemetry could not start.
+/// Telemetry failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A filter is not in `RUST_LOG`'s syntax.
-    #[error("{origin} is not a log filter: {filter:?}")]
+    /// A filter is not in `RUST_LOG` syntax.
+    #[error("{origin} is not a valid log filter: {filter:?}")]
     Filter {
         /// The variable or setting.
         origin: &'static str,
-        /// What it says.
+        /// Its value.
         filter: String,
-        /// Why that is none.
+        /// The syntax error.
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
-    /// The exporter refuses its endpoint.
+    /// The exporter rejected the endpoint.
     #[error("traces can't be exported to {endpoint}")]
     Exporter {
-        /// Where to.
+        /// The endpoint.
         endpoint: String,
-        /// Why not.
+        /// The error of the exporter.
         #[source]
         source: Box<opentelemetry_otlp::ExporterBuildError>,
     },
-    /// Telemetry was started before in this process.
-    #[error("telemetry is started already")]
+    /// Telemetry was already started in this process.
+    #[error("telemetry was already started in this process")]
     Started(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends the last traces when it is dropped. Hold it until the end of `main`.
+/// Exports the remaining traces when it is dropped. Keep it until the end of `main`.
 #[derive(Debug)]
-#[must_use = "dropping it ends the export of traces"]
+#[must_use = "dropping the guard stops the export of traces"]
 pub struct Guard {
     provider: Option<SdkTracerProvider>,
 }
@@ -126,19 +126,19 @@ impl Guard {
         self.provider.is_some()
     }
 
-    /// Sends the last traces, for at most 3 s, without blocking the runtime's threads.
+    /// Exports the remaining traces for up to 3 s without blocking a runtime thread.
     pub async fn shutdown(mut self) {
         if let Some(provider) = self.provider.take() {
             let flushed = tokio::task::spawn_blocking(move || flush(&provider)).await;
             if let Err(error) = flushed {
-                eprintln!("herald: the last traces were not sent: {error}");
+                eprintln!("herald: the remaining traces were not exported: {error}");
             }
         }
     }
 }
 
 impl Drop for Guard {
-    /// Blocks for at most 3 s.
+    /// Blocks for up to 3 s.
     fn drop(&mut self) {
         if let Some(provider) = self.provider.take() {
             flush(&provider);
@@ -146,10 +146,10 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logs, and traces if they are wanted; installs the W3C propagator in any case. Once a process, within a tokio
-/// runtime.
+/// Starts logging, and tracing if an endpoint is set; installs the W3C propagator in both cases. Must be called once
+/// per process, within a tokio runtime.
 ///
-/// Without an endpoint the OpenTelemetry layer is not there at all, and spans cost next to nothing.
+/// Without an endpoint there is no OpenTelemetry layer, and spans cost almost nothing.
 pub fn init(config: &Config) -> Result<Guard, Error> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let log_filter = log_filter(config)?;
@@ -178,18 +178,18 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
     Ok(Guard { provider })
 }
 
-/// Where traces go: the setting, else OpenTelemetry's variables.
+/// The endpoint of the collector: the setting, or else the OpenTelemetry variables.
 pub fn endpoint(config: &Config) -> Option<String> {
-    let set = |text: String| Some(text).filter(|text| !text.is_empty());
+    let not_empty = |text: String| Some(text).filter(|text| !text.is_empty());
     config
         .otlp
         .clone()
-        .and_then(set)
+        .and_then(not_empty)
         .or_else(|| variable(&ENDPOINT_VARIABLES).map(|(_, endpoint)| endpoint))
 }
 
-/// A line says itself what it is about, so spans are for traces alone: to write the fields of each into a text that hardly any line
-/// shows costs a busy mesh some percent of its processors.
+/// The log layer. It ignores spans: each log line has all its fields, and formatting the fields of spans that few lines
+/// show costs a busy mesh a few percent of its CPU time.
 fn logs<S, W>(format: LogFormat, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync + 'static,
@@ -273,12 +273,12 @@ fn resource(config: &Config) -> Resource {
 
 fn flush(provider: &SdkTracerProvider) {
     if let Err(error) = provider.shutdown_with_timeout(FLUSH_LIMIT) {
-        // The log may be gone by now.
-        eprintln!("herald: the last traces were not sent: {error}");
+        // The log writer may already be closed.
+        eprintln!("herald: the remaining traces were not exported: {error}");
     }
 }
 
-/// The first of these variables that is set and not empty.
+/// The first of the variables that is set and not empty.
 fn variable(names: &[&'static str]) -> Option<(&'static str, String)> {
     names.iter().find_map(|&name| {
         std::env::var(name)
@@ -288,13 +288,13 @@ fn variable(names: &[&'static str]) -> Option<(&'static str, String)> {
     })
 }
 
-/// An error and its sources in one line, for a log.
+/// Formats an error and its sources in one line.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
         let inner_text = inner.to_string();
-        // Some errors show their source themselves.
+        // The text of some errors contains their source.
         if !text.contains(&inner_text) {
             text.push_str(": ");
             text.push_str(&inner_text);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_its_own_fields_and_none_of_a_span() {
+    fn a_log_line_has_its_own_fields_and_none_of_a_span() {
         for format in [LogFormat::Text, LogFormat::Json] {
             let lines = Lines::default();
             let writer = {
@@ -334,10 +334,10 @@ mod tests {
             let logs = logs(format, EnvFilter::new("info"), writer);
             tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), || {
                 let span = tracing::info_span!("process", subject = "of the span");
-                assert!(span.is_disabled(), "nobody wants it");
+                assert!(span.is_disabled(), "no layer is interested");
                 span.in_scope(|| {
                     tracing::warn!(sequence = 7, "message will be retried");
-                    tracing::debug!("not asked for");
+                    tracing::debug!("below the level");
                 });
             });
             let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();

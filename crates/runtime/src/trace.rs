@@ -1,7 +1,7 @@
-//! The trace context in and out of gRPC calls (W3C: `traceparent`, `tracestate`).
+//! Trace context propagation in gRPC calls (W3C Trace Context: `traceparent`, `tracestate`).
 //!
-//! All of it costs next to nothing when no traces are exported: a header that isn't there isn't parsed, and a span that
-//! no layer records has no context to send.
+//! Without trace export the cost is negligible: a missing header is not parsed, and a span that no layer records has no
+//! context to send.
 
 use std::pin::Pin;
 use std::task::{Context as Task, Poll};
@@ -22,17 +22,17 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 const TRACEPARENT: &str = "traceparent";
 const GRPC_STATUS: &str = "grpc-status";
 
-/// Makes `span` the child of the trace that the headers name, if they name one.
+/// Makes `span` a child of the span in the `traceparent` header, if present.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
     if span.is_disabled() || !headers.contains_key(TRACEPARENT) {
         return;
     }
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
-    // Fails when no layer exports traces: then there is nothing to be a child of.
+    // Fails if no layer exports traces; the parent is not needed then.
     let _ = span.set_parent(parent);
 }
 
-/// Puts the context of the current span into headers, if a layer records it.
+/// Writes the context of the current span into headers, if a layer records the span.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context();
     if context.span().span_context().is_valid() {
@@ -46,7 +46,7 @@ fn inject_context(context: &Context, headers: &mut HeaderMap) {
     });
 }
 
-/// A client interceptor that sends the context of the current span: `Client::with_interceptor(channel, Inject)`.
+/// A client interceptor that sends the context of the current span. Use `Client::with_interceptor(channel, Inject)`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Inject;
 
@@ -69,7 +69,7 @@ impl Interceptor for Inject {
     }
 }
 
-/// A tower layer for gRPC servers: a span a call, child of the caller's, until the answer's last byte.
+/// A tower layer for gRPC servers: each call has a span, a child of the caller's span, until the end of the response.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ServerLayer;
 
@@ -81,7 +81,7 @@ impl<S> Layer<S> for ServerLayer {
     }
 }
 
-/// The service that [`ServerLayer`] makes.
+/// The service that [`ServerLayer`] creates.
 #[derive(Debug, Clone)]
 pub struct Server<S> {
     inner: S,
@@ -92,7 +92,7 @@ where
     S: Service<Request<A>, Response = Response<B>>,
     S::Future: Send + 'static,
 {
-    type Response = Response<Answer<B>>;
+    type Response = Response<TracedBody<B>>;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
@@ -104,15 +104,16 @@ where
         let span = server_span(request.uri().path());
         set_parent(&span, request.headers());
         let call = span.in_scope(|| self.inner.call(request));
-        let answering = span.clone();
+        let body_span = span.clone();
         Box::pin(
             async move {
                 let response = call.await?;
-                // A call that fails before its first message has its status here, others in the trailers.
-                record_status(&answering, response.headers());
-                Ok(response.map(|body| Answer {
+                // A call that fails before its first message has its status in the headers, other calls in the
+                // trailers.
+                record_status(&body_span, response.headers());
+                Ok(response.map(|body| TracedBody {
                     body,
-                    span: answering,
+                    span: body_span,
                 }))
             }
             .instrument(span),
@@ -120,14 +121,14 @@ where
     }
 }
 
-/// The body of an answer, with the span of its call.
+/// A response body that holds the span of its call.
 #[derive(Debug)]
-pub struct Answer<B> {
+pub struct TracedBody<B> {
     body: B,
     span: Span,
 }
 
-impl<B: Body + Unpin> Body for Answer<B> {
+impl<B: Body + Unpin> Body for TracedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -157,7 +158,7 @@ impl<B: Body + Unpin> Body for Answer<B> {
 }
 
 fn server_span(path: &str) -> Span {
-    // "/herald.v1.PostService/SubmitPost"
+    // The path is "/herald.v1.PostService/SubmitPost".
     let name = path.strip_prefix('/').unwrap_or(path);
     let (service, method) = name.split_once('/').unwrap_or((name, ""));
     tracing::info_span!(
@@ -182,15 +183,15 @@ fn record_status(span: &Span, headers: &HeaderMap) {
         .and_then(|text| text.parse::<i32>().ok());
     if let Some(code) = code {
         span.record("rpc.grpc.status_code", code);
-        if is_server_fault(code) {
+        if is_server_error(code) {
             span.record("otel.status_code", "ERROR");
         }
     }
 }
 
-/// The codes that are the server's fault, by OpenTelemetry's conventions for gRPC: unknown, deadline exceeded,
+/// Whether a status code is a server error by the OpenTelemetry conventions for gRPC: unknown, deadline exceeded,
 /// unimplemented, internal, unavailable, data loss.
-fn is_server_fault(code: i32) -> bool {
+fn is_server_error(code: i32) -> bool {
     matches!(code, 2 | 4 | 12 | 13 | 14 | 15)
 }
 
@@ -231,7 +232,7 @@ mod tests {
 
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    fn answering(
+    fn service_with_status(
         status: &'static str,
     ) -> impl Service<
         Request<()>,
@@ -240,7 +241,7 @@ mod tests {
         Future: Send + 'static,
     > {
         tower::service_fn(move |_: Request<()>| async move {
-            // What the handler's own calls would send on.
+            // The headers that a call of the handler would send.
             let mut sent = HeaderMap::new();
             inject(&mut sent);
             let mut response = Response::new(tonic::body::Body::empty());
@@ -252,20 +253,20 @@ mod tests {
         })
     }
 
-    async fn call(status: &'static str) -> Response<Answer<tonic::body::Body>> {
+    async fn call(status: &'static str) -> Response<TracedBody<tonic::body::Body>> {
         let request = Request::get("/herald.v1.PostService/SubmitPost")
             .header(TRACEPARENT, PARENT)
             .body(())
             .unwrap();
         ServerLayer
-            .layer(answering(status))
+            .layer(service_with_status(status))
             .oneshot(request)
             .await
             .unwrap()
     }
 
     #[tokio::test]
-    async fn a_call_is_a_span_in_its_callers_trace() {
+    async fn a_call_has_a_span_in_the_trace_of_its_caller() {
         global::set_text_map_propagator(TraceContextPropagator::new());
         let exporter = InMemorySpanExporter::default();
         let provider = SdkTracerProvider::builder()
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_layer_nothing_is_sent() {
+    async fn without_a_layer_no_context_is_sent() {
         let _default = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
         global::set_text_map_propagator(TraceContextPropagator::new());
         assert!(!call("0").await.headers().contains_key(TRACEPARENT));

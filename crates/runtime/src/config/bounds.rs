@@ -1,12 +1,12 @@
-//! Bounds of numbers in settings.
+//! Bounds checks of numeric settings.
 
 use std::{
     fmt::Display,
     ops::{Bound, RangeBounds},
 };
 
-/// Checks a setting against its bounds. The error names key, bounds and value.
-pub fn within<T: PartialOrd + Display>(
+/// Checks a setting against its bounds. The error contains the key, the bounds and the value.
+pub fn check_bounds<T: PartialOrd + Display>(
     key: &str,
     value: &T,
     bounds: &impl RangeBounds<T>,
@@ -23,10 +23,10 @@ pub fn within<T: PartialOrd + Display>(
     Err(format!("{key} must be {expected}, is {value}"))
 }
 
-/// Checks settings against their bounds, and returns the first error from the function that it stands in.
+/// Checks settings against their bounds. Returns the first error from the enclosing function.
 ///
-/// The keys are made from the fields' names, so an error always names the setting that it is about. The crates that
-/// derive such checks either leave out the value (`garde`) or give no readable sentence (`validator`).
+/// The keys are derived from the field names. Existing crates don't fit: the errors of `garde` lack the value, and
+/// those of `validator` are not readable sentences.
 ///
 /// ```
 /// struct Gate { interval_ms: u64 }
@@ -46,7 +46,7 @@ pub fn within<T: PartialOrd + Display>(
 #[macro_export]
 macro_rules! bounds {
     ($section:literal, $config:expr, { $($($field:ident).+ : $bounds:expr),+ $(,)? }) => {
-        $($crate::config::within(
+        $($crate::config::check_bounds(
             concat!($section $(, ".", stringify!($field))+),
             &$config.$($field).+,
             &($bounds),
@@ -59,19 +59,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_names_key_bounds_and_value() {
-        assert_eq!(within("a.b", &1, &(1..=3)), Ok(()));
-        assert_eq!(within("a.b", &3, &(1..=3)), Ok(()));
+    fn an_error_contains_key_bounds_and_value() {
+        assert_eq!(check_bounds("a.b", &1, &(1..=3)), Ok(()));
+        assert_eq!(check_bounds("a.b", &3, &(1..=3)), Ok(()));
         assert_eq!(
-            within("a.b", &4, &(1..=3)),
+            check_bounds("a.b", &4, &(1..=3)),
             Err("a.b must be 1 to 3, is 4".into())
         );
         assert_eq!(
-            within("a.b", &0, &(1..)),
+            check_bounds("a.b", &0, &(1..)),
             Err("a.b must be at least 1, is 0".into())
         );
         assert_eq!(
-            within("a.b", &4, &(..=3)),
+            check_bounds("a.b", &4, &(..=3)),
             Err("a.b must be at most 3, is 4".into())
         );
     }

@@ -1,28 +1,28 @@
-//! What is wrong with the settings, and where.
+//! Configuration errors, each with its layer and key.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use figment::error::{Actual, Kind};
 
-/// Where a setting comes from.
+/// The layer that set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layer {
-    /// The program.
+    /// The built-in defaults.
     Defaults,
     /// The configuration file.
     File(PathBuf),
-    /// The environment.
+    /// The environment variables.
     Environment,
-    /// The command line.
+    /// The command-line flags.
     Flags,
-    /// All of them together: the settings don't fit their ranges or one another.
+    /// The merged settings: a value is out of bounds or contradicts another one.
     All,
 }
 
 impl Layer {
-    /// A key as this layer writes it.
-    fn key(&self, key: &str) -> String {
+    /// A key in the notation of this layer.
+    fn format_key(&self, key: &str) -> String {
         match self {
             Self::Environment => format!("HERALD_{}", key.to_uppercase().replace('.', "__")),
             _ => key.to_owned(),
@@ -42,14 +42,14 @@ impl fmt::Display for Layer {
     }
 }
 
-/// One thing that is wrong.
+/// One configuration error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it was said.
+    /// The layer that caused it.
     pub layer: Layer,
-    /// The setting, dotted: `nats.url`; empty when it is the layer as a whole.
+    /// The dotted key such as `nats.url`; empty if the error concerns the whole layer.
     pub key: String,
-    /// What is wrong and what is expected. Never the value of a setting that could be a secret.
+    /// What is wrong and what is expected. Never contains a value that could be a secret.
     pub reason: String,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Display for Problem {
             write!(
                 f,
                 "{} in {}: {}",
-                self.layer.key(&self.key),
+                self.layer.format_key(&self.key),
                 self.layer,
                 self.reason
             )
@@ -69,14 +69,14 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Settings that can't be used. There is at least one problem.
+/// One or more configuration errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     problems: Vec<Problem>,
 }
 
 impl Error {
-    /// What is wrong.
+    /// The errors; never empty.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -98,8 +98,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, problem) in self.problems.iter().enumerate() {
-            if at > 0 {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
                 f.write_str("\n")?;
             }
             problem.fmt(f)?;
@@ -110,14 +110,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Words for what went wrong with one value. A value of the wrong type is not shown: it could be a secret.
-pub(super) fn reason(kind: &Kind) -> String {
+/// Describes an invalid value. Omits a value of the wrong type because it could be a secret.
+pub(super) fn describe(kind: &Kind) -> String {
     match kind {
-        Kind::InvalidType(actual, expected) => format!("expected {expected}, found {}", type_of(actual)),
+        Kind::InvalidType(actual, expected) => format!("expected {expected}, found {}", type_name(actual)),
         Kind::InvalidValue(actual, expected) => format!("expected {expected}, found {actual}"),
         Kind::InvalidLength(length, expected) => format!("expected {expected}, found {length} elements"),
         Kind::UnknownVariant(name, known) => format!("expected one of {}, found {name:?}", known.join(", ")),
-        Kind::UnknownField(_, known) => unknown(known),
+        Kind::UnknownField(_, known) => describe_unknown_key(known),
         Kind::MissingField(_) => "must be set".into(),
         Kind::ISizeOutOfRange(value) => format!("{value} is out of range"),
         Kind::USizeOutOfRange(value) => format!("{value} is out of range"),
@@ -125,16 +125,16 @@ pub(super) fn reason(kind: &Kind) -> String {
     }
 }
 
-/// Words for a key that no setting has.
-pub(super) fn unknown(known: &[impl AsRef<str>]) -> String {
+/// Describes an unknown key, given the keys of its table.
+pub(super) fn describe_unknown_key(known: &[impl AsRef<str>]) -> String {
     if known.is_empty() {
-        return "there is no such setting".into();
+        return "unknown setting".into();
     }
     let known: Vec<_> = known.iter().map(AsRef::as_ref).collect();
-    format!("there is no such setting, expected one of {}", known.join(", "))
+    format!("unknown setting, expected one of {}", known.join(", "))
 }
 
-fn type_of(actual: &Actual) -> &'static str {
+fn type_name(actual: &Actual) -> &'static str {
     match actual {
         Actual::Bool(_) => "a boolean",
         Actual::Unsigned(_) | Actual::Signed(_) => "an integer",

@@ -1,4 +1,4 @@
-//! Reads the layers and puts them over one another.
+//! Reads and merges the layers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::error::{Error, Layer, Problem, reason, unknown};
-use super::secret::exposing;
+use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
+use super::secret::with_secrets_exposed;
 
-/// What the names of environment variables start with.
+/// Prefix of the environment variables.
 const PREFIX: &str = "HERALD_";
 
-/// Variables that start alike and are no settings: those of the command line itself.
+/// Variables with the prefix that the command line reads itself and that are not settings.
 pub const RESERVED: [&str; 5] = [
     "HERALD_CONFIG",
     "HERALD_LOG",
@@ -30,23 +30,23 @@ const FILE: &str = "file";
 const ENVIRONMENT: &str = "environment";
 const FLAGS: &str = "flags";
 
-/// What the command line says about settings.
+/// Settings given on the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
     values: Vec<(String, Result<Value, String>)>,
 }
 
 impl Flags {
-    /// None.
+    /// Creates an empty set of flags.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets a dotted key; `None`: the flag was not given.
+    /// Sets a dotted key; `None` if the flag was not given.
     #[must_use]
     pub fn set(mut self, key: &str, value: Option<impl Serialize>) -> Self {
         if let Some(value) = value {
-            let value = exposing(|| Value::serialize(value).map_err(|error| error.to_string()));
+            let value = with_secrets_exposed(|| Value::serialize(value).map_err(|error| error.to_string()));
             self.values.push((key.to_owned(), value));
         }
         self
@@ -64,9 +64,9 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// The defaults and the process's environment, but for the [`RESERVED`] variables.
+    /// Loads the defaults and the environment of the process without the [`RESERVED`] variables.
     pub fn new() -> Self {
-        let mut loader = Self::bare();
+        let mut loader = Self::defaults();
         for (name, value) in std::env::vars_os() {
             let Ok(name) = name.into_string() else { continue };
             match value.into_string() {
@@ -78,22 +78,22 @@ impl Loader {
         loader
     }
 
-    /// The defaults alone.
-    pub fn bare() -> Self {
+    /// Loads only the defaults.
+    pub fn defaults() -> Self {
         Self {
             reserved: RESERVED.map(String::from).to_vec(),
             ..Self::default()
         }
     }
 
-    /// Adds a TOML file, if one is given. It must exist.
+    /// Adds a TOML file, if given. [`load`](Self::load) fails if it does not exist.
     #[must_use]
     pub fn file(mut self, file: Option<&Path>) -> Self {
         self.file = file.map(Path::to_owned);
         self
     }
 
-    /// Adds variables as if they stood in the environment.
+    /// Adds environment variables.
     #[must_use]
     pub fn env<N: Into<String>, V: Into<String>>(
         mut self,
@@ -105,7 +105,7 @@ impl Loader {
         self
     }
 
-    /// Names one more variable that is no setting.
+    /// Ignores one more environment variable.
     #[must_use]
     pub fn reserve(mut self, name: impl Into<String>) -> Self {
         self.reserved.push(name.into());
@@ -119,33 +119,33 @@ impl Loader {
         self
     }
 
-    /// Adds one flag; `None`: it was not given.
+    /// Adds one flag; `None` if it was not given.
     #[must_use]
     pub fn flag(mut self, key: &str, value: Option<impl Serialize>) -> Self {
         self.flags = self.flags.set(key, value);
         self
     }
 
-    /// Reads all layers.
+    /// Reads and merges all layers.
     pub fn load<T>(&self) -> Result<T, Error>
     where
         T: Default + Serialize + DeserializeOwned,
     {
-        let defaults = exposing(|| {
+        let defaults = with_secrets_exposed(|| {
             Value::serialize(T::default()).map_err(|error| Error::one(Layer::Defaults, "", error.to_string()))
         })?;
-        let figment = self.base(&defaults)?;
-        let mut variables = self.variables()?;
-        // A variable is read as a number, a boolean or an array if it looks like one. Where a string is expected it
-        // is then taken as it stands; each turn settles one variable.
+        let figment = self.merge_defaults_and_file(&defaults)?;
+        let mut variables = self.parse_variables()?;
+        // A variable that looks like a number, a boolean or an array is parsed as one. If the setting is a string, the
+        // next iteration takes this variable verbatim.
         loop {
             let figment = figment
                 .clone()
-                .merge(Named(
+                .merge(NamedLayer(
                     ENVIRONMENT,
-                    nested(variables.values().map(|v| (v.key.as_str(), v.value()))),
+                    nest(variables.values().map(|v| (v.key.as_str(), v.value()))),
                 ))
-                .merge(Named(FLAGS, self.flag_values()?));
+                .merge(NamedLayer(FLAGS, self.flag_values()?));
             match figment.extract::<Tracked<T>>() {
                 Ok(tracked) => {
                     let problems = self.unknown_keys(&figment, &defaults, &tracked.ignored);
@@ -159,19 +159,19 @@ impl Loader {
                     let variable = error
                         .metadata
                         .as_ref()
-                        .filter(|metadata| metadata.name == ENVIRONMENT && not_a_string(&error.kind))
+                        .filter(|metadata| metadata.name == ENVIRONMENT && is_type_mismatch(&error.kind))
                         .and_then(|_| variables.get_mut(&error.path.join(".")))
                         .filter(|variable| !variable.verbatim);
                     match variable {
                         Some(variable) => variable.verbatim = true,
-                        None => return Err(self.explain(&error)),
+                        None => return Err(self.convert_error(&error)),
                     }
                 }
             }
         }
     }
 
-    /// Reads all layers, then lets the settings check themselves: ranges, and what depends on one another.
+    /// Reads and merges all layers, then validates the settings. The error of `validate` gets the layer [`Layer::All`].
     pub fn load_valid<T>(&self, validate: impl FnOnce(&T) -> Result<(), String>) -> Result<T, Error>
     where
         T: Default + Serialize + DeserializeOwned,
@@ -184,18 +184,18 @@ impl Loader {
     }
 
     fn add_env(&mut self, name: String, value: String) {
-        if name.starts_with(PREFIX) && !is_of_kubernetes(&name, &value) {
+        if name.starts_with(PREFIX) && !is_kubernetes_service_variable(&name, &value) {
             self.env.insert(name, value);
         }
     }
 
-    /// The defaults and the file.
-    fn base(&self, defaults: &Value) -> Result<Figment, Error> {
+    /// Merges the defaults and the file.
+    fn merge_defaults_and_file(&self, defaults: &Value) -> Result<Figment, Error> {
         let defaults = defaults
             .as_dict()
             .cloned()
             .ok_or_else(|| Error::one(Layer::Defaults, "", "the settings are not a table"))?;
-        let figment = Figment::from(Named(DEFAULTS, defaults));
+        let figment = Figment::from(NamedLayer(DEFAULTS, defaults));
         let Some(path) = &self.file else {
             return Ok(figment);
         };
@@ -204,10 +204,10 @@ impl Loader {
             .map_err(|error| Error::one(layer(), "", format!("can't be read: {error}")))?;
         let dict: Dict = Toml::from_str(&text)
             .map_err(|error| Error::one(layer(), "", format!("is not TOML: {error}")))?;
-        Ok(figment.merge(Named(FILE, dict)))
+        Ok(figment.merge(NamedLayer(FILE, dict)))
     }
 
-    fn variables(&self) -> Result<BTreeMap<String, Variable<'_>>, Error> {
+    fn parse_variables(&self) -> Result<BTreeMap<String, Variable<'_>>, Error> {
         if let Some(name) = self.not_utf8.iter().find(|name| !self.reserved.contains(name)) {
             return Err(Error::one(Layer::Environment, key_of(name), "expected UTF-8"));
         }
@@ -237,7 +237,7 @@ impl Loader {
                 Err(reason) => return Err(Error::one(Layer::Flags, key, reason)),
             }
         }
-        Ok(nested(values.into_iter()))
+        Ok(nest(values.into_iter()))
     }
 
     fn unknown_keys(&self, figment: &Figment, defaults: &Value, ignored: &[String]) -> Vec<Problem> {
@@ -248,7 +248,7 @@ impl Loader {
                     Some((parent, _)) => defaults.find_ref(parent),
                     None => Some(defaults),
                 };
-                let known: Vec<_> = parent
+                let siblings: Vec<_> = parent
                     .and_then(Value::as_dict)
                     .map(|dict| dict.keys().collect())
                     .unwrap_or_default();
@@ -256,13 +256,13 @@ impl Loader {
                 Problem {
                     layer,
                     key: key.clone(),
-                    reason: unknown(&known),
+                    reason: describe_unknown_key(&siblings),
                 }
             })
             .collect()
     }
 
-    fn explain(&self, error: &figment::Error) -> Error {
+    fn convert_error(&self, error: &figment::Error) -> Error {
         let mut problems = Vec::new();
         for error in error.clone() {
             let mut path = error.path.clone();
@@ -279,7 +279,7 @@ impl Loader {
             problems.push(Problem {
                 layer: self.layer(error.metadata.as_ref()),
                 key: path.join("."),
-                reason: reason(&error.kind),
+                reason: describe(&error.kind),
             });
         }
         Error::many(problems)
@@ -299,7 +299,7 @@ impl Loader {
 struct Variable<'a> {
     key: String,
     text: &'a str,
-    /// Whether it is a string, whatever it looks like.
+    /// Whether to take the text as a string without parsing it.
     verbatim: bool,
 }
 
@@ -315,10 +315,10 @@ impl Variable<'_> {
     }
 }
 
-/// A layer with its name.
-struct Named(&'static str, Dict);
+/// A layer and its name.
+struct NamedLayer(&'static str, Dict);
 
-impl Provider for Named {
+impl Provider for NamedLayer {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.0)
     }
@@ -328,7 +328,7 @@ impl Provider for Named {
     }
 }
 
-/// Settings, and the keys that none of them has.
+/// Deserialised settings, and the keys that match none of them.
 struct Tracked<T> {
     value: T,
     ignored: Vec<String>,
@@ -337,20 +337,21 @@ struct Tracked<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tracked<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut ignored = Vec::new();
-        // An optional setting is a step of its own in the path, written as a question mark.
-        let note = |path: serde_ignored::Path<'_>| ignored.push(path.to_string().replace(".?", ""));
-        let value = serde_ignored::deserialize(deserializer, note)?;
+        // `serde_ignored` adds a path segment `?` for each `Option`.
+        let record = |path: serde_ignored::Path<'_>| ignored.push(path.to_string().replace(".?", ""));
+        let value = serde_ignored::deserialize(deserializer, record)?;
         Ok(Self { value, ignored })
     }
 }
 
-/// Whether something that is no string stands where perhaps a string is expected.
-fn not_a_string(kind: &Kind) -> bool {
+/// Whether a value that is not a string has the wrong type, so that a string may be expected.
+fn is_type_mismatch(kind: &Kind) -> bool {
     matches!(kind, Kind::InvalidType(actual, _) if !matches!(actual, Actual::Str(_)))
 }
 
-/// Whether Kubernetes set a variable to tell where a service named `herald…` is. It does so in every pod beside one.
-fn is_of_kubernetes(name: &str, value: &str) -> bool {
+/// Whether Kubernetes set a variable: it sets the addresses of each service, also of those named `herald…`, in every
+/// pod of the namespace.
+fn is_kubernetes_service_variable(name: &str, value: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
@@ -368,16 +369,16 @@ fn key_of(name: &str) -> String {
         .replace("__", ".")
 }
 
-/// Tables from dotted keys; the later value stays.
-fn nested<'a>(values: impl Iterator<Item = (&'a str, Value)>) -> Dict {
+/// Builds nested tables from dotted keys. A later value replaces an earlier one of the same key.
+fn nest<'a>(values: impl Iterator<Item = (&'a str, Value)>) -> Dict {
     let mut dict = Dict::new();
     for (key, value) in values {
-        put(&mut dict, key, value);
+        insert_nested(&mut dict, key, value);
     }
     dict
 }
 
-fn put(dict: &mut Dict, key: &str, value: Value) {
+fn insert_nested(dict: &mut Dict, key: &str, value: Value) {
     match key.split_once('.') {
         None => {
             dict.insert(key.to_owned(), value);
@@ -390,7 +391,7 @@ fn put(dict: &mut Dict, key: &str, value: Value) {
                 *inner = Value::from(Dict::new());
             }
             if let Value::Dict(_, inner) = inner {
-                put(inner, rest, value);
+                insert_nested(inner, rest, value);
             }
         }
     }

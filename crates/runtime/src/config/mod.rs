@@ -1,12 +1,13 @@
-//! Settings from four layers, the later over the earlier: defaults < file < environment < flags.
+//! Settings, merged from four layers; a later layer overrides an earlier one: defaults < file < environment < flags.
 //!
 //! - The defaults are `T::default()`.
 //! - The file is TOML.
-//! - The environment is every variable `HERALD_…`, nested by `__`: `HERALD_NATS__URL` is `nats.url`. Values are read as
-//!   TOML values where the setting isn't a string: `HERALD_PUSH__ENABLED=false`, `HERALD_NATS__URLS=[a, b]`.
-//! - Flags are what the command line says about a key.
+//! - The environment layer has all variables `HERALD_…`; `__` separates the levels: `HERALD_NATS__URL` sets `nats.url`.
+//!   The value is parsed as TOML unless the setting is a string: `HERALD_PUSH__ENABLED=false`, `HERALD_NATS__URLS=[a,
+//!   b]`.
+//! - Flags are set on the command line.
 //!
-//! A key that no setting has is an error in every layer, and errors say the layer, the key and what is expected there.
+//! An unknown key is an error in every layer. An error contains the layer, the key and the expected value.
 //!
 //! ```
 //! use herald_runtime::config::{Loader, Secret};
@@ -19,7 +20,7 @@
 //!     token: Secret,
 //! }
 //!
-//! let config: Config = Loader::bare()
+//! let config: Config = Loader::defaults()
 //!     .env([("HERALD_TOKEN", "1234")])
 //!     .flag("threads", Some(4))
 //!     .load()?;
@@ -40,12 +41,12 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use bounds::within;
+pub use bounds::check_bounds;
 pub use error::{Error, Layer, Problem};
 pub use loader::{Flags, Loader, RESERVED};
 pub use secret::Secret;
 
-/// Loads settings from the defaults, a file if one is given, the process's environment, and flags.
+/// Loads settings from the defaults, the file if given, the environment of the process, and the flags.
 pub fn load<T>(file: Option<&Path>, flags: Flags) -> Result<T, Error>
 where
     T: Default + Serialize + DeserializeOwned,
@@ -53,30 +54,30 @@ where
     Loader::new().file(file).flags(flags).load()
 }
 
-/// Settings as TOML, secrets and the passwords of URLs hidden. Settings that are unset are left out.
+/// Prints settings as TOML. Redacts secrets and the credentials in URLs; omits unset settings.
 pub fn print<T: Serialize>(config: &T) -> Result<String, Error> {
     let failed = |error: toml::ser::Error| Error::one(Layer::All, "", format!("can't be printed: {error}"));
     let mut table = toml::Value::try_from(config).map_err(failed)?;
-    hide_passwords(&mut table);
+    redact_passwords(&mut table);
     toml::to_string(&table).map_err(failed)
 }
 
-fn hide_passwords(value: &mut toml::Value) {
+fn redact_passwords(value: &mut toml::Value) {
     match value {
         toml::Value::String(text) => {
-            if let Some(hidden) = without_password(text) {
-                *text = hidden;
+            if let Some(redacted) = redact_password(text) {
+                *text = redacted;
             }
         }
-        toml::Value::Array(values) => values.iter_mut().for_each(hide_passwords),
-        toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| hide_passwords(value)),
+        toml::Value::Array(values) => values.iter_mut().for_each(redact_passwords),
+        toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| redact_passwords(value)),
         _ => {}
     }
 }
 
-/// `nats://user:password@host` without the password, and `nats://token@host` without the token; `None` for what has
-/// neither.
-fn without_password(url: &str) -> Option<String> {
+/// Redacts the password of `nats://user:password@host` and the token of `nats://token@host`. Returns `None` if the text
+/// has neither.
+fn redact_password(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (credentials, _) = rest[..authority_end].rsplit_once('@')?;

@@ -1,58 +1,58 @@
-//! A setting that is never shown.
+//! A setting that is never printed.
 
 use std::cell::Cell;
 use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What stands in place of a secret.
+/// Text printed in place of a secret.
 const HIDDEN: &str = "[hidden]";
 
 thread_local! {
-    /// Whether secrets are serialised as they are: only while the defaults become a layer.
+    /// Whether secrets are serialised in plain text: only while the loader converts defaults and flags to layers.
     static EXPOSING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A string that neither `Debug` nor `Serialize` shows; an empty one is shown as empty, to tell that it is unset.
+/// A string that `Debug` and `Serialize` redact. An empty string stays empty, which shows that the setting is unset.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides a string.
+    /// Wraps a string.
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
     }
 
-    /// The string itself.
+    /// The plain text.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is none.
+    /// Whether the secret is empty, that is, unset.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    fn shown(&self) -> &str {
+    fn redacted(&self) -> &str {
         if self.is_empty() { "" } else { HIDDEN }
     }
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.shown(), f)
+        fmt::Debug::fmt(self.redacted(), f)
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if EXPOSING.get() { &self.0 } else { self.shown() })
+        serializer.serialize_str(if EXPOSING.get() { &self.0 } else { self.redacted() })
     }
 }
 
-/// Runs a function on this thread in which secrets are serialised as they are.
-pub(super) fn exposing<R>(run: impl FnOnce() -> R) -> R {
+/// Runs a function that serialises secrets in plain text on this thread.
+pub(super) fn with_secrets_exposed<R>(run: impl FnOnce() -> R) -> R {
     struct Reset(bool);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_not_shown() {
+    fn a_secret_is_redacted() {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret:?}"), "\"[hidden]\"");
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[hidden]\"");
@@ -77,10 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn exposing_ends() {
+    fn secrets_are_redacted_again_after_with_secrets_exposed() {
         let secret = Secret::new("hunter2");
         assert_eq!(
-            exposing(|| serde_json::to_string(&secret)).unwrap(),
+            with_secrets_exposed(|| serde_json::to_string(&secret)).unwrap(),
             "\"hunter2\""
         );
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[hidden]\"");

@@ -1,10 +1,10 @@
-//! The layers together.
+//! Tests of the merged layers.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Layer, Loader, Secret, print, without_password};
+use super::{Layer, Loader, Secret, print, redact_password};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -52,22 +52,22 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// What is wrong, as `layer / key / reason`.
-fn problem(loader: &Loader) -> (Layer, String, String) {
+/// The first problem: layer, key and reason.
+fn first_problem(loader: &Loader) -> (Layer, String, String) {
     let error = loader.load::<Config>().unwrap_err();
     let problem = error.problems()[0].clone();
     (problem.layer, problem.key, problem.reason)
 }
 
 #[test]
-fn nothing_said_is_the_defaults_with_their_secrets() {
-    assert_eq!(Loader::bare().load::<Config>().unwrap(), Config::default());
+fn without_other_layers_the_defaults_are_loaded_with_their_secrets() {
+    assert_eq!(Loader::defaults().load::<Config>().unwrap(), Config::default());
 }
 
 #[test]
-fn each_layer_is_over_the_one_before() {
+fn each_layer_overrides_the_one_before() {
     let file = file("name = 'file'\n[push]\nworkers = 1\nkey = 'file'\n[nats]\nurl = 'file'");
-    let config: Config = Loader::bare()
+    let config: Config = Loader::defaults()
         .file(Some(file.path()))
         .env([
             ("HERALD_NATS__URL", "env"),
@@ -91,8 +91,8 @@ fn each_layer_is_over_the_one_before() {
 }
 
 #[test]
-fn a_variable_is_a_string_where_one_is_expected() {
-    let config: Config = Loader::bare()
+fn a_variable_is_taken_verbatim_if_the_setting_is_a_string() {
+    let config: Config = Loader::defaults()
         .env([
             ("HERALD_NAME", "1"),
             ("HERALD_PUSH__KEY", "true"),
@@ -108,9 +108,9 @@ fn a_variable_is_a_string_where_one_is_expected() {
 }
 
 #[test]
-fn an_unknown_key_is_refused_in_every_layer() {
+fn an_unknown_key_is_an_error_in_every_layer() {
     let file = file("[push]\nworker = 1");
-    let (layer, key, reason) = problem(&Loader::bare().file(Some(file.path())));
+    let (layer, key, reason) = first_problem(&Loader::defaults().file(Some(file.path())));
     assert_eq!(
         (layer, key.as_str()),
         (Layer::File(file.path().into()), "push.worker")
@@ -119,23 +119,23 @@ fn an_unknown_key_is_refused_in_every_layer() {
         reason.ends_with("expected one of key, secret, workers"),
         "{reason}"
     );
-    let (layer, key, _) = problem(&Loader::bare().env([("HERALD_NATS__URI", "x")]));
+    let (layer, key, _) = first_problem(&Loader::defaults().env([("HERALD_NATS__URI", "x")]));
     assert_eq!((layer, key.as_str()), (Layer::Environment, "nats.uri"));
-    let (layer, key, _) = problem(&Loader::bare().flag("names", Some("x")));
+    let (layer, key, _) = first_problem(&Loader::defaults().flag("names", Some("x")));
     assert_eq!((layer, key.as_str()), (Layer::Flags, "names"));
 }
 
 #[test]
-fn the_command_lines_own_variables_are_no_settings() {
-    let loader = Loader::bare()
+fn reserved_variables_are_ignored() {
+    let loader = Loader::defaults()
         .env([("HERALD_SERVER", "x"), ("HERALD_MINE", "x")])
         .reserve("HERALD_MINE");
     assert!(loader.load::<Config>().is_ok());
 }
 
 #[test]
-fn what_kubernetes_says_about_services_is_no_setting() {
-    let loader = Loader::bare().env([
+fn service_variables_of_kubernetes_are_ignored() {
+    let loader = Loader::defaults().env([
         ("HERALD_SERVICE_HOST", "10.0.0.1"),
         ("HERALD_GATEWAY_SERVICE_PORT_GRPC", "7700"),
         ("HERALD_GATEWAY_PORT", "tcp://10.0.0.1:7700"),
@@ -144,7 +144,7 @@ fn what_kubernetes_says_about_services_is_no_setting() {
     ]);
     assert!(loader.load::<Config>().is_ok());
     assert!(
-        Loader::bare()
+        Loader::defaults()
             .env([("HERALD_GATEWAY_PORT", "7700")])
             .load::<Config>()
             .is_err()
@@ -152,20 +152,20 @@ fn what_kubernetes_says_about_services_is_no_setting() {
 }
 
 #[test]
-fn a_wrong_value_tells_layer_key_and_what_is_expected() {
-    let loader = Loader::bare().env([("HERALD_PUSH__WORKERS", "many")]);
+fn an_error_contains_layer_key_and_expected_type() {
+    let loader = Loader::defaults().env([("HERALD_PUSH__WORKERS", "many")]);
     assert_eq!(
         loader.load::<Config>().unwrap_err().to_string(),
         "HERALD_PUSH__WORKERS in the environment: expected u16, found a string"
     );
-    let (layer, key, _) = problem(&Loader::bare().flag("push.workers", Some(70_000)));
+    let (layer, key, _) = first_problem(&Loader::defaults().flag("push.workers", Some(70_000)));
     assert_eq!((layer, key.as_str()), (Layer::Flags, "push.workers"));
 }
 
 #[test]
-fn a_secret_of_the_wrong_type_is_not_shown() {
+fn an_error_omits_a_secret_of_the_wrong_type() {
     let file = file("[push]\nsecret = 12345");
-    let error = Loader::bare()
+    let error = Loader::defaults()
         .file(Some(file.path()))
         .load::<Config>()
         .unwrap_err();
@@ -173,44 +173,47 @@ fn a_secret_of_the_wrong_type_is_not_shown() {
 }
 
 #[test]
-fn a_file_that_is_missing_or_malformed_is_named() {
-    let (layer, key, _) = problem(&Loader::bare().file(Some(Path::new("/nowhere/herald.toml"))));
+fn an_error_contains_the_path_of_a_missing_or_malformed_file() {
+    let (layer, key, _) = first_problem(&Loader::defaults().file(Some(Path::new("/nowhere/herald.toml"))));
     assert_eq!(
         (layer, key.as_str()),
         (Layer::File("/nowhere/herald.toml".into()), "")
     );
     let file = file("name = ");
     assert_eq!(
-        problem(&Loader::bare().file(Some(file.path()))).0,
+        first_problem(&Loader::defaults().file(Some(file.path()))).0,
         Layer::File(file.path().into())
     );
 }
 
 #[test]
-fn settings_check_themselves_last() {
-    let error = Loader::bare()
+fn validation_errors_concern_all_layers() {
+    let error = Loader::defaults()
         .load_valid::<Config>(|_| Err("name must be short".into()))
         .unwrap_err();
     assert_eq!(error.problems()[0].layer, Layer::All);
 }
 
 #[test]
-fn printed_settings_load_again_without_their_secrets() {
+fn printed_settings_can_be_loaded_and_lack_secrets() {
     let text = print(&Config::default()).unwrap();
     assert!(
         text.contains("secret = \"[hidden]\"") && !text.contains("built in"),
         "{text}"
     );
     let file = file(&text);
-    let config: Config = Loader::bare().file(Some(file.path())).load().unwrap();
+    let config: Config = Loader::defaults().file(Some(file.path())).load().unwrap();
     assert_eq!(config.push.workers, 8);
 }
 
 #[test]
-fn passwords_in_urls_are_hidden() {
-    let hidden = |url| without_password(url).unwrap();
-    assert_eq!(hidden("nats://me:p@ss@host:4222"), "nats://me:[hidden]@host:4222");
-    assert_eq!(hidden("nats://token@host"), "nats://[hidden]@host");
-    assert_eq!(without_password("nats://host:4222/a@b"), None);
-    assert_eq!(without_password("not a url, me@example.org"), None);
+fn passwords_in_urls_are_redacted() {
+    let redacted = |url| redact_password(url).unwrap();
+    assert_eq!(
+        redacted("nats://me:p@ss@host:4222"),
+        "nats://me:[hidden]@host:4222"
+    );
+    assert_eq!(redacted("nats://token@host"), "nats://[hidden]@host");
+    assert_eq!(redact_password("nats://host:4222/a@b"), None);
+    assert_eq!(redact_password("not a url, me@example.org"), None);
 }

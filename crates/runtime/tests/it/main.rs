@@ -1,4 +1,4 @@
-//! What needs a process of its own: telemetry is started once a process.
+//! Tests that need a process of their own because telemetry is started once per process.
 
 #![allow(clippy::unwrap_used)]
 

@@ -11,7 +11,7 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
-/// A collector that hands on what it is sent.
+/// A collector that forwards the received messages to a channel.
 #[derive(Clone)]
 struct Collector(mpsc::UnboundedSender<Bytes>);
 
@@ -34,7 +34,7 @@ impl tower::Service<Request<Body>> for Collector {
             received
                 .send(request.into_body().collect().await.unwrap().to_bytes())
                 .unwrap();
-            // An empty ExportTraceServiceResponse.
+            // An empty `ExportTraceServiceResponse` in gRPC framing.
             let mut response = Response::new(Body::new(http_body_util::Full::from(vec![0_u8; 5])));
             response
                 .headers_mut()
@@ -47,14 +47,14 @@ impl tower::Service<Request<Body>> for Collector {
     }
 }
 
-fn has(message: &[u8], text: &str) -> bool {
+fn contains(message: &[u8], text: &str) -> bool {
     message
         .windows(text.len())
         .any(|window| window == text.as_bytes())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_spans_reach_the_collector() {
+async fn the_last_spans_are_exported_at_shutdown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (sender, mut received) = mpsc::unbounded_channel();
@@ -86,6 +86,6 @@ async fn the_last_spans_reach_the_collector() {
         "deployment.environment.name",
         "a test",
     ] {
-        assert!(has(&message, text), "{text}");
+        assert!(contains(&message, text), "{text}");
     }
 }
