@@ -1,4 +1,4 @@
-//! The way out: to the graph service and to the streams below.
+//! Outbound adapters: the graph service and the backlog of the downstream streams.
 
 mod followers;
 mod gate;

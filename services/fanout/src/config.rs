@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration of the service.
 
 use herald_mesh::PerLane;
 use serde::{Deserialize, Serialize};
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Recipients in one push chunk, at most; 1 to 65,536. A push chunk is what is retried together.
+    /// Recipients per push chunk, at most; 1 to 65,536. A push chunk is the unit of retry.
     pub push_chunk_recipients_max: u32,
-    /// Followers expanded of one message before the rest waits its turn as a slice; 1,024 to 1,048,576. A timeline chunk is
-    /// one page of the graph service (`graph.export_page_followers`).
+    /// Followers expanded per message; the others become the next slice; 1,024 to 1,048,576. A timeline chunk is one
+    /// page of the graph service (`graph.export_page_followers`).
     pub slice_recipients_max: u32,
-    /// Posts worked on at one time, by lane; 1 to 4,096 each; how far high goes before normal, and normal before low.
+    /// Posts, and slices, in flight per lane; 1 to 4,096 each. The ratio of the lanes sets their priority.
     pub posts_in_flight_max: PerLane,
-    /// Redriven posts and slices worked on at one time, each, of all lanes; 1 to 4,096.
+    /// Redriven posts, and slices, in flight, all lanes together; 1 to 4,096.
     pub redrive_in_flight_max: usize,
-    /// When a lane is held back.
+    /// When a lane is paused.
     pub gate: Gate,
 }
 
-/// When a lane is held back, because the streams below it are deep.
+/// When a lane is paused because too many chunks are pending in the downstream streams.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gate {
-    /// Chunks that wait in TIMELINE or PUSH in this lane, above which fan-out takes no more posts; it goes on at half.
+    /// Pending chunks of a lane in TIMELINE or PUSH at which fan-out pauses the lane; it resumes at half; at least 1.
     pub pending_chunks_max: u64,
-    /// How often this is looked at, milliseconds; 10 to 60,000.
+    /// Interval at which the pending chunks are read, milliseconds; 10 to 60,000.
     pub interval_ms: u64,
 }
 
@@ -56,7 +56,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks the bounds; the error names the first setting out of bounds.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("fanout", self, {
             push_chunk_recipients_max: 1..=65_536,

@@ -1,11 +1,11 @@
-//! From followers to chunks: pure decisions.
+//! Pure decisions: how followers become chunks, and when a lane is paused.
 
 use herald_model::{
     Channel, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Timestamp,
 };
 use herald_store::ChunkPlan;
 
-/// A post, or the rest of one, to be expanded.
+/// The followers of a post from `after` on, up to the slice limit. The first slice of a post has index 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slice {
     pub(crate) post: PostId,
@@ -19,13 +19,13 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    /// After this moment no push is sent.
+    /// When the pushes of the post expire.
     pub(crate) fn push_expires_at(&self) -> Timestamp {
         self.accepted_at
             .plus(std::time::Duration::from_secs(self.push_ttl_seconds.into()))
     }
 
-    /// What comes after this slice when it ends at a follower.
+    /// The slice that starts after the follower `last`.
     pub(crate) fn next(&self, last: UserKey) -> Self {
         Self {
             after: Some(last),
@@ -35,8 +35,13 @@ impl Slice {
     }
 }
 
-/// The chunks of one page of followers: all of them for the timeline, those with the bell for the push.
-pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max: u32) -> Vec<ChunkPlan> {
+/// Splits one page of followers into chunks: a timeline chunk with all followers, and push chunks with the followers in
+/// `notify`.
+pub(crate) fn split_into_chunks(
+    followers: Recipients,
+    notify: &Recipients,
+    push_chunk_max: u32,
+) -> Vec<ChunkPlan> {
     let mut chunks = Vec::with_capacity(2);
     if !followers.is_empty() {
         chunks.push(ChunkPlan {
@@ -72,9 +77,9 @@ pub(crate) fn chunks(followers: Recipients, notify: &Recipients, push_chunk_max:
     chunks
 }
 
-/// Whether to hold a lane back, given whether it is held back now: stops at the limit, goes on at half of it.
-pub(crate) fn hold(held: bool, pending: u64, limit: u64) -> bool {
-    if held {
+/// Whether a lane should be paused. It pauses at `limit` pending chunks and resumes at half of it.
+pub(crate) fn should_pause(paused: bool, pending: u64, limit: u64) -> bool {
+    if paused {
         pending > limit / 2
     } else {
         pending >= limit
@@ -89,20 +94,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_follower_is_in_one_chunk_of_each_channel_meant_for_them(
+        fn every_follower_is_in_one_timeline_chunk_and_if_notified_in_one_push_chunk(
             keys in prop::collection::btree_map(1_u32..100_000, any::<bool>(), 0..500),
             push_chunk_max in 1_u32..100,
         ) {
             let followers = Recipients::from_sorted(keys.keys().copied().map(UserKey));
-            let belled: Vec<_> = keys.iter().filter(|(_, bell)| **bell).map(|(k, _)| UserKey(*k)).collect();
-            let notify = Recipients::from_sorted(belled.iter().copied());
-            let made = chunks(followers.clone(), &notify, push_chunk_max);
-            let of = |channel| -> Vec<UserKey> {
-                made.iter().filter(|c| c.channel == channel).flat_map(|c| c.recipients.iter()).collect()
+            let notified: Vec<_> = keys.iter().filter(|(_, notify)| **notify).map(|(k, _)| UserKey(*k)).collect();
+            let notify = Recipients::from_sorted(notified.iter().copied());
+            let chunks = split_into_chunks(followers.clone(), &notify, push_chunk_max);
+            let recipients_of = |channel| -> Vec<UserKey> {
+                chunks.iter().filter(|c| c.channel == channel).flat_map(|c| c.recipients.iter()).collect()
             };
-            prop_assert_eq!(of(Channel::Timeline), followers.iter().collect::<Vec<_>>());
-            prop_assert_eq!(of(Channel::Push), belled);
-            for chunk in &made {
+            prop_assert_eq!(recipients_of(Channel::Timeline), followers.iter().collect::<Vec<_>>());
+            prop_assert_eq!(recipients_of(Channel::Push), notified);
+            for chunk in &chunks {
                 prop_assert!(!chunk.recipients.is_empty());
                 prop_assert!(chunk.channel == Channel::Timeline || chunk.recipients.len() <= push_chunk_max);
             }
@@ -110,10 +115,10 @@ mod tests {
     }
 
     #[test]
-    fn a_held_lane_goes_on_at_half_the_limit() {
-        assert!(!hold(false, 99, 100));
-        assert!(hold(false, 100, 100));
-        assert!(hold(true, 51, 100));
-        assert!(!hold(true, 50, 100));
+    fn a_paused_lane_resumes_at_half_the_limit() {
+        assert!(!should_pause(false, 99, 100));
+        assert!(should_pause(false, 100, 100));
+        assert!(should_pause(true, 51, 100));
+        assert!(!should_pause(true, 50, 100));
     }
 }

@@ -1,20 +1,20 @@
-//! Why the service ended, and why a message was not done.
+//! Errors of the service, and failures of single messages.
 
 use herald_failure::{Classify, FailureClass};
 use tonic::Code;
 
-/// Why the service ended before it was told to.
+/// An error that stops the service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration is out of bounds.
     #[error("{0}")]
     Config(String),
-    /// A consumer can't be worked on.
-    #[error("a fan-out consumer can't be worked on")]
+    /// A consumer failed.
+    #[error("a fan-out consumer failed")]
     Consume(#[from] herald_mesh::Error),
 }
 
-/// Why a message was not done; it is tried again.
+/// Why a message could not be expanded; the message is retried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExpandError {
     #[error("followers can't be read from the graph service: {0}")]
@@ -23,14 +23,14 @@ pub(crate) enum ExpandError {
     Page(#[from] herald_model::MalformedRecipients),
     #[error("the plan can't be written to the ledger: {0}")]
     Ledger(#[from] herald_store::Error),
-    #[error("a message was not taken by the mesh: {0}")]
+    #[error("a message can't be published: {0}")]
     Publish(#[from] herald_mesh::Error),
 }
 
 impl Classify for ExpandError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Graph(status) => class_of(status),
+            Self::Graph(status) => classify_status(status),
             Self::Page(_) => FailureClass::Permanent,
             Self::Ledger(error) => error.class(),
             Self::Publish(error) => error.class(),
@@ -38,9 +38,9 @@ impl Classify for ExpandError {
     }
 }
 
-fn class_of(status: &tonic::Status) -> FailureClass {
+fn classify_status(status: &tonic::Status) -> FailureClass {
     match status.code() {
-        // FAILED_PRECONDITION: the author's follow history does not reach back to the post any more.
+        // FAILED_PRECONDITION: the follow history of the author no longer reaches back to the post.
         Code::FailedPrecondition | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
             FailureClass::Permanent
         }

@@ -1,4 +1,4 @@
-//! Expands one message: a post, or a slice of one.
+//! Expands one message: a post or a slice.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
     error::ExpandError,
 };
 
-/// Expands posts.
+/// Expands posts and slices.
 pub(crate) struct Fanout {
     pub(crate) mesh: Mesh,
     pub(crate) ledger: Arc<dyn Ledger>,
@@ -28,9 +28,9 @@ pub(crate) struct Fanout {
 #[async_trait]
 impl Handler for Fanout {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let slice = match read(delivery) {
+        let slice = match decode_slice(delivery) {
             Ok(slice) => slice,
-            Err(settle) => return settle,
+            Err(disposition) => return disposition,
         };
         match self.expand(&slice).await {
             Ok(()) => Disposition::Ack,
@@ -39,8 +39,8 @@ impl Handler for Fanout {
     }
 }
 
-/// What the message asks to expand.
-fn read(delivery: &Delivery) -> Result<Slice, Disposition> {
+/// Decodes a message. The error is the disposition of a message that can't be decoded.
+fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
     match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
@@ -68,20 +68,26 @@ fn read(delivery: &Delivery) -> Result<Slice, Disposition> {
                 push_ttl_seconds: slice.push_ttl_seconds,
             })
         }
-        other => Err(Disposition::term(format_args!("fan-out doesn't expand {other}"))),
+        other => Err(Disposition::term(format_args!(
+            "subject {other} is not handled by fan-out"
+        ))),
     }
 }
 
 impl Fanout {
-    /// Plans, publishes while the plan is synced, and passes on what is left. Each step can be repeated: the plan is the
-    /// same, and the broker knows the messages by what is in them.
+    /// Writes the plan, publishes the chunks while the plan is synced, then publishes the next slice. Every step is
+    /// idempotent: a retry writes the same plan, and the broker deduplicates the messages by ids made from their
+    /// content.
     async fn expand(&self, slice: &Slice) -> Result<(), ExpandError> {
-        let read = self.followers.of(slice, self.config.slice_recipients_max).await?;
-        let chunks: Vec<ChunkPlan> = read
+        let followers = self
+            .followers
+            .read_slice(slice, self.config.slice_recipients_max)
+            .await?;
+        let chunks: Vec<ChunkPlan> = followers
             .pages
             .into_iter()
             .flat_map(|page| {
-                domain::chunks(
+                domain::split_into_chunks(
                     page.followers,
                     &page.notify,
                     self.config.push_chunk_recipients_max,
@@ -92,21 +98,21 @@ impl Fanout {
             post: slice.post,
             slice: slice.index,
             chunks,
-            last: read.more_after.is_none(),
+            last: followers.more_after.is_none(),
         };
         let durable = self.ledger.plan(&plan).await?;
         herald_failpoints::point!("fanout.planned");
-        // As many as one slice has; the mesh bounds what is in flight over all slices.
-        try_join_all(plan.chunks.iter().map(|chunk| self.publish(slice, chunk))).await?;
+        // One slice bounds the number of chunks; the mesh bounds the publishes in flight.
+        try_join_all(plan.chunks.iter().map(|chunk| self.publish_chunk(slice, chunk))).await?;
         durable.await?;
-        if let Some(last) = read.more_after {
-            self.pass_on(&slice.next(last)).await?;
+        if let Some(last) = followers.more_after {
+            self.publish_slice(&slice.next(last)).await?;
         }
-        self.count(&plan);
+        self.count_planned(&plan);
         Ok(())
     }
 
-    async fn publish(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {
+    async fn publish_chunk(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {
         if herald_failpoints::sabotaged!("fanout.drop-chunk") {
             return Ok(());
         }
@@ -137,8 +143,9 @@ impl Fanout {
         Ok(())
     }
 
-    /// The rest waits its turn behind other posts of its lane, so that a big author delays nobody.
-    async fn pass_on(&self, next: &Slice) -> Result<(), ExpandError> {
+    /// Publishes the next slice. It queues behind other posts of the lane, so that an author with many followers does
+    /// not delay other authors.
+    async fn publish_slice(&self, next: &Slice) -> Result<(), ExpandError> {
         let body = FanoutSlice {
             post_id: next.post.0,
             author_key: next.author.0,
@@ -155,7 +162,7 @@ impl Fanout {
         Ok(())
     }
 
-    fn count(&self, plan: &SlicePlan) {
+    fn count_planned(&self, plan: &SlicePlan) {
         self.metrics.slices.inc();
         for chunk in &plan.chunks {
             let planned = match chunk.channel {

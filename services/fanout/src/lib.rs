@@ -1,12 +1,16 @@
-//! The fanout service: one post in, its chunks out.
+//! The fanout service expands each post into chunks of recipients.
 //!
-//! The way of a post: [`handler`] takes it (or the rest of it, a slice) from its lane, reads the followers that the post
-//! has pinned, plans the slice's chunks ([`domain`]), writes the plan to the ledger, publishes the chunks, waits until the plan
-//! is durable, and, when followers are left, publishes the next slice. [`adapters`] hold a lane back while the streams below
-//! it are deep, so that a backlog waits as posts and not as chunks.
+//! For each message, a post or a slice (the remaining followers of a post), [`handler`]
+//! 1. reads the followers as of the follow version of the post,
+//! 2. splits them into chunks ([`domain`]) and writes this plan to the ledger,
+//! 3. publishes the chunks, and waits until the plan is durable,
+//! 4. publishes the next slice if followers are left.
 //!
-//! *Invariant:* the same message always makes the same chunks: followers are read as of the version that the post has
-//! pinned, so a retry repeats nobody and loses nobody.
+//! [`adapters`] pause a lane while too many chunks are pending in TIMELINE or PUSH, so that a backlog consists of posts
+//! and not of chunks.
+//!
+//! *Invariant:* the same message always makes the same chunks, because followers are read as of the follow version that
+//! the post recorded. A retry neither duplicates nor loses a recipient.
 
 mod adapters;
 mod config;
@@ -33,23 +37,23 @@ use crate::{
     handler::Fanout,
 };
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Where posts come from and chunks go to.
+    /// Source of posts and slices, target of chunks and slices.
     pub mesh: Mesh,
-    /// The consumers to work on.
+    /// Configuration of the consumers.
     pub topology: Arc<Topology>,
-    /// Where plans are written.
+    /// Stores the plans.
     pub ledger: Arc<dyn Ledger>,
-    /// The graph service.
+    /// Connection to the graph service.
     pub graph: Channel,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Works until `shutdown`, then finishes the messages under way.
+/// Runs until `shutdown`, then finishes the messages in flight.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled once in this crate; an `async fn` would be compiled in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 

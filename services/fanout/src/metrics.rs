@@ -1,8 +1,8 @@
-//! Every metric of this service.
+//! All metrics of this service.
 
 use herald_runtime::metrics::{Counter, Registry};
 
-/// The fanout service's counters.
+/// The fanout service's metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     /// Posts and slices expanded.
@@ -14,7 +14,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(

@@ -7,10 +7,11 @@ use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{domain::Slice, error::ExpandError};
 
-/// One page of a post's followers.
+/// One page of followers.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) followers: Recipients,
+    /// The followers of the page with notifications on.
     pub(crate) notify: Recipients,
 }
 
@@ -18,11 +19,11 @@ pub(crate) struct Page {
 #[derive(Debug)]
 pub(crate) struct SliceFollowers {
     pub(crate) pages: Vec<Page>,
-    /// The last follower, when more come after.
+    /// The last follower of the slice; `None` if no followers are left.
     pub(crate) more_after: Option<UserKey>,
 }
 
-/// The graph service, as fan-out sees it.
+/// Client of the graph service.
 #[derive(Debug, Clone)]
 pub(crate) struct Followers {
     graph: GraphServiceClient<InterceptedService<Channel, Inject>>,
@@ -35,9 +36,13 @@ impl Followers {
         }
     }
 
-    /// Reads up to `recipients_max` followers, as of the version that the post has pinned.
-    pub(crate) async fn of(&self, slice: &Slice, recipients_max: u32) -> Result<SliceFollowers, ExpandError> {
-        // An author whom nobody ever followed; version 0 would ask for the newest list.
+    /// Reads up to `recipients_max` followers as of the follow version of the post.
+    pub(crate) async fn read_slice(
+        &self,
+        slice: &Slice,
+        recipients_max: u32,
+    ) -> Result<SliceFollowers, ExpandError> {
+        // The author never had a follower. The graph service would take version 0 for the newest one.
         if slice.version.0 == 0 {
             return Ok(SliceFollowers {
                 pages: Vec::new(),
@@ -52,17 +57,17 @@ impl Followers {
             ..ExportFollowersRequest::default()
         };
         let mut stream = self.graph.clone().export_followers(request).await?.into_inner();
-        let mut read = SliceFollowers {
+        let mut followers = SliceFollowers {
             pages: Vec::new(),
             more_after: None,
         };
         while let Some(page) = stream.message().await? {
-            read.more_after = (!page.complete).then_some(UserKey(page.last_key));
-            read.pages.push(Page {
+            followers.more_after = (!page.complete).then_some(UserKey(page.last_key));
+            followers.pages.push(Page {
                 followers: Recipients::decode(page.follower_keys, page.follower_count)?,
                 notify: Recipients::decode(page.notify_keys, page.notify_count)?,
             });
         }
-        Ok(read)
+        Ok(followers)
     }
 }

@@ -1,4 +1,4 @@
-//! Holds a lane back while the streams below it are deep.
+//! Pauses a lane while too many chunks are pending in the downstream streams.
 
 use std::time::Duration;
 
@@ -7,9 +7,10 @@ use herald_model::Lane;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Gate, domain::hold};
+use crate::{config::Gate, domain::should_pause};
 
-/// Looks at one lane of TIMELINE and PUSH until `shutdown`; the receiver is true while fan-out should take no more posts.
+/// Polls the pending chunks of one lane of TIMELINE and PUSH until `shutdown`. The receiver is `true` while the lane is
+/// paused.
 pub(crate) fn watch_gate(
     mesh: Mesh,
     lane: Lane,
@@ -22,23 +23,23 @@ pub(crate) fn watch_gate(
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // A broker that can't be asked takes no chunks either; the gate stays as it is.
-            let Ok(pending) = pending(&mesh, lane).await else {
+            // If the broker is unavailable it accepts no chunks either; the state of the gate stays.
+            let Ok(pending) = read_pending(&mesh, lane).await else {
                 continue;
             };
-            let held = *sender.borrow();
-            let hold = hold(held, pending, gate.pending_chunks_max);
-            if hold != held {
-                tracing::info!(%lane, pending, hold, "fan-out is held back or goes on");
-                sender.send_replace(hold);
+            let was_paused = *sender.borrow();
+            let paused = should_pause(was_paused, pending, gate.pending_chunks_max);
+            if paused != was_paused {
+                tracing::info!(%lane, pending, paused, "fan-out lane paused or resumed");
+                sender.send_replace(paused);
             }
         }
     }));
     receiver
 }
 
-/// The deeper of the two.
-async fn pending(mesh: &Mesh, lane: Lane) -> Result<u64, herald_mesh::Error> {
+/// The pending chunks of TIMELINE or PUSH, whichever are more.
+async fn read_pending(mesh: &Mesh, lane: Lane) -> Result<u64, herald_mesh::Error> {
     let timeline = mesh.pending(streams::TIMELINE, consumers::timeline(lane)).await?;
     let push = mesh.pending(streams::PUSH, consumers::push(lane)).await?;
     Ok(timeline.max(push))

@@ -1,4 +1,4 @@
-//! A disk that doesn't take a plan.
+//! A plan that the disk can't sync.
 
 use std::sync::{
     Arc,
@@ -17,15 +17,15 @@ use herald_store::{
 
 use crate::harness::{World, until};
 
-/// Writes plans, and fails to sync them while it is broken.
-struct Unsynced {
+/// A ledger that writes plans and, while `broken`, fails to sync them.
+struct FailingSync {
     ledger: Arc<dyn Ledger>,
     broken: AtomicBool,
     plans: AtomicUsize,
 }
 
 #[async_trait]
-impl Ledger for Unsynced {
+impl Ledger for FailingSync {
     async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
         let durable = self.ledger.plan(plan).await?;
         self.plans.fetch_add(1, Ordering::SeqCst);
@@ -78,15 +78,15 @@ impl Ledger for Unsynced {
 }
 
 #[tokio::test]
-async fn a_post_is_neither_passed_on_nor_acknowledged_before_its_plan_is_durable() {
-    let mut unsynced = None;
+async fn no_slice_is_published_and_no_post_is_acknowledged_before_the_plan_is_durable() {
+    let mut failing_sync = None;
     let config = Config {
         slice_recipients_max: 1_024,
         ..Config::default()
     };
     let world = World::with_ledger(config, |ledger| {
-        unsynced
-            .insert(Arc::new(Unsynced {
+        failing_sync
+            .insert(Arc::new(FailingSync {
                 ledger,
                 broken: AtomicBool::new(true),
                 plans: AtomicUsize::new(0),
@@ -94,8 +94,8 @@ async fn a_post_is_neither_passed_on_nor_acknowledged_before_its_plan_is_durable
             .clone()
     })
     .await;
-    let unsynced = unsynced.unwrap();
-    // Two slices.
+    let failing_sync = failing_sync.unwrap();
+    // Followers of two slices.
     let users = world.users(1_100).await;
     let version = world.follow(users[0], &users[1..]).await;
     let post = PostCreated {
@@ -106,15 +106,15 @@ async fn a_post_is_neither_passed_on_nor_acknowledged_before_its_plan_is_durable
     };
     let subject = Subject::PostCreated(Lane::Normal);
     world.mesh.publish(subject, Some("post"), &post).await.unwrap();
-    until(async || unsynced.plans.load(Ordering::SeqCst) >= 2).await;
+    until(async || failing_sync.plans.load(Ordering::SeqCst) >= 2).await;
     let last = async |stream| world.mesh.last_sequence(stream).await.unwrap();
     let fanout = consumers::fanout(Lane::Normal);
     let floor = async || world.mesh.ack_floor(streams::POSTS, fanout).await.unwrap();
-    // The first try's chunk is there; the second's is the same.
+    // The first attempt published the chunk; the broker deduplicated that of the second attempt.
     assert_eq!(last(streams::TIMELINE).await, 1);
     assert_eq!((last(streams::SLICES).await, floor().await), (0, 0));
 
-    unsynced.broken.store(false, Ordering::SeqCst);
+    failing_sync.broken.store(false, Ordering::SeqCst);
     until(async || last(streams::TIMELINE).await == 2 && floor().await == 1).await;
     assert_eq!(last(streams::SLICES).await, 1);
 }

@@ -1,4 +1,4 @@
-//! A server, a store, the graph service and the fanout service.
+//! Starts nats-server, the embedded store, the graph service and the fanout service.
 
 use std::{
     sync::Arc,
@@ -19,8 +19,8 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
-/// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of [`until`].
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     pub(crate) mesh: Mesh,
@@ -43,7 +43,7 @@ impl World {
         Self::with_ledger(config, |ledger| ledger).await
     }
 
-    /// A world whose fan-out has another ledger, made from the real one.
+    /// Starts a fanout service with a ledger that wraps the real one.
     pub(crate) async fn with_ledger(
         config: Config,
         ledger: impl FnOnce(Arc<dyn Ledger>) -> Arc<dyn Ledger>,
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// The keys of so many users.
+    /// Creates users and returns their keys.
     pub(crate) async fn users(&self, count: usize) -> Vec<UserKey> {
         let ids: Vec<UserId> = (0..count)
             .map(|n| UserId::new(format!("user {n}")).unwrap())
@@ -108,7 +108,7 @@ impl World {
         self.stores.users.intern(&ids).await.unwrap()
     }
 
-    /// Lets all these follow an author, without pushes.
+    /// Adds followers without notifications; returns the new follow version.
     pub(crate) async fn follow(&self, author: UserKey, followers: &[UserKey]) -> FollowVersion {
         let follows: Vec<FollowChange> = followers
             .iter()
@@ -123,15 +123,15 @@ impl World {
     }
 }
 
-/// Waits until a condition is true.
+/// Waits until a condition is true; panics after [`TIMEOUT`].
 pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    let mut again = tokio::time::interval(Duration::from_millis(5));
+    let started = Instant::now();
+    let mut interval = tokio::time::interval(Duration::from_millis(5));
     while !condition().await {
         assert!(
-            begun.elapsed() < PATIENCE,
-            "it did not come true within {PATIENCE:?}"
+            started.elapsed() < TIMEOUT,
+            "the condition was not true within {TIMEOUT:?}"
         );
-        again.tick().await;
+        interval.tick().await;
     }
 }

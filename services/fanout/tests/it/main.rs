@@ -1,6 +1,6 @@
-//! The fanout service against a real nats-server, the real store and the real graph service.
+//! Tests of the fanout service against a real nats-server, the real store and the real graph service.
 
-// Helpers outside a #[test] unwrap as well.
+// Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
 mod config;

@@ -1,4 +1,4 @@
-//! What was given up and comes once more.
+//! Redriven posts and slices.
 
 use herald_fanout::Config;
 use herald_mesh::{
@@ -26,7 +26,7 @@ fn dead_letter(kind: ConsumerKind, subject: Subject, sequence: u64, body: &impl 
     }
 }
 
-/// The chunks in TIMELINE: post and recipients.
+/// Post id and recipients of all chunks in TIMELINE.
 async fn chunks(world: &World) -> Vec<(u64, Vec<UserKey>)> {
     let mut chunks = Vec::new();
     for sequence in 1..=world.mesh.last_sequence(streams::TIMELINE).await.unwrap() {
@@ -39,7 +39,7 @@ async fn chunks(world: &World) -> Vec<(u64, Vec<UserKey>)> {
 }
 
 #[tokio::test]
-async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
+async fn a_redriven_post_keeps_its_id_and_reaches_only_fanout() {
     let world = World::start(Config::default()).await;
     let users = world.users(4).await;
     let version = world.follow(users[0], &users[1..]).await;
@@ -61,7 +61,7 @@ async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
     let counts = world.stores.ledger.counts(PostId(4_711)).await.unwrap().unwrap();
     assert_eq!((counts.planned, counts.timeline.targeted), (true, 3));
 
-    // The rest of a big author's fan-out.
+    // A slice.
     let slice = FanoutSlice {
         post_id: 4_712,
         author_key: users[0].0,
@@ -79,7 +79,7 @@ async fn a_redriven_post_keeps_its_id_and_is_this_service_s_alone() {
         let consumer = consumers::redrive(kind);
         assert_eq!(world.mesh.pending(streams::REDRIVE, consumer).await.unwrap(), 0);
     }
-    // Nothing came by another way.
+    // The redrives published nothing to POSTS and SLICES.
     assert_eq!(world.mesh.last_sequence(streams::POSTS).await.unwrap(), 0);
     assert_eq!(world.mesh.last_sequence(streams::SLICES).await.unwrap(), 0);
 }
