@@ -1,4 +1,4 @@
-//! The way out: to watchers and to analytics.
+//! Outbound adapters: watchers and analytics.
 
 mod reporter;
 mod watchers;

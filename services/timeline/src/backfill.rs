@@ -1,4 +1,4 @@
-//! An author's newest posts for new followers.
+//! Delivers the newest posts of an author to new followers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use herald_store::{Ledger, Posts, Timelines};
 
 use crate::{adapters::Watchers, domain::isolated_reason, error::DeliverError};
 
-/// How long to wait for the archive before looking again.
+/// Delay before a retry while the archive is behind.
 const ARCHIVE_WAIT: Duration = Duration::from_millis(500);
 
 /// Delivers backfills.
@@ -26,56 +26,60 @@ pub(crate) struct Backfiller {
 }
 
 impl Backfiller {
-    /// Puts the author's newest posts on the timelines of `recipients`; with `bisect`, on those of all for whom that does not
-    /// fail permanently.
+    /// Writes the newest posts of the author to the timelines of `recipients`. With `bisect`, isolates the recipients
+    /// that cause a permanent error and delivers to all others.
     pub(crate) async fn backfill(
         &self,
         request: &Backfill,
         recipients: &Recipients,
         bisect: bool,
     ) -> Result<(), Disposition> {
-        // A post accepted just before the follow may not be in the archive yet, and no fan-out brings it.
+        // A post accepted just before the follow may not be archived yet, and fan-out does not deliver it to the
+        // follower.
         let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if archived < request.posts_sequence {
-            let reason = format!("the archive is at post {archived} of {}", request.posts_sequence);
+            let reason = format!(
+                "archive watermark is {archived}, the backfill needs {}",
+                request.posts_sequence
+            );
             return Err(Disposition::retry_after(ARCHIVE_WAIT, reason));
         }
-        // Those of the moment of the follow, however late it is now: newer ones came by fan-out, or were accepted after an
-        // unfollow and may not come at all.
+        // Only posts up to the moment of the follow: newer posts arrive through fan-out, or must not arrive because the
+        // follower has unfollowed since.
         let (author, last) = (UserKey(request.author_key), PostId(request.posts_sequence));
         let posts = self.posts.newest_of(author, last, self.posts_max).await?;
         let count = recipients.len();
-        let put = isolate(count as usize, bisect, |part| {
-            self.put(author, &posts, recipients.part(part))
+        let isolated = isolate(count as usize, bisect, |part| {
+            self.deliver_part(author, &posts, recipients.part(part))
         })
         .await;
-        if let Some(failure) = put.stopped {
+        if let Some(failure) = isolated.stopped {
             return Err(failure.into());
         }
-        match put.failed.first() {
+        match isolated.failed.first() {
             Some((_, reason)) => {
-                let failed = put.failed.len() as u32;
+                let failed = isolated.failed.len() as u32;
                 Err(Disposition::term(isolated_reason(reason, failed, count)))
             }
             None => Ok(()),
         }
     }
 
-    async fn put(
+    async fn deliver_part(
         &self,
         author: UserKey,
         posts: &[PostId],
         recipients: Recipients,
     ) -> Result<(), DeliverError> {
-        // An auditor who finds one of these posts on a timeline finds out why it is there.
+        // The audit needs this record to explain the post on the timeline, so it is written first.
         self.ledger.note_backfill(posts, &recipients).await?;
-        let delivering = posts
+        let writes = posts
             .iter()
             .map(|post| self.timelines.deliver(*post, recipients.clone()));
-        let durable = try_join_all(delivering).await?;
+        let durable = try_join_all(writes).await?;
         for post in posts {
             let live = TimelineChunk::new(*post, author, Timestamp(0), &recipients);
-            self.watchers.tell(live).await;
+            self.watchers.notify(live).await;
         }
         try_join_all(durable).await?;
         Ok(())

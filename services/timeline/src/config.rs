@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration of the service.
 
 use herald_mesh::PerLane;
 use serde::{Deserialize, Serialize};
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Chunks worked on at one time, by lane; 1 to 32,768 each. A chunk waits for the store's next flush, so this many chunks are what one
-    /// flush can hold.
+    /// Chunks in flight per lane; 1 to 32,768 each. A chunk waits for the next group commit of the store, so this
+    /// limits the chunks per group commit.
     pub chunks_in_flight_max: PerLane,
-    /// Redriven chunks worked on at one time, of all lanes; 1 to 32,768. They wait for the same flushes.
+    /// Redriven chunks in flight, all lanes together; 1 to 32,768.
     pub redrive_chunks_in_flight_max: usize,
-    /// From which attempt on a chunk that fails by a fault is done part by part, to find out for whom it fails; 1 to
-    /// 1,000. Later than the consumer's `fault_attempts_max`: never.
+    /// The first attempt that bisects a chunk after a permanent error to isolate the recipients that cause it; 1 to
+    /// 1,000. Above the consumer's `fault_attempts_max`, chunks are never bisected.
     pub isolate_attempts_min: u64,
-    /// Posts that a new follow brings, newest first; 0 to 800.
+    /// Newest posts of the author delivered to a new follower; 0 to 800.
     pub backfill_posts_max: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks the bounds; the error names the first setting out of bounds.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("timeline", self, {
             chunks_in_flight_max.high: 1..=32_768,

@@ -1,12 +1,13 @@
-//! What becomes of a chunk that some of its recipients can't get.
+//! Pure decisions: the outcome of a partially delivered chunk.
 
 use std::{collections::BTreeSet, ops::Range};
 
 use herald_model::{Recipients, UserKey};
 use herald_store::Outcome;
 
-/// The outcome of a chunk after an attempt that failed for some: whoever was reached by it or by an earlier one is delivered,
-/// the others of `failed` are dead, the rest is pending. `reached` and `failed` are places in `recipients`.
+/// The outcome of a chunk after an attempt that failed for some recipients. Recipients reached by this or an earlier
+/// attempt (`before`) are delivered, other recipients in `failed` are dead, all others are pending. `reached` and
+/// `failed` are indices into `recipients`.
 pub(crate) fn partial_outcome(
     recipients: &Recipients,
     before: Option<&Outcome>,
@@ -25,7 +26,7 @@ pub(crate) fn partial_outcome(
             count: recipients.len(),
         };
     }
-    let failed = failed.into_iter().map(|place| users[place]);
+    let failed = failed.into_iter().map(|index| users[index]);
     Outcome::Mixed {
         dead: Recipients::from_sorted(failed.filter(|user| !delivered.contains(user))),
         delivered: Recipients::from_sorted(delivered),
@@ -35,7 +36,7 @@ pub(crate) fn partial_outcome(
     }
 }
 
-/// Why a message is terminated that some recipients could not get.
+/// The reason for terminating a message that failed for `failed` of `all` recipients.
 pub(crate) fn isolated_reason(reason: &str, failed: u32, all: u32) -> String {
     format!("{reason} (for {failed} of {all} recipients, isolated)")
 }
@@ -59,13 +60,13 @@ mod tests {
     }
 
     #[test]
-    fn who_was_reached_once_is_delivered_and_never_dead() {
+    fn a_recipient_reached_by_any_attempt_is_delivered_and_never_dead() {
         let all = users(11..=15);
         assert_eq!(
             partial_outcome(&all, None, [0..2, 3..5], [2]),
             mixed([11, 12, 14, 15], [13])
         );
-        // 13 was reached earlier, when 11 was dead.
+        // An earlier attempt reached recipient 13; recipient 11 was dead.
         let before = mixed([13], [11]);
         assert_eq!(
             partial_outcome(&all, Some(&before), [0..2, 4..5], [2, 3]),
@@ -78,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_tried_is_pending() {
+    fn a_recipient_not_attempted_is_pending() {
         let outcome = partial_outcome(&users(11..=15), None, std::iter::once(0..2), []);
         assert_eq!(outcome, mixed([11, 12], []));
     }
 
     #[test]
-    fn a_chunk_delivered_before_stays_delivered() {
+    fn a_delivered_chunk_stays_delivered() {
         let before = Outcome::Delivered { count: 2 };
         let outcome = partial_outcome(&users([1, 2]), Some(&before), [], [0, 1]);
         assert_eq!(outcome, before);

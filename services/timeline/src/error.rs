@@ -1,32 +1,32 @@
-//! Why the service ended, and why a message was not done.
+//! Errors of the service, and failures of single messages.
 
 use std::time::Duration;
 
 use herald_failure::{Classify, FailureClass};
 use herald_store::ErrorKind;
 
-/// Why the service ended before it was told to.
+/// An error that stops the service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration is out of bounds.
     #[error("{0}")]
     Config(String),
-    /// A consumer can't be worked on.
-    #[error("a timeline consumer can't be worked on")]
+    /// A consumer failed.
+    #[error("a timeline consumer failed")]
     Consume(#[from] herald_mesh::Error),
-    /// What tells analytics and watchers died.
-    #[error("the timeline service can't tell what it did")]
-    Tell(#[from] tokio::task::JoinError),
+    /// A publisher to watchers or analytics panicked.
+    #[error("a publisher of the timeline service panicked")]
+    Publisher(#[from] tokio::task::JoinError),
 }
 
-/// Why a message was not done; it is tried again.
+/// Why a message could not be delivered; the message is retried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeliverError {
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
     #[error("the mesh failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
-    #[error("the event was not published: {0}")]
+    #[error("the event can't be published: {0}")]
     Event(String),
 }
 
@@ -41,7 +41,7 @@ impl Classify for DeliverError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            // Another worker has recorded an outcome meanwhile; the retry starts from it.
+            // Another worker has recorded an outcome meanwhile. The retry starts from this outcome.
             Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(Duration::ZERO),
             _ => None,
         }

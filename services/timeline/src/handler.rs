@@ -1,4 +1,4 @@
-//! Delivers one message of TIMELINE.
+//! Handles one message of TIMELINE: a chunk or a backfill.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     error::DeliverError,
 };
 
-/// Delivers chunks.
+/// Delivers chunks and backfills.
 #[derive(Clone)]
 pub(crate) struct TimelineHandler {
     pub(crate) timelines: Arc<dyn Timelines>,
@@ -27,7 +27,7 @@ pub(crate) struct TimelineHandler {
     pub(crate) reporter: Reporter,
     pub(crate) backfiller: Backfiller,
     pub(crate) metrics: Metrics,
-    /// From this attempt on a chunk that fails by a fault is done part by part.
+    /// The first attempt that bisects a chunk after a permanent error.
     pub(crate) isolate_attempts_min: u64,
 }
 
@@ -38,14 +38,14 @@ impl Handler for TimelineHandler {
             Subject::TimelineDeliver(_) => self.deliver(delivery).await,
             Subject::TimelineBackfill(_) => self.backfill(delivery).await,
             other => Err(Disposition::term(format_args!(
-                "timeline doesn't deliver {other}"
+                "subject {other} is not handled by timeline"
             ))),
         };
-        handled.map_or_else(|settle| settle, |()| Disposition::Ack)
+        handled.map_or_else(|disposition| disposition, |()| Disposition::Ack)
     }
 }
 
-fn recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition> {
+fn decode_recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition> {
     Recipients::decode(bytes, count)
         .map_err(|error| Disposition::term(format_args!("malformed recipients: {error}")))
 }
@@ -53,66 +53,71 @@ fn recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition> {
 impl TimelineHandler {
     async fn backfill(&self, delivery: &Delivery) -> Result<(), Disposition> {
         let request: Backfill = delivery.decode()?;
-        let recipients = recipients(request.recipients.clone(), request.recipient_count)?;
-        let bisect = self.bisects(delivery);
+        let recipients = decode_recipients(request.recipients.clone(), request.recipient_count)?;
+        let bisect = self.should_bisect(delivery);
         self.backfiller.backfill(&request, &recipients, bisect).await
     }
 
-    /// Puts the post on all timelines, then records and reports it. Recipients whose timelines fail permanently are recorded as
-    /// dead; each step can be repeated.
+    /// Writes the post to all timelines, then records and publishes the outcome. Recipients that cause a permanent
+    /// error are recorded as dead. Every step is idempotent.
     async fn deliver(&self, delivery: &Delivery) -> Result<(), Disposition> {
         let chunk: TimelineChunk = delivery.decode()?;
-        let recipients = recipients(chunk.recipients.clone(), chunk.recipient_count)?;
+        let recipients = decode_recipients(chunk.recipients.clone(), chunk.recipient_count)?;
         if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-            return Err(Disposition::term("the chunk's id is not that of its recipients"));
+            return Err(Disposition::term("the chunk id does not match the recipients"));
         }
         let count = recipients.len();
-        let put = isolate(count as usize, self.bisects(delivery), |part| {
-            self.put(&chunk, recipients.part(part))
+        let isolated = isolate(count as usize, self.should_bisect(delivery), |part| {
+            self.deliver_part(&chunk, recipients.part(part))
         })
         .await;
-        if put.is_complete() {
-            let visible_at = put.done.first().map_or_else(Timestamp::now, |(_, at)| *at);
+        if isolated.is_complete() {
+            let visible_at = isolated.done.first().map_or_else(Timestamp::now, |(_, at)| *at);
             let outcome = Outcome::Delivered { count };
             self.record(&chunk, ExpectedRevision::Any, outcome, visible_at)
                 .await?;
             return Ok(());
         }
-        self.record_partial(&chunk, &recipients, put).await
+        self.record_partial(&chunk, &recipients, isolated).await
     }
 
-    /// Whether this attempt looks for the recipients that cause a permanent failure.
-    fn bisects(&self, delivery: &Delivery) -> bool {
+    /// Whether this attempt isolates the recipients that cause a permanent error.
+    fn should_bisect(&self, delivery: &Delivery) -> bool {
         delivery.attempt >= self.isolate_attempts_min
     }
 
-    /// Makes the post readable, tells watchers, and waits until it is durable. Returns when it was readable.
-    async fn put(&self, chunk: &TimelineChunk, recipients: Recipients) -> Result<Timestamp, DeliverError> {
+    /// Makes the post readable, publishes it to watchers, and waits until it is durable. Returns the time from which on
+    /// it is readable.
+    async fn deliver_part(
+        &self,
+        chunk: &TimelineChunk,
+        recipients: Recipients,
+    ) -> Result<Timestamp, DeliverError> {
         let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
         let accepted_at = Timestamp(chunk.accepted_at_us);
         let durable = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Timestamp::now();
         self.metrics
-            .visible(visible_at.since(accepted_at), recipients.len());
+            .observe_visible(visible_at.since(accepted_at), recipients.len());
         let live = TimelineChunk::new(post, author, accepted_at, &recipients);
-        self.watchers.tell(live).await;
+        self.watchers.notify(live).await;
         durable.await?;
         Ok(visible_at)
     }
 
-    /// Records who has the post. Nobody is recorded as dead while a transient failure has left recipients open: the chunk comes
-    /// again.
+    /// Records the recipients that have the post. If a transient error stopped the attempt, no recipient is recorded as
+    /// dead because the chunk is redelivered.
     async fn record_partial(
         &self,
         chunk: &TimelineChunk,
         recipients: &Recipients,
-        put: Isolated<Timestamp, DeliverError>,
+        isolated: Isolated<Timestamp, DeliverError>,
     ) -> Result<(), Disposition> {
         let Isolated {
             done,
             mut failed,
             stopped,
-        } = put;
+        } = isolated;
         if stopped.is_some() {
             failed.clear();
         }
@@ -123,8 +128,8 @@ impl TimelineHandler {
             let base = ExpectedRevision::Revision(recorded.as_ref().map_or(0, |recorded| recorded.revision));
             let before = recorded.as_ref().map(|recorded| &recorded.outcome);
             let reached = done.into_iter().map(|(part, _)| part);
-            let failed_places = failed.iter().map(|(place, _)| *place);
-            let outcome = partial_outcome(recipients, before, reached, failed_places);
+            let failed_indices = failed.iter().map(|(index, _)| *index);
+            let outcome = partial_outcome(recipients, before, reached, failed_indices);
             let dead = outcome.counts().dead;
             self.record(chunk, base, outcome, Timestamp::now()).await?;
             if let (Some((_, reason)), 1..) = (failed.first(), dead) {
@@ -135,7 +140,7 @@ impl TimelineHandler {
         stopped.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
-    /// Records what became of a chunk, and reports it.
+    /// Records the outcome of a chunk in the ledger, and publishes it.
     async fn record(
         &self,
         chunk: &TimelineChunk,

@@ -1,10 +1,17 @@
-//! The timeline service: puts posts on timelines.
+//! The timeline service writes posts to timelines.
 //!
-//! The way of a chunk ([`handler`]): into the timeline store, where it is readable at once; out to the watchers; wait until
-//! it is durable; into the ledger; an event for analytics; and only then is the message acknowledged. A backfill
-//! ([`backfill`]) does the same with an author's newest posts for new followers, without event and counts: it is not a
-//! delivery that a post has planned. The ledger only notes it, before anything is on a timeline. A chunk that fails
-//! permanently is bisected ([`isolate`](herald_failure::isolate)): only the recipients that cause the failure don't get the post.
+//! For each chunk, [`handler`]
+//! 1. writes the post to the timelines, where it is readable at once,
+//! 2. publishes the chunk to watchers,
+//! 3. waits until the write is durable,
+//! 4. records the outcome in the ledger,
+//! 5. publishes an event for analytics,
+//! 6. acknowledges the message.
+//!
+//! A backfill ([`backfill`]) delivers the newest posts of an author to new followers. The plan of a post does not
+//! contain these deliveries, so a backfill has no event and no counts; the ledger only records it, before the first
+//! write to a timeline. After a permanent error a chunk is bisected ([`isolate`](herald_failure::isolate)): only the
+//! recipients that cause the error don't get the post.
 
 mod adapters;
 mod backfill;
@@ -33,28 +40,28 @@ use crate::{
     handler::TimelineHandler,
 };
 
-/// How long what tells others may take to end after the last handler.
-const HELPERS_END_MAX: Duration = Duration::from_secs(5);
+/// Time that the publishers have to finish after the last handler.
+const PUBLISHERS_DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Where chunks come from, and live entries and events go to.
+    /// Source of chunks, target of live chunks and events.
     pub mesh: Mesh,
-    /// The consumers to work on.
+    /// Configuration of the consumers.
     pub topology: Arc<Topology>,
-    /// What users read.
+    /// The timelines that users read.
     pub timelines: Arc<dyn Timelines>,
-    /// Where deliveries are recorded.
+    /// Records the outcomes.
     pub ledger: Arc<dyn Ledger>,
-    /// Where an author's newest posts are found.
+    /// The archive, for backfills.
     pub posts: Arc<dyn Posts>,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Works until `shutdown`, then finishes the messages under way.
+/// Runs until `shutdown`, then finishes the messages in flight.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled once in this crate; an `async fn` would be compiled in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 
@@ -68,8 +75,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         posts,
         metrics,
     } = deps;
-    let (watchers, telling) = Watchers::new(mesh.clone());
-    let (reporter, reporting) = Reporter::new(mesh.clone());
+    let (watchers, watchers_task) = Watchers::new(mesh.clone());
+    let (reporter, reporter_task) = Reporter::new(mesh.clone());
     let backfiller = Backfiller {
         mesh: mesh.clone(),
         watchers: watchers.clone(),
@@ -78,7 +85,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger: ledger.clone(),
         posts_max: config.backfill_posts_max,
     };
-    let chunks = Arc::new(TimelineHandler {
+    let handler = Arc::new(TimelineHandler {
         timelines,
         ledger,
         watchers,
@@ -94,7 +101,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             batch_max: config.chunks_in_flight_max.of(lane),
             paused: None,
         };
-        workers.spawn(consumers::timeline(lane), chunks.clone(), options)?;
+        workers.spawn(consumers::timeline(lane), handler.clone(), options)?;
     }
     let options = ConsumeOptions {
         in_flight_max: config.redrive_chunks_in_flight_max,
@@ -103,34 +110,35 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     workers.spawn(
         consumers::redrive(consumers::ConsumerKind::Timeline),
-        chunks,
+        handler,
         options,
     )?;
-    // Each ends when the last handler is gone; before that it can only have died.
+    // A publisher ends after the last handler is dropped; one that ends earlier has panicked.
     let stop = workers.stop();
-    let mut helpers = JoinSet::new();
-    helpers.spawn(reporting);
-    helpers.spawn(telling);
-    let helping = async move {
+    let mut publishers = JoinSet::new();
+    publishers.spawn(reporter_task);
+    publishers.spawn(watchers_task);
+    let publishing = async move {
         let mut outcome = Ok(());
-        while let Some(ended) = helpers.join_next().await {
+        while let Some(ended) = publishers.join_next().await {
             stop.cancel();
             outcome = outcome.and(ended);
         }
         outcome
     };
-    let mut helping = std::pin::pin!(helping);
+    let mut publishing = std::pin::pin!(publishing);
     let mut working = std::pin::pin!(workers.join());
     tokio::select! {
-        died = &mut helping => {
+        published = &mut publishing => {
             working.await?;
-            Ok(died?)
+            Ok(published?)
         }
         worked = &mut working => {
-            // A handler that hangs keeps them for ever. What it has done is not acknowledged.
-            let helped = tokio::time::timeout(HELPERS_END_MAX, helping).await;
+            // A handler that hangs keeps the publishers running. Its message is not acknowledged and will be
+            // redelivered.
+            let published = tokio::time::timeout(PUBLISHERS_DRAIN_LIMIT, publishing).await;
             worked?;
-            Ok(helped.unwrap_or(Ok(()))?)
+            Ok(published.unwrap_or(Ok(()))?)
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Every metric of this service.
+//! All metrics of this service.
 
 use std::time::Duration;
 
 use herald_runtime::metrics::{Counter, Histogram, Registry, seconds};
 
-/// The timeline service's counters.
+/// The timeline service's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Deliveries that became readable, repeats included.
+    /// Deliveries that became readable, redeliveries included.
     pub deliveries: Counter,
-    /// Recipients given up because delivering to them fails by a fault.
+    /// Recipients marked dead because of a permanent error.
     pub isolated: Counter,
-    /// From acceptance to readable, seconds, one observation a chunk.
+    /// Seconds from the acceptance of a post until it is readable, one observation per chunk.
     pub accept_to_visible: Histogram,
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             deliveries: Counter::default(),
@@ -25,23 +25,23 @@ impl Metrics {
         };
         registry.register(
             "timeline_deliveries",
-            "Deliveries that became readable, repeats included",
+            "Deliveries that became readable, redeliveries included",
             metrics.deliveries.clone(),
         );
         registry.register(
             "timeline_isolated",
-            "Recipients given up because delivering to them fails by a fault",
+            "Recipients marked dead because of a permanent error",
             metrics.isolated.clone(),
         );
         registry.register(
             "timeline_accept_to_visible_seconds",
-            "From acceptance of a post to its being readable on timelines, one observation a chunk",
+            "Time from the acceptance of a post until it is readable on timelines, one observation per chunk",
             metrics.accept_to_visible.clone(),
         );
         metrics
     }
 
-    pub(crate) fn visible(&self, after: Duration, recipients: u32) {
+    pub(crate) fn observe_visible(&self, after: Duration, recipients: u32) {
         self.deliveries.inc_by(recipients.into());
         self.accept_to_visible.observe(after.as_secs_f64());
     }

@@ -1,7 +1,7 @@
-//! Tells analytics what became of chunks.
+//! Publishes the outcomes of chunks for analytics.
 //!
-//! The chunks of one run of the store are recorded together, and those that come while an event is on its way share the
-//! next one: a thousand small chunks are some twenty messages and not a thousand.
+//! Chunks reported while an event is being published share the next event, so that a thousand small chunks need some
+//! twenty messages.
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::Channel;
@@ -14,47 +14,50 @@ use tracing::Span;
 
 use crate::error::DeliverError;
 
-/// Takes in what to tell.
+/// A handle of the publisher of events. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
-    /// There are no more than chunks in flight.
+    /// Bounded by the chunks in flight: each of them has at most one report.
     inbox: mpsc::UnboundedSender<Report>,
 }
 
 #[derive(Debug)]
 struct Report {
     chunk: SettledChunk,
-    /// The handling that it came of.
+    /// The span of the handler.
     span: Span,
-    told: oneshot::Sender<Result<(), String>>,
+    result: oneshot::Sender<Result<(), String>>,
 }
 
 impl Reporter {
-    /// A reporter, and its background work, which ends when the last clone of the reporter is gone.
+    /// Creates a reporter and its background task. The task ends after the last clone of the reporter is dropped.
     pub(crate) fn new(mesh: Mesh) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (inbox, reports) = mpsc::unbounded_channel();
-        (Self { inbox }, publish(mesh, reports))
+        (Self { inbox }, publish_reports(mesh, reports))
     }
 
-    /// Tells what became of a chunk, and waits until EVENTS has it.
+    /// Publishes the outcome of a chunk, and waits until it is stored in EVENTS.
     pub(crate) async fn report(&self, chunk: SettledChunk) -> Result<(), DeliverError> {
-        let (told, outcome) = oneshot::channel();
+        let (result, published) = oneshot::channel();
         let report = Report {
             chunk,
             span: Span::current(),
-            told,
+            result,
         };
-        let gone = || DeliverError::Event("the reporter is gone".into());
-        self.inbox.send(report).map_err(|_| gone())?;
-        outcome.await.map_err(|_| gone())?.map_err(DeliverError::Event)
+        let stopped = || DeliverError::Event("the event publisher has stopped".into());
+        self.inbox.send(report).map_err(|_| stopped())?;
+        published
+            .await
+            .map_err(|_| stopped())?
+            .map_err(DeliverError::Event)
     }
 }
 
-async fn publish(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
+async fn publish_reports(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
     let mut reports = Vec::with_capacity(EVENT_CHUNKS_MAX);
     while inbox.recv_many(&mut reports, EVENT_CHUNKS_MAX).await > 0 {
-        // Of handlers that were dropped meanwhile: their chunks come again.
-        reports.retain(|report| !report.told.is_closed());
+        // The chunk of a handler that was dropped meanwhile is redelivered.
+        reports.retain(|report| !report.result.is_closed());
         if reports.is_empty() {
             continue;
         }
@@ -67,13 +70,13 @@ async fn publish(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>) {
         let published = mesh.publish_for(subject, Some(&id), &event, &spans).await;
         let outcome = published.map(drop).map_err(|error| error.to_string());
         if outcome.is_err() {
-            // It took its time to fail. Whoever waits behind it would wait as long for the same.
+            // Fail the queued reports too: each of them would probably wait for the same timeout.
             while let Ok(report) = inbox.try_recv() {
                 reports.push(report);
             }
         }
         for report in reports.drain(..) {
-            let _ = report.told.send(outcome.clone());
+            let _ = report.result.send(outcome.clone());
         }
     }
 }

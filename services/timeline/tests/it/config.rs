@@ -1,11 +1,11 @@
-//! A configuration that is out of bounds.
+//! An invalid configuration.
 
 use herald_timeline::{Config, Error};
 
 use crate::harness::World;
 
 #[tokio::test]
-async fn the_service_refuses_to_start() {
+async fn the_service_does_not_start_with_settings_out_of_bounds() {
     let config = Config {
         backfill_posts_max: 801,
         ..Config::default()

@@ -1,4 +1,4 @@
-//! Timelines that fail on purpose.
+//! Timelines with injected failures.
 
 use std::{
     collections::HashSet,
@@ -13,7 +13,7 @@ use herald_model::{PostId, Recipients, UserKey};
 use herald_store::{Durable, Error, ErrorKind, Result, Timelines};
 use parking_lot::Mutex;
 
-/// How a delivery to somebody fails.
+/// How a delivery fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     Panic,
@@ -21,15 +21,15 @@ pub(crate) enum Fault {
     Unavailable,
 }
 
-/// Timelines of which some can't be written.
-pub(crate) struct Faulty {
+/// Timelines that fail for chosen users.
+pub(crate) struct FaultyTimelines {
     inner: Arc<dyn Timelines>,
     fault: Mutex<(Option<Fault>, HashSet<UserKey>)>,
-    /// Calls that failed.
+    /// Number of failed calls.
     pub(crate) failed: AtomicUsize,
 }
 
-impl Faulty {
+impl FaultyTimelines {
     pub(crate) fn new(inner: Arc<dyn Timelines>) -> Arc<Self> {
         Arc::new(Self {
             inner,
@@ -38,12 +38,12 @@ impl Faulty {
         })
     }
 
-    /// From now on deliveries to these fail.
+    /// Makes deliveries to `users` fail.
     pub(crate) fn fail(&self, fault: Fault, users: &[u32]) {
         *self.fault.lock() = (Some(fault), users.iter().copied().map(UserKey).collect());
     }
 
-    /// From now on nothing fails.
+    /// Stops the failures.
     pub(crate) fn heal(&self) {
         *self.fault.lock() = (None, HashSet::new());
     }
@@ -54,7 +54,7 @@ impl Faulty {
 }
 
 #[async_trait]
-impl Timelines for Faulty {
+impl Timelines for FaultyTimelines {
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable> {
         let (fault, users) = self.fault.lock().clone();
         let fault = fault.filter(|_| recipients.iter().any(|user| users.contains(&user)));
@@ -62,9 +62,9 @@ impl Timelines for Faulty {
             .fetch_add(usize::from(fault.is_some()), Ordering::SeqCst);
         match fault {
             None => self.inner.deliver(post, recipients).await,
-            Some(Fault::Panic) => panic!("a row that nobody thought of"),
+            Some(Fault::Panic) => panic!("unexpected row"),
             Some(Fault::Corrupt) => Err(Error::new(ErrorKind::Corrupt, "a timeline is malformed")),
-            Some(Fault::Unavailable) => Err(Error::new(ErrorKind::Unavailable, "away")),
+            Some(Fault::Unavailable) => Err(Error::new(ErrorKind::Unavailable, "store is down")),
         }
     }
 

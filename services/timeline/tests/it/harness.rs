@@ -1,4 +1,4 @@
-//! A server, a store, and the service.
+//! Starts nats-server, the embedded store and the timeline service.
 
 use std::{
     path::Path,
@@ -28,15 +28,15 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::faulty::Faulty;
+use crate::faulty::FaultyTimelines;
 
-/// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of [`until`].
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     pub(crate) mesh: Mesh,
     pub(crate) stores: Stores,
-    pub(crate) timelines: Arc<Faulty>,
+    pub(crate) timelines: Arc<FaultyTimelines>,
     topology: Arc<Topology>,
     shutdown: CancellationToken,
     pub(crate) service: JoinHandle<Result<(), Error>>,
@@ -45,11 +45,11 @@ pub(crate) struct World {
     _server: Server,
 }
 
-/// Has archived whatever comes.
-struct Archivist;
+/// Acknowledges every message.
+struct AckAll;
 
 #[async_trait]
-impl Handler for Archivist {
+impl Handler for AckAll {
     async fn handle(&self, _: &Delivery) -> Disposition {
         Disposition::Ack
     }
@@ -66,7 +66,7 @@ impl World {
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 
-    /// On the store that is in this directory.
+    /// Starts on the store in `data`.
     pub(crate) async fn start_in(data: TempDir) -> Self {
         Self::start_with(data, Config::default()).await
     }
@@ -85,7 +85,7 @@ impl World {
         mesh.ensure(&topology).await.unwrap();
         let store = open(&data.path().join("store"));
         let stores = store.stores();
-        let timelines = Faulty::new(stores.timelines.clone());
+        let timelines = FaultyTimelines::new(stores.timelines.clone());
         let shutdown = CancellationToken::new();
         let deps = Deps {
             mesh: mesh.clone(),
@@ -127,7 +127,8 @@ impl World {
         let last = post.id.0;
         let archived = Archived::Created(post);
         self.stores.posts.archive(&[archived]).await.unwrap();
-        // POSTS has as many messages, and the archive consumer has acknowledged them.
+        // The archive watermark is the ack floor of the archive consumer, so POSTS needs this many acknowledged
+        // messages.
         for n in 1..=last {
             let id = format!("post {n}");
             let subject = Subject::PostCreated(Lane::Normal);
@@ -139,13 +140,13 @@ impl World {
         let mut workers = Workers::new(self.mesh.clone(), self.topology.clone(), &self.shutdown);
         let options = ConsumeOptions::default();
         workers
-            .spawn(consumers::ARCHIVE, Arc::new(Archivist), options)
+            .spawn(consumers::ARCHIVE, Arc::new(AckAll), options)
             .unwrap();
         tokio::spawn(workers.join());
         self.settled(streams::POSTS, consumers::ARCHIVE, last).await;
     }
 
-    /// Plans a chunk of a post, as fan-out does.
+    /// Writes the plan of a chunk, as fan-out does.
     pub(crate) async fn plan(&self, post: PostId, users: &Recipients) -> TimelineChunk {
         let plan = SlicePlan {
             post,
@@ -167,14 +168,14 @@ impl World {
         }
     }
 
-    /// Plans and publishes a chunk; answers with its sequence.
+    /// Plans and publishes a chunk; returns its stream sequence.
     pub(crate) async fn publish(&self, post: PostId, users: &Recipients) -> u64 {
         let chunk = self.plan(post, users).await;
         let subject = Subject::TimelineDeliver(Lane::Normal);
         self.mesh.publish(subject, None, &chunk).await.unwrap().sequence
     }
 
-    /// Redrives a chunk, as the dead letters' service does.
+    /// Redrives a chunk, as the deadletter service does, and waits until it is settled.
     pub(crate) async fn redrive(&self, sequence: u64, chunk: &TimelineChunk) {
         let redrive = Redrive {
             kind: ConsumerKind::Timeline,
@@ -193,7 +194,7 @@ impl World {
         self.settled(streams::REDRIVE, consumer, published).await;
     }
 
-    /// Waits until a consumer's messages up to this one are acknowledged or terminated.
+    /// Waits until the messages of a consumer up to `sequence` are acknowledged or terminated.
     pub(crate) async fn settled(&self, stream: &str, consumer: &str, sequence: u64) {
         until(async || self.mesh.ack_floor(stream, consumer).await.unwrap() >= sequence).await;
     }
@@ -210,17 +211,17 @@ impl World {
         outcome.await.unwrap()
     }
 
-    /// Who of these has a post.
-    pub(crate) async fn have(&self, post: PostId, users: &Recipients) -> Vec<u32> {
-        let mut have = Vec::new();
+    /// The users whose timeline has the post.
+    pub(crate) async fn users_with(&self, post: PostId, users: &Recipients) -> Vec<u32> {
+        let mut with_post = Vec::new();
         for user in users {
             let newest = self.stores.timelines.newest(user, None, 10).await.unwrap();
-            have.extend(newest.contains(&post).then_some(user.0));
+            with_post.extend(newest.contains(&post).then_some(user.0));
         }
-        have
+        with_post
     }
 
-    /// What the last event tells of; of one chunk.
+    /// The only chunk of the last event.
     pub(crate) async fn last_event(&self) -> SettledChunk {
         let event = self.events().await.pop().unwrap();
         let [chunk] = event.chunks[..] else {
@@ -229,7 +230,7 @@ impl World {
         chunk
     }
 
-    /// All events so far.
+    /// All events published so far.
     pub(crate) async fn events(&self) -> Vec<DeliveriesSettled> {
         let mut events = Vec::new();
         for sequence in 1..=self.mesh.last_sequence(streams::EVENTS).await.unwrap() {
@@ -239,7 +240,7 @@ impl World {
         events
     }
 
-    /// The advisories of messages given up so far.
+    /// The advisories of messages terminated so far.
     pub(crate) async fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for sequence in 1..=self.mesh.last_sequence(streams::ADVISORIES).await.unwrap() {
@@ -259,7 +260,7 @@ fn open(data: &Path) -> Embedded {
     .unwrap()
 }
 
-/// A directory with a store in which the ledger's outcome of a chunk can't be read, as a broken disk leaves it.
+/// Creates a store with a corrupt ledger row: the outcome of the timeline chunk with these recipients.
 pub(crate) fn with_corrupt_outcome(post: PostId, recipients: &Recipients) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("store");
@@ -268,7 +269,7 @@ pub(crate) fn with_corrupt_outcome(post: PostId, recipients: &Recipients) -> Tem
     let rows = records
         .keyspace("ledger", fjall::KeyspaceCreateOptions::default)
         .unwrap();
-    // An outcome of the timeline channel.
+    // The key of an outcome of the timeline channel.
     let key = [
         &post.0.to_be_bytes()[..],
         &[1, 0],
@@ -284,15 +285,15 @@ pub(crate) fn users(keys: impl IntoIterator<Item = u32>) -> Recipients {
     Recipients::from_sorted(keys.into_iter().map(UserKey))
 }
 
-/// Waits until a condition is true.
+/// Waits until a condition is true; panics after [`TIMEOUT`].
 pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    let mut again = tokio::time::interval(Duration::from_millis(5));
+    let started = Instant::now();
+    let mut interval = tokio::time::interval(Duration::from_millis(5));
     while !condition().await {
         assert!(
-            begun.elapsed() < PATIENCE,
-            "it did not come true within {PATIENCE:?}"
+            started.elapsed() < TIMEOUT,
+            "the condition was not true within {TIMEOUT:?}"
         );
-        again.tick().await;
+        interval.tick().await;
     }
 }

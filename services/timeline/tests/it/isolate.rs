@@ -1,4 +1,4 @@
-//! Recipients to whom nothing can be delivered keep nobody else from theirs.
+//! A recipient that causes a permanent error does not block the other recipients of the chunk.
 
 use herald_mesh::{Subject, consumers, streams};
 use herald_model::{Lane, PostId};
@@ -12,7 +12,7 @@ use crate::{
 
 const POST: PostId = PostId(7);
 
-async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
+async fn check_isolation(fault: Fault, error: &str) {
     let world = World::start().await;
     world.timelines.fail(fault, &[30, 31, 999]);
     let all = users(1..=1_000);
@@ -23,15 +23,16 @@ async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
     let counts = world.counts(POST).await;
     assert_eq!((counts.delivered, counts.dead, counts.pending), (997, 3, 0));
     let Some(Outcome::Mixed { dead, .. }) = world.outcome(POST, &all).await.map(|r| r.outcome) else {
-        panic!("mixed")
+        panic!("the outcome is not mixed")
     };
     assert_eq!(dead, users([30, 31, 999]));
-    let have = world.have(POST, &all).await;
+    let with_post = world.users_with(POST, &all).await;
     assert!(
-        have.into_iter()
+        with_post
+            .into_iter()
             .eq((1..=1_000).filter(|u| ![30, 31, 999].contains(u)))
     );
-    // Two attempts at the whole, and the third finds out for whom it fails.
+    // Two attempts at the whole chunk; the third attempt bisects it.
     assert!(
         (20..60).contains(&world.timelines.failed()),
         "{}",
@@ -39,7 +40,7 @@ async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
     );
     let reasons = world.reasons().await;
     assert_eq!(reasons.len(), 1);
-    let reason = format!("{words} (for 3 of 1000 recipients, isolated)");
+    let reason = format!("{error} (for 3 of 1000 recipients, isolated)");
     assert!(reasons[0].contains(&reason), "{reasons:?}");
     let event = world.last_event().await;
     assert_eq!(
@@ -47,11 +48,11 @@ async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
         (997, 3, 1)
     );
 
-    // Whoever mends it redrives it: then all have it.
+    // A redrive after the repair delivers to all recipients.
     world.timelines.heal();
     let chunk = world.plan(POST, &all).await;
     world.redrive(sequence, &chunk).await;
-    assert_eq!(world.have(POST, &all).await.len(), 1_000);
+    assert_eq!(world.users_with(POST, &all).await.len(), 1_000);
     let counts = world.counts(POST).await;
     assert_eq!((counts.delivered, counts.dead, counts.pending), (1_000, 0, 0));
     let event = world.last_event().await;
@@ -63,17 +64,17 @@ async fn a_fault_costs_only_those_it_is_about(fault: Fault, words: &str) {
 }
 
 #[tokio::test]
-async fn who_makes_the_store_panic_is_isolated() {
-    a_fault_costs_only_those_it_is_about(Fault::Panic, "panic: a row that nobody thought of").await;
+async fn a_recipient_that_makes_the_store_panic_is_isolated() {
+    check_isolation(Fault::Panic, "panic: unexpected row").await;
 }
 
 #[tokio::test]
-async fn whose_timeline_is_corrupt_is_isolated() {
-    a_fault_costs_only_those_it_is_about(Fault::Corrupt, "a timeline is malformed").await;
+async fn a_recipient_with_a_corrupt_timeline_is_isolated() {
+    check_isolation(Fault::Corrupt, "a timeline is malformed").await;
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_waited_for() {
+async fn an_unavailable_store_is_retried() {
     let world = World::start().await;
     world.timelines.fail(Fault::Unavailable, &[30]);
     let all = users(1..=1_000);
@@ -88,9 +89,9 @@ async fn a_store_that_is_away_is_waited_for() {
     assert!(world.reasons().await.is_empty());
 }
 
-/// Everything is ill: all are given up, in one dead letter.
+/// Every timeline is corrupt: all recipients are marked dead, in one dead letter.
 #[tokio::test]
-async fn a_chunk_of_which_nobody_can_be_delivered_to_is_given_up_whole() {
+async fn a_chunk_that_fails_for_every_recipient_makes_one_dead_letter() {
     let world = World::start().await;
     world.timelines.fail(Fault::Corrupt, &[1, 2, 3]);
     let all = users([1, 2, 3]);
@@ -102,22 +103,22 @@ async fn a_chunk_of_which_nobody_can_be_delivered_to_is_given_up_whole() {
     assert_eq!(world.reasons().await.len(), 1);
 }
 
-/// What became of a chunk can't be recorded over what nobody can read. It is given up, and no other chunk with it.
+/// The outcome of the chunk can't be recorded because its ledger row is corrupt: only this chunk is terminated.
 #[tokio::test]
-async fn a_chunk_whose_outcome_is_corrupt_is_given_up_and_holds_up_nothing() {
-    let (ill, sound) = (users([1, 2, 3]), users([1, 2, 3, 4]));
-    let world = World::start_in(with_corrupt_outcome(POST, &ill)).await;
-    world.publish(POST, &ill).await;
-    // The same post, and another one.
-    world.publish(POST, &sound).await;
-    let last = world.publish(PostId(8), &ill).await;
+async fn a_chunk_with_a_corrupt_outcome_is_terminated_and_blocks_no_other_chunk() {
+    let (corrupt, intact) = (users([1, 2, 3]), users([1, 2, 3, 4]));
+    let world = World::start_in(with_corrupt_outcome(POST, &corrupt)).await;
+    world.publish(POST, &corrupt).await;
+    // Another chunk of the same post, and the same recipients of another post.
+    world.publish(POST, &intact).await;
+    let last = world.publish(PostId(8), &corrupt).await;
     let consumer = consumers::timeline(Lane::Normal);
     world.settled(streams::TIMELINE, consumer, last).await;
     let reasons = world.reasons().await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     let reason = "the store failed: a row of the ledger is malformed (attempt 10, the last for a fault)";
     assert!(reasons[0].contains(reason), "{reasons:?}");
-    for (post, users) in [(POST, &sound), (PostId(8), &ill)] {
+    for (post, users) in [(POST, &intact), (PostId(8), &corrupt)] {
         let recorded = world.outcome(post, users).await.unwrap();
         let count = users.len();
         assert_eq!(
@@ -125,13 +126,13 @@ async fn a_chunk_whose_outcome_is_corrupt_is_given_up_and_holds_up_nothing() {
             (Outcome::Delivered { count }, 1)
         );
     }
-    // Nobody is kept from a post that is known to be for them.
-    assert_eq!(world.have(POST, &ill).await, [1, 2, 3]);
+    // The recipients of the terminated chunk have the post too.
+    assert_eq!(world.users_with(POST, &corrupt).await, [1, 2, 3]);
 }
 
-/// A backfill is of many followers too, when a graph is imported.
+/// The import of a follow graph makes backfills with many followers.
 #[tokio::test]
-async fn a_backfill_reaches_all_but_those_it_fails_for() {
+async fn a_backfill_isolates_recipients_with_a_permanent_error() {
     let world = World::start().await;
     world.archive(POST).await;
     world.timelines.fail(Fault::Corrupt, &[30]);
@@ -151,14 +152,14 @@ async fn a_backfill_reaches_all_but_those_it_fails_for() {
         .sequence;
     let consumer = consumers::timeline(Lane::Low);
     world.settled(streams::TIMELINE, consumer, sequence).await;
-    let have = world.have(POST, &all).await;
-    assert!(have.into_iter().eq((1..=100).filter(|user| *user != 30)));
+    let with_post = world.users_with(POST, &all).await;
+    assert!(with_post.into_iter().eq((1..=100).filter(|user| *user != 30)));
     let reasons = world.reasons().await;
     assert!(
         reasons[0].contains("(for 1 of 100 recipients, isolated)"),
         "{reasons:?}"
     );
-    // An auditor finds out why they have it; who hasn't is noted as well.
+    // The ledger records the backfill for all recipients, the failed one included.
     let plan = world.stores.ledger.audit(POST).await.unwrap().unwrap();
     assert!(plan.backfilled.contains(&all));
 }

@@ -1,6 +1,6 @@
-//! The timeline service against a real nats-server and the real store.
+//! Tests of the timeline service against a real nats-server and the real store.
 
-// Helpers outside a #[test] unwrap as well.
+// Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
 mod config;
