@@ -1,8 +1,8 @@
-//! The way out: to devices over HTTP, and to what the ledger is made of.
+//! Outbound adapters: HTTP to devices, and conversion from and to the types of the ledger.
 
+mod admission;
 mod client;
 mod dispatcher;
-mod gates;
 mod ledger;
 mod payload;
 mod resolver;
@@ -12,6 +12,6 @@ mod web_push;
 mod webhook;
 
 pub(crate) use dispatcher::Dispatcher;
-pub(crate) use ledger::{outcome, recorded};
+pub(crate) use ledger::{ledger_state, outcome};
 pub(crate) use payload::Push;
 pub use vapid::Vapid;

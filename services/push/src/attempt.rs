@@ -1,4 +1,4 @@
-//! One attempt at a chunk: who is to hear of it, and sending it to them.
+//! One attempt at a chunk: decides what to do with each pending recipient, and sends the pushes.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -19,22 +19,23 @@ use crate::{
     handler::{Chunk, PushHandler},
 };
 
-/// What is known of a recipient.
-struct Known {
+/// The stored data of a recipient.
+struct RecipientData {
     preferences: Preferences,
     devices: Vec<Device>,
     id: Option<UserId>,
 }
 
-/// One push to one device, to be sent.
+/// One push to one device.
 struct Job {
+    /// Index of the recipient in the chunk.
     index: usize,
     recipient: Arc<UserId>,
     device: Device,
 }
 
-/// What came of a [`Job`].
-struct Done {
+/// The result of a [`Job`].
+struct JobResult {
     index: usize,
     device: DeviceId,
     provider: Provider,
@@ -42,8 +43,8 @@ struct Done {
 }
 
 impl PushHandler {
-    /// Decides upon all pending recipients and sends to those who are to hear. With `bisect`, those of whom
-    /// nothing can be read because of a permanent failure are given up; without it, that fails the attempt.
+    /// Settles or sends to all pending recipients. If reading a recipient fails permanently, the recipient is isolated
+    /// and settled with `bisect`; without it, the attempt fails.
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
@@ -54,34 +55,34 @@ impl PushHandler {
             return Ok(());
         }
         if Timestamp::now() >= chunk.expires_at {
-            expire(progress);
+            expire_pending(progress);
             return Ok(());
         }
         let post = self.posts.read_one(chunk.post).await?;
         let post = post.filter(|post| post.deleted_at.is_none());
-        let known = self.know(progress, bisect).await?;
+        let pending = self.read_pending(progress, bisect).await?;
         let mut jobs = Vec::new();
-        for (index, known) in known {
-            let device_ids: Vec<DeviceId> = known.devices.iter().map(|device| device.id).collect();
+        for (index, data) in pending {
+            let device_ids: Vec<DeviceId> = data.devices.iter().map(|device| device.id).collect();
             let recipient = Recipient {
                 expired: false,
                 post_gone: post.is_none(),
-                // A user without an id was never given a key, so nobody can have asked.
-                unwanted: !known.preferences.push_enabled
-                    || known.preferences.muted.contains(&chunk.author)
-                    || known.id.is_none(),
+                // A user without an id can't have requested pushes.
+                unwanted: !data.preferences.push_enabled
+                    || data.preferences.muted.contains(&chunk.author)
+                    || data.id.is_none(),
                 devices: &device_ids,
                 done: progress.done(index),
             };
-            match (domain::decide(&recipient), known.id) {
-                (Decision::Disposition(state), _) => progress.settle(index, state),
-                (Decision::Send(left), Some(id)) => {
-                    progress.expect(index, u32::try_from(left.len()).unwrap_or(u32::MAX));
+            match (domain::decide(&recipient), data.id) {
+                (Decision::Settle(state), _) => progress.settle(index, state),
+                (Decision::Send(targets), Some(id)) => {
+                    progress.expect_verdicts(index, u32::try_from(targets.len()).unwrap_or(u32::MAX));
                     let recipient = Arc::new(id);
-                    let devices = known.devices.into_iter().enumerate();
+                    let devices = data.devices.into_iter().enumerate();
                     jobs.extend(
                         devices
-                            .filter(|(at, _)| left.contains(at))
+                            .filter(|(place, _)| targets.contains(place))
                             .map(|(_, device)| Job {
                                 index,
                                 recipient: recipient.clone(),
@@ -89,7 +90,9 @@ impl PushHandler {
                             }),
                     );
                 }
-                (Decision::Send(_), None) => error!(post_id = chunk.post.0, "a recipient has no id"),
+                (Decision::Send(_), None) => {
+                    error!(post_id = chunk.post.0, "recipient to send to has no user id");
+                }
             }
         }
         match post {
@@ -101,34 +104,38 @@ impl PushHandler {
         }
     }
 
-    /// What is known of the pending recipients, each by its place in the chunk.
-    async fn know(&self, progress: &mut Progress, bisect: bool) -> Result<Vec<(usize, Known)>, AttemptError> {
-        let (places, users): (Vec<usize>, Vec<UserKey>) =
-            progress.pending().map(|(place, user, _)| (place, user)).unzip();
-        // Reading has no effect, so it can be done part by part, and what is sent is sent at one go.
-        let read = isolate(users.len(), bisect, |part| self.read(&users[part])).await;
-        if let Some(failure) = read.stopped {
+    /// Reads the data of the pending recipients, each with its index in the chunk.
+    async fn read_pending(
+        &self,
+        progress: &mut Progress,
+        bisect: bool,
+    ) -> Result<Vec<(usize, RecipientData)>, AttemptError> {
+        let (indices, users): (Vec<usize>, Vec<UserKey>) =
+            progress.pending().map(|(index, user, _)| (index, user)).unzip();
+        // Only reads are bisected: they are idempotent, sends are not.
+        let isolated = isolate(users.len(), bisect, |part| self.read_recipients(&users[part])).await;
+        if let Some(failure) = isolated.stopped {
             return Err(failure.into());
         }
-        for (index, reason) in &read.failed {
-            progress.isolate(places[*index], reason);
+        for (position, reason) in &isolated.failed {
+            progress.settle_isolated(indices[*position], reason);
         }
-        let known = read
+        let read = isolated
             .done
             .into_iter()
-            .flat_map(|(part, known)| places[part].iter().copied().zip(known));
-        Ok(known.collect())
+            .flat_map(|(part, data)| indices[part].iter().copied().zip(data));
+        Ok(read.collect())
     }
 
-    async fn read(&self, users: &[UserKey]) -> Result<Vec<Known>, AttemptError> {
+    async fn read_recipients(&self, users: &[UserKey]) -> Result<Vec<RecipientData>, AttemptError> {
         let (preferences, devices, ids) = tokio::try_join!(
             self.preferences.of(users),
             self.devices.of(users),
             self.users.ids(users)
         )?;
-        let known = preferences.into_iter().zip(devices).zip(ids);
-        Ok(known
-            .map(|((preferences, devices), id)| Known {
+        let rows = preferences.into_iter().zip(devices).zip(ids);
+        Ok(rows
+            .map(|((preferences, devices), id)| RecipientData {
                 preferences,
                 devices,
                 id,
@@ -136,8 +143,8 @@ impl PushHandler {
             .collect())
     }
 
-    /// Sends, and records progress now and then. After a failure nothing more is sent, but what is under way is
-    /// heard.
+    /// Sends the pushes, and records progress periodically. After an error no more pushes are sent, but the verdicts of
+    /// those in flight are still recorded in `progress`.
     async fn send(
         &self,
         chunk: &Chunk,
@@ -154,7 +161,7 @@ impl PushHandler {
         loop {
             while outcome.is_ok() && running.len() < self.config.sends_per_chunk_max {
                 let Some(job) = jobs.next() else { break };
-                running.spawn(work(
+                running.spawn(run_job(
                     self.dispatcher.clone(),
                     self.devices.clone(),
                     push.clone(),
@@ -164,9 +171,11 @@ impl PushHandler {
             let mut due = false;
             tokio::select! {
                 joined = running.join_next() => match joined {
-                    Some(Ok(done)) => progress.record(done.index, done.device, done.provider, done.verdict),
-                    // Its recipient stays pending.
-                    Some(Err(error)) => error!(%error, post_id = chunk.post.0, "a send panicked"),
+                    Some(Ok(result)) => {
+                        progress.record(result.index, result.device, result.provider, result.verdict);
+                    }
+                    // The recipient stays pending.
+                    Some(Err(error)) => error!(%error, post_id = chunk.post.0, "send task panicked"),
                     None => return outcome,
                 },
                 _ = tick.tick() => due = true,
@@ -188,25 +197,30 @@ impl PushHandler {
     }
 }
 
-/// Settles all who are pending: the push's time has run out.
-fn expire(progress: &mut Progress) {
-    let places: Vec<usize> = progress.pending().map(|(place, _, _)| place).collect();
-    for place in places {
+/// Settles all pending recipients of an expired push.
+fn expire_pending(progress: &mut Progress) {
+    let indices: Vec<usize> = progress.pending().map(|(index, _, _)| index).collect();
+    for index in indices {
         let recipient = Recipient {
             expired: true,
             post_gone: false,
             unwanted: false,
             devices: &[],
-            done: progress.done(place),
+            done: progress.done(index),
         };
-        if let Decision::Disposition(state) = domain::decide(&recipient) {
-            progress.settle(place, state);
+        if let Decision::Settle(state) = domain::decide(&recipient) {
+            progress.settle(index, state);
         }
     }
 }
 
-/// Sends one push, and unregisters the device if it is gone. A panic is a failure like others, of this device only.
-async fn work(dispatcher: Arc<Dispatcher>, devices: Arc<dyn Devices>, push: Arc<Push>, job: Job) -> Done {
+/// Sends one push, and unregisters the device if it no longer exists. A panic is a transient error of this device only.
+async fn run_job(
+    dispatcher: Arc<Dispatcher>,
+    devices: Arc<dyn Devices>,
+    push: Arc<Push>,
+    job: Job,
+) -> JobResult {
     let Job {
         index,
         recipient,
@@ -218,17 +232,17 @@ async fn work(dispatcher: Arc<Dispatcher>, devices: Arc<dyn Devices>, push: Arc<
         if verdict == Verdict::Gone
             && let Err(error) = devices.unregister(device.user, device.id).await
         {
-            // The next post will find it gone again.
-            warn!(%error, device_id = device.id.0, "a device that is gone was not unregistered");
+            // The next push to the device tries again.
+            warn!(%error, device_id = device.id.0, "device no longer exists but can't be unregistered");
         }
         verdict
     };
     let verdict = AssertUnwindSafe(sending).catch_unwind().await;
-    let panicked = |_| Verdict::Later {
+    let panicked = |_| Verdict::Retry {
         reason: Reason::Panic,
         after: None,
     };
-    Done {
+    JobResult {
         index,
         device: device.id,
         provider: dispatcher.provider(&device),

@@ -1,9 +1,9 @@
-//! Chunks that are being worked on.
+//! Locks of the chunks in flight.
 //!
-//! A chunk can be there twice: fan-out that had to begin anew publishes it again, and the broker knows it for the same only
-//! within its dedupe window; or it comes again because the broker heard nothing of it for the ack wait. Both copies at once
-//! would find that nobody has the push yet, and send it twice. So the second one waits for the first, and then finds in the
-//! ledger what it did.
+//! Two copies of a chunk can be in flight at the same time: a retry of fan-out publishes the chunk again after the
+//! dedupe window of the broker, or the broker redelivers it after the ack wait. Concurrent copies would both read from
+//! the ledger that no push was sent, and send every push twice. So the second copy waits for the first one, and then
+//! resumes from the ledger.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,40 +13,40 @@ use tokio::sync::OwnedMutexGuard;
 
 type Key = (PostId, ChunkId);
 
-/// The chunks in hand; as many as consumers may have in flight.
+/// The locks of the chunks in flight; bounded by the chunks that the consumers may have in flight.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkLocks {
     locks: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// One chunk in hand, until it is dropped.
+/// Holds the lock of one chunk until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ChunkGuard<'a> {
-    chunk_lock: &'a ChunkLocks,
+    chunks: &'a ChunkLocks,
     key: Key,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
 impl ChunkLocks {
-    /// Waits until no other copy of the chunk is in hand.
-    pub(crate) async fn take(&self, post: PostId, chunk: ChunkId) -> ChunkGuard<'_> {
+    /// Locks a chunk; waits until no other copy of the chunk holds the lock.
+    pub(crate) async fn lock(&self, post: PostId, chunk: ChunkId) -> ChunkGuard<'_> {
         let key = (post, chunk);
-        let mut held = ChunkGuard {
-            chunk_lock: self,
+        let mut chunk_guard = ChunkGuard {
+            chunks: self,
             key,
             guard: None,
         };
         let lock = self.locks.lock().entry(key).or_default().clone();
-        held.guard = Some(lock.lock_owned().await);
-        held
+        chunk_guard.guard = Some(lock.lock_owned().await);
+        chunk_guard
     }
 }
 
 impl Drop for ChunkGuard<'_> {
     fn drop(&mut self) {
         self.guard = None;
-        let mut locks = self.chunk_lock.locks.lock();
-        // Those who wait have it too; the last one takes it out.
+        let mut locks = self.chunks.locks.lock();
+        // Waiting copies hold a reference too; the last guard removes the lock.
         if locks
             .get(&self.key)
             .is_some_and(|lock| Arc::strong_count(lock) == 1)
@@ -63,17 +63,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_copy_waits_for_the_first_and_nothing_is_left_over() {
-        let chunk_lock = ChunkLocks::default();
-        let take = |post| chunk_lock.take(PostId(post), ChunkId(7));
-        let first = take(1).now_or_never().unwrap();
-        let mut second = Box::pin(take(1));
+    fn a_second_copy_waits_for_the_first_and_unused_locks_are_removed() {
+        let chunk_locks = ChunkLocks::default();
+        let lock = |post| chunk_locks.lock(PostId(post), ChunkId(7));
+        let first = lock(1).now_or_never().unwrap();
+        let mut second = Box::pin(lock(1));
         assert!(second.as_mut().now_or_never().is_none());
-        assert!(take(2).now_or_never().is_some(), "another chunk doesn't wait");
+        assert!(lock(2).now_or_never().is_some(), "another chunk is not blocked");
         drop(first);
         let second = second.now_or_never().unwrap();
-        assert!(take(1).now_or_never().is_none());
+        assert!(lock(1).now_or_never().is_none());
         drop(second);
-        assert!(chunk_lock.locks.lock().is_empty());
+        assert!(chunk_locks.locks.lock().is_empty());
     }
 }

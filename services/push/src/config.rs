@@ -1,4 +1,4 @@
-//! The settings of the service.
+//! Configuration of the service.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,47 +7,49 @@ use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
 
-/// The settings of the push service.
+/// The configuration of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How long one request may take, from the first byte out to the last one in; milliseconds, 100 to 60,000.
-    /// Default: 10,000.
+    /// Timeout of one request, from the connection to the end of the response; milliseconds, 100 to 60,000. Default:
+    /// 10,000.
     pub request_timeout_ms: u64,
-    /// How much of that the connection may take, TLS included; milliseconds, at least 100. Default: 5,000.
+    /// Timeout of the connection, TLS included; milliseconds, at least 100. Default: 5,000.
     pub connect_timeout_ms: u64,
-    /// Requests in flight, all lanes together; 1 to 16,384. The normal lane can take three quarters of them, the low
-    /// one a quarter. Default: 512.
+    /// Requests in flight, all lanes together; 1 to 16,384. The normal lane gets up to three quarters, the low lane a
+    /// quarter. Default: 512.
     pub sends_max: usize,
-    /// Of these, to one host (scheme, name and port); 1 to 16,384. Default: 128.
+    /// Requests in flight to one host (scheme, name and port); 1 to 16,384. Default: 128.
     pub sends_per_host_max: usize,
-    /// Sends of one chunk that are under way or wait for their turn; 1 to 16,384. Default: 1,024.
+    /// Sends of one chunk in flight or queued; 1 to 16,384. Default: 1,024.
     pub sends_per_chunk_max: usize,
-    /// Chunks in hand at a time, a lane; 1 to 1,024. Default: 32.
+    /// Chunks in flight per lane; 1 to 1,024. Default: 32.
     pub chunks_in_flight_max: usize,
-    /// Redriven chunks in hand at a time, of all lanes; 1 to 1,024. Default: 8.
+    /// Redriven chunks in flight, all lanes together; 1 to 1,024. Default: 8.
     pub redrive_chunks_in_flight_max: usize,
-    /// From which attempt on recipients of whom nothing can be read, because of a fault, are found out and given up, so that
-    /// the others get their push; 1 to 1,000. Later than the consumer's `fault_attempts_max`: never. Default: 3.
+    /// The first attempt that isolates recipients that can't be read because of a permanent error, marks them dead, and
+    /// sends to the others; 1 to 1,000. Above the consumer's `fault_attempts_max`, recipients are never isolated.
+    /// Default: 3.
     pub isolate_attempts_min: u64,
-    /// After so many accepted sends a chunk's progress is recorded: at most so many (and those in flight) are sent
-    /// again after a crash; at least 1. Default: 128.
+    /// Accepted sends after which the progress of a chunk is recorded; at least 1. Limits the pushes that are sent
+    /// twice after a crash, not counting those in flight. Default: 128.
     pub settle_sends_max: u32,
-    /// After so long a chunk's progress is recorded, and a deletion of its post noticed; milliseconds, 10 to 10,000.
-    /// Default: 500.
+    /// Interval at which the progress of a chunk is recorded and its post is checked for deletion; milliseconds, 10 to
+    /// 10,000. Default: 500.
     pub settle_interval_ms: u64,
-    /// The longest `Retry-After` that is honoured; seconds, 1 to 3,600. A longer one is cut to it. Default: 300.
+    /// Limit of `Retry-After`; a longer value is reduced to it; seconds, 1 to 3,600. Default: 300.
     pub retry_after_seconds_max: u64,
-    /// The file of the VAPID private key (RFC 8292): its 32 bytes as base64url. Made, mode 0600, where there is none.
-    /// Keep it: subscriptions are bound to it. Default: `vapid.key` in the data directory.
+    /// File with the VAPID private key (RFC 8292), 32 bytes in base64url. Created with mode 0600 if missing. Keep the
+    /// file: subscriptions are bound to its key. Default: `vapid.key` in the data directory.
     pub vapid_key_file: Option<PathBuf>,
-    /// The VAPID private key itself, 32 bytes as base64url; then no file is used. Default: empty.
+    /// The VAPID private key, 32 bytes in base64url; replaces the key file. Default: empty.
     pub vapid_private_key: Secret,
-    /// Whom push services can turn to: a `mailto:` or `https:` URL. Apple's refuses senders without one. Default: empty.
+    /// Contact of the operator for push services, a `mailto:` or `https:` URL. Apple's push service requires it.
+    /// Default: empty.
     pub vapid_subject: String,
-    /// A PEM file of certificate authorities to trust beside the system's. Default: none.
+    /// PEM file of certificate authorities that are trusted in addition to the system's. Default: none.
     pub ca_file: Option<PathBuf>,
-    /// Which endpoints may be called. The gateway's must be the same. Default: https on the public internet.
+    /// Policy of allowed endpoints. Must equal the policy of the gateway. Default: https on the public internet.
     pub endpoints: Policy,
 }
 
@@ -75,7 +77,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks the settings; the error names the first invalid one.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("push", self, {
             request_timeout_ms: 100..=60_000,
@@ -116,7 +118,8 @@ impl Config {
         Duration::from_secs(self.retry_after_seconds_max)
     }
 
-    /// How many of [`sends_max`](Self::sends_max) a lane can take: the others always leave something to the high one.
+    /// Share of [`sends_max`](Self::sends_max) that a lane can use. The high lane always has capacity that the others
+    /// can't use.
     pub(crate) fn lane_sends_max(&self, lane: Lane) -> usize {
         let share = match lane {
             Lane::High => self.sends_max,
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_are_checked_and_named() {
+    fn a_setting_out_of_bounds_is_named() {
         let error = |change: fn(&mut Config)| {
             let mut config = Config::default();
             change(&mut config);
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_not_shown() {
+    fn the_private_key_is_redacted() {
         let config = Config {
             vapid_private_key: Secret::new("hunter2"),
             ..Config::default()

@@ -1,4 +1,4 @@
-//! What to do with a recipient, what an answer means, and what becomes of a chunk. Nothing here sends, stores or waits.
+//! Pure decisions: what to do with a recipient, what a response means, how the outcome of a chunk is computed.
 
 mod breaker;
 mod progress;
@@ -10,17 +10,17 @@ use herald_model::{DeliveryState, DeviceId};
 pub(crate) use breaker::Breaker;
 pub(crate) use progress::{Counts, LedgerState, Progress};
 
-/// Who carries a push to a device. More (FCM, APNs) have room here.
+/// A push provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Provider {
     /// A browser's push service.
     WebPush,
-    /// The receiver's own endpoint.
+    /// A webhook endpoint.
     Webhook,
 }
 
 impl Provider {
-    /// As it stands in metrics and reasons.
+    /// Name in metrics and in reasons of dead letters.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::WebPush => "web_push",
@@ -29,22 +29,22 @@ impl Provider {
     }
 }
 
-/// Why a device was not reached. Its text stands in dead letters, where equal failures are grouped by it.
+/// Why a push was not accepted. Dead letters are grouped by its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Reason {
-    /// The provider answered with this status.
+    /// The provider responded with this HTTP status.
     Status(u16),
-    /// No answer in time. The push may have arrived.
+    /// The request timed out. The push may have arrived.
     Timeout,
-    /// No connection, or one that broke off. The push may have arrived.
+    /// The connection failed or broke. The push may have arrived.
     Connection,
-    /// Not tried: the host has failed too often just now.
+    /// Not sent: the circuit breaker of the host is open.
     Breaker,
-    /// The endpoint is not one that may be called.
+    /// The endpoint is not allowed.
     Endpoint,
-    /// The device's keys, or its user, are no good.
+    /// The keys of the device are invalid.
     Device,
-    /// Herald's own code failed.
+    /// The send panicked.
     Panic,
 }
 
@@ -62,50 +62,50 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What came of one device.
+/// The result of sending to one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The provider has the push.
+    /// The provider accepted the push.
     Accepted,
-    /// The device no longer exists: unregister it.
+    /// The device no longer exists and is to be unregistered.
     Gone,
-    /// Refused for good.
+    /// Permanent error.
     Refused(Reason),
-    /// Not this time.
-    Later {
-        /// Why.
+    /// Transient error: retry.
+    Retry {
+        /// Why the push was not accepted.
         reason: Reason,
-        /// How long the provider asked to wait, if it did.
+        /// The `Retry-After` of the provider, or the remaining time of an open circuit breaker.
         after: Option<Duration>,
     },
-    /// Not sent, because its time had run out meanwhile.
+    /// Not sent because the push has expired.
     Expired,
-    /// Not sent, because the post was deleted meanwhile.
+    /// Not sent because the post was deleted.
     Deleted,
 }
 
 impl Verdict {
-    /// As it stands in metrics.
+    /// Label in metrics.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::Gone => "gone",
             Self::Refused(_) => "refused",
-            Self::Later { .. } => "later",
+            Self::Retry { .. } => "later",
             Self::Expired => "expired",
             Self::Deleted => "deleted",
         }
     }
 }
 
-/// What a provider's status means. Redirects are not followed, so they refuse.
+/// The verdict of an HTTP status. Redirects are not followed, so they are permanent errors.
 pub(crate) fn verdict(status: u16, retry_after: Option<Duration>) -> Verdict {
     let reason = Reason::Status(status);
     match status {
         200..=299 => Verdict::Accepted,
         404 | 410 => Verdict::Gone,
-        // Request Timeout, Too Early, Too Many Requests
-        408 | 425 | 429 | 500..=599 => Verdict::Later {
+        // Request Timeout, Too Early, Too Many Requests, server errors
+        408 | 425 | 429 | 500..=599 => Verdict::Retry {
             reason,
             after: retry_after,
         },
@@ -113,33 +113,33 @@ pub(crate) fn verdict(status: u16, retry_after: Option<Duration>) -> Verdict {
     }
 }
 
-/// What is known of a recipient before anything is sent.
+/// The input of [`decide`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recipient<'a> {
-    /// The push's time has run out.
+    /// The push has expired.
     pub(crate) expired: bool,
-    /// The post was deleted, or never was.
+    /// The post was deleted or never existed.
     pub(crate) post_gone: bool,
-    /// The user doesn't want pushes, or none of this author's.
+    /// The user has disabled pushes or muted the author.
     pub(crate) unwanted: bool,
-    /// The user's devices.
+    /// The devices of the user.
     pub(crate) devices: &'a [DeviceId],
-    /// Those that have the push from an earlier attempt.
+    /// Devices that accepted the push in earlier attempts.
     pub(crate) done: &'a [DeviceId],
 }
 
 /// What to do with a recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Nothing is to be sent.
-    Disposition(DeliveryState),
-    /// These devices, at least one, as indices into [`Recipient::devices`].
+    /// Settle the recipient without sending.
+    Settle(DeliveryState),
+    /// Send to these devices: indices into [`Recipient::devices`], at least one.
     Send(Vec<usize>),
 }
 
-/// Decides what to do with a recipient. One who has the push on some device is delivered, whatever came since.
+/// Decides what to do with a recipient. If a device accepted the push earlier, a settled recipient is delivered.
 pub(crate) fn decide(recipient: &Recipient<'_>) -> Decision {
-    let left = || {
+    let remaining = || {
         let devices = recipient.devices.iter().enumerate();
         devices
             .filter(|(_, id)| !recipient.done.contains(id))
@@ -151,22 +151,26 @@ pub(crate) fn decide(recipient: &Recipient<'_>) -> Decision {
     } else if recipient.post_gone || recipient.unwanted {
         DeliveryState::Suppressed
     } else {
-        match left() {
-            left if left.is_empty() => DeliveryState::Suppressed,
-            left => return Decision::Send(left),
+        match remaining() {
+            devices if devices.is_empty() => DeliveryState::Suppressed,
+            devices => return Decision::Send(devices),
         }
     };
-    Decision::Disposition(if recipient.done.is_empty() {
+    Decision::Settle(if recipient.done.is_empty() {
         state
     } else {
         DeliveryState::Delivered
     })
 }
 
-/// How long to wait before the next attempt: as long as a provider asked for, but not past the end of the push's time
-/// (it is settled as expired then) nor longer than a message may be held back. `None`: the usual back-off.
-pub(crate) fn retry_delay(asked: Option<Duration>, remaining: Duration, max: Duration) -> Option<Duration> {
-    asked.map(|asked| asked.min(remaining).min(max))
+/// Delay before the next attempt: the `requested` delay of a provider, limited to the time until the push expires and
+/// to `max`. `None` uses the consumer's back-off.
+pub(crate) fn retry_delay(
+    requested: Option<Duration>,
+    until_expiry: Duration,
+    max: Duration,
+) -> Option<Duration> {
+    requested.map(|delay| delay.min(until_expiry).min(max))
 }
 
 #[cfg(test)]
@@ -174,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_status_has_its_meaning() {
+    fn each_status_has_its_verdict() {
         let after = Some(Duration::from_secs(7));
         for status in [200, 201, 202, 204, 299] {
             assert_eq!(verdict(status, None), Verdict::Accepted, "{status}");
@@ -185,7 +189,7 @@ mod tests {
         for status in [408, 425, 429, 500, 502, 503, 504, 599] {
             assert_eq!(
                 verdict(status, after),
-                Verdict::Later {
+                Verdict::Retry {
                     reason: Reason::Status(status),
                     after
                 },
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recipient_is_decided_in_order() {
+    fn decisions_have_the_specified_precedence() {
         let devices = [DeviceId(1), DeviceId(2)];
         let open = Recipient {
             expired: false,
@@ -211,7 +215,7 @@ mod tests {
             devices: &devices,
             done: &[],
         };
-        let settle = |state| Decision::Disposition(state);
+        let settle = |state| Decision::Settle(state);
         assert_eq!(decide(&open), Decision::Send(vec![0, 1]));
         assert_eq!(
             decide(&Recipient {
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_is_bounded_by_the_end_of_the_push_and_by_the_mesh() {
+    fn a_delay_is_limited_by_the_expiry_and_by_the_maximum() {
         let secs = Duration::from_secs;
         assert_eq!(retry_delay(None, secs(60), secs(300)), None);
         assert_eq!(retry_delay(Some(secs(7)), secs(60), secs(300)), Some(secs(7)));

@@ -1,4 +1,4 @@
-//! Why the service can't start or go on.
+//! Errors of the service, and failures of single attempts.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,37 +6,37 @@ use herald_failure::{Classified, Classify, FailureClass};
 use herald_posts::ReadError;
 use herald_store::ErrorKind;
 
-/// How long to leave a chunk alone that another worker has in hand. One that was stopped for longer than the broker waits
-/// finds that out when it records; to fetch the chunk again at once would send to the same devices beside the other one.
-const OTHERS_WAIT: Duration = Duration::from_secs(30);
+/// Delay before the retry of a chunk that another worker is processing. A worker that stalls for longer than the ack
+/// wait gets a conflict from the ledger; an immediate retry could send to the same devices as the other worker.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Why the service can't start or go on.
+/// An error that stops the service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A setting is out of its bounds.
+    /// A setting is out of bounds.
     #[error("{0}")]
     Config(String),
-    /// A file can't be read or made.
-    #[error("the file {path} can't be used")]
+    /// A file can't be read or created.
+    #[error("file {path} can't be read or created")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What happened.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// The VAPID private key is no P-256 key of 32 bytes in base64url.
-    #[error("the VAPID private key must be 32 bytes in base64url")]
+    /// The VAPID private key is not a P-256 key of 32 bytes in base64url.
+    #[error("the VAPID private key is not a P-256 key of 32 bytes in base64url")]
     VapidKey,
-    /// There is no HTTP client, for instance because of a bad certificate authority.
-    #[error("an HTTP client can't be made")]
+    /// The HTTP client can't be created, for instance because of a malformed certificate authority.
+    #[error("the HTTP client can't be created")]
     Client(#[source] reqwest::Error),
-    /// A consumer can't be worked on.
-    #[error("a push consumer can't be worked on")]
+    /// A consumer failed.
+    #[error("a push consumer failed")]
     Consume(#[from] herald_mesh::Error),
 }
 
-/// Why an attempt at a chunk was broken off; it is tried again.
+/// Why an attempt at a chunk failed; the chunk is retried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttemptError {
     #[error("the store failed: {0}")]
@@ -44,7 +44,7 @@ pub(crate) enum AttemptError {
     #[error("the mesh failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
     #[error("{0}")]
-    Fault(String),
+    Permanent(String),
 }
 
 impl From<ReadError> for AttemptError {
@@ -60,7 +60,7 @@ impl From<Classified<Self>> for AttemptError {
     fn from(failure: Classified<Self>) -> Self {
         match failure {
             Classified::Transient(error) => error,
-            Classified::Permanent(reason) => Self::Fault(reason),
+            Classified::Permanent(reason) => Self::Permanent(reason),
         }
     }
 }
@@ -70,13 +70,13 @@ impl Classify for AttemptError {
         match self {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
-            Self::Fault(_) => FailureClass::Permanent,
+            Self::Permanent(_) => FailureClass::Permanent,
         }
     }
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(OTHERS_WAIT),
+            Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(CONFLICT_RETRY_DELAY),
             _ => None,
         }
     }
@@ -95,17 +95,17 @@ mod tests {
         assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
         assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
         assert_eq!(
-            AttemptError::Fault("panic".into()).class(),
+            AttemptError::Permanent("panic".into()).class(),
             FailureClass::Permanent
         );
     }
 
     #[test]
-    fn a_conflict_waits_for_the_other_worker() {
+    fn a_conflict_is_retried_after_a_delay() {
         let conflict = store(ErrorKind::Conflict);
         assert_eq!(
             (conflict.class(), conflict.retry_after()),
-            (FailureClass::Transient, Some(OTHERS_WAIT))
+            (FailureClass::Transient, Some(CONFLICT_RETRY_DELAY))
         );
         assert_eq!(store(ErrorKind::Full).retry_after(), None);
     }

@@ -1,4 +1,4 @@
-//! One chunk, from the message to its acknowledgement.
+//! Handles one chunk, from the message to its disposition.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use tracing::{debug, instrument};
 
 use crate::{
     Config, Metrics,
-    adapters::{Dispatcher, outcome, recorded},
+    adapters::{Dispatcher, ledger_state, outcome},
     chunk_lock::ChunkLocks,
     domain::{self, Progress},
     error::AttemptError,
 };
 
-/// Works on chunks.
+/// Delivers chunks.
 pub(crate) struct PushHandler {
     pub(crate) mesh: Mesh,
     pub(crate) posts: PostReader,
@@ -27,12 +27,12 @@ pub(crate) struct PushHandler {
     pub(crate) preferences: Arc<dyn Preferences>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) dispatcher: Arc<Dispatcher>,
-    pub(crate) chunk_lock: ChunkLocks,
+    pub(crate) chunk_locks: ChunkLocks,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
 }
 
-/// A chunk as the domain sees it.
+/// A decoded chunk.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) post: PostId,
@@ -49,29 +49,29 @@ impl Handler for PushHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
         let chunk = match Chunk::decode(delivery) {
             Ok(chunk) => chunk,
-            Err(settle) => return settle,
+            Err(disposition) => return disposition,
         };
-        let _held = self.chunk_lock.take(chunk.post, chunk.id).await;
-        let settle = self
+        let _guard = self.chunk_locks.lock(chunk.post, chunk.id).await;
+        let disposition = self
             .deliver(&chunk, delivery)
             .await
             .unwrap_or_else(Disposition::from);
-        let end = match settle {
+        let end = match disposition {
             Disposition::Ack => "done",
             Disposition::Retry { .. } | Disposition::Fault { .. } => "retried",
             Disposition::Term { .. } => "terminated",
         };
-        self.metrics.chunk(chunk.lane, end);
-        settle
+        self.metrics.count_chunk(chunk.lane, end);
+        disposition
     }
 }
 
 impl Chunk {
-    /// Reads a message; the error is how to settle one that makes no sense.
+    /// Decodes a message. The error is the disposition of a malformed message.
     fn decode(delivery: &Delivery) -> Result<Self, Disposition> {
         let Subject::PushDeliver(lane) = delivery.subject else {
             return Err(Disposition::term(format_args!(
-                "{} is no subject of push",
+                "subject {} is not handled by push",
                 delivery.subject
             )));
         };
@@ -79,9 +79,9 @@ impl Chunk {
         let recipients = Recipients::decode(message.recipients, message.recipient_count)
             .map_err(|e| Disposition::term(format_args!("malformed recipients: {e}")))?;
         let id = ChunkId(message.chunk_id);
-        // The ledger knows the chunk by this id: another one would settle somebody else's deliveries.
+        // The id is the key of the chunk in the ledger: a wrong id would settle the deliveries of another chunk.
         if recipients.chunk_id() != id {
-            return Err(Disposition::term("the chunk id is not that of its recipients"));
+            return Err(Disposition::term("the chunk id does not match the recipients"));
         }
         Ok(Self {
             post: PostId(message.post_id),
@@ -96,7 +96,7 @@ impl Chunk {
 }
 
 impl PushHandler {
-    /// Effect, then ledger, then event; the acknowledgement is the caller's.
+    /// Sends, then records in the ledger, then publishes the event. The caller acknowledges the message.
     #[instrument(
         name = "push send",
         skip_all,
@@ -104,7 +104,7 @@ impl PushHandler {
     )]
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
         let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
-        let mut progress = Progress::resume(&chunk.recipients, recorded(outcome, &chunk.recipients));
+        let mut progress = Progress::resume(&chunk.recipients, ledger_state(outcome, &chunk.recipients));
         if delivery.redrive.is_some_and(|redriven| redriven.revives()) {
             progress.revive_dead();
         }
@@ -113,15 +113,16 @@ impl PushHandler {
         let attempted = self.attempt(chunk, &mut progress, bisect).await;
         let failures = progress.failures();
         if attempted.is_ok() && delivery.is_last_attempt() {
-            progress.give_up();
+            progress.settle_all_pending();
         }
-        // Even after a failure: what was accepted must not be sent again.
+        // Recorded after a failure too: accepted pushes must not be sent again.
         self.record(chunk, &mut progress).await?;
-        self.metrics.settled(chunk.lane, progress.counts() - before);
+        self.metrics.count_settled(chunk.lane, progress.counts() - before);
         attempted?;
-        // At the end in any case: an earlier attempt may have recorded and died.
+        // A chunk without pending recipients always publishes: an earlier attempt may have crashed between record and
+        // event.
         if progress.revision() != revision_before || (progress.revision() > 0 && !progress.is_pending()) {
-            self.announce(chunk, &progress).await?;
+            self.publish_settled(chunk, &progress).await?;
         }
 
         if progress.is_pending() {
@@ -132,14 +133,14 @@ impl PushHandler {
                 reason: format!("push is pending: {failures}"),
             });
         }
-        // Each recipient who was given up is in a dead letter, also one whom a provider refused at the first attempt.
+        // Each dead recipient must be covered by a dead letter, also after a permanent error at the first attempt.
         if progress.counts().dead > 0 {
-            return Ok(Disposition::term(format_args!("push gave up: {failures}")));
+            return Ok(Disposition::term(format_args!("push failed: {failures}")));
         }
         Ok(Disposition::Ack)
     }
 
-    /// Puts into the ledger what it doesn't have yet.
+    /// Records the progress in the ledger if it has changed.
     pub(crate) async fn record(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
         if !progress.is_changed() {
             return Ok(());
@@ -157,8 +158,8 @@ impl PushHandler {
         Ok(())
     }
 
-    /// Publishes the event that tells what the ledger has.
-    async fn announce(&self, chunk: &Chunk, progress: &Progress) -> Result<(), AttemptError> {
+    /// Publishes the event with the recorded counts of the chunk.
+    async fn publish_settled(&self, chunk: &Chunk, progress: &Progress) -> Result<(), AttemptError> {
         let counts = progress.counts();
         let event = mesh_v1::DeliveriesSettled::from(mesh_v1::SettledChunk {
             post_id: chunk.post.0,
@@ -178,7 +179,11 @@ impl PushHandler {
             .mesh
             .publish(Subject::Settled(Channel::Push), Some(&id), &event)
             .await?;
-        debug!(id, duplicate = published.duplicate, "deliveries announced");
+        debug!(
+            id,
+            duplicate = published.duplicate,
+            "settled deliveries published"
+        );
         Ok(())
     }
 }

@@ -1,17 +1,20 @@
-//! The push service: brings posts to devices.
+//! The push service sends posts to devices.
 //!
-//! The way of a chunk ([`handler`]): what earlier attempts recorded comes from the ledger; each recipient who is not
-//! settled is decided upon ([`attempt`], [`domain`]); the devices get their push ([`adapters`]); what came of it goes to the ledger, now
-//! and then while it runs and at the end; an event tells analytics; and only then is the message acknowledged.
+//! For each chunk, [`handler`]
+//! 1. reads the progress of earlier attempts from the ledger,
+//! 2. decides what to do with each pending recipient ([`attempt`], [`domain`]),
+//! 3. sends the pushes ([`adapters`]), and records progress in the ledger periodically and at the end,
+//! 4. publishes an event for analytics,
+//! 5. acknowledges the message, or asks for a retry if recipients are pending.
 //!
-//! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and is never sent to again
-//! for that post. Only what was accepted after the last record can come twice, after a crash: `settle_sends_max` and
-//! those in flight bound it, and the repeats carry the same `webhook-id` and `Topic`.
+//! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and never gets the push
+//! of that post again. Exception: after a crash, pushes accepted since the last record and those in flight can be sent
+//! twice. `settle_sends_max` limits their number, and the repeats have the same `webhook-id` and `Topic`.
 //!
-//! *Invariant:* an event tells all that the ledger has of a chunk, and its revision; so whoever gets the message next can
-//! make the event again, and analytics counts it once.
+//! *Invariant:* an event has all counts of a chunk in the ledger, and their revision. So a redelivery can publish the
+//! event again, and analytics counts it once.
 //!
-//! Which URLs a push may be sent to is decided by [`herald_push_endpoint`].
+//! [`herald_push_endpoint`] decides which URLs are allowed.
 
 mod adapters;
 mod attempt;
@@ -38,31 +41,31 @@ pub use metrics::Metrics;
 
 use crate::{adapters::Dispatcher, chunk_lock::ChunkLocks, handler::PushHandler};
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Where chunks come from, and events go to.
+    /// Source of chunks, target of events.
     pub mesh: Mesh,
-    /// The consumers to work on.
+    /// Configuration of the consumers.
     pub topology: Arc<Topology>,
     /// User ids.
     pub users: Arc<dyn Users>,
-    /// Where to push to.
+    /// Devices of the recipients.
     pub devices: Arc<dyn Devices>,
-    /// Who wants to hear what.
+    /// Preferences of the recipients.
     pub preferences: Arc<dyn Preferences>,
-    /// What to tell.
+    /// The archive of posts.
     pub posts: Arc<dyn Posts>,
-    /// Where deliveries are recorded.
+    /// Records the outcomes.
     pub ledger: Arc<dyn Ledger>,
-    /// Who sends; the gateway tells browsers its public key.
+    /// VAPID key pair; the gateway gives its public key to browsers.
     pub vapid: Vapid,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Works until `shutdown`, then finishes the messages under way.
+/// Runs until `shutdown`, then finishes the messages in flight.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled once in this crate; an `async fn` would be compiled in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 
@@ -79,7 +82,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         vapid,
         metrics,
     } = deps;
-    let chunks = Arc::new(PushHandler {
+    let handler = Arc::new(PushHandler {
         dispatcher: Arc::new(Dispatcher::new(&config, vapid, metrics.clone())?),
         posts: PostReader::new(posts, mesh.clone()),
         mesh: mesh.clone(),
@@ -87,11 +90,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         devices,
         preferences,
         ledger,
-        chunk_lock: ChunkLocks::default(),
+        chunk_locks: ChunkLocks::default(),
         metrics,
         config: config.clone(),
     });
-    let returns = Arc::new(Requeuer::new(mesh.clone()));
+    let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in Lane::ALL {
         let options = ConsumeOptions {
@@ -99,15 +102,19 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             batch_max: config.chunks_in_flight_max,
             paused: None,
         };
-        workers.spawn(consumers::push(lane), chunks.clone(), options)?;
+        workers.spawn(consumers::push(lane), handler.clone(), options)?;
     }
-    // A chunk whose provider asked for a long wait comes back from there.
-    workers.spawn(consumers::LATER, returns, ConsumeOptions::default())?;
+    // Publishes chunks with a long `Retry-After` to PUSH again when they are due.
+    workers.spawn(consumers::LATER, requeuer, ConsumeOptions::default())?;
     let options = ConsumeOptions {
         in_flight_max: config.redrive_chunks_in_flight_max,
         batch_max: config.redrive_chunks_in_flight_max,
         paused: None,
     };
-    workers.spawn(consumers::redrive(consumers::ConsumerKind::Push), chunks, options)?;
+    workers.spawn(
+        consumers::redrive(consumers::ConsumerKind::Push),
+        handler,
+        options,
+    )?;
     Ok(workers.join().await?)
 }

@@ -1,4 +1,4 @@
-//! Every metric of the service, once.
+//! All metrics of this service.
 
 use herald_model::{DeliveryState, Lane};
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds_family};
@@ -20,7 +20,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             sends: Family::default(),
@@ -30,19 +30,15 @@ impl Metrics {
             accept_to_push_seconds: seconds_family(),
             chunks: Family::default(),
         };
-        registry.register(
-            "push_sends",
-            "Sends to devices, by what came of them",
-            metrics.sends.clone(),
-        );
+        registry.register("push_sends", "Sends to devices, by result", metrics.sends.clone());
         registry.register(
             "push_send_seconds",
-            "Time of one request",
+            "Duration of one request",
             metrics.send_seconds.clone(),
         );
         registry.register(
             "push_sends_in_flight",
-            "Requests under way",
+            "Requests in flight",
             metrics.sends_in_flight.clone(),
         );
         registry.register(
@@ -52,47 +48,47 @@ impl Metrics {
         );
         registry.register(
             "push_accept_to_push_seconds",
-            "From a post's acceptance to a provider's acceptance of its push",
+            "Time from the acceptance of a post until a provider accepts its push",
             metrics.accept_to_push_seconds.clone(),
         );
         registry.register(
             "push_chunks",
-            "Attempts at chunks, by how they ended",
+            "Attempts at chunks, by result",
             metrics.chunks.clone(),
         );
         metrics
     }
 
-    /// One device was dealt with.
-    pub(crate) fn sent(&self, provider: Provider, verdict: Verdict) {
+    /// Counts a send by its verdict.
+    pub(crate) fn record_send(&self, provider: Provider, verdict: Verdict) {
         self.sends
             .get_or_create(&[("provider", provider.as_str()), ("result", verdict.as_str())])
             .inc();
     }
 
-    /// A request begins; it ends when the guard is dropped.
-    pub(crate) fn request(&self, provider: Provider) -> impl Drop + use<> {
+    /// Starts the timer of a request; dropping the timer ends it.
+    pub(crate) fn start_request(&self, provider: Provider) -> impl Drop + use<> {
         self.sends_in_flight.inc();
         let seconds = self
             .send_seconds
             .get_or_create(&[("provider", provider.as_str())])
             .clone();
-        Request {
+        RequestTimer {
             in_flight: self.sends_in_flight.clone(),
             seconds,
-            begun: std::time::Instant::now(),
+            started: std::time::Instant::now(),
         }
     }
 
-    /// A provider accepted a push so long after Herald had accepted the post.
-    pub(crate) fn accepted(&self, lane: Lane, after: std::time::Duration) {
+    /// Observes the time from the acceptance of a post until a provider accepted its push.
+    pub(crate) fn observe_accepted(&self, lane: Lane, after: std::time::Duration) {
         self.accept_to_push_seconds
             .get_or_create(&[("lane", lane.as_str())])
             .observe(after.as_secs_f64());
     }
 
-    /// Recipients were settled.
-    pub(crate) fn settled(&self, lane: Lane, counts: Counts) {
+    /// Counts settled recipients.
+    pub(crate) fn count_settled(&self, lane: Lane, counts: Counts) {
         for (state, count) in [
             (DeliveryState::Delivered, counts.delivered),
             (DeliveryState::Suppressed, counts.suppressed),
@@ -106,23 +102,23 @@ impl Metrics {
         }
     }
 
-    /// An attempt at a chunk ended: `done`, `retried` or `terminated`.
-    pub(crate) fn chunk(&self, lane: Lane, end: &'static str) {
+    /// Counts an attempt at a chunk by its end: `done`, `retried` or `terminated`.
+    pub(crate) fn count_chunk(&self, lane: Lane, end: &'static str) {
         self.chunks
             .get_or_create(&[("lane", lane.as_str()), ("end", end)])
             .inc();
     }
 }
 
-struct Request {
+struct RequestTimer {
     in_flight: Gauge,
     seconds: Histogram,
-    begun: std::time::Instant,
+    started: std::time::Instant,
 }
 
-impl Drop for Request {
+impl Drop for RequestTimer {
     fn drop(&mut self) {
         self.in_flight.dec();
-        self.seconds.observe(self.begun.elapsed().as_secs_f64());
+        self.seconds.observe(self.started.elapsed().as_secs_f64());
     }
 }

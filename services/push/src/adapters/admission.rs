@@ -1,4 +1,5 @@
-//! Who may send now: so many at once, so many to one host, so many of a lane, and none to a host that keeps failing.
+//! Admission control: limits the requests in flight in total, per lane and per host, and blocks hosts whose circuit
+//! breaker is open.
 
 use std::{
     collections::HashMap,
@@ -15,13 +16,13 @@ use crate::{
     domain::{Breaker, Verdict},
 };
 
-/// Hosts that nothing is sent to are forgotten when there are more than this.
-const HOSTS_KEPT: usize = 1_024;
+/// Number of hosts from which on idle hosts are evicted.
+const HOSTS_MAX: usize = 1_024;
 
-/// The gates of all hosts.
+/// The limits of all requests.
 #[derive(Debug)]
-pub(crate) struct Gates {
-    all: Semaphore,
+pub(crate) struct Admission {
+    total: Semaphore,
     lanes: [Semaphore; Lane::ALL.len()],
     host_max: usize,
     hosts: Mutex<Hosts>,
@@ -30,7 +31,8 @@ pub(crate) struct Gates {
 #[derive(Debug)]
 struct Hosts {
     by_origin: HashMap<String, Arc<Host>>,
-    sweep_at: usize,
+    /// Number of hosts that triggers the next eviction.
+    evict_at: usize,
 }
 
 #[derive(Debug)]
@@ -39,45 +41,46 @@ struct Host {
     breaker: Mutex<Breaker>,
 }
 
-/// The right to send one request.
+/// Permission to send one request. Dropping it without a report withdraws the request.
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
+pub(crate) struct Permit<'a> {
     host: Arc<Host>,
     reported: bool,
     _permits: (OwnedSemaphorePermit, SemaphorePermit<'a>, SemaphorePermit<'a>),
 }
 
-impl Gates {
+impl Admission {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
-            all: Semaphore::new(config.sends_max),
+            total: Semaphore::new(config.sends_max),
             lanes: Lane::ALL.map(|lane| Semaphore::new(config.lane_sends_max(lane))),
             host_max: config.sends_per_host_max,
             hosts: Mutex::new(Hosts {
                 by_origin: HashMap::new(),
-                sweep_at: HOSTS_KEPT,
+                evict_at: HOSTS_MAX,
             }),
         }
     }
 
-    /// Waits for a turn. The error says how long the host is to be left alone.
+    /// Waits for a permit. The error is the delay until the host may be tried again.
     ///
-    /// The host's permit comes first: whoever waits for a slow host holds nothing that others need.
-    pub(crate) async fn enter(&self, lane: Lane, origin: &str) -> Result<Pass<'_>, Duration> {
+    /// The permit of the host is acquired first, so that a request waiting for a slow host holds no permit that
+    /// requests to other hosts need.
+    pub(crate) async fn acquire(&self, lane: Lane, origin: &str) -> Result<Permit<'_>, Duration> {
         let host = self.host(origin);
-        if let Some(wait) = host.breaker.lock().wait(Instant::now()) {
+        if let Some(wait) = host.breaker.lock().open_for(Instant::now()) {
             return Err(wait);
         }
         // The semaphores are never closed.
         let closed = |_| Duration::ZERO;
-        let of_host = host.permits.clone().acquire_owned().await.map_err(closed)?;
-        let of_lane = self.lanes[lane as usize].acquire().await.map_err(closed)?;
-        let of_all = self.all.acquire().await.map_err(closed)?;
+        let host_permit = host.permits.clone().acquire_owned().await.map_err(closed)?;
+        let lane_permit = self.lanes[lane as usize].acquire().await.map_err(closed)?;
+        let total_permit = self.total.acquire().await.map_err(closed)?;
         host.breaker.lock().admit(Instant::now())?;
-        Ok(Pass {
+        Ok(Permit {
             host,
             reported: false,
-            _permits: (of_host, of_lane, of_all),
+            _permits: (host_permit, lane_permit, total_permit),
         })
     }
 
@@ -86,13 +89,13 @@ impl Gates {
         if let Some(host) = hosts.by_origin.get(origin) {
             return host.clone();
         }
-        if hosts.by_origin.len() >= hosts.sweep_at {
+        if hosts.by_origin.len() >= hosts.evict_at {
             let now = Instant::now();
             hosts
                 .by_origin
-                .retain(|_, host| Arc::strong_count(host) > 1 || host.breaker.lock().wait(now).is_some());
-            // A sweep that finds little must not come again at once.
-            hosts.sweep_at = HOSTS_KEPT.max(2 * hosts.by_origin.len());
+                .retain(|_, host| Arc::strong_count(host) > 1 || host.breaker.lock().open_for(now).is_some());
+            // Double the threshold, so that an eviction that frees little does not run at every new host.
+            hosts.evict_at = HOSTS_MAX.max(2 * hosts.by_origin.len());
         }
         let permits = Arc::new(Semaphore::new(self.host_max));
         let host = Arc::new(Host {
@@ -104,18 +107,18 @@ impl Gates {
     }
 }
 
-impl Pass<'_> {
-    /// Tells the host's breaker what came of the request.
+impl Permit<'_> {
+    /// Reports the verdict to the circuit breaker of the host.
     pub(crate) fn report(mut self, verdict: &Verdict) {
         self.reported = true;
         self.host.breaker.lock().report(Instant::now(), verdict);
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if !self.reported {
-            self.host.breaker.lock().withdraw();
+            self.host.breaker.lock().cancel();
         }
     }
 }
@@ -127,8 +130,8 @@ mod tests {
     use super::*;
     use crate::domain::Reason;
 
-    fn gates(sends_max: usize, sends_per_host_max: usize) -> Gates {
-        Gates::new(&Config {
+    fn admission(sends_max: usize, sends_per_host_max: usize) -> Admission {
+        Admission::new(&Config {
             sends_max,
             sends_per_host_max,
             ..Config::default()
@@ -136,27 +139,27 @@ mod tests {
     }
 
     #[test]
-    fn a_full_host_keeps_nobody_else_waiting() {
-        let gates = gates(8, 2);
-        let enter = |host| gates.enter(Lane::High, host).now_or_never();
-        let first = enter("https://a").unwrap().unwrap();
-        let _second = enter("https://a").unwrap().unwrap();
-        assert!(enter("https://a").is_none());
-        let _other = enter("https://b").unwrap().unwrap();
+    fn a_host_at_its_limit_does_not_block_other_hosts() {
+        let admission = admission(8, 2);
+        let acquire = |host| admission.acquire(Lane::High, host).now_or_never();
+        let first = acquire("https://a").unwrap().unwrap();
+        let _second = acquire("https://a").unwrap().unwrap();
+        assert!(acquire("https://a").is_none());
+        let _other = acquire("https://b").unwrap().unwrap();
         drop(first);
-        assert!(enter("https://a").is_some());
+        assert!(acquire("https://a").is_some());
     }
 
     #[test]
-    fn the_low_lane_leaves_room_for_the_high_one() {
-        let gates = gates(8, 8);
+    fn the_low_lane_leaves_capacity_for_the_high_lane() {
+        let admission = admission(8, 8);
         let low: Vec<_> = (0..2)
-            .map(|_| gates.enter(Lane::Low, "https://a").now_or_never().unwrap())
+            .map(|_| admission.acquire(Lane::Low, "https://a").now_or_never().unwrap())
             .collect();
-        assert!(gates.enter(Lane::Low, "https://a").now_or_never().is_none());
+        assert!(admission.acquire(Lane::Low, "https://a").now_or_never().is_none());
         assert!(
-            gates
-                .enter(Lane::High, "https://a")
+            admission
+                .acquire(Lane::High, "https://a")
                 .now_or_never()
                 .unwrap()
                 .is_ok()
@@ -165,30 +168,30 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_keeps_failing_is_left_alone() {
-        let gates = gates(8, 8);
-        let timeout = Verdict::Later {
+    fn a_failing_host_is_blocked() {
+        let admission = admission(8, 8);
+        let timeout = Verdict::Retry {
             reason: Reason::Timeout,
             after: None,
         };
         for _ in 0..16 {
-            gates
-                .enter(Lane::High, "https://a")
+            admission
+                .acquire(Lane::High, "https://a")
                 .now_or_never()
                 .unwrap()
                 .unwrap()
                 .report(&timeout);
         }
         assert!(
-            gates
-                .enter(Lane::High, "https://a")
+            admission
+                .acquire(Lane::High, "https://a")
                 .now_or_never()
                 .unwrap()
                 .is_err()
         );
         assert!(
-            gates
-                .enter(Lane::High, "https://b")
+            admission
+                .acquire(Lane::High, "https://b")
                 .now_or_never()
                 .unwrap()
                 .is_ok()
@@ -196,24 +199,24 @@ mod tests {
     }
 
     #[test]
-    fn hosts_without_a_use_are_forgotten() {
-        let gates = gates(8, 8);
-        let used = gates
-            .enter(Lane::High, "https://used")
+    fn idle_hosts_are_evicted() {
+        let admission = admission(8, 8);
+        let used = admission
+            .acquire(Lane::High, "https://used")
             .now_or_never()
             .unwrap()
             .unwrap();
-        for host in 0..3 * HOSTS_KEPT {
+        for host in 0..3 * HOSTS_MAX {
             drop(
-                gates
-                    .enter(Lane::High, &format!("https://{host}"))
+                admission
+                    .acquire(Lane::High, &format!("https://{host}"))
                     .now_or_never()
                     .unwrap()
                     .unwrap(),
             );
         }
-        let hosts = gates.hosts.lock();
-        assert!(hosts.by_origin.len() <= HOSTS_KEPT);
+        let hosts = admission.hosts.lock();
+        assert!(hosts.by_origin.len() <= HOSTS_MAX);
         assert!(hosts.by_origin.contains_key("https://used"));
         drop(used);
     }

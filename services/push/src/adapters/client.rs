@@ -1,4 +1,4 @@
-//! The HTTP client: pooled connections, no redirects, no proxies, bounded times.
+//! The HTTP client: pooled connections, timeouts, no redirects, no proxies.
 
 use std::{error::Error as _, fs, sync::Arc, time::Duration};
 
@@ -11,36 +11,37 @@ use url::Url;
 use super::resolver::{PrivateAddresses, Resolver};
 use crate::{Config, Error, domain::Reason};
 
-/// As much of an answer's body is read, so that the connection can be used again; the rest closes it.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// Limit of the response body that is read so that the connection can be reused; a longer body closes it.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
-/// How long a connection stays open without use.
-const IDLE: Duration = Duration::from_secs(90);
+/// Time after which an idle connection is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// A POST.
+/// Headers and body of a POST request.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
-/// What a provider answered.
+/// The response of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ProviderResponse {
     pub(crate) status: u16,
+    /// The `Retry-After` header, if any.
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProviderError {
-    /// Another try can help.
-    Later(Reason),
-    /// None can.
-    Refused(Reason),
+    /// A retry can succeed.
+    Transient(Reason),
+    /// A retry can't succeed.
+    Permanent(Reason),
 }
 
-/// The HTTP client. Cloning shares the connections.
+/// The HTTP client. Clones share the connection pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -48,7 +49,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
-        // The process may have chosen already; then that is as good.
+        // Fails if the process has already installed a provider; any provider works.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = || {
             reqwest::Client::builder()
@@ -57,7 +58,7 @@ impl Client {
                 .no_proxy()
                 .timeout(config.request_timeout())
                 .connect_timeout(config.connect_timeout())
-                .pool_idle_timeout(IDLE)
+                .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(config.sends_per_host_max)
                 .dns_resolver(Arc::new(Resolver {
                     allow_private: config.endpoints.allow_private,
@@ -75,10 +76,10 @@ impl Client {
         };
         let http = match builder().tls_certs_merge(extra).build() {
             Ok(http) => http,
-            // A machine without any certificate authority can still push over plain http where that is allowed; over
-            // https each certificate is unknown then, and the pushes are pending.
+            // Without certificate authorities, plain http still works where it is allowed. Every https request fails
+            // with a connection error, so its pushes stay pending.
             Err(error) if config.ca_file.is_none() => {
-                warn!(%error, "no certificate authorities of the system found; set push.ca_file to push over https");
+                warn!(%error, "no system certificate authorities found; set push.ca_file to push over https");
                 builder().tls_certs_only([]).build().map_err(Error::Client)?
             }
             Err(error) => return Err(Error::Client(error)),
@@ -86,8 +87,8 @@ impl Client {
         Ok(Self { http })
     }
 
-    /// Sends a request and waits for the answer.
-    pub(crate) async fn post(&self, url: Url, request: Request) -> Result<Answer, ProviderError> {
+    /// Sends a request and waits for the response.
+    pub(crate) async fn post(&self, url: Url, request: Request) -> Result<ProviderResponse, ProviderError> {
         let sent = self
             .http
             .post(url)
@@ -95,45 +96,45 @@ impl Client {
             .body(request.body)
             .send()
             .await;
-        let mut response = sent.map_err(|error| failure(&error))?;
-        let answer = Answer {
+        let mut response = sent.map_err(|error| classify(&error))?;
+        let provider_response = ProviderResponse {
             status: response.status().as_u16(),
             retry_after: response
                 .headers()
                 .get(RETRY_AFTER)
-                .and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now())),
+                .and_then(|value| parse_retry_after(value.to_str().ok()?, Timestamp::now())),
         };
-        // The status is what counts; a body that breaks off only costs the connection.
+        // Only the status counts; a truncated body only closes the connection.
         let mut read = 0;
         while let Ok(Some(part)) = response.chunk().await {
             read += part.len();
-            if read > ANSWER_BYTES_MAX {
+            if read > RESPONSE_BYTES_MAX {
                 break;
             }
         }
-        Ok(answer)
+        Ok(provider_response)
     }
 }
 
-fn failure(error: &reqwest::Error) -> ProviderError {
+fn classify(error: &reqwest::Error) -> ProviderError {
     let mut source = error.source();
     while let Some(inner) = source {
         if inner.is::<PrivateAddresses>() {
-            return ProviderError::Refused(Reason::Endpoint);
+            return ProviderError::Permanent(Reason::Endpoint);
         }
         source = inner.source();
     }
     if error.is_builder() {
-        ProviderError::Refused(Reason::Endpoint)
+        ProviderError::Permanent(Reason::Endpoint)
     } else if error.is_timeout() {
-        ProviderError::Later(Reason::Timeout)
+        ProviderError::Transient(Reason::Timeout)
     } else {
-        ProviderError::Later(Reason::Connection)
+        ProviderError::Transient(Reason::Connection)
     }
 }
 
-/// RFC 9110 §10.2.3: seconds, or a date.
-fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+/// Parses a `Retry-After` header: seconds or an HTTP date (RFC 9110 §10.2.3).
+fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -162,7 +163,7 @@ mod tests {
         }
     }
 
-    async fn post(config: &Config, url: &str) -> Result<Answer, ProviderError> {
+    async fn post(config: &Config, url: &str) -> Result<ProviderResponse, ProviderError> {
         let request = Request {
             headers: HeaderMap::new(),
             body: Vec::new(),
@@ -174,39 +175,39 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_seconds_or_a_date() {
+    fn retry_after_is_seconds_or_a_date() {
         let now = Timestamp(784_111_777_000_000); // Sun, 06 Nov 1994 08:49:37 GMT
         let secs = |s| Some(Duration::from_secs(s));
-        assert_eq!(retry_after("120", now), secs(120));
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), secs(60));
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), secs(0));
-        assert_eq!(retry_after("soon", now), None);
-        assert_eq!(retry_after("-1", now), None);
+        assert_eq!(parse_retry_after("120", now), secs(120));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), secs(60));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), secs(0));
+        assert_eq!(parse_retry_after("soon", now), None);
+        assert_eq!(parse_retry_after("-1", now), None);
     }
 
     #[tokio::test]
-    async fn an_address_that_nobody_listens_on_is_a_connection_failure() {
+    async fn a_refused_connection_is_a_connection_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         drop(listener);
         assert_eq!(
             post(&local(), &url).await,
-            Err(ProviderError::Later(Reason::Connection))
+            Err(ProviderError::Transient(Reason::Connection))
         );
     }
 
     #[tokio::test]
-    async fn a_host_that_says_nothing_is_a_timeout() {
+    async fn a_host_that_does_not_respond_is_a_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         assert_eq!(
             post(&local(), &url).await,
-            Err(ProviderError::Later(Reason::Timeout))
+            Err(ProviderError::Transient(Reason::Timeout))
         );
     }
 
     #[tokio::test]
-    async fn a_name_of_this_machine_is_refused() {
+    async fn a_name_that_resolves_to_loopback_is_refused() {
         let config = Config {
             endpoints: Policy {
                 allow_http: true,
@@ -216,12 +217,12 @@ mod tests {
         };
         assert_eq!(
             post(&config, "http://localhost:9/").await,
-            Err(ProviderError::Refused(Reason::Endpoint))
+            Err(ProviderError::Permanent(Reason::Endpoint))
         );
     }
 
     #[tokio::test]
-    async fn https_to_something_else_fails_and_does_not_panic() {
+    async fn https_to_a_plain_http_server_is_a_connection_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}/", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
@@ -233,7 +234,7 @@ mod tests {
         });
         assert_eq!(
             post(&local(), &url).await,
-            Err(ProviderError::Later(Reason::Connection))
+            Err(ProviderError::Transient(Reason::Connection))
         );
         server.await.unwrap();
     }
@@ -245,13 +246,14 @@ mod tests {
         let server = tokio::spawn(async move {
             let (mut connection, _) = listener.accept().await.unwrap();
             connection.read_u8().await.unwrap();
-            let answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n";
-            connection.write_all(answer).await.unwrap();
+            let response =
+                b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n";
+            connection.write_all(response).await.unwrap();
             connection
         });
         assert_eq!(
             post(&local(), &url).await,
-            Ok(Answer {
+            Ok(ProviderResponse {
                 status: 302,
                 retry_after: None
             })
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_authority_is_told() {
+    fn a_missing_or_malformed_ca_file_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ca.pem");
         let config = Config {

@@ -1,4 +1,4 @@
-//! Brings one push to one device.
+//! Sends one push to one device.
 
 use herald_model::{Address, Device, UserId, time::Timestamp};
 use herald_push_endpoint::{Policy, check_parsed};
@@ -6,8 +6,8 @@ use url::Url;
 
 use super::{
     Push, Vapid,
+    admission::Admission,
     client::{Client, ProviderError},
-    gates::Gates,
     sender::{Message, Sender},
     web_push::WebPush,
     webhook::Webhooks,
@@ -17,10 +17,10 @@ use crate::{
     domain::{Provider, Reason, Verdict},
 };
 
-/// Brings pushes to devices.
+/// Sends pushes to devices.
 pub(crate) struct Dispatcher {
     client: Client,
-    gates: Gates,
+    admission: Admission,
     endpoints: Policy,
     web_push: WebPush,
     webhooks: Webhooks,
@@ -31,7 +31,7 @@ impl Dispatcher {
     pub(crate) fn new(config: &Config, vapid: Vapid, metrics: Metrics) -> Result<Self, Error> {
         Ok(Self {
             client: Client::new(config)?,
-            gates: Gates::new(config),
+            admission: Admission::new(config),
             endpoints: config.endpoints,
             web_push: WebPush { vapid },
             webhooks: Webhooks,
@@ -39,20 +39,20 @@ impl Dispatcher {
         })
     }
 
-    /// Sends a push to a device, when it is its turn.
+    /// Sends a push to a device once admission control permits it.
     pub(crate) async fn send(&self, push: &Push, recipient: &UserId, device: &Device) -> Verdict {
         let sender = self.sender(&device.address);
         let provider = sender.provider();
-        let verdict = self.attempt(sender, push, recipient, device).await;
-        self.metrics.sent(provider, verdict);
+        let verdict = self.attempt_send(sender, push, recipient, device).await;
+        self.metrics.record_send(provider, verdict);
         if verdict == Verdict::Accepted {
             self.metrics
-                .accepted(push.lane, Timestamp::now().since(push.accepted_at));
+                .observe_accepted(push.lane, Timestamp::now().since(push.accepted_at));
         }
         verdict
     }
 
-    /// Who carries pushes to a device.
+    /// The provider that delivers pushes to a device.
     pub(crate) fn provider(&self, device: &Device) -> Provider {
         self.sender(&device.address).provider()
     }
@@ -64,14 +64,15 @@ impl Dispatcher {
         }
     }
 
-    async fn attempt(
+    async fn attempt_send(
         &self,
         sender: &dyn Sender,
         push: &Push,
         recipient: &UserId,
         device: &Device,
     ) -> Verdict {
-        // Checked again: it may have been registered under another policy, and a literal address asks no resolver.
+        // Checked again because the device may have been registered under another policy, and because the resolver does
+        // not see a literal IP address.
         let refused = Verdict::Refused(Reason::Endpoint);
         let Ok(url) = Url::parse(device.address.url()) else {
             return refused;
@@ -80,16 +81,16 @@ impl Dispatcher {
             return refused;
         }
         let origin = url.origin().ascii_serialization();
-        let pass = match self.gates.enter(push.lane, &origin).await {
-            Ok(pass) => pass,
+        let permit = match self.admission.acquire(push.lane, &origin).await {
+            Ok(permit) => permit,
             Err(wait) => {
-                return Verdict::Later {
+                return Verdict::Retry {
                     reason: Reason::Breaker,
                     after: Some(wait),
                 };
             }
         };
-        // It may have waited long.
+        // The permit may have taken long.
         let now = Timestamp::now();
         if push.is_deleted() {
             return Verdict::Deleted;
@@ -108,15 +109,15 @@ impl Dispatcher {
             Ok(request) => request,
             Err(reason) => return Verdict::Refused(reason),
         };
-        let under_way = self.metrics.request(sender.provider());
-        let answer = self.client.post(url, request).await;
-        drop(under_way);
-        let verdict = match answer {
-            Ok(answer) => sender.verdict(answer),
-            Err(ProviderError::Later(reason)) => Verdict::Later { reason, after: None },
-            Err(ProviderError::Refused(reason)) => Verdict::Refused(reason),
+        let timer = self.metrics.start_request(sender.provider());
+        let response = self.client.post(url, request).await;
+        drop(timer);
+        let verdict = match response {
+            Ok(response) => sender.verdict(response),
+            Err(ProviderError::Transient(reason)) => Verdict::Retry { reason, after: None },
+            Err(ProviderError::Permanent(reason)) => Verdict::Refused(reason),
         };
-        pass.report(&verdict);
+        permit.report(&verdict);
         verdict
     }
 }

@@ -1,23 +1,23 @@
-//! Between the domain's words and the ledger's.
+//! Conversion between the types of the domain and of the ledger.
 
 use herald_model::{DeliveryState, Recipients, UserKey};
 use herald_store::{Outcome, PartialDelivery};
 
 use crate::domain::{LedgerState, Progress};
 
-/// What is recorded of a chunk, in the domain's words.
-pub(crate) fn recorded(
+/// Converts the recorded outcome of a chunk to the domain type.
+pub(crate) fn ledger_state(
     recorded: Option<herald_store::RecordedOutcome>,
     recipients: &Recipients,
 ) -> LedgerState {
-    let all_of = |users: &Recipients, state| users.iter().map(|user| (user, state)).collect::<Vec<_>>();
+    let with_state = |users: &Recipients, state| users.iter().map(|user| (user, state)).collect::<Vec<_>>();
     let Some(herald_store::RecordedOutcome { revision, outcome }) = recorded else {
         return LedgerState::default();
     };
     match outcome {
         Outcome::Delivered { .. } => LedgerState {
             revision,
-            settled: all_of(recipients, DeliveryState::Delivered),
+            settled: with_state(recipients, DeliveryState::Delivered),
             partial: Vec::new(),
         },
         Outcome::Mixed {
@@ -27,10 +27,10 @@ pub(crate) fn recorded(
             dead,
             partial,
         } => {
-            let mut settled: Vec<(UserKey, DeliveryState)> = all_of(&delivered, DeliveryState::Delivered);
-            settled.extend(all_of(&suppressed, DeliveryState::Suppressed));
-            settled.extend(all_of(&expired, DeliveryState::Expired));
-            settled.extend(all_of(&dead, DeliveryState::Dead));
+            let mut settled: Vec<(UserKey, DeliveryState)> = with_state(&delivered, DeliveryState::Delivered);
+            settled.extend(with_state(&suppressed, DeliveryState::Suppressed));
+            settled.extend(with_state(&expired, DeliveryState::Expired));
+            settled.extend(with_state(&dead, DeliveryState::Dead));
             LedgerState {
                 revision,
                 settled,
@@ -43,14 +43,14 @@ pub(crate) fn recorded(
     }
 }
 
-/// How far a chunk has come, in the ledger's words.
+/// Converts the progress of a chunk to the outcome to record.
 pub(crate) fn outcome(progress: &Progress) -> Outcome {
-    let of = |state| Recipients::from_sorted(progress.settled(state));
+    let settled_as = |state| Recipients::from_sorted(progress.settled(state));
     Outcome::Mixed {
-        delivered: of(DeliveryState::Delivered),
-        suppressed: of(DeliveryState::Suppressed),
-        expired: of(DeliveryState::Expired),
-        dead: of(DeliveryState::Dead),
+        delivered: settled_as(DeliveryState::Delivered),
+        suppressed: settled_as(DeliveryState::Suppressed),
+        expired: settled_as(DeliveryState::Expired),
+        dead: settled_as(DeliveryState::Dead),
         partial: progress
             .partial()
             .map(|(user, done)| PartialDelivery {
@@ -69,26 +69,26 @@ mod tests {
     use crate::domain::{Provider, Reason, Verdict};
 
     #[test]
-    fn what_is_recorded_reads_back_as_it_was() {
+    fn a_recorded_outcome_is_read_back_unchanged() {
         let users: Vec<UserKey> = (1..=5).map(UserKey).collect();
         let recipients = Recipients::from_sorted(users.iter().copied());
         let mut progress = Progress::resume(users, LedgerState::default());
         progress.settle(0, DeliveryState::Delivered);
         progress.settle(1, DeliveryState::Suppressed);
         progress.settle(2, DeliveryState::Dead);
-        progress.expect(3, 2);
+        progress.expect_verdicts(3, 2);
         progress.record(3, DeviceId(1), Provider::Webhook, Verdict::Accepted);
-        let later = Verdict::Later {
+        let timeout = Verdict::Retry {
             reason: Reason::Timeout,
             after: None,
         };
-        progress.record(3, DeviceId(2), Provider::Webhook, later);
+        progress.record(3, DeviceId(2), Provider::Webhook, timeout);
 
         let stored = herald_store::RecordedOutcome {
             revision: 4,
             outcome: outcome(&progress),
         };
-        let resumed = Progress::resume(&recipients, recorded(Some(stored), &recipients));
+        let resumed = Progress::resume(&recipients, ledger_state(Some(stored), &recipients));
         assert_eq!(outcome(&resumed), outcome(&progress));
         assert_eq!(resumed.revision(), 4);
         assert_eq!(resumed.counts(), progress.counts());
@@ -96,14 +96,13 @@ mod tests {
     }
 
     #[test]
-    fn a_delivered_chunk_has_nobody_pending() {
+    fn a_delivered_chunk_has_no_pending_recipient() {
         let recipients = Recipients::from_sorted((1..=5).map(UserKey));
         let stored = herald_store::RecordedOutcome {
             revision: 1,
             outcome: Outcome::Delivered { count: 5 },
         };
-        let recorded = recorded(Some(stored), &recipients);
-        let progress = Progress::resume(&recipients, recorded);
+        let progress = Progress::resume(&recipients, ledger_state(Some(stored), &recipients));
         assert!(!progress.is_pending());
     }
 }

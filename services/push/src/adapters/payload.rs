@@ -1,14 +1,14 @@
-//! What a device is told.
+//! The payload of a push.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use herald_model::{Lane, Post, PostId, UserId, time::Timestamp};
 use serde::Serialize;
 
-/// So much of a post's text is sent, characters.
+/// Limit of the text in a payload, characters.
 const SNIPPET_CHARS_MAX: usize = 200;
 
-/// A post on its way to devices.
+/// A post to send to devices.
 #[derive(Debug)]
 pub(crate) struct Push {
     pub(crate) post: PostId,
@@ -50,13 +50,13 @@ impl Push {
             links: post.links,
             accepted_at,
             expires_at,
-            snippet: snippet(post.text),
+            snippet: truncate(post.text),
             accepted_time: accepted_time.to_string(),
             deleted: AtomicBool::new(false),
         }
     }
 
-    /// From now on nothing is sent.
+    /// Marks the post as deleted; no more pushes are sent.
     pub(crate) fn mark_deleted(&self) {
         self.deleted.store(true, Ordering::Relaxed);
     }
@@ -65,13 +65,12 @@ impl Push {
         self.deleted.load(Ordering::Relaxed)
     }
 
-    /// The event as JSON, the same at each attempt.
+    /// The event as JSON. It is the same at every attempt.
     pub(crate) fn json(&self, recipient: &UserId) -> Vec<u8> {
         self.encode(recipient, &self.snippet, &self.links)
     }
 
-    /// The event as JSON of at most so many bytes: with as many links as there is room for, and with less of the text
-    /// if it must be.
+    /// The event as JSON of up to `bytes_max` bytes. Drops links from the end, then truncates the text.
     pub(crate) fn json_within(&self, recipient: &UserId, bytes_max: usize) -> Vec<u8> {
         let mut text = &self.snippet[..];
         let mut links = &self.links[..];
@@ -84,7 +83,7 @@ impl Push {
             if let Some((_, fewer)) = links.split_last() {
                 links = fewer;
             } else {
-                // A byte of text is at most six of JSON, so this never cuts off more than it must.
+                // One byte of text is up to six bytes of JSON, so this never removes too much.
                 let end = text.len().saturating_sub(excess.div_ceil(6));
                 text = &text[..text.floor_char_boundary(end)];
             }
@@ -104,14 +103,17 @@ impl Push {
                 accepted_time: &self.accepted_time,
             },
         };
-        // Strings and numbers into memory: that can't fail.
+        // Serialising strings and numbers to memory can't fail.
         serde_json::to_vec(&event).unwrap_or_default()
     }
 }
 
-/// The beginning of a text, with an ellipsis for what is left out.
-fn snippet(mut text: String) -> String {
-    let mut from_last = text.char_indices().skip(SNIPPET_CHARS_MAX - 1).map(|(at, _)| at);
+/// Truncates a text to [`SNIPPET_CHARS_MAX`], with an ellipsis at the end.
+fn truncate(mut text: String) -> String {
+    let mut from_last = text
+        .char_indices()
+        .skip(SNIPPET_CHARS_MAX - 1)
+        .map(|(index, _)| index);
     if let (Some(last), Some(_)) = (from_last.next(), from_last.next()) {
         text.truncate(last);
         text.push('…');
@@ -150,7 +152,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_event_says_what_happened() {
+    fn the_payload_has_all_fields_of_the_event() {
         let push = push("hi", vec!["https://example.com/".into()]);
         let json: serde_json::Value = serde_json::from_slice(&push.json(&recipient())).unwrap();
         assert_eq!(
@@ -171,16 +173,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_to_200_characters() {
-        assert_eq!(snippet("ä".repeat(200)), "ä".repeat(200));
-        let cut = snippet("ä".repeat(201));
-        assert_eq!(cut.chars().count(), 200);
-        assert!(cut.ends_with("ä…"));
-        assert_eq!(snippet(String::new()), "");
+    fn a_long_text_is_truncated_to_200_characters() {
+        assert_eq!(truncate("ä".repeat(200)), "ä".repeat(200));
+        let truncated = truncate("ä".repeat(201));
+        assert_eq!(truncated.chars().count(), 200);
+        assert!(truncated.ends_with("ä…"));
+        assert_eq!(truncate(String::new()), "");
     }
 
     #[test]
-    fn links_and_then_text_make_room() {
+    fn links_are_dropped_before_the_text_is_truncated() {
         let links: Vec<String> = (0..4)
             .map(|n| format!("https://example.com/{}", "x".repeat(900 + n)))
             .collect();

@@ -1,20 +1,20 @@
-//! Looks names up, and forgets the addresses that may not be called. It stands between the name and the connection, so
-//! a name that changes its mind after it was checked (DNS rebinding) changes nothing.
+//! Resolves names and drops addresses that are not allowed. The filter applies when a connection is made, which defeats
+//! DNS rebinding: a name that resolves to another address after the URL check.
 
 use std::net::SocketAddr;
 
 use herald_push_endpoint::is_public;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// The system's resolver, without private addresses unless they are allowed.
+/// The system resolver, without private addresses unless they are allowed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Resolver {
     pub(crate) allow_private: bool,
 }
 
-/// A name stands only for addresses that may not be called.
+/// A name resolves only to private addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the name stands for private addresses only")]
+#[error("the name resolves only to private addresses")]
 pub(crate) struct PrivateAddresses;
 
 impl Resolve for Resolver {
@@ -23,13 +23,13 @@ impl Resolve for Resolver {
         Box::pin(async move {
             // The port comes from the URL.
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let addresses = allowed(found, allow_private)?;
+            let addresses = filter_allowed(found, allow_private)?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
 }
 
-fn allowed(
+fn filter_allowed(
     found: impl Iterator<Item = SocketAddr>,
     allow_private: bool,
 ) -> Result<Vec<SocketAddr>, PrivateAddresses> {
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_left_out() {
+    fn private_addresses_are_dropped() {
         let mixed = addresses(&[
             "127.0.0.1",
             "8.8.8.8",
@@ -66,13 +66,13 @@ mod tests {
             "2606:4700::1111",
         ]);
         let public = addresses(&["8.8.8.8", "2606:4700::1111"]);
-        assert_eq!(allowed(mixed.clone().into_iter(), false), Ok(public));
-        assert_eq!(allowed(mixed.clone().into_iter(), true), Ok(mixed));
+        assert_eq!(filter_allowed(mixed.clone().into_iter(), false), Ok(public));
+        assert_eq!(filter_allowed(mixed.clone().into_iter(), true), Ok(mixed));
         assert_eq!(
-            allowed(addresses(&["10.0.0.1", "fe80::1"]).into_iter(), false),
+            filter_allowed(addresses(&["10.0.0.1", "fe80::1"]).into_iter(), false),
             Err(PrivateAddresses)
         );
-        assert_eq!(allowed([].into_iter(), false), Ok(vec![]));
+        assert_eq!(filter_allowed([].into_iter(), false), Ok(vec![]));
     }
 
     #[tokio::test]

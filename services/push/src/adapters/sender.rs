@@ -1,4 +1,4 @@
-//! What each kind of address needs: a request, and its own reading of the answer.
+//! The port for push providers: one implementation for each kind of address.
 
 use async_trait::async_trait;
 use herald_model::{Device, UserId, time::Timestamp};
@@ -6,36 +6,36 @@ use url::Url;
 
 use super::{
     Push,
-    client::{Answer, Request},
+    client::{ProviderResponse, Request},
 };
 use crate::domain::{self, Provider, Reason, Verdict};
 
 /// One push to one device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message<'a> {
-    /// What to tell.
+    /// The post to send.
     pub(crate) push: &'a Push,
-    /// For whom.
+    /// The recipient.
     pub(crate) recipient: &'a UserId,
-    /// On which device.
+    /// The target device.
     pub(crate) device: &'a Device,
     /// The device's URL.
     pub(crate) url: &'a Url,
-    /// The moment of sending.
+    /// The current time.
     pub(crate) now: Timestamp,
 }
 
-/// Knows how one kind of provider is spoken to.
+/// Builds the requests to one kind of provider and interprets its responses.
 #[async_trait]
 pub(crate) trait Sender: Send + Sync {
-    /// Which it is.
+    /// The kind of provider.
     fn provider(&self) -> Provider;
 
-    /// The request that carries a message. The error is final: no retry makes the device any better.
+    /// Builds the request for a message. The error is permanent: the keys of the device are invalid.
     async fn request(&self, message: Message<'_>) -> Result<Request, Reason>;
 
-    /// What the provider's answer means.
-    fn verdict(&self, answer: Answer) -> Verdict {
-        domain::verdict(answer.status, answer.retry_after)
+    /// The verdict of a response.
+    fn verdict(&self, response: ProviderResponse) -> Verdict {
+        domain::verdict(response.status, response.retry_after)
     }
 }

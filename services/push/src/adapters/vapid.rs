@@ -1,4 +1,4 @@
-//! Who sends (RFC 8292): a key pair that is made once, and a signed token for each push service.
+//! Identification of the sender to push services (VAPID, RFC 8292): one key pair, and a signed token per push service.
 
 use std::{
     fs,
@@ -22,19 +22,19 @@ use url::Url;
 
 use crate::{Config, Error};
 
-/// A token is used for this long. RFC 8292 allows 24 hours; some services less.
-const USED: Duration = Duration::from_hours(12);
+/// Time for which a token is reused. RFC 8292 allows 24 hours; some push services allow less.
+const TOKEN_REUSE: Duration = Duration::from_hours(12);
 
-/// And is valid for a little longer, for requests on their way and clocks that differ.
-const VALID: Duration = Duration::from_hours(13);
+/// Validity of a token: longer than its reuse, to allow for requests in flight and clock skew.
+const TOKEN_VALIDITY: Duration = Duration::from_hours(13);
 
-/// So many push services are remembered.
+/// Limit of cached tokens, one per push service.
 const TOKENS_MAX: u64 = 1_024;
 
-/// JOSE header of each token: `{"typ":"JWT","alg":"ES256"}`.
+/// JOSE header of the tokens.
 const JOSE: &str = r#"{"typ":"JWT","alg":"ES256"}"#;
 
-/// The identity that push services know this server by. Cloning shares it.
+/// The VAPID key pair and its cached tokens. Clones share them.
 #[derive(Clone)]
 pub struct Vapid {
     inner: Arc<Inner>,
@@ -56,21 +56,21 @@ struct Claims<'a> {
 }
 
 impl Vapid {
-    /// The identity of the configuration: its key, or that in its file (`vapid.key` in the data directory by default),
-    /// which is made where there is none.
+    /// Loads the key from the configuration, or else from its key file (`vapid.key` in the data directory by default).
+    /// Creates the file with a new key if it does not exist.
     pub fn load(config: &Config, data_dir: &Path) -> Result<Self, Error> {
         let key = if config.vapid_private_key.is_empty() {
             match &config.vapid_key_file {
-                Some(path) => from_file(path)?,
-                None => from_file(&data_dir.join("vapid.key"))?,
+                Some(path) => load_or_create(path)?,
+                None => load_or_create(&data_dir.join("vapid.key"))?,
             }
         } else {
-            parse(config.vapid_private_key.expose())?
+            parse_key(config.vapid_private_key.expose())?
         };
         let public_key = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
         let tokens = Cache::builder()
             .max_capacity(TOKENS_MAX)
-            .time_to_live(USED)
+            .time_to_live(TOKEN_REUSE)
             .build();
         Ok(Self {
             inner: Arc::new(Inner {
@@ -82,17 +82,17 @@ impl Vapid {
         })
     }
 
-    /// The public key as browsers want it (`applicationServerKey`): an uncompressed P-256 point of 65 bytes.
+    /// The public key, `applicationServerKey` of browsers: an uncompressed P-256 point of 65 bytes.
     pub fn public_key(&self) -> &[u8] {
         &self.inner.public_key
     }
 
-    /// The same in base64url.
+    /// The public key in base64url.
     pub fn public_key_base64url(&self) -> String {
         BASE64URL.encode(self.public_key())
     }
 
-    /// The `Authorization` of a request to an endpoint.
+    /// The `Authorization` header of a request to an endpoint.
     pub(crate) fn authorization(&self, endpoint: &Url, now: Timestamp) -> HeaderValue {
         let audience = endpoint.origin().ascii_serialization();
         if let Some(token) = self.inner.tokens.get(&audience) {
@@ -106,10 +106,10 @@ impl Vapid {
     fn sign(&self, audience: &str, now: Timestamp) -> HeaderValue {
         let claims = Claims {
             aud: audience,
-            exp: now.plus(VALID).0 / 1_000_000,
+            exp: now.plus(TOKEN_VALIDITY).0 / 1_000_000,
             sub: &self.inner.subject,
         };
-        // Strings and a number: that can't fail, and an empty token is refused by the push service.
+        // Serialising strings and a number can't fail; a push service would reject an empty token.
         let claims = serde_json::to_vec(&claims).unwrap_or_default();
         let signed = format!("{}.{}", BASE64URL.encode(JOSE), BASE64URL.encode(claims));
         let signature: Signature = self.inner.key.sign(signed.as_bytes());
@@ -122,7 +122,7 @@ impl Vapid {
 }
 
 impl std::fmt::Debug for Vapid {
-    /// Shows no secret.
+    /// Omits the private key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vapid")
             .field("public_key", &self.public_key_base64url())
@@ -130,49 +130,49 @@ impl std::fmt::Debug for Vapid {
     }
 }
 
-fn parse(text: &str) -> Result<SigningKey, Error> {
+fn parse_key(text: &str) -> Result<SigningKey, Error> {
     let bytes = BASE64URL.decode(text.trim()).map_err(|_| Error::VapidKey)?;
     SigningKey::from_slice(&bytes).map_err(|_| Error::VapidKey)
 }
 
-fn from_file(path: &Path) -> Result<SigningKey, Error> {
+fn load_or_create(path: &Path) -> Result<SigningKey, Error> {
     let failed = |source| Error::File {
         path: path.to_owned(),
         source,
     };
     match fs::read_to_string(path) {
-        Ok(text) => return parse(&text),
+        Ok(text) => return parse_key(&text),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
-    create(path, &SigningKey::random(&mut OsRng)).map_err(failed)?;
-    // Another process may have been faster; then its key counts.
-    parse(&fs::read_to_string(path).map_err(failed)?)
+    create_key_file(path, &SigningKey::random(&mut OsRng)).map_err(failed)?;
+    // Read the file back: another process may have created it first, and its key applies.
+    parse_key(&fs::read_to_string(path).map_err(failed)?)
 }
 
-/// Writes a key file whole or not at all, and never over another one.
-fn create(path: &Path, key: &SigningKey) -> io::Result<()> {
+/// Creates a key file atomically; does not replace an existing file.
+fn create_key_file(path: &Path, key: &SigningKey) -> io::Result<()> {
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
-    let draft = path.with_extension(format!("{:016x}", rand::random::<u64>()));
+    let temporary = path.with_extension(format!("{:016x}", rand::random::<u64>()));
     let write = || {
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&draft)?;
+            .open(&temporary)?;
         writeln!(file, "{}", BASE64URL.encode(key.to_bytes()))?;
         file.sync_all()?;
-        match fs::hard_link(&draft, path) {
+        match fs::hard_link(&temporary, path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
             _ => fs::File::open(directory)?.sync_all(),
         }
     };
     let written = write();
-    let removed = fs::remove_file(&draft);
+    let removed = fs::remove_file(&temporary);
     written.and(removed)
 }
 
@@ -190,12 +190,12 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_made_once_and_kept_private() {
+    fn the_key_is_created_once_with_mode_0600() {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path().join("data");
-        let made = Vapid::load(&Config::default(), &data).unwrap();
-        let read = Vapid::load(&Config::default(), &data).unwrap();
-        assert_eq!(made.public_key(), read.public_key());
+        let created = Vapid::load(&Config::default(), &data).unwrap();
+        let loaded = Vapid::load(&Config::default(), &data).unwrap();
+        assert_eq!(created.public_key(), loaded.public_key());
         let key = data.join("vapid.key");
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
@@ -208,14 +208,14 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         assert_eq!(
             Vapid::load(&given, &elsewhere).unwrap().public_key(),
-            made.public_key()
+            created.public_key()
         );
         assert!(!elsewhere.exists());
 
-        create(&key, &SigningKey::random(&mut OsRng)).unwrap();
+        create_key_file(&key, &SigningKey::random(&mut OsRng)).unwrap();
         assert_eq!(
             Vapid::load(&Config::default(), &data).unwrap().public_key(),
-            made.public_key()
+            created.public_key()
         );
         fs::write(&key, "nonsense").unwrap();
         assert!(matches!(
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_names_the_service_and_is_signed() {
+    fn a_token_has_the_audience_and_a_valid_signature() {
         let directory = tempfile::tempdir().unwrap();
         let config = Config {
             vapid_subject: "mailto:ops@example.com".into(),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_used_again_for_the_same_service_only() {
+    fn a_token_is_reused_for_the_same_push_service_only() {
         let directory = tempfile::tempdir().unwrap();
         let vapid = Vapid::load(&Config::default(), directory.path()).unwrap();
         let first = vapid.authorization(&endpoint("https://a.example/1"), Timestamp(0));

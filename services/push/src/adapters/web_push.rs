@@ -1,4 +1,4 @@
-//! Web Push: RFC 8030 (the request), 8188 and 8291 (the encryption), 8292 (who sends).
+//! Web Push: RFC 8030 (request), RFC 8188 and 8291 (encryption), RFC 8292 (VAPID).
 
 use async_trait::async_trait;
 use herald_model::{Address, Lane};
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::domain::{Provider, Reason};
 
-/// A push service must take 4,096 bytes (RFC 8030 §7.2), 103 of which the encryption takes; some leave less.
+/// Limit of the JSON, bytes. A push service must accept messages of 4,096 bytes (RFC 8030 §7.2), of which the
+/// encryption takes 103; some push services accept less.
 const JSON_BYTES_MAX: usize = 3_500;
 
 const TTL: HeaderName = HeaderName::from_static("ttl");
@@ -56,8 +57,8 @@ impl Sender for WebPush {
     }
 }
 
-/// A repeat of a post replaces the one that waits for the device (RFC 8030 §5.4): 26 characters of base64url at most,
-/// of the 32 that are allowed.
+/// The topic of a post: a repeat replaces a pending message of the same topic. At most 26 of the 32 base64url
+/// characters that RFC 8030 §5.4 allows.
 fn topic(post: u64) -> String {
     format!("post-{post}")
 }
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_device_can_read_it() {
+    async fn the_device_can_decrypt_the_message() {
         let secret = SecretKey::from_slice(&[7; 32]).unwrap();
         let point = secret.public_key().to_encoded_point(false).as_bytes().to_vec();
         let request = request(&device(point, vec![3; 16])).await.unwrap();
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bad_keys_are_the_fault_of_the_device() {
+    async fn invalid_keys_are_a_device_error() {
         assert_eq!(
             request(&device(vec![4; 65], vec![3; 16])).await.unwrap_err(),
             Reason::Device
@@ -160,9 +161,9 @@ mod tests {
         );
     }
 
-    /// RFC 8291, appendix A: what the library decrypts is what the standard says.
+    /// RFC 8291, appendix A.
     #[test]
-    fn the_standard_s_example_is_read() {
+    fn the_example_of_rfc_8291_is_decrypted() {
         let decode = |text| BASE64URL.decode(text).unwrap();
         let body = decode(
             "DGv6ra1nlYgDCS1FRnbzlwAAEABBBP4z9KsN6nGRTbVYI_c7VJSPQTBtkgcy27mlmlMoZIIgDll6e3vCYLocInmYWAmS6TlzAC8wEqKK6PBru3jl7A_yl95bQpu6cVPTpK4Mqgkf1CXztLVBSt2Ks3oZwbuwXPXLWyouBWLVWGNWQexSgSxsj_Qulcy4a-fN",

@@ -1,4 +1,4 @@
-//! Webhooks, signed as Standard Webhooks says.
+//! Webhooks with the signature of Standard Webhooks.
 
 use async_trait::async_trait;
 use herald_model::Address;
@@ -30,7 +30,7 @@ impl Sender for Webhooks {
             return Err(Reason::Device);
         };
         let body = message.push.json(message.recipient);
-        // The same at each attempt: receivers tell repeats by it.
+        // The same at every attempt, so that receivers can detect duplicates.
         let id = format!(
             "msg_{}_{}_{}",
             message.push.post, message.device.user, message.device.id.0
@@ -58,7 +58,7 @@ mod tests {
     use crate::adapters::payload::tests::push;
 
     #[tokio::test]
-    async fn a_receiver_can_check_it_and_tell_repeats() {
+    async fn a_webhook_has_a_valid_signature_and_a_stable_id() {
         let secret = b"a secret of some length".to_vec();
         let url = "https://hooks.example.com/1".to_owned();
         let device = Device {

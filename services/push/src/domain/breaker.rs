@@ -1,22 +1,22 @@
-//! Leaves a host alone that fails again and again, so that it doesn't keep others waiting.
+//! The circuit breaker of a host: stops requests to a host that keeps failing, so that it does not delay other hosts.
 
 use std::time::{Duration, Instant};
 
 use super::{Reason, Verdict};
 
-/// So many failures in a row, without anything else in between, open the breaker.
+/// Consecutive host failures that open the breaker.
 const FAILURES_MAX: u32 = 16;
 
-/// For how long it opens first; each time it opens again without a success in between it is twice as long.
-const OPEN: Duration = Duration::from_secs(5);
+/// Duration of the first opening. It doubles with each opening until a response that is not a host failure.
+const OPEN_MIN: Duration = Duration::from_secs(5);
 
-/// For how long it opens at most.
+/// Maximum duration of an opening.
 const OPEN_MAX: Duration = Duration::from_mins(1);
 
-/// How long others wait while one request tries whether the host is back.
-const PROBE: Duration = Duration::from_secs(1);
+/// Delay of other requests while one request probes the host.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
 
-/// The breaker of one host.
+/// The circuit breaker of one host.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
     failures: u32,
@@ -26,53 +26,53 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
-    /// Whether a request may go out now; otherwise, when to ask again. One that may must be followed by
-    /// [`report`](Self::report) or [`withdraw`](Self::withdraw).
+    /// Admits a request, or returns the delay until the next try. The caller must [`report`](Self::report) or
+    /// [`cancel`](Self::cancel) an admitted request.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
-        if let Some(wait) = self.wait(now) {
+        if let Some(wait) = self.open_for(now) {
             return Err(wait);
         }
         if self.open_until.is_some() {
             if self.probing {
-                return Err(PROBE);
+                return Err(PROBE_WAIT);
             }
             self.probing = true;
         }
         Ok(())
     }
 
-    /// Takes note of what came of a request.
+    /// Updates the breaker with the verdict of a request.
     pub(crate) fn report(&mut self, now: Instant, verdict: &Verdict) {
         self.probing = false;
-        if !is_failure_of_host(verdict) {
+        if !is_host_failure(verdict) {
             *self = Self::default();
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= FAILURES_MAX && self.wait(now).is_none() {
-            self.open_until = Some(now + OPEN_MAX.min(OPEN * 2_u32.saturating_pow(self.openings.min(8))));
+        if self.failures >= FAILURES_MAX && self.open_for(now).is_none() {
+            self.open_until = Some(now + OPEN_MAX.min(OPEN_MIN * 2_u32.saturating_pow(self.openings.min(8))));
             self.openings = self.openings.saturating_add(1);
         }
     }
 
-    /// Takes back a request that was admitted and not sent.
-    pub(crate) fn withdraw(&mut self) {
+    /// Cancels an admitted request that was not sent.
+    pub(crate) fn cancel(&mut self) {
         self.probing = false;
     }
 
-    /// How long it stays open.
-    pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
+    /// Remaining time of the opening; `None` if the breaker is not open.
+    pub(crate) fn open_for(&self, now: Instant) -> Option<Duration> {
         self.open_until
             .filter(|until| now < *until)
             .map(|until| until - now)
     }
 }
 
-/// Whether the host itself is to blame. A 429 or a 500 can be about one device of a push service that serves millions.
-fn is_failure_of_host(verdict: &Verdict) -> bool {
+/// Whether a verdict is a failure of the host. A 429 or a 500 may concern only one device of a push service.
+fn is_host_failure(verdict: &Verdict) -> bool {
     matches!(
         verdict,
-        Verdict::Later {
+        Verdict::Retry {
             reason: Reason::Timeout | Reason::Connection | Reason::Status(502..=504),
             ..
         }
@@ -83,11 +83,11 @@ fn is_failure_of_host(verdict: &Verdict) -> bool {
 mod tests {
     use super::*;
 
-    const TIMEOUT: Verdict = Verdict::Later {
+    const TIMEOUT: Verdict = Verdict::Retry {
         reason: Reason::Timeout,
         after: None,
     };
-    const BUSY: Verdict = Verdict::Later {
+    const BUSY: Verdict = Verdict::Retry {
         reason: Reason::Status(429),
         after: None,
     };
@@ -99,35 +99,35 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_and_lets_one_try() {
+    fn it_opens_after_consecutive_failures_and_admits_one_probe() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         fail(&mut breaker, now, FAILURES_MAX - 1);
         assert_eq!(breaker.admit(now), Ok(()));
         fail(&mut breaker, now, 1);
-        assert_eq!(breaker.admit(now), Err(OPEN));
-        // Those on their way when it opened change nothing.
+        assert_eq!(breaker.admit(now), Err(OPEN_MIN));
+        // Failures of requests that were in flight when it opened change nothing.
         fail(&mut breaker, now, 100);
-        assert_eq!(breaker.admit(now), Err(OPEN));
+        assert_eq!(breaker.admit(now), Err(OPEN_MIN));
 
-        let later = now + OPEN;
+        let later = now + OPEN_MIN;
         assert_eq!(breaker.admit(later), Ok(()));
-        assert_eq!(breaker.admit(later), Err(PROBE));
-        breaker.withdraw();
+        assert_eq!(breaker.admit(later), Err(PROBE_WAIT));
+        breaker.cancel();
         assert_eq!(breaker.admit(later), Ok(()));
         fail(&mut breaker, later, 1);
-        assert_eq!(breaker.admit(later), Err(OPEN * 2));
+        assert_eq!(breaker.admit(later), Err(OPEN_MIN * 2));
 
-        let again = later + OPEN * 2;
+        let again = later + OPEN_MIN * 2;
         assert_eq!(breaker.admit(again), Ok(()));
         breaker.report(again, &Verdict::Accepted);
-        assert_eq!(breaker.wait(again), None);
+        assert_eq!(breaker.open_for(again), None);
         assert_eq!(breaker.admit(again), Ok(()));
         assert_eq!(breaker.admit(again), Ok(()));
     }
 
     #[test]
-    fn what_is_about_one_device_shows_that_the_host_is_well() {
+    fn a_failure_of_one_device_resets_the_breaker() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         fail(&mut breaker, now, FAILURES_MAX - 1);
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn it_never_opens_for_longer_than_a_minute() {
+    fn an_opening_is_never_longer_than_a_minute() {
         let mut now = Instant::now();
         let mut breaker = Breaker::default();
         fail(&mut breaker, now, FAILURES_MAX);
         for _ in 0..100 {
             let Err(wait) = breaker.admit(now) else {
-                panic!("it must be open")
+                panic!("the breaker is not open")
             };
             assert!(wait <= OPEN_MAX);
             now += wait;

@@ -1,4 +1,4 @@
-//! How far one chunk has come.
+//! The progress of one chunk.
 
 use std::{collections::BTreeMap, fmt::Write as _, ops::Sub, time::Duration};
 
@@ -6,7 +6,7 @@ use herald_model::{DeliveryState, DeviceId, UserKey};
 
 use super::{Provider, Reason, Verdict};
 
-/// Settled recipients in numbers.
+/// Counts of settled recipients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Counts {
     pub(crate) delivered: u32,
@@ -20,7 +20,7 @@ impl Counts {
         self.delivered + self.suppressed + self.expired + self.dead
     }
 
-    fn of(&mut self, state: DeliveryState) -> Option<&mut u32> {
+    fn count_mut(&mut self, state: DeliveryState) -> Option<&mut u32> {
         match state {
             DeliveryState::Pending => None,
             DeliveryState::Delivered => Some(&mut self.delivered),
@@ -44,21 +44,21 @@ impl Sub for Counts {
     }
 }
 
-/// What earlier attempts left in the ledger.
+/// The progress that earlier attempts recorded in the ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct LedgerState {
-    /// Which revision of the chunk it is; 0: nothing is recorded.
+    /// Revision of the chunk; 0 if nothing is recorded.
     pub(crate) revision: u64,
-    /// Recipients with a final state.
+    /// Settled recipients.
     pub(crate) settled: Vec<(UserKey, DeliveryState)>,
-    /// Pending ones with the devices that have the push.
+    /// Pending recipients with the devices that accepted the push.
     pub(crate) partial: Vec<(UserKey, Vec<DeviceId>)>,
 }
 
-/// How far one chunk has come. Recipients are named by their place in it.
+/// The progress of one chunk. Methods identify a recipient by its index in the chunk.
 ///
-/// *Invariant:* a final state never changes, but that dead ones are owed again when they are redriven, and what is neither final nor open is pending, so the counts and the
-/// pending ones always add up to all recipients.
+/// *Invariant:* a settled recipient stays settled, except that a redrive makes dead recipients pending. The counts and
+/// the pending recipients always add up to all recipients.
 #[derive(Debug)]
 pub(crate) struct Progress {
     revision: u64,
@@ -67,34 +67,37 @@ pub(crate) struct Progress {
     changed: bool,
     unrecorded: u32,
     retry_after: Option<Duration>,
-    given_up: BTreeMap<(Provider, Reason), u32>,
-    /// How many were given up because nothing can be read of them, and why the first of them.
+    /// Failures that made devices or recipients terminal.
+    final_failures: BTreeMap<(Provider, Reason), u32>,
+    /// Number of isolated recipients.
     isolated: u32,
-    fault: Option<String>,
+    /// The error of the first isolated recipient.
+    isolation_error: Option<String>,
 }
 
 #[derive(Debug)]
 struct Recipient {
     user: UserKey,
     state: DeliveryState,
-    /// Devices that have the push; of no more interest once the state is final.
+    /// Devices that accepted the push; unused once the recipient is settled.
     done: Vec<DeviceId>,
-    /// Devices that were not heard of yet in this attempt.
-    waiting: u32,
-    later: Option<(Provider, Reason)>,
+    /// Devices without a verdict in this attempt.
+    awaited: u32,
+    /// The last transient error of this attempt.
+    transient: Option<(Provider, Reason)>,
     refused: bool,
     expired: bool,
 }
 
 impl Progress {
-    /// Goes on from what is recorded. Whoever is recorded and not among the recipients is ignored.
+    /// Resumes from the recorded state. Ignores recorded users that are not recipients.
     pub(crate) fn resume(recipients: impl IntoIterator<Item = UserKey>, recorded: LedgerState) -> Self {
         let recipients = recipients.into_iter().map(|user| Recipient {
             user,
             state: DeliveryState::Pending,
             done: Vec::new(),
-            waiting: 0,
-            later: None,
+            awaited: 0,
+            transient: None,
             refused: false,
             expired: false,
         });
@@ -105,9 +108,9 @@ impl Progress {
             changed: false,
             unrecorded: 0,
             retry_after: None,
-            given_up: BTreeMap::new(),
+            final_failures: BTreeMap::new(),
             isolated: 0,
-            fault: None,
+            isolation_error: None,
         };
         for (user, state) in recorded.settled {
             if let Some(index) = progress.find(user) {
@@ -123,7 +126,7 @@ impl Progress {
         progress
     }
 
-    /// Makes all that were given up pending: somebody wants them to be tried again.
+    /// Makes all dead recipients pending, for a redrive.
     pub(crate) fn revive_dead(&mut self) {
         for recipient in &mut self.recipients {
             if recipient.state == DeliveryState::Dead {
@@ -134,40 +137,40 @@ impl Progress {
         }
     }
 
-    /// The pending recipients: place, who, and the devices that have the push.
+    /// The pending recipients: index, user, and the devices that accepted the push.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (usize, UserKey, &[DeviceId])> {
         let all = self.recipients.iter().enumerate();
         all.filter(|(_, r)| r.state == DeliveryState::Pending)
             .map(|(index, r)| (index, r.user, &r.done[..]))
     }
 
-    /// The devices of a recipient that have the push.
+    /// The devices of a recipient that accepted the push.
     pub(crate) fn done(&self, index: usize) -> &[DeviceId] {
         &self.recipients[index].done
     }
 
-    /// Gives a recipient a final state.
+    /// Settles a pending recipient.
     pub(crate) fn settle(&mut self, index: usize, state: DeliveryState) {
         let recipient = &mut self.recipients[index];
         if recipient.state != DeliveryState::Pending {
             return;
         }
-        if let Some(count) = self.counts.of(state) {
+        if let Some(count) = self.counts.count_mut(state) {
             *count += 1;
             recipient.state = state;
             self.changed = true;
         }
     }
 
-    /// So many devices of a recipient will be heard of by [`record`](Self::record).
-    pub(crate) fn expect(&mut self, index: usize, devices: u32) {
-        self.recipients[index].waiting += devices;
+    /// Announces the number of devices whose verdicts [`record`](Self::record) will receive.
+    pub(crate) fn expect_verdicts(&mut self, index: usize, devices: u32) {
+        self.recipients[index].awaited += devices;
     }
 
-    /// Takes note of what came of one device; with the last one of a recipient the recipient is settled, if it can be.
+    /// Records the verdict of one device. The last verdict settles the recipient unless a device needs a retry.
     pub(crate) fn record(&mut self, index: usize, device: DeviceId, provider: Provider, verdict: Verdict) {
         let recipient = &mut self.recipients[index];
-        recipient.waiting = recipient.waiting.saturating_sub(1);
+        recipient.awaited = recipient.awaited.saturating_sub(1);
         match verdict {
             Verdict::Accepted => {
                 recipient.done.push(device);
@@ -177,15 +180,15 @@ impl Progress {
             Verdict::Gone | Verdict::Deleted => {}
             Verdict::Refused(reason) => {
                 recipient.refused = true;
-                *self.given_up.entry((provider, reason)).or_default() += 1;
+                *self.final_failures.entry((provider, reason)).or_default() += 1;
             }
-            Verdict::Later { reason, after } => {
-                recipient.later = Some((provider, reason));
+            Verdict::Retry { reason, after } => {
+                recipient.transient = Some((provider, reason));
                 self.retry_after = self.retry_after.max(after);
             }
             Verdict::Expired => recipient.expired = true,
         }
-        if recipient.waiting == 0 && recipient.later.is_none() {
+        if recipient.awaited == 0 && recipient.transient.is_none() {
             let state = if !recipient.done.is_empty() {
                 DeliveryState::Delivered
             } else if recipient.refused {
@@ -199,29 +202,30 @@ impl Progress {
         }
     }
 
-    /// Gives up on all who are still pending: there is no other attempt.
-    pub(crate) fn give_up(&mut self) {
+    /// Settles all pending recipients after the last attempt: as delivered if a device accepted the push, or else as
+    /// dead.
+    pub(crate) fn settle_all_pending(&mut self) {
         for index in 0..self.recipients.len() {
             let recipient = &self.recipients[index];
             if recipient.state != DeliveryState::Pending {
                 continue;
             }
-            if let Some(failure) = recipient.later {
-                *self.given_up.entry(failure).or_default() += 1;
+            if let Some(failure) = recipient.transient {
+                *self.final_failures.entry(failure).or_default() += 1;
             }
-            self.mark_dead(index);
+            self.settle_failed(index);
         }
     }
 
-    /// Gives up on a recipient of whom nothing can be read, because of a fault.
-    pub(crate) fn isolate(&mut self, index: usize, fault: &str) {
+    /// Settles a recipient that can't be read because of a permanent error.
+    pub(crate) fn settle_isolated(&mut self, index: usize, error: &str) {
         self.isolated += 1;
-        self.fault.get_or_insert_with(|| fault.into());
-        self.mark_dead(index);
+        self.isolation_error.get_or_insert_with(|| error.into());
+        self.settle_failed(index);
     }
 
-    /// One reached on some device is delivered.
-    fn mark_dead(&mut self, index: usize) {
+    /// Settles a recipient as delivered if a device accepted the push, or else as dead.
+    fn settle_failed(&mut self, index: usize) {
         let reached = !self.recipients[index].done.is_empty();
         self.settle(
             index,
@@ -233,7 +237,7 @@ impl Progress {
         );
     }
 
-    /// Who has this final state, ascending.
+    /// The users with this state, ascending.
     pub(crate) fn settled(&self, state: DeliveryState) -> impl Iterator<Item = UserKey> {
         self.recipients
             .iter()
@@ -241,74 +245,74 @@ impl Progress {
             .map(|r| r.user)
     }
 
-    /// Pending recipients with the devices that have the push, where there are any.
+    /// Pending recipients with at least one device that accepted the push, and these devices.
     pub(crate) fn partial(&self) -> impl Iterator<Item = (UserKey, &[DeviceId])> {
         self.pending()
             .filter(|(_, _, done)| !done.is_empty())
             .map(|(_, user, done)| (user, done))
     }
 
-    /// All that is settled.
+    /// Counts of the settled recipients.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Whether there is something that the ledger doesn't have.
+    /// Whether the progress has changes that the ledger lacks.
     pub(crate) fn is_changed(&self) -> bool {
         self.changed
     }
 
-    /// Devices that have the push and would get it again if the process died now.
+    /// Number of accepted pushes that a crash would send again.
     pub(crate) fn unrecorded(&self) -> u32 {
         self.unrecorded
     }
 
-    /// The revision of the ledger's that this goes on from.
+    /// The last recorded revision.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// The ledger has all of it, as this revision.
+    /// Marks the progress as recorded with this revision.
     pub(crate) fn mark_recorded(&mut self, revision: u64) {
         self.revision = revision;
         self.changed = false;
         self.unrecorded = 0;
     }
 
-    /// Whether somebody is pending.
+    /// Whether a recipient is pending.
     pub(crate) fn is_pending(&self) -> bool {
         self.counts.total() as usize != self.recipients.len()
     }
 
-    /// The longest wait that a provider asked for in this attempt.
+    /// The longest delay that a provider requested in this attempt.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Why devices were given up, or are pending, in words that are the same for the same failures.
+    /// Describes the failures of dead and pending recipients. The text is the same for the same failures.
     pub(crate) fn failures(&self) -> String {
-        let mut failures = self.given_up.clone();
+        let mut failures = self.final_failures.clone();
         for recipient in self
             .recipients
             .iter()
             .filter(|r| r.state == DeliveryState::Pending)
         {
-            if let Some(failure) = recipient.later {
+            if let Some(failure) = recipient.transient {
                 *failures.entry(failure).or_default() += 1;
             }
         }
         let mut text = String::new();
-        if let Some(fault) = &self.fault {
+        if let Some(error) = &self.isolation_error {
             let (isolated, all) = (self.isolated, self.recipients.len());
-            text = format!("{fault} (for {isolated} of {all} recipients, isolated)");
+            text = format!("{error} (for {isolated} of {all} recipients, isolated)");
         }
         for ((provider, reason), count) in failures {
             let comma = if text.is_empty() { "" } else { ", " };
-            // Writing to a String can't fail.
+            // Writing to a `String` can't fail.
             let _ = write!(text, "{comma}{} {reason}: {count}", provider.as_str());
         }
         if text.is_empty() {
-            "not tried this time".into()
+            "not attempted".into()
         } else {
             text
         }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LATER: Verdict = Verdict::Later {
+const RETRY: Verdict = Verdict::Retry {
     reason: Reason::Timeout,
     after: None,
 };
@@ -12,21 +12,21 @@ fn user(key: u32) -> UserKey {
     UserKey(key)
 }
 
-/// The state of one recipient after these verdicts of one attempt.
-fn state_of(verdicts: &[Verdict], last: bool) -> DeliveryState {
+/// The state of a recipient after one attempt with these verdicts.
+fn state_after(verdicts: &[Verdict], last: bool) -> DeliveryState {
     let mut progress = Progress::resume([user(1)], LedgerState::default());
-    progress.expect(0, u32::try_from(verdicts.len()).unwrap());
+    progress.expect_verdicts(0, u32::try_from(verdicts.len()).unwrap());
     for (id, verdict) in verdicts.iter().enumerate() {
         progress.record(0, DeviceId(id as u64), Provider::Webhook, *verdict);
     }
     if last {
-        progress.give_up();
+        progress.settle_all_pending();
     }
     progress.recipients[0].state
 }
 
 #[test]
-fn a_recipient_is_what_its_devices_say() {
+fn the_state_of_a_recipient_follows_from_its_verdicts() {
     use DeliveryState::*;
     use Verdict::{Accepted, Gone};
     let table: &[(&[Verdict], DeliveryState, DeliveryState)] = &[
@@ -34,10 +34,10 @@ fn a_recipient_is_what_its_devices_say() {
         (&[Accepted, Accepted], Delivered, Delivered),
         (&[Accepted, Gone], Delivered, Delivered),
         (&[Accepted, REFUSED], Delivered, Delivered),
-        (&[Accepted, LATER], Pending, Delivered),
-        (&[LATER], Pending, Dead),
-        (&[LATER, REFUSED], Pending, Dead),
-        (&[LATER, Gone], Pending, Dead),
+        (&[Accepted, RETRY], Pending, Delivered),
+        (&[RETRY], Pending, Dead),
+        (&[RETRY, REFUSED], Pending, Dead),
+        (&[RETRY, Gone], Pending, Dead),
         (&[REFUSED], Dead, Dead),
         (&[REFUSED, Gone], Dead, Dead),
         (&[Gone], Suppressed, Suppressed),
@@ -48,9 +48,9 @@ fn a_recipient_is_what_its_devices_say() {
         (&[Verdict::Expired, Accepted], Delivered, Delivered),
     ];
     for (verdicts, ordinary, last) in table {
-        assert_eq!(state_of(verdicts, false), *ordinary, "{verdicts:?}");
+        assert_eq!(state_after(verdicts, false), *ordinary, "{verdicts:?}");
         assert_eq!(
-            state_of(verdicts, true),
+            state_after(verdicts, true),
             *last,
             "{verdicts:?} at the last attempt"
         );
@@ -58,9 +58,9 @@ fn a_recipient_is_what_its_devices_say() {
 }
 
 #[test]
-fn nothing_is_settled_before_each_device_was_heard_of() {
+fn a_recipient_is_settled_after_the_verdict_of_each_device() {
     let mut progress = Progress::resume([user(1)], LedgerState::default());
-    progress.expect(0, 2);
+    progress.expect_verdicts(0, 2);
     progress.record(0, DeviceId(1), Provider::Webhook, Verdict::Accepted);
     assert!(progress.is_pending());
     assert_eq!(
@@ -73,9 +73,9 @@ fn nothing_is_settled_before_each_device_was_heard_of() {
 }
 
 #[test]
-fn the_longest_wait_counts_and_failures_are_named() {
+fn the_longest_delay_applies_and_failures_are_counted() {
     let mut progress = Progress::resume((1..=3).map(user), LedgerState::default());
-    let busy = |secs| Verdict::Later {
+    let busy = |secs| Verdict::Retry {
         reason: Reason::Status(429),
         after: Some(Duration::from_secs(secs)),
     };
@@ -87,7 +87,7 @@ fn the_longest_wait_counts_and_failures_are_named() {
         progress.failures(),
         "web_push status 429: 2, webhook status 400: 1"
     );
-    progress.give_up();
+    progress.settle_all_pending();
     assert_eq!(
         progress.failures(),
         "web_push status 429: 2, webhook status 400: 1"
@@ -102,7 +102,7 @@ fn the_longest_wait_counts_and_failures_are_named() {
 }
 
 #[test]
-fn who_was_given_up_is_owed_again_and_nobody_else() {
+fn revive_dead_makes_only_dead_recipients_pending() {
     let mut progress = Progress::resume((1..=3).map(user), LedgerState::default());
     progress.settle(0, DeliveryState::Delivered);
     progress.settle(1, DeliveryState::Dead);
@@ -129,13 +129,13 @@ fn any_verdict() -> impl Strategy<Value = Verdict> {
         4 => Just(Verdict::Accepted),
         1 => Just(Verdict::Gone),
         1 => Just(REFUSED),
-        3 => Just(LATER),
+        3 => Just(RETRY),
         1 => Just(Verdict::Expired),
         1 => Just(Verdict::Deleted),
     ]
 }
 
-fn recorded(progress: &Progress) -> LedgerState {
+fn ledger_state(progress: &Progress) -> LedgerState {
     let states = DeliveryState::ALL
         .into_iter()
         .filter(|state| *state != DeliveryState::Pending);
@@ -152,8 +152,8 @@ fn recorded(progress: &Progress) -> LedgerState {
 }
 
 proptest! {
-    /// Attempts with crashes at any point: no device that accepted is sent to again, the counts always add up, a final
-    /// state stays, and the last event tells all.
+    /// Attempts with crashes at any point: a device that accepted gets no second push, the counts always add up,
+    /// settled recipients stay settled, and the last event has the counts of all recipients.
     #[test]
     fn attempts_add_up(
         devices in proptest::collection::vec(0_usize..4, 1..12),
@@ -164,8 +164,8 @@ proptest! {
         let mut script = script.into_iter().cycle();
         let mut accepted = std::collections::HashSet::new();
         let mut ledger = LedgerState::default();
-        // Events by their id, as the broker keeps them: the same id again must be the same event again.
-        let mut told = std::collections::BTreeMap::new();
+        // Events by revision, which is part of their id: an event published again must be the same.
+        let mut events = std::collections::BTreeMap::new();
         for attempt in 1..=attempts {
             let mut progress = Progress::resume(users.iter().copied(), ledger.clone());
             for (user, state) in &ledger.settled {
@@ -180,18 +180,18 @@ proptest! {
                     expired: false, post_gone: false, unwanted: false, devices: &ids, done: &done,
                 };
                 match super::super::decide(&recipient) {
-                    super::super::Decision::Disposition(state) => progress.settle(index, state),
-                    super::super::Decision::Send(left) => {
-                        progress.expect(index, left.len() as u32);
-                        for device in left {
+                    super::super::Decision::Settle(state) => progress.settle(index, state),
+                    super::super::Decision::Send(targets) => {
+                        progress.expect_verdicts(index, targets.len() as u32);
+                        for device in targets {
                             let (verdict, record, crash) = script.next().unwrap();
-                            // All is recorded before the process dies: what isn't may come twice.
+                            // A crash happens after a record, because an unrecorded push may be sent twice.
                             if verdict == Verdict::Accepted {
                                 prop_assert!(accepted.insert(ids[device]));
                             }
                             progress.record(index, ids[device], Provider::Webhook, verdict);
                             if record || crash {
-                                ledger = recorded(&progress);
+                                ledger = ledger_state(&progress);
                                 progress.mark_recorded(ledger.revision);
                             }
                             if crash && attempt < attempts {
@@ -204,20 +204,20 @@ proptest! {
             }
             if !crashed {
                 if attempt == attempts {
-                    progress.give_up();
+                    progress.settle_all_pending();
                     prop_assert!(!progress.is_pending());
                 }
                 if progress.is_changed() {
-                    ledger = recorded(&progress);
+                    ledger = ledger_state(&progress);
                     progress.mark_recorded(ledger.revision);
                 }
                 let counts = progress.counts();
-                prop_assert_eq!(*told.entry(progress.revision()).or_insert(counts), counts);
+                prop_assert_eq!(*events.entry(progress.revision()).or_insert(counts), counts);
             }
             let pending = progress.pending().count();
             prop_assert_eq!(progress.counts().total() as usize + pending, users.len());
         }
-        let (_, last) = told.pop_last().unwrap();
+        let (_, last) = events.pop_last().unwrap();
         prop_assert_eq!(last.total() as usize, users.len());
     }
 }

@@ -1,4 +1,4 @@
-//! A configuration that is out of bounds.
+//! An invalid configuration.
 
 use herald_mesh::TopologyConfig;
 use herald_push::{Config, Error};
@@ -6,7 +6,7 @@ use herald_push::{Config, Error};
 use crate::harness::{Herald, local};
 
 #[tokio::test]
-async fn the_service_refuses_to_start() {
+async fn the_service_does_not_start_with_settings_out_of_bounds() {
     let config = Config {
         sends_max: 0,
         ..local()

@@ -1,4 +1,4 @@
-//! What the ledger has of one chunk can't be read.
+//! A corrupt ledger row of one chunk.
 
 use herald_mesh::TopologyConfig;
 use herald_model::{PostId, Recipients, UserId};
@@ -6,10 +6,10 @@ use tempfile::TempDir;
 
 use crate::harness::{Herald, local, numbers, open};
 
-/// The first post that is accepted.
-const ILL: PostId = PostId(1);
+/// The first accepted post.
+const CORRUPT: PostId = PostId(1);
 
-/// A directory with a store in which the outcome of the push chunk of a and b can't be read, as a broken disk leaves it.
+/// Creates a store with a corrupt ledger row: the outcome of the push chunk with the users a and b.
 async fn with_corrupt_outcome() -> TempDir {
     let data = tempfile::tempdir().unwrap();
     let store = open(&data);
@@ -25,16 +25,16 @@ async fn with_corrupt_outcome() -> TempDir {
     let rows = records
         .keyspace("ledger", fjall::KeyspaceCreateOptions::default)
         .unwrap();
-    // An outcome of the push channel.
-    let key = [&ILL.0.to_be_bytes()[..], &[1, 1], &chunk.0.to_be_bytes()].concat();
+    // The key of an outcome of the push channel.
+    let key = [&CORRUPT.0.to_be_bytes()[..], &[1, 1], &chunk.0.to_be_bytes()].concat();
     rows.insert(key, [0xff]).unwrap();
     records.persist(fjall::PersistMode::SyncAll).unwrap();
     data
 }
 
-/// Who of the chunk has had its push can't be told, so nobody is sent it again. The next chunk is sent.
+/// The devices that already accepted the push are unknown, so nothing of the chunk is sent. The next chunk is sent.
 #[tokio::test]
-async fn a_chunk_whose_outcome_is_corrupt_is_given_up_and_holds_up_nothing() {
+async fn a_chunk_with_a_corrupt_outcome_is_terminated_and_blocks_no_other_chunk() {
     let data = with_corrupt_outcome().await;
     let mut herald = Box::pin(Herald::prepare_in(data, local(), TopologyConfig::default())).await;
     let mut users = Vec::new();
@@ -44,13 +44,13 @@ async fn a_chunk_whose_outcome_is_corrupt_is_given_up_and_holds_up_nothing() {
         users.push(user);
     }
     herald.serve();
-    let ill = herald.post("hello").await;
-    assert_eq!(ill, ILL);
-    let ill = herald.push(ill, &users).await;
-    let sound = herald.post("hello again").await;
-    let sound = herald.push(sound, &users).await;
-    herald.acknowledged(ill.sequence).await;
-    assert_eq!(numbers(herald.settled(sound).await), [2, 0, 0, 0, 0]);
+    let corrupt = herald.post("hello").await;
+    assert_eq!(corrupt, CORRUPT);
+    let corrupt = herald.push(corrupt, &users).await;
+    let intact = herald.post("hello again").await;
+    let intact = herald.push(intact, &users).await;
+    herald.acknowledged(corrupt.sequence).await;
+    assert_eq!(numbers(herald.settled(intact).await), [2, 0, 0, 0, 0]);
     assert!(herald.received().values().all(|count| *count == 1));
     let reasons = herald.reasons().await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");

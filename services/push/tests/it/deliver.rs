@@ -1,4 +1,4 @@
-//! Pushes that arrive, and those that are left out on purpose.
+//! Delivered, suppressed and expired pushes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,7 +12,7 @@ use herald_store::PreferencesChange;
 use crate::harness::{AUTHOR, Herald, local, numbers};
 
 #[tokio::test]
-async fn each_device_of_each_recipient_gets_it_once() {
+async fn each_device_of_each_recipient_gets_one_push() {
     let herald = Herald::start().await;
     let [a, b, c] = [
         herald.user("a").await,
@@ -71,38 +71,38 @@ async fn a_post_that_is_not_archived_yet_is_read_from_its_stream() {
 }
 
 #[tokio::test]
-async fn who_is_not_to_hear_does_not() {
+async fn recipients_without_devices_or_who_disabled_pushes_or_muted_the_author_are_suppressed() {
     let herald = Herald::start().await;
     let author = herald.user(AUTHOR).await;
-    let [none, off, mutes, hears] = [
-        herald.user("none").await,
-        herald.user("off").await,
-        herald.user("mutes").await,
-        herald.user("hears").await,
+    let [no_device, disabled, muted, active] = [
+        herald.user("no_device").await,
+        herald.user("disabled").await,
+        herald.user("muted").await,
+        herald.user("active").await,
     ];
-    for (user, name) in [(off, "off"), (mutes, "mutes"), (hears, "hears")] {
+    for (user, name) in [(disabled, "disabled"), (muted, "muted"), (active, "active")] {
         herald.webhook(user, name).await;
     }
     let change = PreferencesChange {
         push_enabled: Some(false),
         ..PreferencesChange::default()
     };
-    herald.stores.preferences.update(off, &change).await.unwrap();
+    herald.stores.preferences.update(disabled, &change).await.unwrap();
     let change = PreferencesChange {
         mute: vec![author],
         ..PreferencesChange::default()
     };
-    herald.stores.preferences.update(mutes, &change).await.unwrap();
+    herald.stores.preferences.update(muted, &change).await.unwrap();
     let post = herald.post("hello").await;
-    let chunk = herald.push(post, &[none, off, mutes, hears]).await;
+    let chunk = herald.push(post, &[no_device, disabled, muted, active]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 3, 0, 0, 0]);
-    assert_eq!(herald.received(), HashMap::from([("hears".to_owned(), 1)]));
+    assert_eq!(herald.received(), HashMap::from([("active".to_owned(), 1)]));
     let events = herald.events().await;
     assert_eq!((events[0].delivered_count, events[0].suppressed_count), (1, 3));
 }
 
 #[tokio::test]
-async fn what_comes_too_late_is_not_sent() {
+async fn an_expired_push_is_not_sent() {
     let herald = Herald::start().await;
     let user = herald.user("a").await;
     herald.webhook(user, "hook").await;
@@ -113,7 +113,7 @@ async fn what_comes_too_late_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_deleted_post_and_one_that_never_was_are_not_sent() {
+async fn deleted_and_missing_posts_are_not_sent() {
     let herald = Herald::start().await;
     let user = herald.user("a").await;
     herald.webhook(user, "hook").await;
@@ -123,14 +123,14 @@ async fn a_deleted_post_and_one_that_never_was_are_not_sent() {
     let chunk = herald.push(post, &[user]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [0, 1, 0, 0, 0]);
 
-    let never = herald_model::PostId(herald.mesh.last_sequence(streams::POSTS).await.unwrap() + 10);
-    let chunk = herald.push(never, &[user]).await;
+    let missing = herald_model::PostId(herald.mesh.last_sequence(streams::POSTS).await.unwrap() + 10);
+    let chunk = herald.push(missing, &[user]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [0, 1, 0, 0, 0]);
     assert!(herald.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_private_endpoint_is_not_called_where_that_is_not_allowed() {
+async fn a_private_endpoint_is_not_called_unless_allowed() {
     let endpoints = Policy {
         allow_http: true,
         allow_private: false,
@@ -146,7 +146,7 @@ async fn a_private_endpoint_is_not_called_where_that_is_not_allowed() {
 }
 
 #[tokio::test]
-async fn a_shutdown_finishes_what_is_under_way() {
+async fn a_shutdown_finishes_chunks_in_flight() {
     let mut herald = Herald::start().await;
     let user = herald.user("a").await;
     herald.webhook(user, "hook").await;

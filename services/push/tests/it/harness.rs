@@ -1,4 +1,4 @@
-//! A push service with all that it needs, gone when dropped.
+//! Starts nats-server, the embedded store, a push sink and the push service; dropping the harness stops them.
 
 use std::{
     collections::HashMap,
@@ -28,8 +28,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of [`until`].
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The author of all posts.
 pub(crate) const AUTHOR: &str = "author";
@@ -49,7 +49,7 @@ pub(crate) struct Herald {
     _data: TempDir,
 }
 
-/// A chunk that was published.
+/// A published chunk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Published {
     pub(crate) post: PostId,
@@ -66,7 +66,7 @@ pub(crate) fn local() -> Config {
     }
 }
 
-/// Opens the store in a directory, making it when it isn't there.
+/// Opens the store in a directory; creates it if it does not exist.
 pub(crate) fn open(data: &TempDir) -> Embedded {
     Embedded::open(&embedded::Config {
         data_dir: data.path().join("store"),
@@ -77,7 +77,7 @@ pub(crate) fn open(data: &TempDir) -> Embedded {
 }
 
 impl Herald {
-    /// Everything, with a push service that may call this machine.
+    /// Starts everything, with a push service that may call loopback addresses.
     pub(crate) async fn start() -> Self {
         Self::start_with(local(), TopologyConfig::default()).await
     }
@@ -88,12 +88,12 @@ impl Herald {
         herald
     }
 
-    /// Everything but the push service.
+    /// Starts everything except the push service.
     pub(crate) async fn prepare(config: Config, topology: TopologyConfig) -> Self {
         Box::pin(Self::prepare_in(tempfile::tempdir().unwrap(), config, topology)).await
     }
 
-    /// The same, on the store that is in this directory.
+    /// Starts everything except the push service, on the store in `data`.
     pub(crate) async fn prepare_in(data: TempDir, config: Config, topology: TopologyConfig) -> Self {
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
@@ -151,7 +151,7 @@ impl Herald {
         )));
     }
 
-    /// Shuts the service down and waits until it has drained.
+    /// Shuts the service down and waits until it has ended.
     pub(crate) async fn stop(&mut self) {
         self.shutdown.cancel();
         self.service.take().unwrap().await.unwrap().unwrap();
@@ -165,7 +165,7 @@ impl Herald {
             .unwrap()[0]
     }
 
-    /// A webhook of this name for a user.
+    /// Registers a webhook of this name for a user.
     pub(crate) async fn webhook(&self, user: UserKey, name: &str) -> Device {
         let webhook = self.sink.webhook(name);
         let address = Address::Webhook {
@@ -179,13 +179,13 @@ impl Herald {
             .unwrap()
     }
 
-    /// A browser of this name for a user.
+    /// Registers a browser of this name for a user.
     pub(crate) async fn browser(&self, user: UserKey, name: &str) -> Device {
-        let made = self.sink.subscription(name);
+        let subscription = self.sink.subscription(name);
         let address = Address::WebPush {
-            endpoint: made.endpoint,
-            p256dh: made.p256dh,
-            auth: made.auth,
+            endpoint: subscription.endpoint,
+            p256dh: subscription.p256dh,
+            auth: subscription.auth,
         };
         self.stores
             .devices
@@ -194,7 +194,7 @@ impl Herald {
             .unwrap()
     }
 
-    /// Accepts a post; the archive has not seen it yet.
+    /// Publishes an accepted post without archiving it.
     pub(crate) async fn post(&self, text: &str) -> PostId {
         let created = mesh_v1::PostCreated {
             author_key: self.user(AUTHOR).await.0,
@@ -213,7 +213,7 @@ impl Herald {
         PostId(published.sequence)
     }
 
-    /// Lets the archive see a post.
+    /// Archives a post.
     pub(crate) async fn archive(&self, post: PostId, text: &str) {
         let post = Post {
             id: post,
@@ -248,7 +248,7 @@ impl Herald {
             .unwrap();
     }
 
-    /// Plans and publishes a chunk that is worth sending for an hour.
+    /// Plans and publishes a chunk that expires in an hour.
     pub(crate) async fn push(&self, post: PostId, users: &[UserKey]) -> Published {
         self.push_until(post, users, Timestamp::now().plus(Duration::from_hours(1)))
             .await
@@ -291,13 +291,13 @@ impl Herald {
         }
     }
 
-    /// Waits until a chunk's message is settled for good, and returns the post's counts.
+    /// Waits until the message of a chunk is acknowledged or terminated, and returns the counts of the post.
     pub(crate) async fn settled(&self, chunk: Published) -> ChannelCounts {
         self.acknowledged(chunk.sequence).await;
         self.counts(chunk.post).await
     }
 
-    /// Waits until the messages of the normal lane up to this one are acknowledged or terminated.
+    /// Waits until the messages of the normal lane up to `sequence` are acknowledged or terminated.
     pub(crate) async fn acknowledged(&self, sequence: u64) {
         let consumer = consumers::push(Lane::Normal);
         until(async || self.mesh.ack_floor(streams::PUSH, consumer).await.unwrap() >= sequence).await;
@@ -310,7 +310,7 @@ impl Herald {
         counts
     }
 
-    /// What every event so far tells of.
+    /// The chunks of all events published so far.
     pub(crate) async fn events(&self) -> Vec<mesh_v1::SettledChunk> {
         let mut events = Vec::new();
         for sequence in 1..=self.mesh.last_sequence(streams::EVENTS).await.unwrap() {
@@ -326,7 +326,7 @@ impl Herald {
         events
     }
 
-    /// The advisories of messages given up so far.
+    /// The advisories of messages terminated so far.
     pub(crate) async fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for sequence in 1..=self.mesh.last_sequence(streams::ADVISORIES).await.unwrap() {
@@ -341,7 +341,7 @@ impl Herald {
         reasons
     }
 
-    /// Redrives a chunk's message, as the dead letters' service does.
+    /// Redrives the message of a chunk, as the deadletter service does.
     pub(crate) async fn redrive(&self, chunk: Published, round: u32) -> u64 {
         let message = self
             .mesh
@@ -364,7 +364,7 @@ impl Herald {
         self.mesh.redrive(&redrive).await.unwrap().sequence
     }
 
-    /// How often each device of the sink got a push.
+    /// Number of pushes that each device received.
     pub(crate) fn received(&self) -> HashMap<String, usize> {
         let mut received = HashMap::new();
         for entry in self.sink.entries() {
@@ -374,20 +374,20 @@ impl Herald {
     }
 }
 
-/// Waits until a condition is true.
+/// Waits until a condition is true; panics after [`TIMEOUT`].
 pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    let mut again = tokio::time::interval(Duration::from_millis(5));
+    let started = Instant::now();
+    let mut interval = tokio::time::interval(Duration::from_millis(5));
     while !condition().await {
         assert!(
-            begun.elapsed() < PATIENCE,
-            "it did not come true within {PATIENCE:?}"
+            started.elapsed() < TIMEOUT,
+            "the condition was not true within {TIMEOUT:?}"
         );
-        again.tick().await;
+        interval.tick().await;
     }
 }
 
-/// delivered, suppressed, expired, pending, dead
+/// The counts as `[delivered, suppressed, expired, pending, dead]`.
 pub(crate) fn numbers(counts: ChannelCounts) -> [u64; 5] {
     [
         counts.delivered,

@@ -1,4 +1,4 @@
-//! A recipient of whom nothing can be read keeps nobody else from their push.
+//! A recipient that can't be read does not block the other recipients of the chunk.
 
 use std::{
     collections::HashMap,
@@ -23,15 +23,15 @@ enum Fault {
     Unavailable,
 }
 
-/// Devices of which one user's can't be read.
-struct Faulty {
+/// Devices that fail for one user.
+struct FaultyDevices {
     inner: Arc<dyn Devices>,
     fault: Mutex<Option<(Fault, UserKey)>>,
     failed: AtomicUsize,
 }
 
 #[async_trait]
-impl Devices for Faulty {
+impl Devices for FaultyDevices {
     async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
         self.inner.register(user, address, now).await
     }
@@ -47,15 +47,15 @@ impl Devices for Faulty {
         };
         self.failed.fetch_add(1, Ordering::SeqCst);
         match fault {
-            Fault::Panic => panic!("a row that nobody thought of"),
+            Fault::Panic => panic!("unexpected row"),
             Fault::Corrupt => Err(Error::new(ErrorKind::Corrupt, "a device is malformed")),
-            Fault::Unavailable => Err(Error::new(ErrorKind::Unavailable, "away")),
+            Fault::Unavailable => Err(Error::new(ErrorKind::Unavailable, "store is down")),
         }
     }
 }
 
-/// A service whose store fails for the second of five users, each with a webhook.
-async fn start(fault: Fault) -> (Herald, Arc<Faulty>, Vec<UserKey>) {
+/// Starts a service whose store fails for the second of five users, each with a webhook.
+async fn start(fault: Fault) -> (Herald, Arc<FaultyDevices>, Vec<UserKey>) {
     let mut herald = Herald::prepare(local(), TopologyConfig::default()).await;
     let mut users = Vec::new();
     for name in ["a", "b", "c", "d", "e"] {
@@ -63,7 +63,7 @@ async fn start(fault: Fault) -> (Herald, Arc<Faulty>, Vec<UserKey>) {
         herald.webhook(user, name).await;
         users.push(user);
     }
-    let faulty = Arc::new(Faulty {
+    let faulty = Arc::new(FaultyDevices {
         inner: herald.stores.devices.clone(),
         fault: Mutex::new(Some((fault, users[1]))),
         failed: AtomicUsize::new(0),
@@ -77,7 +77,7 @@ fn once(names: &[&str]) -> HashMap<String, usize> {
     names.iter().map(|name| ((*name).to_owned(), 1)).collect()
 }
 
-async fn a_fault_costs_only_the_one_it_is_about(fault: Fault, words: &str) {
+async fn check_isolation(fault: Fault, error: &str) {
     let (herald, faulty, users) = Box::pin(start(fault)).await;
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &users).await;
@@ -85,12 +85,12 @@ async fn a_fault_costs_only_the_one_it_is_about(fault: Fault, words: &str) {
     assert_eq!(herald.received(), once(&["a", "c", "d", "e"]));
     let reasons = herald.reasons().await;
     assert_eq!(reasons.len(), 1);
-    let reason = format!("push gave up: {words} (for 1 of 5 recipients, isolated)");
+    let reason = format!("push failed: {error} (for 1 of 5 recipients, isolated)");
     assert!(reasons[0].contains(&reason), "{reasons:?}");
-    // Three attempts at all of them, then two parts, two of these, and one.
+    // Three attempts at the whole chunk; the third attempt bisects it.
     assert!((5..=7).contains(&faulty.failed.load(Ordering::SeqCst)));
 
-    // Whoever mends it redrives it.
+    // A redrive after the repair delivers to the isolated recipient.
     *faulty.fault.lock() = None;
     herald.redrive(chunk, 1).await;
     until(async || herald.counts(post).await.delivered == 5).await;
@@ -98,17 +98,13 @@ async fn a_fault_costs_only_the_one_it_is_about(fault: Fault, words: &str) {
 }
 
 #[tokio::test]
-async fn who_makes_the_store_panic_is_isolated() {
-    Box::pin(a_fault_costs_only_the_one_it_is_about(
-        Fault::Panic,
-        "panic: a row that nobody thought of",
-    ))
-    .await;
+async fn a_recipient_that_makes_the_store_panic_is_isolated() {
+    Box::pin(check_isolation(Fault::Panic, "panic: unexpected row")).await;
 }
 
 #[tokio::test]
-async fn whose_devices_are_corrupt_is_isolated() {
-    Box::pin(a_fault_costs_only_the_one_it_is_about(
+async fn a_recipient_with_corrupt_devices_is_isolated() {
+    Box::pin(check_isolation(
         Fault::Corrupt,
         "the store failed: a device is malformed",
     ))
@@ -116,7 +112,7 @@ async fn whose_devices_are_corrupt_is_isolated() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_waited_for() {
+async fn an_unavailable_store_is_retried() {
     let (herald, faulty, users) = Box::pin(start(Fault::Unavailable)).await;
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &users).await;

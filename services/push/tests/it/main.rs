@@ -1,6 +1,6 @@
-//! The push service against a real nats-server, the real store and a real receiver.
+//! Tests of the push service against a real nats-server, the real store and a push sink.
 
-// Helpers outside a #[test] unwrap as well.
+// Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
 mod config;

@@ -1,4 +1,4 @@
-//! Chunks that were given up and come once more.
+//! Redriven chunks.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use herald_push_sink::InjectedFailure;
 
 use crate::harness::{Herald, local, numbers, until};
 
-fn refusal(times: u32) -> InjectedFailure {
+fn reject(times: u32) -> InjectedFailure {
     InjectedFailure {
         status: 400.try_into().unwrap(),
         retry_after: None,
@@ -20,7 +20,7 @@ fn refusal(times: u32) -> InjectedFailure {
 }
 
 #[tokio::test]
-async fn a_redrive_is_for_the_dead_only() {
+async fn a_redrive_sends_to_dead_recipients_only() {
     let herald = Herald::start().await;
     let [a, b, c] = [
         herald.user("a").await,
@@ -30,8 +30,8 @@ async fn a_redrive_is_for_the_dead_only() {
     herald.webhook(a, "a").await;
     herald.webhook(b, "b").await;
     herald.webhook(c, "c").await;
-    herald.sink.fail("b", refusal(1));
-    herald.sink.fail("c", refusal(2));
+    herald.sink.fail("b", reject(1));
+    herald.sink.fail("c", reject(2));
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[a, b, c]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 2]);
@@ -44,11 +44,11 @@ async fn a_redrive_is_for_the_dead_only() {
     }
     let once = |name: &str| (name.to_owned(), 1);
     assert_eq!(herald.received(), HashMap::from(["a", "b", "c"].map(once)));
-    // Given up the first time and in the first round; the other rounds ended well.
+    // Terminated the first time and in the first redrive; the other redrives were acknowledged.
     assert_eq!(herald.reasons().await.len(), 2);
     let last = herald.events().await.pop().unwrap();
     assert_eq!((last.delivered_count, last.dead_count), (3, 0));
-    // None but the push service's consumer was asked.
+    // Only the consumer of the push service received the redrives.
     for kind in ConsumerKind::ALL
         .into_iter()
         .filter(|kind| *kind != ConsumerKind::Push)
@@ -59,15 +59,15 @@ async fn a_redrive_is_for_the_dead_only() {
     }
 }
 
-/// While a redriven chunk is under way its dead ones are pending, and at its end dead again.
+/// During a redrive the dead recipients are pending; after its last attempt they are dead again.
 #[tokio::test]
-async fn who_fails_again_is_dead_again() {
+async fn a_recipient_that_fails_again_is_dead_again() {
     let mut topology = TopologyConfig::default();
     topology.consumers.redrive.attempts_max = 2;
     let herald = Herald::start_with(local(), topology).await;
     let user = herald.user("a").await;
     herald.webhook(user, "a").await;
-    herald.sink.fail("a", refusal(1));
+    herald.sink.fail("a", reject(1));
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[user]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [0, 0, 0, 0, 1]);

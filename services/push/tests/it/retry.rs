@@ -1,4 +1,4 @@
-//! Devices that can't be reached at first, and attempts that were broken off.
+//! Retries after failed sends, crashes and conflicts.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,34 +21,34 @@ fn failure(status: u16, times: Option<u32>) -> InjectedFailure {
 }
 
 #[tokio::test]
-async fn a_retry_goes_only_to_the_rest() {
+async fn a_retry_sends_to_pending_devices_only() {
     let herald = Herald::start().await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
-    herald.webhook(a, "a-well").await;
-    herald.browser(a, "a-ill").await;
-    herald.webhook(b, "b-well").await;
-    herald.sink.fail("a-ill", failure(503, Some(3)));
+    herald.webhook(a, "a-working").await;
+    herald.browser(a, "a-failing").await;
+    herald.webhook(b, "b-working").await;
+    herald.sink.fail("a-failing", failure(503, Some(3)));
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[a, b]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [2, 0, 0, 0, 0]);
     let once = |name: &str| (name.to_owned(), 1);
     assert_eq!(
         herald.received(),
-        HashMap::from(["a-well", "a-ill", "b-well"].map(once))
+        HashMap::from(["a-working", "a-failing", "b-working"].map(once))
     );
     let summary = herald.sink.summary();
     assert_eq!((summary.duplicates, summary.failed), (0, 3));
-    let told: Vec<u32> = herald
+    let delivered: Vec<u32> = herald
         .events()
         .await
         .iter()
         .map(|event| event.delivered_count)
         .collect();
-    assert_eq!(told, [1, 2]);
+    assert_eq!(delivered, [1, 2]);
 }
 
 #[tokio::test]
-async fn a_provider_s_wait_is_honoured() {
+async fn the_retry_after_of_a_provider_is_honoured() {
     let herald = Herald::start().await;
     let user = herald.user("a").await;
     herald.webhook(user, "hook").await;
@@ -63,18 +63,18 @@ async fn a_provider_s_wait_is_honoured() {
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[user]).await;
     herald.sink.wait_for_failed(1).await;
-    let refused = Timestamp::now();
+    let failed_at = Timestamp::now();
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 0]);
     let received = Timestamp(herald.sink.entries()[0].received_time.as_microsecond());
     assert!(
-        received.since(refused) >= wait * 9 / 10,
+        received.since(failed_at) >= wait * 9 / 10,
         "{:?}",
-        received.since(refused)
+        received.since(failed_at)
     );
 }
 
 #[tokio::test]
-async fn a_device_that_is_gone_is_unregistered() {
+async fn a_device_that_no_longer_exists_is_unregistered() {
     let herald = Herald::start().await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
     herald.browser(a, "gone").await;
@@ -90,23 +90,23 @@ async fn a_device_that_is_gone_is_unregistered() {
 }
 
 #[tokio::test]
-async fn a_final_refusal_is_not_tried_again() {
+async fn a_permanent_error_is_not_retried() {
     let herald = Herald::start().await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
     herald.webhook(a, "refuses").await;
     herald.webhook(b, "b-refuses").await;
-    herald.webhook(b, "b-takes").await;
+    herald.webhook(b, "b-accepts").await;
     herald.sink.fail("refuses", failure(400, None));
     herald.sink.fail("b-refuses", failure(403, None));
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[a, b]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
     assert_eq!(herald.sink.summary().failed, 2);
-    // A dead letter will be made of it, although it was not the last attempt.
+    // The message is terminated, which makes a dead letter, before the last attempt.
     let reasons = herald.reasons().await;
     assert_eq!(reasons.len(), 1);
     assert!(
-        reasons[0].contains("push gave up: webhook status 400: 1"),
+        reasons[0].contains("push failed: webhook status 400: 1"),
         "{reasons:?}"
     );
 }
@@ -117,15 +117,15 @@ async fn after_the_last_attempt_a_recipient_is_dead() {
     topology.consumers.push.attempts_max = 3;
     let herald = Herald::start_with(local(), topology).await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
-    herald.webhook(a, "ill").await;
-    herald.webhook(b, "b-ill").await;
-    herald.webhook(b, "b-well").await;
-    herald.sink.fail("ill", failure(500, None));
-    herald.sink.fail("b-ill", failure(500, None));
+    herald.webhook(a, "failing").await;
+    herald.webhook(b, "b-failing").await;
+    herald.webhook(b, "b-working").await;
+    herald.sink.fail("failing", failure(500, None));
+    herald.sink.fail("b-failing", failure(500, None));
     let post = herald.post("hello").await;
     let chunk = herald.push(post, &[a, b]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
-    assert_eq!(herald.received(), HashMap::from([("b-well".to_owned(), 1)]));
+    assert_eq!(herald.received(), HashMap::from([("b-working".to_owned(), 1)]));
     assert_eq!(herald.sink.summary().failed, 6);
     let metrics = herald.metrics.encode();
     assert!(
@@ -134,9 +134,9 @@ async fn after_the_last_attempt_a_recipient_is_dead() {
     );
 }
 
-/// A process that died after the ledger was written and before the event was published.
+/// A crash between the ledger record and the event.
 #[tokio::test]
-async fn what_was_recorded_is_not_sent_again_and_is_in_the_event() {
+async fn recorded_pushes_are_not_sent_again_and_are_in_the_event() {
     let mut herald = Herald::prepare(local(), TopologyConfig::default()).await;
     let [a, b, c] = [
         herald.user("a").await,
@@ -174,18 +174,18 @@ async fn what_was_recorded_is_not_sent_again_and_is_in_the_event() {
     assert_eq!(numbers(herald.settled(chunk).await), [3, 0, 0, 0, 0]);
     let once = |name: &str| (name.to_owned(), 1);
     assert_eq!(herald.received(), HashMap::from(["b-second", "c"].map(once)));
-    let told: Vec<(u64, u32)> = herald
+    let events: Vec<(u64, u32)> = herald
         .events()
         .await
         .iter()
         .map(|event| (event.revision, event.delivered_count))
         .collect();
-    assert_eq!(told, [(2, 3)]);
+    assert_eq!(events, [(2, 3)]);
 }
 
-/// A worker that was stopped for so long that another one has done its chunk meanwhile.
+/// A worker that stalled until another worker had settled its chunk.
 #[tokio::test]
-async fn what_another_worker_has_recorded_is_not_taken_back() {
+async fn the_record_of_another_worker_is_not_overwritten() {
     let herald = Herald::start().await;
     let user = herald.user("a").await;
     let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -231,13 +231,13 @@ async fn what_another_worker_has_recorded_is_not_taken_back() {
     assert!(herald.events().await.is_empty());
 }
 
-/// Progress is in the ledger while others of the chunk are still waited for.
+/// The ledger has the progress while other recipients of the chunk are in flight.
 #[tokio::test]
-async fn progress_is_recorded_while_a_chunk_is_under_way() {
+async fn progress_is_recorded_while_a_chunk_is_in_flight() {
     let herald = Herald::start().await;
     let [a, b] = [herald.user("a").await, herald.user("b").await];
     herald.webhook(a, "fast").await;
-    // Nobody answers here, so the send takes until its time is up.
+    // The listener never responds, so the send takes until its timeout.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap());
     let address = Address::Webhook {
@@ -256,9 +256,9 @@ async fn progress_is_recorded_while_a_chunk_is_under_way() {
     assert_eq!(numbers(herald.counts(post).await), [1, 0, 0, 1, 0]);
 }
 
-/// What still waits for its turn is not sent once the post is deleted.
+/// Queued sends are dropped once the post is deleted.
 #[tokio::test]
-async fn a_deletion_stops_what_is_not_sent_yet() {
+async fn a_deletion_stops_queued_sends() {
     let config = Config {
         sends_per_host_max: 1,
         request_timeout_ms: 2_000,
