@@ -3,8 +3,8 @@
 //! - The defaults are `T::default()`.
 //! - The file is TOML.
 //! - The environment layer has all variables `HERALD_…`; `__` separates the levels: `HERALD_NATS__URL` sets `nats.url`.
-//!   The value is parsed as TOML unless the setting is a string: `HERALD_PUSH__ENABLED=false`, `HERALD_NATS__URLS=[a,
-//!   b]`.
+//!   The value is parsed as TOML unless the setting is a string: `HERALD_PUSH__ENABLED=false`,
+//!   `HERALD_NATS__URLS=[a, b]`.
 //! - Flags are set on the command line.
 //!
 //! An unknown key is an error in every layer. An error contains the layer, the key and the expected value.
