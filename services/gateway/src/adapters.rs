@@ -1,4 +1,4 @@
-//! The way out: to other services.
+//! Outbound calls to other services.
 
 mod follow_versions;
 mod forward;

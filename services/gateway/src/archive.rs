@@ -1,4 +1,4 @@
-//! The archive consumer: posts and deletions from POSTS into the store, many at a time.
+//! The archive consumer: writes posts and deletions from POSTS to the store, in batches.
 
 use std::sync::Arc;
 
@@ -12,39 +12,39 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::Metrics;
 
-struct Job {
+struct ArchiveRequest {
     entry: Archived,
-    done: oneshot::Sender<Disposition>,
+    reply: oneshot::Sender<Disposition>,
 }
 
-/// Handles messages of POSTS. Each one waits for its batch, so a message is acknowledged after the commit; while one
-/// batch is written the next one gathers.
+/// Handler for messages of POSTS. A message is acknowledged after its batch is committed. The next batch fills while
+/// the current one is written.
 pub(crate) struct Archive {
-    jobs: mpsc::Sender<Job>,
-    _writer: DropGuard,
+    requests: mpsc::Sender<ArchiveRequest>,
+    _writer_guard: DropGuard,
 }
 
 impl Archive {
-    /// Starts the writer; it ends with the last handler.
+    /// Starts the writer task; dropping the `Archive` stops it.
     pub(crate) fn new(posts: Arc<dyn Posts>, metrics: Metrics, batch_max: usize) -> Self {
-        let (jobs, queue) = mpsc::channel(batch_max);
+        let (requests, queue) = mpsc::channel(batch_max);
         let stop = CancellationToken::new();
-        let writer = write(posts, metrics, queue, batch_max);
+        let writer = run_writer(posts, metrics, queue, batch_max);
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(writer).await });
         Self {
-            jobs,
-            _writer: stop.drop_guard(),
+            requests,
+            _writer_guard: stop.drop_guard(),
         }
     }
 
     async fn archive(&self, entry: Archived) -> Disposition {
-        let (done, settle) = oneshot::channel();
-        let ended = || Disposition::retry("the archive's writer has ended");
-        if self.jobs.send(Job { entry, done }).await.is_err() {
-            return ended();
+        let (reply, disposition) = oneshot::channel();
+        let stopped = || Disposition::retry("the archive writer has stopped");
+        if self.requests.send(ArchiveRequest { entry, reply }).await.is_err() {
+            return stopped();
         }
-        settle.await.unwrap_or_else(|_| ended())
+        disposition.await.unwrap_or_else(|_| stopped())
     }
 }
 
@@ -58,37 +58,49 @@ impl Handler for Archive {
     }
 }
 
-async fn write(posts: Arc<dyn Posts>, metrics: Metrics, mut queue: mpsc::Receiver<Job>, batch_max: usize) {
+async fn run_writer(
+    posts: Arc<dyn Posts>,
+    metrics: Metrics,
+    mut queue: mpsc::Receiver<ArchiveRequest>,
+    batch_max: usize,
+) {
     let mut batch = Vec::with_capacity(batch_max);
     while queue.recv_many(&mut batch, batch_max).await > 0 {
-        let (entries, waiting): (Vec<_>, Vec<_>) = batch.drain(..).map(|job| (job.entry, job.done)).unzip();
-        let settles = archive(&*posts, &metrics, &entries).await;
-        for (done, settle) in waiting.into_iter().zip(settles) {
-            // A handler that is gone needs no answer: its message comes again and changes nothing.
-            let _ = done.send(settle);
+        let (entries, replies): (Vec<_>, Vec<_>) = batch
+            .drain(..)
+            .map(|request| (request.entry, request.reply))
+            .unzip();
+        let dispositions = archive_batch(&*posts, &metrics, &entries).await;
+        for (reply, disposition) in replies.into_iter().zip(dispositions) {
+            // A dropped handler's message is redelivered, and archiving a post is idempotent.
+            let _ = reply.send(disposition);
         }
     }
 }
 
-/// Writes a batch, and says how to settle each of its messages. One that can't be written because of a permanent failure
-/// keeps no other from being written.
-async fn archive(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Disposition> {
+/// Writes a batch and returns the disposition of each message. An entry with a permanent error is isolated; the rest of
+/// the batch is written.
+async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Disposition> {
     let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
     if let Some(Classified::Transient(error)) = &written.stopped {
         let error = error_chain(error);
-        tracing::error!(posts = entries.len(), error, "posts not archived, will retry");
+        tracing::error!(
+            posts = entries.len(),
+            error,
+            "archive batch failed, messages will be retried"
+        );
     }
-    let open = written.stopped.map_or(Disposition::Ack, Disposition::from);
-    let mut settles = vec![open; entries.len()];
+    let rest = written.stopped.map_or(Disposition::Ack, Disposition::from);
+    let mut dispositions = vec![rest; entries.len()];
     for (part, ()) in written.done {
         metrics.archive_batches.inc();
         metrics.archived.inc_by(part.len() as u64);
-        settles[part].fill(Disposition::Ack);
+        dispositions[part].fill(Disposition::Ack);
     }
     for (index, reason) in written.failed {
-        settles[index] = Disposition::fault(reason);
+        dispositions[index] = Disposition::fault(reason);
     }
-    settles
+    dispositions
 }
 
 #[cfg(test)]
@@ -104,10 +116,10 @@ mod tests {
 
     use super::*;
 
-    /// Posts of which some can't be written.
+    /// Fails to archive some posts.
     struct Faulty {
         inner: Arc<dyn Posts>,
-        /// Post and kind; `None`: a panic.
+        /// Post id and error kind; `None` panics.
         faults: Vec<(u64, Option<ErrorKind>)>,
     }
 
@@ -120,7 +132,7 @@ mod tests {
                     .any(|entry| matches!(entry, Archived::Created(one) if one.id.0 == *post))
                 {
                     let kind = kind.expect("on purpose");
-                    return Err(Error::new(kind, "ill"));
+                    return Err(Error::new(kind, "corrupt row"));
                 }
             }
             self.inner.archive(entries).await
@@ -165,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_post_that_can_not_be_written_keeps_no_other_from_it() {
+    async fn posts_that_fail_permanently_are_isolated_from_their_batch() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(&Config {
             data_dir: dir.path().into(),
@@ -179,13 +191,13 @@ mod tests {
             faults: faults.to_vec(),
         };
         let entries: Vec<Archived> = (1..=9).map(post).collect();
-        let ill = Disposition::fault("ill");
+        let corrupt = Disposition::fault("corrupt row");
 
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
-        let outcomes = archive(&posts, &metrics, &entries).await;
+        let outcomes = archive_batch(&posts, &metrics, &entries).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
-                3 => assert_eq!(*outcome, ill),
+                3 => assert_eq!(*outcome, corrupt),
                 7 => assert!(matches!(outcome, Disposition::Fault { .. }), "{outcome:?}"),
                 _ => assert_eq!(*outcome, Disposition::Ack, "{id}"),
             }
@@ -194,11 +206,11 @@ mod tests {
         let stored = posts.get(&ids).await.unwrap();
         assert_eq!(stored.iter().filter(|post| post.is_some()).count(), 7);
 
-        // A store that goes away meanwhile: what was not tried comes again.
+        // The store becomes unavailable halfway: the remaining messages are retried.
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
-        let outcomes = archive(&posts, &metrics, &entries).await;
+        let outcomes = archive_batch(&posts, &metrics, &entries).await;
         assert_eq!(outcomes[0], Disposition::Ack);
-        assert_eq!(outcomes[2], ill);
-        assert_eq!(outcomes[8], Disposition::retry("ill"));
+        assert_eq!(outcomes[2], corrupt);
+        assert_eq!(outcomes[8], Disposition::retry("corrupt row"));
     }
 }

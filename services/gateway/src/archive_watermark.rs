@@ -1,12 +1,14 @@
-//! How far the store knows the requests that made and deleted posts.
+//! The archive watermark: up to which moment the store contains every request of POSTS.
 //!
-//! A request id that is sent again is found by the broker, which forgets it after its dedupe window, or by the store, which
-//! the archive consumer fills: but a consumer that is behind by more than the window would leave a gap between the two, in
-//! which the same request would be a second post, and the same deletion a second one that is counted twice. So the gateway looks again and again how far the store has come, brings
-//! over itself what is missing, and accepts a request only while its last look is younger than the window.
+//! A repeated request is detected by the broker, within its dedupe window, or by the store, once the archive consumer
+//! has written the first request. If the archive consumer lags by more than the dedupe window, neither detects it: the
+//! request becomes a second post, or a second deletion that is counted twice. So the gateway periodically reads the end
+//! of POSTS, archives the messages that the store lacks, and accepts a request only while the last reading is younger
+//! than the window.
 //!
-//! The consumer's own word is not enough: what a process that died had in hand is unacknowledged for as long as the ack wait,
-//! though it is in the store. So the posts are looked up, not the acknowledgements.
+//! The ack floor of the consumer is not sufficient: messages that a crashed process had in flight stay unacknowledged
+//! for the ack wait, although the store may contain them. So [`WatermarkReader`] looks up every message above the ack
+//! floor in the store.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -20,28 +22,28 @@ use herald_store::{Archived, Posts};
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
-/// Posts that are looked up together.
-const LOOKUP_MAX: usize = 256;
-/// How long a request waits for a look before it is refused.
+/// Messages that are looked up in one batch.
+const LOOKUP_BATCH: usize = 256;
+/// Maximum time that a request waits for a fresh reading before it is refused.
 const WAIT_MAX: Duration = Duration::from_secs(2);
-/// After a look that failed.
+/// Delay before the retry of a failed reading.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// A server that was cut off from its cluster may take itself for the leader for so long, and tell of an old end of the
-/// stream: 14 s were seen.
+/// Maximum time for which a server that was partitioned from its cluster still acts as leader and reports a stale end
+/// of POSTS. The longest observed time is 14 s.
 const STALE_MAX: Duration = Duration::from_secs(30);
 
-/// A look that is young enough was at this moment.
+/// A reading of the watermark that was fresh when it was taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WatermarkReading(Instant);
 
-/// Tells how old the last look is. Cloning shares it.
+/// The latest reading of the watermark. Clones share it.
 #[derive(Clone)]
 pub(crate) struct ArchiveWatermark {
     read_at: watch::Receiver<Option<Instant>>,
     age_max: Duration,
 }
 
-/// Looks, and brings over what is missing.
+/// Reads the watermark periodically and archives the messages that the store lacks.
 pub(crate) struct WatermarkReader {
     mesh: Mesh,
     posts: Arc<dyn Posts>,
@@ -50,22 +52,29 @@ pub(crate) struct WatermarkReader {
 }
 
 impl ArchiveWatermark {
-    /// Waits until every post stored before the dedupe window's last part can be found by its request.
+    /// Waits up to `WAIT_MAX` for a fresh reading. Then the store contains every request that the broker may no longer
+    /// detect as a duplicate.
+    ///
+    /// # Errors
+    /// UNAVAILABLE, reason `ARCHIVE_BEHIND`, when there is no fresh reading in time.
     pub(crate) async fn wait_until_fresh(&self) -> Result<WatermarkReading, Status> {
         let mut read_at = self.read_at.clone();
-        let young = read_at.wait_for(|at| at.is_some_and(|at| at.elapsed() < self.age_max));
-        match tokio::time::timeout(WAIT_MAX, young).await {
-            Ok(Ok(at)) => at.map(WatermarkReading).ok_or_else(behind),
-            Ok(Err(_)) | Err(_) => Err(behind()),
+        let fresh = read_at.wait_for(|at| at.is_some_and(|at| at.elapsed() < self.age_max));
+        match tokio::time::timeout(WAIT_MAX, fresh).await {
+            Ok(Ok(at)) => at.map(WatermarkReading).ok_or_else(archive_behind),
+            Ok(Err(_)) | Err(_) => Err(archive_behind()),
         }
     }
 
-    /// Refuses when the look has become too old meanwhile, as in a process that was stopped.
-    pub(crate) fn check_fresh(&self, look: WatermarkReading) -> Result<(), Status> {
-        if look.0.elapsed() < self.age_max {
+    /// Refuses a reading that has expired since it was taken, for example in a process that was suspended.
+    ///
+    /// # Errors
+    /// UNAVAILABLE, reason `ARCHIVE_BEHIND`.
+    pub(crate) fn check_fresh(&self, reading: WatermarkReading) -> Result<(), Status> {
+        if reading.0.elapsed() < self.age_max {
             Ok(())
         } else {
-            Err(behind())
+            Err(archive_behind())
         }
     }
 }
@@ -75,8 +84,8 @@ impl WatermarkReader {
         let window = topology
             .stream(streams::POSTS)
             .map_or(Duration::ZERO, |stream| stream.dedupe_window);
-        // What is published after a look must arrive while the broker still knows what was stored after it. A window too
-        // short for that leaves a gap, but a smaller one.
+        // A request that relies on a reading must reach the broker while the broker still has the message ids stored
+        // after that reading. If the window is too short for that, a quarter of the window leaves a small gap.
         let age_max = window
             .saturating_sub(mesh.publish_time_max() + STALE_MAX)
             .max(window / 4);
@@ -95,11 +104,11 @@ impl WatermarkReader {
         }
     }
 
-    /// Looks for ever, several times in the longest time that a look is good for.
+    /// Reads the watermark four times in each `age_max`. Never returns.
     pub(crate) async fn run(self) {
         loop {
             let at = Instant::now();
-            let pause = match self.advance().await {
+            let pause = match self.catch_up().await {
                 Ok(()) => {
                     self.read_at.send_replace(Some(at));
                     self.age_max / 4
@@ -107,7 +116,7 @@ impl WatermarkReader {
                 Err(error) => {
                     tracing::warn!(
                         error = error_chain(&error),
-                        "it can't be seen how far the archive is"
+                        "archive watermark not read, will retry"
                     );
                     RETRY_DELAY
                 }
@@ -116,32 +125,35 @@ impl WatermarkReader {
         }
     }
 
-    /// After this, every post and every deletion that POSTS had before it is in the store.
-    async fn advance(&self) -> Result<(), ReadError> {
+    /// Archives every post and deletion of POSTS that the store lacks, up to the end of POSTS at the time of the call.
+    async fn catch_up(&self) -> Result<(), ReadError> {
         let last = self.mesh.last_sequence(streams::POSTS).await?;
         let floor = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         if floor >= last {
             return Ok(());
         }
         let messages = self.mesh.scan(streams::POSTS, None, floor + 1, last);
-        let mut batches = pin!(messages.chunks(LOOKUP_MAX));
+        let mut batches = pin!(messages.chunks(LOOKUP_BATCH));
         while let Some(batch) = batches.next().await {
             let batch: Vec<RawMessage> = batch.into_iter().collect::<Result<_, _>>()?;
-            // What is neither is terminated by the archive consumer, which says why.
-            let told: Vec<Archived> = batch.into_iter().filter_map(entry).collect();
-            let ids: Vec<PostId> = told.iter().map(subject).collect();
+            // The archive consumer terminates malformed messages with a reason.
+            let entries: Vec<Archived> = batch.into_iter().filter_map(decode_entry).collect();
+            let ids: Vec<PostId> = entries.iter().map(post_id).collect();
             let stored = self.posts.get(&ids).await?;
-            let missing = told.into_iter().zip(stored);
-            let missing = missing.filter(|(told, stored)| !is_in(told, stored.as_ref()));
-            let missing: Vec<Archived> = missing.map(|(told, _)| told).collect();
+            let missing: Vec<Archived> = entries
+                .into_iter()
+                .zip(stored)
+                .filter(|(entry, post)| !is_stored(entry, post.as_ref()))
+                .map(|(entry, _)| entry)
+                .collect();
             self.posts.archive(&missing).await?;
         }
         Ok(())
     }
 }
 
-/// What a message tells, if it makes sense.
-fn entry(message: RawMessage) -> Option<Archived> {
+/// Decodes a message of POSTS; `None` if it is malformed.
+fn decode_entry(message: RawMessage) -> Option<Archived> {
     herald_posts::entry(
         Subject::parse(&message.subject)?,
         message.sequence,
@@ -150,25 +162,25 @@ fn entry(message: RawMessage) -> Option<Archived> {
     .ok()
 }
 
-/// The post that it is about.
-fn subject(told: &Archived) -> PostId {
-    match told {
+/// The post that an entry creates or deletes.
+fn post_id(entry: &Archived) -> PostId {
+    match entry {
         Archived::Created(post) => post.id,
         Archived::Deleted { post, .. } => *post,
     }
 }
 
-/// Whether the store has it.
-fn is_in(told: &Archived, stored: Option<&Post>) -> bool {
-    match told {
-        Archived::Created(_) => stored.is_some(),
-        Archived::Deleted { .. } => stored.is_some_and(|post| post.deleted_at.is_some()),
+/// Whether the stored post already reflects the entry.
+fn is_stored(entry: &Archived, post: Option<&Post>) -> bool {
+    match entry {
+        Archived::Created(_) => post.is_some(),
+        Archived::Deleted { .. } => post.is_some_and(|post| post.deleted_at.is_some()),
     }
 }
 
-fn behind() -> Status {
+fn archive_behind() -> Status {
     status::unavailable(
         "ARCHIVE_BEHIND",
-        "the archive is behind, so it can't be told whether this request was accepted before",
+        "the archive lags behind POSTS, so a duplicate of this request can't be excluded; retry later",
     )
 }

@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration.
 
 use herald_push_endpoint::Policy;
 use serde::{Deserialize, Serialize};
@@ -7,40 +7,40 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The largest request, bytes; 131,072 to 64 MiB. A post, whatever its fields hold, is at most 106 KB, a tenth of NATS's
-    /// usual `max_payload`; where that is set lower, those that don't fit are refused.
+    /// Maximum size of a request, bytes; 131,072 to 64 MiB. The largest valid post is 106 KB, a tenth of NATS's default
+    /// `max_payload` of 1 MiB. With a lower `max_payload` the broker refuses posts that exceed it.
     pub request_bytes_max: usize,
-    /// Calls under way at the same time, over all connections; 1 to 1,000,000. More are refused with RESOURCE_EXHAUSTED.
+    /// Maximum number of calls in flight over all connections; 1 to 1,000,000. More calls get RESOURCE_EXHAUSTED.
     pub calls_max: usize,
-    /// Streams under way at the same time on one connection; 1 to 100,000.
+    /// Maximum number of concurrent HTTP/2 streams on one connection; 1 to 100,000.
     pub streams_per_connection_max: u32,
-    /// WatchTimeline streams under way at the same time; 1 to 1,000,000.
+    /// Maximum number of concurrent WatchTimeline streams; 1 to 1,000,000.
     pub watchers_max: usize,
-    /// Entries that wait for one slow WatchTimeline reader before its stream is ended; 1 to 100,000.
+    /// Maximum number of queued entries of one WatchTimeline stream; 1 to 100,000. A full queue ends the stream.
     pub watch_queue_max: usize,
-    /// How often a silent WatchTimeline stream gets a heartbeat, and how often it is compared with the store,
+    /// Interval between heartbeats on an idle WatchTimeline stream, and between its comparisons with the store,
     /// milliseconds; 100 to 600,000.
     pub heartbeat_ms: u64,
-    /// Memory for posts that are being shown to watchers, bytes; up to 4 GiB.
+    /// Maximum size of the cache of posts for WatchTimeline streams, bytes; up to 4 GiB.
     pub live_post_cache_bytes_max: u64,
-    /// Posts of one SubmitPosts stream that are on their way to the broker at the same time; 1 to 10,000.
+    /// Maximum number of posts in flight of one SubmitPosts stream; 1 to 10,000.
     pub submit_in_flight_max: usize,
-    /// How long a post waits for the graph service to tell the author's follow version, milliseconds; 10 to 60,000.
+    /// Timeout for reading the author's follow version from the graph service, milliseconds; 10 to 60,000.
     pub graph_timeout_ms: u64,
-    /// How long DeletePost waits until the archive shows the post as deleted, milliseconds; 0 to 60,000. The deletion is
-    /// durable either way.
+    /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. The deletion
+    /// is durable in POSTS in any case.
     pub delete_wait_ms: u64,
-    /// Posts that the archive consumer writes in one go; 1 to 10,000.
+    /// Maximum number of posts and deletions in one commit of the archive consumer; 1 to 10,000.
     pub archive_batch_max: usize,
-    /// Messages that the archive consumer holds at the same time; 1 to 100,000.
+    /// Maximum number of messages in flight of the archive consumer; 1 to 100,000.
     pub archive_in_flight_max: usize,
-    /// Of the redriven messages, likewise; 1 to 32,768.
+    /// Maximum number of messages in flight of the consumer of redriven posts; 1 to 32,768.
     pub archive_redrive_in_flight_max: usize,
-    /// Origins whose pages may call over gRPC-Web, as `https://app.example.org`; `*` for any; empty for none.
+    /// CORS origins that may call over gRPC-Web, such as `https://app.example.org`; `*` allows any, empty none.
     pub cors_origins: Vec<String>,
-    /// Which endpoints devices may have.
+    /// Which device endpoints are accepted.
     pub endpoints: Policy,
-    /// How long calls under way may take to finish at shutdown, milliseconds; 0 to 600,000.
+    /// Maximum time for calls in flight to finish at shutdown, milliseconds; 0 to 600,000.
     pub drain_ms: u64,
 }
 
@@ -68,7 +68,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks all bounds; the error names the first invalid key.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("gateway", self, {
             request_bytes_max: 131_072..=64 << 20,
@@ -86,9 +86,11 @@ impl Config {
             archive_redrive_in_flight_max: 1..=32_768,
             drain_ms: 0..=600_000,
         });
-        let origin = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();
-        match self.cors_origins.iter().find(|o| origin(o)) {
-            Some(bad) => Err(format!("gateway.cors_origins holds {bad:?}, which is no origin")),
+        let is_invalid = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();
+        match self.cors_origins.iter().find(|o| is_invalid(o)) {
+            Some(invalid) => Err(format!(
+                "gateway.cors_origins contains {invalid:?}, which is not an origin"
+            )),
             None => Ok(()),
         }
     }

@@ -1,11 +1,11 @@
-//! Pure decisions: what is valid, who of the watchers is meant, what a watcher has seen.
+//! Pure domain logic: field validation, matching of watchers and recipients, the posts a watcher has seen.
 
 mod device;
 mod post;
 mod seen;
 mod targets;
 
-pub(crate) use device::{WEBHOOK_SECRET_PREFIX, p256dh, web_push_auth, webhook_secret};
-pub(crate) use post::{PUSH_TTL_DEFAULT, push_ttl, request_id, text, urls};
-pub(crate) use seen::{Seen, WINDOW};
-pub(crate) use targets::for_each_watched;
+pub(crate) use device::{WEBHOOK_SECRET_PREFIX, parse_p256dh, parse_web_push_auth, parse_webhook_secret};
+pub(crate) use post::{PUSH_TTL_DEFAULT, check_text, check_urls, parse_push_ttl, parse_request_id};
+pub(crate) use seen::{SeenPosts, WATCH_WINDOW};
+pub(crate) use targets::for_each_watched_recipient;

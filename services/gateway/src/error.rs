@@ -1,43 +1,43 @@
-//! Why the service ended, and errors as callers see them.
+//! Errors that end the service, and the gRPC status of a failed read.
 
 use herald_posts::ReadError;
 use herald_rpc::status;
 use tonic::Status;
 
-/// Why the service ended before it was told to.
+/// Why the service ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error("{0}")]
     Config(String),
-    /// The POSTS stream is not the one that the store was filled from: post ids would be given twice.
+    /// The store was filled from another POSTS stream, so new posts would reuse the ids of archived posts.
     #[error(
-        "the POSTS stream ends at {stream_last} but the store holds post {store_last}: this data directory belongs to \
-         another stream, and new posts would take the ids of old ones. Start with the nats-server data that belongs to \
-         it, or with an empty data directory"
+        "the POSTS stream ends at {stream_last} but the store holds post {store_last}: the data directory belongs to \
+         another stream, and new posts would reuse the ids of archived posts; start with the nats-server data that \
+         belongs to this data directory, or with an empty data directory"
     )]
     ForeignStore {
-        /// The last sequence number of POSTS.
+        /// Last sequence number of POSTS.
         stream_last: u64,
-        /// The greatest archived post.
+        /// Greatest id of an archived post.
         store_last: u64,
     },
-    /// The store failed at start-up.
-    #[error("the store can't be read")]
+    /// The last archived post can't be read at start-up.
+    #[error("the gateway can't read the store at start-up")]
     Store(#[from] herald_store::Error),
-    /// The broker failed at start-up, or a consumer ended.
-    #[error("the mesh failed")]
+    /// The broker failed at start-up, or an archive consumer failed.
+    #[error("a broker operation of the gateway failed")]
     Mesh(#[from] herald_mesh::Error),
     /// The gRPC server failed.
     #[error("the gateway's gRPC server failed")]
     Serve(#[source] tonic::transport::Error),
-    /// The descriptors for reflection are broken.
-    #[error("the descriptors for reflection can't be read")]
+    /// The descriptors for gRPC reflection are malformed.
+    #[error("the descriptors for gRPC reflection are malformed")]
     Reflection(#[source] herald_runtime::grpc::Error),
 }
 
-/// A post that can't be read, as callers see it.
-pub(crate) fn unreadable(error: &ReadError) -> Status {
+/// The gRPC status of a failed read of a post.
+pub(crate) fn read_error_to_status(error: &ReadError) -> Status {
     match error {
         ReadError::Store(error) => status::from_store(error),
         ReadError::Mesh(error) => status::from_mesh(error),

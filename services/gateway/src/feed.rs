@@ -1,4 +1,4 @@
-//! What of a timeline a user is shown.
+//! Reads timelines without the posts that are hidden from the user.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -9,22 +9,22 @@ use herald_store::{Preferences, Timelines};
 use moka::future::Cache;
 use tonic::Status;
 
-use crate::{Metrics, error::unreadable};
+use crate::{Metrics, error::read_error_to_status};
 
-/// How long a post that is being shown to watchers is kept: many of them want it at the same moment, and a deletion must
-/// soon be seen.
-const LIVE_POST_AGE_MAX: Duration = Duration::from_secs(2);
-/// What a post takes beside its texts, bytes.
-const POST_BYTES: usize = 512;
-/// What the posts of one answer take at most, bytes: clients refuse answers over 4 MiB by default. The longest post is some
-/// 105 KB, so only pages of very long posts end early.
-pub(crate) const ANSWER_BYTES_MAX: usize = 3 << 20;
-/// How many posts are looked at before a page is answered as it is, however empty.
+/// Time to live of a cached live post. It is short, because a cached post hides a later deletion, and because all
+/// watchers read a post at nearly the same time.
+const LIVE_POST_TTL: Duration = Duration::from_secs(2);
+/// Estimated size of a post without its text and URLs, bytes.
+const POST_OVERHEAD_BYTES: usize = 512;
+/// Maximum total size of the posts in one response, bytes. gRPC clients refuse responses over 4 MiB by default. A post
+/// has at most 106 KB, so only pages of very long posts end early.
+pub(crate) const RESPONSE_BYTES_MAX: usize = 3 << 20;
+/// Maximum number of reads for one page. After the last read the page is returned even if it is not full.
 const READS_MAX: usize = 5;
-/// How many posts are looked at in one go, once some were left out.
-const READ_AGAIN_MIN: usize = 200;
+/// Minimum number of posts in each further read of a page, after the first read had hidden posts.
+const REREAD_MIN: usize = 200;
 
-/// Reads timelines and leaves out deleted posts and muted authors. Cloning shares the cache.
+/// Reads timelines and skips deleted posts and posts of muted authors. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct Feed {
     timelines: Arc<dyn Timelines>,
@@ -34,11 +34,11 @@ pub(crate) struct Feed {
     live_posts: Cache<PostId, Option<Arc<Post>>>,
 }
 
-/// Some posts of a timeline, newest first.
+/// A page of a timeline, newest first.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) posts: Vec<Post>,
-    /// Where the next page starts; `None` for the last one.
+    /// The next page holds posts with ids less than this one; `None` on the last page.
     pub(crate) next: Option<PostId>,
 }
 
@@ -53,9 +53,10 @@ impl Feed {
         let live_posts = Cache::builder()
             .max_capacity(live_post_bytes_max)
             .weigher(|_, post: &Option<Arc<Post>>| {
-                u32::try_from(post.as_deref().map_or(POST_BYTES, weight)).unwrap_or(u32::MAX)
+                u32::try_from(post.as_deref().map_or(POST_OVERHEAD_BYTES, estimated_bytes))
+                    .unwrap_or(u32::MAX)
             })
-            .time_to_live(LIVE_POST_AGE_MAX)
+            .time_to_live(LIVE_POST_TTL)
             .build();
         Self {
             timelines,
@@ -66,8 +67,8 @@ impl Feed {
         }
     }
 
-    /// Authors whose posts this user doesn't want to see.
-    pub(crate) async fn muted(&self, user: UserKey) -> Result<BTreeSet<UserKey>, Status> {
+    /// The authors that a user has muted.
+    pub(crate) async fn muted_authors(&self, user: UserKey) -> Result<BTreeSet<UserKey>, Status> {
         let preferences = self
             .preferences
             .of(&[user])
@@ -76,8 +77,8 @@ impl Feed {
         Ok(preferences.into_iter().next().unwrap_or_default().muted)
     }
 
-    /// The newest posts' ids, newest first.
-    pub(crate) async fn newest(
+    /// Ids of up to `limit` posts on the user's timeline that are less than `before`, newest first.
+    pub(crate) async fn newest_ids(
         &self,
         user: UserKey,
         before: Option<PostId>,
@@ -89,13 +90,17 @@ impl Feed {
             .map_err(|e| status::from_store(&e))
     }
 
-    /// The posts, `None` where one is not to be shown.
-    pub(crate) async fn visible(
+    /// Reads posts, in the order of `ids`; `None` for a hidden or missing post.
+    pub(crate) async fn read_visible(
         &self,
         ids: &[PostId],
         muted: &BTreeSet<UserKey>,
     ) -> Result<Vec<Option<Post>>, Status> {
-        let mut posts = self.reader.read(ids).await.map_err(|e| unreadable(&e))?;
+        let mut posts = self
+            .reader
+            .read(ids)
+            .await
+            .map_err(|e| read_error_to_status(&e))?;
         for post in &mut posts {
             match post {
                 None => _ = self.metrics.posts_missing.inc(),
@@ -106,8 +111,8 @@ impl Feed {
         Ok(posts)
     }
 
-    /// One post for a watcher, `None` where it is not to be shown. Reads each post once for all watchers.
-    pub(crate) async fn visible_live(
+    /// Reads one post for a watcher; `None` for a hidden or missing post. All watchers of a post share one read.
+    pub(crate) async fn read_visible_live(
         &self,
         id: PostId,
         muted: &BTreeSet<UserKey>,
@@ -119,36 +124,41 @@ impl Feed {
                 self.metrics.posts_missing.inc();
                 Ok(None)
             }
-            Err(error) => Err(unreadable(&error)),
+            Err(error) => Err(read_error_to_status(&error)),
         }
     }
 
-    /// Counts posts that watchers got from the store without a live message.
+    /// Counts posts whose live message was lost and that a comparison with the store found.
     pub(crate) fn count_recovered(&self, posts: usize) {
         self.metrics.live_entries_recovered.inc_by(posts as u64);
     }
 
-    /// A page of up to `size` posts less than `before`. Reads on past what is left out, but not without end.
-    pub(crate) async fn page(
+    /// Reads a page of up to `size` posts with ids less than `before`. Hidden posts are skipped, with at most
+    /// `READS_MAX` reads.
+    pub(crate) async fn read_page(
         &self,
         user: UserKey,
         mut before: Option<PostId>,
         size: usize,
     ) -> Result<Page, Status> {
-        let muted = self.muted(user).await?;
+        let muted = self.muted_authors(user).await?;
         let mut posts = Vec::with_capacity(size);
         let mut bytes = 0;
         for read in 0..READS_MAX {
-            let left = size - posts.len();
-            let limit = if read == 0 { left } else { left.max(READ_AGAIN_MIN) };
-            // One more than looked at tells whether there are more.
-            let mut ids = self.newest(user, before, limit + 1).await?;
+            let missing = size - posts.len();
+            let limit = if read == 0 {
+                missing
+            } else {
+                missing.max(REREAD_MIN)
+            };
+            // One extra id shows whether there is a next page.
+            let mut ids = self.newest_ids(user, before, limit + 1).await?;
             let mut more = ids.len() > limit;
             ids.truncate(limit);
             let mut full = false;
-            for (id, post) in ids.iter().zip(self.visible(&ids, &muted).await?) {
-                bytes += post.as_ref().map_or(0, weight);
-                full = posts.len() == size || bytes > ANSWER_BYTES_MAX;
+            for (id, post) in ids.iter().zip(self.read_visible(&ids, &muted).await?) {
+                bytes += post.as_ref().map_or(0, estimated_bytes);
+                full = posts.len() == size || bytes > RESPONSE_BYTES_MAX;
                 if full {
                     more = true;
                     break;
@@ -171,8 +181,8 @@ fn is_hidden(post: &Post, muted: &BTreeSet<UserKey>) -> bool {
     post.deleted_at.is_some() || muted.contains(&post.author)
 }
 
-/// About what a post takes, bytes.
-pub(crate) fn weight(post: &Post) -> usize {
+/// Estimated size of a post, bytes.
+pub(crate) fn estimated_bytes(post: &Post) -> usize {
     let urls: usize = post.links.iter().chain(&post.media_urls).map(String::len).sum();
-    POST_BYTES + post.text.len() + urls
+    POST_OVERHEAD_BYTES + post.text.len() + urls
 }

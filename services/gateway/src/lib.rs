@@ -1,12 +1,13 @@
 //! The gateway: the one public port.
 //!
-//! It accepts posts into the POSTS stream, shows timelines, keeps devices and preferences, tells what became of
-//! deliveries, and sends calls to the graph, analytics and deadletter services on. It owns posts: the archive consumer runs here.
+//! It accepts posts into the POSTS stream, serves timelines, stores devices and preferences, reports the status of
+//! deliveries, and forwards calls to the graph, analytics and deadletter services. It owns posts: the archive consumer
+//! runs here.
 //!
-//! The way of a post: [`grpc`] checks it, makes a key of the author's id, looks for an earlier post with the same request
-//! id, asks the graph for the author's follow version (who is a follower of this post, for ever), and publishes. The
-//! answer of the broker is the answer to the caller: from then on the post is durable. The archive consumer ([`archive`])
-//! writes it to the store; until then it is read from the stream.
+//! Steps of a post: [`grpc`] validates it, interns the author's id, looks for an earlier post with the same request id,
+//! reads the author's follow version from the graph service (it fixes the recipients of the post), and publishes. The
+//! broker's acknowledgement makes the post durable, and then the caller is answered. The archive consumer ([`archive`])
+//! writes the post to the store; until then the post is read from the stream.
 
 mod adapters;
 mod archive;
@@ -37,43 +38,43 @@ pub use metrics::Metrics;
 
 use crate::{adapters::GraphFollowVersions, archive::Archive, archive_watermark::WatermarkReader};
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Connected; its streams and consumers exist.
+    /// Connection to the broker. Streams and consumers of `topology` exist.
     pub mesh: Mesh,
-    /// What they are.
+    /// Streams and consumers.
     pub topology: Arc<Topology>,
-    /// User ids.
+    /// User ids and their keys.
     pub users: Arc<dyn Users>,
     /// Posts and request ids.
     pub posts: Arc<dyn Posts>,
-    /// Where to push to.
+    /// Devices of users.
     pub devices: Arc<dyn Devices>,
-    /// What users want to hear.
+    /// Push settings and muted authors of users.
     pub preferences: Arc<dyn Preferences>,
-    /// What users read.
+    /// Timelines of users.
     pub timelines: Arc<dyn Timelines>,
-    /// What became of each delivery.
+    /// State of each delivery.
     pub ledger: Arc<dyn Ledger>,
-    /// Where to serve gRPC and gRPC-Web.
+    /// Listener of the gRPC and gRPC-Web port.
     pub listener: TcpListener,
-    /// The graph service. May connect lazily.
+    /// Channel to the graph service. May connect lazily.
     pub graph: Channel,
-    /// The analytics service. May connect lazily.
+    /// Channel to the analytics service. May connect lazily.
     pub analytics: Channel,
-    /// The deadletter service. May connect lazily.
+    /// Channel to the deadletter service. May connect lazily.
     pub deadletter: Channel,
-    /// The push service's VAPID public key, base64url; told to those who list devices.
+    /// VAPID public key (RFC 8292) of the push service, base64url; part of the ListDevices response.
     pub vapid_public_key: String,
-    /// Set while calls are taken.
+    /// Set while the port accepts calls.
     pub ready: Flag,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Serves until `shutdown`, then finishes the calls under way, ends watches, and drains the archive consumer.
+/// Serves until `shutdown`, then ends watches, finishes the calls in flight, and drains the archive consumer.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 
@@ -96,12 +97,12 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ready,
         metrics,
     } = deps;
-    check_same_stream(&mesh, &*posts).await?;
+    check_stream_matches_store(&mesh, &*posts).await?;
 
     let archive = Archive::new(posts.clone(), metrics.clone(), config.archive_batch_max);
-    // Ends after the calls: a DeletePost under way waits for the archive.
-    let archive_end = CancellationToken::new();
-    let mut archiving = Workers::new(mesh.clone(), topology.clone(), &archive_end);
+    // Cancelled after the last call has ended, because DeletePost waits for the archive.
+    let archive_stop = CancellationToken::new();
+    let mut archive_workers = Workers::new(mesh.clone(), topology.clone(), &archive_stop);
     let archive = Arc::new(archive);
     for (consumer, in_flight_max) in [
         (consumers::ARCHIVE, config.archive_in_flight_max),
@@ -115,21 +116,21 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             batch_max: config.archive_batch_max.min(in_flight_max),
             ..ConsumeOptions::default()
         };
-        archiving.spawn(consumer, archive.clone(), options)?;
+        archive_workers.spawn(consumer, archive.clone(), options)?;
     }
     drop(archive);
 
     let watermark_reader = WatermarkReader::new(mesh.clone(), posts.clone(), &topology);
     let archive_watermark = watermark_reader.archive_watermark();
     tokio::spawn(
-        archive_end
+        archive_stop
             .clone()
             .run_until_cancelled_owned(watermark_reader.run()),
     );
 
     let timeout = Duration::from_millis(config.graph_timeout_ms);
     let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
-    let parts = grpc::Parts {
+    let service_deps = grpc::ServiceDeps {
         mesh: mesh.clone(),
         topology: topology.clone(),
         users,
@@ -146,28 +147,28 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         vapid_public_key,
         metrics,
     };
-    // Ends the calls too when the archive consumer fails.
-    let calls_end = shutdown.child_token();
+    // Cancelled at shutdown, and when an archive consumer fails.
+    let calls_stop = shutdown.child_token();
     let serving = async {
         ready.set(true);
-        let served = grpc::serve(&config, parts, listener, calls_end.clone()).await;
+        let served = grpc::serve(&config, service_deps, listener, calls_stop.clone()).await;
         ready.set(false);
-        archive_end.cancel();
+        archive_stop.cancel();
         served
     };
-    let archiving = async {
-        let archived = archiving.join().await;
-        calls_end.cancel();
+    let archive_workers = async {
+        let archived = archive_workers.join().await;
+        calls_stop.cancel();
         archived
     };
-    let (served, archived) = tokio::join!(serving, archiving);
+    let (served, archived) = tokio::join!(serving, archive_workers);
     archived?;
     served
 }
 
-/// Post ids are sequence numbers of POSTS. With a stream that ends before the store's last post, new posts would take old
-/// ones' ids.
-async fn check_same_stream(mesh: &Mesh, posts: &dyn Posts) -> Result<(), Error> {
+/// Refuses a POSTS stream that ends before the last archived post. Post ids are sequence numbers of POSTS, so new posts
+/// would reuse ids.
+async fn check_stream_matches_store(mesh: &Mesh, posts: &dyn Posts) -> Result<(), Error> {
     let Some(store_last) = posts.last().await? else {
         return Ok(());
     };

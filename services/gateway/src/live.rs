@@ -1,4 +1,4 @@
-//! Live entries: one subscription a gateway, while anybody watches, and what each watcher wants of it.
+//! Live entries for WatchTimeline streams: one subscription for each gateway, active while there is a watcher.
 
 use std::{
     collections::BTreeMap,
@@ -20,21 +20,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Metrics, domain};
 
-/// Why nobody can start to watch.
+/// Why a watch can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
-    /// There are as many watchers as allowed.
-    #[error("{0} watchers are the most at one time")]
+    /// The maximum number of watchers is reached.
+    #[error("the maximum of {0} concurrent watchers is reached")]
     TooMany(usize),
-    /// The broker doesn't take the subscription.
-    #[error("the live subject can't be subscribed to")]
+    /// The broker refused the subscription.
+    #[error("the subscription to the live subject failed")]
     Mesh(#[from] herald_mesh::Error),
 }
 
-/// Hands the ids of posts that became visible to those who watch. Cloning shares it.
+/// Distributes the ids of posts that became visible to the watchers of their recipients. Clones share the state.
 ///
-/// Live messages are a hint, not a promise: core NATS loses them while a connection is down. Watchers compare with the
-/// store from time to time.
+/// Live messages are best effort: core NATS drops them while a connection is down. Each watch compares itself with the
+/// store periodically.
 #[derive(Clone)]
 pub(crate) struct Hub(Arc<Inner>);
 
@@ -43,19 +43,19 @@ struct Inner {
     metrics: Metrics,
     queue_max: usize,
     watchers_max: usize,
-    /// Held while the subscription is being made, so that there is one.
+    /// Held while the subscription is being created, so that only one is created.
     starting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
-/// *Invariant:* `subscription` is there whenever `count` is not 0 and nobody holds `starting`.
+/// *Invariant:* `subscription` is `Some` whenever `count` is not 0 and no task holds `starting`.
 #[derive(Default)]
 struct State {
     watchers: BTreeMap<UserKey, Vec<Watcher>>,
-    /// Watches that are not dropped yet; slow ones are no longer in `watchers` but still counted.
+    /// Number of [`Watch`] values that are not dropped. A slow watcher is removed from `watchers` but still counted.
     count: usize,
     next_id: u64,
-    /// Ends the subscription.
+    /// Cancels the subscription.
     subscription: Option<CancellationToken>,
 }
 
@@ -65,18 +65,18 @@ struct Watcher {
     slow: Arc<AtomicBool>,
 }
 
-/// What a watcher hears.
+/// An event of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum WatchEvent {
     /// A post became visible.
     Post(PostId),
-    /// The watcher took too long, its queue was full.
+    /// The watcher's queue was full; the watch has ended.
     Slow,
-    /// The subscription is gone.
+    /// The subscription has ended.
     Closed,
 }
 
-/// One watcher's ear; dropping it ends the watch.
+/// Receiver of one watcher; dropping it ends the watch.
 pub(crate) struct Watch {
     id: u64,
     user: UserKey,
@@ -86,12 +86,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The next thing to hear; what was queued comes before [`Heard::Slow`]. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Heard {
+    /// Receives the next event; queued posts come before [`WatchEvent::Slow`]. Cancel safe.
+    pub(crate) async fn next(&mut self) -> WatchEvent {
         match self.queue.recv().await {
-            Some(post) => Heard::Post(post),
-            None if self.slow.load(Ordering::Acquire) => Heard::Slow,
-            None => Heard::Closed,
+            Some(post) => WatchEvent::Post(post),
+            None if self.slow.load(Ordering::Acquire) => WatchEvent::Slow,
+            None => WatchEvent::Closed,
         }
     }
 }
@@ -134,7 +134,8 @@ impl Hub {
         }))
     }
 
-    /// Starts to watch a user's timeline. On return the subscription is made: what becomes visible from now on is heard.
+    /// Starts a watch of a user's timeline. On return the subscription is active: the watch receives every live
+    /// message published from then on.
     pub(crate) async fn watch(&self, user: UserKey) -> Result<Watch, WatchError> {
         let inner = &*self.0;
         let starting = inner.starting.lock().await;
@@ -143,13 +144,13 @@ impl Hub {
             let chunks = inner.mesh.subscribe_live().await?;
             let stop = CancellationToken::new();
             inner.state.lock().subscription = Some(stop.clone());
-            tokio::spawn(self.clone().pump(chunks, stop));
+            tokio::spawn(self.clone().run_subscription(chunks, stop));
         }
         drop(starting);
         Ok(watch)
     }
 
-    /// Adds a watcher, and tells whether there is a subscription.
+    /// Adds a watcher; also returns whether there is a subscription.
     fn register(&self, user: UserKey) -> Result<(Watch, bool), WatchError> {
         let inner = &*self.0;
         let mut state = inner.state.lock();
@@ -179,45 +180,45 @@ impl Hub {
         ))
     }
 
-    async fn pump(self, chunks: impl Stream<Item = Bytes> + Send, stop: CancellationToken) {
+    async fn run_subscription(self, chunks: impl Stream<Item = Bytes> + Send, stop: CancellationToken) {
         let mut chunks = std::pin::pin!(chunks);
         while let Some(Some(body)) = stop.run_until_cancelled(chunks.next()).await {
             self.dispatch(body);
         }
         if !stop.is_cancelled() {
-            tracing::warn!("live subscription ended");
+            tracing::warn!("live subscription ended, watches are closed");
             let mut state = self.0.state.lock();
-            // The watchers hear that it is closed and come back.
+            // Their watches receive `Closed`, and the clients resume.
             state.watchers.clear();
             state.subscription = None;
         }
     }
 
-    /// Gives each chunk's post to the watchers among its recipients.
+    /// Sends the post of each chunk to the watchers among the chunk's recipients.
     fn dispatch(&self, body: Bytes) {
         let chunks = match LiveChunks::decode(body) {
             Ok(live) => live.chunks,
-            Err(error) => return self.malformed(&error),
+            Err(error) => return self.report_malformed(&error),
         };
         for chunk in chunks {
             self.0.metrics.live_chunks.inc();
             match Recipients::decode(chunk.recipients, chunk.recipient_count) {
-                Ok(recipients) => self.tell(PostId(chunk.post_id), &recipients),
-                Err(error) => self.malformed(&error),
+                Ok(recipients) => self.send_to_watchers(PostId(chunk.post_id), &recipients),
+                Err(error) => self.report_malformed(&error),
             }
         }
     }
 
-    fn malformed(&self, reason: &impl std::fmt::Display) {
+    fn report_malformed(&self, reason: &impl std::fmt::Display) {
         self.0.metrics.live_chunks_malformed.inc();
-        tracing::warn!(%reason, "live chunk left out");
+        tracing::warn!(%reason, "malformed live chunk skipped");
     }
 
-    fn tell(&self, post: PostId, recipients: &Recipients) {
+    fn send_to_watchers(&self, post: PostId, recipients: &Recipients) {
         let metrics = &self.0.metrics;
         let mut state = self.0.state.lock();
-        let mut gone = Vec::new();
-        domain::for_each_watched(&state.watchers, recipients, |user, watchers| {
+        let mut closed = Vec::new();
+        domain::for_each_watched_recipient(&state.watchers, recipients, |user, watchers| {
             for watcher in watchers {
                 match watcher.queue.try_send(post) {
                     Ok(()) => _ = metrics.live_entries.inc(),
@@ -226,12 +227,12 @@ impl Hub {
                             watcher.slow.store(true, Ordering::Release);
                             metrics.watchers_slow.inc();
                         }
-                        gone.push((user, watcher.id));
+                        closed.push((user, watcher.id));
                     }
                 }
             }
         });
-        for (user, id) in gone {
+        for (user, id) in closed {
             state.remove(user, id);
         }
     }

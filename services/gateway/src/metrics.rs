@@ -8,36 +8,36 @@ use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, secon
 pub struct Metrics {
     /// Posts accepted, by lane.
     pub posts_accepted: Family<[(&'static str, &'static str); 1], Counter>,
-    /// Posts that had been accepted before.
+    /// Posts whose request id was accepted before.
     pub posts_duplicate: Counter,
     /// Posts refused, by gRPC status code.
     pub posts_refused: Family<[(&'static str, &'static str); 1], Counter>,
-    /// From a post's arrival to its acknowledgement by the broker.
+    /// Time from the arrival of a post to its acknowledgement by the broker.
     pub submit_seconds: Histogram,
     /// Posts and deletions archived.
     pub archived: Counter,
-    /// Batches in which they were archived.
+    /// Committed archive batches.
     pub archive_batches: Counter,
-    /// WatchTimeline streams under way.
+    /// Active WatchTimeline streams.
     pub watchers: Gauge,
-    /// WatchTimeline streams ended because their reader was too slow.
+    /// WatchTimeline streams ended because their queue was full.
     pub watchers_slow: Counter,
-    /// Timeline chunks looked at for watchers.
+    /// Live timeline chunks received.
     pub live_chunks: Counter,
-    /// Timeline chunks that could not be read.
+    /// Live timeline chunks that are malformed.
     pub live_chunks_malformed: Counter,
-    /// Entries handed to watchers.
+    /// Live entries queued for watchers.
     pub live_entries: Counter,
-    /// Entries that watchers got from the store because the live message was lost.
+    /// Entries that a comparison with the store found after a lost live message.
     pub live_entries_recovered: Counter,
-    /// Posts on a timeline that are neither archived nor in the stream.
+    /// Posts on a timeline that are neither in the archive nor in POSTS.
     pub posts_missing: Counter,
-    /// Calls refused because too many were under way.
+    /// Calls refused because `calls_max` calls were in flight.
     pub calls_shed: Counter,
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             posts_accepted: Family::default(),
@@ -62,32 +62,32 @@ impl Metrics {
         }
         register! {
             posts_accepted, "Posts accepted";
-            posts_duplicate, "Posts that had been accepted before";
+            posts_duplicate, "Posts whose request id was accepted before";
             posts_refused, "Posts refused, by gRPC status code";
-            submit_seconds, "From a post's arrival to its acknowledgement by the broker";
+            submit_seconds, "Time from the arrival of a post to its acknowledgement by the broker";
             archived, "Posts and deletions archived";
-            archive_batches, "Batches in which posts and deletions were archived";
-            watchers, "WatchTimeline streams under way";
-            watchers_slow, "WatchTimeline streams ended because their reader was too slow";
-            live_chunks, "Timeline chunks looked at for watchers";
-            live_chunks_malformed, "Timeline chunks that could not be read";
-            live_entries, "Entries handed to watchers";
-            live_entries_recovered, "Entries that watchers got from the store because the live message was lost";
-            posts_missing, "Posts on a timeline that are neither archived nor in the stream";
-            calls_shed, "Calls refused because too many were under way";
+            archive_batches, "Committed archive batches";
+            watchers, "Active WatchTimeline streams";
+            watchers_slow, "WatchTimeline streams ended because their queue was full";
+            live_chunks, "Live timeline chunks received";
+            live_chunks_malformed, "Live timeline chunks that are malformed";
+            live_entries, "Live entries queued for watchers";
+            live_entries_recovered, "Entries that a comparison with the store found after a lost live message";
+            posts_missing, "Posts on a timeline that are neither in the archive nor in POSTS";
+            calls_shed, "Calls refused because calls_max calls were in flight";
         }
         metrics
     }
 
     /// Counts an accepted post.
-    pub(crate) fn accepted(&self, lane: Lane) {
+    pub(crate) fn count_accepted(&self, lane: Lane) {
         self.posts_accepted
             .get_or_create(&[("lane", lane.as_str())])
             .inc();
     }
 
     /// Counts a refused post.
-    pub(crate) fn refused(&self, code: tonic::Code) {
+    pub(crate) fn count_refused(&self, code: tonic::Code) {
         let code = match code {
             tonic::Code::InvalidArgument => "invalid_argument",
             tonic::Code::ResourceExhausted => "resource_exhausted",

@@ -1,9 +1,9 @@
-//! The model's words as callers see them.
+//! Conversion of model types to the public API.
 
 use herald_model::Post;
 use herald_proto::{timestamp_to_proto, v1};
 
-/// A post as callers see it.
+/// Converts a post.
 pub(crate) fn post_to_v1(post: Post) -> v1::Post {
     v1::Post {
         post_id: post.id.0,
@@ -16,8 +16,8 @@ pub(crate) fn post_to_v1(post: Post) -> v1::Post {
     }
 }
 
-/// A post on a timeline as callers see it.
-pub(crate) fn timeline_entry(post: Post) -> v1::TimelineEntry {
+/// Converts a post to a timeline entry.
+pub(crate) fn timeline_entry_to_v1(post: Post) -> v1::TimelineEntry {
     v1::TimelineEntry {
         post: Some(post_to_v1(post)),
     }

@@ -1,4 +1,4 @@
-//! Asks for an author's follow version.
+//! Reads the follow version of an author.
 
 use std::time::Duration;
 
@@ -9,14 +9,15 @@ use herald_rpc::status;
 use herald_runtime::trace::Inject;
 use tonic::{Code, Request, Status, service::interceptor::InterceptedService, transport::Channel};
 
-/// Knows how often an author's followers have changed.
+/// Source of follow versions: the number of changes of an author's followers.
 #[async_trait]
 pub trait FollowVersions: Send + Sync {
-    /// The author's follow version, with every follow and unfollow in it that was answered before the call.
+    /// Reads the author's follow version. It includes every follow and unfollow that was answered before the call.
     async fn current(&self, author: &UserId) -> Result<FollowVersion, Status>;
 }
 
-/// Asks the graph service. Not cached: a post accepted after a follow was answered must reach that follower.
+/// Reads follow versions from the graph service. They are not cached: a post that is accepted after a follow was
+/// answered must reach that follower.
 pub(crate) struct GraphFollowVersions {
     client: GraphServiceClient<InterceptedService<Channel, Inject>>,
     timeout: Duration,
@@ -38,9 +39,9 @@ impl FollowVersions for GraphFollowVersions {
             author_id: author.as_str().into(),
         });
         request.set_timeout(self.timeout);
-        let answer = tokio::time::timeout(self.timeout, self.client.clone().count_followers(request)).await;
-        match answer {
-            Ok(Ok(answer)) => Ok(FollowVersion(answer.into_inner().follow_version)),
+        let response = tokio::time::timeout(self.timeout, self.client.clone().count_followers(request)).await;
+        match response {
+            Ok(Ok(response)) => Ok(FollowVersion(response.into_inner().follow_version)),
             Ok(Err(error))
                 if !matches!(
                     error.code(),
@@ -51,19 +52,19 @@ impl FollowVersions for GraphFollowVersions {
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "graph service unavailable");
-                Err(unavailable())
+                Err(graph_unavailable())
             }
             Err(_) => {
-                tracing::warn!(
-                    timeout_ms = self.timeout.as_millis(),
-                    "graph service did not answer in time"
-                );
-                Err(unavailable())
+                tracing::warn!(timeout_ms = self.timeout.as_millis(), "graph service timed out");
+                Err(graph_unavailable())
             }
         }
     }
 }
 
-fn unavailable() -> Status {
-    status::unavailable("GRAPH_UNAVAILABLE", "the graph service is not available")
+fn graph_unavailable() -> Status {
+    status::unavailable(
+        "GRAPH_UNAVAILABLE",
+        "the graph service is not available; retry later",
+    )
 }

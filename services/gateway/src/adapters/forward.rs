@@ -1,4 +1,4 @@
-//! Sends whole calls on to the service that answers them, without decoding.
+//! Forwards calls to another service without decoding them.
 
 use std::{
     convert::Infallible,
@@ -14,27 +14,31 @@ use http::{HeaderName, Request, Response, Version, header};
 use tonic::{body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
 
-/// Which service is forwarded.
+/// A service whose calls are forwarded.
 pub(crate) trait Forwarded: Send + Sync + 'static {
-    /// Its full name.
+    /// Full gRPC name of the service.
     const NAME: &'static str;
 }
 
 /// GraphService.
 pub(crate) struct Graph;
 
+impl Forwarded for Graph {
+    const NAME: &'static str = v1::graph_service_server::SERVICE_NAME;
+}
+
 /// AnalyticsService.
 pub(crate) struct Analytics;
+
+impl Forwarded for Analytics {
+    const NAME: &'static str = v1::analytics_service_server::SERVICE_NAME;
+}
 
 /// DeadLetterService.
 pub(crate) struct DeadLetters;
 
 impl Forwarded for DeadLetters {
     const NAME: &'static str = v1::dead_letter_service_server::SERVICE_NAME;
-}
-
-impl Forwarded for Graph {
-    const NAME: &'static str = v1::graph_service_server::SERVICE_NAME;
 }
 
 /// AuditService.
@@ -44,11 +48,7 @@ impl Forwarded for Audits {
     const NAME: &'static str = v1::audit_service_server::SERVICE_NAME;
 }
 
-impl Forwarded for Analytics {
-    const NAME: &'static str = v1::analytics_service_server::SERVICE_NAME;
-}
-
-/// Answers a service's calls by sending them on: messages, metadata, deadlines and trailers pass as they are.
+/// Forwards the calls of a service; messages, metadata, deadlines and trailers stay unchanged.
 pub(crate) struct Forward<S> {
     channel: Channel,
     service: PhantomData<fn() -> S>,
@@ -79,13 +79,13 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The channel is waited for in the call, so that one that is down refuses its own calls only.
+        // The call waits for the channel, so that an unavailable service blocks no call to another service.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let channel = self.channel.clone();
-        prepare(&mut request);
+        prepare_headers(&mut request);
         Box::pin(async move {
             Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
                 tracing::warn!(
@@ -93,14 +93,17 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
                     error = error_chain(&error),
                     "call not forwarded"
                 );
-                status::unavailable("SERVICE_UNAVAILABLE", format!("{} is not available", S::NAME))
-                    .into_http()
+                status::unavailable(
+                    "SERVICE_UNAVAILABLE",
+                    format!("{} is not available; retry later", S::NAME),
+                )
+                .into_http()
             }))
         })
     }
 }
 
-/// What belongs to one connection.
+/// Headers that are valid for one connection only (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 5] = [
     header::CONNECTION,
     header::HOST,
@@ -109,12 +112,12 @@ const HOP_BY_HOP: [HeaderName; 5] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// Takes off what belongs to the caller's own connection.
-fn prepare(request: &mut Request<Body>) {
+/// Removes hop-by-hop headers and adds the trace context.
+fn prepare_headers(request: &mut Request<Body>) {
     *request.version_mut() = Version::HTTP_2;
     for name in HOP_BY_HOP {
         request.headers_mut().remove(name);
     }
-    // The other service's span is a child of this one's, if this one is recorded.
+    // If the gateway records the trace, the span of the other service becomes a child of the gateway's span.
     trace::inject(request.headers_mut());
 }

@@ -1,29 +1,30 @@
-//! What a device's keys must be. Its endpoint is checked by [`herald_push_endpoint`].
+//! Validation of a device's keys. [`herald_push_endpoint`] validates its endpoint.
 
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
 
-/// The length of a Web Push subscription's shared secret, bytes.
+/// Length of the authentication secret of a Web Push subscription (RFC 8291), bytes.
 const AUTH_BYTES: usize = 16;
-/// The length of an uncompressed P-256 point, bytes.
+/// Length of an uncompressed P-256 point (SEC 1), bytes.
 const POINT_BYTES: usize = 65;
-/// What a webhook's secret starts with, as Standard Webhooks says.
+/// Prefix of a webhook secret, as Standard Webhooks defines it.
 pub(crate) const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
-/// The lengths of a webhook's secret, bytes.
+/// Allowed lengths of a decoded webhook secret (Standard Webhooks), bytes.
 const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Browsers leave the padding out, some libraries write it.
+/// Browsers omit the padding; some libraries write it.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Checks a browser's public key: an uncompressed point on P-256. Anything else would fail at each push.
-pub(crate) fn p256dh(text: &str) -> Result<Vec<u8>, String> {
-    let bytes = base64url(text)?;
-    // SEC 1 also has compressed points; browsers send the uncompressed form only.
+/// Decodes the public key of a Web Push subscription: base64url of an uncompressed point on P-256. With any other
+/// key the encryption of each push would fail.
+pub(crate) fn parse_p256dh(text: &str) -> Result<Vec<u8>, String> {
+    let bytes = decode_base64url(text)?;
+    // `from_sec1_bytes` also accepts compressed points, which RFC 8291 does not allow.
     if bytes.len() == POINT_BYTES && p256::PublicKey::from_sec1_bytes(&bytes).is_ok() {
         Ok(bytes)
     } else {
@@ -33,9 +34,9 @@ pub(crate) fn p256dh(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Checks a browser's shared secret.
-pub(crate) fn web_push_auth(text: &str) -> Result<Vec<u8>, String> {
-    let bytes = base64url(text)?;
+/// Decodes the authentication secret of a Web Push subscription: base64url of 16 bytes.
+pub(crate) fn parse_web_push_auth(text: &str) -> Result<Vec<u8>, String> {
+    let bytes = decode_base64url(text)?;
     if bytes.len() == AUTH_BYTES {
         Ok(bytes)
     } else {
@@ -43,14 +44,14 @@ pub(crate) fn web_push_auth(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Checks a webhook's secret.
-pub(crate) fn webhook_secret(text: &str) -> Result<Vec<u8>, String> {
-    let coded = text
+/// Decodes a webhook secret: `whsec_` and base64 of 24 to 64 bytes.
+pub(crate) fn parse_webhook_secret(text: &str) -> Result<Vec<u8>, String> {
+    let encoded = text
         .strip_prefix(WEBHOOK_SECRET_PREFIX)
         .ok_or_else(|| format!("must start with {WEBHOOK_SECRET_PREFIX}"))?;
-    // The decoder's error would tell a part of the secret.
+    // The decoder's error is dropped because it contains a part of the secret.
     let bytes = STANDARD
-        .decode(coded)
+        .decode(encoded)
         .map_err(|_| "must be base64 after its prefix".to_owned())?;
     if WEBHOOK_SECRET_BYTES.contains(&bytes.len()) {
         Ok(bytes)
@@ -64,7 +65,7 @@ pub(crate) fn webhook_secret(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-fn base64url(text: &str) -> Result<Vec<u8>, String> {
+fn decode_base64url(text: &str) -> Result<Vec<u8>, String> {
     if text.is_empty() {
         return Err("must not be empty".into());
     }
@@ -83,11 +84,11 @@ mod tests {
     const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
     #[test]
-    fn web_push_keys_are_taken_with_and_without_padding() {
-        assert_eq!(p256dh(P256DH).unwrap().len(), 65);
-        assert_eq!(p256dh(&format!("{P256DH}=")).unwrap().len(), 65);
-        assert_eq!(web_push_auth(AUTH).unwrap().len(), 16);
-        assert_eq!(web_push_auth(&format!("{AUTH}==")).unwrap().len(), 16);
+    fn web_push_keys_are_accepted_with_and_without_padding() {
+        assert_eq!(parse_p256dh(P256DH).unwrap().len(), 65);
+        assert_eq!(parse_p256dh(&format!("{P256DH}=")).unwrap().len(), 65);
+        assert_eq!(parse_web_push_auth(AUTH).unwrap().len(), 16);
+        assert_eq!(parse_web_push_auth(&format!("{AUTH}==")).unwrap().len(), 16);
     }
 
     #[test]
@@ -96,42 +97,42 @@ mod tests {
         off_curve.extend([7; 64]);
         let mut compressed = vec![0x02];
         compressed.extend([7; 64]);
-        for bad in [
+        for invalid in [
             String::new(),
             "no base64!".into(),
             URL_SAFE_NO_PAD.encode([4; 64]),
             URL_SAFE_NO_PAD.encode(off_curve),
             URL_SAFE_NO_PAD.encode(compressed),
         ] {
-            assert!(p256dh(&bad).is_err(), "{bad}");
+            assert!(parse_p256dh(&invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
     fn a_shared_secret_has_16_bytes() {
-        for bad in [
+        for invalid in [
             String::new(),
             "$".into(),
             URL_SAFE_NO_PAD.encode([1; 15]),
             URL_SAFE_NO_PAD.encode([1; 17]),
         ] {
-            assert!(web_push_auth(&bad).is_err(), "{bad}");
+            assert!(parse_web_push_auth(&invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_webhook_secret_is_24_to_64_bytes_behind_its_prefix() {
+    fn a_webhook_secret_is_24_to_64_bytes_after_its_prefix() {
         let secret = |length: usize| format!("whsec_{}", STANDARD.encode(vec![9; length]));
-        assert_eq!(webhook_secret(&secret(24)).unwrap().len(), 24);
-        assert_eq!(webhook_secret(&secret(64)).unwrap().len(), 64);
-        for bad in [
+        assert_eq!(parse_webhook_secret(&secret(24)).unwrap().len(), 24);
+        assert_eq!(parse_webhook_secret(&secret(64)).unwrap().len(), 64);
+        for invalid in [
             secret(23),
             secret(65),
             STANDARD.encode([9; 24]),
             "whsec_%%%".into(),
             "whsec_".into(),
         ] {
-            assert!(webhook_secret(&bad).is_err(), "{bad}");
+            assert!(parse_webhook_secret(&invalid).is_err(), "{invalid}");
         }
     }
 }

@@ -1,28 +1,28 @@
-//! What a post must be.
+//! Validation of a post's fields.
 
 use std::time::Duration;
 
 use url::Url;
 use uuid::Uuid;
 
-/// The longest text, characters.
+/// Maximum length of a text, characters (Unicode scalar values).
 const TEXT_CHARACTERS_MAX: usize = 10_000;
-/// The longest URL, bytes.
+/// Maximum length of a URL, bytes.
 const URL_BYTES_MAX: usize = 2_048;
-/// The most links, and the most media.
+/// Maximum number of links, and of media URLs.
 const URLS_MAX: usize = 16;
-/// How long a push is worth sending when nothing is said.
+/// Time to live of a push if the request has none.
 pub(crate) const PUSH_TTL_DEFAULT: Duration = Duration::from_hours(1);
 const PUSH_TTL_MIN: Duration = Duration::from_secs(1);
-/// As RFC 8030's push services keep it at most.
+/// The longest time that common push services (RFC 8030) store a message.
 const PUSH_TTL_MAX: Duration = Duration::from_hours(28 * 24);
 
-/// Checks a post's text.
-pub(crate) fn text(text: &str) -> Result<(), String> {
+/// Checks a text: 1 to 10,000 characters.
+pub(crate) fn check_text(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("must not be empty".into());
     }
-    // A text of few bytes has no more characters than that.
+    // A text never has more characters than bytes, so short texts need no count.
     if text.len() <= TEXT_CHARACTERS_MAX {
         return Ok(());
     }
@@ -34,45 +34,45 @@ pub(crate) fn text(text: &str) -> Result<(), String> {
     }
 }
 
-/// Checks a request id: a UUID in its usual form, 8-4-4-4-12 hexadecimal digits. Any case is the same id.
-pub(crate) fn request_id(id: &str) -> Result<String, String> {
+/// Checks a request id, a UUID (RFC 9562) of 8-4-4-4-12 hexadecimal digits, and returns it in lower case.
+pub(crate) fn parse_request_id(id: &str) -> Result<String, String> {
     let malformed = || "must be a UUID such as 6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10".to_owned();
     if id.len() != uuid::fmt::Hyphenated::LENGTH {
         return Err(malformed());
     }
     let uuid = Uuid::try_parse(id).map_err(|_| malformed())?;
     if uuid.is_nil() {
-        // A client that forgot to fill it in would have all its posts taken for one.
+        // All posts of a client that doesn't set the id would be duplicates of each other.
         return Err("must not be the nil UUID".into());
     }
     Ok(uuid.as_hyphenated().to_string())
 }
 
-/// Checks a list of links or media; answers with what is wrong, `(field, description)`.
-pub(crate) fn urls(field: &str, urls: &[String]) -> Vec<(String, String)> {
+/// Checks a list of up to 16 http or https URLs; returns the violations as `(field, description)`.
+pub(crate) fn check_urls(field: &str, urls: &[String]) -> Vec<(String, String)> {
     if urls.len() > URLS_MAX {
         return vec![(
             field.into(),
-            format!("must hold at most {URLS_MAX} URLs, holds {}", urls.len()),
+            format!("must contain at most {URLS_MAX} URLs, contains {}", urls.len()),
         )];
     }
-    let refusals = urls
+    let violations = urls
         .iter()
         .enumerate()
-        .filter_map(|(i, url)| Some((i, http_url(url).err()?)));
-    refusals
+        .filter_map(|(i, url)| Some((i, check_http_url(url).err()?)));
+    violations
         .map(|(i, description)| (format!("{field}[{i}]"), description))
         .collect()
 }
 
-fn http_url(url: &str) -> Result<(), String> {
+fn check_http_url(url: &str) -> Result<(), String> {
     if url.len() > URL_BYTES_MAX {
         return Err(format!(
             "must be at most {URL_BYTES_MAX} bytes long, is {}",
             url.len()
         ));
     }
-    // The parser would trim and drop these silently; what is stored is the caller's string.
+    // The URL parser trims and drops these characters silently, but the caller's string is stored unchanged.
     if url.chars().any(|c| c.is_control() || c == ' ') {
         return Err("must not contain spaces or control characters".into());
     }
@@ -80,14 +80,15 @@ fn http_url(url: &str) -> Result<(), String> {
         Ok(parsed) if !matches!(parsed.scheme(), "http" | "https") => {
             Err(format!("must be an http or https URL, is {}", parsed.scheme()))
         }
-        Ok(parsed) if parsed.host_str().is_none_or(str::is_empty) => Err("must name a host".into()),
+        Ok(parsed) if parsed.host_str().is_none_or(str::is_empty) => Err("must have a host".into()),
         Ok(_) => Ok(()),
         Err(error) => Err(format!("must be an http or https URL: {error}")),
     }
 }
 
-/// Checks a push's time to live, given as a protobuf duration, and rounds it up to the second.
-pub(crate) fn push_ttl(seconds: i64, nanos: i32) -> Result<Duration, String> {
+/// Checks a push's time to live, 1 second to 28 days, and rounds it up to a second. The arguments are the fields of a
+/// protobuf duration.
+pub(crate) fn parse_push_ttl(seconds: i64, nanos: i32) -> Result<Duration, String> {
     let out_of_range = || "must be 1 second to 28 days".to_owned();
     let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else {
         return Err(out_of_range());
@@ -108,11 +109,11 @@ mod tests {
 
     #[test]
     fn text_is_counted_in_characters() {
-        assert_eq!(text("x"), Ok(()));
-        assert_eq!(text(&"ü".repeat(10_000)), Ok(()));
-        assert_eq!(text(""), Err("must not be empty".into()));
+        assert_eq!(check_text("x"), Ok(()));
+        assert_eq!(check_text(&"ü".repeat(10_000)), Ok(()));
+        assert_eq!(check_text(""), Err("must not be empty".into()));
         assert_eq!(
-            text(&"ü".repeat(10_001)),
+            check_text(&"ü".repeat(10_001)),
             Err("must be at most 10000 characters long, is 10001".into())
         );
     }
@@ -120,9 +121,9 @@ mod tests {
     #[test]
     fn a_request_id_is_a_uuid_of_any_case() {
         let id = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
-        assert_eq!(request_id(id), Ok(id.into()));
-        assert_eq!(request_id(&id.to_uppercase()), Ok(id.into()));
-        for bad in [
+        assert_eq!(parse_request_id(id), Ok(id.into()));
+        assert_eq!(parse_request_id(&id.to_uppercase()), Ok(id.into()));
+        for invalid in [
             "1",
             "deleted",
             "6b1e7f0c1f5d4a3e9d550c7f6b1b2a10",
@@ -130,21 +131,21 @@ mod tests {
             "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a1z",
             "00000000-0000-0000-0000-000000000000",
         ] {
-            assert!(request_id(bad).is_err(), "{bad}");
+            assert!(parse_request_id(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
     fn a_link_is_an_http_url_of_bounded_length() {
-        let violated = |urls_given: &[&str]| {
+        let violated_fields = |urls_given: &[&str]| {
             let given: Vec<String> = urls_given.iter().map(|u| (*u).to_owned()).collect();
-            urls("links", &given)
+            check_urls("links", &given)
                 .into_iter()
                 .map(|(field, _)| field)
                 .collect::<Vec<_>>()
         };
         assert!(
-            violated(&[
+            violated_fields(&[
                 "http://example.org",
                 "https://example.org/a?b=c#d",
                 "https://[::1]:8080/"
@@ -152,7 +153,7 @@ mod tests {
             .is_empty()
         );
         let long = format!("https://example.org/{}", "a".repeat(2_048));
-        for bad in [
+        for invalid in [
             "",
             "example.org",
             "/path",
@@ -164,17 +165,24 @@ mod tests {
             "https://example.org/\n",
             &long,
         ] {
-            assert_eq!(violated(&["https://example.org", bad]), ["links[1]"], "{bad:?}");
+            assert_eq!(
+                violated_fields(&["https://example.org", invalid]),
+                ["links[1]"],
+                "{invalid:?}"
+            );
         }
-        assert_eq!(violated(&["https://example.org"; 16]), Vec::<String>::new());
-        assert_eq!(violated(&["https://example.org"; 17]), ["links"]);
+        assert_eq!(
+            violated_fields(&["https://example.org"; 16]),
+            Vec::<String>::new()
+        );
+        assert_eq!(violated_fields(&["https://example.org"; 17]), ["links"]);
     }
 
     #[test]
     fn a_time_to_live_has_bounds_and_is_rounded_up() {
-        assert_eq!(push_ttl(1, 0), Ok(Duration::from_secs(1)));
-        assert_eq!(push_ttl(1, 1), Ok(Duration::from_secs(2)));
-        assert_eq!(push_ttl(28 * 86_400, 0), Ok(Duration::from_hours(28 * 24)));
+        assert_eq!(parse_push_ttl(1, 0), Ok(Duration::from_secs(1)));
+        assert_eq!(parse_push_ttl(1, 1), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_push_ttl(28 * 86_400, 0), Ok(Duration::from_hours(28 * 24)));
         for (seconds, nanos) in [
             (0, 0),
             (0, 999_999_999),
@@ -184,7 +192,7 @@ mod tests {
             (1, -1),
             (1, 1_000_000_000),
         ] {
-            assert!(push_ttl(seconds, nanos).is_err(), "{seconds} s {nanos} ns");
+            assert!(parse_push_ttl(seconds, nanos).is_err(), "{seconds} s {nanos} ns");
         }
     }
 }

@@ -1,17 +1,17 @@
-//! Which of the watched users are among a chunk's recipients.
+//! Finds the watched users among the recipients of a chunk.
 
 use std::collections::BTreeMap;
 
 use herald_model::{Recipients, UserKey};
 
-/// How many watched users a recipient is worth: one look into the map costs about as much as this many steps along it.
+/// Estimated cost of one map lookup, in steps of an iterator over the map.
 const STEPS_PER_LOOKUP: usize = 8;
 
-/// Calls `found` with each watched user who is among the recipients, ascending.
+/// Calls `found` for each watched user among the recipients, in ascending order.
 ///
-/// Both sides are sorted, so they are walked side by side; only when the watched are very many, each recipient is looked
-/// up instead.
-pub(crate) fn for_each_watched<'w, W>(
+/// Both sides are sorted, so they are merged. With many more watched users than recipients, each recipient is looked up
+/// instead.
+pub(crate) fn for_each_watched_recipient<'w, W>(
     watched: &'w BTreeMap<UserKey, W>,
     recipients: &Recipients,
     mut found: impl FnMut(UserKey, &'w W),
@@ -51,15 +51,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways_find_the_intersection(
+        fn merge_and_lookup_find_the_intersection(
             watched in prop::collection::btree_set(0_u32..500, 0..200),
             recipients in prop::collection::btree_set(0_u32..500, 0..200),
         ) {
             let expected: BTreeSet<u32> = watched.intersection(&recipients).copied().collect();
             let map: BTreeMap<UserKey, u32> = watched.iter().map(|k| (UserKey(*k), *k)).collect();
-            let coded = Recipients::from_sorted(recipients.iter().copied().map(UserKey));
+            let encoded = Recipients::from_sorted(recipients.iter().copied().map(UserKey));
             let mut found = Vec::new();
-            for_each_watched(&map, &coded, |key, watcher| {
+            for_each_watched_recipient(&map, &encoded, |key, watcher| {
                 assert_eq!(key.0, *watcher);
                 found.push(key.0);
             });

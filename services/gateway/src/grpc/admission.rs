@@ -1,4 +1,4 @@
-//! Refuses calls when too many are under way, before they cost anything.
+//! Admission control: refuses calls above the limit of calls in flight, before they are decoded.
 
 use std::{
     sync::Arc,
@@ -16,18 +16,18 @@ use tower::{Layer, Service};
 
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Lets so many calls in at the same time, over all connections. A call counts until its answer begins: a client's stream
-/// counts as long as it is read, a server's stream only at its start (those have limits of their own).
+/// Limits the calls in flight over all connections. A call counts until its response starts: a client stream counts
+/// while it is read, a server stream only until it starts (server streams have their own limits).
 #[derive(Clone)]
 pub(super) struct AdmissionLayer {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     shed: Counter,
 }
 
 impl AdmissionLayer {
     pub(super) fn new(calls_max: usize, shed: Counter) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(calls_max)),
+            permits: Arc::new(Semaphore::new(calls_max)),
             shed,
         }
     }
@@ -44,7 +44,7 @@ impl<S> Layer<S> for AdmissionLayer {
     }
 }
 
-/// The service that [`AdmissionLayer`] makes.
+/// The service created by [`AdmissionLayer`].
 #[derive(Clone)]
 pub(super) struct Admission<S> {
     inner: S,
@@ -65,16 +65,20 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let Ok(place) = self.layer.places.clone().try_acquire_owned() else {
+        let Ok(permit) = self.layer.permits.clone().try_acquire_owned() else {
             self.layer.shed.inc();
-            let refused = status::exhausted("OVERLOADED", "too many calls are under way", RETRY_AFTER);
+            let refused = status::exhausted(
+                "OVERLOADED",
+                "too many calls are in flight; retry later",
+                RETRY_AFTER,
+            );
             return Box::pin(async move { Ok(refused.into_http()) });
         };
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await;
-            drop(place);
-            answer
+            let response = response.await;
+            drop(permit);
+            response
         })
     }
 }
@@ -89,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_call_too_many_is_refused_and_its_place_comes_back() {
+    async fn a_call_above_the_limit_is_refused_and_a_finished_call_frees_its_permit() {
         let finish = Arc::new(Notify::new());
         let finished = finish.clone();
         let inner = service_fn(move |_: Request<()>| {
@@ -102,7 +106,7 @@ mod tests {
         let service = AdmissionLayer::new(1, Counter::default()).layer(inner);
         let code = |response: &Response<Body>| response.headers().get("grpc-status").cloned();
         let first = tokio::spawn(service.clone().oneshot(Request::new(())));
-        while service.layer.places.available_permits() > 0 {
+        while service.layer.permits.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         let refused = service.clone().oneshot(Request::new(())).await.unwrap();

@@ -13,14 +13,14 @@ use herald_rpc::{
 use herald_store::{ChannelCounts, Ledger, PostCounts, Users};
 use tonic::{Request, Response, Status};
 
-use super::post::{post_id, post_not_found};
-use crate::error::unreadable;
+use super::post::{parse_post_id, post_not_found};
+use crate::error::read_error_to_status;
 
 const LIST_RECIPIENTS: &str = "ListRecipients";
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 
-/// Answers DeliveryService.
+/// Implements DeliveryService.
 pub(crate) struct DeliveryApi {
     users: Arc<dyn Users>,
     ledger: Arc<dyn Ledger>,
@@ -36,12 +36,17 @@ impl DeliveryApi {
         }
     }
 
-    /// A post's counts: zeros for one that nothing is planned for yet, NOT_FOUND for one that never was.
-    async fn counts(&self, id: PostId) -> Result<PostCounts, Status> {
+    /// Reads the counts of a post: zeros if its fan-out is not planned yet, NOT_FOUND if there is no such post.
+    async fn read_counts(&self, id: PostId) -> Result<PostCounts, Status> {
         if let Some(counts) = self.ledger.counts(id).await.map_err(|e| status::from_store(&e))? {
             return Ok(counts);
         }
-        match self.reader.read_one(id).await.map_err(|e| unreadable(&e))? {
+        match self
+            .reader
+            .read_one(id)
+            .await
+            .map_err(|e| read_error_to_status(&e))?
+        {
             Some(_) => Ok(PostCounts::default()),
             None => Err(post_not_found(id)),
         }
@@ -76,7 +81,7 @@ fn state_from_v1(state: i32) -> Result<Option<DeliveryState>, &'static str> {
         Ok(state) => Ok(DeliveryState::ALL
             .into_iter()
             .find(|s| v1::DeliveryState::from(*s) == state)),
-        Err(_) => Err("is no delivery state"),
+        Err(_) => Err("must be a DeliveryState"),
     }
 }
 
@@ -86,8 +91,8 @@ impl DeliveryService for DeliveryApi {
         &self,
         request: Request<v1::GetDeliveryRequest>,
     ) -> Result<Response<v1::GetDeliveryResponse>, Status> {
-        let id = post_id(request.into_inner().post_id)?;
-        let counts = self.counts(id).await?;
+        let id = parse_post_id(request.into_inner().post_id)?;
+        let counts = self.read_counts(id).await?;
         Ok(Response::new(v1::GetDeliveryResponse {
             post_id: id.0,
             planned: counts.planned,
@@ -126,23 +131,23 @@ impl DeliveryService for DeliveryApi {
                 Err(_) => return Err(status::invalid(&[("page_token", "is not a page token")])),
             },
         };
-        // One more than asked for tells whether there is a next page.
+        // One extra recipient shows whether there is a next page.
         let ledger = &self.ledger;
-        let found = ledger.recipients(id, channel, state, after, page_size + 1).await;
-        let mut found = found.map_err(|e| status::from_store(&e))?;
-        if found.is_empty() && after.is_none() {
-            // Nobody, or no such post.
-            self.counts(id).await?;
+        let page = ledger.recipients(id, channel, state, after, page_size + 1).await;
+        let mut page = page.map_err(|e| status::from_store(&e))?;
+        if page.is_empty() && after.is_none() {
+            // Distinguishes a post without recipients from an unknown post.
+            self.read_counts(id).await?;
         }
-        let more = found.len() > page_size;
-        found.truncate(page_size);
-        let next_page_token = match found.last() {
+        let more = page.len() > page_size;
+        page.truncate(page_size);
+        let next_page_token = match page.last() {
             Some((key, _)) if more => PageToken::encode_u64(LIST_RECIPIENTS, identity, key.0.into()),
             _ => String::new(),
         };
-        let keys: Vec<_> = found.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<_> = page.iter().map(|(key, _)| *key).collect();
         let ids = self.users.ids(&keys).await.map_err(|e| status::from_store(&e))?;
-        let recipients = found
+        let recipients = page
             .into_iter()
             .zip(ids)
             .map(|((_, state), id)| v1::Recipient {

@@ -16,10 +16,10 @@ use tonic::{Request, Response, Status};
 
 use crate::domain;
 
-/// The length of a secret that Herald makes, bytes.
+/// Length of a generated webhook secret, bytes.
 const SECRET_BYTES: usize = 32;
 
-/// Answers DeviceService.
+/// Implements DeviceService.
 pub(crate) struct DeviceApi {
     users: Arc<dyn Users>,
     devices: Arc<dyn Devices>,
@@ -43,76 +43,76 @@ impl DeviceApi {
     }
 }
 
-/// A device that was checked.
+/// A validated registration.
 #[derive(Debug)]
 struct NewDevice {
     user: UserId,
     address: Address,
-    /// Whether the webhook's secret was made here, so that the caller must be told.
-    secret_made: bool,
+    /// Whether the webhook secret was generated here and must be returned to the caller.
+    secret_generated: bool,
 }
 
-/// Checks a request; the answer names everything that is wrong with it.
+/// Validates a request; the error names every invalid field.
 fn parse(request: v1::RegisterDeviceRequest, policy: Policy) -> Result<NewDevice, Status> {
-    use register_device_request::Address as Asked;
+    use register_device_request::Address as RequestedAddress;
 
     let mut violations = Violations::new();
     let user = violations.user_id("user_id", request.user_id);
-    let (address, secret_made) = match request.address {
+    let (address, secret_generated) = match request.address {
         None => {
             violations.add("address", "must be a web_push or a webhook");
             (None, false)
         }
-        Some(Asked::WebPush(asked)) => {
-            violations.take("web_push.endpoint", check_url(&asked.endpoint, policy));
-            let p256dh = violations.take("web_push.p256dh", domain::p256dh(&asked.p256dh));
-            let auth = violations.take("web_push.auth", domain::web_push_auth(&asked.auth));
+        Some(RequestedAddress::WebPush(requested)) => {
+            violations.take("web_push.endpoint", check_url(&requested.endpoint, policy));
+            let p256dh = violations.take("web_push.p256dh", domain::parse_p256dh(&requested.p256dh));
+            let auth = violations.take("web_push.auth", domain::parse_web_push_auth(&requested.auth));
             let keys = p256dh.zip(auth);
             (
                 keys.map(|(p256dh, auth)| Address::WebPush {
-                    endpoint: asked.endpoint,
+                    endpoint: requested.endpoint,
                     p256dh,
                     auth,
                 }),
                 false,
             )
         }
-        Some(Asked::Webhook(asked)) => {
-            violations.take("webhook.url", check_url(&asked.url, policy));
-            let make = asked.secret.is_empty();
-            let secret = if make {
-                Some(new_secret())
+        Some(RequestedAddress::Webhook(requested)) => {
+            violations.take("webhook.url", check_url(&requested.url, policy));
+            let generate = requested.secret.is_empty();
+            let secret = if generate {
+                Some(generate_secret())
             } else {
-                violations.take("webhook.secret", domain::webhook_secret(&asked.secret))
+                violations.take("webhook.secret", domain::parse_webhook_secret(&requested.secret))
             };
             (
                 secret.map(|secret| Address::Webhook {
-                    url: asked.url,
+                    url: requested.url,
                     secret,
                 }),
-                make,
+                generate,
             )
         }
     };
     violations.into_result()?;
-    // Without violations there are both of them.
+    // Without violations both are `Some`.
     let (Some(user), Some(address)) = (user, address) else {
         return Err(status::invalid(&[("address", "is not valid")]));
     };
     Ok(NewDevice {
         user,
         address,
-        secret_made,
+        secret_generated,
     })
 }
 
-fn new_secret() -> Vec<u8> {
+fn generate_secret() -> Vec<u8> {
     let mut secret = vec![0; SECRET_BYTES];
     rand::rng().fill_bytes(&mut secret);
     secret
 }
 
-/// A device as callers see it. A secret is told only when asked for, which is once.
+/// Converts a device. The webhook secret is included only in the response to the registration that generated it.
 fn to_v1(device: Device, user_id: String, with_webhook_secret: bool) -> v1::Device {
     let address = match device.address {
         Address::WebPush { endpoint, p256dh, .. } => v1::device::Address::WebPush(v1::WebPush {
@@ -145,16 +145,17 @@ impl DeviceService for DeviceApi {
     ) -> Result<Response<v1::RegisterDeviceResponse>, Status> {
         let new = parse(request.into_inner(), self.endpoints)?;
         let user_id = new.user.as_str().to_owned();
-        let user = super::intern(&*self.users, new.user).await?;
+        let user = super::intern_user(&*self.users, new.user).await?;
         let registered = self.devices.register(user, new.address, Timestamp::now()).await;
         let device = registered.map_err(|e| match e.kind() {
             ErrorKind::LimitExceeded => {
-                let message = format!("a user has at most {DEVICES_PER_USER_MAX} devices");
+                let message =
+                    format!("a user can have at most {DEVICES_PER_USER_MAX} devices; unregister one first");
                 status::quota("TOO_MANY_DEVICES", "devices", message)
             }
             _ => status::from_store(&e),
         })?;
-        let device = Some(to_v1(device, user_id, new.secret_made));
+        let device = Some(to_v1(device, user_id, new.secret_generated));
         Ok(Response::new(v1::RegisterDeviceResponse { device }))
     }
 
@@ -169,14 +170,14 @@ impl DeviceService for DeviceApi {
             .device_id
             .parse()
             .map(DeviceId)
-            .map_err(|_| "must be a device's id, a decimal number");
+            .map_err(|_| "must be a device id, a decimal number");
         let device = violations.take("device_id", device);
         violations.into_result()?;
         let not_found = || status::not_found("DEVICE_NOT_FOUND", "the user has no such device");
         let (Some(user), Some(device)) = (user, device) else {
             return Err(not_found());
         };
-        let Some(user) = super::find(&*self.users, user).await? else {
+        let Some(user) = super::find_user(&*self.users, user).await? else {
             return Err(not_found());
         };
         let removed = self
@@ -197,7 +198,7 @@ impl DeviceService for DeviceApi {
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let user_id = request.into_inner().user_id;
         let user = fields::user_id("user_id", user_id.as_str())?;
-        let devices = match super::find(&*self.users, user).await? {
+        let devices = match super::find_user(&*self.users, user).await? {
             None => Vec::new(),
             Some(user) => {
                 let devices = self

@@ -1,4 +1,5 @@
-//! Keeps `grpc.health.v1` true: own services serve while the broker is there, forwarded ones while theirs are.
+//! Updates `grpc.health.v1`: a local service is SERVING while the broker is connected, a forwarded service while its
+//! backend is SERVING.
 
 use std::time::Duration;
 
@@ -14,22 +15,22 @@ use tonic_health::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What to report on.
+/// Reports the status of all services.
 pub(super) struct Health {
     pub(super) reporter: HealthReporter,
     pub(super) mesh: Mesh,
-    /// Services answered here.
-    pub(super) own: Vec<&'static str>,
-    /// Services answered elsewhere.
+    /// Services that the gateway implements.
+    pub(super) local: Vec<&'static str>,
+    /// Forwarded services and the channels to their backends.
     pub(super) forwarded: Vec<(&'static str, Channel)>,
 }
 
 impl Health {
-    /// Tells a first status of every service, before anybody can ask. Those behind count as down until they answered.
-    pub(super) async fn start(&self) {
-        self.report_own().await;
+    /// Sets the initial status of every service. Forwarded services are NOT_SERVING until their backend has answered.
+    pub(super) async fn set_initial(&self) {
+        self.report_local().await;
         for (service, _) in &self.forwarded {
             self.reporter
                 .set_service_status(service, ServingStatus::NotServing)
@@ -37,18 +38,22 @@ impl Health {
         }
     }
 
-    /// Looks after the statuses until the shutdown; from then on nothing is serving.
-    pub(super) async fn watch(self, shutdown: CancellationToken) {
+    /// Updates the statuses until the shutdown, then sets all of them to NOT_SERVING.
+    pub(super) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let watch = async {
+        let reporting = async {
             loop {
                 ticks.tick().await;
                 self.report().await;
             }
         };
-        shutdown.run_until_cancelled(watch).await;
-        for service in self.own.iter().chain(self.forwarded.iter().map(|(name, _)| name)) {
+        shutdown.run_until_cancelled(reporting).await;
+        for service in self
+            .local
+            .iter()
+            .chain(self.forwarded.iter().map(|(name, _)| name))
+        {
             self.reporter
                 .set_service_status(service, ServingStatus::NotServing)
                 .await;
@@ -59,7 +64,7 @@ impl Health {
     }
 
     async fn report(&self) {
-        self.report_own().await;
+        self.report_local().await;
         join_all(self.forwarded.iter().map(async |(service, channel)| {
             let status = serving_if(is_serving(channel.clone(), service).await);
             self.reporter.set_service_status(service, status).await;
@@ -67,9 +72,9 @@ impl Health {
         .await;
     }
 
-    async fn report_own(&self) {
+    async fn report_local(&self) {
         let status = serving_if(self.mesh.is_connected());
-        for service in self.own.iter().chain([&""]) {
+        for service in self.local.iter().chain([&""]) {
             self.reporter.set_service_status(service, status).await;
         }
     }
@@ -87,9 +92,9 @@ async fn is_serving(channel: Channel, service: &str) -> bool {
     let request = HealthCheckRequest {
         service: service.into(),
     };
-    match timeout(ANSWER_TIMEOUT, HealthClient::new(channel).check(request)).await {
-        Ok(Ok(answer)) => answer.into_inner().status() == health_check_response::ServingStatus::Serving,
-        // It answers, it just has nothing to say about its health.
+    match timeout(CHECK_TIMEOUT, HealthClient::new(channel).check(request)).await {
+        Ok(Ok(response)) => response.into_inner().status() == health_check_response::ServingStatus::Serving,
+        // The backend is up but reports no health for this service.
         Ok(Err(status)) => matches!(status.code(), Code::Unimplemented | Code::NotFound),
         Err(_) => false,
     }

@@ -18,16 +18,16 @@ use tonic::{Request, Response, Status};
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 const INTERVAL_MAX: Duration = Duration::from_mins(1);
-/// The most WatchLag streams at one time: each reading asks the broker some twenty questions.
+/// Maximum number of concurrent WatchLag streams. Each reading sends about twenty requests to the broker.
 const WATCHERS_MAX: usize = 64;
 const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Answers MeshService.
+/// Implements MeshService.
 pub(crate) struct MeshApi {
     mesh: Mesh,
     topology: Arc<Topology>,
-    /// What GetLag read last, over all callers.
-    last: Mutex<Option<Rates>>,
+    /// The last reading of GetLag, shared by all callers.
+    last: Mutex<Option<AckCounts>>,
     watchers: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -45,16 +45,16 @@ impl MeshApi {
     }
 }
 
-/// What had been acknowledged at one moment.
+/// Numbers of acknowledged messages at one time.
 #[derive(Debug)]
-struct Rates {
+struct AckCounts {
     at: Instant,
-    /// By stream and consumer.
+    /// Acknowledged messages by stream and consumer.
     acknowledged: HashMap<(String, String), u64>,
 }
 
-impl Rates {
-    fn of(streams: &[StreamLag], at: Instant) -> Self {
+impl AckCounts {
+    fn new(streams: &[StreamLag], at: Instant) -> Self {
         let consumers = streams
             .iter()
             .flat_map(|stream| stream.consumers.iter().map(move |c| (stream, c)));
@@ -64,8 +64,8 @@ impl Rates {
         Self { at, acknowledged }
     }
 
-    /// Messages acknowledged a second since then; 0 for a consumer that is new or was made anew.
-    fn since(&self, stream: &str, consumer: &str, acknowledged: u64, now: Instant) -> f64 {
+    /// Messages acknowledged per second since the reading; 0 for a new or recreated consumer.
+    fn rate_since(&self, stream: &str, consumer: &str, acknowledged: u64, now: Instant) -> f64 {
         let seconds = now.duration_since(self.at).as_secs_f64();
         match self.acknowledged.get(&(stream.into(), consumer.into())) {
             Some(before) if seconds > 0.0 => acknowledged.saturating_sub(*before) as f64 / seconds,
@@ -74,7 +74,7 @@ impl Rates {
     }
 }
 
-fn to_v1(streams: Vec<StreamLag>, last: Option<&Rates>, now: Instant) -> Vec<v1::StreamLag> {
+fn to_v1(streams: Vec<StreamLag>, last: Option<&AckCounts>, now: Instant) -> Vec<v1::StreamLag> {
     let consumers = |stream: &StreamLag| {
         let lags = stream.consumers.iter().map(|lag| v1::ConsumerLag {
             consumer: lag.consumer.clone(),
@@ -84,7 +84,7 @@ fn to_v1(streams: Vec<StreamLag>, last: Option<&Rates>, now: Instant) -> Vec<v1:
             waiting_pull_count: lag.waiting_pull_count,
             oldest_age_seconds: lag.oldest_age.as_secs_f64(),
             acknowledged_per_second: last.map_or(0.0, |last| {
-                last.since(&stream.stream, &lag.consumer, lag.acknowledged_count, now)
+                last.rate_since(&stream.stream, &lag.consumer, lag.acknowledged_count, now)
             }),
         });
         lags.collect()
@@ -100,50 +100,52 @@ fn to_v1(streams: Vec<StreamLag>, last: Option<&Rates>, now: Instant) -> Vec<v1:
     streams.collect()
 }
 
-/// Reads each stream and consumer, and works out the rates since the last reading.
-async fn read(
+/// Reads the lag of each stream and consumer, with the acknowledgement rates since the last reading.
+async fn read_lag(
     mesh: &Mesh,
     topology: &Topology,
-    last: Option<&Rates>,
-) -> Result<(Vec<v1::StreamLag>, Rates), Status> {
+    last: Option<&AckCounts>,
+) -> Result<(Vec<v1::StreamLag>, AckCounts), Status> {
     let streams = mesh.lag(topology).await.map_err(|e| status::from_mesh(&e))?;
     let now = Instant::now();
-    let rates = Rates::of(&streams, now);
-    Ok((to_v1(streams, last, now), rates))
+    let counts = AckCounts::new(&streams, now);
+    Ok((to_v1(streams, last, now), counts))
 }
 
 /// One WatchLag stream.
-struct WatchingLag {
+struct LagWatch {
     mesh: Mesh,
     topology: Arc<Topology>,
-    last: Option<Rates>,
+    last: Option<AckCounts>,
     interval: Interval,
     shutdown: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl WatchingLag {
+impl LagWatch {
     async fn next(&mut self) -> Option<Result<v1::WatchLagResponse, Status>> {
         self.shutdown.run_until_cancelled(self.interval.tick()).await?;
-        Some(match read(&self.mesh, &self.topology, self.last.as_ref()).await {
-            Ok((streams, rates)) => {
-                self.last = Some(rates);
-                Ok(v1::WatchLagResponse {
-                    streams,
-                    read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
-                })
-            }
-            Err(status) => Err(status),
-        })
+        Some(
+            match read_lag(&self.mesh, &self.topology, self.last.as_ref()).await {
+                Ok((streams, counts)) => {
+                    self.last = Some(counts);
+                    Ok(v1::WatchLagResponse {
+                        streams,
+                        read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
+                    })
+                }
+                Err(status) => Err(status),
+            },
+        )
     }
 }
 
-/// Checks how often to send.
-fn interval_of(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    let Some(asked) = asked else {
+/// Checks the interval between two readings.
+fn parse_interval(requested: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(requested) = requested else {
         return Ok(INTERVAL_DEFAULT);
     };
-    match Duration::try_from(asked) {
+    match Duration::try_from(requested) {
         Ok(interval) if (INTERVAL_MIN..=INTERVAL_MAX).contains(&interval) => Ok(interval),
         _ => Err(status::invalid(&[(
             "interval",
@@ -156,14 +158,14 @@ fn interval_of(asked: Option<prost_types::Duration>) -> Result<Duration, Status>
 impl MeshService for MeshApi {
     async fn get_lag(&self, _: Request<v1::GetLagRequest>) -> Result<Response<v1::GetLagResponse>, Status> {
         let last = self.last.lock().take();
-        let (streams, rates) = match read(&self.mesh, &self.topology, last.as_ref()).await {
+        let (streams, counts) = match read_lag(&self.mesh, &self.topology, last.as_ref()).await {
             Ok(read) => read,
             Err(status) => {
                 *self.last.lock() = last;
                 return Err(status);
             }
         };
-        *self.last.lock() = Some(rates);
+        *self.last.lock() = Some(counts);
         Ok(Response::new(v1::GetLagResponse {
             streams,
             read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
@@ -176,29 +178,29 @@ impl MeshService for MeshApi {
         &self,
         request: Request<v1::WatchLagRequest>,
     ) -> Result<Response<Self::WatchLagStream>, Status> {
-        let mut interval = interval(interval_of(request.into_inner().interval)?);
-        // A reading that took long is not made up for.
+        let mut interval = interval(parse_interval(request.into_inner().interval)?);
+        // After a slow reading the missed ticks are skipped.
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let place = self.watchers.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{WATCHERS_MAX} WatchLag streams are the most at one time");
+        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("the maximum of {WATCHERS_MAX} concurrent WatchLag streams is reached");
             status::exhausted("TOO_MANY_WATCHERS", message, WATCHERS_RETRY_AFTER)
         })?;
-        let watching = WatchingLag {
+        let watch = LagWatch {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             last: None,
             interval,
             shutdown: self.shutdown.clone(),
-            _place: place,
+            _permit: permit,
         };
-        let answers = stream::unfold(Some(watching), |watching| async {
-            let mut watching = watching?;
-            let answer = watching.next().await?;
-            // An error is the last answer.
-            let next = answer.is_ok().then_some(watching);
-            Some((answer, next))
+        let responses = stream::unfold(Some(watch), |watch| async {
+            let mut watch = watch?;
+            let response = watch.next().await?;
+            // An error ends the stream.
+            let next = response.is_ok().then_some(watch);
+            Some((response, next))
         });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(responses)))
     }
 }
 
@@ -208,10 +210,10 @@ mod tests {
 
     #[test]
     fn an_interval_has_bounds() {
-        let asked = |seconds, nanos| interval_of(Some(prost_types::Duration { seconds, nanos }));
-        assert_eq!(interval_of(None).unwrap(), INTERVAL_DEFAULT);
-        assert_eq!(asked(0, 200_000_000).unwrap(), INTERVAL_MIN);
-        assert_eq!(asked(60, 0).unwrap(), INTERVAL_MAX);
+        let requested = |seconds, nanos| parse_interval(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(parse_interval(None).unwrap(), INTERVAL_DEFAULT);
+        assert_eq!(requested(0, 200_000_000).unwrap(), INTERVAL_MIN);
+        assert_eq!(requested(60, 0).unwrap(), INTERVAL_MAX);
         for (seconds, nanos) in [
             (0, 0),
             (0, 199_999_999),
@@ -221,25 +223,25 @@ mod tests {
             (1, i32::MIN),
         ] {
             assert_eq!(
-                asked(seconds, nanos).unwrap_err().code(),
+                requested(seconds, nanos).unwrap_err().code(),
                 tonic::Code::InvalidArgument
             );
         }
     }
 
     #[test]
-    fn a_rate_is_of_two_readings() {
+    fn a_rate_is_computed_from_two_readings() {
         let at = Instant::now();
         let key = ("POSTS".to_owned(), "archive".to_owned());
-        let rates = Rates {
+        let counts = AckCounts {
             at,
             acknowledged: HashMap::from([(key, 100)]),
         };
         let now = at + Duration::from_secs(2);
-        assert!((rates.since("POSTS", "archive", 150, now) - 25.0).abs() < f64::EPSILON);
-        assert!(rates.since("POSTS", "other", 150, now).abs() < f64::EPSILON);
-        // A consumer that was made anew counts from the start.
-        assert!(rates.since("POSTS", "archive", 3, now).abs() < f64::EPSILON);
-        assert!(rates.since("POSTS", "archive", 150, at).abs() < f64::EPSILON);
+        assert!((counts.rate_since("POSTS", "archive", 150, now) - 25.0).abs() < f64::EPSILON);
+        assert!(counts.rate_since("POSTS", "other", 150, now).abs() < f64::EPSILON);
+        // The count of a recreated consumer starts at 0.
+        assert!(counts.rate_since("POSTS", "archive", 3, now).abs() < f64::EPSILON);
+        assert!(counts.rate_since("POSTS", "archive", 150, at).abs() < f64::EPSILON);
     }
 }

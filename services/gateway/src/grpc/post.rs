@@ -18,17 +18,17 @@ use tokio::{
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
-use crate::{archive_watermark::ArchiveWatermark, error::unreadable, wire};
+use crate::{archive_watermark::ArchiveWatermark, error::read_error_to_status, wire};
 
-/// The most posts of one stream.
+/// Maximum number of posts of one SubmitPosts stream.
 const POSTS_PER_STREAM_MAX: usize = 1_000_000;
-/// The most refusals that are told one by one.
+/// Maximum number of failures that a SubmitPosts response lists.
 const FAILURES_MAX: usize = 1_000;
-/// How often the archive is asked whether it has a deletion: at first, and at last.
+/// Pauses between two reads of the archive while DeletePost waits: the first pause doubles up to the last one.
 const DELETED_POLL_FIRST: Duration = Duration::from_millis(2);
 const DELETED_POLL_LAST: Duration = Duration::from_millis(100);
 
-/// Answers PostService.
+/// Implements PostService.
 pub(crate) struct PostApi {
     submitter: Submitter,
     reader: PostReader,
@@ -57,15 +57,15 @@ impl PostApi {
         }
     }
 
-    /// Deletes a post that was not deleted when it was read.
+    /// Publishes the deletion of a post, and waits until it is archived.
     async fn delete(&self, post: &Post) -> Result<(), Status> {
-        // The broker forgets after its window; what it has forgotten is in the store then.
-        let look = self.archive_watermark.wait_until_fresh().await?;
+        // After its dedupe window the broker doesn't detect a repeated deletion; with a fresh watermark the store does.
+        let reading = self.archive_watermark.wait_until_fresh().await?;
         if self
             .reader
             .is_deleted(post.id)
             .await
-            .map_err(|e| unreadable(&e))?
+            .map_err(|e| read_error_to_status(&e))?
         {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl PostApi {
             author_key: post.author.0,
             deleted_at_us: Timestamp::now().0,
         };
-        self.archive_watermark.check_fresh(look)?;
+        self.archive_watermark.check_fresh(reading)?;
         self.mesh
             .publish(
                 Subject::PostDeleted(post.lane),
@@ -86,17 +86,25 @@ impl PostApi {
             )
             .await
             .map_err(|e| status::from_mesh(&e))?;
-        self.until_deleted(post.id).await
+        self.wait_until_deleted(post.id).await
     }
 
-    /// Waits until the archive shows a deletion, so that the caller reads its own write; at most so long.
-    async fn until_deleted(&self, id: PostId) -> Result<(), Status> {
+    /// Waits until the archive has a deletion, so that the caller reads its own write; at most `delete_wait`.
+    async fn wait_until_deleted(&self, id: PostId) -> Result<(), Status> {
         let until = Instant::now() + self.delete_wait;
         let mut pause = DELETED_POLL_FIRST;
-        while !self.reader.is_deleted(id).await.map_err(|e| unreadable(&e))? {
+        while !self
+            .reader
+            .is_deleted(id)
+            .await
+            .map_err(|e| read_error_to_status(&e))?
+        {
             let next = Instant::now() + pause;
             if next > until {
-                tracing::warn!(post_id = id.0, "deletion is durable but not archived yet");
+                tracing::warn!(
+                    post_id = id.0,
+                    "deletion is durable in POSTS but not archived in time"
+                );
                 break;
             }
             sleep_until(next).await;
@@ -122,11 +130,11 @@ impl PostService for PostApi {
         request: Request<Streaming<v1::SubmitPostsRequest>>,
     ) -> Result<Response<v1::SubmitPostsResponse>, Status> {
         let mut requests = request.into_inner();
-        let mut answer = v1::SubmitPostsResponse::default();
+        let mut response = v1::SubmitPostsResponse::default();
         {
             let submitter = &self.submitter;
-            // Prepared at the same time, then published at the same time, each in the order sent: so an author's posts get
-            // ascending ids unless one has to be tried again. The next is read when one is answered.
+            // Posts are prepared concurrently and published concurrently, in the order sent, so the ids of an author's
+            // posts ascend unless a publish is retried. The next request is read when a post leaves the buffer.
             let mut outcomes = requests
                 .by_ref()
                 .take(POSTS_PER_STREAM_MAX)
@@ -139,44 +147,50 @@ impl PostService for PostApi {
                 .try_buffered(self.in_flight_max)
                 .map_ok(|prepared| async move {
                     match prepared {
-                        // Constrained, tokio would have some of them pause and go on in another order.
+                        // tokio's cooperative budget would suspend some publishes and change their order.
                         Ok(prepared) => Ok(unconstrained(submitter.publish(prepared)).await),
-                        Err(refused) => Ok(Err(refused)),
+                        Err(status) => Ok(Err(status)),
                     }
                 })
                 .try_buffered(self.in_flight_max);
             while let Some(outcome) = outcomes.try_next().await? {
                 match outcome {
                     Ok(accepted) => {
-                        answer.accepted_count += 1;
-                        answer.duplicate_count += u64::from(accepted.duplicate);
-                        answer.post_ids.push(accepted.id.0);
+                        response.accepted_count += 1;
+                        response.duplicate_count += u64::from(accepted.duplicate);
+                        response.post_ids.push(accepted.id.0);
                     }
-                    Err(refused) => fail(&mut answer, &refused),
+                    Err(status) => add_failure(&mut response, &status),
                 }
             }
         }
-        // Those accepted must not be forgotten because of one too many: the answer tells where it stopped.
-        if answer.post_ids.len() == POSTS_PER_STREAM_MAX && requests.message().await?.is_some() {
-            let message =
-                format!("at most {POSTS_PER_STREAM_MAX} posts a stream: this one and the next were not read");
-            let index = answer.post_ids.len() as u64;
-            answer.failures.truncate(FAILURES_MAX - 1);
-            answer.failures.push(v1::SubmitFailure {
+        // An error would hide the accepted posts, so the first post that was not read is reported as a failure.
+        if response.post_ids.len() == POSTS_PER_STREAM_MAX && requests.message().await?.is_some() {
+            let message = format!(
+                "at most {POSTS_PER_STREAM_MAX} posts per stream: this post and the rest were not read"
+            );
+            let index = response.post_ids.len() as u64;
+            response.failures.truncate(FAILURES_MAX - 1);
+            response.failures.push(v1::SubmitFailure {
                 index,
                 code: Code::OutOfRange.into(),
                 message,
             });
         }
-        Ok(Response::new(answer))
+        Ok(Response::new(response))
     }
 
     async fn get_post(
         &self,
         request: Request<v1::GetPostRequest>,
     ) -> Result<Response<v1::GetPostResponse>, Status> {
-        let id = post_id(request.into_inner().post_id)?;
-        match self.reader.read_one(id).await.map_err(|e| unreadable(&e))? {
+        let id = parse_post_id(request.into_inner().post_id)?;
+        match self
+            .reader
+            .read_one(id)
+            .await
+            .map_err(|e| read_error_to_status(&e))?
+        {
             Some(post) if post.deleted_at.is_none() => Ok(Response::new(v1::GetPostResponse {
                 post: Some(wire::post_to_v1(post)),
             })),
@@ -189,7 +203,7 @@ impl PostService for PostApi {
         request: Request<v1::DeletePostRequest>,
     ) -> Result<Response<v1::DeletePostResponse>, Status> {
         let request = request.into_inner();
-        let id = post_id(request.post_id)?;
+        let id = parse_post_id(request.post_id)?;
         if !request.author_id.is_empty() {
             herald_rpc::fields::user_id("author_id", request.author_id.as_str())?;
         }
@@ -197,12 +211,12 @@ impl PostService for PostApi {
             .reader
             .read_one(id)
             .await
-            .map_err(|e| unreadable(&e))?
+            .map_err(|e| read_error_to_status(&e))?
             .ok_or_else(|| post_not_found(id))?;
         if !request.author_id.is_empty() && request.author_id != post.author_id.as_str() {
             return Err(status::permission_denied(
                 "NOT_THE_AUTHOR",
-                format!("post {id} is another author's"),
+                format!("post {id} belongs to another author"),
             ));
         }
         if post.deleted_at.is_none() {
@@ -212,8 +226,8 @@ impl PostService for PostApi {
     }
 }
 
-/// Checks a post's id.
-pub(super) fn post_id(id: u64) -> Result<PostId, Status> {
+/// Checks a post id: not 0.
+pub(super) fn parse_post_id(id: u64) -> Result<PostId, Status> {
     if id == 0 {
         Err(status::invalid(&[("post_id", "must not be 0")]))
     } else {
@@ -221,19 +235,19 @@ pub(super) fn post_id(id: u64) -> Result<PostId, Status> {
     }
 }
 
-/// NOT_FOUND for a post.
+/// NOT_FOUND for an unknown or deleted post.
 pub(super) fn post_not_found(id: PostId) -> Status {
     status::not_found("POST_NOT_FOUND", format!("there is no post {id}"))
 }
 
-fn fail(answer: &mut v1::SubmitPostsResponse, refused: &Status) {
-    if answer.failures.len() < FAILURES_MAX {
-        answer.failures.push(v1::SubmitFailure {
-            index: answer.post_ids.len() as u64,
-            code: refused.code().into(),
-            message: refused.message().into(),
+fn add_failure(response: &mut v1::SubmitPostsResponse, status: &Status) {
+    if response.failures.len() < FAILURES_MAX {
+        response.failures.push(v1::SubmitFailure {
+            index: response.post_ids.len() as u64,
+            code: status.code().into(),
+            message: status.message().into(),
         });
     }
-    answer.failed_count += 1;
-    answer.post_ids.push(0);
+    response.failed_count += 1;
+    response.post_ids.push(0);
 }

@@ -8,7 +8,7 @@ use herald_rpc::{fields, fields::Violations, status};
 use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 use tonic::{Request, Response, Status};
 
-/// Answers PreferenceService.
+/// Implements PreferenceService.
 pub(crate) struct PreferenceApi {
     users: Arc<dyn Users>,
     preferences: Arc<dyn Preferences>,
@@ -29,7 +29,7 @@ impl PreferenceApi {
     }
 }
 
-/// What to change, checked.
+/// A validated change.
 #[derive(Debug)]
 struct Change {
     user: UserId,
@@ -43,7 +43,10 @@ fn parse(request: v1::UpdatePreferencesRequest) -> Result<Change, Status> {
         if ids.len() > MUTED_AUTHORS_MAX {
             violations.add(
                 field,
-                format!("must hold at most {MUTED_AUTHORS_MAX} ids, holds {}", ids.len()),
+                format!(
+                    "must contain at most {MUTED_AUTHORS_MAX} ids, contains {}",
+                    ids.len()
+                ),
             );
             return Vec::new();
         }
@@ -56,12 +59,12 @@ fn parse(request: v1::UpdatePreferencesRequest) -> Result<Change, Status> {
     let user = violations.user_id("user_id", request.user_id);
     let mute = ids("mute_author_ids", request.mute_author_ids, &mut violations);
     let unmute = ids("unmute_author_ids", request.unmute_author_ids, &mut violations);
-    let asked: BTreeSet<&UserId> = mute.iter().collect();
+    let muted: BTreeSet<&UserId> = mute.iter().collect();
     for (index, id) in unmute.iter().enumerate() {
         violations.check(
             format!("unmute_author_ids[{index}]"),
-            !asked.contains(id),
-            "is in mute_author_ids too",
+            !muted.contains(id),
+            "must not be in mute_author_ids too",
         );
     }
     violations.into_result()?;
@@ -81,7 +84,7 @@ impl PreferenceService for PreferenceApi {
         request: Request<v1::GetPreferencesRequest>,
     ) -> Result<Response<v1::GetPreferencesResponse>, Status> {
         let user = fields::user_id("user_id", request.into_inner().user_id)?;
-        let preferences = match super::find(&*self.users, user).await? {
+        let preferences = match super::find_user(&*self.users, user).await? {
             None => herald_model::Preferences::default(),
             Some(user) => {
                 let all = self
@@ -100,25 +103,25 @@ impl PreferenceService for PreferenceApi {
         &self,
         request: Request<v1::UpdatePreferencesRequest>,
     ) -> Result<Response<v1::UpdatePreferencesResponse>, Status> {
-        let asked = parse(request.into_inner())?;
+        let requested = parse(request.into_inner())?;
         let users = &self.users;
-        // One call for all: a key that is made is made durable once. An author can be muted before Herald hears of them.
-        let mut ids = vec![asked.user];
-        ids.extend(asked.mute);
+        // One call for all ids needs one fsync. An unknown author can be muted too, so each id gets a key.
+        let mut ids = vec![requested.user];
+        ids.extend(requested.mute);
         let keys = users.intern(&ids).await.map_err(|e| status::from_store(&e))?;
         let unmute = users
-            .find(&asked.unmute)
+            .find(&requested.unmute)
             .await
             .map_err(|e| status::from_store(&e))?;
         let mut keys = keys.into_iter();
         let user = keys.next().ok_or_else(|| {
             status::internal(&herald_store::Error::new(
                 ErrorKind::Corrupt,
-                "intern answered without a key",
+                "intern returned no key",
             ))
         })?;
         let change = PreferencesChange {
-            push_enabled: asked.push_enabled,
+            push_enabled: requested.push_enabled,
             mute: keys.collect(),
             unmute: unmute.into_iter().flatten().collect(),
         };
@@ -128,7 +131,8 @@ impl PreferenceService for PreferenceApi {
             .await
             .map_err(|e| match e.kind() {
                 ErrorKind::LimitExceeded => {
-                    let message = format!("at most {MUTED_AUTHORS_MAX} authors are muted at one time");
+                    let message =
+                        format!("a user can mute at most {MUTED_AUTHORS_MAX} authors; unmute one first");
                     status::quota("TOO_MANY_MUTED_AUTHORS", "muted_author_ids", message)
                 }
                 _ => status::from_store(&e),

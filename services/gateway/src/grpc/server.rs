@@ -41,11 +41,11 @@ use crate::{
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a browser may remember what CORS allows.
+/// Time for which a browser may cache the CORS preflight response.
 const CORS_AGE_MAX: Duration = Duration::from_hours(24);
 
-/// What the services are made of.
-pub(crate) struct Parts {
+/// Dependencies of the gRPC services.
+pub(crate) struct ServiceDeps {
     pub(crate) mesh: Mesh,
     pub(crate) topology: Arc<Topology>,
     pub(crate) users: Arc<dyn Users>,
@@ -63,19 +63,19 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
 }
 
-/// Serves until the shutdown, then lets calls under way finish, but not for ever.
+/// Serves until the shutdown, then lets calls in flight finish for at most `drain_ms`.
 pub(crate) async fn serve(
     config: &Config,
-    parts: Parts,
+    deps: ServiceDeps,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let admission = AdmissionLayer::new(config.calls_max, parts.metrics.calls_shed.clone());
+    let admission = AdmissionLayer::new(config.calls_max, deps.metrics.calls_shed.clone());
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health {
         reporter,
-        mesh: parts.mesh.clone(),
-        own: vec![
+        mesh: deps.mesh.clone(),
+        local: vec![
             delivery_service_server::SERVICE_NAME,
             device_service_server::SERVICE_NAME,
             mesh_service_server::SERVICE_NAME,
@@ -84,14 +84,14 @@ pub(crate) async fn serve(
             timeline_service_server::SERVICE_NAME,
         ],
         forwarded: vec![
-            (Forward::<Graph>::NAME, parts.graph.clone()),
-            (Forward::<Analytics>::NAME, parts.analytics.clone()),
-            (Forward::<DeadLetters>::NAME, parts.deadletter.clone()),
-            (Forward::<Audits>::NAME, parts.deadletter.clone()),
+            (Forward::<Graph>::NAME, deps.graph.clone()),
+            (Forward::<Analytics>::NAME, deps.analytics.clone()),
+            (Forward::<DeadLetters>::NAME, deps.deadletter.clone()),
+            (Forward::<Audits>::NAME, deps.deadletter.clone()),
         ],
     };
-    health.start().await;
-    let routes = routes(config, parts, &shutdown)?.add_service(health_service);
+    health.set_initial().await;
+    let routes = routes(config, deps, &shutdown)?.add_service(health_service);
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(KEEPALIVE_INTERVAL));
@@ -107,19 +107,19 @@ pub(crate) async fn serve(
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     let drain = Duration::from_millis(config.drain_ms);
-    let health = health.watch(shutdown.clone());
+    let health = health.run(shutdown.clone());
     let served = shutdown::drain_after(&shutdown, drain, async { futures::join!(server, health).0 });
     match Box::pin(served).await {
         Ok(served) => served.map_err(Error::Serve),
         Err(error) => {
-            tracing::warn!(%error, "calls under way were cut off");
+            tracing::warn!(%error, "calls in flight were cut off after drain_ms");
             Ok(())
         }
     }
 }
 
-fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result<Routes, Error> {
-    let Parts {
+fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> Result<Routes, Error> {
+    let ServiceDeps {
         mesh,
         topology,
         users,
@@ -135,7 +135,7 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
         deadletter,
         vapid_public_key,
         metrics,
-    } = parts;
+    } = deps;
     let reader = PostReader::new(posts.clone(), mesh.clone());
     let feed = Feed::new(
         timelines,
@@ -192,7 +192,7 @@ fn routes(config: &Config, parts: Parts, shutdown: &CancellationToken) -> Result
     herald_runtime::grpc::with_reflection(routes, DESCRIPTORS).map_err(Error::Reflection)
 }
 
-/// What pages of other origins may do: call by gRPC-Web, and read the status that comes in headers.
+/// CORS rules for gRPC-Web: pages of the allowed origins may call and read the gRPC status headers.
 fn cors(origins: &[String]) -> CorsLayer {
     const EXPOSED: [HeaderName; 3] = [
         HeaderName::from_static("grpc-status"),

@@ -1,4 +1,4 @@
-//! Accepts posts: checks, pins who the followers are, publishes.
+//! Accepts posts: validates them, pins the follow version, publishes them.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,10 +16,10 @@ use crate::{
     adapters::FollowVersions,
     archive_watermark::{ArchiveWatermark, WatermarkReading},
     domain,
-    error::unreadable,
+    error::read_error_to_status,
 };
 
-/// A post that was checked.
+/// A validated post.
 #[derive(Debug)]
 pub(crate) struct NewPost {
     author: UserId,
@@ -31,17 +31,17 @@ pub(crate) struct NewPost {
     push_ttl_seconds: u32,
 }
 
-/// Checks a request; the answer names everything that is wrong with it.
+/// Validates a request; the error names every invalid field.
 pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     let mut violations = Violations::new();
     let request_id = match request.request_id.as_str() {
         "" => None,
-        id => violations.take("request_id", domain::request_id(id)),
+        id => violations.take("request_id", domain::parse_request_id(id)),
     };
     let author = violations.user_id("author_id", request.author_id);
-    violations.take("text", domain::text(&request.text));
+    violations.take("text", domain::check_text(&request.text));
     for (field, urls) in [("links", &request.links), ("media_urls", &request.media_urls)] {
-        for (field, description) in domain::urls(field, urls) {
+        for (field, description) in domain::check_urls(field, urls) {
             violations.add(field, description);
         }
     }
@@ -53,10 +53,10 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     );
     let push_ttl = match request.push_ttl {
         None => Some(domain::PUSH_TTL_DEFAULT),
-        Some(ttl) => violations.take("push_ttl", domain::push_ttl(ttl.seconds, ttl.nanos)),
+        Some(ttl) => violations.take("push_ttl", domain::parse_push_ttl(ttl.seconds, ttl.nanos)),
     };
     violations.into_result()?;
-    // Without violations there are all of them.
+    // Without violations all three are `Some`.
     let (Some(author), Some(lane), Some(push_ttl)) = (author, lane, push_ttl) else {
         return Err(status::invalid(&[("post", "is not valid")]));
     };
@@ -71,40 +71,40 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     })
 }
 
-/// A post that was checked, with its author's key and who its followers are.
-struct Pinned {
+/// A validated post with its author's key and follow version.
+struct PinnedPost {
     new: NewPost,
     author: UserKey,
     request_id: String,
     version: FollowVersion,
-    /// When the caller chose the request id: how sure it is that there is no such post yet.
-    look: Option<WatermarkReading>,
+    /// The reading under which the store had no post with this request id; `None` for a generated request id.
+    reading: Option<WatermarkReading>,
 }
 
-/// What is left to do for a post.
-enum Step {
-    Publish(Box<Pinned>),
-    /// It had been accepted before.
-    Answer(Accepted, Lane),
+/// The remaining step of a prepared post.
+enum NextStep {
+    Publish(Box<PinnedPost>),
+    /// The request id was accepted before.
+    Duplicate(AcceptedPost, Lane),
 }
 
-/// A post on its way: pinned, known already, or refused.
-pub(crate) struct Prepared {
+/// A prepared post: ready to publish, a duplicate, or refused.
+pub(crate) struct PreparedPost {
     started: Instant,
-    outcome: Result<Step, Status>,
+    outcome: Result<NextStep, Status>,
 }
 
 /// A post that is durable in POSTS.
 #[derive(Debug)]
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedPost {
     pub(crate) id: PostId,
     request_id: String,
     at: Timestamp,
     pub(crate) duplicate: bool,
 }
 
-impl From<Accepted> for v1::SubmitPostResponse {
-    fn from(accepted: Accepted) -> Self {
+impl From<AcceptedPost> for v1::SubmitPostResponse {
+    fn from(accepted: AcceptedPost) -> Self {
         Self {
             post_id: accepted.id.0,
             request_id: accepted.request_id,
@@ -114,7 +114,7 @@ impl From<Accepted> for v1::SubmitPostResponse {
     }
 }
 
-/// Accepts posts.
+/// Accepts posts. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Submitter {
     users: Arc<dyn Users>,
@@ -148,29 +148,29 @@ impl Submitter {
     }
 
     /// Accepts one post.
-    pub(crate) async fn submit(&self, request: v1::SubmitPostRequest) -> Result<Accepted, Status> {
+    pub(crate) async fn submit(&self, request: v1::SubmitPostRequest) -> Result<AcceptedPost, Status> {
         self.publish(self.prepare(request).await).await
     }
 
-    /// Checks a post and pins who its followers are. Nothing is accepted yet.
-    pub(crate) async fn prepare(&self, request: v1::SubmitPostRequest) -> Prepared {
+    /// Validates a post and pins its follow version. Nothing is durable yet.
+    pub(crate) async fn prepare(&self, request: v1::SubmitPostRequest) -> PreparedPost {
         let started = Instant::now();
         let outcome = match parse(request) {
-            Ok(post) => self.pin(post).await,
-            Err(refused) => Err(refused),
+            Ok(post) => self.choose_next_step(post).await,
+            Err(status) => Err(status),
         };
-        Prepared { started, outcome }
+        PreparedPost { started, outcome }
     }
 
-    /// Publishes a post that is prepared, and counts what became of it.
-    pub(crate) async fn publish(&self, prepared: Prepared) -> Result<Accepted, Status> {
+    /// Publishes a prepared post, and updates the metrics.
+    pub(crate) async fn publish(&self, prepared: PreparedPost) -> Result<AcceptedPost, Status> {
         let outcome = match prepared.outcome {
-            Ok(Step::Publish(post)) => {
+            Ok(NextStep::Publish(post)) => {
                 let lane = post.new.lane;
                 self.publish_pinned(*post).await.map(|accepted| (accepted, lane))
             }
-            Ok(Step::Answer(accepted, lane)) => Ok((accepted, lane)),
-            Err(refused) => Err(refused),
+            Ok(NextStep::Duplicate(accepted, lane)) => Ok((accepted, lane)),
+            Err(status) => Err(status),
         };
         match outcome {
             Ok((accepted, lane)) => {
@@ -180,57 +180,57 @@ impl Submitter {
                 if accepted.duplicate {
                     self.metrics.posts_duplicate.inc();
                 } else {
-                    self.metrics.accepted(lane);
+                    self.metrics.count_accepted(lane);
                 }
                 Ok(accepted)
             }
-            Err(refused) => {
-                self.metrics.refused(refused.code());
-                Err(refused)
+            Err(status) => {
+                self.metrics.count_refused(status.code());
+                Err(status)
             }
         }
     }
 
-    async fn pin(&self, new: NewPost) -> Result<Step, Status> {
+    async fn choose_next_step(&self, new: NewPost) -> Result<NextStep, Status> {
         self.posts.capacity().await.map_err(|e| status::from_store(&e))?;
-        let author = super::intern(&*self.users, new.author.clone()).await?;
-        let (request_id, look) = match &new.request_id {
+        let author = super::intern_user(&*self.users, new.author.clone()).await?;
+        let (request_id, reading) = match &new.request_id {
             None => (Uuid::new_v4().as_hyphenated().to_string(), None),
             Some(request_id) if herald_failpoints::sabotaged!("gateway.random-ids") => {
                 (request_id.clone(), None)
             }
             Some(request_id) => {
-                let look = self.archive_watermark.wait_until_fresh().await?;
-                // The broker forgets after its window; the store remembers for a day.
-                let first = self.posts.of_request(author, request_id).await;
-                if let Some(id) = first.map_err(|e| status::from_store(&e))? {
-                    let first = self.accepted_before(id, request_id.clone()).await?;
-                    return Ok(Step::Answer(first, new.lane));
+                let reading = self.archive_watermark.wait_until_fresh().await?;
+                // The broker detects duplicates within its dedupe window, the store for 24 hours.
+                let original = self.posts.of_request(author, request_id).await;
+                if let Some(id) = original.map_err(|e| status::from_store(&e))? {
+                    let original = self.read_original(id, request_id.clone()).await?;
+                    return Ok(NextStep::Duplicate(original, new.lane));
                 }
-                (request_id.clone(), Some(look))
+                (request_id.clone(), Some(reading))
             }
         };
-        // Asked after the post arrived, so every follow that was answered before is in it.
+        // Read after the post arrived, so it includes every follow that was answered before.
         let version = self.versions.current(&new.author).await?;
-        Ok(Step::Publish(Box::new(Pinned {
+        Ok(NextStep::Publish(Box::new(PinnedPost {
             new,
             author,
             request_id,
             version,
-            look,
+            reading,
         })))
     }
 
-    async fn publish_pinned(&self, post: Pinned) -> Result<Accepted, Status> {
-        let Pinned {
+    async fn publish_pinned(&self, post: PinnedPost) -> Result<AcceptedPost, Status> {
+        let PinnedPost {
             new,
             author,
             request_id,
             version,
-            look,
+            reading,
         } = post;
-        if let Some(look) = look {
-            self.archive_watermark.check_fresh(look)?;
+        if let Some(reading) = reading {
+            self.archive_watermark.check_fresh(reading)?;
         }
         let at = Timestamp::now();
         let message_id = if herald_failpoints::sabotaged!("gateway.random-ids") {
@@ -259,12 +259,15 @@ impl Submitter {
         herald_failpoints::point!("gateway.accepted");
         let id = PostId(published.sequence);
         if published.duplicate {
-            let first = self.accepted_before(id, created.request_id).await?;
-            // It can be this very one, when the broker's first answer was lost and the mesh tried again.
-            let duplicate = first.at != at;
-            return Ok(Accepted { duplicate, ..first });
+            let original = self.read_original(id, created.request_id).await?;
+            // After a lost acknowledgement the mesh retries, and the broker reports this same post as a duplicate.
+            let duplicate = original.at != at;
+            return Ok(AcceptedPost {
+                duplicate,
+                ..original
+            });
         }
-        Ok(Accepted {
+        Ok(AcceptedPost {
             id,
             request_id: created.request_id,
             at,
@@ -272,12 +275,16 @@ impl Submitter {
         })
     }
 
-    /// The answer to a retry: the first one's.
-    async fn accepted_before(&self, id: PostId, request_id: String) -> Result<Accepted, Status> {
-        let first = self.reader.read_one(id).await.map_err(|e| unreadable(&e))?;
-        // A first one that is too old for archive and stream is still the same post; only its time is lost.
-        let at = first.map_or_else(Timestamp::now, |post| post.accepted_at);
-        Ok(Accepted {
+    /// Builds the response to a repeated request from the original post.
+    async fn read_original(&self, id: PostId, request_id: String) -> Result<AcceptedPost, Status> {
+        let original = self
+            .reader
+            .read_one(id)
+            .await
+            .map_err(|e| read_error_to_status(&e))?;
+        // The original may have left archive and stream; then its time of acceptance is unknown.
+        let at = original.map_or_else(Timestamp::now, |post| post.accepted_at);
+        Ok(AcceptedPost {
             id,
             request_id,
             at,

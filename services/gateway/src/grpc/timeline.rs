@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::watch;
 use crate::{
-    domain::Seen,
+    domain::SeenPosts,
     feed::Feed,
     live::{Hub, WatchError},
     wire,
@@ -26,16 +26,16 @@ use crate::{
 const LIST_TIMELINE: &str = "ListTimeline";
 const PAGE_SIZE_DEFAULT: usize = 50;
 const PAGE_SIZE_MAX: usize = 200;
-/// When to come back after all places for watchers were taken.
+/// Retry delay for a client after the maximum number of watchers was reached.
 const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Answers TimelineService.
+/// Implements TimelineService.
 pub(crate) struct TimelineApi {
     pub(crate) users: Arc<dyn Users>,
     pub(crate) feed: Feed,
     pub(crate) hub: Hub,
     pub(crate) heartbeat: Duration,
-    /// Ends every watch.
+    /// Ends every WatchTimeline stream.
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -50,12 +50,12 @@ impl TimelineService for TimelineApi {
         let size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
         let identity = paging::identity([user_id.as_str().as_bytes()]);
         let before = PageToken::decode_u64(LIST_TIMELINE, identity, &request.page_token)?.map(PostId);
-        let Some(user) = super::find(&*self.users, user_id).await? else {
+        let Some(user) = super::find_user(&*self.users, user_id).await? else {
             return Ok(Response::new(v1::ListTimelineResponse::default()));
         };
-        let page = self.feed.page(user, before, size).await?;
+        let page = self.feed.read_page(user, before, size).await?;
         Ok(Response::new(v1::ListTimelineResponse {
-            entries: page.posts.into_iter().map(wire::timeline_entry).collect(),
+            entries: page.posts.into_iter().map(wire::timeline_entry_to_v1).collect(),
             next_page_token: page
                 .next
                 .map(|post| PageToken::encode_u64(LIST_TIMELINE, identity, post.0))
@@ -80,34 +80,36 @@ impl TimelineService for TimelineApi {
         violations.into_result()?;
         let user_id = user_id.ok_or_else(|| status::invalid(&[("user_id", "is not valid")]))?;
         let size = paging::page_size(request.snapshot_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let identity = watch::identity(&user_id);
-        let resumed = match watch::decode(identity, &request.resume_token) {
-            Ok(cursor) => cursor.map(|cursor| Seen::decode(&cursor).ok_or(())).transpose(),
+        let identity = watch::token_identity(&user_id);
+        let resumed = match watch::decode_token(identity, &request.resume_token) {
+            Ok(cursor) => cursor
+                .map(|cursor| SeenPosts::decode(&cursor).ok_or(()))
+                .transpose(),
             Err(_) => Err(()),
         };
         let resumed = resumed
             .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
-        // One who watches before anybody followed or was followed must hear of the first post too: that takes a key.
-        let user = super::intern(&*self.users, user_id).await?;
+        // A user without a key gets one, so that the watch also receives the first post of the timeline.
+        let user = super::intern_user(&*self.users, user_id).await?;
         let watch = self.hub.watch(user).await.map_err(|e| match e {
             WatchError::TooMany(_) => {
                 status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)
             }
             WatchError::Mesh(e) => status::from_mesh(&e),
         })?;
-        let start = watch::Start {
+        let start = watch::WatchStart {
             user,
             identity,
             size,
             resumed,
         };
-        let watching = watch::Watching::new(
+        let watch_stream = watch::WatchStream::new(
             start,
             watch,
             self.feed.clone(),
             self.heartbeat,
             self.shutdown.clone(),
         );
-        Ok(Response::new(Box::pin(watching.into_stream())))
+        Ok(Response::new(Box::pin(watch_stream.into_stream())))
     }
 }

@@ -1,9 +1,9 @@
 //! One WatchTimeline stream: snapshot, entries, heartbeats.
 //!
-//! What a resume promises: a token tells the 64 greatest post ids that the watcher has seen, and a resume sends all of
-//! the timeline's newest 200 posts that are greater than the smallest of these and not among them. So a post that
-//! became visible late, out of order, is not missed unless it is older than those 64; whoever was away for more than 200
-//! posts reads the rest with ListTimeline.
+//! Guarantee of a resume: a token contains the 64 greatest post ids that the watcher has seen. A resume sends those of
+//! the newest 200 posts of the timeline that are greater than the smallest id in the token and not in the token. So a
+//! post that became visible late, out of order, is sent unless it is older than those 64. A client that missed more
+//! than 200 posts reads the rest with ListTimeline.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -19,65 +19,65 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    domain::{Seen, WINDOW},
-    feed::{self, ANSWER_BYTES_MAX, Feed},
-    live::{Heard, Watch},
-    wire::timeline_entry,
+    domain::{SeenPosts, WATCH_WINDOW},
+    feed::{self, Feed, RESPONSE_BYTES_MAX},
+    live::{Watch, WatchEvent},
+    wire::timeline_entry_to_v1,
 };
 
 const WATCH_TIMELINE: &str = "WatchTimeline";
-/// Posts that a snapshot reads in one go.
-const READ_MAX: usize = 50;
-/// When a reader that was too slow may come back: at once, it has its token.
+/// Maximum number of posts that a snapshot reads at once.
+const SNAPSHOT_READ_MAX: usize = 50;
+/// Retry delay for a slow reader. It is short, because the client resumes with its token.
 const SLOW_RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// What a resume token is bound to.
-pub(super) fn identity(user: &UserId) -> u64 {
+/// The identity that a resume token is bound to.
+pub(super) fn token_identity(user: &UserId) -> u64 {
     paging::identity([user.as_str().as_bytes()])
 }
 
-/// Reads a resume token; `None` for the empty one.
-pub(super) fn decode(identity: u64, token: &str) -> Result<Option<Vec<u8>>, Status> {
+/// Decodes a resume token to the cursor in it; `None` for an empty token.
+pub(super) fn decode_token(identity: u64, token: &str) -> Result<Option<Vec<u8>>, Status> {
     PageToken::decode(WATCH_TIMELINE, identity, token)
 }
 
-/// How a watch starts.
-pub(super) struct Start {
+/// Start of a WatchTimeline stream.
+pub(super) struct WatchStart {
     pub(super) user: UserKey,
     pub(super) identity: u64,
-    /// How many entries the snapshot holds at most.
+    /// Maximum number of entries in the snapshot.
     pub(super) size: usize,
-    /// What was seen before, for one that goes on.
-    pub(super) resumed: Option<Seen>,
+    /// Posts seen before, if the stream resumes.
+    pub(super) resumed: Option<SeenPosts>,
 }
 
-/// One watch under way. What has not been sent yet waits in the watch's bounded queue, as ids.
-pub(super) struct Watching {
+/// A WatchTimeline stream. Ids of unsent posts wait in the bounded queue of its [`Watch`].
+pub(super) struct WatchStream {
     user: UserKey,
     identity: u64,
-    /// Set until the snapshot is sent.
-    start: Option<(usize, Option<Seen>)>,
+    /// Size of the snapshot and the posts seen before; `None` once the snapshot is sent.
+    start: Option<(usize, Option<SeenPosts>)>,
     watch: Watch,
     feed: Feed,
-    seen: Seen,
-    /// Found in the store and not sent yet; at most [`WINDOW`].
-    found: VecDeque<PostId>,
+    seen: SeenPosts,
+    /// Posts that are next to be sent, at most [`WATCH_WINDOW`].
+    unsent: VecDeque<PostId>,
     heartbeat: Duration,
     heartbeat_at: Instant,
     compare: Interval,
     shutdown: CancellationToken,
 }
 
-impl Watching {
+impl WatchStream {
     pub(super) fn new(
-        start: Start,
+        start: WatchStart,
         watch: Watch,
         feed: Feed,
         heartbeat: Duration,
         shutdown: CancellationToken,
     ) -> Self {
         let now = Instant::now();
-        // Those that start together must not read the store together for ever.
+        // Jitter: streams that start at the same time must not compare with the store at the same time.
         let mut compare = interval_at(now + heartbeat.mul_f64(rand::random_range(0.5..=1.0)), heartbeat);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -86,8 +86,8 @@ impl Watching {
             start: Some((start.size, start.resumed)),
             watch,
             feed,
-            seen: Seen::default(),
-            found: VecDeque::new(),
+            seen: SeenPosts::default(),
+            unsent: VecDeque::new(),
             heartbeat,
             heartbeat_at: now + heartbeat,
             compare,
@@ -95,12 +95,12 @@ impl Watching {
         }
     }
 
-    /// The answers; an error is the last one.
+    /// The responses; an error ends the stream.
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::WatchTimelineResponse, Status>> + Send {
-        stream::unfold(Some(self), |watching| async {
-            let mut watching = watching?;
-            match watching.next().await {
-                Ok(answer) => Some((Ok(answer), Some(watching))),
+        stream::unfold(Some(self), |stream| async {
+            let mut stream = stream?;
+            match stream.next().await {
+                Ok(response) => Some((Ok(response), Some(stream))),
                 Err(status) => Some((Err(status), None)),
             }
         })
@@ -108,108 +108,114 @@ impl Watching {
 
     async fn next(&mut self) -> Result<v1::WatchTimelineResponse, Status> {
         if let Some((size, resumed)) = self.start.take() {
-            return self.snapshot(size, resumed).await;
+            return self.build_snapshot(size, resumed).await;
         }
         loop {
-            if let Some(id) = self.found.pop_front() {
-                if let Some(answer) = self.show(id).await? {
-                    return Ok(answer);
+            if let Some(id) = self.unsent.pop_front() {
+                if let Some(response) = self.build_entry(id).await? {
+                    return Ok(response);
                 }
                 continue;
             }
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => {
-                    return Err(status::unavailable("SHUTTING_DOWN", "the gateway is shutting down; resume elsewhere"));
+                    let message = "the gateway is shutting down; resume with the last resume_token";
+                    return Err(status::unavailable("SHUTTING_DOWN", message));
                 }
-                _ = self.compare.tick() => self.compare().await?,
-                heard = self.watch.next() => match heard {
-                    Heard::Post(id) => self.found.push_back(id),
-                    Heard::Slow => {
-                        let message = "the reader was too slow; go on with the last resume_token";
+                _ = self.compare.tick() => self.compare_with_store().await?,
+                event = self.watch.next() => match event {
+                    WatchEvent::Post(id) => self.unsent.push_back(id),
+                    WatchEvent::Slow => {
+                        let message = "the reader was too slow; resume with the last resume_token";
                         return Err(status::exhausted("SLOW_READER", message, SLOW_RETRY_AFTER));
                     }
-                    Heard::Closed => {
-                        let message = "live entries are not available; go on with the last resume_token";
+                    WatchEvent::Closed => {
+                        let message = "live entries are not available; resume with the last resume_token";
                         return Err(status::unavailable("LIVE_UNAVAILABLE", message));
                     }
                 },
                 () = sleep_until(self.heartbeat_at) => {
-                    return Ok(self.answer(Event::Heartbeat(v1::TimelineHeartbeat {})));
+                    return Ok(self.build_response(Event::Heartbeat(v1::TimelineHeartbeat {})));
                 }
             }
         }
     }
 
-    /// The newest posts; of a resumed watch, all of them that were not seen.
-    async fn snapshot(
+    /// Builds the snapshot: the newest posts, or for a resumed stream all unseen posts of the window.
+    async fn build_snapshot(
         &mut self,
         size: usize,
-        resumed: Option<Seen>,
+        resumed: Option<SeenPosts>,
     ) -> Result<v1::WatchTimelineResponse, Status> {
-        let muted = self.feed.muted(self.user).await?;
-        let window = self.feed.newest(self.user, None, WINDOW).await?;
-        // Of a fresh one some may be left out; it is filled from those after them.
+        let muted = self.feed.muted_authors(self.user).await?;
+        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?;
+        // Hidden posts of a new stream are replaced by the next posts of the window.
         let (wanted, size) = match &resumed {
             Some(seen) => (
                 window.iter().copied().filter(|id| !seen.contains(*id)).collect(),
-                WINDOW,
+                WATCH_WINDOW,
             ),
             None => (window.clone(), size),
         };
         let mut entries = Vec::new();
         let mut bytes = 0;
-        let mut taken = 0;
-        'filling: for ids in wanted.chunks(size.clamp(1, READ_MAX)) {
-            for post in self.feed.visible(ids, &muted).await? {
-                bytes += post.as_ref().map_or(0, feed::weight);
-                if entries.len() == size || bytes > ANSWER_BYTES_MAX {
+        let mut included = 0;
+        'filling: for ids in wanted.chunks(size.clamp(1, SNAPSHOT_READ_MAX)) {
+            for post in self.feed.read_visible(ids, &muted).await? {
+                bytes += post.as_ref().map_or(0, feed::estimated_bytes);
+                if entries.len() == size || bytes > RESPONSE_BYTES_MAX {
                     break 'filling;
                 }
-                entries.extend(post.map(timeline_entry));
-                taken += 1;
+                entries.extend(post.map(timeline_entry_to_v1));
+                included += 1;
             }
         }
-        // What a resume has no room for comes as entries, the oldest first; what a fresh one leaves is older than it.
-        let rest = if resumed.is_some() { &wanted[taken..] } else { &[] };
-        self.found.extend(rest.iter().rev());
+        // A resume sends the posts that exceed the snapshot as entries, oldest first. A new stream skips them: they are
+        // older than its snapshot.
+        let rest = if resumed.is_some() {
+            &wanted[included..]
+        } else {
+            &[]
+        };
+        self.unsent.extend(rest.iter().rev());
         self.seen = resumed.unwrap_or_default();
         for id in window {
             if !rest.contains(&id) {
                 self.seen.insert(id);
             }
         }
-        Ok(self.answer(Event::Snapshot(v1::TimelineSnapshot { entries })))
+        Ok(self.build_response(Event::Snapshot(v1::TimelineSnapshot { entries })))
     }
 
-    /// Looks for what the live messages did not bring.
-    async fn compare(&mut self) -> Result<(), Status> {
-        let window = self.feed.newest(self.user, None, WINDOW).await?;
-        // The oldest first, as they would have come.
+    /// Finds posts whose live messages were lost.
+    async fn compare_with_store(&mut self) -> Result<(), Status> {
+        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?;
+        // Oldest first, in the order of their live messages.
         let missed = window.into_iter().rev().filter(|id| !self.seen.contains(*id));
-        let before = self.found.len();
-        self.found.extend(missed);
-        self.feed.count_recovered(self.found.len() - before);
+        let before = self.unsent.len();
+        self.unsent.extend(missed);
+        self.feed.count_recovered(self.unsent.len() - before);
         Ok(())
     }
 
-    /// An entry, unless it was seen or is not to be shown.
-    async fn show(&mut self, id: PostId) -> Result<Option<v1::WatchTimelineResponse>, Status> {
+    /// Builds the entry of a post; `None` if it was seen or is hidden.
+    async fn build_entry(&mut self, id: PostId) -> Result<Option<v1::WatchTimelineResponse>, Status> {
         if self.seen.contains(id) {
             return Ok(None);
         }
-        // Asked each time, so that a mute counts at once; the store keeps what it is asked often.
-        let muted = self.feed.muted(self.user).await?;
-        let post = self.feed.visible_live(id, &muted).await?;
+        // Read for each post, so that a mute takes effect at once; the store caches preferences.
+        let muted = self.feed.muted_authors(self.user).await?;
+        let post = self.feed.read_visible_live(id, &muted).await?;
         self.seen.insert(id);
-        Ok(post.map(|post| self.answer(Event::Entry(timeline_entry(Post::clone(&post))))))
+        Ok(post.map(|post| self.build_response(Event::Entry(timeline_entry_to_v1(Post::clone(&post))))))
     }
 
-    fn answer(&mut self, event: Event) -> v1::WatchTimelineResponse {
+    fn build_response(&mut self, event: Event) -> v1::WatchTimelineResponse {
         self.heartbeat_at = Instant::now() + self.heartbeat;
         v1::WatchTimelineResponse {
             event: Some(event),
-            // Tells only what is in this answer or the ones before.
+            // Contains only posts of this response and the previous ones.
             resume_token: PageToken::encode(WATCH_TIMELINE, self.identity, &self.seen.encode()),
             server_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
         }

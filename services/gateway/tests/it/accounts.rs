@@ -39,7 +39,7 @@ async fn devices(world: &World, user: &str) -> v1::ListDevicesResponse {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_are_kept_and_their_secrets_are_told_once() {
+async fn devices_are_stored_and_a_generated_secret_is_returned_once() {
     let world = World::start().await;
     let mut client = world.devices();
     let mut add = async |address| {
@@ -66,7 +66,7 @@ async fn devices_are_kept_and_their_secrets_are_told_once() {
         .unwrap();
     assert_eq!(secret.len(), 32);
 
-    // One of the caller's own is not sent back; the same URL keeps its id.
+    // A secret from the caller is not returned; the same URL keeps its device id.
     let given = format!("whsec_{}", STANDARD.encode([7; 24]));
     let again = add(webhook("https://hooks.example.org/a", &given)).await;
     assert_eq!(again.device_id, hook.device_id);
@@ -113,7 +113,7 @@ async fn devices_are_kept_and_their_secrets_are_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_device_is_refused_by_field_and_not_kept() {
+async fn an_invalid_device_is_refused_by_field_and_not_stored() {
     let world = World::start().await;
     let good = "https://push.example.org/1";
     for (request, expected) in [
@@ -183,7 +183,7 @@ async fn a_bad_device_is_refused_by_field_and_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_can_allow_private_endpoints_and_a_user_has_32_devices() {
+async fn private_endpoints_can_be_allowed_and_a_user_has_at_most_32_devices() {
     let world = World::start_with(Setup {
         config: private_endpoints(),
         ..Setup::default()
@@ -206,7 +206,7 @@ async fn an_operator_can_allow_private_endpoints_and_a_user_has_32_devices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn preferences_change_by_what_is_said() {
+async fn an_update_changes_only_the_given_preferences() {
     let world = World::start().await;
     let get = async || {
         let request = v1::GetPreferencesRequest {
@@ -261,7 +261,7 @@ async fn preferences_change_by_what_is_said() {
     .await
     .unwrap();
     assert_eq!((off.push_enabled, off.muted_author_ids.len()), (false, 2));
-    let unmute = vec!["a".to_owned(), "never heard of".to_owned()];
+    let unmute = vec!["a".to_owned(), "unknown author".to_owned()];
     update(v1::UpdatePreferencesRequest {
         unmute_author_ids: unmute,
         ..change.clone()

@@ -11,9 +11,9 @@ use tonic::Code;
 use crate::harness::{Setup, World, reason};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_post_is_gone_when_the_call_answers() {
+async fn a_deleted_post_is_not_found_once_the_call_returns() {
     let world = World::start().await;
-    let post_id = world.post("107", "regrettable").await;
+    let post_id = world.post("107", "text").await;
     let delete = |author: &str| v1::DeletePostRequest {
         post_id,
         author_id: author.into(),
@@ -36,10 +36,10 @@ async fn a_deleted_post_is_gone_when_the_call_answers() {
     );
     let stored = world.stores.posts.get(&[PostId(post_id)]).await.unwrap();
     assert!(stored[0].as_ref().unwrap().deleted_at.is_some());
-    // Again, and without an author.
+    // A repeated call without an author.
     world.posts().delete_post(delete("")).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
-    // The deletion's own sequence number is no post.
+    // The sequence of the deletion is not a post id.
     for post_id in [2, 99, u64::MAX] {
         let get = world
             .posts()
@@ -57,7 +57,7 @@ async fn a_deleted_post_is_gone_when_the_call_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_is_one_also_while_the_archive_consumer_is_behind() {
+async fn a_repeated_deletion_is_detected_while_the_archive_consumer_lags() {
     let world = World::start_with(Setup {
         topology: TopologyConfig {
             dedupe_window_seconds: 1,
@@ -70,19 +70,19 @@ async fn a_deletion_is_one_also_while_the_archive_consumer_is_behind() {
         ..Setup::default()
     })
     .await;
-    let until_late = Timestamp::now().plus(Duration::from_mins(5));
+    let pause_end = Timestamp::now().plus(Duration::from_mins(5));
     let paused = world
         .mesh
-        .pause(streams::POSTS, consumers::ARCHIVE, until_late)
+        .pause(streams::POSTS, consumers::ARCHIVE, pause_end)
         .await;
     paused.unwrap();
     let delete = v1::DeletePostRequest {
-        post_id: world.post("107", "regrettable").await,
+        post_id: world.post("107", "text").await,
         author_id: "107".into(),
     };
     world.posts().delete_post(delete.clone()).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
-    world.until_forgotten().await;
+    world.wait_until_dedupe_window_passed().await;
     let before = world.mesh.last_sequence("POSTS").await.unwrap();
     world.posts().delete_post(delete).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), before);

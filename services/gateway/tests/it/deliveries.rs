@@ -5,7 +5,7 @@ use herald_proto::v1;
 use herald_store::{ChunkPlan, ExpectedRevision, Outcome, Settlement, SlicePlan};
 use tonic::Code;
 
-use crate::harness::{World, fields, reason, until};
+use crate::harness::{World, fields, reason, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_are_counted_and_listed() {
@@ -17,7 +17,7 @@ async fn deliveries_are_counted_and_listed() {
             .get_delivery(v1::GetDeliveryRequest { post_id })
             .await
     };
-    // Known, but not planned.
+    // Accepted, but fan-out is not planned yet.
     let before = get(post_id).await.unwrap().into_inner();
     assert!(!before.planned);
     let channels: Vec<_> = before
@@ -164,17 +164,17 @@ async fn the_lag_names_every_stream_and_consumer() {
     for _ in 0..5 {
         world.post("107", "hi").await;
     }
-    until("a reading tells of the work", async || {
+    wait_until("a reading shows a rate above 0", async || {
         let reading = readings.message().await.unwrap().unwrap();
         archive(&reading.streams).acknowledged_per_second > 0.0
     })
     .await;
-    until("nothing is left", async || {
+    wait_until("nothing is pending", async || {
         let archive = archive(&lag().await);
         archive.pending_count + archive.ack_pending_count == 0
     })
     .await;
-    // Nobody fans out here.
+    // The test runs no fan-out service.
     let posts = lag().await.into_iter().find(|s| s.stream == "POSTS").unwrap();
     assert_eq!((posts.message_count, posts.last_sequence), (5, 5));
     let fanout = posts

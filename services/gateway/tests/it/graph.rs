@@ -1,4 +1,4 @@
-//! A small graph service: counts what it is told to, and shows what reached it.
+//! A fake graph service with configured responses; it records the requests it received.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// What the graph answers and has seen.
+/// A fake graph service.
 #[derive(Clone, Default)]
 pub(crate) struct TestGraph {
     pub(crate) state: Arc<Mutex<State>>,
@@ -16,13 +16,13 @@ pub(crate) struct TestGraph {
 
 #[derive(Default)]
 pub(crate) struct State {
-    /// The follow version of every author.
+    /// Follow version of every author.
     pub(crate) version: u64,
-    /// Refuses every count.
+    /// Whether CountFollowers returns UNAVAILABLE.
     pub(crate) down: bool,
-    /// The value of the `x-test` header of the last call.
+    /// Value of the `x-test` header of the last Follow call.
     pub(crate) header: Option<String>,
-    /// Follows imported.
+    /// Number of imported follows.
     pub(crate) imported: u64,
 }
 

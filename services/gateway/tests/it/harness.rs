@@ -1,4 +1,4 @@
-//! A gateway with everything real around it, but the graph.
+//! A gateway with a real nats-server, the embedded store and a fake graph service.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,12 +30,12 @@ use tonic::{Code, Status, transport::Channel, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    cut_off::{self, CutOff},
     graph::TestGraph,
+    partitioned_server::{self, PartitionedServer},
 };
 
-/// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(30);
+/// Timeout of every wait.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     pub(crate) address: String,
@@ -48,24 +48,24 @@ pub(crate) struct World {
     pub(crate) ready: Flag,
     pub(crate) shutdown: CancellationToken,
     pub(crate) gateway: JoinHandle<Result<(), Error>>,
-    /// Ends the graph service.
-    pub(crate) graph_end: CancellationToken,
+    /// Stops the graph service.
+    pub(crate) graph_stop: CancellationToken,
     pub(crate) server: Server,
-    /// With [`Setup::cut_off`].
-    pub(crate) cut_off: Option<CutOff>,
+    /// Present with [`Setup::partitioned_server`].
+    pub(crate) partitioned_server: Option<PartitionedServer>,
     _store: Embedded,
     graph_channel: Channel,
     _dir: TempDir,
 }
 
-/// What a test wants otherwise.
+/// Options of a test.
 pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) topology: TopologyConfig,
-    /// Whether the gateway may have to be left waiting for, as when it doesn't start.
+    /// Whether to wait until the gateway is ready; false for a gateway that must fail to start.
     pub(crate) await_ready: bool,
-    /// Whether there may be a server that was cut off.
-    pub(crate) cut_off: bool,
+    /// Whether to add a partitioned server.
+    pub(crate) partitioned_server: bool,
     /// Runs on the stores before the gateway starts.
     pub(crate) before: Option<Box<dyn FnOnce(Stores) -> futures::future::BoxFuture<'static, ()>>>,
 }
@@ -79,7 +79,7 @@ impl Default for Setup {
             },
             topology: TopologyConfig::default(),
             await_ready: true,
-            cut_off: false,
+            partitioned_server: false,
             before: None,
         }
     }
@@ -96,13 +96,16 @@ impl World {
 
     async fn build(setup: Setup) -> Self {
         let server = Server::start(ServerConfig {
-            extra: setup.cut_off.then(cut_off::server_lines).unwrap_or_default(),
+            extra: setup
+                .partitioned_server
+                .then(partitioned_server::server_lines)
+                .unwrap_or_default(),
             ..ServerConfig::default()
         })
         .await
         .unwrap();
-        let cut_off = if setup.cut_off {
-            Some(CutOff::start(server.client_url()).await)
+        let partitioned_server = if setup.partitioned_server {
+            Some(PartitionedServer::start(server.client_url()).await)
         } else {
             None
         };
@@ -123,8 +126,8 @@ impl World {
         }
 
         let graph = TestGraph::default();
-        let graph_end = CancellationToken::new();
-        let graph_channel = serve_graph(graph.clone(), graph_end.clone()).await;
+        let graph_stop = CancellationToken::new();
+        let graph_channel = serve_graph(graph.clone(), graph_stop.clone()).await;
         let metrics = Shared::new().register(Metrics::new);
         let mut world = Self {
             address: String::new(),
@@ -138,20 +141,20 @@ impl World {
             ready: Flag::default(),
             shutdown: CancellationToken::new(),
             gateway: tokio::spawn(async { Ok(()) }),
-            graph_end,
+            graph_stop,
             server,
-            cut_off,
+            partitioned_server,
             _store: store,
             _dir: dir,
         };
         world.run_gateway(setup.config).await;
         if setup.await_ready {
-            until("the gateway is ready", async || world.ready.is_set()).await;
+            wait_until("the gateway is ready", async || world.ready.is_set()).await;
         }
         world
     }
 
-    /// Runs a gateway, where there is none.
+    /// Starts the gateway task.
     async fn run_gateway(&mut self, config: Config) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.address = listener.local_addr().unwrap().to_string();
@@ -172,7 +175,7 @@ impl World {
             ledger: stores.ledger,
             listener,
             graph: self.graph_channel.clone(),
-            // Nobody there.
+            // Nothing listens on port 1.
             analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             vapid_public_key: "the-vapid-key".into(),
@@ -182,16 +185,16 @@ impl World {
         self.gateway = tokio::spawn(herald_gateway::run(config, deps, self.shutdown.clone()));
     }
 
-    /// Ends the gateway and runs another one.
+    /// Stops the gateway and starts another one on the same store and broker.
     pub(crate) async fn restart(&mut self) {
         self.shutdown.cancel();
-        within("the gateway ends", &mut self.gateway)
+        with_timeout("the gateway stops", &mut self.gateway)
             .await
             .unwrap()
             .unwrap();
         assert!(!self.ready.is_set());
         self.run_gateway(Setup::default().config).await;
-        until("the gateway is ready", async || self.ready.is_set()).await;
+        wait_until("the gateway is ready", async || self.ready.is_set()).await;
     }
 
     pub(crate) fn posts(&self) -> PostServiceClient<Channel> {
@@ -222,7 +225,7 @@ impl World {
         GraphServiceClient::new(self.channel.clone())
     }
 
-    /// Submits a post and answers with its id.
+    /// Submits a post and returns its id.
     pub(crate) async fn post(&self, author: &str, text: &str) -> u64 {
         self.posts()
             .submit_post(submit(author, text))
@@ -232,7 +235,7 @@ impl World {
             .post_id
     }
 
-    /// A user's key, made if there was none.
+    /// Looks up a user's key, or assigns one.
     pub(crate) async fn key(&self, user: &str) -> UserKey {
         self.stores
             .users
@@ -241,7 +244,7 @@ impl World {
             .unwrap()[0]
     }
 
-    /// Puts a post on a user's timeline, as the timeline service does; tells watchers if `live`.
+    /// Delivers a post to a user's timeline, as the timeline service does, and publishes the live message if `live`.
     pub(crate) async fn deliver(&self, post: u64, user: &str, live: bool) {
         let recipients = Recipients::from_sorted([self.key(user).await]);
         self.stores
@@ -267,9 +270,9 @@ impl World {
         self.mesh.publish_live(live.encode_to_vec().into()).await.unwrap();
     }
 
-    /// Waits until the broker has forgotten the ids of all that is in POSTS.
-    pub(crate) async fn until_forgotten(&self) {
-        // A probe of the same age: when the broker takes it again, it has forgotten the others too.
+    /// Waits until the dedupe window of every message in POSTS has passed.
+    pub(crate) async fn wait_until_dedupe_window_passed(&self) {
+        // Once the broker accepts the id of this probe again, the window of all earlier messages has passed too.
         let probe = PostCreated {
             author_key: 1,
             author_id: "107".into(),
@@ -280,19 +283,22 @@ impl World {
             self.mesh.publish(subject, Some("probe"), &probe).await.unwrap()
         };
         publish().await;
-        until("the broker forgets", async || !publish().await.duplicate).await;
+        wait_until("the dedupe window has passed", async || {
+            !publish().await.duplicate
+        })
+        .await;
     }
 
-    /// Waits until the archive consumer has nothing left.
-    pub(crate) async fn archived(&self) {
+    /// Waits until the archive consumer has acknowledged every message.
+    pub(crate) async fn wait_until_archived(&self) {
         let last = self.mesh.last_sequence("POSTS").await.unwrap();
-        until("all is archived", async || {
+        wait_until("every message is archived", async || {
             self.mesh.ack_floor("POSTS", "archive").await.unwrap() == last
         })
         .await;
     }
 
-    /// Publishes something that is no post on POSTS.
+    /// Publishes a malformed message on POSTS and returns its sequence.
     pub(crate) async fn publish_garbage(&self, subject: Subject) -> u64 {
         let client = async_nats::connect(self.server.client_url()).await.unwrap();
         let jetstream = async_nats::jetstream::new(client);
@@ -303,17 +309,17 @@ impl World {
         ack.await.unwrap().sequence
     }
 
-    /// Ends the gateway and answers with what it ended with.
+    /// Stops the gateway and returns its result.
     pub(crate) async fn stop(self) -> Result<(), Error> {
         self.shutdown.cancel();
-        tokio::time::timeout(LIMIT, self.gateway)
+        tokio::time::timeout(TIMEOUT, self.gateway)
             .await
-            .expect("the gateway ends")
+            .expect("the gateway stops")
             .unwrap()
     }
 }
 
-/// A config for endpoints on this machine.
+/// A configuration that accepts endpoints on this machine.
 pub(crate) fn private_endpoints() -> Config {
     Config {
         endpoints: Policy {
@@ -324,17 +330,17 @@ pub(crate) fn private_endpoints() -> Config {
     }
 }
 
-async fn serve_graph(graph: TestGraph, end: CancellationToken) -> Channel {
+async fn serve_graph(graph: TestGraph, stop: CancellationToken) -> Channel {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = tonic::transport::Server::builder()
         .add_service(GraphServiceServer::new(graph))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), end.cancelled_owned());
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
     tokio::spawn(server);
     Endpoint::from_shared(url).unwrap().connect_lazy()
 }
 
-/// A post that is valid.
+/// A valid request.
 pub(crate) fn submit(author: &str, text: &str) -> v1::SubmitPostRequest {
     v1::SubmitPostRequest {
         author_id: author.into(),
@@ -343,26 +349,26 @@ pub(crate) fn submit(author: &str, text: &str) -> v1::SubmitPostRequest {
     }
 }
 
-/// Waits until a condition holds.
-pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+/// Waits until a condition holds, at most `TIMEOUT`.
+pub(crate) async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let holds = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(LIMIT, holds)
+    tokio::time::timeout(TIMEOUT, holds)
         .await
-        .unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}"));
+        .unwrap_or_else(|_| panic!("timeout after {TIMEOUT:?}: {what}"));
 }
 
-/// Waits for a future, but not for ever.
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, future)
+/// Waits for a future, at most `TIMEOUT`.
+pub(crate) async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, future)
         .await
-        .unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}"))
+        .unwrap_or_else(|_| panic!("timeout after {TIMEOUT:?}: {what}"))
 }
 
-/// The fields that an INVALID_ARGUMENT names.
+/// The fields named by an INVALID_ARGUMENT status.
 pub(crate) fn fields(status: &Status) -> Vec<String> {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let violations = status
@@ -373,7 +379,7 @@ pub(crate) fn fields(status: &Status) -> Vec<String> {
     violations.into_iter().map(|v| v.field).collect()
 }
 
-/// The reason that an error tells.
+/// The reason in the error info of a status.
 pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().expect("error info");
     assert_eq!(info.domain, "herald.dev");

@@ -1,12 +1,12 @@
-//! The gateway against a real nats-server and the embedded store.
+//! Tests of the gateway with a real nats-server and the embedded store.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod accounts;
-mod cut_off;
 mod deletions;
 mod deliveries;
 mod graph;
 mod harness;
+mod partitioned_server;
 mod posts;
 mod redrive;
 mod startup;

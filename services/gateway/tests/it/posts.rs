@@ -14,7 +14,7 @@ use crate::harness::{Setup, World, fields, reason, submit};
 const REQUEST: &str = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_is_accepted_once_a_request_id() {
+async fn a_request_id_is_accepted_once() {
     let world = World::start().await;
     world.graph.state.lock().version = 7;
     let request = v1::SubmitPostRequest {
@@ -36,7 +36,7 @@ async fn a_post_is_accepted_once_a_request_id() {
     assert_eq!((first.post_id, first.duplicate), (1, false));
     assert_eq!(first.request_id, REQUEST);
 
-    // What fan-out gets.
+    // The message that fan-out receives.
     let message = world.mesh.message("POSTS", 1).await.unwrap().unwrap();
     assert_eq!(
         Subject::parse(&message.subject),
@@ -49,30 +49,30 @@ async fn a_post_is_accepted_once_a_request_id() {
         Some(format!("{}/{REQUEST}", created.author_key).as_str())
     );
 
-    // Again at once, and again when the archive has it, in upper case and with another text.
-    let again = world
+    // A retry at once, and one after archiving with an upper-case id and another text.
+    let retry = world
         .posts()
         .submit_post(request.clone())
         .await
         .unwrap()
         .into_inner();
-    world.archived().await;
-    let shouted = v1::SubmitPostRequest {
+    world.wait_until_archived().await;
+    let upper_case = v1::SubmitPostRequest {
         request_id: REQUEST.to_uppercase(),
         text: "other".into(),
         ..request.clone()
     };
-    let later = world.posts().submit_post(shouted).await.unwrap().into_inner();
-    for retry in [again, later] {
+    let later = world.posts().submit_post(upper_case).await.unwrap().into_inner();
+    for response in [retry, later] {
         assert_eq!(
-            retry,
+            response,
             v1::SubmitPostResponse {
                 duplicate: true,
                 ..first.clone()
             }
         );
     }
-    // Another author's request is another one.
+    // The same request id of another author is a new post.
     let other = v1::SubmitPostRequest {
         author_id: "108".into(),
         ..request
@@ -99,35 +99,46 @@ async fn a_post_is_accepted_once_a_request_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_store_remembers_a_request_after_the_broker_forgot_it() {
-    the_same_request_is_the_same_post(false, async |_| {}, async |world| world.archived().await).await;
+async fn the_store_detects_a_repeated_request_after_the_dedupe_window() {
+    check_repeated_request(
+        false,
+        async |_| {},
+        async |world| world.wait_until_archived().await,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_one_post_also_while_the_archive_consumer_is_behind() {
+async fn a_repeated_request_is_detected_while_the_archive_consumer_lags() {
     let pause = async |world: &World| {
-        let until = Timestamp::now().plus(Duration::from_mins(5));
-        let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
+        let pause_end = Timestamp::now().plus(Duration::from_mins(5));
+        let paused = world
+            .mesh
+            .pause(streams::POSTS, consumers::ARCHIVE, pause_end)
+            .await;
         paused.unwrap();
     };
-    the_same_request_is_the_same_post(false, pause, async |_| {}).await;
+    check_repeated_request(false, pause, async |_| {}).await;
 }
 
-/// The archive consumer is behind, and the server that answers first knows of no post.
+/// The archive consumer lags, and the server that replies first reports an empty stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_one_post_also_when_a_server_that_was_cut_off_tells_an_old_end() {
-    let pause_and_come_back = async |world: &World| {
-        let until = Timestamp::now().plus(Duration::from_mins(5));
-        let paused = world.mesh.pause(streams::POSTS, consumers::ARCHIVE, until).await;
+async fn a_repeated_request_is_detected_when_a_partitioned_server_reports_a_stale_end() {
+    let pause_and_add_stale_replies = async |world: &World| {
+        let pause_end = Timestamp::now().plus(Duration::from_mins(5));
+        let paused = world
+            .mesh
+            .pause(streams::POSTS, consumers::ARCHIVE, pause_end)
+            .await;
         paused.unwrap();
-        world.cut_off.as_ref().unwrap().comes_back();
+        world.partitioned_server.as_ref().unwrap().become_reachable();
     };
-    the_same_request_is_the_same_post(true, pause_and_come_back, async |_| {}).await;
+    check_repeated_request(true, pause_and_add_stale_replies, async |_| {}).await;
 }
 
-/// Sends a request before and after the broker forgets it.
-async fn the_same_request_is_the_same_post(
-    cut_off: bool,
+/// Sends a request before and after its dedupe window.
+async fn check_repeated_request(
+    partitioned_server: bool,
     before: impl AsyncFnOnce(&World),
     between: impl AsyncFnOnce(&World),
 ) {
@@ -137,7 +148,7 @@ async fn the_same_request_is_the_same_post(
     };
     let world = World::start_with(Setup {
         topology,
-        cut_off,
+        partitioned_server,
         ..Setup::default()
     })
     .await;
@@ -152,11 +163,11 @@ async fn the_same_request_is_the_same_post(
         .await
         .unwrap()
         .into_inner();
-    world.until_forgotten().await;
+    world.wait_until_dedupe_window_passed().await;
     between(&world).await;
-    let again = world.posts().submit_post(request).await.unwrap().into_inner();
+    let retry = world.posts().submit_post(request).await.unwrap().into_inner();
     assert_eq!(
-        again,
+        retry,
         v1::SubmitPostResponse {
             duplicate: true,
             ..first
@@ -166,7 +177,7 @@ async fn the_same_request_is_the_same_post(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_bad_field_of_a_post_is_named_and_nothing_happens() {
+async fn each_invalid_field_of_a_post_is_named_and_nothing_is_stored() {
     let world = World::start().await;
     let good = submit("107", "hello");
     let cases: Vec<(v1::SubmitPostRequest, &[&str])> = vec![
@@ -281,12 +292,12 @@ async fn each_bad_field_of_a_post_is_named_and_nothing_happens() {
         .find(&[herald_model::UserId::new("107").unwrap()])
         .await
         .unwrap();
-    assert_eq!(known, [None], "no user was made");
+    assert_eq!(known, [None], "no key was assigned");
     world.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stream_refuses_with_a_time_to_come_back_and_loses_nothing() {
+async fn a_full_stream_refuses_posts_with_retry_info_and_loses_no_accepted_post() {
     let posts = StreamLimits {
         bytes_max: 1 << 20,
         ..TopologyConfig::default().posts
@@ -302,17 +313,17 @@ async fn a_full_stream_refuses_with_a_time_to_come_back_and_loses_nothing() {
     .await;
     let text = "ü".repeat(10_000);
     let mut accepted = Vec::new();
-    let refused = loop {
+    let status = loop {
         match world.posts().submit_post(submit("107", &text)).await {
             Ok(answer) => accepted.push(answer.into_inner().post_id),
             Err(status) => break status,
         }
     };
     assert_eq!(
-        (refused.code(), reason(&refused).as_str()),
+        (status.code(), reason(&status).as_str()),
         (Code::ResourceExhausted, "STREAM_FULL")
     );
-    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    assert!(status.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
     assert_eq!(accepted, (1..=accepted.len() as u64).collect::<Vec<_>>());
     for post_id in accepted {
         world
@@ -325,7 +336,7 @@ async fn a_full_stream_refuses_with_a_time_to_come_back_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_of_posts_is_answered_in_order_with_its_refusals() {
+async fn submit_posts_returns_ids_and_failures_in_order() {
     let world = World::start().await;
     let request = |post: v1::SubmitPostRequest| v1::SubmitPostsRequest { post: Some(post) };
     let mut requests: Vec<_> = (0..1_000)
@@ -381,7 +392,7 @@ async fn a_stream_of_posts_is_answered_in_order_with_its_refusals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_post_is_terminated_and_the_rest_is_archived() {
+async fn malformed_messages_are_terminated_and_the_others_are_archived() {
     let world = World::start().await;
     world.publish_garbage(Subject::PostCreated(Lane::Normal)).await;
     world.publish_garbage(Subject::PostDeleted(Lane::Low)).await;
@@ -395,7 +406,7 @@ async fn what_is_no_post_is_terminated_and_the_rest_is_archived() {
         .await
         .unwrap();
     let post_id = world.post("107", "fine").await;
-    world.archived().await;
+    world.wait_until_archived().await;
     assert_eq!(world.stores.posts.last().await.unwrap(), Some(PostId(post_id)));
     for bad in 1..post_id {
         let status = world
@@ -409,7 +420,7 @@ async fn what_is_no_post_is_terminated_and_the_rest_is_archived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_graph_nothing_is_accepted() {
+async fn no_post_is_accepted_while_the_graph_service_is_unavailable() {
     let world = World::start().await;
     world.graph.state.lock().down = true;
     let status = world.posts().submit_post(submit("107", "hi")).await.unwrap_err();
@@ -425,7 +436,7 @@ async fn without_the_graph_nothing_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_too_large_is_refused() {
+async fn an_oversized_request_is_refused() {
     let world = World::start().await;
     let links = vec!["x".repeat(1 << 20); 2];
     let request = v1::SubmitPostRequest {

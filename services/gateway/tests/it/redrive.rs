@@ -1,4 +1,4 @@
-//! What the archive had given up and comes once more.
+//! Redrives of dead letters of the archive consumer.
 
 use herald_mesh::{
     Redrive, Subject,
@@ -9,10 +9,10 @@ use herald_model::{Lane, PostId, time::Timestamp};
 use herald_proto::mesh_v1;
 use prost::Message as _;
 
-use crate::harness::{World, until};
+use crate::harness::{World, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redriven_post_is_archived_with_its_id_and_by_nobody_else() {
+async fn a_redriven_post_is_archived_with_its_id_and_reaches_no_other_consumer() {
     let world = World::start().await;
     let author = world
         .stores
@@ -43,7 +43,7 @@ async fn a_redriven_post_is_archived_with_its_id_and_by_nobody_else() {
     };
     let published = world.mesh.redrive(&redrive).await.unwrap().sequence;
     let consumer = consumers::redrive(ConsumerKind::Archive);
-    until("it is acknowledged", async || {
+    wait_until("the redriven message is acknowledged", async || {
         world.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= published
     })
     .await;

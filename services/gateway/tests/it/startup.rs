@@ -7,7 +7,7 @@ use herald_gateway::{Config, Error};
 use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_store::Archived;
 
-use crate::harness::{Setup, World, within};
+use crate::harness::{Setup, World, with_timeout};
 
 fn post(id: u64) -> Post {
     Post {
@@ -15,7 +15,7 @@ fn post(id: u64) -> Post {
         author: UserKey(1),
         author_id: UserId::new("107").unwrap(),
         request_id: "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10".into(),
-        text: "from another life".into(),
+        text: "text".into(),
         links: Vec::new(),
         media_urls: Vec::new(),
         lane: Lane::Normal,
@@ -37,7 +37,7 @@ async fn a_store_of_another_stream_is_refused() {
         ..Setup::default()
     };
     let world = World::start_with(setup).await;
-    let error = within("the gateway ends", world.gateway)
+    let error = with_timeout("the gateway stops", world.gateway)
         .await
         .unwrap()
         .unwrap_err();
@@ -60,7 +60,7 @@ async fn a_store_of_another_stream_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_configuration_is_refused() {
+async fn an_invalid_configuration_is_refused() {
     let config = Config {
         calls_max: 0,
         ..Config::default()
@@ -71,7 +71,7 @@ async fn a_wrong_configuration_is_refused() {
         ..Setup::default()
     })
     .await;
-    let error = within("the gateway ends", world.gateway)
+    let error = with_timeout("the gateway stops", world.gateway)
         .await
         .unwrap()
         .unwrap_err();
@@ -79,13 +79,13 @@ async fn a_wrong_configuration_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_next_gateway_archives_what_the_last_one_left() {
+async fn a_restarted_gateway_archives_the_remaining_posts() {
     let mut world = World::start().await;
     for i in 0..200 {
         world.post("107", &format!("post {i}")).await;
     }
     world.restart().await;
-    world.archived().await;
+    world.wait_until_archived().await;
     let ids: Vec<_> = (1..=200).map(PostId).collect();
     let archived = world.stores.posts.get(&ids).await.unwrap();
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The port itself: reflection, health, gRPC-Web, forwarding.
+//! The public port: reflection, health, gRPC-Web, forwarding.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use tonic_health::pb::{
 use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{World, fields, reason, submit, until, within};
+use crate::harness::{World, fields, reason, submit, wait_until, with_timeout};
 
 const SERVICES: [&str; 8] = [
     "herald.v1.AnalyticsService",
@@ -82,7 +82,7 @@ async fn reflection_lists_every_service_in_both_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_follows_the_broker_and_the_services_behind() {
+async fn health_reflects_the_broker_and_the_forwarded_services() {
     let mut world = World::start().await;
     let channel = world.channel.clone();
     let status = async |service: &str| {
@@ -101,20 +101,20 @@ async fn health_follows_the_broker_and_the_services_behind() {
         .filter(|s| !s.contains("Analytics"))
         .chain([""])
     {
-        until(service, async || status(service).await == ServingStatus::Serving).await;
+        wait_until(service, async || status(service).await == ServingStatus::Serving).await;
     }
-    // Nobody answers there.
-    until("analytics is down", async || {
+    // Nothing listens on the analytics port.
+    wait_until("analytics is NOT_SERVING", async || {
         status("herald.v1.AnalyticsService").await == ServingStatus::NotServing
     })
     .await;
     world.server.stop().await.unwrap();
-    until("the broker is missed", async || {
+    wait_until("the gateway is NOT_SERVING", async || {
         status("").await == ServingStatus::NotServing
     })
     .await;
     world.server.restart().await.unwrap();
-    until("the broker is back", async || {
+    wait_until("the gateway is SERVING again", async || {
         status("herald.v1.PostService").await == ServingStatus::Serving
     })
     .await;
@@ -123,7 +123,7 @@ async fn health_follows_the_broker_and_the_services_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_to_other_services_pass_as_they_are() {
+async fn calls_to_other_services_are_forwarded_unchanged() {
     let world = World::start().await;
     let mut client = world.graph_client();
     let follow = v1::Follow {
@@ -180,8 +180,8 @@ async fn calls_to_other_services_pass_as_they_are() {
     );
     assert!(status.get_details_retry_info().is_some());
 
-    world.graph_end.cancel();
-    until("the graph is missed", async || {
+    world.graph_stop.cancel();
+    wait_until("the graph service is unavailable", async || {
         client
             .count_followers(v1::CountFollowersRequest::default())
             .await
@@ -191,7 +191,7 @@ async fn calls_to_other_services_pass_as_they_are() {
     world.stop().await.unwrap();
 }
 
-/// One gRPC-Web call over HTTP/1.1, written by hand: the head and the frames (flag, bytes) of the answer.
+/// Sends a gRPC-Web call over HTTP/1.1; returns the head and the frames (flag, bytes) of the response.
 async fn grpc_web(world: &World, path: &str, message: &[u8]) -> (String, Vec<(u8, Bytes)>) {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
@@ -207,7 +207,7 @@ async fn grpc_web(world: &World, path: &str, message: &[u8]) -> (String, Vec<(u8
     connection.write_all(head.as_bytes()).await.unwrap();
     connection.write_all(&frame).await.unwrap();
     let mut answer = Vec::new();
-    within("the answer", connection.read_to_end(&mut answer))
+    with_timeout("the response", connection.read_to_end(&mut answer))
         .await
         .unwrap();
     let split = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
@@ -241,7 +241,7 @@ async fn grpc_web(world: &World, path: &str, message: &[u8]) -> (String, Vec<(u8
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_calls_by_grpc_web() {
+async fn a_browser_can_call_over_grpc_web() {
     let world = World::start().await;
     let request = submit("107", "from a browser").encode_to_vec();
     let (head, frames) = grpc_web(&world, "/herald.v1.PostService/SubmitPost", &request).await;
@@ -261,7 +261,7 @@ async fn a_browser_calls_by_grpc_web() {
             .contains("grpc-status:0")
     );
 
-    // A refusal, and a forwarded call.
+    // A refused call and a forwarded call.
     let (head, frames) = grpc_web(
         &world,
         "/herald.v1.PostService/SubmitPost",
@@ -287,7 +287,7 @@ async fn a_browser_calls_by_grpc_web() {
     let (_, frames) = grpc_web(&world, "/herald.v1.GraphService/Follow", &request).await;
     assert!(v1::FollowResponse::decode(frames[0].1.clone()).unwrap().changed);
 
-    // What a browser asks first.
+    // The CORS preflight request.
     let mut connection = TcpStream::connect(&world.address).await.unwrap();
     let preflight = format!(
         "OPTIONS /herald.v1.PostService/SubmitPost HTTP/1.1\r\nhost: {}\r\norigin: https://app.example.org\r\n\
@@ -297,7 +297,7 @@ async fn a_browser_calls_by_grpc_web() {
     );
     connection.write_all(preflight.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    within("the answer", connection.read_to_string(&mut answer))
+    with_timeout("the response", connection.read_to_string(&mut answer))
         .await
         .unwrap();
     let answer = answer.to_ascii_lowercase();

@@ -3,7 +3,7 @@
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use tonic::Code;
 
-use crate::harness::{World, fields, submit, within};
+use crate::harness::{World, fields, submit, with_timeout};
 
 async fn list(world: &World, user: &str, page_size: i32, token: &str) -> v1::ListTimelineResponse {
     let request = v1::ListTimelineRequest {
@@ -28,7 +28,7 @@ fn ids(response: &v1::ListTimelineResponse) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_go_from_new_to_old_and_leave_out_what_is_hidden() {
+async fn pages_are_newest_first_and_skip_hidden_posts() {
     let world = World::start().await;
     for i in 0..10 {
         let author = if i % 3 == 0 { "loud" } else { "quiet" };
@@ -59,19 +59,19 @@ async fn pages_go_from_new_to_old_and_leave_out_what_is_hidden() {
         })
         .await
         .unwrap();
-    // Posts 1, 4, 7, 10 are loud, 9 is deleted.
+    // The author of posts 1, 4, 7, 10 is muted; post 9 is deleted.
     let first = list(&world, "reader", 3, "").await;
     assert_eq!(ids(&first), [8, 6, 5]);
     let second = list(&world, "reader", 3, &first.next_page_token).await;
     assert_eq!((ids(&second), second.next_page_token.as_str()), (vec![3, 2], ""));
-    // A page whose start is hidden reads on.
+    // A page whose first posts are hidden is filled with the next posts.
     let one = list(&world, "reader", 1, "").await;
     assert_eq!(ids(&one), [8]);
     world.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_long_posts_ends_before_clients_refuse_it() {
+async fn a_page_of_long_posts_stays_below_the_message_limit_of_clients() {
     let world = World::start().await;
     let text = "😀".repeat(10_000);
     let posts: Vec<_> = {
@@ -84,7 +84,7 @@ async fn a_page_of_long_posts_ends_before_clients_refuse_it() {
             .await;
         answer.unwrap().into_inner().post_ids
     };
-    // The token of an empty timeline: a resume has to bring all of them.
+    // A resume with the token of an empty timeline must send every post.
     let watch = |token: String| v1::WatchTimelineRequest {
         user_id: "reader".into(),
         resume_token: token,
@@ -122,7 +122,7 @@ async fn a_page_of_long_posts_ends_before_clients_refuse_it() {
         .into_inner();
     let mut got = Vec::new();
     while got.len() < posts.len() {
-        match within("an answer", answers.message())
+        match with_timeout("a response", answers.message())
             .await
             .unwrap()
             .unwrap()
@@ -157,7 +157,7 @@ async fn an_unknown_user_has_an_empty_timeline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_name_the_field() {
+async fn invalid_requests_name_the_field() {
     let world = World::start().await;
     for _ in 0..2 {
         let post = world.post("107", "hi").await;
@@ -180,10 +180,10 @@ async fn bad_requests_name_the_field() {
     assert_eq!(
         refused("other", 1, &token).await,
         ["page_token"],
-        "another user's"
+        "a token of another user"
     );
 
-    // A token of one call is none of another.
+    // A token of one call is invalid for another call.
     let recipients = v1::ListRecipientsRequest {
         post_id: 1,
         channel: v1::Channel::Timeline.into(),

@@ -6,11 +6,11 @@ use herald_proto::v1::{self, watch_timeline_response::Event};
 use tonic::{Code, Streaming, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Setup, World, reason, until, within};
+use crate::harness::{Setup, World, reason, wait_until, with_timeout};
 
-type Answers = Streaming<v1::WatchTimelineResponse>;
+type Responses = Streaming<v1::WatchTimelineResponse>;
 
-async fn watch(world: &World, user: &str, snapshot_size: i32, token: &str) -> Answers {
+async fn watch(world: &World, user: &str, snapshot_size: i32, token: &str) -> Responses {
     let request = v1::WatchTimelineRequest {
         user_id: user.into(),
         snapshot_size,
@@ -24,59 +24,59 @@ async fn watch(world: &World, user: &str, snapshot_size: i32, token: &str) -> An
         .into_inner()
 }
 
-async fn next(answers: &mut Answers) -> v1::WatchTimelineResponse {
-    within("an answer", answers.message())
+async fn next_response(responses: &mut Responses) -> v1::WatchTimelineResponse {
+    with_timeout("a response", responses.message())
         .await
         .unwrap()
-        .expect("the stream goes on")
+        .expect("the stream continues")
 }
 
 fn id(entry: &v1::TimelineEntry) -> u64 {
     entry.post.as_ref().unwrap().post_id
 }
 
-/// The ids of a snapshot, and the token after it.
-async fn snapshot(answers: &mut Answers) -> (Vec<u64>, String) {
-    let answer = next(answers).await;
-    match answer.event {
-        Some(Event::Snapshot(snapshot)) => (snapshot.entries.iter().map(id).collect(), answer.resume_token),
+/// Receives a snapshot; returns its ids and its token.
+async fn snapshot(responses: &mut Responses) -> (Vec<u64>, String) {
+    let response = next_response(responses).await;
+    match response.event {
+        Some(Event::Snapshot(snapshot)) => (snapshot.entries.iter().map(id).collect(), response.resume_token),
         other => panic!("no snapshot: {other:?}"),
     }
 }
 
-/// The id of an entry, and the token after it.
-async fn entry(answers: &mut Answers) -> (u64, String) {
-    let answer = next(answers).await;
-    match answer.event {
-        Some(Event::Entry(entry)) => (id(&entry), answer.resume_token),
+/// Receives an entry; returns its id and its token.
+async fn entry(responses: &mut Responses) -> (u64, String) {
+    let response = next_response(responses).await;
+    match response.event {
+        Some(Event::Entry(entry)) => (id(&entry), response.resume_token),
         other => panic!("no entry: {other:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_gets_a_snapshot_then_live_entries_and_goes_on_where_it_was() {
+async fn a_watch_sends_a_snapshot_then_live_entries_and_can_be_resumed() {
     let world = World::start().await;
     for text in ["one", "two", "three"] {
         let post = world.post("107", text).await;
         world.deliver(post, "reader", true).await;
     }
-    let mut answers = watch(&world, "reader", 2, "").await;
-    assert_eq!(snapshot(&mut answers).await.0, [3, 2]);
+    let mut responses = watch(&world, "reader", 2, "").await;
+    assert_eq!(snapshot(&mut responses).await.0, [3, 2]);
     assert_eq!(world.metrics.watchers.get(), 1);
 
     let four = world.post("107", "four").await;
     let five = world.post("107", "five").await;
     let six = world.post("107", "six").await;
-    // Somebody else's entry is not shown, and a repeated message shows nothing twice.
+    // Entries of other users are not sent, and a repeated live message sends no duplicate.
     world.deliver(five, "other", true).await;
     world.deliver(four, "reader", true).await;
     world.deliver(four, "reader", true).await;
     world.deliver(six, "reader", true).await;
-    assert_eq!(entry(&mut answers).await.0, four);
-    let (last, token) = entry(&mut answers).await;
+    assert_eq!(entry(&mut responses).await.0, four);
+    let (last, token) = entry(&mut responses).await;
     assert_eq!(last, six);
-    drop(answers);
-    until("the watch ends", async || world.metrics.watchers.get() == 0).await;
+    drop(responses);
+    wait_until("the watch ends", async || world.metrics.watchers.get() == 0).await;
 
     // Five becomes visible late, after the greater six; seven is new.
     let seven = world.post("107", "seven").await;
@@ -85,17 +85,17 @@ async fn a_watch_gets_a_snapshot_then_live_entries_and_goes_on_where_it_was() {
     let mut resumed = watch(&world, "reader", 1, &token).await;
     let (missed, token) = snapshot(&mut resumed).await;
     assert_eq!(missed, [seven, five]);
-    // Nothing new: nothing again.
+    // A second resume without new posts sends an empty snapshot.
     let mut resumed = watch(&world, "reader", 1, &token).await;
     assert_eq!(snapshot(&mut resumed).await.0, Vec::<u64>::new());
     world.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_leaves_out_muted_authors_and_deleted_posts() {
+async fn a_watch_skips_muted_authors_and_deleted_posts() {
     let world = World::start().await;
-    let mut answers = watch(&world, "reader", 0, "").await;
-    assert_eq!(snapshot(&mut answers).await.0, Vec::<u64>::new());
+    let mut responses = watch(&world, "reader", 0, "").await;
+    assert_eq!(snapshot(&mut responses).await.0, Vec::<u64>::new());
     let mute = v1::UpdatePreferencesRequest {
         user_id: "reader".into(),
         mute_author_ids: vec!["loud".into()],
@@ -116,12 +116,12 @@ async fn a_watch_leaves_out_muted_authors_and_deleted_posts() {
     for post in [loud, gone, fine] {
         world.deliver(post, "reader", true).await;
     }
-    assert_eq!(entry(&mut answers).await.0, fine);
+    assert_eq!(entry(&mut responses).await.0, fine);
     world.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_watch_has_heartbeats_and_finds_what_no_message_told() {
+async fn an_idle_watch_sends_heartbeats_and_recovers_lost_live_messages() {
     let config = Config {
         heartbeat_ms: 100,
         ..Config::default()
@@ -131,17 +131,17 @@ async fn a_quiet_watch_has_heartbeats_and_finds_what_no_message_told() {
         ..Setup::default()
     })
     .await;
-    let mut answers = watch(&world, "reader", 0, "").await;
-    snapshot(&mut answers).await;
+    let mut responses = watch(&world, "reader", 0, "").await;
+    snapshot(&mut responses).await;
     assert!(matches!(
-        next(&mut answers).await.event,
+        next_response(&mut responses).await.event,
         Some(Event::Heartbeat(_))
     ));
     let post = world.post("107", "unannounced").await;
     world.deliver(post, "reader", false).await;
     let found = loop {
-        let answer = next(&mut answers).await;
-        if let Some(Event::Entry(entry)) = answer.event {
+        let response = next_response(&mut responses).await;
+        if let Some(Event::Entry(entry)) = response.event {
             break id(&entry);
         }
     };
@@ -151,7 +151,7 @@ async fn a_quiet_watch_has_heartbeats_and_finds_what_no_message_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_is_ended_and_misses_nothing() {
+async fn a_slow_reader_is_ended_and_misses_nothing_after_a_resume() {
     let config = Config {
         watch_queue_max: 4,
         ..Setup::default().config
@@ -161,7 +161,7 @@ async fn a_slow_reader_is_ended_and_misses_nothing() {
         ..Setup::default()
     })
     .await;
-    // A small window, so that little is on its way when the reader stops.
+    // A small flow-control window limits the bytes in flight when the reader stops.
     let channel = Endpoint::from_shared(format!("http://{}", world.address))
         .unwrap()
         .initial_stream_window_size(65_535)
@@ -172,27 +172,27 @@ async fn a_slow_reader_is_ended_and_misses_nothing() {
         user_id: "reader".into(),
         ..Default::default()
     };
-    let mut answers = client.watch_timeline(request).await.unwrap().into_inner();
-    let (_, mut token) = snapshot(&mut answers).await;
+    let mut responses = client.watch_timeline(request).await.unwrap().into_inner();
+    let (_, mut token) = snapshot(&mut responses).await;
 
     let mut sent = Vec::new();
     let text = "x".repeat(10_000);
     while world.metrics.watchers_slow.get() == 0 {
-        assert!(sent.len() < 1_000, "memory without end");
+        assert!(sent.len() < 1_000, "the queue must be bounded");
         let post = world.post("107", &text).await;
         world.deliver(post, "reader", true).await;
         sent.push(post);
     }
     let mut got = Vec::new();
     let status = loop {
-        match within("the stream's end", answers.message()).await {
-            Ok(Some(answer)) => {
-                token = answer.resume_token;
-                if let Some(Event::Entry(entry)) = answer.event {
+        match with_timeout("the end of the stream", responses.message()).await {
+            Ok(Some(response)) => {
+                token = response.resume_token;
+                if let Some(Event::Entry(entry)) = response.event {
                     got.push(id(&entry));
                 }
             }
-            Ok(None) => panic!("ended without a reason"),
+            Ok(None) => panic!("the stream ended without a status"),
             Err(status) => break status,
         }
     };
@@ -211,7 +211,7 @@ async fn a_slow_reader_is_ended_and_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn there_are_only_so_many_watchers_and_a_shutdown_ends_them() {
+async fn watchers_are_limited_and_a_shutdown_ends_them() {
     let config = Config {
         watchers_max: 1,
         ..Setup::default().config
@@ -221,8 +221,8 @@ async fn there_are_only_so_many_watchers_and_a_shutdown_ends_them() {
         ..Setup::default()
     })
     .await;
-    let mut answers = watch(&world, "reader", 0, "").await;
-    snapshot(&mut answers).await;
+    let mut responses = watch(&world, "reader", 0, "").await;
+    snapshot(&mut responses).await;
     let request = v1::WatchTimelineRequest {
         user_id: "other".into(),
         ..Default::default()
@@ -234,7 +234,9 @@ async fn there_are_only_so_many_watchers_and_a_shutdown_ends_them() {
     );
 
     world.shutdown.cancel();
-    let status = within("the end", answers.message()).await.unwrap_err();
+    let status = with_timeout("the end of the stream", responses.message())
+        .await
+        .unwrap_err();
     assert_eq!(
         (status.code(), reason(&status).as_str()),
         (Code::Unavailable, "SHUTTING_DOWN")
@@ -247,9 +249,9 @@ async fn many_watchers_share_one_subscription() {
     let world = World::start().await;
     let mut watches = Vec::new();
     for i in 0..50 {
-        let mut answers = watch(&world, &format!("reader-{}", i % 25), 0, "").await;
-        snapshot(&mut answers).await;
-        watches.push(answers);
+        let mut responses = watch(&world, &format!("reader-{}", i % 25), 0, "").await;
+        snapshot(&mut responses).await;
+        watches.push(responses);
     }
     let mut keys = Vec::new();
     for i in 0..25 {
@@ -267,8 +269,8 @@ async fn many_watchers_share_one_subscription() {
         .await
         .unwrap();
     world.publish_live(post, &recipients).await;
-    for answers in &mut watches {
-        assert_eq!(entry(answers).await.0, post);
+    for responses in &mut watches {
+        assert_eq!(entry(responses).await.0, post);
     }
     assert_eq!(world.metrics.live_chunks.get(), 1, "one subscription");
     assert_eq!(world.metrics.live_entries.get(), 50);
