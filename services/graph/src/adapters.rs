@@ -1,4 +1,4 @@
-//! The way out: backfills for the timeline service.
+//! Outbound messages: backfills for the timeline service.
 
 mod backfills;
 

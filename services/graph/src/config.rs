@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Followers in one ExportFollowers answer, and so in one chunk of fan-out; 64 to 65,536. More makes chunks that are
-    /// cheaper a delivery and coarser to retry.
+    /// Maximum number of followers in one ExportFollowers page, and so in one timeline chunk; 64 to 65,536. Larger
+    /// chunks cost less per delivery, but a retry repeats more deliveries.
     pub export_page_followers: usize,
-    /// Whether a new follow brings the author's newest posts.
+    /// Whether a new follow delivers the author's newest posts to the follower's timeline.
     pub backfill: bool,
 }
 
@@ -23,7 +23,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks all bounds; the error names the first invalid key.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("graph", self, {
             export_page_followers: 64..=65_536,

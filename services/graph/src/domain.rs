@@ -1,9 +1,9 @@
-//! What a follow may be.
+//! Validation of follows.
 
 use herald_model::UserId;
 use herald_proto::v1;
 
-/// A follow that was checked.
+/// A validated follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Follow {
     pub(crate) follower: UserId,
@@ -11,15 +11,15 @@ pub(crate) struct Follow {
     pub(crate) notify: bool,
 }
 
-/// What is wrong with a follow: the field, and why.
+/// An invalid field of a follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) field: &'static str,
     pub(crate) description: String,
 }
 
-/// Checks a pair of ids.
-pub(crate) fn pair(follower_id: String, author_id: String) -> Result<(UserId, UserId), Violation> {
+/// Checks the ids of a follower and an author: both valid, and different.
+pub(crate) fn parse_pair(follower_id: String, author_id: String) -> Result<(UserId, UserId), Violation> {
     let follower = UserId::new(follower_id).map_err(|e| Violation {
         field: "follower_id",
         description: e.to_string(),
@@ -31,15 +31,15 @@ pub(crate) fn pair(follower_id: String, author_id: String) -> Result<(UserId, Us
     if follower == author {
         return Err(Violation {
             field: "author_id",
-            description: "must be another user than follower_id".into(),
+            description: "must differ from follower_id".into(),
         });
     }
     Ok((follower, author))
 }
 
-/// Checks a follow.
-pub(crate) fn follow(follow: v1::Follow) -> Result<Follow, Violation> {
-    let (follower, author) = pair(follow.follower_id, follow.author_id)?;
+/// Validates a follow.
+pub(crate) fn parse_follow(follow: v1::Follow) -> Result<Follow, Violation> {
+    let (follower, author) = parse_pair(follow.follower_id, follow.author_id)?;
     Ok(Follow {
         follower,
         author,
@@ -52,18 +52,18 @@ mod tests {
     use super::*;
 
     fn violation(follower: &str, author: &str) -> &'static str {
-        pair(follower.into(), author.into())
+        parse_pair(follower.into(), author.into())
             .expect_err("must be refused")
             .field
     }
 
     #[test]
-    fn a_bad_follow_is_refused_by_field() {
+    fn an_invalid_follow_is_refused_by_field() {
         assert_eq!(violation("", "a"), "follower_id");
         assert_eq!(violation("a", ""), "author_id");
         assert_eq!(violation("a", "a"), "author_id");
         assert_eq!(violation("a\u{7}", "b"), "follower_id");
         assert_eq!(violation("a", &"b".repeat(129)), "author_id");
-        assert!(pair("a".into(), "b".into()).is_ok());
+        assert!(parse_pair("a".into(), "b".into()).is_ok());
     }
 }

@@ -1,9 +1,9 @@
-//! Why the service ended.
+//! Errors that end the service.
 
-/// Why the service ended before it was told to.
+/// Why the service ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is out of bounds.
+    /// The configuration is invalid.
     #[error("{0}")]
     Config(String),
     /// The gRPC server failed.

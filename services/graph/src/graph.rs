@@ -1,4 +1,4 @@
-//! What the calls of GraphService have in common: the stores, keys of users, changes and their backfills.
+//! Operations shared by the calls of GraphService: lookup of users, changes of follows, backfills.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,7 +15,7 @@ use crate::{
     adapters::{BackfillError, Backfills},
 };
 
-/// Answers GraphService from the store.
+/// Implements GraphService on the store.
 #[derive(Clone)]
 pub(crate) struct Graph {
     pub(crate) config: Config,
@@ -26,7 +26,7 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Applies validated changes; reports for each whether it changed anything.
+    /// Applies validated changes; returns for each whether it changed the graph.
     pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
         let changed = self
             .follows
@@ -39,9 +39,9 @@ impl Graph {
         Ok(changed)
     }
 
-    /// Asks for backfills. A follow is answered only when its backfill is durable, so a caller that got an error repeats
-    /// both.
-    pub(crate) async fn backfill(
+    /// Requests the backfills of follows, given as (author, follower). A Follow returns only after its backfill is
+    /// durable, so a caller that gets an error repeats both.
+    pub(crate) async fn request_backfills(
         &self,
         follows: impl IntoIterator<Item = (UserKey, UserKey)>,
     ) -> Result<(), Status> {
@@ -57,15 +57,15 @@ impl Graph {
             })
     }
 
-    /// The key of a user, `None` for one that Herald never heard of.
-    pub(crate) async fn key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
+    /// Looks up the key of a user; `None` if the user has none.
+    pub(crate) async fn find_key(&self, field: &str, id: String) -> Result<Option<UserKey>, Status> {
         let id = UserId::new(id).map_err(|e| status::invalid(&[(field, &e.to_string())]))?;
         let keys = self.users.find(&[id]).await.map_err(|e| status::from_store(&e))?;
         Ok(keys.into_iter().next().flatten())
     }
 
-    /// The ids of users; empty for a key without one.
-    pub(crate) async fn ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
+    /// Looks up the ids of users; an empty string for an unknown key.
+    pub(crate) async fn find_ids(&self, keys: &[UserKey]) -> Result<Vec<String>, Status> {
         let ids = self.users.ids(keys).await.map_err(|e| status::from_store(&e))?;
         Ok(ids
             .into_iter()
@@ -73,7 +73,7 @@ impl Graph {
             .collect())
     }
 
-    /// Ids to keys for a batch, each id once.
+    /// Looks up the keys of a batch of ids, or assigns them; each id once.
     pub(crate) async fn intern_all<'a>(
         &self,
         ids: impl Iterator<Item = &'a UserId>,

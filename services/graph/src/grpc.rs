@@ -23,8 +23,8 @@ const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 
 impl Graph {
-    async fn export_page(&self, export: &Export) -> Result<v1::ExportFollowersResponse, Status> {
-        let limit = self.config.export_page_followers.min(export.left);
+    async fn export_page(&self, export: &ExportCursor) -> Result<v1::ExportFollowersResponse, Status> {
+        let limit = self.config.export_page_followers.min(export.remaining);
         let page = self
             .follows
             .followers(export.author, export.version, export.after, limit)
@@ -34,7 +34,7 @@ impl Graph {
             .followers_exported
             .inc_by(u64::from(page.followers.len()));
         let follower_ids = if export.with_ids {
-            self.ids(&page.followers.iter().collect::<Vec<_>>()).await?
+            self.find_ids(&page.followers.iter().collect::<Vec<_>>()).await?
         } else {
             Vec::new()
         };
@@ -42,12 +42,12 @@ impl Graph {
     }
 }
 
-/// Where an export stands.
-struct Export {
+/// The state of an export.
+struct ExportCursor {
     author: UserKey,
     version: Option<FollowVersion>,
     after: Option<UserKey>,
-    left: usize,
+    remaining: usize,
     with_ids: bool,
 }
 
@@ -64,20 +64,20 @@ fn export_response(page: &FollowerPage, follower_ids: Vec<String>) -> v1::Export
     }
 }
 
-fn refused(violation: &Violation, prefix: &str) -> Status {
+fn violation_to_status(violation: &Violation, prefix: &str) -> Status {
     status::invalid(&[(
         format!("{prefix}{}", violation.field).as_str(),
         violation.description.as_str(),
     )])
 }
 
-/// Pages of one user's list: the cursor is the last key on the page.
-struct Pages {
+/// Page tokens of one user's list. The cursor is the last key of the page.
+struct PageTokens {
     call: &'static str,
     user: u64,
 }
 
-impl Pages {
+impl PageTokens {
     fn new(call: &'static str, user_id: &str) -> Self {
         Self {
             call,
@@ -85,7 +85,7 @@ impl Pages {
         }
     }
 
-    fn after(&self, token: &str) -> Result<Option<UserKey>, Status> {
+    fn decode(&self, token: &str) -> Result<Option<UserKey>, Status> {
         let cursor = PageToken::decode_u64(self.call, self.user, token)?;
         cursor
             .map(|key| {
@@ -96,7 +96,7 @@ impl Pages {
             .transpose()
     }
 
-    fn token(&self, last: UserKey) -> String {
+    fn encode(&self, last: UserKey) -> String {
         PageToken::encode_u64(self.call, self.user, last.0.into())
     }
 }
@@ -113,17 +113,14 @@ impl GraphService for Graph {
             .into_inner()
             .follow
             .ok_or_else(|| status::invalid(&[("follow", "must be given")]))?;
-        let follow = domain::follow(follow).map_err(|v| refused(&v, "follow."))?;
+        let follow = domain::parse_follow(follow).map_err(|v| violation_to_status(&v, "follow."))?;
         let keys = self
             .users
             .intern(&[follow.follower, follow.author])
             .await
             .map_err(|e| status::from_store(&e))?;
         let &[follower, author] = keys.as_slice() else {
-            let error = Error::new(
-                ErrorKind::Corrupt,
-                "the store gave other than two keys for two ids",
-            );
+            let error = Error::new(ErrorKind::Corrupt, "intern did not return one key per id");
             return Err(status::internal(&error));
         };
         let changed = self
@@ -134,7 +131,7 @@ impl GraphService for Graph {
             }])
             .await?;
         herald_failpoints::point!("graph.followed");
-        self.backfill([(author, follower)]).await?;
+        self.request_backfills([(author, follower)]).await?;
         Ok(Response::new(v1::FollowResponse {
             changed: changed.contains(&true),
         }))
@@ -145,15 +142,15 @@ impl GraphService for Graph {
         request: Request<v1::UnfollowRequest>,
     ) -> Result<Response<v1::UnfollowResponse>, Status> {
         let request = request.into_inner();
-        let (follower, author) =
-            domain::pair(request.follower_id, request.author_id).map_err(|v| refused(&v, ""))?;
-        let found = self
+        let (follower, author) = domain::parse_pair(request.follower_id, request.author_id)
+            .map_err(|v| violation_to_status(&v, ""))?;
+        let keys = self
             .users
             .find(&[follower, author])
             .await
             .map_err(|e| status::from_store(&e))?;
-        // Nobody can follow, or be followed, whom Herald never heard of.
-        let &[Some(follower), Some(author)] = found.as_slice() else {
+        // A user without a key has no follows.
+        let &[Some(follower), Some(author)] = keys.as_slice() else {
             return Ok(Response::new(v1::UnfollowResponse { changed: false }));
         };
         let changed = self
@@ -174,9 +171,9 @@ impl GraphService for Graph {
     ) -> Result<Response<v1::ListFollowersResponse>, Status> {
         let request = request.into_inner();
         let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let author = self.key("author_id", request.author_id.clone()).await?;
-        let pages = Pages::new("ListFollowers", &request.author_id);
-        let after = pages.after(&request.page_token)?;
+        let author = self.find_key("author_id", request.author_id.clone()).await?;
+        let tokens = PageTokens::new("ListFollowers", &request.author_id);
+        let after = tokens.decode(&request.page_token)?;
         let Some(author) = author else {
             return Ok(Response::new(v1::ListFollowersResponse::default()));
         };
@@ -187,7 +184,7 @@ impl GraphService for Graph {
             .map_err(|e| status::from_store(&e))?;
         let keys: Vec<_> = page.followers.iter().collect();
         let follows = self
-            .ids(&keys)
+            .find_ids(&keys)
             .await?
             .into_iter()
             .zip(&keys)
@@ -198,7 +195,7 @@ impl GraphService for Graph {
             })
             .collect();
         let next_page_token = match page.last {
-            Some(last) if !page.complete => pages.token(last),
+            Some(last) if !page.complete => tokens.encode(last),
             _ => String::new(),
         };
         Ok(Response::new(v1::ListFollowersResponse {
@@ -213,13 +210,13 @@ impl GraphService for Graph {
     ) -> Result<Response<v1::ListFollowingResponse>, Status> {
         let request = request.into_inner();
         let limit = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let follower = self.key("follower_id", request.follower_id.clone()).await?;
-        let pages = Pages::new("ListFollowing", &request.follower_id);
-        let after = pages.after(&request.page_token)?;
+        let follower = self.find_key("follower_id", request.follower_id.clone()).await?;
+        let tokens = PageTokens::new("ListFollowing", &request.follower_id);
+        let after = tokens.decode(&request.page_token)?;
         let Some(follower) = follower else {
             return Ok(Response::new(v1::ListFollowingResponse::default()));
         };
-        // One more than asked for tells whether there is a next page.
+        // One extra follow shows whether there is a next page.
         let mut following = self
             .follows
             .following(follower, after, limit + 1)
@@ -228,12 +225,12 @@ impl GraphService for Graph {
         let more = following.len() > limit;
         following.truncate(limit);
         let next_page_token = match following.last() {
-            Some(last) if more => pages.token(last.author),
+            Some(last) if more => tokens.encode(last.author),
             _ => String::new(),
         };
         let authors: Vec<_> = following.iter().map(|f| f.author).collect();
         let follows = self
-            .ids(&authors)
+            .find_ids(&authors)
             .await?
             .into_iter()
             .zip(following)
@@ -253,7 +250,7 @@ impl GraphService for Graph {
         &self,
         request: Request<v1::CountFollowersRequest>,
     ) -> Result<Response<v1::CountFollowersResponse>, Status> {
-        let Some(author) = self.key("author_id", request.into_inner().author_id).await? else {
+        let Some(author) = self.find_key("author_id", request.into_inner().author_id).await? else {
             return Ok(Response::new(v1::CountFollowersResponse::default()));
         };
         let count = self
@@ -285,7 +282,7 @@ impl GraphService for Graph {
     ) -> Result<Response<ExportStream>, Status> {
         let request = request.into_inner();
         let author = match (request.author_key, request.author_id.is_empty()) {
-            (0, false) => self.key("author_id", request.author_id).await?,
+            (0, false) => self.find_key("author_id", request.author_id).await?,
             (key, true) if key != 0 => Some(UserKey(key)),
             _ => {
                 return Err(status::invalid(&[(
@@ -295,18 +292,18 @@ impl GraphService for Graph {
             }
         };
         let Some(author) = author else {
-            let nobody = FollowerPage {
+            let empty = FollowerPage {
                 complete: true,
                 ..FollowerPage::default()
             };
-            let none = export_response(&nobody, Vec::new());
-            return Ok(Response::new(Box::pin(stream::iter([Ok(none)]))));
+            let response = export_response(&empty, Vec::new());
+            return Ok(Response::new(Box::pin(stream::iter([Ok(response)]))));
         };
-        let export = Export {
+        let export = ExportCursor {
             author,
             version: (request.follow_version != 0).then_some(FollowVersion(request.follow_version)),
             after: (request.after_key != 0).then_some(UserKey(request.after_key)),
-            left: if request.limit == 0 {
+            remaining: if request.limit == 0 {
                 usize::MAX
             } else {
                 usize::try_from(request.limit).unwrap_or(usize::MAX)
@@ -319,12 +316,12 @@ impl GraphService for Graph {
             async move {
                 let Some(mut export) = export else { return Ok(None) };
                 let page = graph.export_page(&export).await?;
-                export.left = export.left.saturating_sub(page.follower_count as usize);
-                // All pages of one export are of one version, also when the first asked for the newest.
+                export.remaining = export.remaining.saturating_sub(page.follower_count as usize);
+                // All pages have the version of the first page, also when the request asked for the newest version.
                 export.version = Some(FollowVersion(page.follow_version));
                 export.after = Some(UserKey(page.last_key));
-                let done = page.complete || export.left == 0;
-                Ok(Some((page, (!done).then_some(export))))
+                let is_last = page.complete || export.remaining == 0;
+                Ok(Some((page, (!is_last).then_some(export))))
             }
         });
         Ok(Response::new(Box::pin(pages)))

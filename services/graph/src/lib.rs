@@ -1,8 +1,8 @@
-//! The graph service: who follows whom, over gRPC.
+//! The graph service: stores the followers of each author and serves them over gRPC.
 //!
-//! The way of a follow: [`grpc`] checks it, makes keys of the ids, has the store apply it, and asks for a backfill
-//! ([`adapters`]) so that the author's newest posts appear on the new follower's timeline. Fan-out reads followers back
-//! through `ExportFollowers`, as of the version that a post has pinned.
+//! Steps of a Follow: [`grpc`] validates it, interns both ids, applies the change to the store, and publishes a
+//! backfill ([`adapters`]), which delivers the author's newest posts to the follower's timeline. Fan-out reads
+//! followers through `ExportFollowers`, at the follow version that the post has pinned.
 
 mod adapters;
 mod config;
@@ -29,25 +29,25 @@ pub use metrics::Metrics;
 
 use crate::{adapters::Backfills, graph::Graph};
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Publishes backfills.
+    /// Connection to the broker, for backfills.
     pub mesh: Mesh,
-    /// User ids.
+    /// User ids and their keys.
     pub users: Arc<dyn Users>,
-    /// Who follows whom.
+    /// The follows and their history.
     pub follows: Arc<dyn Follows>,
-    /// Posts and request ids.
+    /// Posts, to find out whether an author has any.
     pub posts: Arc<dyn Posts>,
-    /// Where to serve gRPC.
+    /// Listener of the gRPC port.
     pub listener: TcpListener,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Serves until `shutdown`, then finishes the calls under way.
+/// Serves until `shutdown`, then finishes the calls in flight.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 

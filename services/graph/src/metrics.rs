@@ -2,22 +2,22 @@
 
 use herald_runtime::metrics::{Counter, Registry};
 
-/// The graph service's counters.
+/// The graph service's metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
-    /// Follows and unfollows that changed something.
+    /// Follows and unfollows that changed the graph.
     pub follow_changes: Counter,
-    /// Followers sent to fan-out and other callers of ExportFollowers.
+    /// Followers sent by ExportFollowers.
     pub followers_exported: Counter,
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "graph_follow_changes",
-            "Follows and unfollows that changed something",
+            "Follows and unfollows that changed the graph",
             metrics.follow_changes.clone(),
         );
         registry.register(

@@ -1,4 +1,4 @@
-//! Asks for an author's newest posts on the timelines of new followers.
+//! Publishes backfills: requests to deliver an author's newest posts to new followers' timelines.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,18 +8,18 @@ use herald_model::{Lane, PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::Backfill;
 use herald_store::Posts;
 
-/// Backfills are for people who look at their timeline now, but never before a post somebody waits for.
+/// Backfills use the low lane, so that they don't delay posts.
 const LANE: Lane = Lane::Low;
 
-/// Messages on their way to the broker for one call.
+/// Maximum number of backfill messages in flight of one call.
 const PUBLISHES_IN_FLIGHT_MAX: usize = 64;
 
-/// Why a backfill could not be asked for.
+/// Why a backfill could not be published.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackfillError {
-    #[error("the mesh did not take a backfill")]
+    #[error("the backfill could not be published")]
     Mesh(#[from] herald_mesh::Error),
-    #[error("the author's posts can't be read")]
+    #[error("the posts of the author could not be read")]
     Store(#[from] herald_store::Error),
 }
 
@@ -35,15 +35,15 @@ impl Backfills {
         Self { mesh, posts }
     }
 
-    /// Asks for the backfill of some new follows, given as (author, follower). Durable in TIMELINE on return; asking
-    /// twice delivers once, because a timeline holds a post once.
+    /// Publishes the backfills of new follows, given as (author, follower). They are durable in TIMELINE on return. A
+    /// repeated backfill delivers nothing twice, because a timeline contains a post once.
     pub(crate) async fn request(
         &self,
         follows: impl IntoIterator<Item = (UserKey, UserKey)>,
     ) -> Result<(), BackfillError> {
-        // Taken after the follows are durable: a post up to this number may have been accepted before them, one after
-        // it pins a version that has them.
-        let posts_sequence = self.end_of_posts().await?;
+        // Read after the follows are durable: a post with a greater sequence pins a follow version that includes them,
+        // a post up to this sequence may not.
+        let posts_sequence = self.last_post_sequence().await?;
         if posts_sequence == 0 {
             return Ok(());
         }
@@ -51,7 +51,7 @@ impl Backfills {
         for (author, follower) in follows {
             by_author.entry(author).or_default().push(follower);
         }
-        // Once all of these posts are archived, an author without posts in the archive has none.
+        // Once all posts up to this sequence are archived, an author without archived posts needs no backfill.
         let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await? >= posts_sequence;
         stream::iter(by_author)
             .map(|(author, mut followers)| async move {
@@ -73,12 +73,12 @@ impl Backfills {
             .await
     }
 
-    /// The last sequence of POSTS. A server that has just come to lead it can tell an old one while it works off its log, so
-    /// what the archive has counts too.
-    async fn end_of_posts(&self) -> Result<u64, BackfillError> {
-        let told = self.mesh.last_sequence(streams::POSTS).await?;
+    /// The last sequence of POSTS. A newly elected leader that is still applying its log can report a stale sequence,
+    /// so the last archived post is a lower bound.
+    async fn last_post_sequence(&self) -> Result<u64, BackfillError> {
+        let stream_last = self.mesh.last_sequence(streams::POSTS).await?;
         let archived = self.posts.last().await?;
-        Ok(archived.map_or(told, |post| told.max(post.0)))
+        Ok(archived.map_or(stream_last, |post| stream_last.max(post.0)))
     }
 
     async fn publish(
@@ -112,12 +112,12 @@ mod tests {
 
     use super::*;
 
-    /// No cluster does that on command, so a real server hands the question to the test.
+    /// A test can't make a cluster report a stale sequence, so a subject mapping routes the request to the test.
     #[tokio::test]
-    async fn posts_end_no_sooner_than_the_archive_whatever_the_broker_tells() {
-        let script = "scripted.stream.info";
+    async fn the_end_of_posts_is_at_least_the_last_archived_post() {
+        let mapped_subject = "scripted.stream.info";
         let mapping = format!(
-            "mappings: {{ \"$JS.API.STREAM.INFO.{}\": {script} }}",
+            "mappings: {{ \"$JS.API.STREAM.INFO.{}\": {mapped_subject} }}",
             streams::POSTS
         );
         let server = Server::start(ServerConfig {
@@ -126,12 +126,15 @@ mod tests {
         });
         let server = server.await.unwrap();
         let client = async_nats::connect(server.client_url()).await.unwrap();
-        let mut asked = client.subscribe(script).await.unwrap();
+        let mut requests = client.subscribe(mapped_subject).await.unwrap();
         client.flush().await.unwrap();
         tokio::spawn(async move {
-            while let Some(question) = asked.next().await {
-                let old = r#"{"config":{"num_replicas":1},"state":{"last_seq":4}}"#;
-                client.publish(question.reply.unwrap(), old.into()).await.unwrap();
+            while let Some(request) = requests.next().await {
+                let stale = r#"{"config":{"num_replicas":1},"state":{"last_seq":4}}"#;
+                client
+                    .publish(request.reply.unwrap(), stale.into())
+                    .await
+                    .unwrap();
             }
         });
         let dir = tempfile::tempdir().unwrap();
@@ -147,7 +150,7 @@ mod tests {
                 let archived = [Archived::Created(post(id))];
                 backfills.posts.archive(&archived).await.unwrap();
             }
-            assert_eq!(backfills.end_of_posts().await.unwrap(), end, "{archived:?}");
+            assert_eq!(backfills.last_post_sequence().await.unwrap(), end, "{archived:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! ImportFollows: many follows on one stream.
+//! ImportFollows.
 
 use herald_proto::v1;
 use herald_rpc::status;
@@ -7,48 +7,48 @@ use tonic::{Status, Streaming};
 
 use crate::{domain, graph::Graph};
 
-/// Follows in one message.
+/// Maximum number of follows in one message.
 const BATCH_FOLLOWS_MAX: usize = 10_000;
 
-/// Refusals told one by one; the rest is only counted.
-const FAILURES_TOLD_MAX: usize = 1_000;
+/// Maximum number of failures that a response lists; further failures are only counted.
+const FAILURES_MAX: usize = 1_000;
 
-/// Applies one batch after the other, in the order sent.
+/// Applies the batches one after the other, in the order sent.
 pub(crate) async fn import(
     graph: &Graph,
     mut batches: Streaming<v1::ImportFollowsRequest>,
 ) -> Result<v1::ImportFollowsResponse, Status> {
-    let mut answer = v1::ImportFollowsResponse::default();
+    let mut response = v1::ImportFollowsResponse::default();
     let mut index = 0_u64;
     while let Some(batch) = batches.message().await? {
         if batch.follows.len() > BATCH_FOLLOWS_MAX {
             let description = format!(
-                "must have at most {BATCH_FOLLOWS_MAX} entries, has {}",
+                "must contain at most {BATCH_FOLLOWS_MAX} follows, contains {}",
                 batch.follows.len()
             );
             return Err(status::invalid(&[("follows", &description)]));
         }
         let first = index;
         index += batch.follows.len() as u64;
-        apply(graph, batch.follows, first, &mut answer).await?;
+        apply_batch(graph, batch.follows, first, &mut response).await?;
     }
-    Ok(answer)
+    Ok(response)
 }
 
-async fn apply(
+async fn apply_batch(
     graph: &Graph,
     follows: Vec<v1::Follow>,
     first: u64,
-    answer: &mut v1::ImportFollowsResponse,
+    response: &mut v1::ImportFollowsResponse,
 ) -> Result<(), Status> {
-    let mut good = Vec::with_capacity(follows.len());
+    let mut valid = Vec::with_capacity(follows.len());
     for (at, follow) in (first..).zip(follows) {
-        match domain::follow(follow) {
-            Ok(follow) => good.push(follow),
+        match domain::parse_follow(follow) {
+            Ok(follow) => valid.push(follow),
             Err(violation) => {
-                answer.failed_count += 1;
-                if answer.failures.len() < FAILURES_TOLD_MAX {
-                    answer.failures.push(v1::ImportFailure {
+                response.failed_count += 1;
+                if response.failures.len() < FAILURES_MAX {
+                    response.failures.push(v1::ImportFailure {
                         index: at,
                         field: violation.field.into(),
                         message: violation.description,
@@ -58,9 +58,9 @@ async fn apply(
         }
     }
     let keys = graph
-        .intern_all(good.iter().flat_map(|f| [&f.follower, &f.author]))
+        .intern_all(valid.iter().flat_map(|f| [&f.follower, &f.author]))
         .await?;
-    let changes: Vec<_> = good
+    let changes: Vec<_> = valid
         .iter()
         .filter_map(|f| {
             Some(FollowChange {
@@ -72,10 +72,10 @@ async fn apply(
         .collect();
     let changed = graph.apply(&changes).await?;
     let imported = changed.iter().filter(|c| **c).count() as u64;
-    answer.imported_count += imported;
-    answer.unchanged_count += changed.len() as u64 - imported;
-    // Also for what was there already: a caller that lost the answer sends the batch again, and its backfill with it.
+    response.imported_count += imported;
+    response.unchanged_count += changed.len() as u64 - imported;
+    // Backfills are published for existing follows too: a retried batch may not have published them before.
     graph
-        .backfill(changes.iter().map(|c| (c.author, c.follower)))
+        .request_backfills(changes.iter().map(|c| (c.author, c.follower)))
         .await
 }
