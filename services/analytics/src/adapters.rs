@@ -1,8 +1,8 @@
-//! The way out: Parquet files into an object store.
+//! Output: Parquet files in an object store.
 
 mod files;
 mod parquet;
 
-pub(crate) use files::Files;
+pub(crate) use files::FileStore;
 pub use files::local;
 pub(crate) use parquet::encode;

@@ -1,14 +1,14 @@
-//! Gathers messages of one stream, and writes and counts their rows together.
+//! Gathers messages of one stream into batches, and writes and counts the rows of a batch together.
 //!
-//! The way of a batch: leave out what was counted before ([`Totals::seen`]); for each file, leave out what is older than
-//! what is counted of its chunk ([`Totals::counted`]), announce it ([`Totals::intend`]), write it, then count its rows,
-//! mark their messages as seen and clear the announcement, all in one ([`Totals::commit`]); then tell the handler of each
-//! message that has no other rows to wait for. A file that fails permanently is bisected, and counted without the
-//! rows that cause the failure.
+//! Steps of a batch: skip messages that were counted before ([`Totals::seen`]). Then for each file: skip rows that are
+//! not newer than the counted revision of their chunk ([`Totals::counted`]), announce the file ([`Totals::intend`]),
+//! write it, and in one commit count its rows, mark their messages as seen and clear the announcement
+//! ([`Totals::commit`]). Each message is settled after its last row. A file that fails permanently is bisected, and
+//! counted without the rows that cause the failure.
 //!
-//! *Invariant:* a row that is in a file whose announcement was cleared is in no other such file, and it is counted. A file
-//! that was announced and whose rows were not counted is deleted before any of them can be written again: at once if that
-//! works, else before the next batch, else at the next start.
+//! *Invariant:* a row in a file whose announcement was cleared is counted, and is in no other such file. A file that
+//! was announced and not counted is deleted before any of its rows is written again: at once, or before the next batch,
+//! or at the next start.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,59 +23,61 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::{Files, encode};
-use crate::domain::{Entry, File, Place, Row, files};
+use crate::adapters::{FileStore, encode};
+use crate::domain::{Entry, File, Row, RowPosition, group_into_files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
 
-/// A message, and whom to tell what became of it.
+/// A message, and the channel that receives its disposition.
 #[derive(Debug)]
 pub(crate) struct Submission {
     pub(crate) sequence: u64,
     pub(crate) rows: Vec<Row>,
-    pub(crate) settle: oneshot::Sender<Disposition>,
+    pub(crate) reply: oneshot::Sender<Disposition>,
 }
 
 /// Writes the messages of one stream.
 pub(crate) struct Batcher {
     pub(crate) stream: &'static str,
-    /// Rows that are written together, and the messages that they come from, at most.
+    /// Maximum number of rows of a batch. The last message may exceed it by its rows.
     pub(crate) rows_max: usize,
+    /// Maximum number of messages of a batch.
     pub(crate) messages_max: usize,
+    /// Maximum time that a batch waits for more messages.
     pub(crate) age_max: Duration,
     pub(crate) totals: Arc<dyn Totals>,
-    pub(crate) files: Files,
+    pub(crate) files: FileStore,
     pub(crate) metrics: Metrics,
-    /// From here on nothing waits for more.
-    pub(crate) abort: CancellationToken,
-    /// Files that are being written, or may not have been counted; bounded by what one batch has, because nothing else is
-    /// written while there are any.
+    /// Cancelled at shutdown: from then on a batch is committed without waiting for more messages.
+    pub(crate) flush: CancellationToken,
+    /// Announced files that may not be counted. Bounded by the files of one batch, because they are deleted before the
+    /// next file is written.
     pub(crate) leftovers: Mutex<Vec<String>>,
 }
 
-/// Messages that are gathered. The same one can come twice while it waits.
+/// The messages of a batch, by sequence. A message that is redelivered while it waits is gathered once.
 #[derive(Default)]
 pub(crate) struct Batch {
-    messages: HashMap<u64, Gathered>,
-    /// How many rows they have.
+    messages: HashMap<u64, GatheredMessage>,
+    /// Number of rows of all messages.
     rows: usize,
 }
 
-/// A message that waits for its rows.
-struct Gathered {
+/// A message with rows that are not settled yet.
+struct GatheredMessage {
     rows: Vec<Row>,
-    /// How many of them are not settled yet.
-    open: usize,
-    /// How to settle it, as far as that is known.
-    settle: Disposition,
-    waiting: Vec<oneshot::Sender<Disposition>>,
+    /// Number of rows that are not settled yet.
+    unsettled: usize,
+    /// Disposition of the message so far: the first one that isn't `Ack`, else `Ack`.
+    disposition: Disposition,
+    replies: Vec<oneshot::Sender<Disposition>>,
 }
 
-impl Gathered {
-    fn finish(self, settle: &Disposition) {
-        for waiting in self.waiting {
-            // A handler that was dropped meanwhile doesn't hear it; its message comes again and is known then.
-            let _ = waiting.send(settle.clone());
+impl GatheredMessage {
+    fn finish(self, disposition: &Disposition) {
+        for reply in self.replies {
+            // The message of a dropped handler is redelivered, and is skipped then if it was counted.
+            let _ = reply.send(disposition.clone());
         }
     }
 }
@@ -85,29 +87,29 @@ impl Batch {
         let Submission {
             sequence,
             rows,
-            settle,
+            reply,
         } = submission;
         let message = self.messages.entry(sequence).or_insert_with(|| {
             self.rows += rows.len();
-            Gathered {
-                open: rows.len(),
+            GatheredMessage {
+                unsettled: rows.len(),
                 rows,
-                settle: Disposition::Ack,
-                waiting: Vec::new(),
+                disposition: Disposition::Ack,
+                replies: Vec::new(),
             }
         });
-        message.waiting.push(settle);
+        message.replies.push(reply);
     }
 
-    /// The rows of a message, to be settled one by one.
-    fn take(&mut self, sequence: u64) -> impl Iterator<Item = Entry> + use<> {
+    /// Takes the rows of a message; each of them must be settled.
+    fn take_rows(&mut self, sequence: u64) -> impl Iterator<Item = Entry> + use<> {
         let message = self.messages.get_mut(&sequence);
         let rows = message
             .map(|message| std::mem::take(&mut message.rows))
             .unwrap_or_default();
         let count = rows.len();
         rows.into_iter().enumerate().map(move |(index, row)| Entry {
-            place: Place {
+            position: RowPosition {
                 sequence,
                 index,
                 count,
@@ -116,86 +118,84 @@ impl Batch {
         })
     }
 
-    /// Settles a row. With its last one a message is settled: acknowledged if all are.
-    fn settle_row(&mut self, place: Place, settle: &Disposition) {
-        let Some(message) = self.messages.get_mut(&place.sequence) else {
+    /// Settles a row. The last row settles the message, with `Ack` if every row has `Ack`.
+    fn settle_row(&mut self, position: RowPosition, disposition: &Disposition) {
+        let Some(message) = self.messages.get_mut(&position.sequence) else {
             return;
         };
-        message.open -= 1;
-        if matches!(message.settle, Disposition::Ack) {
-            message.settle = settle.clone();
+        message.unsettled -= 1;
+        if matches!(message.disposition, Disposition::Ack) {
+            message.disposition = disposition.clone();
         }
-        if message.open == 0 {
-            let settle = message.settle.clone();
-            self.settle(place.sequence, &settle);
+        if message.unsettled == 0 {
+            let disposition = message.disposition.clone();
+            self.settle(position.sequence, &disposition);
         }
     }
 
-    /// Settles a message.
-    fn settle(&mut self, sequence: u64, settle: &Disposition) {
+    fn settle(&mut self, sequence: u64, disposition: &Disposition) {
         if let Some(message) = self.messages.remove(&sequence) {
-            message.finish(settle);
+            message.finish(disposition);
         }
     }
 
-    /// Acknowledges rows.
     fn acknowledge(&mut self, entries: &[Entry]) {
         for entry in entries {
-            self.settle_row(entry.place, &Disposition::Ack);
+            self.settle_row(entry.position, &Disposition::Ack);
         }
     }
 
-    fn settle_rest(&mut self, settle: &Disposition) {
+    fn settle_rest(&mut self, disposition: &Disposition) {
         for (_, message) in self.messages.drain() {
-            message.finish(settle);
+            message.finish(disposition);
         }
     }
 }
 
 impl Batcher {
-    /// Works until every sender of the inbox is gone.
+    /// Commits batches until every sender of the inbox is dropped.
     pub(crate) async fn run(self, mut inbox: mpsc::Receiver<Submission>) {
-        let mut arrived = Vec::with_capacity(self.rows_max);
+        let mut received = Vec::with_capacity(self.rows_max);
         loop {
             let mut batch = Batch::default();
-            if inbox.recv_many(&mut arrived, self.room(&batch)).await == 0 {
+            if inbox.recv_many(&mut received, self.capacity(&batch)).await == 0 {
                 return;
             }
-            arrived.drain(..).for_each(|submission| batch.add(submission));
-            self.gather(&mut batch, &mut arrived, &mut inbox).await;
+            received.drain(..).for_each(|submission| batch.add(submission));
+            self.gather(&mut batch, &mut received, &mut inbox).await;
             self.commit(batch).await;
         }
     }
 
-    /// Adds what comes until the batch is full or old enough.
+    /// Adds messages to the batch until it is full or `age_max` has passed.
     async fn gather(
         &self,
         batch: &mut Batch,
-        arrived: &mut Vec<Submission>,
+        received: &mut Vec<Submission>,
         inbox: &mut mpsc::Receiver<Submission>,
     ) {
-        let old = tokio::time::sleep(self.age_max);
-        tokio::pin!(old);
+        let timeout = tokio::time::sleep(self.age_max);
+        tokio::pin!(timeout);
         while batch.rows < self.rows_max && batch.messages.len() < self.messages_max {
             tokio::select! {
                 biased;
-                () = self.abort.cancelled() => match inbox.try_recv() {
+                () = self.flush.cancelled() => match inbox.try_recv() {
                     Ok(submission) => batch.add(submission),
                     Err(_) => return,
                 },
-                () = &mut old => return,
-                count = inbox.recv_many(arrived, self.room(batch)) => {
+                () = &mut timeout => return,
+                count = inbox.recv_many(received, self.capacity(batch)) => {
                     if count == 0 {
                         return;
                     }
-                    arrived.drain(..).for_each(|submission| batch.add(submission));
+                    received.drain(..).for_each(|submission| batch.add(submission));
                 }
             }
         }
     }
 
-    /// How many messages it may take without having many more rows than it should.
-    fn room(&self, batch: &Batch) -> usize {
+    /// Number of messages that fit into the batch, at least 1, if each has the maximum number of rows.
+    fn capacity(&self, batch: &Batch) -> usize {
         let rows = self.rows_max.saturating_sub(batch.rows) / EVENT_CHUNKS_MAX;
         let messages = self.messages_max.saturating_sub(batch.messages.len());
         rows.min(messages).max(1)
@@ -210,12 +210,13 @@ impl Batcher {
                     stream = self.stream,
                     rows,
                     ms = started.elapsed().as_millis() as u64,
-                    "batch counted"
+                    "batch committed"
                 );
             }
             Err(error) => {
                 self.metrics.failures.inc();
-                tracing::warn!(stream = self.stream, rows, left = batch.messages.len(), %error, "batch failed");
+                let messages = batch.messages.len();
+                tracing::warn!(stream = self.stream, rows, messages, %error, "batch failed, messages will be retried");
                 batch.settle_rest(&error.into());
             }
         }
@@ -224,9 +225,10 @@ impl Batcher {
             .observe(started.elapsed().as_secs_f64());
     }
 
-    /// A transient failure leaves the rest of the batch waiting. Messages and rows that fail permanently are settled as faults.
+    /// Commits a batch. Messages and rows that fail permanently are settled as faults. After a transient error the rest
+    /// of the batch is not settled.
     async fn try_commit(&self, batch: &mut Batch) -> Result<(), Classified<CommitError>> {
-        self.remove_leftovers().await?;
+        self.delete_leftovers().await?;
         let mut sequences: Vec<u64> = batch.messages.keys().copied().collect();
         sequences.sort_unstable();
         let read = isolate(sequences.len(), true, |part| self.seen(&sequences[part])).await;
@@ -244,11 +246,11 @@ impl Batcher {
                     self.metrics.repeats.inc();
                     batch.settle(*sequence, &Disposition::Ack);
                 } else {
-                    fresh.extend(batch.take(*sequence));
+                    fresh.extend(batch.take_rows(*sequence));
                 }
             }
         }
-        for file in files(self.stream, fresh) {
+        for file in group_into_files(self.stream, fresh) {
             self.commit_file(batch, file).await?;
         }
         Ok(())
@@ -258,7 +260,7 @@ impl Batcher {
         Ok(self.totals.seen(self.stream, sequences).await?)
     }
 
-    /// A row that fails permanently fails its message; the other rows of the file are counted.
+    /// Commits a file. A row that fails permanently fails its message; the other rows of the file are counted.
     async fn commit_file(&self, batch: &mut Batch, file: File) -> Result<(), Classified<CommitError>> {
         let rows = file.entries.len();
         let written = isolate(rows, true, |part| self.write_part(&file, part)).await;
@@ -273,12 +275,12 @@ impl Batcher {
                 rows,
                 failed,
                 reason,
-                "rows can't be counted"
+                "rows failed permanently and were isolated"
             );
         }
         for (index, reason) in written.failed {
             self.metrics.isolated.inc();
-            batch.settle_row(file.entries[index].place, &Disposition::fault(reason));
+            batch.settle_row(file.entries[index].position, &Disposition::fault(reason));
         }
         written.stopped.map_or(Ok(()), Err)
     }
@@ -292,10 +294,10 @@ impl Batcher {
         if !is_whole {
             self.read_totals(&part).await?;
         }
-        self.write(part).await
+        self.write_new_rows(part).await
     }
 
-    /// Reads the totals that a part of a failed file changes, so that no file is written in vain for a corrupt one.
+    /// Reads the totals that a part of a failed file changes, so that corrupt totals fail before the file is written.
     async fn read_totals(&self, part: &File) -> Result<(), CommitError> {
         self.totals.of_hours(part.hour, part.hour + 1).await?;
         for post in part.posts() {
@@ -304,41 +306,41 @@ impl Batcher {
         Ok(())
     }
 
-    /// Writes and counts a file, but for what tells nothing new.
-    async fn write(&self, mut file: File) -> Result<(), CommitError> {
-        // A part that failed may have left one.
-        self.remove_leftovers().await?;
-        // Only now: the file before may have told of the same chunks.
+    /// Writes and counts a file without its stale rows.
+    async fn write_new_rows(&self, mut file: File) -> Result<(), CommitError> {
+        // A previous part of the file may have failed after its announcement.
+        self.delete_leftovers().await?;
+        // Not read earlier, because the previous file may contain the same chunks.
         let chunks = file.chunks();
         let counted = self.totals.counted(&chunks).await?;
         let rows = file.entries.len();
-        file.follow(&mut chunks.into_iter().zip(counted).collect());
+        file.drop_stale_rows(&mut chunks.into_iter().zip(counted).collect());
         let stale = rows - file.entries.len();
         if !file.entries.is_empty() {
-            self.write_news(file).await?;
+            self.write_file(file).await?;
         }
         self.metrics.stale.inc_by(stale as u64);
         Ok(())
     }
 
-    async fn write_news(&self, file: File) -> Result<(), CommitError> {
+    async fn write_file(&self, file: File) -> Result<(), CommitError> {
         let path = file.path();
         let (table, rows) = (file.table.as_str(), file.entries.len());
-        // Before anything can go wrong, a panic included.
+        // Recorded first, so that a failure or a panic leaves no file unrecorded.
         self.leftovers.lock().push(path.clone());
         let written = self.announce_write_count(file, &path).await;
         if written.is_ok() {
             self.leftovers.lock().retain(|left| *left != path);
-            self.metrics.written(table, rows);
-        } else if let Err(error) = self.remove_leftovers().await {
-            tracing::debug!(stream = self.stream, %error, "left over for now");
+            self.metrics.count_file(table, rows);
+        } else if let Err(error) = self.delete_leftovers().await {
+            tracing::debug!(stream = self.stream, %error, "uncounted file not deleted, will be retried");
         }
         written
     }
 
     async fn announce_write_count(&self, file: File, path: &str) -> Result<(), CommitError> {
         let totals = file.totals(path);
-        // Some milliseconds of work: not on the threads that answer calls.
+        // Encoding takes milliseconds, so it runs off the threads that serve calls.
         let bytes = tokio::task::spawn_blocking(move || encode(&file)).await??;
         self.totals.intend(path).await?;
         self.files.put(path, bytes).await?;
@@ -346,20 +348,20 @@ impl Batcher {
         Ok(())
     }
 
-    /// Deletes files of earlier failures, but those that were counted after all.
-    async fn remove_leftovers(&self) -> Result<(), CommitError> {
+    /// Deletes the uncounted files of earlier failures. A file whose commit succeeded in spite of an error is kept.
+    async fn delete_leftovers(&self) -> Result<(), CommitError> {
         let leftovers = self.leftovers.lock().clone();
         if leftovers.is_empty() {
             return Ok(());
         }
-        let removing = async {
+        let deleting = async {
             let intended = self.totals.intended().await?;
             for file in leftovers.iter().filter(|file| intended.contains(file)) {
-                remove(file, &*self.totals, &self.files, &self.metrics).await?;
+                delete_file(file, &*self.totals, &self.files, &self.metrics).await?;
             }
             Ok(())
         };
-        removing
+        deleting
             .await
             .map_err(|error| CommitError::Leftovers(Box::new(error)))?;
         self.leftovers.lock().retain(|left| !leftovers.contains(left));
@@ -367,27 +369,27 @@ impl Batcher {
     }
 }
 
-/// Deletes what an earlier run announced and did not count. Nothing else may write meanwhile.
-pub(crate) async fn remove_intended(
+/// Deletes the files that an earlier run announced and did not count. No other instance may run on the same totals.
+pub(crate) async fn delete_uncounted(
     totals: &dyn Totals,
-    files: &Files,
+    files: &FileStore,
     metrics: &Metrics,
 ) -> Result<(), CommitError> {
     for file in totals.intended().await? {
-        remove(&file, totals, files, metrics).await?;
+        delete_file(&file, totals, files, metrics).await?;
     }
     Ok(())
 }
 
-async fn remove(
+async fn delete_file(
     file: &str,
     totals: &dyn Totals,
-    files: &Files,
+    files: &FileStore,
     metrics: &Metrics,
 ) -> Result<(), CommitError> {
     files.delete(file).await?;
     totals.abandon(file).await?;
     metrics.leftovers.inc();
-    tracing::info!(file, "file left over removed, its messages come again");
+    tracing::info!(file, "uncounted file deleted, its messages will be redelivered");
     Ok(())
 }

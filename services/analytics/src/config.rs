@@ -1,4 +1,4 @@
-//! What can be set.
+//! Configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,18 +9,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the Parquet files go, when no other object store is given; made when it isn't there.
+    /// Directory of the Parquet files, unless another object store is given; created if it is missing.
     pub dir: PathBuf,
-    /// Rows that are written together, about, at most; 1 to 1,000,000. Fewer are when half of the messages that may be in
-    /// flight wait.
+    /// Approximate maximum number of rows in a batch; 1 to 1,000,000. A batch is also full when it has half of the
+    /// messages that may be in flight.
     pub batch_rows_max: usize,
-    /// How long a message waits for others, milliseconds; 10 to 600,000. Longer makes fewer and larger files, and totals
-    /// that follow later.
+    /// Maximum time that a message waits for its batch to fill, milliseconds; 10 to 600,000. A longer time creates
+    /// fewer and larger files, and delays the totals.
     pub batch_age_ms_max: u64,
-    /// Messages of POSTS in memory at one time, those being written included; 2 to 32,768, and no more than the
-    /// consumer may have unacknowledged; a quarter as many redriven ones beside them. A post is up to 106 KB.
+    /// Maximum number of messages of POSTS in memory, including those being written; 2 to 32,768, and at most the
+    /// consumer's `ack_pending_max`. A quarter as many redriven messages are in memory beside them. A post has up to
+    /// 106 KB.
     pub posts_in_flight_max: usize,
-    /// Messages of EVENTS in memory at one time, likewise. An event has up to 64 rows of some 150 bytes.
+    /// Maximum number of messages of EVENTS in memory, with the same bounds. An event has up to 64 rows of about 150
+    /// bytes.
     pub events_in_flight_max: usize,
 }
 
@@ -37,7 +39,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Says what is wrong, if anything is.
+    /// Checks all bounds; the error names the first invalid key.
     pub fn validate(&self) -> Result<(), String> {
         if self.dir.as_os_str().is_empty() {
             return Err("analytics.dir must not be empty".into());
@@ -55,8 +57,8 @@ impl Config {
         Duration::from_millis(self.batch_age_ms_max)
     }
 
-    /// Of how many messages to write the rows together. While they are written, as many others gather: a batch that waited
-    /// for more than half would wait for its own acknowledgements.
+    /// Maximum number of messages of a batch: at most half of the messages in flight, so that the next batch can fill
+    /// while one is written.
     pub(crate) fn batch_messages(&self, in_flight_max: usize) -> usize {
         self.batch_rows_max.min(in_flight_max / 2).max(1)
     }
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_never_waits_for_what_can_not_come() {
+    fn a_batch_has_at_most_half_of_the_messages_in_flight() {
         let config = Config::default();
         assert_eq!(config.batch_messages(8_192), 4_096);
         assert_eq!(config.batch_messages(32_768), 10_000);

@@ -1,4 +1,4 @@
-//! What a message adds, which file it goes to, and which hours a caller may ask for. Pure: no clock, no I/O.
+//! Pure domain logic: the rows of a message, their files and totals, and hour ranges. No clock, no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,16 +10,16 @@ use xxhash_rust::xxh3::Xxh3;
 
 const HOUR_MICROS: i64 = 3_600 * 1_000_000;
 
-/// The last hour that a calendar of four-digit years has.
+/// The last hour of the year 9999, hours since 1970.
 const HOUR_MAX: u32 = 70_389_527;
 
-/// The longest range of totals, hours.
+/// Maximum length of a range of totals, hours.
 const RANGE_HOURS_MAX: i64 = 31 * 24;
 
-/// Hours from the default start of a range to now.
+/// Default length of a range of totals, hours.
 const RANGE_HOURS_DEFAULT: i64 = 24;
 
-/// A kind of files.
+/// A table of Parquet files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Table {
     /// Posts accepted.
@@ -31,7 +31,7 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// As it stands in paths and metrics.
+    /// The name in paths and metrics.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Posts => "posts",
@@ -41,7 +41,7 @@ impl Table {
     }
 }
 
-/// An accepted post, as analytics keeps it: without its text.
+/// An accepted post without its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PostRow {
     pub(crate) post: PostId,
@@ -64,44 +64,44 @@ pub(crate) struct DeletionRow {
     pub(crate) deleted_at: Timestamp,
 }
 
-/// A chunk whose deliveries were settled, or tried again.
+/// Settled or redriven deliveries of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeliveriesRow {
     pub(crate) author: UserKey,
     pub(crate) chunk: ChunkRef,
-    /// The chunk's state that the message tells of.
+    /// The state of the chunk that the message reports.
     pub(crate) state: Counted,
-    /// What it adds to what was counted before.
-    pub(crate) change: Change,
+    /// Difference to the state that was counted before.
+    pub(crate) delta: CountsDelta,
     pub(crate) accepted_at: Timestamp,
     pub(crate) settled_at: Timestamp,
 }
 
-/// By how much the counts of a chunk change.
+/// Difference between two counts of a chunk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct CountsDelta {
     pub(crate) delivered: i32,
     pub(crate) suppressed: i32,
     pub(crate) expired: i32,
-    /// Less than 0 when a redrive has tried dead ones again.
+    /// Negative when a redrive retries dead deliveries.
     pub(crate) dead: i32,
 }
 
-impl Change {
-    /// What leads from one state to the other.
+impl CountsDelta {
+    /// The difference from `before` to `after`.
     fn between(before: SettledCounts, after: SettledCounts) -> Self {
-        // A chunk has thousands of recipients, not billions.
-        let change = |before: u32, after: u32| after.cast_signed().wrapping_sub(before.cast_signed());
+        // A chunk has at most 65,536 recipients, so the difference fits an i32.
+        let delta = |before: u32, after: u32| after.cast_signed().wrapping_sub(before.cast_signed());
         Self {
-            delivered: change(before.delivered, after.delivered),
-            suppressed: change(before.suppressed, after.suppressed),
-            expired: change(before.expired, after.expired),
-            dead: change(before.dead, after.dead),
+            delivered: delta(before.delivered, after.delivered),
+            suppressed: delta(before.suppressed, after.suppressed),
+            expired: delta(before.expired, after.expired),
+            dead: delta(before.dead, after.dead),
         }
     }
 }
 
-/// One of the things that a message says.
+/// A row of a table. An event has one row for each of its chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Row {
     Post(Box<PostRow>),
@@ -110,7 +110,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    /// The table it goes to.
+    /// The table of the row.
     pub(crate) fn table(&self) -> Table {
         match self {
             Self::Post(_) => Table::Posts,
@@ -119,7 +119,7 @@ impl Row {
         }
     }
 
-    /// When it happened.
+    /// The time of the acceptance, deletion or settlement; it selects the hour.
     pub(crate) fn at(&self) -> Timestamp {
         match self {
             Self::Post(row) => row.accepted_at,
@@ -128,7 +128,7 @@ impl Row {
         }
     }
 
-    /// The chunk it tells of, if it does.
+    /// The chunk of the row; `None` for posts and deletions.
     pub(crate) fn chunk(&self) -> Option<ChunkRef> {
         match self {
             Self::Deliveries(row) => Some(row.chunk),
@@ -136,7 +136,7 @@ impl Row {
         }
     }
 
-    /// The post it is about.
+    /// The post of the row.
     pub(crate) fn post(&self) -> PostId {
         match self {
             Self::Post(row) => row.post,
@@ -145,23 +145,23 @@ impl Row {
         }
     }
 
-    /// What it adds to its post's totals.
+    /// The counts that the row adds to the totals of its post.
     fn totals(&self) -> PostTotals {
-        let of = |author, counts| PostTotals {
+        let totals = |author, counts| PostTotals {
             author,
             counts,
             timeline_latency_ms_max: 0,
             push_latency_ms_max: 0,
         };
         match self {
-            Self::Post(row) => of(
+            Self::Post(row) => totals(
                 row.author,
                 Counts {
                     posts: 1,
                     ..Counts::default()
                 },
             ),
-            Self::Deletion(row) => of(
+            Self::Deletion(row) => totals(
                 row.author,
                 Counts {
                     deleted_posts: 1,
@@ -169,8 +169,8 @@ impl Row {
                 },
             ),
             Self::Deliveries(row) => {
-                let mut totals = of(row.author, row.counts());
-                if row.change.delivered > 0 {
+                let mut totals = totals(row.author, row.counts());
+                if row.delta.delivered > 0 {
                     let latency = row.settled_at.since(row.accepted_at).as_millis() as u64;
                     match row.chunk.channel {
                         Channel::Timeline => totals.timeline_latency_ms_max = latency,
@@ -186,54 +186,54 @@ impl Row {
 impl DeliveriesRow {
     fn counts(&self) -> Counts {
         match self.chunk.channel {
-            // Nobody is left out of a timeline, and none is too late for it.
+            // Timeline deliveries are never suppressed and never expire.
             Channel::Timeline => Counts {
-                timeline_delivered: self.change.delivered.into(),
-                timeline_dead: self.change.dead.into(),
+                timeline_delivered: self.delta.delivered.into(),
+                timeline_dead: self.delta.dead.into(),
                 ..Counts::default()
             },
             Channel::Push => Counts {
-                push_delivered: self.change.delivered.into(),
-                push_suppressed: self.change.suppressed.into(),
-                push_expired: self.change.expired.into(),
-                push_dead: self.change.dead.into(),
+                push_delivered: self.delta.delivered.into(),
+                push_suppressed: self.delta.suppressed.into(),
+                push_expired: self.delta.expired.into(),
+                push_dead: self.delta.dead.into(),
                 ..Counts::default()
             },
         }
     }
 
-    /// Goes on from what is counted; false when it tells nothing new.
-    fn follow(&mut self, counted: &mut Counted) -> bool {
+    /// Computes the difference to the counted state and advances it; returns false for a stale row.
+    fn advance(&mut self, counted: &mut Counted) -> bool {
         if self.state.revision <= counted.revision {
             return false;
         }
-        self.change = Change::between(counted.counts, self.state.counts);
+        self.delta = CountsDelta::between(counted.counts, self.state.counts);
         *counted = self.state;
         true
     }
 }
 
-/// A row, and where it comes from.
+/// A row and its position in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) place: Place,
+    pub(crate) position: RowPosition,
     pub(crate) row: Row,
 }
 
-/// Which row it is.
+/// The position of a row in its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Place {
-    /// The sequence of its message in its stream.
+pub(crate) struct RowPosition {
+    /// Sequence of the message.
     pub(crate) sequence: u64,
-    /// Which of the message's rows it is, from 0.
+    /// Index among the rows of the message, from 0.
     pub(crate) index: usize,
-    /// How many the message has.
+    /// Number of rows of the message.
     pub(crate) count: usize,
 }
 
 /// The rows of one stream that go into one file: one table, one hour.
 ///
-/// *Invariant:* their places ascend strictly.
+/// *Invariant:* the positions of the entries ascend strictly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) stream: &'static str,
@@ -243,16 +243,16 @@ pub(crate) struct File {
     pub(crate) entries: Vec<Entry>,
 }
 
-/// Sorts rows into files. The same place twice is once.
-pub(crate) fn files(stream: &'static str, entries: impl IntoIterator<Item = Entry>) -> Vec<File> {
-    let mut groups: BTreeMap<(Table, u32), BTreeMap<Place, Entry>> = BTreeMap::new();
+/// Groups rows into files. A repeated position is included once.
+pub(crate) fn group_into_files(stream: &'static str, entries: impl IntoIterator<Item = Entry>) -> Vec<File> {
+    let mut groups: BTreeMap<(Table, u32), BTreeMap<RowPosition, Entry>> = BTreeMap::new();
     for entry in entries {
-        // The handler has refused moments that have no hour.
+        // The handler terminates messages whose time has no hour.
         let hour = hour_of(entry.row.at()).unwrap_or_default();
         groups
             .entry((entry.row.table(), hour))
             .or_default()
-            .insert(entry.place, entry);
+            .insert(entry.position, entry);
     }
     groups
         .into_iter()
@@ -266,12 +266,12 @@ pub(crate) fn files(stream: &'static str, entries: impl IntoIterator<Item = Entr
 }
 
 impl File {
-    /// The posts it is about, ascending.
+    /// The posts of the rows, ascending.
     pub(crate) fn posts(&self) -> BTreeSet<PostId> {
         self.entries.iter().map(|entry| entry.row.post()).collect()
     }
 
-    /// The chunks it tells of, ascending.
+    /// The chunks of the rows, ascending.
     pub(crate) fn chunks(&self) -> Vec<ChunkRef> {
         let chunks: BTreeSet<ChunkRef> = self
             .entries
@@ -281,25 +281,26 @@ impl File {
         chunks.into_iter().collect()
     }
 
-    /// Leaves only what adds something to what is counted of [`chunks`](Self::chunks), and says how much. Rows of a chunk may
-    /// come late, twice, and out of order: each tells all of it, so the one with the greatest revision stands.
-    pub(crate) fn follow(&mut self, counted: &mut BTreeMap<ChunkRef, Counted>) {
+    /// Drops the rows that are not newer than the counted state of their chunk, and computes the difference of the
+    /// others. `counted` has the states of [`chunks`](Self::chunks). Rows of a chunk may be late, repeated, and out of
+    /// order. Each reports the whole state of the chunk, so the row with the greatest revision wins.
+    pub(crate) fn drop_stale_rows(&mut self, counted: &mut BTreeMap<ChunkRef, Counted>) {
         self.entries.retain_mut(|entry| match &mut entry.row {
-            Row::Deliveries(row) => row.follow(counted.entry(row.chunk).or_default()),
+            Row::Deliveries(row) => row.advance(counted.entry(row.chunk).or_default()),
             Row::Post(_) | Row::Deletion(_) => true,
         });
     }
 
-    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the places}.parquet`: the same rows are the same
-    /// file, others never are.
+    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the positions}.parquet`. The same rows have
+    /// the same path, and different rows have different paths.
     pub(crate) fn path(&self) -> String {
         let mut hash = Xxh3::new();
         for entry in &self.entries {
-            hash.update(&entry.place.sequence.to_le_bytes());
-            hash.update(&entry.place.index.to_le_bytes());
+            hash.update(&entry.position.sequence.to_le_bytes());
+            hash.update(&entry.position.index.to_le_bytes());
         }
-        let first = self.entries.first().map_or(0, |entry| entry.place.sequence);
-        let last = self.entries.last().map_or(0, |entry| entry.place.sequence);
+        let first = self.entries.first().map_or(0, |entry| entry.position.sequence);
+        let last = self.entries.last().map_or(0, |entry| entry.position.sequence);
         let (date, hour) = date_and_hour(self.hour);
         format!(
             "{}/date={date}/hour={hour:02}/{}-{first}-{last}-{:016x}.parquet",
@@ -309,17 +310,17 @@ impl File {
         )
     }
 
-    /// The messages of which all rows are in it. Of the others each row that comes again is older than what is counted, as
-    /// long as that is kept: only rows of chunks come several in a message.
-    fn whole_messages(&self) -> Vec<u64> {
+    /// The messages with all their rows in this file; the commit marks them as seen. Only events have several rows, and
+    /// a redelivered row of an event is stale if it was counted, so other messages need no mark.
+    fn complete_messages(&self) -> Vec<u64> {
         self.entries
-            .chunk_by(|a, b| a.place.sequence == b.place.sequence)
-            .filter(|rows| rows.len() == rows[0].place.count)
-            .map(|rows| rows[0].place.sequence)
+            .chunk_by(|a, b| a.position.sequence == b.position.sequence)
+            .filter(|rows| rows.len() == rows[0].position.count)
+            .map(|rows| rows[0].position.sequence)
             .collect()
     }
 
-    /// What it adds to the totals.
+    /// The counts that the file adds to the totals.
     pub(crate) fn totals(&self, path: &str) -> TotalsBatch {
         let mut posts: BTreeMap<PostId, PostTotals> = BTreeMap::new();
         let mut hour = Counts::default();
@@ -342,7 +343,7 @@ impl File {
         }
         TotalsBatch {
             stream: self.stream.to_owned(),
-            sequences: self.whole_messages(),
+            sequences: self.complete_messages(),
             file: path.to_owned(),
             posts: posts.into_iter().collect(),
             hours: vec![(self.hour, hour)],
@@ -351,7 +352,7 @@ impl File {
     }
 }
 
-/// The hour of a moment, hours since 1970; `None` before 1970 and after the year 9999.
+/// The hour of a time, hours since 1970; `None` before 1970 and after the year 9999.
 pub(crate) fn hour_of(at: Timestamp) -> Option<u32> {
     u32::try_from(at.0.div_euclid(HOUR_MICROS))
         .ok()
@@ -363,39 +364,40 @@ fn date_and_hour(hour: u32) -> (jiff::civil::Date, u32) {
     (TimeZone::UTC.to_datetime(start).date(), hour % 24)
 }
 
-/// Hours to tell the totals of, from `start` up to but not including `end`, hours since 1970.
+/// A range of hours since 1970: `start` is included, `end` is excluded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Hours {
+pub(crate) struct HourRange {
     pub(crate) start: u32,
     pub(crate) end: u32,
 }
 
-/// A range that makes no sense: the field and why.
+/// An invalid range: the field and a description.
 pub(crate) type InvalidRange = (&'static str, &'static str);
 
-/// The hours that a caller asks for: the start rounded down (unset: 24 hours before now), the end rounded up (unset: now).
-pub(crate) fn hours(
+/// Checks a requested range. The start is rounded down to the hour, by default 24 hours before now; the end is rounded
+/// up, by default now.
+pub(crate) fn parse_hour_range(
     start: Option<Timestamp>,
     end: Option<Timestamp>,
     now: Timestamp,
-) -> Result<Hours, InvalidRange> {
+) -> Result<HourRange, InvalidRange> {
     let end_field = if end.is_some() { "end_time" } else { "start_time" };
     let start = start.unwrap_or(Timestamp(now.0.saturating_sub(RANGE_HOURS_DEFAULT * HOUR_MICROS)));
     let end = end.unwrap_or(now);
     if end <= start {
-        return Err((end_field, "must leave start_time before end_time"));
+        return Err((end_field, "start_time must be before end_time"));
     }
     if end.0.saturating_sub(start.0) > RANGE_HOURS_MAX * HOUR_MICROS {
         return Err((
             end_field,
-            "must leave at most 31 days between start_time and end_time",
+            "the range from start_time to end_time must be at most 31 days",
         ));
     }
-    // What lies before 1970 or after 9999 has no totals.
+    // There are no totals before 1970 or after 9999.
     let hour = |micros: i64| {
         u32::try_from(micros.div_euclid(HOUR_MICROS).clamp(0, i64::from(HOUR_MAX) + 1)).unwrap_or(0)
     };
-    Ok(Hours {
+    Ok(HourRange {
         start: hour(start.0),
         end: hour(end.0.saturating_add(HOUR_MICROS - 1)),
     })

@@ -1,34 +1,34 @@
-//! Why the service ended, and why a batch was not done.
+//! Errors that end the service, and errors of a batch.
 
 use herald_failure::{Classify, FailureClass};
 
-/// Why the service ended before it was told to.
+/// Why the service ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is out of bounds.
+    /// The configuration is invalid.
     #[error("{0}")]
     Config(String),
-    /// The topology has no such consumer.
+    /// The topology lacks a consumer of this service.
     #[error("the topology has no consumer {0}")]
     NoConsumer(&'static str),
-    /// The folder of the files can't be used.
-    #[error("the object store can't be opened")]
+    /// The directory `analytics.dir` can't be used.
+    #[error("the directory analytics.dir can't be opened; check its path and permissions")]
     Open(#[source] object_store::Error),
-    /// What an earlier run left over can't be removed.
-    #[error("files left over by an earlier run can't be removed")]
+    /// Uncounted files of an earlier run can't be deleted.
+    #[error("uncounted files of an earlier run can't be deleted")]
     Leftovers(#[source] CommitError),
-    /// A consumer can't be worked on.
-    #[error("an analytics consumer can't be worked on")]
+    /// A consumer failed.
+    #[error("an analytics consumer failed")]
     Consume(#[source] herald_mesh::Error),
     /// The gRPC server failed.
     #[error("the analytics service's gRPC server failed")]
     Serve(#[source] herald_runtime::grpc::Error),
-    /// A worker died.
-    #[error("an analytics worker died")]
+    /// A worker task panicked.
+    #[error("an analytics worker panicked")]
     Worker(#[source] tokio::task::JoinError),
 }
 
-/// Why a batch, or a part of it, was not done; its messages come again.
+/// Why a batch, or a file of it, failed; its messages are redelivered.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The store of the totals failed.
@@ -37,14 +37,14 @@ pub enum CommitError {
     /// The object store failed.
     #[error("the object store failed: {0}")]
     Objects(#[from] object_store::Error),
-    /// The rows can't be coded.
-    #[error("the rows can't be coded: {0}")]
+    /// The rows can't be encoded as Parquet.
+    #[error("encoding the rows as Parquet failed: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),
-    /// Coding the rows panicked, or the runtime shuts down.
-    #[error("coding the rows ended: {0}")]
-    Coding(#[from] tokio::task::JoinError),
-    /// What an earlier failure left over can't be removed, and nothing is written as long as it is there.
-    #[error("files left over can't be removed: {0}")]
+    /// The encoding task panicked, or was cancelled because the runtime shuts down.
+    #[error("the encoding task ended: {0}")]
+    Encoding(#[from] tokio::task::JoinError),
+    /// Uncounted files of an earlier failure can't be deleted. No file is written until they are.
+    #[error("uncounted files can't be deleted: {0}")]
     Leftovers(#[source] Box<Self>),
 }
 
@@ -53,9 +53,9 @@ impl Classify for CommitError {
         match self {
             Self::Store(error) => error.class(),
             Self::Parquet(_) => FailureClass::Permanent,
-            Self::Coding(ended) if ended.is_panic() => FailureClass::Permanent,
-            // No message is at fault: what repairs it repairs it for all of them.
-            Self::Objects(_) | Self::Leftovers(_) | Self::Coding(_) => FailureClass::Transient,
+            Self::Encoding(ended) if ended.is_panic() => FailureClass::Permanent,
+            // Not caused by single messages, so bisecting the batch can't help.
+            Self::Objects(_) | Self::Leftovers(_) | Self::Encoding(_) => FailureClass::Transient,
         }
     }
 }

@@ -7,18 +7,18 @@ use herald_model::time::Timestamp;
 use herald_proto::v1::analytics_service_server::AnalyticsService;
 use herald_proto::v1::{
     GetPostStatsRequest, GetPostStatsResponse, GetTotalsRequest, GetTotalsResponse, HourTotals,
-    Totals as WireTotals,
+    Totals as TotalsV1,
 };
 use herald_rpc::status;
 use herald_store::{Counts, Totals, Users};
 use tonic::{Request, Response, Status};
 
-use crate::domain::hours;
+use crate::domain::parse_hour_range;
 
-/// The seconds that a `google.protobuf.prost_types::Timestamp` may hold: the years 1 to 9999.
-const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+/// Valid seconds of a `google.protobuf.Timestamp`: the years 1 to 9999.
+const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// Answers from the totals.
+/// Implements AnalyticsService on the totals.
 pub(crate) struct Analytics {
     pub(crate) totals: Arc<dyn Totals>,
     pub(crate) users: Arc<dyn Users>,
@@ -34,18 +34,14 @@ impl AnalyticsService for Analytics {
         if post_id == 0 {
             return Err(status::invalid(&[("post_id", "must be given")]));
         }
-        let unknown = || {
-            status::not_found(
-                "POST_NOT_COUNTED",
-                format!("nothing is known of post {post_id} yet"),
-            )
-        };
+        let not_counted =
+            || status::not_found("POST_NOT_COUNTED", format!("post {post_id} is not counted yet"));
         let totals = self
             .totals
             .of_post(PostId(post_id))
             .await
             .map_err(|error| status::from_store(&error))?
-            .ok_or_else(unknown)?;
+            .ok_or_else(not_counted)?;
         let ids = self
             .users
             .ids(&[totals.author])
@@ -60,7 +56,7 @@ impl AnalyticsService for Analytics {
         Ok(Response::new(GetPostStatsResponse {
             post_id,
             author_id,
-            totals: Some(wire(totals.counts)),
+            totals: Some(totals_to_v1(totals.counts)),
             timeline_latency_ms_max: totals.timeline_latency_ms_max,
             push_latency_ms_max: totals.push_latency_ms_max,
         }))
@@ -71,9 +67,10 @@ impl AnalyticsService for Analytics {
         request: Request<GetTotalsRequest>,
     ) -> Result<Response<GetTotalsResponse>, Status> {
         let request = request.into_inner();
-        let start = moment("start_time", request.start_time)?;
-        let end = moment("end_time", request.end_time)?;
-        let range = hours(start, end, Timestamp::now()).map_err(|violation| status::invalid(&[violation]))?;
+        let start = parse_time("start_time", request.start_time)?;
+        let end = parse_time("end_time", request.end_time)?;
+        let range = parse_hour_range(start, end, Timestamp::now())
+            .map_err(|violation| status::invalid(&[violation]))?;
         let found = self
             .totals
             .of_hours(range.start, range.end)
@@ -90,23 +87,23 @@ impl AnalyticsService for Analytics {
                 };
                 HourTotals {
                     start_time: Some(start_time),
-                    totals: Some(wire(counts)),
+                    totals: Some(totals_to_v1(counts)),
                 }
             })
             .collect();
         Ok(Response::new(GetTotalsResponse {
-            totals: Some(wire(sum)),
+            totals: Some(totals_to_v1(sum)),
             hours,
         }))
     }
 }
 
-fn moment(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
+fn parse_time(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Status> {
     let Some(time) = time else { return Ok(None) };
-    if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
+    if !TIMESTAMP_SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
         return Err(status::invalid(&[(
             field,
-            "must be a moment of the years 1 to 9999",
+            "must be a time in the years 1 to 9999",
         )]));
     }
     Ok(Some(Timestamp(
@@ -114,10 +111,10 @@ fn moment(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Ti
     )))
 }
 
-fn wire(counts: Counts) -> WireTotals {
-    // Only deaths are taken back.
+fn totals_to_v1(counts: Counts) -> TotalsV1 {
+    // Only dead counts can be negative.
     let count = |count: i64| u64::try_from(count).unwrap_or_default();
-    WireTotals {
+    TotalsV1 {
         post_count: count(counts.posts),
         deleted_post_count: count(counts.deleted_posts),
         timeline_delivered_count: count(counts.timeline_delivered),

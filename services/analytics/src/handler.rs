@@ -1,4 +1,4 @@
-//! The way in: messages of POSTS and EVENTS.
+//! Handler for messages of POSTS and EVENTS.
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
@@ -10,37 +10,37 @@ use herald_store::{ChunkRef, Counted, SettledCounts};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::batcher::Submission;
-use crate::domain::{Change, DeletionRow, DeliveriesRow, PostRow, Row, hour_of};
+use crate::domain::{CountsDelta, DeletionRow, DeliveriesRow, PostRow, Row, hour_of};
 
-/// Hands messages to the batcher and waits for their commit.
-pub(crate) struct Messages {
+/// Sends messages to the batcher and waits for their disposition.
+pub(crate) struct MessageHandler {
     pub(crate) batcher: mpsc::Sender<Submission>,
 }
 
 #[async_trait]
-impl Handler for Messages {
+impl Handler for MessageHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let rows = match read(delivery) {
+        let rows = match parse_rows(delivery) {
             Ok(rows) => rows,
-            Err(settle) => return settle,
+            Err(disposition) => return disposition,
         };
-        let (settle, settled) = oneshot::channel();
+        let (reply, disposition) = oneshot::channel();
         let submission = Submission {
             sequence: delivery.sequence,
             rows,
-            settle,
+            reply,
         };
         if self.batcher.send(submission).await.is_err() {
             return Disposition::retry("analytics is shutting down");
         }
-        settled
+        disposition
             .await
-            .unwrap_or_else(|_| Disposition::retry("analytics lost the batch"))
+            .unwrap_or_else(|_| Disposition::retry("the batch was lost because the batcher stopped"))
     }
 }
 
-/// Reads a message's rows, at least one, or says how to settle one that can't be read.
-pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
+/// Parses the rows of a message, at least one; the error is the disposition of a malformed message.
+pub(crate) fn parse_rows(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
     let rows = match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
@@ -50,9 +50,9 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
                 author_id: UserId::new(post.author_id)
                     .map_err(|error| Disposition::term(format_args!("author_id {error}")))?,
                 lane,
-                text_bytes: count(post.text.len()),
-                links: count(post.links.len()),
-                media: count(post.media_urls.len()),
+                text_bytes: saturating_count(post.text.len()),
+                links: saturating_count(post.links.len()),
+                media: saturating_count(post.media_urls.len()),
                 follow_version: FollowVersion(post.follow_version),
                 push_ttl_seconds: post.push_ttl_seconds,
                 accepted_at: Timestamp(post.accepted_at_us),
@@ -70,27 +70,30 @@ pub(crate) fn read(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
             let settled: DeliveriesSettled = delivery.decode()?;
             if !(1..=EVENT_CHUNKS_MAX).contains(&settled.chunks.len()) {
                 return Err(Disposition::term(format_args!(
-                    "an event of {} chunks, not 1 to {EVENT_CHUNKS_MAX}",
+                    "the event has {} chunks, must have 1 to {EVENT_CHUNKS_MAX}",
                     settled.chunks.len()
                 )));
             }
-            let rows = settled.chunks.iter().map(|chunk| deliveries(channel, chunk));
+            let rows = settled
+                .chunks
+                .iter()
+                .map(|chunk| parse_deliveries_row(channel, chunk));
             rows.collect::<Result<_, _>>()?
         }
-        other => return Err(Disposition::term(format_args!("nothing to count on {other}"))),
+        other => return Err(Disposition::term(format_args!("unexpected subject {other}"))),
     };
     if let Some(row) = rows.iter().find(|row| hour_of(row.at()).is_none()) {
         return Err(Disposition::term(format_args!(
-            "{} us since 1970 is no moment",
+            "the time {} us since 1970 is out of range",
             row.at().0
         )));
     }
     Ok(rows)
 }
 
-fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Disposition> {
+fn parse_deliveries_row(channel: Channel, chunk: &SettledChunk) -> Result<Row, Disposition> {
     if chunk.revision == 0 {
-        return Err(Disposition::term("a chunk's revisions begin at 1"));
+        return Err(Disposition::term("the revision of a chunk must not be 0"));
     }
     Ok(Row::Deliveries(DeliveriesRow {
         author: UserKey(chunk.author_key),
@@ -108,12 +111,12 @@ fn deliveries(channel: Channel, chunk: &SettledChunk) -> Result<Row, Disposition
                 dead: chunk.dead_count,
             },
         },
-        change: Change::default(),
+        delta: CountsDelta::default(),
         accepted_at: Timestamp(chunk.accepted_at_us),
         settled_at: Timestamp(chunk.settled_at_us),
     }))
 }
 
-fn count(length: usize) -> u32 {
+fn saturating_count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }

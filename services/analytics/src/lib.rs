@@ -1,8 +1,8 @@
-//! The analytics service: keeps what happened as Parquet files, and counts it.
+//! The analytics service: writes posts, deletions and deliveries to Parquet files, and counts them.
 //!
-//! The way of a message ([`handler`]): read, handed to its stream's batcher ([`batcher`]), written into the file of its
-//! table and hour together with others, counted in the totals; and only then acknowledged. [`grpc`] answers from the
-//! totals.
+//! Steps of a message: [`handler`] parses it and sends it to the batcher of its stream. The [`batcher`] writes its rows
+//! to the file of their table and hour, and counts them in the totals. Then the message is acknowledged. [`grpc`]
+//! serves the totals.
 
 mod adapters;
 mod batcher;
@@ -32,38 +32,38 @@ pub use config::Config;
 pub use error::{CommitError, Error};
 pub use metrics::Metrics;
 
-use crate::adapters::Files;
-use crate::batcher::{Batcher, remove_intended};
+use crate::adapters::FileStore;
+use crate::batcher::{Batcher, delete_uncounted};
 use crate::grpc::Analytics;
-use crate::handler::Messages;
+use crate::handler::MessageHandler;
 
-/// Messages that are asked for at a time, at most.
+/// Maximum number of messages in one pull request.
 const PULL_MAX: usize = 1_024;
 
-/// What the service needs from outside.
+/// Dependencies of the service.
 pub struct Deps {
-    /// Where messages come from.
+    /// Connection to the broker. The consumers of `topology` exist.
     pub mesh: Mesh,
-    /// The consumers to work on.
+    /// Streams and consumers.
     pub topology: Arc<Topology>,
-    /// Where messages are counted.
+    /// Store of the totals.
     pub totals: Arc<dyn Totals>,
-    /// Where authors' ids are found.
+    /// User ids and their keys.
     pub users: Arc<dyn Users>,
-    /// Where the files go; `None`: the folder that the configuration names.
+    /// Object store of the files; `None` uses the directory `Config::dir`.
     pub objects: Option<Arc<dyn ObjectStore>>,
-    /// Where to serve gRPC.
+    /// Listener of the gRPC port.
     pub listener: TcpListener,
-    /// Counters.
+    /// Metrics of the service.
     pub metrics: Metrics,
 }
 
-/// Works and serves until `shutdown`, then finishes the messages and calls under way.
+/// Consumes and serves until `shutdown`, then finishes the messages and calls in flight.
 ///
-/// Only one may run on the same totals: at its start it deletes the files that were announced and not counted, and those of
-/// another one in the middle of a batch would be among them.
+/// Only one instance may run on the same totals: at its start an instance deletes the files that were announced and not
+/// counted, including a file that another instance is about to count.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
-    // A boxed future is compiled here; an `async fn` would be compiled again in every crate that calls it.
+    // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
 }
 
@@ -82,8 +82,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         Some(objects) => objects,
         None => local(&config.dir).map_err(Error::Open)?,
     };
-    let files = Files::new(objects);
-    remove_intended(&*totals, &files, &metrics)
+    let files = FileStore::new(objects);
+    delete_uncounted(&*totals, &files, &metrics)
         .await
         .map_err(Error::Leftovers)?;
 
@@ -115,11 +115,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             totals: totals.clone(),
             files: files.clone(),
             metrics: metrics.clone(),
-            abort: stop.clone(),
+            flush: stop.clone(),
             leftovers: parking_lot::Mutex::default(),
         };
         let consumers = [(first, in_flight_max), (redrive, redrive_max)];
-        workers.spawn(work(mesh.clone(), consumers, batcher, stop.clone()));
+        workers.spawn(run_stream(mesh.clone(), consumers, batcher, stop.clone()));
     }
     let routes = Routes::new(AnalyticsServiceServer::new(Analytics { totals, users }));
     let routes = grpc_server::with_health(routes, &[ANALYTICS_SERVICE], &stop).await;
@@ -128,27 +128,27 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
 
     let mut outcome = Ok(());
     while let Some(ended) = workers.join_next().await {
-        // One part's failure ends the service: it would be half of one otherwise.
+        // The failure of one worker ends the whole service.
         stop.cancel();
         outcome = outcome.and(ended.map_err(Error::Worker).flatten());
     }
     outcome
 }
 
-/// Works on the consumers of one stream's messages, the first ones and the redriven ones, each with so many in flight, and
-/// writes what they bring.
-async fn work(
+/// Runs the batcher of a stream and its two consumers, of new and of redriven messages. Each consumer comes with its
+/// maximum number of messages in flight.
+async fn run_stream(
     mesh: Mesh,
     consumers: [(ConsumerSpec, usize); 2],
     batcher: Batcher,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let (sender, inbox) = mpsc::channel(batcher.messages_max);
-    // Ends when the last handler is gone: that is, after the consumers have drained. On a thread of its own, because a batch is
-    // milliseconds of work at a time, and others' messages wait for the runtime's threads.
+    // Ends when the last handler is dropped, after the consumers have drained. It runs on its own thread, because a
+    // batch computes for milliseconds and would block other tasks of the runtime.
     let runtime = tokio::runtime::Handle::current();
     let batches = tokio::task::spawn_blocking(move || runtime.block_on(batcher.run(inbox)));
-    let handler = Arc::new(Messages { batcher: sender });
+    let handler = Arc::new(MessageHandler { batcher: sender });
     let all = consumers.map(|(consumer, in_flight_max)| {
         let (mesh, handler, stop) = (mesh.clone(), handler.clone(), stop.clone());
         async move {
@@ -158,7 +158,7 @@ async fn work(
                 paused: None,
             };
             let consumed = mesh.consume(&consumer, handler, options, stop.clone()).await;
-            // One without the other would be half of it.
+            // The end of one consumer ends the other.
             stop.cancel();
             consumed
         }
@@ -173,11 +173,11 @@ async fn work(
     tokio::pin!(batches);
     tokio::select! {
         consumed = &mut consuming => consumed.map_err(Error::Consume)?,
-        died = &mut batches => {
-            // Without its batcher the consumer would only have messages come again.
+        ended = &mut batches => {
+            // Without the batcher every message would be retried.
             stop.cancel();
             consuming.await.map_err(Error::Consume)?;
-            return died.map_err(Error::Worker);
+            return ended.map_err(Error::Worker);
         }
     }
     batches.await.map_err(Error::Worker)

@@ -4,27 +4,27 @@ use herald_runtime::metrics::{Counter, Family, Histogram, Registry, seconds};
 
 type ByTable = [(&'static str, &'static str); 1];
 
-/// The analytics service's counters.
+/// The analytics service's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     rows: Family<ByTable, Counter>,
     files: Family<ByTable, Counter>,
-    /// Messages that had been counted before: redeliveries, left out.
+    /// Messages skipped because they were counted before.
     pub repeats: Counter,
-    /// Events that told nothing new of their chunk: published again, or overtaken by a later one.
+    /// Rows skipped because they are not newer than the counted revision of their chunk.
     pub stale: Counter,
-    /// Batches, or parts of them, that failed.
+    /// Batches, or files of a batch, that failed.
     pub failures: Counter,
-    /// Messages that can't be counted by a fault and were kept from others of their batch, once an attempt.
+    /// Messages that failed permanently and were isolated from their batch, per attempt.
     pub isolated: Counter,
-    /// Files of earlier failures or an earlier run, deleted.
+    /// Uncounted files deleted after a failure or a crash.
     pub leftovers: Counter,
-    /// Time of one batch, from its last message to its commit.
+    /// Time to commit a batch.
     pub commit_seconds: Histogram,
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             rows: Family::default(),
@@ -48,38 +48,38 @@ impl Metrics {
         );
         registry.register(
             "analytics_repeats",
-            "Messages that had been counted before and were left out",
+            "Messages skipped because they were counted before",
             metrics.repeats.clone(),
         );
         registry.register(
             "analytics_stale",
-            "Events that told nothing new of their chunk and were left out",
+            "Rows skipped because they are not newer than the counted revision of their chunk",
             metrics.stale.clone(),
         );
         registry.register(
             "analytics_failures",
-            "Batches, or files of them, that failed",
+            "Batches, or files of a batch, that failed",
             metrics.failures.clone(),
         );
         registry.register(
             "analytics_isolated",
-            "Messages that can't be counted by a fault, once an attempt",
+            "Messages that failed permanently and were isolated from their batch, per attempt",
             metrics.isolated.clone(),
         );
         registry.register(
             "analytics_leftovers",
-            "Files of earlier failures or an earlier run that were deleted",
+            "Uncounted files deleted after a failure or a crash",
             metrics.leftovers.clone(),
         );
         registry.register(
             "analytics_commit_seconds",
-            "Time of one batch from its last message to its commit",
+            "Time to commit a batch",
             metrics.commit_seconds.clone(),
         );
         metrics
     }
 
-    pub(crate) fn written(&self, table: &'static str, rows: usize) {
+    pub(crate) fn count_file(&self, table: &'static str, rows: usize) {
         self.rows.get_or_create(&[("table", table)]).inc_by(rows as u64);
         self.files.get_or_create(&[("table", table)]).inc();
     }

@@ -1,4 +1,4 @@
-//! The object store that the files go to.
+//! The object store of the Parquet files.
 
 use std::path::Path as FsPath;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, Result};
 
-/// A local folder, made when it isn't there. A file is whole and on the disk when its write returns.
+/// Opens a local directory as object store, and creates it if it is missing. Writes are atomic and fsynced.
 pub fn local(dir: &FsPath) -> Result<Arc<dyn ObjectStore>> {
     std::fs::create_dir_all(dir).map_err(|error| Error::Generic {
         store: "LocalFileSystem",
@@ -17,22 +17,22 @@ pub fn local(dir: &FsPath) -> Result<Arc<dyn ObjectStore>> {
     Ok(Arc::new(LocalFileSystem::new_with_prefix(dir)?.with_fsync(true)))
 }
 
-/// Files by path.
+/// Writes and deletes files by path.
 #[derive(Debug, Clone)]
-pub(crate) struct Files(Arc<dyn ObjectStore>);
+pub(crate) struct FileStore(Arc<dyn ObjectStore>);
 
-impl Files {
+impl FileStore {
     pub(crate) fn new(objects: Arc<dyn ObjectStore>) -> Self {
         Self(objects)
     }
 
-    /// Writes a file, over the one that is there.
+    /// Writes a file; replaces an existing one.
     pub(crate) async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
         self.0.put(&Path::parse(path)?, bytes.into()).await?;
         Ok(())
     }
 
-    /// Deletes a file if it is there.
+    /// Deletes a file; succeeds if there is none.
     pub(crate) async fn delete(&self, path: &str) -> Result<()> {
         match self.0.delete(&Path::parse(path)?).await {
             Err(Error::NotFound { .. }) => Ok(()),

@@ -1,4 +1,4 @@
-//! Rows as Parquet: one row group, snappy, every column required.
+//! Encodes rows as Parquet: one row group, Snappy compression, every column required.
 
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use parquet::schema::parser::parse_message_type;
 
 use crate::domain::{File, Row, Table};
 
-/// Each file says from which stream and message a row comes, so that a reader can check that none is there twice.
+/// The schema of a table. The columns `stream` and `sequence` identify the message of a row, so that a reader can check
+/// for duplicates.
 const fn schema(table: Table) -> &'static str {
     match table {
         Table::Posts => {
@@ -60,7 +61,7 @@ const fn schema(table: Table) -> &'static str {
     }
 }
 
-/// The bytes of a file.
+/// Encodes a file.
 pub(crate) fn encode(file: &File) -> Result<Bytes> {
     let schema = Arc::new(parse_message_type(schema(file.table))?);
     let properties = WriterProperties::builder()
@@ -70,7 +71,7 @@ pub(crate) fn encode(file: &File) -> Result<Bytes> {
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties))?;
     let mut group = writer.next_row_group()?;
     for column in columns(file) {
-        // The schema has one column for each of them.
+        // `columns` returns as many columns as the schema has.
         let Some(mut out) = group.next_column()? else {
             break;
         };
@@ -91,7 +92,7 @@ enum Column {
     Text(Vec<ByteArray>),
 }
 
-/// The columns in the schema's order. Parquet has only signed numbers; the schema says which are meant unsigned.
+/// The columns in the order of the schema. Parquet's physical integers are signed; the schema marks the unsigned ones.
 fn columns(file: &File) -> Vec<Column> {
     let entries = &file.entries;
     let stream = ByteArray::from(file.stream);
@@ -100,7 +101,7 @@ fn columns(file: &File) -> Vec<Column> {
         Column::Int64(
             entries
                 .iter()
-                .map(|entry| entry.place.sequence.cast_signed())
+                .map(|entry| entry.position.sequence.cast_signed())
                 .collect(),
         ),
     ];
@@ -170,10 +171,10 @@ fn columns(file: &File) -> Vec<Column> {
                 Column::Text(rows().map(|row| row.chunk.channel.as_str().into()).collect()),
                 int64(|row| row.chunk.chunk.0.cast_signed()),
                 int64(|row| row.state.revision.cast_signed()),
-                int32(|row| row.change.delivered),
-                int32(|row| row.change.suppressed),
-                int32(|row| row.change.expired),
-                int32(|row| row.change.dead),
+                int32(|row| row.delta.delivered),
+                int32(|row| row.delta.suppressed),
+                int32(|row| row.delta.expired),
+                int32(|row| row.delta.dead),
                 int64(|row| row.accepted_at.0),
                 int64(|row| row.settled_at.0),
             ]

@@ -22,19 +22,19 @@ fn deliveries(sequence: u64, settled_at: i64, channel: Channel) -> Entry {
                 dead: 1,
             },
         },
-        change: Change::default(),
+        delta: CountsDelta::default(),
         accepted_at: Timestamp(settled_at - 2_500),
         settled_at: Timestamp(settled_at),
     };
     Entry {
-        place: whole(sequence),
+        position: single_row(sequence),
         row: Row::Deliveries(row),
     }
 }
 
-/// The only row of a message.
-fn whole(sequence: u64) -> Place {
-    Place {
+/// The position of the only row of a message.
+fn single_row(sequence: u64) -> RowPosition {
+    RowPosition {
         sequence,
         index: 0,
         count: 1,
@@ -48,15 +48,15 @@ fn deletion(sequence: u64, deleted_at: i64) -> Entry {
         deleted_at: Timestamp(deleted_at),
     };
     Entry {
-        place: whole(sequence),
+        position: single_row(sequence),
         row: Row::Deletion(row),
     }
 }
 
 #[test]
-fn a_file_is_named_by_its_hour_and_its_messages() {
+fn a_path_contains_the_hour_and_the_messages() {
     let at = 20_000 * 24 * HOUR + 5 * HOUR + 1;
-    let files = files("POSTS", [deletion(12, at), deletion(9, at), deletion(12, at)]);
+    let files = group_into_files("POSTS", [deletion(12, at), deletion(9, at), deletion(12, at)]);
     let [file] = files.as_slice() else {
         panic!("{files:?}")
     };
@@ -66,13 +66,13 @@ fn a_file_is_named_by_its_hour_and_its_messages() {
         "{path}"
     );
     assert_eq!(file.entries.len(), 2);
-    let others = super::files("POSTS", [deletion(9, at), deletion(10, at), deletion(12, at)]);
+    let others = super::group_into_files("POSTS", [deletion(9, at), deletion(10, at), deletion(12, at)]);
     assert_ne!(path, others[0].path());
 }
 
 #[test]
 fn totals_are_added_by_post_and_hour() {
-    let mut files = files(
+    let mut files = group_into_files(
         "EVENTS",
         [
             deliveries(1, HOUR, Channel::Timeline),
@@ -82,7 +82,7 @@ fn totals_are_added_by_post_and_hour() {
     let [file] = files.as_mut_slice() else {
         panic!("{files:?}")
     };
-    file.follow(&mut BTreeMap::new());
+    file.drop_stale_rows(&mut BTreeMap::new());
     let totals = file.totals("a file");
     let counts = Counts {
         timeline_delivered: 10,
@@ -108,23 +108,29 @@ fn totals_are_added_by_post_and_hour() {
 fn a_range_is_rounded_outwards_and_bounded() {
     let now = Timestamp(100 * HOUR + 1);
     let at = |hours: i64| Some(Timestamp(hours * HOUR + 1));
-    assert_eq!(hours(None, None, now), Ok(Hours { start: 76, end: 101 }));
-    assert_eq!(hours(at(3), at(4), now), Ok(Hours { start: 3, end: 5 }));
     assert_eq!(
-        hours(Some(Timestamp(3 * HOUR)), Some(Timestamp(4 * HOUR)), now),
-        Ok(Hours { start: 3, end: 4 })
+        parse_hour_range(None, None, now),
+        Ok(HourRange { start: 76, end: 101 })
     );
-    assert_eq!(hours(at(4), at(4), now).unwrap_err().0, "end_time");
-    assert_eq!(hours(at(200), None, now).unwrap_err().0, "start_time");
     assert_eq!(
-        hours(at(0), at(31 * 24), now),
-        Ok(Hours {
+        parse_hour_range(at(3), at(4), now),
+        Ok(HourRange { start: 3, end: 5 })
+    );
+    assert_eq!(
+        parse_hour_range(Some(Timestamp(3 * HOUR)), Some(Timestamp(4 * HOUR)), now),
+        Ok(HourRange { start: 3, end: 4 })
+    );
+    assert_eq!(parse_hour_range(at(4), at(4), now).unwrap_err().0, "end_time");
+    assert_eq!(parse_hour_range(at(200), None, now).unwrap_err().0, "start_time");
+    assert_eq!(
+        parse_hour_range(at(0), at(31 * 24), now),
+        Ok(HourRange {
             start: 0,
             end: 31 * 24 + 1
         })
     );
     assert_eq!(
-        hours(at(0), Some(Timestamp(31 * 24 * HOUR + 2)), now)
+        parse_hour_range(at(0), Some(Timestamp(31 * 24 * HOUR + 2)), now)
             .unwrap_err()
             .0,
         "end_time"
@@ -133,22 +139,22 @@ fn a_range_is_rounded_outwards_and_bounded() {
 
 proptest! {
     #[test]
-    fn every_message_goes_into_exactly_one_file(
+    fn every_message_is_in_exactly_one_file(
         entries in prop::collection::vec((0_u64..50, 0_i64..5 * HOUR, any::<bool>()), 0..60),
     ) {
         let entries: BTreeMap<u64, Entry> = entries
             .into_iter()
-            .map(|(sequence, at, gone)| {
-                let entry = if gone { deletion(sequence, at) } else { deliveries(sequence, at, Channel::Push) };
+            .map(|(sequence, at, deleted)| {
+                let entry = if deleted { deletion(sequence, at) } else { deliveries(sequence, at, Channel::Push) };
                 (sequence, entry)
             })
             .collect();
-        let files = files("EVENTS", entries.values().cloned());
+        let files = group_into_files("EVENTS", entries.values().cloned());
         let mut found: Vec<_> = files.iter().flat_map(|file| file.entries.iter().cloned()).collect();
-        found.sort_by_key(|entry| entry.place.sequence);
+        found.sort_by_key(|entry| entry.position.sequence);
         prop_assert!(found.iter().eq(entries.values()));
         for file in &files {
-            prop_assert!(file.entries.is_sorted_by(|a, b| a.place < b.place));
+            prop_assert!(file.entries.is_sorted_by(|a, b| a.position < b.position));
             for entry in &file.entries {
                 prop_assert_eq!(hour_of(entry.row.at()), Some(file.hour));
                 prop_assert_eq!(entry.row.table(), file.table);
@@ -156,9 +162,9 @@ proptest! {
         }
     }
 
-    /// Events of a chunk in any order, any of them any number of times, in batches: what is counted is the newest of them.
+    /// Events of a chunk in any order, any number of times, in batches.
     #[test]
-    fn however_events_come_the_newest_stands(
+    fn the_newest_revision_is_counted_in_any_order_of_events(
         states in prop::collection::vec((0_u32..50, 0_u32..50), 1..8),
         order in prop::collection::vec((any::<prop::sample::Index>(), 0_i64..3, any::<bool>()), 1..40),
     ) {
@@ -167,9 +173,9 @@ proptest! {
         let mut newest = 0;
         let mut batch = Vec::new();
         let mut commit = |batch: &mut Vec<Entry>| {
-            for mut file in files("EVENTS", batch.drain(..)) {
+            for mut file in group_into_files("EVENTS", batch.drain(..)) {
                 assert_eq!(file.chunks().len(), 1);
-                file.follow(&mut counted);
+                file.drop_stale_rows(&mut counted);
                 for (_, more) in file.totals("a file").hours {
                     totals += more;
                 }
@@ -197,7 +203,7 @@ proptest! {
 
     #[test]
     fn any_range_is_answered_or_refused(start: Option<i64>, end: Option<i64>, now in 0..i64::MAX / 2) {
-        if let Ok(hours) = hours(start.map(Timestamp), end.map(Timestamp), Timestamp(now)) {
+        if let Ok(hours) = parse_hour_range(start.map(Timestamp), end.map(Timestamp), Timestamp(now)) {
             prop_assert!(hours.start <= hours.end);
             prop_assert!(i64::from(hours.end - hours.start) <= RANGE_HOURS_MAX + 1);
         }
@@ -205,10 +211,10 @@ proptest! {
 }
 
 #[test]
-fn a_message_counts_as_seen_by_the_file_that_has_all_of_it() {
-    let of = |sequence, index, count, hour: i64| {
+fn a_message_is_marked_as_seen_by_the_file_with_all_its_rows() {
+    let entry_at = |sequence, index, count, hour: i64| {
         let mut entry = deliveries(sequence, hour * HOUR, Channel::Timeline);
-        entry.place = Place {
+        entry.position = RowPosition {
             sequence,
             index,
             count,
@@ -219,19 +225,19 @@ fn a_message_counts_as_seen_by_the_file_that_has_all_of_it() {
         entry
     };
     let rows = [
-        of(5, 0, 2, 1),
-        of(5, 1, 2, 1),
-        of(6, 0, 2, 1),
-        of(6, 1, 2, 2),
-        of(7, 0, 1, 2),
+        entry_at(5, 0, 2, 1),
+        entry_at(5, 1, 2, 1),
+        entry_at(6, 0, 2, 1),
+        entry_at(6, 1, 2, 2),
+        entry_at(7, 0, 1, 2),
     ];
-    let files = files("EVENTS", rows);
+    let files = group_into_files("EVENTS", rows);
     let [first, second] = &files[..] else {
         panic!("{files:?}")
     };
     assert_eq!(first.totals("a file").sequences, [5]);
     assert_eq!(second.totals("another").sequences, [7]);
-    // Each of its parts is another file.
+    // Parts of a file have different paths.
     let part = |rows: std::ops::Range<usize>| File {
         entries: first.entries[rows].to_vec(),
         ..first.clone()
@@ -240,9 +246,9 @@ fn a_message_counts_as_seen_by_the_file_that_has_all_of_it() {
 }
 
 #[test]
-fn the_newest_revision_stands() {
+fn a_stale_revision_is_not_counted() {
     let mut counted = Counted::default();
-    let mut follow = |revision, delivered, dead| {
+    let mut advance = |revision, delivered, dead| {
         let Row::Deliveries(mut row) = deliveries(1, HOUR, Channel::Push).row else {
             return None;
         };
@@ -254,15 +260,15 @@ fn the_newest_revision_stands() {
                 ..SettledCounts::default()
             },
         };
-        row.follow(&mut counted)
-            .then_some((row.change.delivered, row.change.dead))
+        row.advance(&mut counted)
+            .then_some((row.delta.delivered, row.delta.dead))
     };
-    assert_eq!(follow(2, 7, 2), Some((7, 2)));
-    // Late, and again.
-    assert_eq!(follow(1, 6, 1), None);
-    assert_eq!(follow(2, 7, 2), None);
-    // A redrive owes the dead ones again, and delivers one.
-    assert_eq!(follow(3, 7, 0), Some((0, -2)));
-    assert_eq!(follow(4, 8, 1), Some((1, 1)));
-    assert_eq!(follow(5, 8, 1), Some((0, 0)));
+    assert_eq!(advance(2, 7, 2), Some((7, 2)));
+    // A late and a repeated revision.
+    assert_eq!(advance(1, 6, 1), None);
+    assert_eq!(advance(2, 7, 2), None);
+    // A redrive retries the dead deliveries, and delivers one.
+    assert_eq!(advance(3, 7, 0), Some((0, -2)));
+    assert_eq!(advance(4, 8, 1), Some((1, 1)));
+    assert_eq!(advance(5, 8, 1), Some((0, 0)));
 }

@@ -1,4 +1,4 @@
-//! AnalyticsService, as callers see it.
+//! AnalyticsService.
 
 use herald_model::Channel;
 use herald_proto::v1::analytics_service_client::AnalyticsServiceClient;
@@ -31,7 +31,7 @@ async fn callers_get_totals_and_specific_errors() {
     harness.settle(post_id, Channel::Timeline, 1, HOUR).await;
     harness.settle(post_id, Channel::Push, 1, NEXT_HOUR).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     let transport = Transport::from_shared(running.address.clone())
         .unwrap()
         .connect()

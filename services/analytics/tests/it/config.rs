@@ -1,4 +1,4 @@
-//! A configuration that is out of bounds.
+//! Validation of the configuration.
 
 use herald_analytics::{Config, Error, run};
 use tokio_util::sync::CancellationToken;
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::Harness;
 
 #[tokio::test]
-async fn the_service_refuses_to_start() {
+async fn an_invalid_configuration_is_refused() {
     let harness = Harness::start().await;
     let totals = harness.stores.totals.clone();
     let (deps, _) = harness.deps(harness.mesh.clone(), totals).await;

@@ -1,4 +1,4 @@
-//! A store that fails on purpose.
+//! A store with injected faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,18 +7,18 @@ use async_trait::async_trait;
 use herald_model::PostId;
 use herald_store::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, Totals, TotalsBatch};
 
-/// How a commit goes wrong.
+/// How a commit fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It is not done, and fails.
+    /// The commit is not done, and returns an error.
     Before,
-    /// It is done, and fails all the same.
+    /// The commit is done, and returns an error.
     After,
-    /// It is not done, and never answers.
+    /// The commit is not done, and never returns.
     Hang,
 }
 
-/// Totals whose commits go wrong: every `every`th one.
+/// Totals with an injected fault in every `every`th commit.
 pub(crate) struct Faulty {
     pub(crate) inner: Arc<dyn Totals>,
     pub(crate) fault: Fault,
@@ -44,7 +44,7 @@ impl Faulty {
 }
 
 fn failed() -> Error {
-    Error::new(ErrorKind::Unavailable, "failed on purpose")
+    Error::new(ErrorKind::Unavailable, "injected fault")
 }
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! A server, a store and a folder, and what the files in it say.
+//! A nats-server, a store and a directory, and the rows of the Parquet files in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -80,8 +80,8 @@ impl Harness {
         }
     }
 
-    /// Overwrites a row of the totals, as a broken disk or another program does, and gives what was in it. Nothing may use
-    /// the store meanwhile.
+    /// Overwrites a row of the totals to simulate corruption, and returns the previous value. No service may use the
+    /// store during the call.
     pub(crate) fn overwrite(self, keyspace: &str, key: &[u8], row: &[u8]) -> (Self, Vec<u8>) {
         let Self {
             mesh,
@@ -102,7 +102,7 @@ impl Harness {
         let rows = totals
             .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
             .unwrap();
-        let was = rows.get(key).unwrap().expect("a row to overwrite").to_vec();
+        let previous = rows.get(key).unwrap().expect("a row to overwrite").to_vec();
         rows.insert(key, row).unwrap();
         totals.persist(fjall::PersistMode::SyncAll).unwrap();
         drop((rows, totals));
@@ -117,25 +117,25 @@ impl Harness {
             _store: store,
             nats,
         };
-        (harness, was)
+        (harness, previous)
     }
 
-    /// Why messages were given up, in order.
-    pub(crate) async fn given_up(&self) -> Vec<String> {
+    /// The advisories of terminated messages, in order.
+    pub(crate) async fn termination_advisories(&self) -> Vec<String> {
         let last = self.mesh.last_sequence(streams::ADVISORIES).await.unwrap();
-        let mut reasons = Vec::new();
+        let mut advisories = Vec::new();
         for sequence in 1..=last {
             let advisory = self.mesh.message(streams::ADVISORIES, sequence).await.unwrap();
-            reasons.push(String::from_utf8(advisory.unwrap().payload.to_vec()).unwrap());
+            advisories.push(String::from_utf8(advisory.unwrap().payload.to_vec()).unwrap());
         }
-        reasons
+        advisories
     }
 
     pub(crate) fn files_dir(&self) -> PathBuf {
         self.dir.path().join("files")
     }
 
-    /// Batches of a few messages, to have many.
+    /// A configuration with small batches, so that a test has many of them.
     pub(crate) fn config(&self) -> Config {
         Config {
             dir: self.files_dir(),
@@ -171,7 +171,7 @@ impl Harness {
         (deps, address)
     }
 
-    /// Publishes a post of "ann" at a moment, and answers with its id.
+    /// Publishes a post of "ann" with a time of acceptance, and returns its id.
     pub(crate) async fn post(&self, accepted_at_us: i64) -> u64 {
         let author = self
             .stores
@@ -208,19 +208,20 @@ impl Harness {
             .unwrap();
     }
 
-    /// Publishes that 10 deliveries of a chunk were settled, 1.5 s after its post's acceptance.
+    /// Publishes revision 1 of a chunk with 10 delivered and 2 suppressed deliveries, 1.5 s after its post's
+    /// acceptance.
     pub(crate) async fn settle(&self, post_id: u64, channel: Channel, chunk_id: u64, settled_at_us: i64) {
         let counts = SettledCounts {
             delivered: 10,
             suppressed: 2,
             ..SettledCounts::default()
         };
-        self.tell(post_id, channel, chunk_id, settled_at_us, (1, counts))
+        self.publish_revision(post_id, channel, chunk_id, settled_at_us, (1, counts))
             .await;
     }
 
-    /// Publishes a revision of a chunk, without an id: as late as the broker knows it no more.
-    pub(crate) async fn tell(
+    /// Publishes a revision of a chunk without a message id, as a duplicate after the dedupe window.
+    pub(crate) async fn publish_revision(
         &self,
         post_id: u64,
         channel: Channel,
@@ -229,11 +230,15 @@ impl Harness {
         (revision, counts): (u64, SettledCounts),
     ) {
         let chunk = settled(post_id, chunk_id, settled_at_us, (revision, counts));
-        self.tell_all(channel, [chunk]).await;
+        self.publish_event(channel, [chunk]).await;
     }
 
-    /// Publishes one event about these chunks.
-    pub(crate) async fn tell_all(&self, channel: Channel, chunks: impl IntoIterator<Item = SettledChunk>) {
+    /// Publishes one event with several chunks.
+    pub(crate) async fn publish_event(
+        &self,
+        channel: Channel,
+        chunks: impl IntoIterator<Item = SettledChunk>,
+    ) {
         let event = DeliveriesSettled {
             chunks: chunks.into_iter().collect(),
         };
@@ -244,17 +249,17 @@ impl Harness {
     }
 
     /// Waits until every message published so far is acknowledged.
-    pub(crate) async fn acknowledged(&self) {
+    pub(crate) async fn wait_until_acknowledged(&self) {
         for (stream, consumer) in [
             (streams::POSTS, consumers::ANALYTICS_POSTS),
             (streams::EVENTS, consumers::ANALYTICS_EVENTS),
         ] {
             let last = self.mesh.last_sequence(stream).await.unwrap();
-            until(async || self.mesh.ack_floor(stream, consumer).await.unwrap() >= last).await;
+            wait_until(async || self.mesh.ack_floor(stream, consumer).await.unwrap() >= last).await;
         }
     }
 
-    /// The rows of a table by stream and sequence, of messages that have one row each.
+    /// The rows of a table by stream and sequence. Panics if a message has several rows.
     pub(crate) fn rows(&self, table: &str) -> BTreeMap<(String, u64), Row> {
         let all = self.all_rows(table);
         let count = all.len();
@@ -263,7 +268,7 @@ impl Harness {
         rows
     }
 
-    /// The rows of a table, each with its stream and sequence. Each thing that a message says is there once.
+    /// The rows of a table, each with its stream and sequence. Panics if a row is in the files twice.
     pub(crate) fn all_rows(&self, table: &str) -> Vec<((String, u64), Row)> {
         let (mut rows, mut seen) = (Vec::new(), BTreeSet::new());
         for path in self.files(table) {
@@ -276,14 +281,14 @@ impl Harness {
                 let Field::ULong(sequence) = field(&row, "sequence") else {
                     panic!("{row:?}")
                 };
-                let told = (table == "deliveries").then(|| {
+                let revision = (table == "deliveries").then(|| {
                     let of = |name| field(&row, name).to_string();
                     (of("chunk_id"), of("revision"))
                 });
-                let key = (stream.clone(), sequence, told);
+                let key = (stream.clone(), sequence, revision);
                 assert!(
                     seen.insert(key.clone()),
-                    "{key:?} is there twice, again in {}",
+                    "{key:?} is duplicated in {}",
                     path.display()
                 );
                 rows.push(((stream, sequence), row));
@@ -295,12 +300,12 @@ impl Harness {
     /// The files of a table.
     pub(crate) fn files(&self, table: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        walk(&self.files_dir().join(table), &mut found);
+        collect_parquet_files(&self.files_dir().join(table), &mut found);
         found.sort();
         found
     }
 
-    /// What `/metrics` says of one name.
+    /// The value of a metric; 0 if it is not exported.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.shared.encode();
         let line = text
@@ -310,7 +315,7 @@ impl Harness {
             .map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// The sums over all hours.
+    /// The sums of the totals of all hours.
     pub(crate) async fn sums(&self) -> herald_store::Counts {
         let mut sum = herald_store::Counts::default();
         for (_, counts) in self.stores.totals.of_hours(0, u32::MAX).await.unwrap() {
@@ -335,31 +340,31 @@ pub(crate) fn field(row: &Row, name: &str) -> Field {
         .unwrap()
 }
 
-/// Waits until it is so, for at most 30 s.
-pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
+/// Waits until a condition holds, at most 30 s.
+pub(crate) async fn wait_until(condition: impl AsyncFn() -> bool) {
     let deadline = Timestamp::now().plus(Duration::from_secs(30));
-    let mut turn = tokio::time::interval(Duration::from_millis(5));
-    while !is_so().await {
-        assert!(Timestamp::now() < deadline, "not so within 30 s");
-        turn.tick().await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while !condition().await {
+        assert!(Timestamp::now() < deadline, "timeout after 30 s");
+        ticks.tick().await;
     }
 }
 
-fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+fn collect_parquet_files(dir: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return;
     };
     for entry in entries {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            walk(&path, found);
+            collect_parquet_files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "parquet") {
             found.push(path);
         }
     }
 }
 
-/// A revision of a chunk whose post was accepted 1.5 s before.
+/// A revision of a chunk whose post was accepted 1.5 s earlier.
 pub(crate) fn settled(
     post_id: u64,
     chunk_id: u64,

@@ -1,4 +1,4 @@
-//! The service against a real nats-server, the embedded store and files in a temporary folder.
+//! Tests of the service with a real nats-server, the embedded store and files in a temporary directory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

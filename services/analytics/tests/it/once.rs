@@ -1,4 +1,4 @@
-//! Each message is one row and counted once, whatever goes wrong.
+//! Each message has one row and is counted once, also after failures and crashes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use parquet::record::Field;
 use tokio_util::sync::CancellationToken;
 
 use crate::faults::{Fault, Faulty};
-use crate::harness::{HOUR, Harness, NEXT_HOUR, field, until};
+use crate::harness::{HOUR, Harness, NEXT_HOUR, field, wait_until};
 
 /// Publishes 120 posts, 20 deletions and 200 settlements, over two hours.
 async fn publish(harness: &Harness) {
@@ -28,7 +28,7 @@ async fn publish(harness: &Harness) {
     }
 }
 
-async fn each_is_there_once(harness: &Harness) {
+async fn assert_counted_once(harness: &Harness) {
     assert_eq!(harness.rows("posts").len(), 120);
     assert_eq!(harness.rows("deletions").len(), 20);
     assert_eq!(harness.rows("deliveries").len(), 200);
@@ -54,10 +54,10 @@ async fn messages_become_rows_by_hour_and_totals() {
     let harness = Harness::start().await;
     publish(&harness).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
 
-    each_is_there_once(&harness).await;
+    assert_counted_once(&harness).await;
     assert!(harness.metric("herald_analytics_files_total") > 0.0);
     for path in harness.files("posts") {
         let path = path.to_str().unwrap();
@@ -86,35 +86,35 @@ async fn messages_become_rows_by_hour_and_totals() {
     assert_eq!(field(settled, "settled_at"), Field::TimestampMicros(NEXT_HOUR));
 }
 
-async fn survives(fault: Fault) {
+async fn assert_tolerates(fault: Fault) {
     let harness = Harness::start().await;
     publish(&harness).await;
     let faulty = Faulty::new(harness.stores.totals.clone(), fault, 3);
     let running = harness.run(harness.config(), faulty.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
     assert!(faulty.faults() > 0);
-    each_is_there_once(&harness).await;
+    assert_counted_once(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_fails_doubles_nothing() {
-    survives(Fault::Before).await;
+async fn a_failed_commit_duplicates_nothing() {
+    assert_tolerates(Fault::Before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_fails_after_it_was_done_doubles_nothing() {
-    survives(Fault::After).await;
+async fn a_commit_that_fails_after_it_was_done_duplicates_nothing() {
+    assert_tolerates(Fault::After).await;
 }
 
 #[test]
-fn a_kill_between_write_and_commit_doubles_nothing() {
+fn a_crash_between_write_and_commit_duplicates_nothing() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let harness = Harness::start().await;
         publish(&harness).await;
 
-        // The runtime of the one that is killed: all of its tasks go with it.
+        // The first service has its own runtime, so that all its tasks can be stopped at once.
         let killed = tokio::runtime::Runtime::new().unwrap();
         let faulty = Faulty::new(harness.stores.totals.clone(), Fault::Hang, 2);
         let totals: Arc<dyn Totals> = faulty.clone();
@@ -124,73 +124,75 @@ fn a_kill_between_write_and_commit_doubles_nothing() {
             .await
             .unwrap();
         let (mut deps, _) = harness.deps(mesh, totals).await;
-        // A listener belongs to the runtime it was made in.
+        // A listener belongs to the runtime that created it.
         deps.listener = killed
             .spawn(async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() })
             .await
             .unwrap();
         killed.spawn(run(harness.config(), deps, CancellationToken::new()));
-        until(async || faulty.faults() > 0).await;
-        // Unlike a process, a runtime and a store shared with the next one can leave work behind that ends later: a write
-        // on a blocking thread, a commit in the store's queue. Both are awaited.
+        wait_until(async || faulty.faults() > 0).await;
+        // Unlike a killed process, a stopped runtime can leave work in progress: a write on a blocking thread, a commit
+        // in the queue of the shared store. Wait for both.
         tokio::task::spawn_blocking(move || killed.shutdown_timeout(Duration::from_secs(30)))
             .await
             .unwrap();
-        harness.stores.totals.abandon("none of them").await.unwrap();
-        let left = harness.stores.totals.intended().await.unwrap();
-        assert!(!left.is_empty());
+        harness.stores.totals.abandon("no such file").await.unwrap();
+        let uncounted = harness.stores.totals.intended().await.unwrap();
+        assert!(!uncounted.is_empty());
         assert!(
-            left.iter().any(|file| harness.files_dir().join(file).exists()),
-            "{left:?}"
+            uncounted
+                .iter()
+                .any(|file| harness.files_dir().join(file).exists()),
+            "{uncounted:?}"
         );
 
         let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-        harness.acknowledged().await;
+        harness.wait_until_acknowledged().await;
         running.stop().await;
-        for file in left {
+        for file in uncounted {
             assert!(!harness.stores.totals.intended().await.unwrap().contains(&file));
         }
         assert!(harness.metric("herald_analytics_leftovers_total") > 0.0);
-        each_is_there_once(&harness).await;
+        assert_counted_once(&harness).await;
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_that_can_not_be_written_is_tried_again() {
+async fn a_failed_write_is_retried() {
     let harness = Harness::start().await;
     publish(&harness).await;
-    // A file stands where a folder should be.
+    // A file blocks the path of a directory.
     std::fs::create_dir_all(harness.files_dir()).unwrap();
-    let obstacle = harness.files_dir().join("posts");
-    std::fs::write(&obstacle, "").unwrap();
+    let blocking_file = harness.files_dir().join("posts");
+    std::fs::write(&blocking_file, "").unwrap();
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    until(async || harness.metric("herald_analytics_failures_total") >= 2.0).await;
+    wait_until(async || harness.metric("herald_analytics_failures_total") >= 2.0).await;
     assert_eq!(harness.sums().await.posts, 0);
-    std::fs::remove_file(obstacle).unwrap();
-    harness.acknowledged().await;
+    std::fs::remove_file(blocking_file).unwrap();
+    harness.wait_until_acknowledged().await;
     running.stop().await;
-    each_is_there_once(&harness).await;
+    assert_counted_once(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_can_not_be_read_is_given_up_and_holds_up_nothing() {
+async fn malformed_messages_are_terminated_and_block_no_others() {
     let harness = Harness::start().await;
-    let wrong = DeliveriesSettled::from(SettledChunk {
+    let malformed = DeliveriesSettled::from(SettledChunk {
         post_id: 1,
         author_key: 2,
         ..SettledChunk::default()
     });
     harness
         .mesh
-        .publish(Subject::PostCreated(Lane::Low), None, &wrong)
+        .publish(Subject::PostCreated(Lane::Low), None, &malformed)
         .await
         .unwrap();
     harness.settle(1, Channel::Push, 0, -HOUR).await;
     publish(&harness).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
-    each_is_there_once(&harness).await;
+    assert_counted_once(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,27 +203,27 @@ async fn a_shutdown_does_not_wait_for_a_batch_to_fill() {
     config.batch_rows_max = 1_000;
     publish(&harness).await;
     let running = harness.run(config, harness.stores.totals.clone()).await;
-    // All are delivered, and none is written.
-    until(async || {
+    // Every message is delivered, and none is written.
+    wait_until(async || {
         let lag = harness.mesh.lag(&harness.topology).await.unwrap();
-        let waiting = |name: &str| {
+        let ack_pending = |name: &str| {
             lag.iter()
                 .flat_map(|stream| &stream.consumers)
                 .find(|consumer| consumer.consumer == name)
                 .map_or(0, |consumer| consumer.ack_pending_count)
         };
-        waiting("analytics-posts") == 140 && waiting("analytics-events") == 200
+        ack_pending("analytics-posts") == 140 && ack_pending("analytics-events") == 200
     })
     .await;
     assert!(harness.files("posts").is_empty());
     running.stop().await;
     assert!(
         !harness.files("posts").is_empty(),
-        "what was in memory is written"
+        "the gathered messages are written"
     );
-    // What was delivered and had not reached a handler yet went back, for the next one.
+    // Messages that had not reached a handler are redelivered to the next instance.
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
-    each_is_there_once(&harness).await;
+    assert_counted_once(&harness).await;
 }

@@ -1,4 +1,4 @@
-//! What was given up and comes once more.
+//! Redrives of dead letters of analytics.
 
 use herald_mesh::{
     Redrive, Subject,
@@ -9,9 +9,9 @@ use herald_model::{Channel, Lane, PostId, time::Timestamp};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk};
 use prost::Message;
 
-use crate::harness::{HOUR, Harness, until};
+use crate::harness::{HOUR, Harness, wait_until};
 
-/// Redrives it twice.
+/// Redrives a message twice.
 async fn redrive(
     harness: &Harness,
     kind: ConsumerKind,
@@ -34,12 +34,13 @@ async fn redrive(
         };
         let published = harness.mesh.redrive(&redrive).await.unwrap().sequence;
         let consumer = consumers::redrive(kind);
-        until(async || harness.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= published).await;
+        wait_until(async || harness.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= published)
+            .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redriven_messages_are_counted_once_as_what_they_were() {
+async fn redriven_messages_are_counted_once_under_their_original_sequence() {
     let harness = Harness::start().await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
     let post = PostCreated {

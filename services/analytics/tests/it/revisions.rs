@@ -1,4 +1,4 @@
-//! A chunk's events are counted exactly, however they come.
+//! Counts of a chunk are exact for duplicated, late and reordered events.
 
 use herald_model::Channel;
 use herald_proto::EVENT_CHUNKS_MAX;
@@ -17,47 +17,47 @@ fn counts(delivered: u32, suppressed: u32, dead: u32) -> SettledCounts {
     }
 }
 
-/// Some chunks' events: out of order, over two hours, each twice, the second time so late that the broker knows their
-/// ids no more; and then in events of many chunks, those of both hours mixed.
+/// Publishes events of some chunks: out of order, over two hours, each twice, the second time as after the dedupe
+/// window. Then publishes events of many chunks, with both hours mixed.
 async fn publish(harness: &Harness) {
-    let mut told = Vec::new();
-    for again in [false, true] {
+    let mut published = Vec::new();
+    for is_duplicate in [false, true] {
         for chunk in 0..20 {
             let revisions = [
                 (2, counts(5, 2, 3), NEXT_HOUR),
                 (1, counts(4, 0, 0), HOUR),
-                // A redrive owes the dead ones again, and reaches two of them.
+                // A redrive retries the dead deliveries, and delivers two of them.
                 (4, counts(7, 2, 1), NEXT_HOUR),
                 (3, counts(5, 2, 0), HOUR),
             ];
             for (revision, counts, at) in revisions {
-                let at = at + i64::from(again);
+                let at = at + i64::from(is_duplicate);
                 harness
-                    .tell(1, Channel::Push, chunk, at, (revision, counts))
+                    .publish_revision(1, Channel::Push, chunk, at, (revision, counts))
                     .await;
-                told.push(settled(1, chunk, at, (revision, counts)));
+                published.push(settled(1, chunk, at, (revision, counts)));
             }
             harness
-                .tell(1, Channel::Timeline, chunk, HOUR, (1, counts(9, 0, 1)))
+                .publish_revision(1, Channel::Timeline, chunk, HOUR, (1, counts(9, 0, 1)))
                 .await;
         }
     }
-    // Some that were not told before: in the middle, as a newer one of a chunk and an older one.
+    // Two revisions of chunks that were not published before, inserted among the other events.
     for chunk in 20..40 {
-        told.insert(4 * chunk as usize, settled(1, chunk, HOUR, (2, counts(3, 0, 0))));
-        told.insert(
+        published.insert(4 * chunk as usize, settled(1, chunk, HOUR, (2, counts(3, 0, 0))));
+        published.insert(
             3 * chunk as usize,
             settled(1, chunk, NEXT_HOUR, (1, counts(1, 0, 1))),
         );
     }
     for _ in 0..2 {
-        for chunks in told.chunks(EVENT_CHUNKS_MAX) {
-            harness.tell_all(Channel::Push, chunks.iter().copied()).await;
+        for chunks in published.chunks(EVENT_CHUNKS_MAX) {
+            harness.publish_event(Channel::Push, chunks.iter().copied()).await;
         }
     }
 }
 
-async fn each_is_counted_once(harness: &Harness) {
+async fn assert_counted_once(harness: &Harness) {
     let expected = Counts {
         timeline_delivered: 180,
         timeline_dead: 20,
@@ -67,7 +67,7 @@ async fn each_is_counted_once(harness: &Harness) {
         ..Counts::default()
     };
     assert_eq!(harness.sums().await, expected);
-    // The rows are the differences: they add up to the same.
+    // Rows are differences, so their sums equal the totals.
     let mut sums = [0; 3];
     for (_, row) in &harness.all_rows("deliveries") {
         if field(row, "channel") == Field::Str("push".into()) {
@@ -86,58 +86,57 @@ async fn each_is_counted_once(harness: &Harness) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_come_twice_late_or_out_of_order_are_counted_once() {
+async fn duplicated_late_and_reordered_events_are_counted_once() {
     let harness = Harness::start().await;
     publish(&harness).await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
-    each_is_counted_once(&harness).await;
-    // All of them again, after the first ones are long done.
+    harness.wait_until_acknowledged().await;
+    assert_counted_once(&harness).await;
+    // Publish everything again after the first events were counted.
     publish(&harness).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
-    each_is_counted_once(&harness).await;
+    assert_counted_once(&harness).await;
     assert!(harness.metric("herald_analytics_stale_total") >= 200.0);
 }
 
-async fn survives(fault: Fault) {
+async fn assert_tolerates(fault: Fault) {
     let harness = Harness::start().await;
     publish(&harness).await;
     let faulty = Faulty::new(harness.stores.totals.clone(), fault, 2);
     let mut config = harness.config();
     config.batch_rows_max = 7;
     let running = harness.run(config, faulty.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
     assert!(faulty.faults() > 0);
-    each_is_counted_once(&harness).await;
+    assert_counted_once(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_fails_loses_and_doubles_no_revision() {
-    survives(Fault::Before).await;
+async fn a_failed_commit_loses_and_duplicates_no_revision() {
+    assert_tolerates(Fault::Before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_fails_after_it_was_done_doubles_no_revision() {
-    survives(Fault::After).await;
+async fn a_commit_that_fails_after_it_was_done_duplicates_no_revision() {
+    assert_tolerates(Fault::After).await;
 }
 
-/// A redrive in a later hour takes back the deaths of an earlier one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deaths_are_taken_back_in_the_hour_of_the_redrive() {
+async fn a_redrive_subtracts_dead_deliveries_in_its_own_hour() {
     let harness = Harness::start().await;
     harness
-        .tell(1, Channel::Push, 1, HOUR, (1, counts(4, 0, 6)))
+        .publish_revision(1, Channel::Push, 1, HOUR, (1, counts(4, 0, 6)))
         .await;
     let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     harness
-        .tell(1, Channel::Push, 1, NEXT_HOUR, (2, counts(9, 0, 1)))
+        .publish_revision(1, Channel::Push, 1, NEXT_HOUR, (2, counts(9, 0, 1)))
         .await;
-    harness.acknowledged().await;
+    harness.wait_until_acknowledged().await;
     running.stop().await;
     let hours = harness.stores.totals.of_hours(0, u32::MAX).await.unwrap();
-    let deaths: Vec<i64> = hours.iter().map(|(_, counts)| counts.push_dead).collect();
-    assert_eq!(deaths, [6, -5]);
+    let dead_counts: Vec<i64> = hours.iter().map(|(_, counts)| counts.push_dead).collect();
+    assert_eq!(dead_counts, [6, -5]);
 }
