@@ -59,8 +59,9 @@ fn run_mode(command: &Command) -> Option<Mode> {
     match words[..] {
         ["herald", "up" | "push-sink", ..] => Some(Mode::Background),
         ["herald", _, ..] if words.contains(&"--watch") => Some(Mode::UntilMatch),
-        ["herald", "timeline" | "lag", ..]
-        | ["herald", "dlq", "groups" | "list" | "show" | "log", ..] => Some(Mode::RetryUntilMatch),
+        ["herald", "timeline" | "lag", ..] | ["herald", "dlq", "groups" | "list" | "show" | "log", ..] => {
+            Some(Mode::RetryUntilMatch)
+        }
         ["herald", _, ..] | ["grpcurl", ..] | ["examples/python/run" | "examples/grpcurl/run"] => {
             Some(Mode::UntilExit)
         }
