@@ -1,4 +1,4 @@
-//! The data directory: held by one process, of one format.
+//! The data directory: locked by one process, checked for its format.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,32 +8,36 @@ use std::{
 
 use crate::{Error, ErrorKind, Result};
 
-/// What `format` holds. Raised when the layout changes in a way that older or newer code misreads.
-const FORMAT: &str = "herald-store 3\n";
+/// Content of the file `format`. Raise the number with every change of the layout (directories, keyspaces, keys, rows) that
+/// an older or a newer version would misread.
+const FORMAT: &str = "herald-store 4\n";
 
-/// The data directory, locked as long as this lives.
+/// The data directory. Holds the directory's lock until it is dropped.
 pub(crate) struct Dir {
     path: PathBuf,
     _lock: File,
 }
 
 impl Dir {
-    /// Makes the directory when it isn't there, locks it and checks its format.
+    /// Creates the directory if it does not exist, locks it and checks its format.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let failed = |what: &str, e: std::io::Error| {
             io_error(format!("{what} the data directory {}", path.display()), e)
         };
-        fs::create_dir_all(path).map_err(|e| failed("can't make", e))?;
+        fs::create_dir_all(path).map_err(|e| failed("can't create", e))?;
         let lock = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(path.join("lock"))
-            .map_err(|e| failed("can't open the lock of", e))?;
+            .map_err(|e| failed("can't open the lock file of", e))?;
         lock.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Error::new(
                 ErrorKind::Locked,
-                format!("another process has the data directory {} open", path.display()),
+                format!(
+                    "the data directory {} is open in another process: stop that process, or use another directory",
+                    path.display()
+                ),
             ),
             TryLockError::Error(e) => failed("can't lock", e),
         })?;
@@ -44,7 +48,7 @@ impl Dir {
         })
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -57,8 +61,9 @@ fn check_format(dir: &Path) -> Result<()> {
         Ok(found) => Err(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "{} says {:?}, this program reads {:?}",
-                path.display(),
+                "the data directory {} has the format {:?}, this version of herald reads only {:?}: use an empty \
+                 directory, or the version that wrote this one",
+                dir.display(),
                 found.trim(),
                 FORMAT.trim()
             ),
@@ -69,7 +74,7 @@ fn check_format(dir: &Path) -> Result<()> {
     }
 }
 
-/// Writes a small file so that after a crash it is there in full or not at all.
+/// Writes a small file atomically and durably: after a crash it is complete or absent.
 fn write_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));
     let mut file = File::create(&temporary)?;
@@ -79,7 +84,7 @@ fn write_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// An error of the file system, with the kind that fits.
+/// Maps an I/O error to the store's kind of error.
 pub(crate) fn io_error(message: String, e: std::io::Error) -> Error {
     use std::io::ErrorKind as Io;
     let kind = match e.kind() {
@@ -95,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_open_once_and_opens_again_after() {
+    fn only_one_process_can_open_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         let first = Dir::open(dir.path()).unwrap();
         assert_eq!(Dir::open(dir.path()).err().unwrap().kind(), ErrorKind::Locked);
@@ -104,9 +109,12 @@ mod tests {
     }
 
     #[test]
-    fn another_format_is_refused() {
+    fn a_directory_of_another_format_is_refused_and_unchanged() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("format"), "herald-store 1\n").unwrap();
-        assert_eq!(Dir::open(dir.path()).err().unwrap().kind(), ErrorKind::Corrupt);
+        for other in ["herald-store 3\n", "herald-store 5\n"] {
+            fs::write(dir.path().join("format"), other).unwrap();
+            assert_eq!(Dir::open(dir.path()).err().unwrap().kind(), ErrorKind::Corrupt);
+            assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap(), other);
+        }
     }
 }
