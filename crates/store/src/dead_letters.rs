@@ -1,4 +1,4 @@
-//! Messages that were given up, and what was done about them.
+//! Dead letters and the audit log of operations on them.
 
 use std::{cmp::Reverse, collections::HashMap};
 
@@ -8,200 +8,200 @@ use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 
 use crate::Result;
 
-/// A dead letter's id: the sequence of the first message about it in DLQ, so dead letters ascend in the order in which they came.
+/// Id of a dead letter: the sequence of its first message in the DLQ stream. Ids ascend in order of arrival.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeadLetterId(pub u64);
 
-/// The id of something done to dead letters; a redrive's id is that of its operation.
+/// Id of an operation, from 1, ascending. A redrive is identified by the id of its operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationId(pub u64);
 
-/// Why a message was given up.
+/// Why a message was dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// Its attempts were used up, and no worker said why.
+    /// It reached the maximum number of deliveries, and no worker reported a reason.
     MaxDeliveries,
-    /// A worker gave it up.
+    /// A worker terminated it.
     Terminated,
-    /// The server removed it before it was acknowledged.
+    /// The server removed it from its stream before it was acknowledged.
     Removed,
-    /// A worker gave it up because nobody can read it.
+    /// A worker terminated it because it can't be decoded.
     Unreadable,
-    /// An audit found it.
+    /// An audit found that it was lost.
     Audit,
 }
 
-/// What became of a dead letter.
+/// State of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeadLetterState {
-    /// Somebody must decide.
+    /// An operator must redrive or discard it.
     Open,
-    /// Sent once more, outcome not known yet.
+    /// Redriven; the outcome is pending.
     Redriving,
-    /// Sent once more, and done.
+    /// Redriven successfully.
     Resolved,
-    /// Kept for the record only.
+    /// Discarded by an operator; kept for the record.
     Discarded,
 }
 
-/// Whether DLQ has what the message carried.
+/// Whether the DLQ stream holds the payload of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Payload {
-    /// It has.
+    /// DLQ holds the payload.
     Kept,
-    /// It was gone before it could be copied.
+    /// The message was removed before its payload could be copied.
     Gone,
-    /// It was too large to be copied.
+    /// The payload was too large to be copied.
     TooLarge,
 }
 
-/// The message that was given up, and by whom: there is one dead letter for it, however often it is told of.
+/// The message that was dead-lettered and its consumer. Each origin has one dead letter, however often it is reported.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MessageRef {
-    /// The stream it was in.
+    /// The stream of the message.
     pub stream: String,
-    /// The consumer that gave it up.
+    /// The consumer that dead-lettered it.
     pub consumer: String,
-    /// Its sequence in the stream.
+    /// The sequence of the message in the stream.
     pub sequence: u64,
 }
 
-/// A message that was given up, without what it carried: that is in DLQ.
+/// A dead letter. Its payload is not in the store but in the DLQ stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Its id.
+    /// The id.
     pub id: DeadLetterId,
-    /// The message.
+    /// The message and its consumer.
     pub origin: MessageRef,
-    /// What the consumer does, whatever its lane.
+    /// Kind of the consumer, without its lane: `push`, for example.
     pub kind: String,
-    /// The sequence the message had where it was published first.
+    /// Sequence of the message where it was published first; a redriven copy keeps it.
     pub original_sequence: u64,
-    /// The message's subject.
+    /// Subject of the message.
     pub subject: String,
-    /// The Protobuf message in it.
+    /// Full name of the Protobuf message in the payload.
     pub message_type: String,
-    /// Why it was given up last.
+    /// Cause of the last failure.
     pub cause: Cause,
-    /// The worker's own words, or the server's.
+    /// Reason of the last failure, as the worker or the server reported it.
     pub reason: String,
-    /// Names equal failures.
+    /// Id of the group of equal failures: a hash of `kind`, `cause` and `group_reason`.
     pub group: u64,
-    /// The reason without what differs between equal failures.
+    /// The reason without ids, numbers and quoted text.
     pub group_reason: String,
-    /// Attempts that were made, those of redrives not included.
+    /// Delivery attempts, without those of redrives.
     pub attempts: u64,
-    /// When the message was published.
+    /// Time at which the message was published.
     pub published_at: Timestamp,
-    /// When it was given up for the first time.
+    /// Time of the first failure.
     pub first_failed_at: Timestamp,
-    /// When it was given up for the last time.
+    /// Time of the last failure.
     pub last_failed_at: Timestamp,
-    /// When DLQ stored it: it is forgotten by this.
+    /// Time at which DLQ stored it. Retention counts from here.
     pub stored_at: Timestamp,
-    /// The post it is about.
+    /// The post of the message, if it has one.
     pub post: Option<PostId>,
-    /// The post's author.
+    /// The author of that post.
     pub author: Option<UserKey>,
-    /// The channel, for what is on its way to recipients.
+    /// The channel, if the message is a chunk.
     pub channel: Option<Channel>,
-    /// The chunk, likewise.
+    /// The id of the chunk, if the message is one.
     pub chunk: Option<ChunkId>,
-    /// The lane.
+    /// The lane of the message.
     pub lane: Option<Lane>,
-    /// How many recipients it is for.
+    /// Number of recipients of the message.
     pub recipients: u32,
-    /// The trace it belongs to, hexadecimal; empty without one.
+    /// W3C trace id, 32 hexadecimal digits; empty without a trace.
     pub trace_id: String,
-    /// Whether DLQ has what it carried.
+    /// Whether DLQ holds the payload.
     pub payload: Payload,
-    /// How much that is, bytes.
+    /// Size of the payload in DLQ, bytes.
     pub payload_bytes: u64,
-    /// What became of it.
+    /// State of the dead letter.
     pub state: DeadLetterState,
-    /// How often it was redriven.
+    /// Number of redrives of this dead letter. Each redrive begins a round.
     pub round: u32,
-    /// The last redrive it was part of.
+    /// The last redrive of this dead letter.
     pub redrive: Option<OperationId>,
-    /// What was done to it, the newest last; no more than [`OPERATIONS_PER_DEAD_LETTER`].
+    /// The last [`OPERATIONS_PER_DEAD_LETTER`] operations on it, newest last.
     pub operations: Vec<OperationId>,
-    /// Its sequence in REDRIVE in the last round; 0 as long as that isn't known.
+    /// Sequence of the last round's copy in the REDRIVE stream; 0 until it is recorded.
     pub redrive_sequence: u64,
-    /// When its state last changed.
+    /// Time of the last change of `state`.
     pub updated_at: Timestamp,
 }
 
-/// Of how many of its operations a dead letter knows.
+/// Maximum number of operations that a dead letter lists.
 pub const OPERATIONS_PER_DEAD_LETTER: usize = 20;
 
-/// What became of an insertion.
+/// Result of inserting a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inserted {
-    /// The dead letter about this origin.
+    /// The dead letter of this origin.
     pub id: DeadLetterId,
-    /// Whether it was not there before.
+    /// Whether the dead letter is new.
     pub new: bool,
 }
 
-/// A redrive of a dead letter failed, or it could not be sent.
+/// A redrive of a dead letter that failed, or that could not be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reopening {
     /// The dead letter.
     pub dead_letter: DeadLetterId,
     /// The round that failed.
     pub round: u32,
-    /// Why.
+    /// Cause of the failure.
     pub cause: Cause,
-    /// In the worker's words, or the server's.
+    /// Reason of the failure, as the worker or the server reported it.
     pub reason: String,
-    /// Names equal failures.
+    /// Id of the group of equal failures: a hash of `kind`, `cause` and `group_reason`.
     pub group: u64,
-    /// The reason without what differs between equal failures.
+    /// The reason without ids, numbers and quoted text.
     pub group_reason: String,
-    /// When it was given up.
+    /// Time of the failure.
     pub failed_at: Timestamp,
 }
 
-/// What became of a [`Reopening`].
+/// Result of a [`Reopening`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reopened {
     /// The dead letter is open again.
     Open,
-    /// That was known, or something later is.
+    /// Nothing changed: this failure or a later state is already recorded.
     Known,
-    /// There is no such dead letter, or no more.
+    /// The dead letter does not exist, or is past its retention.
     Unknown,
 }
 
-/// Which dead letters. All that is set must hold.
+/// Selects dead letters. All fields that are set must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterFilter {
-    /// From this stream.
+    /// Stream of the message.
     pub stream: Option<String>,
-    /// Given up by this consumer.
+    /// Consumer that dead-lettered the message.
     pub consumer: Option<String>,
-    /// For this cause.
+    /// Cause of the last failure.
     pub cause: Option<Cause>,
-    /// With this in the reason, in lower case; the case there doesn't matter.
+    /// Text in the reason. Must be lower case; the case of the reason is ignored.
     pub reason: Option<String>,
-    /// In this group.
+    /// Group of equal failures.
     pub group: Option<u64>,
-    /// About a post of this author.
+    /// Author of the post.
     pub author: Option<UserKey>,
-    /// About this post.
+    /// The post.
     pub post: Option<PostId>,
-    /// On this channel.
+    /// Channel of the chunk.
     pub channel: Option<Channel>,
-    /// In this state.
+    /// State of the dead letter.
     pub state: Option<DeadLetterState>,
-    /// Last given up at this moment or later.
+    /// Earliest time of the last failure, inclusive.
     pub since: Option<Timestamp>,
-    /// Last given up before this moment.
+    /// Latest time of the last failure, exclusive.
     pub until: Option<Timestamp>,
 }
 
 impl DeadLetterFilter {
-    /// Whether a dead letter is one of these.
+    /// Whether a dead letter matches.
     pub fn passes(&self, dead_letter: &DeadLetter) -> bool {
         fn same<T: PartialEq>(wanted: Option<&T>, is: &T) -> bool {
             wanted.is_none_or(|wanted| wanted == is)
@@ -223,48 +223,48 @@ impl DeadLetterFilter {
     }
 }
 
-/// In which order dead letters are read.
+/// Order of a scan, by id.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Order {
-    /// The newest first.
+    /// Newest (greatest id) first.
     #[default]
     NewestFirst,
-    /// The oldest first.
+    /// Oldest (smallest id) first.
     OldestFirst,
 }
 
-/// Some dead letters of a scan.
+/// A page of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterPage {
-    /// The dead letters; there may be none although there are more.
+    /// The dead letters. Can be empty although more pages follow.
     pub dead_letters: Vec<DeadLetter>,
-    /// Go on after this one; `None`: there is nothing more.
+    /// The `after` of the next page; `None` on the last page.
     pub next: Option<DeadLetterId>,
 }
 
-/// Dead letters that failed in the same way.
+/// Dead letters with equal failures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterGroup {
-    /// Its name.
+    /// The id of the group.
     pub group: u64,
-    /// What the consumers do.
+    /// Kind of the consumers, without their lane.
     pub kind: String,
-    /// Why they gave up.
+    /// Cause of the failures.
     pub cause: Cause,
-    /// The reason without what differs.
+    /// The reason without ids, numbers and quoted text.
     pub reason: String,
-    /// How many dead letters.
+    /// Number of dead letters.
     pub dead_letters: u64,
-    /// When the first of them was given up for the first time.
+    /// Earliest first failure.
     pub first_failed_at: Timestamp,
-    /// When one of them was given up last.
+    /// Latest last failure.
     pub last_failed_at: Timestamp,
-    /// The newest of them.
+    /// The newest dead letter of the group.
     pub example: DeadLetterId,
 }
 
 impl DeadLetterGroup {
-    /// Groups dead letters, which come oldest first; the largest group first.
+    /// Groups dead letters that are passed oldest first. Returns the largest group first.
     pub fn of(dead_letters: impl IntoIterator<Item = DeadLetter>) -> Vec<Self> {
         let mut groups: HashMap<u64, Self> = HashMap::new();
         for dead_letter in dead_letters {
@@ -289,94 +289,94 @@ impl DeadLetterGroup {
     }
 }
 
-/// What somebody did.
+/// Kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationKind {
-    /// Redrove dead letters.
+    /// Redrives dead letters.
     Redrive,
-    /// Discarded dead letters.
+    /// Discards dead letters.
     Discard,
-    /// Stopped a redrive.
+    /// Cancels a redrive.
     Cancel,
 }
 
-/// How far an operation has come.
+/// State of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationState {
-    /// There are dead letters left to do.
+    /// Dead letters are left to process.
     Running,
-    /// All are done.
+    /// All dead letters are processed.
     Done,
-    /// It stopped by itself.
+    /// It stopped because too many dead letters failed again.
     Stopped,
-    /// Somebody stopped it.
+    /// An operator cancelled it.
     Cancelled,
 }
 
-/// A dead letter as it was when it was chosen: only as long as it is so, it is acted on.
+/// A dead letter in one round: a write that names a round changes the dead letter only while it is in that round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// The dead letter.
     pub id: DeadLetterId,
-    /// How often it had been redriven.
+    /// The round: the number of redrives.
     pub round: u32,
 }
 
-/// Something somebody did, to be recorded.
+/// An operation to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewOperation {
-    /// What.
+    /// Kind of the operation.
     pub kind: OperationKind,
-    /// Who.
+    /// Name of the operator.
     pub actor: String,
-    /// When.
+    /// Time at which it begins.
     pub at: Timestamp,
-    /// What was asked for, in the caller's own coding.
+    /// The request that selected the dead letters. Opaque to the store.
     pub selection: Bytes,
-    /// Dead letters that passed and can't be redriven.
+    /// Number of dead letters that matched but can't be redriven.
     pub excluded: u64,
-    /// Of a redrive: dead letters a second at most, at least 1.
+    /// Redrives only: maximum dead letters per second, at least 1.
     pub rate_max: u32,
-    /// Stops when this many have failed again; 0: never.
+    /// Redrives only: stop after so many dead letters failed again; 0 for never.
     pub failures_max: u32,
-    /// The redrive that is stopped.
+    /// Cancellations only: the redrive to cancel.
     pub target: Option<OperationId>,
 }
 
-/// Something somebody did, and what came of it.
+/// An operation of the audit log, with its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Its id.
+    /// The id.
     pub id: OperationId,
-    /// What was asked for.
+    /// The operation as it was requested.
     pub what: NewOperation,
-    /// How far it has come.
+    /// State of the operation.
     pub state: OperationState,
-    /// Why it stopped.
+    /// Why it stopped; empty otherwise.
     pub reason: String,
-    /// When it had done its last dead letter.
+    /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
-    /// Dead letters chosen at the beginning.
+    /// Number of dead letters selected at the beginning.
     pub frozen: u64,
-    /// Of these, looked at.
+    /// Number of them that were processed, including skipped ones.
     pub reached: u64,
-    /// Of these, left alone because they had changed.
+    /// Number of them that were skipped because they had changed since the selection.
     pub skipped: u64,
-    /// Of these, redriven and done.
+    /// Number of them that were redriven successfully.
     pub resolved: u64,
-    /// Of these, redriven and failed again, or impossible to send.
+    /// Number of them that failed again or could not be published.
     pub failed: u64,
-    /// Dead letters that were claimed and not recorded may be in REDRIVE, after this sequence.
+    /// Copies of claimed dead letters without a recorded sequence can only be in REDRIVE after this sequence.
     pub redrive_after: u64,
 }
 
 impl Operation {
-    /// Dead letters that were acted on: discarded, or sent.
+    /// Number of dead letters that were discarded or redriven.
     pub fn acted(&self) -> u64 {
         self.reached.saturating_sub(self.skipped)
     }
 
-    /// Dead letters that were sent and whose outcome isn't known.
+    /// Number of redriven dead letters whose outcome is pending.
     pub fn in_flight(&self) -> u64 {
         match self.what.kind {
             OperationKind::Redrive => self.acted().saturating_sub(self.resolved + self.failed),
@@ -384,37 +384,48 @@ impl Operation {
         }
     }
 
-    /// Whether nothing more comes of it.
+    /// Whether no more changes of this operation follow.
     pub fn is_over(&self) -> bool {
         self.state != OperationState::Running && self.in_flight() == 0
     }
 }
 
-/// What one step of an operation took.
+/// Result of one step of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The dead letters, as they are now.
+    /// The dead letters that the step changed, after the change.
     pub dead_letters: Vec<DeadLetter>,
-    /// The operation, as it is now.
+    /// The operation after the step.
     pub operation: Operation,
 }
 
-/// The dead letters, and the record of what was done to them.
+/// The dead letters and the audit log of operations on them.
 ///
-/// States change only as they may: `Open → Redriving → Resolved | Open`, `Resolved → Open` when a failure becomes known
-/// late, `Open → Discarded`. Each change is made once, whoever else tries, so two redrives of a dead letter send it once.
+/// States change only as follows: `Open → Redriving → Resolved | Open`, `Resolved → Open` when a failure is reported
+/// late, `Open → Discarded`. Every write is atomic and durable on return.
+///
+/// *Invariant:* each change is made once, even if several callers try, so two redrives of a dead letter publish it
+/// once.
+///
+/// Dead letters and operations are removed when their retention ends; a dead letter whose redrive is pending stays.
+/// Writes that name an operation return [`Corrupt`](crate::ErrorKind::Corrupt) if the operation does not exist.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
-    /// Adds dead letters, open and in no redrive. Of an origin that has one already nothing changes.
+    /// Adds dead letters in state `Open`, round 0, without operations, whatever these fields hold. The caller chooses
+    /// the id. An origin that already has a dead letter keeps it unchanged.
     async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>>;
 
-    /// Opens a dead letter again whose redrive failed, or which could not be sent.
+    /// Records that a redrive failed, or that the dead letter could not be published: the dead letter is `Open` again
+    /// with the new cause and reason, and its redrive counts one more failure. Changes nothing unless the dead letter
+    /// is in this round and `Redriving` or `Resolved`.
     async fn reopen(&self, reopening: &Reopening) -> Result<Reopened>;
 
-    /// Reads dead letters.
+    /// Reads dead letters; `None` for one that does not exist.
     async fn get(&self, ids: &[DeadLetterId]) -> Result<Vec<Option<DeadLetter>>>;
 
-    /// Reads dead letters that pass, up to `limit` of them, beyond `after`. Ends early after having looked at many.
+    /// Reads up to `limit` dead letters that match, after `after` in the given order, from one snapshot. A page also
+    /// ends after an engine-defined number of examined dead letters (10,000 in the embedded engine), so that calls stay
+    /// short.
     async fn scan(
         &self,
         filter: &DeadLetterFilter,
@@ -423,18 +434,22 @@ pub trait DeadLetters: Send + Sync {
         limit: usize,
     ) -> Result<DeadLetterPage>;
 
-    /// Counts dead letters that pass, by what failed and how; the largest group first.
+    /// Counts the dead letters that match, by group, from one snapshot; the largest group first. Reads every candidate:
+    /// the duration grows with their number.
     async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>>;
 
-    /// How many dead letters are in a state.
+    /// Counts the dead letters in a state. Must be cheap: it is called for metrics.
     async fn count(&self, state: DeadLetterState) -> Result<u64>;
 
-    /// Records that somebody acts on dead letters, and on which, for [`claim`](Self::claim) and
-    /// [`discard`](Self::discard) to take. Without any the operation is done.
+    /// Records an operation and the dead letters that it selected, for [`claim`](Self::claim) or
+    /// [`discard`](Self::discard) to process in this order. The operation is `Running`, or `Done` if it selected none.
+    /// Not idempotent: each call records a new operation.
     async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation>;
 
-    /// Takes a redrive's next dead letters, up to `limit`: those that are as they were chosen begin a new round. They may turn
-    /// up in REDRIVE after the sequence `redrive_after`.
+    /// Processes up to `limit` more dead letters of a running redrive. Those that are still `Open` in the selected
+    /// round become `Redriving` in the next round and are returned, to be published; the others are skipped.
+    /// `redrive_after` is the last sequence of REDRIVE before the call: after a crash, the copies of claimed dead
+    /// letters are searched for after it. Returns no dead letters if the operation is not running or has none left.
     async fn claim(
         &self,
         operation: OperationId,
@@ -443,16 +458,20 @@ pub trait DeadLetters: Send + Sync {
         at: Timestamp,
     ) -> Result<Step>;
 
-    /// Records where claimed dead letters are in REDRIVE.
+    /// Records the sequences in REDRIVE of claimed dead letters. Ignores those that this operation did not claim in
+    /// this round.
     async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()>;
 
-    /// Records that redrives succeeded: of dead letters that are still in that round. Answers how many that were.
+    /// Records that redrives succeeded: dead letters that are `Redriving` in this round become `Resolved`. Returns
+    /// their number.
     async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64>;
 
-    /// Discards an operation's next dead letters, up to `limit`: those that are as they were chosen.
+    /// Processes up to `limit` more dead letters of a running discard. Those that are still `Open` in the selected
+    /// round become `Discarded` and are returned; the others are skipped. The operation is `Done` after its last dead
+    /// letter.
     async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step>;
 
-    /// Ends a running redrive, as it is. One that has ended stays as it did.
+    /// Ends a running operation with this state and reason. An operation that has already ended is returned unchanged.
     async fn finish(
         &self,
         operation: OperationId,
@@ -461,12 +480,12 @@ pub trait DeadLetters: Send + Sync {
         at: Timestamp,
     ) -> Result<Operation>;
 
-    /// One operation.
+    /// Reads an operation; `None` if it does not exist.
     async fn operation(&self, id: OperationId) -> Result<Option<Operation>>;
 
-    /// Acts, the newest first, less than `before`.
+    /// Lists up to `limit` operations less than `before`, newest (greatest id) first.
     async fn operations(&self, before: Option<OperationId>, limit: usize) -> Result<Vec<Operation>>;
 
-    /// Redrives and discards that are running.
+    /// Lists the operations that are running, in ascending order.
     async fn running(&self) -> Result<Vec<Operation>>;
 }

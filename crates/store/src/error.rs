@@ -1,34 +1,35 @@
-//! One error for every engine, with a kind that callers match.
+//! The error type of every engine. Callers match its kind.
 
 use std::fmt;
 
 use herald_failure::{Classify, FailureClass};
 
-/// The outcome of a call to a store.
+/// The result of a call to a store.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, for callers to act on.
+/// Kind of an error. [`Classify`] says which kinds are transient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The store can't be reached or is shutting down; the same call may succeed later.
+    /// The store can't be reached, can't write or is shutting down. Retry the call later.
     Unavailable,
-    /// There is no room left; the same call may succeed when there is.
+    /// The store has too little free space. Retry the call after space was freed.
     Full,
-    /// The asked follow version is older than the kept history.
+    /// The requested follow version is older than the retained history.
     HistoryTrimmed,
-    /// A limit of the store would be passed, as [`DEVICES_PER_USER_MAX`](crate::DEVICES_PER_USER_MAX).
+    /// The call would exceed a limit, such as [`DEVICES_PER_USER_MAX`](crate::DEVICES_PER_USER_MAX).
     LimitExceeded,
-    /// Somebody else has changed it meanwhile; read it again and decide anew.
+    /// The row changed since the caller read it. Read it again, then retry.
     Conflict,
-    /// The call makes no sense: a mistake of the caller.
+    /// The arguments are invalid: a bug of the caller.
     Invalid,
-    /// What was read makes no sense; an operator must look.
+    /// Stored data can't be decoded, contradicts itself or has another format. An operator must act; a retry does not
+    /// help.
     Corrupt,
-    /// Another process has the store open.
+    /// The store is open in another process.
     Locked,
 }
 
-/// Why a store did not do what it was asked.
+/// Error of a store.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -37,7 +38,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error without an inner one.
+    /// An error without a source.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -46,7 +47,7 @@ impl Error {
         }
     }
 
-    /// An error that another one caused.
+    /// An error with the error that caused it as its source.
     pub fn with_source(
         kind: ErrorKind,
         message: impl Into<String>,
@@ -59,7 +60,7 @@ impl Error {
         }
     }
 
-    /// What to act on.
+    /// The kind, for callers to match.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

@@ -1,6 +1,7 @@
-//! Failures on demand.
+//! Failpoints of the store.
 
-/// Here a test can make the store fail, as a disk or a network would, or kill its process.
+/// A failpoint: a test can make the call fail as [`Unavailable`](crate::ErrorKind::Unavailable), delay it or kill the
+/// process here.
 macro_rules! can_fail {
     ($name:literal) => {
         herald_failpoints::point!(

@@ -1,72 +1,78 @@
-//! Who follows whom, now and as it was.
+//! The follow graph and its history.
 
 use async_trait::async_trait;
 use herald_model::{FollowVersion, Recipients, UserKey};
 
 use crate::Result;
 
-/// One change to the graph.
+/// One change of the follow graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FollowChange {
-    /// Who follows.
+    /// The user who follows.
     pub follower: UserKey,
-    /// Who is followed.
+    /// The user who is followed.
     pub author: UserKey,
-    /// `Some(bell)` to follow with the bell on or off, `None` to unfollow.
+    /// `Some(bell)` follows with the bell (push notifications) on or off; `None` unfollows.
     pub notify: Option<bool>,
 }
 
-/// An author's followers in numbers.
+/// Number of an author's followers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FollowerCount {
-    /// All of them.
+    /// All followers.
     pub followers: u64,
-    /// Those with the bell on.
+    /// Followers with the bell on.
     pub notify: u64,
-    /// The version that was counted.
+    /// The current version, at which they were counted.
     pub version: FollowVersion,
 }
 
-/// Some followers of an author, ascending.
+/// A page of an author's followers, ascending.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FollowerPage {
-    /// The followers.
+    /// All followers of the page.
     pub followers: Recipients,
-    /// Those of them with the bell on.
+    /// The followers of the page with the bell on.
     pub notify: Recipients,
-    /// The version that was read.
+    /// The version of the page.
     pub version: FollowVersion,
-    /// The greatest follower of the page, to go on after.
+    /// The greatest follower of the page: the `after` of the next page. `None` if the page is empty.
     pub last: Option<UserKey>,
-    /// Whether none comes after these.
+    /// Whether this is the last page.
     pub complete: bool,
 }
 
-/// One follow of a user.
+/// An author whom a user follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Following {
-    /// Who is followed.
+    /// The user who is followed.
     pub author: UserKey,
-    /// Whether with the bell.
+    /// Whether the bell is on.
     pub notify: bool,
 }
 
-/// The social graph.
+/// The follow graph.
 ///
-/// *Invariant:* `followers(author, Some(v), …)` answers the same set whenever it is asked, page by page, until the
-/// history is trimmed (7 days by default). A post pins `v` when it is accepted, so retries and channels agree.
+/// *Invariant:* `followers(author, Some(v), …)` returns the same set on every call, page by page, until version `v` is
+/// trimmed from the history (7 days by default). A post pins `v` when it is accepted, so all retries and channels of
+/// the post use the same followers.
 #[async_trait]
 pub trait Follows: Send + Sync {
-    /// Applies changes in order and says of each whether it changed something. All changes of one author in one call
-    /// raise its version once; changes that change nothing don't. Durable on return.
+    /// Applies changes in order, all or nothing, and returns for each whether it changed anything. Durable on return.
+    ///
+    /// The changes of one author in one call raise the author's version by one, unless none of them changes anything.
     async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>>;
 
-    /// Counts an author's followers, and tells the current version: every change answered before is in it.
+    /// Counts an author's followers at the current version, which is durable and includes every change that has
+    /// returned.
     async fn count(&self, author: UserKey) -> Result<FollowerCount>;
 
-    /// Reads up to `limit` followers greater than `after`, as of a version (`None`: the current one).
-    /// [`HistoryTrimmed`](crate::ErrorKind::HistoryTrimmed) when it can no longer be told,
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) when there never was such a version: whoever pinned it used another store.
+    /// Reads up to `limit` followers greater than `after`, ascending, at version `at`; `None` reads the current
+    /// version, which is durable on return.
+    ///
+    /// [`HistoryTrimmed`](crate::ErrorKind::HistoryTrimmed) if the version is older than the retained history,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if it is greater than the current one, which means that it was pinned
+    /// with another store.
     async fn followers(
         &self,
         author: UserKey,

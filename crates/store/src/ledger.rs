@@ -1,70 +1,70 @@
-//! What was planned for a post and what became of it.
+//! The delivery ledger: planned and recorded deliveries of each post.
 
 use async_trait::async_trait;
 use herald_model::{Channel, ChunkId, DeliveryState, DeviceId, PostId, Recipients, UserKey, time::Timestamp};
 
 use crate::{Durable, Result};
 
-/// One chunk that fan-out is about to publish.
+/// A chunk that fan-out is about to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkPlan {
-    /// For which channel.
+    /// The channel.
     pub channel: Channel,
-    /// For whom. The chunk's id is that of its recipients.
+    /// The recipients. The id of the chunk is [`Recipients::chunk_id`].
     pub recipients: Recipients,
 }
 
-/// What one slice of a post's fan-out is about to publish.
+/// The chunks of one slice of a post's fan-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePlan {
     /// The post.
     pub post: PostId,
-    /// The slice, from 0.
+    /// Index of the slice, from 0.
     pub slice: u32,
-    /// Its chunks.
+    /// The chunks of the slice.
     pub chunks: Vec<ChunkPlan>,
-    /// Whether it is the last one.
+    /// Whether it is the last slice of the post.
     pub last: bool,
 }
 
-/// What became of one chunk.
+/// Outcome of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of its recipients were delivered.
+    /// All recipients are delivered.
     Delivered {
-        /// How many these are.
+        /// Number of recipients.
         count: u32,
     },
-    /// Some of this, some of that. Recipients in none of the sets are pending.
+    /// Recipients by state. A recipient in none of the sets is pending. The sets do not overlap.
     Mixed {
-        /// Reached.
+        /// Delivered.
         delivered: Recipients,
-        /// Left out on purpose.
+        /// Not sent on purpose: push disabled, author muted, no device, post deleted.
         suppressed: Recipients,
-        /// Too late.
+        /// Not sent because the TTL of the post had passed.
         expired: Recipients,
-        /// Given up.
+        /// Marked dead: only a redrive delivers them.
         dead: Recipients,
-        /// Pending, but with some devices done already.
+        /// Pending recipients of whom some devices are already delivered.
         partial: Vec<PartialDelivery>,
     },
 }
 
-/// Recipients of one chunk that are settled, by state.
+/// Number of settled recipients of a chunk, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SettledCounts {
-    /// Reached.
+    /// Delivered recipients.
     pub delivered: u32,
-    /// Left out on purpose.
+    /// Suppressed recipients.
     pub suppressed: u32,
-    /// Too late.
+    /// Expired recipients.
     pub expired: u32,
-    /// Given up.
+    /// Dead recipients.
     pub dead: u32,
 }
 
 impl Outcome {
-    /// How many are settled, by state.
+    /// Number of settled recipients, by state.
     pub fn counts(&self) -> SettledCounts {
         match self {
             Self::Delivered { count } => SettledCounts {
@@ -87,36 +87,35 @@ impl Outcome {
     }
 }
 
-/// A recipient who is reached on some devices and not yet on others.
+/// A recipient who is delivered on some devices and pending on others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialDelivery {
-    /// Who.
+    /// The recipient.
     pub user: UserKey,
-    /// The devices whose provider accepted the push: they need no more tries.
+    /// Devices whose provider accepted the push. No more attempts are made for them.
     pub done: Vec<DeviceId>,
 }
 
-/// What is recorded of a chunk.
+/// The recorded outcome of a chunk, with its revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedOutcome {
-    /// How often that has changed, from 1. Names this state of the chunk: each revision is recorded once.
+    /// Number of changes of the outcome, from 1. A revision identifies one outcome of the chunk and is never reused.
     pub revision: u64,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// What a settlement is made from.
+/// Precondition of a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpectedRevision {
-    /// This revision was read, and the settlement goes on from it; 0: nothing was recorded. When another one is
-    /// recorded meanwhile it is refused as [`Conflict`](crate::ErrorKind::Conflict), so that a worker that was stopped
-    /// and wakes up late can't take back what another has recorded.
+    /// The chunk is still at this revision; 0 if no outcome is recorded. Otherwise the settlement fails with
+    /// [`Conflict`](crate::ErrorKind::Conflict), so that a worker that was paused can't overwrite a newer outcome.
     Revision(u64),
-    /// Nothing was read: whatever is recorded, it is right. Only for [`Outcome::Delivered`], which nothing can follow.
+    /// No precondition. Allowed only for [`Outcome::Delivered`], which is final.
     Any,
 }
 
-/// What became of one chunk, to be recorded.
+/// An outcome of a chunk to record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
     /// The post.
@@ -125,108 +124,116 @@ pub struct Settlement {
     pub channel: Channel,
     /// The chunk.
     pub chunk: ChunkId,
-    /// What it goes on from.
+    /// Precondition: the revision that this outcome replaces.
     pub base: ExpectedRevision,
-    /// All that is known of it; it replaces what was recorded before.
+    /// The whole outcome of the chunk. It replaces the recorded one.
     pub outcome: Outcome,
-    /// When.
+    /// Time of the outcome.
     pub at: Timestamp,
 }
 
-/// A chunk that was given up.
+/// Result of marking a chunk dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkedDead {
-    /// All of its recipients that are dead now: those whom a redrive has to reach.
+    /// All dead recipients of the chunk: the recipients of a redrive.
     pub owed: Recipients,
-    /// The chunk's revision now.
+    /// The revision of the chunk after the call.
     pub revision: u64,
-    /// How many of the chunk are settled now, by state.
+    /// Number of settled recipients after the call, by state.
     pub counts: SettledCounts,
 }
 
-/// All that is recorded of a post, for whoever checks it.
+/// All rows of a post, for audits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PostPlan {
     /// The planned slices, ascending.
     pub slices: Vec<PlannedSlice>,
-    /// The planned chunks, with what became of them.
+    /// The planned chunks with their outcomes.
     pub chunks: Vec<ChunkState>,
-    /// Chunks of which something is recorded and that no slice has planned: there should be none.
+    /// Chunks with an outcome that no slice has planned. Must be empty.
     pub unplanned: Vec<(Channel, ChunkId, RecordedOutcome)>,
-    /// Whose timelines backfills have put the post on, or were about to.
+    /// Recipients of backfills that have put the post on timelines, or were about to.
     pub backfilled: Vec<Recipients>,
 }
 
-/// A slice that was planned.
+/// A planned slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedSlice {
-    /// Which, from 0.
+    /// Index of the slice, from 0.
     pub index: u32,
-    /// Whether it is the last one.
+    /// Whether it is the last slice of the post.
     pub last: bool,
 }
 
-/// A planned chunk and what became of it.
+/// A planned chunk with its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkState {
-    /// Its channel.
+    /// The channel.
     pub channel: Channel,
-    /// Its id.
+    /// The id.
     pub chunk: ChunkId,
-    /// For whom it is.
+    /// The recipients.
     pub recipients: Recipients,
-    /// What is recorded of it; `None`: all are pending.
+    /// The recorded outcome; `None` if all recipients are pending.
     pub recorded: Option<RecordedOutcome>,
 }
 
-/// A post's deliveries on one channel in numbers.
+/// Number of deliveries of a post on one channel, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChannelCounts {
-    /// Planned.
+    /// Planned deliveries.
     pub targeted: u64,
-    /// Reached.
+    /// Delivered.
     pub delivered: u64,
-    /// Left out on purpose.
+    /// Not sent on purpose.
     pub suppressed: u64,
-    /// Too late.
+    /// Not sent because the TTL of the post had passed.
     pub expired: u64,
-    /// Planned, not settled.
+    /// Planned and not settled.
     pub pending: u64,
-    /// Given up.
+    /// Marked dead.
     pub dead: u64,
-    /// When the first was delivered.
+    /// Time of the first delivery.
     pub first_delivered_at: Option<Timestamp>,
-    /// When the last was delivered.
+    /// Time of the last delivery.
     pub last_delivered_at: Option<Timestamp>,
 }
 
-/// A post's deliveries in numbers.
+/// Number of deliveries of a post.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PostCounts {
-    /// Whether every slice is planned.
+    /// Whether the last slice is planned.
     pub planned: bool,
-    /// The timeline.
+    /// Timeline deliveries.
     pub timeline: ChannelCounts,
-    /// The push.
+    /// Push deliveries.
     pub push: ChannelCounts,
 }
 
-/// The delivery ledger: for each post and channel who was targeted and what became of them.
+/// The delivery ledger: for each post and channel, the planned recipients and their outcomes.
 ///
-/// *Invariant:* plans are written before their chunks are published and durable before the post is acknowledged, and
-/// outcomes are durable after their effect and before the message is acknowledged, so `targeted = delivered + suppressed + expired + pending + dead` at every moment.
+/// *Invariant:* a plan is written before its chunks are published and durable before the post's message is
+/// acknowledged; an outcome is durable after its effect and before its message is acknowledged. So `targeted =
+/// delivered + suppressed + expired + pending + dead` at all times.
+///
+/// Rows are removed when the retention of the ledger ends (30 days after acceptance by default).
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Records what a slice will publish. Planning the same slice again changes nothing. On return it can be read and
-    /// outlives this process; it is durable once what is returned resolves. Nothing recorded later is durable before it.
+    /// Records the chunks of a slice, before they are published. A slice that is already planned is not changed. On
+    /// return the plan is readable and survives a crash of the process; it survives a loss of power when the returned
+    /// future resolves. No write of a later call becomes durable before it.
     async fn plan(&self, plan: &SlicePlan) -> Result<Durable>;
 
-    /// Records what became of a chunk, and answers with the chunk's revision now. Recording what is recorded already
-    /// makes no new revision.
+    /// Records the outcome of a chunk and returns the chunk's revision. Durable on return. An outcome equal to the
+    /// recorded one keeps the revision.
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is at another revision than expected,
+    /// [`Invalid`](crate::ErrorKind::Invalid) for [`ExpectedRevision::Any`] with an outcome other than
+    /// [`Outcome::Delivered`].
     async fn settle(&self, settlement: &Settlement) -> Result<u64>;
 
-    /// Gives up a chunk: makes all of its pending recipients dead, but those who were reached on some device, who are
-    /// delivered. Burying it again changes nothing. `None` when no such chunk is planned.
+    /// Marks the pending recipients of a chunk dead, except those with a delivered device, who are marked delivered.
+    /// Durable on return. Marking the chunk again changes nothing. `None` if no such chunk is planned.
     async fn mark_dead(
         &self,
         post: PostId,
@@ -235,10 +242,11 @@ pub trait Ledger: Send + Sync {
         at: Timestamp,
     ) -> Result<Option<MarkedDead>>;
 
-    /// Records that a backfill is about to put these posts on these timelines; before it does. Again: nothing.
+    /// Records that a backfill is about to put posts on the timelines of recipients. Call it before the backfill does.
+    /// Durable on return. Posts past the retention of the ledger are ignored.
     async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()>;
 
-    /// What is recorded of a chunk.
+    /// Reads the outcome of a chunk; `None` if none is recorded.
     async fn outcome(
         &self,
         post: PostId,
@@ -246,10 +254,11 @@ pub trait Ledger: Send + Sync {
         chunk: ChunkId,
     ) -> Result<Option<RecordedOutcome>>;
 
-    /// Counts a post's deliveries; `None` when nothing was planned yet.
+    /// Counts the deliveries of a post; `None` if no slice is planned.
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>>;
 
-    /// Lists up to `limit` recipients greater than `after`, ascending, each with its state; `state` of `None`: any.
+    /// Lists up to `limit` recipients greater than `after` that are in `state` (`None`: any), ascending, with their
+    /// states.
     async fn recipients(
         &self,
         post: PostId,
@@ -259,9 +268,9 @@ pub trait Ledger: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(UserKey, DeliveryState)>>;
 
-    /// Lists up to `limit` posts greater than `after` of which anything is recorded, ascending.
+    /// Lists up to `limit` posts greater than `after` that have rows in the ledger, ascending.
     async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
 
-    /// All that is recorded of a post, at one moment; `None` when nothing is.
+    /// Reads all rows of a post from one snapshot; `None` if there are none.
     async fn audit(&self, post: PostId) -> Result<Option<PostPlan>>;
 }

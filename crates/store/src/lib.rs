@@ -1,20 +1,36 @@
-//! What Herald remembers, as small traits split by what they hold, and the engines behind them.
+//! The store's traits, split by the data they hold, and the engines that implement them.
 //!
-//! | trait | holds | who writes |
+//! | trait | data | writers |
 //! |---|---|---|
 //! | [`Users`] | user id ↔ [`UserKey`](herald_model::UserKey) | gateway, graph |
-//! | [`Follows`] | who follows whom, with history | graph |
+//! | [`Follows`] | the follow graph and its history | graph |
 //! | [`Posts`] | posts, deletions, request ids | the archive consumer |
-//! | [`Devices`], [`Preferences`] | where and whether to push | gateway |
-//! | [`Timelines`] | (follower, post) | timeline |
-//! | [`Ledger`] | what was planned for a post and what became of it | fanout, timeline, push |
-//! | [`Totals`] | counts by post and hour | analytics |
-//! | [`DeadLetters`] | messages that were given up, and what was done about them | deadletter |
+//! | [`Devices`], [`Preferences`] | push addresses and push settings | gateway |
+//! | [`Timelines`] | (follower, post) pairs | timeline |
+//! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push |
+//! | [`Totals`] | delivery counts by post and by hour | analytics |
+//! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
 //!
-//! *Invariant:* when a write's future resolves with `Ok`, it is durable (fsynced by the embedded engine); where that gives a
-//! [`Durable`], when this one does. Messages are acknowledged only after that.
+//! # Contract of every engine
 //!
-//! *Invariant:* every write can be repeated without changing the outcome, because every message can come again.
+//! - **Durability.** *Invariant:* when a write returns `Ok`, it survives a crash and a loss of power (the embedded
+//!   engine calls fsync). A write that returns a [`Durable`] is durable when that future resolves with `Ok`. Messages
+//!   are acknowledged only after that.
+//! - **Idempotency.** *Invariant:* repeating a write does not change the result, because every message can be
+//!   redelivered. The one exception is [`DeadLetters::begin`].
+//! - **Failed and dropped writes.** A write that returned `Err`, or whose future was dropped, may have been applied.
+//!   Repeat it to be sure.
+//! - **Reads** see every write that has returned. A read may also see a write that is not durable yet, except where a
+//!   trait excludes that.
+//! - **Order.** Calls that return one result for each input return them in the order of the input. Lists are sorted as
+//!   each method says, and are paged with an exclusive `after` or `before`: pass the last item of one page for the
+//!   next. `limit` counts returned items.
+//! - **Time.** A [`Timestamp`](herald_model::time::Timestamp) is in microseconds since 1970 (UTC), taken from the
+//!   caller's clock.
+//! - **Errors** have an [`ErrorKind`]. Every method can return [`Unavailable`](ErrorKind::Unavailable) and
+//!   [`Corrupt`](ErrorKind::Corrupt), every write also [`Full`](ErrorKind::Full); a method's docs name the other kinds.
+//! - **Concurrency.** All methods can be called concurrently, by any number of callers. Each write is atomic for
+//!   readers unless its docs say otherwise.
 
 #[macro_use]
 mod fault;
@@ -49,28 +65,28 @@ pub use posts::{Archived, Posts};
 pub use timelines::Timelines;
 pub use totals::{ChunkRef, Counted, Counts, PostTotals, Totals, TotalsBatch};
 
-/// Resolves when something that can be read already is durable. Dropping it changes nothing about that.
+/// Resolves with `Ok` when a write that is already readable is durable. Dropping the future does not cancel the write.
 pub type Durable = BoxFuture<'static, Result<()>>;
 
-/// One engine's implementation of each trait. Cloning shares them.
+/// One engine's implementation of each trait. Clones share the same engine.
 #[derive(Clone)]
 pub struct Stores {
-    /// User id ↔ key.
+    /// User id ↔ user key.
     pub users: Arc<dyn Users>,
-    /// Who follows whom.
+    /// The follow graph.
     pub follows: Arc<dyn Follows>,
     /// Posts and request ids.
     pub posts: Arc<dyn Posts>,
-    /// Where to push to.
+    /// Push addresses.
     pub devices: Arc<dyn Devices>,
-    /// What users want to hear.
+    /// Push settings and muted authors.
     pub preferences: Arc<dyn Preferences>,
-    /// What users read.
+    /// Delivered posts by user.
     pub timelines: Arc<dyn Timelines>,
-    /// What became of each delivery.
+    /// Planned and recorded deliveries.
     pub ledger: Arc<dyn Ledger>,
-    /// Counts by post and hour.
+    /// Delivery counts by post and by hour.
     pub totals: Arc<dyn Totals>,
-    /// Messages that were given up.
+    /// Dead letters and their operations.
     pub dead_letters: Arc<dyn DeadLetters>,
 }

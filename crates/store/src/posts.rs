@@ -1,20 +1,20 @@
-//! Posts and the requests that made them.
+//! Posts and the requests that created them.
 
 use async_trait::async_trait;
 use herald_model::{Post, PostId, UserKey, time::Timestamp};
 
 use crate::Result;
 
-/// What the archive consumer reads from POSTS.
+/// An event of the POSTS stream, as the archive consumer reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archived {
     /// A post was accepted.
     Created(Post),
-    /// A post was deleted. It can come before its `Created` when messages are redelivered.
+    /// A post was deleted. Redelivery can bring this event before the post's `Created`.
     Deleted {
-        /// Which.
+        /// The deleted post.
         post: PostId,
-        /// When.
+        /// Time of the deletion.
         at: Timestamp,
     },
 }
@@ -22,22 +22,28 @@ pub enum Archived {
 /// The archive of posts.
 #[async_trait]
 pub trait Posts: Send + Sync {
-    /// Stores posts, their request ids (kept 24 hours by default) and deletions; durable on return.
+    /// Stores posts with their request ids, and deletions. All or nothing, durable on return.
+    ///
+    /// A post that is already stored is not changed. The first deletion of a post counts; it may be stored before the
+    /// post. If posts of one author with the same request id were accepted within the retention of request ids (24
+    /// hours by default), the request id stands for the one with the smallest id.
     async fn archive(&self, entries: &[Archived]) -> Result<()>;
 
-    /// Reads posts, deleted ones included (see [`Post::deleted_at`]); `None` for one that is not archived.
+    /// Reads posts, including deleted ones (see [`Post::deleted_at`]); `None` for a post that is not archived.
     async fn get(&self, posts: &[PostId]) -> Result<Vec<Option<Post>>>;
 
-    /// Of an author's posts up to one, the newest that are not deleted, newest first.
+    /// Lists up to `limit` posts of an author that are not deleted and not greater than `up_to`, newest (greatest id)
+    /// first.
     async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>>;
 
-    /// The post that a request made, if it is known and younger than the kept time.
+    /// Reads the post that a request created; `None` if there is none or it is older than the retention of request ids.
     async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;
 
-    /// Whether another post should be accepted: [`Full`](crate::ErrorKind::Full) while the store needs the room that is left
-    /// for what was accepted already. Cheap: asked for each post.
+    /// Checks whether a new post may be accepted. [`Full`](crate::ErrorKind::Full) while free space is low: the rest is
+    /// reserved for posts that are already accepted. Must be cheap, because the gateway calls it for each post.
     async fn capacity(&self) -> Result<()>;
 
-    /// The greatest post id ever archived. A POSTS stream that ends before it is not the stream of this store.
+    /// Reads the greatest post id ever archived; `None` if there is none. A POSTS stream whose last sequence is smaller
+    /// belongs to another store.
     async fn last(&self) -> Result<Option<PostId>>;
 }

@@ -1,4 +1,4 @@
-//! Counts by post and hour.
+//! Delivery counts by post and by hour.
 
 use std::ops::AddAssign;
 
@@ -7,7 +7,7 @@ use herald_model::{Channel, ChunkId, PostId, UserKey};
 
 use crate::{Result, SettledCounts};
 
-/// Counts of what happened, or by how much they change: a redrive takes deaths back.
+/// Counts, or a change of counts. A change can be negative: a redrive moves recipients from dead to delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Posts accepted.
@@ -16,15 +16,15 @@ pub struct Counts {
     pub deleted_posts: i64,
     /// Timeline deliveries.
     pub timeline_delivered: i64,
-    /// Timeline deliveries given up.
+    /// Timeline deliveries marked dead.
     pub timeline_dead: i64,
     /// Pushes accepted by a provider.
     pub push_delivered: i64,
-    /// Pushes left out on purpose.
+    /// Pushes not sent on purpose: push disabled, author muted, no device, post deleted.
     pub push_suppressed: i64,
-    /// Pushes that were too late.
+    /// Pushes not sent because the TTL of the post had passed.
     pub push_expired: i64,
-    /// Pushes given up.
+    /// Pushes marked dead.
     pub push_dead: i64,
 }
 
@@ -44,84 +44,86 @@ impl AddAssign for Counts {
 /// Totals of one post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PostTotals {
-    /// Its author.
+    /// The author of the post.
     pub author: UserKey,
-    /// What happened.
+    /// The counts of the post.
     pub counts: Counts,
-    /// The longest time from acceptance to a timeline, milliseconds.
+    /// Maximum time from acceptance to timeline delivery, milliseconds.
     pub timeline_latency_ms_max: u64,
-    /// The longest time from acceptance to a push, milliseconds.
+    /// Maximum time from acceptance to push delivery, milliseconds.
     pub push_latency_ms_max: u64,
 }
 
-/// A chunk, as its events name it.
+/// The key of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkRef {
-    /// The post.
+    /// The post of the chunk.
     pub post: PostId,
-    /// The channel.
+    /// The channel of the chunk.
     pub channel: Channel,
-    /// The chunk.
+    /// The id of the chunk.
     pub chunk: ChunkId,
 }
 
-/// What of a chunk is counted: all that its events up to a revision tell.
+/// What the totals include of a chunk. The default (revision 0) includes nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// The revision.
+    /// The greatest revision that is included.
     pub revision: u64,
-    /// The recipients that are settled in it.
+    /// The settled recipients at that revision.
     pub counts: SettledCounts,
 }
 
-/// What one file of analytics adds.
+/// The messages of one analytics file, counted together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TotalsBatch {
-    /// The stream the messages came from.
+    /// The stream of the messages.
     pub stream: String,
-    /// The sequence numbers of those of which it has all rows: from now on [`Totals::seen`].
+    /// Sequences of the messages whose rows are all in the file. [`Totals::seen`] returns true for them from now on.
     pub sequences: Vec<u64>,
-    /// The file that holds them; its intent is cleared.
+    /// Name of the file. Its intent is cleared.
     pub file: String,
-    /// What to add, by post (latencies: the greater one stays).
+    /// Changes by post: counts are added, the greater latency is kept.
     pub posts: Vec<(PostId, PostTotals)>,
-    /// What to add, by hour (hours since 1970).
+    /// Changes by hour, in hours since 1970 (UTC).
     pub hours: Vec<(u32, Counts)>,
-    /// What of these chunks is counted with this file.
+    /// What the totals include of each chunk of the file from now on.
     pub chunks: Vec<(ChunkRef, Counted)>,
 }
 
-/// Counts by post and hour, each message counted once, and each revision of a chunk.
+/// Delivery counts by post and by hour. Each message and each revision of a chunk is counted once.
 ///
-/// A file is announced with [`intend`](Self::intend) before it is written, and its messages are counted and marked as seen
-/// in one atomic [`commit`](Self::commit) after. What was announced and never committed is left over from a crash: the
-/// file is deleted at the next start, because its messages come again.
+/// Protocol: [`intend`](Self::intend) announces a file before it is written; [`commit`](Self::commit) counts its
+/// messages and marks them as seen in one atomic write afterwards. A file that was announced but not committed is the
+/// rest of a crash: delete it at the next start, then [`abandon`](Self::abandon) it. Its messages are redelivered.
 #[async_trait]
 pub trait Totals: Send + Sync {
-    /// Which of these messages were committed already.
+    /// Reads for each message whether it is committed.
     async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>>;
 
-    /// What of these chunks is counted already, in their order. It is known as long as what became of their posts is.
+    /// Reads what the totals include of each chunk. Retained for twice the ledger's retention.
     async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>>;
 
-    /// Announces a file.
+    /// Announces a file. Durable on return.
     async fn intend(&self, file: &str) -> Result<()>;
 
-    /// Files that were announced and not committed.
+    /// Lists the files that were announced and neither committed nor abandoned.
     async fn intended(&self) -> Result<Vec<String>>;
 
-    /// Forgets an announced file, after it was deleted.
+    /// Clears the intent of a file, after the file was deleted. Durable on return.
     async fn abandon(&self, file: &str) -> Result<()>;
 
-    /// Adds counts, marks messages as seen and clears the file's intent, all or nothing. When all of its messages were
-    /// committed before, nothing changes and the intent stays; when some were, it is refused as
-    /// [`Corrupt`](crate::ErrorKind::Corrupt). When a chunk is counted up to its revision or a later one already, it is
-    /// refused as [`Conflict`](crate::ErrorKind::Conflict).
+    /// Adds counts, marks messages as seen and clears the file's intent. All or nothing, durable on return.
+    ///
+    /// If all messages of the file were committed before, nothing changes and the intent stays.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if only some of them were.
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the totals already include a chunk's revision or a later one.
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
-    /// One post's totals.
+    /// Reads the totals of a post; `None` if nothing was counted for it.
     async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>>;
 
-    /// Totals of the hours from `start` up to but not including `end` (hours since 1970), ascending.
+    /// Lists the totals of the hours from `start` (inclusive) to `end` (exclusive), in hours since 1970 (UTC),
+    /// ascending. Hours without counts are absent.
     async fn of_hours(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>>;
 }

@@ -1,4 +1,4 @@
-//! A bounded cache in front of rows that change.
+//! A bounded cache of rows that can change.
 
 use std::{
     hash::{BuildHasher, Hash},
@@ -9,26 +9,26 @@ use parking_lot::Mutex;
 
 use crate::Result;
 
-/// What an entry costs besides its own bytes, roughly: nodes, counters and pointers of the cache.
+/// Approximate overhead of a cache entry, bytes: nodes, counters and pointers.
 pub(super) const ENTRY_BYTES: usize = 160;
 
-/// How many locks stand between loads and changes.
+/// Number of locks that order loads and invalidations.
 const STRIPES: usize = 64;
 
-/// Values by key, bounded by weight.
+/// A read-through cache, bounded by weight.
 ///
-/// *Invariant:* after [`changed`](Self::changed) returned, no value that was loaded before the change is read again. A
-/// load that overlaps a change is used once and not kept.
+/// *Invariant:* after [`invalidate`](Self::invalidate) returned, the cache returns no value that was loaded before the
+/// change. A value whose load overlaps an invalidation is returned once and not cached.
 pub(super) struct Cache<K, V> {
     values: moka::sync::Cache<K, V>,
     hasher: std::hash::RandomState,
     stripes: Vec<Stripe>,
 }
 
-/// How often something in a stripe has changed; the lock is held while values go in and out.
+/// Number of invalidations in a stripe. The lock is held while values are inserted or removed.
 #[derive(Default)]
 struct Stripe {
-    changes: AtomicU64,
+    invalidations: AtomicU64,
     lock: Mutex<()>,
 }
 
@@ -37,7 +37,7 @@ where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// An empty cache of at most `bytes_max` bytes, where `weigh` tells the bytes of an entry without the cache's own.
+    /// An empty cache of at most `bytes_max` bytes. `weigh` returns the bytes of an entry without the cache's overhead.
     pub(super) fn new(
         name: &str,
         bytes_max: u64,
@@ -55,7 +55,7 @@ where
         }
     }
 
-    /// The value of a key, loaded when it isn't there. `None` of the load is not kept.
+    /// Returns the value of a key; loads it if it is not cached. A load that returns `None` is not cached.
     pub(super) fn get_or_load(
         &self,
         key: K,
@@ -65,20 +65,20 @@ where
             return Ok(Some(value));
         }
         let stripe = self.stripe(&key);
-        let changes = stripe.changes.load(Ordering::Acquire);
+        let invalidations = stripe.invalidations.load(Ordering::Acquire);
         let Some(value) = load(&key)? else { return Ok(None) };
         let _lock = stripe.lock.lock();
-        if stripe.changes.load(Ordering::Acquire) == changes {
+        if stripe.invalidations.load(Ordering::Acquire) == invalidations {
             self.values.insert(key, value.clone());
         }
         Ok(Some(value))
     }
 
-    /// Forgets a value. To be called after the change can be read, and before it is answered.
-    pub(super) fn changed(&self, key: &K) {
+    /// Removes a value. Call it after the change is readable and before the writer returns.
+    pub(super) fn invalidate(&self, key: &K) {
         let stripe = self.stripe(key);
         let _lock = stripe.lock.lock();
-        stripe.changes.fetch_add(1, Ordering::AcqRel);
+        stripe.invalidations.fetch_add(1, Ordering::AcqRel);
         self.values.invalidate(key);
     }
 
@@ -92,21 +92,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_loaded_once_until_it_changes() {
+    fn a_value_is_loaded_once_until_it_is_invalidated() {
         let cache = Cache::new("test", 10_000, |_: &u32, _: &u32| 8);
         assert_eq!(cache.get_or_load(1, |_| Ok(Some(10))).unwrap(), Some(10));
         assert_eq!(cache.get_or_load(1, |_| Ok(Some(11))).unwrap(), Some(10));
-        cache.changed(&1);
+        cache.invalidate(&1);
         assert_eq!(cache.get_or_load(1, |_| Ok(Some(11))).unwrap(), Some(11));
         assert_eq!(cache.get_or_load(2, |_| Ok(None)).unwrap(), None);
         assert_eq!(cache.get_or_load(2, |_| Ok(Some(20))).unwrap(), Some(20));
     }
 
     #[test]
-    fn a_load_that_overlaps_a_change_is_not_kept() {
+    fn a_load_that_overlaps_an_invalidation_is_not_cached() {
         let cache = Cache::new("test", 10_000, |_: &u32, _: &u32| 8);
         let old = cache.get_or_load(1, |key| {
-            cache.changed(key);
+            cache.invalidate(key);
             Ok(Some(10))
         });
         assert_eq!(old.unwrap(), Some(10));

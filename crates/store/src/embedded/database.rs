@@ -1,4 +1,4 @@
-//! A fjall database with atomic batches, many of them made durable by one fsync.
+//! A fjall database with atomic batches and group commit: one fsync makes many batches durable.
 
 use std::{
     fs::File,
@@ -21,21 +21,21 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// Memtable of one keyspace, bytes. Small, because there are many keyspaces.
+/// Memtable size of one keyspace, bytes. Small, because there are many keyspaces.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 
-/// Journals on disk, bytes; fjall flushes the memtables that keep the oldest one alive when there are more.
+/// Maximum size of all journals, bytes. Above it, fjall flushes the memtables that pin the oldest journal.
 const JOURNALS_BYTES: u64 = 256 << 20;
 
-/// The options of a keyspace to start from. They are kept with the keyspace when it is made.
+/// Default options of a keyspace. fjall stores the options with the keyspace when it is created.
 pub(crate) fn options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
 }
 
 /// A database of the store.
 ///
-/// *Invariant:* a batch whose [`commit`](Self::commit) resolved with `Ok` is on disk. After one failed fsync nothing is known
-/// about what the kernel dropped, so no commit succeeds until the store is opened again.
+/// *Invariant:* a batch whose [`commit`](Self::commit) resolved with `Ok` is on disk. After a failed fsync the kernel
+/// may have dropped any unsynced page, so no commit succeeds until the store is opened again.
 pub(crate) struct Database {
     fjall: fjall::Database,
     space: Arc<Space>,
@@ -44,14 +44,14 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Opens the database `name` in the directory of that name, making it when it isn't there.
+    /// Opens the database in the directory `name` below `parent`; creates it if it does not exist.
     pub(crate) fn open(parent: &Path, name: &'static str, cache_mb: u64, space: Arc<Space>) -> Result<Self> {
         let dir = parent.join(name);
         let fjall = fjall::Database::builder(&dir)
             .cache_size(cache_mb << 20)
             .max_journaling_size(JOURNALS_BYTES)
             .manual_journal_persist(true)
-            // With more, the first one spins while another compacts.
+            // With more workers, the first one spins while another compacts.
             .worker_threads(1)
             .open()
             .map_err(map_err)?;
@@ -73,7 +73,7 @@ impl Database {
         })
     }
 
-    /// Opens a keyspace, making it with these options when it isn't there. Start from [`options`].
+    /// Opens a keyspace; creates it with these options if it does not exist. Derive them from [`options`].
     pub(crate) fn keyspace(
         &self,
         name: &str,
@@ -82,7 +82,7 @@ impl Database {
         self.fjall.keyspace(name, options).map_err(map_err)
     }
 
-    /// The disk it is on.
+    /// Free space of the database's file system.
     pub(crate) fn space(&self) -> &Space {
         &self.space
     }
@@ -92,22 +92,23 @@ impl Database {
         self.fjall.batch()
     }
 
-    /// One moment of all keyspaces. What is applied later isn't in it.
+    /// A snapshot of all keyspaces.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.fjall.snapshot()
     }
 
-    /// Applies a batch, all or nothing. On return everyone can read it; it is durable when the returned future resolves
-    /// with `Ok`. For writers that read first: hold a lock around the reading and this call, and await after it.
+    /// Applies a batch, all or nothing. On return it is readable; it is durable when the returned future resolves with
+    /// `Ok`. A writer that reads before it writes holds a lock over its reads and this call, and awaits the future
+    /// without the lock.
     pub(crate) fn apply(&self, batch: OwnedWriteBatch) -> Result<Committed> {
         self.space.check()?;
         self.committer.check()?;
         batch.commit().map_err(|e| self.committer.fail(&map_err(e)))?;
-        self.committer.wait()
+        self.committer.wait_for_sync()
     }
 
-    /// Applies a batch as [`apply`](Self::apply) does, and writes it to the journal: on return it outlives this process, but
-    /// not yet a loss of power.
+    /// Applies a batch as [`apply`](Self::apply) does and writes it to the journal: on return it survives a crash of
+    /// the process, but not yet a loss of power.
     pub(crate) fn write(&self, batch: OwnedWriteBatch) -> Result<Committed> {
         let committed = self.apply(batch)?;
         let written = self.fjall.persist(PersistMode::Buffer);
@@ -120,7 +121,7 @@ impl Database {
         self.apply(batch)?.await
     }
 
-    /// Makes what was applied durable and ends the committer; later commits are refused.
+    /// Makes applied batches durable and ends the committer. Later commits are refused.
     pub(crate) fn close(&self) -> Result<()> {
         self.committer.state.lock().closing = true;
         self.committer.wake.notify_one();
@@ -143,12 +144,12 @@ impl Drop for Database {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
             let database = self.committer.name;
-            tracing::error!(%error, database, "a database was not closed cleanly");
+            tracing::error!(%error, database, "can't close a database cleanly");
         }
     }
 }
 
-/// Resolves when a batch is durable. Dropping it changes nothing about the batch.
+/// Resolves with `Ok` when a batch is durable. Dropping the future does not cancel the batch.
 pub(crate) struct Committed(oneshot::Receiver<std::result::Result<(), SharedError>>);
 
 impl Future for Committed {
@@ -159,15 +160,15 @@ impl Future for Committed {
             Ok(outcome) => outcome.map_err(|failure| failure.error()),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
-                "the committer ended before the batch was durable",
+                "the committer thread ended before the batch was durable",
             )),
         })
     }
 }
 
-/// Those who wait for the next fsync.
+/// Runs fsync for all callers that wait for durability.
 struct Committer {
-    /// Of the database.
+    /// Name of the database.
     name: &'static str,
     state: Mutex<State>,
     wake: Condvar,
@@ -203,11 +204,14 @@ impl Committer {
         self.state.lock().check()
     }
 
-    /// Refuses everything from now on. Answers with the error to pass on.
+    /// Refuses all later batches. Returns the error for the caller.
     fn fail(&self, error: &Error) -> Error {
         let mut state = self.state.lock();
         let failure = SharedError::new(
-            &format!("{} can't be written until the store is opened again", self.name),
+            &format!(
+                "the database {} failed and refuses writes until herald is restarted",
+                self.name
+            ),
             error,
         );
         let error = failure.error();
@@ -215,7 +219,7 @@ impl Committer {
         error
     }
 
-    fn wait(&self) -> Result<Committed> {
+    fn wait_for_sync(&self) -> Result<Committed> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         state.check()?;
@@ -225,10 +229,10 @@ impl Committer {
         Ok(Committed(receiver))
     }
 
-    /// Syncs for all who wait, until the end.
+    /// Runs one fsync after the other, each for all callers that wait, until the database is closed.
     fn run(&self, mut sync: impl FnMut() -> Result<()>) {
-        // Whatever ends this, nobody waits for ever.
-        let _ended = Ended(self);
+        // Releases the waiting callers even after a panic.
+        let _guard = RefuseOnDrop(self);
         loop {
             let waiting = {
                 let mut state = self.state.lock();
@@ -244,7 +248,7 @@ impl Committer {
                 tracing::error!(
                     error = with_sources(&error),
                     database = self.name,
-                    "what was written could not be made durable, refusing writes"
+                    "fsync failed: the database refuses writes until herald is restarted"
                 );
                 self.fail(&error);
             }
@@ -253,17 +257,17 @@ impl Committer {
                 None => Ok(()),
             };
             for waiter in waiting {
-                // One who no longer waits is no failure.
+                // The caller may have stopped waiting.
                 let _ = waiter.send(outcome.clone());
             }
         }
     }
 }
 
-/// Refuses what comes after the committer's end, and drops those who wait.
-struct Ended<'a>(&'a Committer);
+/// Refuses later batches and releases the waiting callers when the committer thread ends.
+struct RefuseOnDrop<'a>(&'a Committer);
 
-impl Drop for Ended<'_> {
+impl Drop for RefuseOnDrop<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.closing = true;
@@ -271,15 +275,15 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// The journal that fjall is writing, by a descriptor of our own: fjall holds its lock while it syncs, and every commit
-/// would wait for it on a runtime's thread.
+/// The active journal of fjall, synced through a file descriptor of its own: fjall's own sync holds a lock that every
+/// commit would wait for, on a thread of the async runtime.
 struct Journal {
     dir: PathBuf,
     current: Option<(u64, File)>,
 }
 
 impl Journal {
-    /// Makes every batch applied before this call durable. A journal that fjall has put away was synced by it first.
+    /// Makes every batch applied before this call durable. fjall syncs a journal itself before it opens the next one.
     fn sync(&mut self, fjall: &fjall::Database) -> Result<()> {
         fjall.persist(PersistMode::Buffer).map_err(map_err)?;
         self.sync_newest()
@@ -296,7 +300,7 @@ impl Journal {
                 .and_then(|n| n.parse::<u64>().ok());
             newest = newest.max(id);
         }
-        let id = newest.ok_or_else(|| std::io::Error::other("no journal in the directory"))?;
+        let id = newest.ok_or_else(|| std::io::Error::other("the directory has no journal file (*.jnl)"))?;
         let file = match self.current.take() {
             Some((of, file)) if of == id => file,
             _ => File::open(self.dir.join(format!("{id}.jnl")))?,
@@ -307,7 +311,7 @@ impl Journal {
     }
 }
 
-/// An error of fjall, with the kind that fits.
+/// Maps an error of fjall to the store's kind of error.
 pub(crate) fn map_err(error: fjall::Error) -> Error {
     let kind = match &error {
         fjall::Error::Locked => ErrorKind::Locked,
@@ -317,12 +321,12 @@ pub(crate) fn map_err(error: fjall::Error) -> Error {
         fjall::Error::Poisoned | fjall::Error::KeyspaceDeleted => ErrorKind::Unavailable,
         _ => ErrorKind::Corrupt,
     };
-    Error::with_source(kind, "the storage engine failed", error)
+    Error::with_source(kind, "the embedded database failed", error)
 }
 
 fn map_io(kind: std::io::ErrorKind, error: fjall::Error) -> Error {
     let kind = io_error(String::new(), kind.into()).kind();
-    Error::with_source(kind, "the storage engine can't use the disk", error)
+    Error::with_source(kind, "the embedded database can't access the disk", error)
 }
 
 #[cfg(test)]
@@ -334,8 +338,8 @@ mod tests {
     use super::*;
     use crate::embedded::testing::Store;
 
-    /// Runs a committer with this as its fsync.
-    fn committing(sync: impl FnMut() -> Result<()> + Send, test: impl FnOnce(&Committer)) {
+    /// Runs a committer with this fsync.
+    fn with_committer(sync: impl FnMut() -> Result<()> + Send, test: impl FnOnce(&Committer)) {
         let committer = Committer::new("rows");
         std::thread::scope(|scope| {
             scope.spawn(|| committer.run(sync));
@@ -346,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_committed_is_in_the_newest_journal() {
+    fn a_committed_batch_is_in_the_newest_journal() {
         let store = Store::new();
         let database = store.database();
         let rows = database.keyspace("rows", options).unwrap();
@@ -375,20 +379,20 @@ mod tests {
     }
 
     #[test]
-    fn one_fsync_serves_all_who_wait() {
+    fn one_fsync_serves_all_waiting_callers() {
         let syncs = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&syncs);
-        let (go, wait) = std::sync::mpsc::channel();
+        let (allow, allowed) = std::sync::mpsc::channel();
         let sync = move || {
             counted.fetch_add(1, Ordering::SeqCst);
-            wait.recv().unwrap();
+            allowed.recv().unwrap();
             Ok(())
         };
-        committing(sync, |committer| {
-            // The first fsync may take only some of them; the second takes all the rest.
-            let waiting: Vec<_> = (0..100).map(|_| committer.wait().unwrap()).collect();
-            go.send(()).unwrap();
-            go.send(()).unwrap();
+        with_committer(sync, |committer| {
+            // The first fsync may serve only some callers; the second serves the rest.
+            let waiting: Vec<_> = (0..100).map(|_| committer.wait_for_sync().unwrap()).collect();
+            allow.send(()).unwrap();
+            allow.send(()).unwrap();
             for outcome in block_on(join_all(waiting)) {
                 outcome.unwrap();
             }
@@ -397,34 +401,37 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_fsync_nothing_is_committed() {
+    fn after_a_failed_fsync_every_commit_fails() {
         let mut outcomes = [Ok(()), Err(Error::new(ErrorKind::Full, "no room"))].into_iter();
-        committing(
+        with_committer(
             || outcomes.next().unwrap_or(Ok(())),
             |committer| {
-                block_on(committer.wait().unwrap()).unwrap();
-                let failed = block_on(committer.wait().unwrap()).unwrap_err();
+                block_on(committer.wait_for_sync().unwrap()).unwrap();
+                let failed = block_on(committer.wait_for_sync().unwrap()).unwrap_err();
                 assert_eq!(failed.kind(), ErrorKind::Full);
-                let refused = committer.wait().err().unwrap();
+                let refused = committer.wait_for_sync().err().unwrap();
                 assert_eq!(refused.kind(), ErrorKind::Full);
             },
         );
     }
 
     #[test]
-    fn nobody_waits_for_a_committer_that_panicked() {
+    fn a_panic_of_the_committer_releases_the_waiting_callers() {
         let committer = Committer::new("rows");
         std::thread::scope(|scope| {
-            let waiting = committer.wait().unwrap();
+            let waiting = committer.wait_for_sync().unwrap();
             let thread = scope.spawn(|| committer.run(|| panic!("on purpose")));
             assert_eq!(block_on(waiting).unwrap_err().kind(), ErrorKind::Unavailable);
             thread.join().unwrap_err();
-            assert_eq!(committer.wait().err().unwrap().kind(), ErrorKind::Unavailable);
+            assert_eq!(
+                committer.wait_for_sync().err().unwrap().kind(),
+                ErrorKind::Unavailable
+            );
         });
     }
 
     #[test]
-    fn a_closed_database_takes_no_more() {
+    fn a_closed_database_refuses_commits() {
         let store = Store::new();
         let database = store.database();
         database.close().unwrap();

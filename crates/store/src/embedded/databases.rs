@@ -1,23 +1,23 @@
-//! The databases of an engine that commit in groups, each with threads, journal and memtables of its own: what fills one
-//! makes nobody wait who writes to another.
+//! The databases with group commit. Each has its own threads, journal and memtables, so that load on one does not delay
+//! writes to another.
 
 use std::{path::Path, sync::Arc};
 
 use super::{Config, database::Database, space::Space};
 use crate::Result;
 
-/// All of them, open.
+/// The open databases.
 pub(super) struct Databases {
-    /// What a post needs on its way.
+    /// Users, follows, posts, devices, preferences and the ledger.
     pub(super) records: Arc<Database>,
     /// Dead letters.
     pub(super) dead_letters: Arc<Database>,
-    /// What analytics counted.
+    /// Delivery counts.
     pub(super) totals: Arc<Database>,
 }
 
 impl Databases {
-    /// Opens them in a directory.
+    /// Opens the databases in a directory.
     pub(super) fn open(dir: &Path, config: &Config, space: &Arc<Space>) -> Result<Self> {
         let open = |name, cache_mb| Database::open(dir, name, cache_mb, Arc::clone(space)).map(Arc::new);
         Ok(Self {
@@ -27,8 +27,8 @@ impl Databases {
         })
     }
 
-    /// Makes what was written durable and ends their threads; later writes are refused. Answers with the first error, and
-    /// closes the others all the same.
+    /// Makes applied batches durable and ends the threads. Later writes are refused. Closes all databases even if one
+    /// fails, and returns the first error.
     pub(super) fn close(&self) -> Result<()> {
         let closed = [&self.records, &self.dead_letters, &self.totals].map(|database| database.close());
         closed.into_iter().collect()

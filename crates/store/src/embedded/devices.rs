@@ -1,4 +1,4 @@
-//! Devices: one row a user with all of theirs, which are few.
+//! Devices: one row per user with all devices, because a user has few.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,23 +15,23 @@ use super::{
 };
 use crate::{DEVICES_PER_USER_MAX, Error, ErrorKind, Result};
 
-/// How many changes one commit takes before it leaves the rest to the next one.
-const ROUND_CHANGES: usize = 4_096;
+/// Maximum number of changes in a batch.
+const BATCH_CHANGES_MAX: usize = 4_096;
 
-/// The row of `device_counter`.
+/// Key of the only row of `device_counter`.
 const COUNTER: &[u8] = b"last";
 
 /// The embedded engine's [`Devices`](crate::Devices).
 pub(crate) struct EmbeddedDevices {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Job, Option<Device>>,
+    writes: GroupCommit<Job, Option<Device>>,
 }
 
 struct Tables {
     database: Arc<Database>,
     /// user → [`Rows`].
     devices: Keyspace,
-    /// The greatest device id ever given.
+    /// The greatest device id in use.
     counter: Keyspace,
     cache: Cache<UserKey, Arc<[Device]>>,
 }
@@ -48,14 +48,14 @@ enum Job {
     },
 }
 
-/// A user's devices as they are stored, oldest first.
+/// The stored devices of a user, oldest first.
 #[derive(Clone, PartialEq, Message)]
 struct Rows {
     #[prost(message, repeated, tag = "1")]
     devices: Vec<Row>,
 }
 
-/// A device as it is stored.
+/// A stored device.
 #[derive(Clone, PartialEq, Message)]
 struct Row {
     #[prost(uint64, tag = "1")]
@@ -66,7 +66,7 @@ struct Row {
     address: Option<Stored>,
 }
 
-/// An address as it is stored.
+/// A stored address.
 #[derive(Clone, PartialEq, prost::Oneof)]
 enum Stored {
     #[prost(message, tag = "3")]
@@ -94,7 +94,7 @@ struct Webhook {
 }
 
 impl EmbeddedDevices {
-    /// Opens the devices. `cache_bytes_max` bounds the memory for them.
+    /// Opens the devices. `cache_bytes_max` bounds their cache.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
             devices: database.keyspace("devices", database::options)?,
@@ -106,13 +106,13 @@ impl EmbeddedDevices {
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let rounds = GroupCommit::start(
+        let writes = GroupCommit::start(
             "devices",
-            ROUND_CHANGES,
+            BATCH_CHANGES_MAX,
             |_| 1,
-            move |jobs| shared.round(&mut last, jobs),
+            move |jobs| shared.run(&mut last, jobs),
         )?;
-        Ok(Self { tables, rounds })
+        Ok(Self { tables, writes })
     }
 }
 
@@ -123,11 +123,11 @@ impl Tables {
         };
         let last = (*last)
             .try_into()
-            .map_err(|_| Error::new(ErrorKind::Corrupt, "the counter of device ids can't be read"))?;
+            .map_err(|_| Error::new(ErrorKind::Corrupt, "can't decode the counter of device ids"))?;
         Ok(u64::from_be_bytes(last))
     }
 
-    fn of(&self, user: UserKey) -> Result<Vec<Device>> {
+    fn devices_of(&self, user: UserKey) -> Result<Vec<Device>> {
         let Some(bytes) = self.devices.get(user.0.to_be_bytes()).map_err(map_err)? else {
             return Ok(Vec::new());
         };
@@ -142,20 +142,20 @@ impl Tables {
             .ok_or_else(|| {
                 Error::new(
                     ErrorKind::Corrupt,
-                    format!("the devices of user {user} can't be read"),
+                    format!("can't decode the devices of user {user}"),
                 )
             })
     }
 
-    /// Does some changes; `last` is the greatest id ever given.
-    fn round(&self, last: &mut u64, jobs: Vec<Job>) -> Result<Vec<Result<Option<Device>>>> {
+    /// Applies a batch of changes. `last` is the greatest device id in use.
+    fn run(&self, last: &mut u64, jobs: Vec<Job>) -> Result<Vec<Result<Option<Device>>>> {
         let mut users: HashMap<UserKey, Vec<Device>> = HashMap::new();
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             let (Job::Register { user, .. } | Job::Unregister { user, .. }) = job;
             let devices = match users.entry(user) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(new) => new.insert(self.of(user)?),
+                std::collections::hash_map::Entry::Occupied(loaded) => loaded.into_mut(),
+                std::collections::hash_map::Entry::Vacant(missing) => missing.insert(self.devices_of(user)?),
             };
             answers.push(match job {
                 Job::Register { user, address, now } => register(last, devices, user, address, now).map(Some),
@@ -180,13 +180,13 @@ impl Tables {
         batch.insert(&self.counter, COUNTER, last.to_be_bytes());
         let committed = block_on(self.database.commit(batch));
         for user in users.keys() {
-            self.cache.changed(user);
+            self.cache.invalidate(user);
         }
         committed.map(|()| answers)
     }
 }
 
-/// Adds a device, or changes the address of the one with the same URL.
+/// Adds a device, or updates the address of the device with the same URL.
 fn register(
     last: &mut u64,
     devices: &mut Vec<Device>,
@@ -194,14 +194,14 @@ fn register(
     address: Address,
     now: Timestamp,
 ) -> Result<Device> {
-    if let Some(known) = devices.iter_mut().find(|d| d.address.url() == address.url()) {
-        known.address = address;
-        return Ok(known.clone());
+    if let Some(existing) = devices.iter_mut().find(|d| d.address.url() == address.url()) {
+        existing.address = address;
+        return Ok(existing.clone());
     }
     if devices.len() >= DEVICES_PER_USER_MAX {
         return Err(Error::new(
             ErrorKind::LimitExceeded,
-            format!("user {user} has {DEVICES_PER_USER_MAX} devices, and there can't be more"),
+            format!("user {user} has {DEVICES_PER_USER_MAX} devices, the maximum: unregister one first"),
         ));
     }
     *last += 1;
@@ -258,7 +258,7 @@ impl Row {
     }
 }
 
-/// The memory of a device, roughly.
+/// Approximate memory of a device, bytes.
 fn bytes_of(device: &Device) -> usize {
     size_of::<Device>()
         + match &device.address {
@@ -274,14 +274,14 @@ fn bytes_of(device: &Device) -> usize {
 #[async_trait]
 impl crate::Devices for EmbeddedDevices {
     async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
-        self.rounds
+        self.writes
             .run(Job::Register { user, address, now })
             .await?
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a device was registered and is not there"))
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a registered device is missing"))
     }
 
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
-        self.rounds
+        self.writes
             .run(Job::Unregister { user, device })
             .await
             .map(|removed| removed.is_some())
@@ -291,10 +291,9 @@ impl crate::Devices for EmbeddedDevices {
         users
             .iter()
             .map(|user| {
-                let devices = self
-                    .tables
-                    .cache
-                    .get_or_load(*user, |user| self.tables.of(*user).map(|d| Some(d.into())))?;
+                let devices = self.tables.cache.get_or_load(*user, |user| {
+                    self.tables.devices_of(*user).map(|d| Some(d.into()))
+                })?;
                 Ok(devices.as_deref().map(<[_]>::to_vec).unwrap_or_default())
             })
             .collect()
@@ -326,20 +325,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_same_url_keeps_its_id_and_its_time() {
+    async fn registering_a_url_again_keeps_its_id_and_time() {
         let store = Store::new();
-        let book = open(&store);
+        let devices = open(&store);
         let user = UserKey(7);
-        let first = book
+        let first = devices
             .register(user, webhook("https://a", 1), Timestamp(10))
             .await
             .unwrap();
-        let other = book.register(user, web_push(2), Timestamp(20)).await.unwrap();
+        let other = devices.register(user, web_push(2), Timestamp(20)).await.unwrap();
         assert_eq!(
-            book.of(&[user, UserKey(8)]).await.unwrap(),
+            devices.of(&[user, UserKey(8)]).await.unwrap(),
             [vec![first.clone(), other.clone()], vec![]]
         );
-        let again = book
+        let again = devices
             .register(user, webhook("https://a", 9), Timestamp(30))
             .await
             .unwrap();
@@ -350,35 +349,35 @@ mod tests {
                 ..first
             }
         );
-        assert_eq!(book.of(&[user]).await.unwrap(), [[again, other]]);
+        assert_eq!(devices.of(&[user]).await.unwrap(), [[again, other]]);
     }
 
     #[tokio::test]
-    async fn ids_are_never_given_again_even_after_a_restart() {
+    async fn ids_are_not_reused_after_a_restart() {
         let mut store = Store::new();
-        let book = open(&store);
-        let a = book
+        let devices = open(&store);
+        let a = devices
             .register(UserKey(1), web_push(1), Timestamp(1))
             .await
             .unwrap();
-        let b = book
+        let b = devices
             .register(UserKey(2), web_push(1), Timestamp(1))
             .await
             .unwrap();
         assert_ne!(a.id, b.id);
-        assert!(!book.unregister(UserKey(1), b.id).await.unwrap());
-        assert!(book.unregister(UserKey(2), b.id).await.unwrap());
-        assert!(!book.unregister(UserKey(2), b.id).await.unwrap());
-        assert_eq!(book.of(&[UserKey(2)]).await.unwrap(), [[]]);
+        assert!(!devices.unregister(UserKey(1), b.id).await.unwrap());
+        assert!(devices.unregister(UserKey(2), b.id).await.unwrap());
+        assert!(!devices.unregister(UserKey(2), b.id).await.unwrap());
+        assert_eq!(devices.of(&[UserKey(2)]).await.unwrap(), [[]]);
 
-        drop(book);
+        drop(devices);
         store.reopen();
-        let book = open(&store);
+        let devices = open(&store);
         assert_eq!(
-            book.of(&[UserKey(1), UserKey(2)]).await.unwrap(),
+            devices.of(&[UserKey(1), UserKey(2)]).await.unwrap(),
             [vec![a], vec![]]
         );
-        let c = book
+        let c = devices
             .register(UserKey(2), web_push(1), Timestamp(1))
             .await
             .unwrap();
@@ -386,19 +385,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_device_too_many_is_refused() {
+    async fn a_device_above_the_limit_is_refused() {
         let store = Store::new();
-        let book = open(&store);
+        let devices = open(&store);
         let registered = futures::future::join_all(
             (0..=DEVICES_PER_USER_MAX)
-                .map(|n| book.register(UserKey(1), webhook(&format!("https://{n}"), 1), Timestamp(1))),
+                .map(|n| devices.register(UserKey(1), webhook(&format!("https://{n}"), 1), Timestamp(1))),
         )
         .await;
         let refused: Vec<_> = registered.into_iter().filter_map(Result::err).collect();
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].kind(), ErrorKind::LimitExceeded);
         assert_eq!(
-            book.of(&[UserKey(1)]).await.unwrap()[0].len(),
+            devices.of(&[UserKey(1)]).await.unwrap()[0].len(),
             DEVICES_PER_USER_MAX
         );
     }

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{Error, ErrorKind, Result};
 
-/// Content of the file `format`. Raise the number with every change of the layout (directories, keyspaces, keys, rows) that
-/// an older or a newer version would misread.
+/// Content of the file `format`. Raise the number with every change of the layout (directories, keyspaces, keys, rows)
+/// that an older or a newer version would misread.
 const FORMAT: &str = "herald-store 4\n";
 
 /// The data directory. Holds the directory's lock until it is dropped.

@@ -1,8 +1,8 @@
-//! One thread that does the writes of one part of the store, round by round.
+//! Group commit: one thread does the writes of one store, batch by batch.
 //!
-//! Writes that read before they write must not overlap. Instead of a lock held over an fsync there is a queue: a round
-//! takes all that waits, works it off in order and commits it at once, so writers that come together share one fsync.
-//! A caller that goes away changes nothing: its write is done all the same.
+//! Writes that read before they write must not overlap. A queue avoids a lock that is held during fsync: each batch
+//! takes the waiting jobs, does them in order and commits them together, so concurrent writers share one fsync. A job
+//! is done even if its caller stops waiting.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -18,22 +18,24 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::shared_error::with_sources;
 use crate::{Error, ErrorKind, Result};
 
-/// How many writes can wait; more wait before the queue.
+/// Maximum number of queued jobs. Further callers wait for a place in the queue.
 const QUEUE: usize = 1_024;
 
 type Waiting<J, R> = (J, oneshot::Sender<Result<R>>);
 
-/// The writes of one part of the store. When it is dropped, those that wait are done first.
+/// The writer thread of one store and its queue. Dropping it does the queued jobs first.
 pub(super) struct GroupCommit<J, R> {
     queue: Option<mpsc::Sender<Waiting<J, R>>>,
     thread: Option<JoinHandle<()>>,
+    /// Number of batches that were started.
     started: Arc<AtomicU64>,
+    /// Number of batches that were committed or failed.
     done: watch::Receiver<u64>,
 }
 
 impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
-    /// Starts the thread. `work` does the jobs of a round in order and answers each; its own error answers all of them.
-    /// A round takes no more jobs once those in it weigh `weight_max`.
+    /// Starts the thread. `work` does the jobs of a batch in order and returns one result for each; an error of `work`
+    /// is the result of all of them. A batch takes no more jobs once their weight reaches `weight_max`.
     pub(super) fn start(
         name: &str,
         weight_max: usize,
@@ -58,16 +60,23 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
                         jobs.push(job);
                         answers.push(answer);
                     }
-                    let round = counter.fetch_add(1, Ordering::AcqRel) + 1;
+                    let batch = counter.fetch_add(1, Ordering::AcqRel) + 1;
                     let done = catch_unwind(AssertUnwindSafe(|| work(jobs))).unwrap_or_else(|_| {
-                        Err(Error::new(ErrorKind::Corrupt, "a write to the store panicked"))
+                        Err(Error::new(
+                            ErrorKind::Corrupt,
+                            "a write to the store panicked: see the panic message in the log",
+                        ))
                     });
-                    finished.send_replace(round);
+                    finished.send_replace(batch);
                     answer_all(answers, done);
                 }
             })
             .map_err(|e| {
-                Error::with_source(ErrorKind::Unavailable, "can't start a thread of the store", e)
+                Error::with_source(
+                    ErrorKind::Unavailable,
+                    "can't start a writer thread of the store",
+                    e,
+                )
             })?;
         Ok(Self {
             queue: Some(queue),
@@ -77,7 +86,7 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
         })
     }
 
-    /// Does a job and answers once it is durable.
+    /// Queues a job and returns its result once it is durable.
     pub(super) async fn run(&self, job: J) -> Result<R> {
         let closed = || Error::new(ErrorKind::Unavailable, "the store is shutting down");
         let queue = self.queue.as_ref().ok_or_else(closed)?;
@@ -86,8 +95,8 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
         answered.await.map_err(|_| closed())?
     }
 
-    /// Waits until all that could be read before this call is durable: a round can be read a little before it is.
-    pub(super) async fn settled(&self) -> Result<()> {
+    /// Waits until everything that was readable before this call is durable: a batch is readable before its fsync.
+    pub(super) async fn wait_durable(&self) -> Result<()> {
         let started = self.started.load(Ordering::Acquire);
         if *self.done.borrow() >= started {
             return Ok(());
@@ -100,12 +109,12 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
     }
 }
 
-/// Gives each job its answer; an error of the whole round goes to all of them.
+/// Sends each job its result; an error of the whole batch goes to every job.
 fn answer_all<R>(answers: Vec<oneshot::Sender<Result<R>>>, done: Result<Vec<Result<R>>>) {
     match done {
         Ok(done) => {
             for (answer, result) in answers.into_iter().zip(done) {
-                // Whoever asked may have gone away.
+                // The caller may have stopped waiting.
                 let _ = answer.send(result);
             }
         }
@@ -122,7 +131,7 @@ impl<J, R> Drop for GroupCommit<J, R> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // A panic in it was answered already.
+            // Panics of jobs are caught in the thread.
             let _ = thread.join();
         }
     }
@@ -135,8 +144,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn jobs_are_answered_in_order_each_with_its_own() {
-        let rounds = GroupCommit::start(
+    async fn each_job_gets_its_own_result() {
+        let writes = GroupCommit::start(
             "test",
             10,
             |_: &u32| 1,
@@ -154,7 +163,7 @@ mod tests {
             },
         )
         .unwrap();
-        let answers = futures::future::join_all((0..100).map(|n| rounds.run(n))).await;
+        let answers = futures::future::join_all((0..100).map(|n| writes.run(n))).await;
         for (n, answer) in answers.into_iter().enumerate() {
             match answer {
                 Ok(double) => assert_eq!(double as usize, 2 * n),
@@ -164,8 +173,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_error_and_the_next_job_is_done() {
-        let rounds = GroupCommit::start(
+    async fn a_panic_fails_its_batch_and_not_the_next() {
+        let writes = GroupCommit::start(
             "test",
             1,
             |_: &u32| 1,
@@ -175,15 +184,15 @@ mod tests {
             },
         )
         .unwrap();
-        assert_eq!(rounds.run(0).await.unwrap_err().kind(), ErrorKind::Corrupt);
-        assert_eq!(rounds.run(1).await.unwrap(), 1);
+        assert_eq!(writes.run(0).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(writes.run(1).await.unwrap(), 1);
     }
 
     #[tokio::test]
-    async fn what_waits_is_done_before_the_end() {
+    async fn dropping_does_the_queued_jobs_first() {
         let done = Arc::new(Mutex::new(0));
         let count = Arc::clone(&done);
-        let rounds = GroupCommit::start(
+        let writes = GroupCommit::start(
             "test",
             1,
             |_: &u32| 1,
@@ -194,11 +203,11 @@ mod tests {
         )
         .unwrap();
         for n in 0..20 {
-            // Polled once, so that it is in the queue, then dropped.
-            let mut run = Box::pin(rounds.run(n));
+            // Polled once, so that the job is queued, then dropped.
+            let mut run = Box::pin(writes.run(n));
             let _ = futures::poll!(&mut run);
         }
-        drop(rounds);
+        drop(writes);
         assert_eq!(*done.lock().unwrap(), 20);
     }
 }

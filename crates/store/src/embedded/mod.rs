@@ -1,14 +1,14 @@
-//! The embedded engine: fjall, for one machine and one process.
+//! The embedded engine, on fjall: for one machine and one process.
 //!
-//! | directory | holds | written by |
+//! | directory | data | writer |
 //! |---|---|---|
-//! | `records/` | users, follows, posts, devices, preferences, the ledger | [`database`]: batches, one fsync for many |
-//! | `dead_letters/` | dead letters and what was done about them | the same |
-//! | `totals/` | what analytics counted | the same |
-//! | `timelines/` | (follower, post) | `timelines`: sorted runs |
+//! | `records/` | users, follows, posts, devices, preferences, the ledger | [`database`]: batches with group commit |
+//! | `dead_letters/` | dead letters and operations on them | the same |
+//! | `totals/` | delivery counts of analytics | the same |
+//! | `timelines/` | (follower, post) pairs | [`timelines`]: sorted runs |
 //!
-//! Each is a fjall database. `lock` keeps a second process out and `format` says which version of the layout the directory
-//! has.
+//! Each directory is a fjall database. The file `lock` keeps a second process out; the file `format` holds the version
+//! of the layout.
 
 mod cache;
 mod database;
@@ -48,46 +48,45 @@ use self::{
 };
 use crate::{Result, Stores};
 
-/// How the embedded engine is set up.
+/// Configuration of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where everything is kept; made when it isn't there.
+    /// Directory of all data. Created if it does not exist.
     pub data_dir: PathBuf,
-    /// Free disk space below which writes are refused with [`ErrorKind::Full`](crate::ErrorKind::Full), MiB; below twice as
-    /// much no more posts are accepted. Running out of space in the middle of a write needs a restart; this makes it not
-    /// happen, to the store or to a broker on the same disk.
+    /// Free disk space below which writes are refused with [`ErrorKind::Full`](crate::ErrorKind::Full), MiB. Below
+    /// twice this value, no new posts are accepted. The limit keeps the store, and a broker on the same disk, from
+    /// running out of space during a write, which only a restart repairs.
     pub disk_free_mb_min: u64,
-    /// Memory for blocks of `records/` that were read from disk, MiB.
+    /// Block cache of `records/`, MiB.
     pub records_cache_mb: u64,
-    /// Memory for blocks of `dead_letters/` that were read from disk, MiB.
+    /// Block cache of `dead_letters/`, MiB.
     pub dead_letters_cache_mb: u64,
-    /// Memory for blocks of `totals/` that were read from disk, MiB.
+    /// Block cache of `totals/`, MiB.
     pub totals_cache_mb: u64,
-    /// How long it can be told who followed an author at an earlier moment, hours. Posts that are still on their way need
-    /// it.
+    /// Retention of the follow history, hours. Must exceed the time that a post can be in flight, because each post is
+    /// delivered to the followers of the version that it pinned.
     pub follow_history_keep_hours: u64,
-    /// How long a request id stands for the post it made, hours.
+    /// Retention of request ids, hours. A request that is repeated within this time creates no second post.
     pub request_keep_hours: u64,
-    /// Memory for users, each way between ids and keys, MiB.
+    /// Cache of users, MiB for each direction (id to key, key to id).
     pub users_cache_mb: u64,
-    /// Memory for what older versions of followers differ by, MiB.
+    /// Cache of differences between follow versions, MiB.
     pub follows_cache_mb: u64,
-    /// Memory for posts, MiB.
+    /// Cache of posts, MiB.
     pub posts_cache_mb: u64,
-    /// Memory for devices, MiB.
+    /// Cache of devices, MiB.
     pub devices_cache_mb: u64,
-    /// Memory for preferences, MiB.
+    /// Cache of preferences, MiB.
     pub preferences_cache_mb: u64,
-    /// How long a timeline shows a post, days from its acceptance.
+    /// Retention of timelines, days from the acceptance of a post.
     pub timeline_keep_days: u64,
-    /// How long it is known what became of a post's deliveries, days from its acceptance. Some 2 bytes a delivery, and 25
-    /// a chunk for analytics.
+    /// Retention of the ledger, days from the acceptance of a post, and of dead letters, days from their arrival. Takes
+    /// about 2 bytes per delivery, and 25 per chunk for analytics.
     pub ledger_keep_days: u64,
-    /// How long it is known what was done about dead letters, and by whom, days. The dead letters themselves are kept as long as
-    /// the ledger.
+    /// Retention of the audit log of operations on dead letters, days. Dead letters are retained as long as the ledger.
     pub dead_letter_operation_keep_days: u64,
-    /// Timelines.
+    /// Configuration of timelines.
     pub timelines: timelines::Config,
 }
 
@@ -114,7 +113,7 @@ impl Default for Config {
     }
 }
 
-/// The embedded engine, open. Only one can be open for a directory.
+/// The open embedded engine. A directory can be open only once.
 pub struct Embedded {
     retention_thread: RetentionThread,
     retention: Retention,
@@ -126,8 +125,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the engine, making what isn't there. [`Locked`](crate::ErrorKind::Locked) when another process has it open,
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) when the directory is of another format.
+    /// Opens the engine and creates missing files. [`Locked`](crate::ErrorKind::Locked) if the directory is open in
+    /// another process, [`Corrupt`](crate::ErrorKind::Corrupt) if it has another format.
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
@@ -149,7 +148,7 @@ impl Embedded {
         })
     }
 
-    /// All of its stores.
+    /// The stores of the engine.
     pub fn stores(&self) -> Stores {
         Stores {
             users: self.parts.users.clone(),
@@ -164,20 +163,20 @@ impl Embedded {
         }
     }
 
-    /// Makes what was written durable and ends the engine's threads. Writes that come later are refused.
+    /// Makes applied writes durable and ends the engine's threads. Later writes are refused.
     pub fn close(&self) -> Result<()> {
         self.retention_thread.stop();
         let timelines = self.timelines.close();
         self.databases.close().and(timelines)
     }
 
-    /// Forgets what is too old at a moment: follow versions, request ids, timelines' posts, and the ledger's rows, what
-    /// analytics knows of chunks and dead letters past their time. The engine does so itself once a minute.
+    /// Removes data whose retention has ended at `now`: follow history, request ids, posts on timelines, ledger rows,
+    /// chunk counts, dead letters and operations. The engine calls this once a minute.
     pub async fn retention(&self, now: Timestamp) -> Result<()> {
         self.retention.run(now).await
     }
 
-    /// The timelines, for their maintenance.
+    /// The timelines, for maintenance.
     pub fn timelines(&self) -> &Arc<EmbeddedTimelines> {
         &self.timelines
     }
@@ -193,7 +192,7 @@ mod tests {
     use crate::{Archived, ChunkPlan, SlicePlan};
 
     #[tokio::test]
-    async fn timelines_and_the_ledger_forget_what_is_past_its_time() {
+    async fn posts_past_their_retention_leave_timelines_and_ledger() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             data_dir: dir.path().into(),

@@ -1,4 +1,4 @@
-//! The parts of the engine, but for timelines and the ledger.
+//! The stores of the engine, except timelines and the ledger.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::Result;
 
-/// All of them, open.
+/// The open stores.
 pub(super) struct Parts {
     pub(super) users: Arc<EmbeddedUsers>,
     pub(super) follows: Arc<EmbeddedFollows>,
@@ -21,7 +21,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens them.
+    /// Opens the stores.
     pub(super) fn open(databases: &Databases, config: &Config) -> Result<Self> {
         let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(60 * 60));
         let bytes = |mb: u64| mb.saturating_mul(1 << 20);
@@ -48,7 +48,7 @@ impl Parts {
         })
     }
 
-    /// What has to be forgotten from time to time.
+    /// The retention of all stores.
     pub(super) fn retention(
         &self,
         timelines: &Arc<EmbeddedTimelines>,

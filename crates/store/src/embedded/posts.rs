@@ -3,10 +3,10 @@
 //! | keyspace | row |
 //! |---|---|
 //! | `posts` | post → [`Row`] |
-//! | `posts_by_author` | (author, newest first) → nothing; posts that are not deleted |
-//! | `post_deletions` | post → when; may be there before the post |
-//! | `post_requests` | (author, request id) → post, when |
-//! | `post_request_times` | (when, author, request id) → nothing, to trim the former by age |
+//! | `posts_by_author` | (author, !post) → nothing, for posts that are not deleted, newest first |
+//! | `post_deletions` | post → time; can precede the post |
+//! | `post_requests` | (author, request id) → post, time |
+//! | `post_request_times` | (time, author, request id) → nothing, the index for retention of `post_requests` |
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -23,16 +23,16 @@ use super::{
 };
 use crate::{Archived, Error, ErrorKind, Result};
 
-/// How many entries one commit takes before it leaves the rest to the next one.
-const ROUND_ENTRIES: usize = 4_096;
+/// Number of entries at which a batch takes no more calls.
+const BATCH_ENTRIES_MAX: usize = 4_096;
 
-/// How many request ids one commit of [`EmbeddedPosts::trim`] removes.
-const TRIM_REQUESTS: usize = 10_000;
+/// Maximum number of request ids that one commit of [`EmbeddedPosts::trim`] removes.
+const TRIM_REQUESTS_MAX: usize = 10_000;
 
 /// The embedded engine's [`Posts`](crate::Posts).
 pub(crate) struct EmbeddedPosts {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Job, usize>,
+    writes: GroupCommit<Job, usize>,
 }
 
 struct Tables {
@@ -47,11 +47,11 @@ struct Tables {
 }
 
 enum Job {
-    EmbeddedPosts(Vec<Archived>),
+    Archive(Vec<Archived>),
     Trim(Timestamp),
 }
 
-/// A post as it is stored. What never changes: the deletion has its own row.
+/// A stored post. It never changes; the deletion has its own row.
 #[derive(Clone, PartialEq, Message)]
 struct Row {
     #[prost(uint32, tag = "1")]
@@ -77,14 +77,14 @@ struct Row {
     push_ttl_us: u64,
 }
 
-/// The post that a request made.
+/// The post that a request created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Request {
     post: u64,
     at: Timestamp,
 }
 
-/// The round in hand: what is in its batch and can't be read yet.
+/// The current batch and its changes, which can't be read from the keyspaces yet.
 struct CommitBatch {
     batch: OwnedWriteBatch,
     created: HashMap<u64, UserKey>,
@@ -93,7 +93,7 @@ struct CommitBatch {
 }
 
 impl EmbeddedPosts {
-    /// Opens the archive. Request ids are kept for `request_keep`; `cache_bytes_max` bounds the memory for posts.
+    /// Opens the archive. `request_keep` is the retention of request ids; `cache_bytes_max` bounds the cache of posts.
     pub(crate) fn open(
         database: &Arc<Database>,
         request_keep: Duration,
@@ -112,33 +112,33 @@ impl EmbeddedPosts {
         });
         let shared = Arc::clone(&tables);
         let weigh = |job: &Job| match job {
-            Job::EmbeddedPosts(entries) => entries.len(),
-            Job::Trim(_) => ROUND_ENTRIES,
+            Job::Archive(entries) => entries.len(),
+            Job::Trim(_) => BATCH_ENTRIES_MAX,
         };
-        let rounds = GroupCommit::start("posts", ROUND_ENTRIES, weigh, move |jobs| shared.round(jobs))?;
-        Ok(Self { tables, rounds })
+        let writes = GroupCommit::start("posts", BATCH_ENTRIES_MAX, weigh, move |jobs| shared.run(jobs))?;
+        Ok(Self { tables, writes })
     }
 
-    /// Removes request ids older than the kept time and answers how many that were.
+    /// Removes request ids past their retention and returns their number.
     pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
         let mut removed = 0;
         loop {
-            match self.rounds.run(Job::Trim(now)).await? {
+            match self.writes.run(Job::Trim(now)).await? {
                 0 => return Ok(removed),
                 some => removed += some,
             }
         }
     }
 
-    /// The id from which on posts were accepted at a moment or later; one past the last when all are older. Ids ascend with
-    /// time but for the clock's corrections, so it is found by halving: some 40 reads.
+    /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. Binary
+    /// search with about 40 reads: ids ascend with time, except for clock corrections.
     pub(crate) fn first_since(&self, moment: Timestamp) -> Result<PostId> {
         let posts = &self.tables.posts;
         let Some(last) = posts.last_key_value() else {
             return Ok(PostId(1));
         };
         let (mut low, mut high) = (1, id_of(&last.key().map_err(map_err)?)? + 1);
-        // Every post before `low` is older, and those from `high` on are not.
+        // Posts less than `low` are older than `moment`; posts from `high` on are not.
         while low < high {
             let middle = low + (high - low) / 2;
             let Some(found) = posts.range(middle.to_be_bytes()..high.to_be_bytes()).next() else {
@@ -156,7 +156,7 @@ impl EmbeddedPosts {
         Ok(PostId(low))
     }
 
-    /// [`of_request`](crate::Posts::of_request) as of a moment.
+    /// [`of_request`](crate::Posts::of_request) at the time `now`.
     fn of_request_at(&self, author: UserKey, request_id: &str, now: Timestamp) -> Result<Option<PostId>> {
         let request = self.tables.request(&request_key(author, request_id))?;
         Ok(request
@@ -166,8 +166,9 @@ impl EmbeddedPosts {
 }
 
 impl Tables {
-    fn round(&self, jobs: Vec<Job>) -> Result<Vec<Result<usize>>> {
-        let mut round = CommitBatch {
+    /// Does a batch of jobs.
+    fn run(&self, jobs: Vec<Job>) -> Result<Vec<Result<usize>>> {
+        let mut pending = CommitBatch {
             batch: self.database.batch(),
             created: HashMap::new(),
             deleted: HashMap::new(),
@@ -176,111 +177,113 @@ impl Tables {
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             answers.push(Ok(match job {
-                Job::EmbeddedPosts(entries) => {
+                Job::Archive(entries) => {
                     for entry in &entries {
                         match entry {
-                            Archived::Created(post) => self.create(&mut round, post)?,
-                            Archived::Deleted { post, at } => self.delete(&mut round, post.0, *at)?,
+                            Archived::Created(post) => self.create(&mut pending, post)?,
+                            Archived::Deleted { post, at } => self.delete(&mut pending, post.0, *at)?,
                         }
                     }
                     entries.len()
                 }
-                Job::Trim(now) => self.trim(&mut round, now)?,
+                Job::Trim(now) => self.trim(&mut pending, now)?,
             }));
         }
-        if round.batch.is_empty() {
+        if pending.batch.is_empty() {
             return Ok(answers);
         }
-        let committed = block_on(self.database.commit(round.batch));
-        for post in round.deleted.keys() {
-            self.cache.changed(post);
+        let committed = block_on(self.database.commit(pending.batch));
+        for post in pending.deleted.keys() {
+            self.cache.invalidate(post);
         }
         committed.map(|()| answers)
     }
 
-    /// Stores a post. One that is there already stays as it is.
-    fn create(&self, round: &mut CommitBatch, post: &Post) -> Result<()> {
+    /// Stores a post, unless it is already stored.
+    fn create(&self, pending: &mut CommitBatch, post: &Post) -> Result<()> {
         let id = post.id.0;
-        if self.author_of(round, id)?.is_some() {
+        if self.author_of(pending, id)?.is_some() {
             return Ok(());
         }
-        round
+        pending
             .batch
             .insert(&self.posts, id.to_be_bytes(), Row::of(post).encode_to_vec());
-        round.created.insert(id, post.author);
-        if !self.is_deleted(round, id)? {
-            round
+        pending.created.insert(id, post.author);
+        if !self.is_deleted(pending, id)? {
+            pending
                 .batch
                 .insert(&self.by_author, by_author_key(post.author, id), []);
         }
 
         let key = request_key(post.author, &post.request_id);
-        let made = Request {
+        let request = Request {
             post: id,
             at: post.accepted_at,
         };
-        let known = match round.requests.get(&key) {
-            Some(request) => Some(*request),
+        let existing = match pending.requests.get(&key) {
+            Some(existing) => Some(*existing),
             None => self.request(&key)?,
         };
-        if known.is_none_or(|known| made.replaces(known, self.request_keep)) {
-            round.batch.insert(&self.requests, key.clone(), made.encode());
-            round
+        if existing.is_none_or(|existing| request.replaces(existing, self.request_keep)) {
+            pending
                 .batch
-                .insert(&self.request_times, time_key(made.at, &key), []);
-            round.requests.insert(key, made);
+                .insert(&self.requests, key.clone(), request.encode());
+            pending
+                .batch
+                .insert(&self.request_times, time_key(request.at, &key), []);
+            pending.requests.insert(key, request);
         }
         Ok(())
     }
 
-    /// Notes that a post was deleted. The first deletion stays.
-    fn delete(&self, round: &mut CommitBatch, post: u64, at: Timestamp) -> Result<()> {
-        if self.is_deleted(round, post)? {
+    /// Records a deletion. The first deletion of a post counts.
+    fn delete(&self, pending: &mut CommitBatch, post: u64, at: Timestamp) -> Result<()> {
+        if self.is_deleted(pending, post)? {
             return Ok(());
         }
-        round
+        pending
             .batch
             .insert(&self.deletions, post.to_be_bytes(), at.0.to_be_bytes());
-        round.deleted.insert(post, at);
-        if let Some(author) = self.author_of(round, post)? {
-            round.batch.remove(&self.by_author, by_author_key(author, post));
+        pending.deleted.insert(post, at);
+        if let Some(author) = self.author_of(pending, post)? {
+            pending.batch.remove(&self.by_author, by_author_key(author, post));
         }
         Ok(())
     }
 
-    /// Removes some request ids that are too old. It is done between the writes, so that one which was just made anew
-    /// stays.
-    fn trim(&self, round: &mut CommitBatch, now: Timestamp) -> Result<usize> {
+    /// Removes request ids past their retention. It is a job of the writer thread, so that it can't remove a request id
+    /// that was written again meanwhile.
+    fn trim(&self, pending: &mut CommitBatch, now: Timestamp) -> Result<usize> {
         let keep = i64::try_from(self.request_keep.as_micros()).unwrap_or(i64::MAX);
         let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
         let mut removed = 0;
-        for row in self.request_times.range(..end).take(TRIM_REQUESTS) {
+        for row in self.request_times.range(..end).take(TRIM_REQUESTS_MAX) {
             let time_key = row.key().map_err(map_err)?;
             let (Some(at), Some(key)) = (time_key.get(..8), time_key.get(8..)) else {
                 return Err(corrupt("request time"));
             };
-            if !round.requests.contains_key(key)
+            if !pending.requests.contains_key(key)
                 && self
                     .request(key)?
                     .is_some_and(|request| request.at.0.to_be_bytes() == at)
             {
-                round.batch.remove(&self.requests, key);
+                pending.batch.remove(&self.requests, key);
             }
-            round.batch.remove(&self.request_times, time_key);
+            pending.batch.remove(&self.request_times, time_key);
             removed += 1;
         }
         Ok(removed)
     }
 
-    fn author_of(&self, round: &CommitBatch, post: u64) -> Result<Option<UserKey>> {
-        if let Some(author) = round.created.get(&post) {
+    fn author_of(&self, pending: &CommitBatch, post: u64) -> Result<Option<UserKey>> {
+        if let Some(author) = pending.created.get(&post) {
             return Ok(Some(*author));
         }
         Ok(self.row(post)?.map(|row| UserKey(row.author)))
     }
 
-    fn is_deleted(&self, round: &CommitBatch, post: u64) -> Result<bool> {
-        Ok(round.deleted.contains_key(&post) || self.deletion(post)?.is_some())
+    fn is_deleted(&self, pending: &CommitBatch, post: u64) -> Result<bool> {
+        Ok(pending.deleted.contains_key(&post) || self.deletion(post)?.is_some())
     }
 
     fn row(&self, post: u64) -> Result<Option<Row>> {
@@ -354,14 +357,14 @@ impl Row {
 }
 
 impl Request {
-    /// Whether this is the post to remember rather than the known one: the smaller of two within the kept time, else the
-    /// later.
-    fn replaces(self, known: Self, keep: Duration) -> bool {
-        let apart = self.at.since(known.at).max(known.at.since(self.at));
+    /// Whether this request replaces the existing one: the smaller post id wins within the retention, else the later
+    /// request.
+    fn replaces(self, existing: Self, keep: Duration) -> bool {
+        let apart = self.at.since(existing.at).max(existing.at.since(self.at));
         if apart <= keep {
-            self.post < known.post
+            self.post < existing.post
         } else {
-            self.at > known.at
+            self.at > existing.at
         }
     }
 
@@ -388,11 +391,7 @@ impl crate::Posts for EmbeddedPosts {
             return Ok(());
         }
         can_fail!("store.archive");
-        let archived = self
-            .rounds
-            .run(Job::EmbeddedPosts(entries.to_vec()))
-            .await
-            .map(drop);
+        let archived = self.writes.run(Job::Archive(entries.to_vec())).await.map(drop);
         can_fail!("store.archived");
         archived
     }
@@ -447,7 +446,7 @@ impl crate::Posts for EmbeddedPosts {
     }
 }
 
-/// (author, !post): the newest come first.
+/// The key (author, !post), which sorts the newest post first.
 fn by_author_key(author: UserKey, post: u64) -> [u8; 12] {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&author.0.to_be_bytes());
@@ -456,7 +455,7 @@ fn by_author_key(author: UserKey, post: u64) -> [u8; 12] {
 }
 
 fn id_of(key: &[u8]) -> Result<u64> {
-    let key = <[u8; 8]>::try_from(key).map_err(|_| corrupt("post's id"))?;
+    let key = <[u8; 8]>::try_from(key).map_err(|_| corrupt("id of a post"))?;
     Ok(u64::from_be_bytes(key))
 }
 
@@ -469,10 +468,10 @@ fn time_key(at: Timestamp, request_key: &[u8]) -> Vec<u8> {
 }
 
 fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("a {what} can't be read"))
+    Error::new(ErrorKind::Corrupt, format!("can't decode the stored {what}"))
 }
 
-/// The memory of a post, roughly.
+/// Approximate memory of a post, bytes.
 fn bytes_of(post: &Post) -> usize {
     size_of::<Post>()
         + post.text.len()

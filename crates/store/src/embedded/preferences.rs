@@ -1,4 +1,4 @@
-//! Preferences: one row a user, absent while they are the defaults.
+//! Preferences: one row per user, absent if they are the defaults.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,13 +15,13 @@ use super::{
 };
 use crate::{Error, ErrorKind, MUTED_AUTHORS_MAX, PreferencesChange, Result};
 
-/// How many changes one commit takes before it leaves the rest to the next one.
-const ROUND_CHANGES: usize = 4_096;
+/// Maximum number of changes in a batch.
+const BATCH_CHANGES_MAX: usize = 4_096;
 
 /// The embedded engine's [`Preferences`](crate::Preferences).
 pub(crate) struct EmbeddedPreferences {
     tables: Arc<Tables>,
-    rounds: GroupCommit<(UserKey, PreferencesChange), Preferences>,
+    writes: GroupCommit<(UserKey, PreferencesChange), Preferences>,
 }
 
 struct Tables {
@@ -31,12 +31,12 @@ struct Tables {
     cache: Cache<UserKey, Arc<Preferences>>,
 }
 
-/// A user's preferences as they are stored. Absent fields are the defaults.
+/// The stored preferences of a user.
 #[derive(Clone, PartialEq, Message)]
 struct Row {
     #[prost(bool, tag = "1")]
     push_disabled: bool,
-    /// Ascending, delta-coded.
+    /// Encoded as [`Recipients`].
     #[prost(bytes = "bytes", tag = "2")]
     muted: bytes::Bytes,
     #[prost(uint32, tag = "3")]
@@ -44,7 +44,7 @@ struct Row {
 }
 
 impl EmbeddedPreferences {
-    /// Opens the preferences. `cache_bytes_max` bounds the memory for them.
+    /// Opens the preferences. `cache_bytes_max` bounds their cache.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
             preferences: database.keyspace("preferences", database::options)?,
@@ -56,18 +56,18 @@ impl EmbeddedPreferences {
             ),
         });
         let shared = Arc::clone(&tables);
-        let rounds = GroupCommit::start(
+        let writes = GroupCommit::start(
             "preferences",
-            ROUND_CHANGES,
+            BATCH_CHANGES_MAX,
             |_| 1,
-            move |jobs| shared.round(jobs),
+            move |jobs| shared.run(jobs),
         )?;
-        Ok(Self { tables, rounds })
+        Ok(Self { tables, writes })
     }
 }
 
 impl Tables {
-    fn of(&self, user: UserKey) -> Result<Preferences> {
+    fn preferences_of(&self, user: UserKey) -> Result<Preferences> {
         let Some(bytes) = self.preferences.get(user.0.to_be_bytes()).map_err(map_err)? else {
             return Ok(Preferences::default());
         };
@@ -77,20 +77,21 @@ impl Tables {
             .ok_or_else(|| {
                 Error::new(
                     ErrorKind::Corrupt,
-                    format!("the preferences of user {user} can't be read"),
+                    format!("can't decode the preferences of user {user}"),
                 )
             })
     }
 
-    fn round(&self, jobs: Vec<(UserKey, PreferencesChange)>) -> Result<Vec<Result<Preferences>>> {
+    /// Applies a batch of changes.
+    fn run(&self, jobs: Vec<(UserKey, PreferencesChange)>) -> Result<Vec<Result<Preferences>>> {
         let mut users: HashMap<UserKey, Preferences> = HashMap::new();
         let mut answers = Vec::with_capacity(jobs.len());
         for (user, change) in jobs {
             let before = match users.get(&user) {
-                Some(known) => known.clone(),
-                None => self.of(user)?,
+                Some(changed) => changed.clone(),
+                None => self.preferences_of(user)?,
             };
-            answers.push(change_of(user, before, change).inspect(|after| {
+            answers.push(apply_change(user, before, change).inspect(|after| {
                 users.insert(user, after.clone());
             }));
         }
@@ -108,13 +109,17 @@ impl Tables {
         }
         let committed = block_on(self.database.commit(batch));
         for user in users.keys() {
-            self.cache.changed(user);
+            self.cache.invalidate(user);
         }
         committed.map(|()| answers)
     }
 }
 
-fn change_of(user: UserKey, mut preferences: Preferences, change: PreferencesChange) -> Result<Preferences> {
+fn apply_change(
+    user: UserKey,
+    mut preferences: Preferences,
+    change: PreferencesChange,
+) -> Result<Preferences> {
     preferences.push_enabled = change.push_enabled.unwrap_or(preferences.push_enabled);
     preferences.muted.extend(change.mute);
     for author in &change.unmute {
@@ -123,7 +128,7 @@ fn change_of(user: UserKey, mut preferences: Preferences, change: PreferencesCha
     if preferences.muted.len() > MUTED_AUTHORS_MAX {
         return Err(Error::new(
             ErrorKind::LimitExceeded,
-            format!("user {user} would mute more than {MUTED_AUTHORS_MAX} authors"),
+            format!("user {user} can't mute more than {MUTED_AUTHORS_MAX} authors: unmute some first"),
         ));
     }
     Ok(preferences)
@@ -154,17 +159,16 @@ impl crate::Preferences for EmbeddedPreferences {
         users
             .iter()
             .map(|user| {
-                let preferences = self
-                    .tables
-                    .cache
-                    .get_or_load(*user, |user| self.tables.of(*user).map(|p| Some(p.into())))?;
+                let preferences = self.tables.cache.get_or_load(*user, |user| {
+                    self.tables.preferences_of(*user).map(|p| Some(p.into()))
+                })?;
                 Ok(preferences.as_deref().cloned().unwrap_or_default())
             })
             .collect()
     }
 
     async fn update(&self, user: UserKey, change: &PreferencesChange) -> Result<Preferences> {
-        self.rounds.run((user, change.clone())).await
+        self.writes.run((user, change.clone())).await
     }
 }
 
@@ -180,21 +184,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_out_stays_and_a_restart_changes_nothing() {
+    async fn unset_fields_stay_and_changes_survive_a_restart() {
         let mut store = Store::new();
-        let book = open(&store);
-        assert_eq!(book.of(&[USER]).await.unwrap(), [Preferences::default()]);
+        let preferences = open(&store);
+        assert_eq!(preferences.of(&[USER]).await.unwrap(), [Preferences::default()]);
         let mute = PreferencesChange {
             mute: vec![UserKey(3), UserKey(1)],
             ..Default::default()
         };
-        book.update(USER, &mute).await.unwrap();
+        preferences.update(USER, &mute).await.unwrap();
         let off = PreferencesChange {
             push_enabled: Some(false),
             unmute: vec![UserKey(3)],
             ..Default::default()
         };
-        let after = book.update(USER, &off).await.unwrap();
+        let after = preferences.update(USER, &off).await.unwrap();
         assert_eq!(
             after,
             Preferences {
@@ -203,29 +207,32 @@ mod tests {
             }
         );
         assert_eq!(
-            book.of(&[USER, UserKey(8)]).await.unwrap(),
+            preferences.of(&[USER, UserKey(8)]).await.unwrap(),
             [after.clone(), Preferences::default()]
         );
 
-        drop(book);
+        drop(preferences);
         store.reopen();
-        let book = open(&store);
-        assert_eq!(book.of(&[USER]).await.unwrap(), [after]);
+        let preferences = open(&store);
+        assert_eq!(preferences.of(&[USER]).await.unwrap(), [after]);
         let on = PreferencesChange {
             push_enabled: Some(true),
             unmute: vec![UserKey(1)],
             ..Default::default()
         };
-        assert_eq!(book.update(USER, &on).await.unwrap(), Preferences::default());
-        assert_eq!(book.of(&[USER]).await.unwrap(), [Preferences::default()]);
+        assert_eq!(
+            preferences.update(USER, &on).await.unwrap(),
+            Preferences::default()
+        );
+        assert_eq!(preferences.of(&[USER]).await.unwrap(), [Preferences::default()]);
     }
 
     #[tokio::test]
-    async fn muting_too_many_is_refused_without_a_side_effect() {
+    async fn muting_above_the_limit_is_refused_and_changes_nothing() {
         let store = Store::new();
-        let book = open(&store);
+        let preferences = open(&store);
         let many = (1..=MUTED_AUTHORS_MAX as u32).map(UserKey).collect();
-        let full = book
+        let full = preferences
             .update(
                 USER,
                 &PreferencesChange {
@@ -242,36 +249,36 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            book.update(USER, &more).await.unwrap_err().kind(),
+            preferences.update(USER, &more).await.unwrap_err().kind(),
             ErrorKind::LimitExceeded
         );
-        assert_eq!(book.of(&[USER]).await.unwrap(), [full]);
+        assert_eq!(preferences.of(&[USER]).await.unwrap(), [full]);
         let swap = PreferencesChange {
             mute: vec![UserKey(0)],
             unmute: vec![UserKey(1)],
             ..Default::default()
         };
         assert_eq!(
-            book.update(USER, &swap).await.unwrap().muted.len(),
+            preferences.update(USER, &swap).await.unwrap().muted.len(),
             MUTED_AUTHORS_MAX
         );
     }
 
     #[tokio::test]
-    async fn changes_that_come_together_are_all_made() {
+    async fn concurrent_changes_are_all_applied() {
         let store = Store::new();
-        let book = open(&store);
+        let preferences = open(&store);
         futures::future::join_all((0..100).map(|n| {
-            let book = &book;
+            let preferences = &preferences;
             async move {
                 let mute = PreferencesChange {
                     mute: vec![UserKey(n)],
                     ..Default::default()
                 };
-                book.update(USER, &mute).await.unwrap();
+                preferences.update(USER, &mute).await.unwrap();
             }
         }))
         .await;
-        assert_eq!(book.of(&[USER]).await.unwrap()[0].muted.len(), 100);
+        assert_eq!(preferences.of(&[USER]).await.unwrap()[0].muted.len(), 100);
     }
 }

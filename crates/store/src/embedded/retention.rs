@@ -1,4 +1,4 @@
-//! What has to be done from time to time: forgetting what is too old.
+//! Retention: removing data that is older than its configured age.
 
 use std::{
     sync::{Arc, mpsc},
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::Result;
 
-/// How long between two times.
-const EVERY: Duration = Duration::from_mins(1);
+/// Interval between two runs.
+const INTERVAL: Duration = Duration::from_mins(1);
 
-/// Those that have something to forget.
+/// The stores with retention, and their limits.
 #[derive(Clone)]
 pub(super) struct Retention {
     pub(super) follows: Arc<EmbeddedFollows>,
@@ -28,26 +28,27 @@ pub(super) struct Retention {
     pub(super) ledger: Arc<Ledger>,
     pub(super) dead_letters: Arc<EmbeddedDeadLetters>,
     pub(super) totals: Arc<EmbeddedTotals>,
-    /// How long a timeline shows a post.
+    /// Retention of posts on timelines, from their acceptance.
     pub(super) timeline_keep: Duration,
-    /// How long it is known what became of a post's deliveries, and which messages were given up.
+    /// Retention of ledger rows, from the acceptance of their post, and of dead letters, from their arrival.
     pub(super) ledger_keep: Duration,
-    /// How long it is known what was done about those.
+    /// Retention of operations on dead letters.
     pub(super) dead_letter_operation_keep: Duration,
 }
 
 impl Retention {
-    /// Forgets what is too old at a moment.
+    /// Removes data whose retention has ended at `now`.
     pub(super) async fn run(&self, now: Timestamp) -> Result<()> {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
-        let shown = self.posts.first_since(now.minus(self.timeline_keep))?;
-        self.timelines.set_oldest(shown)?;
-        let known = self.posts.first_since(now.minus(self.ledger_keep))?;
-        let ledger_rows = self.ledger.trim(known).await?;
-        // An event that was given up can come again as long as its dead letter is kept, with chunks that were counted.
-        let told = self.posts.first_since(now.minus(2 * self.ledger_keep))?;
-        let counted_chunks = self.totals.trim(told).await?;
+        let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep))?;
+        self.timelines.set_oldest(oldest_shown)?;
+        let oldest_recorded = self.posts.first_since(now.minus(self.ledger_keep))?;
+        let ledger_rows = self.ledger.trim(oldest_recorded).await?;
+        // A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted
+        // again.
+        let oldest_counted = self.posts.first_since(now.minus(2 * self.ledger_keep))?;
+        let counted_chunks = self.totals.trim(oldest_counted).await?;
         let dead_letters = self.dead_letters.trim(
             now.minus(self.ledger_keep),
             now.minus(self.dead_letter_operation_keep),
@@ -60,14 +61,14 @@ impl Retention {
                 ledger_rows,
                 counted_chunks,
                 dead_letters,
-                "forgot what is too old"
+                "removed data past its retention"
             );
         }
         Ok(())
     }
 }
 
-/// The thread that does them, as long as this lives.
+/// The thread that runs [`Retention`]. Dropping it ends the thread.
 pub(super) struct RetentionThread {
     stop: Mutex<Option<mpsc::Sender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -80,27 +81,27 @@ impl RetentionThread {
         let thread = std::thread::Builder::new()
             .name("store-retention".into())
             .spawn(move || {
-                while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                while stopped.recv_timeout(INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
                     if let Err(error) = block_on(retention.run(Timestamp::now())) {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
-                            "could not forget what is too old"
+                            "can't remove data past its retention, retrying in a minute"
                         );
                     }
                 }
             })
-            .map_err(|e| io_error("can't start the maintenance thread".into(), e))?;
+            .map_err(|e| io_error("can't start the retention thread".into(), e))?;
         Ok(Self {
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),
         })
     }
 
-    /// Ends the thread. Again: nothing.
+    /// Ends the thread. Idempotent.
     pub(super) fn stop(&self) {
         drop(self.stop.lock().take());
         if let Some(thread) = self.thread.lock().take() {
-            // A panic in it was printed already.
+            // The panic hook has reported a panic of the thread.
             let _ = thread.join();
         }
     }

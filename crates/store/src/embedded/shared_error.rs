@@ -1,8 +1,8 @@
-//! An error that many wait for.
+//! An error that is returned to several callers.
 
 use crate::{Error, ErrorKind};
 
-/// Why something failed, to be told to many. [`Error`] itself can't be cloned.
+/// A cloneable copy of an [`Error`]: its kind, and its message with all sources.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedError {
     kind: ErrorKind,
@@ -10,7 +10,7 @@ pub(crate) struct SharedError {
 }
 
 impl SharedError {
-    /// What failed, because of which error.
+    /// `what` failed because of `cause`.
     pub(crate) fn new(what: &str, cause: &Error) -> Self {
         Self {
             kind: cause.kind(),
@@ -18,7 +18,7 @@ impl SharedError {
         }
     }
 
-    /// What failed because the thread that does it is gone.
+    /// `what` is unavailable because its thread has ended.
     pub(crate) fn ended(what: &str) -> Self {
         Self {
             kind: ErrorKind::Unavailable,
@@ -26,13 +26,13 @@ impl SharedError {
         }
     }
 
-    /// The error to return.
+    /// The error for one caller.
     pub(crate) fn error(&self) -> Error {
         Error::new(self.kind, self.message.clone())
     }
 }
 
-/// An error and what caused it, in one line.
+/// The messages of an error and its sources, joined by colons.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,4 @@
-//! Free disk space, looked at before it runs out.
+//! Free disk space, checked before each write.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,36 +9,36 @@ use parking_lot::Mutex;
 
 use crate::{Error, ErrorKind, Result};
 
-/// How long a look at the file system is good for.
-const FRESH: Duration = Duration::from_millis(250);
+/// How long a measurement of the free space is reused.
+const MEASUREMENT_TTL: Duration = Duration::from_millis(250);
 
 /// Refuses writes while the disk is nearly full.
 ///
-/// Running out of space in the middle of a journal write leaves fjall unable to write until it is opened again. Refused in
-/// time, writes simply succeed again when there is room.
+/// If the disk fills up during a journal write, fjall refuses writes until it is opened again. If writes are refused
+/// earlier, they succeed again as soon as space is free.
 pub(crate) struct Space {
     dir: PathBuf,
     free_mb_min: u64,
-    looked: Mutex<Option<(Instant, u64)>>,
+    measured: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Space {
-    /// Watches the file system that holds `dir`.
+    /// Measures the file system of `dir`. `free_mb_min` is in MiB.
     pub(crate) fn new(dir: &Path, free_mb_min: u64) -> Self {
         Self {
             dir: dir.into(),
             free_mb_min,
-            looked: Mutex::new(None),
+            measured: Mutex::new(None),
         }
     }
 
-    /// [`Full`](ErrorKind::Full) when less than the wanted space is free.
+    /// [`Full`](ErrorKind::Full) if less than `free_mb_min` is free.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_free(self.free_mb_min)
     }
 
-    /// [`Full`](ErrorKind::Full) when less than twice the wanted space is free: no more should be accepted, so that what was
-    /// accepted can still be written.
+    /// [`Full`](ErrorKind::Full) if less than twice `free_mb_min` is free. Accepting new posts stops at this level, so
+    /// that accepted posts can still be written.
     pub(crate) fn check_for_more(&self) -> Result<()> {
         self.check_free(self.free_mb_min.saturating_mul(2))
     }
@@ -49,21 +49,23 @@ impl Space {
             return Ok(());
         }
         let dir = self.dir.display();
-        let message = format!("only {free_mb} MiB are free at {dir}, {wanted_mb} wanted");
+        let message = format!(
+            "{dir} has {free_mb} MiB of free disk space, and needs {wanted_mb} MiB: free some space or enlarge the disk"
+        );
         Err(Error::new(ErrorKind::Full, message))
     }
 
     fn free_mb(&self) -> u64 {
-        let mut looked = self.looked.lock();
-        if let Some((at, free_mb)) = *looked
-            && at.elapsed() < FRESH
+        let mut measured = self.measured.lock();
+        if let Some((at, free_mb)) = *measured
+            && at.elapsed() < MEASUREMENT_TTL
         {
             return free_mb;
         }
-        // A file system that doesn't tell is taken as one with room: the write itself will say.
+        // If the free space can't be measured, the write itself reports a full disk.
         let free_mb =
             rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20);
-        *looked = Some((Instant::now(), free_mb));
+        *measured = Some((Instant::now(), free_mb));
         free_mb
     }
 }
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wanting_more_than_there_is_refuses() {
+    fn too_little_free_space_is_full() {
         let dir = tempfile::tempdir().unwrap();
         Space::new(dir.path(), 0).check().unwrap();
         assert_eq!(

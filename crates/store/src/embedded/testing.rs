@@ -1,17 +1,17 @@
-//! A database for tests, gone when dropped.
+//! A temporary database for tests.
 
 use std::{path::PathBuf, sync::Arc};
 
 use super::{database::Database, space::Space};
 
-/// The database and its directory.
+/// A database in a temporary directory, which is removed on drop.
 pub(crate) struct Store {
     database: Option<Arc<Database>>,
     dir: tempfile::TempDir,
 }
 
 impl Store {
-    /// An empty one.
+    /// Opens an empty database.
     pub(crate) fn new() -> Self {
         let mut store = Self {
             database: None,
@@ -26,7 +26,7 @@ impl Store {
         self.database.as_ref().unwrap()
     }
 
-    /// Closes it and opens it again. Whoever uses it must be gone.
+    /// Closes and reopens the database. Panics if it is still in use.
     pub(crate) fn reopen(&mut self) {
         if let Some(database) = self.database.take() {
             assert_eq!(Arc::strong_count(&database), 1, "the database is still in use");
@@ -37,7 +37,7 @@ impl Store {
         ));
     }
 
-    /// The newest journal.
+    /// Path of the newest journal.
     pub(crate) fn journal(&self) -> PathBuf {
         let entries = std::fs::read_dir(self.dir.path().join("rows")).unwrap();
         let mut journals: Vec<_> = entries

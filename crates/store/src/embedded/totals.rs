@@ -1,12 +1,12 @@
-//! Totals by post and hour, and which messages are in them.
+//! Delivery counts by post and by hour, and the messages that they include.
 //!
 //! | keyspace | row |
 //! |---|---|
-//! | `totals_seen` | (stream, page) → one bit a message, [`PAGE`] messages |
+//! | `totals_seen` | (stream, page) → one bit per message, for [`PAGE`] messages |
 //! | `totals_intents` | file → nothing |
 //! | `totals_posts` | post → author, counts, latencies |
 //! | `totals_hours` | hour → counts |
-//! | `totals_chunks` | post, channel, chunk → what of it is counted |
+//! | `totals_chunks` | (post, channel, chunk) → the counted revision and its counts |
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,16 +25,16 @@ use super::{
 };
 use crate::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, SettledCounts, TotalsBatch};
 
-/// How many messages a row of `totals_seen` tells of.
+/// Number of messages in a row of `totals_seen`.
 const PAGE: u64 = 4_096;
 
-/// How many files one commit takes before it leaves the rest to the next one.
-const ROUND_FILES: usize = 64;
+/// Maximum number of files in a batch.
+const BATCH_FILES_MAX: usize = 64;
 
 /// The embedded engine's [`Totals`](crate::Totals).
 pub(crate) struct EmbeddedTotals {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Job, ()>,
+    writes: GroupCommit<Job, ()>,
 }
 
 struct Tables {
@@ -56,7 +56,7 @@ enum Job {
 /// One row of `totals_seen`.
 type Bits = [u8; PAGE as usize / 8];
 
-/// The round in hand: what is in its batch and can't be read yet.
+/// The changes of the current batch, which can't be read from the keyspaces yet.
 #[derive(Default)]
 struct CommitBatch {
     intents: BTreeMap<String, bool>,
@@ -80,12 +80,12 @@ impl EmbeddedTotals {
             database: Arc::clone(database),
         });
         let shared = Arc::clone(&tables);
-        let rounds = GroupCommit::start("totals", ROUND_FILES, |_| 1, move |jobs| shared.round(jobs))?;
-        Ok(Self { tables, rounds })
+        let writes = GroupCommit::start("totals", BATCH_FILES_MAX, |_| 1, move |jobs| shared.run(jobs))?;
+        Ok(Self { tables, writes })
     }
 
-    /// Forgets what was counted of the chunks of all posts less than this one; answers how many chunks that were. Their
-    /// counts stay.
+    /// Removes the chunk rows of all posts less than `before` and returns their number. The counts by post and hour
+    /// stay.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
         let Tables {
             database,
@@ -98,67 +98,68 @@ impl EmbeddedTotals {
 }
 
 impl Tables {
-    fn round(&self, jobs: Vec<Job>) -> Result<Vec<Result<()>>> {
-        let mut round = CommitBatch::default();
+    /// Does a batch of jobs.
+    fn run(&self, jobs: Vec<Job>) -> Result<Vec<Result<()>>> {
+        let mut pending = CommitBatch::default();
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             answers.push(match job {
                 Job::Intend(file) => {
-                    round.intents.insert(file, true);
+                    pending.intents.insert(file, true);
                     Ok(())
                 }
                 Job::Abandon(file) => {
-                    round.intents.insert(file, false);
+                    pending.intents.insert(file, false);
                     Ok(())
                 }
-                Job::Commit(batch) => self.add(&mut round, batch),
+                Job::Commit(batch) => self.add(&mut pending, batch),
             });
         }
         let mut batch = self.database.batch();
-        self.write(&mut batch, round);
+        self.write(&mut batch, pending);
         if !batch.is_empty() {
             block_on(self.database.commit(batch))?;
         }
         Ok(answers)
     }
 
-    /// Adds what a file holds. A file whose messages were all counted before adds nothing and its intent stays, so that it
-    /// is found as left over; one of which some were counted before is refused. So is one that touches a row which can't be
-    /// read: all is read before the round changes, so the other jobs in it don't notice.
-    fn add(&self, round: &mut CommitBatch, batch: TotalsBatch) -> Result<()> {
+    /// Adds the counts of a file to the batch. If all messages of the file were counted before, it adds nothing and
+    /// keeps the intent, so that the file is found as a leftover; if only some were, it fails. It reads all rows before
+    /// it changes the batch, so that a row that can't be decoded fails only this job and not the whole batch.
+    fn add(&self, pending: &mut CommitBatch, batch: TotalsBatch) -> Result<()> {
         let sequences: BTreeSet<_> = batch.sequences.iter().copied().collect();
         let mut pages: HashMap<Vec<u8>, Bits> = HashMap::new();
-        let mut known = 0;
+        let mut counted_before = 0;
         for sequence in &sequences {
             let key = page_key(&batch.stream, *sequence);
             let bits = match pages.entry(key) {
                 std::collections::hash_map::Entry::Occupied(bits) => bits.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {
-                    let bits = match round.seen.get(new.key()) {
+                    let bits = match pending.seen.get(new.key()) {
                         Some(bits) => *bits,
                         None => self.bits(new.key())?,
                     };
                     new.insert(bits)
                 }
             };
-            known += usize::from(has(bits, *sequence));
+            counted_before += usize::from(has(bits, *sequence));
             set(bits, *sequence);
         }
-        if known > 0 && known == sequences.len() {
+        if counted_before > 0 && counted_before == sequences.len() {
             return Ok(());
         }
-        if known > 0 {
+        if counted_before > 0 {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "{known} of the {} messages of {} were counted before",
+                    "{counted_before} of the {} messages of the file {} were counted before",
                     sequences.len(),
                     batch.file
                 ),
             ));
         }
         for (chunk, counted) in &batch.chunks {
-            let known = match round.chunks.get(chunk) {
+            let known = match pending.chunks.get(chunk) {
                 Some(known) => *known,
                 None => self.chunk(*chunk)?,
             };
@@ -166,15 +167,15 @@ impl Tables {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!(
-                        "chunk {} is counted up to this revision or a later one",
-                        chunk.chunk
+                        "revision {} of chunk {} of post {} was counted before",
+                        counted.revision, chunk.chunk, chunk.post
                     ),
                 ));
             }
         }
         let mut posts = BTreeMap::new();
         for (post, more) in batch.posts {
-            let known = match posts.get(&post.0).or_else(|| round.posts.get(&post.0)) {
+            let known = match posts.get(&post.0).or_else(|| pending.posts.get(&post.0)) {
                 Some(known) => Some(*known),
                 None => self.post(post.0)?,
             };
@@ -182,39 +183,39 @@ impl Tables {
         }
         let mut hours = BTreeMap::new();
         for (hour, more) in batch.hours {
-            let mut counts = match hours.get(&hour).or_else(|| round.hours.get(&hour)) {
+            let mut counts = match hours.get(&hour).or_else(|| pending.hours.get(&hour)) {
                 Some(known) => *known,
                 None => self.hour(hour)?,
             };
             counts += more;
             hours.insert(hour, counts);
         }
-        round.chunks.extend(batch.chunks);
-        round.seen.extend(pages);
-        round.intents.insert(batch.file, false);
-        round.posts.extend(posts);
-        round.hours.extend(hours);
+        pending.chunks.extend(batch.chunks);
+        pending.seen.extend(pages);
+        pending.intents.insert(batch.file, false);
+        pending.posts.extend(posts);
+        pending.hours.extend(hours);
         Ok(())
     }
 
-    fn write(&self, batch: &mut OwnedWriteBatch, round: CommitBatch) {
-        for (file, intended) in round.intents {
+    fn write(&self, batch: &mut OwnedWriteBatch, pending: CommitBatch) {
+        for (file, intended) in pending.intents {
             if intended {
                 batch.insert(&self.intents, file, []);
             } else {
                 batch.remove(&self.intents, file);
             }
         }
-        for (key, bits) in round.seen {
+        for (key, bits) in pending.seen {
             batch.insert(&self.seen, key, bits);
         }
-        for (post, totals) in round.posts {
+        for (post, totals) in pending.posts {
             batch.insert(&self.posts, post.to_be_bytes(), encode_post(&totals));
         }
-        for (hour, counts) in round.hours {
-            batch.insert(&self.hours, hour.to_be_bytes(), encode_hour(&counts));
+        for (hour, counts) in pending.hours {
+            batch.insert(&self.hours, hour.to_be_bytes(), encode_counts(&counts));
         }
-        for (chunk, counted) in round.chunks {
+        for (chunk, counted) in pending.chunks {
             batch.insert(&self.chunks, chunk_key(chunk), encode_chunk(&counted));
         }
     }
@@ -223,7 +224,7 @@ impl Tables {
         let Some(bits) = self.seen.get(key).map_err(map_err)? else {
             return Ok([0; _]);
         };
-        (*bits).try_into().map_err(|_| corrupt("seen messages"))
+        (*bits).try_into().map_err(|_| corrupt("totals_seen"))
     }
 
     fn post(&self, post: u64) -> Result<Option<PostTotals>> {
@@ -232,21 +233,21 @@ impl Tables {
         };
         decode_post(&bytes)
             .map(Some)
-            .ok_or_else(|| corrupt("totals of a post"))
+            .ok_or_else(|| corrupt("totals_posts"))
     }
 
     fn hour(&self, hour: u32) -> Result<Counts> {
         let Some(bytes) = self.hours.get(hour.to_be_bytes()).map_err(map_err)? else {
             return Ok(Counts::default());
         };
-        decode_hour(&bytes).ok_or_else(|| corrupt("totals of an hour"))
+        decode_counts(&mut &*bytes).ok_or_else(|| corrupt("totals_hours"))
     }
 
     fn chunk(&self, chunk: ChunkRef) -> Result<Counted> {
         let Some(bytes) = self.chunks.get(chunk_key(chunk)).map_err(map_err)? else {
             return Ok(Counted::default());
         };
-        decode_chunk(&bytes).ok_or_else(|| corrupt("a chunk's counts"))
+        decode_chunk(&bytes).ok_or_else(|| corrupt("totals_chunks"))
     }
 }
 
@@ -309,13 +310,12 @@ fn decode_chunk(mut bytes: &[u8]) -> Option<Counted> {
     Some(Counted { revision, counts })
 }
 
-/// All but what came later: that stands at the end of a row, where older rows have nothing.
 fn encode_counts(counts: &Counts) -> Vec<u8> {
     let Counts {
         posts,
         deleted_posts,
         timeline_delivered,
-        timeline_dead: _,
+        timeline_dead,
         push_delivered,
         push_suppressed,
         push_expired,
@@ -326,6 +326,7 @@ fn encode_counts(counts: &Counts) -> Vec<u8> {
         posts,
         deleted_posts,
         timeline_delivered,
+        timeline_dead,
         push_delivered,
         push_suppressed,
         push_expired,
@@ -342,32 +343,11 @@ fn decode_counts(bytes: &mut &[u8]) -> Option<Counts> {
         posts: count()?,
         deleted_posts: count()?,
         timeline_delivered: count()?,
-        timeline_dead: 0,
+        timeline_dead: count()?,
         push_delivered: count()?,
         push_suppressed: count()?,
         push_expired: count()?,
         push_dead: count()?,
-    })
-}
-
-fn decode_later(bytes: &mut &[u8]) -> Option<i64> {
-    if bytes.is_empty() {
-        return Some(0);
-    }
-    varint::read(bytes).map(u64::cast_signed)
-}
-
-fn encode_hour(counts: &Counts) -> Vec<u8> {
-    let mut bytes = encode_counts(counts);
-    varint::write(&mut bytes, counts.timeline_dead.cast_unsigned());
-    bytes
-}
-
-fn decode_hour(mut bytes: &[u8]) -> Option<Counts> {
-    let counts = decode_counts(&mut bytes)?;
-    Some(Counts {
-        timeline_dead: decode_later(&mut bytes)?,
-        ..counts
     })
 }
 
@@ -377,7 +357,6 @@ fn encode_post(totals: &PostTotals) -> Vec<u8> {
         u64::from(totals.author.0),
         totals.timeline_latency_ms_max,
         totals.push_latency_ms_max,
-        totals.counts.timeline_dead.cast_unsigned(),
     ] {
         varint::write(&mut bytes, part);
     }
@@ -386,18 +365,19 @@ fn encode_post(totals: &PostTotals) -> Vec<u8> {
 
 fn decode_post(mut bytes: &[u8]) -> Option<PostTotals> {
     let bytes = &mut bytes;
-    let mut totals = PostTotals {
+    Some(PostTotals {
         counts: decode_counts(bytes)?,
         author: UserKey(u32::try_from(varint::read(bytes)?).ok()?),
         timeline_latency_ms_max: varint::read(bytes)?,
         push_latency_ms_max: varint::read(bytes)?,
-    };
-    totals.counts.timeline_dead = decode_later(bytes)?;
-    Some(totals)
+    })
 }
 
-fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("a row of {what} can't be read"))
+fn corrupt(keyspace: &str) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("can't decode a row of the keyspace {keyspace}"),
+    )
 }
 
 #[async_trait]
@@ -424,7 +404,7 @@ impl crate::Totals for EmbeddedTotals {
 
     async fn intend(&self, file: &str) -> Result<()> {
         can_fail!("store.intend");
-        self.rounds.run(Job::Intend(file.into())).await
+        self.writes.run(Job::Intend(file.into())).await
     }
 
     async fn intended(&self) -> Result<Vec<String>> {
@@ -432,19 +412,18 @@ impl crate::Totals for EmbeddedTotals {
             .intents
             .iter()
             .map(|row| {
-                String::from_utf8(row.key().map_err(map_err)?.to_vec())
-                    .map_err(|_| corrupt("announced files"))
+                String::from_utf8(row.key().map_err(map_err)?.to_vec()).map_err(|_| corrupt("totals_intents"))
             })
             .collect()
     }
 
     async fn abandon(&self, file: &str) -> Result<()> {
-        self.rounds.run(Job::Abandon(file.into())).await
+        self.writes.run(Job::Abandon(file.into())).await
     }
 
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         can_fail!("store.count");
-        let counted = self.rounds.run(Job::Commit(batch.clone())).await;
+        let counted = self.writes.run(Job::Commit(batch.clone())).await;
         can_fail!("store.counted");
         counted
     }
@@ -462,8 +441,8 @@ impl crate::Totals for EmbeddedTotals {
             .range(start.to_be_bytes()..end.to_be_bytes())
             .map(|row| {
                 let (key, bytes) = row.into_inner().map_err(map_err)?;
-                let hour = (*key).try_into().map_err(|_| corrupt("totals of an hour"))?;
-                let counts = decode_hour(&bytes).ok_or_else(|| corrupt("totals of an hour"))?;
+                let hour = (*key).try_into().map_err(|_| corrupt("totals_hours"))?;
+                let counts = decode_counts(&mut &*bytes).ok_or_else(|| corrupt("totals_hours"))?;
                 Ok((u32::from_be_bytes(hour), counts))
             })
             .collect()

@@ -1,4 +1,4 @@
-//! Forgetting old posts in a keyspace whose keys begin with the post.
+//! The trim watermark of a keyspace whose keys begin with the post.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,23 +8,23 @@ use herald_model::PostId;
 use super::database::{Database, map_err};
 use crate::Result;
 
-/// Rows removed in one commit.
-const ROWS: usize = 10_000;
+/// Maximum number of rows removed in one commit.
+const ROWS_MAX: usize = 10_000;
 
-/// How far a keyspace is forgotten.
+/// The posts below the watermark have no rows.
 #[derive(Default)]
 pub(super) struct TrimWatermark {
-    /// Posts less than this have no rows: where to go on, without reading what was removed.
+    /// The next trim starts here, so that it does not read the tombstones of removed rows.
     before: AtomicU64,
 }
 
 impl TrimWatermark {
-    /// The first post that may have rows.
+    /// The watermark: the first post that may have rows.
     pub(super) fn first(&self) -> PostId {
         PostId(self.before.load(Ordering::Relaxed))
     }
 
-    /// Removes the rows of all posts less than this one; answers how many rows that were.
+    /// Removes the rows of all posts less than `before`, raises the watermark to it and returns the number of rows.
     pub(super) async fn forget(&self, database: &Database, rows: &Keyspace, before: PostId) -> Result<usize> {
         let mut removed = 0;
         loop {
@@ -36,14 +36,14 @@ impl TrimWatermark {
             let mut count = 0;
             for entry in rows
                 .range(from.0.to_be_bytes()..before.0.to_be_bytes())
-                .take(ROWS)
+                .take(ROWS_MAX)
             {
                 batch.remove(rows, entry.key().map_err(map_err)?);
                 count += 1;
             }
             database.commit(batch).await?;
             removed += count;
-            if count < ROWS {
+            if count < ROWS_MAX {
                 self.before.fetch_max(before.0, Ordering::Relaxed);
             }
         }

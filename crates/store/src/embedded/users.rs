@@ -14,18 +14,18 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// How many new users one commit takes before it leaves the rest to the next one.
-const ROUND_USERS: usize = 20_000;
+/// Number of users at which a batch takes no more calls.
+const BATCH_USERS_MAX: usize = 20_000;
 
 /// The embedded engine's [`Users`](crate::Users).
 pub(crate) struct EmbeddedUsers {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Vec<UserId>, Vec<UserKey>>,
+    writes: GroupCommit<Vec<UserId>, Vec<UserKey>>,
     keys: moka::sync::Cache<UserId, UserKey>,
     ids: moka::sync::Cache<UserKey, UserId>,
 }
 
-/// A user never changes, so what was read once is true for ever.
+/// The rows of users. They never change, so caches need no invalidation.
 struct Tables {
     database: Arc<Database>,
     keys: Keyspace,
@@ -33,7 +33,7 @@ struct Tables {
 }
 
 impl EmbeddedUsers {
-    /// Opens the dictionary. `cache_bytes_max` bounds the memory for each direction.
+    /// Opens the dictionary. `cache_bytes_max` bounds the cache of each direction.
     pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
         let tables = Arc::new(Tables {
             keys: database.keyspace("user_keys", database::options)?,
@@ -42,13 +42,13 @@ impl EmbeddedUsers {
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let rounds = GroupCommit::start("users", ROUND_USERS, Vec::len, move |calls| {
+        let writes = GroupCommit::start("users", BATCH_USERS_MAX, Vec::len, move |calls| {
             shared.intern(&mut last, calls)
         })?;
         let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         Ok(Self {
             tables,
-            rounds,
+            writes,
             keys: moka::sync::Cache::builder()
                 .name("user-keys")
                 .max_capacity(cache_bytes_max)
@@ -87,39 +87,39 @@ impl Tables {
             .ok()
             .and_then(|id| UserId::new(id).ok())
             .map(Some)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("the id of user {key} can't be read")))
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("can't decode the id of user {key}")))
     }
 
-    /// Finds or makes the keys of some calls' users; `last` is the greatest key ever given.
+    /// Finds or creates the keys of a batch of calls. `last` is the greatest key in use.
     fn intern(&self, last: &mut u32, calls: Vec<Vec<UserId>>) -> Result<Vec<Result<Vec<UserKey>>>> {
         let mut batch = self.database.batch();
-        let mut made: HashMap<UserId, UserKey> = HashMap::new();
+        let mut created: HashMap<UserId, UserKey> = HashMap::new();
         let mut next = *last;
         let mut answers = Vec::with_capacity(calls.len());
         for ids in calls {
             let mut keys = Vec::with_capacity(ids.len());
             for id in ids {
-                let known = match made.get(&id) {
+                let existing = match created.get(&id) {
                     Some(key) => Some(*key),
                     None => self.key(&id)?,
                 };
-                if let Some(key) = known {
+                if let Some(key) = existing {
                     keys.push(key);
                     continue;
                 }
                 next = next
                     .checked_add(1)
-                    .ok_or_else(|| Error::new(ErrorKind::Full, "every user key is given"))?;
-                // The id first: whoever can read the key can read its id.
+                    .ok_or_else(|| Error::new(ErrorKind::Full, "all 2^32 - 1 user keys are in use"))?;
+                // The id first: a reader that sees the key also sees its id.
                 batch.insert(&self.ids, next.to_be_bytes(), id.as_str());
                 batch.insert(&self.keys, id.as_str(), next.to_be_bytes());
-                made.insert(id, UserKey(next));
+                created.insert(id, UserKey(next));
                 keys.push(UserKey(next));
             }
             answers.push(Ok(keys));
         }
         if !batch.is_empty() {
-            // Raised even when the commit fails: a key that may have been given is not given again.
+            // Raised even if the commit fails: a key that may be on disk must not be reused.
             *last = next;
             block_on(self.database.commit(batch))?;
         }
@@ -130,7 +130,7 @@ impl Tables {
 fn decode(key: &[u8]) -> Result<UserKey> {
     let key = key
         .try_into()
-        .map_err(|_| Error::new(ErrorKind::Corrupt, "a user key in the dictionary is malformed"))?;
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "can't decode a user key of the dictionary"))?;
     Ok(UserKey(u32::from_be_bytes(key)))
 }
 
@@ -148,8 +148,8 @@ impl crate::Users for EmbeddedUsers {
             keys.push(key);
         }
         if !loaded.is_empty() {
-            // A key must not be used that a loss of power could still give to another.
-            self.rounds.settled().await?;
+            // A key that is not durable could get another id after a loss of power.
+            self.writes.wait_durable().await?;
             for (id, key) in loaded {
                 self.keys.insert(id.clone(), key);
             }
@@ -158,27 +158,27 @@ impl crate::Users for EmbeddedUsers {
     }
 
     async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
-        let known = self.find(ids).await?;
-        let unknown: Vec<_> = ids
+        let found = self.find(ids).await?;
+        let missing: Vec<_> = ids
             .iter()
-            .zip(&known)
+            .zip(&found)
             .filter(|(_, key)| key.is_none())
             .map(|(id, _)| id.clone())
             .collect();
-        let mut made = Vec::new().into_iter();
-        if !unknown.is_empty() {
-            let keys = self.rounds.run(unknown.clone()).await?;
-            for (id, key) in unknown.into_iter().zip(&keys) {
+        let mut created = Vec::new().into_iter();
+        if !missing.is_empty() {
+            let keys = self.writes.run(missing.clone()).await?;
+            for (id, key) in missing.into_iter().zip(&keys) {
                 self.ids.insert(*key, id.clone());
                 self.keys.insert(id, *key);
             }
-            made = keys.into_iter();
+            created = keys.into_iter();
         }
-        known
+        found
             .into_iter()
-            .map(|key| key.or_else(|| made.next()))
+            .map(|key| key.or_else(|| created.next()))
             .collect::<Option<_>>()
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary made too few keys"))
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary created too few keys"))
     }
 
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_are_dense_and_stay_after_a_restart() {
+    async fn keys_are_dense_and_survive_a_restart() {
         let mut store = Store::new();
         let users = open(&store);
         assert_eq!(users.find(&ids(0..3)).await.unwrap(), [None; 3]);
@@ -225,7 +225,7 @@ mod tests {
         drop(users);
         store.reopen();
         let users = open(&store);
-        // Some known, some new, one twice.
+        // Existing users, new users, and one of each twice.
         let mixed = [ids(5..8), ids(20_000..20_002), ids(6..7), ids(20_001..20_002)].concat();
         assert_eq!(
             users.intern(&mixed).await.unwrap(),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn callers_at_the_same_time_agree() {
+    async fn concurrent_calls_get_the_same_keys() {
         let store = Store::new();
         let users = Arc::new(open(&store));
         let calls = (0..16_u32).map(|n| {
@@ -270,9 +270,9 @@ mod tests {
             .into_iter()
             .map(|call| call.unwrap());
         let first = answers.next().unwrap();
-        let mut given: Vec<_> = first.values().copied().collect();
-        given.sort();
-        assert_eq!(given, keys(1..501));
+        let mut keys_used: Vec<_> = first.values().copied().collect();
+        keys_used.sort();
+        assert_eq!(keys_used, keys(1..501));
         assert!(answers.all(|answer| answer == first));
     }
 }

@@ -1,25 +1,25 @@
 //! A block: up to [`FOLLOWERS_MAX`] followers of one author, ascending, in about two bytes each.
 //!
-//! The blocks of an author cut the range of user keys into pieces: a block begins at its bound (the second half of its
-//! row's key) and ends before the next one's. The first block of every author begins at 0 and is there whenever the
-//! author has any block. A follower is a varint: the difference to the one before (the first one's to the bound), times
-//! two, plus one when the bell is on.
+//! The blocks of an author partition the range of user keys: a block begins at its bound (the second half of its row's
+//! key) and ends before the bound of the next block. The first block begins at 0 and exists if the author has any
+//! block. A follower is encoded as a varint: the difference to the previous follower (of the first one: to the bound),
+//! times two, plus one if the bell is on.
 
 use herald_model::varint;
 
-/// The most followers of a block.
+/// Maximum number of followers in a block.
 pub(super) const FOLLOWERS_MAX: usize = 2_048;
 
-/// To how many a block that grew too large is cut: some room is left for those to come.
+/// Maximum number of followers in a block after a split. Leaves space for new followers.
 const FOLLOWERS_AFTER_SPLIT: usize = 1_536;
 
-/// The first byte of a block.
+/// First byte of a block: the version of its format.
 const FORMAT: u8 = 1;
 
 /// One follower of an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Follower {
-    /// The user's key.
+    /// The key of the follower.
     pub(super) key: u32,
     /// Whether the bell is on.
     pub(super) bell: bool,
@@ -81,7 +81,7 @@ impl Iterator for Followers<'_> {
     }
 }
 
-/// Codes followers, ascending and none less than `bound`.
+/// Encodes followers, which must be ascending and not less than `bound`.
 pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + 2 * followers.len());
     bytes.push(FORMAT);
@@ -96,7 +96,7 @@ pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
     bytes
 }
 
-/// Cuts the followers of a block that begins at `bound` into blocks that are not too large, each with its bound.
+/// Splits the followers of a block that begins at `bound` into blocks within [`FOLLOWERS_MAX`], each with its bound.
 pub(super) fn split(bound: u32, followers: &[Follower]) -> impl Iterator<Item = (u32, &[Follower])> {
     let pieces = if followers.len() <= FOLLOWERS_MAX {
         1
@@ -126,7 +126,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_gives_what_was_coded(
+        fn decoding_reverses_encoding(
             keys in prop::collection::btree_map(any::<u32>(), any::<bool>(), 0..300),
             at_first: bool,
         ) {
@@ -138,7 +138,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), bound: u32) {
+        fn arbitrary_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), bound: u32) {
             if let Ok(followers) = Followers::new(&bytes, bound) {
                 let read: Vec<_> = followers.take_while(Result::is_ok).flatten().map(|f| f.key).collect();
                 prop_assert!(read.is_sorted_by(|a, b| a < b));
@@ -146,7 +146,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_are_small_and_miss_nobody(count in 0_usize..10_000) {
+        fn a_split_keeps_all_followers_within_the_limit(count in 0_usize..10_000) {
             let followers: Vec<_> = (0..count as u32).map(|n| Follower { key: 3 * n + 7, bell: n % 5 == 0 }).collect();
             let pieces: Vec<_> = split(5, &followers).collect();
             prop_assert_eq!(pieces[0].0, 5);

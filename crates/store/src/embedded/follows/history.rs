@@ -1,10 +1,10 @@
-//! The undo log: what each version of an author's followers replaced, so that older versions can still be read.
+//! The undo log: the edges that each version of an author's followers replaced, so that older versions can be read.
 
 use herald_model::varint;
 
 use super::block::{Follower, Malformed};
 
-/// What there was between a user and an author.
+/// The edge between a user and an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Edge {
     /// No follow.
@@ -16,7 +16,7 @@ pub(super) enum Edge {
 }
 
 impl Edge {
-    /// The edge that a change leaves behind: `None` unfollows, `Some(bell)` follows.
+    /// The edge after a change: `None` unfollows, `Some(bell)` follows.
     pub(super) fn after(notify: Option<bool>) -> Self {
         match notify {
             None => Self::Absent,
@@ -25,7 +25,7 @@ impl Edge {
         }
     }
 
-    /// The follower that it stands for, if any.
+    /// The follower of this edge, if any.
     #[inline]
     pub(super) fn follower(self, key: u32) -> Option<Follower> {
         match self {
@@ -36,17 +36,17 @@ impl Edge {
     }
 }
 
-/// What to put back for one follower.
+/// One change of the undo log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Undone {
-    /// Who.
+    /// The follower.
     pub(super) follower: u32,
-    /// What was there before.
+    /// The edge before the change.
     pub(super) before: Edge,
 }
 
-/// Codes what one version replaced, by ascending follower: each as a varint of the difference to the one before, times
-/// four, plus the edge.
+/// Encodes the changes of one version by ascending follower: each as a varint of the difference to the previous
+/// follower, times four, plus the edge.
 pub(super) fn encode(undone: &[Undone]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(3 * undone.len());
     let mut last = 0;
@@ -60,7 +60,7 @@ pub(super) fn encode(undone: &[Undone]) -> Vec<u8> {
     bytes
 }
 
-/// Reads what [`encode`] wrote, appending to `into`.
+/// Decodes the output of [`encode`] and appends it to `into`.
 pub(super) fn decode(bytes: &[u8], into: &mut Vec<Undone>) -> Result<(), Malformed> {
     let mut rest = bytes;
     let mut last = 0_u32;
@@ -82,35 +82,35 @@ pub(super) fn decode(bytes: &[u8], into: &mut Vec<Undone>) -> Result<(), Malform
     Ok(())
 }
 
-/// How the followers whom anything happened to after version `from` stood at `from`. Good for reading `from` off the
-/// blocks of any version up to `until`: those not in here stood in these as they stood at `from`.
+/// The edges at version `from` of all followers that changed after it, up to version `until`. With them, version `from`
+/// can be read from the blocks of any version up to `until`: all other followers are unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Undo {
-    /// The last version that is in here.
+    /// The last version that is included.
     pub(super) until: u64,
-    /// By ascending follower, each once.
+    /// By ascending follower, one edge each.
     pub(super) edges: Vec<Undone>,
 }
 
 impl Undo {
-    /// Adds later versions. `more` holds what these replaced, version by version.
+    /// Adds later versions. `more` holds their changes, version by version.
     pub(super) fn extend(&self, until: u64, more: Vec<Undone>) -> Self {
         let mut edges = self.edges.clone();
         edges.extend(more);
-        // The sort is stable, so what the earliest version replaced comes first, and that is how it stood at `from`.
+        // The sort is stable, so the change of the earliest version comes first: it holds the edge at `from`.
         edges.sort_by_key(|e| e.follower);
         edges.dedup_by_key(|e| e.follower);
         Self { until, edges }
     }
 
-    /// Those after a follower.
+    /// The edges of followers greater than `follower`.
     pub(super) fn after(&self, follower: Option<u32>) -> &[Undone] {
         let start = follower.map_or(0, |key| self.edges.partition_point(|e| e.follower <= key));
         &self.edges[start..]
     }
 }
 
-/// Codes which versions were made at one moment, by ascending author.
+/// Encodes the versions created at one time, by ascending author.
 pub(super) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(5 * versions.len());
     let mut last = 0;
@@ -122,7 +122,7 @@ pub(super) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
     bytes
 }
 
-/// Reads what [`encode_versions`] wrote.
+/// Decodes the output of [`encode_versions`].
 pub(super) fn decode_versions(bytes: &[u8]) -> Result<Vec<(u32, u64)>, Malformed> {
     let mut rest = bytes;
     let mut last = 0_u32;
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_gives_what_was_coded(edges in prop::collection::btree_map(any::<u32>(), edge(), 0..300)) {
+        fn decoding_reverses_encoding(edges in prop::collection::btree_map(any::<u32>(), edge(), 0..300)) {
             let undone: Vec<_> = edges.into_iter().map(|(follower, before)| Undone { follower, before }).collect();
             let mut read = Vec::new();
             prop_assert_eq!(decode(&encode(&undone), &mut read), Ok(()));
@@ -157,20 +157,20 @@ mod tests {
         }
 
         #[test]
-        fn versions_decode_to_what_was_coded(versions in prop::collection::btree_map(any::<u32>(), any::<u64>(), 0..300)) {
+        fn versions_round_trip(versions in prop::collection::btree_map(any::<u32>(), any::<u64>(), 0..300)) {
             let versions: Vec<_> = versions.into_iter().collect();
             prop_assert_eq!(decode_versions(&encode_versions(&versions)), Ok(versions));
         }
 
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = decode(&bytes, &mut Vec::new());
             let _ = decode_versions(&bytes);
         }
     }
 
     #[test]
-    fn the_earliest_version_tells_how_it_stood() {
+    fn the_earliest_change_holds_the_edge() {
         let at = |follower, before| Undone { follower, before };
         let undo = Undo {
             until: 3,

@@ -1,15 +1,15 @@
-//! The graph: blocks of followers, counted and versioned by author, with an undo log behind them.
+//! The follow graph: blocks of followers by author, with counts, versions and an undo log.
 //!
 //! | keyspace | row |
 //! |---|---|
 //! | `followers` | (author, bound) → [`block`] |
-//! | `follow_counts` | author → followers, those with the bell, version, blocks |
-//! | `follow_history` | (author, version) → what that version replaced |
-//! | `follow_moments` | time → which versions were made then |
+//! | `follow_counts` | author → number of followers, of bells and of blocks, version |
+//! | `follow_history` | (author, version) → the edges before that version: the undo log |
+//! | `follow_moments` | time → the versions created at that time, the index for retention |
 //! | `following` | (follower, author) → bell |
 //!
-//! A read at an older version takes the blocks as they are and puts back, follower by follower, what later versions
-//! replaced, all from one snapshot of the database.
+//! A read at an older version reads the current blocks and undoes, follower by follower, the changes of later versions,
+//! all from one snapshot of the database.
 
 mod block;
 mod history;
@@ -39,24 +39,24 @@ use super::{
 };
 use crate::{Error, ErrorKind, FollowChange, FollowerCount, FollowerPage, Following, Result};
 
-/// How many changes one commit takes before it leaves the rest to the next one.
-const ROUND_CHANGES: usize = 20_000;
+/// Number of changes at which a batch takes no more calls.
+const BATCH_CHANGES_MAX: usize = 20_000;
 
-/// How many versions one commit of [`EmbeddedFollows::trim`] removes, roughly.
-const TRIM_VERSIONS: usize = 10_000;
+/// Approximate number of versions that one commit of [`EmbeddedFollows::trim`] removes.
+const TRIM_VERSIONS_MAX: usize = 10_000;
 
 /// The embedded engine's [`Follows`](crate::Follows).
 pub(crate) struct EmbeddedFollows {
     tables: Arc<Tables>,
-    rounds: GroupCommit<Vec<FollowChange>, Vec<bool>>,
-    /// (author, version) → what to put back to read that version.
+    writes: GroupCommit<Vec<FollowChange>, Vec<bool>>,
+    /// (author, version) → the edges to undo to read that version.
     undos: moka::sync::Cache<(u32, u64), Arc<Undo>>,
     history_keep: Duration,
 }
 
 impl EmbeddedFollows {
-    /// Opens the graph. `history_keep` is how long older versions can be read, `undo_bytes_max` bounds the memory for
-    /// what they differ by.
+    /// Opens the graph. `history_keep` is the retention of the history; `undo_bytes_max` bounds the cache of undo
+    /// edges.
     pub(crate) fn open(
         database: &Arc<Database>,
         history_keep: Duration,
@@ -64,8 +64,8 @@ impl EmbeddedFollows {
     ) -> Result<Self> {
         let tables = Arc::new(Tables::open(database)?);
         let mut writer = Writer::new(Arc::clone(&tables))?;
-        let rounds = GroupCommit::start("follows", ROUND_CHANGES, Vec::len, move |calls| {
-            writer.round(calls)
+        let writes = GroupCommit::start("follows", BATCH_CHANGES_MAX, Vec::len, move |calls| {
+            writer.apply_calls(calls)
         })?;
         let undos = moka::sync::Cache::builder()
             .name("follow-undos")
@@ -76,13 +76,13 @@ impl EmbeddedFollows {
             .build();
         Ok(Self {
             tables,
-            rounds,
+            writes,
             undos,
             history_keep,
         })
     }
 
-    /// Removes history older than the kept time and answers how many versions that were.
+    /// Removes history past its retention and returns the number of versions.
     pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
         let keep = i64::try_from(self.history_keep.as_micros()).unwrap_or(i64::MAX);
         let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
@@ -92,14 +92,17 @@ impl EmbeddedFollows {
             let mut versions = 0;
             for row in self.tables.moments.range(..end) {
                 let (moment, made) = row.into_inner().map_err(map_err)?;
-                for (author, version) in history::decode_versions(&made)
-                    .map_err(|_| Error::new(ErrorKind::Corrupt, "a moment of the graph can't be read"))?
-                {
+                for (author, version) in history::decode_versions(&made).map_err(|_| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        "can't decode a row of the keyspace follow_moments",
+                    )
+                })? {
                     batch.remove(&self.tables.history, version_key(author, version));
                     versions += 1;
                 }
                 batch.remove(&self.tables.moments, moment);
-                if versions >= TRIM_VERSIONS {
+                if versions >= TRIM_VERSIONS_MAX {
                     break;
                 }
             }
@@ -111,22 +114,22 @@ impl EmbeddedFollows {
         }
     }
 
-    /// What to put back to read `from` when `current` is the newest version.
+    /// The edges to undo to read version `from` when `current` is the newest version.
     fn undo(&self, snapshot: &Snapshot, author: u32, from: u64, current: u64) -> Result<Arc<Undo>> {
-        let known = self.undos.get(&(author, from));
-        if let Some(known) = &known
-            && known.until >= current
+        let cached = self.undos.get(&(author, from));
+        if let Some(cached) = &cached
+            && cached.until >= current
         {
-            return Ok(Arc::clone(known));
+            return Ok(Arc::clone(cached));
         }
-        let known = known.unwrap_or_else(|| {
+        let cached = cached.unwrap_or_else(|| {
             Arc::new(Undo {
                 until: from,
                 edges: Vec::new(),
             })
         });
         let mut more = Vec::new();
-        let mut next = known.until + 1;
+        let mut next = cached.until + 1;
         for row in snapshot.range(
             &self.tables.history,
             version_key(author, next)..=version_key(author, current),
@@ -141,7 +144,7 @@ impl EmbeddedFollows {
         if next != current + 1 {
             return Err(read::trimmed(author, from));
         }
-        let undo = Arc::new(known.extend(current, more));
+        let undo = Arc::new(cached.extend(current, more));
         self.undos.insert((author, from), Arc::clone(&undo));
         Ok(undo)
     }
@@ -159,7 +162,7 @@ impl EmbeddedFollows {
             None
         };
         let Some(first) = after.map_or(Some(0), |after| after.checked_add(1)) else {
-            return Ok(read::nobody(version));
+            return Ok(read::empty_page(version));
         };
         let mut undone = undo.as_ref().map_or(&[][..], |undo| undo.after(after));
         let mut page = Page::new(limit);
@@ -185,13 +188,13 @@ impl crate::Follows for EmbeddedFollows {
             return Ok(Vec::new());
         }
         can_fail!("store.follow");
-        self.rounds.run(changes.to_vec()).await
+        self.writes.run(changes.to_vec()).await
     }
 
     async fn count(&self, author: UserKey) -> Result<FollowerCount> {
         let count = self.tables.count(&self.tables.database.snapshot(), author.0)?;
-        // A version must not be pinned that a loss of power could still take back.
-        self.rounds.settled().await?;
+        // A version that is not durable must not be pinned: a loss of power could revert it.
+        self.writes.wait_durable().await?;
         Ok(FollowerCount {
             followers: count.followers,
             notify: count.notify,
@@ -208,7 +211,7 @@ impl crate::Follows for EmbeddedFollows {
     ) -> Result<FollowerPage> {
         let page = self.page(author.0, at.map(|v| v.0), after.map(|k| k.0), limit)?;
         if at.is_none() {
-            self.rounds.settled().await?;
+            self.writes.wait_durable().await?;
         }
         Ok(page)
     }

@@ -1,4 +1,4 @@
-//! Pages of followers, as of any version whose history is kept.
+//! Pages of followers at any version within the retained history.
 
 use herald_model::{FollowVersion, Recipients, RecipientsBuilder, UserKey};
 
@@ -9,35 +9,35 @@ use super::{
     history::Undone,
 };
 
-/// A page in the making.
+/// Builds a page.
 pub(super) struct Page {
     followers: RecipientsBuilder,
     notify: RecipientsBuilder,
     last: Option<u32>,
-    room: usize,
+    remaining: usize,
     complete: bool,
 }
 
 impl Page {
-    /// An empty one for up to `limit` followers.
+    /// An empty page for up to `limit` followers.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             followers: RecipientsBuilder::default(),
             notify: RecipientsBuilder::default(),
             last: None,
-            room: limit,
+            remaining: limit,
             complete: true,
         }
     }
 
-    /// Adds a follower; false when there is no room for it.
+    /// Adds a follower. Returns false if the page is full.
     #[inline]
     fn push(&mut self, follower: Follower) -> bool {
-        if self.room == 0 {
+        if self.remaining == 0 {
             self.complete = false;
             return false;
         }
-        self.room -= 1;
+        self.remaining -= 1;
         self.followers.push(UserKey(follower.key));
         if follower.bell {
             self.notify.push(UserKey(follower.key));
@@ -46,8 +46,8 @@ impl Page {
         true
     }
 
-    /// Adds those of a block that come after `after`, as they stood before what is undone; takes off `undone` what was
-    /// used. False when there is no room for all of them.
+    /// Adds the followers of a block that are greater than `after`, with `undone` applied, and removes the used changes
+    /// from `undone`. Returns false if the page is full.
     pub(super) fn extend(
         &mut self,
         block: Followers<'_>,
@@ -62,15 +62,15 @@ impl Page {
             if !self.undo_until(follower.key, undone) {
                 return Ok(false);
             }
-            let stood = match undone {
+            let before = match undone {
                 [first, rest @ ..] if first.follower == follower.key => {
-                    let stood = first.before.follower(first.follower);
+                    let before = first.before.follower(first.follower);
                     *undone = rest;
-                    stood
+                    before
                 }
                 _ => Some(follower),
             };
-            if let Some(follower) = stood
+            if let Some(follower) = before
                 && !self.push(follower)
             {
                 return Ok(false);
@@ -79,7 +79,7 @@ impl Page {
         Ok(true)
     }
 
-    /// Adds those who are no followers any more and come before `end`.
+    /// Adds former followers less than `end`.
     #[inline]
     fn undo_until(&mut self, end: u32, undone: &mut &[Undone]) -> bool {
         while let [first, rest @ ..] = undone
@@ -95,7 +95,7 @@ impl Page {
         true
     }
 
-    /// Adds those who are no followers any more and come after all blocks.
+    /// Adds former followers after the last block.
     pub(super) fn undo_rest(&mut self, undone: &[Undone]) {
         for follower in undone.iter().filter_map(|u| u.before.follower(u.follower)) {
             if !self.push(follower) {
@@ -104,7 +104,7 @@ impl Page {
         }
     }
 
-    /// The page.
+    /// Returns the page.
     pub(super) fn finish(mut self, version: u64) -> FollowerPage {
         FollowerPage {
             followers: self.followers.finish(),
@@ -116,8 +116,8 @@ impl Page {
     }
 }
 
-/// The page after the greatest key there can be.
-pub(super) fn nobody(version: u64) -> FollowerPage {
+/// The empty page after the greatest possible key.
+pub(super) fn empty_page(version: u64) -> FollowerPage {
     FollowerPage {
         followers: Recipients::default(),
         notify: Recipients::default(),
@@ -127,18 +127,24 @@ pub(super) fn nobody(version: u64) -> FollowerPage {
     }
 }
 
-/// The asked version was never made here.
+/// Error for a version that does not exist in this store.
 pub(super) fn unknown_version(author: u32, asked: u64, current: u64) -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        format!("follow version {asked} of author {author} is not of this store, whose newest is {current}"),
+        format!(
+            "follow version {asked} of author {author} does not exist in this store, whose newest is {current}: the \
+             version comes from another store"
+        ),
     )
 }
 
-/// The asked version can't be told any more.
+/// Error for a version that is older than the retained history.
 pub(super) fn trimmed(author: u32, asked: u64) -> Error {
     Error::new(
         ErrorKind::HistoryTrimmed,
-        format!("follow version {asked} of author {author} is older than the kept history"),
+        format!(
+            "follow version {asked} of author {author} is older than the retained history \
+             (follow_history_keep_hours)"
+        ),
     )
 }

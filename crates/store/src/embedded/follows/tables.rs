@@ -1,4 +1,4 @@
-//! The rows of the graph.
+//! The keyspaces and rows of the graph.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::{
 
 use super::block::Malformed;
 
-/// Memtable of a keyspace, bytes. An import writes all over them, so they are larger than others: each flush is compacted
-/// into much of what is there.
+/// Memtable size of a keyspace, bytes. Larger than the default, because an import writes to random keys and each flush
+/// causes a compaction with most of the existing tables.
 const MEMTABLE_BYTES: u64 = 32 << 20;
 
 /// The keyspaces of the graph.
@@ -23,34 +23,34 @@ pub(super) struct Tables {
     pub(super) blocks: Keyspace,
     /// author → [`Count`].
     pub(super) counts: Keyspace,
-    /// (author, version) → what the version replaced.
+    /// (author, version) → the changes of the version.
     pub(super) history: Keyspace,
-    /// moment (microseconds) → the versions made at it, so that they can be trimmed by age.
+    /// time (microseconds since 1970) → the versions created then, the index for retention.
     pub(super) moments: Keyspace,
-    /// (follower, author) → whether with the bell.
+    /// (follower, author) → whether the bell is on.
     pub(super) following: Keyspace,
 }
 
 /// Blocks with their bounds, ascending.
 pub(super) type Blocks = Box<dyn Iterator<Item = Result<(u32, fjall::Slice)>>>;
 
-/// An author's row.
+/// The row of an author.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) followers: u64,
     pub(super) notify: u64,
     pub(super) version: u64,
-    /// How many blocks there are. The first one begins at 0.
+    /// Number of blocks. The first one begins at 0.
     pub(super) blocks: u64,
 }
 
-/// Where one follower belongs.
+/// The block of one follower.
 pub(super) struct Place {
-    /// The first key that belongs there.
+    /// The first key of the block.
     pub(super) bound: u32,
-    /// The first key that doesn't belong there any more.
+    /// The first key of the next block.
     pub(super) end: Option<u32>,
-    /// The block, if there is one.
+    /// The stored block; `None` if the author has none.
     pub(super) bytes: Option<fjall::Slice>,
 }
 
@@ -67,7 +67,7 @@ impl Tables {
         })
     }
 
-    /// An author's row; zeroes when there is none.
+    /// The row of an author; zeroes if there is none.
     pub(super) fn count(&self, snapshot: &Snapshot, author: u32) -> Result<Count> {
         match snapshot
             .get(&self.counts, author.to_be_bytes())
@@ -78,7 +78,7 @@ impl Tables {
         }
     }
 
-    /// Where a follower of an author belongs, who has this many blocks.
+    /// Finds the block of a follower. `blocks` is the number of blocks of the author.
     pub(super) fn place(
         &self,
         snapshot: &Snapshot,
@@ -116,7 +116,7 @@ impl Tables {
         Ok(Place { bound, end, bytes })
     }
 
-    /// The bound of the block that a follower belongs to.
+    /// The bound of the block of a follower.
     fn bound(&self, snapshot: &Snapshot, author: u32, follower: u32) -> Result<u32> {
         snapshot
             .range(&self.blocks, pair(author, 0)..=pair(author, follower))
@@ -125,7 +125,7 @@ impl Tables {
             .and_then(|row| second(&row.key().map_err(map_err)?))
     }
 
-    /// An author's blocks with their bounds, from the one that `follower` belongs to.
+    /// The blocks of an author with their bounds, from the block of `follower` on.
     pub(super) fn blocks_from(
         &self,
         snapshot: &Snapshot,
@@ -151,7 +151,7 @@ impl Tables {
         })))
     }
 
-    /// When the newest kept history was made.
+    /// Time of the newest version in the history.
     pub(super) fn last_moment(&self) -> Result<Option<Timestamp>> {
         self.moments
             .last_key_value()
@@ -180,23 +180,23 @@ impl Count {
     }
 }
 
-/// The key of a row by two users.
+/// A key of two users.
 pub(super) fn pair(first: u32, second: u32) -> [u8; 8] {
     (u64::from(first) << 32 | u64::from(second)).to_be_bytes()
 }
 
-/// The second user of such a key.
+/// The second user of a key made by [`pair`].
 pub(super) fn second(key: &[u8]) -> Result<u32> {
     match key {
         [_, _, _, _, a, b, c, d] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => Err(Error::new(
             ErrorKind::Corrupt,
-            "a row of the graph has a malformed key",
+            "can't decode a key of the follow graph",
         )),
     }
 }
 
-/// The key of what a version replaced.
+/// A key of `history`.
 pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&author.to_be_bytes());
@@ -204,28 +204,31 @@ pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
     key
 }
 
-/// The version of such a key.
+/// The version of a key made by [`version_key`].
 pub(super) fn version_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(4..)?.try_into().ok()?))
 }
 
-/// The moment that a row of `moments` is of.
+/// The time of a key of `moments`.
 pub(super) fn moment_of(key: &[u8]) -> Result<Timestamp> {
-    let bytes = key
-        .try_into()
-        .map_err(|_| Error::new(ErrorKind::Corrupt, "a moment of the graph has a malformed key"))?;
+    let bytes = key.try_into().map_err(|_| {
+        Error::new(
+            ErrorKind::Corrupt,
+            "can't decode a key of the keyspace follow_moments",
+        )
+    })?;
     Ok(Timestamp(i64::from_be_bytes(bytes)))
 }
 
-/// An unreadable row of an author.
+/// Error for a row of an author that can't be decoded.
 pub(super) fn malformed(what: &str, author: u32) -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        format!("the {what} of author {author} can't be read"),
+        format!("can't decode the {what} of author {author}"),
     )
 }
 
-/// Turns the codec's error into the store's.
+/// Maps the codec's error to the store's.
 pub(super) fn corrupt(what: &'static str, author: u32) -> impl Fn(Malformed) -> Error {
     move |_| malformed(what, author)
 }

@@ -19,7 +19,7 @@ fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
     }
 }
 
-/// All followers with their bells, read in pages.
+/// Reads all followers with their bells, page by page.
 async fn read(
     graph: &EmbeddedFollows,
     author: u32,
@@ -49,7 +49,7 @@ async fn read(
     }
 }
 
-/// The graph as simple as can be.
+/// The reference implementation of the graph.
 #[derive(Default)]
 struct Model {
     /// author → the followers of each version.
@@ -57,7 +57,7 @@ struct Model {
 }
 
 impl Model {
-    fn of(&mut self, author: u32) -> &mut Vec<BTreeMap<u32, bool>> {
+    fn versions_of(&mut self, author: u32) -> &mut Vec<BTreeMap<u32, bool>> {
         self.versions
             .entry(author)
             .or_insert_with(|| vec![BTreeMap::new()])
@@ -70,7 +70,7 @@ impl Model {
             .map(|c| {
                 let followers = now
                     .entry(c.author.0)
-                    .or_insert_with(|| self.of(c.author.0).last().unwrap().clone());
+                    .or_insert_with(|| self.versions_of(c.author.0).last().unwrap().clone());
                 match c.notify {
                     Some(bell) => followers.insert(c.follower.0, bell) != Some(bell),
                     None => followers.remove(&c.follower.0).is_some(),
@@ -78,7 +78,7 @@ impl Model {
             })
             .collect();
         for (author, followers) in now {
-            let versions = self.of(author);
+            let versions = self.versions_of(author);
             if versions.last() != Some(&followers) {
                 versions.push(followers);
             }
@@ -99,7 +99,7 @@ enum Step {
         count: u32,
         notify: Option<bool>,
     },
-    /// A read at a version (a share of those there are) with a page size.
+    /// A read at a version (as a fraction of all versions) with a page size.
     Read {
         author: u32,
         version: f64,
@@ -112,7 +112,7 @@ enum Step {
     Reopen,
 }
 
-/// Few enough keys for changes to meet, enough for blocks to split, and the greatest there can be.
+/// Few enough keys for changes to overlap, and enough for blocks to split.
 const KEYS: u32 = 12_000;
 
 fn key() -> impl Strategy<Value = u32> {
@@ -156,7 +156,7 @@ async fn run(steps: Vec<Step>) {
                 version,
                 page_size,
             } => {
-                let versions = model.of(author);
+                let versions = model.versions_of(author);
                 let version = (version * versions.len() as f64) as usize;
                 let found = read(&graph, author, Some(version as u64), page_size)
                     .await
@@ -182,7 +182,7 @@ async fn run(steps: Vec<Step>) {
                 }
                 let expected: Vec<_> = (0..4)
                     .filter_map(|author| {
-                        let notify = *model.of(author).last()?.get(&follower)?;
+                        let notify = *model.versions_of(author).last()?.get(&follower)?;
                         Some(Following {
                             author: UserKey(author),
                             notify,
@@ -204,7 +204,7 @@ async fn run(steps: Vec<Step>) {
             "the changed flags differ"
         );
         for author in 1..4 {
-            let versions = model.of(author);
+            let versions = model.versions_of(author);
             let now = versions.last().unwrap();
             let count = graph.count(UserKey(author)).await.unwrap();
             assert_eq!(count.version.0, versions.len() as u64 - 1);
@@ -239,7 +239,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn later_changes_of_one_edge_win_and_a_change_to_nothing_makes_no_version() {
+async fn the_last_change_of_an_edge_wins_and_no_change_makes_no_version() {
     let store = Store::new();
     let graph = open(&store);
     let (on, off) = (Some(true), Some(false));
@@ -269,7 +269,7 @@ async fn later_changes_of_one_edge_win_and_a_change_to_nothing_makes_no_version(
 }
 
 #[tokio::test]
-async fn pages_are_cut_where_they_are_full() {
+async fn pages_end_at_their_limit() {
     let store = Store::new();
     let graph = open(&store);
     graph
@@ -294,7 +294,7 @@ async fn pages_are_cut_where_they_are_full() {
 }
 
 #[tokio::test]
-async fn history_is_told_until_it_is_trimmed() {
+async fn old_versions_are_readable_until_they_are_trimmed() {
     let mut store = Store::new();
     let graph = open(&store);
     for follower in 1..=5 {
@@ -331,7 +331,7 @@ async fn history_is_told_until_it_is_trimmed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_counted_version_reads_the_same_while_others_write() {
+async fn a_version_reads_the_same_during_concurrent_writes() {
     let store = Store::new();
     let graph = Arc::new(open(&store));
     let writers = (0..4_u32).map(|writer| {

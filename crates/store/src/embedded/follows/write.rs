@@ -1,4 +1,4 @@
-//! Changes to the graph, a round at a time.
+//! Changes of the graph, batch by batch.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
     tables::{Count, Tables, corrupt, pair, version_key},
 };
 
-/// One change in the order to work them off: by author, then follower, then as they came.
+/// One change. Changes are applied by author, then by follower, then in order of arrival.
 #[derive(Clone, Copy)]
 struct Change {
     author: u32,
@@ -23,23 +23,24 @@ struct Change {
     after: Edge,
 }
 
-/// Applies changes; there is one of it, so nothing changes between its reads and its writes.
+/// Applies changes. There is only one writer, so nothing changes between its reads and its writes.
 pub(super) struct Writer {
     tables: Arc<Tables>,
-    /// When the last versions were made. It never goes back, so that history is trimmed in the order of versions.
+    /// Time of the last versions, microseconds since 1970. Strictly ascending, so that history is trimmed in the order
+    /// of versions even if the clock goes back.
     moment: i64,
     old: Vec<Follower>,
     new: Vec<Follower>,
 }
 
-/// The round in hand.
+/// The current batch.
 struct CommitBatch {
     snapshot: Snapshot,
     batch: OwnedWriteBatch,
     changed: Vec<bool>,
     undone: Vec<Undone>,
     versions: Vec<(u32, u64)>,
-    /// Edges that are not as they were: (follower, author) and what they are.
+    /// Changed edges: follower, author and the new edge.
     edges: Vec<(u32, u32, Edge)>,
 }
 
@@ -54,8 +55,9 @@ impl Writer {
         })
     }
 
-    /// Applies the changes of some calls in order and says of each whether it changed something. Durable on return.
-    pub(super) fn round(&mut self, calls: Vec<Vec<FollowChange>>) -> Result<Vec<Result<Vec<bool>>>> {
+    /// Applies the changes of a batch of calls in order and returns for each whether it changed anything. Durable on
+    /// return.
+    pub(super) fn apply_calls(&mut self, calls: Vec<Vec<FollowChange>>) -> Result<Vec<Result<Vec<bool>>>> {
         let lengths: Vec<_> = calls.iter().map(Vec::len).collect();
         let mut changes: Vec<_> = calls
             .into_iter()
@@ -70,7 +72,7 @@ impl Writer {
             .collect();
         changes.sort_unstable_by_key(|c| (c.author, c.follower, c.index));
 
-        let mut round = CommitBatch {
+        let mut pending = CommitBatch {
             snapshot: self.tables.database.snapshot(),
             batch: self.tables.database.batch(),
             changed: vec![false; changes.len()],
@@ -79,7 +81,7 @@ impl Writer {
             edges: Vec::with_capacity(changes.len()),
         };
         for of_author in changes.chunk_by(|a, b| a.author == b.author) {
-            self.apply(&mut round, of_author)?;
+            self.apply_author(&mut pending, of_author)?;
         }
         let CommitBatch {
             snapshot,
@@ -88,10 +90,10 @@ impl Writer {
             versions,
             mut edges,
             ..
-        } = round;
+        } = pending;
         drop(snapshot);
         if !versions.is_empty() {
-            // In the order of their keys they go into the memtable several times as fast.
+            // Inserting in key order makes the memtable several times as fast.
             edges.sort_unstable_by_key(|(follower, author, _)| (*follower, *author));
             for (follower, author, edge) in edges {
                 let key = pair(follower, author);
@@ -120,17 +122,17 @@ impl Writer {
     }
 
     /// Applies the changes of one author.
-    fn apply(&mut self, round: &mut CommitBatch, mut changes: &[Change]) -> Result<()> {
+    fn apply_author(&mut self, pending: &mut CommitBatch, mut changes: &[Change]) -> Result<()> {
         let Some(&Change { author, .. }) = changes.first() else {
             return Ok(());
         };
-        let before = self.tables.count(&round.snapshot, author)?;
+        let before = self.tables.count(&pending.snapshot, author)?;
         let mut count = before;
-        round.undone.clear();
+        pending.undone.clear();
         while let Some(next) = changes.first() {
             let place = self
                 .tables
-                .place(&round.snapshot, author, before.blocks, next.follower)?;
+                .place(&pending.snapshot, author, before.blocks, next.follower)?;
             let here = place
                 .end
                 .map_or(changes.len(), |end| changes.partition_point(|c| c.follower < end));
@@ -143,27 +145,27 @@ impl Writer {
                     self.old.push(follower.map_err(corrupt("followers", author))?);
                 }
             }
-            if self.edit(round, &mut count, these) {
-                self.put(round, &mut count, author, place.bound, place.bytes.is_some());
+            if self.edit_block(pending, &mut count, these) {
+                self.replace_block(pending, &mut count, author, place.bound, place.bytes.is_some());
             }
         }
-        if !round.undone.is_empty() {
+        if !pending.undone.is_empty() {
             count.version += 1;
-            round
+            pending
                 .batch
                 .insert(&self.tables.counts, author.to_be_bytes(), count.encode());
             let key = version_key(author, count.version);
-            round
+            pending
                 .batch
-                .insert(&self.tables.history, key, history::encode(&round.undone));
-            round.versions.push((author, count.version));
+                .insert(&self.tables.history, key, history::encode(&pending.undone));
+            pending.versions.push((author, count.version));
         }
         Ok(())
     }
 
-    /// Makes `new` from `old` and the changes of one block; false when it is the same.
-    fn edit(&mut self, round: &mut CommitBatch, count: &mut Count, changes: &[Change]) -> bool {
-        let undone = round.undone.len();
+    /// Builds `new` from `old` and the changes of one block. Returns whether they differ.
+    fn edit_block(&mut self, pending: &mut CommitBatch, count: &mut Count, changes: &[Change]) -> bool {
+        let undone = pending.undone.len();
         let mut old = &self.old[..];
         self.new.clear();
         for of_follower in changes.chunk_by(|a, b| a.follower == b.follower) {
@@ -182,35 +184,42 @@ impl Writer {
             };
             let mut is = was;
             for change in of_follower {
-                round.changed[change.index as usize] = change.after != is;
+                pending.changed[change.index as usize] = change.after != is;
                 is = change.after;
             }
             self.new.extend(is.follower(follower));
             if is == was {
                 continue;
             }
-            round.undone.push(Undone {
+            pending.undone.push(Undone {
                 follower,
                 before: was,
             });
             count.followers =
                 count.followers + u64::from(is != Edge::Absent) - u64::from(was != Edge::Absent);
             count.notify = count.notify + u64::from(is == Edge::Bell) - u64::from(was == Edge::Bell);
-            round.edges.push((follower, author, is));
+            pending.edges.push((follower, author, is));
         }
         self.new.extend_from_slice(old);
-        round.undone.len() > undone
+        pending.undone.len() > undone
     }
 
-    /// Writes `new` in the place of a block.
-    fn put(&self, round: &mut CommitBatch, count: &mut Count, author: u32, bound: u32, existed: bool) {
+    /// Replaces a block by `new`.
+    fn replace_block(
+        &self,
+        pending: &mut CommitBatch,
+        count: &mut Count,
+        author: u32,
+        bound: u32,
+        existed: bool,
+    ) {
         count.blocks -= u64::from(existed);
         if self.new.is_empty() && bound != 0 {
-            round.batch.remove(&self.tables.blocks, pair(author, bound));
+            pending.batch.remove(&self.tables.blocks, pair(author, bound));
             return;
         }
         for (bound, part) in block::split(bound, &self.new) {
-            round.batch.insert(
+            pending.batch.insert(
                 &self.tables.blocks,
                 pair(author, bound),
                 block::encode(bound, part),

@@ -42,7 +42,7 @@ fn ids(ids: impl IntoIterator<Item = u64>) -> Vec<PostId> {
 }
 
 #[tokio::test]
-async fn posts_come_back_as_they_were_after_a_restart_too() {
+async fn posts_are_read_as_archived_also_after_a_restart() {
     let mut store = Store::new();
     let archive = open(&store);
     assert_eq!(archive.last().await.unwrap(), None);
@@ -89,7 +89,7 @@ async fn posts_come_back_as_they_were_after_a_restart_too() {
 }
 
 #[tokio::test]
-async fn a_deletion_shows_at_once_and_may_come_first() {
+async fn a_deletion_is_visible_at_once_and_can_precede_its_post() {
     let mut store = Store::new();
     let archive = open(&store);
     let now = Timestamp::now();
@@ -103,7 +103,7 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
         archive.newest_of(AUTHOR, LAST, 10).await.unwrap(),
         ids([5, 4, 3, 1])
     );
-    // Read, so that it is cached.
+    // Fills the cache.
     assert_eq!(
         archive.get(&ids([4])).await.unwrap()[0]
             .as_ref()
@@ -112,7 +112,7 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
         None
     );
     archive.archive(&[deleted(4, 40), deleted(4, 41)]).await.unwrap();
-    // Both in one call, and the post again.
+    // Post and deletion in one call, and a redelivered post.
     archive
         .archive(&[
             created(&post(6, "", now)),
@@ -146,7 +146,7 @@ async fn a_deletion_shows_at_once_and_may_come_first() {
 }
 
 #[tokio::test]
-async fn a_request_made_one_post_for_a_day() {
+async fn a_request_id_stands_for_its_first_post_within_the_retention() {
     let store = Store::new();
     let archive = open(&store);
     let start = Timestamp::now();
@@ -162,7 +162,7 @@ async fn a_request_made_one_post_for_a_day() {
         .await
         .unwrap();
     assert_eq!(find(start), Some(20));
-    // The smaller one, though it comes later.
+    // The smallest id wins, even if it is archived later.
     archive
         .archive(&[created(&post(10, "r", start)), created(&post(11, "r", start))])
         .await
@@ -170,13 +170,13 @@ async fn a_request_made_one_post_for_a_day() {
     assert_eq!(find(start.plus(DAY)), Some(10));
     assert_eq!(find(start.plus(DAY + Duration::from_micros(1))), None);
 
-    // The next day the same request is another post, and an old message that comes again doesn't take that back.
+    // After the retention the request id stands for a new post; a redelivered old message does not change that.
     let next = start.plus(DAY * 2);
     archive.archive(&[created(&post(30, "r", next))]).await.unwrap();
     archive.archive(&[created(&post(9, "r", start))]).await.unwrap();
     assert_eq!(find(next), Some(30));
 
-    // Only what is too old is removed.
+    // Only request ids past their retention are removed.
     assert_eq!(archive.trim(start.plus(DAY)).await.unwrap(), 0);
     assert!(archive.trim(next).await.unwrap() > 0);
     assert_eq!(find(next), Some(30));
@@ -193,7 +193,7 @@ async fn a_request_made_one_post_for_a_day() {
 }
 
 #[tokio::test]
-async fn two_posts_of_one_request_in_one_call_are_the_first() {
+async fn two_posts_of_one_request_in_one_call_count_as_the_first() {
     let store = Store::new();
     let archive = open(&store);
     let now = Timestamp::now();
@@ -205,7 +205,7 @@ async fn two_posts_of_one_request_in_one_call_are_the_first() {
 }
 
 #[tokio::test]
-async fn the_first_post_that_is_young_enough_is_found() {
+async fn first_since_finds_the_first_post_from_a_time_on() {
     let store = Store::new();
     let archive = open(&store);
     assert_eq!(
@@ -213,7 +213,7 @@ async fn the_first_post_that_is_young_enough_is_found() {
         PostId(1),
         "of an empty archive"
     );
-    // Ids with gaps: what is not archived yet, or never will be.
+    // Ids with gaps: posts that are not archived yet, or never will be.
     let entries: Vec<_> = [2, 3, 7, 8, 20]
         .into_iter()
         .map(|id| {

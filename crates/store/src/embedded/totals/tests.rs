@@ -34,7 +34,7 @@ fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
 }
 
 #[tokio::test]
-async fn a_commit_counts_marks_and_clears_at_once() {
+async fn a_commit_counts_marks_seen_and_clears_the_intent() {
     let mut store = Store::new();
     let totals = open(&store);
     totals.intend("a").await.unwrap();
@@ -78,7 +78,7 @@ async fn no_message_is_counted_twice() {
     let store = Store::new();
     let totals = open(&store);
     totals.commit(&batch("a", &[1, 2])).await.unwrap();
-    // The same again, in another file: it is left over.
+    // The same messages in another file: the file is a leftover.
     totals.intend("again").await.unwrap();
     totals.commit(&batch("again", &[2, 1])).await.unwrap();
     assert_eq!(totals.intended().await.unwrap(), ["again"]);
@@ -100,7 +100,7 @@ async fn no_message_is_counted_twice() {
 }
 
 #[tokio::test]
-async fn files_that_come_together_are_added_up() {
+async fn concurrent_commits_are_all_counted() {
     let store = Store::new();
     let totals = open(&store);
     let batches: Vec<_> = (0..50_u64)
@@ -127,7 +127,7 @@ async fn files_that_come_together_are_added_up() {
 }
 
 #[tokio::test]
-async fn what_is_counted_of_a_chunk_is_known_until_its_post_is_forgotten() {
+async fn a_revision_is_counted_once_until_its_post_is_trimmed() {
     let mut store = Store::new();
     let chunk = |post, channel| ChunkRef {
         post: PostId(post),
@@ -173,21 +173,7 @@ async fn what_is_counted_of_a_chunk_is_known_until_its_post_is_forgotten() {
 }
 
 #[tokio::test]
-async fn rows_without_what_came_later_are_read() {
-    let mut bytes = encode_counts(&Counts {
-        posts: 3,
-        push_dead: 4,
-        ..Counts::default()
-    });
-    assert_eq!(decode_hour(&bytes).unwrap().push_dead, 4);
-    bytes.extend([9, 1, 2]);
-    let post = decode_post(&bytes).unwrap();
-    assert_eq!((post.author, post.counts.posts), (UserKey(9), 3));
-}
-
-/// Others' files are often in the same round.
-#[tokio::test]
-async fn a_row_that_cant_be_read_fails_only_those_that_touch_it() {
+async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
     let store = Store::new();
     let totals = open(&store);
     let sound = |n: u64| TotalsBatch {
@@ -195,14 +181,14 @@ async fn a_row_that_cant_be_read_fails_only_those_that_touch_it() {
         ..batch(&n.to_string(), &[n])
     };
     totals.tables.posts.insert(5_u64.to_be_bytes(), [0xff]).unwrap();
-    totals.intend("ill").await.unwrap();
+    totals.intend("corrupt").await.unwrap();
     let all: Vec<_> = (0..50).map(sound).collect();
-    let ill = batch("ill", &[1_000, 1_001]);
-    let (sound, ill) = futures::join!(
+    let corrupt = batch("corrupt", &[1_000, 1_001]);
+    let (sound, corrupt) = futures::join!(
         futures::future::join_all(all.iter().map(|batch| totals.commit(batch))),
-        totals.commit(&ill)
+        totals.commit(&corrupt)
     );
-    assert_eq!(ill.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(corrupt.unwrap_err().kind(), ErrorKind::Corrupt);
     sound.into_iter().for_each(Result::unwrap);
     let seen = totals.seen("EVENTS", &[0, 49, 1_000, 1_001]).await.unwrap();
     assert_eq!(seen, [true, true, false, false]);
@@ -213,5 +199,5 @@ async fn a_row_that_cant_be_read_fails_only_those_that_touch_it() {
         hours.iter().all(|(_, counts)| counts.timeline_delivered == 50),
         "{hours:?}"
     );
-    assert_eq!(totals.intended().await.unwrap(), ["ill"], "as it was");
+    assert_eq!(totals.intended().await.unwrap(), ["corrupt"], "the intent stays");
 }
