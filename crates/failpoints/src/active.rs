@@ -1,36 +1,36 @@
-//! What the macros call when failpoints are compiled in.
+//! The functions behind the macros when failpoints are compiled in.
 
 use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 
-/// Sets the points as the environment variable `FAILPOINTS` says, for the life of the process.
+/// Configures the failpoints from the environment variable `FAILPOINTS`, for the life of the process.
 ///
 /// # Panics
-/// When the variable makes no sense: a test that asked for a fault must not pass without it.
+/// If the variable can't be parsed: a test that requested a fault must not pass without it.
 pub fn from_environment() {
-    // Dropping it would switch all of them off.
+    // Dropping the scenario would switch all failpoints off.
     std::mem::forget(fail::FailScenario::setup());
 }
 
-/// Does what was set for this point; true when its error is to be returned.
+/// Runs the action of a failpoint. Returns whether the caller must return its error.
 pub async fn hit(name: impl AsRef<str>) -> bool {
     let name = name.as_ref();
     let Some(argument) = argument(name) else {
         return false;
     };
     match argument.split_once(' ') {
-        None if argument == "kill" => die(name).await,
+        None if argument == "kill" => kill(name).await,
         None if argument == "error" => true,
         Some(("delay", ms)) if let Ok(ms) = ms.parse() => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             false
         }
-        _ => panic!("failpoint {name} can't {argument:?}"),
+        _ => panic!("failpoint {name}: unknown action {argument:?}, use kill, error or delay <milliseconds>"),
     }
 }
 
-/// Whether a negative control is on for this point.
+/// Whether a negative control is enabled at this failpoint.
 pub fn is_sabotaged(name: &str) -> bool {
     argument(name).is_some()
 }
@@ -39,12 +39,12 @@ fn argument(name: &str) -> Option<String> {
     fail::eval(name, Option::unwrap_or_default)
 }
 
-/// Returns at most to other tasks, for the moment that the signal takes.
-async fn die(name: &str) -> bool {
-    // The log of a process that died tells where.
+/// Kills the process. Never returns; other tasks can run until the signal arrives.
+async fn kill(name: &str) -> bool {
+    // Shows in the log where the process died.
     eprintln!("failpoint {name}: kill");
     if let Err(error) = kill_process(getpid(), Signal::KILL) {
-        panic!("failpoint {name} can't kill its process: {error}");
+        panic!("failpoint {name}: can't kill the process: {error}");
     }
     std::future::pending().await
 }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_point_does_what_was_set_and_nothing_otherwise() {
+    async fn a_failpoint_runs_its_configured_action_only() {
         assert_eq!(fallible().await, Ok(1));
         fail::cfg("test.error", "1*off->1*return(error)").unwrap();
         assert_eq!(fallible().await, Ok(1));

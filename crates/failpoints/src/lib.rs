@@ -1,24 +1,24 @@
-//! Places where a test can make a process die, fail or dawdle.
+//! Failpoints: places where a test can kill, fail or delay a process.
 //!
-//! A kill at a random moment seldom hits the narrow gaps that matter: between the broker's answer and the caller's, between
-//! a commit and its acknowledgement. A failpoint stands in such a gap by name:
+//! A kill at a random time seldom hits the short gaps that matter: between the broker's reply and the caller's, between
+//! a commit and its acknowledgement. A failpoint marks such a gap with a name:
 //!
-//! - [`point!`]`("timeline.recorded")`: here a process can die or wait.
-//! - [`point!`]`("ledger.settle", error)`: here the function can also return that error.
-//! - [`sabotaged!`]`("fanout.drop-chunk")`: true when a negative control breaks the rule at this place on purpose, so
-//!   that it can be seen that the checker notices.
+//! - [`point!`]`("timeline.recorded")`: the process can be killed or delayed here.
+//! - [`point!`]`("ledger.settle", error)`: the function can also return this error.
+//! - [`sabotaged!`]`("fanout.drop-chunk")`: returns true if a negative control breaks the rule here on purpose, to
+//!   prove that the checker detects it.
 //!
-//! The feature `failpoints` compiles them in. Nothing in the product asks for it, only the tests' `herald-under-test`;
-//! without it the macros expand to nothing, and `cargo xtask failpoints` checks that a release has none. What a point does
-//! is said by the environment variable `FAILPOINTS` in the words of the `fail` crate, as
+//! The feature `failpoints` compiles them in. Only the tests' `herald-under-test` enables it. Without it the macros
+//! expand to nothing; `cargo xtask failpoints` checks that a release has none. The environment variable `FAILPOINTS`
+//! configures the actions in the syntax of the `fail` crate, for example
 //! `timeline.recorded=20*off->1*return(kill);ledger.settle=5*return(error)`, with these arguments of `return`:
 //!
-//! | argument | does |
+//! | argument | action |
 //! |---|---|
-//! | `kill` | ends the process with SIGKILL: no destructor runs, nothing is flushed |
-//! | `error` | returns the error of the place, where it has one |
-//! | `delay 250` | waits so many milliseconds |
-//! | none | breaks the rule, at a [`sabotaged!`] |
+//! | `kill` | kills the process with SIGKILL: no destructor runs, nothing is flushed |
+//! | `error` | returns the error of the failpoint, if it has one |
+//! | `delay 250` | waits for 250 milliseconds |
+//! | none | breaks the rule at a [`sabotaged!`] |
 
 #[cfg(feature = "failpoints")]
 mod active;
@@ -26,7 +26,7 @@ mod active;
 #[cfg(feature = "failpoints")]
 pub use active::{from_environment, hit, is_sabotaged};
 
-/// A place in async code where a test can kill, delay, or, with a second argument, return that error.
+/// A failpoint in async code: a test can kill or delay the process here or, with a second argument, return this error.
 #[cfg(feature = "failpoints")]
 #[macro_export]
 macro_rules! point {
@@ -40,7 +40,7 @@ macro_rules! point {
     };
 }
 
-/// A place in async code where a test can kill, delay, or, with a second argument, return that error.
+/// A failpoint in async code: a test can kill or delay the process here or, with a second argument, return this error.
 #[cfg(not(feature = "failpoints"))]
 #[macro_export]
 macro_rules! point {
@@ -48,7 +48,7 @@ macro_rules! point {
     ($name:expr, $error:expr) => {};
 }
 
-/// Whether a negative control wants the rule broken here.
+/// Whether a negative control breaks the rule here.
 #[cfg(feature = "failpoints")]
 #[macro_export]
 macro_rules! sabotaged {
@@ -57,7 +57,7 @@ macro_rules! sabotaged {
     };
 }
 
-/// Whether a negative control wants the rule broken here.
+/// Whether a negative control breaks the rule here.
 #[cfg(not(feature = "failpoints"))]
 #[macro_export]
 macro_rules! sabotaged {

@@ -1,49 +1,49 @@
-//! Whom a user can be reached by, and what they want to hear.
+//! Devices, push addresses and preferences of users.
 
 use std::collections::BTreeSet;
 
 use crate::{UserKey, time::Timestamp};
 
-/// A device's id, unique over all users.
+/// Id of a device, unique across all users, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u64);
 
-/// One device of one user.
+/// A device of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Its id.
+    /// The id.
     pub id: DeviceId,
-    /// Whose it is.
+    /// The owner.
     pub user: UserKey,
-    /// Where to push to.
+    /// The push address.
     pub address: Address,
-    /// When it was registered first.
+    /// Time of the first registration.
     pub registered_at: Timestamp,
 }
 
-/// Where to push to.
+/// A push address.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A browser's push subscription (RFC 8030, RFC 8291).
     WebPush {
         /// The push service's URL.
         endpoint: String,
-        /// The browser's public key, an uncompressed P-256 point.
+        /// The browser's public key: an uncompressed P-256 point, 65 bytes.
         p256dh: Vec<u8>,
-        /// The shared secret.
+        /// The authentication secret (RFC 8291), 16 bytes.
         auth: Vec<u8>,
     },
-    /// An endpoint of the caller's own, signed as Standard Webhooks says.
+    /// A webhook of the client. Requests are signed according to Standard Webhooks.
     Webhook {
-        /// Where to POST to.
+        /// The URL of the POST requests.
         url: String,
-        /// The signing secret, decoded.
+        /// The signing secret, without prefix and base64.
         secret: Vec<u8>,
     },
 }
 
 impl Address {
-    /// The URL that is called.
+    /// The URL of the push requests.
     pub fn url(&self) -> &str {
         match self {
             Self::WebPush { endpoint, .. } => endpoint,
@@ -53,7 +53,7 @@ impl Address {
 }
 
 impl std::fmt::Debug for Address {
-    /// Shows no secret.
+    /// Hides the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = match self {
             Self::WebPush { .. } => "WebPush",
@@ -65,10 +65,10 @@ impl std::fmt::Debug for Address {
     }
 }
 
-/// What a user wants to hear.
+/// Push setting and muted authors of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preferences {
-    /// Whether pushes are sent at all.
+    /// Whether pushes are sent.
     pub push_enabled: bool,
     /// Authors whose posts are neither shown nor pushed.
     pub muted: BTreeSet<UserKey>,

@@ -1,30 +1,30 @@
-//! Who and what, as numbers and names.
+//! Ids of users, posts, follow versions and chunks.
 
 use std::fmt;
 
-/// The longest user id, bytes.
+/// Maximum length of a user id, bytes.
 pub const USER_ID_BYTES_MAX: usize = 128;
 
-/// A user's id: the caller's own string, 1 to 128 bytes of UTF-8 without control characters.
+/// Id of a user, chosen by the client: 1 to 128 bytes of UTF-8 without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(String);
 
-/// Why a string is not a [`UserId`].
+/// Error of [`UserId::new`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUserId {
-    /// It is empty.
+    /// The string is empty.
     #[error("must not be empty")]
     Empty,
-    /// It is longer than [`USER_ID_BYTES_MAX`].
+    /// The string is longer than [`USER_ID_BYTES_MAX`]. Holds its length, bytes.
     #[error("must be at most {USER_ID_BYTES_MAX} bytes long, is {0}")]
     TooLong(usize),
-    /// It has a control character.
+    /// The string contains a control character.
     #[error("must not contain control characters")]
     ControlCharacter,
 }
 
 impl UserId {
-    /// Checks a caller's string.
+    /// Validates a string of a client.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidUserId> {
         let id = id.into();
         if id.is_empty() {
@@ -38,12 +38,12 @@ impl UserId {
         }
     }
 
-    /// The caller's string.
+    /// The string of the client.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The caller's string.
+    /// The string of the client.
     pub fn into_string(self) -> String {
         self.0
     }
@@ -55,20 +55,20 @@ impl fmt::Display for UserId {
     }
 }
 
-/// A user's number inside the mesh: dense, from 1, given once by the dictionary in the store and never given again.
+/// Key of a user inside Herald: dense, from 1, assigned by the store and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserKey(pub u32);
 
-/// A post's id: its sequence number in the POSTS stream, from 1.
+/// Id of a post: its sequence in the POSTS stream, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PostId(pub u64);
 
-/// How often an author's followers have changed. A post pins it, so that each retry and channel sees the same followers.
-/// 0 is the version of an author whom nobody ever followed.
+/// Version of an author's followers: the number of changes, 0 for an author who never had a follower. A post pins it,
+/// so that all retries and channels use the same followers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FollowVersion(pub u64);
 
-/// Names a chunk by its content: a hash of its recipients, so that only the same chunk can be taken for the same.
+/// Id of a chunk: a hash of its recipients (XXH3, 64 bits), so that equal chunks have equal ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId(pub u64);
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_id_is_any_short_text_without_control_characters() {
+    fn user_ids_are_validated() {
         assert!(UserId::new("107").is_ok());
         assert!(UserId::new("übermut@example").is_ok());
         assert_eq!(UserId::new(""), Err(InvalidUserId::Empty));

@@ -1,34 +1,34 @@
-//! Lanes, channels and states, with the names that stand in subjects, metrics and on the command line.
+//! Lanes, channels and delivery states, with their names in subjects, metrics and on the command line.
 
 use std::{fmt, str::FromStr};
 
-/// A name that is none of those there are.
+/// Error for an unknown name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} is not one of {known}")]
 pub struct UnknownName {
-    /// What was given.
+    /// The unknown name.
     pub name: String,
-    /// What there is.
+    /// The known names, separated by commas.
     pub known: &'static str,
 }
 
-/// Which queue a post travels in. High goes first; low is slower, never starved.
+/// Priority class of a post, with its own queues. High is served first; low is slower, but not starved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// For posts that a person is waiting for.
+    /// Urgent posts.
     High,
     /// The default.
     #[default]
     Normal,
-    /// For bulk and backfill.
+    /// Bulk posts and backfills.
     Low,
 }
 
 impl Lane {
-    /// All of them, the most urgent first.
+    /// All lanes, most urgent first.
     pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
 
-    /// As it stands in subjects and consumer names.
+    /// Name in subjects and consumer names.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::High => "high",
@@ -58,7 +58,7 @@ impl fmt::Display for Lane {
     }
 }
 
-/// A way in which a post reaches a follower.
+/// A delivery channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Channel {
     /// The follower's timeline.
@@ -68,10 +68,10 @@ pub enum Channel {
 }
 
 impl Channel {
-    /// All of them.
+    /// All channels.
     pub const ALL: [Self; 2] = [Self::Timeline, Self::Push];
 
-    /// As it stands in subjects, metrics and answers.
+    /// Name in subjects, metrics and API responses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Timeline => "timeline",
@@ -86,24 +86,24 @@ impl fmt::Display for Channel {
     }
 }
 
-/// How far one delivery (a post, a channel, a recipient) has come. All but `Pending` are final, but
-/// that a redrive makes `Dead` ones pending again.
+/// State of a delivery (a post, a channel, a recipient). All states except `Pending` are final, except that a redrive
+/// makes `Dead` deliveries pending again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeliveryState {
-    /// Planned, not settled yet.
+    /// Planned and not settled.
     Pending,
-    /// On the timeline, or accepted by the push provider.
+    /// Written to the timeline, or accepted by the push provider.
     Delivered,
-    /// Left out on purpose.
+    /// Not sent on purpose: push disabled, author muted, no device, post deleted.
     Suppressed,
-    /// Too late to send.
+    /// Not sent because the TTL of the post had passed.
     Expired,
-    /// Given up.
+    /// Marked dead: only a redrive delivers it.
     Dead,
 }
 
 impl DeliveryState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 5] = [
         Self::Pending,
         Self::Delivered,
@@ -112,7 +112,7 @@ impl DeliveryState {
         Self::Dead,
     ];
 
-    /// As it stands in metrics and answers.
+    /// Name in metrics and API responses.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",

@@ -1,8 +1,8 @@
-//! The words that every service shares: who ([`UserId`], [`UserKey`]), what ([`Post`]), in which queue ([`Lane`]), by
-//! which way ([`Channel`], [`Device`]), how far ([`DeliveryState`]), for whom ([`Recipients`]), and when ([`time`]); and
-//! how numbers are packed into bytes ([`varint`]).
+//! The domain types of all services: users ([`UserId`], [`UserKey`]), posts ([`Post`]), lanes ([`Lane`]), channels and
+//! devices ([`Channel`], [`Device`]), delivery states ([`DeliveryState`]), sets of recipients ([`Recipients`]) and
+//! timestamps ([`time`]); and the encoding of numbers ([`varint`]).
 //!
-//! Nothing here knows a transport or a store.
+//! This crate depends on no transport and no store.
 
 mod audience;
 mod ids;

@@ -1,4 +1,4 @@
-//! A post, as the mesh and the stores hold it.
+//! Posts.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use crate::{FollowVersion, Lane, PostId, UserId, UserKey, time::Timestamp};
 /// An accepted post.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
-    /// Its id: the sequence number in POSTS.
+    /// The id: its sequence in the POSTS stream.
     pub id: PostId,
-    /// Who wrote it.
+    /// Key of the author.
     pub author: UserKey,
-    /// Who wrote it, in the caller's words.
+    /// Id of the author.
     pub author_id: UserId,
-    /// The caller's request id, or the one made for it.
+    /// Request id of the client, or a generated one.
     pub request_id: String,
     /// The text.
     pub text: String,
-    /// Links, in the order given.
+    /// Links, in the order of the request.
     pub links: Vec<String>,
-    /// Media, in the order given.
+    /// Media URLs, in the order of the request.
     pub media_urls: Vec<String>,
-    /// The lane it travels in.
+    /// The lane.
     pub lane: Lane,
-    /// Who is a follower of this post: the author's followers as of this version.
+    /// Version of the author's followers that the post is delivered to.
     pub follow_version: FollowVersion,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub accepted_at: Timestamp,
-    /// How long after that a push of it is worth sending.
+    /// TTL of pushes, from `accepted_at`. Later pushes expire.
     pub push_ttl: Duration,
-    /// When it was deleted, if it was.
+    /// Time of the deletion; `None` if the post is not deleted.
     pub deleted_at: Option<Timestamp>,
 }

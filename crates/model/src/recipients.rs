@@ -7,37 +7,37 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{ChunkId, UserKey, varint};
 
-/// A sorted set of users, coded as LEB128 varints: the first key as it is, each next one as the difference to the one
-/// before. At 1,000 recipients of 1,000,000 users that is 2 bytes each. Cloning shares the bytes.
+/// A sorted set of users, encoded as LEB128 varints: the first key, then the difference of each key to the previous
+/// one. 1,000 recipients of 1,000,000 users take 2 bytes each. Clones share the bytes.
 ///
-/// *Invariant:* the bytes decode to `count` strictly ascending keys; every way to make one checks it.
+/// *Invariant:* the bytes decode to `count` strictly ascending keys; every constructor ensures it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recipients {
     bytes: Bytes,
     count: u32,
 }
 
-/// Bytes that are not a set of users.
+/// Error of [`Recipients::decode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedRecipients {
-    /// A varint runs over the end or over 32 bits.
-    #[error("a key is cut off or larger than 32 bits")]
+    /// A varint is truncated or larger than 32 bits.
+    #[error("recipients: a key is truncated or larger than 32 bits")]
     Varint,
-    /// A key repeats or the sum overflows.
-    #[error("the keys don't ascend")]
+    /// A key is repeated or exceeds 32 bits.
+    #[error("recipients: the keys are not strictly ascending")]
     Order,
-    /// There are more or fewer keys than said.
-    #[error("{said} recipients said, {found} found")]
+    /// The number of keys differs from the expected one.
+    #[error("recipients: expected {said} keys, found {found}")]
     Count {
-        /// By the message.
+        /// The expected number.
         said: u32,
-        /// In the bytes.
+        /// The number of keys in the bytes.
         found: u32,
     },
 }
 
 impl Recipients {
-    /// Checks bytes that came over the wire or from a store.
+    /// Decodes and validates bytes from a message or a store. `count` is the expected number of keys.
     pub fn decode(bytes: Bytes, count: u32) -> Result<Self, MalformedRecipients> {
         let mut rest = &bytes[..];
         let mut last = 0_u32;
@@ -57,7 +57,7 @@ impl Recipients {
         }
     }
 
-    /// Codes keys that ascend strictly; those that don't are left out.
+    /// Encodes ascending keys. A key that is not greater than the previous one is skipped.
     pub fn from_sorted(keys: impl IntoIterator<Item = UserKey>) -> Self {
         let mut builder = RecipientsBuilder::default();
         for key in keys {
@@ -66,31 +66,31 @@ impl Recipients {
         builder.finish()
     }
 
-    /// How many there are.
+    /// Number of recipients.
     pub fn len(&self) -> u32 {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The recipients at these places, counted from 0.
+    /// The recipients at these positions, counted from 0.
     #[must_use]
-    pub fn part(&self, places: Range<usize>) -> Self {
-        if places == (0..self.count as usize) {
+    pub fn part(&self, positions: Range<usize>) -> Self {
+        if positions == (0..self.count as usize) {
             return self.clone();
         }
-        Self::from_sorted(self.iter().skip(places.start).take(places.len()))
+        Self::from_sorted(self.iter().skip(positions.start).take(positions.len()))
     }
 
-    /// The coded form.
+    /// The encoded bytes.
     pub fn as_bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// Names this very set.
+    /// The chunk id of this set: a hash of its bytes.
     pub fn chunk_id(&self) -> ChunkId {
         ChunkId(xxh3_64(&self.bytes))
     }
@@ -103,7 +103,7 @@ impl Recipients {
         }
     }
 
-    /// Whether a user is among them; looks at each key up to it.
+    /// Whether the set contains a user. Linear in the size of the set.
     pub fn contains(&self, key: UserKey) -> bool {
         self.iter().find(|k| *k >= key) == Some(key)
     }
@@ -118,7 +118,7 @@ impl<'a> IntoIterator for &'a Recipients {
     }
 }
 
-/// Codes a set of users one by one.
+/// Builds [`Recipients`] key by key.
 #[derive(Debug, Default)]
 pub struct RecipientsBuilder {
     bytes: Vec<u8>,
@@ -127,33 +127,33 @@ pub struct RecipientsBuilder {
 }
 
 impl RecipientsBuilder {
-    /// Adds a key. One that isn't greater than the last is left out: a set has it once.
+    /// Adds a key. A key that is not greater than the previous one is skipped.
     pub fn push(&mut self, key: UserKey) {
         if self.count > 0 && key.0 <= self.last {
             return;
         }
-        // `last` is 0 until the first key is there.
+        // `last` is 0 before the first key.
         varint::write(&mut self.bytes, (key.0 - self.last).into());
         self.last = key.0;
         self.count += 1;
     }
 
-    /// How many there are so far.
+    /// Number of keys so far.
     pub fn len(&self) -> u32 {
         self.count
     }
 
-    /// Whether there are none so far.
+    /// Whether no key was added.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The set so far; the builder starts anew.
+    /// Returns the set and resets the builder.
     pub fn finish(&mut self) -> Recipients {
-        let made = std::mem::take(self);
+        let finished = std::mem::take(self);
         Recipients {
-            bytes: made.bytes.into(),
-            count: made.count,
+            bytes: finished.bytes.into(),
+            count: finished.count,
         }
     }
 }
@@ -170,7 +170,7 @@ impl Iterator for Keys<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<UserKey> {
-        // The bytes were checked when the set was made.
+        // The constructor has validated the bytes.
         self.last += read_u32(&mut self.rest)?;
         Some(UserKey(self.last))
     }
@@ -189,7 +189,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_gives_what_was_coded(keys in prop::collection::btree_set(any::<u32>(), 0..300)) {
+        fn decoding_reverses_encoding(keys in prop::collection::btree_set(any::<u32>(), 0..300)) {
             let made = Recipients::from_sorted(keys.iter().copied().map(UserKey));
             prop_assert_eq!(made.len() as usize, keys.len());
             let read = Recipients::decode(made.as_bytes().clone(), made.len()).unwrap();
@@ -200,7 +200,7 @@ mod tests {
         }
 
         #[test]
-        fn two_parts_make_the_whole(keys in prop::collection::btree_set(any::<u32>(), 0..300), at in any::<prop::sample::Index>()) {
+        fn two_parts_add_up_to_the_whole(keys in prop::collection::btree_set(any::<u32>(), 0..300), at in any::<prop::sample::Index>()) {
             let whole = Recipients::from_sorted(keys.iter().copied().map(UserKey));
             let at = at.index(keys.len() + 1);
             let parts = [whole.part(0..at), whole.part(at..keys.len())];
@@ -209,7 +209,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), count in 0_u32..64) {
+        fn arbitrary_bytes_decode_to_ascending_keys_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..64), count in 0_u32..64) {
             if let Ok(read) = Recipients::decode(bytes.into(), count) {
                 let keys: Vec<_> = read.iter().collect();
                 prop_assert_eq!(keys.len(), count as usize);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn another_set_has_another_chunk_id() {
+    fn different_sets_have_different_chunk_ids() {
         let a = Recipients::from_sorted([1, 2, 3].map(UserKey));
         let b = Recipients::from_sorted([1, 2, 4].map(UserKey));
         assert_ne!(a.chunk_id(), b.chunk_id());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_sets_are_told_apart() {
+    fn malformed_bytes_have_distinct_errors() {
         assert_eq!(
             Recipients::decode(vec![0x80].into(), 1),
             Err(MalformedRecipients::Varint)

@@ -1,20 +1,20 @@
-//! Moments, as the mesh and the stores hold them.
+//! Timestamps.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A moment: microseconds since 1970 (UTC).
+/// A point in time: microseconds since 1970 (UTC).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// This moment.
+    /// The current time of the system clock.
     pub fn now() -> Self {
-        // A clock before 1970 is read as 1970.
+        // A clock before 1970 counts as 1970.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// This much later.
+    /// Adds a duration, saturating.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(
@@ -23,7 +23,7 @@ impl Timestamp {
         )
     }
 
-    /// This much earlier.
+    /// Subtracts a duration, saturating.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(
@@ -32,7 +32,7 @@ impl Timestamp {
         )
     }
 
-    /// How long ago `earlier` was; zero when it lies ahead.
+    /// Time elapsed since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))

@@ -1,5 +1,5 @@
-//! LEB128 varints: seven bits a byte, the least significant first. The only varint of Herald: recipients in messages,
-//! rows of the store and resume tokens are coded with it.
+//! LEB128 varints: seven bits per byte, least significant group first. Used for recipients in messages, rows of the
+//! store and resume tokens.
 
 /// Appends a number.
 #[inline]
@@ -11,10 +11,10 @@ pub fn write(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Reads a number from the front; `None` when it is cut off or larger than 64 bits.
+/// Reads a number from the front of `rest` and removes it; `None` if it is truncated or larger than 64 bits.
 #[inline]
 pub fn read(rest: &mut &[u8]) -> Option<u64> {
-    // Most are of one byte or two.
+    // Fast path: most numbers take one or two bytes.
     match **rest {
         [a, ref after @ ..] if a < 0x80 => {
             *rest = after;
@@ -52,7 +52,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_gives_what_was_written(values in prop::collection::vec(any::<u64>(), 0..50), shift in 0_u32..64) {
+        fn reading_reverses_writing(values in prop::collection::vec(any::<u64>(), 0..50), shift in 0_u32..64) {
             let mut bytes = Vec::new();
             for value in &values {
                 write(&mut bytes, value >> shift);
@@ -66,7 +66,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
             let mut rest = &bytes[..];
             while read(&mut rest).is_some() {}
         }
