@@ -1,4 +1,4 @@
-//! A nats-server that runs and is new enough.
+//! A usable nats-server executable.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::locate::BinarySource;
 use crate::version::{OLDEST, Version};
 
-const VERSION_LIMIT: Duration = Duration::from_secs(20);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A nats-server that was found, runs, and is new enough.
+/// A nats-server executable that runs on this machine and is new enough.
 #[derive(Debug, Clone)]
 pub struct Binary {
     path: PathBuf,
@@ -20,16 +20,16 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// Asks the file for its version.
+    /// Runs the file with `--version` and checks the version.
     pub(crate) fn check(path: &Path, origin: BinarySource, cancel: &Cancel) -> Result<Self> {
         let not_nats = |reason| Error::NotNats {
             path: path.into(),
             origin,
             reason,
         };
-        // Relative names would be searched for on the PATH, and mean another file once the directory changes.
+        // A relative path would be searched for on the PATH, and would name another file in another working directory.
         let path = path.canonicalize().map_err(|error| not_nats(error.to_string()))?;
-        let answer = match run(Command::new(&path).arg("--version"), VERSION_LIMIT, cancel) {
+        let answer = match run(Command::new(&path).arg("--version"), VERSION_TIMEOUT, cancel) {
             Ok(answer) => answer,
             Err(CommandError::Interrupted) => return Err(Error::Interrupted),
             Err(CommandError::Failed(reason)) => return Err(not_nats(reason)),
@@ -38,7 +38,7 @@ impl Binary {
             .trim()
             .strip_prefix("nats-server: ")
             .and_then(Version::parse)
-            .ok_or_else(|| not_nats(format!("it answers --version with {:?}", answer.trim())))?;
+            .ok_or_else(|| not_nats(format!("its reply to --version is {:?}", answer.trim())))?;
         if version < OLDEST {
             return Err(Error::TooOld {
                 path,
@@ -53,17 +53,17 @@ impl Binary {
         })
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its version.
+    /// Version of the server.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Who named it.
+    /// Where the file was found.
     pub fn origin(&self) -> BinarySource {
         self.origin
     }

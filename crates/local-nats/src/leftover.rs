@@ -1,4 +1,4 @@
-//! A server that an earlier parent left behind.
+//! Stopping a leftover server: one whose parent process died without stopping it.
 
 use std::io;
 use std::path::Path;
@@ -10,37 +10,37 @@ use tokio::time::{Instant, sleep};
 use crate::config::Layout;
 use crate::error::{Error, Result};
 
-const TICK: Duration = Duration::from_millis(10);
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends the server that still serves this directory, if there is one.
+/// Stops the leftover server of this directory, if there is one.
 ///
-/// To be called under the directory's lock only: without it, the server may be that of a parent which lives.
-pub(crate) async fn end(layout: &Layout, stop_limit: Duration) -> Result<()> {
+/// Call it only with the lock of the directory: without the lock, the server can belong to a running parent.
+pub(crate) async fn stop(layout: &Layout, stop_limit: Duration) -> Result<()> {
     let config = layout.config();
     let Some(pid) = read_pid(&layout.pid())?.filter(|&pid| serves(pid, &config)) else {
         return Ok(());
     };
     let raw = pid.as_raw_nonzero().get().unsigned_abs();
-    tracing::warn!(pid = raw, dir = %layout.dir.display(), "ending a nats-server that was left behind");
+    tracing::warn!(pid = raw, dir = %layout.dir.display(), "stopping a leftover nats-server of an earlier process");
     let fail = |source| Error::Leftover {
         dir: layout.dir.clone(),
         pid: raw,
         source,
     };
 
-    for (signal, limit) in [(Signal::TERM, stop_limit), (Signal::KILL, KILL_LIMIT)] {
+    for (signal, limit) in [(Signal::TERM, stop_limit), (Signal::KILL, KILL_TIMEOUT)] {
         match kill_process(pid, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(fail(Some(error.into()))),
         }
         let deadline = Instant::now() + limit;
-        // Looked at again and again: as soon as the pid is another's, or nobody's, no more signals go there.
+        // Checked again before each signal: after the server's exit, the pid can belong to another process.
         while serves(pid, &config) {
             if Instant::now() >= deadline {
                 break;
             }
-            sleep(TICK).await;
+            sleep(POLL_INTERVAL).await;
         }
         if !serves(pid, &config) {
             return Ok(());
@@ -51,7 +51,7 @@ pub(crate) async fn end(layout: &Layout, stop_limit: Duration) -> Result<()> {
 
 fn read_pid(path: &Path) -> Result<Option<Pid>> {
     match std::fs::read_to_string(path) {
-        // Half-written, it names no process or the wrong one, and the command line tells.
+        // A partly written file can name a wrong process; `serves` checks its command line.
         Ok(text) => Ok(text
             .trim()
             .parse()
@@ -66,19 +66,19 @@ fn read_pid(path: &Path) -> Result<Option<Pid>> {
     }
 }
 
-/// Whether a process lives whose command line names this configuration file.
+/// Whether the process runs and its command line contains this configuration file.
 fn serves(pid: Pid, config: &Path) -> bool {
     let config = config.as_os_str().as_encoded_bytes();
     command_line(pid).is_some_and(|line| line.windows(config.len()).any(|part| part == config))
 }
 
-/// The command line; none for a process that has ended, a zombie included.
+/// The command line of a process; `None` or empty if it has exited, also as a zombie.
 #[cfg(target_os = "linux")]
 fn command_line(pid: Pid) -> Option<Vec<u8>> {
     std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()
 }
 
-/// The command line; none for a process that has ended, a zombie included.
+/// The command line of a process; `None` or empty if it has exited, also as a zombie.
 #[cfg(not(target_os = "linux"))]
 fn command_line(pid: Pid) -> Option<Vec<u8>> {
     let pid = pid.as_raw_nonzero().to_string();

@@ -4,7 +4,7 @@
 //! # async fn example() -> Result<(), herald_local_nats::Error> {
 //! use herald_local_nats::{Config, Server};
 //!
-//! // A free port, a temporary directory, gone when dropped.
+//! // Uses a free port and a temporary directory. Dropping the server stops it and removes the directory.
 //! let mut server = Server::start(Config::default()).await?;
 //! println!("{}", server.client_url());
 //! server.stop().await?;
@@ -12,27 +12,27 @@
 //! # }
 //! ```
 //!
-//! [`Binary::locate`] says where the nats-server comes from, and fetches one if the machine has none; [`Server`] runs
-//! it.
+//! [`Binary::locate`] finds a nats-server, or fetches one if the machine has none. [`Server`] runs it.
 //!
-//! # What becomes of the child when its parent goes
+//! # When the child ends
 //!
 //! - The [`Server`] is dropped: the child is killed and reaped before `drop` returns.
-//! - Ctrl-C at the terminal: nothing, the child has a process group of its own. The parent drains, then stops it.
-//! - The parent is killed, or crashes: on Linux the kernel kills the child too, if util-linux's `setpriv` is on the
-//!   PATH (it sets the parent-death signal, which this crate can't do itself without unsafe code). Where it isn't, the
-//!   child stays until the next start in the same directory, which finds it by the pid file, makes sure by its
-//!   command line that it serves this very directory, and ends it.
+//! - Ctrl-C at the terminal: the child does not receive it, because it has its own process group. The parent drains,
+//!   then stops the child.
+//! - The parent is killed or crashes: on Linux the kernel also kills the child, if util-linux's `setpriv` is on the
+//!   PATH. (`setpriv` sets the parent-death signal; this crate would need unsafe code for it.) Otherwise the child runs
+//!   until the next start in the same directory, which finds it by the pid file, checks by its command line that it
+//!   serves this directory, and stops it.
 //!
-//! A lock in the directory, held while the parent lives, keeps that from happening to the server of a parent that is
-//! well: a second [`Server::start`] there is refused with [`Error::InUse`].
+//! The parent holds a lock on the directory while it runs. A second [`Server::start`] in the directory is refused with
+//! [`Error::InUse`], so that it can't stop the server of a running parent.
 //!
 //! # What is absent on purpose
 //!
-//! - Listening on other addresses than the loopback one: the server has no authentication.
-//! - Clusters: one server answers all that `herald up` and the tests ask today. A cluster would be several
-//!   [`Server`]s whose [`Config::extra`] names each other's routes.
-//! - Windows: there is no graceful stop of a child there.
+//! - Listening on other addresses than loopback: the server has no authentication.
+//! - Clusters: `herald up` and the tests need one server. A cluster would be several [`Server`]s with each other's
+//!   routes in [`Config::extra`].
+//! - Windows: a child can't be stopped gracefully there.
 
 mod binary;
 mod command;

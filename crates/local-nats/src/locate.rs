@@ -1,4 +1,4 @@
-//! Where to look for a nats-server, and where one was found.
+//! Where to search for a nats-server, and where one was found.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 use crate::fetcher::{Fetcher, OnProgress};
 
-/// Who named the nats-server that is used.
+/// Where a nats-server was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BinarySource {
-    /// The caller, by [`Locate::explicit`].
+    /// [`Locate::explicit`].
     Explicit,
-    /// `$NATS_SERVER`.
+    /// The environment variable `NATS_SERVER`.
     Environment,
-    /// A directory of the PATH.
+    /// A directory of `PATH`.
     Path,
-    /// Herald's cache, filled earlier.
+    /// Herald's cache, from an earlier fetch.
     Cache,
-    /// Fetched just now, into the cache.
+    /// Fetched into the cache by this search.
     Fetched(Fetcher),
 }
 
@@ -34,23 +34,23 @@ impl fmt::Display for BinarySource {
     }
 }
 
-/// Where to look for a nats-server. [`Locate::default`] reads the environment; a test fills in what it wants.
+/// Where to search for a nats-server. [`Locate::default`] reads the environment.
 #[derive(Debug, Clone)]
 pub struct Locate {
-    /// The file to use, whatever else there is.
+    /// The file to use; no other place is searched.
     pub explicit: Option<PathBuf>,
-    /// The file that `$NATS_SERVER` names.
+    /// The file named by `$NATS_SERVER`. If set, no later place is searched.
     pub environment: Option<PathBuf>,
-    /// The directories to search, as in `$PATH`.
+    /// Directories to search, in the format of `$PATH`.
     pub path: Option<OsString>,
-    /// The directory that fetched servers are kept in: `$HERALD_CACHE`, or `herald` in the user's cache directory
-    /// (`$XDG_CACHE_HOME` or `~/.cache`).
+    /// Cache directory of fetched servers: `$HERALD_CACHE`, or `herald` in the user's cache directory
+    /// (`$XDG_CACHE_HOME` or `~/.cache`). `None` disables fetching.
     pub cache: Option<PathBuf>,
-    /// The ways of fetching one, in the order in which they are tried; empty to stay off the network.
+    /// Fetchers, in the order in which they are tried. Empty disables fetching.
     pub fetchers: Vec<Fetcher>,
-    /// Where the programs are that a fetch uses, as in `$PATH`.
+    /// Directories of the fetchers' programs, in the format of `$PATH`.
     pub tools: Option<OsString>,
-    /// Told of each step of a fetch, beside the log.
+    /// Callback for the progress of a fetch, which is also logged.
     pub progress: OnProgress,
 }
 
@@ -76,7 +76,7 @@ impl Default for Locate {
 }
 
 impl Locate {
-    /// Uses this file and nothing else.
+    /// Uses only this file.
     pub fn exactly(path: impl Into<PathBuf>) -> Self {
         Self {
             explicit: Some(path.into()),

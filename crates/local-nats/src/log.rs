@@ -1,28 +1,28 @@
-//! The server's log file: everything that it writes to its standard error.
+//! The server's log file, which receives its standard output and standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// A log larger than this is set aside at the next start, so that the two together are bounded over many starts.
-const BYTES_MAX: u64 = 16 << 20;
+/// Size above which the log is rotated at the next start, bytes. One rotated log is kept.
+const ROTATE_BYTES: u64 = 16 << 20;
 
-/// How much of the log an error shows.
+/// Maximum part of the log in an error, bytes and lines.
 const TAIL_BYTES_MAX: u64 = 8 << 10;
 const TAIL_LINES_MAX: usize = 20;
 
-/// The log of one run of the server.
+/// The log of one start of the server.
 #[derive(Debug)]
 pub(crate) struct Log {
     path: PathBuf,
-    /// Where this run's lines begin.
+    /// Offset of the first line of this start, bytes.
     start: u64,
 }
 
 impl Log {
-    /// Opens the log for one more run, and returns the file that the child writes to.
+    /// Opens the log for a start and returns the file for the child's output.
     pub(crate) fn open(path: PathBuf) -> io::Result<(Self, File)> {
-        if path.metadata().is_ok_and(|meta| meta.len() > BYTES_MAX) {
+        if path.metadata().is_ok_and(|meta| meta.len() > ROTATE_BYTES) {
             std::fs::rename(&path, path.with_extension("log.1"))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
@@ -34,12 +34,12 @@ impl Log {
         &self.path
     }
 
-    /// The last lines of this run.
+    /// The last lines since the start.
     pub(crate) fn tail(&self) -> String {
         match self.read_tail() {
             Ok(tail) => tail,
-            // It stands in an error that has its own cause; that the log is unreadable is one more line of it.
-            Err(error) => format!("(the log can't be read: {error})"),
+            // The text is part of an error with its own cause, so a failed read only replaces the log lines.
+            Err(error) => format!("(can't read the log: {error})"),
         }
     }
 

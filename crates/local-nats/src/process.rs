@@ -1,4 +1,4 @@
-//! The child process: started, signalled, awaited, and never signalled once its pid may be another's.
+//! The child process. It is never signalled after its pid could have been reused.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 /// A child process, killed and reaped when dropped.
 ///
-/// A thread waits for its end without reaping it; reaping and signalling happen under one lock. So a signal can never
-/// reach another process that got the same pid.
+/// A thread waits for the exit without reaping. Reaping and signalling share one lock, so a signal can't reach another
+/// process with the same pid.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -24,12 +24,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the child, in a process group of its own: Ctrl-C at the terminal is for the parent alone.
+    /// Starts the child in its own process group, so that Ctrl-C at the terminal reaches only the parent.
     pub(crate) fn spawn(mut command: Command) -> io::Result<Self> {
         command.process_group(0).stdin(Stdio::null());
         let (started, start) = mpsc::channel();
-        // The parent-death signal comes when the *thread* ends that started the child, so that must be a thread which
-        // outlives it, and none of an async runtime.
+        // The parent-death signal is sent when the *thread* that started the child ends. So the thread must outlive the
+        // child; a thread of an async runtime may not.
         thread::Builder::new().name("nats-server".into()).spawn(move || {
             let (exit_sender, exit) = watch::channel(None);
             let child = match command.spawn() {
@@ -41,7 +41,7 @@ impl Process {
             };
             let pid = child.id();
             let child = Arc::new(Mutex::new(child));
-            // The receiver waits for this below; there is no way on which it doesn't.
+            // `spawn` waits for this message below.
             let _ = started.send(Ok(Self {
                 pid,
                 child: Arc::clone(&child),
@@ -59,12 +59,12 @@ impl Process {
         self.pid
     }
 
-    /// The status, if the child has ended.
+    /// The exit status; `None` while the child runs.
     pub(crate) fn status(&self) -> io::Result<Option<ExitStatus>> {
         lock(&self.child).try_wait()
     }
 
-    /// Sends a signal; none if the child has ended.
+    /// Sends a signal, unless the child has exited.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let mut child = lock(&self.child);
         if child.try_wait()?.is_some() {
@@ -76,7 +76,7 @@ impl Process {
         }
     }
 
-    /// Waits for the end of the child, without borrowing it.
+    /// Waits for the exit of the child. The future does not borrow `self`.
     pub(crate) fn exited(&self) -> impl Future<Output = io::Result<ExitStatus>> + Send + use<> {
         let mut exit = self.exit.clone();
         async move {
@@ -85,16 +85,16 @@ impl Process {
         }
     }
 
-    /// Asks the child to stop, and kills it if it hasn't within the limit.
-    pub(crate) async fn stop(&self, limit: Duration) -> io::Result<ExitStatus> {
+    /// Sends SIGTERM, and SIGKILL if the child has not exited after `timeout`.
+    pub(crate) async fn stop(&self, timeout: Duration) -> io::Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        if let Ok(status) = tokio::time::timeout(limit, self.exited()).await {
+        if let Ok(status) = tokio::time::timeout(timeout, self.exited()).await {
             return status;
         }
         tracing::warn!(
             pid = self.pid,
-            ?limit,
-            "nats-server did not stop in time, so it is killed"
+            ?timeout,
+            "nats-server did not stop in time, killing it"
         );
         self.kill().await
     }
@@ -108,18 +108,18 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let mut child = lock(&self.child);
-        // Both fail only when the child is reaped already. The wait is short: nothing outlives SIGKILL for long, and
-        // whoever removes the directory next must not race with a server that still writes to it.
+        // Both calls fail only if the child is already reaped. `drop` waits for the exit, which follows SIGKILL soon,
+        // so that no server writes to a directory that is removed next.
         let _ = child.kill();
         let _ = child.wait();
     }
 }
 
-/// Waits for the end of a child, which stays a zombie and so keeps its pid.
+/// Waits for the exit of a child without reaping it: as a zombie it keeps its pid.
 fn wait_unreaped(child: u32) {
     let Some(child) = pid(child) else { return };
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    // Other errors than an interruption mean that it is reaped already, by `drop`.
+    // Any error other than EINTR means that `drop` has already reaped the child.
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(child), options) {}
 }
 
@@ -131,21 +131,21 @@ fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
     child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A command that runs the program, and has the kernel kill it when the parent dies, where that can be done.
+/// A command that runs the program. If possible, the kernel kills the program when the parent dies.
 pub(crate) fn command(program: &Path, dies_with_parent: bool) -> Command {
     if !(dies_with_parent && can_die_with_parent()) {
         return Command::new(program);
     }
-    // `setpriv` becomes the program by exec, so the pid is the program's.
+    // `setpriv` replaces itself with the program (exec), so the pid is that of the program.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program);
     command
 }
 
-/// Whether there is a `setpriv` that knows the parent-death signal; Busybox's doesn't.
+/// Whether `setpriv` supports the parent-death signal; that of BusyBox does not.
 fn can_die_with_parent() -> bool {
-    static KNOWN: OnceLock<bool> = OnceLock::new();
-    *KNOWN.get_or_init(|| {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
         cfg!(target_os = "linux")
             && Command::new("setpriv")
                 .args(["--pdeathsig", "KILL", "true"])

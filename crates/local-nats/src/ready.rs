@@ -1,4 +1,4 @@
-//! When a server is ready: it has told its ports, greets clients, and its JetStream has recovered.
+//! Readiness: the server has written its ports file, accepts clients, and its JetStream has recovered.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,25 +15,28 @@ use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::process::Process;
 
-const TICK: Duration = Duration::from_millis(5);
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server's greeting is some hundred bytes, its health a line.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+/// Maximum size of a reply of the server, bytes. INFO takes some hundred bytes, the health check a line.
+const REPLY_BYTES_MAX: u64 = 64 << 10;
 
-/// What a server says of itself once it is ready.
+/// Ports and version of a ready server.
 #[derive(Debug, Clone)]
 pub(crate) struct Ready {
     pub(crate) ports: Ports,
     pub(crate) version: String,
 }
 
-/// Waits until the server is ready, has ended, or the limit is over.
+/// Waits until the server is ready. Fails if the server exits, or after `limit`.
 pub(crate) async fn wait(process: &Process, ports_dir: &Path, log: &Log, limit: Duration) -> Result<Ready> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(status) = process.status().map_err(Error::io("look at nats-server"))? {
-            return Err(ended(status, log.tail()));
+        if let Some(status) = process
+            .status()
+            .map_err(Error::io("read the status of nats-server"))?
+        {
+            return Err(start_error(status, log.tail()));
         }
         let missing = match probe(process.pid(), ports_dir).await {
             Ok(ready) => return Ok(ready),
@@ -46,12 +49,12 @@ pub(crate) async fn wait(process: &Process, ports_dir: &Path, log: &Log, limit: 
                 log: log.tail(),
             });
         }
-        sleep(TICK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-fn ended(status: std::process::ExitStatus, log: String) -> Error {
-    // The server's own words are the only way to tell; should they change, the error is the general one.
+fn start_error(status: std::process::ExitStatus, log: String) -> Error {
+    // Only the log shows that a port is in use. If the server's message changes, the error is the general one.
     if log.contains("address already in use") {
         Error::PortTaken { log }
     } else {
@@ -59,31 +62,31 @@ fn ended(status: std::process::ExitStatus, log: String) -> Error {
     }
 }
 
-/// Looks once; the error says what is missing.
+/// Checks the readiness once. The error is the failed check.
 async fn probe(pid: u32, ports_dir: &Path) -> Result<Ready, String> {
-    let ports = read_ports(pid, ports_dir).map_err(|error| format!("it has not told its ports ({error})"))?;
-    let greeting = within(greeting(ports.client))
+    let ports = read_ports(pid, ports_dir).map_err(|error| format!("no ports file ({error})"))?;
+    let info = with_timeout(read_info(ports.client))
         .await
-        .map_err(|error| format!("no greeting ({error})"))?;
-    if !greeting.jetstream {
+        .map_err(|error| format!("no INFO message ({error})"))?;
+    if !info.jetstream {
         return Err("JetStream is not enabled".into());
     }
-    within(health(ports.monitor))
+    with_timeout(check_health(ports.monitor))
         .await
         .map_err(|error| format!("not healthy ({error})"))?;
     Ok(Ready {
         ports,
-        version: greeting.version,
+        version: info.version,
     })
 }
 
-async fn within<T>(probe: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(PROBE_LIMIT, probe)
+async fn with_timeout<T>(probe: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PROBE_TIMEOUT, probe)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// The file that nats-server writes its ports to, named after its executable and pid.
+/// The ports file of nats-server, named after its executable and pid.
 #[derive(Deserialize)]
 struct PortsFile {
     nats: Vec<String>,
@@ -95,7 +98,7 @@ fn read_ports(pid: u32, dir: &Path) -> io::Result<Ports> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().ends_with(&suffix) {
-            // Half-written, it is no JSON, and is read again at the next look.
+            // A partly written file is not valid JSON; the next check reads it again.
             let file: PortsFile = serde_json::from_slice(&std::fs::read(entry.path())?)?;
             return match (port(&file.nats), port(&file.monitoring)) {
                 (Some(client), Some(monitor)) => Ok(Ports { client, monitor }),
@@ -111,8 +114,9 @@ fn port(urls: &[String]) -> Option<u16> {
     urls.first()?.rsplit_once(':')?.1.parse().ok()
 }
 
+/// The INFO message that nats-server sends to each new client.
 #[derive(Deserialize)]
-struct Greeting {
+struct Info {
     version: String,
     #[serde(default)]
     jetstream: bool,
@@ -122,26 +126,26 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
     TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
 }
 
-async fn greeting(port: u16) -> io::Result<Greeting> {
+async fn read_info(port: u16) -> io::Result<Info> {
     let mut line = String::new();
     BufReader::new(connect(port).await?)
-        .take(ANSWER_BYTES_MAX)
+        .take(REPLY_BYTES_MAX)
         .read_line(&mut line)
         .await?;
     let json = line.strip_prefix("INFO ").ok_or(io::ErrorKind::InvalidData)?;
     Ok(serde_json::from_str(json)?)
 }
 
-async fn health(port: u16) -> io::Result<()> {
+async fn check_health(port: u16) -> io::Result<()> {
     let mut stream = connect(port).await?;
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer);
-    match answer.split_whitespace().nth(1) {
+    let mut reply = Vec::new();
+    stream.take(REPLY_BYTES_MAX).read_to_end(&mut reply).await?;
+    let reply = String::from_utf8_lossy(&reply);
+    match reply.split_whitespace().nth(1) {
         Some("200") => Ok(()),
         _ => Err(io::Error::other(
-            answer.lines().last().unwrap_or("no answer").to_owned(),
+            reply.lines().last().unwrap_or("empty reply").to_owned(),
         )),
     }
 }

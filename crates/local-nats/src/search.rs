@@ -9,11 +9,11 @@ use crate::fetch;
 use crate::locate::{BinarySource, Locate};
 
 impl Binary {
-    /// Finds a nats-server: the explicit one, `$NATS_SERVER`, the PATH, the cache, and at last fetches one into the
-    /// cache, once for all processes that look for it at the same time.
+    /// Finds a nats-server. Searches [`Locate::explicit`], `$NATS_SERVER`, the PATH and the cache, in this order, then
+    /// fetches one into the cache. Concurrent searches, also of other processes, fetch only once.
     ///
-    /// One that was named (explicitly or by `$NATS_SERVER`) and is missing or too old is an error. One on the PATH
-    /// that is too old, as distributions have them, is passed over with a warning.
+    /// A named server (explicit or `$NATS_SERVER`) that is missing or too old is an error. A server on the PATH that is
+    /// too old, as in some distributions, is skipped with a warning.
     pub async fn locate(locate: Locate) -> Result<Self> {
         let cancel = Cancel::default();
         let _guard = cancel.on_drop();
@@ -56,7 +56,7 @@ impl Binary {
 
     fn on_path(locate: &Locate, cancel: &Cancel) -> Result<Option<Self>> {
         for dir in locate.path.iter().flat_map(std::env::split_paths) {
-            // An empty entry means the current directory, where a server that is found is rather an accident.
+            // An empty entry means the current directory, which is not searched.
             let path = dir.join("nats-server");
             if dir.as_os_str().is_empty() || !path.is_file() {
                 continue;
@@ -64,7 +64,7 @@ impl Binary {
             match Self::check(&path, BinarySource::Path, cancel) {
                 Ok(found) => return Ok(Some(found)),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => tracing::warn!(%error, "nats-server on the PATH passed over"),
+                Err(error) => tracing::warn!(%error, "skipped a nats-server on the PATH"),
             }
         }
         Ok(None)

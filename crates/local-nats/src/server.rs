@@ -17,13 +17,13 @@ use crate::log::Log;
 use crate::process::{Process, command};
 use crate::ready::{self, Ready};
 
-/// How long a restart waits before it tries a taken port again.
-const PORT_TICK: Duration = Duration::from_millis(50);
+/// Delay before a restart tries a port in use again.
+const PORT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// A nats-server with JetStream that runs as a child of this process; killed and reaped when dropped.
+/// A nats-server with JetStream, as a child of this process. Dropping it kills and reaps the child.
 #[derive(Debug)]
 pub struct Server {
-    // Dropped in this order: the process, then what it uses.
+    // Fields are dropped in this order: the process before its lock and its directory.
     process: Process,
     ready: Ready,
     log: Log,
@@ -35,7 +35,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server and waits until it is ready: it greets clients, and its JetStream has recovered.
+    /// Starts a server and waits until it is ready: it accepts clients, and its JetStream has recovered.
     pub async fn start(config: Config) -> Result<Self> {
         let binary = Binary::locate(config.locate.clone()).await?;
         let temp = match config.dir {
@@ -44,7 +44,7 @@ impl Server {
                 tempfile::Builder::new()
                     .prefix("herald-nats-")
                     .tempdir()
-                    .map_err(Error::io("make a temporary directory"))?,
+                    .map_err(Error::io("create a temporary directory"))?,
             ),
         };
         let dir = config
@@ -54,7 +54,7 @@ impl Server {
             .unwrap_or(Path::new("."));
         let layout = Layout { dir: prepare(dir)? };
         let lock = lock(&layout)?;
-        leftover::end(&layout, config.stop_limit).await?;
+        leftover::stop(&layout, config.stop_limit).await?;
 
         let ports = Ports {
             client: config.port,
@@ -76,9 +76,9 @@ impl Server {
         Ok(server)
     }
 
-    /// Stops the server if it runs, and starts it again on the same ports and the same state.
+    /// Stops the server if it runs, and starts it again with the same ports and the same state.
     ///
-    /// A port can be taken for a moment, by a client of another server for example; then it is tried again, within
+    /// If another process uses a port, for example as a client's local port, the start is retried until
     /// [`Config::start_limit`].
     pub async fn restart(&mut self) -> Result<()> {
         self.stop().await?;
@@ -92,14 +92,14 @@ impl Server {
                     self.log_ready();
                     return Ok(());
                 }
-                Err(Error::PortTaken { .. }) if Instant::now() < deadline => sleep(PORT_TICK).await,
+                Err(Error::PortTaken { .. }) if Instant::now() < deadline => sleep(PORT_RETRY_DELAY).await,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Stops the server: it finishes its writes and ends. If it doesn't within [`Config::stop_limit`], it is killed.
-    /// Stopping a server that has ended returns its status again.
+    /// Stops the server: it finishes its writes and exits. After [`Config::stop_limit`], it is killed. Idempotent:
+    /// returns the exit status of a server that has already exited.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
         self.process
             .stop(self.config.stop_limit)
@@ -107,63 +107,63 @@ impl Server {
             .map_err(Error::io("stop nats-server"))
     }
 
-    /// Kills the server, as a crash would, and waits until it is gone.
+    /// Kills the server, like a crash, and waits for its exit.
     pub async fn kill(&mut self) -> Result<ExitStatus> {
         self.process.kill().await.map_err(Error::io("kill nats-server"))
     }
 
-    /// Waits for the end of the server that runs now, whoever ends it, without borrowing it: for a `select!` that
-    /// must notice when it dies. After a [`restart`](Self::restart), ask again.
+    /// Waits for the exit of the current server process. The future does not borrow `self`, so that a `select!` can
+    /// watch the server. After a [`restart`](Self::restart), call it again.
     pub fn exited(&self) -> impl Future<Output = io::Result<ExitStatus>> + Send + use<> {
         self.process.exited()
     }
 
-    /// Where clients connect: `nats://127.0.0.1:4222`.
+    /// URL for clients, such as `nats://127.0.0.1:4222`.
     pub fn client_url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.ready.ports.client)
     }
 
-    /// Where monitoring answers: `http://127.0.0.1:8222`.
+    /// URL of the monitoring API, such as `http://127.0.0.1:8222`.
     pub fn monitor_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ready.ports.monitor)
     }
 
-    /// The port for clients.
+    /// Port for clients.
     pub fn port(&self) -> u16 {
         self.ready.ports.client
     }
 
-    /// The port for monitoring.
+    /// Port of the monitoring API.
     pub fn monitor_port(&self) -> u16 {
         self.ready.ports.monitor
     }
 
-    /// The process id of the server that runs now, or ran last.
+    /// Process id of the current or last server process.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// The version that the server greets its clients with.
+    /// Version that the server reports to its clients.
     pub fn version(&self) -> &str {
         &self.ready.version
     }
 
-    /// The nats-server that runs.
+    /// The nats-server executable.
     pub fn binary(&self) -> &Binary {
         &self.binary
     }
 
-    /// The directory of its state.
+    /// Directory of the server's state.
     pub fn dir(&self) -> &Path {
         &self.layout.dir
     }
 
-    /// The file that holds what it logs.
+    /// Path of the log file.
     pub fn log_path(&self) -> &Path {
         self.log.path()
     }
 
-    /// The last lines that it logged since its start.
+    /// The last log lines since the start.
     pub fn log_tail(&self) -> String {
         self.log.tail()
     }
@@ -180,9 +180,9 @@ impl Server {
     }
 }
 
-/// Makes the directory, and gives it the one name by which a server left behind in it is known again.
+/// Creates the directory and returns its canonical path, by which a leftover server is identified.
 fn prepare(dir: &Path) -> Result<PathBuf> {
-    let action = format!("make the directory {}", dir.display());
+    let action = format!("create the directory {}", dir.display());
     std::fs::create_dir_all(dir).map_err(Error::io(action.clone()))?;
     dir.canonicalize().map_err(Error::io(action))
 }
@@ -204,7 +204,7 @@ fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Res
     let path = layout.config();
     std::fs::write(&path, render(config, layout, ports)?)
         .map_err(Error::io(format!("write {}", path.display())))?;
-    empty(&layout.ports()).map_err(Error::io(format!("empty {}", layout.ports().display())))?;
+    recreate(&layout.ports()).map_err(Error::io(format!("empty {}", layout.ports().display())))?;
     let (log, stderr) =
         Log::open(layout.log()).map_err(Error::io(format!("open {}", layout.log().display())))?;
     let mut command = command(binary.path(), config.dies_with_parent);
@@ -216,7 +216,7 @@ fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Res
     Ok((process, log))
 }
 
-fn empty(dir: &Path) -> io::Result<()> {
+fn recreate(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => std::fs::create_dir(dir),

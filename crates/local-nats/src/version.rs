@@ -2,26 +2,26 @@
 
 use std::fmt;
 
-/// The oldest nats-server that Herald runs on.
+/// The oldest supported version.
 pub(crate) const OLDEST: Version = Version {
     major: 2,
     minor: 11,
     patch: 0,
 };
 
-/// A version of nats-server, without what may follow it (`-RC.1`).
+/// A version of nats-server, without a pre-release suffix such as `-RC.1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// The first number.
+    /// Major version.
     pub major: u32,
-    /// The second number.
+    /// Minor version.
     pub minor: u32,
-    /// The third number.
+    /// Patch version.
     pub patch: u32,
 }
 
 impl Version {
-    /// Reads `2.15.2`, `v2.15.2` and `2.15.2-RC.1`.
+    /// Parses `2.15.2`, `v2.15.2` or `2.15.2-RC.1`; `None` for other text.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('v').unwrap_or(text);
         let mut numbers = text.split(['-', '+']).next()?.split('.').map(str::parse);
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_and_compared() {
+    fn versions_are_parsed_and_compared() {
         let version = |text| Version::parse(text).unwrap();
         assert_eq!(
             version("v2.15.2"),

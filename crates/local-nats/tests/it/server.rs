@@ -1,4 +1,4 @@
-//! Starting, stopping, crashing and starting again.
+//! Start, stop, crash and restart of a server.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn body(stream: &stream::Stream, sequence: u64) -> String {
     String::from_utf8(stream.get_raw_message(sequence).await.unwrap().payload.to_vec()).unwrap()
 }
 
-/// What monitoring answers.
+/// Reads a page of the monitoring API.
 async fn monitor(server: &Server, path: &str) -> String {
     let mut connection = TcpStream::connect(("127.0.0.1", server.monitor_port()))
         .await
@@ -44,9 +44,9 @@ async fn monitor(server: &Server, path: &str) -> String {
         .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
         .await
         .unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.unwrap();
-    answer
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).await.unwrap();
+    reply
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn limits_and_sync_interval_reach_the_server() {
 }
 
 #[tokio::test]
-async fn what_was_published_survives_a_restart_on_the_same_port() {
+async fn messages_survive_a_restart_on_the_same_port() {
     let mut server = Server::start(Config::default()).await.unwrap();
     let url = server.client_url();
     let context = connect(&server).await;
@@ -104,7 +104,7 @@ async fn what_was_published_survives_a_restart_on_the_same_port() {
     assert_ne!(server.pid(), pid);
     assert_eq!(server.client_url(), url);
 
-    // A new client, so that the old one's reconnecting isn't what is tested.
+    // A new client, because this is not a test of reconnecting.
     let context = connect(&server).await;
     let stream = make_stream(&context).await;
     assert_eq!(body(&stream, 1).await, "before");
@@ -112,7 +112,7 @@ async fn what_was_published_survives_a_restart_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn what_was_published_survives_a_kill() {
+async fn messages_survive_a_kill() {
     let mut server = Server::start(Config::default()).await.unwrap();
     let context = connect(&server).await;
     make_stream(&context).await;
@@ -131,9 +131,9 @@ async fn what_was_published_survives_a_kill() {
 }
 
 #[tokio::test]
-async fn a_directory_keeps_its_state_from_one_server_to_the_next() {
+async fn the_next_server_in_a_directory_has_its_state() {
     let dir = TempDir::new().unwrap();
-    let config = Config::in_dir(dir.path().join("made anew"));
+    let config = Config::in_dir(dir.path().join("new directory"));
     let mut server = Server::start(config.clone()).await.unwrap();
     let context = connect(&server).await;
     make_stream(&context).await;
@@ -148,7 +148,7 @@ async fn a_directory_keeps_its_state_from_one_server_to_the_next() {
 }
 
 #[tokio::test]
-async fn two_servers_run_at_once_and_know_nothing_of_each_other() {
+async fn two_servers_are_independent() {
     let (one, two) = tokio::join!(Server::start(Config::default()), Server::start(Config::default()));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_ne!(one.client_url(), two.client_url());
@@ -164,7 +164,7 @@ async fn a_directory_in_use_is_refused() {
     let server = Server::start(Config::in_dir(dir.path())).await.unwrap();
     let error = Server::start(Config::in_dir(dir.path())).await.unwrap_err();
     assert!(matches!(error, Error::InUse { .. }), "{error}");
-    // The refused start did no harm to the one that runs.
+    // The refused start does not affect the running server.
     connect(&server).await;
 }
 
@@ -184,7 +184,7 @@ async fn a_start_that_fails_shows_the_log() {
 }
 
 #[tokio::test]
-async fn a_start_that_hangs_says_what_is_missing() {
+async fn a_start_timeout_names_the_failed_check() {
     let extra = "jetstream: disabled".into();
     let config = Config {
         extra,
@@ -199,7 +199,7 @@ async fn a_start_that_hangs_says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_told_from_other_failures() {
+async fn a_port_in_use_has_its_own_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = Config {
         port: taken.local_addr().unwrap().port(),
@@ -210,7 +210,7 @@ async fn a_taken_port_is_told_from_other_failures() {
 }
 
 #[tokio::test]
-async fn a_restart_waits_for_its_port() {
+async fn a_restart_waits_until_its_port_is_free() {
     let mut server = Server::start(Config::default()).await.unwrap();
     server.stop().await.unwrap();
     let taken = TcpListener::bind(("127.0.0.1", server.port())).await.unwrap();
@@ -230,7 +230,7 @@ async fn a_restart_waits_for_its_port() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_server_is_noticed() {
+async fn exited_resolves_when_the_server_is_killed() {
     let server = Server::start(Config::default()).await.unwrap();
     let exited = tokio::spawn(server.exited());
     assert!(!exited.is_finished());
@@ -244,7 +244,7 @@ async fn the_end_of_a_server_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_and_its_temporary_directory_are_gone() {
+async fn dropping_a_server_kills_it_and_removes_its_temporary_directory() {
     let server = Server::start(Config::default()).await.unwrap();
     let (dir, exited) = (server.dir().to_owned(), server.exited());
     drop(server);
