@@ -324,13 +324,11 @@ mod tests {
 
     #[test]
     fn a_checksum_is_found_by_the_full_file_name() {
-        let sums = "aa  nats-server-v2.15.2-linux-amd64.tar.gz.sig\nbb  nats-server-v2.15.2-linux-amd64.tar.gz\ncc *x\n";
-        assert_eq!(
-            find_checksum(sums, "nats-server-v2.15.2-linux-amd64.tar.gz"),
-            Some("bb")
-        );
-        assert_eq!(find_checksum(sums, "x"), Some("cc"));
-        assert_eq!(find_checksum(sums, "nats-server"), None);
+        let name = "nats-server-v2.15.2-linux-amd64.tar.gz";
+        let sums = format!("aa  {name}.sig\nbb  {name}\ncc *x\n");
+        assert_eq!(find_checksum(&sums, name), Some("bb"));
+        assert_eq!(find_checksum(&sums, "x"), Some("cc"));
+        assert_eq!(find_checksum(&sums, "nats-server"), None);
     }
 
     #[test]

@@ -27,10 +27,10 @@ pub enum MalformedRecipients {
     #[error("recipients: the keys are not strictly ascending")]
     Order,
     /// The number of keys differs from the expected one.
-    #[error("recipients: expected {said} keys, found {found}")]
+    #[error("recipients: expected {expected} keys, found {found}")]
     Count {
         /// The expected number.
-        said: u32,
+        expected: u32,
         /// The number of keys in the bytes.
         found: u32,
     },
@@ -53,7 +53,10 @@ impl Recipients {
         if found == count {
             Ok(Self { bytes, count })
         } else {
-            Err(MalformedRecipients::Count { said: count, found })
+            Err(MalformedRecipients::Count {
+                expected: count,
+                found,
+            })
         }
     }
 
@@ -190,9 +193,9 @@ mod tests {
     proptest! {
         #[test]
         fn decoding_reverses_encoding(keys in prop::collection::btree_set(any::<u32>(), 0..300)) {
-            let made = Recipients::from_sorted(keys.iter().copied().map(UserKey));
-            prop_assert_eq!(made.len() as usize, keys.len());
-            let read = Recipients::decode(made.as_bytes().clone(), made.len()).unwrap();
+            let set = Recipients::from_sorted(keys.iter().copied().map(UserKey));
+            prop_assert_eq!(set.len() as usize, keys.len());
+            let read = Recipients::decode(set.as_bytes().clone(), set.len()).unwrap();
             prop_assert!(read.iter().map(|k| k.0).eq(keys.iter().copied()));
             for key in &keys {
                 prop_assert!(read.contains(UserKey(*key)));
@@ -200,7 +203,10 @@ mod tests {
         }
 
         #[test]
-        fn two_parts_add_up_to_the_whole(keys in prop::collection::btree_set(any::<u32>(), 0..300), at in any::<prop::sample::Index>()) {
+        fn two_parts_add_up_to_the_whole(
+            keys in prop::collection::btree_set(any::<u32>(), 0..300),
+            at in any::<prop::sample::Index>(),
+        ) {
             let whole = Recipients::from_sorted(keys.iter().copied().map(UserKey));
             let at = at.index(keys.len() + 1);
             let parts = [whole.part(0..at), whole.part(at..keys.len())];
@@ -209,7 +215,10 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_decode_to_ascending_keys_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..64), count in 0_u32..64) {
+        fn arbitrary_bytes_are_decoded_or_refused(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            count in 0_u32..64,
+        ) {
             if let Ok(read) = Recipients::decode(bytes.into(), count) {
                 let keys: Vec<_> = read.iter().collect();
                 prop_assert_eq!(keys.len(), count as usize);
@@ -238,7 +247,10 @@ mod tests {
         );
         assert_eq!(
             Recipients::decode(vec![1, 1].into(), 3),
-            Err(MalformedRecipients::Count { said: 3, found: 2 })
+            Err(MalformedRecipients::Count {
+                expected: 3,
+                found: 2
+            })
         );
     }
 }

@@ -202,7 +202,7 @@ pub struct ChannelCounts {
 /// Number of deliveries of a post.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PostCounts {
-    /// Whether the last slice is planned.
+    /// Whether all slices are planned. Slices are planned in order, so the last one completes the plan.
     pub planned: bool,
     /// Timeline deliveries.
     pub timeline: ChannelCounts,
@@ -221,7 +221,8 @@ pub struct PostCounts {
 pub trait Ledger: Send + Sync {
     /// Records the chunks of a slice, before they are published. A slice that is already planned is not changed. On
     /// return the plan is readable and survives a crash of the process; it survives a loss of power when the returned
-    /// future resolves. No write of a later call becomes durable before it.
+    /// future resolves. No write of a later call becomes durable before it, so the plan of a post has no gaps after a
+    /// crash.
     async fn plan(&self, plan: &SlicePlan) -> Result<Durable>;
 
     /// Records the outcome of a chunk and returns the chunk's revision. Durable on return. An outcome equal to the

@@ -33,7 +33,7 @@
 //!   readers unless its docs say otherwise.
 
 #[macro_use]
-mod fault;
+mod failpoint;
 
 mod accounts;
 mod dead_letters;

@@ -14,7 +14,8 @@ use crate::{Durable, Result};
 #[async_trait]
 pub trait Timelines: Send + Sync {
     /// Adds a post to the timelines of its recipients. On return [`newest`](Self::newest) shows it; it is durable when
-    /// the returned future resolves. Waits while too many deliveries are not written yet (back-pressure).
+    /// the returned future resolves. Not atomic: a read during the call can see the post on some timelines only. Waits
+    /// while too many deliveries are not written yet (back-pressure).
     ///
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) for a post id greater than 2^56 − 1.
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable>;

@@ -101,7 +101,7 @@ impl EmbeddedDevices {
             counter: database.keyspace("device_counter", database::options)?,
             database: Arc::clone(database),
             cache: Cache::new("devices", cache_bytes_max, |_, devices: &Arc<[Device]>| {
-                devices.iter().map(bytes_of).sum()
+                devices.iter().map(memory_bytes).sum()
             }),
         });
         let mut last = tables.last()?;
@@ -172,7 +172,7 @@ impl Tables {
                 batch.remove(&self.devices, key);
             } else {
                 let rows = Rows {
-                    devices: devices.iter().map(Row::of).collect(),
+                    devices: devices.iter().map(Row::from_device).collect(),
                 };
                 batch.insert(&self.devices, key, rows.encode_to_vec());
             }
@@ -216,7 +216,7 @@ fn register(
 }
 
 impl Row {
-    fn of(device: &Device) -> Self {
+    fn from_device(device: &Device) -> Self {
         let address = match device.address.clone() {
             Address::WebPush {
                 endpoint,
@@ -259,7 +259,7 @@ impl Row {
 }
 
 /// Approximate memory of a device, bytes.
-fn bytes_of(device: &Device) -> usize {
+fn memory_bytes(device: &Device) -> usize {
     size_of::<Device>()
         + match &device.address {
             Address::WebPush {

@@ -108,7 +108,7 @@ impl EmbeddedPosts {
             request_times: keyspace("post_request_times")?,
             database: Arc::clone(database),
             request_keep,
-            cache: Cache::new("posts", cache_bytes_max, |_, post: &Arc<Post>| bytes_of(post)),
+            cache: Cache::new("posts", cache_bytes_max, |_, post: &Arc<Post>| memory_bytes(post)),
         });
         let shared = Arc::clone(&tables);
         let weigh = |job: &Job| match job {
@@ -137,7 +137,7 @@ impl EmbeddedPosts {
         let Some(last) = posts.last_key_value() else {
             return Ok(PostId(1));
         };
-        let (mut low, mut high) = (1, id_of(&last.key().map_err(map_err)?)? + 1);
+        let (mut low, mut high) = (1, decode_id(&last.key().map_err(map_err)?)? + 1);
         // Posts less than `low` are older than `moment`; posts from `high` on are not.
         while low < high {
             let middle = low + (high - low) / 2;
@@ -148,7 +148,7 @@ impl EmbeddedPosts {
             let (key, value) = found.into_inner().map_err(map_err)?;
             let row = Row::decode(value.as_ref()).map_err(|_| corrupt("post"))?;
             if row.accepted_at < moment.0 {
-                low = id_of(&key)? + 1;
+                low = decode_id(&key)? + 1;
             } else {
                 high = middle;
             }
@@ -205,9 +205,11 @@ impl Tables {
         if self.author_of(pending, id)?.is_some() {
             return Ok(());
         }
-        pending
-            .batch
-            .insert(&self.posts, id.to_be_bytes(), Row::of(post).encode_to_vec());
+        pending.batch.insert(
+            &self.posts,
+            id.to_be_bytes(),
+            Row::from_post(post).encode_to_vec(),
+        );
         pending.created.insert(id, post.author);
         if !self.is_deleted(pending, id)? {
             pending
@@ -317,7 +319,7 @@ impl Tables {
 }
 
 impl Row {
-    fn of(post: &Post) -> Self {
+    fn from_post(post: &Post) -> Self {
         Self {
             author: post.author.0,
             author_id: post.author_id.as_str().into(),
@@ -454,7 +456,7 @@ fn by_author_key(author: UserKey, post: u64) -> [u8; 12] {
     key
 }
 
-fn id_of(key: &[u8]) -> Result<u64> {
+fn decode_id(key: &[u8]) -> Result<u64> {
     let key = <[u8; 8]>::try_from(key).map_err(|_| corrupt("id of a post"))?;
     Ok(u64::from_be_bytes(key))
 }
@@ -472,7 +474,7 @@ fn corrupt(what: &str) -> Error {
 }
 
 /// Approximate memory of a post, bytes.
-fn bytes_of(post: &Post) -> usize {
+fn memory_bytes(post: &Post) -> usize {
     size_of::<Post>()
         + post.text.len()
         + post.author_id.as_str().len()

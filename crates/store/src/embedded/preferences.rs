@@ -104,7 +104,11 @@ impl Tables {
             if *preferences == Preferences::default() {
                 batch.remove(&self.preferences, key);
             } else {
-                batch.insert(&self.preferences, key, Row::of(preferences).encode_to_vec());
+                batch.insert(
+                    &self.preferences,
+                    key,
+                    Row::from_preferences(preferences).encode_to_vec(),
+                );
             }
         }
         let committed = block_on(self.database.commit(batch));
@@ -135,7 +139,7 @@ fn apply_change(
 }
 
 impl Row {
-    fn of(preferences: &Preferences) -> Self {
+    fn from_preferences(preferences: &Preferences) -> Self {
         let muted = Recipients::from_sorted(preferences.muted.iter().copied());
         Self {
             push_disabled: !preferences.push_enabled,

@@ -142,8 +142,8 @@ impl Tables {
                     new.insert(bits)
                 }
             };
-            counted_before += usize::from(has(bits, *sequence));
-            set(bits, *sequence);
+            counted_before += usize::from(is_set(bits, *sequence));
+            set_bit(bits, *sequence);
         }
         if counted_before > 0 && counted_before == sequences.len() {
             return Ok(());
@@ -159,11 +159,11 @@ impl Tables {
             ));
         }
         for (chunk, counted) in &batch.chunks {
-            let known = match pending.chunks.get(chunk) {
-                Some(known) => *known,
+            let existing = match pending.chunks.get(chunk) {
+                Some(existing) => *existing,
                 None => self.chunk(*chunk)?,
             };
-            if known.revision >= counted.revision {
+            if existing.revision >= counted.revision {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!(
@@ -175,16 +175,16 @@ impl Tables {
         }
         let mut posts = BTreeMap::new();
         for (post, more) in batch.posts {
-            let known = match posts.get(&post.0).or_else(|| pending.posts.get(&post.0)) {
-                Some(known) => Some(*known),
+            let existing = match posts.get(&post.0).or_else(|| pending.posts.get(&post.0)) {
+                Some(existing) => Some(*existing),
                 None => self.post(post.0)?,
             };
-            posts.insert(post.0, known.map_or(more, |known| merge(known, more)));
+            posts.insert(post.0, existing.map_or(more, |existing| merge(existing, more)));
         }
         let mut hours = BTreeMap::new();
         for (hour, more) in batch.hours {
             let mut counts = match hours.get(&hour).or_else(|| pending.hours.get(&hour)) {
-                Some(known) => *known,
+                Some(existing) => *existing,
                 None => self.hour(hour)?,
             };
             counts += more;
@@ -251,23 +251,23 @@ impl Tables {
     }
 }
 
-fn merge(mut known: PostTotals, more: PostTotals) -> PostTotals {
-    known.counts += more.counts;
-    known.timeline_latency_ms_max = known.timeline_latency_ms_max.max(more.timeline_latency_ms_max);
-    known.push_latency_ms_max = known.push_latency_ms_max.max(more.push_latency_ms_max);
-    known
+fn merge(mut existing: PostTotals, more: PostTotals) -> PostTotals {
+    existing.counts += more.counts;
+    existing.timeline_latency_ms_max = existing.timeline_latency_ms_max.max(more.timeline_latency_ms_max);
+    existing.push_latency_ms_max = existing.push_latency_ms_max.max(more.push_latency_ms_max);
+    existing
 }
 
 fn page_key(stream: &str, sequence: u64) -> Vec<u8> {
     [stream.as_bytes(), &(sequence / PAGE).to_be_bytes()].concat()
 }
 
-fn has(bits: &Bits, sequence: u64) -> bool {
+fn is_set(bits: &Bits, sequence: u64) -> bool {
     let at = (sequence % PAGE) as usize;
     bits[at / 8] & 1 << (at % 8) != 0
 }
 
-fn set(bits: &mut Bits, sequence: u64) {
+fn set_bit(bits: &mut Bits, sequence: u64) {
     let at = (sequence % PAGE) as usize;
     bits[at / 8] |= 1 << (at % 8);
 }
@@ -389,11 +389,11 @@ impl crate::Totals for EmbeddedTotals {
             .map(|sequence| {
                 let number = sequence / PAGE;
                 let bits = match page {
-                    Some((known, bits)) if known == number => bits,
+                    Some((existing, bits)) if existing == number => bits,
                     _ => self.tables.bits(&page_key(stream, *sequence))?,
                 };
                 page = Some((number, bits));
-                Ok(has(&bits, *sequence))
+                Ok(is_set(&bits, *sequence))
             })
             .collect()
     }

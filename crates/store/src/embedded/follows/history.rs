@@ -38,7 +38,7 @@ impl Edge {
 
 /// One change of the undo log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Undone {
+pub(super) struct UndoEntry {
     /// The follower.
     pub(super) follower: u32,
     /// The edge before the change.
@@ -47,7 +47,7 @@ pub(super) struct Undone {
 
 /// Encodes the changes of one version by ascending follower: each as a varint of the difference to the previous
 /// follower, times four, plus the edge.
-pub(super) fn encode(undone: &[Undone]) -> Vec<u8> {
+pub(super) fn encode(undone: &[UndoEntry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(3 * undone.len());
     let mut last = 0;
     for each in undone {
@@ -61,7 +61,7 @@ pub(super) fn encode(undone: &[Undone]) -> Vec<u8> {
 }
 
 /// Decodes the output of [`encode`] and appends it to `into`.
-pub(super) fn decode(bytes: &[u8], into: &mut Vec<Undone>) -> Result<(), Malformed> {
+pub(super) fn decode(bytes: &[u8], into: &mut Vec<UndoEntry>) -> Result<(), Malformed> {
     let mut rest = bytes;
     let mut last = 0_u32;
     while !rest.is_empty() {
@@ -74,7 +74,7 @@ pub(super) fn decode(bytes: &[u8], into: &mut Vec<Undone>) -> Result<(), Malform
             2 => Edge::Bell,
             _ => return Err(Malformed),
         };
-        into.push(Undone {
+        into.push(UndoEntry {
             follower: last,
             before,
         });
@@ -89,12 +89,12 @@ pub(super) struct Undo {
     /// The last version that is included.
     pub(super) until: u64,
     /// By ascending follower, one edge each.
-    pub(super) edges: Vec<Undone>,
+    pub(super) edges: Vec<UndoEntry>,
 }
 
 impl Undo {
     /// Adds later versions. `more` holds their changes, version by version.
-    pub(super) fn extend(&self, until: u64, more: Vec<Undone>) -> Self {
+    pub(super) fn extend(&self, until: u64, more: Vec<UndoEntry>) -> Self {
         let mut edges = self.edges.clone();
         edges.extend(more);
         // The sort is stable, so the change of the earliest version comes first: it holds the edge at `from`.
@@ -104,7 +104,7 @@ impl Undo {
     }
 
     /// The edges of followers greater than `follower`.
-    pub(super) fn after(&self, follower: Option<u32>) -> &[Undone] {
+    pub(super) fn after(&self, follower: Option<u32>) -> &[UndoEntry] {
         let start = follower.map_or(0, |key| self.edges.partition_point(|e| e.follower <= key));
         &self.edges[start..]
     }
@@ -150,7 +150,7 @@ mod tests {
     proptest! {
         #[test]
         fn decoding_reverses_encoding(edges in prop::collection::btree_map(any::<u32>(), edge(), 0..300)) {
-            let undone: Vec<_> = edges.into_iter().map(|(follower, before)| Undone { follower, before }).collect();
+            let undone: Vec<_> = edges.into_iter().map(|(follower, before)| UndoEntry { follower, before }).collect();
             let mut read = Vec::new();
             prop_assert_eq!(decode(&encode(&undone), &mut read), Ok(()));
             prop_assert_eq!(read, undone);
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_earliest_change_holds_the_edge() {
-        let at = |follower, before| Undone { follower, before };
+        let at = |follower, before| UndoEntry { follower, before };
         let undo = Undo {
             until: 3,
             edges: vec![at(5, Edge::Absent), at(9, Edge::Bell)],

@@ -27,9 +27,9 @@ use herald_model::{FollowVersion, UserKey, time::Timestamp};
 
 use self::{
     block::Followers,
-    history::{Undo, Undone},
-    read::Page,
-    tables::{Tables, corrupt, malformed, pair, second, version_key, version_of},
+    history::{Undo, UndoEntry},
+    read::PageBuilder,
+    tables::{Tables, corrupt, decode_version, malformed, pair_key, second_user, version_key},
     write::Writer,
 };
 use super::{
@@ -71,7 +71,7 @@ impl EmbeddedFollows {
             .name("follow-undos")
             .max_capacity(undo_bytes_max)
             .weigher(|_, undo: &Arc<Undo>| {
-                u32::try_from(size_of::<Undone>() * undo.edges.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+                u32::try_from(size_of::<UndoEntry>() * undo.edges.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
             })
             .build();
         Ok(Self {
@@ -91,8 +91,8 @@ impl EmbeddedFollows {
             let mut batch = self.tables.database.batch();
             let mut versions = 0;
             for row in self.tables.moments.range(..end) {
-                let (moment, made) = row.into_inner().map_err(map_err)?;
-                for (author, version) in history::decode_versions(&made).map_err(|_| {
+                let (time, versions_then) = row.into_inner().map_err(map_err)?;
+                for (author, version) in history::decode_versions(&versions_then).map_err(|_| {
                     Error::new(
                         ErrorKind::Corrupt,
                         "can't decode a row of the keyspace follow_moments",
@@ -101,7 +101,7 @@ impl EmbeddedFollows {
                     batch.remove(&self.tables.history, version_key(author, version));
                     versions += 1;
                 }
-                batch.remove(&self.tables.moments, moment);
+                batch.remove(&self.tables.moments, time);
                 if versions >= TRIM_VERSIONS_MAX {
                     break;
                 }
@@ -135,7 +135,7 @@ impl EmbeddedFollows {
             version_key(author, next)..=version_key(author, current),
         ) {
             let (key, replaced) = row.into_inner().map_err(map_err)?;
-            if version_of(&key) != Some(next) {
+            if decode_version(&key) != Some(next) {
                 return Err(read::trimmed(author, from));
             }
             history::decode(&replaced, &mut more).map_err(corrupt("history", author))?;
@@ -165,7 +165,7 @@ impl EmbeddedFollows {
             return Ok(read::empty_page(version));
         };
         let mut undone = undo.as_ref().map_or(&[][..], |undo| undo.after(after));
-        let mut page = Page::new(limit);
+        let mut page = PageBuilder::new(limit);
         for block in self.tables.blocks_from(&snapshot, author, count.blocks, first)? {
             let (bound, bytes) = block?;
             let followers = Followers::new(&bytes, bound).map_err(corrupt("followers", author))?;
@@ -225,7 +225,7 @@ impl crate::Follows for EmbeddedFollows {
         let Some(first) = after.map_or(Some(0), |after| after.0.checked_add(1)) else {
             return Ok(Vec::new());
         };
-        let range = pair(follower.0, first)..=pair(follower.0, u32::MAX);
+        let range = pair_key(follower.0, first)..=pair_key(follower.0, u32::MAX);
         self.tables
             .database
             .snapshot()
@@ -239,7 +239,7 @@ impl crate::Follows for EmbeddedFollows {
                     _ => return Err(malformed("follows", follower.0)),
                 };
                 Ok(Following {
-                    author: UserKey(second(&key)?),
+                    author: UserKey(second_user(&key)?),
                     notify,
                 })
             })

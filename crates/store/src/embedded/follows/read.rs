@@ -6,11 +6,11 @@ use crate::{Error, ErrorKind, FollowerPage};
 
 use super::{
     block::{Follower, Followers, Malformed},
-    history::Undone,
+    history::UndoEntry,
 };
 
 /// Builds a page.
-pub(super) struct Page {
+pub(super) struct PageBuilder {
     followers: RecipientsBuilder,
     notify: RecipientsBuilder,
     last: Option<u32>,
@@ -18,7 +18,7 @@ pub(super) struct Page {
     complete: bool,
 }
 
-impl Page {
+impl PageBuilder {
     /// An empty page for up to `limit` followers.
     pub(super) fn new(limit: usize) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Page {
         &mut self,
         block: Followers<'_>,
         after: Option<u32>,
-        undone: &mut &[Undone],
+        undone: &mut &[UndoEntry],
     ) -> Result<bool, Malformed> {
         for follower in block {
             let follower = follower?;
@@ -81,7 +81,7 @@ impl Page {
 
     /// Adds former followers less than `end`.
     #[inline]
-    fn undo_until(&mut self, end: u32, undone: &mut &[Undone]) -> bool {
+    fn undo_until(&mut self, end: u32, undone: &mut &[UndoEntry]) -> bool {
         while let [first, rest @ ..] = undone
             && first.follower < end
         {
@@ -96,7 +96,7 @@ impl Page {
     }
 
     /// Adds former followers after the last block.
-    pub(super) fn undo_rest(&mut self, undone: &[Undone]) {
+    pub(super) fn undo_rest(&mut self, undone: &[UndoEntry]) {
         for follower in undone.iter().filter_map(|u| u.before.follower(u.follower)) {
             if !self.push(follower) {
                 return;

@@ -45,7 +45,7 @@ pub(super) struct Count {
 }
 
 /// The block of one follower.
-pub(super) struct Place {
+pub(super) struct BlockLocation {
     /// The first key of the block.
     pub(super) bound: u32,
     /// The first key of the next block.
@@ -79,16 +79,16 @@ impl Tables {
     }
 
     /// Finds the block of a follower. `blocks` is the number of blocks of the author.
-    pub(super) fn place(
+    pub(super) fn locate_block(
         &self,
         snapshot: &Snapshot,
         author: u32,
         blocks: u64,
         follower: u32,
-    ) -> Result<Place> {
+    ) -> Result<BlockLocation> {
         let (bound, end) = match blocks {
             0 => {
-                return Ok(Place {
+                return Ok(BlockLocation {
                     bound: 0,
                     end: None,
                     bytes: None,
@@ -99,30 +99,32 @@ impl Tables {
                 let bound = self.bound(snapshot, author, follower)?;
                 let next = follower.checked_add(1).and_then(|next| {
                     snapshot
-                        .range(&self.blocks, pair(author, next)..=pair(author, u32::MAX))
+                        .range(&self.blocks, pair_key(author, next)..=pair_key(author, u32::MAX))
                         .next()
                 });
                 (
                     bound,
-                    next.map(|row| row.key().map_err(map_err).and_then(|key| second(&key)))
+                    next.map(|row| row.key().map_err(map_err).and_then(|key| second_user(&key)))
                         .transpose()?,
                 )
             }
         };
-        let bytes = snapshot.get(&self.blocks, pair(author, bound)).map_err(map_err)?;
+        let bytes = snapshot
+            .get(&self.blocks, pair_key(author, bound))
+            .map_err(map_err)?;
         if bytes.is_none() {
             return Err(malformed("followers", author));
         }
-        Ok(Place { bound, end, bytes })
+        Ok(BlockLocation { bound, end, bytes })
     }
 
     /// The bound of the block of a follower.
     fn bound(&self, snapshot: &Snapshot, author: u32, follower: u32) -> Result<u32> {
         snapshot
-            .range(&self.blocks, pair(author, 0)..=pair(author, follower))
+            .range(&self.blocks, pair_key(author, 0)..=pair_key(author, follower))
             .next_back()
             .ok_or_else(|| malformed("followers", author))
-            .and_then(|row| second(&row.key().map_err(map_err)?))
+            .and_then(|row| second_user(&row.key().map_err(map_err)?))
     }
 
     /// The blocks of an author with their bounds, from the block of `follower` on.
@@ -134,7 +136,7 @@ impl Tables {
         follower: u32,
     ) -> Result<Blocks> {
         if blocks < 2 {
-            let place = self.place(snapshot, author, blocks, follower)?;
+            let place = self.locate_block(snapshot, author, blocks, follower)?;
             return Ok(Box::new(
                 place.bytes.map(|bytes| Ok((place.bound, bytes))).into_iter(),
             ));
@@ -144,10 +146,10 @@ impl Tables {
         } else {
             self.bound(snapshot, author, follower)?
         };
-        let rows = snapshot.range(&self.blocks, pair(author, bound)..=pair(author, u32::MAX));
+        let rows = snapshot.range(&self.blocks, pair_key(author, bound)..=pair_key(author, u32::MAX));
         Ok(Box::new(rows.map(|row| {
             let (key, bytes) = row.into_inner().map_err(map_err)?;
-            Ok((second(&key)?, bytes))
+            Ok((second_user(&key)?, bytes))
         })))
     }
 
@@ -155,7 +157,7 @@ impl Tables {
     pub(super) fn last_moment(&self) -> Result<Option<Timestamp>> {
         self.moments
             .last_key_value()
-            .map(|row| moment_of(&row.key().map_err(map_err)?))
+            .map(|row| decode_time(&row.key().map_err(map_err)?))
             .transpose()
     }
 }
@@ -181,12 +183,12 @@ impl Count {
 }
 
 /// A key of two users.
-pub(super) fn pair(first: u32, second: u32) -> [u8; 8] {
+pub(super) fn pair_key(first: u32, second: u32) -> [u8; 8] {
     (u64::from(first) << 32 | u64::from(second)).to_be_bytes()
 }
 
-/// The second user of a key made by [`pair`].
-pub(super) fn second(key: &[u8]) -> Result<u32> {
+/// The second user of a key made by [`pair_key`].
+pub(super) fn second_user(key: &[u8]) -> Result<u32> {
     match key {
         [_, _, _, _, a, b, c, d] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => Err(Error::new(
@@ -205,12 +207,12 @@ pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
 }
 
 /// The version of a key made by [`version_key`].
-pub(super) fn version_of(key: &[u8]) -> Option<u64> {
+pub(super) fn decode_version(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(4..)?.try_into().ok()?))
 }
 
 /// The time of a key of `moments`.
-pub(super) fn moment_of(key: &[u8]) -> Result<Timestamp> {
+pub(super) fn decode_time(key: &[u8]) -> Result<Timestamp> {
     let bytes = key.try_into().map_err(|_| {
         Error::new(
             ErrorKind::Corrupt,

@@ -10,8 +10,8 @@ use crate::{FollowChange, Result};
 
 use super::{
     block::{self, Follower, Followers},
-    history::{self, Edge, Undone},
-    tables::{Count, Tables, corrupt, pair, version_key},
+    history::{self, Edge, UndoEntry},
+    tables::{Count, Tables, corrupt, pair_key, version_key},
 };
 
 /// One change. Changes are applied by author, then by follower, then in order of arrival.
@@ -38,7 +38,7 @@ struct CommitBatch {
     snapshot: Snapshot,
     batch: OwnedWriteBatch,
     changed: Vec<bool>,
-    undone: Vec<Undone>,
+    undone: Vec<UndoEntry>,
     versions: Vec<(u32, u64)>,
     /// Changed edges: follower, author and the new edge.
     edges: Vec<(u32, u32, Edge)>,
@@ -96,7 +96,7 @@ impl Writer {
             // Inserting in key order makes the memtable several times as fast.
             edges.sort_unstable_by_key(|(follower, author, _)| (*follower, *author));
             for (follower, author, edge) in edges {
-                let key = pair(follower, author);
+                let key = pair_key(follower, author);
                 match edge.follower(follower) {
                     Some(follow) => batch.insert(&self.tables.following, key, [u8::from(follow.bell)]),
                     None => batch.remove(&self.tables.following, key),
@@ -132,7 +132,7 @@ impl Writer {
         while let Some(next) = changes.first() {
             let place = self
                 .tables
-                .place(&pending.snapshot, author, before.blocks, next.follower)?;
+                .locate_block(&pending.snapshot, author, before.blocks, next.follower)?;
             let here = place
                 .end
                 .map_or(changes.len(), |end| changes.partition_point(|c| c.follower < end));
@@ -191,7 +191,7 @@ impl Writer {
             if is == was {
                 continue;
             }
-            pending.undone.push(Undone {
+            pending.undone.push(UndoEntry {
                 follower,
                 before: was,
             });
@@ -215,13 +215,13 @@ impl Writer {
     ) {
         count.blocks -= u64::from(existed);
         if self.new.is_empty() && bound != 0 {
-            pending.batch.remove(&self.tables.blocks, pair(author, bound));
+            pending.batch.remove(&self.tables.blocks, pair_key(author, bound));
             return;
         }
         for (bound, part) in block::split(bound, &self.new) {
             pending.batch.insert(
                 &self.tables.blocks,
-                pair(author, bound),
+                pair_key(author, bound),
                 block::encode(bound, part),
             );
             count.blocks += 1;

@@ -165,31 +165,34 @@ async fn a_revision_is_counted_once_until_its_post_is_trimmed() {
     }
     store.reopen();
     let totals = open(&store);
-    let known = totals.counted(&[a, b, c]).await.unwrap();
-    assert_eq!(known, [counted(3, 0), counted(2, 1), counted(1, 0)]);
+    let counted_chunks = totals.counted(&[a, b, c]).await.unwrap();
+    assert_eq!(counted_chunks, [counted(3, 0), counted(2, 1), counted(1, 0)]);
     assert_eq!(totals.trim(PostId(300)).await.unwrap(), 2);
-    let known = totals.counted(&[a, b, c]).await.unwrap();
-    assert_eq!(known, [Counted::default(), Counted::default(), counted(1, 0)]);
+    let counted_chunks = totals.counted(&[a, b, c]).await.unwrap();
+    assert_eq!(
+        counted_chunks,
+        [Counted::default(), Counted::default(), counted(1, 0)]
+    );
 }
 
 #[tokio::test]
 async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
     let store = Store::new();
     let totals = open(&store);
-    let sound = |n: u64| TotalsBatch {
+    let valid = |n: u64| TotalsBatch {
         posts: vec![(PostId(6), batch("", &[n]).posts[0].1)],
         ..batch(&n.to_string(), &[n])
     };
     totals.tables.posts.insert(5_u64.to_be_bytes(), [0xff]).unwrap();
     totals.intend("corrupt").await.unwrap();
-    let all: Vec<_> = (0..50).map(sound).collect();
+    let all: Vec<_> = (0..50).map(valid).collect();
     let corrupt = batch("corrupt", &[1_000, 1_001]);
-    let (sound, corrupt) = futures::join!(
+    let (valid, corrupt) = futures::join!(
         futures::future::join_all(all.iter().map(|batch| totals.commit(batch))),
         totals.commit(&corrupt)
     );
     assert_eq!(corrupt.unwrap_err().kind(), ErrorKind::Corrupt);
-    sound.into_iter().for_each(Result::unwrap);
+    valid.into_iter().for_each(Result::unwrap);
     let seen = totals.seen("EVENTS", &[0, 49, 1_000, 1_001]).await.unwrap();
     assert_eq!(seen, [true, true, false, false]);
     let post = totals.of_post(PostId(6)).await.unwrap().unwrap();
