@@ -1,4 +1,4 @@
-//! Compiles the .proto files with protox, so that no protoc is needed.
+//! Compiles the .proto files with protox; the build needs no protoc.
 
 use std::{env, fs, path::Path};
 
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .include_imports(true)
         .open_files(FILES)?;
     let set = compiler.file_descriptor_set();
-    // Reflection serves this set, comments and all.
+    // gRPC reflection serves this set, comments included.
     let out = env::var("OUT_DIR")?;
     fs::write(
         Path::new(&out).join("descriptors.bin"),

@@ -1,4 +1,4 @@
-//! The model's words on the wire.
+//! Conversions between the model's types and their Protobuf forms.
 
 use herald_model::{Channel, DeliveryState, Lane, time::Timestamp};
 
@@ -14,7 +14,7 @@ impl From<Lane> for v1::Lane {
     }
 }
 
-/// A lane as callers say it; `None` for a number that is none.
+/// Reads a lane; unspecified is [`Lane::Normal`], an unknown number is `None`.
 pub fn lane(lane: i32) -> Option<Lane> {
     Some(match v1::Lane::try_from(lane).ok()? {
         v1::Lane::Unspecified | v1::Lane::Normal => Lane::Normal,
@@ -44,7 +44,7 @@ impl From<DeliveryState> for v1::DeliveryState {
     }
 }
 
-/// A moment as callers see it.
+/// Converts a timestamp, microseconds since 1970, to its Protobuf form.
 pub fn timestamp_to_proto(at: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: at.0.div_euclid(1_000_000),
@@ -53,7 +53,7 @@ pub fn timestamp_to_proto(at: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A moment as callers say it; `None` for one that can't be told in microseconds.
+/// Reads a timestamp, truncated to microseconds; `None` when it is malformed or out of range.
 pub fn timestamp_from_proto(at: &prost_types::Timestamp) -> Option<Timestamp> {
     let nanos = i64::from(at.nanos);
     let valid = (0..1_000_000_000).contains(&nanos);
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_before_1970_has_positive_nanos() {
+    fn a_timestamp_before_1970_has_positive_nanos() {
         assert_eq!(
             timestamp_to_proto(Timestamp(1_500_000)),
             prost_types::Timestamp {
@@ -84,18 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn moments_go_both_ways() {
-        for micros_since in [0, -1, 1_769_846_400_123_456] {
+    fn timestamps_round_trip() {
+        for micros in [0, -1, 1_769_846_400_123_456] {
             assert_eq!(
-                timestamp_from_proto(&timestamp_to_proto(Timestamp(micros_since))),
-                Some(Timestamp(micros_since))
+                timestamp_from_proto(&timestamp_to_proto(Timestamp(micros))),
+                Some(Timestamp(micros))
             );
         }
-        let never = prost_types::Timestamp {
+        let out_of_range = prost_types::Timestamp {
             seconds: i64::MAX,
             nanos: 0,
         };
-        assert_eq!(timestamp_from_proto(&never), None);
+        assert_eq!(timestamp_from_proto(&out_of_range), None);
         let malformed = prost_types::Timestamp {
             seconds: 0,
             nanos: -1,

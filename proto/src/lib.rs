@@ -1,5 +1,5 @@
-//! Herald's protobuf types and gRPC services: [`v1`] is the public API, [`mesh_v1`] the bodies of the messages on
-//! JetStream subjects. Both are made from the .proto files beside this crate.
+//! Herald's Protobuf types and gRPC services: [`v1`] is the public API, [`mesh_v1`] has the bodies of the messages on
+//! JetStream subjects. Both are generated from the .proto files of this crate.
 
 #![allow(clippy::pedantic, missing_docs, unreachable_pub)]
 
@@ -9,7 +9,7 @@ mod messages;
 pub use convert::{lane, timestamp_from_proto, timestamp_to_proto};
 pub use messages::EVENT_CHUNKS_MAX;
 
-/// Nested as the packages are, because generated code refers to its neighbours by `super`.
+/// Nested like the packages, because generated code refers to other packages by `super`.
 mod herald {
     pub mod v1 {
         tonic::include_proto!("herald.v1");
@@ -27,5 +27,5 @@ pub use herald::mesh::v1 as mesh_v1;
 /// The public API, `herald.v1`.
 pub use herald::v1;
 
-/// Every descriptor, for gRPC reflection.
+/// The encoded file descriptor set of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,5 +1,5 @@
-//! How messages about deliveries are made, and the ids that they are published with: made of what is in them, so that only
-//! the same message is taken for the same.
+//! Constructors of delivery messages, and their message ids. An id is derived from the message's content, so that
+//! deduplication drops only identical messages.
 
 use herald_model::{PostId, Recipients, UserKey, time::Timestamp};
 use xxhash_rust::xxh3::Xxh3;
@@ -9,11 +9,11 @@ use crate::{
     v1::Channel,
 };
 
-/// Chunks that one event may tell of.
+/// Maximum number of chunks in one [`DeliveriesSettled`] event.
 pub const EVENT_CHUNKS_MAX: usize = 64;
 
 impl TimelineChunk {
-    /// A post for these timelines.
+    /// A delivery of a post to these timelines.
     pub fn new(post: PostId, author: UserKey, accepted_at: Timestamp, recipients: &Recipients) -> Self {
         Self {
             post_id: post.0,
@@ -25,14 +25,14 @@ impl TimelineChunk {
         }
     }
 
-    /// The id to publish it with: the same for all who publish the same chunk.
+    /// Message id; equal for every publish of this chunk.
     pub fn message_id(&self) -> String {
-        chunk(self.post_id, Channel::Timeline, self.chunk_id)
+        chunk_message_id(self.post_id, Channel::Timeline, self.chunk_id)
     }
 }
 
 impl PushChunk {
-    /// A post for the devices of these people, worth sending until `expires_at`.
+    /// A delivery of a post to the devices of these recipients. No push is sent after `expires_at`.
     pub fn new(
         post: PostId,
         author: UserKey,
@@ -51,9 +51,9 @@ impl PushChunk {
         }
     }
 
-    /// The id to publish it with: the same for all who publish the same chunk.
+    /// Message id; equal for every publish of this chunk.
     pub fn message_id(&self) -> String {
-        chunk(self.post_id, Channel::Push, self.chunk_id)
+        chunk_message_id(self.post_id, Channel::Push, self.chunk_id)
     }
 }
 
@@ -61,7 +61,7 @@ impl SettledChunk {
     fn message_id(&self) -> String {
         format!(
             "{}/{}",
-            chunk(self.post_id, self.channel(), self.chunk_id),
+            chunk_message_id(self.post_id, self.channel(), self.chunk_id),
             self.revision
         )
     }
@@ -74,7 +74,7 @@ impl From<SettledChunk> for DeliveriesSettled {
 }
 
 impl DeliveriesSettled {
-    /// The id to publish it with: the same for all who tell of the same revisions of the same chunks.
+    /// Message id; equal for events with the same revisions of the same chunks. Empty without a chunk.
     pub fn message_id(&self) -> String {
         let Some((first, others)) = self.chunks.split_first() else {
             return String::new();
@@ -92,7 +92,7 @@ impl DeliveriesSettled {
     }
 }
 
-fn chunk(post_id: u64, channel: Channel, chunk_id: u64) -> String {
+fn chunk_message_id(post_id: u64, channel: Channel, chunk_id: u64) -> String {
     let channel = match channel {
         Channel::Unspecified => "unspecified",
         Channel::Timeline => "timeline",
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_one_chunk_is_named_after_it() {
+    fn the_id_of_a_single_chunk_event_is_the_id_of_its_chunk() {
         let event = DeliveriesSettled::from(settled(10, 2));
         assert_eq!(event.message_id(), "7/timeline/000000000000000a/2");
     }
 
     #[test]
-    fn only_events_of_the_same_revisions_have_the_same_id() {
+    fn only_events_with_the_same_revisions_have_the_same_id() {
         let id = |chunks: &[(u64, u64)]| {
             let chunks = chunks.iter().map(|(chunk, revision)| settled(*chunk, *revision));
             DeliveriesSettled {

@@ -1,4 +1,4 @@
-//! Finds the items of a batch that a call fails for, and does the call for the rest.
+//! Bisects a failing batch: finds the items that fail permanently and makes the call for all others.
 
 use std::{fmt, iter, ops::Range, panic::AssertUnwindSafe};
 
@@ -6,14 +6,15 @@ use futures::FutureExt as _;
 
 use crate::{Classified, Classify, panic_reason};
 
-/// What [`isolate`] did with each item.
+/// Result of [`isolate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolated<T, E> {
-    /// The parts that the call succeeded for, ascending, each with its result.
+    /// Ranges of items for which the call succeeded, ascending, each with its result.
     pub done: Vec<(Range<usize>, T)>,
-    /// The single items that the call fails for permanently, ascending, each with the reason.
+    /// Items that fail permanently, ascending, each with the reason.
     pub failed: Vec<(usize, String)>,
-    /// The failure that ended it early; items neither done nor failed are open. Transient, or any without bisection.
+    /// The failure that stopped the run: a transient one, or any failure without bisection. Items neither in `done` nor in
+    /// `failed` were not completed.
     pub stopped: Option<Classified<E>>,
 }
 
@@ -24,11 +25,12 @@ impl<T, E> Isolated<T, E> {
     }
 }
 
-/// Calls for all of `count` items. With `bisect`, a part for which the call fails permanently is halved until the items
-/// that cause it are found; a transient failure ends it. Without `bisect`, any failure ends it.
+/// Makes `call` for the items `0..count`. With `bisect`, a range whose call fails permanently is halved until the failing
+/// items are found, and a transient failure stops the run. Without `bisect`, any failure stops the run. A panic is a
+/// permanent failure.
 ///
-/// `call` gets the range of items, and may be called for an item again after it failed for a larger part. There are at most
-/// `2 * count` calls, some `2 * log2(count)` for each item that fails.
+/// `call` gets a range of items. After a failure it is repeated for parts of the range, so it must be idempotent. It is
+/// called at most `2 * count` times, about `2 * log2(count)` times per failing item.
 pub async fn isolate<T, E, F>(
     count: usize,
     bisect: bool,
@@ -43,7 +45,7 @@ where
         failed: Vec::new(),
         stopped: None,
     };
-    // The next part is the last one.
+    // A stack, so that items are called in ascending order.
     let mut parts: Vec<Range<usize>> = iter::once(0..count).filter(|all| !all.is_empty()).collect();
     while let Some(part) = parts.pop() {
         match attempt(call(part.clone())).await {
@@ -84,7 +86,7 @@ mod tests {
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Error {
-        Away,
+        Unavailable,
         Corrupt,
     }
 
@@ -97,16 +99,16 @@ mod tests {
     impl Classify for Error {
         fn class(&self) -> FailureClass {
             match self {
-                Self::Away => FailureClass::Transient,
+                Self::Unavailable => FailureClass::Transient,
                 Self::Corrupt => FailureClass::Permanent,
             }
         }
     }
 
     #[test]
-    fn a_failure_is_sorted_by_its_class_and_a_panic_is_permanent() {
+    fn a_failure_is_classified_and_a_panic_is_permanent() {
         let fail = |error| block_on(attempt(ready(Err::<(), _>(error))));
-        assert_eq!(fail(Error::Away), Err(Classified::Transient(Error::Away)));
+        assert_eq!(fail(Error::Unavailable), Err(Classified::Transient(Error::Unavailable)));
         assert_eq!(fail(Error::Corrupt), Err(Classified::Permanent("Corrupt".into())));
         let panicked = block_on(attempt::<(), Error>(async { panic!("of {}", 7) }));
         assert_eq!(panicked, Err(Classified::Permanent("panic: of 7".into())));
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_many_costs_few_calls() {
+    fn one_failing_item_of_many_costs_few_calls() {
         let calls = Cell::new(0);
         let isolated = block_on(isolate(4_096, true, |part: Range<usize>| {
             calls.set(calls.get() + 1);
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn without_bisection_there_is_one_call() {
+    fn without_bisection_a_failure_stops_after_one_call() {
         let calls = Cell::new(0);
         let isolated = block_on(isolate(10, false, |_| {
             calls.set(calls.get() + 1);
@@ -145,8 +147,7 @@ mod tests {
     }
 
     proptest! {
-        /// The done and the failed items are all of them, or all up to where it was stopped; each is in the right list, and none
-        /// is called for again after it was done.
+        /// Every item before the stop is in exactly one list, and in the right one; a completed item is never called again.
         #[test]
         fn each_item_is_done_or_failed(
             count in 0_usize..300,
@@ -161,7 +162,7 @@ mod tests {
                 async move {
                     assert!(!part.is_empty());
                     if stopped {
-                        return Err(Error::Away);
+                        return Err(Error::Unavailable);
                     }
                     let is_bad = bad.range(part.clone()).next().is_some();
                     assert!(!(is_bad && panicking), "on purpose");
@@ -182,7 +183,7 @@ mod tests {
             prop_assert_eq!(failed, expected);
             match isolated.stopped {
                 None => prop_assert_eq!(end, count),
-                Some(failure) => prop_assert_eq!(failure, Classified::Transient(Error::Away)),
+                Some(failure) => prop_assert_eq!(failure, Classified::Transient(Error::Unavailable)),
             }
             prop_assert!(calls.get() <= 2 * count);
         }

@@ -1,7 +1,8 @@
-//! Whether a failure is worth a retry, and which items of a batch cause it.
+//! Classifies failures as transient or permanent, and isolates the failing items of a batch.
 //!
-//! Each error type implements [`Classify`]. A worker acts on the class and never on the error's text: a transient failure is
-//! retried, a permanent one is bisected by [`isolate`] down to the items that cause it. A panic is a permanent failure.
+//! Each error type implements [`Classify`]. A worker decides by the class and never by the error's text: it retries a
+//! transient failure, and bisects a permanent one with [`isolate`] down to the failing items. A panic is a permanent
+//! failure.
 
 mod isolate;
 
@@ -12,15 +13,15 @@ pub use isolate::{Isolated, isolate};
 /// Whether a retry of the same call can succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
-    /// It can succeed without anybody's intervention.
+    /// A retry can succeed without intervention.
     Transient,
-    /// It fails until somebody repairs the data or the program.
+    /// Every retry fails until the data or the program is repaired.
     Permanent,
 }
 
-/// An error that knows its class.
+/// An error with a [`FailureClass`].
 pub trait Classify {
-    /// Whether a retry can succeed.
+    /// The error's class.
     fn class(&self) -> FailureClass;
 
     /// Delay before the retry; `None` uses the consumer's back-off.
@@ -39,7 +40,7 @@ pub trait Classify {
 pub enum Classified<E> {
     /// The call returned a transient error.
     Transient(E),
-    /// The call returned a permanent error or panicked; the text of either.
+    /// The text of a permanent error or of a panic.
     Permanent(String),
 }
 
@@ -77,7 +78,7 @@ impl<E: fmt::Display> fmt::Display for Classified<E> {
     }
 }
 
-/// A caught panic as a reason for logs and dead letters.
+/// Text of a caught panic, for logs and dead letters: `panic: ` and the message.
 pub fn panic_reason(panic: &(dyn Any + Send)) -> String {
     let message = panic
         .downcast_ref::<&str>()
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_gives_its_message() {
+    fn a_panic_reason_contains_the_message() {
         let reason = |panic: fn()| panic_reason(&*catch_unwind(panic).unwrap_err());
         assert_eq!(reason(|| panic!("literal")), "panic: literal");
         assert_eq!(reason(|| panic!("formatted {}", 7)), "panic: formatted 7");

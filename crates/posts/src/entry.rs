@@ -1,4 +1,4 @@
-//! What a message of POSTS says.
+//! Decodes messages of the POSTS stream.
 
 use std::time::Duration;
 
@@ -9,14 +9,17 @@ use herald_proto::mesh_v1::{PostCreated, PostDeleted};
 use herald_store::Archived;
 use prost::Message;
 
-/// The post or the deletion in a message of POSTS with this sequence; `Err` says why it is neither.
+/// Decodes a message of POSTS into a post or a deletion. The post's id is the message's sequence.
+///
+/// # Errors
+/// The reason why the message is neither: another subject, an undecodable payload, or an invalid field.
 pub fn entry(subject: Subject, sequence: u64, payload: Bytes) -> Result<Archived, String> {
     match subject {
         Subject::PostCreated(_) => {
             created(PostId(sequence), decode(subject, payload)?).map(Archived::Created)
         }
         Subject::PostDeleted(_) => deleted(sequence, &decode(subject, payload)?),
-        other => Err(format!("{other} is no subject of posts")),
+        other => Err(format!("subject {other} is not a subject of POSTS")),
     }
 }
 
@@ -27,11 +30,11 @@ fn decode<M: Message + Default>(subject: Subject, payload: Bytes) -> Result<M, S
 
 fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
     if created.author_key == 0 {
-        return Err("the author's key is missing".into());
+        return Err("author_key is missing".into());
     }
-    let author_id = UserId::new(created.author_id).map_err(|e| format!("the author's id {e}"))?;
+    let author_id = UserId::new(created.author_id).map_err(|e| format!("author_id {e}"))?;
     let lane =
-        herald_proto::lane(created.lane).ok_or_else(|| format!("there is no lane {}", created.lane))?;
+        herald_proto::lane(created.lane).ok_or_else(|| format!("unknown lane {}", created.lane))?;
     Ok(Post {
         id,
         author: UserKey(created.author_key),
@@ -50,7 +53,10 @@ fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
 
 fn deleted(sequence: u64, deleted: &PostDeleted) -> Result<Archived, String> {
     if deleted.post_id == 0 || deleted.post_id >= sequence {
-        return Err(format!("post {} can't have been deleted here", deleted.post_id));
+        return Err(format!(
+            "invalid deletion: post {} is not before sequence {sequence}",
+            deleted.post_id
+        ));
     }
     Ok(Archived::Deleted {
         post: PostId(deleted.post_id),
@@ -64,11 +70,11 @@ mod tests {
 
     use super::*;
 
-    fn of_post(post: &PostCreated) -> Result<Archived, String> {
+    fn decode_post(post: &PostCreated) -> Result<Archived, String> {
         entry(Subject::PostCreated(Lane::Low), 1, post.encode_to_vec().into())
     }
 
-    fn of_deletion(post_id: u64) -> Result<Archived, String> {
+    fn decode_deletion(post_id: u64) -> Result<Archived, String> {
         let deleted = PostDeleted {
             post_id,
             ..PostDeleted::default()
@@ -77,13 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_no_post_says_why() {
+    fn an_invalid_post_is_refused_with_the_reason() {
         let good = PostCreated {
             author_key: 7,
             author_id: "107".into(),
             ..PostCreated::default()
         };
-        let Archived::Created(post) = of_post(&good).unwrap() else {
+        let Archived::Created(post) = decode_post(&good).unwrap() else {
             panic!("a post")
         };
         assert_eq!((post.id, post.lane), (PostId(1), Lane::Normal));
@@ -98,7 +104,7 @@ mod tests {
             },
             PostCreated { lane: 9, ..good },
         ] {
-            assert!(of_post(&bad).is_err());
+            assert!(decode_post(&bad).is_err());
         }
         let subject = Subject::PostCreated(Lane::Low);
         let error = entry(subject, 1, "nonsense".into()).unwrap_err();
@@ -106,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn only_an_earlier_post_can_be_deleted() {
+    fn a_deletion_must_name_an_earlier_post() {
         assert!(matches!(
-            of_deletion(8),
+            decode_deletion(8),
             Ok(Archived::Deleted { post: PostId(8), .. })
         ));
-        assert!(of_deletion(0).is_err());
-        assert!(of_deletion(9).is_err());
+        assert!(decode_deletion(0).is_err());
+        assert!(decode_deletion(9).is_err());
         assert!(entry(Subject::LiveTimeline, 9, Bytes::new()).is_err());
     }
 }

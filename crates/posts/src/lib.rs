@@ -1,5 +1,5 @@
-//! Posts, from the archive or from the POSTS stream: what a message of POSTS says ([`entry`]), and how a post is read whether
-//! it is archived yet or not ([`PostReader`]).
+//! Reads posts from the archive or, before they are archived, from the POSTS stream ([`PostReader`]), and decodes the
+//! messages of POSTS ([`entry`]).
 
 mod entry;
 mod reader;

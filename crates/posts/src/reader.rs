@@ -1,4 +1,4 @@
-//! Reads posts, whether they are archived yet or not.
+//! Reads posts from the archive, or from POSTS before they are archived.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use herald_store::{Archived, Posts};
 
 use crate::entry;
 
-/// Posts read from the stream at the same time.
+/// Maximum number of concurrent reads from the stream.
 const STREAM_READS: usize = 16;
 
-/// Why posts could not be read.
+/// Why posts can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The archive failed.
-    #[error("the archive could not be read")]
+    /// The archive can't be read.
+    #[error("archive can't be read")]
     Store(#[from] herald_store::Error),
-    /// The POSTS stream failed.
-    #[error("the POSTS stream could not be read")]
+    /// The POSTS stream can't be read.
+    #[error("stream POSTS can't be read")]
     Mesh(#[from] herald_mesh::Error),
 }
 
@@ -33,7 +33,7 @@ impl Classify for ReadError {
     }
 }
 
-/// Reads posts from the archive, and from the POSTS stream those that the archive doesn't have yet.
+/// Reads posts from the archive, and posts that aren't archived yet from the POSTS stream.
 #[derive(Clone)]
 pub struct PostReader {
     posts: Arc<dyn Posts>,
@@ -41,12 +41,13 @@ pub struct PostReader {
 }
 
 impl PostReader {
-    /// Reads from this archive and from the POSTS stream of this mesh.
+    /// A reader of this archive and of the POSTS stream of this mesh.
     pub fn new(posts: Arc<dyn Posts>, mesh: Mesh) -> Self {
         Self { posts, mesh }
     }
 
-    /// The posts, deleted ones included (see [`Post::deleted_at`]); `None` for one that never was.
+    /// Reads posts, in the order of `ids`, deleted posts included (see [`Post::deleted_at`]); `None` for an id that is not a
+    /// post. A deletion that isn't archived yet is not visible.
     pub async fn read(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>, ReadError> {
         let mut posts = self.posts.get(ids).await?;
         let missing = posts
@@ -69,12 +70,12 @@ impl PostReader {
         Ok(posts)
     }
 
-    /// One post, as [`read`](Self::read).
+    /// Reads one post, as [`read`](Self::read) does.
     pub async fn read_one(&self, id: PostId) -> Result<Option<Post>, ReadError> {
         Ok(self.read(&[id]).await?.into_iter().next().flatten())
     }
 
-    /// Whether the archive shows a post as deleted.
+    /// Whether the archive has the post's deletion.
     pub async fn is_deleted(&self, id: PostId) -> Result<bool, ReadError> {
         let posts = self.posts.get(&[id]).await?;
         Ok(posts.into_iter().flatten().any(|post| post.deleted_at.is_some()))
@@ -92,10 +93,10 @@ impl PostReader {
         };
         match entry(subject, id.0, message.payload) {
             Ok(Archived::Created(post)) => Ok(Some(post)),
-            // A sequence number can be a deletion's; that is no post.
+            // The sequence of a deletion is not a post id.
             Ok(Archived::Deleted { .. }) => Ok(None),
             Err(reason) => {
-                tracing::warn!(post_id = id.0, reason, "a message in POSTS is no post");
+                tracing::warn!(post_id = id.0, reason, "message in POSTS can't be decoded");
                 Ok(None)
             }
         }
@@ -109,9 +110,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_class_is_that_of_the_cause() {
-        let of = |kind| ReadError::from(Error::new(kind, "failed")).class();
-        assert_eq!(of(ErrorKind::Unavailable), FailureClass::Transient);
-        assert_eq!(of(ErrorKind::Corrupt), FailureClass::Permanent);
+    fn a_read_error_has_the_class_of_its_source() {
+        let class = |kind| ReadError::from(Error::new(kind, "failed")).class();
+        assert_eq!(class(ErrorKind::Unavailable), FailureClass::Transient);
+        assert_eq!(class(ErrorKind::Corrupt), FailureClass::Permanent);
     }
 }

@@ -1,61 +1,61 @@
-//! Which URLs a push may be sent to.
+//! Validates the URLs of push endpoints.
 //!
-//! Callers choose the URL, so it must not lead into the operator's own network (SSRF). The gateway checks the URL when a
-//! device is registered, the push service checks it again before each request, and its resolver checks each address that
-//! a host name resolves to.
+//! Callers choose the URL, so it must not point into the operator's own network (SSRF). The gateway checks the URL when a
+//! device is registered. The push service checks the URL again before each request, and its resolver checks each address
+//! that a host name resolves to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
-/// The longest endpoint, bytes.
+/// Maximum length of an endpoint URL, bytes.
 pub const URL_BYTES_MAX: usize = 2_048;
 
-/// What the operator allows beside https to the public internet. By default nothing.
+/// Endpoints that the operator allows besides https to the public internet. Default: none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Whether plain http is accepted beside https. Default: false.
+    /// Whether plain http is allowed besides https. Default: false.
     pub allow_http: bool,
-    /// Whether addresses are accepted that are not on the public internet: loopback, private, link-local (cloud
-    /// metadata), shared, reserved. Default: false.
+    /// Whether non-public addresses are allowed: loopback, private, link-local (cloud metadata), shared, reserved. Default:
+    /// false.
     pub allow_private: bool,
 }
 
-/// Why an endpoint is not accepted.
+/// Why an endpoint is refused. The text continues a field's name: "webhook.url must be https".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// It is longer than [`URL_BYTES_MAX`].
+    /// The URL is longer than [`URL_BYTES_MAX`]; has its length in bytes.
     #[error("must be at most {URL_BYTES_MAX} bytes long, is {0}")]
     TooLong(usize),
-    /// It is no absolute URL with a host.
+    /// The URL is not absolute or has no host.
     #[error("is not an absolute URL with a host")]
     Malformed,
-    /// The scheme is http, and that isn't allowed.
+    /// The scheme is http, and the policy doesn't allow it.
     #[error("must be https; plain http is not allowed here")]
     PlainHttp,
     /// The scheme is neither http nor https.
     #[error("must be https")]
     Scheme,
-    /// There is a user name or a password in it.
+    /// The URL has a user name or a password.
     #[error("must not contain a user name or a password")]
     UserInfo,
-    /// There is a fragment in it, which no request would carry.
+    /// The URL has a fragment, which HTTP requests don't carry.
     #[error("must not contain a fragment")]
     Fragment,
     /// The port is 0.
     #[error("must not have port 0")]
     Port,
-    /// The host is a name of this machine or of a private network.
+    /// The host is a name of this machine or a private network.
     #[error("must not name a private host")]
     PrivateName,
-    /// The host is an address that is not on the public internet.
+    /// The host is a non-public address.
     #[error("must not point to the private address {0}")]
     PrivateAddress(IpAddr),
 }
 
-/// Checks an endpoint as it is written. What a name resolves to is checked when it is called.
+/// Checks an endpoint URL. A host name is not resolved: check each resolved address with [`is_public`] when connecting.
 pub fn check_url(url: &str, policy: Policy) -> Result<(), EndpointError> {
     if url.len() > URL_BYTES_MAX {
         return Err(EndpointError::TooLong(url.len()));
@@ -64,7 +64,7 @@ pub fn check_url(url: &str, policy: Policy) -> Result<(), EndpointError> {
     check_parsed(&url, policy)
 }
 
-/// [`check_url`] of a parsed URL, without the limit on its length.
+/// Checks a parsed URL as [`check_url`] does, without the length limit.
 pub fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
     match url.scheme() {
         "https" => {}
@@ -82,9 +82,9 @@ pub fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
         return Err(EndpointError::Port);
     }
     let private = match url.host().ok_or(EndpointError::Malformed)? {
-        Host::Ipv4(address) => private_address(address.into()),
-        Host::Ipv6(address) => private_address(address.into()),
-        Host::Domain(name) => private_name(name).then_some(EndpointError::PrivateName),
+        Host::Ipv4(address) => check_address(address.into()),
+        Host::Ipv6(address) => check_address(address.into()),
+        Host::Domain(name) => is_private_name(name).then_some(EndpointError::PrivateName),
     };
     match private {
         Some(e) if !policy.allow_private => Err(e),
@@ -92,7 +92,7 @@ pub fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
     }
 }
 
-/// Whether an address lies on the public internet, as far as IANA's special-purpose registries tell.
+/// Whether an address is on the public internet, according to IANA's special-purpose address registries.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -100,13 +100,13 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-fn private_address(address: IpAddr) -> Option<EndpointError> {
+fn check_address(address: IpAddr) -> Option<EndpointError> {
     (!is_public(address)).then_some(EndpointError::PrivateAddress(address))
 }
 
-/// Names that only ever mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, the `.internal` TLD), and
-/// names without a dot, which a search list would complete.
-fn private_name(name: &str) -> bool {
+/// Whether a name is reserved for this machine or its network (RFC 6761, RFC 6762, RFC 8375, the `.internal` TLD), or has
+/// no dot: a resolver's search list would complete it.
+fn is_private_name(name: &str) -> bool {
     const SUFFIXES: [&str; 7] = [
         "localhost",
         "localdomain",
@@ -127,10 +127,10 @@ fn private_name(name: &str) -> bool {
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     let special = match (a, b, c) {
-        // Carrier-grade NAT.
+        // Carrier-grade NAT (RFC 6598).
         (100, b, _) => (64..128).contains(&b),
-        // Protocol assignments, AS112, AMT, 6to4 relays, AS112 again; benchmarks; "this network", which many systems
-        // take for themselves; multicast, reserved, broadcast.
+        // Protocol assignments, AS112, AMT, 6to4 relays, AS112; benchmarks; "this network", which many systems treat as
+        // their own address; multicast, reserved, broadcast.
         (192, 0, 0)
         | (192, 31, 196)
         | (192, 52, 193)
@@ -149,17 +149,17 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let segments = address.segments();
-    // Ways to write an IPv4 address: it is what counts.
+    // IPv6 forms that embed an IPv4 address are checked as that address.
     let [.., high, low] = segments;
     let tail = Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match segments {
-        // ::ffff:a.b.c.d (mapped), ::a.b.c.d (compatible: `::` and `::1` are in it), 64:ff9b::a.b.c.d (NAT64)
+        // ::ffff:a.b.c.d (mapped), ::a.b.c.d (compatible, includes `::` and `::1`), 64:ff9b::a.b.c.d (NAT64).
         [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => is_public_v4(tail),
-        // 6to4 carries the IPv4 address after its prefix.
+        // 6to4: the IPv4 address follows the prefix.
         [0x2002, high, low, ..] => is_public_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
         // Teredo, ORCHID, benchmarks, protocol assignments, documentation.
         [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
-        // Global unicast; all else is ULA, link-local, multicast, discard or not given out.
+        // Global unicast; the rest is ULA, link-local, multicast, discard or unassigned.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
@@ -174,7 +174,7 @@ mod tests {
     };
 
     #[test]
-    fn each_bad_url_has_its_own_error() {
+    fn each_invalid_url_has_its_own_error() {
         use EndpointError::*;
         let private = |ip: &str| Err(PrivateAddress(ip.parse().unwrap()));
         let table: &[(&str, Result<(), EndpointError>)] = &[
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_allows_is_accepted_and_nothing_else() {
+    fn only_endpoints_allowed_by_the_policy_are_accepted() {
         let http = Policy {
             allow_http: true,
             ..PUBLIC
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_of_the_internet_are_public() {
+    fn only_addresses_on_the_public_internet_are_public() {
         let table: &[(&str, bool)] = &[
             ("1.1.1.1", true),
             ("9.9.9.9", true),

@@ -1,4 +1,4 @@
-//! Checks of a request that report every bad field at once.
+//! Validates the fields of a request and reports all violations at once.
 
 use std::fmt::Display;
 
@@ -7,10 +7,10 @@ use tonic::Status;
 
 use crate::status;
 
-/// The most violations one answer names.
+/// Maximum number of violations in one status.
 const VIOLATIONS_MAX: usize = 64;
 
-/// Collects what is wrong with a request.
+/// Collects the violations of a request, at most 64.
 ///
 /// ```
 /// use herald_rpc::fields::Violations;
@@ -28,12 +28,12 @@ pub struct Violations {
 }
 
 impl Violations {
-    /// None so far.
+    /// Starts without a violation.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Notes a violation unless `ok`. The description goes on after the field's name: "must not be empty".
+    /// Adds a violation unless `ok`. The description continues the field's name: "must not be empty".
     pub fn check(&mut self, field: impl Into<String>, ok: bool, description: impl Display) -> &mut Self {
         if !ok {
             self.add(field, description);
@@ -41,7 +41,7 @@ impl Violations {
         self
     }
 
-    /// Notes a violation.
+    /// Adds a violation.
     pub fn add(&mut self, field: impl Into<String>, description: impl Display) -> &mut Self {
         if self.found.len() < VIOLATIONS_MAX {
             self.found.push((field.into(), description.to_string()));
@@ -49,7 +49,7 @@ impl Violations {
         self
     }
 
-    /// Takes a value out of a result, or notes why there is none.
+    /// Returns the value of a result, or adds its error as a violation.
     pub fn take<T, E: Display>(&mut self, field: impl Into<String>, result: Result<T, E>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -60,12 +60,12 @@ impl Violations {
         }
     }
 
-    /// Reads a user id, or notes why it is none.
+    /// Parses a user id, or adds a violation.
     pub fn user_id(&mut self, field: impl Into<String>, id: impl Into<String>) -> Option<UserId> {
         self.take(field, UserId::new(id))
     }
 
-    /// Whether there are none so far.
+    /// Whether there is no violation.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
@@ -75,7 +75,7 @@ impl Violations {
         &self.found
     }
 
-    /// INVALID_ARGUMENT with every violation, if there is one.
+    /// Returns INVALID_ARGUMENT with all violations if there is at least one.
     pub fn into_result(self) -> Result<(), Status> {
         if self.found.is_empty() {
             Ok(())
@@ -85,7 +85,7 @@ impl Violations {
     }
 }
 
-/// Reads a user id, or answers INVALID_ARGUMENT that names the field.
+/// Parses a user id; INVALID_ARGUMENT names the field.
 pub fn user_id(field: &str, id: impl Into<String>) -> Result<UserId, Status> {
     UserId::new(id).map_err(|error| status::invalid(&[(field, error.to_string())]))
 }

@@ -1,12 +1,12 @@
-//! What every gRPC call of Herald has in common.
+//! Shared parts of Herald's gRPC calls.
 //!
-//! | module | gives |
+//! | module | content |
 //! |---|---|
-//! | [`status`] | errors as callers see them: `google.rpc.Status` with details |
-//! | [`fields`] | checks of a request that report every bad field at once |
+//! | [`status`] | errors: `google.rpc.Status` with details |
+//! | [`fields`] | validation of request fields |
 //! | [`paging`] | page sizes and opaque page tokens (AIP-158) |
 //!
-//! The server that these calls run in is `herald_runtime::grpc`.
+//! `herald_runtime::grpc` has the server.
 
 pub mod fields;
 pub mod paging;

@@ -1,7 +1,7 @@
-//! Errors as callers see them: `google.rpc.Status` with details.
+//! Builds errors as `google.rpc.Status` with details.
 //!
-//! Each helper sets the code, a message for people, and details for programs: an `ErrorInfo` with an UPPER_SNAKE reason
-//! and the domain [`DOMAIN`], field violations for a bad request, and a `RetryInfo` where waiting helps.
+//! Each helper sets the code, a message, and details for programs: an `ErrorInfo` with an UPPER_SNAKE reason and the domain
+//! [`DOMAIN`], field violations for an invalid request, and a `RetryInfo` where a retry can succeed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "herald.dev";
 
-/// When to come back after [`unavailable`], unless somebody knows better.
+/// Retry delay of [`unavailable`].
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// When to come back after something was full: it takes a while to drain, or an operator.
+/// Retry delay while a store or stream is full: it has to drain, or an operator raises its limit.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// INVALID_ARGUMENT: one or more `(field, description)` pairs, each as a `BadRequest` violation.
+/// INVALID_ARGUMENT `INVALID_FIELD`: `(field, description)` pairs, each as a `BadRequest` violation.
 pub fn invalid<F: AsRef<str>, D: AsRef<str>>(violations: &[(F, D)]) -> Status {
     let message = violations
         .iter()
@@ -36,21 +36,21 @@ pub fn invalid<F: AsRef<str>, D: AsRef<str>>(violations: &[(F, D)]) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// UNAVAILABLE: the same call may succeed later; tells the caller to wait a second.
+/// UNAVAILABLE: the same call can succeed later; retry after 1 second.
 pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
     let mut details = info(reason);
     details.set_retry_info(Some(RETRY_AFTER));
     Status::with_error_details(Code::Unavailable, message, details)
 }
 
-/// RESOURCE_EXHAUSTED: something is full; the caller may come back after this long.
+/// RESOURCE_EXHAUSTED: a capacity is used up; retry after this delay.
 pub fn exhausted(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
     let mut details = info(reason);
     details.set_retry_info(Some(retry_after));
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// RESOURCE_EXHAUSTED: a limit that waiting doesn't lift (devices of one user, for example): `QuotaFailure`, no retry.
+/// RESOURCE_EXHAUSTED: a quota, such as the devices of one user. Has a `QuotaFailure` and no `RetryInfo`: a retry fails.
 pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String>) -> Status {
     let message = message.into();
     let mut details = info(reason);
@@ -58,39 +58,39 @@ pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// NOT_FOUND: what the caller named isn't there.
+/// NOT_FOUND: the resource doesn't exist.
 pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::NotFound, message, info(reason))
 }
 
-/// PERMISSION_DENIED: it is there, and not the caller's.
+/// PERMISSION_DENIED: the resource belongs to another user.
 pub fn permission_denied(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::PermissionDenied, message, info(reason))
 }
 
-/// FAILED_PRECONDITION: the call can't succeed until something else changes.
+/// FAILED_PRECONDITION: the call fails until the state of the resource changes.
 pub fn failed_precondition(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::FailedPrecondition, message, info(reason))
 }
 
-/// INTERNAL: Herald's own fault. The error is logged with its sources; the caller learns only that it happened.
+/// INTERNAL `INTERNAL`: a bug or corrupt data. Logs the error with its sources; the status contains no detail.
 pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     tracing::error!(error = error_chain(error), "call failed");
     Status::with_error_details(
         Code::Internal,
-        "internal error, see the server's log",
+        "internal error: see the server's log",
         info("INTERNAL"),
     )
 }
 
-/// A store's error as callers see it.
+/// Status of a store's error.
 ///
 /// | kind | code | reason |
 /// |---|---|---|
-/// | `Unavailable`, `Locked` | UNAVAILABLE, with a delay | `STORE_UNAVAILABLE` |
-/// | `Full` | RESOURCE_EXHAUSTED, with a delay | `STORE_FULL` |
+/// | `Unavailable`, `Locked` | UNAVAILABLE, with `RetryInfo` | `STORE_UNAVAILABLE` |
+/// | `Full` | RESOURCE_EXHAUSTED, with `RetryInfo` | `STORE_FULL` |
 /// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
-/// | `LimitExceeded` | RESOURCE_EXHAUSTED, with a quota failure | `LIMIT_EXCEEDED` |
+/// | `LimitExceeded` | RESOURCE_EXHAUSTED, with `QuotaFailure` | `LIMIT_EXCEEDED` |
 /// | `Conflict` | ABORTED | `CONFLICT` |
 /// | `Invalid`, `Corrupt` | INTERNAL | `INTERNAL` |
 pub fn from_store(error: &herald_store::Error) -> Status {
@@ -110,12 +110,12 @@ pub fn from_store(error: &herald_store::Error) -> Status {
     }
 }
 
-/// An error of the mesh as callers see it: of a publish, above all.
+/// Status of a mesh error.
 ///
 /// | kind | code | reason |
 /// |---|---|---|
-/// | `Full` | RESOURCE_EXHAUSTED, with a delay | `STREAM_FULL` |
-/// | `Unavailable` | UNAVAILABLE, with a delay | `BROKER_UNAVAILABLE` |
+/// | `Full` | RESOURCE_EXHAUSTED, with `RetryInfo` | `STREAM_FULL` |
+/// | `Unavailable` | UNAVAILABLE, with `RetryInfo` | `BROKER_UNAVAILABLE` |
 /// | `TooLarge` | INVALID_ARGUMENT | `MESSAGE_TOO_LARGE` |
 /// | `Conflict`, `Invalid`, `Rejected` | INTERNAL | `INTERNAL` |
 pub fn from_mesh(error: &herald_mesh::Error) -> Status {
@@ -131,7 +131,7 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
         }
         ErrorKind::TooLarge => Status::with_error_details(
             Code::InvalidArgument,
-            "the message is larger than the broker takes",
+            "the message exceeds the broker's maximum message size",
             info("MESSAGE_TOO_LARGE"),
         ),
         ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => internal(error),
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_request_names_each_field() {
+    fn an_invalid_request_names_each_field() {
         let status = invalid(&[("text", "must not be empty"), ("author_id", "is too long")]);
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.message(), "text must not be empty; author_id is too long");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_store_tells_when_to_come_back_and_a_limit_does_not() {
+    fn a_full_store_has_retry_info_and_a_quota_has_none() {
         let full = from_store(&herald_store::Error::new(ErrorKind::Full, "no space left"));
         assert_eq!(full.code(), Code::ResourceExhausted);
         assert_eq!(
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_corrupt_is_not_told_to_the_caller() {
+    fn an_internal_status_hides_the_error_text() {
         let status = from_store(&herald_store::Error::new(
             ErrorKind::Corrupt,
             "block 7 of /data/records",
