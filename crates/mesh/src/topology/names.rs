@@ -41,7 +41,7 @@ pub mod consumers {
     /// Of ADVISORIES: makes dead letters of what was given up.
     pub const DEADLETTER: &str = "deadletter";
     /// Of DLQ: writes the dead letters to the store.
-    pub const DEAD_LETTERS: &str = "dead-dead_letters";
+    pub const DEAD_LETTERS: &str = "dead-letters";
 
     /// Of POSTS: expands the posts of a lane.
     pub const fn fanout(lane: Lane) -> &'static str {

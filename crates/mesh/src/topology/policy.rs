@@ -100,7 +100,7 @@ pub struct ConsumerPolicies {
     pub later: ConsumerPolicy,
     /// Of `redrive-{kind}`. By default 5 attempts: what was given up once goes back to the dead letters soon.
     pub redrive: ConsumerPolicy,
-    /// Of `deadletter` and `dead-dead_letters`. By default 20,000 attempts, faults too: nobody makes a dead letter of what is
+    /// Of `deadletter` and `dead-letters`. By default 20,000 attempts, faults too: nobody makes a dead letter of what is
     /// given up here, so it goes on for about as long as ADVISORIES holds a message.
     pub deadletter: ConsumerPolicy,
 }

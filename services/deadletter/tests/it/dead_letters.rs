@@ -231,7 +231,7 @@ async fn foreign_advisories_are_ignored_and_malformed_ones_become_dead_letters()
     let dead_letter = dead_letters(&service.client, 2).await.remove(1);
     assert_eq!(
         (&dead_letter.stream[..], &dead_letter.kind[..]),
-        ("DLQ", "dead-dead_letters")
+        ("DLQ", "dead-letters")
     );
     service.stop().await;
 }
