@@ -13,8 +13,8 @@ pub struct Isolated<T, E> {
     pub done: Vec<(Range<usize>, T)>,
     /// Items that fail permanently, ascending, each with the reason.
     pub failed: Vec<(usize, String)>,
-    /// The failure that stopped the run: a transient one, or any failure without bisection. Items neither in `done` nor in
-    /// `failed` were not completed.
+    /// The failure that stopped the run: a transient one, or any failure without bisection. Items neither in `done` nor
+    /// in `failed` were not completed.
     pub stopped: Option<Classified<E>>,
 }
 
@@ -25,9 +25,9 @@ impl<T, E> Isolated<T, E> {
     }
 }
 
-/// Makes `call` for the items `0..count`. With `bisect`, a range whose call fails permanently is halved until the failing
-/// items are found, and a transient failure stops the run. Without `bisect`, any failure stops the run. A panic is a
-/// permanent failure.
+/// Makes `call` for the items `0..count`. With `bisect`, a range whose call fails permanently is halved until the
+/// failing items are found, and a transient failure stops the run. Without `bisect`, any failure stops the run. A panic
+/// is a permanent failure.
 ///
 /// `call` gets a range of items. After a failure it is repeated for parts of the range, so it must be idempotent. It is
 /// called at most `2 * count` times, about `2 * log2(count)` times per failing item.
@@ -108,7 +108,10 @@ mod tests {
     #[test]
     fn a_failure_is_classified_and_a_panic_is_permanent() {
         let fail = |error| block_on(attempt(ready(Err::<(), _>(error))));
-        assert_eq!(fail(Error::Unavailable), Err(Classified::Transient(Error::Unavailable)));
+        assert_eq!(
+            fail(Error::Unavailable),
+            Err(Classified::Transient(Error::Unavailable))
+        );
         assert_eq!(fail(Error::Corrupt), Err(Classified::Permanent("Corrupt".into())));
         let panicked = block_on(attempt::<(), Error>(async { panic!("of {}", 7) }));
         assert_eq!(panicked, Err(Classified::Permanent("panic: of 7".into())));
@@ -147,7 +150,8 @@ mod tests {
     }
 
     proptest! {
-        /// Every item before the stop is in exactly one list, and in the right one; a completed item is never called again.
+        /// Every item before the stop is in exactly one list, and in the right one; a completed item is never called
+        /// again.
         #[test]
         fn each_item_is_done_or_failed(
             count in 0_usize..300,

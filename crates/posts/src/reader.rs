@@ -46,8 +46,8 @@ impl PostReader {
         Self { posts, mesh }
     }
 
-    /// Reads posts, in the order of `ids`, deleted posts included (see [`Post::deleted_at`]); `None` for an id that is not a
-    /// post. A deletion that isn't archived yet is not visible.
+    /// Reads posts, in the order of `ids`, deleted posts included (see [`Post::deleted_at`]); `None` for an id that is
+    /// not a post. A deletion that isn't archived yet is not visible.
     pub async fn read(&self, ids: &[PostId]) -> Result<Vec<Option<Post>>, ReadError> {
         let mut posts = self.posts.get(ids).await?;
         let missing = posts

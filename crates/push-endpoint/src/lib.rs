@@ -1,8 +1,8 @@
 //! Validates the URLs of push endpoints.
 //!
-//! Callers choose the URL, so it must not point into the operator's own network (SSRF). The gateway checks the URL when a
-//! device is registered. The push service checks the URL again before each request, and its resolver checks each address
-//! that a host name resolves to.
+//! Callers choose the URL, so it must not point into the operator's own network (SSRF). The gateway checks the URL when
+//! a device is registered. The push service checks the URL again before each request, and its resolver checks each
+//! address that a host name resolves to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,8 +18,8 @@ pub const URL_BYTES_MAX: usize = 2_048;
 pub struct Policy {
     /// Whether plain http is allowed besides https. Default: false.
     pub allow_http: bool,
-    /// Whether non-public addresses are allowed: loopback, private, link-local (cloud metadata), shared, reserved. Default:
-    /// false.
+    /// Whether non-public addresses are allowed: loopback, private, link-local (cloud metadata), shared, reserved.
+    /// Default: false.
     pub allow_private: bool,
 }
 
@@ -104,8 +104,8 @@ fn check_address(address: IpAddr) -> Option<EndpointError> {
     (!is_public(address)).then_some(EndpointError::PrivateAddress(address))
 }
 
-/// Whether a name is reserved for this machine or its network (RFC 6761, RFC 6762, RFC 8375, the `.internal` TLD), or has
-/// no dot: a resolver's search list would complete it.
+/// Whether a name is reserved for this machine or its network (RFC 6761, RFC 6762, RFC 8375, the `.internal` TLD), or
+/// has no dot: a resolver's search list would complete it.
 fn is_private_name(name: &str) -> bool {
     const SUFFIXES: [&str; 7] = [
         "localhost",

@@ -18,8 +18,8 @@ const VERSION: u8 = 1;
 const HEAD: usize = 1 + 4 + 8;
 const CHECKSUM: usize = 4;
 
-/// Hashes the identity of a request: every field that changes the list, but not the page size. A page token is valid for
-/// one identity only. The order of the parts matters.
+/// Hashes the identity of a request: every field that changes the list, but not the page size. A page token is valid
+/// for one identity only. The order of the parts matters.
 pub fn identity<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut hash = Xxh3::new();
     for part in parts {

@@ -1,7 +1,7 @@
 //! Builds errors as `google.rpc.Status` with details.
 //!
-//! Each helper sets the code, a message, and details for programs: an `ErrorInfo` with an UPPER_SNAKE reason and the domain
-//! [`DOMAIN`], field violations for an invalid request, and a `RetryInfo` where a retry can succeed.
+//! Each helper sets the code, a message, and details for programs: an `ErrorInfo` with an UPPER_SNAKE reason and the
+//! domain [`DOMAIN`], field violations for an invalid request, and a `RetryInfo` where a retry can succeed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -50,7 +50,8 @@ pub fn exhausted(reason: &str, message: impl Into<String>, retry_after: Duration
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// RESOURCE_EXHAUSTED: a quota, such as the devices of one user. Has a `QuotaFailure` and no `RetryInfo`: a retry fails.
+/// RESOURCE_EXHAUSTED: a quota, such as the devices of one user. Has a `QuotaFailure` and no `RetryInfo`: a retry
+/// fails.
 pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String>) -> Status {
     let message = message.into();
     let mut details = info(reason);
