@@ -1,4 +1,4 @@
-//! How to reach the server.
+//! Configuration of the connections and of publishing.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How to reach the server, and how to publish to it.
+/// Configuration of the connections and of publishing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The servers of one cluster, `nats://[user:password@]host:port`; at least one.
+    /// URLs of the servers of one cluster, `nats://[user:password@]host:port`; at least one.
     pub urls: Vec<String>,
-    /// The connections' name, as the server's monitoring shows it.
+    /// Name of the connections in the server's monitoring.
     pub name: String,
-    /// Messages published and not acknowledged at a time, over all callers; 1 to 16,384.
+    /// Maximum number of publishes in flight, over all callers; 1 to 16,384.
     pub publish_in_flight_max: usize,
-    /// How long one attempt to publish waits for its acknowledgement, milliseconds; at least 1.
+    /// Timeout of one publish attempt, milliseconds; at least 1.
     pub publish_timeout_ms: u64,
-    /// Attempts to publish a message that has an id; at least 1. One without an id gets a single attempt: a second one
-    /// could store it twice.
+    /// Maximum number of attempts to publish a message with an id; at least 1. A message without an id gets one
+    /// attempt: a retry could store it twice.
     pub publish_attempts_max: u32,
-    /// How long after its first attempt another one may begin, milliseconds.
+    /// Time after the first attempt in which a retry may start, milliseconds.
     pub publish_retry_ms_max: u64,
 }
 
@@ -39,7 +39,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The default, for this server.
+    /// The default configuration, for the server at this URL.
     pub fn at(url: impl Into<String>) -> Self {
         Self {
             urls: vec![url.into()],
@@ -47,8 +47,8 @@ impl Config {
         }
     }
 
-    /// Shortens the attempts, if need be, so that the last one of a message comes while the broker still knows the id of the
-    /// first. The defaults are right for two minutes and more.
+    /// Shortens the timeouts so that the last attempt is made within the dedupe window of the first. A window of two
+    /// minutes or more needs no change of the defaults.
     #[must_use]
     pub fn within_window(mut self, dedupe_window: Duration) -> Self {
         let window_ms = u64::try_from(dedupe_window.as_millis()).unwrap_or(u64::MAX);
@@ -57,7 +57,10 @@ impl Config {
         self
     }
 
-    /// Checks the bounds. Names the field.
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] names the field.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, message: &str| {
             if good {
@@ -91,7 +94,7 @@ impl Config {
 }
 
 impl std::fmt::Debug for Config {
-    /// Shows no password.
+    /// Hides passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let urls: Vec<_> = self.urls.iter().map(|url| without_password(url)).collect();
         f.debug_struct("Config")
@@ -105,7 +108,7 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// The URL with what stands before the `@` left out.
+/// The URL without user name and password.
 pub(crate) fn without_password(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),

@@ -1,4 +1,4 @@
-//! One connection to the server, which mends itself and tells when it did.
+//! A reconnecting connection to the server that reports each reconnect.
 
 use std::time::Duration;
 
@@ -10,18 +10,17 @@ use tokio::sync::watch;
 use crate::config::{Config, without_password};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The longest wait between two attempts to connect again.
+/// Maximum delay between two reconnect attempts.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// How long an answer of the API may take.
+/// Timeout of an API request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
-    /// Counts the times that it was established. Whoever asked something of the server before a change may never hear
-    /// of it again.
+    /// Number of times the connection was established. After a change, answers to earlier requests may never arrive.
     epoch: watch::Receiver<u64>,
 }
 
@@ -42,7 +41,7 @@ impl Connection {
         let client = ConnectOptions::new()
             .name(format!("{} ({purpose})", config.name))
             .request_timeout(Some(API_TIMEOUT))
-            // All subjects are made here, from types.
+            // All subjects are built from types in this crate.
             .skip_subject_validation(true)
             .reconnect_delay_callback(|attempts| {
                 let doubled = Duration::from_millis(10 << attempts.min(10));
@@ -63,7 +62,8 @@ impl Connection {
                 let servers: Vec<_> = config.urls.iter().map(|url| without_password(url)).collect();
                 Error::unavailable(format_args!("connect to {}", servers.join(", ")), error)
             })?;
-        // The event of the first connection comes a moment later; seen now, it can't be taken for a second one.
+        // The event of the first connection arrives asynchronously. Wait for it, so that it isn't taken for a
+        // reconnect.
         let _ = tokio::time::timeout(API_TIMEOUT, epoch.wait_for(|count| *count > 0)).await;
 
         let jetstream = ContextBuilder::new()
@@ -82,23 +82,23 @@ impl Connection {
         self.client.connection_state() == State::Connected
     }
 
-    /// Tells of connections established after this call.
+    /// A receiver that changes when a connection is established after this call.
     pub(crate) fn epoch(&self) -> watch::Receiver<u64> {
         let mut epoch = self.epoch.clone();
         epoch.mark_unchanged();
         epoch
     }
 
-    /// Waits until it is up.
-    pub(crate) async fn up(&self) {
+    /// Waits until the connection is up.
+    pub(crate) async fn wait_until_up(&self) {
         let mut epoch = self.epoch();
         while !self.is_up() {
-            // The state changes a moment after the event, so an event alone says little.
+            // The state changes shortly after the event, so poll the state too.
             let _ = tokio::time::timeout(Duration::from_millis(20), epoch.changed()).await;
         }
     }
 
-    /// Waits until all that was sent so far is written to the socket.
+    /// Waits until everything sent so far is written to the socket.
     pub(crate) async fn flush(&self) -> Result<()> {
         match tokio::time::timeout(API_TIMEOUT, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
@@ -107,11 +107,11 @@ impl Connection {
         }
     }
 
-    /// Waits until the server has taken in all that was sent so far: it answers in order.
+    /// Waits until the server has received everything sent so far: it processes a connection's messages in order.
     pub(crate) async fn round_trip(&self) -> Result<()> {
         match self.jetstream.query_account().await {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::unavailable("ask the server", error)),
+            Err(error) => Err(Error::unavailable("request account information", error)),
         }
     }
 }

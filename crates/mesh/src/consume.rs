@@ -1,4 +1,4 @@
-//! What a worker gets, and what it answers.
+//! The interface of workers: [`Handler`], [`Delivery`] and [`Disposition`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,46 +17,46 @@ use crate::pull::Puller;
 use crate::topology::ConsumerSpec;
 use crate::{Mesh, Redriven, Subject, headers};
 
-/// The business of a worker: one message.
+/// Handles the messages of a consumer.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Handles a delivery, and says what becomes of it.
+    /// Handles one delivery and returns its disposition.
     ///
-    /// Calls run concurrently, each on a task of its own, in the order in which they were delivered only by chance. The
-    /// same message can come again at any time, so handling it twice must be as handling it once: commit, then return
-    /// [`Disposition::Ack`]. While it runs, the message is kept from other workers, however long that takes. A panic counts
-    /// as [`Disposition::Fault`]. The future is dropped when it still runs `ack_wait` after the shutdown began.
+    /// Calls run concurrently, each on its own task, in no particular order. Messages are redelivered, so handling must
+    /// be idempotent: commit, then return [`Disposition::Ack`]. While the handler runs, heartbeats prevent a redelivery
+    /// to another worker. A panic counts as [`Disposition::Fault`]. The future is dropped when it is still running
+    /// `ack_wait` after the start of the shutdown.
     async fn handle(&self, delivery: &Delivery) -> Disposition;
 }
 
-/// What becomes of a message.
+/// How to settle a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
-    /// It is done.
+    /// Acknowledge: the message is done.
     Ack,
-    /// It comes again, until its attempts are used up; then it is terminated with this reason.
+    /// Transient error: redeliver the message, or terminate it with this reason on the last attempt.
     Retry {
-        /// When; after the consumer's own delay for the attempt without it. A consumer of push spends a long wait in the
-        /// stream LATER, and the message that comes back has another sequence.
+        /// Delay before the retry; `None` uses the consumer's back-off. With a long delay, a message of PUSH moves to
+        /// the delay queue and is redelivered with another sequence.
         after: Option<Duration>,
-        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        /// Reason, for the log and the dead letter: lowercase, without secrets.
         reason: String,
     },
-    /// As [`Disposition::Retry`], but waiting doesn't mend it: a corrupt row, a bug. Something else may, so it comes again, but
-    /// only until its attempts are as many as a fault gets.
+    /// Permanent error, such as a corrupt row or a bug: redeliver the message with the consumer's back-off, but only
+    /// `fault_attempts_max` times. A repair or a restart may help.
     Fault {
-        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        /// Reason, for the log and the dead letter: lowercase, without secrets.
         reason: String,
     },
-    /// It never comes again.
+    /// Terminate the message now.
     Term {
-        /// Why, for the log and the dead letter: lowercase, without anything secret.
+        /// Reason, for the log and the dead letter: lowercase, without secrets.
         reason: String,
     },
 }
 
 impl Disposition {
-    /// Again, after the consumer's own delay.
+    /// A retry with the consumer's back-off.
     pub fn retry(reason: impl fmt::Display) -> Self {
         Self::Retry {
             after: None,
@@ -64,7 +64,7 @@ impl Disposition {
         }
     }
 
-    /// Again, after this time.
+    /// A retry after this delay.
     pub fn retry_after(after: Duration, reason: impl fmt::Display) -> Self {
         Self::Retry {
             after: Some(after),
@@ -72,14 +72,14 @@ impl Disposition {
         }
     }
 
-    /// Again, but not for long.
+    /// A permanent error, with few retries.
     pub fn fault(reason: impl fmt::Display) -> Self {
         Self::Fault {
             reason: reason.to_string(),
         }
     }
 
-    /// Never again.
+    /// A termination.
     pub fn term(reason: impl fmt::Display) -> Self {
         Self::Term {
             reason: reason.to_string(),
@@ -87,7 +87,7 @@ impl Disposition {
     }
 }
 
-/// What becomes of a message whose handler failed: a transient failure is retried, a permanent one is a fault.
+/// The disposition of a failed message: retry for a transient error, fault for a permanent error.
 impl<E: Classify + fmt::Display> From<E> for Disposition {
     fn from(error: E) -> Self {
         match error.class() {
@@ -100,46 +100,30 @@ impl<E: Classify + fmt::Display> From<E> for Disposition {
     }
 }
 
-/// One message, delivered.
+/// One delivery of a message.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Where it was published, the first time.
+    /// Subject of the first publish.
     pub subject: Subject,
-    /// The encoded message.
+    /// Encoded message.
     pub payload: Bytes,
-    /// Its sequence in the stream where it was published the first time.
+    /// Sequence of the first publish in its stream; for a copy from the delay queue, the copy's own.
     pub sequence: u64,
-    /// Which attempt this is, from 1.
+    /// Number of this attempt, from 1.
     pub attempt: u64,
-    /// How many there are.
+    /// Maximum number of attempts.
     pub attempts_max: u64,
-    /// When the stream stored it, the first time.
+    /// Time of the first publish.
     pub published_at: Timestamp,
-    /// That it had been given up, and comes once more because somebody wants it so.
+    /// The redrive, for a redriven message.
     pub redrive: Option<Redriven>,
-    /// Messages that the consumer had left when it delivered this one.
+    /// Messages pending in the consumer at the time of this delivery.
     pub pending_count: u64,
     pub(crate) headers: Option<HeaderMap>,
 }
 
 impl Delivery {
-    /// A first delivery, published now; for the tests of handlers.
-    pub fn first(subject: Subject, payload: impl Into<Bytes>, sequence: u64) -> Self {
-        Self {
-            subject,
-            payload: payload.into(),
-            sequence,
-            attempt: 1,
-            attempts_max: u64::MAX,
-            published_at: Timestamp::now(),
-            redrive: None,
-            pending_count: 0,
-            headers: None,
-        }
-    }
-
-    /// Decodes the message. The error is the way to settle one that can't be: terminated, as no retry makes it
-    /// readable.
+    /// Decodes the message. The error is the disposition of an undecodable message: terminate it.
     pub fn decode<M: prost::Message + Default>(&self) -> Result<M, Disposition> {
         M::decode(self.payload.clone()).map_err(|error| {
             Disposition::term(format_args!(
@@ -150,35 +134,36 @@ impl Delivery {
         })
     }
 
-    /// The id it was published with; each redrive has its own.
+    /// Message id of the publish; each redrive and each delayed copy has its own.
     pub fn id(&self) -> Option<&str> {
         Some(self.headers.as_ref()?.get(header::NATS_MESSAGE_ID)?.as_str())
     }
 
-    /// The trace that its publisher was in, as W3C writes it.
+    /// W3C `traceparent` of the publisher.
     pub fn trace_parent(&self) -> Option<&str> {
         self.header(headers::TRACE_PARENT)
     }
 
-    /// The value of a header.
+    /// Value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         headers::get(self.headers.as_ref()?, name)
     }
 
-    /// Whether no attempt comes after this one.
+    /// Whether this is the last attempt.
     pub fn is_last_attempt(&self) -> bool {
         self.attempt >= self.attempts_max
     }
 }
 
-/// How a worker takes messages.
+/// Options of a consumer loop.
 #[derive(Debug, Clone)]
 pub struct ConsumeOptions {
-    /// Messages handled at a time, at most; 1 to 32,768. A message is asked for only when there is room for it.
+    /// Maximum number of messages handled concurrently; 1 to 32,768. A message is requested only when it can be
+    /// handled.
     pub in_flight_max: usize,
-    /// Messages asked for at a time, at most; at least 1.
+    /// Maximum number of messages per pull request; at least 1.
     pub batch_max: usize,
-    /// While it is true, nothing is fetched; what is running goes on.
+    /// While true, no message is pulled; running handlers continue. A closed channel ends the pause.
     pub paused: Option<watch::Receiver<bool>>,
 }
 
@@ -193,15 +178,15 @@ impl Default for ConsumeOptions {
 }
 
 impl Mesh {
-    /// Handles a consumer's messages until the shutdown, then drains: no more is fetched, messages that no handler has
-    /// seen go back at once, running handlers have `ack_wait` to finish.
+    /// Handles a consumer's messages until the shutdown, then drains: stops pulling, returns unhandled messages for
+    /// immediate redelivery, and waits `ack_wait` for running handlers.
     ///
-    /// It outlives restarts of the server. A consumer that is missing is made again; it then starts from the stream's
+    /// Continues after restarts of the server. Creates the consumer if it is missing; it then starts at the stream's
     /// first message.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for options out of bounds; [`ErrorKind::Conflict`] when the consumer is missing and
-    /// can't be made as the specification says.
+    /// [`ErrorKind::Invalid`] for options out of bounds; [`ErrorKind::Conflict`] when the consumer is missing and can't
+    /// be created as specified.
     pub async fn consume<H: Handler>(
         &self,
         consumer: &ConsumerSpec,
@@ -243,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_settled_by_its_class() {
+    fn the_disposition_follows_the_error_class() {
         let (class, second) = (FailureClass::Transient, Duration::from_secs(1));
         assert_eq!(
             Disposition::from(Failed(class, None)),

@@ -1,8 +1,9 @@
-//! Long waits: a message that a consumer would hold for minutes waits in the stream LATER instead, as a schedule that the
-//! server turns into a message when its time has come. A worker of LATER puts that back where it came from.
+//! The delay queue, stream LATER: takes messages with long retry delays, so that they don't occupy the consumer's
+//! `ack_pending_max`. A message is stored as a schedule (NATS ADR-51); when it is due, the server publishes it to
+//! LATER, and the [`Requeuer`] publishes it to its original stream.
 //!
-//! It can't go back by itself: the server schedules only within one stream, and not in one that refuses what is too much,
-//! which all others must.
+//! The server can't return it to the original stream: a schedule stays within its stream, and streams that refuse
+//! messages when full can't have schedules. All other streams must refuse.
 
 use std::time::Duration;
 
@@ -15,33 +16,34 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::publish::Outgoing;
-use crate::topology::{ConsumerSpec, Waits, streams};
+use crate::topology::{ConsumerSpec, DelayLimits, streams};
 use crate::{Delivery, Disposition, Handler, Mesh, Subject, headers, trace};
 
-/// How long an answer to whether there is room is believed.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a capacity check is cached.
+const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the messages of one consumer wait.
+/// The delay queue of one consumer.
 #[derive(Debug)]
 pub(crate) struct DelayQueue {
     mesh: Mesh,
-    waits: Waits,
-    /// When it was looked at, and whether there was room.
-    seen: Mutex<Option<(Instant, bool)>>,
+    limits: DelayLimits,
+    /// Time and result of the last capacity check.
+    capacity: Mutex<Option<(Instant, bool)>>,
 }
 
 impl DelayQueue {
-    /// That of this consumer, if it has one.
-    pub(crate) fn of(mesh: &Mesh, spec: &ConsumerSpec) -> Option<Self> {
+    /// The delay queue of a consumer; `None` when the consumer holds its messages.
+    pub(crate) fn for_consumer(mesh: &Mesh, spec: &ConsumerSpec) -> Option<Self> {
         Some(Self {
             mesh: mesh.clone(),
-            waits: spec.waits?,
-            seen: Mutex::new(None),
+            limits: spec.delay_limits?,
+            capacity: Mutex::new(None),
         })
     }
 
-    /// Stores a message to come again after this delay, if that is long enough and there is room. The stored one goes on
-    /// counting the attempts; one that waits already, because an earlier attempt's acknowledgement was lost, is replaced.
+    /// Stores a copy of a message that is redelivered after this delay. Returns false when the delay is short, the
+    /// delay queue is full, or storing failed; the consumer then holds the message. The copy continues the attempt
+    /// count, and replaces the copy of an earlier attempt whose acknowledgement was lost.
     pub(crate) async fn postpone(
         &self,
         spec: &ConsumerSpec,
@@ -49,7 +51,7 @@ impl DelayQueue {
         delivery: &Delivery,
         delay: Duration,
     ) -> bool {
-        if delay <= self.waits.hold_max || !self.has_room().await {
+        if delay <= self.limits.hold_max || !self.has_capacity().await {
             return false;
         }
         let stored = self.store(spec, sequence, delivery, delay).await;
@@ -59,7 +61,7 @@ impl DelayQueue {
                 consumer = spec.name,
                 sequence,
                 %error,
-                "message held: it could not be put off"
+                "message not stored in the delay queue; the consumer holds it"
             );
         }
         stored.is_ok()
@@ -72,13 +74,13 @@ impl DelayQueue {
         delivery: &Delivery,
         delay: Duration,
     ) -> Result<()> {
-        let due = Timestamp::now().plus(delay.min(self.waits.wait_max));
+        let due = Timestamp::now().plus(delay.min(self.limits.delay_max));
         let to = format!("later.v1.wait.{}.{}.{sequence}", spec.stream, spec.name);
         let id = match delivery.header(headers::ID).or(delivery.id()) {
             Some(id) => id.to_owned(),
             None => format!("{}/{sequence}", spec.stream),
         };
-        let mut headers = headers::typed(delivery.subject);
+        let mut headers = headers::with_type(delivery.subject);
         headers.insert(header::NATS_SCHEDULE, format!("@at {}", rfc3339(due)));
         headers.insert(
             header::NATS_SCHEDULE_TARGET,
@@ -94,41 +96,41 @@ impl DelayQueue {
             headers,
             id: Some(copy_id(&id, delivery.attempt)),
             body: delivery.payload.clone(),
-            spare_bytes: 0,
+            reserved_bytes: 0,
         };
         self.mesh.send(outgoing).await?;
         Ok(())
     }
 
-    /// Whether the stream takes schedules, and is below its limit; no, when it doesn't say.
-    async fn has_room(&self) -> bool {
-        let mut seen = self.seen.lock().await;
-        if let Some((at, room)) = *seen
-            && at.elapsed() < LOOK_INTERVAL
+    /// Whether the stream supports schedules and is below its limit; false when it can't be read.
+    async fn has_capacity(&self) -> bool {
+        let mut capacity = self.capacity.lock().await;
+        if let Some((at, has_capacity)) = *capacity
+            && at.elapsed() < CAPACITY_CHECK_INTERVAL
         {
-            return room;
+            return has_capacity;
         }
-        let room = match self.mesh.delay_queue().await {
-            Ok(bytes) => bytes.is_some_and(|bytes| bytes < self.waits.bytes_max),
+        let has_capacity = match self.mesh.delay_queue_bytes().await {
+            Ok(bytes) => bytes.is_some_and(|bytes| bytes < self.limits.bytes_max),
             Err(error) => {
-                tracing::warn!(stream = streams::LATER, %error, "delay queue not found");
+                tracing::warn!(stream = streams::LATER, %error, "delay queue can't be read");
                 false
             }
         };
-        *seen = Some((Instant::now(), room));
-        room
+        *capacity = Some((Instant::now(), has_capacity));
+        has_capacity
     }
 }
 
-/// The handler of the consumer [`LATER`](crate::consumers::LATER): puts what has waited long enough back where it came
-/// from. Whoever works on the messages that wait runs it too.
+/// Handler of the consumer [`LATER`](crate::consumers::LATER): publishes due messages to their original subjects. Each
+/// service whose consumers use the delay queue runs it.
 #[derive(Debug, Clone)]
 pub struct Requeuer {
     mesh: Mesh,
 }
 
 impl Requeuer {
-    /// Puts back on this mesh.
+    /// A requeuer that publishes to this mesh.
     pub fn new(mesh: Mesh) -> Self {
         Self { mesh }
     }
@@ -141,9 +143,9 @@ impl Handler for Requeuer {
         let attempts = delivery.header(headers::ATTEMPTS).and_then(|n| n.parse().ok());
         let (Some(subject), Some(attempts), Some(id)) = (subject, attempts, delivery.header(headers::ID))
         else {
-            return Disposition::term("a message that does not say where it came from");
+            return Disposition::term("missing or malformed origin headers");
         };
-        let mut headers = headers::typed(subject);
+        let mut headers = headers::with_type(subject);
         for name in [headers::ATTEMPTS, headers::PUBLISHED_AT, headers::ID] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
@@ -155,7 +157,7 @@ impl Handler for Requeuer {
             headers,
             id: Some(copy_id(id, attempts)),
             body: delivery.payload.clone(),
-            spare_bytes: 0,
+            reserved_bytes: 0,
         };
         match self.mesh.send(outgoing).await {
             Ok(_) => Disposition::Ack,
@@ -165,13 +167,13 @@ impl Handler for Requeuer {
 }
 
 impl Mesh {
-    /// Whether the server that this is connected to knows schedules.
+    /// Whether the server supports message schedules: nats-server 2.12 or later.
     pub(crate) fn has_schedules(&self) -> bool {
         self.consuming().client.is_server_compatible(2, 12, 0)
     }
 
-    /// The bytes in the delay queue; `None` when it takes no schedules, where they would only be stored.
-    async fn delay_queue(&self) -> Result<Option<u64>> {
+    /// Bytes in the delay queue; `None` when its stream doesn't support schedules and would only store them.
+    async fn delay_queue_bytes(&self) -> Result<Option<u64>> {
         let what = || format!("read stream {}", streams::LATER);
         let stream = self
             .publishing()
@@ -184,13 +186,13 @@ impl Mesh {
     }
 }
 
-/// The id of the message that takes another one's place after so many attempts.
+/// Message id of the copy that is made after this number of attempts.
 fn copy_id(id: &str, attempts: u64) -> String {
     format!("{id}/later/{attempts}")
 }
 
 fn rfc3339(at: Timestamp) -> String {
-    // Beyond what has a date there is no wait either.
+    // A timestamp out of range becomes the latest date.
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000)
         .unwrap_or(PrimitiveDateTime::MAX.assume_utc());
     let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_written_as_the_server_reads_it() {
+    fn a_timestamp_is_formatted_as_rfc_3339() {
         assert_eq!(
             rfc3339(Timestamp(1_790_230_470_084_404)),
             "2026-09-24T06:14:30.084404Z"

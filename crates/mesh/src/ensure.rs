@@ -1,4 +1,4 @@
-//! Brings a server to a topology.
+//! Creates or updates the streams and consumers of a topology on a server.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::error::{Error, ErrorKind, Result, kind_of};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
 
 impl Mesh {
-    /// Makes the streams and consumers that are missing, and changes those that differ; what the specifications don't
-    /// speak of (a placement, a description) is left as it is. Doing it twice, or from many processes, is doing it
-    /// once. Streams are made one by one, in their order, before any consumer.
+    /// Creates missing streams and consumers, and updates those that differ from their specification. Fields that the
+    /// specification doesn't set (placement, description) are kept. Idempotent, also when several processes call it at
+    /// once. Streams are created one by one, in the topology's order, before the consumers.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] names a stream or consumer, and its field, that the server won't change;
-    /// [`ErrorKind::Full`] when the server has no room for the streams' `bytes_max`.
+    /// [`ErrorKind::Conflict`] names the stream or consumer, and the fields, that the server refuses to change;
+    /// [`ErrorKind::Full`] when the server's storage is too small for the streams' `bytes_max`.
     pub async fn ensure(&self, topology: &Topology) -> Result<()> {
         for stream in &topology.streams {
             self.ensure_stream(stream).await?;
@@ -36,7 +36,7 @@ impl Mesh {
 
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<()> {
         let jetstream = &self.consuming().jetstream;
-        // Another process may make it between the look and the making; the second time it is there.
+        // Another process can create the stream between the lookup and the create; the second lookup finds it.
         let mut attempts_left = 2;
         loop {
             attempts_left -= 1;
@@ -52,7 +52,7 @@ impl Mesh {
                         .update_stream(&wanted)
                         .await
                         .map_err(|error| stream_error(spec, &changes, error))?;
-                    tracing::info!(stream = spec.name, changes = changes.join(", "), "stream changed");
+                    tracing::info!(stream = spec.name, changes = changes.join(", "), "stream updated");
                     return Ok(());
                 }
                 Err(error) => match error.kind() {
@@ -77,10 +77,11 @@ impl Mesh {
                 .await
             {
                 Ok(_) => {
-                    tracing::debug!(stream = spec.name, "stream made");
+                    tracing::debug!(stream = spec.name, "stream created");
                     return Ok(());
                 }
-                Err(error) if attempts_left > 0 && code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {}
+                Err(error)
+                    if attempts_left > 0 && error_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {}
                 Err(error) => return Err(stream_error(spec, &[], error)),
             }
         }
@@ -95,15 +96,15 @@ impl Mesh {
             retention: RetentionPolicy::WorkQueue,
             discard: DiscardPolicy::Old,
             max_bytes: -1,
-            // An older server would forget the wish, and be asked again each time. It stays where it is: no server takes it
-            // back.
+            // Servers before 2.12 drop this field, so each start would update the stream again. Once set, it stays: no
+            // server allows unsetting it.
             allow_message_schedules: config.allow_message_schedules || self.has_schedules(),
             allow_rollup: config.allow_rollup || self.has_schedules(),
             ..config
         }
     }
 
-    /// Makes or changes one consumer.
+    /// Creates or updates one consumer.
     pub(crate) async fn ensure_consumer(&self, spec: &ConsumerSpec) -> Result<()> {
         let jetstream = &self.consuming().jetstream;
         let what = || format!("consumer {} of stream {}", spec.name, spec.stream);
@@ -131,18 +132,18 @@ impl Mesh {
                 _ => return Err(Error::unavailable(what(), error)),
             },
         };
-        // Made or changed: the server does which is needed.
+        // Creates or updates the consumer.
         match stream.create_consumer(wanted).await {
             Ok(_) => {
                 if changes.is_empty() {
-                    tracing::debug!(stream = spec.stream, consumer = spec.name, "consumer made");
+                    tracing::debug!(stream = spec.stream, consumer = spec.name, "consumer created");
                 } else {
                     let changes = changes.join(", ");
                     tracing::info!(
                         stream = spec.stream,
                         consumer = spec.name,
                         changes,
-                        "consumer changed"
+                        "consumer updated"
                     );
                 }
                 Ok(())
@@ -152,10 +153,10 @@ impl Mesh {
                     ErrorKind::Rejected => Error::with_source(
                         ErrorKind::Conflict,
                         format_args!(
-                            "{}: the server refuses to make or change it ({}); set the configuration back, or remove \
-                             the consumer, which starts again from the stream's first message",
+                            "{}: the server refuses to create or update it ({}); restore the configuration, or delete \
+                             the consumer: it then starts again at the stream's first message",
                             what(),
-                            named(&changes)
+                            describe(&changes)
                         ),
                         error,
                     ),
@@ -183,9 +184,9 @@ fn overlay_stream(config: stream::Config, spec: &StreamSpec) -> stream::Config {
     }
 }
 
-/// The fields, in the server's words, that differ.
+/// Names of the fields that differ, as the server names them.
 fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'static str> {
-    changed([
+    changed_fields([
         ("subjects", found.subjects == wanted.subjects),
         ("retention", found.retention == wanted.retention),
         ("discard", found.discard == wanted.discard),
@@ -206,7 +207,7 @@ fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'stat
 }
 
 fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
-    // One that pushes can't be read as one that pulls; changing it is refused by the server.
+    // A push consumer has no pull configuration; the server refuses to change it.
     let config = consumer::pull::Config::try_from_consumer_config(config).unwrap_or_default();
     consumer::pull::Config {
         durable_name: Some(spec.name.clone()),
@@ -223,7 +224,7 @@ fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::
 }
 
 fn consumer_changes(found: &consumer::Config, wanted: &consumer::pull::Config) -> Vec<&'static str> {
-    changed([
+    changed_fields([
         ("deliver_subject", found.deliver_subject.is_none()),
         ("deliver_policy", found.deliver_policy == wanted.deliver_policy),
         ("ack_policy", found.ack_policy == wanted.ack_policy),
@@ -237,7 +238,7 @@ fn consumer_changes(found: &consumer::Config, wanted: &consumer::pull::Config) -
     ])
 }
 
-fn changed<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+fn changed_fields<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
     fields
         .into_iter()
         .filter(|(_, same)| !same)
@@ -245,7 +246,7 @@ fn changed<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static st
         .collect()
 }
 
-fn named(changes: &[&str]) -> String {
+fn describe(changes: &[&str]) -> String {
     if changes.is_empty() {
         "new".into()
     } else {
@@ -253,7 +254,7 @@ fn named(changes: &[&str]) -> String {
     }
 }
 
-fn code(error: &CreateStreamError) -> Option<ErrorCode> {
+fn error_code(error: &CreateStreamError) -> Option<ErrorCode> {
     match error.kind() {
         CreateStreamErrorKind::JetStream(error) => Some(error.error_code()),
         _ => None,
@@ -263,14 +264,14 @@ fn code(error: &CreateStreamError) -> Option<ErrorCode> {
 fn stream_error(spec: &StreamSpec, changes: &[&str], error: CreateStreamError) -> Error {
     let name = &spec.name;
     let CreateStreamErrorKind::JetStream(jetstream) = error.kind() else {
-        return Error::unavailable(format_args!("make stream {name}"), error);
+        return Error::unavailable(format_args!("create or update stream {name}"), error);
     };
     match (kind_of(&jetstream), jetstream.error_code()) {
         (ErrorKind::Full, _) => Error::with_source(
             ErrorKind::Full,
             format_args!(
-                "stream {name}: the server has no room for bytes_max {}; lower the streams' bytes_max, or raise its \
-                 max_file_store",
+                "stream {name}: the server's storage is too small for bytes_max {}; lower the streams' bytes_max, or \
+                 raise the server's max_file_store",
                 spec.limits.bytes_max
             ),
             jetstream,
@@ -278,8 +279,8 @@ fn stream_error(spec: &StreamSpec, changes: &[&str], error: CreateStreamError) -
         (ErrorKind::Rejected, ErrorCode::STREAM_SUBJECT_OVERLAP) => Error::with_source(
             ErrorKind::Conflict,
             format_args!(
-                "stream {name}: its subjects ({}) belong to another stream; remove that one, or give Herald an account \
-                 of its own",
+                "stream {name}: its subjects ({}) belong to another stream; delete the other stream, or use a separate \
+                 account for Herald",
                 spec.subjects.join(", ")
             ),
             jetstream,
@@ -287,12 +288,12 @@ fn stream_error(spec: &StreamSpec, changes: &[&str], error: CreateStreamError) -
         (ErrorKind::Rejected, _) => Error::with_source(
             ErrorKind::Conflict,
             format_args!(
-                "stream {name}: the server refuses to make or change it ({}); set the configuration back, or remove the \
-                 stream with the messages in it",
-                named(changes)
+                "stream {name}: the server refuses to create or update it ({}); restore the configuration, or delete \
+                 the stream and its messages",
+                describe(changes)
             ),
             jetstream,
         ),
-        (kind, _) => Error::with_source(kind, format_args!("make stream {name}"), jetstream),
+        (kind, _) => Error::with_source(kind, format_args!("create or update stream {name}"), jetstream),
     }
 }

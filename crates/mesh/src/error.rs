@@ -1,4 +1,4 @@
-//! What can go wrong, by what a caller can do about it.
+//! Errors of the mesh, classified by the caller's next step.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,21 +11,21 @@ use herald_failure::{Classify, FailureClass};
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a caller can do about an [`Error`].
+/// Kind of an [`Error`]: the caller's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The stream, or the server's storage, is full: refuse work until it drains.
+    /// The stream or the server's storage is full: refuse work until it drains.
     Full,
-    /// The server, the stream or the answer isn't there now: try again later. A publish that ended so may still have
-    /// been stored; the same id makes trying again safe.
+    /// The server or the stream is unavailable, or the answer was lost: retry later. A publish may still have been
+    /// stored; a retry with the same id is idempotent.
     Unavailable,
-    /// The message is larger than the server or the stream takes: trying again is no use.
+    /// The message exceeds the size limit of the server or the stream: don't retry.
     TooLarge,
-    /// What is on the server can't be changed into what is wanted: someone has to decide.
+    /// An existing stream or consumer can't be changed to its specification: an operator must decide.
     Conflict,
-    /// The configuration is wrong: correct it.
+    /// An argument or the configuration is invalid: correct it.
     Invalid,
-    /// The server said no for another reason: trying again is no use.
+    /// The server refused for another reason: don't retry.
     Rejected,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// A kind, a sentence, and what it came from.
+/// An error of the mesh: kind, message and source.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
@@ -52,7 +52,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// What can be done about it.
+    /// Kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
@@ -78,7 +78,7 @@ impl Error {
         }
     }
 
-    /// No answer, or one that isn't JetStream's.
+    /// [`ErrorKind::Unavailable`]: no answer, or not an answer of JetStream.
     pub(crate) fn unavailable(
         message: impl fmt::Display,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
@@ -86,7 +86,7 @@ impl Error {
         Self::with_source(ErrorKind::Unavailable, message, source)
     }
 
-    /// An answer of JetStream's to something other than a change of the topology.
+    /// An error returned by JetStream; [`kind_of`] gives the kind.
     pub(crate) fn jetstream(message: impl fmt::Display, error: jetstream::Error) -> Self {
         Self::with_source(kind_of(&error), message, error)
     }
@@ -99,7 +99,7 @@ impl Error {
             | PublishErrorKind::BrokenPipe
             | PublishErrorKind::MaxAckPending => ErrorKind::Unavailable,
             PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => ErrorKind::Rejected,
-            // Either JetStream's own error, or a broken connection.
+            // An error of JetStream, or a broken connection.
             PublishErrorKind::Other => error
                 .source()
                 .and_then(|source| source.downcast_ref::<jetstream::Error>())
@@ -109,8 +109,8 @@ impl Error {
     }
 }
 
-/// Every kind is transient for a worker: no message is at fault for what the broker refuses, and an operator may raise a limit
-/// or repair a stream while the message is retried.
+/// Every kind is transient for a worker: the handled message doesn't cause the broker's refusal, and an operator can
+/// raise a limit or repair a stream while the message is retried.
 impl Classify for Error {
     fn class(&self) -> FailureClass {
         match self.kind {
@@ -124,11 +124,11 @@ impl Classify for Error {
     }
 }
 
-/// JetStream's codes, by what can be done about them.
+/// Maps JetStream's error codes to kinds.
 pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
     match error.error_code() {
-        // "maximum bytes exceeded", "maximum messages exceeded" and "no space left on device" come under this code;
-        // so does any other failure of the store, which is as likely to pass.
+        // JetStream uses this code for "maximum bytes exceeded", "maximum messages exceeded", "no space left on device"
+        // and every other store failure; the others are treated as transient.
         ErrorCode::STREAM_STORE_FAILED => {
             let text = error.to_string();
             if [

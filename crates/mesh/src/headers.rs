@@ -1,56 +1,56 @@
-//! The headers that messages carry beside JetStream's own and the trace context, and what a message that comes another
-//! time says about its first.
+//! Herald's message headers, and the original subject, sequence and time that they record for a redriven or delayed
+//! copy.
 
 use async_nats::{HeaderMap, HeaderValue};
 use herald_model::time::Timestamp;
 
 use crate::{Redriven, Subject};
 
-/// Names the Protobuf message.
+/// Protobuf type of the message.
 pub(crate) const TYPE: &str = "Herald-Type";
-/// `{dead_letter}/{round}`: the dead letter that this message is redriven from, and how often that was done.
+/// `{dead_letter}/{round}`: dead letter id of a redriven message, and the number of the redrive, from 1.
 pub(crate) const REDRIVE: &str = "Herald-Redrive";
-/// The subject that the message had the first time.
+/// Subject of the first publish.
 pub(crate) const SUBJECT: &str = "Herald-Subject";
-/// The sequence that the message had the first time.
+/// Sequence of the first publish.
 pub(crate) const SEQUENCE: &str = "Herald-Sequence";
-/// When the message was stored the first time, microseconds since 1970.
+/// Time of the first publish, microseconds since 1970.
 pub(crate) const PUBLISHED_AT: &str = "Herald-Published-At";
 
-/// The id that the message was published with the first time.
+/// Message id of the first publish.
 pub(crate) const ID: &str = "Herald-Id";
-/// Attempts made before this message took the place of another one.
+/// Attempts of earlier copies.
 pub(crate) const ATTEMPTS: &str = "Herald-Attempts";
 
 pub(crate) const TRACE_PARENT: &str = "traceparent";
 pub(crate) const TRACE_STATE: &str = "tracestate";
 
-/// The subject that redriven messages of all kinds have, up to the kind.
+/// Prefix of the subjects of redriven messages; the consumer kind follows.
 pub(crate) const REDRIVE_SUBJECTS: &str = "redrive.v1.";
 
-/// The subjects of messages that wait, up to where they come from.
+/// Prefix of the subjects in the delay queue.
 pub(crate) const LATER_SUBJECTS: &str = "later.v1.";
 
-/// The headers of any message on this subject.
-pub(crate) fn typed(subject: Subject) -> HeaderMap {
+/// Headers with the type of a message on this subject.
+pub(crate) fn with_type(subject: Subject) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(TYPE, subject.message_type());
     headers
 }
 
-/// Adds a header, unless its value can't be one.
+/// Adds a header; skips a value that is not a valid header value.
 pub(crate) fn add(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = value.parse::<HeaderValue>() {
         headers.insert(name, value);
     }
 }
 
-/// One header's value.
+/// Value of a header.
 pub(crate) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::as_str)
 }
 
-/// How many bytes headers take on the wire, where they count as part of the message.
+/// Size of the headers on the wire, bytes. The server counts them as part of the message.
 pub(crate) fn wire_bytes(headers: &HeaderMap) -> usize {
     let values = headers
         .iter()
@@ -62,24 +62,27 @@ pub(crate) fn wire_bytes(headers: &HeaderMap) -> usize {
     "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
 }
 
-/// What a message is to its handler: what it was the first time, if this isn't it.
+/// First publish of a message. For a message that is not a redriven or delayed copy, that is the message itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OriginalMessage {
-    /// The subject it was published on first.
+    /// Subject of the first publish.
     pub subject: Subject,
-    /// The sequence it had then; of a copy that has waited in LATER, its own.
+    /// Sequence of the first publish; for a copy from the delay queue, the copy's own.
     pub sequence: u64,
-    /// When that was.
+    /// Time of the first publish.
     pub published_at: Timestamp,
-    /// Attempts that earlier copies of it have had.
+    /// Attempts of earlier copies.
     pub attempts_before: u64,
-    /// Which redrive it comes from, if it does.
+    /// The redrive, for a redriven message.
     pub redrive: Option<Redriven>,
 }
 
 impl OriginalMessage {
-    /// Of a message as it was delivered; the error is why nobody can make sense of it.
-    pub(crate) fn read(
+    /// Reads the subject and the headers of a delivered message.
+    ///
+    /// # Errors
+    /// The reason why the subject is unknown or the headers are malformed.
+    pub(crate) fn parse(
         subject: &str,
         sequence: u64,
         published_at: Timestamp,
@@ -91,7 +94,7 @@ impl OriginalMessage {
             return Ok(Self {
                 subject: Subject::parse(subject).ok_or_else(|| format!("unknown subject {subject}"))?,
                 sequence,
-                // One that has waited long has another time in its stream.
+                // A copy from the delay queue has a later time in its stream.
                 published_at: number(PUBLISHED_AT).map_or(published_at, Timestamp),
                 attempts_before: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
                 redrive: None,
@@ -106,7 +109,7 @@ impl OriginalMessage {
                 redrive: Some(Redriven::parse(header(REDRIVE)?)?),
             })
         };
-        redriven().ok_or_else(|| format!("a message on {subject} that does not say what it was"))
+        redriven().ok_or_else(|| format!("missing or malformed origin headers on {subject}"))
     }
 }
 
@@ -117,8 +120,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redriven_message_is_what_it_was_the_first_time() {
-        let mut headers = typed(Subject::PushDeliver(Lane::Low));
+    fn a_redriven_message_has_the_subject_sequence_and_time_of_its_first_publish() {
+        let mut headers = with_type(Subject::PushDeliver(Lane::Low));
         for (name, value) in [
             (SUBJECT, "push.v1.deliver.low"),
             (SEQUENCE, "7"),
@@ -128,7 +131,7 @@ mod tests {
             headers.insert(name, value);
         }
         let read =
-            |headers: &HeaderMap| OriginalMessage::read("redrive.v1.push", 100, Timestamp(5), Some(headers));
+            |headers: &HeaderMap| OriginalMessage::parse("redrive.v1.push", 100, Timestamp(5), Some(headers));
         let redriven = OriginalMessage {
             subject: Subject::PushDeliver(Lane::Low),
             sequence: 7,
@@ -140,8 +143,9 @@ mod tests {
             }),
         };
         assert_eq!(read(&headers), Ok(redriven));
-        // On its first way nobody asks what it was.
-        let first = OriginalMessage::read("push.v1.deliver.high", 100, Timestamp(5), Some(&headers)).unwrap();
+        // The headers matter on redrive subjects only.
+        let first =
+            OriginalMessage::parse("push.v1.deliver.high", 100, Timestamp(5), Some(&headers)).unwrap();
         assert_eq!(
             (first.subject, first.sequence, first.redrive),
             (Subject::PushDeliver(Lane::High), 100, None)
@@ -156,16 +160,16 @@ mod tests {
             headers.insert(name, value);
             assert!(read(&headers).is_err(), "{name}");
         }
-        assert!(OriginalMessage::read("redrive.v1.push", 100, Timestamp(5), None).is_err());
-        assert!(OriginalMessage::read("strange", 100, Timestamp(5), None).is_err());
+        assert!(OriginalMessage::parse("redrive.v1.push", 100, Timestamp(5), None).is_err());
+        assert!(OriginalMessage::parse("strange", 100, Timestamp(5), None).is_err());
     }
 
     #[test]
-    fn a_message_that_waited_goes_on_counting() {
-        let mut headers = typed(Subject::PushDeliver(Lane::Low));
+    fn a_delayed_copy_keeps_the_attempts_and_the_time_of_its_first_publish() {
+        let mut headers = with_type(Subject::PushDeliver(Lane::Low));
         let read = |headers: &HeaderMap| {
             let origin =
-                OriginalMessage::read("push.v1.deliver.low", 100, Timestamp(50), Some(headers)).unwrap();
+                OriginalMessage::parse("push.v1.deliver.low", 100, Timestamp(50), Some(headers)).unwrap();
             (origin.sequence, origin.published_at, origin.attempts_before)
         };
         assert_eq!(read(&headers), (100, Timestamp(50), 0));
@@ -175,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cant_be_a_header_is_left_out() {
+    fn an_invalid_header_value_is_skipped() {
         let mut headers = HeaderMap::new();
         add(&mut headers, TRACE_STATE, "a\r\nNats-Msg-Id: b");
         add(&mut headers, TRACE_PARENT, "00-1-2-01");

@@ -1,4 +1,4 @@
-//! Going back in a stream.
+//! Reads a range of a stream, republishes messages, and pauses consumers.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -11,20 +11,21 @@ use herald_model::time::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
-use crate::read::{found, found_by_leader};
+use crate::read::{leader_message_if_found, message_if_found};
 use crate::{Mesh, Published, RawMessage, Subject, trace};
 
-/// Messages, and bytes, asked for at a time.
+/// Maximum number of messages and bytes per request.
 const SCAN_BATCH: u64 = 2_048;
 const SCAN_BYTES: usize = 4 << 20;
-/// The status after the last message of a batch.
+/// Status after the last message of a batch.
 const END_OF_BATCH: u16 = 204;
-/// How long the next message may take.
+/// Timeout of the next message.
 const SCAN_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl Mesh {
-    /// A stream's messages from one sequence to another, both included, those on subjects that pass the filter. Ends after
-    /// the first error. What comes is what the stream had when the scan began: it need not be as far as `to`.
+    /// Reads the messages of a stream from one sequence to another, both inclusive, on subjects that match the filter.
+    /// Returns the messages that the stream has when the scan starts, so the scan can end before `to`. Ends after the
+    /// first error.
     pub fn scan(
         &self,
         stream: &str,
@@ -40,34 +41,34 @@ impl Mesh {
         })
     }
 
-    /// The sequence of the first message that a stream stored at this moment or later; the one after its last when there is
-    /// none. Some twenty reads.
+    /// Sequence of the first message stored at `at` or later; the last sequence + 1 when there is none. A binary search
+    /// of about twenty reads.
     pub async fn sequence_since(&self, stream: &str, at: Timestamp) -> Result<u64> {
         let handle = self.stream(stream).await?;
         let info = handle.get_info().await;
         let state = info
             .map_err(|error| Error::unavailable(format_args!("read stream {stream}"), error))?
             .state;
-        // All below `low` are older; none at `high` or above is.
+        // Messages below `low` are older than `at`; messages at `high` and above are not.
         let (mut low, mut high) = (state.first_sequence.max(1), state.last_sequence + 1);
         while low < high {
             let middle = low + (high - low) / 2;
             let next = handle.direct_get_next_for_subject(">", Some(middle)).await;
-            match found(next, stream)? {
+            match message_if_found(next, stream)? {
                 Some(message) if message.sequence < high && message.published_at < at => {
                     low = message.sequence + 1;
                 }
-                // From here on there are only such ones, or none.
+                // The next message is not older, or doesn't exist.
                 _ => high = middle,
             }
         }
         Ok(low)
     }
 
-    /// Publishes the payload of a message once more on its own subject, without an id and without its headers.
+    /// Publishes the payload of a message again on its own subject, without an id and without its headers.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a subject that isn't the mesh's, else as [`Mesh::publish`].
+    /// [`ErrorKind::Invalid`] for a subject outside the mesh; otherwise as [`Mesh::publish`].
     pub async fn republish(&self, message: &RawMessage) -> Result<Published> {
         let to = &message.subject;
         let subject = Subject::parse(to).ok_or_else(|| {
@@ -81,17 +82,18 @@ impl Mesh {
             headers: async_nats::HeaderMap::new(),
             id: None,
             body: message.payload.clone(),
-            spare_bytes: 0,
+            reserved_bytes: 0,
             span: trace::publish_span(subject, to),
         })
         .await
     }
 
-    /// Lets a consumer deliver nothing until then; its workers wait. Server 2.11 or later.
+    /// Pauses the deliveries of a consumer until a time. Requires nats-server 2.11 or later.
     pub async fn pause(&self, stream: &str, consumer: &str, until: Timestamp) -> Result<()> {
         let until = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(until.0) * 1_000);
-        let until =
-            until.map_err(|error| Error::with_source(ErrorKind::Invalid, "pause until then", error))?;
+        let until = until.map_err(|error| {
+            Error::with_source(ErrorKind::Invalid, "pause consumer: time out of range", error)
+        })?;
         let paused = self.stream(stream).await?.pause_consumer(consumer, until).await;
         paused.map(|_| ()).map_err(|error| {
             Error::unavailable(
@@ -101,7 +103,7 @@ impl Mesh {
         })
     }
 
-    /// Lets a paused consumer go on.
+    /// Resumes a paused consumer.
     pub async fn resume(&self, stream: &str, consumer: &str) -> Result<()> {
         let resumed = self.stream(stream).await?.resume_consumer(consumer).await;
         resumed.map(|_| ()).map_err(|error| {
@@ -113,8 +115,8 @@ impl Mesh {
     }
 }
 
-/// A scan under way. It asks the stream itself, batch by batch (ADR-31), and makes no consumer: a stream that keeps nothing
-/// that was acknowledged would give a consumer's messages away.
+/// A running scan. It uses batched direct gets (NATS ADR-31) and not a consumer: in a stream with work-queue retention,
+/// a consumer would take the messages from the stream's own consumer.
 struct Scan {
     mesh: Mesh,
     stream: String,
@@ -123,21 +125,21 @@ struct Scan {
     messages: Subscriber,
     next: u64,
     to: u64,
-    /// A batch was asked for and has not ended.
-    asked: bool,
-    /// The replica that answered has no more. The leader may have some that it hasn't heard of yet.
+    /// Whether a batch is in flight.
+    requested: bool,
+    /// Whether the answering replica has no more messages. The leader may have more.
     at_leader: bool,
     ended: bool,
 }
 
 impl Scan {
     async fn open(mesh: Mesh, stream: String, filter: Option<String>, from: u64, to: u64) -> Result<Self> {
-        // By all servers: one that was cut off would end it before its time.
+        // Asks every replica: a partitioned one may report a stale end.
         let last = mesh.last_sequence(&stream).await?;
         let client = &mesh.publishing().client;
         let inbox = client.new_inbox();
         let messages = client.subscribe(inbox.clone()).await;
-        let messages = messages.map_err(|error| unreadable(&stream, error))?;
+        let messages = messages.map_err(|error| read_error(&stream, error))?;
         Ok(Self {
             mesh,
             stream,
@@ -146,7 +148,7 @@ impl Scan {
             messages,
             next: from.max(1),
             to: to.min(last),
-            asked: false,
+            requested: false,
             at_leader: false,
             ended: from > to.min(last),
         })
@@ -168,19 +170,19 @@ impl Scan {
                 return Ok(None);
             }
             if self.at_leader {
-                return self.ask_leader().await;
+                return self.read_from_leader().await;
             }
-            if !self.asked {
-                self.ask().await?;
+            if !self.requested {
+                self.request_batch().await?;
             }
             let message = tokio::time::timeout(SCAN_SILENCE_MAX, self.messages.next()).await;
             let Ok(Some(message)) = message else {
-                return Err(unreadable(&self.stream, "no answer"));
+                return Err(read_error(&self.stream, "no answer"));
             };
             match message.status {
                 None | Some(StatusCode::OK) => {
                     let message = StreamMessage::try_from(message).map_err(DirectGetError::from);
-                    let Some(message) = found(message, &self.stream)? else {
+                    let Some(message) = message_if_found(message, &self.stream)? else {
                         continue;
                     };
                     self.next = message.sequence + 1;
@@ -190,36 +192,37 @@ impl Scan {
                     return Ok(None);
                 }
                 Some(status) if status.as_u16() == END_OF_BATCH => {
-                    self.asked = false;
-                    let left = message
+                    self.requested = false;
+                    let pending = message
                         .headers
                         .as_ref()
                         .and_then(|headers| headers.get("Nats-Num-Pending"));
-                    self.at_leader = left.is_none_or(|left| left.as_str() == "0");
+                    self.at_leader = pending.is_none_or(|pending| pending.as_str() == "0");
                 }
                 Some(StatusCode::NOT_FOUND) => self.at_leader = true,
                 Some(status) => {
-                    let why = message.description.as_deref().unwrap_or_default();
-                    return Err(unreadable(&self.stream, format!("{status} {why}")));
+                    let description = message.description.as_deref().unwrap_or_default();
+                    return Err(read_error(&self.stream, format!("{status} {description}")));
                 }
             }
         }
     }
 
-    /// The next message, from the one server that has them all.
-    async fn ask_leader(&mut self) -> Result<Option<RawMessage>> {
+    /// Reads the next message from the stream's leader.
+    async fn read_from_leader(&mut self) -> Result<Option<RawMessage>> {
         let stream = self.mesh.stream(&self.stream).await?;
         let message = stream
             .get_first_raw_message_by_subject(&self.filter, self.next)
             .await;
-        let message = found_by_leader(message, &self.stream)?.filter(|message| message.sequence <= self.to);
+        let message =
+            leader_message_if_found(message, &self.stream)?.filter(|message| message.sequence <= self.to);
         if let Some(message) = &message {
             self.next = message.sequence + 1;
         }
         Ok(message)
     }
 
-    async fn ask(&mut self) -> Result<()> {
+    async fn request_batch(&mut self) -> Result<()> {
         let batch = (self.to - self.next).saturating_add(1).min(SCAN_BATCH);
         let request = format!(
             "{{\"seq\":{},\"batch\":{batch},\"max_bytes\":{SCAN_BYTES},\"next_by_subj\":\"{}\"}}",
@@ -230,12 +233,12 @@ impl Scan {
         let sent = client
             .publish_with_reply(subject, self.inbox.clone(), request.into())
             .await;
-        sent.map_err(|error| unreadable(&self.stream, error))?;
-        self.asked = true;
+        sent.map_err(|error| read_error(&self.stream, error))?;
+        self.requested = true;
         Ok(())
     }
 }
 
-fn unreadable(stream: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+fn read_error(stream: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
     Error::unavailable(format_args!("read the messages of stream {stream}"), source)
 }

@@ -1,22 +1,22 @@
-//! A number for each lane.
+//! A count per lane.
 
 use herald_model::Lane;
 use serde::{Deserialize, Serialize};
 
-/// How many of something each lane has.
+/// A count per lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PerLane {
-    /// In the high lane.
+    /// Count of the high lane.
     pub high: usize,
-    /// In the normal lane.
+    /// Count of the normal lane.
     pub normal: usize,
-    /// In the low lane.
+    /// Count of the low lane.
     pub low: usize,
 }
 
 impl PerLane {
-    /// The number of one lane.
+    /// Count of a lane.
     pub fn of(self, lane: Lane) -> usize {
         match lane {
             Lane::High => self.high,

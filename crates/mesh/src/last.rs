@@ -1,4 +1,4 @@
-//! The end of a stream, also while servers disagree about who leads it.
+//! Reads the last sequence of a stream, also while two servers claim to lead it.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::Mesh;
 use crate::connection::API_TIMEOUT;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long to wait for another answer about a stream that has several replicas.
-const OTHERS_WAIT: Duration = Duration::from_millis(50);
+/// How long to wait for further answers about a stream with several replicas.
+const REPLICA_ANSWERS_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Deserialize)]
-struct Answer {
+struct StreamInfo {
     config: Option<Config>,
     state: Option<State>,
-    error: Option<Refusal>,
+    error: Option<ApiError>,
 }
 
 #[derive(Deserialize)]
@@ -31,16 +31,19 @@ struct State {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ApiError {
     description: String,
 }
 
 impl Mesh {
-    /// The last sequence of a stream; 0 before the first message.
+    /// Reads the last sequence of a stream; 0 before the first message.
     ///
-    /// A server that was cut off from its cluster goes on answering for a stream that it led, for some seconds after it is
-    /// back even, beside the one that leads now. So of a stream with replicas all answers are heard, and the furthest
-    /// counts.
+    /// A partitioned leader keeps answering with a stale sequence, even some seconds after it rejoined the cluster, in
+    /// addition to the new leader. For a stream with replicas, this waits 50 ms for further answers and returns the
+    /// greatest sequence.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the stream doesn't exist or no server answers.
     pub async fn last_sequence(&self, stream: &str) -> Result<u64> {
         let what = || format!("read stream {stream}");
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::unavailable(what(), error);
@@ -64,12 +67,12 @@ impl Mesh {
                     format!("{}: no answer", what()),
                 ))
             },
-            |answer| read(&answer.payload, &what()),
+            |answer| parse(&answer.payload, &what()),
         )?;
         if replicas > 1 {
-            let until = Instant::now() + OTHERS_WAIT;
+            let until = Instant::now() + REPLICA_ANSWERS_WAIT;
             while let Ok(Some(answer)) = timeout_at(until, answers.next()).await {
-                if let Ok((other, _)) = read(&answer.payload, &what()) {
+                if let Ok((other, _)) = parse(&answer.payload, &what()) {
                     last = last.max(other);
                 }
             }
@@ -78,29 +81,29 @@ impl Mesh {
     }
 }
 
-/// The last sequence, and on how many servers the stream is.
-fn read(answer: &[u8], what: &str) -> Result<(u64, usize)> {
+/// Last sequence and number of replicas of the stream.
+fn parse(answer: &[u8], what: &str) -> Result<(u64, usize)> {
     let malformed = |error| Error::unavailable(what, error);
-    // No server has it: an empty answer with a status.
+    // Without a responder, the server sends an empty message with a status.
     if answer.is_empty() {
         return Err(Error::new(
             ErrorKind::Unavailable,
-            format!("{what}: nobody answers"),
+            format!("{what}: no responders"),
         ));
     }
-    let answer: Answer = serde_json::from_slice(answer).map_err(malformed)?;
+    let answer: StreamInfo = serde_json::from_slice(answer).map_err(malformed)?;
     match (answer.state, answer.error) {
         (Some(state), None) => Ok((
             state.last_seq,
             answer.config.map_or(1, |config| config.num_replicas),
         )),
-        (_, Some(refusal)) => Err(Error::new(
+        (_, Some(error)) => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("{what}: {}", refusal.description),
+            format!("{what}: {}", error.description),
         )),
         (None, None) => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("{what}: a strange answer"),
+            format!("{what}: malformed answer"),
         )),
     }
 }

@@ -1,23 +1,23 @@
-//! The mesh: the streams and consumers of Herald on NATS JetStream, and the only way in and out of them.
+//! The mesh: Herald's streams and consumers on NATS JetStream. Services access JetStream only through this crate.
 //!
-//! - [`Subject`]: what a message is and where it goes.
-//! - [`Topology`]: the streams and consumers as data, made from a [`TopologyConfig`]; [`Mesh::ensure`] brings a server to
-//!   it.
-//! - [`Mesh::publish`]: waits for the acknowledgement, with a bounded number of them in flight.
-//! - [`Mesh::consume`]: the one loop that all workers run; their own part is a [`Handler`]. [`Workers`] are
-//!   several of it.
-//! - [`Requeuer`]: the handler of the stream LATER, where messages spend long waits.
-//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: what was given up, and its second way.
-//! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state.
+//! - [`Subject`]: the subject and type of a message.
+//! - [`Topology`]: the specifications of the streams and consumers, built from a [`TopologyConfig`]; [`Mesh::ensure`]
+//!   creates or updates them on a server.
+//! - [`Mesh::publish`]: publishes and waits for the acknowledgement, with a bounded number of messages in flight.
+//! - [`Mesh::consume`]: the consumer loop of every worker; a worker implements [`Handler`]. [`Workers`] runs several
+//!   consumers.
+//! - [`Requeuer`]: the handler of LATER, the delay queue for long retry delays.
+//! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: dead letters and their redrive.
+//! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state of streams and consumers.
 //!
-//! *Invariant:* publishing and consuming have a connection each. Thousands of acknowledgements in flight would starve
-//! the deliveries on a shared one.
+//! *Invariant:* publishing and consuming use separate connections. On a shared connection, thousands of publish
+//! acknowledgements in flight would starve the deliveries.
 //!
-//! *Invariant:* that a stream has no message of some sequence is said by its leader. A replica that is behind would say so
-//! of a message that was acknowledged to its publisher a moment ago.
+//! *Invariant:* only the leader of a stream may report that a sequence has no message. A lagging replica would report
+//! this for a message that was just acknowledged to its publisher.
 //!
-//! *Invariant:* a message is settled once an attempt, by the loop, after the handler has returned. Handlers commit and
-//! return; they have no way to acknowledge early.
+//! *Invariant:* the consumer loop settles a message once per attempt, after the handler has returned. Handlers commit
+//! and return; they can't acknowledge early.
 
 mod config;
 mod connection;
@@ -55,14 +55,14 @@ pub use redrive::{Redrive, Redriven};
 pub use retry::RetryDelay;
 pub use subject::Subject;
 pub use topology::{
-    ConsumerPolicies, ConsumerPolicy, ConsumerSpec, StreamLimits, StreamSpec, Topology, TopologyConfig,
-    Waits, consumers, streams,
+    ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits, StreamLimits, StreamSpec, Topology,
+    TopologyConfig, consumers, streams,
 };
 pub use workers::Workers;
 
 use connection::Connection;
 
-/// A connection to the mesh. Cloning shares it.
+/// A client of the mesh. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Mesh {
     inner: Arc<Inner>,
@@ -71,17 +71,17 @@ pub struct Mesh {
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    /// Publishes, and reads what callers wait for.
+    /// Publishes, and reads for callers.
     publishing: Connection,
-    /// Pulls, settles, subscribes, and manages.
+    /// Pulls, settles, subscribes, and manages streams and consumers.
     consuming: Connection,
 }
 
 impl Mesh {
-    /// Connects to the server, twice. Later interruptions mend themselves.
+    /// Opens both connections to the server. They reconnect automatically.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a bad configuration, [`ErrorKind::Unavailable`] when no server answers.
+    /// [`ErrorKind::Invalid`] for an invalid configuration, [`ErrorKind::Unavailable`] when no server answers.
     pub async fn connect(config: &Config) -> Result<Self> {
         config.validate()?;
         let (publishing, consuming) = futures::try_join!(
@@ -97,12 +97,12 @@ impl Mesh {
         })
     }
 
-    /// Whether both connections are up at this moment.
+    /// Whether both connections are up.
     pub fn is_connected(&self) -> bool {
         self.inner.publishing.is_up() && self.inner.consuming.is_up()
     }
 
-    /// Waits until the server has taken in all that was sent so far, acknowledgements and live messages included.
+    /// Waits until the server has received everything sent so far, acknowledgements and live messages included.
     pub async fn flush(&self) -> Result<()> {
         futures::try_join!(
             self.inner.publishing.round_trip(),

@@ -1,9 +1,9 @@
-//! What the server says about a delivery, in the subject to reply to.
+//! Delivery metadata in the reply subject of a message.
 
 use herald_model::time::Timestamp;
 
-/// What a reply subject says: `$JS.ACK.[domain.account.]stream.consumer.attempt.sequence.consumer sequence.time.pending`
-/// and perhaps more.
+/// Metadata of a reply subject, `$JS.ACK.[domain.account.]stream.consumer.attempt.sequence.consumer
+/// sequence.time.pending`, possibly with further tokens.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub(crate) attempt: u64,
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_of_reply_subjects_are_read() {
+    fn both_forms_of_reply_subjects_are_parsed() {
         let read = Some(Meta {
             attempt: 3,
             sequence: 100,

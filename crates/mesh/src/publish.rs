@@ -1,4 +1,4 @@
-//! Publishing, with acknowledgements.
+//! Publishes messages and waits for their acknowledgements.
 
 use std::time::Duration;
 
@@ -11,51 +11,51 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
 use crate::{Mesh, Subject, headers, trace};
 
-/// Between the attempts of one publish.
+/// Delay between the attempts of one publish.
 const RETRY: RetryDelay = RetryDelay {
     delay_ms_base: 50,
     delay_ms_max: 1_000,
 };
 
-/// What a message on its first way leaves free of the size that the server takes, bytes: on a later way it carries what it
-/// was, in some 300 bytes of headers more, and it must get there as well.
-pub(crate) const LATER_WAY_BYTES: usize = 1_024;
+/// Bytes of the server's maximum message size that a publish leaves free. A redriven or delayed copy of the message has
+/// about 300 bytes of headers more, and must fit too.
+const RESERVED_BYTES: usize = 1_024;
 
-/// What the server answered.
+/// Acknowledgement of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// The message's sequence in its stream; the first one's for a duplicate.
+    /// Sequence in the stream; for a duplicate, the sequence of the first message with this id.
     pub sequence: u64,
-    /// Whether a message with this id was there already: an earlier one, or an earlier attempt of this one whose
-    /// answer was lost.
+    /// Whether the stream had a message with this id: an earlier message, or an earlier attempt whose acknowledgement
+    /// was lost.
     pub duplicate: bool,
 }
 
-/// A message on its way out.
+/// A message to publish.
 pub(crate) struct Outgoing {
-    /// The subject on the wire.
+    /// Subject.
     pub(crate) to: String,
-    /// The headers beside those that [`Mesh::send`] adds: the id, and the span's context.
+    /// Headers; [`Mesh::send`] adds the message id and the trace context.
     pub(crate) headers: HeaderMap,
     pub(crate) id: Option<String>,
     pub(crate) body: Bytes,
-    /// What to leave free of the size that the server takes, bytes.
-    pub(crate) spare_bytes: usize,
+    /// Bytes of the server's maximum message size to leave free.
+    pub(crate) reserved_bytes: usize,
     pub(crate) span: Span,
 }
 
 impl Mesh {
-    /// Publishes a message and waits until the stream has it.
+    /// Publishes a message and waits until the stream has stored it.
     ///
-    /// Messages with the same `id` are stored once, within the stream's dedupe window. Only a message with an id is tried
-    /// again when the server doesn't answer. The current span's context travels in the headers.
+    /// Within the stream's dedupe window, messages with the same `id` are stored once. Only a publish with an id is
+    /// retried when the server doesn't answer. The headers carry the current span's trace context.
     ///
-    /// At most `publish_in_flight_max` publishes wait for their answers at a time; more wait here.
+    /// At most `publish_in_flight_max` publishes are in flight; further calls wait.
     ///
     /// # Errors
-    /// [`ErrorKind::Full`] when the stream is full, [`ErrorKind::TooLarge`] when less than 1,024 bytes would be left of what
-    /// the server takes, or the stream takes less, [`ErrorKind::Unavailable`] when there was no answer or is no stream: then
-    /// it is unknown whether the message was stored. [`ErrorKind::Invalid`] for a subject that is a family.
+    /// [`ErrorKind::Full`] when the stream is full. [`ErrorKind::TooLarge`] when the message exceeds the stream's
+    /// limit, or the server's limit minus 1,024 bytes. [`ErrorKind::Unavailable`] when the server didn't answer or the
+    /// stream doesn't exist: the message may have been stored. [`ErrorKind::Invalid`] for a wildcard subject.
     pub async fn publish<M: prost::Message>(
         &self,
         subject: Subject,
@@ -65,8 +65,8 @@ impl Mesh {
         self.publish_bytes(subject, id, body.encode_to_vec().into()).await
     }
 
-    /// The same, for a message that tells of the work of several spans: its trace is that of the first, with links to the
-    /// others.
+    /// Publishes as [`Mesh::publish`] does, for a message that belongs to several spans: the first is the parent, the
+    /// others are linked.
     pub async fn publish_for<M: prost::Message>(
         &self,
         subject: Subject,
@@ -75,17 +75,17 @@ impl Mesh {
         spans: &[Span],
     ) -> Result<Published> {
         let span = trace::publish_span_for(subject, subject.as_str(), spans);
-        self.publish_in(subject, id, body.encode_to_vec().into(), span)
+        self.publish_in_span(subject, id, body.encode_to_vec().into(), span)
             .await
     }
 
-    /// The same, for a message that is encoded already.
+    /// Publishes an encoded message as [`Mesh::publish`] does.
     pub async fn publish_bytes(&self, subject: Subject, id: Option<&str>, body: Bytes) -> Result<Published> {
         let span = trace::publish_span(subject, subject.as_str());
-        self.publish_in(subject, id, body, span).await
+        self.publish_in_span(subject, id, body, span).await
     }
 
-    async fn publish_in(
+    async fn publish_in_span(
         &self,
         subject: Subject,
         id: Option<&str>,
@@ -93,29 +93,28 @@ impl Mesh {
         span: Span,
     ) -> Result<Published> {
         if subject.is_family() {
-            let message = format!("publish to {subject}: not one subject");
+            let message = format!("publish to {subject}: wildcard subject");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         self.send(Outgoing {
             to: subject.as_str().into(),
-            headers: headers::typed(subject),
+            headers: headers::with_type(subject),
             id: id.map(Into::into),
             body,
-            spare_bytes: LATER_WAY_BYTES,
+            reserved_bytes: RESERVED_BYTES,
             span,
         })
         .await
     }
 
-    /// The longest that a publish of a message with an id takes, from the call to the moment that its last attempt is given
-    /// up.
+    /// Maximum duration of a publish with an id, from the call to the timeout of its last attempt.
     pub fn publish_time_max(&self) -> Duration {
         let config = &self.inner.config;
-        let attempt = config.publish_timeout() + answer_time_max(config.publish_timeout());
+        let attempt = config.publish_timeout() + ack_wait_max(config.publish_timeout());
         config.publish_retry_max() + RETRY.ceiling(u64::MAX) + attempt
     }
 
-    /// Publishes a message, within its span, until it is stored or the attempts are used up.
+    /// Publishes a message within its span, with retries.
     pub(crate) async fn send(&self, mut message: Outgoing) -> Result<Published> {
         if let Some(id) = &message.id {
             message.headers.insert(header::NATS_MESSAGE_ID, id.as_str());
@@ -134,16 +133,16 @@ impl Mesh {
                     }
                     Err(error) => error,
                 };
-                let again = message.id.is_some()
+                let retry = message.id.is_some()
                     && error.kind() == ErrorKind::Unavailable
                     && attempt < u64::from(config.publish_attempts_max)
                     && first.elapsed() < config.publish_retry_max();
-                if !again {
-                    trace::fail(&message.span, &error.to_string());
+                if !retry {
+                    trace::set_error(&message.span, &error.to_string());
                     return Err(error);
                 }
-                tracing::debug!(subject = message.to, attempt, %error, "publish again");
-                tokio::time::sleep(RETRY.draw(attempt)).await;
+                tracing::debug!(subject = message.to, attempt, %error, "publish will be retried");
+                tokio::time::sleep(RETRY.random_delay(attempt)).await;
                 attempt += 1;
             }
         };
@@ -154,9 +153,13 @@ impl Mesh {
         let connection = self.publishing();
         let timeout = self.inner.config.publish_timeout();
         let to = &message.to;
-        // What is handed over while the connection is down waits in the client and goes out long after its caller has
-        // given up.
-        if !connection.is_up() && tokio::time::timeout(timeout, connection.up()).await.is_err() {
+        // The client buffers messages while the connection is down, and would send this one long after the caller's
+        // timeout.
+        if !connection.is_up()
+            && tokio::time::timeout(timeout, connection.wait_until_up())
+                .await
+                .is_err()
+        {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 format!("publish to {to}: not connected"),
@@ -165,12 +168,13 @@ impl Mesh {
 
         let size = headers::wire_bytes(&message.headers) + message.body.len();
         let size_max = connection.client.max_payload();
-        if size.saturating_add(message.spare_bytes) > size_max {
-            let spare = message.spare_bytes;
+        if size.saturating_add(message.reserved_bytes) > size_max {
+            let reserved = message.reserved_bytes;
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "publish to {to}: {size} bytes, and the server takes {size_max}, of which {spare} are left free"
+                    "publish to {to}: {size} bytes exceed the server's max_payload of {size_max}, of which {reserved} \
+                     are reserved"
                 ),
             ));
         }
@@ -189,18 +193,19 @@ impl Mesh {
                 Ok(ack) => Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate }),
                 Err(error) => Err(Error::publish(to, error)),
             },
-            // The answer went to the connection before this one.
+            // After a reconnect, the acknowledgement of this attempt can't arrive.
             _ = epoch.changed() => {
-                Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: the connection was lost")))
+                Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: connection lost")))
             }
-            () = tokio::time::sleep(answer_time_max(timeout)) => {
-                Err(Error::new(ErrorKind::Unavailable, format!("publish to {to}: too many wait already")))
+            () = tokio::time::sleep(ack_wait_max(timeout)) => {
+                let message = format!("publish to {to}: too many publishes in flight");
+                Err(Error::new(ErrorKind::Unavailable, message))
             }
         }
     }
 }
 
-/// To wait for a turn and then for the answer.
-fn answer_time_max(timeout: Duration) -> Duration {
+/// Maximum time to wait for a free slot in flight and then for the acknowledgement.
+fn ack_wait_max(timeout: Duration) -> Duration {
     timeout.saturating_mul(2) + Duration::from_secs(1)
 }

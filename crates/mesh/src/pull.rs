@@ -1,11 +1,12 @@
 //! The loop that pulls a consumer's messages.
 //!
-//! async-nats has three: `messages()` pulls ahead of what is polled, so messages time out unseen; `batch()` and
-//! `fetch()` subscribe anew for each batch, stop being woken after a heartbeat, and don't tell how many messages a pull
-//! that ended early still owes. So this one sends the pull requests itself, all with one inbox, and counts.
+//! The loops of async-nats don't fit. `messages()` prefetches, so messages can time out before a handler gets them.
+//! `batch()` and `fetch()` subscribe again for each batch, aren't woken after a heartbeat, and don't report how many
+//! messages of an expired request are missing. This loop sends the pull requests itself, with one inbox, and counts the
+//! requested messages.
 //!
-//! *Invariant:* every message asked for has a permit, taken before the request was sent. A permit passes from the request
-//! to the message's task, or back when the server says that the request has ended.
+//! *Invariant:* every requested message has a permit, acquired before the request is sent. The permit moves to the
+//! message's task, or is released when the server reports the end of the request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,24 +25,24 @@ use crate::topology::ConsumerSpec;
 use crate::work::Worker;
 use crate::{ConsumeOptions, Handler, Mesh};
 
-/// How long the server keeps a pull that finds no message.
+/// Time after which the server expires a pull request.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// How often the server says that a pull is still there.
+/// Interval of the server's heartbeats for a pull request.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// A server that says nothing for this long has forgotten the pulls.
+/// Without a message or heartbeat for this long, the server has lost the pull requests.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// When there is no pull, and room for only a few messages: how long to wait for more room.
+/// Without a pull request and with few free permits: how long to wait for more permits before the next request.
 const LINGER: Duration = Duration::from_millis(5);
-/// How long the rest of an ended session may take to arrive.
+/// Timeout for the remaining messages of an ended session, and for aborted handlers.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Between two attempts to start again.
+/// Delay before a new session after a failure.
 const RESTART: RetryDelay = RetryDelay {
     delay_ms_base: 100,
     delay_ms_max: 5_000,
 };
 
-/// Why the pulls of one subscription ended.
-enum Ended {
+/// Why a session, the pull requests of one subscription, ended.
+enum SessionEnd {
     Shutdown,
     Paused,
     Reconnected,
@@ -56,8 +57,8 @@ pub(crate) struct Puller<H> {
     subject: String,
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
-    /// Messages arrived since the last failure.
-    heard: bool,
+    /// Whether a message arrived since the last failure.
+    received: bool,
 }
 
 impl<H: Handler> Puller<H> {
@@ -73,14 +74,14 @@ impl<H: Handler> Puller<H> {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
                 client: mesh.consuming().client.clone(),
-                delay_queue: DelayQueue::of(&mesh, &spec),
+                delay_queue: DelayQueue::for_consumer(&mesh, &spec),
                 spec,
                 handler,
                 abort: CancellationToken::new(),
             }),
             permits: Arc::new(Semaphore::new(options.in_flight_max)),
             tasks: TaskTracker::new(),
-            heard: false,
+            received: false,
             mesh,
             options,
             shutdown,
@@ -90,18 +91,18 @@ impl<H: Handler> Puller<H> {
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut failures = 0;
         let result = loop {
-            if !self.until_wanted().await {
+            if !self.wait_until_runnable().await {
                 break Ok(());
             }
-            let why = match self.session().await {
-                Ended::Shutdown => break Ok(()),
-                Ended::Paused | Ended::Reconnected => {
+            let reason = match self.run_session().await {
+                SessionEnd::Shutdown => break Ok(()),
+                SessionEnd::Paused | SessionEnd::Reconnected => {
                     failures = 0;
                     continue;
                 }
-                Ended::Lost(why) => why,
+                SessionEnd::Lost(reason) => reason,
             };
-            failures = if std::mem::take(&mut self.heard) {
+            failures = if std::mem::take(&mut self.received) {
                 1
             } else {
                 failures + 1
@@ -111,14 +112,14 @@ impl<H: Handler> Puller<H> {
                 stream = spec.stream,
                 consumer = spec.name,
                 failures,
-                reason = why,
-                "pull again"
+                reason,
+                "pull session lost; it will be restarted"
             );
-            let wait = tokio::time::sleep(RESTART.draw(failures));
+            let wait = tokio::time::sleep(RESTART.random_delay(failures));
             if self.shutdown.run_until_cancelled(wait).await.is_none() {
                 break Ok(());
             }
-            if !self.until_wanted().await {
+            if !self.wait_until_runnable().await {
                 break Ok(());
             }
             let spec = &self.worker.spec;
@@ -135,7 +136,7 @@ impl<H: Handler> Puller<H> {
                     break Err(error);
                 }
                 Err(error) => {
-                    tracing::warn!(stream = spec.stream, consumer = spec.name, %error, "consumer not there yet");
+                    tracing::warn!(stream = spec.stream, consumer = spec.name, %error, "consumer can't be created yet");
                 }
             }
         };
@@ -143,111 +144,118 @@ impl<H: Handler> Puller<H> {
         result
     }
 
-    /// Waits until there is a connection and no pause; false at the shutdown.
-    async fn until_wanted(&mut self) -> bool {
-        let wanted = async {
+    /// Waits until the connection is up and there is no pause; false at the shutdown.
+    async fn wait_until_runnable(&mut self) -> bool {
+        let runnable = async {
             if let Some(paused) = &mut self.options.paused {
-                // A pause whose owner is gone is over.
+                // A closed channel ends the pause.
                 if paused.wait_for(|paused| !paused).await.is_err() {
                     self.options.paused = None;
                 }
             }
-            self.mesh.consuming().up().await;
+            self.mesh.consuming().wait_until_up().await;
         };
-        self.shutdown.run_until_cancelled(wanted).await.is_some()
+        self.shutdown.run_until_cancelled(runnable).await.is_some()
     }
 
-    /// Pulls with one subscription for as long as it can be used, and takes in what arrived.
-    async fn session(&mut self) -> Ended {
+    /// Pulls with one subscription until the session ends, then receives the remaining messages.
+    async fn run_session(&mut self) -> SessionEnd {
         let mut epoch = self.mesh.consuming().epoch();
         let inbox = self.worker.client.new_inbox();
         let mut messages = match self.worker.client.subscribe(inbox.clone()).await {
             Ok(messages) => messages,
-            Err(error) => return Ended::Lost(format!("subscribe: {error}")),
+            Err(error) => return SessionEnd::Lost(format!("subscribe: {error}")),
         };
-        let mut asked = self.no_permits();
-        let ended = self.pull(&inbox, &mut messages, &mut asked, &mut epoch).await;
-        self.take_in_rest(&mut messages, &mut asked, &ended).await;
-        ended
+        let mut requested = self.no_permits();
+        let end = self.pull(&inbox, &mut messages, &mut requested, &mut epoch).await;
+        self.receive_rest(&mut messages, &mut requested, &end).await;
+        end
     }
 
     async fn pull(
         &mut self,
         inbox: &str,
         messages: &mut Subscriber,
-        asked: &mut OwnedSemaphorePermit,
+        requested: &mut OwnedSemaphorePermit,
         epoch: &mut watch::Receiver<u64>,
-    ) -> Ended {
+    ) -> SessionEnd {
         let batch_max = self.options.batch_max;
-        // A request for a few at a time costs as much as one for many: with less room than this, wait for more.
+        // A request for few messages costs as much as one for many: with fewer free permits than this, wait for more.
         let step = (batch_max / 2).min(self.options.in_flight_max / 4).max(1);
-        let asked_min = (batch_max / 2).max(1);
+        let requested_min = (batch_max / 2).max(1);
 
         let shutdown = self.shutdown.clone();
         let mut shutdown = std::pin::pin!(shutdown.cancelled());
         let mut paused = self.options.paused.clone();
-        let mut heard_at = Instant::now();
+        let mut received_at = Instant::now();
         let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE_MAX));
         let mut few_since: Option<Instant> = None;
 
         loop {
-            let starved = asked.num_permits() == 0;
-            // How much room to wait for.
-            let mut room_wanted = None;
+            let idle = requested.num_permits() == 0;
+            // Number of free permits to wait for.
+            let mut permits_wanted = None;
             let mut linger = None;
-            if asked.num_permits() < asked_min {
-                let room = self.permits.available_permits().min(batch_max);
-                if starved && room > 0 {
+            if requested.num_permits() < requested_min {
+                let free = self.permits.available_permits().min(batch_max);
+                if idle && free > 0 {
                     linger = Some(few_since.get_or_insert_with(Instant::now).elapsed());
                 } else {
                     few_since = None;
                 }
-                if room >= step || linger.is_some_and(|waited| waited >= LINGER) {
-                    if starved {
-                        heard_at = Instant::now();
+                if free >= step || linger.is_some_and(|waited| waited >= LINGER) {
+                    if idle {
+                        received_at = Instant::now();
                     }
-                    if let Err(why) = self.ask(inbox, room, asked).await {
-                        return Ended::Lost(why);
+                    if let Err(reason) = self.request(inbox, free, requested).await {
+                        return SessionEnd::Lost(reason);
                     }
                     continue;
                 }
-                room_wanted = Some(if starved && room == 0 { 1 } else { step });
+                permits_wanted = Some(if idle && free == 0 { 1 } else { step });
             }
 
             let message = tokio::select! {
                 biased;
-                () = &mut shutdown => return Ended::Shutdown,
+                () = &mut shutdown => return SessionEnd::Shutdown,
                 message = messages.next() => message,
-                _ = epoch.changed() => return Ended::Reconnected,
-                () = is_paused(&mut paused) => return Ended::Paused,
+                _ = epoch.changed() => return SessionEnd::Reconnected,
+                () = wait_for_pause(&mut paused) => return SessionEnd::Paused,
                 () = &mut silence => {
                     let now = Instant::now();
-                    let until = heard_at + SILENCE_MAX;
-                    if !starved && now >= until {
-                        return Ended::Lost(format!("the server said nothing for {} s", SILENCE_MAX.as_secs()));
+                    let until = received_at + SILENCE_MAX;
+                    if !idle && now >= until {
+                        return SessionEnd::Lost(format!("no message or heartbeat for {} s", SILENCE_MAX.as_secs()));
                     }
                     silence.as_mut().reset(if until > now { until } else { now + SILENCE_MAX });
                     continue;
                 }
-                _ = self.permits.acquire_many(room_wanted.unwrap_or(1) as u32), if room_wanted.is_some() => continue,
+                _ = self.permits.acquire_many(permits_wanted.unwrap_or(1) as u32), if permits_wanted.is_some() => {
+                    continue;
+                }
                 () = tokio::time::sleep(LINGER), if linger.is_some() => continue,
             };
             let Some(message) = message else {
-                return Ended::Lost("the subscription was closed".into());
+                return SessionEnd::Lost("subscription closed".into());
             };
-            heard_at = Instant::now();
-            if let Some(why) = self.take_in(message, asked).await {
-                return Ended::Lost(why);
+            received_at = Instant::now();
+            if let Some(reason) = self.receive(message, requested).await {
+                return SessionEnd::Lost(reason);
             }
         }
     }
 
-    /// Asks for this many messages; there is room for them.
-    async fn ask(&self, inbox: &str, count: usize, asked: &mut OwnedSemaphorePermit) -> Result<(), String> {
+    /// Requests this many messages, after acquiring their permits.
+    async fn request(
+        &self,
+        inbox: &str,
+        count: usize,
+        requested: &mut OwnedSemaphorePermit,
+    ) -> Result<(), String> {
         let Ok(permit) = self.permits.clone().try_acquire_many_owned(count as u32) else {
             return Ok(());
         };
-        asked.merge(permit);
+        requested.merge(permit);
         let request = format!(
             "{{\"batch\":{count},\"expires\":{},\"idle_heartbeat\":{}}}",
             PULL_EXPIRES.as_nanos(),
@@ -260,24 +268,24 @@ impl<H: Handler> Puller<H> {
         match tokio::time::timeout(SILENCE_MAX, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(format!("pull: {error}")),
-            Err(_) => Err("pull: the connection takes nothing".into()),
+            Err(_) => Err("pull: send timed out".into()),
         }
     }
 
-    /// Takes in a message, or the server's word on a pull. Returns why the pulls are lost, if they are.
-    async fn take_in(&mut self, message: Message, asked: &mut OwnedSemaphorePermit) -> Option<String> {
+    /// Receives a message or a status. Returns the reason if the pull requests are lost.
+    async fn receive(&mut self, message: Message, requested: &mut OwnedSemaphorePermit) -> Option<String> {
         let status = message.status.unwrap_or(StatusCode::OK);
         if status == StatusCode::OK {
-            self.heard = true;
-            if let Some(permit) = asked.split(1) {
+            self.received = true;
+            if let Some(permit) = requested.split(1) {
                 let worker = self.worker.clone();
                 self.tasks.spawn(async move {
-                    worker.work(message).await;
+                    worker.process(message).await;
                     drop(permit);
                 });
             } else if let Some(reply) = &message.reply {
-                // Of a pull that was counted as ended.
-                self.worker.give_back(reply).await;
+                // A late message of a request that was counted as ended.
+                self.worker.release(reply).await;
             }
             return None;
         }
@@ -289,46 +297,47 @@ impl<H: Handler> Puller<H> {
             || status == StatusCode::NOT_FOUND
             || status == StatusCode::REQUEST_TERMINATED
         {
-            let owed = message
+            let missing = message
                 .headers
                 .as_ref()
                 .and_then(|headers| headers.get("Nats-Pending-Messages"));
-            // The consumer is gone or moved: so are all pulls, whatever this one owes.
+            // The consumer was deleted or moved, and all pull requests with it.
             let lost = ["Consumer", "Leadership", "Server Shutdown", "Exceeded"]
                 .iter()
                 .any(|start| description.starts_with(start));
-            if !lost && let Some(owed) = owed.and_then(|owed| owed.as_str().parse::<usize>().ok()) {
-                drop(asked.split(owed.min(asked.num_permits())));
+            if !lost && let Some(missing) = missing.and_then(|missing| missing.as_str().parse::<usize>().ok())
+            {
+                drop(requested.split(missing.min(requested.num_permits())));
                 return None;
             }
         }
         Some(format!("{status} {description}"))
     }
 
-    /// Takes in what the ended subscription still brings. The server forgets the pulls of a subscription that is gone;
-    /// what it sent before it knew would otherwise wait for `ack_wait`.
-    async fn take_in_rest(
+    /// Receives the remaining messages of an ended subscription. The server drops the pull requests when the
+    /// subscription ends; messages sent before that would otherwise be redelivered only after `ack_wait`.
+    async fn receive_rest(
         &mut self,
         messages: &mut Subscriber,
-        asked: &mut OwnedSemaphorePermit,
-        ended: &Ended,
+        requested: &mut OwnedSemaphorePermit,
+        end: &SessionEnd,
     ) {
         let until = Instant::now() + DRAIN_MAX;
         if !matches!(tokio::time::timeout_at(until, messages.drain()).await, Ok(Ok(()))) {
             return;
         }
         while let Ok(Some(message)) = tokio::time::timeout_at(until, messages.next()).await {
-            if !matches!(ended, Ended::Shutdown) {
-                self.take_in(message, asked).await;
+            if !matches!(end, SessionEnd::Shutdown) {
+                self.receive(message, requested).await;
             } else if let (StatusCode::OK, Some(reply)) =
                 (message.status.unwrap_or(StatusCode::OK), &message.reply)
             {
-                self.worker.give_back(reply).await;
+                self.worker.release(reply).await;
             }
         }
     }
 
-    /// Waits for the running handlers.
+    /// Waits for running handlers, and aborts them after `ack_wait`.
     async fn drain(&self) {
         let spec = &self.worker.spec;
         self.tasks.close();
@@ -337,7 +346,7 @@ impl<H: Handler> Puller<H> {
                 stream = spec.stream,
                 consumer = spec.name,
                 running = self.tasks.len(),
-                "drain"
+                "waiting for running handlers"
             );
         }
         if tokio::time::timeout(spec.ack_wait, self.tasks.wait())
@@ -345,29 +354,29 @@ impl<H: Handler> Puller<H> {
             .is_err()
         {
             self.worker.abort.cancel();
-            // A handler that blocks its thread can't be hurried.
+            // A handler that blocks its thread can't be aborted.
             if tokio::time::timeout(DRAIN_MAX, self.tasks.wait()).await.is_err() {
                 tracing::error!(
                     stream = spec.stream,
                     consumer = spec.name,
                     running = self.tasks.len(),
-                    "handlers hang"
+                    "handlers did not stop after the abort"
                 );
             }
         }
-        // What doesn't arrive comes again.
+        // Messages whose acknowledgement is lost are redelivered.
         let connection = self.mesh.consuming();
         if !connection.is_up() || connection.flush().await.is_err() {
             tracing::warn!(
                 stream = spec.stream,
                 consumer = spec.name,
-                "last acknowledgements not sent"
+                "last acknowledgements not sent; their messages will be redelivered"
             );
         }
     }
 
     fn no_permits(&self) -> OwnedSemaphorePermit {
-        // Taking none can only fail on a closed semaphore, which this one never is.
+        // Acquiring 0 permits fails only on a closed semaphore; this one is never closed.
         self.permits
             .clone()
             .try_acquire_many_owned(0)
@@ -375,8 +384,8 @@ impl<H: Handler> Puller<H> {
     }
 }
 
-/// Ends when a pause begins.
-async fn is_paused(paused: &mut Option<watch::Receiver<bool>>) {
+/// Waits until a pause starts; forever without a pause channel.
+async fn wait_for_pause(paused: &mut Option<watch::Receiver<bool>>) {
     if let Some(paused) = paused
         && paused.wait_for(|paused| *paused).await.is_ok()
     {

@@ -1,4 +1,4 @@
-//! Reading the state: messages by sequence, lag, and the live subject.
+//! Reads messages by sequence and the lag of consumers, and publishes and subscribes live messages.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
 use crate::{Mesh, OriginalMessage, Redriven, Subject, headers};
 
-/// What the server adds to a message that it reads from a stream.
-const ADDED: [&str; 6] = [
+/// Headers that the server adds to a message read from a stream.
+const SERVER_HEADERS: [&str; 6] = [
     "Nats-Stream",
     "Nats-Subject",
     "Nats-Sequence",
@@ -27,52 +27,55 @@ const ADDED: [&str; 6] = [
     "Nats-Last-Sequence",
 ];
 
-/// A message as its stream holds it.
+/// A message read from a stream.
 #[derive(Debug, Clone)]
 pub struct RawMessage {
-    /// Where it was published; not only the mesh's own subjects.
+    /// Subject; can be one that is not a [`Subject`] of the mesh.
     pub subject: String,
-    /// Its sequence.
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// The encoded message.
+    /// Encoded message.
     pub payload: Bytes,
-    /// When the stream stored it.
+    /// When the stream stored the message.
     pub published_at: Timestamp,
     pub(crate) headers: HeaderMap,
 }
 
 impl RawMessage {
-    /// The id it was published with.
+    /// Message id of the publish.
     pub fn id(&self) -> Option<&str> {
         Some(self.headers.get(header::NATS_MESSAGE_ID)?.as_str())
     }
 
-    /// The trace that its publisher was in, as W3C writes it.
+    /// W3C `traceparent` of the publisher.
     pub fn trace_parent(&self) -> Option<&str> {
         self.header(headers::TRACE_PARENT)
     }
 
-    /// The value of a header.
+    /// Value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         headers::get(&self.headers, name)
     }
 
-    /// All headers it was published with; one with several values comes several times.
+    /// Headers of the publish; a header with several values is repeated.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers
             .iter()
-            .filter(|(name, _)| !ADDED.contains(&name.as_ref()))
+            .filter(|(name, _)| !SERVER_HEADERS.contains(&name.as_ref()))
             .flat_map(|(name, values)| values.iter().map(|value| (name.as_ref(), value.as_str())))
     }
 
-    /// The Protobuf message that it says it is.
+    /// Protobuf type of the message, from its header.
     pub fn message_type(&self) -> Option<&str> {
         self.header(headers::TYPE)
     }
 
-    /// What it was the first time, if this isn't it; the error is why nobody can make sense of it.
+    /// Original subject and sequence of a redriven or delayed copy; for other messages, their own.
+    ///
+    /// # Errors
+    /// The reason why the subject is unknown or the headers are malformed.
     pub fn origin(&self) -> Result<OriginalMessage, String> {
-        OriginalMessage::read(
+        OriginalMessage::parse(
             &self.subject,
             self.sequence,
             self.published_at,
@@ -80,13 +83,13 @@ impl RawMessage {
         )
     }
 
-    /// The rest of the trace context that its publisher was in.
+    /// W3C `tracestate` of the publisher.
     pub fn trace_state(&self) -> Option<&str> {
         self.header(headers::TRACE_STATE)
     }
 
-    /// What it is and where it was: its own subject and sequence, but for a redriven message those of its first time, and for
-    /// one that waits in LATER the subject it comes back to.
+    /// Subject and sequence as [`RawMessage::origin`] returns them; for a message in the delay queue, the subject to
+    /// which it returns. `None` when the subject or the headers are malformed.
     pub fn original(&self) -> Option<(Subject, u64)> {
         if self.subject.starts_with(headers::LATER_SUBJECTS) {
             return Some((Subject::parse(self.header(headers::SUBJECT)?)?, self.sequence));
@@ -95,17 +98,20 @@ impl RawMessage {
         Some((origin.subject, origin.sequence))
     }
 
-    /// The redrive that the message comes from, if it does and says so.
+    /// The redrive of a redriven message, from its header.
     pub fn redriven(&self) -> Option<Redriven> {
         Redriven::parse(self.header(headers::REDRIVE)?)
     }
 
     /// Decodes the message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`] for an undecodable payload.
     pub fn decode<M: prost::Message + Default>(&self) -> Result<M> {
         M::decode(self.payload.clone()).map_err(|error| {
             Error::with_source(
                 ErrorKind::Rejected,
-                format_args!("message {} on {}", self.sequence, self.subject),
+                format_args!("decode message {} on {}", self.sequence, self.subject),
                 error,
             )
         })
@@ -124,78 +130,78 @@ impl From<StreamMessage> for RawMessage {
     }
 }
 
-/// The state of one stream and its consumers.
+/// State of one stream and its consumers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamLag {
-    /// Its name.
+    /// Stream name.
     pub stream: String,
-    /// Messages in it.
+    /// Messages in the stream.
     pub message_count: u64,
-    /// Bytes in it.
+    /// Bytes in the stream.
     pub byte_count: u64,
-    /// Bytes it may hold.
+    /// Capacity of the stream, bytes.
     pub byte_count_max: u64,
-    /// Its first sequence still there.
+    /// First sequence that is still in the stream.
     pub first_sequence: u64,
-    /// Its last sequence.
+    /// Last sequence of the stream.
     pub last_sequence: u64,
-    /// Its consumers, in the topology's order.
+    /// Consumers, in the topology's order.
     pub consumers: Vec<ConsumerLag>,
 }
 
-/// The state of one consumer.
+/// State of one consumer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConsumerLag {
-    /// Its name.
+    /// Consumer name.
     pub consumer: String,
-    /// Messages not delivered to any worker yet.
+    /// Messages that were not delivered to a worker yet.
     pub pending_count: u64,
     /// Messages delivered and not acknowledged yet.
     pub ack_pending_count: u64,
-    /// Of these, delivered more than once.
+    /// Those of `ack_pending_count` that were delivered more than once.
     pub redelivered_count: u64,
-    /// Pulls that wait for a message.
+    /// Pull requests that wait for a message.
     pub waiting_pull_count: u64,
-    /// The age of the oldest message not acknowledged; zero when there is none.
+    /// Age of the oldest unacknowledged message; zero without one.
     pub oldest_age: Duration,
-    /// The stream sequence up to which all is acknowledged, or given up.
+    /// Stream sequence up to which all messages are acknowledged or terminated.
     pub ack_floor: u64,
-    /// The stream sequence of the newest message that was delivered to any worker.
+    /// Stream sequence of the newest message delivered to a worker.
     pub delivered_sequence: u64,
-    /// How long it still delivers nothing because somebody has paused it; zero when nobody has.
+    /// Remaining time of a pause; zero when the consumer is not paused.
     pub paused_for: Duration,
-    /// Deliveries made so far, redeliveries included.
+    /// Deliveries so far, redeliveries included.
     pub delivered_count: u64,
-    /// Deliveries made up to the one at the floor: the difference of two readings, by the time between them, is the
-    /// rate of acknowledgements.
+    /// Deliveries up to the acknowledgement floor. The difference of two readings divided by the time between them is
+    /// the acknowledgement rate.
     pub acknowledged_count: u64,
 }
 
 impl ConsumerLag {
-    /// Messages not acknowledged: what is left to do.
+    /// Messages not acknowledged yet.
     pub fn outstanding_count(&self) -> u64 {
         self.pending_count + self.ack_pending_count
     }
 }
 
 impl Mesh {
-    /// The message of this sequence; `None` when there is none, or none any more.
+    /// Reads the message with this sequence; `None` when the stream doesn't have it, or no longer.
     ///
-    /// Any replica of the stream may answer, but only its leader is believed that there is none: the others learn of a
-    /// message a moment after its publisher.
+    /// Any replica may return the message. `None` is confirmed by the leader, because other replicas store a message
+    /// after its publish is acknowledged.
     pub async fn message(&self, stream: &str, sequence: u64) -> Result<Option<RawMessage>> {
-        // Sequences begin at 1, and a server that is asked for another one refuses it.
+        // Sequences start at 1; the server refuses a request for 0.
         if sequence == 0 {
             return Ok(None);
         }
         let handle = self.stream(stream).await?;
-        match found(handle.direct_get(sequence).await, stream)? {
+        match message_if_found(handle.direct_get(sequence).await, stream)? {
             Some(message) => Ok(Some(message)),
-            None => found_by_leader(handle.get_raw_message(sequence).await, stream),
+            None => leader_message_if_found(handle.get_raw_message(sequence).await, stream),
         }
     }
 
-    /// The stream sequence up to which a consumer has acknowledged all that it reads; 0 before the first.
+    /// Stream sequence up to which a consumer has acknowledged all messages; 0 before the first.
     pub async fn ack_floor(&self, stream: &str, consumer: &str) -> Result<u64> {
         Ok(self
             .consumer_info(stream, consumer)
@@ -204,13 +210,13 @@ impl Mesh {
             .stream_sequence)
     }
 
-    /// Messages that a consumer has not delivered to any worker yet.
+    /// Number of messages that a consumer has not delivered to a worker yet.
     pub async fn pending(&self, stream: &str, consumer: &str) -> Result<u64> {
         Ok(self.consumer_info(stream, consumer).await?.num_pending)
     }
 
-    /// The state of all streams and consumers of a topology. Each is read at a slightly different moment, and a message
-    /// that was acknowledged to its publisher may count as pending a moment later only.
+    /// Reads the state of all streams and consumers of a topology. The readings are not one snapshot, and a message
+    /// counts as pending only some time after its publish was acknowledged.
     pub async fn lag(&self, topology: &Topology) -> Result<Vec<StreamLag>> {
         try_join_all(
             topology
@@ -221,7 +227,7 @@ impl Mesh {
         .await
     }
 
-    /// Publishes to the gateways that have watchers. Nobody need be there, nobody acknowledges.
+    /// Publishes a live message to all subscribed gateways: core NATS, at most once, not acknowledged.
     pub async fn publish_live(&self, body: Bytes) -> Result<()> {
         let sent = self
             .publishing()
@@ -237,8 +243,8 @@ impl Mesh {
         })
     }
 
-    /// What is published live from now on. Messages are lost while the connection is down, and when the reader falls
-    /// behind by 65,536 of them.
+    /// Subscribes to live messages. Messages are lost while the connection is down and when the reader lags by 65,536
+    /// messages.
     pub async fn subscribe_live(&self) -> Result<impl futures::Stream<Item = Bytes> + Send + Unpin + use<>> {
         let connection = self.consuming();
         let messages = connection
@@ -301,7 +307,7 @@ impl Mesh {
             let oldest = stream
                 .direct_get_next_for_subject(filter, Some(lag.ack_floor + 1))
                 .await;
-            if let Some(oldest) = found(oldest, &spec.stream)? {
+            if let Some(oldest) = message_if_found(oldest, &spec.stream)? {
                 lag.oldest_age = Timestamp::now().since(oldest.published_at);
             }
         }
@@ -327,8 +333,8 @@ impl Mesh {
     }
 }
 
-/// A message that the stream's leader was asked for, `None` where there is none.
-pub(crate) fn found_by_leader(
+/// The message read from the stream's leader; `None` when it doesn't exist.
+pub(crate) fn leader_message_if_found(
     result: Result<StreamMessage, RawMessageError>,
     stream: &str,
 ) -> Result<Option<RawMessage>> {
@@ -344,8 +350,8 @@ pub(crate) fn found_by_leader(
     }
 }
 
-/// A message that was read, `None` where there is none.
-pub(crate) fn found(
+/// The message read by a direct get; `None` when the answering replica doesn't have it.
+pub(crate) fn message_if_found(
     result: Result<StreamMessage, DirectGetError>,
     stream: &str,
 ) -> Result<Option<RawMessage>> {

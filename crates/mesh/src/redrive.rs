@@ -1,4 +1,4 @@
-//! Dead letters: into their stream, and back to those who had given them up.
+//! Publishes dead letters to DLQ, and redrives them to the consumer kind that failed.
 
 use bytes::Bytes;
 use herald_model::time::Timestamp;
@@ -8,47 +8,47 @@ use crate::publish::Outgoing;
 use crate::topology::consumers::ConsumerKind;
 use crate::{Mesh, Published, Subject, headers, trace};
 
-/// A dead letter on its second way.
+/// A message to redrive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redrive {
-    /// The consumers that had given it up: only they get it.
+    /// Consumer kind that failed; only its redrive consumer receives the message.
     pub kind: ConsumerKind,
-    /// The dead letter's number; 0 when there is none, because an audit sends it.
+    /// Dead letter id; 0 for a repair by an audit, which has no dead letter.
     pub dead_letter: u64,
-    /// How often it was redriven, this time included.
+    /// Number of this redrive of the dead letter, from 1.
     pub round: u32,
-    /// The subject it had.
+    /// Subject of the first publish.
     pub subject: Subject,
-    /// The sequence it had: of a post, its id.
+    /// Sequence of the first publish; for a post, its id.
     pub sequence: u64,
-    /// When it was published the first time.
+    /// Time of the first publish.
     pub published_at: Timestamp,
-    /// The encoded message.
+    /// Encoded message.
     pub payload: Bytes,
-    /// The trace of its first time, to link to.
+    /// W3C `traceparent` of the first publish, for a link.
     pub trace_parent: Option<String>,
-    /// What belongs to the trace.
+    /// W3C `tracestate` of the first publish.
     pub trace_state: Option<String>,
-    /// Its message id; another one each round, as the dedupe window would swallow it.
+    /// Message id; unique per redrive, because deduplication would drop a second redrive with the same id.
     pub id: String,
 }
 
-/// That a message is a dead letter on its second way.
+/// Identifies the redrive of a redriven message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redriven {
-    /// The dead letter's number; 0 when there is none, because an audit sends it.
+    /// Dead letter id; 0 for a repair by an audit, which has no dead letter.
     pub dead_letter: u64,
-    /// How often it was redriven, this time included.
+    /// Number of this redrive of the dead letter, from 1.
     pub round: u32,
 }
 
 impl Redriven {
-    /// Whether somebody wants the dead to be tried again: an audit only sends what is owed anyway.
+    /// Whether dead deliveries are retried too. A repair by an audit retries pending deliveries only.
     pub fn revives(&self) -> bool {
         self.dead_letter > 0
     }
 
-    /// Reads the value of a `Herald-Redrive` header.
+    /// Parses the value of a `Herald-Redrive` header, `{dead_letter}/{round}`.
     pub fn parse(value: &str) -> Option<Self> {
         let (dead_letter, round) = value.split_once('/')?;
         Some(Self {
@@ -59,10 +59,10 @@ impl Redriven {
 }
 
 impl Mesh {
-    /// Publishes a dead letter about a message of this stream that this consumer gave up, as [`Mesh::publish`] does.
+    /// Publishes a dead letter about a message of `stream` on which `consumer` failed, as [`Mesh::publish`] does.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when the names can't stand in a subject, else as [`Mesh::publish`].
+    /// [`ErrorKind::Invalid`] when a name is not a valid subject token; otherwise as [`Mesh::publish`].
     pub async fn publish_dead_letter<M: prost::Message>(
         &self,
         stream: &str,
@@ -72,39 +72,36 @@ impl Mesh {
     ) -> Result<Published> {
         for name in [stream, consumer] {
             if name.is_empty() || name.contains(|c: char| ".*>".contains(c) || c.is_whitespace()) {
-                let message = format!("publish a dead letter of {name:?}: not a name");
+                let message = format!("publish dead letter: {name:?} is not a stream or consumer name");
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
         }
         let to = format!("dlq.v1.{stream}.{consumer}");
         self.send(Outgoing {
-            headers: headers::typed(Subject::DeadLetter),
+            headers: headers::with_type(Subject::DeadLetter),
             id: Some(id.into()),
             body: dead_letter.encode_to_vec().into(),
-            spare_bytes: 0,
+            reserved_bytes: 0,
             span: trace::publish_span(Subject::DeadLetter, &to),
             to,
         })
         .await
     }
 
-    /// Publishes a dead letter for those consumers only that had given it up, as [`Mesh::publish`] does. They get it as it
-    /// was the first time, with [`Delivery::redrive`](crate::Delivery::redrive).
+    /// Redrives a message to the consumer kind that failed, as [`Mesh::publish`] does. The handler receives the
+    /// original subject, sequence and time, and [`Delivery::redrive`](crate::Delivery::redrive).
     ///
-    /// It begins a trace of its own, linked to the first one and to the current one.
-    ///
-    /// What [`Mesh::publish`] has published always fits once more, with the headers that tell what it was: it left room for
-    /// them.
+    /// Starts a new trace, linked to the first publish and to the current span.
     ///
     /// # Errors
-    /// As [`Mesh::publish`]; [`ErrorKind::TooLarge`] only for what somebody else has published without leaving that room.
-    /// [`ErrorKind::Invalid`] for a subject that is a family.
+    /// As [`Mesh::publish`]. [`ErrorKind::TooLarge`] only for a message of another publisher: [`Mesh::publish`]
+    /// reserves space for the headers of a redrive. [`ErrorKind::Invalid`] for a wildcard subject.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Published> {
         if redrive.subject.is_family() {
-            let message = format!("redrive to {}: not one subject", redrive.subject);
+            let message = format!("redrive to {}: wildcard subject", redrive.subject);
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let mut headers = headers::typed(redrive.subject);
+        let mut headers = headers::with_type(redrive.subject);
         for (name, value) in [
             (headers::TRACE_PARENT, &redrive.trace_parent),
             (headers::TRACE_STATE, &redrive.trace_state),
@@ -114,7 +111,7 @@ impl Mesh {
             }
         }
         let to = redrive.kind.subject();
-        // Without telemetry the first trace goes on: whoever reads the headers finds it.
+        // Without telemetry, the headers keep the trace of the first publish.
         let span = trace::redrive_span(&to, &headers);
         headers.insert(headers::SUBJECT, redrive.subject.as_str());
         headers.insert(headers::SEQUENCE, redrive.sequence.to_string());
@@ -128,7 +125,7 @@ impl Mesh {
             headers,
             id: Some(redrive.id.clone()),
             body: redrive.payload.clone(),
-            spare_bytes: 0,
+            reserved_bytes: 0,
             span,
         })
         .await

@@ -1,18 +1,18 @@
-//! How long a message waits before its next attempt.
+//! Back-off between attempts.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Exponential delays with full jitter: the `n`-th retry waits a random time between nothing and
-/// `base × 2ⁿ⁻¹`, at most `max`. Full jitter spreads the retries of a burst that failed together over the whole time.
+/// Exponential back-off with full jitter: the delay of the `n`-th retry is uniform between 0 and `base × 2ⁿ⁻¹`, at most
+/// `max`. Full jitter spreads the retries of messages that failed together over the whole interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetryDelay {
-    /// The ceiling of the first retry, milliseconds; at least 1.
+    /// Maximum delay of the first retry, milliseconds; at least 1.
     pub delay_ms_base: u64,
-    /// The ceiling of all of them, milliseconds; at least the base. A message that waits holds a place in
-    /// `ack_pending_max`, so this should stay around half a minute.
+    /// Maximum delay of every retry, milliseconds; at least the base. A delayed message counts towards
+    /// `ack_pending_max`, so keep this around 30 seconds.
     pub delay_ms_max: u64,
 }
 
@@ -28,7 +28,7 @@ impl RetryDelay {
         delay_ms_max: 30_000,
     };
 
-    /// The longest that the retry after this attempt (from 1) may wait.
+    /// Maximum delay after this attempt, from 1.
     pub fn ceiling(&self, attempt: u64) -> Duration {
         let doublings = u32::try_from(attempt.saturating_sub(1))
             .unwrap_or(u32::MAX)
@@ -40,7 +40,7 @@ impl RetryDelay {
         )
     }
 
-    /// The wait after this attempt (from 1), for a `share` drawn evenly from 0 to 1.
+    /// Delay after this attempt, from 1: `share`, from 0 to 1, of the maximum.
     pub fn delay(&self, attempt: u64, share: f64) -> Duration {
         let share = if share.is_finite() {
             share.clamp(0.0, 1.0)
@@ -50,8 +50,8 @@ impl RetryDelay {
         self.ceiling(attempt).mul_f64(share)
     }
 
-    /// The wait after this attempt (from 1), drawn.
-    pub fn draw(&self, attempt: u64) -> Duration {
+    /// Random delay after this attempt, from 1.
+    pub fn random_delay(&self, attempt: u64) -> Duration {
         self.delay(attempt, rand::random())
     }
 }
@@ -64,7 +64,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_delay_lies_under_its_ceiling_and_the_ceiling_grows_to_the_maximum(
+        fn a_delay_is_below_its_ceiling_and_the_ceiling_grows_to_the_maximum(
             base in 1..10_000_u64, max in 1..1_000_000_u64, attempt in any::<u64>(), share in any::<f64>(),
         ) {
             let curve = RetryDelay { delay_ms_base: base, delay_ms_max: max };

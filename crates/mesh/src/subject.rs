@@ -1,42 +1,42 @@
-//! The subjects that messages travel on, typed.
+//! Typed subjects.
 
 use std::fmt;
 
 use herald_model::{Channel, Lane};
 
-/// A subject of the mesh. Each kind of message has one a lane (or a channel), so that a consumer can choose by filter.
+/// A subject of the mesh. A message type has one subject per lane or channel, so that a consumer can filter by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     /// `post.v1.created.{lane}`: a post was accepted (`PostCreated`).
     PostCreated(Lane),
     /// `post.v1.deleted.{lane}`: a post was deleted (`PostDeleted`).
     PostDeleted(Lane),
-    /// `fanout.v1.slice.{lane}`: the rest of a big author's fan-out (`FanoutSlice`).
+    /// `fanout.v1.slice.{lane}`: continuation of a large fan-out (`FanoutSlice`).
     Slice(Lane),
-    /// `timeline.v1.deliver.{lane}`: a post for some timelines (`TimelineChunk`).
+    /// `timeline.v1.deliver.{lane}`: delivery of a post to some timelines (`TimelineChunk`).
     TimelineDeliver(Lane),
-    /// `timeline.v1.backfill.{lane}`: an author's newest posts for some new followers (`Backfill`).
+    /// `timeline.v1.backfill.{lane}`: delivery of an author's newest posts to new followers (`Backfill`).
     TimelineBackfill(Lane),
-    /// `push.v1.deliver.{lane}`: a post for the devices of some followers (`PushChunk`).
+    /// `push.v1.deliver.{lane}`: delivery of a post to the devices of some followers (`PushChunk`).
     PushDeliver(Lane),
-    /// `event.v1.settled.{channel}`: deliveries were settled (`DeliveriesSettled`).
+    /// `event.v1.settled.{channel}`: the ledger recorded settled deliveries (`DeliveriesSettled`).
     Settled(Channel),
-    /// `live.v1.timeline`, core NATS: a chunk is readable (`TimelineChunk`).
+    /// `live.v1.timeline`, core NATS: posts became visible on some timelines (`LiveChunks`).
     LiveTimeline,
-    /// `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}`: the server gave a message up, as its attempts
-    /// were used up (JSON, the server's own; it has no headers).
+    /// `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}`: all attempts of a message were used (advisory
+    /// of the server, JSON, without headers).
     MaxDeliveries,
-    /// `$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream}.{consumer}`: a worker gave a message up, or the server removed
-    /// it (JSON, the server's own; it has no headers).
+    /// `$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream}.{consumer}`: a worker terminated a message, or the server
+    /// removed it (advisory of the server, JSON, without headers).
     Terminated,
-    /// `dlq.v1.{stream}.{consumer}`: a message that was given up, with all that is known about it (`DeadLetter`).
+    /// `dlq.v1.{stream}.{consumer}`: a dead letter with the failed message (`DlqEntry`).
     DeadLetter,
-    /// `later.v1.due.{stream}.{consumer}`: a message that this consumer asked to have again later, and now is (any).
+    /// `later.v1.due.{stream}.{consumer}`: a message of the delay queue that is due for this consumer (any type).
     Due,
 }
 
-/// The kinds that have one subject a stream and consumer.
-const FAMILIES: [Subject; 4] = [
+/// Wildcard subjects: one subject per stream and consumer.
+const WILDCARDS: [Subject; 4] = [
     Subject::MaxDeliveries,
     Subject::Terminated,
     Subject::DeadLetter,
@@ -44,7 +44,7 @@ const FAMILIES: [Subject; 4] = [
 ];
 
 impl Subject {
-    /// All that can be published to by name, which are all but the families.
+    /// All subjects except the wildcards.
     pub fn all() -> impl Iterator<Item = Self> {
         Lane::ALL
             .into_iter()
@@ -62,7 +62,7 @@ impl Subject {
             .chain([Self::LiveTimeline])
     }
 
-    /// Whether it stands for many: one a stream and consumer.
+    /// Whether this is a wildcard: one subject per stream and consumer. Messages can't be published to it.
     pub const fn is_family(self) -> bool {
         matches!(
             self,
@@ -70,7 +70,7 @@ impl Subject {
         )
     }
 
-    /// As it goes over the wire; of a family, the filter that chooses all of it.
+    /// The subject on the wire; for a wildcard, the filter that matches its subjects.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PostCreated(Lane::High) => "post.v1.created.high",
@@ -101,10 +101,10 @@ impl Subject {
         }
     }
 
-    /// Reads a subject off the wire; `None` for one that isn't of the mesh.
+    /// Parses a subject; `None` for a subject outside the mesh.
     pub fn parse(subject: &str) -> Option<Self> {
-        if let Some(family) = FAMILIES.into_iter().find(|family| family.has(subject)) {
-            return Some(family);
+        if let Some(wildcard) = WILDCARDS.into_iter().find(|wildcard| wildcard.matches(subject)) {
+            return Some(wildcard);
         }
         let (kind, last) = subject.rsplit_once('.')?;
         let lane = |make: fn(Lane) -> Self| last.parse().ok().map(make);
@@ -124,7 +124,7 @@ impl Subject {
         }
     }
 
-    /// The lane it belongs to, if its kind has lanes.
+    /// Lane of the subject; `None` for a message type without lanes.
     pub const fn lane(self) -> Option<Lane> {
         match self {
             Self::PostCreated(lane)
@@ -142,8 +142,7 @@ impl Subject {
         }
     }
 
-    /// The message that travels on it: the value of the `Herald-Type` header where Herald publishes it, the server's own
-    /// name for it otherwise.
+    /// Type of the messages: the value of the `Herald-Type` header, or the server's type name of an advisory.
     pub const fn message_type(self) -> &'static str {
         match self {
             Self::PostCreated(_) => "herald.mesh.v1.PostCreated",
@@ -161,8 +160,8 @@ impl Subject {
         }
     }
 
-    /// Whether a subject is of this family.
-    fn has(self, subject: &str) -> bool {
+    /// Whether a subject matches this wildcard.
+    fn matches(self, subject: &str) -> bool {
         self.as_str()
             .strip_suffix("*.*")
             .and_then(|start| subject.strip_prefix(start))
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_subject_reads_back_as_itself_and_no_two_are_alike() {
+    fn subjects_are_unique_and_round_trip() {
         let all: Vec<_> = Subject::all().collect();
         let texts: BTreeSet<_> = all.iter().map(ToString::to_string).collect();
         assert_eq!(all.len(), texts.len());
@@ -204,8 +203,8 @@ mod tests {
     }
 
     #[test]
-    fn a_family_has_one_a_stream_and_consumer() {
-        for (subject, family) in [
+    fn a_wildcard_matches_one_stream_and_consumer() {
+        for (subject, wildcard) in [
             (
                 "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.PUSH.push-low",
                 Some(Subject::MaxDeliveries),
@@ -223,25 +222,25 @@ mod tests {
             ("dlq.v1.TIMELINE.", None),
             ("dlq.v1.TIMELINE.timeline-low.more", None),
         ] {
-            assert_eq!(Subject::parse(subject), family, "{subject}");
+            assert_eq!(Subject::parse(subject), wildcard, "{subject}");
         }
-        for family in FAMILIES {
-            assert!(family.is_family() && family.lane().is_none());
-            assert_eq!(Subject::parse(family.as_str()), Some(family));
+        for wildcard in WILDCARDS {
+            assert!(wildcard.is_family() && wildcard.lane().is_none());
+            assert_eq!(Subject::parse(wildcard.as_str()), Some(wildcard));
         }
         assert!(!Subject::all().any(Subject::is_family));
     }
 
     proptest! {
         #[test]
-        fn what_parses_is_what_was_read(text in "([a-z0-9]{1,9}\\.){0,4}[a-z0-9]{0,9}") {
+        fn a_parsed_subject_is_the_text_it_was_parsed_from(text in "([a-z0-9]{1,9}\\.){0,4}[a-z0-9]{0,9}") {
             if let Some(subject) = Subject::parse(&text).filter(|subject| !subject.is_family()) {
                 prop_assert_eq!(subject.as_str(), text);
             }
         }
 
         #[test]
-        fn a_subject_with_anything_more_is_another_one(at in 0..20_usize, more in "[.a-z*>]{1,5}") {
+        fn a_subject_with_extra_characters_does_not_parse(at in 0..20_usize, more in "[.a-z*>]{1,5}") {
             let subject = Subject::all().nth(at).unwrap();
             prop_assert_eq!(Subject::parse(&format!("{subject}{more}")), None);
             prop_assert_eq!(Subject::parse(&format!("{more}{subject}")), None);

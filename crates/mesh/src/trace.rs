@@ -1,4 +1,4 @@
-//! W3C trace context in NATS headers, and the spans around publishing and handling.
+//! W3C Trace Context in NATS headers, and the spans of publishes and handlers.
 
 use async_nats::{HeaderMap, HeaderValue};
 use opentelemetry::propagation::{Extractor, Injector};
@@ -9,7 +9,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::Subject;
 
-/// The span of one publish to this subject on the wire, a child of the current one.
+/// Span of one publish to the subject `to`, a child of the current span.
 pub(crate) fn publish_span(subject: Subject, to: &str) -> Span {
     tracing::info_span!(
         "publish",
@@ -24,7 +24,7 @@ pub(crate) fn publish_span(subject: Subject, to: &str) -> Span {
     )
 }
 
-/// The span of one publish for the work of several spans: a child of the first, linked to the others.
+/// Span of one publish that belongs to several spans: a child of the first, linked to the others.
 pub(crate) fn publish_span_for(subject: Subject, to: &str, spans: &[Span]) -> Span {
     let Some((first, others)) = spans.split_first() else {
         return publish_span(subject, to);
@@ -32,13 +32,13 @@ pub(crate) fn publish_span_for(subject: Subject, to: &str, spans: &[Span]) -> Sp
     let span = first.in_scope(|| publish_span(subject, to));
     if !span.is_disabled() {
         for other in others {
-            link(&span, &other.context());
+            add_link(&span, &other.context());
         }
     }
     span
 }
 
-/// The span of a redrive: the start of a trace of its own, linked to the current one and to the first one of the message.
+/// Span of a redrive: starts a new trace, linked to the current span and to the message's first publish.
 pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
@@ -53,21 +53,21 @@ pub(crate) fn redrive_span(to: &str, first: &HeaderMap) -> Span {
         messaging.destination.name = to,
     );
     if !span.is_disabled() {
-        link(&span, &Span::current().context());
-        link(&span, &extract(first));
+        add_link(&span, &Span::current().context());
+        add_link(&span, &extract(first));
     }
     span
 }
 
-/// Links a span to the one of a context, if that has one.
-fn link(span: &Span, to: &Context) {
+/// Links a span to the span of a context, if there is one.
+fn add_link(span: &Span, to: &Context) {
     let to = to.span().span_context().clone();
     if to.is_valid() {
         span.add_link(to);
     }
 }
 
-/// The span of one handling, a child of the publish that its headers name.
+/// Span of one handler call, a child of the publish span in the headers.
 pub(crate) fn process_span(
     subject: Subject,
     to: &str,
@@ -92,19 +92,19 @@ pub(crate) fn process_span(
     if !span.is_disabled()
         && let Some(headers) = headers
     {
-        // Fails when no OpenTelemetry layer is installed: then there is nothing to link.
+        // Fails without an OpenTelemetry layer; then there is no parent to set.
         let _ = span.set_parent(extract(headers));
     }
     span
 }
 
-/// Marks a span as failed.
-pub(crate) fn fail(span: &Span, message: &str) {
+/// Sets the status of a span to error.
+pub(crate) fn set_error(span: &Span, message: &str) {
     span.record("otel.status_code", "error");
     span.record("otel.status_description", message);
 }
 
-/// Writes the span's context, or the one around it when the span is filtered out, into the headers.
+/// Writes the span's context into the headers; the current span's if the span is filtered out.
 pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
     let context = if span.is_disabled() {
         Span::current().context()
@@ -136,14 +136,14 @@ struct HeadersMut<'a>(&'a mut HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // An empty tracestate says nothing.
+        // Skip an empty tracestate.
         if !value.is_empty() {
             self.0.insert(key, value);
         }
     }
 }
 
-/// The operation and the destination without its lane.
+/// Operation and destination, without the lane: span names have low cardinality.
 const fn publish_name(subject: Subject) -> &'static str {
     match subject {
         Subject::PostCreated(_) => "publish post.v1.created",
@@ -161,7 +161,7 @@ const fn publish_name(subject: Subject) -> &'static str {
     }
 }
 
-/// The operation and the destination without its lane.
+/// Operation and destination, without the lane: span names have low cardinality.
 const fn process_name(subject: Subject) -> &'static str {
     match subject {
         Subject::PostCreated(_) => "process post.v1.created",

@@ -1,4 +1,4 @@
-//! One message on its task: the handler around which the rest is built.
+//! Handles one message on its task: runs the handler, extends the acknowledgement deadline, settles the message.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,37 +17,37 @@ use crate::meta::Meta;
 use crate::topology::ConsumerSpec;
 use crate::{Delivery, Disposition, Handler, trace};
 
-/// A reason goes into one protocol line and one advisory.
+/// Maximum length of a `+TERM` line with its reason, bytes.
 const REASON_BYTES_MAX: usize = 512;
 
-/// What the tasks of one consumer share.
+/// State shared by the tasks of one consumer.
 pub(crate) struct Worker<H> {
     pub(crate) client: Client,
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
-    /// Where messages wait that this consumer may not hold for long.
+    /// Delay queue for long retry delays; `None`: the consumer holds its messages.
     pub(crate) delay_queue: Option<DelayQueue>,
-    /// Cancelled when a shutdown takes too long.
+    /// Cancelled when a shutdown exceeds its deadline.
     pub(crate) abort: CancellationToken,
 }
 
-/// A message in hand.
+/// The message being handled.
 struct Job<'a> {
     reply: &'a async_nats::Subject,
     subject: &'a str,
     sequence: u64,
-    /// Over all copies.
+    /// Attempts over all copies, from 1.
     attempt: u64,
 }
 
 impl<H: Handler> Worker<H> {
     /// Handles a message and settles it.
-    pub(crate) async fn work(&self, message: async_nats::Message) {
+    pub(crate) async fn process(&self, message: async_nats::Message) {
         let Some(reply) = message.reply else {
-            return tracing::error!(consumer = self.spec.name, "a message without a reply subject");
+            return tracing::error!(consumer = self.spec.name, "message without a reply subject");
         };
         let Some(meta) = Meta::parse(&reply) else {
-            return tracing::error!(consumer = self.spec.name, %reply, "a reply subject that is not jetstream's");
+            return tracing::error!(consumer = self.spec.name, %reply, "message with an unknown reply subject");
         };
         let mut job = Job {
             reply: &reply,
@@ -56,7 +56,7 @@ impl<H: Handler> Worker<H> {
             attempt: meta.attempt,
         };
         let headers = message.headers.as_ref();
-        let origin = match OriginalMessage::read(&message.subject, meta.sequence, meta.published_at, headers)
+        let origin = match OriginalMessage::parse(&message.subject, meta.sequence, meta.published_at, headers)
         {
             Ok(origin) => origin,
             Err(reason) => return self.term(&job, &reason).await,
@@ -82,28 +82,33 @@ impl<H: Handler> Worker<H> {
             headers: message.headers,
         };
         async {
-            if self.keep(&job, self.run(&job, &delivery)).await.is_none() {
+            if self
+                .run_with_heartbeat(&job, self.run(&job, &delivery))
+                .await
+                .is_none()
+            {
                 tracing::warn!(
                     stream = self.spec.stream,
                     consumer = self.spec.name,
                     sequence = job.sequence,
                     attempt = job.attempt,
-                    "message given back: its handler did not finish before the shutdown"
+                    "message released: its handler did not finish before the shutdown deadline"
                 );
-                self.give_back(&reply).await;
+                self.release(&reply).await;
             }
         }
         .instrument(span)
         .await;
     }
 
-    /// Gives a message back, for any worker, at once.
-    pub(crate) async fn give_back(&self, reply: &async_nats::Subject) {
+    /// Returns a message to the consumer for immediate redelivery.
+    pub(crate) async fn release(&self, reply: &async_nats::Subject) {
         self.send(reply, Bytes::from_static(b"-NAK")).await;
     }
 
-    /// Keeps a message from other workers while something is done with it. `None`: it was told to abort.
-    async fn keep<T>(&self, job: &Job<'_>, work: impl Future<Output = T>) -> Option<T> {
+    /// Runs `work` and extends the message's acknowledgement deadline three times per `ack_wait`. `None` after an
+    /// abort.
+    async fn run_with_heartbeat<T>(&self, job: &Job<'_>, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -117,9 +122,9 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Runs the handler, and settles as it says.
+    /// Runs the handler and settles the message with the handler's disposition.
     async fn run(&self, job: &Job<'_>, delivery: &Delivery) {
-        let settle = AssertUnwindSafe(self.handler.handle(delivery))
+        let disposition = AssertUnwindSafe(self.handler.handle(delivery))
             .catch_unwind()
             .await
             .unwrap_or_else(|panic| Disposition::fault(panic_reason(&*panic)));
@@ -128,7 +133,7 @@ impl<H: Handler> Worker<H> {
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
         let attempt = job.attempt;
-        match settle {
+        match disposition {
             Disposition::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
             Disposition::Retry { after, reason } if attempt < attempts_max => {
                 self.retry(job, delivery, after, &reason).await;
@@ -136,24 +141,21 @@ impl<H: Handler> Worker<H> {
             Disposition::Fault { reason } if attempt < fault_attempts_max => {
                 self.retry(job, delivery, None, &reason).await;
             }
-            // The server's own advisory of a last failure comes late and has no reason.
+            // Terminate the last attempt: the server's own advisory comes after `ack_wait` and has no reason.
             Disposition::Retry { reason, .. } => {
-                self.term(job, &format!("{reason} (attempt {attempt} of as many)"))
+                self.term(job, &format!("{reason} (attempt {attempt} of {attempts_max})"))
                     .await;
             }
             Disposition::Fault { reason } => {
-                self.term(
-                    job,
-                    &format!("{reason} (attempt {attempt}, the last for a fault)"),
-                )
-                .await;
+                self.term(job, &format!("{reason} (attempt {attempt}, permanent error)"))
+                    .await;
             }
             Disposition::Term { reason } => self.term(job, &reason).await,
         }
     }
 
     async fn retry(&self, job: &Job<'_>, delivery: &Delivery, after: Option<Duration>, reason: &str) {
-        let delay = after.unwrap_or_else(|| self.spec.retry.draw(job.attempt));
+        let delay = after.unwrap_or_else(|| self.spec.retry.random_delay(job.attempt));
         let postponed = match &self.delay_queue {
             Some(delay_queue) => {
                 delay_queue
@@ -162,7 +164,7 @@ impl<H: Handler> Worker<H> {
             }
             None => false,
         };
-        trace::fail(&tracing::Span::current(), reason);
+        trace::set_error(&tracing::Span::current(), reason);
         tracing::warn!(
             stream = self.spec.stream,
             consumer = self.spec.name,
@@ -174,17 +176,17 @@ impl<H: Handler> Worker<H> {
             reason,
             "message will be retried"
         );
-        // Postponed, it comes again as another message, and this one is done.
-        let settled = if postponed {
+        // The delay queue publishes another copy, so this one is acknowledged.
+        let settlement = if postponed {
             Bytes::from_static(b"+ACK")
         } else {
             nak(delay)
         };
-        self.send(job.reply, settled).await;
+        self.send(job.reply, settlement).await;
     }
 
     async fn term(&self, job: &Job<'_>, reason: &str) {
-        trace::fail(&tracing::Span::current(), reason);
+        trace::set_error(&tracing::Span::current(), reason);
         tracing::error!(
             stream = self.spec.stream,
             consumer = self.spec.name,
@@ -192,14 +194,14 @@ impl<H: Handler> Worker<H> {
             sequence = job.sequence,
             attempt = job.attempt,
             reason,
-            "message given up"
+            "message terminated"
         );
         self.send(job.reply, term(reason)).await;
     }
 
     async fn send(&self, reply: &async_nats::Subject, payload: Bytes) {
         if let Err(error) = self.client.publish(reply.clone(), payload).await {
-            // The connection was closed for good; the message comes again after ack_wait.
+            // The client is closed; the message is redelivered after ack_wait.
             tracing::warn!(stream = self.spec.stream, consumer = self.spec.name, %error, "message not settled");
         }
     }
@@ -213,7 +215,7 @@ fn nak(delay: Duration) -> Bytes {
     }
 }
 
-/// The client's own TERM can't carry a reason.
+/// A `+TERM` with a reason, which the client's own `AckKind::Term` doesn't support.
 fn term(reason: &str) -> Bytes {
     let mut line = String::with_capacity(reason.len().min(REASON_BYTES_MAX) + 8);
     line.push_str("+TERM ");
@@ -234,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_reason_is_one_short_line(reason in any::<String>()) {
+        fn a_termination_is_one_short_line(reason in any::<String>()) {
             let line = term(&reason);
             let text = std::str::from_utf8(&line).unwrap();
             prop_assert!(text.starts_with("+TERM ") && text.len() <= REASON_BYTES_MAX);

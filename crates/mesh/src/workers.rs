@@ -1,4 +1,4 @@
-//! Several consumers that one service works on.
+//! Runs several consumers in one service.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::{ConsumeOptions, Handler, Mesh, Topology};
 
-/// The workers of one service, one a consumer. When one fails all of them end: a service without one of its lanes would be
-/// half of one, and look well.
+/// The workers of one service, one per consumer. When one worker fails, all stop: a service that doesn't work on one of
+/// its lanes must not look healthy.
 #[derive(Debug)]
 pub struct Workers {
     mesh: Mesh,
@@ -19,7 +19,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// None yet. They will end after `shutdown`.
+    /// Starts without a worker. Workers stop at `shutdown`.
     pub fn new(mesh: Mesh, topology: Arc<Topology>, shutdown: &CancellationToken) -> Self {
         Self {
             mesh,
@@ -29,12 +29,12 @@ impl Workers {
         }
     }
 
-    /// Cancelled when the workers should end: by the shutdown, or because one of them failed.
+    /// Token that is cancelled at the shutdown, or when a worker fails.
     pub fn stop(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Starts to work on a consumer, as [`Mesh::consume`] says.
+    /// Starts a worker on a consumer; see [`Mesh::consume`].
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when the topology has no such consumer.
@@ -44,25 +44,28 @@ impl Workers {
         handler: Arc<H>,
         options: ConsumeOptions,
     ) -> Result<()> {
-        let spec = self.topology.consumer(consumer).cloned().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Invalid,
-                format!("the topology has no consumer {consumer}"),
-            )
-        })?;
+        let spec = self
+            .topology
+            .consumer(consumer)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("unknown consumer {consumer}")))?;
         let (mesh, stop) = (self.mesh.clone(), self.stop.clone());
         self.running
             .spawn(async move { mesh.consume(&spec, handler, options, stop).await });
         Ok(())
     }
 
-    /// Waits until all have ended and drained. The first failure is the outcome.
+    /// Waits until all workers have drained and stopped. Returns the first error.
     pub async fn join(mut self) -> Result<()> {
         let mut outcome = Ok(());
         while let Some(ended) = self.running.join_next().await {
             self.stop.cancel();
             let ended = ended.unwrap_or_else(|error| {
-                Err(Error::with_source(ErrorKind::Unavailable, "a worker died", error))
+                Err(Error::with_source(
+                    ErrorKind::Unavailable,
+                    "worker panicked",
+                    error,
+                ))
             });
             outcome = outcome.and(ended);
         }

@@ -1,4 +1,4 @@
-//! How the streams and consumers are made.
+//! Configuration of the streams and consumers.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +8,16 @@ use crate::error::{Error, ErrorKind, Result};
 const DAY: u64 = 24 * 60 * 60;
 const MIB: u64 = 1024 * 1024;
 
-/// How much a stream holds, and how long.
+/// Size and age limits of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamLimits {
-    /// Messages older than this are removed, seconds. They stay this long even when acknowledged: the payload of a
-    /// message that was given up is still needed. Must outlive all of a message's attempts.
+    /// Maximum age of a message, seconds; must exceed the time of all its attempts. Acknowledged messages are retained
+    /// too, because a dead letter copies its payload from the stream.
     pub age_seconds_max: u64,
-    /// Bytes that the stream may hold, with JetStream's own. When they are used up, publishing is refused
-    /// ([`ErrorKind::Full`]). The server sets them aside when the stream is made: together, the streams must fit into
-    /// its `max_file_store` (by default three quarters of what is free on the disk).
+    /// Capacity, bytes, JetStream's overhead included; at least 1 MiB. A full stream refuses publishes
+    /// ([`ErrorKind::Full`]). The server reserves the capacity when it creates the stream: all streams together must
+    /// fit into its `max_file_store` (default: three quarters of the free disk space).
     pub bytes_max: u64,
 }
 
@@ -30,33 +30,33 @@ impl StreamLimits {
     }
 }
 
-/// How the streams and consumers are made.
+/// Configuration of the streams and consumers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopologyConfig {
-    /// On how many servers each stream is kept: 1, 3 or 5.
+    /// Replicas of each stream: 1, 3 or 5.
     pub replicas: usize,
-    /// How long a message id is remembered, seconds. The ids live in the server's memory.
+    /// Time in which a message id is deduplicated, seconds; at least 1. The server keeps the ids in memory.
     pub dedupe_window_seconds: u64,
-    /// How the consumers treat their messages.
+    /// Policies of the consumers.
     pub consumers: ConsumerPolicies,
     /// POSTS: at 100,000 posts a day of 1 KB, a week is 0.7 GiB.
     pub posts: StreamLimits,
-    /// SLICES: one message of 150 bytes for each 65,536 followers of a big author.
+    /// SLICES: one message of 150 bytes per 65,536 followers of an author.
     pub slices: StreamLimits,
-    /// TIMELINE: 100 million deliveries are some 100,000 chunks and 0.3 GiB; 10 million queued are 30 to 60 MB.
+    /// TIMELINE: 100 million deliveries are about 100,000 chunks and 0.3 GiB; a backlog of 10 million is 30 to 60 MB.
     pub timeline: StreamLimits,
     /// PUSH: chunks of up to 512 recipients with the bell on.
     pub push: StreamLimits,
-    /// EVENTS: some 60 bytes a settled chunk, and 250 a message of up to 64 of them.
+    /// EVENTS: about 60 bytes per settled chunk, and 250 bytes per message of up to 64 chunks.
     pub events: StreamLimits,
-    /// LATER: push chunks whose provider asked for a wait, 1 KB each. The bytes are kept by those who publish.
+    /// LATER, the delay queue: push chunks with a long retry delay, 1 KB each. Publishers enforce the size limit.
     pub later: StreamLimits,
-    /// ADVISORIES: one message of 400 bytes a message given up.
+    /// ADVISORIES: one message of 400 bytes per terminated message.
     pub advisories: StreamLimits,
-    /// DLQ: a dead letter is the message that was given up and 500 bytes about it; a full timeline chunk makes 12 KB.
+    /// DLQ: a dead letter is the message and 500 bytes of metadata; for a full timeline chunk, 12 KB.
     pub dlq: StreamLimits,
-    /// REDRIVE: dead letters on their second way.
+    /// REDRIVE: redriven messages.
     pub redrive: StreamLimits,
 }
 
@@ -80,14 +80,17 @@ impl Default for TopologyConfig {
 }
 
 impl TopologyConfig {
-    /// Bytes that all streams may hold together.
+    /// Capacity of all streams together, bytes.
     pub fn bytes_max(&self) -> u64 {
         self.limits()
             .iter()
             .fold(0, |sum, (_, limits)| sum.saturating_add(limits.bytes_max))
     }
 
-    /// Checks what the server would refuse later, or accept and then lose messages by. Names the field.
+    /// Checks the bounds, and that every stream retains a message until its last attempt.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] names the field.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, message: &str| {
             if good {
@@ -112,26 +115,27 @@ impl TopologyConfig {
                 &format!("{name}.age_seconds_max must be at least dedupe_window_seconds"),
             )?;
         }
-        let of = &self.consumers;
+        let policies = &self.consumers;
         for (stream, limits, kind, policy) in [
-            ("posts", self.posts, "archive", of.archive),
-            ("posts", self.posts, "analytics", of.analytics),
-            ("posts", self.posts, "fanout", of.fanout),
-            ("slices", self.slices, "slice", of.slice),
-            ("timeline", self.timeline, "timeline", of.timeline),
-            ("push", self.push, "push", of.push),
-            ("events", self.events, "analytics", of.analytics),
-            ("later", self.later, "later", of.later),
-            ("advisories", self.advisories, "deadletter", of.deadletter),
-            ("dlq", self.dlq, "deadletter", of.deadletter),
-            ("redrive", self.redrive, "redrive", of.redrive),
+            ("posts", self.posts, "archive", policies.archive),
+            ("posts", self.posts, "analytics", policies.analytics),
+            ("posts", self.posts, "fanout", policies.fanout),
+            ("slices", self.slices, "slice", policies.slice),
+            ("timeline", self.timeline, "timeline", policies.timeline),
+            ("push", self.push, "push", policies.push),
+            ("events", self.events, "analytics", policies.analytics),
+            ("later", self.later, "later", policies.later),
+            ("advisories", self.advisories, "deadletter", policies.deadletter),
+            ("dlq", self.dlq, "deadletter", policies.deadletter),
+            ("redrive", self.redrive, "redrive", policies.redrive),
         ] {
             let seconds = policy.attempts_seconds_max();
             check(
                 limits.age_seconds_max >= seconds,
                 &format!(
-                    "{stream}.age_seconds_max must be at least {seconds}, the time that consumers.{kind}.attempts_max \
-                     ({}) attempts can take: a message that is removed before its last attempt is lost",
+                    "{stream}.age_seconds_max must be at least {seconds}, the maximum time of \
+                     consumers.{kind}.attempts_max ({}) attempts: a message that is removed before its last attempt \
+                     is lost",
                     policy.attempts_max
                 ),
             )?;
@@ -139,7 +143,7 @@ impl TopologyConfig {
         Ok(())
     }
 
-    /// The limits of all streams, with the fields' names.
+    /// Limits of all streams, with the names of their fields.
     fn limits(&self) -> [(&'static str, StreamLimits); 9] {
         [
             ("posts", self.posts),
@@ -160,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_that_would_lose_messages_is_refused_by_field() {
+    fn an_invalid_configuration_is_refused_with_its_field() {
         let refused = |change: fn(&mut TopologyConfig)| {
             let mut config = TopologyConfig::default();
             change(&mut config);
@@ -196,7 +200,7 @@ mod tests {
         );
         assert!(
             refused(|c| c.consumers.deadletter.attempts_max = 30_000).contains(
-                "advisories.age_seconds_max must be at least 900000, the time that consumers.deadletter"
+                "advisories.age_seconds_max must be at least 900000, the maximum time of consumers.deadletter"
             )
         );
         assert!(
@@ -210,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn all_streams_count() {
+    fn the_limits_cover_all_streams() {
         let config = TopologyConfig::default();
         assert_eq!(
             config.limits().len(),

@@ -1,4 +1,4 @@
-//! The streams and consumers, as data.
+//! Specifications of the streams and consumers.
 
 mod config;
 mod names;
@@ -9,40 +9,44 @@ use std::time::Duration;
 pub use config::{StreamLimits, TopologyConfig};
 use herald_model::Lane;
 pub use names::{consumers, streams};
-pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, Waits};
+pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits};
 
 use crate::Subject;
 use crate::error::Result;
 
-/// One stream: kept in files, with limits, refusing what is too much.
+/// One stream: file storage, limits retention; refuses messages when full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSpec {
-    /// Its name.
+    /// Stream name.
     pub name: String,
-    /// What it takes.
+    /// Subjects.
     pub subjects: Vec<String>,
-    /// How much it holds, and how long.
+    /// Size and age limits.
     pub limits: StreamLimits,
-    /// On how many servers.
+    /// Number of replicas.
     pub replicas: usize,
-    /// How long a message id is remembered.
+    /// Time in which a message id is deduplicated.
     pub dedupe_window: Duration,
-    /// Whether it is a delay queue: it takes schedules, and keeps nothing that was acknowledged. The server refuses
-    /// schedules in a stream that refuses what is too much, so the bytes of this one are kept by those who publish to it.
+    /// Whether this is a delay queue: supports schedules, with work-queue retention. A stream with schedules can't
+    /// refuse messages when full, so publishers enforce its size limit.
     pub delay_queue: bool,
 }
 
-/// All there must be on the server.
+/// All streams and consumers of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
-    /// The streams, in the order in which they are made.
+    /// Streams, in the order of creation.
     pub streams: Vec<StreamSpec>,
-    /// The consumers, made after all the streams.
+    /// Consumers, created after all streams.
     pub consumers: Vec<ConsumerSpec>,
 }
 
 impl Topology {
-    /// The mesh of this configuration. ADVISORIES comes first: an advisory that nobody stores is gone.
+    /// Builds the topology of a configuration. ADVISORIES is created first, because advisories without a stream are
+    /// lost.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) names the invalid field.
     pub fn new(config: &TopologyConfig) -> Result<Self> {
         config.validate()?;
         let stream = |name: &str, subjects: &[&str], limits| StreamSpec {
@@ -80,46 +84,46 @@ impl Topology {
         })
     }
 
-    /// The consumer of this name.
+    /// The consumer with this name.
     pub fn consumer(&self, name: &str) -> Option<&ConsumerSpec> {
         self.consumers.iter().find(|consumer| consumer.name == name)
     }
 
-    /// The stream of this name.
+    /// The stream with this name.
     pub fn stream(&self, name: &str) -> Option<&StreamSpec> {
         self.streams.iter().find(|stream| stream.name == name)
     }
 }
 
 fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
-    let of = &config.consumers;
-    let waits = Waits {
-        hold_max: Duration::from_millis(of.push.hold_ms_max),
-        wait_max: Duration::from_secs(config.later.age_seconds_max) / 2,
+    let policies = &config.consumers;
+    let delay_limits = DelayLimits {
+        hold_max: Duration::from_millis(policies.push.hold_ms_max),
+        delay_max: Duration::from_secs(config.later.age_seconds_max) / 2,
         bytes_max: config.later.bytes_max,
     };
-    let whole = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
+    let unfiltered = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
     let mut all = vec![
-        whole(streams::ADVISORIES, consumers::DEADLETTER, &of.deadletter),
-        whole(streams::DLQ, consumers::DEAD_LETTERS, &of.deadletter),
-        whole(streams::POSTS, consumers::ARCHIVE, &of.archive),
-        whole(streams::POSTS, consumers::ANALYTICS_POSTS, &of.analytics),
-        whole(streams::EVENTS, consumers::ANALYTICS_EVENTS, &of.analytics),
+        unfiltered(streams::ADVISORIES, consumers::DEADLETTER, &policies.deadletter),
+        unfiltered(streams::DLQ, consumers::DEAD_LETTERS, &policies.deadletter),
+        unfiltered(streams::POSTS, consumers::ARCHIVE, &policies.archive),
+        unfiltered(streams::POSTS, consumers::ANALYTICS_POSTS, &policies.analytics),
+        unfiltered(streams::EVENTS, consumers::ANALYTICS_EVENTS, &policies.analytics),
     ];
     for lane in Lane::ALL {
-        let part = |stream, name, subjects: &str, policy| {
+        let filtered = |stream, name, subjects: &str, policy| {
             ConsumerSpec::new(stream, name, Some(format!("{subjects}.{lane}")), policy)
         };
         let (fanout, slice) = (consumers::fanout(lane), consumers::slice(lane));
         let (timeline, push) = (consumers::timeline(lane), consumers::push(lane));
         let push = ConsumerSpec {
-            waits: Some(waits),
-            ..part(streams::PUSH, push, "push.v1.deliver", &of.push)
+            delay_limits: Some(delay_limits),
+            ..filtered(streams::PUSH, push, "push.v1.deliver", &policies.push)
         };
         all.extend([
-            part(streams::POSTS, fanout, "post.v1.created", &of.fanout),
-            part(streams::SLICES, slice, "fanout.v1.slice", &of.slice),
-            part(streams::TIMELINE, timeline, "timeline.v1.*", &of.timeline),
+            filtered(streams::POSTS, fanout, "post.v1.created", &policies.fanout),
+            filtered(streams::SLICES, slice, "fanout.v1.slice", &policies.slice),
+            filtered(streams::TIMELINE, timeline, "timeline.v1.*", &policies.timeline),
             push,
         ]);
     }
@@ -127,14 +131,14 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         streams::LATER,
         consumers::LATER,
         Some(Subject::Due.as_str().into()),
-        &of.later,
+        &policies.later,
     ));
     all.extend(consumers::ConsumerKind::ALL.map(|kind| {
         ConsumerSpec::new(
             streams::REDRIVE,
             consumers::redrive(kind),
             Some(kind.subject()),
-            &of.redrive,
+            &policies.redrive,
         )
     }));
     all
@@ -145,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_valid_and_each_consumer_has_its_stream() {
+    fn the_default_topology_is_valid_and_each_consumer_has_a_stream() {
         let topology = Topology::new(&TopologyConfig::default()).unwrap();
         assert_eq!(topology.streams[0].name, streams::ADVISORIES);
         for consumer in &topology.consumers {

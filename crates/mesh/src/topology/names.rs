@@ -1,28 +1,28 @@
-//! What the streams and consumers are called.
+//! Names of the streams and consumers.
 
-/// The streams' names.
+/// Names of the streams.
 pub mod streams {
-    /// Posts accepted and deleted. A post's id is its sequence here.
+    /// Accepted and deleted posts. The sequence of an accepted post is its id.
     pub const POSTS: &str = "POSTS";
-    /// The rest of big authors' fan-outs.
+    /// Continuations of large fan-outs.
     pub const SLICES: &str = "SLICES";
-    /// Chunks for timelines, and backfills.
+    /// Timeline chunks and backfills.
     pub const TIMELINE: &str = "TIMELINE";
-    /// Chunks for devices.
+    /// Push chunks.
     pub const PUSH: &str = "PUSH";
-    /// What was settled, for analytics.
+    /// Settled deliveries, for analytics.
     pub const EVENTS: &str = "EVENTS";
-    /// Messages that wait long for their next attempt.
+    /// The delay queue: messages with a long retry delay.
     pub const LATER: &str = "LATER";
-    /// JetStream's advisories of messages that were given up.
+    /// JetStream's advisories about messages that were terminated or used all attempts.
     pub const ADVISORIES: &str = "ADVISORIES";
-    /// Dead letters: what was given up, with all that is known about it.
+    /// Dead letters.
     pub const DLQ: &str = "DLQ";
-    /// Dead letters on their second way, each to the kind of consumer that had given it up.
+    /// Redriven messages, by consumer kind.
     pub const REDRIVE: &str = "REDRIVE";
 }
 
-/// The consumers' names.
+/// Names of the consumers.
 pub mod consumers {
     use std::{fmt, str::FromStr};
 
@@ -30,20 +30,20 @@ pub mod consumers {
 
     use crate::headers::REDRIVE_SUBJECTS;
 
-    /// Of POSTS: writes posts and request ids to the store.
+    /// POSTS: writes posts and request ids to the archive.
     pub const ARCHIVE: &str = "archive";
-    /// Of POSTS: analytics.
+    /// POSTS: counts posts.
     pub const ANALYTICS_POSTS: &str = "analytics-posts";
-    /// Of EVENTS: analytics.
+    /// EVENTS: counts deliveries.
     pub const ANALYTICS_EVENTS: &str = "analytics-events";
-    /// Of LATER: puts messages that have waited long enough back into their streams.
+    /// LATER: publishes due messages to their original subjects.
     pub const LATER: &str = "later";
-    /// Of ADVISORIES: makes dead letters of what was given up.
+    /// ADVISORIES: publishes dead letters to DLQ.
     pub const DEADLETTER: &str = "deadletter";
-    /// Of DLQ: writes the dead letters to the store.
+    /// DLQ: writes dead letters to the store.
     pub const DEAD_LETTERS: &str = "dead-letters";
 
-    /// Of POSTS: expands the posts of a lane.
+    /// POSTS: fans out the posts of a lane.
     pub const fn fanout(lane: Lane) -> &'static str {
         match lane {
             Lane::High => "fanout-high",
@@ -52,7 +52,7 @@ pub mod consumers {
         }
     }
 
-    /// Of SLICES: goes on with big authors' fan-outs of a lane.
+    /// SLICES: continues large fan-outs of a lane.
     pub const fn slice(lane: Lane) -> &'static str {
         match lane {
             Lane::High => "slice-high",
@@ -61,7 +61,7 @@ pub mod consumers {
         }
     }
 
-    /// Of TIMELINE: writes the timelines of a lane.
+    /// TIMELINE: writes the timeline entries of a lane.
     pub const fn timeline(lane: Lane) -> &'static str {
         match lane {
             Lane::High => "timeline-high",
@@ -70,7 +70,7 @@ pub mod consumers {
         }
     }
 
-    /// Of PUSH: sends the pushes of a lane.
+    /// PUSH: sends the pushes of a lane.
     pub const fn push(lane: Lane) -> &'static str {
         match lane {
             Lane::High => "push-high",
@@ -79,7 +79,7 @@ pub mod consumers {
         }
     }
 
-    /// Of REDRIVE: does again what the consumers of a kind had given up.
+    /// REDRIVE: handles the redriven messages of a consumer kind.
     pub const fn redrive(kind: ConsumerKind) -> &'static str {
         match kind {
             ConsumerKind::Archive => "redrive-archive",
@@ -92,28 +92,28 @@ pub mod consumers {
         }
     }
 
-    /// What a consumer does, whatever its lane: the consumers of one kind have one handler, so one of them can do again
-    /// what another had given up.
+    /// Kind of a consumer, without its lane. Consumers of one kind have the same handler, so one redrive consumer
+    /// serves all of them.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
     pub enum ConsumerKind {
-        /// [`ARCHIVE`].
+        /// Consumer [`ARCHIVE`].
         Archive,
-        /// [`ANALYTICS_POSTS`].
+        /// Consumer [`ANALYTICS_POSTS`].
         AnalyticsPosts,
-        /// [`ANALYTICS_EVENTS`].
+        /// Consumer [`ANALYTICS_EVENTS`].
         AnalyticsEvents,
-        /// Those of [`fanout`].
+        /// Consumers of [`fanout`].
         Fanout,
-        /// Those of [`slice`].
+        /// Consumers of [`slice`].
         Slice,
-        /// Those of [`timeline`].
+        /// Consumers of [`timeline`].
         Timeline,
-        /// Those of [`push`].
+        /// Consumers of [`push`].
         Push,
     }
 
     impl ConsumerKind {
-        /// All of them.
+        /// All kinds.
         pub const ALL: [Self; 7] = [
             Self::Archive,
             Self::AnalyticsPosts,
@@ -124,7 +124,7 @@ pub mod consumers {
             Self::Push,
         ];
 
-        /// As it stands in subjects.
+        /// Name of the kind in subjects.
         pub const fn as_str(self) -> &'static str {
             match self {
                 Self::Archive => ARCHIVE,
@@ -137,12 +137,12 @@ pub mod consumers {
             }
         }
 
-        /// The subject of redriven messages.
+        /// Subject of redriven messages.
         pub(crate) fn subject(self) -> String {
             format!("{REDRIVE_SUBJECTS}{self}")
         }
 
-        /// The kind of this consumer, or of this one of REDRIVE; `None` for one whose messages can't be redriven.
+        /// Kind of a consumer or a redrive consumer; `None` for a consumer whose messages can't be redriven.
         pub fn of(consumer: &str) -> Option<Self> {
             let consumer = consumer.strip_prefix("redrive-").unwrap_or(consumer);
             let without_lane = consumer
@@ -181,7 +181,7 @@ mod tests {
     use super::consumers::{self, ConsumerKind};
 
     #[test]
-    fn a_consumer_knows_its_kind_and_each_kind_its_redrive_consumer() {
+    fn each_consumer_has_a_kind_and_each_kind_a_redrive_consumer() {
         for kind in ConsumerKind::ALL {
             assert_eq!(kind.as_str().parse(), Ok(kind));
             assert_eq!(consumers::redrive(kind), format!("redrive-{kind}"));

@@ -1,4 +1,4 @@
-//! How often, how long and how many at a time, by consumer.
+//! Attempts, timeouts and limits per consumer.
 
 use std::time::Duration;
 
@@ -7,33 +7,33 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
 
-/// How the consumers of one kind treat their messages.
+/// Policy of the consumers of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConsumerPolicy {
-    /// How long a worker may be silent about a message before another gets it, seconds; at least 1. Running handlers
-    /// extend it by themselves.
+    /// Time without a heartbeat or settlement after which a message is redelivered, seconds; at least 1. A running
+    /// handler sends heartbeats.
     pub ack_wait_seconds: u64,
-    /// Messages of one consumer that may be delivered and not acknowledged, over all its workers; more than all of
-    /// them take at a time, and at least 1.
+    /// Maximum number of delivered and unacknowledged messages of one consumer, over all its workers; at least 1. Set
+    /// it higher than the workers' `in_flight_max` together.
     pub ack_pending_max: u32,
-    /// Attempts a message gets before it is given up; at least 2.
+    /// Maximum number of attempts before a message becomes a dead letter; at least 2.
     pub attempts_max: u32,
-    /// Attempts after which one that ends in a fault, which waiting doesn't mend, is the last; at least 1.
+    /// Maximum number of attempts when the last one fails with a permanent error (fault); at least 1.
     pub fault_attempts_max: u32,
-    /// The longest that a message may wait for its next attempt in the consumer's hands, milliseconds; at least 1. One
-    /// that waits there holds a place in `ack_pending_max`. For a longer wait it moves to the stream LATER, and comes back
-    /// as a new message. Only messages of push do, the others are always held: their waits are short, and a sequence in
-    /// POSTS is a post's id.
+    /// Maximum retry delay for which the consumer holds a message, milliseconds; at least 1. A held message counts
+    /// towards `ack_pending_max`. With a longer delay, the message moves to the delay queue (LATER) and returns as a
+    /// new message. Applies to PUSH only; other consumers always hold: their delays are short, and a sequence in POSTS
+    /// is a post id.
     pub hold_ms_max: u64,
-    /// The delays between attempts.
+    /// Back-off between attempts.
     pub retry: RetryDelay,
 }
 
 impl ConsumerPolicy {
-    /// What holds for most consumers. A store that is down for an hour kills no message: retries wait 15 s on average
-    /// once the delay is at its maximum, so an hour takes some 250 of the 1,000 attempts.
-    const PATIENT: Self = Self {
+    /// Policy of most consumers. No message becomes a dead letter while a store is down for an hour: the average delay
+    /// reaches 15 s, so an hour takes about 250 of the 1,000 attempts.
+    const DEFAULT: Self = Self {
         ack_wait_seconds: 30,
         ack_pending_max: 8_192,
         attempts_max: 1_000,
@@ -42,15 +42,14 @@ impl ConsumerPolicy {
         retry: RetryDelay::DEFAULT,
     };
 
-    /// The longest that all attempts can take, seconds: that the worker of each dies, or that each waits for its longest
-    /// delay.
+    /// Maximum time of all attempts, seconds: each attempt takes `ack_wait` or the maximum delay, whichever is longer.
     pub fn attempts_seconds_max(&self) -> u64 {
         let attempt = self.ack_wait_seconds.max(self.retry.delay_ms_max.div_ceil(1_000));
         u64::from(self.attempts_max).saturating_mul(attempt)
     }
 
     fn validate(&self, name: &str) -> Result<()> {
-        for (good, message) in [
+        for (valid, message) in [
             (self.ack_wait_seconds >= 1, "ack_wait_seconds must be at least 1"),
             (self.ack_pending_max >= 1, "ack_pending_max must be at least 1"),
             (self.attempts_max >= 2, "attempts_max must be at least 2"),
@@ -68,7 +67,7 @@ impl ConsumerPolicy {
                 "retry.delay_ms_max must be at least retry.delay_ms_base",
             ),
         ] {
-            if !good {
+            if !valid {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!("consumers.{name}.{message}"),
@@ -79,62 +78,62 @@ impl ConsumerPolicy {
     }
 }
 
-/// The policies of all consumers.
+/// Policies of all consumers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsumerPolicies {
-    /// Of `archive`.
+    /// Consumer `archive`.
     pub archive: ConsumerPolicy,
-    /// Of `analytics-posts` and `analytics-events`.
+    /// Consumers `analytics-posts` and `analytics-events`.
     pub analytics: ConsumerPolicy,
-    /// Of `fanout-{lane}`.
+    /// Consumers `fanout-{lane}`.
     pub fanout: ConsumerPolicy,
-    /// Of `slice-{lane}`.
+    /// Consumers `slice-{lane}`.
     pub slice: ConsumerPolicy,
-    /// Of `timeline-{lane}`.
+    /// Consumers `timeline-{lane}`.
     pub timeline: ConsumerPolicy,
-    /// Of `push-{lane}`. By default 20 attempts, some four minutes: a push that comes late is worth little.
+    /// Consumers `push-{lane}`. Default: 20 attempts, about four minutes; a late push is worth little.
     pub push: ConsumerPolicy,
-    /// Of `later`. By default 20,000 attempts, faults too: what has waited long enough has to get back to its stream, full
-    /// as that may be.
+    /// Consumer `later`. Default: 20,000 attempts, also for permanent errors; a due message must return to its stream
+    /// even if the stream is full for long.
     pub later: ConsumerPolicy,
-    /// Of `redrive-{kind}`. By default 5 attempts: what was given up once goes back to the dead letters soon.
+    /// Consumers `redrive-{kind}`. Default: 5 attempts; a redriven message that fails again becomes a dead letter soon.
     pub redrive: ConsumerPolicy,
-    /// Of `deadletter` and `dead-letters`. By default 20,000 attempts, faults too: nobody makes a dead letter of what is
-    /// given up here, so it goes on for about as long as ADVISORIES holds a message.
+    /// Consumers `deadletter` and `dead-letters`. Default: 20,000 attempts, also for permanent errors; their messages
+    /// don't become dead letters, so retries last about as long as ADVISORIES retains a message.
     pub deadletter: ConsumerPolicy,
 }
 
 impl Default for ConsumerPolicies {
     fn default() -> Self {
-        let patient = ConsumerPolicy::PATIENT;
-        let stubborn = ConsumerPolicy {
+        let default = ConsumerPolicy::DEFAULT;
+        let persistent = ConsumerPolicy {
             attempts_max: 20_000,
             fault_attempts_max: 20_000,
-            ..patient
+            ..default
         };
         Self {
-            archive: patient,
-            analytics: patient,
-            fanout: patient,
-            slice: patient,
-            timeline: patient,
+            archive: default,
+            analytics: default,
+            fanout: default,
+            slice: default,
+            timeline: default,
             push: ConsumerPolicy {
                 attempts_max: 20,
-                ..patient
+                ..default
             },
-            later: stubborn,
+            later: persistent,
             redrive: ConsumerPolicy {
                 attempts_max: 5,
-                ..patient
+                ..default
             },
-            deadletter: stubborn,
+            deadletter: persistent,
         }
     }
 }
 
 impl ConsumerPolicies {
-    /// The same change to each of them.
+    /// Applies a change to each policy.
     #[must_use]
     pub fn each(mut self, change: impl Fn(&mut ConsumerPolicy)) -> Self {
         let Self {
@@ -156,7 +155,7 @@ impl ConsumerPolicies {
         self
     }
 
-    /// Checks the bounds. Names the field.
+    /// Checks the bounds; the error names the field.
     pub(super) fn validate(&self) -> Result<()> {
         self.archive.validate("archive")?;
         self.analytics.validate("analytics")?;
@@ -170,38 +169,38 @@ impl ConsumerPolicies {
     }
 }
 
-/// One durable pull consumer with explicit acknowledgements.
+/// One durable pull consumer with explicit acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
-    /// The stream it reads.
+    /// Stream of the consumer.
     pub stream: String,
-    /// Its name.
+    /// Consumer name.
     pub name: String,
-    /// The subjects it chooses; all of the stream's without one.
+    /// Subject filter; `None`: all subjects of the stream.
     pub filter: Option<String>,
-    /// How long a worker may be silent about a message.
+    /// Time without a heartbeat or settlement after which a message is redelivered.
     pub ack_wait: Duration,
-    /// Attempts a message gets before it is given up; the last one that fails is terminated with its reason.
+    /// Maximum number of attempts; the last failed attempt is terminated with its reason.
     pub attempts_max: u32,
-    /// Attempts after which one that ends in a fault is the last.
+    /// Maximum number of attempts when the last one fails with a permanent error.
     pub fault_attempts_max: u32,
-    /// Messages that may be delivered and not acknowledged, over all workers.
+    /// Maximum number of delivered and unacknowledged messages, over all workers.
     pub ack_pending_max: u32,
-    /// The delays between attempts.
+    /// Back-off between attempts.
     pub retry: RetryDelay,
-    /// Where its messages wait when they wait long; without it they are held.
-    pub waits: Option<Waits>,
+    /// Limits for the delay queue; `None`: the consumer holds messages for any delay.
+    pub delay_limits: Option<DelayLimits>,
 }
 
-/// How long waits are spent in the stream LATER.
+/// When a retry uses the delay queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waits {
-    /// The longest that a message is held instead.
+pub struct DelayLimits {
+    /// Maximum delay for which the consumer holds a message.
     pub hold_max: Duration,
-    /// The longest wait; a longer one is cut to this. Half of the time that the stream keeps a message.
-    pub wait_max: Duration,
-    /// Bytes that may wait; while there are more, messages are held. A stream with schedules can't refuse what is too much,
-    /// it could only drop the oldest, so those who publish to it keep the limit.
+    /// Maximum delay in the delay queue; a longer delay is cut. Half of the stream's maximum age.
+    pub delay_max: Duration,
+    /// Maximum size of the delay queue, bytes; above it, consumers hold their messages. Publishers enforce the limit: a
+    /// stream with schedules can't refuse messages, it would drop the oldest.
     pub bytes_max: u64,
 }
 
@@ -216,7 +215,7 @@ impl ConsumerSpec {
             fault_attempts_max: policy.fault_attempts_max,
             ack_pending_max: policy.ack_pending_max,
             retry: policy.retry,
-            waits: None,
+            delay_limits: None,
         }
     }
 }

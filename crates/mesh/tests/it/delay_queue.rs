@@ -10,12 +10,12 @@ use herald_proto::mesh_v1::PushChunk;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Crew, Fixture, Script, until};
+use crate::harness::{Fixture, RunningWorkers, ScriptedHandler, until};
 
 const PUSH: Subject = Subject::PushDeliver(Lane::Low);
 const CONSUMER: &str = "push-low";
 
-/// Waits of more than this are long.
+/// Delays of more than 100 ms use the delay queue.
 fn short_hold(config: &mut TopologyConfig) {
     config.consumers.push.hold_ms_max = 100;
 }
@@ -28,21 +28,21 @@ async fn publish(fixture: &Fixture, id: Option<&str>) {
     fixture.mesh.publish(PUSH, id, &chunk).await.unwrap();
 }
 
-/// Puts messages back.
-fn returns(fixture: &Fixture) -> Crew {
-    Crew::new(
+/// Runs the requeuer.
+fn run_requeuer(fixture: &Fixture) -> RunningWorkers {
+    RunningWorkers::new(
         fixture,
         [(consumers::LATER, Arc::new(Requeuer::new(fixture.mesh.clone())))],
     )
 }
 
-async fn waiting(fixture: &Fixture) -> u64 {
+async fn delayed_count(fixture: &Fixture) -> u64 {
     let lag = fixture.mesh.lag(&fixture.topology).await.unwrap();
     let later = lag.iter().find(|lag| lag.stream == streams::LATER).unwrap();
     later.message_count
 }
 
-async fn held(fixture: &Fixture) -> u64 {
+async fn outstanding_count(fixture: &Fixture) -> u64 {
     let lag = fixture.mesh.lag(&fixture.topology).await.unwrap();
     let push = lag.iter().flat_map(|lag| &lag.consumers);
     push.filter(|lag| lag.consumer == CONSUMER)
@@ -51,27 +51,27 @@ async fn held(fixture: &Fixture) -> u64 {
 }
 
 #[tokio::test]
-async fn a_long_wait_holds_nothing_and_goes_on_counting() {
+async fn a_long_delay_occupies_no_ack_pending_and_continues_the_attempt_count() {
     let fixture = Fixture::start_with(short_hold).await;
     publish(&fixture, Some("5/push/a")).await;
     let wait = Duration::from_millis(1_500);
-    let (handler, mut seen) = Script::new(move |delivery| async move {
+    let (handler, mut seen) = ScriptedHandler::new(move |delivery| async move {
         match delivery.attempt {
             1 => Disposition::retry("shortly"),
             2 | 3 => Disposition::retry_after(wait, "the provider says so"),
             _ => Disposition::Ack,
         }
     });
-    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
-    let putting_back = returns(&fixture);
+    let workers = RunningWorkers::new(&fixture, [(CONSUMER, handler)]);
+    let requeuer = run_requeuer(&fixture);
     let first = seen.next().await;
     assert_eq!((first.attempt, first.sequence), (1, 1));
     let mut last = seen.next().await;
     assert_eq!((last.attempt, last.sequence), (2, 1));
     for attempt in [3, 4] {
         let since = Instant::now();
-        until("it waits, and holds no place", async || {
-            (waiting(&fixture).await, held(&fixture).await) == (1, 0)
+        until("the message is in the delay queue only", async || {
+            (delayed_count(&fixture).await, outstanding_count(&fixture).await) == (1, 0)
         })
         .await;
         last = seen.next().await;
@@ -88,19 +88,19 @@ async fn a_long_wait_holds_nothing_and_goes_on_counting() {
             last.id(),
             Some(format!("5/push/a/later/{}", attempt - 1).as_str())
         );
-        // The trace goes on.
+        // The trace continues.
         let trace = |parent: Option<&str>| parent.unwrap().split('-').nth(1).unwrap().to_owned();
         assert_eq!(trace(last.trace_parent()), trace(first.trace_parent()));
     }
-    until("nothing waits, nothing is held", async || {
-        (waiting(&fixture).await, held(&fixture).await) == (0, 0)
+    until("no message is left", async || {
+        (delayed_count(&fixture).await, outstanding_count(&fixture).await) == (0, 0)
     })
     .await;
-    crew.stop().await;
-    putting_back.stop().await;
+    workers.stop().await;
+    requeuer.stop().await;
     assert!(seen.rest().is_empty());
     assert_eq!(fixture.mesh.last_sequence(streams::PUSH).await.unwrap(), 3);
-    // What the schedule was doesn't travel on.
+    // The schedule's headers are removed.
     let stored = fixture.mesh.message(streams::PUSH, 3).await.unwrap().unwrap();
     let mut names: Vec<_> = stored.headers().map(|(name, _)| name).collect();
     names.sort_unstable();
@@ -118,7 +118,7 @@ async fn a_long_wait_holds_nothing_and_goes_on_counting() {
 }
 
 #[tokio::test]
-async fn attempts_are_used_up_over_all_copies() {
+async fn attempts_count_over_all_copies() {
     let fixture = Fixture::start_with(|config| {
         short_hold(config);
         config.consumers.push.attempts_max = 3;
@@ -126,12 +126,15 @@ async fn attempts_are_used_up_over_all_copies() {
     .await;
     publish(&fixture, None).await;
     let (handler, mut seen) =
-        Script::new(async |_| Disposition::retry_after(Duration::from_millis(200), "always"));
-    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
-    let putting_back = returns(&fixture);
-    until("it is given up", async || fixture.advisories().await.len() == 1).await;
-    crew.stop().await;
-    putting_back.stop().await;
+        ScriptedHandler::new(async |_| Disposition::retry_after(Duration::from_millis(200), "always"));
+    let workers = RunningWorkers::new(&fixture, [(CONSUMER, handler)]);
+    let requeuer = run_requeuer(&fixture);
+    until("the message is terminated", async || {
+        fixture.advisories().await.len() == 1
+    })
+    .await;
+    workers.stop().await;
+    requeuer.stop().await;
     let attempts: Vec<_> = seen
         .rest()
         .iter()
@@ -140,43 +143,47 @@ async fn attempts_are_used_up_over_all_copies() {
     assert_eq!(attempts, [(1, false), (2, false), (3, true)]);
     let (subject, body) = fixture.advisories().await.pop().unwrap();
     assert_eq!(subject, "MSG_TERMINATED.PUSH.push-low");
-    assert!(body.contains("always (attempt 3 of as many)"), "{body}");
+    assert!(body.contains("always (attempt 3 of 3)"), "{body}");
 }
 
 #[tokio::test]
-async fn what_waits_outlives_the_server() {
+async fn a_delayed_message_survives_a_crash_of_the_server() {
     let mut fixture = Fixture::start_with(|config| {
         short_hold(config);
         config.consumers = config.consumers.each(|policy| policy.ack_wait_seconds = 1);
     })
     .await;
     publish(&fixture, None).await;
-    let (handler, mut seen) = Script::new(|delivery| async move {
+    let (handler, mut seen) = ScriptedHandler::new(|delivery| async move {
         match delivery.attempt {
             1 => Disposition::retry_after(Duration::from_secs(2), "later"),
             _ => Disposition::Ack,
         }
     });
-    let crew = Crew::new(&fixture, [(CONSUMER, handler)]);
-    let putting_back = returns(&fixture);
+    let workers = RunningWorkers::new(&fixture, [(CONSUMER, handler)]);
+    let requeuer = run_requeuer(&fixture);
     seen.next().await;
-    until("it waits", async || waiting(&fixture).await == 1).await;
-    fixture.server.kill().await.unwrap();
-    fixture.server.restart().await.unwrap();
-    // The first one may come again, as its acknowledgement was perhaps not on the disk yet.
-    while seen.next().await.sequence != 2 {}
-    until("all is done", async || {
-        fixture.mesh.is_connected() && (waiting(&fixture).await, held(&fixture).await) == (0, 0)
+    until("the message is in the delay queue", async || {
+        delayed_count(&fixture).await == 1
     })
     .await;
-    crew.stop().await;
-    putting_back.stop().await;
+    fixture.server.kill().await.unwrap();
+    fixture.server.restart().await.unwrap();
+    // The original may be redelivered: its acknowledgement may not have been fsynced.
+    while seen.next().await.sequence != 2 {}
+    until("no message is left", async || {
+        fixture.mesh.is_connected()
+            && (delayed_count(&fixture).await, outstanding_count(&fixture).await) == (0, 0)
+    })
+    .await;
+    workers.stop().await;
+    requeuer.stop().await;
 }
 
-/// A worker on this consumer whose first attempt asks for a wait of a second; how many wait in LATER during it.
-async fn waits_where(fixture: &Fixture, consumer: ConsumerSpec) -> u64 {
+/// Runs a worker whose first attempt returns a delay of a second; returns the number of messages stored in LATER.
+async fn stored_in_delay_queue(fixture: &Fixture, consumer: ConsumerSpec) -> u64 {
     publish(fixture, None).await;
-    let (handler, mut seen) = Script::new(|delivery| async move {
+    let (handler, mut seen) = ScriptedHandler::new(|delivery| async move {
         match delivery.attempt {
             1 => Disposition::retry_after(Duration::from_secs(1), "later"),
             _ => Disposition::Ack,
@@ -184,30 +191,33 @@ async fn waits_where(fixture: &Fixture, consumer: ConsumerSpec) -> u64 {
     });
     let shutdown = CancellationToken::new();
     let (mesh, stop) = (fixture.mesh.clone(), shutdown.clone());
-    let work = tokio::spawn(async move {
+    let worker = tokio::spawn(async move {
         let options = ConsumeOptions::default();
         mesh.consume(&consumer, handler, options, stop).await
     });
     seen.next().await;
     let since = Instant::now();
     let again = seen.next().await;
-    assert!(since.elapsed() > Duration::from_millis(800), "it waited");
+    assert!(
+        since.elapsed() > Duration::from_millis(800),
+        "the message was delayed"
+    );
     assert_eq!(again.attempt, 2);
     shutdown.cancel();
-    work.await.unwrap().unwrap();
+    worker.await.unwrap().unwrap();
     fixture.mesh.last_sequence(streams::LATER).await.unwrap()
 }
 
 #[tokio::test]
-async fn without_room_a_message_is_held() {
+async fn a_full_delay_queue_holds_the_message() {
     let fixture = Fixture::start_with(short_hold).await;
     let mut consumer = fixture.topology.consumer(CONSUMER).unwrap().clone();
-    consumer.waits.as_mut().unwrap().bytes_max = 0;
-    assert_eq!(waits_where(&fixture, consumer).await, 0);
+    consumer.delay_limits.as_mut().unwrap().bytes_max = 0;
+    assert_eq!(stored_in_delay_queue(&fixture, consumer).await, 0);
 }
 
 #[tokio::test]
-async fn a_stream_without_schedules_is_no_waiting_room_until_it_is_made_one() {
+async fn a_stream_without_schedules_is_not_used_until_ensure_enables_them() {
     let fixture = Fixture::start_with(short_hold).await;
     let jetstream = fixture.jetstream().await;
     let mut config = jetstream
@@ -221,12 +231,12 @@ async fn a_stream_without_schedules_is_no_waiting_room_until_it_is_made_one() {
     assert_eq!(config.retention, stream::RetentionPolicy::WorkQueue);
     jetstream.delete_stream(streams::LATER).await.unwrap();
     let consumer = fixture.topology.consumer(CONSUMER).unwrap().clone();
-    // Made by a server that knew no schedules.
+    // As created by a server without schedules.
     config.allow_message_schedules = false;
     config.allow_rollup = false;
     jetstream.create_stream(config).await.unwrap();
-    assert_eq!(waits_where(&fixture, consumer).await, 0);
-    // Older messages don't matter.
+    assert_eq!(stored_in_delay_queue(&fixture, consumer).await, 0);
+    // Existing messages don't prevent the update.
     jetstream
         .publish("later.v1.due.PUSH.push-low", "x".into())
         .await
@@ -239,7 +249,7 @@ async fn a_stream_without_schedules_is_no_waiting_room_until_it_is_made_one() {
 }
 
 #[tokio::test]
-async fn a_message_that_does_not_say_where_it_came_from_is_terminated() {
+async fn a_due_message_without_origin_headers_is_terminated() {
     let fixture = Fixture::start().await;
     fixture
         .jetstream()
@@ -249,19 +259,19 @@ async fn a_message_that_does_not_say_where_it_came_from_is_terminated() {
         .unwrap()
         .await
         .unwrap();
-    let putting_back = returns(&fixture);
+    let requeuer = run_requeuer(&fixture);
     until("the advisory is stored", async || {
         fixture.advisories().await.len() == 1
     })
     .await;
-    putting_back.stop().await;
+    requeuer.stop().await;
     let (subject, body) = fixture.advisories().await.pop().unwrap();
     assert_eq!(subject, "MSG_TERMINATED.LATER.later");
-    assert!(body.contains("does not say where it came from"), "{body}");
+    assert!(body.contains("missing or malformed origin headers"), "{body}");
 }
 
 #[tokio::test]
-async fn a_worker_that_puts_back_drains() {
+async fn a_requeuer_drains_at_shutdown() {
     let fixture = Fixture::start().await;
     let shutdown = CancellationToken::new();
     let mut workers = Workers::new(

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use herald_mesh::{ConsumeOptions, streams};
 
-use crate::harness::{CONSUMER, Fixture, SUBJECT, Script, chunk, until};
+use crate::harness::{CONSUMER, Fixture, SUBJECT, ScriptedHandler, chunk, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_under_load_loses_nothing() {
@@ -15,14 +15,14 @@ async fn a_crash_under_load_loses_nothing() {
     restart_under_load(true).await;
 }
 
-/// Publishes with ids while a worker consumes and the server goes away three times: each acknowledged publish is stored
+/// Publishes with ids while a worker consumes and the server restarts three times: each acknowledged publish is stored
 /// once, handled at least once, and acknowledged.
 async fn restart_under_load(crash: bool) {
     const POSTS: u64 = 3_000;
-    // A message that was on its way when the server went comes again after this.
+    // A message in flight at a restart is redelivered after this.
     let mut fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 2).await;
-    let (handler, mut seen) = Script::acks();
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
 
     let mesh = fixture.mesh.clone();
     let publishing = tokio::spawn(async move {
@@ -41,7 +41,7 @@ async fn restart_under_load(crash: bool) {
         sequences
     });
     for goal in [500, 1_200, 2_000] {
-        until("some more are handled", async || {
+        until("more messages are stored", async || {
             fixture
                 .mesh
                 .last_sequence(streams::TIMELINE)
@@ -57,47 +57,47 @@ async fn restart_under_load(crash: bool) {
     let sequences = publishing.await.unwrap();
     assert!(sequences.into_iter().eq(1..=POSTS), "each is stored once");
     seen.posts(1..=POSTS).await;
-    fixture.settled().await;
-    work.stop().await;
+    fixture.wait_until_settled().await;
+    worker.stop().await;
     assert!(fixture.mesh.is_connected());
 }
 
 #[tokio::test]
 async fn an_idle_worker_pulls_again_as_soon_as_the_server_is_back() {
     let mut fixture = Fixture::start().await;
-    let (handler, mut seen) = Script::acks();
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
     fixture.publish([1]).await;
     seen.posts([1]).await;
-    fixture.settled().await;
+    fixture.wait_until_settled().await;
     fixture.server.restart().await.unwrap();
-    until("it is connected", async || fixture.mesh.is_connected()).await;
+    until("the mesh is connected", async || fixture.mesh.is_connected()).await;
     let back = tokio::time::Instant::now();
     fixture.publish([2]).await;
     seen.posts([2]).await;
-    // Long before a missing heartbeat would tell.
+    // Long before a missing heartbeat is detected.
     assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
-    fixture.settled().await;
-    work.stop().await;
+    fixture.wait_until_settled().await;
+    worker.stop().await;
 }
 
 #[tokio::test]
 async fn a_shutdown_needs_no_server() {
     let mut fixture = Fixture::start().await;
-    let (handler, mut seen) = Script::acks();
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
     fixture.publish([1]).await;
     seen.posts([1]).await;
     fixture.server.kill().await.unwrap();
-    until("it is disconnected", async || !fixture.mesh.is_connected()).await;
-    work.stop().await;
+    until("the mesh is disconnected", async || !fixture.mesh.is_connected()).await;
+    worker.stop().await;
 }
 
 #[tokio::test]
-async fn a_consumer_that_goes_missing_is_made_again() {
+async fn a_deleted_consumer_is_created_again() {
     let fixture = Fixture::start().await;
-    let (handler, mut seen) = Script::acks();
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
     fixture.publish([1]).await;
     seen.posts([1]).await;
     let jetstream = fixture.jetstream().await;
@@ -107,12 +107,12 @@ async fn a_consumer_that_goes_missing_is_made_again() {
         .unwrap();
     fixture.publish([2]).await;
     seen.posts([2]).await;
-    fixture.settled().await;
-    work.stop().await;
+    fixture.wait_until_settled().await;
+    worker.stop().await;
 }
 
 #[tokio::test]
-async fn a_worker_may_start_before_its_stream_and_consumer() {
+async fn a_worker_can_start_before_its_stream_and_consumer_exist() {
     let fixture = Fixture::start().await;
     fixture
         .jetstream()
@@ -120,11 +120,11 @@ async fn a_worker_may_start_before_its_stream_and_consumer() {
         .delete_stream(streams::TIMELINE)
         .await
         .unwrap();
-    let (handler, mut seen) = Script::acks();
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
     fixture.mesh.ensure(&fixture.topology).await.unwrap();
     fixture.publish([1]).await;
     seen.posts([1]).await;
-    fixture.settled().await;
-    work.stop().await;
+    fixture.wait_until_settled().await;
+    worker.stop().await;
 }

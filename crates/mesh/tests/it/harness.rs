@@ -1,4 +1,4 @@
-//! A server, a mesh on it, and handlers that do as they are told.
+//! Test fixture: a real server with the mesh on it, and scripted handlers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long anything may take.
+/// Timeout of every wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) const SUBJECT: Subject = Subject::TimelineDeliver(Lane::Normal);
@@ -31,7 +31,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// A server with the mesh on it, and quick retries.
+    /// Starts a server with the default topology and short retry delays.
     pub(crate) async fn start() -> Self {
         Self::start_with(|_| ()).await
     }
@@ -67,23 +67,27 @@ impl Fixture {
         futures::future::try_join_all(sent).await.unwrap();
     }
 
-    /// A worker on the timeline consumer.
-    pub(crate) fn work(&self, handler: Arc<Script>, options: ConsumeOptions) -> Work {
+    /// Starts a worker on the timeline consumer.
+    pub(crate) fn spawn_worker(
+        &self,
+        handler: Arc<ScriptedHandler>,
+        options: ConsumeOptions,
+    ) -> RunningWorker {
         let shutdown = CancellationToken::new();
         let (mesh, consumer, stop) = (self.mesh.clone(), self.consumer().clone(), shutdown.clone());
         let task = tokio::spawn(async move { mesh.consume(&consumer, handler, options, stop).await });
-        Work { shutdown, task }
+        RunningWorker { shutdown, task }
     }
 
-    /// JetStream as any client sees it.
+    /// A JetStream client outside the mesh.
     pub(crate) async fn jetstream(&self) -> async_nats::jetstream::Context {
         async_nats::jetstream::new(async_nats::connect(self.server.client_url()).await.unwrap())
     }
 
-    /// Waits until the timeline consumer has nothing left.
-    pub(crate) async fn settled(&self) {
+    /// Waits until the timeline consumer has acknowledged every message.
+    pub(crate) async fn wait_until_settled(&self) {
         let sequence = self.mesh.last_sequence(streams::TIMELINE).await.unwrap();
-        until("all is acknowledged", async || {
+        until("all messages are acknowledged", async || {
             self.mesh
                 .ack_floor(streams::TIMELINE, CONSUMER)
                 .await
@@ -92,7 +96,7 @@ impl Fixture {
         .await;
     }
 
-    /// The advisories stored so far: what comes after the name of the consumer's advisory, and the body.
+    /// The stored advisories: subject without the advisory prefix, and body.
     pub(crate) async fn advisories(&self) -> Vec<(String, String)> {
         let last = self.mesh.last_sequence(streams::ADVISORIES).await.unwrap();
         let mut all = Vec::new();
@@ -116,30 +120,30 @@ impl Fixture {
     }
 }
 
-pub(crate) struct Work {
+pub(crate) struct RunningWorker {
     pub(crate) shutdown: CancellationToken,
     task: JoinHandle<Result<()>>,
 }
 
-impl Work {
-    /// Ends it, and waits until it has drained.
+impl RunningWorker {
+    /// Stops the worker and waits until it has drained.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(LIMIT, self.task)
             .await
-            .expect("drains in time")
+            .expect("drains within the timeout")
             .unwrap()
             .unwrap();
     }
 }
 
-/// Workers on these consumers, one handler each.
-pub(crate) struct Crew {
+/// Running workers, one handler per consumer.
+pub(crate) struct RunningWorkers {
     workers: Workers,
     shutdown: CancellationToken,
 }
 
-impl Crew {
+impl RunningWorkers {
     pub(crate) fn new<H: Handler>(
         fixture: &Fixture,
         consumers: impl IntoIterator<Item = (&'static str, Arc<H>)>,
@@ -159,41 +163,41 @@ impl Crew {
         self.shutdown.cancel();
         tokio::time::timeout(LIMIT, self.workers.join())
             .await
-            .expect("drains in time")
+            .expect("drains within the timeout")
             .unwrap();
     }
 }
 
-type Act = dyn Fn(Delivery) -> BoxFuture<'static, Disposition> + Send + Sync;
+type HandleFn = dyn Fn(Delivery) -> BoxFuture<'static, Disposition> + Send + Sync;
 
-/// A handler that tells of each delivery, then does what the test says.
-pub(crate) struct Script {
-    seen: mpsc::UnboundedSender<Delivery>,
-    act: Box<Act>,
+/// A handler that records each delivery and then runs the test's function.
+pub(crate) struct ScriptedHandler {
+    deliveries: mpsc::UnboundedSender<Delivery>,
+    handle: Box<HandleFn>,
 }
 
-impl Script {
-    pub(crate) fn new<F>(act: impl Fn(Delivery) -> F + Send + Sync + 'static) -> (Arc<Self>, Seen)
+impl ScriptedHandler {
+    pub(crate) fn new<F>(handle: impl Fn(Delivery) -> F + Send + Sync + 'static) -> (Arc<Self>, Deliveries)
     where
         F: Future<Output = Disposition> + Send + 'static,
     {
-        let (seen, deliveries) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::unbounded_channel();
         (
             Arc::new(Self {
-                seen,
-                act: Box::new(move |delivery| Box::pin(act(delivery))),
+                deliveries: sender,
+                handle: Box::new(move |delivery| Box::pin(handle(delivery))),
             }),
-            Seen { deliveries },
+            Deliveries { receiver },
         )
     }
 
-    /// Acknowledges all.
-    pub(crate) fn acks() -> (Arc<Self>, Seen) {
+    /// Acknowledges every delivery.
+    pub(crate) fn acks() -> (Arc<Self>, Deliveries) {
         Self::new(|_| std::future::ready(Disposition::Ack))
     }
 
-    /// Acknowledges each that is let through, and counts how many were handled at a time at most.
-    pub(crate) fn gated(gate: &Arc<Semaphore>) -> (Arc<Self>, Seen, Arc<AtomicUsize>) {
+    /// Acknowledges a delivery per permit of the gate, and records the maximum number of concurrent deliveries.
+    pub(crate) fn gated(gate: &Arc<Semaphore>) -> (Arc<Self>, Deliveries, Arc<AtomicUsize>) {
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (handler, seen) = Self::new({
             let (gate, most) = (gate.clone(), most.clone());
@@ -212,32 +216,32 @@ impl Script {
 }
 
 #[async_trait]
-impl Handler for Script {
+impl Handler for ScriptedHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let _ = self.seen.send(delivery.clone());
-        (self.act)(delivery.clone()).await
+        let _ = self.deliveries.send(delivery.clone());
+        (self.handle)(delivery.clone()).await
     }
 }
 
-/// The deliveries that a [`Script`] got.
-pub(crate) struct Seen {
-    deliveries: mpsc::UnboundedReceiver<Delivery>,
+/// Deliveries recorded by a [`ScriptedHandler`].
+pub(crate) struct Deliveries {
+    receiver: mpsc::UnboundedReceiver<Delivery>,
 }
 
-impl Seen {
+impl Deliveries {
     pub(crate) async fn next(&mut self) -> Delivery {
-        tokio::time::timeout(LIMIT, self.deliveries.recv())
+        tokio::time::timeout(LIMIT, self.receiver.recv())
             .await
-            .expect("a delivery in time")
+            .expect("a delivery within the timeout")
             .unwrap()
     }
 
-    /// Those that were seen already.
+    /// Deliveries recorded and not read yet.
     pub(crate) fn rest(&mut self) -> Vec<Delivery> {
-        std::iter::from_fn(|| self.deliveries.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.receiver.try_recv().ok()).collect()
     }
 
-    /// Waits until these posts came, and counts how often.
+    /// Waits until these posts were delivered; returns the number of deliveries per post.
     pub(crate) async fn posts(&mut self, wanted: impl IntoIterator<Item = u64>) -> BTreeMap<u64, usize> {
         let wanted: Vec<_> = wanted.into_iter().collect();
         let mut counts = BTreeMap::new();
@@ -270,5 +274,5 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     };
     tokio::time::timeout(LIMIT, wait)
         .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
+        .unwrap_or_else(|_| panic!("timeout: {what}"));
 }

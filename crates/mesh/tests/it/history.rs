@@ -1,4 +1,4 @@
-//! Going back in a stream, and holding a consumer.
+//! Scans, republished messages and paused consumers.
 
 use std::time::Duration;
 
@@ -6,14 +6,16 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{ConsumeOptions, RawMessage, Subject, streams};
 use herald_model::{Lane, time::Timestamp};
 
-use crate::harness::{CONSUMER, Fixture, LIMIT, Script, chunk};
+use crate::harness::{CONSUMER, Fixture, LIMIT, ScriptedHandler, chunk};
 
-async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, work).await.expect("in time")
+async fn within_limit<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .expect("within the timeout")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_brings_what_it_was_asked_for_and_ends() {
+async fn a_scan_returns_the_requested_messages_and_ends() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
     fixture.publish(1..=1_500).await;
@@ -23,7 +25,7 @@ async fn a_scan_brings_what_it_was_asked_for_and_ends() {
 
     let sequences = async |filter: Option<&'static str>, from: u64, to: u64| -> Vec<u64> {
         let scan = mesh.scan(streams::TIMELINE, filter, from, to);
-        within(scan.map_ok(|message| message.sequence).try_collect())
+        within_limit(scan.map_ok(|message| message.sequence).try_collect())
             .await
             .unwrap()
     };
@@ -39,7 +41,7 @@ async fn a_scan_brings_what_it_was_asked_for_and_ends() {
         sequences(Some("timeline.v1.deliver.high"), 1, 1_601).await,
         [1_501]
     );
-    // Nothing is there, or nothing before the end.
+    // No match at all, or none before the end.
     assert_eq!(
         sequences(Some("timeline.v1.deliver.low"), 1, 1_601).await,
         [0_u64; 0]
@@ -52,12 +54,12 @@ async fn a_scan_brings_what_it_was_asked_for_and_ends() {
     assert_eq!(sequences(None, 10, 5).await, [0_u64; 0]);
 
     let missing = mesh.scan("NOWHERE", None, 1, 1).collect::<Vec<_>>();
-    let missing = within(missing).await;
+    let missing = within_limit(missing).await;
     assert!(matches!(&missing[..], [Err(_)]), "{missing:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_moment_has_its_sequence_also_among_removed_messages() {
+async fn sequence_since_finds_the_first_message_despite_removed_ones() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
     assert_eq!(
@@ -84,7 +86,7 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
     }
     assert!(mesh.message(streams::TIMELINE, 0).await.unwrap().is_none());
     let since = mesh.sequence_since(streams::TIMELINE, at).await.unwrap();
-    let all: Vec<RawMessage> = within(mesh.scan(streams::TIMELINE, None, 1, 40).try_collect())
+    let all: Vec<RawMessage> = within_limit(mesh.scan(streams::TIMELINE, None, 1, 40).try_collect())
         .await
         .unwrap();
     assert_eq!(all.len(), 37);
@@ -108,13 +110,13 @@ async fn a_moment_has_its_sequence_also_among_removed_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
+async fn a_paused_consumer_delivers_nothing_until_it_is_resumed() {
     let fixture = Fixture::start().await;
     let mesh = &fixture.mesh;
     let until = Timestamp::now().plus(Duration::from_hours(1));
     mesh.pause(streams::TIMELINE, CONSUMER, until).await.unwrap();
-    let (script, mut seen) = Script::acks();
-    let work = fixture.work(script, ConsumeOptions::default());
+    let (script, mut seen) = ScriptedHandler::acks();
+    let worker = fixture.spawn_worker(script, ConsumeOptions::default());
     fixture.publish([1]).await;
     let stream = fixture
         .jetstream()
@@ -122,7 +124,7 @@ async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
         .get_stream(streams::TIMELINE)
         .await
         .unwrap();
-    // What brings the server to the topology leaves the pause alone.
+    // `ensure` keeps the pause.
     mesh.ensure(&fixture.topology).await.unwrap();
     let info = stream.consumer_info(CONSUMER).await.unwrap();
     assert!(info.paused);
@@ -143,11 +145,11 @@ async fn a_paused_consumer_delivers_nothing_until_it_goes_on() {
         (resumed.paused_for, resumed.delivered_sequence),
         (Duration::ZERO, 1)
     );
-    work.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_published_again_has_the_same_payload() {
+async fn a_republished_message_has_the_same_payload_and_subject() {
     let fixture = Fixture::start().await;
     fixture.publish([7]).await;
     let message = fixture.mesh.message(streams::TIMELINE, 1).await.unwrap().unwrap();

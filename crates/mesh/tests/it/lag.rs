@@ -3,10 +3,10 @@ use std::time::Duration;
 use herald_mesh::{ConsumeOptions, Disposition, streams};
 use tokio::sync::watch;
 
-use crate::harness::{CONSUMER, Fixture, Script, until};
+use crate::harness::{CONSUMER, Fixture, ScriptedHandler, until};
 
 #[tokio::test]
-async fn lag_tells_what_is_left_and_how_old_it_is() {
+async fn lag_reports_outstanding_messages_and_their_age() {
     let fixture = Fixture::start().await;
     let read = async || {
         let streams = fixture.mesh.lag(&fixture.topology).await.unwrap();
@@ -39,8 +39,8 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
     );
 
     fixture.publish(1..=3).await;
-    // The server tells its consumers of a message after it has answered the publisher.
-    until("the consumer knows of them", async || {
+    // The server updates its consumers after it has acknowledged the publish.
+    until("the messages are pending", async || {
         read().await.1.pending_count == 3
     })
     .await;
@@ -50,7 +50,7 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
     assert!(consumer.oldest_age > Duration::ZERO && consumer.oldest_age < Duration::from_mins(1));
 
     let (release, released) = watch::channel(false);
-    let (handler, mut seen) = Script::new(move |delivery| {
+    let (handler, mut seen) = ScriptedHandler::new(move |delivery| {
         let mut released = released.clone();
         async move {
             if delivery.sequence == 2 {
@@ -59,7 +59,7 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
             Disposition::Ack
         }
     });
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
     seen.posts(1..=3).await;
     until("two of three are acknowledged", async || {
         read().await.1.ack_pending_count <= 2
@@ -71,7 +71,7 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
     assert!(consumer.ack_floor <= 1);
 
     release.send(true).unwrap();
-    fixture.settled().await;
+    fixture.wait_until_settled().await;
     let (_, consumer) = read().await;
     assert_eq!(
         (
@@ -82,7 +82,10 @@ async fn lag_tells_what_is_left_and_how_old_it_is() {
         (0, Duration::ZERO, 3)
     );
     assert_eq!((consumer.delivered_count, consumer.acknowledged_count), (3, 3));
-    assert!(consumer.waiting_pull_count > 0, "an idle worker waits");
-    work.stop().await;
+    assert!(
+        consumer.waiting_pull_count > 0,
+        "an idle worker has a waiting pull"
+    );
+    worker.stop().await;
     until("no pull waits", async || read().await.1.waiting_pull_count == 0).await;
 }

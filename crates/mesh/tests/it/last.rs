@@ -1,27 +1,28 @@
-//! The end of a stream, told by servers that disagree.
+//! The last sequence of a stream when servers disagree.
 //!
-//! No cluster does that on command, so a real server hands the question to the test, which answers for all of them.
+//! A cluster can't be made to disagree on demand, so the server maps the API request to a subject on which the test
+//! answers for all replicas.
 
 use futures::StreamExt as _;
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Config, ErrorKind, Mesh, streams};
 
-/// Where the server hands the question to.
+/// Subject to which the server maps the request.
 const SCRIPT: &str = "scripted.stream.info";
 
-/// What one server says of the stream.
+/// Answer of one server.
 #[derive(Clone, Copy)]
-enum Says {
-    /// It ends here, and is on so many servers.
-    Ends(u64, usize),
-    /// Nobody leads it now.
+enum Answer {
+    /// Last sequence and number of replicas.
+    Last(u64, usize),
+    /// The stream has no leader.
     Unavailable,
 }
 
-impl Says {
+impl Answer {
     fn json(self) -> String {
         match self {
-            Self::Ends(last, replicas) => format!(
+            Self::Last(last, replicas) => format!(
                 r#"{{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{{"num_replicas":{replicas}}},"state":{{"last_seq":{last}}}}}"#
             ),
             Self::Unavailable => r#"{"type":"io.nats.jetstream.api.v1.stream_info_response","error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#.into(),
@@ -29,8 +30,8 @@ impl Says {
     }
 }
 
-/// What the mesh takes for the last sequence when servers answer so, one after the other.
-async fn heard(answers: &[Says]) -> Result<u64, ErrorKind> {
+/// The last sequence that the mesh reads when servers send these answers, in this order.
+async fn last_sequence(answers: &[Answer]) -> Result<u64, ErrorKind> {
     let server = Server::start(ServerConfig {
         extra: format!(
             "mappings: {{ \"$JS.API.STREAM.INFO.{}\": {SCRIPT} }}",
@@ -42,10 +43,10 @@ async fn heard(answers: &[Says]) -> Result<u64, ErrorKind> {
     .unwrap();
     let url = server.client_url();
     let client = async_nats::connect(&url).await.unwrap();
-    let mut asked = client.subscribe(SCRIPT).await.unwrap();
+    let mut requests = client.subscribe(SCRIPT).await.unwrap();
     client.flush().await.unwrap();
     let answering = async {
-        let reply = asked.next().await.unwrap().reply.unwrap();
+        let reply = requests.next().await.unwrap().reply.unwrap();
         for answer in answers {
             client.publish(reply.clone(), answer.json().into()).await.unwrap();
         }
@@ -57,22 +58,31 @@ async fn heard(answers: &[Says]) -> Result<u64, ErrorKind> {
 }
 
 #[tokio::test]
-async fn the_furthest_end_counts_whoever_tells_it() {
-    // One that was cut off is the first, the last, or in between.
+async fn the_greatest_sequence_wins_in_any_order() {
+    // The stale answer is the first, the last, or in between.
     for answers in [[4, 9, 9], [9, 4, 9], [9, 9, 4], [0, 4, 9]] {
-        assert_eq!(heard(&answers.map(|last| Says::Ends(last, 3))).await, Ok(9));
+        assert_eq!(
+            last_sequence(&answers.map(|last| Answer::Last(last, 3))).await,
+            Ok(9)
+        );
     }
 }
 
 #[tokio::test]
-async fn one_that_does_not_know_takes_nothing_away() {
-    let answers = [Says::Ends(4, 3), Says::Unavailable, Says::Ends(9, 3)];
-    assert_eq!(heard(&answers).await, Ok(9));
-    assert_eq!(heard(&[Says::Unavailable]).await, Err(ErrorKind::Unavailable));
+async fn an_unavailable_server_does_not_hide_other_answers() {
+    let answers = [Answer::Last(4, 3), Answer::Unavailable, Answer::Last(9, 3)];
+    assert_eq!(last_sequence(&answers).await, Ok(9));
+    assert_eq!(
+        last_sequence(&[Answer::Unavailable]).await,
+        Err(ErrorKind::Unavailable)
+    );
 }
 
-/// Where there is nobody else, nobody else is waited for.
+/// A stream with one replica needs no further answers.
 #[tokio::test]
-async fn the_only_server_is_believed() {
-    assert_eq!(heard(&[Says::Ends(4, 1), Says::Ends(9, 1)]).await, Ok(4));
+async fn the_answer_of_the_only_replica_is_final() {
+    assert_eq!(
+        last_sequence(&[Answer::Last(4, 1), Answer::Last(9, 1)]).await,
+        Ok(4)
+    );
 }

@@ -8,7 +8,7 @@ use herald_proto::mesh_v1::TimelineChunk;
 use crate::harness::{Fixture, LIMIT, SUBJECT, chunk};
 
 #[tokio::test]
-async fn the_same_id_is_stored_once_and_answers_with_the_first_sequence() {
+async fn a_message_id_is_stored_once_and_a_duplicate_returns_the_first_sequence() {
     let fixture = Fixture::start().await;
     let first = fixture
         .mesh
@@ -45,7 +45,7 @@ async fn the_same_id_is_stored_once_and_answers_with_the_first_sequence() {
 }
 
 #[tokio::test]
-async fn a_full_stream_says_so_and_keeps_what_it_has() {
+async fn a_full_stream_refuses_messages_and_keeps_the_stored_ones() {
     let fixture = Fixture::start_with(|config| config.timeline.bytes_max = 1 << 20).await;
     let large = TimelineChunk {
         recipients: vec![0; 100_000].into(),
@@ -76,7 +76,7 @@ async fn a_full_stream_says_so_and_keeps_what_it_has() {
             .unwrap()
             .is_some()
     );
-    // The others go on.
+    // Other streams still accept messages.
     fixture
         .mesh
         .publish(Subject::PushDeliver(Lane::High), None, &chunk(1))
@@ -85,7 +85,7 @@ async fn a_full_stream_says_so_and_keeps_what_it_has() {
 }
 
 #[tokio::test]
-async fn too_many_messages_are_full_too() {
+async fn a_stream_with_too_many_messages_is_full() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     let mut config = jetstream
@@ -103,7 +103,7 @@ async fn too_many_messages_are_full_too() {
 }
 
 #[tokio::test]
-async fn a_message_too_large_for_the_server_or_the_stream_is_told_apart() {
+async fn a_message_too_large_for_the_server_or_the_stream_is_refused_as_too_large() {
     let fixture = Fixture::start().await;
     let large = TimelineChunk {
         recipients: vec![0; 2 << 20].into(),
@@ -130,9 +130,9 @@ async fn a_message_too_large_for_the_server_or_the_stream_is_told_apart() {
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
 }
 
-/// Numbers and names that are as long as they can be make the longest headers that a redrive can have.
+/// Uses the longest numbers and names, so that the redrive has the longest headers.
 #[tokio::test]
-async fn the_largest_message_that_is_published_can_be_redriven() {
+async fn the_largest_published_message_can_be_redriven() {
     let fixture = Fixture::start().await;
     let publish = async |bytes: usize| {
         let body = vec![0; bytes].into();
@@ -153,7 +153,7 @@ async fn the_largest_message_that_is_published_can_be_redriven() {
         }
     }
     let max_payload = fixture.jetstream().await.client().max_payload();
-    // The headers of the first way, without a trace.
+    // Minus the headers of the first publish, without a trace.
     let expected = max_payload - 1_024;
     assert!(
         (expected - 200..expected).contains(&fits),
@@ -161,7 +161,7 @@ async fn the_largest_message_that_is_published_can_be_redriven() {
     );
     let error = publish(too_large).await.unwrap_err();
     assert!(
-        error.to_string().ends_with("of which 1024 are left free"),
+        error.to_string().ends_with("of which 1024 are reserved"),
         "{error}"
     );
 
@@ -183,7 +183,7 @@ async fn the_largest_message_that_is_published_can_be_redriven() {
 }
 
 #[tokio::test]
-async fn no_stream_is_unavailable() {
+async fn a_missing_stream_is_unavailable() {
     let fixture = Fixture::start().await;
     fixture
         .jetstream()
@@ -198,17 +198,17 @@ async fn no_stream_is_unavailable() {
 }
 
 #[tokio::test]
-async fn live_messages_reach_those_who_listen() {
+async fn live_messages_reach_all_subscribers() {
     let fixture = Fixture::start().await;
-    fixture.mesh.publish_live("nobody listens".into()).await.unwrap();
+    fixture.mesh.publish_live("no subscriber".into()).await.unwrap();
     fixture.mesh.flush().await.unwrap();
     let mut first = fixture.mesh.subscribe_live().await.unwrap();
     let mut second = fixture.mesh.subscribe_live().await.unwrap();
     fixture.mesh.publish_live("one".into()).await.unwrap();
-    for listener in [&mut first, &mut second] {
-        let heard = tokio::time::timeout(LIMIT, listener.next())
+    for subscriber in [&mut first, &mut second] {
+        let message = tokio::time::timeout(LIMIT, subscriber.next())
             .await
-            .expect("heard in time");
-        assert_eq!(heard.unwrap(), "one");
+            .expect("a message within the timeout");
+        assert_eq!(message.unwrap(), "one");
     }
 }

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::harness::{Crew, Fixture, Script, Seen, chunk, until};
+use crate::harness::{Deliveries, Fixture, RunningWorkers, ScriptedHandler, chunk, until};
 use crate::trace::spans;
 
 const FIRST_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -30,13 +30,13 @@ fn dead_letter(kind: ConsumerKind, round: u32) -> Redrive {
 }
 
 #[tokio::test]
-async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
+async fn a_redriven_message_reaches_only_its_kind_with_its_original_subject_and_sequence() {
     let fixture = Fixture::start().await;
-    let mut all: Vec<(ConsumerKind, Seen)> = Vec::new();
-    let crew = Crew::new(
+    let mut all: Vec<(ConsumerKind, Deliveries)> = Vec::new();
+    let workers = RunningWorkers::new(
         &fixture,
         ConsumerKind::ALL.map(|kind| {
-            let (handler, seen) = Script::acks();
+            let (handler, seen) = ScriptedHandler::acks();
             all.push((kind, seen));
             (consumers::redrive(kind), handler)
         }),
@@ -63,7 +63,7 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
         .redrive(&dead_letter(ConsumerKind::Timeline, 2))
         .await
         .unwrap();
-    assert!(!second.duplicate, "another round is another message");
+    assert!(!second.duplicate, "each redrive is a separate message");
 
     let (_, seen) = all
         .iter_mut()
@@ -89,7 +89,7 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
         );
     }
 
-    // The trace of a redrive is its own, and leads to the operator's and the first one.
+    // A redrive starts a new trace, linked to the operator's and to the first publish.
     let trace = one.trace_parent().unwrap().split('-').nth(1).unwrap().to_owned();
     assert!(trace != FIRST_TRACE && trace != operators_trace.to_string());
     let redrive = || {
@@ -107,7 +107,7 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
         .collect();
     assert_eq!(links, [operators_trace.to_string(), FIRST_TRACE.to_owned()]);
 
-    until("it is acknowledged", async || {
+    until("the last redrive is acknowledged", async || {
         fixture
             .mesh
             .ack_floor(streams::REDRIVE, "redrive-timeline")
@@ -116,28 +116,28 @@ async fn a_redriven_message_comes_only_to_its_kind_and_as_it_was() {
             == second.sequence
     })
     .await;
-    crew.stop().await;
+    workers.stop().await;
     assert!(all.iter_mut().all(|(_, seen)| seen.rest().is_empty()));
 }
 
 #[tokio::test]
-async fn a_redriven_message_that_fails_again_says_which_it_was() {
+async fn a_redriven_message_that_fails_again_identifies_its_dead_letter() {
     let fixture = Fixture::start_with(|config| config.consumers.redrive.attempts_max = 2).await;
     let published = fixture
         .mesh
         .redrive(&dead_letter(ConsumerKind::Push, 3))
         .await
         .unwrap();
-    let (handler, _seen) = Script::new(async |_| Disposition::retry("still ill"));
-    let crew = Crew::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
+    let (handler, _seen) = ScriptedHandler::new(async |_| Disposition::retry("still failing"));
+    let workers = RunningWorkers::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
     until("the advisory is stored", async || {
         fixture.advisories().await.len() == 1
     })
     .await;
-    crew.stop().await;
+    workers.stop().await;
     let (subject, body) = fixture.advisories().await.pop().unwrap();
     assert_eq!(subject, "MSG_TERMINATED.REDRIVE.redrive-push");
-    assert!(body.contains("still ill (attempt 2 of as many)"), "{body}");
+    assert!(body.contains("still failing (attempt 2 of 2)"), "{body}");
 
     let stored = fixture
         .mesh
@@ -169,7 +169,7 @@ async fn a_redriven_message_that_fails_again_says_which_it_was() {
 }
 
 #[tokio::test]
-async fn a_redriven_message_that_does_not_say_what_it_was_is_terminated() {
+async fn a_redriven_message_without_origin_headers_is_terminated() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     jetstream
@@ -178,16 +178,16 @@ async fn a_redriven_message_that_does_not_say_what_it_was_is_terminated() {
         .unwrap()
         .await
         .unwrap();
-    let (handler, mut seen) = Script::acks();
-    let crew = Crew::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let workers = RunningWorkers::new(&fixture, [(consumers::redrive(ConsumerKind::Push), handler)]);
     until("the advisory is stored", async || {
         fixture.advisories().await.len() == 1
     })
     .await;
-    crew.stop().await;
+    workers.stop().await;
     let (_, body) = fixture.advisories().await.pop().unwrap();
     assert!(
-        body.contains("a message on redrive.v1.push that does not say what it was"),
+        body.contains("missing or malformed origin headers on redrive.v1.push"),
         "{body}"
     );
     assert!(seen.rest().is_empty());
@@ -208,13 +208,13 @@ async fn dead_letters_are_stored_once_and_read_by_their_consumer() {
     assert_eq!((first.sequence, again.sequence), (1, 1));
     assert!(!first.duplicate && again.duplicate);
 
-    let (handler, mut seen) = Script::acks();
-    let crew = Crew::new(&fixture, [(consumers::DEAD_LETTERS, handler)]);
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let workers = RunningWorkers::new(&fixture, [(consumers::DEAD_LETTERS, handler)]);
     let delivery = seen.next().await;
     assert_eq!((delivery.subject, delivery.sequence), (Subject::DeadLetter, 1));
     assert_eq!(delivery.header("Herald-Type"), Some("herald.mesh.v1.DlqEntry"));
     assert_eq!(delivery.id(), Some("TIMELINE/timeline-low/7"));
-    crew.stop().await;
+    workers.stop().await;
     let stored = fixture.mesh.message(streams::DLQ, 1).await.unwrap().unwrap();
     assert_eq!(stored.subject, "dlq.v1.TIMELINE.timeline-low");
 
@@ -229,7 +229,7 @@ async fn dead_letters_are_stored_once_and_read_by_their_consumer() {
 }
 
 #[tokio::test]
-async fn a_family_is_no_place_to_publish_to() {
+async fn a_wildcard_subject_is_refused() {
     let fixture = Fixture::start().await;
     let error = fixture
         .mesh
@@ -243,7 +243,7 @@ async fn a_family_is_no_place_to_publish_to() {
     };
     let error = fixture.mesh.redrive(&redrive).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-    // A settled event is a message as others are.
+    // Events can be redriven too.
     let redrive = Redrive {
         subject: Subject::Settled(Channel::Push),
         ..dead_letter(ConsumerKind::AnalyticsEvents, 1)
@@ -251,7 +251,7 @@ async fn a_family_is_no_place_to_publish_to() {
     fixture.mesh.redrive(&redrive).await.unwrap();
 }
 
-/// The server's own messages have no type, and no headers at all.
+/// Advisories have no headers.
 #[tokio::test]
 async fn advisories_of_both_kinds_reach_their_consumer() {
     let fixture = Fixture::start_with(|config| {
@@ -260,7 +260,7 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
     })
     .await;
     fixture.publish([1, 2]).await;
-    // A worker that knows nothing of attempts: the first message is given up by it, the second one by the server.
+    // A plain client: it terminates the first message, and the server gives the second one no further attempt.
     let stream = fixture
         .jetstream()
         .await
@@ -271,7 +271,7 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
         stream.get_consumer("timeline-normal").await.unwrap();
     let pull = async || {
         use futures::TryStreamExt as _;
-        // Older servers notice at a pull that waits only.
+        // Older servers publish the advisory only at a pull that waits.
         let batch = consumer
             .batch()
             .max_messages(2)
@@ -288,7 +288,7 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
         };
         message.ack_with(kind).await.unwrap();
     }
-    until("the second one came again", async || {
+    until("the second message was redelivered", async || {
         let again = pull().await;
         for message in &again {
             message
@@ -299,14 +299,14 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
         !again.is_empty()
     })
     .await;
-    until("the server noticed, which it does at a pull", async || {
+    until("both advisories are stored", async || {
         pull().await;
         fixture.advisories().await.len() == 2
     })
     .await;
 
-    let (handler, mut seen) = Script::acks();
-    let crew = Crew::new(&fixture, [(consumers::DEADLETTER, handler)]);
+    let (handler, mut seen) = ScriptedHandler::acks();
+    let workers = RunningWorkers::new(&fixture, [(consumers::DEADLETTER, handler)]);
     let mut bodies = [seen.next().await, seen.next().await].map(|delivery| {
         assert!(delivery.id().is_none() && delivery.trace_parent().is_none());
         (
@@ -327,7 +327,7 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
             && terminated.contains("\"stream_seq\":1"),
         "{terminated}"
     );
-    until("both are acknowledged", async || {
+    until("both advisories are acknowledged", async || {
         fixture
             .mesh
             .ack_floor(streams::ADVISORIES, consumers::DEADLETTER)
@@ -336,6 +336,10 @@ async fn advisories_of_both_kinds_reach_their_consumer() {
             == 2
     })
     .await;
-    crew.stop().await;
-    assert_eq!(fixture.advisories().await.len(), 2, "none is terminated");
+    workers.stop().await;
+    assert_eq!(
+        fixture.advisories().await.len(),
+        2,
+        "no advisory message is terminated"
+    );
 }

@@ -4,7 +4,7 @@ use herald_mesh::{Config, ErrorKind, Mesh, Topology, TopologyConfig, streams};
 use crate::harness::Fixture;
 
 #[tokio::test]
-async fn ensuring_twice_or_at_once_is_ensuring_once() {
+async fn ensure_is_idempotent_and_concurrent() {
     let fixture = Fixture::start().await;
     let before = fixture.mesh.lag(&fixture.topology).await.unwrap();
     let other = Mesh::connect(&Config::at(fixture.server.client_url()))
@@ -24,7 +24,7 @@ async fn ensuring_twice_or_at_once_is_ensuring_once() {
 }
 
 #[tokio::test]
-async fn many_processes_may_start_on_an_empty_server() {
+async fn several_processes_can_start_on_an_empty_server() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     for stream in &fixture.topology.streams {
@@ -35,7 +35,7 @@ async fn many_processes_may_start_on_an_empty_server() {
 }
 
 #[tokio::test]
-async fn a_changed_configuration_changes_the_server_and_leaves_the_rest_as_it_is() {
+async fn a_changed_configuration_updates_only_its_own_fields() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     let mut config = jetstream
@@ -75,7 +75,7 @@ async fn a_changed_configuration_changes_the_server_and_leaves_the_rest_as_it_is
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_to_change_is_a_conflict_that_names_it() {
+async fn a_refused_stream_update_is_a_conflict_that_names_the_field() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     jetstream.delete_stream(streams::PUSH).await.unwrap();
@@ -109,7 +109,7 @@ async fn what_the_server_refuses_to_change_is_a_conflict_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_cant_be_changed_is_a_conflict_that_names_it() {
+async fn a_refused_consumer_update_is_a_conflict_that_names_the_field() {
     let fixture = Fixture::start().await;
     let jetstream = fixture.jetstream().await;
     let stream = jetstream.get_stream(streams::POSTS).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_consumer_that_cant_be_changed_is_a_conflict_that_names_it() {
 }
 
 #[tokio::test]
-async fn streams_that_dont_fit_on_the_server_are_told_so() {
+async fn streams_larger_than_the_servers_storage_are_full() {
     let fixture = Fixture::start_with(|config| config.posts.bytes_max = 1 << 20).await;
     let mut config = TopologyConfig::default();
     config.posts.bytes_max = 1 << 60;
@@ -144,7 +144,7 @@ async fn streams_that_dont_fit_on_the_server_are_told_so() {
 }
 
 #[tokio::test]
-async fn no_server_is_unavailable() {
+async fn an_unreachable_server_is_unavailable() {
     let mut fixture = Fixture::start().await;
     let config = Config::at(fixture.server.client_url());
     fixture.server.stop().await.unwrap();

@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::harness::{Fixture, SUBJECT, Script, chunk, until};
+use crate::harness::{Fixture, SUBJECT, ScriptedHandler, chunk, until};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spans(pub(crate) Arc<Mutex<Vec<SpanData>>>);
@@ -22,8 +22,8 @@ impl SpanExporter for Spans {
     }
 }
 
-/// The spans of all tests. The subscriber is there before any of them starts: one that comes later can miss a span that
-/// another thread is just meeting for the first time.
+/// Spans of all tests. Every test installs the subscriber before its first span: a subscriber installed later can miss
+/// a span whose callsite another thread registers at that moment.
 pub(crate) fn spans() -> &'static Spans {
     static SPANS: LazyLock<Spans> = LazyLock::new(|| {
         global::set_text_map_propagator(TraceContextPropagator::new());
@@ -39,16 +39,16 @@ pub(crate) fn spans() -> &'static Spans {
 }
 
 #[tokio::test]
-async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
+async fn a_trace_continues_from_the_publisher_to_the_handler() {
     let fixture = Fixture::start().await;
-    let (handler, mut seen) = Script::new(|delivery| async move {
+    let (handler, mut seen) = ScriptedHandler::new(|delivery| async move {
         if delivery.attempt == 1 {
             return Disposition::retry("not yet");
         }
         tracing::info_span!("inside").in_scope(|| ());
         Disposition::Ack
     });
-    let work = fixture.work(handler, ConsumeOptions::default());
+    let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
 
     let root = tracing::info_span!("root");
     let trace_id = root.context().span().span_context().trace_id();
@@ -61,17 +61,17 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
     drop(root);
     seen.next().await;
     seen.next().await;
-    fixture.settled().await;
-    work.stop().await;
+    fixture.wait_until_settled().await;
+    worker.stop().await;
 
-    let of_trace = || {
+    let spans_of_trace = || {
         let all = spans().0.lock().unwrap().clone();
         all.into_iter()
             .filter(|span| span.span_context.trace_id() == trace_id)
             .collect::<Vec<_>>()
     };
-    until("all five spans ended", async || of_trace().len() >= 5).await;
-    let all = of_trace();
+    until("all five spans ended", async || spans_of_trace().len() >= 5).await;
+    let all = spans_of_trace();
     let find = |name: &str| {
         all.iter()
             .find(|span| span.name == name && span.status == Status::Unset)
@@ -109,7 +109,7 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
         );
     }
 
-    // Nothing but what is agreed on travels in the headers.
+    // The message has no other headers.
     let stored = fixture
         .jetstream()
         .await
@@ -128,20 +128,20 @@ async fn a_trace_goes_on_from_the_publisher_to_the_handler() {
 }
 
 #[tokio::test]
-async fn a_message_for_several_is_of_the_first_ones_trace_and_linked_to_the_others() {
+async fn a_publish_for_several_spans_is_a_child_of_the_first_and_linked_to_the_others() {
     let fixture = Fixture::start().await;
-    let work = ["first", "second", "third"].map(|name| tracing::info_span!("work", otel.name = name));
-    let [first, second, third] = work
+    let parents = ["first", "second", "third"].map(|name| tracing::info_span!("work", otel.name = name));
+    let [first, second, third] = parents
         .each_ref()
         .map(|span| span.context().span().span_context().trace_id());
     fixture
         .mesh
-        .publish_for(SUBJECT, Some("for three"), &chunk(1), &work)
+        .publish_for(SUBJECT, Some("for three"), &chunk(1), &parents)
         .await
         .unwrap();
     fixture
         .mesh
-        .publish_for(SUBJECT, Some("for nobody"), &chunk(2), &[])
+        .publish_for(SUBJECT, Some("for none"), &chunk(2), &[])
         .await
         .unwrap();
     let publish = || {

@@ -121,7 +121,7 @@ async fn check_corrupt_row(
     wait_until(async || terminated().await == failed_sequences.len() as u64).await;
     let advisories = harness.termination_advisories().await;
     let reason =
-        format!("the store failed: a row of {row_name} can't be read (attempt 3, the last for a fault)");
+        format!("the store failed: a row of {row_name} can't be read (attempt 3, permanent error)");
     assert!(
         advisories.iter().all(|advisory| advisory.contains(&reason)),
         "{advisories:#?}"

@@ -54,6 +54,6 @@ async fn a_chunk_with_a_corrupt_outcome_is_terminated_and_blocks_no_other_chunk(
     assert!(herald.received().values().all(|count| *count == 1));
     let reasons = herald.reasons().await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
-    let reason = "the store failed: a row of the ledger is malformed (attempt 10, the last for a fault)";
+    let reason = "the store failed: a row of the ledger is malformed (attempt 10, permanent error)";
     assert!(reasons[0].contains(reason), "{reasons:?}");
 }

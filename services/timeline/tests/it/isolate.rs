@@ -116,7 +116,7 @@ async fn a_chunk_with_a_corrupt_outcome_is_terminated_and_blocks_no_other_chunk(
     world.settled(streams::TIMELINE, consumer, last).await;
     let reasons = world.reasons().await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
-    let reason = "the store failed: a row of the ledger is malformed (attempt 10, the last for a fault)";
+    let reason = "the store failed: a row of the ledger is malformed (attempt 10, permanent error)";
     assert!(reasons[0].contains(reason), "{reasons:?}");
     for (post, users) in [(POST, &intact), (PostId(8), &corrupt)] {
         let recorded = world.outcome(post, users).await.unwrap();
