@@ -88,7 +88,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             chunk: None,
             deliveries: 0,
             detail,
-            repaired: crate::Repaired::NotAsked,
+            repaired: crate::Repaired::NotRequested,
         };
         if let Some(repair) = &mut run.repair {
             finding.repaired = repair.republish_advisory(&message).await;

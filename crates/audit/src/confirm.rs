@@ -345,7 +345,7 @@ impl<'a> Run<'a> {
     async fn resend(&mut self, key: ChunkKey, chunk: &ChunkState) -> Repaired {
         match &mut self.repair {
             Some(repair) => repair.resend(key, chunk).await,
-            None => Repaired::NotAsked,
+            None => Repaired::NotRequested,
         }
     }
 

@@ -59,7 +59,7 @@ impl FindingKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repaired {
     /// No repair was requested.
-    NotAsked,
+    NotRequested,
     /// A message that repairs the finding was published.
     Sent,
     /// The repair failed, with the reason.
@@ -98,7 +98,7 @@ impl Finding {
             chunk: None,
             deliveries: 0,
             detail: detail.into(),
-            repaired: Repaired::NotAsked,
+            repaired: Repaired::NotRequested,
         }
     }
 

@@ -119,7 +119,7 @@ impl Auditor {
     ///
     /// # Errors
     /// [`Error::UnknownPost`] for one post that does not exist; other errors if the mesh or a store can't be read.
-    pub async fn knows(&self, scope: Scope) -> Result<()> {
+    pub async fn check_scope(&self, scope: Scope) -> Result<()> {
         Box::pin(posts::Pass::start(self, scope)).await.map(|_| ())
     }
 

@@ -28,7 +28,7 @@ pub(crate) async fn compare_totals(
             }
         }
     }
-    let totals = auditor.totals.of_post(post).await?;
+    let totals = auditor.totals.post_totals(post).await?;
     let counts = totals.map(|totals| totals.counts).unwrap_or_default();
     let counted = [
         counts.timeline_delivered,

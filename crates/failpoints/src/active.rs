@@ -71,8 +71,8 @@ mod tests {
         crate::point!("test.delay");
         assert!(start.elapsed() >= Duration::from_millis(20));
 
-        assert!(!crate::sabotaged!("test.rule"));
+        assert!(!crate::negative_control!("test.rule"));
         fail::cfg("test.rule", "return").unwrap();
-        assert!(crate::sabotaged!("test.rule"));
+        assert!(crate::negative_control!("test.rule"));
     }
 }

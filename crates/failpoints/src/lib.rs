@@ -5,7 +5,7 @@
 //!
 //! - [`point!`]`("timeline.recorded")`: the process can be killed or delayed here.
 //! - [`point!`]`("ledger.settle", error)`: the function can also return this error.
-//! - [`sabotaged!`]`("fanout.drop-chunk")`: returns true if a negative control breaks the rule here on purpose, to
+//! - [`negative_control!`]`("fanout.drop-chunk")`: returns true if a negative control breaks the rule here on purpose, to
 //!   prove that the checker detects it.
 //!
 //! The feature `failpoints` compiles them in. Only the tests' `herald-under-test` enables it. Without it the macros
@@ -18,7 +18,7 @@
 //! | `kill` | kills the process with SIGKILL: no destructor runs, nothing is flushed |
 //! | `error` | returns the error of the failpoint, if it has one |
 //! | `delay 250` | waits for 250 milliseconds |
-//! | none | breaks the rule at a [`sabotaged!`] |
+//! | none | breaks the rule at a [`negative_control!`] |
 
 #[cfg(feature = "failpoints")]
 mod active;
@@ -51,7 +51,7 @@ macro_rules! point {
 /// Whether a negative control breaks the rule here.
 #[cfg(feature = "failpoints")]
 #[macro_export]
-macro_rules! sabotaged {
+macro_rules! negative_control {
     ($name:literal) => {
         $crate::is_sabotaged($name)
     };
@@ -60,7 +60,7 @@ macro_rules! sabotaged {
 /// Whether a negative control breaks the rule here.
 #[cfg(not(feature = "failpoints"))]
 #[macro_export]
-macro_rules! sabotaged {
+macro_rules! negative_control {
     ($name:literal) => {
         false
     };

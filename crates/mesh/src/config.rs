@@ -50,7 +50,7 @@ impl Config {
     /// Shortens the timeouts so that the last attempt is made within the dedupe window of the first. A window of two
     /// minutes or more needs no change of the defaults.
     #[must_use]
-    pub fn within_window(mut self, dedupe_window: Duration) -> Self {
+    pub fn fit_dedupe_window(mut self, dedupe_window: Duration) -> Self {
         let window_ms = u64::try_from(dedupe_window.as_millis()).unwrap_or(u64::MAX);
         self.publish_retry_ms_max = self.publish_retry_ms_max.min(window_ms / 8);
         self.publish_timeout_ms = self.publish_timeout_ms.min(window_ms / 24).max(1);
@@ -134,8 +134,8 @@ mod tests {
     #[test]
     fn a_short_dedupe_window_shortens_the_attempts() {
         let config = Config::default();
-        assert_eq!(config.clone().within_window(Duration::from_mins(2)), config);
-        let short = config.within_window(Duration::from_secs(12));
+        assert_eq!(config.clone().fit_dedupe_window(Duration::from_mins(2)), config);
+        let short = config.fit_dedupe_window(Duration::from_secs(12));
         assert_eq!(
             (short.publish_retry_ms_max, short.publish_timeout_ms),
             (1_500, 500)

@@ -72,7 +72,7 @@ pub struct OriginalMessage {
     /// Time of the first publish.
     pub published_at: Timestamp,
     /// Attempts of earlier copies.
-    pub attempts_before: u64,
+    pub previous_attempts: u64,
     /// The redrive, for a redriven message.
     pub redrive: Option<Redriven>,
 }
@@ -96,7 +96,7 @@ impl OriginalMessage {
                 sequence,
                 // A copy from the delay queue has a later time in its stream.
                 published_at: number(PUBLISHED_AT).map_or(published_at, Timestamp),
-                attempts_before: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
+                previous_attempts: number(ATTEMPTS).map_or(0, i64::unsigned_abs),
                 redrive: None,
             });
         }
@@ -105,7 +105,7 @@ impl OriginalMessage {
                 subject: Subject::parse(header(SUBJECT)?)?,
                 sequence: header(SEQUENCE)?.parse().ok()?,
                 published_at: Timestamp(header(PUBLISHED_AT)?.parse().ok()?),
-                attempts_before: 0,
+                previous_attempts: 0,
                 redrive: Some(Redriven::parse(header(REDRIVE)?)?),
             })
         };
@@ -136,7 +136,7 @@ mod tests {
             subject: Subject::PushDeliver(Lane::Low),
             sequence: 7,
             published_at: Timestamp(1_790_230_470_084_404),
-            attempts_before: 0,
+            previous_attempts: 0,
             redrive: Some(Redriven {
                 dead_letter: 12,
                 round: 3,
@@ -170,7 +170,7 @@ mod tests {
         let read = |headers: &HeaderMap| {
             let origin =
                 OriginalMessage::parse("push.v1.deliver.low", 100, Timestamp(50), Some(headers)).unwrap();
-            (origin.sequence, origin.published_at, origin.attempts_before)
+            (origin.sequence, origin.published_at, origin.previous_attempts)
         };
         assert_eq!(read(&headers), (100, Timestamp(50), 0));
         headers.insert(ATTEMPTS, "3");

@@ -67,7 +67,7 @@ impl Mesh {
 
     /// Publishes as [`Mesh::publish`] does, for a message that belongs to several spans: the first is the parent, the
     /// others are linked.
-    pub async fn publish_for<M: prost::Message>(
+    pub async fn publish_with_links<M: prost::Message>(
         &self,
         subject: Subject,
         id: Option<&str>,
@@ -92,7 +92,7 @@ impl Mesh {
         body: Bytes,
         span: Span,
     ) -> Result<Published> {
-        if subject.is_family() {
+        if subject.is_wildcard() {
             let message = format!("publish to {subject}: wildcard subject");
             return Err(Error::new(ErrorKind::Invalid, message));
         }

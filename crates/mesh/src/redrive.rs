@@ -97,7 +97,7 @@ impl Mesh {
     /// As [`Mesh::publish`]. [`ErrorKind::TooLarge`] only for a message of another publisher: [`Mesh::publish`]
     /// reserves space for the headers of a redrive. [`ErrorKind::Invalid`] for a wildcard subject.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Published> {
-        if redrive.subject.is_family() {
+        if redrive.subject.is_wildcard() {
             let message = format!("redrive to {}: wildcard subject", redrive.subject);
             return Err(Error::new(ErrorKind::Invalid, message));
         }

@@ -63,7 +63,7 @@ impl Subject {
     }
 
     /// Whether this is a wildcard: one subject per stream and consumer. Messages can't be published to it.
-    pub const fn is_family(self) -> bool {
+    pub const fn is_wildcard(self) -> bool {
         matches!(
             self,
             Self::MaxDeliveries | Self::Terminated | Self::DeadLetter | Self::Due
@@ -225,16 +225,16 @@ mod tests {
             assert_eq!(Subject::parse(subject), wildcard, "{subject}");
         }
         for wildcard in WILDCARDS {
-            assert!(wildcard.is_family() && wildcard.lane().is_none());
+            assert!(wildcard.is_wildcard() && wildcard.lane().is_none());
             assert_eq!(Subject::parse(wildcard.as_str()), Some(wildcard));
         }
-        assert!(!Subject::all().any(Subject::is_family));
+        assert!(!Subject::all().any(Subject::is_wildcard));
     }
 
     proptest! {
         #[test]
         fn a_parsed_subject_is_the_text_it_was_parsed_from(text in "([a-z0-9]{1,9}\\.){0,4}[a-z0-9]{0,9}") {
-            if let Some(subject) = Subject::parse(&text).filter(|subject| !subject.is_family()) {
+            if let Some(subject) = Subject::parse(&text).filter(|subject| !subject.is_wildcard()) {
                 prop_assert_eq!(subject.as_str(), text);
             }
         }

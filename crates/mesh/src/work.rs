@@ -61,7 +61,7 @@ impl<H: Handler> Worker<H> {
             Ok(origin) => origin,
             Err(reason) => return self.term(&job, &reason).await,
         };
-        job.attempt += origin.attempts_before;
+        job.attempt += origin.previous_attempts;
 
         let span = trace::process_span(
             origin.subject,

@@ -168,9 +168,9 @@ pub enum Reopened {
     /// The dead letter is open again.
     Open,
     /// Nothing changed: this failure or a later state is already recorded.
-    Known,
+    AlreadyRecorded,
     /// The dead letter does not exist, or is past its retention.
-    Unknown,
+    NotFound,
 }
 
 /// Selects dead letters. All fields that are set must match.
@@ -315,7 +315,7 @@ pub enum OperationState {
 
 /// A dead letter in one round: a write that names a round changes the dead letter only while it is in that round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chosen {
+pub struct DeadLetterVersion {
     /// The dead letter.
     pub id: DeadLetterId,
     /// The round: the number of redrives.
@@ -444,7 +444,7 @@ pub trait DeadLetters: Send + Sync {
     /// Records an operation and the dead letters that it selected, for [`claim`](Self::claim) or
     /// [`discard`](Self::discard) to process in this order. The operation is `Running`, or `Done` if it selected none.
     /// Not idempotent: each call records a new operation.
-    async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation>;
+    async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation>;
 
     /// Processes up to `limit` more dead letters of a running redrive. Those that are still `Open` in the selected
     /// round become `Redriving` in the next round and are returned, to be published; the others are skipped.
@@ -460,11 +460,11 @@ pub trait DeadLetters: Send + Sync {
 
     /// Records the sequences in REDRIVE of claimed dead letters. Ignores those that this operation did not claim in
     /// this round.
-    async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()>;
+    async fn sent(&self, operation: OperationId, dead_letters: &[(DeadLetterVersion, u64)]) -> Result<()>;
 
     /// Records that redrives succeeded: dead letters that are `Redriving` in this round become `Resolved`. Returns
     /// their number.
-    async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64>;
+    async fn resolve(&self, dead_letters: &[DeadLetterVersion], at: Timestamp) -> Result<u64>;
 
     /// Processes up to `limit` more dead letters of a running discard. Those that are still `Open` in the selected
     /// round become `Discarded` and are returned; the others are skipped. The operation is `Done` after its last dead

@@ -245,7 +245,7 @@ pub trait Ledger: Send + Sync {
 
     /// Records that a backfill is about to put posts on the timelines of recipients. Call it before the backfill does.
     /// Durable on return. Posts past the retention of the ledger are ignored.
-    async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()>;
+    async fn record_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()>;
 
     /// Reads the outcome of a chunk; `None` if none is recorded.
     async fn outcome(

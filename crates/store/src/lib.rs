@@ -51,9 +51,9 @@ use futures::future::BoxFuture;
 
 pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 pub use dead_letters::{
-    Cause, Chosen, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage,
-    DeadLetterState, DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER, Operation,
-    OperationId, OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
+    Cause, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
+    DeadLetterVersion, DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER,
+    Operation, OperationId, OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};

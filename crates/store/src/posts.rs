@@ -34,10 +34,10 @@ pub trait Posts: Send + Sync {
 
     /// Lists up to `limit` posts of an author that are not deleted and not greater than `up_to`, newest (greatest id)
     /// first.
-    async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>>;
+    async fn newest_by_author(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>>;
 
     /// Reads the post that a request created; `None` if there is none or it is older than the retention of request ids.
-    async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;
+    async fn find_by_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;
 
     /// Checks whether a new post may be accepted. [`Full`](crate::ErrorKind::Full) while free space is low: the rest is
     /// reserved for posts that are already accepted. Must be cheap, because the gateway calls it for each post.

@@ -121,9 +121,9 @@ pub trait Totals: Send + Sync {
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
     /// Reads the totals of a post; `None` if nothing was counted for it.
-    async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>>;
+    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>>;
 
     /// Lists the totals of the hours from `start` (inclusive) to `end` (exclusive), in hours since 1970 (UTC),
     /// ascending. Hours without counts are absent.
-    async fn of_hours(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>>;
+    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>>;
 }

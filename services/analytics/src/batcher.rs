@@ -299,9 +299,9 @@ impl Batcher {
 
     /// Reads the totals that a part of a failed file changes, so that corrupt totals fail before the file is written.
     async fn read_totals(&self, part: &File) -> Result<(), CommitError> {
-        self.totals.of_hours(part.hour, part.hour + 1).await?;
+        self.totals.hour_totals(part.hour, part.hour + 1).await?;
         for post in part.posts() {
-            self.totals.of_post(post).await?;
+            self.totals.post_totals(post).await?;
         }
         Ok(())
     }

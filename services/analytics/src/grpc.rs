@@ -38,7 +38,7 @@ impl AnalyticsService for Analytics {
             || status::not_found("POST_NOT_COUNTED", format!("post {post_id} is not counted yet"));
         let totals = self
             .totals
-            .of_post(PostId(post_id))
+            .post_totals(PostId(post_id))
             .await
             .map_err(|error| status::from_store(&error))?
             .ok_or_else(not_counted)?;
@@ -73,7 +73,7 @@ impl AnalyticsService for Analytics {
             .map_err(|violation| status::invalid(&[violation]))?;
         let found = self
             .totals
-            .of_hours(range.start, range.end)
+            .hour_totals(range.start, range.end)
             .await
             .map_err(|error| status::from_store(&error))?;
         let mut sum = Counts::default();

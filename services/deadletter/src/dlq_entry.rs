@@ -53,7 +53,7 @@ pub(crate) fn build(advisory: Advisory, message: Option<&RawMessage>) -> DlqEntr
     // With malformed redrive headers the entry describes the message in its present stream.
     if let Ok(origin) = message.origin() {
         // JetStream counts the deliveries of a copy (from LATER or REDRIVE) from 1.
-        entry.attempt_count += origin.attempts_before;
+        entry.attempt_count += origin.previous_attempts;
         entry.published_at_us = origin.published_at.0;
         if let Some(redrive) = origin.redrive {
             entry.redrive_dead_letter = redrive.dead_letter;

@@ -39,7 +39,7 @@ impl FailureRecorder {
             }
             // The ledger step may have failed before. If the dead letter was redriven or discarded since, that step is
             // done.
-            Reopened::Known => {
+            Reopened::AlreadyRecorded => {
                 let stored = self.dead_letters.get(&[reopening.dead_letter]).await?;
                 let open = |dead_letter: &DeadLetter| {
                     dead_letter.state == DeadLetterState::Open && dead_letter.round == reopening.round
@@ -48,7 +48,7 @@ impl FailureRecorder {
                     self.mark_dead(entry).await?;
                 }
             }
-            Reopened::Unknown => {}
+            Reopened::NotFound => {}
         }
         Ok(reopened)
     }

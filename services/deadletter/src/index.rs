@@ -50,7 +50,7 @@ impl DlqIndexer {
             DlqRecord::New(dead_letter) if dead_letter.origin.stream == streams::REDRIVE => {
                 match self.find_removed_redrive(&dead_letter).await? {
                     Some(reopening) => {
-                        if self.recorder.reopen_removed(&reopening).await? == Reopened::Unknown {
+                        if self.recorder.reopen_removed(&reopening).await? == Reopened::NotFound {
                             self.insert(entry, *dead_letter).await?;
                         }
                     }
@@ -60,7 +60,7 @@ impl DlqIndexer {
             DlqRecord::New(dead_letter) => self.insert(entry, *dead_letter).await?,
             DlqRecord::RedriveFailed(reopening, dead_letter) => {
                 // The first dead letter expired: insert this one, so that an operator can decide.
-                if self.recorder.reopen(&reopening, entry).await? == Reopened::Unknown {
+                if self.recorder.reopen(&reopening, entry).await? == Reopened::NotFound {
                     self.insert(entry, *dead_letter).await?;
                 }
             }

@@ -21,7 +21,7 @@ use futures::TryStreamExt as _;
 use herald_mesh::{Mesh, Redriven, Subject, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_store::{
-    Chosen, DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetters, Operation, OperationId,
+    DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetterVersion, DeadLetters, Operation, OperationId,
     OperationKind, OperationState, Order,
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -60,7 +60,7 @@ pub(crate) struct OperationRunner {
 pub(crate) fn redrive_target(dead_letter: &DeadLetter) -> Option<(ConsumerKind, Subject)> {
     let kind = dead_letter.kind.parse().ok()?;
     let subject = Subject::parse(&dead_letter.subject)?;
-    (!subject.is_family()).then_some((kind, subject))
+    (!subject.is_wildcard()).then_some((kind, subject))
 }
 
 impl OperationRunner {
@@ -353,8 +353,8 @@ impl OperationRunner {
     }
 }
 
-fn to_chosen(dead_letter: &DeadLetter) -> Chosen {
-    Chosen {
+fn to_chosen(dead_letter: &DeadLetter) -> DeadLetterVersion {
+    DeadLetterVersion {
         id: dead_letter.id,
         round: dead_letter.round,
     }

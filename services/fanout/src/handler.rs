@@ -113,7 +113,7 @@ impl Fanout {
     }
 
     async fn publish_chunk(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {
-        if herald_failpoints::sabotaged!("fanout.drop-chunk") {
+        if herald_failpoints::negative_control!("fanout.drop-chunk") {
             return Ok(());
         }
         match chunk.channel {

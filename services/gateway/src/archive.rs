@@ -142,12 +142,17 @@ mod tests {
             self.inner.get(posts).await
         }
 
-        async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
-            self.inner.newest_of(author, up_to, limit).await
+        async fn newest_by_author(
+            &self,
+            author: UserKey,
+            up_to: PostId,
+            limit: usize,
+        ) -> Result<Vec<PostId>> {
+            self.inner.newest_by_author(author, up_to, limit).await
         }
 
-        async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
-            self.inner.of_request(author, request_id).await
+        async fn find_by_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
+            self.inner.find_by_request(author, request_id).await
         }
 
         async fn capacity(&self) -> Result<()> {

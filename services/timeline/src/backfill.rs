@@ -47,7 +47,7 @@ impl Backfiller {
         // Only posts up to the moment of the follow: newer posts arrive through fan-out, or must not arrive because the
         // follower has unfollowed since.
         let (author, last) = (UserKey(request.author_key), PostId(request.posts_sequence));
-        let posts = self.posts.newest_of(author, last, self.posts_max).await?;
+        let posts = self.posts.newest_by_author(author, last, self.posts_max).await?;
         let count = recipients.len();
         let isolated = isolate(count as usize, bisect, |part| {
             self.deliver_part(author, &posts, recipients.part(part))
@@ -72,7 +72,7 @@ impl Backfiller {
         recipients: Recipients,
     ) -> Result<(), DeliverError> {
         // The audit needs this record to explain the post on the timeline, so it is written first.
-        self.ledger.note_backfill(posts, &recipients).await?;
+        self.ledger.record_backfill(posts, &recipients).await?;
         let writes = posts
             .iter()
             .map(|post| self.timelines.deliver(*post, recipients.clone()));

@@ -60,7 +60,7 @@ async fn an_accepted_post_that_was_lost_is_reported() {
     assert!(
         findings
             .iter()
-            .all(|finding| finding.post == Some(post.id) && finding.repaired == Repaired::NotAsked)
+            .all(|finding| finding.post == Some(post.id) && finding.repaired == Repaired::NotRequested)
     );
 }
 
@@ -225,7 +225,7 @@ async fn a_backfilled_entry_is_not_extra() {
     world
         .stores
         .ledger
-        .note_backfill(&[post.id], &newcomer)
+        .record_backfill(&[post.id], &newcomer)
         .await
         .unwrap();
     world.put_on_timelines(post.id, &newcomer).await;

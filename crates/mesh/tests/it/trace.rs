@@ -136,12 +136,12 @@ async fn a_publish_for_several_spans_is_a_child_of_the_first_and_linked_to_the_o
         .map(|span| span.context().span().span_context().trace_id());
     fixture
         .mesh
-        .publish_for(SUBJECT, Some("for three"), &chunk(1), &parents)
+        .publish_with_links(SUBJECT, Some("for three"), &chunk(1), &parents)
         .await
         .unwrap();
     fixture
         .mesh
-        .publish_for(SUBJECT, Some("for none"), &chunk(2), &[])
+        .publish_with_links(SUBJECT, Some("for none"), &chunk(2), &[])
         .await
         .unwrap();
     let publish = || {

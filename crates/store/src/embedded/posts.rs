@@ -156,7 +156,7 @@ impl EmbeddedPosts {
         Ok(PostId(low))
     }
 
-    /// [`of_request`](crate::Posts::of_request) at the time `now`.
+    /// [`find_by_request`](crate::Posts::find_by_request) at the time `now`.
     fn of_request_at(&self, author: UserKey, request_id: &str, now: Timestamp) -> Result<Option<PostId>> {
         let request = self.tables.request(&request_key(author, request_id))?;
         Ok(request
@@ -411,7 +411,7 @@ impl crate::Posts for EmbeddedPosts {
             .collect()
     }
 
-    async fn newest_of(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
+    async fn newest_by_author(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
         let (newest, oldest) = (by_author_key(author, up_to.0), by_author_key(author, 0));
         self.tables
             .database
@@ -429,7 +429,7 @@ impl crate::Posts for EmbeddedPosts {
             .collect()
     }
 
-    async fn of_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
+    async fn find_by_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
         self.of_request_at(author, request_id, Timestamp::now())
     }
 

@@ -42,7 +42,7 @@ impl Retention {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
         let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep))?;
-        self.timelines.set_oldest(oldest_shown)?;
+        self.timelines.raise_oldest_kept(oldest_shown)?;
         let oldest_recorded = self.posts.first_since(now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(oldest_recorded).await?;
         // A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted

@@ -428,11 +428,11 @@ impl crate::Totals for EmbeddedTotals {
         counted
     }
 
-    async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>> {
+    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
         self.tables.post(post.0)
     }
 
-    async fn of_hours(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
+    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
         if start >= end {
             return Ok(Vec::new());
         }

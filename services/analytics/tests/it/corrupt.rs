@@ -120,8 +120,7 @@ async fn check_corrupt_row(
     let terminated = async || harness.mesh.last_sequence(streams::ADVISORIES).await.unwrap();
     wait_until(async || terminated().await == failed_sequences.len() as u64).await;
     let advisories = harness.termination_advisories().await;
-    let reason =
-        format!("the store failed: a row of {row_name} can't be read (attempt 3, permanent error)");
+    let reason = format!("the store failed: a row of {row_name} can't be read (attempt 3, permanent error)");
     assert!(
         advisories.iter().all(|advisory| advisory.contains(&reason)),
         "{advisories:#?}"
@@ -152,7 +151,7 @@ async fn check_corrupt_row(
     let post = harness
         .stores
         .totals
-        .of_post(PostId(CORRUPT_POST))
+        .post_totals(PostId(CORRUPT_POST))
         .await
         .unwrap()
         .unwrap();

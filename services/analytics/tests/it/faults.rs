@@ -85,11 +85,11 @@ impl Totals for Faulty {
         }
     }
 
-    async fn of_post(&self, post: PostId) -> Result<Option<PostTotals>> {
-        self.inner.of_post(post).await
+    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
+        self.inner.post_totals(post).await
     }
 
-    async fn of_hours(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
-        self.inner.of_hours(start, end).await
+    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
+        self.inner.hour_totals(start, end).await
     }
 }

@@ -318,7 +318,7 @@ impl Harness {
     /// The sums of the totals of all hours.
     pub(crate) async fn sums(&self) -> herald_store::Counts {
         let mut sum = herald_store::Counts::default();
-        for (_, counts) in self.stores.totals.of_hours(0, u32::MAX).await.unwrap() {
+        for (_, counts) in self.stores.totals.hour_totals(0, u32::MAX).await.unwrap() {
             sum += counts;
         }
         sum

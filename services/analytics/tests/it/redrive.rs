@@ -67,7 +67,7 @@ async fn redriven_messages_are_counted_once_under_their_original_sequence() {
     let post = harness
         .stores
         .totals
-        .of_post(PostId(4_711))
+        .post_totals(PostId(4_711))
         .await
         .unwrap()
         .unwrap();

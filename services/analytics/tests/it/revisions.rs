@@ -136,7 +136,7 @@ async fn a_redrive_subtracts_dead_deliveries_in_its_own_hour() {
         .await;
     harness.wait_until_acknowledged().await;
     running.stop().await;
-    let hours = harness.stores.totals.of_hours(0, u32::MAX).await.unwrap();
+    let hours = harness.stores.totals.hour_totals(0, u32::MAX).await.unwrap();
     let dead_counts: Vec<i64> = hours.iter().map(|(_, counts)| counts.push_dead).collect();
     assert_eq!(dead_counts, [6, -5]);
 }

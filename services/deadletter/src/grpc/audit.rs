@@ -101,7 +101,7 @@ impl AuditService for AuditApi {
 impl AuditApi {
     /// Refuses an unknown post as an error of the call and not of its stream.
     async fn check_scope(&self, scope: Scope) -> Result<(), Status> {
-        match self.auditor.knows(scope).await {
+        match self.auditor.check_scope(scope).await {
             Ok(()) => Ok(()),
             Err(error) => Err(error_to_status(&error)),
         }
@@ -153,7 +153,7 @@ fn event_to_v1(event: Event) -> v1::RunAuditResponse {
 
 fn finding_to_v1(finding: Finding) -> v1::AuditFinding {
     let (repaired, repair_error) = match finding.repaired {
-        Repaired::NotAsked => (false, String::new()),
+        Repaired::NotRequested => (false, String::new()),
         Repaired::Sent => (true, String::new()),
         Repaired::Failed(why) => (false, why),
     };

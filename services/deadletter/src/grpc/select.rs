@@ -2,7 +2,9 @@
 
 use herald_proto::v1;
 use herald_rpc::status;
-use herald_store::{Chosen, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, Order, Payload};
+use herald_store::{
+    DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, DeadLetterVersion, Order, Payload,
+};
 use tonic::Status;
 
 use super::{Api, filter::Selection};
@@ -24,7 +26,7 @@ pub(super) enum Purpose {
 #[derive(Debug, Default)]
 pub(super) struct Selected {
     /// The selected dead letters, each with its present round.
-    pub(super) dead_letters: Vec<Chosen>,
+    pub(super) dead_letters: Vec<DeadLetterVersion>,
     /// Dead letters that match the filter and can't be redriven.
     pub(super) excluded: u64,
     /// The selected dead letters in full; only for a dry run.
@@ -33,7 +35,7 @@ pub(super) struct Selected {
 
 impl Selected {
     fn add(&mut self, dead_letter: DeadLetter, dry_run: bool) {
-        self.dead_letters.push(Chosen {
+        self.dead_letters.push(DeadLetterVersion {
             id: dead_letter.id,
             round: dead_letter.round,
         });

@@ -13,7 +13,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::time::Timestamp;
-use herald_store::{Cause, Chosen, DeadLetters, Reopening};
+use herald_store::{Cause, DeadLetterVersion, DeadLetters, Reopening};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ pub(crate) struct OutcomeTracker {
     recorder: FailureRecorder,
     metrics: Metrics,
     /// By kind of consumer and by sequence in REDRIVE.
-    in_flight: Mutex<BTreeMap<ConsumerKind, BTreeMap<u64, Chosen>>>,
+    in_flight: Mutex<BTreeMap<ConsumerKind, BTreeMap<u64, DeadLetterVersion>>>,
     tracked: Notify,
     settled: Notify,
 }
@@ -65,7 +65,10 @@ impl OutcomeTracker {
     }
 
     /// Tracks sent dead letters, each with its sequence in REDRIVE.
-    pub(super) fn track(&self, dead_letters: impl IntoIterator<Item = (Chosen, ConsumerKind, u64)>) {
+    pub(super) fn track(
+        &self,
+        dead_letters: impl IntoIterator<Item = (DeadLetterVersion, ConsumerKind, u64)>,
+    ) {
         let mut in_flight = self.in_flight.lock();
         for (dead_letter, kind, sequence) in dead_letters {
             in_flight.entry(kind).or_default().insert(sequence, dead_letter);
@@ -128,7 +131,7 @@ impl OutcomeTracker {
         for dead_letter in &removed {
             self.recorder.reopen_removed(&reopening(*dead_letter)).await?;
         }
-        let succeeded: Vec<Chosen> = acknowledged
+        let succeeded: Vec<DeadLetterVersion> = acknowledged
             .iter()
             .map(|(_, _, dead_letter)| *dead_letter)
             .filter(|dead_letter| !removed.contains(dead_letter))
@@ -178,8 +181,8 @@ impl OutcomeTracker {
     /// search ends at the first message found.
     async fn find_removed(
         &self,
-        acknowledged: &[(ConsumerKind, u64, Chosen)],
-    ) -> Result<Vec<Chosen>, StepError> {
+        acknowledged: &[(ConsumerKind, u64, DeadLetterVersion)],
+    ) -> Result<Vec<DeadLetterVersion>, StepError> {
         let mut in_order: Vec<_> = acknowledged.iter().collect();
         in_order.sort_unstable_by_key(|(_, sequence, _)| *sequence);
         let mut removed = Vec::new();
@@ -193,7 +196,7 @@ impl OutcomeTracker {
     }
 }
 
-fn reopening(dead_letter: Chosen) -> Reopening {
+fn reopening(dead_letter: DeadLetterVersion) -> Reopening {
     let cause = Cause::Removed;
     Reopening {
         dead_letter: dead_letter.id,

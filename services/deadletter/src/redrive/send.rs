@@ -6,7 +6,7 @@ use futures::{StreamExt as _, future, stream};
 use herald_mesh::{ErrorKind, Redrive, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_proto::{mesh_v1::DlqEntry, v1};
-use herald_store::{Chosen, DeadLetter, DeadLetterState, OperationId, Reopening};
+use herald_store::{DeadLetter, DeadLetterState, DeadLetterVersion, OperationId, Reopening};
 
 use super::{OperationRunner, redrive_target, refusal, to_chosen};
 use crate::{domain::throttle::RateLimiter, error::StepError};
@@ -17,7 +17,7 @@ const CONCURRENCY: usize = 64;
 /// The result of sending one dead letter.
 enum SendResult {
     /// Published, with its sequence in REDRIVE.
-    Published(Chosen, ConsumerKind, u64),
+    Published(DeadLetterVersion, ConsumerKind, u64),
     /// It can't be redriven; the reason is in the reopening.
     Refused(Reopening),
 }
@@ -75,7 +75,7 @@ impl OperationRunner {
     pub(super) async fn record_sent(
         &self,
         operation: OperationId,
-        sent: Vec<(Chosen, ConsumerKind, u64)>,
+        sent: Vec<(DeadLetterVersion, ConsumerKind, u64)>,
     ) -> Result<(), StepError> {
         if sent.is_empty() {
             return Ok(());

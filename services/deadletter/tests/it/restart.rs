@@ -7,7 +7,9 @@ use herald_proto::{
     mesh_v1::DlqEntry,
     v1::{self, DeadLetterState, RedriveState},
 };
-use herald_store::{Chosen, DeadLetterFilter, DeadLetterId, NewOperation, OperationId, OperationKind, Order};
+use herald_store::{
+    DeadLetterFilter, DeadLetterId, DeadLetterVersion, NewOperation, OperationId, OperationKind, Order,
+};
 
 use crate::harness::{Client, Harness, in_state, select_all, until};
 
@@ -102,7 +104,7 @@ async fn claimed_dead_letters_that_may_have_been_sent_are_searched_in_redrive() 
     // A process claimed three dead letters, published two of them, and died before it recorded any sequence.
     let dead_letters = &harness.stores.dead_letters;
     let chosen = (1..=4)
-        .map(|id| Chosen {
+        .map(|id| DeadLetterVersion {
             id: DeadLetterId(id),
             round: 0,
         })

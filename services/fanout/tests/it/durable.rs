@@ -45,7 +45,7 @@ impl Ledger for FailingSync {
         unreachable!("fan-out only plans")
     }
 
-    async fn note_backfill(&self, _: &[PostId], _: &Recipients) -> Result<()> {
+    async fn record_backfill(&self, _: &[PostId], _: &Recipients) -> Result<()> {
         unreachable!("fan-out only plans")
     }
 

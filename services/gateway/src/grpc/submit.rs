@@ -196,13 +196,13 @@ impl Submitter {
         let author = super::intern_user(&*self.users, new.author.clone()).await?;
         let (request_id, reading) = match &new.request_id {
             None => (Uuid::new_v4().as_hyphenated().to_string(), None),
-            Some(request_id) if herald_failpoints::sabotaged!("gateway.random-ids") => {
+            Some(request_id) if herald_failpoints::negative_control!("gateway.random-ids") => {
                 (request_id.clone(), None)
             }
             Some(request_id) => {
                 let reading = self.archive_watermark.wait_until_fresh().await?;
                 // The broker detects duplicates within its dedupe window, the store for 24 hours.
-                let original = self.posts.of_request(author, request_id).await;
+                let original = self.posts.find_by_request(author, request_id).await;
                 if let Some(id) = original.map_err(|e| status::from_store(&e))? {
                     let original = self.read_original(id, request_id.clone()).await?;
                     return Ok(NextStep::Duplicate(original, new.lane));
@@ -233,7 +233,7 @@ impl Submitter {
             self.archive_watermark.check_fresh(reading)?;
         }
         let at = Timestamp::now();
-        let message_id = if herald_failpoints::sabotaged!("gateway.random-ids") {
+        let message_id = if herald_failpoints::negative_control!("gateway.random-ids") {
             Uuid::new_v4().to_string()
         } else {
             format!("{author}/{request_id}")

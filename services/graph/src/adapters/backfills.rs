@@ -58,7 +58,7 @@ impl Backfills {
                 if archived
                     && self
                         .posts
-                        .newest_of(author, PostId(posts_sequence), 1)
+                        .newest_by_author(author, PostId(posts_sequence), 1)
                         .await?
                         .is_empty()
                 {

@@ -76,7 +76,7 @@ impl Server {
             urls: urls.split(',').map(|url| url.trim().into()).collect(),
             ..herald_mesh::Config::default()
         }
-        .within_window(dedupe_window);
+        .fit_dedupe_window(dedupe_window);
         let mesh = Mesh::connect(&mesh_config)
             .await
             .context("can't connect to NATS")?;

@@ -67,7 +67,7 @@ async fn publish_reports(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>)
         let spans: Vec<Span> = reports.iter().map(|report| report.span.clone()).collect();
         let id = event.message_id();
         let subject = Subject::Settled(Channel::Timeline);
-        let published = mesh.publish_for(subject, Some(&id), &event, &spans).await;
+        let published = mesh.publish_with_links(subject, Some(&id), &event, &spans).await;
         let outcome = published.map(drop).map_err(|error| error.to_string());
         if outcome.is_err() {
             // Fail the queued reports too: each of them would probably wait for the same timeout.

@@ -8,8 +8,9 @@ use herald_model::time::Timestamp;
 
 use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
-    Chosen, DeadLetter, DeadLetterId, DeadLetterState, Inserted, NewOperation, OPERATIONS_PER_DEAD_LETTER,
-    Operation, OperationId, OperationState, Reopened, Reopening, Result, Step, embedded::database::map_err,
+    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Inserted, NewOperation,
+    OPERATIONS_PER_DEAD_LETTER, Operation, OperationId, OperationState, Reopened, Reopening, Result, Step,
+    embedded::database::map_err,
 };
 
 /// Dead letters in one row of an operation's frozen selection.
@@ -22,15 +23,15 @@ const TRIM_ROWS_MAX: usize = 1_000;
 pub(super) enum Job {
     Insert(Vec<DeadLetter>),
     Reopen(Reopening),
-    Begin(NewOperation, Vec<Chosen>),
+    Begin(NewOperation, Vec<DeadLetterVersion>),
     Claim {
         operation: OperationId,
         limit: usize,
         redrive_after: u64,
         at: Timestamp,
     },
-    Sent(OperationId, Vec<(Chosen, u64)>),
-    Resolve(Vec<Chosen>, Timestamp),
+    Sent(OperationId, Vec<(DeadLetterVersion, u64)>),
+    Resolve(Vec<DeadLetterVersion>, Timestamp),
     Discard {
         operation: OperationId,
         limit: usize,
@@ -204,7 +205,7 @@ impl<'a> CommitBatch<'a> {
     fn reopen(&mut self, reopening: Reopening) -> Result<Reopened> {
         let cached = self.rows.progress(reopening.dead_letter)?;
         let Some(progress) = &mut cached.value else {
-            return Ok(Reopened::Unknown);
+            return Ok(Reopened::NotFound);
         };
         let previous_state = progress.state;
         let is_new_failure = progress.round == reopening.round
@@ -213,7 +214,7 @@ impl<'a> CommitBatch<'a> {
                 DeadLetterState::Redriving | DeadLetterState::Resolved
             );
         if !is_new_failure {
-            return Ok(Reopened::Known);
+            return Ok(Reopened::AlreadyRecorded);
         }
         progress.state = DeadLetterState::Open;
         progress.updated_at = reopening.failed_at;
@@ -237,7 +238,7 @@ impl<'a> CommitBatch<'a> {
         Ok(Reopened::Open)
     }
 
-    fn begin(&mut self, request: NewOperation, dead_letters: &[Chosen]) -> Operation {
+    fn begin(&mut self, request: NewOperation, dead_letters: &[DeadLetterVersion]) -> Operation {
         let id = OperationId(self.next_operation);
         self.next_operation += 1;
         let chunks = dead_letters.chunks(FROZEN_PER_ROW as usize);
@@ -335,7 +336,7 @@ impl<'a> CommitBatch<'a> {
         })
     }
 
-    fn resolve(&mut self, chosen: Chosen, at: Timestamp) -> Result<bool> {
+    fn resolve(&mut self, chosen: DeadLetterVersion, at: Timestamp) -> Result<bool> {
         let mut redrive = None;
         let resolved = self.change(chosen, |progress| {
             progress.state == DeadLetterState::Redriving && {
@@ -412,7 +413,11 @@ impl<'a> CommitBatch<'a> {
 
     /// Applies `change` to the progress of a dead letter that is still in the chosen round. Returns whether `change`
     /// made a change, which is its return value.
-    fn change(&mut self, chosen: Chosen, change: impl FnOnce(&mut Progress) -> bool) -> Result<bool> {
+    fn change(
+        &mut self,
+        chosen: DeadLetterVersion,
+        change: impl FnOnce(&mut Progress) -> bool,
+    ) -> Result<bool> {
         let cached = self.rows.progress(chosen.id)?;
         let changed = match &mut cached.value {
             Some(progress) if progress.round == chosen.round => change(progress),

@@ -39,9 +39,9 @@ use super::{
     group_commit::GroupCommit,
 };
 use crate::{
-    Chosen, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
-    Error, ErrorKind, Inserted, NewOperation, Operation, OperationId, OperationState, Order, Reopened,
-    Reopening, Result, Step,
+    DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
+    DeadLetterVersion, Error, ErrorKind, Inserted, NewOperation, Operation, OperationId, OperationState,
+    Order, Reopened, Reopening, Result, Step,
 };
 
 /// Approximate number of dead letters in one commit batch. A small limit keeps small writes from waiting for large
@@ -342,7 +342,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         Ok(u64::try_from(self.tables.counter(state).load(Ordering::Relaxed)).unwrap_or(0))
     }
 
-    async fn begin(&self, operation: &NewOperation, dead_letters: &[Chosen]) -> Result<Operation> {
+    async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation> {
         self.run_operation_job(Job::Begin(operation.clone(), dead_letters.to_vec()))
             .await
     }
@@ -363,14 +363,14 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         .await
     }
 
-    async fn sent(&self, operation: OperationId, dead_letters: &[(Chosen, u64)]) -> Result<()> {
+    async fn sent(&self, operation: OperationId, dead_letters: &[(DeadLetterVersion, u64)]) -> Result<()> {
         self.group_commit
             .run(Job::Sent(operation, dead_letters.to_vec()))
             .await
             .map(drop)
     }
 
-    async fn resolve(&self, dead_letters: &[Chosen], at: Timestamp) -> Result<u64> {
+    async fn resolve(&self, dead_letters: &[DeadLetterVersion], at: Timestamp) -> Result<u64> {
         match self
             .group_commit
             .run(Job::Resolve(dead_letters.to_vec(), at))

@@ -4,8 +4,8 @@ use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use prost::Message;
 
 use crate::{
-    Cause, Chosen, DeadLetter, DeadLetterId, DeadLetterState, Error, ErrorKind, MessageRef, NewOperation,
-    Operation, OperationId, OperationKind, OperationState, Payload, Result,
+    Cause, DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Error, ErrorKind, MessageRef,
+    NewOperation, Operation, OperationId, OperationKind, OperationState, Payload, Result,
 };
 
 /// The stored row of a dead letter.
@@ -293,7 +293,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
     })
 }
 
-pub(super) fn encode_frozen(dead_letters: &[Chosen]) -> Vec<u8> {
+pub(super) fn encode_frozen(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
     let mut last = 0;
     let mut row = FrozenRow::default();
     for dead_letter in dead_letters {
@@ -304,12 +304,12 @@ pub(super) fn encode_frozen(dead_letters: &[Chosen]) -> Vec<u8> {
     row.encode_to_vec()
 }
 
-pub(super) fn decode_frozen(bytes: &[u8]) -> Result<Vec<Chosen>> {
+pub(super) fn decode_frozen(bytes: &[u8]) -> Result<Vec<DeadLetterVersion>> {
     let row = FrozenRow::decode(bytes).map_err(|_| malformed())?;
     let mut last = 0_u64;
     let dead_letters = row.ids.into_iter().zip(row.rounds).map(|(id, round)| {
         last = last.wrapping_add(id);
-        Chosen {
+        DeadLetterVersion {
             id: DeadLetterId(last),
             round,
         }

@@ -170,7 +170,7 @@ impl crate::Ledger for Ledger {
         self.mark_pending_dead(post, channel, chunk, at).await
     }
 
-    async fn note_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
+    async fn record_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
         let first = self.trim_watermark.first();
         let value = row::encode_chunk(recipients);
         let mut batch = self.database.batch();

@@ -70,20 +70,23 @@ async fn posts_are_read_as_archived_also_after_a_restart() {
         assert_eq!((&read[0], &read[301]), (&None, &None));
         assert!(read[1..301].iter().flatten().eq(&posts));
         assert_eq!(
-            archive.newest_of(AUTHOR, LAST, 5).await.unwrap(),
+            archive.newest_by_author(AUTHOR, LAST, 5).await.unwrap(),
             ids([300, 299, 298, 297, 296])
         );
         assert_eq!(
-            archive.newest_of(AUTHOR, PostId(200), 2).await.unwrap(),
+            archive.newest_by_author(AUTHOR, PostId(200), 2).await.unwrap(),
             ids([200, 199])
         );
-        assert_eq!(archive.newest_of(UserKey(2), LAST, 5).await.unwrap(), []);
-        assert_eq!(archive.newest_of(UserKey(4), LAST, 5).await.unwrap(), []);
+        assert_eq!(archive.newest_by_author(UserKey(2), LAST, 5).await.unwrap(), []);
+        assert_eq!(archive.newest_by_author(UserKey(4), LAST, 5).await.unwrap(), []);
         assert_eq!(
-            archive.of_request(AUTHOR, "request 44").await.unwrap(),
+            archive.find_by_request(AUTHOR, "request 44").await.unwrap(),
             Some(PostId(44))
         );
-        assert_eq!(archive.of_request(UserKey(4), "request 44").await.unwrap(), None);
+        assert_eq!(
+            archive.find_by_request(UserKey(4), "request 44").await.unwrap(),
+            None
+        );
         assert_eq!(archive.last().await.unwrap(), Some(PostId(300)));
     }
 }
@@ -100,7 +103,7 @@ async fn a_deletion_is_visible_at_once_and_can_precede_its_post() {
         .await
         .unwrap();
     assert_eq!(
-        archive.newest_of(AUTHOR, LAST, 10).await.unwrap(),
+        archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(),
         ids([5, 4, 3, 1])
     );
     // Fills the cache.
@@ -135,12 +138,15 @@ async fn a_deletion_is_visible_at_once_and_can_precede_its_post() {
             .map(|post| post.unwrap().deleted_at.map(|at| at.0))
             .collect();
         assert_eq!(times, [Some(20), None, Some(40), Some(60), Some(70)]);
-        assert_eq!(archive.newest_of(AUTHOR, LAST, 10).await.unwrap(), ids([5, 3, 1]));
+        assert_eq!(
+            archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(),
+            ids([5, 3, 1])
+        );
     }
     drop(archive);
     store.reopen();
     assert_eq!(
-        open(&store).newest_of(AUTHOR, LAST, 2).await.unwrap(),
+        open(&store).newest_by_author(AUTHOR, LAST, 2).await.unwrap(),
         ids([5, 3])
     );
 }
@@ -201,7 +207,10 @@ async fn two_posts_of_one_request_in_one_call_count_as_the_first() {
         .archive(&[created(&post(5, "r", now)), created(&post(4, "r", now))])
         .await
         .unwrap();
-    assert_eq!(archive.of_request(AUTHOR, "r").await.unwrap(), Some(PostId(4)));
+    assert_eq!(
+        archive.find_by_request(AUTHOR, "r").await.unwrap(),
+        Some(PostId(4))
+    );
 }
 
 #[tokio::test]

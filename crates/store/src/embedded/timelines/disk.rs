@@ -160,7 +160,7 @@ impl Disk {
     }
 
     /// Raises the smallest post id that is kept; smaller values are ignored. Durable on return.
-    pub(super) fn set_oldest(&self, post: u64) -> Result<()> {
+    pub(super) fn raise_oldest_kept(&self, post: u64) -> Result<()> {
         if self.oldest.fetch_max(post, Ordering::Relaxed) < post {
             self.store("oldest".as_bytes(), post)?;
         }

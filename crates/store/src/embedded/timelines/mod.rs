@@ -120,8 +120,8 @@ impl EmbeddedTimelines {
 
     /// Hides posts with smaller ids from now on; merging drops them from disk. A value smaller than an earlier one is
     /// ignored. Called when posts pass the retention of timelines. Durable on return.
-    pub fn set_oldest(&self, post: PostId) -> Result<()> {
-        self.shared.disk.set_oldest(post.0)
+    pub fn raise_oldest_kept(&self, post: PostId) -> Result<()> {
+        self.shared.disk.raise_oldest_kept(post.0)
     }
 
     /// Merges the blocks of all users now. For tests and maintenance; the merger thread does the same in the
@@ -259,7 +259,7 @@ impl Timelines for EmbeddedTimelines {
         self.shared.space.check()?;
         can_fail!("store.deliver");
         let durable = self.shared.intake.put(post, &recipients).await?;
-        if herald_failpoints::sabotaged!("store.early-ack") {
+        if herald_failpoints::negative_control!("store.early-ack") {
             return Ok(Box::pin(std::future::ready(Ok(()))));
         }
         Ok(durable)

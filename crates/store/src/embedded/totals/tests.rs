@@ -54,7 +54,7 @@ async fn a_commit_counts_marks_seen_and_clears_the_intent() {
         .unwrap();
     assert_eq!(seen, [false, true, true, false, true, true, false, true]);
     assert_eq!(totals.seen("POSTS", &[1]).await.unwrap(), [false]);
-    let post = totals.of_post(PostId(5)).await.unwrap().unwrap();
+    let post = totals.post_totals(PostId(5)).await.unwrap().unwrap();
     assert_eq!(
         (post.author, post.counts.posts, post.counts.timeline_delivered),
         (UserKey(9), 2, 5)
@@ -63,14 +63,14 @@ async fn a_commit_counts_marks_seen_and_clears_the_intent() {
         (post.timeline_latency_ms_max, post.push_latency_ms_max),
         (4_095, 7)
     );
-    assert_eq!(totals.of_post(PostId(6)).await.unwrap(), None);
-    let hours = totals.of_hours(100, 102).await.unwrap();
+    assert_eq!(totals.post_totals(PostId(6)).await.unwrap(), None);
+    let hours = totals.hour_totals(100, 102).await.unwrap();
     assert_eq!(hours.len(), 1);
     assert_eq!((hours[0].0, hours[0].1.push_dead), (100, 6));
     assert_eq!(hours[0].1.timeline_dead, -2);
     assert_eq!(post.counts.timeline_dead, -2);
-    assert_eq!(totals.of_hours(0, u32::MAX).await.unwrap().len(), 2);
-    assert_eq!(totals.of_hours(5, 2).await.unwrap(), []);
+    assert_eq!(totals.hour_totals(0, u32::MAX).await.unwrap().len(), 2);
+    assert_eq!(totals.hour_totals(5, 2).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn no_message_is_counted_twice() {
     assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
     assert_eq!(
         totals
-            .of_post(PostId(5))
+            .post_totals(PostId(5))
             .await
             .unwrap()
             .unwrap()
@@ -112,7 +112,7 @@ async fn concurrent_commits_are_all_counted() {
         .for_each(Result::unwrap);
     assert_eq!(
         totals
-            .of_post(PostId(5))
+            .post_totals(PostId(5))
             .await
             .unwrap()
             .unwrap()
@@ -121,7 +121,9 @@ async fn concurrent_commits_are_all_counted() {
         100
     );
     assert_eq!(
-        totals.of_hours(100, 101).await.unwrap()[0].1.timeline_delivered,
+        totals.hour_totals(100, 101).await.unwrap()[0]
+            .1
+            .timeline_delivered,
         100
     );
 }
@@ -195,9 +197,9 @@ async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
     valid.into_iter().for_each(Result::unwrap);
     let seen = totals.seen("EVENTS", &[0, 49, 1_000, 1_001]).await.unwrap();
     assert_eq!(seen, [true, true, false, false]);
-    let post = totals.of_post(PostId(6)).await.unwrap().unwrap();
+    let post = totals.post_totals(PostId(6)).await.unwrap().unwrap();
     assert_eq!(post.counts.timeline_delivered, 50);
-    let hours = totals.of_hours(0, u32::MAX).await.unwrap();
+    let hours = totals.hour_totals(0, u32::MAX).await.unwrap();
     assert!(
         hours.iter().all(|(_, counts)| counts.timeline_delivered == 50),
         "{hours:?}"

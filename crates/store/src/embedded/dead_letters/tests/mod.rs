@@ -71,8 +71,8 @@ fn operation(kind: OperationKind) -> NewOperation {
     }
 }
 
-fn chosen(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<Chosen> {
-    let choose = |id| Chosen {
+fn chosen(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
+    let choose = |id| DeadLetterVersion {
         id: DeadLetterId(id),
         round,
     };
@@ -239,7 +239,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
     assert_eq!((now.resolved, now.failed), (0, 3));
     assert_eq!(
         dead_letters.reopen(&failed_again(9, 1)).await.unwrap(),
-        Reopened::Unknown
+        Reopened::NotFound
     );
 }
 
@@ -312,7 +312,7 @@ async fn a_discard_takes_open_dead_letters_and_is_recorded() {
     );
     assert_eq!(
         dead_letters.reopen(&failed_again(1, 0)).await.unwrap(),
-        Reopened::Known
+        Reopened::AlreadyRecorded
     );
     let nothing = dead_letters
         .begin(&operation(OperationKind::Discard), &[])
@@ -385,7 +385,7 @@ proptest! {
         dead_letters in prop::collection::vec((any::<u64>(), any::<u32>()), 0..100),
     ) {
         let dead_letters = dead_letters.into_iter();
-        let dead_letters: Vec<_> = dead_letters.map(|(id, round)| Chosen { id: DeadLetterId(id), round }).collect();
+        let dead_letters: Vec<_> = dead_letters.map(|(id, round)| DeadLetterVersion { id: DeadLetterId(id), round }).collect();
         prop_assert_eq!(row::decode_frozen(&row::encode_frozen(&dead_letters)).unwrap(), dead_letters);
     }
 

@@ -195,8 +195,8 @@ fn audit_reads_all_rows_of_a_post() {
             8,
         )))
         .unwrap();
-        block_on(ledger.note_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
-        block_on(ledger.note_backfill(&[POST], &set([70, 80]))).unwrap();
+        block_on(ledger.record_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
+        block_on(ledger.record_backfill(&[POST], &set([70, 80]))).unwrap();
     }
     store.reopen();
     let ledger = Ledger::open(store.database()).unwrap();
@@ -251,6 +251,6 @@ fn posts_are_listed_once_until_trimmed() {
     assert!(block_on(ledger.trim(PostId(6))).unwrap() > 0);
     assert_eq!(posts(None, 9), [300, 70_000]);
     // A backfill of a trimmed post writes no row.
-    block_on(ledger.note_backfill(&[PostId(5), PostId(300)], &set([9]))).unwrap();
+    block_on(ledger.record_backfill(&[PostId(5), PostId(300)], &set([9]))).unwrap();
     assert_eq!(posts(None, 9), [300, 70_000]);
 }

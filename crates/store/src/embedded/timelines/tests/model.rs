@@ -133,7 +133,7 @@ proptest! {
                 Step::Merge => timelines.merge_all().unwrap(),
                 Step::Compact => timelines.shared.disk.runs.major_compact().unwrap(),
                 Step::SetOldest(post) => {
-                    timelines.set_oldest(PostId(post)).unwrap();
+                    timelines.raise_oldest_kept(PostId(post)).unwrap();
                     model.oldest = model.oldest.max(post);
                 }
             }
