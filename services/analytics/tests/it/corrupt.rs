@@ -58,12 +58,7 @@ async fn redrive(harness: &Harness, sequences: impl IntoIterator<Item = u64>) {
 /// Counts an event of the corrupt post and an event of another post and hour, and corrupts a row. Then publishes 100
 /// events, every tenth of the corrupt post, and 20 posts. `needs_row` returns whether an event `(post, chunk, hour)`
 /// needs the corrupt row.
-async fn check_corrupt_row(
-    keyspace: &str,
-    key: &[u8],
-    row_name: &str,
-    needs_row: impl Fn(u64, u64, i64) -> bool,
-) {
+async fn check_corrupt_row(keyspace: &str, key: &[u8], needs_row: impl Fn(u64, u64, i64) -> bool) {
     let harness = Harness::start().await;
     let running = harness
         .run(one_batch(&harness), harness.stores.totals.clone())
@@ -120,7 +115,9 @@ async fn check_corrupt_row(
     let terminated = async || harness.mesh.last_sequence(streams::ADVISORIES).await.unwrap();
     wait_until(async || terminated().await == failed_sequences.len() as u64).await;
     let advisories = harness.termination_advisories().await;
-    let reason = format!("the store failed: a row of {row_name} can't be read (attempt 3, permanent error)");
+    let reason = format!(
+        "the store failed: can't decode a row of the keyspace {keyspace} (attempt 3, permanent error)"
+    );
     assert!(
         advisories.iter().all(|advisory| advisory.contains(&reason)),
         "{advisories:#?}"
@@ -164,7 +161,6 @@ async fn corrupt_totals_of_a_post_fail_its_events() {
     Box::pin(check_corrupt_row(
         "totals_posts",
         &CORRUPT_POST.to_be_bytes(),
-        "totals of a post",
         needs_row,
     ))
     .await;
@@ -174,13 +170,7 @@ async fn corrupt_totals_of_a_post_fail_its_events() {
 async fn corrupt_counts_of_a_chunk_fail_its_events() {
     let key = [&CORRUPT_POST.to_be_bytes()[..], &[1], &1_u64.to_be_bytes()].concat();
     let needs_row = |post, chunk, _| (post, chunk) == (CORRUPT_POST, 1);
-    Box::pin(check_corrupt_row(
-        "totals_chunks",
-        &key,
-        "a chunk's counts",
-        needs_row,
-    ))
-    .await;
+    Box::pin(check_corrupt_row("totals_chunks", &key, needs_row)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,7 +179,6 @@ async fn corrupt_totals_of_an_hour_fail_its_events() {
     Box::pin(check_corrupt_row(
         "totals_hours",
         &CORRUPT_HOUR.to_be_bytes(),
-        "totals of an hour",
         needs_row,
     ))
     .await;
