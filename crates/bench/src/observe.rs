@@ -103,7 +103,7 @@ pub(super) fn latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> H
 }
 
 /// One latency per post: until the last of its watchers has it, microseconds. With one sample per watcher, the few
-/// authors with most followers would dominate the format_percentiles.
+/// authors with most followers would dominate the percentiles.
 pub(super) fn post_latencies(submitted: &[Submitted], seen: &[(u64, Timestamp)]) -> Histogram<u64> {
     let mut last: HashMap<u64, Timestamp> = HashMap::new();
     for (post, at) in seen {

@@ -7,8 +7,7 @@ use crate::{Error, ErrorKind, Outcome, PartialDelivery, RecordedOutcome, Result,
 /// Layout version of all values except outcomes.
 const VERSION: u8 = 1;
 
-/// Layout version of outcomes. Layout 1 has no revision: it is read as revision 1. It ends with counts of published
-/// events, which are ignored.
+/// Layout version of outcomes.
 const OUTCOME_VERSION: u8 = 2;
 
 const DELIVERED: u8 = 0;
@@ -295,13 +294,11 @@ impl<'a> Cursor<'a> {
 
     /// Reads the kind and the head of an outcome.
     fn read_outcome_head(&mut self) -> Result<(u8, OutcomeHead)> {
-        let version = self.read_byte()?;
+        if self.read_byte()? != OUTCOME_VERSION {
+            return Err(malformed());
+        }
         let kind = self.read_byte()?;
-        let revision = match version {
-            VERSION => 1,
-            OUTCOME_VERSION => self.read_number()?,
-            _ => return Err(malformed()),
-        };
+        let revision = self.read_number()?;
         let counts = self.read_counts()?;
         let delivered_at = match self.read_byte()? {
             0 => None,

@@ -89,38 +89,6 @@ fn one_of_several_concurrent_writers_wins() {
 }
 
 #[test]
-fn outcomes_of_the_first_layout_are_read_as_revision_1() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=10);
-    write_plan(&ledger, &plan(0, true, &[(Channel::Timeline, &chunk)]));
-    // Version, kind, four counts, times of the first and last delivery.
-    let mut batch = store.database().batch();
-    let key = row::chunk_key(POST, RowKind::Outcome, Channel::Timeline, chunk.chunk_id());
-    batch.insert(&ledger.rows, key, [1, 0, 10, 0, 0, 0, 1, 5, 5]);
-    block_on(store.database().commit(batch)).unwrap();
-    let recorded = block_on(ledger.outcome(POST, Channel::Timeline, chunk.chunk_id())).unwrap();
-    let expected = RecordedOutcome {
-        revision: 1,
-        outcome: Outcome::Delivered { count: 10 },
-    };
-    assert_eq!(recorded, Some(expected));
-    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().timeline;
-    assert_eq!(
-        (counts.delivered, counts.first_delivered_at),
-        (10, Some(Timestamp(5)))
-    );
-    let again = settlement(
-        Channel::Timeline,
-        &chunk,
-        ExpectedRevision::Any,
-        Outcome::Delivered { count: 10 },
-        9,
-    );
-    assert_eq!(block_on(ledger.settle(&again)).unwrap(), 1);
-}
-
-#[test]
 fn mark_dead_affects_pending_recipients_only() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
