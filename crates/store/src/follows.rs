@@ -12,7 +12,7 @@ pub struct FollowChange {
     pub follower: UserKey,
     /// The user who is followed.
     pub author: UserKey,
-    /// `Some(bell)` follows with the bell (push notifications) on or off; `None` unfollows.
+    /// `Some(notify)` follows with notifications (pushes) on or off; `None` unfollows.
     pub notify: Option<bool>,
 }
 
@@ -21,7 +21,7 @@ pub struct FollowChange {
 pub struct FollowerCount {
     /// All followers.
     pub followers: u64,
-    /// Followers with the bell on.
+    /// Followers with notifications on.
     pub notify: u64,
     /// The current version, at which they were counted.
     pub version: FollowVersion,
@@ -32,7 +32,7 @@ pub struct FollowerCount {
 pub struct FollowerPage {
     /// All followers of the page.
     pub followers: Recipients,
-    /// The followers of the page with the bell on.
+    /// The followers of the page with notifications on.
     pub notify: Recipients,
     /// The version of the page.
     pub version: FollowVersion,
@@ -47,7 +47,7 @@ pub struct FollowerPage {
 pub struct Following {
     /// The user who is followed.
     pub author: UserKey,
-    /// Whether the bell is on.
+    /// Whether the follow has notifications on.
     pub notify: bool,
 }
 

@@ -46,7 +46,7 @@ pub struct TopologyConfig {
     pub slices: StreamLimits,
     /// TIMELINE: 100 million deliveries are about 100,000 chunks and 0.3 GiB; a backlog of 10 million is 30 to 60 MB.
     pub timeline: StreamLimits,
-    /// PUSH: chunks of up to 512 recipients with the bell on.
+    /// PUSH: chunks of up to 512 recipients with notifications on.
     pub push: StreamLimits,
     /// EVENTS: about 60 bytes per settled chunk, and 250 bytes per message of up to 64 chunks.
     pub events: StreamLimits,

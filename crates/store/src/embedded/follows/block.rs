@@ -3,7 +3,7 @@
 //! The blocks of an author partition the range of user keys: a block begins at its bound (the second half of its row's
 //! key) and ends before the bound of the next block. The first block begins at 0 and exists if the author has any
 //! block. A follower is encoded as a varint: the difference to the previous follower (of the first one: to the bound),
-//! times two, plus one if the bell is on.
+//! times two, plus one if the follower has notifications on.
 
 use herald_model::varint;
 
@@ -21,8 +21,8 @@ const FORMAT: u8 = 1;
 pub(super) struct Follower {
     /// The key of the follower.
     pub(super) key: u32,
-    /// Whether the bell is on.
-    pub(super) bell: bool,
+    /// Whether the follower has notifications on.
+    pub(super) notify: bool,
 }
 
 /// Bytes that are not a block.
@@ -67,7 +67,7 @@ impl Iterator for Followers<'_> {
             let key = self.last.checked_add(step)?;
             Some(Follower {
                 key,
-                bell: coded & 1 == 1,
+                notify: coded & 1 == 1,
             })
         });
         self.first = false;
@@ -89,7 +89,7 @@ pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
     for follower in followers {
         varint::write(
             &mut bytes,
-            u64::from(follower.key - last) << 1 | u64::from(follower.bell),
+            u64::from(follower.key - last) << 1 | u64::from(follower.notify),
         );
         last = follower.key;
     }
@@ -130,7 +130,7 @@ mod tests {
             keys in prop::collection::btree_map(any::<u32>(), any::<bool>(), 0..300),
             at_first: bool,
         ) {
-            let followers: Vec<_> = keys.into_iter().map(|(key, bell)| Follower { key, bell }).collect();
+            let followers: Vec<_> = keys.into_iter().map(|(key, notify)| Follower { key, notify }).collect();
             let bound = if at_first { followers.first().map_or(0, |f| f.key) } else { 0 };
             let bytes = encode(bound, &followers);
             let read: Result<Vec<_>, _> = Followers::new(&bytes, bound).unwrap().collect();
@@ -147,7 +147,9 @@ mod tests {
 
         #[test]
         fn a_split_keeps_all_followers_within_the_limit(count in 0_usize..10_000) {
-            let followers: Vec<_> = (0..count as u32).map(|n| Follower { key: 3 * n + 7, bell: n % 5 == 0 }).collect();
+            let followers: Vec<_> = (0..count as u32)
+                .map(|n| Follower { key: 3 * n + 7, notify: n % 5 == 0 })
+                .collect();
             let pieces: Vec<_> = split(5, &followers).collect();
             prop_assert_eq!(pieces[0].0, 5);
             prop_assert!(pieces.iter().all(|(_, part)| part.len() <= FOLLOWERS_MAX));

@@ -9,19 +9,19 @@ use super::block::{Follower, Malformed};
 pub(super) enum Edge {
     /// No follow.
     Absent,
-    /// A follow with the bell off.
+    /// A follow with notifications off.
     Quiet,
-    /// A follow with the bell on.
-    Bell,
+    /// A follow with notifications on.
+    Notify,
 }
 
 impl Edge {
-    /// The edge after a change: `None` unfollows, `Some(bell)` follows.
+    /// The edge after a change: `None` unfollows, `Some(notify)` follows.
     pub(super) fn after(notify: Option<bool>) -> Self {
         match notify {
             None => Self::Absent,
             Some(false) => Self::Quiet,
-            Some(true) => Self::Bell,
+            Some(true) => Self::Notify,
         }
     }
 
@@ -30,8 +30,8 @@ impl Edge {
     pub(super) fn follower(self, key: u32) -> Option<Follower> {
         match self {
             Self::Absent => None,
-            Self::Quiet => Some(Follower { key, bell: false }),
-            Self::Bell => Some(Follower { key, bell: true }),
+            Self::Quiet => Some(Follower { key, notify: false }),
+            Self::Notify => Some(Follower { key, notify: true }),
         }
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn decode(bytes: &[u8], into: &mut Vec<UndoEntry>) -> Result<(), Malf
         let before = match coded & 3 {
             0 => Edge::Absent,
             1 => Edge::Quiet,
-            2 => Edge::Bell,
+            2 => Edge::Notify,
             _ => return Err(Malformed),
         };
         into.push(UndoEntry {
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     fn edge() -> impl Strategy<Value = Edge> {
-        prop_oneof![Just(Edge::Absent), Just(Edge::Quiet), Just(Edge::Bell)]
+        prop_oneof![Just(Edge::Absent), Just(Edge::Quiet), Just(Edge::Notify)]
     }
 
     proptest! {
@@ -174,7 +174,7 @@ mod tests {
         let at = |follower, before| UndoEntry { follower, before };
         let undo = Undo {
             until: 3,
-            edges: vec![at(5, Edge::Absent), at(9, Edge::Bell)],
+            edges: vec![at(5, Edge::Absent), at(9, Edge::Notify)],
         };
         let later = undo.extend(
             5,
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(later.until, 5);
         assert_eq!(
             later.edges,
-            [at(5, Edge::Absent), at(7, Edge::Quiet), at(9, Edge::Bell)]
+            [at(5, Edge::Absent), at(7, Edge::Quiet), at(9, Edge::Notify)]
         );
         assert_eq!(later.after(Some(5)), &later.edges[1..]);
         assert_eq!(later.after(None), &later.edges[..]);

@@ -3,10 +3,10 @@
 //! | keyspace | row |
 //! |---|---|
 //! | `followers` | (author, bound) → [`block`] |
-//! | `follow_counts` | author → number of followers, of bells and of blocks, version |
+//! | `follow_counts` | author → number of followers, of those with notifications on, and of blocks, version |
 //! | `follow_history` | (author, version) → the edges before that version: the undo log |
 //! | `follow_moments` | time → the versions created at that time, the index for retention |
-//! | `following` | (follower, author) → bell |
+//! | `following` | (follower, author) → notify |
 //!
 //! A read at an older version reads the current blocks and undoes, follower by follower, the changes of later versions,
 //! all from one snapshot of the database.
@@ -232,8 +232,8 @@ impl crate::Follows for EmbeddedFollows {
             .range(&self.tables.following, range)
             .take(limit)
             .map(|row| {
-                let (key, bell) = row.into_inner().map_err(map_err)?;
-                let notify = match *bell {
+                let (key, notify) = row.into_inner().map_err(map_err)?;
+                let notify = match *notify {
                     [0] => false,
                     [1] => true,
                     _ => return Err(malformed("follows", follower.0)),

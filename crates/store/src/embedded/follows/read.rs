@@ -39,7 +39,7 @@ impl PageBuilder {
         }
         self.remaining -= 1;
         self.followers.push(UserKey(follower.key));
-        if follower.bell {
+        if follower.notify {
             self.notify.push(UserKey(follower.key));
         }
         self.last = Some(follower.key);

@@ -27,7 +27,7 @@ pub(super) struct Tables {
     pub(super) history: Keyspace,
     /// time (microseconds since 1970) → the versions created then, the index for retention.
     pub(super) moments: Keyspace,
-    /// (follower, author) → whether the bell is on.
+    /// (follower, author) → whether the follower has notifications on.
     pub(super) following: Keyspace,
 }
 

@@ -19,7 +19,7 @@ fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
     }
 }
 
-/// Reads all followers with their bells, page by page.
+/// Reads all followers with their notify settings, page by page.
 async fn read(
     graph: &EmbeddedFollows,
     author: u32,
@@ -39,7 +39,11 @@ async fn read(
             all.insert(key.0, false);
         }
         for key in &page.notify {
-            assert_eq!(all.insert(key.0, true), Some(false), "a bell without a follower");
+            assert_eq!(
+                all.insert(key.0, true),
+                Some(false),
+                "notifications without a follow"
+            );
         }
         if page.complete {
             return Ok(all);
@@ -72,7 +76,7 @@ impl Model {
                     .entry(c.author.0)
                     .or_insert_with(|| self.versions_of(c.author.0).last().unwrap().clone());
                 match c.notify {
-                    Some(bell) => followers.insert(c.follower.0, bell) != Some(bell),
+                    Some(notify) => followers.insert(c.follower.0, notify) != Some(notify),
                     None => followers.remove(&c.follower.0).is_some(),
                 }
             })
@@ -209,7 +213,10 @@ async fn run(steps: Vec<Step>) {
             let count = graph.count(UserKey(author)).await.unwrap();
             assert_eq!(count.version.0, versions.len() as u64 - 1);
             assert_eq!(count.followers, now.len() as u64);
-            assert_eq!(count.notify, now.values().filter(|bell| **bell).count() as u64);
+            assert_eq!(
+                count.notify,
+                now.values().filter(|notify| **notify).count() as u64
+            );
         }
     }
     for (author, versions) in &model.versions {
@@ -354,7 +361,10 @@ async fn a_version_reads_the_same_during_concurrent_writes() {
                 let at = Some(count.version.0);
                 let first = read(&graph, 1, at, 64).await.unwrap();
                 assert_eq!(first.len() as u64, count.followers);
-                assert_eq!(first.values().filter(|bell| **bell).count() as u64, count.notify);
+                assert_eq!(
+                    first.values().filter(|notify| **notify).count() as u64,
+                    count.notify
+                );
                 assert_eq!(read(&graph, 1, at, 1_000).await.unwrap(), first);
             }
         })

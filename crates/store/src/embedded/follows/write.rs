@@ -98,7 +98,7 @@ impl Writer {
             for (follower, author, edge) in edges {
                 let key = pair_key(follower, author);
                 match edge.follower(follower) {
-                    Some(follow) => batch.insert(&self.tables.following, key, [u8::from(follow.bell)]),
+                    Some(follow) => batch.insert(&self.tables.following, key, [u8::from(follow.notify)]),
                     None => batch.remove(&self.tables.following, key),
                 }
             }
@@ -175,7 +175,7 @@ impl Writer {
             let was = match rest {
                 [first, rest @ ..] if first.key == follower => {
                     old = rest;
-                    Edge::after(Some(first.bell))
+                    Edge::after(Some(first.notify))
                 }
                 _ => {
                     old = rest;
@@ -197,7 +197,7 @@ impl Writer {
             });
             count.followers =
                 count.followers + u64::from(is != Edge::Absent) - u64::from(was != Edge::Absent);
-            count.notify = count.notify + u64::from(is == Edge::Bell) - u64::from(was == Edge::Bell);
+            count.notify = count.notify + u64::from(is == Edge::Notify) - u64::from(was == Edge::Notify);
             pending.edges.push((follower, author, is));
         }
         self.new.extend_from_slice(old);
