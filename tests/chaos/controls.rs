@@ -56,7 +56,7 @@ pub(crate) const CONTROLS: [Control; 4] = [
     // Rule: an answered deletion is done. Broken: no deletion is done.
     Control {
         name: "control-lost-deletion",
-        sabotage: "gateway.forget-deletion=return",
+        sabotage: "gateway.drop-deletion=return",
         settings: &[],
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),

@@ -99,14 +99,14 @@ async fn an_undecodable_message_becomes_a_dead_letter_at_once() {
     );
     let discarded = herald.cli(&["dlq", "discard", &id, "--yes"]).await;
     assert_eq!(discarded["discarded_count"], 1);
-    let history = herald.cli(&["dlq", "log"]).await;
-    let kinds: Vec<_> = history["operations"]
+    let log = herald.cli(&["dlq", "log"]).await;
+    let kinds: Vec<_> = log["operations"]
         .as_array()
         .unwrap()
         .iter()
         .map(|operation| &operation["kind"])
         .collect();
-    assert_eq!(kinds, ["discard", "redrive"], "{history}");
+    assert_eq!(kinds, ["discard", "redrive"], "{log}");
     until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
 }
 

@@ -55,7 +55,7 @@ pub enum Payload {
     TooLarge,
 }
 
-/// The message that was dead-lettered and its consumer. Each origin has one dead letter, however often it is reported.
+/// A dead-lettered message and its consumer. They have one dead letter, however often the failure is reported.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MessageRef {
     /// The stream of the message.
@@ -137,7 +137,7 @@ pub const OPERATIONS_PER_DEAD_LETTER: usize = 20;
 /// Result of inserting a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inserted {
-    /// The dead letter of this origin.
+    /// The dead letter of the message and its consumer.
     pub id: DeadLetterId,
     /// Whether the dead letter is new.
     pub new: bool,
@@ -372,14 +372,14 @@ pub struct Operation {
 
 impl Operation {
     /// Number of dead letters that were discarded or redriven.
-    pub fn acted(&self) -> u64 {
+    pub fn applied(&self) -> u64 {
         self.reached.saturating_sub(self.skipped)
     }
 
     /// Number of redriven dead letters whose outcome is pending.
     pub fn in_flight(&self) -> u64 {
         match self.what.kind {
-            OperationKind::Redrive => self.acted().saturating_sub(self.resolved + self.failed),
+            OperationKind::Redrive => self.applied().saturating_sub(self.resolved + self.failed),
             OperationKind::Discard | OperationKind::Cancel => 0,
         }
     }
@@ -412,7 +412,7 @@ pub struct Step {
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
     /// Adds dead letters in state `Open`, round 0, without operations, whatever these fields hold. The caller chooses
-    /// the id. An origin that already has a dead letter keeps it unchanged.
+    /// the id. If the message and its consumer already have a dead letter, it stays unchanged.
     async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>>;
 
     /// Records that a redrive failed, or that the dead letter could not be published: the dead letter is `Open` again

@@ -149,7 +149,7 @@ pub(crate) fn redrive_to_proto(operation: &Operation, now: Timestamp) -> v1::Red
         redrive_id: operation.id.0,
         state: state.into(),
         frozen_count: operation.frozen,
-        sent_count: operation.acted(),
+        sent_count: operation.applied(),
         resolved_count: operation.resolved,
         failed_count: operation.failed,
         in_flight_count: operation.in_flight(),
@@ -190,7 +190,7 @@ pub(crate) fn operation_to_proto(
             .filter(|_| operation.what.kind != OperationKind::Cancel),
         frozen_count: operation.frozen,
         discarded_count: if operation.what.kind == OperationKind::Discard {
-            operation.acted()
+            operation.applied()
         } else {
             0
         },

@@ -310,7 +310,7 @@ impl DeadLetterService for Api {
             }
             tracing::info!(
                 operation_id = now.id.0,
-                dead_letters = now.acted(),
+                dead_letters = now.applied(),
                 actor = operation.actor,
                 "dead letters discarded"
             );
@@ -318,7 +318,7 @@ impl DeadLetterService for Api {
         })
         .await?;
         Ok(Response::new(v1::DiscardDeadLettersResponse {
-            discarded_count: done.acted(),
+            discarded_count: done.applied(),
             groups: Vec::new(),
         }))
     }

@@ -243,7 +243,7 @@ impl OperationRunner {
         tracing::info!(
             redrive_id = id.0,
             dead_letters = operation.frozen,
-            sent = operation.acted(),
+            sent = operation.applied(),
             failed = operation.failed,
             reason,
             "redrive ended"

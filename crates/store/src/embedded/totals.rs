@@ -93,7 +93,7 @@ impl EmbeddedTotals {
             trim_watermark,
             ..
         } = &*self.tables;
-        trim_watermark.forget(database, chunks, before).await
+        trim_watermark.trim(database, chunks, before).await
     }
 }
 

@@ -25,7 +25,7 @@ impl TrimWatermark {
     }
 
     /// Removes the rows of all posts less than `before`, raises the watermark to it and returns the number of rows.
-    pub(super) async fn forget(&self, database: &Database, rows: &Keyspace, before: PostId) -> Result<usize> {
+    pub(super) async fn trim(&self, database: &Database, rows: &Keyspace, before: PostId) -> Result<usize> {
         let mut removed = 0;
         loop {
             let from = self.first();

@@ -69,7 +69,7 @@ impl PostApi {
         {
             return Ok(());
         }
-        if herald_failpoints::negative_control!("gateway.forget-deletion") {
+        if herald_failpoints::negative_control!("gateway.drop-deletion") {
             return Ok(());
         }
         let deleted = mesh_v1::PostDeleted {

@@ -59,9 +59,7 @@ impl Ledger {
 
     /// Deletes the rows of all posts with smaller ids. Returns the number of deleted rows.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
-        self.trim_watermark
-            .forget(&self.database, &self.rows, before)
-            .await
+        self.trim_watermark.trim(&self.database, &self.rows, before).await
     }
 
     fn outcome_row(&self, post: PostId, channel: Channel, chunk: ChunkId) -> Result<Option<fjall::Slice>> {

@@ -303,7 +303,7 @@ async fn a_discard_takes_open_dead_letters_and_is_recorded() {
         }
     };
     assert_eq!(
-        (steps, done.acted(), done.skipped, done.is_over()),
+        (steps, done.applied(), done.skipped, done.is_over()),
         (3, 2_399, 1, true)
     );
     assert_eq!(
