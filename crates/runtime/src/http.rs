@@ -90,11 +90,6 @@ impl Readiness {
             })
             .collect()
     }
-
-    /// Whether all checks pass.
-    pub fn is_ready(&self) -> bool {
-        self.states().iter().all(|state| state.ready)
-    }
 }
 
 impl fmt::Debug for Readiness {
