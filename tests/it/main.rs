@@ -12,6 +12,7 @@ mod configuration;
 mod crash;
 mod dead_letters;
 mod dependencies;
+mod documents;
 mod follows;
 mod full;
 mod main_job;
