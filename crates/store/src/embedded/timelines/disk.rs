@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | `runs` | group `u32`, run `u64` | a [block] |
 //! | `merged` | user `u32` | a [merged row](block) |
-//! | `state` | `next_run`, `oldest`, `mark` + slice `u32` | a `u64` |
+//! | `state` | `next_run`, `oldest`, `mark` + shard `u32` | a `u64` |
 //!
 //! Numbers in keys and in `state` are big-endian. `mark` rows hold the merge watermarks.
 //!
-//! *Invariant:* a key of `runs` is written once. Blocks of runs up to the slice's merge watermark are also in `merged`:
+//! *Invariant:* a key of `runs` is written once. Blocks of runs up to the shard's merge watermark are also in `merged`:
 //! readers skip these blocks and compaction drops them. Readers must read the watermarks first, then `runs`, then
 //! `merged`.
 
@@ -91,12 +91,12 @@ impl Disk {
             .map_err(map_err)?;
         for row in state.prefix("mark") {
             let (key, value) = row.into_inner().map_err(map_err)?;
-            let slice = key
+            let shard = key
                 .get(4..)
                 .and_then(|k| k.try_into().ok())
                 .map(u32::from_be_bytes)
                 .ok_or_else(malformed)?;
-            watermarks.raise(slice, decode_number(&value)?);
+            watermarks.raise(shard, decode_number(&value)?);
         }
         let stored = |key: &str| {
             state
@@ -167,17 +167,17 @@ impl Disk {
         Ok(())
     }
 
-    /// Durably records that a slice's blocks are merged up to a run.
-    pub(super) fn raise_watermark(&self, slice: u32, run: u64) -> Result<()> {
-        self.store(&[b"mark", &slice.to_be_bytes()[..]].concat(), run)?;
-        self.watermarks.raise(slice, run);
+    /// Durably records that a shard's blocks are merged up to a run.
+    pub(super) fn raise_watermark(&self, shard: u32, run: u64) -> Result<()> {
+        self.store(&[b"mark", &shard.to_be_bytes()[..]].concat(), run)?;
+        self.watermarks.raise(shard, run);
         Ok(())
     }
 
     /// Appends a user's posts on disk to `out`: unmerged posts in any order, then merged posts, newest first.
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) -> Result<()> {
         let group = pair::group(user);
-        let after = self.watermarks.get(group >> pair::SLICE_GROUP_BITS) + 1;
+        let after = self.watermarks.get(group >> pair::SHARD_GROUP_BITS) + 1;
         for row in self.runs.range(run_key(group, after)..=run_key(group, u64::MAX)) {
             block::decode_user_posts(&row.value().map_err(map_err)?, pair::index(user), out)?;
         }

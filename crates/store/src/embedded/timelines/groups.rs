@@ -81,7 +81,7 @@ impl Groups {
         };
         let watermark = self
             .watermarks
-            .get((number >> pair::SLICE_GROUP_BITS) as usize)
+            .get((number >> pair::SHARD_GROUP_BITS) as usize)
             .copied()
             .unwrap_or(0);
         while let Some((key, row)) = &self.runs.next {

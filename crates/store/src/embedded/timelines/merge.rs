@@ -1,7 +1,7 @@
 //! Merging of a user's blocks into one row, and trimming of that row to the retention.
 //!
-//! One merge covers a slice of users: it reads their blocks and old rows in order, writes the new rows by one
-//! ingestion, and then raises the slice's merge watermark. After a crash before the watermark is raised, posts are in
+//! One merge covers a shard of users: it reads their blocks and old rows in order, writes the new rows by one
+//! ingestion, and then raises the shard's merge watermark. After a crash before the watermark is raised, posts are in
 //! both places; readers drop duplicates.
 
 use std::{
@@ -20,24 +20,24 @@ use super::{
 };
 use crate::{Result, embedded::database::map_err};
 
-/// Groups of one slice.
-const SLICE_GROUPS: u32 = 1 << pair::SLICE_GROUP_BITS;
+/// Groups of one shard.
+const SHARD_GROUPS: u32 = 1 << pair::SHARD_GROUP_BITS;
 
 /// Schedules and runs merges.
 #[derive(Default)]
 pub(super) struct Merger {
     state: Mutex<State>,
     wake: Condvar,
-    /// Held during a merge. If two merges of a slice overlapped, the one that ends last could overwrite rows of the
+    /// Held during a merge. If two merges of a shard overlapped, the one that ends last could overwrite rows of the
     /// other with rows that lack the newest runs, although the watermark covers these runs.
     merging: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Number of unmerged blocks by slice.
+    /// Number of unmerged blocks by shard.
     blocks: BTreeMap<u32, u64>,
-    /// The slice that was merged last. Slices are merged in ascending order so that merged rows are written in key
+    /// The shard that was merged last. Shards are merged in ascending order so that merged rows are written in key
     /// order.
     last: u32,
     closing: bool,
@@ -47,23 +47,23 @@ impl State {
     fn pick(&mut self, blocks_min: u64) -> Option<u32> {
         let due = |(_, blocks): &(&u32, &u64)| **blocks >= blocks_min;
         let (after, before) = (self.last.saturating_add(1).., ..=self.last);
-        let slice = *self
+        let shard = *self
             .blocks
             .range(after)
             .find(due)
             .or_else(|| self.blocks.range(before).find(due))?
             .0;
-        self.last = slice;
-        Some(slice)
+        self.last = shard;
+        Some(shard)
     }
 }
 
 impl Merger {
-    /// Adds newly written blocks, by slice, to the number of unmerged blocks.
+    /// Adds newly written blocks, by shard, to the number of unmerged blocks.
     pub(super) fn add_blocks(&self, blocks: &BTreeMap<u32, u64>) {
         let mut state = self.state.lock();
-        for (slice, count) in blocks {
-            *state.blocks.entry(*slice).or_default() += count;
+        for (shard, count) in blocks {
+            *state.blocks.entry(*shard).or_default() += count;
         }
         drop(state);
         self.wake.notify_one();
@@ -75,17 +75,17 @@ impl Merger {
         self.wake.notify_one();
     }
 
-    /// Merges slices with enough unmerged blocks until closed. Sleeps between merges to limit the use of the processor.
+    /// Merges shards with enough unmerged blocks until closed. Sleeps between merges to limit the use of the processor.
     pub(super) fn run(&self, disk: &Disk, config: &Config) {
         if let Err(error) = self.count_blocks(disk) {
             tracing::warn!(%error, "could not count the unmerged blocks");
         }
-        let blocks_min = u64::from(config.merge_blocks_min) * u64::from(SLICE_GROUPS);
-        while let Some(slice) = self.next_slice(blocks_min) {
+        let blocks_min = u64::from(config.merge_blocks_min) * u64::from(SHARD_GROUPS);
+        while let Some(shard) = self.next_shard(blocks_min) {
             let start = Instant::now();
-            if let Err(error) = self.merge(disk, config, slice) {
+            if let Err(error) = self.merge(disk, config, shard) {
                 // `merge` restores the count of unmerged blocks, so the merge is retried after a pause.
-                tracing::warn!(%error, slice, "could not merge the timelines of a slice");
+                tracing::warn!(%error, shard, "could not merge the timelines of a shard");
                 self.sleep(Duration::from_secs(10));
             }
             let percent = u32::from(config.merge_busy_percent.clamp(1, 100));
@@ -93,17 +93,17 @@ impl Merger {
         }
     }
 
-    /// Merges one slice now.
-    pub(super) fn merge(&self, disk: &Disk, config: &Config, slice: u32) -> Result<()> {
+    /// Merges one shard now.
+    pub(super) fn merge(&self, disk: &Disk, config: &Config, shard: u32) -> Result<()> {
         let _merging = self.merging.lock();
-        let counted = self.state.lock().blocks.remove(&slice).unwrap_or(0);
-        merge_slice(disk, slice, config.entries_max).inspect_err(|_| {
-            *self.state.lock().blocks.entry(slice).or_default() += counted;
+        let counted = self.state.lock().blocks.remove(&shard).unwrap_or(0);
+        merge_shard(disk, shard, config.entries_max).inspect_err(|_| {
+            *self.state.lock().blocks.entry(shard).or_default() += counted;
         })
     }
 
-    /// The slices with unmerged blocks.
-    pub(super) fn slices(&self) -> Vec<u32> {
+    /// The shards with unmerged blocks.
+    pub(super) fn shards(&self) -> Vec<u32> {
         self.state.lock().blocks.keys().copied().collect()
     }
 
@@ -114,9 +114,9 @@ impl Merger {
         let mut counts = BTreeMap::<u32, u64>::new();
         for row in disk.runs.iter() {
             let (group, run) = read_run_key(&row.key().map_err(map_err)?)?;
-            let slice = group >> pair::SLICE_GROUP_BITS;
-            if run <= last_run && run > watermarks.get(slice as usize).copied().unwrap_or(0) {
-                *counts.entry(slice).or_default() += 1;
+            let shard = group >> pair::SHARD_GROUP_BITS;
+            if run <= last_run && run > watermarks.get(shard as usize).copied().unwrap_or(0) {
+                *counts.entry(shard).or_default() += 1;
             }
             if self.state.lock().closing {
                 break;
@@ -126,14 +126,14 @@ impl Merger {
         Ok(())
     }
 
-    fn next_slice(&self, blocks_min: u64) -> Option<u32> {
+    fn next_shard(&self, blocks_min: u64) -> Option<u32> {
         let mut state = self.state.lock();
         loop {
             if state.closing {
                 return None;
             }
-            if let Some(slice) = state.pick(blocks_min) {
-                return Some(slice);
+            if let Some(shard) = state.pick(blocks_min) {
+                return Some(shard);
             }
             self.wake.wait(&mut state);
         }
@@ -146,13 +146,13 @@ impl Merger {
     }
 }
 
-fn merge_slice(disk: &Disk, slice: u32, entries_max: usize) -> Result<()> {
+fn merge_shard(disk: &Disk, shard: u32, entries_max: usize) -> Result<()> {
     let last_run = disk.last_run();
     let oldest = disk.oldest();
-    let start = slice << pair::SLICE_GROUP_BITS;
-    // The last slice ends with the last group.
+    let start = shard << pair::SHARD_GROUP_BITS;
+    // The last shard ends with the last group.
     let end = start
-        .checked_add(SLICE_GROUPS)
+        .checked_add(SHARD_GROUPS)
         .filter(|end| *end <= u32::MAX >> pair::GROUP_BITS);
     let mut groups = Groups::new(disk, start, end, last_run)?;
     let mut ingestion = disk.merged.start_ingestion().map_err(map_err)?;
@@ -171,5 +171,5 @@ fn merge_slice(disk: &Disk, slice: u32, entries_max: usize) -> Result<()> {
         }
     }
     ingestion.finish().map_err(map_err)?;
-    disk.raise_watermark(slice, last_run)
+    disk.raise_watermark(shard, last_run)
 }

@@ -1,4 +1,4 @@
-//! Merge watermarks: how far each slice of users is merged.
+//! Merge watermarks: how far each shard of users is merged.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -8,35 +8,35 @@ use fjall::compaction::filter::{
 
 use super::{keys::read_run_key, pair};
 
-/// For each slice, the last run whose blocks are merged.
+/// For each shard, the last run whose blocks are merged.
 #[derive(Default)]
 pub(super) struct MergeWatermarks(RwLock<Arc<Vec<u64>>>);
 
 impl MergeWatermarks {
-    /// The watermark of a slice; 0 if nothing is merged.
-    pub(super) fn get(&self, slice: u32) -> u64 {
+    /// The watermark of a shard; 0 if nothing is merged.
+    pub(super) fn get(&self, shard: u32) -> u64 {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(slice as usize)
+            .get(shard as usize)
             .copied()
             .unwrap_or(0)
     }
 
-    /// A snapshot of all watermarks, indexed by slice.
+    /// A snapshot of all watermarks, indexed by shard.
     pub(super) fn all(&self) -> Arc<Vec<u64>> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Raises the watermark of a slice; a smaller value is ignored.
-    pub(super) fn raise(&self, slice: u32, run: u64) {
+    /// Raises the watermark of a shard; a smaller value is ignored.
+    pub(super) fn raise(&self, shard: u32, run: u64) {
         let mut watermarks = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let watermarks = Arc::make_mut(&mut watermarks);
-        let slice = slice as usize;
-        if slice >= watermarks.len() {
-            watermarks.resize(slice + 1, 0);
+        let shard = shard as usize;
+        if shard >= watermarks.len() {
+            watermarks.resize(shard + 1, 0);
         }
-        watermarks[slice] = watermarks[slice].max(run);
+        watermarks[shard] = watermarks[shard].max(run);
     }
 
     /// Creates the compaction filter that drops merged blocks.
@@ -63,7 +63,7 @@ impl CompactionFilter for Filter {
     fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
         let merged = read_run_key(item.key()).is_ok_and(|(group, run)| {
             self.0
-                .get((group >> pair::SLICE_GROUP_BITS) as usize)
+                .get((group >> pair::SHARD_GROUP_BITS) as usize)
                 .is_some_and(|watermark| run <= *watermark)
         });
         // No tombstone is needed because a key is written once.

@@ -56,7 +56,7 @@ pub struct Config {
     pub entries_max: usize,
     /// Size of the block cache in MiB.
     pub cache_mb: u64,
-    /// Average number of unmerged blocks for each user at which a slice is merged. A smaller number makes reads faster
+    /// Average number of unmerged blocks for each user at which a shard is merged. A smaller number makes reads faster
     /// and causes more writes.
     pub merge_blocks_min: u32,
     /// Maximum share of one core that merging uses, in percent.
@@ -130,9 +130,9 @@ impl EmbeddedTimelines {
         let shared = &self.shared;
         shared
             .merger
-            .slices()
+            .shards()
             .into_iter()
-            .try_for_each(|slice| shared.merger.merge(&shared.disk, &shared.config, slice))
+            .try_for_each(|shard| shared.merger.merge(&shared.disk, &shared.config, shard))
     }
 
     /// Flushes the buffers and stops the threads; later deliveries are rejected.
@@ -199,16 +199,16 @@ impl Shared {
 
     fn write_run(&self, run: &Buffer, small: bool) -> Result<()> {
         let mut blocks = BTreeMap::<u32, u64>::new();
-        let (mut slice, mut count) = (0, 0);
+        let (mut shard, mut count) = (0, 0);
         self.disk.write_run(run, small, |group| {
-            let group_slice = group >> pair::SLICE_GROUP_BITS;
-            if group_slice != slice {
-                *blocks.entry(slice).or_default() += count;
-                (slice, count) = (group_slice, 0);
+            let group_shard = group >> pair::SHARD_GROUP_BITS;
+            if group_shard != shard {
+                *blocks.entry(shard).or_default() += count;
+                (shard, count) = (group_shard, 0);
             }
             count += 1;
         })?;
-        *blocks.entry(slice).or_default() += count;
+        *blocks.entry(shard).or_default() += count;
         self.merger.add_blocks(&blocks);
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | group | 64 | one row on disk for each group and run, so that users share the cost of a row |
 //! | partition | 256 | one vector of the buffer: appending to partitions is the first pass of a radix sort |
-//! | slice | 16,384 | the unit of merging |
+//! | shard | 16,384 | the unit of merging |
 
 use herald_model::{PostId, UserKey};
 
@@ -19,8 +19,8 @@ pub(super) const GROUP_BITS: u32 = 6;
 /// Users in a partition of the buffer, as a power of two.
 pub(super) const PARTITION_BITS: u32 = 8;
 
-/// Groups in a slice, as a power of two.
-pub(super) const SLICE_GROUP_BITS: u32 = 8;
+/// Groups in a shard, as a power of two.
+pub(super) const SHARD_GROUP_BITS: u32 = 8;
 
 const POST_BITS: u32 = 56;
 

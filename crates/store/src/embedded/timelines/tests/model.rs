@@ -19,7 +19,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Few users, so that they repeat, on both sides of the boundaries of groups, partitions and slices.
+    // Few users, so that they repeat, on both sides of the boundaries of groups, partitions and shards.
     let user = prop_oneof![
         0_u32..6,
         62_u32..67,
