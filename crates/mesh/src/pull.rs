@@ -360,7 +360,7 @@ impl<H: Handler> Puller<H> {
                     stream = spec.stream,
                     consumer = spec.name,
                     running = self.tasks.len(),
-                    "handlers did not stop after the abort"
+                    "handlers still run after the shutdown deadline: they block their threads and can't be aborted"
                 );
             }
         }

@@ -44,10 +44,13 @@ impl<H: Handler> Worker<H> {
     /// Handles a message and settles it.
     pub(crate) async fn process(&self, message: async_nats::Message) {
         let Some(reply) = message.reply else {
-            return tracing::error!(consumer = self.spec.name, "message without a reply subject");
+            return tracing::error!(
+                consumer = self.spec.name,
+                "message ignored: it has no reply subject, so it can't be acknowledged"
+            );
         };
         let Some(meta) = Meta::parse(&reply) else {
-            return tracing::error!(consumer = self.spec.name, %reply, "message with an unknown reply subject");
+            return tracing::error!(consumer = self.spec.name, %reply, "message ignored: its reply subject is not one of JetStream");
         };
         let mut job = Job {
             reply: &reply,
@@ -202,7 +205,7 @@ impl<H: Handler> Worker<H> {
     async fn send(&self, reply: &async_nats::Subject, payload: Bytes) {
         if let Err(error) = self.client.publish(reply.clone(), payload).await {
             // The client is closed; the message is redelivered after ack_wait.
-            tracing::warn!(stream = self.spec.stream, consumer = self.spec.name, %error, "message not settled");
+            tracing::warn!(stream = self.spec.stream, consumer = self.spec.name, %error, "acknowledgement or retry not sent; the message will be redelivered");
         }
     }
 }

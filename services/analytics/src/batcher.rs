@@ -275,7 +275,7 @@ impl Batcher {
                 rows,
                 failed,
                 reason,
-                "rows failed permanently and were isolated"
+                "rows not counted because of a permanent error; their messages will be retried or dead-lettered"
             );
         }
         for (index, reason) in written.failed {

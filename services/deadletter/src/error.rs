@@ -27,6 +27,6 @@ pub(crate) enum StepError {
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
     /// The mesh failed.
-    #[error("the mesh failed: {0}")]
+    #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
 }

@@ -116,7 +116,7 @@ impl WatermarkReader {
                 Err(error) => {
                     tracing::warn!(
                         error = error_chain(&error),
-                        "archive watermark not read, will retry"
+                        "can't read how far the archive is behind POSTS; retrying"
                     );
                     RETRY_DELAY
                 }

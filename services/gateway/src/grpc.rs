@@ -29,7 +29,10 @@ async fn find_user(users: &dyn Users, id: UserId) -> Result<Option<UserKey>, Sta
 async fn intern_user(users: &dyn Users, id: UserId) -> Result<UserKey, Status> {
     let keys = users.intern(&[id]).await.map_err(|e| status::from_store(&e))?;
     keys.into_iter().next().ok_or_else(|| {
-        let error = herald_store::Error::new(herald_store::ErrorKind::Corrupt, "intern returned no key");
+        let error = herald_store::Error::new(
+            herald_store::ErrorKind::Corrupt,
+            "the store returned no key for a user id",
+        );
         status::from_store(&error)
     })
 }

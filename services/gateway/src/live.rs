@@ -186,7 +186,9 @@ impl Hub {
             self.dispatch(body);
         }
         if !stop.is_cancelled() {
-            tracing::warn!("live subscription ended, watches are closed");
+            tracing::warn!(
+                "subscription to live posts ended; open watches are closed and their clients reconnect"
+            );
             let mut state = self.0.state.lock();
             // Their watches receive `Closed`, and the clients resume.
             state.watchers.clear();
@@ -211,7 +213,7 @@ impl Hub {
 
     fn report_malformed(&self, reason: &impl std::fmt::Display) {
         self.0.metrics.live_chunks_malformed.inc();
-        tracing::warn!(%reason, "malformed live chunk skipped");
+        tracing::warn!(%reason, "malformed live message skipped; watchers receive its post later, from the store");
     }
 
     fn send_to_watchers(&self, post: PostId, recipients: &Recipients) {

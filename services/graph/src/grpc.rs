@@ -120,7 +120,10 @@ impl GraphService for Graph {
             .await
             .map_err(|e| status::from_store(&e))?;
         let &[follower, author] = keys.as_slice() else {
-            let error = Error::new(ErrorKind::Corrupt, "intern did not return one key per id");
+            let error = Error::new(
+                ErrorKind::Corrupt,
+                "the store did not return one key for each user id",
+            );
             return Err(status::internal(&error));
         };
         let changed = self

@@ -68,7 +68,10 @@ pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
         };
         if let Err(status) = client.posts().submit_post(client.request(post)).await {
             // A full stream or a restart of the broker is transient: the loop goes on.
-            tracing::warn!(error = status.message(), "demo post not accepted");
+            tracing::warn!(
+                error = status.message(),
+                "a post of the demo was not accepted; the demo continues"
+            );
         }
     }
 }

@@ -91,7 +91,10 @@ impl PushHandler {
                     );
                 }
                 (Decision::Send(_), None) => {
-                    error!(post_id = chunk.post.0, "recipient to send to has no user id");
+                    error!(
+                        post_id = chunk.post.0,
+                        "push not sent: its recipient has no user id; the recipient stays pending"
+                    );
                 }
             }
         }
@@ -175,7 +178,7 @@ impl PushHandler {
                         progress.record(result.index, result.device, result.provider, result.verdict);
                     }
                     // The recipient stays pending.
-                    Some(Err(error)) => error!(%error, post_id = chunk.post.0, "send task panicked"),
+                    Some(Err(error)) => error!(%error, post_id = chunk.post.0, "sending a push panicked; the recipient stays pending"),
                     None => return outcome,
                 },
                 _ = tick.tick() => due = true,

@@ -41,7 +41,7 @@ pub enum Error {
 pub(crate) enum AttemptError {
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
-    #[error("the mesh failed: {0}")]
+    #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
     #[error("{0}")]
     Permanent(String),

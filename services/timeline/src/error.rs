@@ -24,7 +24,7 @@ pub enum Error {
 pub(crate) enum DeliverError {
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
-    #[error("the mesh failed: {0}")]
+    #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
     #[error("the event can't be published: {0}")]
     Event(String),

@@ -172,7 +172,7 @@ impl OutcomeTracker {
                 tracing::debug!(%error, "can't read the acknowledgement floors of ADVISORIES and DLQ");
             }
             Err(_) => tracing::warn!(
-                "ADVISORIES or DLQ is not drained; a resolved dead letter may be reopened later"
+                "failures in ADVISORIES or DLQ are not handled in time; a resolved dead letter may be reopened later"
             ),
         }
     }

@@ -30,7 +30,11 @@ pub(crate) fn watch_gate(
             let was_paused = *sender.borrow();
             let paused = should_pause(was_paused, pending, gate.pending_chunks_max);
             if paused != was_paused {
-                tracing::info!(%lane, pending, paused, "fan-out lane paused or resumed");
+                if paused {
+                    tracing::info!(%lane, pending, "fan-out lane paused: too many chunks are pending in TIMELINE or PUSH");
+                } else {
+                    tracing::info!(%lane, pending, "fan-out lane resumed");
+                }
                 sender.send_replace(paused);
             }
         }

@@ -91,7 +91,7 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
                 tracing::warn!(
                     service = S::NAME,
                     error = error_chain(&error),
-                    "call not forwarded"
+                    "can't forward a call: the service is unavailable"
                 );
                 status::unavailable(
                     "SERVICE_UNAVAILABLE",

@@ -117,7 +117,7 @@ impl PreferenceService for PreferenceApi {
         let user = keys.next().ok_or_else(|| {
             status::internal(&herald_store::Error::new(
                 ErrorKind::Corrupt,
-                "intern returned no key",
+                "the store returned no key for a user id",
             ))
         })?;
         let change = PreferencesChange {
