@@ -58,9 +58,9 @@ pub struct Summary {
     pub timeline_entries: u64,
     /// Timeline entries added by a backfill.
     pub backfilled: u64,
-    /// Posts that are being planned.
+    /// Posts whose plan is not complete because fan-out is still at work.
     pub planning_posts: u64,
-    /// Posts that are not completely planned, as a dead letter explains.
+    /// Posts whose plan is not complete because their fan-out has a dead letter.
     pub dead_posts: u64,
     /// Acceptance time of the oldest post with pending deliveries: how far the mesh lags behind. `None` if none is
     /// pending.

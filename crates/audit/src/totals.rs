@@ -5,7 +5,7 @@ use herald_store::PostPlan;
 
 use crate::{Auditor, Result, plan::count_states};
 
-/// Timeline deliveries delivered; push deliveries delivered, suppressed, expired and dead.
+/// Five counts: delivered on timelines; delivered, suppressed, expired and dead by push.
 pub(crate) type TotalCounts = [i64; 5];
 
 /// The counts of analytics and of the ledger for a post; `None` if they are equal.

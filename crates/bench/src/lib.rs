@@ -39,7 +39,7 @@ enum Benchmark {
     Dlq(Box<dlq::Args>),
 }
 
-/// Runs the selected benchmark. Errors if the server fails, a check fails, or Ctrl-C interrupts it.
+/// Runs the selected benchmark. Fails if the server fails, a check fails, or Ctrl-C interrupts it.
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let measuring = async {
         match args.benchmark {

@@ -61,7 +61,7 @@ impl DelayQueue {
                 consumer = spec.name,
                 sequence,
                 %error,
-                "message not stored in the delay queue; the consumer holds it"
+                "message not stored in the delay queue; it waits in its consumer"
             );
         }
         stored.is_ok()

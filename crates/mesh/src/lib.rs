@@ -11,7 +11,7 @@
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state of streams and consumers.
 //!
 //! *Invariant:* publishing and consuming use separate connections. On a shared connection, thousands of publish
-//! acknowledgements in flight would starve the deliveries.
+//! acknowledgements in flight would delay the deliveries.
 //!
 //! *Invariant:* only the leader of a stream may report that a sequence has no message. A lagging replica would report
 //! this for a message that was just acknowledged to its publisher.

@@ -135,7 +135,8 @@ pub struct Settlement {
 /// Result of marking a chunk dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkedDead {
-    /// All dead recipients of the chunk: the recipients of a redrive.
+    /// The owed recipients: all dead recipients of the chunk, since none is pending any more. A redrive delivers to
+    /// them.
     pub owed: Recipients,
     /// The revision of the chunk after the call.
     pub revision: u64,

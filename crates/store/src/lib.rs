@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | [`Users`] | user id ↔ [`UserKey`](herald_model::UserKey) | gateway, graph |
 //! | [`Follows`] | the follow graph and its history | graph |
-//! | [`Posts`] | posts, deletions, request ids | the archive consumer |
+//! | [`Posts`] | posts, deletions, request ids | gateway (its archive consumer) |
 //! | [`Devices`], [`Preferences`] | push addresses and push settings | gateway |
 //! | [`Timelines`] | (follower, post) pairs | timeline |
-//! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push |
+//! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push, deadletter |
 //! | [`Totals`] | delivery counts by post and by hour | analytics |
 //! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
 //!

@@ -149,7 +149,7 @@ impl OperationRunner {
             match (redrive_target(&dead_letter), dead_letter.redrive) {
                 (Some((kind, _)), _) if dead_letter.redrive_sequence != 0 => {
                     self.outcomes
-                        .track([(to_chosen(&dead_letter), kind, dead_letter.redrive_sequence)]);
+                        .track([(to_version(&dead_letter), kind, dead_letter.redrive_sequence)]);
                 }
                 (_, Some(operation)) => unsent.entry(operation).or_default().push(dead_letter),
                 (_, None) => {}
@@ -292,7 +292,7 @@ impl OperationRunner {
                 round: dead_letter.round,
             };
             match (sequences.get(&redriven), redrive_target(&dead_letter)) {
-                (Some(sequence), Some((kind, _))) => sent.push((to_chosen(&dead_letter), kind, *sequence)),
+                (Some(sequence), Some((kind, _))) => sent.push((to_version(&dead_letter), kind, *sequence)),
                 _ => unsent.push(dead_letter),
             }
         }
@@ -353,7 +353,7 @@ impl OperationRunner {
     }
 }
 
-fn to_chosen(dead_letter: &DeadLetter) -> DeadLetterVersion {
+fn to_version(dead_letter: &DeadLetter) -> DeadLetterVersion {
     DeadLetterVersion {
         id: dead_letter.id,
         round: dead_letter.round,

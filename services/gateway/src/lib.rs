@@ -4,10 +4,10 @@
 //! deliveries, and forwards calls to the graph, analytics and deadletter services. It owns posts: the archive consumer
 //! runs here.
 //!
-//! Steps of a post: [`grpc`] validates it, interns the author's id, looks for an earlier post with the same request id,
-//! reads the author's follow version from the graph service (it fixes the recipients of the post), and publishes. The
-//! broker's acknowledgement makes the post durable, and then the caller is answered. The archive consumer ([`archive`])
-//! writes the post to the store; until then the post is read from the stream.
+//! Steps of a post: [`grpc`] validates it, finds or assigns the key of its author, looks for an earlier post with the
+//! same request id, reads the author's follow version from the graph service (it fixes the recipients of the post), and
+//! publishes. The broker's acknowledgement makes the post durable, and then the caller is answered. The archive
+//! consumer ([`archive`]) writes the post to the store; until then the post is read from the stream.
 
 mod adapters;
 mod archive;

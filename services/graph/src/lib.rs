@@ -1,8 +1,8 @@
 //! The graph service: stores the followers of each author and serves them over gRPC.
 //!
-//! Steps of a Follow: [`grpc`] validates it, interns both ids, applies the change to the store, and publishes a
-//! backfill ([`adapters`]), which delivers the author's newest posts to the follower's timeline. Fan-out reads
-//! followers through `ExportFollowers`, at the follow version that the post has pinned.
+//! Steps of a Follow: [`grpc`] validates it, finds or assigns the keys of both users, applies the change to the store,
+//! and publishes a backfill ([`adapters`]), which delivers the author's newest posts to the follower's timeline. Fan-out
+//! reads followers through `ExportFollowers`, at the follow version that the post has pinned.
 
 mod adapters;
 mod config;

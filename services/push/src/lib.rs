@@ -43,7 +43,7 @@ use crate::{adapters::Dispatcher, chunk_lock::ChunkLocks, handler::PushHandler};
 
 /// Dependencies of the service.
 pub struct Deps {
-    /// Source of chunks, target of events.
+    /// The mesh: chunks are read from it, events are published to it.
     pub mesh: Mesh,
     /// Configuration of the consumers.
     pub topology: Arc<Topology>,

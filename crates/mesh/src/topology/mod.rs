@@ -14,7 +14,8 @@ pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits};
 use crate::Subject;
 use crate::error::Result;
 
-/// One stream: file storage, limits retention; refuses messages when full.
+/// One stream. It stores messages in files, keeps them until a limit of size or age (limits retention), and refuses new
+/// ones when full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSpec {
     /// Stream name.

@@ -94,12 +94,12 @@ async fn a_refused_stream_update_is_a_conflict_that_names_the_field() {
     );
 
     jetstream.delete_stream(streams::PUSH).await.unwrap();
-    let squatter = stream::Config {
-        name: "SQUATTER".into(),
+    let other = stream::Config {
+        name: "OTHER".into(),
         subjects: vec!["push.>".into()],
         ..stream::Config::default()
     };
-    jetstream.create_stream(squatter).await.unwrap();
+    jetstream.create_stream(other).await.unwrap();
     let error = fixture.mesh.ensure(&fixture.topology).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
     assert!(

@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, Result};
 /// Memtable size of one keyspace, bytes. Small, because there are many keyspaces.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 
-/// Maximum size of all journals, bytes. Above it, fjall flushes the memtables that pin the oldest journal.
+/// Maximum size of all journals, bytes. Above it, fjall flushes the memtables that still need the oldest journal.
 const JOURNALS_BYTES: u64 = 256 << 20;
 
 /// Default options of a keyspace. fjall stores the options with the keyspace when it is created.

@@ -85,7 +85,7 @@ impl RetentionThread {
                     if let Err(error) = block_on(retention.run(Timestamp::now())) {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
-                            "can't remove data past its retention, retrying in a minute"
+                            "can't remove data that is older than its retention; retrying in a minute"
                         );
                     }
                 }

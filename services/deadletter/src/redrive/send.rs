@@ -8,7 +8,7 @@ use herald_model::time::Timestamp;
 use herald_proto::{mesh_v1::DlqEntry, v1};
 use herald_store::{DeadLetter, DeadLetterState, DeadLetterVersion, OperationId, Reopening};
 
-use super::{OperationRunner, redrive_target, refusal, to_chosen};
+use super::{OperationRunner, redrive_target, refusal, to_version};
 use crate::{domain::throttle::RateLimiter, error::StepError};
 
 /// Dead letters read and published concurrently.
@@ -98,7 +98,7 @@ impl OperationRunner {
         };
         match self.mesh.redrive(&redrive).await {
             Ok(published) => Ok(SendResult::Published(
-                to_chosen(&dead_letter),
+                to_version(&dead_letter),
                 redrive.kind,
                 published.sequence,
             )),

@@ -23,7 +23,7 @@ pub(crate) fn watch_gate(
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // If the broker is unavailable it accepts no chunks either; the state of the gate stays.
+            // Nothing changes while the broker is unavailable: it accepts no chunks either.
             let Ok(pending) = read_pending(&mesh, lane).await else {
                 continue;
             };

@@ -103,7 +103,7 @@ impl PostApi {
             if next > until {
                 tracing::warn!(
                     post_id = id.0,
-                    "deletion is durable in POSTS but not archived in time"
+                    "deletion accepted but not archived yet; readers see it once the archive catches up"
                 );
                 break;
             }
@@ -147,7 +147,7 @@ impl PostService for PostApi {
                 .try_buffered(self.in_flight_max)
                 .map_ok(|prepared| async move {
                     match prepared {
-                        // tokio's cooperative budget would suspend some publishes and change their order.
+                        // Tokio's cooperative scheduling would suspend some publishes and change their order.
                         Ok(prepared) => Ok(unconstrained(submitter.publish(prepared)).await),
                         Err(status) => Ok(Err(status)),
                     }

@@ -44,7 +44,7 @@ pub(crate) struct Server {
     broker_shutdown: CancellationToken,
     store: Arc<Embedded>,
     /// The gateway; stops first, so that no more posts are accepted.
-    edge: Services,
+    gateway_services: Services,
     /// All other services.
     workers: Services,
     /// Runs the analytics and dead-letter services.
@@ -103,7 +103,7 @@ impl Server {
                 Err("the connection to NATS is down".into())
             }
         });
-        let mut edge = Services::new();
+        let mut gateway_services = Services::new();
         let mut workers = Services::new();
         let graph = serve_graph(&parts, &mut workers).await?;
         let analytics = serve_analytics(&parts, &mut workers).await?;
@@ -130,15 +130,15 @@ impl Server {
             metrics: parts.metrics.register(herald_gateway::Metrics::new),
         };
         spawn_workers(&parts, &mut workers, graph, vapid);
-        edge.spawn(
+        gateway_services.spawn(
             "gateway",
-            herald_gateway::run(parts.config.gateway.clone(), gateway, edge.shutdown()),
+            herald_gateway::run(parts.config.gateway.clone(), gateway, gateway_services.shutdown()),
         );
         workers.spawn(
             "http",
             http::serve(http, parts.metrics.clone(), readiness, workers.shutdown()),
         );
-        wait_until_ready(&ready, &mut edge, &mut workers).await?;
+        wait_until_ready(&ready, &mut gateway_services, &mut workers).await?;
 
         let broker_shutdown = CancellationToken::new();
         let broker = tokio::spawn(broker.supervise(broker_shutdown.clone()));
@@ -147,7 +147,7 @@ impl Server {
             broker,
             broker_shutdown,
             store,
-            edge,
+            gateway_services,
             workers,
             _background: background_runtime,
         })
@@ -157,7 +157,7 @@ impl Server {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
         let failure = tokio::select! {
             () = shutdown.cancelled() => None,
-            error = self.edge.failed() => Some(error),
+            error = self.gateway_services.failed() => Some(error),
             error = self.workers.failed() => Some(error),
         };
         let stopped = self.stop().await;
@@ -169,7 +169,7 @@ impl Server {
     }
 
     async fn stop(self) -> Result<()> {
-        let edge = self.edge.stop(DRAIN_LIMIT).await;
+        let gateway_services = self.gateway_services.stop(DRAIN_LIMIT).await;
         let workers = self.workers.stop(DRAIN_LIMIT).await;
         let store = self.store.close().context("can't close the store");
         self.broker_shutdown.cancel();
@@ -177,7 +177,7 @@ impl Server {
             Ok(broker) => broker.stop().await,
             Err(error) => Err(anyhow::Error::new(error).context("the supervisor of nats-server panicked")),
         };
-        edge.and(workers).and(store).and(broker)
+        gateway_services.and(workers).and(store).and(broker)
     }
 }
 
@@ -332,7 +332,11 @@ async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
 }
 
 /// Waits until the gateway is ready; fails if a service fails, or after [`READY_LIMIT`].
-async fn wait_until_ready(ready: &Flag, edge: &mut Services, workers: &mut Services) -> Result<()> {
+async fn wait_until_ready(
+    ready: &Flag,
+    gateway_services: &mut Services,
+    workers: &mut Services,
+) -> Result<()> {
     let ready = async {
         let mut ticks = tokio::time::interval(READY_INTERVAL);
         while !ready.is_set() {
@@ -341,7 +345,7 @@ async fn wait_until_ready(ready: &Flag, edge: &mut Services, workers: &mut Servi
     };
     tokio::select! {
         waited = tokio::time::timeout(READY_LIMIT, ready) => waited.context("the gateway did not become ready in time"),
-        error = edge.failed() => Err(error),
+        error = gateway_services.failed() => Err(error),
         error = workers.failed() => Err(error),
     }
 }

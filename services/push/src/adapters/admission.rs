@@ -41,7 +41,7 @@ struct Host {
     breaker: Mutex<Breaker>,
 }
 
-/// Permission to send one request. Dropping it without a report withdraws the request.
+/// Permission to send one request. Dropped without a report, it leaves the circuit breaker as if no request was sent.
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     host: Arc<Host>,

@@ -1,5 +1,5 @@
-//! Resolves names and drops addresses that are not allowed. The filter applies when a connection is made, which defeats
-//! DNS rebinding: a name that resolves to another address after the URL check.
+//! Resolves names and drops addresses that are not allowed. The filter applies when a connection is made, so it also
+//! prevents DNS rebinding: a name that resolves to another address after the URL check.
 
 use std::net::SocketAddr;
 

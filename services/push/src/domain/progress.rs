@@ -67,7 +67,7 @@ pub(crate) struct Progress {
     changed: bool,
     unrecorded: u32,
     retry_after: Option<Duration>,
-    /// Failures that made devices or recipients terminal.
+    /// Number of failures that are not retried, by provider and reason.
     final_failures: BTreeMap<(Provider, Reason), u32>,
     /// Number of isolated recipients.
     isolated: u32,
@@ -162,7 +162,7 @@ impl Progress {
         }
     }
 
-    /// Announces the number of devices whose verdicts [`record`](Self::record) will receive.
+    /// Sets the number of devices to send to. [`record`](Self::record) must be called once for each.
     pub(crate) fn expect_verdicts(&mut self, index: usize, devices: u32) {
         self.recipients[index].awaited += devices;
     }
