@@ -81,7 +81,7 @@ pub struct TotalsBatch {
     pub stream: String,
     /// Sequences of the messages whose rows are all in the file. [`Totals::seen`] returns true for them from now on.
     pub sequences: Vec<u64>,
-    /// Name of the file. Its intent is cleared.
+    /// Name of the file. Its announcement is cleared.
     pub file: String,
     /// Changes by post: counts are added, the greater latency is kept.
     pub posts: Vec<(PostId, PostTotals)>,
@@ -110,12 +110,12 @@ pub trait Totals: Send + Sync {
     /// Lists the files that were announced and neither committed nor abandoned.
     async fn intended(&self) -> Result<Vec<String>>;
 
-    /// Clears the intent of a file, after the file was deleted. Durable on return.
+    /// Clears the announcement of a file, after the file was deleted. Durable on return.
     async fn abandon(&self, file: &str) -> Result<()>;
 
-    /// Adds counts, marks messages as seen and clears the file's intent. All or nothing, durable on return.
+    /// Adds counts, marks messages as seen and clears the announcement of the file. All or nothing, durable on return.
     ///
-    /// If all messages of the file were committed before, nothing changes and the intent stays.
+    /// If all messages of the file were committed before, nothing changes and the announcement stays.
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if only some of them were.
     /// [`Conflict`](crate::ErrorKind::Conflict) if the totals already include a chunk's revision or a later one.
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;

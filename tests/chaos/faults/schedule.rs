@@ -125,11 +125,11 @@ pub(crate) struct Step {
     pub(crate) fault: Fault,
 }
 
-/// An infinite sequence of steps: shuffled decks, each with faults of every kind.
+/// An infinite sequence of steps: one shuffled list after the other, each with faults of every kind.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     random: StdRng,
-    deck: VecDeque<Fault>,
+    faults: VecDeque<Fault>,
     kinds: Vec<FaultKind>,
     pauses: bool,
 }
@@ -139,43 +139,43 @@ impl Schedule {
         assert!(!kinds.is_empty());
         Self {
             random: StdRng::seed_from_u64(seed),
-            deck: VecDeque::new(),
+            faults: VecDeque::new(),
             kinds: kinds.to_vec(),
             pauses: true,
         }
     }
 
-    fn deck(&mut self) -> Vec<Fault> {
-        let mut deck = Vec::new();
+    fn shuffled_faults(&mut self) -> Vec<Fault> {
+        let mut faults = Vec::new();
         for kind in self.kinds.clone() {
             match kind {
-                FaultKind::KillHerald => deck.push(Fault::KillHerald {
+                FaultKind::KillHerald => faults.push(Fault::KillHerald {
                     next: StartOptions::default(),
                 }),
                 FaultKind::Kill => {
                     for _ in 0..4 {
-                        deck.push(Fault::KillHerald {
+                        faults.push(Fault::KillHerald {
                             next: self.start_with_kill_point(),
                         });
                     }
-                    deck.push(Fault::KillHerald {
+                    faults.push(Fault::KillHerald {
                         next: StartOptions::default(),
                     });
-                    deck.push(Fault::KillNats {
+                    faults.push(Fault::KillNats {
                         down: self.ms(0..=300),
                     });
-                    deck.push(Fault::KillNats {
+                    faults.push(Fault::KillNats {
                         down: self.ms(300..=2_500),
                     });
-                    deck.push(Fault::KillBoth {
+                    faults.push(Fault::KillBoth {
                         down: self.ms(0..=1_000),
                     });
                 }
                 FaultKind::Freeze => {
-                    deck.push(Fault::FreezeHerald {
+                    faults.push(Fault::FreezeHerald {
                         time: self.longer_than_ack_wait(),
                     });
-                    deck.push(Fault::FreezeNats {
+                    faults.push(Fault::FreezeNats {
                         time: self.longer_than_ack_wait(),
                     });
                 }
@@ -188,7 +188,7 @@ impl Schedule {
                         kb_per_second: self.random.random_range(4..=64),
                     };
                     for toxic in [latency, bandwidth, Toxic::ResetPeer, Toxic::HalfOpen] {
-                        deck.push(Fault::Network {
+                        faults.push(Fault::Network {
                             toxic,
                             time: self.ms(500..=4_000),
                         });
@@ -196,13 +196,13 @@ impl Schedule {
                 }
                 FaultKind::Leader => {
                     for stream in LED_STREAMS {
-                        deck.push(Fault::StepDown { stream });
-                        deck.push(Fault::KillLeader {
+                        faults.push(Fault::StepDown { stream });
+                        faults.push(Fault::KillLeader {
                             stream,
                             down: self.ms(100..=2_000),
                         });
                     }
-                    deck.push(Fault::FreezeLeader {
+                    faults.push(Fault::FreezeLeader {
                         stream: LED_STREAMS[0],
                         time: self.longer_than_ack_wait(),
                     });
@@ -211,48 +211,48 @@ impl Schedule {
                     for stream in LED_STREAMS {
                         // Longer than the election timeout of the other servers, four to nine seconds.
                         let time = self.ms(6_000..=11_000);
-                        deck.push(Fault::PartitionLeader { stream, time });
+                        faults.push(Fault::PartitionLeader { stream, time });
                     }
                 }
-                FaultKind::Store => deck.push(Fault::KillHerald {
+                FaultKind::Store => faults.push(Fault::KillHerald {
                     next: self.start_with_store_errors(),
                 }),
                 FaultKind::Provider => {
                     for (status, retry_after) in [(429, Some(1)), (500, None), (503, Some(2))] {
-                        deck.push(Fault::ProviderAnswers {
+                        faults.push(Fault::ProviderAnswers {
                             status,
                             retry_after: retry_after.map(Duration::from_secs),
                             one_in: self.random.random_range(1..=4),
                             time: self.ms(500..=2_000),
                         });
                     }
-                    deck.push(Fault::ProviderHangs {
+                    faults.push(Fault::ProviderHangs {
                         time: self.ms(500..=2_000),
                     });
-                    deck.push(Fault::ProviderGone {
+                    faults.push(Fault::ProviderGone {
                         time: self.ms(200..=1_500),
                     });
                 }
                 FaultKind::Redrive => {
-                    deck.push(Fault::ProviderAnswers {
+                    faults.push(Fault::ProviderAnswers {
                         status: 403,
                         retry_after: None,
                         one_in: self.random.random_range(1..=4),
                         time: self.ms(300..=1_000),
                     });
-                    deck.push(Fault::Redrive);
-                    deck.push(Fault::Redrive);
+                    faults.push(Fault::Redrive);
+                    faults.push(Fault::Redrive);
                 }
                 FaultKind::Poison => {
                     let subject = POISON_SUBJECTS
                         .choose(&mut self.random)
                         .expect("the list is not empty");
-                    deck.push(Fault::Poison { subject });
+                    faults.push(Fault::Poison { subject });
                 }
             }
         }
-        deck.shuffle(&mut self.random);
-        deck
+        faults.shuffle(&mut self.random);
+        faults
     }
 
     /// A start that kills itself when it has passed a random failpoint a random number of times.
@@ -298,10 +298,10 @@ impl Iterator for Schedule {
     type Item = Step;
 
     fn next(&mut self) -> Option<Step> {
-        if self.deck.is_empty() {
-            self.deck = self.deck().into();
+        if self.faults.is_empty() {
+            self.faults = self.shuffled_faults().into();
         }
-        let fault = self.deck.pop_front()?;
+        let fault = self.faults.pop_front()?;
         // Sometimes the next fault comes before the mesh has recovered from the last one.
         let posts_before = if self.pauses && self.random.random_ratio(1, 5) {
             0

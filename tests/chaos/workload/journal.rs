@@ -1,4 +1,4 @@
-//! Journal of the answers to the load: the obligations that the checker verifies.
+//! Journal of the answers to the load: what the checker must find.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -51,7 +51,7 @@ impl Database {
             .cache_size(cache_mb << 20)
             .max_journaling_size(JOURNALS_BYTES)
             .manual_journal_persist(true)
-            // With more workers, the first one spins while another compacts.
+            // With more workers, the first one occupies a processor while another compacts.
             .worker_threads(1)
             .open()
             .map_err(map_err)?;

@@ -3,7 +3,7 @@
 //! | keyspace | row |
 //! |---|---|
 //! | `totals_seen` | (stream, page) → one bit per message, for [`PAGE`] messages |
-//! | `totals_intents` | file → nothing |
+//! | `totals_intents` | announced file → nothing |
 //! | `totals_posts` | post → author, counts, latencies |
 //! | `totals_hours` | hour → counts |
 //! | `totals_chunks` | (post, channel, chunk) → the counted revision and its counts |
@@ -124,8 +124,8 @@ impl Tables {
     }
 
     /// Adds the counts of a file to the batch. If all messages of the file were counted before, it adds nothing and
-    /// keeps the intent, so that the file is found as a leftover; if only some were, it fails. It reads all rows before
-    /// it changes the batch, so that a row that can't be decoded fails only this job and not the whole batch.
+    /// keeps the announcement, so that the file is found as a leftover; if only some were, it fails. It reads all rows
+    /// before it changes the batch, so that a row that can't be decoded fails only this job and not the whole batch.
     fn add(&self, pending: &mut CommitBatch, batch: TotalsBatch) -> Result<()> {
         let sequences: BTreeSet<_> = batch.sequences.iter().copied().collect();
         let mut pages: HashMap<Vec<u8>, Bits> = HashMap::new();

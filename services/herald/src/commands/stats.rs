@@ -101,8 +101,8 @@ impl Totals {
     }
 }
 
-/// Formats a count of dead deliveries; it is negative in an hour in which redrives retried more dead
-/// deliveries than new ones died.
+/// Formats a count of dead deliveries; it is negative in an hour in which redrives retried more dead deliveries than
+/// new ones died.
 fn format_signed(number: i64) -> String {
     let sign = if number < 0 { "-" } else { "" };
     format!("{sign}{}", count(number.unsigned_abs()))

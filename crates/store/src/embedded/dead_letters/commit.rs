@@ -141,8 +141,8 @@ impl<'a> CommitBatch<'a> {
             }
             Job::Sent(operation, dead_letters) => {
                 let mut count = 0;
-                for (chosen, sequence) in dead_letters {
-                    count += u64::from(self.change(chosen, |progress| {
+                for (version, sequence) in dead_letters {
+                    count += u64::from(self.change(version, |progress| {
                         progress.redrive == Some(operation) && {
                             progress.redrive_sequence = sequence;
                             true
@@ -153,8 +153,8 @@ impl<'a> CommitBatch<'a> {
             }
             Job::Resolve(dead_letters, at) => {
                 let mut resolved = 0;
-                for chosen in dead_letters {
-                    resolved += u64::from(self.resolve(chosen, at)?);
+                for version in dead_letters {
+                    resolved += u64::from(self.resolve(version, at)?);
                 }
                 JobResult::Count(resolved)
             }
@@ -274,7 +274,7 @@ impl<'a> CommitBatch<'a> {
         operation
     }
 
-    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were chosen are
+    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected are
     /// skipped.
     fn step(
         &mut self,
@@ -297,14 +297,14 @@ impl<'a> CommitBatch<'a> {
                 .get(row::frozen_key(operation, index))
                 .map_err(map_err)?
                 .ok_or_else(row::malformed)?;
-            let chosen = row::decode_frozen(&row)?;
-            let next = chosen.iter().skip(from as usize).take(left as usize);
+            let selected = row::decode_frozen(&row)?;
+            let next = selected.iter().skip(from as usize).take(left as usize);
             let before = current.reached;
-            for chosen in next {
+            for version in next {
                 current.reached += 1;
-                let cached = self.rows.progress(chosen.id)?;
+                let cached = self.rows.progress(version.id)?;
                 let progress = cached.value.as_mut().filter(|progress| {
-                    progress.state == DeadLetterState::Open && progress.round == chosen.round
+                    progress.state == DeadLetterState::Open && progress.round == version.round
                 });
                 let Some(progress) = progress else {
                     current.skipped += 1;
@@ -319,7 +319,7 @@ impl<'a> CommitBatch<'a> {
                 progress.operations.drain(..surplus);
                 let progress = progress.clone();
                 cached.dirty = true;
-                let dead_letter = &self.rows.dead_letter(chosen.id)?.value;
+                let dead_letter = &self.rows.dead_letter(version.id)?.value;
                 let mut dead_letter = dead_letter.clone().ok_or_else(row::malformed)?;
                 progress.apply_to(&mut dead_letter);
                 dead_letters.push(dead_letter);
@@ -336,9 +336,9 @@ impl<'a> CommitBatch<'a> {
         })
     }
 
-    fn resolve(&mut self, chosen: DeadLetterVersion, at: Timestamp) -> Result<bool> {
+    fn resolve(&mut self, version: DeadLetterVersion, at: Timestamp) -> Result<bool> {
         let mut redrive = None;
-        let resolved = self.change(chosen, |progress| {
+        let resolved = self.change(version, |progress| {
             progress.state == DeadLetterState::Redriving && {
                 progress.state = DeadLetterState::Resolved;
                 progress.updated_at = at;
@@ -411,16 +411,16 @@ impl<'a> CommitBatch<'a> {
         Ok(removed)
     }
 
-    /// Applies `change` to the progress of a dead letter that is still in the chosen round. Returns whether `change`
+    /// Applies `change` to the progress of a dead letter that is still in this round. Returns whether `change`
     /// made a change, which is its return value.
     fn change(
         &mut self,
-        chosen: DeadLetterVersion,
+        version: DeadLetterVersion,
         change: impl FnOnce(&mut Progress) -> bool,
     ) -> Result<bool> {
-        let cached = self.rows.progress(chosen.id)?;
+        let cached = self.rows.progress(version.id)?;
         let changed = match &mut cached.value {
-            Some(progress) if progress.round == chosen.round => change(progress),
+            Some(progress) if progress.round == version.round => change(progress),
             _ => false,
         };
         cached.dirty |= changed;

@@ -9,7 +9,7 @@
 //! | `dead_letter_groups` | (group, dead letter) → nothing |
 //! | `dead_letter_operations` | operation → its request without the selection, and its progress |
 //! | `dead_letter_selections` | operation → the requested selection |
-//! | `dead_letter_frozen` | (operation, index) → part of the chosen dead letters; (0, operation) → nothing: it is running |
+//! | `dead_letter_frozen` | (operation, index) → part of the selected dead letters; (0, operation) → nothing: it is running |
 //!
 //! Operation ids start at 1.
 

@@ -112,7 +112,7 @@ pub(super) struct OperationRow {
     redrive_after: u64,
 }
 
-/// A part of the dead letters chosen for an operation.
+/// A part of the dead letters selected for an operation.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct FrozenRow {
     /// Ids as differences from the previous id.

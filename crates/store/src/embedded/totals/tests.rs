@@ -34,7 +34,7 @@ fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
 }
 
 #[tokio::test]
-async fn a_commit_counts_marks_seen_and_clears_the_intent() {
+async fn a_commit_counts_marks_seen_and_clears_the_announcement() {
     let mut store = Store::new();
     let totals = open(&store);
     totals.intend("a").await.unwrap();
@@ -204,5 +204,9 @@ async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
         hours.iter().all(|(_, counts)| counts.timeline_delivered == 50),
         "{hours:?}"
     );
-    assert_eq!(totals.intended().await.unwrap(), ["corrupt"], "the intent stays");
+    assert_eq!(
+        totals.intended().await.unwrap(),
+        ["corrupt"],
+        "the announcement stays"
+    );
 }

@@ -145,7 +145,7 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
     assert_eq!(first.next, Some(DeadLetterId(2)));
     fill(&dead_letters, 6..=6).await;
     let redrive = dead_letters
-        .begin(&operation(OperationKind::Redrive), &chosen([3], 0))
+        .begin(&operation(OperationKind::Redrive), &versions([3], 0))
         .await
         .unwrap();
     dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();

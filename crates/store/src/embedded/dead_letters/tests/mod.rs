@@ -71,12 +71,12 @@ fn operation(kind: OperationKind) -> NewOperation {
     }
 }
 
-fn chosen(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
-    let choose = |id| DeadLetterVersion {
+fn versions(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
+    let version = |id| DeadLetterVersion {
         id: DeadLetterId(id),
         round,
     };
-    ids.into_iter().map(choose).collect()
+    ids.into_iter().map(version).collect()
 }
 
 fn failed_again(id: u64, round: u32) -> Reopening {
@@ -145,7 +145,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=5).await;
     let begun = dead_letters
-        .begin(&operation(OperationKind::Redrive), &chosen(1..=5, 0))
+        .begin(&operation(OperationKind::Redrive), &versions(1..=5, 0))
         .await
         .unwrap();
     assert_eq!(
@@ -163,7 +163,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
                 && dead_letter.operations == [begun.id])
     );
     dead_letters
-        .sent(begun.id, &[(chosen([1], 1)[0], 41), (chosen([2], 1)[0], 42)])
+        .sent(begun.id, &[(versions([1], 1)[0], 41), (versions([2], 1)[0], 42)])
         .await
         .unwrap();
 
@@ -186,7 +186,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
 
     // One succeeds and one fails; each result is reported twice.
     for _ in 0..2 {
-        dead_letters.resolve(&chosen([1], 1), NOW).await.unwrap();
+        dead_letters.resolve(&versions([1], 1), NOW).await.unwrap();
         dead_letters.reopen(&failed_again(2, 1)).await.unwrap();
     }
     let now = dead_letters.operation(begun.id).await.unwrap().unwrap();
@@ -252,7 +252,7 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
         let dead_letters = Arc::clone(&dead_letters);
         tokio::spawn(async move {
             let begun = dead_letters
-                .begin(&operation(OperationKind::Redrive), &chosen(1..=3_000, 0))
+                .begin(&operation(OperationKind::Redrive), &versions(1..=3_000, 0))
                 .await
                 .unwrap();
             let mut sent = Vec::new();
@@ -270,10 +270,10 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
     let sent: Vec<u64> = sent.into_iter().flat_map(|sent| sent.unwrap()).collect();
     assert_eq!(sent.len(), 3_000);
     assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), 3_000);
-    // A dead letter that was redriven since it was chosen is skipped.
+    // A dead letter that was redriven since it was selected is skipped.
     dead_letters.reopen(&failed_again(1, 1)).await.unwrap();
     let late = dead_letters
-        .begin(&operation(OperationKind::Redrive), &chosen([1], 0))
+        .begin(&operation(OperationKind::Redrive), &versions([1], 0))
         .await
         .unwrap();
     let step = dead_letters.claim(late.id, 1, 0, NOW).await.unwrap();
@@ -286,12 +286,12 @@ async fn a_discard_takes_open_dead_letters_and_is_recorded() {
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=2_500).await;
     let redrive = dead_letters
-        .begin(&operation(OperationKind::Redrive), &chosen([2], 0))
+        .begin(&operation(OperationKind::Redrive), &versions([2], 0))
         .await
         .unwrap();
     dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
     let discard = dead_letters
-        .begin(&operation(OperationKind::Discard), &chosen(1..=2_400, 0))
+        .begin(&operation(OperationKind::Discard), &versions(1..=2_400, 0))
         .await
         .unwrap();
     let mut steps = 0;
@@ -342,7 +342,7 @@ async fn a_discard_takes_open_dead_letters_and_is_recorded() {
     );
     // Operation ids are not reused after a restart.
     let next = dead_letters
-        .begin(&operation(OperationKind::Cancel), &chosen([], 0))
+        .begin(&operation(OperationKind::Cancel), &versions([], 0))
         .await
         .unwrap();
     assert_eq!(next.id, OperationId(4));
@@ -354,7 +354,7 @@ async fn trim_deletes_old_rows_except_redriving_dead_letters() {
     let dead_letters = open(&store);
     fill(&dead_letters, 1..=10).await;
     let redrive = dead_letters
-        .begin(&operation(OperationKind::Redrive), &chosen([2], 0))
+        .begin(&operation(OperationKind::Redrive), &versions([2], 0))
         .await
         .unwrap();
     dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
