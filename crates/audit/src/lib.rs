@@ -1,4 +1,4 @@
-//! The auditor: proves that no delivery is missing, or reports the missing ones.
+//! The auditor: checks that no delivery is missing or extra, and reports each that is.
 //!
 //! An audit reads the accepted posts in windows, oldest first ([`posts`]). It compares:
 //! - for each post, acceptance with the plan, and the plan with the outcomes ([`plan`]);
