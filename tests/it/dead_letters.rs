@@ -148,7 +148,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     assert_eq!(dead_letter["post_id"], post);
     assert_eq!(dead_letter["author_id"], "bob");
     assert_eq!(
-        (&dead_letter["channel"], &dead_letter["owed_count"]),
+        (&dead_letter["channel"], &dead_letter["undelivered_count"]),
         (&"push".into(), &1.into())
     );
     assert!(
@@ -160,7 +160,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     );
     let id = dead_letter["dead_letter_id"].to_string();
     let shown = herald.cli(&["dlq", "show", &id]).await;
-    assert_eq!(shown["owed_user_ids"], serde_json::json!(["ann"]));
+    assert_eq!(shown["undelivered_user_ids"], serde_json::json!(["ann"]));
     let delivery = |state: &'static str| {
         let (herald, post) = (&herald, post.to_string());
         async move { herald.cli(&["delivery", &post]).await["channels"]["push"][state].clone() }
@@ -172,7 +172,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
         .cli(&["dlq", "redrive", "--group", group, "--dry-run"])
         .await;
     assert_eq!(
-        (&plan["frozen_count"], plan["groups"].as_array().unwrap().len()),
+        (&plan["selected_count"], plan["groups"].as_array().unwrap().len()),
         (&1.into(), 1)
     );
     sink.recover("ann");
@@ -189,7 +189,7 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     );
     let resolved = list_dead_letters(&herald, "resolved").await;
     assert_eq!(
-        (&resolved[0]["owed_count"], &resolved[0]["redrive_count"]),
+        (&resolved[0]["undelivered_count"], &resolved[0]["redrive_count"]),
         (&0.into(), &1.into())
     );
     assert_eq!(
@@ -302,7 +302,7 @@ async fn a_redrive_continues_after_a_kill() {
         resolved
             .dead_letters
             .iter()
-            .all(|dead_letter| dead_letter.redrive_count == 1 && dead_letter.owed_count == 0)
+            .all(|dead_letter| dead_letter.redrive_count == 1 && dead_letter.undelivered_count == 0)
     );
     let mut received: BTreeMap<u64, u32> = BTreeMap::new();
     for push in sink.entries() {

@@ -357,7 +357,7 @@ pub struct Operation {
     /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
     /// Number of dead letters selected at the beginning.
-    pub frozen: u64,
+    pub selected: u64,
     /// Number of them that were processed, including skipped ones.
     pub reached: u64,
     /// Number of them that were skipped because they had changed since the selection.

@@ -135,9 +135,9 @@ pub struct Settlement {
 /// Result of marking a chunk dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkedDead {
-    /// The owed recipients: all dead recipients of the chunk, since none is pending any more. A redrive delivers to
+    /// All dead recipients of the chunk, since none is pending any more. A redrive delivers to
     /// them.
-    pub owed: Recipients,
+    pub dead_recipients: Recipients,
     /// The revision of the chunk after the call.
     pub revision: u64,
     /// Number of settled recipients after the call, by state.

@@ -82,8 +82,12 @@ pub(crate) fn parse_group_id(id: &str) -> Option<u64> {
         .flatten()
 }
 
-/// Converts a dead letter. `owed` is the number of its recipients that are pending or dead in the ledger.
-pub(crate) fn dead_letter_to_proto(dead_letter: DeadLetter, author_id: String, owed: u32) -> v1::DeadLetter {
+/// Converts a dead letter. `undelivered` is the number of its recipients that are pending or dead in the ledger.
+pub(crate) fn dead_letter_to_proto(
+    dead_letter: DeadLetter,
+    author_id: String,
+    undelivered: u32,
+) -> v1::DeadLetter {
     v1::DeadLetter {
         dead_letter_id: dead_letter.id.0,
         state: state_to_proto(dead_letter.state).into(),
@@ -114,7 +118,7 @@ pub(crate) fn dead_letter_to_proto(dead_letter: DeadLetter, author_id: String, o
             })
         }),
         recipient_count: dead_letter.recipients,
-        owed_count: owed,
+        undelivered_count: undelivered,
         trace_id: dead_letter.trace_id,
         payload: payload_to_proto(dead_letter.payload).into(),
         payload_byte_count: dead_letter.payload_bytes,
@@ -148,7 +152,7 @@ pub(crate) fn redrive_to_proto(operation: &Operation, now: Timestamp) -> v1::Red
     v1::Redrive {
         redrive_id: operation.id.0,
         state: state.into(),
-        frozen_count: operation.frozen,
+        selected_count: operation.selected,
         sent_count: operation.applied(),
         resolved_count: operation.resolved,
         failed_count: operation.failed,
@@ -188,7 +192,7 @@ pub(crate) fn operation_to_proto(
         selection: v1::DeadLetterSelection::decode(operation.what.selection.clone())
             .ok()
             .filter(|_| operation.what.kind != OperationKind::Cancel),
-        frozen_count: operation.frozen,
+        selected_count: operation.selected,
         discarded_count: if operation.what.kind == OperationKind::Discard {
             operation.applied()
         } else {

@@ -140,18 +140,20 @@ impl DeadLetterService for Api {
         self.details(dead_letter).await.map(Response::new)
     }
 
-    async fn list_owed_recipients(
+    async fn list_undelivered_recipients(
         &self,
-        request: Request<v1::ListOwedRecipientsRequest>,
-    ) -> Result<Response<v1::ListOwedRecipientsResponse>, Status> {
+        request: Request<v1::ListUndeliveredRecipientsRequest>,
+    ) -> Result<Response<v1::ListUndeliveredRecipientsResponse>, Status> {
         let request = request.into_inner();
         let page_size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
-        let after = details::parse_owed_page_token(request.dead_letter_id, &request.page_token)?;
+        let after = details::parse_undelivered_page_token(request.dead_letter_id, &request.page_token)?;
         let dead_letter = self.get_by_id(request.dead_letter_id).await?;
         let entry = self.dlq_entry(dead_letter.id).await?;
-        let owed = self.owed(&dead_letter, entry.as_ref()).await?;
-        let (recipients, next_page_token) = self.owed_page(&dead_letter, &owed, after, page_size).await?;
-        Ok(Response::new(v1::ListOwedRecipientsResponse {
+        let undelivered = self.undelivered(&dead_letter, entry.as_ref()).await?;
+        let (recipients, next_page_token) = self
+            .undelivered_page(&dead_letter, &undelivered, after, page_size)
+            .await?;
+        Ok(Response::new(v1::ListUndeliveredRecipientsResponse {
             recipients,
             next_page_token,
         }))
@@ -188,7 +190,7 @@ impl DeadLetterService for Api {
         if request.dry_run {
             let redrive = v1::Redrive {
                 state: v1::RedriveState::Unspecified.into(),
-                frozen_count: selected.dead_letters.len() as u64,
+                selected_count: selected.dead_letters.len() as u64,
                 excluded_count: selected.excluded,
                 rate_max: operation.rate_max,
                 failures_max: operation.failures_max,
@@ -218,7 +220,7 @@ impl DeadLetterService for Api {
             let begun = api.dead_letters.begin(&operation, &selected.dead_letters).await?;
             tracing::info!(
                 redrive_id = begun.id.0,
-                dead_letters = begun.frozen,
+                dead_letters = begun.selected,
                 actor = operation.actor,
                 "redrive started"
             );

@@ -210,7 +210,7 @@ impl OperationRunner {
                 self.finish(id, OperationState::Stopped, &reason).await?;
                 return Ok(None);
             }
-            if operation.reached >= operation.frozen {
+            if operation.reached >= operation.selected {
                 self.finish(id, OperationState::Done, "").await?;
                 return Ok(None);
             }
@@ -222,7 +222,7 @@ impl OperationRunner {
             }
             let count = throttle::claim_size(
                 operation.what.rate_max,
-                capacity.min(BATCH).min(operation.frozen - operation.reached),
+                capacity.min(BATCH).min(operation.selected - operation.reached),
             );
             // Claimed dead letters that aren't recorded as sent can only be in REDRIVE after this sequence.
             let after = self.mesh.last_sequence(streams::REDRIVE).await?;
@@ -242,7 +242,7 @@ impl OperationRunner {
             .await?;
         tracing::info!(
             redrive_id = id.0,
-            dead_letters = operation.frozen,
+            dead_letters = operation.selected,
             sent = operation.applied(),
             failed = operation.failed,
             reason,

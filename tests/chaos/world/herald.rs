@@ -121,9 +121,9 @@ impl Herald {
     }
 
     /// Sends SIGSTOP or SIGCONT.
-    pub(crate) fn freeze(&self, frozen: bool) {
+    pub(crate) fn freeze(&self, selected: bool) {
         if let Some(pid) = self.state.borrow().pid {
-            signal(pid, if frozen { Signal::STOP } else { Signal::CONT });
+            signal(pid, if selected { Signal::STOP } else { Signal::CONT });
         }
     }
 

@@ -112,8 +112,8 @@ impl Nats {
     }
 
     /// Sends SIGSTOP or SIGCONT to a server.
-    pub(crate) fn freeze(&self, server: usize, frozen: bool) {
-        let signal_to_send = if frozen { Signal::STOP } else { Signal::CONT };
+    pub(crate) fn freeze(&self, server: usize, selected: bool) {
+        let signal_to_send = if selected { Signal::STOP } else { Signal::CONT };
         signal(self.servers[server].pid(), signal_to_send);
     }
 

@@ -92,7 +92,7 @@ mod tests {
             state: OperationState::Running,
             reason: String::new(),
             ended_at: None,
-            frozen: 1_000_000,
+            selected: 1_000_000,
             reached: 0,
             skipped: 0,
             resolved,

@@ -1,7 +1,7 @@
-//! Converts dead letters and operations for responses, with data from elsewhere: author ids, payloads, and owed
+//! Converts dead letters and operations for responses, with data from elsewhere: author ids, payloads, and undelivered
 //! recipients.
 //!
-//! A recipient is owed while the ledger has it as pending or dead.
+//! A recipient is undelivered while the ledger has it as pending or dead.
 
 use std::collections::HashMap;
 
@@ -20,15 +20,15 @@ use tonic::Status;
 use super::Api;
 use crate::{convert, dlq_entry};
 
-/// Owed recipients in the response of GetDeadLetter; ListOwedRecipients has the rest.
-const OWED_PREVIEW_MAX: usize = 100;
+/// Undelivered recipients in the response of GetDeadLetter; ListUndeliveredRecipients has the rest.
+const UNDELIVERED_PREVIEW_MAX: usize = 100;
 
-const LIST_OWED: &str = "ListOwedRecipients";
+const LIST_UNDELIVERED: &str = "ListUndeliveredRecipients";
 
-/// Parses a page token of ListOwedRecipients: the page starts after this user.
-pub(super) fn parse_owed_page_token(dead_letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
+/// Parses a page token of ListUndeliveredRecipients: the page starts after this user.
+pub(super) fn parse_undelivered_page_token(dead_letter: u64, token: &str) -> Result<Option<UserKey>, Status> {
     let identity = paging::identity([&dead_letter.to_be_bytes()[..]]);
-    let cursor = PageToken::decode_u64(LIST_OWED, identity, token)?;
+    let cursor = PageToken::decode_u64(LIST_UNDELIVERED, identity, token)?;
     cursor
         .map(|key| {
             u32::try_from(key)
@@ -80,11 +80,11 @@ impl Api {
                 .author
                 .and_then(|author| authors.get(&author))
                 .cloned();
-            let owed = self.owed_count(&dead_letter).await?;
+            let undelivered = self.undelivered_count(&dead_letter).await?;
             list.push(convert::dead_letter_to_proto(
                 dead_letter,
                 author.unwrap_or_default(),
-                owed,
+                undelivered,
             ));
         }
         Ok(list)
@@ -93,9 +93,9 @@ impl Api {
     /// Builds the response of GetDeadLetter.
     pub(super) async fn details(&self, dead_letter: DeadLetter) -> Result<v1::GetDeadLetterResponse, Status> {
         let entry = self.dlq_entry(dead_letter.id).await?;
-        let owed = self.owed(&dead_letter, entry.as_ref()).await?;
-        let (recipients, next_owed_page_token) = self
-            .owed_page(&dead_letter, &owed, None, OWED_PREVIEW_MAX)
+        let undelivered = self.undelivered(&dead_letter, entry.as_ref()).await?;
+        let (recipients, next_undelivered_page_token) = self
+            .undelivered_page(&dead_letter, &undelivered, None, UNDELIVERED_PREVIEW_MAX)
             .await?;
         let mut operations = Vec::with_capacity(dead_letter.operations.len());
         for operation in dead_letter.operations.iter().rev() {
@@ -117,8 +117,8 @@ impl Api {
                     value: header.value,
                 })
                 .collect(),
-            owed_user_ids: recipients.into_iter().map(|one| one.user_id).collect(),
-            next_owed_page_token,
+            undelivered_user_ids: recipients.into_iter().map(|one| one.user_id).collect(),
+            next_undelivered_page_token,
             operations,
         })
     }
@@ -154,8 +154,8 @@ impl Api {
         serde_json::to_string(&message).ok()
     }
 
-    /// Counts the owed recipients of a dead letter.
-    async fn owed_count(&self, dead_letter: &DeadLetter) -> Result<u32, Status> {
+    /// Counts the undelivered recipients of a dead letter.
+    async fn undelivered_count(&self, dead_letter: &DeadLetter) -> Result<u32, Status> {
         let (Some(post), Some(channel), Some(chunk)) =
             (dead_letter.post, dead_letter.channel, dead_letter.chunk)
         else {
@@ -174,8 +174,8 @@ impl Api {
         Ok(dead_letter.recipients.saturating_sub(finished))
     }
 
-    /// The owed recipients of a dead letter, by user key, with their states.
-    pub(super) async fn owed(
+    /// The undelivered recipients of a dead letter, by user key, with their states.
+    pub(super) async fn undelivered(
         &self,
         dead_letter: &DeadLetter,
         entry: Option<&DlqEntry>,
@@ -188,7 +188,7 @@ impl Api {
         let Some(recipients) = entry.and_then(dlq_entry::recipients) else {
             return Ok(Vec::new());
         };
-        Ok(owed_recipients(
+        Ok(undelivered_recipients(
             &recipients,
             self.outcome(post, channel, chunk).await?,
         ))
@@ -210,7 +210,7 @@ impl Api {
                     %channel,
                     chunk_id = %chunk,
                     %error,
-                    "malformed outcome of a chunk in the ledger; all of its recipients are shown as owed"
+                    "malformed outcome of a chunk in the ledger; all of its recipients are shown as undelivered"
                 );
                 Ok(None)
             }
@@ -218,30 +218,30 @@ impl Api {
         }
     }
 
-    /// One page of owed recipients, and the token of the next page.
-    pub(super) async fn owed_page(
+    /// One page of undelivered recipients, and the token of the next page.
+    pub(super) async fn undelivered_page(
         &self,
         dead_letter: &DeadLetter,
-        owed: &[(UserKey, DeliveryState)],
+        undelivered: &[(UserKey, DeliveryState)],
         after: Option<UserKey>,
         page_size: usize,
-    ) -> Result<(Vec<v1::OwedRecipient>, String), Status> {
-        let begin = owed.partition_point(|(user, _)| Some(*user) <= after);
-        let rest = &owed[begin..];
+    ) -> Result<(Vec<v1::UndeliveredRecipient>, String), Status> {
+        let begin = undelivered.partition_point(|(user, _)| Some(*user) <= after);
+        let rest = &undelivered[begin..];
         let page = &rest[..page_size.min(rest.len())];
         let keys: Vec<_> = page.iter().map(|(user, _)| *user).collect();
         let ids = self.user_ids(&keys).await?;
         let recipients = page
             .iter()
             .zip(ids)
-            .map(|((_, state), user_id)| v1::OwedRecipient {
+            .map(|((_, state), user_id)| v1::UndeliveredRecipient {
                 user_id,
                 state: v1::DeliveryState::from(*state).into(),
             });
         let identity = paging::identity([&dead_letter.id.0.to_be_bytes()[..]]);
         let token = match page.last() {
             Some((last, _)) if rest.len() > page.len() => {
-                PageToken::encode_u64(LIST_OWED, identity, last.0.into())
+                PageToken::encode_u64(LIST_UNDELIVERED, identity, last.0.into())
             }
             _ => String::new(),
         };
@@ -259,7 +259,10 @@ impl Api {
 }
 
 /// The recipients of a chunk that are dead or pending.
-fn owed_recipients(recipients: &Recipients, outcome: Option<Outcome>) -> Vec<(UserKey, DeliveryState)> {
+fn undelivered_recipients(
+    recipients: &Recipients,
+    outcome: Option<Outcome>,
+) -> Vec<(UserKey, DeliveryState)> {
     let pending = |user| (user, DeliveryState::Pending);
     match outcome {
         None => recipients.iter().map(pending).collect(),

@@ -351,7 +351,7 @@ async fn discarded_dead_letters_are_kept_and_the_audit_log_names_the_actor() {
         .into_inner();
     let operation = &first.operations[0];
     assert_eq!(operation.kind(), v1::DeadLetterOperationKind::Discard);
-    assert_eq!((operation.frozen_count, operation.discarded_count), (2, 2));
+    assert_eq!((operation.selected_count, operation.discarded_count), (2, 2));
     assert_eq!(operation.selection.as_ref().unwrap().dead_letter_ids, [1, 2]);
     assert!(operation.create_time.is_some());
     assert_eq!(first.next_page_token, "");

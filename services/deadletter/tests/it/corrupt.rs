@@ -55,13 +55,16 @@ async fn a_chunk_with_a_malformed_outcome_becomes_a_dead_letter_and_can_be_redri
         .publish(&harness.plan(INTACT_POST, &["ann", "bob"]).await)
         .await;
 
-    // Both dead letters are listed. All recipients of the chunk with the malformed outcome count as owed.
+    // Both dead letters are listed. All recipients of the chunk with the malformed outcome count as undelivered.
     let mut all = dead_letters(client, 2).await;
     all.sort_by_key(|dead_letter| dead_letter.post_id);
     for dead_letter in &all {
-        assert_eq!((dead_letter.recipient_count, dead_letter.owed_count), (2, 2));
+        assert_eq!(
+            (dead_letter.recipient_count, dead_letter.undelivered_count),
+            (2, 2)
+        );
         let shown = get(client, dead_letter.dead_letter_id).await;
-        assert_eq!(shown.owed_user_ids, ["ann", "bob"]);
+        assert_eq!(shown.undelivered_user_ids, ["ann", "bob"]);
     }
     // Its DLQ entry is acknowledged, so that it doesn't block redrives.
     let last = harness.mesh.last_sequence(streams::DLQ).await.unwrap();

@@ -38,14 +38,17 @@ async fn a_terminated_message_becomes_a_dead_letter_with_all_details() {
         (dead_letter.channel(), dead_letter.lane()),
         (v1::Channel::Push, v1::Lane::Normal)
     );
-    assert_eq!((dead_letter.recipient_count, dead_letter.owed_count), (3, 3));
+    assert_eq!(
+        (dead_letter.recipient_count, dead_letter.undelivered_count),
+        (3, 3)
+    );
     assert!(dead_letter.publish_time.is_some());
     assert_eq!(dead_letter.first_failure_time, dead_letter.last_failure_time);
 
     let shown = get(&service.client, dead_letter.dead_letter_id).await;
     assert_eq!(shown.payload, chunk.encode_to_vec());
-    assert_eq!(shown.owed_user_ids, ["ann", "bob", "cat"]);
-    assert_eq!(shown.next_owed_page_token, "");
+    assert_eq!(shown.undelivered_user_ids, ["ann", "bob", "cat"]);
+    assert_eq!(shown.next_undelivered_page_token, "");
     let json: serde_json::Value = serde_json::from_str(&shown.payload_json).unwrap();
     assert_eq!(json["postId"], "9", "{json}");
     let header = |name: &str| {

@@ -26,7 +26,7 @@ async fn a_dead_letter_is_redriven_once_to_the_consumer_that_failed() {
     let done = redrive(client, select_ids([dead_letter]), None).await.unwrap();
     assert_eq!(done.state(), RedriveState::Done);
     assert_eq!(
-        (done.frozen_count, done.sent_count, done.resolved_count),
+        (done.selected_count, done.sent_count, done.resolved_count),
         (1, 1, 1)
     );
     assert_eq!((done.failed_count, done.in_flight_count), (0, 0));
@@ -60,7 +60,7 @@ async fn a_dead_letter_is_redriven_once_to_the_consumer_that_failed() {
         .unwrap_err();
     assert_eq!(reason(&again), "ALREADY_REDRIVEN");
     let nothing = redrive(client, select_all(), None).await.unwrap();
-    assert_eq!((nothing.frozen_count, nothing.state()), (0, RedriveState::Done));
+    assert_eq!((nothing.selected_count, nothing.state()), (0, RedriveState::Done));
     assert_eq!(harness.received().len(), 2);
     assert_eq!(harness.metric("herald_deadletter_resolved_total"), 1);
     service.stop().await;
@@ -145,7 +145,7 @@ async fn concurrent_redrives_of_the_same_dead_letters_send_each_once() {
     for done in &done {
         assert_eq!(
             done.sent_count + done.skipped_count,
-            done.frozen_count,
+            done.selected_count,
             "{done:?}"
         );
     }
@@ -207,7 +207,7 @@ async fn a_dry_run_reports_the_selection_and_changes_nothing() {
     let answer = answers.message().await.unwrap().unwrap();
     assert!(answers.message().await.unwrap().is_none());
     let redrive = answer.redrive.unwrap();
-    assert_eq!((redrive.redrive_id, redrive.frozen_count), (0, 5));
+    assert_eq!((redrive.redrive_id, redrive.selected_count), (0, 5));
     assert_eq!(redrive.rate_max, 10);
     assert_eq!(
         redrive.excluded_count, 1,
@@ -288,7 +288,7 @@ async fn a_redrive_can_be_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn owed_recipients_come_from_the_ledger() {
+async fn undelivered_recipients_come_from_the_ledger() {
     let harness = Harness::start().await;
     let service = harness.run().await;
     let client = &service.client;
@@ -298,7 +298,7 @@ async fn owed_recipients_come_from_the_ledger() {
     harness.set_verdict(Verdict::Term("no"));
     harness.publish(&chunk).await;
     let dead_letter = dead_letters(client, 1).await.remove(0);
-    assert_eq!(dead_letter.owed_count, 250);
+    assert_eq!(dead_letter.undelivered_count, 250);
     // The recipients are pending until the ledger step of the dead letter is done.
     until(async || {
         let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap();
@@ -306,18 +306,18 @@ async fn owed_recipients_come_from_the_ledger() {
     })
     .await;
     let shown = get(client, dead_letter.dead_letter_id).await;
-    assert_eq!(shown.owed_user_ids.len(), 100);
-    let mut owed = shown.owed_user_ids;
-    let mut token = shown.next_owed_page_token;
+    assert_eq!(shown.undelivered_user_ids.len(), 100);
+    let mut undelivered = shown.undelivered_user_ids;
+    let mut token = shown.next_undelivered_page_token;
     while !token.is_empty() {
-        let request = v1::ListOwedRecipientsRequest {
+        let request = v1::ListUndeliveredRecipientsRequest {
             dead_letter_id: dead_letter.dead_letter_id,
             page_size: 70,
             page_token: token,
         };
         let page = client
             .clone()
-            .list_owed_recipients(request)
+            .list_undelivered_recipients(request)
             .await
             .unwrap()
             .into_inner();
@@ -326,13 +326,13 @@ async fn owed_recipients_come_from_the_ledger() {
                 .iter()
                 .all(|one| one.state() == v1::DeliveryState::Dead)
         );
-        owed.extend(page.recipients.into_iter().map(|one| one.user_id));
+        undelivered.extend(page.recipients.into_iter().map(|one| one.user_id));
         token = page.next_page_token;
     }
-    owed.sort();
-    assert_eq!(owed, users);
+    undelivered.sort();
+    assert_eq!(undelivered, users);
 
-    // Recipients that are delivered in another way are no longer owed.
+    // Recipients that are delivered in another way are no longer undelivered.
     let recorded = harness
         .stores
         .ledger
@@ -371,9 +371,12 @@ async fn owed_recipients_come_from_the_ledger() {
         at: herald_model::time::Timestamp::now(),
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
-    until(async || dead_letters(client, 1).await[0].owed_count == 50).await;
+    until(async || dead_letters(client, 1).await[0].undelivered_count == 50).await;
     assert_eq!(
-        get(client, dead_letter.dead_letter_id).await.owed_user_ids.len(),
+        get(client, dead_letter.dead_letter_id)
+            .await
+            .undelivered_user_ids
+            .len(),
         50
     );
     service.stop().await;
@@ -399,8 +402,12 @@ async fn a_dead_letter_that_the_broker_refuses_keeps_its_original_reason() {
         .await
         .unwrap();
     let dead_letter = dead_letters(client, 2).await.remove(1).dead_letter_id;
-    let owed = get(client, dead_letter).await.dead_letter.unwrap().owed_count;
-    assert_eq!(owed, 1);
+    let undelivered = get(client, dead_letter)
+        .await
+        .dead_letter
+        .unwrap()
+        .undelivered_count;
+    assert_eq!(undelivered, 1);
 
     harness.set_verdict(Verdict::Ack);
     for round in [1, 2] {
@@ -411,7 +418,7 @@ async fn a_dead_letter_that_the_broker_refuses_keeps_its_original_reason() {
         );
         let open = get(client, dead_letter).await.dead_letter.unwrap();
         assert_eq!(
-            (open.state(), open.redrive_count, open.owed_count),
+            (open.state(), open.redrive_count, open.undelivered_count),
             (DeadLetterState::Open, round, 1)
         );
         assert!(

@@ -74,7 +74,7 @@ async fn assert_marked_dead_again(harness: &Harness, service: Running, reason: &
     assert_eq!(
         (
             &*dead_letter.reason,
-            dead_letter.owed_count,
+            dead_letter.undelivered_count,
             dead_letter.redrive_count
         ),
         (reason, 2, 1)

@@ -33,7 +33,7 @@ fn dead_letter() -> DeadLetter {
         channel: Channel::Push.into(),
         lane: Lane::Normal.into(),
         recipient_count: 3,
-        owed_count: 2,
+        undelivered_count: 2,
         payload: DeadLetterPayload::Kept.into(),
         payload_byte_count: 7,
         ..DeadLetter::default()
@@ -57,7 +57,7 @@ fn redrive(state: RedriveState, resolved: u64, failed: u64, in_flight: u64) -> R
     Redrive {
         redrive_id: 4,
         state: state.into(),
-        frozen_count: 3,
+        selected_count: 3,
         sent_count: resolved + failed + in_flight,
         resolved_count: resolved,
         failed_count: failed,
@@ -81,7 +81,7 @@ fn operation() -> DeadLetterOperation {
             }),
             ..DeadLetterSelection::default()
         }),
-        frozen_count: 3,
+        selected_count: 3,
         redrive: Some(redrive(RedriveState::Done, 3, 0, 0)),
         ..DeadLetterOperation::default()
     }
@@ -122,19 +122,19 @@ impl DeadLetterService for Server {
                 name: "Herald-Type".into(),
                 value: "herald.mesh.v1.PushChunk".into(),
             }],
-            owed_user_ids: vec!["bob".into()],
-            next_owed_page_token: "OWED".into(),
+            undelivered_user_ids: vec!["bob".into()],
+            next_undelivered_page_token: "UNDELIVERED".into(),
             operations: vec![operation()],
         }))
     }
 
-    async fn list_owed_recipients(
+    async fn list_undelivered_recipients(
         &self,
-        request: Request<ListOwedRecipientsRequest>,
-    ) -> RpcResult<ListOwedRecipientsResponse> {
-        assert_eq!(self.record(request)?.page_token, "OWED");
-        Ok(Response::new(ListOwedRecipientsResponse {
-            recipients: vec![OwedRecipient {
+        request: Request<ListUndeliveredRecipientsRequest>,
+    ) -> RpcResult<ListUndeliveredRecipientsResponse> {
+        assert_eq!(self.record(request)?.page_token, "UNDELIVERED");
+        Ok(Response::new(ListUndeliveredRecipientsResponse {
+            recipients: vec![UndeliveredRecipient {
                 user_id: "cat".into(),
                 state: DeliveryState::Dead.into(),
             }],
@@ -263,7 +263,7 @@ async fn dead_letters_are_listed_for_people_and_programs() {
     assert_eq!(first["dead_letter_id"], 17);
     assert_eq!(first["cause"], "terminated");
     assert_eq!(
-        (&first["owed_count"], &first["trace_id"]),
+        (&first["undelivered_count"], &first["trace_id"]),
         (&json!(2), &json!(null))
     );
     assert_eq!(first["last_failure_time"], "2026-01-31T08:00:02Z");
@@ -293,11 +293,11 @@ async fn groups_and_one_dead_letter_are_shown() {
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    let json = herald(&server.url, &["dlq", "show", "17", "--owed", "-o", "json"])
+    let json = herald(&server.url, &["dlq", "show", "17", "--undelivered", "-o", "json"])
         .await
         .ok()
         .json();
-    assert_eq!(json["owed_user_ids"], json!(["bob", "cat"]));
+    assert_eq!(json["undelivered_user_ids"], json!(["bob", "cat"]));
     assert_eq!(json["payload_base64"], "cGF5bG9hZA==");
     assert_eq!(json["payload_json"]["postId"], "9");
 }

@@ -13,8 +13,8 @@ use crate::{
     embedded::database::map_err,
 };
 
-/// Dead letters in one row of an operation's frozen selection.
-pub(super) const FROZEN_PER_ROW: u64 = 1_024;
+/// Dead letters in one row of an operation's selection.
+pub(super) const SELECTED_PER_ROW: u64 = 1_024;
 
 /// Maximum number of dead letters, and of operations, that one trim job reads.
 const TRIM_ROWS_MAX: usize = 1_000;
@@ -134,7 +134,7 @@ impl<'a> CommitBatch<'a> {
                     progress.state = DeadLetterState::Discarded;
                     progress.updated_at = at;
                 })?;
-                if step.operation.reached >= step.operation.frozen {
+                if step.operation.reached >= step.operation.selected {
                     step.operation = self.finish(operation, OperationState::Done, String::new(), at)?;
                 }
                 JobResult::Step(Box::new(step))
@@ -241,11 +241,11 @@ impl<'a> CommitBatch<'a> {
     fn begin(&mut self, request: NewOperation, dead_letters: &[DeadLetterVersion]) -> Operation {
         let id = OperationId(self.next_operation);
         self.next_operation += 1;
-        let chunks = dead_letters.chunks(FROZEN_PER_ROW as usize);
+        let chunks = dead_letters.chunks(SELECTED_PER_ROW as usize);
         for (index, dead_letters) in (0_u64..).zip(chunks) {
-            let key = row::frozen_key(id, index);
+            let key = row::selected_key(id, index);
             self.batch
-                .insert(&self.tables.frozen, key, row::encode_frozen(dead_letters));
+                .insert(&self.tables.selected, key, row::encode_selected(dead_letters));
         }
         self.batch.insert(
             &self.tables.selections,
@@ -262,7 +262,7 @@ impl<'a> CommitBatch<'a> {
             },
             reason: String::new(),
             ended_at: is_empty.then_some(request.at),
-            frozen: dead_letters.len() as u64,
+            selected: dead_letters.len() as u64,
             reached: 0,
             skipped: 0,
             resolved: 0,
@@ -288,16 +288,19 @@ impl<'a> CommitBatch<'a> {
             OperationState::Running => limit as u64,
             _ => 0,
         }
-        .min(current.frozen - current.reached);
+        .min(current.selected - current.reached);
         while left > 0 {
-            let (index, from) = (current.reached / FROZEN_PER_ROW, current.reached % FROZEN_PER_ROW);
+            let (index, from) = (
+                current.reached / SELECTED_PER_ROW,
+                current.reached % SELECTED_PER_ROW,
+            );
             let row = self
                 .tables
-                .frozen
-                .get(row::frozen_key(operation, index))
+                .selected
+                .get(row::selected_key(operation, index))
                 .map_err(map_err)?
                 .ok_or_else(row::malformed)?;
-            let selected = row::decode_frozen(&row)?;
+            let selected = row::decode_selected(&row)?;
             let next = selected.iter().skip(from as usize).take(left as usize);
             let before = current.reached;
             for version in next {
@@ -365,9 +368,9 @@ impl<'a> CommitBatch<'a> {
             current.reason = reason;
             current.ended_at = Some(at);
             let current = current.clone();
-            for index in 0..current.frozen.div_ceil(FROZEN_PER_ROW) {
+            for index in 0..current.selected.div_ceil(SELECTED_PER_ROW) {
                 self.batch
-                    .remove(&self.tables.frozen, row::frozen_key(operation, index));
+                    .remove(&self.tables.selected, row::selected_key(operation, index));
             }
             return Ok(current);
         }

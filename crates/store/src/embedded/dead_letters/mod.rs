@@ -9,7 +9,7 @@
 //! | `dead_letter_groups` | (group, dead letter) → nothing |
 //! | `dead_letter_operations` | operation → its request without the selection, and its progress |
 //! | `dead_letter_selections` | operation → the requested selection |
-//! | `dead_letter_frozen` | (operation, index) → part of the selected dead letters; (0, operation) → nothing: it is running |
+//! | `dead_letter_selected` | (operation, index) → part of the selected dead letters; (0, operation) → nothing: it is running |
 //!
 //! Operation ids start at 1.
 
@@ -66,7 +66,7 @@ struct Tables {
     groups: Keyspace,
     operations: Keyspace,
     selections: Keyspace,
-    frozen: Keyspace,
+    selected: Keyspace,
     /// Number of dead letters by state.
     counts: [AtomicI64; STATES.len()],
 }
@@ -83,7 +83,7 @@ impl EmbeddedDeadLetters {
             groups: keyspace("dead_letter_groups")?,
             operations: keyspace("dead_letter_operations")?,
             selections: keyspace("dead_letter_selections")?,
-            frozen: keyspace("dead_letter_frozen")?,
+            selected: keyspace("dead_letter_selected")?,
             database: Arc::clone(database),
             counts: std::array::from_fn(|_| AtomicI64::new(0)),
         });
@@ -424,7 +424,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
 
     async fn running(&self) -> Result<Vec<Operation>> {
         let mut operations = Vec::new();
-        for row in self.tables.frozen.prefix(0_u64.to_be_bytes()) {
+        for row in self.tables.selected.prefix(0_u64.to_be_bytes()) {
             let id = OperationId(row::key_number(&row.key().map_err(map_err)?)?);
             operations.extend(self.tables.operation(id)?);
         }

@@ -99,7 +99,7 @@ pub(super) struct OperationRow {
     #[prost(int64, optional, tag = "10")]
     ended_at: Option<i64>,
     #[prost(uint64, tag = "11")]
-    frozen: u64,
+    selected: u64,
     #[prost(uint64, tag = "12")]
     reached: u64,
     #[prost(uint64, tag = "13")]
@@ -114,7 +114,7 @@ pub(super) struct OperationRow {
 
 /// A part of the dead letters selected for an operation.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct FrozenRow {
+pub(super) struct SelectedRow {
     /// Ids as differences from the previous id.
     #[prost(uint64, repeated, tag = "1")]
     ids: Vec<u64>,
@@ -257,7 +257,7 @@ pub(super) fn encode_operation(operation: &Operation) -> Vec<u8> {
         state: variant_number(&OPERATION_STATES, &operation.state),
         reason: operation.reason.clone(),
         ended_at: operation.ended_at.map(|at| at.0),
-        frozen: operation.frozen,
+        selected: operation.selected,
         reached: operation.reached,
         skipped: operation.skipped,
         resolved: operation.resolved,
@@ -284,7 +284,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
         state: variant(&OPERATION_STATES, row.state)?,
         reason: row.reason,
         ended_at: row.ended_at.map(Timestamp),
-        frozen: row.frozen,
+        selected: row.selected,
         reached: row.reached,
         skipped: row.skipped,
         resolved: row.resolved,
@@ -293,9 +293,9 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
     })
 }
 
-pub(super) fn encode_frozen(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
+pub(super) fn encode_selected(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
     let mut last = 0;
-    let mut row = FrozenRow::default();
+    let mut row = SelectedRow::default();
     for dead_letter in dead_letters {
         row.ids.push(dead_letter.id.0.wrapping_sub(last));
         row.rounds.push(dead_letter.round);
@@ -304,8 +304,8 @@ pub(super) fn encode_frozen(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
     row.encode_to_vec()
 }
 
-pub(super) fn decode_frozen(bytes: &[u8]) -> Result<Vec<DeadLetterVersion>> {
-    let row = FrozenRow::decode(bytes).map_err(|_| malformed())?;
+pub(super) fn decode_selected(bytes: &[u8]) -> Result<Vec<DeadLetterVersion>> {
+    let row = SelectedRow::decode(bytes).map_err(|_| malformed())?;
     let mut last = 0_u64;
     let dead_letters = row.ids.into_iter().zip(row.rounds).map(|(id, round)| {
         last = last.wrapping_add(id);
@@ -340,7 +340,7 @@ pub(super) fn group_key(group: u64, id: DeadLetterId) -> [u8; 16] {
 }
 
 /// Key (operation, index of the part).
-pub(super) fn frozen_key(operation: OperationId, index: u64) -> [u8; 16] {
+pub(super) fn selected_key(operation: OperationId, index: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&operation.0.to_be_bytes());
     key[8..].copy_from_slice(&index.to_be_bytes());

@@ -143,11 +143,11 @@ impl<'a> RowCache<'a> {
                 id.to_be_bytes(),
                 row::encode_operation(operation),
             );
-            let running = row::frozen_key(OperationId(0), *id);
+            let running = row::selected_key(OperationId(0), *id);
             if operation.state == OperationState::Running && operation.what.kind != OperationKind::Cancel {
-                batch.insert(&tables.frozen, running, []);
+                batch.insert(&tables.selected, running, []);
             } else {
-                batch.remove(&tables.frozen, running);
+                batch.remove(&tables.selected, running);
             }
         }
         counts

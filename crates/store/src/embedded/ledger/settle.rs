@@ -102,12 +102,12 @@ impl Ledger {
             };
             let (revision, committed) = self.replace(&settlement, row.as_deref(), before)?;
             let counts = settlement.outcome.counts();
-            let owed = match settlement.outcome {
+            let dead_recipients = match settlement.outcome {
                 Outcome::Delivered { .. } => Recipients::default(),
                 Outcome::Mixed { dead, .. } => dead,
             };
             let marked_dead = MarkedDead {
-                owed,
+                dead_recipients,
                 revision,
                 counts,
             };

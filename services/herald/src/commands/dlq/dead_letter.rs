@@ -78,7 +78,7 @@ pub(super) struct DeadLetter {
     pub(super) lane: Option<&'static str>,
     pub(super) recipient_count: u32,
     /// Undelivered recipients: their delivery is pending or dead.
-    pub(super) owed_count: u32,
+    pub(super) undelivered_count: u32,
     pub(super) trace_id: Option<String>,
     pub(super) payload: &'static str,
     pub(super) payload_byte_count: u64,
@@ -115,7 +115,7 @@ impl From<v1::DeadLetter> for DeadLetter {
             channel: (dead_letter.channel != 0).then(|| channel_name(dead_letter.channel)),
             lane: (dead_letter.lane != 0).then(|| lane_name(dead_letter.lane)),
             recipient_count: dead_letter.recipient_count,
-            owed_count: dead_letter.owed_count,
+            undelivered_count: dead_letter.undelivered_count,
             trace_id: non_empty(dead_letter.trace_id),
             payload_byte_count: dead_letter.payload_byte_count,
             update_time: rfc3339(dead_letter.update_time.as_ref()),
@@ -190,7 +190,7 @@ pub(super) fn group_table(groups: &[Group]) -> String {
 pub(super) struct Redrive {
     pub(super) redrive_id: u64,
     pub(super) state: &'static str,
-    pub(super) frozen_count: u64,
+    pub(super) selected_count: u64,
     pub(super) sent_count: u64,
     pub(super) resolved_count: u64,
     pub(super) failed_count: u64,
@@ -210,7 +210,7 @@ impl From<v1::Redrive> for Redrive {
         Self {
             redrive_id: redrive.redrive_id,
             state: redrive_state_name(redrive.state()),
-            frozen_count: redrive.frozen_count,
+            selected_count: redrive.selected_count,
             sent_count: redrive.sent_count,
             resolved_count: redrive.resolved_count,
             failed_count: redrive.failed_count,
@@ -240,7 +240,7 @@ impl Redrive {
             }
         }
         let unsent = self
-            .frozen_count
+            .selected_count
             .saturating_sub(self.sent_count)
             .saturating_sub(self.skipped_count);
         if unsent > 0 {
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn progress_has_the_counts_that_are_not_zero() {
         let redrive = Redrive::from(v1::Redrive {
-            frozen_count: 2_000,
+            selected_count: 2_000,
             sent_count: 10,
             resolved_count: 7,
             failed_count: 2,

@@ -29,7 +29,7 @@ Examples:
 
 /// List dead letters, newest first
 ///
-/// `undelivered` (`owed_count` in JSON) is the current number of recipients whose delivery is pending or dead. `failed`
+/// `undelivered` (`undelivered_count` in JSON) is the current number of recipients whose delivery is pending or dead. `failed`
 /// is the time of the last failure.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -103,7 +103,7 @@ impl Show for Page {
                 dead_letter
                     .post_id
                     .map_or_else(|| "-".into(), |post| post.to_string()),
-                count(u64::from(dead_letter.owed_count)),
+                count(u64::from(dead_letter.undelivered_count)),
                 count(dead_letter.attempt_count),
                 ago(dead_letter.last_failure.as_ref()),
                 truncate_reason(&dead_letter.reason),

@@ -19,7 +19,7 @@ pub(super) struct Operation {
     actor: String,
     create_time: Option<String>,
     selection: String,
-    frozen_count: u64,
+    selected_count: u64,
     discarded_count: Option<u64>,
     redrive: Option<Redrive>,
     #[serde(skip)]
@@ -42,7 +42,7 @@ impl From<v1::DeadLetterOperation> for Operation {
             selection: select::describe(operation.selection.as_ref()),
             actor: operation.actor,
             create_time: rfc3339(operation.create_time.as_ref()),
-            frozen_count: operation.frozen_count,
+            selected_count: operation.selected_count,
             redrive: operation.redrive.map(Redrive::from),
             created: operation.create_time,
         }
@@ -74,7 +74,7 @@ pub(super) fn table(operations: &[Operation]) -> String {
             operation.kind.into(),
             printable(&operation.actor),
             ago(operation.created.as_ref()),
-            count(operation.frozen_count),
+            count(operation.selected_count),
             printable(&operation.selection),
             result,
         ]);

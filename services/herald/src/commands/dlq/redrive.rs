@@ -70,7 +70,7 @@ pub(crate) struct CancelArgs {
 #[derive(Debug, Serialize)]
 struct Preview {
     dry_run: bool,
-    frozen_count: u64,
+    selected_count: u64,
     /// Open dead letters of the selection that can't be redriven.
     excluded_count: u64,
     groups: Vec<Group>,
@@ -87,7 +87,7 @@ impl Show for Preview {
         };
         let total = format!(
             "{} would be redriven{excluded}",
-            counted(self.frozen_count, "dead letter", "dead letters")
+            counted(self.selected_count, "dead letter", "dead letters")
         );
         if self.groups.is_empty() {
             total
@@ -132,16 +132,18 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.dry_run {
         return context.output.show(&Preview {
             dry_run: true,
-            frozen_count: redrive.frozen_count,
+            selected_count: redrive.selected_count,
             excluded_count: redrive.excluded_count,
             groups: first.groups.into_iter().map(Group::from).collect(),
         });
     }
     let template = format!(
         "{{bar:40}} {{percent:>3}}% of {}  {{msg}}",
-        count(redrive.frozen_count)
+        count(redrive.selected_count)
     );
-    let bar = context.output.progress_bar(Some(redrive.frozen_count), &template);
+    let bar = context
+        .output
+        .progress_bar(Some(redrive.selected_count), &template);
     loop {
         bar.set_position(redrive.resolved_count + redrive.failed_count + redrive.skipped_count);
         bar.set_message(redrive.progress());

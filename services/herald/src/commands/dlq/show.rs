@@ -9,7 +9,7 @@ use herald_cli::{
     failure::{Failure, printable},
     output::{Show, bytes, count},
 };
-use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListOwedRecipientsRequest};
+use herald_proto::v1::{GetDeadLetterRequest, GetDeadLetterResponse, ListUndeliveredRecipientsRequest};
 use serde::Serialize;
 
 use super::{
@@ -17,15 +17,15 @@ use super::{
     operations::{Operation, table},
 };
 
-/// Undelivered recipients in text output without --owed.
-const OWED_SHOWN: usize = 20;
+/// Undelivered recipients in text output without --undelivered.
+const UNDELIVERED_SHOWN: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
   herald dlq show 17
 
   All undelivered recipients:
-    herald dlq show 17 --owed
+    herald dlq show 17 --undelivered
 
   The payload of the message, as JSON or as bytes:
     herald dlq show 17 --output json | jq .payload_json
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 
     /// List all undelivered recipients, not only the first 20 (100 in JSON)
     #[arg(long)]
-    owed: bool,
+    undelivered: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,9 +50,9 @@ struct DeadLetterDetails {
     headers: Vec<Header>,
     payload_json: Option<serde_json::Value>,
     payload_base64: String,
-    owed_user_ids: Vec<String>,
-    /// Whether there are more owed recipients than listed.
-    owed_more: bool,
+    undelivered_user_ids: Vec<String>,
+    /// Whether there are more undelivered recipients than listed.
+    undelivered_more: bool,
     operations: Vec<Operation>,
     /// Whether the text output lists all of them.
     #[serde(skip)]
@@ -119,28 +119,28 @@ impl Show for DeadLetterDetails {
                 "undelivered",
                 format!(
                     "{} of {} recipients",
-                    count(u64::from(dead_letter.owed_count)),
+                    count(u64::from(dead_letter.undelivered_count)),
                     count(u64::from(dead_letter.recipient_count))
                 ),
             ),
         ] {
             let _ = write!(text, "\n  {name:<11} {value}");
         }
-        if !self.owed_user_ids.is_empty() {
+        if !self.undelivered_user_ids.is_empty() {
             let shown = if self.all {
-                self.owed_user_ids.len()
+                self.undelivered_user_ids.len()
             } else {
-                OWED_SHOWN
+                UNDELIVERED_SHOWN
             };
             let users: Vec<_> = self
-                .owed_user_ids
+                .undelivered_user_ids
                 .iter()
                 .take(shown)
                 .map(|user| printable(user))
                 .collect();
-            let unlisted = u64::from(dead_letter.owed_count).saturating_sub(users.len() as u64);
+            let unlisted = u64::from(dead_letter.undelivered_count).saturating_sub(users.len() as u64);
             let more = if unlisted > 0 {
-                format!(", and {} more (list them with --owed)", count(unlisted))
+                format!(", and {} more (list them with --undelivered)", count(unlisted))
             } else {
                 String::new()
             };
@@ -179,16 +179,17 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         payload,
         payload_json,
         headers,
-        mut owed_user_ids,
-        mut next_owed_page_token,
+        mut undelivered_user_ids,
+        mut next_undelivered_page_token,
         operations,
     } = client.dead_letters().get_dead_letter(request).await?.into_inner();
     let dead_letter =
         dead_letter.ok_or_else(|| Failure::failed("the server's response has no dead letter"))?;
-    while args.owed && !next_owed_page_token.is_empty() {
-        let (users, next) = list_owed_recipients(&client, args.dead_letter_id, next_owed_page_token).await?;
-        owed_user_ids.extend(users);
-        next_owed_page_token = next;
+    while args.undelivered && !next_undelivered_page_token.is_empty() {
+        let (users, next) =
+            list_undelivered_recipients(&client, args.dead_letter_id, next_undelivered_page_token).await?;
+        undelivered_user_ids.extend(users);
+        next_undelivered_page_token = next;
     }
     context.output.show(&DeadLetterDetails {
         dead_letter: dead_letter.into(),
@@ -201,27 +202,27 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
             .collect(),
         payload_json: serde_json::from_str(&payload_json).ok(),
         payload_base64: BASE64_STANDARD.encode(payload),
-        owed_user_ids,
-        owed_more: !next_owed_page_token.is_empty(),
+        undelivered_user_ids,
+        undelivered_more: !next_undelivered_page_token.is_empty(),
         operations: operations.into_iter().map(Operation::from).collect(),
-        all: args.owed,
+        all: args.undelivered,
     })
 }
 
-/// Reads the next page of owed recipients and its page token.
-async fn list_owed_recipients(
+/// Reads the next page of undelivered recipients and its page token.
+async fn list_undelivered_recipients(
     client: &Client,
     dead_letter_id: u64,
     page_token: String,
 ) -> Result<(Vec<String>, String), Failure> {
-    let request = client.request(ListOwedRecipientsRequest {
+    let request = client.request(ListUndeliveredRecipientsRequest {
         dead_letter_id,
         page_size: 1_000,
         page_token,
     });
     let page = client
         .dead_letters()
-        .list_owed_recipients(request)
+        .list_undelivered_recipients(request)
         .await?
         .into_inner();
     let users = page

@@ -149,7 +149,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
         .await
         .unwrap();
     assert_eq!(
-        (begun.id, begun.state, begun.frozen),
+        (begun.id, begun.state, begun.selected),
         (OperationId(1), OperationState::Running, 5)
     );
     let step = dead_letters.claim(begun.id, 3, 40, NOW).await.unwrap();
@@ -259,7 +259,7 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
             loop {
                 let step = dead_letters.claim(begun.id, 700, 0, NOW).await.unwrap();
                 sent.extend(step.dead_letters.iter().map(|dead_letter| dead_letter.id.0));
-                if step.operation.reached == step.operation.frozen {
+                if step.operation.reached == step.operation.selected {
                     assert_eq!(step.operation.skipped + sent.len() as u64, 3_000);
                     return sent;
                 }
@@ -381,18 +381,18 @@ async fn trim_deletes_old_rows_except_redriving_dead_letters() {
 
 proptest! {
     #[test]
-    fn a_decoded_frozen_row_equals_the_encoded_one(
+    fn a_decoded_selected_row_equals_the_encoded_one(
         dead_letters in prop::collection::vec((any::<u64>(), any::<u32>()), 0..100),
     ) {
         let dead_letters = dead_letters.into_iter();
         let dead_letters: Vec<_> = dead_letters.map(|(id, round)| DeadLetterVersion { id: DeadLetterId(id), round }).collect();
-        prop_assert_eq!(row::decode_frozen(&row::encode_frozen(&dead_letters)).unwrap(), dead_letters);
+        prop_assert_eq!(row::decode_selected(&row::encode_selected(&dead_letters)).unwrap(), dead_letters);
     }
 
     #[test]
     fn decoding_arbitrary_bytes_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         let _ = row::decode_dead_letter(DeadLetterId(1), &bytes);
         let _ = row::decode_operation(OperationId(1), &bytes);
-        let _ = row::decode_frozen(&bytes);
+        let _ = row::decode_selected(&bytes);
     }
 }

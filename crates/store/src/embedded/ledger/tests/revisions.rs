@@ -110,7 +110,7 @@ fn mark_dead_affects_pending_recipients_only() {
         block_on(ledger.mark_dead(POST, channel, chunk.chunk_id(), Timestamp(7))).unwrap()
     };
     let expected = MarkedDead {
-        owed: set([4, 5]),
+        dead_recipients: set([4, 5]),
         revision: 2,
         counts: SettledCounts {
             delivered: 2,
@@ -122,7 +122,10 @@ fn mark_dead_affects_pending_recipients_only() {
     assert_eq!(mark_dead(Channel::Push, &chunk), Some(expected.clone()));
     assert_eq!(mark_dead(Channel::Push, &chunk), Some(expected));
     let all = mark_dead(Channel::Timeline, &fresh).unwrap();
-    assert_eq!((all.owed, all.revision, all.counts.dead), (fresh.clone(), 1, 3));
+    assert_eq!(
+        (all.dead_recipients, all.revision, all.counts.dead),
+        (fresh.clone(), 1, 3)
+    );
     assert_eq!(mark_dead(Channel::Timeline, &chunk), None);
 
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap();
@@ -138,7 +141,10 @@ fn mark_dead_affects_pending_recipients_only() {
     )))
     .unwrap();
     let none = mark_dead(Channel::Timeline, &fresh).unwrap();
-    assert_eq!((none.owed, none.revision, none.counts.delivered), (set([]), 2, 3));
+    assert_eq!(
+        (none.dead_recipients, none.revision, none.counts.delivered),
+        (set([]), 2, 3)
+    );
 }
 
 #[test]
