@@ -1,6 +1,6 @@
 //! The fault suite: injects faults into real processes under load, then checks every answer that clients got.
 //!
-//! `cargo test --test chaos` runs the bounded pass; `cargo test --test chaos -- --help` lists the options. The printed
+//! `cargo test --workspace --test chaos` runs the bounded pass; with `-- --help` it lists the options. The printed
 //! seed repeats a run. The promises and the method are in docs/RELIABILITY.md.
 
 #![allow(
