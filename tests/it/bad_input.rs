@@ -88,6 +88,16 @@ async fn posts_are_checked_field_by_field() {
     .await;
     assert_post_refused(
         c,
+        "invisible author",
+        v1::SubmitPostRequest {
+            author_id: "\u{200b}\u{a0}".into(),
+            ..valid_post()
+        },
+        "author_id",
+    )
+    .await;
+    assert_post_refused(
+        c,
         "control character",
         v1::SubmitPostRequest {
             author_id: "a\u{1}".into(),

@@ -5,7 +5,7 @@ use std::fmt;
 /// Maximum length of a user id, bytes.
 pub const USER_ID_BYTES_MAX: usize = 128;
 
-/// Id of a user, chosen by the client: 1 to 128 bytes of UTF-8 without control characters.
+/// Id of a user, chosen by the client: 1 to 128 bytes of UTF-8, at least one visible character, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(String);
 
@@ -21,11 +21,25 @@ pub enum InvalidUserId {
     /// The string contains a control character.
     #[error("must not contain control characters")]
     ControlCharacter,
+    /// The string has only spaces and invisible characters.
+    #[error("must have a visible character")]
+    Invisible,
 }
 
 impl UserId {
     /// Validates a string of a client.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidUserId> {
+        let id = Self::from_stored(id)?;
+        if id.0.chars().all(is_invisible) {
+            Err(InvalidUserId::Invisible)
+        } else {
+            Ok(id)
+        }
+    }
+
+    /// Validates a string of a store or a stream. Accepts an id without a visible character, because such ids were
+    /// accepted from clients before and are not corrupt.
+    pub fn from_stored(id: impl Into<String>) -> Result<Self, InvalidUserId> {
         let id = id.into();
         if id.is_empty() {
             Err(InvalidUserId::Empty)
@@ -47,6 +61,33 @@ impl UserId {
     pub fn into_string(self) -> String {
         self.0
     }
+}
+
+/// Whether a character leaves no mark by itself: white space, control characters, characters with the Unicode property
+/// `Default_Ignorable_Code_Point` (zero width, direction marks, variation selectors, fillers, byte order mark), the
+/// other invisible format characters, and the empty Braille pattern.
+fn is_invisible(c: char) -> bool {
+    c.is_whitespace()
+        || c.is_control()
+        || matches!(c,
+            '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{2800}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl fmt::Display for UserId {
@@ -101,5 +142,33 @@ mod tests {
         assert_eq!(UserId::new(""), Err(InvalidUserId::Empty));
         assert_eq!(UserId::new("a".repeat(129)), Err(InvalidUserId::TooLong(129)));
         assert_eq!(UserId::new("a\nb"), Err(InvalidUserId::ControlCharacter));
+    }
+
+    #[test]
+    fn a_user_id_has_a_visible_character() {
+        for blank in [
+            " ",
+            "   ",
+            "\u{a0}",
+            "\u{3000}",
+            "\u{2028}",
+            "\u{feff}",
+            "\u{200b}\u{200d} ",
+            "\u{2060}",
+            "\u{ad}",
+            "\u{200e}\u{202e}",
+            "\u{3164}",
+            "\u{fe0f}",
+            "\u{e0041}",
+            "\u{2800}",
+        ] {
+            assert_eq!(UserId::new(blank), Err(InvalidUserId::Invisible), "{blank:?}");
+            assert!(UserId::from_stored(blank).is_ok(), "{blank:?}");
+        }
+        for visible in [" a", "a b", "\u{feff}1", "👩\u{200d}💻", "❤\u{fe0f}", "़", "."] {
+            assert!(UserId::new(visible).is_ok(), "{visible:?}");
+        }
+        assert_eq!(UserId::new("\0"), Err(InvalidUserId::ControlCharacter));
+        assert_eq!(UserId::from_stored(""), Err(InvalidUserId::Empty));
     }
 }

@@ -32,7 +32,7 @@ fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
     if created.author_key == 0 {
         return Err("author_key is missing".into());
     }
-    let author_id = UserId::new(created.author_id).map_err(|e| format!("author_id {e}"))?;
+    let author_id = UserId::from_stored(created.author_id).map_err(|e| format!("author_id {e}"))?;
     let lane = herald_proto::lane(created.lane).ok_or_else(|| format!("unknown lane {}", created.lane))?;
     Ok(Post {
         id,

@@ -47,7 +47,7 @@ pub(crate) fn parse_rows(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
             vec![Row::Post(Box::new(PostRow {
                 post: PostId(delivery.sequence),
                 author: UserKey(post.author_key),
-                author_id: UserId::new(post.author_id)
+                author_id: UserId::from_stored(post.author_id)
                     .map_err(|error| Disposition::term(format_args!("author_id {error}")))?,
                 lane,
                 text_bytes: saturating_count(post.text.len()),

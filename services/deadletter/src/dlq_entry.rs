@@ -117,7 +117,7 @@ fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
     match subject {
         Subject::PostCreated(_) => {
             let post = PostCreated::decode(payload)?;
-            UserId::new(post.author_id).map_err(|_| Malformed)?;
+            UserId::from_stored(post.author_id).map_err(|_| Malformed)?;
             entry.post_id = entry.original_sequence;
             entry.author_key = post.author_key;
             entry.accepted_at_us = post.accepted_at_us;

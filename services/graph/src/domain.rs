@@ -64,6 +64,8 @@ mod tests {
         assert_eq!(violation("a", "a"), "author_id");
         assert_eq!(violation("a\u{7}", "b"), "follower_id");
         assert_eq!(violation("a", &"b".repeat(129)), "author_id");
+        assert_eq!(violation("\u{200b}", "b"), "follower_id");
+        assert_eq!(violation("a", "\u{a0}"), "author_id");
         assert!(parse_pair("a".into(), "b".into()).is_ok());
     }
 }

@@ -342,7 +342,7 @@ impl Row {
         Ok(Post {
             id,
             author: UserKey(self.author),
-            author_id: UserId::new(self.author_id).map_err(|_| corrupt("author of a post"))?,
+            author_id: UserId::from_stored(self.author_id).map_err(|_| corrupt("author of a post"))?,
             request_id: self.request_id,
             text: self.text,
             links: self.links,

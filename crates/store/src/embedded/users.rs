@@ -85,7 +85,7 @@ impl Tables {
         };
         std::str::from_utf8(&id)
             .ok()
-            .and_then(|id| UserId::new(id).ok())
+            .and_then(|id| UserId::from_stored(id).ok())
             .map(Some)
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("can't decode the id of user {key}")))
     }
