@@ -1,13 +1,18 @@
-//! Reads files of follows: one follow per line, `a b` for "a follows b".
+//! Reads files of follows: one follow per line, `a b` for "a follows b". README.md has the grammar.
 
 use std::io::{self, BufRead, Read};
 
 use herald_model::UserId;
 use herald_proto::v1::Follow;
+use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Longest line. Two ids need at most 257 bytes; the rest allows for white space, and for ids that are too long and are
-/// reported as such.
+use self::line::{Header, Line};
+
+mod line;
+
+/// Longest line. Two ids need at most 257 bytes; the rest allows for white space and quotes, and for ids that are too
+/// long and are reported as such.
 const LINE_BYTES_MAX: u64 = 4_096;
 
 /// Which imported follows request pushes.
@@ -75,6 +80,8 @@ pub(crate) struct Batch {
     pub(crate) lines: Lines,
     /// The invalid lines.
     pub(crate) bad_lines: Vec<BadLine>,
+    /// The header row, in the batch that has it.
+    pub(crate) header: Option<HeaderRow>,
     /// Size of all lines of the batch, bytes.
     pub(crate) bytes: u64,
     /// All lines of the batch, including blank lines and comments.
@@ -87,6 +94,17 @@ pub(crate) struct BadLine {
     /// Line number, from 1.
     pub(crate) line: u64,
     pub(crate) reason: String,
+}
+
+/// The header row of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct HeaderRow {
+    /// Line number, from 1.
+    pub(crate) line: u64,
+    /// The names of the two columns.
+    pub(crate) columns: [String; 2],
+    /// Whether the author is the first column.
+    pub(crate) author_first: bool,
 }
 
 /// Maps the index of a follow to its line number. Consecutive lines are stored as one run, so that the memory is small
@@ -152,6 +170,10 @@ pub(crate) struct Reader<R> {
     options: Options,
     /// Number of lines read so far.
     line: u64,
+    /// Whether the next line may be the header row: no line but blank ones and comments came before.
+    header_possible: bool,
+    /// Whether the header row names the author first.
+    author_first: bool,
     buffer: Vec<u8>,
 }
 
@@ -161,6 +183,8 @@ impl<R: BufRead> Reader<R> {
             input,
             options,
             line: 0,
+            header_possible: true,
+            author_first: false,
             buffer: Vec::new(),
         }
     }
@@ -177,9 +201,25 @@ impl<R: BufRead> Reader<R> {
             self.line += 1;
             batch.bytes += bytes;
             batch.line_count += 1;
-            match parse(&self.buffer, self.line == 1) {
-                Ok(None) => {}
-                Ok(Some((a, b))) => {
+            let parsed = line::parse(&self.buffer, self.header_possible);
+            if parsed != Ok(Line::Skipped) {
+                self.header_possible = false;
+            }
+            match parsed {
+                Ok(Line::Skipped) => {}
+                Ok(Line::Header(Header {
+                    columns,
+                    author_first,
+                })) => {
+                    self.author_first = author_first;
+                    batch.header = Some(HeaderRow {
+                        line: self.line,
+                        columns,
+                        author_first,
+                    });
+                }
+                Ok(Line::Pair(a, b)) => {
+                    let (a, b) = if self.author_first { (b, a) } else { (a, b) };
                     let follow = |follower: &UserId, author: &UserId| Follow {
                         follower_id: follower.as_str().into(),
                         author_id: author.as_str().into(),
@@ -211,37 +251,6 @@ impl<R: BufRead> Reader<R> {
             return Ok(read);
         }
         Ok(read + self.input.skip_until(b'\n')? as u64)
-    }
-}
-
-/// Parses a line: its two ids, `None` for a blank line or a comment, or the reason why it is invalid.
-fn parse(line: &[u8], first: bool) -> Result<Option<(UserId, UserId)>, String> {
-    if line.len() as u64 > LINE_BYTES_MAX {
-        return Err(format!("is longer than {LINE_BYTES_MAX} bytes"));
-    }
-    // Some editors write a byte order mark at the start of a file.
-    let line = line
-        .strip_prefix(b"\xef\xbb\xbf")
-        .filter(|_| first)
-        .unwrap_or(line);
-    let line = std::str::from_utf8(line)
-        .map_err(|_| "is not UTF-8".to_owned())?
-        .trim();
-    if line.is_empty() || line.starts_with('#') {
-        return Ok(None);
-    }
-    let words: Vec<&str> = line.split_whitespace().take(3).collect();
-    let (a, b) = match words[..] {
-        [a, b] => (a, b),
-        [_] => return Err("has one user id, needs two".into()),
-        _ => return Err("has more than two user ids".into()),
-    };
-    let id = |which: &str, id: &str| UserId::new(id).map_err(|error| format!("the {which} user id {error}"));
-    let (a, b) = (id("first", a)?, id("second", b)?);
-    if a == b {
-        Err("a user can't follow themselves".into())
-    } else {
-        Ok(Some((a, b)))
     }
 }
 
@@ -310,6 +319,35 @@ mod tests {
         assert_eq!(bad[5], (6, "is longer than 4096 bytes"));
         assert_eq!(pairs(batch), [("5", "6")]);
         assert_eq!(batch.bytes, text.len() as u64);
+    }
+
+    #[test]
+    fn a_header_row_is_the_first_line_that_is_neither_blank_nor_a_comment() {
+        let batch = &read(
+            "# a comment\n\n\u{feff}Follower_ID,\"Author ID\"\n1,2\n",
+            false,
+            100,
+        )[0];
+        let header = batch.header.as_ref().unwrap();
+        assert_eq!((header.line, header.author_first), (3, false));
+        assert_eq!(header.columns, ["Follower_ID", "Author ID"]);
+        assert_eq!(pairs(batch), [("1", "2")]);
+
+        let batch = &read("1,2\nfollower,author\n", false, 100)[0];
+        assert_eq!(batch.header, None);
+        assert_eq!(pairs(batch), [("1", "2"), ("follower", "author")]);
+
+        let batch = &read("bad\nfollower,author\n", false, 100)[0];
+        assert_eq!(batch.header, None);
+    }
+
+    #[test]
+    fn a_header_row_gives_the_order_of_the_columns() {
+        let batches = read("followee;follower\n1;2\n3;4\n", false, 1);
+        assert!(batches[0].header.as_ref().unwrap().author_first);
+        assert_eq!(pairs(&batches[0]), [("2", "1")]);
+        assert_eq!(batches[1].header, None);
+        assert_eq!(pairs(&batches[1]), [("4", "3")]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::edges::{Batch, Lines, Notify, Options, Reader};
+use crate::edges::{Batch, HeaderRow, Lines, Notify, Options, Reader};
 
 /// Follows per message to the server.
 const BATCH_FOLLOWS: usize = 5_000;
@@ -52,10 +52,23 @@ Examples:
   herald import follows friends.txt --mutual --notify 5%
   zcat edges.txt.gz | herald import follows - --output json
 
-The file:
-  # follower author
+The file, one follow per line; all of these mean \"1 follows 107\":
   1 107
-  alice bob";
+  1, 107
+  1 ;107
+  \"1\",\"107\"
+
+  Separator: spaces or tabs, or one comma or semicolon with or without spaces.
+  Id: 1 to 128 bytes, a visible character, no control characters.
+  Quotes: an id may be in double quotes. It must be if it has a space, comma,
+    semicolon or double quote (written twice), if its line would be a comment,
+    or if it begins or ends like another format: `'1'`, `(1`, `1|`.
+  Header row: two column names, such as `follower,author` or `source target`, as
+    the first line that is neither blank nor a comment. The import reports the
+    header row and takes the order of the columns from it.
+  Skipped: blank lines, lines that begin with #, % or //, and a byte order mark
+    at the start of a line.
+  Invalid: all other lines, such as one or three ids, or a separator at the end.";
 
 /// Import follows from a file
 #[derive(Debug, clap::Args)]
@@ -72,8 +85,8 @@ enum Resource {
 
 /// Import follows from a file with lines `a b`, each meaning "a follows b"
 ///
-/// Blank lines and lines that begin with # are skipped. An invalid line is reported by its number and doesn't stop the
-/// import; the exit code is then 1. The import is idempotent: existing follows count as unchanged.
+/// Spaces, tabs, a comma or a semicolon separate the ids. Blank lines and lines that begin with #, % or // are skipped. An
+/// invalid line is reported by its number and doesn't stop the import; the exit code is then 1. The import is idempotent: existing follows count as unchanged.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = FOLLOWS_EXAMPLES)]
 struct Follows {
@@ -96,6 +109,8 @@ struct Follows {
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     lines: u64,
+    /// The header row, which is not a follow.
+    header: Option<HeaderRow>,
     /// Follows that are new or whose push setting changed.
     imported: u64,
     /// Follows that existed with the same push setting.
@@ -140,6 +155,7 @@ impl Summary {
     /// Adds the lines of a batch before the batch is sent.
     fn add_batch(&mut self, batch: &mut Batch) {
         self.lines += batch.line_count;
+        self.header = self.header.take().or(batch.header.take());
         self.failed += batch.bad_lines.len() as u64;
         for bad_line in batch.bad_lines.drain(..) {
             self.record_failure(LineFailure {
@@ -178,6 +194,9 @@ impl Show for Summary {
         let shown = self.failures.iter().take(FAILURES_SHOWN);
         let mut lines: Vec<String> = shown.map(ToString::to_string).collect();
         let more = self.failed.saturating_sub(lines.len() as u64);
+        if let Some(header) = &self.header {
+            lines.insert(0, describe(header));
+        }
         if more > 0 {
             lines.push(format!("… and {} more", count(more)));
         }
@@ -192,6 +211,17 @@ impl Show for Summary {
         ));
         lines.join("\n")
     }
+}
+
+fn describe(header: &HeaderRow) -> String {
+    let [a, b] = &header.columns;
+    format!(
+        "line {}: header row {} {}, skipped; the {} is the first column",
+        count(header.line),
+        printable(a),
+        printable(b),
+        if header.author_first { "author" } else { "follower" },
+    )
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {

@@ -173,3 +173,42 @@ async fn an_empty_file_is_a_success() {
     assert_eq!(done.json()["lines"], 0);
     assert_eq!(done.json()["failures"], serde_json::json!([]));
 }
+
+#[tokio::test]
+async fn separators_and_quotes_are_not_part_of_an_id() {
+    let server = Server::start().await;
+    let input = "\u{feff}% a comment\n\"Follower\",\"Author\"\n1, 107\n2 ,107\n// a comment\n3; 107\n\"4\" \"107\"\n\u{feff}5\t107\n6,107,\n";
+    let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], input).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    let summary = done.json();
+    assert_eq!(summary["imported"], 5);
+    assert_eq!(summary["header"]["line"], 2);
+    assert_eq!(
+        summary["header"]["columns"],
+        serde_json::json!(["Follower", "Author"])
+    );
+    assert_eq!(summary["failures"][0]["line"], 9);
+    assert_eq!(summary["failures"][0]["reason"], "ends with a separator");
+    let mut pairs = follows(&server)
+        .into_iter()
+        .map(|follow| (follow.follower_id, follow.author_id));
+    for follower in 1..=5 {
+        assert_eq!(pairs.next(), Some((follower.to_string(), "107".into())));
+    }
+    assert_eq!(pairs.next(), None);
+
+    let text = herald_with_input(
+        &server.url,
+        &["import", "follows", "-"],
+        "author,follower\n107,1\n",
+    )
+    .await
+    .ok();
+    assert!(
+        text.stdout
+            .starts_with("line 1: header row author follower, skipped; the author is the first column\n"),
+        "{text:?}"
+    );
+    let last = follows(&server).pop().unwrap();
+    assert_eq!((last.follower_id.as_str(), last.author_id.as_str()), ("1", "107"));
+}
