@@ -19,6 +19,8 @@ pub enum Error {
 pub(crate) enum ExpandError {
     #[error("followers can't be read from the graph service: {0}")]
     Graph(#[from] tonic::Status),
+    #[error("the graph service's stream of followers ended after {followers}, before its last page")]
+    Truncated { followers: u64 },
     #[error("the graph service sent a malformed page: {0}")]
     Page(#[from] herald_model::MalformedRecipients),
     #[error("the plan can't be written to the ledger: {0}")]
@@ -31,6 +33,7 @@ impl Classify for ExpandError {
     fn class(&self) -> FailureClass {
         match self {
             Self::Graph(status) => classify_status(status),
+            Self::Truncated { .. } => FailureClass::Transient,
             Self::Page(_) => FailureClass::Permanent,
             Self::Ledger(error) => error.class(),
             Self::Publish(error) => error.class(),

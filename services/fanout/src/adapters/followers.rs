@@ -1,9 +1,14 @@
 //! Reads followers from the graph service.
 
+use std::pin::pin;
+
+use futures::{Stream, TryStreamExt as _};
 use herald_model::{Recipients, UserKey};
-use herald_proto::v1::{ExportFollowersRequest, graph_service_client::GraphServiceClient};
+use herald_proto::v1::{
+    ExportFollowersRequest, ExportFollowersResponse, graph_service_client::GraphServiceClient,
+};
 use herald_runtime::trace::Inject;
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{domain::Slice, error::ExpandError};
 
@@ -56,18 +61,89 @@ impl Followers {
             limit: recipients_max.into(),
             ..ExportFollowersRequest::default()
         };
-        let mut stream = self.graph.clone().export_followers(request).await?.into_inner();
-        let mut followers = SliceFollowers {
-            pages: Vec::new(),
-            more_after: None,
-        };
-        while let Some(page) = stream.message().await? {
-            followers.more_after = (!page.complete).then_some(UserKey(page.last_key));
-            followers.pages.push(Page {
-                followers: Recipients::decode(page.follower_keys, page.follower_count)?,
-                notify: Recipients::decode(page.notify_keys, page.notify_count)?,
-            });
+        let pages = self.graph.clone().export_followers(request).await?.into_inner();
+        read_pages(pages, recipients_max).await
+    }
+}
+
+/// Reads the pages of one slice up to the last page, which is complete or reaches the limit. A stream that ends before
+/// it is an error: followers after its end would be missing in the plan.
+async fn read_pages(
+    pages: impl Stream<Item = Result<ExportFollowersResponse, Status>>,
+    recipients_max: u32,
+) -> Result<SliceFollowers, ExpandError> {
+    let mut pages = pin!(pages);
+    let mut slice = SliceFollowers {
+        pages: Vec::new(),
+        more_after: None,
+    };
+    let mut followers = 0;
+    let mut ended = false;
+    while let Some(page) = pages.try_next().await? {
+        followers += u64::from(page.follower_count);
+        ended = page.complete || followers >= u64::from(recipients_max);
+        slice.more_after = (!page.complete).then_some(UserKey(page.last_key));
+        slice.pages.push(Page {
+            followers: Recipients::decode(page.follower_keys, page.follower_count)?,
+            notify: Recipients::decode(page.notify_keys, page.notify_count)?,
+        });
+    }
+    if ended {
+        Ok(slice)
+    } else {
+        Err(ExpandError::Truncated { followers })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use herald_failure::Classify;
+
+    use super::*;
+
+    fn page(keys: &[u32], complete: bool) -> Result<ExportFollowersResponse, Status> {
+        let followers = Recipients::from_sorted(keys.iter().map(|key| UserKey(*key)));
+        Ok(ExportFollowersResponse {
+            follower_keys: followers.as_bytes().clone(),
+            follower_count: followers.len(),
+            last_key: keys.last().copied().unwrap_or(0),
+            complete,
+            ..ExportFollowersResponse::default()
+        })
+    }
+
+    async fn read(
+        pages: Vec<Result<ExportFollowersResponse, Status>>,
+    ) -> Result<SliceFollowers, ExpandError> {
+        read_pages(stream::iter(pages), 4).await
+    }
+
+    #[tokio::test]
+    async fn the_last_page_is_complete_or_reaches_the_limit() {
+        let slice = read(vec![page(&[1, 2], false), page(&[3], true)]).await.unwrap();
+        assert_eq!((slice.pages.len(), slice.more_after), (2, None));
+        let slice = read(vec![page(&[1, 2], false), page(&[3, 5], false)])
+            .await
+            .unwrap();
+        assert_eq!((slice.pages.len(), slice.more_after), (2, Some(UserKey(5))));
+        let slice = read(vec![page(&[], true)]).await.unwrap();
+        assert_eq!((slice.pages.len(), slice.more_after), (1, None));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_before_the_last_page_is_retried() {
+        for pages in [
+            vec![],
+            vec![page(&[], false)],
+            vec![page(&[1, 2], false)],
+            vec![page(&[1, 2], false), page(&[3], false)],
+        ] {
+            let sent = pages.clone();
+            match read(pages).await {
+                Err(error @ ExpandError::Truncated { .. }) => assert!(error.is_transient()),
+                other => panic!("{sent:?} was read as {other:?}"),
+            }
         }
-        Ok(followers)
     }
 }
