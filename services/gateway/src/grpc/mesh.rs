@@ -1,6 +1,11 @@
 //! MeshService.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{Stream, stream};
 use herald_mesh::{Mesh, StreamLag, Topology};
@@ -21,13 +26,17 @@ const INTERVAL_MAX: Duration = Duration::from_mins(1);
 /// Maximum number of concurrent WatchLag streams. Each reading sends about twenty requests to the broker.
 const WATCHERS_MAX: usize = 64;
 const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Shortest time over which GetLag computes a rate, if it has a reading that old.
+const BASELINE_AGE_MIN: Duration = Duration::from_secs(2);
+/// Shortest time between two readings that are kept as baselines.
+const BASELINE_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
 /// Implements MeshService.
 pub(crate) struct MeshApi {
     mesh: Mesh,
     topology: Arc<Topology>,
-    /// The last reading of GetLag, shared by all callers.
-    last: Mutex<Option<AckCounts>>,
+    /// Readings of GetLag, shared by all callers.
+    history: Mutex<AckHistory>,
     watchers: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -38,7 +47,7 @@ impl MeshApi {
         Self {
             mesh,
             topology,
-            last: Mutex::new(None),
+            history: Mutex::default(),
             watchers,
             shutdown,
         }
@@ -74,6 +83,36 @@ impl AckCounts {
     }
 }
 
+/// The newest readings. A reading of one caller doesn't replace the baseline of another: the rate is computed since
+/// the newest reading of at least [`BASELINE_AGE_MIN`], or else since the oldest one.
+#[derive(Debug, Default)]
+struct AckHistory {
+    /// The oldest first: one that may be older than [`BASELINE_AGE_MIN`], and all newer ones.
+    readings: VecDeque<AckCounts>,
+}
+
+impl AckHistory {
+    fn baseline(&self, now: Instant) -> Option<&AckCounts> {
+        let mut newest_first = self.readings.iter().rev();
+        newest_first
+            .find(|reading| now.duration_since(reading.at) >= BASELINE_AGE_MIN)
+            .or(self.readings.front())
+    }
+
+    /// Adds a reading, unless one of nearly the same time is there.
+    fn record(&mut self, reading: AckCounts) {
+        let newest = self.readings.back();
+        if newest.is_some_and(|newest| reading.at.duration_since(newest.at) < BASELINE_INTERVAL_MIN) {
+            return;
+        }
+        let is_old = |old: &AckCounts| reading.at.duration_since(old.at) >= BASELINE_AGE_MIN;
+        while self.readings.get(1).is_some_and(is_old) {
+            self.readings.pop_front();
+        }
+        self.readings.push_back(reading);
+    }
+}
+
 fn to_v1(streams: Vec<StreamLag>, last: Option<&AckCounts>, now: Instant) -> Vec<v1::StreamLag> {
     let consumers = |stream: &StreamLag| {
         let lags = stream.consumers.iter().map(|lag| v1::ConsumerLag {
@@ -100,16 +139,11 @@ fn to_v1(streams: Vec<StreamLag>, last: Option<&AckCounts>, now: Instant) -> Vec
     streams.collect()
 }
 
-/// Reads the lag of each stream and consumer, with the acknowledgement rates since the last reading.
-async fn read_lag(
-    mesh: &Mesh,
-    topology: &Topology,
-    last: Option<&AckCounts>,
-) -> Result<(Vec<v1::StreamLag>, AckCounts), Status> {
+/// Reads the lag of each stream and consumer.
+async fn read_lag(mesh: &Mesh, topology: &Topology) -> Result<(Vec<StreamLag>, AckCounts), Status> {
     let streams = mesh.lag(topology).await.map_err(|e| status::from_mesh(&e))?;
-    let now = Instant::now();
-    let counts = AckCounts::new(&streams, now);
-    Ok((to_v1(streams, last, now), counts))
+    let counts = AckCounts::new(&streams, Instant::now());
+    Ok((streams, counts))
 }
 
 /// One WatchLag stream.
@@ -125,18 +159,17 @@ struct LagWatch {
 impl LagWatch {
     async fn next(&mut self) -> Option<Result<v1::WatchLagResponse, Status>> {
         self.shutdown.run_until_cancelled(self.interval.tick()).await?;
-        Some(
-            match read_lag(&self.mesh, &self.topology, self.last.as_ref()).await {
-                Ok((streams, counts)) => {
-                    self.last = Some(counts);
-                    Ok(v1::WatchLagResponse {
-                        streams,
-                        read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
-                    })
-                }
-                Err(status) => Err(status),
-            },
-        )
+        Some(match read_lag(&self.mesh, &self.topology).await {
+            Ok((streams, counts)) => {
+                let streams = to_v1(streams, self.last.as_ref(), counts.at);
+                self.last = Some(counts);
+                Ok(v1::WatchLagResponse {
+                    streams,
+                    read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
+                })
+            }
+            Err(status) => Err(status),
+        })
     }
 }
 
@@ -157,15 +190,11 @@ fn parse_interval(requested: Option<prost_types::Duration>) -> Result<Duration, 
 #[tonic::async_trait]
 impl MeshService for MeshApi {
     async fn get_lag(&self, _: Request<v1::GetLagRequest>) -> Result<Response<v1::GetLagResponse>, Status> {
-        let last = self.last.lock().take();
-        let (streams, counts) = match read_lag(&self.mesh, &self.topology, last.as_ref()).await {
-            Ok(read) => read,
-            Err(status) => {
-                *self.last.lock() = last;
-                return Err(status);
-            }
-        };
-        *self.last.lock() = Some(counts);
+        let (streams, counts) = read_lag(&self.mesh, &self.topology).await?;
+        let mut history = self.history.lock();
+        let streams = to_v1(streams, history.baseline(counts.at), counts.at);
+        history.record(counts);
+        drop(history);
         Ok(Response::new(v1::GetLagResponse {
             streams,
             read_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
@@ -227,6 +256,53 @@ mod tests {
                 tonic::Code::InvalidArgument
             );
         }
+    }
+
+    /// The rate of a caller that reads `acknowledged`, and records its reading.
+    fn rate(history: &mut AckHistory, acknowledged: u64, at: Instant) -> f64 {
+        let rate = history.baseline(at).map_or(0.0, |baseline| {
+            baseline.rate_since("POSTS", "archive", acknowledged, at)
+        });
+        let key = ("POSTS".to_owned(), "archive".to_owned());
+        history.record(AckCounts {
+            at,
+            acknowledged: HashMap::from([(key, acknowledged)]),
+        });
+        rate
+    }
+
+    #[test]
+    fn callers_do_not_reset_the_rates_of_each_other() {
+        // 100 messages a second are acknowledged, in lots of 100. Two callers read every 2 seconds, 10 ms apart.
+        let mut history = AckHistory::default();
+        let start = Instant::now();
+        for second in (0..20).step_by(2) {
+            let at = start + Duration::from_secs(second);
+            let first = rate(&mut history, second * 100, at);
+            let second_at = at + Duration::from_millis(10);
+            let second_rate = rate(&mut history, second * 100, second_at);
+            if second > 0 {
+                assert!((99.0..=101.0).contains(&first), "{first} after {second} s");
+                assert!(
+                    (99.0..=101.0).contains(&second_rate),
+                    "{second_rate} after {second} s"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_readings_is_bounded() {
+        let mut history = AckHistory::default();
+        let start = Instant::now();
+        for n in 0..10_000 {
+            rate(&mut history, n, start + Duration::from_millis(n));
+            assert!(history.readings.len() <= 12, "{}", history.readings.len());
+        }
+        // A reading after a pause is the rate of the pause.
+        let after = rate(&mut history, 10_000 + 60_000, start + Duration::from_secs(70));
+        assert!((999.0..=1001.0).contains(&after), "{after}");
+        assert_eq!(history.readings.len(), 2);
     }
 
     #[test]
