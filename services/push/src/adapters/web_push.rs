@@ -1,5 +1,7 @@
 //! Web Push: RFC 8030 (request), RFC 8188 and 8291 (encryption), RFC 8292 (VAPID).
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use herald_model::{Address, Lane};
 use http::{
@@ -44,7 +46,7 @@ impl Sender for WebPush {
         let json = message.push.json_within(message.recipient, JSON_BYTES_MAX);
         let body = encrypt(json, &key, &Auth::from(auth)).map_err(|_| Reason::Device)?;
         let topic = HeaderValue::try_from(topic(message.push.post.0)).map_err(|_| Reason::Device)?;
-        let ttl = message.push.expires_at.since(message.now).as_secs();
+        let ttl = ttl_seconds(message.push.expires_at.since(message.now));
         let headers = HeaderMap::from_iter([
             (AUTHORIZATION, self.vapid.authorization(message.url, message.now)),
             (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
@@ -55,6 +57,12 @@ impl Sender for WebPush {
         ]);
         Ok(Request { headers, body })
     }
+}
+
+/// The `TTL` of a push, rounded up: 0 would have the push service drop the message unless the device is reachable now
+/// (RFC 8030 §5.2).
+fn ttl_seconds(remaining: Duration) -> u64 {
+    remaining.as_secs() + u64::from(remaining.subsec_nanos() > 0)
 }
 
 /// The topic of a post: a repeat replaces a pending message of the same topic. At most 26 of the 32 base64url
@@ -97,14 +105,18 @@ mod tests {
     }
 
     async fn request(device: &Device) -> Result<Request, Reason> {
+        request_before_expiry(device, Duration::from_secs(90)).await
+    }
+
+    /// Makes the request of a push that expires after `remaining`.
+    async fn request_before_expiry(device: &Device, remaining: Duration) -> Result<Request, Reason> {
         let directory = tempfile::tempdir().unwrap();
         let sender = WebPush {
             vapid: Vapid::load(&Config::default(), directory.path()).unwrap(),
         };
         let push = push("hi", vec![]);
         let url = device.address.url().parse().unwrap();
-        let now = push.expires_at.plus(std::time::Duration::ZERO);
-        let now = Timestamp(now.0 - 90_000_000);
+        let now = Timestamp(push.expires_at.0 - i64::try_from(remaining.as_micros()).unwrap());
         let recipient = UserId::new("9").unwrap();
         sender
             .request(Message {
@@ -134,6 +146,24 @@ mod tests {
                 .unwrap()
                 .starts_with("vapid t=")
         );
+    }
+
+    #[tokio::test]
+    async fn the_ttl_is_rounded_up() {
+        let secret = SecretKey::from_slice(&[7; 32]).unwrap();
+        let point = secret.public_key().to_encoded_point(false).as_bytes().to_vec();
+        let device = device(point, vec![3; 16]);
+        for (remaining_us, ttl) in [
+            (0, "0"),
+            (1, "1"),
+            (999_999, "1"),
+            (1_000_000, "1"),
+            (1_000_001, "2"),
+        ] {
+            let remaining = Duration::from_micros(remaining_us);
+            let request = request_before_expiry(&device, remaining).await.unwrap();
+            assert_eq!(request.headers[TTL], ttl, "{remaining:?}");
+        }
     }
 
     #[tokio::test]
