@@ -102,21 +102,19 @@ mod tests {
 
     use super::*;
 
-    fn page(keys: &[u32], complete: bool) -> Result<ExportFollowersResponse, Status> {
+    fn page(keys: &[u32], complete: bool) -> ExportFollowersResponse {
         let followers = Recipients::from_sorted(keys.iter().map(|key| UserKey(*key)));
-        Ok(ExportFollowersResponse {
+        ExportFollowersResponse {
             follower_keys: followers.as_bytes().clone(),
             follower_count: followers.len(),
             last_key: keys.last().copied().unwrap_or(0),
             complete,
             ..ExportFollowersResponse::default()
-        })
+        }
     }
 
-    async fn read(
-        pages: Vec<Result<ExportFollowersResponse, Status>>,
-    ) -> Result<SliceFollowers, ExpandError> {
-        read_pages(stream::iter(pages), 4).await
+    async fn read(pages: Vec<ExportFollowersResponse>) -> Result<SliceFollowers, ExpandError> {
+        read_pages(stream::iter(pages.into_iter().map(Ok)), 4).await
     }
 
     #[tokio::test]
