@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{FollowVersion, Lane, PostId, UserId, UserKey, time::Timestamp};
+use crate::{Lane, PostId, UserId, UserKey, time::Timestamp};
 
 /// An accepted post.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +23,6 @@ pub struct Post {
     pub media_urls: Vec<String>,
     /// The lane.
     pub lane: Lane,
-    /// Version of the author's followers that the post is delivered to.
-    pub follow_version: FollowVersion,
     /// Time of acceptance.
     pub accepted_at: Timestamp,
     /// TTL of pushes, from `accepted_at`. Later pushes expire.

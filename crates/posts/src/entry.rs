@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use herald_mesh::Subject;
-use herald_model::{FollowVersion, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{PostCreated, PostDeleted};
 use herald_store::Archived;
 use prost::Message;
@@ -43,7 +43,6 @@ fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
         links: created.links,
         media_urls: created.media_urls,
         lane,
-        follow_version: FollowVersion(created.follow_version),
         accepted_at: Timestamp(created.accepted_at_us),
         push_ttl: Duration::from_secs(created.push_ttl_seconds.into()),
         deleted_at: None,

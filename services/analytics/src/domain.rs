@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use herald_model::time::Timestamp;
-use herald_model::{Channel, FollowVersion, Lane, PostId, UserId, UserKey};
+use herald_model::{Channel, Lane, PostId, UserId, UserKey};
 use herald_store::{ChunkRef, Counted, Counts, PostTotals, SettledCounts, TotalsBatch};
 use jiff::tz::TimeZone;
 use xxhash_rust::xxh3::Xxh3;
@@ -51,7 +51,6 @@ pub(crate) struct PostRow {
     pub(crate) text_bytes: u32,
     pub(crate) links: u32,
     pub(crate) media: u32,
-    pub(crate) follow_version: FollowVersion,
     pub(crate) push_ttl_seconds: u32,
     pub(crate) accepted_at: Timestamp,
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
 use herald_model::time::Timestamp;
-use herald_model::{Channel, ChunkId, FollowVersion, PostId, UserId, UserKey};
+use herald_model::{Channel, ChunkId, PostId, UserId, UserKey};
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_store::{ChunkRef, Counted, SettledCounts};
@@ -53,7 +53,6 @@ pub(crate) fn parse_rows(delivery: &Delivery) -> Result<Vec<Row>, Disposition> {
                 text_bytes: saturating_count(post.text.len()),
                 links: saturating_count(post.links.len()),
                 media: saturating_count(post.media_urls.len()),
-                follow_version: FollowVersion(post.follow_version),
                 push_ttl_seconds: post.push_ttl_seconds,
                 accepted_at: Timestamp(post.accepted_at_us),
             }))]

@@ -10,7 +10,8 @@ use herald_store::ChunkPlan;
 pub(crate) struct Slice {
     pub(crate) post: PostId,
     pub(crate) author: UserKey,
-    pub(crate) version: FollowVersion,
+    /// Follow version at which the followers are read; `None` for the first slice, which reads the newest one.
+    pub(crate) version: Option<FollowVersion>,
     pub(crate) after: Option<UserKey>,
     pub(crate) index: u32,
     pub(crate) lane: Lane,
@@ -25,9 +26,10 @@ impl Slice {
             .plus(std::time::Duration::from_secs(self.push_ttl_seconds.into()))
     }
 
-    /// The slice that starts after the follower `last`.
-    pub(crate) fn next(&self, last: UserKey) -> Self {
+    /// The slice that starts after the follower `last`, at the version of this slice.
+    pub(crate) fn next(&self, version: FollowVersion, last: UserKey) -> Self {
         Self {
+            version: Some(version),
             after: Some(last),
             index: self.index + 1,
             ..*self

@@ -47,7 +47,7 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
             Ok(Slice {
                 post: PostId(delivery.sequence),
                 author: UserKey(post.author_key),
-                version: FollowVersion(post.follow_version),
+                version: None,
                 after: None,
                 index: 0,
                 lane,
@@ -60,7 +60,7 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
             Ok(Slice {
                 post: PostId(slice.post_id),
                 author: UserKey(slice.author_key),
-                version: FollowVersion(slice.follow_version),
+                version: Some(FollowVersion(slice.follow_version)),
                 after: Some(UserKey(slice.after_key)),
                 index: slice.slice_index,
                 lane,
@@ -106,7 +106,7 @@ impl Fanout {
         try_join_all(plan.chunks.iter().map(|chunk| self.publish_chunk(slice, chunk))).await?;
         durable.await?;
         if let Some(last) = followers.more_after {
-            self.publish_slice(&slice.next(last)).await?;
+            self.publish_slice(&slice.next(followers.version, last)).await?;
         }
         self.count_planned(&plan);
         Ok(())
@@ -149,7 +149,7 @@ impl Fanout {
         let body = FanoutSlice {
             post_id: next.post.0,
             author_key: next.author.0,
-            follow_version: next.version.0,
+            follow_version: next.version.map_or(0, |version| version.0),
             after_key: next.after.map_or(0, |key| key.0),
             slice_index: next.index,
             accepted_at_us: next.accepted_at.0,

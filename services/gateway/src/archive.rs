@@ -107,7 +107,7 @@ async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+    use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
     use herald_store::{
         Error, ErrorKind, Result,
@@ -174,7 +174,6 @@ mod tests {
             links: Vec::new(),
             media_urls: Vec::new(),
             lane: Lane::Normal,
-            follow_version: FollowVersion(1),
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,

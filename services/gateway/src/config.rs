@@ -25,8 +25,6 @@ pub struct Config {
     pub live_post_cache_bytes_max: u64,
     /// Maximum number of posts in flight of one SubmitPosts stream; 1 to 10,000.
     pub submit_in_flight_max: usize,
-    /// Timeout for reading the author's follow version from the graph service, milliseconds; 10 to 60,000.
-    pub graph_timeout_ms: u64,
     /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. The deletion
     /// is durable in POSTS in any case.
     pub delete_wait_ms: u64,
@@ -55,7 +53,6 @@ impl Default for Config {
             heartbeat_ms: 15_000,
             live_post_cache_bytes_max: 32 << 20,
             submit_in_flight_max: 256,
-            graph_timeout_ms: 2_000,
             delete_wait_ms: 5_000,
             archive_batch_max: 256,
             archive_in_flight_max: 512,
@@ -79,7 +76,6 @@ impl Config {
             heartbeat_ms: 100..=600_000,
             live_post_cache_bytes_max: 0..=4 << 30,
             submit_in_flight_max: 1..=10_000,
-            graph_timeout_ms: 10..=60_000,
             delete_wait_ms: 0..=60_000,
             archive_batch_max: 1..=10_000,
             archive_in_flight_max: 1..=100_000,

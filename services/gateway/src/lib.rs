@@ -21,7 +21,7 @@ mod live;
 mod metrics;
 mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
@@ -31,12 +31,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-pub use adapters::FollowVersions;
 pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::GraphFollowVersions, archive::Archive, archive_watermark::WatermarkReader};
+use crate::{archive::Archive, archive_watermark::WatermarkReader};
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -128,8 +127,6 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             .run_until_cancelled_owned(watermark_reader.run()),
     );
 
-    let timeout = Duration::from_millis(config.graph_timeout_ms);
-    let versions = Arc::new(GraphFollowVersions::new(graph.clone(), timeout));
     let service_deps = grpc::ServiceDeps {
         mesh: mesh.clone(),
         topology: topology.clone(),
@@ -140,7 +137,6 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         timelines,
         ledger,
         archive_watermark,
-        versions,
         graph,
         analytics,
         deadletter,

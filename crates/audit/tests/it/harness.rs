@@ -8,9 +8,7 @@ use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
     Config, ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, streams,
 };
-use herald_model::{
-    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
-};
+use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
     Archived, ChunkPlan, Counts, ExpectedRevision, Outcome, PostTotals, Settlement, SlicePlan, Stores,
@@ -128,7 +126,6 @@ impl World {
             author_id: "author".into(),
             request_id: uuid::Uuid::new_v4().to_string(),
             text: "hello".into(),
-            follow_version: 1,
             accepted_at_us: now.0,
             push_ttl_seconds: 3_600,
             ..PostCreated::default()
@@ -147,7 +144,6 @@ impl World {
             links: Vec::new(),
             media_urls: Vec::new(),
             lane: LANE,
-            follow_version: FollowVersion(1),
             accepted_at: now,
             push_ttl: Duration::from_hours(1),
             deleted_at: None,

@@ -186,7 +186,7 @@ impl Embedded {
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
+    use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey};
 
     use super::*;
     use crate::{Archived, ChunkPlan, SlicePlan};
@@ -212,7 +212,6 @@ mod tests {
                 links: Vec::new(),
                 media_urls: Vec::new(),
                 lane: Lane::Normal,
-                follow_version: FollowVersion(1),
                 accepted_at: now.minus(age * day),
                 push_ttl: day,
                 deleted_at: None,

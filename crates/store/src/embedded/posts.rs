@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch, Readable};
 use futures::executor::block_on;
-use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use prost::Message;
 
 use super::{
@@ -51,7 +51,7 @@ enum Job {
     Trim(Timestamp),
 }
 
-/// A stored post. It never changes; the deletion has its own row.
+/// A stored post. It never changes; the deletion has its own row. Tag 8 was the follow version, which the ledger has now.
 #[derive(Clone, PartialEq, Message)]
 struct Row {
     #[prost(uint32, tag = "1")]
@@ -69,8 +69,6 @@ struct Row {
     /// 0 high, 1 normal, 2 low.
     #[prost(uint32, tag = "7")]
     lane: u32,
-    #[prost(uint64, tag = "8")]
-    follow_version: u64,
     #[prost(int64, tag = "9")]
     accepted_at: i64,
     #[prost(uint64, tag = "10")]
@@ -332,7 +330,6 @@ impl Row {
                 Lane::Normal => 1,
                 Lane::Low => 2,
             },
-            follow_version: post.follow_version.0,
             accepted_at: post.accepted_at.0,
             push_ttl_us: u64::try_from(post.push_ttl.as_micros()).unwrap_or(u64::MAX),
         }
@@ -350,7 +347,6 @@ impl Row {
             lane: *Lane::ALL
                 .get(self.lane as usize)
                 .ok_or_else(|| corrupt("lane of a post"))?,
-            follow_version: FollowVersion(self.follow_version),
             accepted_at: Timestamp(self.accepted_at),
             push_ttl: Duration::from_micros(self.push_ttl_us),
             deleted_at,

@@ -27,7 +27,6 @@ const fn schema(table: Table) -> &'static str {
                 required int32 text_bytes (INTEGER(32,false));
                 required int32 link_count (INTEGER(32,false));
                 required int32 media_count (INTEGER(32,false));
-                required int64 follow_version (INTEGER(64,false));
                 required int32 push_ttl_seconds (INTEGER(32,false));
                 required int64 accepted_at (TIMESTAMP(MICROS,true));
             }"
@@ -130,7 +129,6 @@ fn columns(file: &File) -> Vec<Column> {
                 int32(|row| row.text_bytes),
                 int32(|row| row.links),
                 int32(|row| row.media),
-                int64(|row| row.follow_version.0.cast_signed()),
                 int32(|row| row.push_ttl_seconds),
                 int64(|row| row.accepted_at.0),
             ]

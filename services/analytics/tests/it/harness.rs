@@ -184,7 +184,6 @@ impl Harness {
             author_id: "ann".into(),
             text: "hello".into(),
             links: vec!["https://example.org".into()],
-            follow_version: 9,
             accepted_at_us,
             push_ttl_seconds: 60,
             ..PostCreated::default()

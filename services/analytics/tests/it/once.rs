@@ -74,7 +74,6 @@ async fn messages_become_rows_by_hour_and_totals() {
         ("lane", Field::Str("high".into())),
         ("text_bytes", Field::UInt(5)),
         ("link_count", Field::UInt(1)),
-        ("follow_version", Field::ULong(9)),
         ("accepted_at", Field::TimestampMicros(HOUR)),
     ] {
         assert_eq!(field(post, name), value, "{name}");

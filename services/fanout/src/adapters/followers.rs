@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use futures::{Stream, TryStreamExt as _};
-use herald_model::{Recipients, UserKey};
+use herald_model::{FollowVersion, Recipients, UserKey};
 use herald_proto::v1::{
     ExportFollowersRequest, ExportFollowersResponse, graph_service_client::GraphServiceClient,
 };
@@ -23,6 +23,8 @@ pub(crate) struct Page {
 /// The followers of one slice.
 #[derive(Debug)]
 pub(crate) struct SliceFollowers {
+    /// The follow version that was read; 0 for an author who never had a follower.
+    pub(crate) version: FollowVersion,
     pub(crate) pages: Vec<Page>,
     /// The last follower of the slice; `None` if no followers are left.
     pub(crate) more_after: Option<UserKey>,
@@ -41,22 +43,16 @@ impl Followers {
         }
     }
 
-    /// Reads up to `recipients_max` followers as of the follow version of the post.
+    /// Reads up to `recipients_max` followers at the version of the slice, or at the newest one.
     pub(crate) async fn read_slice(
         &self,
         slice: &Slice,
         recipients_max: u32,
     ) -> Result<SliceFollowers, ExpandError> {
-        // The author never had a follower. The graph service would take version 0 for the newest one.
-        if slice.version.0 == 0 {
-            return Ok(SliceFollowers {
-                pages: Vec::new(),
-                more_after: None,
-            });
-        }
         let request = ExportFollowersRequest {
             author_key: slice.author.0,
-            follow_version: slice.version.0,
+            // 0 asks for the newest version. Its answer includes every Follow and Unfollow answered before the call.
+            follow_version: slice.version.map_or(0, |version| version.0),
             after_key: slice.after.map_or(0, |key| key.0),
             limit: recipients_max.into(),
             ..ExportFollowersRequest::default()
@@ -74,6 +70,7 @@ async fn read_pages(
 ) -> Result<SliceFollowers, ExpandError> {
     let mut pages = pin!(pages);
     let mut slice = SliceFollowers {
+        version: FollowVersion(0),
         pages: Vec::new(),
         more_after: None,
     };
@@ -82,6 +79,7 @@ async fn read_pages(
     while let Some(page) = pages.try_next().await? {
         followers += u64::from(page.follower_count);
         ended = page.complete || followers >= u64::from(recipients_max);
+        slice.version = FollowVersion(page.follow_version);
         slice.more_after = (!page.complete).then_some(UserKey(page.last_key));
         slice.pages.push(Page {
             followers: Recipients::decode(page.follower_keys, page.follower_count)?,

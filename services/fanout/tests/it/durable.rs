@@ -97,11 +97,10 @@ async fn no_slice_is_published_and_no_post_is_acknowledged_before_the_plan_is_du
     let failing_sync = failing_sync.unwrap();
     // Followers of two slices.
     let users = world.users(1_100).await;
-    let version = world.follow(users[0], &users[1..]).await;
+    world.follow(users[0], &users[1..]).await;
     let post = PostCreated {
         author_key: users[0].0,
         author_id: "user 0".into(),
-        follow_version: version.0,
         ..PostCreated::default()
     };
     let subject = Subject::PostCreated(Lane::Normal);

@@ -46,7 +46,6 @@ async fn a_redriven_post_keeps_its_id_and_reaches_only_fanout() {
     let created = PostCreated {
         author_key: users[0].0,
         author_id: "user 0".into(),
-        follow_version: version.0,
         ..PostCreated::default()
     };
     let post = dead_letter(

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    adapters::{Analytics, Audits, DeadLetters, FollowVersions, Forward, Graph},
+    adapters::{Analytics, Audits, DeadLetters, Forward, Graph},
     archive_watermark::ArchiveWatermark,
     feed::Feed,
     live::Hub,
@@ -55,7 +55,6 @@ pub(crate) struct ServiceDeps {
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) archive_watermark: ArchiveWatermark,
-    pub(crate) versions: Arc<dyn FollowVersions>,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
@@ -129,7 +128,6 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         timelines,
         ledger,
         archive_watermark,
-        versions,
         graph,
         analytics,
         deadletter,
@@ -156,7 +154,6 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         mesh.clone(),
         reader.clone(),
         archive_watermark.clone(),
-        versions,
         metrics,
     );
     let posts_api = PostApi::new(

@@ -1,9 +1,9 @@
-//! Accepts posts: validates them, pins the follow version, publishes them.
+//! Accepts posts: validates them and publishes them. Nothing of graph is needed: fan-out pins the followers later.
 
 use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
-use herald_model::{FollowVersion, Lane, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, PostId, UserId, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
@@ -13,7 +13,6 @@ use uuid::Uuid;
 
 use crate::{
     Metrics,
-    adapters::FollowVersions,
     archive_watermark::{ArchiveWatermark, WatermarkReading},
     domain,
     error::read_error_to_status,
@@ -71,19 +70,18 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     })
 }
 
-/// A validated post with its author's key and follow version.
-struct PinnedPost {
+/// A validated post with its author's key, ready to be published.
+struct ReadyPost {
     new: NewPost,
     author: UserKey,
     request_id: String,
-    version: FollowVersion,
     /// The reading under which the store had no post with this request id; `None` for a generated request id.
     reading: Option<WatermarkReading>,
 }
 
 /// The remaining step of a prepared post.
 enum NextStep {
-    Publish(Box<PinnedPost>),
+    Publish(Box<ReadyPost>),
     /// The request id was accepted before.
     Duplicate(AcceptedPost, Lane),
 }
@@ -122,7 +120,6 @@ pub(crate) struct Submitter {
     mesh: Mesh,
     reader: PostReader,
     archive_watermark: ArchiveWatermark,
-    versions: Arc<dyn FollowVersions>,
     metrics: Metrics,
 }
 
@@ -133,7 +130,6 @@ impl Submitter {
         mesh: Mesh,
         reader: PostReader,
         archive_watermark: ArchiveWatermark,
-        versions: Arc<dyn FollowVersions>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -142,7 +138,6 @@ impl Submitter {
             mesh,
             reader,
             archive_watermark,
-            versions,
             metrics,
         }
     }
@@ -152,7 +147,7 @@ impl Submitter {
         self.publish(self.prepare(request).await).await
     }
 
-    /// Validates a post and pins its follow version. Nothing is durable yet.
+    /// Validates a post and looks for an earlier one with its request id. Nothing is durable yet.
     pub(crate) async fn prepare(&self, request: v1::SubmitPostRequest) -> PreparedPost {
         let started = Instant::now();
         let outcome = match parse(request) {
@@ -167,7 +162,7 @@ impl Submitter {
         let outcome = match prepared.outcome {
             Ok(NextStep::Publish(post)) => {
                 let lane = post.new.lane;
-                self.publish_pinned(*post).await.map(|accepted| (accepted, lane))
+                self.publish_ready(*post).await.map(|accepted| (accepted, lane))
             }
             Ok(NextStep::Duplicate(accepted, lane)) => Ok((accepted, lane)),
             Err(status) => Err(status),
@@ -210,23 +205,19 @@ impl Submitter {
                 (request_id.clone(), Some(reading))
             }
         };
-        // Read after the post arrived, so it includes every follow that was answered before.
-        let version = self.versions.current(&new.author).await?;
-        Ok(NextStep::Publish(Box::new(PinnedPost {
+        Ok(NextStep::Publish(Box::new(ReadyPost {
             new,
             author,
             request_id,
-            version,
             reading,
         })))
     }
 
-    async fn publish_pinned(&self, post: PinnedPost) -> Result<AcceptedPost, Status> {
-        let PinnedPost {
+    async fn publish_ready(&self, post: ReadyPost) -> Result<AcceptedPost, Status> {
+        let ReadyPost {
             new,
             author,
             request_id,
-            version,
             reading,
         } = post;
         if let Some(reading) = reading {
@@ -246,7 +237,6 @@ impl Submitter {
             links: new.links,
             media_urls: new.media_urls,
             lane: v1::Lane::from(new.lane).into(),
-            follow_version: version.0,
             accepted_at_us: at.0,
             push_ttl_seconds: new.push_ttl_seconds,
         };

@@ -16,8 +16,6 @@ pub(crate) struct TestGraph {
 
 #[derive(Default)]
 pub(crate) struct State {
-    /// Follow version of every author.
-    pub(crate) version: u64,
     /// Whether CountFollowers returns UNAVAILABLE.
     pub(crate) down: bool,
     /// Value of the `x-test` header of the last Follow call.
@@ -87,10 +85,7 @@ impl GraphService for TestGraph {
         if state.down {
             return Err(Status::unavailable("down"));
         }
-        Ok(Response::new(v1::CountFollowersResponse {
-            follow_version: state.version,
-            ..Default::default()
-        }))
+        Ok(Response::new(v1::CountFollowersResponse { ..Default::default() }))
     }
 
     async fn import_follows(

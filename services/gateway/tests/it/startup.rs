@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use herald_gateway::{Config, Error};
-use herald_model::{FollowVersion, Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_store::Archived;
 
 use crate::harness::{Setup, World, with_timeout};
@@ -19,7 +19,6 @@ fn post(id: u64) -> Post {
         links: Vec::new(),
         media_urls: Vec::new(),
         lane: Lane::Normal,
-        follow_version: FollowVersion(0),
         accepted_at: Timestamp::now(),
         push_ttl: Duration::from_secs(1),
         deleted_at: None,

@@ -107,7 +107,7 @@ mod tests {
 
     use herald_local_nats::{Config as ServerConfig, Server};
     use herald_mesh::Config;
-    use herald_model::{FollowVersion, Post, UserId, time::Timestamp};
+    use herald_model::{Post, UserId, time::Timestamp};
     use herald_store::{Archived, embedded};
 
     use super::*;
@@ -164,7 +164,6 @@ mod tests {
             links: Vec::new(),
             media_urls: Vec::new(),
             lane: Lane::Normal,
-            follow_version: FollowVersion(1),
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(24),
             deleted_at: None,

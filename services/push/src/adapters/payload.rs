@@ -123,7 +123,7 @@ fn truncate(mut text: String) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use herald_model::{FollowVersion, UserKey};
+    use herald_model::UserKey;
 
     use super::*;
 
@@ -138,7 +138,6 @@ pub(crate) mod tests {
             links,
             media_urls: Vec::new(),
             lane: Lane::Normal,
-            follow_version: FollowVersion(1),
             accepted_at,
             push_ttl: std::time::Duration::from_hours(1),
             deleted_at: None,

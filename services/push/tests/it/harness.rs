@@ -13,7 +13,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{
-    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+    Address, Channel, Device, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
 };
 use herald_proto::{mesh_v1, v1};
 use herald_push::{Config, Deps, Error, Metrics, Vapid, run};
@@ -224,7 +224,6 @@ impl Herald {
             links: vec![],
             media_urls: vec![],
             lane: Lane::Normal,
-            follow_version: FollowVersion(1),
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,

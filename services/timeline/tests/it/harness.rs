@@ -14,9 +14,7 @@ use herald_mesh::{
     consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{
-    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
-};
+use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
@@ -119,7 +117,6 @@ impl World {
             links: Vec::new(),
             media_urls: Vec::new(),
             lane: Lane::Normal,
-            follow_version: FollowVersion(1),
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
             deleted_at: None,

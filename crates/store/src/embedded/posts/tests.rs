@@ -19,7 +19,6 @@ fn post(id: u64, request_id: &str, accepted_at: Timestamp) -> Post {
         links: vec!["https://a".into(), "https://b".into()],
         media_urls: vec!["https://c".into()],
         lane: Lane::ALL[id as usize % 3],
-        follow_version: FollowVersion(id + 7),
         accepted_at,
         push_ttl: Duration::from_hours(1),
         deleted_at: None,
