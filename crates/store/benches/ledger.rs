@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use herald_model::{Channel, PostId, Recipients, UserKey, time::Timestamp};
+use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
     ChunkPlan, ExpectedRevision, Outcome, Result, Settlement, SlicePlan,
     embedded::{Config, Embedded},
@@ -52,11 +52,12 @@ async fn bench(config: Config, posts: u64) {
         let plan = SlicePlan {
             post: PostId(post),
             slice: 0,
+            version: FollowVersion(1),
             chunks: chunks.into(),
-            last: true,
+            next_after: None,
         };
         let ledger = &ledger;
-        async move { ledger.plan(&plan).await?.await }
+        async move { ledger.plan(plan).await.map(drop) }
     })
     .await;
     measure("settle timeline", posts, |post| {

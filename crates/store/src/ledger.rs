@@ -1,9 +1,11 @@
 //! The delivery ledger: planned and recorded deliveries of each post.
 
 use async_trait::async_trait;
-use herald_model::{Channel, ChunkId, DeliveryState, DeviceId, PostId, Recipients, UserKey, time::Timestamp};
+use herald_model::{
+    Channel, ChunkId, DeliveryState, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp,
+};
 
-use crate::{Durable, Result};
+use crate::Result;
 
 /// A chunk that fan-out is about to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +23,12 @@ pub struct SlicePlan {
     pub post: PostId,
     /// Index of the slice, from 0.
     pub slice: u32,
+    /// Follow version at which the followers were read; the same for all slices of a post.
+    pub version: FollowVersion,
     /// The chunks of the slice.
     pub chunks: Vec<ChunkPlan>,
-    /// Whether it is the last slice of the post.
-    pub last: bool,
+    /// Last follower of the slice: the next slice starts after it. `None` for the last slice of the post.
+    pub next_after: Option<UserKey>,
 }
 
 /// Outcome of a chunk.
@@ -164,6 +168,8 @@ pub struct PlannedSlice {
     pub index: u32,
     /// Whether it is the last slice of the post.
     pub last: bool,
+    /// Follow version at which the followers were read; `None` in a row of an older Herald, which didn't store it.
+    pub version: Option<FollowVersion>,
 }
 
 /// A planned chunk with its outcome.
@@ -213,18 +219,18 @@ pub struct PostCounts {
 
 /// The delivery ledger: for each post and channel, the planned recipients and their outcomes.
 ///
-/// *Invariant:* a plan is written before its chunks are published and durable before the post's message is
-/// acknowledged; an outcome is durable after its effect and before its message is acknowledged. So `targeted =
-/// delivered + suppressed + expired + pending + dead` at all times.
+/// *Invariant:* a plan is durable before its chunks are published; an outcome is durable after its effect and before its
+/// message is acknowledged. So `targeted = delivered + suppressed + expired + pending + dead` at all times.
 ///
 /// Rows are removed when the retention of the ledger ends (30 days after acceptance by default).
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Records the chunks of a slice, before they are published. A slice that is already planned is not changed. On
-    /// return the plan is readable and survives a crash of the process; it survives a loss of power when the returned
-    /// future resolves. No write of a later call becomes durable before it, so the plan of a post has no gaps after a
-    /// crash.
-    async fn plan(&self, plan: &SlicePlan) -> Result<Durable>;
+    /// Records the plan of a slice, and returns the plan to publish: this one or, for a slice that is already planned,
+    /// the recorded one, which never changes. So the first call pins the followers of a post, and every retry publishes
+    /// the same chunks, whatever changed in the meantime. Durable on return.
+    ///
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if a recorded plan can't be read.
+    async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan>;
 
     /// Records the outcome of a chunk and returns the chunk's revision. Durable on return. An outcome equal to the
     /// recorded one keeps the revision.

@@ -3,5 +3,5 @@
 mod followers;
 mod gate;
 
-pub(crate) use followers::Followers;
+pub(crate) use followers::{Followers, SliceFollowers};
 pub(crate) use gate::watch_gate;

@@ -1,5 +1,7 @@
 //! Errors of the service, and failures of single messages.
 
+use std::{error::Error as _, time::Duration};
+
 use herald_failure::{Classify, FailureClass};
 use tonic::Code;
 
@@ -19,6 +21,8 @@ pub enum Error {
 pub(crate) enum ExpandError {
     #[error("followers can't be read from the graph service: {0}")]
     Graph(#[from] tonic::Status),
+    #[error("the service stopped while the graph service was unavailable")]
+    Stopped,
     #[error("the graph service's stream of followers ended after {followers}, before its last page")]
     Truncated { followers: u64 },
     #[error("the graph service sent a malformed page: {0}")]
@@ -29,15 +33,32 @@ pub(crate) enum ExpandError {
     Publish(#[from] herald_mesh::Error),
 }
 
+impl ExpandError {
+    /// Whether the graph service can't be reached, or can't read its store now. The message then waits for it.
+    pub(crate) fn is_graph_unavailable(&self) -> bool {
+        let Self::Graph(status) = self else { return false };
+        // Only a status that this client made of a broken connection has a source.
+        matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        ) || status.source().is_some()
+    }
+}
+
 impl Classify for ExpandError {
     fn class(&self) -> FailureClass {
         match self {
             Self::Graph(status) => classify_status(status),
-            Self::Truncated { .. } => FailureClass::Transient,
+            Self::Stopped | Self::Truncated { .. } => FailureClass::Transient,
             Self::Page(_) => FailureClass::Permanent,
             Self::Ledger(error) => error.class(),
             Self::Publish(error) => error.class(),
         }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        // Another process can take the message at once.
+        matches!(self, Self::Stopped).then_some(Duration::ZERO)
     }
 }
 

@@ -1,20 +1,25 @@
 //! Expands one message: a post or a slice.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject};
 use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk, TimelineChunk};
+use herald_runtime::metrics::Gauge;
 use herald_store::{ChunkPlan, Ledger, SlicePlan};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Metrics,
-    adapters::Followers,
+    adapters::{Followers, SliceFollowers},
     domain::{self, Slice},
     error::ExpandError,
 };
+
+/// Delay between two calls of a message that waits for the graph service.
+const GRAPH_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// Expands posts and slices.
 pub(crate) struct Fanout {
@@ -23,6 +28,8 @@ pub(crate) struct Fanout {
     pub(crate) followers: Followers,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
+    /// Cancelled when the service stops.
+    pub(crate) stop: CancellationToken,
 }
 
 #[async_trait]
@@ -36,6 +43,30 @@ impl Handler for Fanout {
             Ok(()) => Disposition::Ack,
             Err(error) => error.into(),
         }
+    }
+}
+
+/// A message that waits for the graph service. Counted in a metric; the first and the last one are logged.
+struct WaitingForGraph<'a>(&'a Gauge);
+
+impl<'a> WaitingForGraph<'a> {
+    fn start(metrics: &'a Metrics, error: &ExpandError) -> Self {
+        if metrics.waiting_for_graph.inc() == 0 {
+            tracing::warn!(%error, "graph service unavailable: posts wait for it");
+        }
+        Self(&metrics.waiting_for_graph)
+    }
+
+    fn end(self) {
+        if self.0.get() == 1 {
+            tracing::info!("graph service available again: all waiting posts are being expanded");
+        }
+    }
+}
+
+impl Drop for WaitingForGraph<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -75,14 +106,11 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
 }
 
 impl Fanout {
-    /// Writes the plan, publishes the chunks while the plan is synced, then publishes the next slice. Every step is
-    /// idempotent: a retry writes the same plan, and the broker deduplicates the messages by ids made from their
-    /// content.
+    /// Writes the plan, publishes its chunks, then the next slice. The ledger keeps the plan of the first attempt and
+    /// returns it to every retry, so a retry publishes the same messages; the broker deduplicates them by ids made from
+    /// their content.
     async fn expand(&self, slice: &Slice) -> Result<(), ExpandError> {
-        let followers = self
-            .followers
-            .read_slice(slice, self.config.slice_recipients_max)
-            .await?;
+        let followers = self.read_followers(slice).await?;
         let chunks: Vec<ChunkPlan> = followers
             .pages
             .into_iter()
@@ -97,19 +125,44 @@ impl Fanout {
         let plan = SlicePlan {
             post: slice.post,
             slice: slice.index,
+            version: followers.version,
             chunks,
-            last: followers.more_after.is_none(),
+            next_after: followers.more_after,
         };
-        let durable = self.ledger.plan(&plan).await?;
+        let plan = self.ledger.plan(plan).await?;
         herald_failpoints::point!("fanout.planned");
         // One slice bounds the number of chunks; the mesh bounds the publishes in flight.
         try_join_all(plan.chunks.iter().map(|chunk| self.publish_chunk(slice, chunk))).await?;
-        durable.await?;
-        if let Some(last) = followers.more_after {
-            self.publish_slice(&slice.next(followers.version, last)).await?;
+        if let Some(last) = plan.next_after {
+            self.publish_slice(&slice.next(plan.version, last)).await?;
         }
         self.count_planned(&plan);
         Ok(())
+    }
+
+    /// Reads the followers of a slice. While the graph service is unavailable the message waits here: heartbeats keep
+    /// it, and it spends no attempt.
+    async fn read_followers(&self, slice: &Slice) -> Result<SliceFollowers, ExpandError> {
+        let mut waiting = None;
+        loop {
+            let read = self.followers.read_slice(slice, self.config.slice_recipients_max);
+            match read.await {
+                Err(error) if error.is_graph_unavailable() => {
+                    waiting.get_or_insert_with(|| WaitingForGraph::start(&self.metrics, &error));
+                }
+                Ok(followers) => {
+                    if let Some(waiting) = waiting {
+                        waiting.end();
+                    }
+                    return Ok(followers);
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(GRAPH_RETRY_DELAY) => {}
+                () = self.stop.cancelled() => return Err(ExpandError::Stopped),
+            }
+        }
     }
 
     async fn publish_chunk(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {

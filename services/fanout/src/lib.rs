@@ -1,16 +1,16 @@
 //! The fanout service expands each post into chunks of recipients.
 //!
 //! For each message, a post or a slice (the remaining followers of a post), [`handler`]
-//! 1. reads the followers as of the follow version of the post,
-//! 2. splits them into chunks ([`domain`]) and writes this plan to the ledger,
-//! 3. publishes the chunks, and waits until the plan is durable,
+//! 1. reads the followers: for a post at the newest follow version, for a slice at the version of its post,
+//! 2. splits them into chunks ([`domain`]) and writes this plan to the ledger, which pins the version,
+//! 3. publishes the chunks of the plan that the ledger has, once it is durable,
 //! 4. publishes the next slice if followers are left.
 //!
 //! [`adapters`] pause a lane while too many chunks are pending in TIMELINE or PUSH, so that a backlog consists of posts
 //! and not of chunks.
 //!
-//! *Invariant:* the same message always makes the same chunks, because followers are read as of the follow version that
-//! the post recorded. A retry neither duplicates nor loses a recipient.
+//! *Invariant:* the same message always makes the same chunks, because the ledger keeps the plan of its first attempt. A
+//! retry neither duplicates nor loses a recipient, whoever followed or unfollowed in the meantime.
 
 mod adapters;
 mod config;
@@ -66,14 +66,15 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         graph,
         metrics,
     } = deps;
+    let mut workers = Workers::new(mesh.clone(), topology, &shutdown);
     let fanout = Arc::new(Fanout {
         mesh: mesh.clone(),
         ledger,
         followers: Followers::new(graph),
         metrics,
         config: config.clone(),
+        stop: workers.stop(),
     });
-    let mut workers = Workers::new(mesh.clone(), topology, &shutdown);
     for lane in Lane::ALL {
         let paused = watch_gate(mesh.clone(), lane, config.gate, workers.stop());
         let options = ConsumeOptions {

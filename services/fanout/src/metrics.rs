@@ -1,6 +1,6 @@
 //! All metrics of this service.
 
-use herald_runtime::metrics::{Counter, Registry};
+use herald_runtime::metrics::{Counter, Gauge, Registry};
 
 /// The fanout service's metrics.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +11,8 @@ pub struct Metrics {
     pub timeline_planned: Counter,
     /// Pushes planned.
     pub push_planned: Counter,
+    /// Posts and slices that wait for the graph service.
+    pub waiting_for_graph: Gauge,
 }
 
 impl Metrics {
@@ -31,6 +33,11 @@ impl Metrics {
             "fanout_push_deliveries_planned",
             "Pushes planned",
             metrics.push_planned.clone(),
+        );
+        registry.register(
+            "fanout_waiting_for_graph",
+            "Posts and slices that wait because the graph service is unavailable",
+            metrics.waiting_for_graph.clone(),
         );
         metrics
     }

@@ -8,7 +8,9 @@ use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{
     Config, ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, streams,
 };
-use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp};
+use herald_model::{
+    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+};
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
     Archived, ChunkPlan, Counts, ExpectedRevision, Outcome, PostTotals, Settlement, SlicePlan, Stores,
@@ -166,10 +168,11 @@ impl World {
         let plan = SlicePlan {
             post,
             slice: 0,
+            version: FollowVersion(1),
             chunks: chunks.collect(),
-            last: true,
+            next_after: None,
         };
-        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+        self.stores.ledger.plan(plan).await.unwrap();
     }
 
     pub(crate) async fn put_on_timelines(&self, post: PostId, recipients: &Recipients) {

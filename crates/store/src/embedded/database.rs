@@ -107,15 +107,6 @@ impl Database {
         self.committer.wait_for_sync()
     }
 
-    /// Applies a batch as [`apply`](Self::apply) does and writes it to the journal: on return it survives a crash of
-    /// the process, but not yet a loss of power.
-    pub(crate) fn write(&self, batch: OwnedWriteBatch) -> Result<Committed> {
-        let committed = self.apply(batch)?;
-        let written = self.fjall.persist(PersistMode::Buffer);
-        written.map_err(|e| self.committer.fail(&map_err(e)))?;
-        Ok(committed)
-    }
-
     /// Applies a batch and waits until it is durable.
     pub(crate) async fn commit(&self, batch: OwnedWriteBatch) -> Result<()> {
         self.apply(batch)?.await

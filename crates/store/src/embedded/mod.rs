@@ -186,7 +186,7 @@ impl Embedded {
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey};
+    use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
 
     use super::*;
     use crate::{Archived, ChunkPlan, SlicePlan};
@@ -220,13 +220,14 @@ mod tests {
             let plan = SlicePlan {
                 post: PostId(id),
                 slice: 0,
+                version: FollowVersion(1),
                 chunks: vec![ChunkPlan {
                     channel: Channel::Timeline,
                     recipients: Recipients::from_sorted([UserKey(2)]),
                 }],
-                last: true,
+                next_after: None,
             };
-            stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+            stores.ledger.plan(plan).await.unwrap();
             let durable = stores
                 .timelines
                 .deliver(PostId(id), Recipients::from_sorted([UserKey(2)]))

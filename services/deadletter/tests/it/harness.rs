@@ -13,7 +13,7 @@ use herald_mesh::{
     ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, Workers,
     consumers::{self, ConsumerKind},
 };
-use herald_model::{Channel, Lane, PostId, Recipients, UserId, UserKey, time::Timestamp};
+use herald_model::{Channel, FollowVersion, Lane, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_proto::{
     mesh_v1::{DlqEntry, PushChunk},
     v1::{self, dead_letter_service_client::DeadLetterServiceClient},
@@ -250,13 +250,14 @@ impl Harness {
         let plan = SlicePlan {
             post: PostId(post),
             slice: 0,
+            version: FollowVersion(1),
             chunks: vec![ChunkPlan {
                 channel: Channel::Push,
                 recipients: recipients.clone(),
             }],
-            last: true,
+            next_after: None,
         };
-        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+        self.stores.ledger.plan(plan).await.unwrap();
         chunk(post, self.author().await, &recipients)
     }
 

@@ -7,11 +7,10 @@ use std::sync::{
 
 use async_trait::async_trait;
 use herald_fanout::Config;
-use herald_mesh::{Subject, consumers, streams};
+use herald_mesh::{consumers, streams};
 use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Timestamp};
-use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
-    Durable, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
+    Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
     SlicePlan,
 };
 
@@ -26,15 +25,13 @@ struct FailingSync {
 
 #[async_trait]
 impl Ledger for FailingSync {
-    async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
-        let durable = self.ledger.plan(plan).await?;
+    async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
+        let plan = self.ledger.plan(plan).await?;
         self.plans.fetch_add(1, Ordering::SeqCst);
         if self.broken.load(Ordering::SeqCst) {
-            return Ok(Box::pin(async {
-                Err(Error::new(ErrorKind::Unavailable, "can't sync"))
-            }));
+            return Err(Error::new(ErrorKind::Unavailable, "can't sync"));
         }
-        Ok(durable)
+        Ok(plan)
     }
 
     async fn settle(&self, _: &Settlement) -> Result<u64> {
@@ -78,7 +75,7 @@ impl Ledger for FailingSync {
 }
 
 #[tokio::test]
-async fn no_slice_is_published_and_no_post_is_acknowledged_before_the_plan_is_durable() {
+async fn nothing_is_published_before_the_plan_is_durable_and_a_retry_publishes_that_plan() {
     let mut failing_sync = None;
     let config = Config {
         slice_recipients_max: 1_024,
@@ -95,25 +92,33 @@ async fn no_slice_is_published_and_no_post_is_acknowledged_before_the_plan_is_du
     })
     .await;
     let failing_sync = failing_sync.unwrap();
+    let users = world.users(1_102).await;
+    let (author, followers, late) = (users[0], &users[1..=1_100], users[1_101]);
     // Followers of two slices.
-    let users = world.users(1_100).await;
-    world.follow(users[0], &users[1..]).await;
-    let post = PostCreated {
-        author_key: users[0].0,
-        author_id: "user 0".into(),
-        ..PostCreated::default()
-    };
-    let subject = Subject::PostCreated(Lane::Normal);
-    world.mesh.publish(subject, Some("post"), &post).await.unwrap();
-    until(async || failing_sync.plans.load(Ordering::SeqCst) >= 2).await;
+    world.follow(author, followers).await;
+    world.post(author, Lane::Normal).await;
+    until(async || failing_sync.plans.load(Ordering::SeqCst) >= 1).await;
+    // The first attempt has pinned the followers: these changes come too late, for both slices.
+    world.unfollow(author, &[followers[0], followers[1_099]]).await;
+    world.follow(author, &[late]).await;
+    let before = failing_sync.plans.load(Ordering::SeqCst);
+    until(async || failing_sync.plans.load(Ordering::SeqCst) >= before + 2).await;
     let last = async |stream| world.mesh.last_sequence(stream).await.unwrap();
     let fanout = consumers::fanout(Lane::Normal);
     let floor = async || world.mesh.ack_floor(streams::POSTS, fanout).await.unwrap();
-    // The first attempt published the chunk; the broker deduplicated that of the second attempt.
-    assert_eq!(last(streams::TIMELINE).await, 1);
-    assert_eq!((last(streams::SLICES).await, floor().await), (0, 0));
+    assert_eq!(
+        (
+            last(streams::TIMELINE).await,
+            last(streams::SLICES).await,
+            floor().await
+        ),
+        (0, 0, 0)
+    );
 
     failing_sync.broken.store(false, Ordering::SeqCst);
     until(async || last(streams::TIMELINE).await == 2 && floor().await == 1).await;
     assert_eq!(last(streams::SLICES).await, 1);
+    let chunks = world.chunks().await;
+    let recipients: Vec<UserKey> = chunks.into_iter().flat_map(|(_, users)| users).collect();
+    assert_eq!(recipients, followers);
 }

@@ -1,14 +1,16 @@
 //! Starts nats-server, the embedded store, the graph service and the fanout service.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use herald_fanout::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
-use herald_mesh::{Mesh, Topology, TopologyConfig};
-use herald_model::{FollowVersion, UserId, UserKey};
+use herald_mesh::{Mesh, Subject, Topology, TopologyConfig, streams};
+use herald_model::{FollowVersion, Lane, PostId, Recipients, UserId, UserKey};
+use herald_proto::mesh_v1::{PostCreated, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
     FollowChange, Ledger, Stores,
@@ -25,11 +27,14 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct World {
     pub(crate) mesh: Mesh,
     pub(crate) stores: Stores,
-    shutdown: CancellationToken,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: CancellationToken,
+    graph_address: SocketAddr,
+    graph: Option<(CancellationToken, JoinHandle<()>)>,
     pub(crate) service: JoinHandle<Result<(), Error>>,
     _store: Embedded,
     _data: TempDir,
-    _server: Server,
+    server: Server,
 }
 
 impl Drop for World {
@@ -63,41 +68,68 @@ impl World {
         .unwrap();
         let stores = store.stores();
         let shutdown = CancellationToken::new();
-        let shared = Shared::new();
+        let metrics = Shared::new().register(Metrics::new);
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let graph = herald_graph::Deps {
-            mesh: mesh.clone(),
-            users: stores.users.clone(),
-            follows: stores.follows.clone(),
-            posts: stores.posts.clone(),
-            listener,
-            metrics: shared.register(herald_graph::Metrics::new),
-        };
-        tokio::spawn(herald_graph::run(
-            herald_graph::Config::default(),
-            graph,
-            shutdown.clone(),
-        ));
+        let graph_address = listener.local_addr().unwrap();
+        let graph = start_graph(&mesh, &stores, listener);
         let deps = Deps {
             mesh: mesh.clone(),
             topology,
             ledger: ledger(stores.ledger.clone()),
-            graph: Endpoint::from_shared(format!("http://{address}"))
+            graph: Endpoint::from_shared(format!("http://{graph_address}"))
                 .unwrap()
                 .connect_lazy(),
-            metrics: shared.register(Metrics::new),
+            metrics: metrics.clone(),
         };
         Self {
             service: tokio::spawn(run(config, deps, shutdown.clone())),
             mesh,
             stores,
+            metrics,
             shutdown,
+            graph_address,
+            graph: Some(graph),
             _store: store,
             _data: data,
-            _server: server,
+            server,
         }
+    }
+
+    /// Stops the graph service; its port refuses connections on return.
+    pub(crate) async fn stop_graph(&mut self) {
+        let (stop, service) = self.graph.take().unwrap();
+        stop.cancel();
+        service.await.unwrap();
+    }
+
+    /// Starts the graph service again, on the same port.
+    pub(crate) async fn restart_graph(&mut self) {
+        let listener = TcpListener::bind(self.graph_address).await.unwrap();
+        self.graph = Some(start_graph(&self.mesh, &self.stores, listener));
+    }
+
+    /// Publishes a post of an author; returns its id.
+    pub(crate) async fn post(&self, author: UserKey, lane: Lane) -> PostId {
+        let post = PostCreated {
+            author_key: author.0,
+            author_id: "author".into(),
+            ..PostCreated::default()
+        };
+        let published = self.mesh.publish(Subject::PostCreated(lane), None, &post).await;
+        PostId(published.unwrap().sequence)
+    }
+
+    /// Post id and recipients of all chunks in TIMELINE, in the order of the stream.
+    pub(crate) async fn chunks(&self) -> Vec<(u64, Vec<UserKey>)> {
+        let mut chunks = Vec::new();
+        for sequence in 1..=self.mesh.last_sequence(streams::TIMELINE).await.unwrap() {
+            let message = self.mesh.message(streams::TIMELINE, sequence).await.unwrap();
+            let chunk: TimelineChunk = message.unwrap().decode().unwrap();
+            let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count).unwrap();
+            chunks.push((chunk.post_id, recipients.iter().collect()));
+        }
+        chunks
     }
 
     /// Creates users and returns their keys.
@@ -106,6 +138,30 @@ impl World {
             .map(|n| UserId::new(format!("user {n}")).unwrap())
             .collect();
         self.stores.users.intern(&ids).await.unwrap()
+    }
+
+    /// Number of deliveries of a consumer of POSTS, redeliveries included.
+    pub(crate) async fn deliveries(&self, consumer: &str) -> u64 {
+        let client = async_nats::connect(self.server.client_url()).await.unwrap();
+        let stream = async_nats::jetstream::new(client)
+            .get_stream("POSTS")
+            .await
+            .unwrap();
+        let info = stream.consumer_info(consumer).await.unwrap();
+        info.delivered.consumer_sequence
+    }
+
+    /// Removes followers.
+    pub(crate) async fn unfollow(&self, author: UserKey, followers: &[UserKey]) {
+        let changes: Vec<FollowChange> = followers
+            .iter()
+            .map(|follower| FollowChange {
+                follower: *follower,
+                author,
+                notify: None,
+            })
+            .collect();
+        self.stores.follows.apply(&changes).await.unwrap();
     }
 
     /// Adds followers without notifications; returns the new follow version.
@@ -121,6 +177,21 @@ impl World {
         self.stores.follows.apply(&follows).await.unwrap();
         self.stores.follows.count(author).await.unwrap().version
     }
+}
+
+fn start_graph(mesh: &Mesh, stores: &Stores, listener: TcpListener) -> (CancellationToken, JoinHandle<()>) {
+    let deps = herald_graph::Deps {
+        mesh: mesh.clone(),
+        users: stores.users.clone(),
+        follows: stores.follows.clone(),
+        posts: stores.posts.clone(),
+        listener,
+        metrics: Shared::new().register(herald_graph::Metrics::new),
+    };
+    let stop = CancellationToken::new();
+    let service = herald_graph::run(herald_graph::Config::default(), deps, stop.clone());
+    let service = tokio::spawn(async move { service.await.unwrap() });
+    (stop, service)
 }
 
 /// Waits until a condition is true; panics after [`TIMEOUT`].

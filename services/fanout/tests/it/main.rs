@@ -5,5 +5,6 @@
 
 mod config;
 mod durable;
+mod graph;
 mod harness;
 mod redrive;

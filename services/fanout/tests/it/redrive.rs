@@ -6,8 +6,8 @@ use herald_mesh::{
     consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Lane, PostId, Recipients, UserKey, time::Timestamp};
-use herald_proto::mesh_v1::{FanoutSlice, PostCreated, TimelineChunk};
+use herald_model::{Lane, PostId, time::Timestamp};
+use herald_proto::mesh_v1::{FanoutSlice, PostCreated};
 
 use crate::harness::{World, until};
 
@@ -24,18 +24,6 @@ fn dead_letter(kind: ConsumerKind, subject: Subject, sequence: u64, body: &impl 
         trace_state: None,
         id: format!("dlq/{sequence}/redrive/1"),
     }
-}
-
-/// Post id and recipients of all chunks in TIMELINE.
-async fn chunks(world: &World) -> Vec<(u64, Vec<UserKey>)> {
-    let mut chunks = Vec::new();
-    for sequence in 1..=world.mesh.last_sequence(streams::TIMELINE).await.unwrap() {
-        let message = world.mesh.message(streams::TIMELINE, sequence).await.unwrap();
-        let chunk: TimelineChunk = message.unwrap().decode().unwrap();
-        let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count).unwrap();
-        chunks.push((chunk.post_id, recipients.iter().collect()));
-    }
-    chunks
 }
 
 #[tokio::test]
@@ -56,7 +44,7 @@ async fn a_redriven_post_keeps_its_id_and_reaches_only_fanout() {
     );
     world.mesh.redrive(&post).await.unwrap();
     until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 1).await;
-    assert_eq!(chunks(&world).await, [(4_711, users[1..].to_vec())]);
+    assert_eq!(world.chunks().await, [(4_711, users[1..].to_vec())]);
     let counts = world.stores.ledger.counts(PostId(4_711)).await.unwrap().unwrap();
     assert_eq!((counts.planned, counts.timeline.targeted), (true, 3));
 
@@ -72,7 +60,7 @@ async fn a_redriven_post_keeps_its_id_and_reaches_only_fanout() {
     let slice = dead_letter(ConsumerKind::Slice, Subject::Slice(Lane::High), 9, &slice);
     world.mesh.redrive(&slice).await.unwrap();
     until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 2).await;
-    assert_eq!(chunks(&world).await[1], (4_712, users[2..].to_vec()));
+    assert_eq!(world.chunks().await[1], (4_712, users[2..].to_vec()));
 
     for kind in ConsumerKind::ALL {
         let consumer = consumers::redrive(kind);

@@ -1,6 +1,6 @@
 //! DeliveryService and MeshService.
 
-use herald_model::{Channel, PostId, Recipients, time::Timestamp};
+use herald_model::{Channel, FollowVersion, PostId, Recipients, time::Timestamp};
 use herald_proto::v1;
 use herald_store::{ChunkPlan, ExpectedRevision, Outcome, Settlement, SlicePlan};
 use tonic::Code;
@@ -40,10 +40,11 @@ async fn deliveries_are_counted_and_listed() {
     let plan = SlicePlan {
         post: PostId(post_id),
         slice: 0,
+        version: FollowVersion(1),
         chunks: vec![chunk],
-        last: true,
+        next_after: None,
     };
-    world.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+    world.stores.ledger.plan(plan).await.unwrap();
     let list = async |page_size, token: &str, state: v1::DeliveryState| {
         let request = v1::ListRecipientsRequest {
             post_id,

@@ -13,7 +13,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{
-    Address, Channel, Device, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
 };
 use herald_proto::{mesh_v1, v1};
 use herald_push::{Config, Deps, Error, Metrics, Vapid, run};
@@ -268,10 +268,11 @@ impl Herald {
         let plan = SlicePlan {
             post,
             slice: 0,
+            version: FollowVersion(1),
             chunks: vec![chunk],
-            last: true,
+            next_after: None,
         };
-        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+        self.stores.ledger.plan(plan).await.unwrap();
         let message = mesh_v1::PushChunk {
             post_id: post.0,
             author_key: self.user(AUTHOR).await.0,

@@ -14,7 +14,9 @@ use herald_mesh::{
     consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp};
+use herald_model::{
+    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
@@ -148,13 +150,14 @@ impl World {
         let plan = SlicePlan {
             post,
             slice: 0,
+            version: FollowVersion(1),
             chunks: vec![ChunkPlan {
                 channel: Channel::Timeline,
                 recipients: users.clone(),
             }],
-            last: true,
+            next_after: None,
         };
-        self.stores.ledger.plan(&plan).await.unwrap().await.unwrap();
+        self.stores.ledger.plan(plan).await.unwrap();
         TimelineChunk {
             post_id: post.0,
             author_key: 9,

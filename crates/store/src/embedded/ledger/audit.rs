@@ -45,6 +45,7 @@ impl Ledger {
                 RowKind::Slice => plan.slices.push(PlannedSlice {
                     index: row::read_slice_key(&key)?,
                     last: row::Slice::decode(&value)?.last,
+                    version: row::Slice::decode_pin(&value)?.map(|pin| pin.version),
                 }),
                 RowKind::Outcome => {
                     recorded.insert(row::read_chunk_key(&key)?, row::decode_outcome(&value)?);

@@ -2,7 +2,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | post, 0, slice | whether the slice is the last, number of recipients by channel |
+//! | post, 0, slice | whether the slice is the last, number of recipients by channel, follow version, chunk ids |
 //! | post, 1, channel, chunk | outcome of the chunk; counts and times come first |
 //! | post, 2, channel, chunk | recipients of the chunk |
 //! | post, 3, timeline, hash | recipients to whose timelines a backfill added the post |
@@ -10,6 +10,7 @@
 //! Counting reads only slices and the heads of outcomes, never a set of recipients.
 
 mod audit;
+mod plan;
 mod row;
 mod settle;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use fjall::Keyspace;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
+use parking_lot::Mutex;
 
 use self::{
     row::{OutcomeHead, RowKind},
@@ -30,8 +32,7 @@ use super::{
     trim_watermark::TrimWatermark,
 };
 use crate::{
-    ChannelCounts, Durable, MarkedDead, Outcome, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
-    SlicePlan,
+    ChannelCounts, MarkedDead, Outcome, PostCounts, PostPlan, RecordedOutcome, Result, Settlement, SlicePlan,
 };
 
 /// Memtable size of the ledger in bytes. Recipients of chunks are most of the data written to `records/`.
@@ -42,6 +43,7 @@ pub(crate) struct Ledger {
     database: Arc<Database>,
     rows: Keyspace,
     outcome_locks: OutcomeLocks,
+    plan_lock: Mutex<()>,
     trim_watermark: TrimWatermark,
 }
 
@@ -53,6 +55,7 @@ impl Ledger {
             rows: database.keyspace("ledger", options)?,
             database: Arc::clone(database),
             outcome_locks: OutcomeLocks::default(),
+            plan_lock: Mutex::default(),
             trim_watermark: TrimWatermark::default(),
         })
     }
@@ -126,29 +129,9 @@ impl ChannelCounts {
 
 #[async_trait]
 impl crate::Ledger for Ledger {
-    async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
+    async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
         can_fail!("store.plan");
-        let key = row::slice_key(plan.post, plan.slice);
-        if self.rows.contains_key(key).map_err(map_err)? {
-            // The slice is planned but may not be durable yet. An empty batch is durable only after all earlier writes.
-            return Ok(Box::pin(self.database.write(self.database.batch())?));
-        }
-        let mut batch = self.database.batch();
-        let mut slice = row::Slice {
-            last: plan.last,
-            ..row::Slice::default()
-        };
-        for chunk in &plan.chunks {
-            let id = chunk.recipients.chunk_id();
-            let key = row::chunk_key(plan.post, RowKind::Chunk, chunk.channel, id);
-            batch.insert(&self.rows, key, row::encode_chunk(&chunk.recipients));
-            *match chunk.channel {
-                Channel::Timeline => &mut slice.timeline,
-                Channel::Push => &mut slice.push,
-            } += u64::from(chunk.recipients.len());
-        }
-        batch.insert(&self.rows, key, slice.encode());
-        Ok(Box::pin(self.database.write(batch)?))
+        self.plan_once(plan).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {

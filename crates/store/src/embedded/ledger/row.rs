@@ -1,6 +1,8 @@
 //! Encoding of the ledger's rows. Each value begins with the version of its layout; numbers in values are varints.
 
-use herald_model::{Channel, ChunkId, DeviceId, PostId, Recipients, UserKey, time::Timestamp, varint};
+use herald_model::{
+    Channel, ChunkId, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint,
+};
 
 use crate::{Error, ErrorKind, Outcome, PartialDelivery, RecordedOutcome, Result, SettledCounts};
 
@@ -83,12 +85,15 @@ pub(super) fn chunk_key(post: PostId, kind: RowKind, channel: Channel, chunk: Ch
 /// Decodes the channel and the chunk of a key encoded by [`chunk_key`].
 pub(super) fn read_chunk_key(key: &[u8]) -> Result<(Channel, ChunkId)> {
     let key: &[u8; 18] = key.try_into().map_err(|_| malformed())?;
-    let channel = Channel::ALL
-        .into_iter()
-        .find(|c| channel_byte(*c) == key[9])
-        .ok_or_else(malformed)?;
     let (_, chunk) = key.split_last_chunk::<8>().ok_or_else(malformed)?;
-    Ok((channel, ChunkId(u64::from_be_bytes(*chunk))))
+    Ok((channel_of_byte(key[9])?, ChunkId(u64::from_be_bytes(*chunk))))
+}
+
+fn channel_of_byte(byte: u8) -> Result<Channel> {
+    Channel::ALL
+        .into_iter()
+        .find(|channel| channel_byte(*channel) == byte)
+        .ok_or_else(malformed)
 }
 
 fn channel_byte(channel: Channel) -> u8 {
@@ -106,12 +111,54 @@ pub(super) struct Slice {
     pub(super) push: u64,
 }
 
+/// The rest of a slice's row: what a retry publishes again. Rows of an older Herald don't have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pin {
+    pub(super) version: FollowVersion,
+    /// `None` for the last slice.
+    pub(super) next_after: Option<UserKey>,
+    /// The chunks, in the order of the plan.
+    pub(super) chunks: Vec<(Channel, ChunkId)>,
+}
+
 impl Slice {
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub(super) fn encode(self, pin: &Pin) -> Vec<u8> {
         let mut out = vec![VERSION, u8::from(self.last)];
         varint::write(&mut out, self.timeline);
         varint::write(&mut out, self.push);
+        varint::write(&mut out, pin.version.0);
+        varint::write(&mut out, pin.next_after.map_or(0, |user| u64::from(user.0)));
+        varint::write(&mut out, pin.chunks.len() as u64);
+        for (channel, chunk) in &pin.chunks {
+            out.push(channel_byte(*channel));
+            out.extend(chunk.0.to_be_bytes());
+        }
         out
+    }
+
+    /// Decodes the pin; `None` in a row of an older Herald.
+    pub(super) fn decode_pin(row: &[u8]) -> Result<Option<Pin>> {
+        let mut cursor = Cursor::new(row)?;
+        let last = cursor.read_byte()? != 0;
+        cursor.read_number()?;
+        cursor.read_number()?;
+        if cursor.0.is_empty() {
+            return Ok(None);
+        }
+        let version = FollowVersion(cursor.read_number()?);
+        let next_after = cursor.read_user()?;
+        let count = cursor.read_count()?;
+        let chunks = (0..count).map(|_| {
+            let channel = channel_of_byte(cursor.read_byte()?)?;
+            let (id, after) = cursor.0.split_first_chunk().ok_or_else(malformed)?;
+            cursor.0 = after;
+            Ok((channel, ChunkId(u64::from_be_bytes(*id))))
+        });
+        Ok(Some(Pin {
+            version,
+            chunks: chunks.collect::<Result<_>>()?,
+            next_after: (!last).then_some(next_after),
+        }))
     }
 
     pub(super) fn decode(row: &[u8]) -> Result<Self> {

@@ -94,7 +94,7 @@ fn mark_dead_affects_pending_recipients_only() {
     let ledger = Ledger::open(store.database()).unwrap();
     let (chunk, fresh) = (set(1..=5), set(11..=13));
     let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &fresh)];
-    write_plan(&ledger, &plan(0, true, &chunks));
+    write_plan(&ledger, plan(0, true, &chunks));
     let recorded = Outcome::Mixed {
         delivered: set([1]),
         suppressed: set([2]),
@@ -158,8 +158,8 @@ fn audit_reads_all_rows_of_a_post() {
     {
         let ledger = Ledger::open(store.database()).unwrap();
         let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
-        write_plan(&ledger, &plan(0, false, &chunks));
-        write_plan(&ledger, &plan(300, true, &[(Channel::Timeline, &other)]));
+        write_plan(&ledger, plan(0, false, &chunks));
+        write_plan(&ledger, plan(300, true, &[(Channel::Timeline, &other)]));
         let delivered = recorded.outcome.clone();
         block_on(ledger.settle(&settlement(
             Channel::Timeline,
@@ -177,7 +177,11 @@ fn audit_reads_all_rows_of_a_post() {
     let mut plan = block_on(ledger.audit(POST)).unwrap().unwrap();
     assert_eq!(
         plan.slices,
-        [(0, false), (300, true)].map(|(index, last)| PlannedSlice { index, last })
+        [(0, false), (300, true)].map(|(index, last)| PlannedSlice {
+            index,
+            last,
+            version: Some(FollowVersion(1)),
+        })
     );
     assert_eq!(plan.backfilled, [set([70, 80])]);
     plan.chunks
@@ -213,7 +217,7 @@ fn posts_are_listed_once_until_trimmed() {
     for post in [2, 5, 300, 70_000] {
         let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
         one.post = PostId(post);
-        write_plan(&ledger, &one);
+        write_plan(&ledger, one);
     }
     let posts = |after, limit| {
         let posts = block_on(ledger.posts(after, limit)).unwrap();

@@ -1,0 +1,63 @@
+//! The graph service stops: posts wait for it.
+
+use std::time::Duration;
+
+use herald_fanout::Config;
+use herald_mesh::{consumers, streams};
+use herald_model::{Lane, UserKey};
+
+use crate::harness::{World, until};
+
+/// Publishes a post a lane while the graph service is stopped, and waits until all of them wait for it.
+async fn world_waiting_for_graph() -> (World, Vec<UserKey>) {
+    let mut world = World::start(Config::default()).await;
+    let users = world.users(4).await;
+    world.follow(users[0], &users[1..3]).await;
+    world.stop_graph().await;
+    for lane in Lane::ALL {
+        world.post(users[0], lane).await;
+    }
+    until(async || world.metrics.waiting_for_graph.get() == 3).await;
+    (world, users)
+}
+
+#[tokio::test]
+async fn posts_wait_for_the_graph_service_and_spend_no_attempt() {
+    let (mut world, users) = world_waiting_for_graph().await;
+    // Answered before the fan-out.
+    world.unfollow(users[0], &[users[1]]).await;
+    world.follow(users[0], &[users[3]]).await;
+    world.restart_graph().await;
+    let last = async |stream| world.mesh.last_sequence(stream).await.unwrap();
+    until(async || last(streams::TIMELINE).await == 3).await;
+    let mut chunks = world.chunks().await;
+    chunks.sort_unstable();
+    assert_eq!(chunks, [1, 2, 3].map(|post| (post, users[2..].to_vec())));
+    until(async || world.metrics.waiting_for_graph.get() == 0).await;
+    for (lane, post) in Lane::ALL.into_iter().zip(1..) {
+        let consumer = consumers::fanout(lane);
+        until(async || world.mesh.ack_floor(streams::POSTS, consumer).await.unwrap() == post).await;
+        assert_eq!(
+            world.deliveries(consumer).await,
+            1,
+            "{consumer} delivered its post again"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_the_wait_for_the_graph_service() {
+    let (mut world, _) = world_waiting_for_graph().await;
+    world.shutdown.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), &mut world.service).await;
+    ended.expect("the service stops in time").unwrap().unwrap();
+    assert_eq!(world.metrics.waiting_for_graph.get(), 0);
+    // The posts are not acknowledged: another process gets them.
+    for lane in Lane::ALL {
+        let floor = world
+            .mesh
+            .ack_floor(streams::POSTS, consumers::fanout(lane))
+            .await;
+        assert_eq!(floor.unwrap(), 0, "{lane}");
+    }
+}
