@@ -48,6 +48,7 @@ impl PushChunk {
             recipients: recipients.as_bytes().clone(),
             recipient_count: recipients.len(),
             expires_at_us: expires_at.0,
+            retry_generation: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
 use futures::{StreamExt, stream};
 use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    ChunkPlan, ExpectedRevision, Outcome, Result, Settlement, SlicePlan,
+    ChunkPlan, ExpectedRevision, Outcome, OutcomeDetails, Result, Settlement, SlicePlan,
     embedded::{Config, Embedded},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -75,7 +75,7 @@ async fn bench(config: Config, posts: u64) {
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: Recipients::default(),
-            partial: Vec::new(),
+            details: OutcomeDetails::default(),
         };
         let settlement = settlement(post, Channel::Push, chunk, ExpectedRevision::Revision(0), outcome);
         let ledger = &ledger;

@@ -49,9 +49,161 @@ pub enum Outcome {
         expired: Recipients,
         /// Marked dead: only a redrive delivers them.
         dead: Recipients,
-        /// Pending recipients of whom some devices are already delivered.
-        partial: Vec<PartialDelivery>,
+        /// What is known about single recipients and devices; empty for the timeline.
+        details: OutcomeDetails,
     },
+}
+
+/// What a push chunk records about its recipients and devices besides their states.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OutcomeDetails {
+    /// Number of copies of the message that were made for waiting recipients. The newest copy names this generation in
+    /// its payload; 0 for the message of fan-out. All waiting recipients belong to this generation.
+    pub generation: u32,
+    /// End of the pushes' time to live if a redrive extended it; later than the one of the first message.
+    pub expires_at: Option<Timestamp>,
+    /// Pending recipients with a device that is done or waits, ascending. A pending recipient without an entry has not
+    /// been tried, or was revived by a redrive.
+    pub pending: Vec<PendingRecipient>,
+    /// Suppressed recipients by reason; the sets don't overlap. No reason is known of a suppressed recipient in none of
+    /// them.
+    pub suppressed: Vec<(SuppressedReason, Recipients)>,
+    /// The last failures of dead and expired recipients, ascending. A recipient without an entry had none, and belongs
+    /// to generation 0.
+    pub failed: Vec<FailedRecipient>,
+}
+
+impl OutcomeDetails {
+    /// The waiting devices of a pending recipient.
+    pub fn waiting(&self, user: UserKey) -> &[DeviceRetry] {
+        self.pending(user).map_or(&[], |recipient| &recipient.waiting)
+    }
+
+    /// The entry of a pending recipient.
+    pub fn pending(&self, user: UserKey) -> Option<&PendingRecipient> {
+        let index = self
+            .pending
+            .binary_search_by_key(&user, |recipient| recipient.user);
+        index.ok().map(|index| &self.pending[index])
+    }
+
+    /// The entry of a dead or expired recipient.
+    pub fn failed(&self, user: UserKey) -> Option<&FailedRecipient> {
+        let index = self
+            .failed
+            .binary_search_by_key(&user, |recipient| recipient.user);
+        index.ok().map(|index| &self.failed[index])
+    }
+
+    /// Why a recipient is suppressed, if known.
+    pub fn suppressed(&self, user: UserKey) -> Option<SuppressedReason> {
+        let mut sets = self.suppressed.iter();
+        sets.find(|(_, users)| users.contains(user))
+            .map(|(reason, _)| *reason)
+    }
+}
+
+/// A pending recipient of whom some devices are done or wait for their next attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingRecipient {
+    /// The recipient.
+    pub user: UserKey,
+    /// Devices whose provider accepted the push. No more attempts are made for them.
+    pub done: Vec<DeviceId>,
+    /// Devices whose last attempt failed, each with its next one.
+    pub waiting: Vec<DeviceRetry>,
+}
+
+/// A device that waits for its next attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRetry {
+    /// The device.
+    pub device: DeviceId,
+    /// Failed attempts. A wait that the provider asked for and a closed circuit are not counted.
+    pub attempts: u32,
+    /// Earliest time of the next attempt.
+    pub next_at: Timestamp,
+    /// Why the last attempt failed.
+    pub failure: PushFailure,
+}
+
+/// Why a push to a device failed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PushFailure {
+    /// Provider and reason, such as `web_push status 429`; up to [`REASON_BYTES_MAX`](Self::REASON_BYTES_MAX).
+    pub reason: String,
+    /// Host of the endpoint, with the port unless it is the default; up to [`HOST_BYTES_MAX`](Self::HOST_BYTES_MAX).
+    /// Empty if no endpoint was involved.
+    pub host: String,
+}
+
+impl PushFailure {
+    /// Maximum length of a reason, bytes; the rest is cut off.
+    pub const REASON_BYTES_MAX: usize = 96;
+    /// Maximum length of a host, bytes; the rest is cut off.
+    pub const HOST_BYTES_MAX: usize = 96;
+
+    /// A failure with its texts cut to their limits.
+    pub fn new(reason: &str, host: &str) -> Self {
+        let cut = |text: &str, max| text[..text.floor_char_boundary(max)].to_owned();
+        Self {
+            reason: cut(reason, Self::REASON_BYTES_MAX),
+            host: cut(host, Self::HOST_BYTES_MAX),
+        }
+    }
+}
+
+/// The failure of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFailure {
+    /// The device; `None` if the recipient's devices could not be read.
+    pub device: Option<DeviceId>,
+    /// The failure.
+    pub failure: PushFailure,
+}
+
+/// A dead or expired recipient with the last failures of its devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedRecipient {
+    /// The recipient.
+    pub user: UserKey,
+    /// Generation of the message that settled the recipient. The dead letter of that message covers it.
+    pub generation: u32,
+    /// The last failure of each device that failed.
+    pub failures: Vec<DeviceFailure>,
+}
+
+/// Why a recipient is suppressed: nothing was sent, on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum SuppressedReason {
+    /// The recipient has no device.
+    NoDevice = 1,
+    /// The recipient has muted the author.
+    Muted = 2,
+    /// The recipient has switched pushes off.
+    PushOff = 3,
+    /// The post was deleted.
+    PostDeleted = 4,
+    /// All devices of the recipient are gone: their provider said so.
+    DeviceGone = 5,
+    /// All devices of the recipient are disabled.
+    DeviceDisabled = 6,
+    /// The recipient has no user id.
+    UnknownUser = 7,
+}
+
+impl SuppressedReason {
+    /// All reasons.
+    pub const ALL: [Self; 7] = [
+        Self::NoDevice,
+        Self::Muted,
+        Self::PushOff,
+        Self::PostDeleted,
+        Self::DeviceGone,
+        Self::DeviceDisabled,
+        Self::UnknownUser,
+    ];
 }
 
 /// Number of settled recipients of a chunk, by state.
@@ -91,15 +243,6 @@ impl Outcome {
     }
 }
 
-/// A recipient who is delivered on some devices and pending on others.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PartialDelivery {
-    /// The recipient.
-    pub user: UserKey,
-    /// Devices whose provider accepted the push. No more attempts are made for them.
-    pub done: Vec<DeviceId>,
-}
-
 /// The recorded outcome of a chunk, with its revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedOutcome {
@@ -136,11 +279,54 @@ pub struct Settlement {
     pub at: Timestamp,
 }
 
+/// A recipient of a post on one channel, with its state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipientStatus {
+    /// The recipient.
+    pub user: UserKey,
+    /// The state.
+    pub state: DeliveryState,
+    /// Why the recipient is suppressed, if known; only for this state.
+    pub suppressed: Option<SuppressedReason>,
+    /// Devices of a pending recipient that accepted the push.
+    pub done: Vec<DeviceId>,
+    /// Devices of a pending recipient that wait for their next attempt.
+    pub waiting: Vec<DeviceRetry>,
+    /// The last failures of a dead or expired recipient's devices.
+    pub failures: Vec<DeviceFailure>,
+}
+
+impl RecipientStatus {
+    /// A recipient of whom only the state is known.
+    pub fn new(user: UserKey, state: DeliveryState) -> Self {
+        Self {
+            user,
+            state,
+            suppressed: None,
+            done: Vec::new(),
+            waiting: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+}
+
+/// A message that became a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadMessage {
+    /// The post.
+    pub post: PostId,
+    /// The channel.
+    pub channel: Channel,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Generation in the payload of the message; 0 for the message of fan-out and for the timeline.
+    pub generation: u32,
+}
+
 /// Result of marking a chunk dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkedDead {
-    /// All dead recipients of the chunk, since none is pending any more. A redrive delivers to
-    /// them.
+    /// All dead recipients of the chunk. A redrive delivers to them.
     pub dead_recipients: Recipients,
     /// The revision of the chunk after the call.
     pub revision: u64,
@@ -240,15 +426,20 @@ pub trait Ledger: Send + Sync {
     /// [`Outcome::Delivered`].
     async fn settle(&self, settlement: &Settlement) -> Result<u64>;
 
-    /// Marks the pending recipients of a chunk dead, except those with a delivered device, who are marked delivered.
-    /// Durable on return. Marking the chunk again changes nothing. `None` if no such chunk is planned.
-    async fn mark_dead(
-        &self,
-        post: PostId,
-        channel: Channel,
-        chunk: ChunkId,
-        at: Timestamp,
-    ) -> Result<Option<MarkedDead>>;
+    /// Claims a chunk for one worker: writes its outcome again with a new revision, and returns that revision. Durable
+    /// on return. A worker calls it before it sends anything that can't be taken back, and sends nothing when it fails:
+    /// the outcome could not be recorded either, or another worker has the chunk.
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is not at revision `base`; 0 if nothing is recorded. An
+    /// engine that several machines share may add a lease: until it ends or the chunk is settled, other workers'
+    /// claims are conflicts.
+    async fn claim(&self, post: PostId, channel: Channel, chunk: ChunkId, base: u64) -> Result<u64>;
+
+    /// Marks the pending recipients of a dead message's chunk dead, except those with a delivered device, who are
+    /// marked delivered. Recipients that wait in a later generation than the message's stay pending: a copy of the
+    /// message continues with them. Durable on return. Marking the chunk again changes nothing. `None` if no such chunk
+    /// is planned.
+    async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>>;
 
     /// Records that a backfill is about to put posts on the timelines of recipients. Call it before the backfill does.
     /// Durable on return. Posts past the retention of the ledger are ignored.
@@ -265,8 +456,8 @@ pub trait Ledger: Send + Sync {
     /// Counts the deliveries of a post; `None` if no slice is planned.
     async fn counts(&self, post: PostId) -> Result<Option<PostCounts>>;
 
-    /// Lists up to `limit` recipients greater than `after` that are in `state` (`None`: any), ascending, with their
-    /// states.
+    /// Lists up to `limit` recipients greater than `after` that are in `state` (`None`: any), ascending, with what is
+    /// known about each.
     async fn recipients(
         &self,
         post: PostId,
@@ -274,7 +465,7 @@ pub trait Ledger: Send + Sync {
         state: Option<DeliveryState>,
         after: Option<UserKey>,
         limit: usize,
-    ) -> Result<Vec<(UserKey, DeliveryState)>>;
+    ) -> Result<Vec<RecipientStatus>>;
 
     /// Lists up to `limit` posts greater than `after` that have rows in the ledger, ascending.
     async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;

@@ -58,8 +58,10 @@ pub use dead_letters::{
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
 pub use ledger::{
-    ChannelCounts, ChunkPlan, ChunkState, ExpectedRevision, Ledger, MarkedDead, Outcome, PartialDelivery,
-    PlannedSlice, PostCounts, PostPlan, RecordedOutcome, SettledCounts, Settlement, SlicePlan,
+    ChannelCounts, ChunkPlan, ChunkState, DeadMessage, DeviceFailure, DeviceRetry, ExpectedRevision,
+    FailedRecipient, Ledger, MarkedDead, Outcome, OutcomeDetails, PendingRecipient, PlannedSlice, PostCounts,
+    PostPlan, PushFailure, RecipientStatus, RecordedOutcome, SettledCounts, Settlement, SlicePlan,
+    SuppressedReason,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::Timelines;

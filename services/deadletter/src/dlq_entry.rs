@@ -204,6 +204,16 @@ pub(crate) fn recipients(entry: &DlqEntry) -> Option<Recipients> {
     Recipients::decode(bytes, count).ok()
 }
 
+/// The generation of the entry's push chunk; 0 for other messages and for a malformed payload.
+pub(crate) fn retry_generation(entry: &DlqEntry) -> u32 {
+    match Subject::parse(&entry.subject) {
+        Some(Subject::PushDeliver(_)) => {
+            PushChunk::decode(entry.payload.clone()).map_or(0, |chunk| chunk.retry_generation)
+        }
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use herald_model::time::Timestamp;

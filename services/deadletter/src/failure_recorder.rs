@@ -10,9 +10,9 @@ use herald_proto::{
     mesh_v1::{DeliveriesSettled, DlqEntry, SettledChunk},
     v1,
 };
-use herald_store::{DeadLetter, DeadLetterState, DeadLetters, Ledger, Reopened, Reopening};
+use herald_store::{DeadLetter, DeadLetterState, DeadLetters, DeadMessage, Ledger, Reopened, Reopening};
 
-use crate::{Metrics, convert, error::StepError};
+use crate::{Metrics, convert, dlq_entry, error::StepError};
 
 /// Records failures. Clones share the connections.
 #[derive(Clone)]
@@ -70,7 +70,14 @@ impl FailureRecorder {
         };
         let (post, chunk) = (PostId(entry.post_id), ChunkId(entry.chunk_id));
         let now = Timestamp::now();
-        let marked_dead = match self.ledger.mark_dead(post, channel, chunk, now).await {
+        let dead = DeadMessage {
+            post,
+            channel,
+            chunk,
+            // Recipients of a later generation continue in a copy of the message.
+            generation: dlq_entry::retry_generation(entry),
+        };
+        let marked_dead = match self.ledger.mark_dead(&dead, now).await {
             // A retry would block all redrives, which wait until each failure is recorded. The dead letter is stored,
             // and an audit finds the malformed row.
             Err(error) if !error.is_transient() => {

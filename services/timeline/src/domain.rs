@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use herald_model::{Recipients, UserKey};
-use herald_store::Outcome;
+use herald_store::{Outcome, OutcomeDetails};
 
 /// The outcome of a chunk after an attempt that failed for some recipients. Recipients reached by this or an earlier
 /// attempt (`before`) are delivered, other recipients in `failed` are dead, all others are pending. `reached` and
@@ -32,7 +32,7 @@ pub(crate) fn partial_outcome(
         delivered: Recipients::from_sorted(delivered),
         suppressed: Recipients::default(),
         expired: Recipients::default(),
-        partial: Vec::new(),
+        details: OutcomeDetails::default(),
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: users(dead),
-            partial: Vec::new(),
+            details: OutcomeDetails::default(),
         }
     }
 

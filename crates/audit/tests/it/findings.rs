@@ -8,7 +8,7 @@ use herald_mesh::{
 };
 use herald_model::{Channel, PostId, Recipients, time::Timestamp};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
-use herald_store::{ExpectedRevision, Outcome, Settlement};
+use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement};
 use prost::Message as _;
 
 use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
@@ -286,7 +286,7 @@ async fn dead_recipients_without_a_dead_letter_are_reported() {
         suppressed: none(),
         expired: none(),
         dead: world.intern_users(&[3]).await,
-        partial: Vec::new(),
+        details: OutcomeDetails::default(),
     };
     world.settle(post.id, Channel::Push, &recipients, outcome).await;
     world.drain().await;
@@ -314,7 +314,7 @@ async fn inconsistent_states_are_reported() {
         suppressed: world.intern_users(&[2]).await,
         expired: world.intern_users(&[7]).await,
         dead: none(),
-        partial: Vec::new(),
+        details: OutcomeDetails::default(),
     };
     let settlement = Settlement {
         post: post.id,

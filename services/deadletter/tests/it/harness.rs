@@ -358,6 +358,7 @@ pub(crate) fn chunk(post: u64, author: UserKey, recipients: &Recipients) -> Push
         recipients: recipients.as_bytes().clone(),
         recipient_count: recipients.len(),
         expires_at_us: Timestamp::now().plus(Duration::from_mins(5)).0,
+        retry_generation: 0,
     }
 }
 

@@ -348,7 +348,7 @@ async fn undelivered_recipients_come_from_the_ledger() {
         suppressed,
         expired,
         dead,
-        partial,
+        details,
         ..
     } = recorded.outcome
     else {
@@ -366,7 +366,7 @@ async fn undelivered_recipients_come_from_the_ledger() {
             suppressed,
             expired,
             dead: left,
-            partial,
+            details,
         },
         at: herald_model::time::Timestamp::now(),
     };

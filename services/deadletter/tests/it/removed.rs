@@ -4,7 +4,7 @@ use async_nats::jetstream;
 use herald_mesh::streams;
 use herald_model::{Channel, ChunkId, PostId, Recipients, time::Timestamp};
 use herald_proto::v1::DeadLetterState;
-use herald_store::{DeadLetterId, ExpectedRevision, Outcome, Settlement};
+use herald_store::{DeadLetterId, ExpectedRevision, Outcome, OutcomeDetails, Settlement};
 
 use crate::harness::{Harness, Running, Verdict, begin_redrive, dead_letters, in_state, until};
 
@@ -57,7 +57,7 @@ async fn with_partial_redrive() -> (Harness, Running) {
             suppressed: Recipients::default(),
             expired: Recipients::default(),
             dead: Recipients::default(),
-            partial: Vec::new(),
+            details: OutcomeDetails::default(),
         },
         at: Timestamp::now(),
     };

@@ -10,8 +10,8 @@ use herald_fanout::Config;
 use herald_mesh::{consumers, streams};
 use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecordedOutcome, Result, Settlement,
-    SlicePlan,
+    DeadMessage, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus, RecordedOutcome,
+    Result, Settlement, SlicePlan,
 };
 
 use crate::harness::{World, until};
@@ -38,7 +38,11 @@ impl Ledger for FailingSync {
         unreachable!("fan-out only plans")
     }
 
-    async fn mark_dead(&self, _: PostId, _: Channel, _: ChunkId, _: Timestamp) -> Result<Option<MarkedDead>> {
+    async fn claim(&self, _: PostId, _: Channel, _: ChunkId, _: u64) -> Result<u64> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn mark_dead(&self, _: &DeadMessage, _: Timestamp) -> Result<Option<MarkedDead>> {
         unreachable!("fan-out only plans")
     }
 
@@ -61,7 +65,7 @@ impl Ledger for FailingSync {
         _: Option<DeliveryState>,
         _: Option<UserKey>,
         _: usize,
-    ) -> Result<Vec<(UserKey, DeliveryState)>> {
+    ) -> Result<Vec<RecipientStatus>> {
         unreachable!("fan-out only plans")
     }
 

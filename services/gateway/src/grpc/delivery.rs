@@ -142,17 +142,17 @@ impl DeliveryService for DeliveryApi {
         let more = page.len() > page_size;
         page.truncate(page_size);
         let next_page_token = match page.last() {
-            Some((key, _)) if more => PageToken::encode_u64(LIST_RECIPIENTS, identity, key.0.into()),
+            Some(last) if more => PageToken::encode_u64(LIST_RECIPIENTS, identity, last.user.0.into()),
             _ => String::new(),
         };
-        let keys: Vec<_> = page.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<_> = page.iter().map(|recipient| recipient.user).collect();
         let ids = self.users.ids(&keys).await.map_err(|e| status::from_store(&e))?;
         let recipients = page
             .into_iter()
             .zip(ids)
-            .map(|((_, state), id)| v1::Recipient {
+            .map(|(recipient, id)| v1::Recipient {
                 user_id: id.map(UserId::into_string).unwrap_or_default(),
-                state: v1::DeliveryState::from(state).into(),
+                state: v1::DeliveryState::from(recipient.state).into(),
             })
             .collect();
         Ok(Response::new(v1::ListRecipientsResponse {

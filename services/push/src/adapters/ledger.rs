@@ -1,7 +1,7 @@
 //! Conversion between the types of the domain and of the ledger.
 
 use herald_model::{DeliveryState, Recipients, UserKey};
-use herald_store::{Outcome, PartialDelivery};
+use herald_store::{Outcome, OutcomeDetails, PendingRecipient};
 
 use crate::domain::{LedgerState, Progress};
 
@@ -25,7 +25,7 @@ pub(crate) fn ledger_state(
             suppressed,
             expired,
             dead,
-            partial,
+            details,
         } => {
             let mut settled: Vec<(UserKey, DeliveryState)> = with_state(&delivered, DeliveryState::Delivered);
             settled.extend(with_state(&suppressed, DeliveryState::Suppressed));
@@ -34,7 +34,8 @@ pub(crate) fn ledger_state(
             LedgerState {
                 revision,
                 settled,
-                partial: partial
+                partial: details
+                    .pending
                     .into_iter()
                     .map(|partial| (partial.user, partial.done))
                     .collect(),
@@ -51,13 +52,17 @@ pub(crate) fn outcome(progress: &Progress) -> Outcome {
         suppressed: settled_as(DeliveryState::Suppressed),
         expired: settled_as(DeliveryState::Expired),
         dead: settled_as(DeliveryState::Dead),
-        partial: progress
-            .partial()
-            .map(|(user, done)| PartialDelivery {
-                user,
-                done: done.to_vec(),
-            })
-            .collect(),
+        details: OutcomeDetails {
+            pending: progress
+                .partial()
+                .map(|(user, done)| PendingRecipient {
+                    user,
+                    done: done.to_vec(),
+                    waiting: Vec::new(),
+                })
+                .collect(),
+            ..OutcomeDetails::default()
+        },
     }
 }
 

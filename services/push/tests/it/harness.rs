@@ -281,6 +281,7 @@ impl Herald {
             recipients: recipients.as_bytes().clone(),
             recipient_count: recipients.len(),
             expires_at_us: expires_at.0,
+            retry_generation: 0,
         };
         let id = format!("{post}/push/{}", recipients.chunk_id());
         let subject = Subject::PushDeliver(Lane::Normal);

@@ -7,7 +7,7 @@ use herald_mesh::TopologyConfig;
 use herald_model::{Address, Channel, Recipients, time::Timestamp};
 use herald_push::Config;
 use herald_push_sink::InjectedFailure;
-use herald_store::{ExpectedRevision, Outcome, PartialDelivery, Settlement};
+use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, PendingRecipient, Settlement};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{Herald, local, numbers};
@@ -154,10 +154,14 @@ async fn recorded_pushes_are_not_sent_again_and_are_in_the_event() {
         suppressed: Recipients::default(),
         expired: Recipients::default(),
         dead: Recipients::default(),
-        partial: vec![PartialDelivery {
-            user: b,
-            done: vec![first.id],
-        }],
+        details: OutcomeDetails {
+            pending: vec![PendingRecipient {
+                user: b,
+                done: vec![first.id],
+                waiting: Vec::new(),
+            }],
+            ..OutcomeDetails::default()
+        },
     };
     let settlement = Settlement {
         post,
@@ -207,7 +211,7 @@ async fn the_record_of_another_worker_is_not_overwritten() {
         suppressed: Recipients::from_sorted([user]),
         expired: Recipients::default(),
         dead: Recipients::default(),
-        partial: Vec::new(),
+        details: OutcomeDetails::default(),
     };
     let settlement = Settlement {
         post,

@@ -32,7 +32,8 @@ use super::{
     trim_watermark::TrimWatermark,
 };
 use crate::{
-    ChannelCounts, MarkedDead, Outcome, PostCounts, PostPlan, RecordedOutcome, Result, Settlement, SlicePlan,
+    ChannelCounts, DeadMessage, MarkedDead, Outcome, PostCounts, PostPlan, RecipientStatus, RecordedOutcome,
+    Result, Settlement, SlicePlan,
 };
 
 /// Memtable size of the ledger in bytes. Recipients of chunks are most of the data written to `records/`.
@@ -141,14 +142,13 @@ impl crate::Ledger for Ledger {
         revision
     }
 
-    async fn mark_dead(
-        &self,
-        post: PostId,
-        channel: Channel,
-        chunk: ChunkId,
-        at: Timestamp,
-    ) -> Result<Option<MarkedDead>> {
-        self.mark_pending_dead(post, channel, chunk, at).await
+    async fn claim(&self, post: PostId, channel: Channel, chunk: ChunkId, base: u64) -> Result<u64> {
+        can_fail!("store.claim");
+        self.write_claim(post, channel, chunk, base).await
+    }
+
+    async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>> {
+        self.mark_pending_dead(dead, at).await
     }
 
     async fn record_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
@@ -208,8 +208,8 @@ impl crate::Ledger for Ledger {
         state: Option<DeliveryState>,
         after: Option<UserKey>,
         limit: usize,
-    ) -> Result<Vec<(UserKey, DeliveryState)>> {
-        let mut found: Vec<(UserKey, DeliveryState)> = Vec::new();
+    ) -> Result<Vec<RecipientStatus>> {
+        let mut found: Vec<RecipientStatus> = Vec::new();
         let mut reached = None;
         for chunk in self.read_chunks(post, channel, after)? {
             // Chunks are sorted by first recipient, so `found` is complete up to this chunk unless chunks overlap.
@@ -218,16 +218,17 @@ impl crate::Ledger for Ledger {
             }
             reached = reached.max(Some(chunk.last));
             let recorded = self.outcome(post, channel, chunk.id).await?;
-            let states = recipient_states(&chunk.recipients, recorded.as_ref().map(|r| &r.outcome));
+            let outcome = recorded.as_ref().map(|recorded| &recorded.outcome);
             found.extend(
-                states
+                recipient_states(&chunk.recipients, outcome)
                     .into_iter()
-                    .filter(|(user, is)| Some(*user) > after && state.is_none_or(|wanted| *is == wanted)),
+                    .filter(|(user, is)| Some(*user) > after && state.is_none_or(|wanted| *is == wanted))
+                    .map(|(user, state)| status(user, state, outcome)),
             );
         }
         // A user should be in one chunk only. If not, list the user once, with a final state if there is one.
-        found.sort_unstable_by_key(|(user, state)| (*user, *state == DeliveryState::Pending));
-        found.dedup_by_key(|(user, _)| *user);
+        found.sort_by_key(|recipient| (recipient.user, recipient.state == DeliveryState::Pending));
+        found.dedup_by_key(|recipient| recipient.user);
         found.truncate(limit);
         Ok(found)
     }
@@ -268,4 +269,28 @@ fn recipient_states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(
             recipients.iter().map(|user| (user, state(user))).collect()
         }
     }
+}
+
+/// A recipient in this state with the details of the chunk's outcome.
+fn status(user: UserKey, state: DeliveryState, outcome: Option<&Outcome>) -> RecipientStatus {
+    let mut status = RecipientStatus::new(user, state);
+    let Some(Outcome::Mixed { details, .. }) = outcome else {
+        return status;
+    };
+    match state {
+        DeliveryState::Delivered => {}
+        DeliveryState::Suppressed => status.suppressed = details.suppressed(user),
+        DeliveryState::Pending => {
+            if let Some(pending) = details.pending(user) {
+                status.done.clone_from(&pending.done);
+                status.waiting.clone_from(&pending.waiting);
+            }
+        }
+        DeliveryState::Expired | DeliveryState::Dead => {
+            if let Some(failed) = details.failed(user) {
+                status.failures.clone_from(&failed.failures);
+            }
+        }
+    }
+    status
 }

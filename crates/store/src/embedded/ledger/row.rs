@@ -1,10 +1,12 @@
 //! Encoding of the ledger's rows. Each value begins with the version of its layout; numbers in values are varints.
 
+mod details;
+
 use herald_model::{
-    Channel, ChunkId, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint,
+    Channel, ChunkId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint,
 };
 
-use crate::{Error, ErrorKind, Outcome, PartialDelivery, RecordedOutcome, Result, SettledCounts};
+use crate::{Error, ErrorKind, Outcome, RecordedOutcome, Result, SettledCounts};
 
 /// Layout version of all values except outcomes.
 const VERSION: u8 = 1;
@@ -228,20 +230,13 @@ pub(super) fn encode_outcome(
         suppressed,
         expired,
         dead,
-        partial,
+        details,
     } = outcome
     {
         for set in [delivered, suppressed, expired, dead] {
             write_set(&mut out, set);
         }
-        varint::write(&mut out, partial.len() as u64);
-        for one in partial {
-            varint::write(&mut out, u64::from(one.user.0));
-            varint::write(&mut out, one.done.len() as u64);
-            for device in &one.done {
-                varint::write(&mut out, device.0);
-            }
-        }
+        details::write(&mut out, details);
     }
     out
 }
@@ -264,7 +259,7 @@ pub(super) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
             suppressed: cursor.read_set()?,
             expired: cursor.read_set()?,
             dead: cursor.read_set()?,
-            partial: cursor.read_partial()?,
+            details: details::read(&mut cursor)?,
         }),
         _ => Err(malformed()),
     }?;
@@ -372,20 +367,6 @@ impl<'a> Cursor<'a> {
 
     fn read_set(&mut self) -> Result<Recipients> {
         self.read_set_view()?.decode()
-    }
-
-    fn read_partial(&mut self) -> Result<Vec<PartialDelivery>> {
-        let count = self.read_count()?;
-        (0..count)
-            .map(|_| {
-                let user = self.read_user()?;
-                let devices = self.read_count()?;
-                let done = (0..devices)
-                    .map(|_| self.read_number().map(DeviceId))
-                    .collect::<Result<_>>()?;
-                Ok(PartialDelivery { user, done })
-            })
-            .collect()
     }
 }
 

@@ -10,7 +10,8 @@ use super::{
     row::{self, OutcomeHead, RowKind},
 };
 use crate::{
-    Error, ErrorKind, ExpectedRevision, MarkedDead, Outcome, RecordedOutcome, Result, Settlement,
+    DeadMessage, DeviceFailure, Error, ErrorKind, ExpectedRevision, FailedRecipient, MarkedDead, Outcome,
+    OutcomeDetails, RecordedOutcome, Result, Settlement,
     embedded::database::{Committed, map_err},
 };
 
@@ -55,16 +56,8 @@ impl Ledger {
             let before = row
                 .as_deref()
                 .map_or(Ok(OutcomeHead::default()), row::decode_head)?;
-            if let ExpectedRevision::Revision(base) = settlement.base
-                && base != before.revision
-            {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!(
-                        "chunk {} is at revision {}, expected {base}",
-                        settlement.chunk, before.revision
-                    ),
-                ));
+            if let ExpectedRevision::Revision(base) = settlement.base {
+                expect_revision(settlement.chunk, before.revision, base)?;
             }
             self.replace(settlement, row.as_deref(), before)?
         };
@@ -72,14 +65,51 @@ impl Ledger {
         Ok(revision)
     }
 
-    /// Durably marks all pending recipients of a planned chunk dead. `None` if the chunk is not planned.
-    pub(super) async fn mark_pending_dead(
+    /// Durably writes the outcome of a chunk at `base` again, with the next revision, and returns that revision.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] for another revision.
+    pub(super) async fn write_claim(
         &self,
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
+        base: u64,
+    ) -> Result<u64> {
+        let (revision, committed) = {
+            let _lock = self.outcome_locks.lock(post, chunk);
+            let row = self.outcome_row(post, channel, chunk)?;
+            let head = row
+                .as_deref()
+                .map_or(Ok(OutcomeHead::default()), row::decode_head)?;
+            expect_revision(chunk, head.revision, base)?;
+            let recorded = row.as_deref().map(row::decode_outcome).transpose()?;
+            let outcome = recorded.map_or_else(all_pending, |recorded| recorded.outcome);
+            let revision = base + 1;
+            let mut batch = self.database.batch();
+            batch.insert(
+                &self.rows,
+                row::chunk_key(post, RowKind::Outcome, channel, chunk),
+                row::encode_outcome(revision, &outcome, head.delivered_at),
+            );
+            (revision, self.database.apply(batch)?)
+        };
+        committed.await?;
+        Ok(revision)
+    }
+
+    /// Durably marks the pending recipients of a dead message dead. `None` if its chunk is not planned.
+    pub(super) async fn mark_pending_dead(
+        &self,
+        dead: &DeadMessage,
         at: Timestamp,
     ) -> Result<Option<MarkedDead>> {
+        let DeadMessage {
+            post,
+            channel,
+            chunk,
+            generation,
+        } = *dead;
         let planned = row::chunk_key(post, RowKind::Chunk, channel, chunk);
         let Some(planned) = self.rows.get(planned).map_err(map_err)? else {
             return Ok(None);
@@ -97,7 +127,7 @@ impl Ledger {
                 channel,
                 chunk,
                 base: ExpectedRevision::Revision(before.revision),
-                outcome: with_pending_dead(&recipients, recorded),
+                outcome: with_pending_dead(&recipients, recorded, generation),
                 at,
             };
             let (revision, committed) = self.replace(&settlement, row.as_deref(), before)?;
@@ -159,25 +189,37 @@ fn delivered_at(before: &OutcomeHead, settlement: &Settlement) -> Option<(Timest
     }
 }
 
-/// A chunk's outcome after its pending recipients are marked dead. A pending recipient with at least one reached device
-/// counts as delivered.
-fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>) -> Outcome {
-    let outcome = recorded.map_or_else(
-        || Outcome::Mixed {
-            delivered: Recipients::default(),
-            suppressed: Recipients::default(),
-            expired: Recipients::default(),
-            dead: Recipients::default(),
-            partial: Vec::new(),
-        },
-        |recorded| recorded.outcome,
-    );
+/// An outcome without a settled recipient.
+fn all_pending() -> Outcome {
+    Outcome::Mixed {
+        delivered: Recipients::default(),
+        suppressed: Recipients::default(),
+        expired: Recipients::default(),
+        dead: Recipients::default(),
+        details: OutcomeDetails::default(),
+    }
+}
+
+fn expect_revision(chunk: ChunkId, revision: u64, base: u64) -> Result<()> {
+    if base == revision {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("chunk {chunk} is at revision {revision}, expected {base}"),
+    ))
+}
+
+/// A chunk's outcome after a message of this generation died. The pending recipients are dead, or delivered if a device
+/// was reached; those that wait in a later generation stay pending.
+fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>, generation: u32) -> Outcome {
+    let outcome = recorded.map_or_else(all_pending, |recorded| recorded.outcome);
     let Outcome::Mixed {
         delivered,
         suppressed,
         expired,
         dead,
-        partial,
+        mut details,
     } = outcome
     else {
         return outcome;
@@ -186,14 +228,33 @@ fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>)
         .into_iter()
         .flatten()
         .collect();
+    let continues = details.generation > generation;
     let (mut reached, mut unreached): (BTreeSet<UserKey>, BTreeSet<UserKey>) = recipients
         .iter()
         .filter(|user| !settled.contains(user))
-        .partition(|user| {
-            partial
-                .iter()
-                .any(|one| one.user == *user && !one.done.is_empty())
+        .filter(|user| !(continues && !details.waiting(*user).is_empty()))
+        .partition(|user| details.pending(*user).is_some_and(|one| !one.done.is_empty()));
+    for user in &unreached {
+        if generation == 0 && details.waiting(*user).is_empty() {
+            continue;
+        }
+        let failures = details.waiting(*user).iter().map(|retry| DeviceFailure {
+            device: Some(retry.device),
+            failure: retry.failure.clone(),
         });
+        let failed = FailedRecipient {
+            user: *user,
+            generation,
+            failures: failures.collect(),
+        };
+        match details.failed.binary_search_by_key(user, |one| one.user) {
+            Ok(index) => details.failed[index] = failed,
+            Err(index) => details.failed.insert(index, failed),
+        }
+    }
+    details
+        .pending
+        .retain(|one| !reached.contains(&one.user) && !unreached.contains(&one.user));
     reached.extend(&delivered);
     unreached.extend(&dead);
     Outcome::Mixed {
@@ -201,6 +262,6 @@ fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>)
         suppressed,
         expired,
         dead: Recipients::from_sorted(unreached),
-        partial: Vec::new(),
+        details,
     }
 }

@@ -1,3 +1,4 @@
+mod details;
 mod plans;
 mod revisions;
 
@@ -8,7 +9,9 @@ use herald_model::{DeviceId, FollowVersion};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ChunkPlan, ExpectedRevision, Ledger as _, PartialDelivery, embedded::testing::Store};
+use crate::{
+    ChunkPlan, ExpectedRevision, Ledger as _, OutcomeDetails, PendingRecipient, embedded::testing::Store,
+};
 
 const POST: PostId = PostId(7);
 
@@ -75,16 +78,20 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
             .map(|(user, _)| user.0))
     };
     let pending = in_state(0);
-    let partial = pending.iter().map(|user| PartialDelivery {
+    let pending = pending.iter().map(|user| PendingRecipient {
         user,
         done: vec![DeviceId(u64::from(user.0) << 40), DeviceId(1)],
+        waiting: Vec::new(),
     });
     Outcome::Mixed {
         delivered: in_state(1),
         suppressed: in_state(2),
         expired: in_state(3),
         dead: in_state(4),
-        partial: partial.collect(),
+        details: OutcomeDetails {
+            pending: pending.collect(),
+            ..OutcomeDetails::default()
+        },
     }
 }
 
@@ -138,13 +145,13 @@ fn a_user_of_overlapping_chunks_is_listed_once() {
     .unwrap();
     let listed = block_on(ledger.recipients(POST, Channel::Timeline, None, None, 100)).unwrap();
     assert_eq!(
-        listed.iter().map(|(user, _)| user.0).collect::<Vec<_>>(),
+        listed.iter().map(|one| one.user.0).collect::<Vec<_>>(),
         (1..=15).collect::<Vec<_>>()
     );
     assert!(
         listed
             .iter()
-            .all(|(user, state)| (user.0 < 5) == (*state == DeliveryState::Pending))
+            .all(|one| (one.user.0 < 5) == (one.state == DeliveryState::Pending))
     );
 }
 
@@ -260,11 +267,11 @@ fn pages(ledger: &Ledger, state: Option<DeliveryState>, page: usize) -> Vec<u32>
     let mut after = None;
     loop {
         let listed = block_on(ledger.recipients(POST, Channel::Push, state, after, page)).unwrap();
-        let Some((last, _)) = listed.last() else {
+        let Some(last) = listed.last().map(|one| one.user) else {
             return all;
         };
         assert!(listed.len() <= page);
-        after = Some(*last);
-        all.extend(listed.iter().map(|(user, _)| user.0));
+        after = Some(last);
+        all.extend(listed.iter().map(|one| one.user.0));
     }
 }

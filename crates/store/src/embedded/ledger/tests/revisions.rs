@@ -100,14 +100,24 @@ fn mark_dead_affects_pending_recipients_only() {
         suppressed: set([2]),
         expired: set([]),
         dead: set([5]),
-        partial: vec![PartialDelivery {
-            user: UserKey(3),
-            done: vec![DeviceId(9)],
-        }],
+        details: OutcomeDetails {
+            pending: vec![PendingRecipient {
+                user: UserKey(3),
+                done: vec![DeviceId(9)],
+                waiting: Vec::new(),
+            }],
+            ..OutcomeDetails::default()
+        },
     };
     settle(&ledger, &chunk, recorded, 1);
     let mark_dead = |channel, chunk: &Recipients| {
-        block_on(ledger.mark_dead(POST, channel, chunk.chunk_id(), Timestamp(7))).unwrap()
+        let dead = DeadMessage {
+            post: POST,
+            channel,
+            chunk: chunk.chunk_id(),
+            generation: 0,
+        };
+        block_on(ledger.mark_dead(&dead, Timestamp(7))).unwrap()
     };
     let expected = MarkedDead {
         dead_recipients: set([4, 5]),

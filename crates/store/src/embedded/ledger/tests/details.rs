@@ -1,0 +1,220 @@
+//! Tests of claims, of waiting recipients and of what is recorded about single recipients.
+
+use super::*;
+use crate::{
+    DeadMessage, DeviceFailure, DeviceRetry, ErrorKind, FailedRecipient, PushFailure, RecipientStatus,
+    SuppressedReason,
+};
+
+fn retry(device: u64, attempts: u32, reason: &str) -> DeviceRetry {
+    DeviceRetry {
+        device: DeviceId(device),
+        attempts,
+        next_at: Timestamp(1_000 + i64::from(attempts)),
+        failure: PushFailure::new(reason, "push.example.com"),
+    }
+}
+
+fn pending(user: u32, done: &[u64], waiting: Vec<DeviceRetry>) -> PendingRecipient {
+    PendingRecipient {
+        user: UserKey(user),
+        done: done.iter().copied().map(DeviceId).collect(),
+        waiting,
+    }
+}
+
+/// Recipients 1 delivered, 2 and 3 suppressed, 4 expired, 5 dead, 6 to 9 pending, of whom 6 and 7 wait.
+fn mixed(generation: u32) -> Outcome {
+    Outcome::Mixed {
+        delivered: set([1]),
+        suppressed: set([2, 3]),
+        expired: set([4]),
+        dead: set([5]),
+        details: OutcomeDetails {
+            generation,
+            expires_at: Some(Timestamp(77)),
+            pending: vec![
+                pending(6, &[], vec![retry(60, 2, "webhook status 503")]),
+                pending(
+                    7,
+                    &[70],
+                    vec![retry(71, 1, "webhook timeout"), retry(72, 0, "webhook breaker")],
+                ),
+                pending(8, &[80], Vec::new()),
+            ],
+            suppressed: vec![
+                (SuppressedReason::NoDevice, set([2])),
+                (SuppressedReason::Muted, set([3])),
+            ],
+            failed: vec![FailedRecipient {
+                user: UserKey(5),
+                generation: 0,
+                failures: vec![DeviceFailure {
+                    device: Some(DeviceId(50)),
+                    failure: PushFailure::new("webhook status 400", "hooks.example.com"),
+                }],
+            }],
+        },
+    }
+}
+
+fn mark_dead(ledger: &Ledger, chunk: &Recipients, generation: u32) -> MarkedDead {
+    let dead = DeadMessage {
+        post: POST,
+        channel: Channel::Push,
+        chunk: chunk.chunk_id(),
+        generation,
+    };
+    block_on(ledger.mark_dead(&dead, Timestamp(7))).unwrap().unwrap()
+}
+
+fn read(ledger: &Ledger, chunk: &Recipients) -> Outcome {
+    let recorded = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
+    recorded.unwrap().outcome
+}
+
+#[test]
+fn what_is_recorded_about_recipients_is_listed() {
+    let mut store = Store::new();
+    let chunk = set(1..=9);
+    {
+        let ledger = Ledger::open(store.database()).unwrap();
+        write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+        settle(&ledger, &chunk, mixed(3), 1);
+    }
+    store.reopen();
+    let ledger = Ledger::open(store.database()).unwrap();
+    assert_eq!(read(&ledger, &chunk), mixed(3));
+    let listed = block_on(ledger.recipients(POST, Channel::Push, None, None, 20)).unwrap();
+    let plain = |user, state| RecipientStatus::new(UserKey(user), state);
+    let expected = [
+        plain(1, DeliveryState::Delivered),
+        RecipientStatus {
+            suppressed: Some(SuppressedReason::NoDevice),
+            ..plain(2, DeliveryState::Suppressed)
+        },
+        RecipientStatus {
+            suppressed: Some(SuppressedReason::Muted),
+            ..plain(3, DeliveryState::Suppressed)
+        },
+        plain(4, DeliveryState::Expired),
+        RecipientStatus {
+            failures: vec![DeviceFailure {
+                device: Some(DeviceId(50)),
+                failure: PushFailure::new("webhook status 400", "hooks.example.com"),
+            }],
+            ..plain(5, DeliveryState::Dead)
+        },
+        RecipientStatus {
+            waiting: vec![retry(60, 2, "webhook status 503")],
+            ..plain(6, DeliveryState::Pending)
+        },
+        RecipientStatus {
+            done: vec![DeviceId(70)],
+            waiting: vec![retry(71, 1, "webhook timeout"), retry(72, 0, "webhook breaker")],
+            ..plain(7, DeliveryState::Pending)
+        },
+        RecipientStatus {
+            done: vec![DeviceId(80)],
+            ..plain(8, DeliveryState::Pending)
+        },
+        plain(9, DeliveryState::Pending),
+    ];
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn a_row_without_details_is_read() {
+    // A row as it was written before details existed: recipient 3 of 3 is pending with device 9 done.
+    let mut bytes = vec![2, 1, 4, 1, 1, 0, 0, 0];
+    for users in [set([1]), set([2]), set([]), set([])] {
+        bytes.push(users.len() as u8);
+        bytes.push(users.as_bytes().len() as u8);
+        bytes.extend_from_slice(users.as_bytes());
+    }
+    bytes.extend([1, 3, 1, 9]);
+    let recorded = row::decode_outcome(&bytes).unwrap();
+    let expected = Outcome::Mixed {
+        delivered: set([1]),
+        suppressed: set([2]),
+        expired: set([]),
+        dead: set([]),
+        details: OutcomeDetails {
+            pending: vec![pending(3, &[9], Vec::new())],
+            ..OutcomeDetails::default()
+        },
+    };
+    assert_eq!((recorded.revision, recorded.outcome), (4, expected));
+    // A row that is cut inside of its details is malformed.
+    let whole = row::encode_outcome(1, &mixed(1), None);
+    for end in bytes.len()..whole.len() {
+        if let Ok(cut) = row::decode_outcome(&whole[..end]) {
+            assert_eq!(
+                row::encode_outcome(1, &cut.outcome, None),
+                whole[..end],
+                "only the row without details is whole"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_claim_is_a_revision_without_a_change() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let chunk = set(1..=9);
+    write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+    let claim = |base| block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), base));
+    assert_eq!(claim(0).unwrap(), 1);
+    // Another worker that has read the chunk before the claim.
+    assert_eq!(claim(0).unwrap_err().kind(), ErrorKind::Conflict);
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
+    assert_eq!((counts.pending, counts.delivered), (9, 0));
+    assert_eq!(settle(&ledger, &chunk, mixed(1), 5), 2);
+    assert_eq!(claim(1).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(claim(2).unwrap(), 3);
+    assert_eq!(read(&ledger, &chunk), mixed(1));
+    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
+    assert_eq!(counts.first_delivered_at, Some(Timestamp(5)));
+}
+
+#[test]
+fn recipients_that_wait_in_a_later_generation_survive_the_death_of_a_message() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let chunk = set(1..=9);
+    write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+    settle(&ledger, &chunk, mixed(3), 1);
+    let marked = mark_dead(&ledger, &chunk, 2);
+    // Recipient 9 was not tried, 8 has a device and none that waits; 6 and 7 continue in generation 3.
+    assert_eq!(marked.dead_recipients, set([5, 9]));
+    assert_eq!((marked.counts.delivered, marked.counts.dead), (2, 2));
+    assert_eq!(mark_dead(&ledger, &chunk, 2), marked);
+    let Outcome::Mixed { details, .. } = read(&ledger, &chunk) else {
+        panic!("the outcome is not mixed")
+    };
+    assert_eq!(
+        details.pending.iter().map(|one| one.user.0).collect::<Vec<_>>(),
+        [6, 7]
+    );
+    assert_eq!(details.failed(UserKey(9)).unwrap().generation, 2);
+
+    // The copy dies too.
+    let marked = mark_dead(&ledger, &chunk, 3);
+    assert_eq!(marked.dead_recipients, set([5, 6, 9]));
+    assert_eq!((marked.counts.delivered, marked.counts.dead), (3, 3));
+    let Outcome::Mixed { details, .. } = read(&ledger, &chunk) else {
+        panic!("the outcome is not mixed")
+    };
+    assert_eq!(details.pending, []);
+    let failed = details.failed(UserKey(6)).unwrap();
+    assert_eq!(failed.generation, 3);
+    assert_eq!(failed.failures[0].failure.reason, "webhook status 503");
+}
+
+#[test]
+fn the_texts_of_a_failure_are_bounded() {
+    let failure = PushFailure::new(&"ä".repeat(500), &"h".repeat(500));
+    assert_eq!(failure.reason.len(), PushFailure::REASON_BYTES_MAX);
+    assert_eq!(failure.host.len(), PushFailure::HOST_BYTES_MAX);
+}
