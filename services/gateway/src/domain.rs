@@ -6,6 +6,6 @@ mod seen;
 mod targets;
 
 pub(crate) use device::{WEBHOOK_SECRET_PREFIX, parse_p256dh, parse_web_push_auth, parse_webhook_secret};
-pub(crate) use post::{PUSH_TTL_DEFAULT, check_text, check_urls, parse_push_ttl, parse_request_id};
+pub(crate) use post::{PUSH_TTL_DEFAULT, check_text, check_urls, parse_request_id};
 pub(crate) use seen::{SeenPosts, WATCH_WINDOW};
 pub(crate) use targets::for_each_watched_recipient;

@@ -52,7 +52,7 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
     );
     let push_ttl = match request.push_ttl {
         None => Some(domain::PUSH_TTL_DEFAULT),
-        Some(ttl) => violations.take("push_ttl", domain::parse_push_ttl(ttl.seconds, ttl.nanos)),
+        Some(ttl) => violations.take("push_ttl", herald_model::parse_push_ttl(ttl.seconds, ttl.nanos)),
     };
     violations.into_result()?;
     // Without violations all three are `Some`.
