@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use futures::TryStreamExt as _;
 use harness::{Clients, Herald, Options, ack_wait_variables, until, until_some};
 use herald_mesh::{Mesh, RawMessage, streams};
-use herald_proto::v1::{self, DeadLetterState, RedriveState};
+use herald_proto::v1::{self, DeadLetterOperationState, DeadLetterState};
 use herald_push_sink::{InjectedFailure, Running};
 use http::StatusCode;
 use serde_json::Value;
@@ -267,13 +267,12 @@ async fn a_redrive_continues_after_a_kill() {
     };
     let done = until_some("the redrive is done", LIMIT, || async {
         let answer = clients.dead_letters().get_redrive(request).await.unwrap();
-        answer
-            .into_inner()
-            .redrive
-            .filter(|redrive| redrive.state() != RedriveState::Running && redrive.in_flight_count == 0)
+        answer.into_inner().redrive.filter(|redrive| {
+            redrive.state() != DeadLetterOperationState::Running && redrive.in_flight_count == 0
+        })
     })
     .await;
-    assert_eq!(done.state(), RedriveState::Done);
+    assert_eq!(done.state(), DeadLetterOperationState::Done);
     assert_eq!(
         (done.resolved_count, done.failed_count),
         (POSTS as u64, 0),

@@ -1,12 +1,12 @@
 //! Dead letters and the audit log of operations on them.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 
-use crate::Result;
+use crate::{DeadLetterGroups, Result};
 
 /// Id of a dead letter: the sequence of its first message in the DLQ stream. Ids ascend in order of arrival.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,6 +113,8 @@ pub struct DeadLetter {
     pub recipients: u32,
     /// W3C trace id, 32 hexadecimal digits; empty without a trace.
     pub trace_id: String,
+    /// End of the time to live of the message's pushes. `None` for a message without pushes, and when it is unknown.
+    pub pushes_expire_at: Option<Timestamp>,
     /// Whether DLQ holds the payload.
     pub payload: Payload,
     /// Size of the payload in DLQ, bytes.
@@ -242,53 +244,6 @@ pub struct DeadLetterPage {
     pub next: Option<DeadLetterId>,
 }
 
-/// Dead letters with equal failures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetterGroup {
-    /// The id of the group.
-    pub group: u64,
-    /// Kind of the consumers, without their lane.
-    pub kind: String,
-    /// Cause of the failures.
-    pub cause: Cause,
-    /// The reason without ids, numbers and quoted text.
-    pub reason: String,
-    /// Number of dead letters.
-    pub dead_letters: u64,
-    /// Earliest first failure.
-    pub first_failed_at: Timestamp,
-    /// Latest last failure.
-    pub last_failed_at: Timestamp,
-    /// The newest dead letter of the group.
-    pub example: DeadLetterId,
-}
-
-impl DeadLetterGroup {
-    /// Groups dead letters that are passed oldest first. Returns the largest group first.
-    pub fn of(dead_letters: impl IntoIterator<Item = DeadLetter>) -> Vec<Self> {
-        let mut groups: HashMap<u64, Self> = HashMap::new();
-        for dead_letter in dead_letters {
-            let group = groups.entry(dead_letter.group).or_insert_with(|| Self {
-                group: dead_letter.group,
-                kind: dead_letter.kind,
-                cause: dead_letter.cause,
-                reason: dead_letter.group_reason,
-                dead_letters: 0,
-                first_failed_at: dead_letter.first_failed_at,
-                last_failed_at: dead_letter.last_failed_at,
-                example: dead_letter.id,
-            });
-            group.dead_letters += 1;
-            group.first_failed_at = group.first_failed_at.min(dead_letter.first_failed_at);
-            group.last_failed_at = group.last_failed_at.max(dead_letter.last_failed_at);
-            group.example = dead_letter.id;
-        }
-        let mut groups: Vec<_> = groups.into_values().collect();
-        groups.sort_unstable_by_key(|group| (Reverse(group.dead_letters), group.group));
-        groups
-    }
-}
-
 /// Kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationKind {
@@ -339,6 +294,9 @@ pub struct NewOperation {
     pub rate_max: u32,
     /// Redrives only: stop after so many dead letters failed again; 0 for never.
     pub failures_max: u32,
+    /// Redrives only: time to live of the redriven pushes, from their redrive. `None` keeps the end of their time to
+    /// live.
+    pub push_ttl: Option<Duration>,
     /// Cancellations only: the redrive to cancel.
     pub target: Option<OperationId>,
 }
@@ -354,7 +312,7 @@ pub struct Operation {
     pub state: OperationState,
     /// Why it stopped; empty otherwise.
     pub reason: String,
-    /// Time at which it ended.
+    /// Time of its last change after it ended: of the last outcome of a redrive. `None` while it is running.
     pub ended_at: Option<Timestamp>,
     /// Number of dead letters selected at the beginning.
     pub selected: u64,
@@ -366,8 +324,20 @@ pub struct Operation {
     pub resolved: u64,
     /// Number of them that failed again or could not be published.
     pub failed: u64,
+    /// Redrives only: number of them whose pushes had expired when they were claimed. They are counted by their outcome
+    /// too.
+    pub expired: u64,
     /// Copies of claimed dead letters without a recorded sequence can only be in REDRIVE after this sequence.
     pub redrive_after: u64,
+}
+
+impl NewOperation {
+    /// Whether a redrive at this time finds the pushes of the dead letter expired.
+    pub fn finds_expired(&self, dead_letter: &DeadLetter, now: Timestamp) -> bool {
+        self.kind == OperationKind::Redrive
+            && self.push_ttl.is_none()
+            && dead_letter.pushes_expire_at.is_some_and(|end| end <= now)
+    }
 }
 
 impl Operation {
@@ -434,9 +404,9 @@ pub trait DeadLetters: Send + Sync {
         limit: usize,
     ) -> Result<DeadLetterPage>;
 
-    /// Counts the dead letters that match, by group, from one snapshot; the largest group first. Reads every candidate:
-    /// the duration grows with their number.
-    async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>>;
+    /// Counts the dead letters that match, by group, from one snapshot. Reads every candidate: the duration grows with
+    /// their number.
+    async fn groups(&self, filter: &DeadLetterFilter) -> Result<DeadLetterGroups>;
 
     /// Counts the dead letters in a state. Must be cheap: it is called for metrics.
     async fn count(&self, state: DeadLetterState) -> Result<u64>;

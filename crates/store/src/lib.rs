@@ -36,6 +36,7 @@
 mod failpoint;
 
 mod accounts;
+mod dead_letter_groups;
 mod dead_letters;
 pub mod embedded;
 mod error;
@@ -50,10 +51,11 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
+pub use dead_letter_groups::{DEAD_LETTER_GROUPS_MAX, DeadLetterGroup, DeadLetterGroups};
 pub use dead_letters::{
-    Cause, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
-    DeadLetterVersion, DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER,
-    Operation, OperationId, OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
+    Cause, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion,
+    DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER, Operation, OperationId,
+    OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};

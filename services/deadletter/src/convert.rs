@@ -1,5 +1,7 @@
 //! Conversions between the types of the store and the Protobuf messages.
 
+use std::time::Duration;
+
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use herald_proto::{mesh_v1, timestamp_to_proto, v1};
 use herald_store::{
@@ -7,7 +9,6 @@ use herald_store::{
     OperationKind, OperationState, Payload, Reopening,
 };
 use prost::Message;
-use prost_types::Duration;
 
 use crate::domain::fingerprint;
 
@@ -123,6 +124,7 @@ pub(crate) fn dead_letter_to_proto(
         payload: payload_to_proto(dead_letter.payload).into(),
         payload_byte_count: dead_letter.payload_bytes,
         update_time: Some(timestamp_to_proto(dead_letter.updated_at)),
+        push_expire_time: dead_letter.pushes_expire_at.map(timestamp_to_proto),
     }
 }
 
@@ -142,16 +144,11 @@ pub(crate) fn group_to_proto(group: DeadLetterGroup) -> v1::DeadLetterGroup {
 
 /// Converts the operation of a redrive.
 pub(crate) fn redrive_to_proto(operation: &Operation, now: Timestamp) -> v1::Redrive {
-    let state = match operation.state {
-        OperationState::Running => v1::RedriveState::Running,
-        OperationState::Done => v1::RedriveState::Done,
-        OperationState::Stopped => v1::RedriveState::Stopped,
-        OperationState::Cancelled => v1::RedriveState::Cancelled,
-    };
-    let elapsed = operation.ended_at.unwrap_or(now).since(operation.what.at);
+    let ended_at = operation.ended_at.filter(|_| operation.is_over());
+    let elapsed = ended_at.unwrap_or(now).since(operation.what.at);
     v1::Redrive {
         redrive_id: operation.id.0,
-        state: state.into(),
+        state: operation_state_to_proto(operation.state).into(),
         selected_count: operation.selected,
         sent_count: operation.applied(),
         resolved_count: operation.resolved,
@@ -164,11 +161,26 @@ pub(crate) fn redrive_to_proto(operation: &Operation, now: Timestamp) -> v1::Red
         reason: operation.reason.clone(),
         actor: operation.what.actor.clone(),
         create_time: Some(timestamp_to_proto(operation.what.at)),
-        end_time: operation.ended_at.map(timestamp_to_proto),
-        elapsed: Some(Duration {
-            seconds: i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX),
-            nanos: elapsed.subsec_nanos().cast_signed(),
-        }),
+        end_time: ended_at.map(timestamp_to_proto),
+        elapsed: Some(duration_to_proto(elapsed)),
+        expired_count: operation.expired,
+        push_ttl: operation.what.push_ttl.map(duration_to_proto),
+    }
+}
+
+fn operation_state_to_proto(state: OperationState) -> v1::DeadLetterOperationState {
+    match state {
+        OperationState::Running => v1::DeadLetterOperationState::Running,
+        OperationState::Done => v1::DeadLetterOperationState::Done,
+        OperationState::Stopped => v1::DeadLetterOperationState::Stopped,
+        OperationState::Cancelled => v1::DeadLetterOperationState::Cancelled,
+    }
+}
+
+pub(crate) fn duration_to_proto(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: duration.subsec_nanos().cast_signed(),
     }
 }
 
@@ -203,6 +215,8 @@ pub(crate) fn operation_to_proto(
             OperationKind::Cancel => target.map(|target| redrive_to_proto(target, now)),
             OperationKind::Discard => None,
         },
+        state: operation_state_to_proto(operation.state).into(),
+        reason: operation.reason.clone(),
     }
 }
 
@@ -274,6 +288,8 @@ pub(crate) fn parse_dlq_entry(
         operations: Vec::new(),
         redrive_sequence: 0,
         updated_at: failed_at,
+        // 0 for a message without pushes.
+        pushes_expire_at: (entry.pushes_expire_at_us != 0).then_some(Timestamp(entry.pushes_expire_at_us)),
         reason: entry.reason.clone(),
         kind: entry.kind,
         subject: entry.subject,

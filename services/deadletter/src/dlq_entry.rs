@@ -1,7 +1,9 @@
 //! Builds the DLQ entry of a dead letter from an advisory and its message.
 
+use std::time::Duration;
+
 use herald_mesh::{RawMessage, Subject, consumers::ConsumerKind, streams};
-use herald_model::{Channel, ChunkId, Recipients, UserId};
+use herald_model::{Channel, ChunkId, Recipients, UserId, time::Timestamp};
 use herald_proto::{
     mesh_v1::{
         Backfill, DeliveriesSettled, DlqEntry, FanoutSlice, Header, PostCreated, PostDeleted, PushChunk,
@@ -121,6 +123,9 @@ fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
             entry.post_id = entry.original_sequence;
             entry.author_key = post.author_key;
             entry.accepted_at_us = post.accepted_at_us;
+            if entry.kind == ConsumerKind::Fanout.as_str() {
+                entry.pushes_expire_at_us = expires_at_us(post.accepted_at_us, post.push_ttl_seconds);
+            }
         }
         Subject::PostDeleted(_) => {
             let deletion = PostDeleted::decode(payload)?;
@@ -132,6 +137,7 @@ fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
             entry.post_id = slice.post_id;
             entry.author_key = slice.author_key;
             entry.accepted_at_us = slice.accepted_at_us;
+            entry.pushes_expire_at_us = expires_at_us(slice.accepted_at_us, slice.push_ttl_seconds);
         }
         Subject::TimelineDeliver(_) => {
             let chunk = TimelineChunk::decode(payload)?;
@@ -148,6 +154,7 @@ fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
             entry.accepted_at_us = chunk.accepted_at_us;
             let recipients = Recipients::decode(chunk.recipients, chunk.recipient_count)?;
             set_chunk(entry, Channel::Push, ChunkId(chunk.chunk_id), &recipients)?;
+            entry.pushes_expire_at_us = chunk.expires_at_us;
         }
         Subject::TimelineBackfill(_) => {
             let backfill = Backfill::decode(payload)?;
@@ -169,6 +176,12 @@ fn describe(entry: &mut DlqEntry) -> Result<(), Malformed> {
         _ => {}
     }
     Ok(())
+}
+
+/// End of the time to live of the pushes of a post, microseconds since 1970.
+fn expires_at_us(accepted_at_us: i64, push_ttl_seconds: u32) -> i64 {
+    let push_ttl = Duration::from_secs(push_ttl_seconds.into());
+    Timestamp(accepted_at_us).plus(push_ttl).0
 }
 
 /// Sets the chunk of the entry. A chunk id that doesn't match the recipients is malformed: the ledger has no such
@@ -216,8 +229,6 @@ pub(crate) fn retry_generation(entry: &DlqEntry) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use herald_model::time::Timestamp;
-
     use super::*;
 
     /// An entry whose message is gone.

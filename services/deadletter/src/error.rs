@@ -1,5 +1,9 @@
 //! Errors of the service and of one step of its work.
 
+use herald_failure::{Classify, FailureClass};
+use herald_rpc::status;
+use tonic::Status;
+
 /// The reason why the service ended without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,7 +24,7 @@ pub enum Error {
     Worker(#[source] tokio::task::JoinError),
 }
 
-/// The reason why one step of the work failed. The step is retried.
+/// The reason why one step of the work failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepError {
     /// The store failed.
@@ -29,4 +33,36 @@ pub(crate) enum StepError {
     /// The mesh failed.
     #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
+}
+
+impl Classify for StepError {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Store(error) => error.class(),
+            Self::Mesh(error) => error.class(),
+        }
+    }
+}
+
+impl From<StepError> for Status {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Store(error) => status::from_store(&error),
+            StepError::Mesh(error) => status::from_mesh(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_store::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_has_a_class() {
+        let store = |kind| StepError::from(herald_store::Error::new(kind, "failed"));
+        assert!(store(ErrorKind::Unavailable).is_transient());
+        assert!(!store(ErrorKind::Corrupt).is_transient());
+    }
 }

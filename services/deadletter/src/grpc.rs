@@ -3,20 +3,22 @@
 mod audit;
 mod details;
 mod filter;
+mod preview;
 mod select;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
+use herald_failure::Classify as _;
 use herald_mesh::Mesh;
-use herald_model::time::Timestamp;
+use herald_model::{parse_push_ttl, time::Timestamp};
 use herald_proto::v1::{self, dead_letter_service_server::DeadLetterService};
 use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
 use herald_store::{
-    DeadLetterGroup, DeadLetterId, DeadLetters, Ledger, NewOperation, Operation, OperationId, OperationKind,
+    DeadLetterGroups, DeadLetterId, DeadLetters, Ledger, NewOperation, Operation, OperationId, OperationKind,
     OperationState, Order, Users,
 };
 use prost::Message as _;
@@ -29,7 +31,7 @@ use crate::{
     Config, convert,
     domain::throttle::{RATE_DEFAULT, RATE_MAX},
     error::StepError,
-    grpc::select::Purpose,
+    grpc::{preview::Preview, select::Purpose},
     redrive::OperationRunner,
 };
 
@@ -118,12 +120,14 @@ impl DeadLetterService for Api {
         let filter = request.filter.unwrap_or_default();
         let groups = match self.parse_filter("filter", filter).await? {
             Some(filter) => self.dead_letters.groups(&filter).await,
-            None => Ok(Vec::new()),
+            None => Ok(DeadLetterGroups::default()),
         };
         let groups = groups.map_err(|e| status::from_store(&e))?;
+        let dead_letter_count = groups.dead_letters();
+        let groups = groups.into_largest_first();
         Ok(Response::new(v1::ListGroupsResponse {
             group_count: groups.len() as u64,
-            dead_letter_count: groups.iter().map(|group| group.dead_letters).sum(),
+            dead_letter_count,
             groups: groups
                 .into_iter()
                 .take(page_size)
@@ -171,6 +175,10 @@ impl DeadLetterService for Api {
             let description = format!("must be at most {RATE_MAX}, is {}", request.rate_max);
             return Err(status::invalid(&[("rate_max", description.as_str())]));
         }
+        let push_ttl = request.push_ttl.map(|ttl| parse_push_ttl(ttl.seconds, ttl.nanos));
+        let push_ttl = push_ttl
+            .transpose()
+            .map_err(|description| status::invalid(&[("push_ttl", description)]))?;
         let selection = request.selection.unwrap_or_default();
         let mut operation = NewOperation {
             kind: OperationKind::Redrive,
@@ -183,29 +191,33 @@ impl DeadLetterService for Api {
                 rate_max => rate_max,
             },
             failures_max: request.failures_max.unwrap_or(FAILURES_MAX_DEFAULT),
+            push_ttl,
             target: None,
         };
-        let selected = self.select(selection, Purpose::Redrive, request.dry_run).await?;
-        operation.excluded = selected.excluded;
         if request.dry_run {
+            let mut preview = Preview::new(&operation);
+            let excluded = self.select(selection, Purpose::Redrive, &mut preview).await?;
             let redrive = v1::Redrive {
-                state: v1::RedriveState::Unspecified.into(),
-                selected_count: selected.dead_letters.len() as u64,
-                excluded_count: selected.excluded,
+                state: v1::DeadLetterOperationState::Unspecified.into(),
+                selected_count: preview.selected(),
+                excluded_count: excluded,
+                expired_count: preview.expired,
                 rate_max: operation.rate_max,
                 failures_max: operation.failures_max,
-                actor: operation.actor,
+                push_ttl: push_ttl.map(convert::duration_to_proto),
+                actor: operation.actor.clone(),
                 ..v1::Redrive::default()
             };
+            let (groups, group_count) = preview.into_groups();
             let answer = v1::RedriveDeadLettersResponse {
                 redrive: Some(redrive),
-                groups: DeadLetterGroup::of(selected.preview)
-                    .into_iter()
-                    .map(convert::group_to_proto)
-                    .collect(),
+                groups,
+                group_count,
             };
             return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
         }
+        let mut selected = Vec::new();
+        operation.excluded = self.select(selection, Purpose::Redrive, &mut selected).await?;
         let running = self.dead_letters.running().await;
         let running = running.map_err(|e| status::from_store(&e))?.len();
         if running >= self.config.redrives_max {
@@ -217,7 +229,11 @@ impl DeadLetterService for Api {
         }
         let api = self.clone();
         let begun = run_to_completion(async move {
-            let begun = api.dead_letters.begin(&operation, &selected.dead_letters).await?;
+            let begun = api
+                .dead_letters
+                .begin(&operation, &selected)
+                .await
+                .map_err(StepError::from)?;
             tracing::info!(
                 redrive_id = begun.id.0,
                 dead_letters = begun.selected,
@@ -260,13 +276,15 @@ impl DeadLetterService for Api {
                     excluded: 0,
                     rate_max: 0,
                     failures_max: 0,
+                    push_ttl: None,
                     target: Some(operation.id),
                 };
-                api.dead_letters.begin(&cancel, &[]).await?;
+                let begun = api.dead_letters.begin(&cancel, &[]).await;
+                begun.map_err(StepError::from)?;
                 let stopped = api
                     .dead_letters
                     .finish(operation.id, OperationState::Cancelled, &reason, at);
-                Ok(stopped.await?)
+                Ok(stopped.await.map_err(StepError::from)?)
             })
             .await?
         } else {
@@ -292,23 +310,35 @@ impl DeadLetterService for Api {
             excluded: 0,
             rate_max: 0,
             failures_max: 0,
+            push_ttl: None,
             target: None,
         };
-        let selected = self.select(selection, Purpose::Discard, request.dry_run).await?;
         if request.dry_run {
+            let mut preview = Preview::new(&operation);
+            self.select(selection, Purpose::Discard, &mut preview).await?;
+            let discarded_count = preview.selected();
+            let (groups, group_count) = preview.into_groups();
             return Ok(Response::new(v1::DiscardDeadLettersResponse {
-                discarded_count: selected.dead_letters.len() as u64,
-                groups: DeadLetterGroup::of(selected.preview)
-                    .into_iter()
-                    .map(convert::group_to_proto)
-                    .collect(),
+                discarded_count,
+                groups,
+                group_count,
             }));
         }
+        let mut selected = Vec::new();
+        self.select(selection, Purpose::Discard, &mut selected).await?;
         let api = self.clone();
         let done = run_to_completion(async move {
-            let mut now = api.dead_letters.begin(&operation, &selected.dead_letters).await?;
+            let begun = api.dead_letters.begin(&operation, &selected).await;
+            let mut now = begun.map_err(StepError::from)?;
             while now.state == OperationState::Running {
-                now = api.runner.discard_batch(now.id).await?;
+                now = match api.runner.discard_batch(now.id).await {
+                    Ok(now) => now,
+                    Err(error) => {
+                        // The runner discards the rest, or stops the operation if the error is permanent.
+                        api.runner.enqueue(&now).await;
+                        return Err(interrupted_discard(&now, error));
+                    }
+                };
             }
             tracing::info!(
                 operation_id = now.id.0,
@@ -321,7 +351,7 @@ impl DeadLetterService for Api {
         .await?;
         Ok(Response::new(v1::DiscardDeadLettersResponse {
             discarded_count: done.applied(),
-            groups: Vec::new(),
+            ..v1::DiscardDeadLettersResponse::default()
         }))
     }
 
@@ -383,7 +413,7 @@ impl Api {
                 }
                 let answer = v1::RedriveDeadLettersResponse {
                     redrive: Some(convert::redrive_to_proto(&operation, Timestamp::now())),
-                    groups: Vec::new(),
+                    ..v1::RedriveDeadLettersResponse::default()
                 };
                 let next = (!operation.is_over()).then(|| (operation.clone(), Some(operation)));
                 Ok(Some((answer, next)))
@@ -392,17 +422,31 @@ impl Api {
     }
 }
 
+/// The status of a discard that failed after it had begun. Names the operation, because the server goes on with it.
+fn interrupted_discard(operation: &Operation, error: StepError) -> Status {
+    let rest = if error.is_transient() {
+        "the server discards the others in the background"
+    } else {
+        "the others stay open"
+    };
+    let status = Status::from(error);
+    let message = format!(
+        "{}; operation {} has discarded {} of {} dead letters, {rest}",
+        status.message(),
+        operation.id.0,
+        operation.applied(),
+        operation.selected,
+    );
+    Status::with_details(status.code(), message, status.details().to_vec().into())
+}
+
 /// Runs a future to completion in a task of its own: a caller that disconnects doesn't cancel it.
 async fn run_to_completion<T: Send + 'static>(
-    operation: impl Future<Output = Result<T, StepError>> + Send + 'static,
+    operation: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::spawn(operation)
         .await
         .map_err(|error| status::internal(&error))?
-        .map_err(|error| match error {
-            StepError::Store(error) => status::from_store(&error),
-            StepError::Mesh(error) => status::from_mesh(&error),
-        })
 }
 
 /// The name of the caller who acts, from the request metadata; `unknown` without a valid one.

@@ -8,21 +8,24 @@
 //! [`outcomes`] finds out whether a redriven dead letter succeeded.
 
 pub(crate) mod outcomes;
+mod push_ttl;
 mod refusal;
 mod send;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, TryStreamExt as _};
+use herald_failure::{Classify as _, panic_reason};
 use herald_mesh::{Mesh, Redriven, Subject, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_store::{
     DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetterVersion, DeadLetters, Operation, OperationId,
-    OperationKind, OperationState, Order,
+    OperationKind, OperationState, Order, Step,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -95,19 +98,42 @@ impl OperationRunner {
     /// Resumes the operations of earlier processes and runs the queued ones until the shutdown, then finishes the
     /// batches in progress.
     pub(crate) async fn run(&self, queue: mpsc::Receiver<Operation>) {
-        let resumed = loop {
-            match self.resume().await {
-                Ok(resumed) => break resumed,
-                Err(error) => {
-                    tracing::warn!(%error, "can't resume the redrives of an earlier process; retrying");
-                    self.pause(RETRY_DELAY).await;
-                }
-            }
-            if self.stop.is_cancelled() {
-                return;
+        let recover = self.retry("recovering the dead letters of interrupted redrives", || {
+            self.recover_interrupted()
+        });
+        if let Err(error) = recover.await {
+            tracing::error!(%error, "dead letters of interrupted redrives can't be recovered; they stay in flight");
+        }
+        let list = self.retry("listing the running operations", async || {
+            Ok(self.dead_letters.running().await?)
+        });
+        let resumed = match list.await {
+            Ok(running) => running.unwrap_or_default(),
+            Err(error) => {
+                tracing::error!(%error, "the operations of an earlier process can't be resumed");
+                Vec::new()
             }
         };
         futures::join!(self.outcomes.run(&self.stop), self.run_operations(resumed, queue));
+    }
+
+    /// Runs a step, and again after each transient error. `None` after a shutdown; the error is permanent.
+    async fn retry<T, F: Future<Output = Result<T, StepError>>>(
+        &self,
+        what: &str,
+        step: impl Fn() -> F,
+    ) -> Result<Option<T>, StepError> {
+        while !self.stop.is_cancelled() {
+            match step().await {
+                Ok(value) => return Ok(Some(value)),
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, "{what} failed; retrying");
+                    self.pause(RETRY_DELAY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     async fn run_operations(&self, resumed: Vec<Operation>, mut queue: mpsc::Receiver<Operation>) {
@@ -123,7 +149,7 @@ impl OperationRunner {
                 }
                 Some(ended) = running.join_next() => {
                     if let Err(error) = ended {
-                        tracing::error!(%error, "an operation panicked; it resumes at the next start");
+                        tracing::error!(%error, "an operation panicked while it was stopped; it resumes at the next start");
                     }
                 }
             }
@@ -131,30 +157,49 @@ impl OperationRunner {
         while running.join_next().await.is_some() {}
     }
 
+    /// Runs an operation until it ends or the service stops. A permanent error or a panic ends it too: no operation is
+    /// left running.
     async fn run_operation(self, operation: Operation) {
-        match operation.what.kind {
-            OperationKind::Redrive => {
-                let limiter = RateLimiter::new(operation.what.rate_max, Instant::now());
-                self.run_redrive(operation.id, limiter).await;
+        let run = async {
+            match operation.what.kind {
+                OperationKind::Redrive => self.run_redrive(&operation).await,
+                OperationKind::Discard => self.run_discard(operation.id).await,
+                OperationKind::Cancel => Ok(()),
             }
-            OperationKind::Discard => self.run_discard(operation.id).await,
-            OperationKind::Cancel => {}
+        };
+        let failure = match AssertUnwindSafe(run).catch_unwind().await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic_reason(&*panic),
+        };
+        tracing::error!(
+            operation_id = operation.id.0,
+            failure,
+            "operation stops; its other dead letters stay open"
+        );
+        let reason = format!("failed: {failure}");
+        let stop = self.retry("stopping a failed operation", || {
+            self.finish(operation.id, OperationState::Stopped, &reason)
+        });
+        if let Err(error) = stop.await {
+            tracing::error!(operation_id = operation.id.0, %error, "failed operation can't be stopped");
         }
     }
 
-    /// Tracks or recovers the dead letters that earlier processes left in flight, and returns the running operations.
-    async fn resume(&self) -> Result<Vec<Operation>, StepError> {
+    /// Tracks or recovers the dead letters that earlier processes left in flight.
+    async fn recover_interrupted(&self) -> Result<(), StepError> {
         let mut unsent: HashMap<OperationId, Vec<DeadLetter>> = HashMap::new();
-        for dead_letter in self.dead_letters_in_flight().await? {
-            match (redrive_target(&dead_letter), dead_letter.redrive) {
+        self.for_each_in_flight(
+            |dead_letter| match (redrive_target(&dead_letter), dead_letter.redrive) {
                 (Some((kind, _)), _) if dead_letter.redrive_sequence != 0 => {
                     self.outcomes
                         .track([(to_version(&dead_letter), kind, dead_letter.redrive_sequence)]);
                 }
                 (_, Some(operation)) => unsent.entry(operation).or_default().push(dead_letter),
                 (_, None) => {}
-            }
-        }
+            },
+        )
+        .await?;
         for (operation, dead_letters) in unsent {
             tracing::info!(
                 redrive_id = operation.0,
@@ -163,11 +208,13 @@ impl OperationRunner {
             );
             self.recover(operation, dead_letters).await?;
         }
-        Ok(self.dead_letters.running().await?)
+        Ok(())
     }
 
-    /// Runs a redrive until it ends or the service stops, and retries failed steps.
-    async fn run_redrive(&self, id: OperationId, mut limiter: RateLimiter) {
+    /// Runs a redrive until it ends or the service stops, and retries steps after transient errors.
+    async fn run_redrive(&self, operation: &Operation) -> Result<(), StepError> {
+        let id = operation.id;
+        let mut limiter = RateLimiter::new(operation.what.rate_max, Instant::now());
         let mut interrupted = false;
         while !self.stop.is_cancelled() {
             let attempt = async {
@@ -177,27 +224,35 @@ impl OperationRunner {
                 self.send_remaining(id, &mut limiter).await
             };
             match attempt.await {
-                Ok(()) => return,
-                Err(error) => {
+                Ok(()) => break,
+                Err(error) if error.is_transient() => {
                     tracing::warn!(redrive_id = id.0, %error, "redrive step failed; retrying");
                     interrupted = true;
                     self.pause(RETRY_DELAY).await;
                 }
+                Err(error) => {
+                    // Otherwise the next process would send the dead letters that this one has claimed.
+                    if let Err(error) = self.recover_claimed(id).await {
+                        tracing::error!(redrive_id = id.0, %error, "claimed dead letters can't be recovered; they stay in flight");
+                    }
+                    return Err(error);
+                }
             }
         }
+        Ok(())
     }
 
     /// Claims and sends a redrive's dead letters until it ends.
     async fn send_remaining(&self, id: OperationId, limiter: &mut RateLimiter) -> Result<(), StepError> {
-        while let Some(dead_letters) = self.claim_next(id).await? {
-            self.send(id, dead_letters, limiter).await?;
+        while let Some(step) = self.claim_next(id).await? {
+            self.send(&step.operation, step.dead_letters, limiter).await?;
         }
         Ok(())
     }
 
     /// Waits until the redrive is below its in-flight limit, then claims its next dead letters. `None` when the redrive
     /// has ended or the service stops.
-    async fn claim_next(&self, id: OperationId) -> Result<Option<Vec<DeadLetter>>, StepError> {
+    async fn claim_next(&self, id: OperationId) -> Result<Option<Step>, StepError> {
         while !self.stop.is_cancelled() {
             let Some(operation) = self.dead_letters.operation(id).await? else {
                 return Ok(None);
@@ -230,7 +285,7 @@ impl OperationRunner {
                 .dead_letters
                 .claim(id, count as usize, after, Timestamp::now())
                 .await?;
-            return Ok(Some(step.dead_letters));
+            return Ok(Some(step));
         }
         Ok(None)
     }
@@ -241,28 +296,27 @@ impl OperationRunner {
             .finish(id, state, reason, Timestamp::now())
             .await?;
         tracing::info!(
-            redrive_id = id.0,
+            operation_id = id.0,
             dead_letters = operation.selected,
-            sent = operation.applied(),
+            applied = operation.applied(),
             failed = operation.failed,
+            expired = operation.expired,
             reason,
-            "redrive ended"
+            "operation ended"
         );
         Ok(())
     }
 
     /// Recovers the claimed dead letters of a redrive that aren't recorded as sent.
     async fn recover_claimed(&self, operation: OperationId) -> Result<(), StepError> {
-        let unrecorded = |dead_letter: &DeadLetter| {
-            dead_letter.redrive == Some(operation) && dead_letter.redrive_sequence == 0
-        };
-        let dead_letters = self
-            .dead_letters_in_flight()
-            .await?
-            .into_iter()
-            .filter(unrecorded)
-            .collect();
-        self.recover(operation, dead_letters).await
+        let mut unrecorded = Vec::new();
+        self.for_each_in_flight(|dead_letter| {
+            if dead_letter.redrive == Some(operation) && dead_letter.redrive_sequence == 0 {
+                unrecorded.push(dead_letter);
+            }
+        })
+        .await?;
+        self.recover(operation, unrecorded).await
     }
 
     /// Searches REDRIVE for dead letters that may have been published: records the ones found and sends the others.
@@ -270,16 +324,23 @@ impl OperationRunner {
         if dead_letters.is_empty() {
             return Ok(());
         }
-        let redrive = self.dead_letters.operation(operation).await?;
-        let after = redrive.as_ref().map_or(0, |redrive| redrive.redrive_after);
-        let rate_max = redrive.map_or(throttle::RATE_DEFAULT, |redrive| redrive.what.rate_max);
+        let Some(redrive) = self.dead_letters.operation(operation).await? else {
+            tracing::error!(
+                redrive_id = operation.0,
+                dead_letters = dead_letters.len(),
+                "the redrive of claimed dead letters is unknown; they stay in flight"
+            );
+            return Ok(());
+        };
+        let after = redrive.redrive_after;
+        let claimed: HashSet<_> = dead_letters.iter().map(to_redriven).collect();
         let last = self.mesh.last_sequence(streams::REDRIVE).await?;
         let mut sequences = HashMap::new();
         if last > after {
             let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
             let mut messages = std::pin::pin!(messages);
             while let Some(message) = messages.try_next().await? {
-                if let Some(redriven) = message.redriven() {
+                if let Some(redriven) = message.redriven().filter(|redriven| claimed.contains(redriven)) {
                     sequences.entry(redriven).or_insert(message.sequence);
                 }
             }
@@ -287,53 +348,47 @@ impl OperationRunner {
         let mut sent = Vec::new();
         let mut unsent = Vec::new();
         for dead_letter in dead_letters {
-            let redriven = Redriven {
-                dead_letter: dead_letter.id.0,
-                round: dead_letter.round,
-            };
-            match (sequences.get(&redriven), redrive_target(&dead_letter)) {
+            match (
+                sequences.get(&to_redriven(&dead_letter)),
+                redrive_target(&dead_letter),
+            ) {
                 (Some(sequence), Some((kind, _))) => sent.push((to_version(&dead_letter), kind, *sequence)),
                 _ => unsent.push(dead_letter),
             }
         }
         self.record_sent(operation, sent).await?;
-        self.send(operation, unsent, &mut RateLimiter::new(rate_max, Instant::now()))
-            .await
+        let mut limiter = RateLimiter::new(redrive.what.rate_max, Instant::now());
+        self.send(&redrive, unsent, &mut limiter).await
     }
 
-    /// Reads all dead letters in state `Redriving`.
-    async fn dead_letters_in_flight(&self) -> Result<Vec<DeadLetter>, StepError> {
+    /// Passes each dead letter in state `Redriving` to `visit`, without keeping them.
+    async fn for_each_in_flight(&self, mut visit: impl FnMut(DeadLetter)) -> Result<(), StepError> {
         let filter = DeadLetterFilter {
             state: Some(DeadLetterState::Redriving),
             ..DeadLetterFilter::default()
         };
-        let mut dead_letters = Vec::new();
         let mut after = None;
         loop {
             let page = self
                 .dead_letters
                 .scan(&filter, Order::OldestFirst, after, BATCH as usize)
                 .await?;
-            dead_letters.extend(page.dead_letters);
+            page.dead_letters.into_iter().for_each(&mut visit);
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(dead_letters),
+                None => return Ok(()),
             }
         }
     }
 
-    /// Runs a discard until it ends or the service stops, and retries failed steps.
-    async fn run_discard(&self, id: OperationId) {
-        while !self.stop.is_cancelled() {
-            match self.discard_batch(id).await {
-                Ok(operation) if operation.state != OperationState::Running => return,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(operation_id = id.0, %error, "discard step failed; retrying");
-                    self.pause(RETRY_DELAY).await;
-                }
-            }
-        }
+    /// Runs a discard until it ends or the service stops, and retries steps after transient errors.
+    async fn run_discard(&self, id: OperationId) -> Result<(), StepError> {
+        while let Some(operation) = self
+            .retry("discarding dead letters", || self.discard_batch(id))
+            .await?
+            && operation.state == OperationState::Running
+        {}
+        Ok(())
     }
 
     /// Discards the next batch of an operation's dead letters.
@@ -356,6 +411,13 @@ impl OperationRunner {
 fn to_version(dead_letter: &DeadLetter) -> DeadLetterVersion {
     DeadLetterVersion {
         id: dead_letter.id,
+        round: dead_letter.round,
+    }
+}
+
+fn to_redriven(dead_letter: &DeadLetter) -> Redriven {
+    Redriven {
+        dead_letter: dead_letter.id.0,
         round: dead_letter.round,
     }
 }

@@ -10,6 +10,7 @@
 //! Each directory is a fjall database. The file `lock` keeps a second process out; the file `format` holds the version
 //! of the layout.
 
+mod blocking;
 mod cache;
 mod database;
 mod databases;

@@ -1,8 +1,20 @@
 //! A temporary database for tests.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+};
+
+use tokio::runtime::{self, Runtime};
 
 use super::{database::Database, space::Space};
+
+/// Runs a future on a runtime that all tests share.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    static RUNTIME: LazyLock<Runtime> =
+        LazyLock::new(|| runtime::Builder::new_current_thread().build().unwrap());
+    RUNTIME.block_on(future)
+}
 
 /// A database in a temporary directory, which is removed on drop.
 pub(crate) struct Store {

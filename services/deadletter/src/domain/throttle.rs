@@ -87,6 +87,7 @@ mod tests {
                 excluded: 0,
                 rate_max: 0,
                 failures_max,
+                push_ttl: None,
                 target: None,
             },
             state: OperationState::Running,
@@ -97,6 +98,7 @@ mod tests {
             skipped: 0,
             resolved,
             failed,
+            expired: 0,
             redrive_after: 0,
         }
     }

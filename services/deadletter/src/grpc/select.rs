@@ -22,42 +22,35 @@ pub(super) enum Purpose {
     Discard,
 }
 
-/// The result of a selection.
-#[derive(Debug, Default)]
-pub(super) struct Selected {
-    /// The selected dead letters, each with its present round.
-    pub(super) dead_letters: Vec<DeadLetterVersion>,
-    /// Dead letters that match the filter and can't be redriven.
-    pub(super) excluded: u64,
-    /// The selected dead letters in full; only for a dry run.
-    pub(super) preview: Vec<DeadLetter>,
+/// Receives the selected dead letters, one by one.
+pub(super) trait Selected {
+    /// Adds a selected dead letter.
+    fn add(&mut self, dead_letter: DeadLetter);
 }
 
-impl Selected {
-    fn add(&mut self, dead_letter: DeadLetter, dry_run: bool) {
-        self.dead_letters.push(DeadLetterVersion {
+/// The dead letters of an operation, each with its present round.
+impl Selected for Vec<DeadLetterVersion> {
+    fn add(&mut self, dead_letter: DeadLetter) {
+        self.push(DeadLetterVersion {
             id: dead_letter.id,
             round: dead_letter.round,
         });
-        if dry_run {
-            self.preview.push(dead_letter);
-        }
     }
 }
 
 impl Api {
-    /// Selects dead letters. A selection by id fails if one of its dead letters is ineligible; a selection by filter
-    /// excludes such dead letters.
+    /// Passes the selected dead letters to `selected`. A selection by id fails if one of its dead letters is ineligible;
+    /// a selection by filter excludes such dead letters. Returns their number.
     pub(super) async fn select(
         &self,
         selection: v1::DeadLetterSelection,
         purpose: Purpose,
-        dry_run: bool,
-    ) -> Result<Selected, Status> {
+        selected: &mut (impl Selected + Send),
+    ) -> Result<u64, Status> {
         match self.parse_selection(selection).await? {
-            Selection::Ids(ids) => self.select_by_id(&ids, purpose, dry_run).await,
-            Selection::Filter(Some(filter)) => self.select_by_filter(filter, purpose, dry_run).await,
-            Selection::Filter(None) => Ok(Selected::default()),
+            Selection::Ids(ids) => self.select_by_id(&ids, purpose, selected).await.map(|()| 0),
+            Selection::Filter(Some(filter)) => self.select_by_filter(filter, purpose, selected).await,
+            Selection::Filter(None) => Ok(0),
         }
     }
 
@@ -65,8 +58,8 @@ impl Api {
         &self,
         ids: &[DeadLetterId],
         purpose: Purpose,
-        dry_run: bool,
-    ) -> Result<Selected, Status> {
+        selected: &mut (impl Selected + Send),
+    ) -> Result<(), Status> {
         let dead_letters = self.dead_letters.get(ids).await;
         let dead_letters = dead_letters.map_err(|e| status::from_store(&e))?;
         let missing = ids
@@ -97,20 +90,20 @@ impl Api {
                 ));
             }
         }
-        let mut selected = Selected::default();
         for dead_letter in dead_letters {
-            selected.add(dead_letter, dry_run);
+            selected.add(dead_letter);
         }
-        Ok(selected)
+        Ok(())
     }
 
     async fn select_by_filter(
         &self,
         filter: DeadLetterFilter,
         purpose: Purpose,
-        dry_run: bool,
-    ) -> Result<Selected, Status> {
-        let mut selected = Selected::default();
+        selected: &mut (impl Selected + Send),
+    ) -> Result<u64, Status> {
+        let mut excluded = 0;
+        let mut is_empty = true;
         let mut after = None;
         loop {
             let page = self
@@ -118,13 +111,14 @@ impl Api {
                 .scan(&filter, Order::OldestFirst, after, PAGE)
                 .await;
             let page = page.map_err(|e| status::from_store(&e))?;
+            is_empty &= page.dead_letters.is_empty();
             for dead_letter in page.dead_letters {
                 if Ineligible::NoConsumer.applies_to(&dead_letter, purpose)
                     || Ineligible::PayloadGone.applies_to(&dead_letter, purpose)
                 {
-                    selected.excluded += 1;
+                    excluded += 1;
                 } else {
-                    selected.add(dead_letter, dry_run);
+                    selected.add(dead_letter);
                 }
             }
             match page.next {
@@ -133,12 +127,11 @@ impl Api {
             }
         }
         if let Some(group) = filter.group
-            && selected.dead_letters.is_empty()
-            && selected.excluded == 0
+            && is_empty
         {
             self.require_group(group).await?;
         }
-        Ok(selected)
+        Ok(excluded)
     }
 
     /// `NOT_FOUND` if no dead letter, in whatever state, is in the group.

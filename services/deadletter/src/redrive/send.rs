@@ -1,14 +1,14 @@
 //! Publishes the dead letters that a redrive has claimed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, future, stream};
 use herald_mesh::{ErrorKind, Redrive, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_proto::{mesh_v1::DlqEntry, v1};
-use herald_store::{DeadLetter, DeadLetterState, DeadLetterVersion, OperationId, Reopening};
+use herald_store::{DeadLetter, DeadLetterState, DeadLetterVersion, Operation, OperationId, Reopening};
 
-use super::{OperationRunner, redrive_target, refusal, to_version};
+use super::{OperationRunner, push_ttl, redrive_target, refusal, to_version};
 use crate::{domain::throttle::RateLimiter, error::StepError};
 
 /// Dead letters read and published concurrently.
@@ -26,7 +26,7 @@ impl OperationRunner {
     /// Publishes claimed dead letters at the redrive's rate, and records their sequences in REDRIVE.
     pub(super) async fn send(
         &self,
-        operation: OperationId,
+        operation: &Operation,
         dead_letters: Vec<DeadLetter>,
         limiter: &mut RateLimiter,
     ) -> Result<(), StepError> {
@@ -39,7 +39,7 @@ impl OperationRunner {
                 }
                 dead_letter
             })
-            .map(|dead_letter| self.send_one(dead_letter))
+            .map(|dead_letter| self.send_one(dead_letter, operation.what.push_ttl))
             .buffer_unordered(CONCURRENCY)
             .collect()
             .await;
@@ -54,7 +54,7 @@ impl OperationRunner {
                 Ok(SendResult::Refused(refusal)) => {
                     tracing::warn!(
                         dead_letter_id = refusal.dead_letter.0,
-                        redrive_id = operation.0,
+                        redrive_id = operation.id.0,
                         reason = refusal.reason,
                         "dead letter can't be redriven; it is open again"
                     );
@@ -63,7 +63,7 @@ impl OperationRunner {
                 Err(error) => outcome = Err(error),
             }
         }
-        self.record_sent(operation, sent).await?;
+        self.record_sent(operation.id, sent).await?;
         // Concurrently, so that the reopenings share a commit.
         future::try_join_all(refused.iter().map(|refusal| self.dead_letters.reopen(refusal))).await?;
         self.metrics
@@ -90,9 +90,13 @@ impl OperationRunner {
         Ok(())
     }
 
-    async fn send_one(&self, dead_letter: DeadLetter) -> Result<SendResult, StepError> {
+    async fn send_one(
+        &self,
+        dead_letter: DeadLetter,
+        push_ttl: Option<Duration>,
+    ) -> Result<SendResult, StepError> {
         let refuse = |why: &str| SendResult::Refused(refusal::reopening(&dead_letter, why, Timestamp::now()));
-        let redrive = match self.build_redrive(&dead_letter).await? {
+        let redrive = match self.build_redrive(&dead_letter, push_ttl).await? {
             Ok(redrive) => redrive,
             Err(why) => return Ok(refuse(why)),
         };
@@ -116,6 +120,7 @@ impl OperationRunner {
     async fn build_redrive(
         &self,
         dead_letter: &DeadLetter,
+        push_ttl: Option<Duration>,
     ) -> Result<Result<Redrive, &'static str>, StepError> {
         let Some((kind, subject)) = redrive_target(dead_letter) else {
             return Ok(Err("no consumer handles its subject"));
@@ -138,6 +143,17 @@ impl OperationRunner {
             v1::DeadLetterPayload::Gone | v1::DeadLetterPayload::Unspecified => {
                 return Ok(Err("its payload is gone"));
             }
+        };
+        let payload = match push_ttl {
+            None => payload,
+            Some(ttl) => match push_ttl::renew(kind, subject, payload, ttl, Timestamp::now()) {
+                Ok(payload) => payload,
+                Err(_) => {
+                    return Ok(Err(
+                        "its payload is malformed, so its pushes can't get a new time to live",
+                    ));
+                }
+            },
         };
         Ok(Ok(Redrive {
             kind,

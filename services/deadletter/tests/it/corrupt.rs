@@ -2,7 +2,7 @@
 
 use herald_mesh::{consumers, streams};
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserId};
-use herald_proto::v1::{DeadLetterState, RedriveState};
+use herald_proto::v1::{DeadLetterOperationState, DeadLetterState};
 use tempfile::TempDir;
 
 use crate::harness::{
@@ -89,7 +89,10 @@ async fn a_chunk_with_a_malformed_outcome_becomes_a_dead_letter_and_can_be_redri
     let again = redrive(client, select_ids([all[0].dead_letter_id]), None)
         .await
         .unwrap();
-    assert_eq!((again.state(), again.failed_count), (RedriveState::Done, 1));
+    assert_eq!(
+        (again.state(), again.failed_count),
+        (DeadLetterOperationState::Done, 1)
+    );
     harness.set_verdict(Verdict::Ack);
     let done = redrive(client, select_all(), None).await.unwrap();
     assert_eq!((done.resolved_count, done.failed_count), (2, 0));

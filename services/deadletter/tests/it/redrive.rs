@@ -2,7 +2,7 @@
 
 use herald_mesh::{Disposition, Subject, streams};
 use herald_model::{Lane, PostId};
-use herald_proto::v1::{self, DeadLetterState, RedriveState};
+use herald_proto::v1::{self, DeadLetterOperationState, DeadLetterState};
 use prost::Message as _;
 
 use crate::{
@@ -24,7 +24,7 @@ async fn a_dead_letter_is_redriven_once_to_the_consumer_that_failed() {
 
     harness.set_verdict(Verdict::Ack);
     let done = redrive(client, select_ids([dead_letter]), None).await.unwrap();
-    assert_eq!(done.state(), RedriveState::Done);
+    assert_eq!(done.state(), DeadLetterOperationState::Done);
     assert_eq!(
         (done.selected_count, done.sent_count, done.resolved_count),
         (1, 1, 1)
@@ -60,7 +60,10 @@ async fn a_dead_letter_is_redriven_once_to_the_consumer_that_failed() {
         .unwrap_err();
     assert_eq!(reason(&again), "ALREADY_REDRIVEN");
     let nothing = redrive(client, select_all(), None).await.unwrap();
-    assert_eq!((nothing.selected_count, nothing.state()), (0, RedriveState::Done));
+    assert_eq!(
+        (nothing.selected_count, nothing.state()),
+        (0, DeadLetterOperationState::Done)
+    );
     assert_eq!(harness.received().len(), 2);
     assert_eq!(harness.metric("herald_deadletter_resolved_total"), 1);
     service.stop().await;
@@ -77,7 +80,7 @@ async fn a_dead_letter_that_fails_again_is_reopened_with_the_new_reason() {
     let done = redrive(client, select_ids([2]), None).await.unwrap();
     assert_eq!(
         (done.state(), done.resolved_count, done.failed_count),
-        (RedriveState::Done, 0, 1)
+        (DeadLetterOperationState::Done, 0, 1)
     );
     let open = get(client, 2).await.dead_letter.unwrap();
     assert_eq!((open.state(), open.redrive_count), (DeadLetterState::Open, 1));
@@ -111,7 +114,7 @@ async fn failed_dead_letters_are_reopened_and_the_others_resolved() {
     let done = redrive(client, select_all(), Some(0)).await.unwrap();
     assert_eq!(
         (done.state(), done.resolved_count, done.failed_count),
-        (RedriveState::Done, 90, 10)
+        (DeadLetterOperationState::Done, 90, 10)
     );
     let failed: Vec<u64> = (1..=10).map(|ten| ten * 10).collect();
     assert_eq!(in_state(client, DeadLetterState::Open).await, failed);
@@ -162,7 +165,7 @@ async fn too_many_failures_stop_a_redrive_and_the_rest_stays_open() {
     harness.create_dead_letters(client, 1..=1_500).await;
     harness.set_verdict(Verdict::Term("not fixed"));
     let done = redrive(client, select_all(), Some(10)).await.unwrap();
-    assert_eq!(done.state(), RedriveState::Stopped);
+    assert_eq!(done.state(), DeadLetterOperationState::Stopped);
     assert!(
         done.reason.ends_with("dead letters failed again"),
         "{}",
@@ -244,14 +247,17 @@ async fn a_redrive_can_be_cancelled() {
         .metadata_mut()
         .insert("herald-actor", "bob".parse().unwrap());
     let stopped = client.cancel_redrive(cancel).await.unwrap().into_inner();
-    assert_eq!(stopped.redrive.unwrap().state(), RedriveState::Cancelled);
+    assert_eq!(
+        stopped.redrive.unwrap().state(),
+        DeadLetterOperationState::Cancelled
+    );
     let mut last = begun.clone();
     while let Some(answer) = progress.message().await.unwrap() {
         last = answer.redrive.unwrap();
     }
     assert_eq!(
         (last.state(), &last.reason[..]),
-        (RedriveState::Cancelled, "stopped by bob")
+        (DeadLetterOperationState::Cancelled, "stopped by bob")
     );
     assert_eq!(last.in_flight_count, 0);
     assert!(last.sent_count < 200, "{last:?}");
@@ -414,7 +420,7 @@ async fn a_dead_letter_that_the_broker_refuses_keeps_its_original_reason() {
         let done = redrive(client, select_ids([dead_letter]), None).await.unwrap();
         assert_eq!(
             (done.state(), done.resolved_count, done.failed_count),
-            (RedriveState::Done, 0, 1)
+            (DeadLetterOperationState::Done, 0, 1)
         );
         let open = get(client, dead_letter).await.dead_letter.unwrap();
         assert_eq!(

@@ -5,7 +5,7 @@ use herald_mesh::{Redrive, Subject, consumers::ConsumerKind, streams};
 use herald_model::{Lane, time::Timestamp};
 use herald_proto::{
     mesh_v1::DlqEntry,
-    v1::{self, DeadLetterState, RedriveState},
+    v1::{self, DeadLetterOperationState, DeadLetterState},
 };
 use herald_store::{
     DeadLetterFilter, DeadLetterId, DeadLetterVersion, NewOperation, OperationId, OperationKind, Order,
@@ -41,7 +41,7 @@ async fn a_redrive_resumes_after_the_process_died() {
     let service = harness.run().await;
     until(async || {
         let now = state(&service.client, begun.redrive_id).await;
-        now.state() == RedriveState::Done && now.in_flight_count == 0
+        now.state() == DeadLetterOperationState::Done && now.in_flight_count == 0
     })
     .await;
     let done = state(&service.client, begun.redrive_id).await;
@@ -117,6 +117,7 @@ async fn claimed_dead_letters_that_may_have_been_sent_are_searched_in_redrive() 
         excluded: 0,
         rate_max: 500,
         failures_max: 0,
+        push_ttl: None,
         target: None,
     };
     let begun = dead_letters.begin(&operation, &chosen).await.unwrap();

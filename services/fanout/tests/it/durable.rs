@@ -10,8 +10,8 @@ use herald_fanout::Config;
 use herald_mesh::{consumers, streams};
 use herald_model::{Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    DeadMessage, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus, RecordedOutcome,
-    Result, Settlement, SlicePlan,
+    DeadMessage, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus,
+    RecordedOutcome, Result, Settlement, SlicePlan,
 };
 
 use crate::harness::{World, until};

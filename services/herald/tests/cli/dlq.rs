@@ -53,7 +53,7 @@ fn group() -> DeadLetterGroup {
     }
 }
 
-fn redrive(state: RedriveState, resolved: u64, failed: u64, in_flight: u64) -> Redrive {
+fn redrive(state: DeadLetterOperationState, resolved: u64, failed: u64, in_flight: u64) -> Redrive {
     Redrive {
         redrive_id: 4,
         state: state.into(),
@@ -82,7 +82,7 @@ fn operation() -> DeadLetterOperation {
             ..DeadLetterSelection::default()
         }),
         selected_count: 3,
-        redrive: Some(redrive(RedriveState::Done, 3, 0, 0)),
+        redrive: Some(redrive(DeadLetterOperationState::Done, 3, 0, 0)),
         ..DeadLetterOperation::default()
     }
 }
@@ -154,7 +154,7 @@ impl DeadLetterService for Server {
         let broken = !dry_run
             && progress
                 .last()
-                .is_some_and(|last| last.state() == RedriveState::Running);
+                .is_some_and(|last| last.state() == DeadLetterOperationState::Running);
         let answers = progress.into_iter().map(move |redrive| {
             Ok(RedriveDeadLettersResponse {
                 redrive: Some(redrive),
@@ -180,7 +180,7 @@ impl DeadLetterService for Server {
         Ok(Response::new(CancelRedriveResponse {
             redrive: Some(Redrive {
                 reason: "stopped by ann@laptop".into(),
-                ..redrive(RedriveState::Cancelled, 1, 0, 0)
+                ..redrive(DeadLetterOperationState::Cancelled, 1, 0, 0)
             }),
         }))
     }
@@ -306,8 +306,8 @@ async fn groups_and_one_dead_letter_are_shown() {
 async fn a_redrive_prints_its_result_and_sends_its_actor() {
     let server = Server::start().await;
     server.add_redrive([
-        redrive(RedriveState::Running, 0, 0, 2),
-        redrive(RedriveState::Done, 3, 0, 0),
+        redrive(DeadLetterOperationState::Running, 0, 0, 2),
+        redrive(DeadLetterOperationState::Done, 3, 0, 0),
     ]);
     let text = herald(&server.url, &["dlq", "redrive", "17", "18", "--rate", "50"])
         .await
@@ -322,7 +322,7 @@ async fn a_redrive_prints_its_result_and_sends_its_actor() {
     assert!(!user.is_empty() && !host.is_empty(), "{actor}");
 
     // Failed dead letters are exit code 1, after the result is printed.
-    server.add_redrive([redrive(RedriveState::Stopped, 1, 2, 0)]);
+    server.add_redrive([redrive(DeadLetterOperationState::Stopped, 1, 2, 0)]);
     let done = herald(
         &server.url,
         &[
@@ -348,7 +348,7 @@ async fn a_redrive_prints_its_result_and_sends_its_actor() {
     );
 
     // The connection breaks: the redrive continues on the server.
-    server.add_redrive([redrive(RedriveState::Running, 1, 0, 1)]);
+    server.add_redrive([redrive(DeadLetterOperationState::Running, 1, 0, 1)]);
     let done = herald(&server.url, &["dlq", "redrive", "--all"]).await;
     assert_eq!(done.code, 3, "{done:?}");
     assert!(
@@ -356,7 +356,7 @@ async fn a_redrive_prints_its_result_and_sends_its_actor() {
         "{done:?}"
     );
 
-    server.add_redrive([redrive(RedriveState::Unspecified, 0, 0, 0)]);
+    server.add_redrive([redrive(DeadLetterOperationState::Unspecified, 0, 0, 0)]);
     let text = herald(&server.url, &["dlq", "redrive", "--all", "--dry-run"])
         .await
         .ok()

@@ -121,14 +121,7 @@ impl<'a> CommitBatch<'a> {
                 limit,
                 redrive_after,
                 at,
-            } => JobResult::Step(Box::new(self.step(operation, limit, |progress, operation| {
-                progress.state = DeadLetterState::Redriving;
-                progress.round += 1;
-                progress.redrive = Some(operation.id);
-                progress.redrive_sequence = 0;
-                progress.updated_at = at;
-                operation.redrive_after = redrive_after;
-            })?)),
+            } => JobResult::Step(Box::new(self.claim(operation, limit, redrive_after, at)?)),
             Job::Discard { operation, limit, at } => {
                 let mut step = self.step(operation, limit, |progress, _| {
                     progress.state = DeadLetterState::Discarded;
@@ -234,6 +227,7 @@ impl<'a> CommitBatch<'a> {
             if previous_state == DeadLetterState::Resolved {
                 operation.resolved = operation.resolved.saturating_sub(1);
             }
+            extend_end(operation, reopening.failed_at);
         }
         Ok(Reopened::Open)
     }
@@ -267,11 +261,34 @@ impl<'a> CommitBatch<'a> {
             skipped: 0,
             resolved: 0,
             failed: 0,
+            expired: 0,
             redrive_after: 0,
             what: request,
         };
         self.rows.set_operation(operation.clone());
         operation
+    }
+
+    fn claim(
+        &mut self,
+        operation: OperationId,
+        limit: usize,
+        redrive_after: u64,
+        at: Timestamp,
+    ) -> Result<Step> {
+        let mut step = self.step(operation, limit, |progress, operation| {
+            progress.state = DeadLetterState::Redriving;
+            progress.round += 1;
+            progress.redrive = Some(operation.id);
+            progress.redrive_sequence = 0;
+            progress.updated_at = at;
+            operation.redrive_after = redrive_after;
+        })?;
+        let claimed = step.dead_letters.iter();
+        let expired = claimed.filter(|dead_letter| step.operation.what.finds_expired(dead_letter, at));
+        step.operation.expired += expired.count() as u64;
+        self.rows.set_operation(step.operation.clone());
+        Ok(step)
     }
 
     /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected are
@@ -350,7 +367,9 @@ impl<'a> CommitBatch<'a> {
             }
         })?;
         if let Some(operation) = redrive {
-            self.rows.operation(operation)?.resolved += 1;
+            let operation = self.rows.operation(operation)?;
+            operation.resolved += 1;
+            extend_end(operation, at);
         }
         Ok(resolved)
     }
@@ -438,4 +457,9 @@ impl<'a> CommitBatch<'a> {
         self.tables.add_counts(counts);
         Ok(())
     }
+}
+
+/// Moves the end of a redrive that has sent all of its dead letters to the time of an outcome.
+fn extend_end(operation: &mut Operation, outcome_at: Timestamp) {
+    operation.ended_at = operation.ended_at.map(|ended_at| ended_at.max(outcome_at));
 }

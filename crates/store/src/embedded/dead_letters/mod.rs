@@ -35,11 +35,12 @@ use self::{
     row::STATES,
 };
 use super::{
+    blocking::read_blocking,
     database::{self, Database, map_err},
     group_commit::GroupCommit,
 };
 use crate::{
-    DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterPage, DeadLetterState,
+    DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterId, DeadLetterPage, DeadLetterState,
     DeadLetterVersion, Error, ErrorKind, Inserted, NewOperation, Operation, OperationId, OperationState,
     Order, Reopened, Reopening, Result, Step,
 };
@@ -123,15 +124,7 @@ impl EmbeddedDeadLetters {
         read: impl FnOnce(&Tables) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let tables = Arc::clone(&self.tables);
-        tokio::task::spawn_blocking(move || read(&tables))
-            .await
-            .unwrap_or_else(|error| {
-                Err(Error::with_source(
-                    ErrorKind::Unavailable,
-                    "the task that reads the dead letters ended early",
-                    error,
-                ))
-            })
+        read_blocking("the dead letters", move || read(&tables)).await
     }
 
     async fn run_step_job(&self, job: Job) -> Result<Step> {
@@ -286,18 +279,16 @@ impl Tables {
         Ok(page)
     }
 
-    fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>> {
+    fn groups(&self, filter: &DeadLetterFilter) -> Result<DeadLetterGroups> {
         let snapshot = self.database.snapshot();
-        let mut failed = None;
-        let dead_letters = self
-            .candidates(&snapshot, filter, Order::OldestFirst, None)
-            .map_while(|dead_letter| dead_letter.map_err(|error| failed = Some(error)).ok())
-            .filter(|dead_letter| filter.passes(dead_letter));
-        let groups = DeadLetterGroup::of(dead_letters);
-        match failed {
-            None => Ok(groups),
-            Some(error) => Err(error),
+        let mut groups = DeadLetterGroups::default();
+        for dead_letter in self.candidates(&snapshot, filter, Order::OldestFirst, None) {
+            let dead_letter = dead_letter?;
+            if filter.passes(&dead_letter) {
+                groups.add(dead_letter);
+            }
         }
+        Ok(groups)
     }
 }
 
@@ -333,7 +324,7 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
             .await
     }
 
-    async fn groups(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterGroup>> {
+    async fn groups(&self, filter: &DeadLetterFilter) -> Result<DeadLetterGroups> {
         let filter = filter.clone();
         self.read_blocking(move |tables| tables.groups(&filter)).await
     }

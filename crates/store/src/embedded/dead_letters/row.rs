@@ -1,5 +1,7 @@
 //! Encoding of dead letters and operations as Protobuf rows, and of the keys of their indices.
 
+use std::time::Duration;
+
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use prost::Message;
 
@@ -73,6 +75,8 @@ pub(super) struct DeadLetterRow {
     redrive_sequence: u64,
     #[prost(int64, tag = "31")]
     updated_at: i64,
+    #[prost(int64, optional, tag = "32")]
+    pushes_expire_at: Option<i64>,
 }
 
 /// The stored row of an operation.
@@ -110,6 +114,10 @@ pub(super) struct OperationRow {
     failed: u64,
     #[prost(uint64, tag = "16")]
     redrive_after: u64,
+    #[prost(uint64, optional, tag = "17")]
+    push_ttl_us: Option<u64>,
+    #[prost(uint64, tag = "18")]
+    expired: u64,
 }
 
 /// A part of the dead letters selected for an operation.
@@ -197,6 +205,7 @@ pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
             .collect(),
         redrive_sequence: dead_letter.redrive_sequence,
         updated_at: dead_letter.updated_at.0,
+        pushes_expire_at: dead_letter.pushes_expire_at.map(|at| at.0),
     }
     .encode_to_vec()
 }
@@ -241,6 +250,7 @@ pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadL
         operations: row.operations.into_iter().map(OperationId).collect(),
         redrive_sequence: row.redrive_sequence,
         updated_at: Timestamp(row.updated_at),
+        pushes_expire_at: row.pushes_expire_at.map(Timestamp),
     })
 }
 
@@ -263,6 +273,11 @@ pub(super) fn encode_operation(operation: &Operation) -> Vec<u8> {
         resolved: operation.resolved,
         failed: operation.failed,
         redrive_after: operation.redrive_after,
+        push_ttl_us: operation
+            .what
+            .push_ttl
+            .map(|ttl| u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX)),
+        expired: operation.expired,
     }
     .encode_to_vec()
 }
@@ -279,6 +294,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
             excluded: row.excluded,
             rate_max: row.rate_max,
             failures_max: row.failures_max,
+            push_ttl: row.push_ttl_us.map(Duration::from_micros),
             target: row.target.map(OperationId),
         },
         state: variant(&OPERATION_STATES, row.state)?,
@@ -289,6 +305,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
         skipped: row.skipped,
         resolved: row.resolved,
         failed: row.failed,
+        expired: row.expired,
         redrive_after: row.redrive_after,
     })
 }

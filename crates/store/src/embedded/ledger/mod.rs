@@ -11,6 +11,7 @@
 
 mod audit;
 mod plan;
+mod recipients;
 mod row;
 mod settle;
 #[cfg(test)]
@@ -24,10 +25,12 @@ use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey,
 use parking_lot::Mutex;
 
 use self::{
+    recipients::RecipientsQuery,
     row::{OutcomeHead, RowKind},
     settle::OutcomeLocks,
 };
 use super::{
+    blocking::read_blocking,
     database::{self, Database, map_err},
     trim_watermark::TrimWatermark,
 };
@@ -71,43 +74,6 @@ impl Ledger {
             .get(row::chunk_key(post, RowKind::Outcome, channel, chunk))
             .map_err(map_err)
     }
-
-    fn read_chunks(
-        &self,
-        post: PostId,
-        channel: Channel,
-        after: Option<UserKey>,
-    ) -> Result<Vec<PlannedChunk>> {
-        let mut chunks = Vec::new();
-        for entry in self
-            .rows
-            .prefix(row::channel_prefix(post, RowKind::Chunk, channel))
-        {
-            let (key, value) = entry.into_inner().map_err(map_err)?;
-            let (last, recipients) = row::decode_chunk(&value)?;
-            if Some(last) <= after {
-                continue;
-            }
-            let recipients = recipients.decode()?;
-            if let Some(first) = recipients.iter().next() {
-                chunks.push(PlannedChunk {
-                    id: row::read_chunk_key(&key)?.1,
-                    first,
-                    last,
-                    recipients,
-                });
-            }
-        }
-        chunks.sort_unstable_by_key(|chunk| chunk.first);
-        Ok(chunks)
-    }
-}
-
-struct PlannedChunk {
-    id: ChunkId,
-    first: UserKey,
-    last: UserKey,
-    recipients: Recipients,
 }
 
 impl ChannelCounts {
@@ -209,28 +175,15 @@ impl crate::Ledger for Ledger {
         after: Option<UserKey>,
         limit: usize,
     ) -> Result<Vec<RecipientStatus>> {
-        let mut found: Vec<RecipientStatus> = Vec::new();
-        let mut reached = None;
-        for chunk in self.read_chunks(post, channel, after)? {
-            // Chunks are sorted by first recipient, so `found` is complete up to this chunk unless chunks overlap.
-            if found.len() >= limit && reached < Some(chunk.first) {
-                break;
-            }
-            reached = reached.max(Some(chunk.last));
-            let recorded = self.outcome(post, channel, chunk.id).await?;
-            let outcome = recorded.as_ref().map(|recorded| &recorded.outcome);
-            found.extend(
-                recipient_states(&chunk.recipients, outcome)
-                    .into_iter()
-                    .filter(|(user, is)| Some(*user) > after && state.is_none_or(|wanted| *is == wanted))
-                    .map(|(user, state)| status(user, state, outcome)),
-            );
-        }
-        // A user should be in one chunk only. If not, list the user once, with a final state if there is one.
-        found.sort_by_key(|recipient| (recipient.user, recipient.state == DeliveryState::Pending));
-        found.dedup_by_key(|recipient| recipient.user);
-        found.truncate(limit);
-        Ok(found)
+        let query = RecipientsQuery {
+            post,
+            channel,
+            state,
+            after,
+            limit,
+        };
+        let (rows, snapshot) = (self.rows.clone(), self.database.snapshot());
+        read_blocking("the recipients of a post", move || query.read(&rows, &snapshot)).await
     }
 
     async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {

@@ -77,11 +77,14 @@ impl Ledger {
         let mut chunks = Vec::new();
         let mut last_follower = None;
         for channel in Channel::ALL {
-            for chunk in self.read_chunks(proposed.post, channel, None)? {
-                last_follower = last_follower.max(Some(chunk.last));
+            let prefix = row::channel_prefix(proposed.post, RowKind::Chunk, channel);
+            for entry in self.rows.prefix(prefix) {
+                let value = entry.value().map_err(map_err)?;
+                let (last, recipients) = row::decode_chunk(&value)?;
+                last_follower = last_follower.max(Some(last));
                 chunks.push(ChunkPlan {
                     channel,
-                    recipients: chunk.recipients,
+                    recipients: recipients.decode()?,
                 });
             }
         }

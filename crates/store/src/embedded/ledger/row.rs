@@ -2,9 +2,7 @@
 
 mod details;
 
-use herald_model::{
-    Channel, ChunkId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint,
-};
+use herald_model::{Channel, ChunkId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint};
 
 use crate::{Error, ErrorKind, Outcome, RecordedOutcome, Result, SettledCounts};
 
@@ -289,6 +287,14 @@ pub(super) struct SetView<'a> {
 }
 
 impl SetView<'_> {
+    /// The first user of the set, without decoding the rest; `None` for an empty set.
+    pub(super) fn first(self) -> Result<Option<UserKey>> {
+        if self.count == 0 {
+            return Ok(None);
+        }
+        Cursor(self.bytes).read_user().map(Some)
+    }
+
     /// Decodes the set.
     pub(super) fn decode(self) -> Result<Recipients> {
         Recipients::decode(self.bytes.to_vec().into(), self.count).map_err(|_| malformed())
@@ -370,6 +376,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn malformed() -> Error {
+pub(super) fn malformed() -> Error {
     Error::new(ErrorKind::Corrupt, "a row of the ledger is malformed")
 }

@@ -4,13 +4,13 @@ mod revisions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::executor::block_on;
 use herald_model::{DeviceId, FollowVersion};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ChunkPlan, ExpectedRevision, Ledger as _, OutcomeDetails, PendingRecipient, embedded::testing::Store,
+    ChunkPlan, ExpectedRevision, Ledger as _, OutcomeDetails, PendingRecipient,
+    embedded::testing::{Store, block_on},
 };
 
 const POST: PostId = PostId(7);

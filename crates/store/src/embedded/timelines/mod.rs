@@ -33,7 +33,7 @@ use self::{
     intake::{FlushPolicy, Intake},
     merge::Merger,
 };
-use super::{dir::io_error, shared_error::SharedError, space::Space};
+use super::{blocking::read_blocking, dir::io_error, shared_error::SharedError, space::Space};
 use crate::{Durable, Error, ErrorKind, Result, Timelines};
 
 /// Configuration of the timelines.
@@ -271,15 +271,7 @@ impl Timelines for EmbeddedTimelines {
 
     async fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.scan(after, limit))
-            .await
-            .map_err(|e| {
-                Error::with_source(
-                    ErrorKind::Unavailable,
-                    "the task that scans the timelines ended early",
-                    e,
-                )
-            })?
+        read_blocking("the timelines", move || shared.scan(after, limit)).await
     }
 }
 

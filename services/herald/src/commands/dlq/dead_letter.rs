@@ -5,7 +5,7 @@ use herald_cli::{
     output::{Table, channel_name, count, lane_name},
     time::{ago, rfc3339},
 };
-use herald_proto::v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState, RedriveState};
+use herald_proto::v1::{self, DeadLetterCause, DeadLetterOperationState, DeadLetterPayload, DeadLetterState};
 use serde::Serialize;
 
 /// Longest reason in a table, characters.
@@ -41,13 +41,13 @@ const fn payload_name(payload: DeadLetterPayload) -> &'static str {
     }
 }
 
-const fn redrive_state_name(state: RedriveState) -> &'static str {
+const fn redrive_state_name(state: DeadLetterOperationState) -> &'static str {
     match state {
-        RedriveState::Unspecified => "dry_run",
-        RedriveState::Running => "running",
-        RedriveState::Done => "done",
-        RedriveState::Stopped => "stopped",
-        RedriveState::Cancelled => "cancelled",
+        DeadLetterOperationState::Unspecified => "dry_run",
+        DeadLetterOperationState::Running => "running",
+        DeadLetterOperationState::Done => "done",
+        DeadLetterOperationState::Stopped => "stopped",
+        DeadLetterOperationState::Cancelled => "cancelled",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of filters, pages and groups of dead letters.
 
 use super::*;
+use crate::{DEAD_LETTER_GROUPS_MAX, DeadLetterGroup};
 
 #[tokio::test]
 async fn dead_letters_are_found_by_each_filter_and_in_pages() {
@@ -171,6 +172,8 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
     assert_eq!(older, [2, 1]);
 
     let groups = dead_letters.groups(&any()).await.unwrap();
+    assert_eq!(groups.dead_letters(), 6);
+    let groups = groups.into_largest_first();
     assert_eq!(groups.len(), 2);
     assert_eq!(
         groups[0],
@@ -207,4 +210,21 @@ async fn a_scan_reads_a_bounded_number_and_continues() {
         .await
         .unwrap();
     assert_eq!((second.dead_letters.len(), second.next), (1, None));
+}
+
+#[test]
+fn dead_letters_of_too_many_groups_are_only_counted() {
+    let mut groups = DeadLetterGroups::default();
+    let last = DEAD_LETTER_GROUPS_MAX as u64 + 1;
+    for id in (1..=last).chain([1]) {
+        groups.add(DeadLetter {
+            group: id,
+            ..dead_letter(id)
+        });
+    }
+    assert_eq!(groups.dead_letters(), last + 1);
+    let groups = groups.into_largest_first();
+    assert_eq!(groups.len(), DEAD_LETTER_GROUPS_MAX);
+    assert_eq!((groups[0].group, groups[0].dead_letters), (1, 2));
+    assert!(groups.iter().all(|group| group.group != last));
 }

@@ -1,4 +1,5 @@
 mod find;
+mod redrive;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -50,6 +51,7 @@ fn dead_letter(id: u64) -> DeadLetter {
         operations: Vec::new(),
         redrive_sequence: 0,
         updated_at: NOW,
+        pushes_expire_at: Some(NOW.plus(Duration::from_secs(id))),
     }
 }
 
@@ -67,6 +69,7 @@ fn operation(kind: OperationKind) -> NewOperation {
         excluded: 0,
         rate_max: 0,
         failures_max: 100,
+        push_ttl: None,
         target: None,
     }
 }
