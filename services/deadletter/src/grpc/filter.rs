@@ -58,7 +58,7 @@ impl Api {
             "" => None,
             id => violations.take(
                 name("group_id"),
-                convert::parse_group_id(id).ok_or("must be 16 hexadecimal digits, as in ListGroups"),
+                convert::parse_group_id(id).ok_or("must be 16 hexadecimal digits"),
             ),
         };
         let author = match filter.author_id.as_str() {

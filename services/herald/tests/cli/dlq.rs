@@ -159,6 +159,7 @@ impl DeadLetterService for Server {
             Ok(RedriveDeadLettersResponse {
                 redrive: Some(redrive),
                 groups: if dry_run { vec![group()] } else { Vec::new() },
+                group_count: if dry_run { 3 } else { 0 },
             })
         });
         let end = broken.then(|| Err(Status::unavailable("the server goes away")));
@@ -194,6 +195,7 @@ impl DeadLetterService for Server {
         Ok(Response::new(DiscardDeadLettersResponse {
             discarded_count: 2,
             groups: if dry_run { vec![group()] } else { Vec::new() },
+            group_count: u64::from(dry_run),
         }))
     }
 
@@ -449,6 +451,70 @@ async fn a_discard_without_a_terminal_needs_yes() {
         .map(|call| call.dry_run)
         .collect();
     assert_eq!(calls, [false, true]);
+}
+
+#[tokio::test]
+async fn a_redrive_tells_how_many_pushes_are_not_sent() {
+    let server = Server::start().await;
+    let expired = |state| Redrive {
+        expired_count: 2,
+        ..redrive(state, 3, 0, 0)
+    };
+    server.add_redrive([expired(DeadLetterOperationState::Unspecified)]);
+    let text = herald(&server.url, &["dlq", "redrive", "--all", "--dry-run"])
+        .await
+        .ok()
+        .stdout;
+    for part in [
+        "and 2 more smaller groups",
+        "3 dead letters would be redriven; the pushes of 2 dead letters are past their time to live and would not be sent",
+        "--push-ttl",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    server.add_redrive([expired(DeadLetterOperationState::Done)]);
+    let text = herald(&server.url, &["dlq", "redrive", "--all"])
+        .await
+        .ok()
+        .stdout;
+    assert!(
+        text.starts_with(
+            "redrive 4 done: 3 resolved; the pushes of 2 dead letters are past their time to live and were not sent"
+        ),
+        "{text}"
+    );
+    server.add_redrive([redrive(DeadLetterOperationState::Done, 3, 0, 0)]);
+    let arguments = ["dlq", "redrive", "--all", "--push-ttl", "90m", "-o", "json"];
+    let json = herald(&server.url, &arguments).await.ok().json();
+    assert_eq!(json["expired_count"], 0);
+    let asked = server.calls::<RedriveDeadLettersRequest>();
+    let push_ttl = asked.last().unwrap().push_ttl.unwrap();
+    assert_eq!((push_ttl.seconds, push_ttl.nanos), (5_400, 0));
+}
+
+#[tokio::test]
+async fn a_selection_without_open_dead_letters_is_told() {
+    let server = Server::start().await;
+    server.add_redrive([Redrive {
+        selected_count: 0,
+        ..redrive(DeadLetterOperationState::Done, 0, 0, 0)
+    }]);
+    let arguments = ["dlq", "redrive", "--group", "8c51a3f2b7d90e64"];
+    let text = herald(&server.url, &arguments).await.ok().stdout;
+    assert_eq!(
+        text,
+        "nothing to redrive: the selection has no open dead letters\n"
+    );
+    // A malformed group id is refused before the call.
+    for command in ["redrive", "discard", "list", "groups"] {
+        let refused = herald(&server.url, &["dlq", command, "--group", "zz"]).await;
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(
+            refused.stderr.contains("`herald dlq groups` lists the groups"),
+            "{refused:?}"
+        );
+    }
+    assert!(server.calls::<DiscardDeadLettersRequest>().is_empty());
 }
 
 #[tokio::test]

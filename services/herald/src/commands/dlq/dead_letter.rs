@@ -2,7 +2,7 @@
 
 use herald_cli::{
     failure::printable,
-    output::{Table, channel_name, count, lane_name},
+    output::{Table, channel_name, count, counted, lane_name},
     time::{ago, rfc3339},
 };
 use herald_proto::v1::{self, DeadLetterCause, DeadLetterOperationState, DeadLetterPayload, DeadLetterState};
@@ -41,7 +41,7 @@ const fn payload_name(payload: DeadLetterPayload) -> &'static str {
     }
 }
 
-const fn redrive_state_name(state: DeadLetterOperationState) -> &'static str {
+pub(super) const fn operation_state_name(state: DeadLetterOperationState) -> &'static str {
     match state {
         DeadLetterOperationState::Unspecified => "dry_run",
         DeadLetterOperationState::Running => "running",
@@ -83,6 +83,7 @@ pub(super) struct DeadLetter {
     pub(super) payload: &'static str,
     pub(super) payload_byte_count: u64,
     pub(super) update_time: Option<String>,
+    pub(super) push_expire_time: Option<String>,
     #[serde(skip)]
     pub(super) last_failure: Option<prost_types::Timestamp>,
 }
@@ -119,6 +120,7 @@ impl From<v1::DeadLetter> for DeadLetter {
             trace_id: non_empty(dead_letter.trace_id),
             payload_byte_count: dead_letter.payload_byte_count,
             update_time: rfc3339(dead_letter.update_time.as_ref()),
+            push_expire_time: rfc3339(dead_letter.push_expire_time.as_ref()),
             last_failure: dead_letter.last_failure_time,
         }
     }
@@ -184,6 +186,18 @@ pub(super) fn group_table(groups: &[Group]) -> String {
     table.render()
 }
 
+/// Formats the groups of a dry run and its total. The server sends the largest groups only.
+pub(super) fn groups_and_total(groups: &[Group], group_count: u64, total: &str) -> String {
+    if groups.is_empty() {
+        return total.into();
+    }
+    let more = match group_count.saturating_sub(groups.len() as u64) {
+        0 => String::new(),
+        more => format!("\nand {} more", counted(more, "smaller group", "smaller groups")),
+    };
+    format!("{}{more}\n\n{total}", group_table(groups))
+}
+
 /// A redrive and its progress.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Clone, Serialize)]
@@ -197,6 +211,8 @@ pub(super) struct Redrive {
     pub(super) in_flight_count: u64,
     pub(super) skipped_count: u64,
     pub(super) excluded_count: u64,
+    pub(super) expired_count: u64,
+    pub(super) push_ttl_seconds: Option<f64>,
     pub(super) reason: String,
     pub(super) actor: String,
     pub(super) create_time: Option<String>,
@@ -206,10 +222,11 @@ pub(super) struct Redrive {
 
 impl From<v1::Redrive> for Redrive {
     fn from(redrive: v1::Redrive) -> Self {
-        let elapsed = redrive.elapsed.unwrap_or_default();
+        let seconds =
+            |duration: prost_types::Duration| duration.seconds as f64 + f64::from(duration.nanos) / 1e9;
         Self {
             redrive_id: redrive.redrive_id,
-            state: redrive_state_name(redrive.state()),
+            state: operation_state_name(redrive.state()),
             selected_count: redrive.selected_count,
             sent_count: redrive.sent_count,
             resolved_count: redrive.resolved_count,
@@ -217,11 +234,13 @@ impl From<v1::Redrive> for Redrive {
             in_flight_count: redrive.in_flight_count,
             skipped_count: redrive.skipped_count,
             excluded_count: redrive.excluded_count,
+            expired_count: redrive.expired_count,
+            push_ttl_seconds: redrive.push_ttl.map(seconds),
             reason: redrive.reason,
             actor: redrive.actor,
             create_time: rfc3339(redrive.create_time.as_ref()),
             end_time: rfc3339(redrive.end_time.as_ref()),
-            elapsed_seconds: elapsed.seconds as f64 + f64::from(elapsed.nanos) / 1e9,
+            elapsed_seconds: redrive.elapsed.map(seconds).unwrap_or_default(),
         }
     }
 }

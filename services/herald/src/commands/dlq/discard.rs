@@ -12,7 +12,7 @@ use herald_proto::v1::{DeadLetterSelection, DiscardDeadLettersRequest, DiscardDe
 use serde::Serialize;
 
 use super::{
-    dead_letter::{Group, group_table},
+    dead_letter::{Group, groups_and_total},
     select::{Selection, with_actor},
 };
 
@@ -49,6 +49,8 @@ struct Preview {
     dry_run: bool,
     discarded_count: u64,
     groups: Vec<Group>,
+    /// Number of all groups.
+    group_count: u64,
 }
 
 impl Show for Preview {
@@ -57,11 +59,7 @@ impl Show for Preview {
             "{} would be discarded",
             counted(self.discarded_count, "dead letter", "dead letters")
         );
-        if self.groups.is_empty() {
-            total
-        } else {
-            format!("{}\n\n{total}", group_table(&self.groups))
-        }
+        groups_and_total(&self.groups, self.group_count, &total)
     }
 }
 
@@ -95,6 +93,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             dry_run: true,
             discarded_count: plan.discarded_count,
             groups: plan.groups.into_iter().map(Group::from).collect(),
+            group_count: plan.group_count,
         };
         if args.dry_run {
             return context.output.show(&preview);

@@ -8,7 +8,10 @@ use herald_cli::{
 use herald_proto::v1::{self, DeadLetterOperationKind};
 use serde::Serialize;
 
-use super::{dead_letter::Redrive, select};
+use super::{
+    dead_letter::{Redrive, operation_state_name, truncate_reason},
+    select,
+};
 
 /// An operation on dead letters.
 #[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
@@ -16,6 +19,8 @@ use super::{dead_letter::Redrive, select};
 pub(super) struct Operation {
     operation_id: u64,
     kind: &'static str,
+    state: &'static str,
+    reason: String,
     actor: String,
     create_time: Option<String>,
     selection: String,
@@ -36,10 +41,12 @@ impl From<v1::DeadLetterOperation> for Operation {
         };
         Self {
             operation_id: operation.operation_id,
+            state: operation_state_name(operation.state()),
             kind,
             discarded_count: (operation.kind() == DeadLetterOperationKind::Discard)
                 .then_some(operation.discarded_count),
             selection: select::describe(operation.selection.as_ref()),
+            reason: operation.reason,
             actor: operation.actor,
             create_time: rfc3339(operation.create_time.as_ref()),
             selected_count: operation.selected_count,
@@ -62,7 +69,13 @@ pub(super) fn table(operations: &[Operation]) -> String {
     ]);
     for operation in operations {
         let result = match (operation.discarded_count, &operation.redrive) {
-            (Some(discarded), _) => format!("{} discarded", count(discarded)),
+            (Some(discarded), _) => {
+                let reason = match operation.reason.as_str() {
+                    "" => String::new(),
+                    reason => format!(" ({})", truncate_reason(reason)),
+                };
+                format!("{}: {} discarded{reason}", operation.state, count(discarded))
+            }
             (None, Some(redrive)) if operation.kind == "cancel" => {
                 format!("redrive {} cancelled", redrive.redrive_id)
             }

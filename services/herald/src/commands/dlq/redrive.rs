@@ -6,13 +6,13 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, count, counted},
-    time::approximate,
+    time::{self, approximate, duration_to_proto},
 };
 use herald_proto::v1::{CancelRedriveRequest, RedriveDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
-    dead_letter::{Group, Redrive, group_table},
+    dead_letter::{Group, Redrive, groups_and_total},
     select::{Selection, with_actor},
 };
 
@@ -27,7 +27,10 @@ Examples:
     herald dlq redrive --stream PUSH --since 6h --dry-run
 
   At a low rate, with a low failure limit:
-    herald dlq redrive --all --rate 200 --max-failures 10";
+    herald dlq redrive --all --rate 200 --max-failures 10
+
+  Pushes that failed too long ago to be sent without a new time to live:
+    herald dlq redrive --channel push --push-ttl 1h";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -53,6 +56,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     rate: u32,
 
+    /// A new time to live for the redriven pushes, from now, 1s to 28d; without it, a push past its time to live is
+    /// not sent
+    #[arg(long, value_name = "DURATION", value_parser = time::duration)]
+    push_ttl: Option<Duration>,
+
     /// Stop after this number of failures; 0 means no limit and no slow start
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     max_failures: u32,
@@ -73,7 +81,22 @@ struct Preview {
     selected_count: u64,
     /// Open dead letters of the selection that can't be redriven.
     excluded_count: u64,
+    /// Dead letters whose pushes are past their time to live.
+    expired_count: u64,
     groups: Vec<Group>,
+    /// Number of all groups.
+    group_count: u64,
+}
+
+/// The sentence about pushes that aren't sent, for the end of a line; empty if there are none.
+fn expired_text(expired_count: u64, verb: &str) -> String {
+    match expired_count {
+        0 => String::new(),
+        expired => format!(
+            "; the pushes of {} are past their time to live and {verb} sent",
+            counted(expired, "dead letter", "dead letters"),
+        ),
+    }
 }
 
 impl Show for Preview {
@@ -86,20 +109,33 @@ impl Show for Preview {
             ),
         };
         let total = format!(
-            "{} would be redriven{excluded}",
-            counted(self.selected_count, "dead letter", "dead letters")
+            "{} would be redriven{}{excluded}",
+            counted(self.selected_count, "dead letter", "dead letters"),
+            expired_text(self.expired_count, "would not be")
         );
-        if self.groups.is_empty() {
-            total
+        let total = if self.expired_count > 0 {
+            format!("{total}\n`--push-ttl 1h` gives the pushes a new time to live")
         } else {
-            format!("{}\n\n{total}", group_table(&self.groups))
-        }
+            total
+        };
+        groups_and_total(&self.groups, self.group_count, &total)
     }
 }
 
 impl Show for Redrive {
     fn text(&self) -> String {
+        if self.selected_count == 0 {
+            let excluded = match self.excluded_count {
+                0 => String::new(),
+                excluded => format!(
+                    "; {} can't be redriven",
+                    counted(excluded, "open dead letter", "open dead letters")
+                ),
+            };
+            return format!("nothing to redrive: the selection has no open dead letters{excluded}");
+        }
         let mut text = format!("redrive {} {}: {}", self.redrive_id, self.state, self.progress());
+        text.push_str(&expired_text(self.expired_count, "were not"));
         if !self.reason.is_empty() {
             text = format!("{text} ({})", printable(&self.reason));
         }
@@ -120,6 +156,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         dry_run: args.dry_run,
         rate_max: args.rate,
         failures_max: Some(args.max_failures),
+        push_ttl: args.push_ttl.map(duration_to_proto),
     });
     let mut responses = client
         .dead_letters()
@@ -134,7 +171,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             dry_run: true,
             selected_count: redrive.selected_count,
             excluded_count: redrive.excluded_count,
+            expired_count: redrive.expired_count,
             groups: first.groups.into_iter().map(Group::from).collect(),
+            group_count: first.group_count,
         });
     }
     let template = format!(

@@ -18,7 +18,7 @@ use super::dead_letter::cause_name;
 #[command(next_help_heading = "Dead letter filters")]
 pub(super) struct Filter {
     /// Only this group, an id printed by `herald dlq groups`
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
     group: Option<String>,
 
     /// Only messages of this stream: POSTS, SLICES, TIMELINE, PUSH, EVENTS
@@ -147,6 +147,14 @@ impl Selection {
             )),
         }
     }
+}
+
+/// Clap value parser for the id of a group.
+fn group_id(text: &str) -> Result<String, String> {
+    if text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.into());
+    }
+    Err("a group id has 16 hexadecimal digits; `herald dlq groups` lists the groups".into())
 }
 
 /// Describes a selection in text.
