@@ -3,6 +3,8 @@
 use std::{env, fs, path::Path};
 
 const FILES: &[&str] = &[
+    "google/rpc/error_details.proto",
+    "google/rpc/status.proto",
     "herald/v1/analytics.proto",
     "herald/v1/audit.proto",
     "herald/v1/deadletter.proto",
@@ -19,6 +21,7 @@ const FILES: &[&str] = &[
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=google");
     println!("cargo:rerun-if-changed=herald");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler
@@ -33,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         compiler.encode_file_descriptor_set(),
     )?;
     tonic_prost_build::configure()
+        .extern_path(".google.rpc", "::tonic_types::pb")
         .bytes(".herald.mesh.v1")
         .bytes(".herald.v1.ExportFollowersResponse")
         .compile_fds(set)?;
