@@ -59,6 +59,11 @@ pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
+/// INVALID_ARGUMENT `MESSAGE_TOO_LARGE`: a message exceeds a size limit.
+pub fn message_too_large(message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::InvalidArgument, message, info("MESSAGE_TOO_LARGE"))
+}
+
 /// NOT_FOUND: the resource doesn't exist.
 pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::NotFound, message, info(reason))
@@ -130,11 +135,7 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
             tracing::warn!(error = error_chain(error), "broker unavailable");
             unavailable("BROKER_UNAVAILABLE", "the broker is not available")
         }
-        ErrorKind::TooLarge => Status::with_error_details(
-            Code::InvalidArgument,
-            "the message exceeds the broker's maximum message size",
-            info("MESSAGE_TOO_LARGE"),
-        ),
+        ErrorKind::TooLarge => message_too_large("the message exceeds the broker's maximum message size"),
         ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => internal(error),
     }
 }

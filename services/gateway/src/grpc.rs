@@ -5,6 +5,7 @@ mod delivery;
 mod device;
 mod health;
 mod mesh;
+mod message_size;
 mod post;
 mod preference;
 mod server;

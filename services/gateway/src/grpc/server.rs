@@ -29,7 +29,8 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::{
     admission::AdmissionLayer, delivery::DeliveryApi, device::DeviceApi, health::Health, mesh::MeshApi,
-    post::PostApi, preference::PreferenceApi, submit::Submitter, timeline::TimelineApi,
+    message_size::MessageSizeLayer, post::PostApi, preference::PreferenceApi, submit::Submitter,
+    timeline::TimelineApi,
 };
 use crate::{
     Config, Error, Metrics,
@@ -103,6 +104,7 @@ pub(crate) async fn serve(
         .layer(tonic_web::GrpcWebLayer::new())
         .layer(ServerLayer)
         .layer(admission)
+        .layer(MessageSizeLayer)
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     let drain = Duration::from_millis(config.drain_ms);

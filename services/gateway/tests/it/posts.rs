@@ -426,18 +426,3 @@ async fn posts_are_accepted_while_the_graph_service_is_unavailable() {
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 1);
     world.stop().await.unwrap();
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_oversized_request_is_refused() {
-    let world = World::start().await;
-    let links = vec!["x".repeat(1 << 20); 2];
-    let request = v1::SubmitPostRequest {
-        links,
-        ..submit("107", "hi")
-    };
-    assert!(request.encoded_len() > 1 << 20);
-    let status = world.posts().submit_post(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange);
-    assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 0);
-    world.stop().await.unwrap();
-}

@@ -6,11 +6,12 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::stream;
 use herald_proto::v1;
 use prost::Message as _;
+use prost_types::FileDescriptorProto;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -78,6 +79,81 @@ async fn reflection_lists_every_service_in_both_versions() {
         };
         expected(list.service.into_iter().map(|s| s.name).collect());
     }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_serves_the_types_of_error_details() {
+    use reflection::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let world = World::start().await;
+    let mut client = ServerReflectionClient::new(world.channel.clone());
+    for symbol in [
+        "google.rpc.BadRequest",
+        "google.rpc.ErrorInfo",
+        "google.rpc.QuotaFailure",
+        "google.rpc.RetryInfo",
+        "google.rpc.Status",
+    ] {
+        let request = ServerReflectionRequest {
+            message_request: Some(MessageRequest::FileContainingSymbol(symbol.into())),
+            ..Default::default()
+        };
+        let answers = client.server_reflection_info(stream::iter([request])).await;
+        let answer = answers.unwrap().into_inner().message().await.unwrap().unwrap();
+        let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response else {
+            panic!("{symbol}: {answer:?}")
+        };
+        let file = FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
+        let messages = file.message_type.iter();
+        let mut names = messages.map(|message| format!("{}.{}", file.package(), message.name()));
+        assert!(
+            names.any(|name| name == symbol),
+            "{symbol} is not in {}",
+            file.name()
+        );
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_is_an_invalid_argument_that_names_the_limit() {
+    let world = World::start().await;
+    let check = |status: &Status, limit: &str| {
+        assert_eq!(
+            (status.code(), reason(status).as_str()),
+            (Code::InvalidArgument, "MESSAGE_TOO_LARGE"),
+            "{status:?}"
+        );
+        assert!(status.message().contains(limit), "{status:?}");
+    };
+    let own = format!("limit is: {} bytes", 1 << 20);
+    let large = submit("107", &"x".repeat(1 << 20));
+    // A call, a stream of requests, a stream of responses, and a forwarded stream of requests.
+    let refused = world.posts().submit_post(large.clone()).await;
+    check(&refused.unwrap_err(), &own);
+    let requests = [submit("107", "small"), large].map(|post| v1::SubmitPostsRequest { post: Some(post) });
+    let refused = world.posts().submit_posts(stream::iter(requests)).await;
+    check(&refused.unwrap_err(), &own);
+    let watch = v1::WatchTimelineRequest {
+        user_id: "x".repeat(1 << 20),
+        ..Default::default()
+    };
+    check(
+        &world.timelines().watch_timeline(watch).await.err().unwrap(),
+        &own,
+    );
+    let follow = v1::Follow {
+        follower_id: "x".repeat(4 << 20),
+        ..Default::default()
+    };
+    let batch = v1::ImportFollowsRequest {
+        follows: vec![follow],
+    };
+    let refused = world.graph_client().import_follows(stream::iter([batch])).await;
+    check(&refused.unwrap_err(), &format!("limit is: {} bytes", 4 << 20));
     world.stop().await.unwrap();
 }
 
