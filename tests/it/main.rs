@@ -8,6 +8,7 @@
 
 mod audit;
 mod bad_input;
+mod clients;
 mod configuration;
 mod crash;
 mod dead_letters;
