@@ -5,7 +5,6 @@ use std::time::Duration;
 use herald_mesh::{StreamLimits, Subject, TopologyConfig, consumers, streams};
 use herald_model::{Lane, PostId, time::Timestamp};
 use herald_proto::{mesh_v1, v1};
-use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
