@@ -2,7 +2,8 @@
 
 use std::{env, fs, path::Path};
 
-const FILES: &[&str] = &[
+/// The public API, with the types of its error details.
+const API: &[&str] = &[
     "google/rpc/error_details.proto",
     "google/rpc/status.proto",
     "herald/v1/analytics.proto",
@@ -16,7 +17,12 @@ const FILES: &[&str] = &[
     "herald/v1/preference.proto",
     "herald/v1/timeline.proto",
     "herald/v1/types.proto",
+];
+
+/// Messages and services inside the mesh.
+const MESH: &[&str] = &[
     "herald/mesh/v1/deadletter.proto",
+    "herald/mesh/v1/followers.proto",
     "herald/mesh/v1/messages.proto",
 ];
 
@@ -27,10 +33,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler
         .include_source_info(true)
         .include_imports(true)
-        .open_files(FILES)?;
-    let set = compiler.file_descriptor_set();
-    // gRPC reflection serves this set, comments included.
+        .open_files(API)?;
     let out = env::var("OUT_DIR")?;
+    // gRPC reflection serves this set, comments included.
+    fs::write(
+        Path::new(&out).join("api_descriptors.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+    compiler.open_files(MESH)?;
     fs::write(
         Path::new(&out).join("descriptors.bin"),
         compiler.encode_file_descriptor_set(),
@@ -38,7 +48,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .extern_path(".google.rpc", "::tonic_types::pb")
         .bytes(".herald.mesh.v1")
-        .bytes(".herald.v1.ExportFollowersResponse")
-        .compile_fds(set)?;
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

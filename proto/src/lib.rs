@@ -27,5 +27,8 @@ pub use herald::mesh::v1 as mesh_v1;
 /// The public API, `herald.v1`.
 pub use herald::v1;
 
-/// The encoded file descriptor set of all packages, for gRPC reflection.
+/// The encoded file descriptor set of the public API, for gRPC reflection.
+pub const API_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api_descriptors.bin"));
+
+/// The encoded file descriptor set of all packages.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

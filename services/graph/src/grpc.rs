@@ -1,17 +1,15 @@
 //! GraphService.
 
+mod export;
 mod import;
 
-use std::pin::Pin;
-
-use futures::{Stream, stream};
-use herald_model::{FollowVersion, UserKey};
+use herald_model::UserKey;
 use herald_proto::v1::{self, graph_service_server::GraphService};
 use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{Error, ErrorKind, FollowChange, FollowerPage};
+use herald_store::{Error, ErrorKind, FollowChange};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -21,48 +19,6 @@ use crate::{
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
-
-impl Graph {
-    async fn export_page(&self, export: &ExportCursor) -> Result<v1::ExportFollowersResponse, Status> {
-        let limit = self.config.export_page_followers.min(export.remaining);
-        let page = self
-            .follows
-            .followers(export.author, export.version, export.after, limit)
-            .await
-            .map_err(|e| status::from_store(&e))?;
-        self.metrics
-            .followers_exported
-            .inc_by(u64::from(page.followers.len()));
-        let follower_ids = if export.with_ids {
-            self.find_ids(&page.followers.iter().collect::<Vec<_>>()).await?
-        } else {
-            Vec::new()
-        };
-        Ok(export_response(&page, follower_ids))
-    }
-}
-
-/// The state of an export.
-struct ExportCursor {
-    author: UserKey,
-    version: Option<FollowVersion>,
-    after: Option<UserKey>,
-    remaining: usize,
-    with_ids: bool,
-}
-
-fn export_response(page: &FollowerPage, follower_ids: Vec<String>) -> v1::ExportFollowersResponse {
-    v1::ExportFollowersResponse {
-        follower_keys: page.followers.as_bytes().clone(),
-        follower_count: page.followers.len(),
-        notify_keys: page.notify.as_bytes().clone(),
-        notify_count: page.notify.len(),
-        follow_version: page.version.0,
-        follower_ids,
-        last_key: page.last.map_or(0, |key| key.0),
-        complete: page.complete,
-    }
-}
 
 fn violation_to_status(violation: &Violation, prefix: &str) -> Status {
     status::invalid(&[(
@@ -100,8 +56,6 @@ impl PageTokens {
         PageToken::encode_u64(self.call, self.user, last.0.into())
     }
 }
-
-type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ExportFollowersResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl GraphService for Graph {
@@ -275,58 +229,5 @@ impl GraphService for Graph {
         import::import(self, request.into_inner())
             .await
             .map(Response::new)
-    }
-
-    type ExportFollowersStream = ExportStream;
-
-    async fn export_followers(
-        &self,
-        request: Request<v1::ExportFollowersRequest>,
-    ) -> Result<Response<ExportStream>, Status> {
-        let request = request.into_inner();
-        let author = match (request.author_key, request.author_id.is_empty()) {
-            (0, false) => self.find_key("author_id", request.author_id).await?,
-            (key, true) if key != 0 => Some(UserKey(key)),
-            _ => {
-                return Err(status::invalid(&[(
-                    "author_id",
-                    "exactly one of author_id and author_key must be given",
-                )]));
-            }
-        };
-        let Some(author) = author else {
-            let empty = FollowerPage {
-                complete: true,
-                ..FollowerPage::default()
-            };
-            let response = export_response(&empty, Vec::new());
-            return Ok(Response::new(Box::pin(stream::iter([Ok(response)]))));
-        };
-        let export = ExportCursor {
-            author,
-            version: (request.follow_version != 0).then_some(FollowVersion(request.follow_version)),
-            after: (request.after_key != 0).then_some(UserKey(request.after_key)),
-            remaining: if request.limit == 0 {
-                usize::MAX
-            } else {
-                usize::try_from(request.limit).unwrap_or(usize::MAX)
-            },
-            with_ids: request.with_ids,
-        };
-        let graph = self.clone();
-        let pages = stream::try_unfold(Some(export), move |export| {
-            let graph = graph.clone();
-            async move {
-                let Some(mut export) = export else { return Ok(None) };
-                let page = graph.export_page(&export).await?;
-                export.remaining = export.remaining.saturating_sub(page.follower_count as usize);
-                // All pages have the version of the first page, also when the request asked for the newest version.
-                export.version = Some(FollowVersion(page.follow_version));
-                export.after = Some(UserKey(page.last_key));
-                let is_last = page.complete || export.remaining == 0;
-                Ok(Some((page, (!is_last).then_some(export))))
-            }
-        });
-        Ok(Response::new(Box::pin(pages)))
     }
 }

@@ -16,7 +16,10 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::Mesh;
-use herald_proto::v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE};
+use herald_proto::{
+    mesh_v1::follower_service_server::{FollowerServiceServer, SERVICE_NAME as FOLLOWER_SERVICE},
+    v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE},
+};
 use herald_runtime::grpc as grpc_server;
 use herald_store::{Follows, Posts, Users};
 use tokio::net::TcpListener;
@@ -68,8 +71,9 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         backfills: Backfills::new(mesh, posts),
         metrics,
     };
-    let routes = Routes::new(GraphServiceServer::new(graph));
-    let routes = grpc_server::with_health(routes, &[GRAPH_SERVICE], &shutdown).await;
+    let routes =
+        Routes::new(GraphServiceServer::new(graph.clone())).add_service(FollowerServiceServer::new(graph));
+    let routes = grpc_server::with_health(routes, &[GRAPH_SERVICE, FOLLOWER_SERVICE], &shutdown).await;
     grpc_server::serve(listener, routes, shutdown)
         .await
         .map_err(Error::Serve)

@@ -4,8 +4,8 @@ use std::pin::pin;
 
 use futures::{Stream, TryStreamExt as _};
 use herald_model::{FollowVersion, Recipients, UserKey};
-use herald_proto::v1::{
-    ExportFollowersRequest, ExportFollowersResponse, graph_service_client::GraphServiceClient,
+use herald_proto::mesh_v1::{
+    ExportFollowersRequest, ExportFollowersResponse, follower_service_client::FollowerServiceClient,
 };
 use herald_runtime::trace::Inject;
 use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
@@ -33,13 +33,13 @@ pub(crate) struct SliceFollowers {
 /// Client of the graph service.
 #[derive(Debug, Clone)]
 pub(crate) struct Followers {
-    graph: GraphServiceClient<InterceptedService<Channel, Inject>>,
+    graph: FollowerServiceClient<InterceptedService<Channel, Inject>>,
 }
 
 impl Followers {
     pub(crate) fn new(graph: Channel) -> Self {
         Self {
-            graph: GraphServiceClient::with_interceptor(graph, Inject),
+            graph: FollowerServiceClient::with_interceptor(graph, Inject),
         }
     }
 

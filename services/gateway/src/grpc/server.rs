@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use herald_mesh::{Mesh, Topology};
 use herald_posts::PostReader;
 use herald_proto::{
-    DESCRIPTORS,
+    API_DESCRIPTORS,
     v1::{
         delivery_service_server::{self, DeliveryServiceServer},
         device_service_server::{self, DeviceServiceServer},
@@ -188,7 +188,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         .add_service(Forward::<Analytics>::new(analytics))
         .add_service(Forward::<DeadLetters>::new(deadletter.clone()))
         .add_service(Forward::<Audits>::new(deadletter));
-    herald_runtime::grpc::with_reflection(routes, DESCRIPTORS).map_err(Error::Reflection)
+    herald_runtime::grpc::with_reflection(routes, API_DESCRIPTORS).map_err(Error::Reflection)
 }
 
 /// CORS rules for gRPC-Web: pages of the allowed origins may call and read the gRPC status headers.

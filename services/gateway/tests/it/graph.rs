@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt as _, stream};
 use herald_proto::v1::{self, graph_service_server::GraphService};
 use parking_lot::Mutex;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -23,8 +22,6 @@ pub(crate) struct State {
     /// Number of imported follows.
     pub(crate) imported: u64,
 }
-
-type Followers = stream::BoxStream<'static, Result<v1::ExportFollowersResponse, Status>>;
 
 fn unused<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in this test"))
@@ -101,21 +98,5 @@ impl GraphService for TestGraph {
             imported_count,
             ..Default::default()
         }))
-    }
-
-    type ExportFollowersStream = Followers;
-
-    async fn export_followers(
-        &self,
-        _: Request<v1::ExportFollowersRequest>,
-    ) -> Result<Response<Followers>, Status> {
-        let pages = (1..=3).map(|page| {
-            Ok(v1::ExportFollowersResponse {
-                follower_count: page,
-                complete: page == 3,
-                ..Default::default()
-            })
-        });
-        Ok(Response::new(stream::iter(pages).boxed()))
     }
 }

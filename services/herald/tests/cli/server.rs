@@ -298,15 +298,6 @@ impl GraphService for Server {
             failures,
         }))
     }
-
-    type ExportFollowersStream = RpcStream<ExportFollowersResponse>;
-
-    async fn export_followers(
-        &self,
-        _: Request<ExportFollowersRequest>,
-    ) -> RpcResult<Self::ExportFollowersStream> {
-        Err(Status::unimplemented("not used by the command line"))
-    }
 }
 
 #[tonic::async_trait]
