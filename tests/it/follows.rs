@@ -169,6 +169,7 @@ async fn a_deleted_post_and_a_muted_author_are_not_shown() {
     let request = v1::DeletePostRequest {
         post_id: deleted,
         author_id: "bob".into(),
+        any_author: false,
     };
     clients.posts().delete_post(request).await.unwrap();
     let request = v1::UpdatePreferencesRequest {

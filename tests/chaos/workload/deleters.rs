@@ -64,5 +64,6 @@ fn request(post: &AcceptedPost) -> v1::DeletePostRequest {
     v1::DeletePostRequest {
         post_id: post.id,
         author_id: author(post.author),
+        any_author: false,
     }
 }

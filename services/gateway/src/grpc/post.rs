@@ -204,16 +204,26 @@ impl PostService for PostApi {
     ) -> Result<Response<v1::DeletePostResponse>, Status> {
         let request = request.into_inner();
         let id = parse_post_id(request.post_id)?;
-        if !request.author_id.is_empty() {
-            herald_rpc::fields::user_id("author_id", request.author_id.as_str())?;
-        }
+        // `None`: any author.
+        let author = match (request.any_author, request.author_id) {
+            (true, author) if author.is_empty() => None,
+            (true, _) => {
+                let description = "must be empty when any_author is true";
+                return Err(status::invalid(&[("author_id", description)]));
+            }
+            (false, author) if author.is_empty() => {
+                let description = "must be given unless any_author is true";
+                return Err(status::invalid(&[("author_id", description)]));
+            }
+            (false, author) => Some(herald_rpc::fields::user_id("author_id", author)?),
+        };
         let post = self
             .reader
             .read_one(id)
             .await
             .map_err(|e| read_error_to_status(&e))?
             .ok_or_else(|| post_not_found(id))?;
-        if !request.author_id.is_empty() && request.author_id != post.author_id.as_str() {
+        if author.is_some_and(|author| author != post.author_id) {
             return Err(status::permission_denied(
                 "NOT_THE_AUTHOR",
                 format!("post {id} belongs to another author"),

@@ -8,7 +8,7 @@ use herald_model::{PostId, time::Timestamp};
 use herald_proto::v1;
 use tonic::Code;
 
-use crate::harness::{Setup, World, reason};
+use crate::harness::{Setup, World, fields, reason};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_post_is_not_found_once_the_call_returns() {
@@ -17,7 +17,16 @@ async fn a_deleted_post_is_not_found_once_the_call_returns() {
     let delete = |author: &str| v1::DeletePostRequest {
         post_id,
         author_id: author.into(),
+        any_author: false,
     };
+    let any_author = |author: &str| v1::DeletePostRequest {
+        any_author: true,
+        ..delete(author)
+    };
+    for unclear in [delete(""), any_author("107")] {
+        let status = world.posts().delete_post(unclear).await.unwrap_err();
+        assert_eq!(fields(&status), ["author_id"]);
+    }
     let status = world.posts().delete_post(delete("108")).await.unwrap_err();
     assert_eq!(
         (status.code(), reason(&status).as_str()),
@@ -36,8 +45,8 @@ async fn a_deleted_post_is_not_found_once_the_call_returns() {
     );
     let stored = world.stores.posts.get(&[PostId(post_id)]).await.unwrap();
     assert!(stored[0].as_ref().unwrap().deleted_at.is_some());
-    // A repeated call without an author.
-    world.posts().delete_post(delete("")).await.unwrap();
+    // A repeated call for any author.
+    world.posts().delete_post(any_author("")).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
     // The sequence of the deletion is not a post id.
     for post_id in [2, 99, u64::MAX] {
@@ -48,7 +57,7 @@ async fn a_deleted_post_is_not_found_once_the_call_returns() {
             .unwrap_err();
         let delete = v1::DeletePostRequest {
             post_id,
-            author_id: String::new(),
+            ..any_author("")
         };
         let delete = world.posts().delete_post(delete).await.unwrap_err();
         assert_eq!((get.code(), delete.code()), (Code::NotFound, Code::NotFound));
@@ -79,6 +88,7 @@ async fn a_repeated_deletion_is_detected_while_the_archive_consumer_lags() {
     let delete = v1::DeletePostRequest {
         post_id: world.post("107", "text").await,
         author_id: "107".into(),
+        any_author: false,
     };
     world.posts().delete_post(delete.clone()).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);

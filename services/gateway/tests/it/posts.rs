@@ -267,6 +267,7 @@ async fn each_invalid_field_of_a_post_is_named_and_nothing_is_stored() {
         let request = v1::DeletePostRequest {
             post_id: 0,
             author_id: id.into(),
+            any_author: false,
         };
         assert_eq!(
             fields(&world.posts().delete_post(request).await.unwrap_err()),

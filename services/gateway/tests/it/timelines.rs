@@ -55,7 +55,8 @@ async fn pages_are_newest_first_and_skip_hidden_posts() {
         .posts()
         .delete_post(v1::DeletePostRequest {
             post_id: 9,
-            author_id: String::new(),
+            any_author: true,
+            ..Default::default()
         })
         .await
         .unwrap();

@@ -109,7 +109,8 @@ async fn a_watch_skips_muted_authors_and_deleted_posts() {
         .posts()
         .delete_post(v1::DeletePostRequest {
             post_id: gone,
-            author_id: String::new(),
+            any_author: true,
+            ..Default::default()
         })
         .await
         .unwrap();

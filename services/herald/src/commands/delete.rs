@@ -6,10 +6,10 @@ use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:
-  herald delete 17
+  herald delete 17 --author 107
 
-  Only if 107 is the author:
-    herald delete 17 --author 107";
+  Whoever the author is, as a moderator:
+    herald delete 17 --any-author";
 
 /// Delete a post
 ///
@@ -22,9 +22,13 @@ pub(crate) struct Args {
     #[arg(value_name = "POST")]
     post_id: u64,
 
-    /// The expected author; the server rejects the request if the post has another author
-    #[arg(long, short = 'a', value_name = "USER")]
+    /// The author; the server rejects the request if the post has another author
+    #[arg(long, short = 'a', value_name = "USER", required_unless_present = "any_author")]
     author: Option<String>,
+
+    /// Delete the post of any author
+    #[arg(long, conflicts_with = "author")]
+    any_author: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,6 +48,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let request = DeletePostRequest {
         post_id: args.post_id,
         author_id: args.author.unwrap_or_default(),
+        any_author: args.any_author,
     };
     client.posts().delete_post(client.request(request)).await?;
     context.output.show(&DeletedPost {

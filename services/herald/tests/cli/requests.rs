@@ -181,11 +181,18 @@ async fn a_delete_can_be_guarded() {
         server.call::<DeletePostRequest>(),
         DeletePostRequest {
             post_id: 17,
-            author_id: "107".into()
+            author_id: "107".into(),
+            any_author: false
         }
     );
+    assert_eq!(herald(&server.url, &["delete", "17"]).await.code, 2);
     server.fail([Status::permission_denied("107 didn't write it")]);
-    assert_eq!(herald(&server.url, &["delete", "17"]).await.code, 1);
+    assert_eq!(
+        herald(&server.url, &["delete", "17", "--any-author"]).await.code,
+        1
+    );
+    let requests: Vec<DeletePostRequest> = server.calls();
+    assert!(requests[1].any_author && requests[1].author_id.is_empty());
 }
 
 #[tokio::test]
