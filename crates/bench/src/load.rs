@@ -220,7 +220,8 @@ async fn bulk_stream(
     if let Some(failure) = answer.failures.first() {
         return Err(Failure::failed(format!(
             "{} posts were refused, the first one with: {}",
-            answer.failed_count, failure.message
+            answer.failed_count,
+            failure.status.as_ref().map_or("", |status| &status.message)
         )));
     }
     Ok(answer

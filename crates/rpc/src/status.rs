@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use herald_runtime::telemetry::error_chain;
 use herald_store::ErrorKind;
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
@@ -140,6 +141,24 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
     }
 }
 
+/// OUT_OF_RANGE: the position is past the end of what a call accepts.
+pub fn out_of_range(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::OutOfRange, message, info(reason))
+}
+
+/// Converts a status to a message, with its details.
+pub fn to_proto(status: &Status) -> tonic_types::pb::Status {
+    match tonic_types::pb::Status::decode(status.details()) {
+        // The details of a status made by this module are its encoded message.
+        Ok(decoded) if decoded.code == i32::from(status.code()) => decoded,
+        _ => tonic_types::pb::Status {
+            code: status.code().into(),
+            message: status.message().into(),
+            details: Vec::new(),
+        },
+    }
+}
+
 fn info(reason: &str) -> ErrorDetails {
     ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
 }
@@ -177,6 +196,26 @@ mod tests {
         assert_eq!(limit.code(), Code::ResourceExhausted);
         assert!(limit.get_details_retry_info().is_none());
         assert!(limit.get_details_quota_failure().is_some());
+    }
+
+    #[test]
+    fn a_status_is_converted_with_its_details() {
+        let converted = to_proto(&invalid(&[("text", "must not be empty")]));
+        assert_eq!(
+            (converted.code, converted.message.as_str()),
+            (i32::from(Code::InvalidArgument), "text must not be empty")
+        );
+        let details: Vec<_> = converted.details.iter().map(|any| any.type_url.as_str()).collect();
+        assert_eq!(
+            details,
+            [
+                "type.googleapis.com/google.rpc.ErrorInfo",
+                "type.googleapis.com/google.rpc.BadRequest"
+            ]
+        );
+        let plain = to_proto(&Status::aborted("changed"));
+        assert_eq!((plain.code, plain.message.as_str()), (10, "changed"));
+        assert!(plain.details.is_empty());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::{
     task::unconstrained,
     time::{Instant, sleep_until},
 };
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
 use crate::{archive_watermark::ArchiveWatermark, error::read_error_to_status, wire};
@@ -173,8 +173,7 @@ impl PostService for PostApi {
             response.failures.truncate(FAILURES_MAX - 1);
             response.failures.push(v1::SubmitFailure {
                 index,
-                code: Code::OutOfRange.into(),
-                message,
+                status: Some(status::to_proto(&status::out_of_range("TOO_MANY_POSTS", message))),
             });
         }
         Ok(Response::new(response))
@@ -254,8 +253,7 @@ fn add_failure(response: &mut v1::SubmitPostsResponse, status: &Status) {
     if response.failures.len() < FAILURES_MAX {
         response.failures.push(v1::SubmitFailure {
             index: response.post_ids.len() as u64,
-            code: status.code().into(),
-            message: status.message().into(),
+            status: Some(status::to_proto(status)),
         });
     }
     response.failed_count += 1;

@@ -6,7 +6,7 @@ use herald_mesh::{StreamLimits, Subject, TopologyConfig, consumers, streams};
 use herald_model::{Lane, PostId, time::Timestamp};
 use herald_proto::{mesh_v1, v1};
 use tonic::Code;
-use tonic_types::StatusExt as _;
+use tonic_types::{RpcStatusExt as _, StatusExt as _};
 
 use crate::harness::{Setup, World, fields, reason, submit};
 
@@ -367,12 +367,15 @@ async fn submit_posts_returns_ids_and_failures_in_order() {
     let failures: Vec<_> = answer
         .failures
         .iter()
-        .map(|f| (f.index, Code::from(f.code)))
+        .map(|failure| {
+            let status = failure.status.as_ref().unwrap();
+            let violated = status.get_details_bad_request().unwrap().field_violations;
+            assert_eq!(Code::from(status.code), Code::InvalidArgument);
+            assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_FIELD");
+            (failure.index, violated[0].field.clone())
+        })
         .collect();
-    assert_eq!(
-        failures,
-        [(10, Code::InvalidArgument), (20, Code::InvalidArgument)]
-    );
+    assert_eq!(failures, [(10, "author_id".into()), (20, "post".into())]);
     for index in [0, 1, 500, 999] {
         let get = v1::GetPostRequest {
             post_id: answer.post_ids[index],

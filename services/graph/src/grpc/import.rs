@@ -50,8 +50,7 @@ async fn apply_batch(
                 if response.failures.len() < FAILURES_MAX {
                     response.failures.push(v1::ImportFailure {
                         index: at,
-                        field: violation.field.into(),
-                        message: violation.description,
+                        status: Some(status::to_proto(&super::violation_to_status(&violation, ""))),
                     });
                 }
             }

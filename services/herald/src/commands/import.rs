@@ -21,6 +21,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic_types::RpcStatusExt as _;
 
 use crate::edges::{Batch, HeaderRow, Lines, Notify, Options, Reader};
 
@@ -172,11 +173,17 @@ impl Summary {
         self.unchanged += response.unchanged_count;
         self.failed += response.failed_count;
         for failure in response.failures {
-            let field = Some(failure.field).filter(|field| !field.is_empty());
+            let status = failure.status.unwrap_or_default();
+            let violations = status.get_details_bad_request().map(|bad| bad.field_violations);
+            // A follow is refused for one field.
+            let (field, reason) = match violations.and_then(|violations| violations.into_iter().next()) {
+                Some(violation) => (Some(violation.field), violation.description),
+                None => (None, status.message),
+            };
             self.record_failure(LineFailure {
                 line: lines.line_of(failure.index),
                 field,
-                reason: failure.message,
+                reason,
             });
         }
     }

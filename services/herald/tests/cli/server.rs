@@ -22,9 +22,11 @@ use herald_proto::v1::{
     watch_timeline_response::Event,
     *,
 };
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _, pb};
 
 pub(crate) type RpcResult<T> = Result<Response<T>, Status>;
 pub(crate) type RpcStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -101,10 +103,11 @@ impl Server {
 
     /// Makes the next import call reject this follow.
     pub(crate) fn reject_follow(&self, index: u64, field: &str, message: &str) {
+        let details = ErrorDetails::with_bad_request_violation(field, message);
+        let refused = Status::with_error_details(Code::InvalidArgument, message, details);
         let failure = ImportFailure {
             index,
-            field: field.into(),
-            message: message.into(),
+            status: Some(pb::Status::decode(refused.details()).unwrap()),
         };
         self.state.rejected_follows.lock().unwrap().push(failure);
     }
