@@ -205,7 +205,11 @@ mod tests {
             (converted.code, converted.message.as_str()),
             (i32::from(Code::InvalidArgument), "text must not be empty")
         );
-        let details: Vec<_> = converted.details.iter().map(|any| any.type_url.as_str()).collect();
+        let details: Vec<_> = converted
+            .details
+            .iter()
+            .map(|any| any.type_url.as_str())
+            .collect();
         assert_eq!(
             details,
             [

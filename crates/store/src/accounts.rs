@@ -48,6 +48,8 @@ pub trait Devices: Send + Sync {
 pub struct PreferencesChange {
     /// Turns pushes on or off; `None` keeps the setting.
     pub push_enabled: Option<bool>,
+    /// Replaces all muted authors; `None` keeps them. Applied before `mute`.
+    pub muted: Option<Vec<UserKey>>,
     /// Authors to mute. Applied before `unmute`.
     pub mute: Vec<UserKey>,
     /// Authors to unmute.

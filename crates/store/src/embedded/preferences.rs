@@ -125,6 +125,9 @@ fn apply_change(
     change: PreferencesChange,
 ) -> Result<Preferences> {
     preferences.push_enabled = change.push_enabled.unwrap_or(preferences.push_enabled);
+    if let Some(muted) = change.muted {
+        preferences.muted = muted.into_iter().collect();
+    }
     preferences.muted.extend(change.mute);
     for author in &change.unmute {
         preferences.muted.remove(author);
@@ -214,6 +217,14 @@ mod tests {
             preferences.of(&[USER, UserKey(8)]).await.unwrap(),
             [after.clone(), Preferences::default()]
         );
+
+        let replace = PreferencesChange {
+            muted: Some(vec![UserKey(5), UserKey(6)]),
+            mute: vec![UserKey(1)],
+            unmute: vec![UserKey(5), UserKey(6)],
+            ..Default::default()
+        };
+        assert_eq!(preferences.update(USER, &replace).await.unwrap(), after);
 
         drop(preferences);
         store.reopen();

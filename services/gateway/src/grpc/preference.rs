@@ -8,6 +8,10 @@ use herald_rpc::{fields, fields::Violations, status};
 use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
 use tonic::{Request, Response, Status};
 
+/// Paths of an update mask.
+const PUSH_ENABLED: &str = "push_enabled";
+const MUTED_AUTHOR_IDS: &str = "muted_author_ids";
+
 /// Implements PreferenceService.
 pub(crate) struct PreferenceApi {
     users: Arc<dyn Users>,
@@ -34,6 +38,8 @@ impl PreferenceApi {
 struct Change {
     user: UserId,
     push_enabled: Option<bool>,
+    /// Replaces all muted authors.
+    muted: Option<Vec<UserId>>,
     mute: Vec<UserId>,
     unmute: Vec<UserId>,
 }
@@ -56,6 +62,44 @@ fn parse(request: v1::UpdatePreferencesRequest) -> Result<Change, Status> {
     }
 
     let mut violations = Violations::new();
+    let mask = request.update_mask.unwrap_or_default();
+    violations.check(
+        "update_mask",
+        request.preferences.is_none() || !mask.paths.is_empty(),
+        "must be given with preferences",
+    );
+    violations.check(
+        "preferences",
+        request.preferences.is_some() || mask.paths.is_empty(),
+        "must be given with update_mask",
+    );
+    for (index, path) in mask.paths.iter().enumerate() {
+        violations.check(
+            format!("update_mask.paths[{index}]"),
+            matches!(path.as_str(), "*" | PUSH_ENABLED | MUTED_AUTHOR_IDS),
+            format!("must be {PUSH_ENABLED}, {MUTED_AUTHOR_IDS} or *"),
+        );
+    }
+    let is_set = |field: &str| mask.paths.iter().any(|path| path == field || path == "*");
+    let values = request.preferences.unwrap_or_default();
+    let replaced = is_set(MUTED_AUTHOR_IDS).then(|| {
+        ids(
+            "preferences.muted_author_ids",
+            values.muted_author_ids,
+            &mut violations,
+        )
+    });
+    for (field, author_ids) in [
+        ("mute_author_ids", &request.mute_author_ids),
+        ("unmute_author_ids", &request.unmute_author_ids),
+    ] {
+        violations.check(
+            field,
+            replaced.is_none() || author_ids.is_empty(),
+            "must be empty when update_mask has muted_author_ids",
+        );
+    }
+    let push_enabled = is_set(PUSH_ENABLED).then_some(values.push_enabled);
     let user = violations.user_id("user_id", request.user_id);
     let mute = ids("mute_author_ids", request.mute_author_ids, &mut violations);
     let unmute = ids("unmute_author_ids", request.unmute_author_ids, &mut violations);
@@ -71,7 +115,8 @@ fn parse(request: v1::UpdatePreferencesRequest) -> Result<Change, Status> {
     let user = user.ok_or_else(|| status::invalid(&[("user_id", "is not valid")]))?;
     Ok(Change {
         user,
-        push_enabled: request.push_enabled,
+        push_enabled,
+        muted: replaced,
         mute,
         unmute,
     })
@@ -107,6 +152,8 @@ impl PreferenceService for PreferenceApi {
         let users = &self.users;
         // One call for all ids needs one fsync. An unknown author can be muted too, so each id gets a key.
         let mut ids = vec![requested.user];
+        let replaced = requested.muted.as_ref().map(Vec::len);
+        ids.extend(requested.muted.unwrap_or_default());
         ids.extend(requested.mute);
         let keys = users.intern(&ids).await.map_err(|e| status::from_store(&e))?;
         let unmute = users
@@ -122,6 +169,7 @@ impl PreferenceService for PreferenceApi {
         })?;
         let change = PreferencesChange {
             push_enabled: requested.push_enabled,
+            muted: replaced.map(|count| keys.by_ref().take(count).collect()),
             mute: keys.collect(),
             unmute: unmute.into_iter().flatten().collect(),
         };

@@ -228,6 +228,10 @@ async fn an_update_changes_only_the_given_preferences() {
             .await
             .map(|r| r.into_inner().preferences.unwrap())
     };
+    let mask = |paths: &[&str]| {
+        let paths = paths.iter().map(ToString::to_string).collect();
+        Some(prost_types::FieldMask { paths })
+    };
     let change = v1::UpdatePreferencesRequest {
         user_id: "107".into(),
         ..Default::default()
@@ -255,7 +259,11 @@ async fn an_update_changes_only_the_given_preferences() {
         }
     );
     let off = update(v1::UpdatePreferencesRequest {
-        push_enabled: Some(false),
+        preferences: Some(v1::Preferences {
+            push_enabled: false,
+            muted_author_ids: vec!["not in the mask".into()],
+        }),
+        update_mask: mask(&["push_enabled"]),
         ..change.clone()
     })
     .await
@@ -275,6 +283,55 @@ async fn an_update_changes_only_the_given_preferences() {
             muted_author_ids: vec!["b".into()]
         }
     );
+
+    let replaced = update(v1::UpdatePreferencesRequest {
+        preferences: Some(v1::Preferences {
+            push_enabled: true,
+            muted_author_ids: vec!["c".into()],
+        }),
+        update_mask: mask(&["muted_author_ids"]),
+        ..change.clone()
+    });
+    assert_eq!(
+        replaced.await.unwrap(),
+        v1::Preferences {
+            push_enabled: false,
+            muted_author_ids: vec!["c".into()]
+        }
+    );
+    let defaults = v1::Preferences {
+        push_enabled: true,
+        muted_author_ids: vec![],
+    };
+    let all = update(v1::UpdatePreferencesRequest {
+        preferences: Some(defaults.clone()),
+        update_mask: mask(&["*"]),
+        ..change.clone()
+    });
+    assert_eq!(all.await.unwrap(), defaults);
+    for (preferences, mask, expected) in [
+        (Some(defaults.clone()), None, vec!["update_mask"]),
+        (None, mask(&["push_enabled"]), vec!["preferences"]),
+        (
+            Some(defaults.clone()),
+            mask(&["push"]),
+            vec!["update_mask.paths[0]"],
+        ),
+        (
+            Some(defaults),
+            mask(&["muted_author_ids"]),
+            vec!["mute_author_ids"],
+        ),
+    ] {
+        let refused = update(v1::UpdatePreferencesRequest {
+            preferences,
+            update_mask: mask,
+            mute_author_ids: vec!["d".into()],
+            ..change.clone()
+        });
+        assert_eq!(fields(&refused.await.unwrap_err()), expected);
+    }
+    assert_eq!(get().await.muted_author_ids, Vec::<String>::new());
 
     let both = v1::UpdatePreferencesRequest {
         user_id: String::new(),

@@ -23,7 +23,12 @@ pub(crate) struct Args {
     post_id: u64,
 
     /// The author; the server rejects the request if the post has another author
-    #[arg(long, short = 'a', value_name = "USER", required_unless_present = "any_author")]
+    #[arg(
+        long,
+        short = 'a',
+        value_name = "USER",
+        required_unless_present = "any_author"
+    )]
     author: Option<String>,
 
     /// Delete the post of any author

@@ -7,6 +7,7 @@ use herald_cli::{
     output::Show,
 };
 use herald_proto::v1::{GetPreferencesRequest, Preferences, UpdatePreferencesRequest};
+use prost_types::FieldMask;
 use serde::Serialize;
 
 const EXAMPLES: &str = "\
@@ -130,7 +131,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         }) => {
             let request = client.request(UpdatePreferencesRequest {
                 user_id: user_id.clone(),
-                push_enabled: push.map(|switch| matches!(switch, Switch::On)),
+                update_mask: push.map(|_| FieldMask {
+                    paths: vec!["push_enabled".into()],
+                }),
+                preferences: push.map(|switch| Preferences {
+                    push_enabled: matches!(switch, Switch::On),
+                    ..Preferences::default()
+                }),
                 mute_author_ids: mute,
                 unmute_author_ids: unmute,
             });

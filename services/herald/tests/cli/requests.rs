@@ -2,8 +2,9 @@
 
 use herald_proto::v1::{
     DeletePostRequest, DeliveryState, FollowRequest, GetPostStatsRequest, GetTotalsRequest, Lane,
-    ListDevicesRequest, ListRecipientsRequest, ListTimelineRequest, RegisterDeviceRequest, SubmitPostRequest,
-    UnfollowRequest, UnregisterDeviceRequest, UpdatePreferencesRequest, register_device_request::Address,
+    ListDevicesRequest, ListRecipientsRequest, ListTimelineRequest, Preferences, RegisterDeviceRequest,
+    SubmitPostRequest, UnfollowRequest, UnregisterDeviceRequest, UpdatePreferencesRequest,
+    register_device_request::Address,
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -314,10 +315,14 @@ async fn only_given_preferences_change() {
         .await
         .ok();
     let requests: Vec<UpdatePreferencesRequest> = server.calls();
-    assert_eq!(requests[0].push_enabled, Some(false));
+    assert_eq!(requests[0].preferences, Some(Preferences::default()));
+    assert_eq!(requests[0].update_mask.as_ref().unwrap().paths, ["push_enabled"]);
     assert_eq!(requests[0].mute_author_ids, ["7", "8"]);
     assert_eq!(requests[0].unmute_author_ids, ["9"]);
-    assert_eq!(requests[1].push_enabled, None);
+    assert_eq!(
+        (&requests[1].preferences, &requests[1].update_mask),
+        (&None, &None)
+    );
 }
 
 #[tokio::test]

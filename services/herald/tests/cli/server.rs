@@ -379,7 +379,7 @@ impl PreferenceService for Server {
     ) -> RpcResult<UpdatePreferencesResponse> {
         let request = self.record(request)?;
         let preferences = Preferences {
-            push_enabled: request.push_enabled.unwrap_or(true),
+            push_enabled: request.preferences.is_none_or(|values| values.push_enabled),
             muted_author_ids: request.mute_author_ids,
         };
         Ok(Response::new(UpdatePreferencesResponse {
