@@ -70,6 +70,11 @@ pub fn not_found(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::NotFound, message, info(reason))
 }
 
+/// ALREADY_EXISTS: another resource has this id.
+pub fn already_exists(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::AlreadyExists, message, info(reason))
+}
+
 /// PERMISSION_DENIED: the resource belongs to another user.
 pub fn permission_denied(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::PermissionDenied, message, info(reason))

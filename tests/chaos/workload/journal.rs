@@ -19,6 +19,8 @@ pub(crate) struct AcceptedPost {
     pub(crate) id: u64,
     pub(crate) author: usize,
     pub(crate) text: String,
+    /// Number of the lane in the API.
+    pub(crate) lane: i32,
     pub(crate) request_id: String,
     /// Before the first attempt.
     pub(crate) started: LogicalTime,

@@ -33,12 +33,14 @@ pub(super) async fn write_posts(worker: Worker, writer: usize, pace: Duration) {
             .into_uuid()
             .to_string();
         let started = worker.journal.next_time();
-        let id = submit(&worker, author, &text, &request_id, random.random_range(1..=3)).await;
+        let lane = random.random_range(1..=3);
+        let id = submit(&worker, author, &text, &request_id, lane).await;
         let ended = worker.journal.next_time();
         worker.journal.record_post(AcceptedPost {
             id,
             author,
             text,
+            lane,
             request_id,
             started,
             ended,
@@ -53,7 +55,7 @@ pub(super) async fn repeat_requests(worker: Worker) {
     while !worker.stopped() {
         let wait = |random: &mut StdRng| DEDUPE_WINDOW.mul_f64(random.random_range(0.0..2.0));
         for post in scheduled.take_due(&worker.journal, &mut random, REPEATED_SHARE, wait) {
-            let id = submit(&worker, post.author, &post.text, &post.request_id, 2).await;
+            let id = submit(&worker, post.author, &post.text, &post.request_id, post.lane).await;
             if id != post.id {
                 worker.journal.record_violation(format!(
                     "a repeated request was accepted twice: request {} of author {} is post {} and post {id}",

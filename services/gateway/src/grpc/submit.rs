@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
-use herald_model::{Lane, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
@@ -68,6 +68,39 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
         media_urls: request.media_urls,
         push_ttl_seconds: u32::try_from(push_ttl.as_secs()).unwrap_or(u32::MAX),
     })
+}
+
+impl NewPost {
+    /// The message that the post is published as.
+    fn into_message(self, author: UserKey, request_id: String, at: Timestamp) -> mesh_v1::PostCreated {
+        mesh_v1::PostCreated {
+            author_key: author.0,
+            author_id: self.author.into_string(),
+            request_id,
+            text: self.text,
+            links: self.links,
+            media_urls: self.media_urls,
+            lane: v1::Lane::from(self.lane).into(),
+            accepted_at_us: at.0,
+            push_ttl_seconds: self.push_ttl_seconds,
+        }
+    }
+}
+
+/// The fields of SubmitPostRequest in which a post differs from an earlier one.
+fn changed_fields(post: &mesh_v1::PostCreated, original: &Post) -> Vec<&'static str> {
+    let unchanged = [
+        ("text", post.text == original.text),
+        ("links", post.links == original.links),
+        ("media_urls", post.media_urls == original.media_urls),
+        ("lane", post.lane() == v1::Lane::from(original.lane)),
+        (
+            "push_ttl",
+            u64::from(post.push_ttl_seconds) == original.push_ttl.as_secs(),
+        ),
+    ];
+    let changed = unchanged.into_iter().filter(|(_, unchanged)| !unchanged);
+    changed.map(|(field, _)| field).collect()
 }
 
 /// A validated post with its author's key, ready to be published.
@@ -199,8 +232,10 @@ impl Submitter {
                 // The broker detects duplicates within its dedupe window, the store for 24 hours.
                 let original = self.posts.find_by_request(author, request_id).await;
                 if let Some(id) = original.map_err(|e| status::from_store(&e))? {
-                    let original = self.read_original(id, request_id.clone()).await?;
-                    return Ok(NextStep::Duplicate(original, new.lane));
+                    let (lane, request_id) = (new.lane, request_id.clone());
+                    let repeated = new.into_message(author, request_id, Timestamp::now());
+                    let original = self.read_original(id, repeated).await?;
+                    return Ok(NextStep::Duplicate(original, lane));
                 }
                 (request_id.clone(), Some(reading))
             }
@@ -229,27 +264,18 @@ impl Submitter {
         } else {
             format!("{author}/{request_id}")
         };
-        let created = mesh_v1::PostCreated {
-            author_key: author.0,
-            author_id: new.author.into_string(),
-            request_id,
-            text: new.text,
-            links: new.links,
-            media_urls: new.media_urls,
-            lane: v1::Lane::from(new.lane).into(),
-            accepted_at_us: at.0,
-            push_ttl_seconds: new.push_ttl_seconds,
-        };
+        let lane = new.lane;
+        let created = new.into_message(author, request_id, at);
         herald_failpoints::point!("gateway.publish");
         let published = self
             .mesh
-            .publish(Subject::PostCreated(new.lane), Some(&message_id), &created)
+            .publish(Subject::PostCreated(lane), Some(&message_id), &created)
             .await
             .map_err(|e| status::from_mesh(&e))?;
         herald_failpoints::point!("gateway.accepted");
         let id = PostId(published.sequence);
         if published.duplicate {
-            let original = self.read_original(id, created.request_id).await?;
+            let original = self.read_original(id, created).await?;
             // After a lost acknowledgement the mesh retries, and the broker reports this same post as a duplicate.
             let duplicate = original.at != at;
             return Ok(AcceptedPost {
@@ -265,18 +291,33 @@ impl Submitter {
         })
     }
 
-    /// Builds the response to a repeated request from the original post.
-    async fn read_original(&self, id: PostId, request_id: String) -> Result<AcceptedPost, Status> {
+    /// Builds the response to a repeated request from the original post; ALREADY_EXISTS if that is another post.
+    async fn read_original(
+        &self,
+        id: PostId,
+        repeated: mesh_v1::PostCreated,
+    ) -> Result<AcceptedPost, Status> {
         let original = self
             .reader
             .read_one(id)
             .await
             .map_err(|e| read_error_to_status(&e))?;
+        let changed = original
+            .as_ref()
+            .map(|original| changed_fields(&repeated, original));
+        if let Some(changed) = changed.filter(|changed| !changed.is_empty()) {
+            let message = format!(
+                "request_id {} belongs to post {id}, which has other values of {}; use a new request_id for a new post",
+                repeated.request_id,
+                changed.join(", ")
+            );
+            return Err(status::already_exists("REQUEST_ID_REUSED", message));
+        }
         // The original may have left archive and stream; then its time of acceptance is unknown.
         let at = original.map_or_else(Timestamp::now, |post| post.accepted_at);
         Ok(AcceptedPost {
             id,
-            request_id,
+            request_id: repeated.request_id,
             at,
             duplicate: true,
         })

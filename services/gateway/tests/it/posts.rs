@@ -47,7 +47,37 @@ async fn a_request_id_is_accepted_once() {
         Some(format!("{}/{REQUEST}", created.author_key).as_str())
     );
 
-    // A retry at once, and one after archiving with an upper-case id and another text.
+    // Another content is refused: at once, by the broker's dedupe window, and after archiving, by the store.
+    let reused = [
+        v1::SubmitPostRequest {
+            text: "other".into(),
+            ..request.clone()
+        },
+        v1::SubmitPostRequest {
+            links: vec![],
+            media_urls: vec!["https://example.org/m".into()],
+            ..request.clone()
+        },
+        v1::SubmitPostRequest {
+            lane: v1::Lane::Low.into(),
+            push_ttl: None,
+            ..request.clone()
+        },
+    ];
+    let check_reused = async |world: &World| {
+        for (reused, fields) in reused.iter().zip(["text", "links, media_urls", "lane, push_ttl"]) {
+            let status = world.posts().submit_post(reused.clone()).await.unwrap_err();
+            assert_eq!(
+                (status.code(), reason(&status).as_str()),
+                (Code::AlreadyExists, "REQUEST_ID_REUSED")
+            );
+            let message = format!("belongs to post 1, which has other values of {fields};");
+            assert!(status.message().contains(&message), "{status:?}");
+        }
+    };
+    check_reused(&world).await;
+
+    // A retry at once, and one after archiving with an upper-case id.
     let retry = world
         .posts()
         .submit_post(request.clone())
@@ -55,9 +85,9 @@ async fn a_request_id_is_accepted_once() {
         .unwrap()
         .into_inner();
     world.wait_until_archived().await;
+    check_reused(&world).await;
     let upper_case = v1::SubmitPostRequest {
         request_id: REQUEST.to_uppercase(),
-        text: "other".into(),
         ..request.clone()
     };
     let later = world.posts().submit_post(upper_case).await.unwrap().into_inner();
@@ -163,6 +193,12 @@ async fn check_repeated_request(
         .into_inner();
     world.wait_until_dedupe_window_passed().await;
     between(&world).await;
+    let reused = v1::SubmitPostRequest {
+        text: "other".into(),
+        ..request.clone()
+    };
+    let status = world.posts().submit_post(reused).await.unwrap_err();
+    assert_eq!(reason(&status), "REQUEST_ID_REUSED");
     let retry = world.posts().submit_post(request).await.unwrap().into_inner();
     assert_eq!(
         retry,
