@@ -6,6 +6,7 @@ mod import;
 use herald_model::UserKey;
 use herald_proto::v1::{self, graph_service_server::GraphService};
 use herald_rpc::{
+    fields::Violations,
     paging::{self, PageToken},
     status,
 };
@@ -19,6 +20,8 @@ use crate::{
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
+/// Maximum number of follows in one BatchFollow call.
+const BATCH_FOLLOWS_MAX: usize = 1_000;
 
 fn violation_to_status(violation: &Violation, prefix: &str) -> Status {
     status::invalid(&[(
@@ -94,6 +97,39 @@ impl GraphService for Graph {
         }))
     }
 
+    async fn batch_follow(
+        &self,
+        request: Request<v1::BatchFollowRequest>,
+    ) -> Result<Response<v1::BatchFollowResponse>, Status> {
+        let follows = request.into_inner().follows;
+        let mut violations = Violations::new();
+        violations.check(
+            "follows",
+            (1..=BATCH_FOLLOWS_MAX).contains(&follows.len()),
+            format!(
+                "must contain 1 to {BATCH_FOLLOWS_MAX} follows, contains {}",
+                follows.len()
+            ),
+        );
+        let mut valid = Vec::with_capacity(follows.len().min(BATCH_FOLLOWS_MAX));
+        for (index, follow) in follows.into_iter().take(BATCH_FOLLOWS_MAX).enumerate() {
+            match domain::parse_follow(follow) {
+                Ok(follow) => valid.push(follow),
+                Err(violation) => {
+                    let field = format!("follows[{index}].{}", violation.field);
+                    violations.add(field, violation.description);
+                }
+            }
+        }
+        violations.into_result()?;
+        let changed = import::apply_follows(self, &valid).await?;
+        let changed_count = changed.iter().filter(|changed| **changed).count() as u64;
+        Ok(Response::new(v1::BatchFollowResponse {
+            changed_count,
+            unchanged_count: changed.len() as u64 - changed_count,
+        }))
+    }
+
     async fn unfollow(
         &self,
         request: Request<v1::UnfollowRequest>,
@@ -119,6 +155,27 @@ impl GraphService for Graph {
             .await?;
         Ok(Response::new(v1::UnfollowResponse {
             changed: changed.contains(&true),
+        }))
+    }
+
+    async fn is_following(
+        &self,
+        request: Request<v1::IsFollowingRequest>,
+    ) -> Result<Response<v1::IsFollowingResponse>, Status> {
+        let request = request.into_inner();
+        let follower = self.find_key("follower_id", request.follower_id).await?;
+        let author = self.find_key("author_id", request.author_id).await?;
+        let (Some(follower), Some(author)) = (follower, author) else {
+            return Ok(Response::new(v1::IsFollowingResponse::default()));
+        };
+        // The first author from this one on. Keys start at 1.
+        let after = UserKey(author.0.saturating_sub(1));
+        let following = self.follows.following(follower, Some(after), 1).await;
+        let following = following.map_err(|e| status::from_store(&e))?;
+        let follow = following.into_iter().find(|follow| follow.author == author);
+        Ok(Response::new(v1::IsFollowingResponse {
+            following: follow.is_some(),
+            notify: follow.is_some_and(|follow| follow.notify),
         }))
     }
 

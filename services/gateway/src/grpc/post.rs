@@ -1,6 +1,6 @@
 //! PostService.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use herald_mesh::{Mesh, Subject};
@@ -10,7 +10,13 @@ use herald_proto::{
     mesh_v1,
     v1::{self, post_service_server::PostService},
 };
-use herald_rpc::status;
+use herald_rpc::{
+    fields,
+    fields::Violations,
+    paging::{self, PageToken},
+    status,
+};
+use herald_store::{Posts, Users};
 use tokio::{
     task::unconstrained,
     time::{Instant, sleep_until},
@@ -18,7 +24,12 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::submit::Submitter;
-use crate::{archive_watermark::ArchiveWatermark, error::read_error_to_status, wire};
+use crate::{
+    archive_watermark::ArchiveWatermark,
+    error::read_error_to_status,
+    feed::{self, RESPONSE_BYTES_MAX},
+    wire,
+};
 
 /// Maximum number of posts of one SubmitPosts stream.
 const POSTS_PER_STREAM_MAX: usize = 1_000_000;
@@ -28,8 +39,16 @@ const FAILURES_MAX: usize = 1_000;
 const DELETED_POLL_FIRST: Duration = Duration::from_millis(2);
 const DELETED_POLL_LAST: Duration = Duration::from_millis(100);
 
+const LIST_POSTS: &str = "ListPosts";
+const PAGE_SIZE_DEFAULT: usize = 50;
+const PAGE_SIZE_MAX: usize = 200;
+/// Maximum number of posts of one BatchGetPosts call.
+const BATCH_POSTS_MAX: usize = 100;
+
 /// Implements PostService.
 pub(crate) struct PostApi {
+    users: Arc<dyn Users>,
+    posts: Arc<dyn Posts>,
     submitter: Submitter,
     reader: PostReader,
     archive_watermark: ArchiveWatermark,
@@ -40,6 +59,8 @@ pub(crate) struct PostApi {
 
 impl PostApi {
     pub(crate) fn new(
+        users: Arc<dyn Users>,
+        posts: Arc<dyn Posts>,
         submitter: Submitter,
         reader: PostReader,
         archive_watermark: ArchiveWatermark,
@@ -48,6 +69,8 @@ impl PostApi {
         delete_wait: Duration,
     ) -> Self {
         Self {
+            users,
+            posts,
             submitter,
             reader,
             archive_watermark,
@@ -197,6 +220,76 @@ impl PostService for PostApi {
         }
     }
 
+    async fn batch_get_posts(
+        &self,
+        request: Request<v1::BatchGetPostsRequest>,
+    ) -> Result<Response<v1::BatchGetPostsResponse>, Status> {
+        let ids = parse_post_ids(&request.into_inner().post_ids)?;
+        let posts = self
+            .reader
+            .read(&ids)
+            .await
+            .map_err(|e| read_error_to_status(&e))?;
+        let mut response = v1::BatchGetPostsResponse::default();
+        let mut bytes = 0;
+        for (id, post) in ids.iter().zip(posts) {
+            let Some(post) = post.filter(|post| post.deleted_at.is_none()) else {
+                response.missing_post_ids.push(id.0);
+                continue;
+            };
+            bytes += feed::estimated_bytes(&post);
+            if bytes > RESPONSE_BYTES_MAX {
+                response.remaining_post_ids.push(id.0);
+            } else {
+                response.posts.push(wire::post_to_v1(post));
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn list_posts(
+        &self,
+        request: Request<v1::ListPostsRequest>,
+    ) -> Result<Response<v1::ListPostsResponse>, Status> {
+        let request = request.into_inner();
+        let author_id = fields::user_id("author_id", request.author_id)?;
+        let size = paging::page_size(request.page_size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)?;
+        let identity = paging::identity([author_id.as_str().as_bytes()]);
+        let before = PageToken::decode_u64(LIST_POSTS, identity, &request.page_token)?;
+        let Some(author) = super::find_user(&*self.users, author_id).await? else {
+            return Ok(Response::new(v1::ListPostsResponse::default()));
+        };
+        let up_to = PostId(before.map_or(u64::MAX, |before| before.saturating_sub(1)));
+        // One extra id shows whether there is a next page.
+        let ids = self.posts.newest_by_author(author, up_to, size + 1).await;
+        let mut ids = ids.map_err(|e| status::from_store(&e))?;
+        let mut more = ids.len() > size;
+        ids.truncate(size);
+        let posts = self
+            .reader
+            .read(&ids)
+            .await
+            .map_err(|e| read_error_to_status(&e))?;
+        let mut response = v1::ListPostsResponse::default();
+        let mut bytes = 0;
+        let mut last = None;
+        for (id, post) in ids.into_iter().zip(posts) {
+            // A post can be deleted between the two reads.
+            let post = post.filter(|post| post.deleted_at.is_none());
+            bytes += post.as_ref().map_or(0, feed::estimated_bytes);
+            if bytes > RESPONSE_BYTES_MAX {
+                more = true;
+                break;
+            }
+            last = Some(id);
+            response.posts.extend(post.map(wire::post_to_v1));
+        }
+        if let Some(last) = last.filter(|_| more) {
+            response.next_page_token = PageToken::encode_u64(LIST_POSTS, identity, last.0);
+        }
+        Ok(Response::new(response))
+    }
+
     async fn delete_post(
         &self,
         request: Request<v1::DeletePostRequest>,
@@ -214,7 +307,7 @@ impl PostService for PostApi {
                 let description = "must be given unless any_author is true";
                 return Err(status::invalid(&[("author_id", description)]));
             }
-            (false, author) => Some(herald_rpc::fields::user_id("author_id", author)?),
+            (false, author) => Some(fields::user_id("author_id", author)?),
         };
         let post = self
             .reader
@@ -242,6 +335,21 @@ pub(super) fn parse_post_id(id: u64) -> Result<PostId, Status> {
     } else {
         Ok(PostId(id))
     }
+}
+
+/// Checks the ids of a batch: 1 to [`BATCH_POSTS_MAX`], none of them 0.
+fn parse_post_ids(ids: &[u64]) -> Result<Vec<PostId>, Status> {
+    let mut violations = Violations::new();
+    violations.check(
+        "post_ids",
+        (1..=BATCH_POSTS_MAX).contains(&ids.len()),
+        format!("must contain 1 to {BATCH_POSTS_MAX} ids, contains {}", ids.len()),
+    );
+    for (index, id) in ids.iter().enumerate() {
+        violations.check(format!("post_ids[{index}]"), *id != 0, "must not be 0");
+    }
+    violations.into_result()?;
+    Ok(ids.iter().copied().map(PostId).collect())
 }
 
 /// NOT_FOUND for an unknown or deleted post.

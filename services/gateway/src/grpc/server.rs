@@ -152,13 +152,15 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
     );
     let submitter = Submitter::new(
         users.clone(),
-        posts,
+        posts.clone(),
         mesh.clone(),
         reader.clone(),
         archive_watermark.clone(),
         metrics,
     );
     let posts_api = PostApi::new(
+        users.clone(),
+        posts,
         submitter,
         reader.clone(),
         archive_watermark,

@@ -53,6 +53,20 @@ impl GraphService for TestGraph {
         Ok(response)
     }
 
+    async fn batch_follow(
+        &self,
+        _: Request<v1::BatchFollowRequest>,
+    ) -> Result<Response<v1::BatchFollowResponse>, Status> {
+        unused()
+    }
+
+    async fn is_following(
+        &self,
+        _: Request<v1::IsFollowingRequest>,
+    ) -> Result<Response<v1::IsFollowingResponse>, Status> {
+        unused()
+    }
+
     async fn unfollow(
         &self,
         _: Request<v1::UnfollowRequest>,

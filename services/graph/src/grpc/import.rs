@@ -56,6 +56,15 @@ async fn apply_batch(
             }
         }
     }
+    let changed = apply_follows(graph, &valid).await?;
+    let imported = changed.iter().filter(|c| **c).count() as u64;
+    response.imported_count += imported;
+    response.unchanged_count += changed.len() as u64 - imported;
+    Ok(())
+}
+
+/// Applies validated follows and requests their backfills; returns for each whether it changed the graph.
+pub(crate) async fn apply_follows(graph: &Graph, valid: &[domain::Follow]) -> Result<Vec<bool>, Status> {
     let keys = graph
         .intern_all(valid.iter().flat_map(|f| [&f.follower, &f.author]))
         .await?;
@@ -70,11 +79,9 @@ async fn apply_batch(
         })
         .collect();
     let changed = graph.apply(&changes).await?;
-    let imported = changed.iter().filter(|c| **c).count() as u64;
-    response.imported_count += imported;
-    response.unchanged_count += changed.len() as u64 - imported;
     // Backfills are published for existing follows too: a retried batch may not have published them before.
     graph
         .request_backfills(changes.iter().map(|c| (c.author, c.follower)))
-        .await
+        .await?;
+    Ok(changed)
 }

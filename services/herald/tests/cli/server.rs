@@ -250,6 +250,27 @@ impl PostService for Server {
         Err(Status::unimplemented("not used by the command line"))
     }
 
+    async fn batch_get_posts(
+        &self,
+        request: Request<BatchGetPostsRequest>,
+    ) -> RpcResult<BatchGetPostsResponse> {
+        let mut post_ids = self.record(request)?.post_ids.into_iter();
+        let posts = post_ids.by_ref().take(2).map(|id| post(id, "text")).collect();
+        Ok(Response::new(BatchGetPostsResponse {
+            posts,
+            missing_post_ids: post_ids.collect(),
+            remaining_post_ids: Vec::new(),
+        }))
+    }
+
+    async fn list_posts(&self, request: Request<ListPostsRequest>) -> RpcResult<ListPostsResponse> {
+        let first = self.record(request)?.page_token.is_empty();
+        Ok(Response::new(ListPostsResponse {
+            posts: vec![post(if first { 2 } else { 1 }, "text")],
+            next_page_token: if first { "more".into() } else { String::new() },
+        }))
+    }
+
     async fn delete_post(&self, request: Request<DeletePostRequest>) -> RpcResult<DeletePostResponse> {
         self.record(request)?;
         Ok(Response::new(DeletePostResponse {}))
@@ -261,6 +282,22 @@ impl GraphService for Server {
     async fn follow(&self, request: Request<FollowRequest>) -> RpcResult<FollowResponse> {
         self.record(request)?;
         Ok(Response::new(FollowResponse { changed: true }))
+    }
+
+    async fn batch_follow(&self, request: Request<BatchFollowRequest>) -> RpcResult<BatchFollowResponse> {
+        let changed_count = self.record(request)?.follows.len() as u64;
+        Ok(Response::new(BatchFollowResponse {
+            changed_count,
+            unchanged_count: 0,
+        }))
+    }
+
+    async fn is_following(&self, request: Request<IsFollowingRequest>) -> RpcResult<IsFollowingResponse> {
+        let following = self.record(request)?.author_id == "107";
+        Ok(Response::new(IsFollowingResponse {
+            following,
+            notify: following,
+        }))
     }
 
     async fn unfollow(&self, request: Request<UnfollowRequest>) -> RpcResult<UnfollowResponse> {
