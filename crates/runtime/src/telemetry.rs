@@ -178,6 +178,19 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
     Ok(Guard { provider })
 }
 
+/// Checks the settings as [`init`] does, and starts nothing. Must be called within a tokio runtime.
+///
+/// # Errors
+/// Those of [`init`], except [`Error::Started`].
+pub fn check(config: &Config) -> Result<(), Error> {
+    log_filter(config)?;
+    if let Some(endpoint) = endpoint(config) {
+        trace_filter()?;
+        exporter(&endpoint)?;
+    }
+    Ok(())
+}
+
 /// The endpoint of the collector: the setting, or else the OpenTelemetry variables.
 pub fn endpoint(config: &Config) -> Option<String> {
     let not_empty = |text: String| Some(text).filter(|text| !text.is_empty());
@@ -236,8 +249,8 @@ fn parse_filter(origin: &'static str, filter: String) -> Result<EnvFilter, Error
     })
 }
 
-fn provider(endpoint: &str, config: &Config) -> Result<SdkTracerProvider, Error> {
-    let exporter = SpanExporter::builder()
+fn exporter(endpoint: &str) -> Result<SpanExporter, Error> {
+    SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
         .with_timeout(EXPORT_TIMEOUT)
@@ -245,9 +258,12 @@ fn provider(endpoint: &str, config: &Config) -> Result<SdkTracerProvider, Error>
         .map_err(|source| Error::Exporter {
             endpoint: endpoint.to_owned(),
             source: Box::new(source),
-        })?;
+        })
+}
+
+fn provider(endpoint: &str, config: &Config) -> Result<SdkTracerProvider, Error> {
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_batch_exporter(exporter(endpoint)?)
         .with_resource(resource(config))
         .build())
 }

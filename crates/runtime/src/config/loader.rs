@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
+use super::is_redacted;
 use super::secret::with_secrets_exposed;
 
 /// Prefix of the environment variables.
@@ -131,10 +132,34 @@ impl Loader {
     where
         T: Default + Serialize + DeserializeOwned,
     {
+        Ok(self.load_merged()?.0)
+    }
+
+    /// Reads and merges all layers, then validates the settings.
+    ///
+    /// An error of `validate` that starts with the key of a setting is reported with the layer that set it, and without
+    /// the key; every other error with [`Layer::All`].
+    pub fn load_valid<T>(&self, validate: impl FnOnce(&T) -> Result<(), String>) -> Result<T, Error>
+    where
+        T: Default + Serialize + DeserializeOwned,
+    {
+        let (config, figment) = self.load_merged()?;
+        match validate(&config) {
+            Ok(()) => Ok(config),
+            Err(reason) => Err(self.locate(&figment, reason)),
+        }
+    }
+
+    /// The settings, and the merged layers with the origin of each value.
+    fn load_merged<T>(&self) -> Result<(T, Figment), Error>
+    where
+        T: Default + Serialize + DeserializeOwned,
+    {
         let defaults = with_secrets_exposed(|| {
             Value::serialize(T::default()).map_err(|error| Error::one(Layer::Defaults, "", error.to_string()))
         })?;
         let figment = self.merge_defaults_and_file(&defaults)?;
+        let flags = self.flag_values()?;
         let mut variables = self.parse_variables()?;
         // A variable that looks like a number, a boolean or an array is parsed as one. If the setting is a string, the
         // next iteration takes this variable verbatim.
@@ -145,12 +170,13 @@ impl Loader {
                     ENVIRONMENT,
                     nest(variables.values().map(|v| (v.key.as_str(), v.value()))),
                 ))
-                .merge(NamedLayer(FLAGS, self.flag_values()?));
+                .merge(NamedLayer(FLAGS, flags.clone()));
             match figment.extract::<Tracked<T>>() {
                 Ok(tracked) => {
-                    let problems = self.unknown_keys(&figment, &defaults, &tracked.ignored);
+                    let mut problems = self.unknown_keys(&figment, &defaults, &tracked.ignored);
+                    problems.extend(self.redacted_values(&figment));
                     return if problems.is_empty() {
-                        Ok(tracked.value)
+                        Ok((tracked.value, figment))
                     } else {
                         Err(Error::many(problems))
                     };
@@ -168,18 +194,6 @@ impl Loader {
                     }
                 }
             }
-        }
-    }
-
-    /// Reads and merges all layers, then validates the settings. The error of `validate` gets the layer [`Layer::All`].
-    pub fn load_valid<T>(&self, validate: impl FnOnce(&T) -> Result<(), String>) -> Result<T, Error>
-    where
-        T: Default + Serialize + DeserializeOwned,
-    {
-        let config = self.load()?;
-        match validate(&config) {
-            Ok(()) => Ok(config),
-            Err(reason) => Err(Error::one(Layer::All, "", reason)),
         }
     }
 
@@ -260,6 +274,36 @@ impl Loader {
                 }
             })
             .collect()
+    }
+
+    /// The values that `print` wrote instead of a secret: a printed configuration was loaded.
+    fn redacted_values(&self, figment: &Figment) -> Vec<Problem> {
+        let mut keys = Vec::new();
+        if let Ok(merged) = figment.extract::<Value>() {
+            collect_redacted("", &merged, &mut keys);
+        }
+        keys.into_iter()
+            .map(|key| Problem {
+                layer: self.layer(figment.find_metadata(&key)),
+                key,
+                reason: "is the placeholder that a printed configuration has instead of a secret; set the secret itself"
+                    .into(),
+            })
+            .collect()
+    }
+
+    /// Attaches the layer to an error of a validation.
+    fn locate(&self, figment: &Figment, reason: String) -> Error {
+        let located = reason.split_once(' ').and_then(|(key, rest)| {
+            let is_table = figment.find_value(key).ok()?.as_dict().is_some();
+            let layer = if is_table {
+                Layer::All
+            } else {
+                self.layer(figment.find_metadata(key))
+            };
+            Some(Error::one(layer, key, rest))
+        });
+        located.unwrap_or_else(|| Error::one(Layer::All, "", reason))
     }
 
     fn convert_error(&self, error: &figment::Error) -> Error {
@@ -360,6 +404,24 @@ fn is_kubernetes_service_variable(name: &str, value: &str) -> bool {
                 .iter()
                 .any(|protocol| name.contains(protocol)))
         || (name.ends_with("_PORT") && value.contains("://"))
+}
+
+/// Collects the dotted keys of redacted values.
+fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
+    match value {
+        Value::String(_, text) if is_redacted(text) => keys.push(key.to_owned()),
+        Value::Dict(_, fields) => {
+            for (name, value) in fields {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                collect_redacted(&key, value, keys);
+            }
+        }
+        _ => {}
+    }
 }
 
 fn key_of(name: &str) -> String {

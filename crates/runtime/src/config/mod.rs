@@ -46,6 +46,8 @@ pub use error::{Error, Layer, Problem};
 pub use loader::{Flags, Loader, RESERVED};
 pub use secret::Secret;
 
+use secret::HIDDEN;
+
 /// Loads settings from the defaults, the file if given, the environment of the process, and the flags.
 pub fn load<T>(file: Option<&Path>, flags: Flags) -> Result<T, Error>
 where
@@ -75,6 +77,11 @@ fn redact_passwords(value: &mut toml::Value) {
     }
 }
 
+/// Whether [`print`] wrote this text instead of a secret or of a URL with credentials.
+fn is_redacted(text: &str) -> bool {
+    text == HIDDEN || [":", "://"].iter().any(|before| text.contains(&format!("{before}{HIDDEN}@")))
+}
+
 /// Redacts the password of `nats://user:password@host` and the token of `nats://token@host`. Returns `None` if the text
 /// has neither.
 fn redact_password(url: &str) -> Option<String> {
@@ -83,7 +90,7 @@ fn redact_password(url: &str) -> Option<String> {
     let (credentials, _) = rest[..authority_end].rsplit_once('@')?;
     let host = &rest[credentials.len()..];
     Some(match credentials.split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:[hidden]{host}"),
-        None => format!("{scheme}://[hidden]{host}"),
+        Some((user, _)) => format!("{scheme}://{user}:{HIDDEN}{host}"),
+        None => format!("{scheme}://{HIDDEN}{host}"),
     })
 }

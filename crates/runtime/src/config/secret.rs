@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// Text printed in place of a secret.
-const HIDDEN: &str = "[hidden]";
+pub(super) const HIDDEN: &str = "[hidden]";
 
 thread_local! {
     /// Whether secrets are serialised in plain text: only while the loader converts defaults and flags to layers.

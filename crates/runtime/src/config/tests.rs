@@ -187,23 +187,72 @@ fn an_error_contains_the_path_of_a_missing_or_malformed_file() {
 }
 
 #[test]
-fn validation_errors_concern_all_layers() {
-    let error = Loader::defaults()
-        .load_valid::<Config>(|_| Err("name must be short".into()))
-        .unwrap_err();
-    assert_eq!(error.problems()[0].layer, Layer::All);
+fn a_validation_error_names_the_layer_of_its_value() {
+    let invalid = |loader: Loader, reason: &'static str| {
+        let error = loader.load_valid::<Config>(|_| Err(reason.into())).unwrap_err();
+        error.to_string()
+    };
+    let file = file("[push]\nworkers = 1");
+    let loader = || Loader::defaults().file(Some(file.path()));
+    let reason = "push.workers must be at least 2, is 1";
+    assert_eq!(
+        invalid(loader(), reason),
+        format!("push.workers in {}: must be at least 2, is 1", file.path().display())
+    );
+    assert_eq!(
+        invalid(loader().env([("HERALD_PUSH__WORKERS", "1")]), reason),
+        "HERALD_PUSH__WORKERS in the environment: must be at least 2, is 1"
+    );
+    assert_eq!(
+        invalid(loader().flag("push.workers", Some(1)), reason),
+        "push.workers in the flags: must be at least 2, is 1"
+    );
+    assert_eq!(
+        invalid(Loader::defaults(), reason),
+        "push.workers in the defaults: must be at least 2, is 1"
+    );
+    // An error about a whole section or about no setting concerns all layers.
+    assert_eq!(
+        invalid(loader(), "push must equal nats"),
+        "push in the settings: must equal nats"
+    );
+    assert_eq!(
+        invalid(loader(), "two settings contradict each other"),
+        "the settings: two settings contradict each other"
+    );
 }
 
 #[test]
-fn printed_settings_can_be_loaded_and_lack_secrets() {
+fn printed_settings_lack_secrets_and_can_be_loaded_without_the_placeholders() {
     let text = print(&Config::default()).unwrap();
     assert!(
         text.contains("secret = \"[hidden]\"") && !text.contains("built in"),
         "{text}"
     );
-    let file = file(&text);
-    let config: Config = Loader::defaults().file(Some(file.path())).load().unwrap();
+    let printed = file(&text);
+    let (layer, key, reason) = first_problem(&Loader::defaults().file(Some(printed.path())));
+    assert_eq!(
+        (layer, key.as_str()),
+        (Layer::File(printed.path().into()), "push.secret")
+    );
+    assert!(reason.contains("placeholder"), "{reason}");
+
+    let config: Config = Loader::defaults()
+        .file(Some(printed.path()))
+        .env([("HERALD_PUSH__SECRET", "1")])
+        .load()
+        .unwrap();
     assert_eq!(config.push.workers, 8);
+}
+
+#[test]
+fn a_url_with_a_redacted_password_is_refused() {
+    for url in ["nats://me:[hidden]@host", "nats://[hidden]@host:1"] {
+        let (layer, key, _) = first_problem(&Loader::defaults().env([("HERALD_NATS__URL", url)]));
+        assert_eq!((layer, key.as_str()), (Layer::Environment, "nats.url"));
+    }
+    let config = Loader::defaults().env([("HERALD_NATS__URL", "nats://me:hidden@host")]);
+    assert!(config.load::<Config>().is_ok());
 }
 
 #[test]
