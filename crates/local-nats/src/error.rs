@@ -95,13 +95,11 @@ pub enum Error {
         source: Option<std::io::Error>,
     },
 
-    /// Another process listens on a configured port.
-    #[error(
-        "another process listens on a port of nats-server: stop it, or use another port; last log lines:\n{log}"
-    )]
+    /// Another process listens on the port for clients or for monitoring.
+    #[error("port {port} of nats-server is in use by another process")]
     PortTaken {
-        /// The last lines of the server's log.
-        log: String,
+        /// The port.
+        port: u16,
     },
 
     /// The server exited before it was ready.

@@ -55,11 +55,18 @@ pub(crate) async fn wait(process: &Process, ports_dir: &Path, log: &Log, limit: 
 
 fn start_error(status: std::process::ExitStatus, log: String) -> Error {
     // Only the log shows that a port is in use. If the server's message changes, the error is the general one.
-    if log.contains("address already in use") {
-        Error::PortTaken { log }
-    } else {
-        Error::Exited { status, log }
+    match port_in_use(&log) {
+        Some(port) => Error::PortTaken { port },
+        None => Error::Exited { status, log },
     }
+}
+
+/// The port in a log line like `listen tcp 127.0.0.1:4222: bind: address already in use`.
+fn port_in_use(log: &str) -> Option<u16> {
+    log.lines().rev().find_map(|line| {
+        let (listen, _) = line.split_once(": bind: address already in use")?;
+        listen.rsplit_once(':')?.1.parse().ok()
+    })
 }
 
 /// Checks the readiness once. The error is the failed check.
@@ -147,5 +154,18 @@ async fn check_health(port: u16) -> io::Result<()> {
         _ => Err(io::Error::other(
             reply.lines().last().unwrap_or("empty reply").to_owned(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_in_use_is_read_from_the_log() {
+        let log = "[7] [INF] Starting nats-server\n[7] [FTL] Error listening on port: \"127.0.0.1:4222\", \"listen tcp \
+                   127.0.0.1:4222: bind: address already in use\"\n[7] [INF] Server Exiting..";
+        assert_eq!(port_in_use(log), Some(4_222));
+        assert_eq!(port_in_use("[7] [FTL] Can't start JetStream"), None);
     }
 }
