@@ -49,28 +49,20 @@ impl ConsumerPolicy {
     }
 
     fn validate(&self, name: &str) -> Result<()> {
-        for (valid, message) in [
-            (self.ack_wait_seconds >= 1, "ack_wait_seconds must be at least 1"),
-            (self.ack_pending_max >= 1, "ack_pending_max must be at least 1"),
-            (self.attempts_max >= 2, "attempts_max must be at least 2"),
-            (
-                self.fault_attempts_max >= 1,
-                "fault_attempts_max must be at least 1",
-            ),
-            (self.hold_ms_max >= 1, "hold_ms_max must be at least 1"),
-            (
-                self.retry.delay_ms_base >= 1,
-                "retry.delay_ms_base must be at least 1",
-            ),
-            (
-                self.retry.delay_ms_max >= self.retry.delay_ms_base,
-                "retry.delay_ms_max must be at least retry.delay_ms_base",
-            ),
+        let retry = self.retry;
+        for (field, min, value) in [
+            ("ack_wait_seconds", 1, self.ack_wait_seconds),
+            ("ack_pending_max", 1, self.ack_pending_max.into()),
+            ("attempts_max", 2, self.attempts_max.into()),
+            ("fault_attempts_max", 1, self.fault_attempts_max.into()),
+            ("hold_ms_max", 1, self.hold_ms_max),
+            ("retry.delay_ms_base", 1, retry.delay_ms_base),
+            ("retry.delay_ms_max", retry.delay_ms_base, retry.delay_ms_max),
         ] {
-            if !valid {
+            if value < min {
                 return Err(Error::new(
                     ErrorKind::Invalid,
-                    format!("consumers.{name}.{message}"),
+                    format!("consumers.{name}.{field} must be at least {min}, is {value}"),
                 ));
             }
         }
