@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::ServerAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -70,6 +71,7 @@ impl Config {
             }
         };
         check(!self.urls.is_empty(), "urls must name at least one server")?;
+        self.servers()?;
         check(
             (1..=16_384).contains(&self.publish_in_flight_max),
             "publish_in_flight_max must be from 1 to 16384",
@@ -82,6 +84,17 @@ impl Config {
             self.publish_attempts_max >= 1,
             "publish_attempts_max must be at least 1",
         )
+    }
+
+    /// The parsed addresses of the servers.
+    pub(crate) fn servers(&self) -> Result<Vec<ServerAddr>> {
+        let parse = |url: &String| {
+            url.parse().map_err(|error| {
+                let server = without_password(url);
+                Error::with_source(ErrorKind::Invalid, format_args!("urls: {server:?}"), error)
+            })
+        };
+        self.urls.iter().map(parse).collect()
     }
 
     pub(crate) fn publish_timeout(&self) -> Duration {
@@ -150,5 +163,9 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(config.validate().unwrap_err().kind(), ErrorKind::Invalid);
+        for url in ["", "nats://host:port", "nats://"] {
+            let error = Config::at(url).validate().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{url}");
+        }
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use crate::config::{Config, without_password};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Maximum delay between two reconnect attempts.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
@@ -26,17 +26,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Self> {
-        let servers = config
-            .urls
-            .iter()
-            .map(|url| {
-                let server = without_password(url);
-                url.parse::<ServerAddr>().map_err(|error| {
-                    Error::with_source(ErrorKind::Invalid, format_args!("urls: {server}"), error)
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-
+        let servers = config.servers()?;
         let (count, mut epoch) = watch::channel(0_u64);
         let client = ConnectOptions::new()
             .name(format!("{} ({purpose})", config.name))

@@ -8,14 +8,17 @@ use crate::error::{Error, ErrorKind, Result};
 const DAY: u64 = 24 * 60 * 60;
 const MIB: u64 = 1024 * 1024;
 
+/// Maximum of `age_seconds_max`: 100 years. JetStream counts an age in nanoseconds, in 63 bits.
+const AGE_SECONDS_MAX: u64 = 100 * 365 * DAY;
+
 /// Size and age limits of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamLimits {
-    /// Maximum age of a message, seconds; must exceed the time of all its attempts. Acknowledged messages are retained
+    /// Maximum age of a message, seconds; must exceed the time of all its attempts; at most 100 years. Acknowledged messages are retained
     /// too, because a dead letter copies its payload from the stream.
     pub age_seconds_max: u64,
-    /// Capacity, bytes, JetStream's overhead included; at least 1 MiB. A full stream refuses publishes
+    /// Capacity, bytes, JetStream's overhead included; at least 1 MiB, less than 8 EiB. A full stream refuses publishes
     /// ([`ErrorKind::Full`]). The server reserves the capacity when it creates the stream: all streams together must
     /// fit into its `max_file_store` (default: three quarters of the free disk space).
     pub bytes_max: u64,
@@ -90,29 +93,48 @@ impl TopologyConfig {
     /// Checks the bounds, and that every stream retains a message until its last attempt.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] names the field.
+    /// [`ErrorKind::Invalid`] starts with the field and ends with its value.
     pub fn validate(&self) -> Result<()> {
-        let check = |good: bool, message: &str| {
+        let check = |good: bool, field: &str, expected: &str, value: u64| {
             if good {
                 Ok(())
             } else {
+                let message = format!("{field} must be {expected}, is {value}");
                 Err(Error::new(ErrorKind::Invalid, message))
             }
         };
-        check([1, 3, 5].contains(&self.replicas), "replicas must be 1, 3 or 5")?;
+        check(
+            [1, 3, 5].contains(&self.replicas),
+            "replicas",
+            "1, 3 or 5",
+            self.replicas as u64,
+        )?;
         check(
             self.dedupe_window_seconds >= 1,
-            "dedupe_window_seconds must be at least 1",
+            "dedupe_window_seconds",
+            "at least 1",
+            self.dedupe_window_seconds,
         )?;
         self.consumers.validate()?;
         for (name, limits) in self.limits() {
+            let (bytes, age) = (limits.bytes_max, limits.age_seconds_max);
             check(
-                limits.bytes_max >= MIB && i64::try_from(limits.bytes_max).is_ok(),
-                &format!("{name}.bytes_max must be at least 1048576 (1 MiB) and fit into 63 bits"),
+                bytes >= MIB && i64::try_from(bytes).is_ok(),
+                &format!("{name}.bytes_max"),
+                &format!("{MIB} (1 MiB) to {} (63 bits)", i64::MAX),
+                bytes,
             )?;
             check(
-                limits.age_seconds_max >= self.dedupe_window_seconds,
-                &format!("{name}.age_seconds_max must be at least dedupe_window_seconds"),
+                age <= AGE_SECONDS_MAX,
+                &format!("{name}.age_seconds_max"),
+                &format!("at most {AGE_SECONDS_MAX} (100 years)"),
+                age,
+            )?;
+            check(
+                age >= self.dedupe_window_seconds,
+                &format!("{name}.age_seconds_max"),
+                &format!("at least dedupe_window_seconds ({})", self.dedupe_window_seconds),
+                age,
             )?;
         }
         let policies = &self.consumers;
@@ -132,12 +154,13 @@ impl TopologyConfig {
             let seconds = policy.attempts_seconds_max();
             check(
                 limits.age_seconds_max >= seconds,
+                &format!("{stream}.age_seconds_max"),
                 &format!(
-                    "{stream}.age_seconds_max must be at least {seconds}, the maximum time of \
-                     consumers.{kind}.attempts_max ({}) attempts: a message that is removed before its last attempt \
-                     is lost",
+                    "at least {seconds}, the maximum time of consumers.{kind}.attempts_max ({}) attempts (a message \
+                     that is removed before its last attempt is lost)",
                     policy.attempts_max
                 ),
+                limits.age_seconds_max,
             )?;
         }
         Ok(())
@@ -172,11 +195,17 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Invalid);
             error.to_string()
         };
+        assert_eq!(refused(|c| c.replicas = 2), "replicas must be 1, 3 or 5, is 2");
+        assert_eq!(
+            refused(|c| c.slices.age_seconds_max = u64::MAX),
+            "slices.age_seconds_max must be at most 3153600000 (100 years), is 18446744073709551615"
+        );
+        assert!(refused(|c| c.dlq.bytes_max = 1 << 63).ends_with("(63 bits), is 9223372036854775808"));
+        assert!(refused(|c| c.consumers.push.hold_ms_max = 0).ends_with("must be at least 1, is 0"));
         let starts = |change, field: &str| {
             let text = refused(change);
             assert!(text.starts_with(&format!("{field} ")), "{text}");
         };
-        starts(|c| c.replicas = 2, "replicas");
         starts(|c| c.push.bytes_max = 0, "push.bytes_max");
         starts(|c| c.redrive.age_seconds_max = 100, "redrive.age_seconds_max");
         starts(|c| c.slices.age_seconds_max = 3_600, "slices.age_seconds_max");
