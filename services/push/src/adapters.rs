@@ -11,7 +11,9 @@ mod vapid;
 mod web_push;
 mod webhook;
 
+pub(crate) use client::Client;
 pub(crate) use dispatcher::Dispatcher;
 pub(crate) use ledger::{ledger_state, outcome};
 pub(crate) use payload::Push;
 pub use vapid::Vapid;
+pub(crate) use vapid::check_key as check_vapid_key;

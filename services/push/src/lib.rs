@@ -18,6 +18,7 @@
 
 mod adapters;
 mod attempt;
+mod check;
 mod chunk_lock;
 mod config;
 mod domain;

@@ -130,6 +130,22 @@ impl std::fmt::Debug for Vapid {
     }
 }
 
+/// Checks the key that [`Vapid::load`] would load. Creates no file.
+pub(crate) fn check_key(config: &Config, data_dir: &Path) -> Result<(), Error> {
+    if !config.vapid_private_key.is_empty() {
+        return parse_key(config.vapid_private_key.expose()).map(drop);
+    }
+    let path = match &config.vapid_key_file {
+        Some(path) => path.clone(),
+        None => data_dir.join("vapid.key"),
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_key(&text).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::File { path, source }),
+    }
+}
+
 fn parse_key(text: &str) -> Result<SigningKey, Error> {
     let bytes = BASE64URL.decode(text.trim()).map_err(|_| Error::VapidKey)?;
     SigningKey::from_slice(&bytes).map_err(|_| Error::VapidKey)
