@@ -30,7 +30,7 @@ pub struct Config {
     pub delete_wait_ms: u64,
     /// Maximum number of posts and deletions in one commit of the archive consumer; 1 to 10,000.
     pub archive_batch_max: usize,
-    /// Maximum number of messages in flight of the archive consumer; 1 to 100,000.
+    /// Maximum number of messages in flight of the archive consumer; 1 to 32,768.
     pub archive_in_flight_max: usize,
     /// Maximum number of messages in flight of the consumer of redriven posts; 1 to 32,768.
     pub archive_redrive_in_flight_max: usize,
@@ -78,7 +78,7 @@ impl Config {
             submit_in_flight_max: 1..=10_000,
             delete_wait_ms: 0..=60_000,
             archive_batch_max: 1..=10_000,
-            archive_in_flight_max: 1..=100_000,
+            archive_in_flight_max: 1..=32_768,
             archive_redrive_in_flight_max: 1..=32_768,
             drain_ms: 0..=600_000,
         });
