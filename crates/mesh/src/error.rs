@@ -105,6 +105,16 @@ impl Error {
                 .and_then(|source| source.downcast_ref::<jetstream::Error>())
                 .map_or(ErrorKind::Unavailable, kind_of),
         };
+        if kind == ErrorKind::Full {
+            let reason = error
+                .source()
+                .map_or_else(|| error.to_string(), ToString::to_string);
+            return Self {
+                kind,
+                message: crate::full::describe(subject, &reason),
+                source: Some(error.into()),
+            };
+        }
         Self::with_source(kind, format_args!("publish to {subject}"), error)
     }
 }

@@ -25,6 +25,7 @@ mod consume;
 mod delay_queue;
 mod ensure;
 mod error;
+mod full;
 mod headers;
 mod history;
 mod lanes;

@@ -324,6 +324,16 @@ impl Mesh {
             })
     }
 
+    /// Bytes in a stream, and its limit; `None` for a stream without a limit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the stream doesn't exist or no server answers.
+    pub async fn stream_bytes(&self, stream: &str) -> Result<(u64, Option<u64>)> {
+        let info = self.stream(stream).await?.get_info().await;
+        let info = info.map_err(|error| Error::unavailable(format_args!("read stream {stream}"), error))?;
+        Ok((info.state.bytes, u64::try_from(info.config.max_bytes).ok()))
+    }
+
     pub(crate) async fn stream(&self, stream: &str) -> Result<Stream<()>> {
         self.publishing()
             .jetstream

@@ -113,7 +113,7 @@ pub fn from_store(error: &herald_store::Error) -> Status {
         }
         ErrorKind::Full => {
             tracing::warn!(error = error_chain(error), "store full");
-            exhausted("STORE_FULL", "the store is full", FULL_RETRY_AFTER)
+            exhausted("STORE_FULL", error.to_string(), FULL_RETRY_AFTER)
         }
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
         ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
@@ -135,7 +135,7 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
     match error.kind() {
         ErrorKind::Full => {
             tracing::warn!(error = error_chain(error), "stream full");
-            exhausted("STREAM_FULL", "the stream is full", FULL_RETRY_AFTER)
+            exhausted("STREAM_FULL", error.to_string(), FULL_RETRY_AFTER)
         }
         ErrorKind::Unavailable => {
             tracing::warn!(error = error_chain(error), "broker unavailable");

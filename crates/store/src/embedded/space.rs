@@ -43,14 +43,20 @@ impl Space {
         self.check_free(self.free_mb_min.saturating_mul(2))
     }
 
+    /// The error reaches callers of the API, so it has no path.
     fn check_free(&self, wanted_mb: u64) -> Result<()> {
         let free_mb = self.free_mb();
         if free_mb >= wanted_mb {
             return Ok(());
         }
-        let dir = self.dir.display();
+        let needed = if wanted_mb == self.free_mb_min {
+            "(store.disk_free_mb_min)"
+        } else {
+            "for new posts (twice store.disk_free_mb_min)"
+        };
         let message = format!(
-            "{dir} has {free_mb} MiB of free disk space, and needs {wanted_mb} MiB: free some space or enlarge the disk"
+            "the disk of the data directory is too full: {free_mb} MiB are free and {wanted_mb} MiB are needed \
+             {needed}; free some space or enlarge the disk"
         );
         Err(Error::new(ErrorKind::Full, message))
     }
@@ -78,9 +84,20 @@ mod tests {
     fn too_little_free_space_is_full() {
         let dir = tempfile::tempdir().unwrap();
         Space::new(dir.path(), 0).check().unwrap();
-        assert_eq!(
-            Space::new(dir.path(), u64::MAX).check().unwrap_err().kind(),
-            ErrorKind::Full
+        let full = Space::new(dir.path(), 1 << 40);
+        let error = full.check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full);
+        assert!(
+            error.to_string().ends_with(
+                "MiB are free and 1099511627776 MiB are needed (store.disk_free_mb_min); free some space or enlarge the \
+                 disk"
+            ),
+            "{error}"
+        );
+        let error = full.check_for_more().unwrap_err().to_string();
+        assert!(
+            error.contains("2199023255552 MiB are needed for new posts (twice store.disk_free_mb_min)"),
+            "{error}"
         );
     }
 }
