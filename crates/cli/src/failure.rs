@@ -6,6 +6,8 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+pub use crate::printable::printable;
+
 /// The kind of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,6 +60,8 @@ struct Details {
     hint: Option<String>,
     /// No connection was established, so no request was sent.
     not_connected: bool,
+    /// What answered doesn't speak gRPC, or the connection broke.
+    no_grpc_answer: bool,
 }
 
 /// An invalid field of the request and the reason, as the server reported them.
@@ -79,6 +83,7 @@ impl Failure {
             retry_after: None,
             hint: None,
             not_connected: false,
+            no_grpc_answer: false,
         }))
     }
 
@@ -142,6 +147,18 @@ impl Failure {
         self.0.not_connected
     }
 
+    /// Whether what answered doesn't speak gRPC, or the connection broke.
+    pub(crate) fn is_no_grpc_answer(&self) -> bool {
+        self.0.no_grpc_answer
+    }
+
+    /// Replaces the message.
+    #[must_use]
+    pub(crate) fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.0.message = message.into();
+        self
+    }
+
     /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.0.kind.exit_code())
@@ -153,12 +170,22 @@ impl Failure {
 
         let details = &self.0;
         let style = |text: &str| console::style(text.to_owned()).for_stderr();
+        let mut lines = details.message.lines().map(printable);
         let mut text = format!(
             "{} {}\n",
             style("error:").red().bold(),
-            printable(&details.message)
+            lines.next().unwrap_or_default()
         );
-        for Field { field, description } in &details.fields {
+        for line in lines {
+            let _ = writeln!(text, "  {line}");
+        }
+        // The message of most invalid requests names each field already.
+        let named = |field: &Field| {
+            details
+                .message
+                .contains(&format!("{} {}", field.field, field.description))
+        };
+        for Field { field, description } in details.fields.iter().filter(|field| !named(field)) {
             let _ = writeln!(
                 text,
                 "  {}: {}",
@@ -250,6 +277,7 @@ impl From<Status> for Failure {
             field: violation.subject.clone(),
             description: violation.description.clone(),
         }));
+        inner.no_grpc_answer = is_broken_transport(&status) || is_not_grpc(&status);
         inner.hint = hint_for(&status, kind).map(Into::into);
         failure
     }
@@ -286,6 +314,12 @@ fn is_broken_transport(status: &Status) -> bool {
         source = error.source();
     }
     status.message().contains("h2 protocol error")
+}
+
+/// Whether an HTTP server answered without a gRPC status, in the words of tonic.
+fn is_not_grpc(status: &Status) -> bool {
+    status.message().contains("grpc-status header missing")
+        || status.message().contains("invalid content-type")
 }
 
 fn hint_for(status: &Status, kind: Kind) -> Option<&'static str> {
@@ -339,13 +373,6 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
     innermost.to_string()
 }
 
-/// Makes untrusted text safe for a terminal: control characters become spaces.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use tonic_types::ErrorDetails;
@@ -383,6 +410,33 @@ mod tests {
     }
 
     #[test]
+    fn a_field_is_named_once() {
+        let mut details = ErrorDetails::new();
+        details
+            .add_bad_request_violation("text", "must not be empty")
+            .add_bad_request_violation("author_id", "is too long");
+        let message = "text must not be empty; author_id is too long";
+        let failure = Failure::from(Status::with_error_details(
+            Code::InvalidArgument,
+            message,
+            details,
+        ));
+        assert_eq!(
+            console::strip_ansi_codes(&failure.text()),
+            format!("error: {message}\n")
+        );
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines() {
+        let failure = Failure::failed("nats-server exited; last log lines:\nfirst\nsecond");
+        assert_eq!(
+            console::strip_ansi_codes(&failure.text()),
+            "error: nats-server exited; last log lines:\n  first\n  second\n"
+        );
+    }
+
+    #[test]
     fn a_client_deadline_is_a_timeout() {
         assert_eq!(
             Failure::from(Status::cancelled("Timeout expired")).kind(),
@@ -397,6 +451,6 @@ mod tests {
     #[test]
     fn control_characters_are_replaced() {
         let failure = Failure::from(Status::internal("bad \u{1b}[31mred"));
-        assert!(failure.text().contains("bad  [31mred"));
+        assert!(failure.text().contains(r"bad \u{1b}[31mred"));
     }
 }

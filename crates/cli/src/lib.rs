@@ -7,4 +7,7 @@ pub mod client;
 pub mod context;
 pub mod failure;
 pub mod output;
+mod printable;
+mod table;
 pub mod time;
+pub mod wrong_port;

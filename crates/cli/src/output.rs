@@ -3,13 +3,13 @@
 use std::io::{self, Write as _};
 
 use clap::ValueEnum;
-use console::{Alignment, Style};
 use herald_model::{Channel, DeliveryState, Lane};
 use herald_proto::v1;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::failure::{Failure, Kind, printable};
+pub use crate::table::{Size, Table};
 
 /// The format of results and errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -102,62 +102,6 @@ impl Output {
             bar.set_style(style);
         }
         bar
-    }
-}
-
-/// A table with a header line and aligned columns.
-pub struct Table {
-    alignments: Vec<Alignment>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    /// Creates a table with these column names; a leading `>` aligns the column to the right, as for numbers.
-    pub fn new(columns: &[&str]) -> Self {
-        let header_style = Style::new().bold();
-        let alignments = columns
-            .iter()
-            .map(|column| {
-                if column.starts_with('>') {
-                    Alignment::Right
-                } else {
-                    Alignment::Left
-                }
-            })
-            .collect();
-        let header = columns.iter().map(|column| {
-            header_style
-                .apply_to(column.trim_start_matches('>').to_uppercase())
-                .to_string()
-        });
-        Self {
-            alignments,
-            rows: vec![header.collect()],
-        }
-    }
-
-    /// Adds a row with one cell per column.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    /// Formats the table, without a line break at the end.
-    pub fn render(&self) -> String {
-        let widths: Vec<usize> = (0..self.alignments.len())
-            .map(|column| {
-                let cells = self.rows.iter().filter_map(|row| row.get(column));
-                cells
-                    .map(|cell| console::measure_text_width(cell))
-                    .max()
-                    .unwrap_or(0)
-            })
-            .collect();
-        let lines = self.rows.iter().map(|row| {
-            let cells = row.iter().zip(&widths).zip(&self.alignments);
-            let cells = cells.map(|((cell, width), align)| console::pad_str(cell, *width, *align, None));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        });
-        lines.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -282,17 +226,6 @@ mod tests {
         assert_eq!(
             ["107", "a b", "it's", ""].map(shell_quoted),
             ["107", "'a b'", r"'it'\''s'", "''"]
-        );
-    }
-
-    #[test]
-    fn columns_are_aligned() {
-        let mut table = Table::new(&["name", ">count"]);
-        table.row(["a".into(), "1".into()]);
-        table.row(["longer".into(), "12,345".into()]);
-        assert_eq!(
-            console::strip_ansi_codes(&table.render()),
-            "NAME     COUNT\na            1\nlonger  12,345"
         );
     }
 }

@@ -66,7 +66,7 @@ impl UserId {
 /// Whether a character leaves no mark by itself: white space, control characters, characters with the Unicode property
 /// `Default_Ignorable_Code_Point` (zero width, direction marks, variation selectors, fillers, byte order mark), the
 /// other invisible format characters, and the empty Braille pattern.
-fn is_invisible(c: char) -> bool {
+pub fn is_invisible(c: char) -> bool {
     c.is_whitespace()
         || c.is_control()
         || matches!(c,

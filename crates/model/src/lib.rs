@@ -14,7 +14,9 @@ pub mod time;
 pub mod varint;
 
 pub use audience::{Address, Device, DeviceId, Preferences};
-pub use ids::{ChunkId, FollowVersion, InvalidUserId, PostId, USER_ID_BYTES_MAX, UserId, UserKey};
+pub use ids::{
+    ChunkId, FollowVersion, InvalidUserId, PostId, USER_ID_BYTES_MAX, UserId, UserKey, is_invisible,
+};
 pub use lane::{Channel, DeliveryState, Lane, UnknownName};
 pub use post::Post;
 pub use push_ttl::{PUSH_TTL_MAX, PUSH_TTL_MIN, parse_push_ttl};
