@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use herald_cli::failure::Failure;
+use herald_cli::{context::Context, failure::Failure};
 use herald_runtime::telemetry::LOG_VARIABLES;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -51,9 +51,14 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts `herald up` of this program with `options` and waits until it is ready. `quiet` limits its log to
-    /// warnings and errors unless the environment sets a log filter.
-    pub(super) async fn start(data_dir: &Path, options: &[String], quiet: bool) -> Result<Self, Failure> {
+    /// Starts `herald up` of this program with the configuration file of --config and with `options`, and waits until it
+    /// is ready. With JSON output its log is limited to warnings and errors unless the environment sets a log filter.
+    pub(super) async fn start(
+        data_dir: &Path,
+        options: &[String],
+        context: &Context,
+    ) -> Result<Self, Failure> {
+        let quiet = context.output.is_json();
         let program = std::env::current_exe()
             .map_err(|error| Failure::io("can't find the path of this program", &error))?;
         let started = tokio::time::Instant::now();
@@ -73,6 +78,13 @@ impl Server {
             ])
             .args(["--nats-port", "0", "--allow-private-endpoints", "--data-dir"])
             .arg(data_dir)
+            .args(
+                context
+                    .global
+                    .config
+                    .iter()
+                    .flat_map(|file| ["--config".as_ref(), file.as_os_str()]),
+            )
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

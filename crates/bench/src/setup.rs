@@ -137,10 +137,7 @@ impl Setup {
         }
         let graph = Arc::new(self.generate_graph(big_author)?);
         let server = progress
-            .step(
-                "starting a server",
-                Server::start(&dir, &self.up, context.output.is_json()),
-            )
+            .step("starting a server", Server::start(&dir, &self.up, context))
             .await?;
         let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
 
