@@ -70,6 +70,11 @@ impl Readiness {
         flag
     }
 
+    /// The checks that fail, in the order in which they were added.
+    pub fn failing(&self) -> Vec<CheckState> {
+        self.states().into_iter().filter(|state| !state.ready).collect()
+    }
+
     /// The results of all checks, in the order in which they were added.
     pub fn states(&self) -> Vec<CheckState> {
         // Checks run without the lock.

@@ -66,6 +66,12 @@ impl ArchiveWatermark {
         }
     }
 
+    /// Whether the latest reading is fresh.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let read_at = *self.read_at.borrow();
+        read_at.is_some_and(|at| at.elapsed() < self.age_max)
+    }
+
     /// Refuses a reading that has expired since it was taken, for example in a process that was suspended.
     ///
     /// # Errors

@@ -19,13 +19,14 @@ mod feed;
 mod grpc;
 mod live;
 mod metrics;
+mod post_checks;
 mod wire;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
-use herald_runtime::http::Flag;
+use herald_runtime::http::Readiness;
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,10 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{archive::Archive, archive_watermark::WatermarkReader};
+use crate::{archive::Archive, archive_watermark::WatermarkReader, post_checks::PostChecks};
+
+/// Name of the readiness check that passes while the port accepts calls.
+pub const READY_CHECK: &str = "gateway";
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -65,8 +69,8 @@ pub struct Deps {
     pub deadletter: Channel,
     /// VAPID public key (RFC 8292) of the push service, base64url; part of the ListDevices response.
     pub vapid_public_key: String,
-    /// Set while the port accepts calls.
-    pub ready: Flag,
+    /// Receives the gateway's readiness checks: whether the port accepts calls, and whether posts are accepted.
+    pub readiness: Readiness,
     /// Metrics of the service.
     pub metrics: Metrics,
 }
@@ -93,9 +97,10 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         analytics,
         deadletter,
         vapid_public_key,
-        ready,
+        readiness,
         metrics,
     } = deps;
+    let ready = readiness.flag(READY_CHECK);
     check_stream_matches_store(&mesh, &*posts).await?;
 
     let archive = Archive::new(posts.clone(), metrics.clone(), config.archive_batch_max);
@@ -127,6 +132,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             .run_until_cancelled_owned(watermark_reader.run()),
     );
 
+    let post_checks = PostChecks::new(mesh.clone(), posts.clone(), archive_watermark.clone(), &readiness);
+
     let service_deps = grpc::ServiceDeps {
         mesh: mesh.clone(),
         topology: topology.clone(),
@@ -141,6 +148,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         analytics,
         deadletter,
         vapid_public_key,
+        post_checks,
         metrics,
     };
     // Cancelled at shutdown, and when an archive consumer fails.

@@ -1,6 +1,9 @@
 //! The command line: the tree of commands and their dispatch. The file of each command defines its arguments.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use herald_cli::{
@@ -9,7 +12,7 @@ use herald_cli::{
     output::{Format, Output},
 };
 
-use crate::commands;
+use crate::{commands, parse_error};
 
 const ABOUT: &str = "\
 Herald delivers posts to followers: each post appears on the timeline of every follower, and every follower who \
@@ -136,7 +139,7 @@ impl Command {
             Self::Lag(args) => commands::lag::run(args, context).await,
             Self::PushSink(args) => commands::push_sink::run(args, context).await,
             Self::Bench(args) => Box::pin(herald_bench::run(*args, context)).await,
-            Self::Config(args) => commands::config::run(&args, context),
+            Self::Config(args) => Box::pin(commands::config::run(&args, context)).await,
             Self::Up(args) => Box::pin(commands::up::run(*args, context)).await,
             Self::Completions(args) => commands::completions::run(&args, Cli::command()),
             Self::Man(args) => commands::man::run(&args, Cli::command(), context),
@@ -155,7 +158,7 @@ pub(crate) fn report_parse_error(error: &clap::Error) -> ExitCode {
         requested.unwrap_or_else(|| std::env::var("HERALD_OUTPUT").is_ok_and(|format| format == "json"))
     };
     if error.use_stderr() && wants_json() {
-        let text = error.render().to_string();
+        let text = parse_error::text(error, false);
         let message = text
             .trim_start_matches("error: ")
             .split("\n\n")
@@ -166,7 +169,12 @@ pub(crate) fn report_parse_error(error: &clap::Error) -> ExitCode {
         return failure.exit_code();
     }
     // A closed output leaves nowhere to report to.
-    let _ = error.print();
+    let _ = if error.use_stderr() {
+        let ansi = console::colors_enabled_stderr();
+        io::stderr().write_all(parse_error::text(error, ansi).as_bytes())
+    } else {
+        error.print()
+    };
     ExitCode::from(if error.use_stderr() {
         Kind::Usage.exit_code()
     } else {

@@ -2,9 +2,19 @@
 
 use std::time::Duration;
 
-use herald_cli::{client::Client, failure::Failure, output::Output};
-use herald_proto::v1;
+use herald_cli::{
+    client::Client,
+    failure::{Failure, Kind},
+    output::Output,
+};
+use herald_proto::v1::{
+    self, Device, ListDevicesRequest, Webhook, device::Address as Listed, register_device_request::Address,
+};
+use herald_push_sink::{Running, Sink};
 use rand::{Rng, seq::IndexedRandom};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 /// `data/README.md` names the source.
 const EDGES: &str = include_str!("../data/facebook-edges.txt");
@@ -27,9 +37,81 @@ const TEXTS: [&str; 8] = [
     "who is in for a walk on Sunday?",
 ];
 
-/// Imports the graph, then submits posts until the future is dropped.
-pub(crate) async fn run(server: String, output: Output) -> Result<(), Failure> {
+/// The user whose pushes the demo receives: some authors that this user follows post every two seconds.
+const PUSH_USER: &str = "348";
+/// The path segment of the demo's webhook, by which a device of an earlier demo is found.
+const SINK_NAME: &str = "herald-demo";
+/// Limit for the removal of the device at shutdown.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Imports the graph, then submits posts until `shutdown`. With `pushes` it also registers a push receiver for one user,
+/// prints each push, and removes the device at the end.
+pub(crate) async fn run(
+    server: String,
+    output: Output,
+    pushes: bool,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
     let client = Client::connect(&server, DEADLINE).await?;
+    if !pushes {
+        return shutdown
+            .run_until_cancelled(import_and_post(&client, output))
+            .await
+            .unwrap_or(Ok(()));
+    }
+    let sink = Running::start()
+        .await
+        .map_err(|error| Failure::from(anyhow::Error::new(error)))?;
+    let mut received = sink.subscribe();
+    let registered = register(&client, &sink).await?;
+    output.note(&format!(
+        "demo: registered a push receiver for user {PUSH_USER}, and shows each push to it"
+    ));
+    let work = async {
+        tokio::select! {
+            outcome = import_and_post(&client, output) => outcome,
+            printed = crate::pushes::print(&mut received, output) => printed,
+        }
+    };
+    let outcome = shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()));
+    let removed = timeout(
+        REMOVE_LIMIT,
+        crate::pushes::remove_devices(vec![registered], &client),
+    );
+    outcome.and(removed.await.unwrap_or_else(|_| {
+        Err(Failure::new(
+            Kind::TimedOut,
+            "the device of the demo was not removed in time",
+        ))
+    }))
+}
+
+/// Registers the receiver, in place of that of an earlier demo that was killed.
+async fn register(client: &Client, sink: &Sink) -> Result<Device, Failure> {
+    let request = client.request(ListDevicesRequest {
+        user_id: PUSH_USER.into(),
+    });
+    let devices = match client.devices().list_devices(request).await {
+        Ok(response) => response.into_inner().devices,
+        // The user is unknown before the first demo.
+        Err(status) if status.code() == Code::NotFound => Vec::new(),
+        Err(status) => return Err(status.into()),
+    };
+    let path = format!("/webhook/{SINK_NAME}");
+    let is_earlier =
+        |device: &Device| matches!(&device.address, Some(Listed::Webhook(hook)) if hook.url.ends_with(&path));
+    let earlier = devices.into_iter().filter(is_earlier).collect();
+    crate::pushes::remove_devices(earlier, client).await?;
+    let webhook = sink.webhook(SINK_NAME);
+    let address = Address::Webhook(Webhook {
+        url: webhook.url,
+        secret: webhook.secret,
+    });
+    client.register_device(PUSH_USER.into(), address).await
+}
+
+/// Imports the graph, then submits posts until the future is dropped.
+async fn import_and_post(client: &Client, output: Output) -> Result<(), Failure> {
     let edges: Vec<(&str, &str)> = EDGES.lines().filter_map(|line| line.split_once(' ')).collect();
     output.note(&format!("demo: importing {} follows", 2 * edges.len()));
     let batches: Vec<_> = edges
@@ -80,6 +162,6 @@ fn follow(follower: &str, author: &str) -> v1::Follow {
     v1::Follow {
         follower_id: follower.into(),
         author_id: author.into(),
-        notify: false,
+        notify: follower == PUSH_USER,
     }
 }

@@ -79,12 +79,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_of_a_post_are_replaced() {
+    fn control_characters_of_a_post_are_escaped() {
         let post = Post::from(v1::Post {
             text: "a\u{1b}[2Jb\nc".into(),
             ..v1::Post::default()
         });
         let text = console::strip_ansi_codes(&post.text()).into_owned();
-        assert!(text.ends_with("\n  a [2Jb\n  c"), "{text:?}");
+        assert!(text.ends_with("\n  a\\u{1b}[2Jb\n  c"), "{text:?}");
     }
 }

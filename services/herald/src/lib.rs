@@ -9,6 +9,8 @@ mod commands;
 mod demo;
 mod edges;
 mod entry;
+mod parse_error;
+mod pushes;
 mod server;
 mod settings;
 mod stop;
@@ -16,7 +18,7 @@ mod stop;
 use std::process::ExitCode;
 
 use clap::Parser;
-use herald_cli::{context::Context, failure::Failure};
+use herald_cli::{context::Context, failure::Failure, wrong_port};
 use tracing::Instrument;
 
 use crate::cli::{Cli, Command};
@@ -58,7 +60,10 @@ async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     };
     // The root span; the servers continue its trace.
     let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
-    let outcome = Box::pin(command.run(context)).instrument(span).await;
+    let outcome = match Box::pin(command.run(context)).instrument(span).await {
+        Err(failure) => Err(wrong_port::explain(failure, &context.global.server).await),
+        done => done,
+    };
     if let Some(telemetry) = telemetry {
         telemetry.shutdown().await;
     }

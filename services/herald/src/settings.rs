@@ -38,7 +38,12 @@ pub(crate) struct Settings {
 impl Settings {
     /// The flags as the topmost configuration layer, including the global options that a server uses.
     pub(crate) fn flags(&self, global: &Global) -> Flags {
-        let allow = self.allow_private_endpoints.then_some(true);
+        self.flags_allowing_private(global, self.allow_private_endpoints)
+    }
+
+    /// As [`Settings::flags`]; `allow_private` accepts devices with plain-http and private addresses.
+    pub(crate) fn flags_allowing_private(&self, global: &Global, allow_private: bool) -> Flags {
+        let allow = allow_private.then_some(true);
         Flags::new()
             .set("data_dir", self.data_dir.as_ref())
             .set("grpc", self.grpc)

@@ -79,7 +79,10 @@ fn redact_passwords(value: &mut toml::Value) {
 
 /// Whether [`print`] wrote this text instead of a secret or of a URL with credentials.
 fn is_redacted(text: &str) -> bool {
-    text == HIDDEN || [":", "://"].iter().any(|before| text.contains(&format!("{before}{HIDDEN}@")))
+    text == HIDDEN
+        || [":", "://"]
+            .iter()
+            .any(|before| text.contains(&format!("{before}{HIDDEN}@")))
 }
 
 /// Redacts the password of `nats://user:password@host` and the token of `nats://token@host`. Returns `None` if the text

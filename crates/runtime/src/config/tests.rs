@@ -197,7 +197,10 @@ fn a_validation_error_names_the_layer_of_its_value() {
     let reason = "push.workers must be at least 2, is 1";
     assert_eq!(
         invalid(loader(), reason),
-        format!("push.workers in {}: must be at least 2, is 1", file.path().display())
+        format!(
+            "push.workers in {}: must be at least 2, is 1",
+            file.path().display()
+        )
     );
     assert_eq!(
         invalid(loader().env([("HERALD_PUSH__WORKERS", "1")]), reason),

@@ -4,15 +4,22 @@ use std::{
     convert::Infallible,
     marker::PhantomData,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream};
 use herald_proto::v1;
 use herald_rpc::status;
 use herald_runtime::{telemetry::error_chain, trace};
-use http::{HeaderName, Request, Response, Version, header};
+use http::{HeaderMap, HeaderName, Request, Response, Version, header};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
+
+/// Time after the begin of the shutdown in which an open response can finish.
+const FINISH_LIMIT: Duration = Duration::from_millis(500);
 
 /// A service whose calls are forwarded.
 pub(crate) trait Forwarded: Send + Sync + 'static {
@@ -49,15 +56,20 @@ impl Forwarded for Audits {
 }
 
 /// Forwards the calls of a service; messages, metadata, deadlines and trailers stay unchanged.
+///
+/// At shutdown a response that is still open ends with UNAVAILABLE, `SHUTTING_DOWN`: a stream such as the progress of a
+/// redrive would otherwise delay the shutdown until it is cut off.
 pub(crate) struct Forward<S> {
     channel: Channel,
+    shutdown: CancellationToken,
     service: PhantomData<fn() -> S>,
 }
 
 impl<S> Forward<S> {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel, shutdown: CancellationToken) -> Self {
         Self {
             channel,
+            shutdown,
             service: PhantomData,
         }
     }
@@ -65,7 +77,7 @@ impl<S> Forward<S> {
 
 impl<S> Clone for Forward<S> {
     fn clone(&self) -> Self {
-        Self::new(self.channel.clone())
+        Self::new(self.channel.clone(), self.shutdown.clone())
     }
 }
 
@@ -85,9 +97,12 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let channel = self.channel.clone();
+        let shutdown = self.shutdown.clone();
         prepare_headers(&mut request);
         Box::pin(async move {
-            Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
+            let response = channel.oneshot(request).await;
+            let response = response.map(|response| response.map(|body| end_at_shutdown(body, shutdown)));
+            Ok(response.unwrap_or_else(|error| {
                 tracing::warn!(
                     service = S::NAME,
                     error = error_chain(&error),
@@ -101,6 +116,28 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
             }))
         })
     }
+}
+
+/// Ends a response with UNAVAILABLE when it is still open [`FINISH_LIMIT`] after the shutdown began.
+fn end_at_shutdown(body: Body, shutdown: CancellationToken) -> Body {
+    let ended = async move {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FINISH_LIMIT).await;
+    };
+    let frames = stream::unfold(Some((body, Box::pin(ended))), |state| async move {
+        let (mut body, mut ended) = state?;
+        tokio::select! {
+            biased;
+            frame = body.frame() => frame.map(|frame| (frame, Some((body, ended)))),
+            () = &mut ended => {
+                let status = status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later");
+                let mut trailers = HeaderMap::new();
+                let added = status.add_header(&mut trailers).map(|()| Frame::trailers(trailers));
+                Some((added, None))
+            }
+        }
+    });
+    Body::new(StreamBody::new(frames))
 }
 
 /// Headers that are valid for one connection only (RFC 9110, section 7.6.1).

@@ -1,10 +1,11 @@
-//! Updates `grpc.health.v1`: a local service is SERVING while the broker is connected, a forwarded service while its
-//! backend is SERVING.
+//! Updates `grpc.health.v1`. PostService and the whole server (the empty name) are SERVING while posts are accepted, the
+//! other local services while the broker is connected, a forwarded service while its backend is SERVING.
 
 use std::time::Duration;
 
 use futures::future::join_all;
 use herald_mesh::Mesh;
+use herald_proto::v1::post_service_server;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, transport::Channel};
@@ -14,6 +15,8 @@ use tonic_health::{
     server::HealthReporter,
 };
 
+use crate::post_checks::PostChecks;
+
 const INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -21,6 +24,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Health {
     pub(super) reporter: HealthReporter,
     pub(super) mesh: Mesh,
+    pub(super) post_checks: PostChecks,
     /// Services that the gateway implements.
     pub(super) local: Vec<&'static str>,
     /// Forwarded services and the channels to their backends.
@@ -64,18 +68,24 @@ impl Health {
     }
 
     async fn report(&self) {
-        self.report_local().await;
-        join_all(self.forwarded.iter().map(async |(service, channel)| {
+        let forwarded = join_all(self.forwarded.iter().map(async |(service, channel)| {
             let status = serving_if(is_serving(channel.clone(), service).await);
             self.reporter.set_service_status(service, status).await;
-        }))
-        .await;
+        }));
+        futures::join!(self.report_local(), forwarded);
     }
 
     async fn report_local(&self) {
-        let status = serving_if(self.mesh.is_connected());
+        self.post_checks.update().await;
+        let (connected, accepts_posts) = (self.mesh.is_connected(), self.post_checks.accepts_posts());
         for service in self.local.iter().chain([&""]) {
-            self.reporter.set_service_status(service, status).await;
+            let serving = match *service {
+                "" | post_service_server::SERVICE_NAME => accepts_posts,
+                _ => connected,
+            };
+            self.reporter
+                .set_service_status(service, serving_if(serving))
+                .await;
         }
     }
 }

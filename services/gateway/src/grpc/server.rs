@@ -38,6 +38,7 @@ use crate::{
     archive_watermark::ArchiveWatermark,
     feed::Feed,
     live::Hub,
+    post_checks::PostChecks,
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -60,6 +61,7 @@ pub(crate) struct ServiceDeps {
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
     pub(crate) vapid_public_key: String,
+    pub(crate) post_checks: PostChecks,
     pub(crate) metrics: Metrics,
 }
 
@@ -75,6 +77,7 @@ pub(crate) async fn serve(
     let health = Health {
         reporter,
         mesh: deps.mesh.clone(),
+        post_checks: deps.post_checks.clone(),
         local: vec![
             delivery_service_server::SERVICE_NAME,
             device_service_server::SERVICE_NAME,
@@ -134,6 +137,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         analytics,
         deadletter,
         vapid_public_key,
+        post_checks: _,
         metrics,
     } = deps;
     let reader = PostReader::new(posts.clone(), mesh.clone());
@@ -186,10 +190,10 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         .add_service(DeviceServiceServer::new(devices_api).max_decoding_message_size(bytes_max))
         .add_service(PreferenceServiceServer::new(preferences_api).max_decoding_message_size(bytes_max))
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
-        .add_service(Forward::<Graph>::new(graph))
-        .add_service(Forward::<Analytics>::new(analytics))
-        .add_service(Forward::<DeadLetters>::new(deadletter.clone()))
-        .add_service(Forward::<Audits>::new(deadletter));
+        .add_service(Forward::<Graph>::new(graph, shutdown.clone()))
+        .add_service(Forward::<Analytics>::new(analytics, shutdown.clone()))
+        .add_service(Forward::<DeadLetters>::new(deadletter.clone(), shutdown.clone()))
+        .add_service(Forward::<Audits>::new(deadletter, shutdown.clone()));
     herald_runtime::grpc::with_reflection(routes, API_DESCRIPTORS).map_err(Error::Reflection)
 }
 

@@ -16,7 +16,7 @@ use herald_proto::{
     },
 };
 use herald_push_endpoint::Policy;
-use herald_runtime::{http::Flag, metrics::Shared};
+use herald_runtime::{http::Readiness, metrics::Shared};
 use herald_store::{
     Stores,
     embedded::{self, Embedded},
@@ -45,7 +45,7 @@ pub(crate) struct World {
     pub(crate) stores: Stores,
     pub(crate) graph: TestGraph,
     pub(crate) metrics: Metrics,
-    pub(crate) ready: Flag,
+    pub(crate) readiness: Readiness,
     pub(crate) shutdown: CancellationToken,
     pub(crate) gateway: JoinHandle<Result<(), Error>>,
     /// Stops the graph service.
@@ -138,7 +138,7 @@ impl World {
             stores,
             graph,
             metrics,
-            ready: Flag::default(),
+            readiness: Readiness::new(),
             shutdown: CancellationToken::new(),
             gateway: tokio::spawn(async { Ok(()) }),
             graph_stop,
@@ -149,7 +149,7 @@ impl World {
         };
         world.run_gateway(setup.config).await;
         if setup.await_ready {
-            wait_until("the gateway is ready", async || world.ready.is_set()).await;
+            wait_until("the gateway is ready", async || world.is_ready()).await;
         }
         world
     }
@@ -161,7 +161,7 @@ impl World {
         self.channel = Endpoint::from_shared(format!("http://{}", self.address))
             .unwrap()
             .connect_lazy();
-        self.ready = Flag::default();
+        self.readiness = Readiness::new();
         self.shutdown = CancellationToken::new();
         let stores = self.stores.clone();
         let deps = Deps {
@@ -179,7 +179,7 @@ impl World {
             analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             vapid_public_key: "the-vapid-key".into(),
-            ready: self.ready.clone(),
+            readiness: self.readiness.clone(),
             metrics: self.metrics.clone(),
         };
         self.gateway = tokio::spawn(herald_gateway::run(config, deps, self.shutdown.clone()));
@@ -192,9 +192,14 @@ impl World {
             .await
             .unwrap()
             .unwrap();
-        assert!(!self.ready.is_set());
+        assert!(!self.is_ready());
         self.run_gateway(Setup::default().config).await;
-        wait_until("the gateway is ready", async || self.ready.is_set()).await;
+        wait_until("the gateway is ready", async || self.is_ready()).await;
+    }
+
+    /// Whether the gateway serves calls and accepts posts.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.readiness.states().is_empty() && self.readiness.failing().is_empty()
     }
 
     pub(crate) fn posts(&self) -> PostServiceClient<Channel> {

@@ -55,7 +55,7 @@ async fn a_store_of_another_stream_is_refused() {
             .to_string()
             .contains("the POSTS stream ends at 0 but the store holds post 9")
     );
-    assert!(!world.ready.is_set());
+    assert!(!world.readiness.failing().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

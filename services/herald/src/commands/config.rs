@@ -12,7 +12,7 @@ Examples:
     herald config print > herald.toml
   Print the effective configuration of a file and the environment:
     HERALD_FANOUT__SLICE_RECIPIENTS_MAX=32768 herald config print --config herald.toml
-  Validate a file without starting a server:
+  Check a file, and the files and directories that it names, without starting a server:
     herald config check --config herald.toml
 
 Layers, each overrides the ones before it:
@@ -31,7 +31,7 @@ enum Action {
     /// Print all keys as TOML, or as JSON with --output json; secrets are hidden
     #[command(after_long_help = EXAMPLES)]
     Print(Box<Settings>),
-    /// Validate the configuration; the error names the invalid key and its layer
+    /// Check all that a start checks, and start nothing; the error names the invalid key and its layer
     #[command(after_long_help = EXAMPLES)]
     Check(Box<Settings>),
 }
@@ -62,12 +62,19 @@ impl Show for Valid {
     }
 }
 
-pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let (Action::Print(settings) | Action::Check(settings)) = &args.action;
-    let config = Config::load(context.global.config.as_deref(), settings.flags(&context.global))
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    match args.action {
-        Action::Print(_) => context.output.show(&Effective(config)),
-        Action::Check(_) => context.output.show(&Valid { valid: true }),
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let file = context.global.config.as_deref();
+    match &args.action {
+        Action::Print(settings) => {
+            let config = Config::load(file, settings.flags(&context.global))
+                .map_err(|error| Failure::usage(error.to_string()))?;
+            context.output.show(&Effective(config))
+        }
+        Action::Check(settings) => {
+            Config::load_for_start(file, settings.flags(&context.global))
+                .await
+                .map_err(Failure::usage)?;
+            context.output.show(&Valid { valid: true })
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! `herald delivery`
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, Kind, printable},
-    output::{Show, Table, as_map, channel_name, count, state_name},
+    output::{Show, Size, Table, as_map, channel_name, count, state_name},
     time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
@@ -197,12 +200,18 @@ impl Show for PostDelivery {
             row.push(ago(last_delivered.as_ref()));
             table.row(row);
         }
-        let planned = if self.planned {
-            ""
-        } else {
-            "\n\nfan-out is still planning deliveries: `targeted` will increase"
-        };
-        table.render() + planned
+        let left_out = table.fit(
+            Size::of_stdout().width,
+            &["last delivered", "expired", "suppressed"],
+        );
+        let mut text = table.render();
+        if !left_out.is_empty() {
+            let _ = write!(text, "\n\nnot shown for lack of width: {}", left_out.join(", "));
+        }
+        if !self.planned {
+            text += "\n\nfan-out is still planning deliveries: `targeted` will increase";
+        }
+        text
     }
 }
 
@@ -333,6 +342,34 @@ mod tests {
         assert_eq!(state("pending"), DeliveryState::Pending);
         assert_eq!(channel("push"), Channel::Push);
         assert_eq!(channel("timeline"), Channel::Timeline);
+    }
+
+    #[test]
+    fn counts_of_millions_fit_80_columns() {
+        let counts = |channel: Channel| ChannelDelivery {
+            channel: channel.into(),
+            targeted_count: 10_000_000,
+            delivered_count: 9_000_000,
+            suppressed_count: 9_000_000,
+            expired_count: 9_000_000,
+            pending_count: 9_000_000,
+            dead_count: 9_000_000,
+            ..Default::default()
+        };
+        let delivery = PostDelivery::from(GetDeliveryResponse {
+            post_id: 1,
+            planned: false,
+            channels: vec![counts(Channel::Timeline), counts(Channel::Push)],
+        });
+        let text = delivery.text();
+        for line in text.lines() {
+            assert!(console::measure_text_width(line) <= 80, "{line}");
+        }
+        assert!(
+            text.contains("not shown for lack of width: last delivered"),
+            "{text}"
+        );
+        assert!(text.contains("PENDING") && text.contains("DEAD"), "{text}");
     }
 
     #[test]

@@ -9,30 +9,27 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use clap::{ValueEnum, ValueHint};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use herald_cli::{
     client::Client,
     context::Context,
-    failure::{self, Failure, printable},
-    output::{Show, Table, count, counted},
+    failure::{self, Failure},
+    output::{Output, Show, Table, count, counted},
 };
-use herald_proto::v1::{
-    Device, ListDevicesRequest, UnregisterDeviceRequest, WebPush, Webhook, register_device_request::Address,
-};
+use herald_proto::v1::{Device, ListDevicesRequest, WebPush, Webhook, register_device_request::Address};
 use herald_push_sink::{Entry, Keys, Sink, Summary};
 use herald_runtime::shutdown;
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
+use tokio::{net::TcpListener, sync::broadcast::Receiver};
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Concurrent registrations.
-const REGISTRATIONS_MAX: usize = 32;
+use crate::pushes::{self, REGISTRATIONS_MAX, Received};
 
 const EXAMPLES: &str = "\
 Examples:
-  Receive and print the pushes of three users; Ctrl-C prints the summary:
-    herald push-sink --register 1 2 3 --print
+  Receive and print the pushes of three users; Ctrl-C removes their devices and prints the summary:
+    herald push-sink --register 1 2 3
 
   Web Push, for every user in a file:
     herald push-sink --register-from users.txt --as web-push
@@ -65,9 +62,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     public_url: Option<String>,
 
-    /// Print each push when it arrives
+    /// Print only the summary, not each push
     #[arg(long)]
-    print: bool,
+    quiet: bool,
 
     /// Register this receiver as a device of these user ids
     #[arg(long, value_name = "USER", num_args = 1..)]
@@ -81,11 +78,11 @@ pub(crate) struct Args {
     #[arg(long = "as", value_name = "KIND", value_enum, default_value_t)]
     kind: Kind,
 
-    /// Remove the registered devices on exit
+    /// Keep the registered devices on exit; a later start with the same --keys and --listen receives their pushes
     #[arg(long)]
-    unregister: bool,
+    keep_devices: bool,
 
-    /// The file of the receiver's keys, created if missing; registered devices then stay valid after a restart
+    /// The file of the receiver's keys, created if missing; devices that are kept then stay valid after a restart
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     keys: Option<PathBuf>,
 
@@ -124,7 +121,6 @@ fn parse_status(text: &str) -> Result<http::StatusCode, String> {
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Event {
     Listening(Listening),
-    Push(Entry),
     Summary(Summary),
 }
 
@@ -159,15 +155,6 @@ impl Show for Event {
                 listening.web_push_endpoint,
                 listening.p256dh,
                 listening.auth,
-            ),
-            Self::Push(entry) => format!(
-                "{:>9.1} ms  post {} by {} for {}{}  {}",
-                entry.latency.as_secs_f64() * 1e3,
-                entry.post_id,
-                printable(&entry.author_id),
-                printable(&entry.recipient_id),
-                if entry.duplicate { "  duplicate" } else { "" },
-                console::truncate_str(&printable(&entry.text), 60, "…"),
             ),
             Self::Summary(summary) => {
                 let mut table = Table::new(&[
@@ -213,7 +200,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .clone()
         .unwrap_or_else(|| format!("http://{address}"));
     let sink = Sink::new(&url, keys).map_err(sink_failure)?;
-    let mut entries = sink.subscribe();
+    let mut pushes = sink.subscribe();
 
     let stop =
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
@@ -221,24 +208,54 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let serving = tokio::spawn(sink.clone().serve(listener, shutdown.clone()));
 
     // Register after the listener is up: a push can arrive at once.
-    let registered = register(&args, users, &sink, context).await?;
-    context
-        .output
-        .show(&Event::Listening(listening(&sink, address, registered.len())))?;
+    let mut registered = Vec::new();
+    let mut outcome = register(&args, users, &sink, context, &stop, &mut registered).await;
+    if outcome.is_ok() {
+        let receiving = async {
+            context
+                .output
+                .show(&Event::Listening(listening(&sink, address, registered.len())))?;
+            receive(&args, &sink, &mut pushes, context.output).await
+        };
+        outcome = stop.run_until_cancelled(receiving).await.unwrap_or(Ok(()));
+    }
+    // The devices are removed first, so that no push is sent to a closed port.
+    let removed = if args.keep_devices || registered.is_empty() {
+        Ok(())
+    } else {
+        let client = context.client().await;
+        match client {
+            Ok(client) => pushes::remove_devices(registered, &client).await,
+            Err(failure) => Err(failure.during("the registered devices were not removed")),
+        }
+    };
+    shutdown.cancel();
+    serving
+        .await
+        .map_err(|error| Failure::failed(error.to_string()))?
+        .map_err(sink_failure)?;
+    outcome?;
+    while !args.quiet
+        && let Ok(entry) = pushes.try_recv()
+    {
+        context.output.show(&Received::from(entry))?;
+    }
+    context.output.show(&Event::Summary(sink.summary()))?;
+    removed
+}
 
+/// Prints pushes until `--count` of them were received.
+async fn receive(
+    args: &Args,
+    sink: &Sink,
+    received: &mut Receiver<Entry>,
+    output: Output,
+) -> Result<(), Failure> {
     let printing = async {
-        loop {
-            match entries.recv().await {
-                Ok(entry) if args.print => context.output.show(&Event::Push(entry))?,
-                Ok(_) => {}
-                Err(RecvError::Lagged(skipped)) => {
-                    context.output.note(&format!(
-                        "output too slow: {} not printed",
-                        counted(skipped, "push", "pushes")
-                    ));
-                }
-                Err(RecvError::Closed) => return Ok(()),
-            }
+        if args.quiet {
+            std::future::pending().await
+        } else {
+            pushes::print(received, output).await
         }
     };
     let counting = async {
@@ -247,26 +264,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             None => std::future::pending().await,
         }
     };
-    let outcome: Result<(), Failure> = tokio::select! {
-        () = stop.cancelled() => Ok(()),
+    tokio::select! {
         () = counting => Ok(()),
         outcome = printing => outcome,
-    };
-    shutdown.cancel();
-    serving
-        .await
-        .map_err(|error| Failure::failed(error.to_string()))?
-        .map_err(sink_failure)?;
-    outcome?;
-    while args.print
-        && let Ok(entry) = entries.try_recv()
-    {
-        context.output.show(&Event::Push(entry))?;
     }
-    if args.unregister {
-        unregister(registered, context).await?;
-    }
-    context.output.show(&Event::Summary(sink.summary()))
 }
 
 fn sink_failure(error: herald_push_sink::Error) -> Failure {
@@ -322,14 +323,18 @@ fn path_segment(user: &str) -> String {
     }
 }
 
+/// Registers a device for each user, and adds it to `registered`, also when another registration fails. After `stop` it
+/// starts no registration, and waits for those in flight.
 async fn register(
     args: &Args,
     users: Vec<String>,
     sink: &Sink,
     context: &Context,
-) -> Result<Vec<Device>, Failure> {
+    stop: &CancellationToken,
+    registered: &mut Vec<Device>,
+) -> Result<(), Failure> {
     let Some(first) = users.first() else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let client = context.client().await?;
     if args.kind == Kind::WebPush {
@@ -375,11 +380,16 @@ async fn register(
                 })
         }
     };
-    stream::iter(users)
-        .map(register)
-        .buffer_unordered(REGISTRATIONS_MAX)
-        .try_collect()
-        .await
+    let users = stream::iter(users).take_until(stop.cancelled());
+    let mut devices = Box::pin(users.map(register).buffer_unordered(REGISTRATIONS_MAX));
+    let mut outcome = Ok(());
+    while let Some(device) = devices.next().await {
+        match device {
+            Ok(device) => registered.push(device),
+            Err(failure) => outcome = outcome.and(Err(failure)),
+        }
+    }
+    outcome
 }
 
 /// Reads the server's VAPID public key; the sink then rejects pushes signed with another key.
@@ -398,30 +408,6 @@ async fn expect_vapid_key(client: &Client, user: &str, sink: &Sink) -> Result<()
         key.map_err(|_| Failure::failed("the server's VAPID public key is not base64url"))?,
     );
     Ok(())
-}
-
-async fn unregister(devices: Vec<Device>, context: &Context) -> Result<(), Failure> {
-    if devices.is_empty() {
-        return Ok(());
-    }
-    let client = &context.client().await?;
-    let remove = |device: Device| async move {
-        let Device {
-            user_id, device_id, ..
-        } = device;
-        let request = client.request(UnregisterDeviceRequest { user_id, device_id });
-        client
-            .devices()
-            .unregister_device(request)
-            .await
-            .map(drop)
-            .map_err(Failure::from)
-    };
-    stream::iter(devices)
-        .map(remove)
-        .buffer_unordered(REGISTRATIONS_MAX)
-        .try_collect()
-        .await
 }
 
 #[cfg(test)]

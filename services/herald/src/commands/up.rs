@@ -1,21 +1,32 @@
 //! `herald up`: runs all services in one process.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use console::style;
-use herald_cli::{context::Context, failure::Failure, output::Show};
-use herald_runtime::{shutdown, telemetry};
+use herald_cli::{
+    context::Context,
+    failure::Failure,
+    output::{Output, Show},
+};
+use herald_runtime::{
+    http::{CheckState, Readiness},
+    shutdown, telemetry,
+};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     demo,
-    server::{Addresses, Config, Server},
+    server::{Addresses, Claim, Config, Server},
     settings::Settings,
 };
 
+/// Interval at which the readiness is polled until the server is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(100);
+
 const LONG: &str = "\
 Runs all services in one process, with nats-server as a child process and all data in one directory. Prints `Herald is \
-ready` when it accepts calls. Ctrl-C drains the work in flight and stops the server. After a restart or a crash, the \
+ready` when it accepts posts; while posts are refused, for example because the disk is full, it prints the reason. Ctrl-C drains the work in flight and stops the server. After a restart or a crash, the \
 server continues with the data in the directory.
 
 With --nats-url Herald uses a running NATS server. Otherwise it starts nats-server from $NATS_SERVER (a path), the \
@@ -40,7 +51,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
 
-    /// Import a social graph of 4,039 users and submit 10 posts per second
+    /// Import a social graph of 4,039 users, submit 10 posts per second and show the pushes to one user
+    ///
+    /// The receiver of the pushes has a plain-http loopback address. On a loopback --grpc address the server therefore
+    /// accepts such devices, as with --allow-private-endpoints.
     #[arg(long)]
     demo: bool,
 }
@@ -86,24 +100,49 @@ impl Show for Ready {
     }
 }
 
+/// The output when the server serves calls and refuses posts.
+#[derive(Debug, Serialize)]
+struct NotReady {
+    event: &'static str,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    /// The failing readiness checks.
+    checks: Vec<CheckState>,
+}
+
+impl Show for NotReady {
+    fn text(&self) -> String {
+        let checks = self.checks.iter().map(|check| {
+            format!(
+                "\n  {}: {}",
+                check.name,
+                herald_cli::failure::printable(&check.reason)
+            )
+        });
+        format!(
+            "{} (gRPC {}, http://{}/readyz){}\nHerald becomes ready as soon as the cause is gone.",
+            style("Herald is not ready: posts are refused").yellow().bold(),
+            self.grpc,
+            self.http,
+            checks.collect::<String>(),
+        )
+    }
+}
+
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let config = Config::load(
-        context.global.config.as_deref(),
-        args.settings.flags(&context.global),
-    )
-    .map_err(|error| Failure::usage(error.to_string()))?;
+    let (config, demo_pushes) = load_config(&args, context).await?;
     let telemetry = telemetry::init(&config.telemetry).map_err(|error| Failure::usage(error.to_string()))?;
     let shutdown =
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let data_dir = config.data_dir.clone();
-    context
-        .output
-        .note(&format!("starting with data in {}", data_dir.display()));
+    let start = async {
+        let claim = Claim::new(config).await?;
+        let note = format!("starting with data in {}", data_dir.display());
+        context.output.note(&note);
+        Server::start(claim).await
+    };
     // Ctrl-C aborts the start at once, for example during a download of nats-server.
-    let Some(started) = shutdown
-        .run_until_cancelled(Box::pin(Server::start(config)))
-        .await
-    else {
+    let Some(started) = shutdown.run_until_cancelled(Box::pin(start)).await else {
         return Ok(());
     };
     let server = started.map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -113,29 +152,78 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         nats,
         nats_pid,
     } = server.addresses.clone();
-    let herald_pid = std::process::id();
-    context.output.show(&Ready {
+    let ready = Ready {
         event: "ready",
         grpc,
         http,
         nats,
-        herald_pid,
+        herald_pid: std::process::id(),
         nats_pid,
         data_dir,
         demo: args.demo,
-    })?;
-    if args.demo {
-        let demo = demo::run(format!("http://{grpc}"), context.output);
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
-            if let Err(failure) = demo.await {
+    };
+    let readiness = server.readiness();
+    let stop = CancellationToken::new();
+    let foreground = async {
+        let reported = shutdown.run_until_cancelled(report_ready(&readiness, &ready, context.output));
+        if reported.await.is_some() && args.demo {
+            let url = format!("http://{grpc}");
+            if let Err(failure) = demo::run(url, context.output, demo_pushes, shutdown.clone()).await {
                 tracing::error!(error = failure.message(), "demo failed");
             }
-        }));
-    }
-    let result = server
-        .run(shutdown)
-        .await
-        .map_err(|error| Failure::failed(format!("{error:#}")));
+        }
+        shutdown.cancelled().await;
+        stop.cancel();
+        std::future::pending().await
+    };
+    let result = tokio::select! {
+        result = Box::pin(server.run(stop.clone())) => result,
+        result = Box::pin(foreground) => result,
+    };
     telemetry.shutdown().await;
-    result
+    result.map_err(|error| Failure::failed(format!("{error:#}")))
+}
+
+/// Loads the configuration, and decides whether the demo receives pushes: its receiver has a plain-http loopback
+/// address, which only a server on loopback accepts for it.
+async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), Failure> {
+    let (file, global) = (context.global.config.as_deref(), &context.global);
+    let flags = args.settings.flags(global);
+    let config = Config::load_for_start(file, flags)
+        .await
+        .map_err(Failure::usage)?;
+    let accepts = config.gateway.endpoints.allow_http && config.gateway.endpoints.allow_private;
+    if !args.demo || accepts {
+        return Ok((config, args.demo));
+    }
+    if !config.grpc.ip().is_loopback() {
+        context.output.note(
+            "demo: shows no pushes, because the gRPC port is reachable from other machines; \
+             add --allow-private-endpoints to show them",
+        );
+        return Ok((config, false));
+    }
+    let flags = args.settings.flags_allowing_private(global, true);
+    let config = Config::load(file, flags).map_err(|error| Failure::usage(error.to_string()))?;
+    Ok((config, true))
+}
+
+/// Prints that the server is ready once all readiness checks pass, and before that, once, which ones fail. A closed
+/// standard output doesn't stop the server.
+async fn report_ready(readiness: &Readiness, ready: &Ready, output: Output) {
+    let checks = readiness.failing();
+    if !checks.is_empty() {
+        let not_ready = NotReady {
+            event: "not_ready",
+            grpc: ready.grpc,
+            http: ready.http,
+            checks,
+        };
+        let _ = output.show(&not_ready);
+    }
+    let mut ticks = tokio::time::interval(READY_INTERVAL);
+    while !readiness.failing().is_empty() {
+        ticks.tick().await;
+    }
+    let _ = output.show(ready);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use herald_local_nats as local;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,13 @@ impl Broker {
             ..local::Config::in_dir(config.data_dir.join("nats"))
         })
         .await
-        .context("can't start nats-server")?;
+        .map_err(|error| match error {
+            local::Error::PortTaken { port } => anyhow!(
+                "port {port}, the port of nats-server, is in use by another process: set another port with \
+                 --nats-port (0 picks a free port), or use the running NATS server with --nats-url"
+            ),
+            error => anyhow::Error::new(error).context("can't start nats-server"),
+        })?;
         Ok(Self::Child(Box::new(server)))
     }
 
@@ -110,7 +116,16 @@ impl Broker {
     }
 }
 
+/// The configuration of connections to the servers of a URL; commas separate the servers of a cluster.
+pub(super) fn mesh_config(url: &str, topology: &herald_mesh::TopologyConfig) -> herald_mesh::Config {
+    herald_mesh::Config {
+        urls: url.split(',').map(|url| url.trim().into()).collect(),
+        ..herald_mesh::Config::default()
+    }
+    .fit_dedupe_window(Duration::from_secs(topology.dedupe_window_seconds))
+}
+
 /// The sum of the stream limits plus 25% for the broker's metadata, bytes.
-fn file_bytes_max(stream_bytes_max: u64) -> u64 {
+pub(super) fn file_bytes_max(stream_bytes_max: u64) -> u64 {
     stream_bytes_max.saturating_add(stream_bytes_max / 4)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use herald_mesh::TopologyConfig;
@@ -97,35 +97,42 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Loads and validates the layers in ascending priority: defaults, file, environment, flags.
-    pub(crate) fn load(file: Option<&std::path::Path>, flags: config::Flags) -> Result<Self, config::Error> {
-        let loader = OTHER_VARIABLES
-            .iter()
-            .fold(config::Loader::new(), |loader, name| loader.reserve(*name));
-        let mut config: Self = loader.file(file).flags(flags).load_valid(Self::validate)?;
-        config.store.data_dir.clone_from(&config.data_dir);
-        if config.analytics.dir == herald_analytics::Config::default().dir {
-            config.analytics.dir = config.data_dir.join("analytics");
-        }
+    /// Loads the layers in ascending priority: defaults, file, environment, flags. Checks the values.
+    pub(crate) fn load(file: Option<&Path>, flags: config::Flags) -> Result<Self, config::Error> {
+        Self::load_valid(file, flags, Self::validate)
+    }
+
+    /// Loads the layers as [`Config::load`] does, and checks all that a start checks, files included. Must be called
+    /// within a tokio runtime.
+    pub(crate) async fn load_for_start(file: Option<&Path>, flags: config::Flags) -> Result<Self, String> {
+        let check = |config: &Self| {
+            config.validate()?;
+            config.validate_files()
+        };
+        let config = Self::load_valid(file, flags, check).map_err(|error| error.to_string())?;
+        config.validate_program().await?;
         Ok(config)
     }
 
-    fn validate(&self) -> Result<(), String> {
-        self.topology
-            .validate()
-            .map_err(|error| format!("topology.{error}"))?;
-        self.gateway.validate()?;
-        self.graph.validate()?;
-        self.fanout.validate()?;
-        self.timeline.validate()?;
-        self.push.validate()?;
-        if self.gateway.endpoints != self.push.endpoints {
-            return Err(
-                "gateway.endpoints and push.endpoints must be equal: push sends to the endpoints that gateway accepts"
-                    .into(),
-            );
+    fn load_valid(
+        file: Option<&Path>,
+        flags: config::Flags,
+        validate: impl Fn(&Self) -> Result<(), String>,
+    ) -> Result<Self, config::Error> {
+        let loader = OTHER_VARIABLES
+            .iter()
+            .fold(config::Loader::new(), |loader, name| loader.reserve(*name));
+        let loader = loader.file(file).flags(flags);
+        let config = loader.load_valid(|config: &Self| validate(&config.clone().resolved()))?;
+        Ok(config.resolved())
+    }
+
+    /// Derives the directories that depend on `data_dir`.
+    fn resolved(mut self) -> Self {
+        self.store.data_dir.clone_from(&self.data_dir);
+        if self.analytics.dir == herald_analytics::Config::default().dir {
+            self.analytics.dir = self.data_dir.join("analytics");
         }
-        self.analytics.validate()?;
-        self.deadletter.validate()
+        self
     }
 }

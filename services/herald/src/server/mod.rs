@@ -8,6 +8,7 @@ mod broker;
 mod config;
 mod services;
 mod start;
+mod validate;
 
 pub(crate) use config::Config;
-pub(crate) use start::{Addresses, Server};
+pub(crate) use start::{Addresses, Claim, Server};

@@ -1,23 +1,23 @@
 //! Starts and stops the server.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use herald_mesh::{Mesh, Topology};
 use herald_push::Vapid;
 use herald_runtime::{
-    http::{self, Flag, Readiness},
+    http::{self, Readiness},
     metrics::Shared,
 };
 use herald_store::embedded::Embedded;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
     Config,
     background::{Background, BackgroundRuntime},
-    broker::Broker,
+    broker::{self, Broker},
     services::Services,
 };
 
@@ -25,6 +25,8 @@ use super::{
 const DRAIN_LIMIT: Duration = Duration::from_secs(45);
 /// Limit for the gateway to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Limit for the gateway to accept posts, after it serves calls.
+const ACCEPTS_LIMIT: Duration = Duration::from_secs(2);
 /// Interval at which the readiness of the gateway is polled.
 const READY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -40,6 +42,7 @@ pub(crate) struct Addresses {
 /// A running server.
 pub(crate) struct Server {
     pub(crate) addresses: Addresses,
+    readiness: Readiness,
     broker: JoinHandle<Broker>,
     broker_shutdown: CancellationToken,
     store: Arc<Embedded>,
@@ -51,17 +54,42 @@ pub(crate) struct Server {
     _background: BackgroundRuntime,
 }
 
-impl Server {
-    /// Starts all parts. On return the server accepts and delivers posts.
-    pub(crate) async fn start(config: Config) -> Result<Self> {
-        // Ports first: an address in use is the most likely error, and nothing else has started yet.
-        let grpc = listen(config.grpc, "grpc").await?;
-        let http = listen(config.http, "http").await?;
+/// The ports and the data directory of a server, claimed before anything else starts.
+pub(crate) struct Claim {
+    config: Config,
+    grpc: TcpListener,
+    http: TcpListener,
+    store: Arc<Embedded>,
+}
+
+impl Claim {
+    /// Binds the ports and opens the store. Fails if another process uses them.
+    pub(crate) async fn new(config: Config) -> Result<Self> {
+        // Ports first: a port in use is the most likely error, and nothing has changed yet.
+        let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
+        let http = listen(config.http, "HTTP", "--http").await?;
         std::fs::create_dir_all(&config.data_dir)
             .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
         // The store's lock stops a second server before it touches the broker's files.
         let store = Embedded::open(&config.store).context("can't open the store")?;
-        let store = Arc::new(store);
+        Ok(Self {
+            config,
+            grpc,
+            http,
+            store: Arc::new(store),
+        })
+    }
+}
+
+impl Server {
+    /// Starts all parts. On return the server accepts calls; [`Server::readiness`] tells whether it accepts posts.
+    pub(crate) async fn start(claim: Claim) -> Result<Self> {
+        let Claim {
+            config,
+            grpc,
+            http,
+            store,
+        } = claim;
         let broker = Broker::start(&config).await?;
         let addresses = Addresses {
             grpc: grpc.local_addr()?,
@@ -70,13 +98,7 @@ impl Server {
             nats_pid: broker.pid(),
         };
         let topology = Arc::new(Topology::new(&config.topology)?);
-        let dedupe_window = Duration::from_secs(config.topology.dedupe_window_seconds);
-        let urls = broker.url();
-        let mesh_config = herald_mesh::Config {
-            urls: urls.split(',').map(|url| url.trim().into()).collect(),
-            ..herald_mesh::Config::default()
-        }
-        .fit_dedupe_window(dedupe_window);
+        let mesh_config = broker::mesh_config(&broker.url(), &config.topology);
         let mesh = Mesh::connect(&mesh_config)
             .await
             .context("can't connect to NATS")?;
@@ -110,7 +132,6 @@ impl Server {
         let deadletter = serve_deadletter(&parts, &mut workers).await?;
         let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
             .context("can't read or create the VAPID key")?;
-        let ready = readiness.flag("gateway");
         let stores = parts.store.stores();
         let gateway = herald_gateway::Deps {
             mesh: parts.mesh.clone(),
@@ -126,7 +147,7 @@ impl Server {
             analytics,
             deadletter,
             vapid_public_key: vapid.public_key_base64url(),
-            ready: ready.clone(),
+            readiness: readiness.clone(),
             metrics: parts.metrics.register(herald_gateway::Metrics::new),
         };
         spawn_workers(&parts, &mut workers, graph, vapid);
@@ -136,14 +157,15 @@ impl Server {
         );
         workers.spawn(
             "http",
-            http::serve(http, parts.metrics.clone(), readiness, workers.shutdown()),
+            http::serve(http, parts.metrics.clone(), readiness.clone(), workers.shutdown()),
         );
-        wait_until_ready(&ready, &mut gateway_services, &mut workers).await?;
+        wait_until_serving(&readiness, &mut gateway_services, &mut workers).await?;
 
         let broker_shutdown = CancellationToken::new();
         let broker = tokio::spawn(broker.supervise(broker_shutdown.clone()));
         Ok(Self {
             addresses,
+            readiness,
             broker,
             broker_shutdown,
             store,
@@ -151,6 +173,11 @@ impl Server {
             workers,
             _background: background_runtime,
         })
+    }
+
+    /// The readiness checks of `/readyz`.
+    pub(crate) fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
 
     /// Runs until `shutdown` or until a service fails, then drains and stops all parts.
@@ -325,27 +352,47 @@ async fn bind_internal() -> Result<(TcpListener, Channel)> {
     Ok((listener, channel))
 }
 
-async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("can't listen on {address}; set another address with --{flag} (port 0 picks a free port)")
+async fn listen(address: SocketAddr, name: &str, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        if error.kind() == ErrorKind::AddrInUse {
+            anyhow!(
+                "port {}, the {name} port, is in use by another process (is Herald running already?): set another \
+                 address with {flag} (port 0 picks a free port)",
+                address.port()
+            )
+        } else {
+            anyhow!("can't listen on {address}: {error}; set another address with {flag}")
+        }
     })
 }
 
-/// Waits until the gateway is ready; fails if a service fails, or after [`READY_LIMIT`].
-async fn wait_until_ready(
-    ready: &Flag,
+/// Waits until the gateway serves calls; fails if a service fails, or after [`READY_LIMIT`]. Then waits for at most
+/// [`ACCEPTS_LIMIT`] until posts are accepted: the first reading of the archive takes some milliseconds.
+async fn wait_until_serving(
+    readiness: &Readiness,
     gateway_services: &mut Services,
     workers: &mut Services,
 ) -> Result<()> {
-    let ready = async {
-        let mut ticks = tokio::time::interval(READY_INTERVAL);
-        while !ready.is_set() {
-            ticks.tick().await;
-        }
-    };
+    let serving = until(|| {
+        let states = readiness.states();
+        states
+            .iter()
+            .any(|state| state.name == herald_gateway::READY_CHECK && state.ready)
+    });
     tokio::select! {
-        waited = tokio::time::timeout(READY_LIMIT, ready) => waited.context("the gateway did not become ready in time"),
-        error = gateway_services.failed() => Err(error),
-        error = workers.failed() => Err(error),
+        waited = timeout(READY_LIMIT, serving) => waited.context("the gateway did not become ready in time")?,
+        error = gateway_services.failed() => return Err(error),
+        error = workers.failed() => return Err(error),
+    }
+    // The caller reports which checks fail.
+    let _ = timeout(ACCEPTS_LIMIT, until(|| readiness.failing().is_empty())).await;
+    Ok(())
+}
+
+/// Waits until a condition holds.
+async fn until(condition: impl Fn() -> bool) {
+    let mut ticks = tokio::time::interval(READY_INTERVAL);
+    while !condition() {
+        ticks.tick().await;
     }
 }

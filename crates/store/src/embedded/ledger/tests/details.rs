@@ -79,7 +79,7 @@ fn what_is_recorded_about_recipients_is_listed() {
     let chunk = set(1..=9);
     {
         let ledger = Ledger::open(store.database()).unwrap();
-        write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+        write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
         settle(&ledger, &chunk, mixed(3), 1);
     }
     store.reopen();
@@ -163,7 +163,7 @@ fn a_claim_is_a_revision_without_a_change() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=9);
-    write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
     let claim = |base| block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), base));
     assert_eq!(claim(0).unwrap(), 1);
     // Another worker that has read the chunk before the claim.
@@ -183,7 +183,7 @@ fn recipients_that_wait_in_a_later_generation_survive_the_death_of_a_message() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=9);
-    write_plan(&ledger, &plan(0, true, &[(Channel::Push, &chunk)]));
+    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
     settle(&ledger, &chunk, mixed(3), 1);
     let marked = mark_dead(&ledger, &chunk, 2);
     // Recipient 9 was not tried, 8 has a device and none that waits; 6 and 7 continue in generation 3.

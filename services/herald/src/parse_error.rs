@@ -1,0 +1,83 @@
+//! Errors of the command line, in plain words.
+
+use std::{
+    error::Error as _,
+    net::AddrParseError,
+    num::{IntErrorKind, ParseFloatError, ParseIntError},
+};
+
+/// clap's text of an error. The texts of Rust's parsers are replaced by what is expected.
+pub(crate) fn text(error: &clap::Error, ansi: bool) -> String {
+    let rendered = error.render();
+    let text = if ansi {
+        rendered.ansi().to_string()
+    } else {
+        rendered.to_string()
+    };
+    let Some(source) = error.source() else {
+        return text;
+    };
+    let found = source.to_string();
+    let expected = if let Some(error) = source.downcast_ref::<ParseIntError>() {
+        match error.kind() {
+            IntErrorKind::PosOverflow => "the number is too large".to_owned(),
+            IntErrorKind::NegOverflow => "the number is too small".to_owned(),
+            _ => "expected a whole number, such as 17".to_owned(),
+        }
+    } else if source.is::<ParseFloatError>() {
+        "expected a number, such as 0.5".to_owned()
+    } else if source.is::<AddrParseError>() {
+        "expected IP:PORT, such as 127.0.0.1:7700, or 0.0.0.0:7700 for all interfaces".to_owned()
+    } else if let Some((first, last)) = range(&found) {
+        format!("expected {first} to {last}")
+    } else {
+        return text;
+    };
+    text.replacen(&found, &expected, 1)
+}
+
+/// The bounds in clap's text `70000 is not in 0..=65535`.
+fn range(text: &str) -> Option<(&str, &str)> {
+    text.split_once(" is not in ")?.1.split_once("..=")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn error(arguments: &[&str]) -> String {
+        let arguments = ["herald"].iter().chain(arguments);
+        let Err(error) = Cli::try_parse_from(arguments) else {
+            panic!("the arguments are valid")
+        };
+        text(&error, false).lines().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn errors_say_what_is_expected() {
+        assert_eq!(
+            error(&["delivery", "zzz"]),
+            "error: invalid value 'zzz' for '<POST>': expected a whole number, such as 17"
+        );
+        assert_eq!(
+            error(&["delivery", "99999999999999999999999"]),
+            "error: invalid value '99999999999999999999999' for '<POST>': the number is too large"
+        );
+        assert_eq!(
+            error(&["up", "--grpc", "7800"]),
+            "error: invalid value '7800' for '--grpc <ADDRESS>': expected IP:PORT, such as 127.0.0.1:7700, or \
+             0.0.0.0:7700 for all interfaces"
+        );
+        assert_eq!(
+            error(&["up", "--nats-port", "70000"]),
+            "error: invalid value '70000' for '--nats-port <PORT>': expected 0 to 65535"
+        );
+        assert_eq!(
+            error(&["dlq", "show", "0"]),
+            "error: invalid value '0' for '<DEAD_LETTER>': expected 1 to 18446744073709551615"
+        );
+    }
+}
