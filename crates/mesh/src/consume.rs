@@ -12,6 +12,7 @@ use herald_model::time::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::delay_queue::DelayQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pull::Puller;
 use crate::topology::ConsumerSpec;
@@ -48,6 +49,8 @@ pub enum Disposition {
         /// Reason, for the log and the dead letter: lowercase, without secrets.
         reason: String,
     },
+    /// Not an error: the message waits for something, and a copy of it continues. Spends no attempt.
+    Wait(Wait),
     /// Terminate the message now.
     Term {
         /// Reason, for the log and the dead letter: lowercase, without secrets.
@@ -87,6 +90,26 @@ impl Disposition {
     }
 }
 
+/// A wait: the copy that continues, and how this message ends once the copy is stored in the delay queue.
+///
+/// Only consumers of PUSH, TIMELINE and their redrives have the delay queue. Without it, or while it is full, the
+/// consumer holds the message as for [`Disposition::Retry`], which spends an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// Delay of the copy.
+    pub after: Duration,
+    /// Number of the wait, from 1, greater than that of every earlier copy. The copy's message id ends in it, so a wait
+    /// that is repeated after a crash stores no second copy. Without a number of its own, a handler takes
+    /// [`Delivery::waits`] plus 1.
+    pub number: u32,
+    /// Body of the copy; `None`: the same as of this message.
+    pub payload: Option<Bytes>,
+    /// What the message waits for, for the log: lowercase, without secrets.
+    pub reason: String,
+    /// `None`: acknowledge this message. Otherwise terminate it with this reason: a part of it has failed for good.
+    pub failed: Option<String>,
+}
+
 /// The disposition of a failed message: retry for a transient error, fault for a permanent error.
 impl<E: Classify + fmt::Display> From<E> for Disposition {
     fn from(error: E) -> Self {
@@ -120,6 +143,8 @@ pub struct Delivery {
     /// Messages pending in the consumer at the time of this delivery.
     pub pending_count: u64,
     pub(crate) headers: Option<HeaderMap>,
+    /// The delay queue of the consumer, if it has one.
+    pub(crate) delay_queue: Option<Arc<DelayQueue>>,
 }
 
 impl Delivery {
@@ -147,6 +172,22 @@ impl Delivery {
     /// Value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         headers::get(self.headers.as_ref()?, name)
+    }
+
+    /// Number of the wait that made this copy; 0 if none did.
+    pub fn waits(&self) -> u32 {
+        self.header(headers::WAITS)
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Whether the delay queue can take a [`Wait`] now. False on a server without message schedules (before 2.12), and
+    /// while the delay queue is full.
+    pub async fn can_wait(&self) -> bool {
+        match &self.delay_queue {
+            Some(delay_queue) => delay_queue.has_capacity().await,
+            None => false,
+        }
     }
 
     /// Whether this is the last attempt.

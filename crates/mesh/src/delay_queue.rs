@@ -1,5 +1,5 @@
-//! The delay queue, stream LATER: takes messages with long retry delays, so that they don't occupy the consumer's
-//! `ack_pending_max`. A message is stored as a schedule (NATS ADR-51); when it is due, the server publishes it to
+//! The delay queue, stream LATER: takes messages with long retry delays and messages that wait
+//! ([`Disposition::Wait`]), so that they don't occupy the consumer's `ack_pending_max`. A message is stored as a schedule (NATS ADR-51); when it is due, the server publishes it to
 //! LATER, and the [`Requeuer`] publishes it to its original stream.
 //!
 //! The server can't return it to the original stream: a schedule stays within its stream, and streams that refuse
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::header;
 use async_trait::async_trait;
+use bytes::Bytes;
 use herald_model::time::Timestamp;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::Mutex;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 use crate::publish::Outgoing;
 use crate::topology::{ConsumerSpec, DelayLimits, streams};
-use crate::{Delivery, Disposition, Handler, Mesh, Subject, headers, trace};
+use crate::{Delivery, Disposition, Handler, Mesh, Subject, Wait, headers, trace};
 
 /// How long a capacity check is cached.
 const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,7 +55,50 @@ impl DelayQueue {
         if delay <= self.limits.hold_max || !self.has_capacity().await {
             return false;
         }
-        let stored = self.store(spec, sequence, delivery, delay).await;
+        let id = base_id(spec, sequence, delivery);
+        let copy = Copy {
+            token: sequence.to_string(),
+            copy_id: copy_id(&id, delivery.waits(), delivery.attempt),
+            id,
+            attempts: delivery.attempt,
+            waits: delivery.waits(),
+            payload: delivery.payload.clone(),
+            delay,
+        };
+        self.is_stored(spec, sequence, delivery, copy).await
+    }
+
+    /// Stores the copy of a wait. Returns false when the delay queue is full or storing failed. The copy keeps the
+    /// number of failed attempts, and replaces the copy of an earlier wait of the same message.
+    pub(crate) async fn store_wait(
+        &self,
+        spec: &ConsumerSpec,
+        sequence: u64,
+        delivery: &Delivery,
+        wait: &Wait,
+    ) -> bool {
+        if !self.has_capacity().await {
+            return false;
+        }
+        let id = base_id(spec, sequence, delivery);
+        let copy = Copy {
+            token: subject_token(&id),
+            copy_id: wait_id(&id, wait.number),
+            id,
+            attempts: if delivery.redrive.is_some() {
+                0
+            } else {
+                delivery.attempt - 1
+            },
+            waits: wait.number,
+            payload: wait.payload.clone().unwrap_or_else(|| delivery.payload.clone()),
+            delay: wait.after,
+        };
+        self.is_stored(spec, sequence, delivery, copy).await
+    }
+
+    async fn is_stored(&self, spec: &ConsumerSpec, sequence: u64, delivery: &Delivery, copy: Copy) -> bool {
+        let stored = self.store(spec, delivery, copy).await;
         if let Err(error) = &stored {
             tracing::warn!(
                 stream = spec.stream,
@@ -67,19 +111,9 @@ impl DelayQueue {
         stored.is_ok()
     }
 
-    async fn store(
-        &self,
-        spec: &ConsumerSpec,
-        sequence: u64,
-        delivery: &Delivery,
-        delay: Duration,
-    ) -> Result<()> {
-        let due = Timestamp::now().plus(delay.min(self.limits.delay_max));
-        let to = format!("later.v1.wait.{}.{}.{sequence}", spec.stream, spec.name);
-        let id = match delivery.header(headers::ID).or(delivery.id()) {
-            Some(id) => id.to_owned(),
-            None => format!("{}/{sequence}", spec.stream),
-        };
+    async fn store(&self, spec: &ConsumerSpec, delivery: &Delivery, copy: Copy) -> Result<()> {
+        let due = Timestamp::now().plus(copy.delay.min(self.limits.delay_max));
+        let to = format!("later.v1.wait.{}.{}.{}", spec.stream, spec.name, copy.token);
         let mut headers = headers::with_type(delivery.subject);
         headers.insert(header::NATS_SCHEDULE, format!("@at {}", rfc3339(due)));
         headers.insert(
@@ -87,15 +121,19 @@ impl DelayQueue {
             format!("later.v1.due.{}.{}", spec.stream, spec.name),
         );
         headers.insert(headers::SUBJECT, delivery.subject.as_str());
-        headers.insert(headers::ATTEMPTS, delivery.attempt.to_string());
+        headers.insert(headers::ATTEMPTS, copy.attempts.to_string());
         headers.insert(headers::PUBLISHED_AT, delivery.published_at.0.to_string());
-        headers.insert(headers::ID, id.as_str());
+        headers.insert(headers::ID, copy.id.as_str());
+        headers.insert(headers::COPY, copy.copy_id.as_str());
+        if copy.waits > 0 {
+            headers.insert(headers::WAITS, copy.waits.to_string());
+        }
         let outgoing = Outgoing {
             span: trace::publish_span(Subject::Due, &to),
             to,
             headers,
-            id: Some(copy_id(&id, delivery.attempt)),
-            body: delivery.payload.clone(),
+            id: Some(copy.copy_id),
+            body: copy.payload,
             reserved_bytes: 0,
         };
         self.mesh.send(outgoing).await?;
@@ -103,7 +141,7 @@ impl DelayQueue {
     }
 
     /// Whether the stream supports schedules and is below its limit; false when it can't be read.
-    async fn has_capacity(&self) -> bool {
+    pub(crate) async fn has_capacity(&self) -> bool {
         let mut capacity = self.capacity.lock().await;
         if let Some((at, has_capacity)) = *capacity
             && at.elapsed() < CAPACITY_CHECK_INTERVAL
@@ -120,6 +158,21 @@ impl DelayQueue {
         *capacity = Some((Instant::now(), has_capacity));
         has_capacity
     }
+}
+
+/// A copy of a message in the delay queue.
+struct Copy {
+    /// Last token of the subject. The delay queue holds one copy a subject: a newer one replaces it.
+    token: String,
+    /// Message id of the first publish.
+    id: String,
+    /// Message id of the copy.
+    copy_id: String,
+    /// Attempts to continue from.
+    attempts: u64,
+    waits: u32,
+    payload: Bytes,
+    delay: Duration,
 }
 
 /// Handler of the consumer [`LATER`](crate::consumers::LATER): publishes due messages to their original subjects. Each
@@ -146,7 +199,12 @@ impl Handler for Requeuer {
             return Disposition::term("missing or malformed origin headers");
         };
         let mut headers = headers::with_type(subject);
-        for name in [headers::ATTEMPTS, headers::PUBLISHED_AT, headers::ID] {
+        for name in [
+            headers::ATTEMPTS,
+            headers::PUBLISHED_AT,
+            headers::ID,
+            headers::WAITS,
+        ] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
             }
@@ -155,7 +213,11 @@ impl Handler for Requeuer {
             to: subject.as_str().into(),
             span: trace::publish_span(subject, subject.as_str()),
             headers,
-            id: Some(copy_id(id, attempts)),
+            // Copies of earlier versions don't name their id.
+            id: Some(match delivery.header(headers::COPY) {
+                Some(id) => id.to_owned(),
+                None => copy_id(id, 0, attempts),
+            }),
             body: delivery.payload.clone(),
             reserved_bytes: 0,
         };
@@ -186,9 +248,32 @@ impl Mesh {
     }
 }
 
-/// Message id of the copy that is made after this number of attempts.
-fn copy_id(id: &str, attempts: u64) -> String {
-    format!("{id}/later/{attempts}")
+/// Message id of the first publish of a message.
+fn base_id(spec: &ConsumerSpec, sequence: u64, delivery: &Delivery) -> String {
+    match delivery.header(headers::ID).or(delivery.id()) {
+        Some(id) => id.to_owned(),
+        None => format!("{}/{sequence}", spec.stream),
+    }
+}
+
+/// Message id of the copy that is made after this number of waits and attempts.
+fn copy_id(id: &str, waits: u32, attempts: u64) -> String {
+    match waits {
+        0 => format!("{id}/later/{attempts}"),
+        _ => format!("{}/later/{attempts}", wait_id(id, waits)),
+    }
+}
+
+/// Message id of the copy that a wait makes.
+fn wait_id(id: &str, number: u32) -> String {
+    format!("{id}/wait/{number}")
+}
+
+/// A token of a subject for the waits of the message with this id.
+fn subject_token(id: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let token: String = id.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+    format!("id-{token}")
 }
 
 fn rfc3339(at: Timestamp) -> String {

@@ -21,6 +21,10 @@ pub(crate) const PUBLISHED_AT: &str = "Herald-Published-At";
 pub(crate) const ID: &str = "Herald-Id";
 /// Attempts of earlier copies.
 pub(crate) const ATTEMPTS: &str = "Herald-Attempts";
+/// Number of the wait that made the copy.
+pub(crate) const WAITS: &str = "Herald-Waits";
+/// Message id of a copy in the delay queue.
+pub(crate) const COPY: &str = "Herald-Copy";
 
 pub(crate) const TRACE_PARENT: &str = "traceparent";
 pub(crate) const TRACE_STATE: &str = "tracestate";

@@ -45,7 +45,7 @@ mod workers;
 use std::sync::Arc;
 
 pub use config::Config;
-pub use consume::{ConsumeOptions, Delivery, Disposition, Handler};
+pub use consume::{ConsumeOptions, Delivery, Disposition, Handler, Wait};
 pub use delay_queue::Requeuer;
 pub use error::{Error, ErrorKind, Result};
 pub use headers::OriginalMessage;

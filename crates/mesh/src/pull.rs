@@ -74,7 +74,7 @@ impl<H: Handler> Puller<H> {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
                 client: mesh.consuming().client.clone(),
-                delay_queue: DelayQueue::for_consumer(&mesh, &spec),
+                delay_queue: DelayQueue::for_consumer(&mesh, &spec).map(Arc::new),
                 spec,
                 handler,
                 abort: CancellationToken::new(),

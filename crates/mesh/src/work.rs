@@ -15,7 +15,7 @@ use crate::delay_queue::DelayQueue;
 use crate::headers::OriginalMessage;
 use crate::meta::Meta;
 use crate::topology::ConsumerSpec;
-use crate::{Delivery, Disposition, Handler, trace};
+use crate::{Delivery, Disposition, Handler, Wait, trace};
 
 /// Maximum length of a `+TERM` line with its reason, bytes.
 const REASON_BYTES_MAX: usize = 512;
@@ -26,7 +26,7 @@ pub(crate) struct Worker<H> {
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
     /// Delay queue for long retry delays; `None`: the consumer holds its messages.
-    pub(crate) delay_queue: Option<DelayQueue>,
+    pub(crate) delay_queue: Option<Arc<DelayQueue>>,
     /// Cancelled when a shutdown exceeds its deadline.
     pub(crate) abort: CancellationToken,
 }
@@ -83,6 +83,7 @@ impl<H: Handler> Worker<H> {
             redrive: origin.redrive,
             pending_count: meta.pending,
             headers: message.headers,
+            delay_queue: self.delay_queue.clone(),
         };
         async {
             if self
@@ -153,8 +154,70 @@ impl<H: Handler> Worker<H> {
                 self.term(job, &format!("{reason} (attempt {attempt}, permanent error)"))
                     .await;
             }
+            Disposition::Wait(wait) => self.wait(job, delivery, wait).await,
             Disposition::Term { reason } => self.term(job, &reason).await,
         }
+    }
+
+    /// Stores the copy of a wait, then ends the message. Without the copy, the consumer holds the message.
+    async fn wait(&self, job: &Job<'_>, delivery: &Delivery, wait: Wait) {
+        let stored = match &self.delay_queue {
+            Some(delay_queue) => {
+                delay_queue
+                    .store_wait(&self.spec, job.sequence, delivery, &wait)
+                    .await
+            }
+            None => false,
+        };
+        let Wait {
+            after,
+            reason,
+            failed,
+            ..
+        } = wait;
+        if !stored {
+            let attempts_max = u64::from(self.spec.attempts_max);
+            if job.attempt < attempts_max {
+                self.hold(job, after, &reason).await;
+            } else {
+                let reason = failed.unwrap_or(reason);
+                self.term(
+                    job,
+                    &format!("{reason} (attempt {} of {attempts_max})", job.attempt),
+                )
+                .await;
+            }
+            return;
+        }
+        herald_failpoints::point!(format!("waiting.{}", self.spec.name));
+        match failed {
+            Some(reason) => self.term(job, &reason).await,
+            None => {
+                tracing::debug!(
+                    stream = self.spec.stream,
+                    consumer = self.spec.name,
+                    sequence = job.sequence,
+                    delay_ms = after.as_millis() as u64,
+                    reason,
+                    "message waits in the delay queue"
+                );
+                self.send(job.reply, Bytes::from_static(b"+ACK")).await;
+            }
+        }
+    }
+
+    /// Keeps a waiting message in its consumer.
+    async fn hold(&self, job: &Job<'_>, after: Duration, reason: &str) {
+        tracing::warn!(
+            stream = self.spec.stream,
+            consumer = self.spec.name,
+            sequence = job.sequence,
+            attempt = job.attempt,
+            delay_ms = after.as_millis() as u64,
+            reason,
+            "message waits in its consumer and spends an attempt: the delay queue can't take it"
+        );
+        self.send(job.reply, nak(after)).await;
     }
 
     async fn retry(&self, job: &Job<'_>, delivery: &Delivery, after: Option<Duration>, reason: &str) {

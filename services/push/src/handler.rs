@@ -59,6 +59,7 @@ impl Handler for PushHandler {
         let end = match disposition {
             Disposition::Ack => "done",
             Disposition::Retry { .. } | Disposition::Fault { .. } => "retried",
+            Disposition::Wait(_) => "waiting",
             Disposition::Term { .. } => "terminated",
         };
         self.metrics.count_chunk(chunk.lane, end);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub use config::{StreamLimits, TopologyConfig};
 use herald_model::Lane;
+use names::consumers::ConsumerKind;
 pub use names::{consumers, streams};
 pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits};
 
@@ -103,6 +104,10 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         delay_max: Duration::from_secs(config.later.age_seconds_max) / 2,
         bytes_max: config.later.bytes_max,
     };
+    let waits_only = DelayLimits {
+        hold_max: Duration::MAX,
+        ..delay_limits
+    };
     let unfiltered = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
     let mut all = vec![
         unfiltered(streams::ADVISORIES, consumers::DEADLETTER, &policies.deadletter),
@@ -124,7 +129,10 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         all.extend([
             filtered(streams::POSTS, fanout, "post.v1.created", &policies.fanout),
             filtered(streams::SLICES, slice, "fanout.v1.slice", &policies.slice),
-            filtered(streams::TIMELINE, timeline, "timeline.v1.*", &policies.timeline),
+            ConsumerSpec {
+                delay_limits: Some(waits_only),
+                ..filtered(streams::TIMELINE, timeline, "timeline.v1.*", &policies.timeline)
+            },
             push,
         ]);
     }
@@ -134,13 +142,18 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         Some(Subject::Due.as_str().into()),
         &policies.later,
     ));
-    all.extend(consumers::ConsumerKind::ALL.map(|kind| {
-        ConsumerSpec::new(
-            streams::REDRIVE,
-            consumers::redrive(kind),
-            Some(kind.subject()),
-            &policies.redrive,
-        )
+    all.extend(ConsumerKind::ALL.map(|kind| {
+        let returns = matches!(kind, ConsumerKind::Timeline | ConsumerKind::Push);
+        ConsumerSpec {
+            // The copy of a redriven message that waits returns to the original stream.
+            delay_limits: returns.then_some(waits_only),
+            ..ConsumerSpec::new(
+                streams::REDRIVE,
+                consumers::redrive(kind),
+                Some(kind.subject()),
+                &policies.redrive,
+            )
+        }
     }));
     all
 }

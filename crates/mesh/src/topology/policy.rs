@@ -184,10 +184,11 @@ pub struct ConsumerSpec {
     pub delay_limits: Option<DelayLimits>,
 }
 
-/// When a retry uses the delay queue.
+/// When a message uses the delay queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DelayLimits {
-    /// Maximum delay for which the consumer holds a message.
+    /// Maximum delay of a retry for which the consumer holds a message. [`Duration::MAX`]: retries are always held, and
+    /// only a [`Wait`](crate::Wait) uses the delay queue.
     pub hold_max: Duration,
     /// Maximum delay in the delay queue; a longer delay is cut. Half of the stream's maximum age.
     pub delay_max: Duration,

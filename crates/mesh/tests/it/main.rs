@@ -12,3 +12,4 @@ mod publish;
 mod redrive;
 mod topology;
 mod trace;
+mod wait;
