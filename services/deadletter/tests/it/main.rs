@@ -6,6 +6,8 @@ mod calls;
 mod config;
 mod corrupt;
 mod dead_letters;
+mod expired;
+mod failed_operations;
 mod harness;
 mod redrive;
 mod removed;
