@@ -103,7 +103,11 @@ impl Error {
             PublishErrorKind::Other => error
                 .source()
                 .and_then(|source| source.downcast_ref::<jetstream::Error>())
-                .map_or(ErrorKind::Unavailable, kind_of),
+                .map_or(ErrorKind::Unavailable, |refused| match kind_of(refused) {
+                    // An error in the server, not of the message.
+                    ErrorKind::Rejected if refused.code() >= 500 => ErrorKind::Unavailable,
+                    kind => kind,
+                }),
         };
         if kind == ErrorKind::Full {
             let reason = error
@@ -119,17 +123,15 @@ impl Error {
     }
 }
 
-/// Every kind is transient for a worker: the handled message doesn't cause the broker's refusal, and an operator can
-/// raise a limit or repair a stream while the message is retried.
+/// A full or unavailable broker recovers while the message is retried. The other kinds come from the message, the
+/// program or the configuration: each retry fails too, and the message becomes a dead letter.
 impl Classify for Error {
     fn class(&self) -> FailureClass {
         match self.kind {
-            ErrorKind::Full
-            | ErrorKind::Unavailable
-            | ErrorKind::TooLarge
-            | ErrorKind::Conflict
-            | ErrorKind::Invalid
-            | ErrorKind::Rejected => FailureClass::Transient,
+            ErrorKind::Full | ErrorKind::Unavailable => FailureClass::Transient,
+            ErrorKind::TooLarge | ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => {
+                FailureClass::Permanent
+            }
         }
     }
 }
@@ -172,20 +174,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_transient() {
-        for kind in [
-            ErrorKind::Full,
-            ErrorKind::Unavailable,
-            ErrorKind::TooLarge,
-            ErrorKind::Conflict,
-            ErrorKind::Invalid,
-            ErrorKind::Rejected,
+    fn each_kind_has_a_class() {
+        for (kind, class) in [
+            (ErrorKind::Full, FailureClass::Transient),
+            (ErrorKind::Unavailable, FailureClass::Transient),
+            (ErrorKind::TooLarge, FailureClass::Permanent),
+            (ErrorKind::Conflict, FailureClass::Permanent),
+            (ErrorKind::Invalid, FailureClass::Permanent),
+            (ErrorKind::Rejected, FailureClass::Permanent),
         ] {
-            assert_eq!(
-                Error::new(kind, "failed").class(),
-                FailureClass::Transient,
-                "{kind}"
-            );
+            assert_eq!(Error::new(kind, "failed").class(), class, "{kind}");
         }
+    }
+
+    /// The kind of a publish that JetStream refused with this code and error code.
+    fn publish_kind(code: usize, error_code: u64) -> ErrorKind {
+        let json = format!(r#"{{"code": {code}, "err_code": {error_code}, "description": "failed"}}"#);
+        let refused: jetstream::Error = serde_json::from_str(&json).unwrap();
+        Error::publish(
+            "post.v1",
+            PublishError::with_source(PublishErrorKind::Other, refused),
+        )
+        .kind()
+    }
+
+    #[test]
+    fn a_publish_that_fails_in_the_server_is_retried_and_a_refused_one_is_not() {
+        // 10047: insufficient storage. 10054: the message exceeds the maximum size. 10109: the stream is sealed.
+        assert_eq!(publish_kind(500, 10_047), ErrorKind::Full);
+        assert_eq!(publish_kind(400, 10_054), ErrorKind::TooLarge);
+        assert_eq!(publish_kind(400, 10_109), ErrorKind::Rejected);
+        // 10051: general stream error. 10118: the stream is offline.
+        assert_eq!(publish_kind(500, 10_051), ErrorKind::Unavailable);
+        assert_eq!(publish_kind(500, 10_118), ErrorKind::Unavailable);
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use herald_failure::FailureClass;
 use herald_runtime::telemetry::error_chain;
 use herald_store::ErrorKind;
 use prost::Message as _;
@@ -14,6 +15,9 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "herald.dev";
+
+/// Message of the gRPC library when the caller's deadline ended a call.
+const TIMEOUT_EXPIRED: &str = "Timeout expired";
 
 /// Retry delay of [`unavailable`].
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -95,6 +99,82 @@ pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     )
 }
 
+/// Status for the caller of a call that was forwarded to another service of Herald and failed there or on the way.
+///
+/// | status of the forwarded call | code | reason |
+/// |---|---|---|
+/// | an answer of the service, with an `ErrorInfo` of [`DOMAIN`] | unchanged | unchanged |
+/// | DEADLINE_EXCEEDED, or the deadline ended the call in the gRPC library | DEADLINE_EXCEEDED | `DEADLINE_EXCEEDED` |
+/// | CANCELLED, UNKNOWN, INTERNAL, RESOURCE_EXHAUSTED, PERMISSION_DENIED, UNAVAILABLE: the connection failed | UNAVAILABLE, with `RetryInfo` | `SERVICE_UNAVAILABLE` |
+/// | others | unchanged | unchanged |
+pub fn from_service(service: &str, status: Status) -> Status {
+    if is_answer(&status) {
+        return status;
+    }
+    match status.code() {
+        Code::DeadlineExceeded => deadline_exceeded(),
+        // The gRPC library reports an expired deadline as CANCELLED.
+        Code::Cancelled if status.message() == TIMEOUT_EXPIRED => deadline_exceeded(),
+        // The codes of broken HTTP/2 connections and streams.
+        Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::ResourceExhausted
+        | Code::PermissionDenied
+        | Code::Unavailable => unavailable(
+            "SERVICE_UNAVAILABLE",
+            format!("{service} is not available; retry later"),
+        ),
+        _ => status,
+    }
+}
+
+/// Whether a retry of a call to another service of Herald can succeed. Same as the class of the error from which the
+/// service made the status.
+///
+/// A status without an `ErrorInfo` of [`DOMAIN`] is not an answer of the service: the connection broke, or the gRPC
+/// library refused the call.
+pub fn class(status: &Status) -> FailureClass {
+    let permanent = match status.code() {
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss => true,
+        Code::Internal | Code::Unknown | Code::NotFound | Code::AlreadyExists | Code::PermissionDenied => {
+            is_answer(status)
+        }
+        // A quota, not a full store or stream.
+        Code::ResourceExhausted => is_answer(status) && status.get_details_retry_info().is_none(),
+        Code::Ok
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Unavailable
+        | Code::Unauthenticated => false,
+    };
+    if permanent {
+        FailureClass::Permanent
+    } else {
+        FailureClass::Transient
+    }
+}
+
+/// Whether a service of Herald made the status.
+fn is_answer(status: &Status) -> bool {
+    status
+        .get_details_error_info()
+        .is_some_and(|info| info.domain == DOMAIN)
+}
+
+fn deadline_exceeded() -> Status {
+    Status::with_error_details(
+        Code::DeadlineExceeded,
+        "the deadline of the call has passed",
+        info("DEADLINE_EXCEEDED"),
+    )
+}
+
 /// Status of a store's error.
 ///
 /// | kind | code | reason |
@@ -170,6 +250,8 @@ fn info(reason: &str) -> ErrorDetails {
 
 #[cfg(test)]
 mod tests {
+    use herald_failure::Classify as _;
+
     use super::*;
 
     #[test]
@@ -235,5 +317,86 @@ mod tests {
         ));
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("/data"));
+    }
+
+    #[test]
+    fn the_class_of_a_store_error_survives_a_call() {
+        for kind in [
+            ErrorKind::Unavailable,
+            ErrorKind::Full,
+            ErrorKind::HistoryTrimmed,
+            ErrorKind::LimitExceeded,
+            ErrorKind::Conflict,
+            ErrorKind::Invalid,
+            ErrorKind::Corrupt,
+            ErrorKind::Locked,
+        ] {
+            let error = herald_store::Error::new(kind, "failed");
+            let status = from_store(&error);
+            assert_eq!(class(&status), error.class(), "{kind:?}: {status:?}");
+            let forwarded = from_service("GraphService", status.clone());
+            assert_eq!(
+                (forwarded.code(), forwarded.details()),
+                (status.code(), status.details())
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_transient_and_unavailable_for_the_caller() {
+        for code in [
+            Code::Cancelled,
+            Code::Unknown,
+            Code::Internal,
+            Code::ResourceExhausted,
+            Code::PermissionDenied,
+            Code::Unavailable,
+        ] {
+            let broken = Status::new(code, "transport error");
+            assert_eq!(class(&broken), FailureClass::Transient, "{code:?}");
+            let forwarded = from_service("GraphService", broken);
+            assert_eq!(forwarded.code(), Code::Unavailable, "{code:?}");
+            let details = forwarded.get_error_details();
+            assert_eq!(details.error_info().unwrap().reason, "SERVICE_UNAVAILABLE");
+            assert!(details.retry_info().is_some());
+        }
+        for expired in [
+            Status::deadline_exceeded("too late"),
+            Status::cancelled("Timeout expired"),
+        ] {
+            assert_eq!(class(&expired), FailureClass::Transient);
+            assert_eq!(
+                from_service("GraphService", expired).code(),
+                Code::DeadlineExceeded
+            );
+        }
+    }
+
+    #[test]
+    fn a_call_that_the_library_refuses_is_permanent_and_unchanged() {
+        for code in [
+            Code::InvalidArgument,
+            Code::FailedPrecondition,
+            Code::OutOfRange,
+            Code::Unimplemented,
+            Code::DataLoss,
+        ] {
+            let refused = Status::new(code, "refused");
+            assert_eq!(class(&refused), FailureClass::Permanent, "{code:?}");
+            assert_eq!(from_service("GraphService", refused).code(), code);
+        }
+        for code in [
+            Code::NotFound,
+            Code::AlreadyExists,
+            Code::Aborted,
+            Code::Unauthenticated,
+        ] {
+            assert_eq!(class(&Status::new(code, "")), FailureClass::Transient, "{code:?}");
+        }
+        assert_eq!(class(&not_found("USER_NOT_FOUND", "")), FailureClass::Permanent);
+        assert_eq!(
+            class(&permission_denied("OTHER_USER", "")),
+            FailureClass::Permanent
+        );
     }
 }

@@ -39,7 +39,7 @@ impl Handler for AdvisoryHandler {
         }
         match self.publish_dead_letter(advisory).await {
             Ok(()) => Disposition::Ack,
-            Err(error) => Disposition::retry(error),
+            Err(error) => Disposition::from(error),
         }
     }
 }

@@ -38,7 +38,7 @@ impl Handler for DlqIndexer {
         };
         match self.apply(&entry, record).await {
             Ok(()) => Disposition::Ack,
-            Err(error) => Disposition::retry(error),
+            Err(error) => Disposition::from(error),
         }
     }
 }

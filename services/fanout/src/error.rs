@@ -1,9 +1,9 @@
 //! Errors of the service, and failures of single messages.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use herald_failure::{Classify, FailureClass};
-use tonic::Code;
+use herald_rpc::status;
 
 /// An error that stops the service.
 #[derive(Debug, thiserror::Error)]
@@ -36,19 +36,14 @@ pub(crate) enum ExpandError {
 impl ExpandError {
     /// Whether the graph service can't be reached, or can't read its store now. The message then waits for it.
     pub(crate) fn is_graph_unavailable(&self) -> bool {
-        let Self::Graph(status) = self else { return false };
-        // Only a status that this client made of a broken connection has a source.
-        matches!(
-            status.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-        ) || status.source().is_some()
+        matches!(self, Self::Graph(_)) && self.is_transient()
     }
 }
 
 impl Classify for ExpandError {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Graph(status) => classify_status(status),
+            Self::Graph(status) => status::class(status),
             Self::Stopped | Self::Truncated { .. } => FailureClass::Transient,
             Self::Page(_) => FailureClass::Permanent,
             Self::Ledger(error) => error.class(),
@@ -62,16 +57,6 @@ impl Classify for ExpandError {
     }
 }
 
-fn classify_status(status: &tonic::Status) -> FailureClass {
-    match status.code() {
-        // FAILED_PRECONDITION: the follow history of the author no longer reaches back to the post.
-        Code::FailedPrecondition | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
-            FailureClass::Permanent
-        }
-        _ => FailureClass::Transient,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use herald_model::MalformedRecipients;
@@ -82,16 +67,14 @@ mod tests {
 
     #[test]
     fn each_kind_has_a_class() {
-        for code in (0..=16).map(Code::from) {
-            let permanent = [
-                Code::FailedPrecondition,
-                Code::InvalidArgument,
-                Code::OutOfRange,
-                Code::Unimplemented,
-            ];
-            let error = ExpandError::from(Status::new(code, "refused"));
-            assert_eq!(error.is_transient(), !permanent.contains(&code), "{code:?}");
-        }
+        let graph = |kind| {
+            let error = herald_store::Error::new(kind, "failed");
+            ExpandError::from(status::from_store(&error))
+        };
+        assert!(!graph(ErrorKind::Corrupt).is_transient());
+        assert!(!graph(ErrorKind::HistoryTrimmed).is_transient());
+        assert!(graph(ErrorKind::Unavailable).is_transient());
+        assert!(ExpandError::from(Status::internal("transport error")).is_transient());
         assert!(!ExpandError::from(MalformedRecipients::Order).is_transient());
         let ledger = |kind| ExpandError::from(herald_store::Error::new(kind, "failed"));
         assert!(ledger(ErrorKind::Full).is_transient());

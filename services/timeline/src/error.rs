@@ -1,6 +1,6 @@
 //! Errors of the service, and failures of single messages.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use herald_failure::{Classify, FailureClass};
 use herald_store::ErrorKind;
@@ -27,7 +27,9 @@ pub(crate) enum DeliverError {
     #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
     #[error("the event can't be published: {0}")]
-    Event(String),
+    Event(#[source] Arc<herald_mesh::Error>),
+    #[error("the event can't be published: the publisher of events has stopped")]
+    PublisherStopped,
 }
 
 impl Classify for DeliverError {
@@ -35,7 +37,8 @@ impl Classify for DeliverError {
         match self {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
-            Self::Event(_) => FailureClass::Transient,
+            Self::Event(error) => error.class(),
+            Self::PublisherStopped => FailureClass::Transient,
         }
     }
 
@@ -60,10 +63,7 @@ mod tests {
     fn each_kind_has_a_class() {
         assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
         assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
-        assert_eq!(
-            DeliverError::Event("full".into()).class(),
-            FailureClass::Transient
-        );
+        assert_eq!(DeliverError::PublisherStopped.class(), FailureClass::Transient);
     }
 
     #[test]

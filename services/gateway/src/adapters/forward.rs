@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{future::BoxFuture, stream};
 use herald_proto::v1;
 use herald_rpc::status;
@@ -15,7 +16,7 @@ use http::{HeaderMap, HeaderName, Request, Response, Version, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, server::NamedService, transport::Channel};
+use tonic::{Status, body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
 
 /// Time after the begin of the shutdown in which an open response can finish.
@@ -55,10 +56,11 @@ impl Forwarded for Audits {
     const NAME: &'static str = v1::audit_service_server::SERVICE_NAME;
 }
 
-/// Forwards the calls of a service; messages, metadata, deadlines and trailers stay unchanged.
+/// Forwards the calls of a service; messages, metadata, deadlines and the statuses of the service stay unchanged.
 ///
-/// At shutdown a response that is still open ends with UNAVAILABLE, `SHUTTING_DOWN`: a stream such as the progress of a
-/// redrive would otherwise delay the shutdown until it is cut off.
+/// If the connection to the service breaks, a response ends with UNAVAILABLE instead of a reset of the stream, which
+/// clients report as an internal error. At shutdown a response that is still open ends with UNAVAILABLE,
+/// `SHUTTING_DOWN`: a stream such as the progress of a redrive would otherwise delay the shutdown until it is cut off.
 pub(crate) struct Forward<S> {
     channel: Channel,
     shutdown: CancellationToken,
@@ -100,26 +102,27 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
         let shutdown = self.shutdown.clone();
         prepare_headers(&mut request);
         Box::pin(async move {
-            let response = channel.oneshot(request).await;
-            let response = response.map(|response| response.map(|body| end_at_shutdown(body, shutdown)));
-            Ok(response.unwrap_or_else(|error| {
-                tracing::warn!(
-                    service = S::NAME,
-                    error = error_chain(&error),
-                    "can't forward a call: the service is unavailable"
-                );
-                status::unavailable(
-                    "SERVICE_UNAVAILABLE",
-                    format!("{} is not available; retry later", S::NAME),
-                )
-                .into_http()
-            }))
+            Ok(match channel.oneshot(request).await {
+                Ok(response) => response.map(|body| forward_body::<S>(body, shutdown)),
+                Err(error) => to_answer::<S>(Status::from_error(Box::new(error))).into_http(),
+            })
         })
     }
 }
 
-/// Ends a response with UNAVAILABLE when it is still open [`FINISH_LIMIT`] after the shutdown began.
-fn end_at_shutdown(body: Body, shutdown: CancellationToken) -> Body {
+/// The status for the caller of a call that could not be forwarded to its end.
+fn to_answer<S: Forwarded>(status: Status) -> Status {
+    tracing::warn!(
+        service = S::NAME,
+        error = error_chain(&status),
+        "can't forward a call: the connection to the service failed"
+    );
+    status::from_service(S::NAME, status)
+}
+
+/// Forwards the body of a response. It ends with a status for the caller when the connection to the service breaks, or
+/// when the body is still open [`FINISH_LIMIT`] after the shutdown began.
+fn forward_body<S: Forwarded>(body: Body, shutdown: CancellationToken) -> Body {
     let ended = async move {
         shutdown.cancelled().await;
         tokio::time::sleep(FINISH_LIMIT).await;
@@ -128,16 +131,24 @@ fn end_at_shutdown(body: Body, shutdown: CancellationToken) -> Body {
         let (mut body, mut ended) = state?;
         tokio::select! {
             biased;
-            frame = body.frame() => frame.map(|frame| (frame, Some((body, ended)))),
+            frame = body.frame() => Some(match frame? {
+                Ok(frame) => (Ok(frame), Some((body, ended))),
+                Err(status) => (end_with(&to_answer::<S>(status)), None),
+            }),
             () = &mut ended => {
                 let status = status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later");
-                let mut trailers = HeaderMap::new();
-                let added = status.add_header(&mut trailers).map(|()| Frame::trailers(trailers));
-                Some((added, None))
+                Some((end_with(&status), None))
             }
         }
     });
     Body::new(StreamBody::new(frames))
+}
+
+/// The last frame of a response: its status.
+fn end_with(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 /// Headers that are valid for one connection only (RFC 9110, section 7.6.1).
@@ -157,4 +168,60 @@ fn prepare_headers(request: &mut Request<Body>) {
     }
     // If the gateway records the trace, the span of the other service becomes a child of the gateway's span.
     trace::inject(request.headers_mut());
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::copy_bidirectional, net::TcpListener, net::TcpStream};
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Code, transport::Endpoint, transport::Server};
+    use tonic_health::{
+        pb::{HealthCheckRequest, health_client::HealthClient},
+        server::health_reporter,
+    };
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_whose_connection_breaks_is_unavailable() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server_address = listener.local_addr().unwrap();
+        // A watch of the health never ends by itself.
+        let (_reporter, health) = health_reporter();
+        let serve = Server::builder()
+            .add_service(health)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(serve);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let proxy = tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            drop(listener);
+            let mut server = TcpStream::connect(server_address).await.unwrap();
+            let _ = copy_bidirectional(&mut client, &mut server).await;
+        });
+
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .unwrap()
+            .connect_lazy();
+        let mut client = HealthClient::new(Forward::<Graph>::new(channel, CancellationToken::new()));
+        let mut watch = client
+            .watch(HealthCheckRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(watch.message().await.unwrap().is_some());
+        proxy.abort();
+        for status in [
+            watch.message().await.unwrap_err(),
+            // The service can't be reached any more.
+            client.check(HealthCheckRequest::default()).await.unwrap_err(),
+        ] {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            let details = status.get_error_details();
+            assert_eq!(details.error_info().unwrap().reason, "SERVICE_UNAVAILABLE");
+            assert!(details.retry_info().is_some());
+        }
+    }
 }

@@ -3,6 +3,8 @@
 //! Chunks reported while an event is being published share the next event, so that a thousand small chunks need some
 //! twenty messages.
 
+use std::sync::Arc;
+
 use herald_mesh::{Mesh, Subject};
 use herald_model::Channel;
 use herald_proto::{
@@ -26,7 +28,7 @@ struct Report {
     chunk: SettledChunk,
     /// The span of the handler.
     span: Span,
-    result: oneshot::Sender<Result<(), String>>,
+    result: oneshot::Sender<Result<(), Arc<herald_mesh::Error>>>,
 }
 
 impl Reporter {
@@ -44,11 +46,12 @@ impl Reporter {
             span: Span::current(),
             result,
         };
-        let stopped = || DeliverError::Event("the event publisher has stopped".into());
-        self.inbox.send(report).map_err(|_| stopped())?;
+        self.inbox
+            .send(report)
+            .map_err(|_| DeliverError::PublisherStopped)?;
         published
             .await
-            .map_err(|_| stopped())?
+            .map_err(|_| DeliverError::PublisherStopped)?
             .map_err(DeliverError::Event)
     }
 }
@@ -68,7 +71,7 @@ async fn publish_reports(mesh: Mesh, mut inbox: mpsc::UnboundedReceiver<Report>)
         let id = event.message_id();
         let subject = Subject::Settled(Channel::Timeline);
         let published = mesh.publish_with_links(subject, Some(&id), &event, &spans).await;
-        let outcome = published.map(drop).map_err(|error| error.to_string());
+        let outcome = published.map(drop).map_err(Arc::new);
         if outcome.is_err() {
             // Fail the queued reports too: each of them would probably wait for the same timeout.
             while let Ok(report) = inbox.try_recv() {
