@@ -349,6 +349,22 @@ async fn a_redrive_prints_its_result_and_sends_its_actor() {
             .contains("2 dead letters failed again")
     );
 
+    // So is a redrive that an error stopped.
+    server.add_redrive([Redrive {
+        reason: "failed: the store failed: malformed".into(),
+        ..redrive(DeadLetterOperationState::Stopped, 1, 0, 0)
+    }]);
+    let done = herald(&server.url, &["dlq", "redrive", "--all"]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stdout.contains("(failed: the store failed: malformed)"),
+        "{done:?}"
+    );
+    assert!(
+        done.stderr.contains("redrive 4 stopped before its end"),
+        "{done:?}"
+    );
+
     // The connection breaks: the redrive continues on the server.
     server.add_redrive([redrive(DeadLetterOperationState::Running, 1, 0, 1)]);
     let done = herald(&server.url, &["dlq", "redrive", "--all"]).await;
@@ -466,7 +482,7 @@ async fn a_redrive_tells_how_many_pushes_are_not_sent() {
         .ok()
         .stdout;
     for part in [
-        "and 2 more smaller groups",
+        "and 2 more groups",
         "3 dead letters would be redriven; the pushes of 2 dead letters are past their time to live and would not be sent",
         "--push-ttl",
     ] {

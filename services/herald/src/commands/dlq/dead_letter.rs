@@ -193,7 +193,7 @@ pub(super) fn groups_and_total(groups: &[Group], group_count: u64, total: &str) 
     }
     let more = match group_count.saturating_sub(groups.len() as u64) {
         0 => String::new(),
-        more => format!("\nand {} more", counted(more, "smaller group", "smaller groups")),
+        more => format!("\nand {}", counted(more, "more group", "more groups")),
     };
     format!("{}{more}\n\n{total}", group_table(groups))
 }

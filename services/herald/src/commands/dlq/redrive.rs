@@ -8,11 +8,11 @@ use herald_cli::{
     output::{Show, count, counted},
     time::{self, approximate, duration_to_proto},
 };
-use herald_proto::v1::{CancelRedriveRequest, RedriveDeadLettersRequest};
+use herald_proto::v1::{CancelRedriveRequest, DeadLetterOperationState, RedriveDeadLettersRequest};
 use serde::Serialize;
 
 use super::{
-    dead_letter::{Group, Redrive, groups_and_total},
+    dead_letter::{Group, Redrive, groups_and_total, operation_state_name},
     select::{Selection, with_actor},
 };
 
@@ -202,6 +202,12 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     bar.finish_and_clear();
     context.output.show(&redrive)?;
     match redrive.failed_count {
+        0 if redrive.state == operation_state_name(DeadLetterOperationState::Stopped) => {
+            Err(Failure::failed(format!(
+                "redrive {} stopped before its end; the dead letters that it has not sent are open",
+                redrive.redrive_id
+            )))
+        }
         0 => Ok(()),
         failed => Err(Failure::new(
             Kind::Failed,
