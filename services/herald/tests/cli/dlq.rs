@@ -483,7 +483,7 @@ async fn a_redrive_tells_how_many_pushes_are_not_sent() {
         .stdout;
     for part in [
         "and 2 more groups",
-        "3 dead letters would be redriven; the pushes of 2 dead letters are past their time to live and would not be sent",
+        "3 dead letters would be redriven; the pushes of 2 dead letters have expired and would not be sent",
         "--push-ttl",
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
@@ -495,7 +495,7 @@ async fn a_redrive_tells_how_many_pushes_are_not_sent() {
         .stdout;
     assert!(
         text.starts_with(
-            "redrive 4 done: 3 resolved; the pushes of 2 dead letters are past their time to live and were not sent"
+            "redrive 4 done: 3 resolved; the pushes of 2 dead letters had expired and were not sent"
         ),
         "{text}"
     );

@@ -93,7 +93,7 @@ fn expired_text(expired_count: u64, verb: &str) -> String {
     match expired_count {
         0 => String::new(),
         expired => format!(
-            "; the pushes of {} are past their time to live and {verb} sent",
+            "; the pushes of {} {verb} sent",
             counted(expired, "dead letter", "dead letters"),
         ),
     }
@@ -111,7 +111,7 @@ impl Show for Preview {
         let total = format!(
             "{} would be redriven{}{excluded}",
             counted(self.selected_count, "dead letter", "dead letters"),
-            expired_text(self.expired_count, "would not be")
+            expired_text(self.expired_count, "have expired and would not be")
         );
         let total = if self.expired_count > 0 {
             format!("{total}\n`--push-ttl 1h` gives the pushes a new time to live")
@@ -135,7 +135,7 @@ impl Show for Redrive {
             return format!("nothing to redrive: the selection has no open dead letters{excluded}");
         }
         let mut text = format!("redrive {} {}: {}", self.redrive_id, self.state, self.progress());
-        text.push_str(&expired_text(self.expired_count, "were not"));
+        text.push_str(&expired_text(self.expired_count, "had expired and were not"));
         if !self.reason.is_empty() {
             text = format!("{text} ({})", printable(&self.reason));
         }
