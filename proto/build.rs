@@ -47,6 +47,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     tonic_prost_build::configure()
         .extern_path(".google.rpc", "::tonic_types::pb")
+        // Ordered maps: equal messages have equal encodings.
+        .btree_map(".")
         .bytes(".herald.mesh.v1")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -18,6 +18,6 @@ pub use ids::{
     ChunkId, FollowVersion, InvalidUserId, PostId, USER_ID_BYTES_MAX, UserId, UserKey, is_invisible,
 };
 pub use lane::{Channel, DeliveryState, Lane, UnknownName};
-pub use post::Post;
+pub use post::{Post, PushContent};
 pub use push_ttl::{PUSH_TTL_MAX, PUSH_TTL_MIN, parse_push_ttl};
 pub use recipients::{Keys, MalformedRecipients, Recipients, RecipientsBuilder};

@@ -1,6 +1,6 @@
 //! Posts.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{Lane, PostId, UserId, UserKey, time::Timestamp};
 
@@ -27,6 +27,19 @@ pub struct Post {
     pub accepted_at: Timestamp,
     /// TTL of pushes, from `accepted_at`. Later pushes expire.
     pub push_ttl: Duration,
+    /// Content of the pushes besides the text.
+    pub push: PushContent,
     /// Time of the deletion; `None` if the post is not deleted.
     pub deleted_at: Option<Timestamp>,
+}
+
+/// What an author adds to the pushes of a post. The default adds nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PushContent {
+    /// Title; empty without one.
+    pub title: String,
+    /// A push replaces an unseen one with the same author and collapse key; empty: it replaces none.
+    pub collapse_key: String,
+    /// Data for the application on the device.
+    pub data: BTreeMap<String, String>,
 }

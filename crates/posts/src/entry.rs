@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use herald_mesh::Subject;
-use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{PostCreated, PostDeleted};
 use herald_store::Archived;
 use prost::Message;
@@ -45,6 +45,11 @@ fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
         lane,
         accepted_at: Timestamp(created.accepted_at_us),
         push_ttl: Duration::from_secs(created.push_ttl_seconds.into()),
+        push: PushContent {
+            title: created.push_title,
+            collapse_key: created.push_collapse_key,
+            data: created.push_data,
+        },
         deleted_at: None,
     })
 }

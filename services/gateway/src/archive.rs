@@ -107,7 +107,7 @@ async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+    use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
     use herald_store::{
         Error, ErrorKind, Result,
@@ -176,6 +176,7 @@ mod tests {
             lane: Lane::Normal,
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
+            push: PushContent::default(),
             deleted_at: None,
         })
     }

@@ -184,5 +184,12 @@ fn is_hidden(post: &Post, muted: &BTreeSet<UserKey>) -> bool {
 /// Estimated size of a post, bytes.
 pub(crate) fn estimated_bytes(post: &Post) -> usize {
     let urls: usize = post.links.iter().chain(&post.media_urls).map(String::len).sum();
-    POST_OVERHEAD_BYTES + post.text.len() + urls
+    // The rest, such as the push data, is part of the overhead or small beside a long text.
+    let data: usize = post
+        .push
+        .data
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    POST_OVERHEAD_BYTES + post.text.len() + urls + data
 }

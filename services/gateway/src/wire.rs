@@ -13,6 +13,9 @@ pub(crate) fn post_to_v1(post: Post) -> v1::Post {
         media_urls: post.media_urls,
         lane: v1::Lane::from(post.lane).into(),
         accepted_time: Some(timestamp_to_proto(post.accepted_at)),
+        push_title: post.push.title,
+        push_collapse_key: post.push.collapse_key,
+        push_data: post.push.data,
     }
 }
 

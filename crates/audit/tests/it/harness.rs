@@ -9,7 +9,7 @@ use herald_mesh::{
     Config, ConsumeOptions, Delivery, Disposition, Handler, Mesh, Subject, Topology, TopologyConfig, streams,
 };
 use herald_model::{
-    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+    Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey, time::Timestamp,
 };
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{
@@ -148,6 +148,7 @@ impl World {
             lane: LANE,
             accepted_at: now,
             push_ttl: Duration::from_hours(1),
+            push: PushContent::default(),
             deleted_at: None,
         }
     }

@@ -187,7 +187,9 @@ impl Embedded {
 mod tests {
     use std::time::Duration;
 
-    use herald_model::{Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey};
+    use herald_model::{
+        Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey,
+    };
 
     use super::*;
     use crate::{Archived, ChunkPlan, SlicePlan};
@@ -215,6 +217,7 @@ mod tests {
                 lane: Lane::Normal,
                 accepted_at: now.minus(age * day),
                 push_ttl: day,
+                push: PushContent::default(),
                 deleted_at: None,
             };
             stores.posts.archive(&[Archived::Created(post)]).await.unwrap();

@@ -8,12 +8,16 @@
 //! | `post_requests` | (author, request id) → post, time |
 //! | `post_request_times` | (time, author, request id) → nothing, the index for retention of `post_requests` |
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch, Readable};
 use futures::executor::block_on;
-use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use prost::Message;
 
 use super::{
@@ -73,6 +77,12 @@ struct Row {
     accepted_at: i64,
     #[prost(uint64, tag = "10")]
     push_ttl_us: u64,
+    #[prost(string, tag = "11")]
+    push_title: String,
+    #[prost(string, tag = "12")]
+    push_collapse_key: String,
+    #[prost(btree_map = "string, string", tag = "13")]
+    push_data: BTreeMap<String, String>,
 }
 
 /// The post that a request created.
@@ -332,6 +342,9 @@ impl Row {
             },
             accepted_at: post.accepted_at.0,
             push_ttl_us: u64::try_from(post.push_ttl.as_micros()).unwrap_or(u64::MAX),
+            push_title: post.push.title.clone(),
+            push_collapse_key: post.push.collapse_key.clone(),
+            push_data: post.push.data.clone(),
         }
     }
 
@@ -349,6 +362,11 @@ impl Row {
                 .ok_or_else(|| corrupt("lane of a post"))?,
             accepted_at: Timestamp(self.accepted_at),
             push_ttl: Duration::from_micros(self.push_ttl_us),
+            push: PushContent {
+                title: self.push_title,
+                collapse_key: self.push_collapse_key,
+                data: self.push_data,
+            },
             deleted_at,
         })
     }
@@ -480,6 +498,14 @@ fn memory_bytes(post: &Post) -> usize {
             .iter()
             .chain(&post.media_urls)
             .map(|url| url.len() + size_of::<String>())
+            .sum::<usize>()
+        + post.push.title.len()
+        + post.push.collapse_key.len()
+        + post
+            .push
+            .data
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 2 * size_of::<String>())
             .sum::<usize>()
 }
 

@@ -1,6 +1,6 @@
 //! Validation of a post's fields.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 use uuid::Uuid;
@@ -13,6 +13,17 @@ const URL_BYTES_MAX: usize = 2_048;
 const URLS_MAX: usize = 16;
 /// Time to live of a push if the request has none.
 pub(crate) const PUSH_TTL_DEFAULT: Duration = Duration::from_hours(1);
+
+/// Maximum length of the title of a push, characters.
+const PUSH_TITLE_CHARACTERS_MAX: usize = 120;
+/// Maximum length of the collapse key of a push, bytes.
+const COLLAPSE_KEY_BYTES_MAX: usize = 64;
+/// Maximum number of entries of a push's custom data.
+const PUSH_DATA_ENTRIES_MAX: usize = 16;
+/// Maximum length of a key of a push's custom data, bytes.
+const PUSH_DATA_KEY_BYTES_MAX: usize = 64;
+/// Maximum total size of the keys and values of a push's custom data, bytes.
+const PUSH_DATA_BYTES_MAX: usize = 768;
 
 /// Checks a text: 1 to 10,000 characters.
 pub(crate) fn check_text(text: &str) -> Result<(), String> {
@@ -81,6 +92,62 @@ fn check_http_url(url: &str) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("must be an http or https URL: {error}")),
     }
+}
+
+/// Checks the title of a push: up to 120 characters.
+pub(crate) fn check_push_title(title: &str) -> Result<(), String> {
+    check_no_control_characters(title)?;
+    match title.chars().count() {
+        ..=PUSH_TITLE_CHARACTERS_MAX => Ok(()),
+        count => Err(format!(
+            "must be at most {PUSH_TITLE_CHARACTERS_MAX} characters long, is {count}"
+        )),
+    }
+}
+
+/// Checks the collapse key of a push: up to 64 bytes.
+pub(crate) fn check_collapse_key(key: &str) -> Result<(), String> {
+    check_no_control_characters(key)?;
+    match key.len() {
+        ..=COLLAPSE_KEY_BYTES_MAX => Ok(()),
+        bytes => Err(format!(
+            "must be at most {COLLAPSE_KEY_BYTES_MAX} bytes long, is {bytes}"
+        )),
+    }
+}
+
+/// Checks the custom data of a push. The bounds leave room for the text in a Web Push of 4,096 bytes, also when every
+/// character is escaped in JSON.
+pub(crate) fn check_push_data(data: &BTreeMap<String, String>) -> Result<(), String> {
+    if data.len() > PUSH_DATA_ENTRIES_MAX {
+        return Err(format!(
+            "must have at most {PUSH_DATA_ENTRIES_MAX} entries, has {}",
+            data.len()
+        ));
+    }
+    let bytes: usize = data.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > PUSH_DATA_BYTES_MAX {
+        return Err(format!(
+            "must have at most {PUSH_DATA_BYTES_MAX} bytes of keys and values, has {bytes}"
+        ));
+    }
+    for (key, value) in data {
+        let in_key = |c: u8| c.is_ascii_alphanumeric() || b"_-.".contains(&c);
+        if !(1..=PUSH_DATA_KEY_BYTES_MAX).contains(&key.len()) || !key.bytes().all(in_key) {
+            return Err(format!(
+                "must have keys of 1 to {PUSH_DATA_KEY_BYTES_MAX} letters, digits, `_`, `-` and `.`"
+            ));
+        }
+        check_no_control_characters(value).map_err(|error| format!("{error} in the value of {key}"))?;
+    }
+    Ok(())
+}
+
+fn check_no_control_characters(text: &str) -> Result<(), String> {
+    if text.chars().any(char::is_control) {
+        return Err("must not contain control characters".into());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -156,5 +223,36 @@ mod tests {
             Vec::<String>::new()
         );
         assert_eq!(violated_fields(&["https://example.org"; 17]), ["links"]);
+    }
+
+    #[test]
+    fn the_content_of_a_push_has_bounds() {
+        assert_eq!(check_push_title(&"ü".repeat(120)), Ok(()));
+        assert!(check_push_title(&"ü".repeat(121)).is_err());
+        assert!(check_push_title("a\nb").is_err());
+        assert_eq!(check_collapse_key(&"x".repeat(64)), Ok(()));
+        assert!(check_collapse_key(&"x".repeat(65)).is_err());
+        assert!(check_collapse_key("a\u{7f}").is_err());
+
+        let data = |entries: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let entries = entries.iter();
+            entries
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect()
+        };
+        let value = "v".repeat(768 - 64);
+        assert_eq!(check_push_data(&data(&[(&"k".repeat(64), &value)])), Ok(()));
+        assert_eq!(check_push_data(&data(&[("match.id_1-a", "")])), Ok(()));
+        for invalid in [
+            data(&[("k", &"v".repeat(768))]),
+            data(&[("", "v")]),
+            data(&[(&"k".repeat(65), "v")]),
+            data(&[("a b", "v")]),
+            data(&[("k", "a\tb")]),
+        ] {
+            assert!(check_push_data(&invalid).is_err(), "{invalid:?}");
+        }
+        let many: BTreeMap<_, _> = (0..17).map(|n| (n.to_string(), String::new())).collect();
+        assert!(check_push_data(&many).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
-use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
@@ -28,6 +28,7 @@ pub(crate) struct NewPost {
     links: Vec<String>,
     media_urls: Vec<String>,
     push_ttl_seconds: u32,
+    push: PushContent,
 }
 
 /// Validates a request; the error names every invalid field.
@@ -54,6 +55,12 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
         None => Some(domain::PUSH_TTL_DEFAULT),
         Some(ttl) => violations.take("push_ttl", herald_model::parse_push_ttl(ttl.seconds, ttl.nanos)),
     };
+    violations.take("push_title", domain::check_push_title(&request.push_title));
+    violations.take(
+        "push_collapse_key",
+        domain::check_collapse_key(&request.push_collapse_key),
+    );
+    violations.take("push_data", domain::check_push_data(&request.push_data));
     violations.into_result()?;
     // Without violations all three are `Some`.
     let (Some(author), Some(lane), Some(push_ttl)) = (author, lane, push_ttl) else {
@@ -67,6 +74,11 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
         links: request.links,
         media_urls: request.media_urls,
         push_ttl_seconds: u32::try_from(push_ttl.as_secs()).unwrap_or(u32::MAX),
+        push: PushContent {
+            title: request.push_title,
+            collapse_key: request.push_collapse_key,
+            data: request.push_data,
+        },
     })
 }
 
@@ -83,6 +95,9 @@ impl NewPost {
             lane: v1::Lane::from(self.lane).into(),
             accepted_at_us: at.0,
             push_ttl_seconds: self.push_ttl_seconds,
+            push_title: self.push.title,
+            push_collapse_key: self.push.collapse_key,
+            push_data: self.push.data,
         }
     }
 }
@@ -98,6 +113,12 @@ fn changed_fields(post: &mesh_v1::PostCreated, original: &Post) -> Vec<&'static 
             "push_ttl",
             u64::from(post.push_ttl_seconds) == original.push_ttl.as_secs(),
         ),
+        ("push_title", post.push_title == original.push.title),
+        (
+            "push_collapse_key",
+            post.push_collapse_key == original.push.collapse_key,
+        ),
+        ("push_data", post.push_data == original.push.data),
     ];
     let changed = unchanged.into_iter().filter(|(_, unchanged)| !unchanged);
     changed.map(|(field, _)| field).collect()

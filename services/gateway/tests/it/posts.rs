@@ -23,6 +23,9 @@ async fn a_request_id_is_accepted_once() {
             seconds: 90,
             nanos: 0,
         }),
+        push_title: "title".into(),
+        push_collapse_key: "match".into(),
+        push_data: [("k".into(), "v".into())].into(),
         ..submit("107", "hello")
     };
     let first = world
@@ -63,9 +66,20 @@ async fn a_request_id_is_accepted_once() {
             push_ttl: None,
             ..request.clone()
         },
+        v1::SubmitPostRequest {
+            push_title: String::new(),
+            push_collapse_key: "other".into(),
+            push_data: [("k".into(), "other".into())].into(),
+            ..request.clone()
+        },
     ];
     let check_reused = async |world: &World| {
-        for (reused, fields) in reused.iter().zip(["text", "links, media_urls", "lane, push_ttl"]) {
+        for (reused, fields) in reused.iter().zip([
+            "text",
+            "links, media_urls",
+            "lane, push_ttl",
+            "push_title, push_collapse_key, push_data",
+        ]) {
             let status = world.posts().submit_post(reused.clone()).await.unwrap_err();
             assert_eq!(
                 (status.code(), reason(&status).as_str()),
@@ -122,6 +136,11 @@ async fn a_request_id_is_accepted_once() {
         (v1::Lane::High, vec!["https://example.org/a".to_owned()])
     );
     assert_eq!(post.accepted_time, first.accepted_time);
+    assert_eq!(
+        (post.push_title.as_str(), post.push_collapse_key.as_str()),
+        ("title", "match")
+    );
+    assert_eq!(post.push_data, [("k".to_owned(), "v".to_owned())].into());
     assert_eq!(world.metrics.posts_duplicate.get(), 2);
     world.stop().await.unwrap();
 }
@@ -281,9 +300,12 @@ async fn each_invalid_field_of_a_post_is_named_and_nothing_is_stored() {
         (
             v1::SubmitPostRequest {
                 push_ttl: Some(prost_types::Duration::default()),
+                push_title: "a\nb".into(),
+                push_collapse_key: "x".repeat(65),
+                push_data: [(String::new(), String::new())].into(),
                 ..good.clone()
             },
-            &["push_ttl"],
+            &["push_ttl", "push_title", "push_collapse_key", "push_data"],
         ),
         (
             v1::SubmitPostRequest {

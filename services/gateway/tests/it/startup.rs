@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use herald_gateway::{Config, Error};
-use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_store::Archived;
 
 use crate::harness::{Setup, World, with_timeout};
@@ -21,6 +21,7 @@ fn post(id: u64) -> Post {
         lane: Lane::Normal,
         accepted_at: Timestamp::now(),
         push_ttl: Duration::from_secs(1),
+        push: PushContent::default(),
         deleted_at: None,
     }
 }

@@ -107,7 +107,7 @@ mod tests {
 
     use herald_local_nats::{Config as ServerConfig, Server};
     use herald_mesh::Config;
-    use herald_model::{Post, UserId, time::Timestamp};
+    use herald_model::{Post, PushContent, UserId, time::Timestamp};
     use herald_store::{Archived, embedded};
 
     use super::*;
@@ -166,6 +166,7 @@ mod tests {
             lane: Lane::Normal,
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(24),
+            push: PushContent::default(),
             deleted_at: None,
         }
     }

@@ -30,6 +30,9 @@ Examples:
     herald post --author 107 --text 'goal!' --lane high --push-ttl 10m \\
         --link https://example.com/match --media https://example.com/goal.jpg
 
+  With a title and data in its pushes; a newer push of the key replaces an unseen one:
+    herald post --author 107 --text 'goal!' --title 'Match 7' --collapse-key match-7 --data score=1:0
+
   Idempotent for 24 hours: the same author and request id identify the same post:
     herald post --author 107 --text hi --request-id 6b1f0b4e-3f0e-4b57-9a5d-0d6c5e1d7b11
 
@@ -79,6 +82,18 @@ pub(crate) struct Args {
     /// The time after which unsent pushes of this post expire, 1s to 28d [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = time::duration)]
     push_ttl: Option<Duration>,
+
+    /// The title of the post's pushes, at most 120 characters
+    #[arg(long = "title", value_name = "TEXT")]
+    push_title: Option<String>,
+
+    /// The collapse key of the post's pushes: an unseen push is replaced by a later one with the same author and key
+    #[arg(long = "collapse-key", value_name = "KEY")]
+    push_collapse_key: Option<String>,
+
+    /// Custom data in the post's pushes; repeat for up to 16 entries
+    #[arg(long = "data", value_name = "KEY=VALUE", value_parser = parse_data)]
+    push_data: Vec<(String, String)>,
 
     /// Retries while the server is unavailable, 0 to 20
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=20))]
@@ -134,6 +149,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         media_urls: args.media_urls,
         lane: lane_number(args.lane),
         push_ttl: args.push_ttl.map(duration_to_proto),
+        push_title: args.push_title.unwrap_or_default(),
+        push_collapse_key: args.push_collapse_key.unwrap_or_default(),
+        push_data: args.push_data.into_iter().collect(),
     };
     let response = submit(&message, args.retries, context).await.map_err(|failure| match failure.kind() {
         // The server may have accepted the post: the hint names the id that makes a retry idempotent.
@@ -171,6 +189,12 @@ async fn submit(
         ));
         tokio::time::sleep(delay).await;
     }
+}
+
+/// Parses `KEY=VALUE`.
+fn parse_data(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.into(), value.into()))
 }
 
 /// Reads the whole text and removes one trailing line break.

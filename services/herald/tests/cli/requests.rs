@@ -33,6 +33,14 @@ async fn the_arguments_of_a_post_are_sent() {
         "https://b.example",
         "--media",
         "https://c.example/x.jpg",
+        "--title",
+        "Weather",
+        "--collapse-key",
+        "weather-1",
+        "--data",
+        "city=Berlin",
+        "--data",
+        "chart=a=b",
         "--request-id",
         "6b1f0b4e-3f0e-4b57-9a5d-0d6c5e1d7b11",
         "--output",
@@ -51,6 +59,12 @@ async fn the_arguments_of_a_post_are_sent() {
     assert_eq!(request.push_ttl.unwrap().seconds, 5_400);
     assert_eq!(request.links, ["https://a.example", "https://b.example"]);
     assert_eq!(request.media_urls, ["https://c.example/x.jpg"]);
+    assert_eq!(request.push_title, "Weather");
+    assert_eq!(request.push_collapse_key, "weather-1");
+    let data = [("chart", "a=b"), ("city", "Berlin")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(request.push_data, data.into());
+    let unclear = ["post", "-a", "107", "-t", "hi", "--data", "city"];
+    assert_eq!(herald(&server.url, &unclear).await.code, 2);
 }
 
 #[tokio::test]

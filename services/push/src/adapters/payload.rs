@@ -1,12 +1,20 @@
 //! The payload of a push.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use herald_model::{Lane, Post, PostId, UserId, time::Timestamp};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use herald_model::{Lane, Post, PostId, PushContent, UserId, time::Timestamp};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 /// Limit of the text in a payload, characters.
 const SNIPPET_CHARS_MAX: usize = 200;
+
+/// Bytes of the hash in a topic: 32 characters of base64url.
+const TOPIC_HASH_BYTES: usize = 24;
 
 /// A post to send to devices.
 #[derive(Debug)]
@@ -17,6 +25,7 @@ pub(crate) struct Push {
     pub(crate) links: Vec<String>,
     pub(crate) accepted_at: Timestamp,
     pub(crate) expires_at: Timestamp,
+    content: PushContent,
     snippet: String,
     accepted_time: String,
     deleted: AtomicBool,
@@ -37,6 +46,12 @@ struct Data<'a> {
     text: &'a str,
     links: &'a [String],
     accepted_time: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    push_title: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    push_collapse_key: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    push_data: &'a BTreeMap<String, String>,
 }
 
 impl Push {
@@ -48,12 +63,27 @@ impl Push {
             lane,
             author_id: post.author_id,
             links: post.links,
+            content: post.push,
             accepted_at,
             expires_at,
             snippet: truncate(post.text),
             accepted_time: accepted_time.to_string(),
             deleted: AtomicBool::new(false),
         }
+    }
+
+    /// Names the pushes that replace each other while they are unseen: those of the same author and collapse key, or else
+    /// the repeats of this push. At most 32 base64url characters (RFC 8030 §5.4).
+    pub(crate) fn topic(&self) -> String {
+        if self.content.collapse_key.is_empty() {
+            return format!("post-{}", self.post);
+        }
+        let mut hash = Sha256::new();
+        hash.update(self.author_id.as_str());
+        // User ids have no control characters.
+        hash.update([0]);
+        hash.update(&self.content.collapse_key);
+        BASE64_URL_SAFE_NO_PAD.encode(&hash.finalize()[..TOPIC_HASH_BYTES])
     }
 
     /// Marks the post as deleted; no more pushes are sent.
@@ -101,6 +131,9 @@ impl Push {
                 text,
                 links,
                 accepted_time: &self.accepted_time,
+                push_title: &self.content.title,
+                push_collapse_key: &self.content.collapse_key,
+                push_data: &self.content.data,
             },
         };
         // Serialising strings and numbers to memory can't fail.
@@ -140,6 +173,7 @@ pub(crate) mod tests {
             lane: Lane::Normal,
             accepted_at,
             push_ttl: std::time::Duration::from_hours(1),
+            push: PushContent::default(),
             deleted_at: None,
         };
         let expires_at = accepted_at.plus(std::time::Duration::from_hours(1));
@@ -169,6 +203,65 @@ pub(crate) mod tests {
                 },
             })
         );
+    }
+
+    /// A push with content; `character` fills every field up to its bounds.
+    fn push_with_content(character: &str) -> Push {
+        let data = (10..26).map(|n| (n.to_string(), character.repeat(768 / 16 / character.len() - 2)));
+        let mut push = push(&"x".repeat(200), vec!["https://example.com/".into()]);
+        push.author_id = UserId::new("\"".repeat(128)).unwrap();
+        push.content = PushContent {
+            title: character.repeat(120),
+            collapse_key: character.repeat(64 / character.len()),
+            data: data.collect(),
+        };
+        push
+    }
+
+    #[test]
+    fn the_content_of_the_author_is_in_the_payload() {
+        let mut push = push("hi", vec![]);
+        push.content = PushContent {
+            title: "Goal!".into(),
+            collapse_key: "match 7".into(),
+            data: [("score".into(), "1:0".into())].into(),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&push.json(&recipient())).unwrap();
+        assert_eq!(json["data"]["push_title"], "Goal!");
+        assert_eq!(json["data"]["push_collapse_key"], "match 7");
+        assert_eq!(json["data"]["push_data"], serde_json::json!({"score": "1:0"}));
+    }
+
+    #[test]
+    fn the_largest_content_leaves_room_for_text() {
+        let recipient = UserId::new("\\".repeat(128)).unwrap();
+        for character in ["x", "\"", "\u{1f600}"] {
+            let json = push_with_content(character).json_within(&recipient, 3_500);
+            assert!(json.len() <= 3_500, "{}", json.len());
+            let parsed: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            assert!(parsed["data"]["text"].as_str().unwrap().len() >= 100);
+            assert_eq!(parsed["data"]["push_data"].as_object().unwrap().len(), 16);
+        }
+    }
+
+    #[test]
+    fn pushes_of_the_same_author_and_collapse_key_have_one_topic() {
+        let topic = |author: &str, key: &str, post: u64| {
+            let mut push = push("hi", vec![]);
+            push.post = PostId(post);
+            push.author_id = UserId::new(author).unwrap();
+            push.content.collapse_key = key.into();
+            push.topic()
+        };
+        assert_eq!(topic("107", "", 7), "post-7");
+        assert_eq!(topic("107", "match", 7), topic("107", "match", 8));
+        assert_ne!(topic("107", "match", 7), topic("107", "other", 7));
+        assert_ne!(topic("107", "match", 7), topic("108", "match", 7));
+        for topic in [topic("107", "", u64::MAX), topic("107", "a b ü", 7)] {
+            assert!((1..=32).contains(&topic.len()), "{topic}");
+            let url_safe = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+            assert!(topic.bytes().all(url_safe), "{topic}");
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Sender for WebPush {
         let auth: [u8; 16] = auth[..].try_into().map_err(|_| Reason::Device)?;
         let json = message.push.json_within(message.recipient, JSON_BYTES_MAX);
         let body = encrypt(json, &key, &Auth::from(auth)).map_err(|_| Reason::Device)?;
-        let topic = HeaderValue::try_from(topic(message.push.post.0)).map_err(|_| Reason::Device)?;
+        let topic = HeaderValue::try_from(message.push.topic()).map_err(|_| Reason::Device)?;
         let ttl = ttl_seconds(message.push.expires_at.since(message.now));
         let headers = HeaderMap::from_iter([
             (AUTHORIZATION, self.vapid.authorization(message.url, message.now)),
@@ -63,12 +63,6 @@ impl Sender for WebPush {
 /// (RFC 8030 §5.2).
 fn ttl_seconds(remaining: Duration) -> u64 {
     remaining.as_secs() + u64::from(remaining.subsec_nanos() > 0)
-}
-
-/// The topic of a post: a repeat replaces a pending message of the same topic. At most 26 of the 32 base64url
-/// characters that RFC 8030 §5.4 allows.
-fn topic(post: u64) -> String {
-    format!("post-{post}")
 }
 
 fn urgency(lane: Lane) -> &'static str {
@@ -178,17 +172,6 @@ mod tests {
             .to_encoded_point(false);
         let device = device(point.as_bytes().to_vec(), vec![3; 15]);
         assert_eq!(request(&device).await.unwrap_err(), Reason::Device);
-    }
-
-    #[test]
-    fn a_topic_is_short_and_url_safe() {
-        let topic = topic(u64::MAX);
-        assert!(topic.len() <= 32);
-        assert!(
-            topic
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        );
     }
 
     /// RFC 8291, appendix A.

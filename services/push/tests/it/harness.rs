@@ -13,7 +13,8 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{
-    Address, Channel, Device, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+    Address, Channel, Device, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey,
+    time::Timestamp,
 };
 use herald_proto::{mesh_v1, v1};
 use herald_push::{Config, Deps, Error, Metrics, Vapid, run};
@@ -226,6 +227,7 @@ impl Herald {
             lane: Lane::Normal,
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
+            push: PushContent::default(),
             deleted_at: None,
         };
         self.stores

@@ -15,7 +15,7 @@ use herald_mesh::{
     streams,
 };
 use herald_model::{
-    Channel, FollowVersion, Lane, Post, PostId, Recipients, UserId, UserKey, time::Timestamp,
+    Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey, time::Timestamp,
 };
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, SettledChunk, TimelineChunk};
 use herald_runtime::metrics::Shared;
@@ -121,6 +121,7 @@ impl World {
             lane: Lane::Normal,
             accepted_at: Timestamp::now(),
             push_ttl: Duration::from_hours(1),
+            push: PushContent::default(),
             deleted_at: None,
         };
         let last = post.id.0;

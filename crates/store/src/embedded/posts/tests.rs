@@ -21,6 +21,11 @@ fn post(id: u64, request_id: &str, accepted_at: Timestamp) -> Post {
         lane: Lane::ALL[id as usize % 3],
         accepted_at,
         push_ttl: Duration::from_hours(1),
+        push: PushContent {
+            title: "title".into(),
+            collapse_key: "key".into(),
+            data: [("k".into(), "v".into())].into(),
+        },
         deleted_at: None,
     }
 }
