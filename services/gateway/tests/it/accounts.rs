@@ -341,6 +341,11 @@ async fn an_update_changes_only_the_given_preferences() {
     };
     let expected = ["user_id", "mute_author_ids[1]", "unmute_author_ids[0]"];
     assert_eq!(fields(&update(both).await.unwrap_err()), expected);
+    let one = update(v1::UpdatePreferencesRequest {
+        mute_author_ids: vec!["b".into()],
+        ..change.clone()
+    });
+    assert_eq!(one.await.unwrap().muted_author_ids, ["b"]);
     let many = (0..1_000).map(|i| format!("author-{i}")).collect();
     let status = update(v1::UpdatePreferencesRequest {
         mute_author_ids: many,
