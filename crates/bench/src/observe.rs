@@ -83,7 +83,7 @@ async fn watch(
                 seen.lock()
                     .push((entry.post.map_or(0, |post| post.post_id), Timestamp::now()));
             }
-            Some(Event::Heartbeat(_)) | None => {}
+            Some(Event::Removal(_) | Event::Heartbeat(_)) | None => {}
         }
     }
     Ok(())

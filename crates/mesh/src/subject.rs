@@ -21,7 +21,7 @@ pub enum Subject {
     PushDeliver(Lane),
     /// `event.v1.settled.{channel}`: the ledger recorded settled deliveries (`DeliveriesSettled`).
     Settled(Channel),
-    /// `live.v1.timeline`, core NATS: posts became visible on some timelines (`LiveChunks`).
+    /// `live.v1.timeline`, core NATS: posts became visible on some timelines (`LiveUpdates`).
     LiveTimeline,
     /// `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}`: all attempts of a message were used (advisory
     /// of the server, JSON, without headers).
@@ -149,7 +149,7 @@ impl Subject {
             Self::PostDeleted(_) => "herald.mesh.v1.PostDeleted",
             Self::Slice(_) => "herald.mesh.v1.FanoutSlice",
             Self::TimelineDeliver(_) => "herald.mesh.v1.TimelineChunk",
-            Self::LiveTimeline => "herald.mesh.v1.LiveChunks",
+            Self::LiveTimeline => "herald.mesh.v1.LiveUpdates",
             Self::TimelineBackfill(_) => "herald.mesh.v1.Backfill",
             Self::PushDeliver(_) => "herald.mesh.v1.PushChunk",
             Self::Settled(_) => "herald.mesh.v1.DeliveriesSettled",

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use herald_model::{Post, PostId, UserKey};
 use herald_posts::{PostReader, ReadError};
+use herald_proto::v1::RemovalReason;
 use herald_rpc::status;
 use herald_store::{Preferences, Timelines};
 use moka::future::Cache;
@@ -126,6 +127,32 @@ impl Feed {
             }
             Err(error) => Err(read_error_to_status(&error)),
         }
+    }
+
+    /// Finds the posts among `ids` that are hidden from a user with these muted authors.
+    pub(crate) async fn find_hidden(
+        &self,
+        ids: &[PostId],
+        muted: &BTreeSet<UserKey>,
+    ) -> Result<Vec<(PostId, RemovalReason)>, Status> {
+        let posts = self.reader.read(ids).await;
+        let posts = posts.map_err(|e| read_error_to_status(&e))?;
+        let hidden = posts.into_iter().flatten().filter_map(|post| {
+            let reason = if post.deleted_at.is_some() {
+                RemovalReason::Deleted
+            } else if muted.contains(&post.author) {
+                RemovalReason::Muted
+            } else {
+                return None;
+            };
+            Some((post.id, reason))
+        });
+        Ok(hidden.collect())
+    }
+
+    /// Removes a deleted post from the cache of live posts.
+    pub(crate) async fn forget_live(&self, id: PostId) {
+        self.live_posts.invalidate(&id).await;
     }
 
     /// Counts posts whose live message was lost and that a comparison with the store found.

@@ -12,13 +12,16 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use herald_mesh::Mesh;
 use herald_model::{PostId, Recipients, UserKey};
-use herald_proto::mesh_v1::LiveChunks;
+use herald_proto::mesh_v1::LiveUpdates;
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Metrics, domain};
+
+/// Maximum number of changes that wait for a watch; a slower watch looks for all of them in the store.
+const CHANGES_MAX: usize = 1_024;
 
 /// Why a watch can't start.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,8 @@ struct Inner {
     /// Held while the subscription is being created, so that only one is created.
     starting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Changes for all watches; each watch picks those that concern it.
+    changes: broadcast::Sender<Change>,
 }
 
 /// *Invariant:* `subscription` is `Some` whenever `count` is not 0 and no task holds `starting`.
@@ -65,11 +70,24 @@ struct Watcher {
     slow: Arc<AtomicBool>,
 }
 
+/// A change that can hide posts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A post was deleted.
+    Deleted(PostId),
+    /// A user changed their muted authors.
+    Muting(UserKey),
+}
+
 /// An event of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WatchEvent {
     /// A post became visible.
     Post(PostId),
+    /// A change that concerns any watch.
+    Change(Change),
+    /// Changes were dropped, because the watcher is too slow for them.
+    ChangesMissed,
     /// The watcher's queue was full; the watch has ended.
     Slow,
     /// The subscription has ended.
@@ -82,16 +100,26 @@ pub(crate) struct Watch {
     user: UserKey,
     queue: mpsc::Receiver<PostId>,
     slow: Arc<AtomicBool>,
+    changes: broadcast::Receiver<Change>,
     hub: Hub,
 }
 
 impl Watch {
     /// Receives the next event; queued posts come before [`WatchEvent::Slow`]. Cancel safe.
     pub(crate) async fn next(&mut self) -> WatchEvent {
-        match self.queue.recv().await {
-            Some(post) => WatchEvent::Post(post),
-            None if self.slow.load(Ordering::Acquire) => WatchEvent::Slow,
-            None => WatchEvent::Closed,
+        tokio::select! {
+            // A post comes before its deletion.
+            biased;
+            post = self.queue.recv() => match post {
+                Some(post) => WatchEvent::Post(post),
+                None if self.slow.load(Ordering::Acquire) => WatchEvent::Slow,
+                None => WatchEvent::Closed,
+            },
+            change = self.changes.recv() => match change {
+                Ok(change) => WatchEvent::Change(change),
+                Err(broadcast::error::RecvError::Lagged(_)) => WatchEvent::ChangesMissed,
+                Err(broadcast::error::RecvError::Closed) => WatchEvent::Closed,
+            },
         }
     }
 }
@@ -131,6 +159,7 @@ impl Hub {
             watchers_max,
             starting,
             state,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         }))
     }
 
@@ -174,6 +203,7 @@ impl Hub {
                 user,
                 queue,
                 slow,
+                changes: inner.changes.subscribe(),
                 hub: self.clone(),
             },
             state.subscription.is_some(),
@@ -196,13 +226,19 @@ impl Hub {
         }
     }
 
-    /// Sends the post of each chunk to the watchers among the chunk's recipients.
+    /// Sends the post of each chunk to the watchers among the chunk's recipients, and changes to all watches.
     fn dispatch(&self, body: Bytes) {
-        let chunks = match LiveChunks::decode(body) {
-            Ok(live) => live.chunks,
+        let live = match LiveUpdates::decode(body) {
+            Ok(live) => live,
             Err(error) => return self.report_malformed(&error),
         };
-        for chunk in chunks {
+        let deleted = live.deleted_post_ids.into_iter().map(PostId).map(Change::Deleted);
+        let muting = live.muting_user_keys.into_iter().map(UserKey).map(Change::Muting);
+        for change in deleted.chain(muting) {
+            // An error: no watch is open.
+            let _ = self.0.changes.send(change);
+        }
+        for chunk in live.chunks {
             self.0.metrics.live_chunks.inc();
             match Recipients::decode(chunk.recipients, chunk.recipient_count) {
                 Ok(recipients) => self.send_to_watchers(PostId(chunk.post_id), &recipients),

@@ -155,7 +155,7 @@ impl Watcher {
                 snapshot.entries
             }
             Some(Event::Entry(entry)) => vec![entry],
-            Some(Event::Heartbeat(_)) | None => Vec::new(),
+            Some(Event::Removal(_) | Event::Heartbeat(_)) | None => Vec::new(),
         };
         let posts: Vec<v1::Post> = entries.into_iter().filter_map(|entry| entry.post).collect();
         if !posts.is_sorted_by(|newer, older| newer.post_id > older.post_id) {

@@ -17,6 +17,7 @@ use herald_rpc::{
     status,
 };
 use herald_store::{Posts, Users};
+use prost::Message as _;
 use tokio::{
     task::unconstrained,
     time::{Instant, sleep_until},
@@ -109,7 +110,16 @@ impl PostApi {
             )
             .await
             .map_err(|e| status::from_mesh(&e))?;
-        self.wait_until_deleted(post.id).await
+        self.wait_until_deleted(post.id).await?;
+        // Watches that miss it find the deletion when they compare with the store.
+        let live = mesh_v1::LiveUpdates {
+            deleted_post_ids: vec![post.id.0],
+            ..Default::default()
+        };
+        if let Err(error) = self.mesh.publish_live(live.encode_to_vec().into()).await {
+            tracing::debug!(%error, post_id = post.id.0, "deletion not published to watchers");
+        }
+        Ok(())
     }
 
     /// Waits until the archive has a deletion, so that the caller reads its own write; at most `delete_wait`.

@@ -2,10 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use herald_model::UserId;
-use herald_proto::v1::{self, preference_service_server::PreferenceService};
+use herald_mesh::Mesh;
+use herald_model::{UserId, UserKey};
+use herald_proto::{
+    mesh_v1,
+    v1::{self, preference_service_server::PreferenceService},
+};
 use herald_rpc::{fields, fields::Violations, status};
 use herald_store::{ErrorKind, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 /// Paths of an update mask.
@@ -16,11 +21,28 @@ const MUTED_AUTHOR_IDS: &str = "muted_author_ids";
 pub(crate) struct PreferenceApi {
     users: Arc<dyn Users>,
     preferences: Arc<dyn Preferences>,
+    mesh: Mesh,
 }
 
 impl PreferenceApi {
-    pub(crate) fn new(users: Arc<dyn Users>, preferences: Arc<dyn Preferences>) -> Self {
-        Self { users, preferences }
+    pub(crate) fn new(users: Arc<dyn Users>, preferences: Arc<dyn Preferences>, mesh: Mesh) -> Self {
+        Self {
+            users,
+            preferences,
+            mesh,
+        }
+    }
+
+    /// Tells the user's watches that they changed their muted authors. Watches that miss it find hidden posts when they
+    /// compare with the store.
+    async fn publish_muting(&self, user: UserKey) {
+        let live = mesh_v1::LiveUpdates {
+            muting_user_keys: vec![user.0],
+            ..Default::default()
+        };
+        if let Err(error) = self.mesh.publish_live(live.encode_to_vec().into()).await {
+            tracing::debug!(%error, "changed preferences not published to watchers");
+        }
     }
 
     async fn to_v1(&self, preferences: herald_model::Preferences) -> Result<v1::Preferences, Status> {
@@ -185,6 +207,9 @@ impl PreferenceService for PreferenceApi {
                 }
                 _ => status::from_store(&e),
             })?;
+        if change.muted.is_some() || !change.mute.is_empty() {
+            self.publish_muting(user).await;
+        }
         let preferences = Some(self.to_v1(updated).await?);
         Ok(Response::new(v1::UpdatePreferencesResponse { preferences }))
     }

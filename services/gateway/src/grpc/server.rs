@@ -181,7 +181,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
     };
     let deliveries = DeliveryApi::new(users.clone(), ledger, reader);
     let devices_api = DeviceApi::new(users.clone(), devices, config.endpoints, vapid_public_key);
-    let preferences_api = PreferenceApi::new(users, preferences);
+    let preferences_api = PreferenceApi::new(users, preferences, mesh.clone());
     let lags = MeshApi::new(mesh, topology, shutdown.clone());
     let bytes_max = config.request_bytes_max;
     let routes = Routes::new(PostServiceServer::new(posts_api).max_decoding_message_size(bytes_max))

@@ -1,11 +1,17 @@
-//! One WatchTimeline stream: snapshot, entries, heartbeats.
+//! One WatchTimeline stream: snapshot, entries, removals, heartbeats.
 //!
 //! Guarantee of a resume: a token contains the 64 greatest post ids that the watcher has seen. A resume sends those of
 //! the newest 200 posts of the timeline that are greater than the smallest id in the token and not in the token. So a
 //! post that became visible late, out of order, is sent unless it is older than those 64. A client that missed more
 //! than 200 posts reads the rest with ListTimeline.
+//!
+//! Removals: the stream remembers the newest 200 entries that it sent, and the token those among its 64 posts. A removal
+//! is found by a live message, by the periodic comparison with the store, or by a resume.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use futures::{Stream, stream};
 use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
@@ -21,7 +27,7 @@ use tonic::Status;
 use crate::{
     domain::{SeenPosts, WATCH_WINDOW},
     feed::{self, Feed, RESPONSE_BYTES_MAX},
-    live::{Watch, WatchEvent},
+    live::{Change, Watch, WatchEvent},
     wire::timeline_entry_to_v1,
 };
 
@@ -47,8 +53,8 @@ pub(super) struct WatchStart {
     pub(super) identity: u64,
     /// Maximum number of entries in the snapshot.
     pub(super) size: usize,
-    /// Posts seen before, if the stream resumes.
-    pub(super) resumed: Option<SeenPosts>,
+    /// Posts seen before, and those of them that were sent, if the stream resumes.
+    pub(super) resumed: Option<(SeenPosts, BTreeSet<PostId>)>,
 }
 
 /// A WatchTimeline stream. Ids of unsent posts wait in the bounded queue of its [`Watch`].
@@ -57,6 +63,10 @@ pub(super) struct WatchStream {
     identity: u64,
     /// Size of the snapshot and the posts seen before; `None` once the snapshot is sent.
     start: Option<(usize, Option<SeenPosts>)>,
+    /// The newest entries that were sent, at most [`WATCH_WINDOW`].
+    shown: BTreeSet<PostId>,
+    /// Removals of shown entries that are next to be sent.
+    removed: BTreeMap<PostId, v1::RemovalReason>,
     watch: Watch,
     feed: Feed,
     seen: SeenPosts,
@@ -80,10 +90,13 @@ impl WatchStream {
         // Jitter: streams that start at the same time must not compare with the store at the same time.
         let mut compare = interval_at(now + heartbeat.mul_f64(rand::random_range(0.5..=1.0)), heartbeat);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (resumed, shown) = start.resumed.unzip();
         Self {
             user: start.user,
             identity: start.identity,
-            start: Some((start.size, start.resumed)),
+            start: Some((start.size, resumed)),
+            shown: shown.unwrap_or_default(),
+            removed: BTreeMap::new(),
             watch,
             feed,
             seen: SeenPosts::default(),
@@ -108,9 +121,18 @@ impl WatchStream {
 
     async fn next(&mut self) -> Result<v1::WatchTimelineResponse, Status> {
         if let Some((size, resumed)) = self.start.take() {
+            // Entries that a resumed stream sent before can be hidden now.
+            self.find_removed().await?;
             return self.build_snapshot(size, resumed).await;
         }
         loop {
+            if let Some((id, reason)) = self.removed.pop_first() {
+                self.shown.remove(&id);
+                return Ok(self.build_response(Event::Removal(v1::TimelineRemoval {
+                    post_id: id.0,
+                    reason: reason.into(),
+                })));
+            }
             if let Some(id) = self.unsent.pop_front() {
                 if let Some(response) = self.build_entry(id).await? {
                     return Ok(response);
@@ -126,6 +148,16 @@ impl WatchStream {
                 _ = self.compare.tick() => self.compare_with_store().await?,
                 event = self.watch.next() => match event {
                     WatchEvent::Post(id) => self.unsent.push_back(id),
+                    WatchEvent::Change(Change::Deleted(id)) => {
+                        self.feed.forget_live(id).await;
+                        if self.shown.contains(&id) {
+                            self.removed.insert(id, v1::RemovalReason::Deleted);
+                        }
+                    }
+                    WatchEvent::Change(Change::Muting(user)) if user != self.user => {}
+                    WatchEvent::Change(Change::Muting(_)) | WatchEvent::ChangesMissed => {
+                        self.find_removed().await?;
+                    }
                     WatchEvent::Slow => {
                         let message = "the reader was too slow; resume with the last resume_token";
                         return Err(status::exhausted("SLOW_READER", message, SLOW_RETRY_AFTER));
@@ -185,11 +217,34 @@ impl WatchStream {
                 self.seen.insert(id);
             }
         }
+        for entry in &entries {
+            self.add_shown(entry);
+        }
         Ok(self.build_response(Event::Snapshot(v1::TimelineSnapshot { entries })))
     }
 
-    /// Finds posts whose live messages were lost.
+    fn add_shown(&mut self, entry: &v1::TimelineEntry) {
+        self.shown
+            .extend(entry.post.as_ref().map(|post| PostId(post.post_id)));
+        while self.shown.len() > WATCH_WINDOW {
+            self.shown.pop_first();
+        }
+    }
+
+    /// Finds shown entries that are hidden now.
+    async fn find_removed(&mut self) -> Result<(), Status> {
+        if self.shown.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<_> = self.shown.iter().copied().collect();
+        let muted = self.feed.muted_authors(self.user).await?;
+        self.removed.extend(self.feed.find_hidden(&shown, &muted).await?);
+        Ok(())
+    }
+
+    /// Finds new posts and removals whose live messages were lost.
     async fn compare_with_store(&mut self) -> Result<(), Status> {
+        self.find_removed().await?;
         let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?;
         // Oldest first, in the order of their live messages.
         let missed = window.into_iter().rev().filter(|id| !self.seen.contains(*id));
@@ -208,7 +263,10 @@ impl WatchStream {
         let muted = self.feed.muted_authors(self.user).await?;
         let post = self.feed.read_visible_live(id, &muted).await?;
         self.seen.insert(id);
-        Ok(post.map(|post| self.build_response(Event::Entry(timeline_entry_to_v1(Post::clone(&post))))))
+        let Some(post) = post else { return Ok(None) };
+        let entry = timeline_entry_to_v1(Post::clone(&post));
+        self.add_shown(&entry);
+        Ok(Some(self.build_response(Event::Entry(entry))))
     }
 
     fn build_response(&mut self, event: Event) -> v1::WatchTimelineResponse {
@@ -216,7 +274,7 @@ impl WatchStream {
         v1::WatchTimelineResponse {
             event: Some(event),
             // Contains only posts of this response and the previous ones.
-            resume_token: PageToken::encode(WATCH_TIMELINE, self.identity, &self.seen.encode()),
+            resume_token: PageToken::encode(WATCH_TIMELINE, self.identity, &self.seen.encode(&self.shown)),
             server_time: Some(herald_proto::timestamp_to_proto(Timestamp::now())),
         }
     }

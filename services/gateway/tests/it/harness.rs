@@ -7,7 +7,7 @@ use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig};
 use herald_model::{Lane, PostId, Recipients, UserId, UserKey};
 use herald_proto::{
-    mesh_v1::{LiveChunks, PostCreated, TimelineChunk},
+    mesh_v1::{LiveUpdates, PostCreated, TimelineChunk},
     v1::{
         self, delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
         graph_service_client::GraphServiceClient, graph_service_server::GraphServiceServer,
@@ -271,7 +271,10 @@ impl World {
             recipient_count: recipients.len(),
             ..Default::default()
         };
-        let live = LiveChunks { chunks: vec![chunk] };
+        let live = LiveUpdates {
+            chunks: vec![chunk],
+            ..Default::default()
+        };
         self.mesh.publish_live(live.encode_to_vec().into()).await.unwrap();
     }
 

@@ -1,8 +1,9 @@
 //! WatchTimeline.
 
 use herald_gateway::Config;
-use herald_model::Recipients;
+use herald_model::{Recipients, time::Timestamp};
 use herald_proto::v1::{self, watch_timeline_response::Event};
+use herald_store::Archived;
 use tonic::{Code, Streaming, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
@@ -118,6 +119,102 @@ async fn a_watch_skips_muted_authors_and_deleted_posts() {
         world.deliver(post, "reader", true).await;
     }
     assert_eq!(entry(&mut responses).await.0, fine);
+    world.stop().await.unwrap();
+}
+
+/// Receives a removal; returns its post id and reason, and its token.
+async fn removal(responses: &mut Responses) -> ((u64, v1::RemovalReason), String) {
+    let response = next_response(responses).await;
+    match response.event {
+        Some(Event::Removal(removal)) => ((removal.post_id, removal.reason()), response.resume_token),
+        other => panic!("no removal: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_of_entries_that_are_taken_back_and_so_does_a_resume() {
+    // Comparisons with the store are a minute apart, so live messages bring the removals.
+    let world = World::start().await;
+    let gone = world.post("quiet", "gone").await;
+    let loud = world.post("loud", "LOUD").await;
+    for post in [gone, loud] {
+        world.deliver(post, "reader", false).await;
+    }
+    let mut responses = watch(&world, "reader", 0, "").await;
+    let (ids, before) = snapshot(&mut responses).await;
+    assert_eq!(ids, [loud, gone]);
+    let unseen = world.post("quiet", "deleted before it is sent").await;
+    let live = world.post("quiet", "live").await;
+    world.deliver(live, "reader", true).await;
+    assert_eq!(entry(&mut responses).await.0, live);
+
+    let delete = async |post_id| {
+        let request = v1::DeletePostRequest {
+            post_id,
+            any_author: true,
+            ..Default::default()
+        };
+        world.posts().delete_post(request).await.unwrap();
+    };
+    let deleted = v1::RemovalReason::Deleted;
+    delete(unseen).await;
+    delete(gone).await;
+    assert_eq!(removal(&mut responses).await.0, (gone, deleted));
+    delete(live).await;
+    assert_eq!(removal(&mut responses).await.0, (live, deleted));
+    let mute = v1::UpdatePreferencesRequest {
+        user_id: "reader".into(),
+        mute_author_ids: vec!["loud".into()],
+        ..Default::default()
+    };
+    world.preferences().update_preferences(mute).await.unwrap();
+    let (muted, after) = removal(&mut responses).await;
+    assert_eq!(muted, (loud, v1::RemovalReason::Muted));
+
+    // A resume sends the removals that its token lacks.
+    let mut resumed = watch(&world, "reader", 0, &before).await;
+    assert_eq!(snapshot(&mut resumed).await.0, Vec::<u64>::new());
+    assert_eq!(removal(&mut resumed).await.0, (gone, deleted));
+    assert_eq!(removal(&mut resumed).await.0.0, loud);
+    let mut resumed = watch(&world, "reader", 0, &after).await;
+    assert_eq!(snapshot(&mut resumed).await.0, Vec::<u64>::new());
+    let next = world.post("quiet", "next").await;
+    world.deliver(next, "reader", true).await;
+    assert_eq!(entry(&mut resumed).await.0, next);
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_with_the_store_finds_a_removal_whose_live_message_was_lost() {
+    let world = World::start_with(Setup {
+        config: Config {
+            heartbeat_ms: 200,
+            ..Config::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let post = world.post("quiet", "gone").await;
+    world.deliver(post, "reader", false).await;
+    let mut responses = watch(&world, "reader", 0, "").await;
+    assert_eq!(snapshot(&mut responses).await.0, [post]);
+    world.wait_until_archived().await;
+    let deletion = Archived::Deleted {
+        post: post_id(post),
+        at: Timestamp::now(),
+    };
+    world.stores.posts.archive(&[deletion]).await.unwrap();
+    let removed = loop {
+        match next_response(&mut responses).await.event.unwrap() {
+            Event::Heartbeat(_) => {}
+            Event::Removal(removal) => break removal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        (removed.post_id, removed.reason()),
+        (post, v1::RemovalReason::Deleted)
+    );
     world.stop().await.unwrap();
 }
 

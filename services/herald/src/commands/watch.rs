@@ -9,7 +9,9 @@ use herald_cli::{
     output::{Output, Show},
     time,
 };
-use herald_proto::v1::{WatchTimelineRequest, WatchTimelineResponse, watch_timeline_response::Event};
+use herald_proto::v1::{
+    RemovalReason, WatchTimelineRequest, WatchTimelineResponse, watch_timeline_response::Event,
+};
 use serde::Serialize;
 
 use crate::{
@@ -36,12 +38,13 @@ Examples:
 
 /// Print new posts of a user's timeline as they arrive
 ///
-/// Prints the newest posts in ascending order, then each new post when it becomes visible. When the connection breaks,
+/// Prints the newest posts in ascending order, then each new post when it becomes visible, and each printed post that is
+/// deleted or whose author is muted. When the connection breaks,
 /// or the server closes it because the reader is too slow, the command reconnects and resumes after the last post.
 /// Ctrl-C stops it.
 ///
-/// With --output json each line has an `event`: `snapshot` with `entries`, `entry` with an `entry`, or `heartbeat`;
-/// and a `resume_token`.
+/// With --output json each line has an `event`: `snapshot` with `entries`, `entry` with an `entry`, `removal` with a
+/// `removal` (a `post_id` and its `reason`, `deleted` or `muted`), or `heartbeat`; and a `resume_token`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -81,7 +84,14 @@ struct WatchLine {
 enum LineEvent {
     Snapshot { entries: Vec<Post> },
     Entry { entry: Post },
+    Removal { removal: Removal },
     Heartbeat,
+}
+
+#[derive(Debug, Serialize)]
+struct Removal {
+    post_id: u64,
+    reason: &'static str,
 }
 
 impl Show for WatchLine {
@@ -98,6 +108,9 @@ impl Show for WatchLine {
                     + "\n"
             }
             LineEvent::Entry { entry } => entry.text() + "\n",
+            LineEvent::Removal { removal } => {
+                format!("post {} removed: {}\n", removal.post_id, removal.reason)
+            }
             LineEvent::Heartbeat => String::new(),
         }
     }
@@ -111,6 +124,16 @@ impl WatchLine {
             },
             Event::Entry(entry) => LineEvent::Entry {
                 entry: entry.post?.into(),
+            },
+            Event::Removal(removal) => LineEvent::Removal {
+                removal: Removal {
+                    post_id: removal.post_id,
+                    reason: match removal.reason() {
+                        RemovalReason::Deleted => "deleted",
+                        RemovalReason::Muted => "muted",
+                        RemovalReason::Unspecified => "unknown",
+                    },
+                },
             },
             Event::Heartbeat(_) => LineEvent::Heartbeat,
         };
@@ -126,7 +149,7 @@ impl WatchLine {
     fn is_empty(&self) -> bool {
         match &self.event {
             LineEvent::Snapshot { entries } => entries.is_empty(),
-            LineEvent::Entry { .. } => false,
+            LineEvent::Entry { .. } | LineEvent::Removal { .. } => false,
             LineEvent::Heartbeat => true,
         }
     }

@@ -4,7 +4,7 @@
 //! the same time share a message.
 
 use herald_mesh::Mesh;
-use herald_proto::mesh_v1::{LiveChunks, TimelineChunk};
+use herald_proto::mesh_v1::{LiveUpdates, TimelineChunk};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
@@ -46,12 +46,12 @@ async fn publish_chunks(mesh: Mesh, mut inbox: mpsc::Receiver<TimelineChunk>) {
 }
 
 /// Packs the chunks into as few messages as [`MESSAGE_BYTES_MAX`] allows.
-fn pack(chunks: &mut Vec<TimelineChunk>) -> Vec<LiveChunks> {
-    let mut messages = vec![LiveChunks::default()];
+fn pack(chunks: &mut Vec<TimelineChunk>) -> Vec<LiveUpdates> {
+    let mut messages = vec![LiveUpdates::default()];
     let mut bytes = 0;
     for chunk in chunks.drain(..) {
         if bytes > 0 && bytes + chunk.recipients.len() > MESSAGE_BYTES_MAX {
-            messages.push(LiveChunks::default());
+            messages.push(LiveUpdates::default());
             bytes = 0;
         }
         bytes += chunk.recipients.len();
