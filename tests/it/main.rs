@@ -16,6 +16,7 @@ mod dependencies;
 mod documents;
 mod follows;
 mod full;
+mod graph_calls;
 mod main_job;
 mod metrics;
 mod poison;

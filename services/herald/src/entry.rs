@@ -1,6 +1,6 @@
-//! Output of posts for `herald timeline` and `herald watch`.
+//! Output of posts for `herald timeline`, `herald watch` and `herald posts`.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use console::Style;
 use herald_cli::{
@@ -23,6 +23,9 @@ pub(crate) struct Post {
     pub(crate) media_urls: Vec<String>,
     pub(crate) lane: &'static str,
     pub(crate) accepted_time: Option<String>,
+    pub(crate) push_title: String,
+    pub(crate) push_collapse_key: String,
+    pub(crate) push_data: BTreeMap<String, String>,
     #[serde(skip)]
     accepted: Option<prost_types::Timestamp>,
 }
@@ -38,6 +41,9 @@ impl From<v1::Post> for Post {
             lane: lane_name(post.lane),
             accepted_time: rfc3339(post.accepted_time.as_ref()),
             accepted: post.accepted_time,
+            push_title: post.push_title,
+            push_collapse_key: post.push_collapse_key,
+            push_data: post.push_data,
         }
     }
 }

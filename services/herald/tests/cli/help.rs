@@ -41,9 +41,12 @@ async fn every_command_has_help_and_examples() {
     let paths: BTreeSet<String> = commands.iter().map(|(path, _)| path.join(" ")).collect();
     let expected = [
         "post",
+        "posts list",
+        "posts get",
         "delete",
         "follow",
         "unfollow",
+        "following",
         "import follows",
         "device add",
         "device list",

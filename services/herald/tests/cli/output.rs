@@ -1,7 +1,8 @@
 //! Output of commands for given responses.
 
 use herald_proto::v1::{
-    Channel, ChannelDelivery, GetDeliveryRequest, GetDeliveryResponse, ListTimelineRequest,
+    BatchGetPostsRequest, Channel, ChannelDelivery, GetDeliveryRequest, GetDeliveryResponse,
+    ListPostsRequest, ListTimelineRequest,
 };
 use serde_json::json;
 
@@ -54,7 +55,7 @@ async fn a_timeline_is_printed_for_people_and_programs() {
         .json();
     let entry = json!({
         "post_id": 2, "author_id": "107", "text": "second", "links": [], "media_urls": [], "lane": "normal",
-        "accepted_time": "2026-01-31T08:00:00Z",
+        "accepted_time": "2026-01-31T08:00:00Z", "push_title": "", "push_collapse_key": "", "push_data": {},
     });
     assert_eq!(json["entries"][0], entry);
     assert_eq!(json["next_page_token"], "NEXT");
@@ -62,6 +63,59 @@ async fn a_timeline_is_printed_for_people_and_programs() {
         .await
         .ok();
     assert_eq!(empty.stdout, "{\"entries\":[],\"next_page_token\":\"\"}\n");
+}
+
+#[tokio::test]
+async fn posts_are_printed_by_author_and_by_id() {
+    let server = Server::start().await;
+    let text = herald(&server.url, &["posts", "list", "107", "--page-size", "1"])
+        .await
+        .ok()
+        .stdout;
+    assert!(text.contains("107  post 2, "), "{text}");
+    assert!(
+        text.contains("next page: herald posts list 107 --page-token more"),
+        "{text}"
+    );
+    let request: ListPostsRequest = server.call();
+    assert_eq!((request.author_id.as_str(), request.page_size), ("107", 1));
+    let all = ["posts", "list", "107", "--all", "--output", "json"];
+    let json = herald(&server.url, &all).await.ok().json();
+    let ids: Vec<_> = json["posts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|post| &post["post_id"])
+        .collect();
+    assert_eq!(
+        (ids, &json["next_page_token"]),
+        (vec![&json!(2), &json!(1)], &json!(""))
+    );
+
+    // The fake server has two posts of each batch, the others are missing.
+    let ids: Vec<String> = (1..=101).map(|id| id.to_string()).collect();
+    let arguments = ["posts", "get", "--output", "json"].into_iter();
+    let arguments: Vec<&str> = arguments.chain(ids.iter().map(String::as_str)).collect();
+    let json = herald(&server.url, &arguments).await.ok().json();
+    assert_eq!(json["posts"].as_array().unwrap().len(), 3);
+    assert_eq!(json["missing_post_ids"].as_array().unwrap().len(), 98);
+    let batches: Vec<BatchGetPostsRequest> = server.calls();
+    assert_eq!(batches[0].post_ids.len(), 100);
+    assert_eq!(batches[1].post_ids, [101]);
+}
+
+#[tokio::test]
+async fn a_follow_is_shown_with_its_pushes() {
+    let server = Server::start().await;
+    let done = herald(&server.url, &["following", "1", "107"]).await.ok();
+    assert_eq!(done.stdout, "1 follows 107, with pushes\n");
+    let done = herald(&server.url, &["following", "1", "108", "-o", "json"])
+        .await
+        .ok();
+    assert_eq!(
+        done.stdout,
+        "{\"follower_id\":\"1\",\"author_id\":\"108\",\"following\":false,\"notify\":false}\n"
+    );
 }
 
 #[tokio::test]

@@ -139,6 +139,11 @@ impl Server {
         };
         let mut events = vec![Event::Snapshot(snapshot)];
         events.extend(entries.into_iter().map(|post| Event::Entry(entry(post))));
+        self.add_watch_events(events, resume_token);
+    }
+
+    /// Adds a response of `WatchTimeline` with these events.
+    pub(crate) fn add_watch_events(&self, events: Vec<Event>, resume_token: &str) {
         let response = |event| WatchTimelineResponse {
             event: Some(event),
             resume_token: resume_token.into(),

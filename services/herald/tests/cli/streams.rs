@@ -1,6 +1,10 @@
 //! Commands that run until they are stopped.
 
-use herald_proto::v1::{WatchLagRequest, WatchTimelineRequest};
+use herald_proto::v1::{
+    RemovalReason, TimelineRemoval, TimelineSnapshot, WatchLagRequest, WatchTimelineRequest,
+    watch_timeline_response::Event,
+};
+use serde_json::json;
 use tonic::Status;
 
 use crate::{
@@ -47,6 +51,43 @@ async fn text_output_of_a_watch_is_in_ascending_order() {
         text += &(watch.line().await + "\n");
     }
     assert!(text.contains("older"), "{text}");
+    watch.interrupt().await;
+    assert_eq!(watch.end().await, 0);
+}
+
+#[tokio::test]
+async fn a_watch_prints_removals() {
+    let removals = || {
+        let removal = |post_id, reason: RemovalReason| {
+            Event::Removal(TimelineRemoval {
+                post_id,
+                reason: reason.into(),
+            })
+        };
+        vec![
+            Event::Snapshot(TimelineSnapshot::default()),
+            removal(17, RemovalReason::Deleted),
+            removal(18, RemovalReason::Muted),
+        ]
+    };
+    let server = Server::start().await;
+    server.add_watch_events(removals(), "R1");
+    let mut watch = StreamingCommand::start(&server.url, &["watch", "1", "--output", "json"]);
+    assert_eq!(watch.json().await["event"], "snapshot");
+    let line = watch.json().await;
+    assert_eq!(line["event"], "removal");
+    assert_eq!(line["removal"], json!({"post_id": 17, "reason": "deleted"}));
+    assert_eq!(watch.json().await["removal"]["reason"], "muted");
+    watch.interrupt().await;
+    assert_eq!(watch.end().await, 0);
+
+    server.add_watch_events(removals(), "R1");
+    let mut watch = StreamingCommand::start(&server.url, &["watch", "1"]);
+    let mut text = String::new();
+    while !text.contains("post 18 removed: muted") {
+        text += &(watch.line().await + "\n");
+    }
+    assert!(text.contains("post 17 removed: deleted"), "{text}");
     watch.interrupt().await;
     assert_eq!(watch.end().await, 0);
 }
