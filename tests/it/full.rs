@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, statvfs};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::HERALD;
+use crate::{HERALD, surface::http_get};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -88,13 +88,33 @@ async fn a_full_disk_refuses_posts_until_space_is_freed() {
         post(&clients, "one too many?").await.is_err()
     })
     .await;
-    assert_refused(&post(&clients, "one too many").await.unwrap_err(), "STORE_FULL");
+    let refusal = post(&clients, "one too many").await.unwrap_err();
+    assert_refused(&refusal, "STORE_FULL");
+    let needed = format!(
+        "{} MiB are needed for new posts (twice store.disk_free_mb_min)",
+        2 * free_mb_min
+    );
+    assert!(refusal.message().contains(&needed), "{refusal:?}");
+    until("the server is not ready", LIMIT, || async {
+        http_get(herald.http(), "/readyz")
+            .await
+            .starts_with("HTTP/1.1 503")
+    })
+    .await;
+    let readyz = http_get(herald.http(), "/readyz").await;
+    assert!(readyz.contains("store.disk_free_mb_min"), "{readyz}");
     let before = timeline(&clients).await;
     assert!(before.contains(&first));
 
     drop(ballast);
     until("posts are accepted again", LIMIT, || async {
         post(&clients, "space freed").await.is_ok()
+    })
+    .await;
+    until("the server is ready again", LIMIT, || async {
+        http_get(herald.http(), "/readyz")
+            .await
+            .starts_with("HTTP/1.1 200")
     })
     .await;
     let last = post(&clients, "last").await.unwrap();
@@ -133,6 +153,12 @@ async fn a_full_stream_refuses_posts_and_delivers_accepted_ones() {
         );
     };
     assert_refused(&refusal, "STREAM_FULL");
+    assert!(
+        refusal
+            .message()
+            .contains("stream POSTS is full: raise topology.posts.bytes_max"),
+        "{refusal:?}"
+    );
     assert!(!accepted.is_empty());
     accepted.reverse();
     until("every accepted post is on the timeline", LIMIT, || async {

@@ -21,6 +21,7 @@ mod main_job;
 mod metrics;
 mod poison;
 mod readme;
+mod start;
 mod surface;
 
 /// The program under test.

@@ -172,6 +172,8 @@ fn prepare_headers(request: &mut Request<Body>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::{io::copy_bidirectional, net::TcpListener, net::TcpStream};
     use tokio_stream::wrappers::TcpListenerStream;
     use tonic::{Code, transport::Endpoint, transport::Server};
@@ -183,16 +185,40 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_stream_whose_connection_breaks_is_unavailable() {
+    /// Starts a server of the health service, whose watches never end by themselves.
+    async fn start_server() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server_address = listener.local_addr().unwrap();
-        // A watch of the health never ends by itself.
+        let address = listener.local_addr().unwrap();
         let (_reporter, health) = health_reporter();
         let serve = Server::builder()
             .add_service(health)
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(serve);
+        address
+    }
+
+    fn client_of(address: SocketAddr, shutdown: CancellationToken) -> HealthClient<Forward<Graph>> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        HealthClient::new(Forward::new(endpoint.connect_lazy(), shutdown))
+    }
+
+    #[tokio::test]
+    async fn an_open_stream_ends_at_the_shutdown() {
+        let shutdown = CancellationToken::new();
+        let mut client = client_of(start_server().await, shutdown.clone());
+        let request = HealthCheckRequest::default();
+        let mut watch = client.watch(request).await.unwrap().into_inner();
+        assert!(watch.message().await.unwrap().is_some());
+        shutdown.cancel();
+        let status = watch.message().await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "SHUTTING_DOWN");
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_connection_breaks_is_unavailable() {
+        let server_address = start_server().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let proxy = tokio::spawn(async move {
@@ -202,10 +228,7 @@ mod tests {
             let _ = copy_bidirectional(&mut client, &mut server).await;
         });
 
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .unwrap()
-            .connect_lazy();
-        let mut client = HealthClient::new(Forward::<Graph>::new(channel, CancellationToken::new()));
+        let mut client = client_of(address, CancellationToken::new());
         let mut watch = client
             .watch(HealthCheckRequest::default())
             .await

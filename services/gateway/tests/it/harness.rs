@@ -18,7 +18,7 @@ use herald_proto::{
 use herald_push_endpoint::Policy;
 use herald_runtime::{http::Readiness, metrics::Shared};
 use herald_store::{
-    Stores,
+    Posts, Stores,
     embedded::{self, Embedded},
 };
 use prost::Message as _;
@@ -66,6 +66,8 @@ pub(crate) struct Setup {
     pub(crate) await_ready: bool,
     /// Whether to add a partitioned server.
     pub(crate) partitioned_server: bool,
+    /// Replaces the archive of posts that the gateway gets.
+    pub(crate) wrap_posts: Option<Box<dyn FnOnce(Arc<dyn Posts>) -> Arc<dyn Posts>>>,
     /// Runs on the stores before the gateway starts.
     pub(crate) before: Option<Box<dyn FnOnce(Stores) -> futures::future::BoxFuture<'static, ()>>>,
 }
@@ -80,6 +82,7 @@ impl Default for Setup {
             topology: TopologyConfig::default(),
             await_ready: true,
             partitioned_server: false,
+            wrap_posts: None,
             before: None,
         }
     }
@@ -120,7 +123,10 @@ impl World {
             ..embedded::Config::default()
         };
         let store = Embedded::open(&store).unwrap();
-        let stores = store.stores();
+        let mut stores = store.stores();
+        if let Some(wrap) = setup.wrap_posts {
+            stores.posts = wrap(stores.posts);
+        }
         if let Some(before) = setup.before {
             before(stores.clone()).await;
         }

@@ -8,6 +8,7 @@ mod graph;
 mod harness;
 mod partitioned_server;
 mod posts;
+mod readiness;
 mod reads;
 mod redrive;
 mod startup;

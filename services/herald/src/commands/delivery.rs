@@ -10,7 +10,7 @@ use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, Kind, printable},
-    output::{Show, Size, Table, as_map, channel_name, count, state_name},
+    output::{Show, Size, Table, as_map, channel_name, count, shell_quoted, state_name},
     time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
@@ -238,7 +238,10 @@ impl Show for Recipients {
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
-            token => format!("\n\nnext page: the same command with --page-token {token}"),
+            token => format!(
+                "\n\nnext page: the same command with --page-token {}",
+                shell_quoted(token)
+            ),
         };
         table.render() + &more
     }

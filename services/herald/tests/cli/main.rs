@@ -6,6 +6,7 @@ mod audit;
 mod dlq;
 mod fake_stats;
 mod help;
+mod hostile;
 mod import;
 mod output;
 mod push_sink;

@@ -9,8 +9,12 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tonic::Status;
 
-use crate::{run::StreamingCommand, server::Server};
+use crate::{
+    run::{StreamingCommand, herald},
+    server::Server,
+};
 
 /// Sends a webhook as Herald does, signed with this secret, and returns the HTTP status.
 async fn send(address: &str, user: &str, secret: &str) -> String {
@@ -61,8 +65,6 @@ async fn pushes_are_verified_and_counted() {
         "--register",
         "5",
         "6",
-        "--print",
-        "--unregister",
         "-o",
         "json",
     ];
@@ -120,6 +122,8 @@ async fn the_first_pushes_fail_and_the_sink_stops_after_a_count() {
         "429",
         "--count",
         "1",
+        "--quiet",
+        "--keep-devices",
         "-o",
         "json",
     ];
@@ -132,4 +136,76 @@ async fn the_first_pushes_fail_and_the_sink_stops_after_a_count() {
     let summary = sink.json().await;
     assert_eq!((&summary["received"], &summary["failed"]), (&1.into(), &2.into()));
     assert_eq!(sink.end().await, 0);
+    assert_eq!(server.calls::<UnregisterDeviceRequest>(), []);
+}
+
+#[tokio::test]
+async fn each_push_is_a_line_with_its_post_recipient_and_latency() {
+    let server = Server::start().await;
+    let arguments = ["push-sink", "--listen", "127.0.0.1:0", "--register", "5"];
+    let mut sink = StreamingCommand::start(&server.url, &arguments);
+    let listening = sink.line().await;
+    let address = listening
+        .strip_prefix("listening on ")
+        .and_then(|rest| rest.split(',').next())
+        .unwrap()
+        .to_owned();
+    let secret = secrets(&server)[0].1.clone();
+    assert_eq!(send(&address, "5", &secret).await, "204");
+    let push = loop {
+        let line = sink.line().await;
+        if line.starts_with("push of ") {
+            break line;
+        }
+    };
+    assert!(
+        push.starts_with("push of post 17 to 5 after ") && push.ends_with(" ms, by 107: hi"),
+        "{push}"
+    );
+    sink.interrupt().await;
+    assert_eq!(sink.end().await, 0);
+    assert_eq!(server.calls::<UnregisterDeviceRequest>().len(), 1);
+}
+
+#[tokio::test]
+async fn devices_are_removed_when_another_registration_fails() {
+    let server = Server::start().await;
+    server.fail([Status::unavailable("the store is not available")]);
+    let arguments = [
+        "push-sink",
+        "--listen",
+        "127.0.0.1:0",
+        "--register",
+        "5",
+        "6",
+        "7",
+    ];
+    let done = herald(&server.url, &arguments).await;
+    assert_eq!(done.code, 3, "{done:?}");
+    assert_eq!(server.calls::<RegisterDeviceRequest>().len(), 3);
+    assert_eq!(server.calls::<UnregisterDeviceRequest>().len(), 2);
+}
+
+#[tokio::test]
+async fn devices_that_can_not_be_removed_are_named() {
+    let server = Server::start().await;
+    let arguments = [
+        "push-sink",
+        "--listen",
+        "127.0.0.1:0",
+        "--register",
+        "5",
+        "--count",
+        "1",
+        "-o",
+        "json",
+    ];
+    let mut sink = StreamingCommand::start(&server.url, &arguments);
+    let address = address(&sink.json().await);
+    let secret = secrets(&server)[0].1.clone();
+    server.fail([Status::unavailable("the store is not available")]);
+    assert_eq!(send(&address, "5", &secret).await, "204");
+    assert_eq!(sink.json().await["event"], "push");
+    assert_eq!(sink.json().await["event"], "summary");
+    assert_eq!(sink.end().await, 3);
 }

@@ -1,0 +1,261 @@
+//! The start of `herald up`: what it refuses, with which words, and when it is ready.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use harness::{Herald, Options, Output, run};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+
+use crate::{HERALD, surface::http_get};
+
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Runs `herald up` on free ports until it ends, with further arguments.
+async fn up(data_dir: &Path, arguments: &[&str]) -> Output {
+    let mut all = vec!["up", "--data-dir", data_dir.to_str().unwrap()];
+    for (flag, free) in [
+        ("--grpc", "127.0.0.1:0"),
+        ("--http", "127.0.0.1:0"),
+        ("--nats-port", "0"),
+    ] {
+        if !arguments.contains(&flag) {
+            all.extend([flag, free]);
+        }
+    }
+    all.extend(arguments);
+    tokio::time::timeout(LIMIT, run(HERALD, &all, &[])).await.unwrap()
+}
+
+/// A running `herald up` with the events of its standard output.
+struct Up {
+    child: Child,
+    events: Lines<BufReader<ChildStdout>>,
+}
+
+impl Up {
+    fn start(data_dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(HERALD)
+            .args([
+                "up",
+                "--grpc",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+                "--nats-port",
+                "0",
+            ])
+            .args(["--output", "json", "--data-dir"])
+            .arg(data_dir)
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let events = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, events }
+    }
+
+    async fn event(&mut self) -> Value {
+        let line = tokio::time::timeout(LIMIT, self.events.next_line())
+            .await
+            .unwrap();
+        serde_json::from_str(&line.unwrap().expect("an event")).unwrap()
+    }
+
+    async fn interrupt(mut self) -> i32 {
+        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let status = tokio::time::timeout(LIMIT, self.child.wait()).await.unwrap();
+        status.unwrap().code().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_one_sentence_with_its_flag() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let address = format!("127.0.0.1:{port}");
+    for (flag, value) in [("--nats-port", &port), ("--grpc", &address), ("--http", &address)] {
+        let dir = tempfile::tempdir().unwrap();
+        let done = up(dir.path(), &[flag, value]).await;
+        assert_eq!(done.code, 1, "{done:?}");
+        let error = done.stderr.lines().last().unwrap();
+        assert!(
+            error.starts_with("error: ") && error.contains(&port) && error.contains(flag),
+            "{done:?}"
+        );
+        // Neither the log of nats-server nor a text of Rust.
+        assert!(
+            !done.stderr.contains("[INF]") && !done.stderr.contains("os error"),
+            "{done:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_does_not_claim_to_start_with_the_data() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let done = up(&herald.data_dir(), &[]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("is open in another process"), "{done:?}");
+    assert!(!done.stderr.contains("starting with data"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_disk_space_is_not_ready_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let variables = [("HERALD_STORE__DISK_FREE_MB_MIN", "10000000000")];
+    let mut server = Up::start(dir.path(), &[], &variables);
+    let event = server.event().await;
+    assert_eq!(event["event"], "not_ready", "{event}");
+    let checks = event["checks"].as_array().unwrap();
+    assert_eq!(checks.len(), 1, "{event}");
+    assert_eq!(checks[0]["name"], "disk");
+    let reason = checks[0]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("20000000000 MiB are needed") && reason.contains("store.disk_free_mb_min"),
+        "{reason}"
+    );
+    let readyz = http_get(event["http"].as_str().unwrap(), "/readyz").await;
+    assert!(
+        readyz.starts_with("HTTP/1.1 503") && readyz.contains("store.disk_free_mb_min"),
+        "{readyz}"
+    );
+    let url = format!("http://{}", event["grpc"].as_str().unwrap());
+    let post = run(
+        HERALD,
+        &["post", "--author", "1", "--text", "hi", "--retries", "0"],
+        &[("HERALD_SERVER", &url)],
+    )
+    .await;
+    assert_eq!(post.code, 6, "{post:?}");
+    assert!(post.stderr.contains("store.disk_free_mb_min"), "{post:?}");
+    assert_eq!(server.interrupt().await, 0);
+}
+
+#[tokio::test]
+async fn config_check_refuses_what_can_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("herald.toml");
+    let data_dir = dir.path().join("data");
+    let check = async |toml: &str, command: &str| {
+        std::fs::write(&file, toml).unwrap();
+        let (file, data_dir) = (file.to_str().unwrap(), data_dir.to_str().unwrap());
+        let arguments = match command {
+            "check" => vec!["config", "check", "--config", file, "--data-dir", data_dir],
+            _ => vec!["up", "--config", file, "--data-dir", data_dir],
+        };
+        run(HERALD, &arguments, &[]).await
+    };
+    assert_eq!(check("", "check").await.code, 0);
+    for (toml, key) in [
+        ("[push]\nvapid_private_key = '[hidden]'", "push.vapid_private_key"),
+        ("[push]\nvapid_private_key = 'nonsense'", "push.vapid_private_key"),
+        ("[push]\nca_file = '/nowhere/ca.pem'", "push.ca_file"),
+        ("[nats]\nurl = 'nats://me:[hidden]@localhost'", "nats.url"),
+        ("[nats]\nprogram = '/nowhere/nats-server'", "nats.program"),
+        (
+            "[topology.posts]\nbytes_max = 9223372036854775807\nage_seconds_max = 604800",
+            "topology.*.bytes_max",
+        ),
+        ("[topology]\nreplicas = 2", "topology.replicas"),
+        ("[store]\nledger_keep_days = 0", "store.ledger_keep_days"),
+        ("[telemetry]\nlog = '=x='", "telemetry.log"),
+    ] {
+        let checked = check(toml, "check").await;
+        assert_eq!(checked.code, 2, "{toml}: {checked:?}");
+        assert!(checked.stderr.contains(key), "{toml}: {checked:?}");
+        assert_eq!(checked.stderr.matches(key).count(), 1, "{toml}: {checked:?}");
+        // The start refuses it with the same words.
+        let started = check(toml, "up").await;
+        assert_eq!((started.code, started.stderr), (2, checked.stderr), "{toml}");
+    }
+    assert!(!data_dir.exists());
+    // An error about one value names the file.
+    let out_of_bounds = check("[gateway]\nheartbeat_ms = 1", "check").await;
+    let expected = format!(
+        "error: gateway.heartbeat_ms in {}: must be 100 to 600000, is 1\n",
+        file.display()
+    );
+    assert_eq!(out_of_bounds.stderr, expected);
+}
+
+#[tokio::test]
+async fn bench_starts_its_server_with_the_configuration_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("herald.toml");
+    std::fs::write(&file, "[gateway]\nheartbeat_ms = 1").unwrap();
+    let file = file.to_str().unwrap();
+    let arguments = [
+        "bench",
+        "--users",
+        "10",
+        "--authors",
+        "1",
+        "--followers",
+        "1",
+        "--posts",
+        "1",
+        "--config",
+        file,
+    ];
+    let done = run(HERALD, &arguments, &[]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stderr.contains(&format!("gateway.heartbeat_ms in {file}")),
+        "{done:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_port_is_named() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let http = format!("http://{}", herald.http());
+    let nats = herald.nats().replace("nats://", "http://");
+    for (server, what) in [(&http, "Herald's HTTP port"), (&nats, "a NATS server")] {
+        let done = run(HERALD, &["delivery", "1"], &[("HERALD_SERVER", server)]).await;
+        assert!(
+            done.stderr.contains(&format!("{server} is {what}")) && done.stderr.contains("--server"),
+            "{done:?}"
+        );
+        assert!(!done.stderr.contains("h2"), "{done:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_pushes_and_removes_its_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Up::start(dir.path(), &["--demo"], &[]);
+    let ready = server.event().await;
+    assert_eq!(ready["event"], "ready", "{ready}");
+    let push = server.event().await;
+    assert_eq!(
+        (&push["event"], &push["kind"]),
+        (&"push".into(), &"webhook".into())
+    );
+    assert!(push["latency_ms"].as_f64().unwrap() > 0.0, "{push}");
+    let user = push["recipient_id"].as_str().unwrap().to_owned();
+    assert_eq!(server.interrupt().await, 0);
+
+    let mut again = Up::start(dir.path(), &[], &[]);
+    let ready = again.event().await;
+    let url = format!("http://{}", ready["grpc"].as_str().unwrap());
+    let devices = harness::run_json(
+        HERALD,
+        &["device", "list", &user, "-o", "json"],
+        &[("HERALD_SERVER", &url)],
+    )
+    .await;
+    assert_eq!(devices["devices"], serde_json::json!([]), "{devices}");
+    assert_eq!(again.interrupt().await, 0);
+}
