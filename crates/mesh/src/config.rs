@@ -89,10 +89,15 @@ impl Config {
     /// The parsed addresses of the servers.
     pub(crate) fn servers(&self) -> Result<Vec<ServerAddr>> {
         let parse = |url: &String| {
-            url.parse().map_err(|error| {
+            let invalid = |reason: &dyn std::fmt::Display| {
                 let server = without_password(url);
-                Error::with_source(ErrorKind::Invalid, format_args!("urls: {server:?}"), error)
-            })
+                Error::new(ErrorKind::Invalid, format!("urls: {server:?}: {reason}"))
+            };
+            let address: ServerAddr = url.parse().map_err(|error: std::io::Error| invalid(&error))?;
+            if address.host().is_empty() {
+                return Err(invalid(&"the host is missing"));
+            }
+            Ok(address)
         };
         self.urls.iter().map(parse).collect()
     }

@@ -28,17 +28,24 @@ pub(crate) fn text(error: &clap::Error, ansi: bool) -> String {
         "expected a number, such as 0.5".to_owned()
     } else if source.is::<AddrParseError>() {
         "expected IP:PORT, such as 127.0.0.1:7700, or 0.0.0.0:7700 for all interfaces".to_owned()
-    } else if let Some((first, last)) = range(&found) {
-        format!("expected {first} to {last}")
+    } else if let Some(expected) = range(&found) {
+        expected
     } else {
         return text;
     };
     text.replacen(&found, &expected, 1)
 }
 
-/// The bounds in clap's text `70000 is not in 0..=65535`.
-fn range(text: &str) -> Option<(&str, &str)> {
-    text.split_once(" is not in ")?.1.split_once("..=")
+/// The bounds of clap's text `70000 is not in 0..=65535` or, without an upper bound, `0 is not in 1..18446744073709551615`.
+fn range(text: &str) -> Option<String> {
+    let (_, bounds) = text.split_once(" is not in ")?;
+    let (first, last) = bounds.split_once("..=").or_else(|| bounds.split_once(".."))?;
+    let unbounded = [i64::MAX.to_string(), u64::MAX.to_string()];
+    Some(if unbounded.iter().any(|max| max == last) {
+        format!("expected at least {first}")
+    } else {
+        format!("expected {first} to {last}")
+    })
 }
 
 #[cfg(test)]
@@ -77,7 +84,7 @@ mod tests {
         );
         assert_eq!(
             error(&["dlq", "show", "0"]),
-            "error: invalid value '0' for '<DEAD_LETTER>': expected 1 to 18446744073709551615"
+            "error: invalid value '0' for '<DEAD_LETTER>': expected at least 1"
         );
     }
 }

@@ -37,7 +37,7 @@ Examples:
 /// targeted = delivered + suppressed + expired + pending + dead.
 ///
 /// `suppressed`: not sent on purpose (no device, pushes off, author muted, post deleted). `expired`: not sent within
-/// the push TTL. `dead`: the retries are used up or the error is permanent; see `herald dlq`.
+/// the push TTL. `last`: when the last delivery was made. `dead`: the retries are used up or the error is permanent; see `herald dlq`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -180,7 +180,7 @@ impl Show for PostDelivery {
             ">expired",
             ">pending",
             ">dead",
-            "last delivered",
+            "last",
         ]);
         for (channel, counts) in &self.channels {
             let Counts {
@@ -200,10 +200,7 @@ impl Show for PostDelivery {
             row.push(ago(last_delivered.as_ref()));
             table.row(row);
         }
-        let left_out = table.fit(
-            Size::of_stdout().width,
-            &["last delivered", "expired", "suppressed"],
-        );
+        let left_out = table.fit(Size::of_stdout().width, &["last", "expired", "suppressed"]);
         let mut text = table.render();
         if !left_out.is_empty() {
             let _ = write!(text, "\n\nnot shown for lack of width: {}", left_out.join(", "));
@@ -368,10 +365,7 @@ mod tests {
         for line in text.lines() {
             assert!(console::measure_text_width(line) <= 80, "{line}");
         }
-        assert!(
-            text.contains("not shown for lack of width: last delivered"),
-            "{text}"
-        );
+        assert!(text.contains("not shown for lack of width: last"), "{text}");
         assert!(text.contains("PENDING") && text.contains("DEAD"), "{text}");
     }
 
