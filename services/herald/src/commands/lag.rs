@@ -173,7 +173,9 @@ impl Show for Lag {
         let mut consumers: Vec<(&str, &Consumer)> = consumers.collect();
         consumers.sort_by(|(_, a), (_, b)| {
             let by_age = b.oldest_age_seconds.total_cmp(&a.oldest_age_seconds);
-            by_age.then(b.unfinished().cmp(&a.unfinished()))
+            by_age
+                .then(b.unfinished().cmp(&a.unfinished()))
+                .then(b.acknowledged_per_second.total_cmp(&a.acknowledged_per_second))
         });
 
         let (stream_rows, consumer_rows) = match self.size {
