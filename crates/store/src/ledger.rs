@@ -60,9 +60,9 @@ pub struct OutcomeDetails {
     /// Number of copies of the message that were made for waiting recipients. The newest copy names this generation in
     /// its payload; 0 for the message of fan-out. All waiting recipients belong to this generation.
     pub generation: u32,
-    /// End of the pushes' time to live if a redrive extended it; later than the one of the first message.
+    /// End of the pushes' time to live, if some recipients waited. A redrive can extend it.
     pub expires_at: Option<Timestamp>,
-    /// Pending recipients with a device that is done or waits, ascending. A pending recipient without an entry has not
+    /// Pending recipients with a device that was tried, ascending. A pending recipient without an entry has not
     /// been tried, or was revived by a redrive.
     pub pending: Vec<PendingRecipient>,
     /// Suppressed recipients by reason; the sets don't overlap. No reason is known of a suppressed recipient in none of
@@ -103,7 +103,7 @@ impl OutcomeDetails {
     }
 }
 
-/// A pending recipient of whom some devices are done or wait for their next attempt.
+/// A pending recipient of whom some devices were tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRecipient {
     /// The recipient.
@@ -112,6 +112,20 @@ pub struct PendingRecipient {
     pub done: Vec<DeviceId>,
     /// Devices whose last attempt failed, each with its next one.
     pub waiting: Vec<DeviceRetry>,
+    /// Devices that failed for good. No more attempts are made for them.
+    pub failed: Vec<DeviceFailure>,
+}
+
+impl PendingRecipient {
+    /// A recipient without a device that was tried.
+    pub fn new(user: UserKey) -> Self {
+        Self {
+            user,
+            done: Vec::new(),
+            waiting: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
 }
 
 /// A device that waits for its next attempt.
@@ -292,7 +306,8 @@ pub struct RecipientStatus {
     pub done: Vec<DeviceId>,
     /// Devices of a pending recipient that wait for their next attempt.
     pub waiting: Vec<DeviceRetry>,
-    /// The last failures of a dead or expired recipient's devices.
+    /// The last failures of a dead or expired recipient's devices; of a pending recipient, the devices that failed for
+    /// good.
     pub failures: Vec<DeviceFailure>,
 }
 

@@ -1,9 +1,8 @@
-//! Outbound adapters: HTTP to devices, and conversion from and to the types of the ledger.
+//! Outbound adapters: HTTP to devices.
 
 mod admission;
 mod client;
 mod dispatcher;
-mod ledger;
 mod payload;
 mod resolver;
 mod sender;
@@ -13,7 +12,6 @@ mod webhook;
 
 pub(crate) use client::Client;
 pub(crate) use dispatcher::Dispatcher;
-pub(crate) use ledger::{ledger_state, outcome};
 pub(crate) use payload::Push;
 pub use vapid::Vapid;
 pub(crate) use vapid::check_key as check_vapid_key;

@@ -4,8 +4,8 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use herald_failure::isolate;
-use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Timestamp};
-use herald_store::Devices;
+use herald_model::{Channel, Device, DeviceId, Post, Preferences, UserId, UserKey, time::Timestamp};
+use herald_store::{Devices, SuppressedReason};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -14,7 +14,7 @@ use tracing::{error, warn};
 
 use crate::{
     adapters::{Dispatcher, Push},
-    domain::{self, Decision, Progress, Provider, Reason, Recipient, Verdict},
+    domain::{self, Decision, Progress, Reason, Recipient, Sent, Verdict},
     error::AttemptError,
     handler::{Chunk, PushHandler},
 };
@@ -34,87 +34,61 @@ struct Job {
     device: Device,
 }
 
-/// The result of a [`Job`].
-struct JobResult {
-    index: usize,
-    device: DeviceId,
-    provider: Provider,
-    verdict: Verdict,
-}
-
 impl PushHandler {
-    /// Settles or sends to all pending recipients. If reading a recipient fails permanently, the recipient is isolated
-    /// and settled with `bisect`; without it, the attempt fails.
+    /// Settles the recipients that are due, or sends to their devices. If reading a recipient fails permanently, the
+    /// recipient is isolated and settled with `bisect`; without it, the attempt fails.
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
         progress: &mut Progress,
         bisect: bool,
     ) -> Result<(), AttemptError> {
-        if !progress.is_pending() {
+        let now = Timestamp::now();
+        if now >= progress.expires_at() {
+            progress.expire_pending();
             return Ok(());
         }
-        if Timestamp::now() >= chunk.expires_at {
-            expire_pending(progress);
+        if progress.due(now).next().is_none() {
             return Ok(());
         }
         let post = self.posts.read_one(chunk.post).await?;
         let post = post.filter(|post| post.deleted_at.is_none());
-        let pending = self.read_pending(progress, bisect).await?;
+        let due = self.read_due(progress, now, bisect).await?;
         let mut jobs = Vec::new();
-        for (index, data) in pending {
-            let device_ids: Vec<DeviceId> = data.devices.iter().map(|device| device.id).collect();
-            let recipient = Recipient {
-                expired: false,
-                post_gone: post.is_none(),
-                // A user without an id can't have requested pushes.
-                unwanted: !data.preferences.push_enabled
-                    || data.preferences.muted.contains(&chunk.author)
-                    || data.id.is_none(),
-                devices: &device_ids,
-                done: progress.done(index),
-            };
-            match (domain::decide(&recipient), data.id) {
-                (Decision::Settle(state), _) => progress.settle(index, state),
-                (Decision::Send(targets), Some(id)) => {
-                    progress.expect_verdicts(index, u32::try_from(targets.len()).unwrap_or(u32::MAX));
-                    let recipient = Arc::new(id);
-                    let devices = data.devices.into_iter().enumerate();
-                    jobs.extend(
-                        devices
-                            .filter(|(place, _)| targets.contains(place))
-                            .map(|(_, device)| Job {
-                                index,
-                                recipient: recipient.clone(),
-                                device,
-                            }),
-                    );
-                }
-                (Decision::Send(_), None) => {
-                    error!(
-                        post_id = chunk.post.0,
-                        "push not sent: its recipient has no user id; the recipient stays pending"
-                    );
-                }
-            }
+        for (index, data) in due {
+            jobs.extend(plan_recipient(chunk, progress, post.as_ref(), index, data, now));
         }
         match post {
             Some(post) if !jobs.is_empty() => {
-                let push = Push::new(post, chunk.lane, chunk.accepted_at, chunk.expires_at);
+                self.claim(chunk, progress).await?;
+                let push = Push::new(post, chunk.lane, chunk.accepted_at, progress.expires_at());
                 self.send(chunk, progress, Arc::new(push), jobs).await
             }
             _ => Ok(()),
         }
     }
 
-    /// Reads the data of the pending recipients, each with its index in the chunk.
-    async fn read_pending(
+    /// Claims the chunk in the ledger. Without the claim nothing may be sent: a ledger that can't be written would not
+    /// know of the pushes, and the next attempt would send them again.
+    async fn claim(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
+        let claimed = self
+            .ledger
+            .claim(chunk.post, Channel::Push, chunk.id, progress.revision());
+        progress.mark_claimed(claimed.await?);
+        Ok(())
+    }
+
+    /// Reads the data of the recipients that are due, each with its index in the chunk.
+    async fn read_due(
         &self,
         progress: &mut Progress,
+        now: Timestamp,
         bisect: bool,
     ) -> Result<Vec<(usize, RecipientData)>, AttemptError> {
-        let (indices, users): (Vec<usize>, Vec<UserKey>) =
-            progress.pending().map(|(index, user, _)| (index, user)).unzip();
+        let (indices, users): (Vec<usize>, Vec<UserKey>) = progress
+            .due(now)
+            .map(|(index, known)| (index, known.user))
+            .unzip();
         // Only reads are bisected: they are idempotent, sends are not.
         let isolated = isolate(users.len(), bisect, |part| self.read_recipients(&users[part])).await;
         if let Some(failure) = isolated.stopped {
@@ -155,6 +129,7 @@ impl PushHandler {
         push: Arc<Push>,
         jobs: Vec<Job>,
     ) -> Result<(), AttemptError> {
+        let backoff = self.config.backoff();
         let interval = self.config.settle_interval();
         let mut tick = interval_at(Instant::now() + interval, interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -174,8 +149,8 @@ impl PushHandler {
             let mut due = false;
             tokio::select! {
                 joined = running.join_next() => match joined {
-                    Some(Ok(result)) => {
-                        progress.record(result.index, result.device, result.provider, result.verdict);
+                    Some(Ok((index, sent))) => {
+                        progress.record(index, &sent, Timestamp::now(), &backoff, rand::random());
                     }
                     // The recipient stays pending.
                     Some(Err(error)) => error!(%error, post_id = chunk.post.0, "sending a push panicked; the recipient stays pending"),
@@ -200,30 +175,66 @@ impl PushHandler {
     }
 }
 
-/// Settles all pending recipients of an expired push.
-fn expire_pending(progress: &mut Progress) {
-    let indices: Vec<usize> = progress.pending().map(|(index, _, _)| index).collect();
-    for index in indices {
-        let recipient = Recipient {
-            expired: true,
-            post_gone: false,
-            unwanted: false,
-            devices: &[],
-            done: progress.done(index),
-        };
-        if let Decision::Settle(state) = domain::decide(&recipient) {
-            progress.settle(index, state);
+/// Settles a recipient without sending, or returns the pushes to its devices that are due.
+fn plan_recipient(
+    chunk: &Chunk,
+    progress: &mut Progress,
+    post: Option<&Post>,
+    index: usize,
+    data: RecipientData,
+    now: Timestamp,
+) -> Vec<Job> {
+    let registered: Vec<DeviceId> = data.devices.iter().map(|device| device.id).collect();
+    progress.retain_waiting(index, &registered);
+    let unwanted = if post.is_none() {
+        Some(SuppressedReason::PostDeleted)
+    } else if !data.preferences.push_enabled {
+        Some(SuppressedReason::PushOff)
+    } else if data.preferences.muted.contains(&chunk.author) {
+        Some(SuppressedReason::Muted)
+    } else {
+        None
+    };
+    let recipient = Recipient {
+        unwanted,
+        registered: &registered,
+        known: progress.devices(index),
+    };
+    match (domain::decide(&recipient, now), data.id) {
+        (Decision::Wait, _) => Vec::new(),
+        (Decision::Suppress(reason), _) => {
+            progress.suppress(index, reason);
+            Vec::new()
+        }
+        // A user without an id can't have requested pushes.
+        (Decision::Send(_), None) => {
+            progress.suppress(index, SuppressedReason::UnknownUser);
+            Vec::new()
+        }
+        (Decision::Send(targets), Some(id)) => {
+            progress.expect_verdicts(index, u32::try_from(targets.len()).unwrap_or(u32::MAX));
+            let recipient = Arc::new(id);
+            let devices = data.devices.into_iter().enumerate();
+            devices
+                .filter(|(place, _)| targets.contains(place))
+                .map(|(_, device)| Job {
+                    index,
+                    recipient: recipient.clone(),
+                    device,
+                })
+                .collect()
         }
     }
 }
 
-/// Sends one push, and unregisters the device if it no longer exists. A panic is a transient error of this device only.
+/// Sends one push, and unregisters the device if it no longer exists. Returns the index of the recipient with the
+/// result. A panic is a transient error of this device only.
 async fn run_job(
     dispatcher: Arc<Dispatcher>,
     devices: Arc<dyn Devices>,
     push: Arc<Push>,
     job: Job,
-) -> JobResult {
+) -> (usize, Sent) {
     let Job {
         index,
         recipient,
@@ -245,10 +256,6 @@ async fn run_job(
         reason: Reason::Panic,
         after: None,
     };
-    JobResult {
-        index,
-        device: device.id,
-        provider: dispatcher.provider(&device),
-        verdict: verdict.unwrap_or_else(panicked),
-    }
+    let sent = dispatcher.describe(&device, verdict.unwrap_or_else(panicked));
+    (index, sent)
 }

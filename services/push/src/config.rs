@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use herald_model::Lane;
 use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
+
+use crate::domain::Backoff;
 
 /// The configuration of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,8 @@ pub struct Config {
     /// Requests in flight, all lanes together; 1 to 16,384. The normal lane gets up to three quarters, the low lane a
     /// quarter. Default: 512.
     pub sends_max: usize,
-    /// Requests in flight to one host (scheme, name and port); 1 to 16,384. Default: 128.
+    /// Requests in flight to one host (scheme, name and port); 1 to 16,384. The lanes share them as they share
+    /// `sends_max`. Default: 128.
     pub sends_per_host_max: usize,
     /// Sends of one chunk in flight or queued; 1 to 16,384. Default: 1,024.
     pub sends_per_chunk_max: usize,
@@ -37,6 +39,12 @@ pub struct Config {
     /// Interval at which the progress of a chunk is recorded and its post is checked for deletion; milliseconds, 10 to
     /// 10,000. Default: 500.
     pub settle_interval_ms: u64,
+    /// Maximum delay before the first retry of a device; each further retry doubles it. The delay is random, at least
+    /// half of the maximum; milliseconds, 1,000 to 60,000. Default: 2,000.
+    pub retry_delay_ms_base: u64,
+    /// Maximum delay before every retry of a device; at least `retry_delay_ms_base`; milliseconds, up to 3,600,000.
+    /// Default: 300,000.
+    pub retry_delay_ms_max: u64,
     /// Limit of `Retry-After`; a longer value is reduced to it; seconds, 1 to 3,600. Default: 300.
     pub retry_after_seconds_max: u64,
     /// File with the VAPID private key (RFC 8292), 32 bytes in base64url. Created with mode 0600 if missing. Keep the
@@ -66,6 +74,8 @@ impl Default for Config {
             isolate_attempts_min: 3,
             settle_sends_max: 128,
             settle_interval_ms: 500,
+            retry_delay_ms_base: 2_000,
+            retry_delay_ms_max: 300_000,
             retry_after_seconds_max: 300,
             vapid_key_file: None,
             vapid_private_key: Secret::default(),
@@ -90,8 +100,16 @@ impl Config {
             isolate_attempts_min: 1..=1_000,
             settle_sends_max: 1..,
             settle_interval_ms: 10..=10_000,
+            retry_delay_ms_base: 1_000..=60_000,
+            retry_delay_ms_max: 1_000..=3_600_000,
             retry_after_seconds_max: 1..=3_600,
         });
+        if self.retry_delay_ms_max < self.retry_delay_ms_base {
+            return Err(format!(
+                "push.retry_delay_ms_max must be at least push.retry_delay_ms_base ({}), is {}",
+                self.retry_delay_ms_base, self.retry_delay_ms_max
+            ));
+        }
         let subject = &self.vapid_subject;
         if subject.is_empty() || subject.starts_with("mailto:") || subject.starts_with("https:") {
             Ok(())
@@ -114,19 +132,13 @@ impl Config {
         Duration::from_millis(self.settle_interval_ms)
     }
 
-    pub(crate) fn retry_after_max(&self) -> Duration {
-        Duration::from_secs(self.retry_after_seconds_max)
-    }
-
-    /// Share of [`sends_max`](Self::sends_max) that a lane can use. The high lane always has capacity that the others
-    /// can't use.
-    pub(crate) fn lane_sends_max(&self, lane: Lane) -> usize {
-        let share = match lane {
-            Lane::High => self.sends_max,
-            Lane::Normal => self.sends_max * 3 / 4,
-            Lane::Low => self.sends_max / 4,
-        };
-        share.max(1)
+    /// When a device is tried again.
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff {
+            base: Duration::from_millis(self.retry_delay_ms_base),
+            max: Duration::from_millis(self.retry_delay_ms_max),
+            requested_max: Duration::from_secs(self.retry_after_seconds_max),
+        }
     }
 }
 

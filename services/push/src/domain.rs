@@ -1,14 +1,19 @@
 //! Pure decisions: what to do with a recipient, what a response means, how the outcome of a chunk is computed.
 
+mod backoff;
 mod breaker;
+mod failures;
 mod progress;
 
 use std::{fmt, time::Duration};
 
-use herald_model::{DeliveryState, DeviceId};
+use herald_model::{DeviceId, time::Timestamp};
+use herald_store::{DeviceFailure, PendingRecipient, PushFailure, SuppressedReason};
 
+pub(crate) use backoff::Backoff;
 pub(crate) use breaker::Breaker;
-pub(crate) use progress::{Counts, LedgerState, Progress};
+pub(crate) use failures::FailureSummary;
+pub(crate) use progress::{Counts, Progress, WAKE_INTERVAL, Wake};
 
 /// A push provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,64 +118,86 @@ pub(crate) fn verdict(status: u16, retry_after: Option<Duration>) -> Verdict {
     }
 }
 
+/// The result of sending to one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// The device.
+    pub(crate) device: DeviceId,
+    /// Its provider.
+    pub(crate) provider: Provider,
+    /// Host of its endpoint, with the port unless it is the default; empty if the endpoint is malformed.
+    pub(crate) host: String,
+    /// What the provider made of the push.
+    pub(crate) verdict: Verdict,
+}
+
+impl Sent {
+    /// The failure of the device for this reason.
+    pub(crate) fn failure(&self, reason: Reason) -> DeviceFailure {
+        self.describe(format_args!("{} {reason}", self.provider.as_str()))
+    }
+
+    /// The end of the device.
+    pub(crate) fn gone(&self) -> DeviceFailure {
+        self.describe(format_args!("{} gone", self.provider.as_str()))
+    }
+
+    fn describe(&self, reason: fmt::Arguments<'_>) -> DeviceFailure {
+        DeviceFailure {
+            device: Some(self.device),
+            failure: PushFailure::new(&reason.to_string(), &self.host),
+        }
+    }
+}
+
 /// The input of [`decide`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recipient<'a> {
-    /// The push has expired.
-    pub(crate) expired: bool,
-    /// The post was deleted or never existed.
-    pub(crate) post_gone: bool,
-    /// The user has disabled pushes or muted the author.
-    pub(crate) unwanted: bool,
+    /// Why nothing is to be sent, if so: the post or the user no longer exists, or the user does not want it.
+    pub(crate) unwanted: Option<SuppressedReason>,
     /// The devices of the user.
-    pub(crate) devices: &'a [DeviceId],
-    /// Devices that accepted the push in earlier attempts.
-    pub(crate) done: &'a [DeviceId],
+    pub(crate) registered: &'a [DeviceId],
+    /// What is known about the devices from earlier attempts.
+    pub(crate) known: &'a PendingRecipient,
 }
 
 /// What to do with a recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Settle the recipient without sending.
-    Settle(DeliveryState),
-    /// Send to these devices: indices into [`Recipient::devices`], at least one.
+    Suppress(SuppressedReason),
+    /// Send to these devices: indices into [`Recipient::registered`], at least one.
     Send(Vec<usize>),
+    /// All devices wait for their next attempt.
+    Wait,
 }
 
-/// Decides what to do with a recipient. If a device accepted the push earlier, a settled recipient is delivered.
-pub(crate) fn decide(recipient: &Recipient<'_>) -> Decision {
-    let remaining = || {
-        let devices = recipient.devices.iter().enumerate();
-        devices
-            .filter(|(_, id)| !recipient.done.contains(id))
-            .map(|(index, _)| index)
-            .collect::<Vec<_>>()
+/// Decides what to do with a recipient now.
+pub(crate) fn decide(recipient: &Recipient<'_>, now: Timestamp) -> Decision {
+    if let Some(reason) = recipient.unwanted {
+        return Decision::Suppress(reason);
+    }
+    let known = recipient.known;
+    let is_open = |id: &DeviceId| {
+        !known.done.contains(id) && !known.failed.iter().any(|failed| failed.device == Some(*id))
     };
-    let state = if recipient.expired {
-        DeliveryState::Expired
-    } else if recipient.post_gone || recipient.unwanted {
-        DeliveryState::Suppressed
-    } else {
-        match remaining() {
-            devices if devices.is_empty() => DeliveryState::Suppressed,
-            devices => return Decision::Send(devices),
-        }
+    let is_due = |id: &DeviceId| {
+        let mut waiting = known.waiting.iter();
+        !waiting.any(|retry| retry.device == *id && retry.next_at > now)
     };
-    Decision::Settle(if recipient.done.is_empty() {
-        state
-    } else {
-        DeliveryState::Delivered
-    })
-}
-
-/// Delay before the next attempt: the `requested` delay of a provider, limited to the time until the push expires and
-/// to `max`. `None` uses the consumer's back-off.
-pub(crate) fn retry_delay(
-    requested: Option<Duration>,
-    until_expiry: Duration,
-    max: Duration,
-) -> Option<Duration> {
-    requested.map(|delay| delay.min(until_expiry).min(max))
+    let devices = recipient.registered.iter().enumerate();
+    let open: Vec<_> = devices.filter(|(_, id)| is_open(id)).collect();
+    if open.is_empty() {
+        return Decision::Suppress(SuppressedReason::NoDevice);
+    }
+    let due = open
+        .into_iter()
+        .filter(|(_, id)| is_due(id))
+        .map(|(index, _)| index);
+    match due.collect::<Vec<_>>() {
+        due if due.is_empty() => Decision::Wait,
+        due => Decision::Send(due),
+    }
 }
 
 #[cfg(test)]
@@ -206,100 +233,48 @@ mod tests {
     }
 
     #[test]
-    fn decisions_have_the_specified_precedence() {
-        let devices = [DeviceId(1), DeviceId(2)];
-        let open = Recipient {
-            expired: false,
-            post_gone: false,
-            unwanted: false,
-            devices: &devices,
-            done: &[],
+    fn only_devices_that_are_open_and_due_are_sent_to() {
+        let user = herald_model::UserKey(1);
+        let registered = [DeviceId(1), DeviceId(2), DeviceId(3)];
+        let now = Timestamp(100);
+        let failure = PushFailure::new("webhook timeout", "a.example");
+        let mut known = PendingRecipient::new(user);
+        let decide = |unwanted, registered: &[DeviceId], known: &PendingRecipient| {
+            let recipient = Recipient {
+                unwanted,
+                registered,
+                known,
+            };
+            decide(&recipient, now)
         };
-        let settle = |state| Decision::Settle(state);
-        assert_eq!(decide(&open), Decision::Send(vec![0, 1]));
+        assert_eq!(decide(None, &registered, &known), Decision::Send(vec![0, 1, 2]));
         assert_eq!(
-            decide(&Recipient {
-                done: &devices[..1],
-                ..open
-            }),
-            Decision::Send(vec![1])
+            decide(None, &[], &known),
+            Decision::Suppress(SuppressedReason::NoDevice)
         );
         assert_eq!(
-            decide(&Recipient {
-                done: &devices,
-                ..open
-            }),
-            settle(DeliveryState::Delivered)
+            decide(Some(SuppressedReason::Muted), &registered, &known),
+            Decision::Suppress(SuppressedReason::Muted)
         );
+        known.done = vec![DeviceId(1)];
+        known.failed = vec![DeviceFailure {
+            device: Some(DeviceId(2)),
+            failure: failure.clone(),
+        }];
+        assert_eq!(decide(None, &registered, &known), Decision::Send(vec![2]));
+        for (next_at, expected) in [(100, Decision::Send(vec![2])), (101, Decision::Wait)] {
+            known.waiting = vec![herald_store::DeviceRetry {
+                device: DeviceId(3),
+                attempts: 1,
+                next_at: Timestamp(next_at),
+                failure: failure.clone(),
+            }];
+            assert_eq!(decide(None, &registered, &known), expected, "{next_at}");
+        }
+        // The waiting device was removed.
         assert_eq!(
-            decide(&Recipient { devices: &[], ..open }),
-            settle(DeliveryState::Suppressed)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                unwanted: true,
-                ..open
-            }),
-            settle(DeliveryState::Suppressed)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                post_gone: true,
-                ..open
-            }),
-            settle(DeliveryState::Suppressed)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                expired: true,
-                post_gone: true,
-                ..open
-            }),
-            settle(DeliveryState::Expired)
-        );
-        let partial = Recipient {
-            done: &devices[..1],
-            ..open
-        };
-        assert_eq!(
-            decide(&Recipient {
-                expired: true,
-                ..partial
-            }),
-            settle(DeliveryState::Delivered)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                post_gone: true,
-                ..partial
-            }),
-            settle(DeliveryState::Delivered)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                unwanted: true,
-                ..partial
-            }),
-            settle(DeliveryState::Delivered)
-        );
-        assert_eq!(
-            decide(&Recipient {
-                devices: &[],
-                ..partial
-            }),
-            settle(DeliveryState::Delivered)
-        );
-    }
-
-    #[test]
-    fn a_delay_is_limited_by_the_expiry_and_by_the_maximum() {
-        let secs = Duration::from_secs;
-        assert_eq!(retry_delay(None, secs(60), secs(300)), None);
-        assert_eq!(retry_delay(Some(secs(7)), secs(60), secs(300)), Some(secs(7)));
-        assert_eq!(retry_delay(Some(secs(70)), secs(60), secs(300)), Some(secs(60)));
-        assert_eq!(
-            retry_delay(Some(secs(7000)), secs(6000), secs(300)),
-            Some(secs(300))
+            decide(None, &registered[..2], &known),
+            Decision::Suppress(SuppressedReason::NoDevice)
         );
     }
 }

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject};
+use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject, Wait};
 use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_store::{Devices, ExpectedRevision, Ledger, Preferences, Settlement, Users};
-use tracing::{debug, instrument};
+use prost::Message as _;
+use tracing::{debug, instrument, warn};
 
 use crate::{
     Config, Metrics,
-    adapters::{Dispatcher, ledger_state, outcome},
+    adapters::Dispatcher,
     chunk_lock::ChunkLocks,
-    domain::{self, Progress},
+    domain::{Progress, WAKE_INTERVAL, Wake},
     error::AttemptError,
 };
 
@@ -42,6 +43,9 @@ pub(crate) struct Chunk {
     pub(crate) recipients: Recipients,
     pub(crate) accepted_at: Timestamp,
     pub(crate) expires_at: Timestamp,
+    /// 0 for the message of fan-out; greater for each copy that continues with recipients that waited.
+    pub(crate) generation: u32,
+    message: mesh_v1::PushChunk,
 }
 
 #[async_trait]
@@ -77,7 +81,7 @@ impl Chunk {
             )));
         };
         let message: mesh_v1::PushChunk = delivery.decode()?;
-        let recipients = Recipients::decode(message.recipients, message.recipient_count)
+        let recipients = Recipients::decode(message.recipients.clone(), message.recipient_count)
             .map_err(|e| Disposition::term(format_args!("malformed recipients: {e}")))?;
         let id = ChunkId(message.chunk_id);
         // The id is the key of the chunk in the ledger: a wrong id would settle the deliveries of another chunk.
@@ -92,29 +96,42 @@ impl Chunk {
             recipients,
             accepted_at: Timestamp(message.accepted_at_us),
             expires_at: Timestamp(message.expires_at_us),
+            generation: message.retry_generation,
+            message,
         })
     }
 }
 
 impl PushHandler {
-    /// Sends, then records in the ledger, then publishes the event. The caller acknowledges the message.
+    /// Sends, then records in the ledger, then publishes the event. The caller settles the message.
     #[instrument(
         name = "push send",
         skip_all,
-        fields(post_id = chunk.post.0, chunk_id = %chunk.id, recipients = chunk.recipients.len())
+        fields(
+            post_id = chunk.post.0,
+            chunk_id = %chunk.id,
+            recipients = chunk.recipients.len(),
+            generation = chunk.generation
+        )
     )]
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
-        let outcome = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
-        let mut progress = Progress::resume(&chunk.recipients, ledger_state(outcome, &chunk.recipients));
+        let recorded = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
+        let mut progress = Progress::resume(&chunk.recipients, recorded, chunk.generation, chunk.expires_at);
+        let recorded_counts = progress.counts();
         if delivery.redrive.is_some_and(|redriven| redriven.revives()) {
             progress.revive_dead();
         }
-        let (before, revision_before) = (progress.counts(), progress.revision());
+        let before = progress.counts();
         let bisect = delivery.attempt >= self.config.isolate_attempts_min;
         let attempted = self.attempt(chunk, &mut progress, bisect).await;
-        let failures = progress.failures();
-        if attempted.is_ok() && delivery.is_last_attempt() {
-            progress.settle_all_pending();
+        log_failures(chunk, &progress);
+        let mut wake = None;
+        if attempted.is_ok() && progress.is_pending() {
+            if delivery.can_wait().await {
+                wake = progress.next_wake(Timestamp::now());
+            } else if delivery.is_last_attempt() {
+                progress.settle_all_pending();
+            }
         }
         // Recorded after a failure too: accepted pushes must not be sent again.
         self.record(chunk, &mut progress).await?;
@@ -122,23 +139,10 @@ impl PushHandler {
         attempted?;
         // A chunk without pending recipients always publishes: an earlier attempt may have crashed between record and
         // event.
-        if progress.revision() != revision_before || (progress.revision() > 0 && !progress.is_pending()) {
+        if progress.counts() != recorded_counts || (progress.revision() > 0 && !progress.is_pending()) {
             self.publish_settled(chunk, &progress).await?;
         }
-
-        if progress.is_pending() {
-            let remaining = chunk.expires_at.since(Timestamp::now());
-            let after = domain::retry_delay(progress.retry_after(), remaining, self.config.retry_after_max());
-            return Ok(Disposition::Retry {
-                after,
-                reason: format!("push is pending: {failures}"),
-            });
-        }
-        // Each dead recipient must be covered by a dead letter, also after a permanent error at the first attempt.
-        if progress.counts().dead > 0 {
-            return Ok(Disposition::term(format_args!("push failed: {failures}")));
-        }
-        Ok(Disposition::Ack)
+        Ok(disposition(chunk, &progress, wake))
     }
 
     /// Records the progress in the ledger if it has changed.
@@ -151,7 +155,7 @@ impl PushHandler {
             channel: Channel::Push,
             chunk: chunk.id,
             base: ExpectedRevision::Revision(progress.revision()),
-            outcome: outcome(progress),
+            outcome: progress.outcome(),
             at: Timestamp::now(),
         };
         let revision = self.ledger.settle(&settlement).await?;
@@ -187,4 +191,57 @@ impl PushHandler {
         );
         Ok(())
     }
+}
+
+/// How the message of a chunk ends. Each dead recipient must be covered by a dead letter, also while others still wait.
+fn disposition(chunk: &Chunk, progress: &Progress, wake: Option<Wake>) -> Disposition {
+    let failed = progress
+        .dead_reason()
+        .map(|failures| format!("push failed: {failures}"));
+    let pending = || {
+        let failures = progress.failures().reason(chunk.recipients.len() as usize);
+        format!("push is pending: {failures}")
+    };
+    match (wake, failed) {
+        (Some(wake), failed) => {
+            let copy = mesh_v1::PushChunk {
+                retry_generation: wake.generation,
+                expires_at_us: progress.expires_at().0,
+                ..chunk.message.clone()
+            };
+            Disposition::Wait(Wait {
+                after: wake.after,
+                number: wake.generation,
+                payload: Some(copy.encode_to_vec().into()),
+                reason: pending(),
+                failed,
+            })
+        }
+        // The delay queue can't take the chunk, so its consumer holds it.
+        (None, _) if progress.is_pending() => Disposition::Retry {
+            after: Some(progress.wake_after(Timestamp::now()).unwrap_or(WAKE_INTERVAL)),
+            reason: pending(),
+        },
+        (None, Some(reason)) => Disposition::Term { reason },
+        (None, None) => Disposition::Ack,
+    }
+}
+
+/// Logs the failures of an attempt: one line, however many devices failed.
+fn log_failures(chunk: &Chunk, progress: &Progress) {
+    let failures = progress.failures();
+    if failures.count() == 0 {
+        return;
+    }
+    warn!(
+        post_id = chunk.post.0,
+        chunk_id = %chunk.id,
+        lane = chunk.lane.as_str(),
+        generation = chunk.generation,
+        failed = failures.count(),
+        hosts = failures.hosts(),
+        devices = failures.devices(),
+        reasons = failures.reasons(),
+        "pushes to some devices failed"
+    );
 }

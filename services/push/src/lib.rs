@@ -2,10 +2,18 @@
 //!
 //! For each chunk, [`handler`]
 //! 1. reads the progress of earlier attempts from the ledger,
-//! 2. decides what to do with each pending recipient ([`attempt`], [`domain`]),
-//! 3. sends the pushes ([`adapters`]), and records progress in the ledger periodically and at the end,
+//! 2. decides what to do with each recipient that is due ([`attempt`], [`domain`]),
+//! 3. claims the chunk in the ledger, sends the pushes ([`adapters`]), and records progress in the ledger periodically
+//!    and at the end,
 //! 4. publishes an event for analytics,
-//! 5. acknowledges the message, or asks for a retry if recipients are pending.
+//! 5. acknowledges or terminates the message. If recipients are pending, a copy of it continues with them.
+//!
+//! *Invariant:* a device waits for its own retry only. Recipients whose devices failed leave the message and continue
+//! in a copy; the ledger has the copy's generation. Whatever message of a chunk comes handles the devices that are due,
+//! and makes sure that the copy of the newest generation exists. So a crash between record, copy and acknowledgement
+//! loses and repeats nothing.
+//!
+//! *Invariant:* nothing is sent whose outcome can't be recorded: the claim is a write to the same row.
 //!
 //! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and never gets the push
 //! of that post again. Exception: after a crash, pushes accepted since the last record and those in flight can be sent
@@ -105,7 +113,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         };
         workers.spawn(consumers::push(lane), handler.clone(), options)?;
     }
-    // Publishes chunks with a long `Retry-After` to PUSH again when they are due.
+    // Publishes chunks with waiting recipients to PUSH again when they are due.
     workers.spawn(consumers::LATER, requeuer, ConsumeOptions::default())?;
     let options = ConsumeOptions {
         in_flight_max: config.redrive_chunks_in_flight_max,

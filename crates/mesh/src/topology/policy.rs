@@ -84,7 +84,7 @@ pub struct ConsumerPolicies {
     pub slice: ConsumerPolicy,
     /// Consumers `timeline-{lane}`.
     pub timeline: ConsumerPolicy,
-    /// Consumers `push-{lane}`. Default: 20 attempts, about four minutes; a late push is worth little.
+    /// Consumers `push-{lane}`. A device that fails spends no attempt: it is tried until its push expires.
     pub push: ConsumerPolicy,
     /// Consumer `later`. Default: 20,000 attempts, also for permanent errors; a due message must return to its stream
     /// even if the stream is full for long.
@@ -110,10 +110,7 @@ impl Default for ConsumerPolicies {
             fanout: default,
             slice: default,
             timeline: default,
-            push: ConsumerPolicy {
-                attempts_max: 20,
-                ..default
-            },
+            push: default,
             later: persistent,
             redrive: ConsumerPolicy {
                 attempts_max: 5,

@@ -1,5 +1,5 @@
-//! Admission control: limits the requests in flight in total, per lane and per host, and blocks hosts whose circuit
-//! breaker is open.
+//! Admission control: limits the requests in flight in total and per host, each shared by the lanes, and blocks hosts
+//! whose circuit breaker is open.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use herald_model::Lane;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     Config,
@@ -22,10 +22,40 @@ const HOSTS_MAX: usize = 1_024;
 /// The limits of all requests.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    total: Semaphore,
-    lanes: [Semaphore; Lane::ALL.len()],
+    sends: Limit,
     host_max: usize,
     hosts: Mutex<Hosts>,
+}
+
+/// A limit of requests in flight that lanes share: the normal lane gets up to three quarters, the low lane a quarter.
+/// So requests of the lower lanes never queue for the whole limit ahead of the high lane.
+#[derive(Debug)]
+struct Limit {
+    total: Arc<Semaphore>,
+    lanes: [Arc<Semaphore>; Lane::ALL.len()],
+}
+
+/// The permits of a lane and of the total.
+type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Limit {
+    fn new(max: usize) -> Self {
+        let share = |lane| match lane {
+            Lane::High => max,
+            Lane::Normal => max * 3 / 4,
+            Lane::Low => max / 4,
+        };
+        Self {
+            total: Arc::new(Semaphore::new(max)),
+            lanes: Lane::ALL.map(|lane| Arc::new(Semaphore::new(share(lane).max(1)))),
+        }
+    }
+
+    /// Waits for a permit of the lane, then for one of the total.
+    async fn acquire(&self, lane: Lane) -> Result<Permits, AcquireError> {
+        let lane = self.lanes[lane as usize].clone().acquire_owned().await?;
+        Ok((lane, self.total.clone().acquire_owned().await?))
+    }
 }
 
 #[derive(Debug)]
@@ -37,23 +67,22 @@ struct Hosts {
 
 #[derive(Debug)]
 struct Host {
-    permits: Arc<Semaphore>,
+    sends: Limit,
     breaker: Mutex<Breaker>,
 }
 
 /// Permission to send one request. Dropped without a report, it leaves the circuit breaker as if no request was sent.
 #[derive(Debug)]
-pub(crate) struct Permit<'a> {
+pub(crate) struct Permit {
     host: Arc<Host>,
     reported: bool,
-    _permits: (OwnedSemaphorePermit, SemaphorePermit<'a>, SemaphorePermit<'a>),
+    _permits: (Permits, Permits),
 }
 
 impl Admission {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
-            total: Semaphore::new(config.sends_max),
-            lanes: Lane::ALL.map(|lane| Semaphore::new(config.lane_sends_max(lane))),
+            sends: Limit::new(config.sends_max),
             host_max: config.sends_per_host_max,
             hosts: Mutex::new(Hosts {
                 by_origin: HashMap::new(),
@@ -64,23 +93,22 @@ impl Admission {
 
     /// Waits for a permit. The error is the delay until the host may be tried again.
     ///
-    /// The permit of the host is acquired first, so that a request waiting for a slow host holds no permit that
+    /// The permits of the host are acquired first, so that a request waiting for a slow host holds no permit that
     /// requests to other hosts need.
-    pub(crate) async fn acquire(&self, lane: Lane, origin: &str) -> Result<Permit<'_>, Duration> {
+    pub(crate) async fn acquire(&self, lane: Lane, origin: &str) -> Result<Permit, Duration> {
         let host = self.host(origin);
         if let Some(wait) = host.breaker.lock().open_for(Instant::now()) {
             return Err(wait);
         }
         // The semaphores are never closed.
         let closed = |_| Duration::ZERO;
-        let host_permit = host.permits.clone().acquire_owned().await.map_err(closed)?;
-        let lane_permit = self.lanes[lane as usize].acquire().await.map_err(closed)?;
-        let total_permit = self.total.acquire().await.map_err(closed)?;
+        let host_permits = host.sends.acquire(lane).await.map_err(closed)?;
+        let permits = self.sends.acquire(lane).await.map_err(closed)?;
         host.breaker.lock().admit(Instant::now())?;
         Ok(Permit {
             host,
             reported: false,
-            _permits: (host_permit, lane_permit, total_permit),
+            _permits: (host_permits, permits),
         })
     }
 
@@ -97,9 +125,8 @@ impl Admission {
             // Double the threshold, so that an eviction that frees little does not run at every new host.
             hosts.evict_at = HOSTS_MAX.max(2 * hosts.by_origin.len());
         }
-        let permits = Arc::new(Semaphore::new(self.host_max));
         let host = Arc::new(Host {
-            permits,
+            sends: Limit::new(self.host_max),
             breaker: Mutex::default(),
         });
         hosts.by_origin.insert(origin.to_owned(), host.clone());
@@ -107,7 +134,7 @@ impl Admission {
     }
 }
 
-impl Permit<'_> {
+impl Permit {
     /// Reports the verdict to the circuit breaker of the host.
     pub(crate) fn report(mut self, verdict: &Verdict) {
         self.reported = true;
@@ -115,7 +142,7 @@ impl Permit<'_> {
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
         if !self.reported {
             self.host.breaker.lock().cancel();
@@ -148,6 +175,30 @@ mod tests {
         let _other = acquire("https://b").unwrap().unwrap();
         drop(first);
         assert!(acquire("https://a").is_some());
+    }
+
+    /// Nearly all Web Push goes to two or three hosts, so the lanes must hold within one.
+    #[test]
+    fn the_lower_lanes_leave_capacity_of_a_host_for_the_high_lane() {
+        let admission = admission(1_000, 8);
+        let acquire = |lane| admission.acquire(lane, "https://a").now_or_never();
+        let take = |lane| std::iter::from_fn(|| acquire(lane)).collect::<Vec<_>>();
+        let low = take(Lane::Low);
+        let normal = take(Lane::Normal);
+        assert_eq!((low.len(), normal.len()), (2, 6));
+        drop(normal);
+        let mut waiting = std::pin::pin!(admission.acquire(Lane::Low, "https://a"));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(
+            take(Lane::High).len(),
+            6,
+            "a waiting push of the low lane takes no permit"
+        );
+        // A push that waits for a permit of a full host holds none of the other hosts'.
+        let mut full = std::pin::pin!(admission.acquire(Lane::Low, "https://a"));
+        assert!(full.as_mut().now_or_never().is_none());
+        let other = admission.acquire(Lane::Low, "https://b").now_or_never();
+        assert!(other.unwrap().is_ok());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::{error::Error as _, fs, sync::Arc, time::Duration};
 
 use herald_model::time::Timestamp;
 use http::{HeaderMap, header::RETRY_AFTER};
-use reqwest::{Certificate, redirect};
+use reqwest::{Certificate, Response, redirect};
+use tokio::sync::Semaphore;
 use tracing::warn;
 use url::Url;
 
@@ -13,6 +14,12 @@ use crate::{Config, Error, domain::Reason};
 
 /// Limit of the response body that is read so that the connection can be reused; a longer body closes it.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024;
+
+/// Maximum time in which a response body is read.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum number of response bodies that are read at a time; the connections of further ones are closed.
+const DRAINS_MAX: usize = 256;
 
 /// Time after which an idle connection is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -45,6 +52,7 @@ pub(crate) enum ProviderError {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    drains: Arc<Semaphore>,
 }
 
 impl Client {
@@ -84,7 +92,10 @@ impl Client {
             }
             Err(error) => return Err(Error::Client(error)),
         };
-        Ok(Self { http })
+        Ok(Self {
+            http,
+            drains: Arc::new(Semaphore::new(DRAINS_MAX)),
+        })
     }
 
     /// Sends a request and waits for the response.
@@ -96,7 +107,7 @@ impl Client {
             .body(request.body)
             .send()
             .await;
-        let mut response = sent.map_err(|error| classify(&error))?;
+        let response = sent.map_err(|error| classify(&error))?;
         let provider_response = ProviderResponse {
             status: response.status().as_u16(),
             retry_after: response
@@ -104,15 +115,29 @@ impl Client {
                 .get(RETRY_AFTER)
                 .and_then(|value| parse_retry_after(value.to_str().ok()?, Timestamp::now())),
         };
-        // Only the status counts; a truncated body only closes the connection.
-        let mut read = 0;
-        while let Ok(Some(part)) = response.chunk().await {
-            read += part.len();
-            if read > RESPONSE_BYTES_MAX {
-                break;
-            }
-        }
+        self.drain(response);
         Ok(provider_response)
+    }
+
+    /// Reads the rest of a response in the background, so that its connection can be reused. Only the status counts: a
+    /// body that is long, slow or never ends holds nothing up, and its connection is closed.
+    fn drain(&self, mut response: Response) {
+        let Ok(permit) = self.drains.clone().try_acquire_owned() else {
+            return;
+        };
+        tokio::spawn(async move {
+            let _permit = permit;
+            let read = async {
+                let mut read = 0;
+                while let Ok(Some(part)) = response.chunk().await {
+                    read += part.len();
+                    if read > RESPONSE_BYTES_MAX {
+                        break;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
+        });
     }
 }
 

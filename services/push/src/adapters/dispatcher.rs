@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    domain::{Provider, Reason, Verdict},
+    domain::{Reason, Sent, Verdict},
 };
 
 /// Sends pushes to devices.
@@ -52,9 +52,24 @@ impl Dispatcher {
         verdict
     }
 
-    /// The provider that delivers pushes to a device.
-    pub(crate) fn provider(&self, device: &Device) -> Provider {
-        self.sender(&device.address).provider()
+    /// The verdict about a device, with its provider and host.
+    pub(crate) fn describe(&self, device: &Device, verdict: Verdict) -> Sent {
+        let host = |url: Url| {
+            let host = url.host_str()?;
+            Some(match url.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            })
+        };
+        Sent {
+            device: device.id,
+            provider: self.sender(&device.address).provider(),
+            host: Url::parse(device.address.url())
+                .ok()
+                .and_then(host)
+                .unwrap_or_default(),
+            verdict,
+        }
     }
 
     fn sender(&self, address: &Address) -> &dyn Sender {

@@ -1,10 +1,18 @@
 //! The progress of one chunk.
 
-use std::{collections::BTreeMap, fmt::Write as _, ops::Sub, time::Duration};
+use std::{collections::BTreeMap, ops::Sub, time::Duration};
 
-use herald_model::{DeliveryState, DeviceId, UserKey};
+use herald_model::{DeliveryState, DeviceId, Recipients, UserKey, time::Timestamp};
+use herald_store::{
+    DeviceFailure, DeviceRetry, FailedRecipient, Outcome, OutcomeDetails, PendingRecipient, PushFailure,
+    RecordedOutcome, SuppressedReason,
+};
 
-use super::{Provider, Reason, Verdict};
+use super::{Backoff, FailureSummary, Sent, Verdict};
+
+/// Minimum time between two messages for the waiting recipients of a chunk. It bounds the work of a chunk of which many
+/// devices wait, each on its own schedule.
+pub(crate) const WAKE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counts of settled recipients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -44,86 +52,154 @@ impl Sub for Counts {
     }
 }
 
-/// The progress that earlier attempts recorded in the ledger.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct LedgerState {
-    /// Revision of the chunk; 0 if nothing is recorded.
-    pub(crate) revision: u64,
-    /// Settled recipients.
-    pub(crate) settled: Vec<(UserKey, DeliveryState)>,
-    /// Pending recipients with the devices that accepted the push.
-    pub(crate) partial: Vec<(UserKey, Vec<DeviceId>)>,
-}
-
-/// The progress of one chunk. Methods identify a recipient by its index in the chunk.
+/// The progress of one chunk, as one message continues it. Methods identify a recipient by its index in the chunk.
 ///
 /// *Invariant:* a settled recipient stays settled, except that a redrive makes dead recipients pending. The counts and
 /// the pending recipients always add up to all recipients.
 #[derive(Debug)]
 pub(crate) struct Progress {
     revision: u64,
+    /// Generation in the ledger: of the newest copy of the chunk's message.
+    generation: u32,
+    /// Generation of this message.
+    message_generation: u32,
+    /// End of the pushes' time to live.
+    expires_at: Timestamp,
     recipients: Vec<Recipient>,
     counts: Counts,
+    /// The ledger lacks a change.
     changed: bool,
+    /// This message has changed a recipient.
+    advanced: bool,
     unrecorded: u32,
-    retry_after: Option<Duration>,
-    /// Number of failures that are not retried, by provider and reason.
-    final_failures: BTreeMap<(Provider, Reason), u32>,
-    /// Number of isolated recipients.
-    isolated: u32,
-    /// The error of the first isolated recipient.
-    isolation_error: Option<String>,
+    /// Failures of this attempt, for the log.
+    failures: FailureSummary,
 }
 
 #[derive(Debug)]
 struct Recipient {
-    user: UserKey,
     state: DeliveryState,
-    /// Devices that accepted the push; unused once the recipient is settled.
-    done: Vec<DeviceId>,
+    suppressed: Option<SuppressedReason>,
+    /// Generation of the message that settled a dead recipient.
+    generation: u32,
+    /// What is known about the devices. Of a dead or expired recipient, `failed` has all failures.
+    devices: PendingRecipient,
     /// Devices without a verdict in this attempt.
     awaited: u32,
-    /// The last transient error of this attempt.
-    transient: Option<(Provider, Reason)>,
-    refused: bool,
+    /// Devices whose push expired while they waited.
+    lapsed: Vec<DeviceRetry>,
     expired: bool,
+    deleted: bool,
+}
+
+impl Recipient {
+    fn is_due(&self, now: Timestamp) -> bool {
+        let waiting = &self.devices.waiting;
+        self.state == DeliveryState::Pending
+            && (waiting.is_empty() || waiting.iter().any(|retry| retry.next_at <= now))
+    }
+}
+
+/// When a chunk with pending recipients continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wake {
+    /// Generation of the copy that continues.
+    pub(crate) generation: u32,
+    /// Delay of the copy.
+    pub(crate) after: Duration,
 }
 
 impl Progress {
-    /// Resumes from the recorded state. Ignores recorded users that are not recipients.
-    pub(crate) fn resume(recipients: impl IntoIterator<Item = UserKey>, recorded: LedgerState) -> Self {
-        let recipients = recipients.into_iter().map(|user| Recipient {
-            user,
+    /// Resumes from the recorded outcome, for a message of this generation whose pushes expire at this time. Ignores
+    /// recorded users that are not recipients.
+    pub(crate) fn resume(
+        recipients: &Recipients,
+        recorded: Option<RecordedOutcome>,
+        generation: u32,
+        expires_at: Timestamp,
+    ) -> Self {
+        let all = recipients.iter().map(|user| Recipient {
             state: DeliveryState::Pending,
-            done: Vec::new(),
+            suppressed: None,
+            generation: 0,
+            devices: PendingRecipient::new(user),
             awaited: 0,
-            transient: None,
-            refused: false,
+            lapsed: Vec::new(),
             expired: false,
+            deleted: false,
         });
         let mut progress = Self {
-            revision: recorded.revision,
-            recipients: recipients.collect(),
+            revision: 0,
+            generation: 0,
+            message_generation: generation,
+            expires_at,
+            recipients: all.collect(),
             counts: Counts::default(),
             changed: false,
+            advanced: false,
             unrecorded: 0,
-            retry_after: None,
-            final_failures: BTreeMap::new(),
-            isolated: 0,
-            isolation_error: None,
+            failures: FailureSummary::default(),
         };
-        for (user, state) in recorded.settled {
-            if let Some(index) = progress.find(user) {
-                progress.settle(index, state);
-            }
+        if let Some(RecordedOutcome { revision, outcome }) = recorded {
+            progress.revision = revision;
+            progress.restore(outcome);
         }
-        for (user, done) in recorded.partial {
-            if let Some(index) = progress.find(user) {
-                progress.recipients[index].done = done;
-            }
-        }
-        progress.mark_recorded(recorded.revision);
         progress
+    }
+
+    fn restore(&mut self, outcome: Outcome) {
+        let Outcome::Mixed {
+            delivered,
+            suppressed,
+            expired,
+            dead,
+            details,
+        } = outcome
+        else {
+            for recipient in &mut self.recipients {
+                recipient.state = DeliveryState::Delivered;
+            }
+            self.counts.delivered = self.recipients.len() as u32;
+            return;
+        };
+        self.generation = details.generation;
+        if let Some(expires_at) = details.expires_at {
+            self.expires_at = self.expires_at.max(expires_at);
+        }
+        for (users, state) in [
+            (&delivered, DeliveryState::Delivered),
+            (&suppressed, DeliveryState::Suppressed),
+            (&expired, DeliveryState::Expired),
+            (&dead, DeliveryState::Dead),
+        ] {
+            for user in users {
+                let Some(index) = self.find(user) else { continue };
+                if self.recipients[index].state == DeliveryState::Pending
+                    && let Some(count) = self.counts.count_mut(state)
+                {
+                    *count += 1;
+                    self.recipients[index].state = state;
+                }
+            }
+        }
+        for (reason, users) in &details.suppressed {
+            for user in users {
+                if let Some(index) = self.find(user) {
+                    self.recipients[index].suppressed = Some(*reason);
+                }
+            }
+        }
+        for pending in details.pending {
+            if let Some(index) = self.find(pending.user) {
+                self.recipients[index].devices = pending;
+            }
+        }
+        for failed in details.failed {
+            if let Some(index) = self.find(failed.user) {
+                self.recipients[index].generation = failed.generation;
+                self.recipients[index].devices.failed = failed.failures;
+            }
+        }
     }
 
     /// Makes all dead recipients pending, for a redrive.
@@ -131,34 +207,51 @@ impl Progress {
         for recipient in &mut self.recipients {
             if recipient.state == DeliveryState::Dead {
                 recipient.state = DeliveryState::Pending;
+                recipient.devices = PendingRecipient::new(recipient.devices.user);
                 self.counts.dead -= 1;
                 self.changed = true;
+                self.advanced = true;
             }
         }
     }
 
-    /// The pending recipients: index, user, and the devices that accepted the push.
-    pub(crate) fn pending(&self) -> impl Iterator<Item = (usize, UserKey, &[DeviceId])> {
+    /// End of the pushes' time to live: the latest that a message of the chunk has named.
+    pub(crate) fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// The pending recipients with a device that can be tried now: index, and what is known about the devices.
+    pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = (usize, &PendingRecipient)> {
         let all = self.recipients.iter().enumerate();
-        all.filter(|(_, r)| r.state == DeliveryState::Pending)
-            .map(|(index, r)| (index, r.user, &r.done[..]))
+        all.filter(move |(_, recipient)| recipient.is_due(now))
+            .map(|(index, recipient)| (index, &recipient.devices))
     }
 
-    /// The devices of a recipient that accepted the push.
-    pub(crate) fn done(&self, index: usize) -> &[DeviceId] {
-        &self.recipients[index].done
+    /// What is known about the devices of a recipient.
+    pub(crate) fn devices(&self, index: usize) -> &PendingRecipient {
+        &self.recipients[index].devices
     }
 
-    /// Settles a pending recipient.
-    pub(crate) fn settle(&mut self, index: usize, state: DeliveryState) {
-        let recipient = &mut self.recipients[index];
-        if recipient.state != DeliveryState::Pending {
-            return;
-        }
-        if let Some(count) = self.counts.count_mut(state) {
-            *count += 1;
-            recipient.state = state;
+    /// Forgets the waiting devices of a recipient that are not among its `registered` ones any more.
+    pub(crate) fn retain_waiting(&mut self, index: usize, registered: &[DeviceId]) {
+        let waiting = &mut self.recipients[index].devices.waiting;
+        let before = waiting.len();
+        waiting.retain(|retry| registered.contains(&retry.device));
+        if waiting.len() < before {
             self.changed = true;
+            self.advanced = true;
+        }
+    }
+
+    /// Suppresses a pending recipient, or settles it as delivered or dead if a device accepted or refused the push.
+    pub(crate) fn suppress(&mut self, index: usize, reason: SuppressedReason) {
+        self.finish(index, DeliveryState::Suppressed, Some(reason));
+    }
+
+    /// Settles all pending recipients of an expired push.
+    pub(crate) fn expire_pending(&mut self) {
+        for index in 0..self.recipients.len() {
+            self.finish(index, DeliveryState::Expired, None);
         }
     }
 
@@ -167,38 +260,73 @@ impl Progress {
         self.recipients[index].awaited += devices;
     }
 
-    /// Records the verdict of one device. The last verdict settles the recipient unless a device needs a retry.
-    pub(crate) fn record(&mut self, index: usize, device: DeviceId, provider: Provider, verdict: Verdict) {
+    /// Records the verdict of one device. The last verdict settles the recipient unless a device waits. `share`, from 0
+    /// to 1, is the random part of the delay of a retry.
+    pub(crate) fn record(
+        &mut self,
+        index: usize,
+        sent: &Sent,
+        now: Timestamp,
+        backoff: &Backoff,
+        share: f64,
+    ) {
+        self.changed = true;
+        self.advanced = true;
         let recipient = &mut self.recipients[index];
         recipient.awaited = recipient.awaited.saturating_sub(1);
-        match verdict {
+        let devices = &mut recipient.devices;
+        let waiting = devices
+            .waiting
+            .iter()
+            .position(|retry| retry.device == sent.device);
+        let before = waiting.map(|position| devices.waiting.remove(position));
+        match sent.verdict {
             Verdict::Accepted => {
-                recipient.done.push(device);
-                self.changed = true;
+                devices.done.push(sent.device);
                 self.unrecorded += 1;
             }
-            Verdict::Gone | Verdict::Deleted => {}
+            Verdict::Gone => {
+                self.failures.add(&sent.gone());
+            }
+            Verdict::Deleted => recipient.deleted = true,
             Verdict::Refused(reason) => {
-                recipient.refused = true;
-                *self.final_failures.entry((provider, reason)).or_default() += 1;
+                let failure = sent.failure(reason);
+                self.failures.add(&failure);
+                devices.failed.push(failure);
             }
             Verdict::Retry { reason, after } => {
-                recipient.transient = Some((provider, reason));
-                self.retry_after = self.retry_after.max(after);
+                let attempts = before.map_or(0, |retry| retry.attempts);
+                let (attempts, delay) = backoff.next(attempts, reason, after, share);
+                let failure = sent.failure(reason);
+                self.failures.add(&failure);
+                devices.waiting.push(DeviceRetry {
+                    device: sent.device,
+                    attempts,
+                    next_at: now.plus(delay),
+                    failure: failure.failure,
+                });
             }
-            Verdict::Expired => recipient.expired = true,
+            Verdict::Expired => {
+                recipient.expired = true;
+                recipient.lapsed.extend(before);
+            }
         }
-        if recipient.awaited == 0 && recipient.transient.is_none() {
-            let state = if !recipient.done.is_empty() {
-                DeliveryState::Delivered
-            } else if recipient.refused {
-                DeliveryState::Dead
-            } else if recipient.expired {
-                DeliveryState::Expired
+        if recipient.awaited == 0 && recipient.devices.waiting.is_empty() {
+            if recipient.expired {
+                self.finish(index, DeliveryState::Expired, None);
+            } else if recipient.deleted {
+                self.finish(
+                    index,
+                    DeliveryState::Suppressed,
+                    Some(SuppressedReason::PostDeleted),
+                );
             } else {
-                DeliveryState::Suppressed
-            };
-            self.settle(index, state);
+                self.finish(
+                    index,
+                    DeliveryState::Suppressed,
+                    Some(SuppressedReason::DeviceGone),
+                );
+            }
         }
     }
 
@@ -206,50 +334,138 @@ impl Progress {
     /// dead.
     pub(crate) fn settle_all_pending(&mut self) {
         for index in 0..self.recipients.len() {
-            let recipient = &self.recipients[index];
-            if recipient.state != DeliveryState::Pending {
-                continue;
-            }
-            if let Some(failure) = recipient.transient {
-                *self.final_failures.entry(failure).or_default() += 1;
-            }
-            self.settle_failed(index);
+            self.finish(index, DeliveryState::Dead, None);
         }
     }
 
     /// Settles a recipient that can't be read because of a permanent error.
     pub(crate) fn settle_isolated(&mut self, index: usize, error: &str) {
-        self.isolated += 1;
-        self.isolation_error.get_or_insert_with(|| error.into());
-        self.settle_failed(index);
+        self.recipients[index].devices.failed.push(DeviceFailure {
+            device: None,
+            failure: PushFailure::new(error, ""),
+        });
+        self.finish(index, DeliveryState::Dead, None);
     }
 
-    /// Settles a recipient as delivered if a device accepted the push, or else as dead.
-    fn settle_failed(&mut self, index: usize) {
-        let reached = !self.recipients[index].done.is_empty();
-        self.settle(
-            index,
-            if reached {
-                DeliveryState::Delivered
-            } else {
-                DeliveryState::Dead
-            },
+    /// Settles a pending recipient that nothing more is sent to: as delivered if a device accepted the push, as dead if
+    /// a device refused it and the recipient still wants it, or else in this state.
+    fn finish(&mut self, index: usize, otherwise: DeliveryState, reason: Option<SuppressedReason>) {
+        let recipient = &mut self.recipients[index];
+        if recipient.state != DeliveryState::Pending {
+            return;
+        }
+        let wanted = matches!(
+            reason,
+            None | Some(
+                SuppressedReason::NoDevice | SuppressedReason::DeviceGone | SuppressedReason::DeviceDisabled
+            )
         );
+        let state = if !recipient.devices.done.is_empty() {
+            DeliveryState::Delivered
+        } else if wanted && !recipient.devices.failed.is_empty() {
+            DeliveryState::Dead
+        } else {
+            otherwise
+        };
+        let waiting = std::mem::take(&mut recipient.devices.waiting);
+        let lapsed = std::mem::take(&mut recipient.lapsed).into_iter();
+        recipient
+            .devices
+            .failed
+            .extend(lapsed.chain(waiting).map(|retry| DeviceFailure {
+                device: Some(retry.device),
+                failure: retry.failure,
+            }));
+        let Some(count) = self.counts.count_mut(state) else {
+            return;
+        };
+        *count += 1;
+        recipient.state = state;
+        recipient.suppressed = reason.filter(|_| state == DeliveryState::Suppressed);
+        recipient.generation = self.message_generation;
+        self.changed = true;
+        self.advanced = true;
     }
 
-    /// The users with this state, ascending.
-    pub(crate) fn settled(&self, state: DeliveryState) -> impl Iterator<Item = UserKey> {
-        self.recipients
+    /// When the chunk continues; `None` if no recipient is pending. A message that has changed a recipient, or is the
+    /// newest one, is followed by a copy of a new generation. Any other message only makes sure that the copy exists.
+    pub(crate) fn next_wake(&mut self, now: Timestamp) -> Option<Wake> {
+        let after = self.wake_after(now)?;
+        if self.advanced || self.message_generation >= self.generation {
+            self.generation = self.generation.max(self.message_generation) + 1;
+            self.changed = true;
+        }
+        Some(Wake {
+            generation: self.generation,
+            after,
+        })
+    }
+
+    /// Delay until the next device can be tried or the push expires, at least [`WAKE_INTERVAL`]; `None` if no recipient
+    /// is pending.
+    pub(crate) fn wake_after(&self, now: Timestamp) -> Option<Duration> {
+        let pending = self
+            .recipients
             .iter()
-            .filter(move |r| r.state == state)
-            .map(|r| r.user)
+            .filter(|r| r.state == DeliveryState::Pending);
+        let next = pending.map(|recipient| {
+            let times = recipient.devices.waiting.iter().map(|retry| retry.next_at);
+            times.min().unwrap_or(now)
+        });
+        let next = next.min()?.min(self.expires_at);
+        Some(next.since(now).max(WAKE_INTERVAL))
     }
 
-    /// Pending recipients with at least one device that accepted the push, and these devices.
-    pub(crate) fn partial(&self) -> impl Iterator<Item = (UserKey, &[DeviceId])> {
-        self.pending()
-            .filter(|(_, _, done)| !done.is_empty())
-            .map(|(_, user, done)| (user, done))
+    /// The outcome to record.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let with_state = |state| {
+            let with_state = self.recipients.iter().filter(move |r| r.state == state);
+            with_state.map(|recipient| recipient.devices.user)
+        };
+        let settled = |state| Recipients::from_sorted(with_state(state));
+        let mut suppressed: BTreeMap<SuppressedReason, Vec<UserKey>> = BTreeMap::new();
+        let mut details = OutcomeDetails {
+            generation: self.generation,
+            ..OutcomeDetails::default()
+        };
+        for recipient in &self.recipients {
+            match recipient.state {
+                DeliveryState::Pending => {
+                    let devices = &recipient.devices;
+                    if *devices != PendingRecipient::new(devices.user) {
+                        details.pending.push(devices.clone());
+                    }
+                }
+                DeliveryState::Suppressed => {
+                    if let Some(reason) = recipient.suppressed {
+                        suppressed.entry(reason).or_default().push(recipient.devices.user);
+                    }
+                }
+                DeliveryState::Expired | DeliveryState::Dead => {
+                    let failures = &recipient.devices.failed;
+                    if !failures.is_empty() || recipient.generation > 0 {
+                        details.failed.push(FailedRecipient {
+                            user: recipient.devices.user,
+                            generation: recipient.generation,
+                            failures: failures.clone(),
+                        });
+                    }
+                }
+                DeliveryState::Delivered => {}
+            }
+        }
+        details.expires_at = (details.generation > 0).then_some(self.expires_at);
+        details.suppressed = suppressed
+            .into_iter()
+            .map(|(reason, users)| (reason, Recipients::from_sorted(users)))
+            .collect();
+        Outcome::Mixed {
+            delivered: settled(DeliveryState::Delivered),
+            suppressed: settled(DeliveryState::Suppressed),
+            expired: settled(DeliveryState::Expired),
+            dead: settled(DeliveryState::Dead),
+            details,
+        }
     }
 
     /// Counts of the settled recipients.
@@ -272,6 +488,11 @@ impl Progress {
         self.revision
     }
 
+    /// Marks the chunk as claimed with this revision.
+    pub(crate) fn mark_claimed(&mut self, revision: u64) {
+        self.revision = revision;
+    }
+
     /// Marks the progress as recorded with this revision.
     pub(crate) fn mark_recorded(&mut self, revision: u64) {
         self.revision = revision;
@@ -284,42 +505,33 @@ impl Progress {
         self.counts.total() as usize != self.recipients.len()
     }
 
-    /// The longest delay that a provider requested in this attempt.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+    /// The failures of this attempt.
+    pub(crate) fn failures(&self) -> &FailureSummary {
+        &self.failures
     }
 
-    /// Describes the failures of dead and pending recipients. The text is the same for the same failures.
-    pub(crate) fn failures(&self) -> String {
-        let mut failures = self.final_failures.clone();
-        for recipient in self
+    /// The failures of the recipients that messages of this message's generation have marked dead: the dead letter of
+    /// this message must cover them. `None` if there are none. The text is the same at every attempt.
+    pub(crate) fn dead_reason(&self) -> Option<String> {
+        let own = self
             .recipients
             .iter()
-            .filter(|r| r.state == DeliveryState::Pending)
-        {
-            if let Some(failure) = recipient.transient {
-                *failures.entry(failure).or_default() += 1;
+            .filter(|r| r.state == DeliveryState::Dead && r.generation == self.message_generation);
+        let mut any = false;
+        let mut summary = FailureSummary::default();
+        for recipient in own {
+            any = true;
+            for failure in &recipient.devices.failed {
+                summary.add(failure);
             }
         }
-        let mut text = String::new();
-        if let Some(error) = &self.isolation_error {
-            let (isolated, all) = (self.isolated, self.recipients.len());
-            text = format!("{error} (for {isolated} of {all} recipients, isolated)");
-        }
-        for ((provider, reason), count) in failures {
-            let comma = if text.is_empty() { "" } else { ", " };
-            // Writing to a `String` can't fail.
-            let _ = write!(text, "{comma}{} {reason}: {count}", provider.as_str());
-        }
-        if text.is_empty() {
-            "not attempted".into()
-        } else {
-            text
-        }
+        any.then(|| summary.reason(self.recipients.len()))
     }
 
     fn find(&self, user: UserKey) -> Option<usize> {
-        self.recipients.binary_search_by_key(&user, |r| r.user).ok()
+        self.recipients
+            .binary_search_by_key(&user, |recipient| recipient.devices.user)
+            .ok()
     }
 }
 

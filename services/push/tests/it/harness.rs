@@ -22,7 +22,7 @@ use herald_push_endpoint::Policy;
 use herald_push_sink::Running;
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    Archived, ChannelCounts, ChunkPlan, SlicePlan, Stores,
+    Archived, ChannelCounts, ChunkPlan, RecipientStatus, SlicePlan, Stores,
     embedded::{self, Embedded},
 };
 use tempfile::TempDir;
@@ -63,6 +63,7 @@ pub(crate) fn local() -> Config {
             allow_http: true,
             allow_private: true,
         },
+        retry_delay_ms_base: 1_000,
         ..Config::default()
     }
 }
@@ -150,6 +151,17 @@ impl Herald {
             deps,
             self.shutdown.clone(),
         )));
+    }
+
+    /// Makes the delay queue refuse messages, as on a server without schedules. Call it before [`serve`](Self::serve).
+    pub(crate) fn disable_delay_queue(&mut self) {
+        let mut topology = Topology::clone(&self.topology);
+        for consumer in &mut topology.consumers {
+            if let Some(limits) = &mut consumer.delay_limits {
+                limits.bytes_max = 0;
+            }
+        }
+        self.topology = Arc::new(topology);
     }
 
     /// Shuts the service down and waits until it has ended.
@@ -294,10 +306,29 @@ impl Herald {
         }
     }
 
-    /// Waits until the message of a chunk is acknowledged or terminated, and returns the counts of the post.
+    /// Waits until no recipient of a chunk is pending and all messages are acknowledged or terminated, and returns the
+    /// counts of the post.
     pub(crate) async fn settled(&self, chunk: Published) -> ChannelCounts {
-        self.acknowledged(chunk.sequence).await;
+        until(async || self.counts(chunk.post).await.pending == 0).await;
+        let last = self.mesh.last_sequence(streams::PUSH).await.unwrap();
+        self.acknowledged(last).await;
         self.counts(chunk.post).await
+    }
+
+    /// Number of messages in the delay queue.
+    pub(crate) async fn delayed_count(&self) -> u64 {
+        let lag = self.mesh.lag(&self.topology).await.unwrap();
+        lag.iter()
+            .filter(|lag| lag.stream == streams::LATER)
+            .map(|lag| lag.message_count)
+            .sum()
+    }
+
+    /// What the ledger has about the recipients of a post.
+    pub(crate) async fn recipients(&self, post: PostId) -> Vec<RecipientStatus> {
+        let ledger = &self.stores.ledger;
+        let listed = ledger.recipients(post, Channel::Push, None, None, 1_000).await;
+        listed.unwrap()
     }
 
     /// Waits until the messages of the normal lane up to `sequence` are acknowledged or terminated.
@@ -365,6 +396,12 @@ impl Herald {
             id: format!("dlq/1/redrive/{round}"),
         };
         self.mesh.redrive(&redrive).await.unwrap().sequence
+    }
+
+    /// Whether the redriven message of this sequence is acknowledged or terminated.
+    pub(crate) async fn redriven(&self, sequence: u64) -> bool {
+        let consumer = consumers::redrive(ConsumerKind::Push);
+        self.mesh.ack_floor(streams::REDRIVE, consumer).await.unwrap() >= sequence
     }
 
     /// Number of pushes that each device received.

@@ -11,3 +11,5 @@ mod isolate;
 mod redrive;
 mod refuse;
 mod retry;
+mod unwritable;
+mod wait;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures::FutureExt;
-use herald_mesh::TopologyConfig;
+use herald_mesh::{TopologyConfig, streams};
 use herald_model::{Address, Channel, Recipients, time::Timestamp};
 use herald_push::Config;
 use herald_push_sink::InjectedFailure;
@@ -111,11 +111,14 @@ async fn a_permanent_error_is_not_retried() {
     );
 }
 
+/// Without the delay queue, the consumer holds the message, and each wait spends an attempt.
 #[tokio::test]
-async fn after_the_last_attempt_a_recipient_is_dead() {
+async fn without_the_delay_queue_a_recipient_is_dead_after_the_last_attempt() {
     let mut topology = TopologyConfig::default();
     topology.consumers.push.attempts_max = 3;
-    let herald = Herald::start_with(local(), topology).await;
+    let mut herald = Herald::prepare(local(), topology).await;
+    herald.disable_delay_queue();
+    herald.serve();
     let [a, b] = [herald.user("a").await, herald.user("b").await];
     herald.webhook(a, "failing").await;
     herald.webhook(b, "b-failing").await;
@@ -126,7 +129,14 @@ async fn after_the_last_attempt_a_recipient_is_dead() {
     let chunk = herald.push(post, &[a, b]).await;
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 1]);
     assert_eq!(herald.received(), HashMap::from([("b-working".to_owned(), 1)]));
-    assert_eq!(herald.sink.summary().failed, 6);
+    assert!(herald.sink.summary().failed >= 2);
+    assert_eq!(herald.mesh.last_sequence(streams::LATER).await.unwrap(), 0);
+    let reasons = herald.reasons().await;
+    assert_eq!(reasons.len(), 1);
+    assert!(
+        reasons[0].contains("push failed: webhook status 500: 1"),
+        "{reasons:?}"
+    );
     let metrics = herald.metrics.encode();
     assert!(
         metrics.contains(r#"herald_push_chunks_total{lane="normal",end="terminated"} 1"#),
@@ -159,6 +169,7 @@ async fn recorded_pushes_are_not_sent_again_and_are_in_the_event() {
                 user: b,
                 done: vec![first.id],
                 waiting: Vec::new(),
+                failed: Vec::new(),
             }],
             ..OutcomeDetails::default()
         },
@@ -184,7 +195,8 @@ async fn recorded_pushes_are_not_sent_again_and_are_in_the_event() {
         .iter()
         .map(|event| (event.revision, event.delivered_count))
         .collect();
-    assert_eq!(events, [(2, 3)]);
+    // The claim is revision 2.
+    assert_eq!(events, [(3, 3)]);
 }
 
 /// A worker that stalled until another worker had settled its chunk.
@@ -217,7 +229,8 @@ async fn the_record_of_another_worker_is_not_overwritten() {
         post,
         channel: Channel::Push,
         chunk: Recipients::from_sorted([user]).chunk_id(),
-        base: ExpectedRevision::Revision(0),
+        // The claim of the first worker.
+        base: ExpectedRevision::Revision(1),
         outcome,
         at: Timestamp::now(),
     };

@@ -237,6 +237,7 @@ fn status(user: UserKey, state: DeliveryState, outcome: Option<&Outcome>) -> Rec
             if let Some(pending) = details.pending(user) {
                 status.done.clone_from(&pending.done);
                 status.waiting.clone_from(&pending.waiting);
+                status.failures.clone_from(&pending.failed);
             }
         }
         DeliveryState::Expired | DeliveryState::Dead => {

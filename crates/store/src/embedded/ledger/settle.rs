@@ -235,17 +235,21 @@ fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>,
         .filter(|user| !(continues && !details.waiting(*user).is_empty()))
         .partition(|user| details.pending(*user).is_some_and(|one| !one.done.is_empty()));
     for user in &unreached {
-        if generation == 0 && details.waiting(*user).is_empty() {
+        let mut failures = Vec::new();
+        if let Some(pending) = details.pending(*user) {
+            failures.clone_from(&pending.failed);
+            failures.extend(pending.waiting.iter().map(|retry| DeviceFailure {
+                device: Some(retry.device),
+                failure: retry.failure.clone(),
+            }));
+        }
+        if generation == 0 && failures.is_empty() {
             continue;
         }
-        let failures = details.waiting(*user).iter().map(|retry| DeviceFailure {
-            device: Some(retry.device),
-            failure: retry.failure.clone(),
-        });
         let failed = FailedRecipient {
             user: *user,
             generation,
-            failures: failures.collect(),
+            failures,
         };
         match details.failed.binary_search_by_key(user, |one| one.user) {
             Ok(index) => details.failed[index] = failed,

@@ -82,6 +82,7 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
         user,
         done: vec![DeviceId(u64::from(user.0) << 40), DeviceId(1)],
         waiting: Vec::new(),
+        failed: Vec::new(),
     });
     Outcome::Mixed {
         delivered: in_state(1),

@@ -28,10 +28,9 @@ pub(super) fn write(out: &mut Vec<u8>, details: &OutcomeDetails) {
             varint::write(out, device.0);
         }
     }
-    let waiting: Vec<_> = details
-        .pending
-        .iter()
-        .filter(|one| !one.waiting.is_empty())
+    let pending = details.pending.iter();
+    let waiting: Vec<_> = pending
+        .filter(|one| !one.waiting.is_empty() || !one.failed.is_empty())
         .collect();
     if details.generation == 0
         && details.expires_at.is_none()
@@ -61,6 +60,7 @@ pub(super) fn write(out: &mut Vec<u8>, details: &OutcomeDetails) {
             varint::write(out, retry.next_at.0.cast_unsigned());
             write_len(out, table.index(&retry.failure));
         }
+        write_failures(out, &one.failed, &table);
     }
     write_len(out, details.suppressed.len());
     for (reason, users) in &details.suppressed {
@@ -71,12 +71,7 @@ pub(super) fn write(out: &mut Vec<u8>, details: &OutcomeDetails) {
     for one in &details.failed {
         varint::write(out, u64::from(one.user.0));
         varint::write(out, one.generation.into());
-        write_len(out, one.failures.len());
-        for failed in &one.failures {
-            // Device ids begin at 1.
-            varint::write(out, failed.device.map_or(0, |device| device.0));
-            write_len(out, table.index(&failed.failure));
-        }
+        write_failures(out, &one.failures, &table);
     }
 }
 
@@ -111,7 +106,9 @@ pub(super) fn read(cursor: &mut Cursor<'_>) -> Result<OutcomeDetails> {
                     failure: failure(cursor.read_count()?)?,
                 })
             })?;
-            pending_entry(&mut pending, user).waiting = waiting;
+            let entry = pending_entry(&mut pending, user);
+            entry.waiting = waiting;
+            entry.failed = read_failures(cursor, failure)?;
         }
         details.suppressed = read_list(cursor, |cursor| {
             let byte = cursor.read_byte()?;
@@ -125,13 +122,7 @@ pub(super) fn read(cursor: &mut Cursor<'_>) -> Result<OutcomeDetails> {
             Ok(FailedRecipient {
                 user: cursor.read_user()?,
                 generation: cursor.read_count()?,
-                failures: read_list(cursor, |cursor| {
-                    let device = cursor.read_number()?;
-                    Ok(DeviceFailure {
-                        device: (device != 0).then_some(DeviceId(device)),
-                        failure: failure(cursor.read_count()?)?,
-                    })
-                })?,
+                failures: read_failures(cursor, failure)?,
             })
         })?;
     }
@@ -147,10 +138,11 @@ struct Table<'a> {
 impl<'a> Table<'a> {
     fn of(details: &'a OutcomeDetails) -> Self {
         let waiting = details.pending.iter().flat_map(|one| &one.waiting);
+        let pending_failed = details.pending.iter().flat_map(|one| &one.failed);
         let failed = details.failed.iter().flat_map(|one| &one.failures);
         let mut failures: Vec<_> = waiting
             .map(|retry| &retry.failure)
-            .chain(failed.map(|failed| &failed.failure))
+            .chain(pending_failed.chain(failed).map(|failed| &failed.failure))
             .collect();
         failures.sort_unstable();
         failures.dedup();
@@ -163,10 +155,28 @@ impl<'a> Table<'a> {
 }
 
 fn pending_entry(pending: &mut BTreeMap<UserKey, PendingRecipient>, user: UserKey) -> &mut PendingRecipient {
-    pending.entry(user).or_insert_with(|| PendingRecipient {
-        user,
-        done: Vec::new(),
-        waiting: Vec::new(),
+    pending.entry(user).or_insert_with(|| PendingRecipient::new(user))
+}
+
+fn write_failures(out: &mut Vec<u8>, failures: &[DeviceFailure], table: &Table<'_>) {
+    write_len(out, failures.len());
+    for failed in failures {
+        // Device ids begin at 1.
+        varint::write(out, failed.device.map_or(0, |device| device.0));
+        write_len(out, table.index(&failed.failure));
+    }
+}
+
+fn read_failures(
+    cursor: &mut Cursor<'_>,
+    failure: impl Fn(u32) -> Result<PushFailure>,
+) -> Result<Vec<DeviceFailure>> {
+    read_list(cursor, |cursor| {
+        let device = cursor.read_number()?;
+        Ok(DeviceFailure {
+            device: (device != 0).then_some(DeviceId(device)),
+            failure: failure(cursor.read_count()?)?,
+        })
     })
 }
 

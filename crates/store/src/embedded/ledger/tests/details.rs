@@ -20,6 +20,14 @@ fn pending(user: u32, done: &[u64], waiting: Vec<DeviceRetry>) -> PendingRecipie
         user: UserKey(user),
         done: done.iter().copied().map(DeviceId).collect(),
         waiting,
+        failed: Vec::new(),
+    }
+}
+
+fn refused(device: u64) -> DeviceFailure {
+    DeviceFailure {
+        device: Some(DeviceId(device)),
+        failure: PushFailure::new("webhook status 400", "hooks.example.com"),
     }
 }
 
@@ -40,7 +48,10 @@ fn mixed(generation: u32) -> Outcome {
                     &[70],
                     vec![retry(71, 1, "webhook timeout"), retry(72, 0, "webhook breaker")],
                 ),
-                pending(8, &[80], Vec::new()),
+                PendingRecipient {
+                    failed: vec![refused(81)],
+                    ..pending(8, &[80], Vec::new())
+                },
             ],
             suppressed: vec![
                 (SuppressedReason::NoDevice, set([2])),
@@ -49,10 +60,7 @@ fn mixed(generation: u32) -> Outcome {
             failed: vec![FailedRecipient {
                 user: UserKey(5),
                 generation: 0,
-                failures: vec![DeviceFailure {
-                    device: Some(DeviceId(50)),
-                    failure: PushFailure::new("webhook status 400", "hooks.example.com"),
-                }],
+                failures: vec![refused(50)],
             }],
         },
     }
@@ -99,10 +107,7 @@ fn what_is_recorded_about_recipients_is_listed() {
         },
         plain(4, DeliveryState::Expired),
         RecipientStatus {
-            failures: vec![DeviceFailure {
-                device: Some(DeviceId(50)),
-                failure: PushFailure::new("webhook status 400", "hooks.example.com"),
-            }],
+            failures: vec![refused(50)],
             ..plain(5, DeliveryState::Dead)
         },
         RecipientStatus {
@@ -116,6 +121,7 @@ fn what_is_recorded_about_recipients_is_listed() {
         },
         RecipientStatus {
             done: vec![DeviceId(80)],
+            failures: vec![refused(81)],
             ..plain(8, DeliveryState::Pending)
         },
         plain(9, DeliveryState::Pending),

@@ -105,6 +105,7 @@ fn mark_dead_affects_pending_recipients_only() {
                 user: UserKey(3),
                 done: vec![DeviceId(9)],
                 waiting: Vec::new(),
+                failed: Vec::new(),
             }],
             ..OutcomeDetails::default()
         },
