@@ -10,7 +10,7 @@ use herald_mesh::TopologyConfig;
 use herald_model::{Address, Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
 use herald_push::Config;
 use herald_store::{
-    DeadMessage, Durable, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus,
+    DeadMessage, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus,
     RecordedOutcome, Result, Settlement, SlicePlan,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,7 +36,7 @@ impl ReadOnly {
 
 #[async_trait]
 impl Ledger for ReadOnly {
-    async fn plan(&self, plan: &SlicePlan) -> Result<Durable> {
+    async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
         self.ledger.plan(plan).await
     }
 
