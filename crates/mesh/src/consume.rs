@@ -26,7 +26,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Calls run concurrently, each on its own task, in no particular order. Messages are redelivered, so handling must
     /// be idempotent: commit, then return [`Disposition::Ack`]. While the handler runs, heartbeats prevent a redelivery
     /// to another worker. A panic counts as [`Disposition::Fault`]. The future is dropped when it is still running
-    /// `ack_wait` after the start of the shutdown.
+    /// `drain_seconds` after the start of the shutdown.
     async fn handle(&self, delivery: &Delivery) -> Disposition;
 }
 
@@ -220,7 +220,7 @@ impl Default for ConsumeOptions {
 
 impl Mesh {
     /// Handles a consumer's messages until the shutdown, then drains: stops pulling, returns unhandled messages for
-    /// immediate redelivery, and waits `ack_wait` for running handlers.
+    /// immediate redelivery, and waits `drain_seconds` for running handlers.
     ///
     /// Continues after restarts of the server. Creates the consumer if it is missing; it then starts at the stream's
     /// first message.

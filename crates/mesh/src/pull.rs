@@ -337,7 +337,7 @@ impl<H: Handler> Puller<H> {
         }
     }
 
-    /// Waits for running handlers, and aborts them after `ack_wait`.
+    /// Waits for running handlers, and aborts them after `drain_seconds`.
     async fn drain(&self) {
         let spec = &self.worker.spec;
         self.tasks.close();
@@ -349,10 +349,7 @@ impl<H: Handler> Puller<H> {
                 "waiting for running handlers"
             );
         }
-        if tokio::time::timeout(spec.ack_wait, self.tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(spec.drain, self.tasks.wait()).await.is_err() {
             self.worker.abort.cancel();
             // A handler that blocks its thread can't be aborted.
             if tokio::time::timeout(DRAIN_MAX, self.tasks.wait()).await.is_err() {

@@ -29,7 +29,7 @@ pub(crate) use self::{
 };
 use crate::log::Log;
 
-/// AckWait of all consumers: short, so that a run has many redeliveries; the default is 30 s.
+/// AckWait of all consumers: short, so that a run has many redeliveries; the default is 5 s.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(2);
 /// Dedupe window of the broker: short, so that a run has retries within and after it; the default is 2 min.
 pub(crate) const DEDUPE_WINDOW: Duration = Duration::from_secs(12);

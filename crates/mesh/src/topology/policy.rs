@@ -12,8 +12,10 @@ use crate::retry::RetryDelay;
 #[serde(deny_unknown_fields)]
 pub struct ConsumerPolicy {
     /// Time without a heartbeat or settlement after which a message is redelivered, seconds; at least 1. A running
-    /// handler sends heartbeats.
+    /// handler sends heartbeats, so this is how long the messages of a killed process wait for another one.
     pub ack_wait_seconds: u64,
+    /// Time that running handlers have to finish at a shutdown, seconds; at least 1. Then their messages are released.
+    pub drain_seconds: u64,
     /// Maximum number of delivered and unacknowledged messages of one consumer, over all its workers; at least 1. Set
     /// it higher than the workers' `in_flight_max` together.
     pub ack_pending_max: u32,
@@ -34,7 +36,8 @@ impl ConsumerPolicy {
     /// Policy of most consumers. No message becomes a dead letter while a store is down for an hour: the average delay
     /// reaches 15 s, so an hour takes about 250 of the 1,000 attempts.
     const DEFAULT: Self = Self {
-        ack_wait_seconds: 30,
+        ack_wait_seconds: 5,
+        drain_seconds: 30,
         ack_pending_max: 8_192,
         attempts_max: 1_000,
         fault_attempts_max: 10,
@@ -52,6 +55,7 @@ impl ConsumerPolicy {
         let retry = self.retry;
         for (field, min, value) in [
             ("ack_wait_seconds", 1, self.ack_wait_seconds),
+            ("drain_seconds", 1, self.drain_seconds),
             ("ack_pending_max", 1, self.ack_pending_max.into()),
             ("attempts_max", 2, self.attempts_max.into()),
             ("fault_attempts_max", 1, self.fault_attempts_max.into()),
@@ -76,7 +80,8 @@ impl ConsumerPolicy {
 pub struct ConsumerPolicies {
     /// Consumer `archive`.
     pub archive: ConsumerPolicy,
-    /// Consumers `analytics-posts` and `analytics-events`.
+    /// Consumers `analytics-posts` and `analytics-events`. Default `ack_wait`: 30 s; they hold thousands of messages for
+    /// the 5 s of a batch, and would send a heartbeat for each.
     pub analytics: ConsumerPolicy,
     /// Consumers `fanout-{lane}`.
     pub fanout: ConsumerPolicy,
@@ -106,7 +111,10 @@ impl Default for ConsumerPolicies {
         };
         Self {
             archive: default,
-            analytics: default,
+            analytics: ConsumerPolicy {
+                ack_wait_seconds: 30,
+                ..default
+            },
             fanout: default,
             slice: default,
             timeline: default,
@@ -169,6 +177,8 @@ pub struct ConsumerSpec {
     pub filter: Option<String>,
     /// Time without a heartbeat or settlement after which a message is redelivered.
     pub ack_wait: Duration,
+    /// Time that running handlers have to finish at a shutdown.
+    pub drain: Duration,
     /// Maximum number of attempts; the last failed attempt is terminated with its reason.
     pub attempts_max: u32,
     /// Maximum number of attempts when the last one fails with a permanent error.
@@ -201,6 +211,7 @@ impl ConsumerSpec {
             name: name.into(),
             filter,
             ack_wait: Duration::from_secs(policy.ack_wait_seconds),
+            drain: Duration::from_secs(policy.drain_seconds),
             attempts_max: policy.attempts_max,
             fault_attempts_max: policy.fault_attempts_max,
             ack_pending_max: policy.ack_pending_max,

@@ -360,7 +360,7 @@ async fn a_shutdown_finishes_running_handlers_and_releases_other_messages_at_onc
 
 #[tokio::test]
 async fn a_handler_beyond_the_shutdown_deadline_releases_its_message() {
-    let fixture = Fixture::start_with(|config| config.consumers.timeline.ack_wait_seconds = 1).await;
+    let fixture = Fixture::start_with(|config| config.consumers.timeline.drain_seconds = 1).await;
     fixture.publish([1]).await;
     let (handler, mut seen) = ScriptedHandler::new(|_| std::future::pending());
     let worker = fixture.spawn_worker(handler, ConsumeOptions::default());
