@@ -30,7 +30,7 @@ async fn follow(herald: &Herald, followers: &[&str], author: &str) {
         let follow = v1::Follow {
             follower_id: (*follower).into(),
             author_id: author.into(),
-            notify: false,
+            notify: None,
         };
         let request = v1::FollowRequest { follow: Some(follow) };
         clients.graph().follow(request).await.unwrap();

@@ -194,7 +194,7 @@ async fn follows_pages_and_devices_are_checked() {
         follow: Some(v1::Follow {
             follower_id: follower.into(),
             author_id: author.into(),
-            notify: true,
+            notify: Some(true),
         }),
     };
     assert_refused(

@@ -47,7 +47,7 @@ async fn import_follows(clients: &Clients) {
         .map(|(r, a)| v1::Follow {
             follower_id: reader(r),
             author_id: format!("author{a}"),
-            notify: false,
+            notify: None,
         })
         .collect();
     let batch = v1::ImportFollowsRequest { follows };

@@ -13,7 +13,7 @@ async fn follow(clients: &Clients, follower: &str, author: &str) {
     let follow = v1::Follow {
         follower_id: follower.into(),
         author_id: author.into(),
-        notify: false,
+        notify: None,
     };
     clients
         .graph()

@@ -11,7 +11,7 @@ fn follow(follower: &str, author: &str, notify: bool) -> v1::Follow {
     v1::Follow {
         follower_id: follower.into(),
         author_id: author.into(),
-        notify,
+        notify: Some(notify),
     }
 }
 

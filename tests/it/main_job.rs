@@ -52,7 +52,7 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
         let follow = v1::Follow {
             follower_id: (*user).clone(),
             author_id: "107".into(),
-            notify: true,
+            notify: Some(true),
         };
         clients
             .graph()
@@ -163,7 +163,7 @@ async fn a_web_push_arrives_encrypted_and_signed() {
     let follow = v1::Follow {
         follower_id: "reader".into(),
         author_id: "writer".into(),
-        notify: true,
+        notify: Some(true),
     };
     clients
         .graph()

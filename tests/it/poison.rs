@@ -18,7 +18,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
     let follow = v1::Follow {
         follower_id: "ann".into(),
         author_id: "bob".into(),
-        notify: true,
+        notify: Some(true),
     };
     let request = v1::FollowRequest { follow: Some(follow) };
     clients.graph().follow(request).await.unwrap();

@@ -51,7 +51,7 @@ pub(super) async fn import_graph(
                 batch.push(v1::Follow {
                     follower_id: Graph::id(*follower),
                     author_id: Graph::id(author),
-                    notify: wants_push(*follower, push_share),
+                    notify: Some(wants_push(*follower, push_share)),
                 });
                 if batch.len() == IMPORT_BATCH {
                     progress(batch.len() as u64);

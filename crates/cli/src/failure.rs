@@ -24,6 +24,8 @@ pub enum Kind {
     TimedOut,
     /// The server is overloaded and rejects new work.
     Overloaded,
+    /// Ctrl-C or SIGTERM stopped the command before it was done.
+    Interrupted,
     /// The reader closed standard output, as in `herald timeline 1 | head -1`. Not an error.
     OutputClosed,
 }
@@ -39,6 +41,7 @@ impl Kind {
             Self::NotFound => 4,
             Self::TimedOut => 5,
             Self::Overloaded => 6,
+            Self::Interrupted => 130,
         }
     }
 }

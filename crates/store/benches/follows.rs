@@ -14,7 +14,7 @@ use std::{
 use futures::executor::block_on;
 use herald_model::{FollowVersion, UserId, UserKey};
 use herald_store::{
-    FollowChange, Follows,
+    FollowAction, FollowChange, Follows,
     embedded::{Config, Embedded},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -108,7 +108,7 @@ fn follow(follower: u32, author: u32, notify: bool) -> FollowChange {
     FollowChange {
         follower: UserKey(follower),
         author: UserKey(author),
-        notify: Some(notify),
+        action: FollowAction::Follow { notify: Some(notify) },
     }
 }
 

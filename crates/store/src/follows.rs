@@ -12,8 +12,29 @@ pub struct FollowChange {
     pub follower: UserKey,
     /// The user who is followed.
     pub author: UserKey,
-    /// `Some(notify)` follows with notifications (pushes) on or off; `None` unfollows.
-    pub notify: Option<bool>,
+    /// What happens to the follow.
+    pub action: FollowAction,
+}
+
+/// What a change does to a follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FollowAction {
+    /// Follows.
+    Follow {
+        /// Notifications (pushes) on or off; `None` keeps the setting of a follow that exists, and is off for a new one.
+        notify: Option<bool>,
+    },
+    /// Unfollows.
+    Unfollow,
+}
+
+/// The effect of one change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FollowEffect {
+    /// Whether the change changed anything.
+    pub changed: bool,
+    /// Whether the follow has notifications on after the change; false without a follow.
+    pub notify: bool,
 }
 
 /// Number of an author's followers.
@@ -54,14 +75,14 @@ pub struct Following {
 /// The follow graph.
 ///
 /// *Invariant:* `followers(author, Some(v), …)` returns the same set on every call, page by page, until version `v` is
-/// trimmed from the history (7 days by default). A post pins `v` when it is accepted, so all retries and channels of
-/// the post use the same followers.
+/// trimmed from the history (7 days by default). The plan of a post's first slice pins `v`, so all slices, retries and
+/// channels of the post use the same followers.
 #[async_trait]
 pub trait Follows: Send + Sync {
-    /// Applies changes in order, all or nothing, and returns for each whether it changed anything. Durable on return.
+    /// Applies changes in order, all or nothing, and returns the effect of each. Durable on return.
     ///
     /// The changes of one author in one call raise the author's version by one, unless none of them changes anything.
-    async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>>;
+    async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<FollowEffect>>;
 
     /// Counts an author's followers at the current version, which is durable and includes every change that has
     /// returned.

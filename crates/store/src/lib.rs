@@ -58,7 +58,9 @@ pub use dead_letters::{
     OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use follows::{FollowChange, FollowerCount, FollowerPage, Following, Follows};
+pub use follows::{
+    FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,
+};
 pub use ledger::{
     ChannelCounts, ChunkPlan, ChunkState, DeadMessage, DeviceFailure, DeviceRetry, ExpectedRevision,
     FailedRecipient, Ledger, MarkedDead, Outcome, OutcomeDetails, PendingRecipient, PlannedSlice, PostCounts,

@@ -8,7 +8,8 @@ use herald_proto::v1;
 pub(crate) struct Follow {
     pub(crate) follower: UserId,
     pub(crate) author: UserId,
-    pub(crate) notify: bool,
+    /// `None` keeps the setting of a follow that exists.
+    pub(crate) notify: Option<bool>,
 }
 
 /// An invalid field of a follow.

@@ -7,7 +7,7 @@ use std::{
 
 use herald_model::{UserId, UserKey};
 use herald_rpc::status;
-use herald_store::{FollowChange, Follows, Users};
+use herald_store::{FollowChange, FollowEffect, Follows, Users};
 use tonic::Status;
 
 use crate::{
@@ -26,17 +26,17 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Applies validated changes; returns for each whether it changed the graph.
-    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>, Status> {
-        let changed = self
+    /// Applies validated changes; returns the effect of each.
+    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<FollowEffect>, Status> {
+        let effects = self
             .follows
             .apply(changes)
             .await
             .map_err(|e| status::from_store(&e))?;
         self.metrics
             .follow_changes
-            .inc_by(changed.iter().filter(|c| **c).count() as u64);
-        Ok(changed)
+            .inc_by(effects.iter().filter(|effect| effect.changed).count() as u64);
+        Ok(effects)
     }
 
     /// Requests the backfills of follows, given as (author, follower). A Follow returns only after its backfill is

@@ -10,7 +10,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{Error, ErrorKind, FollowChange};
+use herald_store::{Error, ErrorKind, FollowAction, FollowChange};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -83,17 +83,20 @@ impl GraphService for Graph {
             );
             return Err(status::internal(&error));
         };
-        let changed = self
+        let effects = self
             .apply(&[FollowChange {
                 follower,
                 author,
-                notify: Some(follow.notify),
+                action: FollowAction::Follow {
+                    notify: follow.notify,
+                },
             }])
             .await?;
         herald_failpoints::point!("graph.followed");
         self.request_backfills([(author, follower)]).await?;
         Ok(Response::new(v1::FollowResponse {
-            changed: changed.contains(&true),
+            changed: effects.iter().any(|effect| effect.changed),
+            notify: effects.iter().any(|effect| effect.notify),
         }))
     }
 
@@ -122,11 +125,11 @@ impl GraphService for Graph {
             }
         }
         violations.into_result()?;
-        let changed = import::apply_follows(self, &valid).await?;
-        let changed_count = changed.iter().filter(|changed| **changed).count() as u64;
+        let effects = import::apply_follows(self, &valid).await?;
+        let changed_count = effects.iter().filter(|effect| effect.changed).count() as u64;
         Ok(Response::new(v1::BatchFollowResponse {
             changed_count,
-            unchanged_count: changed.len() as u64 - changed_count,
+            unchanged_count: effects.len() as u64 - changed_count,
         }))
     }
 
@@ -146,15 +149,15 @@ impl GraphService for Graph {
         let &[Some(follower), Some(author)] = keys.as_slice() else {
             return Ok(Response::new(v1::UnfollowResponse { changed: false }));
         };
-        let changed = self
+        let effects = self
             .apply(&[FollowChange {
                 follower,
                 author,
-                notify: None,
+                action: FollowAction::Unfollow,
             }])
             .await?;
         Ok(Response::new(v1::UnfollowResponse {
-            changed: changed.contains(&true),
+            changed: effects.iter().any(|effect| effect.changed),
         }))
     }
 
@@ -205,7 +208,7 @@ impl GraphService for Graph {
             .map(|(follower_id, key)| v1::Follow {
                 follower_id,
                 author_id: request.author_id.clone(),
-                notify: page.notify.contains(*key),
+                notify: Some(page.notify.contains(*key)),
             })
             .collect();
         let next_page_token = match page.last {
@@ -251,7 +254,7 @@ impl GraphService for Graph {
             .map(|(author_id, follow)| v1::Follow {
                 follower_id: request.follower_id.clone(),
                 author_id,
-                notify: follow.notify,
+                notify: Some(follow.notify),
             })
             .collect();
         Ok(Response::new(v1::ListFollowingResponse {

@@ -30,6 +30,7 @@ Exit codes:
   4  the post, device, user or dead letter doesn't exist
   5  the deadline or timeout passed
   6  the server is overloaded; retry later
+  130  Ctrl-C stopped an import
 
 With --output json, an error is one JSON object on standard error:
   {\"error\":{\"kind\":…,\"exit_code\":…,\"message\":…,\"code\":…,\"reason\":…,\"fields\":[…],\"retry_after_seconds\":…,\"hint\":…}}

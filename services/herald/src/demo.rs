@@ -162,6 +162,6 @@ fn follow(follower: &str, author: &str) -> v1::Follow {
     v1::Follow {
         follower_id: follower.into(),
         author_id: author.into(),
-        notify: follower == PUSH_USER,
+        notify: (follower == PUSH_USER).then_some(true),
     }
 }

@@ -63,7 +63,8 @@ impl Notify {
 pub(crate) struct Options {
     /// Each line `a b` also means "b follows a".
     pub(crate) mutual: bool,
-    pub(crate) notify: Notify,
+    /// `None`: the follows say nothing about pushes, so the server keeps the setting of those that exist.
+    pub(crate) notify: Option<Notify>,
 }
 
 impl Options {
@@ -126,32 +127,16 @@ struct Run {
 impl Lines {
     /// Appends the follows of one line.
     fn push(&mut self, line: u64, follows_per_line: u64) {
-        self.push_run(line, 1, follows_per_line);
-    }
-
-    /// Appends the lines of the next batch.
-    pub(crate) fn append(&mut self, later: &Self) {
-        for run in &later.runs {
-            self.push_run(run.first_line, run.line_count, run.follows_per_line);
-        }
-    }
-
-    fn push_run(&mut self, first_line: u64, line_count: u64, follows_per_line: u64) {
         match self.runs.last_mut() {
-            Some(last)
-                if last.first_line + last.line_count == first_line
-                    && last.follows_per_line == follows_per_line =>
-            {
-                last.line_count += line_count;
-            }
+            Some(last) if last.first_line + last.line_count == line => last.line_count += 1,
             _ => self.runs.push(Run {
                 first_follow: self.follow_count,
-                first_line,
-                line_count,
+                first_line: line,
+                line_count: 1,
                 follows_per_line,
             }),
         }
-        self.follow_count += line_count * follows_per_line;
+        self.follow_count += follows_per_line;
     }
 
     /// The line number of the follow with this index, from 0; `None` past the end.
@@ -223,7 +208,8 @@ impl<R: BufRead> Reader<R> {
                     let follow = |follower: &UserId, author: &UserId| Follow {
                         follower_id: follower.as_str().into(),
                         author_id: author.as_str().into(),
-                        notify: self.options.notify.includes(follower.as_str(), author.as_str()),
+                        notify: (self.options.notify)
+                            .map(|notify| notify.includes(follower.as_str(), author.as_str())),
                     };
                     batch.follows.push(follow(&a, &b));
                     if self.options.mutual {
@@ -259,13 +245,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str, mutual: bool, size: usize) -> Vec<Batch> {
-        let mut reader = Reader::new(
-            text.as_bytes(),
-            Options {
-                mutual,
-                notify: Notify::None,
-            },
-        );
+        let mut reader = Reader::new(text.as_bytes(), Options { mutual, notify: None });
         std::iter::from_fn(|| reader.next_batch(size).unwrap()).collect()
     }
 
@@ -356,7 +336,7 @@ mod tests {
             &b"1 \xff\n1 2\n"[..],
             Options {
                 mutual: false,
-                notify: Notify::None,
+                notify: None,
             },
         );
         let batch = reader.next_batch(10).unwrap().unwrap();
@@ -377,11 +357,11 @@ mod tests {
             (false, vec![1, 2, 5, 7, 8]),
             (true, vec![1, 1, 2, 2, 5, 5, 7, 7, 8, 8]),
         ] {
-            let mut lines = Lines::default();
-            for batch in read(text, mutual, 2) {
-                lines.append(&batch.lines);
-            }
-            let found: Vec<u64> = (0..).map_while(|follow| lines.line_of(follow)).collect();
+            let batches = read(text, mutual, 2);
+            let found: Vec<u64> = batches
+                .iter()
+                .flat_map(|batch| (0..).map_while(|follow| batch.lines.line_of(follow)))
+                .collect();
             assert_eq!(found, expected);
         }
     }
@@ -392,10 +372,7 @@ mod tests {
             .map(|number| format!("a {number}"))
             .collect::<Vec<_>>()
             .join("\n");
-        let mut lines = Lines::default();
-        for batch in read(&text, false, 100) {
-            lines.append(&batch.lines);
-        }
+        let lines = &read(&text, false, 10_000)[0].lines;
         assert_eq!(lines.runs.len(), 1);
         assert_eq!(lines.line_of(9_999), Some(10_000));
     }

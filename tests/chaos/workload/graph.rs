@@ -102,7 +102,7 @@ pub(super) fn follow(r: usize, a: usize, relation: Relation) -> v1::Follow {
     v1::Follow {
         follower_id: reader(r),
         author_id: author(a),
-        notify: relation == Relation::Notified,
+        notify: Some(relation == Relation::Notified),
     }
 }
 

@@ -13,7 +13,7 @@ use herald_model::{FollowVersion, Lane, PostId, Recipients, UserId, UserKey};
 use herald_proto::mesh_v1::{PostCreated, TimelineChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::{
-    FollowChange, Ledger, Stores,
+    FollowAction, FollowChange, Ledger, Stores,
     embedded::{self, Embedded},
 };
 use tempfile::TempDir;
@@ -158,7 +158,7 @@ impl World {
             .map(|follower| FollowChange {
                 follower: *follower,
                 author,
-                notify: None,
+                action: FollowAction::Unfollow,
             })
             .collect();
         self.stores.follows.apply(&changes).await.unwrap();
@@ -171,7 +171,7 @@ impl World {
             .map(|follower| FollowChange {
                 follower: *follower,
                 author,
-                notify: Some(false),
+                action: FollowAction::Follow { notify: None },
             })
             .collect();
         self.stores.follows.apply(&follows).await.unwrap();

@@ -46,7 +46,10 @@ impl GraphService for TestGraph {
                 details,
             ));
         }
-        let mut response = Response::new(v1::FollowResponse { changed: true });
+        let mut response = Response::new(v1::FollowResponse {
+            changed: true,
+            notify: true,
+        });
         response
             .metadata_mut()
             .insert("x-answer", "here".parse().unwrap());

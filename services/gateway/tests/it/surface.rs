@@ -207,7 +207,7 @@ async fn calls_to_other_services_are_forwarded_unchanged() {
     let follow = v1::Follow {
         follower_id: "1".into(),
         author_id: "107".into(),
-        notify: true,
+        notify: Some(true),
     };
     let mut request = Request::new(v1::FollowRequest {
         follow: Some(follow.clone()),
@@ -349,7 +349,7 @@ async fn a_browser_can_call_over_grpc_web() {
     let follow = v1::Follow {
         follower_id: "1".into(),
         author_id: "107".into(),
-        notify: false,
+        notify: None,
     };
     let request = v1::FollowRequest { follow: Some(follow) }.encode_to_vec();
     let (_, frames) = grpc_web(&world, "/herald.v1.GraphService/Follow", &request).await;

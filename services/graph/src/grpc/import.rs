@@ -2,7 +2,7 @@
 
 use herald_proto::v1;
 use herald_rpc::status;
-use herald_store::FollowChange;
+use herald_store::{FollowAction, FollowChange, FollowEffect};
 use tonic::{Status, Streaming};
 
 use crate::{domain, graph::Graph};
@@ -56,15 +56,18 @@ async fn apply_batch(
             }
         }
     }
-    let changed = apply_follows(graph, &valid).await?;
-    let imported = changed.iter().filter(|c| **c).count() as u64;
+    let effects = apply_follows(graph, &valid).await?;
+    let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
     response.imported_count += imported;
-    response.unchanged_count += changed.len() as u64 - imported;
+    response.unchanged_count += effects.len() as u64 - imported;
     Ok(())
 }
 
-/// Applies validated follows and requests their backfills; returns for each whether it changed the graph.
-pub(crate) async fn apply_follows(graph: &Graph, valid: &[domain::Follow]) -> Result<Vec<bool>, Status> {
+/// Applies validated follows and requests their backfills; returns the effect of each.
+pub(crate) async fn apply_follows(
+    graph: &Graph,
+    valid: &[domain::Follow],
+) -> Result<Vec<FollowEffect>, Status> {
     let keys = graph
         .intern_all(valid.iter().flat_map(|f| [&f.follower, &f.author]))
         .await?;
@@ -74,14 +77,14 @@ pub(crate) async fn apply_follows(graph: &Graph, valid: &[domain::Follow]) -> Re
             Some(FollowChange {
                 follower: *keys.get(&f.follower)?,
                 author: *keys.get(&f.author)?,
-                notify: Some(f.notify),
+                action: FollowAction::Follow { notify: f.notify },
             })
         })
         .collect();
-    let changed = graph.apply(&changes).await?;
+    let effects = graph.apply(&changes).await?;
     // Backfills are published for existing follows too: a retried batch may not have published them before.
     graph
         .request_backfills(changes.iter().map(|c| (c.author, c.follower)))
         .await?;
-    Ok(changed)
+    Ok(effects)
 }

@@ -16,12 +16,12 @@ Examples:
     herald follow 1 107 --notify
 
   Turn pushes off again:
-    herald follow 1 107";
+    herald follow 1 107 --no-notify";
 
 /// Follow an author, with or without pushes
 ///
-/// The follower receives the author's future posts and their newest 20 existing posts. Following again sets pushes to
-/// the new value of --notify.
+/// The follower receives the author's future posts and their newest 20 existing posts. Following again changes pushes
+/// only with --notify or --no-notify.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// Also push each post to the follower's devices
     #[arg(long)]
     notify: bool,
+
+    /// Turn pushes off
+    #[arg(long, conflicts_with = "notify")]
+    no_notify: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,18 +65,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         follower_id,
         author_id,
         notify,
+        no_notify,
     } = args;
     let follow = Follow {
         follower_id: follower_id.clone(),
         author_id: author_id.clone(),
-        notify,
+        notify: (notify || no_notify).then_some(notify),
     };
     let request = client.request(FollowRequest { follow: Some(follow) });
-    let changed = client.graph().follow(request).await?.into_inner().changed;
+    let response = client.graph().follow(request).await?.into_inner();
     context.output.show(&FollowResult {
         follower_id,
         author_id,
-        notify,
-        changed,
+        notify: response.notify,
+        changed: response.changed,
     })
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Subcommand, ValueHint};
+use futures::{StreamExt as _, stream};
 use herald_cli::{
     client::Client,
     context::Context,
@@ -17,20 +18,21 @@ use herald_cli::{
     time::approximate,
 };
 use herald_proto::v1::{ImportFollowsRequest, ImportFollowsResponse};
+use herald_runtime::shutdown;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status};
 use tonic_types::RpcStatusExt as _;
 
-use crate::edges::{Batch, HeaderRow, Lines, Notify, Options, Reader};
+use crate::edges::{Batch, HeaderRow, Notify, Options, Reader};
 
-/// Follows per message to the server.
+/// Follows per call. An answered call is durable, so this is the step of the progress bar.
 const BATCH_FOLLOWS: usize = 5_000;
-/// Messages per call (500,000 follows). The response names rejected follows by index; the limit bounds the memory for
-/// mapping indexes to lines.
-const CALL_BATCHES_MAX: usize = 100;
-/// Batches that are read ahead of the call.
+/// Calls in flight. The server commits waiting calls together.
+const CALLS_IN_FLIGHT_MAX: usize = 4;
+/// Batches that are read ahead of the calls.
 const BATCHES_AHEAD: usize = 2;
 /// Failures kept for the summary.
 const FAILURES_MAX: usize = 1_000;
@@ -87,7 +89,8 @@ enum Resource {
 /// Import follows from a file with lines `a b`, each meaning "a follows b"
 ///
 /// Spaces, tabs, a comma or a semicolon separate the ids. Blank lines and lines that begin with #, % or // are skipped. An
-/// invalid line is reported by its number and doesn't stop the import; the exit code is then 1. The import is idempotent: existing follows count as unchanged.
+/// invalid line is reported by its number and doesn't stop the import; the exit code is then 1. The import is idempotent:
+/// existing follows count as unchanged. Ctrl-C stops it, tells what is imported, and the exit code is 130.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = FOLLOWS_EXAMPLES)]
 struct Follows {
@@ -101,9 +104,10 @@ struct Follows {
 
     /// The follows with pushes: none, all, or a share such as 0.05 or 5%
     ///
-    /// A hash of the two ids selects the share, so that a repeated import changes nothing.
-    #[arg(long, value_name = "none|all|SHARE", default_value = "none", value_parser = Notify::parse)]
-    notify: Notify,
+    /// Sets pushes on or off for each follow of the file. A hash of the two ids selects the share, so that a repeated
+    /// import changes nothing. Without it, existing follows keep their setting and new ones are without pushes.
+    #[arg(long, value_name = "none|all|SHARE", value_parser = Notify::parse)]
+    notify: Option<Notify>,
 }
 
 /// The result of an import.
@@ -114,7 +118,7 @@ struct Summary {
     header: Option<HeaderRow>,
     /// Follows that are new or whose push setting changed.
     imported: u64,
-    /// Follows that existed with the same push setting.
+    /// Follows that existed and kept their push setting.
     unchanged: u64,
     /// Invalid lines and follows that the server rejected.
     failed: u64,
@@ -153,22 +157,18 @@ impl Summary {
         }
     }
 
-    /// Adds the lines of a batch before the batch is sent.
-    fn add_batch(&mut self, batch: &mut Batch) {
+    /// Adds a batch and the response of its call.
+    fn add(&mut self, batch: Batch, response: ImportFollowsResponse) {
         self.lines += batch.line_count;
-        self.header = self.header.take().or(batch.header.take());
+        self.header = self.header.take().or(batch.header);
         self.failed += batch.bad_lines.len() as u64;
-        for bad_line in batch.bad_lines.drain(..) {
+        for bad_line in batch.bad_lines {
             self.record_failure(LineFailure {
                 line: Some(bad_line.line),
                 field: None,
                 reason: bad_line.reason,
             });
         }
-    }
-
-    /// Adds the response of one call.
-    fn add_response(&mut self, response: ImportFollowsResponse, lines: &Lines) {
         self.imported += response.imported_count;
         self.unchanged += response.unchanged_count;
         self.failed += response.failed_count;
@@ -181,18 +181,35 @@ impl Summary {
                 None => (None, status.message),
             };
             self.record_failure(LineFailure {
-                line: lines.line_of(failure.index),
+                line: batch.lines.line_of(failure.index),
                 field,
                 reason,
             });
         }
     }
 
+    /// Follows that are durable.
+    fn processed(&self) -> u64 {
+        self.imported + self.unchanged
+    }
+
+    /// What is durable, and how to go on, for an import that ended early.
+    fn resume_hint(&self) -> String {
+        let durable = match self.lines {
+            0 => "no line is known to be imported".into(),
+            lines => format!(
+                "all lines up to line {} are imported ({})",
+                count(lines),
+                counted(self.processed(), "follow", "follows")
+            ),
+        };
+        format!("{durable}; it is safe to run the import again: existing follows count as unchanged")
+    }
+
     fn finish(&mut self, elapsed: Duration) {
         self.failures.sort_by_key(|failure| failure.line);
         self.elapsed_seconds = elapsed.as_secs_f64();
-        let processed = (self.imported + self.unchanged) as f64;
-        self.follows_per_second = (processed / self.elapsed_seconds.max(1e-6)).round();
+        self.follows_per_second = (self.processed() as f64 / self.elapsed_seconds.max(1e-6)).round();
     }
 }
 
@@ -248,19 +265,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         },
     );
 
+    let stop =
+        shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let started = Instant::now();
     let mut summary = Summary::default();
-    let result = import(reader, &client, &bar, &mut summary).await;
+    let result = tokio::select! {
+        result = import(reader, &client, &bar, &mut summary) => {
+            result.map_err(|failure| failure.during("the import was interrupted"))
+        }
+        () = stop.cancelled() => Err(Failure::new(Kind::Interrupted, "the import was stopped by a signal")),
+    };
     summary.finish(started.elapsed());
     bar.finish_and_clear();
-
-    let processed = summary.imported + summary.unchanged;
-    result.map_err(|failure| {
-        failure.during("the import was interrupted").hint(format!(
-            "at least {} imported; run the import again, existing follows count as unchanged",
-            counted(processed, "follow", "follows")
-        ))
-    })?;
+    result.map_err(|failure| failure.hint(summary.resume_hint()))?;
     context.output.show(&summary)?;
     match summary.failed {
         0 => Ok(()),
@@ -289,50 +306,26 @@ fn open(path: &PathBuf) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failur
     Ok((Box::new(BufReader::with_capacity(1 << 16, file)), size))
 }
 
-/// Imports the whole file in consecutive calls. After a failure the summary still has the results of completed calls.
+/// Imports the whole file, a batch a call. The summary and the bar have the batches whose calls were answered: all lines up
+/// to that point are durable, and the summary is right after a failure too.
 async fn import<R: BufRead + Send + 'static>(
     reader: Reader<R>,
     client: &Client,
     bar: &ProgressBar,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
-    let (batches_in, mut batches) = mpsc::channel(BATCHES_AHEAD);
+    let (batches_in, batches) = mpsc::channel(BATCHES_AHEAD);
     let reading = tokio::task::spawn_blocking(move || read_batches(reader, &batches_in));
-    let mut sent = 0;
-    while let Some(first) = batches.recv().await {
-        let (requests_in, requests) = mpsc::channel(1);
-        let mut graph = client.graph();
-        let call = graph.import_follows(ReceiverStream::new(requests));
-        let feed = async {
-            let mut lines = Lines::default();
-            let mut next = Some(first);
-            for number in 1.. {
-                let Some(mut batch) = next else { break };
-                summary.add_batch(&mut batch);
-                lines.append(&batch.lines);
-                sent += batch.follows.len() as u64;
-                // The send fails only after the call has ended; the call's result has the error.
-                if requests_in
-                    .send(ImportFollowsRequest {
-                        follows: batch.follows,
-                    })
-                    .await
-                    .is_err()
-                {
-                    break;
-                }
-                bar.inc(batch.bytes);
-                bar.set_message(counted(sent, "follow", "follows"));
-                if number == CALL_BATCHES_MAX {
-                    break;
-                }
-                next = batches.recv().await;
-            }
-            drop(requests_in);
-            lines
-        };
-        let (lines, response) = tokio::join!(feed, call);
-        summary.add_response(response?.into_inner(), &lines);
+    let mut answers = ReceiverStream::new(batches)
+        .map(|batch| import_batch(client, batch))
+        .buffered(CALLS_IN_FLIGHT_MAX);
+    while let Some((batch, answer)) = answers.next().await {
+        bar.inc(batch.bytes);
+        summary.add(batch, answer?);
+        bar.set_message(format!(
+            "{} imported",
+            counted(summary.processed(), "follow", "follows")
+        ));
     }
     // After a read error, all earlier lines are imported.
     match reading.await {
@@ -340,6 +333,16 @@ async fn import<R: BufRead + Send + 'static>(
         Ok(Err(error)) => Err(Failure::io("can't read the rest of the file", &error)),
         Err(error) => Err(Failure::failed(format!("the file's reader failed: {error}"))),
     }
+}
+
+async fn import_batch(client: &Client, mut batch: Batch) -> (Batch, Result<ImportFollowsResponse, Status>) {
+    let follows = std::mem::take(&mut batch.follows);
+    if follows.is_empty() {
+        return (batch, Ok(ImportFollowsResponse::default()));
+    }
+    let request = stream::iter([ImportFollowsRequest { follows }]);
+    let answer = client.graph().import_follows(request).await;
+    (batch, answer.map(Response::into_inner))
 }
 
 /// Reads batches until the end of the file, or until the receiver is dropped.

@@ -1,12 +1,14 @@
 //! `herald import follows`
 
-use std::{collections::HashSet, fmt::Write};
+use std::{collections::HashSet, fmt::Write, process::Stdio, time::Duration};
 
 use herald_proto::v1::{Follow, ImportFollowsRequest};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt as _;
 use tonic::Status;
 
 use crate::{
-    run::{herald, herald_with_input},
+    run::{LIMIT, command, herald, herald_with_input},
     server::Server,
 };
 
@@ -124,7 +126,10 @@ async fn mutual_imports_both_directions_and_a_share_gets_pushes() {
         .collect();
     assert_eq!(pairs.len(), 12_000);
     assert!(pairs.contains(&("6000".into(), "0".into())) && pairs.contains(&("0".into(), "6000".into())));
-    let notified = follows(&server).iter().filter(|follow| follow.notify).count();
+    let notified = follows(&server)
+        .iter()
+        .filter(|follow| follow.notify == Some(true))
+        .count();
     assert!((1_000..1_400).contains(&notified), "{notified}");
 }
 
@@ -135,12 +140,13 @@ async fn lines_are_found_across_calls() {
     for number in 1..=600_000 {
         writeln!(input, "0 {number}").unwrap();
     }
-    // Indexes start at 0 in each call of 500,000 follows. The first call has the only rejection, on line 123,458.
-    server.reject_follow(123_456, "author_id", "is not welcome");
+    // Indexes start at 0 in each call of 5,000 follows. One call has the only rejection, whichever comes first.
+    server.reject_follow(3_456, "author_id", "is not welcome");
     let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], &input).await;
     let summary = done.json();
     assert_eq!(summary["imported"], 599_999);
-    assert_eq!(summary["failures"][0]["line"], 123_458);
+    let line = summary["failures"][0]["line"].as_u64().unwrap();
+    assert_eq!(line % 5_000, 3_458, "{line}");
 }
 
 #[tokio::test]
@@ -153,6 +159,81 @@ async fn an_interrupted_import_has_a_hint() {
         done.stderr.contains("interrupted") && done.stderr.contains("run the import again"),
         "{done:?}"
     );
+}
+
+/// Keeps standard input open, so that the import doesn't end by itself.
+async fn interrupt_import(server: &Server, lines: u32, calls: usize) -> (i32, String) {
+    let mut command = command(&server.url, &["import", "follows", "-"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = String::new();
+    for number in 1..=lines {
+        writeln!(input, "0 {number}").unwrap();
+    }
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    let received = async {
+        while server.calls::<ImportFollowsRequest>().len() < calls {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, received)
+        .await
+        .expect("the calls come");
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let ended = tokio::time::timeout(LIMIT, child.wait_with_output()).await;
+    let ended = ended.expect("Ctrl-C ends the import").unwrap();
+    drop(stdin);
+    (
+        ended.status.code().unwrap_or(-1),
+        String::from_utf8(ended.stderr).unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn ctrl_c_tells_which_lines_are_durable_and_that_the_import_can_be_repeated() {
+    let server = Server::start().await;
+    // The fifth call begins after the answer to the first one was counted.
+    let (code, stderr) = interrupt_import(&server, 25_000, 5).await;
+    assert_eq!(code, 130, "{stderr}");
+    assert!(stderr.contains("stopped by a signal"), "{stderr}");
+    let (_, line) = stderr.split_once("all lines up to line ").expect(&stderr);
+    let line: u32 = line
+        .chars()
+        .filter(|c| *c != ',')
+        .map_while(|c| c.to_digit(10))
+        .fold(0, |number, digit| 10 * number + digit);
+    assert!((5_000..=25_000).contains(&line) && line % 5_000 == 0, "{stderr}");
+    assert!(stderr.contains("safe to run the import again"), "{stderr}");
+}
+
+#[tokio::test]
+async fn lines_without_an_answer_do_not_count_as_imported() {
+    let server = Server::start().await;
+    server.hold_imports();
+    let (code, stderr) = interrupt_import(&server, 25_000, 4).await;
+    assert_eq!(code, 130, "{stderr}");
+    assert!(stderr.contains("no line is known to be imported"), "{stderr}");
+}
+
+#[tokio::test]
+async fn without_notify_a_line_says_nothing_about_pushes() {
+    let server = Server::start().await;
+    for (notify, expected) in [
+        (None, None),
+        (Some("none"), Some(false)),
+        (Some("all"), Some(true)),
+    ] {
+        let mut arguments = vec!["import", "follows", "-"];
+        arguments.extend(notify.map(|_| "--notify"));
+        arguments.extend(notify);
+        herald_with_input(&server.url, &arguments, "1 2\n").await.ok();
+        assert_eq!(follows(&server).pop().unwrap().notify, expected, "{notify:?}");
+    }
 }
 
 #[tokio::test]

@@ -174,8 +174,18 @@ async fn follows_are_made_and_ended() {
             follow.author_id.as_str(),
             follow.notify
         ),
-        ("1", "107", true)
+        ("1", "107", Some(true))
     );
+    // Without a flag, pushes stay as they are.
+    for (arguments, notify) in [
+        (&["follow", "1", "107"][..], None),
+        (&["follow", "1", "107", "--no-notify"], Some(false)),
+    ] {
+        herald(&server.url, arguments).await.ok();
+        let requests: Vec<FollowRequest> = server.calls();
+        let follow = requests.last().unwrap().follow.as_ref().unwrap();
+        assert_eq!(follow.notify, notify, "{arguments:?}");
+    }
 
     let done = herald(&server.url, &["unfollow", "1", "107"]).await.ok();
     assert_eq!(done.stdout, "1 didn't follow 107\n");

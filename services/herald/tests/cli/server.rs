@@ -5,7 +5,10 @@ use std::{
     any::Any,
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use herald_proto::v1::{
@@ -44,6 +47,7 @@ struct State {
     failures: Mutex<VecDeque<Status>>,
     deliveries: Mutex<VecDeque<GetDeliveryResponse>>,
     rejected_follows: Mutex<Vec<ImportFailure>>,
+    imports_held: AtomicBool,
     timelines: Mutex<VecDeque<ListTimelineResponse>>,
     watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
     redrives: Mutex<VecDeque<Vec<Redrive>>>,
@@ -99,6 +103,11 @@ impl Server {
     /// Sets the responses of `GetDelivery`, in order; the last one repeats.
     pub(crate) fn set_deliveries(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
         self.state.deliveries.lock().unwrap().extend(answers);
+    }
+
+    /// Import calls get no answer from now on.
+    pub(crate) fn hold_imports(&self) {
+        self.state.imports_held.store(true, Ordering::SeqCst);
     }
 
     /// Makes the next import call reject this follow.
@@ -285,8 +294,12 @@ impl PostService for Server {
 #[tonic::async_trait]
 impl GraphService for Server {
     async fn follow(&self, request: Request<FollowRequest>) -> RpcResult<FollowResponse> {
+        let follow = request.get_ref().follow.clone();
         self.record(request)?;
-        Ok(Response::new(FollowResponse { changed: true }))
+        Ok(Response::new(FollowResponse {
+            changed: true,
+            notify: follow.and_then(|follow| follow.notify).unwrap_or(false),
+        }))
     }
 
     async fn batch_follow(&self, request: Request<BatchFollowRequest>) -> RpcResult<BatchFollowResponse> {
@@ -332,6 +345,9 @@ impl GraphService for Server {
             received += batch.follows.len() as u64;
             self.state.calls.lock().unwrap().push(Box::new(batch));
             self.next_failure()?;
+        }
+        if self.state.imports_held.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         let failures = std::mem::take(&mut *self.state.rejected_follows.lock().unwrap());
         let failed_count = failures.len() as u64;

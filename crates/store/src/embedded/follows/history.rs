@@ -3,6 +3,7 @@
 use herald_model::varint;
 
 use super::block::{Follower, Malformed};
+use crate::FollowAction;
 
 /// The edge between a user and an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,18 @@ pub(super) enum Edge {
 }
 
 impl Edge {
-    /// The edge after a change: `None` unfollows, `Some(notify)` follows.
-    pub(super) fn after(notify: Option<bool>) -> Self {
-        match notify {
-            None => Self::Absent,
-            Some(false) => Self::Quiet,
-            Some(true) => Self::Notify,
+    /// The edge of a follow.
+    pub(super) fn following(notify: bool) -> Self {
+        if notify { Self::Notify } else { Self::Quiet }
+    }
+
+    /// The edge after a change of this one.
+    pub(super) fn after(self, action: FollowAction) -> Self {
+        match action {
+            FollowAction::Unfollow => Self::Absent,
+            FollowAction::Follow { notify: Some(notify) } => Self::following(notify),
+            FollowAction::Follow { notify: None } if self == Self::Absent => Self::Quiet,
+            FollowAction::Follow { notify: None } => self,
         }
     }
 

@@ -37,7 +37,7 @@ use super::{
     database::{Database, map_err},
     group_commit::GroupCommit,
 };
-use crate::{Error, ErrorKind, FollowChange, FollowerCount, FollowerPage, Following, Result};
+use crate::{Error, ErrorKind, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Result};
 
 /// Number of changes at which a batch takes no more calls.
 const BATCH_CHANGES_MAX: usize = 20_000;
@@ -48,7 +48,7 @@ const TRIM_VERSIONS_MAX: usize = 10_000;
 /// The embedded engine's [`Follows`](crate::Follows).
 pub(crate) struct EmbeddedFollows {
     tables: Arc<Tables>,
-    writes: GroupCommit<Vec<FollowChange>, Vec<bool>>,
+    writes: GroupCommit<Vec<FollowChange>, Vec<FollowEffect>>,
     /// (author, version) → the edges to undo to read that version.
     undos: moka::sync::Cache<(u32, u64), Arc<Undo>>,
     history_keep: Duration,
@@ -183,7 +183,7 @@ impl EmbeddedFollows {
 
 #[async_trait]
 impl crate::Follows for EmbeddedFollows {
-    async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<bool>> {
+    async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<FollowEffect>> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }

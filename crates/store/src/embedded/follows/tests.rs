@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Follows, embedded::testing::Store};
+use crate::{FollowAction, Follows, embedded::testing::Store};
 
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
@@ -11,11 +11,22 @@ fn open(store: &Store) -> EmbeddedFollows {
     EmbeddedFollows::open(store.database(), WEEK, 1 << 20).unwrap()
 }
 
+/// A follow that keeps the notify setting.
+fn keep(author: u32, follower: u32) -> FollowChange {
+    FollowChange {
+        action: FollowAction::Follow { notify: None },
+        ..change(author, follower, None)
+    }
+}
+
+/// `None` unfollows.
 fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
     FollowChange {
         author: UserKey(author),
         follower: UserKey(follower),
-        notify,
+        action: notify.map_or(FollowAction::Unfollow, |notify| FollowAction::Follow {
+            notify: Some(notify),
+        }),
     }
 }
 
@@ -67,17 +78,28 @@ impl Model {
             .or_insert_with(|| vec![BTreeMap::new()])
     }
 
-    fn apply(&mut self, changes: &[FollowChange]) -> Vec<bool> {
+    fn apply(&mut self, changes: &[FollowChange]) -> Vec<FollowEffect> {
         let mut now: BTreeMap<u32, BTreeMap<u32, bool>> = BTreeMap::new();
-        let changed = changes
+        let effects = changes
             .iter()
             .map(|c| {
                 let followers = now
                     .entry(c.author.0)
                     .or_insert_with(|| self.versions_of(c.author.0).last().unwrap().clone());
-                match c.notify {
-                    Some(notify) => followers.insert(c.follower.0, notify) != Some(notify),
-                    None => followers.remove(&c.follower.0).is_some(),
+                let before = followers.get(&c.follower.0).copied();
+                match c.action {
+                    FollowAction::Follow { notify } => {
+                        let notify = notify.or(before).unwrap_or(false);
+                        followers.insert(c.follower.0, notify);
+                    }
+                    FollowAction::Unfollow => {
+                        followers.remove(&c.follower.0);
+                    }
+                }
+                let after = followers.get(&c.follower.0).copied();
+                FollowEffect {
+                    changed: before != after,
+                    notify: after == Some(true),
                 }
             })
             .collect();
@@ -87,14 +109,14 @@ impl Model {
                 versions.push(followers);
             }
         }
-        changed
+        effects
     }
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Single changes: (author, follower, notify).
-    Few(Vec<(u32, u32, Option<bool>)>),
+    /// Single changes.
+    Few(Vec<FollowChange>),
     /// Many changes: follower = (start + n * step) modulo, one author or two.
     Many {
         author: u32,
@@ -127,9 +149,21 @@ fn notify() -> impl Strategy<Value = Option<bool>> {
     prop_oneof![Just(None), Just(Some(false)), Just(Some(true))]
 }
 
+fn few() -> impl Strategy<Value = FollowChange> {
+    (
+        1_u32..4,
+        key(),
+        prop_oneof![3 => notify().prop_map(Some), 1 => Just(None)],
+    )
+        .prop_map(|(author, follower, notify)| match notify {
+            Some(notify) => change(author, follower, notify),
+            None => keep(author, follower),
+        })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => prop::collection::vec((1_u32..4, key(), notify()), 1..40).prop_map(Step::Few),
+        3 => prop::collection::vec(few(), 1..40).prop_map(Step::Few),
         3 => (1_u32..4, 0..KEYS, 1_u32..6, 1_000_u32..5_000, notify())
             .prop_map(|(author, start, step, count, notify)| Step::Many { author, start, step, count, notify }),
         4 => (1_u32..4, 0.0..1.0, prop_oneof![7_usize..100, 1_000_usize..5_000])
@@ -145,7 +179,7 @@ async fn run(steps: Vec<Step>) {
     let mut model = Model::default();
     for step in steps {
         let changes: Vec<_> = match step {
-            Step::Few(changes) => changes.into_iter().map(|(a, f, n)| change(a, f, n)).collect(),
+            Step::Few(changes) => changes,
             Step::Many {
                 author,
                 start,
@@ -205,7 +239,7 @@ async fn run(steps: Vec<Step>) {
         };
         assert!(
             graph.apply(&changes).await.unwrap() == model.apply(&changes),
-            "the changed flags differ"
+            "the effects differ"
         );
         for author in 1..4 {
             let versions = model.versions_of(author);
@@ -257,22 +291,43 @@ async fn the_last_change_of_an_edge_wins_and_no_change_makes_no_version() {
         change(2, 5, off),
         change(2, 5, None),
     ];
-    assert_eq!(
-        graph.apply(&changes).await.unwrap(),
-        [true, false, true, true, true]
-    );
+    let changed = async |changes: &[FollowChange]| -> Vec<bool> {
+        let effects = graph.apply(changes).await.unwrap();
+        effects.into_iter().map(|effect| effect.changed).collect()
+    };
+    assert_eq!(changed(&changes).await, [true, false, true, true, true]);
     assert_eq!(read(&graph, 1, None, 10).await.unwrap(), [(5, false)].into());
     assert_eq!(graph.count(UserKey(1)).await.unwrap().version, FollowVersion(1));
     assert_eq!(graph.count(UserKey(2)).await.unwrap(), FollowerCount::default());
     assert_eq!(
-        graph
-            .apply(&[change(1, 5, off), change(1, 6, None)])
-            .await
-            .unwrap(),
+        changed(&[change(1, 5, off), change(1, 6, None)]).await,
         [false, false]
     );
     assert_eq!(graph.count(UserKey(1)).await.unwrap().version, FollowVersion(1));
     assert_eq!(graph.apply(&[]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_follow_without_a_notify_setting_keeps_it() {
+    let store = Store::new();
+    let graph = open(&store);
+    graph
+        .apply(&[change(1, 5, Some(true)), change(1, 6, Some(false))])
+        .await
+        .unwrap();
+    // The last one unfollows first: its follow is new, without notifications.
+    let changes = [keep(1, 5), keep(1, 6), keep(1, 7), change(1, 5, None), keep(1, 5)];
+    let effect = |changed, notify| FollowEffect { changed, notify };
+    assert_eq!(
+        graph.apply(&changes[..3]).await.unwrap(),
+        [effect(false, true), effect(false, false), effect(true, false)]
+    );
+    let expected = [(5, true), (6, false), (7, false)];
+    assert_eq!(read(&graph, 1, None, 10).await.unwrap(), expected.into());
+    assert_eq!(
+        graph.apply(&changes[3..]).await.unwrap(),
+        [effect(true, false), effect(true, false)]
+    );
 }
 
 #[tokio::test]

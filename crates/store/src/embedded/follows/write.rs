@@ -6,7 +6,7 @@ use fjall::{OwnedWriteBatch, Snapshot};
 use futures::executor::block_on;
 use herald_model::time::Timestamp;
 
-use crate::{FollowChange, Result};
+use crate::{FollowAction, FollowChange, FollowEffect, Result};
 
 use super::{
     block::{self, Follower, Followers},
@@ -20,7 +20,7 @@ struct Change {
     author: u32,
     follower: u32,
     index: u32,
-    after: Edge,
+    action: FollowAction,
 }
 
 /// Applies changes. There is only one writer, so nothing changes between its reads and its writes.
@@ -37,7 +37,7 @@ pub(super) struct Writer {
 struct CommitBatch {
     snapshot: Snapshot,
     batch: OwnedWriteBatch,
-    changed: Vec<bool>,
+    effects: Vec<FollowEffect>,
     undone: Vec<UndoEntry>,
     versions: Vec<(u32, u64)>,
     /// Changed edges: follower, author and the new edge.
@@ -55,9 +55,11 @@ impl Writer {
         })
     }
 
-    /// Applies the changes of a batch of calls in order and returns for each whether it changed anything. Durable on
-    /// return.
-    pub(super) fn apply_calls(&mut self, calls: Vec<Vec<FollowChange>>) -> Result<Vec<Result<Vec<bool>>>> {
+    /// Applies the changes of a batch of calls in order and returns the effect of each. Durable on return.
+    pub(super) fn apply_calls(
+        &mut self,
+        calls: Vec<Vec<FollowChange>>,
+    ) -> Result<Vec<Result<Vec<FollowEffect>>>> {
         let lengths: Vec<_> = calls.iter().map(Vec::len).collect();
         let mut changes: Vec<_> = calls
             .into_iter()
@@ -67,7 +69,7 @@ impl Writer {
                 author: change.author.0,
                 follower: change.follower.0,
                 index,
-                after: Edge::after(change.notify),
+                action: change.action,
             })
             .collect();
         changes.sort_unstable_by_key(|c| (c.author, c.follower, c.index));
@@ -75,7 +77,13 @@ impl Writer {
         let mut pending = CommitBatch {
             snapshot: self.tables.database.snapshot(),
             batch: self.tables.database.batch(),
-            changed: vec![false; changes.len()],
+            effects: vec![
+                FollowEffect {
+                    changed: false,
+                    notify: false
+                };
+                changes.len()
+            ],
             undone: Vec::new(),
             versions: Vec::new(),
             edges: Vec::with_capacity(changes.len()),
@@ -86,7 +94,7 @@ impl Writer {
         let CommitBatch {
             snapshot,
             mut batch,
-            changed,
+            effects,
             versions,
             mut edges,
             ..
@@ -110,7 +118,7 @@ impl Writer {
             );
             block_on(self.tables.database.commit(batch))?;
         }
-        let mut rest = &changed[..];
+        let mut rest = &effects[..];
         Ok(lengths
             .into_iter()
             .map(|length| {
@@ -175,7 +183,7 @@ impl Writer {
             let was = match rest {
                 [first, rest @ ..] if first.key == follower => {
                     old = rest;
-                    Edge::after(Some(first.notify))
+                    Edge::following(first.notify)
                 }
                 _ => {
                     old = rest;
@@ -184,8 +192,12 @@ impl Writer {
             };
             let mut is = was;
             for change in of_follower {
-                pending.changed[change.index as usize] = change.after != is;
-                is = change.after;
+                let after = is.after(change.action);
+                pending.effects[change.index as usize] = FollowEffect {
+                    changed: after != is,
+                    notify: after == Edge::Notify,
+                };
+                is = after;
             }
             self.new.extend(is.follower(follower));
             if is == was {
