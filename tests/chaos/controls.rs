@@ -25,7 +25,7 @@ pub(crate) struct Control {
 }
 
 /// All negative controls.
-pub(crate) const CONTROLS: [Control; 4] = [
+pub(crate) const CONTROLS: [Control; 5] = [
     // Rule: commit, then acknowledge. Broken: both the acknowledgement and the ledger come before the commit.
     Control {
         name: "control-ack-before-commit",
@@ -52,6 +52,15 @@ pub(crate) const CONTROLS: [Control; 4] = [
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["not settled", "audit"],
+    },
+    // Rule: an answered follow counts for later posts. Broken: fan-out pins the version before the newest one.
+    Control {
+        name: "control-stale-followers",
+        sabotage: "fanout.stale-followers=return",
+        settings: &[],
+        kinds: &[FaultKind::KillHerald],
+        budget: Budget::Time(Duration::from_secs(5)),
+        findings: &["fan-out"],
     },
     // Rule: an answered deletion is done. Broken: no deletion is done.
     Control {

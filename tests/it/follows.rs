@@ -226,3 +226,87 @@ async fn a_repeated_request_id_returns_the_same_post() {
     wait_settled(&clients, first.post_id).await;
     assert_eq!(timeline(&clients, "ann").await, [first.post_id]);
 }
+
+/// The gateway holds each post for some time before it is stored. Follows and unfollows that are answered meanwhile come
+/// before the post is accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn follows_and_unfollows_answered_before_a_post_is_stored_count() {
+    let options = Options {
+        variables: vec![("FAILPOINTS".into(), "gateway.publish=return(delay 2000)".into())],
+        ..Options::default()
+    };
+    let herald = Herald::start(HERALD, options).await;
+    let clients = herald.clients().await;
+    for round in 0..5 {
+        let [author, leaver, joiner] = ["author", "leaver", "joiner"].map(|name| format!("{name} {round}"));
+        follow(&clients, &leaver, &author).await;
+        let submitting = tokio::spawn({
+            let (clients, author) = (clients.clone(), author.clone());
+            async move { post(&clients, &author, "stored late").await }
+        });
+        // The post is in the gateway by the time that this other follow is answered.
+        follow(&clients, &joiner, "somebody").await;
+        follow(&clients, &joiner, &author).await;
+        unfollow(&clients, &leaver, &author).await;
+        let stored_later = !submitting.is_finished();
+        let post_id = submitting.await.unwrap();
+        wait_settled(&clients, post_id).await;
+        if !stored_later {
+            // A slow machine: the post was stored before the answers.
+            continue;
+        }
+        assert_eq!(timeline(&clients, &joiner).await, [post_id]);
+        assert_eq!(timeline(&clients, &leaver).await, [0; 0]);
+        return;
+    }
+    panic!("no post was stored after the answers");
+}
+
+async fn notifies(clients: &Clients, follower: &str) -> Option<bool> {
+    let request = v1::ListFollowingRequest {
+        follower_id: follower.into(),
+        ..Default::default()
+    };
+    let page = clients
+        .graph()
+        .list_following(request)
+        .await
+        .unwrap()
+        .into_inner();
+    page.follows.first().and_then(|follow| follow.notify)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_follow_or_an_import_does_not_say_stays_as_it_is() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "ann bob\neve bob\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let both = async || (notifies(&clients, "ann").await, notifies(&clients, "eve").await);
+
+    let first = herald.cli(&["follow", "ann", "bob", "--notify"]).await;
+    assert_eq!(
+        (&first["changed"], &first["notify"]),
+        (&true.into(), &true.into())
+    );
+    let summary = herald.cli(&["import", "follows", path]).await;
+    assert_eq!(
+        (&summary["imported"], &summary["unchanged"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(both().await, (Some(true), Some(false)));
+    let again = herald.cli(&["follow", "ann", "bob"]).await;
+    assert_eq!(
+        (&again["changed"], &again["notify"]),
+        (&false.into(), &true.into())
+    );
+    assert_eq!(both().await, (Some(true), Some(false)));
+
+    herald.cli(&["import", "follows", path, "--notify", "all"]).await;
+    assert_eq!(both().await, (Some(true), Some(true)));
+    let off = herald.cli(&["follow", "ann", "bob", "--no-notify"]).await;
+    assert_eq!((&off["changed"], &off["notify"]), (&true.into(), &false.into()));
+    herald.cli(&["import", "follows", path, "--notify", "none"]).await;
+    assert_eq!(both().await, (Some(false), Some(false)));
+}

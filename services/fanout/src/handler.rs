@@ -154,6 +154,15 @@ impl Fanout {
                     if let Some(waiting) = waiting {
                         waiting.end();
                     }
+                    if herald_failpoints::negative_control!("fanout.stale-followers")
+                        && slice.version.is_none()
+                        && followers.version.0 > 1
+                    {
+                        let version = Some(FollowVersion(followers.version.0 - 1));
+                        let stale = Slice { version, ..*slice };
+                        let max = self.config.slice_recipients_max;
+                        return self.followers.read_slice(&stale, max).await;
+                    }
                     return Ok(followers);
                 }
                 Err(error) => return Err(error),

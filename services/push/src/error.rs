@@ -8,7 +8,7 @@ use herald_store::ErrorKind;
 
 /// Delay before the retry of a chunk that another worker is processing. A worker that stalls for longer than the ack
 /// wait gets a conflict from the ledger; an immediate retry could send to the same devices as the other worker.
-const CONFLICT_RETRY_DELAY: Duration = Duration::from_secs(30);
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// An error that stops the service.
 #[derive(Debug, thiserror::Error)]

@@ -4,15 +4,22 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
 use herald_failure::isolate;
-use herald_mesh::{Disposition, Mesh, consumers, streams};
+use herald_mesh::{Delivery, Disposition, Mesh, Wait, consumers, streams};
 use herald_model::{PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, TimelineChunk};
 use herald_store::{Ledger, Posts, Timelines};
+use tokio::time::Instant;
 
 use crate::{adapters::Watchers, domain::isolated_reason, error::DeliverError};
 
-/// Delay before a retry while the archive is behind.
-const ARCHIVE_WAIT: Duration = Duration::from_millis(500);
+/// Time that a backfill waits in the handler for the archive, which is usually milliseconds behind. Then it waits in the
+/// delay queue, where it holds no place of the lane.
+const HANDLER_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Interval between two readings of the archive's progress.
+const READ_INTERVAL: Duration = Duration::from_millis(50);
+/// Bounds of a wait in the delay queue; each wait is twice as long as the one before.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Delivers backfills.
 #[derive(Clone)]
@@ -30,20 +37,14 @@ impl Backfiller {
     /// that cause a permanent error and delivers to all others.
     pub(crate) async fn backfill(
         &self,
+        delivery: &Delivery,
         request: &Backfill,
         recipients: &Recipients,
         bisect: bool,
     ) -> Result<(), Disposition> {
         // A post accepted just before the follow may not be archived yet, and fan-out does not deliver it to the
         // follower.
-        let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
-        if archived < request.posts_sequence {
-            let reason = format!(
-                "archive watermark is {archived}, the backfill needs {}",
-                request.posts_sequence
-            );
-            return Err(Disposition::retry_after(ARCHIVE_WAIT, reason));
-        }
+        self.wait_for_archive(delivery, request.posts_sequence).await?;
         // Only posts up to the moment of the follow: newer posts arrive through fan-out, or must not arrive because the
         // follower has unfollowed since.
         let (author, last) = (UserKey(request.author_key), PostId(request.posts_sequence));
@@ -65,6 +66,29 @@ impl Backfiller {
         }
     }
 
+    /// Waits until the archive has all posts up to `sequence`. An archive that is away for long costs no attempt: the
+    /// backfill continues from the delay queue, or waits here while that can't take it.
+    async fn wait_for_archive(&self, delivery: &Delivery, sequence: u64) -> Result<(), Disposition> {
+        let started = Instant::now();
+        loop {
+            let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
+            if archived >= sequence {
+                return Ok(());
+            }
+            if started.elapsed() >= HANDLER_WAIT_MAX && delivery.can_wait().await {
+                let waits = delivery.waits();
+                return Err(Disposition::Wait(Wait {
+                    after: wait_after(waits),
+                    number: waits.saturating_add(1),
+                    payload: None,
+                    reason: format!("archive watermark is {archived}, the backfill needs {sequence}"),
+                    failed: None,
+                }));
+            }
+            tokio::time::sleep(READ_INTERVAL).await;
+        }
+    }
+
     async fn deliver_part(
         &self,
         author: UserKey,
@@ -83,5 +107,21 @@ impl Backfiller {
         }
         try_join_all(durable).await?;
         Ok(())
+    }
+}
+
+/// Delay of the next wait after this number of waits.
+fn wait_after(waits: u32) -> Duration {
+    WAIT_MIN.saturating_mul(2_u32.saturating_pow(waits)).min(WAIT_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_their_bound() {
+        let seconds = [0, 1, 4, 5, 100].map(|waits| wait_after(waits).as_secs());
+        assert_eq!(seconds, [1, 2, 16, 30, 30]);
     }
 }

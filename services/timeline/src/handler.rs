@@ -55,7 +55,9 @@ impl TimelineHandler {
         let request: Backfill = delivery.decode()?;
         let recipients = decode_recipients(request.recipients.clone(), request.recipient_count)?;
         let bisect = self.should_bisect(delivery);
-        self.backfiller.backfill(&request, &recipients, bisect).await
+        self.backfiller
+            .backfill(delivery, &request, &recipients, bisect)
+            .await
     }
 
     /// Writes the post to all timelines, then records and publishes the outcome. Recipients that cause a permanent

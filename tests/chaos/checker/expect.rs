@@ -2,10 +2,22 @@
 
 use std::collections::{HashMap, HashSet};
 
+use jiff::Timestamp;
+
 use crate::workload::{AUTHORS, AcceptedPost, Change, Deletion, Relation, initial_relation};
 
 /// Posts that a new follow backfills.
 const BACKFILL_POSTS: usize = 20;
+
+/// When a post was accepted and its followers were pinned, by the broker's clock. The journal doesn't know it: a call can
+/// be in flight for long before the broker stores its post.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moments {
+    /// POSTS stored the post.
+    pub(super) accepted_at: Timestamp,
+    /// TIMELINE stored the first chunk, after the followers were pinned; `None` for a post without recipients.
+    pub(super) pinned_by: Option<Timestamp>,
+}
 
 /// Expectations derived from the journal.
 pub(super) struct Expected {
@@ -36,16 +48,27 @@ impl Expected {
         }
     }
 
-    /// Possible relations of a reader to the author when a post was accepted: several if a change was concurrent.
-    pub(super) fn possible_relations(&self, post: &AcceptedPost, reader: usize) -> Vec<Relation> {
+    /// Possible relations of a reader to the author of a post. The promise: a post that was accepted after a Follow was
+    /// answered reaches the follower, and one that was accepted after an Unfollow was answered does not. A change that
+    /// came later counts or not, but the same for all chunks: none that started after the first chunk was published.
+    pub(super) fn possible_relations(
+        &self,
+        post: &AcceptedPost,
+        moments: &Moments,
+        reader: usize,
+    ) -> Vec<Relation> {
         let changes = self.changes_of(reader, post.author);
-        let settled = changes.iter().rev().find(|change| change.ended < post.started);
+        let answered = changes
+            .iter()
+            .rev()
+            .find(|change| change.answered_at < moments.accepted_at);
         let mut relations =
-            vec![settled.map_or_else(|| initial_relation(reader, post.author), |change| change.relation)];
+            vec![answered.map_or_else(|| initial_relation(reader, post.author), |change| change.relation)];
         relations.extend(
             changes
                 .iter()
-                .filter(|change| change.started < post.ended && change.ended >= post.started)
+                .filter(|change| change.answered_at >= moments.accepted_at)
+                .filter(|change| moments.pinned_by.is_none_or(|pinned| change.started_at <= pinned))
                 .map(|change| change.relation),
         );
         relations

@@ -43,6 +43,10 @@ pub(super) fn fanout(posts: &[AcceptedPost], observed: &Observed, expected: &Exp
                 post.id
             ));
         }
+        let Some(moments) = observed.moments.get(&post.id) else {
+            violations.push(format!("post {} is not in POSTS", post.id));
+            continue;
+        };
         for r in 0..READERS {
             let planned = match (
                 seen.timeline_states.contains_key(&r),
@@ -53,7 +57,7 @@ pub(super) fn fanout(posts: &[AcceptedPost], observed: &Observed, expected: &Exp
                 (true, true) => Some(Relation::Notified),
                 (false, true) => None,
             };
-            let relations = expected.possible_relations(post, r);
+            let relations = expected.possible_relations(post, moments, r);
             if !planned.is_some_and(|planned| relations.contains(&planned)) {
                 violations.push(format!(
                     "post {} of author {}: {} is planned as {planned:?}, expected one of {relations:?}",

@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use async_nats::jetstream;
 use futures::{StreamExt, TryStreamExt, stream};
 use harness::Clients;
-use herald_proto::v1;
+use herald_mesh::{Mesh, RawMessage, streams};
+use herald_proto::{mesh_v1::TimelineChunk, v1};
+use jiff::Timestamp;
 use tonic::Status;
 
+use super::expect::Moments;
 use crate::{
     workload::{Journal, READERS, reader},
     world::{Receipts, World},
@@ -21,6 +24,8 @@ pub(super) struct Observed {
     pub(super) posts: HashMap<u64, PostState>,
     /// By reader: post id and text, newest first.
     pub(super) timelines: Vec<Vec<(u64, String)>>,
+    /// By post id.
+    pub(super) moments: HashMap<u64, Moments>,
     /// By device and post id.
     pub(super) received: HashMap<(String, u64), Receipts>,
     /// Messages in POSTS.
@@ -69,11 +74,51 @@ pub(super) async fn read_all(world: &World, journal: &Journal) -> Result<Observe
     Ok(Observed {
         posts,
         timelines,
+        moments: read_moments(world).await?,
         received: world.sink.received(),
         deletion_messages: deletion_messages(world).await?,
         posts_messages: of_posts.map_or(0, |stream| stream.message_count),
         totals: totals.into_inner().totals.unwrap_or_default(),
     })
+}
+
+/// Reads the timestamps of posts and of their first chunks.
+async fn read_moments(world: &World) -> Result<HashMap<u64, Moments>, Status> {
+    let read = async {
+        let mesh = Mesh::connect(&herald_mesh::Config::at(world.nats.urls())).await?;
+        let scan = async |stream, filter| {
+            let last = mesh.last_sequence(stream).await?;
+            let messages = mesh.scan(stream, Some(filter), 1, last);
+            messages.try_collect::<Vec<RawMessage>>().await
+        };
+        let posts = scan(streams::POSTS, "post.v1.created.*").await?;
+        let mut moments: HashMap<u64, Moments> = posts
+            .into_iter()
+            .map(|post| {
+                let moments = Moments {
+                    accepted_at: stored_at(&post),
+                    pinned_by: None,
+                };
+                (post.sequence, moments)
+            })
+            .collect();
+        for message in scan(streams::TIMELINE, "timeline.v1.deliver.*").await? {
+            // The suite publishes undecodable messages too.
+            let Ok(chunk) = message.decode::<TimelineChunk>() else {
+                continue;
+            };
+            if let Some(moments) = moments.get_mut(&chunk.post_id) {
+                let at = stored_at(&message);
+                moments.pinned_by = Some(moments.pinned_by.map_or(at, |first| first.min(at)));
+            }
+        }
+        Ok::<_, herald_mesh::Error>(moments)
+    };
+    read.await.map_err(|error| Status::unavailable(error.to_string()))
+}
+
+fn stored_at(message: &RawMessage) -> Timestamp {
+    Timestamp::from_microsecond(message.published_at.0).expect("a time of this run")
 }
 
 /// Counts deletions with the broker's API.

@@ -34,8 +34,11 @@ pub(crate) struct Change {
     pub(crate) relation: Relation,
     /// Before the first attempt.
     pub(crate) started: LogicalTime,
+    /// The same moment on the wall clock, which is also the clock of the broker's timestamps.
+    pub(crate) started_at: Timestamp,
     /// After the answer.
     pub(crate) ended: LogicalTime,
+    pub(crate) answered_at: Timestamp,
 }
 
 /// A requested deletion.

@@ -1,6 +1,7 @@
 //! Users who follow and unfollow while posts are fanned out.
 
 use herald_proto::v1;
+use jiff::Timestamp;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
@@ -17,7 +18,7 @@ pub(super) async fn change_follows(worker: Worker, mover: usize, movers: usize) 
         let r = *mine.choose(&mut random).expect("each mover has readers");
         let a = random.random_range(0..AUTHORS);
         let relation = [Relation::None, Relation::Follows, Relation::Notified][random.random_range(0..3)];
-        let started = worker.journal.next_time();
+        let (started, started_at) = (worker.journal.next_time(), Timestamp::now());
         worker
             .retry_until_answered("Follow or Unfollow", |clients| async move {
                 if relation == Relation::None {
@@ -36,14 +37,16 @@ pub(super) async fn change_follows(worker: Worker, mover: usize, movers: usize) 
                 }
             })
             .await;
-        let ended = worker.journal.next_time();
+        let (ended, answered_at) = (worker.journal.next_time(), Timestamp::now());
         worker.journal.record_change(
             r,
             a,
             Change {
                 relation,
                 started,
+                started_at,
                 ended,
+                answered_at,
             },
         );
         tokio::time::sleep(std::time::Duration::from_millis(random.random_range(10..100))).await;

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use herald_local_nats::Server;
 use herald_mesh::{
-    ConsumeOptions, Delivery, Disposition, Handler, Mesh, Redrive, Subject, Topology, TopologyConfig,
-    Workers,
+    ConsumeOptions, Delivery, Disposition, Handler, Mesh, Redrive, Requeuer, Subject, Topology,
+    TopologyConfig, Workers,
     consumers::{self, ConsumerKind},
     streams,
 };
@@ -72,6 +72,23 @@ impl World {
     }
 
     pub(crate) async fn start_with(data: TempDir, service: Config) -> Self {
+        Self::start_with_topology(data, service, |_| {}).await
+    }
+
+    /// Starts with this maximum number of attempts.
+    pub(crate) async fn start_with_attempts(attempts_max: u32) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        Self::start_with_topology(data, Config::default(), |config| {
+            config.consumers.timeline.attempts_max = attempts_max;
+        })
+        .await
+    }
+
+    async fn start_with_topology(
+        data: TempDir,
+        service: Config,
+        change: impl FnOnce(&mut TopologyConfig),
+    ) -> Self {
         let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
@@ -81,6 +98,7 @@ impl World {
             policy.retry.delay_ms_base = 10;
             policy.retry.delay_ms_max = 50;
         });
+        change(&mut config);
         let topology = Arc::new(Topology::new(&config).unwrap());
         mesh.ensure(&topology).await.unwrap();
         let store = open(&data.path().join("store"));
@@ -110,6 +128,17 @@ impl World {
 
     /// Archives a post of user 9.
     pub(crate) async fn archive(&self, post: PostId) {
+        self.accept(post).await;
+        let mut workers = Workers::new(self.mesh.clone(), self.topology.clone(), &self.shutdown);
+        workers
+            .spawn(consumers::ARCHIVE, Arc::new(AckAll), ConsumeOptions::default())
+            .unwrap();
+        tokio::spawn(workers.join());
+        self.settled(streams::POSTS, consumers::ARCHIVE, post.0).await;
+    }
+
+    /// Stores a post of user 9 in the archive and in POSTS, where the archive consumer has not acknowledged it yet.
+    pub(crate) async fn accept(&self, post: PostId) {
         let post = Post {
             id: post,
             author: UserKey(9),
@@ -137,13 +166,6 @@ impl World {
                 .await
                 .unwrap();
         }
-        let mut workers = Workers::new(self.mesh.clone(), self.topology.clone(), &self.shutdown);
-        let options = ConsumeOptions::default();
-        workers
-            .spawn(consumers::ARCHIVE, Arc::new(AckAll), options)
-            .unwrap();
-        tokio::spawn(workers.join());
-        self.settled(streams::POSTS, consumers::ARCHIVE, last).await;
     }
 
     /// Writes the plan of a chunk, as fan-out does.
@@ -167,6 +189,16 @@ impl World {
             recipients: users.as_bytes().clone(),
             recipient_count: users.len(),
         }
+    }
+
+    /// Runs the consumer of LATER, as the push service does.
+    pub(crate) fn run_requeuer(&self) {
+        let mut workers = Workers::new(self.mesh.clone(), self.topology.clone(), &self.shutdown);
+        let requeuer = Arc::new(Requeuer::new(self.mesh.clone()));
+        workers
+            .spawn(consumers::LATER, requeuer, ConsumeOptions::default())
+            .unwrap();
+        tokio::spawn(workers.join());
     }
 
     /// Plans and publishes a chunk; returns its stream sequence.

@@ -3,6 +3,7 @@
 // Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
+mod backfill;
 mod config;
 mod faulty;
 mod harness;
