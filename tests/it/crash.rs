@@ -272,7 +272,7 @@ async fn nats_server_killed_under_load_loses_and_repeats_nothing() {
 /// after the ack wait of the default configuration.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shown_post_is_shown_again_seconds_after_a_kill() {
-    let flush_late = ("HERALD_STORE__TIMELINES__FLUSH_INTERVAL_MS", "10000");
+    let flush_late = ("HERALD_STORE__TIMELINES__FLUSH_INTERVAL_MS", "1000");
     let options = Options {
         variables: vec![(flush_late.0.into(), flush_late.1.into())],
         ..Options::default()
