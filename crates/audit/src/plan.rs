@@ -15,6 +15,13 @@ pub(crate) fn is_complete(plan: &PostPlan) -> bool {
         && plan.slices.last().is_some_and(|slice| slice.last)
 }
 
+/// Whether all slices were planned at one follow version. Slices of an older Herald have none.
+pub(crate) fn has_one_version(plan: &PostPlan) -> bool {
+    let mut versions = plan.slices.iter().filter_map(|slice| slice.version);
+    let first = versions.next();
+    versions.all(|version| Some(version) == first)
+}
+
 /// The number of recipients of a chunk by state.
 pub(crate) fn count_states(chunk: &ChunkState) -> ChannelSums {
     let targeted = u64::from(chunk.recipients.len());

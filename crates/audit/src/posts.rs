@@ -11,7 +11,7 @@ use crate::{
     Auditor, Error, Finding, FindingKind, Result, Scope,
     confirm::{Run, Suspect},
     pairs::Pair,
-    plan::{count_states, is_complete, is_consistent, read_plan, unreadable_as_finding},
+    plan::{count_states, has_one_version, is_complete, is_consistent, read_plan, unreadable_as_finding},
     summary::ChannelSums,
     timelines, totals,
     window::Window,
@@ -157,6 +157,11 @@ impl<'a> Pass<'a> {
                 let detail = "the ledger has an outcome of a chunk that was not planned";
                 let key = (post.id, *channel, *chunk);
                 run.report(Finding::of_chunk(FindingKind::Inconsistent, key, 0, detail))
+                    .await?;
+            }
+            if !has_one_version(&plan) {
+                let detail = "the slices of the post were planned at different follow versions";
+                run.report(Finding::of_post(FindingKind::Inconsistent, post.id, detail))
                     .await?;
             }
             for chunk in &plan.chunks {

@@ -6,9 +6,9 @@ use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
 use herald_mesh::{
     Disposition, Redrive, Subject, Topology, TopologyConfig, consumers::ConsumerKind, streams,
 };
-use herald_model::{Channel, PostId, Recipients, time::Timestamp};
+use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
-use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement};
+use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement, SlicePlan};
 use prost::Message as _;
 
 use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
@@ -97,6 +97,27 @@ async fn a_lost_chunk_is_reported_for_each_recipient() {
             .iter()
             .all(|finding| finding.chunk == Some(recipients.chunk_id()))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_of_a_post_at_different_follow_versions_are_reported() {
+    let world = World::start().await;
+    for (versions, expected) in [([1, 1], vec![]), ([1, 2], vec![FindingKind::Inconsistent])] {
+        let post = world.accept().await;
+        world.archive(&post).await;
+        for (slice, version) in (0..).zip(versions) {
+            let plan = SlicePlan {
+                post: post.id,
+                slice,
+                version: FollowVersion(version),
+                chunks: Vec::new(),
+                next_after: (slice == 0).then_some(UserKey(9)),
+            };
+            world.stores.ledger.plan(plan).await.unwrap();
+        }
+        let (_, findings) = world.audit(Scope::Post(post.id), false).await;
+        assert_eq!(kinds(&findings), expected, "{versions:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
