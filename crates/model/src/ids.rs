@@ -104,8 +104,8 @@ pub struct UserKey(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PostId(pub u64);
 
-/// Version of an author's followers: the number of changes, 0 for an author who never had a follower. A post pins it,
-/// so that all retries and channels use the same followers.
+/// Version of an author's followers: the number of changes, 0 for an author who never had a follower. The plan of a post
+/// pins it, so that all slices, retries and channels use the same followers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FollowVersion(pub u64);
 

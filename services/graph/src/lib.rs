@@ -2,7 +2,7 @@
 //!
 //! Steps of a Follow: [`grpc`] validates it, finds or assigns the keys of both users, applies the change to the store,
 //! and publishes a backfill ([`adapters`]), which delivers the author's newest posts to the follower's timeline. Fan-out
-//! reads followers through `ExportFollowers`, at the follow version that the post has pinned.
+//! reads followers through `ExportFollowers`: at the newest follow version, which it pins, then at that one.
 
 mod adapters;
 mod config;

@@ -65,8 +65,8 @@ pub struct Config {
     pub dead_letters_cache_mb: u64,
     /// Block cache of `totals/`, MiB.
     pub totals_cache_mb: u64,
-    /// Retention of the follow history, hours. Must exceed the time that a post can be in flight, because each post is
-    /// delivered to the followers of the version that it pinned.
+    /// Retention of the follow history, hours. Must exceed the time from the first slice of a post to its last one,
+    /// because all slices read the followers of the version that the first one pinned.
     pub follow_history_keep_hours: u64,
     /// Retention of request ids, hours. A request that is repeated within this time creates no second post.
     pub request_keep_hours: u64,

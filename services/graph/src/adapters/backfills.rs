@@ -41,8 +41,8 @@ impl Backfills {
         &self,
         follows: impl IntoIterator<Item = (UserKey, UserKey)>,
     ) -> Result<(), BackfillError> {
-        // Read after the follows are durable: a post with a greater sequence pins a follow version that includes them,
-        // a post up to this sequence may not.
+        // Read after the follows are durable: a post with a greater sequence is stored later, and the follow version that
+        // its fan-out pins includes them. A post up to this sequence may be fanned out already, without them.
         let posts_sequence = self.last_post_sequence().await?;
         if posts_sequence == 0 {
             return Ok(());
