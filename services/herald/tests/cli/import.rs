@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::{
     run::{LIMIT, command, herald, herald_with_input},
     server::Server,
+    terminal::Terminal,
 };
 
 fn follows(server: &Server) -> Vec<Follow> {
@@ -161,6 +162,17 @@ async fn an_interrupted_import_has_a_hint() {
     );
 }
 
+async fn wait_for_calls(server: &Server, count: usize) {
+    let received = async {
+        while server.calls::<ImportFollowsRequest>().len() < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, received)
+        .await
+        .expect("the calls come");
+}
+
 /// Keeps standard input open, so that the import doesn't end by itself.
 async fn interrupt_import(server: &Server, lines: u32, calls: usize) -> (i32, String) {
     let mut command = command(&server.url, &["import", "follows", "-"]);
@@ -175,14 +187,7 @@ async fn interrupt_import(server: &Server, lines: u32, calls: usize) -> (i32, St
     }
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).await.unwrap();
-    let received = async {
-        while server.calls::<ImportFollowsRequest>().len() < calls {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, received)
-        .await
-        .expect("the calls come");
+    wait_for_calls(server, calls).await;
     let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
     let ended = tokio::time::timeout(LIMIT, child.wait_with_output()).await;
@@ -214,10 +219,32 @@ async fn ctrl_c_tells_which_lines_are_durable_and_that_the_import_can_be_repeate
 #[tokio::test]
 async fn lines_without_an_answer_do_not_count_as_imported() {
     let server = Server::start().await;
-    server.hold_imports();
+    server.hold_imports(true);
     let (code, stderr) = interrupt_import(&server, 25_000, 4).await;
     assert_eq!(code, 130, "{stderr}");
     assert!(stderr.contains("no line is known to be imported"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_progress_bar_shows_what_is_durable() {
+    let server = Server::start().await;
+    server.hold_imports(true);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut lines = String::new();
+    for number in 1..=10_000 {
+        writeln!(lines, "0 {number}").unwrap();
+    }
+    std::fs::write(file.path(), lines).unwrap();
+    let mut terminal = Terminal::start(&server.url, &["import", "follows", file.path().to_str().unwrap()]);
+    wait_for_calls(&server, 2).await;
+    assert!(!terminal.screen().contains("follows"), "{}", terminal.screen());
+    server.hold_imports(false);
+    terminal.wait_for("5,000 follows imported").await;
+    let done = terminal.end().await.ok();
+    assert!(
+        done.stdout.contains("10,000 follows imported from 10,000 lines"),
+        "{done:?}"
+    );
 }
 
 #[tokio::test]

@@ -5,10 +5,7 @@ use std::{
     any::Any,
     collections::VecDeque,
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use herald_proto::v1::{
@@ -26,7 +23,7 @@ use herald_proto::v1::{
     *,
 };
 use prost::Message as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _, pb};
@@ -47,7 +44,7 @@ struct State {
     failures: Mutex<VecDeque<Status>>,
     deliveries: Mutex<VecDeque<GetDeliveryResponse>>,
     rejected_follows: Mutex<Vec<ImportFailure>>,
-    imports_held: AtomicBool,
+    imports_held: watch::Sender<bool>,
     timelines: Mutex<VecDeque<ListTimelineResponse>>,
     watches: Mutex<VecDeque<Vec<WatchTimelineResponse>>>,
     redrives: Mutex<VecDeque<Vec<Redrive>>>,
@@ -105,9 +102,9 @@ impl Server {
         self.state.deliveries.lock().unwrap().extend(answers);
     }
 
-    /// Import calls get no answer from now on.
-    pub(crate) fn hold_imports(&self) {
-        self.state.imports_held.store(true, Ordering::SeqCst);
+    /// Import calls get no answer while `held`.
+    pub(crate) fn hold_imports(&self, held: bool) {
+        self.state.imports_held.send_replace(held);
     }
 
     /// Makes the next import call reject this follow.
@@ -346,9 +343,8 @@ impl GraphService for Server {
             self.state.calls.lock().unwrap().push(Box::new(batch));
             self.next_failure()?;
         }
-        if self.state.imports_held.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
-        }
+        let mut held = self.state.imports_held.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
         let failures = std::mem::take(&mut *self.state.rejected_follows.lock().unwrap());
         let failed_count = failures.len() as u64;
         let imported_count = received - failed_count;

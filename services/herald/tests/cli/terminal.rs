@@ -61,6 +61,11 @@ impl Terminal {
         assert!(is_shown, "{text:?} is not shown: {:?}", *self.screen.borrow());
     }
 
+    /// All output so far.
+    pub(crate) fn screen(&self) -> String {
+        self.screen.borrow().clone()
+    }
+
     /// Types `text`.
     pub(crate) fn type_text(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
