@@ -9,6 +9,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use herald_model::{Lane, Post, PostId, PushContent, UserId, time::Timestamp};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
+use unicode_segmentation::GraphemeCursor;
 
 /// Limit of the text in a payload, characters.
 const SNIPPET_CHARS_MAX: usize = 200;
@@ -115,7 +116,7 @@ impl Push {
             } else {
                 // One byte of text is up to six bytes of JSON, so this never removes too much.
                 let end = text.len().saturating_sub(excess.div_ceil(6));
-                text = &text[..text.floor_char_boundary(end)];
+                text = until_grapheme(text, end);
             }
         }
     }
@@ -141,17 +142,33 @@ impl Push {
     }
 }
 
-/// Truncates a text to [`SNIPPET_CHARS_MAX`], with an ellipsis at the end.
+/// Truncates a text to at most [`SNIPPET_CHARS_MAX`] after a whole grapheme cluster, with an ellipsis at the end: an
+/// emoji, a flag or a letter with its accents is never cut into parts.
 fn truncate(mut text: String) -> String {
     let mut from_last = text
         .char_indices()
         .skip(SNIPPET_CHARS_MAX - 1)
         .map(|(index, _)| index);
     if let (Some(last), Some(_)) = (from_last.next(), from_last.next()) {
-        text.truncate(last);
+        text.truncate(until_grapheme(&text, last).len());
         text.push('…');
     }
     text
+}
+
+/// The start of a text: its grapheme clusters that end at or before the byte `end`. A first cluster that is longer is cut
+/// between characters.
+fn until_grapheme(text: &str, end: usize) -> &str {
+    let end = text.floor_char_boundary(end);
+    let mut cursor = GraphemeCursor::new(end, text.len(), true);
+    // A cursor over the whole text needs no more context, so it can't fail.
+    let is_boundary = cursor.is_boundary(text, 0).unwrap_or(true);
+    let start = if is_boundary {
+        end
+    } else {
+        cursor.prev_boundary(text, 0).ok().flatten().unwrap_or(0)
+    };
+    &text[..if start == 0 { end } else { start }]
 }
 
 #[cfg(test)]
@@ -271,6 +288,37 @@ pub(crate) mod tests {
         assert_eq!(truncated.chars().count(), 200);
         assert!(truncated.ends_with("ä…"));
         assert_eq!(truncate(String::new()), "");
+    }
+
+    #[test]
+    fn a_text_is_truncated_after_a_whole_grapheme_cluster() {
+        for cluster in ["👩‍👩‍👧‍👦", "🇨🇭", "👍🏽", "e\u{301}", "\u{1100}\u{1161}\u{11a8}", "\r\n"]
+        {
+            let chars = cluster.chars().count();
+            for shift in 0..chars {
+                let text = format!("{}{}", "x".repeat(shift), cluster.repeat(200));
+                let truncated = truncate(text);
+                let kept = truncated.strip_suffix('…').unwrap();
+                let clusters = &kept[shift..];
+                assert_eq!(clusters, cluster.repeat(clusters.len() / cluster.len()), "{kept}");
+                let length = truncated.chars().count();
+                assert!(
+                    (SNIPPET_CHARS_MAX - chars + 1..=SNIPPET_CHARS_MAX).contains(&length),
+                    "{length}"
+                );
+
+                let push = push(&truncated, vec![]);
+                for bytes_max in 300..320 {
+                    let json = push.json_within(&recipient(), bytes_max);
+                    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+                    let text = &json["data"]["text"].as_str().unwrap();
+                    assert_eq!(text[shift.min(text.len())..].len() % cluster.len(), 0, "{text}");
+                }
+            }
+        }
+        // A cluster without end can't be kept whole.
+        let endless = format!("a{}", "\u{301}".repeat(300));
+        assert_eq!(truncate(endless).chars().count(), SNIPPET_CHARS_MAX);
     }
 
     #[test]
