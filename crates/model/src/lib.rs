@@ -13,7 +13,10 @@ mod recipients;
 pub mod time;
 pub mod varint;
 
-pub use audience::{Address, Device, DeviceId, Preferences};
+pub use audience::{
+    Address, Device, DeviceId, Disabled, DisabledReason, FailingStreak, Preferences, PreviousSecret,
+    Registration,
+};
 pub use ids::{
     ChunkId, FollowVersion, InvalidUserId, PostId, USER_ID_BYTES_MAX, UserId, UserKey, is_invisible,
 };

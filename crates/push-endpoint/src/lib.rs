@@ -1,8 +1,10 @@
-//! Validates the URLs of push endpoints.
+//! Validates the URLs of push endpoints, and brings them to one form.
 //!
 //! Callers choose the URL, so it must not point into the operator's own network (SSRF). The gateway checks the URL when
 //! a device is registered. The push service checks the URL again before each request, and its resolver checks each
 //! address that a host name resolves to.
+
+mod canonical;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -29,6 +31,9 @@ pub enum EndpointError {
     /// The URL is longer than [`URL_BYTES_MAX`]; has its length in bytes.
     #[error("must be at most {URL_BYTES_MAX} bytes long, is {0}")]
     TooLong(usize),
+    /// The URL has white space, a control character or an invisible character, which parsers would drop or encode.
+    #[error("must not contain white space, control characters or invisible characters; percent-encode them")]
+    Blank,
     /// The URL is not absolute or has no host.
     #[error("is not an absolute URL with a host")]
     Malformed,
@@ -55,16 +60,33 @@ pub enum EndpointError {
     PrivateAddress(IpAddr),
 }
 
-/// Checks an endpoint URL. A host name is not resolved: check each resolved address with [`is_public`] when connecting.
-pub fn check_url(url: &str, policy: Policy) -> Result<(), EndpointError> {
-    if url.len() > URL_BYTES_MAX {
-        return Err(EndpointError::TooLong(url.len()));
+/// Checks an endpoint URL and returns its canonical form: the same for every spelling of the endpoint, such as another
+/// case of the host name, an explicit default port, or a needless percent-encoding. A host name is not resolved: check
+/// each resolved address with [`is_public`] when connecting.
+pub fn parse_url(text: &str, policy: Policy) -> Result<Url, EndpointError> {
+    if text.len() > URL_BYTES_MAX {
+        return Err(EndpointError::TooLong(text.len()));
     }
-    let url = Url::parse(url).map_err(|_| EndpointError::Malformed)?;
-    check_parsed(&url, policy)
+    if text.chars().any(herald_model::is_invisible) {
+        return Err(EndpointError::Blank);
+    }
+    let url = Url::parse(text).map_err(|_| EndpointError::Malformed)?;
+    check_parsed(&url, policy)?;
+    let url = canonical::canonical(url).ok_or(EndpointError::Malformed)?;
+    // The encoding can make a URL longer.
+    if url.as_str().len() > URL_BYTES_MAX {
+        return Err(EndpointError::TooLong(url.as_str().len()));
+    }
+    Ok(url)
 }
 
-/// Checks a parsed URL as [`check_url`] does, without the length limit.
+/// Whether two URLs are spellings of one endpoint.
+pub fn is_same_endpoint(a: &str, b: &str) -> bool {
+    let canonical = |text| canonical::canonical(Url::parse(text).ok()?);
+    a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
+}
+
+/// Checks a parsed URL as [`parse_url`] does, without the length limit.
 pub fn check_parsed(url: &Url, policy: Policy) -> Result<(), EndpointError> {
     match url.scheme() {
         "https" => {}
@@ -173,6 +195,43 @@ mod tests {
         allow_private: false,
     };
 
+    fn check(url: &str, policy: Policy) -> Result<(), EndpointError> {
+        parse_url(url, policy).map(drop)
+    }
+
+    #[test]
+    fn blanks_control_characters_and_invisible_characters_are_refused() {
+        for blank in [
+            ' ', '\t', '\n', '\r', '\0', '\u{7f}', '\u{85}', '\u{a0}', '\u{ad}', '\u{200b}', '\u{202e}',
+            '\u{2066}', '\u{3000}', '\u{feff}',
+        ] {
+            for url in [
+                format!("{blank}https://push.example.com/a"),
+                format!("https://push.exa{blank}mple.com/a"),
+                format!("https://push.example.com/a{blank}b"),
+                format!("https://push.example.com/a?{blank}"),
+                format!("https://push.example.com/a{blank}"),
+            ] {
+                assert_eq!(check(&url, PUBLIC), Err(EndpointError::Blank), "{url:?}");
+            }
+        }
+        assert_eq!(check("https://push.example.com/a%20b", PUBLIC), Ok(()));
+    }
+
+    #[test]
+    fn spellings_of_one_endpoint_are_recognised() {
+        assert!(is_same_endpoint(
+            "HTTPS://Push.Example.com.:443/%61",
+            "https://push.example.com/a"
+        ));
+        assert!(!is_same_endpoint(
+            "https://push.example.com/a",
+            "https://push.example.com/b"
+        ));
+        assert!(is_same_endpoint("not a url", "not a url"));
+        assert!(!is_same_endpoint("not a url", "another"));
+    }
+
     #[test]
     fn each_invalid_url_has_its_own_error() {
         use EndpointError::*;
@@ -185,6 +244,9 @@ mod tests {
             ("", Err(Malformed)),
             ("push.example.com/abc", Err(Malformed)),
             ("https://", Err(Malformed)),
+            ("https://push.example.com../", Err(Malformed)),
+            ("https://push..example.com/", Err(Malformed)),
+            ("https://./", Err(Malformed)),
             ("https://push.example.com:99999/", Err(Malformed)),
             ("http://push.example.com/", Err(PlainHttp)),
             ("ftp://push.example.com/", Err(Scheme)),
@@ -211,10 +273,12 @@ mod tests {
             ("https://[::ffff:10.0.0.1]/", private("::ffff:10.0.0.1")),
         ];
         for (url, expected) in table {
-            assert_eq!(check_url(url, PUBLIC), *expected, "{url}");
+            assert_eq!(check(url, PUBLIC), *expected, "{url}");
         }
         let long = format!("https://push.example.com/{}", "a".repeat(URL_BYTES_MAX));
-        assert_eq!(check_url(&long, PUBLIC), Err(TooLong(long.len())));
+        assert_eq!(check(&long, PUBLIC), Err(TooLong(long.len())));
+        let grows = format!("https://push.example.com/{}", "ä".repeat(700));
+        assert_eq!(check(&grows, PUBLIC), Err(TooLong(25 + 700 * 6)));
     }
 
     #[test]
@@ -223,25 +287,19 @@ mod tests {
             allow_http: true,
             ..PUBLIC
         };
-        assert_eq!(check_url("http://push.example.com/", http), Ok(()));
+        assert_eq!(check("http://push.example.com/", http), Ok(()));
+        assert_eq!(check("http://localhost/", http), Err(EndpointError::PrivateName));
         assert_eq!(
-            check_url("http://localhost/", http),
-            Err(EndpointError::PrivateName)
-        );
-        assert_eq!(
-            check_url("gopher://push.example.com/", http),
+            check("gopher://push.example.com/", http),
             Err(EndpointError::Scheme)
         );
         let private = Policy {
             allow_private: true,
             ..PUBLIC
         };
-        assert_eq!(check_url("https://localhost/", private), Ok(()));
-        assert_eq!(check_url("https://10.0.0.1/", private), Ok(()));
-        assert_eq!(
-            check_url("http://10.0.0.1/", private),
-            Err(EndpointError::PlainHttp)
-        );
+        assert_eq!(check("https://localhost/", private), Ok(()));
+        assert_eq!(check("https://10.0.0.1/", private), Ok(()));
+        assert_eq!(check("http://10.0.0.1/", private), Err(EndpointError::PlainHttp));
     }
 
     #[test]

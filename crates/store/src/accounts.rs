@@ -1,7 +1,11 @@
 //! Users, their devices and their preferences.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
-use herald_model::{Address, Device, DeviceId, UserId, UserKey, time::Timestamp};
+use herald_model::{
+    Address, Device, DeviceId, Disabled, FailingStreak, Registration, UserId, UserKey, time::Timestamp,
+};
 
 use crate::Result;
 
@@ -27,20 +31,84 @@ pub trait Users: Send + Sync {
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>>;
 }
 
+/// Time for which a webhook secret that was replaced by a registration signs pushes too.
+pub const SECRET_OVERLAP: Duration = Duration::from_hours(24);
+
 /// The devices that pushes are sent to.
+///
+/// A call that takes a [`Registration`] acts only if the device still has its generation: the late result of a push
+/// never changes a device that was registered again, or enabled again, after the push was sent.
 #[async_trait]
 pub trait Devices: Send + Sync {
-    /// Registers a device. Durable on return. If the user already has a device with this URL, its address is updated
-    /// and its id and registration time (`now`) stay. Device ids are never reused.
+    /// Registers a device. Durable on return. If the user already has a device with this endpoint, its address is
+    /// updated, it is enabled, and its id and registration time (`now`) stay. A webhook secret that this replaces signs
+    /// too for [`SECRET_OVERLAP`]. Device ids are never reused.
     ///
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) if the user already has [`DEVICES_PER_USER_MAX`] devices.
     async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device>;
 
+    /// Registers a webhook as [`register`](Self::register) does, but keeps the secret of a webhook that is already
+    /// registered. A new webhook gets `new_secret`.
+    async fn register_webhook(
+        &self,
+        user: UserKey,
+        url: String,
+        new_secret: Vec<u8>,
+        now: Timestamp,
+    ) -> Result<Device>;
+
+    /// Replaces the secret of a webhook; until `previous_expires_at` the secret before it signs too. Durable on return.
+    /// Repeating the call with the same secret changes nothing. `None` if the user has no such webhook.
+    async fn rotate_secret(
+        &self,
+        user: UserKey,
+        device: DeviceId,
+        secret: Vec<u8>,
+        previous_expires_at: Timestamp,
+    ) -> Result<Option<Device>>;
+
+    /// Enables a device. Durable on return. An enabled device only gets a new generation and no failing streak. `None`
+    /// if the user has no such device.
+    async fn enable(&self, user: UserKey, device: DeviceId) -> Result<Option<Device>>;
+
     /// Removes a device. Durable on return. Returns whether the user had this device.
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool>;
 
-    /// Lists the devices of each user, oldest registration first; empty for a user without devices.
+    /// Removes a device if this is its current registration. Durable on return. Returns whether it was removed.
+    async fn unregister_current(&self, registration: Registration) -> Result<bool>;
+
+    /// Disables a device if this is its current registration. Durable on return. Returns whether it is changed: a
+    /// disabled device keeps its reason and time.
+    async fn disable(&self, registration: Registration, disabled: Disabled) -> Result<bool>;
+
+    /// Records that a push to a registration failed. Durable on return. Returns the device's failing streak with this
+    /// failure; `None` if this is not its current registration.
+    async fn record_failure(
+        &self,
+        registration: Registration,
+        now: Timestamp,
+    ) -> Result<Option<FailingStreak>>;
+
+    /// Records that a push to a registration succeeded: ends the failing streak. Durable on return.
+    async fn record_success(&self, registration: Registration) -> Result<()>;
+
+    /// Lists the devices of each user, oldest registration first; empty for a user without devices. Includes disabled
+    /// devices.
     async fn of(&self, users: &[UserKey]) -> Result<Vec<Vec<Device>>>;
+
+    /// Whether any user has a Web Push device. Can read all devices.
+    async fn has_web_push(&self) -> Result<bool>;
+
+    /// The VAPID public key that Web Push devices were registered with, as [`set_vapid_key`](Self::set_vapid_key)
+    /// recorded it.
+    async fn vapid_key(&self) -> Result<Option<Vec<u8>>>;
+
+    /// Records the VAPID public key that Web Push devices are registered with. Durable on return.
+    async fn set_vapid_key(&self, public_key: &[u8]) -> Result<()>;
+
+    /// Removes all Web Push devices of all users, in several atomic writes. Durable on return. Returns their number.
+    /// Only for use before pushes and registrations start.
+    async fn unregister_web_push(&self) -> Result<u64>;
 }
 
 /// A change of a user's preferences. The default changes nothing.

@@ -50,7 +50,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-pub use accounts::{DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, Users};
+pub use accounts::{
+    DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, SECRET_OVERLAP, Users,
+};
 pub use dead_letter_groups::{DEAD_LETTER_GROUPS_MAX, DeadLetterGroup, DeadLetterGroups};
 pub use dead_letters::{
     Cause, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion,

@@ -67,12 +67,21 @@ pub struct Deps {
     pub analytics: Channel,
     /// Channel to the deadletter service. May connect lazily.
     pub deadletter: Channel,
-    /// VAPID public key (RFC 8292) of the push service, base64url; part of the ListDevices response.
-    pub vapid_public_key: String,
+    /// VAPID identification of the push service.
+    pub vapid: Vapid,
     /// Receives the gateway's readiness checks: whether the port accepts calls, and whether posts are accepted.
     pub readiness: Readiness,
     /// Metrics of the service.
     pub metrics: Metrics,
+}
+
+/// What the gateway knows of the push service's VAPID identification (RFC 8292).
+#[derive(Debug, Clone)]
+pub struct Vapid {
+    /// The public key, base64url; part of the ListDevices response.
+    pub public_key: String,
+    /// Whether pushes carry a contact of the operator. Some push services require it.
+    pub has_subject: bool,
 }
 
 /// Serves until `shutdown`, then ends watches, finishes the calls in flight, and drains the archive consumer.
@@ -96,7 +105,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         graph,
         analytics,
         deadletter,
-        vapid_public_key,
+        vapid,
         readiness,
         metrics,
     } = deps;
@@ -147,7 +156,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         graph,
         analytics,
         deadletter,
-        vapid_public_key,
+        vapid,
         post_checks,
         metrics,
     };

@@ -6,6 +6,7 @@ mod dispatcher;
 mod payload;
 mod resolver;
 mod sender;
+pub(crate) mod subject;
 mod vapid;
 mod web_push;
 mod webhook;

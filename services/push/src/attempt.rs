@@ -10,10 +10,12 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
 };
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::{
+    Metrics,
     adapters::{Dispatcher, Push},
+    device_health::update_device,
     domain::{self, Decision, Progress, Reason, Recipient, Sent, Verdict},
     error::AttemptError,
     handler::{Chunk, PushHandler},
@@ -142,6 +144,8 @@ impl PushHandler {
                 running.spawn(run_job(
                     self.dispatcher.clone(),
                     self.devices.clone(),
+                    self.metrics.clone(),
+                    self.config.disable_failing_days,
                     push.clone(),
                     job,
                 ));
@@ -184,7 +188,11 @@ fn plan_recipient(
     data: RecipientData,
     now: Timestamp,
 ) -> Vec<Job> {
-    let registered: Vec<DeviceId> = data.devices.iter().map(|device| device.id).collect();
+    let (enabled, disabled): (Vec<Device>, Vec<Device>) = data
+        .devices
+        .into_iter()
+        .partition(|device| device.disabled.is_none());
+    let registered: Vec<DeviceId> = enabled.iter().map(|device| device.id).collect();
     progress.retain_waiting(index, &registered);
     let unwanted = if post.is_none() {
         Some(SuppressedReason::PostDeleted)
@@ -192,6 +200,8 @@ fn plan_recipient(
         Some(SuppressedReason::PushOff)
     } else if data.preferences.muted.contains(&chunk.author) {
         Some(SuppressedReason::Muted)
+    } else if enabled.is_empty() && !disabled.is_empty() {
+        Some(SuppressedReason::DeviceDisabled)
     } else {
         None
     };
@@ -214,7 +224,7 @@ fn plan_recipient(
         (Decision::Send(targets), Some(id)) => {
             progress.expect_verdicts(index, u32::try_from(targets.len()).unwrap_or(u32::MAX));
             let recipient = Arc::new(id);
-            let devices = data.devices.into_iter().enumerate();
+            let devices = enabled.into_iter().enumerate();
             devices
                 .filter(|(place, _)| targets.contains(place))
                 .map(|(_, device)| Job {
@@ -227,11 +237,13 @@ fn plan_recipient(
     }
 }
 
-/// Sends one push, and unregisters the device if it no longer exists. Returns the index of the recipient with the
+/// Sends one push, and changes the device if it is gone or fails for long. Returns the index of the recipient with the
 /// result. A panic is a transient error of this device only.
 async fn run_job(
     dispatcher: Arc<Dispatcher>,
     devices: Arc<dyn Devices>,
+    metrics: Metrics,
+    failing_days_max: u32,
     push: Arc<Push>,
     job: Job,
 ) -> (usize, Sent) {
@@ -243,12 +255,8 @@ async fn run_job(
     let sending = async {
         let verdict = dispatcher.send(&push, &recipient, &device).await;
         herald_failpoints::point!("push.sent");
-        if verdict == Verdict::Gone
-            && let Err(error) = devices.unregister(device.user, device.id).await
-        {
-            // The next push to the device tries again.
-            warn!(%error, device_id = device.id.0, "device no longer exists but can't be unregistered");
-        }
+        let provider = dispatcher.provider(&device);
+        update_device(&*devices, &metrics, &device, provider, verdict, failing_days_max).await;
         verdict
     };
     let verdict = AssertUnwindSafe(sending).catch_unwind().await;

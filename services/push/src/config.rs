@@ -6,7 +6,7 @@ use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::Backoff;
+use crate::{adapters::subject, domain::Backoff};
 
 /// The configuration of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,13 +47,20 @@ pub struct Config {
     pub retry_delay_ms_max: u64,
     /// Limit of `Retry-After`; a longer value is reduced to it; seconds, 1 to 3,600. Default: 300.
     pub retry_after_seconds_max: u64,
+    /// A webhook to which no push succeeded on this many days is disabled at the next failure; a day without a push
+    /// doesn't count; 1 to 365. Default: 3.
+    pub disable_failing_days: u32,
     /// File with the VAPID private key (RFC 8292), 32 bytes in base64url. Created with mode 0600 if missing. Keep the
     /// file: subscriptions are bound to its key. Default: `vapid.key` in the data directory.
     pub vapid_key_file: Option<PathBuf>,
     /// The VAPID private key, 32 bytes in base64url; replaces the key file. Default: empty.
     pub vapid_private_key: Secret,
-    /// Contact of the operator for push services, a `mailto:` or `https:` URL. Apple's push service requires it.
-    /// Default: empty.
+    /// Whether a VAPID key that differs from the one that Web Push devices were registered with is accepted. Then the
+    /// Web Push devices are unregistered at the start, and browsers have to subscribe again. Default: false, such a key
+    /// is refused.
+    pub vapid_key_replace: bool,
+    /// Contact of the operator for push services: `mailto:` and a mail address, or an `https:` URL, at a public host.
+    /// Apple's push service requires it: without it, its endpoints can't be registered. Default: empty.
     pub vapid_subject: String,
     /// PEM file of certificate authorities that are trusted in addition to the system's. Default: none.
     pub ca_file: Option<PathBuf>,
@@ -77,8 +84,10 @@ impl Default for Config {
             retry_delay_ms_base: 2_000,
             retry_delay_ms_max: 300_000,
             retry_after_seconds_max: 300,
+            disable_failing_days: 3,
             vapid_key_file: None,
             vapid_private_key: Secret::default(),
+            vapid_key_replace: false,
             vapid_subject: String::new(),
             ca_file: None,
             endpoints: Policy::default(),
@@ -103,6 +112,7 @@ impl Config {
             retry_delay_ms_base: 1_000..=60_000,
             retry_delay_ms_max: 1_000..=3_600_000,
             retry_after_seconds_max: 1..=3_600,
+            disable_failing_days: 1..=365,
         });
         if self.retry_delay_ms_max < self.retry_delay_ms_base {
             return Err(format!(
@@ -110,14 +120,7 @@ impl Config {
                 self.retry_delay_ms_base, self.retry_delay_ms_max
             ));
         }
-        let subject = &self.vapid_subject;
-        if subject.is_empty() || subject.starts_with("mailto:") || subject.starts_with("https:") {
-            Ok(())
-        } else {
-            Err(format!(
-                "push.vapid_subject must be a mailto: or https: URL, is {subject:?}"
-            ))
-        }
+        subject::check(&self.vapid_subject)
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {

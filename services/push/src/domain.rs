@@ -3,6 +3,7 @@
 mod backoff;
 mod breaker;
 mod failures;
+mod health;
 mod progress;
 
 use std::{fmt, time::Duration};
@@ -13,6 +14,7 @@ use herald_store::{DeviceFailure, PendingRecipient, PushFailure, SuppressedReaso
 pub(crate) use backoff::Backoff;
 pub(crate) use breaker::Breaker;
 pub(crate) use failures::FailureSummary;
+pub(crate) use health::{HealthChange, health_change};
 pub(crate) use progress::{Counts, Progress, WAKE_INTERVAL, Wake};
 
 /// A push provider.
@@ -72,7 +74,7 @@ impl fmt::Display for Reason {
 pub(crate) enum Verdict {
     /// The provider accepted the push.
     Accepted,
-    /// The device no longer exists and is to be unregistered.
+    /// The device no longer exists: a Web Push device is to be unregistered, a webhook disabled.
     Gone,
     /// Permanent error.
     Refused(Reason),
@@ -104,13 +106,15 @@ impl Verdict {
 }
 
 /// The verdict of an HTTP status. Redirects are not followed, so they are permanent errors.
-pub(crate) fn verdict(status: u16, retry_after: Option<Duration>) -> Verdict {
+pub(crate) fn verdict(provider: Provider, status: u16, retry_after: Option<Duration>) -> Verdict {
     let reason = Reason::Status(status);
-    match status {
-        200..=299 => Verdict::Accepted,
-        404 | 410 => Verdict::Gone,
+    match (provider, status) {
+        (_, 200..=299) => Verdict::Accepted,
+        // A push service responds 404 for an expired subscription (RFC 8030 §7.3). A webhook does so for a while after a
+        // bad deployment, so it is gone only if it says so.
+        (_, 410) | (Provider::WebPush, 404) => Verdict::Gone,
         // Request Timeout, Too Early, Too Many Requests, server errors
-        408 | 425 | 429 | 500..=599 => Verdict::Retry {
+        (Provider::Webhook, 404) | (_, 408 | 425 | 429 | 500..=599) => Verdict::Retry {
             reason,
             after: retry_after,
         },
@@ -207,29 +211,28 @@ mod tests {
     #[test]
     fn each_status_has_its_verdict() {
         let after = Some(Duration::from_secs(7));
-        for status in [200, 201, 202, 204, 299] {
-            assert_eq!(verdict(status, None), Verdict::Accepted, "{status}");
+        let retry = |status| Verdict::Retry {
+            reason: Reason::Status(status),
+            after,
+        };
+        for provider in [Provider::WebPush, Provider::Webhook] {
+            for status in [200, 201, 202, 204, 299] {
+                assert_eq!(verdict(provider, status, None), Verdict::Accepted, "{status}");
+            }
+            assert_eq!(verdict(provider, 410, after), Verdict::Gone);
+            for status in [408, 425, 429, 500, 502, 503, 504, 599] {
+                assert_eq!(verdict(provider, status, after), retry(status), "{status}");
+            }
+            for status in [100, 301, 302, 307, 400, 401, 403, 405, 413, 422, 600] {
+                assert_eq!(
+                    verdict(provider, status, after),
+                    Verdict::Refused(Reason::Status(status)),
+                    "{status}"
+                );
+            }
         }
-        for status in [404, 410] {
-            assert_eq!(verdict(status, after), Verdict::Gone, "{status}");
-        }
-        for status in [408, 425, 429, 500, 502, 503, 504, 599] {
-            assert_eq!(
-                verdict(status, after),
-                Verdict::Retry {
-                    reason: Reason::Status(status),
-                    after
-                },
-                "{status}"
-            );
-        }
-        for status in [100, 301, 302, 307, 400, 401, 403, 405, 413, 422, 600] {
-            assert_eq!(
-                verdict(status, after),
-                Verdict::Refused(Reason::Status(status)),
-                "{status}"
-            );
-        }
+        assert_eq!(verdict(Provider::WebPush, 404, after), Verdict::Gone);
+        assert_eq!(verdict(Provider::Webhook, 404, after), retry(404));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod attempt;
 mod check;
 mod chunk_lock;
 mod config;
+mod device_health;
 mod domain;
 mod error;
 mod handler;

@@ -1,6 +1,6 @@
 //! All metrics of this service.
 
-use herald_model::{DeliveryState, Lane};
+use herald_model::{DeliveryState, DisabledReason, Lane};
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds_family};
 
 use crate::domain::{Counts, Provider, Verdict};
@@ -17,6 +17,8 @@ pub struct Metrics {
     recipients: Family<[Label; 2], Counter>,
     accept_to_push_seconds: Histograms,
     chunks: Family<[Label; 2], Counter>,
+    devices_disabled: Family<[Label; 1], Counter>,
+    devices_removed: Counter,
 }
 
 impl Metrics {
@@ -29,6 +31,8 @@ impl Metrics {
             recipients: Family::default(),
             accept_to_push_seconds: seconds_family(),
             chunks: Family::default(),
+            devices_disabled: Family::default(),
+            devices_removed: Counter::default(),
         };
         registry.register("push_sends", "Sends to devices, by result", metrics.sends.clone());
         registry.register(
@@ -55,6 +59,16 @@ impl Metrics {
             "push_chunks",
             "Attempts at chunks, by result",
             metrics.chunks.clone(),
+        );
+        registry.register(
+            "push_devices_disabled",
+            "Webhooks disabled, by reason",
+            metrics.devices_disabled.clone(),
+        );
+        registry.register(
+            "push_devices_removed",
+            "Web Push devices removed because their subscription no longer exists",
+            metrics.devices_removed.clone(),
         );
         metrics
     }
@@ -100,6 +114,18 @@ impl Metrics {
                 self.recipients.get_or_create(&labels).inc_by(u64::from(count));
             }
         }
+    }
+
+    /// Counts a device that was disabled.
+    pub(crate) fn count_device_disabled(&self, reason: DisabledReason) {
+        self.devices_disabled
+            .get_or_create(&[("reason", reason.as_str())])
+            .inc();
+    }
+
+    /// Counts a Web Push device that was removed because it is gone.
+    pub(crate) fn count_device_removed(&self) {
+        self.devices_removed.inc();
     }
 
     /// Counts an attempt at a chunk by its end: `done`, `retried` or `terminated`.

@@ -1,5 +1,7 @@
 //! Validation of a device's keys. [`herald_push_endpoint`] validates its endpoint.
 
+use std::time::Duration;
+
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
@@ -13,6 +15,9 @@ const POINT_BYTES: usize = 65;
 pub(crate) const WEBHOOK_SECRET_PREFIX: &str = "whsec_";
 /// Allowed lengths of a decoded webhook secret (Standard Webhooks), bytes.
 const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// Maximum time for which a replaced webhook secret signs too.
+const OVERLAP_MAX: Duration = Duration::from_hours(7 * 24);
 
 /// Browsers omit the padding; some libraries write it.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
@@ -63,6 +68,25 @@ pub(crate) fn parse_webhook_secret(text: &str) -> Result<Vec<u8>, String> {
             bytes.len()
         ))
     }
+}
+
+/// Validates the time for which a replaced webhook secret signs too: 0 to 7 days.
+pub(crate) fn parse_overlap(seconds: i64, nanos: i32) -> Result<Duration, &'static str> {
+    let seconds = u64::try_from(seconds).ok();
+    let nanos = u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    seconds
+        .zip(nanos)
+        .map(|(seconds, nanos)| Duration::new(seconds, nanos))
+        .filter(|overlap| *overlap <= OVERLAP_MAX)
+        .ok_or("must be 0 to 7 days")
+}
+
+/// Whether the push service of an endpoint refuses VAPID tokens without a subject. `endpoint` is a canonical URL.
+pub(crate) fn requires_vapid_subject(endpoint: &str) -> bool {
+    let host = endpoint.split('/').nth(2).unwrap_or_default();
+    let name = host.split(':').next().unwrap_or_default();
+    name.strip_suffix("push.apple.com")
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn decode_base64url(text: &str) -> Result<Vec<u8>, String> {
@@ -133,6 +157,35 @@ mod tests {
             "whsec_".into(),
         ] {
             assert!(parse_webhook_secret(&invalid).is_err(), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn an_overlap_is_0_to_7_days() {
+        assert_eq!(parse_overlap(0, 0), Ok(Duration::ZERO));
+        assert_eq!(parse_overlap(7 * 86_400, 0), Ok(OVERLAP_MAX));
+        for (seconds, nanos) in [
+            (-1, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+            (7 * 86_400, 1),
+            (i64::MAX, 0),
+        ] {
+            assert!(parse_overlap(seconds, nanos).is_err(), "{seconds} s {nanos} ns");
+        }
+    }
+
+    #[test]
+    fn apples_push_service_requires_a_subject() {
+        for (endpoint, required) in [
+            ("https://web.push.apple.com/QGx", true),
+            ("https://web.push.apple.com:8443/QGx", true),
+            ("https://push.apple.com/", true),
+            ("https://notpush.apple.com/", false),
+            ("https://push.apple.com.example.org/", false),
+            ("https://fcm.googleapis.com/web.push.apple.com", false),
+        ] {
+            assert_eq!(requires_vapid_subject(endpoint), required, "{endpoint}");
         }
     }
 }

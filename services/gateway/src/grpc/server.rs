@@ -33,7 +33,7 @@ use super::{
     timeline::TimelineApi,
 };
 use crate::{
-    Config, Error, Metrics,
+    Config, Error, Metrics, Vapid,
     adapters::{Analytics, Audits, DeadLetters, Forward, Graph},
     archive_watermark::ArchiveWatermark,
     feed::Feed,
@@ -60,7 +60,7 @@ pub(crate) struct ServiceDeps {
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
-    pub(crate) vapid_public_key: String,
+    pub(crate) vapid: Vapid,
     pub(crate) post_checks: PostChecks,
     pub(crate) metrics: Metrics,
 }
@@ -136,7 +136,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         graph,
         analytics,
         deadletter,
-        vapid_public_key,
+        vapid,
         post_checks: _,
         metrics,
     } = deps;
@@ -180,7 +180,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         shutdown: shutdown.clone(),
     };
     let deliveries = DeliveryApi::new(users.clone(), ledger, reader);
-    let devices_api = DeviceApi::new(users.clone(), devices, config.endpoints, vapid_public_key);
+    let devices_api = DeviceApi::new(users.clone(), devices, config.endpoints, vapid);
     let preferences_api = PreferenceApi::new(users, preferences, mesh.clone());
     let lags = MeshApi::new(mesh, topology, shutdown.clone());
     let bytes_max = config.request_bytes_max;

@@ -151,6 +151,21 @@ async fn an_invalid_device_is_refused_by_field_and_not_stored() {
             vec!["webhook.url"],
         ),
         (
+            register("107", Some(webhook("https://h.example.org/a b", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register("107", Some(webhook(" https://h.example.org/", ""))),
+            vec!["webhook.url"],
+        ),
+        (
+            register(
+                "107",
+                Some(web_push("https://push.example.org/\n1", P256DH, AUTH)),
+            ),
+            vec!["web_push.endpoint"],
+        ),
+        (
             register("107", Some(webhook("https://h.example.org", "secret"))),
             vec!["webhook.secret"],
         ),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use herald_gateway::{Config, Deps, Error, Metrics};
+use herald_gateway::{Config, Deps, Error, Metrics, Vapid};
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig};
 use herald_model::{Lane, PostId, Recipients, UserId, UserKey};
@@ -184,7 +184,10 @@ impl World {
             // Nothing listens on port 1.
             analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
-            vapid_public_key: "the-vapid-key".into(),
+            vapid: Vapid {
+                public_key: "the-vapid-key".into(),
+                has_subject: false,
+            },
             readiness: self.readiness.clone(),
             metrics: self.metrics.clone(),
         };

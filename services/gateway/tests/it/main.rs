@@ -4,6 +4,7 @@
 mod accounts;
 mod deletions;
 mod deliveries;
+mod devices;
 mod graph;
 mod harness;
 mod partitioned_server;

@@ -1,18 +1,19 @@
 //! `herald device`
 
-use std::io;
+use std::{io, time::Duration};
 
 use clap::{Subcommand, ValueHint};
 use herald_cli::{
     context::Context,
     failure::{Failure, printable},
     output::{Show, Table},
-    time::{ago, rfc3339},
+    time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
-    Device, ListDevicesRequest, UnregisterDeviceRequest, WebPush, Webhook, device,
-    register_device_request::Address,
+    Device, DeviceState, DisabledReason, EnableDeviceRequest, ListDevicesRequest, RotateWebhookSecretRequest,
+    UnregisterDeviceRequest, WebPush, Webhook, device, register_device_request::Address,
 };
+use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Largest standard input. A subscription has about 500 bytes, a secret less than 100.
@@ -26,9 +27,13 @@ Examples:
   A browser's subscription, as returned by PushSubscription.toJSON():
     herald device add 1 --web-push - < subscription.json
 
-  List the devices, remove one:
+  List the devices, enable a disabled one, remove one:
     herald device list 1
-    herald device remove 1 DEVICE";
+    herald device enable 1 DEVICE
+    herald device remove 1 DEVICE
+
+  Replace the signing secret of a webhook; the old secret signs too for 24 hours:
+    herald device rotate-secret 1 DEVICE";
 
 const ADD_EXAMPLES: &str = "\
 Examples:
@@ -45,11 +50,26 @@ Examples:
   The VAPID public key, the applicationServerKey of a browser's subscription:
     herald device list 1 --output json | jq -r .vapid_public_key";
 
+const ENABLE_EXAMPLES: &str = "\
+Examples:
+  herald device enable 1 3";
+
+const ROTATE_EXAMPLES: &str = "\
+Examples:
+  Herald generates the new secret and prints it once; the old one signs too for 24 hours:
+    herald device rotate-secret 1 3
+
+  The old secret has leaked: use it no more:
+    herald device rotate-secret 1 3 --overlap 0s
+
+  A secret of your own:
+    herald device rotate-secret 1 3 --secret - < secret.txt";
+
 const REMOVE_EXAMPLES: &str = "\
 Examples:
   herald device remove 1 3";
 
-/// Add, list and remove the devices that receive a user's pushes
+/// Add, list, enable and remove the devices that receive a user's pushes
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -67,6 +87,17 @@ enum Action {
         #[arg(value_name = "USER")]
         user_id: String,
     },
+    /// Enable a device that was disabled because it was gone or failed for days
+    #[command(after_long_help = ENABLE_EXAMPLES)]
+    Enable {
+        /// The id of the user
+        #[arg(value_name = "USER")]
+        user_id: String,
+        /// The id of the device, as printed by `device add` and `device list`
+        #[arg(value_name = "DEVICE")]
+        device_id: String,
+    },
+    RotateSecret(RotateSecret),
     /// Remove one device
     #[command(after_long_help = REMOVE_EXAMPLES)]
     Remove {
@@ -124,6 +155,32 @@ struct Add {
     auth: Option<String>,
 }
 
+/// Replace the signing secret of a webhook
+///
+/// Each push is signed with the new secret and, for a time, with the old one too, so that the receiver can change over. A
+/// secret before the old one is not used any more.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = ROTATE_EXAMPLES)]
+struct RotateSecret {
+    /// The id of the user
+    #[arg(value_name = "USER")]
+    user_id: String,
+
+    /// The id of the device, as printed by `device add` and `device list`
+    #[arg(value_name = "DEVICE")]
+    device_id: String,
+
+    /// The new secret, `whsec_` and base64; by default Herald generates one
+    ///
+    /// `-` reads it from standard input. Prefer `-`: other users of the machine can read the command line.
+    #[arg(long, value_name = "SECRET", allow_hyphen_values = true)]
+    secret: Option<String>,
+
+    /// How long the old secret signs too, at most 7d; 0s for a secret that others have learnt
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = time::duration)]
+    overlap: Duration,
+}
+
 /// The JSON of a browser's `PushSubscription.toJSON()`.
 #[derive(Debug, Deserialize)]
 struct Subscription {
@@ -148,12 +205,35 @@ struct DeviceOutput {
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
     registered_time: Option<String>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failing_since_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_secret_expire_time: Option<String>,
     #[serde(skip)]
-    registered: Option<prost_types::Timestamp>,
+    times: Times,
+}
+
+/// The times of a device, for relative times in texts.
+#[derive(Debug)]
+struct Times {
+    registered: Option<Timestamp>,
+    disabled: Option<Timestamp>,
+    failing_since: Option<Timestamp>,
 }
 
 impl From<Device> for DeviceOutput {
     fn from(device: Device) -> Self {
+        let (state, disabled_reason) = match (device.state, device.disabled_reason()) {
+            (state, _) if state != DeviceState::Disabled as i32 => ("enabled", None),
+            (_, DisabledReason::Gone) => ("disabled", Some("gone")),
+            (_, DisabledReason::Failing) => ("disabled", Some("failing")),
+            (_, DisabledReason::Unspecified) => ("disabled", None),
+        };
         let (kind, endpoint, secret) = match device.address {
             Some(device::Address::WebPush(push)) => ("web_push", push.endpoint, None),
             Some(device::Address::Webhook(hook)) => ("webhook", hook.url, Some(hook.secret)),
@@ -166,7 +246,32 @@ impl From<Device> for DeviceOutput {
             endpoint,
             secret: secret.filter(|secret| !secret.is_empty()),
             registered_time: rfc3339(device.registered_time.as_ref()),
-            registered: device.registered_time,
+            state,
+            disabled_reason,
+            disabled_time: rfc3339(device.disabled_time.as_ref()),
+            failing_since_time: rfc3339(device.failing_since_time.as_ref()),
+            previous_secret_expire_time: rfc3339(device.previous_secret_expire_time.as_ref()),
+            times: Times {
+                registered: device.registered_time,
+                disabled: device.disabled_time,
+                failing_since: device.failing_since_time,
+            },
+        }
+    }
+}
+
+impl DeviceOutput {
+    /// The state in a few words.
+    fn state_text(&self) -> String {
+        let reason = match (self.state, self.disabled_reason) {
+            ("disabled", Some("gone")) => "disabled: responded 410 (Gone)",
+            ("disabled", Some(_)) => "disabled: failed for days",
+            (state, _) => state,
+        };
+        match (&self.times.disabled, &self.times.failing_since) {
+            (Some(time), _) => format!("{reason}, {}", ago(Some(time))),
+            (None, Some(time)) => format!("{reason}, first of its failures {}", ago(Some(time))),
+            (None, None) => reason.to_owned(),
         }
     }
 }
@@ -174,7 +279,14 @@ impl From<Device> for DeviceOutput {
 impl Show for DeviceOutput {
     fn text(&self) -> String {
         let (id, endpoint) = (printable(&self.device_id), printable(&self.endpoint));
-        let text = format!("device {id} of {} pushes to {endpoint}", printable(&self.user_id));
+        let user = printable(&self.user_id);
+        let mut text = format!("device {id} of {user} pushes to {endpoint}");
+        if self.times.disabled.is_some() || self.times.failing_since.is_some() {
+            text = format!("{text}\n{}", self.state_text());
+        }
+        if let Some(time) = &self.previous_secret_expire_time {
+            text = format!("{text}\nthe secret before signs too until {time}");
+        }
         match &self.secret {
             Some(secret) => format!("{text}\nsigning secret, shown only once: {}", printable(secret)),
             None => text,
@@ -194,12 +306,13 @@ impl Show for List {
         if self.devices.is_empty() {
             return format!("no devices\n\n{key}");
         }
-        let mut table = Table::new(&["device", "kind", "registered", "endpoint"]);
+        let mut table = Table::new(&["device", "kind", "registered", "state", "endpoint"]);
         for device in &self.devices {
             table.row([
                 printable(&device.device_id),
                 device.kind.into(),
-                ago(device.registered.as_ref()),
+                ago(device.times.registered.as_ref()),
+                device.state_text(),
                 printable(&device.endpoint),
             ]);
         }
@@ -240,6 +353,30 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
                 vapid_public_key: response.vapid_public_key,
             })
         }
+        Action::Enable { user_id, device_id } => {
+            let client = context.client().await?;
+            let request = client.request(EnableDeviceRequest { user_id, device_id });
+            let response = client.devices().enable_device(request).await?.into_inner();
+            let device = response.device.ok_or_else(no_device)?;
+            context.output.show(&DeviceOutput::from(device))
+        }
+        Action::RotateSecret(args) => {
+            let request = RotateWebhookSecretRequest {
+                user_id: args.user_id,
+                device_id: args.device_id,
+                secret: read_secret(args.secret)?,
+                overlap: Some(time::duration_to_proto(args.overlap)),
+            };
+            let client = context.client().await?;
+            let request = client.request(request);
+            let response = client
+                .devices()
+                .rotate_webhook_secret(request)
+                .await?
+                .into_inner();
+            let device = response.device.ok_or_else(no_device)?;
+            context.output.show(&DeviceOutput::from(device))
+        }
         Action::Remove { user_id, device_id } => {
             let client = context.client().await?;
             let request = UnregisterDeviceRequest {
@@ -264,10 +401,7 @@ impl Add {
     fn into_user_and_address(self) -> Result<(String, Address), Failure> {
         let Some(web_push) = self.web_push else {
             let url = self.webhook.unwrap_or_default();
-            let secret = match self.secret.as_deref() {
-                Some("-") => read_stdin("the secret")?.trim().to_owned(),
-                secret => secret.unwrap_or_default().to_owned(),
-            };
+            let secret = read_secret(self.secret)?;
             return Ok((self.user_id, Address::Webhook(Webhook { url, secret })));
         };
         let json = match web_push.as_str() {
@@ -307,6 +441,18 @@ impl Add {
             }),
         ))
     }
+}
+
+/// The secret of an argument: empty without one, from standard input for `-`.
+fn read_secret(argument: Option<String>) -> Result<String, Failure> {
+    match argument {
+        Some(argument) if argument == "-" => Ok(read_stdin("the secret")?.trim().to_owned()),
+        argument => Ok(argument.unwrap_or_default()),
+    }
+}
+
+fn no_device() -> Failure {
+    Failure::failed("the server's response has no device")
 }
 
 /// Reads `name` from standard input.

@@ -130,9 +130,9 @@ impl Server {
         let graph = serve_graph(&parts, &mut workers).await?;
         let analytics = serve_analytics(&parts, &mut workers).await?;
         let deadletter = serve_deadletter(&parts, &mut workers).await?;
+        let stores = parts.store.stores();
         let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
             .context("can't read or create the VAPID key")?;
-        let stores = parts.store.stores();
         let gateway = herald_gateway::Deps {
             mesh: parts.mesh.clone(),
             topology: parts.topology.clone(),
@@ -146,7 +146,10 @@ impl Server {
             graph: graph.clone(),
             analytics,
             deadletter,
-            vapid_public_key: vapid.public_key_base64url(),
+            vapid: herald_gateway::Vapid {
+                public_key: vapid.public_key_base64url(),
+                has_subject: !parts.config.push.vapid_subject.is_empty(),
+            },
             readiness: readiness.clone(),
             metrics: parts.metrics.register(herald_gateway::Metrics::new),
         };

@@ -1,10 +1,10 @@
 //! Requests of commands for given arguments.
 
 use herald_proto::v1::{
-    DeletePostRequest, DeliveryState, FollowRequest, GetPostStatsRequest, GetTotalsRequest, Lane,
-    ListDevicesRequest, ListRecipientsRequest, ListTimelineRequest, Preferences, RegisterDeviceRequest,
-    SubmitPostRequest, UnfollowRequest, UnregisterDeviceRequest, UpdatePreferencesRequest,
-    register_device_request::Address,
+    DeletePostRequest, DeliveryState, EnableDeviceRequest, FollowRequest, GetPostStatsRequest,
+    GetTotalsRequest, Lane, ListDevicesRequest, ListRecipientsRequest, ListTimelineRequest, Preferences,
+    RegisterDeviceRequest, RotateWebhookSecretRequest, SubmitPostRequest, UnfollowRequest,
+    UnregisterDeviceRequest, UpdatePreferencesRequest, register_device_request::Address,
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -297,11 +297,22 @@ async fn devices_are_listed_and_removed() {
     assert_eq!(done.json()["vapid_public_key"], "BKey");
     assert_eq!(done.json()["devices"][0]["endpoint"], "https://example.com/hook");
     assert!(done.json()["devices"][0].get("secret").is_none());
+    assert_eq!(done.json()["devices"][0]["state"], "enabled");
+    let disabled = &done.json()["devices"][1];
+    assert_eq!(
+        (
+            &disabled["state"],
+            &disabled["disabled_reason"],
+            &disabled["disabled_time"]
+        ),
+        (&"disabled".into(), &"gone".into(), &"1970-01-01T01:00:00Z".into())
+    );
     let text = herald(&server.url, &["device", "list", "1"]).await.ok().stdout;
     assert!(
         text.contains("DEVICE") && text.contains("VAPID public key: BKey"),
         "{text}"
     );
+    assert!(text.contains("disabled: responded 410 (Gone)"), "{text}");
 
     herald(&server.url, &["device", "remove", "1", "d1"]).await.ok();
     let request: UnregisterDeviceRequest = server.call();
@@ -314,6 +325,49 @@ async fn devices_are_listed_and_removed() {
         herald(&server.url, &["device", "remove", "1", "d1"]).await.code,
         4
     );
+}
+
+#[tokio::test]
+async fn a_device_is_enabled() {
+    let server = Server::start().await;
+    let done = herald(&server.url, &["device", "enable", "1", "d1", "-o", "json"])
+        .await
+        .ok();
+    let request: EnableDeviceRequest = server.call();
+    assert_eq!(
+        (request.user_id.as_str(), request.device_id.as_str()),
+        ("1", "d1")
+    );
+    assert_eq!(done.json()["state"], "enabled");
+}
+
+#[tokio::test]
+async fn the_secret_of_a_webhook_is_rotated() {
+    let server = Server::start().await;
+    let rotate = ["device", "rotate-secret", "1", "d1"];
+    let text = herald(&server.url, &rotate).await.ok().stdout;
+    assert!(
+        text.contains("shown only once: whsec_made") && text.contains("signs too until 1970-01-01T02:00:00Z"),
+        "{text}"
+    );
+    let request: RotateWebhookSecretRequest = server.call();
+    assert_eq!(
+        (request.user_id.as_str(), request.device_id.as_str()),
+        ("1", "d1")
+    );
+    assert_eq!(
+        (request.secret.as_str(), request.overlap.unwrap().seconds),
+        ("", 86_400)
+    );
+
+    let own = [&rotate[..], &["--secret", "-", "--overlap", "0s", "-o", "json"]].concat();
+    let done = herald_with_input(&server.url, &own, "whsec_own\n").await.ok();
+    let request: RotateWebhookSecretRequest = server.call();
+    assert_eq!(
+        (request.secret.as_str(), request.overlap.unwrap().seconds),
+        ("whsec_own", 0)
+    );
+    assert!(done.json().get("secret").is_none());
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! A fake server: it records requests and sends prepared responses, to test the command line alone. Tests of other
 //! packages run commands against a real server.
 
+mod devices;
+
 use std::{
     any::Any,
     collections::VecDeque,
@@ -13,7 +15,7 @@ use herald_proto::v1::{
     audit_service_server::AuditServiceServer,
     dead_letter_service_server::DeadLetterServiceServer,
     delivery_service_server::{DeliveryService, DeliveryServiceServer},
-    device_service_server::{DeviceService, DeviceServiceServer},
+    device_service_server::DeviceServiceServer,
     graph_service_server::{GraphService, GraphServiceServer},
     mesh_service_server::MeshServiceServer,
     post_service_server::{PostService, PostServiceServer},
@@ -353,60 +355,6 @@ impl GraphService for Server {
             unchanged_count: 0,
             failed_count,
             failures,
-        }))
-    }
-}
-
-#[tonic::async_trait]
-impl DeviceService for Server {
-    async fn register_device(
-        &self,
-        request: Request<RegisterDeviceRequest>,
-    ) -> RpcResult<RegisterDeviceResponse> {
-        let request = self.record(request)?;
-        let address = request.address.map(|address| match address {
-            register_device_request::Address::WebPush(push) => device::Address::WebPush(push),
-            register_device_request::Address::Webhook(hook) => {
-                let made = hook.secret.is_empty();
-                let secret = if made { "whsec_made" } else { "" };
-                device::Address::Webhook(Webhook {
-                    url: hook.url,
-                    secret: secret.into(),
-                })
-            }
-        });
-        let device = Device {
-            device_id: "d1".into(),
-            user_id: request.user_id,
-            registered_time: Some(time(0)),
-            address,
-        };
-        Ok(Response::new(RegisterDeviceResponse { device: Some(device) }))
-    }
-
-    async fn unregister_device(
-        &self,
-        request: Request<UnregisterDeviceRequest>,
-    ) -> RpcResult<UnregisterDeviceResponse> {
-        self.record(request)?;
-        Ok(Response::new(UnregisterDeviceResponse {}))
-    }
-
-    async fn list_devices(&self, request: Request<ListDevicesRequest>) -> RpcResult<ListDevicesResponse> {
-        let user_id = self.record(request)?.user_id;
-        let hook = Webhook {
-            url: "https://example.com/hook".into(),
-            secret: String::new(),
-        };
-        let device = Device {
-            device_id: "d1".into(),
-            user_id,
-            registered_time: Some(time(0)),
-            address: Some(device::Address::Webhook(hook)),
-        };
-        Ok(Response::new(ListDevicesResponse {
-            devices: vec![device],
-            vapid_public_key: "BKey".into(),
         }))
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
-    domain::{Reason, Sent, Verdict},
+    domain::{Provider, Reason, Sent, Verdict},
 };
 
 /// Sends pushes to devices.
@@ -63,13 +63,18 @@ impl Dispatcher {
         };
         Sent {
             device: device.id,
-            provider: self.sender(&device.address).provider(),
+            provider: self.provider(device),
             host: Url::parse(device.address.url())
                 .ok()
                 .and_then(host)
                 .unwrap_or_default(),
             verdict,
         }
+    }
+
+    /// The provider that delivers pushes to a device.
+    pub(crate) fn provider(&self, device: &Device) -> Provider {
+        self.sender(&device.address).provider()
     }
 
     fn sender(&self, address: &Address) -> &dyn Sender {

@@ -36,6 +36,6 @@ pub(crate) trait Sender: Send + Sync {
 
     /// The verdict of a response.
     fn verdict(&self, response: ProviderResponse) -> Verdict {
-        domain::verdict(response.status, response.retry_after)
+        domain::verdict(self.provider(), response.status, response.retry_after)
     }
 }

@@ -86,16 +86,13 @@ mod tests {
     use crate::{Config, adapters::payload::tests::push};
 
     fn device(p256dh: Vec<u8>, auth: Vec<u8>) -> Device {
-        Device {
-            id: DeviceId(5),
-            user: UserKey(9),
-            address: Address::WebPush {
-                endpoint: "https://push.example.com/1".into(),
-                p256dh,
-                auth,
-            },
-            registered_at: Timestamp(0),
-        }
+        let endpoint = "https://push.example.com/1".into();
+        let address = Address::WebPush {
+            endpoint,
+            p256dh,
+            auth,
+        };
+        Device::new(DeviceId(5), UserKey(9), address, Timestamp(0))
     }
 
     async fn request(device: &Device) -> Result<Request, Reason> {

@@ -29,6 +29,8 @@ impl Sender for Webhooks {
         let Address::Webhook { secret, .. } = &message.device.address else {
             return Err(Reason::Device);
         };
+        let previous = message.device.previous_secret.as_ref();
+        let previous = previous.filter(|previous| message.now < previous.expires_at);
         let body = message.push.json(message.recipient);
         // The same at every attempt, so that receivers can detect duplicates.
         let id = format!(
@@ -36,15 +38,23 @@ impl Sender for Webhooks {
             message.push.post, message.device.user, message.device.id.0
         );
         let seconds = message.now.0 / 1_000_000;
-        let signature = Webhook::from_bytes(secret.clone())
-            .and_then(|secret| secret.sign(&id, seconds, &body))
-            .map_err(|_| Reason::Device)?;
+        // A receiver accepts the request if any of the signatures, separated by spaces, is valid.
+        let mut signatures = Vec::new();
+        for secret in [Some(secret), previous.map(|previous| &previous.secret)]
+            .into_iter()
+            .flatten()
+        {
+            let signature = Webhook::from_bytes(secret.clone())
+                .and_then(|secret| secret.sign(&id, seconds, &body))
+                .map_err(|_| Reason::Device)?;
+            signatures.push(signature);
+        }
         let value = |text: String| HeaderValue::try_from(text).map_err(|_| Reason::Device);
         let headers = HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (ID, value(id)?),
             (TIMESTAMP, HeaderValue::from(seconds)),
-            (SIGNATURE, value(signature)?),
+            (SIGNATURE, value(signatures.join(" "))?),
         ]);
         Ok(Request { headers, body })
     }
@@ -52,27 +62,64 @@ impl Sender for Webhooks {
 
 #[cfg(test)]
 mod tests {
-    use herald_model::{Device, DeviceId, UserId, UserKey, time::Timestamp};
+    use herald_model::{Device, DeviceId, PreviousSecret, UserId, UserKey, time::Timestamp};
+
+    use url::Url;
 
     use super::*;
     use crate::adapters::payload::tests::push;
 
+    fn webhook(secret: Vec<u8>) -> Device {
+        let url = "https://hooks.example.com/1".into();
+        Device::new(
+            DeviceId(5),
+            UserKey(9),
+            Address::Webhook { url, secret },
+            Timestamp(0),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_replaced_secret_signs_too_until_it_expires() {
+        let (old, new) = (b"the secret before".to_vec(), b"the secret now".to_vec());
+        let expires_at = Timestamp::now().plus(std::time::Duration::from_secs(60));
+        let device = Device {
+            previous_secret: Some(PreviousSecret {
+                secret: old.clone(),
+                expires_at,
+            }),
+            ..webhook(new.clone())
+        };
+        let url = Url::parse(device.address.url()).unwrap();
+        let (push, recipient) = (push("hi", vec![]), UserId::new("9").unwrap());
+        let message = Message {
+            push: &push,
+            recipient: &recipient,
+            device: &device,
+            url: &url,
+            now: Timestamp::now(),
+        };
+        let verifies = |secret: &Vec<u8>, request: &Request| {
+            let webhook = Webhook::from_bytes(secret.clone()).unwrap();
+            webhook.verify(&request.body, &request.headers).is_ok()
+        };
+        let during = Webhooks.request(message).await.unwrap();
+        assert!(verifies(&new, &during) && verifies(&old, &during));
+        let message = Message {
+            now: expires_at,
+            ..message
+        };
+        let after = Webhooks.request(message).await.unwrap();
+        assert!(verifies(&new, &after) && !verifies(&old, &after));
+    }
+
     #[tokio::test]
     async fn a_webhook_has_a_valid_signature_and_a_stable_id() {
         let secret = b"a secret of some length".to_vec();
-        let url = "https://hooks.example.com/1".to_owned();
-        let device = Device {
-            id: DeviceId(5),
-            user: UserKey(9),
-            address: Address::Webhook {
-                url: url.clone(),
-                secret: secret.clone(),
-            },
-            registered_at: Timestamp(0),
-        };
+        let device = webhook(secret.clone());
+        let url = Url::parse(device.address.url()).unwrap();
         let push = push("hi", vec![]);
         let recipient = UserId::new("9").unwrap();
-        let url = url.parse().unwrap();
         let message = Message {
             push: &push,
             recipient: &recipient,

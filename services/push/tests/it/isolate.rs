@@ -10,7 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use herald_mesh::TopologyConfig;
-use herald_model::{Address, Device, DeviceId, UserKey, time::Timestamp};
+use herald_model::{
+    Address, Device, DeviceId, Disabled, FailingStreak, Registration, UserKey, time::Timestamp,
+};
 use herald_store::{Devices, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
@@ -36,8 +38,71 @@ impl Devices for FaultyDevices {
         self.inner.register(user, address, now).await
     }
 
+    async fn register_webhook(
+        &self,
+        user: UserKey,
+        url: String,
+        new_secret: Vec<u8>,
+        now: Timestamp,
+    ) -> Result<Device> {
+        self.inner.register_webhook(user, url, new_secret, now).await
+    }
+
+    async fn rotate_secret(
+        &self,
+        user: UserKey,
+        device: DeviceId,
+        secret: Vec<u8>,
+        previous_expires_at: Timestamp,
+    ) -> Result<Option<Device>> {
+        let rotated = self
+            .inner
+            .rotate_secret(user, device, secret, previous_expires_at);
+        rotated.await
+    }
+
+    async fn enable(&self, user: UserKey, device: DeviceId) -> Result<Option<Device>> {
+        self.inner.enable(user, device).await
+    }
+
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
         self.inner.unregister(user, device).await
+    }
+
+    async fn unregister_current(&self, registration: Registration) -> Result<bool> {
+        self.inner.unregister_current(registration).await
+    }
+
+    async fn disable(&self, registration: Registration, disabled: Disabled) -> Result<bool> {
+        self.inner.disable(registration, disabled).await
+    }
+
+    async fn record_failure(
+        &self,
+        registration: Registration,
+        now: Timestamp,
+    ) -> Result<Option<FailingStreak>> {
+        self.inner.record_failure(registration, now).await
+    }
+
+    async fn record_success(&self, registration: Registration) -> Result<()> {
+        self.inner.record_success(registration).await
+    }
+
+    async fn has_web_push(&self) -> Result<bool> {
+        self.inner.has_web_push().await
+    }
+
+    async fn vapid_key(&self) -> Result<Option<Vec<u8>>> {
+        self.inner.vapid_key().await
+    }
+
+    async fn set_vapid_key(&self, public_key: &[u8]) -> Result<()> {
+        self.inner.set_vapid_key(public_key).await
+    }
+
+    async fn unregister_web_push(&self) -> Result<u64> {
+        self.inner.unregister_web_push().await
     }
 
     async fn of(&self, users: &[UserKey]) -> Result<Vec<Vec<Device>>> {

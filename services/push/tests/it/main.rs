@@ -6,6 +6,7 @@
 mod config;
 mod corrupt;
 mod deliver;
+mod devices;
 mod harness;
 mod isolate;
 mod redrive;

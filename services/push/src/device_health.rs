@@ -1,0 +1,81 @@
+//! Changes a device after a push: unregisters or disables devices that are gone, and disables devices that fail for long.
+
+use herald_model::{Device, Disabled, DisabledReason, time::Timestamp};
+use herald_store::{Devices, Error};
+use tracing::warn;
+use url::Url;
+
+use crate::{
+    Metrics,
+    domain::{HealthChange, Provider, Verdict, health_change},
+};
+
+/// Changes `device` according to the verdict of a push to it. Acts only on the registration that the push was sent to.
+/// If the store fails, the next push to the device tries again.
+pub(crate) async fn update_device(
+    devices: &dyn Devices,
+    metrics: &Metrics,
+    device: &Device,
+    provider: Provider,
+    verdict: Verdict,
+    failing_days_max: u32,
+) {
+    let now = Timestamp::now();
+    let Some(change) = health_change(device, provider, verdict, now, failing_days_max) else {
+        return;
+    };
+    if let Err(error) = apply(devices, metrics, device, change, now, failing_days_max).await {
+        warn!(%error, device_id = device.id.0, "device can't be changed after a push; the next push to it tries again");
+    }
+}
+
+async fn apply(
+    devices: &dyn Devices,
+    metrics: &Metrics,
+    device: &Device,
+    change: HealthChange,
+    now: Timestamp,
+    failing_days_max: u32,
+) -> Result<(), Error> {
+    let registration = device.registration();
+    let reason = match change {
+        HealthChange::Unregister => {
+            if devices.unregister_current(registration).await? {
+                metrics.count_device_removed();
+                warn!(
+                    device_id = device.id.0,
+                    host = host(device),
+                    "device unregistered: its push service responded that the subscription no longer exists"
+                );
+            }
+            return Ok(());
+        }
+        HealthChange::RecordSuccess => return devices.record_success(registration).await,
+        HealthChange::DisableGone => DisabledReason::Gone,
+        HealthChange::RecordFailure => {
+            let streak = devices.record_failure(registration, now).await?;
+            if streak.is_none_or(|streak| streak.days <= failing_days_max) {
+                return Ok(());
+            }
+            DisabledReason::Failing
+        }
+    };
+    let disabled = Disabled { reason, at: now };
+    if devices.disable(registration, disabled).await? {
+        metrics.count_device_disabled(reason);
+        warn!(
+            device_id = device.id.0,
+            host = host(device),
+            reason = reason.as_str(),
+            "device disabled: it gets no pushes until it is registered again or enabled with `herald device enable`"
+        );
+    }
+    Ok(())
+}
+
+/// The host of a device's endpoint, for logs: the path can be a secret.
+fn host(device: &Device) -> String {
+    let url = Url::parse(device.address.url()).ok();
+    url.and_then(|url| url.host_str().map(str::to_owned))
+        .unwrap_or_default()
+}
