@@ -28,6 +28,24 @@ pub enum Error {
     /// The VAPID private key is not a P-256 key of 32 bytes in base64url.
     #[error("the VAPID private key is not a P-256 key of 32 bytes in base64url")]
     VapidKey,
+    /// The file of the VAPID key does not exist, but Web Push devices are registered.
+    #[error(
+        "the VAPID key file {0} does not exist, but Web Push devices are registered, and their push services accept no \
+         other key: restore the file from a backup; if it is lost for good, set push.vapid_key_replace to true for one \
+         start: this creates a new key and unregisters the Web Push devices, whose browsers have to subscribe again"
+    )]
+    VapidKeyLost(PathBuf),
+    /// The VAPID key is not the one that the Web Push devices were registered with.
+    #[error(
+        "the VAPID key is not the one that the registered Web Push devices subscribed with, and their push services \
+         accept no other key: restore the key (push.vapid_private_key, push.vapid_key_file, or vapid.key in the data \
+         directory); if it is lost for good, set push.vapid_key_replace to true for one start: this unregisters the \
+         Web Push devices, whose browsers have to subscribe again"
+    )]
+    VapidKeyChanged,
+    /// The store failed at the start.
+    #[error("the store can't be read or written")]
+    Store(#[from] herald_store::Error),
     /// The HTTP client can't be created, for instance because of a malformed certificate authority.
     #[error("the HTTP client can't be created")]
     Client(#[source] reqwest::Error),

@@ -131,8 +131,9 @@ impl Server {
         let analytics = serve_analytics(&parts, &mut workers).await?;
         let deadletter = serve_deadletter(&parts, &mut workers).await?;
         let stores = parts.store.stores();
-        let vapid = Vapid::load(&parts.config.push, &parts.config.data_dir)
-            .context("can't read or create the VAPID key")?;
+        let vapid = Vapid::open(&parts.config.push, &parts.config.data_dir, &*stores.devices)
+            .await
+            .context("can't start with this VAPID key")?;
         let gateway = herald_gateway::Deps {
             mesh: parts.mesh.clone(),
             topology: parts.topology.clone(),

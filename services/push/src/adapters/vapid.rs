@@ -4,13 +4,14 @@ use std::{
     fs,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use herald_model::time::Timestamp;
+use herald_store::Devices;
 use http::HeaderValue;
 use moka::sync::Cache;
 use p256::{
@@ -18,8 +19,10 @@ use p256::{
     elliptic_curve::rand_core::OsRng,
 };
 use serde::Serialize;
+use tracing::warn;
 use url::Url;
 
+use super::subject;
 use crate::{Config, Error};
 
 /// Time for which a token is reused. RFC 8292 allows 24 hours; some push services allow less.
@@ -56,30 +59,76 @@ struct Claims<'a> {
 }
 
 impl Vapid {
+    /// Loads the key as [`load`](Self::load) does, and makes sure that it is the key that the registered Web Push devices
+    /// subscribed with: their push services refuse any other. Call it before pushes and registrations start.
+    ///
+    /// [`Error::VapidKeyLost`] or [`Error::VapidKeyChanged`] if it is not, unless
+    /// [`Config::vapid_key_replace`] is set: then the Web Push devices are unregistered.
+    pub async fn open(config: &Config, data_dir: &Path, devices: &dyn Devices) -> Result<Self, Error> {
+        let found = Self::find(config, data_dir)?;
+        let bound = devices.vapid_key().await?;
+        let is_bound = match (&found, &bound) {
+            (Some(vapid), Some(bound)) => vapid.public_key() == bound,
+            // Before keys were recorded, a key that was found was the right one.
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if !is_bound && devices.has_web_push().await? {
+            if !config.vapid_key_replace {
+                return Err(match found {
+                    Some(_) => Error::VapidKeyChanged,
+                    None => Error::VapidKeyLost(key_file(config, data_dir)),
+                });
+            }
+            let devices_removed = devices.unregister_web_push().await?;
+            warn!(
+                devices_removed,
+                "the VAPID key was replaced: Web Push devices unregistered, their browsers have to subscribe again"
+            );
+        }
+        let vapid = match found {
+            Some(vapid) => vapid,
+            None => Self::load(config, data_dir)?,
+        };
+        if bound.as_deref() != Some(vapid.public_key()) {
+            devices.set_vapid_key(vapid.public_key()).await?;
+        }
+        Ok(vapid)
+    }
+
     /// Loads the key from the configuration, or else from its key file (`vapid.key` in the data directory by default).
     /// Creates the file with a new key if it does not exist.
     pub fn load(config: &Config, data_dir: &Path) -> Result<Self, Error> {
+        match Self::find(config, data_dir)? {
+            Some(vapid) => Ok(vapid),
+            None => Ok(Self::new(create(&key_file(config, data_dir))?, config)),
+        }
+    }
+
+    /// Loads the key; `None` if its file does not exist.
+    fn find(config: &Config, data_dir: &Path) -> Result<Option<Self>, Error> {
         let key = if config.vapid_private_key.is_empty() {
-            match &config.vapid_key_file {
-                Some(path) => load_or_create(path)?,
-                None => load_or_create(&data_dir.join("vapid.key"))?,
-            }
+            read_key_file(&key_file(config, data_dir))?
         } else {
-            parse_key(config.vapid_private_key.expose())?
+            Some(parse_key(config.vapid_private_key.expose())?)
         };
+        Ok(key.map(|key| Self::new(key, config)))
+    }
+
+    fn new(key: SigningKey, config: &Config) -> Self {
         let public_key = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
         let tokens = Cache::builder()
             .max_capacity(TOKENS_MAX)
             .time_to_live(TOKEN_REUSE)
             .build();
-        Ok(Self {
+        Self {
             inner: Arc::new(Inner {
                 key,
                 public_key,
-                subject: config.vapid_subject.clone(),
+                subject: subject::normalize(&config.vapid_subject),
                 tokens,
             }),
-        })
+        }
     }
 
     /// The public key, `applicationServerKey` of browsers: an uncompressed P-256 point of 65 bytes.
@@ -151,19 +200,31 @@ fn parse_key(text: &str) -> Result<SigningKey, Error> {
     SigningKey::from_slice(&bytes).map_err(|_| Error::VapidKey)
 }
 
-fn load_or_create(path: &Path) -> Result<SigningKey, Error> {
-    let failed = |source| Error::File {
+fn key_file(config: &Config, data_dir: &Path) -> PathBuf {
+    let default = || data_dir.join("vapid.key");
+    config.vapid_key_file.clone().unwrap_or_else(default)
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::File {
         path: path.to_owned(),
         source,
-    };
-    match fs::read_to_string(path) {
-        Ok(text) => return parse_key(&text),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed(e)),
     }
-    create_key_file(path, &SigningKey::random(&mut OsRng)).map_err(failed)?;
-    // Read the file back: another process may have created it first, and its key applies.
-    parse_key(&fs::read_to_string(path).map_err(failed)?)
+}
+
+/// Reads a key file; `None` if it does not exist.
+fn read_key_file(path: &Path) -> Result<Option<SigningKey>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => parse_key(&text).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(file_error(path)(e)),
+    }
+}
+
+/// Creates a key file with a new key. If another process has created it meanwhile, its key applies.
+fn create(path: &Path) -> Result<SigningKey, Error> {
+    create_key_file(path, &SigningKey::random(&mut OsRng)).map_err(file_error(path))?;
+    parse_key(&fs::read_to_string(path).map_err(file_error(path))?)
 }
 
 /// Creates a key file atomically; does not replace an existing file.
@@ -196,7 +257,9 @@ fn create_key_file(path: &Path, key: &SigningKey) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use herald_model::{Address, Device, UserKey};
     use herald_runtime::config::Secret;
+    use herald_store::embedded::{self, Embedded};
     use p256::ecdsa::signature::Verifier;
 
     use super::*;
@@ -287,5 +350,117 @@ mod tests {
         let other = vapid.authorization(&endpoint("https://b.example/1"), Timestamp(0));
         assert_eq!(first, second);
         assert_ne!(first, other);
+    }
+
+    fn web_push() -> Address {
+        Address::WebPush {
+            endpoint: "https://push.example.com/1".into(),
+            p256dh: vec![4; 65],
+            auth: vec![1; 16],
+        }
+    }
+
+    /// A store with a Web Push device and a webhook that were registered with the key in `directory`.
+    async fn registered(directory: &Path) -> (Embedded, Vapid) {
+        let store = Embedded::open(&embedded::Config {
+            data_dir: directory.join("store"),
+            disk_free_mb_min: 0,
+            ..embedded::Config::default()
+        });
+        let store = store.unwrap();
+        let devices = store.stores().devices;
+        let vapid = Vapid::open(&Config::default(), directory, &*devices)
+            .await
+            .unwrap();
+        let hook = Address::Webhook {
+            url: "https://hooks.example.com/1".into(),
+            secret: vec![1; 24],
+        };
+        for address in [web_push(), hook] {
+            devices.register(UserKey(1), address, Timestamp(1)).await.unwrap();
+        }
+        (store, vapid)
+    }
+
+    #[tokio::test]
+    async fn a_lost_key_is_refused_while_web_push_devices_are_registered() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, vapid) = registered(directory.path()).await;
+        let devices = store.stores().devices;
+        let open = async |config: Config| Vapid::open(&config, directory.path(), &*devices).await;
+        let again = open(Config::default()).await.unwrap();
+        assert_eq!(again.public_key(), vapid.public_key());
+
+        let file = directory.path().join("vapid.key");
+        fs::rename(&file, directory.path().join("backup")).unwrap();
+        let error = open(Config::default()).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::VapidKeyLost(path) if *path == file),
+            "{error}"
+        );
+        assert!(error.to_string().contains("push.vapid_key_replace"), "{error}");
+        assert!(!file.exists(), "no key is created beside the error");
+
+        fs::rename(directory.path().join("backup"), &file).unwrap();
+        open(Config::default()).await.unwrap();
+        fs::remove_file(&file).unwrap();
+        let replace = Config {
+            vapid_key_replace: true,
+            ..Config::default()
+        };
+        let replaced = open(replace).await.unwrap();
+        assert_ne!(replaced.public_key(), vapid.public_key());
+        let left = devices.of(&[UserKey(1)]).await.unwrap().remove(0);
+        assert!(matches!(
+            &left[..],
+            [Device {
+                address: Address::Webhook { .. },
+                ..
+            }]
+        ));
+        open(Config::default()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_key_is_refused_while_web_push_devices_are_registered() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = registered(directory.path()).await;
+        let devices = store.stores().devices;
+        let other = Config {
+            vapid_private_key: Secret::new(BASE64URL.encode([7; 32])),
+            ..Config::default()
+        };
+        let open = async || Vapid::open(&other, directory.path(), &*devices).await;
+        assert!(matches!(open().await, Err(Error::VapidKeyChanged)));
+        // Without a Web Push device, any key will do.
+        devices.unregister_web_push().await.unwrap();
+        let vapid = open().await.unwrap();
+        assert_eq!(
+            devices.vapid_key().await.unwrap().as_deref(),
+            Some(vapid.public_key())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_store_from_before_keys_were_recorded_accepts_a_key_but_not_its_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&embedded::Config {
+            data_dir: directory.path().join("store"),
+            disk_free_mb_min: 0,
+            ..embedded::Config::default()
+        });
+        let devices = store.unwrap().stores().devices;
+        devices
+            .register(UserKey(1), web_push(), Timestamp(1))
+            .await
+            .unwrap();
+        let open = async || Vapid::open(&Config::default(), directory.path(), &*devices).await;
+        assert!(matches!(open().await, Err(Error::VapidKeyLost(_))));
+        let vapid = Vapid::load(&Config::default(), directory.path()).unwrap();
+        open().await.unwrap();
+        assert_eq!(
+            devices.vapid_key().await.unwrap().as_deref(),
+            Some(vapid.public_key())
+        );
     }
 }
