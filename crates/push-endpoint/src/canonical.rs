@@ -144,7 +144,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn a_canonical_url_is_its_own_canonical_form(path in "(/[ -~ü]{0,8}){0,3}") {
-            let url = Url::parse("https://a.example").unwrap().join(&path).unwrap();
+            let url = format!("https://a.example{path}").parse().unwrap();
             let once = canonical(url).unwrap();
             let again = canonical(once.as_str().parse().unwrap()).unwrap();
             proptest::prop_assert_eq!(&once, &again);

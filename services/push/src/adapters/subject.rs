@@ -54,7 +54,7 @@ fn is_mail_address(address: &str) -> bool {
         && local.len() <= 64
         && local
             .chars()
-            .all(|c| !c.is_ascii() || c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c))
+            .all(|c| !c.is_ascii() || c.is_ascii_alphanumeric() || "!#$%&'*+-=?^_`{|}~.".contains(c))
         && !local.starts_with('.')
         && !local.ends_with('.')
         && !local.contains("..");
