@@ -305,7 +305,7 @@ async fn devices_are_listed_and_removed() {
             &disabled["disabled_reason"],
             &disabled["disabled_time"]
         ),
-        (&"disabled".into(), &"gone".into(), &"1970-01-01T01:00:00Z".into())
+        (&"disabled".into(), &"gone".into(), &"2026-01-31T09:00:00Z".into())
     );
     let text = herald(&server.url, &["device", "list", "1"]).await.ok().stdout;
     assert!(
@@ -347,7 +347,7 @@ async fn the_secret_of_a_webhook_is_rotated() {
     let rotate = ["device", "rotate-secret", "1", "d1"];
     let text = herald(&server.url, &rotate).await.ok().stdout;
     assert!(
-        text.contains("shown only once: whsec_made") && text.contains("signs too until 1970-01-01T02:00:00Z"),
+        text.contains("shown only once: whsec_made") && text.contains("signs too until 2026-01-31T10:00:00Z"),
         "{text}"
     );
     let request: RotateWebhookSecretRequest = server.call();
