@@ -386,6 +386,24 @@ pub struct ChunkState {
     pub recorded: Option<RecordedOutcome>,
 }
 
+/// Number of suppressed recipients by reason. Recipients whose reason is not recorded are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SuppressedCounts([u64; SuppressedReason::ALL.len()]);
+
+impl SuppressedCounts {
+    /// Adds recipients with this reason.
+    pub fn add(&mut self, reason: SuppressedReason, count: u64) {
+        // The reasons are numbered from 1, without gaps.
+        self.0[reason as usize - 1] += count;
+    }
+
+    /// The reasons with at least one recipient.
+    pub fn iter(&self) -> impl Iterator<Item = (SuppressedReason, u64)> {
+        let counts = SuppressedReason::ALL.into_iter().zip(self.0);
+        counts.filter(|(_, count)| *count > 0)
+    }
+}
+
 /// Number of deliveries of a post on one channel, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChannelCounts {
@@ -395,6 +413,8 @@ pub struct ChannelCounts {
     pub delivered: u64,
     /// Not sent on purpose.
     pub suppressed: u64,
+    /// Those of `suppressed` whose reason is recorded, by reason.
+    pub suppressed_by: SuppressedCounts,
     /// Not sent because the TTL of the post had passed.
     pub expired: u64,
     /// Planned and not settled.

@@ -67,7 +67,7 @@ pub use ledger::{
     ChannelCounts, ChunkPlan, ChunkState, DeadMessage, DeviceFailure, DeviceRetry, ExpectedRevision,
     FailedRecipient, Ledger, MarkedDead, Outcome, OutcomeDetails, PendingRecipient, PlannedSlice, PostCounts,
     PostPlan, PushFailure, RecipientStatus, RecordedOutcome, SettledCounts, Settlement, SlicePlan,
-    SuppressedReason,
+    SuppressedCounts, SuppressedReason,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::Timelines;

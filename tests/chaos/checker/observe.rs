@@ -146,7 +146,7 @@ async fn read_post(clients: &Clients, post_id: u64) -> Result<PostState, Status>
             .channels
             .iter()
             .find(|counts| counts.channel() == channel);
-        found.copied().unwrap_or_default()
+        found.cloned().unwrap_or_default()
     };
     let mut unexpected_recipients = Vec::new();
     let timeline_states = read_states(

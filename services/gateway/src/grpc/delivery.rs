@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use herald_model::{Channel, DeliveryState, PostId, UserId, UserKey};
+use herald_model::{Channel, DeliveryState, DeviceId, PostId, UserId, UserKey};
 use herald_posts::PostReader;
 use herald_proto::v1::{self, delivery_service_server::DeliveryService};
 use herald_rpc::{
@@ -10,7 +10,9 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
-use herald_store::{ChannelCounts, Ledger, PostCounts, Users};
+use herald_store::{
+    ChannelCounts, Ledger, PostCounts, PushFailure, RecipientStatus, SuppressedReason, Users,
+};
 use tonic::{Request, Response, Status};
 
 use super::post::{parse_post_id, post_not_found};
@@ -34,6 +36,20 @@ impl DeliveryApi {
             ledger,
             reader,
         }
+    }
+
+    /// Reads one recipient; `None` if the user is not a recipient of the post on this channel.
+    async fn find_recipient(
+        &self,
+        post: PostId,
+        channel: Channel,
+        user: UserKey,
+    ) -> Result<Option<RecipientStatus>, Status> {
+        // User keys begin at 1.
+        let before = UserKey(user.0.saturating_sub(1));
+        let found = self.ledger.recipients(post, channel, None, Some(before), 1).await;
+        let found = found.map_err(|e| status::from_store(&e))?;
+        Ok(found.into_iter().find(|recipient| recipient.user == user))
     }
 
     /// Reads the counts of a post: zeros if its fan-out is not planned yet, NOT_FOUND if there is no such post.
@@ -64,6 +80,56 @@ fn channel_to_v1(channel: Channel, counts: ChannelCounts) -> v1::ChannelDelivery
         dead_count: counts.dead,
         first_delivered_time: counts.first_delivered_at.map(herald_proto::timestamp_to_proto),
         last_delivered_time: counts.last_delivered_at.map(herald_proto::timestamp_to_proto),
+        suppressed_counts: counts
+            .suppressed_by
+            .iter()
+            .map(|(reason, count)| v1::SuppressedCount {
+                reason: reason_to_v1(reason).into(),
+                count,
+            })
+            .collect(),
+    }
+}
+
+const fn reason_to_v1(reason: SuppressedReason) -> v1::SuppressedReason {
+    match reason {
+        SuppressedReason::NoDevice => v1::SuppressedReason::NoDevice,
+        SuppressedReason::Muted => v1::SuppressedReason::Muted,
+        SuppressedReason::PushOff => v1::SuppressedReason::PushOff,
+        SuppressedReason::PostDeleted => v1::SuppressedReason::PostDeleted,
+        SuppressedReason::DeviceGone => v1::SuppressedReason::DeviceGone,
+        SuppressedReason::DeviceDisabled => v1::SuppressedReason::DeviceDisabled,
+        SuppressedReason::UnknownUser => v1::SuppressedReason::UnknownUser,
+    }
+}
+
+fn recipient_to_v1(status: RecipientStatus, user_id: String) -> v1::Recipient {
+    let id = |device: DeviceId| device.0.to_string();
+    let failure = |device: Option<DeviceId>, failure: PushFailure| v1::DeviceFailure {
+        device_id: device.map(id).unwrap_or_default(),
+        host: failure.host,
+        reason: failure.reason,
+    };
+    let reason = status.suppressed.map(reason_to_v1);
+    v1::Recipient {
+        user_id,
+        state: v1::DeliveryState::from(status.state).into(),
+        suppressed_reason: reason.unwrap_or_default().into(),
+        accepted_device_ids: status.done.into_iter().map(id).collect(),
+        waiting_devices: status
+            .waiting
+            .into_iter()
+            .map(|retry| v1::WaitingDevice {
+                failure: Some(failure(Some(retry.device), retry.failure)),
+                attempt_count: retry.attempts,
+                next_attempt_time: Some(herald_proto::timestamp_to_proto(retry.next_at)),
+            })
+            .collect(),
+        failures: status
+            .failures
+            .into_iter()
+            .map(|failed| failure(failed.device, failed.failure))
+            .collect(),
     }
 }
 
@@ -150,14 +216,53 @@ impl DeliveryService for DeliveryApi {
         let recipients = page
             .into_iter()
             .zip(ids)
-            .map(|(recipient, id)| v1::Recipient {
-                user_id: id.map(UserId::into_string).unwrap_or_default(),
-                state: v1::DeliveryState::from(recipient.state).into(),
+            .map(|(recipient, id)| {
+                recipient_to_v1(recipient, id.map(UserId::into_string).unwrap_or_default())
             })
             .collect();
         Ok(Response::new(v1::ListRecipientsResponse {
             recipients,
             next_page_token,
+        }))
+    }
+
+    async fn explain_delivery(
+        &self,
+        request: Request<v1::ExplainDeliveryRequest>,
+    ) -> Result<Response<v1::ExplainDeliveryResponse>, Status> {
+        let v1::ExplainDeliveryRequest { post_id, user_id } = request.into_inner();
+        let mut violations = Violations::new();
+        violations.check("post_id", post_id != 0, "must not be 0");
+        let user = violations.user_id("user_id", user_id.as_str());
+        violations.into_result()?;
+        let id = PostId(post_id);
+        // Read before the recipients: if the plan is complete, so are they.
+        let planned = self.read_counts(id).await?.planned;
+        let key = match user {
+            Some(user) => super::find_user(&*self.users, user).await?,
+            None => None,
+        };
+        let mut channels = Vec::new();
+        for channel in [Channel::Timeline, Channel::Push] {
+            if let Some(key) = key
+                && let Some(status) = self.find_recipient(id, channel, key).await?
+            {
+                channels.push(v1::ChannelRecipient {
+                    channel: v1::Channel::from(channel).into(),
+                    recipient: Some(recipient_to_v1(status, user_id.clone())),
+                });
+            }
+        }
+        let post = self.reader.read_one(id).await;
+        let post = post.map_err(|e| read_error_to_status(&e))?;
+        let push_expires_at = post.as_ref().map(|post| post.accepted_at.plus(post.push_ttl));
+        Ok(Response::new(v1::ExplainDeliveryResponse {
+            post_id,
+            user_id,
+            planned,
+            author_id: post.map(|post| post.author_id.into_string()).unwrap_or_default(),
+            push_expire_time: push_expires_at.map(herald_proto::timestamp_to_proto),
+            channels,
         }))
     }
 }

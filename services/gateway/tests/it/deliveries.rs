@@ -1,8 +1,11 @@
 //! DeliveryService and MeshService.
 
-use herald_model::{Channel, FollowVersion, PostId, Recipients, time::Timestamp};
+use herald_model::{Channel, DeviceId, FollowVersion, PostId, Recipients, time::Timestamp};
 use herald_proto::v1;
-use herald_store::{ChunkPlan, ExpectedRevision, Outcome, Settlement, SlicePlan};
+use herald_store::{
+    ChunkPlan, DeviceFailure, DeviceRetry, ExpectedRevision, FailedRecipient, Outcome, OutcomeDetails,
+    PendingRecipient, PushFailure, Settlement, SlicePlan, SuppressedReason,
+};
 use tonic::Code;
 
 use crate::harness::{World, fields, reason, wait_until};
@@ -123,6 +126,174 @@ async fn deliveries_are_counted_and_listed() {
             .code(),
         Code::NotFound
     );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_state_of_a_push_is_explained() {
+    let world = World::start().await;
+    let post_id = world.post("107", "hi").await;
+    let names = ["no-device", "muted", "waiting", "dead"];
+    let mut keys = Vec::new();
+    for name in names {
+        keys.push(world.key(name).await);
+    }
+    let recipients = Recipients::from_sorted(keys.iter().copied());
+    let one = |index: usize| Recipients::from_sorted([keys[index]]);
+    let chunks = [Channel::Timeline, Channel::Push].map(|channel| ChunkPlan {
+        channel,
+        recipients: recipients.clone(),
+    });
+    let plan = SlicePlan {
+        post: PostId(post_id),
+        slice: 0,
+        version: FollowVersion(1),
+        chunks: chunks.into(),
+        next_after: None,
+    };
+    world.stores.ledger.plan(plan).await.unwrap();
+    let failure = |status: u16| PushFailure::new(&format!("webhook status {status}"), "hooks.example.org");
+    let settled = Settlement {
+        post: PostId(post_id),
+        channel: Channel::Push,
+        chunk: recipients.chunk_id(),
+        base: ExpectedRevision::Revision(0),
+        outcome: Outcome::Mixed {
+            delivered: Recipients::default(),
+            suppressed: Recipients::from_sorted(keys[..2].iter().copied()),
+            expired: Recipients::default(),
+            dead: one(3),
+            details: OutcomeDetails {
+                pending: vec![PendingRecipient {
+                    user: keys[2],
+                    done: vec![DeviceId(8)],
+                    waiting: vec![DeviceRetry {
+                        device: DeviceId(9),
+                        attempts: 3,
+                        next_at: Timestamp(60_000_000),
+                        failure: failure(503),
+                    }],
+                    failed: Vec::new(),
+                }],
+                suppressed: vec![
+                    (SuppressedReason::NoDevice, one(0)),
+                    (SuppressedReason::Muted, one(1)),
+                ],
+                failed: vec![FailedRecipient {
+                    user: keys[3],
+                    generation: 0,
+                    failures: vec![DeviceFailure {
+                        device: Some(DeviceId(10)),
+                        failure: failure(400),
+                    }],
+                }],
+                ..OutcomeDetails::default()
+            },
+        },
+        at: Timestamp::now(),
+    };
+    world.stores.ledger.settle(&settled).await.unwrap();
+
+    let request = v1::ListRecipientsRequest {
+        post_id,
+        channel: v1::Channel::Push.into(),
+        ..Default::default()
+    };
+    let listed = world.deliveries().list_recipients(request).await.unwrap();
+    let listed = listed.into_inner().recipients;
+    let reasons: Vec<_> = listed
+        .iter()
+        .map(|r| (r.user_id.as_str(), r.suppressed_reason()))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            ("no-device", v1::SuppressedReason::NoDevice),
+            ("muted", v1::SuppressedReason::Muted),
+            ("waiting", v1::SuppressedReason::Unspecified),
+            ("dead", v1::SuppressedReason::Unspecified),
+        ]
+    );
+    let failure = |device_id: &str, reason: &str| v1::DeviceFailure {
+        device_id: device_id.into(),
+        host: "hooks.example.org".into(),
+        reason: reason.into(),
+    };
+    assert_eq!(listed[2].accepted_device_ids, ["8"]);
+    assert_eq!(
+        listed[2].waiting_devices,
+        [v1::WaitingDevice {
+            failure: Some(failure("9", "webhook status 503")),
+            attempt_count: 3,
+            next_attempt_time: Some(prost_types::Timestamp {
+                seconds: 60,
+                nanos: 0
+            }),
+        }]
+    );
+    assert_eq!(listed[3].failures, [failure("10", "webhook status 400")]);
+
+    let request = v1::GetDeliveryRequest { post_id };
+    let counts = world
+        .deliveries()
+        .get_delivery(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let count = |reason: v1::SuppressedReason| v1::SuppressedCount {
+        reason: reason.into(),
+        count: 1,
+    };
+    assert_eq!(counts.channels[0].suppressed_counts, []);
+    assert_eq!(
+        counts.channels[1].suppressed_counts,
+        [
+            count(v1::SuppressedReason::NoDevice),
+            count(v1::SuppressedReason::Muted)
+        ]
+    );
+
+    let explain = async |user: &str| {
+        let request = v1::ExplainDeliveryRequest {
+            post_id,
+            user_id: user.into(),
+        };
+        let response = world.deliveries().explain_delivery(request).await.unwrap();
+        response.into_inner()
+    };
+    for (index, name) in names.into_iter().enumerate() {
+        let explained = explain(name).await;
+        assert!(explained.planned && explained.push_expire_time.is_some());
+        assert_eq!(explained.author_id, "107");
+        let [timeline, push] = &explained.channels[..] else {
+            panic!("{explained:?}")
+        };
+        let timeline = timeline.recipient.as_ref().unwrap();
+        assert_eq!(timeline.state(), v1::DeliveryState::Pending);
+        assert_eq!(push.recipient.as_ref(), Some(&listed[index]));
+    }
+    world.key("stranger").await;
+    for stranger in ["stranger", "unknown"] {
+        assert_eq!(explain(stranger).await.channels, []);
+    }
+    let unknown_post = v1::ExplainDeliveryRequest {
+        post_id: 99,
+        user_id: "muted".into(),
+    };
+    let status = world
+        .deliveries()
+        .explain_delivery(unknown_post)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "POST_NOT_FOUND")
+    );
+    let status = world
+        .deliveries()
+        .explain_delivery(v1::ExplainDeliveryRequest::default())
+        .await;
+    assert_eq!(fields(&status.unwrap_err()), ["post_id", "user_id"]);
     world.stop().await.unwrap();
 }
 

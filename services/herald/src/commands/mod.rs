@@ -21,3 +21,4 @@ pub(crate) mod timeline;
 pub(crate) mod unfollow;
 pub(crate) mod up;
 pub(crate) mod watch;
+pub(crate) mod why;

@@ -58,6 +58,7 @@ async fn every_command_has_help_and_examples() {
         "timeline",
         "watch",
         "delivery",
+        "why",
         "stats",
         "dlq list",
         "dlq groups",

@@ -15,3 +15,4 @@ mod run;
 mod server;
 mod streams;
 mod terminal;
+mod why;

@@ -45,6 +45,7 @@ struct State {
     calls: Mutex<Vec<Box<dyn Any + Send>>>,
     failures: Mutex<VecDeque<Status>>,
     deliveries: Mutex<VecDeque<GetDeliveryResponse>>,
+    explanation: Mutex<Option<ExplainDeliveryResponse>>,
     rejected_follows: Mutex<Vec<ImportFailure>>,
     imports_held: watch::Sender<bool>,
     timelines: Mutex<VecDeque<ListTimelineResponse>>,
@@ -100,6 +101,11 @@ impl Server {
     }
 
     /// Sets the responses of `GetDelivery`, in order; the last one repeats.
+    /// Sets the response of every ExplainDelivery.
+    pub(crate) fn set_explanation(&self, explanation: ExplainDeliveryResponse) {
+        *self.state.explanation.lock().unwrap() = Some(explanation);
+    }
+
     pub(crate) fn set_deliveries(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
         self.state.deliveries.lock().unwrap().extend(answers);
     }
@@ -438,6 +444,17 @@ impl DeliveryService for Server {
             .ok_or_else(|| Status::not_found("there is no such post"))
     }
 
+    async fn explain_delivery(
+        &self,
+        request: Request<ExplainDeliveryRequest>,
+    ) -> RpcResult<ExplainDeliveryResponse> {
+        self.record(request)?;
+        let answer = self.state.explanation.lock().unwrap().clone();
+        answer
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found("there is no such post"))
+    }
+
     async fn list_recipients(
         &self,
         request: Request<ListRecipientsRequest>,
@@ -446,6 +463,7 @@ impl DeliveryService for Server {
         let recipients = vec![Recipient {
             user_id: "5".into(),
             state,
+            ..Recipient::default()
         }];
         Ok(Response::new(ListRecipientsResponse {
             recipients,

@@ -157,9 +157,15 @@ impl crate::Ledger for Ledger {
         for entry in self.rows.prefix(row::prefix(post, RowKind::Outcome)) {
             let (key, value) = entry.into_inner().map_err(map_err)?;
             let head = row::decode_head(&value)?;
-            match row::read_chunk_key(&key)?.0 {
-                Channel::Timeline => counts.timeline.add(&head),
-                Channel::Push => counts.push.add(&head),
+            let channel = match row::read_chunk_key(&key)?.0 {
+                Channel::Timeline => &mut counts.timeline,
+                Channel::Push => &mut counts.push,
+            };
+            channel.add(&head);
+            if head.counts.suppressed > 0 {
+                for (reason, users) in row::read_suppressed(&value)? {
+                    channel.suppressed_by.add(reason, u64::from(users.len()));
+                }
             }
         }
         counts.timeline.compute_pending();

@@ -4,7 +4,7 @@ mod details;
 
 use herald_model::{Channel, ChunkId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp, varint};
 
-use crate::{Error, ErrorKind, Outcome, RecordedOutcome, Result, SettledCounts};
+use crate::{Error, ErrorKind, Outcome, RecordedOutcome, Result, SettledCounts, SuppressedReason};
 
 /// Layout version of all values except outcomes.
 const VERSION: u8 = 1;
@@ -265,6 +265,14 @@ pub(super) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
         revision: head.revision,
         outcome,
     })
+}
+
+/// Reads why recipients of an outcome are suppressed.
+pub(super) fn read_suppressed(row: &[u8]) -> Result<Vec<(SuppressedReason, Recipients)>> {
+    match decode_outcome(row)?.outcome {
+        Outcome::Delivered { .. } => Ok(Vec::new()),
+        Outcome::Mixed { details, .. } => Ok(details.suppressed),
+    }
 }
 
 fn write_counts(out: &mut Vec<u8>, counts: SettledCounts) {
