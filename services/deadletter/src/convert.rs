@@ -325,6 +325,8 @@ pub(crate) fn parse_operation_id(id: u64) -> Option<OperationId> {
 
 #[cfg(test)]
 mod tests {
+    use herald_store::NewOperation;
+
     use super::*;
 
     #[test]
@@ -333,6 +335,47 @@ mod tests {
         for bad in ["", "7", "000000000000000g", "00000000000000007"] {
             assert_eq!(parse_group_id(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_redrive_with_dead_letters_in_flight_has_not_ended() {
+        let mut operation = Operation {
+            id: OperationId(1),
+            what: NewOperation {
+                kind: OperationKind::Redrive,
+                actor: String::new(),
+                at: Timestamp(0),
+                selection: bytes::Bytes::new(),
+                excluded: 0,
+                rate_max: 500,
+                failures_max: 0,
+                push_ttl: None,
+                target: None,
+            },
+            state: OperationState::Done,
+            reason: String::new(),
+            ended_at: Some(Timestamp(2_000)),
+            selected: 2,
+            reached: 2,
+            skipped: 0,
+            resolved: 1,
+            failed: 0,
+            expired: 0,
+            redrive_after: 0,
+        };
+        let now = Timestamp(5_000_000);
+        let in_flight = redrive_to_proto(&operation, now);
+        assert_eq!(
+            (in_flight.end_time, in_flight.elapsed.unwrap().seconds),
+            (None, 5)
+        );
+        operation.failed = 1;
+        operation.ended_at = Some(Timestamp(3_000_000));
+        let ended = redrive_to_proto(&operation, now);
+        assert_eq!(
+            (ended.end_time.unwrap().seconds, ended.elapsed.unwrap().seconds),
+            (3, 3)
+        );
     }
 
     #[test]

@@ -87,6 +87,12 @@ async fn a_dead_letter_that_fails_again_is_reopened_with_the_new_reason() {
     assert_eq!(open.reason, "still no");
     assert_eq!(open.attempt_count, 20, "attempts of the redrive don't count");
     assert!(open.last_failure_time.unwrap().seconds > open.first_failure_time.unwrap().seconds);
+    // The redrive ended with this failure, not when the dead letter was sent.
+    let instant = |at: prost_types::Timestamp| (at.seconds, at.nanos);
+    assert!(
+        instant(done.end_time.unwrap()) >= instant(open.last_failure_time.unwrap()),
+        "{done:?}"
+    );
     // The DLQ entry of the failed redrive creates no other dead letter.
     assert_eq!(dead_letters(client, 3).await.len(), 3);
 

@@ -58,7 +58,10 @@ impl World {
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url()))
             .await
             .unwrap();
-        let topology = Arc::new(Topology::new(&TopologyConfig::default()).unwrap());
+        let mut topology = TopologyConfig::default();
+        topology.consumers.slice.fault_attempts_max = 2;
+        topology.consumers.slice.retry.delay_ms_max = 200;
+        let topology = Arc::new(Topology::new(&topology).unwrap());
         mesh.ensure(&topology).await.unwrap();
         let store = Embedded::open(&embedded::Config {
             data_dir: data.path().join("store"),

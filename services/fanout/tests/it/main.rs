@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod config;
+mod corrupt;
 mod durable;
 mod graph;
 mod harness;
