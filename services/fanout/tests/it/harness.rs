@@ -60,7 +60,6 @@ impl World {
             .unwrap();
         let mut topology = TopologyConfig::default();
         topology.consumers.slice.fault_attempts_max = 2;
-        topology.consumers.slice.retry.delay_ms_max = 200;
         let topology = Arc::new(Topology::new(&topology).unwrap());
         mesh.ensure(&topology).await.unwrap();
         let store = Embedded::open(&embedded::Config {
