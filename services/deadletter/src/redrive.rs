@@ -177,6 +177,19 @@ impl OperationRunner {
             failure,
             "operation stops; its other dead letters stay open"
         );
+        if operation.what.kind == OperationKind::Redrive {
+            // Otherwise the next process would send the dead letters that this one has claimed.
+            let recover = self.retry("recovering the dead letters of a failed redrive", || {
+                self.recover_claimed(operation.id)
+            });
+            if let Err(error) = recover.await {
+                tracing::error!(
+                    redrive_id = operation.id.0,
+                    %error,
+                    "claimed dead letters can't be recovered; they stay in flight"
+                );
+            }
+        }
         let reason = format!("failed: {failure}");
         let stop = self.retry("stopping a failed operation", || {
             self.finish(operation.id, OperationState::Stopped, &reason)
@@ -230,13 +243,7 @@ impl OperationRunner {
                     interrupted = true;
                     self.pause(RETRY_DELAY).await;
                 }
-                Err(error) => {
-                    // Otherwise the next process would send the dead letters that this one has claimed.
-                    if let Err(error) = self.recover_claimed(id).await {
-                        tracing::error!(redrive_id = id.0, %error, "claimed dead letters can't be recovered; they stay in flight");
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -40,7 +40,7 @@ async fn last_operation(client: &Client) -> v1::DeadLetterOperation {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discard_that_failed_goes_on_when_the_store_works_again() {
-    let (harness, service, store) = start(300).await;
+    let (harness, service, store) = Box::pin(start(300)).await;
     let client = &service.client;
     let unavailable = Behavior::Fail(ErrorKind::Unavailable);
     store.set_behaviors([Behavior::Succeed, unavailable, unavailable]);
@@ -63,7 +63,7 @@ async fn a_discard_that_failed_goes_on_when_the_store_works_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permanent_error_stops_a_discard() {
-    let (harness, service, store) = start(300).await;
+    let (harness, service, store) = Box::pin(start(300)).await;
     let client = &service.client;
     let corrupt = Behavior::Fail(ErrorKind::Corrupt);
     store.set_behaviors([Behavior::Succeed, corrupt, corrupt]);
@@ -91,7 +91,7 @@ async fn a_permanent_error_stops_a_discard() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permanent_error_or_a_panic_stops_a_redrive() {
-    let (harness, service, store) = start(5).await;
+    let (harness, service, store) = Box::pin(start(5)).await;
     let client = &service.client;
     for (behavior, reason) in [
         (

@@ -4,6 +4,7 @@
 
 mod audit;
 mod dlq;
+mod fake_dead_letters;
 mod fake_stats;
 mod help;
 mod hostile;
