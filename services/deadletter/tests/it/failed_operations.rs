@@ -119,3 +119,21 @@ async fn a_permanent_error_or_a_panic_stops_a_redrive() {
     );
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_a_panicking_redrive_had_claimed_are_sent_at_once() {
+    let (harness, service, store) = Box::pin(start(5)).await;
+    let client = &service.client;
+    store.set_behaviors([Behavior::PanicAfterwards]);
+    let stopped = redrive(client, select_all(), None).await.unwrap();
+    assert_eq!(
+        (stopped.state(), &stopped.reason[..]),
+        (
+            DeadLetterOperationState::Stopped,
+            "failed: panic: afterwards, on purpose"
+        )
+    );
+    assert_eq!((stopped.resolved_count, stopped.in_flight_count), (5, 0));
+    assert_eq!(harness.redriven(), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]);
+    service.stop().await;
+}

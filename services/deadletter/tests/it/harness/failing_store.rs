@@ -19,6 +19,8 @@ pub(crate) enum Behavior {
     Succeed,
     Fail(ErrorKind),
     Panic,
+    /// Panics after the store has made the step.
+    PanicAfterwards,
 }
 
 /// Passes all calls to another store. Calls of `claim` and `discard` take the next of the given behaviors, and succeed
@@ -40,12 +42,16 @@ impl FailingDeadLetters {
         *self.behaviors.lock().unwrap() = behaviors.into_iter().collect();
     }
 
-    fn behave(&self) -> Result<()> {
+    async fn behave(&self, step: impl Future<Output = Result<Step>>) -> Result<Step> {
         let next = self.behaviors.lock().unwrap().pop_front();
         match next {
-            None | Some(Behavior::Succeed) => Ok(()),
+            None | Some(Behavior::Succeed) => step.await,
             Some(Behavior::Fail(kind)) => Err(Error::new(kind, "failed on purpose")),
             Some(Behavior::Panic) => panic!("on purpose"),
+            Some(Behavior::PanicAfterwards) => {
+                step.await?;
+                panic!("afterwards, on purpose")
+            }
         }
     }
 }
@@ -93,8 +99,8 @@ impl DeadLetters for FailingDeadLetters {
         redrive_after: u64,
         at: Timestamp,
     ) -> Result<Step> {
-        self.behave()?;
-        self.inner.claim(operation, limit, redrive_after, at).await
+        self.behave(self.inner.claim(operation, limit, redrive_after, at))
+            .await
     }
 
     async fn sent(&self, operation: OperationId, dead_letters: &[(DeadLetterVersion, u64)]) -> Result<()> {
@@ -106,8 +112,7 @@ impl DeadLetters for FailingDeadLetters {
     }
 
     async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step> {
-        self.behave()?;
-        self.inner.discard(operation, limit, at).await
+        self.behave(self.inner.discard(operation, limit, at)).await
     }
 
     async fn finish(
