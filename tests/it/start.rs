@@ -4,10 +4,11 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::Path,
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use harness::{Herald, Options, Output, run};
+use harness::{Herald, Options, Output, run, until};
+use herald_proto::v1;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
@@ -258,4 +259,55 @@ async fn the_demo_shows_pushes_and_removes_its_device() {
     .await;
     assert_eq!(devices["devices"], serde_json::json!([]), "{devices}");
     assert_eq!(again.interrupt().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shutdown_does_not_wait_for_the_client_of_a_redrive() {
+    const DEAD_LETTERS: u64 = 60;
+    let mut herald = Herald::start(HERALD, Options::default()).await;
+    let broker = async_nats::connect(herald.nats()).await.unwrap();
+    let broker = async_nats::jetstream::new(broker);
+    for _ in 0..DEAD_LETTERS {
+        let published = broker.publish("timeline.v1.deliver.normal", "\u{7f}garbage".into());
+        published.await.unwrap().await.unwrap();
+    }
+    let mut client = herald.clients().await.dead_letters();
+    until("the messages are dead letters", LIMIT, || {
+        let mut client = client.clone();
+        async move {
+            let groups = client.list_groups(v1::ListGroupsRequest::default()).await;
+            groups.unwrap().into_inner().dead_letter_count == DEAD_LETTERS
+        }
+    })
+    .await;
+    // One dead letter per second: the redrive takes a minute.
+    let request = v1::RedriveDeadLettersRequest {
+        selection: Some(v1::DeadLetterSelection {
+            all: true,
+            ..Default::default()
+        }),
+        rate_max: 1,
+        failures_max: Some(0),
+        ..Default::default()
+    };
+    let mut redrive = client.redrive_dead_letters(request).await.unwrap().into_inner();
+    let running = redrive.message().await.unwrap().unwrap().redrive.unwrap();
+    assert_eq!(running.state(), v1::RedriveState::Running, "{running:?}");
+
+    let started = Instant::now();
+    let (code, status) = tokio::join!(herald.stop(), async {
+        loop {
+            if let Err(status) = redrive.message().await {
+                break status;
+            }
+        }
+    });
+    assert_eq!(code, 0, "{}", herald.log());
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    // `gateway.drain_ms` is 10 s.
+    assert!(
+        started.elapsed() < Duration::from_secs(9),
+        "{:?}",
+        started.elapsed()
+    );
 }

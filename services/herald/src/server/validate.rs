@@ -29,8 +29,7 @@ impl Config {
         self.push.validate()?;
         if self.gateway.endpoints != self.push.endpoints {
             return Err(
-                "gateway.endpoints and push.endpoints must be equal: push sends to the endpoints that gateway accepts"
-                    .into(),
+                "gateway.endpoints must equal push.endpoints: push sends to the endpoints that gateway accepts".into(),
             );
         }
         self.analytics.validate()?;
