@@ -58,6 +58,9 @@ pub(crate) struct World {
     _dir: TempDir,
 }
 
+/// Replaces an archive of posts.
+pub(crate) type WrapPosts = Box<dyn FnOnce(Arc<dyn Posts>) -> Arc<dyn Posts>>;
+
 /// Options of a test.
 pub(crate) struct Setup {
     pub(crate) config: Config,
@@ -67,7 +70,7 @@ pub(crate) struct Setup {
     /// Whether to add a partitioned server.
     pub(crate) partitioned_server: bool,
     /// Replaces the archive of posts that the gateway gets.
-    pub(crate) wrap_posts: Option<Box<dyn FnOnce(Arc<dyn Posts>) -> Arc<dyn Posts>>>,
+    pub(crate) wrap_posts: Option<WrapPosts>,
     /// Runs on the stores before the gateway starts.
     pub(crate) before: Option<Box<dyn FnOnce(Stores) -> futures::future::BoxFuture<'static, ()>>>,
 }

@@ -139,7 +139,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let claim = Claim::new(config).await?;
         let note = format!("starting with data in {}", data_dir.display());
         context.output.note(&note);
-        Server::start(claim).await
+        Box::pin(Server::start(claim)).await
     };
     // Ctrl-C aborts the start at once, for example during a download of nats-server.
     let Some(started) = shutdown.run_until_cancelled(Box::pin(start)).await else {
