@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
 use herald_mesh::{
-    Disposition, Redrive, Subject, Topology, TopologyConfig, consumers::ConsumerKind, streams,
+    Disposition, Redrive, Subject, Topology, TopologyConfig, Wait, consumers::ConsumerKind, streams,
 };
-use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
+use herald_model::{Channel, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{PushChunk, TimelineChunk};
-use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement, SlicePlan};
+use herald_store::{
+    DeviceRetry, ExpectedRevision, Outcome, OutcomeDetails, PendingRecipient, PushFailure, Settlement,
+    SlicePlan,
+};
 use prost::Message as _;
 
 use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
@@ -176,6 +179,60 @@ async fn a_delayed_push_is_not_lost() {
     let (summary, findings) = world.audit(Scope::All, false).await;
     assert_eq!(findings, []);
     assert_eq!(summary.push.pending, 2);
+}
+
+/// Of three recipients one is delivered, one waits in a copy of the message, and one was not tried yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_that_waits_for_its_retry_is_not_lost() {
+    let world = World::start().await;
+    let post = world.accept().await;
+    let recipients = world.intern_users(&[1, 2, 3]).await;
+    world.archive(&post).await;
+    world.plan(post.id, &[(Channel::Push, &recipients)]).await;
+    let users: Vec<_> = recipients.iter().collect();
+    let outcome = Outcome::Mixed {
+        delivered: Recipients::from_sorted([users[0]]),
+        suppressed: none(),
+        expired: none(),
+        dead: none(),
+        details: OutcomeDetails {
+            generation: 1,
+            pending: vec![PendingRecipient {
+                waiting: vec![DeviceRetry {
+                    device: DeviceId(5),
+                    attempts: 1,
+                    next_at: Timestamp::now(),
+                    failure: PushFailure::new("webhook status 503", "hooks.example.com"),
+                }],
+                ..PendingRecipient::new(users[1])
+            }],
+            ..OutcomeDetails::default()
+        },
+    };
+    world.settle(post.id, Channel::Push, &recipients, outcome).await;
+    let expires_at = post.accepted_at.plus(post.push_ttl);
+    let chunk = PushChunk::new(post.id, world.author, post.accepted_at, expires_at, &recipients);
+    let published = world.mesh.publish(Subject::PushDeliver(LANE), None, &chunk).await;
+    published.unwrap();
+    let copy = PushChunk {
+        retry_generation: 1,
+        ..chunk
+    };
+    let wait = Disposition::Wait(Wait {
+        after: Duration::from_mins(10),
+        number: 1,
+        payload: Some(copy.encode_to_vec().into()),
+        reason: "push is pending".into(),
+        failed: None,
+    });
+    world.settle_all("push-normal", wait, streams::LATER, 1).await;
+    world.drain().await;
+    let (summary, findings) = world.audit(Scope::Post(post.id), false).await;
+    let lost = findings
+        .iter()
+        .filter(|finding| finding.kind == FindingKind::Lost);
+    assert_eq!(lost.count(), 0, "{findings:?}");
+    assert_eq!((summary.push.pending, summary.push.delivered), (2, 1));
 }
 
 /// After `max_deliver` is lowered, the message no longer counts as pending. Server 2.15.2 was seen to send an advisory

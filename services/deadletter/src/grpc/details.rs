@@ -168,8 +168,13 @@ impl Api {
                 delivered,
                 suppressed,
                 expired,
+                details,
                 ..
-            }) => delivered.len() + suppressed.len() + expired.len(),
+            }) => {
+                // A waiting recipient is in a copy of the message, and not in its dead letter.
+                let waiting = details.pending.iter().filter(|one| !one.waiting.is_empty());
+                delivered.len() + suppressed.len() + expired.len() + waiting.count() as u32
+            }
         };
         Ok(dead_letter.recipients.saturating_sub(finished))
     }
@@ -258,7 +263,8 @@ impl Api {
     }
 }
 
-/// The recipients of a chunk that are dead or pending.
+/// The recipients of a chunk that are dead, or pending and don't wait: a waiting one is in a copy of the message, and not
+/// in its dead letter.
 fn undelivered_recipients(
     recipients: &Recipients,
     outcome: Option<Outcome>,
@@ -272,7 +278,7 @@ fn undelivered_recipients(
             suppressed,
             expired,
             dead,
-            ..
+            details,
         }) => {
             let settled: std::collections::HashSet<_> = [&delivered, &suppressed, &expired]
                 .into_iter()
@@ -281,7 +287,7 @@ fn undelivered_recipients(
             let dead: std::collections::HashSet<_> = dead.iter().collect();
             recipients
                 .iter()
-                .filter(|user| !settled.contains(user))
+                .filter(|user| !settled.contains(user) && details.waiting(*user).is_empty())
                 .map(|user| {
                     if dead.contains(&user) {
                         (user, DeliveryState::Dead)

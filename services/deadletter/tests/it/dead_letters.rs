@@ -1,14 +1,99 @@
 //! Creation of dead letters.
 
-use herald_mesh::streams;
-use herald_model::PostId;
+use herald_mesh::{Subject, streams};
+use herald_model::{Channel, DeviceId, Lane, PostId, Recipients, time::Timestamp};
 use herald_proto::{
-    mesh_v1::DeliveriesSettled,
+    mesh_v1::{DeliveriesSettled, DlqEntry, PushChunk},
     v1::{self, DeadLetterCause, DeadLetterPayload, DeadLetterState},
+};
+use herald_store::{
+    DeviceRetry, ExpectedRevision, Outcome, OutcomeDetails, PendingRecipient, PushFailure, Settlement,
 };
 use prost::Message as _;
 
 use crate::harness::{Harness, Verdict, dead_letters, dlq_entry, get, redrive, until};
+
+/// A message is terminated because of its dead recipients, while others wait in a copy of the next generation.
+#[tokio::test(flavor = "multi_thread")]
+async fn recipients_that_wait_in_a_copy_are_not_in_the_dead_letter() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let chunk = harness.plan(9, &["ann", "bob", "cat"]).await;
+    let recipients = Recipients::decode(chunk.recipients.clone(), chunk.recipient_count).unwrap();
+    let users: Vec<_> = recipients.iter().collect();
+    let outcome = Outcome::Mixed {
+        delivered: Recipients::default(),
+        suppressed: Recipients::default(),
+        expired: Recipients::default(),
+        dead: Recipients::from_sorted([users[0]]),
+        details: OutcomeDetails {
+            generation: 1,
+            pending: vec![PendingRecipient {
+                waiting: vec![DeviceRetry {
+                    device: DeviceId(5),
+                    attempts: 1,
+                    next_at: Timestamp::now(),
+                    failure: PushFailure::new("webhook status 503", "hooks.example.com"),
+                }],
+                ..PendingRecipient::new(users[1])
+            }],
+            ..OutcomeDetails::default()
+        },
+    };
+    let settlement = Settlement {
+        post: PostId(9),
+        channel: Channel::Push,
+        chunk: recipients.chunk_id(),
+        base: ExpectedRevision::Revision(0),
+        outcome,
+        at: Timestamp::now(),
+    };
+    harness.stores.ledger.settle(&settlement).await.unwrap();
+    harness.set_verdict(Verdict::Term("push failed: webhook status 400: 1"));
+    harness.publish(&chunk).await;
+    let dead_letter = dead_letters(&service.client, 1).await.remove(0);
+    let counts = async || {
+        let counts = harness.stores.ledger.counts(PostId(9)).await.unwrap().unwrap();
+        (counts.push.dead, counts.push.pending)
+    };
+    // The third recipient was not tried, so it died with the message.
+    until(async || counts().await == (2, 1)).await;
+    let shown = get(&service.client, dead_letter.dead_letter_id).await;
+    assert_eq!(shown.undelivered_user_ids.len(), 2);
+    assert_eq!(shown.dead_letter.unwrap().undelivered_count, 2);
+
+    // The copy dies too.
+    let copy = PushChunk {
+        retry_generation: 1,
+        ..chunk
+    };
+    let subject = Subject::PushDeliver(Lane::Normal);
+    harness.mesh.publish(subject, None, &copy).await.unwrap();
+    until(async || counts().await == (3, 0)).await;
+}
+
+/// Hosts and devices are named, and don't make a group each.
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_at_different_hosts_are_one_group() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let author = harness.author().await;
+    for (sequence, hosts) in [(1, "a.example (2)"), (2, "b.example (1), c.example (1), 4 more")] {
+        let entry = DlqEntry {
+            reason: format!(
+                "push failed: webhook status 503: 2, hosts \"{hosts}\", devices \"{sequence}, 77\""
+            ),
+            ..dlq_entry(author, sequence)
+        };
+        harness.publish_dead_letter(&entry, &sequence.to_string()).await;
+    }
+    let groups: std::collections::HashSet<_> = dead_letters(&service.client, 2)
+        .await
+        .into_iter()
+        .map(|dead_letter| dead_letter.group_id)
+        .collect();
+    assert_eq!(groups.len(), 1);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminated_message_becomes_a_dead_letter_with_all_details() {

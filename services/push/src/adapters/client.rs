@@ -122,6 +122,9 @@ impl Client {
     /// Reads the rest of a response in the background, so that its connection can be reused. Only the status counts: a
     /// body that is long, slow or never ends holds nothing up, and its connection is closed.
     fn drain(&self, mut response: Response) {
+        if response.content_length() == Some(0) {
+            return;
+        }
         let Ok(permit) = self.drains.clone().try_acquire_owned() else {
             return;
         };
