@@ -58,7 +58,7 @@ impl DelayQueue {
         let id = base_id(spec, sequence, delivery);
         let copy = Copy {
             token: sequence.to_string(),
-            copy_id: copy_id(&id, delivery.waits(), delivery.attempt),
+            message_id: copy_id(&id, delivery.waits(), delivery.attempt),
             id,
             attempts: delivery.attempt,
             waits: delivery.waits(),
@@ -83,7 +83,7 @@ impl DelayQueue {
         let id = base_id(spec, sequence, delivery);
         let copy = Copy {
             token: subject_token(&id),
-            copy_id: wait_id(&id, wait.number),
+            message_id: wait_id(&id, wait.number),
             id,
             attempts: if delivery.redrive.is_some() {
                 0
@@ -124,7 +124,7 @@ impl DelayQueue {
         headers.insert(headers::ATTEMPTS, copy.attempts.to_string());
         headers.insert(headers::PUBLISHED_AT, delivery.published_at.0.to_string());
         headers.insert(headers::ID, copy.id.as_str());
-        headers.insert(headers::COPY, copy.copy_id.as_str());
+        headers.insert(headers::COPY, copy.message_id.as_str());
         if copy.waits > 0 {
             headers.insert(headers::WAITS, copy.waits.to_string());
         }
@@ -132,7 +132,7 @@ impl DelayQueue {
             span: trace::publish_span(Subject::Due, &to),
             to,
             headers,
-            id: Some(copy.copy_id),
+            id: Some(copy.message_id),
             body: copy.payload,
             reserved_bytes: 0,
         };
@@ -167,7 +167,7 @@ struct Copy {
     /// Message id of the first publish.
     id: String,
     /// Message id of the copy.
-    copy_id: String,
+    message_id: String,
     /// Attempts to continue from.
     attempts: u64,
     waits: u32,

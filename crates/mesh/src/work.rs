@@ -190,20 +190,18 @@ impl<H: Handler> Worker<H> {
             return;
         }
         herald_failpoints::point!(format!("waiting.{}", self.spec.name));
-        match failed {
-            Some(reason) => self.term(job, &reason).await,
-            None => {
-                tracing::debug!(
-                    stream = self.spec.stream,
-                    consumer = self.spec.name,
-                    sequence = job.sequence,
-                    delay_ms = after.as_millis() as u64,
-                    reason,
-                    "message waits in the delay queue"
-                );
-                self.send(job.reply, Bytes::from_static(b"+ACK")).await;
-            }
+        if let Some(reason) = failed {
+            return self.term(job, &reason).await;
         }
+        tracing::debug!(
+            stream = self.spec.stream,
+            consumer = self.spec.name,
+            sequence = job.sequence,
+            delay_ms = after.as_millis() as u64,
+            reason,
+            "message waits in the delay queue"
+        );
+        self.send(job.reply, Bytes::from_static(b"+ACK")).await;
     }
 
     /// Keeps a waiting message in its consumer.

@@ -32,6 +32,7 @@ pub struct SlicePlan {
 }
 
 /// Outcome of a chunk.
+#[expect(clippy::large_enum_variant, reason = "few outcomes are in memory at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// All recipients are delivered.

@@ -232,7 +232,7 @@ fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>,
     let (mut reached, mut unreached): (BTreeSet<UserKey>, BTreeSet<UserKey>) = recipients
         .iter()
         .filter(|user| !settled.contains(user))
-        .filter(|user| !(continues && !details.waiting(*user).is_empty()))
+        .filter(|user| !continues || details.waiting(*user).is_empty())
         .partition(|user| details.pending(*user).is_some_and(|one| !one.done.is_empty()));
     for user in &unreached {
         let mut failures = Vec::new();
