@@ -53,7 +53,7 @@ pub struct TopologyConfig {
     pub push: StreamLimits,
     /// EVENTS: about 60 bytes per settled chunk, and 250 bytes per message of up to 64 chunks.
     pub events: StreamLimits,
-    /// LATER, the delay queue: push chunks with a long retry delay, 1 KB each. Publishers enforce the size limit.
+    /// LATER, the delay queue: push chunks with recipients that wait, and messages with a long retry delay, 1 KB each. Publishers enforce the size limit.
     pub later: StreamLimits,
     /// ADVISORIES: one message of 400 bytes per terminated message.
     pub advisories: StreamLimits,
