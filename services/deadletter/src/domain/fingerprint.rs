@@ -11,6 +11,9 @@ const PLACEHOLDER: char = '#';
 /// Characters of a reason that are normalized; the rest is cut off.
 const CHARS_MAX: usize = 512;
 
+/// Begin of the part of a reason that names hosts and devices.
+const HOSTS: &str = " (hosts \"";
+
 /// Words before a status code of three digits, which is kept: `status 503` and `status 429` are different failures.
 const CODE_WORDS: [&str; 3] = ["status", "code", "http"];
 
@@ -26,6 +29,8 @@ pub(crate) fn group(kind: &str, cause: Cause, reason: &str) -> u64 {
 
 /// Lowercases a reason and replaces counts, ids, attempts and quoted text. Idempotent.
 pub(crate) fn normalize(reason: &str) -> String {
+    // The hosts and devices of failed pushes are the last part of a reason. The part may be cut off at its end.
+    let reason = reason.split(HOSTS).next().unwrap_or_default();
     let mut reason: String = reason.chars().take(CHARS_MAX).collect();
     reason.make_ascii_lowercase();
     let mut text = String::with_capacity(reason.len());
@@ -60,7 +65,9 @@ pub(crate) fn normalize(reason: &str) -> String {
     while text.contains("#.#") {
         text = text.replace("#.#", "#");
     }
-    strip_attempts(&text).into()
+    // Lower case and single spaces may have made one.
+    let text = text.split(HOSTS).next().unwrap_or_default();
+    strip_attempts(text).into()
 }
 
 /// Removes a suffix such as `(attempt 3 of 3)`, which only the reason of the last attempt has.
@@ -126,6 +133,14 @@ mod tests {
             (
                 "push failed: web_push status 429: 2, webhook timeout: 117",
                 "push failed: web_push status 429: #, webhook timeout: #",
+            ),
+            (
+                "push failed: webhook status 400: 2 (hosts \"a.example (2)\", devices \"7, 9\")",
+                "push failed: webhook status 400: #",
+            ),
+            (
+                "push failed: webhook status 400: 2 (hosts \"a.example (1), b.exam",
+                "push failed: webhook status 400: #",
             ),
             (
                 "push is pending: webhook status 503: 1 (attempt 20 of 20)",
