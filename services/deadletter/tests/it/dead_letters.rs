@@ -81,7 +81,7 @@ async fn failures_at_different_hosts_are_one_group() {
     for (sequence, hosts) in [(1, "a.example (2)"), (2, "b.example (1), c.example (1), 4 more")] {
         let entry = DlqEntry {
             reason: format!(
-                "push failed: webhook status 503: 2, hosts \"{hosts}\", devices \"{sequence}, 77\""
+                "push failed: webhook status 503: 2 (hosts \"{hosts}\", devices \"{sequence}, 77\")"
             ),
             ..dlq_entry(author, sequence)
         };

@@ -47,7 +47,7 @@ impl FailureSummary {
     /// The failures by reason, such as `web_push status 429: 2`; `not attempted` if there are none. `all` is the number
     /// of recipients of the chunk.
     ///
-    /// Hosts and devices are in quotes: dead letters are grouped by this text without its numbers and quoted parts.
+    /// Dead letters are grouped by this text without its last part, the hosts and devices in parentheses.
     pub(crate) fn reason(&self, all: usize) -> String {
         let mut parts = Vec::new();
         if let Some((error, isolated)) = &self.isolated {
@@ -56,16 +56,16 @@ impl FailureSummary {
         if !self.reasons.is_empty() {
             parts.push(self.reasons());
         }
-        if !self.hosts.is_empty() {
-            parts.push(format!("hosts \"{}\"", self.hosts()));
-        }
-        if !self.devices.is_empty() {
-            parts.push(format!("devices \"{}\"", self.devices()));
-        }
         if parts.is_empty() {
             return "not attempted".into();
         }
-        parts.join(", ")
+        let mut text = parts.join(", ");
+        if !self.devices.is_empty() {
+            let (hosts, devices) = (self.hosts(), self.devices());
+            // Writing to a `String` can't fail.
+            let _ = write!(text, " (hosts \"{hosts}\", devices \"{devices}\")");
+        }
+        text
     }
 
     /// The reasons with their numbers of devices.
@@ -131,8 +131,8 @@ mod tests {
         }
         assert_eq!(
             summary.reason(8),
-            "webhook status 400: 4, webhook timeout: 3, hosts \"b.example (4), a.example (1), c.example (1), 1 more\", \
-             devices \"1, 2, 3, 4, 5, …\""
+            "webhook status 400: 4, webhook timeout: 3 (hosts \"b.example (4), a.example (1), c.example (1), 1 more\", \
+             devices \"1, 2, 3, 4, 5, …\")"
         );
         summary.add(&failed(None, "panic: malformed", ""));
         assert!(

@@ -114,7 +114,7 @@ async fn a_dead_recipient_has_a_dead_letter_while_another_waits() {
     assert_eq!(numbers(herald.counts(post).await), [0, 0, 0, 1, 1]);
     let reason = herald.reasons().await.pop().unwrap();
     assert!(
-        reason.contains("push failed: webhook status 400: 1, hosts"),
+        reason.contains("push failed: webhook status 400: 1 (hosts"),
         "{reason}"
     );
     assert!(

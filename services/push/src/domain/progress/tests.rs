@@ -179,7 +179,7 @@ fn each_dead_recipient_is_in_the_dead_letter_of_its_own_message() {
     record(&mut progress, 0, 1, REFUSED);
     record(&mut progress, 1, 2, RETRY);
     progress.next_wake(NOW).unwrap();
-    let reason = "webhook status 400: 1, hosts \"hooks.example.com (1)\", devices \"1\"";
+    let reason = "webhook status 400: 1 (hosts \"hooks.example.com (1)\", devices \"1\")";
     assert_eq!(progress.dead_reason().as_deref(), Some(reason));
     // The message is redelivered before it was terminated.
     assert_eq!(resumed(&progress, 0).dead_reason().as_deref(), Some(reason));
@@ -188,7 +188,7 @@ fn each_dead_recipient_is_in_the_dead_letter_of_its_own_message() {
     record(&mut copy, 1, 2, Verdict::Refused(Reason::Status(403)));
     assert_eq!(
         copy.dead_reason().unwrap(),
-        "webhook status 403: 1, hosts \"hooks.example.com (1)\", devices \"2\""
+        "webhook status 403: 1 (hosts \"hooks.example.com (1)\", devices \"2\")"
     );
     assert_eq!(copy.counts().dead, 2);
 }
