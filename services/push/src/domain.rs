@@ -2,6 +2,7 @@
 
 mod backoff;
 mod breaker;
+mod counts;
 mod failures;
 mod health;
 mod progress;
@@ -13,9 +14,10 @@ use herald_store::{DeviceFailure, PendingRecipient, PushFailure, SuppressedReaso
 
 pub(crate) use backoff::Backoff;
 pub(crate) use breaker::Breaker;
+pub(crate) use counts::Counts;
 pub(crate) use failures::FailureSummary;
 pub(crate) use health::{HealthChange, health_change};
-pub(crate) use progress::{Counts, Progress, WAKE_INTERVAL, Wake};
+pub(crate) use progress::{Progress, WAKE_INTERVAL, Wake};
 
 /// A push provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

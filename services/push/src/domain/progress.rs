@@ -1,6 +1,6 @@
 //! The progress of one chunk.
 
-use std::{collections::BTreeMap, ops::Sub, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use herald_model::{DeliveryState, DeviceId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
@@ -8,49 +8,11 @@ use herald_store::{
     RecordedOutcome, SuppressedReason,
 };
 
-use super::{Backoff, FailureSummary, Sent, Verdict};
+use super::{Backoff, Counts, FailureSummary, Sent, Verdict};
 
 /// Minimum time between two messages for the waiting recipients of a chunk. It bounds the work of a chunk of which many
 /// devices wait, each on its own schedule.
 pub(crate) const WAKE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Counts of settled recipients.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Counts {
-    pub(crate) delivered: u32,
-    pub(crate) suppressed: u32,
-    pub(crate) expired: u32,
-    pub(crate) dead: u32,
-}
-
-impl Counts {
-    pub(crate) fn total(self) -> u32 {
-        self.delivered + self.suppressed + self.expired + self.dead
-    }
-
-    fn count_mut(&mut self, state: DeliveryState) -> Option<&mut u32> {
-        match state {
-            DeliveryState::Pending => None,
-            DeliveryState::Delivered => Some(&mut self.delivered),
-            DeliveryState::Suppressed => Some(&mut self.suppressed),
-            DeliveryState::Expired => Some(&mut self.expired),
-            DeliveryState::Dead => Some(&mut self.dead),
-        }
-    }
-}
-
-impl Sub for Counts {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        Self {
-            delivered: self.delivered.saturating_sub(other.delivered),
-            suppressed: self.suppressed.saturating_sub(other.suppressed),
-            expired: self.expired.saturating_sub(other.expired),
-            dead: self.dead.saturating_sub(other.dead),
-        }
-    }
-}
 
 /// The progress of one chunk, as one message continues it. Methods identify a recipient by its index in the chunk.
 ///
