@@ -48,9 +48,9 @@ async fn lost_deliveries_are_reported_and_repaired() {
     let (done, lines) = audit(&herald, &[]).await;
     assert_eq!((done.code, lines.len()), (0, 1), "{done:?}");
     let summary = &lines[0]["summary"];
-    assert_eq!(summary["posts"], 1, "{summary}");
-    assert_eq!(summary["channels"]["timeline"]["delivered"], 2, "{summary}");
-    assert_eq!(summary["findings"], 0, "{summary}");
+    assert_eq!(summary["post_count"], 1, "{summary}");
+    assert_eq!(summary["channels"]["timeline"]["delivered_count"], 2, "{summary}");
+    assert_eq!(summary["finding_count"], 0, "{summary}");
 
     // Purge TIMELINE while its workers are paused: no message is left that delivers the post.
     let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
@@ -66,7 +66,7 @@ async fn lost_deliveries_are_reported_and_repaired() {
     let (done, lines) = audit(&herald, &["--post", "2"]).await;
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(
-        lines[0]["summary"]["channels"]["timeline"]["pending"], 2,
+        lines[0]["summary"]["channels"]["timeline"]["pending_count"], 2,
         "{lines:?}"
     );
     timeline.purge().await.unwrap();

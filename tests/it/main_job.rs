@@ -41,7 +41,7 @@ async fn a_post_reaches_every_follower_of_a_real_graph() {
     let imported = herald
         .cli(&["import", "follows", harness::FACEBOOK, "--mutual"])
         .await;
-    assert_eq!(imported["imported"], 176_468, "{imported}");
+    assert_eq!(imported["imported_count"], 176_468, "{imported}");
 
     // Every tenth follower of 107 wants pushes and has a device.
     let followers = &edges.followers["107"];

@@ -63,7 +63,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
         .await;
     for advisory in advisories {
         let advisory: serde_json::Value = serde_json::from_slice(&advisory.unwrap().payload).unwrap();
-        assert_eq!(advisory["deliveries"], 1, "never retried: {advisory}");
+        assert_eq!(advisory["delivery_count"], 1, "never retried: {advisory}");
         assert!(
             advisory["reason"].as_str().unwrap().contains("undecodable"),
             "{advisory}"
@@ -88,5 +88,5 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
     // The dead letters account for all of the garbage.
     let (done, lines) = audit(&herald, &[]).await;
     assert_eq!(done.code, 0, "{done:?}");
-    assert_eq!(lines[0]["summary"]["dead_posts"], 1, "{lines:?}");
+    assert_eq!(lines[0]["summary"]["dead_post_count"], 1, "{lines:?}");
 }

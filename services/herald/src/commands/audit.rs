@@ -77,6 +77,7 @@ struct Finding {
     channel: Option<&'static str>,
     user_id: Option<String>,
     chunk_id: Option<String>,
+    #[serde(rename = "delivery_count")]
     deliveries: u64,
     detail: String,
     repaired: bool,
@@ -146,16 +147,23 @@ struct SummaryEvent {
 
 #[derive(Debug, Serialize)]
 struct Summary {
+    #[serde(rename = "post_count")]
     posts: u64,
     #[serde(serialize_with = "as_map")]
     channels: Vec<(&'static str, Channel)>,
+    #[serde(rename = "timeline_entry_count")]
     timeline_entries: u64,
+    #[serde(rename = "backfilled_count")]
     backfilled: u64,
+    #[serde(rename = "planning_post_count")]
     planning_posts: u64,
+    #[serde(rename = "dead_post_count")]
     dead_posts: u64,
+    #[serde(rename = "finding_count")]
     findings: u64,
     #[serde(serialize_with = "as_map")]
     findings_by_kind: Vec<(&'static str, u64)>,
+    #[serde(rename = "repaired_count")]
     repaired: u64,
     seconds: f64,
     deliveries_per_second: f64,
@@ -163,11 +171,17 @@ struct Summary {
 
 #[derive(Debug, Serialize)]
 struct Channel {
+    #[serde(rename = "targeted_count")]
     targeted: u64,
+    #[serde(rename = "delivered_count")]
     delivered: u64,
+    #[serde(rename = "suppressed_count")]
     suppressed: u64,
+    #[serde(rename = "expired_count")]
     expired: u64,
+    #[serde(rename = "pending_count")]
     pending: u64,
+    #[serde(rename = "dead_count")]
     dead: u64,
 }
 

@@ -113,14 +113,18 @@ struct Follows {
 /// The result of an import.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
+    #[serde(rename = "line_count")]
     lines: u64,
     /// The header row, which is not a follow.
     header: Option<HeaderRow>,
     /// Follows that are new or whose push setting changed.
+    #[serde(rename = "imported_count")]
     imported: u64,
     /// Follows that existed and kept their push setting.
+    #[serde(rename = "unchanged_count")]
     unchanged: u64,
     /// Invalid lines and follows that the server rejected.
+    #[serde(rename = "failed_count")]
     failed: u64,
     /// The first [`FAILURES_MAX`] of them.
     failures: Vec<LineFailure>,

@@ -22,7 +22,7 @@ Examples:
     herald lag --watch --interval 500ms
 
   The number of pending messages, in a script:
-    herald lag --output json | jq '[.streams[].consumers[].pending] | add'";
+    herald lag --output json | jq '[.streams[].consumers[].pending_count] | add'";
 
 /// Show the streams and the lag of their consumers
 ///
@@ -67,8 +67,11 @@ struct Lag {
 #[derive(Debug, Serialize)]
 struct Stream {
     stream: String,
+    #[serde(rename = "message_count")]
     messages: u64,
+    #[serde(rename = "byte_count")]
     bytes: u64,
+    #[serde(rename = "byte_count_max")]
     bytes_max: u64,
     last_sequence: u64,
     consumers: Vec<Consumer>,
@@ -78,9 +81,13 @@ struct Stream {
 #[derive(Debug, Serialize)]
 struct Consumer {
     consumer: String,
+    #[serde(rename = "pending_count")]
     pending: u64,
+    #[serde(rename = "ack_pending_count")]
     ack_pending: u64,
+    #[serde(rename = "redelivered_count")]
     redelivered: u64,
+    #[serde(rename = "waiting_pull_count")]
     waiting_pulls: u64,
     oldest_age_seconds: f64,
     acknowledged_per_second: f64,

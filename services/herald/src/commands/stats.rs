@@ -54,13 +54,21 @@ const UNIMPORTANT: [&str; 4] = ["push suppressed", "push expired", "deleted", "t
 
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 struct Totals {
+    #[serde(rename = "post_count")]
     posts: u64,
+    #[serde(rename = "deleted_post_count")]
     deleted_posts: u64,
+    #[serde(rename = "timeline_delivered_count")]
     timeline_delivered: u64,
+    #[serde(rename = "push_delivered_count")]
     push_delivered: u64,
+    #[serde(rename = "push_suppressed_count")]
     push_suppressed: u64,
+    #[serde(rename = "push_expired_count")]
     push_expired: u64,
+    #[serde(rename = "push_dead_count")]
     push_dead: i64,
+    #[serde(rename = "timeline_dead_count")]
     timeline_dead: i64,
 }
 

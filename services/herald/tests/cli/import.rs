@@ -39,10 +39,10 @@ async fn valid_lines_are_imported_and_invalid_ones_reported() {
     let summary = done.json();
     assert_eq!(
         (
-            &summary["lines"],
-            &summary["imported"],
-            &summary["unchanged"],
-            &summary["failed"]
+            &summary["line_count"],
+            &summary["imported_count"],
+            &summary["unchanged_count"],
+            &summary["failed_count"]
         ),
         (&8.into(), &3.into(), &0.into(), &3.into())
     );
@@ -101,7 +101,7 @@ async fn text_output_has_the_first_invalid_lines() {
     )
     .await;
     assert_eq!(json.json()["failures"].as_array().unwrap().len(), 1_000);
-    assert_eq!(json.json()["failed"], 1_500);
+    assert_eq!(json.json()["failed_count"], 1_500);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn mutual_imports_both_directions_and_a_share_gets_pushes() {
         "import", "follows", "-", "--mutual", "--notify", "10%", "-o", "json",
     ];
     let done = herald_with_input(&server.url, &arguments, &input).await.ok();
-    assert_eq!(done.json()["imported"], 12_000);
+    assert_eq!(done.json()["imported_count"], 12_000);
     let batches: Vec<ImportFollowsRequest> = server.calls();
     assert!(
         batches.iter().all(|batch| batch.follows.len() <= 5_001),
@@ -145,7 +145,7 @@ async fn lines_are_found_across_calls() {
     server.reject_follow(3_456, "author_id", "is not welcome");
     let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], &input).await;
     let summary = done.json();
-    assert_eq!(summary["imported"], 599_999);
+    assert_eq!(summary["imported_count"], 599_999);
     let line = summary["failures"][0]["line"].as_u64().unwrap();
     assert_eq!(line % 5_000, 3_458, "{line}");
 }
@@ -278,7 +278,7 @@ async fn an_empty_file_is_a_success() {
     let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], "")
         .await
         .ok();
-    assert_eq!(done.json()["lines"], 0);
+    assert_eq!(done.json()["line_count"], 0);
     assert_eq!(done.json()["failures"], serde_json::json!([]));
 }
 
@@ -289,7 +289,7 @@ async fn separators_and_quotes_are_not_part_of_an_id() {
     let done = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], input).await;
     assert_eq!(done.code, 1, "{done:?}");
     let summary = done.json();
-    assert_eq!(summary["imported"], 5);
+    assert_eq!(summary["imported_count"], 5);
     assert_eq!(summary["header"]["line"], 2);
     assert_eq!(
         summary["header"]["columns"],

@@ -218,13 +218,13 @@ async fn totals_are_printed_by_the_hour() {
         "{text}"
     );
     let json = herald(&server.url, &["stats", "-o", "json"]).await.ok().json();
-    assert_eq!(json["totals"]["posts"], 3);
+    assert_eq!(json["totals"]["post_count"], 3);
     assert_eq!(json["hours"][0]["start_time"], "2026-01-31T08:00:00Z");
     let json = herald(&server.url, &["stats", "17", "-o", "json"])
         .await
         .ok()
         .json();
-    assert_eq!(json["totals"]["timeline_delivered"], 1_045);
+    assert_eq!(json["totals"]["timeline_delivered_count"], 1_045);
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn lag_is_a_table() {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     let json = herald(&server.url, &["lag", "-o", "json"]).await.ok().json();
-    assert_eq!(json["streams"][0]["consumers"][0]["pending"], 12);
+    assert_eq!(json["streams"][0]["consumers"][0]["pending_count"], 12);
     assert_eq!(json["streams"][0]["consumers"][0]["oldest_age_seconds"], 90.0);
 }
 
