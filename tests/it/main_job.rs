@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// Whether a channel of `herald delivery` has exactly `count` deliveries and all of them are delivered.
 fn all_delivered(delivery: &Value, channel: &str, count: usize) -> bool {
     let counts = &delivery["channels"][channel];
-    let is = |state: &str, count: usize| counts[state].as_u64() == Some(count as u64);
+    let is = |state: &str, count: usize| counts[format!("{state}_count")].as_u64() == Some(count as u64);
     is("targeted", count)
         && is("delivered", count)
         && ["suppressed", "expired", "pending", "dead"]

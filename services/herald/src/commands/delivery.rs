@@ -25,7 +25,7 @@ Examples:
   herald delivery 17
 
   Wait until no delivery is pending, in a script:
-    herald delivery 17 --wait --timeout 30s --output json | jq .channels.timeline.delivered
+    herald delivery 17 --wait --timeout 30s --output json | jq .channels.timeline.delivered_count
 
   Recipients whose push is pending, and all recipients whose push is dead:
     herald delivery 17 --recipients push --state pending
@@ -121,11 +121,17 @@ struct PostDelivery {
 
 #[derive(Debug, Serialize)]
 struct Counts {
+    #[serde(rename = "targeted_count")]
     targeted: u64,
+    #[serde(rename = "delivered_count")]
     delivered: u64,
+    #[serde(rename = "suppressed_count")]
     suppressed: u64,
+    #[serde(rename = "expired_count")]
     expired: u64,
+    #[serde(rename = "pending_count")]
     pending: u64,
+    #[serde(rename = "dead_count")]
     dead: u64,
     first_delivered_time: Option<String>,
     last_delivered_time: Option<String>,

@@ -9,6 +9,7 @@ mod fake_stats;
 mod help;
 mod hostile;
 mod import;
+mod names;
 mod output;
 mod push_sink;
 mod requests;

@@ -162,9 +162,9 @@ async fn a_delivery_is_counted_by_channel() {
     assert_eq!(
         done.stdout,
         "{\"post_id\":17,\"planned\":true,\"channels\":{\
-         \"timeline\":{\"targeted\":1045,\"delivered\":1045,\"suppressed\":0,\"expired\":0,\"pending\":0,\"dead\":0,\
+         \"timeline\":{\"targeted_count\":1045,\"delivered_count\":1045,\"suppressed_count\":0,\"expired_count\":0,\"pending_count\":0,\"dead_count\":0,\
          \"first_delivered_time\":\"2026-01-31T08:00:00Z\",\"last_delivered_time\":\"2026-01-31T08:00:01Z\"},\
-         \"push\":{\"targeted\":0,\"delivered\":0,\"suppressed\":0,\"expired\":0,\"pending\":0,\"dead\":0,\
+         \"push\":{\"targeted_count\":0,\"delivered_count\":0,\"suppressed_count\":0,\"expired_count\":0,\"pending_count\":0,\"dead_count\":0,\
          \"first_delivered_time\":null,\"last_delivered_time\":null}}}\n"
     );
     let text = herald(&server.url, &["delivery", "17"]).await.ok().stdout;
@@ -183,7 +183,7 @@ async fn waiting_ends_when_nothing_is_pending() {
     let done = herald(&server.url, &["delivery", "17", "--wait", "-o", "json"])
         .await
         .ok();
-    assert_eq!(done.json()["channels"]["timeline"]["pending"], 0);
+    assert_eq!(done.json()["channels"]["timeline"]["pending_count"], 0);
     assert_eq!(server.calls::<GetDeliveryRequest>().len(), 3);
 }
 
@@ -197,7 +197,7 @@ async fn waiting_has_a_limit() {
     )
     .await;
     assert_eq!(done.code, 5, "{done:?}");
-    assert_eq!(done.json()["channels"]["timeline"]["pending"], 45);
+    assert_eq!(done.json()["channels"]["timeline"]["pending_count"], 45);
     assert_eq!(done.error()["kind"], "timed_out");
 }
 
