@@ -396,7 +396,7 @@ mod tests {
         assert!(!delivery.is_settled());
         assert_eq!(
             serde_json::to_string(&delivery).unwrap(),
-            r#"{"post_id":1,"planned":true,"channels":{"timeline":{"targeted":3,"delivered":0,"suppressed":0,"expired":0,"pending":0,"dead":0,"first_delivered_time":null,"last_delivered_time":null},"push":{"targeted":0,"delivered":0,"suppressed":0,"expired":0,"pending":1,"dead":0,"first_delivered_time":null,"last_delivered_time":null}}}"#
+            r#"{"post_id":1,"planned":true,"channels":{"timeline":{"targeted_count":3,"delivered_count":0,"suppressed_count":0,"expired_count":0,"pending_count":0,"dead_count":0,"first_delivered_time":null,"last_delivered_time":null},"push":{"targeted_count":0,"delivered_count":0,"suppressed_count":0,"expired_count":0,"pending_count":1,"dead_count":0,"first_delivered_time":null,"last_delivered_time":null}}}"#
         );
     }
 }
