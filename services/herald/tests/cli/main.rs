@@ -5,6 +5,7 @@
 mod audit;
 mod dlq;
 mod fake_dead_letters;
+mod fake_posts;
 mod fake_stats;
 mod help;
 mod hostile;

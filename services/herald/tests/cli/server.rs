@@ -18,9 +18,9 @@ use herald_proto::v1::{
     device_service_server::DeviceServiceServer,
     graph_service_server::{GraphService, GraphServiceServer},
     mesh_service_server::MeshServiceServer,
-    post_service_server::{PostService, PostServiceServer},
+    post_service_server::PostServiceServer,
     preference_service_server::{PreferenceService, PreferenceServiceServer},
-    timeline_service_server::{TimelineService, TimelineServiceServer},
+    timeline_service_server::TimelineServiceServer,
     watch_timeline_response::Event,
     *,
 };
@@ -170,6 +170,15 @@ impl Server {
             .push_back(events.into_iter().map(response).collect());
     }
 
+    pub(crate) fn next_page(&self) -> ListTimelineResponse {
+        let page = self.state.timelines.lock().unwrap().pop_front();
+        page.unwrap_or_default()
+    }
+
+    pub(crate) fn next_watch(&self) -> Option<Vec<WatchTimelineResponse>> {
+        self.state.watches.lock().unwrap().pop_front()
+    }
+
     /// Adds a response of `RedriveDeadLetters`.
     pub(crate) fn add_redrive(&self, progress: impl IntoIterator<Item = Redrive>) {
         let progress = progress.into_iter().collect();
@@ -243,56 +252,6 @@ pub(crate) fn post(post_id: u64, text: &str) -> Post {
         lane: Lane::Normal.into(),
         accepted_time: Some(time(0)),
         ..Post::default()
-    }
-}
-
-#[tonic::async_trait]
-impl PostService for Server {
-    async fn submit_post(&self, request: Request<SubmitPostRequest>) -> RpcResult<SubmitPostResponse> {
-        let request = self.record(request)?;
-        Ok(Response::new(SubmitPostResponse {
-            post_id: 17,
-            request_id: request.request_id,
-            accepted_time: Some(time(0)),
-            duplicate: false,
-        }))
-    }
-
-    async fn submit_posts(
-        &self,
-        _: Request<Streaming<SubmitPostsRequest>>,
-    ) -> RpcResult<SubmitPostsResponse> {
-        Err(Status::unimplemented("not used by the command line"))
-    }
-
-    async fn get_post(&self, _: Request<GetPostRequest>) -> RpcResult<GetPostResponse> {
-        Err(Status::unimplemented("not used by the command line"))
-    }
-
-    async fn batch_get_posts(
-        &self,
-        request: Request<BatchGetPostsRequest>,
-    ) -> RpcResult<BatchGetPostsResponse> {
-        let mut post_ids = self.record(request)?.post_ids.into_iter();
-        let posts = post_ids.by_ref().take(2).map(|id| post(id, "text")).collect();
-        Ok(Response::new(BatchGetPostsResponse {
-            posts,
-            missing_post_ids: post_ids.collect(),
-            remaining_post_ids: Vec::new(),
-        }))
-    }
-
-    async fn list_posts(&self, request: Request<ListPostsRequest>) -> RpcResult<ListPostsResponse> {
-        let first = self.record(request)?.page_token.is_empty();
-        Ok(Response::new(ListPostsResponse {
-            posts: vec![post(if first { 2 } else { 1 }, "text")],
-            next_page_token: if first { "more".into() } else { String::new() },
-        }))
-    }
-
-    async fn delete_post(&self, request: Request<DeletePostRequest>) -> RpcResult<DeletePostResponse> {
-        self.record(request)?;
-        Ok(Response::new(DeletePostResponse {}))
     }
 }
 
@@ -393,39 +352,6 @@ impl PreferenceService for Server {
         Ok(Response::new(UpdatePreferencesResponse {
             preferences: Some(preferences),
         }))
-    }
-}
-
-#[tonic::async_trait]
-impl TimelineService for Server {
-    async fn list_timeline(&self, request: Request<ListTimelineRequest>) -> RpcResult<ListTimelineResponse> {
-        self.record(request)?;
-        Ok(Response::new(
-            self.state
-                .timelines
-                .lock()
-                .unwrap()
-                .pop_front()
-                .unwrap_or_default(),
-        ))
-    }
-
-    type WatchTimelineStream = RpcStream<WatchTimelineResponse>;
-
-    async fn watch_timeline(
-        &self,
-        request: Request<WatchTimelineRequest>,
-    ) -> RpcResult<Self::WatchTimelineStream> {
-        self.record(request)?;
-        Ok(Response::new(
-            match self.state.watches.lock().unwrap().pop_front() {
-                Some(answers) => {
-                    let broken = Err(Status::unavailable("the server goes away"));
-                    Box::pin(tokio_stream::iter(answers.into_iter().map(Ok).chain([broken])))
-                }
-                None => Box::pin(tokio_stream::pending()),
-            },
-        ))
     }
 }
 
