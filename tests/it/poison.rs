@@ -63,7 +63,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
         .await;
     for advisory in advisories {
         let advisory: serde_json::Value = serde_json::from_slice(&advisory.unwrap().payload).unwrap();
-        assert_eq!(advisory["delivery_count"], 1, "never retried: {advisory}");
+        assert_eq!(advisory["deliveries"], 1, "never retried: {advisory}");
         assert!(
             advisory["reason"].as_str().unwrap().contains("undecodable"),
             "{advisory}"

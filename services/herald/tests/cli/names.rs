@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use herald_proto::v1::{
-    AuditFinding, AuditSummary, AuditedChannel, Channel, ChannelDelivery, GetDeliveryResponse,
+    AuditFinding, AuditSummary, AuditedChannel, Channel, ChannelDelivery, GetDeliveryResponse, Redrive,
     run_audit_response::Event,
 };
 use prost::Message as _;
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Names that the API doesn't have, with the reason.
-const LOCAL: [(&str, &str); 14] = [
+const LOCAL: [(&str, &str); 16] = [
     ("deleted", "DeletePost answers without a field"),
     ("removed", "UnregisterDevice answers without a field"),
     ("line_count", "a line of a file"),
@@ -29,6 +29,11 @@ const LOCAL: [(&str, &str); 14] = [
     ("findings_by_kind", "findings as an object by kind"),
     ("timeline", "a channel, in an object by channel"),
     ("push", "a channel, in an object by channel"),
+    ("payload_base64", "payload, as text"),
+    (
+        "undelivered_more",
+        "whether there is a next_undelivered_page_token",
+    ),
     ("lost", "a kind, in an object by kind"),
 ];
 
@@ -52,7 +57,10 @@ fn collect_names(json: &Value, names: &mut BTreeSet<String>) {
         Value::Object(fields) => {
             for (name, value) in fields {
                 names.insert(name.clone());
-                collect_names(value, names);
+                // The payload has the names of its own message.
+                if name != "payload_json" {
+                    collect_names(value, names);
+                }
             }
         }
         Value::Array(values) => values.iter().for_each(|value| collect_names(value, names)),
@@ -81,11 +89,12 @@ async fn json_output_has_the_names_of_the_api() {
             ..AuditSummary::default()
         }),
     ]);
+    server.add_redrive([Redrive::default()]);
     server.reject_follow(0, "author_id", "is not welcome");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "1 2\n").unwrap();
     let file = file.path().to_str().unwrap();
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 28] = [
         &["post", "-a", "107", "-t", "hi"],
         &["posts", "list", "107"],
         &["posts", "get", "1", "2", "3"],
@@ -108,6 +117,12 @@ async fn json_output_has_the_names_of_the_api() {
         &["audit"],
         &["dlq", "list"],
         &["dlq", "groups"],
+        &["dlq", "show", "17"],
+        &["dlq", "redrive", "--all", "--dry-run"],
+        &["dlq", "cancel", "4"],
+        &["dlq", "discard", "--all", "--dry-run"],
+        &["dlq", "discard", "17", "--yes"],
+        &["dlq", "log"],
     ];
     let api = api_names();
     for command in commands {
