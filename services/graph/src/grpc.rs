@@ -278,7 +278,6 @@ impl GraphService for Graph {
         Ok(Response::new(v1::CountFollowersResponse {
             follower_count: count.followers,
             notify_count: count.notify,
-            follow_version: count.version.0,
         }))
     }
 
