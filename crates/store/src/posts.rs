@@ -7,6 +7,7 @@ use crate::Result;
 
 /// An event of the POSTS stream, as the archive consumer reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all entries are posts")]
 pub enum Archived {
     /// A post was accepted.
     Created(Post),

@@ -48,39 +48,17 @@ const BATCH_POSTS_MAX: usize = 100;
 
 /// Implements PostService.
 pub(crate) struct PostApi {
-    users: Arc<dyn Users>,
-    posts: Arc<dyn Posts>,
-    submitter: Submitter,
-    reader: PostReader,
-    archive_watermark: ArchiveWatermark,
-    mesh: Mesh,
-    in_flight_max: usize,
-    delete_wait: Duration,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) posts: Arc<dyn Posts>,
+    pub(crate) submitter: Submitter,
+    pub(crate) reader: PostReader,
+    pub(crate) archive_watermark: ArchiveWatermark,
+    pub(crate) mesh: Mesh,
+    pub(crate) in_flight_max: usize,
+    pub(crate) delete_wait: Duration,
 }
 
 impl PostApi {
-    pub(crate) fn new(
-        users: Arc<dyn Users>,
-        posts: Arc<dyn Posts>,
-        submitter: Submitter,
-        reader: PostReader,
-        archive_watermark: ArchiveWatermark,
-        mesh: Mesh,
-        in_flight_max: usize,
-        delete_wait: Duration,
-    ) -> Self {
-        Self {
-            users,
-            posts,
-            submitter,
-            reader,
-            archive_watermark,
-            mesh,
-            in_flight_max,
-            delete_wait,
-        }
-    }
-
     /// Publishes the deletion of a post, and waits until it is archived.
     async fn delete(&self, post: &Post) -> Result<(), Status> {
         // After its dedupe window the broker doesn't detect a repeated deletion; with a fresh watermark the store does.

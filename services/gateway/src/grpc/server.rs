@@ -162,16 +162,16 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         archive_watermark.clone(),
         metrics,
     );
-    let posts_api = PostApi::new(
-        users.clone(),
+    let posts_api = PostApi {
+        users: users.clone(),
         posts,
         submitter,
-        reader.clone(),
+        reader: reader.clone(),
         archive_watermark,
-        mesh.clone(),
-        config.submit_in_flight_max,
-        Duration::from_millis(config.delete_wait_ms),
-    );
+        mesh: mesh.clone(),
+        in_flight_max: config.submit_in_flight_max,
+        delete_wait: Duration::from_millis(config.delete_wait_ms),
+    };
     let timelines_api = TimelineApi {
         users: users.clone(),
         feed,

@@ -39,6 +39,7 @@ struct Event<'a> {
     data: Data<'a>,
 }
 
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Serialize)]
 struct Data<'a> {
     post_id: u64,
