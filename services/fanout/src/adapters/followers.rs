@@ -55,7 +55,6 @@ impl Followers {
             follow_version: slice.version.map_or(0, |version| version.0),
             after_key: slice.after.map_or(0, |key| key.0),
             limit: recipients_max.into(),
-            ..ExportFollowersRequest::default()
         };
         let pages = self.graph.clone().export_followers(request).await?.into_inner();
         read_pages(pages, recipients_max).await

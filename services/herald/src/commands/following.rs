@@ -27,14 +27,14 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Following {
+struct FollowState {
     follower_id: String,
     author_id: String,
     following: bool,
     notify: bool,
 }
 
-impl Show for Following {
+impl Show for FollowState {
     fn text(&self) -> String {
         let verb = if self.following {
             "follows"
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         author_id: author_id.clone(),
     });
     let response = client.graph().is_following(request).await?.into_inner();
-    context.output.show(&Following {
+    context.output.show(&FollowState {
         follower_id,
         author_id,
         following: response.following,

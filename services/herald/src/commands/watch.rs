@@ -83,7 +83,7 @@ struct WatchLine {
 #[serde(tag = "event", rename_all = "snake_case")]
 enum LineEvent {
     Snapshot { entries: Vec<Post> },
-    Entry { entry: Post },
+    Entry { entry: Box<Post> },
     Removal { removal: Removal },
     Heartbeat,
 }
@@ -123,7 +123,7 @@ impl WatchLine {
                 entries: posts(snapshot.entries),
             },
             Event::Entry(entry) => LineEvent::Entry {
-                entry: entry.post?.into(),
+                entry: Box::new(entry.post?.into()),
             },
             Event::Removal(removal) => LineEvent::Removal {
                 removal: Removal {
