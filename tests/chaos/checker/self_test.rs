@@ -123,7 +123,7 @@ fn late_follow(facts: Facts<'_>) -> Option<bool> {
 }
 
 /// A post, and a reader who is a recipient of it or not.
-fn some_reader<'a>(facts: Facts<'a>, recipient: bool) -> Option<(&'a AcceptedPost, usize)> {
+fn some_reader(facts: Facts<'_>, recipient: bool) -> Option<(&AcceptedPost, usize)> {
     facts.posts.iter().find_map(|post| {
         let seen = facts.observed.posts.get(&post.id)?;
         let reader = (0..READERS).find(|r| seen.timeline_states.contains_key(r) == recipient)?;

@@ -25,7 +25,7 @@ impl Ledger {
         let key = row::slice_key(plan.post, plan.slice);
         let mut batch = self.database.batch();
         if let Some(row) = self.rows.get(key).map_err(map_err)? {
-            let recorded = self.recorded_plan(plan, &row)?;
+            let recorded = self.recorded_plan(&plan, &row)?;
             // The plan may not be durable yet. An empty batch is durable only after all earlier writes.
             return Ok((recorded, self.database.apply(batch)?));
         }
@@ -54,7 +54,7 @@ impl Ledger {
     }
 
     /// The plan of a slice's row. `proposed` names the slice.
-    fn recorded_plan(&self, proposed: SlicePlan, row: &[u8]) -> Result<SlicePlan> {
+    fn recorded_plan(&self, proposed: &SlicePlan, row: &[u8]) -> Result<SlicePlan> {
         let Some(pin) = row::Slice::decode_pin(row)? else {
             return self.recorded_plan_without_pin(proposed, row);
         };
@@ -63,17 +63,18 @@ impl Ledger {
             Ok(ChunkPlan { channel, recipients })
         });
         Ok(SlicePlan {
+            post: proposed.post,
+            slice: proposed.slice,
             version: pin.version,
-            next_after: pin.next_after,
             chunks: chunks.collect::<Result<_>>()?,
-            ..proposed
+            next_after: pin.next_after,
         })
     }
 
     /// The plan of a slice's row of an older Herald, which stored neither the version nor the chunks of the slice. All
     /// chunks of the post are published again: consumers and broker recognise those that they have. When a later slice
     /// is planned too, the next slice is wrong, but that one answers with its own plan.
-    fn recorded_plan_without_pin(&self, proposed: SlicePlan, row: &[u8]) -> Result<SlicePlan> {
+    fn recorded_plan_without_pin(&self, proposed: &SlicePlan, row: &[u8]) -> Result<SlicePlan> {
         let mut chunks = Vec::new();
         let mut last_follower = None;
         for channel in Channel::ALL {
@@ -90,9 +91,11 @@ impl Ledger {
         }
         let last = row::Slice::decode(row)?.last;
         Ok(SlicePlan {
+            post: proposed.post,
+            slice: proposed.slice,
+            version: proposed.version,
             chunks,
             next_after: if last { None } else { last_follower },
-            ..proposed
         })
     }
 
