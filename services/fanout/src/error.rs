@@ -21,7 +21,7 @@ pub enum Error {
 pub(crate) enum ExpandError {
     #[error("followers can't be read from the graph service: {0}")]
     Graph(#[from] tonic::Status),
-    #[error("the service stopped while the graph service was unavailable")]
+    #[error("the service stopped while the message waited")]
     Stopped,
     #[error("the graph service's stream of followers ended after {followers}, before its last page")]
     Truncated { followers: u64 },
@@ -34,9 +34,14 @@ pub(crate) enum ExpandError {
 }
 
 impl ExpandError {
-    /// Whether the graph service can't be reached, or can't read its store now. The message then waits for it.
-    pub(crate) fn is_graph_unavailable(&self) -> bool {
-        matches!(self, Self::Graph(_)) && self.is_transient()
+    /// Whether the message waits until another part of the mesh is back or has room: graph, a stream, or the disk.
+    pub(crate) fn is_wait(&self) -> bool {
+        match self {
+            Self::Graph(_) => self.is_transient(),
+            Self::Ledger(error) => error.kind() == herald_store::ErrorKind::Full,
+            Self::Publish(error) => error.kind() == herald_mesh::ErrorKind::Full,
+            Self::Stopped | Self::Truncated { .. } | Self::Page(_) => false,
+        }
     }
 }
 
@@ -78,6 +83,8 @@ mod tests {
         assert!(!ExpandError::from(MalformedRecipients::Order).is_transient());
         let ledger = |kind| ExpandError::from(herald_store::Error::new(kind, "failed"));
         assert!(ledger(ErrorKind::Full).is_transient());
+        assert!(ledger(ErrorKind::Full).is_wait());
+        assert!(!ledger(ErrorKind::Unavailable).is_wait());
         assert!(!ledger(ErrorKind::Corrupt).is_transient());
     }
 }

@@ -18,8 +18,9 @@ use crate::{
     error::ExpandError,
 };
 
-/// Delay between two calls of a message that waits for the graph service.
-const GRAPH_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Bounds of the delay between two tries of a message that waits; it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(250);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Expands posts and slices.
 pub(crate) struct Fanout {
@@ -39,34 +40,30 @@ impl Handler for Fanout {
             Ok(slice) => slice,
             Err(disposition) => return disposition,
         };
-        match self.expand(&slice).await {
+        match self.expand_or_wait(&slice).await {
             Ok(()) => Disposition::Ack,
             Err(error) => error.into(),
         }
     }
 }
 
-/// A message that waits for the graph service. Counted in a metric; the first and the last one are logged.
-struct WaitingForGraph<'a>(&'a Gauge);
+/// A waiting message. A metric counts them; the first and the last one are logged.
+struct Waiting<'a>(&'a Gauge);
 
-impl<'a> WaitingForGraph<'a> {
-    fn start(metrics: &'a Metrics, error: &ExpandError) -> Self {
-        if metrics.waiting_for_graph.inc() == 0 {
-            tracing::warn!(%error, "graph service unavailable: posts wait for it");
+impl<'a> Waiting<'a> {
+    fn start(waiting: &'a Gauge, error: &ExpandError) -> Self {
+        if waiting.inc() == 0 {
+            tracing::warn!(%error, "posts wait in fan-out");
         }
-        Self(&metrics.waiting_for_graph)
-    }
-
-    fn end(self) {
-        if self.0.get() == 1 {
-            tracing::info!("graph service available again: all waiting posts are being expanded");
-        }
+        Self(waiting)
     }
 }
 
-impl Drop for WaitingForGraph<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        if self.0.dec() == 1 {
+            tracing::info!("no post waits in fan-out any more");
+        }
     }
 }
 
@@ -106,6 +103,26 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
 }
 
 impl Fanout {
+    /// Expands a slice. While the graph service is unavailable, or a stream or the disk is full, the message waits here:
+    /// heartbeats keep it, and it spends no attempt.
+    async fn expand_or_wait(&self, slice: &Slice) -> Result<(), ExpandError> {
+        let mut waiting = None;
+        let mut delay = WAIT_MIN;
+        loop {
+            match self.expand(slice).await {
+                Err(error) if error.is_wait() => {
+                    waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
+                }
+                done => return done,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.stop.cancelled() => return Err(ExpandError::Stopped),
+            }
+            delay = (2 * delay).min(WAIT_MAX);
+        }
+    }
+
     /// Writes the plan, publishes its chunks, then the next slice. The ledger keeps the plan of the first attempt and
     /// returns it to every retry, so a retry publishes the same messages; the broker deduplicates them by ids made from
     /// their content.
@@ -140,38 +157,19 @@ impl Fanout {
         Ok(())
     }
 
-    /// Reads the followers of a slice. While the graph service is unavailable the message waits here: heartbeats keep
-    /// it, and it spends no attempt.
+    /// Reads the followers of a slice.
     async fn read_followers(&self, slice: &Slice) -> Result<SliceFollowers, ExpandError> {
-        let mut waiting = None;
-        loop {
-            let read = self.followers.read_slice(slice, self.config.slice_recipients_max);
-            match read.await {
-                Err(error) if error.is_graph_unavailable() => {
-                    waiting.get_or_insert_with(|| WaitingForGraph::start(&self.metrics, &error));
-                }
-                Ok(followers) => {
-                    if let Some(waiting) = waiting {
-                        waiting.end();
-                    }
-                    if herald_failpoints::negative_control!("fanout.stale-followers")
-                        && slice.version.is_none()
-                        && followers.version.0 > 1
-                    {
-                        let version = Some(FollowVersion(followers.version.0 - 1));
-                        let stale = Slice { version, ..*slice };
-                        let max = self.config.slice_recipients_max;
-                        return self.followers.read_slice(&stale, max).await;
-                    }
-                    return Ok(followers);
-                }
-                Err(error) => return Err(error),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(GRAPH_RETRY_DELAY) => {}
-                () = self.stop.cancelled() => return Err(ExpandError::Stopped),
-            }
+        let recipients_max = self.config.slice_recipients_max;
+        let followers = self.followers.read_slice(slice, recipients_max).await?;
+        if herald_failpoints::negative_control!("fanout.stale-followers")
+            && slice.version.is_none()
+            && followers.version.0 > 1
+        {
+            let version = Some(FollowVersion(followers.version.0 - 1));
+            let stale = Slice { version, ..*slice };
+            return self.followers.read_slice(&stale, recipients_max).await;
         }
+        Ok(followers)
     }
 
     async fn publish_chunk(&self, slice: &Slice, chunk: &ChunkPlan) -> Result<(), ExpandError> {

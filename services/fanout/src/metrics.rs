@@ -11,8 +11,8 @@ pub struct Metrics {
     pub timeline_planned: Counter,
     /// Pushes planned.
     pub push_planned: Counter,
-    /// Posts and slices that wait for the graph service.
-    pub waiting_for_graph: Gauge,
+    /// Posts and slices that wait for another part of the mesh.
+    pub waiting: Gauge,
 }
 
 impl Metrics {
@@ -35,9 +35,9 @@ impl Metrics {
             metrics.push_planned.clone(),
         );
         registry.register(
-            "fanout_waiting_for_graph",
-            "Posts and slices that wait because the graph service is unavailable",
-            metrics.waiting_for_graph.clone(),
+            "fanout_waiting",
+            "Posts and slices that wait: the graph service is unavailable, or a stream or the disk is full",
+            metrics.waiting.clone(),
         );
         metrics
     }

@@ -20,6 +20,7 @@ use crate::harness::{World, until};
 struct FailingSync {
     ledger: Arc<dyn Ledger>,
     broken: AtomicBool,
+    kind: ErrorKind,
     plans: AtomicUsize,
 }
 
@@ -29,7 +30,7 @@ impl Ledger for FailingSync {
         let plan = self.ledger.plan(plan).await?;
         self.plans.fetch_add(1, Ordering::SeqCst);
         if self.broken.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::Unavailable, "can't sync"));
+            return Err(Error::new(self.kind, "can't sync"));
         }
         Ok(plan)
     }
@@ -78,8 +79,8 @@ impl Ledger for FailingSync {
     }
 }
 
-#[tokio::test]
-async fn nothing_is_published_before_the_plan_is_durable_and_a_retry_publishes_that_plan() {
+/// Starts with a ledger that fails to sync plans.
+async fn world_that_fails(kind: ErrorKind) -> (World, Arc<FailingSync>) {
     let mut failing_sync = None;
     let config = Config {
         slice_recipients_max: 1_024,
@@ -90,12 +91,18 @@ async fn nothing_is_published_before_the_plan_is_durable_and_a_retry_publishes_t
             .insert(Arc::new(FailingSync {
                 ledger,
                 broken: AtomicBool::new(true),
+                kind,
                 plans: AtomicUsize::new(0),
             }))
             .clone()
     })
     .await;
-    let failing_sync = failing_sync.unwrap();
+    (world, failing_sync.unwrap())
+}
+
+#[tokio::test]
+async fn nothing_is_published_before_the_plan_is_durable_and_a_retry_publishes_that_plan() {
+    let (world, failing_sync) = world_that_fails(ErrorKind::Unavailable).await;
     let users = world.users(1_102).await;
     let (author, followers, late) = (users[0], &users[1..=1_100], users[1_101]);
     // Followers of two slices.
@@ -125,4 +132,20 @@ async fn nothing_is_published_before_the_plan_is_durable_and_a_retry_publishes_t
     let chunks = world.chunks().await;
     let recipients: Vec<UserKey> = chunks.into_iter().flat_map(|(_, users)| users).collect();
     assert_eq!(recipients, followers);
+}
+
+#[tokio::test]
+async fn a_post_waits_for_room_on_the_disk_and_spends_no_attempt() {
+    let (world, failing_sync) = world_that_fails(ErrorKind::Full).await;
+    let users = world.users(2).await;
+    world.follow(users[0], &users[1..]).await;
+    world.post(users[0], Lane::Normal).await;
+    until(async || failing_sync.plans.load(Ordering::SeqCst) >= 3).await;
+    assert_eq!(world.metrics.waiting.get(), 1);
+    failing_sync.broken.store(false, Ordering::SeqCst);
+    let fanout = consumers::fanout(Lane::Normal);
+    until(async || world.mesh.ack_floor(streams::POSTS, fanout).await.unwrap() == 1).await;
+    assert_eq!(world.chunks().await, [(1, users[1..].to_vec())]);
+    assert_eq!(world.deliveries(fanout).await, 1);
+    assert_eq!(world.metrics.waiting.get(), 0);
 }

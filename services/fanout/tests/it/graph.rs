@@ -17,7 +17,7 @@ async fn world_waiting_for_graph() -> (World, Vec<UserKey>) {
     for lane in Lane::ALL {
         world.post(users[0], lane).await;
     }
-    until(async || world.metrics.waiting_for_graph.get() == 3).await;
+    until(async || world.metrics.waiting.get() == 3).await;
     (world, users)
 }
 
@@ -33,7 +33,7 @@ async fn posts_wait_for_the_graph_service_and_spend_no_attempt() {
     let mut chunks = world.chunks().await;
     chunks.sort_unstable();
     assert_eq!(chunks, [1, 2, 3].map(|post| (post, users[2..].to_vec())));
-    until(async || world.metrics.waiting_for_graph.get() == 0).await;
+    until(async || world.metrics.waiting.get() == 0).await;
     for (lane, post) in Lane::ALL.into_iter().zip(1..) {
         let consumer = consumers::fanout(lane);
         until(async || world.mesh.ack_floor(streams::POSTS, consumer).await.unwrap() == post).await;
@@ -51,7 +51,7 @@ async fn a_shutdown_ends_the_wait_for_the_graph_service() {
     world.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), &mut world.service).await;
     ended.expect("the service stops in time").unwrap().unwrap();
-    assert_eq!(world.metrics.waiting_for_graph.get(), 0);
+    assert_eq!(world.metrics.waiting.get(), 0);
     // The posts are not acknowledged: another process gets them.
     for lane in Lane::ALL {
         let floor = world
