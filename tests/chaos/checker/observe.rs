@@ -85,7 +85,11 @@ pub(super) async fn read_all(world: &World, journal: &Journal) -> Result<Observe
 /// Reads the timestamps of posts and of their first chunks.
 async fn read_moments(world: &World) -> Result<HashMap<u64, Moments>, Status> {
     let read = async {
-        let mesh = Mesh::connect(&herald_mesh::Config::at(world.nats.urls())).await?;
+        let config = herald_mesh::Config {
+            urls: world.nats.urls().split(',').map(Into::into).collect(),
+            ..herald_mesh::Config::default()
+        };
+        let mesh = Mesh::connect(&config).await?;
         let scan = async |stream, filter| {
             let last = mesh.last_sequence(stream).await?;
             let messages = mesh.scan(stream, Some(filter), 1, last);
