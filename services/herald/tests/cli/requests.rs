@@ -362,7 +362,7 @@ async fn the_secret_of_a_webhook_is_rotated() {
 
     let own = [&rotate[..], &["--secret", "-", "--overlap", "0s", "-o", "json"]].concat();
     let done = herald_with_input(&server.url, &own, "whsec_own\n").await.ok();
-    let request: RotateWebhookSecretRequest = server.call();
+    let request = server.calls::<RotateWebhookSecretRequest>().remove(1);
     assert_eq!(
         (request.secret.as_str(), request.overlap.unwrap().seconds),
         ("whsec_own", 0)

@@ -100,12 +100,12 @@ impl Server {
         self.state.failures.lock().unwrap().extend(failures);
     }
 
-    /// Sets the responses of `GetDelivery`, in order; the last one repeats.
-    /// Sets the response of every ExplainDelivery.
+    /// Sets the response of every `ExplainDelivery`.
     pub(crate) fn set_explanation(&self, explanation: ExplainDeliveryResponse) {
         *self.state.explanation.lock().unwrap() = Some(explanation);
     }
 
+    /// Sets the responses of `GetDelivery`, in order; the last one repeats.
     pub(crate) fn set_deliveries(&self, answers: impl IntoIterator<Item = GetDeliveryResponse>) {
         self.state.deliveries.lock().unwrap().extend(answers);
     }

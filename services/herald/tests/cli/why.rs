@@ -96,7 +96,7 @@ async fn a_suppressed_push_has_its_reason() {
         assert!(text.contains(sentence), "{text}");
         assert_eq!(json(&server).await["channels"]["push"]["suppressed_reason"], name);
     }
-    let request: ExplainDeliveryRequest = server.call();
+    let request = server.calls::<ExplainDeliveryRequest>().remove(0);
     assert_eq!((request.post_id, request.user_id.as_str()), (17, "cat"));
 }
 
@@ -151,7 +151,7 @@ async fn a_dead_push_names_its_dead_letter() {
         )) && text.contains("device 3 at hooks.example.org: webhook status 400"),
         "{text}"
     );
-    let filter = server.call::<ListDeadLettersRequest>().filter.unwrap();
+    let filter = server.calls::<ListDeadLettersRequest>().remove(0).filter.unwrap();
     assert_eq!((filter.post_id, filter.channel()), (17, Channel::Push));
 }
 
