@@ -167,7 +167,6 @@ async fn each_state_of_a_push_is_explained() {
                 pending: vec![PendingRecipient {
                     user: keys[2],
                     done: vec![DeviceId(8)],
-                    failed: Vec::new(),
                     waiting: vec![DeviceRetry {
                         device: DeviceId(9),
                         attempts: 3,
