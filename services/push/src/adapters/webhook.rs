@@ -82,7 +82,7 @@ mod tests {
     #[tokio::test]
     async fn a_replaced_secret_signs_too_until_it_expires() {
         let (old, new) = (b"the secret before".to_vec(), b"the secret now".to_vec());
-        let expires_at = Timestamp::now().plus(std::time::Duration::from_secs(60));
+        let expires_at = Timestamp::now().plus(std::time::Duration::from_mins(1));
         let device = Device {
             previous_secret: Some(PreviousSecret {
                 secret: old.clone(),

@@ -75,13 +75,13 @@ mod tests {
         }
     }
 
-    fn streak(days: u32, day_started_before: Duration) -> Option<FailingStreak> {
+    fn streak(days: u32, day_started_before: Duration) -> FailingStreak {
         let day_started_at = NOW.minus(day_started_before);
-        Some(FailingStreak {
+        FailingStreak {
             since: Timestamp(0),
             days,
             day_started_at,
-        })
+        }
     }
 
     fn change(device: &Device, provider: Provider, verdict: Verdict) -> Option<HealthChange> {
@@ -121,9 +121,12 @@ mod tests {
         for failure in failures {
             let change = |failing| change(&device(failing), Provider::Webhook, failure);
             assert_eq!(change(None), Some(HealthChange::RecordFailure));
-            assert_eq!(change(streak(1, 23 * hour)), None);
-            assert_eq!(change(streak(1, 24 * hour)), Some(HealthChange::RecordFailure));
-            assert_eq!(change(streak(4, hour)), Some(HealthChange::RecordFailure));
+            assert_eq!(change(Some(streak(1, 23 * hour))), None);
+            assert_eq!(
+                change(Some(streak(1, 24 * hour))),
+                Some(HealthChange::RecordFailure)
+            );
+            assert_eq!(change(Some(streak(4, hour))), Some(HealthChange::RecordFailure));
         }
         for nothing_sent in [
             retry(Reason::Breaker),
@@ -134,13 +137,17 @@ mod tests {
             Verdict::Deleted,
         ] {
             assert_eq!(
-                change(&device(streak(1, 48 * hour)), Provider::Webhook, nothing_sent),
+                change(
+                    &device(Some(streak(1, 48 * hour))),
+                    Provider::Webhook,
+                    nothing_sent
+                ),
                 None,
                 "{nothing_sent:?}"
             );
         }
         let accepted = |failing| change(&device(failing), Provider::Webhook, Verdict::Accepted);
         assert_eq!(accepted(None), None);
-        assert_eq!(accepted(streak(1, hour)), Some(HealthChange::RecordSuccess));
+        assert_eq!(accepted(Some(streak(1, hour))), Some(HealthChange::RecordSuccess));
     }
 }
