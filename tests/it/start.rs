@@ -292,7 +292,11 @@ async fn the_shutdown_does_not_wait_for_the_client_of_a_redrive() {
     };
     let mut redrive = client.redrive_dead_letters(request).await.unwrap().into_inner();
     let running = redrive.message().await.unwrap().unwrap().redrive.unwrap();
-    assert_eq!(running.state(), v1::DeadLetterOperationState::Running, "{running:?}");
+    assert_eq!(
+        running.state(),
+        v1::DeadLetterOperationState::Running,
+        "{running:?}"
+    );
 
     let started = Instant::now();
     let (code, status) = tokio::join!(herald.stop(), async {
