@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom}
 use crate::world::{ACK_WAIT, StartOptions, Toxic};
 
 /// Failpoints that can kill the process: between an effect, its commit, its event and its acknowledgement.
-const KILL_POINTS: [&str; 24] = [
+const KILL_POINTS: [&str; 26] = [
     "gateway.publish",
     "gateway.accepted",
     "graph.followed",
@@ -17,6 +17,7 @@ const KILL_POINTS: [&str; 24] = [
     "published",
     "store.archived",
     "store.deliver",
+    "store.claim",
     "store.settle",
     "store.settled",
     "store.intend",
@@ -30,16 +31,18 @@ const KILL_POINTS: [&str; 24] = [
     "handled.slice-normal",
     "handled.timeline-normal",
     "handled.push-normal",
+    "waiting.push-normal",
     "handled.redrive-push",
     "handled.redrive-timeline",
 ];
 
 /// Failpoints of store calls that can return errors.
-const ERROR_POINTS: [&str; 9] = [
+const ERROR_POINTS: [&str; 10] = [
     "store.archive",
     "store.archived",
     "store.plan",
     "store.outcome",
+    "store.claim",
     "store.settle",
     "store.settled",
     "store.deliver",
