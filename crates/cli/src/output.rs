@@ -182,6 +182,20 @@ pub fn state_name(state: i32) -> &'static str {
     }
 }
 
+/// The printed name of the reason of a suppressed delivery; `None` if it has none.
+pub const fn suppressed_reason_name(reason: v1::SuppressedReason) -> Option<&'static str> {
+    Some(match reason {
+        v1::SuppressedReason::Unspecified => return None,
+        v1::SuppressedReason::NoDevice => "no_device",
+        v1::SuppressedReason::Muted => "muted",
+        v1::SuppressedReason::PushOff => "push_off",
+        v1::SuppressedReason::PostDeleted => "post_deleted",
+        v1::SuppressedReason::DeviceGone => "device_gone",
+        v1::SuppressedReason::DeviceDisabled => "device_disabled",
+        v1::SuppressedReason::UnknownUser => "unknown_user",
+    })
+}
+
 /// Quotes a word for a POSIX shell.
 pub fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+,=".contains(c);

@@ -9,7 +9,7 @@ use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_store::{Devices, ExpectedRevision, Ledger, Preferences, Settlement, Users};
 use prost::Message as _;
-use tracing::{debug, instrument, warn};
+use tracing::{debug, field, instrument, warn};
 
 use crate::{
     Config, Metrics,
@@ -111,7 +111,10 @@ impl PushHandler {
             post_id = chunk.post.0,
             chunk_id = %chunk.id,
             recipients = chunk.recipients.len(),
-            generation = chunk.generation
+            generation = chunk.generation,
+            failed_hosts = field::Empty,
+            failed_devices = field::Empty,
+            failure_reasons = field::Empty
         )
     )]
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
@@ -227,21 +230,26 @@ fn disposition(chunk: &Chunk, progress: &Progress, wake: Option<Wake>) -> Dispos
     }
 }
 
-/// Logs the failures of an attempt: one line, however many devices failed.
+/// Logs the failures of an attempt and adds them to its span: one line, however many devices failed.
 fn log_failures(chunk: &Chunk, progress: &Progress) {
     let failures = progress.failures();
     if failures.count() == 0 {
         return;
     }
+    let (hosts, devices, reasons) = (failures.hosts(), failures.devices(), failures.reasons());
+    tracing::Span::current()
+        .record("failed_hosts", &hosts)
+        .record("failed_devices", &devices)
+        .record("failure_reasons", &reasons);
     warn!(
         post_id = chunk.post.0,
         chunk_id = %chunk.id,
         lane = chunk.lane.as_str(),
         generation = chunk.generation,
         failed = failures.count(),
-        hosts = failures.hosts(),
-        devices = failures.devices(),
-        reasons = failures.reasons(),
+        hosts,
+        devices,
+        reasons,
         "pushes to some devices failed"
     );
 }

@@ -10,7 +10,9 @@ use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, Kind, printable},
-    output::{Show, Size, Table, as_map, channel_name, count, shell_quoted, state_name},
+    output::{
+        Show, Size, Table, as_map, channel_name, count, shell_quoted, state_name, suppressed_reason_name,
+    },
     time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
@@ -121,33 +123,64 @@ struct PostDelivery {
 
 #[derive(Debug, Serialize)]
 struct Counts {
-    #[serde(rename = "targeted_count")]
-    targeted: u64,
-    #[serde(rename = "delivered_count")]
-    delivered: u64,
-    #[serde(rename = "suppressed_count")]
-    suppressed: u64,
-    #[serde(rename = "expired_count")]
-    expired: u64,
-    #[serde(rename = "pending_count")]
-    pending: u64,
-    #[serde(rename = "dead_count")]
-    dead: u64,
+    #[serde(flatten)]
+    counts: ApiNames,
+    #[serde(flatten)]
+    short: ShortNames,
+    /// Suppressed deliveries by reason.
+    #[serde(serialize_with = "as_map")]
+    suppressed_counts: Vec<(&'static str, u64)>,
     first_delivered_time: Option<String>,
     last_delivered_time: Option<String>,
     #[serde(skip)]
     last_delivered: Option<prost_types::Timestamp>,
 }
 
+/// The counts with their names in the API.
+#[derive(Debug, Serialize)]
+struct ApiNames {
+    targeted_count: u64,
+    delivered_count: u64,
+    suppressed_count: u64,
+    expired_count: u64,
+    pending_count: u64,
+    dead_count: u64,
+}
+
+/// The counts with the names of their states, which scripts for earlier versions read.
+#[derive(Debug, Serialize)]
+struct ShortNames {
+    targeted: u64,
+    delivered: u64,
+    suppressed: u64,
+    expired: u64,
+    pending: u64,
+    dead: u64,
+}
+
 impl From<ChannelDelivery> for Counts {
     fn from(delivery: ChannelDelivery) -> Self {
+        let reasons = delivery.suppressed_counts.iter();
         Self {
-            targeted: delivery.targeted_count,
-            delivered: delivery.delivered_count,
-            suppressed: delivery.suppressed_count,
-            expired: delivery.expired_count,
-            pending: delivery.pending_count,
-            dead: delivery.dead_count,
+            suppressed_counts: reasons
+                .filter_map(|one| Some((suppressed_reason_name(one.reason())?, one.count)))
+                .collect(),
+            counts: ApiNames {
+                targeted_count: delivery.targeted_count,
+                delivered_count: delivery.delivered_count,
+                suppressed_count: delivery.suppressed_count,
+                expired_count: delivery.expired_count,
+                pending_count: delivery.pending_count,
+                dead_count: delivery.dead_count,
+            },
+            short: ShortNames {
+                targeted: delivery.targeted_count,
+                delivered: delivery.delivered_count,
+                suppressed: delivery.suppressed_count,
+                expired: delivery.expired_count,
+                pending: delivery.pending_count,
+                dead: delivery.dead_count,
+            },
             first_delivered_time: rfc3339(delivery.first_delivered_time.as_ref()),
             last_delivered_time: rfc3339(delivery.last_delivered_time.as_ref()),
             last_delivered: delivery.last_delivered_time,
@@ -168,11 +201,11 @@ impl From<GetDeliveryResponse> for PostDelivery {
 
 impl PostDelivery {
     fn is_settled(&self) -> bool {
-        self.planned && self.channels.iter().all(|(_, counts)| counts.pending == 0)
+        self.planned && self.channels.iter().all(|(_, counts)| counts.short.pending == 0)
     }
 
     fn pending(&self) -> u64 {
-        self.channels.iter().map(|(_, counts)| counts.pending).sum()
+        self.channels.iter().map(|(_, counts)| counts.short.pending).sum()
     }
 }
 
@@ -189,27 +222,34 @@ impl Show for PostDelivery {
             "last",
         ]);
         for (channel, counts) in &self.channels {
-            let Counts {
+            let ShortNames {
                 targeted,
                 delivered,
                 suppressed,
                 expired,
                 pending,
                 dead,
-                last_delivered,
-                ..
-            } = counts;
+            } = &counts.short;
             let figures =
                 [targeted, delivered, suppressed, expired, pending, dead].map(|figure| count(*figure));
             let mut row = vec![(*channel).to_owned()];
             row.extend(figures);
-            row.push(ago(last_delivered.as_ref()));
+            row.push(ago(counts.last_delivered.as_ref()));
             table.row(row);
         }
         let left_out = table.fit(Size::of_stdout().width, &["last", "expired", "suppressed"]);
         let mut text = table.render();
         if !left_out.is_empty() {
             let _ = write!(text, "\n\nnot shown for lack of width: {}", left_out.join(", "));
+        }
+        for (channel, counts) in &self.channels {
+            let reasons = counts.suppressed_counts.iter();
+            let reasons: Vec<_> = reasons
+                .map(|(reason, number)| format!("{} {}", reason.replace('_', " "), count(*number)))
+                .collect();
+            if !reasons.is_empty() {
+                let _ = write!(text, "\n\nsuppressed ({channel}): {}", reasons.join(", "));
+            }
         }
         if !self.planned {
             text += "\n\nfan-out is still planning deliveries: `targeted` will increase";
@@ -228,6 +268,8 @@ struct Recipients {
 struct Recipient {
     user_id: String,
     state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suppressed_reason: Option<&'static str>,
 }
 
 impl Show for Recipients {
@@ -235,9 +277,14 @@ impl Show for Recipients {
         if self.recipients.is_empty() {
             return "no recipients".into();
         }
-        let mut table = Table::new(&["user", "state"]);
+        let mut table = Table::new(&["user", "state", "why"]);
         for recipient in &self.recipients {
-            table.row([printable(&recipient.user_id), recipient.state.into()]);
+            let why = recipient.suppressed_reason.unwrap_or_default();
+            table.row([
+                printable(&recipient.user_id),
+                recipient.state.into(),
+                why.replace('_', " "),
+            ]);
         }
         let more = match self.next_page_token.as_str() {
             "" => String::new(),
@@ -316,8 +363,9 @@ async fn list(args: &Args, channel: Channel, client: &Client, context: &Context)
         let more = args.all && !next.is_empty();
         let recipients = page.recipients.into_iter();
         let recipients = recipients.map(|one| Recipient {
-            user_id: one.user_id,
             state: state_name(one.state),
+            suppressed_reason: suppressed_reason_name(one.suppressed_reason()),
+            user_id: one.user_id,
         });
         let shown_token = if more && !context.output.is_json() {
             String::new()

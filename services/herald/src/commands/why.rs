@@ -4,13 +4,12 @@ use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, printable},
-    output::{Show, as_map, channel_name, counted, state_name},
+    output::{Show, as_map, channel_name, counted, state_name, suppressed_reason_name},
     time::rfc3339,
 };
 use herald_proto::v1::{
     Channel, DeadLetterFilter, DeliveryState, DeviceFailure, ExplainDeliveryRequest, ExplainDeliveryResponse,
     GetDeadLetterRequest, ListDeadLettersRequest, ListUndeliveredRecipientsRequest, Recipient,
-    SuppressedReason,
 };
 use serde::Serialize;
 
@@ -106,7 +105,7 @@ impl Failed {
 
 impl From<Recipient> for Delivery {
     fn from(recipient: Recipient) -> Self {
-        let suppressed_reason = reason_name(recipient.suppressed_reason());
+        let suppressed_reason = suppressed_reason_name(recipient.suppressed_reason());
         Self {
             state: state_name(recipient.state),
             suppressed_reason,
@@ -124,19 +123,6 @@ impl From<Recipient> for Delivery {
             dead_letter_id: None,
         }
     }
-}
-
-const fn reason_name(reason: SuppressedReason) -> Option<&'static str> {
-    Some(match reason {
-        SuppressedReason::Unspecified => return None,
-        SuppressedReason::NoDevice => "no_device",
-        SuppressedReason::Muted => "muted",
-        SuppressedReason::PushOff => "push_off",
-        SuppressedReason::PostDeleted => "post_deleted",
-        SuppressedReason::DeviceGone => "device_gone",
-        SuppressedReason::DeviceDisabled => "device_disabled",
-        SuppressedReason::UnknownUser => "unknown_user",
-    })
 }
 
 impl Explanation {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Names that the API doesn't have, with the reason.
-const LOCAL: [(&str, &str); 16] = [
+const LOCAL: [(&str, &str); 23] = [
     ("deleted", "DeletePost answers without a field"),
     ("removed", "UnregisterDevice answers without a field"),
     ("line_count", "a line of a file"),
@@ -35,6 +35,13 @@ const LOCAL: [(&str, &str); 16] = [
         "whether there is a next_undelivered_page_token",
     ),
     ("lost", "a kind, in an object by kind"),
+    ("targeted", "a count of delivery in earlier versions"),
+    ("delivered", "a count of delivery in earlier versions"),
+    ("suppressed", "a count of delivery in earlier versions"),
+    ("expired", "a count of delivery in earlier versions"),
+    ("pending", "a count of delivery in earlier versions"),
+    ("dead", "a count of delivery in earlier versions"),
+    ("no_device", "a reason, in an object by reason"),
 ];
 
 /// The names of all fields and oneofs of the API.

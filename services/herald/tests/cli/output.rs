@@ -2,7 +2,7 @@
 
 use herald_proto::v1::{
     BatchGetPostsRequest, Channel, ChannelDelivery, GetDeliveryRequest, GetDeliveryResponse,
-    ListPostsRequest, ListTimelineRequest,
+    ListPostsRequest, ListTimelineRequest, SuppressedCount, SuppressedReason,
 };
 use serde_json::json;
 
@@ -23,6 +23,14 @@ fn delivery(delivered_count: u64, planned: bool) -> GetDeliveryResponse {
     };
     let push = ChannelDelivery {
         channel: Channel::Push.into(),
+        targeted_count: 3,
+        suppressed_count: 3,
+        suppressed_counts: [(SuppressedReason::NoDevice, 2), (SuppressedReason::Muted, 1)]
+            .map(|(reason, count)| SuppressedCount {
+                reason: reason.into(),
+                count,
+            })
+            .into(),
         ..ChannelDelivery::default()
     };
     GetDeliveryResponse {
@@ -159,16 +167,31 @@ async fn a_delivery_is_counted_by_channel() {
     let done = herald(&server.url, &["delivery", "17", "--output", "json"])
         .await
         .ok();
+    // The short names are those of earlier versions.
     assert_eq!(
-        done.stdout,
-        "{\"post_id\":17,\"planned\":true,\"channels\":{\
-         \"timeline\":{\"targeted_count\":1045,\"delivered_count\":1045,\"suppressed_count\":0,\"expired_count\":0,\"pending_count\":0,\"dead_count\":0,\
-         \"first_delivered_time\":\"2026-01-31T08:00:00Z\",\"last_delivered_time\":\"2026-01-31T08:00:01Z\"},\
-         \"push\":{\"targeted_count\":0,\"delivered_count\":0,\"suppressed_count\":0,\"expired_count\":0,\"pending_count\":0,\"dead_count\":0,\
-         \"first_delivered_time\":null,\"last_delivered_time\":null}}}\n"
+        done.json(),
+        json!({
+            "post_id": 17,
+            "planned": true,
+            "channels": {
+                "timeline": {
+                    "targeted_count": 1045, "delivered_count": 1045, "suppressed_count": 0, "expired_count": 0,
+                    "pending_count": 0, "dead_count": 0, "targeted": 1045, "delivered": 1045, "suppressed": 0,
+                    "expired": 0, "pending": 0, "dead": 0, "suppressed_counts": {},
+                    "first_delivered_time": "2026-01-31T08:00:00Z", "last_delivered_time": "2026-01-31T08:00:01Z",
+                },
+                "push": {
+                    "targeted_count": 3, "delivered_count": 0, "suppressed_count": 3, "expired_count": 0,
+                    "pending_count": 0, "dead_count": 0, "targeted": 3, "delivered": 0, "suppressed": 3,
+                    "expired": 0, "pending": 0, "dead": 0, "suppressed_counts": {"no_device": 2, "muted": 1},
+                    "first_delivered_time": null, "last_delivered_time": null,
+                },
+            },
+        })
     );
     let text = herald(&server.url, &["delivery", "17"]).await.ok().stdout;
     assert!(text.contains("CHANNEL") && text.contains("1,045"), "{text}");
+    assert!(text.contains("suppressed (push): no device 2, muted 1"), "{text}");
 }
 
 #[tokio::test]
