@@ -246,7 +246,7 @@ mod tests {
             ("https://", Err(Malformed)),
             ("https://push.example.com../", Err(Malformed)),
             ("https://push..example.com/", Err(Malformed)),
-            ("https://./", Err(Malformed)),
+            ("https://./", Err(PrivateName)),
             ("https://push.example.com:99999/", Err(Malformed)),
             ("http://push.example.com/", Err(PlainHttp)),
             ("ftp://push.example.com/", Err(Scheme)),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Names that the API doesn't have, with the reason.
-const LOCAL: [(&str, &str); 23] = [
+const LOCAL: [(&str, &str); 24] = [
     ("deleted", "DeletePost answers without a field"),
     ("removed", "UnregisterDevice answers without a field"),
     ("line_count", "a line of a file"),
@@ -30,6 +30,7 @@ const LOCAL: [(&str, &str); 23] = [
     ("timeline", "a channel, in an object by channel"),
     ("push", "a channel, in an object by channel"),
     ("payload_base64", "payload, as text"),
+    ("push_ttl_seconds", "a field of the payload"),
     (
         "undelivered_more",
         "whether there is a next_undelivered_page_token",
