@@ -292,7 +292,7 @@ async fn what_a_follow_or_an_import_does_not_say_stays_as_it_is() {
     );
     let summary = herald.cli(&["import", "follows", path]).await;
     assert_eq!(
-        (&summary["imported"], &summary["unchanged"]),
+        (&summary["imported_count"], &summary["unchanged_count"]),
         (&1.into(), &1.into())
     );
     assert_eq!(both().await, (Some(true), Some(false)));

@@ -442,9 +442,26 @@ mod tests {
             ],
         });
         assert!(!delivery.is_settled());
-        assert_eq!(
-            serde_json::to_string(&delivery).unwrap(),
-            r#"{"post_id":1,"planned":true,"channels":{"timeline":{"targeted_count":3,"delivered_count":0,"suppressed_count":0,"expired_count":0,"pending_count":0,"dead_count":0,"first_delivered_time":null,"last_delivered_time":null},"push":{"targeted_count":0,"delivered_count":0,"suppressed_count":0,"expired_count":0,"pending_count":1,"dead_count":0,"first_delivered_time":null,"last_delivered_time":null}}}"#
-        );
+        let json = serde_json::to_value(&delivery).unwrap();
+        let channels = &json["channels"];
+        assert_eq!((&json["post_id"], &json["planned"]), (&1.into(), &true.into()));
+        assert_eq!(channels["timeline"]["targeted_count"], 3);
+        let push = channels["push"].as_object().unwrap();
+        for name in [
+            "targeted",
+            "delivered",
+            "suppressed",
+            "expired",
+            "pending",
+            "dead",
+        ] {
+            let expected = u64::from(name == "pending");
+            assert_eq!(push[&format!("{name}_count")], expected, "{name}");
+            // The name of earlier versions.
+            assert_eq!(push[name], expected, "{name}");
+        }
+        for name in ["first_delivered_time", "last_delivered_time"] {
+            assert!(push[name].is_null(), "{name}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use herald_model::time::Timestamp;
-use herald_store::Devices;
+use herald_store::{Devices, ErrorKind};
 use http::HeaderValue;
 use moka::sync::Cache;
 use p256::{
@@ -91,7 +91,13 @@ impl Vapid {
             None => Self::load(config, data_dir)?,
         };
         if bound.as_deref() != Some(vapid.public_key()) {
-            devices.set_vapid_key(vapid.public_key()).await?;
+            match devices.set_vapid_key(vapid.public_key()).await {
+                // A full disk must not keep the process from starting: it serves reads, and says that it isn't ready.
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    warn!(%error, "the VAPID key is not recorded; the next start records it");
+                }
+                recorded => recorded?,
+            }
         }
         Ok(vapid)
     }
