@@ -23,7 +23,7 @@ async fn world_waiting_for_graph() -> (World, Vec<UserKey>) {
 
 #[tokio::test]
 async fn posts_wait_for_the_graph_service_and_spend_no_attempt() {
-    let (mut world, users) = world_waiting_for_graph().await;
+    let (mut world, users) = Box::pin(world_waiting_for_graph()).await;
     // Answered before the fan-out.
     world.unfollow(users[0], &[users[1]]).await;
     world.follow(users[0], &[users[3]]).await;
@@ -47,7 +47,7 @@ async fn posts_wait_for_the_graph_service_and_spend_no_attempt() {
 
 #[tokio::test]
 async fn a_shutdown_ends_the_wait_for_the_graph_service() {
-    let (mut world, _) = world_waiting_for_graph().await;
+    let (mut world, _) = Box::pin(world_waiting_for_graph()).await;
     world.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), &mut world.service).await;
     ended.expect("the service stops in time").unwrap().unwrap();
