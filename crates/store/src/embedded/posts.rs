@@ -8,18 +8,19 @@
 //! | `post_requests` | (author, request id) → post, time |
 //! | `post_request_times` | (time, author, request id) → nothing, the index for retention of `post_requests` |
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+mod row;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch, Readable};
 use futures::executor::block_on;
-use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
+use herald_model::{Post, PostId, UserKey, time::Timestamp};
 use prost::Message;
 
+use self::row::{Request, Row};
 use super::{
     cache::Cache,
     database::{self, Database, map_err},
@@ -53,43 +54,6 @@ struct Tables {
 enum Job {
     Archive(Vec<Archived>),
     Trim(Timestamp),
-}
-
-/// A stored post. It never changes; the deletion has its own row. Tag 8 was the follow version, which the ledger has now.
-#[derive(Clone, PartialEq, Message)]
-struct Row {
-    #[prost(uint32, tag = "1")]
-    author: u32,
-    #[prost(string, tag = "2")]
-    author_id: String,
-    #[prost(string, tag = "3")]
-    request_id: String,
-    #[prost(string, tag = "4")]
-    text: String,
-    #[prost(string, repeated, tag = "5")]
-    links: Vec<String>,
-    #[prost(string, repeated, tag = "6")]
-    media_urls: Vec<String>,
-    /// 0 high, 1 normal, 2 low.
-    #[prost(uint32, tag = "7")]
-    lane: u32,
-    #[prost(int64, tag = "9")]
-    accepted_at: i64,
-    #[prost(uint64, tag = "10")]
-    push_ttl_us: u64,
-    #[prost(string, tag = "11")]
-    push_title: String,
-    #[prost(string, tag = "12")]
-    push_collapse_key: String,
-    #[prost(btree_map = "string, string", tag = "13")]
-    push_data: BTreeMap<String, String>,
-}
-
-/// The post that a request created.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Request {
-    post: u64,
-    at: Timestamp,
 }
 
 /// The current batch and its changes, which can't be read from the keyspaces yet.
@@ -326,80 +290,6 @@ impl Tables {
     }
 }
 
-impl Row {
-    fn from_post(post: &Post) -> Self {
-        Self {
-            author: post.author.0,
-            author_id: post.author_id.as_str().into(),
-            request_id: post.request_id.clone(),
-            text: post.text.clone(),
-            links: post.links.clone(),
-            media_urls: post.media_urls.clone(),
-            lane: match post.lane {
-                Lane::High => 0,
-                Lane::Normal => 1,
-                Lane::Low => 2,
-            },
-            accepted_at: post.accepted_at.0,
-            push_ttl_us: u64::try_from(post.push_ttl.as_micros()).unwrap_or(u64::MAX),
-            push_title: post.push.title.clone(),
-            push_collapse_key: post.push.collapse_key.clone(),
-            push_data: post.push.data.clone(),
-        }
-    }
-
-    fn into_post(self, id: PostId, deleted_at: Option<Timestamp>) -> Result<Post> {
-        Ok(Post {
-            id,
-            author: UserKey(self.author),
-            author_id: UserId::from_stored(self.author_id).map_err(|_| corrupt("author of a post"))?,
-            request_id: self.request_id,
-            text: self.text,
-            links: self.links,
-            media_urls: self.media_urls,
-            lane: *Lane::ALL
-                .get(self.lane as usize)
-                .ok_or_else(|| corrupt("lane of a post"))?,
-            accepted_at: Timestamp(self.accepted_at),
-            push_ttl: Duration::from_micros(self.push_ttl_us),
-            push: PushContent {
-                title: self.push_title,
-                collapse_key: self.push_collapse_key,
-                data: self.push_data,
-            },
-            deleted_at,
-        })
-    }
-}
-
-impl Request {
-    /// Whether this request replaces the existing one: the smaller post id wins within the retention, else the later
-    /// request.
-    fn replaces(self, existing: Self, keep: Duration) -> bool {
-        let apart = self.at.since(existing.at).max(existing.at.since(self.at));
-        if apart <= keep {
-            self.post < existing.post
-        } else {
-            self.at > existing.at
-        }
-    }
-
-    fn encode(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.post.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.at.0.to_be_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (post, at) = bytes.split_first_chunk()?;
-        Some(Self {
-            post: u64::from_be_bytes(*post),
-            at: Timestamp(i64::from_be_bytes(at.try_into().ok()?)),
-        })
-    }
-}
-
 #[async_trait]
 impl crate::Posts for EmbeddedPosts {
     async fn archive(&self, entries: &[Archived]) -> Result<()> {
@@ -508,6 +398,3 @@ fn memory_bytes(post: &Post) -> usize {
             .map(|(key, value)| key.len() + value.len() + 2 * size_of::<String>())
             .sum::<usize>()
 }
-
-#[cfg(test)]
-mod tests;

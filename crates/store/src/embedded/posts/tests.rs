@@ -1,3 +1,5 @@
+use herald_model::{Lane, PushContent, UserId};
+
 use super::*;
 use crate::{Posts, embedded::testing::Store};
 
