@@ -42,6 +42,7 @@ pub mod embedded;
 mod error;
 mod follows;
 mod ledger;
+mod outcome;
 mod posts;
 mod timelines;
 mod totals;
@@ -64,10 +65,12 @@ pub use follows::{
     FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,
 };
 pub use ledger::{
-    ChannelCounts, ChunkPlan, ChunkState, DeadMessage, DeviceFailure, DeviceRetry, ExpectedRevision,
-    FailedRecipient, Ledger, MarkedDead, Outcome, OutcomeDetails, PendingRecipient, PlannedSlice, PostCounts,
-    PostPlan, PushFailure, RecipientStatus, RecordedOutcome, SettledCounts, Settlement, SlicePlan,
-    SuppressedCounts, SuppressedReason,
+    ChannelCounts, ChunkPlan, ChunkState, DeadMessage, ExpectedRevision, Ledger, MarkedDead, PlannedSlice,
+    PostCounts, PostPlan, RecipientStatus, RecordedOutcome, Settlement, SlicePlan, SuppressedCounts,
+};
+pub use outcome::{
+    DeviceFailure, DeviceRetry, FailedRecipient, Outcome, OutcomeDetails, PendingRecipient, PushFailure,
+    SettledCounts, SuppressedReason,
 };
 pub use posts::{Archived, Posts};
 pub use timelines::Timelines;
