@@ -23,6 +23,7 @@ use self::{
     row::{Rows, memory_bytes},
 };
 use super::{
+    blocking::read_blocking,
     cache::Cache,
     database::{self, Database, map_err},
     group_commit::GroupCommit,
@@ -103,15 +104,7 @@ impl EmbeddedDevices {
         read: impl FnOnce(&Tables) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let tables = Arc::clone(&self.tables);
-        tokio::task::spawn_blocking(move || read(&tables))
-            .await
-            .unwrap_or_else(|error| {
-                Err(Error::with_source(
-                    ErrorKind::Unavailable,
-                    "the task that reads the devices ended early",
-                    error,
-                ))
-            })
+        read_blocking("the devices", move || read(&tables)).await
     }
 }
 
