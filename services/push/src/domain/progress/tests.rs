@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use herald_store::Outcome;
 use proptest::prelude::*;
 
 use super::*;
