@@ -4,4 +4,5 @@
 
 mod findings;
 mod harness;
+mod in_flight;
 mod repairs;
