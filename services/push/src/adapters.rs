@@ -6,13 +6,13 @@ mod dispatcher;
 mod payload;
 mod resolver;
 mod sender;
-pub(crate) mod subject;
 mod vapid;
+pub(crate) mod vapid_subject;
 mod web_push;
 mod webhook;
 
 pub(crate) use client::Client;
-pub(crate) use dispatcher::Dispatcher;
+pub(crate) use dispatcher::{Dispatcher, host};
 pub(crate) use payload::Push;
 pub use vapid::Vapid;
 pub(crate) use vapid::check_key as check_vapid_key;

@@ -6,7 +6,7 @@ use herald_push_endpoint::Policy;
 use herald_runtime::config::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::{adapters::subject, domain::Backoff};
+use crate::{adapters::vapid_subject, domain::Backoff};
 
 /// The configuration of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +120,7 @@ impl Config {
                 self.retry_delay_ms_base, self.retry_delay_ms_max
             ));
         }
-        subject::check(&self.vapid_subject)
+        vapid_subject::check(&self.vapid_subject)
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {

@@ -3,10 +3,10 @@
 use herald_model::{Device, Disabled, DisabledReason, time::Timestamp};
 use herald_store::{Devices, Error};
 use tracing::warn;
-use url::Url;
 
 use crate::{
     Metrics,
+    adapters::host,
     domain::{HealthChange, Provider, Verdict, health_change},
 };
 
@@ -71,11 +71,4 @@ async fn apply(
         );
     }
     Ok(())
-}
-
-/// The host of a device's endpoint, for logs: the path can be a secret.
-fn host(device: &Device) -> String {
-    let url = Url::parse(device.address.url()).ok();
-    url.and_then(|url| url.host_str().map(str::to_owned))
-        .unwrap_or_default()
 }

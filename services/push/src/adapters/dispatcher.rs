@@ -54,20 +54,10 @@ impl Dispatcher {
 
     /// The verdict about a device, with its provider and host.
     pub(crate) fn describe(&self, device: &Device, verdict: Verdict) -> Sent {
-        let host = |url: Url| {
-            let host = url.host_str()?;
-            Some(match url.port() {
-                Some(port) => format!("{host}:{port}"),
-                None => host.to_owned(),
-            })
-        };
         Sent {
             device: device.id,
             provider: self.provider(device),
-            host: Url::parse(device.address.url())
-                .ok()
-                .and_then(host)
-                .unwrap_or_default(),
+            host: host(device),
             verdict,
         }
     }
@@ -140,4 +130,18 @@ impl Dispatcher {
         permit.report(&verdict);
         verdict
     }
+}
+
+/// The host of a device's endpoint, with the port unless it is the default; empty if the endpoint is malformed. For logs
+/// and the ledger: the path can be a secret.
+pub(crate) fn host(device: &Device) -> String {
+    let url = Url::parse(device.address.url()).ok();
+    let host = |url: Url| {
+        let host = url.host_str()?;
+        Some(match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        })
+    };
+    url.and_then(host).unwrap_or_default()
 }

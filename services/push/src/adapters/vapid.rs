@@ -22,7 +22,7 @@ use serde::Serialize;
 use tracing::warn;
 use url::Url;
 
-use super::subject;
+use super::vapid_subject;
 use crate::{Config, Error};
 
 /// Time for which a token is reused. RFC 8292 allows 24 hours; some push services allow less.
@@ -131,7 +131,7 @@ impl Vapid {
             inner: Arc::new(Inner {
                 key,
                 public_key,
-                subject: subject::normalize(&config.vapid_subject),
+                subject: vapid_subject::normalize(&config.vapid_subject),
                 tokens,
             }),
         }
@@ -187,18 +187,7 @@ impl std::fmt::Debug for Vapid {
 
 /// Checks the key that [`Vapid::load`] would load. Creates no file.
 pub(crate) fn check_key(config: &Config, data_dir: &Path) -> Result<(), Error> {
-    if !config.vapid_private_key.is_empty() {
-        return parse_key(config.vapid_private_key.expose()).map(drop);
-    }
-    let path = match &config.vapid_key_file {
-        Some(path) => path.clone(),
-        None => data_dir.join("vapid.key"),
-    };
-    match fs::read_to_string(&path) {
-        Ok(text) => parse_key(&text).map(drop),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::File { path, source }),
-    }
+    Vapid::find(config, data_dir).map(drop)
 }
 
 fn parse_key(text: &str) -> Result<SigningKey, Error> {
