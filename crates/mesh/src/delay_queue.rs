@@ -1,6 +1,7 @@
 //! The delay queue, stream LATER: takes messages with long retry delays and messages that wait
-//! ([`Disposition::Wait`]), so that they don't occupy the consumer's `ack_pending_max`. A message is stored as a schedule (NATS ADR-51); when it is due, the server publishes it to
-//! LATER, and the [`Requeuer`] publishes it to its original stream.
+//! ([`Disposition::Wait`]), so that they don't occupy the consumer's `ack_pending_max`. A message is stored as a schedule
+//! (NATS ADR-51); when it is due, the server publishes it to LATER, and the [`Requeuer`] publishes it to its original
+//! stream.
 //!
 //! The server can't return it to the original stream: a schedule stays within its stream, and streams that refuse
 //! messages when full can't have schedules. All other streams must refuse.
@@ -56,7 +57,7 @@ impl DelayQueue {
             return false;
         }
         let id = base_id(spec, sequence, delivery);
-        let copy = Copy {
+        let copy = DelayedCopy {
             token: sequence.to_string(),
             message_id: copy_id(&id, delivery.waits(), delivery.attempt),
             id,
@@ -65,7 +66,7 @@ impl DelayQueue {
             payload: delivery.payload.clone(),
             delay,
         };
-        self.is_stored(spec, sequence, delivery, copy).await
+        self.try_store(spec, sequence, delivery, copy).await
     }
 
     /// Stores the copy of a wait. Returns false when the delay queue is full or storing failed. The copy keeps the
@@ -81,7 +82,7 @@ impl DelayQueue {
             return false;
         }
         let id = base_id(spec, sequence, delivery);
-        let copy = Copy {
+        let copy = DelayedCopy {
             token: subject_token(&id),
             message_id: wait_id(&id, wait.number),
             id,
@@ -94,10 +95,16 @@ impl DelayQueue {
             payload: wait.payload.clone().unwrap_or_else(|| delivery.payload.clone()),
             delay: wait.after,
         };
-        self.is_stored(spec, sequence, delivery, copy).await
+        self.try_store(spec, sequence, delivery, copy).await
     }
 
-    async fn is_stored(&self, spec: &ConsumerSpec, sequence: u64, delivery: &Delivery, copy: Copy) -> bool {
+    async fn try_store(
+        &self,
+        spec: &ConsumerSpec,
+        sequence: u64,
+        delivery: &Delivery,
+        copy: DelayedCopy,
+    ) -> bool {
         let stored = self.store(spec, delivery, copy).await;
         if let Err(error) = &stored {
             tracing::warn!(
@@ -111,7 +118,7 @@ impl DelayQueue {
         stored.is_ok()
     }
 
-    async fn store(&self, spec: &ConsumerSpec, delivery: &Delivery, copy: Copy) -> Result<()> {
+    async fn store(&self, spec: &ConsumerSpec, delivery: &Delivery, copy: DelayedCopy) -> Result<()> {
         let due = Timestamp::now().plus(copy.delay.min(self.limits.delay_max));
         let to = format!("later.v1.wait.{}.{}.{}", spec.stream, spec.name, copy.token);
         let mut headers = headers::with_type(delivery.subject);
@@ -161,7 +168,7 @@ impl DelayQueue {
 }
 
 /// A copy of a message in the delay queue.
-struct Copy {
+struct DelayedCopy {
     /// Last token of the subject. The delay queue holds one copy a subject: a newer one replaces it.
     token: String,
     /// Message id of the first publish.

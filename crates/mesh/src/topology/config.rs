@@ -15,8 +15,8 @@ const AGE_SECONDS_MAX: u64 = 100 * 365 * DAY;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamLimits {
-    /// Maximum age of a message, seconds; must exceed the time of all its attempts; at most 100 years. Acknowledged messages are retained
-    /// too, because a dead letter copies its payload from the stream.
+    /// Maximum age of a message, seconds; must exceed the time of all its attempts; at most 100 years. Acknowledged
+    /// messages are retained too, because a dead letter copies its payload from the stream.
     pub age_seconds_max: u64,
     /// Capacity, bytes, JetStream's overhead included; at least 1 MiB, less than 8 EiB. A full stream refuses publishes
     /// ([`ErrorKind::Full`]). The server reserves the capacity when it creates the stream: all streams together must
@@ -53,7 +53,8 @@ pub struct TopologyConfig {
     pub push: StreamLimits,
     /// EVENTS: about 60 bytes per settled chunk, and 250 bytes per message of up to 64 chunks.
     pub events: StreamLimits,
-    /// LATER, the delay queue: push chunks with recipients that wait, and messages with a long retry delay, 1 KB each. Publishers enforce the size limit.
+    /// LATER, the delay queue: push chunks with recipients that wait, backfills that wait, and messages with a long
+    /// retry delay, 1 KB each. Publishers enforce the size limit.
     pub later: StreamLimits,
     /// ADVISORIES: one message of 400 bytes per terminated message.
     pub advisories: StreamLimits,
