@@ -211,7 +211,7 @@ fn is_hidden(post: &Post, muted: &BTreeSet<UserKey>) -> bool {
 /// Estimated size of a post, bytes.
 pub(crate) fn estimated_bytes(post: &Post) -> usize {
     let urls: usize = post.links.iter().chain(&post.media_urls).map(String::len).sum();
-    // The rest, such as the push data, is part of the overhead or small beside a long text.
+    // The rest, such as the title of the pushes, is part of the overhead or small beside a long text.
     let data: usize = post
         .push
         .data

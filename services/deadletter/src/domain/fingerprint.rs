@@ -11,7 +11,7 @@ const PLACEHOLDER: char = '#';
 /// Characters of a reason that are normalized; the rest is cut off.
 const CHARS_MAX: usize = 512;
 
-/// Begin of the part of a reason that names hosts and devices.
+/// Start of the part of a reason that names hosts and devices.
 const HOSTS: &str = " (hosts \"";
 
 /// Words before a status code of three digits, which is kept: `status 503` and `status 429` are different failures.

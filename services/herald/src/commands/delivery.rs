@@ -39,7 +39,8 @@ Examples:
 /// targeted = delivered + suppressed + expired + pending + dead.
 ///
 /// `suppressed`: not sent on purpose (no device, pushes off, author muted, post deleted). `expired`: not sent within
-/// the push TTL. `last`: when the last delivery was made. `dead`: the retries are used up or the error is permanent; see `herald dlq`.
+/// the push TTL. `dead`: refused for good, or the attempts are used up; see `herald dlq`. `last`: when the last delivery
+/// was made.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

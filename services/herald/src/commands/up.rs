@@ -26,8 +26,9 @@ const READY_INTERVAL: Duration = Duration::from_millis(100);
 
 const LONG: &str = "\
 Runs all services in one process, with nats-server as a child process and all data in one directory. Prints `Herald is \
-ready` when it accepts posts; while posts are refused, for example because the disk is full, it prints the reason. Ctrl-C drains the work in flight and stops the server. After a restart or a crash, the \
-server continues with the data in the directory.
+ready` when it accepts posts; while posts are refused, for example because the disk is full, it prints the reason. \
+Ctrl-C drains the work in flight and stops the server. After a restart or a crash, the server continues with the data \
+in the directory.
 
 With --nats-url Herald uses a running NATS server. Otherwise it starts nats-server from $NATS_SERVER (a path), the \
 PATH, or from the user's cache, into which it downloads it once.";

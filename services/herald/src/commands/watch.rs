@@ -39,9 +39,8 @@ Examples:
 /// Print new posts of a user's timeline as they arrive
 ///
 /// Prints the newest posts in ascending order, then each new post when it becomes visible, and each printed post that is
-/// deleted or whose author is muted. When the connection breaks,
-/// or the server closes it because the reader is too slow, the command reconnects and resumes after the last post.
-/// Ctrl-C stops it.
+/// deleted or whose author is muted. When the connection breaks, or the server closes it because the reader is too
+/// slow, the command reconnects and resumes after the last post. Ctrl-C stops it.
 ///
 /// With --output json each line has an `event`: `snapshot` with `entries`, `entry` with an `entry`, `removal` with a
 /// `removal` (a `post_id` and its `reason`, `deleted` or `muted`), or `heartbeat`; and a `resume_token`.

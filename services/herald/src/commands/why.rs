@@ -4,7 +4,7 @@ use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, printable},
-    output::{Show, as_map, channel_name, counted, state_name, suppressed_reason_name},
+    output::{Show, as_map, channel_name, counted, shell_quoted, state_name, suppressed_reason_name},
     time::rfc3339,
 };
 use herald_proto::v1::{
@@ -171,7 +171,8 @@ impl Explanation {
                     Some("post_deleted") => "the post was deleted".into(),
                     Some("device_gone") => format!("each device of {user} is gone: its provider said so"),
                     Some("device_disabled") => {
-                        format!("each device of {user} is disabled; see `herald device list {user}`")
+                        let quoted = shell_quoted(&self.user_id);
+                        format!("each device of {user} is disabled; see `herald device list {quoted}`")
                     }
                     Some("unknown_user") => "the user has no user id".into(),
                     _ => "the reason was not recorded".into(),
