@@ -124,7 +124,7 @@ pub(crate) fn verdict(provider: Provider, status: u16, retry_after: Option<Durat
     }
 }
 
-/// The result of sending to one device.
+/// The verdict about one device, with what a failure names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sent {
     /// The device.

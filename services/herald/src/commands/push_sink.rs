@@ -50,7 +50,7 @@ The server must accept devices with plain-http and private addresses:
 /// push. A message that fails verification is rejected and counted. Register devices with --register, or manually with
 /// the commands printed at the start. Ctrl-C stops the receiver and prints a summary.
 ///
-/// With --output json each line has an `event`: `listening`, `push` (with --print) or `summary`.
+/// With --output json each line has an `event`: `listening`, `push` (unless --quiet) or `summary`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

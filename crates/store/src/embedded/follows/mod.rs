@@ -193,7 +193,7 @@ impl crate::Follows for EmbeddedFollows {
 
     async fn count(&self, author: UserKey) -> Result<FollowerCount> {
         let count = self.tables.count(&self.tables.database.snapshot(), author.0)?;
-        // A version that is not durable must not be pinned: a loss of power could revert it.
+        // A loss of power must not take back what the caller was told.
         self.writes.wait_durable().await?;
         Ok(FollowerCount {
             followers: count.followers,
@@ -211,6 +211,7 @@ impl crate::Follows for EmbeddedFollows {
     ) -> Result<FollowerPage> {
         let page = self.page(author.0, at.map(|v| v.0), after.map(|k| k.0), limit)?;
         if at.is_none() {
+            // Fan-out pins this version: a loss of power must not revert it.
             self.writes.wait_durable().await?;
         }
         Ok(page)
