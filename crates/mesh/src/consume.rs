@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delay_queue::DelayQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pull::Puller;
+use crate::slot::Slot;
 use crate::topology::ConsumerSpec;
 use crate::{Mesh, Redriven, Subject, headers};
 
@@ -145,6 +146,8 @@ pub struct Delivery {
     pub(crate) headers: Option<HeaderMap>,
     /// The delay queue of the consumer, if it has one.
     pub(crate) delay_queue: Option<Arc<DelayQueue>>,
+    /// The message's place among those that are handled concurrently.
+    pub(crate) slot: Slot,
 }
 
 impl Delivery {
@@ -190,6 +193,12 @@ impl Delivery {
         }
     }
 
+    /// Ends that this message counts towards [`ConsumeOptions::in_flight_max`], so that the consumer pulls another one
+    /// while the handler still waits for something slow. The handler must limit itself how many messages do so.
+    pub fn release_slot(&self) {
+        self.slot.release();
+    }
+
     /// Whether this is the last attempt.
     pub fn is_last_attempt(&self) -> bool {
         self.attempt >= self.attempts_max
@@ -199,8 +208,8 @@ impl Delivery {
 /// Options of a consumer loop.
 #[derive(Debug, Clone)]
 pub struct ConsumeOptions {
-    /// Maximum number of messages handled concurrently; 1 to 32,768. A message is requested only when it can be
-    /// handled.
+    /// Maximum number of messages handled concurrently, not counting those whose handler has called
+    /// [`Delivery::release_slot`]; 1 to 32,768. A message is requested only when it can be handled.
     pub in_flight_max: usize,
     /// Maximum number of messages per pull request; at least 1.
     pub batch_max: usize,

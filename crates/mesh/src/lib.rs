@@ -36,6 +36,7 @@ mod pull;
 mod read;
 mod redrive;
 mod retry;
+mod slot;
 mod subject;
 mod topology;
 mod trace;

@@ -6,7 +6,7 @@
 //! requested messages.
 //!
 //! *Invariant:* every requested message has a permit, acquired before the request is sent. The permit moves to the
-//! message's task, or is released when the server reports the end of the request.
+//! message's task as its [`Slot`], or is released when the server reports the end of the request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::delay_queue::DelayQueue;
 use crate::error::{ErrorKind, Result};
 use crate::retry::RetryDelay;
+use crate::slot::Slot;
 use crate::topology::ConsumerSpec;
 use crate::work::Worker;
 use crate::{ConsumeOptions, Handler, Mesh};
@@ -279,9 +280,10 @@ impl<H: Handler> Puller<H> {
             self.received = true;
             if let Some(permit) = requested.split(1) {
                 let worker = self.worker.clone();
+                let slot = Slot::new(permit);
                 self.tasks.spawn(async move {
-                    worker.process(message).await;
-                    drop(permit);
+                    worker.process(message, slot.clone()).await;
+                    slot.release();
                 });
             } else if let Some(reply) = &message.reply {
                 // A late message of a request that was counted as ended.

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 use crate::delay_queue::DelayQueue;
 use crate::headers::OriginalMessage;
 use crate::meta::Meta;
+use crate::slot::Slot;
 use crate::topology::ConsumerSpec;
 use crate::{Delivery, Disposition, Handler, Wait, trace};
 
@@ -41,8 +42,8 @@ struct Job<'a> {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Handles a message and settles it.
-    pub(crate) async fn process(&self, message: async_nats::Message) {
+    /// Handles a message and settles it. The caller releases the slot afterwards, unless the handler did so before.
+    pub(crate) async fn process(&self, message: async_nats::Message, slot: Slot) {
         let Some(reply) = message.reply else {
             return tracing::error!(
                 consumer = self.spec.name,
@@ -84,6 +85,7 @@ impl<H: Handler> Worker<H> {
             pending_count: meta.pending,
             headers: message.headers,
             delay_queue: self.delay_queue.clone(),
+            slot,
         };
         async {
             if self

@@ -1,10 +1,11 @@
 //! One attempt at a chunk: decides what to do with each pending recipient, and sends the pushes.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use herald_failure::isolate;
-use herald_model::{Channel, Device, DeviceId, Post, Preferences, UserId, UserKey, time::Timestamp};
+use herald_mesh::Delivery;
+use herald_model::{Channel, Device, DeviceId, Preferences, UserId, UserKey, time::Timestamp};
 use herald_store::{Devices, SuppressedReason};
 use tokio::{
     task::JoinSet,
@@ -20,6 +21,9 @@ use crate::{
     error::AttemptError,
     handler::{Chunk, PushHandler},
 };
+
+/// Sends in flight up to which a chunk counts as one that only waits for slow devices.
+const SLOW_SENDS_MAX: usize = 64;
 
 /// The stored data of a recipient.
 struct RecipientData {
@@ -42,6 +46,7 @@ impl PushHandler {
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
+        delivery: &Delivery,
         progress: &mut Progress,
         bisect: bool,
     ) -> Result<(), AttemptError> {
@@ -55,19 +60,32 @@ impl PushHandler {
         }
         let post = self.posts.read_one(chunk.post).await?;
         let post = post.filter(|post| post.deleted_at.is_none());
-        let due = self.read_due(progress, now, bisect).await?;
-        let mut jobs = Vec::new();
-        for (index, data) in due {
-            jobs.extend(plan_recipient(chunk, progress, post.as_ref(), index, data, now));
-        }
+        let jobs = self.plan_due(chunk, progress, post.is_none(), bisect).await?;
         match post {
             Some(post) if !jobs.is_empty() => {
                 self.claim(chunk, progress).await?;
                 let push = Push::new(post, chunk.lane, chunk.accepted_at, progress.expires_at());
-                self.send(chunk, progress, Arc::new(push), jobs).await
+                self.send(chunk, delivery, progress, Arc::new(push), jobs.into())
+                    .await
             }
             _ => Ok(()),
         }
+    }
+
+    /// Settles the recipients that are due and get no push, and returns the pushes to the others.
+    async fn plan_due(
+        &self,
+        chunk: &Chunk,
+        progress: &mut Progress,
+        is_deleted: bool,
+        bisect: bool,
+    ) -> Result<Vec<Job>, AttemptError> {
+        let now = Timestamp::now();
+        let mut jobs = Vec::new();
+        for (index, data) in self.read_due(progress, now, bisect).await? {
+            jobs.extend(plan_recipient(chunk, progress, is_deleted, index, data, now));
+        }
+        Ok(jobs)
     }
 
     /// Claims the chunk in the ledger. Without the claim nothing may be sent: a ledger that can't be written would not
@@ -124,23 +142,29 @@ impl PushHandler {
 
     /// Sends the pushes, and records progress periodically. After an error no more pushes are sent, but the verdicts of
     /// those in flight are still recorded in `progress`.
+    ///
+    /// A slow device delays nobody: meanwhile, devices that failed are tried again when they are due, and a chunk that
+    /// only waits for responses leaves its place to another one.
     async fn send(
         &self,
         chunk: &Chunk,
+        delivery: &Delivery,
         progress: &mut Progress,
         push: Arc<Push>,
-        jobs: Vec<Job>,
+        mut jobs: VecDeque<Job>,
     ) -> Result<(), AttemptError> {
         let backoff = self.config.backoff();
         let interval = self.config.settle_interval();
         let mut tick = interval_at(Instant::now() + interval, interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut jobs = jobs.into_iter();
+        // Without an end, devices that are slow in turn would keep the chunk here for ever.
+        let retry_until = Instant::now() + self.config.request_timeout();
+        let mut slow_chunk = None;
         let mut running = JoinSet::new();
         let mut outcome = Ok(());
         loop {
             while outcome.is_ok() && running.len() < self.config.sends_per_chunk_max {
-                let Some(job) = jobs.next() else { break };
+                let Some(job) = jobs.pop_front() else { break };
                 running.spawn(run_job(
                     self.dispatcher.clone(),
                     self.devices.clone(),
@@ -175,6 +199,21 @@ impl PushHandler {
                     Err(error) => outcome = Err(error.into()),
                 }
             }
+            if due && outcome.is_ok() && jobs.is_empty() {
+                if Instant::now() < retry_until && progress.due(Timestamp::now()).next().is_some() {
+                    match self.plan_due(chunk, progress, push.is_deleted(), false).await {
+                        Ok(retries) => jobs.extend(retries),
+                        Err(error) => outcome = Err(error),
+                    }
+                }
+                if slow_chunk.is_none()
+                    && (1..=SLOW_SENDS_MAX).contains(&running.len())
+                    && let Ok(permit) = self.slow_chunks[chunk.lane as usize].try_acquire()
+                {
+                    slow_chunk = Some(permit);
+                    delivery.release_slot();
+                }
+            }
         }
     }
 }
@@ -183,7 +222,7 @@ impl PushHandler {
 fn plan_recipient(
     chunk: &Chunk,
     progress: &mut Progress,
-    post: Option<&Post>,
+    is_deleted: bool,
     index: usize,
     data: RecipientData,
     now: Timestamp,
@@ -194,7 +233,7 @@ fn plan_recipient(
         .partition(|device| device.disabled.is_none());
     let registered: Vec<DeviceId> = enabled.iter().map(|device| device.id).collect();
     progress.retain_waiting(index, &registered);
-    let unwanted = if post.is_none() {
+    let unwanted = if is_deleted {
         Some(SuppressedReason::PostDeleted)
     } else if !data.preferences.push_enabled {
         Some(SuppressedReason::PushOff)

@@ -25,7 +25,8 @@ pub struct Config {
     pub sends_per_host_max: usize,
     /// Sends of one chunk in flight or queued; 1 to 16,384. Default: 1,024.
     pub sends_per_chunk_max: usize,
-    /// Chunks in flight per lane; 1 to 1,024. Default: 32.
+    /// Chunks in flight per lane; 1 to 1,024. Up to 8 times as many more only wait for the responses of slow devices.
+    /// Default: 32.
     pub chunks_in_flight_max: usize,
     /// Redriven chunks in flight, all lanes together; 1 to 1,024. Default: 8.
     pub redrive_chunks_in_flight_max: usize,

@@ -9,6 +9,7 @@ use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
 use herald_store::{Devices, ExpectedRevision, Ledger, Preferences, Settlement, Users};
 use prost::Message as _;
+use tokio::sync::Semaphore;
 use tracing::{debug, field, instrument, warn};
 
 use crate::{
@@ -29,6 +30,8 @@ pub(crate) struct PushHandler {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) chunk_locks: ChunkLocks,
+    /// By lane: how many more chunks may wait for slow devices without a place among the chunks in flight.
+    pub(crate) slow_chunks: [Semaphore; Lane::ALL.len()],
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
 }
@@ -126,7 +129,7 @@ impl PushHandler {
         }
         let before = progress.counts();
         let bisect = delivery.attempt >= self.config.isolate_attempts_min;
-        let attempted = self.attempt(chunk, &mut progress, bisect).await;
+        let attempted = self.attempt(chunk, delivery, &mut progress, bisect).await;
         log_failures(chunk, &progress);
         let mut wake = None;
         if attempted.is_ok() && progress.is_pending() {

@@ -42,6 +42,7 @@ use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_posts::PostReader;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use adapters::Vapid;
@@ -50,6 +51,10 @@ pub use error::Error;
 pub use metrics::Metrics;
 
 use crate::{adapters::Dispatcher, chunk_lock::ChunkLocks, handler::PushHandler};
+
+/// Chunks of a lane that only wait for slow devices, for each of `chunks_in_flight_max`. They hold no place of another
+/// chunk.
+const SLOW_CHUNKS_FACTOR: usize = 8;
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -101,6 +106,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         preferences,
         ledger,
         chunk_locks: ChunkLocks::default(),
+        slow_chunks: Lane::ALL.map(|_| Semaphore::new(SLOW_CHUNKS_FACTOR * config.chunks_in_flight_max)),
         metrics,
         config: config.clone(),
     });

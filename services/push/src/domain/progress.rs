@@ -61,6 +61,7 @@ impl Recipient {
     fn is_due(&self, now: Timestamp) -> bool {
         let waiting = &self.devices.waiting;
         self.state == DeliveryState::Pending
+            && self.awaited == 0
             && (waiting.is_empty() || waiting.iter().any(|retry| retry.next_at <= now))
     }
 }

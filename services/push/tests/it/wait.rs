@@ -3,11 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use herald_mesh::{TopologyConfig, streams};
-use herald_model::{Channel, DeliveryState, Recipients, time::Timestamp};
+use herald_model::{Address, Channel, DeliveryState, Recipients, UserKey, time::Timestamp};
+use herald_push::Config;
 use herald_push_sink::InjectedFailure;
 use herald_store::{
     DeviceRetry, ExpectedRevision, Outcome, OutcomeDetails, PendingRecipient, PushFailure, Settlement,
 };
+use tokio::net::TcpListener;
 
 use crate::harness::{Herald, local, numbers, until};
 
@@ -191,4 +193,59 @@ async fn a_redriven_recipient_that_waits_continues_in_push() {
     assert_eq!(numbers(herald.settled(chunk).await), [1, 0, 0, 0, 0]);
     assert_eq!(herald.mesh.last_sequence(streams::PUSH).await.unwrap(), 2);
     assert_eq!(herald.reasons().await.len(), 1);
+}
+
+/// An endpoint that accepts connections and never responds.
+async fn silent_endpoint(herald: &Herald, user: UserKey) -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::Webhook {
+        url: format!("http://{}/", listener.local_addr().unwrap()),
+        secret: vec![1; 24],
+    };
+    let devices = &herald.stores.devices;
+    devices.register(user, address, Timestamp::now()).await.unwrap();
+    listener
+}
+
+/// A configuration under which a silent endpoint is slow for longer than a test waits.
+fn patient() -> Config {
+    Config {
+        request_timeout_ms: 60_000,
+        ..local()
+    }
+}
+
+#[tokio::test]
+async fn a_slow_device_delays_no_retry_of_its_chunk() {
+    let herald = Herald::start_with(patient(), TopologyConfig::default()).await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    let _silent = silent_endpoint(&herald, a).await;
+    herald.webhook(b, "fails-twice").await;
+    herald.sink.fail("fails-twice", failure(503, Some(2)));
+    let post = herald.post("hello").await;
+    herald.push(post, &[a, b]).await;
+    until(async || numbers(herald.counts(post).await) == [1, 0, 0, 1, 0]).await;
+    assert_eq!(herald.received(), HashMap::from([("fails-twice".to_owned(), 1)]));
+    // The request to the slow device is still in flight.
+    assert_eq!(herald.delayed_count().await, 0);
+    assert!(herald.recipients(post).await[0].waiting.is_empty());
+}
+
+#[tokio::test]
+async fn slow_devices_delay_no_other_chunk() {
+    let config = Config {
+        chunks_in_flight_max: 1,
+        ..patient()
+    };
+    let herald = Herald::start_with(config, TopologyConfig::default()).await;
+    let [a, b] = [herald.user("a").await, herald.user("b").await];
+    let _silent = silent_endpoint(&herald, a).await;
+    herald.webhook(b, "innocent").await;
+    for _ in 0..4 {
+        let slow = herald.post("slow").await;
+        herald.push(slow, &[a]).await;
+    }
+    let post = herald.post("hello").await;
+    herald.push(post, &[b]).await;
+    until(async || numbers(herald.counts(post).await) == [1, 0, 0, 0, 0]).await;
 }
