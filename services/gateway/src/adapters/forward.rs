@@ -13,7 +13,7 @@ use herald_proto::v1;
 use herald_rpc::status;
 use herald_runtime::{telemetry::error_chain, trace};
 use http::{HeaderMap, HeaderName, Request, Response, Version, header};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, server::NamedService, transport::Channel};
@@ -123,6 +123,11 @@ fn to_answer<S: Forwarded>(status: Status) -> Status {
 /// Forwards the body of a response. It ends with a status for the caller when the connection to the service breaks, or
 /// when the body is still open [`FINISH_LIMIT`] after the shutdown began.
 fn forward_body<S: Forwarded>(body: Body, shutdown: CancellationToken) -> Body {
+    // A response of headers only has its status there, and the headers must end the stream: gRPC clients in Go report an
+    // internal error if an empty body follows.
+    if body.is_end_stream() {
+        return body;
+    }
     let ended = async move {
         shutdown.cancelled().await;
         tokio::time::sleep(FINISH_LIMIT).await;
@@ -214,6 +219,20 @@ mod tests {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "SHUTTING_DOWN");
+    }
+
+    #[tokio::test]
+    async fn a_status_in_the_headers_ends_the_response() {
+        let endpoint = Endpoint::from_shared(format!("http://{}", start_server().await)).unwrap();
+        let forward = Forward::<Graph>::new(endpoint.connect_lazy(), CancellationToken::new());
+        let request = Request::post("/no.Service/Method").header(header::CONTENT_TYPE, "application/grpc");
+        let response = forward
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+        assert!(response.body().is_end_stream());
     }
 
     #[tokio::test]
