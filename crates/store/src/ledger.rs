@@ -83,6 +83,9 @@ pub struct RecipientStatus {
     /// The last failures of a dead or expired recipient's devices; of a pending recipient, the devices that failed for
     /// good.
     pub failures: Vec<DeviceFailure>,
+    /// End of the time to live of a pending recipient's push, if its chunk has recipients that waited: a redrive may
+    /// have extended it.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl RecipientStatus {
@@ -95,6 +98,7 @@ impl RecipientStatus {
             done: Vec::new(),
             waiting: Vec::new(),
             failures: Vec::new(),
+            expires_at: None,
         }
     }
 }

@@ -242,11 +242,12 @@ impl DeliveryService for DeliveryApi {
             Some(user) => super::find_user(&*self.users, user).await?,
             None => None,
         };
-        let mut channels = Vec::new();
+        let (mut channels, mut extended_to) = (Vec::new(), None);
         for channel in [Channel::Timeline, Channel::Push] {
             if let Some(key) = key
                 && let Some(status) = self.find_recipient(id, channel, key).await?
             {
+                extended_to = extended_to.max(status.expires_at);
                 channels.push(v1::ChannelRecipient {
                     channel: v1::Channel::from(channel).into(),
                     recipient: Some(recipient_to_v1(status, user_id.clone())),
@@ -256,6 +257,7 @@ impl DeliveryService for DeliveryApi {
         let post = self.reader.read_one(id).await;
         let post = post.map_err(|e| read_error_to_status(&e))?;
         let push_expires_at = post.as_ref().map(|post| post.accepted_at.plus(post.push_ttl));
+        let push_expires_at = push_expires_at.max(extended_to);
         Ok(Response::new(v1::ExplainDeliveryResponse {
             post_id,
             user_id,

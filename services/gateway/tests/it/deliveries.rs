@@ -153,6 +153,7 @@ async fn each_state_of_a_push_is_explained() {
     };
     world.stores.ledger.plan(plan).await.unwrap();
     let failure = |status: u16| PushFailure::new(&format!("webhook status {status}"), "hooks.example.org");
+    let extended_to = Timestamp::now().plus(std::time::Duration::from_hours(1_000));
     let settled = Settlement {
         post: PostId(post_id),
         channel: Channel::Push,
@@ -187,7 +188,9 @@ async fn each_state_of_a_push_is_explained() {
                         failure: failure(400),
                     }],
                 }],
-                ..OutcomeDetails::default()
+                generation: 1,
+                // As after a redrive with a new time to live.
+                expires_at: Some(extended_to),
             },
         },
         at: Timestamp::now(),
@@ -263,7 +266,13 @@ async fn each_state_of_a_push_is_explained() {
     };
     for (index, name) in names.into_iter().enumerate() {
         let explained = explain(name).await;
-        assert!(explained.planned && explained.push_expire_time.is_some());
+        assert!(explained.planned);
+        let expires_at = explained.push_expire_time.unwrap();
+        assert_eq!(
+            expires_at == herald_proto::timestamp_to_proto(extended_to),
+            name == "waiting",
+            "{name}: {expires_at}"
+        );
         assert_eq!(explained.author_id, "107");
         let [timeline, push] = &explained.channels[..] else {
             panic!("{explained:?}")

@@ -240,6 +240,7 @@ fn status(user: UserKey, state: DeliveryState, outcome: Option<&Outcome>) -> Rec
         DeliveryState::Delivered => {}
         DeliveryState::Suppressed => status.suppressed = details.suppressed(user),
         DeliveryState::Pending => {
+            status.expires_at = details.expires_at;
             if let Some(pending) = details.pending(user) {
                 status.done.clone_from(&pending.done);
                 status.waiting.clone_from(&pending.waiting);

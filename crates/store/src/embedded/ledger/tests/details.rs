@@ -95,6 +95,10 @@ fn what_is_recorded_about_recipients_is_listed() {
     assert_eq!(read(&ledger, &chunk), mixed(3));
     let listed = block_on(ledger.recipients(POST, Channel::Push, None, None, 20)).unwrap();
     let plain = |user, state| RecipientStatus::new(UserKey(user), state);
+    let pending = |user| RecipientStatus {
+        expires_at: Some(Timestamp(77)),
+        ..plain(user, DeliveryState::Pending)
+    };
     let expected = [
         plain(1, DeliveryState::Delivered),
         RecipientStatus {
@@ -112,19 +116,19 @@ fn what_is_recorded_about_recipients_is_listed() {
         },
         RecipientStatus {
             waiting: vec![retry(60, 2, "webhook status 503")],
-            ..plain(6, DeliveryState::Pending)
+            ..pending(6)
         },
         RecipientStatus {
             done: vec![DeviceId(70)],
             waiting: vec![retry(71, 1, "webhook timeout"), retry(72, 0, "webhook breaker")],
-            ..plain(7, DeliveryState::Pending)
+            ..pending(7)
         },
         RecipientStatus {
             done: vec![DeviceId(80)],
             failures: vec![refused(81)],
-            ..plain(8, DeliveryState::Pending)
+            ..pending(8)
         },
-        plain(9, DeliveryState::Pending),
+        pending(9),
     ];
     assert_eq!(listed, expected);
 }
