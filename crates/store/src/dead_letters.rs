@@ -294,8 +294,8 @@ pub struct NewOperation {
     pub rate_max: u32,
     /// Redrives only: stop after so many dead letters failed again; 0 for never.
     pub failures_max: u32,
-    /// Redrives only: time to live of the redriven pushes, from their redrive. `None` keeps the end of their time to
-    /// live.
+    /// Redrives only: time to live of the redriven pushes, from their claim. It stays with the dead letters. `None` keeps
+    /// the end of their time to live.
     pub push_ttl: Option<Duration>,
     /// Cancellations only: the redrive to cancel.
     pub target: Option<OperationId>,

@@ -1,22 +1,18 @@
 //! A new time to live for the pushes of a redriven message.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use herald_mesh::{Subject, consumers::ConsumerKind};
 use herald_model::time::Timestamp;
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk};
 use prost::{DecodeError, Message};
 
-/// Sets the end of the time to live of a message's pushes to `now + ttl`. A message without pushes stays unchanged.
+/// Sets the end of the time to live of a message's pushes. A message without pushes stays unchanged.
 pub(super) fn renew(
     kind: ConsumerKind,
     subject: Subject,
     payload: Bytes,
-    ttl: Duration,
-    now: Timestamp,
+    expires_at: Timestamp,
 ) -> Result<Bytes, DecodeError> {
-    let expires_at = now.plus(ttl);
     match (kind, subject) {
         (ConsumerKind::Push, Subject::PushDeliver(_)) => {
             let changed = PushChunk {
@@ -59,6 +55,8 @@ fn seconds_between(accepted_at_us: i64, expires_at: Timestamp) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use herald_model::Lane;
 
     use super::*;
@@ -76,7 +74,7 @@ mod tests {
         };
         let subject = Subject::PushDeliver(Lane::Low);
         let payload = chunk.encode_to_vec().into();
-        let renewed = renew(ConsumerKind::Push, subject, payload, TTL, NOW).unwrap();
+        let renewed = renew(ConsumerKind::Push, subject, payload, NOW.plus(TTL)).unwrap();
         let expected = PushChunk {
             expires_at_us: NOW.plus(TTL).0,
             ..chunk
@@ -96,14 +94,14 @@ mod tests {
         };
         let payload = Bytes::from(post.encode_to_vec());
         let subject = Subject::PostCreated(Lane::High);
-        let renewed = renew(ConsumerKind::Fanout, subject, payload.clone(), TTL, NOW).unwrap();
+        let renewed = renew(ConsumerKind::Fanout, subject, payload.clone(), NOW.plus(TTL)).unwrap();
         let expected = PostCreated {
             push_ttl_seconds: 3 * 3_600 + 1,
             ..post
         };
         assert_eq!(PostCreated::decode(renewed).unwrap(), expected);
         // The archive has no pushes.
-        let archived = renew(ConsumerKind::Archive, subject, payload.clone(), TTL, NOW).unwrap();
+        let archived = renew(ConsumerKind::Archive, subject, payload.clone(), NOW.plus(TTL)).unwrap();
         assert_eq!(archived, payload);
 
         let slice = FanoutSlice {
@@ -114,7 +112,7 @@ mod tests {
         };
         let payload = slice.encode_to_vec().into();
         let subject = Subject::Slice(Lane::High);
-        let renewed = renew(ConsumerKind::Slice, subject, payload, TTL, NOW).unwrap();
+        let renewed = renew(ConsumerKind::Slice, subject, payload, NOW.plus(TTL)).unwrap();
         let expected = FanoutSlice {
             push_ttl_seconds: 3 * 3_600 + 1,
             ..slice
@@ -126,6 +124,6 @@ mod tests {
     fn a_malformed_post_is_refused() {
         let subject = Subject::PostCreated(Lane::High);
         let payload = Bytes::from_static(&[0xff]);
-        assert!(renew(ConsumerKind::Fanout, subject, payload, TTL, NOW).is_err());
+        assert!(renew(ConsumerKind::Fanout, subject, payload, NOW.plus(TTL)).is_err());
     }
 }

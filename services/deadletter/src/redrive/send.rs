@@ -144,9 +144,16 @@ impl OperationRunner {
                 return Ok(Err("its payload is gone"));
             }
         };
-        let payload = match push_ttl {
+        let expires_at = match push_ttl {
+            Some(ttl) => Some(Timestamp::now().plus(ttl)),
+            // An earlier redrive gave the pushes a new time to live.
+            None => dead_letter
+                .pushes_expire_at
+                .filter(|at| at.0 != entry.pushes_expire_at_us),
+        };
+        let payload = match expires_at {
             None => payload,
-            Some(ttl) => match push_ttl::renew(kind, subject, payload, ttl, Timestamp::now()) {
+            Some(expires_at) => match push_ttl::renew(kind, subject, payload, expires_at) {
                 Ok(payload) => payload,
                 Err(_) => {
                     return Ok(Err(

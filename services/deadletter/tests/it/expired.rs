@@ -119,6 +119,32 @@ async fn a_redrive_gives_a_new_time_to_live() {
     service.stop().await;
 }
 
+/// Recipients of the same chunk that wait after the redrive have the new time to live too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_fails_again_keeps_its_new_time_to_live() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    let client = &service.client;
+    let expired = fail_two_chunks(&harness, client).await;
+    harness.set_verdict(Verdict::Term("status 400"));
+    let before = Timestamp::now();
+    let failed = redrive_all(client, false, Some(3_600)).await.unwrap();
+    assert_eq!(failed.redrive.unwrap().failed_count, 2);
+    harness.set_verdict(Verdict::Ack);
+
+    let preview = redrive_all(client, true, None).await.unwrap().redrive.unwrap();
+    assert_eq!((preview.selected_count, preview.expired_count), (2, 0));
+    let done = redrive_all(client, false, None).await.unwrap().redrive.unwrap();
+    assert_eq!((done.resolved_count, done.expired_count), (2, 0));
+    let received = harness.received();
+    let chunks = received
+        .iter()
+        .map(|one| PushChunk::decode(&one.payload[..]).unwrap());
+    let last = chunks.filter(|chunk| chunk.post_id == expired.post_id).last();
+    assert!(Timestamp(last.unwrap().expires_at_us) >= before.plus(Duration::from_hours(1)));
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_has_the_largest_groups_and_the_number_of_all() {
     let harness = Harness::start().await;

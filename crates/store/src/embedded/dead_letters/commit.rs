@@ -282,6 +282,9 @@ impl<'a> CommitBatch<'a> {
             progress.redrive = Some(operation.id);
             progress.redrive_sequence = 0;
             progress.updated_at = at;
+            if let Some(ttl) = operation.what.push_ttl {
+                progress.pushes_expire_at = Some(at.plus(ttl));
+            }
             operation.redrive_after = redrive_after;
         })?;
         let claimed = step.dead_letters.iter();

@@ -16,6 +16,8 @@ pub(super) struct Progress {
     pub(super) operations: Vec<OperationId>,
     pub(super) redrive_sequence: u64,
     pub(super) updated_at: Timestamp,
+    /// The end that a redrive gave to the pushes' time to live; `None` for the one that the dead letter was inserted with.
+    pub(super) pushes_expire_at: Option<Timestamp>,
 }
 
 /// The stored row of [`Progress`].
@@ -33,6 +35,8 @@ struct ProgressRow {
     redrive_sequence: u64,
     #[prost(int64, tag = "6")]
     updated_at: i64,
+    #[prost(int64, optional, tag = "7")]
+    pushes_expire_at: Option<i64>,
 }
 
 impl Progress {
@@ -45,6 +49,7 @@ impl Progress {
             operations: dead_letter.operations.clone(),
             redrive_sequence: dead_letter.redrive_sequence,
             updated_at: dead_letter.updated_at,
+            pushes_expire_at: dead_letter.pushes_expire_at,
         }
     }
 
@@ -56,6 +61,10 @@ impl Progress {
         dead_letter.operations = self.operations;
         dead_letter.redrive_sequence = self.redrive_sequence;
         dead_letter.updated_at = self.updated_at;
+        // A dead letter without pushes stays without.
+        if dead_letter.pushes_expire_at.is_some() && self.pushes_expire_at.is_some() {
+            dead_letter.pushes_expire_at = self.pushes_expire_at;
+        }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -66,6 +75,7 @@ impl Progress {
             operations: self.operations.iter().map(|operation| operation.0).collect(),
             redrive_sequence: self.redrive_sequence,
             updated_at: self.updated_at.0,
+            pushes_expire_at: self.pushes_expire_at.map(|at| at.0),
         }
         .encode_to_vec()
     }
@@ -79,6 +89,7 @@ impl Progress {
             operations: row.operations.into_iter().map(OperationId).collect(),
             redrive_sequence: row.redrive_sequence,
             updated_at: Timestamp(row.updated_at),
+            pushes_expire_at: row.pushes_expire_at.map(Timestamp),
         })
     }
 }

@@ -95,4 +95,27 @@ async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired() {
     assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
     let stored = dead_letters.operation(begun.id).await.unwrap().unwrap();
     assert_eq!(stored.what, request);
+
+    // It stays when they fail again.
+    for id in 1..=10 {
+        dead_letters.reopen(&failed_again(id, 2)).await.unwrap();
+    }
+    drop(dead_letters);
+    store.reopen();
+    let dead_letters = open(&store);
+    let begun = dead_letters
+        .begin(&operation(OperationKind::Redrive), &versions(1..=10, 2))
+        .await
+        .unwrap();
+    let step = dead_letters
+        .claim(begun.id, 10, 0, after_seconds(100))
+        .await
+        .unwrap();
+    assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
+    let extended_to = Some(after_seconds(9 + 3_600));
+    assert!(
+        step.dead_letters
+            .iter()
+            .all(|dead_letter| dead_letter.pushes_expire_at == extended_to)
+    );
 }
