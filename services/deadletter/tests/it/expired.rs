@@ -137,10 +137,10 @@ async fn a_dead_letter_that_fails_again_keeps_its_new_time_to_live() {
     let done = redrive_all(client, false, None).await.unwrap().redrive.unwrap();
     assert_eq!((done.resolved_count, done.expired_count), (2, 0));
     let received = harness.received();
-    let chunks = received
+    let mut chunks = received
         .iter()
         .map(|one| PushChunk::decode(&one.payload[..]).unwrap());
-    let last = chunks.filter(|chunk| chunk.post_id == expired.post_id).last();
+    let last = chunks.rfind(|chunk| chunk.post_id == expired.post_id);
     assert!(Timestamp(last.unwrap().expires_at_us) >= before.plus(Duration::from_hours(1)));
     service.stop().await;
 }
