@@ -6,13 +6,18 @@ use std::{
     num::{IntErrorKind, ParseFloatError, ParseIntError},
 };
 
-/// clap's text of an error. The texts of Rust's parsers are replaced by what is expected.
+use herald_cli::failure::printable;
+
+/// clap's text of an error. The texts of Rust's parsers are replaced by what is expected. Arguments can be untrusted, such
+/// as user ids: a text with characters to escape is without colours.
 pub(crate) fn text(error: &clap::Error, ansi: bool) -> String {
     let rendered = error.render();
-    let text = if ansi {
+    let plain = rendered.to_string();
+    let escaped = plain.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+    let text = if ansi && escaped == plain {
         rendered.ansi().to_string()
     } else {
-        rendered.to_string()
+        escaped
     };
     let Some(source) = error.source() else {
         return text;
@@ -86,5 +91,24 @@ mod tests {
             error(&["dlq", "show", "0"]),
             "error: invalid value '0' for '<DEAD_LETTER>': expected at least 1"
         );
+    }
+
+    #[test]
+    fn arguments_are_escaped() {
+        let expected = r"error: unrecognized subcommand 'a\u{202e}b'";
+        assert_eq!(error(&["posts", "a\u{202e}b"]), expected);
+        let Err(error) = Cli::try_parse_from(["herald", "posts", "a\u{202e}b"]) else {
+            panic!("the arguments are valid")
+        };
+        assert!(text(&error, true).starts_with(expected));
+    }
+
+    #[test]
+    fn a_delete_without_a_guard_names_both_ways() {
+        let Err(error) = Cli::try_parse_from(["herald", "delete", "17"]) else {
+            panic!("the arguments are valid")
+        };
+        let text = text(&error, false);
+        assert!(text.contains("<--author <USER>|--any-author>"), "{text}");
     }
 }

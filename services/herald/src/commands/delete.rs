@@ -1,5 +1,6 @@
 //! `herald delete`
 
+use clap::ArgGroup;
 use herald_cli::{context::Context, failure::Failure, output::Show};
 use herald_proto::v1::DeletePostRequest;
 use serde::Serialize;
@@ -16,23 +17,18 @@ Examples:
 /// The post disappears from all timelines at once, and its unsent pushes are suppressed. Deleting a deleted post
 /// succeeds.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, group = ArgGroup::new("guard").required(true))]
 pub(crate) struct Args {
     /// The id of the post
     #[arg(value_name = "POST")]
     post_id: u64,
 
     /// The author; the server rejects the request if the post has another author
-    #[arg(
-        long,
-        short = 'a',
-        value_name = "USER",
-        required_unless_present = "any_author"
-    )]
+    #[arg(long, short = 'a', value_name = "USER", group = "guard")]
     author: Option<String>,
 
     /// Delete the post of any author
-    #[arg(long, conflicts_with = "author")]
+    #[arg(long, group = "guard")]
     any_author: bool,
 }
 
