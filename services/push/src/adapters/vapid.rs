@@ -92,9 +92,9 @@ impl Vapid {
         };
         if bound.as_deref() != Some(vapid.public_key()) {
             match devices.set_vapid_key(vapid.public_key()).await {
-                // A full disk must not keep the process from starting: it serves reads, and says that it isn't ready.
-                Err(error) if error.kind() == ErrorKind::Full => {
-                    warn!(%error, "the VAPID key is not recorded; the next start records it");
+                // The server starts and tells that its disk is full. The next start records the key.
+                Err(error) if error.kind() == ErrorKind::Full && bound.is_none() => {
+                    warn!(%error, "the VAPID key can't be recorded yet");
                 }
                 recorded => recorded?,
             }
@@ -375,6 +375,25 @@ mod tests {
             devices.register(UserKey(1), address, Timestamp(1)).await.unwrap();
         }
         (store, vapid)
+    }
+
+    #[tokio::test]
+    async fn a_first_start_on_a_full_disk_records_the_key_later() {
+        let directory = tempfile::tempdir().unwrap();
+        for disk_free_mb_min in [1 << 34, 0] {
+            let store = Embedded::open(&embedded::Config {
+                data_dir: directory.path().join("store"),
+                disk_free_mb_min,
+                ..embedded::Config::default()
+            });
+            let devices = store.unwrap().stores().devices;
+            let vapid = Vapid::open(&Config::default(), directory.path(), &*devices)
+                .await
+                .unwrap();
+            let recorded = devices.vapid_key().await.unwrap();
+            let expected = (disk_free_mb_min == 0).then(|| vapid.public_key().to_vec());
+            assert_eq!(recorded, expected);
+        }
     }
 
     #[tokio::test]
