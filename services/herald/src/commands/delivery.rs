@@ -249,7 +249,7 @@ impl Show for PostDelivery {
         for (channel, states) in &self.channels {
             let reasons = states.suppressed_counts.iter();
             let reasons: Vec<_> = reasons
-                .map(|(reason, number)| format!("{} {}", reason.replace('_', " "), count(*number)))
+                .map(|(reason, number)| format!("{}: {}", reason.replace('_', " "), count(*number)))
                 .collect();
             if !reasons.is_empty() {
                 let _ = write!(text, "\n\nsuppressed ({channel}): {}", reasons.join(", "));

@@ -191,7 +191,10 @@ async fn a_delivery_is_counted_by_channel() {
     );
     let text = herald(&server.url, &["delivery", "17"]).await.ok().stdout;
     assert!(text.contains("CHANNEL") && text.contains("1,045"), "{text}");
-    assert!(text.contains("suppressed (push): no device 2, muted 1"), "{text}");
+    assert!(
+        text.contains("suppressed (push): no device: 2, muted: 1"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
