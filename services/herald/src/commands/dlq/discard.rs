@@ -32,9 +32,6 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Print the number and groups of the selected dead letters; change nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
@@ -42,6 +39,10 @@ pub(crate) struct Args {
     /// Skip the confirmation
     #[arg(long, short = 'y')]
     yes: bool,
+
+    // Last, because its heading also applies to the arguments after it.
+    #[command(flatten)]
+    selection: Selection,
 }
 
 #[derive(Debug, Serialize)]

@@ -30,9 +30,6 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    filter: Filter,
-
     /// Count dead letters in all states, not only open ones
     #[arg(long)]
     any_state: bool,
@@ -45,6 +42,10 @@ pub(crate) struct Args {
         allow_negative_numbers = true
     )]
     page_size: i32,
+
+    // Last, because its heading also applies to the arguments after it.
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Debug, Serialize)]

@@ -38,9 +38,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STATE", value_enum, default_value_t = State::Open)]
     state: State,
 
-    #[command(flatten)]
-    filter: Filter,
-
     /// List the oldest first
     #[arg(long)]
     oldest_first: bool,
@@ -61,6 +58,10 @@ pub(crate) struct Args {
     /// Print all pages; with --output json one object per page
     #[arg(long)]
     all: bool,
+
+    // Last, because its heading also applies to the arguments after it.
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

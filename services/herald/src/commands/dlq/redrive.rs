@@ -45,9 +45,6 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Print the number and groups of the selected dead letters; change nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
@@ -64,6 +61,10 @@ pub(crate) struct Args {
     /// Stop after this number of failures; 0 means no limit and no slow start
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     max_failures: u32,
+
+    // Last, because its heading also applies to the arguments after it.
+    #[command(flatten)]
+    selection: Selection,
 }
 
 /// Cancel a redrive; dead letters in flight complete, unsent ones stay open
