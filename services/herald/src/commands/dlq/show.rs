@@ -105,7 +105,7 @@ impl Show for DeadLetterDetails {
             ("redrives", dead_letter.redrive_count.to_string()),
             ("post", post),
             ("channel", or_dash(dead_letter.channel)),
-            ("pushes expire", or_dash(dead_letter.push_expire_time.as_deref())),
+            ("expires", or_dash(dead_letter.push_expire_time.as_deref())),
             ("lane", or_dash(dead_letter.lane)),
             ("trace", or_dash(dead_letter.trace_id.as_deref())),
             (
