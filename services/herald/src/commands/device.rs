@@ -5,8 +5,8 @@ use std::{io, time::Duration};
 use clap::{Subcommand, ValueHint};
 use herald_cli::{
     context::Context,
-    failure::{Failure, printable},
-    output::{Show, Table},
+    failure::{Failure, Kind, printable},
+    output::{Show, Table, shell_quoted},
     time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
@@ -15,6 +15,7 @@ use herald_proto::v1::{
 };
 use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
+use tonic::Status;
 
 /// Largest standard input. A subscription has about 500 bytes, a secret less than 100.
 const STDIN_BYTES_MAX: u64 = 64 << 10;
@@ -355,12 +356,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         }
         Action::Enable { user_id, device_id } => {
             let client = context.client().await?;
+            let hint = list_hint(&user_id);
             let request = client.request(EnableDeviceRequest { user_id, device_id });
-            let response = client.devices().enable_device(request).await?.into_inner();
-            let device = response.device.ok_or_else(no_device)?;
+            let response = client.devices().enable_device(request).await.map_err(hint)?;
+            let device = response.into_inner().device.ok_or_else(no_device)?;
             context.output.show(&DeviceOutput::from(device))
         }
         Action::RotateSecret(args) => {
+            let hint = list_hint(&args.user_id);
             let request = RotateWebhookSecretRequest {
                 user_id: args.user_id,
                 device_id: args.device_id,
@@ -372,9 +375,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             let response = client
                 .devices()
                 .rotate_webhook_secret(request)
-                .await?
-                .into_inner();
-            let device = response.device.ok_or_else(no_device)?;
+                .await
+                .map_err(hint)?;
+            let device = response.into_inner().device.ok_or_else(no_device)?;
             context.output.show(&DeviceOutput::from(device))
         }
         Action::Remove { user_id, device_id } => {
@@ -386,12 +389,28 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             client
                 .devices()
                 .unregister_device(client.request(request))
-                .await?;
+                .await
+                .map_err(list_hint(&user_id))?;
             context.output.show(&Removal {
                 user_id,
                 device_id,
                 removed: true,
             })
+        }
+    }
+}
+
+/// Turns the answer to a call about one device into a failure; for a missing device it says how to find the right id.
+fn list_hint(user_id: &str) -> impl FnOnce(Status) -> Failure + use<> {
+    let hint = format!(
+        "list the user's devices with `herald device list {}`",
+        shell_quoted(user_id)
+    );
+    move |status| {
+        let failure = Failure::from(status);
+        match failure.kind() {
+            Kind::NotFound => failure.hint(hint),
+            _ => failure,
         }
     }
 }
