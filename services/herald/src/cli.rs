@@ -23,8 +23,10 @@ over gRPC.";
 
 const AFTER: &str = "\
 Exit codes:
-  0  success; also when Ctrl-C ended a stream, or the reader of standard output closed it
-  1  the server rejected the request, the command failed, or an audit, import or redrive had failures
+  0  success; also when Ctrl-C ended a stream, or the reader of standard output
+     closed it
+  1  the server rejected the request, the command failed, or an audit, import or
+     redrive had failures
   2  the command line is invalid, or the server rejected a value as invalid
   3  the server can't be reached or is unavailable
   4  the post, device, user or dead letter doesn't exist

@@ -31,7 +31,10 @@ enum Action {
     /// Print all keys as TOML, or as JSON with --output json; secrets are hidden
     #[command(after_long_help = EXAMPLES)]
     Print(Box<Settings>),
-    /// Check all that a start checks, and start nothing; the error names the invalid key and its layer
+    /// Check the settings, and the files and directories that they name, as a start does
+    ///
+    /// Starts nothing. The error names the invalid key and its layer. It is not checked whether the ports are free, or
+    /// whether another server has the data directory open.
     #[command(after_long_help = EXAMPLES)]
     Check(Box<Settings>),
 }
