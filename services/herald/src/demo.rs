@@ -5,7 +5,7 @@ use std::time::Duration;
 use herald_cli::{
     client::Client,
     failure::{Failure, Kind},
-    output::Output,
+    output::{Output, count},
 };
 use herald_proto::v1::{
     self, Device, ListDevicesRequest, Webhook, device::Address as Listed, register_device_request::Address,
@@ -113,7 +113,10 @@ async fn register(client: &Client, sink: &Sink) -> Result<Device, Failure> {
 /// Imports the graph, then submits posts until the future is dropped.
 async fn import_and_post(client: &Client, output: Output) -> Result<(), Failure> {
     let edges: Vec<(&str, &str)> = EDGES.lines().filter_map(|line| line.split_once(' ')).collect();
-    output.note(&format!("demo: importing {} follows", 2 * edges.len()));
+    output.note(&format!(
+        "demo: importing {} follows",
+        count(2 * edges.len() as u64)
+    ));
     let batches: Vec<_> = edges
         .chunks(IMPORT_BATCH / 2)
         .map(|part| v1::ImportFollowsRequest {
@@ -131,7 +134,8 @@ async fn import_and_post(client: &Client, output: Output) -> Result<(), Failure>
         .into_inner();
     output.note(&format!(
         "demo: {} follows imported, {} unchanged; submitting 10 posts per second",
-        loaded.imported_count, loaded.unchanged_count
+        count(loaded.imported_count),
+        count(loaded.unchanged_count)
     ));
     let mut ticks = tokio::time::interval(POST_INTERVAL);
     loop {
