@@ -295,8 +295,7 @@ async fn run_job(
         let verdict = dispatcher.send(&push, &recipient, &device).await;
         herald_failpoints::point!("push.sent");
         let provider = dispatcher.provider(&device);
-        update_device(&*devices, &metrics, &device, provider, verdict, failing_days_max).await;
-        verdict
+        update_device(&*devices, &metrics, &device, provider, verdict, failing_days_max).await
     };
     let verdict = AssertUnwindSafe(sending).catch_unwind().await;
     let panicked = |_| Verdict::Retry {

@@ -134,7 +134,12 @@ async fn a_late_response_does_not_change_a_device_that_was_renewed_meanwhile() {
         let renewed = register().await.unwrap();
         let response = b"HTTP/1.1 410 Gone\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         connection.write_all(response).await.unwrap();
-        herald.settled(chunk).await;
+        // The push is tried again on the new registration.
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connection.read_u8().await.unwrap();
+        let response = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        connection.write_all(response).await.unwrap();
+        assert_eq!(herald.settled(chunk).await.delivered, 1);
         assert_eq!(devices(&herald, user).await, [renewed]);
     }
 }
