@@ -15,8 +15,10 @@ use crate::{adapters::Watchers, domain::isolated_reason, error::DeliverError};
 /// Time that a backfill waits in the handler for the archive, which is usually milliseconds behind. Then it waits in the
 /// delay queue, where it holds no place of the lane.
 const HANDLER_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Interval between two readings of the archive's progress.
-const READ_INTERVAL: Duration = Duration::from_millis(50);
+/// Bounds of the interval between two readings of the archive's progress; it doubles. Each waiting backfill asks the
+/// broker.
+const READ_INTERVAL_MIN: Duration = Duration::from_millis(50);
+const READ_INTERVAL_MAX: Duration = Duration::from_millis(500);
 /// Bounds of a wait in the delay queue; each wait is twice as long as the one before.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -70,6 +72,7 @@ impl Backfiller {
     /// backfill continues from the delay queue, or waits here while that can't take it.
     async fn wait_for_archive(&self, delivery: &Delivery, sequence: u64) -> Result<(), Disposition> {
         let started = Instant::now();
+        let mut interval = READ_INTERVAL_MIN;
         loop {
             let archived = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
             if archived >= sequence {
@@ -85,7 +88,8 @@ impl Backfiller {
                     failed: None,
                 }));
             }
-            tokio::time::sleep(READ_INTERVAL).await;
+            tokio::time::sleep(interval).await;
+            interval = (2 * interval).min(READ_INTERVAL_MAX);
         }
     }
 
