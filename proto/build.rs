@@ -2,10 +2,8 @@
 
 use std::{env, fs, path::Path};
 
-/// The public API, with the types of its error details.
+/// The public API.
 const API: &[&str] = &[
-    "google/rpc/error_details.proto",
-    "google/rpc/status.proto",
     "herald/v1/analytics.proto",
     "herald/v1/audit.proto",
     "herald/v1/deadletter.proto",

@@ -49,12 +49,14 @@ pub async fn with_health(routes: Routes, services: &[&str], shutdown: &Cancellat
     routes.add_service(service)
 }
 
-/// Adds server reflection v1 and, for older clients, v1alpha. `descriptors` is an encoded file descriptor set.
+/// Adds server reflection v1 and, for older clients, v1alpha. `descriptors` is an encoded file descriptor set. Health
+/// and the types of error details (`google.rpc`) are added to it.
 pub fn with_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Routes, Error> {
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(descriptors)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Ok(routes
         .add_service(builder().build_v1()?)
