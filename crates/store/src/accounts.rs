@@ -29,6 +29,9 @@ pub trait Users: Send + Sync {
 
     /// Reads the ids of users; `None` for a key that does not exist.
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>>;
+
+    /// Reads the greatest key; `None` without users. Keys are dense, so all keys are 1 to this one.
+    async fn last_key(&self) -> Result<Option<UserKey>>;
 }
 
 /// Time for which a webhook secret that was replaced by a registration signs pushes too.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 
-use crate::{DeadLetterGroups, Result};
+use crate::{DeadLetterGroups, Fence, Result};
 
 /// Id of a dead letter: the sequence of its first message in the DLQ stream. Ids ascend in order of arrival.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -408,7 +408,7 @@ pub trait DeadLetters: Send + Sync {
     /// their number.
     async fn groups(&self, filter: &DeadLetterFilter) -> Result<DeadLetterGroups>;
 
-    /// Counts the dead letters in a state. Must be cheap: it is called for metrics.
+    /// Counts the dead letters in a state, for metrics. An engine may answer with a count of up to 10 s ago.
     async fn count(&self, state: DeadLetterState) -> Result<u64>;
 
     /// Records an operation and the dead letters that it selected, for [`claim`](Self::claim) or
@@ -420,12 +420,15 @@ pub trait DeadLetters: Send + Sync {
     /// round become `Redriving` in the next round and are returned, to be published; the others are skipped.
     /// `redrive_after` is the last sequence of REDRIVE before the call: after a crash, the copies of claimed dead
     /// letters are searched for after it. Returns no dead letters if the operation is not running or has none left.
+    ///
+    /// [`Fenced`](crate::ErrorKind::Fenced) if the lease of the caller has ended or belongs to a newer holder.
     async fn claim(
         &self,
         operation: OperationId,
         limit: usize,
         redrive_after: u64,
         at: Timestamp,
+        fence: &Fence,
     ) -> Result<Step>;
 
     /// Records the sequences in REDRIVE of claimed dead letters. Ignores those that this operation did not claim in

@@ -20,6 +20,10 @@ pub enum ErrorKind {
     LimitExceeded,
     /// The row changed since the caller read it. Read it again, then retry.
     Conflict,
+    /// Another worker has claimed the row, and its lease has not ended. Retry later.
+    Claimed,
+    /// The lease that guards this write belongs to a newer holder. Stop the work that it guards.
+    Fenced,
     /// The arguments are invalid: a bug of the caller.
     Invalid,
     /// Stored data can't be decoded, contradicts itself or has another format. An operator must act; a retry does not
@@ -81,9 +85,12 @@ impl std::error::Error for Error {
 impl Classify for Error {
     fn class(&self) -> FailureClass {
         match self.kind {
-            ErrorKind::Unavailable | ErrorKind::Full | ErrorKind::Conflict | ErrorKind::Locked => {
-                FailureClass::Transient
-            }
+            ErrorKind::Unavailable
+            | ErrorKind::Full
+            | ErrorKind::Conflict
+            | ErrorKind::Claimed
+            | ErrorKind::Fenced
+            | ErrorKind::Locked => FailureClass::Transient,
             ErrorKind::HistoryTrimmed
             | ErrorKind::LimitExceeded
             | ErrorKind::Invalid
@@ -102,6 +109,8 @@ mod tests {
             (ErrorKind::Unavailable, FailureClass::Transient),
             (ErrorKind::Full, FailureClass::Transient),
             (ErrorKind::Conflict, FailureClass::Transient),
+            (ErrorKind::Claimed, FailureClass::Transient),
+            (ErrorKind::Fenced, FailureClass::Transient),
             (ErrorKind::Locked, FailureClass::Transient),
             (ErrorKind::HistoryTrimmed, FailureClass::Permanent),
             (ErrorKind::LimitExceeded, FailureClass::Permanent),

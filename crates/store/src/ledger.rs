@@ -1,5 +1,7 @@
 //! The delivery ledger: planned and recorded deliveries of each post.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use herald_model::{
     Channel, ChunkId, DeliveryState, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp,
@@ -21,6 +23,8 @@ pub struct ChunkPlan {
 pub struct SlicePlan {
     /// The post.
     pub post: PostId,
+    /// The author of the post.
+    pub author: UserKey,
     /// Index of the slice, from 0.
     pub slice: u32,
     /// Follow version at which the followers were read; the same for all slices of a post.
@@ -232,7 +236,7 @@ pub trait Ledger: Send + Sync {
     async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan>;
 
     /// Records the outcome of a chunk and returns the chunk's revision. Durable on return. An outcome equal to the
-    /// recorded one keeps the revision.
+    /// recorded one keeps the revision. Ends the claim of the chunk.
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is at another revision than expected,
     /// [`Invalid`](crate::ErrorKind::Invalid) for [`ExpectedRevision::Any`] with an outcome other than
@@ -243,10 +247,36 @@ pub trait Ledger: Send + Sync {
     /// on return. A worker calls it before it sends anything that can't be taken back, and sends nothing when it fails:
     /// the outcome could not be recorded either, or another worker has the chunk.
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is not at revision `base`; 0 if nothing is recorded. An
-    /// engine that several machines share may add a lease: until it ends or the chunk is settled, other workers'
-    /// claims are conflicts.
-    async fn claim(&self, post: PostId, channel: Channel, chunk: ChunkId, base: u64) -> Result<u64>;
+    /// The claim lasts for `lease`, by the clock of the store; until then, or until the chunk is settled, no one else
+    /// can claim it. The worker counts the lease from before the call, extends it in time
+    /// ([`extend_claim`](Self::extend_claim)), and sends nothing after its end.
+    ///
+    /// [`Claimed`](crate::ErrorKind::Claimed) while another claim lasts.
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is not at revision `base`; 0 if nothing is recorded.
+    async fn claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        base: u64,
+        lease: Duration,
+    ) -> Result<u64>;
+
+    /// Extends the claim that returned `revision`: it lasts for `lease` from now.
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is at another revision, or the claim was released.
+    async fn extend_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+        lease: Duration,
+    ) -> Result<()>;
+
+    /// Ends the claim that returned `revision` before its lease does, without an outcome. Does nothing if the chunk is
+    /// at another revision.
+    async fn release_claim(&self, post: PostId, channel: Channel, chunk: ChunkId, revision: u64) -> Result<()>;
 
     /// Marks the pending recipients of a dead message's chunk dead, except those with a delivered device, who are
     /// marked delivered. Recipients that wait in a later generation than the message's stay pending: a copy of the

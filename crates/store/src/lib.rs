@@ -10,6 +10,7 @@
 //! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push, deadletter |
 //! | [`Totals`] | delivery counts by post and by hour | analytics |
 //! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
+//! | [`Leases`] | who does what only one process may do | deadletter, analytics |
 //!
 //! # Contract of every engine
 //!
@@ -41,7 +42,9 @@ mod dead_letters;
 pub mod embedded;
 mod error;
 mod follows;
+mod leases;
 mod ledger;
+mod maintenance;
 mod outcome;
 mod posts;
 mod timelines;
@@ -64,17 +67,19 @@ pub use error::{Error, ErrorKind, Result};
 pub use follows::{
     FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,
 };
+pub use leases::{Fence, Leases};
 pub use ledger::{
     ChannelCounts, ChunkPlan, ChunkState, DeadMessage, ExpectedRevision, Ledger, MarkedDead, PlannedSlice,
     PostCounts, PostPlan, RecipientStatus, RecordedOutcome, Settlement, SlicePlan, SuppressedCounts,
 };
+pub use maintenance::{Health, RETENTION_LEASE, Retention};
 pub use outcome::{
     DeviceFailure, DeviceRetry, FailedRecipient, Outcome, OutcomeDetails, PendingRecipient, PushFailure,
     SettledCounts, SuppressedReason,
 };
 pub use posts::{Archived, Posts};
-pub use timelines::Timelines;
-pub use totals::{ChunkRef, Counted, Counts, PostTotals, Totals, TotalsBatch};
+pub use timelines::{Delivered, Rebuilt, TimelineEntries, TimelinePage, Timelines};
+pub use totals::{ChunkRef, Counted, Counts, IntendedFile, PostTotals, Totals, TotalsBatch};
 
 /// Resolves with `Ok` when a write that is already readable is durable. Dropping the future does not cancel the write.
 pub type Durable = BoxFuture<'static, Result<()>>;
@@ -100,4 +105,10 @@ pub struct Stores {
     pub totals: Arc<dyn Totals>,
     /// Dead letters and their operations.
     pub dead_letters: Arc<dyn DeadLetters>,
+    /// Leases of work that only one process may do.
+    pub leases: Arc<dyn Leases>,
+    /// Removes data past its retention.
+    pub retention: Arc<dyn Retention>,
+    /// Whether the engine can be used now.
+    pub health: Arc<dyn Health>,
 }

@@ -177,11 +177,15 @@ pub enum SuppressedReason {
     DeviceDisabled = 6,
     /// The recipient has no user id.
     UnknownUser = 7,
+    /// The recipient has not read the timeline for a long time. It is rebuilt when the recipient reads it again.
+    Inactive = 8,
+    /// The recipient follows so many authors that the timeline gets only a part of their posts.
+    Drowning = 9,
 }
 
 impl SuppressedReason {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::NoDevice,
         Self::Muted,
         Self::PushOff,
@@ -189,6 +193,8 @@ impl SuppressedReason {
         Self::DeviceGone,
         Self::DeviceDisabled,
         Self::UnknownUser,
+        Self::Inactive,
+        Self::Drowning,
     ];
 }
 

@@ -3,7 +3,43 @@
 use async_trait::async_trait;
 use herald_model::{PostId, Recipients, UserKey};
 
-use crate::{Durable, Result};
+use crate::{Durable, Result, SuppressedReason};
+
+/// A post that was added to timelines.
+pub struct Delivered {
+    /// The recipients whose timelines don't get the post, by reason: [`Inactive`](SuppressedReason::Inactive) or
+    /// [`Drowning`](SuppressedReason::Drowning). The sets don't overlap; none is empty.
+    pub suppressed: Vec<(SuppressedReason, Recipients)>,
+    /// Resolves when the post is durable on the timelines of all other recipients.
+    pub durable: Durable,
+}
+
+/// A page of a timeline.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimelinePage {
+    /// Posts, newest (greatest id) first.
+    pub posts: Vec<PostId>,
+    /// Whether posts can be missing because the timeline is being rebuilt. Read it again later.
+    pub rebuilding: bool,
+}
+
+/// All entries of a timeline, for audits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimelineEntries {
+    /// The posts in ascending order, without repeats.
+    pub posts: Vec<PostId>,
+    /// Whether the timeline has every delivered post. `false` for one that is rebuilt when its user reads it.
+    pub complete: bool,
+}
+
+/// What a rebuild of timelines wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// Number of timelines that are complete now and were not before.
+    pub timelines: u64,
+    /// Number of entries that were missing and are written.
+    pub entries: u64,
+}
 
 /// The posts that were delivered to each follower.
 ///
@@ -14,16 +50,20 @@ use crate::{Durable, Result};
 #[async_trait]
 pub trait Timelines: Send + Sync {
     /// Adds a post to the timelines of its recipients. On return [`newest`](Self::newest) shows it; it is durable when
-    /// the returned future resolves. Not atomic: a read during the call can see the post on some timelines only. Waits
-    /// while too many deliveries are not written yet (back-pressure).
+    /// [`Delivered::durable`] resolves. Not atomic: a read during the call can see the post on some timelines only.
+    /// Waits while too many deliveries are not written yet (back-pressure).
     ///
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) for a post id greater than 2^56 − 1.
-    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable>;
+    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered>;
 
-    /// Lists up to `limit` posts of a timeline that are less than `before`, newest (greatest id) first.
-    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
+    /// Lists up to `limit` posts of a timeline that are less than `before`, newest (greatest id) first. Counts as a
+    /// read by the user: an inactive user becomes active, and an incomplete timeline is rebuilt.
+    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage>;
 
-    /// Lists up to `limit` users greater than `after` that have durable deliveries, ascending, each with all its posts
-    /// in ascending order without repeats. For audits: it reads durable data only.
-    async fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>>;
+    /// Reads the whole timelines of users. For audits: it reads durable data only, and is no read by the user.
+    async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>>;
+
+    /// Writes what is missing on the timelines of users. Durable on return. An engine whose timelines are records, not a
+    /// view, has nothing to rebuild.
+    async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt>;
 }

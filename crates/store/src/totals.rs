@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use async_trait::async_trait;
 use herald_model::{Channel, ChunkId, PostId, UserKey};
 
-use crate::{Result, SettledCounts};
+use crate::{Fence, Result, SettledCounts};
 
 /// Counts, or a change of counts. A change can be negative: a redrive moves recipients from dead to delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,11 +91,24 @@ pub struct TotalsBatch {
     pub chunks: Vec<(ChunkRef, Counted)>,
 }
 
+/// A file that is announced, and neither committed nor abandoned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntendedFile {
+    /// Name of the file.
+    pub file: String,
+    /// The lease of the writer that announced it.
+    pub owner: Fence,
+    /// Whether that lease has ended: the writer is gone, and can't commit the file any more.
+    pub orphaned: bool,
+}
+
 /// Delivery counts by post and by hour. Each message and each revision of a chunk is counted once.
 ///
 /// Protocol: [`intend`](Self::intend) announces a file before it is written; [`commit`](Self::commit) counts its
-/// messages and marks them as seen in one atomic write afterwards. A file that was announced but not committed is the
-/// rest of a crash: delete it at the next start, then [`abandon`](Self::abandon) it. Its messages are redelivered.
+/// messages and marks them as seen in one atomic write afterwards. Each writer holds a lease of its own
+/// ([`Leases`](crate::Leases)). A file whose writer failed is deleted by that writer; one whose writer is gone is
+/// *orphaned*, and any other writer deletes it: [`abandon`](Self::abandon) it, then delete it. Its messages are
+/// redelivered.
 #[async_trait]
 pub trait Totals: Send + Sync {
     /// Reads for each message whether it is committed.
@@ -104,20 +117,23 @@ pub trait Totals: Send + Sync {
     /// Reads what the totals include of each chunk. Retained for twice the ledger's retention.
     async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>>;
 
-    /// Announces a file. Durable on return.
-    async fn intend(&self, file: &str) -> Result<()>;
+    /// Announces a file of the holder of a lease. Durable on return. [`Fenced`](crate::ErrorKind::Fenced) if the lease
+    /// has ended or belongs to a newer holder.
+    async fn intend(&self, file: &str, owner: &Fence) -> Result<()>;
 
-    /// Lists the files that were announced and neither committed nor abandoned.
-    async fn intended(&self) -> Result<Vec<String>>;
+    /// Lists the files that were announced and neither committed nor abandoned, with their writers.
+    async fn intended(&self) -> Result<Vec<IntendedFile>>;
 
-    /// Clears the announcement of a file, after the file was deleted. Durable on return.
-    async fn abandon(&self, file: &str) -> Result<()>;
+    /// Clears the announcement of a file: a later commit of it is refused. Durable on return. Call it before the file
+    /// is deleted. Returns whether it was announced.
+    async fn abandon(&self, file: &str) -> Result<bool>;
 
     /// Adds counts, marks messages as seen and clears the announcement of the file. All or nothing, durable on return.
     ///
     /// If all messages of the file were committed before, nothing changes and the announcement stays.
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if only some of them were.
     /// [`Conflict`](crate::ErrorKind::Conflict) if the totals already include a chunk's revision or a later one.
+    /// [`Fenced`](crate::ErrorKind::Fenced) if the file is not announced: another writer has abandoned it.
     async fn commit(&self, batch: &TotalsBatch) -> Result<()>;
 
     /// Reads the totals of a post; `None` if nothing was counted for it.

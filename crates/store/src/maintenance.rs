@@ -1,0 +1,28 @@
+//! Retention and health of a store.
+
+use async_trait::async_trait;
+use herald_model::time::Timestamp;
+
+use crate::Result;
+
+/// Removes data whose retention has ended.
+#[async_trait]
+pub trait Retention: Send + Sync {
+    /// Removes what is past its retention at `now`: follow history, request ids, posts on timelines, ledger rows, chunk
+    /// counts, dead letters and operations. Safe to call from several processes, but one at a time does all the work:
+    /// the holder of the lease [`RETENTION_LEASE`]. Called once a minute.
+    async fn trim(&self, now: Timestamp) -> Result<()>;
+}
+
+/// Name of the lease of the process that calls [`Retention::trim`].
+pub const RETENTION_LEASE: &str = "retention";
+
+/// Whether a store can be used now, for readiness.
+#[async_trait]
+pub trait Health: Send + Sync {
+    /// Checks that records can be read and written.
+    async fn records(&self) -> Result<()>;
+
+    /// Checks that timelines can be read and written.
+    async fn timelines(&self) -> Result<()>;
+}
