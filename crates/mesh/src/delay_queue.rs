@@ -141,6 +141,7 @@ impl DelayQueue {
             headers,
             id: Some(copy.message_id),
             body: copy.payload,
+            repeatable: false,
             reserved_bytes: 0,
         };
         self.mesh.send(outgoing).await?;
@@ -226,6 +227,7 @@ impl Handler for Requeuer {
                 None => copy_id(id, 0, attempts),
             }),
             body: delivery.payload.clone(),
+            repeatable: false,
             reserved_bytes: 0,
         };
         match self.mesh.send(outgoing).await {

@@ -49,6 +49,8 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// Whether the stream's leader holds the message id for a publish that isn't decided.
+    id_in_process: bool,
 }
 
 impl Error {
@@ -62,6 +64,7 @@ impl Error {
             kind,
             message: message.into(),
             source: None,
+            id_in_process: false,
         }
     }
 
@@ -75,6 +78,7 @@ impl Error {
             kind,
             message: format!("{message}: {source}"),
             source: Some(source),
+            id_in_process: false,
         }
     }
 
@@ -92,6 +96,11 @@ impl Error {
     }
 
     pub(crate) fn publish(subject: &str, error: PublishError) -> Self {
+        let refused = error
+            .source()
+            .and_then(|source| source.downcast_ref::<jetstream::Error>());
+        let id_in_process = refused
+            .is_some_and(|refused| refused.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT);
         let kind = match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => ErrorKind::TooLarge,
             PublishErrorKind::StreamNotFound
@@ -100,14 +109,13 @@ impl Error {
             | PublishErrorKind::MaxAckPending => ErrorKind::Unavailable,
             PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => ErrorKind::Rejected,
             // An error of JetStream, or a broken connection.
-            PublishErrorKind::Other => error
-                .source()
-                .and_then(|source| source.downcast_ref::<jetstream::Error>())
-                .map_or(ErrorKind::Unavailable, |refused| match kind_of(refused) {
+            PublishErrorKind::Other => {
+                refused.map_or(ErrorKind::Unavailable, |refused| match kind_of(refused) {
                     // An error in the server, not of the message.
                     ErrorKind::Rejected if refused.code() >= 500 => ErrorKind::Unavailable,
                     kind => kind,
-                }),
+                })
+            }
         };
         if kind == ErrorKind::Full {
             let reason = error
@@ -117,9 +125,18 @@ impl Error {
                 kind,
                 message: crate::full::describe(subject, &reason),
                 source: Some(error.into()),
+                id_in_process: false,
             };
         }
-        Self::with_source(kind, format_args!("publish to {subject}"), error)
+        Self {
+            id_in_process,
+            ..Self::with_source(kind, format_args!("publish to {subject}"), error)
+        }
+    }
+
+    /// Whether the leader of the stream refused the message because a publish with its id isn't decided.
+    pub(crate) fn is_id_in_process(&self) -> bool {
+        self.id_in_process
     }
 }
 
@@ -139,20 +156,20 @@ impl Classify for Error {
 /// Maps JetStream's error codes to kinds.
 pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
     match error.error_code() {
-        // JetStream uses this code for "maximum bytes exceeded", "maximum messages exceeded", "no space left on device"
-        // and every other store failure; the others are treated as transient.
+        // JetStream uses this code for "maximum bytes exceeded", "maximum messages exceeded", "no space left on device",
+        // "message too large" and every other store failure; the others are treated as transient.
         ErrorCode::STREAM_STORE_FAILED => {
             let text = error.to_string();
-            if [
+            let contains = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+            if contains(&[
                 "maximum bytes",
                 "maximum messages",
                 "no space left",
                 "resource limits exceeded",
-            ]
-            .iter()
-            .any(|part| text.contains(part))
-            {
+            ]) {
                 ErrorKind::Full
+            } else if contains(&["message too large"]) {
+                ErrorKind::TooLarge
             } else {
                 ErrorKind::Unavailable
             }
@@ -164,6 +181,12 @@ pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
             ErrorKind::TooLarge
         }
+        // States of the server or the account, which end without a change of the message: another publish with this id
+        // is not decided yet (see `Mesh::publish`), the queue of the stream is full, or the account's limits are not
+        // loaded.
+        ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT
+        | ErrorCode::STREAM_TOO_MANY_REQUESTS
+        | ErrorCode::NO_LIMITS => ErrorKind::Unavailable,
         _ if error.code() == 404 || error.code() == 503 => ErrorKind::Unavailable,
         _ => ErrorKind::Rejected,
     }
@@ -187,15 +210,19 @@ mod tests {
         }
     }
 
-    /// The kind of a publish that JetStream refused with this code and error code.
-    fn publish_kind(code: usize, error_code: u64) -> ErrorKind {
-        let json = format!(r#"{{"code": {code}, "err_code": {error_code}, "description": "failed"}}"#);
+    /// The error of a publish that JetStream refused with this answer.
+    fn refused(code: usize, error_code: u64, description: &str) -> Error {
+        let json = format!(r#"{{"code": {code}, "err_code": {error_code}, "description": "{description}"}}"#);
         let refused: jetstream::Error = serde_json::from_str(&json).unwrap();
         Error::publish(
             "post.v1",
             PublishError::with_source(PublishErrorKind::Other, refused),
         )
-        .kind()
+    }
+
+    /// The kind of a publish that JetStream refused with this code and error code.
+    fn publish_kind(code: usize, error_code: u64) -> ErrorKind {
+        refused(code, error_code, "failed").kind()
     }
 
     #[test]
@@ -207,5 +234,52 @@ mod tests {
         // 10051: general stream error. 10118: the stream is offline.
         assert_eq!(publish_kind(500, 10_051), ErrorKind::Unavailable);
         assert_eq!(publish_kind(500, 10_118), ErrorKind::Unavailable);
+    }
+    #[test]
+    fn a_publish_that_meets_a_state_of_the_server_is_retried() {
+        // 10023: insufficient resources. 10002: limits of the account.
+        assert_eq!(publish_kind(503, 10_023), ErrorKind::Full);
+        assert_eq!(publish_kind(400, 10_002), ErrorKind::Full);
+        // 10167: the stream gets too many requests. 10120: no limits for the account. 10039: JetStream is not enabled
+        // for the account. 10059: the stream is not found. 10163: the last sequence isn't known yet.
+        for (code, error_code) in [
+            (429, 10_167),
+            (400, 10_120),
+            (503, 10_039),
+            (404, 10_059),
+            (503, 10_163),
+        ] {
+            assert_eq!(
+                publish_kind(code, error_code),
+                ErrorKind::Unavailable,
+                "{error_code}"
+            );
+        }
+        // 10158: a publish with this id is in process.
+        let in_process = refused(409, 10_158, "duplicate message id is in process");
+        assert_eq!(in_process.kind(), ErrorKind::Unavailable);
+        assert!(in_process.is_id_in_process());
+        assert!(!refused(429, 10_167, "too many requests").is_id_in_process());
+    }
+
+    #[test]
+    fn a_failed_store_has_the_kind_of_its_reason() {
+        for (reason, kind) in [
+            ("maximum bytes exceeded", ErrorKind::Full),
+            ("message too large", ErrorKind::TooLarge),
+            ("store is closed", ErrorKind::Unavailable),
+        ] {
+            assert_eq!(refused(503, 10_077, reason).kind(), kind, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_publish_that_the_message_or_the_topology_makes_impossible_is_not_retried() {
+        // 10060: another stream is expected. 10071, 10164: wrong last sequence. 10070: wrong last id. 10097: the header
+        // exceeds the maximum. 10165, 10166: time to live. 10188: message schedules are disabled.
+        for error_code in [10_060, 10_070, 10_071, 10_164, 10_165, 10_166, 10_188] {
+            assert_eq!(publish_kind(400, error_code), ErrorKind::Rejected, "{error_code}");
+        }
+        assert_eq!(publish_kind(400, 10_097), ErrorKind::TooLarge);
     }
 }

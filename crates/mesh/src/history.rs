@@ -82,6 +82,7 @@ impl Mesh {
             headers: async_nats::HeaderMap::new(),
             id: None,
             body: message.payload.clone(),
+            repeatable: false,
             reserved_bytes: 0,
             span: trace::publish_span(subject, to),
         })

@@ -17,6 +17,10 @@ const RETRY: RetryDelay = RetryDelay {
     delay_ms_max: 1_000,
 };
 
+/// Time in which a message keeps its id while the leader answers that the id is in process, before the message gets
+/// another id. An id that is really in process is decided in less.
+const ID_IN_PROCESS_MAX: Duration = Duration::from_secs(1);
+
 /// Bytes of the server's maximum message size that a publish leaves free. A redriven or delayed copy of the message has
 /// about 300 bytes of headers more, and must fit too.
 const RESERVED_BYTES: usize = 1_024;
@@ -38,10 +42,22 @@ pub(crate) struct Outgoing {
     /// Headers; [`Mesh::send`] adds the message id and the trace context.
     pub(crate) headers: HeaderMap,
     pub(crate) id: Option<String>,
+    /// Whether a second copy of the message changes nothing, so that it may be published under another id.
+    pub(crate) repeatable: bool,
     pub(crate) body: Bytes,
     /// Bytes of the server's maximum message size to leave free.
     pub(crate) reserved_bytes: usize,
     pub(crate) span: Span,
+}
+
+impl Outgoing {
+    /// Publishes the message under another id from now on, the same one for every caller.
+    fn use_second_id(&mut self) {
+        if let Some(id) = &self.id {
+            self.headers
+                .insert(header::NATS_MESSAGE_ID, format!("{id}/retry").as_str());
+        }
+    }
 }
 
 impl Mesh {
@@ -51,6 +67,10 @@ impl Mesh {
     /// retried when the server doesn't answer. The headers carry the current span's trace context.
     ///
     /// At most `publish_in_flight_max` publishes are in flight; further calls wait.
+    ///
+    /// After a partition the stream's leader can hold an id as "in process" until the end of the dedupe window although
+    /// the message was never stored. A message that may be handled twice ([`Subject::is_repeatable`]) is published as
+    /// `{id}/retry` then; any other message stays [`ErrorKind::Unavailable`] until the leader forgets the id.
     ///
     /// # Errors
     /// [`ErrorKind::Full`] when the stream is full. [`ErrorKind::TooLarge`] when the message exceeds the stream's
@@ -100,6 +120,7 @@ impl Mesh {
             to: subject.as_str().into(),
             headers: headers::with_type(subject),
             id: id.map(Into::into),
+            repeatable: subject.is_repeatable(),
             body,
             reserved_bytes: RESERVED_BYTES,
             span,
@@ -125,6 +146,7 @@ impl Mesh {
             let config = &self.inner.config;
             let first = Instant::now();
             let mut attempt = 1;
+            let mut in_process_since = None;
             loop {
                 let error = match self.publish_once(&message).await {
                     Ok(published) => {
@@ -142,6 +164,12 @@ impl Mesh {
                     return Err(error);
                 }
                 tracing::debug!(subject = message.to, attempt, %error, "publish will be retried");
+                if message.repeatable && error.is_id_in_process() {
+                    let since = *in_process_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > ID_IN_PROCESS_MAX {
+                        message.use_second_id();
+                    }
+                }
                 tokio::time::sleep(RETRY.random_delay(attempt)).await;
                 attempt += 1;
             }

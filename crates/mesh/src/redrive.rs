@@ -81,6 +81,7 @@ impl Mesh {
             headers: headers::with_type(Subject::DeadLetter),
             id: Some(id.into()),
             body: dead_letter.encode_to_vec().into(),
+            repeatable: false,
             reserved_bytes: 0,
             span: trace::publish_span(Subject::DeadLetter, &to),
             to,
@@ -125,6 +126,7 @@ impl Mesh {
             headers,
             id: Some(redrive.id.clone()),
             body: redrive.payload.clone(),
+            repeatable: false,
             reserved_bytes: 0,
             span,
         })

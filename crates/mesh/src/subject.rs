@@ -70,6 +70,20 @@ impl Subject {
         )
     }
 
+    /// Whether a second copy of a message changes nothing, because its effects are stored under keys made from its
+    /// content: a delivery by follower and post, an outcome by chunk and revision. A second copy of a post is another
+    /// post.
+    pub const fn is_repeatable(self) -> bool {
+        matches!(
+            self,
+            Self::Slice(_)
+                | Self::TimelineDeliver(_)
+                | Self::TimelineBackfill(_)
+                | Self::PushDeliver(_)
+                | Self::Settled(_)
+        )
+    }
+
     /// The subject on the wire; for a wildcard, the filter that matches its subjects.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,6 +1,9 @@
+use std::sync::{Arc, Mutex};
+
 use futures::StreamExt as _;
+use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::consumers::ConsumerKind;
-use herald_mesh::{ErrorKind, Redrive, Subject, streams};
+use herald_mesh::{Config, ErrorKind, Mesh, Redrive, Subject, streams};
 use herald_model::Lane;
 use herald_model::time::Timestamp;
 use herald_proto::mesh_v1::TimelineChunk;
@@ -211,4 +214,62 @@ async fn live_messages_reach_all_subscribers() {
             .expect("a message within the timeout");
         assert_eq!(message.unwrap(), "one");
     }
+}
+
+/// A server whose stream is this test: it answers that these ids are in process, and records the ids it stores.
+async fn stream_with_ids_in_process(
+    server: &Server,
+    subject: Subject,
+    in_process: &'static [&'static str],
+) -> Arc<Mutex<Vec<String>>> {
+    let client = async_nats::connect(server.client_url()).await.unwrap();
+    let mut published = client.subscribe(subject.as_str()).await.unwrap();
+    client.flush().await.unwrap();
+    let stored = Arc::new(Mutex::new(Vec::new()));
+    let ids = stored.clone();
+    tokio::spawn(async move {
+        while let Some(message) = published.next().await {
+            let headers = message.headers.unwrap();
+            let id = headers.get(async_nats::header::NATS_MESSAGE_ID).unwrap().as_str();
+            let answer = if in_process.contains(&id) {
+                r#"{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"S","seq":0}"#
+            } else {
+                ids.lock().unwrap().push(id.to_owned());
+                r#"{"stream":"S","seq":7}"#
+            };
+            client
+                .publish(message.reply.unwrap(), answer.into())
+                .await
+                .unwrap();
+        }
+    });
+    stored
+}
+
+#[tokio::test]
+async fn a_chunk_whose_id_stays_in_process_is_published_under_a_second_id() {
+    let server = Server::start(ServerConfig::default()).await.unwrap();
+    let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
+    let stored = stream_with_ids_in_process(&server, SUBJECT, &["1/timeline/a"]).await;
+    let published = mesh.publish(SUBJECT, Some("1/timeline/a"), &chunk(1)).await;
+    assert_eq!(published.unwrap().sequence, 7);
+    assert_eq!(*stored.lock().unwrap(), ["1/timeline/a/retry"]);
+}
+
+#[tokio::test]
+async fn a_post_whose_id_stays_in_process_is_never_published_under_a_second_id() {
+    let server = Server::start(ServerConfig::default()).await.unwrap();
+    let config = Config {
+        publish_retry_ms_max: 4_000,
+        ..Config::at(server.client_url())
+    };
+    let mesh = Mesh::connect(&config).await.unwrap();
+    let subject = Subject::PostCreated(Lane::Normal);
+    let stored = stream_with_ids_in_process(&server, subject, &["request"]).await;
+    let error = mesh
+        .publish(subject, Some("request"), &chunk(1))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(stored.lock().unwrap().is_empty());
 }
