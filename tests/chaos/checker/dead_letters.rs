@@ -15,24 +15,35 @@ use crate::{workload::Journal, world::World};
 const REDRIVE_LIMIT: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_millis(300);
 
-/// Redrives all dead letters except poison until they are resolved; returns those that are not. Call it after the mesh
-/// has drained, so that no new dead letters appear.
-pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
+/// Result of the checker's redrive.
+#[derive(Default)]
+pub(super) struct Redriven {
+    /// Dead letters that the redrive was asked for, counted in each round.
+    pub(super) sent: usize,
+    /// Dead letters that it didn't resolve.
+    pub(super) left: Vec<String>,
+}
+
+/// Redrives all dead letters except poison until they are resolved. Call it after the mesh has drained, so that no new
+/// dead letters appear.
+pub(super) async fn redrive(world: &World, journal: &Journal) -> Redriven {
     let mut client = client(world);
     let started = Instant::now();
+    let mut redriven = Redriven::default();
     loop {
         let left = match list(&mut client).await {
             Ok(dead_letters) => redrivable(&dead_letters, journal),
-            Err(status) => return vec![format!("{status:?}")],
+            Err(status) => {
+                redriven.left = vec![format!("{status:?}")];
+                return redriven;
+            }
         };
         if left.is_empty() {
-            return Vec::new();
+            return redriven;
         }
         if started.elapsed() > REDRIVE_LIMIT {
-            return left
-                .into_iter()
-                .map(|dead_letter| describe(&dead_letter))
-                .collect();
+            redriven.left = left.iter().map(describe).collect();
+            return redriven;
         }
         let open = left
             .iter()
@@ -42,6 +53,7 @@ pub(super) async fn redrive(world: &World, journal: &Journal) -> Vec<String> {
             .take(1_000)
             .collect();
         if !dead_letter_ids.is_empty() {
+            redriven.sent += dead_letter_ids.len();
             let selection = v1::DeadLetterSelection {
                 dead_letter_ids,
                 ..Default::default()

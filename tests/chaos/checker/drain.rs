@@ -19,8 +19,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const STUCK: Duration = Duration::from_secs(12);
 const CALLS: usize = 32;
 
-/// Returns posts and consumers that are not settled within [`LIMIT`]; empty if the mesh has drained.
-pub(super) async fn wait(world: &World, journal: &Journal) -> Vec<String> {
+/// Returns the work that is left after [`LIMIT`], or the posts that are stuck.
+pub(super) async fn wait(world: &World, journal: &Journal) -> Remaining {
     let clients = world.clients();
     let posts = journal.posts();
     let mut left = Remaining::Work(vec!["the lag could not be read".to_owned()]);
@@ -35,11 +35,13 @@ pub(super) async fn wait(world: &World, journal: &Journal) -> Vec<String> {
             changed_at = Instant::now();
         }
         left = now;
-        match left {
-            Remaining::Nothing => return Vec::new(),
-            Remaining::Posts(posts) if changed_at.elapsed() > STUCK => return posts,
-            Remaining::Posts(what) | Remaining::Work(what) if started.elapsed() > LIMIT => return what,
-            Remaining::Posts(_) | Remaining::Work(_) => {}
+        let over = match &left {
+            Remaining::Nothing => true,
+            Remaining::Posts(_) => changed_at.elapsed() > STUCK || started.elapsed() > LIMIT,
+            Remaining::Work(_) => started.elapsed() > LIMIT,
+        };
+        if over {
+            return left;
         }
         tokio::time::sleep(INTERVAL).await;
     }
@@ -47,12 +49,22 @@ pub(super) async fn wait(world: &World, journal: &Journal) -> Vec<String> {
 
 /// Work that is left.
 #[derive(PartialEq, Eq)]
-enum Remaining {
+pub(super) enum Remaining {
     Nothing,
     /// Consumers have messages left.
     Work(Vec<String>),
     /// No messages are left, but these posts are not settled.
     Posts(Vec<String>),
+}
+
+impl Remaining {
+    /// Report lines; none if the mesh has drained.
+    pub(super) fn into_lines(self) -> Vec<String> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Work(what) | Self::Posts(what) => what,
+        }
+    }
 }
 
 async fn unsettled(clients: &Clients, posts: &[AcceptedPost]) -> Result<Remaining, Status> {
