@@ -48,9 +48,9 @@ fn only_the_binary_depends_on_services() {
 }
 
 #[test]
-fn model_runtime_and_local_nats_depend_on_no_herald_crate() {
+fn model_runtime_and_local_process_depend_on_no_herald_crate() {
     let crates = packages("crates");
-    for package in ["herald-model", "herald-runtime", "herald-local-nats"] {
+    for package in ["herald-model", "herald-runtime", "herald-local-process"] {
         let (_, dependencies) = crates.iter().find(|(name, _)| name == package).unwrap();
         assert!(dependencies.is_empty(), "{package} depends on {dependencies:?}");
     }

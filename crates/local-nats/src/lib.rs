@@ -42,8 +42,6 @@ mod fetch;
 mod fetcher;
 mod leftover;
 mod locate;
-mod log;
-mod process;
 mod ready;
 mod search;
 mod server;

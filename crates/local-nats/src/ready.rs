@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use herald_local_process::{Log, Process};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -12,8 +13,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Ports;
 use crate::error::{Error, Result};
-use crate::log::Log;
-use crate::process::Process;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);

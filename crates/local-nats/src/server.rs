@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use herald_local_process::{Log, Process, Signal, command};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -13,8 +14,6 @@ use crate::binary::Binary;
 use crate::config::{Config, Layout, Ports, render};
 use crate::error::{Error, Result};
 use crate::leftover;
-use crate::log::Log;
-use crate::process::{Process, command};
 use crate::ready::{self, Ready};
 
 /// Delay before a restart tries a port in use again.
@@ -102,7 +101,7 @@ impl Server {
     /// returns the exit status of a server that has already exited.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
         self.process
-            .stop(self.config.stop_limit)
+            .stop(Signal::TERM, self.config.stop_limit)
             .await
             .map_err(Error::io("stop nats-server"))
     }
@@ -207,12 +206,12 @@ fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Res
     recreate(&layout.ports()).map_err(Error::io(format!("empty {}", layout.ports().display())))?;
     let (log, stderr) =
         Log::open(layout.log()).map_err(Error::io(format!("open {}", layout.log().display())))?;
-    let mut command = command(binary.path(), config.dies_with_parent);
+    let mut command = command(binary.path(), config.dies_with_parent.then_some("KILL"));
     command.arg("--config").arg(&path).current_dir(&layout.dir);
     command
         .stdout(stderr.try_clone().map_err(Error::io("share the log file"))?)
         .stderr(stderr);
-    let process = Process::spawn(command).map_err(Error::io("start nats-server"))?;
+    let process = Process::spawn("nats-server", command).map_err(Error::io("start nats-server"))?;
     Ok((process, log))
 }
 

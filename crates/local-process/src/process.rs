@@ -17,20 +17,22 @@ use tokio::sync::watch;
 /// A thread waits for the exit without reaping. Reaping and signalling share one lock, so a signal can't reach another
 /// process with the same pid.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
+    name: &'static str,
     pid: u32,
     child: Arc<Mutex<Child>>,
     exit: watch::Receiver<Option<ExitStatus>>,
 }
 
 impl Process {
-    /// Starts the child in its own process group, so that Ctrl-C at the terminal reaches only the parent.
-    pub(crate) fn spawn(mut command: Command) -> io::Result<Self> {
+    /// Starts the child in its own process group, so that Ctrl-C at the terminal reaches only the parent. `name` is the
+    /// program's, for log lines.
+    pub fn spawn(name: &'static str, mut command: Command) -> io::Result<Self> {
         command.process_group(0).stdin(Stdio::null());
         let (started, start) = mpsc::channel();
         // The parent-death signal is sent when the *thread* that started the child ends. So the thread must outlive the
         // child; a thread of an async runtime may not.
-        thread::Builder::new().name("nats-server".into()).spawn(move || {
+        thread::Builder::new().name(name.into()).spawn(move || {
             let (exit_sender, exit) = watch::channel(None);
             let child = match command.spawn() {
                 Ok(child) => child,
@@ -43,6 +45,7 @@ impl Process {
             let child = Arc::new(Mutex::new(child));
             // `spawn` waits for this message below.
             let _ = started.send(Ok(Self {
+                name,
                 pid,
                 child: Arc::clone(&child),
                 exit,
@@ -55,17 +58,18 @@ impl Process {
         start.recv().map_err(io::Error::other)?
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Process id. After the exit of the child it can belong to another process.
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// The exit status; `None` while the child runs.
-    pub(crate) fn status(&self) -> io::Result<Option<ExitStatus>> {
+    pub fn status(&self) -> io::Result<Option<ExitStatus>> {
         lock(&self.child).try_wait()
     }
 
     /// Sends a signal, unless the child has exited.
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let mut child = lock(&self.child);
         if child.try_wait()?.is_some() {
             return Ok(());
@@ -77,7 +81,7 @@ impl Process {
     }
 
     /// Waits for the exit of the child. The future does not borrow `self`.
-    pub(crate) fn exited(&self) -> impl Future<Output = io::Result<ExitStatus>> + Send + use<> {
+    pub fn exited(&self) -> impl Future<Output = io::Result<ExitStatus>> + Send + use<> {
         let mut exit = self.exit.clone();
         async move {
             let status = exit.wait_for(Option::is_some).await.map_err(io::Error::other)?;
@@ -85,21 +89,23 @@ impl Process {
         }
     }
 
-    /// Sends SIGTERM, and SIGKILL if the child has not exited after `timeout`.
-    pub(crate) async fn stop(&self, timeout: Duration) -> io::Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
+    /// Sends `signal`, and SIGKILL if the child has not exited after `timeout`.
+    pub async fn stop(&self, signal: Signal, timeout: Duration) -> io::Result<ExitStatus> {
+        self.signal(signal)?;
         if let Ok(status) = tokio::time::timeout(timeout, self.exited()).await {
             return status;
         }
         tracing::warn!(
             pid = self.pid,
+            program = self.name,
             ?timeout,
-            "nats-server did not stop in time, killing it"
+            "the program did not stop in time, killing it"
         );
         self.kill().await
     }
 
-    pub(crate) async fn kill(&self) -> io::Result<ExitStatus> {
+    /// Sends SIGKILL and waits for the exit.
+    pub async fn kill(&self) -> io::Result<ExitStatus> {
         self.signal(Signal::KILL)?;
         self.exited().await
     }
@@ -131,14 +137,15 @@ fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
     child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A command that runs the program. If possible, the kernel kills the program when the parent dies.
-pub(crate) fn command(program: &Path, dies_with_parent: bool) -> Command {
-    if !(dies_with_parent && can_die_with_parent()) {
+/// A command that runs the program. If possible, the kernel sends the program this signal (`KILL`, `QUIT`) when the
+/// parent dies.
+pub fn command(program: &Path, parent_death: Option<&'static str>) -> Command {
+    let Some(signal) = parent_death.filter(|_| can_die_with_parent()) else {
         return Command::new(program);
-    }
+    };
     // `setpriv` replaces itself with the program (exec), so the pid is that of the program.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command.args(["--pdeathsig", signal]).arg(program);
     command
 }
 

@@ -13,7 +13,7 @@ const TAIL_LINES_MAX: usize = 20;
 
 /// The log of one start of the server.
 #[derive(Debug)]
-pub(crate) struct Log {
+pub struct Log {
     path: PathBuf,
     /// Offset of the first line of this start, bytes.
     start: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the log for a start and returns the file for the child's output.
-    pub(crate) fn open(path: PathBuf) -> io::Result<(Self, File)> {
+    pub fn open(path: PathBuf) -> io::Result<(Self, File)> {
         if path.metadata().is_ok_and(|meta| meta.len() > ROTATE_BYTES) {
             std::fs::rename(&path, path.with_extension("log.1"))?;
         }
@@ -30,12 +30,13 @@ impl Log {
         Ok((Self { path, start }, file))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The last lines since the start.
-    pub(crate) fn tail(&self) -> String {
+    pub fn tail(&self) -> String {
         match self.read_tail() {
             Ok(tail) => tail,
             // The text is part of an error with its own cause, so a failed read only replaces the log lines.
