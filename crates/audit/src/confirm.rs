@@ -6,7 +6,7 @@ use std::{
 };
 
 use herald_model::{Channel, Lane, PostId, UserKey};
-use herald_store::{ChunkState, PostPlan};
+use herald_store::{ChunkState, PostPlan, TimelineEntries};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -267,12 +267,10 @@ impl<'a> Run<'a> {
         user: UserKey,
         current: &CurrentState<'_>,
     ) -> Result<()> {
-        let newest = self
-            .auditor
-            .timelines
-            .newest(user, Some(PostId(post.0 + 1)), 1)
-            .await?;
-        if newest.first() == Some(&post) {
+        let timelines = self.auditor.timelines.read(&[user]).await?;
+        let is_explained =
+            |timeline: &TimelineEntries| !timeline.complete || timeline.posts.binary_search(&post).is_ok();
+        if timelines.first().is_some_and(is_explained) {
             return Ok(());
         }
         let chunk = current.plan.into_iter().flat_map(|plan| &plan.chunks);

@@ -9,8 +9,8 @@ use crate::{
     window::Window,
 };
 
-/// Timelines in one page of a scan.
-const SCAN_USERS: usize = 4_096;
+/// Timelines read in one call.
+const READ_USERS: usize = 4_096;
 
 /// Compares the posts of a window with all timelines. Differences become suspects.
 pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mut Run<'_>) -> Result<()> {
@@ -26,15 +26,15 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
     .await?;
     run.summary.timeline_entries += pairs.len() as u64;
     let mut left = &pairs[..];
-    let mut after: Option<UserKey> = None;
+    let last = auditor.users.last_key().await?.map_or(0, |key| key.0);
+    let users: Vec<UserKey> = (1..=last).map(UserKey).collect();
     let mut post_indices = Vec::new();
-    loop {
-        let timelines = auditor.timelines.scan(after, SCAN_USERS).await?;
-        let Some((last, _)) = timelines.last() else { break };
-        after = Some(*last);
+    for users in users.chunks(READ_USERS) {
+        let timelines = auditor.timelines.read(users).await?;
         run.throttle.pause().await;
-        for (user, found) in &timelines {
-            // Recipients without a timeline.
+        for (user, timeline) in users.iter().zip(&timelines) {
+            let found = &timeline.posts;
+            // Recipients without a key, of damaged plans.
             let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < *user));
             suspect_all(before, window);
             let (own, rest) = rest.split_at(rest.partition_point(|pair| pair.user() <= *user));
@@ -56,7 +56,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
             for post_index in difference.missing {
                 let post = window.posts[post_index];
                 // A full timeline has trimmed the entries before its oldest one.
-                if trimmed.is_none_or(|oldest| post > oldest) {
+                if timeline.complete && trimmed.is_none_or(|oldest| post > oldest) {
                     window.suspects.push(Suspect::Missing(post, *user));
                 }
             }

@@ -179,14 +179,13 @@ fn expected_timelines(graph: &Graph, posts: &[Submitted]) -> Vec<Vec<u64>> {
 
 async fn scan(stores: &Stores, expected: &[Vec<u64>]) -> herald_store::Result<StoreSums> {
     let mut sums = StoreSums::default();
-    let mut after: Option<UserKey> = None;
-    loop {
-        let timelines = stores.timelines.scan(after, SCAN_USERS).await?;
-        let Some((last, _)) = timelines.last() else { break };
-        after = Some(*last);
-        let keys: Vec<UserKey> = timelines.iter().map(|(user, _)| *user).collect();
-        let ids = stores.users.ids(&keys).await?;
-        for (id, (_, found)) in ids.into_iter().zip(timelines) {
+    let last = stores.users.last_key().await?.map_or(0, |key| key.0);
+    let keys: Vec<UserKey> = (1..=last).map(UserKey).collect();
+    for keys in keys.chunks(SCAN_USERS) {
+        let timelines = stores.timelines.read(keys).await?;
+        let ids = stores.users.ids(keys).await?;
+        for (id, timeline) in ids.into_iter().zip(timelines) {
+            let found = timeline.posts;
             // The timeline of a user who isn't in the graph is entirely unexpected.
             let number = id.and_then(|id| id.as_str().strip_prefix('u')?.parse::<usize>().ok());
             let wanted = number

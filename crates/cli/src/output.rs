@@ -193,6 +193,8 @@ pub const fn suppressed_reason_name(reason: v1::SuppressedReason) -> Option<&'st
         v1::SuppressedReason::DeviceGone => "device_gone",
         v1::SuppressedReason::DeviceDisabled => "device_disabled",
         v1::SuppressedReason::UnknownUser => "unknown_user",
+        v1::SuppressedReason::Inactive => "inactive",
+        v1::SuppressedReason::Drowning => "drowning",
     })
 }
 

@@ -184,6 +184,7 @@ fn deadline_exceeded() -> Status {
 /// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
 /// | `LimitExceeded` | RESOURCE_EXHAUSTED, with `QuotaFailure` | `LIMIT_EXCEEDED` |
 /// | `Conflict` | ABORTED | `CONFLICT` |
+/// | `Claimed`, `Fenced` | ABORTED | `CLAIMED` |
 /// | `Invalid`, `Corrupt` | INTERNAL | `INTERNAL` |
 pub fn from_store(error: &herald_store::Error) -> Status {
     match error.kind() {
@@ -198,6 +199,9 @@ pub fn from_store(error: &herald_store::Error) -> Status {
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
         ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
         ErrorKind::Conflict => Status::with_error_details(Code::Aborted, error.to_string(), info("CONFLICT")),
+        ErrorKind::Claimed | ErrorKind::Fenced => {
+            Status::with_error_details(Code::Aborted, error.to_string(), info("CLAIMED"))
+        }
         ErrorKind::Invalid | ErrorKind::Corrupt => internal(error),
     }
 }
@@ -327,6 +331,8 @@ mod tests {
             ErrorKind::HistoryTrimmed,
             ErrorKind::LimitExceeded,
             ErrorKind::Conflict,
+            ErrorKind::Claimed,
+            ErrorKind::Fenced,
             ErrorKind::Invalid,
             ErrorKind::Corrupt,
             ErrorKind::Locked,

@@ -51,6 +51,7 @@ async fn bench(config: Config, posts: u64) {
         let chunks = chunks.map(|(channel, recipients)| ChunkPlan { channel, recipients });
         let plan = SlicePlan {
             post: PostId(post),
+            author: UserKey(3),
             slice: 0,
             version: FollowVersion(1),
             chunks: chunks.into(),
@@ -148,6 +149,7 @@ fn settlement(
         base,
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     }
 }
 

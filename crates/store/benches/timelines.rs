@@ -74,12 +74,12 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
         let recipients = chunks[post as usize % PREPARED_CHUNKS].clone();
         sent += u64::from(recipients.len());
         let at = Instant::now();
-        let durable = timelines
+        let delivered = timelines
             .deliver(PostId(post), recipients)
             .await
             .expect("deliver");
         waiting.push(async move {
-            durable.await.expect("durable");
+            delivered.durable.await.expect("durable");
             at.elapsed()
         });
     }
@@ -113,7 +113,7 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
 
     let expected = expected_entries(&chunks, deliveries / CHUNK, config.timelines.entries_max);
     read(&*timelines, &mut random, users, "before merging").await;
-    scan(&*timelines, expected).await;
+    scan(&*timelines, users, expected).await;
     let (start, cpu) = (Instant::now(), cpu_by_thread());
     timelines.merge_all().expect("merge");
     let spent = total(&cpu_since(&cpu));
@@ -122,7 +122,7 @@ async fn bench(config: Config, deliveries: u64, users: u32, in_flight: usize) {
         start.elapsed().as_secs_f64()
     );
     read(&*timelines, &mut random, users, "after merging").await;
-    scan(&*timelines, expected).await;
+    scan(&*timelines, users, expected).await;
     println!(
         "disk             {:.2} bytes a delivery",
         disk_bytes(&config.data_dir.join("timelines")) as f64 / sent as f64
@@ -142,7 +142,8 @@ async fn read(timelines: &impl Timelines, random: &mut SmallRng, users: u32, whe
     let mut entries = 0;
     for _ in 0..READS {
         let user = UserKey(random.random_range(1..=users));
-        entries += timelines.newest(user, None, 50).await.expect("read").len();
+        let page = timelines.newest(user, None, 50).await.expect("read");
+        entries += page.posts.len();
     }
     println!(
         "reads            {:.0}/s {when}, {:.0}/s on one core, {:.1} entries each",
@@ -169,14 +170,13 @@ fn expected_entries(chunks: &[Recipients], posts: u64, entries_max: usize) -> u6
         .sum()
 }
 
-async fn scan(timelines: &impl Timelines, expected: u64) {
+async fn scan(timelines: &impl Timelines, users: u32, expected: u64) {
     let (start, cpu) = (Instant::now(), cpu_by_thread());
-    let (mut found, mut after) = (0, None);
-    loop {
-        let page = timelines.scan(after, 10_000).await.expect("scan");
-        let Some((last, _)) = page.last() else { break };
-        after = Some(*last);
-        found += page.iter().map(|(_, posts)| posts.len() as u64).sum::<u64>();
+    let mut found = 0;
+    let all: Vec<UserKey> = (1..=users).map(UserKey).collect();
+    for users in all.chunks(10_000) {
+        let page = timelines.read(users).await.expect("scan");
+        found += page.iter().map(|one| one.posts.len() as u64).sum::<u64>();
     }
     println!(
         "scan             {found} entries: {:.2} M/s, {:.2} M/s on one core",

@@ -69,6 +69,9 @@ pub struct Settlement {
     pub outcome: Outcome,
     /// Time of the outcome.
     pub at: Timestamp,
+    /// `None` ends the claim of the chunk. The holder of the claim that goes on sending passes a lease: the claim goes
+    /// over to the new revision and lasts for that time from now.
+    pub keep_claim: Option<Duration>,
 }
 
 /// A recipient of a post on one channel, with its state.
@@ -236,7 +239,7 @@ pub trait Ledger: Send + Sync {
     async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan>;
 
     /// Records the outcome of a chunk and returns the chunk's revision. Durable on return. An outcome equal to the
-    /// recorded one keeps the revision. Ends the claim of the chunk.
+    /// recorded one keeps the revision. Ends the claim of the chunk unless it is kept ([`Settlement::keep_claim`]).
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if the chunk is at another revision than expected,
     /// [`Invalid`](crate::ErrorKind::Invalid) for [`ExpectedRevision::Any`] with an outcome other than
@@ -276,7 +279,13 @@ pub trait Ledger: Send + Sync {
 
     /// Ends the claim that returned `revision` before its lease does, without an outcome. Does nothing if the chunk is
     /// at another revision.
-    async fn release_claim(&self, post: PostId, channel: Channel, chunk: ChunkId, revision: u64) -> Result<()>;
+    async fn release_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+    ) -> Result<()>;
 
     /// Marks the pending recipients of a dead message's chunk dead, except those with a delivered device, who are
     /// marked delivered. Recipients that wait in a later generation than the message's stay pending: a copy of the

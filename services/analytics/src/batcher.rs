@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use herald_failure::{Classified, isolate};
 use herald_mesh::Disposition;
 use herald_proto::EVENT_CHUNKS_MAX;
-use herald_store::Totals;
+use herald_store::{Fence, Totals};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +46,8 @@ pub(crate) struct Batcher {
     /// Maximum time that a batch waits for more messages.
     pub(crate) age_max: Duration,
     pub(crate) totals: Arc<dyn Totals>,
+    /// The lease of this process.
+    pub(crate) owner: Fence,
     pub(crate) files: FileStore,
     pub(crate) metrics: Metrics,
     /// Cancelled at shutdown: from then on a batch is committed without waiting for more messages.
@@ -342,7 +344,7 @@ impl Batcher {
         let totals = file.totals(path);
         // Encoding takes milliseconds, so it runs off the threads that serve calls.
         let bytes = tokio::task::spawn_blocking(move || encode(&file)).await??;
-        self.totals.intend(path).await?;
+        self.totals.intend(path, &self.owner).await?;
         self.files.put(path, bytes).await?;
         self.totals.commit(&totals).await?;
         Ok(())
@@ -356,8 +358,8 @@ impl Batcher {
         }
         let deleting = async {
             let intended = self.totals.intended().await?;
-            for file in leftovers.iter().filter(|file| intended.contains(file)) {
-                delete_file(file, &*self.totals, &self.files, &self.metrics).await?;
+            for file in intended.iter().filter(|one| leftovers.contains(&one.file)) {
+                delete_file(&file.file, &*self.totals, &self.files, &self.metrics).await?;
             }
             Ok(())
         };
@@ -369,14 +371,14 @@ impl Batcher {
     }
 }
 
-/// Deletes the files that an earlier run announced and did not count. No other instance may run on the same totals.
-pub(crate) async fn delete_uncounted(
+/// Deletes the files that a process which is gone announced and did not count.
+pub(crate) async fn delete_orphaned(
     totals: &dyn Totals,
     files: &FileStore,
     metrics: &Metrics,
 ) -> Result<(), CommitError> {
-    for file in totals.intended().await? {
-        delete_file(&file, totals, files, metrics).await?;
+    for file in totals.intended().await?.iter().filter(|one| one.orphaned) {
+        delete_file(&file.file, totals, files, metrics).await?;
     }
     Ok(())
 }
@@ -387,8 +389,10 @@ async fn delete_file(
     files: &FileStore,
     metrics: &Metrics,
 ) -> Result<(), CommitError> {
+    if !totals.abandon(file).await? {
+        return Ok(());
+    }
     files.delete(file).await?;
-    totals.abandon(file).await?;
     metrics.leftovers.inc();
     tracing::info!(file, "uncounted file deleted, its messages will be redelivered");
     Ok(())

@@ -17,6 +17,9 @@ pub enum Error {
     /// Uncounted files of an earlier run can't be deleted.
     #[error("uncounted files of an earlier run can't be deleted")]
     Leftovers(#[source] CommitError),
+    /// The lease of this process can't be taken or was lost.
+    #[error("the lease of this analytics process was lost; restart it")]
+    Lease(#[source] herald_store::Error),
     /// A consumer failed.
     #[error("an analytics consumer failed")]
     Consume(#[source] herald_mesh::Error),

@@ -11,6 +11,7 @@ mod domain;
 mod error;
 mod grpc;
 mod handler;
+mod lease;
 mod metrics;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, ConsumerSpec, Mesh, Topology, consumers, streams};
 use herald_proto::v1::analytics_service_server::{AnalyticsServiceServer, SERVICE_NAME as ANALYTICS_SERVICE};
 use herald_runtime::grpc as grpc_server;
-use herald_store::{Totals, Users};
+use herald_store::{Leases, Totals, Users};
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -33,7 +34,7 @@ pub use error::{CommitError, Error};
 pub use metrics::Metrics;
 
 use crate::adapters::FileStore;
-use crate::batcher::{Batcher, delete_uncounted};
+use crate::batcher::{Batcher, delete_orphaned};
 use crate::grpc::Analytics;
 use crate::handler::MessageHandler;
 
@@ -48,6 +49,8 @@ pub struct Deps {
     pub topology: Arc<Topology>,
     /// Store of the totals.
     pub totals: Arc<dyn Totals>,
+    /// Leases of the processes that write files.
+    pub leases: Arc<dyn Leases>,
     /// User ids and their keys.
     pub users: Arc<dyn Users>,
     /// Object store of the files; `None` uses the directory `Config::dir`.
@@ -60,8 +63,8 @@ pub struct Deps {
 
 /// Consumes and serves until `shutdown`, then finishes the messages and calls in flight.
 ///
-/// Only one instance may run on the same totals: at its start an instance deletes the files that were announced and not
-/// counted, including a file that another instance is about to count.
+/// Each process holds a lease. At its start it deletes the files that were announced and not counted by a process whose
+/// lease has ended.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
     // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
@@ -73,6 +76,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         mesh,
         topology,
         totals,
+        leases,
         users,
         objects,
         listener,
@@ -83,7 +87,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         None => local(&config.dir).map_err(Error::Open)?,
     };
     let files = FileStore::new(objects);
-    delete_uncounted(&*totals, &files, &metrics)
+    let lease = lease::Held::acquire(leases).await.map_err(Error::Lease)?;
+    delete_orphaned(&*totals, &files, &metrics)
         .await
         .map_err(Error::Leftovers)?;
 
@@ -113,6 +118,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             messages_max: config.batch_messages(in_flight_max),
             age_max: config.batch_age_max(),
             totals: totals.clone(),
+            owner: lease.fence().clone(),
             files: files.clone(),
             metrics: metrics.clone(),
             flush: stop.clone(),
@@ -126,12 +132,20 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let serving = grpc_server::serve(listener, routes, stop.clone());
     workers.spawn(async move { serving.await.map_err(Error::Serve) });
 
-    let mut outcome = Ok(());
-    while let Some(ended) = workers.join_next().await {
-        // The failure of one worker ends the whole service.
-        stop.cancel();
-        outcome = outcome.and(ended.map_err(Error::Worker).flatten());
-    }
+    let working = async {
+        let mut outcome = Ok(());
+        while let Some(ended) = workers.join_next().await {
+            // The failure of one worker ends the whole service.
+            stop.cancel();
+            outcome = outcome.and(ended.map_err(Error::Worker).flatten());
+        }
+        outcome
+    };
+    let outcome = tokio::select! {
+        outcome = working => outcome,
+        lost = lease.keep() => Err(Error::Lease(lost)),
+    };
+    lease.release().await;
     outcome
 }
 

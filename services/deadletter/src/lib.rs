@@ -27,8 +27,10 @@ mod error;
 mod failure_recorder;
 mod grpc;
 mod index;
+mod lease;
 mod metrics;
 mod redrive;
+mod retention;
 
 use std::sync::Arc;
 
@@ -43,7 +45,7 @@ use herald_proto::{
     },
 };
 use herald_runtime::grpc as grpc_server;
-use herald_store::{DeadLetters, Ledger, Users};
+use herald_store::{DeadLetters, Leases, Ledger, Retention, Users};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -73,6 +75,10 @@ pub struct Deps {
     pub ledger: Arc<dyn Ledger>,
     /// Dead letters and the audit log.
     pub dead_letters: Arc<dyn DeadLetters>,
+    /// Leases of what only one process may do.
+    pub leases: Arc<dyn Leases>,
+    /// Removes data past its retention.
+    pub retention: Arc<dyn Retention>,
     /// Runs the requested and the continuous audits.
     pub auditor: Auditor,
     /// The socket of the gRPC server.
@@ -83,7 +89,7 @@ pub struct Deps {
 
 /// Runs until `shutdown`, then finishes the messages and calls in progress.
 ///
-/// Only one instance may run on a store: each instance resumes all interrupted redrives at its start.
+/// Of several processes, the holder of a lease runs all redrives.
 ///
 /// # Errors
 /// [`Error::Config`] for a configuration out of bounds; another [`Error`] when a task of the service fails.
@@ -100,6 +106,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         users,
         ledger,
         dead_letters,
+        leases,
+        retention,
         auditor,
         listener,
         metrics,
@@ -145,6 +153,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         recorder,
         metrics,
         config.redrive_in_flight_max,
+        Arc::new(lease::Lease::new(leases.clone())),
         stop.clone(),
     );
     let api = Api {
@@ -161,6 +170,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     tasks.spawn(async move { Ok(workers.join().await?) });
     tasks.spawn(async move {
         runner.run(queue).await;
+        Ok(())
+    });
+    let trimming = retention::run(leases, retention, stop.clone());
+    tasks.spawn(async move {
+        trimming.await;
         Ok(())
     });
     if let Some(continuous_audit) = continuous_audit {

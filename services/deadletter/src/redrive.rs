@@ -35,6 +35,7 @@ use crate::{
     domain::throttle::{self, RateLimiter},
     error::StepError,
     failure_recorder::FailureRecorder,
+    lease::Lease,
     redrive::outcomes::OutcomeTracker,
 };
 
@@ -55,6 +56,7 @@ pub(crate) struct OperationRunner {
     outcomes: Arc<OutcomeTracker>,
     metrics: Metrics,
     in_flight_max: u64,
+    lease: Arc<Lease>,
     queue: mpsc::Sender<Operation>,
     stop: CancellationToken,
 }
@@ -74,6 +76,7 @@ impl OperationRunner {
         recorder: FailureRecorder,
         metrics: Metrics,
         in_flight_max: u64,
+        lease: Arc<Lease>,
         stop: CancellationToken,
     ) -> (Self, mpsc::Receiver<Operation>) {
         let outcomes = OutcomeTracker::new(mesh.clone(), dead_letters.clone(), recorder, metrics.clone());
@@ -84,6 +87,7 @@ impl OperationRunner {
             dead_letters,
             metrics,
             in_flight_max,
+            lease,
             queue: sender,
             stop,
         };
@@ -98,6 +102,17 @@ impl OperationRunner {
     /// Resumes the operations of earlier processes and runs the queued ones until the shutdown, then finishes the
     /// batches in progress.
     pub(crate) async fn run(&self, queue: mpsc::Receiver<Operation>) {
+        if !self.lease.acquire(&self.stop).await {
+            return;
+        }
+        // Kept until the batches in progress have ended.
+        let running = std::pin::pin!(self.run_holding_lease(queue));
+        let keeping = std::pin::pin!(self.lease.keep());
+        futures::future::select(running, keeping).await;
+        self.lease.release().await;
+    }
+
+    async fn run_holding_lease(&self, queue: mpsc::Receiver<Operation>) {
         let recover = self.retry("recovering the dead letters of interrupted redrives", || {
             self.recover_interrupted()
         });
@@ -290,7 +305,7 @@ impl OperationRunner {
             let after = self.mesh.last_sequence(streams::REDRIVE).await?;
             let step = self
                 .dead_letters
-                .claim(id, count as usize, after, Timestamp::now())
+                .claim(id, count as usize, after, Timestamp::now(), &self.lease.fence())
                 .await?;
             return Ok(Some(step));
         }

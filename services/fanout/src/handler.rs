@@ -141,6 +141,7 @@ impl Fanout {
             .collect();
         let plan = SlicePlan {
             post: slice.post,
+            author: slice.author,
             slice: slice.index,
             version: followers.version,
             chunks,

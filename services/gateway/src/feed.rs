@@ -85,10 +85,8 @@ impl Feed {
         before: Option<PostId>,
         limit: usize,
     ) -> Result<Vec<PostId>, Status> {
-        self.timelines
-            .newest(user, before, limit)
-            .await
-            .map_err(|e| status::from_store(&e))
+        let page = self.timelines.newest(user, before, limit).await;
+        Ok(page.map_err(|e| status::from_store(&e))?.posts)
     }
 
     /// Reads posts, in the order of `ids`; `None` for a hidden or missing post.

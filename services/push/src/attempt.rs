@@ -1,6 +1,6 @@
 //! One attempt at a chunk: decides what to do with each pending recipient, and sends the pushes.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use herald_failure::isolate;
@@ -24,6 +24,9 @@ use crate::{
 
 /// Sends in flight up to which a chunk counts as one that only waits for slow devices.
 const SLOW_SENDS_MAX: usize = 64;
+
+/// Lease of a claim.
+const CLAIM_LEASE: Duration = Duration::from_secs(10);
 
 /// The stored data of a recipient.
 struct RecipientData {
@@ -91,9 +94,13 @@ impl PushHandler {
     /// Claims the chunk in the ledger. Without the claim nothing may be sent: a ledger that can't be written would not
     /// know of the pushes, and the next attempt would send them again.
     async fn claim(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
-        let claimed = self
-            .ledger
-            .claim(chunk.post, Channel::Push, chunk.id, progress.revision());
+        let claimed = self.ledger.claim(
+            chunk.post,
+            Channel::Push,
+            chunk.id,
+            progress.revision(),
+            CLAIM_LEASE,
+        );
         progress.mark_claimed(claimed.await?);
         Ok(())
     }
@@ -190,7 +197,7 @@ impl PushHandler {
                 continue;
             }
             if due || progress.unrecorded() >= self.config.settle_sends_max {
-                outcome = self.record(chunk, progress).await;
+                outcome = self.record(chunk, progress, Some(CLAIM_LEASE)).await;
             }
             if due && outcome.is_ok() {
                 match self.posts.is_deleted(chunk.post).await {

@@ -1,6 +1,6 @@
 //! Handles one chunk, from the message to its disposition.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject, Wait};
@@ -140,7 +140,7 @@ impl PushHandler {
             }
         }
         // Recorded after a failure too: accepted pushes must not be sent again.
-        self.record(chunk, &mut progress).await?;
+        self.record(chunk, &mut progress, None).await?;
         self.metrics.count_settled(chunk.lane, progress.counts() - before);
         attempted?;
         // A chunk without pending recipients always publishes: an earlier attempt may have crashed between record and
@@ -151,8 +151,13 @@ impl PushHandler {
         Ok(disposition(chunk, &progress, wake))
     }
 
-    /// Records the progress in the ledger if it has changed.
-    pub(crate) async fn record(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
+    /// Records the progress in the ledger if it has changed. Ends the claim, or keeps it for a lease.
+    pub(crate) async fn record(
+        &self,
+        chunk: &Chunk,
+        progress: &mut Progress,
+        keep_claim: Option<Duration>,
+    ) -> Result<(), AttemptError> {
         if !progress.is_changed() {
             return Ok(());
         }
@@ -163,6 +168,7 @@ impl PushHandler {
             base: ExpectedRevision::Revision(progress.revision()),
             outcome: progress.outcome(),
             at: Timestamp::now(),
+            keep_claim,
         };
         let revision = self.ledger.settle(&settlement).await?;
         progress.mark_recorded(revision);

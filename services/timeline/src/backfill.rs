@@ -104,12 +104,12 @@ impl Backfiller {
         let writes = posts
             .iter()
             .map(|post| self.timelines.deliver(*post, recipients.clone()));
-        let durable = try_join_all(writes).await?;
+        let delivered = try_join_all(writes).await?;
         for post in posts {
             let live = TimelineChunk::new(*post, author, Timestamp(0), &recipients);
             self.watchers.notify(live).await;
         }
-        try_join_all(durable).await?;
+        try_join_all(delivered.into_iter().map(|one| one.durable)).await?;
         Ok(())
     }
 }

@@ -97,13 +97,13 @@ impl TimelineHandler {
     ) -> Result<Timestamp, DeliverError> {
         let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
         let accepted_at = Timestamp(chunk.accepted_at_us);
-        let durable = self.timelines.deliver(post, recipients.clone()).await?;
+        let delivered = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Timestamp::now();
         self.metrics
             .observe_visible(visible_at.since(accepted_at), recipients.len());
         let live = TimelineChunk::new(post, author, accepted_at, &recipients);
         self.watchers.notify(live).await;
-        durable.await?;
+        delivered.durable.await?;
         Ok(visible_at)
     }
 
@@ -158,6 +158,7 @@ impl TimelineHandler {
             base,
             outcome,
             at,
+            keep_claim: None,
         };
         let revision = self.ledger.settle(&settlement).await?;
         let settled = SettledChunk {

@@ -103,6 +103,7 @@ async fn slices_of_a_post_at_different_follow_versions_are_reported() {
         for (slice, version) in (0..).zip(versions) {
             let plan = SlicePlan {
                 post: post.id,
+                author: UserKey(1),
                 slice,
                 version: FollowVersion(version),
                 chunks: Vec::new(),
@@ -252,6 +253,7 @@ async fn inconsistent_states_are_reported() {
         base: ExpectedRevision::Revision(1),
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     };
     world.stores.ledger.settle(&settlement).await.unwrap();
     world.drain().await;

@@ -168,6 +168,7 @@ impl World {
         });
         let plan = SlicePlan {
             post,
+            author: UserKey(1),
             slice: 0,
             version: FollowVersion(1),
             chunks: chunks.collect(),
@@ -204,6 +205,7 @@ impl World {
             base,
             outcome,
             at: Timestamp::now(),
+            keep_claim: None,
         };
         self.stores.ledger.settle(&settlement).await.unwrap();
     }

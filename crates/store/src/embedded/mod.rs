@@ -19,6 +19,8 @@ mod devices;
 mod dir;
 mod follows;
 mod group_commit;
+mod health;
+mod leases;
 mod ledger;
 mod parts;
 mod posts;
@@ -35,16 +37,11 @@ mod users;
 
 use std::{path::PathBuf, sync::Arc};
 
-use herald_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
 use self::{
-    databases::Databases,
-    dir::Dir,
-    ledger::Ledger,
-    parts::Parts,
-    retention::{Retention, RetentionThread},
+    databases::Databases, dir::Dir, health::Health, ledger::Ledger, parts::Parts, retention::Retention,
     space::Space,
 };
 use crate::{Result, Stores};
@@ -116,8 +113,8 @@ impl Default for Config {
 
 /// The open embedded engine. A directory can be open only once.
 pub struct Embedded {
-    retention_thread: RetentionThread,
-    retention: Retention,
+    retention: Arc<Retention>,
+    health: Arc<Health>,
     ledger: Arc<Ledger>,
     parts: Parts,
     databases: Databases,
@@ -136,15 +133,18 @@ impl Embedded {
         let timelines = Arc::new(timelines);
         let parts = Parts::open(&databases, config)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
-        let retention = parts.retention(&timelines, &ledger, config);
-        let retention_thread = RetentionThread::start(retention.clone())?;
+        let retention = Arc::new(parts.retention(&timelines, &ledger, config));
+        let health = Arc::new(Health {
+            records: Arc::clone(&databases.records),
+            timelines: Arc::clone(&timelines),
+        });
         Ok(Self {
             ledger,
-            retention_thread,
             parts,
             databases,
             timelines,
             retention,
+            health,
             _dir: dir,
         })
     }
@@ -161,20 +161,16 @@ impl Embedded {
             ledger: self.ledger.clone(),
             totals: self.parts.totals.clone(),
             dead_letters: self.parts.dead_letters.clone(),
+            leases: self.parts.leases.clone(),
+            retention: self.retention.clone(),
+            health: self.health.clone(),
         }
     }
 
     /// Makes applied writes durable and ends the engine's threads. Later writes are refused.
     pub fn close(&self) -> Result<()> {
-        self.retention_thread.stop();
         let timelines = self.timelines.close();
         self.databases.close().and(timelines)
-    }
-
-    /// Removes data whose retention has ended at `now`: follow history, request ids, posts on timelines, ledger rows,
-    /// chunk counts, dead letters and operations. The engine calls this once a minute.
-    pub async fn retention(&self, now: Timestamp) -> Result<()> {
-        self.retention.run(now).await
     }
 
     /// The timelines, for maintenance.
@@ -188,7 +184,7 @@ mod tests {
     use std::time::Duration;
 
     use herald_model::{
-        Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey,
+        Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey, time::Timestamp,
     };
 
     use super::*;
@@ -223,6 +219,7 @@ mod tests {
             stores.posts.archive(&[Archived::Created(post)]).await.unwrap();
             let plan = SlicePlan {
                 post: PostId(id),
+                author: UserKey(1),
                 slice: 0,
                 version: FollowVersion(1),
                 chunks: vec![ChunkPlan {
@@ -232,19 +229,19 @@ mod tests {
                 next_after: None,
             };
             stores.ledger.plan(plan).await.unwrap();
-            let durable = stores
+            let delivered = stores
                 .timelines
                 .deliver(PostId(id), Recipients::from_sorted([UserKey(2)]))
                 .await;
-            durable.unwrap().await.unwrap();
+            delivered.unwrap().durable.await.unwrap();
         }
         assert_eq!(
-            stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
+            stores.timelines.newest(UserKey(2), None, 10).await.unwrap().posts,
             [PostId(2), PostId(1)]
         );
-        store.retention(now).await.unwrap();
+        stores.retention.trim(now).await.unwrap();
         assert_eq!(
-            stores.timelines.newest(UserKey(2), None, 10).await.unwrap(),
+            stores.timelines.newest(UserKey(2), None, 10).await.unwrap().posts,
             [PostId(2)]
         );
         assert!(stores.ledger.counts(PostId(1)).await.unwrap().is_none());

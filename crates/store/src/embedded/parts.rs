@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Config, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
-    follows::EmbeddedFollows, ledger::Ledger, posts::EmbeddedPosts, preferences::EmbeddedPreferences,
-    retention::Retention, timelines::EmbeddedTimelines, totals::EmbeddedTotals, users::EmbeddedUsers,
+    follows::EmbeddedFollows, leases::EmbeddedLeases, ledger::Ledger, posts::EmbeddedPosts,
+    preferences::EmbeddedPreferences, retention::Retention, timelines::EmbeddedTimelines,
+    totals::EmbeddedTotals, users::EmbeddedUsers,
 };
 use crate::Result;
 
@@ -18,6 +19,7 @@ pub(super) struct Parts {
     pub(super) preferences: Arc<EmbeddedPreferences>,
     pub(super) totals: Arc<EmbeddedTotals>,
     pub(super) dead_letters: Arc<EmbeddedDeadLetters>,
+    pub(super) leases: Arc<EmbeddedLeases>,
 }
 
 impl Parts {
@@ -26,6 +28,7 @@ impl Parts {
         let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(60 * 60));
         let bytes = |mb: u64| mb.saturating_mul(1 << 20);
         let records = &databases.records;
+        let leases = Arc::new(EmbeddedLeases::open(records)?);
         Ok(Self {
             users: Arc::new(EmbeddedUsers::open(records, bytes(config.users_cache_mb))?),
             follows: Arc::new(EmbeddedFollows::open(
@@ -43,8 +46,9 @@ impl Parts {
                 records,
                 bytes(config.preferences_cache_mb),
             )?),
-            totals: Arc::new(EmbeddedTotals::open(&databases.totals)?),
-            dead_letters: Arc::new(EmbeddedDeadLetters::open(&databases.dead_letters)?),
+            totals: Arc::new(EmbeddedTotals::open(&databases.totals, &leases)?),
+            dead_letters: Arc::new(EmbeddedDeadLetters::open(&databases.dead_letters, &leases)?),
+            leases,
         })
     }
 

@@ -1,25 +1,18 @@
 //! Retention: removing data that is older than its configured age.
 
-use std::{
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use futures::executor::block_on;
 use herald_model::time::Timestamp;
-use parking_lot::Mutex;
 
 use super::{
-    dead_letters::EmbeddedDeadLetters, dir::io_error, follows::EmbeddedFollows, ledger::Ledger,
+    blocking::read_blocking, dead_letters::EmbeddedDeadLetters, follows::EmbeddedFollows, ledger::Ledger,
     posts::EmbeddedPosts, timelines::EmbeddedTimelines, totals::EmbeddedTotals,
 };
 use crate::Result;
 
-/// Interval between two runs.
-const INTERVAL: Duration = Duration::from_mins(1);
-
-/// The stores with retention, and their limits.
+/// The stores with retention, and their limits: the embedded engine's [`Retention`](crate::Retention).
 #[derive(Clone)]
 pub(super) struct Retention {
     pub(super) follows: Arc<EmbeddedFollows>,
@@ -37,8 +30,7 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// Removes data whose retention has ended at `now`.
-    pub(super) async fn run(&self, now: Timestamp) -> Result<()> {
+    async fn run(&self, now: Timestamp) -> Result<()> {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
         let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep))?;
@@ -68,47 +60,14 @@ impl Retention {
     }
 }
 
-/// The thread that runs [`Retention`]. Dropping it ends the thread.
-pub(super) struct RetentionThread {
-    stop: Mutex<Option<mpsc::Sender<()>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl RetentionThread {
-    /// Starts the thread.
-    pub(super) fn start(retention: Retention) -> Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("store-retention".into())
-            .spawn(move || {
-                while stopped.recv_timeout(INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    if let Err(error) = block_on(retention.run(Timestamp::now())) {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "can't remove data that is older than its retention; retrying in a minute"
-                        );
-                    }
-                }
-            })
-            .map_err(|e| io_error("can't start the retention thread".into(), e))?;
-        Ok(Self {
-            stop: Mutex::new(Some(stop)),
-            thread: Mutex::new(Some(thread)),
+#[async_trait]
+impl crate::Retention for Retention {
+    async fn trim(&self, now: Timestamp) -> Result<()> {
+        // Reads and deletes many rows, so it must not run on the threads of the async runtime.
+        let retention = self.clone();
+        read_blocking("the rows past their retention", move || {
+            block_on(retention.run(now))
         })
-    }
-
-    /// Ends the thread. Idempotent.
-    pub(super) fn stop(&self) {
-        drop(self.stop.lock().take());
-        if let Some(thread) = self.thread.lock().take() {
-            // The panic hook has reported a panic of the thread.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for RetentionThread {
-    fn drop(&mut self) {
-        self.stop();
+        .await
     }
 }

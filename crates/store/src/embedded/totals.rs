@@ -3,7 +3,7 @@
 //! | keyspace | row |
 //! |---|---|
 //! | `totals_seen` | (stream, page) → one bit per message, for [`PAGE`] messages |
-//! | `totals_intents` | announced file → nothing |
+//! | `totals_intents` | announced file → token and name of its writer's lease; nothing for a file of an older version |
 //! | `totals_posts` | post → author, counts, latencies |
 //! | `totals_hours` | hour → counts |
 //! | `totals_chunks` | (post, channel, chunk) → the counted revision and its counts |
@@ -21,9 +21,13 @@ use herald_model::{Channel, PostId, UserKey, varint};
 use super::{
     database::{self, Database, map_err},
     group_commit::GroupCommit,
+    leases::EmbeddedLeases,
     trim_watermark::TrimWatermark,
 };
-use crate::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, SettledCounts, TotalsBatch};
+use crate::{
+    ChunkRef, Counted, Counts, Error, ErrorKind, Fence, IntendedFile, PostTotals, Result, SettledCounts,
+    TotalsBatch,
+};
 
 /// Number of messages in a row of `totals_seen`.
 const PAGE: u64 = 4_096;
@@ -34,11 +38,12 @@ const BATCH_FILES_MAX: usize = 64;
 /// The embedded engine's [`Totals`](crate::Totals).
 pub(crate) struct EmbeddedTotals {
     tables: Arc<Tables>,
-    writes: GroupCommit<Job, ()>,
+    writes: GroupCommit<Job, bool>,
 }
 
 struct Tables {
     database: Arc<Database>,
+    leases: Arc<EmbeddedLeases>,
     seen: Keyspace,
     intents: Keyspace,
     posts: Keyspace,
@@ -48,7 +53,7 @@ struct Tables {
 }
 
 enum Job {
-    Intend(String),
+    Intend(String, Fence),
     Abandon(String),
     Commit(TotalsBatch),
 }
@@ -59,7 +64,8 @@ type Bits = [u8; PAGE as usize / 8];
 /// The changes of the current batch, which can't be read from the keyspaces yet.
 #[derive(Default)]
 struct CommitBatch {
-    intents: BTreeMap<String, bool>,
+    /// Announced files with their writers; `None` for a cleared announcement.
+    intents: BTreeMap<String, Option<Fence>>,
     seen: HashMap<Vec<u8>, Bits>,
     posts: BTreeMap<u64, PostTotals>,
     hours: BTreeMap<u32, Counts>,
@@ -67,8 +73,8 @@ struct CommitBatch {
 }
 
 impl EmbeddedTotals {
-    /// Opens the totals.
-    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+    /// Opens the totals. `leases` are those of the writers.
+    pub(crate) fn open(database: &Arc<Database>, leases: &Arc<EmbeddedLeases>) -> Result<Self> {
         let keyspace = |name| database.keyspace(name, database::options);
         let tables = Arc::new(Tables {
             seen: keyspace("totals_seen")?,
@@ -78,6 +84,7 @@ impl EmbeddedTotals {
             chunks: keyspace("totals_chunks")?,
             trim_watermark: TrimWatermark::default(),
             database: Arc::clone(database),
+            leases: Arc::clone(leases),
         });
         let shared = Arc::clone(&tables);
         let writes = GroupCommit::start("totals", BATCH_FILES_MAX, |_| 1, move |jobs| shared.run(jobs))?;
@@ -99,20 +106,19 @@ impl EmbeddedTotals {
 
 impl Tables {
     /// Does a batch of jobs.
-    fn run(&self, jobs: Vec<Job>) -> Result<Vec<Result<()>>> {
+    fn run(&self, jobs: Vec<Job>) -> Result<Vec<Result<bool>>> {
         let mut pending = CommitBatch::default();
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
             answers.push(match job {
-                Job::Intend(file) => {
-                    pending.intents.insert(file, true);
-                    Ok(())
-                }
-                Job::Abandon(file) => {
-                    pending.intents.insert(file, false);
-                    Ok(())
-                }
-                Job::Commit(batch) => self.add(&mut pending, batch),
+                Job::Intend(file, owner) => self.leases.check(&owner).map(|()| {
+                    pending.intents.insert(file, Some(owner));
+                    true
+                }),
+                Job::Abandon(file) => self.is_intended(&pending, &file).inspect(|_| {
+                    pending.intents.insert(file, None);
+                }),
+                Job::Commit(batch) => self.add(&mut pending, batch).map(|()| true),
             });
         }
         let mut batch = self.database.batch();
@@ -158,6 +164,15 @@ impl Tables {
                 ),
             ));
         }
+        if !self.is_intended(pending, &batch.file)? {
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                format!(
+                    "the file {} is not announced: another writer has abandoned it",
+                    batch.file
+                ),
+            ));
+        }
         for (chunk, counted) in &batch.chunks {
             let existing = match pending.chunks.get(chunk) {
                 Some(existing) => *existing,
@@ -192,18 +207,17 @@ impl Tables {
         }
         pending.chunks.extend(batch.chunks);
         pending.seen.extend(pages);
-        pending.intents.insert(batch.file, false);
+        pending.intents.insert(batch.file, None);
         pending.posts.extend(posts);
         pending.hours.extend(hours);
         Ok(())
     }
 
     fn write(&self, batch: &mut OwnedWriteBatch, pending: CommitBatch) {
-        for (file, intended) in pending.intents {
-            if intended {
-                batch.insert(&self.intents, file, []);
-            } else {
-                batch.remove(&self.intents, file);
+        for (file, owner) in pending.intents {
+            match owner {
+                Some(owner) => batch.insert(&self.intents, file, encode_owner(&owner)),
+                None => batch.remove(&self.intents, file),
             }
         }
         for (key, bits) in pending.seen {
@@ -218,6 +232,25 @@ impl Tables {
         for (chunk, counted) in pending.chunks {
             batch.insert(&self.chunks, chunk_key(chunk), encode_chunk(&counted));
         }
+    }
+
+    fn is_intended(&self, pending: &CommitBatch, file: &str) -> Result<bool> {
+        match pending.intents.get(file) {
+            Some(owner) => Ok(owner.is_some()),
+            None => self.intents.contains_key(file).map_err(map_err),
+        }
+    }
+
+    fn intended(&self, row: fjall::Guard) -> Result<IntendedFile> {
+        let (file, owner) = row.into_inner().map_err(map_err)?;
+        let file = String::from_utf8(file.to_vec()).map_err(|_| corrupt("totals_intents"))?;
+        let owner = decode_owner(&owner).ok_or_else(|| corrupt("totals_intents"))?;
+        let orphaned = self.leases.check(&owner).is_err();
+        Ok(IntendedFile {
+            file,
+            owner,
+            orphaned,
+        })
     }
 
     fn bits(&self, key: &[u8]) -> Result<Bits> {
@@ -281,6 +314,21 @@ fn chunk_key(chunk: ChunkRef) -> [u8; 17] {
     };
     key[9..].copy_from_slice(&chunk.chunk.0.to_be_bytes());
     key
+}
+
+fn encode_owner(owner: &Fence) -> Vec<u8> {
+    [&owner.token.to_be_bytes(), owner.name.as_bytes()].concat()
+}
+
+/// The writer of an announced file. Tokens are at least 1, so token 0, of a file without a writer, has ended.
+fn decode_owner(bytes: &[u8]) -> Option<Fence> {
+    let (token, name) = match bytes.split_first_chunk() {
+        Some((token, name)) => (u64::from_be_bytes(*token), name),
+        None if bytes.is_empty() => (0, bytes),
+        None => return None,
+    };
+    let name = String::from_utf8(name.to_vec()).ok()?;
+    Some(Fence { name, token })
 }
 
 fn encode_chunk(counted: &Counted) -> Vec<u8> {
@@ -402,22 +450,18 @@ impl crate::Totals for EmbeddedTotals {
         chunks.iter().map(|chunk| self.tables.chunk(*chunk)).collect()
     }
 
-    async fn intend(&self, file: &str) -> Result<()> {
+    async fn intend(&self, file: &str, owner: &Fence) -> Result<()> {
         can_fail!("store.intend");
-        self.writes.run(Job::Intend(file.into())).await
+        let intended = self.writes.run(Job::Intend(file.into(), owner.clone())).await;
+        intended.map(drop)
     }
 
-    async fn intended(&self) -> Result<Vec<String>> {
-        self.tables
-            .intents
-            .iter()
-            .map(|row| {
-                String::from_utf8(row.key().map_err(map_err)?.to_vec()).map_err(|_| corrupt("totals_intents"))
-            })
-            .collect()
+    async fn intended(&self) -> Result<Vec<IntendedFile>> {
+        let rows = self.tables.intents.iter();
+        rows.map(|row| self.tables.intended(row)).collect()
     }
 
-    async fn abandon(&self, file: &str) -> Result<()> {
+    async fn abandon(&self, file: &str) -> Result<bool> {
         self.writes.run(Job::Abandon(file.into())).await
     }
 
@@ -425,7 +469,7 @@ impl crate::Totals for EmbeddedTotals {
         can_fail!("store.count");
         let counted = self.writes.run(Job::Commit(batch.clone())).await;
         can_fail!("store.counted");
-        counted
+        counted.map(drop)
     }
 
     async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {

@@ -181,6 +181,11 @@ impl crate::Users for EmbeddedUsers {
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary created too few keys"))
     }
 
+    async fn last_key(&self) -> Result<Option<UserKey>> {
+        let last = self.tables.last()?;
+        Ok((last > 0).then_some(UserKey(last)))
+    }
+
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
         keys.iter()
             .map(|key| {
@@ -219,6 +224,7 @@ mod tests {
         let mut store = Store::new();
         let users = open(&store);
         assert_eq!(users.find(&ids(0..3)).await.unwrap(), [None; 3]);
+        assert_eq!(users.last_key().await.unwrap(), None);
         assert_eq!(users.intern(&ids(0..10_000)).await.unwrap(), keys(1..10_001));
         assert_eq!(users.intern(&[]).await.unwrap(), []);
 
@@ -232,6 +238,7 @@ mod tests {
             [6, 7, 8, 10_001, 10_002, 7, 10_002].map(UserKey)
         );
         assert_eq!(users.intern(&mixed).await.unwrap()[4], UserKey(10_002));
+        assert_eq!(users.last_key().await.unwrap(), Some(UserKey(10_002)));
         let found = users
             .find(&[ids(0..1), ids(30_000..30_001)].concat())
             .await

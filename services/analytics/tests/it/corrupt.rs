@@ -126,10 +126,7 @@ async fn check_corrupt_row(keyspace: &str, key: &[u8], needs_row: impl Fn(u64, u
     assert_eq!(harness.metric("herald_analytics_repeats_total") as u64, 0);
     let attempts = harness.metric("herald_analytics_isolated_total") as usize;
     assert_eq!(attempts, 3 * failed_sequences.len());
-    assert_eq!(
-        harness.stores.totals.intended().await.unwrap(),
-        Vec::<String>::new()
-    );
+    assert_eq!(harness.stores.totals.intended().await.unwrap(), []);
 
     // After a repair and a redrive every message is counted once.
     let (harness, _) = harness.overwrite(keyspace, key, &original);

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use herald_model::PostId;
-use herald_store::{ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, Totals, TotalsBatch};
+use herald_store::{
+    ChunkRef, Counted, Counts, Error, ErrorKind, Fence, IntendedFile, PostTotals, Result, Totals, TotalsBatch,
+};
 
 /// How a commit fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,15 +59,15 @@ impl Totals for Faulty {
         self.inner.counted(chunks).await
     }
 
-    async fn intend(&self, file: &str) -> Result<()> {
-        self.inner.intend(file).await
+    async fn intend(&self, file: &str, owner: &Fence) -> Result<()> {
+        self.inner.intend(file, owner).await
     }
 
-    async fn intended(&self) -> Result<Vec<String>> {
+    async fn intended(&self) -> Result<Vec<IntendedFile>> {
         self.inner.intended().await
     }
 
-    async fn abandon(&self, file: &str) -> Result<()> {
+    async fn abandon(&self, file: &str) -> Result<bool> {
         self.inner.abandon(file).await
     }
 

@@ -163,6 +163,7 @@ impl Harness {
             mesh,
             topology: self.topology.clone(),
             totals,
+            leases: self.stores.leases.clone(),
             users: self.stores.users.clone(),
             objects: None,
             listener,

@@ -43,10 +43,7 @@ async fn assert_counted_once(harness: &Harness) {
         push_dead: 0,
     };
     assert_eq!(harness.sums().await, counts);
-    assert_eq!(
-        harness.stores.totals.intended().await.unwrap(),
-        Vec::<String>::new()
-    );
+    assert_eq!(harness.stores.totals.intended().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +138,7 @@ fn a_crash_between_write_and_commit_duplicates_nothing() {
         assert!(
             uncounted
                 .iter()
-                .any(|file| harness.files_dir().join(file).exists()),
+                .any(|file| harness.files_dir().join(&file.file).exists()),
             "{uncounted:?}"
         );
 

@@ -47,6 +47,7 @@ async fn recipients_that_wait_in_a_copy_are_not_in_the_dead_letter() {
         base: ExpectedRevision::Revision(0),
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
     harness.set_verdict(Verdict::Term("push failed: webhook status 400: 1"));

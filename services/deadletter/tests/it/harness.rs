@@ -214,6 +214,8 @@ impl Harness {
             users: stores.users,
             ledger: stores.ledger,
             dead_letters: stores.dead_letters,
+            leases: stores.leases,
+            retention: stores.retention,
             auditor,
             listener,
             metrics: self.metrics.clone(),
@@ -254,6 +256,7 @@ impl Harness {
         let recipients = Recipients::from_sorted(keys);
         let plan = SlicePlan {
             post: PostId(post),
+            author: UserKey(1),
             slice: 0,
             version: FollowVersion(1),
             chunks: vec![ChunkPlan {

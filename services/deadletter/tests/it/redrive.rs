@@ -381,6 +381,7 @@ async fn undelivered_recipients_come_from_the_ledger() {
             details,
         },
         at: herald_model::time::Timestamp::now(),
+        keep_claim: None,
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
     until(async || dead_letters(client, 1).await[0].undelivered_count == 50).await;

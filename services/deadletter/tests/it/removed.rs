@@ -60,6 +60,7 @@ async fn with_partial_redrive() -> (Harness, Running) {
             details: OutcomeDetails::default(),
         },
         at: Timestamp::now(),
+        keep_claim: None,
     };
     harness.stores.ledger.settle(&settlement).await.unwrap();
     assert_eq!(counts(&harness).await, (1, 2, 0));

@@ -1,5 +1,7 @@
 //! Redrives that are interrupted by the end of the process.
 
+use std::time::Duration;
+
 use futures::TryStreamExt as _;
 use herald_mesh::{Redrive, Subject, consumers::ConsumerKind, streams};
 use herald_model::{Lane, time::Timestamp};
@@ -121,10 +123,14 @@ async fn claimed_dead_letters_that_may_have_been_sent_are_searched_in_redrive() 
         target: None,
     };
     let begun = dead_letters.begin(&operation, &chosen).await.unwrap();
+    let leases = &harness.stores.leases;
+    let lease = leases.acquire("redrive", "test", Duration::from_mins(1)).await;
+    let fence = lease.unwrap().unwrap();
     dead_letters
-        .claim(begun.id, 3, 0, Timestamp::now())
+        .claim(begun.id, 3, 0, Timestamp::now(), &fence)
         .await
         .unwrap();
+    leases.release(&fence).await.unwrap();
     for dead_letter in [1, 3] {
         let message = harness
             .mesh

@@ -1,8 +1,11 @@
 //! A plan that the disk can't sync.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -39,7 +42,15 @@ impl Ledger for FailingSync {
         unreachable!("fan-out only plans")
     }
 
-    async fn claim(&self, _: PostId, _: Channel, _: ChunkId, _: u64) -> Result<u64> {
+    async fn claim(&self, _: PostId, _: Channel, _: ChunkId, _: u64, _: Duration) -> Result<u64> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn extend_claim(&self, _: PostId, _: Channel, _: ChunkId, _: u64, _: Duration) -> Result<()> {
+        unreachable!("fan-out only plans")
+    }
+
+    async fn release_claim(&self, _: PostId, _: Channel, _: ChunkId, _: u64) -> Result<()> {
         unreachable!("fan-out only plans")
     }
 

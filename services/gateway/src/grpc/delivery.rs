@@ -100,6 +100,8 @@ const fn reason_to_v1(reason: SuppressedReason) -> v1::SuppressedReason {
         SuppressedReason::DeviceGone => v1::SuppressedReason::DeviceGone,
         SuppressedReason::DeviceDisabled => v1::SuppressedReason::DeviceDisabled,
         SuppressedReason::UnknownUser => v1::SuppressedReason::UnknownUser,
+        SuppressedReason::Inactive => v1::SuppressedReason::Inactive,
+        SuppressedReason::Drowning => v1::SuppressedReason::Drowning,
     }
 }
 

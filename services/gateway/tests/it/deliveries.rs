@@ -1,6 +1,6 @@
 //! DeliveryService and MeshService.
 
-use herald_model::{Channel, DeviceId, FollowVersion, PostId, Recipients, time::Timestamp};
+use herald_model::{Channel, DeviceId, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::v1;
 use herald_store::{
     ChunkPlan, DeviceFailure, DeviceRetry, ExpectedRevision, FailedRecipient, Outcome, OutcomeDetails,
@@ -42,6 +42,7 @@ async fn deliveries_are_counted_and_listed() {
     };
     let plan = SlicePlan {
         post: PostId(post_id),
+        author: UserKey(1),
         slice: 0,
         version: FollowVersion(1),
         chunks: vec![chunk],
@@ -73,6 +74,7 @@ async fn deliveries_are_counted_and_listed() {
         base: ExpectedRevision::Any,
         outcome: Outcome::Delivered { count: 5 },
         at: Timestamp::now(),
+        keep_claim: None,
     };
     world.stores.ledger.settle(&settled).await.unwrap();
     let after = get(post_id).await.unwrap().into_inner();
@@ -146,6 +148,7 @@ async fn each_state_of_a_push_is_explained() {
     });
     let plan = SlicePlan {
         post: PostId(post_id),
+        author: UserKey(1),
         slice: 0,
         version: FollowVersion(1),
         chunks: chunks.into(),
@@ -194,6 +197,7 @@ async fn each_state_of_a_push_is_explained() {
             },
         },
         at: Timestamp::now(),
+        keep_claim: None,
     };
     world.stores.ledger.settle(&settled).await.unwrap();
 

@@ -269,6 +269,7 @@ impl World {
             .deliver(PostId(post), recipients.clone())
             .await
             .unwrap()
+            .durable
             .await
             .unwrap();
         if live {

@@ -364,6 +364,7 @@ async fn many_watchers_share_one_subscription() {
         .deliver(post_id(post), recipients.clone())
         .await
         .unwrap()
+        .durable
         .await
         .unwrap();
     world.publish_live(post, &recipients).await;

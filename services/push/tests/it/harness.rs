@@ -281,6 +281,7 @@ impl Herald {
         };
         let plan = SlicePlan {
             post,
+            author: UserKey(1),
             slice: 0,
             version: FollowVersion(1),
             chunks: vec![chunk],

@@ -181,6 +181,7 @@ async fn recorded_pushes_are_not_sent_again_and_are_in_the_event() {
         base: ExpectedRevision::Revision(0),
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     };
     herald.stores.ledger.settle(&settlement).await.unwrap();
     assert_eq!(numbers(herald.counts(post).await), [1, 0, 0, 2, 0]);
@@ -233,6 +234,7 @@ async fn the_record_of_another_worker_is_not_overwritten() {
         base: ExpectedRevision::Revision(1),
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     };
     herald.stores.ledger.settle(&settlement).await.unwrap();
     connection

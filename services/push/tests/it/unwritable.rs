@@ -1,8 +1,11 @@
 //! Nothing is sent whose outcome can't be recorded, and nobody waits for what is left of a response.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -45,9 +48,40 @@ impl Ledger for ReadOnly {
         self.ledger.settle(settlement).await
     }
 
-    async fn claim(&self, post: PostId, channel: Channel, chunk: ChunkId, base: u64) -> Result<u64> {
+    async fn claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        base: u64,
+        lease: Duration,
+    ) -> Result<u64> {
         self.check()?;
-        self.ledger.claim(post, channel, chunk, base).await
+        self.ledger.claim(post, channel, chunk, base, lease).await
+    }
+
+    async fn extend_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+        lease: Duration,
+    ) -> Result<()> {
+        self.check()?;
+        self.ledger
+            .extend_claim(post, channel, chunk, revision, lease)
+            .await
+    }
+
+    async fn release_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+    ) -> Result<()> {
+        self.ledger.release_claim(post, channel, chunk, revision).await
     }
 
     async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>> {

@@ -166,6 +166,7 @@ async fn the_copy_is_made_after_a_crash_between_record_and_copy() {
         base: ExpectedRevision::Revision(0),
         outcome,
         at: Timestamp::now(),
+        keep_claim: None,
     };
     herald.stores.ledger.settle(&settlement).await.unwrap();
     herald.serve();

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use herald_model::{PostId, Recipients, UserKey};
-use herald_store::{Durable, Error, ErrorKind, Result, Timelines};
+use herald_store::{Delivered, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines};
 use parking_lot::Mutex;
 
 /// How a delivery fails.
@@ -55,7 +55,7 @@ impl FaultyTimelines {
 
 #[async_trait]
 impl Timelines for FaultyTimelines {
-    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable> {
+    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered> {
         let (fault, users) = self.fault.lock().clone();
         let fault = fault.filter(|_| recipients.iter().any(|user| users.contains(&user)));
         self.failed
@@ -68,11 +68,15 @@ impl Timelines for FaultyTimelines {
         }
     }
 
-    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {
         self.inner.newest(user, before, limit).await
     }
 
-    async fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
-        self.inner.scan(after, limit).await
+    async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
+        self.inner.read(users).await
+    }
+
+    async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt> {
+        self.inner.rebuild(users).await
     }
 }

@@ -172,6 +172,7 @@ impl World {
     pub(crate) async fn plan(&self, post: PostId, users: &Recipients) -> TimelineChunk {
         let plan = SlicePlan {
             post,
+            author: UserKey(1),
             slice: 0,
             version: FollowVersion(1),
             chunks: vec![ChunkPlan {
@@ -249,7 +250,7 @@ impl World {
         let mut with_post = Vec::new();
         for user in users {
             let newest = self.stores.timelines.newest(user, None, 10).await.unwrap();
-            with_post.extend(newest.contains(&post).then_some(user.0));
+            with_post.extend(newest.posts.contains(&post).then_some(user.0));
         }
         with_post
     }

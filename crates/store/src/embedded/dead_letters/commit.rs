@@ -8,7 +8,7 @@ use herald_model::time::Timestamp;
 
 use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
-    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Inserted, NewOperation,
+    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Fence, Inserted, NewOperation,
     OPERATIONS_PER_DEAD_LETTER, Operation, OperationId, OperationState, Reopened, Reopening, Result, Step,
     embedded::database::map_err,
 };
@@ -29,6 +29,7 @@ pub(super) enum Job {
         limit: usize,
         redrive_after: u64,
         at: Timestamp,
+        fence: Fence,
     },
     Sent(OperationId, Vec<(DeadLetterVersion, u64)>),
     Resolve(Vec<DeadLetterVersion>, Timestamp),
@@ -121,7 +122,11 @@ impl<'a> CommitBatch<'a> {
                 limit,
                 redrive_after,
                 at,
-            } => JobResult::Step(Box::new(self.claim(operation, limit, redrive_after, at)?)),
+                fence,
+            } => {
+                self.tables.leases.check(&fence)?;
+                JobResult::Step(Box::new(self.claim(operation, limit, redrive_after, at)?))
+            }
             Job::Discard { operation, limit, at } => {
                 let mut step = self.step(operation, limit, |progress, _| {
                     progress.state = DeadLetterState::Discarded;

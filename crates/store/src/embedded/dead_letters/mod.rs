@@ -38,11 +38,12 @@ use super::{
     blocking::read_blocking,
     database::{self, Database, map_err},
     group_commit::GroupCommit,
+    leases::EmbeddedLeases,
 };
 use crate::{
     DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterId, DeadLetterPage, DeadLetterState,
-    DeadLetterVersion, Error, ErrorKind, Inserted, NewOperation, Operation, OperationId, OperationState,
-    Order, Reopened, Reopening, Result, Step,
+    DeadLetterVersion, Error, ErrorKind, Fence, Inserted, NewOperation, Operation, OperationId,
+    OperationState, Order, Reopened, Reopening, Result, Step,
 };
 
 /// Approximate number of dead letters in one commit batch. A small limit keeps small writes from waiting for large
@@ -60,6 +61,7 @@ pub(crate) struct EmbeddedDeadLetters {
 
 struct Tables {
     database: Arc<Database>,
+    leases: Arc<EmbeddedLeases>,
     dead_letters: Keyspace,
     progress: Keyspace,
     origins: Keyspace,
@@ -73,8 +75,8 @@ struct Tables {
 }
 
 impl EmbeddedDeadLetters {
-    /// Opens the dead letters.
-    pub(crate) fn open(database: &Arc<Database>) -> Result<Self> {
+    /// Opens the dead letters. One of `leases` guards claims.
+    pub(crate) fn open(database: &Arc<Database>, leases: &Arc<EmbeddedLeases>) -> Result<Self> {
         let keyspace = |name| database.keyspace(name, database::options);
         let tables = Arc::new(Tables {
             dead_letters: keyspace("dead_letters")?,
@@ -86,6 +88,7 @@ impl EmbeddedDeadLetters {
             selections: keyspace("dead_letter_selections")?,
             selected: keyspace("dead_letter_selected")?,
             database: Arc::clone(database),
+            leases: Arc::clone(leases),
             counts: std::array::from_fn(|_| AtomicI64::new(0)),
         });
         for state in STATES {
@@ -344,12 +347,14 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
         limit: usize,
         redrive_after: u64,
         at: Timestamp,
+        fence: &Fence,
     ) -> Result<Step> {
         self.run_step_job(Job::Claim {
             operation,
             limit,
             redrive_after,
             at,
+            fence: fence.clone(),
         })
         .await
     }

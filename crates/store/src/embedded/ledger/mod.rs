@@ -10,6 +10,7 @@
 //! Counting reads only slices and the heads of outcomes, never a set of recipients.
 
 mod audit;
+mod claims;
 mod plan;
 mod recipients;
 mod row;
@@ -17,7 +18,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
@@ -25,6 +26,7 @@ use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey,
 use parking_lot::Mutex;
 
 use self::{
+    claims::Claims,
     recipients::RecipientsQuery,
     row::{OutcomeHead, RowKind},
     settle::OutcomeLocks,
@@ -47,6 +49,7 @@ pub(crate) struct Ledger {
     database: Arc<Database>,
     rows: Keyspace,
     outcome_locks: OutcomeLocks,
+    claims: Claims,
     plan_lock: Mutex<()>,
     trim_watermark: TrimWatermark,
 }
@@ -59,6 +62,7 @@ impl Ledger {
             rows: database.keyspace("ledger", options)?,
             database: Arc::clone(database),
             outcome_locks: OutcomeLocks::default(),
+            claims: Claims::default(),
             plan_lock: Mutex::default(),
             trim_watermark: TrimWatermark::default(),
         })
@@ -108,9 +112,38 @@ impl crate::Ledger for Ledger {
         revision
     }
 
-    async fn claim(&self, post: PostId, channel: Channel, chunk: ChunkId, base: u64) -> Result<u64> {
+    async fn claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        base: u64,
+        lease: Duration,
+    ) -> Result<u64> {
         can_fail!("store.claim");
-        self.write_claim(post, channel, chunk, base).await
+        self.write_claim(post, channel, chunk, base, lease).await
+    }
+
+    async fn extend_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+        lease: Duration,
+    ) -> Result<()> {
+        self.claims.extend(post, channel, chunk, revision, lease)
+    }
+
+    async fn release_claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        revision: u64,
+    ) -> Result<()> {
+        self.claims.release(post, channel, chunk, revision);
+        Ok(())
     }
 
     async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>> {

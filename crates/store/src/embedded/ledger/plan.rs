@@ -64,6 +64,7 @@ impl Ledger {
         });
         Ok(SlicePlan {
             post: proposed.post,
+            author: proposed.author,
             slice: proposed.slice,
             version: pin.version,
             chunks: chunks.collect::<Result<_>>()?,
@@ -92,6 +93,7 @@ impl Ledger {
         let last = row::Slice::decode(row)?.last;
         Ok(SlicePlan {
             post: proposed.post,
+            author: proposed.author,
             slice: proposed.slice,
             version: proposed.version,
             chunks,

@@ -109,6 +109,7 @@ mod tests {
         });
         let plan = SlicePlan {
             post: POST,
+            author: UserKey(3),
             slice: 0,
             version: FollowVersion(1),
             chunks: chunks.into(),

@@ -1,6 +1,6 @@
 //! Writing of chunk outcomes: each revision replaces the previous one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use parking_lot::{Mutex, MutexGuard};
@@ -68,16 +68,18 @@ impl Ledger {
     /// Durably writes the outcome of a chunk at `base` again, with the next revision, and returns that revision.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] for another revision.
+    /// [`ErrorKind::Claimed`] while another claim lasts, [`ErrorKind::Conflict`] for another revision.
     pub(super) async fn write_claim(
         &self,
         post: PostId,
         channel: Channel,
         chunk: ChunkId,
         base: u64,
+        lease: Duration,
     ) -> Result<u64> {
         let (revision, committed) = {
             let _lock = self.outcome_locks.lock(post, chunk);
+            self.claims.check_free(post, channel, chunk)?;
             let row = self.outcome_row(post, channel, chunk)?;
             let head = row
                 .as_deref()
@@ -92,9 +94,14 @@ impl Ledger {
                 row::chunk_key(post, RowKind::Outcome, channel, chunk),
                 row::encode_outcome(revision, &outcome, head.delivered_at),
             );
-            (revision, self.database.apply(batch)?)
+            let committed = self.database.apply(batch)?;
+            self.claims.insert(post, channel, chunk, revision, lease);
+            (revision, committed)
         };
-        committed.await?;
+        if let Err(error) = committed.await {
+            self.claims.release(post, channel, chunk, revision);
+            return Err(error);
+        }
         Ok(revision)
     }
 
@@ -129,6 +136,7 @@ impl Ledger {
                 base: ExpectedRevision::Revision(before.revision),
                 outcome: with_pending_dead(&recipients, recorded, generation),
                 at,
+                keep_claim: None,
             };
             let (revision, committed) = self.replace(&settlement, row.as_deref(), before)?;
             let counts = settlement.outcome.counts();
@@ -147,8 +155,8 @@ impl Ledger {
         Ok(Some(marked_dead))
     }
 
-    /// Replaces the outcome in `row` unless the new one is the same. Returns the revision. The caller must hold the
-    /// chunk's lock.
+    /// Replaces the outcome in `row` unless the new one is the same, and ends or keeps the claim of the chunk.
+    /// Returns the revision. The caller must hold the chunk's lock.
     fn replace(
         &self,
         settlement: &Settlement,
@@ -169,12 +177,31 @@ impl Ledger {
         {
             // The outcome is recorded but may not be durable yet. An empty batch is durable only after all earlier
             // writes.
-            return Ok((before.revision, self.database.apply(batch)?));
+            let committed = self.database.apply(batch)?;
+            self.pass_claim(settlement, before.revision);
+            return Ok((before.revision, committed));
         }
         let revision = before.revision + 1;
         let new = row::encode_outcome(revision, &settlement.outcome, delivered_at);
         batch.insert(&self.rows, key, new);
-        Ok((revision, self.database.apply(batch)?))
+        let committed = self.database.apply(batch)?;
+        self.pass_claim(settlement, revision);
+        Ok((revision, committed))
+    }
+
+    /// Ends the claim of a settled chunk, or lets it go on at the new revision.
+    fn pass_claim(&self, settlement: &Settlement, revision: u64) {
+        let Settlement {
+            post,
+            channel,
+            chunk,
+            keep_claim,
+            ..
+        } = *settlement;
+        match keep_claim {
+            Some(lease) => self.claims.insert(post, channel, chunk, revision, lease),
+            None => self.claims.end(post, channel, chunk),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
 };
 
 const POST: PostId = PostId(7);
+const LEASE: Duration = Duration::from_mins(10);
 
 fn set(users: impl IntoIterator<Item = u32>) -> Recipients {
     Recipients::from_sorted(
@@ -32,6 +33,7 @@ fn plan(slice: u32, last: bool, chunks: &[(Channel, &Recipients)]) -> SlicePlan 
     });
     SlicePlan {
         post: POST,
+        author: UserKey(3),
         slice,
         version: FollowVersion(1),
         chunks: chunks.collect(),
@@ -58,6 +60,7 @@ fn settlement(
         base,
         outcome,
         at: Timestamp(at),
+        keep_claim: None,
     }
 }
 

@@ -76,6 +76,11 @@ impl Intake {
         }
     }
 
+    /// Checks that deliveries are accepted.
+    pub(super) fn check(&self) -> Result<()> {
+        self.state.lock().check()
+    }
+
     /// Accepts a chunk: one post and its recipients. Waits while both buffers are full. The returned future resolves
     /// when the chunk is durable.
     pub(super) async fn put(&self, post: u64, recipients: &Recipients) -> Result<Durable> {

@@ -16,6 +16,7 @@ mod keys;
 mod merge;
 mod merge_watermarks;
 mod pair;
+mod read;
 #[cfg(test)]
 mod tests;
 
@@ -29,12 +30,14 @@ use serde::{Deserialize, Serialize};
 use self::{
     buffer::Buffer,
     disk::Disk,
-    groups::{Groups, retained},
+    groups::retained,
     intake::{FlushPolicy, Intake},
     merge::Merger,
 };
 use super::{blocking::read_blocking, dir::io_error, shared_error::SharedError, space::Space};
-use crate::{Durable, Error, ErrorKind, Result, Timelines};
+use crate::{
+    Delivered, Durable, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines,
+};
 
 /// Configuration of the timelines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +138,12 @@ impl EmbeddedTimelines {
             .try_for_each(|shard| shared.merger.merge(&shared.disk, &shared.config, shard))
     }
 
+    /// Checks that deliveries are accepted.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.shared.space.check()?;
+        self.shared.intake.check()
+    }
+
     /// Flushes the buffers and stops the threads; later deliveries are rejected.
     pub(crate) fn close(&self) -> Result<()> {
         self.shared.intake.close();
@@ -228,50 +237,43 @@ impl Shared {
             .map(|p| PostId(*p))
             .collect())
     }
-
-    fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
-        let start = after.map_or(0, pair::group);
-        let mut groups = Groups::new(&self.disk, start, None, self.disk.last_run())?;
-        let mut found = Vec::new();
-        let mut pairs = Vec::new();
-        while found.len() < limit
-            && let Some(group) = groups.next(&mut pairs)?
-        {
-            for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
-                let user = pair::user(group.number, pair::user_in_group(posts[0]));
-                let posts = retained(posts, self.disk.oldest(), self.config.entries_max);
-                if Some(user) > after && !posts.is_empty() && found.len() < limit {
-                    found.push((user, posts.iter().map(|p| PostId(pair::post(*p))).collect()));
-                }
-            }
-        }
-        Ok(found)
-    }
 }
 
 #[async_trait]
 impl Timelines for EmbeddedTimelines {
-    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Durable> {
+    async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered> {
         let post = pair::check(post)?;
+        let delivered = |durable: Durable| Delivered {
+            suppressed: Vec::new(),
+            durable,
+        };
+        let durable_now = || delivered(Box::pin(std::future::ready(Ok(()))));
         if recipients.is_empty() {
-            return Ok(Box::pin(std::future::ready(Ok(()))));
+            return Ok(durable_now());
         }
         self.shared.space.check()?;
         can_fail!("store.deliver");
         let durable = self.shared.intake.put(post, &recipients).await?;
         if herald_failpoints::negative_control!("store.early-ack") {
-            return Ok(Box::pin(std::future::ready(Ok(()))));
+            return Ok(durable_now());
         }
-        Ok(durable)
+        Ok(delivered(durable))
     }
 
-    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
-        self.shared.newest(user, before, limit)
+    async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {
+        Ok(TimelinePage {
+            posts: self.shared.newest(user, before, limit)?,
+            rebuilding: false,
+        })
     }
 
-    async fn scan(&self, after: Option<UserKey>, limit: usize) -> Result<Vec<(UserKey, Vec<PostId>)>> {
-        let shared = Arc::clone(&self.shared);
-        read_blocking("the timelines", move || shared.scan(after, limit)).await
+    async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
+        let (shared, users) = (Arc::clone(&self.shared), users.to_vec());
+        read_blocking("the timelines", move || shared.read(&users)).await
+    }
+
+    async fn rebuild(&self, _users: &[UserKey]) -> Result<Rebuilt> {
+        Ok(Rebuilt::default())
     }
 }
 

@@ -1,10 +1,35 @@
+use std::time::Duration;
+
 use herald_model::ChunkId;
 
 use super::*;
-use crate::{Totals, embedded::testing::Store};
+use crate::{Leases as _, Totals, embedded::testing::Store};
+
+const LEASE: Duration = Duration::from_mins(10);
 
 fn open(store: &Store) -> EmbeddedTotals {
-    EmbeddedTotals::open(store.database()).unwrap()
+    let leases = Arc::new(EmbeddedLeases::open(store.database()).unwrap());
+    EmbeddedTotals::open(store.database(), &leases).unwrap()
+}
+
+/// Announces a file under a lease with its name.
+async fn intend(totals: &EmbeddedTotals, file: &str) -> Fence {
+    let leases = &totals.tables.leases;
+    let owner = leases.acquire(file, "writer", LEASE).await.unwrap().unwrap();
+    totals.intend(file, &owner).await.unwrap();
+    owner
+}
+
+/// Announces the file of a batch and commits the batch.
+async fn commit(totals: &EmbeddedTotals, batch: &TotalsBatch) -> Result<()> {
+    intend(totals, &batch.file).await;
+    totals.commit(batch).await
+}
+
+/// The announced files.
+async fn intended(totals: &EmbeddedTotals) -> Vec<String> {
+    let files = totals.intended().await.unwrap();
+    files.into_iter().map(|file| file.file).collect()
 }
 
 fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
@@ -37,17 +62,17 @@ fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
 async fn a_commit_counts_marks_seen_and_clears_the_announcement() {
     let mut store = Store::new();
     let totals = open(&store);
-    totals.intend("a").await.unwrap();
-    totals.intend("b").await.unwrap();
-    assert_eq!(totals.intended().await.unwrap(), ["a", "b"]);
+    intend(&totals, "a").await;
+    intend(&totals, "b").await;
+    assert_eq!(intended(&totals).await, ["a", "b"]);
     totals.commit(&batch("a", &[4_095, 4_096, 70_000])).await.unwrap();
-    assert_eq!(totals.intended().await.unwrap(), ["b"]);
+    assert_eq!(intended(&totals).await, ["b"]);
     totals.commit(&batch("b", &[1, 2])).await.unwrap();
 
     drop(totals);
     store.reopen();
     let totals = open(&store);
-    assert_eq!(totals.intended().await.unwrap(), [""; 0]);
+    assert_eq!(intended(&totals).await, [""; 0]);
     let seen = totals
         .seen("EVENTS", &[0, 1, 2, 3, 4_095, 4_096, 4_097, 70_000])
         .await
@@ -77,11 +102,11 @@ async fn a_commit_counts_marks_seen_and_clears_the_announcement() {
 async fn no_message_is_counted_twice() {
     let store = Store::new();
     let totals = open(&store);
-    totals.commit(&batch("a", &[1, 2])).await.unwrap();
+    commit(&totals, &batch("a", &[1, 2])).await.unwrap();
     // The same messages in another file: the file is a leftover.
-    totals.intend("again").await.unwrap();
+    intend(&totals, "again").await;
     totals.commit(&batch("again", &[2, 1])).await.unwrap();
-    assert_eq!(totals.intended().await.unwrap(), ["again"]);
+    assert_eq!(intended(&totals).await, ["again"]);
     let error = totals.commit(&batch("b", &[2, 3])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
@@ -95,8 +120,9 @@ async fn no_message_is_counted_twice() {
             .timeline_delivered,
         2
     );
-    totals.abandon("again").await.unwrap();
-    assert_eq!(totals.intended().await.unwrap(), [""; 0]);
+    assert!(totals.abandon("again").await.unwrap());
+    assert!(!totals.abandon("again").await.unwrap());
+    assert_eq!(intended(&totals).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -106,7 +132,7 @@ async fn concurrent_commits_are_all_counted() {
     let batches: Vec<_> = (0..50_u64)
         .map(|n| batch(&n.to_string(), &[2 * n, 2 * n + 1]))
         .collect();
-    futures::future::join_all(batches.iter().map(|batch| totals.commit(batch)))
+    futures::future::join_all(batches.iter().map(|batch| commit(&totals, batch)))
         .await
         .into_iter()
         .for_each(Result::unwrap);
@@ -156,12 +182,11 @@ async fn a_revision_is_counted_once_until_its_post_is_trimmed() {
     {
         let totals = open(&store);
         let first = [(a, counted(1, 7)), (b, counted(2, 1))];
-        totals.commit(&of("a", 1, &first)).await.unwrap();
-        totals
-            .commit(&of("b", 2, &[(a, counted(3, 0)), (c, counted(1, 0))]))
+        commit(&totals, &of("a", 1, &first)).await.unwrap();
+        commit(&totals, &of("b", 2, &[(a, counted(3, 0)), (c, counted(1, 0))]))
             .await
             .unwrap();
-        let refused = totals.commit(&of("c", 3, &first)).await.unwrap_err();
+        let refused = commit(&totals, &of("c", 3, &first)).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict);
         assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
     }
@@ -186,11 +211,11 @@ async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
         ..batch(&n.to_string(), &[n])
     };
     totals.tables.posts.insert(5_u64.to_be_bytes(), [0xff]).unwrap();
-    totals.intend("corrupt").await.unwrap();
+    intend(&totals, "corrupt").await;
     let all: Vec<_> = (0..50).map(valid).collect();
     let corrupt = batch("corrupt", &[1_000, 1_001]);
     let (valid, corrupt) = futures::join!(
-        futures::future::join_all(all.iter().map(|batch| totals.commit(batch))),
+        futures::future::join_all(all.iter().map(|batch| commit(&totals, batch))),
         totals.commit(&corrupt)
     );
     assert_eq!(corrupt.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -204,9 +229,51 @@ async fn a_corrupt_row_fails_only_the_commits_that_use_it() {
         hours.iter().all(|(_, counts)| counts.timeline_delivered == 50),
         "{hours:?}"
     );
-    assert_eq!(
-        totals.intended().await.unwrap(),
-        ["corrupt"],
-        "the announcement stays"
-    );
+    assert_eq!(intended(&totals).await, ["corrupt"], "the announcement stays");
+}
+
+#[tokio::test]
+async fn a_file_is_orphaned_when_its_writer_is_gone_and_not_counted_once_abandoned() {
+    let mut store = Store::new();
+    let totals = open(&store);
+    let owner = intend(&totals, "a").await;
+    let announced = |orphaned| IntendedFile {
+        file: "a".into(),
+        owner: owner.clone(),
+        orphaned,
+    };
+    assert_eq!(totals.intended().await.unwrap(), [announced(false)]);
+    totals.tables.leases.release(&owner).await.unwrap();
+    assert_eq!(totals.intended().await.unwrap(), [announced(true)]);
+    let refused = totals.intend("b", &owner).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+
+    assert!(totals.abandon("a").await.unwrap());
+    let refused = totals.commit(&batch("a", &[1, 2])).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    assert_eq!(totals.seen("EVENTS", &[1]).await.unwrap(), [false]);
+
+    // A commit that is repeated after its answer was lost.
+    commit(&totals, &batch("c", &[1, 2])).await.unwrap();
+    totals.commit(&batch("c", &[1, 2])).await.unwrap();
+
+    let owner = intend(&totals, "d").await;
+    totals.tables.leases.check(&owner).unwrap();
+    drop(totals);
+    store.reopen();
+    let totals = open(&store);
+    let files = totals.intended().await.unwrap();
+    assert!(files.len() == 1 && files[0].orphaned, "{files:?}");
+    assert_eq!(files[0].owner, owner);
+}
+
+#[tokio::test]
+async fn an_announcement_of_an_older_herald_is_orphaned() {
+    let store = Store::new();
+    let totals = open(&store);
+    totals.tables.intents.insert("old", []).unwrap();
+    let files = totals.intended().await.unwrap();
+    assert_eq!((files[0].file.as_str(), files[0].orphaned), ("old", true));
+    assert!(totals.abandon("old").await.unwrap());
+    assert_eq!(intended(&totals).await, [""; 0]);
 }

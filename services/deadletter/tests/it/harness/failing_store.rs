@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use herald_model::time::Timestamp;
 use herald_store::{
     DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterId, DeadLetterPage, DeadLetterState,
-    DeadLetterVersion, DeadLetters, Error, ErrorKind, Inserted, NewOperation, Operation, OperationId,
+    DeadLetterVersion, DeadLetters, Error, ErrorKind, Fence, Inserted, NewOperation, Operation, OperationId,
     OperationState, Order, Reopened, Reopening, Result, Step,
 };
 
@@ -98,8 +98,9 @@ impl DeadLetters for FailingDeadLetters {
         limit: usize,
         redrive_after: u64,
         at: Timestamp,
+        fence: &Fence,
     ) -> Result<Step> {
-        self.behave(self.inner.claim(operation, limit, redrive_after, at))
+        self.behave(self.inner.claim(operation, limit, redrive_after, at, fence))
             .await
     }
 

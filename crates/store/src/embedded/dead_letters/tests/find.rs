@@ -149,7 +149,10 @@ async fn dead_letters_are_found_by_each_filter_and_in_pages() {
         .begin(&operation(OperationKind::Redrive), &versions([3], 0))
         .await
         .unwrap();
-    dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
+    dead_letters
+        .claim(redrive.id, 1, 0, NOW, &fence(&dead_letters).await)
+        .await
+        .unwrap();
     let second = dead_letters
         .scan(&open, Order::OldestFirst, first.next, 100)
         .await

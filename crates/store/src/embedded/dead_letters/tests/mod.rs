@@ -7,12 +7,20 @@ use herald_model::{Channel, ChunkId, Lane, PostId, UserKey};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Cause, DeadLetters, MessageRef, OperationKind, Payload, embedded::testing::Store};
+use crate::{Cause, DeadLetters, Leases as _, MessageRef, OperationKind, Payload, embedded::testing::Store};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
 
 fn open(store: &Store) -> EmbeddedDeadLetters {
-    EmbeddedDeadLetters::open(store.database()).unwrap()
+    let leases = Arc::new(EmbeddedLeases::open(store.database()).unwrap());
+    EmbeddedDeadLetters::open(store.database(), &leases).unwrap()
+}
+
+/// Takes the lease that guards claims.
+async fn fence(dead_letters: &EmbeddedDeadLetters) -> Fence {
+    let leases = &dead_letters.tables.leases;
+    let fence = leases.acquire("redrive", "test", Duration::from_mins(10)).await;
+    fence.unwrap().unwrap()
 }
 
 fn dead_letter(id: u64) -> DeadLetter {
@@ -155,7 +163,10 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
         (begun.id, begun.state, begun.selected),
         (OperationId(1), OperationState::Running, 5)
     );
-    let step = dead_letters.claim(begun.id, 3, 40, NOW).await.unwrap();
+    let step = dead_letters
+        .claim(begun.id, 3, 40, NOW, &fence(&dead_letters).await)
+        .await
+        .unwrap();
     assert_eq!(step.dead_letters.len(), 3);
     assert!(
         step.dead_letters
@@ -219,7 +230,7 @@ async fn a_redrive_changes_states_and_survives_a_restart() {
     assert_eq!(again.state, OperationState::Stopped);
     assert!(
         dead_letters
-            .claim(begun.id, 10, 0, NOW)
+            .claim(begun.id, 10, 0, NOW, &fence(&dead_letters).await)
             .await
             .unwrap()
             .dead_letters
@@ -251,8 +262,9 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
     let store = Store::new();
     let dead_letters = Arc::new(open(&store));
     fill(&dead_letters, 1..=3_000).await;
+    let held = fence(&dead_letters).await;
     let redrives = (0..4).map(|_| {
-        let dead_letters = Arc::clone(&dead_letters);
+        let (dead_letters, held) = (Arc::clone(&dead_letters), held.clone());
         tokio::spawn(async move {
             let begun = dead_letters
                 .begin(&operation(OperationKind::Redrive), &versions(1..=3_000, 0))
@@ -260,7 +272,7 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
                 .unwrap();
             let mut sent = Vec::new();
             loop {
-                let step = dead_letters.claim(begun.id, 700, 0, NOW).await.unwrap();
+                let step = dead_letters.claim(begun.id, 700, 0, NOW, &held).await.unwrap();
                 sent.extend(step.dead_letters.iter().map(|dead_letter| dead_letter.id.0));
                 if step.operation.reached == step.operation.selected {
                     assert_eq!(step.operation.skipped + sent.len() as u64, 3_000);
@@ -279,7 +291,10 @@ async fn concurrent_redrives_claim_each_dead_letter_once() {
         .begin(&operation(OperationKind::Redrive), &versions([1], 0))
         .await
         .unwrap();
-    let step = dead_letters.claim(late.id, 1, 0, NOW).await.unwrap();
+    let step = dead_letters
+        .claim(late.id, 1, 0, NOW, &fence(&dead_letters).await)
+        .await
+        .unwrap();
     assert_eq!((step.dead_letters.len(), step.operation.skipped), (0, 1));
 }
 
@@ -292,7 +307,10 @@ async fn a_discard_takes_open_dead_letters_and_is_recorded() {
         .begin(&operation(OperationKind::Redrive), &versions([2], 0))
         .await
         .unwrap();
-    dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
+    dead_letters
+        .claim(redrive.id, 1, 0, NOW, &fence(&dead_letters).await)
+        .await
+        .unwrap();
     let discard = dead_letters
         .begin(&operation(OperationKind::Discard), &versions(1..=2_400, 0))
         .await
@@ -360,7 +378,10 @@ async fn trim_deletes_old_rows_except_redriving_dead_letters() {
         .begin(&operation(OperationKind::Redrive), &versions([2], 0))
         .await
         .unwrap();
-    dead_letters.claim(redrive.id, 1, 0, NOW).await.unwrap();
+    dead_letters
+        .claim(redrive.id, 1, 0, NOW, &fence(&dead_letters).await)
+        .await
+        .unwrap();
     dead_letters
         .finish(redrive.id, OperationState::Done, "", NOW)
         .await

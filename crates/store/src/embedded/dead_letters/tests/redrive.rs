@@ -20,7 +20,10 @@ async fn a_redrive_ends_with_its_last_outcome() {
         let operation = dead_letters.operation(id).await.unwrap().unwrap();
         operation.ended_at
     };
-    dead_letters.claim(id, 3, 0, after_seconds(1)).await.unwrap();
+    dead_letters
+        .claim(id, 3, 0, after_seconds(1), &fence(&dead_letters).await)
+        .await
+        .unwrap();
     // An outcome before the end doesn't end it.
     dead_letters
         .resolve(&versions([1], 1), after_seconds(2))
@@ -63,12 +66,12 @@ async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired() {
         .unwrap();
     // The pushes of dead letter `n` expire after `n` seconds.
     let step = dead_letters
-        .claim(begun.id, 6, 0, after_seconds(4))
+        .claim(begun.id, 6, 0, after_seconds(4), &fence(&dead_letters).await)
         .await
         .unwrap();
     assert_eq!((step.dead_letters.len(), step.operation.expired), (6, 4));
     let step = dead_letters
-        .claim(begun.id, 6, 0, after_seconds(8))
+        .claim(begun.id, 6, 0, after_seconds(8), &fence(&dead_letters).await)
         .await
         .unwrap();
     assert_eq!((step.dead_letters.len(), step.operation.expired), (4, 6));
@@ -89,7 +92,7 @@ async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired() {
     };
     let begun = dead_letters.begin(&request, &versions(1..=10, 1)).await.unwrap();
     let step = dead_letters
-        .claim(begun.id, 10, 0, after_seconds(9))
+        .claim(begun.id, 10, 0, after_seconds(9), &fence(&dead_letters).await)
         .await
         .unwrap();
     assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
@@ -108,7 +111,7 @@ async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired() {
         .await
         .unwrap();
     let step = dead_letters
-        .claim(begun.id, 10, 0, after_seconds(100))
+        .claim(begun.id, 10, 0, after_seconds(100), &fence(&dead_letters).await)
         .await
         .unwrap();
     assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
@@ -118,4 +121,20 @@ async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired() {
             .iter()
             .all(|dead_letter| dead_letter.pushes_expire_at == extended_to)
     );
+}
+
+#[tokio::test]
+async fn a_claim_without_the_lease_is_refused() {
+    let store = Store::new();
+    let dead_letters = open(&store);
+    fill(&dead_letters, 1..=3).await;
+    let begun = dead_letters
+        .begin(&operation(OperationKind::Redrive), &versions(1..=3, 0))
+        .await
+        .unwrap();
+    let old = fence(&dead_letters).await;
+    let new = fence(&dead_letters).await;
+    let claim = async |fence| dead_letters.claim(begun.id, 3, 0, after_seconds(1), fence).await;
+    assert_eq!(claim(&old).await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(claim(&new).await.unwrap().dead_letters.len(), 3);
 }

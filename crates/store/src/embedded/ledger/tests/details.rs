@@ -174,8 +174,9 @@ fn a_claim_is_a_revision_without_a_change() {
     let ledger = Ledger::open(store.database()).unwrap();
     let chunk = set(1..=9);
     write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-    let claim = |base| block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), base));
+    let claim = |base| block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), base, LEASE));
     assert_eq!(claim(0).unwrap(), 1);
+    block_on(ledger.release_claim(POST, Channel::Push, chunk.chunk_id(), 1)).unwrap();
     // Another worker that has read the chunk before the claim.
     assert_eq!(claim(0).unwrap_err().kind(), ErrorKind::Conflict);
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
@@ -186,6 +187,102 @@ fn a_claim_is_a_revision_without_a_change() {
     assert_eq!(read(&ledger, &chunk), mixed(1));
     let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
     assert_eq!(counts.first_delivered_at, Some(Timestamp(5)));
+}
+
+#[test]
+fn a_claim_keeps_others_away_until_its_lease_ends_or_the_chunk_is_settled() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let chunk = set(1..=9);
+    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
+    let id = chunk.chunk_id();
+    let claim = |base, lease| block_on(ledger.claim(POST, Channel::Push, id, base, lease));
+    let extend = |revision, lease| block_on(ledger.extend_claim(POST, Channel::Push, id, revision, lease));
+    let release = |revision| block_on(ledger.release_claim(POST, Channel::Push, id, revision)).unwrap();
+
+    assert_eq!(claim(0, LEASE).unwrap(), 1);
+    for base in [0, 1] {
+        assert_eq!(claim(base, LEASE).unwrap_err().kind(), ErrorKind::Claimed);
+    }
+    // Other chunks and channels are free.
+    let other = set(10..=12).chunk_id();
+    assert_eq!(
+        block_on(ledger.claim(POST, Channel::Push, other, 0, LEASE)).unwrap(),
+        1
+    );
+    assert_eq!(
+        block_on(ledger.claim(POST, Channel::Timeline, id, 0, LEASE)).unwrap(),
+        1
+    );
+
+    // The lease ends; until another claims the chunk, the holder can extend its claim.
+    extend(1, Duration::ZERO).unwrap();
+    extend(1, LEASE).unwrap();
+    assert_eq!(claim(1, LEASE).unwrap_err().kind(), ErrorKind::Claimed);
+    extend(1, Duration::ZERO).unwrap();
+    assert_eq!(claim(1, LEASE).unwrap(), 2);
+    assert_eq!(extend(1, LEASE).unwrap_err().kind(), ErrorKind::Conflict);
+    release(1);
+    assert_eq!(claim(2, LEASE).unwrap_err().kind(), ErrorKind::Claimed);
+
+    assert_eq!(settle(&ledger, &chunk, mixed(1), 5), 3);
+    assert_eq!(extend(2, LEASE).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(claim(3, LEASE).unwrap(), 4);
+    release(4);
+    assert_eq!(extend(4, LEASE).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(claim(4, LEASE).unwrap(), 5);
+    mark_dead(&ledger, &chunk, 9);
+    assert_eq!(extend(5, LEASE).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(claim(6, LEASE).unwrap(), 7);
+}
+
+#[test]
+fn a_settlement_in_the_middle_of_the_work_keeps_the_claim() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let chunk = set(1..=9);
+    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
+    let id = chunk.chunk_id();
+    let claim = |base| block_on(ledger.claim(POST, Channel::Push, id, base, LEASE));
+    let settle = |base, keep_claim| {
+        block_on(ledger.settle(&Settlement {
+            keep_claim,
+            ..settlement(
+                Channel::Push,
+                &chunk,
+                ExpectedRevision::Revision(base),
+                mixed(1),
+                5,
+            )
+        }))
+        .unwrap()
+    };
+    let extend = |revision| block_on(ledger.extend_claim(POST, Channel::Push, id, revision, LEASE));
+    assert_eq!(claim(0).unwrap(), 1);
+    assert_eq!(settle(1, Some(LEASE)), 2);
+    assert_eq!(claim(2).unwrap_err().kind(), ErrorKind::Claimed);
+    assert_eq!(extend(1).unwrap_err().kind(), ErrorKind::Conflict);
+    extend(2).unwrap();
+    // The same outcome keeps the revision.
+    assert_eq!(settle(2, Some(LEASE)), 2);
+    assert_eq!(claim(2).unwrap_err().kind(), ErrorKind::Claimed);
+    assert_eq!(settle(2, None), 2);
+    assert_eq!(claim(2).unwrap(), 3);
+}
+
+#[test]
+fn of_concurrent_claims_one_wins() {
+    let store = Store::new();
+    let ledger = Ledger::open(store.database()).unwrap();
+    let chunk = set(1..=9);
+    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
+    let claim = || block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), 0, LEASE));
+    let won = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(claim)).collect();
+        let claims = threads.into_iter().map(|thread| thread.join().unwrap());
+        claims.filter(Result::is_ok).count()
+    });
+    assert_eq!(won, 1);
 }
 
 #[test]

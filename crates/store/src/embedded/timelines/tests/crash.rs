@@ -71,8 +71,9 @@ fn durable_deliveries_survive_kill_9() {
         };
         let timelines = open(dir.path(), &quiet);
         let mut found = std::collections::HashMap::<u64, u32>::new();
-        for (_, posts) in timelines.shared.scan(None, usize::MAX).unwrap() {
-            for post in &posts {
+        let users: Vec<UserKey> = (0..USERS).map(UserKey).collect();
+        for timeline in timelines.shared.read(&users).unwrap() {
+            for post in &timeline.posts {
                 *found.entry(post.0).or_default() += 1;
             }
         }
@@ -98,12 +99,12 @@ fn child(task: &str) {
     block_on(async {
         let mut waiting = FuturesUnordered::new();
         for post in first.parse::<u64>().unwrap().. {
-            let durable = timelines
+            let delivered = timelines
                 .deliver(PostId(post), recipients_of(post))
                 .await
                 .unwrap();
             waiting.push(async move {
-                durable.await.unwrap();
+                delivered.durable.await.unwrap();
                 post
             });
             if waiting.len() >= 16 {

@@ -33,6 +33,7 @@ fn fill(timelines: &EmbeddedTimelines, first: u64) -> (Vec<u64>, Error) {
             timelines
                 .deliver(PostId(post), recipients(1..=100_000))
                 .await?
+                .durable
                 .await
         });
         match outcome {
@@ -84,6 +85,7 @@ fn a_full_disk_rejects_deliveries_and_loses_none() {
             timelines
                 .deliver(PostId(more), recipients(1..=100_000))
                 .await?
+                .durable
                 .await
         }) {
             Ok(()) => break durable.push(more),
@@ -115,6 +117,7 @@ fn a_full_disk_rejects_deliveries_and_loses_none() {
             .deliver(PostId(last), recipients(1..=10))
             .await
             .unwrap()
+            .durable
             .await
             .unwrap();
     });

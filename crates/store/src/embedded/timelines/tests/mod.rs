@@ -21,7 +21,7 @@ fn recipients(users: impl IntoIterator<Item = u32>) -> Recipients {
 
 fn newest(timelines: &EmbeddedTimelines, user: u32, before: Option<u64>, limit: usize) -> Vec<u64> {
     let posts = block_on(timelines.newest(UserKey(user), before.map(PostId), limit)).unwrap();
-    posts.into_iter().map(|post| post.0).collect()
+    posts.posts.into_iter().map(|post| post.0).collect()
 }
 
 #[test]
@@ -33,12 +33,13 @@ fn a_delivery_is_readable_before_it_is_durable() {
         ..Config::default()
     };
     let timelines = open(dir.path(), &config);
-    let durable = block_on(timelines.deliver(PostId(5), recipients([1, 70, 4_000_000_000]))).unwrap();
+    let delivered = block_on(timelines.deliver(PostId(5), recipients([1, 70, 4_000_000_000]))).unwrap();
+    assert_eq!(delivered.suppressed, []);
     for user in [1, 70, 4_000_000_000] {
         assert_eq!(newest(&timelines, user, None, 10), [5]);
     }
     assert!(newest(&timelines, 2, None, 10).is_empty());
-    block_on(durable).unwrap();
+    block_on(delivered.durable).unwrap();
     assert_eq!(newest(&timelines, 4_000_000_000, None, 10), [5]);
 }
 
@@ -52,7 +53,11 @@ fn deliver_waits_while_both_runs_are_full() {
     };
     let timelines = open(dir.path(), &config);
     let waiting: Vec<_> = (1..=40)
-        .map(|post| block_on(timelines.deliver(PostId(post), recipients(1..=7))).unwrap())
+        .map(|post| {
+            block_on(timelines.deliver(PostId(post), recipients(1..=7)))
+                .unwrap()
+                .durable
+        })
         .collect();
     for durable in waiting {
         block_on(durable).unwrap();
@@ -78,6 +83,7 @@ fn a_chunk_larger_than_a_run_is_accepted() {
             .deliver(PostId(1), recipients(1..=1_000))
             .await
             .unwrap()
+            .durable
             .await
             .unwrap();
     });
@@ -92,7 +98,9 @@ fn close_flushes_all_deliveries_and_rejects_new_ones() {
         ..Config::default()
     };
     let timelines = open(dir.path(), &config);
-    let durable = block_on(timelines.deliver(PostId(1), recipients([3]))).unwrap();
+    let durable = block_on(timelines.deliver(PostId(1), recipients([3])))
+        .unwrap()
+        .durable;
     timelines.close().unwrap();
     block_on(durable).unwrap();
     let refused = block_on(timelines.deliver(PostId(2), recipients([3])))
@@ -127,6 +135,7 @@ fn compaction_removes_merged_blocks() {
                 .deliver(PostId(post), recipients(1..=500))
                 .await
                 .unwrap()
+                .durable
                 .await
                 .unwrap();
         });
@@ -161,7 +170,9 @@ fn deliveries_stay_readable_during_flush_and_merge() {
             for post in 1..=900 {
                 // Every eighth run is large enough for a sorted table.
                 let users = if post % 8 == 0 { 1..=1_000 } else { 1..=10 };
-                let durable = block_on(timelines.deliver(PostId(post), recipients(users))).unwrap();
+                let durable = block_on(timelines.deliver(PostId(post), recipients(users)))
+                    .unwrap()
+                    .durable;
                 delivered.store(post, order);
                 // Waiting here makes many short runs.
                 block_on(durable).unwrap();
@@ -206,8 +217,8 @@ fn concurrent_merges_lose_no_delivery() {
         }
         for post in 1..=POSTS {
             block_on(async {
-                let durable = timelines.deliver(PostId(post), recipients(1..=20)).await.unwrap();
-                durable.await.unwrap();
+                let delivered = timelines.deliver(PostId(post), recipients(1..=20)).await.unwrap();
+                delivered.durable.await.unwrap();
             });
         }
         all_delivered.store(true, order);
