@@ -183,6 +183,7 @@ impl World {
             .deliver(post, recipients.clone())
             .await
             .unwrap()
+            .durable
             .await
             .unwrap();
     }
