@@ -37,6 +37,7 @@
 mod failpoint;
 
 mod accounts;
+pub mod cluster;
 mod dead_letter_groups;
 mod dead_letters;
 pub mod embedded;

@@ -1,0 +1,106 @@
+//! Configuration of the cluster engine.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::SecretUrl;
+
+/// Configuration of the cluster engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// URL of the PostgreSQL database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full`. The database
+    /// must exist; Herald makes the schema `herald` in it. Parts that the URL lacks are taken from libpq's environment
+    /// variables (`PGPASSWORD`, …) and password file.
+    pub url: SecretUrl,
+    /// Connections to PostgreSQL.
+    pub postgres: PostgresConfig,
+    /// Retention of the follow history, hours. Must exceed the time from the first slice of a post to its last one,
+    /// because all slices read the followers of the version that the first one pinned.
+    pub follow_history_keep_hours: u64,
+    /// Retention of request ids, hours. A request that is repeated within this time creates no second post.
+    pub request_keep_hours: u64,
+    /// Retention of timelines, days from the acceptance of a post. Ended follows are kept as long, so that timelines can
+    /// be rebuilt.
+    pub timeline_keep_days: u64,
+    /// Retention of the ledger, days from the acceptance of a post, and of dead letters, days from their arrival.
+    pub ledger_keep_days: u64,
+    /// Retention of the audit log of operations on dead letters, days. Dead letters are retained as long as the ledger.
+    pub dead_letter_operation_keep_days: u64,
+    /// Cache of users, MiB for each direction (id to key, key to id).
+    pub users_cache_mb: u64,
+}
+
+/// Configuration of the connections to PostgreSQL.
+///
+/// Each connection sets its time-outs with the startup parameter `options`. Behind PgBouncer in transaction mode (1.21 or
+/// newer): set `max_prepared_statements` and `ignore_startup_parameters = options` in PgBouncer, and the time-outs with
+/// `ALTER ROLE … SET statement_timeout`, `lock_timeout` and `idle_in_transaction_session_timeout`. Migrations need a
+/// direct connection or session mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Maximum number of connections of a process. All processes together must stay below `max_connections` of the
+    /// server.
+    pub connections_max: u32,
+    /// Time-out of getting a connection, milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// Time-out of a statement, milliseconds. A call to the store, with all its statements, times out after twice this
+    /// value.
+    pub statement_timeout_ms: u64,
+    /// Time-out of waiting for a lock, milliseconds. Less than `statement_timeout_ms`.
+    pub lock_timeout_ms: u64,
+    /// Maximum age of a connection, seconds. New connections follow a changed address of the server.
+    pub connection_age_max_s: u64,
+    /// Number of prepared statements that each connection keeps.
+    pub statement_cache_capacity: usize,
+    /// File with the certificates (PEM) of the authorities that the server's certificate is verified with, when
+    /// `sslmode` is `verify-ca` or `verify-full`. Without it the system's authorities are used.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Size of the database from which no new posts are accepted, MiB; 0: no limit. PostgreSQL does not tell how much
+    /// room its disk has.
+    pub database_mb_max: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: SecretUrl::default(),
+            postgres: PostgresConfig::default(),
+            follow_history_keep_hours: 7 * 24,
+            request_keep_hours: 24,
+            timeline_keep_days: 30,
+            ledger_keep_days: 30,
+            dead_letter_operation_keep_days: 365,
+            users_cache_mb: 32,
+        }
+    }
+}
+
+impl Default for PostgresConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 16,
+            acquire_timeout_ms: 5_000,
+            statement_timeout_ms: 10_000,
+            lock_timeout_ms: 5_000,
+            connection_age_max_s: 1_800,
+            statement_cache_capacity: 256,
+            tls_ca_file: None,
+            database_mb_max: 0,
+        }
+    }
+}
+
+impl PostgresConfig {
+    pub(super) fn acquire_timeout(&self) -> Duration {
+        Duration::from_millis(self.acquire_timeout_ms)
+    }
+
+    /// Time-out of a call. Longer than the server's time-out of a statement, so that the server ends a slow statement
+    /// first; this one ends calls to a server that does not respond at all.
+    pub(super) fn call_timeout(&self) -> Duration {
+        Duration::from_millis(self.statement_timeout_ms.saturating_mul(2))
+    }
+}

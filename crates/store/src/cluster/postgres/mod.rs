@@ -1,0 +1,21 @@
+//! The records of the cluster engine, in PostgreSQL.
+//!
+//! # Assumptions
+//!
+//! - All tables are in the schema `herald`, and each statement names it: `search_path` would be state of a session, which
+//!   a transaction pooler does not keep. One database holds one Herald.
+//! - Transactions are `READ COMMITTED`. A statement sees what was committed when it began, so a transaction that decides
+//!   on a row locks it first, in ascending order of keys. Where a call needs one moment for all it reads, it is one
+//!   statement.
+//! - Statements, waits for locks and calls have time-outs. An aborted transaction (a deadlock, a conflict of
+//!   serialization) is repeated a few times; so is a call that lost its connection, because repeating a write does not
+//!   change its result.
+//! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
+
+mod error;
+mod migrations;
+mod pool;
+
+pub(crate) use error::{Attempt, Failure};
+pub use migrations::Migrated;
+pub(crate) use pool::{Postgres, Transaction};
