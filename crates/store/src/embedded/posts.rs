@@ -8,7 +8,7 @@
 //! | `post_requests` | (author, request id) → post, time |
 //! | `post_request_times` | (time, author, request id) → nothing, the index for retention of `post_requests` |
 
-mod row;
+pub(crate) mod row;
 #[cfg(test)]
 mod tests;
 

@@ -33,7 +33,7 @@ struct Tables {
 
 /// The stored preferences of a user.
 #[derive(Clone, PartialEq, Message)]
-struct Row {
+pub(crate) struct Row {
     #[prost(bool, tag = "1")]
     push_disabled: bool,
     /// Encoded as [`Recipients`].
@@ -119,7 +119,7 @@ impl Tables {
     }
 }
 
-fn apply_change(
+pub(crate) fn apply_change(
     user: UserKey,
     mut preferences: Preferences,
     change: PreferencesChange,
@@ -142,7 +142,7 @@ fn apply_change(
 }
 
 impl Row {
-    fn from_preferences(preferences: &Preferences) -> Self {
+    pub(crate) fn from_preferences(preferences: &Preferences) -> Self {
         let muted = Recipients::from_sorted(preferences.muted.iter().copied());
         Self {
             push_disabled: !preferences.push_enabled,
@@ -151,7 +151,7 @@ impl Row {
         }
     }
 
-    fn into_preferences(self) -> Option<Preferences> {
+    pub(crate) fn into_preferences(self) -> Option<Preferences> {
         let muted = Recipients::decode(self.muted, self.muted_count).ok()?;
         Some(Preferences {
             push_enabled: !self.push_disabled,

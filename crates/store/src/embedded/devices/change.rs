@@ -9,7 +9,8 @@ use herald_push_endpoint::is_same_endpoint;
 use crate::{DEVICES_PER_USER_MAX, Error, ErrorKind, Result, SECRET_OVERLAP};
 
 /// A change of one user's devices.
-pub(super) enum Change {
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
     Register {
         address: Address,
         /// Whether a webhook that is already registered keeps its secret.
@@ -32,15 +33,15 @@ pub(super) enum Change {
 
 /// What a [`Change`] did.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Applied {
+pub(crate) struct Applied {
     /// Number of devices that were added, changed or removed.
-    pub(super) changed: u64,
+    pub(crate) changed: u64,
     /// The device of the change as it is now, or as it was before it was removed; `None` if there is no such device.
-    pub(super) device: Option<Device>,
+    pub(crate) device: Option<Device>,
 }
 
 /// Applies a change to the devices of `user`. `last_id` is the greatest device id in use.
-pub(super) fn apply(
+pub(crate) fn apply(
     change: Change,
     user: UserKey,
     devices: &mut Vec<Device>,

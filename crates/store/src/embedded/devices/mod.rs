@@ -1,7 +1,7 @@
 //! Devices: one row per user with all devices, because a user has few.
 
-mod change;
-mod row;
+pub(crate) mod change;
+pub(crate) mod row;
 #[cfg(test)]
 mod tests;
 

@@ -8,7 +8,7 @@ use prost::Message;
 
 /// The stored devices of a user, oldest first.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     #[prost(message, repeated, tag = "1")]
     devices: Vec<Row>,
 }
@@ -88,14 +88,14 @@ struct StoredSecret {
 }
 
 impl Rows {
-    pub(super) fn from_devices(devices: &[Device]) -> Self {
+    pub(crate) fn from_devices(devices: &[Device]) -> Self {
         Self {
             devices: devices.iter().map(Row::from_device).collect(),
         }
     }
 
     /// The devices of `user`; `None` if a row is malformed.
-    pub(super) fn into_devices(self, user: UserKey) -> Option<Vec<Device>> {
+    pub(crate) fn into_devices(self, user: UserKey) -> Option<Vec<Device>> {
         self.devices
             .into_iter()
             .map(|row| row.into_device(user))

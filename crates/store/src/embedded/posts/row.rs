@@ -10,7 +10,7 @@ use crate::Result;
 
 /// A stored post. It never changes; the deletion has its own row. Tag 8 was the follow version, which the ledger has now.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Row {
+pub(crate) struct Row {
     #[prost(uint32, tag = "1")]
     pub(super) author: u32,
     #[prost(string, tag = "2")]
@@ -40,13 +40,13 @@ pub(super) struct Row {
 
 /// The post that a request created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) post: u64,
-    pub(super) at: Timestamp,
+pub(crate) struct Request {
+    pub(crate) post: u64,
+    pub(crate) at: Timestamp,
 }
 
 impl Row {
-    pub(super) fn from_post(post: &Post) -> Self {
+    pub(crate) fn from_post(post: &Post) -> Self {
         Self {
             author: post.author.0,
             author_id: post.author_id.as_str().into(),
@@ -67,7 +67,7 @@ impl Row {
         }
     }
 
-    pub(super) fn into_post(self, id: PostId, deleted_at: Option<Timestamp>) -> Result<Post> {
+    pub(crate) fn into_post(self, id: PostId, deleted_at: Option<Timestamp>) -> Result<Post> {
         Ok(Post {
             id,
             author: UserKey(self.author),
@@ -94,7 +94,7 @@ impl Row {
 impl Request {
     /// Whether this request replaces the existing one: the smaller post id wins within the retention, else the later
     /// request.
-    pub(super) fn replaces(self, existing: Self, keep: Duration) -> bool {
+    pub(crate) fn replaces(self, existing: Self, keep: Duration) -> bool {
         let apart = self.at.since(existing.at).max(existing.at.since(self.at));
         if apart <= keep {
             self.post < existing.post
@@ -103,14 +103,14 @@ impl Request {
         }
     }
 
-    pub(super) fn encode(self) -> [u8; 16] {
+    pub(crate) fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.post.to_be_bytes());
         bytes[8..].copy_from_slice(&self.at.0.to_be_bytes());
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (post, at) = bytes.split_first_chunk()?;
         Some(Self {
             post: u64::from_be_bytes(*post),
