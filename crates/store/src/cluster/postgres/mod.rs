@@ -12,10 +12,22 @@
 //!   change its result.
 //! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
 
+mod devices;
 mod error;
+mod follows;
+mod health;
+mod keys;
 mod migrations;
 mod pool;
+mod posts;
+mod preferences;
+mod users;
 
+pub(crate) use devices::PostgresDevices;
 pub(crate) use error::{Attempt, Failure};
+pub(crate) use follows::PostgresFollows;
 pub use migrations::Migrated;
 pub(crate) use pool::{Postgres, Transaction};
+pub(crate) use posts::PostgresPosts;
+pub(crate) use preferences::PostgresPreferences;
+pub(crate) use users::PostgresUsers;

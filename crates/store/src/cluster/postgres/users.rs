@@ -1,0 +1,216 @@
+//! The dictionary of users. Its rows never change, so its caches need no invalidation.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use herald_model::{UserId, UserKey};
+
+use super::{Attempt, Postgres, Transaction, keys};
+use crate::{Error, ErrorKind, Result};
+
+/// Approximate memory of an entry of a cache besides its value, bytes.
+const CACHE_ENTRY_BYTES: usize = 96;
+
+/// The cluster engine's [`Users`](crate::Users).
+pub(crate) struct PostgresUsers {
+    postgres: Postgres,
+    keys: moka::sync::Cache<UserId, UserKey>,
+    ids: moka::sync::Cache<UserKey, UserId>,
+}
+
+impl PostgresUsers {
+    /// `cache_bytes_max` bounds the cache of each direction.
+    pub(crate) fn new(postgres: &Postgres, cache_bytes_max: u64) -> Self {
+        let weigh = |id: &UserId| u32::try_from(id.as_str().len() + CACHE_ENTRY_BYTES).unwrap_or(u32::MAX);
+        Self {
+            postgres: postgres.clone(),
+            keys: moka::sync::Cache::builder()
+                .name("cluster-user-keys")
+                .max_capacity(cache_bytes_max)
+                .weigher(move |id, _| weigh(id))
+                .build(),
+            ids: moka::sync::Cache::builder()
+                .name("cluster-user-ids")
+                .max_capacity(cache_bytes_max)
+                .weigher(move |_, id| weigh(id))
+                .build(),
+        }
+    }
+
+    fn cache(&self, id: &UserId, key: UserKey) {
+        self.keys.insert(id.clone(), key);
+        self.ids.insert(key, id.clone());
+    }
+
+    /// The keys of those `ids` that have one.
+    async fn read_keys(&self, ids: &[&str]) -> Result<HashMap<String, UserKey>> {
+        self.postgres
+            .call("read the keys of users", || async {
+                let mut connection = self.postgres.pool().acquire().await?;
+                existing_keys(&mut connection, ids).await
+            })
+            .await
+    }
+
+    /// The keys of `ids`, which are distinct; makes the missing ones, in their order.
+    async fn create(&self, ids: &[&str]) -> Result<HashMap<String, UserKey>> {
+        self.postgres
+            .call("make the keys of users", || async {
+                let mut transaction = self.postgres.begin().await?;
+                let last: i64 =
+                    sqlx::query_scalar("SELECT last FROM herald.counters WHERE name = 'users' FOR UPDATE")
+                        .fetch_one(&mut *transaction)
+                        .await?;
+                // Only now, after the lock, every key that another process made is visible.
+                let mut found = existing_keys(&mut transaction, ids).await?;
+                let missing: Vec<&str> = ids
+                    .iter()
+                    .copied()
+                    .filter(|id| !found.contains_key(*id))
+                    .collect();
+                if !missing.is_empty() {
+                    let created = insert(&mut transaction, last, &missing).await?;
+                    transaction.commit().await?;
+                    found.extend(missing.iter().map(|id| (*id).to_owned()).zip(created));
+                }
+                Ok(found)
+            })
+            .await
+    }
+}
+
+async fn existing_keys(
+    connection: &mut sqlx::PgConnection,
+    ids: &[&str],
+) -> Attempt<HashMap<String, UserKey>> {
+    let rows: Vec<(String, i64)> = sqlx::query_as("SELECT id, key FROM herald.users WHERE id = ANY($1)")
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    let mut found = HashMap::with_capacity(rows.len());
+    for (id, key) in rows {
+        found.insert(id, keys::user(key)?);
+    }
+    Ok(found)
+}
+
+/// Stores users with the keys after `last`.
+async fn insert(transaction: &mut Transaction, last: i64, ids: &[&str]) -> Attempt<Vec<UserKey>> {
+    let new_last = last + i64::try_from(ids.len()).unwrap_or(i64::MAX - last);
+    if new_last > i64::from(u32::MAX) {
+        return Err(Error::new(ErrorKind::Full, "all 2^32 - 1 user keys are in use").into());
+    }
+    let created: Vec<i64> = (last + 1..=new_last).collect();
+    sqlx::query("INSERT INTO herald.users (key, id) SELECT * FROM unnest($1::bigint[], $2::text[])")
+        .bind(&created)
+        .bind(ids)
+        .execute(&mut **transaction)
+        .await?;
+    sqlx::query("UPDATE herald.counters SET last = $1 WHERE name = 'users'")
+        .bind(new_last)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(created.into_iter().map(keys::user).collect::<Result<_>>()?)
+}
+
+#[async_trait]
+impl crate::Users for PostgresUsers {
+    async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+        let mut keys: Vec<_> = ids.iter().map(|id| self.keys.get(id)).collect();
+        let missing: Vec<&str> = ids
+            .iter()
+            .zip(&keys)
+            .filter(|(_, key)| key.is_none())
+            .map(|(id, _)| id.as_str())
+            .collect();
+        if missing.is_empty() {
+            return Ok(keys);
+        }
+        let found = self.read_keys(&missing).await?;
+        for (id, key) in ids.iter().zip(&mut keys) {
+            if key.is_none()
+                && let Some(found) = found.get(id.as_str())
+            {
+                self.cache(id, *found);
+                *key = Some(*found);
+            }
+        }
+        Ok(keys)
+    }
+
+    async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+        let found = self.find(ids).await?;
+        let mut missing: Vec<&str> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for (id, key) in ids.iter().zip(&found) {
+            if key.is_none() && seen.insert(id.as_str()) {
+                missing.push(id.as_str());
+            }
+        }
+        let created = if missing.is_empty() {
+            HashMap::new()
+        } else {
+            self.create(&missing).await?
+        };
+        ids.iter()
+            .zip(found)
+            .map(|(id, found)| {
+                let key = found.or_else(|| created.get(id.as_str()).copied());
+                let key =
+                    key.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary created too few keys"))?;
+                if found.is_none() {
+                    self.cache(id, key);
+                }
+                Ok(key)
+            })
+            .collect()
+    }
+
+    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        let mut ids: Vec<_> = keys.iter().map(|key| self.ids.get(key)).collect();
+        let missing: Vec<i64> = keys
+            .iter()
+            .zip(&ids)
+            .filter(|(_, id)| id.is_none())
+            .map(|(key, _)| key.0.into())
+            .collect();
+        if missing.is_empty() {
+            return Ok(ids);
+        }
+        let rows: Vec<(i64, String)> = self
+            .postgres
+            .call("read the ids of users", || async {
+                let rows = sqlx::query_as("SELECT key, id FROM herald.users WHERE key = ANY($1)")
+                    .bind(&missing)
+                    .fetch_all(self.postgres.pool());
+                Ok(rows.await?)
+            })
+            .await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for (key, id) in rows {
+            let key = keys::user(key)?;
+            let id = UserId::from_stored(id)
+                .map_err(|_| Error::new(ErrorKind::Corrupt, format!("the id of user {key} is malformed")))?;
+            self.cache(&id, key);
+            found.insert(key, id);
+        }
+        for (key, id) in keys.iter().zip(&mut ids) {
+            if id.is_none() {
+                *id = found.get(key).cloned();
+            }
+        }
+        Ok(ids)
+    }
+
+    async fn last_key(&self) -> Result<Option<UserKey>> {
+        let last: i64 = self
+            .postgres
+            .call("read the greatest key of a user", || async {
+                let last = sqlx::query_scalar("SELECT last FROM herald.counters WHERE name = 'users'")
+                    .fetch_one(self.postgres.pool());
+                Ok(last.await?)
+            })
+            .await?;
+        Ok((last > 0).then(|| keys::user(last)).transpose()?)
+    }
+}
