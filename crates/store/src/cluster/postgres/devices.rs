@@ -238,7 +238,8 @@ impl crate::Devices for PostgresDevices {
     }
 
     async fn unregister_web_push(&self) -> Result<u64> {
-        const USERS: &str = "SELECT user_key FROM herald.devices WHERE has_web_push ORDER BY user_key LIMIT $1";
+        const USERS: &str =
+            "SELECT user_key FROM herald.devices WHERE has_web_push ORDER BY user_key LIMIT $1";
         let mut removed = 0;
         loop {
             let users: Vec<i64> = self

@@ -18,7 +18,7 @@ const MIGRATIONS: &[Migration] = &[Migration {
 }];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.
-const LOCK_KEY: i64 = 0x6865_7261_6c64_0001;
+pub(super) const LOCK_KEY: i64 = 0x6865_7261_6c64_0001;
 
 /// Time-out of waiting for another process that migrates.
 const MIGRATION_LOCK_TIMEOUT_MS: u32 = 120_000;

@@ -21,6 +21,8 @@ mod migrations;
 mod pool;
 mod posts;
 mod preferences;
+#[cfg(test)]
+mod tests;
 mod users;
 
 pub(crate) use devices::PostgresDevices;

@@ -244,8 +244,9 @@ impl crate::Posts for PostgresPosts {
         let mut found = HashMap::with_capacity(rows.len());
         for (id, body, deleted_at) in rows {
             let post = keys::post(id)?;
-            let row = Row::decode(&body[..])
-                .map_err(|_| Error::new(ErrorKind::Corrupt, format!("can't decode the stored post {post}")))?;
+            let row = Row::decode(&body[..]).map_err(|_| {
+                Error::new(ErrorKind::Corrupt, format!("can't decode the stored post {post}"))
+            })?;
             found.insert(post, row.into_post(post, deleted_at.map(Timestamp))?);
         }
         Ok(posts.iter().map(|post| found.get(post).cloned()).collect())
@@ -283,7 +284,9 @@ impl crate::Posts for PostgresPosts {
         let last: Option<i64> = self
             .postgres
             .call("read the greatest id of a post", || async {
-                Ok(sqlx::query_scalar(LAST).fetch_optional(self.postgres.pool()).await?)
+                Ok(sqlx::query_scalar(LAST)
+                    .fetch_optional(self.postgres.pool())
+                    .await?)
             })
             .await?;
         last.map(keys::post).transpose()

@@ -24,8 +24,7 @@ const OLDEST_MOMENTS: &str = "
         ) oldest
     ) counted USING (id) WHERE preceding < $3";
 
-const LOCK_AUTHORS: &str =
-    "SELECT count(*) FROM (SELECT FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE) locked";
+const LOCK_AUTHORS: &str = "SELECT count(*) FROM (SELECT FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE) locked";
 
 const RAISE_TRIMMED: &str = "
     UPDATE herald.follow_authors author SET trimmed_version = trimmed.version
