@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Dead letters in one row of an operation's selection.
-pub(super) const SELECTED_PER_ROW: u64 = 1_024;
+pub(crate) const SELECTED_PER_ROW: u64 = 1_024;
 
 /// Maximum number of dead letters, and of operations, that one trim job reads.
 const TRIM_ROWS_MAX: usize = 1_000;

@@ -13,9 +13,9 @@
 //!
 //! Operation ids start at 1.
 
-mod commit;
+pub(crate) mod commit;
 mod progress;
-mod row;
+pub(crate) mod row;
 mod row_cache;
 #[cfg(test)]
 mod tests;

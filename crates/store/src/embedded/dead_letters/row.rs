@@ -130,26 +130,26 @@ pub(super) struct SelectedRow {
     rounds: Vec<u32>,
 }
 
-const CAUSES: [Cause; 5] = [
+pub(crate) const CAUSES: [Cause; 5] = [
     Cause::MaxDeliveries,
     Cause::Terminated,
     Cause::Removed,
     Cause::Unreadable,
     Cause::Audit,
 ];
-pub(super) const STATES: [DeadLetterState; 4] = [
+pub(crate) const STATES: [DeadLetterState; 4] = [
     DeadLetterState::Open,
     DeadLetterState::Redriving,
     DeadLetterState::Resolved,
     DeadLetterState::Discarded,
 ];
 const PAYLOADS: [Payload; 3] = [Payload::Kept, Payload::Gone, Payload::TooLarge];
-const OPERATION_KINDS: [OperationKind; 3] = [
+pub(crate) const OPERATION_KINDS: [OperationKind; 3] = [
     OperationKind::Redrive,
     OperationKind::Discard,
     OperationKind::Cancel,
 ];
-const OPERATION_STATES: [OperationState; 4] = [
+pub(crate) const OPERATION_STATES: [OperationState; 4] = [
     OperationState::Running,
     OperationState::Done,
     OperationState::Stopped,
@@ -157,16 +157,16 @@ const OPERATION_STATES: [OperationState; 4] = [
 ];
 
 /// The number of a variant as stored in rows: its position in the list of all variants.
-pub(super) fn variant_number<T: PartialEq>(all: &[T], variant: &T) -> u32 {
+pub(crate) fn variant_number<T: PartialEq>(all: &[T], variant: &T) -> u32 {
     all.iter().position(|one| one == variant).unwrap_or_default() as u32
 }
 
 /// The variant with a stored number.
-pub(super) fn variant<T: Copy>(all: &[T], number: u32) -> Result<T> {
+pub(crate) fn variant<T: Copy>(all: &[T], number: u32) -> Result<T> {
     all.get(number as usize).copied().ok_or_else(malformed)
 }
 
-pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
+pub(crate) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
     DeadLetterRow {
         stream: dead_letter.origin.stream.clone(),
         consumer: dead_letter.origin.consumer.clone(),
@@ -210,7 +210,7 @@ pub(super) fn encode_dead_letter(dead_letter: &DeadLetter) -> Vec<u8> {
     .encode_to_vec()
 }
 
-pub(super) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadLetter> {
+pub(crate) fn decode_dead_letter(id: DeadLetterId, bytes: &[u8]) -> Result<DeadLetter> {
     let row = DeadLetterRow::decode(bytes).map_err(|_| malformed())?;
     Ok(DeadLetter {
         id,
@@ -310,7 +310,7 @@ pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operatio
     })
 }
 
-pub(super) fn encode_selected(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
+pub(crate) fn encode_selected(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
     let mut last = 0;
     let mut row = SelectedRow::default();
     for dead_letter in dead_letters {
@@ -321,7 +321,7 @@ pub(super) fn encode_selected(dead_letters: &[DeadLetterVersion]) -> Vec<u8> {
     row.encode_to_vec()
 }
 
-pub(super) fn decode_selected(bytes: &[u8]) -> Result<Vec<DeadLetterVersion>> {
+pub(crate) fn decode_selected(bytes: &[u8]) -> Result<Vec<DeadLetterVersion>> {
     let row = SelectedRow::decode(bytes).map_err(|_| malformed())?;
     let mut last = 0_u64;
     let dead_letters = row.ids.into_iter().zip(row.rounds).map(|(id, round)| {
@@ -370,6 +370,6 @@ pub(super) fn key_number(key: &[u8]) -> Result<u64> {
     Ok(u64::from_be_bytes(*number))
 }
 
-pub(super) fn malformed() -> Error {
+pub(crate) fn malformed() -> Error {
     Error::new(ErrorKind::Corrupt, "a row of the dead letters is malformed")
 }

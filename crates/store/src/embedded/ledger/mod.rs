@@ -13,8 +13,8 @@ mod audit;
 mod claims;
 mod plan;
 mod recipients;
-mod row;
-mod settle;
+pub(crate) mod row;
+pub(crate) mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -235,7 +235,10 @@ impl crate::Ledger for Ledger {
 }
 
 /// The recipients of a chunk with their states.
-fn recipient_states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(UserKey, DeliveryState)> {
+pub(crate) fn recipient_states(
+    recipients: &Recipients,
+    outcome: Option<&Outcome>,
+) -> Vec<(UserKey, DeliveryState)> {
     let all_are = |state| recipients.iter().map(|user| (user, state)).collect();
     match outcome {
         None => all_are(DeliveryState::Pending),
@@ -264,7 +267,7 @@ fn recipient_states(recipients: &Recipients, outcome: Option<&Outcome>) -> Vec<(
 }
 
 /// A recipient in this state with the details of the chunk's outcome.
-fn status(user: UserKey, state: DeliveryState, outcome: Option<&Outcome>) -> RecipientStatus {
+pub(crate) fn status(user: UserKey, state: DeliveryState, outcome: Option<&Outcome>) -> RecipientStatus {
     let mut status = RecipientStatus::new(user, state);
     let Some(Outcome::Mixed { details, .. }) = outcome else {
         return status;

@@ -105,24 +105,24 @@ fn channel_byte(channel: Channel) -> u8 {
 
 /// A planned slice: whether it is the last of its post, and the number of recipients by channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Slice {
-    pub(super) last: bool,
-    pub(super) timeline: u64,
-    pub(super) push: u64,
+pub(crate) struct Slice {
+    pub(crate) last: bool,
+    pub(crate) timeline: u64,
+    pub(crate) push: u64,
 }
 
 /// The rest of a slice's row: what a retry publishes again. Rows of an older Herald don't have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pin {
-    pub(super) version: FollowVersion,
+pub(crate) struct Pin {
+    pub(crate) version: FollowVersion,
     /// `None` for the last slice.
-    pub(super) next_after: Option<UserKey>,
+    pub(crate) next_after: Option<UserKey>,
     /// The chunks, in the order of the plan.
-    pub(super) chunks: Vec<(Channel, ChunkId)>,
+    pub(crate) chunks: Vec<(Channel, ChunkId)>,
 }
 
 impl Slice {
-    pub(super) fn encode(self, pin: &Pin) -> Vec<u8> {
+    pub(crate) fn encode(self, pin: &Pin) -> Vec<u8> {
         let mut out = vec![VERSION, u8::from(self.last)];
         varint::write(&mut out, self.timeline);
         varint::write(&mut out, self.push);
@@ -137,7 +137,7 @@ impl Slice {
     }
 
     /// Decodes the pin; `None` in a row of an older Herald.
-    pub(super) fn decode_pin(row: &[u8]) -> Result<Option<Pin>> {
+    pub(crate) fn decode_pin(row: &[u8]) -> Result<Option<Pin>> {
         let mut cursor = Cursor::new(row)?;
         let last = cursor.read_byte()? != 0;
         cursor.read_number()?;
@@ -192,16 +192,16 @@ pub(super) fn decode_chunk(row: &[u8]) -> Result<(UserKey, SetView<'_>)> {
 
 /// The part of an outcome that counting needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct OutcomeHead {
+pub(crate) struct OutcomeHead {
     /// The revision of the outcome; 0 if no outcome is recorded.
-    pub(super) revision: u64,
-    pub(super) counts: SettledCounts,
+    pub(crate) revision: u64,
+    pub(crate) counts: SettledCounts,
     /// Times of the first and the last delivery of the chunk.
-    pub(super) delivered_at: Option<(Timestamp, Timestamp)>,
+    pub(crate) delivered_at: Option<(Timestamp, Timestamp)>,
 }
 
 /// Encodes a revision of a chunk's outcome with the times of the first and the last delivery.
-pub(super) fn encode_outcome(
+pub(crate) fn encode_outcome(
     revision: u64,
     outcome: &Outcome,
     delivered_at: Option<(Timestamp, Timestamp)>,
@@ -245,7 +245,7 @@ pub(super) fn decode_head(row: &[u8]) -> Result<OutcomeHead> {
 }
 
 /// Decodes a complete outcome.
-pub(super) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
+pub(crate) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
     let mut cursor = Cursor(row);
     let (kind, head) = cursor.read_outcome_head()?;
     let outcome = match kind {

@@ -206,7 +206,7 @@ impl Ledger {
 }
 
 /// Times of the first and the last delivery of a chunk after a settlement.
-fn delivered_at(before: &OutcomeHead, settlement: &Settlement) -> Option<(Timestamp, Timestamp)> {
+pub(crate) fn delivered_at(before: &OutcomeHead, settlement: &Settlement) -> Option<(Timestamp, Timestamp)> {
     let delivered = settlement.outcome.counts().delivered;
     match before.delivered_at {
         // No new delivery: the message was redelivered.
@@ -217,7 +217,7 @@ fn delivered_at(before: &OutcomeHead, settlement: &Settlement) -> Option<(Timest
 }
 
 /// An outcome without a settled recipient.
-fn all_pending() -> Outcome {
+pub(crate) fn all_pending() -> Outcome {
     Outcome::Mixed {
         delivered: Recipients::default(),
         suppressed: Recipients::default(),
@@ -239,7 +239,11 @@ fn expect_revision(chunk: ChunkId, revision: u64, base: u64) -> Result<()> {
 
 /// A chunk's outcome after a message of this generation died. The pending recipients are dead, or delivered if a device
 /// was reached; those that wait in a later generation stay pending.
-fn with_pending_dead(recipients: &Recipients, recorded: Option<RecordedOutcome>, generation: u32) -> Outcome {
+pub(crate) fn with_pending_dead(
+    recipients: &Recipients,
+    recorded: Option<RecordedOutcome>,
+    generation: u32,
+) -> Outcome {
     let outcome = recorded.map_or_else(all_pending, |recorded| recorded.outcome);
     let Outcome::Mixed {
         delivered,
