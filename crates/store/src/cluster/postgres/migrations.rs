@@ -12,10 +12,16 @@ use super::{Attempt, Failure, Postgres};
 use crate::{Error, ErrorKind, Result};
 
 /// All migrations, ascending. A released one never changes.
-const MIGRATIONS: &[Migration] = &[Migration {
-    name: "0001_records",
-    sql: include_str!("../../../migrations/0001_records.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        name: "0001_records",
+        sql: include_str!("../../../migrations/0001_records.sql"),
+    },
+    Migration {
+        name: "0002_deliveries",
+        sql: include_str!("../../../migrations/0002_deliveries.sql"),
+    },
+];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.
 pub(super) const LOCK_KEY: i64 = 0x6865_7261_6c64_0001;

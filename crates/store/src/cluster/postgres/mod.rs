@@ -12,22 +12,28 @@
 //!   change its result.
 //! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
 
+mod batch;
 mod devices;
 mod error;
 mod follows;
 mod health;
 mod keys;
+mod leases;
+mod ledger;
 mod migrations;
 mod pool;
 mod posts;
 mod preferences;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod users;
 
 pub(crate) use devices::PostgresDevices;
 pub(crate) use error::{Attempt, Failure};
 pub(crate) use follows::PostgresFollows;
+pub(crate) use leases::PostgresLeases;
+pub(crate) use ledger::PostgresLedger;
 pub use migrations::Migrated;
 pub(crate) use pool::{Postgres, Transaction};
 pub(crate) use posts::PostgresPosts;
