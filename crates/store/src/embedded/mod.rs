@@ -26,7 +26,7 @@ mod parts;
 pub(crate) mod posts;
 pub(crate) mod preferences;
 mod retention;
-mod shared_error;
+pub(crate) mod shared_error;
 mod space;
 #[cfg(test)]
 mod testing;

@@ -31,7 +31,7 @@ pub(super) fn encode(pairs: &[u64], scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
 }
 
 /// Appends one user's posts to `out`, ascending.
-pub(super) fn decode_user_posts(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> Result<()> {
+pub(crate) fn decode_user_posts(block: &[u8], user_in_group: u8, out: &mut Vec<u64>) -> Result<()> {
     let mut rest = block;
     let smallest = read_number(&mut rest)?;
     while let Some((user, posts)) = next_user(&mut rest)? {
@@ -46,7 +46,7 @@ pub(super) fn decode_user_posts(block: &[u8], user_in_group: u8, out: &mut Vec<u
 }
 
 /// Appends all pairs of a block to `out`. Returns the users of the block as a bit set.
-pub(super) fn decode_pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
+pub(crate) fn decode_pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
     let mut rest = block;
     let mut users = 0;
     let smallest = read_number(&mut rest)?;
@@ -58,7 +58,7 @@ pub(super) fn decode_pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
 }
 
 /// Appends a merged row. `posts` must be strictly descending.
-pub(super) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<u8>) {
+pub(crate) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<u8>) {
     let mut last = None;
     for post in posts {
         varint::write(out, last.map_or(post, |last: u64| last - post));
@@ -67,7 +67,7 @@ pub(super) fn encode_merged(posts: impl IntoIterator<Item = u64>, out: &mut Vec<
 }
 
 /// Decodes the posts of a merged row, newest first.
-pub(super) fn decode_merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
+pub(crate) fn decode_merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
     let mut rest = row;
     let mut last = None;
     std::iter::from_fn(move || {

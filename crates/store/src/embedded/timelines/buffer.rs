@@ -18,7 +18,7 @@ const PAGE_BITS: u32 = 12;
 type Page = Vec<Vec<u64>>;
 
 /// The pairs of one run until the run is readable on disk.
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     /// Pairs by partition of the users, each in insertion order. Pages without users are empty.
     pages: Vec<Page>,
     pairs: usize,
@@ -41,22 +41,22 @@ impl Default for Buffer {
 
 impl Buffer {
     /// Number of pairs, duplicates included.
-    pub(super) fn pairs(&self) -> usize {
+    pub(crate) fn pairs(&self) -> usize {
         self.pairs
     }
 
     /// Number of chunks added by [`push`](Self::push).
-    pub(super) fn chunks(&self) -> usize {
+    pub(crate) fn chunks(&self) -> usize {
         self.chunks
     }
 
     /// Time of the first push; `None` if the buffer is empty.
-    pub(super) fn since(&self) -> Option<Instant> {
+    pub(crate) fn since(&self) -> Option<Instant> {
         self.since
     }
 
     /// Adds a chunk: one post and its recipients.
-    pub(super) fn push(&mut self, post: u64, recipients: &Recipients) {
+    pub(crate) fn push(&mut self, post: u64, recipients: &Recipients) {
         for user in recipients {
             let (page, partition) = locate(user);
             match self.pages.get_mut(page).and_then(|page| page.get_mut(partition)) {
@@ -70,7 +70,7 @@ impl Buffer {
     }
 
     /// Appends a user's posts to `out`, in insertion order.
-    pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
+    pub(crate) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) {
         let wanted = pair::in_partition(user, 0);
         let (page, partition) = locate(user);
         if let Some(partition) = self.pages.get(page).and_then(|page| page.get(partition)) {
@@ -84,7 +84,7 @@ impl Buffer {
     }
 
     /// Resolves with the result of the flush.
-    pub(super) fn durable(&self) -> Durable {
+    pub(crate) fn durable(&self) -> Durable {
         let mut outcome = self.outcome.subscribe();
         Box::pin(async move {
             match outcome.wait_for(Option::is_some).await.as_deref() {
@@ -99,12 +99,12 @@ impl Buffer {
     }
 
     /// Publishes the result of the flush to all waiters of [`durable`](Self::durable).
-    pub(super) fn resolve(&self, outcome: std::result::Result<(), SharedError>) {
+    pub(crate) fn resolve(&self, outcome: std::result::Result<(), SharedError>) {
         self.outcome.send_replace(Some(outcome));
     }
 
     /// Empties the buffer and keeps its memory for the next run.
-    pub(super) fn reuse(mut self) -> Self {
+    pub(crate) fn reuse(mut self) -> Self {
         self.pages.iter_mut().flatten().for_each(Vec::clear);
         Self {
             pages: self.pages,
@@ -113,7 +113,7 @@ impl Buffer {
     }
 
     /// Calls `each` with the number and the block of each group, ascending. Duplicate pairs are dropped.
-    pub(super) fn blocks(&self, mut each: impl FnMut(u32, &[u8]) -> Result<()>) -> Result<()> {
+    pub(crate) fn blocks(&self, mut each: impl FnMut(u32, &[u8]) -> Result<()>) -> Result<()> {
         let (mut sorted, mut scratch, mut out) = (Vec::new(), Vec::new(), Vec::new());
         for (number, partition) in self.partitions() {
             sorted.clear();

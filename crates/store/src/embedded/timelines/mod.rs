@@ -7,15 +7,15 @@
 //! Path of a delivery: [`intake`] (readable immediately) → [`disk`], written by the flusher thread (durable) → one
 //! merged row for each user, written by the merger thread ([`merge`]).
 
-mod block;
-mod buffer;
+pub(crate) mod block;
+pub(crate) mod buffer;
 mod disk;
 mod groups;
 mod intake;
 mod keys;
 mod merge;
 mod merge_watermarks;
-mod pair;
+pub(crate) mod pair;
 mod read;
 #[cfg(test)]
 mod tests;

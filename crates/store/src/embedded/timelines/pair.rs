@@ -28,7 +28,7 @@ const POST_BITS: u32 = 56;
 ///
 /// # Errors
 /// [`ErrorKind::LimitExceeded`] if it doesn't.
-pub(super) fn check(post: PostId) -> Result<u64> {
+pub(crate) fn check(post: PostId) -> Result<u64> {
     if post.0 > POST_MAX {
         return Err(Error::new(
             ErrorKind::LimitExceeded,
@@ -52,13 +52,13 @@ pub(super) fn in_group(user_in_group: u8, post: u64) -> u64 {
 
 /// The post of a pair.
 #[inline]
-pub(super) fn post(pair: u64) -> u64 {
+pub(crate) fn post(pair: u64) -> u64 {
     pair & POST_MAX
 }
 
 /// The index in its group of a pair's user.
 #[inline]
-pub(super) fn user_in_group(pair: u64) -> u8 {
+pub(crate) fn user_in_group(pair: u64) -> u8 {
     (pair >> POST_BITS) as u8 & ((1 << GROUP_BITS) - 1)
 }
 
@@ -70,18 +70,18 @@ pub(super) fn group_in_partition(pair: u64) -> u32 {
 
 /// The group of a user.
 #[inline]
-pub(super) fn group(user: UserKey) -> u32 {
+pub(crate) fn group(user: UserKey) -> u32 {
     user.0 >> GROUP_BITS
 }
 
 /// The index of a user in its group.
 #[inline]
-pub(super) fn index(user: UserKey) -> u8 {
+pub(crate) fn index(user: UserKey) -> u8 {
     user.0 as u8 & ((1 << GROUP_BITS) - 1)
 }
 
 /// The user at an index of a group.
 #[inline]
-pub(super) fn user(group: u32, index: u8) -> UserKey {
+pub(crate) fn user(group: u32, index: u8) -> UserKey {
     UserKey(group << GROUP_BITS | u32::from(index))
 }
