@@ -7,11 +7,13 @@
 mod config;
 mod postgres;
 mod secret;
+mod timelines;
 
 pub use config::{Config, PostgresConfig};
 pub use postgres::Migrated;
 use postgres::Postgres;
 pub use secret::SecretUrl;
+pub use timelines::TimelinesConfig;
 
 use crate::Result;
 

@@ -21,6 +21,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "0002_deliveries",
         sql: include_str!("../../../migrations/0002_deliveries.sql"),
     },
+    Migration {
+        name: "0003_timelines",
+        sql: include_str!("../../../migrations/0003_timelines.sql"),
+    },
 ];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.

@@ -1,0 +1,60 @@
+//! Checks of the server before it is used.
+
+use super::server::{Server, SlotRange, info_value};
+use crate::{Error, ErrorKind, Result};
+
+/// Refuses servers that are too old, that drop keys when they are full, and replicas.
+pub(super) async fn check(server: &Server) -> Result<()> {
+    for range in server.refresh_ranges().await?.iter() {
+        check_primary(server, *range).await?;
+    }
+    Ok(())
+}
+
+async fn check_primary(server: &Server, range: SlotRange) -> Result<()> {
+    let info = server.info(range, "server").await?;
+    // Valkey tells the version of Redis that it is compatible with as redis_version.
+    let version = info_value(&info, "redis_version").unwrap_or_default();
+    if !is_supported(version) {
+        return refuse(format!(
+            "Redis {version} is too old for timelines: use Redis 6.2 or newer, or Valkey"
+        ));
+    }
+    let info = server.info(range, "memory").await?;
+    let policy = info_value(&info, "maxmemory_policy").unwrap_or("noeviction");
+    if policy != "noeviction" {
+        return refuse(format!(
+            "Redis has maxmemory-policy {policy}, which drops timelines when memory is short: set maxmemory-policy to \
+             noeviction"
+        ));
+    }
+    let info = server.info(range, "replication").await?;
+    if info_value(&info, "role") != Some("master") {
+        return refuse("timelines.url leads to a replica of Redis: use the address of the primary".into());
+    }
+    Ok(())
+}
+
+fn is_supported(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(2))
+}
+
+fn refuse<T>(reason: String) -> Result<T> {
+    Err(Error::new(ErrorKind::Invalid, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_from_6_2_are_supported() {
+        for version in ["6.2.0", "7.0.15", "10.0.1"] {
+            assert!(is_supported(version), "{version}");
+        }
+        for version in ["", "6.0.16", "5.0.7"] {
+            assert!(!is_supported(version), "{version}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Notices when Redis has lost writes.
+//!
+//! Each shard (the slots of one primary; all slots of a server that is no cluster) has a *beat*: the time of PostgreSQL's
+//! clock, written each second, and recorded in PostgreSQL with the primary's run id once Redis has acknowledged it. Redis
+//! applies, persists and replicates writes in their order; so what was written before a beat that is there, is there too.
+//!
+//! | at the next look | means |
+//! |---|---|
+//! | the beat is missing | the shard was flushed: all timelines are missing, and each is rebuilt when it is read |
+//! | the beat is older than the recorded one | a fail-over to a stale replica, or a restart from an old file: writes since that beat are lost |
+//! | another run id | a restart or a fail-over: writes since the recorded beat may be lost |
+//!
+//! Every process looks; the first one that notices records the loss. Until it is repaired (`repair`), every process
+//! answers reads of the shard with a rebuild.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use redis::Value;
+
+use super::{
+    View,
+    merge::read_value,
+    server::{Script, SlotRange, info_value},
+    state::{Loss, Shard},
+};
+use crate::{Error, ErrorKind, Result};
+
+/// Interval of beats.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Looks after which the slots of a cluster are read again.
+const LOOKS_PER_REFRESH: u32 = 10;
+
+/// What this process knows of losses.
+#[derive(Default)]
+pub(super) struct Monitor {
+    open: RwLock<Vec<Loss>>,
+}
+
+impl Monitor {
+    /// Whether timelines of a slot may lack entries.
+    pub(super) fn is_suspect(&self, slot: u16) -> bool {
+        self.open.read().iter().any(|loss| loss.range.contains(slot))
+    }
+
+    /// The losses that are not repaired.
+    pub(super) fn open(&self) -> Vec<Loss> {
+        self.open.read().clone()
+    }
+
+    pub(super) fn set_open(&self, losses: Vec<Loss>) {
+        *self.open.write() = losses;
+    }
+}
+
+/// Looks at all shards each second until the task is aborted.
+pub(super) async fn run(view: Arc<View>) {
+    let mut looks = 0;
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        looks += 1;
+        let looked = look(&view, looks % LOOKS_PER_REFRESH == 0 || failing).await;
+        if let Err(error) = &looked
+            && !failing
+        {
+            tracing::warn!(%error, "could not check whether Redis has lost timelines");
+        }
+        failing = looked.is_err();
+    }
+}
+
+/// Looks at all shards once.
+pub(super) async fn look(view: &View, refresh: bool) -> Result<()> {
+    view.monitor.set_open(view.state.open_losses().await?);
+    let ranges = if refresh {
+        view.reader.refresh_ranges().await?
+    } else {
+        view.reader.ranges()
+    };
+    // What was acknowledged is read before the beats are.
+    let shards = view.state.shards().await?;
+    let mut outcome = Ok(());
+    let mut lost = false;
+    for range in ranges.iter() {
+        let seen = shards.iter().find(|shard| shard.range.first == range.first);
+        // A shard that is down does not hide the others.
+        match look_at(view, *range, seen).await {
+            Ok(found) => lost |= found,
+            Err(error) => outcome = Err(error),
+        }
+    }
+    if lost {
+        view.monitor.set_open(view.state.open_losses().await?);
+    }
+    outcome
+}
+
+/// Looks at a shard. Returns whether a loss was recorded.
+async fn look_at(view: &View, range: SlotRange, seen: Option<&Shard>) -> Result<bool> {
+    let info = view.reader.info(range, "server").await?;
+    let run_id = info_value(&info, "run_id").unwrap_or_default();
+    let now = view.state.server_time().await?;
+    let Some(seen) = seen else {
+        write_beat(view, range, None, now, true).await?;
+        let shard = Shard {
+            range,
+            run_id: run_id.into(),
+            beat: now,
+        };
+        view.state.record_shard(&shard).await?;
+        return Ok(false);
+    };
+    let beat = write_beat(view, range, Some(seen.beat), now, false).await?;
+    let since = match beat {
+        Beat::Written if seen.run_id == run_id => {
+            view.state.acknowledge_beat(seen, now).await?;
+            if seen.range != range {
+                let shard = Shard {
+                    range,
+                    ..seen.clone()
+                };
+                view.state.record_shard(&shard).await?;
+            }
+            return Ok(false);
+        }
+        Beat::Written => Some(seen.beat),
+        Beat::Older(beat) => Some(beat),
+        Beat::Missing => None,
+    };
+    let recorded = view.state.record_loss(seen, run_id, since, now).await?;
+    if recorded {
+        tracing::warn!(
+            first_slot = range.first,
+            last_slot = range.last,
+            flushed = since.is_none(),
+            lost_s_max = since.map_or(0, |since| (now - since) / 1_000_000),
+            "Redis was restarted, failed over or flushed: timelines are rebuilt"
+        );
+        write_beat(view, range, None, now, true).await?;
+    }
+    Ok(recorded && since.is_some())
+}
+
+enum Beat {
+    Written,
+    Older(i64),
+    Missing,
+}
+
+async fn write_beat(
+    view: &View,
+    range: SlotRange,
+    acknowledged: Option<i64>,
+    now: i64,
+    force: bool,
+) -> Result<Beat> {
+    let key = view.keys.beat(range.first);
+    let script = Script {
+        code: &view.scripts.beat,
+        keys: &[&key],
+        arguments: vec![
+            acknowledged
+                .map_or(String::new(), |beat| beat.to_string())
+                .into_bytes(),
+            now.to_string().into_bytes(),
+            view.ttl_s.to_string().into_bytes(),
+            if force { b"1".to_vec() } else { b"0".to_vec() },
+        ],
+    };
+    let answer: Value = view.reader.script(range.first, &script).await?;
+    let (beat, written): (String, i64) = read_value(answer)?;
+    if written == 1 {
+        return Ok(Beat::Written);
+    }
+    if beat.is_empty() {
+        return Ok(Beat::Missing);
+    }
+    let beat = beat.parse().map_err(|_| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("the key {key} of Redis is no time: delete it"),
+        )
+    })?;
+    Ok(Beat::Older(beat))
+}

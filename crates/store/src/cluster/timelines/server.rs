@@ -1,0 +1,383 @@
+//! The connection to a single server or a cluster.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::try_join_all;
+use parking_lot::RwLock;
+use redis::{
+    Client, Cmd, ErrorKind as RedisErrorKind, Pipeline, RedisError, ServerErrorKind, TlsCertificates, Value,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+    cluster::ClusterClient,
+    cluster_async::ClusterConnection,
+    cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+};
+
+use super::{TimelinesConfig, error::redis_error};
+use crate::{Error, ErrorKind, Result};
+
+/// Commands in one pipeline. More would only make one long answer of many short ones.
+const PIPELINE_COMMANDS_MAX: usize = 8_192;
+
+/// A connection that reconnects by itself. Clones share it.
+#[derive(Clone)]
+pub(super) enum Server {
+    /// A server that is no cluster.
+    Single(Arc<Single>),
+    /// A cluster.
+    Cluster(Arc<Cluster>),
+}
+
+pub(super) struct Single {
+    client: Client,
+    config: ConnectionManagerConfig,
+    connection: RwLock<ConnectionManager>,
+}
+
+pub(super) struct Cluster {
+    connection: ClusterConnection,
+    ranges: RwLock<Arc<Vec<SlotRange>>>,
+}
+
+/// Slots that one primary has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SlotRange {
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+impl SlotRange {
+    /// The range of a single server.
+    pub(super) const ALL: Self = Self {
+        first: 0,
+        last: 16_383,
+    };
+
+    pub(super) fn contains(self, slot: u16) -> bool {
+        (self.first..=self.last).contains(&slot)
+    }
+}
+
+impl Server {
+    /// Connects. Detects a cluster.
+    pub(super) async fn connect(config: &TimelinesConfig) -> Result<Self> {
+        let connecting = |e: RedisError| redis_error("connect to the timelines", &e);
+        let url = config.url.expose();
+        let root_cert = match &config.tls_ca_file {
+            Some(path) => Some(std::fs::read(path).map_err(|e| {
+                Error::with_source(
+                    ErrorKind::Invalid,
+                    format!("can't read the file timelines.tls_ca_file, {}", path.display()),
+                    e,
+                )
+            })?),
+            None => None,
+        };
+        let certs = TlsCertificates {
+            client_tls: None,
+            root_cert,
+        };
+        let tls = url.starts_with("rediss:");
+        let client = if tls {
+            Client::build_with_tls(url, certs.clone())
+        } else {
+            Client::open(url)
+        }
+        .map_err(connecting)?;
+        let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
+        let response_timeout = Duration::from_millis(config.response_timeout_ms);
+        let manager = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(500))
+            .set_connection_timeout(Some(connect_timeout))
+            .set_response_timeout(Some(response_timeout));
+        let connection = ConnectionManager::new_with_config(client.clone(), manager.clone())
+            .await
+            .map_err(connecting)?;
+        let single = Self::Single(Arc::new(Single {
+            client,
+            config: manager,
+            connection: RwLock::new(connection),
+        }));
+        let info = single.info(SlotRange::ALL, "cluster").await?;
+        if info_value(&info, "cluster_enabled") != Some("1") {
+            return Ok(single);
+        }
+        let mut builder = ClusterClient::builder([url])
+            .connection_timeout(connect_timeout)
+            .response_timeout(response_timeout)
+            .overall_response_timeout(Some(response_timeout * 2))
+            .retries(3)
+            .max_retry_wait(500);
+        if tls {
+            builder = builder.certs(certs);
+        }
+        let client = builder.build().map_err(connecting)?;
+        let connection = client.get_async_connection().await.map_err(connecting)?;
+        let cluster = Cluster {
+            connection,
+            ranges: RwLock::default(),
+        };
+        cluster.refresh().await?;
+        Ok(Self::Cluster(Arc::new(cluster)))
+    }
+
+    /// The slots by primary. Refreshes what is known about them.
+    pub(super) async fn refresh_ranges(&self) -> Result<Arc<Vec<SlotRange>>> {
+        match self {
+            Self::Single(_) => Ok(Arc::new(vec![SlotRange::ALL])),
+            Self::Cluster(cluster) => {
+                cluster.refresh().await?;
+                Ok(cluster.ranges.read().clone())
+            }
+        }
+    }
+
+    /// The slots by primary, as known.
+    pub(super) fn ranges(&self) -> Arc<Vec<SlotRange>> {
+        match self {
+            Self::Single(_) => Arc::new(vec![SlotRange::ALL]),
+            Self::Cluster(cluster) => cluster.ranges.read().clone(),
+        }
+    }
+
+    /// A section of `INFO` of the primary that has a range.
+    pub(super) async fn info(&self, range: SlotRange, section: &str) -> Result<String> {
+        let mut cmd = redis::cmd("INFO");
+        cmd.arg(section);
+        let value = self.run(range.first, cmd).await?;
+        redis::from_redis_value(value).map_err(|e| redis_error("read INFO", &RedisError::from(e)))
+    }
+
+    /// Runs a command on the primary that has a slot.
+    pub(super) async fn run(&self, slot: u16, cmd: Cmd) -> Result<Value> {
+        self.try_run(slot, cmd)
+            .await
+            .map_err(|e| redis_error("use the timelines", &e))
+    }
+
+    async fn try_run(&self, slot: u16, cmd: Cmd) -> std::result::Result<Value, RedisError> {
+        let value = match self {
+            Self::Single(single) => {
+                let mut connection = single.connection.read().clone();
+                let value = connection.send_packed_command(&cmd).await;
+                single.reconnect_if_read_only(&value);
+                value?
+            }
+            Self::Cluster(cluster) => {
+                let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+                let mut connection = cluster.connection.clone();
+                connection
+                    .route_command(cmd, RoutingInfo::SingleNode(route))
+                    .await?
+            }
+        };
+        value.extract_error()
+    }
+
+    /// Runs a script: by its hash, or by its text if the server does not know it yet.
+    pub(super) async fn script(&self, slot: u16, script: &Script<'_>) -> Result<Value> {
+        let known = self.try_run(slot, script.command("EVALSHA")).await;
+        let result = match known {
+            Err(e) if e.kind() == RedisErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.try_run(slot, script.command("EVAL")).await
+            }
+            known => known,
+        };
+        result.map_err(|e| redis_error("write a timeline", &e))
+    }
+
+    /// Runs commands, each with its slot, in one pipeline for each primary. Returns the results in the same order.
+    /// Commands of one slot run in their order.
+    pub(super) async fn pipeline(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>> {
+        let result = match self {
+            Self::Single(single) => single.pipeline(commands).await,
+            Self::Cluster(cluster) => self.cluster_pipeline(cluster, commands).await,
+        };
+        result.map_err(|e| redis_error("use the timelines", &e))
+    }
+
+    async fn cluster_pipeline(
+        &self,
+        cluster: &Cluster,
+        commands: Vec<(u16, Cmd)>,
+    ) -> std::result::Result<Vec<Value>, RedisError> {
+        let ranges = cluster.ranges.read().clone();
+        let mut values = vec![Value::Nil; commands.len()];
+        let mut parts: Vec<Vec<usize>> = vec![Vec::new(); ranges.len() + 1];
+        for (index, (slot, _)) in commands.iter().enumerate() {
+            let range = ranges.iter().position(|range| range.contains(*slot));
+            parts[range.unwrap_or(ranges.len())].push(index);
+        }
+        let sending = parts.into_iter().filter(|part| !part.is_empty()).map(|part| {
+            let commands = &commands;
+            async move {
+                let mut answers = Vec::with_capacity(part.len());
+                for piece in part.chunks(PIPELINE_COMMANDS_MAX) {
+                    let mut pipeline = Pipeline::with_capacity(piece.len());
+                    for index in piece {
+                        pipeline.add_command(commands[*index].1.clone());
+                    }
+                    let route = Route::new(commands[piece[0]].0, SlotAddr::Master);
+                    let mut connection = cluster.connection.clone();
+                    let route = SingleNodeRoutingInfo::SpecificNode(route);
+                    answers.extend(connection.route_pipeline(pipeline, 0, piece.len(), route).await?);
+                }
+                Ok::<_, RedisError>((part, answers))
+            }
+        });
+        let mut moved = Vec::new();
+        for (part, answers) in try_join_all(sending).await? {
+            for (index, answer) in part.into_iter().zip(answers) {
+                match answer.extract_error() {
+                    Ok(value) => values[index] = value,
+                    Err(e) if e.is_cluster_error() => moved.push(index),
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        // A slot has moved: these commands follow the redirection one by one, and the next pipeline knows better.
+        moved.sort_unstable();
+        for index in &moved {
+            let (slot, cmd) = &commands[*index];
+            values[*index] = self.try_run(*slot, cmd.clone()).await?;
+        }
+        if !moved.is_empty()
+            && let Err(error) = cluster.refresh().await
+        {
+            tracing::warn!(%error, "could not read the slots of the Redis cluster");
+        }
+        Ok(values)
+    }
+}
+
+impl Single {
+    async fn pipeline(&self, commands: Vec<(u16, Cmd)>) -> std::result::Result<Vec<Value>, RedisError> {
+        let mut values = Vec::with_capacity(commands.len());
+        let mut commands = commands.into_iter();
+        while commands.len() > 0 {
+            let count = commands.len().min(PIPELINE_COMMANDS_MAX);
+            let mut pipeline = Pipeline::with_capacity(count);
+            for (_, cmd) in commands.by_ref().take(count) {
+                pipeline.add_command(cmd);
+            }
+            let mut connection = self.connection.read().clone();
+            let answers = connection.send_packed_commands(&pipeline, 0, count).await?;
+            for answer in answers {
+                let value = answer.extract_error();
+                self.reconnect_if_read_only(&value);
+                values.push(value?);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Connects again when the server has become a replica: its name may lead to the new primary by now.
+    fn reconnect_if_read_only(&self, result: &std::result::Result<Value, RedisError>) {
+        if let Err(e) = result
+            && e.kind() == RedisErrorKind::Server(ServerErrorKind::ReadOnly)
+            && let Ok(manager) =
+                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())
+        {
+            *self.connection.write() = manager;
+        }
+    }
+}
+
+impl Cluster {
+    async fn refresh(&self) -> Result<()> {
+        let mut cmd = redis::cmd("CLUSTER");
+        cmd.arg("SLOTS");
+        let mut connection = self.connection.clone();
+        let slots = connection
+            .route_command(cmd, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random))
+            .await;
+        let slots = slots.map_err(|e| redis_error("read the slots of the Redis cluster", &e))?;
+        let mut ranges = read_ranges(&slots).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "can't read the slots of the Redis cluster: malformed answer",
+            )
+        })?;
+        ranges.sort_unstable_by_key(|range| range.first);
+        let covered: usize = ranges
+            .iter()
+            .map(|range| usize::from(range.last - range.first) + 1)
+            .sum();
+        if covered < 16_384 {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the Redis cluster has only {covered} of 16384 slots: bring back its primaries"),
+            ));
+        }
+        *self.ranges.write() = Arc::new(ranges);
+        Ok(())
+    }
+}
+
+fn read_ranges(slots: &Value) -> Option<Vec<SlotRange>> {
+    let Value::Array(rows) = slots else { return None };
+    let mut ranges = Vec::with_capacity(rows.len());
+    for row in rows {
+        let Value::Array(columns) = row else { return None };
+        let [Value::Int(first), Value::Int(last), ..] = columns.as_slice() else {
+            return None;
+        };
+        ranges.push(SlotRange {
+            first: u16::try_from(*first).ok()?,
+            last: u16::try_from(*last).ok()?,
+        });
+    }
+    ranges
+        .iter()
+        .all(|range| range.first <= range.last)
+        .then_some(ranges)
+}
+
+/// A script that runs inside of Redis.
+pub(super) struct Code {
+    text: &'static str,
+    hash: String,
+}
+
+impl Code {
+    pub(super) fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            hash: sha1_smol::Sha1::from(text).digest().to_string(),
+        }
+    }
+}
+
+/// A script with the arguments of one call.
+pub(super) struct Script<'a> {
+    pub(super) code: &'a Code,
+    pub(super) keys: &'a [&'a str],
+    pub(super) arguments: Vec<Vec<u8>>,
+}
+
+impl Script<'_> {
+    fn command(&self, name: &str) -> Cmd {
+        let mut cmd = redis::cmd(name);
+        if name == "EVAL" {
+            cmd.arg(self.code.text);
+        } else {
+            cmd.arg(&self.code.hash);
+        }
+        cmd.arg(self.keys.len());
+        for key in self.keys {
+            cmd.arg(*key);
+        }
+        for argument in &self.arguments {
+            cmd.arg(argument.as_slice());
+        }
+        cmd
+    }
+}
+
+/// The value of a field of `INFO`.
+pub(super) fn info_value<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    lines
+        .find(|(field, _)| *field == name)
+        .map(|(_, value)| value.trim())
+}
