@@ -38,6 +38,14 @@ pub struct DeadLetterGroups {
 }
 
 impl DeadLetterGroups {
+    /// Groups that a store has counted, up to [`DEAD_LETTER_GROUPS_MAX`], and the number of dead letters in all groups.
+    pub(crate) fn from_counted(groups: Vec<DeadLetterGroup>, dead_letters: u64) -> Self {
+        Self {
+            groups: groups.into_iter().map(|group| (group.group, group)).collect(),
+            dead_letters,
+        }
+    }
+
     /// Counts a dead letter.
     pub fn add(&mut self, dead_letter: DeadLetter) {
         self.dead_letters += 1;
