@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
 
-pub(super) use self::partitions::{PARENTS, POSTS_PER_PARTITION};
+pub(super) use self::audit::SNAPSHOT;
 use self::{claim::ClaimRequest, partitions::Partitions};
 use super::{
     Postgres,

@@ -13,6 +13,7 @@
 //! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
 
 mod batch;
+mod dead_letters;
 mod devices;
 mod error;
 mod follows;
