@@ -1,0 +1,541 @@
+//! Dead letters and operations on them.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
+use herald_store::{
+    Cause, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterId, DeadLetterState, DeadLetterVersion,
+    DeadLetters, ErrorKind, Fence, MessageRef, NewOperation, Operation, OperationId, OperationKind,
+    OperationState, Order, Payload, Reopened, Reopening, Step, Stores,
+};
+
+use crate::{
+    engine::Engine,
+    sample::{eventually, lease},
+};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+
+const fn after_seconds(seconds: i64) -> Timestamp {
+    Timestamp(NOW.0 + seconds * 1_000_000)
+}
+
+pub(crate) fn dead_letter(id: u64) -> DeadLetter {
+    let at = NOW.plus(Duration::from_secs(id));
+    DeadLetter {
+        id: DeadLetterId(id),
+        origin: MessageRef {
+            stream: "PUSH".into(),
+            consumer: "push-normal".into(),
+            sequence: 1_000 + id,
+        },
+        kind: "push".into(),
+        original_sequence: 1_000 + id,
+        subject: "push.v1.deliver.normal".into(),
+        message_type: "herald.mesh.v1.PushChunk".into(),
+        cause: Cause::Terminated,
+        reason: format!("push failed: webhook status 503: {id}"),
+        group: 7,
+        group_reason: "push failed: webhook status 503".into(),
+        attempts: 20,
+        published_at: NOW.minus(Duration::from_mins(5)),
+        first_failed_at: at,
+        last_failed_at: at,
+        stored_at: at,
+        post: Some(PostId(id)),
+        author: Some(UserKey(3)),
+        channel: Some(Channel::Push),
+        chunk: Some(ChunkId(u64::MAX - id)),
+        lane: Some(Lane::Normal),
+        recipients: 12,
+        trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".into(),
+        payload: Payload::Kept,
+        payload_bytes: 100,
+        state: DeadLetterState::Open,
+        round: 0,
+        redrive: None,
+        operations: Vec::new(),
+        redrive_sequence: 0,
+        updated_at: NOW,
+        pushes_expire_at: Some(at),
+    }
+}
+
+async fn fill(dead_letters: &dyn DeadLetters, ids: std::ops::RangeInclusive<u64>) {
+    let all: Vec<_> = ids.map(dead_letter).collect();
+    assert!(dead_letters.insert(&all).await.unwrap().iter().all(|one| one.new));
+}
+
+fn operation(kind: OperationKind) -> NewOperation {
+    NewOperation {
+        kind,
+        actor: "ops@host".into(),
+        at: NOW,
+        selection: bytes::Bytes::from_static(b"all of\0them\xff"),
+        excluded: 0,
+        rate_max: 0,
+        failures_max: 100,
+        push_ttl: None,
+        target: None,
+    }
+}
+
+fn versions(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
+    let version = |id| DeadLetterVersion {
+        id: DeadLetterId(id),
+        round,
+    };
+    ids.into_iter().map(version).collect()
+}
+
+fn failed_again(id: u64, round: u32) -> Reopening {
+    Reopening {
+        dead_letter: DeadLetterId(id),
+        round,
+        cause: Cause::MaxDeliveries,
+        reason: "max deliveries reached".into(),
+        group: 8,
+        group_reason: "max deliveries reached".into(),
+        failed_at: NOW.plus(Duration::from_hours(1)),
+    }
+}
+
+/// The lease of the process that redrives.
+async fn redrive_lease(stores: &Stores) -> Fence {
+    lease(stores, "redrive").await
+}
+
+async fn begin(dead_letters: &dyn DeadLetters, kind: OperationKind, of: &[DeadLetterVersion]) -> Operation {
+    dead_letters.begin(&operation(kind), of).await.unwrap()
+}
+
+async fn claim(stores: &Stores, id: OperationId, limit: usize, at: Timestamp, fence: &Fence) -> Step {
+    stores.dead_letters.claim(id, limit, 0, at, fence).await.unwrap()
+}
+
+async fn get(dead_letters: &dyn DeadLetters, id: u64) -> DeadLetter {
+    dead_letters.get(&[DeadLetterId(id)]).await.unwrap().remove(0).unwrap()
+}
+
+async fn stored(dead_letters: &dyn DeadLetters, id: OperationId) -> Operation {
+    dead_letters.operation(id).await.unwrap().unwrap()
+}
+
+/// The ids of all that match, in pages of `limit`.
+pub(crate) async fn ids(
+    dead_letters: &dyn DeadLetters,
+    filter: &DeadLetterFilter,
+    order: Order,
+    limit: usize,
+) -> Vec<u64> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let page = dead_letters.scan(filter, order, after, limit).await.unwrap();
+        assert!(page.dead_letters.len() <= limit);
+        all.extend(page.dead_letters.iter().map(|dead_letter| dead_letter.id.0));
+        after = page.next;
+        if after.is_none() {
+            return all;
+        }
+    }
+}
+
+/// Waits for a count, which may be 10 s old.
+pub(crate) async fn count_is(dead_letters: &dyn DeadLetters, state: DeadLetterState, expected: u64) {
+    eventually(&format!("{expected} dead letters in state {state:?}"), async || {
+        (dead_letters.count(state).await.unwrap() == expected).then_some(())
+    })
+    .await;
+}
+
+pub async fn repeated_inserts_of_a_message_make_one_dead_letter<E: Engine>(engine: &mut E) {
+    let again = DeadLetter {
+        origin: dead_letter(1).origin,
+        ..dead_letter(3)
+    };
+    {
+        let dead_letters = engine.stores().dead_letters;
+        let batch = [dead_letter(1), dead_letter(2), again.clone()];
+        let inserted = dead_letters.insert(&batch).await.unwrap();
+        let results: Vec<_> = inserted.iter().map(|one| (one.id.0, one.new)).collect();
+        assert_eq!(results, [(1, true), (2, true), (1, false)]);
+    }
+    engine.reopen().await;
+    let dead_letters = engine.stores().dead_letters;
+    let inserted = dead_letters.insert(&[again]).await.unwrap();
+    assert_eq!((inserted[0].id.0, inserted[0].new), (1, false));
+    // Fields that the store sets.
+    let changed = DeadLetter {
+        state: DeadLetterState::Resolved,
+        round: 4,
+        operations: vec![OperationId(9)],
+        ..dead_letter(4)
+    };
+    dead_letters.insert(&[changed]).await.unwrap();
+    let four = get(&*dead_letters, 4).await;
+    assert_eq!((four.state, four.round, four.operations), (DeadLetterState::Open, 0, vec![]));
+    assert_eq!(get(&*dead_letters, 1).await, dead_letter(1));
+    let some = dead_letters.get(&[DeadLetterId(3), DeadLetterId(2)]).await.unwrap();
+    assert_eq!(some, [None, Some(dead_letter(2))]);
+    count_is(&*dead_letters, DeadLetterState::Open, 3).await;
+}
+
+pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: &mut E) {
+    let begun = {
+        let stores = engine.stores();
+        let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+        fill(dead_letters, 1..=5).await;
+        let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=5, 0)).await;
+        assert_eq!((begun.state, begun.selected), (OperationState::Running, 5));
+        let step = dead_letters.claim(begun.id, 3, 40, NOW, &fence).await.unwrap();
+        assert_eq!(step.dead_letters.len(), 3);
+        assert!(step.dead_letters.iter().all(|dead_letter| {
+            dead_letter.state == DeadLetterState::Redriving
+                && dead_letter.round == 1
+                && dead_letter.redrive == Some(begun.id)
+                && dead_letter.operations == [begun.id]
+        }));
+        let sent = [(versions([1], 1)[0], 41), (versions([2], 1)[0], 42)];
+        dead_letters.sent(begun.id, &sent).await.unwrap();
+        begun
+    };
+    engine.reopen().await;
+
+    let stores = engine.stores();
+    let dead_letters = &*stores.dead_letters;
+    let running = dead_letters.running().await.unwrap();
+    assert_eq!(running.len(), 1);
+    let progress = (running[0].reached, running[0].redrive_after, running[0].in_flight());
+    assert_eq!(progress, (3, 40, 3));
+    assert_eq!(running[0].what, operation(OperationKind::Redrive));
+    assert_eq!(get(dead_letters, 2).await.redrive_sequence, 42);
+    assert_eq!(get(dead_letters, 3).await.redrive_sequence, 0);
+
+    // One succeeds and one fails; each result is reported twice.
+    for expected in [Reopened::Open, Reopened::AlreadyRecorded] {
+        dead_letters.resolve(&versions([1], 1), NOW).await.unwrap();
+        assert_eq!(dead_letters.reopen(&failed_again(2, 1)).await.unwrap(), expected);
+    }
+    let now = stored(dead_letters, begun.id).await;
+    assert_eq!((now.resolved, now.failed, now.in_flight()), (1, 1, 1));
+    let failed = get(dead_letters, 2).await;
+    assert_eq!((failed.state, failed.round, failed.group), (DeadLetterState::Open, 1, 8));
+    assert_eq!(failed.first_failed_at, dead_letter(2).first_failed_at);
+    assert!(failed.last_failed_at > failed.first_failed_at);
+
+    // The third can't be sent. The redrive stops before the rest.
+    dead_letters.reopen(&failed_again(3, 1)).await.unwrap();
+    let now = stored(dead_letters, begun.id).await;
+    assert_eq!((now.failed, now.in_flight()), (2, 0));
+    assert_eq!(get(dead_letters, 3).await.state, DeadLetterState::Open);
+    let stopped = dead_letters.finish(begun.id, OperationState::Stopped, "1 failed again", NOW).await.unwrap();
+    assert!(stopped.is_over());
+    assert_eq!(stopped.reason, "1 failed again");
+    let again = dead_letters.finish(begun.id, OperationState::Cancelled, "", NOW).await.unwrap();
+    assert_eq!((again.state, &again.reason[..]), (OperationState::Stopped, "1 failed again"));
+    let fence = match stores.leases.acquire("redrive", "the test", Duration::from_hours(1)).await.unwrap() {
+        Some(fence) => fence,
+        None => panic!("the same holder takes its lease again"),
+    };
+    assert_eq!(claim(&stores, begun.id, 10, NOW, &fence).await.dead_letters, []);
+    assert_eq!(dead_letters.running().await.unwrap(), []);
+    assert_eq!(get(dead_letters, 5).await, dead_letter(5));
+    count_is(dead_letters, DeadLetterState::Open, 4).await;
+    count_is(dead_letters, DeadLetterState::Resolved, 1).await;
+
+    // A resolved dead letter that fails later is open again and counts as failed in the redrive.
+    assert_eq!(dead_letters.reopen(&failed_again(1, 1)).await.unwrap(), Reopened::Open);
+    let now = stored(dead_letters, begun.id).await;
+    assert_eq!((now.resolved, now.failed), (0, 3));
+    assert_eq!(dead_letters.reopen(&failed_again(9, 1)).await.unwrap(), Reopened::NotFound);
+}
+
+pub async fn concurrent_redrives_claim_each_dead_letter_once<E: Engine>(engine: &mut E) {
+    const COUNT: u64 = 1_000;
+    let (stores, peer) = (engine.stores(), engine.peer().await);
+    let fence = redrive_lease(&stores).await;
+    fill(&*stores.dead_letters, 1..=COUNT).await;
+    let redrives = (0..4_usize).map(|n| {
+        let stores = [&stores, &peer][n % 2].clone();
+        let fence = fence.clone();
+        tokio::spawn(async move {
+            let begun = begin(&*stores.dead_letters, OperationKind::Redrive, &versions(1..=COUNT, 0)).await;
+            let mut sent = Vec::new();
+            loop {
+                let step = claim(&stores, begun.id, 230, NOW, &fence).await;
+                sent.extend(step.dead_letters.iter().map(|dead_letter| dead_letter.id.0));
+                if step.operation.reached == step.operation.selected {
+                    assert_eq!(step.operation.skipped + sent.len() as u64, COUNT);
+                    return sent;
+                }
+            }
+        })
+    });
+    let sent = futures::future::join_all(redrives).await;
+    let sent: Vec<u64> = sent.into_iter().flat_map(|sent| sent.unwrap()).collect();
+    assert_eq!(sent.len() as u64, COUNT);
+    assert_eq!(sent.iter().collect::<BTreeSet<_>>().len() as u64, COUNT);
+    // A dead letter that was redriven since it was selected is skipped.
+    stores.dead_letters.reopen(&failed_again(1, 1)).await.unwrap();
+    let late = begin(&*stores.dead_letters, OperationKind::Redrive, &versions([1], 0)).await;
+    let step = claim(&stores, late.id, 1, NOW, &fence).await;
+    assert_eq!((step.dead_letters.len(), step.operation.skipped), (0, 1));
+}
+
+pub async fn a_discard_takes_open_dead_letters_and_is_recorded<E: Engine>(engine: &mut E) {
+    let (redrive, discard, nothing) = {
+        let stores = engine.stores();
+        let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+        fill(dead_letters, 1..=250).await;
+        let redrive = begin(dead_letters, OperationKind::Redrive, &versions([2], 0)).await;
+        claim(&stores, redrive.id, 1, NOW, &fence).await;
+        let discard = begin(dead_letters, OperationKind::Discard, &versions(1..=240, 0)).await;
+        let mut steps = 0;
+        let done = loop {
+            let step = dead_letters.discard(discard.id, 100, NOW).await.unwrap();
+            steps += 1;
+            if step.operation.state == OperationState::Done {
+                break step.operation;
+            }
+        };
+        assert_eq!((steps, done.applied(), done.skipped, done.is_over()), (3, 239, 1, true));
+        assert_eq!(dead_letters.reopen(&failed_again(1, 0)).await.unwrap(), Reopened::AlreadyRecorded);
+        let nothing = begin(dead_letters, OperationKind::Discard, &[]).await;
+        assert!(nothing.is_over());
+        (redrive.id, discard.id, nothing.id)
+    };
+    engine.reopen().await;
+    let dead_letters = engine.stores().dead_letters;
+    count_is(&*dead_letters, DeadLetterState::Discarded, 239).await;
+    let all = dead_letters.operations(None, 10).await.unwrap();
+    let all: Vec<_> = all.iter().map(|operation| operation.id).collect();
+    assert_eq!(all, [nothing, discard, redrive]);
+    assert!(nothing > discard && discard > redrive);
+    let some = dead_letters.operations(Some(nothing), 1).await.unwrap();
+    assert_eq!(
+        (some[0].id, some[0].what.kind, &some[0].what.actor[..]),
+        (discard, OperationKind::Discard, "ops@host")
+    );
+    // Operation ids are not reused after a restart.
+    let next = begin(&*dead_letters, OperationKind::Cancel, &[]).await;
+    assert!(next.id > nothing);
+}
+
+pub async fn a_redrive_ends_with_its_last_outcome<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+    fill(dead_letters, 1..=3).await;
+    let id = begin(dead_letters, OperationKind::Redrive, &versions(1..=3, 0)).await.id;
+    let ended_at = async || stored(dead_letters, id).await.ended_at;
+    claim(&stores, id, 3, after_seconds(1), &fence).await;
+    // An outcome before the end doesn't end it.
+    assert_eq!(dead_letters.resolve(&versions([1], 1), after_seconds(2)).await.unwrap(), 1);
+    assert_eq!(ended_at().await, None);
+    dead_letters.finish(id, OperationState::Done, "", after_seconds(3)).await.unwrap();
+    assert_eq!(ended_at().await, Some(after_seconds(3)));
+    assert_eq!(dead_letters.resolve(&versions([2, 1], 1), after_seconds(8)).await.unwrap(), 1);
+    assert_eq!(ended_at().await, Some(after_seconds(8)));
+    // The failure was reported late: it was before the last outcome.
+    for (dead_letter, at, expected) in [(3, 6, 8), (2, 9, 9)] {
+        let failed = Reopening {
+            failed_at: after_seconds(at),
+            ..failed_again(dead_letter, 1)
+        };
+        dead_letters.reopen(&failed).await.unwrap();
+        assert_eq!(ended_at().await, Some(after_seconds(expected)));
+    }
+}
+
+pub async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+    fill(dead_letters, 1..=10).await;
+    let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=10, 0)).await;
+    // The pushes of dead letter `n` expire after `n` seconds.
+    let step = claim(&stores, begun.id, 6, after_seconds(4), &fence).await;
+    assert_eq!((step.dead_letters.len(), step.operation.expired), (6, 4));
+    let step = claim(&stores, begun.id, 6, after_seconds(8), &fence).await;
+    assert_eq!((step.dead_letters.len(), step.operation.expired), (4, 6));
+    for id in 1..=10 {
+        dead_letters.reopen(&failed_again(id, 1)).await.unwrap();
+    }
+    assert_eq!(stored(dead_letters, begun.id).await.expired, 6);
+
+    // With a new time to live, no push has expired.
+    let request = NewOperation {
+        push_ttl: Some(Duration::from_hours(1)),
+        ..operation(OperationKind::Redrive)
+    };
+    let begun = dead_letters.begin(&request, &versions(1..=10, 1)).await.unwrap();
+    let step = claim(&stores, begun.id, 10, after_seconds(9), &fence).await;
+    assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
+    assert_eq!(stored(dead_letters, begun.id).await.what, request);
+
+    // It stays when they fail again.
+    for id in 1..=10 {
+        dead_letters.reopen(&failed_again(id, 2)).await.unwrap();
+    }
+    let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=10, 2)).await;
+    let step = claim(&stores, begun.id, 10, after_seconds(100), &fence).await;
+    assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
+    let extended_to = Some(after_seconds(9 + 3_600));
+    assert!(step.dead_letters.iter().all(|dead_letter| dead_letter.pushes_expire_at == extended_to));
+}
+
+pub async fn dead_letters_are_found_by_each_filter<E: Engine>(engine: &mut E) {
+    let dead_letters = engine.stores().dead_letters;
+    let other = DeadLetter {
+        origin: MessageRef {
+            stream: "POSTS".into(),
+            consumer: "archive".into(),
+            sequence: 4,
+        },
+        kind: "archive".into(),
+        cause: Cause::Unreadable,
+        reason: "Undecodable THING: 100% of_it \\ 'x'\u{0}".into(),
+        group: u64::MAX,
+        group_reason: "undecodable thing".into(),
+        post: None,
+        author: None,
+        channel: None,
+        chunk: None,
+        lane: None,
+        pushes_expire_at: None,
+        ..dead_letter(4)
+    };
+    let all = [dead_letter(1), dead_letter(2), dead_letter(3), other.clone(), dead_letter(5)];
+    dead_letters.insert(&all).await.unwrap();
+    assert_eq!(get(&*dead_letters, 4).await, other);
+    let any = DeadLetterFilter::default;
+    let reason = |part: &str| DeadLetterFilter {
+        reason: Some(part.into()),
+        ..any()
+    };
+    let pushes = &[1, 2, 3, 5][..];
+    for (filter, expected) in [
+        (any(), &[1, 2, 3, 4, 5][..]),
+        (DeadLetterFilter { stream: Some("PUSH".into()), ..any() }, pushes),
+        (DeadLetterFilter { consumer: Some("archive".into()), ..any() }, &[4]),
+        (DeadLetterFilter { cause: Some(Cause::Unreadable), ..any() }, &[4]),
+        (reason("able thing"), &[4]),
+        (reason("100% of_it \\ 'x'"), &[4]),
+        // Nothing of a reason is a pattern.
+        (reason("push%503"), &[]),
+        (reason("webhook_status"), &[]),
+        (DeadLetterFilter { group: Some(7), ..any() }, pushes),
+        (DeadLetterFilter { group: Some(u64::MAX), ..any() }, &[4]),
+        (DeadLetterFilter { author: Some(UserKey(3)), ..any() }, pushes),
+        (DeadLetterFilter { author: Some(UserKey(4)), ..any() }, &[]),
+        (DeadLetterFilter { post: Some(PostId(2)), ..any() }, &[2]),
+        (DeadLetterFilter { channel: Some(Channel::Timeline), ..any() }, &[]),
+        (DeadLetterFilter { channel: Some(Channel::Push), ..any() }, pushes),
+        (
+            DeadLetterFilter {
+                state: Some(DeadLetterState::Open),
+                group: Some(7),
+                ..any()
+            },
+            pushes,
+        ),
+        (DeadLetterFilter { state: Some(DeadLetterState::Discarded), ..any() }, &[]),
+        (
+            DeadLetterFilter {
+                since: Some(dead_letter(2).last_failed_at),
+                until: Some(dead_letter(5).last_failed_at),
+                ..any()
+            },
+            &[2, 3, 4],
+        ),
+    ] {
+        for limit in [1, 2, 100] {
+            let found = ids(&*dead_letters, &filter, Order::OldestFirst, limit).await;
+            assert_eq!(found, expected, "{filter:?}");
+            let mut reversed = ids(&*dead_letters, &filter, Order::NewestFirst, limit).await;
+            reversed.reverse();
+            assert_eq!(reversed, expected, "{filter:?}");
+        }
+    }
+    let groups = dead_letters.groups(&any()).await.unwrap();
+    assert_eq!(groups.dead_letters(), 5);
+    let groups = groups.into_largest_first();
+    let largest = DeadLetterGroup {
+        group: 7,
+        kind: "push".into(),
+        cause: Cause::Terminated,
+        reason: "push failed: webhook status 503".into(),
+        dead_letters: 4,
+        first_failed_at: dead_letter(1).first_failed_at,
+        last_failed_at: dead_letter(5).last_failed_at,
+        example: DeadLetterId(5),
+    };
+    assert_eq!((groups.len(), &groups[0]), (2, &largest));
+    assert_eq!((groups[1].group, groups[1].dead_letters), (u64::MAX, 1));
+    let few = DeadLetterFilter {
+        post: Some(PostId(2)),
+        ..any()
+    };
+    assert_eq!(dead_letters.groups(&few).await.unwrap().dead_letters(), 1);
+}
+
+pub async fn pages_continue_although_the_set_changes<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+    fill(dead_letters, 1..=5).await;
+    let open = DeadLetterFilter {
+        state: Some(DeadLetterState::Open),
+        ..DeadLetterFilter::default()
+    };
+    let first = dead_letters.scan(&open, Order::OldestFirst, None, 2).await.unwrap();
+    assert_eq!(first.next, Some(DeadLetterId(2)));
+    // 3 no longer matches, 6 is new.
+    fill(dead_letters, 6..=6).await;
+    let redrive = begin(dead_letters, OperationKind::Redrive, &versions([3], 0)).await;
+    claim(&stores, redrive.id, 1, NOW, &fence).await;
+    let page = async |order, after| {
+        let page = dead_letters.scan(&open, order, after, 100).await.unwrap();
+        page.dead_letters.iter().map(|dead_letter| dead_letter.id.0).collect::<Vec<_>>()
+    };
+    assert_eq!(page(Order::OldestFirst, first.next).await, [4, 5, 6]);
+    assert_eq!(page(Order::NewestFirst, Some(DeadLetterId(4))).await, [2, 1]);
+}
+
+pub async fn a_fenced_owner_claims_nothing<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let dead_letters = &*stores.dead_letters;
+    fill(dead_letters, 1..=2).await;
+    let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=2, 0)).await;
+    let before = redrive_lease(&stores).await;
+    let now = redrive_lease(&stores).await;
+    assert!(now.token > before.token);
+    let refusal = async |fence: &Fence| {
+        let refused = dead_letters.claim(begun.id, 1, 0, NOW, fence).await;
+        refused.err().map(|error| error.kind())
+    };
+    assert_eq!(refusal(&before).await, Some(ErrorKind::Fenced));
+    assert_eq!(stored(dead_letters, begun.id).await.reached, 0);
+    assert_eq!(refusal(&now).await, None);
+    stores.leases.release(&now).await.unwrap();
+    assert_eq!(refusal(&now).await, Some(ErrorKind::Fenced));
+    let unknown = Fence {
+        name: "nobody's".into(),
+        token: 1,
+    };
+    assert_eq!(refusal(&unknown).await, Some(ErrorKind::Fenced));
+    assert_eq!(stored(dead_letters, begun.id).await.reached, 1);
+}
+
+pub async fn a_missing_operation_is_an_error<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+    let missing = OperationId(99);
+    assert_eq!(dead_letters.operation(missing).await.unwrap(), None);
+    let errors = [
+        dead_letters.claim(missing, 1, 0, NOW, &fence).await.err(),
+        dead_letters.discard(missing, 1, NOW).await.err(),
+        dead_letters.finish(missing, OperationState::Done, "", NOW).await.err(),
+    ];
+    for error in errors {
+        assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Corrupt));
+    }
+}
