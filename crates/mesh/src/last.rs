@@ -1,4 +1,4 @@
-//! Reads the last sequence of a stream, also while two servers claim to lead it.
+//! Reads the last sequence of a stream, also while several servers claim to know it.
 
 use std::time::Duration;
 
@@ -13,11 +13,49 @@ use crate::error::{Error, ErrorKind, Result};
 /// How long to wait for further answers about a stream with several replicas.
 const REPLICA_ANSWERS_WAIT: Duration = Duration::from_millis(50);
 
+/// A leader is elected at the earliest four seconds after a majority has heard of the one before. So a leader that a
+/// majority has answered within this time is the only one.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
+
 #[derive(Deserialize)]
 struct StreamInfo {
     config: Option<Config>,
     state: Option<State>,
+    cluster: Option<Cluster>,
     error: Option<ApiError>,
+}
+
+/// The replicas as the answering server sees them.
+#[derive(Deserialize)]
+struct Cluster {
+    /// Absent while the server knows no leader.
+    #[serde(default)]
+    leader: String,
+    /// All replicas except the answering server, if that is the leader.
+    #[serde(default)]
+    replicas: Vec<Replica>,
+}
+
+#[derive(Deserialize)]
+struct Replica {
+    name: String,
+    #[serde(default)]
+    offline: bool,
+    /// Nanoseconds since the replica was heard of.
+    #[serde(default)]
+    active: u64,
+}
+
+impl Cluster {
+    /// Whether the answer is that of the leader, and a majority of the replicas follows it.
+    fn is_led(&self, replicas: usize) -> bool {
+        let is_leader = !self.leader.is_empty() && self.replicas.iter().all(|one| one.name != self.leader);
+        let following = self
+            .replicas
+            .iter()
+            .filter(|one| !one.offline && u128::from(one.active) < ANSWERED_WITHIN.as_nanos());
+        is_leader && following.count() + 1 > replicas / 2
+    }
 }
 
 #[derive(Deserialize)]
@@ -38,12 +76,12 @@ struct ApiError {
 impl Mesh {
     /// Reads the last sequence of a stream; 0 before the first message.
     ///
-    /// A partitioned leader keeps answering with a stale sequence, even some seconds after it rejoined the cluster, in
-    /// addition to the new leader. For a stream with replicas, this waits 50 ms for further answers and returns the
-    /// greatest sequence.
+    /// A leader that was partitioned keeps answering with a stale sequence, even some seconds after it rejoined the
+    /// cluster, in addition to the new leader; so does a server that knows no leader. For a stream with replicas, this
+    /// waits 50 ms for further answers, and takes only those of a leader that a majority follows.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when the stream doesn't exist or no server answers.
+    /// [`ErrorKind::Unavailable`] when the stream doesn't exist, no server answers, or no answer is that of its leader.
     pub async fn last_sequence(&self, stream: &str) -> Result<u64> {
         let what = || format!("read stream {stream}");
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::unavailable(what(), error);
@@ -60,29 +98,42 @@ impl Mesh {
         let first = timeout(API_TIMEOUT, answers.next())
             .await
             .map_err(|elapsed| failed(elapsed.into()))?;
-        let (mut last, replicas) = first.map_or_else(
-            || {
-                Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("{}: no answer", what()),
-                ))
-            },
-            |answer| parse(&answer.payload, &what()),
-        )?;
-        if replicas > 1 {
-            let until = Instant::now() + REPLICA_ANSWERS_WAIT;
-            while let Ok(Some(answer)) = timeout_at(until, answers.next()).await {
-                if let Ok((other, _)) = parse(&answer.payload, &what()) {
-                    last = last.max(other);
-                }
+        let none = |reason: &str| Error::new(ErrorKind::Unavailable, format!("{}: {reason}", what()));
+        let first = first.ok_or_else(|| none("no answer"))?;
+        let first = parse(&first.payload, &what())?;
+        if first.replicas <= 1 {
+            return Ok(first.last);
+        }
+        let mut last = first.is_led.then_some(first.last);
+        let first_at = Instant::now();
+        loop {
+            let wait = if last.is_some() {
+                REPLICA_ANSWERS_WAIT
+            } else {
+                API_TIMEOUT
+            };
+            let Ok(Some(answer)) = timeout_at(first_at + wait, answers.next()).await else {
+                break;
+            };
+            if let Ok(other) = parse(&answer.payload, &what())
+                && other.is_led
+            {
+                last = last.max(Some(other.last));
             }
         }
-        Ok(last)
+        last.ok_or_else(|| none("no server is its leader and has the majority of the replicas"))
     }
 }
 
-/// Last sequence and number of replicas of the stream.
-fn parse(answer: &[u8], what: &str) -> Result<(u64, usize)> {
+/// An answer about a stream.
+struct Answer {
+    last: u64,
+    replicas: usize,
+    /// Whether it comes from a leader that a majority follows.
+    is_led: bool,
+}
+
+fn parse(answer: &[u8], what: &str) -> Result<Answer> {
     let malformed = |error| Error::unavailable(what, error);
     // Without a responder, the server sends an empty message with a status.
     if answer.is_empty() {
@@ -93,10 +144,14 @@ fn parse(answer: &[u8], what: &str) -> Result<(u64, usize)> {
     }
     let answer: StreamInfo = serde_json::from_slice(answer).map_err(malformed)?;
     match (answer.state, answer.error) {
-        (Some(state), None) => Ok((
-            state.last_seq,
-            answer.config.map_or(1, |config| config.num_replicas),
-        )),
+        (Some(state), None) => {
+            let replicas = answer.config.map_or(1, |config| config.num_replicas);
+            Ok(Answer {
+                last: state.last_seq,
+                replicas,
+                is_led: answer.cluster.is_some_and(|cluster| cluster.is_led(replicas)),
+            })
+        }
         (_, Some(error)) => Err(Error::new(
             ErrorKind::Unavailable,
             format!("{what}: {}", error.description),
@@ -105,5 +160,50 @@ fn parse(answer: &[u8], what: &str) -> Result<(u64, usize)> {
             ErrorKind::Unavailable,
             format!("{what}: malformed answer"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether an answer about a stream of three replicas, with this cluster state, is taken.
+    fn is_led(cluster: &str) -> bool {
+        let answer =
+            format!(r#"{{"config":{{"num_replicas":3}},"state":{{"last_seq":7}},"cluster":{cluster}}}"#);
+        let answer = parse(answer.as_bytes(), "read").unwrap();
+        assert_eq!((answer.last, answer.replicas), (7, 3));
+        answer.is_led
+    }
+
+    #[test]
+    fn only_the_answer_of_a_leader_with_a_majority_is_taken() {
+        let replica = |name, rest| format!(r#"{{"name":"{name}","current":true{rest}}}"#);
+        let cluster = |leader, one: &str, two: &str| {
+            is_led(&format!(
+                r#"{{"name":"c","leader":"{leader}","replicas":[{one},{two}]}}"#
+            ))
+        };
+        let near = replica("b", r#","active":400000000"#);
+        let far = replica("c", r#","active":3100000000"#);
+        let offline = replica("c", r#","active":100,"offline":true"#);
+        assert!(cluster("a", &near, &replica("c", r#","active":0"#)));
+        // A replica is down: the other one is enough.
+        assert!(cluster("a", &near, &far));
+        assert!(cluster("a", &near, &offline));
+        // A partitioned leader, which hears nobody.
+        assert!(!cluster("a", &replica("b", r#","active":4000000000"#), &far));
+        assert!(!cluster("a", &far, &offline));
+        // Another server than the leader answers.
+        assert!(!cluster("c", &near, &replica("c", r#","active":100"#)));
+        // A server that knows no leader, or has not joined the group yet.
+        assert!(!is_led(&format!(r#"{{"name":"c","replicas":[{near},{near}]}}"#)));
+        assert!(!is_led(r#"{"name":"c","leader":"a"}"#));
+    }
+
+    #[test]
+    fn a_single_server_needs_no_majority() {
+        let answer = br#"{"config":{"num_replicas":1},"state":{"last_seq":4}}"#;
+        assert_eq!(parse(answer, "read").unwrap().replicas, 1);
     }
 }
