@@ -14,6 +14,7 @@ mod row;
 mod settle;
 #[cfg(test)]
 mod tests;
+pub(super) mod trim;
 
 use std::{sync::Arc, time::Duration};
 

@@ -25,11 +25,13 @@ mod migrations;
 mod pool;
 mod posts;
 mod preferences;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod totals;
 mod users;
 
+pub(crate) use dead_letters::PostgresDeadLetters;
 pub(crate) use devices::PostgresDevices;
 pub(crate) use error::{Attempt, Failure};
 pub(crate) use follows::PostgresFollows;
@@ -39,4 +41,6 @@ pub use migrations::Migrated;
 pub(crate) use pool::{Postgres, Transaction};
 pub(crate) use posts::PostgresPosts;
 pub(crate) use preferences::PostgresPreferences;
+pub(crate) use retention::PostgresRetention;
+pub(crate) use totals::PostgresTotals;
 pub(crate) use users::PostgresUsers;

@@ -14,8 +14,8 @@ pub(super) async fn record(postgres: &Postgres, posts: &[PostId], recipients: &R
             WHERE p.post >= (SELECT first_post FROM herald.ledger_trim)
                 AND NOT EXISTS (SELECT FROM herald.backfill_posts b WHERE b.post = p.post AND b.chunk = $2)
         ), backfill AS (
-            INSERT INTO herald.backfills (posts, recipients_count, recipients)
-            SELECT array_agg(post ORDER BY post), $3, $4 FROM new HAVING count(*) > 0
+            INSERT INTO herald.backfills (posts, last_post, recipients_count, recipients)
+            SELECT array_agg(post ORDER BY post), max(post), $3, $4 FROM new HAVING count(*) > 0
             RETURNING id
         ), by_post AS (
             INSERT INTO herald.backfill_posts (post, chunk, backfill)

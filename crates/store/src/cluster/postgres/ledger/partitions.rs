@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// Number of posts in a partition.
-pub(in crate::cluster::postgres) const POSTS_PER_PARTITION: i64 = 1 << 18;
+pub(super) const POSTS_PER_PARTITION: i64 = 1 << 18;
 
 /// The partitioned tables, with the storage of their partitions.
-pub(in crate::cluster::postgres) const PARENTS: [Parent; 3] = [
+pub(super) const PARENTS: [Parent; 3] = [
     Parent {
         name: "ledger_slices",
         storage: "",
@@ -36,8 +36,8 @@ pub(in crate::cluster::postgres) const PARENTS: [Parent; 3] = [
 ];
 
 /// A partitioned table.
-pub(in crate::cluster::postgres) struct Parent {
-    pub(in crate::cluster::postgres) name: &'static str,
+pub(super) struct Parent {
+    pub(super) name: &'static str,
     storage: &'static str,
 }
 

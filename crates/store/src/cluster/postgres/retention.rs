@@ -1,0 +1,212 @@
+//! Retention: removing data that is older than its configured age.
+//!
+//! Rows are removed in statements of a bounded number of rows, so that none locks many rows or runs long. The ledger is
+//! removed partition by partition.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use herald_model::{PostId, time::Timestamp};
+
+use super::{Postgres, PostgresFollows, PostgresPosts, ledger};
+use crate::{
+    Result,
+    cluster::Config,
+    embedded::dead_letters::row::{OPERATION_STATES, STATES, variant_number},
+};
+
+/// Maximum number of rows that one statement removes.
+const ROWS_MAX: i64 = 5_000;
+
+/// Tells the timelines the oldest post that they show.
+pub(crate) type RaiseOldestShown = Box<dyn Fn(PostId) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+
+/// The cluster engine's [`Retention`](crate::Retention).
+pub(crate) struct PostgresRetention {
+    postgres: Postgres,
+    follows: Arc<PostgresFollows>,
+    posts: Arc<PostgresPosts>,
+    raise_oldest_shown: RaiseOldestShown,
+    /// Retention of posts on timelines, from their acceptance.
+    timeline_keep: Duration,
+    /// Retention of the ledger, from the acceptance of a post, and of dead letters, from their arrival.
+    ledger_keep: Duration,
+    /// Retention of operations on dead letters.
+    dead_letter_operation_keep: Duration,
+}
+
+impl PostgresRetention {
+    pub(crate) fn new(
+        postgres: &Postgres,
+        config: &Config,
+        follows: Arc<PostgresFollows>,
+        posts: Arc<PostgresPosts>,
+        raise_oldest_shown: RaiseOldestShown,
+    ) -> Self {
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(86_400));
+        Self {
+            postgres: postgres.clone(),
+            follows,
+            posts,
+            raise_oldest_shown,
+            timeline_keep: days(config.timeline_keep_days),
+            ledger_keep: days(config.ledger_keep_days),
+            dead_letter_operation_keep: days(config.dead_letter_operation_keep_days),
+        }
+    }
+
+    /// A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted again.
+    fn counted_keep(&self) -> Duration {
+        2 * self.ledger_keep
+    }
+
+    async fn trim_totals(&self, now: Timestamp) -> Result<u64> {
+        const CHUNKS: &str = "
+            DELETE FROM herald.totals_chunks WHERE (post, channel, chunk) IN (
+                SELECT post, channel, chunk FROM herald.totals_chunks WHERE post < $1
+                ORDER BY post, channel, chunk LIMIT $2
+            )";
+        const SEEN: &str = "
+            DELETE FROM herald.totals_seen WHERE (stream, page) IN (
+                SELECT stream, page FROM herald.totals_seen
+                WHERE changed_at < now() - $1 * interval '1 second' ORDER BY stream, page LIMIT $2
+            )";
+        let oldest = self.posts.first_since(now.minus(self.counted_keep())).await?;
+        let keep_s = self.counted_keep().as_secs().cast_signed();
+        Ok(
+            remove(&self.postgres, "counted chunks", CHUNKS, oldest.0.cast_signed()).await?
+                + remove(&self.postgres, "counted messages", SEEN, keep_s).await?,
+        )
+    }
+
+    async fn trim_dead_letters(&self, now: Timestamp) -> Result<u64> {
+        // A running redrive still needs the dead letter to record its outcome.
+        const DEAD_LETTERS: &str = "
+            DELETE FROM herald.dead_letters WHERE id IN (
+                SELECT id FROM herald.dead_letters WHERE stored_at < $1 AND state <> $3
+                ORDER BY stored_at LIMIT $2
+            ) AND state <> $3";
+        const OPERATIONS: &str = "
+            DELETE FROM herald.dead_letter_operations WHERE id IN (
+                SELECT id FROM herald.dead_letter_operations WHERE at < $1 AND state <> $3 ORDER BY id LIMIT $2
+            )";
+        let redriving = variant_number(&STATES, &crate::DeadLetterState::Redriving);
+        let running = variant_number(&OPERATION_STATES, &crate::OperationState::Running);
+        let removals = [
+            ("dead letters", DEAD_LETTERS, self.ledger_keep, redriving),
+            (
+                "operations on dead letters",
+                OPERATIONS,
+                self.dead_letter_operation_keep,
+                running,
+            ),
+        ];
+        let mut removed = 0;
+        for (what, statement, keep, state) in removals {
+            removed +=
+                remove_except(&self.postgres, what, statement, now.minus(keep).0, state as i16).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes leases of processes that are gone for good, such as those of replaced pods.
+    async fn trim_leases(&self) -> Result<u64> {
+        const SQL: &str = "
+            DELETE FROM herald.leases WHERE name IN (
+                SELECT name FROM herald.leases
+                WHERE greatest(ends_at, changed_at) < now() - $1 * interval '1 second' ORDER BY name LIMIT $2
+            )";
+        remove(
+            &self.postgres,
+            "ended leases",
+            SQL,
+            self.counted_keep().as_secs().cast_signed(),
+        )
+        .await
+    }
+}
+
+/// Removes rows past a limit, statement by statement: `$1` is the limit, `$2` the maximum number of rows.
+pub(super) async fn remove(
+    postgres: &Postgres,
+    what: &str,
+    statement: &'static str,
+    limit: i64,
+) -> Result<u64> {
+    remove_bounded(postgres, what, || {
+        sqlx::query(statement).bind(limit).bind(ROWS_MAX)
+    })
+    .await
+}
+
+/// Removes rows past a limit except those in a state, `$3`.
+async fn remove_except(
+    postgres: &Postgres,
+    what: &str,
+    statement: &'static str,
+    limit: i64,
+    state: i16,
+) -> Result<u64> {
+    remove_bounded(postgres, what, || {
+        sqlx::query(statement).bind(limit).bind(ROWS_MAX).bind(state)
+    })
+    .await
+}
+
+type Statement = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+async fn remove_bounded(
+    postgres: &Postgres,
+    what: &str,
+    statement: impl Fn() -> Statement + Send + Sync,
+) -> Result<u64> {
+    let what = format!("remove {what} past their retention");
+    let mut removed = 0;
+    loop {
+        let some = postgres
+            .call(&what, async || {
+                Ok(statement().execute(postgres.pool()).await?.rows_affected())
+            })
+            .await?;
+        removed += some;
+        // A last statement that finds nothing would read the removed rows again.
+        if some < ROWS_MAX.cast_unsigned() {
+            return Ok(removed);
+        }
+    }
+}
+
+#[async_trait]
+impl crate::Retention for PostgresRetention {
+    async fn trim(&self, now: Timestamp) -> Result<()> {
+        let follows = self.follows.trim(now).await?;
+        let requests = self.posts.trim(now).await?;
+        let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep)).await?;
+        (self.raise_oldest_shown)(oldest_shown).await?;
+        let pins = ledger::trim::pins(&self.postgres, oldest_shown).await?;
+        let oldest_recorded = self.posts.first_since(now.minus(self.ledger_keep)).await?;
+        let ledger_tables = ledger::trim::partitions(&self.postgres, oldest_recorded).await?;
+        let oldest_backfilled = oldest_shown.min(oldest_recorded);
+        let backfills = ledger::trim::backfills(&self.postgres, oldest_backfilled).await?;
+        let totals = self.trim_totals(now).await?;
+        let dead_letters = self.trim_dead_letters(now).await?;
+        let leases = self.trim_leases().await?;
+        let rows = follows.versions + follows.edges + requests + pins + backfills + totals + dead_letters;
+        if rows + ledger_tables + leases > 0 {
+            tracing::debug!(
+                versions = follows.versions,
+                ended_follows = follows.edges,
+                requests,
+                pins,
+                ledger_tables,
+                backfills,
+                totals,
+                dead_letters,
+                leases,
+                "removed data past its retention"
+            );
+        }
+        Ok(())
+    }
+}
