@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::SecretUrl;
+use super::{SecretUrl, TimelinesConfig};
 
 /// Configuration of the cluster engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub dead_letter_operation_keep_days: u64,
     /// Cache of users, MiB for each direction (id to key, key to id).
     pub users_cache_mb: u64,
+    /// Timelines, in Valkey or Redis.
+    pub timelines: TimelinesConfig,
 }
 
 /// Configuration of the connections to PostgreSQL.
@@ -74,6 +76,7 @@ impl Default for Config {
             ledger_keep_days: 30,
             dead_letter_operation_keep_days: 365,
             users_cache_mb: 32,
+            timelines: TimelinesConfig::default(),
         }
     }
 }

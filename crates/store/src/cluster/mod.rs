@@ -9,30 +9,62 @@ mod postgres;
 mod secret;
 mod timelines;
 
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use herald_model::PostId;
+
 pub use config::{Config, PostgresConfig};
 pub use postgres::Migrated;
-use postgres::Postgres;
+use postgres::{
+    Postgres, PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger,
+    PostgresPosts, PostgresPreferences, PostgresRetention, PostgresTotals, PostgresUsers,
+};
 pub use secret::SecretUrl;
+use timelines::ClusterTimelines;
 pub use timelines::TimelinesConfig;
 
-use crate::Result;
+use crate::{Leases, Result, Stores};
 
 /// The open cluster engine.
 pub struct Cluster {
     postgres: Postgres,
+    timelines: Arc<ClusterTimelines>,
+    stores: Stores,
 }
 
 impl Cluster {
-    /// Connects, and migrates the schema if it is older than this version.
+    /// Connects, and migrates the schema if it is older than this version. Must be called inside of the runtime that
+    /// uses the engine.
     ///
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if a server can't be reached,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if a server can't be reached or is read-only,
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if the database can't be Herald's: the schema of a newer version, a
-    /// schema that is not Herald's, a server that is too old or read-only. [`Invalid`](crate::ErrorKind::Invalid) if
-    /// the configuration is.
+    /// schema that is not Herald's, a server that is too old. [`Invalid`](crate::ErrorKind::Invalid) if the
+    /// configuration is, or if Valkey would drop timelines.
     pub async fn open(config: &Config) -> Result<Self> {
         let postgres = Postgres::connect(&config.url, &config.postgres).await?;
         postgres.migrate().await?;
-        Ok(Self { postgres })
+        let leases: Arc<dyn Leases> = Arc::new(PostgresLeases::new(postgres.clone()));
+        let process = process_name();
+        let timelines = ClusterTimelines::open(
+            &config.timelines,
+            config.timeline_keep_days,
+            &postgres,
+            Arc::clone(&leases),
+            &process,
+        );
+        let timelines = Arc::new(timelines.await?);
+        let stores = stores(config, &postgres, &timelines, leases);
+        Ok(Self {
+            postgres,
+            timelines,
+            stores,
+        })
     }
 
     /// Migrates the schema of the database and returns what was done. Any number of processes can call this at once:
@@ -44,8 +76,85 @@ impl Cluster {
         migrated
     }
 
-    /// Closes all connections. Later calls fail.
+    /// The stores of the engine.
+    pub fn stores(&self) -> Stores {
+        self.stores.clone()
+    }
+
+    /// Writes pending deliveries and closes all connections. Later calls fail.
     pub async fn close(&self) {
+        self.timelines.close().await;
         self.postgres.close().await;
+    }
+}
+
+fn stores(
+    config: &Config,
+    postgres: &Postgres,
+    timelines: &Arc<ClusterTimelines>,
+    leases: Arc<dyn Leases>,
+) -> Stores {
+    let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(3_600));
+    let follows = Arc::new(PostgresFollows::new(
+        postgres,
+        hours(config.follow_history_keep_hours),
+        hours(config.timeline_keep_days.saturating_mul(24)),
+    ));
+    let posts = Arc::new(PostgresPosts::new(
+        postgres,
+        &config.postgres,
+        hours(config.request_keep_hours),
+    ));
+    let view = Arc::clone(timelines);
+    let raise_oldest_shown = move |post: PostId| {
+        let view = Arc::clone(&view);
+        async move { view.raise_oldest_kept(post).await }.boxed()
+    };
+    let retention = PostgresRetention::new(
+        postgres,
+        config,
+        Arc::clone(&follows),
+        Arc::clone(&posts),
+        Box::new(raise_oldest_shown),
+    );
+    Stores {
+        users: Arc::new(PostgresUsers::new(postgres, config.users_cache_mb << 20)),
+        follows,
+        posts,
+        devices: Arc::new(PostgresDevices::new(postgres)),
+        preferences: Arc::new(PostgresPreferences::new(postgres)),
+        timelines: timelines.clone(),
+        ledger: Arc::new(PostgresLedger::new(postgres.clone())),
+        totals: Arc::new(PostgresTotals::new(postgres.clone())),
+        dead_letters: Arc::new(PostgresDeadLetters::new(postgres.clone())),
+        leases,
+        retention: Arc::new(retention),
+        health: Arc::new(Health {
+            postgres: postgres.clone(),
+            timelines: Arc::clone(timelines),
+        }),
+    }
+}
+
+/// A name for the leases of this process that no other process has, beginning with the host's.
+fn process_name() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_default();
+    format!("{host}/{:016x}", RandomState::new().hash_one(std::process::id()))
+}
+
+/// The cluster engine's [`Health`](crate::Health).
+struct Health {
+    postgres: Postgres,
+    timelines: Arc<ClusterTimelines>,
+}
+
+#[async_trait]
+impl crate::Health for Health {
+    async fn records(&self) -> Result<()> {
+        self.postgres.check().await
+    }
+
+    async fn timelines(&self) -> Result<()> {
+        self.timelines.check().await
     }
 }

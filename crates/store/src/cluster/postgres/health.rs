@@ -19,14 +19,4 @@ impl Postgres {
         }
         Ok(())
     }
-
-    /// The identity of the database, made by its first migration.
-    pub(crate) async fn store_id(&self) -> Result<String> {
-        self.call("read the identity of the store", || async {
-            Ok(sqlx::query_scalar("SELECT id::text FROM herald.store")
-                .fetch_one(self.pool())
-                .await?)
-        })
-        .await
-    }
 }

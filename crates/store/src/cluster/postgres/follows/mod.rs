@@ -17,7 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use herald_model::{FollowVersion, RecipientsBuilder, UserKey};
 
-pub(crate) use self::trim::Trimmed;
+#[cfg(test)]
+pub(super) use self::trim::Trimmed;
 use super::{Postgres, keys};
 use crate::{Error, ErrorKind, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Result};
 

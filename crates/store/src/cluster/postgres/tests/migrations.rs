@@ -1,10 +1,7 @@
 use futures::future::join_all;
 
 use super::{connect, database, run, server};
-use crate::{
-    ErrorKind,
-    cluster::{PostgresConfig, SecretUrl, postgres::Postgres},
-};
+use crate::{ErrorKind, cluster::SecretUrl};
 
 /// The sentence with which the store refuses to migrate.
 async fn refusal(url: &SecretUrl) -> (ErrorKind, String) {
@@ -140,16 +137,4 @@ async fn is_waiting(postgres: &Postgres) -> bool {
         .fetch_one(postgres.pool())
         .await
         .unwrap()
-}
-
-#[tokio::test]
-async fn the_identity_of_a_database_stays() {
-    let Some(url) = database().await else { return };
-    let postgres = Postgres::connect(&url, &PostgresConfig::default()).await.unwrap();
-    postgres.migrate().await.unwrap();
-    let id = postgres.store_id().await.unwrap();
-    assert_eq!(id.len(), 36);
-    let again = connect(&url).await;
-    again.migrate().await.unwrap();
-    assert_eq!(again.store_id().await.unwrap(), id);
 }
