@@ -7,8 +7,6 @@ mod find;
 mod operations;
 mod row;
 mod step;
-#[cfg(test)]
-mod tests;
 mod write;
 
 use std::time::{Duration, Instant};

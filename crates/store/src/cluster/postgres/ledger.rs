@@ -12,8 +12,6 @@ mod plan;
 mod recipients;
 mod row;
 mod settle;
-#[cfg(test)]
-mod tests;
 pub(super) mod trim;
 
 use std::{sync::Arc, time::Duration};

@@ -5,8 +5,6 @@
 
 mod commit;
 mod seen;
-#[cfg(test)]
-mod tests;
 
 use async_trait::async_trait;
 use herald_model::{PostId, UserKey};

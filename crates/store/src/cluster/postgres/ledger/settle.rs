@@ -10,8 +10,8 @@ use crate::{
     cluster::postgres::{Attempt, Postgres, leases::microseconds},
 };
 
-/// Rounds for settlements that lost a race with another writer of their chunk.
-const ROUNDS_MAX: usize = 5;
+/// Rounds in which every settlement loses a race with another writer of its chunk.
+const LOST_ROUNDS_MAX: usize = 5;
 
 /// The base of a settlement without a precondition. Revisions begin at 0.
 const ANY: i64 = -1;
@@ -40,7 +40,8 @@ pub(super) async fn write(
         .ensure(settlements.iter().map(|settlement| settlement.post))
         .await?;
     let mut results: Vec<Option<Result<u64>>> = settlements.iter().map(|_| None).collect();
-    for _ in 0..ROUNDS_MAX {
+    let mut lost_rounds = 0;
+    while lost_rounds < LOST_ROUNDS_MAX {
         // A statement settles a chunk once; further settlements of the chunk follow in the next round.
         let mut round: HashMap<Key, usize> = HashMap::new();
         for (index, settlement) in settlements.iter().enumerate() {
@@ -55,7 +56,9 @@ pub(super) async fn write(
         // Transactions that wait for each other's rows do so in the same order.
         sorted.sort_unstable();
         let columns = Columns::of(sorted.iter().map(|(_, index)| &*settlements[*index]));
-        for (key, result) in apply(postgres, partitions, &columns).await? {
+        let decided = apply(postgres, partitions, &columns).await?;
+        lost_rounds += usize::from(decided.is_empty());
+        for (key, result) in decided {
             if let Some(index) = round.get(&key) {
                 results[*index] = Some(result);
             }

@@ -1,10 +1,14 @@
 //! Tests of what only this engine has: migrations, failures of the server and concurrent transactions. The contract of
 //! the traits is tested by the conformance suite.
 
+mod dead_letters;
 mod failures;
 mod follows;
+mod ledger;
 mod migrations;
 mod records;
+mod retention;
+mod totals;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
