@@ -25,8 +25,9 @@ use crate::{
 const TASK: &str = "HERALD_STORE_CRASH_WRITER";
 
 /// What is written, and for how many answers of each the crash waits.
-const KINDS: [&str; 9] =
-    ["users", "follows", "post", "ledger", "device", "mute", "totals", "dead", "timeline"];
+const KINDS: [&str; 9] = [
+    "users", "follows", "post", "ledger", "device", "mute", "totals", "dead", "timeline",
+];
 const ANSWERS_MIN: usize = 12;
 
 const FOLLOWED: UserKey = UserKey(1);
@@ -49,7 +50,11 @@ async fn write(stores: &Stores, kind: &str, n: u64) -> Result<()> {
                 author: FOLLOWED,
                 action: FollowAction::Follow { notify: Some(true) },
             };
-            stores.follows.apply(&[follow(2 * number), follow(2 * number + 1)]).await.map(drop)
+            stores
+                .follows
+                .apply(&[follow(2 * number), follow(2 * number + 1)])
+                .await
+                .map(drop)
         }
         "post" => {
             let created = Archived::Created(post(n, &format!("r{n}"), Timestamp::now()));
@@ -60,7 +65,10 @@ async fn write(stores: &Stores, kind: &str, n: u64) -> Result<()> {
             let chunks = [(Channel::Push, &chunk), (Channel::Timeline, &chunk)];
             stores.ledger.plan(plan(PostId(n), 0, true, &chunks)).await?;
             let lease = Duration::from_hours(1);
-            let claimed = stores.ledger.claim(PostId(n), Channel::Push, chunk.chunk_id(), 0, lease).await?;
+            let claimed = stores
+                .ledger
+                .claim(PostId(n), Channel::Push, chunk.chunk_id(), 0, lease)
+                .await?;
             let settlement = Settlement {
                 post: PostId(n),
                 channel: Channel::Push,
@@ -77,7 +85,11 @@ async fn write(stores: &Stores, kind: &str, n: u64) -> Result<()> {
                 url: format!("https://a.example/{n}"),
                 secret: vec![7; 32],
             };
-            stores.devices.register(UserKey(number), address, Timestamp(1)).await.map(drop)
+            stores
+                .devices
+                .register(UserKey(number), address, Timestamp(1))
+                .await
+                .map(drop)
         }
         "mute" => {
             // One author each, in the place of the one before.
@@ -162,7 +174,9 @@ impl Writer {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(std::result::Result::ok) {
-                let answered = line.strip_prefix("answered ").and_then(|rest| rest.split_once(' '));
+                let answered = line
+                    .strip_prefix("answered ")
+                    .and_then(|rest| rest.split_once(' '));
                 let answered = answered.and_then(|(kind, n)| Some((kind.to_owned(), n.parse().ok()?)));
                 if answered.is_some_and(|answered| sender.send(answered).is_err()) {
                     break;
@@ -177,7 +191,8 @@ impl Writer {
         let mut left: BTreeMap<&str, usize> = KINDS.into_iter().map(|kind| (kind, ANSWERS_MIN)).collect();
         while !left.is_empty() {
             let line = self.lines.recv_timeout(Duration::from_mins(2));
-            let (kind, n) = line.unwrap_or_else(|error| panic!("the writer stopped ({error}) before {left:?}"));
+            let (kind, n) =
+                line.unwrap_or_else(|error| panic!("the writer stopped ({error}) before {left:?}"));
             if let Some(count) = left.get_mut(&kind[..]) {
                 *count -= 1;
                 if *count == 0 {
@@ -222,25 +237,42 @@ async fn check(stores: &Stores, answered: &BTreeMap<String, BTreeSet<u64>>) {
     for n in candidates(&answered["users"]) {
         let keys = stores.users.find(&user_ids(n)).await.unwrap();
         assert_eq!(keys[0].is_some(), keys[1].is_some(), "users {n}");
-        assert!(keys[0].is_some() || !answered["users"].contains(&n), "users {n} are lost");
+        assert!(
+            keys[0].is_some() || !answered["users"].contains(&n),
+            "users {n} are lost"
+        );
         found += keys.into_iter().flatten().count() as u32;
     }
     assert_eq!(stores.users.last_key().await.unwrap(), Some(UserKey(found)));
 
     // Follows: two for each version.
     let count = stores.follows.count(FOLLOWED).await.unwrap();
-    assert_eq!((count.followers, count.notify), (2 * count.version.0, 2 * count.version.0));
-    let page = stores.follows.followers(FOLLOWED, Some(count.version), None, 10_000_000).await.unwrap();
+    assert_eq!(
+        (count.followers, count.notify),
+        (2 * count.version.0, 2 * count.version.0)
+    );
+    let page = stores
+        .follows
+        .followers(FOLLOWED, Some(count.version), None, 10_000_000)
+        .await
+        .unwrap();
     assert_eq!(u64::from(page.followers.len()), count.followers);
     let followers: BTreeSet<_> = page.followers.iter().map(|key| u64::from(key.0)).collect();
     for n in &answered["follows"] {
-        assert!(followers.contains(&(2 * n)) && followers.contains(&(2 * n + 1)), "follows {n} are lost");
+        assert!(
+            followers.contains(&(2 * n)) && followers.contains(&(2 * n + 1)),
+            "follows {n} are lost"
+        );
     }
 
     for n in &answered["post"] {
         let read = stores.posts.get(&[PostId(*n)]).await.unwrap().remove(0);
         assert_eq!(read.map(|post| post.text), Some(format!("the text of {n}")));
-        let by_request = stores.posts.find_by_request(crate::sample::AUTHOR, &format!("r{n}")).await.unwrap();
+        let by_request = stores
+            .posts
+            .find_by_request(crate::sample::AUTHOR, &format!("r{n}"))
+            .await
+            .unwrap();
         assert_eq!(by_request, Some(PostId(*n)));
     }
 
@@ -249,9 +281,19 @@ async fn check(stores: &Stores, answered: &BTreeMap<String, BTreeSet<u64>>) {
             assert!(!answered["ledger"].contains(&n), "the plan of post {n} is lost");
             continue;
         };
-        assert_eq!((audited.slices.len(), audited.chunks.len(), audited.unplanned.len()), (1, 2, 0));
+        assert_eq!(
+            (
+                audited.slices.len(),
+                audited.chunks.len(),
+                audited.unplanned.len()
+            ),
+            (1, 2, 0)
+        );
         let counts = stores.ledger.counts(PostId(n)).await.unwrap().unwrap();
-        assert!(counts.push.delivered == 2 || !answered["ledger"].contains(&n), "the outcome of post {n} is lost");
+        assert!(
+            counts.push.delivered == 2 || !answered["ledger"].contains(&n),
+            "the outcome of post {n} is lost"
+        );
     }
 
     for n in &answered["device"] {
@@ -261,15 +303,24 @@ async fn check(stores: &Stores, answered: &BTreeMap<String, BTreeSet<u64>>) {
 
     let muted = stores.preferences.of(&[MUTING]).await.unwrap().remove(0).muted;
     let muted: Vec<_> = muted.into_iter().map(|key| u64::from(key.0)).collect();
-    assert!(muted.len() == 2 && muted[1] == muted[0] + 1, "half of a change: {muted:?}");
-    assert!(muted[0] >= *answered["mute"].last().unwrap(), "the last mute is lost");
+    assert!(
+        muted.len() == 2 && muted[1] == muted[0] + 1,
+        "half of a change: {muted:?}"
+    );
+    assert!(
+        muted[0] >= *answered["mute"].last().unwrap(),
+        "the last mute is lost"
+    );
 
     // Totals: what is counted is what is seen.
     let mut seen = 0;
     for n in candidates(&answered["totals"]) {
         let both = stores.totals.seen("EVENTS", &[2 * n, 2 * n + 1]).await.unwrap();
         assert_eq!(both[0], both[1], "totals {n}");
-        assert!(both[0] || !answered["totals"].contains(&n), "the file {n} is lost");
+        assert!(
+            both[0] || !answered["totals"].contains(&n),
+            "the file {n} is lost"
+        );
         seen += i64::from(both[0]) * 2;
     }
     let hours = stores.totals.hour_totals(HOUR, HOUR + 1).await.unwrap();
@@ -285,7 +336,9 @@ async fn check(stores: &Stores, answered: &BTreeMap<String, BTreeSet<u64>>) {
         let shown: BTreeSet<_> = entries.posts.into_iter().map(|post| post.0).collect();
         // The newest 800 of those that were delivered.
         let oldest = shown.first().copied().filter(|_| shown.len() >= 800).unwrap_or(0);
-        let lost = delivered.iter().find(|post| **post >= oldest && !shown.contains(post));
+        let lost = delivered
+            .iter()
+            .find(|post| **post >= oldest && !shown.contains(post));
         assert_eq!(lost, None, "a delivery is lost");
     }
 }

@@ -114,7 +114,12 @@ async fn claim(stores: &Stores, id: OperationId, limit: usize, at: Timestamp, fe
 }
 
 async fn get(dead_letters: &dyn DeadLetters, id: u64) -> DeadLetter {
-    dead_letters.get(&[DeadLetterId(id)]).await.unwrap().remove(0).unwrap()
+    dead_letters
+        .get(&[DeadLetterId(id)])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap()
 }
 
 async fn stored(dead_letters: &dyn DeadLetters, id: OperationId) -> Operation {
@@ -143,9 +148,10 @@ pub(crate) async fn ids(
 
 /// Waits for a count, which may be 10 s old.
 pub(crate) async fn count_is(dead_letters: &dyn DeadLetters, state: DeadLetterState, expected: u64) {
-    eventually(&format!("{expected} dead letters in state {state:?}"), async || {
-        (dead_letters.count(state).await.unwrap() == expected).then_some(())
-    })
+    eventually(
+        &format!("{expected} dead letters in state {state:?}"),
+        async || (dead_letters.count(state).await.unwrap() == expected).then_some(()),
+    )
     .await;
 }
 
@@ -174,9 +180,15 @@ pub async fn repeated_inserts_of_a_message_make_one_dead_letter<E: Engine>(engin
     };
     dead_letters.insert(&[changed]).await.unwrap();
     let four = get(&*dead_letters, 4).await;
-    assert_eq!((four.state, four.round, four.operations), (DeadLetterState::Open, 0, vec![]));
+    assert_eq!(
+        (four.state, four.round, four.operations),
+        (DeadLetterState::Open, 0, vec![])
+    );
     assert_eq!(get(&*dead_letters, 1).await, dead_letter(1));
-    let some = dead_letters.get(&[DeadLetterId(3), DeadLetterId(2)]).await.unwrap();
+    let some = dead_letters
+        .get(&[DeadLetterId(3), DeadLetterId(2)])
+        .await
+        .unwrap();
     assert_eq!(some, [None, Some(dead_letter(2))]);
     count_is(&*dead_letters, DeadLetterState::Open, 3).await;
 }
@@ -206,7 +218,11 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
     let dead_letters = &*stores.dead_letters;
     let running = dead_letters.running().await.unwrap();
     assert_eq!(running.len(), 1);
-    let progress = (running[0].reached, running[0].redrive_after, running[0].in_flight());
+    let progress = (
+        running[0].reached,
+        running[0].redrive_after,
+        running[0].in_flight(),
+    );
     assert_eq!(progress, (3, 40, 3));
     assert_eq!(running[0].what, operation(OperationKind::Redrive));
     assert_eq!(get(dead_letters, 2).await.redrive_sequence, 42);
@@ -220,7 +236,10 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
     let now = stored(dead_letters, begun.id).await;
     assert_eq!((now.resolved, now.failed, now.in_flight()), (1, 1, 1));
     let failed = get(dead_letters, 2).await;
-    assert_eq!((failed.state, failed.round, failed.group), (DeadLetterState::Open, 1, 8));
+    assert_eq!(
+        (failed.state, failed.round, failed.group),
+        (DeadLetterState::Open, 1, 8)
+    );
     assert_eq!(failed.first_failed_at, dead_letter(2).first_failed_at);
     assert!(failed.last_failed_at > failed.first_failed_at);
 
@@ -229,12 +248,26 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
     let now = stored(dead_letters, begun.id).await;
     assert_eq!((now.failed, now.in_flight()), (2, 0));
     assert_eq!(get(dead_letters, 3).await.state, DeadLetterState::Open);
-    let stopped = dead_letters.finish(begun.id, OperationState::Stopped, "1 failed again", NOW).await.unwrap();
+    let stopped = dead_letters
+        .finish(begun.id, OperationState::Stopped, "1 failed again", NOW)
+        .await
+        .unwrap();
     assert!(stopped.is_over());
     assert_eq!(stopped.reason, "1 failed again");
-    let again = dead_letters.finish(begun.id, OperationState::Cancelled, "", NOW).await.unwrap();
-    assert_eq!((again.state, &again.reason[..]), (OperationState::Stopped, "1 failed again"));
-    let fence = match stores.leases.acquire("redrive", "the test", Duration::from_hours(1)).await.unwrap() {
+    let again = dead_letters
+        .finish(begun.id, OperationState::Cancelled, "", NOW)
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.state, &again.reason[..]),
+        (OperationState::Stopped, "1 failed again")
+    );
+    let fence = match stores
+        .leases
+        .acquire("redrive", "the test", Duration::from_hours(1))
+        .await
+        .unwrap()
+    {
         Some(fence) => fence,
         None => panic!("the same holder takes its lease again"),
     };
@@ -245,10 +278,16 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
     count_is(dead_letters, DeadLetterState::Resolved, 1).await;
 
     // A resolved dead letter that fails later is open again and counts as failed in the redrive.
-    assert_eq!(dead_letters.reopen(&failed_again(1, 1)).await.unwrap(), Reopened::Open);
+    assert_eq!(
+        dead_letters.reopen(&failed_again(1, 1)).await.unwrap(),
+        Reopened::Open
+    );
     let now = stored(dead_letters, begun.id).await;
     assert_eq!((now.resolved, now.failed), (0, 3));
-    assert_eq!(dead_letters.reopen(&failed_again(9, 1)).await.unwrap(), Reopened::NotFound);
+    assert_eq!(
+        dead_letters.reopen(&failed_again(9, 1)).await.unwrap(),
+        Reopened::NotFound
+    );
 }
 
 pub async fn concurrent_redrives_claim_each_dead_letter_once<E: Engine>(engine: &mut E) {
@@ -260,7 +299,12 @@ pub async fn concurrent_redrives_claim_each_dead_letter_once<E: Engine>(engine: 
         let stores = [&stores, &peer][n % 2].clone();
         let fence = fence.clone();
         tokio::spawn(async move {
-            let begun = begin(&*stores.dead_letters, OperationKind::Redrive, &versions(1..=COUNT, 0)).await;
+            let begun = begin(
+                &*stores.dead_letters,
+                OperationKind::Redrive,
+                &versions(1..=COUNT, 0),
+            )
+            .await;
             let mut sent = Vec::new();
             loop {
                 let step = claim(&stores, begun.id, 230, NOW, &fence).await;
@@ -299,8 +343,14 @@ pub async fn a_discard_takes_open_dead_letters_and_is_recorded<E: Engine>(engine
                 break step.operation;
             }
         };
-        assert_eq!((steps, done.applied(), done.skipped, done.is_over()), (3, 239, 1, true));
-        assert_eq!(dead_letters.reopen(&failed_again(1, 0)).await.unwrap(), Reopened::AlreadyRecorded);
+        assert_eq!(
+            (steps, done.applied(), done.skipped, done.is_over()),
+            (3, 239, 1, true)
+        );
+        assert_eq!(
+            dead_letters.reopen(&failed_again(1, 0)).await.unwrap(),
+            Reopened::AlreadyRecorded
+        );
         let nothing = begin(dead_letters, OperationKind::Discard, &[]).await;
         assert!(nothing.is_over());
         (redrive.id, discard.id, nothing.id)
@@ -326,15 +376,32 @@ pub async fn a_redrive_ends_with_its_last_outcome<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
     fill(dead_letters, 1..=3).await;
-    let id = begin(dead_letters, OperationKind::Redrive, &versions(1..=3, 0)).await.id;
+    let id = begin(dead_letters, OperationKind::Redrive, &versions(1..=3, 0))
+        .await
+        .id;
     let ended_at = async || stored(dead_letters, id).await.ended_at;
     claim(&stores, id, 3, after_seconds(1), &fence).await;
     // An outcome before the end doesn't end it.
-    assert_eq!(dead_letters.resolve(&versions([1], 1), after_seconds(2)).await.unwrap(), 1);
+    assert_eq!(
+        dead_letters
+            .resolve(&versions([1], 1), after_seconds(2))
+            .await
+            .unwrap(),
+        1
+    );
     assert_eq!(ended_at().await, None);
-    dead_letters.finish(id, OperationState::Done, "", after_seconds(3)).await.unwrap();
+    dead_letters
+        .finish(id, OperationState::Done, "", after_seconds(3))
+        .await
+        .unwrap();
     assert_eq!(ended_at().await, Some(after_seconds(3)));
-    assert_eq!(dead_letters.resolve(&versions([2, 1], 1), after_seconds(8)).await.unwrap(), 1);
+    assert_eq!(
+        dead_letters
+            .resolve(&versions([2, 1], 1), after_seconds(8))
+            .await
+            .unwrap(),
+        1
+    );
     assert_eq!(ended_at().await, Some(after_seconds(8)));
     // The failure was reported late: it was before the last outcome.
     for (dead_letter, at, expected) in [(3, 6, 8), (2, 9, 9)] {
@@ -380,7 +447,11 @@ pub async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired<E: Engin
     let step = claim(&stores, begun.id, 10, after_seconds(100), &fence).await;
     assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
     let extended_to = Some(after_seconds(9 + 3_600));
-    assert!(step.dead_letters.iter().all(|dead_letter| dead_letter.pushes_expire_at == extended_to));
+    assert!(
+        step.dead_letters
+            .iter()
+            .all(|dead_letter| dead_letter.pushes_expire_at == extended_to)
+    );
 }
 
 pub async fn dead_letters_are_found_by_each_filter<E: Engine>(engine: &mut E) {
@@ -404,7 +475,13 @@ pub async fn dead_letters_are_found_by_each_filter<E: Engine>(engine: &mut E) {
         pushes_expire_at: None,
         ..dead_letter(4)
     };
-    let all = [dead_letter(1), dead_letter(2), dead_letter(3), other.clone(), dead_letter(5)];
+    let all = [
+        dead_letter(1),
+        dead_letter(2),
+        dead_letter(3),
+        other.clone(),
+        dead_letter(5),
+    ];
     dead_letters.insert(&all).await.unwrap();
     assert_eq!(get(&*dead_letters, 4).await, other);
     let any = DeadLetterFilter::default;
@@ -415,21 +492,81 @@ pub async fn dead_letters_are_found_by_each_filter<E: Engine>(engine: &mut E) {
     let pushes = &[1, 2, 3, 5][..];
     for (filter, expected) in [
         (any(), &[1, 2, 3, 4, 5][..]),
-        (DeadLetterFilter { stream: Some("PUSH".into()), ..any() }, pushes),
-        (DeadLetterFilter { consumer: Some("archive".into()), ..any() }, &[4]),
-        (DeadLetterFilter { cause: Some(Cause::Unreadable), ..any() }, &[4]),
+        (
+            DeadLetterFilter {
+                stream: Some("PUSH".into()),
+                ..any()
+            },
+            pushes,
+        ),
+        (
+            DeadLetterFilter {
+                consumer: Some("archive".into()),
+                ..any()
+            },
+            &[4],
+        ),
+        (
+            DeadLetterFilter {
+                cause: Some(Cause::Unreadable),
+                ..any()
+            },
+            &[4],
+        ),
         (reason("able thing"), &[4]),
         (reason("100% of_it \\ 'x'"), &[4]),
         // Nothing of a reason is a pattern.
         (reason("push%503"), &[]),
         (reason("webhook_status"), &[]),
-        (DeadLetterFilter { group: Some(7), ..any() }, pushes),
-        (DeadLetterFilter { group: Some(u64::MAX), ..any() }, &[4]),
-        (DeadLetterFilter { author: Some(UserKey(3)), ..any() }, pushes),
-        (DeadLetterFilter { author: Some(UserKey(4)), ..any() }, &[]),
-        (DeadLetterFilter { post: Some(PostId(2)), ..any() }, &[2]),
-        (DeadLetterFilter { channel: Some(Channel::Timeline), ..any() }, &[]),
-        (DeadLetterFilter { channel: Some(Channel::Push), ..any() }, pushes),
+        (
+            DeadLetterFilter {
+                group: Some(7),
+                ..any()
+            },
+            pushes,
+        ),
+        (
+            DeadLetterFilter {
+                group: Some(u64::MAX),
+                ..any()
+            },
+            &[4],
+        ),
+        (
+            DeadLetterFilter {
+                author: Some(UserKey(3)),
+                ..any()
+            },
+            pushes,
+        ),
+        (
+            DeadLetterFilter {
+                author: Some(UserKey(4)),
+                ..any()
+            },
+            &[],
+        ),
+        (
+            DeadLetterFilter {
+                post: Some(PostId(2)),
+                ..any()
+            },
+            &[2],
+        ),
+        (
+            DeadLetterFilter {
+                channel: Some(Channel::Timeline),
+                ..any()
+            },
+            &[],
+        ),
+        (
+            DeadLetterFilter {
+                channel: Some(Channel::Push),
+                ..any()
+            },
+            pushes,
+        ),
         (
             DeadLetterFilter {
                 state: Some(DeadLetterState::Open),
@@ -438,7 +575,13 @@ pub async fn dead_letters_are_found_by_each_filter<E: Engine>(engine: &mut E) {
             },
             pushes,
         ),
-        (DeadLetterFilter { state: Some(DeadLetterState::Discarded), ..any() }, &[]),
+        (
+            DeadLetterFilter {
+                state: Some(DeadLetterState::Discarded),
+                ..any()
+            },
+            &[],
+        ),
         (
             DeadLetterFilter {
                 since: Some(dead_letter(2).last_failed_at),
@@ -486,7 +629,10 @@ pub async fn pages_continue_although_the_set_changes<E: Engine>(engine: &mut E) 
         state: Some(DeadLetterState::Open),
         ..DeadLetterFilter::default()
     };
-    let first = dead_letters.scan(&open, Order::OldestFirst, None, 2).await.unwrap();
+    let first = dead_letters
+        .scan(&open, Order::OldestFirst, None, 2)
+        .await
+        .unwrap();
     assert_eq!(first.next, Some(DeadLetterId(2)));
     // 3 no longer matches, 6 is new.
     fill(dead_letters, 6..=6).await;
@@ -494,7 +640,10 @@ pub async fn pages_continue_although_the_set_changes<E: Engine>(engine: &mut E) 
     claim(&stores, redrive.id, 1, NOW, &fence).await;
     let page = async |order, after| {
         let page = dead_letters.scan(&open, order, after, 100).await.unwrap();
-        page.dead_letters.iter().map(|dead_letter| dead_letter.id.0).collect::<Vec<_>>()
+        page.dead_letters
+            .iter()
+            .map(|dead_letter| dead_letter.id.0)
+            .collect::<Vec<_>>()
     };
     assert_eq!(page(Order::OldestFirst, first.next).await, [4, 5, 6]);
     assert_eq!(page(Order::NewestFirst, Some(DeadLetterId(4))).await, [2, 1]);
@@ -533,7 +682,10 @@ pub async fn a_missing_operation_is_an_error<E: Engine>(engine: &mut E) {
     let errors = [
         dead_letters.claim(missing, 1, 0, NOW, &fence).await.err(),
         dead_letters.discard(missing, 1, NOW).await.err(),
-        dead_letters.finish(missing, OperationState::Done, "", NOW).await.err(),
+        dead_letters
+            .finish(missing, OperationState::Done, "", NOW)
+            .await
+            .err(),
     ];
     for error in errors {
         assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Corrupt));

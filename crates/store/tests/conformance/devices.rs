@@ -27,7 +27,10 @@ fn web_push(n: u8) -> Address {
 }
 
 async fn register(devices: &dyn Devices, user: u32, address: Address, at: i64) -> Device {
-    devices.register(UserKey(user), address, Timestamp(at)).await.unwrap()
+    devices
+        .register(UserKey(user), address, Timestamp(at))
+        .await
+        .unwrap()
 }
 
 /// The devices of [`USER`].
@@ -93,7 +96,10 @@ pub async fn a_device_above_the_limit_is_refused<E: Engine>(engine: &mut E) {
     let devices = listed(&*both[0]).await;
     assert_eq!(devices.len(), DEVICES_PER_USER_MAX);
     // One that is registered again takes no room.
-    let again = both[1].register(USER, devices[5].address.clone(), Timestamp(2)).await.unwrap();
+    let again = both[1]
+        .register(USER, devices[5].address.clone(), Timestamp(2))
+        .await
+        .unwrap();
     assert_eq!((again.id, again.generation), (devices[5].id, 2));
 }
 
@@ -146,7 +152,10 @@ pub async fn a_rotated_secret_is_kept_until_it_expires<E: Engine>(engine: &mut E
     assert_eq!(rotate(hook.id, 3).await.unwrap().generation, hook.generation);
     drop(devices);
     engine.reopen().await;
-    assert_eq!(secret_of(&listed(&*engine.stores().devices).await[0]), (3, Some(2)));
+    assert_eq!(
+        secret_of(&listed(&*engine.stores().devices).await[0]),
+        (3, Some(2))
+    );
 }
 
 pub async fn a_late_result_does_not_change_a_device_that_was_renewed_meanwhile<E: Engine>(engine: &mut E) {
@@ -204,7 +213,11 @@ pub async fn a_failing_streak_counts_days_with_failures_and_ends_with_a_success<
     let at = |hours| Timestamp(0).plus(Duration::from_hours(hours));
     let hook = register(&*engine.stores().devices, 7, webhook("https://a", 1), 0).await;
     let fail = async |devices: &dyn Devices, hours| {
-        let streak = devices.record_failure(hook.registration(), at(hours)).await.unwrap().unwrap();
+        let streak = devices
+            .record_failure(hook.registration(), at(hours))
+            .await
+            .unwrap()
+            .unwrap();
         (streak.since, streak.days)
     };
     {

@@ -35,12 +35,19 @@ fn change(author: u32, follower: u32, notify: Option<bool>) -> FollowChange {
 }
 
 /// Reads all followers with their notify settings, page by page.
-async fn read(follows: &dyn Follows, author: u32, at: Option<u64>, page_size: usize) -> Result<BTreeMap<u32, bool>> {
+async fn read(
+    follows: &dyn Follows,
+    author: u32,
+    at: Option<u64>,
+    page_size: usize,
+) -> Result<BTreeMap<u32, bool>> {
     let mut all = BTreeMap::new();
     let mut after = None;
     let mut version = at.map(FollowVersion);
     loop {
-        let page = follows.followers(UserKey(author), version, after, page_size).await?;
+        let page = follows
+            .followers(UserKey(author), version, after, page_size)
+            .await?;
         assert_eq!(*version.get_or_insert(page.version), page.version);
         assert!(page.followers.len() as usize <= page_size);
         assert_eq!(page.last, page.followers.iter().last());
@@ -49,7 +56,11 @@ async fn read(follows: &dyn Follows, author: u32, at: Option<u64>, page_size: us
             all.insert(key.0, false);
         }
         for key in &page.notify {
-            assert_eq!(all.insert(key.0, true), Some(false), "notifications without a follow");
+            assert_eq!(
+                all.insert(key.0, true),
+                Some(false),
+                "notifications without a follow"
+            );
         }
         if page.complete {
             return Ok(all);
@@ -64,7 +75,10 @@ async fn following(follows: &dyn Follows, follower: u32, page_size: usize) -> Ve
     let mut all: Vec<Following> = Vec::new();
     loop {
         let after = all.last().map(|one| one.author);
-        let page = follows.following(UserKey(follower), after, page_size).await.unwrap();
+        let page = follows
+            .following(UserKey(follower), after, page_size)
+            .await
+            .unwrap();
         assert!(page.len() <= page_size);
         if page.is_empty() {
             return all;
@@ -82,7 +96,9 @@ struct Model {
 
 impl Model {
     fn versions_of(&mut self, author: u32) -> &mut Vec<BTreeMap<u32, bool>> {
-        self.versions.entry(author).or_insert_with(|| vec![BTreeMap::new()])
+        self.versions
+            .entry(author)
+            .or_insert_with(|| vec![BTreeMap::new()])
     }
 
     fn apply(&mut self, changes: &[FollowChange]) -> Vec<FollowEffect> {
@@ -135,7 +151,7 @@ fn random_key(random: &mut StdRng) -> u32 {
 fn random_changes(random: &mut StdRng) -> Vec<FollowChange> {
     let notify = |random: &mut StdRng| [None, Some(false), Some(true)][random.random_range(0..3)];
     if random.random_bool(0.5) {
-        let count = random.random_range(1..40);
+        let count = random.random_range(1..40_u32);
         let one = |random: &mut StdRng| {
             let (author, follower) = (random.random_range(1..4), random_key(random));
             if random.random_bool(0.2) {
@@ -147,7 +163,7 @@ fn random_changes(random: &mut StdRng) -> Vec<FollowChange> {
         return (0..count).map(|_| one(random)).collect();
     }
     let (author, start) = (random.random_range(1..4), random.random_range(0..KEYS));
-    let (step, count) = (random.random_range(1..6), random.random_range(500..3_000));
+    let (step, count) = (random.random_range(1..6_u32), random.random_range(500..3_000_u32));
     let notify = notify(random);
     let one = |n| change(author, (start + n * step) % KEYS, notify);
     (0..count).map(one).collect()
@@ -160,7 +176,10 @@ pub async fn the_set_at_a_version_never_changes<E: Engine>(engine: &mut E) {
     for step in 0..40 {
         let changes = random_changes(&mut random);
         let effects = follows.apply(&changes).await.unwrap();
-        assert!(effects == model.apply(&changes), "the effects of step {step} differ");
+        assert!(
+            effects == model.apply(&changes),
+            "the effects of step {step} differ"
+        );
         for author in 1..4 {
             let versions = model.versions_of(author);
             let now = versions.last().unwrap();
@@ -175,8 +194,13 @@ pub async fn the_set_at_a_version_never_changes<E: Engine>(engine: &mut E) {
         let versions = model.versions_of(author);
         let version = random.random_range(0..versions.len());
         let page_size = [50, 333, 2_000][step % 3];
-        let found = read(&*follows, author, Some(version as u64), page_size).await.unwrap();
-        assert!(found == versions[version], "version {version} of author {author} changed");
+        let found = read(&*follows, author, Some(version as u64), page_size)
+            .await
+            .unwrap();
+        assert!(
+            found == versions[version],
+            "version {version} of author {author} changed"
+        );
 
         let follower = random_key(&mut random);
         let expected: Vec<_> = (1..4)
@@ -197,8 +221,13 @@ pub async fn the_set_at_a_version_never_changes<E: Engine>(engine: &mut E) {
     }
     for (author, versions) in &model.versions {
         for (version, followers) in versions.iter().enumerate() {
-            let found = read(&*follows, *author, Some(version as u64), 4_096).await.unwrap();
-            assert!(found == *followers, "version {version} of author {author} changed");
+            let found = read(&*follows, *author, Some(version as u64), 4_096)
+                .await
+                .unwrap();
+            assert!(
+                found == *followers,
+                "version {version} of author {author} changed"
+            );
         }
         let found = read(&*follows, *author, None, 4_096).await.unwrap();
         assert!(found == *versions.last().unwrap());
@@ -224,7 +253,10 @@ pub async fn the_last_change_of_an_edge_wins_and_no_change_makes_no_version<E: E
     let version_of = async |author| follows.count(UserKey(author)).await.unwrap().version;
     assert_eq!(version_of(1).await, FollowVersion(1));
     assert_eq!(follows.count(UserKey(2)).await.unwrap(), FollowerCount::default());
-    assert_eq!(changed(&[change(1, 5, off), change(1, 6, None)]).await, [false, false]);
+    assert_eq!(
+        changed(&[change(1, 5, off), change(1, 6, None)]).await,
+        [false, false]
+    );
     assert_eq!(version_of(1).await, FollowVersion(1));
     assert_eq!(follows.apply(&[]).await.unwrap(), []);
     assert_eq!(following(&*follows, 5, 10).await.len(), 1);
@@ -254,7 +286,10 @@ pub async fn pages_end_at_their_limit<E: Engine>(engine: &mut E) {
     let changes = [change(1, 3, Some(false)), change(1, u32::MAX, Some(true))];
     follows.apply(&changes).await.unwrap();
     let page = async |after: Option<u32>, limit| {
-        let page = follows.followers(UserKey(1), None, after.map(UserKey), limit).await.unwrap();
+        let page = follows
+            .followers(UserKey(1), None, after.map(UserKey), limit)
+            .await
+            .unwrap();
         let followers: Vec<_> = page.followers.iter().map(|key| key.0).collect();
         (followers, page.complete)
     };
@@ -315,23 +350,27 @@ pub async fn concurrent_changes_are_all_applied<E: Engine>(engine: &mut E) {
     for call in futures::future::join_all(calls).await {
         call.unwrap();
     }
-    for follows in &both {
-        for author in 1..=8 {
-            let expected = FollowerCount {
-                followers: 24,
-                notify: 24,
-                version: FollowVersion(24),
-            };
-            assert_eq!(follows.count(UserKey(author)).await.unwrap(), expected);
-            assert_eq!(read(&**follows, author, None, 10).await.unwrap().len(), 24);
-        }
+    for author in 1..=8 {
+        let counts = [
+            both[0].count(UserKey(author)).await.unwrap(),
+            both[1].count(UserKey(author)).await.unwrap(),
+        ];
+        assert_eq!(counts[0], counts[1]);
+        assert_eq!((counts[0].followers, counts[0].notify), (24, 24));
+        // An engine can make one version of several calls.
+        assert!((1..=24).contains(&counts[0].version.0), "{counts:?}");
+        assert_eq!(read(&*both[0], author, None, 10).await.unwrap().len(), 24);
     }
 }
 
 pub async fn old_versions_are_readable_until_they_are_trimmed<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     for follower in 1..=5 {
-        stores.follows.apply(&[change(1, follower, Some(false))]).await.unwrap();
+        stores
+            .follows
+            .apply(&[change(1, follower, Some(false))])
+            .await
+            .unwrap();
     }
     let now = Timestamp::now();
     stores.retention.trim(now).await.unwrap();
@@ -359,13 +398,18 @@ pub async fn old_versions_are_readable_until_they_are_trimmed<E: Engine>(engine:
 pub async fn many_followers_are_read_in_pages<E: Engine>(engine: &mut E) {
     const FOLLOWERS: u32 = 70_000;
     let follows = engine.stores().follows;
-    let all: Vec<_> = (1..=FOLLOWERS).map(|n| change(1, n * 3, Some(n % 10 == 0))).collect();
+    let all: Vec<_> = (1..=FOLLOWERS)
+        .map(|n| change(1, n * 3, Some(n % 10 == 0)))
+        .collect();
     for part in all.chunks(10_000) {
         let effects = follows.apply(part).await.unwrap();
         assert!(effects.iter().all(|effect| effect.changed));
     }
     let version = follows.count(UserKey(1)).await.unwrap().version;
-    follows.apply(&[change(1, 6, None), change(1, 7, Some(true))]).await.unwrap();
+    follows
+        .apply(&[change(1, 6, None), change(1, 7, Some(true))])
+        .await
+        .unwrap();
     for page_size in [4_096, 65_536, 1_000_000] {
         let found = read(&*follows, 1, Some(version.0), page_size).await.unwrap();
         assert_eq!(found.len(), FOLLOWERS as usize);

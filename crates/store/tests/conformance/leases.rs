@@ -25,7 +25,13 @@ pub async fn one_of_several_holders_gets_a_lease<E: Engine>(engine: &mut E) {
     assert_eq!(held[0].name, "one");
     assert_eq!(kind_of_renewal(&*both[1], &held[0]).await, None);
     // Another lease has another holder.
-    assert!(both[0].acquire("other", "holder x", LONG).await.unwrap().is_some());
+    assert!(
+        both[0]
+            .acquire("other", "holder x", LONG)
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 pub async fn a_lease_is_free_after_its_end<E: Engine>(engine: &mut E) {
@@ -78,7 +84,13 @@ pub async fn a_holder_that_takes_its_lease_again_fences_itself<E: Engine>(engine
 }
 
 pub async fn leases_survive_a_restart<E: Engine>(engine: &mut E) {
-    let held = engine.stores().leases.acquire("one", "a", LONG).await.unwrap().unwrap();
+    let held = engine
+        .stores()
+        .leases
+        .acquire("one", "a", LONG)
+        .await
+        .unwrap()
+        .unwrap();
     engine.reopen().await;
     let leases = engine.stores().leases;
     // Of an engine for one process, the holder died with it.

@@ -9,6 +9,7 @@
     clippy::expect_used,
     reason = "helpers of tests may panic"
 )]
+#![allow(unreachable_pub, reason = "nothing of a test binary is reachable")]
 
 mod crash;
 mod dead_letters;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use herald_model::{Post, PostId, UserKey, time::Timestamp};
-use herald_store::{Archived, Posts};
+use herald_store::Archived;
 
 use crate::{
     engine::Engine,
@@ -32,16 +32,24 @@ pub async fn posts_are_read_as_archived_also_after_a_restart<E: Engine>(engine: 
     archive.capacity().await.unwrap();
     assert_eq!(archive.last().await.unwrap(), None);
     let now = Timestamp::now();
-    let posts: Vec<_> = (1..=300).map(|id| post(id, &format!("request {id}"), now)).collect();
+    let posts: Vec<_> = (1..=300)
+        .map(|id| post(id, &format!("request {id}"), now))
+        .collect();
     for part in posts.chunks(256) {
-        archive.archive(&part.iter().map(created).collect::<Vec<_>>()).await.unwrap();
+        archive
+            .archive(&part.iter().map(created).collect::<Vec<_>>())
+            .await
+            .unwrap();
     }
     // Redelivered, also with other content.
     let changed = Post {
         text: "another text".into(),
         ..posts[8].clone()
     };
-    archive.archive(&[created(&posts[7]), created(&changed)]).await.unwrap();
+    archive
+        .archive(&[created(&posts[7]), created(&changed)])
+        .await
+        .unwrap();
     archive.archive(&[]).await.unwrap();
 
     let mut archive = archive;
@@ -54,7 +62,8 @@ pub async fn posts_are_read_as_archived_also_after_a_restart<E: Engine>(engine: 
         let read = archive.get(&ids(0..=301)).await.unwrap();
         assert_eq!((&read[0], &read[301]), (&None, &None));
         assert!(read[1..301].iter().flatten().eq(&posts));
-        let newest = async |author, up_to, limit| archive.newest_by_author(author, up_to, limit).await.unwrap();
+        let newest =
+            async |author, up_to, limit| archive.newest_by_author(author, up_to, limit).await.unwrap();
         assert_eq!(newest(AUTHOR, LAST, 5).await, ids([300, 299, 298, 297, 296]));
         assert_eq!(newest(AUTHOR, PostId(200), 2).await, ids([200, 199]));
         assert_eq!(newest(UserKey(2), LAST, 5).await, []);
@@ -75,23 +84,39 @@ pub async fn a_deletion_is_visible_at_once_and_can_precede_its_post<E: Engine>(e
     assert_eq!(archive.get(&ids([2])).await.unwrap(), [None]);
     let first: Vec<_> = (1..=5).map(|id| created(&post(id, "", now))).collect();
     archive.archive(&first).await.unwrap();
-    assert_eq!(archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(), ids([5, 4, 3, 1]));
+    assert_eq!(
+        archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(),
+        ids([5, 4, 3, 1])
+    );
     // Fills a cache, if there is one.
     let before = archive.get(&ids([4])).await.unwrap().remove(0).unwrap();
     assert_eq!(before.deleted_at, None);
     archive.archive(&[deleted(4, 40), deleted(4, 41)]).await.unwrap();
     // Post and deletion in one call, and a redelivered post.
-    let mixed = [created(&post(6, "", now)), deleted(6, 60), created(&post(4, "", now))];
+    let mixed = [
+        created(&post(6, "", now)),
+        deleted(6, 60),
+        created(&post(4, "", now)),
+    ];
     archive.archive(&mixed).await.unwrap();
     archive.archive(&[deleted(6, 61)]).await.unwrap();
-    archive.archive(&[deleted(7, 70), created(&post(7, "", now))]).await.unwrap();
+    archive
+        .archive(&[deleted(7, 70), created(&post(7, "", now))])
+        .await
+        .unwrap();
 
     let peer = engine.peer().await.posts;
     for archive in [&archive, &peer] {
         let read = archive.get(&ids([2, 3, 4, 6, 7])).await.unwrap();
-        let times: Vec<_> = read.into_iter().map(|post| post.unwrap().deleted_at.map(|at| at.0)).collect();
+        let times: Vec<_> = read
+            .into_iter()
+            .map(|post| post.unwrap().deleted_at.map(|at| at.0))
+            .collect();
         assert_eq!(times, [Some(20), None, Some(40), Some(60), Some(70)]);
-        assert_eq!(archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(), ids([5, 3, 1]));
+        assert_eq!(
+            archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(),
+            ids([5, 3, 1])
+        );
     }
     drop((archive, peer));
     engine.reopen().await;
@@ -102,16 +127,31 @@ pub async fn a_deletion_is_visible_at_once_and_can_precede_its_post<E: Engine>(e
 pub async fn a_request_id_stands_for_its_first_post<E: Engine>(engine: &mut E) {
     let archive = engine.stores().posts;
     let now = Timestamp::now();
-    let find = async |request: &str| archive.find_by_request(AUTHOR, request).await.unwrap().map(|id| id.0);
+    let find = async |request: &str| {
+        archive
+            .find_by_request(AUTHOR, request)
+            .await
+            .unwrap()
+            .map(|id| id.0)
+    };
     archive.archive(&[created(&post(20, "r", now))]).await.unwrap();
     archive.archive(&[created(&post(21, "r", now))]).await.unwrap();
     assert_eq!(find("r").await, Some(20));
     // The smallest id wins, even if it is archived later.
-    archive.archive(&[created(&post(11, "r", now)), created(&post(10, "r", now))]).await.unwrap();
+    archive
+        .archive(&[created(&post(11, "r", now)), created(&post(10, "r", now))])
+        .await
+        .unwrap();
     assert_eq!(find("r").await, Some(10));
     // Request ids differ by their bytes.
-    archive.archive(&[created(&post(30, "R", now)), created(&post(31, "r ", now))]).await.unwrap();
-    assert_eq!((find("r").await, find("R").await, find("r ").await), (Some(10), Some(30), Some(31)));
+    archive
+        .archive(&[created(&post(30, "R", now)), created(&post(31, "r ", now))])
+        .await
+        .unwrap();
+    assert_eq!(
+        (find("r").await, find("R").await, find("r ").await),
+        (Some(10), Some(30), Some(31))
+    );
     assert_eq!(find("").await, None);
     let other = Post {
         author: UserKey(9),
@@ -119,20 +159,38 @@ pub async fn a_request_id_stands_for_its_first_post<E: Engine>(engine: &mut E) {
     };
     archive.archive(&[created(&other)]).await.unwrap();
     assert_eq!(find("r").await, Some(10));
-    assert_eq!(archive.find_by_request(UserKey(9), "r").await.unwrap(), Some(PostId(40)));
+    assert_eq!(
+        archive.find_by_request(UserKey(9), "r").await.unwrap(),
+        Some(PostId(40))
+    );
 }
 
 pub async fn a_request_id_past_its_retention_stands_for_no_post<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     let (archive, now) = (&stores.posts, Timestamp::now());
-    let find = async |request: &str| archive.find_by_request(AUTHOR, request).await.unwrap().map(|id| id.0);
+    let find = async |request: &str| {
+        archive
+            .find_by_request(AUTHOR, request)
+            .await
+            .unwrap()
+            .map(|id| id.0)
+    };
     let hours_ago = |hours| now.minus(Duration::from_hours(hours));
-    archive.archive(&[created(&post(1, "old", hours_ago(25)))]).await.unwrap();
-    archive.archive(&[created(&post(2, "young", hours_ago(23)))]).await.unwrap();
+    archive
+        .archive(&[created(&post(1, "old", hours_ago(25)))])
+        .await
+        .unwrap();
+    archive
+        .archive(&[created(&post(2, "young", hours_ago(23)))])
+        .await
+        .unwrap();
     assert_eq!((find("old").await, find("young").await), (None, Some(2)));
     // The request id of an old post stands for a new one; a redelivered old message does not change that.
     archive.archive(&[created(&post(3, "old", now))]).await.unwrap();
-    archive.archive(&[created(&post(1, "old", hours_ago(25)))]).await.unwrap();
+    archive
+        .archive(&[created(&post(1, "old", hours_ago(25)))])
+        .await
+        .unwrap();
     assert_eq!(find("old").await, Some(3));
 
     stores.retention.trim(now).await.unwrap();
@@ -148,7 +206,9 @@ pub async fn concurrent_archives_of_a_post_store_it_once<E: Engine>(engine: &mut
         let archive = both[n as usize % 2].clone();
         tokio::spawn(async move {
             // Overlapping batches in different orders, each with deletions.
-            let mut entries: Vec<_> = (1..=40).map(|id| created(&post(id, &format!("r{}", id / 2), now))).collect();
+            let mut entries: Vec<_> = (1..=40)
+                .map(|id| created(&post(id, &format!("r{}", id / 2), now)))
+                .collect();
             entries.push(deleted(7, 70));
             entries.rotate_left(3 * n as usize);
             archive.archive(&entries).await.unwrap();
@@ -160,7 +220,10 @@ pub async fn concurrent_archives_of_a_post_store_it_once<E: Engine>(engine: &mut
     for archive in &both {
         let read = archive.get(&ids(1..=40)).await.unwrap();
         assert!(read.iter().all(Option::is_some));
-        assert_eq!(archive.newest_by_author(AUTHOR, LAST, 100).await.unwrap().len(), 39);
+        assert_eq!(
+            archive.newest_by_author(AUTHOR, LAST, 100).await.unwrap().len(),
+            39
+        );
         for id in 1..20 {
             let found = archive.find_by_request(AUTHOR, &format!("r{id}")).await.unwrap();
             assert_eq!(found, Some(PostId(2 * id)));
@@ -173,8 +236,12 @@ pub async fn big_posts_are_kept<E: Engine>(engine: &mut E) {
     let now = Timestamp::now();
     let big = Post {
         text: "ä\u{1f469}\u{0}\t\u{1}'\\".repeat(20_000),
-        links: (0..100).map(|n| format!("https://{n}.example/{}", "l".repeat(2_000))).collect(),
-        media_urls: (0..100).map(|n| format!("https://{n}.example/{}", "m".repeat(2_000))).collect(),
+        links: (0..100)
+            .map(|n| format!("https://{n}.example/{}", "l".repeat(2_000)))
+            .collect(),
+        media_urls: (0..100)
+            .map(|n| format!("https://{n}.example/{}", "m".repeat(2_000)))
+            .collect(),
         request_id: "q".repeat(1_024),
         ..post(1 << 55, "", now)
     };
@@ -191,7 +258,10 @@ pub async fn big_posts_are_kept<E: Engine>(engine: &mut E) {
     let archive = engine.stores().posts;
     let read = archive.get(&[big.id, empty.id]).await.unwrap();
     assert!(read == [Some(big.clone()), Some(empty)]);
-    assert_eq!(archive.find_by_request(AUTHOR, &big.request_id).await.unwrap(), Some(big.id));
+    assert_eq!(
+        archive.find_by_request(AUTHOR, &big.request_id).await.unwrap(),
+        Some(big.id)
+    );
     assert_eq!(archive.last().await.unwrap(), Some(big.id));
 }
 

@@ -44,7 +44,10 @@ pub async fn unset_fields_stay_and_changes_survive_a_restart<E: Engine>(engine: 
         unmute: vec![UserKey(1)],
         ..PreferencesChange::default()
     };
-    assert_eq!(preferences.update(USER, &on).await.unwrap(), Preferences::default());
+    assert_eq!(
+        preferences.update(USER, &on).await.unwrap(),
+        Preferences::default()
+    );
     assert_eq!(preferences.of(&[USER]).await.unwrap(), [Preferences::default()]);
 }
 

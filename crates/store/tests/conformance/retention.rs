@@ -5,7 +5,8 @@ use std::time::Duration;
 use herald_model::{Channel, ChunkId, PostId, UserKey, time::Timestamp};
 use herald_store::{
     Archived, ChunkRef, Counted, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState,
-    DeadLetterVersion, NewOperation, OperationKind, OperationState, Order, SettledCounts, Stores, TotalsBatch,
+    DeadLetterVersion, NewOperation, OperationKind, OperationState, Order, SettledCounts, Stores,
+    TotalsBatch,
 };
 
 use crate::{
@@ -20,10 +21,18 @@ const DAY: Duration = Duration::from_hours(24);
 /// Archives, plans, delivers and counts a post that was accepted so many days ago.
 async fn accept(stores: &Stores, id: u64, age_days: u32, now: Timestamp) {
     let accepted = post(id, &format!("r{id}"), now.minus(DAY * age_days));
-    stores.posts.archive(&[Archived::Created(accepted)]).await.unwrap();
+    stores
+        .posts
+        .archive(&[Archived::Created(accepted)])
+        .await
+        .unwrap();
     let chunk = set([2]);
     let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
-    stores.ledger.plan(plan(PostId(id), 0, true, &chunks)).await.unwrap();
+    stores
+        .ledger
+        .plan(plan(PostId(id), 0, true, &chunks))
+        .await
+        .unwrap();
     deliver(&*stores.timelines, id, chunk).await;
     let counted = Counted {
         revision: 1,
@@ -56,7 +65,11 @@ pub async fn what_is_past_its_retention_is_removed_and_nothing_else<E: Engine>(e
         accept(&stores, id, age_days, now).await;
     }
     let backfilled: Vec<_> = (1..=5).map(PostId).collect();
-    stores.ledger.record_backfill(&backfilled, &set([9])).await.unwrap();
+    stores
+        .ledger
+        .record_backfill(&backfilled, &set([9]))
+        .await
+        .unwrap();
     let planned = async || stores.ledger.posts(None, 10).await.unwrap();
     stores.retention.trim(now).await.unwrap();
 
@@ -69,18 +82,38 @@ pub async fn what_is_past_its_retention_is_removed_and_nothing_else<E: Engine>(e
     for id in 4..=5 {
         let counts = stores.ledger.counts(PostId(id)).await.unwrap().unwrap();
         assert_eq!((counts.timeline.targeted, counts.push.targeted), (1, 1));
-        assert_eq!(stores.ledger.audit(PostId(id)).await.unwrap().unwrap().backfilled, [set([9])]);
+        assert_eq!(
+            stores.ledger.audit(PostId(id)).await.unwrap().unwrap().backfilled,
+            [set([9])]
+        );
     }
     // What is counted of a chunk stays for twice the retention of the ledger.
     let chunks: Vec<_> = (1..=5).map(counted_chunk).collect();
     let counted = stores.totals.counted(&chunks).await.unwrap();
     assert!(counted.iter().map(|one| one.revision).eq([0, 1, 1, 1, 1]));
-    assert!(stores.totals.seen("EVENTS", &[1, 2, 3, 4, 5]).await.unwrap().iter().skip(1).all(|seen| *seen));
+    assert!(
+        stores
+            .totals
+            .seen("EVENTS", &[1, 2, 3, 4, 5])
+            .await
+            .unwrap()
+            .iter()
+            .skip(1)
+            .all(|seen| *seen)
+    );
     // Posts themselves stay.
-    let posts = stores.posts.get(&(1..=5).map(PostId).collect::<Vec<_>>()).await.unwrap();
+    let posts = stores
+        .posts
+        .get(&(1..=5).map(PostId).collect::<Vec<_>>())
+        .await
+        .unwrap();
     assert!(posts.iter().all(Option::is_some));
     // A backfill of a post that is past its retention records nothing.
-    stores.ledger.record_backfill(&[PostId(3), PostId(4)], &set([10])).await.unwrap();
+    stores
+        .ledger
+        .record_backfill(&[PostId(3), PostId(4)], &set([10]))
+        .await
+        .unwrap();
     assert_eq!(planned().await, [PostId(4), PostId(5)]);
 
     // A second run has nothing to do; a year later nothing is left.
@@ -125,10 +158,19 @@ pub async fn old_dead_letters_go_unless_they_are_redriving<E: Engine>(engine: &m
     }];
     let redrive = dead_letters.begin(&redrive, &two).await.unwrap();
     dead_letters.claim(redrive.id, 1, 0, now, &fence).await.unwrap();
-    dead_letters.finish(redrive.id, OperationState::Done, "", now).await.unwrap();
+    dead_letters
+        .finish(redrive.id, OperationState::Done, "", now)
+        .await
+        .unwrap();
 
     stores.retention.trim(now).await.unwrap();
-    let left = ids(dead_letters, &DeadLetterFilter::default(), Order::OldestFirst, 100).await;
+    let left = ids(
+        dead_letters,
+        &DeadLetterFilter::default(),
+        Order::OldestFirst,
+        100,
+    )
+    .await;
     assert_eq!(left, [2, 6, 7, 8, 9, 10]);
     count_is(dead_letters, DeadLetterState::Open, 5).await;
     assert!(dead_letters.operation(redrive.id).await.unwrap().is_some());
@@ -141,7 +183,13 @@ pub async fn old_dead_letters_go_unless_they_are_redriving<E: Engine>(engine: &m
 
     stores.retention.trim(now.plus(DAY * 366)).await.unwrap();
     assert_eq!(dead_letters.operation(redrive.id).await.unwrap(), None);
-    let left = ids(dead_letters, &DeadLetterFilter::default(), Order::OldestFirst, 100).await;
+    let left = ids(
+        dead_letters,
+        &DeadLetterFilter::default(),
+        Order::OldestFirst,
+        100,
+    )
+    .await;
     assert_eq!(left, [2], "its redrive is pending");
 }
 

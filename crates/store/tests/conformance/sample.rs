@@ -72,7 +72,10 @@ pub async fn eventually<T>(what: &str, mut call: impl AsyncFnMut() -> Option<T>)
         if let Some(value) = call().await {
             return value;
         }
-        assert!(tokio::time::Instant::now() < deadline, "{what}: not within a minute");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{what}: not within a minute"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

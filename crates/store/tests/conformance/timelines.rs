@@ -23,8 +23,16 @@ pub(crate) async fn deliver(timelines: &dyn Timelines, post: u64, recipients: Re
     delivered.durable.await.unwrap();
 }
 
-pub(crate) async fn newest(timelines: &dyn Timelines, user: u32, before: Option<u64>, limit: usize) -> Vec<u64> {
-    let page = timelines.newest(UserKey(user), before.map(PostId), limit).await.unwrap();
+pub(crate) async fn newest(
+    timelines: &dyn Timelines,
+    user: u32,
+    before: Option<u64>,
+    limit: usize,
+) -> Vec<u64> {
+    let page = timelines
+        .newest(UserKey(user), before.map(PostId), limit)
+        .await
+        .unwrap();
     assert!(!page.rebuilding);
     page.posts.into_iter().map(|post| post.0).collect()
 }
@@ -33,7 +41,9 @@ async fn read(timelines: &dyn Timelines, users: &[u32]) -> Vec<Vec<u64>> {
     let users: Vec<_> = users.iter().copied().map(UserKey).collect();
     let read = timelines.read(&users).await.unwrap();
     assert_eq!(read.len(), users.len());
-    read.into_iter().map(|one| one.posts.into_iter().map(|post| post.0).collect()).collect()
+    read.into_iter()
+        .map(|one| one.posts.into_iter().map(|post| post.0).collect())
+        .collect()
 }
 
 pub async fn a_delivered_post_is_shown_at_once_newest_first<E: Engine>(engine: &mut E) {
@@ -54,7 +64,10 @@ pub async fn a_delivered_post_is_shown_at_once_newest_first<E: Engine>(engine: &
     engine.reopen().await;
     for timelines in [engine.stores().timelines, engine.peer().await.timelines] {
         for user in users {
-            assert_eq!(newest(&*timelines, user, None, 10).await, [(1 << 56) - 1, 1 << 40, 6, 5]);
+            assert_eq!(
+                newest(&*timelines, user, None, 10).await,
+                [(1 << 56) - 1, 1 << 40, 6, 5]
+            );
         }
     }
 }
@@ -73,7 +86,10 @@ pub async fn delivering_a_pair_again_changes_nothing<E: Engine>(engine: &mut E) 
         for user in 1..=3 {
             assert_eq!(newest(&**timelines, user, None, 100).await, all);
         }
-        assert_eq!(read(&**timelines, &[3, 4, 5]).await, [(1..=20).collect(), vec![20], vec![]]);
+        assert_eq!(
+            read(&**timelines, &[3, 4, 5]).await,
+            [(1..=20).collect(), vec![20], vec![]]
+        );
     }
 }
 
@@ -84,7 +100,10 @@ pub async fn posts_arrive_in_any_order<E: Engine>(engine: &mut E) {
     }
     let all: Vec<u64> = (0..100).rev().map(|n| 1 + n * 1_000).collect();
     assert_eq!(newest(&*timelines, 7, None, 1_000).await, all);
-    assert_eq!(read(&*timelines, &[7]).await[0], all.iter().copied().rev().collect::<Vec<_>>());
+    assert_eq!(
+        read(&*timelines, &[7]).await[0],
+        all.iter().copied().rev().collect::<Vec<_>>()
+    );
 }
 
 pub async fn a_timeline_keeps_its_newest_posts<E: Engine>(engine: &mut E) {
@@ -95,7 +114,11 @@ pub async fn a_timeline_keeps_its_newest_posts<E: Engine>(engine: &mut E) {
         let mut waiting = FuturesUnordered::new();
         for n in 0..POSTS {
             let post = n / 100 * 100 + (100 - n % 100);
-            let users = if post % 10 == 0 { set([1, 2, 3]) } else { set([1, 3]) };
+            let users = if post % 10 == 0 {
+                set([1, 2, 3])
+            } else {
+                set([1, 3])
+            };
             waiting.push(timelines.deliver(PostId(post), users).await.unwrap().durable);
             if waiting.len() > 100 {
                 waiting.next().await.unwrap().unwrap();
@@ -105,12 +128,18 @@ pub async fn a_timeline_keeps_its_newest_posts<E: Engine>(engine: &mut E) {
             durable.unwrap();
         }
         let found = newest(&*timelines, 1, None, 10_000).await;
-        assert_eq!(found, (POSTS - ENTRIES_MAX as u64 + 1..=POSTS).rev().collect::<Vec<_>>());
+        assert_eq!(
+            found,
+            (POSTS - ENTRIES_MAX as u64 + 1..=POSTS).rev().collect::<Vec<_>>()
+        );
     }
     engine.reopen().await;
     let timelines = engine.stores().timelines;
     let found = newest(&*timelines, 3, None, 10_000).await;
-    assert_eq!(found, (POSTS - ENTRIES_MAX as u64 + 1..=POSTS).rev().collect::<Vec<_>>());
+    assert_eq!(
+        found,
+        (POSTS - ENTRIES_MAX as u64 + 1..=POSTS).rev().collect::<Vec<_>>()
+    );
     let few = newest(&*timelines, 2, None, 10_000).await;
     assert_eq!(few, (1..=POSTS / 10).rev().map(|n| n * 10).collect::<Vec<_>>());
     let whole = read(&*timelines, &[1]).await.remove(0);
@@ -148,7 +177,11 @@ pub async fn pages_stay_whole_during_deliveries<E: Engine>(engine: &mut E) {
         let delivered = Arc::clone(&delivered);
         tokio::spawn(async move {
             for post in 1..=POSTS {
-                let users = if post % 8 == 0 { set(1..=1_000) } else { set(1..=10) };
+                let users = if post % 8 == 0 {
+                    set(1..=1_000)
+                } else {
+                    set(1..=10)
+                };
                 let durable = timelines.deliver(PostId(post), users).await.unwrap().durable;
                 delivered.store(post, Ordering::SeqCst);
                 durable.await.unwrap();
@@ -184,7 +217,8 @@ pub async fn concurrent_deliveries_are_all_shown<E: Engine>(engine: &mut E) {
         tokio::spawn(async move {
             for post in (1..=POSTS).filter(|post| post % 8 == writer) {
                 // Half of the users, from many buckets.
-                let users = set((0..2_000).filter(|user| u64::from(*user) % 2 == post % 2 || user % 100 == 0));
+                let users =
+                    set((0..2_000).filter(|user| u64::from(*user) % 2 == post % 2 || user % 100 == 0));
                 deliver(&*timelines, post, users).await;
             }
         })
@@ -194,8 +228,9 @@ pub async fn concurrent_deliveries_are_all_shown<E: Engine>(engine: &mut E) {
     }
     for timelines in &both {
         for user in [0, 100, 1, 2, 63, 64, 65, 127, 128, 1_001, 1_999] {
-            let expected: BTreeSet<u64> =
-                (1..=POSTS).filter(|post| user % 100 == 0 || u64::from(user) % 2 == post % 2).collect();
+            let expected: BTreeSet<u64> = (1..=POSTS)
+                .filter(|post| user % 100 == 0 || u64::from(user) % 2 == post % 2)
+                .collect();
             let found = newest(&**timelines, user, None, 1_000).await;
             assert!(found.iter().rev().eq(&expected), "user {user}");
         }
@@ -205,14 +240,25 @@ pub async fn concurrent_deliveries_are_all_shown<E: Engine>(engine: &mut E) {
 pub async fn whole_timelines_of_many_users_are_read<E: Engine>(engine: &mut E) {
     let timelines = engine.stores().timelines;
     for post in 1..=30_u64 {
-        deliver(&*timelines, post, set((1..=600).filter(|user| u64::from(*user) % post == 0))).await;
+        deliver(
+            &*timelines,
+            post,
+            set((1..=600).filter(|user| u64::from(*user) % post == 0)),
+        )
+        .await;
     }
     // In no order, one of them twice, one of them unknown.
     let mut users: Vec<u32> = (1..=600).map(|n| n * 7 % 601).collect();
     users.extend([30, 1_000_000]);
     let expected: Vec<Vec<u64>> = users
         .iter()
-        .map(|user| if *user > 600 { vec![] } else { (1..=30).filter(|post| u64::from(*user) % post == 0).collect() })
+        .map(|user| {
+            if *user > 600 {
+                vec![]
+            } else {
+                (1..=30).filter(|post| u64::from(*user) % post == 0).collect()
+            }
+        })
         .collect();
     assert_eq!(read(&*timelines, &users).await, expected);
     assert_eq!(read(&*timelines, &[]).await, Vec::<Vec<u64>>::new());

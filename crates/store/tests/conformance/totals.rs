@@ -45,13 +45,25 @@ async fn write(totals: &dyn Totals, owner: &Fence, batch: &TotalsBatch) -> heral
 }
 
 async fn announced(totals: &dyn Totals) -> Vec<String> {
-    let mut files: Vec<_> = totals.intended().await.unwrap().into_iter().map(|one| one.file).collect();
+    let mut files: Vec<_> = totals
+        .intended()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|one| one.file)
+        .collect();
     files.sort();
     files
 }
 
 async fn delivered(totals: &dyn Totals, post: u64) -> i64 {
-    totals.post_totals(PostId(post)).await.unwrap().unwrap().counts.timeline_delivered
+    totals
+        .post_totals(PostId(post))
+        .await
+        .unwrap()
+        .unwrap()
+        .counts
+        .timeline_delivered
 }
 
 async fn analytics(stores: &Stores) -> Fence {
@@ -83,13 +95,25 @@ pub async fn a_commit_counts_marks_seen_and_clears_the_announcement<E: Engine>(e
         (post.author, post.counts.posts, post.counts.timeline_delivered),
         (UserKey(9), 2, 5)
     );
-    assert_eq!((post.timeline_latency_ms_max, post.push_latency_ms_max), (4_095, 7));
+    assert_eq!(
+        (post.timeline_latency_ms_max, post.push_latency_ms_max),
+        (4_095, 7)
+    );
     assert_eq!(post.counts.timeline_dead, -2);
     assert_eq!(totals.post_totals(PostId(6)).await.unwrap(), None);
     let hours = totals.hour_totals(100, 102).await.unwrap();
     assert_eq!(hours.len(), 1);
-    assert_eq!((hours[0].0, hours[0].1.push_dead, hours[0].1.timeline_dead), (100, 6, -2));
-    let all: Vec<_> = totals.hour_totals(0, u32::MAX).await.unwrap().iter().map(|hour| hour.0).collect();
+    assert_eq!(
+        (hours[0].0, hours[0].1.push_dead, hours[0].1.timeline_dead),
+        (100, 6, -2)
+    );
+    let all: Vec<_> = totals
+        .hour_totals(0, u32::MAX)
+        .await
+        .unwrap()
+        .iter()
+        .map(|hour| hour.0)
+        .collect();
     assert_eq!(all, [100, 102]);
     assert_eq!(totals.hour_totals(5, 2).await.unwrap(), []);
 }
@@ -126,7 +150,13 @@ pub async fn concurrent_commits_are_all_counted<E: Engine>(engine: &mut E) {
         tokio::spawn(async move {
             let batch = TotalsBatch {
                 // In another order than the neighbours'.
-                hours: batch("", &[n]).hours.into_iter().cycle().skip(n as usize % 2).take(2).collect(),
+                hours: batch("", &[n])
+                    .hours
+                    .into_iter()
+                    .cycle()
+                    .skip(n as usize % 2)
+                    .take(2)
+                    .collect(),
                 ..batch(&n.to_string(), &[2 * n, 2 * n + 1])
             };
             write(&*totals, &owner, &batch).await.unwrap();
@@ -140,7 +170,10 @@ pub async fn concurrent_commits_are_all_counted<E: Engine>(engine: &mut E) {
     for totals in [&stores.totals, &peer.totals] {
         assert_eq!(delivered(&**totals, 5).await, 100);
         let hours = totals.hour_totals(100, 103).await.unwrap();
-        let hours: Vec<_> = hours.into_iter().map(|(hour, counts)| (hour, counts.timeline_delivered)).collect();
+        let hours: Vec<_> = hours
+            .into_iter()
+            .map(|(hour, counts)| (hour, counts.timeline_delivered))
+            .collect();
         assert_eq!(hours, [(100, 50), (102, 50)]);
         assert_eq!(announced(&**totals).await, [""; 0]);
     }
@@ -183,13 +216,19 @@ pub async fn a_revision_is_counted_once<E: Engine>(engine: &mut E) {
     engine.reopen().await;
     let totals = engine.stores().totals;
     let found = totals.counted(&[a, b, c, chunk(9, Channel::Push)]).await.unwrap();
-    assert_eq!(found, [counted(3, 0), counted(2, 1), counted(1, 0), Counted::default()]);
+    assert_eq!(
+        found,
+        [counted(3, 0), counted(2, 1), counted(1, 0), Counted::default()]
+    );
 }
 
 pub async fn a_file_of_a_writer_that_is_gone_is_orphaned<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     let (totals, leases) = (&*stores.totals, &*stores.leases);
-    let (gone, here) = (lease(&stores, "analytics/gone").await, lease(&stores, "analytics/here").await);
+    let (gone, here) = (
+        lease(&stores, "analytics/gone").await,
+        lease(&stores, "analytics/here").await,
+    );
     totals.intend("lost", &gone).await.unwrap();
     totals.intend("kept", &here).await.unwrap();
     let orphaned = async || {
@@ -200,7 +239,10 @@ pub async fn a_file_of_a_writer_that_is_gone_is_orphaned<E: Engine>(engine: &mut
     assert_eq!(orphaned().await, []);
     // Its lease ends without a release, as that of a process that was killed.
     leases.renew(&gone, Duration::from_millis(50)).await.unwrap();
-    let found = eventually("the lease ends", async || Some(orphaned().await).filter(|found| !found.is_empty())).await;
+    let found = eventually("the lease ends", async || {
+        Some(orphaned().await).filter(|found| !found.is_empty())
+    })
+    .await;
     assert_eq!(found, [("lost".to_owned(), gone.clone())]);
     // The writer comes back under the same name: the file of its earlier life stays orphaned.
     let back = lease(&stores, "analytics/gone").await;
@@ -219,7 +261,10 @@ pub async fn an_abandoned_file_is_not_committed<E: Engine>(engine: &mut E) {
     // The writer was only slow. Its messages are redelivered to another one.
     let refused = stores.totals.commit(&batch("a", &[1, 2])).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fenced);
-    assert_eq!(stores.totals.seen("EVENTS", &[1, 2]).await.unwrap(), [false, false]);
+    assert_eq!(
+        stores.totals.seen("EVENTS", &[1, 2]).await.unwrap(),
+        [false, false]
+    );
     assert_eq!(stores.totals.post_totals(PostId(5)).await.unwrap(), None);
     write(&*peer.totals, &owner, &batch("b", &[1, 2])).await.unwrap();
     assert_eq!(delivered(&*stores.totals, 5).await, 2);
@@ -227,8 +272,18 @@ pub async fn an_abandoned_file_is_not_committed<E: Engine>(engine: &mut E) {
 
 pub async fn a_fenced_writer_announces_nothing<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
-    let before = stores.leases.acquire("analytics/one", "a", Duration::from_hours(1)).await.unwrap().unwrap();
-    let now = stores.leases.acquire("analytics/one", "a", Duration::from_hours(1)).await.unwrap().unwrap();
+    let before = stores
+        .leases
+        .acquire("analytics/one", "a", Duration::from_hours(1))
+        .await
+        .unwrap()
+        .unwrap();
+    let now = stores
+        .leases
+        .acquire("analytics/one", "a", Duration::from_hours(1))
+        .await
+        .unwrap()
+        .unwrap();
     let refused = stores.totals.intend("a", &before).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fenced);
     stores.totals.intend("b", &now).await.unwrap();

@@ -34,9 +34,10 @@ pub async fn keys_are_dense_and_never_change<E: Engine>(engine: &mut E) {
         [6, 7, 8, 10_001, 10_002, 7, 10_002].map(UserKey)
     );
     assert_eq!(users.intern(&mixed).await.unwrap()[4], UserKey(10_002));
-    let found = users.find(&[user_ids(0..1), user_ids(30_000..30_001)].concat());
-    assert_eq!(found.await.unwrap(), [Some(UserKey(1)), None]);
-    let names = users.ids(&[UserKey(0), UserKey(1), UserKey(10_002), UserKey(10_003)]);
+    let some = [user_ids(0..1), user_ids(30_000..30_001)].concat();
+    assert_eq!(users.find(&some).await.unwrap(), [Some(UserKey(1)), None]);
+    let names = [0, 1, 10_002, 10_003].map(UserKey);
+    let names = users.ids(&names);
     let (first, last) = (user_ids(0..1).remove(0), user_ids(20_001..20_002).remove(0));
     assert_eq!(names.await.unwrap(), [None, Some(first), Some(last), None]);
     assert_eq!(users.last_key().await.unwrap(), Some(UserKey(10_002)));
@@ -51,7 +52,14 @@ pub async fn concurrent_calls_get_the_same_keys<E: Engine>(engine: &mut E) {
             ids.rotate_left(31 * n as usize);
             let keys = users.intern(&ids).await.unwrap();
             // What was returned can be read at once.
-            assert!(users.find(&ids).await.unwrap().into_iter().eq(keys.iter().copied().map(Some)));
+            assert!(
+                users
+                    .find(&ids)
+                    .await
+                    .unwrap()
+                    .into_iter()
+                    .eq(keys.iter().copied().map(Some))
+            );
             ids.into_iter().zip(keys).collect::<HashMap<_, _>>()
         })
     });
@@ -67,7 +75,9 @@ pub async fn concurrent_calls_get_the_same_keys<E: Engine>(engine: &mut E) {
 pub async fn ids_differ_by_their_bytes<E: Engine>(engine: &mut E) {
     let users = engine.stores().users;
     // Equal to others for some collations: case, accents, normal forms, trailing spaces, width.
-    let ids = ["a", "A", "á", "a\u{301}", "a ", " a", "ａ", "ß", "ss", "1", "01", "%", "_", "'", "\\", "{1}"];
+    let ids = [
+        "a", "A", "á", "a\u{301}", "a ", " a", "ａ", "ß", "ss", "1", "01", "%", "_", "'", "\\", "{1}",
+    ];
     let ids: Vec<_> = ids.into_iter().map(|id| UserId::new(id).unwrap()).collect();
     let count = ids.len() as u32;
     assert_eq!(users.intern(&ids).await.unwrap(), keys(1..count + 1));
@@ -77,10 +87,15 @@ pub async fn ids_differ_by_their_bytes<E: Engine>(engine: &mut E) {
 
 pub async fn long_ids_are_kept<E: Engine>(engine: &mut E) {
     let users = engine.stores().users;
-    let ids: Vec<_> = ["x".repeat(128), "ä".repeat(64), "x".repeat(127) + "y", "👩\u{200d}💻".repeat(11)]
-        .into_iter()
-        .map(|id| UserId::new(id).unwrap())
-        .collect();
+    let ids: Vec<_> = [
+        "x".repeat(128),
+        "ä".repeat(64),
+        "x".repeat(127) + "y",
+        "👩\u{200d}💻".repeat(11),
+    ]
+    .into_iter()
+    .map(|id| UserId::new(id).unwrap())
+    .collect();
     let interned = users.intern(&ids).await.unwrap();
     assert_eq!(interned, keys(1..5));
     assert!(users.ids(&interned).await.unwrap().into_iter().flatten().eq(ids));

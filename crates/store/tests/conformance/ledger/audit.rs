@@ -16,10 +16,16 @@ pub async fn an_audit_reads_all_rows_of_a_post<E: Engine>(engine: &mut E) {
         let chunks = [(Channel::Timeline, &chunk), (Channel::Push, &chunk)];
         write_plan(&*ledger, plan(POST, 0, false, &chunks)).await;
         write_plan(&*ledger, plan(POST, 300, true, &[(Channel::Timeline, &other)])).await;
-        ledger.settle(&delivered(Channel::Timeline, &other, 8)).await.unwrap();
+        ledger
+            .settle(&delivered(Channel::Timeline, &other, 8))
+            .await
+            .unwrap();
         // Twice: the second attempt of a backfill.
         for _ in 0..2 {
-            ledger.record_backfill(&[PostId(3), POST], &set([70, 80])).await.unwrap();
+            ledger
+                .record_backfill(&[PostId(3), POST], &set([70, 80]))
+                .await
+                .unwrap();
         }
     }
     engine.reopen().await;
@@ -32,8 +38,15 @@ pub async fn an_audit_reads_all_rows_of_a_post<E: Engine>(engine: &mut E) {
     };
     assert_eq!(audited.slices, [slice(0, false), slice(300, true)]);
     assert!(!audited.backfilled.is_empty());
-    assert!(audited.backfilled.iter().all(|recipients| *recipients == set([70, 80])));
-    audited.chunks.sort_by_key(|chunk| (chunk.channel, chunk.recipients.iter().next()));
+    assert!(
+        audited
+            .backfilled
+            .iter()
+            .all(|recipients| *recipients == set([70, 80]))
+    );
+    audited
+        .chunks
+        .sort_by_key(|chunk| (chunk.channel, chunk.recipients.iter().next()));
     let state = |channel, recipients: &Recipients, recorded| ChunkState {
         channel,
         chunk: recipients.chunk_id(),
@@ -67,9 +80,16 @@ pub async fn posts_are_listed_once<E: Engine>(engine: &mut E) {
     let chunk = set(1..=4);
     for post in [2, 300, 70_000, 5, 1 << 20, 1 << 40] {
         write_plan(&*ledger, plan(PostId(post), 0, false, &[(Channel::Push, &chunk)])).await;
-        write_plan(&*ledger, plan(PostId(post), 1, true, &[(Channel::Timeline, &chunk)])).await;
+        write_plan(
+            &*ledger,
+            plan(PostId(post), 1, true, &[(Channel::Timeline, &chunk)]),
+        )
+        .await;
     }
-    ledger.record_backfill(&[PostId(4), PostId(300)], &set([9])).await.unwrap();
+    ledger
+        .record_backfill(&[PostId(4), PostId(300)], &set([9]))
+        .await
+        .unwrap();
     let posts = async |after: Option<u64>, limit| {
         let posts = ledger.posts(after.map(PostId), limit).await.unwrap();
         posts.into_iter().map(|post| post.0).collect::<Vec<_>>()

@@ -15,25 +15,39 @@ const LONG: Duration = Duration::from_hours(1);
 const SHORT: Duration = Duration::from_millis(50);
 
 async fn claim(ledger: &dyn Ledger, chunk: &Recipients, base: u64, lease: Duration) -> Result<u64> {
-    ledger.claim(POST, Channel::Push, chunk.chunk_id(), base, lease).await
+    ledger
+        .claim(POST, Channel::Push, chunk.chunk_id(), base, lease)
+        .await
 }
 
 async fn refusal(ledger: &dyn Ledger, chunk: &Recipients, base: u64) -> Option<ErrorKind> {
-    claim(ledger, chunk, base, LONG).await.err().map(|error| error.kind())
+    claim(ledger, chunk, base, LONG)
+        .await
+        .err()
+        .map(|error| error.kind())
 }
 
-async fn extend(ledger: &dyn Ledger, chunk: &Recipients, revision: u64, lease: Duration) -> Option<ErrorKind> {
-    let extended = ledger.extend_claim(POST, Channel::Push, chunk.chunk_id(), revision, lease).await;
+async fn extend(
+    ledger: &dyn Ledger,
+    chunk: &Recipients,
+    revision: u64,
+    lease: Duration,
+) -> Option<ErrorKind> {
+    let extended = ledger
+        .extend_claim(POST, Channel::Push, chunk.chunk_id(), revision, lease)
+        .await;
     extended.err().map(|error| error.kind())
 }
 
 /// Waits until the chunk at this revision can be claimed, and claims it.
 async fn claim_when_free(ledger: &dyn Ledger, chunk: &Recipients, base: u64) -> u64 {
-    eventually("the claim ends", async || match claim(ledger, chunk, base, LONG).await {
-        Ok(revision) => Some(revision),
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::Claimed);
-            None
+    eventually("the claim ends", async || {
+        match claim(ledger, chunk, base, LONG).await {
+            Ok(revision) => Some(revision),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Claimed);
+                None
+            }
         }
     })
     .await
@@ -42,7 +56,13 @@ async fn claim_when_free(ledger: &dyn Ledger, chunk: &Recipients, base: u64) -> 
 async fn settle(ledger: &dyn Ledger, chunk: &Recipients, base: u64, keep: Option<Duration>) -> u64 {
     let settlement = Settlement {
         keep_claim: keep,
-        ..settlement(Channel::Push, chunk, ExpectedRevision::Revision(base), mixed(base as u32 + 1), 5)
+        ..settlement(
+            Channel::Push,
+            chunk,
+            ExpectedRevision::Revision(base),
+            mixed(base as u32 + 1),
+            5,
+        )
     };
     ledger.settle(&settlement).await.unwrap()
 }
@@ -57,15 +77,27 @@ pub async fn one_of_16_concurrent_claims_wins<E: Engine>(engine: &mut E) {
             let (ledger, chunk) = (both[n % 2].clone(), chunk.clone());
             tokio::spawn(async move { claim(&*ledger, &chunk, base, LONG).await })
         });
-        let answers = futures::future::join_all(calls).await.into_iter().map(|call| call.unwrap());
+        let answers = futures::future::join_all(calls)
+            .await
+            .into_iter()
+            .map(|call| call.unwrap());
         let (won, lost): (Vec<_>, Vec<_>) = answers.partition(Result::is_ok);
-        assert_eq!(won.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [base + 1]);
+        assert_eq!(
+            won.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+            [base + 1]
+        );
         for error in lost.into_iter().filter_map(Result::err) {
-            assert!(matches!(error.kind(), ErrorKind::Claimed | ErrorKind::Conflict), "{error:?}");
+            assert!(
+                matches!(error.kind(), ErrorKind::Claimed | ErrorKind::Conflict),
+                "{error:?}"
+            );
         }
         // Also one who has read the chunk after the claim.
         for ledger in &both {
-            assert_eq!(refusal(&**ledger, &chunk, base + 1).await, Some(ErrorKind::Claimed));
+            assert_eq!(
+                refusal(&**ledger, &chunk, base + 1).await,
+                Some(ErrorKind::Claimed)
+            );
         }
         assert_eq!(settle(&*both[1], &chunk, base + 1, None).await, base + 2);
     }
@@ -79,10 +111,16 @@ pub async fn a_claim_lasts_until_its_lease_ends<E: Engine>(engine: &mut E) {
     assert_eq!(claim_when_free(&*peer, &chunk, 1).await, 2);
     // The first worker wakes up: it can neither extend its claim, nor end the other's, nor record an outcome.
     assert_eq!(extend(&*ledger, &chunk, 1, LONG).await, Some(ErrorKind::Conflict));
-    ledger.release_claim(POST, Channel::Push, chunk.chunk_id(), 1).await.unwrap();
+    ledger
+        .release_claim(POST, Channel::Push, chunk.chunk_id(), 1)
+        .await
+        .unwrap();
     assert_eq!(refusal(&*ledger, &chunk, 2).await, Some(ErrorKind::Claimed));
     let late = settlement(Channel::Push, &chunk, ExpectedRevision::Revision(1), mixed(1), 5);
-    assert_eq!(ledger.settle(&late).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        ledger.settle(&late).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     assert_eq!(settle(&*peer, &chunk, 2, None).await, 3);
 }
 
@@ -108,13 +146,19 @@ pub async fn a_released_claim_is_free_at_once<E: Engine>(engine: &mut E) {
     plan_chunk(&*ledger, Channel::Push, &chunk).await;
     assert_eq!(claim(&*ledger, &chunk, 0, LONG).await.unwrap(), 1);
     for _ in 0..2 {
-        ledger.release_claim(POST, Channel::Push, chunk.chunk_id(), 1).await.unwrap();
+        ledger
+            .release_claim(POST, Channel::Push, chunk.chunk_id(), 1)
+            .await
+            .unwrap();
     }
     assert_eq!(extend(&*ledger, &chunk, 1, LONG).await, Some(ErrorKind::Conflict));
     assert_eq!(claim(&*ledger, &chunk, 1, LONG).await.unwrap(), 2);
     // A chunk that nobody has claimed.
     let other = set(20..=30);
-    ledger.release_claim(POST, Channel::Push, other.chunk_id(), 1).await.unwrap();
+    ledger
+        .release_claim(POST, Channel::Push, other.chunk_id(), 1)
+        .await
+        .unwrap();
     assert_eq!(extend(&*ledger, &other, 1, LONG).await, Some(ErrorKind::Conflict));
 }
 
@@ -141,8 +185,15 @@ pub async fn a_claim_is_a_revision_without_a_change<E: Engine>(engine: &mut E) {
     assert_eq!(claim(&*ledger, &chunk, 0, LONG).await.unwrap(), 1);
     let push = counts(&*ledger).await.push;
     assert_eq!((push.pending, push.delivered), (9, 0));
-    let recorded = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap().unwrap();
-    assert_eq!((recorded.revision, recorded.outcome.counts()), (1, herald_store::SettledCounts::default()));
+    let recorded = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (recorded.revision, recorded.outcome.counts()),
+        (1, herald_store::SettledCounts::default())
+    );
     let first = settlement(Channel::Push, &chunk, ExpectedRevision::Revision(1), mixed(1), 5);
     assert_eq!(ledger.settle(&first).await.unwrap(), 2);
     assert_eq!(refusal(&*ledger, &chunk, 1).await, Some(ErrorKind::Conflict));
@@ -150,7 +201,11 @@ pub async fn a_claim_is_a_revision_without_a_change<E: Engine>(engine: &mut E) {
     drop(ledger);
     engine.reopen().await;
     let ledger = engine.stores().ledger;
-    let recorded = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap().unwrap();
+    let recorded = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((recorded.revision, recorded.outcome), (3, mixed(1)));
     assert_eq!(counts(&*ledger).await.push.first_delivered_at, Some(Timestamp(5)));
 }

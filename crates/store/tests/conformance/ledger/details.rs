@@ -73,7 +73,10 @@ async fn mark_dead(ledger: &dyn Ledger, chunk: &Recipients, generation: u32) -> 
 }
 
 async fn details_of(ledger: &dyn Ledger, chunk: &Recipients) -> OutcomeDetails {
-    let recorded = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
+    let recorded = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap();
     let Outcome::Mixed { details, .. } = recorded.unwrap().outcome else {
         panic!("the outcome is not mixed")
     };
@@ -89,9 +92,15 @@ pub async fn what_is_recorded_about_recipients_is_listed<E: Engine>(engine: &mut
     }
     engine.reopen().await;
     let ledger = engine.stores().ledger;
-    let recorded = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
+    let recorded = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap();
     assert_eq!(recorded.unwrap().outcome, mixed(3));
-    let listed = ledger.recipients(POST, Channel::Push, None, None, 20).await.unwrap();
+    let listed = ledger
+        .recipients(POST, Channel::Push, None, None, 20)
+        .await
+        .unwrap();
     let plain = |user, state| RecipientStatus::new(UserKey(user), state);
     let pending = |user| RecipientStatus {
         expires_at: Some(Timestamp(77)),
@@ -130,7 +139,10 @@ pub async fn what_is_recorded_about_recipients_is_listed<E: Engine>(engine: &mut
     ];
     assert_eq!(listed, expected);
     let by_reason: Vec<_> = counts(&*ledger).await.push.suppressed_by.iter().collect();
-    assert_eq!(by_reason, [(SuppressedReason::NoDevice, 1), (SuppressedReason::Muted, 1)]);
+    assert_eq!(
+        by_reason,
+        [(SuppressedReason::NoDevice, 1), (SuppressedReason::Muted, 1)]
+    );
 }
 
 pub async fn recipients_that_wait_in_a_later_generation_survive_the_death_of_a_message<E: Engine>(

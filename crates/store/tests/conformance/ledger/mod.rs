@@ -51,9 +51,15 @@ fn delivered(channel: Channel, chunk: &Recipients, at: i64) -> Settlement {
 
 /// Settles a push chunk with the recorded revision as the expected one.
 async fn settle(ledger: &dyn Ledger, chunk: &Recipients, outcome: Outcome, at: i64) -> u64 {
-    let before = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
+    let before = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap();
     let base = ExpectedRevision::Revision(before.map_or(0, |recorded| recorded.revision));
-    ledger.settle(&settlement(Channel::Push, chunk, base, outcome, at)).await.unwrap()
+    ledger
+        .settle(&settlement(Channel::Push, chunk, base, outcome, at))
+        .await
+        .unwrap()
 }
 
 async fn counts(ledger: &dyn Ledger) -> PostCounts {
@@ -64,10 +70,14 @@ async fn counts(ledger: &dyn Ledger) -> PostCounts {
 fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
     let in_state = |wanted: u8| {
         let states = recipients.iter().zip(states.iter().cycle());
-        set(states.filter(|(_, state)| **state == wanted).map(|(user, _)| user.0))
+        set(states
+            .filter(|(_, state)| **state == wanted)
+            .map(|(user, _)| user.0))
     };
     let pending = in_state(0);
-    let pending = pending.iter().map(|user| pending_with(user.0, &[u64::from(user.0) << 40, 1]));
+    let pending = pending
+        .iter()
+        .map(|user| pending_with(user.0, &[u64::from(user.0) << 40, 1]));
     Outcome::Mixed {
         delivered: in_state(1),
         suppressed: in_state(2),

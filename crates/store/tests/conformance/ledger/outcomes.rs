@@ -34,7 +34,10 @@ pub async fn only_a_changed_outcome_gets_a_new_revision<E: Engine>(engine: &mut 
     }
     let refused = settle(ExpectedRevision::Any, &[1, 1, 1, 1], 9).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
-    let recorded = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
+    let recorded = ledger
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap();
     let expected = RecordedOutcome {
         revision: 2,
         outcome: outcome(&chunk, &[1, 2, 0, 0]),
@@ -59,7 +62,8 @@ pub async fn one_of_several_concurrent_writers_wins<E: Engine>(engine: &mut E) {
                 // Different from that of every other writer and round.
                 let outcome = outcome(&chunk, &[n % 4 + 1, (base % 5) as u8, n / 4, (base / 5) as u8]);
                 let base_revision = ExpectedRevision::Revision(base);
-                let settlement = settlement(Channel::Push, &chunk, base_revision, outcome, base.cast_signed());
+                let settlement =
+                    settlement(Channel::Push, &chunk, base_revision, outcome, base.cast_signed());
                 match ledger.settle(&settlement).await {
                     Ok(revision) => won += u64::from(revision == base + 1),
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict),
@@ -70,7 +74,10 @@ pub async fn one_of_several_concurrent_writers_wins<E: Engine>(engine: &mut E) {
     });
     let writers = futures::future::join_all(writers).await;
     let won: u64 = writers.into_iter().map(|writer| writer.unwrap()).sum();
-    let recorded = both[1].outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
+    let recorded = both[1]
+        .outcome(POST, Channel::Push, chunk.chunk_id())
+        .await
+        .unwrap();
     assert_eq!(recorded.unwrap().revision, won);
 }
 
@@ -79,7 +86,10 @@ async fn listed(ledger: &dyn Ledger, state: Option<DeliveryState>, page: usize) 
     let mut all = Vec::new();
     let mut after = None;
     loop {
-        let listed = ledger.recipients(POST, Channel::Push, state, after, page).await.unwrap();
+        let listed = ledger
+            .recipients(POST, Channel::Push, state, after, page)
+            .await
+            .unwrap();
         assert!(listed.len() <= page);
         let Some(last) = listed.last().map(|one| one.user) else {
             return all;
@@ -100,7 +110,9 @@ async fn check(ledger: &dyn Ledger, expected: &BTreeMap<u32, u8>, page: usize) {
         (DeliveryState::Dead, push.dead),
     ];
     for (number, (state, count)) in states.into_iter().enumerate() {
-        let in_state = expected.iter().filter(|(_, state)| usize::from(**state) == number);
+        let in_state = expected
+            .iter()
+            .filter(|(_, state)| usize::from(**state) == number);
         let in_state: Vec<_> = in_state.map(|(user, _)| *user).collect();
         assert_eq!(count, in_state.len() as u64, "{state:?}");
         assert_eq!(listed(ledger, Some(state), page).await, in_state, "{state:?}");
@@ -117,7 +129,11 @@ pub async fn all_counts_add_up<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     for (slice, chunk) in chunks.iter().enumerate() {
         let last = slice + 1 == chunks.len();
-        write_plan(&*ledger, plan(POST, slice as u32, last, &[(Channel::Push, chunk)])).await;
+        write_plan(
+            &*ledger,
+            plan(POST, slice as u32, last, &[(Channel::Push, chunk)]),
+        )
+        .await;
     }
     // A post beside it changes nothing.
     let mut other = plan(PostId(POST.0 + 1), 0, true, &[(Channel::Push, &chunks[0])]);
@@ -126,9 +142,16 @@ pub async fn all_counts_add_up<E: Engine>(engine: &mut E) {
     write_plan(&*ledger, other).await;
     for at in 0..30 {
         let chunk = &chunks[random.random_range(0..chunks.len())];
-        let states: Vec<u8> = (0..random.random_range(1..9)).map(|_| random.random_range(0..5)).collect();
+        let states: Vec<u8> = (0..random.random_range(1..9))
+            .map(|_| random.random_range(0..5))
+            .collect();
         let outcome = outcome(chunk, &states);
-        expected.extend(chunk.iter().map(|user| user.0).zip(states.iter().copied().cycle()));
+        expected.extend(
+            chunk
+                .iter()
+                .map(|user| user.0)
+                .zip(states.iter().copied().cycle()),
+        );
         settle(&*ledger, chunk, outcome.clone(), at).await;
         outcomes.insert(chunk.chunk_id(), outcome);
         if at % 10 == 9 {
@@ -140,10 +163,18 @@ pub async fn all_counts_add_up<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     check(&*ledger, &expected, 1_000).await;
     for chunk in &chunks {
-        let found = ledger.outcome(POST, Channel::Push, chunk.chunk_id()).await.unwrap();
-        assert_eq!(found.map(|found| found.outcome).as_ref(), outcomes.get(&chunk.chunk_id()));
+        let found = ledger
+            .outcome(POST, Channel::Push, chunk.chunk_id())
+            .await
+            .unwrap();
+        assert_eq!(
+            found.map(|found| found.outcome).as_ref(),
+            outcomes.get(&chunk.chunk_id())
+        );
     }
-    let untouched = ledger.outcome(PostId(POST.0 + 1), Channel::Push, chunks[0].chunk_id()).await;
+    let untouched = ledger
+        .outcome(PostId(POST.0 + 1), Channel::Push, chunks[0].chunk_id())
+        .await;
     assert_eq!(untouched.unwrap(), None);
 }
 
@@ -153,7 +184,10 @@ pub async fn a_user_of_overlapping_chunks_is_listed_once<E: Engine>(engine: &mut
     let chunks = [(Channel::Timeline, &a), (Channel::Timeline, &b)];
     write_plan(&*ledger, plan(POST, 0, true, &chunks)).await;
     ledger.settle(&delivered(Channel::Timeline, &b, 1)).await.unwrap();
-    let listed = ledger.recipients(POST, Channel::Timeline, None, None, 100).await.unwrap();
+    let listed = ledger
+        .recipients(POST, Channel::Timeline, None, None, 100)
+        .await
+        .unwrap();
     assert!(listed.iter().map(|one| one.user.0).eq(1..=15));
     assert!(
         listed
@@ -166,7 +200,12 @@ pub async fn the_times_of_the_first_and_last_delivery_are_kept<E: Engine>(engine
     let ledger = engine.stores().ledger;
     let chunk = set(1..=4);
     plan_chunk(&*ledger, Channel::Push, &chunk).await;
-    for (states, at) in [([0, 0, 2, 0], 5), ([1, 0, 2, 0], 10), ([1, 1, 2, 4], 20), ([1, 1, 2, 4], 30)] {
+    for (states, at) in [
+        ([0, 0, 2, 0], 5),
+        ([1, 0, 2, 0], 10),
+        ([1, 1, 2, 4], 20),
+        ([1, 1, 2, 4], 30),
+    ] {
         settle(&*ledger, &chunk, outcome(&chunk, &states), at).await;
     }
     let push = counts(&*ledger).await.push;
@@ -212,14 +251,23 @@ pub async fn mark_dead_affects_pending_recipients_only<E: Engine>(engine: &mut E
     assert_eq!(mark_dead(Channel::Push, &chunk).await, Some(expected.clone()));
     assert_eq!(mark_dead(Channel::Push, &chunk).await, Some(expected));
     let all = mark_dead(Channel::Timeline, &fresh).await.unwrap();
-    assert_eq!((all.dead_recipients, all.revision, all.counts.dead), (fresh.clone(), 1, 3));
+    assert_eq!(
+        (all.dead_recipients, all.revision, all.counts.dead),
+        (fresh.clone(), 1, 3)
+    );
     // No such chunk, no such post.
     assert_eq!(mark_dead(Channel::Timeline, &chunk).await, None);
 
     let now = counts(&*ledger).await;
     assert_eq!((now.push.pending, now.timeline.pending), (0, 0));
     // Delivered recipients stay delivered.
-    ledger.settle(&delivered(Channel::Timeline, &fresh, 8)).await.unwrap();
+    ledger
+        .settle(&delivered(Channel::Timeline, &fresh, 8))
+        .await
+        .unwrap();
     let none = mark_dead(Channel::Timeline, &fresh).await.unwrap();
-    assert_eq!((none.dead_recipients, none.revision, none.counts.delivered), (set([]), 2, 3));
+    assert_eq!(
+        (none.dead_recipients, none.revision, none.counts.delivered),
+        (set([]), 2, 3)
+    );
 }

@@ -20,10 +20,17 @@ fn other_attempt() -> SlicePlan {
 pub async fn planning_a_slice_again_returns_the_recorded_plan<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     assert_eq!(ledger.counts(POST).await.unwrap(), None);
-    let listed = ledger.recipients(POST, Channel::Push, None, None, 10).await.unwrap();
+    let listed = ledger
+        .recipients(POST, Channel::Push, None, None, 10)
+        .await
+        .unwrap();
     assert_eq!(listed, []);
     let (timeline, push) = (set(1..=10), [set(1..=4), set(5..=10)]);
-    let chunks = [(Channel::Timeline, &timeline), (Channel::Push, &push[0]), (Channel::Push, &push[1])];
+    let chunks = [
+        (Channel::Timeline, &timeline),
+        (Channel::Push, &push[0]),
+        (Channel::Push, &push[1]),
+    ];
     let first = plan(POST, 0, false, &chunks);
     assert_eq!(write_plan(&*ledger, first.clone()).await, first);
     let next = plan(POST, 1, true, &[(Channel::Timeline, &set(11..=30))]);
@@ -59,22 +66,38 @@ pub async fn of_concurrent_attempts_one_plans_and_all_return_its_plan<E: Engine>
             let (timeline, push) = (set(1..=n + 1), set(1..=n));
             let attempt = SlicePlan {
                 version: FollowVersion(n.into()),
-                ..plan(POST, 0, true, &[(Channel::Timeline, &timeline), (Channel::Push, &push)])
+                ..plan(
+                    POST,
+                    0,
+                    true,
+                    &[(Channel::Timeline, &timeline), (Channel::Push, &push)],
+                )
             };
             ledger.plan(attempt).await.unwrap()
         })
     });
-    let plans: Vec<_> = futures::future::join_all(calls).await.into_iter().map(|call| call.unwrap()).collect();
+    let plans: Vec<_> = futures::future::join_all(calls)
+        .await
+        .into_iter()
+        .map(|call| call.unwrap())
+        .collect();
     assert!(plans.iter().all(|plan| *plan == plans[0]), "{plans:?}");
     let counts = counts(&*both[0]).await;
     let planned = |index: usize| u64::from(plans[0].chunks[index].recipients.len());
-    assert_eq!((counts.timeline.targeted, counts.push.targeted), (planned(0), planned(1)));
+    assert_eq!(
+        (counts.timeline.targeted, counts.push.targeted),
+        (planned(0), planned(1))
+    );
 }
 
 pub async fn settled_chunks_stay_settled_when_the_slice_is_planned_again<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     let (a, b) = (set(1..=10), set(11..=30));
-    write_plan(&*ledger, plan(POST, 0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)])).await;
+    write_plan(
+        &*ledger,
+        plan(POST, 0, false, &[(Channel::Timeline, &a), (Channel::Push, &a)]),
+    )
+    .await;
     ledger.settle(&delivered(Channel::Timeline, &a, 5)).await.unwrap();
     let before = counts(&*ledger).await;
     write_plan(&*ledger, plan(POST, 0, true, &[(Channel::Timeline, &b)])).await;
@@ -83,7 +106,11 @@ pub async fn settled_chunks_stay_settled_when_the_slice_is_planned_again<E: Engi
     write_plan(&*ledger, plan(POST, 1, true, &[(Channel::Timeline, &b)])).await;
     let now = counts(&*ledger).await;
     assert!(now.planned);
-    let timeline = (now.timeline.targeted, now.timeline.delivered, now.timeline.pending);
+    let timeline = (
+        now.timeline.targeted,
+        now.timeline.delivered,
+        now.timeline.pending,
+    );
     assert_eq!(timeline, (30, 10, 20));
     assert_eq!((now.push.targeted, now.push.pending), (10, 10));
 }
@@ -100,9 +127,16 @@ pub async fn chunks_of_65_536_recipients_are_kept<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     let again = write_plan(&*ledger, other_attempt()).await;
     assert!(again.chunks[0].recipients == big);
-    let recorded = ledger.outcome(POST, Channel::Push, big.chunk_id()).await.unwrap().unwrap();
+    let recorded = ledger
+        .outcome(POST, Channel::Push, big.chunk_id())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(recorded.outcome == settled);
     let push = counts(&*ledger).await.push;
     assert_eq!(push.targeted, 65_536);
-    assert_eq!(push.delivered + push.suppressed + push.expired + push.dead, 65_536);
+    assert_eq!(
+        push.delivered + push.suppressed + push.expired + push.dead,
+        65_536
+    );
 }
