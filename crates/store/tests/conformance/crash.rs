@@ -15,6 +15,7 @@ use herald_store::{
 };
 
 use crate::{
+    cluster::OnRedis,
     dead_letters::dead_letter,
     embedded::EmbeddedEngine,
     engine::Engine,
@@ -154,6 +155,12 @@ async fn write_all<E: Engine>() {
 #[ignore = "the child process of the tests of a crash"]
 async fn writer_on_embedded() {
     write_all::<EmbeddedEngine>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "the child process of the tests of a crash"]
+async fn writer_on_cluster() {
+    write_all::<OnRedis>().await;
 }
 
 /// A child process that writes.

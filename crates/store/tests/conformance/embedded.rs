@@ -24,7 +24,9 @@ impl EmbeddedEngine {
 /// In memory where possible: a sync of a disk takes milliseconds, and of a busy one much longer. A kill of the process
 /// loses nothing of either.
 fn directory() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 fn config(dir: &std::path::Path) -> Config {
@@ -45,6 +47,10 @@ impl Engine for EmbeddedEngine {
         };
         engine.open();
         Some(engine)
+    }
+
+    async fn start_alone() -> Option<Self> {
+        Self::start().await
     }
 
     fn stores(&self) -> Stores {

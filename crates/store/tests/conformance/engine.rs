@@ -7,6 +7,9 @@ pub trait Engine: Sized {
     /// Opens an empty store. `None`, after a line that says so, if this machine lacks the programs.
     async fn start() -> Option<Self>;
 
+    /// Opens an empty store on servers that no other test uses.
+    async fn start_alone() -> Option<Self>;
+
     /// The stores.
     fn stores(&self) -> Stores;
 

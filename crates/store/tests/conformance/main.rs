@@ -11,6 +11,7 @@
 )]
 #![allow(unreachable_pub, reason = "nothing of a test binary is reachable")]
 
+mod cluster;
 mod crash;
 mod dead_letters;
 mod devices;
@@ -27,19 +28,16 @@ mod timelines;
 mod totals;
 mod users;
 
-/// Runs tests on each engine.
+/// Runs tests on one engine: the name of a module for them, the engine and how it starts.
 macro_rules! conformance {
-    ($($module:ident { $($test:ident)* })*) => {
-        conformance!(@on on_embedded crate::embedded::EmbeddedEngine, $($module { $($test)* })*);
-    };
-    (@on $name:ident $engine:ty, $($module:ident { $($test:ident)* })*) => {
+    ($name:ident $engine:ty, $start:ident: $($module:ident { $($test:ident)* })*) => {
         mod $name {
             $(mod $module {
                 $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
                 async fn $test() {
                     use crate::engine::Engine as _;
 
-                    if let Some(mut engine) = <$engine>::start().await {
+                    if let Some(mut engine) = <$engine>::$start().await {
                         crate::$module::$test(&mut engine).await;
                         engine.stop().await;
                     }
@@ -49,7 +47,15 @@ macro_rules! conformance {
     };
 }
 
-conformance! {
+/// Runs tests on each engine.
+macro_rules! on_each_engine {
+    ($($tests:tt)*) => {
+        conformance!(on_embedded crate::embedded::EmbeddedEngine, start: $($tests)*);
+        conformance!(on_cluster crate::cluster::OnRedis, start: $($tests)*);
+    };
+}
+
+on_each_engine! {
     users {
         keys_are_dense_and_never_change
         concurrent_calls_get_the_same_keys
@@ -162,7 +168,29 @@ conformance! {
         old_dead_letters_go_unless_they_are_redriving
         two_processes_can_trim_at_once
     }
-    crash {
-        what_was_answered_survives_a_kill
+}
+
+conformance! {
+    on_redis_cluster crate::cluster::OnRedisCluster, start:
+    timelines {
+        a_delivered_post_is_shown_at_once_newest_first
+        a_timeline_keeps_its_newest_posts
+        pages_stay_whole_during_deliveries
+        concurrent_deliveries_are_all_shown
+        whole_timelines_of_many_users_are_read
+        a_chunk_of_65_536_recipients_is_delivered
     }
+    retention {
+        what_is_past_its_retention_is_removed_and_nothing_else
+    }
+}
+
+conformance! {
+    alone_on_embedded crate::embedded::EmbeddedEngine, start_alone:
+    crash { what_was_answered_survives_a_kill }
+}
+
+conformance! {
+    alone_on_cluster crate::cluster::OnRedis, start_alone:
+    crash { what_was_answered_survives_a_kill }
 }

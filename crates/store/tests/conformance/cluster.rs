@@ -1,0 +1,168 @@
+//! The cluster engine, on private PostgreSQL and Redis servers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use herald_local_stores::{Postgres, Redis, RedisCluster, RedisOptions, required};
+use herald_store::{
+    Stores,
+    cluster::{Cluster, Config, SecretUrl},
+};
+use tokio::sync::OnceCell;
+
+use crate::engine::Engine;
+
+/// The cluster engine with a database of its own and a Redis, or a Redis cluster of `NODES`, of its own.
+pub struct ClusterEngine<const NODES: usize> {
+    // Before the servers, because it is closed first.
+    open: Option<Cluster>,
+    peers: Vec<Cluster>,
+    config: Config,
+    postgres: Arc<Postgres>,
+    view: View,
+}
+
+/// With a Redis.
+pub type OnRedis = ClusterEngine<1>;
+
+/// With a Redis cluster of three.
+pub type OnRedisCluster = ClusterEngine<3>;
+
+enum View {
+    Single(Redis),
+    Cluster(RedisCluster),
+}
+
+impl View {
+    async fn start(nodes: usize) -> herald_local_stores::Result<Self> {
+        match nodes {
+            1 => Redis::start(RedisOptions::default()).await.map(Self::Single),
+            nodes => RedisCluster::start(nodes).await.map(Self::Cluster),
+        }
+    }
+
+    fn nodes(&self) -> &[Redis] {
+        match self {
+            Self::Single(redis) => std::slice::from_ref(redis),
+            Self::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+}
+
+/// The server of all tests that don't kill it. It ends with this process.
+async fn shared_postgres() -> Option<Arc<Postgres>> {
+    static SERVER: OnceCell<Option<Arc<Postgres>>> = OnceCell::const_new();
+    SERVER.get_or_init(start_postgres).await.clone()
+}
+
+async fn start_postgres() -> Option<Arc<Postgres>> {
+    let started = Postgres::start().await;
+    required("the conformance of the cluster engine", started).map(Arc::new)
+}
+
+impl<const NODES: usize> ClusterEngine<NODES> {
+    async fn on(postgres: Arc<Postgres>) -> Option<Self> {
+        static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+        let view = required("the conformance of the cluster engine", View::start(NODES).await)?;
+        let name = format!("conformance_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        let records = postgres.database(&name).await.unwrap();
+        let mut engine = Self {
+            open: None,
+            peers: Vec::new(),
+            config: config(&records, &view.nodes()[0].url()),
+            postgres,
+            view,
+        };
+        engine.open().await;
+        Some(engine)
+    }
+
+    async fn open(&mut self) {
+        self.open = Some(Cluster::open(&self.config).await.unwrap());
+    }
+}
+
+fn config(records: &str, timelines: &str) -> Config {
+    let mut config = Config {
+        url: SecretUrl::new(records),
+        ..Config::default()
+    };
+    config.postgres.connections_max = 8;
+    config.timelines.url = SecretUrl::new(timelines);
+    // Every user counts as active: the suite does not read timelines to keep them written.
+    config.timelines.active_days = 0;
+    config.timelines.flush_delay_ms = 5;
+    config
+}
+
+impl<const NODES: usize> Engine for ClusterEngine<NODES> {
+    const WRITER: &str = "crash::writer_on_cluster";
+
+    async fn start() -> Option<Self> {
+        Self::on(shared_postgres().await?).await
+    }
+
+    async fn start_alone() -> Option<Self> {
+        Self::on(start_postgres().await?).await
+    }
+
+    fn stores(&self) -> Stores {
+        self.open.as_ref().unwrap().stores()
+    }
+
+    async fn peer(&mut self) -> Stores {
+        let peer = Cluster::open(&self.config).await.unwrap();
+        let stores = peer.stores();
+        self.peers.push(peer);
+        stores
+    }
+
+    async fn reopen(&mut self) {
+        self.hand_over().await;
+        self.open().await;
+    }
+
+    fn place(&self) -> String {
+        format!(
+            "{}|{}",
+            self.config.url.expose(),
+            self.config.timelines.url.expose()
+        )
+    }
+
+    async fn hand_over(&mut self) {
+        for opened in self.open.take().into_iter().chain(self.peers.drain(..)) {
+            opened.close().await;
+        }
+    }
+
+    async fn open_at(place: &str) -> Stores {
+        let (records, timelines) = place.split_once('|').unwrap();
+        let opened = Cluster::open(&config(records, timelines)).await.unwrap();
+        let stores = opened.stores();
+        std::mem::forget(opened);
+        stores
+    }
+
+    async fn kill_servers(&mut self) {
+        self.postgres.kill().await.unwrap();
+        for node in self.view.nodes() {
+            node.kill().await.unwrap();
+        }
+    }
+
+    async fn recover(&mut self) {
+        self.postgres.restart().await.unwrap();
+        for node in self.view.nodes() {
+            node.restart().await.unwrap();
+        }
+        self.open().await;
+    }
+
+    async fn stop(mut self) {
+        self.hand_over().await;
+    }
+}
