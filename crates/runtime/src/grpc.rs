@@ -1,8 +1,12 @@
 //! A gRPC server on a given listener, with health checks, reflection and a span per call.
+//!
+//! A service serves its routes on a [`Listener`]: a port of its own, or one that the services of a process share
+//! ([`SharedPort`]).
 
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -63,9 +67,52 @@ pub fn with_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Rou
         .add_service(builder().build_v1alpha()?))
 }
 
-/// Serves routes until `shutdown`; open calls then have [`DRAIN_LIMIT`] to finish. Each call has a span. The server
-/// enforces the caller's `grpc-timeout`.
-pub async fn serve(listener: TcpListener, routes: Routes, shutdown: CancellationToken) -> Result<(), Error> {
+/// Where a service serves its routes.
+#[derive(Debug)]
+pub struct Listener(Place);
+
+#[derive(Debug)]
+enum Place {
+    Own(TcpListener),
+    Shared(Mount),
+}
+
+impl From<TcpListener> for Listener {
+    /// A port of the service's own.
+    fn from(listener: TcpListener) -> Self {
+        Self(Place::Own(listener))
+    }
+}
+
+/// Serves the routes of a service until `shutdown`; open calls then have [`DRAIN_LIMIT`] to finish. Each call has a
+/// span. The server enforces the caller's `grpc-timeout`.
+///
+/// On a port of its own the health of these services is added; see [`with_health`]. On a shared port, the health is that
+/// of the port.
+pub async fn serve(
+    listener: impl Into<Listener>,
+    routes: Routes,
+    services: &[&str],
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    match listener.into().0 {
+        Place::Own(listener) => {
+            let routes = with_health(routes, services, &shutdown).await;
+            serve_routes(listener, routes, shutdown).await
+        }
+        Place::Shared(mount) => {
+            mount.serve(routes, shutdown).await;
+            Ok(())
+        }
+    }
+}
+
+/// Serves routes until `shutdown`, as [`serve`] does, without adding health checks.
+pub async fn serve_routes(
+    listener: TcpListener,
+    routes: Routes,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -78,6 +125,81 @@ pub async fn serve(listener: TcpListener, routes: Routes, shutdown: Cancellation
         Err(error) => {
             tracing::info!(%error, "aborted open gRPC calls at shutdown");
             Ok(())
+        }
+    }
+}
+
+/// One port for the routes of several services.
+#[derive(Debug)]
+pub struct SharedPort {
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    mounts: Vec<oneshot::Receiver<Routes>>,
+    ended: watch::Sender<bool>,
+}
+
+/// The place of one service on a [`SharedPort`].
+#[derive(Debug)]
+struct Mount {
+    routes: oneshot::Sender<Routes>,
+    port_shutdown: CancellationToken,
+    port_ended: watch::Receiver<bool>,
+}
+
+impl SharedPort {
+    /// A port that serves until `shutdown`.
+    pub fn new(listener: TcpListener, shutdown: CancellationToken) -> Self {
+        Self {
+            listener,
+            shutdown,
+            mounts: Vec::new(),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// The listener of one more service.
+    pub fn mount(&mut self) -> Listener {
+        let (routes, mounted) = oneshot::channel();
+        self.mounts.push(mounted);
+        Listener(Place::Shared(Mount {
+            routes,
+            port_shutdown: self.shutdown.clone(),
+            port_ended: self.ended.subscribe(),
+        }))
+    }
+
+    /// Waits until each mounted service has its routes, and serves them and `own` until the shutdown; open calls then
+    /// have [`DRAIN_LIMIT`] to finish.
+    pub async fn serve(self, own: Routes) -> Result<(), Error> {
+        let Self {
+            listener,
+            shutdown,
+            mounts,
+            ended,
+        } = self;
+        let mut router = own.into_axum_router();
+        for mounted in mounts {
+            let mounted = shutdown.run_until_cancelled(mounted).await;
+            // A service that ends before it has routes reports its own error.
+            if let Some(Ok(routes)) = mounted {
+                // Both have the fallback of tonic, and a router has only one.
+                router = router.merge(routes.into_axum_router().reset_fallback());
+            }
+        }
+        let served = serve_routes(listener, Routes::from(router), shutdown).await;
+        ended.send_replace(true);
+        served
+    }
+}
+
+impl Mount {
+    /// Hands the routes over. Returns when the service stops; at the shutdown of the port, after its calls have ended.
+    async fn serve(mut self, routes: Routes, shutdown: CancellationToken) {
+        let _ = self.routes.send(routes);
+        shutdown.cancelled().await;
+        if self.port_shutdown.is_cancelled() {
+            let ended = self.port_ended.wait_for(|ended| *ended);
+            let _ = shutdown::drain(DRAIN_LIMIT, ended).await;
         }
     }
 }
@@ -103,9 +225,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let routes = with_health(Routes::default(), &["herald.v1.PostService"], &shutdown).await;
-        let routes = with_reflection(routes, tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
-        let server = tokio::spawn(serve(listener, routes, shutdown.clone()));
+        let routes = with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
+        let stop = shutdown.clone();
+        let server =
+            tokio::spawn(async move { serve(listener, routes, &["herald.v1.PostService"], stop).await });
 
         let mut client = HealthClient::new(Channel::from_shared(address).unwrap().connect().await.unwrap());
         for service in ["", "herald.v1.PostService"] {
@@ -138,5 +261,51 @@ mod tests {
         drop(watch);
         drop(client);
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn services_share_a_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let mut port = SharedPort::new(listener, shutdown.clone());
+        let (reflection, health) = (port.mount(), port.mount());
+        // A service that ends before it has routes doesn't keep the others from being served.
+        drop(port.mount());
+        let port = tokio::spawn(port.serve(Routes::default()));
+        let stop = shutdown.child_token();
+        let reflecting = tokio::spawn(async move {
+            let routes = with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
+            serve(reflection, routes, &[], stop).await
+        });
+        let stop = shutdown.child_token();
+        let checking = tokio::spawn(async move {
+            let (_, service) = tonic_health::server::health_reporter();
+            serve(health, Routes::new(service), &[], stop).await
+        });
+
+        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+        let mut client = HealthClient::new(channel.clone());
+        let response = client.check(HealthCheckRequest::default()).await.unwrap();
+        assert_eq!(response.into_inner().status, 1);
+        let mut reflected =
+            tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+        let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+            message_request: Some(
+                tonic_reflection::pb::v1::server_reflection_request::MessageRequest::ListServices(
+                    String::new(),
+                ),
+            ),
+            ..Default::default()
+        };
+        let answers = reflected
+            .server_reflection_info(tokio_stream::once(request))
+            .await;
+        assert!(answers.unwrap().into_inner().message().await.unwrap().is_some());
+        drop((client, reflected));
+        shutdown.cancel();
+        for ended in [port, reflecting, checking] {
+            ended.await.unwrap().unwrap();
+        }
     }
 }

@@ -28,6 +28,8 @@ type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Readiness {
     checks: Arc<RwLock<Vec<(String, Check)>>>,
+    /// Names of checks that are reported only.
+    reported_only: Arc<RwLock<Vec<String>>>,
 }
 
 /// The result of one check.
@@ -39,6 +41,14 @@ pub struct CheckState {
     pub ready: bool,
     /// Why it fails; empty if it passes.
     pub reason: String,
+    /// Whether the process is not ready while the check fails. `false`: the check is reported only.
+    #[serde(skip_serializing_if = "is_true")]
+    pub required: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl Readiness {
@@ -70,30 +80,33 @@ impl Readiness {
         flag
     }
 
-    /// The checks that fail, in the order in which they were added.
+    /// Makes checks with this name informative: they are reported, and the process is ready although they fail.
+    pub fn report_only(&self, name: impl Into<String>) {
+        self.reported_only.write().push(name.into());
+    }
+
+    /// The required checks that fail, in the order in which they were added.
     pub fn failing(&self) -> Vec<CheckState> {
-        self.states().into_iter().filter(|state| !state.ready).collect()
+        let mut states = self.states();
+        states.retain(|state| state.required && !state.ready);
+        states
     }
 
     /// The results of all checks, in the order in which they were added.
     pub fn states(&self) -> Vec<CheckState> {
         // Checks run without the lock.
         let checks = self.checks.read().clone();
-        checks
-            .into_iter()
-            .map(|(name, check)| match check() {
-                Ok(()) => CheckState {
-                    name,
-                    ready: true,
-                    reason: String::new(),
-                },
-                Err(reason) => CheckState {
-                    name,
-                    ready: false,
-                    reason,
-                },
-            })
-            .collect()
+        let reported_only = self.reported_only.read().clone();
+        let states = checks.into_iter().map(|(name, check)| {
+            let result = check();
+            CheckState {
+                required: !reported_only.contains(&name),
+                ready: result.is_ok(),
+                reason: result.err().unwrap_or_default(),
+                name,
+            }
+        });
+        states.collect()
     }
 }
 
@@ -162,7 +175,7 @@ pub async fn serve_routes(
 
 async fn readyz(State(readiness): State<Readiness>) -> Response {
     let states = readiness.states();
-    let code = if states.iter().all(|state| state.ready) {
+    let code = if states.iter().all(|state| state.ready || !state.required) {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -210,6 +223,21 @@ mod tests {
                 StatusCode::SERVICE_UNAVAILABLE,
                 r#"[{"name":"consumers","ready":true,"reason":""},{"name":"nats","ready":false,"reason":"not connected"}]"#
                     .into()
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_that_is_reported_only_does_not_prevent_readiness() {
+        let readiness = Readiness::new();
+        readiness.check("store", || Err("down".into()));
+        readiness.report_only("store");
+        assert!(readiness.failing().is_empty());
+        assert_eq!(
+            fetch(&routes(Shared::new(), readiness), "/readyz").await,
+            (
+                StatusCode::OK,
+                r#"[{"name":"store","ready":false,"reason":"down","required":false}]"#.into()
             )
         );
     }

@@ -7,6 +7,7 @@
 //! | [`metrics`] | the metrics registry of `/metrics` |
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`grpc`] | a gRPC server on a given listener, with health checks, reflection and a span per call |
+//! | [`peer`] | a channel to another role, balanced over its healthy addresses |
 //! | [`trace`] | trace context propagation in gRPC calls |
 //! | [`shutdown`] | SIGINT and SIGTERM, and bounded draining |
 
@@ -14,6 +15,7 @@ pub mod config;
 pub mod grpc;
 pub mod http;
 pub mod metrics;
+pub mod peer;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;

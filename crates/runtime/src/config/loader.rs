@@ -1,5 +1,6 @@
 //! Reads and merges the layers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
-use super::is_redacted;
+use super::redact;
 use super::secret::with_secrets_exposed;
 
 /// Prefix of the environment variables.
@@ -160,7 +161,7 @@ impl Loader {
         })?;
         let figment = self.merge_defaults_and_file(&defaults)?;
         let flags = self.flag_values()?;
-        let mut variables = self.parse_variables()?;
+        let mut variables = self.parse_variables(&defaults)?;
         // A variable that looks like a number, a boolean or an array is parsed as one. If the setting is a string, the
         // next iteration takes this variable verbatim.
         loop {
@@ -205,42 +206,53 @@ impl Loader {
 
     /// Merges the defaults and the file.
     fn merge_defaults_and_file(&self, defaults: &Value) -> Result<Figment, Error> {
-        let defaults = defaults
+        let settings = defaults
             .as_dict()
             .cloned()
             .ok_or_else(|| Error::one(Layer::Defaults, "", "the settings are not a table"))?;
-        let figment = Figment::from(NamedLayer(DEFAULTS, defaults));
+        let figment = Figment::from(NamedLayer(DEFAULTS, settings));
         let Some(path) = &self.file else {
             return Ok(figment);
         };
         let layer = || Layer::File(path.clone());
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::one(layer(), "", format!("can't be read: {error}")))?;
-        let dict: Dict = Toml::from_str(&text)
+        let mut dict: Dict = Toml::from_str(&text)
             .map_err(|error| Error::one(layer(), "", format!("is not TOML: {error}")))?;
+        read_value_files("", &mut dict, defaults)
+            .map_err(|(key, reason)| Error::one(layer(), key, reason))?;
         Ok(figment.merge(NamedLayer(FILE, dict)))
     }
 
-    fn parse_variables(&self) -> Result<BTreeMap<String, Variable<'_>>, Error> {
+    fn parse_variables(&self, defaults: &Value) -> Result<BTreeMap<String, Variable<'_>>, Error> {
         if let Some(name) = self.not_utf8.iter().find(|name| !self.reserved.contains(name)) {
             return Err(Error::one(Layer::Environment, key_of(name), "expected UTF-8"));
         }
-        Ok(self
-            .env
-            .iter()
-            .filter(|(name, _)| !self.reserved.contains(name))
-            .map(|(name, text)| {
-                let key = key_of(name);
-                (
-                    key.clone(),
+        let variables = self.env.iter().filter(|(name, _)| !self.reserved.contains(name));
+        let mut parsed = BTreeMap::new();
+        for (name, text) in variables {
+            let key = key_of(name);
+            let failed = |reason| Error::one(Layer::Environment, key.clone(), reason);
+            let variable = match setting_of_file(&key, defaults) {
+                Some(setting) => {
+                    if self.env.keys().any(|name| key_of(name) == setting) {
+                        return Err(failed(is_set_too(&setting)));
+                    }
                     Variable {
-                        key,
-                        text,
-                        verbatim: false,
-                    },
-                )
-            })
-            .collect())
+                        text: Cow::Owned(read_value(text).map_err(failed)?),
+                        key: setting,
+                        verbatim: true,
+                    }
+                }
+                None => Variable {
+                    key,
+                    text: Cow::Borrowed(text.as_str()),
+                    verbatim: false,
+                },
+            };
+            parsed.insert(variable.key.clone(), variable);
+        }
+        Ok(parsed)
     }
 
     fn flag_values(&self) -> Result<Dict, Error> {
@@ -342,7 +354,7 @@ impl Loader {
 /// One environment variable.
 struct Variable<'a> {
     key: String,
-    text: &'a str,
+    text: Cow<'a, str>,
     /// Whether to take the text as a string without parsing it.
     verbatim: bool,
 }
@@ -350,7 +362,7 @@ struct Variable<'a> {
 impl Variable<'_> {
     fn value(&self) -> Value {
         if self.verbatim {
-            return Value::from(self.text);
+            return Value::from(self.text.as_ref());
         }
         match self.text.parse() {
             Ok(value) => value,
@@ -409,7 +421,7 @@ fn is_kubernetes_service_variable(name: &str, value: &str) -> bool {
 /// Collects the dotted keys of redacted values.
 fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
     match value {
-        Value::String(_, text) if is_redacted(text) => keys.push(key.to_owned()),
+        Value::String(_, text) if redact::is_placeholder(text) => keys.push(key.to_owned()),
         Value::Dict(_, fields) => {
             for (name, value) in fields {
                 let key = if key.is_empty() {
@@ -421,6 +433,59 @@ fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
             }
         }
         _ => {}
+    }
+}
+
+/// Ending of a key that names the file with the value of a setting.
+const VALUE_FILE: &str = "_file";
+
+/// The setting whose value is in the file that this key names; `None` if the key is a setting itself or unknown.
+fn setting_of_file(key: &str, defaults: &Value) -> Option<String> {
+    let setting = key.strip_suffix(VALUE_FILE)?;
+    let exists = |key| defaults.find_ref(key).filter(|value| value.as_dict().is_none());
+    (defaults.find_ref(key).is_none() && exists(setting).is_some()).then(|| setting.to_owned())
+}
+
+/// Replaces each key that names the file of a setting by the setting. The error has the key and the reason.
+fn read_value_files(parent: &str, dict: &mut Dict, defaults: &Value) -> Result<(), (String, String)> {
+    let path = |name: &str| match parent {
+        "" => name.to_owned(),
+        _ => format!("{parent}.{name}"),
+    };
+    for (name, value) in dict.iter_mut() {
+        if let Value::Dict(_, inner) = value {
+            read_value_files(&path(name), inner, defaults)?;
+        }
+    }
+    let names: Vec<String> = dict.keys().cloned().collect();
+    for name in names {
+        let key = path(&name);
+        let Some(setting) = setting_of_file(&key, defaults) else {
+            continue;
+        };
+        let short = name.trim_end_matches(VALUE_FILE).to_owned();
+        if dict.contains_key(&short) {
+            return Err((key, is_set_too(&setting)));
+        }
+        let file = dict.remove(&name);
+        let file = file.as_ref().and_then(Value::as_str).unwrap_or_default();
+        match read_value(file) {
+            Ok(text) => dict.insert(short, Value::from(text)),
+            Err(reason) => return Err((key, reason)),
+        };
+    }
+    Ok(())
+}
+
+fn is_set_too(setting: &str) -> String {
+    format!("must not be set together with {setting}")
+}
+
+/// Reads the value of a setting from its file.
+fn read_value(file: &str) -> Result<String, String> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(error) => Err(format!("must name a file that can be read, is {file:?}: {error}")),
     }
 }
 

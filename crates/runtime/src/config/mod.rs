@@ -7,6 +7,10 @@
 //!   `HERALD_NATS__URLS=[a, b]`.
 //! - Flags are set on the command line.
 //!
+//! A secret can be in a file of its own: in the TOML file and in the environment, a key that ends in `_file` and is not a
+//! setting names the file that has the value of the setting without that ending. `HERALD_NATS__PASSWORD_FILE=/run/pass`
+//! reads `nats.password` from `/run/pass`. A newline at the end is not part of the value.
+//!
 //! An unknown key is an error in every layer. An error contains the layer, the key and the expected value.
 //!
 //! ```
@@ -32,6 +36,7 @@
 mod bounds;
 mod error;
 mod loader;
+mod redact;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -44,9 +49,7 @@ use serde::de::DeserializeOwned;
 pub use bounds::check_bounds;
 pub use error::{Error, Layer, Problem};
 pub use loader::{Flags, Loader, RESERVED};
-pub use secret::Secret;
-
-use secret::HIDDEN;
+pub use secret::{Secret, SecretUrl};
 
 /// Loads settings from the defaults, the file if given, the environment of the process, and the flags.
 pub fn load<T>(file: Option<&Path>, flags: Flags) -> Result<T, Error>
@@ -67,7 +70,7 @@ pub fn print<T: Serialize>(config: &T) -> Result<String, Error> {
 fn redact_passwords(value: &mut toml::Value) {
     match value {
         toml::Value::String(text) => {
-            if let Some(redacted) = redact_password(text) {
+            if let Some(redacted) = redact::password(text) {
                 *text = redacted;
             }
         }
@@ -75,25 +78,4 @@ fn redact_passwords(value: &mut toml::Value) {
         toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| redact_passwords(value)),
         _ => {}
     }
-}
-
-/// Whether [`print`] wrote this text instead of a secret or of a URL with credentials.
-fn is_redacted(text: &str) -> bool {
-    text == HIDDEN
-        || [":", "://"]
-            .iter()
-            .any(|before| text.contains(&format!("{before}{HIDDEN}@")))
-}
-
-/// Redacts the password of `nats://user:password@host` and the token of `nats://token@host`. Returns `None` if the text
-/// has neither.
-fn redact_password(url: &str) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (credentials, _) = rest[..authority_end].rsplit_once('@')?;
-    let host = &rest[credentials.len()..];
-    Some(match credentials.split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:{HIDDEN}{host}"),
-        None => format!("{scheme}://{HIDDEN}{host}"),
-    })
 }

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::redact;
+
 /// Text printed in place of a secret.
 pub(super) const HIDDEN: &str = "[hidden]";
 
@@ -51,6 +53,55 @@ impl Serialize for Secret {
     }
 }
 
+/// A URL that can contain a password, or several URLs separated by commas. `Debug` and `Serialize` redact the password.
+/// An empty URL is unset.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// Wraps a URL.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// The whole URL, with its password.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the URL is empty, that is, unset.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the URL contains a password or a token.
+    pub fn has_password(&self) -> bool {
+        redact::password(&self.0).is_some()
+    }
+
+    /// The URL without its password.
+    pub fn redacted(&self) -> String {
+        redact::password(&self.0).unwrap_or_else(|| self.0.clone())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.redacted(), f)
+    }
+}
+
+impl Serialize for SecretUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if EXPOSING.get() {
+            serializer.serialize_str(&self.0)
+        } else {
+            serializer.serialize_str(&self.redacted())
+        }
+    }
+}
+
 /// Runs a function that serialises secrets in plain text on this thread.
 pub(super) fn with_secrets_exposed<R>(run: impl FnOnce() -> R) -> R {
     struct Reset(bool);
@@ -74,6 +125,19 @@ mod tests {
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[hidden]\"");
         assert_eq!(secret.expose(), "hunter2");
         assert_eq!(serde_json::to_string(&Secret::default()).unwrap(), "\"\"");
+    }
+
+    #[test]
+    fn the_password_of_a_url_is_redacted() {
+        let url = SecretUrl::new("postgres://me:hunter2@host/db");
+        assert!(url.has_password());
+        assert_eq!(format!("{url:?}"), "\"postgres://me:[hidden]@host/db\"");
+        assert_eq!(
+            serde_json::to_string(&url).unwrap(),
+            "\"postgres://me:[hidden]@host/db\""
+        );
+        assert!(!SecretUrl::new("postgres://me@host/db").has_password());
+        assert!(SecretUrl::new("nats://token@host").has_password());
     }
 
     #[test]

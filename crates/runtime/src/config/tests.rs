@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Layer, Loader, Secret, print, redact_password};
+use super::{Layer, Loader, Secret, print};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -259,13 +259,44 @@ fn a_url_with_a_redacted_password_is_refused() {
 }
 
 #[test]
-fn passwords_in_urls_are_redacted() {
-    let redacted = |url| redact_password(url).unwrap();
-    assert_eq!(
-        redacted("nats://me:p@ss@host:4222"),
-        "nats://me:[hidden]@host:4222"
-    );
-    assert_eq!(redacted("nats://token@host"), "nats://[hidden]@host");
-    assert_eq!(redact_password("nats://host:4222/a@b"), None);
-    assert_eq!(redact_password("not a url, me@example.org"), None);
+fn a_setting_can_be_in_a_file_of_its_own() {
+    let secret = file("from a file\n");
+    let path = secret.path().to_str().unwrap();
+    let config: Config = Loader::defaults()
+        .env([
+            ("HERALD_PUSH__SECRET_FILE", path),
+            ("HERALD_NATS__URL_FILE", path),
+        ])
+        .load()
+        .unwrap();
+    assert_eq!(config.push.secret.expose(), "from a file");
+    assert_eq!(config.nats.url, "from a file");
+
+    let toml = file(&format!("[push]\nkey_file = '{path}'"));
+    let config: Config = Loader::defaults().file(Some(toml.path())).load().unwrap();
+    assert_eq!(config.push.key.as_deref(), Some("from a file"));
+
+    // A file in the environment overrides a value in the configuration file.
+    let toml = file("[push]\nsecret = 'in the file'");
+    let loader = Loader::defaults().file(Some(toml.path()));
+    let config: Config = loader.env([("HERALD_PUSH__SECRET_FILE", path)]).load().unwrap();
+    assert_eq!(config.push.secret.expose(), "from a file");
+}
+
+#[test]
+fn a_file_of_a_setting_that_can_not_be_used_is_named() {
+    let (layer, key, reason) =
+        first_problem(&Loader::defaults().env([("HERALD_PUSH__SECRET_FILE", "/nowhere/secret")]));
+    assert_eq!((layer, key.as_str()), (Layer::Environment, "push.secret_file"));
+    assert!(reason.contains("/nowhere/secret"), "{reason}");
+
+    let both = Loader::defaults().env([("HERALD_NATS__URL", "x"), ("HERALD_NATS__URL_FILE", "/nowhere")]);
+    let (_, key, reason) = first_problem(&both);
+    assert_eq!(key, "nats.url_file");
+    assert!(reason.contains("nats.url"), "{reason}");
+
+    // A table has no file, and an unknown key stays an error.
+    let (_, key, reason) = first_problem(&Loader::defaults().env([("HERALD_NATS_FILE", "/nowhere")]));
+    assert_eq!(key, "nats_file");
+    assert!(reason.starts_with("unknown setting"), "{reason}");
 }

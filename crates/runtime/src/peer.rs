@@ -1,0 +1,317 @@
+//! A channel to another role of Herald that can have any number of processes.
+//!
+//! A peer is named by one or several URLs. Each name is resolved every few seconds, so a Kubernetes headless service is
+//! followed as its pods come and go. Every address is asked for its health each second. Calls are balanced over the
+//! addresses that are healthy; an address that refuses connections, that answers nothing (a stopped process), or that is
+//! about to shut down gets no new calls. A call that is in flight on an address that hangs fails when HTTP/2 keepalive
+//! finds out, within ten seconds.
+//!
+//! If no address is healthy, all are tried: a health check can be wrong, and a call that fails tells the caller why.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, join_all};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::transport::channel::Change;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+/// Interval between two health checks of an address.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout of a health check.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Health checks that must time out in a row before an address gets no more calls. A refused connection counts at once.
+const TIMEOUTS_MAX: u32 = 2;
+/// Interval between two resolutions of the names while all addresses are healthy.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval of HTTP/2 keepalive pings, also on an idle connection, and the time until an unanswered one closes the
+/// connection.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Changes of addresses that the balancer has not taken yet.
+const CHANGES_MAX: usize = 1_024;
+
+/// Finds the addresses of a host and port.
+pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// The addresses of a peer, as they are configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Urls(Vec<Uri>);
+
+/// Why the URLs of a peer can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be http://HOST:PORT (commas separate several), is {0:?}")]
+pub struct InvalidUrl(String);
+
+/// A peer: the channel to it, and whether it can be reached.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// The channel. It never gives up: calls fail while no address answers, and succeed again later.
+    pub channel: Channel,
+    /// The addresses that are healthy.
+    pub healthy: watch::Receiver<usize>,
+}
+
+/// The key of an endpoint of the balancer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Key {
+    Address(SocketAddr),
+    /// The first URL, while no name has been resolved: calls fail with the error of its resolution.
+    Name,
+}
+
+/// One address of the peer.
+struct Address {
+    endpoint: Endpoint,
+    health: HealthClient<Channel>,
+    timeouts: u32,
+    healthy: bool,
+}
+
+/// The result of a health check.
+enum Checked {
+    Healthy,
+    /// The address answered that it is not healthy, or refused the connection.
+    Unhealthy,
+    TimedOut,
+}
+
+impl Urls {
+    /// Parses URLs that are separated by commas.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`] names the first one that is not `http://HOST:PORT`.
+    pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
+        let parse = |url: &str| {
+            let invalid = || InvalidUrl(url.to_owned());
+            let uri: Uri = url.parse().map_err(|_| invalid())?;
+            let authority = uri.authority().ok_or_else(invalid)?;
+            let is_valid = uri.scheme_str() == Some("http")
+                && !authority.host().is_empty()
+                && authority.port_u16().is_some_and(|port| port != 0)
+                && !authority.as_str().contains('@')
+                && uri.path() == "/"
+                && uri.query().is_none();
+            if is_valid { Ok(uri) } else { Err(invalid()) }
+        };
+        let urls: Vec<Uri> = text
+            .split(',')
+            .map(|url| parse(url.trim()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self(urls))
+    }
+}
+
+/// Finds addresses as the operating system does: files, DNS.
+pub fn system_resolver() -> Resolve {
+    Arc::new(|host, port| {
+        Box::pin(async move { Ok(tokio::net::lookup_host((host.as_str(), port)).await?.collect()) })
+    })
+}
+
+impl Peer {
+    /// Starts to follow a peer until `stop`. `service` is the name that its health checks ask for. Must be called within
+    /// a tokio runtime.
+    pub fn follow(urls: Urls, service: &str, resolve: Resolve, stop: CancellationToken) -> Self {
+        let (channel, changes) = Channel::balance_channel(CHANGES_MAX);
+        let (healthy, healthy_now) = watch::channel(0);
+        let mut follower = Follower {
+            urls,
+            service: service.to_owned(),
+            resolve,
+            changes,
+            healthy,
+            addresses: BTreeMap::new(),
+            balanced: BTreeSet::new(),
+            unresolved: false,
+        };
+        tokio::spawn(async move { stop.run_until_cancelled(follower.run()).await });
+        Self {
+            channel,
+            healthy: healthy_now,
+        }
+    }
+
+    /// Whether an address is healthy.
+    pub fn is_healthy(&self) -> bool {
+        *self.healthy.borrow() > 0
+    }
+}
+
+/// Keeps the balancer's endpoints up to date.
+struct Follower {
+    urls: Urls,
+    service: String,
+    resolve: Resolve,
+    changes: mpsc::Sender<Change<Key, Endpoint>>,
+    healthy: watch::Sender<usize>,
+    addresses: BTreeMap<SocketAddr, Address>,
+    /// The endpoints that the balancer has.
+    balanced: BTreeSet<Key>,
+    /// Whether the last resolution failed.
+    unresolved: bool,
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        let mut resolved_at: Option<Instant> = None;
+        loop {
+            let started = Instant::now();
+            let all_healthy = !self.addresses.is_empty() && self.addresses.values().all(|one| one.healthy);
+            if !all_healthy || resolved_at.is_none_or(|at| at.elapsed() >= RESOLVE_INTERVAL) {
+                self.resolve_names().await;
+                resolved_at = Some(started);
+            }
+            self.check_all().await;
+            if self.update_balancer().await.is_err() {
+                // Every clone of the channel is gone.
+                return;
+            }
+            tokio::time::sleep_until(started + CHECK_INTERVAL).await;
+        }
+    }
+
+    /// Resolves all names. If one fails, the addresses that it had before are kept.
+    async fn resolve_names(&mut self) {
+        let lookups = self.urls.0.iter().map(|url| {
+            let host = url.host().unwrap_or_default();
+            // `lookup_host` expects an IPv6 address without brackets.
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let lookup = timeout(RESOLVE_TIMEOUT, (self.resolve)(host, url.port_u16().unwrap_or(0)));
+            async move { (url, lookup.await.map_err(io::Error::from).flatten()) }
+        });
+        let lookups = join_all(lookups).await;
+        let mut failed = false;
+        let mut found = BTreeSet::new();
+        let mut added = Vec::new();
+        for (url, resolved) in lookups {
+            match resolved {
+                Ok(addresses) => {
+                    found.extend(addresses.iter().copied());
+                    added.extend(addresses.into_iter().map(|address| (address, url.clone())));
+                }
+                Err(error) => {
+                    failed = true;
+                    if !self.unresolved {
+                        tracing::warn!(service = self.service, %url, %error, "can't resolve the name of a peer; trying again");
+                    }
+                }
+            }
+        }
+        self.unresolved = failed;
+        if !failed {
+            self.addresses.retain(|address, _| found.contains(address));
+        }
+        for (address, url) in added {
+            if let std::collections::btree_map::Entry::Vacant(vacant) = self.addresses.entry(address)
+                && let Some(new) = Address::new(address, &url)
+            {
+                vacant.insert(new);
+            }
+        }
+    }
+
+    async fn check_all(&mut self) {
+        let checks = self
+            .addresses
+            .values()
+            .map(|one| check(one.health.clone(), &self.service));
+        let results = join_all(checks).await;
+        for ((address, one), result) in self.addresses.iter_mut().zip(results) {
+            let was_healthy = one.healthy;
+            match result {
+                Checked::Healthy => {
+                    one.timeouts = 0;
+                    one.healthy = true;
+                }
+                Checked::Unhealthy => one.healthy = false,
+                Checked::TimedOut => {
+                    one.timeouts += 1;
+                    one.healthy &= one.timeouts < TIMEOUTS_MAX;
+                }
+            }
+            if was_healthy != one.healthy {
+                tracing::info!(service = self.service, %address, healthy = one.healthy, "the health of a peer changed");
+            }
+        }
+    }
+
+    /// Tells the balancer which endpoints came and went.
+    async fn update_balancer(&mut self) -> Result<(), mpsc::error::SendError<Change<Key, Endpoint>>> {
+        let healthy = self.addresses.values().filter(|one| one.healthy).count();
+        self.healthy
+            .send_if_modified(|before| std::mem::replace(before, healthy) != healthy);
+        let wanted: BTreeSet<Key> = if self.addresses.is_empty() {
+            BTreeSet::from([Key::Name])
+        } else {
+            let usable = self
+                .addresses
+                .iter()
+                .filter(|(_, one)| one.healthy || healthy == 0);
+            usable.map(|(address, _)| Key::Address(*address)).collect()
+        };
+        for key in wanted.difference(&self.balanced) {
+            let endpoint = match key {
+                Key::Address(address) => self.addresses.get(address).map(|one| one.endpoint.clone()),
+                Key::Name => self.urls.0.first().map(|url| endpoint(url.clone())),
+            };
+            if let Some(endpoint) = endpoint {
+                self.changes.send(Change::Insert(key.clone(), endpoint)).await?;
+            }
+        }
+        for key in self.balanced.difference(&wanted) {
+            self.changes.send(Change::Remove(key.clone())).await?;
+        }
+        self.balanced = wanted;
+        Ok(())
+    }
+}
+
+impl Address {
+    fn new(address: SocketAddr, url: &Uri) -> Option<Self> {
+        let at: Uri = format!("http://{address}").parse().ok()?;
+        // Servers see the name, whatever the address.
+        let endpoint = endpoint(at).origin(url.clone());
+        Some(Self {
+            health: HealthClient::new(endpoint.connect_lazy()),
+            endpoint,
+            timeouts: 0,
+            healthy: false,
+        })
+    }
+}
+
+fn endpoint(uri: Uri) -> Endpoint {
+    Endpoint::from(uri)
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+async fn check(mut health: HealthClient<Channel>, service: &str) -> Checked {
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    match timeout(CHECK_TIMEOUT, health.check(request)).await {
+        Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => Checked::Healthy,
+        // The address serves calls and reports no health of this service.
+        Ok(Err(status)) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Checked::Healthy,
+        Ok(_) => Checked::Unhealthy,
+        Err(_) => Checked::TimedOut,
+    }
+}
+
+#[cfg(test)]
+mod tests;
