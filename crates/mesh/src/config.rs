@@ -5,13 +5,15 @@ use std::time::Duration;
 use async_nats::ServerAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{Auth, Tls, take_credentials};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Configuration of the connections and of publishing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// URLs of the servers of one cluster, `nats://[user:password@]host:port`; at least one.
+    /// URLs of the servers of one cluster, `nats://[user:password@]host:port` or `tls://…`; at least one. Credentials in
+    /// the URLs must be the same in all, and are used unless `auth` is set.
     pub urls: Vec<String>,
     /// Name of the connections in the server's monitoring.
     pub name: String,
@@ -24,6 +26,12 @@ pub struct Config {
     pub publish_attempts_max: u32,
     /// Time after the first attempt in which a retry may start, milliseconds.
     pub publish_retry_ms_max: u64,
+    /// How the client identifies itself.
+    #[serde(skip)]
+    pub auth: Auth,
+    /// TLS.
+    #[serde(skip)]
+    pub tls: Tls,
 }
 
 impl Default for Config {
@@ -35,6 +43,8 @@ impl Default for Config {
             publish_timeout_ms: 5_000,
             publish_attempts_max: 10,
             publish_retry_ms_max: 15_000,
+            auth: Auth::default(),
+            tls: Tls::default(),
         }
     }
 }
@@ -71,7 +81,7 @@ impl Config {
             }
         };
         check(!self.urls.is_empty(), "urls must name at least one server")?;
-        self.servers()?;
+        self.access()?;
         check(
             (1..=16_384).contains(&self.publish_in_flight_max),
             "publish_in_flight_max must be from 1 to 16384",
@@ -86,8 +96,21 @@ impl Config {
         )
     }
 
-    /// The parsed addresses of the servers.
-    pub(crate) fn servers(&self) -> Result<Vec<ServerAddr>> {
+    /// The addresses of the servers without credentials, and the credentials.
+    pub(crate) fn access(&self) -> Result<(Vec<ServerAddr>, Auth)> {
+        let (servers, in_urls) = take_credentials(self.servers()?)?;
+        match (&self.auth, in_urls) {
+            (Auth::Urls, auth) => Ok((servers, auth)),
+            (auth, Auth::Urls) => Ok((servers, auth.clone())),
+            _ => Err(Error::new(
+                ErrorKind::Invalid,
+                "urls: the URL has credentials, and others are set too; set one of them",
+            )),
+        }
+    }
+
+    /// The parsed URLs of the servers.
+    fn servers(&self) -> Result<Vec<ServerAddr>> {
         let parse = |url: &String| {
             let invalid = |reason: &dyn std::fmt::Display| {
                 let server = without_password(url);
@@ -122,6 +145,8 @@ impl std::fmt::Debug for Config {
             .field("publish_timeout_ms", &self.publish_timeout_ms)
             .field("publish_attempts_max", &self.publish_attempts_max)
             .field("publish_retry_ms_max", &self.publish_retry_ms_max)
+            .field("auth", &self.auth)
+            .field("tls", &self.tls)
             .finish()
     }
 }

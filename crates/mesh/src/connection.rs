@@ -26,9 +26,11 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Self> {
-        let servers = config.servers()?;
+        let (servers, auth) = config.access()?;
         let (count, mut epoch) = watch::channel(0_u64);
-        let client = ConnectOptions::new()
+        let client = config
+            .tls
+            .apply(auth.apply(ConnectOptions::new())?)
             .name(format!("{} ({purpose})", config.name))
             .request_timeout(Some(API_TIMEOUT))
             // All subjects are built from types in this crate.

@@ -19,6 +19,7 @@
 //! *Invariant:* the consumer loop settles a message once per attempt, after the handler has returned. Handlers commit
 //! and return; they can't acknowledge early.
 
+mod auth;
 mod config;
 mod connection;
 mod consume;
@@ -45,6 +46,7 @@ mod workers;
 
 use std::sync::Arc;
 
+pub use auth::{Auth, Tls};
 pub use config::Config;
 pub use consume::{ConsumeOptions, Delivery, Disposition, Handler, Wait};
 pub use delay_queue::Requeuer;

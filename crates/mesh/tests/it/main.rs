@@ -1,6 +1,7 @@
 //! The mesh against a real nats-server.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod auth;
 mod consume;
 mod delay_queue;
 mod faults;
