@@ -50,7 +50,7 @@ async fn every_metric_follows_the_naming_rule_and_is_documented() {
     let metrics = http_get(herald.http(), "/metrics").await;
     let exported = exported_metrics(&metrics);
     let readmes = read_readmes();
-    assert_eq!(readmes.len(), 7, "services with metrics");
+    assert_eq!(readmes.len(), 8, "services with metrics");
     let mut undocumented = Vec::new();
     for (name, kind) in &exported {
         let part = name

@@ -28,12 +28,6 @@ pub struct Config {
     /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. The deletion
     /// is durable in POSTS in any case.
     pub delete_wait_ms: u64,
-    /// Maximum number of posts and deletions in one commit of the archive consumer; 1 to 10,000.
-    pub archive_batch_max: usize,
-    /// Maximum number of messages in flight of the archive consumer; 1 to 32,768.
-    pub archive_in_flight_max: usize,
-    /// Maximum number of messages in flight of the consumer of redriven posts; 1 to 32,768.
-    pub archive_redrive_in_flight_max: usize,
     /// CORS origins that may call over gRPC-Web, such as `https://app.example.org`; `*` allows any, empty none.
     pub cors_origins: Vec<String>,
     /// Which device endpoints are accepted.
@@ -54,9 +48,6 @@ impl Default for Config {
             live_post_cache_bytes_max: 32 << 20,
             submit_in_flight_max: 256,
             delete_wait_ms: 5_000,
-            archive_batch_max: 256,
-            archive_in_flight_max: 512,
-            archive_redrive_in_flight_max: 64,
             cors_origins: vec!["*".into()],
             endpoints: Policy::default(),
             drain_ms: 10_000,
@@ -77,9 +68,6 @@ impl Config {
             live_post_cache_bytes_max: 0..=4 << 30,
             submit_in_flight_max: 1..=10_000,
             delete_wait_ms: 0..=60_000,
-            archive_batch_max: 1..=10_000,
-            archive_in_flight_max: 1..=32_768,
-            archive_redrive_in_flight_max: 1..=32_768,
             drain_ms: 0..=600_000,
         });
         let is_invalid = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();

@@ -1,16 +1,14 @@
 //! The gateway: the one public port.
 //!
 //! It accepts posts into the POSTS stream, serves timelines, stores devices and preferences, reports the status of
-//! deliveries, and forwards calls to the graph, analytics and deadletter services. It owns posts: the archive consumer
-//! runs here.
+//! deliveries, and forwards calls to the graph, analytics and deadletter services.
 //!
 //! Steps of a post: [`grpc`] validates it, finds or assigns the key of its author, looks for an earlier post with the
 //! same request id, reads the author's follow version from the graph service (it fixes the recipients of the post), and
-//! publishes. The broker's acknowledgement makes the post durable, and then the caller is answered. The archive
-//! consumer ([`archive`]) writes the post to the store; until then the post is read from the stream.
+//! publishes. The broker's acknowledgement makes the post durable, and then the caller is answered. The archive service
+//! writes the post to the store; until then the post is read from the stream.
 
 mod adapters;
-mod archive;
 mod archive_watermark;
 mod config;
 mod domain;
@@ -25,7 +23,7 @@ mod wire;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers, streams};
+use herald_mesh::{Mesh, Topology};
 use herald_runtime::http::Readiness;
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use tokio::net::TcpListener;
@@ -36,7 +34,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{archive::Archive, archive_watermark::WatermarkReader, post_checks::PostChecks};
+use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks};
 
 /// Name of the readiness check that passes while the port accepts calls.
 pub const READY_CHECK: &str = "gateway";
@@ -84,7 +82,7 @@ pub struct Vapid {
     pub has_subject: bool,
 }
 
-/// Serves until `shutdown`, then ends watches, finishes the calls in flight, and drains the archive consumer.
+/// Serves until `shutdown`, then ends watches and finishes the calls in flight.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
     // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
@@ -110,36 +108,14 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     } = deps;
     let ready = readiness.flag(READY_CHECK);
-    check_stream_matches_store(&mesh, &*posts).await?;
-
-    let archive = Archive::new(posts.clone(), metrics.clone(), config.archive_batch_max);
-    // Cancelled after the last call has ended, because DeletePost waits for the archive.
-    let archive_stop = CancellationToken::new();
-    let mut archive_workers = Workers::new(mesh.clone(), topology.clone(), &archive_stop);
-    let archive = Arc::new(archive);
-    for (consumer, in_flight_max) in [
-        (consumers::ARCHIVE, config.archive_in_flight_max),
-        (
-            consumers::redrive(consumers::ConsumerKind::Archive),
-            config.archive_redrive_in_flight_max,
-        ),
-    ] {
-        let options = ConsumeOptions {
-            in_flight_max,
-            batch_max: config.archive_batch_max.min(in_flight_max),
-            ..ConsumeOptions::default()
-        };
-        archive_workers.spawn(consumer, archive.clone(), options)?;
-    }
-    drop(archive);
+    herald_posts::check_stream_matches_store(&mesh, &*posts).await?;
 
     let watermark_reader = WatermarkReader::new(mesh.clone(), posts.clone(), &topology);
     let archive_watermark = watermark_reader.archive_watermark();
-    tokio::spawn(
-        archive_stop
-            .clone()
-            .run_until_cancelled_owned(watermark_reader.run()),
-    );
+    // Stopped after the last call has ended: DeletePost waits for a fresh watermark.
+    let reading_stop = CancellationToken::new();
+    let _reading = reading_stop.clone().drop_guard();
+    tokio::spawn(reading_stop.run_until_cancelled_owned(watermark_reader.run()));
 
     let post_checks = PostChecks::new(mesh.clone(), posts.clone(), archive_watermark.clone(), &readiness);
 
@@ -160,37 +136,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         post_checks,
         metrics,
     };
-    // Cancelled at shutdown, and when an archive consumer fails.
-    let calls_stop = shutdown.child_token();
-    let serving = async {
-        ready.set(true);
-        let served = grpc::serve(&config, service_deps, listener, calls_stop.clone()).await;
-        ready.set(false);
-        archive_stop.cancel();
-        served
-    };
-    let archive_workers = async {
-        let archived = archive_workers.join().await;
-        calls_stop.cancel();
-        archived
-    };
-    let (served, archived) = tokio::join!(serving, archive_workers);
-    archived?;
+    ready.set(true);
+    let served = grpc::serve(&config, service_deps, listener, shutdown).await;
+    ready.set(false);
     served
-}
-
-/// Refuses a POSTS stream that ends before the last archived post. Post ids are sequence numbers of POSTS, so new posts
-/// would reuse ids.
-async fn check_stream_matches_store(mesh: &Mesh, posts: &dyn Posts) -> Result<(), Error> {
-    let Some(store_last) = posts.last().await? else {
-        return Ok(());
-    };
-    let stream_last = mesh.last_sequence(streams::POSTS).await?;
-    if stream_last < store_last.0 {
-        return Err(Error::ForeignStore {
-            stream_last,
-            store_last: store_last.0,
-        });
-    }
-    Ok(())
 }

@@ -14,10 +14,6 @@ pub struct Metrics {
     pub posts_refused: Family<[(&'static str, &'static str); 1], Counter>,
     /// Time from the arrival of a post to its acknowledgement by the broker.
     pub submit_seconds: Histogram,
-    /// Posts and deletions archived.
-    pub archived: Counter,
-    /// Committed archive batches.
-    pub archive_batches: Counter,
     /// Active WatchTimeline streams.
     pub watchers: Gauge,
     /// WatchTimeline streams ended because their queue was full.
@@ -44,8 +40,6 @@ impl Metrics {
             posts_duplicate: Counter::default(),
             posts_refused: Family::default(),
             submit_seconds: seconds(),
-            archived: Counter::default(),
-            archive_batches: Counter::default(),
             watchers: Gauge::default(),
             watchers_slow: Counter::default(),
             live_chunks: Counter::default(),
@@ -65,8 +59,6 @@ impl Metrics {
             posts_duplicate, "Posts whose request id was accepted before";
             posts_refused, "Posts refused, by gRPC status code";
             submit_seconds, "Time from the arrival of a post to its acknowledgement by the broker";
-            archived, "Posts and deletions archived";
-            archive_batches, "Committed archive batches";
             watchers, "Active WatchTimeline streams";
             watchers_slow, "WatchTimeline streams ended because their queue was full";
             live_chunks, "Live timeline chunks received";

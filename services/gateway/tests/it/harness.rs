@@ -1,4 +1,4 @@
-//! A gateway with a real nats-server, the embedded store and a fake graph service.
+//! A gateway with a real nats-server, the embedded store, the archive service and a fake graph service.
 
 use std::{sync::Arc, time::Duration};
 
@@ -194,7 +194,23 @@ impl World {
             readiness: self.readiness.clone(),
             metrics: self.metrics.clone(),
         };
-        self.gateway = tokio::spawn(herald_gateway::run(config, deps, self.shutdown.clone()));
+        let archive = herald_archive::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            posts: self.stores.posts.clone(),
+            metrics: Shared::new().register(herald_archive::Metrics::new),
+        };
+        // Stops after the gateway: DeletePost waits for the archive.
+        let archive_stop = CancellationToken::new();
+        let archive = herald_archive::run(herald_archive::Config::default(), archive, archive_stop.clone());
+        let gateway = herald_gateway::run(config, deps, self.shutdown.clone());
+        self.gateway = tokio::spawn(async move {
+            let archive = tokio::spawn(archive);
+            let served = gateway.await;
+            archive_stop.cancel();
+            let _ = archive.await;
+            served
+        });
     }
 
     /// Stops the gateway and starts another one on the same store and broker.

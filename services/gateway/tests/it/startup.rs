@@ -44,10 +44,10 @@ async fn a_store_of_another_stream_is_refused() {
     assert!(
         matches!(
             error,
-            Error::ForeignStore {
+            Error::Stream(herald_posts::StreamError::ForeignStore {
                 stream_last: 0,
                 store_last: 9
-            }
+            })
         ),
         "{error:?}"
     );

@@ -1,4 +1,4 @@
-//! The archive consumer: writes posts and deletions from POSTS to the store, in batches.
+//! The handler of the consumers: writes posts and deletions from POSTS to the store, in batches.
 
 use std::sync::Arc;
 
@@ -93,8 +93,8 @@ async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived
     let rest = written.stopped.map_or(Disposition::Ack, Disposition::from);
     let mut dispositions = vec![rest; entries.len()];
     for (part, ()) in written.done {
-        metrics.archive_batches.inc();
-        metrics.archived.inc_by(part.len() as u64);
+        metrics.batches.inc();
+        metrics.messages.inc_by(part.len() as u64);
         dispositions[part].fill(Disposition::Ack);
     }
     for (index, reason) in written.failed {
