@@ -30,6 +30,8 @@ pub struct Readiness {
     checks: Arc<RwLock<Vec<(String, Check)>>>,
     /// Names of checks that are reported only.
     reported_only: Arc<RwLock<Vec<String>>>,
+    /// Sets whose checks belong to this one too.
+    included: Arc<RwLock<Vec<Readiness>>>,
 }
 
 /// The result of one check.
@@ -85,6 +87,12 @@ impl Readiness {
         self.reported_only.write().push(name.into());
     }
 
+    /// Adds the checks of another set, also those that are added to it later. A check that is in several sets, under the
+    /// same name, is reported once; it is required if one of the sets requires it.
+    pub fn include(&self, other: Readiness) {
+        self.included.write().push(other);
+    }
+
     /// The required checks that fail, in the order in which they were added.
     pub fn failing(&self) -> Vec<CheckState> {
         let mut states = self.states();
@@ -97,16 +105,26 @@ impl Readiness {
         // Checks run without the lock.
         let checks = self.checks.read().clone();
         let reported_only = self.reported_only.read().clone();
-        let states = checks.into_iter().map(|(name, check)| {
-            let result = check();
-            CheckState {
-                required: !reported_only.contains(&name),
-                ready: result.is_ok(),
-                reason: result.err().unwrap_or_default(),
-                name,
+        let mut states: Vec<CheckState> = checks
+            .into_iter()
+            .map(|(name, check)| {
+                let result = check();
+                CheckState {
+                    required: !reported_only.contains(&name),
+                    ready: result.is_ok(),
+                    reason: result.err().unwrap_or_default(),
+                    name,
+                }
+            })
+            .collect();
+        let included = self.included.read().clone();
+        for state in included.iter().flat_map(Self::states) {
+            match states.iter_mut().find(|known| known.name == state.name) {
+                Some(known) => known.required |= state.required,
+                None => states.push(state),
             }
-        });
-        states.collect()
+        }
+        states
     }
 }
 
@@ -240,6 +258,23 @@ mod tests {
                 r#"[{"name":"store","ready":false,"reason":"down","required":false}]"#.into()
             )
         );
+    }
+
+    #[test]
+    fn a_check_of_several_sets_is_reported_once() {
+        let (process, one, two) = (Readiness::new(), Readiness::new(), Readiness::new());
+        process.include(one.clone());
+        process.include(two.clone());
+        for set in [&one, &two] {
+            set.check("store", || Err("down".into()));
+        }
+        two.report_only("store");
+        two.check("own", || Ok(()));
+        let states = process.states();
+        let names: Vec<&str> = states.iter().map(|state| state.name.as_str()).collect();
+        assert_eq!(names, ["store", "own"]);
+        assert!(states[0].required);
+        assert!(two.failing().is_empty());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 //! | [`config`] | settings from defaults < file < environment < flags, validated, and printed without secrets |
 //! | [`telemetry`] | logs, and optional traces over OTLP |
 //! | [`metrics`] | the metrics registry of `/metrics` |
+//! | [`health`] | `grpc.health.v1` from the readiness checks |
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`grpc`] | a gRPC server on a given listener, with health checks, reflection and a span per call |
 //! | [`peer`] | a channel to another role, balanced over its healthy addresses |
@@ -13,6 +14,7 @@
 
 pub mod config;
 pub mod grpc;
+pub mod health;
 pub mod http;
 pub mod metrics;
 pub mod peer;

@@ -19,10 +19,9 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, ConsumerSpec, Mesh, Topology, consumers, streams};
 use herald_proto::v1::analytics_service_server::{AnalyticsServiceServer, SERVICE_NAME as ANALYTICS_SERVICE};
-use herald_runtime::grpc as grpc_server;
+use herald_runtime::grpc::{self as grpc_server, Listener};
 use herald_store::{Leases, Totals, Users};
 use object_store::ObjectStore;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,7 +55,7 @@ pub struct Deps {
     /// Object store of the files; `None` uses the directory `Config::dir`.
     pub objects: Option<Arc<dyn ObjectStore>>,
     /// Listener of the gRPC port.
-    pub listener: TcpListener,
+    pub listener: Listener,
     /// Metrics of the service.
     pub metrics: Metrics,
 }
@@ -128,8 +127,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         workers.spawn(run_stream(mesh.clone(), consumers, batcher, stop.clone()));
     }
     let routes = Routes::new(AnalyticsServiceServer::new(Analytics { totals, users }));
-    let routes = grpc_server::with_health(routes, &[ANALYTICS_SERVICE], &stop).await;
-    let serving = grpc_server::serve(listener, routes, stop.clone());
+    let serving = grpc_server::serve(listener, routes, &[ANALYTICS_SERVICE], stop.clone());
     workers.spawn(async move { serving.await.map_err(Error::Serve) });
 
     let working = async {

@@ -44,10 +44,10 @@ use herald_proto::{
         dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
     },
 };
-use herald_runtime::grpc as grpc_server;
+use herald_runtime::grpc::{self as grpc_server, Listener};
 use herald_store::{DeadLetters, Leases, Ledger, Retention, Users};
 use prost_reflect::DescriptorPool;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -82,7 +82,7 @@ pub struct Deps {
     /// Runs the requested and the continuous audits.
     pub auditor: Auditor,
     /// The socket of the gRPC server.
-    pub listener: TcpListener,
+    pub listener: Listener,
     /// The metrics of the service.
     pub metrics: Metrics,
 }
@@ -185,8 +185,12 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     }
     let audits = AuditApi::new(auditor, stop.clone());
     let routes = Routes::new(DeadLetterServiceServer::new(api)).add_service(AuditServiceServer::new(audits));
-    let routes = grpc_server::with_health(routes, &[DEAD_LETTER_SERVICE, AUDIT_SERVICE], &stop).await;
-    let serving = grpc_server::serve(listener, routes, stop.clone());
+    let serving = grpc_server::serve(
+        listener,
+        routes,
+        &[DEAD_LETTER_SERVICE, AUDIT_SERVICE],
+        stop.clone(),
+    );
     tasks.spawn(async move { serving.await.map_err(Error::Serve) });
 
     let mut outcome = Ok(());

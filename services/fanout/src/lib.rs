@@ -43,6 +43,8 @@ pub struct Deps {
     pub mesh: Mesh,
     /// Configuration of the consumers.
     pub topology: Arc<Topology>,
+    /// The lanes whose messages are handled. Redriven messages of all lanes are handled in any case.
+    pub lanes: Vec<Lane>,
     /// Stores the plans.
     pub ledger: Arc<dyn Ledger>,
     /// Connection to the graph service.
@@ -62,6 +64,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let Deps {
         mesh,
         topology,
+        lanes,
         ledger,
         graph,
         metrics,
@@ -75,7 +78,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         config: config.clone(),
         stop: workers.stop(),
     });
-    for lane in Lane::ALL {
+    for lane in lanes {
         let paused = watch_gate(mesh.clone(), lane, config.gate, workers.stop());
         let options = ConsumeOptions {
             in_flight_max: config.posts_in_flight_max.of(lane),

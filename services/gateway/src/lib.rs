@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::{Mesh, Topology};
-use herald_runtime::http::Readiness;
+use herald_runtime::{health::Group, http::Readiness};
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +69,10 @@ pub struct Deps {
     pub vapid: Vapid,
     /// Receives the gateway's readiness checks: whether the port accepts calls, and whether posts are accepted.
     pub readiness: Readiness,
+    /// Further names of `grpc.health.v1`: the roles of the process.
+    pub roles: Vec<Group>,
+    /// Cancelled at the begin of the process's shutdown, before `shutdown`: from then on the health is NOT_SERVING.
+    pub draining: CancellationToken,
     /// Metrics of the service.
     pub metrics: Metrics,
 }
@@ -105,6 +109,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         deadletter,
         vapid,
         readiness,
+        roles,
+        draining,
         metrics,
     } = deps;
     let ready = readiness.flag(READY_CHECK);
@@ -134,6 +140,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         deadletter,
         vapid,
         post_checks,
+        roles,
+        draining,
         metrics,
     };
     ready.set(true);

@@ -20,9 +20,8 @@ use herald_proto::{
     mesh_v1::follower_service_server::{FollowerServiceServer, SERVICE_NAME as FOLLOWER_SERVICE},
     v1::graph_service_server::{GraphServiceServer, SERVICE_NAME as GRAPH_SERVICE},
 };
-use herald_runtime::grpc as grpc_server;
+use herald_runtime::grpc::{self as grpc_server, Listener};
 use herald_store::{Follows, Posts, Users};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -43,7 +42,7 @@ pub struct Deps {
     /// Posts, to find out whether an author has any.
     pub posts: Arc<dyn Posts>,
     /// Listener of the gRPC port.
-    pub listener: TcpListener,
+    pub listener: Listener,
     /// Metrics of the service.
     pub metrics: Metrics,
 }
@@ -73,8 +72,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     let routes =
         Routes::new(GraphServiceServer::new(graph.clone())).add_service(FollowerServiceServer::new(graph));
-    let routes = grpc_server::with_health(routes, &[GRAPH_SERVICE, FOLLOWER_SERVICE], &shutdown).await;
-    grpc_server::serve(listener, routes, shutdown)
+    grpc_server::serve(listener, routes, &[GRAPH_SERVICE, FOLLOWER_SERVICE], shutdown)
         .await
         .map_err(Error::Serve)
 }
@@ -84,6 +82,7 @@ mod tests {
     use herald_local_nats::Server;
     use herald_runtime::metrics::Shared;
     use herald_store::embedded::{self, Embedded};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -102,7 +101,7 @@ mod tests {
             users: stores.users,
             follows: stores.follows,
             posts: stores.posts,
-            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap().into(),
             metrics: Shared::new().register(Metrics::new),
         };
         let config = Config {

@@ -18,7 +18,7 @@ const ABOUT: &str = "\
 Herald delivers posts to followers: each post appears on the timeline of every follower, and every follower who \
 enabled notifications for the author gets a push.
 
-This program is the server (`herald up`) and the client. Client commands call the server at --server or HERALD_SERVER \
+This program is the server (`herald up`, or `herald serve` on many machines) and the client. Client commands call the server at --server or HERALD_SERVER \
 over gRPC.";
 
 const AFTER: &str = "\
@@ -75,6 +75,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(Box<commands::up::Args>),
+    Serve(Box<commands::serve::Args>),
     Post(commands::post::Args),
     Posts(commands::posts::Args),
     Delete(commands::delete::Args),
@@ -95,6 +96,8 @@ pub(crate) enum Command {
     PushSink(commands::push_sink::Args),
     Bench(Box<herald_bench::Args>),
     Config(commands::config::Args),
+    Topology(commands::topology::Args),
+    Store(commands::store::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
 }
@@ -104,6 +107,9 @@ impl Command {
     pub(crate) const fn trace_name(&self) -> &'static str {
         match self {
             Self::Up(_) => "herald up",
+            Self::Serve(_) => "herald serve",
+            Self::Topology(_) => "herald topology",
+            Self::Store(_) => "herald store",
             Self::Bench(_) => "herald bench",
             Self::Config(_) => "herald config",
             Self::Post(_) => "herald post",
@@ -153,6 +159,9 @@ impl Command {
             Self::Bench(args) => Box::pin(herald_bench::run(*args, context)).await,
             Self::Config(args) => Box::pin(commands::config::run(&args, context)).await,
             Self::Up(args) => Box::pin(commands::up::run(*args, context)).await,
+            Self::Serve(args) => Box::pin(commands::serve::run(*args, context)).await,
+            Self::Topology(args) => Box::pin(commands::topology::run(&args, context)).await,
+            Self::Store(args) => Box::pin(commands::store::run(&args, context)).await,
             Self::Completions(args) => commands::completions::run(&args, Cli::command()),
             Self::Man(args) => commands::man::run(&args, Cli::command(), context),
         }

@@ -1,7 +1,7 @@
-//! The `herald` program: the server (`herald up`) and the commands of clients and operators.
+//! The `herald` program: the server (`herald up`, `herald serve`) and the commands of clients and operators.
 //!
 //! [`main`] parses the command line, runs the command and maps its result to an exit code. `commands` has one file or
-//! folder per command; `server` runs all services in one process. The program is a library so that tests can build it.
+//! folder per command; `server` runs the services of a process. The program is a library so that tests can build it.
 
 mod backoff;
 mod cli;
@@ -55,7 +55,7 @@ fn run_blocking(command: Command, context: &Context) -> Result<(), Failure> {
 async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     let telemetry = match &command {
         // The server initialises logs and traces from its configuration.
-        Command::Up(_) => None,
+        Command::Up(_) | Command::Serve(_) => None,
         _ => Some(context.client_telemetry()?),
     };
     // The root span; the servers continue its trace.

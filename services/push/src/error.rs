@@ -43,6 +43,26 @@ pub enum Error {
          Web Push devices, whose browsers have to subscribe again"
     )]
     VapidKeyChanged,
+    /// Processes that share a store have no VAPID key in their configuration.
+    #[error(
+        "no VAPID key is configured: all push processes that share a store must have the same key; set \
+         push.vapid_private_key (HERALD_PUSH__VAPID_PRIVATE_KEY, or HERALD_PUSH__VAPID_PRIVATE_KEY_FILE for a file) to 32 \
+         random bytes in base64url, such as from `openssl rand 32 | basenc --base64url | tr -d =`"
+    )]
+    VapidKeyMissing,
+    /// Another process that shares the store has another VAPID key.
+    #[error(
+        "the VAPID key is not the one that another process has recorded in the store: give all push processes and \
+         gateways the same push.vapid_private_key; to replace the key for good, start one push process with \
+         push.vapid_key_replace set to true: this unregisters the Web Push devices, whose browsers have to subscribe again"
+    )]
+    VapidKeyDiffers,
+    /// No push process has recorded its VAPID key.
+    #[error(
+        "no push process has recorded its VAPID key in the store, so browsers can't subscribe: start a push process, or \
+         give the gateway the same push.vapid_private_key"
+    )]
+    VapidKeyUnknown,
     /// The store failed at the start.
     #[error("the store can't be read or written")]
     Store(#[from] herald_store::Error),

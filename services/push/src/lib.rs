@@ -45,7 +45,7 @@ use herald_store::{Devices, Ledger, Posts, Preferences, Users};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use adapters::Vapid;
+pub use adapters::{Vapid, public_key};
 pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
@@ -62,6 +62,8 @@ pub struct Deps {
     pub mesh: Mesh,
     /// Configuration of the consumers.
     pub topology: Arc<Topology>,
+    /// The lanes whose messages are handled. Redriven messages of all lanes are handled in any case.
+    pub lanes: Vec<Lane>,
     /// User ids.
     pub users: Arc<dyn Users>,
     /// Devices of the recipients.
@@ -89,6 +91,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let Deps {
         mesh,
         topology,
+        lanes,
         users,
         devices,
         preferences,
@@ -112,7 +115,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     });
     let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
-    for lane in Lane::ALL {
+    for lane in lanes {
         let options = ConsumeOptions {
             in_flight_max: config.chunks_in_flight_max,
             batch_max: config.chunks_in_flight_max,

@@ -24,7 +24,7 @@ mod metrics;
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
+use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_store::{Ledger, Posts, Timelines};
 use tokio::task::JoinSet;
@@ -49,6 +49,8 @@ pub struct Deps {
     pub mesh: Mesh,
     /// Configuration of the consumers.
     pub topology: Arc<Topology>,
+    /// The lanes whose messages are handled. Redriven messages of all lanes are handled in any case.
+    pub lanes: Vec<Lane>,
     /// The timelines that users read.
     pub timelines: Arc<dyn Timelines>,
     /// Records the outcomes.
@@ -70,6 +72,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let Deps {
         mesh,
         topology,
+        lanes,
         timelines,
         ledger,
         posts,
@@ -94,8 +97,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
     });
+    let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
-    for lane in Lane::ALL {
+    // Publishes backfills that wait to TIMELINE again when they are due. Push does so too, but may not be running.
+    workers.spawn(consumers::LATER, requeuer, ConsumeOptions::default())?;
+    for lane in lanes {
         let options = ConsumeOptions {
             in_flight_max: config.chunks_in_flight_max.of(lane),
             batch_max: config.chunks_in_flight_max.of(lane),

@@ -166,7 +166,7 @@ impl Harness {
             leases: self.stores.leases.clone(),
             users: self.stores.users.clone(),
             objects: None,
-            listener,
+            listener: listener.into(),
             metrics: self.metrics.clone(),
         };
         (deps, address)

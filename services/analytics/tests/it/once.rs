@@ -124,7 +124,8 @@ fn a_crash_between_write_and_commit_duplicates_nothing() {
         deps.listener = killed
             .spawn(async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() })
             .await
-            .unwrap();
+            .unwrap()
+            .into();
         killed.spawn(run(harness.config(), deps, CancellationToken::new()));
         wait_until(async || faulty.faults() > 0).await;
         // Unlike a killed process, a stopped runtime can leave work in progress: a write on a blocking thread, a commit

@@ -217,7 +217,7 @@ impl Harness {
             leases: stores.leases,
             retention: stores.retention,
             auditor,
-            listener,
+            listener: listener.into(),
             metrics: self.metrics.clone(),
         };
         (deps, address)

@@ -78,6 +78,7 @@ impl World {
         let deps = Deps {
             mesh: mesh.clone(),
             topology,
+            lanes: herald_model::Lane::ALL.into(),
             ledger: ledger(stores.ledger.clone()),
             graph: Endpoint::from_shared(format!("http://{graph_address}"))
                 .unwrap()
@@ -187,7 +188,7 @@ fn start_graph(mesh: &Mesh, stores: &Stores, listener: TcpListener) -> (Cancella
         users: stores.users.clone(),
         follows: stores.follows.clone(),
         posts: stores.posts.clone(),
-        listener,
+        listener: listener.into(),
         metrics: Shared::new().register(herald_graph::Metrics::new),
     };
     let stop = CancellationToken::new();

@@ -1,11 +1,13 @@
 //! Updates `grpc.health.v1`. PostService and the whole server (the empty name) are SERVING while posts are accepted, the
-//! other local services while the broker is connected, a forwarded service while its backend is SERVING.
+//! other local services while the broker is connected, a forwarded service while its backend is SERVING, a role of the
+//! process while its readiness checks pass.
 
 use std::time::Duration;
 
 use futures::future::join_all;
 use herald_mesh::Mesh;
 use herald_proto::v1::post_service_server;
+use herald_runtime::health::Group;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, transport::Channel};
@@ -25,6 +27,8 @@ pub(super) struct Health {
     pub(super) reporter: HealthReporter,
     pub(super) mesh: Mesh,
     pub(super) post_checks: PostChecks,
+    /// The roles of the process.
+    pub(super) roles: Vec<Group>,
     /// Services that the gateway implements.
     pub(super) local: Vec<&'static str>,
     /// Forwarded services and the channels to their backends.
@@ -42,8 +46,8 @@ impl Health {
         }
     }
 
-    /// Updates the statuses until the shutdown, then sets all of them to NOT_SERVING.
-    pub(super) async fn run(self, shutdown: CancellationToken) {
+    /// Updates the statuses until the process is draining or the service stops, then sets all of them to NOT_SERVING.
+    pub(super) async fn run(self, draining: CancellationToken, shutdown: CancellationToken) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reporting = async {
@@ -52,7 +56,16 @@ impl Health {
                 self.report().await;
             }
         };
-        shutdown.run_until_cancelled(reporting).await;
+        tokio::select! {
+            () = reporting => {}
+            () = draining.cancelled() => {}
+            () = shutdown.cancelled() => {}
+        }
+        for role in self.roles.iter().flat_map(|group| &group.names) {
+            self.reporter
+                .set_service_status(role, ServingStatus::NotServing)
+                .await;
+        }
         for service in self
             .local
             .iter()
@@ -77,6 +90,12 @@ impl Health {
 
     async fn report_local(&self) {
         self.post_checks.update().await;
+        for group in &self.roles {
+            let status = serving_if(group.readiness.failing().is_empty());
+            for name in &group.names {
+                self.reporter.set_service_status(name, status).await;
+            }
+        }
         let (connected, accepts_posts) = (self.mesh.is_connected(), self.post_checks.accepts_posts());
         for service in self.local.iter().chain([&""]) {
             let serving = match *service {

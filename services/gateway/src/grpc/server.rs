@@ -15,7 +15,7 @@ use herald_proto::{
         timeline_service_server::{self, TimelineServiceServer},
     },
 };
-use herald_runtime::{shutdown, trace::ServerLayer};
+use herald_runtime::{health::Group, shutdown, trace::ServerLayer};
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
@@ -62,6 +62,8 @@ pub(crate) struct ServiceDeps {
     pub(crate) deadletter: Channel,
     pub(crate) vapid: Vapid,
     pub(crate) post_checks: PostChecks,
+    pub(crate) roles: Vec<Group>,
+    pub(crate) draining: CancellationToken,
     pub(crate) metrics: Metrics,
 }
 
@@ -78,6 +80,7 @@ pub(crate) async fn serve(
         reporter,
         mesh: deps.mesh.clone(),
         post_checks: deps.post_checks.clone(),
+        roles: deps.roles.clone(),
         local: vec![
             delivery_service_server::SERVICE_NAME,
             device_service_server::SERVICE_NAME,
@@ -94,6 +97,7 @@ pub(crate) async fn serve(
         ],
     };
     health.set_initial().await;
+    let draining = deps.draining.clone();
     let routes = routes(config, deps, &shutdown)?.add_service(health_service);
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
@@ -111,7 +115,7 @@ pub(crate) async fn serve(
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     let drain = Duration::from_millis(config.drain_ms);
-    let health = health.run(shutdown.clone());
+    let health = health.run(draining, shutdown.clone());
     let served = shutdown::drain_after(&shutdown, drain, async { futures::join!(server, health).0 });
     match Box::pin(served).await {
         Ok(served) => served.map_err(Error::Serve),
@@ -138,6 +142,8 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         deadletter,
         vapid,
         post_checks: _,
+        roles: _,
+        draining: _,
         metrics,
     } = deps;
     let reader = PostReader::new(posts.clone(), mesh.clone());

@@ -192,6 +192,8 @@ impl World {
                 has_subject: false,
             },
             readiness: self.readiness.clone(),
+            roles: Vec::new(),
+            draining: CancellationToken::new(),
             metrics: self.metrics.clone(),
         };
         let archive = herald_archive::Deps {

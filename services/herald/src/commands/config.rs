@@ -1,10 +1,18 @@
 //! `herald config`: prints or checks the configuration of a server.
 
 use clap::Subcommand;
-use herald_cli::{context::Context, failure::Failure, output::Show};
+use herald_cli::{
+    context::{Context, Global},
+    failure::Failure,
+    output::Show,
+};
+use herald_runtime::config::Flags;
 use serde::Serialize;
 
-use crate::{server::Config, settings::Settings};
+use crate::{
+    server::{Config, Role, Roles},
+    settings::{ServeSettings, Settings},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,6 +22,7 @@ Examples:
     HERALD_FANOUT__SLICE_RECIPIENTS_MAX=32768 herald config print --config herald.toml
   Check a file, and the files and directories that it names, without starting a server:
     herald config check --config herald.toml
+    herald config check --config herald.toml --roles timeline,push
 
 Layers, each overrides the ones before it:
   defaults; the file of --config; HERALD_… variables, with __ between section and key; flags.";
@@ -30,13 +39,38 @@ pub(crate) struct Args {
 enum Action {
     /// Print all keys as TOML, or as JSON with --output json; secrets are hidden
     #[command(after_long_help = EXAMPLES)]
-    Print(Box<Settings>),
+    Print(Box<AllSettings>),
     /// Check the settings, and the files and directories that they name, as a start does
     ///
     /// Starts nothing. The error names the invalid key and its layer. It is not checked whether the ports are free, or
-    /// whether another server has the data directory open.
+    /// whether another server has the data directory open, or whether NATS and the databases can be reached.
     #[command(after_long_help = EXAMPLES)]
-    Check(Box<Settings>),
+    Check(Box<CheckArgs>),
+}
+
+/// All settings with a flag.
+#[derive(Debug, clap::Args)]
+struct AllSettings {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    serve: ServeSettings,
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    all: AllSettings,
+
+    /// Check the settings of `herald serve` with these roles, not of `herald up`
+    #[arg(long, value_name = "ROLE", value_enum, value_delimiter = ',')]
+    roles: Vec<Role>,
+}
+
+impl AllSettings {
+    fn flags(&self, global: &Global) -> Result<Flags, Failure> {
+        Ok(self.serve.add_to(self.settings.flags(global)?))
+    }
 }
 
 /// The effective configuration.
@@ -69,12 +103,18 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let file = context.global.config.as_deref();
     match &args.action {
         Action::Print(settings) => {
-            let config = Config::load(file, settings.flags(&context.global))
+            let config = Config::load(file, settings.flags(&context.global)?)
                 .map_err(|error| Failure::usage(error.to_string()))?;
             context.output.show(&Effective(config))
         }
-        Action::Check(settings) => {
-            Config::load_for_start(file, settings.flags(&context.global))
+        Action::Check(check) => {
+            let (roles, shared) = if check.roles.is_empty() {
+                (Roles::all(), false)
+            } else {
+                (check.roles.iter().copied().collect(), true)
+            };
+            let flags = check.all.flags(&context.global)?;
+            Config::load_for_start(file, flags, &roles, shared)
                 .await
                 .map_err(Failure::usage)?;
             context.output.show(&Valid { valid: true })

@@ -1,28 +1,19 @@
 //! `herald up`: runs all services in one process.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf};
 
 use console::style;
-use herald_cli::{
-    context::Context,
-    failure::Failure,
-    output::{Output, Show},
-};
-use herald_runtime::{
-    http::{CheckState, Readiness},
-    shutdown, telemetry,
-};
+use herald_cli::{context::Context, failure::Failure, output::Show};
+use herald_runtime::{http::CheckState, shutdown, telemetry};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::ready;
 use crate::{
     demo,
-    server::{Addresses, Claim, Config, Server},
+    server::{Addresses, Claim, Config, Roles, Server},
     settings::Settings,
 };
-
-/// Interval at which the readiness is polled until the server is ready.
-const READY_INTERVAL: Duration = Duration::from_millis(100);
 
 const LONG: &str = "\
 Runs all services in one process, with nats-server as a child process and all data in one directory. Prints `Herald is \
@@ -31,7 +22,8 @@ Ctrl-C drains the work in flight and stops the server. After a restart or a cras
 in the directory.
 
 With --nats-url Herald uses a running NATS server. Otherwise it starts nats-server from $NATS_SERVER (a path), the \
-PATH, or from the user's cache, into which it downloads it once.";
+PATH, or from the user's cache, into which it downloads it once. With --store and --timelines the data is in PostgreSQL \
+and in Valkey or Redis, which `herald serve` processes can share.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +31,8 @@ Examples:
     herald up
   With a social graph and 10 posts per second:
     herald up --demo
+  With PostgreSQL and Redis:
+    herald up --store postgres://localhost/herald --timelines redis://localhost:6379
   In a script: free ports, one JSON line when ready:
     herald up --data-dir \"$(mktemp -d)\" --grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0 --output json
 
@@ -113,19 +107,12 @@ struct NotReady {
 
 impl Show for NotReady {
     fn text(&self) -> String {
-        let checks = self.checks.iter().map(|check| {
-            format!(
-                "\n  {}: {}",
-                check.name,
-                herald_cli::failure::printable(&check.reason)
-            )
-        });
         format!(
             "{} (gRPC {}, http://{}/readyz){}\nHerald becomes ready as soon as the cause is gone.",
             style("Herald is not ready: posts are refused").yellow().bold(),
             self.grpc,
             self.http,
-            checks.collect::<String>(),
+            ready::reasons(&self.checks),
         )
     }
 }
@@ -137,7 +124,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let data_dir = config.data_dir.clone();
     let start = async {
-        let claim = Claim::new(config).await?;
+        let claim = Claim::new(config, Roles::all()).await?;
         let note = format!("starting with data in {}", data_dir.display());
         context.output.note(&note);
         Box::pin(Server::start(claim)).await
@@ -152,6 +139,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         http,
         nats,
         nats_pid,
+        ..
     } = server.addresses.clone();
     let ready = Ready {
         event: "ready",
@@ -166,7 +154,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let readiness = server.readiness();
     let stop = CancellationToken::new();
     let foreground = async {
-        let reported = shutdown.run_until_cancelled(report_ready(&readiness, &ready, context.output));
+        let not_ready = |checks| NotReady {
+            event: "not_ready",
+            grpc,
+            http,
+            checks,
+        };
+        let reported = ready::report(&readiness, &ready, not_ready, context.output);
+        let reported = shutdown.run_until_cancelled(reported);
         if reported.await.is_some() && args.demo {
             let url = format!("http://{grpc}");
             if let Err(failure) = demo::run(url, context.output, demo_pushes, shutdown.clone()).await {
@@ -189,8 +184,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 /// address, which only a server on loopback accepts for it.
 async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), Failure> {
     let (file, global) = (context.global.config.as_deref(), &context.global);
-    let flags = args.settings.flags(global);
-    let config = Config::load_for_start(file, flags)
+    let flags = args.settings.flags(global)?;
+    let config = Config::load_for_start(file, flags, &Roles::all(), false)
         .await
         .map_err(Failure::usage)?;
     let accepts = config.gateway.endpoints.allow_http && config.gateway.endpoints.allow_private;
@@ -204,27 +199,7 @@ async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), F
         );
         return Ok((config, false));
     }
-    let flags = args.settings.flags_allowing_private(global, true);
+    let flags = args.settings.flags_allowing_private(global, true)?;
     let config = Config::load(file, flags).map_err(|error| Failure::usage(error.to_string()))?;
     Ok((config, true))
-}
-
-/// Prints that the server is ready once all readiness checks pass, and before that, once, which ones fail. A closed
-/// standard output doesn't stop the server.
-async fn report_ready(readiness: &Readiness, ready: &Ready, output: Output) {
-    let checks = readiness.failing();
-    if !checks.is_empty() {
-        let not_ready = NotReady {
-            event: "not_ready",
-            grpc: ready.grpc,
-            http: ready.http,
-            checks,
-        };
-        let _ = output.show(&not_ready);
-    }
-    let mut ticks = tokio::time::interval(READY_INTERVAL);
-    while !readiness.failing().is_empty() {
-        ticks.tick().await;
-    }
-    let _ = output.show(ready);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_local_nats as local;
+use herald_runtime::config::SecretUrl;
 use tokio_util::sync::CancellationToken;
 
 use super::Config;
@@ -17,7 +18,7 @@ pub(super) enum Broker {
     /// An external server.
     External {
         /// Its URL, or the URLs of a cluster separated by commas.
-        url: String,
+        url: SecretUrl,
     },
     /// A child process.
     Child(Box<local::Server>),
@@ -26,8 +27,9 @@ pub(super) enum Broker {
 impl Broker {
     /// Uses the server of `nats.url`, or starts a child process if it is unset.
     pub(super) async fn start(config: &Config) -> Result<Self> {
-        if let Some(url) = &config.nats.url {
-            return Ok(Self::External { url: url.clone() });
+        if !config.nats.is_child() {
+            let url = config.nats.url.clone();
+            return Ok(Self::External { url });
         }
         let locate = match &config.nats.program {
             Some(program) => local::Locate::exactly(program.clone()),
@@ -58,10 +60,18 @@ impl Broker {
         Ok(Self::Child(Box::new(server)))
     }
 
+    /// The URL without credentials.
+    pub(super) fn public_url(&self) -> String {
+        match self {
+            Self::External { url } => url.redacted(),
+            Self::Child(server) => server.client_url(),
+        }
+    }
+
     /// The URL for clients.
     pub(super) fn url(&self) -> String {
         match self {
-            Self::External { url } => url.clone(),
+            Self::External { url } => url.expose().to_owned(),
             Self::Child(server) => server.client_url(),
         }
     }
@@ -114,15 +124,6 @@ impl Broker {
         }
         Ok(())
     }
-}
-
-/// The configuration of connections to the servers of a URL; commas separate the servers of a cluster.
-pub(super) fn mesh_config(url: &str, topology: &herald_mesh::TopologyConfig) -> herald_mesh::Config {
-    herald_mesh::Config {
-        urls: url.split(',').map(|url| url.trim().into()).collect(),
-        ..herald_mesh::Config::default()
-    }
-    .fit_dedupe_window(Duration::from_secs(topology.dedupe_window_seconds))
 }
 
 /// The sum of the stream limits plus 25% for the broker's metadata, bytes.

@@ -3,12 +3,19 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use herald_mesh::TopologyConfig;
+use herald_model::Lane;
 use herald_runtime::{config, telemetry};
-use herald_store::embedded;
 use serde::{Deserialize, Serialize};
+
+use super::{
+    nats_config::Nats,
+    roles::{Role, Roles},
+    store_config::{Store, Timelines},
+};
 
 /// `HERALD_` variables that are not server settings.
 const OTHER_VARIABLES: [&str; 2] = ["HERALD_CACHE", "HERALD_RPC_TIMEOUT"];
@@ -19,18 +26,35 @@ const OTHER_VARIABLES: [&str; 2] = ["HERALD_CACHE", "HERALD_RPC_TIMEOUT"];
 pub(crate) struct Config {
     /// The data directory of the store and of nats-server; created if missing.
     pub(crate) data_dir: PathBuf,
-    /// Listen address of gRPC; port 0 picks a free port.
+    /// Listen address of gRPC; port 0 picks a free port. With the gateway this is the public API, otherwise the internal
+    /// services of the process and its health.
     pub(crate) grpc: SocketAddr,
+    /// Listen address of the internal services (graph, analytics, deadletter) of a process that has the gateway too, if
+    /// other processes call them. Unset: they listen on loopback, for this process alone.
+    pub(crate) internal_grpc: Option<SocketAddr>,
     /// Listen address of `/healthz`, `/readyz` and `/metrics`; port 0 picks a free port.
     pub(crate) http: SocketAddr,
+    /// Lanes of fanout, timeline and push: `high`, `normal`, `low`. Several processes can have one lane.
+    pub(crate) lanes: Vec<String>,
+    /// Time to drain after SIGTERM, seconds; 1 to 3,600. Must be less than the grace period of a pod (30 s by default).
+    pub(crate) shutdown_seconds: u64,
+    /// Time between the end of readiness and the end of serving calls of `herald serve`, seconds; at most a quarter of
+    /// `shutdown_seconds`. In this time other processes notice that they must call another one.
+    pub(crate) shutdown_delay_seconds: u64,
+    /// Where roles of other processes are.
+    pub(crate) peers: Peers,
     /// The NATS server.
     pub(crate) nats: Nats,
     /// Logs and traces.
     pub(crate) telemetry: telemetry::Config,
     /// Streams and consumers.
     pub(crate) topology: TopologyConfig,
-    /// The embedded store; `data_dir` sets its directory.
-    pub(crate) store: embedded::Config,
+    /// The store.
+    pub(crate) store: Store,
+    /// The timelines of the cluster engine.
+    pub(crate) timelines: Timelines,
+    /// The archive service.
+    pub(crate) archive: herald_archive::Config,
     /// The gateway service.
     pub(crate) gateway: herald_gateway::Config,
     /// The graph service.
@@ -47,30 +71,29 @@ pub(crate) struct Config {
     pub(crate) deadletter: herald_deadletter::Config,
 }
 
-/// The NATS server: an external one, or a child process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The addresses of roles that run in other processes, `http://HOST:PORT`; commas separate several. Each name is resolved
+/// again every few seconds, and calls are balanced over all addresses.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Nats {
-    /// URL of an external server with JetStream, `nats://HOST:PORT`; commas separate the servers of a cluster. Unset:
-    /// Herald starts nats-server as a child process.
-    pub(crate) url: Option<String>,
-    /// Port of the child process; 0 picks a free port.
-    pub(crate) port: u16,
-    /// Path of the nats-server program. Unset: `$NATS_SERVER`, the PATH, the cache; else Herald downloads it.
-    pub(crate) program: Option<PathBuf>,
-    /// Whether the child process syncs each message to disk (fsync) before it acknowledges the message. If `false`, a
-    /// power failure can lose messages of the last two minutes; a crash of the process loses nothing.
-    pub(crate) sync_always: bool,
+pub(crate) struct Peers {
+    /// The graph service, for gateway and fanout.
+    pub(crate) graph: Option<String>,
+    /// The analytics service, for gateway.
+    pub(crate) analytics: Option<String>,
+    /// The deadletter service, for gateway.
+    pub(crate) deadletter: Option<String>,
 }
 
-impl Default for Nats {
-    fn default() -> Self {
-        Self {
-            url: None,
-            port: 4222,
-            program: None,
-            sync_always: false,
-        }
+impl Peers {
+    /// The address of a role, if it is set.
+    pub(super) fn of(&self, role: Role) -> Option<&str> {
+        let url = match role {
+            Role::Graph => &self.graph,
+            Role::Analytics => &self.analytics,
+            Role::Deadletter => &self.deadletter,
+            _ => &None,
+        };
+        url.as_deref().filter(|url| !url.is_empty())
     }
 }
 
@@ -80,11 +103,18 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("herald-data"),
             grpc: local(7700),
+            internal_grpc: None,
             http: local(7701),
+            lanes: Lane::ALL.map(|lane| lane.as_str().to_owned()).into(),
+            shutdown_seconds: 25,
+            shutdown_delay_seconds: 2,
+            peers: Peers::default(),
             nats: Nats::default(),
             telemetry: telemetry::Config::default(),
             topology: TopologyConfig::default(),
-            store: embedded::Config::default(),
+            store: Store::default(),
+            timelines: Timelines::default(),
+            archive: herald_archive::Config::default(),
             gateway: herald_gateway::Config::default(),
             graph: herald_graph::Config::default(),
             fanout: herald_fanout::Config::default(),
@@ -102,11 +132,20 @@ impl Config {
         Self::load_valid(file, flags, Self::validate)
     }
 
-    /// Loads the layers as [`Config::load`] does, and checks all that a start checks, files included. Must be called
-    /// within a tokio runtime.
-    pub(crate) async fn load_for_start(file: Option<&Path>, flags: config::Flags) -> Result<Self, String> {
+    /// Loads the layers as [`Config::load`] does, and checks all that the start of a process with these roles checks, files
+    /// included; with `shared`, of a process of many. Must be called within a tokio runtime.
+    pub(crate) async fn load_for_start(
+        file: Option<&Path>,
+        flags: config::Flags,
+        roles: &Roles,
+        shared: bool,
+    ) -> Result<Self, String> {
         let check = |config: &Self| {
             config.validate()?;
+            if shared {
+                config.validate_shared()?;
+            }
+            config.validate_roles(roles)?;
             config.validate_files()
         };
         let config = Self::load_valid(file, flags, check).map_err(|error| error.to_string())?;
@@ -127,9 +166,26 @@ impl Config {
         Ok(config.resolved())
     }
 
+    /// The configuration of the cluster engine.
+    pub(super) fn cluster(&self) -> herald_store::cluster::Config {
+        self.store.cluster()
+    }
+
+    /// The lanes of this process. Unknown names are refused by [`Config::validate`].
+    pub(super) fn lanes(&self) -> Vec<Lane> {
+        let lanes = Lane::ALL.into_iter();
+        lanes
+            .filter(|lane| self.lanes.iter().any(|name| name == lane.as_str()))
+            .collect()
+    }
+
+    /// The limit of a shutdown.
+    pub(super) fn shutdown_limit(&self) -> Duration {
+        Duration::from_secs(self.shutdown_seconds)
+    }
+
     /// Derives the directories that depend on `data_dir`.
     fn resolved(mut self) -> Self {
-        self.store.data_dir.clone_from(&self.data_dir);
         if self.analytics.dir == herald_analytics::Config::default().dir {
             self.analytics.dir = self.data_dir.join("analytics");
         }

@@ -1,14 +1,25 @@
-//! The server of `herald up`: nats-server as a child process, the embedded store, and all services in one process.
+//! The server of `herald up` and `herald serve`: the services of some roles in one process.
 //!
-//! [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them in reverse
-//! order: the gateway stops first, so that no accepted post is left without a store.
+//! With `herald up` the process has all roles, usually with nats-server as a child process and the embedded store. With
+//! `herald serve` it has the roles that are named, and shares NATS and the cluster engine of the store with other
+//! processes. [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them in
+//! reverse order: the gateway stops first, so that no accepted post is left without a store.
 
 mod background;
 mod broker;
+mod checks;
 mod config;
+mod engine;
+mod nats_config;
+mod peers;
+mod prepare;
+mod roles;
 mod services;
+mod spawn;
 mod start;
+mod store_config;
 mod validate;
 
 pub(crate) use config::Config;
+pub(crate) use roles::{Role, Roles};
 pub(crate) use start::{Addresses, Claim, Server};

@@ -1,40 +1,53 @@
 //! Starts and stops the server.
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_mesh::{Mesh, Topology};
 use herald_push::Vapid;
 use herald_runtime::{
+    grpc::{Listener, SharedPort},
+    health,
     http::{self, Readiness},
     metrics::Shared,
 };
-use herald_store::embedded::Embedded;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
 use super::{
     Config,
-    background::{Background, BackgroundRuntime},
-    broker::{self, Broker},
+    background::BackgroundRuntime,
+    broker::Broker,
+    checks::Checks,
+    engine::Engine,
+    peers::Channels,
+    roles::{Role, Roles},
     services::Services,
+    spawn::Parts,
 };
 
-/// Limit for draining the services, each group.
-const DRAIN_LIMIT: Duration = Duration::from_secs(45);
 /// Limit for the gateway to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// Limit for the gateway to accept posts, after it serves calls.
+/// Limit for the process to become ready, after it serves calls.
 const ACCEPTS_LIMIT: Duration = Duration::from_secs(2);
-/// Interval at which the readiness of the gateway is polled.
+/// Interval at which readiness is polled.
 const READY_INTERVAL: Duration = Duration::from_millis(5);
+/// Limit for closing the store, which is after the drain limit.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The addresses of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses {
     pub(crate) grpc: SocketAddr,
+    /// Of the internal services, if they have a port for other processes beside the gateway's.
+    pub(crate) internal_grpc: Option<SocketAddr>,
     pub(crate) http: SocketAddr,
+    /// Without credentials.
     pub(crate) nats: String,
     pub(crate) nats_pid: Option<u32>,
 }
@@ -42,41 +55,57 @@ pub(crate) struct Addresses {
 /// A running server.
 pub(crate) struct Server {
     pub(crate) addresses: Addresses,
-    readiness: Readiness,
+    checks: Checks,
     broker: JoinHandle<Broker>,
     broker_shutdown: CancellationToken,
-    store: Arc<Embedded>,
+    engine: Engine,
     /// The gateway; stops first, so that no more posts are accepted.
     gateway_services: Services,
     /// All other services.
     workers: Services,
+    /// The port of `/readyz`; stops last.
+    http_services: Services,
+    shutdown_limit: Duration,
+    /// Time between the end of readiness and the stop of the services.
+    shutdown_delay: Duration,
     /// Runs the analytics and dead-letter services.
-    _background: BackgroundRuntime,
+    _background: Option<BackgroundRuntime>,
 }
 
-/// The ports and the data directory of a server, claimed before anything else starts.
+/// The ports and the store of a server, claimed before anything else starts.
 pub(crate) struct Claim {
     config: Config,
+    roles: Roles,
     grpc: TcpListener,
+    internal_grpc: Option<TcpListener>,
     http: TcpListener,
-    store: Arc<Embedded>,
+    engine: Engine,
 }
 
 impl Claim {
     /// Binds the ports and opens the store. Fails if another process uses them.
-    pub(crate) async fn new(config: Config) -> Result<Self> {
+    pub(crate) async fn new(config: Config, roles: Roles) -> Result<Self> {
         // Ports first: a port in use is the most likely error, and nothing has changed yet.
         let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
         let http = listen(config.http, "HTTP", "--http").await?;
-        std::fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
-        // The store's lock stops a second server before it touches the broker's files.
-        let store = Embedded::open(&config.store).context("can't open the store")?;
+        let internal_grpc = match config.internal_grpc {
+            Some(address) if roles.has(Role::Gateway) => {
+                Some(listen(address, "internal gRPC", "--internal-grpc").await?)
+            }
+            _ => None,
+        };
+        if !config.store.is_cluster() || config.nats.is_child() {
+            std::fs::create_dir_all(&config.data_dir)
+                .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
+        }
+        let engine = Engine::open(&config).await?;
         Ok(Self {
             config,
+            roles,
             grpc,
+            internal_grpc,
             http,
-            store: Arc::new(store),
+            engine,
         })
     }
 }
@@ -85,103 +114,104 @@ impl Server {
     /// Starts all parts. On return the server accepts calls; [`Server::readiness`] tells whether it accepts posts.
     pub(crate) async fn start(claim: Claim) -> Result<Self> {
         let Claim {
-            config,
+            mut config,
+            roles,
             grpc,
+            internal_grpc,
             http,
-            store,
+            engine,
         } = claim;
         let broker = Broker::start(&config).await?;
         let addresses = Addresses {
             grpc: grpc.local_addr()?,
+            internal_grpc: internal_grpc.as_ref().map(TcpListener::local_addr).transpose()?,
             http: http.local_addr()?,
-            nats: broker.url(),
+            nats: broker.public_url(),
             nats_pid: broker.pid(),
         };
-        let topology = Arc::new(Topology::new(&config.topology)?);
-        let mesh_config = broker::mesh_config(&broker.url(), &config.topology);
+        let shutdown_limit = config.shutdown_limit();
+        let topology = Arc::new(topology_that_drains(&config)?);
+        config.gateway.drain_ms = config
+            .gateway
+            .drain_ms
+            .min(drain_share(shutdown_limit).as_millis() as u64);
+        let mesh_config = config.nats.mesh_config(&broker.url(), &config.topology);
+        let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
         let mesh = Mesh::connect(&mesh_config)
             .await
             .context("can't connect to NATS")?;
-        let background_runtime = BackgroundRuntime::start()?;
-        let background = background_runtime.connect(mesh_config).await?;
+        let background_runtime = match roles.iter().any(Role::runs_in_background) {
+            true => Some(BackgroundRuntime::start()?),
+            false => None,
+        };
+        let background = match &background_runtime {
+            Some(runtime) => Some(runtime.connect(mesh_config).await?),
+            None => None,
+        };
         mesh.ensure(&topology)
             .await
             .context("can't create the streams and consumers")?;
 
+        let mut connections = vec![mesh.clone()];
+        connections.extend(background.as_ref().map(|background| background.mesh.clone()));
+        let checks = Checks::new(&roles, &connections);
+        let stores = engine.stores();
+        if config.store.is_cluster() {
+            checks.watch_store(stores.health.clone());
+        }
+        let shutdown_delay = shutdown_delay(&config, &roles);
         let parts = Parts {
             config,
             topology,
             mesh,
             background,
-            store: store.clone(),
+            stores,
             metrics: Shared::new(),
+            checks: checks.clone(),
         };
-        let readiness = Readiness::new();
-        let connected = [parts.mesh.clone(), parts.background.mesh.clone()];
-        readiness.check("nats", move || {
-            if connected.iter().all(Mesh::is_connected) {
-                Ok(())
-            } else {
-                Err("the connection to NATS is down".into())
-            }
-        });
         let mut gateway_services = Services::new();
         let mut workers = Services::new();
-        let graph = serve_graph(&parts, &mut workers).await?;
-        let analytics = serve_analytics(&parts, &mut workers).await?;
-        let deadletter = serve_deadletter(&parts, &mut workers).await?;
-        let stores = parts.store.stores();
-        let vapid = Vapid::open(&parts.config.push, &parts.config.data_dir, &*stores.devices)
-            .await
-            .context("can't start with this VAPID key")?;
-        let gateway = herald_gateway::Deps {
-            mesh: parts.mesh.clone(),
-            topology: parts.topology.clone(),
-            users: stores.users,
-            posts: stores.posts,
-            devices: stores.devices,
-            preferences: stores.preferences,
-            timelines: stores.timelines,
-            ledger: stores.ledger,
-            listener: grpc,
-            graph: graph.clone(),
-            analytics,
-            deadletter,
-            vapid: herald_gateway::Vapid {
-                public_key: vapid.public_key_base64url(),
-                has_subject: !parts.config.push.vapid_subject.is_empty(),
-            },
-            readiness: readiness.clone(),
-            metrics: parts.metrics.register(herald_gateway::Metrics::new),
-        };
-        spawn_workers(&parts, &mut workers, graph, vapid);
-        gateway_services.spawn(
-            "gateway",
-            herald_gateway::run(parts.config.gateway.clone(), gateway, gateway_services.shutdown()),
-        );
-        workers.spawn(
+        let ports = Ports { grpc, internal_grpc };
+        Box::pin(spawn_all(
+            &parts,
+            &roles,
+            ports,
+            &mut gateway_services,
+            &mut workers,
+        ))
+        .await?;
+        let mut http_services = Services::new();
+        http_services.spawn(
             "http",
-            http::serve(http, parts.metrics.clone(), readiness.clone(), workers.shutdown()),
+            http::serve(
+                http,
+                parts.metrics.clone(),
+                checks.process.clone(),
+                http_services.shutdown(),
+            ),
         );
-        wait_until_serving(&readiness, &mut gateway_services, &mut workers).await?;
+        wait_until_serving(&checks, &roles, &mut gateway_services, &mut workers).await?;
 
         let broker_shutdown = CancellationToken::new();
         let broker = tokio::spawn(broker.supervise(broker_shutdown.clone()));
         Ok(Self {
             addresses,
-            readiness,
+            checks,
             broker,
             broker_shutdown,
-            store,
+            engine,
             gateway_services,
             workers,
+            http_services,
+            shutdown_limit,
+            shutdown_delay,
             _background: background_runtime,
         })
     }
 
     /// The readiness checks of `/readyz`.
     pub(crate) fn readiness(&self) -> Readiness {
-        self.readiness.clone()
+        self.checks.process.clone()
     }
 
     /// Runs until `shutdown` or until a service fails, then drains and stops all parts.
@@ -190,8 +220,9 @@ impl Server {
             () = shutdown.cancelled() => None,
             error = self.gateway_services.failed() => Some(error),
             error = self.workers.failed() => Some(error),
+            error = self.http_services.failed() => Some(error),
         };
-        let stopped = self.stop().await;
+        let stopped = self.stop(failure.is_none()).await;
         match failure {
             // After a failure, draining may fail too; the first error is the cause.
             Some(error) => Err(error),
@@ -199,164 +230,149 @@ impl Server {
         }
     }
 
-    async fn stop(self) -> Result<()> {
-        let gateway_services = self.gateway_services.stop(DRAIN_LIMIT).await;
-        let workers = self.workers.stop(DRAIN_LIMIT).await;
-        let store = self.store.close().context("can't close the store");
+    /// Stops everything within the limit. The process stops being ready at once; with `delay`, other processes have time
+    /// to notice that before the services stop.
+    async fn stop(self, delay: bool) -> Result<()> {
+        let started = tokio::time::Instant::now();
+        self.checks.draining.cancel();
+        if delay && !self.shutdown_delay.is_zero() {
+            tokio::time::sleep(self.shutdown_delay).await;
+        }
+        let left = || self.shutdown_limit.saturating_sub(started.elapsed());
+        let gateway_services = self.gateway_services.stop(left()).await;
+        let workers = self.workers.stop(left()).await;
+        let http = self.http_services.stop(left().max(Duration::from_secs(1))).await;
+        let store = timeout(CLOSE_LIMIT, self.engine.close()).await;
+        let store = store.unwrap_or_else(|_| Err(anyhow!("the store did not close in time")));
         self.broker_shutdown.cancel();
         let broker = match self.broker.await {
             Ok(broker) => broker.stop().await,
             Err(error) => Err(anyhow::Error::new(error).context("the supervisor of nats-server panicked")),
         };
-        gateway_services.and(workers).and(store).and(broker)
+        gateway_services.and(workers).and(http).and(store).and(broker)
     }
 }
 
-/// The shared dependencies of the services.
-struct Parts {
-    config: Config,
-    topology: Arc<Topology>,
-    mesh: Mesh,
-    background: Background,
-    store: Arc<Embedded>,
-    metrics: Shared,
+/// The gRPC ports of a process.
+struct Ports {
+    /// The gateway's, or that of the internal services of a process without the gateway.
+    grpc: TcpListener,
+    /// That of the internal services of a process with the gateway.
+    internal_grpc: Option<TcpListener>,
 }
 
-async fn serve_graph(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = bind_internal().await?;
-    let stores = parts.store.stores();
-    let deps = herald_graph::Deps {
-        mesh: parts.mesh.clone(),
-        users: stores.users,
-        follows: stores.follows,
-        posts: stores.posts,
-        listener,
-        metrics: parts.metrics.register(herald_graph::Metrics::new),
+/// Spawns the services of all roles.
+async fn spawn_all(
+    parts: &Parts,
+    roles: &Roles,
+    ports: Ports,
+    gateway_services: &mut Services,
+    workers: &mut Services,
+) -> Result<()> {
+    let (gateway, internal) = if roles.has(Role::Gateway) {
+        (Some(ports.grpc), ports.internal_grpc)
+    } else {
+        (None, Some(ports.grpc))
     };
-    services.spawn(
-        "graph",
-        herald_graph::run(parts.config.graph.clone(), deps, services.shutdown()),
-    );
-    Ok(channel)
+    let mut shared = match internal {
+        Some(listener) => Some((
+            reachable(listener.local_addr()?),
+            SharedPort::new(listener, workers.shutdown()),
+        )),
+        None => None,
+    };
+    let mut channels = Channels::default();
+    for role in roles.iter().filter(|role| !role.internal_services().is_empty()) {
+        let (address, listener) = match &mut shared {
+            Some((address, port)) => (*address, port.mount()),
+            None => bind_loopback().await?,
+        };
+        channels.add_local(role, address)?;
+        parts.spawn_internal(role, workers, listener)?;
+    }
+    channels.add_peers(&parts.config, roles, &parts.checks, &workers.shutdown())?;
+    if let Some((_, port)) = shared {
+        let health = health::routes(parts.checks.groups(), parts.checks.draining.clone()).await;
+        workers.spawn("grpc", port.serve(health));
+    }
+    if roles.has(Role::Archive) {
+        parts.spawn_archive(workers);
+    }
+    if roles.has(Role::Fanout) {
+        parts.spawn_fanout(workers, &channels)?;
+    }
+    if roles.has(Role::Timeline) {
+        parts.spawn_timeline(workers);
+    }
+    let mut vapid_public_key = None;
+    if roles.has(Role::Push) {
+        let vapid = open_vapid(parts).await?;
+        vapid_public_key = Some(vapid.public_key_base64url());
+        parts.spawn_push(workers, vapid);
+    }
+    if let Some(listener) = gateway {
+        let key = match vapid_public_key {
+            Some(key) => key,
+            None => herald_push::public_key(&parts.config.push, &*parts.stores.devices)
+                .await
+                .context("can't find the VAPID key")?,
+        };
+        parts.spawn_gateway(gateway_services, listener, &channels, key)?;
+    }
+    Ok(())
 }
 
-async fn serve_analytics(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = bind_internal().await?;
-    let deps = herald_analytics::Deps {
-        mesh: parts.background.mesh.clone(),
-        topology: parts.topology.clone(),
-        totals: parts.store.stores().totals,
-        leases: parts.store.stores().leases,
-        users: parts.store.stores().users,
-        objects: None,
-        listener,
-        metrics: parts.metrics.register(herald_analytics::Metrics::new),
+/// Opens the VAPID key pair. A store that is shared by processes needs a key that all of them have.
+async fn open_vapid(parts: &Parts) -> Result<Vapid> {
+    let (config, devices) = (&parts.config, &*parts.stores.devices);
+    let opened = if config.store.is_cluster() {
+        Vapid::open_shared(&config.push, devices).await
+    } else {
+        Vapid::open(&config.push, &config.data_dir, devices).await
     };
-    services.spawn_on(
-        &parts.background.runtime,
-        "analytics",
-        herald_analytics::run(parts.config.analytics.clone(), deps, services.shutdown()),
-    );
-    Ok(channel)
+    opened.context("can't start with this VAPID key")
 }
 
-async fn serve_deadletter(parts: &Parts, services: &mut Services) -> Result<Channel> {
-    let (listener, channel) = bind_internal().await?;
-    let stores = parts.store.stores();
-    let auditor = herald_audit::Auditor {
-        mesh: parts.background.mesh.clone(),
-        topology: parts.topology.clone(),
-        users: stores.users.clone(),
-        posts: stores.posts,
-        timelines: stores.timelines,
-        ledger: stores.ledger.clone(),
-        totals: stores.totals,
-        dead_letters: stores.dead_letters.clone(),
-        limits: herald_audit::Limits {
-            timeline_entries_max: parts.config.store.timelines.entries_max,
-            timeline_age_max: Duration::from_hours(
-                24 * parts
-                    .config
-                    .store
-                    .timeline_keep_days
-                    .min(parts.config.store.ledger_keep_days),
-            ),
-            ..herald_audit::Limits::default()
-        },
-    };
-    let deps = herald_deadletter::Deps {
-        mesh: parts.background.mesh.clone(),
-        topology: parts.topology.clone(),
-        users: stores.users,
-        ledger: stores.ledger,
-        dead_letters: stores.dead_letters,
-        leases: stores.leases,
-        retention: stores.retention,
-        auditor,
-        listener,
-        metrics: parts.metrics.register(herald_deadletter::Metrics::new),
-    };
-    services.spawn_on(
-        &parts.background.runtime,
-        "deadletter",
-        herald_deadletter::run(parts.config.deadletter.clone(), deps, services.shutdown()),
-    );
-    Ok(channel)
+/// The time of the shutdown that each group of services has to finish its work.
+fn drain_share(limit: Duration) -> Duration {
+    limit.mul_f64(0.4).max(Duration::from_secs(1))
 }
 
-/// Spawns the services that consume messages: fanout, timeline, push.
-fn spawn_workers(parts: &Parts, services: &mut Services, graph: Channel, vapid: Vapid) {
-    let stores = parts.store.stores();
-    let fanout = herald_fanout::Deps {
-        mesh: parts.mesh.clone(),
-        topology: parts.topology.clone(),
-        ledger: stores.ledger.clone(),
-        graph,
-        metrics: parts.metrics.register(herald_fanout::Metrics::new),
-    };
-    services.spawn(
-        "fanout",
-        herald_fanout::run(parts.config.fanout.clone(), fanout, services.shutdown()),
-    );
-    let timeline = herald_timeline::Deps {
-        mesh: parts.mesh.clone(),
-        topology: parts.topology.clone(),
-        timelines: stores.timelines,
-        ledger: stores.ledger.clone(),
-        posts: stores.posts.clone(),
-        metrics: parts.metrics.register(herald_timeline::Metrics::new),
-    };
-    services.spawn(
-        "timeline",
-        herald_timeline::run(parts.config.timeline.clone(), timeline, services.shutdown()),
-    );
-    let push = herald_push::Deps {
-        mesh: parts.mesh.clone(),
-        topology: parts.topology.clone(),
-        users: stores.users,
-        devices: stores.devices,
-        preferences: stores.preferences,
-        posts: stores.posts,
-        ledger: stores.ledger,
-        vapid,
-        metrics: parts.metrics.register(herald_push::Metrics::new),
-    };
-    services.spawn(
-        "push",
-        herald_push::run(parts.config.push.clone(), push, services.shutdown()),
-    );
+/// The topology whose consumers drain within the shutdown limit.
+fn topology_that_drains(config: &Config) -> Result<Topology> {
+    let mut topology = Topology::new(&config.topology)?;
+    for consumer in &mut topology.consumers {
+        consumer.drain = consumer.drain.min(drain_share(config.shutdown_limit()));
+    }
+    Ok(topology)
 }
 
-/// Binds a loopback listener for an internal service, and creates the channel to it.
-async fn bind_internal() -> Result<(TcpListener, Channel)> {
-    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+/// Only a process that others call, and that shares its store with them, waits at its shutdown.
+fn shutdown_delay(config: &Config, roles: &Roles) -> Duration {
+    if config.store.is_cluster() && !config.nats.is_child() && roles.are_called() {
+        Duration::from_secs(config.shutdown_delay_seconds)
+    } else {
+        Duration::ZERO
+    }
+}
+
+/// Binds a loopback listener for an internal service.
+async fn bind_loopback() -> Result<(SocketAddr, Listener)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .context("can't bind a free loopback port")?;
-    let address = listener.local_addr()?;
-    let channel = Endpoint::from_shared(format!("http://{address}"))?
-        .tcp_nodelay(true)
-        .connect_lazy();
-    Ok((listener, channel))
+    Ok((listener.local_addr()?, listener.into()))
+}
+
+/// The address at which this process reaches its own listener.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 async fn listen(address: SocketAddr, name: &str, flag: &str) -> Result<TcpListener> {
@@ -374,26 +390,33 @@ async fn listen(address: SocketAddr, name: &str, flag: &str) -> Result<TcpListen
 }
 
 /// Waits until the gateway serves calls; fails if a service fails, or after [`READY_LIMIT`]. Then waits for at most
-/// [`ACCEPTS_LIMIT`] until posts are accepted: the first reading of the archive takes some milliseconds.
+/// [`ACCEPTS_LIMIT`] until the process is ready: the first reading of the archive takes some milliseconds.
 async fn wait_until_serving(
-    readiness: &Readiness,
+    checks: &Checks,
+    roles: &Roles,
     gateway_services: &mut Services,
     workers: &mut Services,
 ) -> Result<()> {
     let serving = until(|| {
-        let states = readiness.states();
-        states
-            .iter()
-            .any(|state| state.name == herald_gateway::READY_CHECK && state.ready)
+        let states = checks.process.states();
+        !roles.has(Role::Gateway)
+            || states
+                .iter()
+                .any(|state| state.name == herald_gateway::READY_CHECK && state.ready)
     });
+    let ready = async {
+        timeout(READY_LIMIT, serving)
+            .await
+            .context("the gateway did not become ready in time")?;
+        // The caller reports which checks fail.
+        let _ = timeout(ACCEPTS_LIMIT, until(|| checks.process.failing().is_empty())).await;
+        Ok(())
+    };
     tokio::select! {
-        waited = timeout(READY_LIMIT, serving) => waited.context("the gateway did not become ready in time")?,
-        error = gateway_services.failed() => return Err(error),
-        error = workers.failed() => return Err(error),
+        waited = ready => waited,
+        error = gateway_services.failed() => Err(error),
+        error = workers.failed() => Err(error),
     }
-    // The caller reports which checks fail.
-    let _ = timeout(ACCEPTS_LIMIT, until(|| readiness.failing().is_empty())).await;
-    Ok(())
 }
 
 /// Waits until a condition holds.

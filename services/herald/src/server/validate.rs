@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use herald_local_nats as local;
-use herald_runtime::{bounds, telemetry};
+use herald_model::Lane;
+use herald_runtime::{config::check_bounds, peer::Urls, telemetry};
 use rustix::fs::{Access, access};
 
-use super::{Config, broker};
-
-/// Maximum of all caches, MiB: 1 TiB.
-const CACHE_MB_MAX: u64 = 1 << 20;
-/// Maximum of all retentions: 100 years.
-const KEEP_DAYS_MAX: u64 = 36_500;
+use super::{
+    Config, broker,
+    roles::{Role, Roles},
+};
 
 impl Config {
     /// Checks the values, and reads no file. The error starts with the key of the invalid setting.
@@ -20,8 +19,10 @@ impl Config {
         self.topology
             .validate()
             .map_err(|error| format!("topology.{error}"))?;
+        self.validate_process()?;
         self.validate_broker()?;
-        self.validate_store()?;
+        self.store.validate()?;
+        self.archive.validate()?;
         self.gateway.validate()?;
         self.graph.validate()?;
         self.fanout.validate()?;
@@ -48,14 +49,17 @@ impl Config {
             }
             error => error.to_string(),
         })?;
-        check_directory("data_dir", &self.data_dir)?;
+        if !self.store.is_cluster() || self.nats.is_child() {
+            check_directory("data_dir", &self.data_dir)?;
+        }
         check_directory("analytics.dir", &self.analytics.dir)?;
+        self.nats.validate_files()?;
         self.push.check_files(&self.data_dir)
     }
 
     /// Checks that `nats.program` is a nats-server that can be used.
     pub(super) async fn validate_program(&self) -> Result<(), String> {
-        let Some(program) = self.nats.program.as_ref().filter(|_| self.nats.url.is_none()) else {
+        let Some(program) = self.nats.program.as_ref().filter(|_| self.nats.is_child()) else {
             return Ok(());
         };
         match local::Binary::locate(local::Locate::exactly(program)).await {
@@ -73,7 +77,7 @@ impl Config {
                 && address.port() == self.nats.port
                 && self.nats.port != 0
         };
-        if self.nats.url.is_none() && (taken(&self.grpc) || taken(&self.http)) {
+        if self.nats.is_child() && (taken(&self.grpc) || taken(&self.http)) {
             return Err(format!(
                 "nats.port must not be the port of grpc or http, is {}",
                 self.nats.port
@@ -83,10 +87,13 @@ impl Config {
     }
 
     fn validate_broker(&self) -> Result<(), String> {
-        if let Some(url) = &self.nats.url {
-            return broker::mesh_config(url, &self.topology)
-                .validate()
-                .map_err(|error| format!("nats.url must be nats://HOST:PORT: {error}"));
+        let url = match self.nats.is_child() {
+            true => "nats://127.0.0.1:4222",
+            false => self.nats.url.expose(),
+        };
+        self.nats.mesh_config(url, &self.topology)?;
+        if !self.nats.is_child() {
+            return Ok(());
         }
         if self.topology.replicas != 1 {
             return Err(format!(
@@ -105,31 +112,72 @@ impl Config {
         Ok(())
     }
 
-    fn validate_store(&self) -> Result<(), String> {
-        bounds!("store", self.store, {
-            disk_free_mb_min: 0..=1 << 34,
-            records_cache_mb: 0..=CACHE_MB_MAX,
-            dead_letters_cache_mb: 0..=CACHE_MB_MAX,
-            totals_cache_mb: 0..=CACHE_MB_MAX,
-            follow_history_keep_hours: 1..=24 * KEEP_DAYS_MAX,
-            request_keep_hours: 1..=24 * KEEP_DAYS_MAX,
-            users_cache_mb: 0..=CACHE_MB_MAX,
-            follows_cache_mb: 0..=CACHE_MB_MAX,
-            posts_cache_mb: 0..=CACHE_MB_MAX,
-            devices_cache_mb: 0..=CACHE_MB_MAX,
-            preferences_cache_mb: 0..=CACHE_MB_MAX,
-            timeline_keep_days: 1..=KEEP_DAYS_MAX,
-            ledger_keep_days: 1..=KEEP_DAYS_MAX,
-            dead_letter_operation_keep_days: 1..=KEEP_DAYS_MAX,
-            timelines.flush_interval_ms: 1..=1_000,
-            timelines.flush_chunks: 1..=1_000_000,
-            timelines.run_pairs_max: 1..=1_000_000_000,
-            timelines.small_run_pairs_max: 0..=1_000_000_000,
-            timelines.entries_max: 1..=1_000_000,
-            timelines.cache_mb: 0..=CACHE_MB_MAX,
-            timelines.merge_blocks_min: 1..,
-            timelines.merge_busy_percent: 1..=100,
-        });
+    fn validate_process(&self) -> Result<(), String> {
+        check_bounds("shutdown_seconds", &self.shutdown_seconds, &(1..=3_600))?;
+        if 4 * self.shutdown_delay_seconds > self.shutdown_seconds {
+            return Err(format!(
+                "shutdown_delay_seconds must be at most a quarter of shutdown_seconds ({}), is {}",
+                self.shutdown_seconds, self.shutdown_delay_seconds
+            ));
+        }
+        if self.lanes.is_empty() {
+            return Err("lanes must name at least one of high, normal, low".into());
+        }
+        if let Some(error) = self.lanes.iter().find_map(|name| name.parse::<Lane>().err()) {
+            return Err(format!("lanes must be high, normal, low: {error}"));
+        }
+        for role in [Role::Graph, Role::Analytics, Role::Deadletter] {
+            if let Some(Err(error)) = self.peers.of(role).map(Urls::parse) {
+                return Err(format!("peers.{role} {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what a process of these roles needs from its configuration. The error starts with the key of the setting.
+    pub(super) fn validate_roles(&self, roles: &Roles) -> Result<(), String> {
+        if self.store.is_cluster() && self.timelines.url.is_empty() {
+            return Err(
+                "timelines.url must be set beside store.url: the URL of Valkey or Redis, redis://HOST:PORT \
+                 (--timelines, HERALD_TIMELINES__URL, or HERALD_TIMELINES__URL_FILE if it has a password)"
+                    .into(),
+            );
+        }
+        for role in roles.peers() {
+            if self.peers.of(role).is_none() {
+                let callers: Vec<&str> = roles
+                    .iter()
+                    .filter(|caller| caller.calls().contains(&role))
+                    .map(Role::as_str)
+                    .collect();
+                return Err(format!(
+                    "peers.{role} must be set, because {} calls {role} and this process does not have it: the address \
+                     of the processes with {role}, http://HOST:PORT (--peer {role}=URL, HERALD_PEERS__{})",
+                    callers.join(" and "),
+                    role.as_str().to_uppercase(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what a process needs that shares its work with others. The error starts with the key of the setting.
+    pub(super) fn validate_shared(&self) -> Result<(), String> {
+        if self.nats.is_child() {
+            return Err(
+                "nats.url must be set: the NATS server that all processes share, nats://HOST:PORT (--nats-url, \
+                 HERALD_NATS__URL, or HERALD_NATS__URL_FILE if it has a password)"
+                    .into(),
+            );
+        }
+        if !self.store.is_cluster() {
+            return Err(
+                "store.url must be set: the PostgreSQL database that all processes share, postgres://HOST:PORT/DATABASE \
+                 (--store, HERALD_STORE__URL, or HERALD_STORE__URL_FILE if it has a password). The embedded store \
+                 belongs to one process: `herald up` runs all roles on it"
+                    .into(),
+            );
+        }
         Ok(())
     }
 }
@@ -160,6 +208,8 @@ fn check_directory(key: &str, path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use herald_runtime::config::SecretUrl;
+
     use super::*;
 
     fn error(change: impl FnOnce(&mut Config)) -> String {
@@ -182,8 +232,25 @@ mod tests {
                 "topology.replicas must be 1, 3 or 5, is 2",
             ),
             (
-                error(|c| c.nats.url = Some(String::new())),
+                error(|c| c.nats.url = SecretUrl::new("nats://")),
                 "nats.url must be nats://HOST:PORT",
+            ),
+            (
+                error(|c| c.lanes = vec!["urgent".into()]),
+                "lanes must be high, normal, low",
+            ),
+            (error(|c| c.lanes.clear()), "lanes must name at least one"),
+            (
+                error(|c| c.shutdown_delay_seconds = 20),
+                "shutdown_delay_seconds must be at most a quarter of shutdown_seconds (25), is 20",
+            ),
+            (
+                error(|c| c.peers.graph = Some("graph:7700".into())),
+                "peers.graph must be http://HOST:PORT",
+            ),
+            (
+                error(|c| c.store.url = SecretUrl::new("mysql://host/db")),
+                "store.url must be postgres://",
             ),
             (
                 error(|c| c.nats.port = 7700),
@@ -202,16 +269,43 @@ mod tests {
                 "store.ledger_keep_days must be 1 to ",
             ),
             (
-                error(|c| c.gateway.archive_in_flight_max = 40_000),
-                "gateway.archive_in_flight_max must be 1 to 32768",
+                error(|c| c.archive.in_flight_max = 40_000),
+                "archive.in_flight_max must be 1 to 32768",
             ),
         ] {
             assert!(message.starts_with(start), "{message}");
         }
         let mut cluster = Config::default();
-        cluster.nats.url = Some("nats://a:4222,nats://b:4222".into());
+        cluster.nats.url = SecretUrl::new("nats://a:4222,nats://b:4222");
         cluster.topology.replicas = 3;
         assert_eq!(cluster.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_process_that_lacks_what_its_roles_need_is_refused() {
+        let mut config = Config::default();
+        let refused = |checked: Result<(), String>, start: &str| {
+            let error = checked.unwrap_err();
+            assert!(error.starts_with(start), "{error}");
+        };
+        refused(config.validate_shared(), "nats.url must be set");
+        config.nats.url = SecretUrl::new("nats://host:4222");
+        refused(config.validate_shared(), "store.url must be set");
+        config.store.url = SecretUrl::new("postgres://host/herald");
+        assert_eq!(config.validate_shared(), Ok(()));
+
+        let fanout: Roles = [Role::Fanout].into_iter().collect();
+        refused(config.validate_roles(&fanout), "timelines.url must be set");
+        config.timelines.url = SecretUrl::new("redis://host");
+        refused(
+            config.validate_roles(&fanout),
+            "peers.graph must be set, because fanout calls graph",
+        );
+        config.peers.graph = Some("http://graph:7700".into());
+        assert_eq!(config.validate_roles(&fanout), Ok(()));
+        let gateway: Roles = [Role::Gateway, Role::Analytics].into_iter().collect();
+        refused(config.validate_roles(&gateway), "peers.deadletter must be set");
+        assert_eq!(config.validate_roles(&Roles::all()), Ok(()));
     }
 
     #[tokio::test]

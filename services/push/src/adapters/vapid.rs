@@ -121,6 +121,21 @@ impl Vapid {
         Ok(key.map(|key| Self::new(key, config)))
     }
 
+    /// Loads the key that the configuration has, or names with `vapid_key_file`; `None` if it has neither. Creates no file.
+    pub(super) fn configured(config: &Config) -> Result<Option<Self>, Error> {
+        if !config.vapid_private_key.is_empty() {
+            let key = parse_key(config.vapid_private_key.expose())?;
+            return Ok(Some(Self::new(key, config)));
+        }
+        let Some(path) = &config.vapid_key_file else {
+            return Ok(None);
+        };
+        match read_key_file(path)? {
+            Some(key) => Ok(Some(Self::new(key, config))),
+            None => Err(file_error(path)(io::ErrorKind::NotFound.into())),
+        }
+    }
+
     fn new(key: SigningKey, config: &Config) -> Self {
         let public_key = key.verifying_key().to_encoded_point(false).as_bytes().to_vec();
         let tokens = Cache::builder()

@@ -138,6 +138,7 @@ impl Herald {
         let deps = Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
+            lanes: herald_model::Lane::ALL.into(),
             users: self.stores.users.clone(),
             devices: self.stores.devices.clone(),
             preferences: self.stores.preferences.clone(),

@@ -108,6 +108,7 @@ impl World {
         let deps = Deps {
             mesh: mesh.clone(),
             topology: topology.clone(),
+            lanes: herald_model::Lane::ALL.into(),
             timelines: timelines.clone(),
             ledger: stores.ledger.clone(),
             posts: stores.posts.clone(),

@@ -1,0 +1,208 @@
+//! The configuration of the NATS server, and of the access to it.
+
+use std::{path::PathBuf, time::Duration};
+
+use herald_mesh::{Auth, Tls, TopologyConfig};
+use herald_runtime::config::{Secret, SecretUrl};
+use serde::{Deserialize, Serialize};
+
+/// The NATS server: an external one, or a child process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Nats {
+    /// URL of an external server with JetStream, `nats://HOST:PORT` or `tls://HOST:PORT`; commas separate the servers of
+    /// a cluster. Credentials in it must come from a file or the environment. Empty: Herald starts nats-server as a child
+    /// process.
+    pub(crate) url: SecretUrl,
+    /// User name, with `password`.
+    pub(crate) user: String,
+    /// Password of `user`.
+    pub(crate) password: Secret,
+    /// Token.
+    pub(crate) token: Secret,
+    /// Seed of an NKey, `SU…`.
+    pub(crate) nkey_seed: Secret,
+    /// Content of a credentials file: a user JWT and its seed. Usually set as `credentials_file`.
+    pub(crate) credentials: Secret,
+    /// TLS to an external server.
+    pub(crate) tls: NatsTls,
+    /// Port of the child process; 0 picks a free port.
+    pub(crate) port: u16,
+    /// Path of the nats-server program. Unset: `$NATS_SERVER`, the PATH, the cache; else Herald downloads it.
+    pub(crate) program: Option<PathBuf>,
+    /// Whether the child process syncs each message to disk (fsync) before it acknowledges the message. If `false`, a
+    /// power failure can lose messages of the last two minutes; a crash of the process loses nothing.
+    pub(crate) sync_always: bool,
+}
+
+/// TLS to an external NATS server. It is used when the server requires it or the URL begins with `tls://`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct NatsTls {
+    /// Whether a server without TLS is refused.
+    pub(crate) required: bool,
+    /// PEM file of the authorities that the server's certificate is verified with. Unset: those of the system.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate chain, with `key_file`.
+    pub(crate) cert_file: Option<PathBuf>,
+    /// PEM file of the private key of the client's certificate.
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: SecretUrl::default(),
+            user: String::new(),
+            password: Secret::default(),
+            token: Secret::default(),
+            nkey_seed: Secret::default(),
+            credentials: Secret::default(),
+            tls: NatsTls::default(),
+            port: 4222,
+            program: None,
+            sync_always: false,
+        }
+    }
+}
+
+impl Nats {
+    /// Whether the server is a child process.
+    pub(super) fn is_child(&self) -> bool {
+        self.url.is_empty()
+    }
+
+    /// The configuration of connections to the servers of a URL; commas separate the servers of a cluster. The error
+    /// starts with the key of an invalid setting.
+    pub(super) fn mesh_config(
+        &self,
+        url: &str,
+        topology: &TopologyConfig,
+    ) -> Result<herald_mesh::Config, String> {
+        let config = herald_mesh::Config {
+            urls: url.split(',').map(|url| url.trim().into()).collect(),
+            auth: self.auth()?,
+            tls: self.tls()?,
+            ..herald_mesh::Config::default()
+        }
+        .fit_dedupe_window(Duration::from_secs(topology.dedupe_window_seconds));
+        match config.validate() {
+            Ok(()) => Ok(config),
+            Err(error) => Err(format!("nats.url must be nats://HOST:PORT: {error}")),
+        }
+    }
+
+    /// The credentials; at most one kind.
+    fn auth(&self) -> Result<Auth, String> {
+        let set = [
+            ("user", self.user.is_empty()),
+            ("token", self.token.is_empty()),
+            ("nkey_seed", self.nkey_seed.is_empty()),
+            ("credentials", self.credentials.is_empty()),
+        ];
+        let set: Vec<&str> = set
+            .into_iter()
+            .filter(|(_, is_empty)| !is_empty)
+            .map(|(name, _)| name)
+            .collect();
+        if let [first, second, ..] = set.as_slice() {
+            return Err(format!(
+                "nats.{second} must not be set together with nats.{first}: a connection has one kind of credentials"
+            ));
+        }
+        if self.user.is_empty() && !self.password.is_empty() {
+            return Err("nats.user must be set, because nats.password is".into());
+        }
+        let expose = |secret: &Secret| secret.expose().trim().to_owned();
+        Ok(match set.first() {
+            Some(&"user") => Auth::Password {
+                user: self.user.clone(),
+                password: self.password.expose().to_owned(),
+            },
+            Some(&"token") => Auth::Token(expose(&self.token)),
+            Some(&"nkey_seed") => Auth::NKey(expose(&self.nkey_seed)),
+            Some(_) => Auth::Credentials(self.credentials.expose().to_owned()),
+            None => Auth::Urls,
+        })
+    }
+
+    fn tls(&self) -> Result<Tls, String> {
+        let client = match (&self.tls.cert_file, &self.tls.key_file) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err("nats.tls.key_file must be set, because nats.tls.cert_file is".into());
+            }
+            (None, Some(_)) => {
+                return Err("nats.tls.cert_file must be set, because nats.tls.key_file is".into());
+            }
+        };
+        Ok(Tls {
+            required: self.tls.required,
+            ca_file: self.tls.ca_file.clone(),
+            client,
+        })
+    }
+
+    /// Checks that the files of TLS can be read. The error starts with the key of the invalid setting.
+    pub(super) fn validate_files(&self) -> Result<(), String> {
+        for (key, file) in [
+            ("ca_file", &self.tls.ca_file),
+            ("cert_file", &self.tls.cert_file),
+            ("key_file", &self.tls.key_file),
+        ] {
+            if let Some(file) = file
+                && let Err(error) = std::fs::File::open(file)
+            {
+                return Err(format!(
+                    "nats.tls.{key} can't be read: {}: {error}",
+                    file.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(change: impl FnOnce(&mut Nats)) -> Result<Auth, String> {
+        let mut nats = Nats::default();
+        change(&mut nats);
+        let config = nats.mesh_config("nats://host:4222", &TopologyConfig::default())?;
+        Ok(config.auth)
+    }
+
+    #[test]
+    fn a_connection_has_one_kind_of_credentials() {
+        assert_eq!(auth(|_| ()), Ok(Auth::Urls));
+        let password = auth(|nats| {
+            nats.user = "me".into();
+            nats.password = Secret::new("hunter2");
+        });
+        assert!(matches!(password, Ok(Auth::Password { .. })));
+        assert_eq!(
+            auth(|nats| nats.token = Secret::new("abc\n")),
+            Ok(Auth::Token("abc".into()))
+        );
+        for (change, start) in [
+            (
+                (|nats: &mut Nats| {
+                    nats.token = Secret::new("a");
+                    nats.nkey_seed = Secret::new("b");
+                }) as fn(&mut Nats),
+                "nats.nkey_seed must not be set together with nats.token",
+            ),
+            (|nats| nats.password = Secret::new("a"), "nats.user must be set"),
+            (
+                |nats| nats.tls.cert_file = Some("cert.pem".into()),
+                "nats.tls.key_file must be set",
+            ),
+        ] {
+            let error = auth(change).unwrap_err();
+            assert!(error.starts_with(start), "{error}");
+        }
+    }
+}

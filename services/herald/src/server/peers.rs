@@ -1,0 +1,52 @@
+//! The channels to the roles that a process calls.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context as _, Result};
+use herald_runtime::peer::{self, Peer, Urls};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Config, checks::Checks, roles::Role, roles::Roles};
+
+/// Channels by role.
+#[derive(Default)]
+pub(super) struct Channels(BTreeMap<Role, Channel>);
+
+impl Channels {
+    /// Adds a role of this process, that listens at an address.
+    pub(super) fn add_local(&mut self, role: Role, address: SocketAddr) -> Result<()> {
+        let channel = Endpoint::from_shared(format!("http://{address}"))?
+            .tcp_nodelay(true)
+            .connect_lazy();
+        self.0.insert(role, channel);
+        Ok(())
+    }
+
+    /// Adds the roles of other processes, at the configured addresses.
+    pub(super) fn add_peers(
+        &mut self,
+        config: &Config,
+        roles: &Roles,
+        checks: &Checks,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        for role in roles.peers() {
+            let url = config.peers.of(role);
+            let url = url.with_context(|| format!("peers.{role} is not set"))?;
+            let urls = Urls::parse(url).with_context(|| format!("peers.{role}"))?;
+            let peer = Peer::follow(urls, role.as_str(), peer::system_resolver(), stop.clone());
+            checks.watch_peer(role, &peer);
+            self.0.insert(role, peer.channel);
+        }
+        Ok(())
+    }
+
+    /// The channel to a role.
+    pub(super) fn to(&self, role: Role) -> Result<Channel> {
+        self.0
+            .get(&role)
+            .cloned()
+            .with_context(|| format!("this process has no channel to {role}"))
+    }
+}

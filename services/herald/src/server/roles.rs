@@ -1,0 +1,165 @@
+//! The roles of a process.
+
+use std::{collections::BTreeSet, fmt};
+
+use herald_proto::{
+    mesh_v1::follower_service_server::SERVICE_NAME as FOLLOWER_SERVICE,
+    v1::{
+        analytics_service_server::SERVICE_NAME as ANALYTICS_SERVICE,
+        audit_service_server::SERVICE_NAME as AUDIT_SERVICE,
+        dead_letter_service_server::SERVICE_NAME as DEAD_LETTER_SERVICE,
+        graph_service_server::SERVICE_NAME as GRAPH_SERVICE,
+    },
+};
+use serde::Serialize;
+
+/// What a process does. A process has one, several or all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    /// Serves the public API: posts, timelines, devices, and calls forwarded to graph, analytics and deadletter
+    Gateway,
+    /// Writes posts and their request ids to the store
+    Archive,
+    /// Stores who follows whom
+    Graph,
+    /// Expands posts into chunks of recipients; has lanes
+    Fanout,
+    /// Writes posts to timelines; has lanes
+    Timeline,
+    /// Sends posts to devices; has lanes
+    Push,
+    /// Counts posts and deliveries, and writes them to Parquet files
+    Analytics,
+    /// Stores and redrives dead letters, audits, and removes old data
+    Deadletter,
+}
+
+impl Role {
+    /// All roles.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Gateway,
+        Self::Archive,
+        Self::Graph,
+        Self::Fanout,
+        Self::Timeline,
+        Self::Push,
+        Self::Analytics,
+        Self::Deadletter,
+    ];
+
+    /// The name on the command line, in logs, and in health checks.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Archive => "archive",
+            Self::Graph => "graph",
+            Self::Fanout => "fanout",
+            Self::Timeline => "timeline",
+            Self::Push => "push",
+            Self::Analytics => "analytics",
+            Self::Deadletter => "deadletter",
+        }
+    }
+
+    /// The internal gRPC services, that other roles call. The gateway's are public.
+    pub(super) const fn internal_services(self) -> &'static [&'static str] {
+        match self {
+            Self::Graph => &[GRAPH_SERVICE, FOLLOWER_SERVICE],
+            Self::Analytics => &[ANALYTICS_SERVICE],
+            Self::Deadletter => &[DEAD_LETTER_SERVICE, AUDIT_SERVICE],
+            _ => &[],
+        }
+    }
+
+    /// The roles that this one calls.
+    pub(super) const fn calls(self) -> &'static [Self] {
+        match self {
+            Self::Gateway => &[Self::Graph, Self::Analytics, Self::Deadletter],
+            Self::Fanout => &[Self::Graph],
+            _ => &[],
+        }
+    }
+
+    /// Whether the role reads or writes timelines.
+    pub(super) const fn uses_timelines(self) -> bool {
+        matches!(self, Self::Gateway | Self::Timeline | Self::Deadletter)
+    }
+
+    /// Whether the role has long CPU-bound tasks, which run on threads of their own.
+    pub(super) const fn runs_in_background(self) -> bool {
+        matches!(self, Self::Analytics | Self::Deadletter)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The roles of one process; at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Roles(BTreeSet<Role>);
+
+impl Roles {
+    /// All roles.
+    pub(crate) fn all() -> Self {
+        Self(Role::ALL.into())
+    }
+
+    /// Whether the process has this role.
+    pub(crate) fn has(&self, role: Role) -> bool {
+        self.0.contains(&role)
+    }
+
+    /// The roles in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Role> {
+        self.0.iter().copied()
+    }
+
+    /// The roles that others of these call and that are not in the process.
+    pub(super) fn peers(&self) -> BTreeSet<Role> {
+        let called = self.iter().flat_map(|role| role.calls());
+        called.copied().filter(|role| !self.has(*role)).collect()
+    }
+
+    /// Whether other processes call this one.
+    pub(super) fn are_called(&self) -> bool {
+        self.has(Role::Gateway) || self.iter().any(|role| !role.internal_services().is_empty())
+    }
+}
+
+impl FromIterator<Role> for Roles {
+    fn from_iter<I: IntoIterator<Item = Role>>(roles: I) -> Self {
+        Self(roles.into_iter().collect())
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.iter().map(Role::as_str).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_needs_the_roles_that_it_calls_and_lacks() {
+        let peers = |roles: &[Role]| -> Vec<Role> {
+            let roles: Roles = roles.iter().copied().collect();
+            roles.peers().into_iter().collect()
+        };
+        assert_eq!(Roles::all().peers(), BTreeSet::new());
+        assert_eq!(peers(&[Role::Fanout, Role::Push]), [Role::Graph]);
+        assert_eq!(
+            peers(&[Role::Gateway, Role::Graph, Role::Fanout]),
+            [Role::Analytics, Role::Deadletter]
+        );
+        assert_eq!(peers(&[Role::Timeline]), []);
+    }
+}

@@ -1,0 +1,208 @@
+//! Spawns the services of the roles.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use herald_mesh::{Mesh, Topology};
+use herald_model::Lane;
+use herald_push::Vapid;
+use herald_runtime::{grpc::Listener, metrics::Shared};
+use herald_store::Stores;
+use tokio::net::TcpListener;
+
+use super::{
+    Config, background::Background, checks::Checks, peers::Channels, roles::Role, services::Services,
+};
+
+/// The shared dependencies of the services.
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) topology: Arc<Topology>,
+    pub(super) mesh: Mesh,
+    /// Of roles that run in the background.
+    pub(super) background: Option<Background>,
+    pub(super) stores: Stores,
+    pub(super) metrics: Shared,
+    pub(super) checks: Checks,
+}
+
+impl Parts {
+    fn background(&self) -> Result<&Background> {
+        self.background
+            .as_ref()
+            .context("the background threads are not running")
+    }
+
+    fn lanes(&self) -> Vec<Lane> {
+        self.config.lanes()
+    }
+
+    /// Spawns a role with an internal gRPC service.
+    pub(super) fn spawn_internal(
+        &self,
+        role: Role,
+        services: &mut Services,
+        listener: Listener,
+    ) -> Result<()> {
+        match role {
+            Role::Graph => self.spawn_graph(services, listener),
+            Role::Analytics => self.spawn_analytics(services, listener)?,
+            Role::Deadletter => self.spawn_deadletter(services, listener)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn spawn_graph(&self, services: &mut Services, listener: Listener) {
+        let deps = herald_graph::Deps {
+            mesh: self.mesh.clone(),
+            users: self.stores.users.clone(),
+            follows: self.stores.follows.clone(),
+            posts: self.stores.posts.clone(),
+            listener,
+            metrics: self.metrics.register(herald_graph::Metrics::new),
+        };
+        let graph = herald_graph::run(self.config.graph.clone(), deps, services.shutdown());
+        services.spawn("graph", graph);
+    }
+
+    fn spawn_analytics(&self, services: &mut Services, listener: Listener) -> Result<()> {
+        let background = self.background()?;
+        let deps = herald_analytics::Deps {
+            mesh: background.mesh.clone(),
+            topology: self.topology.clone(),
+            totals: self.stores.totals.clone(),
+            users: self.stores.users.clone(),
+            leases: self.stores.leases.clone(),
+            objects: None,
+            listener,
+            metrics: self.metrics.register(herald_analytics::Metrics::new),
+        };
+        let analytics = herald_analytics::run(self.config.analytics.clone(), deps, services.shutdown());
+        services.spawn_on(&background.runtime, "analytics", analytics);
+        Ok(())
+    }
+
+    fn spawn_deadletter(&self, services: &mut Services, listener: Listener) -> Result<()> {
+        let background = self.background()?;
+        let stores = self.stores.clone();
+        let auditor = herald_audit::Auditor {
+            mesh: background.mesh.clone(),
+            topology: self.topology.clone(),
+            users: stores.users.clone(),
+            posts: stores.posts,
+            timelines: stores.timelines,
+            ledger: stores.ledger.clone(),
+            totals: stores.totals,
+            dead_letters: stores.dead_letters.clone(),
+            limits: self.config.audit_limits(),
+        };
+        let deps = herald_deadletter::Deps {
+            mesh: background.mesh.clone(),
+            topology: self.topology.clone(),
+            users: stores.users,
+            ledger: stores.ledger,
+            dead_letters: stores.dead_letters,
+            leases: stores.leases,
+            retention: stores.retention,
+            auditor,
+            listener,
+            metrics: self.metrics.register(herald_deadletter::Metrics::new),
+        };
+        let deadletter = herald_deadletter::run(self.config.deadletter.clone(), deps, services.shutdown());
+        services.spawn_on(&background.runtime, "deadletter", deadletter);
+        Ok(())
+    }
+
+    pub(super) fn spawn_archive(&self, services: &mut Services) {
+        let deps = herald_archive::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            posts: self.stores.posts.clone(),
+            metrics: self.metrics.register(herald_archive::Metrics::new),
+        };
+        let archive = herald_archive::run(self.config.archive.clone(), deps, services.shutdown());
+        services.spawn("archive", archive);
+    }
+
+    pub(super) fn spawn_fanout(&self, services: &mut Services, channels: &Channels) -> Result<()> {
+        let deps = herald_fanout::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            lanes: self.lanes(),
+            ledger: self.stores.ledger.clone(),
+            graph: channels.to(Role::Graph)?,
+            metrics: self.metrics.register(herald_fanout::Metrics::new),
+        };
+        let fanout = herald_fanout::run(self.config.fanout.clone(), deps, services.shutdown());
+        services.spawn("fanout", fanout);
+        Ok(())
+    }
+
+    pub(super) fn spawn_timeline(&self, services: &mut Services) {
+        let deps = herald_timeline::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            lanes: self.lanes(),
+            timelines: self.stores.timelines.clone(),
+            ledger: self.stores.ledger.clone(),
+            posts: self.stores.posts.clone(),
+            metrics: self.metrics.register(herald_timeline::Metrics::new),
+        };
+        let timeline = herald_timeline::run(self.config.timeline.clone(), deps, services.shutdown());
+        services.spawn("timeline", timeline);
+    }
+
+    pub(super) fn spawn_push(&self, services: &mut Services, vapid: Vapid) {
+        let stores = self.stores.clone();
+        let deps = herald_push::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            lanes: self.lanes(),
+            users: stores.users,
+            devices: stores.devices,
+            preferences: stores.preferences,
+            posts: stores.posts,
+            ledger: stores.ledger,
+            vapid,
+            metrics: self.metrics.register(herald_push::Metrics::new),
+        };
+        let push = herald_push::run(self.config.push.clone(), deps, services.shutdown());
+        services.spawn("push", push);
+    }
+
+    pub(super) fn spawn_gateway(
+        &self,
+        services: &mut Services,
+        listener: TcpListener,
+        channels: &Channels,
+        vapid_public_key: String,
+    ) -> Result<()> {
+        let stores = self.stores.clone();
+        let deps = herald_gateway::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            users: stores.users,
+            posts: stores.posts,
+            devices: stores.devices,
+            preferences: stores.preferences,
+            timelines: stores.timelines,
+            ledger: stores.ledger,
+            listener,
+            graph: channels.to(Role::Graph)?,
+            analytics: channels.to(Role::Analytics)?,
+            deadletter: channels.to(Role::Deadletter)?,
+            vapid: herald_gateway::Vapid {
+                public_key: vapid_public_key,
+                has_subject: !self.config.push.vapid_subject.is_empty(),
+            },
+            readiness: self.checks.of(Role::Gateway),
+            roles: self.checks.role_groups(),
+            draining: self.checks.draining.clone(),
+            metrics: self.metrics.register(herald_gateway::Metrics::new),
+        };
+        let gateway = herald_gateway::run(self.config.gateway.clone(), deps, services.shutdown());
+        services.spawn("gateway", gateway);
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! The configuration of the store, of both engines.
+
+use std::path::Path;
+
+use herald_runtime::{bounds, config::SecretUrl};
+use herald_store::{
+    cluster::{self, PostgresConfig},
+    embedded,
+};
+use serde::{Deserialize, Serialize};
+
+/// Maximum of all caches, MiB: 1 TiB.
+const CACHE_MB_MAX: u64 = 1 << 20;
+/// Maximum of all retentions: 100 years.
+const KEEP_DAYS_MAX: u64 = 36_500;
+
+/// The timelines of the cluster engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Timelines {
+    /// URL
+    pub(crate) url: SecretUrl,
+}
+
+/// The store: the embedded engine, or with `url` the cluster engine. Settings of the other engine have no effect.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Store {
+    /// Cluster engine: the URL of the PostgreSQL database, `postgres://USER@HOST:PORT/DATABASE`. With a password it must
+    /// come from a file or the environment. Empty: the embedded engine, in `data_dir`.
+    pub(crate) url: SecretUrl,
+    /// Cluster engine: the connections to PostgreSQL.
+    pub(crate) postgres: PostgresConfig,
+    /// Retention of the follow history, hours. Must exceed the time from the first slice of a post to its last one.
+    pub(crate) follow_history_keep_hours: u64,
+    /// Retention of request ids, hours. A request that is repeated within this time creates no second post.
+    pub(crate) request_keep_hours: u64,
+    /// Retention of timelines, days from the acceptance of a post.
+    pub(crate) timeline_keep_days: u64,
+    /// Retention of the ledger, days from the acceptance of a post, and of dead letters, days from their arrival.
+    pub(crate) ledger_keep_days: u64,
+    /// Retention of the audit log of operations on dead letters, days.
+    pub(crate) dead_letter_operation_keep_days: u64,
+    /// Cache of users, MiB for each direction (id to key, key to id).
+    pub(crate) users_cache_mb: u64,
+    /// Embedded engine: free disk space below which writes are refused, MiB. Below twice this value no new posts are
+    /// accepted.
+    pub(crate) disk_free_mb_min: u64,
+    /// Embedded engine: block cache of `records/`, MiB.
+    pub(crate) records_cache_mb: u64,
+    /// Embedded engine: block cache of `dead_letters/`, MiB.
+    pub(crate) dead_letters_cache_mb: u64,
+    /// Embedded engine: block cache of `totals/`, MiB.
+    pub(crate) totals_cache_mb: u64,
+    /// Embedded engine: cache of differences between follow versions, MiB.
+    pub(crate) follows_cache_mb: u64,
+    /// Embedded engine: cache of posts, MiB.
+    pub(crate) posts_cache_mb: u64,
+    /// Embedded engine: cache of devices, MiB.
+    pub(crate) devices_cache_mb: u64,
+    /// Embedded engine: cache of preferences, MiB.
+    pub(crate) preferences_cache_mb: u64,
+    /// Embedded engine: timelines. Those of the cluster engine have the section `timelines`.
+    pub(crate) timelines: embedded::timelines::Config,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let embedded::Config {
+            data_dir: _,
+            disk_free_mb_min,
+            records_cache_mb,
+            dead_letters_cache_mb,
+            totals_cache_mb,
+            follow_history_keep_hours,
+            request_keep_hours,
+            users_cache_mb,
+            follows_cache_mb,
+            posts_cache_mb,
+            devices_cache_mb,
+            preferences_cache_mb,
+            timeline_keep_days,
+            ledger_keep_days,
+            dead_letter_operation_keep_days,
+            timelines,
+        } = embedded::Config::default();
+        Self {
+            url: SecretUrl::default(),
+            postgres: PostgresConfig::default(),
+            follow_history_keep_hours,
+            request_keep_hours,
+            timeline_keep_days,
+            ledger_keep_days,
+            dead_letter_operation_keep_days,
+            users_cache_mb,
+            disk_free_mb_min,
+            records_cache_mb,
+            dead_letters_cache_mb,
+            totals_cache_mb,
+            follows_cache_mb,
+            posts_cache_mb,
+            devices_cache_mb,
+            preferences_cache_mb,
+            timelines,
+        }
+    }
+}
+
+impl Store {
+    /// Whether the cluster engine is used.
+    pub(crate) fn is_cluster(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// The configuration of the embedded engine.
+    pub(super) fn embedded(&self, data_dir: &Path) -> embedded::Config {
+        embedded::Config {
+            data_dir: data_dir.to_owned(),
+            disk_free_mb_min: self.disk_free_mb_min,
+            records_cache_mb: self.records_cache_mb,
+            dead_letters_cache_mb: self.dead_letters_cache_mb,
+            totals_cache_mb: self.totals_cache_mb,
+            follow_history_keep_hours: self.follow_history_keep_hours,
+            request_keep_hours: self.request_keep_hours,
+            users_cache_mb: self.users_cache_mb,
+            follows_cache_mb: self.follows_cache_mb,
+            posts_cache_mb: self.posts_cache_mb,
+            devices_cache_mb: self.devices_cache_mb,
+            preferences_cache_mb: self.preferences_cache_mb,
+            timeline_keep_days: self.timeline_keep_days,
+            ledger_keep_days: self.ledger_keep_days,
+            dead_letter_operation_keep_days: self.dead_letter_operation_keep_days,
+            timelines: self.timelines.clone(),
+        }
+    }
+
+    /// The configuration of the cluster engine.
+    pub(super) fn cluster(&self) -> cluster::Config {
+        cluster::Config {
+            url: cluster::SecretUrl::new(self.url.expose()),
+            postgres: self.postgres.clone(),
+            follow_history_keep_hours: self.follow_history_keep_hours,
+            request_keep_hours: self.request_keep_hours,
+            timeline_keep_days: self.timeline_keep_days,
+            ledger_keep_days: self.ledger_keep_days,
+            dead_letter_operation_keep_days: self.dead_letter_operation_keep_days,
+            users_cache_mb: self.users_cache_mb,
+        }
+    }
+
+    /// Checks the values; the error starts with the key of the first invalid one.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        bounds!("store", self, {
+            disk_free_mb_min: 0..=1 << 34,
+            records_cache_mb: 0..=CACHE_MB_MAX,
+            dead_letters_cache_mb: 0..=CACHE_MB_MAX,
+            totals_cache_mb: 0..=CACHE_MB_MAX,
+            follow_history_keep_hours: 1..=24 * KEEP_DAYS_MAX,
+            request_keep_hours: 1..=24 * KEEP_DAYS_MAX,
+            users_cache_mb: 0..=CACHE_MB_MAX,
+            follows_cache_mb: 0..=CACHE_MB_MAX,
+            posts_cache_mb: 0..=CACHE_MB_MAX,
+            devices_cache_mb: 0..=CACHE_MB_MAX,
+            preferences_cache_mb: 0..=CACHE_MB_MAX,
+            timeline_keep_days: 1..=KEEP_DAYS_MAX,
+            ledger_keep_days: 1..=KEEP_DAYS_MAX,
+            dead_letter_operation_keep_days: 1..=KEEP_DAYS_MAX,
+            timelines.flush_interval_ms: 1..=1_000,
+            timelines.flush_chunks: 1..=1_000_000,
+            timelines.run_pairs_max: 1..=1_000_000_000,
+            timelines.small_run_pairs_max: 0..=1_000_000_000,
+            timelines.entries_max: 1..=1_000_000,
+            timelines.cache_mb: 0..=CACHE_MB_MAX,
+            timelines.merge_blocks_min: 1..,
+            timelines.merge_busy_percent: 1..=100,
+        });
+        let scheme = self.url.expose().split_once("://").map(|(scheme, _)| scheme);
+        if self.is_cluster() && !matches!(scheme, Some("postgres" | "postgresql")) {
+            return Err("store.url must be postgres://USER@HOST:PORT/DATABASE".into());
+        }
+        Ok(())
+    }
+}
