@@ -8,10 +8,12 @@
 
 mod command;
 mod graph;
+mod process;
 mod server;
 mod wait;
 
 pub use command::{Output, run, run_json};
 pub use graph::{Edges, FACEBOOK, facebook_graph};
+pub use process::Process;
 pub use server::{Clients, Herald, Options, ack_wait_variables};
 pub use wait::{until, until_some};

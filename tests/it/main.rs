@@ -21,6 +21,8 @@ mod main_job;
 mod metrics;
 mod poison;
 mod readme;
+mod serve;
+mod serve_cluster;
 mod start;
 mod surface;
 

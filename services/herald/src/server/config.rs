@@ -9,12 +9,13 @@ use std::{
 use herald_mesh::TopologyConfig;
 use herald_model::Lane;
 use herald_runtime::{config, telemetry};
+use herald_store::cluster::TimelinesConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{
     nats_config::Nats,
     roles::{Role, Roles},
-    store_config::{Store, Timelines},
+    store_config::Store,
 };
 
 /// `HERALD_` variables that are not server settings.
@@ -52,7 +53,7 @@ pub(crate) struct Config {
     /// The store.
     pub(crate) store: Store,
     /// The timelines of the cluster engine.
-    pub(crate) timelines: Timelines,
+    pub(crate) timelines: TimelinesConfig,
     /// The archive service.
     pub(crate) archive: herald_archive::Config,
     /// The gateway service.
@@ -113,7 +114,7 @@ impl Default for Config {
             telemetry: telemetry::Config::default(),
             topology: TopologyConfig::default(),
             store: Store::default(),
-            timelines: Timelines::default(),
+            timelines: TimelinesConfig::default(),
             archive: herald_archive::Config::default(),
             gateway: herald_gateway::Config::default(),
             graph: herald_graph::Config::default(),
@@ -168,7 +169,7 @@ impl Config {
 
     /// The configuration of the cluster engine.
     pub(super) fn cluster(&self) -> herald_store::cluster::Config {
-        self.store.cluster()
+        self.store.cluster(&self.timelines)
     }
 
     /// The lanes of this process. Unknown names are refused by [`Config::validate`].

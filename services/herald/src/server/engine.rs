@@ -56,7 +56,11 @@ impl Config {
     pub(super) fn audit_limits(&self) -> herald_audit::Limits {
         let days = self.store.timeline_keep_days.min(self.store.ledger_keep_days);
         herald_audit::Limits {
-            timeline_entries_max: self.store.timelines.entries_max,
+            timeline_entries_max: if self.store.is_cluster() {
+                self.timelines.entries_max
+            } else {
+                self.store.timelines.entries_max
+            },
             timeline_age_max: Duration::from_hours(24 * days),
             ..herald_audit::Limits::default()
         }

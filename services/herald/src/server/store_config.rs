@@ -4,7 +4,7 @@ use std::path::Path;
 
 use herald_runtime::{bounds, config::SecretUrl};
 use herald_store::{
-    cluster::{self, PostgresConfig},
+    cluster::{self, PostgresConfig, TimelinesConfig},
     embedded,
 };
 use serde::{Deserialize, Serialize};
@@ -13,14 +13,6 @@ use serde::{Deserialize, Serialize};
 const CACHE_MB_MAX: u64 = 1 << 20;
 /// Maximum of all retentions: 100 years.
 const KEEP_DAYS_MAX: u64 = 36_500;
-
-/// The timelines of the cluster engine.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Timelines {
-    /// URL
-    pub(crate) url: SecretUrl,
-}
 
 /// The store: the embedded engine, or with `url` the cluster engine. Settings of the other engine have no effect.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -135,7 +127,7 @@ impl Store {
     }
 
     /// The configuration of the cluster engine.
-    pub(super) fn cluster(&self) -> cluster::Config {
+    pub(super) fn cluster(&self, timelines: &TimelinesConfig) -> cluster::Config {
         cluster::Config {
             url: cluster::SecretUrl::new(self.url.expose()),
             postgres: self.postgres.clone(),
@@ -145,6 +137,7 @@ impl Store {
             ledger_keep_days: self.ledger_keep_days,
             dead_letter_operation_keep_days: self.dead_letter_operation_keep_days,
             users_cache_mb: self.users_cache_mb,
+            timelines: timelines.clone(),
         }
     }
 

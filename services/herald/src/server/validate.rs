@@ -296,7 +296,7 @@ mod tests {
 
         let fanout: Roles = [Role::Fanout].into_iter().collect();
         refused(config.validate_roles(&fanout), "timelines.url must be set");
-        config.timelines.url = SecretUrl::new("redis://host");
+        config.timelines.url = "redis://host".into();
         refused(
             config.validate_roles(&fanout),
             "peers.graph must be set, because fanout calls graph",
