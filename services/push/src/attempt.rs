@@ -1,11 +1,11 @@
 //! One attempt at a chunk: decides what to do with each pending recipient, and sends the pushes.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use herald_failure::isolate;
 use herald_mesh::Delivery;
-use herald_model::{Channel, Device, DeviceId, Preferences, UserId, UserKey, time::Timestamp};
+use herald_model::{Device, DeviceId, Preferences, UserId, UserKey, time::Timestamp};
 use herald_store::{Devices, SuppressedReason};
 use tokio::{
     task::JoinSet,
@@ -16,6 +16,7 @@ use tracing::error;
 use crate::{
     Metrics,
     adapters::{Dispatcher, Push},
+    claim::Claim,
     device_health::update_device,
     domain::{self, Decision, Progress, Reason, Recipient, Sent, Verdict},
     error::AttemptError,
@@ -24,9 +25,6 @@ use crate::{
 
 /// Sends in flight up to which a chunk counts as one that only waits for slow devices.
 const SLOW_SENDS_MAX: usize = 64;
-
-/// Lease of a claim.
-const CLAIM_LEASE: Duration = Duration::from_secs(10);
 
 /// The stored data of a recipient.
 struct RecipientData {
@@ -43,14 +41,22 @@ struct Job {
     device: Device,
 }
 
+/// The sends of one attempt at a chunk.
+struct Sends {
+    push: Arc<Push>,
+    jobs: VecDeque<Job>,
+    claim: Arc<Claim>,
+}
+
 impl PushHandler {
-    /// Settles the recipients that are due, or sends to their devices. If reading a recipient fails permanently, the
+    /// Settles the recipients that are due, or claims the chunk and sends to their devices. If reading a recipient fails permanently, the
     /// recipient is isolated and settled with `bisect`; without it, the attempt fails.
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
         delivery: &Delivery,
         progress: &mut Progress,
+        claim: &mut Option<Arc<Claim>>,
         bisect: bool,
     ) -> Result<(), AttemptError> {
         let now = Timestamp::now();
@@ -66,10 +72,17 @@ impl PushHandler {
         let jobs = self.plan_due(chunk, progress, post.is_none(), bisect).await?;
         match post {
             Some(post) if !jobs.is_empty() => {
-                self.claim(chunk, progress).await?;
+                let claim = match claim {
+                    Some(claim) => claim,
+                    None => claim.insert(self.claim(chunk, progress).await?),
+                };
                 let push = Push::new(post, chunk.lane, chunk.accepted_at, progress.expires_at());
-                self.send(chunk, delivery, progress, Arc::new(push), jobs.into())
-                    .await
+                let sends = Sends {
+                    push: Arc::new(push),
+                    jobs: jobs.into(),
+                    claim: claim.clone(),
+                };
+                self.send(chunk, delivery, progress, sends).await
             }
             _ => Ok(()),
         }
@@ -89,20 +102,6 @@ impl PushHandler {
             jobs.extend(plan_recipient(chunk, progress, is_deleted, index, data, now));
         }
         Ok(jobs)
-    }
-
-    /// Claims the chunk in the ledger. Without the claim nothing may be sent: a ledger that can't be written would not
-    /// know of the pushes, and the next attempt would send them again.
-    async fn claim(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
-        let claimed = self.ledger.claim(
-            chunk.post,
-            Channel::Push,
-            chunk.id,
-            progress.revision(),
-            CLAIM_LEASE,
-        );
-        progress.mark_claimed(claimed.await?);
-        Ok(())
     }
 
     /// Reads the data of the recipients that are due, each with its index in the chunk.
@@ -147,8 +146,8 @@ impl PushHandler {
             .collect())
     }
 
-    /// Sends the pushes, and records progress periodically. After an error no more pushes are sent, but the verdicts of
-    /// those in flight are still recorded in `progress`.
+    /// Sends the pushes, extends the claim, and records progress periodically. After an error no more requests are
+    /// started, but the verdicts of those in flight are still recorded in `progress`.
     ///
     /// A slow device delays nobody: meanwhile, devices that failed are tried again when they are due, and a chunk that
     /// only waits for responses leaves its place to another one.
@@ -157,19 +156,29 @@ impl PushHandler {
         chunk: &Chunk,
         delivery: &Delivery,
         progress: &mut Progress,
-        push: Arc<Push>,
-        mut jobs: VecDeque<Job>,
+        sends: Sends,
     ) -> Result<(), AttemptError> {
+        let Sends {
+            push,
+            mut jobs,
+            claim,
+        } = sends;
         let backoff = self.config.backoff();
         let interval = self.config.settle_interval();
         let mut tick = interval_at(Instant::now() + interval, interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut extend_tick = interval_at(Instant::now() + claim.extend_interval(), claim.extend_interval());
+        extend_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Without an end, devices that are slow in turn would keep the chunk here for ever.
         let retry_until = Instant::now() + self.config.request_timeout();
         let mut slow_chunk = None;
         let mut running = JoinSet::new();
         let mut outcome = Ok(());
         loop {
+            if outcome.is_err() {
+                // No request starts that waits for its turn.
+                claim.lose();
+            }
             while outcome.is_ok() && running.len() < self.config.sends_per_chunk_max {
                 let Some(job) = jobs.pop_front() else { break };
                 running.spawn(run_job(
@@ -178,13 +187,17 @@ impl PushHandler {
                     self.metrics.clone(),
                     self.config.disable_failing_days,
                     push.clone(),
+                    claim.clone(),
                     job,
                 ));
             }
-            let mut due = false;
+            let (mut due, mut extend) = (false, false);
             tokio::select! {
                 joined = running.join_next() => match joined {
                     Some(Ok((index, sent))) => {
+                        if sent.verdict == Verdict::Unclaimed && outcome.is_ok() {
+                            outcome = Err(AttemptError::ClaimEnded);
+                        }
                         progress.record(index, &sent, Timestamp::now(), &backoff, rand::random());
                     }
                     // The recipient stays pending.
@@ -192,12 +205,16 @@ impl PushHandler {
                     None => return outcome,
                 },
                 _ = tick.tick() => due = true,
+                _ = extend_tick.tick() => extend = true,
             }
             if outcome.is_err() {
                 continue;
             }
-            if due || progress.unrecorded() >= self.config.settle_sends_max {
-                outcome = self.record(chunk, progress, Some(CLAIM_LEASE)).await;
+            if extend {
+                outcome = self.extend_claim(chunk, progress, &claim).await;
+            }
+            if outcome.is_ok() && (due || progress.unrecorded() >= self.config.settle_sends_max) {
+                outcome = self.record(chunk, progress, Some(&claim)).await;
             }
             if due && outcome.is_ok() {
                 match self.posts.is_deleted(chunk.post).await {
@@ -291,6 +308,7 @@ async fn run_job(
     metrics: Metrics,
     failing_days_max: u32,
     push: Arc<Push>,
+    claim: Arc<Claim>,
     job: Job,
 ) -> (usize, Sent) {
     let Job {
@@ -299,7 +317,7 @@ async fn run_job(
         device,
     } = job;
     let sending = async {
-        let verdict = dispatcher.send(&push, &recipient, &device).await;
+        let verdict = dispatcher.send(&push, &recipient, &device, &claim).await;
         herald_failpoints::point!("push.sent");
         let provider = dispatcher.provider(&device);
         update_device(&*devices, &metrics, &device, provider, verdict, failing_days_max).await

@@ -40,6 +40,10 @@ pub struct Config {
     /// Interval at which the progress of a chunk is recorded and its post is checked for deletion; milliseconds, 10 to
     /// 10,000. Default: 500.
     pub settle_interval_ms: u64,
+    /// Lease of a worker's claim of a chunk. While it lasts no other worker sends the chunk; the worker extends it each
+    /// third, and sends nothing after its end. When a worker dies, its chunks wait for the rest of it; milliseconds, 500
+    /// to 60,000. Default: 3,000.
+    pub claim_lease_ms: u64,
     /// Maximum delay before the first retry of a device; each further retry doubles it. The delay is random, at least
     /// half of the maximum; milliseconds, 1,000 to 60,000. Default: 2,000.
     pub retry_delay_ms_base: u64,
@@ -82,6 +86,7 @@ impl Default for Config {
             isolate_attempts_min: 3,
             settle_sends_max: 128,
             settle_interval_ms: 500,
+            claim_lease_ms: 3_000,
             retry_delay_ms_base: 2_000,
             retry_delay_ms_max: 300_000,
             retry_after_seconds_max: 300,
@@ -110,6 +115,7 @@ impl Config {
             isolate_attempts_min: 1..=1_000,
             settle_sends_max: 1..,
             settle_interval_ms: 10..=10_000,
+            claim_lease_ms: 500..=60_000,
             retry_delay_ms_base: 1_000..=60_000,
             retry_delay_ms_max: 1_000..=3_600_000,
             retry_after_seconds_max: 1..=3_600,
@@ -134,6 +140,10 @@ impl Config {
 
     pub(crate) fn settle_interval(&self) -> Duration {
         Duration::from_millis(self.settle_interval_ms)
+    }
+
+    pub(crate) fn claim_lease(&self) -> Duration {
+        Duration::from_millis(self.claim_lease_ms)
     }
 
     /// When a device is tried again.

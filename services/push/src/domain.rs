@@ -91,6 +91,8 @@ pub(crate) enum Verdict {
     Expired,
     /// Not sent because the post was deleted.
     Deleted,
+    /// Not sent because the claim of the chunk has ended.
+    Unclaimed,
 }
 
 impl Verdict {
@@ -103,6 +105,7 @@ impl Verdict {
             Self::Retry { .. } => "later",
             Self::Expired => "expired",
             Self::Deleted => "deleted",
+            Self::Unclaimed => "unclaimed",
         }
     }
 }

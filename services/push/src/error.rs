@@ -6,9 +6,8 @@ use herald_failure::{Classified, Classify, FailureClass};
 use herald_posts::ReadError;
 use herald_store::ErrorKind;
 
-/// Delay before the retry of a chunk that another worker is processing. A worker that stalls for longer than the ack
-/// wait gets a conflict from the ledger; an immediate retry could send to the same devices as the other worker.
-const CONFLICT_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Delay before the retry of a chunk whose outcome another worker has changed meanwhile.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// An error that stops the service.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +80,33 @@ pub(crate) enum AttemptError {
     Store(#[from] herald_store::Error),
     #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
+    #[error("the claim of the chunk ended before all pushes were sent")]
+    ClaimEnded,
+    #[error("the service stopped while the chunk waited")]
+    Stopped,
     #[error("{0}")]
     Permanent(String),
+}
+
+impl AttemptError {
+    /// Whether another worker has claimed the chunk.
+    pub(crate) fn is_claimed(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind() == ErrorKind::Claimed)
+    }
+
+    /// Whether the store can't be used now.
+    pub(crate) fn is_store_away(&self) -> bool {
+        let kind = match self {
+            Self::Store(error) => error.kind(),
+            _ => return false,
+        };
+        matches!(kind, ErrorKind::Unavailable | ErrorKind::Full)
+    }
+
+    /// Whether the chunk waits in its handler and is tried again: it spends no attempt.
+    pub(crate) fn is_wait(&self) -> bool {
+        self.is_claimed() || self.is_store_away() || matches!(self, Self::ClaimEnded)
+    }
 }
 
 impl From<ReadError> for AttemptError {
@@ -108,6 +132,7 @@ impl Classify for AttemptError {
         match self {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
+            Self::ClaimEnded | Self::Stopped => FailureClass::Transient,
             Self::Permanent(_) => FailureClass::Permanent,
         }
     }
@@ -115,6 +140,8 @@ impl Classify for AttemptError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(CONFLICT_RETRY_DELAY),
+            // Another process can take the message at once.
+            Self::Stopped => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -136,6 +163,17 @@ mod tests {
             AttemptError::Permanent("panic".into()).class(),
             FailureClass::Permanent
         );
+    }
+
+    #[test]
+    fn a_chunk_waits_for_another_worker_and_for_the_store() {
+        for kind in [ErrorKind::Claimed, ErrorKind::Unavailable, ErrorKind::Full] {
+            assert!(store(kind).is_wait(), "{kind:?}");
+        }
+        assert!(AttemptError::ClaimEnded.is_wait());
+        for kind in [ErrorKind::Conflict, ErrorKind::Corrupt] {
+            assert!(!store(kind).is_wait(), "{kind:?}");
+        }
     }
 
     #[test]

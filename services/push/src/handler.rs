@@ -7,9 +7,13 @@ use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject, Wait};
 use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
-use herald_store::{Devices, ExpectedRevision, Ledger, Preferences, Settlement, Users};
+use herald_store::{Devices, Ledger, Preferences, Users};
 use prost::Message as _;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, field, instrument, warn};
 
 use crate::{
@@ -34,7 +38,13 @@ pub(crate) struct PushHandler {
     pub(crate) slow_chunks: [Semaphore; Lane::ALL.len()],
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
+    /// Ends the waits of chunks.
+    pub(crate) stop: CancellationToken,
 }
+
+/// Bounds of the delay between two attempts at a chunk that waits for the store; it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A decoded chunk.
 #[derive(Debug)]
@@ -106,7 +116,8 @@ impl Chunk {
 }
 
 impl PushHandler {
-    /// Sends, then records in the ledger, then publishes the event. The caller settles the message.
+    /// Sends, records and publishes. While another worker has claimed the chunk, or the store is away, the message waits
+    /// here: heartbeats keep it, and it spends no attempt. The caller settles the message.
     #[instrument(
         name = "push send",
         skip_all,
@@ -121,6 +132,40 @@ impl PushHandler {
         )
     )]
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
+        let lease = self.config.claim_lease();
+        let started = Instant::now();
+        let mut slow_chunk = None;
+        let mut delay = WAIT_MIN;
+        loop {
+            let error = match self.deliver_once(chunk, delivery).await {
+                Err(error) if error.is_wait() => error,
+                done => return done,
+            };
+            let pause = if error.is_claimed() {
+                lease / 10
+            } else {
+                delay = (2 * delay).min(WAIT_MAX);
+                delay / 2
+            };
+            debug!(%error, post_id = chunk.post.0, chunk_id = %chunk.id, "chunk waits");
+            // The other worker is alive and slow: this chunk must not take the place of another one.
+            if error.is_claimed()
+                && slow_chunk.is_none()
+                && started.elapsed() > lease
+                && let Ok(permit) = self.slow_chunks[chunk.lane as usize].try_acquire()
+            {
+                slow_chunk = Some(permit);
+                delivery.release_slot();
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => return Err(AttemptError::Stopped),
+            }
+        }
+    }
+
+    /// Sends, then records in the ledger, then publishes the event.
+    async fn deliver_once(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
         let recorded = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded, chunk.generation, chunk.expires_at);
         let recorded_counts = progress.counts();
@@ -128,8 +173,15 @@ impl PushHandler {
             progress.revive_dead();
         }
         let before = progress.counts();
+        // Before the first record there is no claim either, and a record at revision 0 is refused once there is one.
+        let mut claim = None;
+        if progress.is_pending() && progress.revision() > 0 {
+            claim = Some(self.claim(chunk, &mut progress).await?);
+        }
         let bisect = delivery.attempt >= self.config.isolate_attempts_min;
-        let attempted = self.attempt(chunk, delivery, &mut progress, bisect).await;
+        let attempted = self
+            .attempt(chunk, delivery, &mut progress, &mut claim, bisect)
+            .await;
         log_failures(chunk, &progress);
         let mut wake = None;
         if attempted.is_ok() && progress.is_pending() {
@@ -139,8 +191,12 @@ impl PushHandler {
                 progress.settle_all_pending();
             }
         }
-        // Recorded after a failure too: accepted pushes must not be sent again.
-        self.record(chunk, &mut progress, None).await?;
+        if progress.is_changed() {
+            // Recorded after a failure too: accepted pushes must not be sent again.
+            self.record_at_last(chunk, &mut progress).await?;
+        } else if claim.is_some() {
+            self.release_claim(chunk, &progress).await;
+        }
         self.metrics.count_settled(chunk.lane, progress.counts() - before);
         attempted?;
         // A chunk without pending recipients always publishes: an earlier attempt may have crashed between record and
@@ -151,28 +207,20 @@ impl PushHandler {
         Ok(disposition(chunk, &progress, wake))
     }
 
-    /// Records the progress in the ledger if it has changed. Ends the claim, or keeps it for a lease.
-    pub(crate) async fn record(
-        &self,
-        chunk: &Chunk,
-        progress: &mut Progress,
-        keep_claim: Option<Duration>,
-    ) -> Result<(), AttemptError> {
-        if !progress.is_changed() {
-            return Ok(());
+    /// Records the progress and ends the claim. While the store is away, it waits with the pushes that were accepted,
+    /// until the service is stopped for good: only this task knows of them.
+    async fn record_at_last(&self, chunk: &Chunk, progress: &mut Progress) -> Result<(), AttemptError> {
+        let mut delay = WAIT_MIN;
+        loop {
+            match self.record(chunk, progress, None).await {
+                Err(error) if error.is_store_away() && progress.unrecorded() > 0 => {
+                    warn!(%error, post_id = chunk.post.0, chunk_id = %chunk.id, accepted = progress.unrecorded(), "accepted pushes can't be recorded yet; retrying");
+                }
+                done => return done,
+            }
+            sleep(delay).await;
+            delay = (2 * delay).min(WAIT_MAX);
         }
-        let settlement = Settlement {
-            post: chunk.post,
-            channel: Channel::Push,
-            chunk: chunk.id,
-            base: ExpectedRevision::Revision(progress.revision()),
-            outcome: progress.outcome(),
-            at: Timestamp::now(),
-            keep_claim,
-        };
-        let revision = self.ledger.settle(&settlement).await?;
-        progress.mark_recorded(revision);
-        Ok(())
     }
 
     /// Publishes the event with the recorded counts of the chunk.

@@ -13,7 +13,8 @@
 //! and makes sure that the copy of the newest generation exists. So a crash between record, copy and acknowledgement
 //! loses and repeats nothing.
 //!
-//! *Invariant:* nothing is sent whose outcome can't be recorded: the claim is a write to the same row.
+//! *Invariant:* nothing is sent whose outcome can't be recorded, and no two workers send the same chunk at once: the
+//! claim is a write to the same row, and lasts for a lease ([`claim`]).
 //!
 //! *Invariant:* a device that accepted a push is recorded before its message is acknowledged, and never gets the push
 //! of that post again. Exception: after a crash, pushes accepted since the last record and those in flight can be sent
@@ -28,6 +29,7 @@ mod adapters;
 mod attempt;
 mod check;
 mod chunk_lock;
+mod claim;
 mod config;
 mod device_health;
 mod domain;
@@ -112,6 +114,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         slow_chunks: Lane::ALL.map(|_| Semaphore::new(SLOW_CHUNKS_FACTOR * config.chunks_in_flight_max)),
         metrics,
         config: config.clone(),
+        stop: shutdown.child_token(),
     });
     let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics,
+    claim::Claim,
     domain::{Provider, Reason, Sent, Verdict},
 };
 
@@ -39,11 +40,17 @@ impl Dispatcher {
         })
     }
 
-    /// Sends a push to a device once admission control permits it.
-    pub(crate) async fn send(&self, push: &Push, recipient: &UserId, device: &Device) -> Verdict {
+    /// Sends a push to a device once admission control permits it, if the claim of its chunk still lasts then.
+    pub(crate) async fn send(
+        &self,
+        push: &Push,
+        recipient: &UserId,
+        device: &Device,
+        claim: &Claim,
+    ) -> Verdict {
         let sender = self.sender(&device.address);
         let provider = sender.provider();
-        let verdict = self.attempt_send(sender, push, recipient, device).await;
+        let verdict = self.attempt_send(sender, push, recipient, device, claim).await;
         self.metrics.record_send(provider, verdict);
         if verdict == Verdict::Accepted {
             self.metrics
@@ -80,6 +87,7 @@ impl Dispatcher {
         push: &Push,
         recipient: &UserId,
         device: &Device,
+        claim: &Claim,
     ) -> Verdict {
         // Checked again because the device may have been registered under another policy, and because the resolver does
         // not see a literal IP address.
@@ -119,6 +127,9 @@ impl Dispatcher {
             Ok(request) => request,
             Err(reason) => return Verdict::Refused(reason),
         };
+        if !claim.lasts() {
+            return Verdict::Unclaimed;
+        }
         let timer = self.metrics.start_request(sender.provider());
         let response = self.client.post(url, request).await;
         drop(timer);

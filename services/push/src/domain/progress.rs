@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use herald_model::{DeliveryState, DeviceId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    DeviceFailure, DeviceRetry, PendingRecipient, PushFailure, RecordedOutcome, SuppressedReason,
+    DeviceFailure, DeviceRetry, Outcome, PendingRecipient, PushFailure, RecordedOutcome, SuppressedReason,
 };
 
 use super::{Backoff, Counts, FailureSummary, Sent, Verdict};
@@ -37,6 +37,8 @@ pub(crate) struct Progress {
     /// This message has changed a recipient.
     advanced: bool,
     unrecorded: u32,
+    /// The outcome of a record that failed: it may have been written.
+    uncertain: Option<Outcome>,
     /// Failures of this attempt, for the log.
     failures: FailureSummary,
 }
@@ -104,6 +106,7 @@ impl Progress {
             changed: false,
             advanced: false,
             unrecorded: 0,
+            uncertain: None,
             failures: FailureSummary::default(),
         };
         if let Some(RecordedOutcome { revision, outcome }) = recorded {
@@ -181,6 +184,10 @@ impl Progress {
         backoff: &Backoff,
         share: f64,
     ) {
+        if sent.verdict == Verdict::Unclaimed {
+            // Nothing happened. The device keeps awaiting its verdict, so this attempt does not try it again.
+            return;
+        }
         self.changed = true;
         self.advanced = true;
         let recipient = &mut self.recipients[index];
@@ -221,6 +228,7 @@ impl Progress {
                 recipient.expired = true;
                 recipient.lapsed.extend(before);
             }
+            Verdict::Unclaimed => {}
         }
         if recipient.awaited == 0 && recipient.devices.waiting.is_empty() {
             if recipient.expired {
@@ -357,6 +365,28 @@ impl Progress {
         self.revision = revision;
         self.changed = false;
         self.unrecorded = 0;
+        self.uncertain = None;
+    }
+
+    /// Notes that a record of this outcome failed, and may have been written.
+    pub(crate) fn mark_uncertain(&mut self, outcome: Outcome) {
+        self.uncertain = Some(outcome);
+    }
+
+    /// Whether a record failed that may have been written.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.uncertain.is_some()
+    }
+
+    /// Takes over the revision of a record that failed, if it was written all the same.
+    pub(crate) fn resolve_uncertain(&mut self, recorded: &RecordedOutcome) -> bool {
+        let written =
+            recorded.revision == self.revision + 1 && self.uncertain.as_ref() == Some(&recorded.outcome);
+        if written {
+            self.revision = recorded.revision;
+            self.uncertain = None;
+        }
+        written
     }
 
     /// Whether a recipient is pending.

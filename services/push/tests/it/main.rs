@@ -3,6 +3,7 @@
 // Test helpers outside #[test] functions unwrap too.
 #![allow(clippy::unwrap_used)]
 
+mod claims;
 mod config;
 mod corrupt;
 mod deliver;
