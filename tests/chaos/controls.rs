@@ -17,6 +17,8 @@ pub(crate) struct Control {
     sabotage: &'static str,
     /// Settings that make the violation more likely.
     settings: &'static [(&'static str, &'static str)],
+    /// Whether the mesh is a fleet.
+    fleet: bool,
     /// Faults to inject: most violations show only after a fault.
     kinds: &'static [FaultKind],
     budget: Budget,
@@ -25,12 +27,13 @@ pub(crate) struct Control {
 }
 
 /// All negative controls.
-pub(crate) const CONTROLS: [Control; 5] = [
+pub(crate) const CONTROLS: [Control; 6] = [
     // Rule: commit, then acknowledge. Broken: both the acknowledgement and the ledger come before the commit.
     Control {
         name: "control-ack-before-commit",
         sabotage: "store.early-ack=return",
         settings: &[("HERALD_STORE__TIMELINES__FLUSH_INTERVAL_MS", "1000")],
+        fleet: false,
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Kills(5),
         findings: &["timelines", "audit"],
@@ -40,6 +43,7 @@ pub(crate) const CONTROLS: [Control; 5] = [
         name: "control-random-message-ids",
         sabotage: "gateway.random-ids=return",
         settings: &[],
+        fleet: false,
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["requests"],
@@ -49,6 +53,7 @@ pub(crate) const CONTROLS: [Control; 5] = [
         name: "control-dropped-chunk",
         sabotage: "fanout.drop-chunk=100*off->1*return",
         settings: &[],
+        fleet: false,
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["not settled", "audit"],
@@ -58,6 +63,7 @@ pub(crate) const CONTROLS: [Control; 5] = [
         name: "control-stale-followers",
         sabotage: "fanout.stale-followers=return",
         settings: &[],
+        fleet: false,
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["fan-out"],
@@ -67,9 +73,20 @@ pub(crate) const CONTROLS: [Control; 5] = [
         name: "control-lost-deletion",
         sabotage: "gateway.drop-deletion=return",
         settings: &[],
+        fleet: false,
         kinds: &[FaultKind::KillHerald],
         budget: Budget::Time(Duration::from_secs(5)),
         findings: &["deletions", "violations during the load"],
+    },
+    // Rule: a worker claims a chunk before its first send. Broken: two workers that get a chunk at once both send it.
+    Control {
+        name: "control-no-claim",
+        sabotage: "push.no-claim=return",
+        settings: &[],
+        fleet: true,
+        kinds: &[FaultKind::Repeat],
+        budget: Budget::Time(Duration::from_secs(5)),
+        findings: &["pushes"],
     },
 ];
 
@@ -77,6 +94,7 @@ pub(crate) const CONTROLS: [Control; 5] = [
 pub(crate) async fn run(control: &Control, arguments: &Arguments, log: &Log, seed: u64) -> bool {
     let options = Options {
         sabotage: control.sabotage.into(),
+        fleet: control.fleet,
         settings: control
             .settings
             .iter()

@@ -17,14 +17,25 @@ const FAULTS: &str = "faults";
 /// Scenario: random faults of stream leaders and herald on three nats-servers with three replicas of each stream.
 const CLUSTER: &str = "cluster";
 
+/// Scenario: random faults of a fleet, a process for each role, on PostgreSQL and Redis.
+const FLEET: &str = "fleet";
+
 /// Duration of the faults in the bounded pass.
 const BOUNDED_TIME: Duration = Duration::from_secs(50);
 const BOUNDED_CLUSTER_TIME: Duration = Duration::from_secs(40);
+const BOUNDED_FLEET_TIME: Duration = Duration::from_secs(45);
 /// Length of an episode of a long run, in kills and in time. Each episode has its own mesh and check.
 const EPISODE_KILLS: u64 = 25;
 const EPISODE_TIME: Duration = Duration::from_mins(3);
 
 const CLUSTER_KINDS: [FaultKind; 3] = [FaultKind::KillHerald, FaultKind::Leader, FaultKind::Partition];
+const FLEET_KINDS: [FaultKind; 5] = [
+    FaultKind::Roles,
+    FaultKind::Stores,
+    FaultKind::Fleet,
+    FaultKind::Repeat,
+    FaultKind::Redrive,
+];
 const SINGLE_SERVER_KINDS: [FaultKind; 7] = [
     FaultKind::Kill,
     FaultKind::Freeze,
@@ -38,7 +49,7 @@ const SINGLE_SERVER_KINDS: [FaultKind; 7] = [
 /// Runs the selected scenarios. The exit code is a failure if the checker found violations.
 pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
     let names = controls::CONTROLS.iter().map(|control| control.name);
-    let names: Vec<&str> = [FAULTS, CLUSTER].into_iter().chain(names).collect();
+    let names: Vec<&str> = [FAULTS, CLUSTER, FLEET].into_iter().chain(names).collect();
     // A long run has exactly one scenario.
     let long = arguments.long.is_some() || arguments.kills.is_some();
     let only = |name: &str| !long || name == arguments.only.as_deref().unwrap_or(FAULTS);
@@ -78,27 +89,15 @@ pub(crate) async fn run(arguments: &Arguments) -> ExitCode {
 }
 
 async fn run_random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u64) -> bool {
-    let cluster = name == CLUSTER;
-    let mut kinds = if cluster {
-        CLUSTER_KINDS.to_vec()
-    } else {
-        SINGLE_SERVER_KINDS.to_vec()
+    let (mut kinds, kills, bounded) = match name {
+        CLUSTER => (CLUSTER_KINDS.to_vec(), FaultKind::Leader, BOUNDED_CLUSTER_TIME),
+        FLEET => (FLEET_KINDS.to_vec(), FaultKind::Roles, BOUNDED_FLEET_TIME),
+        _ => (SINGLE_SERVER_KINDS.to_vec(), FaultKind::Kill, BOUNDED_TIME),
     };
     if arguments.kills.is_some() {
         // More kills than other faults, because the budget counts kills.
-        kinds.extend(
-            [if cluster {
-                FaultKind::Leader
-            } else {
-                FaultKind::Kill
-            }; 2],
-        );
+        kinds.extend([kills; 2]);
     }
-    let bounded = if cluster {
-        BOUNDED_CLUSTER_TIME
-    } else {
-        BOUNDED_TIME
-    };
     let mut all = Kills::default();
     let mut episode = 0;
     let mut good = true;
@@ -110,20 +109,22 @@ async fn run_random_faults(name: &str, arguments: &Arguments, log: &Log, seed: u
         };
         let seed = seed.wrapping_add(episode);
         log.print(format!("episode {episode} with seed {seed}"));
-        let options = if cluster {
-            Options::cluster()
-        } else {
-            Options::default()
+        let options = match name {
+            CLUSTER => Options::cluster(),
+            FLEET => Options::fleet(),
+            _ => Options::default(),
         };
         let (verdict, kills, world) = run_episode(log, seed, &kinds, budget, options).await;
         all.herald += kills.herald;
         all.nats += kills.nats;
+        all.stores += kills.stores;
         good &= report_verdict(arguments, log, &verdict, world);
         log.print(format!(
-            "{} kills so far: {} of herald, {} of nats-server",
+            "{} kills so far: {} of herald, {} of nats-server, {} of stores",
             all.total(),
             all.herald,
-            all.nats
+            all.nats,
+            all.stores
         ));
         episode += 1;
         let over = match (arguments.kills, arguments.long) {
@@ -146,6 +147,11 @@ pub(crate) async fn run_episode(
     options: Options,
 ) -> (Verdict, Kills, World) {
     log.clear_faults();
+    let load = if options.fleet {
+        Load::FLEET
+    } else {
+        Load::default()
+    };
     let mut world = World::start(log, options).await;
     let kinds: Vec<FaultKind> = kinds
         .iter()
@@ -161,7 +167,7 @@ pub(crate) async fn run_episode(
     workload::prepare(&world.clients(), &world.sink).await;
     let journal = Arc::new(Journal::default());
     let watchers = Watchers::start(&world, &journal).await;
-    let running = Running::start(&world, &journal, Load::default(), seed);
+    let running = Running::start(&world, &journal, load, seed);
     let kills = faults::run(&mut world, &journal, Schedule::new(seed, &kinds), budget).await;
     log.print(format!(
         "end of the faults after {} posts",

@@ -21,8 +21,12 @@ const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
 /// Injects a fault, and ends it after its time.
 pub(super) async fn inject(world: &mut World, journal: &Journal, fault: &Fault, kills: &mut Kills) {
+    if let Fault::Fleet(fault) = fault {
+        return super::fleet::inject(world, fault, kills).await;
+    }
     let _fault = world.log.begin_fault(fault);
     match fault {
+        Fault::Fleet(_) => unreachable!("handled above"),
         Fault::KillHerald { next } => kill_herald(world, next).await,
         Fault::KillNats { down } => {
             kill_nats(world, 0, kills).await;

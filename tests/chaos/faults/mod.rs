@@ -1,5 +1,6 @@
 //! Faults: a schedule derived from a seed, and their injection.
 
+mod fleet;
 mod inject;
 mod schedule;
 
@@ -26,11 +27,13 @@ pub(crate) enum Budget {
 pub(crate) struct Kills {
     pub(crate) herald: u64,
     pub(crate) nats: u64,
+    /// PostgreSQL and Redis.
+    pub(crate) stores: u64,
 }
 
 impl Kills {
     pub(crate) fn total(self) -> u64 {
-        self.herald + self.nats
+        self.herald + self.nats + self.stores
     }
 }
 

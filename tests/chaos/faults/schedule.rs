@@ -4,6 +4,7 @@ use std::{collections::VecDeque, fmt, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom};
 
+use super::fleet::FleetFault;
 use crate::world::{ACK_WAIT, StartOptions, Toxic};
 
 /// Failpoints that can kill the process: between an effect, its commit, its event and its acknowledgement.
@@ -79,6 +80,14 @@ pub(crate) enum FaultKind {
     Leader,
     /// Network partitions between the servers of a cluster.
     Partition,
+    /// Kills and freezes of the processes of a fleet.
+    Roles,
+    /// Kills, freezes and losses of PostgreSQL and Redis, and kills of nats-server.
+    Stores,
+    /// Rolling restarts, and workers that come and go.
+    Fleet,
+    /// Chunks of pushes that two workers get at once. Nothing excuses a repeated push then.
+    Repeat,
 }
 
 /// A fault.
@@ -119,6 +128,8 @@ pub(crate) enum Fault {
     Poison { subject: &'static str },
     /// All dead letters are redriven.
     Redrive,
+    /// A fault of a fleet.
+    Fleet(FleetFault),
 }
 
 /// A fault and the number of posts to accept before it.
@@ -246,6 +257,15 @@ impl Schedule {
                     faults.push(Fault::Redrive);
                     faults.push(Fault::Redrive);
                 }
+                FaultKind::Roles | FaultKind::Stores | FaultKind::Fleet | FaultKind::Repeat => {
+                    let of_fleet = FleetFault::round(kind, &mut self.random);
+                    faults.extend(of_fleet.into_iter().map(Fault::Fleet));
+                    if kind == FaultKind::Stores {
+                        faults.push(Fault::KillNats {
+                            down: self.ms(100..=1_500),
+                        });
+                    }
+                }
                 FaultKind::Poison => {
                     let subject = POISON_SUBJECTS
                         .choose(&mut self.random)
@@ -345,6 +365,7 @@ impl fmt::Display for Fault {
             Self::ProviderHangs { time } => write!(f, "push provider hangs for {time:?}"),
             Self::ProviderGone { time } => write!(f, "push provider refuses connections for {time:?}"),
             Self::Redrive => f.write_str("redrive all dead letters"),
+            Self::Fleet(fault) => fault.fmt(f),
             Self::Poison { subject } => write!(f, "publish poison to {subject}"),
         }
     }

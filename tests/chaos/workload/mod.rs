@@ -45,6 +45,16 @@ pub(crate) struct Load {
     pub(crate) readers: usize,
 }
 
+impl Load {
+    /// Half the usual posts: the processes of a fleet share the processors of one machine.
+    pub(crate) const FLEET: Self = Self {
+        writers: 8,
+        pace: Duration::from_millis(500),
+        movers: 4,
+        readers: 2,
+    };
+}
+
 impl Default for Load {
     fn default() -> Self {
         Self {

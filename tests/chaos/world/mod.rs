@@ -6,12 +6,21 @@
 //! ```
 //! `herald` is a complete mesh (`herald up`) in one process, restarted whenever it exits, as the kubelet does.
 //! nats-server is a separate child of the suite, so that either can be killed alone.
+//!
+//! A fleet has a process for each role instead, two of each, and PostgreSQL and Redis of its own:
+//! ```text
+//! writers, readers ─gRPC→ 2 gateways ─→ graph, analytics, deadletter ─→ PostgreSQL, Redis
+//!                                └────→ nats-server ─→ archive, fanout, timeline, push ─→ …
+//! ```
 
+mod fleet;
 mod herald;
 mod nats;
 mod port;
+mod process;
 mod proxy;
 mod sink;
+mod stores;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,12 +29,15 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
+use self::process::Launch;
 pub(crate) use self::{
-    herald::{Herald, Settings, StartOptions},
+    herald::{Herald, Role},
     nats::{Nats, server_name},
     port::free_port,
+    process::{Process, StartOptions},
     proxy::{Proxy, Toxic, Toxiproxy},
     sink::{PushSink, Receipts},
+    stores::Stores,
 };
 use crate::log::Log;
 
@@ -49,6 +61,8 @@ pub(crate) struct Options {
     pub(crate) sabotage: String,
     /// Servers of the nats-server cluster; 0: a single server without a cluster.
     pub(crate) cluster: usize,
+    /// Whether the roles are processes of their own, on PostgreSQL and Redis.
+    pub(crate) fleet: bool,
     /// Environment variables that override the default ones of the suite.
     pub(crate) settings: Vec<(String, String)>,
 }
@@ -62,6 +76,14 @@ impl Options {
             ..Self::default()
         }
     }
+
+    /// A process for each role, on PostgreSQL and Redis.
+    pub(crate) fn fleet() -> Self {
+        Self {
+            fleet: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// All processes of one mesh. Drop kills them.
@@ -72,6 +94,8 @@ pub(crate) struct World {
     /// Proxy between herald and a single nats-server; `None` without toxiproxy.
     pub(crate) nats_proxy: Option<Proxy>,
     pub(crate) sink: PushSink,
+    /// Stores of a fleet.
+    pub(crate) stores: Option<Stores>,
     dir: TempDir,
 }
 
@@ -93,23 +117,51 @@ impl World {
             _ => (None, nats.urls()),
         };
         let sink = PushSink::start(toxiproxy.as_ref()).await;
-        let herald = Herald::start(
-            log,
-            Settings {
-                dir: dir.path().to_owned(),
-                nats_url,
-                variables: variables(options.settings),
-                sabotage: options.sabotage,
-                first_start: options.first_start,
-            },
-        )
-        .await;
+        let stores = if options.fleet {
+            Some(Stores::start().await.expect("PostgreSQL and Redis start"))
+        } else {
+            None
+        };
+        let further = if options.fleet {
+            fleet::variables()
+        } else {
+            Vec::new()
+        };
+        let variables = variables(further.into_iter().chain(options.settings));
+        let herald = match &stores {
+            None => {
+                let data_dir = dir.path().join("data").display().to_string();
+                let arguments = ["up", "--output", "json", "--allow-private-endpoints"];
+                let places = ["--nats-url", &nats_url, "--data-dir", &data_dir];
+                let launch = Launch {
+                    name: "herald".into(),
+                    arguments: arguments.into_iter().chain(places).map(Into::into).collect(),
+                    variables,
+                    sabotage: options.sabotage,
+                    first_start: options.first_start,
+                    log_path: dir.path().join("herald.log"),
+                };
+                Herald::up(log, launch).await
+            }
+            Some(stores) => {
+                let settings = fleet::Settings {
+                    dir: dir.path().to_owned(),
+                    nats_url,
+                    postgres_url: stores.postgres.url(),
+                    redis_url: stores.redis.url(),
+                    variables,
+                    sabotage: options.sabotage,
+                };
+                Herald::serve(log, settings).await
+            }
+        };
         Self {
             log: log.clone(),
             herald,
             nats,
             nats_proxy,
             sink,
+            stores,
             dir,
         }
     }
@@ -150,7 +202,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 }
 
 /// Environment variables of the mesh: small limits and short times, so that a short run exercises all code paths.
-fn variables(settings: Vec<(String, String)>) -> Vec<(String, String)> {
+fn variables(settings: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
     let usual = [
         ("TOPOLOGY__DEDUPE_WINDOW_SECONDS", DEDUPE_WINDOW.as_secs()),
         ("GATEWAY__HEARTBEAT_MS", ms(HEARTBEAT)),
