@@ -81,7 +81,7 @@ pub(crate) const CONTROLS: [Control; 6] = [
     // Rule: a worker claims a chunk before its first send. Broken: two workers that get a chunk at once both send it.
     Control {
         name: "control-no-claim",
-        sabotage: "push.no-claim=return",
+        sabotage: "push.unclaimed=return",
         settings: &[],
         fleet: true,
         kinds: &[FaultKind::Repeat],
