@@ -34,11 +34,14 @@ pub(crate) enum ExpandError {
 }
 
 impl ExpandError {
-    /// Whether the message waits until another part of the mesh is back or has room: graph, a stream, or the disk.
+    /// Whether the message waits until another part of the mesh is back or has room: graph, the store, a stream, or the disk.
     pub(crate) fn is_wait(&self) -> bool {
         match self {
             Self::Graph(_) => self.is_transient(),
-            Self::Ledger(error) => error.kind() == herald_store::ErrorKind::Full,
+            Self::Ledger(error) => matches!(
+                error.kind(),
+                herald_store::ErrorKind::Full | herald_store::ErrorKind::Unavailable
+            ),
             Self::Publish(error) => error.kind() == herald_mesh::ErrorKind::Full,
             Self::Stopped | Self::Truncated { .. } | Self::Page(_) => false,
         }
@@ -84,7 +87,8 @@ mod tests {
         let ledger = |kind| ExpandError::from(herald_store::Error::new(kind, "failed"));
         assert!(ledger(ErrorKind::Full).is_transient());
         assert!(ledger(ErrorKind::Full).is_wait());
-        assert!(!ledger(ErrorKind::Unavailable).is_wait());
+        assert!(ledger(ErrorKind::Unavailable).is_wait());
+        assert!(!ledger(ErrorKind::Corrupt).is_wait());
         assert!(!ledger(ErrorKind::Corrupt).is_transient());
     }
 }

@@ -103,7 +103,7 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
 }
 
 impl Fanout {
-    /// Expands a slice. While the graph service is unavailable, or a stream or the disk is full, the message waits here:
+    /// Expands a slice. While the graph service or the store is unavailable, or a stream or the disk is full, the message waits here:
     /// heartbeats keep it, and it spends no attempt.
     async fn expand_or_wait(&self, slice: &Slice) -> Result<(), ExpandError> {
         let mut waiting = None;

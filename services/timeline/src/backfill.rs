@@ -10,7 +10,11 @@ use herald_proto::mesh_v1::{Backfill, TimelineChunk};
 use herald_store::{Ledger, Posts, Timelines};
 use tokio::time::Instant;
 
-use crate::{adapters::Watchers, domain::isolated_reason, error::DeliverError};
+use crate::{
+    adapters::Watchers,
+    domain::{isolated_reason, without_suppressed},
+    error::{DeliverError, Failure},
+};
 
 /// Time that a backfill waits in the handler for the archive, which is usually milliseconds behind. Then it waits in the
 /// delay queue, where it holds no place of the lane.
@@ -43,7 +47,7 @@ impl Backfiller {
         request: &Backfill,
         recipients: &Recipients,
         bisect: bool,
-    ) -> Result<(), Disposition> {
+    ) -> Result<(), Failure> {
         // A post accepted just before the follow may not be archived yet, and fan-out does not deliver it to the
         // follower.
         self.wait_for_archive(delivery, request.posts_sequence).await?;
@@ -62,7 +66,7 @@ impl Backfiller {
         match isolated.failed.first() {
             Some((_, reason)) => {
                 let failed = isolated.failed.len() as u32;
-                Err(Disposition::term(isolated_reason(reason, failed, count)))
+                Err(Disposition::term(isolated_reason(reason, failed, count)).into())
             }
             None => Ok(()),
         }
@@ -70,7 +74,7 @@ impl Backfiller {
 
     /// Waits until the archive has all posts up to `sequence`. An archive that is away for long costs no attempt: the
     /// backfill continues from the delay queue, or waits here while that can't take it.
-    async fn wait_for_archive(&self, delivery: &Delivery, sequence: u64) -> Result<(), Disposition> {
+    async fn wait_for_archive(&self, delivery: &Delivery, sequence: u64) -> Result<(), Failure> {
         let started = Instant::now();
         let mut interval = READ_INTERVAL_MIN;
         loop {
@@ -86,7 +90,8 @@ impl Backfiller {
                     payload: None,
                     reason: format!("archive watermark is {archived}, the backfill needs {sequence}"),
                     failed: None,
-                }));
+                })
+                .into());
             }
             tokio::time::sleep(interval).await;
             interval = (2 * interval).min(READ_INTERVAL_MAX);
@@ -99,17 +104,23 @@ impl Backfiller {
         posts: &[PostId],
         recipients: Recipients,
     ) -> Result<(), DeliverError> {
-        // The audit needs this record to explain the post on the timeline, so it is written first.
+        // The audit needs this record to explain the post on the timeline, and a rebuild of a timeline that is not
+        // written now needs it to add the post. So it is written first.
         self.ledger.record_backfill(posts, &recipients).await?;
         let writes = posts
             .iter()
             .map(|post| self.timelines.deliver(*post, recipients.clone()));
         let delivered = try_join_all(writes).await?;
-        for post in posts {
-            let live = TimelineChunk::new(*post, author, Timestamp(0), &recipients);
-            self.watchers.notify(live).await;
+        let mut durable = Vec::with_capacity(delivered.len());
+        for (post, delivered) in posts.iter().zip(delivered) {
+            let written = without_suppressed(&recipients, &delivered.suppressed);
+            if !written.is_empty() {
+                let live = TimelineChunk::new(*post, author, Timestamp(0), &written);
+                self.watchers.notify(live).await;
+            }
+            durable.push(delivered.durable);
         }
-        try_join_all(delivered.into_iter().map(|one| one.durable)).await?;
+        try_join_all(durable).await?;
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use herald_failure::{Classify, FailureClass};
+use herald_failure::{Classified, Classify, FailureClass};
+use herald_mesh::Disposition;
 use herald_store::ErrorKind;
 
 /// An error that stops the service.
@@ -30,6 +31,70 @@ pub(crate) enum DeliverError {
     Event(#[source] Arc<herald_mesh::Error>),
     #[error("the event can't be published: the publisher of events has stopped")]
     PublisherStopped,
+    #[error("the service stopped while the message waited")]
+    Stopped,
+}
+
+impl DeliverError {
+    /// Whether the store can't be used now: the message waits in its handler and spends no attempt.
+    pub(crate) fn is_store_away(&self) -> bool {
+        let kind = match self {
+            Self::Store(error) => error.kind(),
+            _ => return false,
+        };
+        matches!(kind, ErrorKind::Unavailable | ErrorKind::Full)
+    }
+}
+
+/// Why the handling of a message ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// An error.
+    Error(DeliverError),
+    /// The message is settled with this disposition.
+    Settled(Disposition),
+}
+
+impl From<DeliverError> for Failure {
+    fn from(error: DeliverError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<herald_store::Error> for Failure {
+    fn from(error: herald_store::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<herald_mesh::Error> for Failure {
+    fn from(error: herald_mesh::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<Classified<DeliverError>> for Failure {
+    fn from(failure: Classified<DeliverError>) -> Self {
+        match failure {
+            Classified::Transient(error) => Self::Error(error),
+            permanent @ Classified::Permanent(_) => Self::Settled(permanent.into()),
+        }
+    }
+}
+
+impl From<Disposition> for Failure {
+    fn from(disposition: Disposition) -> Self {
+        Self::Settled(disposition)
+    }
+}
+
+impl From<Failure> for Disposition {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Error(error) => error.into(),
+            Failure::Settled(disposition) => disposition,
+        }
+    }
 }
 
 impl Classify for DeliverError {
@@ -38,12 +103,14 @@ impl Classify for DeliverError {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
             Self::Event(error) => error.class(),
-            Self::PublisherStopped => FailureClass::Transient,
+            Self::PublisherStopped | Self::Stopped => FailureClass::Transient,
         }
     }
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
+            // Another process can take the message at once.
+            Self::Stopped => Some(Duration::ZERO),
             // Another worker has recorded an outcome meanwhile. The retry starts from this outcome.
             Self::Store(error) if error.kind() == ErrorKind::Conflict => Some(Duration::ZERO),
             _ => None,
@@ -64,6 +131,14 @@ mod tests {
         assert_eq!(store(ErrorKind::Unavailable).class(), FailureClass::Transient);
         assert_eq!(store(ErrorKind::Corrupt).class(), FailureClass::Permanent);
         assert_eq!(DeliverError::PublisherStopped.class(), FailureClass::Transient);
+    }
+
+    #[test]
+    fn a_message_waits_for_the_store() {
+        assert!(store(ErrorKind::Unavailable).is_store_away());
+        assert!(store(ErrorKind::Full).is_store_away());
+        assert!(!store(ErrorKind::Conflict).is_store_away());
+        assert!(!DeliverError::Stopped.is_store_away());
     }
 
     #[test]

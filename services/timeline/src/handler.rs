@@ -1,6 +1,6 @@
 //! Handles one message of TIMELINE: a chunk or a backfill.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,14 +8,15 @@ use herald_failure::{Isolated, isolate};
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
-use herald_store::{ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
+use herald_store::{Delivered, ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Metrics,
     adapters::{Reporter, Watchers},
     backfill::Backfiller,
-    domain::{isolated_reason, partial_outcome},
-    error::DeliverError,
+    domain::{Suppressed, isolated_reason, partial_outcome, without_suppressed},
+    error::{DeliverError, Failure},
 };
 
 /// Delivers chunks and backfills.
@@ -29,19 +30,42 @@ pub(crate) struct TimelineHandler {
     pub(crate) metrics: Metrics,
     /// The first attempt that bisects a chunk after a permanent error.
     pub(crate) isolate_attempts_min: u64,
+    /// Ends the waits of messages.
+    pub(crate) stop: CancellationToken,
 }
+
+/// A part of a chunk that was delivered.
+#[derive(Debug)]
+struct DeliveredPart {
+    /// Time from which on the post is readable.
+    visible_at: Timestamp,
+    /// The recipients whose timelines don't get the post.
+    suppressed: Suppressed,
+}
+
+/// Bounds of the delay between two attempts at a message that waits for the store; it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 #[async_trait]
 impl Handler for TimelineHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let handled = match delivery.subject {
-            Subject::TimelineDeliver(_) => self.deliver(delivery).await,
-            Subject::TimelineBackfill(_) => self.backfill(delivery).await,
-            other => Err(Disposition::term(format_args!(
-                "subject {other} is not handled by timeline"
-            ))),
-        };
-        handled.map_or_else(|disposition| disposition, |()| Disposition::Ack)
+        let mut delay = WAIT_MIN;
+        loop {
+            match self.handle_once(delivery).await {
+                Ok(()) => return Disposition::Ack,
+                // The message waits here: heartbeats keep it, and it spends no attempt.
+                Err(Failure::Error(error)) if error.is_store_away() => {
+                    tracing::debug!(%error, sequence = delivery.sequence, "message waits for the store");
+                }
+                Err(failure) => return failure.into(),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.stop.cancelled() => return DeliverError::Stopped.into(),
+            }
+            delay = (2 * delay).min(WAIT_MAX);
+        }
     }
 }
 
@@ -51,7 +75,17 @@ fn decode_recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition
 }
 
 impl TimelineHandler {
-    async fn backfill(&self, delivery: &Delivery) -> Result<(), Disposition> {
+    async fn handle_once(&self, delivery: &Delivery) -> Result<(), Failure> {
+        match delivery.subject {
+            Subject::TimelineDeliver(_) => self.deliver(delivery).await,
+            Subject::TimelineBackfill(_) => self.backfill(delivery).await,
+            other => {
+                Err(Disposition::term(format_args!("subject {other} is not handled by timeline")).into())
+            }
+        }
+    }
+
+    async fn backfill(&self, delivery: &Delivery) -> Result<(), Failure> {
         let request: Backfill = delivery.decode()?;
         let recipients = decode_recipients(request.recipients.clone(), request.recipient_count)?;
         let bisect = self.should_bisect(delivery);
@@ -62,25 +96,31 @@ impl TimelineHandler {
 
     /// Writes the post to all timelines, then records and publishes the outcome. Recipients that cause a permanent
     /// error are recorded as dead. Every step is idempotent.
-    async fn deliver(&self, delivery: &Delivery) -> Result<(), Disposition> {
+    async fn deliver(&self, delivery: &Delivery) -> Result<(), Failure> {
         let chunk: TimelineChunk = delivery.decode()?;
         let recipients = decode_recipients(chunk.recipients.clone(), chunk.recipient_count)?;
         if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-            return Err(Disposition::term("the chunk id does not match the recipients"));
+            return Err(Disposition::term("the chunk id does not match the recipients").into());
         }
         let count = recipients.len();
         let isolated = isolate(count as usize, self.should_bisect(delivery), |part| {
             self.deliver_part(&chunk, recipients.part(part))
         })
         .await;
-        if isolated.is_complete() {
-            let visible_at = isolated.done.first().map_or_else(Timestamp::now, |(_, at)| *at);
+        let all_written = isolated.done.iter().all(|(_, part)| part.suppressed.is_empty());
+        if isolated.is_complete() && all_written {
+            let visible_at = isolated
+                .done
+                .first()
+                .map_or_else(Timestamp::now, |(_, part)| part.visible_at);
             let outcome = Outcome::Delivered { count };
             self.record(&chunk, ExpectedRevision::Any, outcome, visible_at)
                 .await?;
             return Ok(());
         }
-        self.record_partial(&chunk, &recipients, isolated).await
+        let is_first_attempt = delivery.attempt == 1 && delivery.redrive.is_none();
+        self.record_partial(&chunk, &recipients, isolated, is_first_attempt)
+            .await
     }
 
     /// Whether this attempt isolates the recipients that cause a permanent error.
@@ -88,33 +128,43 @@ impl TimelineHandler {
         delivery.attempt >= self.isolate_attempts_min
     }
 
-    /// Makes the post readable, publishes it to watchers, and waits until it is durable. Returns the time from which on
-    /// it is readable.
+    /// Makes the post readable, publishes it to watchers, and waits until it is durable.
     async fn deliver_part(
         &self,
         chunk: &TimelineChunk,
         recipients: Recipients,
-    ) -> Result<Timestamp, DeliverError> {
+    ) -> Result<DeliveredPart, DeliverError> {
         let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
         let accepted_at = Timestamp(chunk.accepted_at_us);
-        let delivered = self.timelines.deliver(post, recipients.clone()).await?;
+        let Delivered { suppressed, durable } = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Timestamp::now();
-        self.metrics
-            .observe_visible(visible_at.since(accepted_at), recipients.len());
-        let live = TimelineChunk::new(post, author, accepted_at, &recipients);
-        self.watchers.notify(live).await;
-        delivered.durable.await?;
-        Ok(visible_at)
+        // Watchers see what their timelines have.
+        let written = without_suppressed(&recipients, &suppressed);
+        if !written.is_empty() {
+            self.metrics
+                .observe_visible(visible_at.since(accepted_at), written.len());
+            let live = TimelineChunk::new(post, author, accepted_at, &written);
+            self.watchers.notify(live).await;
+        }
+        durable.await?;
+        for (reason, users) in &suppressed {
+            self.metrics.count_suppressed(*reason, users.len());
+        }
+        Ok(DeliveredPart {
+            visible_at,
+            suppressed,
+        })
     }
 
-    /// Records the recipients that have the post. If a transient error stopped the attempt, no recipient is recorded as
-    /// dead because the chunk is redelivered.
+    /// Records which recipients have the post and which are suppressed. If a transient error stopped the attempt, no
+    /// recipient is recorded as dead because the chunk is redelivered.
     async fn record_partial(
         &self,
         chunk: &TimelineChunk,
         recipients: &Recipients,
-        isolated: Isolated<Timestamp, DeliverError>,
-    ) -> Result<(), Disposition> {
+        isolated: Isolated<DeliveredPart, DeliverError>,
+        is_first_attempt: bool,
+    ) -> Result<(), Failure> {
         let Isolated {
             done,
             mut failed,
@@ -125,18 +175,27 @@ impl TimelineHandler {
         }
         if !done.is_empty() || !failed.is_empty() {
             let (post, id) = (PostId(chunk.post_id), ChunkId(chunk.chunk_id));
-            let recorded = self.ledger.outcome(post, Channel::Timeline, id).await;
-            let recorded = recorded.map_err(DeliverError::from)?;
+            // Nothing is recorded before the first attempt; if something is, the record is refused and the message
+            // comes again.
+            let recorded = if is_first_attempt {
+                None
+            } else {
+                self.ledger.outcome(post, Channel::Timeline, id).await?
+            };
             let base = ExpectedRevision::Revision(recorded.as_ref().map_or(0, |recorded| recorded.revision));
             let before = recorded.as_ref().map(|recorded| &recorded.outcome);
-            let reached = done.into_iter().map(|(part, _)| part);
+            let at = done
+                .first()
+                .filter(|_| failed.is_empty() && stopped.is_none())
+                .map_or_else(Timestamp::now, |(_, part)| part.visible_at);
+            let done = done.into_iter().map(|(range, part)| (range, part.suppressed));
             let failed_indices = failed.iter().map(|(index, _)| *index);
-            let outcome = partial_outcome(recipients, before, reached, failed_indices);
+            let outcome = partial_outcome(recipients, before, done.collect(), failed_indices);
             let dead = outcome.counts().dead;
-            self.record(chunk, base, outcome, Timestamp::now()).await?;
+            self.record(chunk, base, outcome, at).await?;
             if let (Some((_, reason)), 1..) = (failed.first(), dead) {
                 self.metrics.isolated.inc_by(dead.into());
-                return Err(Disposition::term(isolated_reason(reason, dead, recipients.len())));
+                return Err(Disposition::term(isolated_reason(reason, dead, recipients.len())).into());
             }
         }
         stopped.map_or(Ok(()), |failure| Err(failure.into()))

@@ -10,7 +10,7 @@
 //!
 //! A backfill ([`backfill`]) delivers the newest posts of an author to new followers. The plan of a post does not
 //! contain these deliveries, so a backfill has no event and no counts; the ledger only records it, before the first
-//! write to a timeline. After a permanent error a chunk is bisected ([`isolate`](herald_failure::isolate)): only the
+//! write to a timeline. Recipients whose timelines are not written on purpose are recorded as suppressed. After a permanent error a chunk is bisected ([`isolate`](herald_failure::isolate)): only the
 //! recipients that cause the error don't get the post.
 
 mod adapters;
@@ -96,6 +96,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         backfiller,
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
+        stop: shutdown.child_token(),
     });
     let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use herald_runtime::metrics::{Counter, Histogram, Registry, seconds};
+use herald_runtime::metrics::{Counter, Family, Histogram, Registry, seconds};
+use herald_store::SuppressedReason;
 
 /// The timeline service's metrics.
 #[derive(Debug, Clone)]
@@ -11,6 +12,8 @@ pub struct Metrics {
     pub deliveries: Counter,
     /// Recipients marked dead because of a permanent error.
     pub isolated: Counter,
+    /// Recipients whose timelines were not written on purpose, redeliveries included, by reason.
+    suppressed: Family<[(&'static str, &'static str); 1], Counter>,
     /// Seconds from the acceptance of a post until it is readable, one observation per chunk.
     pub accept_to_visible: Histogram,
 }
@@ -21,6 +24,7 @@ impl Metrics {
         let metrics = Self {
             deliveries: Counter::default(),
             isolated: Counter::default(),
+            suppressed: Family::default(),
             accept_to_visible: seconds(),
         };
         registry.register(
@@ -34,11 +38,27 @@ impl Metrics {
             metrics.isolated.clone(),
         );
         registry.register(
+            "timeline_suppressed",
+            "Recipients whose timelines were not written on purpose, redeliveries included, by reason",
+            metrics.suppressed.clone(),
+        );
+        registry.register(
             "timeline_accept_to_visible_seconds",
             "Time from the acceptance of a post until it is readable on timelines, one observation per chunk",
             metrics.accept_to_visible.clone(),
         );
         metrics
+    }
+
+    pub(crate) fn count_suppressed(&self, reason: SuppressedReason, recipients: u32) {
+        let reason = match reason {
+            SuppressedReason::Inactive => "inactive",
+            SuppressedReason::Drowning => "drowning",
+            _ => "other",
+        };
+        self.suppressed
+            .get_or_create(&[("reason", reason)])
+            .inc_by(recipients.into());
     }
 
     pub(crate) fn observe_visible(&self, after: Duration, recipients: u32) {

@@ -10,7 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use herald_model::{PostId, Recipients, UserKey};
-use herald_store::{Delivered, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines};
+use herald_store::{
+    Delivered, Error, ErrorKind, Rebuilt, Result, SuppressedReason, TimelineEntries, TimelinePage, Timelines,
+};
 use parking_lot::Mutex;
 
 /// How a delivery fails.
@@ -25,6 +27,8 @@ pub(crate) enum Fault {
 pub(crate) struct FaultyTimelines {
     inner: Arc<dyn Timelines>,
     fault: Mutex<(Option<Fault>, HashSet<UserKey>)>,
+    /// Recipients whose timelines are not written, by reason.
+    suppressed: Mutex<Vec<(SuppressedReason, HashSet<UserKey>)>>,
     /// Number of failed calls.
     pub(crate) failed: AtomicUsize,
 }
@@ -34,6 +38,7 @@ impl FaultyTimelines {
         Arc::new(Self {
             inner,
             fault: Mutex::default(),
+            suppressed: Mutex::default(),
             failed: AtomicUsize::new(0),
         })
     }
@@ -41,6 +46,29 @@ impl FaultyTimelines {
     /// Makes deliveries to `users` fail.
     pub(crate) fn fail(&self, fault: Fault, users: &[u32]) {
         *self.fault.lock() = (Some(fault), users.iter().copied().map(UserKey).collect());
+    }
+
+    /// Leaves out these users from now on.
+    pub(crate) fn suppress(&self, reasons: &[(SuppressedReason, &[u32])]) {
+        let sets = reasons
+            .iter()
+            .map(|(reason, users)| (*reason, users.iter().copied().map(UserKey).collect()));
+        *self.suppressed.lock() = sets.collect();
+    }
+
+    /// Delivers to all recipients that are not left out.
+    async fn deliver_unsuppressed(&self, post: PostId, recipients: Recipients) -> Result<Delivered> {
+        let sets = self.suppressed.lock().clone();
+        let is_left_out = |user: &UserKey| sets.iter().any(|(_, users)| users.contains(user));
+        let written = Recipients::from_sorted(recipients.iter().filter(|user| !is_left_out(user)));
+        let mut delivered = self.inner.deliver(post, written).await?;
+        for (reason, users) in &sets {
+            let set = Recipients::from_sorted(recipients.iter().filter(|user| users.contains(user)));
+            if !set.is_empty() {
+                delivered.suppressed.push((*reason, set));
+            }
+        }
+        Ok(delivered)
     }
 
     /// Stops the failures.
@@ -61,7 +89,7 @@ impl Timelines for FaultyTimelines {
         self.failed
             .fetch_add(usize::from(fault.is_some()), Ordering::SeqCst);
         match fault {
-            None => self.inner.deliver(post, recipients).await,
+            None => self.deliver_unsuppressed(post, recipients).await,
             Some(Fault::Panic) => panic!("unexpected row"),
             Some(Fault::Corrupt) => Err(Error::new(ErrorKind::Corrupt, "a timeline is malformed")),
             Some(Fault::Unavailable) => Err(Error::new(ErrorKind::Unavailable, "store is down")),

@@ -10,3 +10,4 @@ mod harness;
 mod isolate;
 mod redrive;
 mod report;
+mod suppressed;
