@@ -12,7 +12,8 @@ use crate::retry::RetryDelay;
 #[serde(deny_unknown_fields)]
 pub struct ConsumerPolicy {
     /// Time without a heartbeat or settlement after which a message is redelivered, seconds; at least 1. A running
-    /// handler sends heartbeats, so this is how long the messages of a killed process wait for another one.
+    /// handler sends three heartbeats in this time, so it is how long the messages of a killed process wait for another
+    /// one. A process that stalls for longer gets competition, which costs work and is harmless otherwise.
     pub ack_wait_seconds: u64,
     /// Time that running handlers have to finish at a shutdown, seconds; at least 1. Then their messages are released.
     pub drain_seconds: u64,
@@ -83,15 +84,16 @@ pub struct ConsumerPolicies {
     /// Consumers `analytics-posts` and `analytics-events`. Default `ack_wait`: 30 s; they hold thousands of messages for
     /// the 5 s of a batch, and would send a heartbeat for each.
     pub analytics: ConsumerPolicy,
-    /// Consumers `fanout-{lane}`.
+    /// Consumers `fanout-{lane}`. Default `ack_wait`: 2 s, as for all that is on the way from a post to its readers: the
+    /// promises for timelines and pushes hold when a worker dies.
     pub fanout: ConsumerPolicy,
-    /// Consumers `slice-{lane}`.
+    /// Consumers `slice-{lane}`. Default `ack_wait`: 2 s.
     pub slice: ConsumerPolicy,
-    /// Consumers `timeline-{lane}`.
+    /// Consumers `timeline-{lane}`. Default `ack_wait`: 2 s.
     pub timeline: ConsumerPolicy,
-    /// Consumers `push-{lane}`. A device that fails spends no attempt: it is tried until its push expires.
+    /// Consumers `push-{lane}`. Default `ack_wait`: 2 s. A device that fails spends no attempt: it is tried until its push expires.
     pub push: ConsumerPolicy,
-    /// Consumer `later`. Default: 20,000 attempts, also for permanent errors; a due message must return to its stream
+    /// Consumer `later`. Default: `ack_wait` 2 s, 20,000 attempts, also for permanent errors; a due message must return to its stream
     /// even if the stream is full for long.
     pub later: ConsumerPolicy,
     /// Consumers `redrive-{kind}`. Default: 5 attempts; a redriven message that fails again becomes a dead letter soon.
@@ -109,17 +111,26 @@ impl Default for ConsumerPolicies {
             fault_attempts_max: 20_000,
             ..default
         };
+        // A handler sends a heartbeat each 0.7 s: for a thousand messages in flight, which wait for a store, some 1,500
+        // small messages a second.
+        let prompt = ConsumerPolicy {
+            ack_wait_seconds: 2,
+            ..default
+        };
         Self {
             archive: default,
             analytics: ConsumerPolicy {
                 ack_wait_seconds: 30,
                 ..default
             },
-            fanout: default,
-            slice: default,
-            timeline: default,
-            push: default,
-            later: persistent,
+            fanout: prompt,
+            slice: prompt,
+            timeline: prompt,
+            push: prompt,
+            later: ConsumerPolicy {
+                ack_wait_seconds: prompt.ack_wait_seconds,
+                ..persistent
+            },
             redrive: ConsumerPolicy {
                 attempts_max: 5,
                 ..default
