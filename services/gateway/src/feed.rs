@@ -6,7 +6,7 @@ use herald_model::{Post, PostId, UserKey};
 use herald_posts::{PostReader, ReadError};
 use herald_proto::v1::RemovalReason;
 use herald_rpc::status;
-use herald_store::{Preferences, Timelines};
+use herald_store::{Preferences, TimelinePage, Timelines};
 use moka::future::Cache;
 use tonic::Status;
 
@@ -41,6 +41,8 @@ pub(crate) struct Page {
     pub(crate) posts: Vec<Post>,
     /// The next page holds posts with ids less than this one; `None` on the last page.
     pub(crate) next: Option<PostId>,
+    /// Whether posts can be missing because the timeline is being rebuilt.
+    pub(crate) rebuilding: bool,
 }
 
 impl Feed {
@@ -78,15 +80,15 @@ impl Feed {
         Ok(preferences.into_iter().next().unwrap_or_default().muted)
     }
 
-    /// Ids of up to `limit` posts on the user's timeline that are less than `before`, newest first.
+    /// Up to `limit` posts on the user's timeline that are less than `before`, newest first.
     pub(crate) async fn newest_ids(
         &self,
         user: UserKey,
         before: Option<PostId>,
         limit: usize,
-    ) -> Result<Vec<PostId>, Status> {
+    ) -> Result<TimelinePage, Status> {
         let page = self.timelines.newest(user, before, limit).await;
-        Ok(page.map_err(|e| status::from_store(&e))?.posts)
+        page.map_err(|e| status::from_store(&e))
     }
 
     /// Reads posts, in the order of `ids`; `None` for a hidden or missing post.
@@ -169,6 +171,7 @@ impl Feed {
         let muted = self.muted_authors(user).await?;
         let mut posts = Vec::with_capacity(size);
         let mut bytes = 0;
+        let mut rebuilding = false;
         for read in 0..READS_MAX {
             let missing = size - posts.len();
             let limit = if read == 0 {
@@ -177,7 +180,11 @@ impl Feed {
                 missing.max(REREAD_MIN)
             };
             // One extra id shows whether there is a next page.
-            let mut ids = self.newest_ids(user, before, limit + 1).await?;
+            let TimelinePage {
+                posts: mut ids,
+                rebuilding: incomplete,
+            } = self.newest_ids(user, before, limit + 1).await?;
+            rebuilding |= incomplete;
             let mut more = ids.len() > limit;
             ids.truncate(limit);
             let mut full = false;
@@ -192,13 +199,21 @@ impl Feed {
                 posts.extend(post);
             }
             if !more {
-                return Ok(Page { posts, next: None });
+                return Ok(Page {
+                    posts,
+                    next: None,
+                    rebuilding,
+                });
             }
             if full || posts.len() == size {
                 break;
             }
         }
-        Ok(Page { posts, next: before })
+        Ok(Page {
+            posts,
+            next: before,
+            rebuilding,
+        })
     }
 }
 

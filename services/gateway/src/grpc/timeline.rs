@@ -56,6 +56,7 @@ impl TimelineService for TimelineApi {
         let page = self.feed.read_page(user, before, size).await?;
         Ok(Response::new(v1::ListTimelineResponse {
             entries: page.posts.into_iter().map(wire::timeline_entry_to_v1).collect(),
+            rebuilding: page.rebuilding,
             next_page_token: page
                 .next
                 .map(|post| PageToken::encode_u64(LIST_TIMELINE, identity, post.0))

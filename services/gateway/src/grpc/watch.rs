@@ -181,7 +181,7 @@ impl WatchStream {
         resumed: Option<SeenPosts>,
     ) -> Result<v1::WatchTimelineResponse, Status> {
         let muted = self.feed.muted_authors(self.user).await?;
-        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?;
+        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?.posts;
         // Hidden posts of a new stream are replaced by the next posts of the window.
         let (wanted, size) = match &resumed {
             Some(seen) => (
@@ -245,7 +245,7 @@ impl WatchStream {
     /// Finds new posts and removals whose live messages were lost.
     async fn compare_with_store(&mut self) -> Result<(), Status> {
         self.find_removed().await?;
-        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?;
+        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?.posts;
         // Oldest first, in the order of their live messages.
         let missed = window.into_iter().rev().filter(|id| !self.seen.contains(*id));
         let before = self.unsent.len();

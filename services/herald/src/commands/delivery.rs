@@ -38,9 +38,9 @@ Examples:
 /// Counts deliveries by channel and state. At all times, for each channel:
 /// targeted = delivered + suppressed + expired + pending + dead.
 ///
-/// `suppressed`: not sent on purpose (no device, pushes off, author muted, post deleted). `expired`: not sent within
-/// the push TTL. `dead`: refused for good, or the attempts are used up; see `herald dlq`. `last`: when the last delivery
-/// was made.
+/// `suppressed`: not made on purpose (push: no device, pushes off, author muted, post deleted; timeline: a user who has
+/// not read it for long, or follows too many authors). `expired`: not sent within the push TTL. `dead`: refused for
+/// good, or the attempts are used up; see `herald dlq`. `last`: when the last delivery was made.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

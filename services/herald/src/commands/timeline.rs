@@ -27,7 +27,8 @@ Examples:
 /// Print a user's timeline, newest first
 ///
 /// Deleted posts and posts of muted authors are omitted, so a page can have fewer posts than requested although there
-/// is a next page. The timeline of an unknown user is empty.
+/// is a next page. The timeline of an unknown user is empty. While a timeline is rebuilt, posts can be missing: `rebuilding`
+/// is true then.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -57,6 +58,8 @@ pub(crate) struct Args {
 struct TimelinePage {
     entries: Vec<Post>,
     next_page_token: String,
+    /// Whether posts can be missing because the timeline is being rebuilt.
+    rebuilding: bool,
     #[serde(skip)]
     user_id: String,
 }
@@ -66,6 +69,9 @@ impl Show for TimelinePage {
         let mut parts: Vec<String> = self.entries.iter().map(Show::text).collect();
         if parts.is_empty() {
             parts.push("no posts".into());
+        }
+        if self.rebuilding {
+            parts.push("the timeline is being rebuilt, posts can be missing: read it again in a few seconds".into());
         }
         if !self.next_page_token.is_empty() {
             // An id can contain characters that a shell interprets.
@@ -88,6 +94,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let mut page_token = args.page_token.unwrap_or_default();
     let mut entries = Vec::new();
+    let mut rebuilding = false;
     loop {
         let request = client.request(ListTimelineRequest {
             user_id: args.user_id.clone(),
@@ -96,11 +103,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         });
         let page = client.timelines().list_timeline(request).await?.into_inner();
         entries.extend(posts(page.entries));
+        rebuilding |= page.rebuilding;
         let next = page.next_page_token;
         if !args.all || next.is_empty() {
             let timeline = TimelinePage {
                 entries,
                 next_page_token: next,
+                rebuilding,
                 user_id: args.user_id,
             };
             return context.output.show(&timeline);

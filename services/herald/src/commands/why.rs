@@ -175,6 +175,12 @@ impl Explanation {
                         format!("each device of {user} is disabled; see `herald device list {quoted}`")
                     }
                     Some("unknown_user") => "the user has no user id".into(),
+                    Some("inactive") => format!(
+                        "{user} has not read the timeline for a long time; it is rebuilt when {user} reads it again"
+                    ),
+                    Some("drowning") => {
+                        format!("{user} follows so many authors that the timeline gets only a part of their posts")
+                    }
                     _ => "the reason was not recorded".into(),
                 };
                 format!("suppressed because {because}")

@@ -70,7 +70,20 @@ async fn a_timeline_is_printed_for_people_and_programs() {
     let empty = herald(&server.url, &["timeline", "1", "--output", "json"])
         .await
         .ok();
-    assert_eq!(empty.stdout, "{\"entries\":[],\"next_page_token\":\"\"}\n");
+    assert_eq!(
+        empty.stdout,
+        "{\"entries\":[],\"next_page_token\":\"\",\"rebuilding\":false}\n"
+    );
+
+    server.add_rebuilding_page();
+    let text = herald(&server.url, &["timeline", "1"]).await.ok().stdout;
+    assert!(text.contains("the timeline is being rebuilt"), "{text}");
+    server.add_rebuilding_page();
+    let json = herald(&server.url, &["timeline", "1", "--all", "--output", "json"])
+        .await
+        .ok()
+        .json();
+    assert_eq!(json["rebuilding"], true);
 }
 
 #[tokio::test]

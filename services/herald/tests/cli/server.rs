@@ -135,6 +135,16 @@ impl Server {
         let page = ListTimelineResponse {
             entries,
             next_page_token: next_page_token.into(),
+            rebuilding: false,
+        };
+        self.state.timelines.lock().unwrap().push_back(page);
+    }
+
+    /// Adds an empty page of a timeline that is being rebuilt to the responses of `ListTimeline`.
+    pub(crate) fn add_rebuilding_page(&self) {
+        let page = ListTimelineResponse {
+            rebuilding: true,
+            ..ListTimelineResponse::default()
         };
         self.state.timelines.lock().unwrap().push_back(page);
     }

@@ -83,6 +83,12 @@ async fn a_suppressed_push_has_its_reason() {
             "`herald device list cat`",
         ),
         (SuppressedReason::UnknownUser, "unknown_user", "no user id"),
+        (
+            SuppressedReason::Inactive,
+            "inactive",
+            "rebuilt when cat reads it again",
+        ),
+        (SuppressedReason::Drowning, "drowning", "only a part of their posts"),
     ] {
         server.set_explanation(explanation(Some(Recipient {
             suppressed_reason: reason.into(),
