@@ -18,7 +18,7 @@ use crate::HERALD;
 
 /// Limit for all accepted posts to settle after the last fault; includes AckWait and back-off.
 const LIMIT: Duration = Duration::from_mins(2);
-/// The ack wait of 5 s, and time for a slow machine. With an ack wait of 30 s the post came after 29 s.
+/// The ack wait of 2 s, and time for a slow machine. With an ack wait of 30 s the post came after 29 s.
 const SHOWN_AGAIN_LIMIT: Duration = Duration::from_secs(15);
 const AUTHORS: usize = 8;
 const READERS: usize = 300;

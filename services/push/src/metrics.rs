@@ -19,6 +19,8 @@ pub struct Metrics {
     chunks: Family<[Label; 2], Counter>,
     devices_disabled: Family<[Label; 1], Counter>,
     devices_removed: Counter,
+    /// Chunks that wait in their handlers for the store.
+    pub(crate) waiting: Gauge,
 }
 
 impl Metrics {
@@ -33,6 +35,7 @@ impl Metrics {
             chunks: Family::default(),
             devices_disabled: Family::default(),
             devices_removed: Counter::default(),
+            waiting: Gauge::default(),
         };
         registry.register("push_sends", "Sends to devices, by result", metrics.sends.clone());
         registry.register(
@@ -64,6 +67,11 @@ impl Metrics {
             "push_devices_disabled",
             "Webhooks disabled, by reason",
             metrics.devices_disabled.clone(),
+        );
+        registry.register(
+            "push_waiting",
+            "Chunks that wait for the store",
+            metrics.waiting.clone(),
         );
         registry.register(
             "push_devices_removed",

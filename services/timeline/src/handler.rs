@@ -8,6 +8,7 @@ use herald_failure::{Isolated, isolate};
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
+use herald_runtime::metrics::Gauge;
 use herald_store::{Delivered, ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,26 @@ struct DeliveredPart {
     suppressed: Suppressed,
 }
 
+/// A message that waits for the store. The first one and the last one are logged.
+struct Waiting<'a>(&'a Gauge);
+
+impl<'a> Waiting<'a> {
+    fn start(waiting: &'a Gauge, error: &DeliverError) -> Self {
+        if waiting.inc() == 0 {
+            tracing::warn!(%error, "timeline deliveries wait for the store");
+        }
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.0.dec() == 1 {
+            tracing::info!("no timeline delivery waits for the store any more");
+        }
+    }
+}
+
 /// Bounds of the delay between two attempts at a message that waits for the store; it doubles.
 const WAIT_MIN: Duration = Duration::from_millis(200);
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -51,12 +72,13 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 impl Handler for TimelineHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
         let mut delay = WAIT_MIN;
+        let mut waiting = None;
         loop {
             match self.handle_once(delivery).await {
                 Ok(()) => return Disposition::Ack,
                 // The message waits here: heartbeats keep it, and it spends no attempt.
                 Err(Failure::Error(error)) if error.is_store_away() => {
-                    tracing::debug!(%error, sequence = delivery.sequence, "message waits for the store");
+                    waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
                 }
                 Err(failure) => return failure.into(),
             }

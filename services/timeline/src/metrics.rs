@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use herald_runtime::metrics::{Counter, Family, Histogram, Registry, seconds};
+use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
 use herald_store::SuppressedReason;
 
 /// The timeline service's metrics.
@@ -14,6 +14,8 @@ pub struct Metrics {
     pub isolated: Counter,
     /// Recipients whose timelines were not written on purpose, redeliveries included, by reason.
     suppressed: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Messages that wait in their handlers for the store.
+    pub waiting: Gauge,
     /// Seconds from the acceptance of a post until it is readable, one observation per chunk.
     pub accept_to_visible: Histogram,
 }
@@ -25,6 +27,7 @@ impl Metrics {
             deliveries: Counter::default(),
             isolated: Counter::default(),
             suppressed: Family::default(),
+            waiting: Gauge::default(),
             accept_to_visible: seconds(),
         };
         registry.register(
@@ -41,6 +44,11 @@ impl Metrics {
             "timeline_suppressed",
             "Recipients whose timelines were not written on purpose, redeliveries included, by reason",
             metrics.suppressed.clone(),
+        );
+        registry.register(
+            "timeline_waiting",
+            "Messages that wait for the store",
+            metrics.waiting.clone(),
         );
         registry.register(
             "timeline_accept_to_visible_seconds",
