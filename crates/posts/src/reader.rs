@@ -75,6 +75,12 @@ impl PostReader {
         Ok(self.read(&[id]).await?.into_iter().next().flatten())
     }
 
+    /// Reads an accepted post from the POSTS stream alone, without its deletion; `None` for an id that is not a post, or
+    /// that POSTS does not retain any more.
+    pub async fn read_accepted(&self, id: PostId) -> Result<Option<Post>, ReadError> {
+        self.read_stream(id).await
+    }
+
     /// Whether the archive has the post's deletion.
     pub async fn is_deleted(&self, id: PostId) -> Result<bool, ReadError> {
         let posts = self.posts.get(&[id]).await?;

@@ -10,7 +10,14 @@
 //! for the ack wait, although the store may contain them. So [`WatermarkReader`] looks up every message above the ack
 //! floor in the store.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use herald_mesh::{Mesh, RawMessage, Subject, Topology, consumers, streams};
@@ -18,7 +25,7 @@ use herald_model::{Post, PostId};
 use herald_posts::ReadError;
 use herald_rpc::status;
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, Posts};
+use herald_store::{Archived, ErrorKind, Posts};
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
@@ -41,6 +48,7 @@ pub(crate) struct WatermarkReading(Instant);
 pub(crate) struct ArchiveWatermark {
     read_at: watch::Receiver<Option<Instant>>,
     age_max: Duration,
+    store_away: Arc<AtomicBool>,
 }
 
 /// Reads the watermark periodically and archives the messages that the store lacks.
@@ -49,6 +57,7 @@ pub(crate) struct WatermarkReader {
     posts: Arc<dyn Posts>,
     read_at: watch::Sender<Option<Instant>>,
     age_max: Duration,
+    store_away: Arc<AtomicBool>,
 }
 
 impl ArchiveWatermark {
@@ -64,6 +73,16 @@ impl ArchiveWatermark {
             Ok(Ok(at)) => at.map(WatermarkReading).ok_or_else(archive_behind),
             Ok(Err(_)) | Err(_) => Err(archive_behind()),
         }
+    }
+
+    /// Whether the last reading failed because the store can't be reached.
+    pub(crate) fn is_store_away(&self) -> bool {
+        self.store_away.load(Ordering::Relaxed)
+    }
+
+    /// Maximum age of a fresh reading.
+    pub(crate) fn age_max(&self) -> Duration {
+        self.age_max
     }
 
     /// Whether the latest reading is fresh.
@@ -100,6 +119,7 @@ impl WatermarkReader {
             posts,
             read_at: watch::Sender::new(None),
             age_max,
+            store_away: Arc::default(),
         }
     }
 
@@ -107,6 +127,7 @@ impl WatermarkReader {
         ArchiveWatermark {
             read_at: self.read_at.subscribe(),
             age_max: self.age_max,
+            store_away: self.store_away.clone(),
         }
     }
 
@@ -114,7 +135,11 @@ impl WatermarkReader {
     pub(crate) async fn run(self) {
         loop {
             let at = Instant::now();
-            let pause = match self.catch_up().await {
+            let caught_up = self.catch_up().await;
+            let is_away =
+                matches!(&caught_up, Err(ReadError::Store(error)) if error.kind() == ErrorKind::Unavailable);
+            self.store_away.store(is_away, Ordering::Relaxed);
+            let pause = match caught_up {
                 Ok(()) => {
                     self.read_at.send_replace(Some(at));
                     self.age_max / 4

@@ -25,6 +25,9 @@ pub struct Config {
     pub live_post_cache_bytes_max: u64,
     /// Maximum number of posts in flight of one SubmitPosts stream; 1 to 10,000.
     pub submit_in_flight_max: usize,
+    /// Time for which a request that is repeated while the store is away makes no second post, hours; 1 to 8,760. Must not
+    /// be less than the store's retention of request ids.
+    pub request_keep_hours: u64,
     /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. The deletion
     /// is durable in POSTS in any case.
     pub delete_wait_ms: u64,
@@ -47,6 +50,7 @@ impl Default for Config {
             heartbeat_ms: 15_000,
             live_post_cache_bytes_max: 32 << 20,
             submit_in_flight_max: 256,
+            request_keep_hours: 24,
             delete_wait_ms: 5_000,
             cors_origins: vec!["*".into()],
             endpoints: Policy::default(),
@@ -67,6 +71,7 @@ impl Config {
             heartbeat_ms: 100..=600_000,
             live_post_cache_bytes_max: 0..=4 << 30,
             submit_in_flight_max: 1..=10_000,
+            request_keep_hours: 1..=8_760,
             delete_wait_ms: 0..=60_000,
             drain_ms: 0..=600_000,
         });

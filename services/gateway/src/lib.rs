@@ -18,9 +18,10 @@ mod grpc;
 mod live;
 mod metrics;
 mod post_checks;
+mod request_history;
 mod wire;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use herald_mesh::{Mesh, Topology};
@@ -34,7 +35,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks};
+use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory};
 
 /// Name of the readiness check that passes while the port accepts calls.
 pub const READY_CHECK: &str = "gateway";
@@ -121,9 +122,26 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     // Stopped after the last call has ended: DeletePost waits for a fresh watermark.
     let reading_stop = CancellationToken::new();
     let _reading = reading_stop.clone().drop_guard();
-    tokio::spawn(reading_stop.run_until_cancelled_owned(watermark_reader.run()));
+    tokio::spawn(
+        reading_stop
+            .clone()
+            .run_until_cancelled_owned(watermark_reader.run()),
+    );
 
-    let post_checks = PostChecks::new(mesh.clone(), posts.clone(), archive_watermark.clone(), &readiness);
+    let request_history = RequestHistory::new(
+        mesh.clone(),
+        Duration::from_secs(config.request_keep_hours * 60 * 60),
+        archive_watermark.age_max(),
+    );
+    tokio::spawn(reading_stop.run_until_cancelled_owned(request_history.clone().run()));
+
+    let post_checks = PostChecks::new(
+        mesh.clone(),
+        posts.clone(),
+        archive_watermark.clone(),
+        request_history.clone(),
+        &readiness,
+    );
 
     let service_deps = grpc::ServiceDeps {
         mesh: mesh.clone(),
@@ -135,6 +153,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         timelines,
         ledger,
         archive_watermark,
+        request_history,
         graph,
         analytics,
         deadletter,

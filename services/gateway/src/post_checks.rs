@@ -11,7 +11,7 @@ use herald_store::Posts;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::archive_watermark::ArchiveWatermark;
+use crate::{archive_watermark::ArchiveWatermark, request_history::RequestHistory};
 
 /// Space that the largest post takes in POSTS, bytes: 16 links and 16 media URLs of 2,048 bytes, the text, and the
 /// stream's overhead. With less space the stream counts as full.
@@ -29,6 +29,7 @@ pub(crate) struct PostChecks {
     mesh: Mesh,
     posts: Arc<dyn Posts>,
     archive_watermark: ArchiveWatermark,
+    request_history: RequestHistory,
     results: Arc<Results>,
 }
 
@@ -44,6 +45,7 @@ impl PostChecks {
         mesh: Mesh,
         posts: Arc<dyn Posts>,
         archive_watermark: ArchiveWatermark,
+        request_history: RequestHistory,
         readiness: &Readiness,
     ) -> Self {
         let results = Arc::new(Results {
@@ -53,18 +55,22 @@ impl PostChecks {
         let (disk, posts_stream) = (results.clone(), results.clone());
         readiness.check("disk", move || disk.disk.lock().clone());
         readiness.check("posts_stream", move || posts_stream.posts_stream.lock().clone());
-        let watermark = archive_watermark.clone();
-        readiness.check("archive", move || check_archive(&watermark));
+        let (watermark, history) = (archive_watermark.clone(), request_history.clone());
+        readiness.check("archive", move || check_archive(&watermark, &history));
         Self {
             mesh,
             posts,
             archive_watermark,
+            request_history,
             results,
         }
     }
 
     /// Runs the checks. Call it periodically.
     pub(crate) async fn update(&self) {
+        if self.archive_watermark.is_store_away() && !self.archive_watermark.is_fresh() {
+            self.request_history.want();
+        }
         let disk = self.posts.capacity().await.map_err(|error| error.to_string());
         store("disk", &self.results.disk, disk);
         // Without an answer the previous result stays; a lost connection is a check of its own.
@@ -86,7 +92,7 @@ impl PostChecks {
         self.mesh.is_connected()
             && self.results.disk.lock().is_ok()
             && self.results.posts_stream.lock().is_ok()
-            && check_archive(&self.archive_watermark).is_ok()
+            && check_archive(&self.archive_watermark, &self.request_history).is_ok()
     }
 }
 
@@ -111,8 +117,8 @@ fn check_stream(bytes: u64, bytes_max: Option<u64>) -> CheckResult {
     }
 }
 
-fn check_archive(watermark: &ArchiveWatermark) -> CheckResult {
-    if watermark.is_fresh() {
+fn check_archive(watermark: &ArchiveWatermark, history: &RequestHistory) -> CheckResult {
+    if watermark.is_fresh() || (watermark.is_store_away() && history.is_fresh()) {
         Ok(())
     } else {
         Err("the archive lags behind POSTS, so posts with a request_id are refused (ARCHIVE_BEHIND)".into())

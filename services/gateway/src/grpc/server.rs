@@ -39,6 +39,7 @@ use crate::{
     feed::Feed,
     live::Hub,
     post_checks::PostChecks,
+    request_history::RequestHistory,
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -57,6 +58,7 @@ pub(crate) struct ServiceDeps {
     pub(crate) timelines: Arc<dyn Timelines>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) archive_watermark: ArchiveWatermark,
+    pub(crate) request_history: RequestHistory,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
@@ -137,6 +139,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         timelines,
         ledger,
         archive_watermark,
+        request_history,
         graph,
         analytics,
         deadletter,
@@ -166,6 +169,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         mesh.clone(),
         reader.clone(),
         archive_watermark.clone(),
+        request_history,
         metrics,
     );
     let posts_api = PostApi {

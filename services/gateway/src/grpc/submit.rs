@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
-use herald_posts::PostReader;
+use herald_posts::{PostReader, ReadError};
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
-use herald_store::{Posts, Users};
+use herald_store::{ErrorKind, Posts, Users};
+use moka::sync::Cache;
 use tonic::Status;
 use uuid::Uuid;
 
@@ -16,7 +17,11 @@ use crate::{
     archive_watermark::{ArchiveWatermark, WatermarkReading},
     domain,
     error::read_error_to_status,
+    request_history::{HistoryReading, RequestHistory},
 };
+
+/// Maximum number of authors whose keys are cached, some 10 MB.
+const AUTHORS_MAX: u64 = 100_000;
 
 /// A validated post.
 #[derive(Debug)]
@@ -129,8 +134,18 @@ struct ReadyPost {
     new: NewPost,
     author: UserKey,
     request_id: String,
-    /// The reading under which the store had no post with this request id; `None` for a generated request id.
-    reading: Option<WatermarkReading>,
+    /// What shows that there is no post with this request id.
+    evidence: Evidence,
+}
+
+/// What shows that no post has a request id.
+enum Evidence {
+    /// The gateway has generated it.
+    Generated,
+    /// The store had none under this reading.
+    Store(WatermarkReading),
+    /// POSTS had none under this reading.
+    History(HistoryReading),
 }
 
 /// The remaining step of a prepared post.
@@ -174,6 +189,9 @@ pub(crate) struct Submitter {
     mesh: Mesh,
     reader: PostReader,
     archive_watermark: ArchiveWatermark,
+    request_history: RequestHistory,
+    /// Keys of authors, so that known authors can post while the store is away. A key never changes.
+    authors: Cache<UserId, UserKey>,
     metrics: Metrics,
 }
 
@@ -184,6 +202,7 @@ impl Submitter {
         mesh: Mesh,
         reader: PostReader,
         archive_watermark: ArchiveWatermark,
+        request_history: RequestHistory,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -192,6 +211,8 @@ impl Submitter {
             mesh,
             reader,
             archive_watermark,
+            request_history,
+            authors: Cache::new(AUTHORS_MAX),
             metrics,
         }
     }
@@ -241,32 +262,83 @@ impl Submitter {
     }
 
     async fn choose_next_step(&self, new: NewPost) -> Result<NextStep, Status> {
-        self.posts.capacity().await.map_err(|e| status::from_store(&e))?;
-        let author = super::intern_user(&*self.users, new.author.clone()).await?;
-        let (request_id, reading) = match &new.request_id {
-            None => (Uuid::new_v4().as_hyphenated().to_string(), None),
+        match self.posts.capacity().await {
+            Err(error) if error.kind() != ErrorKind::Unavailable => return Err(status::from_store(&error)),
+            // A store that can't be reached takes the post later.
+            Ok(()) | Err(_) => {}
+        }
+        let author = self.author_key(&new.author).await?;
+        let (request_id, evidence) = match &new.request_id {
+            None => (Uuid::new_v4().as_hyphenated().to_string(), Evidence::Generated),
             Some(request_id) if herald_failpoints::negative_control!("gateway.random-ids") => {
-                (request_id.clone(), None)
+                (request_id.clone(), Evidence::Generated)
             }
             Some(request_id) => {
-                let reading = self.archive_watermark.wait_until_fresh().await?;
-                // The broker detects duplicates within its dedupe window, the store for 24 hours.
-                let original = self.posts.find_by_request(author, request_id).await;
-                if let Some(id) = original.map_err(|e| status::from_store(&e))? {
+                let (original, evidence) = self.find_original(author, request_id).await?;
+                if let Some(id) = original {
                     let (lane, request_id) = (new.lane, request_id.clone());
                     let repeated = new.into_message(author, request_id, Timestamp::now());
                     let original = self.read_original(id, repeated).await?;
                     return Ok(NextStep::Duplicate(original, lane));
                 }
-                (request_id.clone(), Some(reading))
+                (request_id.clone(), evidence)
             }
         };
         Ok(NextStep::Publish(Box::new(ReadyPost {
             new,
             author,
             request_id,
-            reading,
+            evidence,
         })))
+    }
+
+    async fn author_key(&self, author: &UserId) -> Result<UserKey, Status> {
+        if let Some(key) = self.authors.get(author) {
+            return Ok(key);
+        }
+        let key = super::intern_user(&*self.users, author.clone()).await?;
+        self.authors.insert(author.clone(), key);
+        Ok(key)
+    }
+
+    /// Finds the post of a request. The broker detects duplicates within its dedupe window, the store for 24 hours; while
+    /// the store is away, the history of POSTS does.
+    async fn find_original(
+        &self,
+        author: UserKey,
+        request_id: &str,
+    ) -> Result<(Option<PostId>, Evidence), Status> {
+        let use_store = self.archive_watermark.is_fresh() || !self.request_history.is_fresh();
+        let away = if use_store || !self.archive_watermark.is_store_away() {
+            match self.archive_watermark.wait_until_fresh().await {
+                Ok(reading) => match self.posts.find_by_request(author, request_id).await {
+                    Ok(original) => return Ok((original, Evidence::Store(reading))),
+                    Err(error) if error.kind() == ErrorKind::Unavailable => status::from_store(&error),
+                    Err(error) => return Err(status::from_store(&error)),
+                },
+                Err(behind) if self.archive_watermark.is_store_away() => behind,
+                Err(behind) => return Err(behind),
+            }
+        } else {
+            status::unavailable("ARCHIVE_BEHIND", "the archive lags behind POSTS; retry later")
+        };
+        let (original, reading) = self
+            .request_history
+            .find(author, request_id)
+            .await
+            .map_err(|_| away.clone())?;
+        let Some(id) = original else {
+            return Ok((None, Evidence::History(reading)));
+        };
+        // Two requests can have the same hash.
+        let post = self.reader.read_accepted(id).await;
+        let post = post.map_err(|e| read_error_to_status(&e))?;
+        let is_original = |post: &Post| post.author == author && post.request_id == request_id;
+        if post.as_ref().is_some_and(is_original) {
+            Ok((Some(id), Evidence::History(reading)))
+        } else {
+            Err(away)
+        }
     }
 
     async fn publish_ready(&self, post: ReadyPost) -> Result<AcceptedPost, Status> {
@@ -274,11 +346,14 @@ impl Submitter {
             new,
             author,
             request_id,
-            reading,
+            evidence,
         } = post;
-        if let Some(reading) = reading {
-            self.archive_watermark.check_fresh(reading)?;
+        match evidence {
+            Evidence::Generated => {}
+            Evidence::Store(reading) => self.archive_watermark.check_fresh(reading)?,
+            Evidence::History(reading) => self.request_history.check_fresh(reading)?,
         }
+        let is_generated = matches!(evidence, Evidence::Generated);
         let at = Timestamp::now();
         let message_id = if herald_failpoints::negative_control!("gateway.random-ids") {
             Uuid::new_v4().to_string()
@@ -295,7 +370,8 @@ impl Submitter {
             .map_err(|e| status::from_mesh(&e))?;
         herald_failpoints::point!("gateway.accepted");
         let id = PostId(published.sequence);
-        if published.duplicate {
+        // A generated request id is a duplicate only of itself: the mesh has retried after a lost acknowledgement.
+        if published.duplicate && !is_generated {
             let original = self.read_original(id, created).await?;
             // After a lost acknowledgement the mesh retries, and the broker reports this same post as a duplicate.
             let duplicate = original.at != at;
@@ -318,11 +394,12 @@ impl Submitter {
         id: PostId,
         repeated: mesh_v1::PostCreated,
     ) -> Result<AcceptedPost, Status> {
-        let original = self
-            .reader
-            .read_one(id)
-            .await
-            .map_err(|e| read_error_to_status(&e))?;
+        let original = match self.reader.read_one(id).await {
+            // POSTS has it too.
+            Err(ReadError::Store(_)) => self.reader.read_accepted(id).await,
+            read => read,
+        };
+        let original = original.map_err(|e| read_error_to_status(&e))?;
         let changed = original
             .as_ref()
             .map(|original| changed_fields(&repeated, original));

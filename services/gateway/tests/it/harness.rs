@@ -18,7 +18,7 @@ use herald_proto::{
 use herald_push_endpoint::Policy;
 use herald_runtime::{http::Readiness, metrics::Shared};
 use herald_store::{
-    Posts, Stores,
+    Posts, Stores, Users,
     embedded::{self, Embedded},
 };
 use prost::Message as _;
@@ -61,6 +61,9 @@ pub(crate) struct World {
 /// Replaces an archive of posts.
 pub(crate) type WrapPosts = Box<dyn FnOnce(Arc<dyn Posts>) -> Arc<dyn Posts>>;
 
+/// Replaces the users.
+pub(crate) type WrapUsers = Box<dyn FnOnce(Arc<dyn Users>) -> Arc<dyn Users>>;
+
 /// Options of a test.
 pub(crate) struct Setup {
     pub(crate) config: Config,
@@ -71,6 +74,8 @@ pub(crate) struct Setup {
     pub(crate) partitioned_server: bool,
     /// Replaces the archive of posts that the gateway gets.
     pub(crate) wrap_posts: Option<WrapPosts>,
+    /// Replaces the users that the gateway gets.
+    pub(crate) wrap_users: Option<WrapUsers>,
     /// Runs on the stores before the gateway starts.
     pub(crate) before: Option<Box<dyn FnOnce(Stores) -> futures::future::BoxFuture<'static, ()>>>,
 }
@@ -86,6 +91,7 @@ impl Default for Setup {
             await_ready: true,
             partitioned_server: false,
             wrap_posts: None,
+            wrap_users: None,
             before: None,
         }
     }
@@ -129,6 +135,9 @@ impl World {
         let mut stores = store.stores();
         if let Some(wrap) = setup.wrap_posts {
             stores.posts = wrap(stores.posts);
+        }
+        if let Some(wrap) = setup.wrap_users {
+            stores.users = wrap(stores.users);
         }
         if let Some(before) = setup.before {
             before(stores.clone()).await;

@@ -13,6 +13,7 @@ mod readiness;
 mod reads;
 mod redrive;
 mod startup;
+mod store_away;
 mod surface;
 mod timelines;
 mod watches;

@@ -33,6 +33,13 @@ impl Config {
                 "gateway.endpoints must equal push.endpoints: push sends to the endpoints that gateway accepts".into(),
             );
         }
+        if self.gateway.request_keep_hours < self.store.request_keep_hours {
+            return Err(format!(
+                "gateway.request_keep_hours must be at least store.request_keep_hours ({}), is {}: otherwise a request \
+                 that is repeated while the store is away could make a second post",
+                self.store.request_keep_hours, self.gateway.request_keep_hours
+            ));
+        }
         self.analytics.validate()?;
         self.deadletter.validate()
     }

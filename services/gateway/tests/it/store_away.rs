@@ -1,0 +1,182 @@
+//! Posts are accepted while the store can't be reached, and none of them twice.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use herald_mesh::TopologyConfig;
+use herald_model::{Post, PostId, UserId, UserKey};
+use herald_proto::v1;
+use herald_store::{Archived, Error, ErrorKind, Posts, Result, Users};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Setup, World, reason, submit, wait_until};
+
+/// A store that can be away.
+#[derive(Default)]
+struct Switch(AtomicBool);
+
+impl Switch {
+    fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "the database is away"));
+        }
+        Ok(())
+    }
+
+    fn turn(&self, away: bool) {
+        self.0.store(away, Ordering::SeqCst);
+    }
+}
+
+struct AwayPosts(Arc<dyn Posts>, Arc<Switch>);
+
+#[async_trait]
+impl Posts for AwayPosts {
+    async fn archive(&self, entries: &[Archived]) -> Result<()> {
+        self.1.check()?;
+        self.0.archive(entries).await
+    }
+
+    async fn get(&self, posts: &[PostId]) -> Result<Vec<Option<Post>>> {
+        self.1.check()?;
+        self.0.get(posts).await
+    }
+
+    async fn newest_by_author(&self, author: UserKey, up_to: PostId, limit: usize) -> Result<Vec<PostId>> {
+        self.1.check()?;
+        self.0.newest_by_author(author, up_to, limit).await
+    }
+
+    async fn find_by_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>> {
+        self.1.check()?;
+        self.0.find_by_request(author, request_id).await
+    }
+
+    /// As of an engine that can't be reached.
+    async fn capacity(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn last(&self) -> Result<Option<PostId>> {
+        self.1.check()?;
+        self.0.last().await
+    }
+}
+
+struct AwayUsers(Arc<dyn Users>, Arc<Switch>);
+
+#[async_trait]
+impl Users for AwayUsers {
+    async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+        self.1.check()?;
+        self.0.find(ids).await
+    }
+
+    async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+        self.1.check()?;
+        self.0.intern(ids).await
+    }
+
+    async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        self.1.check()?;
+        self.0.ids(keys).await
+    }
+
+    async fn last_key(&self) -> Result<Option<UserKey>> {
+        self.1.check()?;
+        self.0.last_key().await
+    }
+}
+
+/// Request ids.
+const BEFORE: &str = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a10";
+const CHOSEN: &str = "6b1e7f0c-1f5d-4a3e-9d55-0c7f6b1b2a11";
+
+fn request(text: &str, request_id: &str) -> v1::SubmitPostRequest {
+    v1::SubmitPostRequest {
+        request_id: request_id.into(),
+        ..submit("107", text)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_are_accepted_once_while_the_store_is_away() {
+    let switch = Arc::new(Switch::default());
+    let (posts, users) = (switch.clone(), switch.clone());
+    let world = World::start_with(Setup {
+        // So short that the broker forgets the first post.
+        topology: TopologyConfig {
+            dedupe_window_seconds: 2,
+            ..TopologyConfig::default()
+        },
+        wrap_posts: Some(Box::new(|inner| Arc::new(AwayPosts(inner, posts)))),
+        wrap_users: Some(Box::new(|inner| Arc::new(AwayUsers(inner, users)))),
+        ..Setup::default()
+    })
+    .await;
+    let send = async |request| world.posts().submit_post(request).await;
+    let before = send(request("before", BEFORE)).await.unwrap().into_inner();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    switch.turn(true);
+
+    // A known author, with a request id of the gateway or of the caller.
+    let generated = send(submit("107", "generated")).await.unwrap().into_inner();
+    assert!(!generated.duplicate);
+    let mut chosen = None;
+    wait_until("a request of the caller is accepted", async || {
+        chosen = send(request("chosen", CHOSEN)).await.ok();
+        chosen.is_some()
+    })
+    .await;
+    let chosen = chosen.unwrap().into_inner();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+
+    // Requests that the broker has forgotten get their posts back.
+    for (text, id, post) in [
+        ("before", BEFORE, before.post_id),
+        ("chosen", CHOSEN, chosen.post_id),
+    ] {
+        let mut again = None;
+        wait_until("a repeated request is answered", async || {
+            again = send(request(text, id)).await.ok();
+            again.is_some()
+        })
+        .await;
+        let again = again.unwrap().into_inner();
+        assert_eq!((again.post_id, again.duplicate), (post, true));
+    }
+    let reused = send(request("other", BEFORE)).await.unwrap_err();
+    assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
+
+    // What needs the store is answered when it is back.
+    let unknown = send(submit("stranger", "text")).await.unwrap_err();
+    let list = v1::ListPostsRequest {
+        author_id: "107".into(),
+        ..v1::ListPostsRequest::default()
+    };
+    let read = world.posts().list_posts(list).await.unwrap_err();
+    let get = v1::GetPostRequest {
+        post_id: before.post_id,
+    };
+    let got = world.posts().get_post(get).await.unwrap_err();
+    for status in [unknown, read, got] {
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::Unavailable, "STORE_UNAVAILABLE")
+        );
+        assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    }
+
+    switch.turn(false);
+    wait_until("the store is used again", async || {
+        send(submit("stranger", "text")).await.is_ok()
+    })
+    .await;
+    let again = send(request("chosen", CHOSEN)).await.unwrap().into_inner();
+    assert_eq!((again.post_id, again.duplicate), (chosen.post_id, true));
+    world.stop().await.unwrap();
+}
