@@ -43,6 +43,7 @@ mod dead_letters;
 pub mod embedded;
 mod error;
 mod follows;
+mod lease_holder;
 mod leases;
 mod ledger;
 mod maintenance;
@@ -68,6 +69,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use follows::{
     FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,
 };
+pub use lease_holder::{HeldLease, LEASE_DURATION, LeaseHolder, holder_id};
 pub use leases::{Fence, Leases};
 pub use ledger::{
     ChannelCounts, ChunkPlan, ChunkState, DeadMessage, ExpectedRevision, Ledger, MarkedDead, PlannedSlice,
