@@ -6,9 +6,13 @@
 //! ([`Totals::commit`]). Each message is settled after its last row. A file that fails permanently is bisected, and
 //! counted without the rows that cause the failure.
 //!
-//! *Invariant:* a row in a file whose announcement was cleared is counted, and is in no other such file. A file that
-//! was announced and not counted is deleted before any of its rows is written again: at once, or before the next batch,
-//! or at the next start.
+//! Any number of instances write files, each under a lease of its own. A message that is redelivered to another instance
+//! while this one still has it is counted by the first commit. The other commit fails; its instance deletes the file,
+//! reads again what is counted, and writes the rest.
+//!
+//! *Invariant:* a row in a file whose announcement was cleared is counted, and is in no other such file. An instance
+//! deletes its uncounted files before it writes another ([`uncounted`](crate::uncounted)). The files of an instance that
+//! died are deleted by another one.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,8 +22,7 @@ use std::time::{Duration, Instant};
 use herald_failure::{Classified, isolate};
 use herald_mesh::Disposition;
 use herald_proto::EVENT_CHUNKS_MAX;
-use herald_store::{Fence, Totals};
-use parking_lot::Mutex;
+use herald_store::{ErrorKind, Fence, Totals};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,10 @@ use crate::adapters::{FileStore, encode};
 use crate::domain::{Entry, File, Row, RowPosition, group_into_files};
 use crate::error::CommitError;
 use crate::metrics::Metrics;
+use crate::uncounted::{Leftovers, is_announced};
+
+/// Maximum number of times that a file is written again at once because another instance counted some of its rows.
+const OVERTAKEN_MAX: usize = 3;
 
 /// A message, and the channel that receives its disposition.
 #[derive(Debug)]
@@ -46,15 +53,14 @@ pub(crate) struct Batcher {
     /// Maximum time that a batch waits for more messages.
     pub(crate) age_max: Duration,
     pub(crate) totals: Arc<dyn Totals>,
-    /// The lease of this process.
-    pub(crate) owner: Fence,
     pub(crate) files: FileStore,
     pub(crate) metrics: Metrics,
     /// Cancelled at shutdown: from then on a batch is committed without waiting for more messages.
     pub(crate) flush: CancellationToken,
-    /// Announced files that may not be counted. Bounded by the files of one batch, because they are deleted before the
-    /// next file is written.
-    pub(crate) leftovers: Mutex<Vec<String>>,
+    /// The lease of this instance, which owns the files.
+    pub(crate) owner: Fence,
+    /// Announced files that may not be counted.
+    pub(crate) leftovers: Leftovers,
 }
 
 /// The messages of a batch, by sequence. A message that is redelivered while it waits is gathered once.
@@ -309,30 +315,49 @@ impl Batcher {
     }
 
     /// Writes and counts a file without its stale rows.
-    async fn write_new_rows(&self, mut file: File) -> Result<(), CommitError> {
-        // A previous part of the file may have failed after its announcement.
-        self.delete_leftovers().await?;
-        // Not read earlier, because the previous file may contain the same chunks.
-        let chunks = file.chunks();
-        let counted = self.totals.counted(&chunks).await?;
-        let rows = file.entries.len();
-        file.drop_stale_rows(&mut chunks.into_iter().zip(counted).collect());
-        let stale = rows - file.entries.len();
-        if !file.entries.is_empty() {
-            self.write_file(file).await?;
+    async fn write_new_rows(&self, file: File) -> Result<(), CommitError> {
+        let mut overtaken = 0;
+        loop {
+            // A previous part of the file may have failed after its announcement.
+            self.delete_leftovers().await?;
+            let mut file = file.clone();
+            if overtaken > 0 {
+                let sequences = file.sequences();
+                let seen = self.totals.seen(self.stream, &sequences).await?;
+                file.drop_seen_rows(&sequences, &seen);
+            }
+            // Not read earlier, because the previous file may contain the same chunks.
+            let chunks = file.chunks();
+            let counted = self.totals.counted(&chunks).await?;
+            let rows = file.entries.len();
+            file.drop_stale_rows(&mut chunks.into_iter().zip(counted).collect());
+            let stale = rows - file.entries.len();
+            let written = if file.entries.is_empty() {
+                Ok(())
+            } else {
+                self.write_file(file).await
+            };
+            match written {
+                Err(CommitError::Overtaken) if overtaken < OVERTAKEN_MAX => {
+                    overtaken += 1;
+                    self.metrics.overtaken.inc();
+                }
+                written => {
+                    self.metrics.stale.inc_by(stale as u64);
+                    return written;
+                }
+            }
         }
-        self.metrics.stale.inc_by(stale as u64);
-        Ok(())
     }
 
     async fn write_file(&self, file: File) -> Result<(), CommitError> {
-        let path = file.path();
+        let path = file.path(rand::random());
         let (table, rows) = (file.table.as_str(), file.entries.len());
         // Recorded first, so that a failure or a panic leaves no file unrecorded.
-        self.leftovers.lock().push(path.clone());
+        self.leftovers.add(&path);
         let written = self.announce_write_count(file, &path).await;
         if written.is_ok() {
-            self.leftovers.lock().retain(|left| *left != path);
+            self.leftovers.remove(&path);
             self.metrics.count_file(table, rows);
         } else if let Err(error) = self.delete_leftovers().await {
             tracing::debug!(stream = self.stream, %error, "uncounted file not deleted, will be retried");
@@ -342,58 +367,39 @@ impl Batcher {
 
     async fn announce_write_count(&self, file: File, path: &str) -> Result<(), CommitError> {
         let totals = file.totals(path);
+        let sequences = file.sequences();
         // Encoding takes milliseconds, so it runs off the threads that serve calls.
         let bytes = tokio::task::spawn_blocking(move || encode(&file)).await??;
         self.totals.intend(path, &self.owner).await?;
         self.files.put(path, bytes).await?;
-        self.totals.commit(&totals).await?;
-        Ok(())
+        self.leftovers.set_may_be_counted(path, true);
+        let uncounted = match self.totals.commit(&totals).await {
+            // If another instance has counted all messages of the file, the commit changes nothing.
+            Ok(()) => is_announced(&*self.totals, path)
+                .await?
+                .then_some(CommitError::Overtaken),
+            Err(error) => match error.kind() {
+                ErrorKind::Fenced => Some(error.into()),
+                ErrorKind::Conflict => Some(CommitError::Overtaken),
+                // The commit also fails so if another instance has counted some of the messages.
+                ErrorKind::Corrupt if self.seen(&sequences).await?.contains(&true) => {
+                    Some(CommitError::Overtaken)
+                }
+                // It is not known whether the rows are counted.
+                _ => return Err(error.into()),
+            },
+        };
+        uncounted.map_or(Ok(()), |error| {
+            self.leftovers.set_may_be_counted(path, false);
+            Err(error)
+        })
     }
 
-    /// Deletes the uncounted files of earlier failures. A file whose commit succeeded in spite of an error is kept.
+    /// Deletes the uncounted files of earlier failures.
     async fn delete_leftovers(&self) -> Result<(), CommitError> {
-        let leftovers = self.leftovers.lock().clone();
-        if leftovers.is_empty() {
-            return Ok(());
-        }
-        let deleting = async {
-            let intended = self.totals.intended().await?;
-            for file in intended.iter().filter(|one| leftovers.contains(&one.file)) {
-                delete_file(&file.file, &*self.totals, &self.files, &self.metrics).await?;
-            }
-            Ok(())
-        };
+        let deleting = self.leftovers.delete(&*self.totals, &self.files, &self.metrics);
         deleting
             .await
-            .map_err(|error| CommitError::Leftovers(Box::new(error)))?;
-        self.leftovers.lock().retain(|left| !leftovers.contains(left));
-        Ok(())
+            .map_err(|error| CommitError::Leftovers(Box::new(error)))
     }
-}
-
-/// Deletes the files that a process which is gone announced and did not count.
-pub(crate) async fn delete_orphaned(
-    totals: &dyn Totals,
-    files: &FileStore,
-    metrics: &Metrics,
-) -> Result<(), CommitError> {
-    for file in totals.intended().await?.iter().filter(|one| one.orphaned) {
-        delete_file(&file.file, totals, files, metrics).await?;
-    }
-    Ok(())
-}
-
-async fn delete_file(
-    file: &str,
-    totals: &dyn Totals,
-    files: &FileStore,
-    metrics: &Metrics,
-) -> Result<(), CommitError> {
-    if !totals.abandon(file).await? {
-        return Ok(());
-    }
-    files.delete(file).await?;
-    metrics.leftovers.inc();
-    tracing::info!(file, "uncounted file deleted, its messages will be redelivered");
-    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use herald_store::LEASE_DURATION;
 use serde::{Deserialize, Serialize};
 
 /// The analytics service's configuration.
@@ -24,6 +25,9 @@ pub struct Config {
     /// Maximum number of messages of EVENTS in memory, with the same bounds. An event has up to 64 rows of about 150
     /// bytes.
     pub events_in_flight_max: usize,
+    /// Time without an answer of the store, or without a sign of life, after which other instances delete the uncounted
+    /// files of this one, seconds; 2 to 300.
+    pub lease_seconds: u64,
 }
 
 impl Default for Config {
@@ -34,6 +38,7 @@ impl Default for Config {
             batch_age_ms_max: 5_000,
             posts_in_flight_max: 2_048,
             events_in_flight_max: 8_192,
+            lease_seconds: LEASE_DURATION.as_secs(),
         }
     }
 }
@@ -49,8 +54,13 @@ impl Config {
             batch_age_ms_max: 10..=600_000,
             posts_in_flight_max: 2..=32_768,
             events_in_flight_max: 2..=32_768,
+            lease_seconds: 2..=300,
         });
         Ok(())
+    }
+
+    pub(crate) fn lease_duration(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
     }
 
     pub(crate) fn batch_age_max(&self) -> Duration {

@@ -6,7 +6,6 @@ use herald_model::time::Timestamp;
 use herald_model::{Channel, Lane, PostId, UserId, UserKey};
 use herald_store::{ChunkRef, Counted, Counts, PostTotals, SettledCounts, TotalsBatch};
 use jiff::tz::TimeZone;
-use xxhash_rust::xxh3::Xxh3;
 
 const HOUR_MICROS: i64 = 3_600 * 1_000_000;
 
@@ -185,7 +184,8 @@ impl Row {
 impl DeliveriesRow {
     fn counts(&self) -> Counts {
         match self.chunk.channel {
-            // Timeline deliveries are never suppressed and never expire.
+            // Suppressed timelines are not counted: they show the post when their users read them. Timeline
+            // deliveries never expire.
             Channel::Timeline => Counts {
                 timeline_delivered: self.delta.delivered.into(),
                 timeline_dead: self.delta.dead.into(),
@@ -290,23 +290,32 @@ impl File {
         });
     }
 
-    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{hash of the positions}.parquet`. The same rows have
-    /// the same path, and different rows have different paths.
-    pub(crate) fn path(&self) -> String {
-        let mut hash = Xxh3::new();
-        for entry in &self.entries {
-            hash.update(&entry.position.sequence.to_le_bytes());
-            hash.update(&entry.position.index.to_le_bytes());
-        }
+    /// `{table}/date=YYYY-MM-DD/hour=HH/{stream}-{first}-{last}-{attempt}.parquet`. `attempt` is different for each
+    /// file that any instance writes, so that no two of them write, count or delete the same file.
+    pub(crate) fn path(&self, attempt: u64) -> String {
         let first = self.entries.first().map_or(0, |entry| entry.position.sequence);
         let last = self.entries.last().map_or(0, |entry| entry.position.sequence);
         let (date, hour) = date_and_hour(self.hour);
         format!(
-            "{}/date={date}/hour={hour:02}/{}-{first}-{last}-{:016x}.parquet",
+            "{}/date={date}/hour={hour:02}/{}-{first}-{last}-{attempt:016x}.parquet",
             self.table.as_str(),
             self.stream,
-            hash.digest()
         )
+    }
+
+    /// The sequences of the messages that have rows in this file, ascending.
+    pub(crate) fn sequences(&self) -> Vec<u64> {
+        let mut sequences: Vec<u64> = self.entries.iter().map(|entry| entry.position.sequence).collect();
+        sequences.dedup();
+        sequences
+    }
+
+    /// Drops the rows of messages that are counted. `sequences` are those of the file, ascending.
+    pub(crate) fn drop_seen_rows(&mut self, sequences: &[u64], seen: &[bool]) {
+        self.entries.retain(|entry| {
+            let index = sequences.binary_search(&entry.position.sequence);
+            !index.is_ok_and(|index| seen.get(index) == Some(&true))
+        });
     }
 
     /// The messages with all their rows in this file; the commit marks them as seen. Only events have several rows, and

@@ -14,12 +14,6 @@ pub enum Error {
     /// The directory `analytics.dir` can't be used.
     #[error("the directory analytics.dir can't be opened; check its path and permissions")]
     Open(#[source] object_store::Error),
-    /// Uncounted files of an earlier run can't be deleted.
-    #[error("uncounted files of an earlier run can't be deleted")]
-    Leftovers(#[source] CommitError),
-    /// The lease of this process can't be taken or was lost.
-    #[error("the lease of this analytics process was lost; restart it")]
-    Lease(#[source] herald_store::Error),
     /// A consumer failed.
     #[error("an analytics consumer failed")]
     Consume(#[source] herald_mesh::Error),
@@ -37,6 +31,9 @@ pub enum CommitError {
     /// The store of the totals failed.
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
+    /// Another instance has counted messages or chunks of the file meanwhile.
+    #[error("another instance has counted a part of the file")]
+    Overtaken,
     /// The object store failed.
     #[error("the object store failed: {0}")]
     Objects(#[from] object_store::Error),
@@ -58,7 +55,9 @@ impl Classify for CommitError {
             Self::Parquet(_) => FailureClass::Permanent,
             Self::Encoding(ended) if ended.is_panic() => FailureClass::Permanent,
             // Not caused by single messages, so bisecting the batch can't help.
-            Self::Objects(_) | Self::Leftovers(_) | Self::Encoding(_) => FailureClass::Transient,
+            Self::Objects(_) | Self::Leftovers(_) | Self::Encoding(_) | Self::Overtaken => {
+                FailureClass::Transient
+            }
         }
     }
 }
@@ -96,6 +95,7 @@ mod tests {
                 ParquetError::General("failed".into()).into(),
                 FailureClass::Permanent,
             ),
+            (CommitError::Overtaken, FailureClass::Transient),
             (panicked.into(), FailureClass::Permanent),
             (aborted.into(), FailureClass::Transient),
         ] {

@@ -3,6 +3,9 @@
 //! Steps of a message: [`handler`] parses it and sends it to the batcher of its stream. The [`batcher`] writes its rows
 //! to the file of their table and hour, and counts them in the totals. Then the message is acknowledged. [`grpc`]
 //! serves the totals.
+//!
+//! Any number of instances consume the same streams. Each has a lease of its own, `analytics/{instance}`, which owns the
+//! files that it has announced; the others delete them when the instance has died ([`uncounted`]).
 
 mod adapters;
 mod batcher;
@@ -11,8 +14,8 @@ mod domain;
 mod error;
 mod grpc;
 mod handler;
-mod lease;
 mod metrics;
+mod uncounted;
 
 use std::sync::Arc;
 
@@ -20,7 +23,7 @@ use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, ConsumerSpec, Mesh, Topology, consumers, streams};
 use herald_proto::v1::analytics_service_server::{AnalyticsServiceServer, SERVICE_NAME as ANALYTICS_SERVICE};
 use herald_runtime::grpc::{self as grpc_server, Listener};
-use herald_store::{Leases, Totals, Users};
+use herald_store::{HeldLease, LeaseHolder, Leases, Totals, Users, holder_id};
 use object_store::ObjectStore;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -33,9 +36,10 @@ pub use error::{CommitError, Error};
 pub use metrics::Metrics;
 
 use crate::adapters::FileStore;
-use crate::batcher::{Batcher, delete_orphaned};
+use crate::batcher::Batcher;
 use crate::grpc::Analytics;
 use crate::handler::MessageHandler;
+use crate::uncounted::{Leftovers, delete_orphans_periodically};
 
 /// Maximum number of messages in one pull request.
 const PULL_MAX: usize = 1_024;
@@ -48,7 +52,7 @@ pub struct Deps {
     pub topology: Arc<Topology>,
     /// Store of the totals.
     pub totals: Arc<dyn Totals>,
-    /// Leases of the processes that write files.
+    /// The leases of the instances.
     pub leases: Arc<dyn Leases>,
     /// User ids and their keys.
     pub users: Arc<dyn Users>,
@@ -62,8 +66,7 @@ pub struct Deps {
 
 /// Consumes and serves until `shutdown`, then finishes the messages and calls in flight.
 ///
-/// Each process holds a lease. At its start it deletes the files that were announced and not counted by a process whose
-/// lease has ended.
+/// While the store can't be reached for longer than the lease of the instance, it consumes nothing.
 pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), Error>> {
     // A boxed future is compiled in this crate; an `async fn` would be compiled again in every crate that calls it.
     Box::pin(serve(config, deps, shutdown))
@@ -86,65 +89,132 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         None => local(&config.dir).map_err(Error::Open)?,
     };
     let files = FileStore::new(objects);
-    let lease = lease::Held::acquire(leases).await.map_err(Error::Lease)?;
-    delete_orphaned(&*totals, &files, &metrics)
-        .await
-        .map_err(Error::Leftovers)?;
-
     let stop = shutdown.child_token();
     let mut workers: JoinSet<Result<(), Error>> = JoinSet::new();
-    let consumer = |name| topology.consumer(name).cloned().ok_or(Error::NoConsumer(name));
-    for (stream, name, redrive, in_flight_max) in [
-        (
-            streams::POSTS,
-            consumers::ANALYTICS_POSTS,
-            consumers::redrive(consumers::ConsumerKind::AnalyticsPosts),
-            config.posts_in_flight_max,
-        ),
-        (
-            streams::EVENTS,
-            consumers::ANALYTICS_EVENTS,
-            consumers::redrive(consumers::ConsumerKind::AnalyticsEvents),
-            config.events_in_flight_max,
-        ),
-    ] {
-        let (first, redrive) = (consumer(name)?, consumer(redrive)?);
-        let in_flight_max = in_flight_max.min(first.ack_pending_max as usize);
-        let redrive_max = (in_flight_max / 4).clamp(1, redrive.ack_pending_max as usize);
-        let batcher = Batcher {
-            stream,
-            rows_max: config.batch_rows_max,
-            messages_max: config.batch_messages(in_flight_max),
-            age_max: config.batch_age_max(),
-            totals: totals.clone(),
-            owner: lease.fence().clone(),
-            files: files.clone(),
-            metrics: metrics.clone(),
-            flush: stop.clone(),
-            leftovers: parking_lot::Mutex::default(),
-        };
-        let consumers = [(first, in_flight_max), (redrive, redrive_max)];
-        workers.spawn(run_stream(mesh.clone(), consumers, batcher, stop.clone()));
-    }
+    let consuming = Consuming {
+        mesh,
+        streams: [
+            stream_consumers(
+                &topology,
+                streams::POSTS,
+                consumers::ANALYTICS_POSTS,
+                consumers::ConsumerKind::AnalyticsPosts,
+                config.posts_in_flight_max,
+            )?,
+            stream_consumers(
+                &topology,
+                streams::EVENTS,
+                consumers::ANALYTICS_EVENTS,
+                consumers::ConsumerKind::AnalyticsEvents,
+                config.events_in_flight_max,
+            )?,
+        ],
+        totals: totals.clone(),
+        files,
+        metrics,
+        config,
+    };
+    workers.spawn(consuming.run(leases, stop.clone()));
     let routes = Routes::new(AnalyticsServiceServer::new(Analytics { totals, users }));
     let serving = grpc_server::serve(listener, routes, &[ANALYTICS_SERVICE], stop.clone());
     workers.spawn(async move { serving.await.map_err(Error::Serve) });
 
-    let working = async {
+    let mut outcome = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        // The failure of one worker ends the whole service.
+        stop.cancel();
+        outcome = outcome.and(ended.map_err(Error::Worker).flatten());
+    }
+    outcome
+}
+
+/// The consumers of new and of redriven messages of a stream, each with its maximum number of messages in flight.
+struct StreamConsumers {
+    stream: &'static str,
+    consumers: [(ConsumerSpec, usize); 2],
+}
+
+fn stream_consumers(
+    topology: &Topology,
+    stream: &'static str,
+    consumer: &'static str,
+    kind: consumers::ConsumerKind,
+    in_flight_max: usize,
+) -> Result<StreamConsumers, Error> {
+    let spec = |name| topology.consumer(name).cloned().ok_or(Error::NoConsumer(name));
+    let (first, redrive) = (spec(consumer)?, spec(consumers::redrive(kind))?);
+    let in_flight_max = in_flight_max.min(first.ack_pending_max as usize);
+    let redrive_max = (in_flight_max / 4).clamp(1, redrive.ack_pending_max as usize);
+    Ok(StreamConsumers {
+        stream,
+        consumers: [(first, in_flight_max), (redrive, redrive_max)],
+    })
+}
+
+/// Consumes the streams while this instance holds its lease.
+struct Consuming {
+    mesh: Mesh,
+    streams: [StreamConsumers; 2],
+    totals: Arc<dyn Totals>,
+    files: FileStore,
+    metrics: Metrics,
+    config: Config,
+}
+
+impl Consuming {
+    /// Consumes until `stop`. The failure of a consumer cancels `stop`, too: it ends the whole service.
+    async fn run(self, leases: Arc<dyn Leases>, stop: CancellationToken) -> Result<(), Error> {
+        let lease = format!("analytics/{}", holder_id());
+        let holder = LeaseHolder::new(leases, lease, self.config.lease_duration());
+        let failure = parking_lot::Mutex::new(None);
+        let consume = |lease| async {
+            if let Err(error) = self.consume(lease).await {
+                *failure.lock() = Some(error);
+                stop.cancel();
+            }
+        };
+        holder.run(&stop, consume).await;
+        failure.into_inner().map_or(Ok(()), Err)
+    }
+
+    async fn consume(&self, lease: HeldLease) -> Result<(), Error> {
+        let stop = lease.lost().child_token();
+        let mut workers: JoinSet<Result<(), Error>> = JoinSet::new();
+        for StreamConsumers { stream, consumers } in &self.streams {
+            let batcher = Batcher {
+                stream,
+                rows_max: self.config.batch_rows_max,
+                messages_max: self.config.batch_messages(consumers[0].1),
+                age_max: self.config.batch_age_max(),
+                totals: self.totals.clone(),
+                files: self.files.clone(),
+                metrics: self.metrics.clone(),
+                flush: stop.clone(),
+                owner: lease.fence().clone(),
+                leftovers: Leftovers::default(),
+            };
+            workers.spawn(run_stream(
+                self.mesh.clone(),
+                consumers.clone(),
+                batcher,
+                stop.clone(),
+            ));
+        }
+        let (totals, files, metrics) = (self.totals.clone(), self.files.clone(), self.metrics.clone());
+        // A lease that lasts at one search has ended at the next one.
+        let interval = 2 * self.config.lease_duration();
+        let stopped = stop.clone();
+        workers.spawn(async move {
+            delete_orphans_periodically(&*totals, &files, &metrics, interval, &stopped).await;
+            Ok(())
+        });
         let mut outcome = Ok(());
         while let Some(ended) = workers.join_next().await {
-            // The failure of one worker ends the whole service.
             stop.cancel();
             outcome = outcome.and(ended.map_err(Error::Worker).flatten());
         }
         outcome
-    };
-    let outcome = tokio::select! {
-        outcome = working => outcome,
-        lost = lease.keep() => Err(Error::Lease(lost)),
-    };
-    lease.release().await;
-    outcome
+    }
 }
 
 /// Runs the batcher of a stream and its two consumers, of new and of redriven messages. Each consumer comes with its

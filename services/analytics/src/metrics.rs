@@ -13,6 +13,8 @@ pub struct Metrics {
     pub repeats: Counter,
     /// Rows skipped because they are not newer than the counted revision of their chunk.
     pub stale: Counter,
+    /// Files written again because another instance counted a part of their rows meanwhile.
+    pub overtaken: Counter,
     /// Batches, or files of a batch, that failed.
     pub failures: Counter,
     /// Messages that failed permanently and were isolated from their batch, per attempt.
@@ -31,6 +33,7 @@ impl Metrics {
             files: Family::default(),
             repeats: Counter::default(),
             stale: Counter::default(),
+            overtaken: Counter::default(),
             failures: Counter::default(),
             isolated: Counter::default(),
             leftovers: Counter::default(),
@@ -55,6 +58,11 @@ impl Metrics {
             "analytics_stale",
             "Rows skipped because they are not newer than the counted revision of their chunk",
             metrics.stale.clone(),
+        );
+        registry.register(
+            "analytics_overtaken",
+            "Files written again because another instance counted a part of their rows meanwhile",
+            metrics.overtaken.clone(),
         );
         registry.register(
             "analytics_failures",

@@ -60,14 +60,13 @@ fn a_path_contains_the_hour_and_the_messages() {
     let [file] = files.as_slice() else {
         panic!("{files:?}")
     };
-    let path = file.path();
+    let path = file.path(1);
     assert!(
         path.starts_with("deletions/date=2024-10-04/hour=05/POSTS-9-12-"),
         "{path}"
     );
     assert_eq!(file.entries.len(), 2);
-    let others = super::group_into_files("POSTS", [deletion(9, at), deletion(10, at), deletion(12, at)]);
-    assert_ne!(path, others[0].path());
+    assert_ne!(path, file.path(2));
 }
 
 #[test]
@@ -237,12 +236,19 @@ fn a_message_is_marked_as_seen_by_the_file_with_all_its_rows() {
     };
     assert_eq!(first.totals("a file").sequences, [5]);
     assert_eq!(second.totals("another").sequences, [7]);
-    // Parts of a file have different paths.
-    let part = |rows: std::ops::Range<usize>| File {
-        entries: first.entries[rows].to_vec(),
-        ..first.clone()
-    };
-    assert_ne!(part(0..1).path(), part(1..2).path());
+}
+
+#[test]
+fn rows_of_counted_messages_are_dropped() {
+    let files = group_into_files(
+        "EVENTS",
+        (5..9).map(|sequence| deliveries(sequence, HOUR, Channel::Push)),
+    );
+    let mut file = files[0].clone();
+    let sequences = file.sequences();
+    assert_eq!(sequences, [5, 6, 7, 8]);
+    file.drop_seen_rows(&sequences, &[true, false, false, true]);
+    assert_eq!(file.sequences(), [6, 7]);
 }
 
 #[test]

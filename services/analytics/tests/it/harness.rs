@@ -13,7 +13,7 @@ use herald_model::{Channel, Lane, UserId};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::embedded::{self, Embedded};
-use herald_store::{SettledCounts, Stores, Totals};
+use herald_store::{Leases, SettledCounts, Stores, Totals};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::{Field, Row};
 use tempfile::TempDir;
@@ -141,12 +141,23 @@ impl Harness {
             dir: self.files_dir(),
             batch_rows_max: 50,
             batch_age_ms_max: 50,
+            lease_seconds: 2,
             ..Config::default()
         }
     }
 
     pub(crate) async fn run(&self, config: Config, totals: Arc<dyn Totals>) -> Running {
-        let (deps, address) = self.deps(self.mesh.clone(), totals).await;
+        self.run_with(config, totals, self.stores.leases.clone()).await
+    }
+
+    pub(crate) async fn run_with(
+        &self,
+        config: Config,
+        totals: Arc<dyn Totals>,
+        leases: Arc<dyn Leases>,
+    ) -> Running {
+        let (mut deps, address) = self.deps(self.mesh.clone(), totals).await;
+        deps.leases = leases;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(config, deps, shutdown.clone()));
         Running {

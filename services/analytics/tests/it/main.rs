@@ -9,4 +9,5 @@ mod faults;
 mod harness;
 mod once;
 mod redrive;
+mod replicas;
 mod revisions;
