@@ -1,12 +1,14 @@
 //! Rechecks suspects after reading the messages in flight, and reports the findings.
 
+mod missing;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 use herald_model::{Channel, Lane, PostId, UserKey};
-use herald_store::{ChunkState, PostPlan, TimelineEntries};
+use herald_store::{ChunkState, PostPlan};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -125,6 +127,7 @@ impl<'a> Run<'a> {
         }
         let in_flight = InFlight::read(self.auditor, &mut self.throttle).await?;
         let dead_letters = DeadLetterIndex::read(&*self.auditor.dead_letters, &mut self.throttle).await?;
+        let missing = self.reread_missing(&suspects).await?;
         let mut by_post: BTreeMap<PostId, Vec<Suspect>> = BTreeMap::new();
         for suspect in suspects {
             by_post.entry(suspect.post()).or_default().push(suspect);
@@ -150,6 +153,9 @@ impl<'a> Run<'a> {
             for suspect in suspects {
                 self.recheck(suspect, &current).await?;
             }
+            if let Some(users) = missing.get(&post) {
+                self.report_missing(post, users, &current).await?;
+            }
             self.throttle.pause().await;
             self.report_progress().await?;
         }
@@ -162,7 +168,8 @@ impl<'a> Run<'a> {
             Suspect::Unplanned(post, lane) => self.recheck_unplanned(post, lane, current).await,
             Suspect::Lost(key, lane) => self.recheck_lost(key, lane, current).await,
             Suspect::Unexplained(key) => self.recheck_unexplained(key, current).await,
-            Suspect::Missing(post, user) => self.recheck_missing(post, user, current).await,
+            // Rechecked together, for all posts.
+            Suspect::Missing(..) => Ok(()),
             Suspect::Extra(post, user) => self.recheck_extra(post, user, current).await,
             Suspect::Miscounted(post) => self.recheck_miscounted(post, current).await,
         }
@@ -258,40 +265,6 @@ impl<'a> Run<'a> {
         if let (Some(repair), Some(chunk)) = (&mut self.repair, current.chunk(&key)) {
             finding.repaired = repair.write_dead_letter(key, chunk).await;
         }
-        self.report(finding).await
-    }
-
-    async fn recheck_missing(
-        &mut self,
-        post: PostId,
-        user: UserKey,
-        current: &CurrentState<'_>,
-    ) -> Result<()> {
-        let timelines = self.auditor.timelines.read(&[user]).await?;
-        let is_explained =
-            |timeline: &TimelineEntries| !timeline.complete || timeline.posts.binary_search(&post).is_ok();
-        if timelines.first().is_some_and(is_explained) {
-            return Ok(());
-        }
-        let chunk = current.plan.into_iter().flat_map(|plan| &plan.chunks);
-        let Some(chunk) = chunk
-            .filter(|chunk| chunk.channel == Channel::Timeline)
-            .find(|chunk| chunk.recipients.contains(user))
-        else {
-            return Ok(());
-        };
-        let key = (post, Channel::Timeline, chunk.chunk);
-        let repaired = self.resend(key, chunk).await;
-        let finding = Finding {
-            user: self.user_id(user).await?,
-            repaired,
-            ..Finding::of_chunk(
-                FindingKind::Missing,
-                key,
-                1,
-                "delivered according to the ledger, but not on the timeline",
-            )
-        };
         self.report(finding).await
     }
 

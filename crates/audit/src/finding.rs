@@ -60,7 +60,7 @@ impl FindingKind {
 pub enum Repaired {
     /// No repair was requested.
     NotRequested,
-    /// A message that repairs the finding was published.
+    /// A message that repairs the finding was published, or the timeline was rebuilt.
     Sent,
     /// The repair failed, with the reason.
     Failed(String),

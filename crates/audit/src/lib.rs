@@ -8,9 +8,10 @@
 //! A discrepancy is only a suspect at first, because the work may be in flight. The auditor reads the messages in
 //! flight ([`in_flight`]), rechecks the suspects ([`confirm`]), and reports the remaining ones as [`Finding`]s. A
 //! discrepancy that a dead letter explains ([`dead_letter_index`]) is no finding. On request the auditor publishes the
-//! messages that repair a finding ([`repair`]).
+//! messages that repair a finding, and rebuilds timelines ([`repair`]).
 //!
-//! *Invariant:* the auditor changes no store. A repair publishes only messages with idempotent effects.
+//! *Invariant:* the auditor changes no store, except that a repair rebuilds timelines: they are a view of the ledger. A
+//! repair publishes only messages with idempotent effects.
 //!
 //! *Invariant:* the messages in flight are read after the suspects, in the order of processing, and the stores are read
 //! again after that. A message is acknowledged only after its effect is durable, so work without a message in flight is
@@ -124,7 +125,7 @@ impl Auditor {
     }
 
     /// Audits the posts in scope and sends findings and progress to `events`. The audit waits while the channel is
-    /// full. With `repair`, it publishes messages that repair the findings.
+    /// full. With `repair`, it publishes messages that repair the findings, and rebuilds timelines.
     ///
     /// # Errors
     /// [`Error::UnknownPost`] for one post that does not exist; [`Error::Abandoned`] if the receiver of `events` is

@@ -55,6 +55,15 @@ pub(crate) fn pending_recipients(chunk: &ChunkState) -> Vec<UserKey> {
     }
 }
 
+/// Whether the recipient of a chunk is delivered according to the ledger.
+pub(crate) fn is_delivered(chunk: &ChunkState, user: UserKey) -> bool {
+    match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
+        None => false,
+        Some(Outcome::Delivered { .. }) => chunk.recipients.contains(user),
+        Some(Outcome::Mixed { delivered, .. }) => delivered.contains(user),
+    }
+}
+
 /// The recipients in a final state, ascending. A recipient in two states is listed twice.
 fn settled_recipients(outcome: &Outcome) -> Vec<UserKey> {
     let Outcome::Mixed {

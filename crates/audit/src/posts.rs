@@ -149,6 +149,10 @@ impl<'a> Pass<'a> {
             if !past_retention && !plan.as_ref().is_some_and(is_complete) {
                 window.suspects.push(Suspect::Unplanned(post.id, lane));
             }
+            // An engine may remove the entries of a deleted post.
+            let is_deleted = archived
+                .as_ref()
+                .is_some_and(|archived| archived.deleted_at.is_some());
             let post_index = window.posts.len() as u32;
             window.posts.push(post.id);
             window.backfilled.push(Vec::new());
@@ -174,7 +178,7 @@ impl<'a> Pass<'a> {
                     run.summary.oldest_pending_at = Some(oldest);
                 }
                 if chunk.channel == Channel::Timeline && auditor.limits.timelines {
-                    window.add_pairs(chunk, post_index, past_retention);
+                    window.add_pairs(chunk, post_index, !past_retention && !is_deleted);
                 }
             }
             match unreadable_as_finding(

@@ -1,6 +1,6 @@
-//! Repairs findings by publishing messages. All published messages have idempotent effects.
+//! Repairs findings: publishes messages with idempotent effects, and rebuilds timelines.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, pin_mut};
@@ -9,7 +9,7 @@ use herald_mesh::{
     consumers::{self, ConsumerKind},
     streams,
 };
-use herald_model::{Channel, Post, PostId, Recipients, time::Timestamp};
+use herald_model::{Channel, Post, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::{
     EVENT_CHUNKS_MAX,
     mesh_v1::{self, DeliveriesSettled, PostCreated, PushChunk, SettledChunk, TimelineChunk},
@@ -23,9 +23,14 @@ use crate::{Auditor, Repaired, in_flight::ChunkKey, plan::count_states};
 /// The dead-letter id of a redrive without a dead letter.
 const NO_DEAD_LETTER: u64 = 0;
 
-/// Repairs findings. Each chunk is redriven once in an audit, even if several findings are about it.
+/// Timelines rebuilt or read at once.
+const TIMELINES: usize = 256;
+
+/// Repairs findings. Each chunk is redriven once, and each timeline rebuilt once, in an audit, even if several findings
+/// are about it.
 pub(crate) struct Repair<'a> {
     auditor: &'a Auditor,
+    rebuilt: HashSet<UserKey>,
     sent: HashMap<ChunkKey, Repaired>,
 }
 
@@ -35,6 +40,7 @@ impl<'a> Repair<'a> {
     pub(crate) fn new(auditor: &'a Auditor) -> Self {
         Self {
             auditor,
+            rebuilt: HashSet::new(),
             sent: HashMap::new(),
         }
     }
@@ -58,6 +64,38 @@ impl<'a> Repair<'a> {
         let sent = into_repaired(self.redrive_chunk(key, chunk).await);
         self.sent.insert(key, sent.clone());
         sent
+    }
+
+    /// Rebuilds the timelines of users. Returns those who have the post now, or get it when they read their timeline.
+    pub(crate) async fn rebuild(
+        &mut self,
+        post: PostId,
+        users: &[UserKey],
+    ) -> std::result::Result<HashSet<UserKey>, String> {
+        let timelines = &self.auditor.timelines;
+        let new: Vec<UserKey> = users
+            .iter()
+            .copied()
+            .filter(|user| !self.rebuilt.contains(user))
+            .collect();
+        for page in new.chunks(TIMELINES) {
+            let rebuilt = timelines.rebuild(page).await;
+            rebuilt.map_err(|error| format!("the timeline can't be rebuilt: {error}"))?;
+            self.rebuilt.extend(page);
+        }
+        let mut repaired = HashSet::new();
+        for page in users.chunks(TIMELINES) {
+            let read = timelines.read(page).await;
+            let read = read.map_err(|error| format!("the rebuilt timeline can't be read: {error}"))?;
+            let read = page.iter().zip(read);
+            repaired.extend(
+                read.filter(|(_, timeline)| {
+                    !timeline.complete || timeline.posts.binary_search(&post).is_ok()
+                })
+                .map(|(user, _)| *user),
+            );
+        }
+        Ok(repaired)
     }
 
     /// Publishes the missing dead letter of a chunk.

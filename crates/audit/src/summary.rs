@@ -58,6 +58,8 @@ pub struct Summary {
     pub timeline_entries: u64,
     /// Timeline entries added by a backfill.
     pub backfilled: u64,
+    /// Timelines that were not compared, because they are incomplete: they are rebuilt when their users read them.
+    pub incomplete_timelines: u64,
     /// Posts whose plan is not complete because fan-out is still at work.
     pub planning_posts: u64,
     /// Posts whose plan is not complete because their fan-out has a dead letter.

@@ -9,10 +9,11 @@ use crate::{
     window::Window,
 };
 
-/// Timelines read in one call.
-const READ_USERS: usize = 4_096;
+/// Timelines read at once.
+const PAGE: u32 = 4_096;
 
-/// Compares the posts of a window with all timelines. Differences become suspects.
+/// Compares the posts of a window with all timelines. Differences become suspects. Timelines that are incomplete, which
+/// are rebuilt when their users read them, are counted and not compared.
 pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mut Run<'_>) -> Result<()> {
     if window.posts.is_empty() || !auditor.limits.timelines {
         return Ok(());
@@ -26,20 +27,29 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
     .await?;
     run.summary.timeline_entries += pairs.len() as u64;
     let mut left = &pairs[..];
-    let last = auditor.users.last_key().await?.map_or(0, |key| key.0);
-    let users: Vec<UserKey> = (1..=last).map(UserKey).collect();
+    let mut incomplete = 0;
     let mut post_indices = Vec::new();
-    for users in users.chunks(READ_USERS) {
-        let timelines = auditor.timelines.read(users).await?;
+    let last = auditor.users.last_key().await?.map_or(0, |user| user.0);
+    let mut after = 0;
+    while after < last {
+        let page_end = after.saturating_add(PAGE).min(last);
+        let users: Vec<UserKey> = (after + 1..=page_end).map(UserKey).collect();
+        after = page_end;
+        let timelines = auditor.timelines.read(&users).await?;
         run.throttle.pause().await;
-        for (user, timeline) in users.iter().zip(&timelines) {
-            let found = &timeline.posts;
-            // Recipients without a key, of damaged plans.
-            let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < *user));
+        for (user, timeline) in users.into_iter().zip(timelines) {
+            // Recipients that are no users.
+            let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < user));
             suspect_all(before, window);
-            let (own, rest) = rest.split_at(rest.partition_point(|pair| pair.user() <= *user));
+            let (own, rest) = rest.split_at(rest.partition_point(|pair| pair.user() <= user));
             left = rest;
+            if !timeline.complete {
+                incomplete += 1;
+                run.summary.timeline_entries -= own.len() as u64;
+                continue;
+            }
 
+            let found = &timeline.posts;
             post_indices.clear();
             post_indices.extend(
                 found
@@ -56,25 +66,27 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
             for post_index in difference.missing {
                 let post = window.posts[post_index];
                 // A full timeline has trimmed the entries before its oldest one.
-                if timeline.complete && trimmed.is_none_or(|oldest| post > oldest) {
-                    window.suspects.push(Suspect::Missing(post, *user));
+                if trimmed.is_none_or(|oldest| post > oldest) {
+                    window.suspects.push(Suspect::Missing(post, user));
                 }
             }
             for post_index in difference.extra {
                 if window.backfilled[post_index]
                     .iter()
-                    .any(|backfill| backfill.contains(*user))
+                    .any(|backfill| backfill.contains(user))
                 {
                     run.summary.backfilled += 1;
                 } else {
                     window
                         .suspects
-                        .push(Suspect::Extra(window.posts[post_index], *user));
+                        .push(Suspect::Extra(window.posts[post_index], user));
                 }
             }
         }
     }
     suspect_all(left, window);
+    // Each window reads all timelines.
+    run.summary.incomplete_timelines = run.summary.incomplete_timelines.max(incomplete);
     Ok(())
 }
 

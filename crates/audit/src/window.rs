@@ -5,7 +5,7 @@ use herald_store::{ChunkState, Outcome};
 
 use crate::{confirm::Suspect, pairs::Pair};
 
-/// Posts that are compared with the timelines in one scan.
+/// Posts that are compared with the timelines in one pass.
 #[derive(Default)]
 pub(crate) struct Window {
     /// Post ids, ascending.
@@ -19,8 +19,9 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Adds the recipients of a chunk of the post at an index. Past the retention, no entry is expected on a timeline.
-    pub(crate) fn add_pairs(&mut self, chunk: &ChunkState, post_index: u32, past_retention: bool) {
+    /// Adds the recipients of a chunk of the post at an index. If the post is not `expected` on timelines, no entry is
+    /// missing. Suppressed recipients are neither missing nor extra.
+    pub(crate) fn add_pairs(&mut self, chunk: &ChunkState, post_index: u32, expected: bool) {
         let pairs = &mut self.pairs;
         match chunk.recorded.as_ref().map(|recorded| &recorded.outcome) {
             Some(Outcome::Delivered { .. }) => {
@@ -28,7 +29,7 @@ impl Window {
                     chunk
                         .recipients
                         .iter()
-                        .map(|user| Pair::new(user, post_index, !past_retention)),
+                        .map(|user| Pair::new(user, post_index, expected)),
                 );
             }
             Some(Outcome::Mixed { delivered, .. }) => {
@@ -38,7 +39,7 @@ impl Window {
                     Pair::new(
                         user,
                         post_index,
-                        !past_retention && delivered.next_if_eq(&user).is_some(),
+                        expected && delivered.next_if_eq(&user).is_some(),
                     )
                 }));
             }

@@ -103,7 +103,7 @@ async fn slices_of_a_post_at_different_follow_versions_are_reported() {
         for (slice, version) in (0..).zip(versions) {
             let plan = SlicePlan {
                 post: post.id,
-                author: UserKey(1),
+                author: world.author,
                 slice,
                 version: FollowVersion(version),
                 chunks: Vec::new(),

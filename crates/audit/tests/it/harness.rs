@@ -168,7 +168,7 @@ impl World {
         });
         let plan = SlicePlan {
             post,
-            author: UserKey(1),
+            author: self.author,
             slice: 0,
             version: FollowVersion(1),
             chunks: chunks.collect(),
@@ -231,6 +231,13 @@ impl World {
             posts: vec![(post, totals)],
             ..TotalsBatch::default()
         };
+        let leases = &self.stores.leases;
+        let owner = leases
+            .acquire("analytics/test", "test", LIMIT)
+            .await
+            .unwrap()
+            .unwrap();
+        self.stores.totals.intend(&batch.file, &owner).await.unwrap();
         self.stores.totals.commit(&batch).await.unwrap();
     }
 

@@ -6,3 +6,4 @@ mod findings;
 mod harness;
 mod in_flight;
 mod repairs;
+mod views;
