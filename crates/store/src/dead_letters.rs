@@ -395,7 +395,7 @@ pub trait DeadLetters: Send + Sync {
 
     /// Reads up to `limit` dead letters that match, after `after` in the given order, from one snapshot. A page also
     /// ends after an engine-defined number of examined dead letters (10,000 in the embedded engine), so that calls stay
-    /// short.
+    /// short. A dead letter that can't be decoded is logged and left out.
     async fn scan(
         &self,
         filter: &DeadLetterFilter,

@@ -200,7 +200,8 @@ impl Tables {
         }
     }
 
-    /// Dead letters that may match the filter, read by group index, else by state index, else from the table.
+    /// Dead letters that may match the filter, read by group index, else by state index, else from the table. One with a
+    /// malformed row is logged and skipped, because it must not hide all others.
     fn candidates<'a>(
         &'a self,
         snapshot: &'a Snapshot,
@@ -236,7 +237,7 @@ impl Tables {
             }
         })
         .filter_map(move |row| {
-            let read = || {
+            let read = || -> Result<Option<DeadLetter>> {
                 let (key, value) = row.into_inner().map_err(map_err)?;
                 let number = row::key_number(&key)?;
                 let get = |keyspace| snapshot.get(keyspace, number.to_be_bytes()).map_err(map_err);
@@ -253,7 +254,13 @@ impl Tables {
                 }
                 Ok(Some(dead_letter))
             };
-            read().transpose()
+            match read() {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    tracing::error!(%error, "a dead letter is left out of a list; an audit reports its message");
+                    None
+                }
+                read => read.transpose(),
+            }
         })
     }
 

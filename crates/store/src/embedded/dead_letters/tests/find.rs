@@ -231,3 +231,29 @@ fn dead_letters_of_too_many_groups_are_only_counted() {
     assert_eq!((groups[0].group, groups[0].dead_letters), (1, 2));
     assert!(groups.iter().all(|group| group.group != last));
 }
+
+#[tokio::test]
+async fn a_malformed_row_does_not_hide_other_dead_letters() {
+    let store = Store::new();
+    let dead_letters = open(&store);
+    let all: Vec<_> = (1..=3).map(dead_letter).collect();
+    dead_letters.insert(&all).await.unwrap();
+    let tables = &dead_letters.tables;
+    tables.dead_letters.insert(2_u64.to_be_bytes(), [0xff]).unwrap();
+    let open_ones = DeadLetterFilter {
+        state: Some(DeadLetterState::Open),
+        ..DeadLetterFilter::default()
+    };
+    for filter in [DeadLetterFilter::default(), open_ones] {
+        let page = dead_letters
+            .scan(&filter, Order::OldestFirst, None, 10)
+            .await
+            .unwrap();
+        let found: Vec<u64> = page.dead_letters.iter().map(|one| one.id.0).collect();
+        assert_eq!((found, page.next), (vec![1, 3], None));
+        let groups = dead_letters.groups(&filter).await.unwrap();
+        assert_eq!(groups.dead_letters(), 2);
+    }
+    let error = dead_letters.get(&[DeadLetterId(2)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
