@@ -1,5 +1,8 @@
 //! Configuration.
 
+use std::time::Duration;
+
+use herald_store::LEASE_DURATION;
 use serde::{Deserialize, Serialize};
 
 /// The deadletter service's configuration.
@@ -14,6 +17,9 @@ pub struct Config {
     pub redrive_in_flight_max: u64,
     /// Redrives and discards that run concurrently; 1 to 1,000. Another redrive is refused.
     pub redrives_max: usize,
+    /// Time without an answer of the store, or without a sign of life, after which another instance takes over redrives,
+    /// the continuous audit and retention, seconds; 2 to 300.
+    pub lease_seconds: u64,
     /// The continuous audit.
     pub continuous_audit: ContinuousAudit,
 }
@@ -47,6 +53,7 @@ impl Default for Config {
             in_flight_max: 512,
             redrive_in_flight_max: 16_384,
             redrives_max: 16,
+            lease_seconds: LEASE_DURATION.as_secs(),
             continuous_audit: ContinuousAudit::default(),
         }
     }
@@ -62,11 +69,16 @@ impl Config {
             in_flight_max: 1..=32_768,
             redrive_in_flight_max: 256..=65_536,
             redrives_max: 1..=1_000,
+            lease_seconds: 2..=300,
             continuous_audit.interval_seconds: 0..=86_400,
             continuous_audit.window_seconds: 60..=86_400,
             continuous_audit.work_percent_max: 1..=100,
         });
         Ok(())
+    }
+
+    pub(crate) fn lease_duration(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
     }
 }
 

@@ -33,6 +33,9 @@ pub(crate) enum StepError {
     /// The mesh failed.
     #[error("a broker operation failed: {0}")]
     Mesh(#[from] herald_mesh::Error),
+    /// Another process may hold the lease that guards the work.
+    #[error("the lease of the redrives has ended")]
+    LeaseLost,
 }
 
 impl Classify for StepError {
@@ -40,6 +43,7 @@ impl Classify for StepError {
         match self {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
+            Self::LeaseLost => FailureClass::Transient,
         }
     }
 }
@@ -49,6 +53,10 @@ impl From<StepError> for Status {
         match error {
             StepError::Store(error) => status::from_store(&error),
             StepError::Mesh(error) => status::from_mesh(&error),
+            StepError::LeaseLost => status::unavailable(
+                "LEASE_LOST",
+                "another instance runs the redrives now; read the redrive's progress with GetRedrive",
+            ),
         }
     }
 }

@@ -4,6 +4,8 @@ mod audit;
 mod details;
 mod filter;
 mod preview;
+mod rebuild;
+mod responses;
 mod select;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -240,7 +242,7 @@ impl DeadLetterService for Api {
                 actor = operation.actor,
                 "redrive started"
             );
-            api.runner.enqueue(&begun).await;
+            api.runner.announce();
             Ok(begun)
         })
         .await?;
@@ -334,8 +336,8 @@ impl DeadLetterService for Api {
                 now = match api.runner.discard_batch(now.id).await {
                     Ok(now) => now,
                     Err(error) => {
-                        // The runner discards the rest, or stops the operation if the error is permanent.
-                        api.runner.enqueue(&now).await;
+                        // The holder of the lease discards the rest, or stops the operation if the error is permanent.
+                        api.runner.announce();
                         return Err(interrupted_discard(&now, error));
                     }
                 };
@@ -403,7 +405,7 @@ impl Api {
                     let tick = tokio::time::sleep(PROGRESS_INTERVAL);
                     if api.stop.run_until_cancelled(tick).await.is_none() {
                         let message = format!(
-                            "the service is shutting down; redrive {} resumes at its next start",
+                            "the service is shutting down; redrive {} goes on at another instance or at the next start",
                             operation.id.0
                         );
                         return Err(status::unavailable("SHUTTING_DOWN", message));

@@ -65,8 +65,6 @@ impl DlqIndexer {
                 }
             }
         }
-        self.metrics
-            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
         Ok(())
     }
 

@@ -8,6 +8,9 @@
 //!
 //! The service also runs audits: on request ([`grpc`]) and continuously ([`continuous_audit`]).
 //!
+//! Any number of instances share the store and the streams. All of them index dead letters and serve calls. Redrives,
+//! the continuous audit and retention have a lease each, and its holder does the work ([`leases`]).
+//!
 //! *Invariant:* DLQ is the source of truth and the store is derived from it. An advisory is acknowledged after its
 //! entry is in DLQ; an entry is acknowledged after its dead letter is in the store. Redelivery of either creates no
 //! second dead letter.
@@ -27,10 +30,10 @@ mod error;
 mod failure_recorder;
 mod grpc;
 mod index;
-mod lease;
+mod leases;
 mod metrics;
 mod redrive;
-mod retention;
+mod sampler;
 
 use std::sync::Arc;
 
@@ -60,6 +63,7 @@ use crate::{
     failure_recorder::FailureRecorder,
     grpc::{Api, AuditApi},
     index::DlqIndexer,
+    leases::LeasedWork,
     redrive::OperationRunner,
 };
 
@@ -75,7 +79,7 @@ pub struct Deps {
     pub ledger: Arc<dyn Ledger>,
     /// Dead letters and the audit log.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// Leases of what only one process may do.
+    /// Who runs redrives, the continuous audit and retention.
     pub leases: Arc<dyn Leases>,
     /// Removes data past its retention.
     pub retention: Arc<dyn Retention>,
@@ -88,8 +92,6 @@ pub struct Deps {
 }
 
 /// Runs until `shutdown`, then finishes the messages and calls in progress.
-///
-/// Of several processes, the holder of a lease runs all redrives.
 ///
 /// # Errors
 /// [`Error::Config`] for a configuration out of bounds; another [`Error`] when a task of the service fails.
@@ -139,23 +141,21 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
 
-    let continuous_audit = (config.continuous_audit.interval_seconds > 0).then(|| {
-        continuous_audit::run(
-            config.continuous_audit,
-            auditor.clone(),
-            metrics.clone(),
-            stop.clone(),
-        )
-    });
-    let (runner, queue) = OperationRunner::new(
+    let leased = LeasedWork {
+        leases,
+        duration: config.lease_duration(),
+        metrics: metrics.clone(),
+        stop: stop.clone(),
+    };
+    let runner = OperationRunner::new(
         mesh.clone(),
         dead_letters.clone(),
         recorder,
-        metrics,
+        metrics.clone(),
         config.redrive_in_flight_max,
-        Arc::new(lease::Lease::new(leases.clone())),
-        stop.clone(),
     );
+    let continuous_audit = config.continuous_audit;
+    let sampling = sampler::run(dead_letters.clone(), metrics, stop.clone());
     let api = Api {
         mesh,
         dead_letters,
@@ -168,21 +168,19 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
     tasks.spawn(async move { Ok(workers.join().await?) });
-    tasks.spawn(async move {
-        runner.run(queue).await;
-        Ok(())
-    });
-    let trimming = retention::run(leases, retention, stop.clone());
-    tasks.spawn(async move {
-        trimming.await;
-        Ok(())
-    });
-    if let Some(continuous_audit) = continuous_audit {
+    let mut spawn = |task: BoxFuture<'static, ()>| {
         tasks.spawn(async move {
-            continuous_audit.await;
+            task.await;
             Ok(())
         });
+    };
+    spawn(Box::pin(leased.clone().run_operations(runner)));
+    spawn(Box::pin(leased.clone().run_retention(retention)));
+    if continuous_audit.interval_seconds > 0 {
+        let auditor = auditor.clone();
+        spawn(Box::pin(leased.run_continuous_audit(continuous_audit, auditor)));
     }
+    spawn(Box::pin(sampling));
     let audits = AuditApi::new(auditor, stop.clone());
     let routes = Routes::new(DeadLetterServiceServer::new(api)).add_service(AuditServiceServer::new(audits));
     let serving = grpc_server::serve(

@@ -9,6 +9,7 @@ use herald_store::Cause;
 
 type ConsumerLabels = [(&'static str, String); 2];
 type StateLabels = [(&'static str, &'static str); 2];
+type LeaseLabels = [(&'static str, &'static str); 1];
 type KindLabels = [(&'static str, &'static str); 1];
 
 /// The metrics of the deadletter service.
@@ -34,6 +35,7 @@ pub struct Metrics {
     audited: Family<StateLabels, Gauge>,
     findings: Family<KindLabels, Gauge>,
     oldest_pending_seconds: Gauge,
+    leading: Family<LeaseLabels, Gauge>,
     /// Completed rounds of the continuous audit.
     pub continuous_audit_rounds: Counter,
     /// Failed rounds of the continuous audit.
@@ -56,6 +58,7 @@ impl Metrics {
             audited: Family::default(),
             findings: Family::default(),
             oldest_pending_seconds: Gauge::default(),
+            leading: Family::default(),
             continuous_audit_rounds: Counter::default(),
             continuous_audit_failures: Counter::default(),
         };
@@ -64,7 +67,11 @@ impl Metrics {
             "Dead letters created, by consumer and cause",
             metrics.created.clone(),
         );
-        registry.register("deadletter_open", "Open dead letters", metrics.open.clone());
+        registry.register(
+            "deadletter_open",
+            "Open dead letters, sampled every 10 s",
+            metrics.open.clone(),
+        );
         registry.register(
             "deadletter_repeats",
             "Redelivered advisories and DLQ entries whose dead letter existed already",
@@ -116,6 +123,11 @@ impl Metrics {
             metrics.oldest_pending_seconds.clone(),
         );
         registry.register(
+            "deadletter_leading",
+            "1 while this process holds the lease and does its work, else 0",
+            metrics.leading.clone(),
+        );
+        registry.register(
             "audit_rounds",
             "Completed rounds of the continuous audit",
             metrics.continuous_audit_rounds.clone(),
@@ -152,6 +164,19 @@ impl Metrics {
     pub(crate) fn set_oldest_pending(&self, age: Duration) {
         let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         self.oldest_pending_seconds.set(seconds);
+    }
+
+    pub(crate) fn set_leading(&self, lease: &'static str, leading: bool) {
+        self.leading
+            .get_or_create(&[("lease", lease)])
+            .set(leading.into());
+    }
+
+    /// Removes the results of the last round: another process reports the newer ones.
+    pub(crate) fn clear_audit(&self) {
+        self.audited.clear();
+        self.findings.clear();
+        self.oldest_pending_seconds.set(0);
     }
 
     pub(crate) fn set_open(&self, dead_letters: u64) {

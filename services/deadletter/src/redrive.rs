@@ -3,31 +3,39 @@
 //! A redrive is an operation in the store with the list of its dead letters. It claims some of them, publishes them to
 //! REDRIVE, records their sequences there ([`send`]), and repeats. A claim begins a new round of the dead letter, for
 //! one redrive only. A process that dies between claim and record leaves dead letters in an unknown state: the next
-//! process searches REDRIVE for them and publishes only the missing ones.
+//! process searches REDRIVE for them and publishes only the missing ones ([`recover`]).
 //!
 //! [`outcomes`] finds out whether a redriven dead letter succeeded.
+//!
+//! All processes accept operations, and the holder of the lease [`LEASE`] runs them. It finds them in the store
+//! ([`found`]), so it also runs those that began in another process or before it got the lease.
+//!
+//! *Invariant:* a process publishes claimed dead letters only while it holds the lease. The store fences claims; before
+//! each message the process compares the end of its lease with its clock. A message that a paused process publishes
+//! nevertheless has the message id of its round, and is dropped within the dedupe window.
 
+mod found;
 pub(crate) mod outcomes;
 mod push_ttl;
+mod recover;
 mod refusal;
 mod send;
 
 use std::{
-    collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, TryStreamExt as _};
+use futures::FutureExt as _;
 use herald_failure::{Classify as _, panic_reason};
 use herald_mesh::{Mesh, Redriven, Subject, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_store::{
-    DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetterVersion, DeadLetters, Operation, OperationId,
-    OperationKind, OperationState, Order, Step,
+    DeadLetter, DeadLetterVersion, DeadLetters, HeldLease, Operation, OperationId, OperationKind,
+    OperationState, Step,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -35,29 +43,38 @@ use crate::{
     domain::throttle::{self, RateLimiter},
     error::StepError,
     failure_recorder::FailureRecorder,
-    lease::Lease,
-    redrive::outcomes::OutcomeTracker,
+    redrive::{found::FoundOperations, outcomes::OutcomeTracker},
 };
 
+/// Name of the lease of the process that runs redrives.
+pub(crate) const LEASE: &str = "redrive";
 /// Dead letters claimed, discarded or read at once. A larger batch would delay the commits of live traffic.
 const BATCH: u64 = 128;
-/// Operations in the queue between the gRPC server and the runner.
-const QUEUE_MAX: usize = 64;
+/// Interval between two reads of the running operations.
+const LIST_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest wait for an outcome before the redrive reads its operation again.
 const OUTCOME_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Delay before the retry of a failed step.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Runs operations in the background. Clones share the queue.
+/// Begins, runs and stops operations. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct OperationRunner {
     mesh: Mesh,
     dead_letters: Arc<dyn DeadLetters>,
-    outcomes: Arc<OutcomeTracker>,
+    recorder: FailureRecorder,
     metrics: Metrics,
     in_flight_max: u64,
-    lease: Arc<Lease>,
-    queue: mpsc::Sender<Operation>,
+    begun: Arc<Notify>,
+}
+
+/// Runs the operations of the store while this process holds the lease.
+#[derive(Clone)]
+struct Leader {
+    runner: OperationRunner,
+    outcomes: Arc<OutcomeTracker>,
+    lease: HeldLease,
+    /// Cancelled when the lease is lost or the service stops.
     stop: CancellationToken,
 }
 
@@ -69,67 +86,68 @@ pub(crate) fn redrive_target(dead_letter: &DeadLetter) -> Option<(ConsumerKind, 
 }
 
 impl OperationRunner {
-    /// Creates a runner and its queue, which [`run`](Self::run) reads.
     pub(crate) fn new(
         mesh: Mesh,
         dead_letters: Arc<dyn DeadLetters>,
         recorder: FailureRecorder,
         metrics: Metrics,
         in_flight_max: u64,
-        lease: Arc<Lease>,
-        stop: CancellationToken,
-    ) -> (Self, mpsc::Receiver<Operation>) {
-        let outcomes = OutcomeTracker::new(mesh.clone(), dead_letters.clone(), recorder, metrics.clone());
-        let (sender, queue) = mpsc::channel(QUEUE_MAX);
-        let runner = Self {
-            outcomes: Arc::new(outcomes),
+    ) -> Self {
+        Self {
             mesh,
             dead_letters,
+            recorder,
             metrics,
             in_flight_max,
-            lease,
-            queue: sender,
-            stop,
-        };
-        (runner, queue)
-    }
-
-    /// Queues an operation. During the shutdown it isn't queued: the next start resumes it from the store.
-    pub(crate) async fn enqueue(&self, operation: &Operation) {
-        let _ = self.queue.send(operation.clone()).await;
-    }
-
-    /// Resumes the operations of earlier processes and runs the queued ones until the shutdown, then finishes the
-    /// batches in progress.
-    pub(crate) async fn run(&self, queue: mpsc::Receiver<Operation>) {
-        if !self.lease.acquire(&self.stop).await {
-            return;
+            begun: Arc::default(),
         }
-        // Kept until the batches in progress have ended.
-        let running = std::pin::pin!(self.run_holding_lease(queue));
-        let keeping = std::pin::pin!(self.lease.keep());
-        futures::future::select(running, keeping).await;
-        self.lease.release().await;
     }
 
-    async fn run_holding_lease(&self, queue: mpsc::Receiver<Operation>) {
+    /// Announces an operation that has begun. If another process holds the lease, it finds the operation at its next
+    /// read of the store.
+    pub(crate) fn announce(&self) {
+        self.begun.notify_one();
+    }
+
+    /// Discards the next batch of an operation's dead letters. Any process may do it, also at the same time as another:
+    /// the store gives each dead letter to one.
+    pub(crate) async fn discard_batch(&self, id: OperationId) -> Result<Operation, StepError> {
+        let step = self
+            .dead_letters
+            .discard(id, BATCH as usize, Timestamp::now())
+            .await?;
+        self.metrics.discarded.inc_by(step.dead_letters.len() as u64);
+        Ok(step.operation)
+    }
+
+    /// Runs all running operations, and those that begin, until the lease is lost or the service stops. Then finishes
+    /// the batches in progress.
+    pub(crate) async fn lead(self, lease: HeldLease) {
+        let outcomes = OutcomeTracker::new(
+            self.mesh.clone(),
+            self.dead_letters.clone(),
+            self.recorder.clone(),
+            self.metrics.clone(),
+        );
+        let leader = Leader {
+            runner: self,
+            outcomes: Arc::new(outcomes),
+            stop: lease.lost().clone(),
+            lease,
+        };
+        leader.run().await;
+    }
+}
+
+impl Leader {
+    async fn run(&self) {
         let recover = self.retry("recovering the dead letters of interrupted redrives", || {
             self.recover_interrupted()
         });
         if let Err(error) = recover.await {
             tracing::error!(%error, "dead letters of interrupted redrives can't be recovered; they stay in flight");
         }
-        let list = self.retry("listing the running operations", async || {
-            Ok(self.dead_letters.running().await?)
-        });
-        let resumed = match list.await {
-            Ok(running) => running.unwrap_or_default(),
-            Err(error) => {
-                tracing::error!(%error, "the operations of an earlier process can't be resumed");
-                Vec::new()
-            }
-        };
-        futures::join!(self.outcomes.run(&self.stop), self.run_operations(resumed, queue));
+        futures::join!(self.outcomes.run(&self.stop), self.run_operations());
     }
 
     /// Runs a step, and again after each transient error. `None` after a shutdown; the error is permanent.
@@ -151,25 +169,37 @@ impl OperationRunner {
         Ok(None)
     }
 
-    async fn run_operations(&self, resumed: Vec<Operation>, mut queue: mpsc::Receiver<Operation>) {
-        let mut running = JoinSet::new();
-        for operation in resumed {
-            running.spawn(self.clone().run_operation(operation));
-        }
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => break,
-                Some(operation) = queue.recv() => {
-                    running.spawn(self.clone().run_operation(operation));
-                }
-                Some(ended) = running.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "an operation panicked while it was stopped; it resumes at the next start");
+    async fn run_operations(&self) {
+        let mut tasks = JoinSet::new();
+        let mut found = FoundOperations::default();
+        let mut failing = false;
+        while !self.stop.is_cancelled() {
+            match self.runner.dead_letters.running().await {
+                Ok(running) => {
+                    failing = false;
+                    for operation in found.to_start(running) {
+                        tasks.spawn(self.clone().run_operation(operation));
                     }
                 }
+                // Logged once for each outage.
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(%error, "can't list the running redrives and discards; retrying");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = self.runner.begun.notified() => {}
+                () = tokio::time::sleep(LIST_INTERVAL) => {}
+            }
+            while let Some(ended) = tasks.try_join_next() {
+                log_panic(ended);
             }
         }
-        while running.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            log_panic(ended);
+        }
     }
 
     /// Runs an operation until it ends or the service stops. A permanent error or a panic ends it too: no operation is
@@ -214,31 +244,6 @@ impl OperationRunner {
         }
     }
 
-    /// Tracks or recovers the dead letters that earlier processes left in flight.
-    async fn recover_interrupted(&self) -> Result<(), StepError> {
-        let mut unsent: HashMap<OperationId, Vec<DeadLetter>> = HashMap::new();
-        self.for_each_in_flight(
-            |dead_letter| match (redrive_target(&dead_letter), dead_letter.redrive) {
-                (Some((kind, _)), _) if dead_letter.redrive_sequence != 0 => {
-                    self.outcomes
-                        .track([(to_version(&dead_letter), kind, dead_letter.redrive_sequence)]);
-                }
-                (_, Some(operation)) => unsent.entry(operation).or_default().push(dead_letter),
-                (_, None) => {}
-            },
-        )
-        .await?;
-        for (operation, dead_letters) in unsent {
-            tracing::info!(
-                redrive_id = operation.0,
-                dead_letters = dead_letters.len(),
-                "redrive was interrupted; searching REDRIVE for its claimed dead letters"
-            );
-            self.recover(operation, dead_letters).await?;
-        }
-        Ok(())
-    }
-
     /// Runs a redrive until it ends or the service stops, and retries steps after transient errors.
     async fn run_redrive(&self, operation: &Operation) -> Result<(), StepError> {
         let id = operation.id;
@@ -276,7 +281,7 @@ impl OperationRunner {
     /// has ended or the service stops.
     async fn claim_next(&self, id: OperationId) -> Result<Option<Step>, StepError> {
         while !self.stop.is_cancelled() {
-            let Some(operation) = self.dead_letters.operation(id).await? else {
+            let Some(operation) = self.runner.dead_letters.operation(id).await? else {
                 return Ok(None);
             };
             if operation.state != OperationState::Running {
@@ -291,8 +296,8 @@ impl OperationRunner {
                 self.finish(id, OperationState::Done, "").await?;
                 return Ok(None);
             }
-            let capacity =
-                throttle::in_flight_max(&operation, self.in_flight_max).saturating_sub(operation.in_flight());
+            let capacity = throttle::in_flight_max(&operation, self.runner.in_flight_max)
+                .saturating_sub(operation.in_flight());
             if capacity == 0 {
                 self.outcomes.wait_for_outcome(OUTCOME_WAIT_MAX).await;
                 continue;
@@ -302,10 +307,11 @@ impl OperationRunner {
                 capacity.min(BATCH).min(operation.selected - operation.reached),
             );
             // Claimed dead letters that aren't recorded as sent can only be in REDRIVE after this sequence.
-            let after = self.mesh.last_sequence(streams::REDRIVE).await?;
+            let after = self.runner.mesh.last_sequence(streams::REDRIVE).await?;
             let step = self
+                .runner
                 .dead_letters
-                .claim(id, count as usize, after, Timestamp::now(), &self.lease.fence())
+                .claim(id, count as usize, after, Timestamp::now(), self.lease.fence())
                 .await?;
             return Ok(Some(step));
         }
@@ -314,6 +320,7 @@ impl OperationRunner {
 
     async fn finish(&self, id: OperationId, state: OperationState, reason: &str) -> Result<(), StepError> {
         let operation = self
+            .runner
             .dead_letters
             .finish(id, state, reason, Timestamp::now())
             .await?;
@@ -329,104 +336,24 @@ impl OperationRunner {
         Ok(())
     }
 
-    /// Recovers the claimed dead letters of a redrive that aren't recorded as sent.
-    async fn recover_claimed(&self, operation: OperationId) -> Result<(), StepError> {
-        let mut unrecorded = Vec::new();
-        self.for_each_in_flight(|dead_letter| {
-            if dead_letter.redrive == Some(operation) && dead_letter.redrive_sequence == 0 {
-                unrecorded.push(dead_letter);
-            }
-        })
-        .await?;
-        self.recover(operation, unrecorded).await
-    }
-
-    /// Searches REDRIVE for dead letters that may have been published: records the ones found and sends the others.
-    async fn recover(&self, operation: OperationId, dead_letters: Vec<DeadLetter>) -> Result<(), StepError> {
-        if dead_letters.is_empty() {
-            return Ok(());
-        }
-        let Some(redrive) = self.dead_letters.operation(operation).await? else {
-            tracing::error!(
-                redrive_id = operation.0,
-                dead_letters = dead_letters.len(),
-                "the redrive of claimed dead letters is unknown; they stay in flight"
-            );
-            return Ok(());
-        };
-        let after = redrive.redrive_after;
-        let claimed: HashSet<_> = dead_letters.iter().map(to_redriven).collect();
-        let last = self.mesh.last_sequence(streams::REDRIVE).await?;
-        let mut sequences = HashMap::new();
-        if last > after {
-            let messages = self.mesh.scan(streams::REDRIVE, None, after + 1, last);
-            let mut messages = std::pin::pin!(messages);
-            while let Some(message) = messages.try_next().await? {
-                if let Some(redriven) = message.redriven().filter(|redriven| claimed.contains(redriven)) {
-                    sequences.entry(redriven).or_insert(message.sequence);
-                }
-            }
-        }
-        let mut sent = Vec::new();
-        let mut unsent = Vec::new();
-        for dead_letter in dead_letters {
-            match (
-                sequences.get(&to_redriven(&dead_letter)),
-                redrive_target(&dead_letter),
-            ) {
-                (Some(sequence), Some((kind, _))) => sent.push((to_version(&dead_letter), kind, *sequence)),
-                _ => unsent.push(dead_letter),
-            }
-        }
-        self.record_sent(operation, sent).await?;
-        let mut limiter = RateLimiter::new(redrive.what.rate_max, Instant::now());
-        self.send(&redrive, unsent, &mut limiter).await
-    }
-
-    /// Passes each dead letter in state `Redriving` to `visit`, without keeping them.
-    async fn for_each_in_flight(&self, mut visit: impl FnMut(DeadLetter)) -> Result<(), StepError> {
-        let filter = DeadLetterFilter {
-            state: Some(DeadLetterState::Redriving),
-            ..DeadLetterFilter::default()
-        };
-        let mut after = None;
-        loop {
-            let page = self
-                .dead_letters
-                .scan(&filter, Order::OldestFirst, after, BATCH as usize)
-                .await?;
-            page.dead_letters.into_iter().for_each(&mut visit);
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(()),
-            }
-        }
-    }
-
     /// Runs a discard until it ends or the service stops, and retries steps after transient errors.
     async fn run_discard(&self, id: OperationId) -> Result<(), StepError> {
         while let Some(operation) = self
-            .retry("discarding dead letters", || self.discard_batch(id))
+            .retry("discarding dead letters", || self.runner.discard_batch(id))
             .await?
             && operation.state == OperationState::Running
         {}
         Ok(())
     }
 
-    /// Discards the next batch of an operation's dead letters.
-    pub(crate) async fn discard_batch(&self, id: OperationId) -> Result<Operation, StepError> {
-        let step = self
-            .dead_letters
-            .discard(id, BATCH as usize, Timestamp::now())
-            .await?;
-        self.metrics.discarded.inc_by(step.dead_letters.len() as u64);
-        self.metrics
-            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
-        Ok(step.operation)
-    }
-
     async fn pause(&self, time: Duration) {
         self.stop.run_until_cancelled(tokio::time::sleep(time)).await;
+    }
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "an operation panicked while it was stopped; the next holder of the lease resumes it");
     }
 }
 

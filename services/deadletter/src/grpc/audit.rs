@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use herald_audit::{
     Auditor, ChannelSums, Error, Event, Finding, FindingKind, Progress, Repaired, Scope, Summary,
 };
@@ -10,12 +10,16 @@ use herald_model::{Channel, PostId, time::Timestamp};
 use herald_proto::v1::{self, audit_service_server::AuditService, run_audit_response};
 use herald_rpc::status;
 use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// Events buffered for a slow caller. The audit waits while the buffer is full.
-const EVENTS_BUFFERED_MAX: usize = 256;
+use super::{
+    rebuild::{self, Target},
+    responses::Responses,
+};
+
+/// Events between an audit and its call.
+const EVENTS_BUFFERED_MAX: usize = 16;
 /// Retry delay in the error of an audit that is refused because another one runs.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -24,6 +28,8 @@ pub(crate) struct AuditApi {
     auditor: Auditor,
     /// One audit runs at a time: an audit reads every timeline and uses some 150 MB of memory.
     permit: Arc<Semaphore>,
+    /// One rebuild of timelines runs at a time.
+    rebuild_permit: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -32,11 +38,13 @@ impl AuditApi {
         Self {
             auditor,
             permit: Arc::new(Semaphore::new(1)),
+            rebuild_permit: Arc::new(Semaphore::new(1)),
             shutdown,
         }
     }
 }
 
+type RebuildStream = Pin<Box<dyn Stream<Item = Result<v1::RebuildTimelinesResponse, Status>> + Send>>;
 type AuditStream = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -58,7 +66,7 @@ impl AuditService for AuditApi {
         })?;
         self.check_scope(scope).await?;
         let (events, mut received) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let (responses, stream) = mpsc::channel(EVENTS_BUFFERED_MAX);
+        let (mut responses, stream) = Responses::new();
         let auditor = self.auditor.clone();
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
@@ -68,8 +76,8 @@ impl AuditService for AuditApi {
                 tokio::select! {
                     biased;
                     Some(event) = received.recv() => {
-                        if responses.send(Ok(event_to_v1(event))).await.is_err() {
-                            // The caller has disconnected: a closed channel ends the audit.
+                        if !responses.send(Ok(event_to_v1(event))).await {
+                            // A closed channel ends the audit.
                             received.close();
                         }
                     }
@@ -77,8 +85,7 @@ impl AuditService for AuditApi {
                 }
             };
             while let Ok(event) = received.try_recv() {
-                // A disconnected caller is not an error.
-                let _ = responses.send(Ok(event_to_v1(event))).await;
+                responses.send(Ok(event_to_v1(event))).await;
             }
             let last = match outcome {
                 None => Err(status::unavailable(
@@ -91,10 +98,33 @@ impl AuditService for AuditApi {
                 Some(Err(Error::Abandoned)) => return,
                 Some(Err(error)) => Err(error_to_status(&error)),
             };
-            let _ = responses.send(last).await;
+            responses.send(last).await;
             drop(permit);
         });
-        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type RebuildTimelinesStream = RebuildStream;
+
+    async fn rebuild_timelines(
+        &self,
+        request: Request<v1::RebuildTimelinesRequest>,
+    ) -> Result<Response<RebuildStream>, Status> {
+        let permit = self.rebuild_permit.clone().try_acquire_owned().map_err(|_| {
+            status::exhausted(
+                "REBUILD_RUNNING",
+                "another rebuild of timelines is running; retry when it has ended",
+                RETRY_AFTER,
+            )
+        })?;
+        let target = Target::parse(&self.auditor, request.into_inner()).await?;
+        let (responses, stream) = Responses::new();
+        let (auditor, shutdown) = (self.auditor.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            rebuild::run(auditor, target, responses, shutdown).await;
+            drop(permit);
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 }
 
@@ -217,6 +247,7 @@ fn summary_to_v1(summary: &Summary) -> v1::AuditSummary {
         backfilled_count: summary.backfilled,
         planning_post_count: summary.planning_posts,
         dead_post_count: summary.dead_posts,
+        incomplete_timeline_count: summary.incomplete_timelines,
         findings: findings.collect(),
         repaired_count: summary.repaired,
         seconds: summary.took.as_secs_f64(),

@@ -6,9 +6,9 @@ use futures::{StreamExt as _, future, stream};
 use herald_mesh::{ErrorKind, Redrive, consumers::ConsumerKind, streams};
 use herald_model::time::Timestamp;
 use herald_proto::{mesh_v1::DlqEntry, v1};
-use herald_store::{DeadLetter, DeadLetterState, DeadLetterVersion, Operation, OperationId, Reopening};
+use herald_store::{DeadLetter, DeadLetterVersion, Operation, OperationId, Reopening};
 
-use super::{OperationRunner, push_ttl, redrive_target, refusal, to_version};
+use super::{Leader, push_ttl, redrive_target, refusal, to_version};
 use crate::{domain::throttle::RateLimiter, error::StepError};
 
 /// Dead letters read and published concurrently.
@@ -22,7 +22,7 @@ enum SendResult {
     Refused(Reopening),
 }
 
-impl OperationRunner {
+impl Leader {
     /// Publishes claimed dead letters at the redrive's rate, and records their sequences in REDRIVE.
     pub(super) async fn send(
         &self,
@@ -65,9 +65,12 @@ impl OperationRunner {
         }
         self.record_sent(operation.id, sent).await?;
         // Concurrently, so that the reopenings share a commit.
-        future::try_join_all(refused.iter().map(|refusal| self.dead_letters.reopen(refusal))).await?;
-        self.metrics
-            .set_open(self.dead_letters.count(DeadLetterState::Open).await?);
+        future::try_join_all(
+            refused
+                .iter()
+                .map(|refusal| self.runner.dead_letters.reopen(refusal)),
+        )
+        .await?;
         outcome
     }
 
@@ -84,8 +87,8 @@ impl OperationRunner {
             .iter()
             .map(|(dead_letter, _, sequence)| (*dead_letter, *sequence))
             .collect();
-        self.dead_letters.sent(operation, &sequences).await?;
-        self.metrics.redriven.inc_by(sent.len() as u64);
+        self.runner.dead_letters.sent(operation, &sequences).await?;
+        self.runner.metrics.redriven.inc_by(sent.len() as u64);
         self.outcomes.track(sent);
         Ok(())
     }
@@ -100,7 +103,10 @@ impl OperationRunner {
             Ok(redrive) => redrive,
             Err(why) => return Ok(refuse(why)),
         };
-        match self.mesh.redrive(&redrive).await {
+        if !self.lease.lasts() {
+            return Err(StepError::LeaseLost);
+        }
+        match self.runner.mesh.redrive(&redrive).await {
             Ok(published) => Ok(SendResult::Published(
                 to_version(&dead_letter),
                 redrive.kind,
@@ -125,7 +131,7 @@ impl OperationRunner {
         let Some((kind, subject)) = redrive_target(dead_letter) else {
             return Ok(Err("no consumer handles its subject"));
         };
-        let Some(message) = self.mesh.message(streams::DLQ, dead_letter.id.0).await? else {
+        let Some(message) = self.runner.mesh.message(streams::DLQ, dead_letter.id.0).await? else {
             return Ok(Err("its message is no longer in DLQ"));
         };
         let Ok(entry) = message.decode::<DlqEntry>() else {
@@ -135,7 +141,7 @@ impl OperationRunner {
             v1::DeadLetterPayload::Kept => entry.payload,
             v1::DeadLetterPayload::TooLarge => {
                 let origin = &dead_letter.origin;
-                match self.mesh.message(&origin.stream, origin.sequence).await? {
+                match self.runner.mesh.message(&origin.stream, origin.sequence).await? {
                     Some(message) => message.payload,
                     None => return Ok(Err("its message is no longer in its stream")),
                 }

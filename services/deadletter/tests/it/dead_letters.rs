@@ -163,7 +163,8 @@ async fn a_terminated_message_becomes_a_dead_letter_with_all_details() {
         panic!("{event:?}")
     };
     assert_eq!((chunk.post_id, chunk.dead_count, chunk.revision), (9, 3, 1));
-    assert_eq!(harness.metric("herald_deadletter_open"), 1);
+    // Sampled every 10 s.
+    until(async || harness.metric("herald_deadletter_open") == 1).await;
     assert_eq!(harness.metric("herald_deadletter_visible_seconds_count"), 1);
     service.stop().await;
 }

@@ -98,11 +98,25 @@ pub(crate) struct Harness {
 /// A running service.
 pub(crate) struct Running {
     pub(crate) client: Client,
+    pub(crate) address: String,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
 }
 
 impl Running {
+    pub(crate) async fn new(
+        address: String,
+        shutdown: CancellationToken,
+        task: JoinHandle<Result<(), Error>>,
+    ) -> Self {
+        Self {
+            client: Client::connect(address.clone()).await.unwrap(),
+            address,
+            shutdown,
+            task,
+        }
+    }
+
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
@@ -184,12 +198,12 @@ impl Harness {
         self.stores.dead_letters.sent(OperationId(0), &[]).await.unwrap();
         let (deps, address) = self.deps().await;
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(Config::default(), deps, shutdown.clone()));
-        Running {
-            client: Client::connect(address).await.unwrap(),
-            shutdown,
-            task,
-        }
+        let config = Config {
+            lease_seconds: 2,
+            ..Config::default()
+        };
+        let task = tokio::spawn(run(config, deps, shutdown.clone()));
+        Running::new(address, shutdown, task).await
     }
 
     /// The dependencies of the service, and the address of its gRPC server.
@@ -256,7 +270,7 @@ impl Harness {
         let recipients = Recipients::from_sorted(keys);
         let plan = SlicePlan {
             post: PostId(post),
-            author: UserKey(1),
+            author: self.author().await,
             slice: 0,
             version: FollowVersion(1),
             chunks: vec![ChunkPlan {

@@ -9,6 +9,8 @@ mod dead_letters;
 mod expired;
 mod failed_operations;
 mod harness;
+mod rebuild;
 mod redrive;
 mod removed;
+mod replicas;
 mod restart;

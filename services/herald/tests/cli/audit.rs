@@ -21,6 +21,16 @@ impl AuditService for Server {
             tokio_stream::iter(responses).map(|response: Result<_, Status>| response),
         )))
     }
+
+    type RebuildTimelinesStream = RpcStream<RebuildTimelinesResponse>;
+
+    async fn rebuild_timelines(
+        &self,
+        request: Request<RebuildTimelinesRequest>,
+    ) -> RpcResult<Self::RebuildTimelinesStream> {
+        self.record(request)?;
+        Ok(Response::new(Box::pin(tokio_stream::iter(self.next_rebuild()))))
+    }
 }
 
 fn lost(user: u32) -> Event {

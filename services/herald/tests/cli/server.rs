@@ -53,6 +53,7 @@ struct State {
     redrives: Mutex<VecDeque<Vec<Redrive>>>,
     actors: Mutex<Vec<String>>,
     audits: Mutex<VecDeque<Vec<RunAuditResponse>>>,
+    rebuilds: Mutex<VecDeque<Vec<Result<RebuildTimelinesResponse, Status>>>>,
 }
 
 impl Server {
@@ -214,6 +215,24 @@ impl Server {
 
     pub(crate) fn next_audit(&self) -> Vec<RunAuditResponse> {
         self.state.audits.lock().unwrap().pop_front().unwrap_or_default()
+    }
+
+    /// Adds a response of `RebuildTimelines`.
+    pub(crate) fn add_rebuild(
+        &self,
+        responses: impl IntoIterator<Item = Result<RebuildTimelinesResponse, Status>>,
+    ) {
+        let responses = responses.into_iter().collect();
+        self.state.rebuilds.lock().unwrap().push_back(responses);
+    }
+
+    pub(crate) fn next_rebuild(&self) -> Vec<Result<RebuildTimelinesResponse, Status>> {
+        self.state
+            .rebuilds
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or_default()
     }
 
     /// The recorded actors, oldest first.
