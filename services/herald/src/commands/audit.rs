@@ -38,7 +38,7 @@ Examples:
   The posts of the last hour, findings as JSON:
     herald audit --since 1h --output json | jq 'select(.finding)'
 
-  One post; republish its pending deliveries:
+  One post; republish its pending deliveries and rebuild timelines:
     herald audit --post 17 --repair";
 
 /// Check that no delivery is missing or extra, and report each that is
@@ -53,9 +53,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "POST", value_parser = clap::value_parser!(u64).range(1..))]
     post: Option<u64>,
 
-    /// Republish pending deliveries that no message carries
+    /// Republish pending deliveries that no message carries, and rebuild timelines that miss entries
     ///
-    /// Republishing is idempotent. Run the audit again later to check the result. Dead deliveries are not republished:
+    /// Both are idempotent. Run the audit again later to check the result. Dead deliveries are not republished:
     /// use `herald dlq redrive`.
     #[arg(long)]
     repair: bool,
@@ -132,7 +132,7 @@ impl Show for FindingEvent {
         ];
         let subject = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
         let repaired = match (&finding.repair_error, finding.repaired) {
-            (_, true) => "; republished".into(),
+            (_, true) => "; repaired".into(),
             (Some(error), false) => format!("; not repaired: {}", printable(error)),
             (None, false) => String::new(),
         };
@@ -159,6 +159,8 @@ struct Summary {
     planning_posts: u64,
     #[serde(rename = "dead_post_count")]
     dead_posts: u64,
+    #[serde(rename = "incomplete_timeline_count")]
+    incomplete_timelines: u64,
     #[serde(rename = "finding_count")]
     findings: u64,
     #[serde(serialize_with = "as_map")]
@@ -210,6 +212,7 @@ impl From<AuditSummary> for Summary {
             backfilled: summary.backfilled_count,
             planning_posts: summary.planning_post_count,
             dead_posts: summary.dead_post_count,
+            incomplete_timelines: summary.incomplete_timeline_count,
             findings: by_kind.iter().map(|(_, count)| count).sum(),
             findings_by_kind: by_kind,
             repaired: summary.repaired_count,
@@ -263,6 +266,12 @@ impl Show for SummaryEvent {
             lines.push(format!(
                 "{} dead; see their dead letters with `herald dlq list`",
                 counted(summary.dead_posts, "post is", "posts are")
+            ));
+        }
+        if summary.incomplete_timelines > 0 {
+            lines.push(format!(
+                "{} incomplete and not compared: rebuilt when its user reads it, or by `herald rebuild timelines`",
+                counted(summary.incomplete_timelines, "timeline is", "timelines are")
             ));
         }
         if summary.findings == 0 {
@@ -330,13 +339,13 @@ fn print_summary(summary: Summary, args: &Args, output: Output) -> Result<(), Fa
     }
     let failure = Failure::new(Kind::Failed, counted(findings, "finding", "findings"));
     Err(if repaired > 0 {
-        failure.hint("run the audit again to check the republished deliveries")
+        failure.hint("run the audit again to check the repaired deliveries")
     } else if hidden {
         failure.hint("print all findings with --all")
     } else if args.repair {
         failure
     } else {
-        failure.hint("republish pending deliveries with --repair")
+        failure.hint("republish pending deliveries and rebuild timelines with --repair")
     })
 }
 

@@ -71,7 +71,9 @@ impl Show for TimelinePage {
             parts.push("no posts".into());
         }
         if self.rebuilding {
-            parts.push("the timeline is being rebuilt, posts can be missing: read it again in a few seconds".into());
+            parts.push(
+                "the timeline is being rebuilt, posts can be missing: read it again in a few seconds".into(),
+            );
         }
         if !self.next_page_token.is_empty() {
             // An id can contain characters that a shell interprets.

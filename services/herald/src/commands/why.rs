@@ -179,7 +179,9 @@ impl Explanation {
                         "{user} has not read the timeline for a long time; it is rebuilt when {user} reads it again"
                     ),
                     Some("drowning") => {
-                        format!("{user} follows so many authors that the timeline gets only a part of their posts")
+                        format!(
+                            "{user} follows so many authors that the timeline gets only a part of their posts"
+                        )
                     }
                     _ => "the reason was not recorded".into(),
                 };

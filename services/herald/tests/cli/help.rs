@@ -67,6 +67,7 @@ async fn every_command_has_help_and_examples() {
         "dlq cancel",
         "dlq discard",
         "dlq log",
+        "rebuild timelines",
         "lag",
         "push-sink",
         "completions",

@@ -13,6 +13,7 @@ mod import;
 mod names;
 mod output;
 mod push_sink;
+mod rebuild;
 mod requests;
 mod run;
 mod server;

@@ -88,7 +88,11 @@ async fn a_suppressed_push_has_its_reason() {
             "inactive",
             "rebuilt when cat reads it again",
         ),
-        (SuppressedReason::Drowning, "drowning", "only a part of their posts"),
+        (
+            SuppressedReason::Drowning,
+            "drowning",
+            "only a part of their posts",
+        ),
     ] {
         server.set_explanation(explanation(Some(Recipient {
             suppressed_reason: reason.into(),
