@@ -1,6 +1,9 @@
 //! `herald serve`: roles in processes of their own, on PostgreSQL, Redis and NATS.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use harness::{Process, run, until, until_some};
@@ -184,6 +187,7 @@ async fn eight_processes_deliver_a_post() {
     let (analytics, deadletter) = tokio::join!(world.serve("analytics", &[]), world.serve("deadletter", &[]));
     let (to_graph, to_analytics) = (peer("graph", &graph), peer("analytics", &analytics));
     let to_deadletter = peer("deadletter", &deadletter);
+    let to_only_graph = ["--peer", &to_graph];
     let to_all = [
         "--peer",
         &to_graph,
@@ -195,7 +199,7 @@ async fn eight_processes_deliver_a_post() {
     let (gateway, archive, fanout, timeline, push) = tokio::join!(
         world.serve("gateway", &to_all),
         world.serve("archive", &[]),
-        world.serve("fanout", &["--peer", &to_graph]),
+        world.serve("fanout", &to_only_graph),
         world.serve("timeline", &["--lanes", "high,normal"]),
         world.serve("push", &[]),
     );
@@ -276,9 +280,9 @@ async fn calls_go_to_the_graph_processes_that_answer() {
         .await;
     let internal = gateway.internal_url().expect("an internal port");
     assert_eq!(health(&internal, "deadletter").await, Ok(SERVING));
-    let mut user = 0;
-    let mut follow = async |limit: Duration| {
-        user += 1;
+    let user = AtomicUsize::new(1);
+    let follow = async |limit: Duration| {
+        let user = user.fetch_add(1, Ordering::Relaxed);
         let (follower, url) = (format!("u{user}"), gateway.url());
         let started = Instant::now();
         let arguments = ["follow", &follower, "107", "--rpc-timeout", "20s"];
@@ -292,8 +296,7 @@ async fn calls_go_to_the_graph_processes_that_answer() {
     // One hangs: a call that it already had fails within keepalive's time, and then it gets no more calls.
     first.signal(Signal::STOP);
     until("calls go to the other one", LIMIT, || {
-        let next = follow(Duration::from_secs(15));
-        next
+        follow(Duration::from_secs(15))
     })
     .await;
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -1,6 +1,6 @@
 //! Reads followers from the graph service.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use futures::{Stream, TryStreamExt as _};
 use herald_model::{FollowVersion, Recipients, UserKey};
@@ -11,6 +11,10 @@ use herald_runtime::trace::Inject;
 use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{domain::Slice, error::ExpandError};
+
+/// Limit for reading one slice. A message whose graph process hangs is retried, with another process, instead of holding
+/// its permit.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// One page of followers.
 #[derive(Debug)]
@@ -56,8 +60,15 @@ impl Followers {
             after_key: slice.after.map_or(0, |key| key.0),
             limit: recipients_max.into(),
         };
-        let pages = self.graph.clone().export_followers(request).await?.into_inner();
-        read_pages(pages, recipients_max).await
+        let mut graph = self.graph.clone();
+        let read = async {
+            let pages = graph.export_followers(request).await?.into_inner();
+            read_pages(pages, recipients_max).await
+        };
+        tokio::time::timeout(READ_LIMIT, read).await.unwrap_or_else(|_| {
+            let seconds = READ_LIMIT.as_secs();
+            Err(Status::unavailable(format!("graph did not send the followers within {seconds} s")).into())
+        })
     }
 }
 

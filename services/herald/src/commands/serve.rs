@@ -119,7 +119,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let shutdown =
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let start = async {
-        let claim = Claim::new(config, roles.clone()).await?;
+        let claim = Claim::new(config, roles.clone(), true).await?;
         Box::pin(Server::start(claim)).await
     };
     // A signal aborts the start at once.

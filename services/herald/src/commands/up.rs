@@ -124,7 +124,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let data_dir = config.data_dir.clone();
     let start = async {
-        let claim = Claim::new(config, Roles::all()).await?;
+        let claim = Claim::new(config, Roles::all(), false).await?;
         let note = format!("starting with data in {}", data_dir.display());
         context.output.note(&note);
         Box::pin(Server::start(claim)).await

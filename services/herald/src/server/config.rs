@@ -147,7 +147,7 @@ impl Config {
                 config.validate_shared()?;
             }
             config.validate_roles(roles)?;
-            config.validate_files()
+            config.validate_files(roles, shared)
         };
         let config = Self::load_valid(file, flags, check).map_err(|error| error.to_string())?;
         config.validate_program().await?;

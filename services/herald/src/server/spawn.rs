@@ -17,6 +17,8 @@ use super::{
 /// The shared dependencies of the services.
 pub(super) struct Parts {
     pub(super) config: Config,
+    /// Whether the process is one of many.
+    pub(super) shared: bool,
     pub(super) topology: Arc<Topology>,
     pub(super) mesh: Mesh,
     /// Of roles that run in the background.

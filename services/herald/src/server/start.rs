@@ -76,6 +76,7 @@ pub(crate) struct Server {
 pub(crate) struct Claim {
     config: Config,
     roles: Roles,
+    shared: bool,
     grpc: TcpListener,
     internal_grpc: Option<TcpListener>,
     http: TcpListener,
@@ -83,8 +84,9 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Binds the ports and opens the store. Fails if another process uses them.
-    pub(crate) async fn new(config: Config, roles: Roles) -> Result<Self> {
+    /// Binds the ports and opens the store. Fails if another process uses them. `shared`: the process is one of many that
+    /// share NATS and the store.
+    pub(crate) async fn new(config: Config, roles: Roles, shared: bool) -> Result<Self> {
         // Ports first: a port in use is the most likely error, and nothing has changed yet.
         let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
         let http = listen(config.http, "HTTP", "--http").await?;
@@ -94,7 +96,7 @@ impl Claim {
             }
             _ => None,
         };
-        if !config.store.is_cluster() || config.nats.is_child() {
+        if !shared {
             std::fs::create_dir_all(&config.data_dir)
                 .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
         }
@@ -102,6 +104,7 @@ impl Claim {
         Ok(Self {
             config,
             roles,
+            shared,
             grpc,
             internal_grpc,
             http,
@@ -116,6 +119,7 @@ impl Server {
         let Claim {
             mut config,
             roles,
+            shared,
             grpc,
             internal_grpc,
             http,
@@ -159,9 +163,15 @@ impl Server {
         if config.store.is_cluster() {
             checks.watch_store(stores.health.clone());
         }
-        let shutdown_delay = shutdown_delay(&config, &roles);
+        // Only a process that others call waits at its shutdown.
+        let shutdown_delay = if shared && roles.are_called() {
+            Duration::from_secs(config.shutdown_delay_seconds)
+        } else {
+            Duration::ZERO
+        };
         let parts = Parts {
             config,
+            shared,
             topology,
             mesh,
             background,
@@ -322,10 +332,10 @@ async fn spawn_all(
     Ok(())
 }
 
-/// Opens the VAPID key pair. A store that is shared by processes needs a key that all of them have.
+/// Opens the VAPID key pair. Processes that share a store must have the same key, so none creates one.
 async fn open_vapid(parts: &Parts) -> Result<Vapid> {
     let (config, devices) = (&parts.config, &*parts.stores.devices);
-    let opened = if config.store.is_cluster() {
+    let opened = if parts.shared {
         Vapid::open_shared(&config.push, devices).await
     } else {
         Vapid::open(&config.push, &config.data_dir, devices).await
@@ -345,15 +355,6 @@ fn topology_that_drains(config: &Config) -> Result<Topology> {
         consumer.drain = consumer.drain.min(drain_share(config.shutdown_limit()));
     }
     Ok(topology)
-}
-
-/// Only a process that others call, and that shares its store with them, waits at its shutdown.
-fn shutdown_delay(config: &Config, roles: &Roles) -> Duration {
-    if config.store.is_cluster() && !config.nats.is_child() && roles.are_called() {
-        Duration::from_secs(config.shutdown_delay_seconds)
-    } else {
-        Duration::ZERO
-    }
 }
 
 /// Binds a loopback listener for an internal service.

@@ -44,9 +44,9 @@ impl Config {
         self.deadletter.validate()
     }
 
-    /// Checks the files and directories that a start reads or writes. Changes nothing. The error starts with the key of
+    /// Checks the files and directories that the start of a process with these roles reads or writes. Changes nothing. The error starts with the key of
     /// the invalid setting. Must be called within a tokio runtime.
-    pub(super) fn validate_files(&self) -> Result<(), String> {
+    pub(super) fn validate_files(&self, roles: &Roles, shared: bool) -> Result<(), String> {
         telemetry::check(&self.telemetry).map_err(|error| match error {
             telemetry::Error::Filter { origin, .. } if origin.starts_with("log") => {
                 format!("telemetry.{error}")
@@ -56,12 +56,17 @@ impl Config {
             }
             error => error.to_string(),
         })?;
-        if !self.store.is_cluster() || self.nats.is_child() {
+        if !shared {
             check_directory("data_dir", &self.data_dir)?;
         }
-        check_directory("analytics.dir", &self.analytics.dir)?;
+        if roles.has(Role::Analytics) {
+            check_directory("analytics.dir", &self.analytics.dir)?;
+        }
         self.nats.validate_files()?;
-        self.push.check_files(&self.data_dir)
+        if roles.has(Role::Push) || roles.has(Role::Gateway) {
+            self.push.check_files(&self.data_dir)?;
+        }
+        Ok(())
     }
 
     /// Checks that `nats.program` is a nats-server that can be used.
@@ -329,8 +334,9 @@ mod tests {
             change(&mut config);
             config
         };
-        let error = |change: &dyn Fn(&mut Config)| config(change).validate_files().unwrap_err();
-        assert_eq!(config(&|_| ()).validate_files(), Ok(()));
+        let error =
+            |change: &dyn Fn(&mut Config)| config(change).validate_files(&Roles::all(), false).unwrap_err();
+        assert_eq!(config(&|_| ()).validate_files(&Roles::all(), false), Ok(()));
         assert!(!dir.path().join("new").exists(), "a check creates no directory");
         let message = error(&|c| c.data_dir = file.join("data"));
         assert!(
