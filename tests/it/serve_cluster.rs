@@ -233,7 +233,7 @@ async fn eight_processes_deliver_a_post() {
     until_some("analytics has counted the posts", LIMIT, || async {
         let stats = run(
             HERALD,
-            &["stats", "--post", "1", "--output", "json"],
+            &["stats", "1", "--output", "json"],
             &[("HERALD_SERVER", &gateway.url())],
         )
         .await;
