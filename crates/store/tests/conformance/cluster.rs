@@ -6,13 +6,18 @@ use std::sync::{
 };
 
 use herald_local_stores::{Postgres, Redis, RedisCluster, RedisOptions, required};
+use herald_model::{ChunkId, PostId};
 use herald_store::{
     Stores,
     cluster::{Cluster, Config, SecretUrl},
 };
+use sqlx::Connection as _;
 use tokio::sync::OnceCell;
 
-use crate::engine::Engine;
+use crate::{
+    corrupt::{GARBAGE, Row},
+    engine::Engine,
+};
 
 /// The cluster engine with a database of its own and a Redis, or a Redis cluster of `NODES`, of its own.
 pub struct ClusterEngine<const NODES: usize> {
@@ -98,6 +103,10 @@ fn config(records: &str, timelines: &str) -> Config {
     config
 }
 
+fn of_chunk(post: PostId, chunk: ChunkId) -> String {
+    format!("post = {post} AND chunk = {}", chunk.0.cast_signed())
+}
+
 impl<const NODES: usize> Engine for ClusterEngine<NODES> {
     const WRITER: &str = "crash::writer_on_cluster";
 
@@ -160,6 +169,25 @@ impl<const NODES: usize> Engine for ClusterEngine<NODES> {
             node.restart().await.unwrap();
         }
         self.open().await;
+    }
+
+    async fn damage(&mut self, row: Row) {
+        let (column, condition) = match row {
+            Row::Devices(user) => ("devices SET devices", format!("user_key = {user}")),
+            Row::Preferences(user) => ("preferences SET preferences", format!("user_key = {user}")),
+            Row::PushChunk(post, chunk) => ("ledger_chunks SET recipients", of_chunk(post, chunk)),
+            Row::PushOutcome(post, chunk) => ("ledger_outcomes SET outcome", of_chunk(post, chunk)),
+        };
+        let mut connection = sqlx::PgConnection::connect(self.config.url.expose())
+            .await
+            .unwrap();
+        let sql = format!("UPDATE herald.{column} = $1 WHERE {condition}");
+        let damaged = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(GARBAGE)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(damaged.rows_affected(), 1, "{row:?} is in the store");
     }
 
     async fn stop(mut self) {

@@ -1,12 +1,16 @@
 //! The embedded engine.
 
+use herald_model::{ChunkId, PostId};
 use herald_store::{
     Stores,
     embedded::{Config, Embedded},
 };
 use tempfile::TempDir;
 
-use crate::engine::Engine;
+use crate::{
+    corrupt::{GARBAGE, Row},
+    engine::Engine,
+};
 
 /// The embedded engine in a temporary directory.
 pub struct EmbeddedEngine {
@@ -20,6 +24,11 @@ impl EmbeddedEngine {
         self.store = Some(Embedded::open(&config(self.dir.path())).unwrap());
     }
 }
+
+/// Kinds of the ledger's rows, and the push channel, in keys.
+const OUTCOME: u8 = 1;
+const CHUNK: u8 = 2;
+const PUSH: u8 = 1;
 
 /// In memory where possible: a sync of a disk takes milliseconds, and of a busy one much longer. A kill of the process
 /// loses nothing of either.
@@ -86,6 +95,34 @@ impl Engine for EmbeddedEngine {
     async fn kill_servers(&mut self) {}
 
     async fn recover(&mut self) {
+        self.open();
+    }
+
+    async fn damage(&mut self, row: Row) {
+        self.hand_over().await;
+        {
+            let records = fjall::Database::builder(self.dir.path().join("records"))
+                .open()
+                .unwrap();
+            let keyspace = |name: &str| {
+                records
+                    .keyspace(name, fjall::KeyspaceCreateOptions::default)
+                    .unwrap()
+            };
+            // post, kind of the row, channel, chunk; see `embedded/ledger/row.rs`.
+            let chunk_key = |post: PostId, kind: u8, chunk: ChunkId| {
+                [&post.0.to_be_bytes()[..], &[kind, PUSH], &chunk.0.to_be_bytes()].concat()
+            };
+            let (rows, key) = match row {
+                Row::Devices(user) => (keyspace("devices"), user.0.to_be_bytes().to_vec()),
+                Row::Preferences(user) => (keyspace("preferences"), user.0.to_be_bytes().to_vec()),
+                Row::PushChunk(post, chunk) => (keyspace("ledger"), chunk_key(post, CHUNK, chunk)),
+                Row::PushOutcome(post, chunk) => (keyspace("ledger"), chunk_key(post, OUTCOME, chunk)),
+            };
+            assert!(rows.get(&key).unwrap().is_some(), "{row:?} is in the store");
+            rows.insert(&key, GARBAGE).unwrap();
+            records.persist(fjall::PersistMode::SyncAll).unwrap();
+        }
         self.open();
     }
 

@@ -2,6 +2,8 @@
 
 use herald_store::Stores;
 
+use crate::corrupt::Row;
+
 /// An engine with a store of its own, which is empty at first and gone when the engine is stopped.
 pub trait Engine: Sized {
     /// Opens an empty store. `None`, after a line that says so, if this machine lacks the programs.
@@ -36,6 +38,9 @@ pub trait Engine: Sized {
 
     /// Starts the killed servers again and opens the store.
     async fn recover(&mut self);
+
+    /// Overwrites a row with [`GARBAGE`](crate::corrupt::GARBAGE).
+    async fn damage(&mut self, row: Row);
 
     /// Closes the store.
     async fn stop(self);

@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "nothing of a test binary is reachable")]
 
 mod cluster;
+mod corrupt;
 mod crash;
 mod dead_letters;
 mod devices;
@@ -167,6 +168,12 @@ on_each_engine! {
         what_is_past_its_retention_is_removed_and_nothing_else
         old_dead_letters_go_unless_they_are_redriving
         two_processes_can_trim_at_once
+    }
+    corrupt {
+        damaged_devices_fail_only_their_user
+        damaged_preferences_fail_only_their_user
+        a_damaged_outcome_fails_only_its_chunk
+        a_damaged_chunk_fails_only_its_plan
     }
 }
 

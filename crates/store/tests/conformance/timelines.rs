@@ -12,7 +12,10 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use herald_model::{PostId, Recipients, UserKey};
 use herald_store::{ErrorKind, Timelines};
 
-use crate::{engine::Engine, sample::set};
+use crate::{
+    engine::Engine,
+    sample::{eventually, set},
+};
 
 const ENTRIES_MAX: usize = 800;
 
@@ -29,12 +32,14 @@ pub(crate) async fn newest(
     before: Option<u64>,
     limit: usize,
 ) -> Vec<u64> {
-    let page = timelines
-        .newest(UserKey(user), before.map(PostId), limit)
-        .await
-        .unwrap();
-    assert!(!page.rebuilding);
-    page.posts.into_iter().map(|post| post.0).collect()
+    eventually("the timeline is complete", async || {
+        let page = timelines
+            .newest(UserKey(user), before.map(PostId), limit)
+            .await
+            .unwrap();
+        (!page.rebuilding).then(|| page.posts.into_iter().map(|post| post.0).collect())
+    })
+    .await
 }
 
 async fn read(timelines: &dyn Timelines, users: &[u32]) -> Vec<Vec<u64>> {

@@ -1,0 +1,134 @@
+//! Rows that can't be decoded: a specific error, and nothing else is affected.
+
+use herald_model::{Address, Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
+use herald_store::{
+    ErrorKind, ExpectedRevision, Outcome, OutcomeDetails, PreferencesChange, Result, Settlement,
+};
+
+use crate::{
+    engine::Engine,
+    sample::{plan, set},
+};
+
+/// A row to damage.
+#[derive(Debug, Clone, Copy)]
+pub enum Row {
+    /// The devices of a user.
+    Devices(UserKey),
+    /// The preferences of a user.
+    Preferences(UserKey),
+    /// The recipients of a planned push chunk.
+    PushChunk(PostId, ChunkId),
+    /// The outcome of a push chunk.
+    PushOutcome(PostId, ChunkId),
+}
+
+/// What is written in the place of the row: no row of any engine starts so.
+pub const GARBAGE: &[u8] = &[0xff, 0xff, 0xff];
+
+const POST: PostId = PostId(7);
+
+fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind())
+}
+
+pub async fn damaged_devices_fail_only_their_user<E: Engine>(engine: &mut E) {
+    let address = |n: u32| Address::Webhook {
+        url: format!("https://a.example/{n}"),
+        secret: vec![7; 32],
+    };
+    let users = [7, 8].map(UserKey);
+    for user in users {
+        engine
+            .stores()
+            .devices
+            .register(user, address(1), Timestamp(1))
+            .await
+            .unwrap();
+    }
+    engine.damage(Row::Devices(users[0])).await;
+    let devices = engine.stores().devices;
+    let register = |user| devices.register(user, address(2), Timestamp(1));
+    // In one batch, if the engine makes batches.
+    let (damaged, good) = tokio::join!(register(users[0]), register(users[1]));
+    assert_eq!(kind(damaged), Some(ErrorKind::Corrupt));
+    good.unwrap();
+    assert_eq!(kind(devices.of(&users[..1]).await), Some(ErrorKind::Corrupt));
+    assert_eq!(devices.of(&users[1..]).await.unwrap()[0].len(), 2);
+}
+
+pub async fn damaged_preferences_fail_only_their_user<E: Engine>(engine: &mut E) {
+    let users = [7, 8].map(UserKey);
+    let mute = |author| PreferencesChange {
+        mute: vec![UserKey(author)],
+        ..PreferencesChange::default()
+    };
+    for user in users {
+        engine.stores().preferences.update(user, &mute(1)).await.unwrap();
+    }
+    engine.damage(Row::Preferences(users[0])).await;
+    let preferences = engine.stores().preferences;
+    let change = mute(2);
+    let (good, damaged) = tokio::join!(preferences.update(users[1], &change), preferences.of(&users[..1]));
+    assert_eq!(good.unwrap().muted.len(), 2);
+    assert_eq!(kind(damaged), Some(ErrorKind::Corrupt));
+    assert_eq!(preferences.of(&users[1..]).await.unwrap()[0].muted.len(), 2);
+}
+
+fn settlement(chunk: &Recipients, base: u64, delivered: Recipients) -> Settlement {
+    Settlement {
+        post: POST,
+        channel: Channel::Push,
+        chunk: chunk.chunk_id(),
+        base: ExpectedRevision::Revision(base),
+        outcome: Outcome::Mixed {
+            delivered,
+            suppressed: set([]),
+            expired: set([]),
+            dead: set([]),
+            details: OutcomeDetails::default(),
+        },
+        at: Timestamp(5),
+        keep_claim: None,
+    }
+}
+
+pub async fn a_damaged_outcome_fails_only_its_chunk<E: Engine>(engine: &mut E) {
+    let chunks = [set(1..=4), set(5..=9)];
+    {
+        let ledger = engine.stores().ledger;
+        let planned = [(Channel::Push, &chunks[0]), (Channel::Push, &chunks[1])];
+        ledger.plan(plan(POST, 0, true, &planned)).await.unwrap();
+        for (chunk, first) in chunks.iter().zip([1, 5]) {
+            ledger.settle(&settlement(chunk, 0, set([first]))).await.unwrap();
+        }
+    }
+    engine.damage(Row::PushOutcome(POST, chunks[0].chunk_id())).await;
+    let ledger = engine.stores().ledger;
+    let read = |chunk: &Recipients| ledger.outcome(POST, Channel::Push, chunk.chunk_id());
+    assert_eq!(kind(read(&chunks[0]).await), Some(ErrorKind::Corrupt));
+    let next = [
+        settlement(&chunks[0], 1, set([1, 2])),
+        settlement(&chunks[1], 1, set([5, 6])),
+    ];
+    let (_, good) = tokio::join!(ledger.settle(&next[0]), ledger.settle(&next[1]));
+    assert_eq!(good.unwrap(), 2);
+    assert_eq!(read(&chunks[1]).await.unwrap().unwrap().revision, 2);
+}
+
+pub async fn a_damaged_chunk_fails_only_its_plan<E: Engine>(engine: &mut E) {
+    let chunk = set(1..=4);
+    let other = PostId(POST.0 + 1);
+    let plan_of = |post| plan(post, 0, true, &[(Channel::Push, &chunk)]);
+    for post in [POST, other] {
+        engine.stores().ledger.plan(plan_of(post)).await.unwrap();
+    }
+    engine.damage(Row::PushChunk(POST, chunk.chunk_id())).await;
+    let ledger = engine.stores().ledger;
+    let (damaged, good) = tokio::join!(ledger.plan(plan_of(POST)), ledger.plan(plan_of(other)));
+    assert_eq!(kind(damaged), Some(ErrorKind::Corrupt));
+    assert_eq!(good.unwrap(), plan_of(other));
+    assert_eq!(kind(ledger.audit(POST).await), Some(ErrorKind::Corrupt));
+    assert_eq!(ledger.audit(other).await.unwrap().unwrap().chunks.len(), 1);
+    assert_eq!(ledger.posts(None, 10).await.unwrap(), [POST, other]);
+}
