@@ -10,6 +10,8 @@ pub(crate) type Attempt<T> = std::result::Result<T, Failure>;
 pub(crate) enum Failure {
     /// PostgreSQL or the connection to it failed.
     Sql(sqlx::Error),
+    /// The attempt gave up because of a concurrent transaction, and wrote nothing.
+    Aborted,
     /// The call was refused, or what it read is corrupt.
     Store(Error),
 }
@@ -40,8 +42,10 @@ pub(super) enum Repetition {
 
 impl Failure {
     pub(super) fn repetition(&self) -> Repetition {
-        let Self::Sql(error) = self else {
-            return Repetition::Useless;
+        let error = match self {
+            Self::Sql(error) => error,
+            Self::Aborted => return Repetition::Aborted,
+            Self::Store(_) => return Repetition::Useless,
         };
         match error {
             sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::BeginFailed => {
@@ -66,6 +70,10 @@ impl Failure {
     pub(crate) fn into_error(self, what: &str) -> Error {
         match self {
             Self::Sql(error) => store_error(what, error),
+            Self::Aborted => Error::new(
+                ErrorKind::Unavailable,
+                format!("can't {what}: other processes change the same rows all the time"),
+            ),
             Self::Store(error) => error,
         }
     }

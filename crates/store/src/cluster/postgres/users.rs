@@ -1,29 +1,52 @@
 //! The dictionary of users. Its rows never change, so its caches need no invalidation.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use herald_model::{UserId, UserKey};
 
-use super::{Attempt, Postgres, Transaction, keys};
+use super::{
+    Attempt, Postgres, Transaction,
+    batch::{BatchLimits, Batcher},
+    keys,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// Approximate memory of an entry of a cache besides its value, bytes.
 const CACHE_ENTRY_BYTES: usize = 96;
 
+/// Batches of the users of concurrent calls. One at a time: all wait for the lock of the counter.
+const BATCHES: BatchLimits = BatchLimits {
+    jobs_max: 1_024,
+    weight_max: 20_000,
+    in_flight_max: 1,
+};
+
 /// The cluster engine's [`Users`](crate::Users).
 pub(crate) struct PostgresUsers {
     postgres: Postgres,
+    writes: Batcher<Vec<String>, HashMap<String, UserKey>>,
     keys: moka::sync::Cache<UserId, UserKey>,
     ids: moka::sync::Cache<UserKey, UserId>,
 }
 
 impl PostgresUsers {
-    /// `cache_bytes_max` bounds the cache of each direction.
+    /// Starts the task that writes batches; must be called inside of the runtime of the engine. `cache_bytes_max` bounds
+    /// the cache of each direction.
     pub(crate) fn new(postgres: &Postgres, cache_bytes_max: u64) -> Self {
+        let shared = postgres.clone();
+        let writes = Batcher::start(BATCHES, Vec::len, move |calls| {
+            let postgres = shared.clone();
+            async move { create_calls(&postgres, &calls).await }.boxed()
+        });
         let weigh = |id: &UserId| u32::try_from(id.as_str().len() + CACHE_ENTRY_BYTES).unwrap_or(u32::MAX);
         Self {
             postgres: postgres.clone(),
+            writes,
             keys: moka::sync::Cache::builder()
                 .name("cluster-user-keys")
                 .max_capacity(cache_bytes_max)
@@ -51,32 +74,55 @@ impl PostgresUsers {
             })
             .await
     }
+}
 
-    /// The keys of `ids`, which are distinct; makes the missing ones, in their order.
-    async fn create(&self, ids: &[&str]) -> Result<HashMap<String, UserKey>> {
-        self.postgres
-            .call("make the keys of users", || async {
-                let mut transaction = self.postgres.begin().await?;
-                let last: i64 =
-                    sqlx::query_scalar("SELECT last FROM herald.counters WHERE name = 'users' FOR UPDATE")
-                        .fetch_one(&mut *transaction)
-                        .await?;
-                // Only now, after the lock, every key that another process made is visible.
-                let mut found = existing_keys(&mut transaction, ids).await?;
-                let missing: Vec<&str> = ids
-                    .iter()
-                    .copied()
-                    .filter(|id| !found.contains_key(*id))
-                    .collect();
-                if !missing.is_empty() {
-                    let created = insert(&mut transaction, last, &missing).await?;
-                    transaction.commit().await?;
-                    found.extend(missing.iter().map(|id| (*id).to_owned()).zip(created));
-                }
-                Ok(found)
-            })
-            .await
-    }
+/// The keys of the ids of concurrent calls; makes the missing ones, in their order.
+async fn create_calls(
+    postgres: &Postgres,
+    calls: &[Arc<Vec<String>>],
+) -> Result<Vec<Result<HashMap<String, UserKey>>>> {
+    let mut seen = HashSet::new();
+    let ids: Vec<&str> = calls
+        .iter()
+        .flat_map(|call| call.iter().map(String::as_str))
+        .filter(|id| seen.insert(*id))
+        .collect();
+    let keys = create(postgres, &ids).await?;
+    Ok(calls
+        .iter()
+        .map(|call| {
+            Ok(call
+                .iter()
+                .filter_map(|id| Some((id.clone(), *keys.get(id)?)))
+                .collect())
+        })
+        .collect())
+}
+
+/// The keys of `ids`, which are distinct; makes the missing ones, in their order.
+async fn create(postgres: &Postgres, ids: &[&str]) -> Result<HashMap<String, UserKey>> {
+    postgres
+        .call("make the keys of users", || async {
+            let mut transaction = postgres.begin().await?;
+            let last: i64 =
+                sqlx::query_scalar("SELECT last FROM herald.counters WHERE name = 'users' FOR UPDATE")
+                    .fetch_one(&mut *transaction)
+                    .await?;
+            // Only now, after the lock, every key that another process made is visible.
+            let mut found = existing_keys(&mut transaction, ids).await?;
+            let missing: Vec<&str> = ids
+                .iter()
+                .copied()
+                .filter(|id| !found.contains_key(*id))
+                .collect();
+            if !missing.is_empty() {
+                let created = insert(&mut transaction, last, &missing).await?;
+                transaction.commit().await?;
+                found.extend(missing.iter().map(|id| (*id).to_owned()).zip(created));
+            }
+            Ok(found)
+        })
+        .await
 }
 
 async fn existing_keys(
@@ -140,17 +186,16 @@ impl crate::Users for PostgresUsers {
 
     async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
         let found = self.find(ids).await?;
-        let mut missing: Vec<&str> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        for (id, key) in ids.iter().zip(&found) {
-            if key.is_none() && seen.insert(id.as_str()) {
-                missing.push(id.as_str());
-            }
-        }
+        let missing: Vec<String> = ids
+            .iter()
+            .zip(&found)
+            .filter(|(_, key)| key.is_none())
+            .map(|(id, _)| id.as_str().to_owned())
+            .collect();
         let created = if missing.is_empty() {
             HashMap::new()
         } else {
-            self.create(&missing).await?
+            self.writes.run(missing).await?
         };
         ids.iter()
             .zip(found)

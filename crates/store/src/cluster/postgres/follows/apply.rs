@@ -1,29 +1,28 @@
-//! Changes of the graph: one transaction a call.
+//! Changes of the graph: one transaction a batch of calls.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use herald_model::time::Timestamp;
 
-use super::{
-    PostgresFollows,
-    effects::{self, Changed, Current, Edge},
-};
+use super::effects::{self, Changed, Current, Edge};
 use crate::{
     FollowChange, FollowEffect, Result,
-    cluster::postgres::{Attempt, Transaction},
+    cluster::postgres::{Attempt, Failure, Postgres, Transaction},
 };
+
+/// Begins a transaction whose statements look each row up in an index. The planner would rather read whole tables while
+/// they are small, and a prepared statement keeps that plan while they grow.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
+const LOCK_AUTHORS: &str = "
+    SELECT author, version FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE";
 
 /// Makes missing rows of authors. Ascending, so that two transactions that make the same rows wait for each other in
 /// one direction only.
 const CREATE_AUTHORS: &str = "
     INSERT INTO herald.follow_authors (author, version, followers, notify)
-    SELECT author, 0, 0, 0 FROM unnest($1::bigint[]) author
-    WHERE NOT EXISTS (SELECT FROM herald.follow_authors known WHERE known.author = author.author)
-    ORDER BY 1
+    SELECT author, 0, 0, 0 FROM unnest($1::bigint[]) author ORDER BY 1
     ON CONFLICT DO NOTHING";
-
-const LOCK_AUTHORS: &str = "
-    SELECT author, version FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE";
 
 const CURRENT_EDGES: &str = "
     SELECT author, follower, since, notify
@@ -57,40 +56,70 @@ struct Raised {
     more_notify: i64,
 }
 
-impl PostgresFollows {
-    pub(super) async fn apply_changes(&self, changes: &[FollowChange]) -> Result<Vec<FollowEffect>> {
-        let mut edges: Vec<Edge> = changes.iter().map(effects::edge_of).collect();
-        edges.sort_unstable();
-        edges.dedup();
-        let mut authors: Vec<i64> = edges.iter().map(|(author, _)| *author).collect();
-        authors.dedup();
-        self.postgres
-            .call("change follows", || async {
-                let mut transaction = self.postgres.begin().await?;
-                let versions = lock_authors(&mut transaction, &authors).await?;
-                let current = current_edges(&mut transaction, &edges).await?;
-                let (effects, changed) = effects::apply(changes, &current);
-                if !changed.is_empty() {
-                    write(&mut transaction, &versions, &changed).await?;
-                    transaction.commit().await?;
-                }
-                Ok(effects)
-            })
-            .await
-    }
+/// Applies the changes of concurrent calls in order and returns the effects of each call.
+pub(super) async fn apply_calls(
+    postgres: &Postgres,
+    calls: &[Arc<Vec<FollowChange>>],
+) -> Result<Vec<Result<Vec<FollowEffect>>>> {
+    let changes: Vec<FollowChange> = calls.iter().flat_map(|call| call.iter().copied()).collect();
+    let effects = apply(postgres, &changes).await?;
+    let mut rest = &effects[..];
+    Ok(calls
+        .iter()
+        .map(|call| {
+            let (these, others) = rest.split_at(call.len());
+            rest = others;
+            Ok(these.to_vec())
+        })
+        .collect())
+}
+
+async fn apply(postgres: &Postgres, changes: &[FollowChange]) -> Result<Vec<FollowEffect>> {
+    let mut edges: Vec<Edge> = changes.iter().map(effects::edge_of).collect();
+    edges.sort_unstable();
+    edges.dedup();
+    let mut authors: Vec<i64> = edges.iter().map(|(author, _)| *author).collect();
+    authors.dedup();
+    postgres
+        .call("change follows", || async {
+            let mut transaction = postgres.pool().begin_with(BEGIN).await?;
+            let versions = lock_authors(&mut transaction, &authors).await?;
+            let current = current_edges(&mut transaction, &edges).await?;
+            let (effects, changed) = effects::apply(changes, &current);
+            if !changed.is_empty() {
+                write(&mut transaction, &versions, &changed).await?;
+                transaction.commit().await?;
+            }
+            Ok(effects)
+        })
+        .await
 }
 
 /// Locks the rows of `authors`, which ascend, and returns their versions.
 async fn lock_authors(transaction: &mut Transaction, authors: &[i64]) -> Attempt<BTreeMap<i64, i64>> {
-    sqlx::query(CREATE_AUTHORS)
-        .bind(authors)
-        .execute(&mut **transaction)
-        .await?;
     let rows: Vec<(i64, i64)> = sqlx::query_as(LOCK_AUTHORS)
         .bind(authors)
         .fetch_all(&mut **transaction)
         .await?;
-    Ok(rows.into_iter().collect())
+    let mut versions: BTreeMap<i64, i64> = rows.into_iter().collect();
+    let missing: Vec<i64> = authors
+        .iter()
+        .copied()
+        .filter(|author| !versions.contains_key(author))
+        .collect();
+    if !missing.is_empty() {
+        let created = sqlx::query(CREATE_AUTHORS)
+            .bind(&missing)
+            .execute(&mut **transaction)
+            .await?
+            .rows_affected();
+        // Another transaction made some meanwhile. To lock them now, after greater ones, could deadlock.
+        if created != missing.len() as u64 {
+            return Err(Failure::Aborted);
+        }
+        versions.extend(missing.into_iter().map(|author| (author, 0)));
+    }
+    Ok(versions)
 }
 
 /// Those of `edges` that exist. Their authors are locked, so they do not change until the transaction ends.

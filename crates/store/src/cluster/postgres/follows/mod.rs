@@ -15,12 +15,24 @@ mod trim;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use herald_model::{FollowVersion, RecipientsBuilder, UserKey};
 
 #[cfg(test)]
 pub(super) use self::trim::Trimmed;
-use super::{Postgres, keys};
+use super::{
+    Postgres,
+    batch::{BatchLimits, Batcher},
+    keys,
+};
 use crate::{Error, ErrorKind, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Result};
+
+/// Batches of the changes of concurrent calls: those of one author would wait for each other's flush of the server's log.
+const BATCHES: BatchLimits = BatchLimits {
+    jobs_max: 1_024,
+    weight_max: 20_000,
+    in_flight_max: 2,
+};
 
 /// One page of followers at a version, as one array of `2 * follower + notify`: a row for each follower would take
 /// several times as long.
@@ -40,6 +52,7 @@ const FOLLOWERS: &str = "
 /// The cluster engine's [`Follows`](crate::Follows).
 pub(crate) struct PostgresFollows {
     postgres: Postgres,
+    writes: Batcher<Vec<FollowChange>, Vec<FollowEffect>>,
     /// Retention of the history that can be read.
     history_keep: Duration,
     /// Retention of ended intervals.
@@ -47,10 +60,17 @@ pub(crate) struct PostgresFollows {
 }
 
 impl PostgresFollows {
-    /// `history_keep` is the retention of versions, `timelines_keep` that of timelines.
+    /// Starts the task that writes batches; must be called inside of the runtime of the engine. `history_keep` is the
+    /// retention of versions, `timelines_keep` that of timelines.
     pub(crate) fn new(postgres: &Postgres, history_keep: Duration, timelines_keep: Duration) -> Self {
+        let shared = postgres.clone();
+        let writes = Batcher::start(BATCHES, Vec::len, move |calls| {
+            let postgres = shared.clone();
+            async move { apply::apply_calls(&postgres, &calls).await }.boxed()
+        });
         Self {
             postgres: postgres.clone(),
+            writes,
             history_keep,
             edges_keep: history_keep.max(timelines_keep),
         }
@@ -64,7 +84,7 @@ impl crate::Follows for PostgresFollows {
             return Ok(Vec::new());
         }
         can_fail!("store.follow");
-        self.apply_changes(changes).await
+        self.writes.run(changes.to_vec()).await
     }
 
     async fn count(&self, author: UserKey) -> Result<FollowerCount> {
