@@ -125,13 +125,25 @@ impl Table {
                 "ALTER TABLE herald.{} DETACH PARTITION herald.{name} {how}",
                 self.parent
             );
-            sqlx::raw_sql(AssertSqlSafe(detach))
+            let detached = sqlx::raw_sql(AssertSqlSafe(detach))
                 .execute(&mut *connection)
-                .await?;
+                .await;
+            match detached {
+                Err(error) if is_done_elsewhere(&error) => return Ok(()),
+                detached => detached?,
+            };
         }
         sqlx::raw_sql(AssertSqlSafe(format!("DROP TABLE IF EXISTS herald.{name}")))
             .execute(&mut *connection)
             .await?;
         Ok(())
     }
+}
+
+/// Another process is trimming too: the partition is gone (undefined_table), or is being detached
+/// (object_not_in_prerequisite_state).
+fn is_done_elsewhere(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| matches!(error.code().as_deref(), Some("42P01" | "55000")))
 }
