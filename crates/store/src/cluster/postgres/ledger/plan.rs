@@ -174,6 +174,8 @@ impl<'a> Columns<'a> {
             .bind(&chunks.last_users)
             .bind(&chunks.counts)
             .bind(&chunks.recipients)
+            // Planned anew each time, for the number of chunks of this batch.
+            .persistent(false)
             .fetch_all(postgres.pool())
             .await?;
         Ok(rows.into_iter().collect())
