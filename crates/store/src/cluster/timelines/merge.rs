@@ -65,7 +65,7 @@ impl Merger {
     pub(super) fn is_due(&self, bucket: u32, length: usize, block: usize) -> bool {
         // Up to a quarter more.
         let jitter = (self.jitter.hash_one(bucket) % 256) as usize;
-        let with_jitter = |limit: usize| limit + limit * jitter / 1_024;
+        let with_jitter = |limit: usize| limit.saturating_add(limit.saturating_mul(jitter) / 1_024);
         length >= with_jitter(self.blocks)
             || length >= BLOCKS_MIN && length.saturating_mul(block) >= with_jitter(self.bytes)
     }

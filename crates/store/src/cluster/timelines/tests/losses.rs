@@ -1,0 +1,164 @@
+//! Lost writes are noticed and repaired.
+
+use super::*;
+
+async fn losses(bed: &Bed, open: bool) -> i64 {
+    let sql = if open {
+        "SELECT count(*) FROM herald.timelines_losses WHERE repaired_at IS NULL"
+    } else {
+        "SELECT count(*) FROM herald.timelines_losses"
+    };
+    sqlx::query_scalar(sql)
+        .fetch_one(bed.postgres.pool())
+        .await
+        .unwrap()
+}
+
+/// Redis is set back to an earlier state: it loses a delivery that was acknowledged, of a timeline that is complete.
+async fn set_back(bed: &Bed, timelines: &ClusterTimelines) {
+    bed.follow(1, 9, true).await;
+    bed.follow(500, 9, true).await;
+    bed.post(timelines, 1, 9).await;
+    newest(timelines, 1).await;
+    assert_eq!(stored(timelines, 1).await, (vec![1], true));
+    bed.redis.command(&["SAVE"]).await.unwrap();
+    std::fs::copy(bed.redis.dir().join("dump.rdb"), bed.redis.dir().join("old.rdb")).unwrap();
+    bed.post(timelines, 2, 9).await;
+    bed.ledger
+        .record_backfill(&[PostId(7)], &recipients([500]))
+        .await
+        .unwrap();
+    deliver(timelines, 7, &recipients([500])).await;
+    bed.redis.stop().await.unwrap();
+    std::fs::copy(bed.redis.dir().join("old.rdb"), bed.redis.dir().join("dump.rdb")).unwrap();
+    bed.redis.restart().await.unwrap();
+}
+
+fn without_append_only_file() -> RedisOptions {
+    RedisOptions {
+        append_only: false,
+        ..RedisOptions::default()
+    }
+}
+
+#[tokio::test]
+async fn a_restart_from_an_older_file_is_noticed_and_repaired() {
+    let redis = Redis::start(without_append_only_file()).await;
+    let Some(redis) = required("the tests of timelines in Redis", redis) else {
+        return;
+    };
+    let Some(bed) = bed_with(redis).await else { return };
+    let timelines = bed.open().await;
+    set_back(&bed, &timelines).await;
+    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
+    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    wait_until("this process knows it", || async {
+        timelines.view.monitor.open().is_empty()
+    })
+    .await;
+    assert_eq!(stored(&timelines, 1).await, (vec![1, 2], true));
+    assert_eq!(stored(&timelines, 500).await.0, [1, 2, 7]);
+    assert_eq!(losses(&bed, false).await, 1);
+}
+
+#[tokio::test]
+async fn a_beat_that_was_set_back_is_noticed_and_repaired() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    newest(&timelines, 1).await;
+    let beat = timelines.view.keys.beat(0);
+    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
+    wait_until("a later beat", || async {
+        bed.redis.text(&["GET", &beat]).await.unwrap() != before
+    })
+    .await;
+    bed.post(&timelines, 2, 9).await;
+    // As after a fail-over to a replica that has neither the delivery nor the last beats.
+    bed.redis
+        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
+        .await
+        .unwrap();
+    bed.redis.command(&["SET", &beat, &before]).await.unwrap();
+    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
+    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    assert_eq!(stored(&timelines, 1).await.0, [1, 2]);
+}
+
+/// Until the repair, a reader's timeline is rebuilt, and audits don't call it complete.
+#[tokio::test]
+async fn a_reader_gets_what_is_not_repaired_yet() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    newest(&timelines, 1).await;
+    bed.post(&timelines, 2, 9).await;
+    bed.redis
+        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
+        .await
+        .unwrap();
+    assert_eq!(newest(&timelines, 1).await, [1]);
+    // The lease of the repair is held by another process, which is paused.
+    let leases = PostgresLeases::new(bed.postgres.clone());
+    wait_until("the lease is free", || async {
+        let lease = leases
+            .acquire("timelines-repair", "another", Duration::from_secs(60))
+            .await;
+        lease.unwrap().is_some()
+    })
+    .await;
+    bed.execute(
+        "INSERT INTO herald.timelines_losses (first_slot, last_slot, since, found_at) VALUES (0, 16383, 1, 1)",
+    )
+    .await;
+    wait_until("this process knows it", || async {
+        timelines.view.monitor.is_suspect(0)
+    })
+    .await;
+    assert!(!stored(&timelines, 1).await.1);
+    assert_eq!(newest(&timelines, 1).await, [2, 1]);
+}
+
+#[tokio::test]
+async fn a_flush_needs_no_repair() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    bed.redis.flush().await.unwrap();
+    let beat = timelines.view.keys.beat(0);
+    wait_until("a new beat", || async {
+        bed.redis.command(&["EXISTS", &beat]).await.unwrap() == redis::Value::Int(1)
+    })
+    .await;
+    assert_eq!(losses(&bed, false).await, 0);
+    assert_eq!(newest(&timelines, 1).await, [1]);
+}
+
+#[tokio::test]
+async fn everything_resumes_after_a_restart_of_redis() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    newest(&timelines, 1).await;
+    bed.redis.kill().await.unwrap();
+    let failed = timelines.deliver(PostId(2), recipients([1])).await;
+    assert_eq!(failed.err().unwrap().kind(), crate::ErrorKind::Unavailable);
+    let failed = timelines.newest(UserKey(1), None, 10).await;
+    assert_eq!(failed.err().unwrap().kind(), crate::ErrorKind::Unavailable);
+    bed.redis.restart().await.unwrap();
+    wait_until("deliveries succeed", || async {
+        timelines.deliver(PostId(2), recipients([1])).await.is_ok()
+    })
+    .await;
+    wait_until("reads succeed", || async {
+        timelines
+            .newest(UserKey(1), None, 10)
+            .await
+            .is_ok_and(|page| page.posts == [PostId(2), PostId(1)])
+    })
+    .await;
+}
