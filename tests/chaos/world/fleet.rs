@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use futures::future::join_all;
 
 use super::{
@@ -47,9 +48,11 @@ pub(super) fn variables() -> Vec<(String, String)> {
         ("TIMELINES__ACTIVE_DAYS", 0),
         ("SHUTDOWN_DELAY_SECONDS", 1),
     ];
-    usual
-        .map(|(name, value)| (format!("HERALD_{name}"), value.to_string()))
-        .into()
+    let usual = usual.map(|(name, value)| (format!("HERALD_{name}"), value.to_string()));
+    // All push workers sign with one key.
+    let key = BASE64URL.encode(rand::random::<[u8; 32]>());
+    let key = ("HERALD_PUSH__VAPID_PRIVATE_KEY".into(), key);
+    usual.into_iter().chain([key]).collect()
 }
 
 /// Listen addresses of a process.
