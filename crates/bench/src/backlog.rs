@@ -201,7 +201,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let held = progress
         .step("waiting until the queues are stable", wait_stable(client))
         .await?;
-    let (rss_mb_queued, disk_mb_queued) = (world.server.rss_mb(), world.server.disk_mb());
+    let (rss_mb_queued, disk_mb_queued) = (world.server.rss_mb(), world.disk_mb());
     let left = accepted.plus(args.push_ttl).since(Timestamp::now());
     progress
         .step("waiting until the pushes have expired", async {

@@ -17,7 +17,7 @@ pub(super) const LONG: &str = "\
 Starts `herald up` with an empty data directory, generates a social graph, submits posts, and reports the delivery \
 rate, the latencies to timelines and devices, memory and disk usage.
 
-Then every delivery is checked: the generated graph, the ledger and the timelines on disk must agree for each pair of \
+Then every delivery is checked: the generated graph, the ledger and all timelines must agree for each pair of \
 post and follower, and the server's audit must report no findings. Otherwise the exit code is 1.
 
 Latencies start at the scheduled time of a post, not at the time of the call, so a stall of the server counts for \
@@ -30,6 +30,8 @@ Examples:
     herald bench --users 1000000 --followers 1000 --authors 1000 --posts 20000
   Latencies at one million posts per day, with pushes for 5% of the users:
     herald bench --users 20000 --followers 1000 --posts 600 --rate 12 --push-share 0.05
+  The cluster engine, on a private PostgreSQL and Redis:
+    herald bench --cluster --users 100000 --followers 1000 --posts 10000
   An author with a million followers posts while other authors post:
     herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
 
@@ -52,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_parser = super::setup::positive)]
     rate: Option<f64>,
 
-    /// Skip the check of the timelines on disk
+    /// Skip the check of all timelines
     #[arg(long)]
     no_store_check: bool,
 }
@@ -102,8 +104,9 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         .map(|e| (e.post_id, Timestamp(e.received_time.as_microsecond())))
         .collect();
     let push_duplicates = world.sink.summary().duplicates;
-    let disk_mb = world.server.disk_mb();
-    let dir = progress.step("stopping the server", world.stop()).await?;
+    let disk_mb = world.disk_mb();
+    let redis = world.data.engine.redis_memory_mb().await;
+    let data = progress.step("stopping the server", world.stop()).await?;
     let store = if args.no_store_check {
         None
     } else {
@@ -111,7 +114,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
             progress
                 .step(
                     "checking every timeline",
-                    verify::store(&dir.path, &graph, &run.submitted),
+                    verify::store(&data, &graph, &run.submitted),
                 )
                 .await?,
         )
@@ -153,6 +156,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         pushes_per_second: ledger.push_delivered as f64 / seconds,
         push_duplicates,
         rss_mb_max,
+        redis,
         disk_mb,
         disk_bytes_per_delivery: disk_mb * 1e6 / (deliveries.max(1) as f64),
         ledger,

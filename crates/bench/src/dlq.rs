@@ -286,7 +286,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         live_beside_ms: Percentiles::of(&beside),
         redrive_rate: args.redrive_rate,
         rss_mb_max: world.server.rss_mb_max(),
-        disk_mb: world.server.disk_mb(),
+        disk_mb: world.disk_mb(),
         unresolved: args.dead_letters - resolved.min(args.dead_letters),
         audit_rounds: world.server.counter("herald_audit_rounds_total").await?,
         audit_failures: world.server.counter("herald_audit_failures_total").await?,

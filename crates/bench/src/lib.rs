@@ -5,6 +5,7 @@
 mod backlog;
 mod deliveries;
 mod dlq;
+mod engine;
 mod graph;
 mod load;
 mod observe;

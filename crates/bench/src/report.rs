@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use herald_cli::output::Show;
 use serde::Serialize;
 
+use super::engine::RedisMemory;
 use super::verify::{AuditSums, LedgerSums, StoreSums};
 
 /// Distribution of latencies, milliseconds.
@@ -63,6 +64,9 @@ pub(super) struct Report {
     pub(super) pushes_per_second: f64,
     pub(super) push_duplicates: u64,
     pub(super) rss_mb_max: f64,
+    /// Memory of the private Redis.
+    pub(super) redis: Option<RedisMemory>,
+    /// Of the server, and of private servers.
     pub(super) disk_mb: f64,
     pub(super) disk_bytes_per_delivery: f64,
     pub(super) ledger: LedgerSums,
@@ -132,6 +136,18 @@ impl Show for Report {
             );
         }
         line("maximum memory", format!("{:.0} MB", self.rss_mb_max));
+        if let Some(redis) = self.redis {
+            line(
+                "Redis",
+                format!(
+                    "{:.1} MB of data, {:.2} bytes per delivery; {:.0} MB in use, process {:.0} MB",
+                    redis.dataset_mb,
+                    redis.dataset_mb * 1e6 / (self.deliveries.max(1) as f64),
+                    redis.used_mb,
+                    redis.rss_mb
+                ),
+            );
+        }
         line(
             "disk",
             format!(
@@ -151,7 +167,7 @@ impl Show for Report {
         );
         let store = match self.store {
             Some(store) => format!(
-                "{} on disk, {} missing, {} extra",
+                "{} on timelines, {} missing, {} extra",
                 store.deliveries, store.missing, store.extra
             ),
             None => "store not checked".to_owned(),

@@ -51,11 +51,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts `herald up` of this program with the configuration file of --config and with `options`, and waits until it
-    /// is ready. With JSON output its log is limited to warnings and errors unless the environment sets a log filter.
+    /// Starts `herald up` of this program with the configuration file of --config, with `options` and with additions to
+    /// the environment, and waits until it is ready. With JSON output its log is limited to warnings and errors unless the environment sets a log filter.
     pub(super) async fn start(
         data_dir: &Path,
         options: &[String],
+        environment: &[(&str, &str)],
         context: &Context,
     ) -> Result<Self, Failure> {
         let quiet = context.output.is_json();
@@ -86,6 +87,7 @@ impl Server {
                     .flat_map(|file| ["--config".as_ref(), file.as_os_str()]),
             )
             .args(options)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             // Ctrl-C must not reach the server: the benchmark stops it.
@@ -248,7 +250,7 @@ fn rss_kb(pid: u32) -> u64 {
         .unwrap_or(0)
 }
 
-fn disk_bytes(dir: &Path) -> u64 {
+pub(super) fn disk_bytes(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
     };

@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 
 use super::{
+    engine::{self, Engine},
     graph::{Graph, Shape},
     load,
     observe::Watchers,
@@ -54,6 +55,9 @@ pub(super) struct Setup {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
+    #[command(flatten)]
+    engine: engine::Args,
+
     /// Options of `herald up`, after `--`
     #[arg(last = true, value_name = "OPTION")]
     up: Vec<String>,
@@ -91,20 +95,26 @@ pub(super) struct World {
     pub(super) sink: Running,
     pub(super) watchers: Watchers,
     pub(super) import_seconds: f64,
-    dir: DataDir,
+    pub(super) data: Data,
 }
 
 impl World {
-    /// Stops the server and returns its data directory for further checks.
-    pub(super) async fn stop(self) -> Result<DataDir, Failure> {
+    /// Stops the server and returns its data for further checks.
+    pub(super) async fn stop(self) -> Result<Data, Failure> {
         self.server.stop().await?;
-        Ok(self.dir)
+        Ok(self.data)
+    }
+
+    /// Disk usage of the server and of private servers, MB.
+    pub(super) fn disk_mb(&self) -> f64 {
+        self.server.disk_mb() + self.data.engine.disk_mb()
     }
 }
 
-/// Data directory of a server; drop removes it if it is temporary.
-pub(super) struct DataDir {
-    pub(super) path: PathBuf,
+/// Data of a server; drop removes what is temporary.
+pub(super) struct Data {
+    pub(super) dir: PathBuf,
+    pub(super) engine: Engine,
     _temporary: TempDir,
 }
 
@@ -136,9 +146,10 @@ impl Setup {
             )));
         }
         let graph = Arc::new(self.generate_graph(big_author)?);
-        let server = progress
-            .step("starting a server", Server::start(&dir, &self.up, context))
-            .await?;
+        let engine = self.engine.start().await?;
+        let environment = engine.environment();
+        let starting = Server::start(&dir, &self.up, &environment, context);
+        let server = progress.step("starting a server", starting).await?;
         let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
 
         let importing = Instant::now();
@@ -160,8 +171,9 @@ impl Setup {
             sink,
             watchers,
             import_seconds,
-            dir: DataDir {
-                path: dir,
+            data: Data {
+                dir,
+                engine,
                 _temporary: temporary,
             },
         })

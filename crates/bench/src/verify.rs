@@ -1,15 +1,15 @@
-//! Checks that no delivery is missing or duplicated: graph, ledger and timelines on disk must agree.
+//! Checks that no delivery is missing or duplicated: graph, ledger and timelines must agree.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use herald_cli::{client::Client, failure::Failure};
 use herald_model::{PostId, UserKey};
 use herald_proto::v1;
-use herald_store::{Stores, embedded};
+use herald_store::Stores;
 use serde::Serialize;
 
-use super::{graph::Graph, load::Submitted};
+use super::{graph::Graph, load::Submitted, setup::Data};
 
 /// Calls in flight while the ledger is read.
 const LEDGER_IN_FLIGHT: usize = 64;
@@ -142,18 +142,16 @@ pub(super) async fn audit(client: &Client) -> Result<AuditSums, Failure> {
     ))
 }
 
-/// Reads every timeline from the data directory of a stopped server and compares it with the graph.
-pub(super) async fn store(data_dir: &Path, graph: &Graph, posts: &[Submitted]) -> Result<StoreSums, Failure> {
-    let config = embedded::Config {
-        data_dir: data_dir.into(),
-        ..embedded::Config::default()
-    };
-    let engine = embedded::Embedded::open(&config)
-        .map_err(|error| Failure::failed(format!("can't open the store to check it: {error}")))?;
+/// Reads every timeline from the store of a stopped server and compares it with the graph.
+pub(super) async fn store(data: &Data, graph: &Graph, posts: &[Submitted]) -> Result<StoreSums, Failure> {
+    let opened = data.engine.open(&data.dir).await;
+    let engine =
+        opened.map_err(|error| Failure::failed(format!("can't open the store to check it: {error}")))?;
     let expected = expected_timelines(graph, posts);
     let sums = scan(&engine.stores(), &expected).await;
     engine
         .close()
+        .await
         .map_err(|error| Failure::failed(format!("can't close the store: {error}")))?;
     sums.map_err(|error| Failure::failed(format!("can't read the timelines: {error}")))
 }

@@ -1,0 +1,194 @@
+//! The storage engine of the server under test: embedded, or the cluster engine on given or private servers.
+
+use std::path::Path;
+
+use herald_cli::failure::Failure;
+use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions};
+use herald_store::{
+    Stores,
+    cluster::{self, Cluster, SecretUrl},
+    embedded::{self, Embedded},
+};
+
+/// Environment of a server for the database and for the timelines. A URL can have a password, so it is never passed on a
+/// command line.
+const STORE_VARIABLE: &str = "HERALD_STORE__URL";
+const TIMELINES_VARIABLE: &str = "HERALD_TIMELINES__URL";
+
+/// The engine to measure.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Empty PostgreSQL database of the server, instead of its embedded store: postgres://HOST:PORT/DATABASE. A URL with
+    /// a password must come from the environment
+    #[arg(long, value_name = "URL", env = STORE_VARIABLE, hide_env_values = true, requires = "timelines")]
+    store: Option<String>,
+
+    /// Empty Valkey or Redis for the timelines of a --store: redis://HOST:PORT
+    #[arg(long, value_name = "URL", env = TIMELINES_VARIABLE, hide_env_values = true, requires = "store")]
+    timelines: Option<String>,
+
+    /// Start a private PostgreSQL (which syncs each commit) and a private Redis or Valkey (which syncs each second) of
+    /// this machine's programs, and remove them afterwards
+    #[arg(long, conflicts_with_all = ["store", "timelines"])]
+    cluster: bool,
+}
+
+/// The engine of a server.
+pub(super) enum Engine {
+    /// In the data directory.
+    Embedded,
+    /// On PostgreSQL and Redis.
+    Cluster {
+        /// URL of the database.
+        store: String,
+        /// URL of the timelines.
+        timelines: String,
+        /// Servers that end with the benchmark.
+        private: Option<(Postgres, Redis)>,
+    },
+}
+
+/// An open engine, to check what a stopped server left.
+pub(super) enum Opened {
+    /// The embedded engine.
+    Embedded(Embedded),
+    /// The cluster engine.
+    Cluster(Cluster),
+}
+
+impl Args {
+    /// Starts private servers if they are wanted.
+    pub(super) async fn start(&self) -> Result<Engine, Failure> {
+        if let (Some(store), Some(timelines)) = (&self.store, &self.timelines) {
+            return Ok(Engine::Cluster {
+                store: store.clone(),
+                timelines: timelines.clone(),
+                private: None,
+            });
+        }
+        if !self.cluster {
+            return Ok(Engine::Embedded);
+        }
+        let failed = |error: herald_local_stores::Error| {
+            let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+            let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+            Failure::failed(format!(
+                "can't start a server for the cluster engine: {error}{causes}"
+            ))
+        };
+        let options = PostgresOptions {
+            fsync: true,
+            ..PostgresOptions::default()
+        };
+        let postgres = Postgres::start_with(options).await.map_err(failed)?;
+        let redis = Redis::start(RedisOptions::default()).await.map_err(failed)?;
+        Ok(Engine::Cluster {
+            store: postgres.database("herald").await.map_err(failed)?,
+            timelines: redis.url(),
+            private: Some((postgres, redis)),
+        })
+    }
+}
+
+impl Engine {
+    /// Environment of the server.
+    pub(super) fn environment(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::Embedded => Vec::new(),
+            Self::Cluster { store, timelines, .. } => vec![
+                (STORE_VARIABLE, store),
+                (TIMELINES_VARIABLE, timelines),
+                // All deliveries are measured, also those to users who never read.
+                ("HERALD_TIMELINES__ACTIVE_DAYS", "0"),
+            ],
+        }
+    }
+
+    /// Opens the store of a stopped server.
+    pub(super) async fn open(&self, data_dir: &Path) -> herald_store::Result<Opened> {
+        match self {
+            Self::Embedded => {
+                let config = embedded::Config {
+                    data_dir: data_dir.into(),
+                    ..embedded::Config::default()
+                };
+                Embedded::open(&config).map(Opened::Embedded)
+            }
+            Self::Cluster { store, timelines, .. } => {
+                let mut config = cluster::Config {
+                    url: SecretUrl::new(store),
+                    ..cluster::Config::default()
+                };
+                config.timelines.url = SecretUrl::new(timelines);
+                config.timelines.active_days = 0;
+                Cluster::open(&config).await.map(Opened::Cluster)
+            }
+        }
+    }
+
+    /// Memory of a private Redis, MB: what it uses for data, and what its process takes.
+    pub(super) async fn redis_memory_mb(&self) -> Option<RedisMemory> {
+        let Self::Cluster {
+            private: Some((_, redis)),
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let info = redis.text(&["INFO", "memory"]).await.ok()?;
+        let value = |name: &str| {
+            let line = info
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().parse::<f64>().ok().map(|bytes| bytes / 1e6)
+        };
+        Some(RedisMemory {
+            used_mb: value("used_memory")?,
+            dataset_mb: value("used_memory_dataset")?,
+            rss_mb: value("used_memory_rss")?,
+        })
+    }
+
+    /// Size of a private PostgreSQL's and Redis's files, MB.
+    pub(super) fn disk_mb(&self) -> f64 {
+        let Self::Cluster {
+            private: Some((postgres, redis)),
+            ..
+        } = self
+        else {
+            return 0.0;
+        };
+        let bytes = super::server::disk_bytes(postgres.dir()) + super::server::disk_bytes(redis.dir());
+        bytes as f64 / 1e6
+    }
+}
+
+/// Memory of Redis, MB.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub(super) struct RedisMemory {
+    /// All that Redis has allocated.
+    pub(super) used_mb: f64,
+    /// That of keys and values.
+    pub(super) dataset_mb: f64,
+    /// That of the process.
+    pub(super) rss_mb: f64,
+}
+
+impl Opened {
+    pub(super) fn stores(&self) -> Stores {
+        match self {
+            Self::Embedded(engine) => engine.stores(),
+            Self::Cluster(engine) => engine.stores(),
+        }
+    }
+
+    pub(super) async fn close(&self) -> herald_store::Result<()> {
+        match self {
+            Self::Embedded(engine) => engine.close(),
+            Self::Cluster(engine) => {
+                engine.close().await;
+                Ok(())
+            }
+        }
+    }
+}
