@@ -1,7 +1,10 @@
 use futures::future::join_all;
 
 use super::{connect, database, run, server};
-use crate::{ErrorKind, cluster::SecretUrl};
+use crate::{
+    ErrorKind,
+    cluster::{SecretUrl, postgres::Postgres},
+};
 
 /// The sentence with which the store refuses to migrate.
 async fn refusal(url: &SecretUrl) -> (ErrorKind, String) {
