@@ -158,7 +158,7 @@ impl Show for Report {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let report = measure(&args, context).await?;
+    let report = Box::pin(measure(&args, context)).await?;
     let wrong = report.wrong_posts > 0 || report.audit.findings > 0 || report.pushes_late > 0;
     context.output.show(&report)?;
     if wrong {

@@ -175,7 +175,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             u64::from(args.rounds) * 2
         )));
     }
-    let report = measure(&args, context).await?;
+    let report = Box::pin(measure(&args, context)).await?;
     context.output.show(&report)?;
     if report.unresolved > 0 {
         return Err(Failure::failed(

@@ -44,8 +44,14 @@ pub(super) enum Engine {
         /// URL of the timelines.
         timelines: String,
         /// Servers that end with the benchmark.
-        private: Option<(Postgres, Redis)>,
+        private: Option<Box<PrivateServers>>,
     },
+}
+
+/// Servers that end with the benchmark.
+pub(super) struct PrivateServers {
+    postgres: Postgres,
+    redis: Redis,
 }
 
 /// An open engine, to check what a stopped server left.
@@ -71,9 +77,10 @@ impl Args {
         }
         let failed = |error: herald_local_stores::Error| {
             let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-            let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+            let causes: Vec<String> = causes.map(ToString::to_string).collect();
             Failure::failed(format!(
-                "can't start a server for the cluster engine: {error}{causes}"
+                "can't start a server for the cluster engine: {error}: {}",
+                causes.join(": ")
             ))
         };
         let options = PostgresOptions {
@@ -85,7 +92,7 @@ impl Args {
         Ok(Engine::Cluster {
             store: postgres.database("herald").await.map_err(failed)?,
             timelines: redis.url(),
-            private: Some((postgres, redis)),
+            private: Some(Box::new(PrivateServers { postgres, redis })),
         })
     }
 }
@@ -129,13 +136,13 @@ impl Engine {
     /// Memory of a private Redis, MB: what it uses for data, and what its process takes.
     pub(super) async fn redis_memory_mb(&self) -> Option<RedisMemory> {
         let Self::Cluster {
-            private: Some((_, redis)),
+            private: Some(private),
             ..
         } = self
         else {
             return None;
         };
-        let info = redis.text(&["INFO", "memory"]).await.ok()?;
+        let info = private.redis.text(&["INFO", "memory"]).await.ok()?;
         let value = |name: &str| {
             let line = info
                 .lines()
@@ -152,19 +159,21 @@ impl Engine {
     /// Size of a private PostgreSQL's and Redis's files, MB.
     pub(super) fn disk_mb(&self) -> f64 {
         let Self::Cluster {
-            private: Some((postgres, redis)),
+            private: Some(private),
             ..
         } = self
         else {
             return 0.0;
         };
-        let bytes = super::server::disk_bytes(postgres.dir()) + super::server::disk_bytes(redis.dir());
+        let bytes = super::server::disk_bytes(private.postgres.dir())
+            + super::server::disk_bytes(private.redis.dir());
         bytes as f64 / 1e6
     }
 }
 
 /// Memory of Redis, MB.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
+#[allow(clippy::struct_field_names, reason = "the names are those of the JSON")]
 pub(super) struct RedisMemory {
     /// All that Redis has allocated.
     pub(super) used_mb: f64,

@@ -45,8 +45,8 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let measuring = async {
         match args.benchmark {
             None => deliveries::run(args.deliveries, context).await,
-            Some(Benchmark::Backlog(args)) => backlog::run(*args, context).await,
-            Some(Benchmark::Dlq(args)) => dlq::run(*args, context).await,
+            Some(Benchmark::Backlog(args)) => Box::pin(backlog::run(*args, context)).await,
+            Some(Benchmark::Dlq(args)) => Box::pin(dlq::run(*args, context)).await,
         }
     };
     tokio::select! {

@@ -95,7 +95,7 @@ impl Redis {
         loop {
             match Self::start_once(options.clone()).await {
                 Err(Error::Exited { log, .. }) if port::taken(&log) && attempts < START_ATTEMPTS_MAX => {
-                    attempts += 1
+                    attempts += 1;
                 }
                 started => return started,
             }

@@ -89,8 +89,8 @@ impl Mesh {
     pub async fn connect(config: &Config) -> Result<Self> {
         config.validate()?;
         let (publishing, consuming) = futures::try_join!(
-            Connection::open(config, "publish"),
-            Connection::open(config, "consume")
+            Box::pin(Connection::open(config, "publish")),
+            Box::pin(Connection::open(config, "consume"))
         )?;
         Ok(Self {
             inner: Arc::new(Inner {

@@ -35,16 +35,15 @@ async fn main() {
     let follows = numbers.next().unwrap_or(10_000_000);
     let users = numbers.next().unwrap_or(1_000_000);
     let mut server = None;
-    let url = match std::env::var("BENCH_POSTGRES_URL") {
-        Ok(url) => url,
-        Err(_) => {
-            let options = PostgresOptions {
-                fsync: true,
-                ..PostgresOptions::default()
-            };
-            let started = Postgres::start_with(options).await.expect("start PostgreSQL");
-            server.insert(started).url()
-        }
+    let url = if let Ok(url) = std::env::var("BENCH_POSTGRES_URL") {
+        url
+    } else {
+        let options = PostgresOptions {
+            fsync: true,
+            ..PostgresOptions::default()
+        };
+        let started = Postgres::start_with(options).await.expect("start PostgreSQL");
+        server.insert(started).url()
     };
     let redis = Redis::start(RedisOptions::default()).await.expect("start Redis");
     let config = Config {

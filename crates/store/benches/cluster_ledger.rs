@@ -33,16 +33,15 @@ async fn main() {
     let recipients = numbers.next().unwrap_or(1_000);
     let callers = numbers.next().unwrap_or(64) as usize;
     let mut server = None;
-    let url = match std::env::var("BENCH_POSTGRES_URL") {
-        Ok(url) => url,
-        Err(_) => {
-            let options = PostgresOptions {
-                fsync: true,
-                ..PostgresOptions::default()
-            };
-            let started = Postgres::start_with(options).await.expect("start PostgreSQL");
-            server.insert(started).url()
-        }
+    let url = if let Ok(url) = std::env::var("BENCH_POSTGRES_URL") {
+        url
+    } else {
+        let options = PostgresOptions {
+            fsync: true,
+            ..PostgresOptions::default()
+        };
+        let started = Postgres::start_with(options).await.expect("start PostgreSQL");
+        server.insert(started).url()
     };
     let redis = Redis::start(RedisOptions::default()).await.expect("start Redis");
     let config = Config {

@@ -95,7 +95,7 @@ impl LeaseHolder {
                 }
                 None => self.release(&held.fence).await,
             }
-            stop.run_until_cancelled(sleep(self.jittered(self.duration / 6)))
+            stop.run_until_cancelled(sleep(Self::jittered(self.duration / 6)))
                 .await;
         }
     }
@@ -133,7 +133,7 @@ impl LeaseHolder {
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
-            stop.run_until_cancelled(sleep(self.jittered(self.duration / 6)))
+            stop.run_until_cancelled(sleep(Self::jittered(self.duration / 6)))
                 .await;
         }
         None
@@ -197,14 +197,14 @@ impl LeaseHolder {
         match timeout(self.duration / 3, self.leases.release(fence)).await {
             Ok(Ok(())) => tracing::info!(lease = self.name, token = fence.token, "lease released"),
             Ok(Err(error)) => {
-                tracing::info!(lease = self.name, %error, "lease not released; it ends by itself")
+                tracing::info!(lease = self.name, %error, "lease not released; it ends by itself");
             }
             Err(_) => tracing::info!(lease = self.name, "lease not released in time; it ends by itself"),
         }
     }
 
     /// A random duration of 1 to 2 times `base`, so that processes don't ask at the same time.
-    fn jittered(&self, base: Duration) -> Duration {
+    fn jittered(base: Duration) -> Duration {
         base.mul_f64(1.0 + rand::random::<f64>())
     }
 }
@@ -235,7 +235,7 @@ mod tests {
     /// Leases of the embedded engine, whose store can stop answering.
     struct Silent {
         inner: Arc<dyn Leases>,
-        silent: AtomicBool,
+        hanging: AtomicBool,
         failing: AtomicBool,
     }
 
@@ -243,13 +243,13 @@ mod tests {
         fn new(inner: Arc<dyn Leases>) -> Arc<Self> {
             Arc::new(Self {
                 inner,
-                silent: AtomicBool::new(false),
+                hanging: AtomicBool::new(false),
                 failing: AtomicBool::new(false),
             })
         }
 
         async fn answer(&self) -> Result<()> {
-            if self.silent.load(Ordering::SeqCst) {
+            if self.hanging.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
             if self.failing.load(Ordering::SeqCst) {
@@ -372,7 +372,7 @@ mod tests {
             let first = next(&mut gained).await;
             let other_stop = CancellationToken::new();
             let (mut other_gained, other_running) = start(world.leases(), &other_stop);
-            let fault = if silence { &silent.silent } else { &silent.failing };
+            let fault = if silence { &silent.hanging } else { &silent.failing };
             fault.store(true, Ordering::SeqCst);
             let second = next(&mut other_gained).await;
             assert!(!first.lasts());

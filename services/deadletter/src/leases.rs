@@ -32,7 +32,8 @@ pub(crate) struct LeasedWork {
 impl LeasedWork {
     /// Runs redrives, and interrupted discards.
     pub(crate) async fn run_operations(self, runner: OperationRunner) {
-        self.run(redrive::LEASE, |lease| runner.clone().lead(lease)).await;
+        self.run(redrive::LEASE, |lease| Box::pin(runner.clone().lead(lease)))
+            .await;
     }
 
     /// Runs the continuous audit. When another process runs it, the metrics of its findings are cleared here.

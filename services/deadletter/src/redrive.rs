@@ -177,7 +177,7 @@ impl Leader {
             match self.runner.dead_letters.running().await {
                 Ok(running) => {
                     failing = false;
-                    for operation in found.to_start(running) {
+                    for operation in found.take_due(running) {
                         tasks.spawn(self.clone().run_operation(operation));
                     }
                 }

@@ -160,7 +160,7 @@ impl Inner {
 
     /// Adds the posts from sequence `next` to the end of POSTS.
     async fn catch_up(&self, next: &mut Option<u64>) -> Result<(), String> {
-        let text = |error: herald_mesh::Error| error_chain(&error).to_string();
+        let text = |error: herald_mesh::Error| error_chain(&error).clone();
         let last = self.mesh.last_sequence(streams::POSTS).await.map_err(text)?;
         let mut from = match *next {
             // POSTS was made again when it ends before what was read.

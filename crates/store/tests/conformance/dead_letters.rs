@@ -262,15 +262,13 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
         (again.state, &again.reason[..]),
         (OperationState::Stopped, "1 failed again")
     );
-    let fence = match stores
+    let again = stores
         .leases
-        .acquire("redrive", "the test", Duration::from_hours(1))
+        .acquire("redrive", "the test", Duration::from_hours(1));
+    let fence = again
         .await
         .unwrap()
-    {
-        Some(fence) => fence,
-        None => panic!("the same holder takes its lease again"),
-    };
+        .expect("the same holder takes its lease again");
     assert_eq!(claim(&stores, begun.id, 10, NOW, &fence).await.dead_letters, []);
     assert_eq!(dead_letters.running().await.unwrap(), []);
     assert_eq!(get(dead_letters, 5).await, dead_letter(5));

@@ -1,6 +1,6 @@
 //! Devices and their registrations.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use herald_model::{
     Address, Device, DeviceId, Disabled, DisabledReason, PreviousSecret, UserKey, time::Timestamp,
@@ -171,7 +171,7 @@ pub async fn a_late_result_does_not_change_a_device_that_was_renewed_meanwhile<E
     assert!(!devices.disable(old, disabled).await.unwrap());
     assert_eq!(devices.record_failure(old, Timestamp(5)).await.unwrap(), None);
     devices.record_success(old).await.unwrap();
-    assert_eq!(listed(&*devices).await, [renewed.clone()]);
+    assert_eq!(listed(&*devices).await, slice::from_ref(&renewed));
 
     // Enabling renews a device too.
     let enabled = devices.enable(USER, first.id).await.unwrap().unwrap();
@@ -230,7 +230,7 @@ pub async fn a_failing_streak_counts_days_with_failures_and_ends_with_a_success<
     let devices = engine.stores().devices;
     assert_eq!(fail(&*devices, 90).await, (at(1), 3));
     devices.record_success(hook.registration()).await.unwrap();
-    assert_eq!(listed(&*devices).await, [hook.clone()]);
+    assert_eq!(listed(&*devices).await, slice::from_ref(&hook));
     assert_eq!(fail(&*devices, 91).await, (at(91), 1));
 }
 

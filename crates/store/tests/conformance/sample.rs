@@ -67,7 +67,7 @@ pub async fn lease(stores: &Stores, name: &str) -> Fence {
 
 /// Waits until a call gives a value.
 pub async fn eventually<T>(what: &str, mut call: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     loop {
         if let Some(value) = call().await {
             return value;

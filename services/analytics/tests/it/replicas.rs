@@ -30,13 +30,13 @@ async fn two_instances_count_each_message_once() {
 struct Paused {
     totals: Arc<dyn Totals>,
     leases: Arc<dyn Leases>,
-    paused: watch::Sender<bool>,
+    pause: watch::Sender<bool>,
     commits: AtomicUsize,
 }
 
 impl Paused {
     async fn wait(&self) {
-        self.paused.subscribe().wait_for(|paused| !paused).await.unwrap();
+        self.pause.subscribe().wait_for(|paused| !paused).await.unwrap();
     }
 }
 
@@ -100,7 +100,7 @@ async fn a_paused_instance_does_not_count_a_file_that_another_has_abandoned() {
     let paused = Arc::new(Paused {
         totals: harness.stores.totals.clone(),
         leases: harness.stores.leases.clone(),
-        paused: watch::Sender::new(true),
+        pause: watch::Sender::new(true),
         commits: AtomicUsize::new(0),
     });
     let first = harness
@@ -121,7 +121,7 @@ async fn a_paused_instance_does_not_count_a_file_that_another_has_abandoned() {
             .all(|file| !intended.contains(file) && !path(file).exists())
     })
     .await;
-    paused.paused.send_replace(false);
+    paused.pause.send_replace(false);
     harness.wait_until_acknowledged().await;
     first.stop().await;
     second.stop().await;
@@ -247,11 +247,8 @@ async fn messages_and_chunks_that_another_instance_has_counted_are_not_counted_a
             harness.metric("herald_analytics_overtaken_total") > 0.0,
             "{overtaking:?}"
         );
-        assert_eq!(
-            harness.metric("herald_analytics_failures_total"),
-            0.0,
-            "{overtaking:?}"
-        );
+        let failures = harness.metric("herald_analytics_failures_total");
+        assert!(failures.abs() < f64::EPSILON, "{overtaking:?}: {failures}");
         assert_sums(&harness).await;
         // The files of the other instance are not written; no row is in two files.
         let rows = harness.rows("posts").len() + harness.rows("deliveries").len();

@@ -15,7 +15,7 @@ pub(super) struct FoundOperations {
 impl FoundOperations {
     /// The operations to start, of all that are running in the store. Each is started once. A discard is run by the
     /// process of its caller, so it is started only if it made no progress since the last call: that process failed.
-    pub(super) fn to_start(&mut self, running: Vec<Operation>) -> Vec<Operation> {
+    pub(super) fn take_due(&mut self, running: Vec<Operation>) -> Vec<Operation> {
         let ids: HashSet<OperationId> = running.iter().map(|operation| operation.id).collect();
         self.started.retain(|id| ids.contains(id));
         self.discards.retain(|id, _| ids.contains(id));
@@ -82,7 +82,7 @@ mod tests {
             let running = running
                 .iter()
                 .map(|(id, kind, reached)| operation(*id, *kind, *reached));
-            let start = found.to_start(running.collect());
+            let start = found.take_due(running.collect());
             start.into_iter().map(|operation| operation.id.0).collect()
         };
         let redrive = (1, OperationKind::Redrive, 0);

@@ -180,7 +180,7 @@ async fn another_instance_resumes_the_redrive_of_one_that_died() {
     until(async || harness.redriven().len() > 50).await;
     first.service.abort().await;
     assert!(harness.redriven().len() < 600);
-    let done = tokio::time::timeout(Duration::from_secs(60), last(progress))
+    let done = tokio::time::timeout(Duration::from_mins(1), last(progress))
         .await
         .unwrap();
     assert_eq!(
@@ -244,7 +244,7 @@ async fn an_instance_that_lost_its_lease_sends_nothing_more() {
     leases.reachable.store(false, Ordering::SeqCst);
     until(async || second.leads("redrive")).await;
     assert!(!first.leads("redrive"));
-    let done = tokio::time::timeout(Duration::from_secs(60), last(progress))
+    let done = tokio::time::timeout(Duration::from_mins(1), last(progress))
         .await
         .unwrap();
     assert_eq!(

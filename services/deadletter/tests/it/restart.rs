@@ -125,7 +125,7 @@ async fn claimed_dead_letters_that_may_have_been_sent_are_searched_in_redrive() 
     let begun = dead_letters.begin(&operation, &chosen).await.unwrap();
     let leases = &harness.stores.leases;
     let fence = leases
-        .acquire("redrive", "another process", Duration::from_secs(60))
+        .acquire("redrive", "another process", Duration::from_mins(1))
         .await;
     let fence = fence.unwrap().unwrap();
     dead_letters

@@ -70,18 +70,16 @@ struct Ready {
 
 impl Show for Ready {
     fn text(&self) -> String {
-        let mut text = format!(
-            "{}: {}\n  gRPC     {}",
+        let internal = self
+            .internal_grpc
+            .map_or(String::new(), |internal| format!(", internal {internal}"));
+        format!(
+            "{}: {}\n  gRPC     {}{internal}\n  metrics  http://{}/metrics\n  NATS     {}\n\nCtrl-C drains and stops the process.",
             style("Herald is ready").green().bold(),
             self.roles,
             self.grpc,
-        );
-        if let Some(internal) = self.internal_grpc {
-            text += &format!(", internal {internal}");
-        }
-        text + &format!(
-            "\n  metrics  http://{}/metrics\n  NATS     {}\n\nCtrl-C drains and stops the process.",
-            self.http, self.nats
+            self.http,
+            self.nats
         )
     }
 }

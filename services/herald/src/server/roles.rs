@@ -121,7 +121,7 @@ impl Roles {
 
     /// The roles that others of these call and that are not in the process.
     pub(super) fn peers(&self) -> BTreeSet<Role> {
-        let called = self.iter().flat_map(|role| role.calls());
+        let called = self.iter().flat_map(Role::calls);
         called.copied().filter(|role| !self.has(*role)).collect()
     }
 

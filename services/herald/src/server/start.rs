@@ -144,9 +144,10 @@ impl Server {
         let mesh = Mesh::connect(&mesh_config)
             .await
             .context("can't connect to NATS")?;
-        let background_runtime = match roles.iter().any(Role::runs_in_background) {
-            true => Some(BackgroundRuntime::start()?),
-            false => None,
+        let background_runtime = if roles.iter().any(Role::runs_in_background) {
+            Some(BackgroundRuntime::start()?)
+        } else {
+            None
         };
         let background = match &background_runtime {
             Some(runtime) => Some(runtime.connect(mesh_config).await?),

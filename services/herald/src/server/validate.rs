@@ -99,9 +99,10 @@ impl Config {
     }
 
     fn validate_broker(&self) -> Result<(), String> {
-        let url = match self.nats.is_child() {
-            true => "nats://127.0.0.1:4222",
-            false => self.nats.url.expose(),
+        let url = if self.nats.is_child() {
+            "nats://127.0.0.1:4222"
+        } else {
+            self.nats.url.expose()
         };
         self.nats.mesh_config(url, &self.topology)?;
         if !self.nats.is_child() {

@@ -15,6 +15,7 @@ const QUEUE: usize = 1_024;
 
 /// Bounds of the batches.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_field_names, reason = "all are maxima")]
 pub(crate) struct BatchLimits {
     /// Maximum number of jobs in a batch.
     pub(crate) jobs_max: usize,
@@ -200,7 +201,9 @@ mod tests {
             move |jobs: Vec<Arc<u32>>| {
                 let done = done.clone();
                 async move {
-                    jobs.iter().for_each(|job| done.send(**job).unwrap());
+                    for job in &jobs {
+                        done.send(**job).unwrap();
+                    }
                     Ok(jobs.iter().map(|_| Ok(())).collect())
                 }
                 .boxed()

@@ -83,6 +83,7 @@ impl Failure {
 ///
 /// The message holds no credentials, because neither sqlx nor PostgreSQL puts them into errors, and no values of rows:
 /// only PostgreSQL's primary message is kept, not the detail.
+#[allow(clippy::needless_pass_by_value, reason = "an argument of `map_err`")]
 pub(crate) fn store_error(what: &str, error: sqlx::Error) -> Error {
     let (kind, reason) = match &error {
         sqlx::Error::Database(database) => {

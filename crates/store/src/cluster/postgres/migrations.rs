@@ -230,7 +230,7 @@ fn next(applied: &BTreeMap<i32, String>) -> Result<Option<&'static Migration>> {
         .find(|known| !applied.contains_key(&known.version())))
 }
 
-fn refused(reason: String) -> Error {
+fn refused(reason: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Corrupt, format!("can't open the store: {reason}"))
 }
 

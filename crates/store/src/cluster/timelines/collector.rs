@@ -253,7 +253,7 @@ mod tests {
 
     fn collector(pairs: usize, pending_max: usize) -> Collector {
         Collector::new(Policy {
-            delay: Duration::from_secs(3_600),
+            delay: Duration::from_hours(1),
             pairs,
             pending_max,
         })

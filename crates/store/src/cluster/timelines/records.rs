@@ -21,6 +21,9 @@ const POSTS_PER_STATEMENT: u64 = 10_000;
 /// Backfills read in one statement.
 const BACKFILLS_PER_STATEMENT: i64 = 1_000;
 
+/// Post, outcome, recipients of the plan, their number.
+type DeliveredChunk = (i64, Option<Vec<u8>>, Vec<u8>, i32);
+
 /// Reads records.
 #[derive(Clone)]
 pub(super) struct Records {
@@ -199,7 +202,7 @@ impl Records {
         let mut start = first;
         while start <= last {
             let end = start + id(POSTS_PER_STATEMENT);
-            let rows: Vec<(i64, Option<Vec<u8>>, Vec<u8>, i32)> = self
+            let rows: Vec<DeliveredChunk> = self
                 .postgres
                 .call("read the delivered chunks", async || {
                     Ok(sqlx::query_as(SQL)

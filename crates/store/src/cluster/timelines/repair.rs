@@ -19,7 +19,7 @@ const LEASE_DURATION: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the drowning users are counted.
-const COUNT_INTERVAL: Duration = Duration::from_secs(3_600);
+const COUNT_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Users whose followed authors are counted in one statement.
 const COUNTED_USERS: i64 = 20_000;

@@ -51,7 +51,7 @@ pub(super) async fn begin(
                 .bind(push_ttl_us)
                 .bind(operation.target.map(|target| target.0.cast_signed()))
                 .bind(dead_letters.is_empty().then_some(operation.at.0))
-                .bind(dead_letters.len() as i64)
+                .bind(dead_letters.len().cast_signed() as i64)
                 .bind(number(&OPERATION_KINDS, &operation.kind))
                 .bind(number(&OPERATION_STATES, &state))
                 .bind(text(&operation.actor))

@@ -181,7 +181,7 @@ async fn apply(
         .bind(number(&STATES, &state))
         .bind(at.0)
         .bind(operation.id.0.cast_signed())
-        .bind(OPERATIONS_PER_DEAD_LETTER as i32)
+        .bind(OPERATIONS_PER_DEAD_LETTER.cast_signed() as i32)
         .bind(is_claim)
         .bind(pushes_expire_at.map(|at| at.0))
         .execute(connection)

@@ -58,13 +58,15 @@ pub(super) async fn read(postgres: &Postgres, post: PostId) -> Result<Option<Pos
     rows.into_plan()
 }
 
+/// Channel, id, revision, delivered, outcome.
+type OutcomeRow = (i16, i64, i64, i32, Option<Vec<u8>>);
+
 /// The rows of a post.
 #[derive(Default)]
 struct Rows {
     /// Index, last, version.
     slices: Vec<(i64, bool, i64)>,
-    /// Channel, id, revision, delivered, outcome.
-    outcomes: Vec<(i16, i64, i64, i32, Option<Vec<u8>>)>,
+    outcomes: Vec<OutcomeRow>,
     /// Channel, id, number of recipients, recipients.
     chunks: Vec<(i16, i64, i32, Vec<u8>)>,
     /// Number of recipients, recipients.

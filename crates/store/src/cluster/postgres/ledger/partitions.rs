@@ -141,7 +141,7 @@ impl Partitions {
             .bind(&names)
             .fetch_one(self.postgres.pool())
             .await?;
-        Ok(found == names.len() as i64)
+        Ok(found == names.len().cast_signed() as i64)
     }
 }
 

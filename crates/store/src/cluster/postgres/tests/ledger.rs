@@ -332,6 +332,9 @@ async fn a_dead_message_and_a_settlement_leave_one_outcome_of_both() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_processes_make_each_partition_once() {
+    const PARTITIONS: &str = "
+        SELECT c.relname::text, count(*) FROM pg_inherits JOIN pg_class c ON c.oid = inhparent
+        WHERE c.relname LIKE 'ledger%' AND c.relkind = 'p' GROUP BY 1 ORDER BY 1";
     let Some(url) = database().await else { return };
     let first = connect(&url).await;
     first.migrate().await.unwrap();
@@ -346,9 +349,6 @@ async fn racing_processes_make_each_partition_once() {
     for planned in join_all(plans).await {
         planned.unwrap();
     }
-    const PARTITIONS: &str = "
-        SELECT c.relname::text, count(*) FROM pg_inherits JOIN pg_class c ON c.oid = inhparent
-        WHERE c.relname LIKE 'ledger%' AND c.relkind = 'p' GROUP BY 1 ORDER BY 1";
     let partitions: Vec<(String, i64)> = sqlx::query_as(PARTITIONS).fetch_all(first.pool()).await.unwrap();
     // Those of the posts, 0, 1 and 5, and the next ones.
     let expected = ["chunks", "outcomes", "slices"].map(|name| (format!("ledger_{name}"), 5));

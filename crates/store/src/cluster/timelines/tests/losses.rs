@@ -104,7 +104,7 @@ async fn a_reader_gets_what_is_not_repaired_yet() {
     let leases = PostgresLeases::new(bed.postgres.clone());
     wait_until("the lease is free", || async {
         let lease = leases
-            .acquire("timelines-repair", "another", Duration::from_secs(60))
+            .acquire("timelines-repair", "another", Duration::from_mins(1))
             .await;
         lease.unwrap().is_some()
     })

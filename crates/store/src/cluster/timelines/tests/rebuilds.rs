@@ -159,7 +159,7 @@ async fn concurrent_deliveries_survive_rebuilds_and_flushes() {
     for user in 1..=10 {
         bed.follow(user, 9, true).await;
     }
-    let delivered = BTreeSet::from_iter(1..=POSTS);
+    let delivered = (1..=POSTS).collect::<BTreeSet<_>>();
     let delivering = async {
         for post in 1..=POSTS {
             bed.post(&timelines, post, 9).await;
