@@ -17,7 +17,7 @@
 //! kernel ends the server (`setpriv --pdeathsig`) and a waiting shell removes the directory.
 //!
 //! [`required`] is what tests call: on a machine without the programs it says what is skipped, or fails with
-//! `HERALD_TESTS_REQUIRE_ALL=1`.
+//! `TESTS_REQUIRE_SERVERS=1`.
 //!
 //! # What is absent on purpose
 //!

@@ -7,14 +7,14 @@ use rustix::fs::{Gid, Uid};
 use crate::error::{Error, Result};
 
 /// Directory of PostgreSQL's programs, if it is neither on the PATH nor where distributions put it.
-const POSTGRES_BIN: &str = "HERALD_POSTGRES_BIN";
+const POSTGRES_BIN: &str = "POSTGRES_BIN";
 /// Path of redis-server or valkey-server, if it is not on the PATH.
-const REDIS_SERVER: &str = "HERALD_REDIS_SERVER";
+const REDIS_SERVER: &str = "REDIS_SERVER";
 
 const POSTGRES_HINT: &str = "install PostgreSQL 15 or newer (Debian, Ubuntu: apt-get install postgresql; macOS: brew install \
-                             postgresql), or set HERALD_POSTGRES_BIN to the directory of initdb and postgres";
+                             postgresql), or set POSTGRES_BIN to the directory of initdb and postgres";
 const REDIS_HINT: &str = "install Redis 7 or Valkey (Debian, Ubuntu: apt-get install redis-server; macOS: brew install valkey), or \
-                          set HERALD_REDIS_SERVER to the path of redis-server or valkey-server";
+                          set REDIS_SERVER to the path of redis-server or valkey-server";
 
 /// Directory of `initdb` and `postgres`: that of the environment, of the PATH, or the newest of the distribution's.
 pub(crate) fn postgres_bin() -> Result<PathBuf> {

@@ -5,12 +5,12 @@ use std::io::Write as _;
 use crate::error::{Error, Result};
 
 /// Set to a value other than 0, it makes a missing program a failure of the tests. `.ci/run` sets it.
-const REQUIRE_ALL: &str = "HERALD_TESTS_REQUIRE_ALL";
+const REQUIRE_ALL: &str = "TESTS_REQUIRE_SERVERS";
 
 /// The started server; `None` if its program is missing on this machine, after a line on standard error that says so.
 ///
 /// # Panics
-/// If the server can't be started for another reason, or if its program is missing and `HERALD_TESTS_REQUIRE_ALL` is set.
+/// If the server can't be started for another reason, or if its program is missing and `TESTS_REQUIRE_SERVERS` is set.
 pub fn required<T>(what: &str, started: Result<T>) -> Option<T> {
     match started {
         Ok(server) => Some(server),

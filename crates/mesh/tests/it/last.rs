@@ -13,8 +13,10 @@ const SCRIPT: &str = "scripted.stream.info";
 /// Answer of one server.
 #[derive(Clone, Copy)]
 enum Answer {
-    /// Last sequence and number of replicas.
+    /// Last sequence and number of replicas, from a leader that all replicas follow.
     Last(u64, usize),
+    /// Last sequence, from one of three replicas that knows no leader.
+    Leaderless(u64),
     /// The stream has no leader.
     Unavailable,
 }
@@ -22,12 +24,26 @@ enum Answer {
 impl Answer {
     fn json(self) -> String {
         match self {
-            Self::Last(last, replicas) => format!(
-                r#"{{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{{"num_replicas":{replicas}}},"state":{{"last_seq":{last}}}}}"#
-            ),
+            Self::Last(last, replicas) => {
+                let followers: Vec<String> = (1..replicas)
+                    .map(|n| format!(r#"{{"name":"follower-{n}","current":true,"active":1000000}}"#))
+                    .collect();
+                info(
+                    last,
+                    replicas,
+                    &format!(r#"{{"leader":"leader","replicas":[{}]}}"#, followers.join(",")),
+                )
+            }
+            Self::Leaderless(last) => info(last, 3, r#"{"replicas":[]}"#),
             Self::Unavailable => r#"{"type":"io.nats.jetstream.api.v1.stream_info_response","error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#.into(),
         }
     }
+}
+
+fn info(last: u64, replicas: usize, cluster: &str) -> String {
+    format!(
+        r#"{{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{{"num_replicas":{replicas}}},"state":{{"last_seq":{last}}},"cluster":{cluster}}}"#
+    )
 }
 
 /// The last sequence that the mesh reads when servers send these answers, in this order.
@@ -66,6 +82,12 @@ async fn the_greatest_sequence_wins_in_any_order() {
             Ok(9)
         );
     }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_leader_is_not_taken() {
+    let answers = [Answer::Leaderless(11), Answer::Last(9, 3)];
+    assert_eq!(last_sequence(&answers).await, Ok(9));
 }
 
 #[tokio::test]
