@@ -47,6 +47,7 @@ mod lease_holder;
 mod leases;
 mod ledger;
 mod maintenance;
+pub mod migrate;
 mod outcome;
 mod posts;
 mod timelines;

@@ -32,7 +32,7 @@ Exit codes:
   4  the post, device, user or dead letter doesn't exist
   5  the deadline or timeout passed
   6  the server is overloaded; retry later
-  130  Ctrl-C stopped an import
+  130  Ctrl-C stopped an import or a move of data
 
 With --output json, an error is one JSON object on standard error:
   {\"error\":{\"kind\":…,\"exit_code\":…,\"message\":…,\"code\":…,\"reason\":…,\"fields\":[…],\"retry_after_seconds\":…,\"hint\":…}}
@@ -99,6 +99,7 @@ pub(crate) enum Command {
     Config(commands::config::Args),
     Topology(commands::topology::Args),
     Store(commands::store::Args),
+    Migrate(commands::migrate::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
 }
@@ -111,6 +112,7 @@ impl Command {
             Self::Serve(_) => "herald serve",
             Self::Topology(_) => "herald topology",
             Self::Store(_) => "herald store",
+            Self::Migrate(_) => "herald migrate",
             Self::Bench(_) => "herald bench",
             Self::Config(_) => "herald config",
             Self::Post(_) => "herald post",
@@ -165,6 +167,7 @@ impl Command {
             Self::Serve(args) => Box::pin(commands::serve::run(*args, context)).await,
             Self::Topology(args) => Box::pin(commands::topology::run(&args, context)).await,
             Self::Store(args) => Box::pin(commands::store::run(&args, context)).await,
+            Self::Migrate(args) => Box::pin(commands::migrate::run(&args, context)).await,
             Self::Completions(args) => commands::completions::run(&args, Cli::command()),
             Self::Man(args) => commands::man::run(&args, Cli::command(), context),
         }

@@ -5,7 +5,7 @@
 //! Processes hold no state beyond bounded caches of rows that never change.
 
 mod config;
-mod postgres;
+pub(crate) mod postgres;
 mod secret;
 mod timelines;
 
@@ -17,13 +17,14 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use herald_model::PostId;
+use herald_model::{PostId, UserKey};
 
 pub use config::{Config, PostgresConfig};
 pub use postgres::Migrated;
+pub(crate) use postgres::{Attempt, Postgres};
 use postgres::{
-    Postgres, PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger,
-    PostgresPosts, PostgresPreferences, PostgresRetention, PostgresTotals, PostgresUsers,
+    PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger, PostgresPosts,
+    PostgresPreferences, PostgresRetention, PostgresTotals, PostgresUsers,
 };
 pub use secret::SecretUrl;
 use timelines::ClusterTimelines;
@@ -46,9 +47,22 @@ impl Cluster {
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if the database can't be Herald's: the schema of a newer version, a
     /// schema that is not Herald's, a server that is too old. [`Invalid`](crate::ErrorKind::Invalid) if the
     /// configuration is, or if Valkey would drop timelines.
+    /// [`Invalid`](crate::ErrorKind::Invalid), too, while data of an embedded store is being moved into the database.
     pub async fn open(config: &Config) -> Result<Self> {
         let postgres = Postgres::connect(&config.url, &config.postgres).await?;
         postgres.migrate().await?;
+        postgres.check_moved().await?;
+        Self::open_on(postgres, config).await
+    }
+
+    /// Opens the engine to move the data of an embedded store into it.
+    pub(crate) async fn open_to_move(config: &Config) -> Result<Self> {
+        let postgres = Postgres::connect(&config.url, &config.postgres).await?;
+        postgres.migrate().await?;
+        Self::open_on(postgres, config).await
+    }
+
+    async fn open_on(postgres: Postgres, config: &Config) -> Result<Self> {
         let leases: Arc<dyn Leases> = Arc::new(PostgresLeases::new(postgres.clone()));
         let process = process_name();
         let timelines = ClusterTimelines::open(
@@ -79,6 +93,21 @@ impl Cluster {
     /// The stores of the engine.
     pub fn stores(&self) -> Stores {
         self.stores.clone()
+    }
+
+    /// The connections to PostgreSQL.
+    pub(crate) fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
+    /// Writes whole timelines, posts ascending, of users whose timelines nothing else writes. Users ascend.
+    pub(crate) async fn import_timelines(&self, timelines: &[(UserKey, Vec<PostId>)]) -> Result<()> {
+        self.timelines.import(timelines).await
+    }
+
+    /// What a timeline with these posts, which ascend, shows.
+    pub(crate) fn shown(&self, posts: &[PostId]) -> Vec<PostId> {
+        self.timelines.shown(posts)
     }
 
     /// Writes pending deliveries and closes all connections. Later calls fail.

@@ -7,13 +7,13 @@ use super::{Config, database::Database, space::Space};
 use crate::Result;
 
 /// The open databases.
-pub(super) struct Databases {
+pub(crate) struct Databases {
     /// Users, follows, posts, devices, preferences and the ledger.
-    pub(super) records: Arc<Database>,
+    pub(crate) records: Arc<Database>,
     /// Dead letters.
-    pub(super) dead_letters: Arc<Database>,
+    pub(crate) dead_letters: Arc<Database>,
     /// Delivery counts.
-    pub(super) totals: Arc<Database>,
+    pub(crate) totals: Arc<Database>,
 }
 
 impl Databases {

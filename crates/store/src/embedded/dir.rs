@@ -75,7 +75,7 @@ fn check_format(dir: &Path) -> Result<()> {
 }
 
 /// Writes a small file atomically and durably: after a crash it is complete or absent.
-fn write_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::database::{self, Committed, Database, map_err};
 use crate::{Error, ErrorKind, Fence, Result};
 
-const NEXT_TOKEN: &str = "next_token";
+pub(crate) const NEXT_TOKEN: &str = "next_token";
 /// Number of leases in memory at which those that ended long ago are forgotten.
 const HELD_MAX: usize = 1_024;
 /// Time after its end for which a lease can still be renewed.

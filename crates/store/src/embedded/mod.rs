@@ -8,20 +8,21 @@
 //! | `timelines/` | (follower, post) pairs | [`timelines`]: sorted runs |
 //!
 //! Each directory is a fjall database. The file `lock` keeps a second process out; the file `format` holds the version
-//! of the layout.
+//! of the layout; the file `moved` marks a store whose data is moved to the cluster engine.
 
 mod blocking;
 mod cache;
-mod database;
-mod databases;
+pub(crate) mod database;
+pub(crate) mod databases;
 pub(crate) mod dead_letters;
 pub(crate) mod devices;
-mod dir;
-mod follows;
+pub(crate) mod dir;
+pub(crate) mod follows;
 mod group_commit;
 mod health;
-mod leases;
+pub(crate) mod leases;
 pub(crate) mod ledger;
+pub(crate) mod mark;
 mod parts;
 pub(crate) mod posts;
 pub(crate) mod preferences;
@@ -31,18 +32,21 @@ mod space;
 #[cfg(test)]
 mod testing;
 pub mod timelines;
-mod totals;
+pub(crate) mod totals;
 mod trim_watermark;
 mod users;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::timelines::EmbeddedTimelines;
 use self::{
-    databases::Databases, dir::Dir, health::Health, ledger::Ledger, parts::Parts, retention::Retention,
-    space::Space,
+    databases::Databases, dir::Dir, health::Health, ledger::Ledger, mark::Mark, parts::Parts,
+    retention::Retention, space::Space,
 };
 use crate::{Result, Stores};
 
@@ -119,14 +123,27 @@ pub struct Embedded {
     parts: Parts,
     databases: Databases,
     timelines: Arc<EmbeddedTimelines>,
-    _dir: Dir,
+    dir: Dir,
 }
 
 impl Embedded {
     /// Opens the engine and creates missing files. [`Locked`](crate::ErrorKind::Locked) if the directory is open in
-    /// another process, [`Corrupt`](crate::ErrorKind::Corrupt) if it has another format.
+    /// another process, [`Corrupt`](crate::ErrorKind::Corrupt) if it has another format,
+    /// [`Invalid`](crate::ErrorKind::Invalid) if its data was moved to the cluster engine.
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
+        match Mark::read(dir.path())? {
+            Some(mark) => Err(mark.refusal(dir.path())),
+            None => Self::open_in(dir, config),
+        }
+    }
+
+    /// Opens the engine to move its data, or to finish a move.
+    pub(crate) fn open_to_move(config: &Config) -> Result<Self> {
+        Self::open_in(Dir::open(&config.data_dir)?, config)
+    }
+
+    fn open_in(dir: Dir, config: &Config) -> Result<Self> {
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
         let databases = Databases::open(dir.path(), config, &space)?;
         let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
@@ -145,7 +162,7 @@ impl Embedded {
             timelines,
             retention,
             health,
-            _dir: dir,
+            dir,
         })
     }
 
@@ -171,6 +188,16 @@ impl Embedded {
     pub fn close(&self) -> Result<()> {
         let timelines = self.timelines.close();
         self.databases.close().and(timelines)
+    }
+
+    /// The databases, for a move of their rows.
+    pub(crate) fn databases(&self) -> &Databases {
+        &self.databases
+    }
+
+    /// The data directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The timelines, for maintenance.

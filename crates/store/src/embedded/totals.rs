@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Number of messages in a row of `totals_seen`.
-const PAGE: u64 = 4_096;
+pub(crate) const PAGE: u64 = 4_096;
 
 /// Maximum number of files in a batch.
 const BATCH_FILES_MAX: usize = 64;
@@ -321,7 +321,7 @@ fn encode_owner(owner: &Fence) -> Vec<u8> {
 }
 
 /// The writer of an announced file. Tokens are at least 1, so token 0, of a file without a writer, has ended.
-fn decode_owner(bytes: &[u8]) -> Option<Fence> {
+pub(crate) fn decode_owner(bytes: &[u8]) -> Option<Fence> {
     let (token, name) = match bytes.split_first_chunk() {
         Some((token, name)) => (u64::from_be_bytes(*token), name),
         None if bytes.is_empty() => (0, bytes),
@@ -346,7 +346,7 @@ fn encode_chunk(counted: &Counted) -> Vec<u8> {
     bytes
 }
 
-fn decode_chunk(mut bytes: &[u8]) -> Option<Counted> {
+pub(crate) fn decode_chunk(mut bytes: &[u8]) -> Option<Counted> {
     let revision = varint::read(&mut bytes)?;
     let mut count = || varint::read(&mut bytes)?.try_into().ok();
     let counts = SettledCounts {
@@ -385,7 +385,7 @@ fn encode_counts(counts: &Counts) -> Vec<u8> {
     bytes
 }
 
-fn decode_counts(bytes: &mut &[u8]) -> Option<Counts> {
+pub(crate) fn decode_counts(bytes: &mut &[u8]) -> Option<Counts> {
     let mut count = || varint::read(bytes).map(u64::cast_signed);
     Some(Counts {
         posts: count()?,
@@ -411,7 +411,7 @@ fn encode_post(totals: &PostTotals) -> Vec<u8> {
     bytes
 }
 
-fn decode_post(mut bytes: &[u8]) -> Option<PostTotals> {
+pub(crate) fn decode_post(mut bytes: &[u8]) -> Option<PostTotals> {
     let bytes = &mut bytes;
     Some(PostTotals {
         counts: decode_counts(bytes)?,

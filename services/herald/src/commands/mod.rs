@@ -12,6 +12,7 @@ pub(crate) mod following;
 pub(crate) mod import;
 pub(crate) mod lag;
 pub(crate) mod man;
+pub(crate) mod migrate;
 pub(crate) mod post;
 pub(crate) mod posts;
 pub(crate) mod prefs;

@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use herald_mesh::{Mesh, Topology};
-use herald_store::cluster::{Cluster, Migrated};
+use herald_store::{
+    cluster::{Cluster, Migrated},
+    migrate::{self, Moved, Progress},
+};
 
 use super::Config;
 
@@ -18,6 +21,16 @@ impl Config {
             .await
             .context("can't create the streams and consumers")?;
         Ok(topology)
+    }
+
+    /// Moves the data of the embedded store in the data directory to the cluster engine.
+    pub(crate) async fn migrate(
+        &self,
+        batch_rows: usize,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> herald_store::Result<Moved> {
+        let from = self.store.embedded(&self.data_dir);
+        migrate::run(&from, &self.cluster(), batch_rows, progress).await
     }
 
     /// Brings the schema of the database up to date.

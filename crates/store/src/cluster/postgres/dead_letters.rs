@@ -5,7 +5,7 @@
 
 mod find;
 mod operations;
-mod row;
+pub(crate) mod row;
 mod step;
 mod write;
 

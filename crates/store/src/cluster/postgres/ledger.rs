@@ -7,10 +7,10 @@ mod audit;
 mod backfill;
 mod claim;
 mod mark_dead;
-mod partitions;
+pub(crate) mod partitions;
 mod plan;
 mod recipients;
-mod row;
+pub(crate) mod row;
 mod settle;
 pub(super) mod trim;
 
@@ -88,7 +88,7 @@ impl PostgresLedger {
 }
 
 /// The number of a channel in rows.
-pub(super) fn channel_number(channel: Channel) -> i16 {
+pub(crate) fn channel_number(channel: Channel) -> i16 {
     match channel {
         Channel::Timeline => 0,
         Channel::Push => 1,

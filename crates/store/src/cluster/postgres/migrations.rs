@@ -25,6 +25,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "0003_timelines",
         sql: include_str!("../../../migrations/0003_timelines.sql"),
     },
+    Migration {
+        name: "0004_moved_store",
+        sql: include_str!("../../../migrations/0004_moved_store.sql"),
+    },
 ];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.

@@ -13,15 +13,16 @@
 //! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
 
 mod batch;
-mod dead_letters;
+pub(crate) mod dead_letters;
 mod devices;
 mod error;
 mod follows;
 mod health;
 mod keys;
 mod leases;
-mod ledger;
+pub(crate) mod ledger;
 mod migrations;
+mod moved;
 mod pool;
 mod posts;
 mod preferences;

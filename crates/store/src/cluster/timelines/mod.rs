@@ -43,6 +43,7 @@ mod drowning;
 mod error;
 mod field;
 mod flush;
+mod import;
 mod keys;
 mod merge;
 mod monitor;

@@ -14,7 +14,7 @@
 //! Operation ids start at 1.
 
 pub(crate) mod commit;
-mod progress;
+pub(crate) mod progress;
 pub(crate) mod row;
 mod row_cache;
 #[cfg(test)]

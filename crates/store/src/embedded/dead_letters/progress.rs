@@ -9,15 +9,15 @@ use crate::{DeadLetter, DeadLetterState, OperationId, Result};
 
 /// The mutable part of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Progress {
-    pub(super) state: DeadLetterState,
-    pub(super) round: u32,
-    pub(super) redrive: Option<OperationId>,
-    pub(super) operations: Vec<OperationId>,
-    pub(super) redrive_sequence: u64,
-    pub(super) updated_at: Timestamp,
+pub(crate) struct Progress {
+    pub(crate) state: DeadLetterState,
+    pub(crate) round: u32,
+    pub(crate) redrive: Option<OperationId>,
+    pub(crate) operations: Vec<OperationId>,
+    pub(crate) redrive_sequence: u64,
+    pub(crate) updated_at: Timestamp,
     /// The end that a redrive gave to the pushes' time to live; `None` for the one that the dead letter was inserted with.
-    pub(super) pushes_expire_at: Option<Timestamp>,
+    pub(crate) pushes_expire_at: Option<Timestamp>,
 }
 
 /// The stored row of [`Progress`].
@@ -41,7 +41,7 @@ struct ProgressRow {
 
 impl Progress {
     /// Copies the progress from a dead letter.
-    pub(super) fn of(dead_letter: &DeadLetter) -> Self {
+    pub(crate) fn of(dead_letter: &DeadLetter) -> Self {
         Self {
             state: dead_letter.state,
             round: dead_letter.round,
@@ -54,7 +54,7 @@ impl Progress {
     }
 
     /// Copies the progress into its dead letter.
-    pub(super) fn apply_to(self, dead_letter: &mut DeadLetter) {
+    pub(crate) fn apply_to(self, dead_letter: &mut DeadLetter) {
         dead_letter.state = self.state;
         dead_letter.round = self.round;
         dead_letter.redrive = self.redrive;
@@ -67,7 +67,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         ProgressRow {
             state: row::variant_number(&STATES, &self.state),
             round: self.round,
@@ -80,7 +80,7 @@ impl Progress {
         .encode_to_vec()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let row = ProgressRow::decode(bytes).map_err(|_| malformed())?;
         Ok(Self {
             state: row::variant(&STATES, row.state)?,

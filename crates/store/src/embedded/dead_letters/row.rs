@@ -282,7 +282,7 @@ pub(super) fn encode_operation(operation: &Operation) -> Vec<u8> {
     .encode_to_vec()
 }
 
-pub(super) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operation> {
+pub(crate) fn decode_operation(id: OperationId, bytes: &[u8]) -> Result<Operation> {
     let row = OperationRow::decode(bytes).map_err(|_| malformed())?;
     Ok(Operation {
         id,

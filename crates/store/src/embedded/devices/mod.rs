@@ -34,10 +34,10 @@ use crate::{Error, ErrorKind, Result};
 const BATCH_CHANGES_MAX: usize = 4_096;
 
 /// Key in `device_counter` of the greatest device id in use.
-const COUNTER: &[u8] = b"last";
+pub(crate) const COUNTER: &[u8] = b"last";
 
 /// Key in `device_counter` of the VAPID public key of the Web Push devices.
-const VAPID_KEY: &[u8] = b"vapid";
+pub(crate) const VAPID_KEY: &[u8] = b"vapid";
 
 /// The embedded engine's [`Devices`](crate::Devices).
 pub(crate) struct EmbeddedDevices {

@@ -8,7 +8,7 @@
 use herald_model::varint;
 
 /// Maximum number of followers in a block.
-pub(super) const FOLLOWERS_MAX: usize = 2_048;
+pub(crate) const FOLLOWERS_MAX: usize = 2_048;
 
 /// Maximum number of followers in a block after a split. Leaves space for new followers.
 const FOLLOWERS_AFTER_SPLIT: usize = 1_536;
@@ -18,20 +18,20 @@ const FORMAT: u8 = 1;
 
 /// One follower of an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Follower {
+pub(crate) struct Follower {
     /// The key of the follower.
-    pub(super) key: u32,
+    pub(crate) key: u32,
     /// Whether the follower has notifications on.
-    pub(super) notify: bool,
+    pub(crate) notify: bool,
 }
 
 /// Bytes that are not a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 /// The followers of a block, ascending.
 #[derive(Debug, Clone)]
-pub(super) struct Followers<'a> {
+pub(crate) struct Followers<'a> {
     rest: &'a [u8],
     last: u32,
     first: bool,
@@ -39,7 +39,7 @@ pub(super) struct Followers<'a> {
 
 impl<'a> Followers<'a> {
     /// Reads the block that begins at `bound`.
-    pub(super) fn new(bytes: &'a [u8], bound: u32) -> Result<Self, Malformed> {
+    pub(crate) fn new(bytes: &'a [u8], bound: u32) -> Result<Self, Malformed> {
         match bytes {
             [FORMAT, rest @ ..] => Ok(Self {
                 rest,
@@ -82,7 +82,7 @@ impl Iterator for Followers<'_> {
 }
 
 /// Encodes followers, which must be ascending and not less than `bound`.
-pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
+pub(crate) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + 2 * followers.len());
     bytes.push(FORMAT);
     let mut last = bound;
@@ -97,7 +97,7 @@ pub(super) fn encode(bound: u32, followers: &[Follower]) -> Vec<u8> {
 }
 
 /// Splits the followers of a block that begins at `bound` into blocks within [`FOLLOWERS_MAX`], each with its bound.
-pub(super) fn split(bound: u32, followers: &[Follower]) -> impl Iterator<Item = (u32, &[Follower])> {
+pub(crate) fn split(bound: u32, followers: &[Follower]) -> impl Iterator<Item = (u32, &[Follower])> {
     let pieces = if followers.len() <= FOLLOWERS_MAX {
         1
     } else {

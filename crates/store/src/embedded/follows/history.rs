@@ -7,7 +7,7 @@ use crate::FollowAction;
 
 /// The edge between a user and an author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Edge {
+pub(crate) enum Edge {
     /// No follow.
     Absent,
     /// A follow with notifications off.
@@ -18,12 +18,12 @@ pub(super) enum Edge {
 
 impl Edge {
     /// The edge of a follow.
-    pub(super) fn following(notify: bool) -> Self {
+    pub(crate) fn following(notify: bool) -> Self {
         if notify { Self::Notify } else { Self::Quiet }
     }
 
     /// The edge after a change of this one.
-    pub(super) fn after(self, action: FollowAction) -> Self {
+    pub(crate) fn after(self, action: FollowAction) -> Self {
         match action {
             FollowAction::Unfollow => Self::Absent,
             FollowAction::Follow { notify: Some(notify) } => Self::following(notify),
@@ -34,7 +34,7 @@ impl Edge {
 
     /// The follower of this edge, if any.
     #[inline]
-    pub(super) fn follower(self, key: u32) -> Option<Follower> {
+    pub(crate) fn follower(self, key: u32) -> Option<Follower> {
         match self {
             Self::Absent => None,
             Self::Quiet => Some(Follower { key, notify: false }),
@@ -45,16 +45,16 @@ impl Edge {
 
 /// One change of the undo log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct UndoEntry {
+pub(crate) struct UndoEntry {
     /// The follower.
-    pub(super) follower: u32,
+    pub(crate) follower: u32,
     /// The edge before the change.
-    pub(super) before: Edge,
+    pub(crate) before: Edge,
 }
 
 /// Encodes the changes of one version by ascending follower: each as a varint of the difference to the previous
 /// follower, times four, plus the edge.
-pub(super) fn encode(undone: &[UndoEntry]) -> Vec<u8> {
+pub(crate) fn encode(undone: &[UndoEntry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(3 * undone.len());
     let mut last = 0;
     for each in undone {
@@ -68,7 +68,7 @@ pub(super) fn encode(undone: &[UndoEntry]) -> Vec<u8> {
 }
 
 /// Decodes the output of [`encode`] and appends it to `into`.
-pub(super) fn decode(bytes: &[u8], into: &mut Vec<UndoEntry>) -> Result<(), Malformed> {
+pub(crate) fn decode(bytes: &[u8], into: &mut Vec<UndoEntry>) -> Result<(), Malformed> {
     let mut rest = bytes;
     let mut last = 0_u32;
     while !rest.is_empty() {
@@ -92,16 +92,16 @@ pub(super) fn decode(bytes: &[u8], into: &mut Vec<UndoEntry>) -> Result<(), Malf
 /// The edges at version `from` of all followers that changed after it, up to version `until`. With them, version `from`
 /// can be read from the blocks of any version up to `until`: all other followers are unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Undo {
+pub(crate) struct Undo {
     /// The last version that is included.
-    pub(super) until: u64,
+    pub(crate) until: u64,
     /// By ascending follower, one edge each.
-    pub(super) edges: Vec<UndoEntry>,
+    pub(crate) edges: Vec<UndoEntry>,
 }
 
 impl Undo {
     /// Adds later versions. `more` holds their changes, version by version.
-    pub(super) fn extend(&self, until: u64, more: Vec<UndoEntry>) -> Self {
+    pub(crate) fn extend(&self, until: u64, more: Vec<UndoEntry>) -> Self {
         let mut edges = self.edges.clone();
         edges.extend(more);
         // The sort is stable, so the change of the earliest version comes first: it holds the edge at `from`.
@@ -111,14 +111,14 @@ impl Undo {
     }
 
     /// The edges of followers greater than `follower`.
-    pub(super) fn after(&self, follower: Option<u32>) -> &[UndoEntry] {
+    pub(crate) fn after(&self, follower: Option<u32>) -> &[UndoEntry] {
         let start = follower.map_or(0, |key| self.edges.partition_point(|e| e.follower <= key));
         &self.edges[start..]
     }
 }
 
 /// Encodes the versions created at one time, by ascending author.
-pub(super) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
+pub(crate) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(5 * versions.len());
     let mut last = 0;
     for (author, version) in versions {
@@ -130,7 +130,7 @@ pub(super) fn encode_versions(versions: &[(u32, u64)]) -> Vec<u8> {
 }
 
 /// Decodes the output of [`encode_versions`].
-pub(super) fn decode_versions(bytes: &[u8]) -> Result<Vec<(u32, u64)>, Malformed> {
+pub(crate) fn decode_versions(bytes: &[u8]) -> Result<Vec<(u32, u64)>, Malformed> {
     let mut rest = bytes;
     let mut last = 0_u32;
     let mut versions = Vec::new();

@@ -11,10 +11,10 @@
 //! A read at an older version reads the current blocks and undoes, follower by follower, the changes of later versions,
 //! all from one snapshot of the database.
 
-mod block;
-mod history;
+pub(crate) mod block;
+pub(crate) mod history;
 mod read;
-mod tables;
+pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -36,12 +36,12 @@ pub(super) type Blocks = Box<dyn Iterator<Item = Result<(u32, fjall::Slice)>>>;
 
 /// The row of an author.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) followers: u64,
-    pub(super) notify: u64,
-    pub(super) version: u64,
+pub(crate) struct Count {
+    pub(crate) followers: u64,
+    pub(crate) notify: u64,
+    pub(crate) version: u64,
     /// Number of blocks. The first one begins at 0.
-    pub(super) blocks: u64,
+    pub(crate) blocks: u64,
 }
 
 /// The block of one follower.
@@ -171,7 +171,7 @@ impl Count {
         bytes
     }
 
-    fn decode(mut bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         Some(Self {
             followers: varint::read(bytes)?,
@@ -183,12 +183,12 @@ impl Count {
 }
 
 /// A key of two users.
-pub(super) fn pair_key(first: u32, second: u32) -> [u8; 8] {
+pub(crate) fn pair_key(first: u32, second: u32) -> [u8; 8] {
     (u64::from(first) << 32 | u64::from(second)).to_be_bytes()
 }
 
 /// The second user of a key made by [`pair_key`].
-pub(super) fn second_user(key: &[u8]) -> Result<u32> {
+pub(crate) fn second_user(key: &[u8]) -> Result<u32> {
     match key {
         [_, _, _, _, a, b, c, d] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => Err(Error::new(
@@ -199,7 +199,7 @@ pub(super) fn second_user(key: &[u8]) -> Result<u32> {
 }
 
 /// A key of `history`.
-pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
+pub(crate) fn version_key(author: u32, version: u64) -> [u8; 12] {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&author.to_be_bytes());
     key[4..].copy_from_slice(&version.to_be_bytes());
@@ -207,7 +207,7 @@ pub(super) fn version_key(author: u32, version: u64) -> [u8; 12] {
 }
 
 /// The version of a key made by [`version_key`].
-pub(super) fn decode_version(key: &[u8]) -> Option<u64> {
+pub(crate) fn decode_version(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(4..)?.try_into().ok()?))
 }
 

@@ -18,7 +18,7 @@ const MIXED: u8 = 1;
 /// The kind of a row, as in its key. The small rows that counting reads sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum RowKind {
+pub(crate) enum RowKind {
     /// A planned slice.
     Slice = 0,
     /// The outcome of a chunk.
@@ -31,7 +31,7 @@ pub(super) enum RowKind {
 
 impl RowKind {
     /// The kind of the row with this key.
-    pub(super) fn of_key(key: &[u8]) -> Result<Self> {
+    pub(crate) fn of_key(key: &[u8]) -> Result<Self> {
         [Self::Slice, Self::Outcome, Self::Chunk, Self::Backfill]
             .into_iter()
             .find(|kind| key.get(8) == Some(&(*kind as u8)))
@@ -40,21 +40,21 @@ impl RowKind {
 }
 
 /// The key prefix of a post's rows of one kind.
-pub(super) fn prefix(post: PostId, kind: RowKind) -> [u8; 9] {
+pub(crate) fn prefix(post: PostId, kind: RowKind) -> [u8; 9] {
     let mut key = [kind as u8; 9];
     key[..8].copy_from_slice(&post.0.to_be_bytes());
     key
 }
 
 /// The key prefix of a post's rows of one kind and channel.
-pub(super) fn channel_prefix(post: PostId, kind: RowKind, channel: Channel) -> [u8; 10] {
+pub(crate) fn channel_prefix(post: PostId, kind: RowKind, channel: Channel) -> [u8; 10] {
     let mut key = [channel_byte(channel); 10];
     key[..9].copy_from_slice(&prefix(post, kind));
     key
 }
 
 /// Encodes the key of a slice.
-pub(super) fn slice_key(post: PostId, slice: u32) -> [u8; 13] {
+pub(crate) fn slice_key(post: PostId, slice: u32) -> [u8; 13] {
     let mut key = [0; 13];
     key[..9].copy_from_slice(&prefix(post, RowKind::Slice));
     key[9..].copy_from_slice(&slice.to_be_bytes());
@@ -62,20 +62,20 @@ pub(super) fn slice_key(post: PostId, slice: u32) -> [u8; 13] {
 }
 
 /// Decodes the slice of a key encoded by [`slice_key`].
-pub(super) fn read_slice_key(key: &[u8]) -> Result<u32> {
+pub(crate) fn read_slice_key(key: &[u8]) -> Result<u32> {
     let key: &[u8; 13] = key.try_into().map_err(|_| malformed())?;
     let (_, slice) = key.split_last_chunk::<4>().ok_or_else(malformed)?;
     Ok(u32::from_be_bytes(*slice))
 }
 
 /// Decodes the post of a key of any kind.
-pub(super) fn read_post(key: &[u8]) -> Result<PostId> {
+pub(crate) fn read_post(key: &[u8]) -> Result<PostId> {
     let (post, _) = key.split_first_chunk::<8>().ok_or_else(malformed)?;
     Ok(PostId(u64::from_be_bytes(*post)))
 }
 
 /// Encodes the key of a chunk's row of one kind.
-pub(super) fn chunk_key(post: PostId, kind: RowKind, channel: Channel, chunk: ChunkId) -> [u8; 18] {
+pub(crate) fn chunk_key(post: PostId, kind: RowKind, channel: Channel, chunk: ChunkId) -> [u8; 18] {
     let mut key = [0; 18];
     key[..10].copy_from_slice(&channel_prefix(post, kind, channel));
     key[10..].copy_from_slice(&chunk.0.to_be_bytes());
@@ -83,7 +83,7 @@ pub(super) fn chunk_key(post: PostId, kind: RowKind, channel: Channel, chunk: Ch
 }
 
 /// Decodes the channel and the chunk of a key encoded by [`chunk_key`].
-pub(super) fn read_chunk_key(key: &[u8]) -> Result<(Channel, ChunkId)> {
+pub(crate) fn read_chunk_key(key: &[u8]) -> Result<(Channel, ChunkId)> {
     let key: &[u8; 18] = key.try_into().map_err(|_| malformed())?;
     let (_, chunk) = key.split_last_chunk::<8>().ok_or_else(malformed)?;
     Ok((channel_of_byte(key[9])?, ChunkId(u64::from_be_bytes(*chunk))))
@@ -161,7 +161,7 @@ impl Slice {
         }))
     }
 
-    pub(super) fn decode(row: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(row: &[u8]) -> Result<Self> {
         let mut cursor = Cursor::new(row)?;
         Ok(Self {
             last: cursor.read_byte()? != 0,
@@ -172,7 +172,7 @@ impl Slice {
 }
 
 /// Encodes a planned chunk.
-pub(super) fn encode_chunk(recipients: &Recipients) -> Vec<u8> {
+pub(crate) fn encode_chunk(recipients: &Recipients) -> Vec<u8> {
     let mut out = Vec::with_capacity(recipients.as_bytes().len() + 8);
     out.push(VERSION);
     // The last recipient lets a reader that is past it skip decoding the set.
@@ -185,7 +185,7 @@ pub(super) fn encode_chunk(recipients: &Recipients) -> Vec<u8> {
 }
 
 /// Decodes a planned chunk: its last recipient, and its set of recipients without decoding the set.
-pub(super) fn decode_chunk(row: &[u8]) -> Result<(UserKey, SetView<'_>)> {
+pub(crate) fn decode_chunk(row: &[u8]) -> Result<(UserKey, SetView<'_>)> {
     let mut cursor = Cursor::new(row)?;
     Ok((cursor.read_user()?, cursor.read_set_view()?))
 }
@@ -240,7 +240,7 @@ pub(crate) fn encode_outcome(
 }
 
 /// Decodes the head of an outcome without its sets.
-pub(super) fn decode_head(row: &[u8]) -> Result<OutcomeHead> {
+pub(crate) fn decode_head(row: &[u8]) -> Result<OutcomeHead> {
     Cursor(row).read_outcome_head().map(|(_, head)| head)
 }
 
@@ -268,7 +268,7 @@ pub(crate) fn decode_outcome(row: &[u8]) -> Result<RecordedOutcome> {
 }
 
 /// Reads why recipients of an outcome are suppressed.
-pub(super) fn read_suppressed(row: &[u8]) -> Result<Vec<(SuppressedReason, Recipients)>> {
+pub(crate) fn read_suppressed(row: &[u8]) -> Result<Vec<(SuppressedReason, Recipients)>> {
     match decode_outcome(row)?.outcome {
         Outcome::Delivered { .. } => Ok(Vec::new()),
         Outcome::Mixed { details, .. } => Ok(details.suppressed),
@@ -289,14 +289,14 @@ fn write_set(out: &mut Vec<u8>, set: &Recipients) {
 
 /// The encoded bytes of a set of users.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SetView<'a> {
+pub(crate) struct SetView<'a> {
     count: u32,
     bytes: &'a [u8],
 }
 
 impl SetView<'_> {
     /// The first user of the set, without decoding the rest; `None` for an empty set.
-    pub(super) fn first(self) -> Result<Option<UserKey>> {
+    pub(crate) fn first(self) -> Result<Option<UserKey>> {
         if self.count == 0 {
             return Ok(None);
         }
@@ -304,7 +304,7 @@ impl SetView<'_> {
     }
 
     /// Decodes the set.
-    pub(super) fn decode(self) -> Result<Recipients> {
+    pub(crate) fn decode(self) -> Result<Recipients> {
         Recipients::decode(self.bytes.to_vec().into(), self.count).map_err(|_| malformed())
     }
 }
@@ -384,6 +384,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-pub(super) fn malformed() -> Error {
+pub(crate) fn malformed() -> Error {
     Error::new(ErrorKind::Corrupt, "a row of the ledger is malformed")
 }

@@ -12,7 +12,7 @@ use crate::Result;
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Row {
     #[prost(uint32, tag = "1")]
-    pub(super) author: u32,
+    pub(crate) author: u32,
     #[prost(string, tag = "2")]
     author_id: String,
     #[prost(string, tag = "3")]
@@ -27,7 +27,7 @@ pub(crate) struct Row {
     #[prost(uint32, tag = "7")]
     lane: u32,
     #[prost(int64, tag = "9")]
-    pub(super) accepted_at: i64,
+    pub(crate) accepted_at: i64,
     #[prost(uint64, tag = "10")]
     push_ttl_us: u64,
     #[prost(string, tag = "11")]

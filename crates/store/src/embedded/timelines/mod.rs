@@ -127,6 +127,11 @@ impl EmbeddedTimelines {
         self.shared.disk.raise_oldest_kept(post.0)
     }
 
+    /// The smallest post that is not hidden.
+    pub(crate) fn oldest_kept(&self) -> PostId {
+        PostId(self.shared.disk.oldest())
+    }
+
     /// Merges the blocks of all users now. For tests and maintenance; the merger thread does the same in the
     /// background.
     pub fn merge_all(&self) -> Result<()> {

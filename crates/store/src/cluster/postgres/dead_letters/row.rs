@@ -94,12 +94,12 @@ impl DeadLetterRow {
 }
 
 /// The number of a variant as a column.
-pub(super) fn number<T: PartialEq>(all: &[T], variant: &T) -> i16 {
+pub(crate) fn number<T: PartialEq>(all: &[T], variant: &T) -> i16 {
     variant_number(all, variant) as i16
 }
 
 /// A text as a column, which can't hold the character U+0000.
-pub(super) fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 

@@ -42,13 +42,13 @@ pub(super) struct Parent {
 }
 
 /// The partitions that are known to exist.
-pub(super) struct Partitions {
+pub(crate) struct Partitions {
     postgres: Postgres,
     known: Mutex<BTreeSet<i64>>,
 }
 
 impl Partitions {
-    pub(super) fn new(postgres: Postgres) -> Self {
+    pub(crate) fn new(postgres: Postgres) -> Self {
         Self {
             postgres,
             known: Mutex::default(),
@@ -56,7 +56,7 @@ impl Partitions {
     }
 
     /// Makes sure that the partitions of posts exist, and the one after each.
-    pub(super) async fn ensure(&self, posts: impl IntoIterator<Item = PostId>) -> Result<()> {
+    pub(crate) async fn ensure(&self, posts: impl IntoIterator<Item = PostId>) -> Result<()> {
         let missing: BTreeSet<i64> = {
             let known = self.known.lock();
             let numbers = posts.into_iter().map(number);

@@ -25,16 +25,16 @@ pub(super) fn recipients(bytes: Vec<u8>, count: i32) -> Result<Recipients> {
 }
 
 /// The columns of an outcome without its revision and times.
-pub(super) struct OutcomeColumns {
-    pub(super) counts: SettledCounts,
+pub(crate) struct OutcomeColumns {
+    pub(crate) counts: SettledCounts,
     /// Array literal; `None` if no reason is known.
-    pub(super) suppressed_by: Option<String>,
+    pub(crate) suppressed_by: Option<String>,
     /// `None` if all recipients are delivered.
-    pub(super) outcome: Option<Vec<u8>>,
+    pub(crate) outcome: Option<Vec<u8>>,
 }
 
 impl OutcomeColumns {
-    pub(super) fn of(outcome: &Outcome) -> Self {
+    pub(crate) fn of(outcome: &Outcome) -> Self {
         let mut columns = Self {
             counts: outcome.counts(),
             suppressed_by: None,
