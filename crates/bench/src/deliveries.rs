@@ -5,9 +5,11 @@ use herald_model::time::Timestamp;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
+    cpu::Cpu,
     load::{self, Submitted},
     observe,
     progress::Progress,
+    reads::Readers,
     report::{Percentiles, Report},
     setup::{BIG_AUTHOR, Setup, World},
     verify,
@@ -32,6 +34,8 @@ Examples:
     herald bench --users 20000 --followers 1000 --posts 600 --rate 12 --push-share 0.05
   The cluster engine, on a private PostgreSQL and Redis:
     herald bench --cluster --users 100000 --followers 1000 --posts 10000
+  Timelines with 50 entries and more, listed 500 times a second meanwhile:
+    herald bench --users 20000 --followers 1000 --posts-before 2000 --posts 600 --rate 12 --list-rate 500
   An author with a million followers posts while other authors post:
     herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
 
@@ -53,6 +57,14 @@ pub(super) struct Args {
     /// Posts per second [default: as fast as the server accepts them]
     #[arg(long, value_parser = super::setup::positive)]
     rate: Option<f64>,
+
+    /// Posts to submit as fast as possible before the measurement
+    #[arg(long, default_value_t = 0)]
+    posts_before: u32,
+
+    /// Timelines to list per second while posts are submitted, 50 entries each, of 1,000 random followers
+    #[arg(long, value_name = "RATE", value_parser = super::setup::positive)]
+    list_rate: Option<f64>,
 
     /// Skip the check of all timelines
     #[arg(long)]
@@ -77,7 +89,11 @@ struct SubmitPhase {
     started: Timestamp,
     accepted: Timestamp,
     delivered: Timestamp,
+    cpu: Cpu,
 }
+
+/// Users whose timelines are listed with `--list-rate`.
+const READERS: u32 = 1_000;
 
 async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let progress = Progress {
@@ -87,13 +103,30 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let World { client, graph, .. } = &world;
     let (graph, import_seconds) = (graph.clone(), world.import_seconds);
 
-    let run = submit(args, client, progress).await?;
+    let before = submit_before(args, client, progress).await?;
+    let readers = match args.list_rate {
+        Some(rate) => {
+            // A connection of their own: their answers are large.
+            let client = Client::connect(world.server.url(), context.global.rpc_timeout).await?;
+            let users = args.setup.choose_followers(&graph, READERS);
+            Some(Readers::start(client, users, rate).await?)
+        }
+        None => None,
+    };
+    let run = submit(args, &world, progress).await?;
+    let reads = match readers {
+        Some(readers) => Some(readers.stop().await?),
+        None => None,
+    };
+    let all: Vec<Submitted> = before.iter().chain(&run.submitted).copied().collect();
     let (rss_mb_max, ready_seconds) = (world.server.rss_mb_max(), world.server.ready_after.as_secs_f64());
     let ledger = progress
-        .step(
-            "checking the ledger",
-            verify::ledger(client, &graph, &run.submitted),
-        )
+        .step("checking the ledger", async {
+            Ok::<_, Failure>([
+                verify::ledger(client, &graph, &before).await?,
+                verify::ledger(client, &graph, &run.submitted).await?,
+            ])
+        })
         .await?;
     let audit = progress.step("auditing", verify::audit(client)).await?;
     let seen = world.watchers.seen();
@@ -112,23 +145,21 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     } else {
         Some(
             progress
-                .step(
-                    "checking every timeline",
-                    verify::store(&data, &graph, &run.submitted),
-                )
+                .step("checking every timeline", verify::store(&data, &graph, &all))
                 .await?,
         )
     };
 
-    let deliveries = ledger.timeline_delivered;
     let seconds = run.delivered.since(run.started).as_secs_f64();
-    let wanted: u64 = run
-        .submitted
+    let [ledger_before, ledger] = ledger;
+    let deliveries = ledger.timeline_delivered;
+    let all_deliveries = ledger_before.timeline_delivered + deliveries;
+    let wanted: u64 = all
         .iter()
         .map(|s| graph.followers[s.author as usize].len() as u64)
         .sum();
-    let verified = ledger.wrong_posts == 0
-        && deliveries == wanted
+    let verified = ledger_before.wrong_posts + ledger.wrong_posts == 0
+        && all_deliveries == wanted
         && store.is_none_or(|s| s.missing == 0 && s.extra == 0)
         && audit.findings == 0;
     let (big, others): (Vec<_>, Vec<_>) = run
@@ -152,13 +183,21 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         visible_ms: Percentiles::of(&observe::latencies(&others, &seen)),
         big_author_visible_ms: Percentiles::of(&observe::latencies(&big, &seen)),
         push_ms: Percentiles::of(&observe::latencies(&run.submitted, &pushes)),
+        list_ms: reads.as_ref().map(|reads| Percentiles::of(&reads.latencies)),
+        lists: reads.map(|reads| reads.sums),
         pushes: ledger.push_delivered,
         pushes_per_second: ledger.push_delivered as f64 / seconds,
         push_duplicates,
+        cpu: run.cpu,
+        cpu_us_per_delivery: run.cpu.sum_s() * 1e6 / (deliveries.max(1) as f64),
         rss_mb_max,
         redis,
+        redis_bytes_per_entry: redis.zip(store).map(|(redis, store)| {
+            // Older entries were trimmed.
+            redis.dataset_mb * 1e6 / (store.deliveries.max(1) as f64)
+        }),
         disk_mb,
-        disk_bytes_per_delivery: disk_mb * 1e6 / (deliveries.max(1) as f64),
+        disk_bytes_per_delivery: disk_mb * 1e6 / (all_deliveries.max(1) as f64),
         ledger,
         audit,
         store,
@@ -173,14 +212,44 @@ impl Args {
     }
 }
 
+/// Random authors of posts.
+fn posters(args: &Args, posts: u32, seed: u64) -> load::Authors {
+    let mut rng = StdRng::seed_from_u64(args.setup.seed ^ seed);
+    (0..posts).map(|_| rng.random_range(args.others())).collect()
+}
+
+/// Submits the posts before the measurement and waits until they are delivered.
+async fn submit_before(args: &Args, client: &Client, progress: Progress) -> Result<Vec<Submitted>, Failure> {
+    if args.posts_before == 0 {
+        return Ok(Vec::new());
+    }
+    let posters = posters(args, args.posts_before, 0x6265_666f_7265);
+    let bar = progress.bar("submitting the first posts", args.posts_before.into());
+    let counted = bar.clone();
+    let submitted = load::submit_bulk(client, &posters, load::PostOptions::default(), move |n| {
+        counted.inc(n);
+    })
+    .await?;
+    observe::wait_drained(client, &DELIVERING, |_| ()).await?;
+    observe::wait_drained(client, &RECORDING, |_| ()).await?;
+    bar.finish_and_clear();
+    Ok(submitted)
+}
+
+/// Name prefixes of the consumers that deliver posts.
+const DELIVERING: [&str; 4] = ["fanout-", "slice-", "timeline-", "push-"];
+/// Name prefixes of the other consumers.
+const RECORDING: [&str; 2] = ["archive", "analytics-"];
+
 /// Submits all posts and waits until every delivery is durable and acknowledged.
-async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<SubmitPhase, Failure> {
-    let mut rng = StdRng::seed_from_u64(args.setup.seed ^ 0x0070_6f73_7473);
-    let mut posters: load::Authors = (0..args.posts).map(|_| rng.random_range(args.others())).collect();
+async fn submit(args: &Args, world: &World, progress: Progress) -> Result<SubmitPhase, Failure> {
+    let client = &world.client;
+    let mut posters = posters(args, args.posts, 0x0070_6f73_7473);
     if let (Some(_), Some(first)) = (args.big_author, posters.first_mut()) {
         *first = BIG_AUTHOR;
     }
     let bar = progress.bar("submitting posts", args.posts.into());
+    let cpu = Cpu::read(&world.server, &world.data.engine);
     let started = Timestamp::now();
     let submitted = if let Some(rate) = args.rate {
         load::submit_at_rate(client, &posters, rate, load::PostOptions::default(), |n| {
@@ -197,20 +266,21 @@ async fn submit(args: &Args, client: &Client, progress: Progress) -> Result<Subm
     let accepted = Timestamp::now();
     bar.finish_and_clear();
     let bar = progress.bar("waiting for the last delivery", 0);
-    let delivering = ["fanout-", "slice-", "timeline-", "push-"];
-    let delivered = observe::wait_drained(client, &delivering, |left| {
+    let delivered = observe::wait_drained(client, &DELIVERING, |left| {
         bar.set_message(format!("{left} messages left"));
     })
     .await?;
-    observe::wait_drained(client, &["archive", "analytics-"], |left| {
+    observe::wait_drained(client, &RECORDING, |left| {
         bar.set_message(format!("{left} messages left for archive and analytics"));
     })
     .await?;
+    let cpu = Cpu::read(&world.server, &world.data.engine).since(&cpu);
     bar.finish_and_clear();
     Ok(SubmitPhase {
         submitted,
         started,
         accepted,
         delivered,
+        cpu,
     })
 }

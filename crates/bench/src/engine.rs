@@ -63,6 +63,11 @@ pub(super) enum Opened {
 }
 
 impl Args {
+    /// Whether the cluster engine is wanted.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.cluster || self.store.is_some()
+    }
+
     /// Starts private servers if they are wanted.
     pub(super) async fn start(&self) -> Result<Engine, Failure> {
         if let (Some(store), Some(timelines)) = (&self.store, &self.timelines) {
@@ -154,6 +159,18 @@ impl Engine {
             dataset_mb: value("used_memory_dataset")?,
             rss_mb: value("used_memory_rss")?,
         })
+    }
+
+    /// Process ids of a private PostgreSQL and Redis.
+    pub(super) fn pids(&self) -> Option<(u32, u32)> {
+        let Self::Cluster {
+            private: Some(private),
+            ..
+        } = self
+        else {
+            return None;
+        };
+        Some((private.postgres.pid(), private.redis.pid()))
     }
 
     /// Size of a private PostgreSQL's and Redis's files, MB.

@@ -1,15 +1,20 @@
 //! `herald bench`: starts a server, measures it, and checks that no delivery is missing or duplicated.
 //!
-//! The server is a child process: `herald up` of the same program (see `server.rs`).
+//! The server is a child process: `herald up` of the same program (see `server.rs`), or several of `herald serve` (see
+//! `fleet.rs`).
 
 mod backlog;
+mod cpu;
+mod deaths;
 mod deliveries;
 mod dlq;
 mod engine;
+mod fleet;
 mod graph;
 mod load;
 mod observe;
 mod progress;
+mod reads;
 mod report;
 mod server;
 mod setup;
@@ -37,6 +42,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Benchmark {
     Backlog(Box<backlog::Args>),
+    Deaths(Box<deaths::Args>),
     Dlq(Box<dlq::Args>),
 }
 
@@ -46,6 +52,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         match args.benchmark {
             None => deliveries::run(args.deliveries, context).await,
             Some(Benchmark::Backlog(args)) => Box::pin(backlog::run(*args, context)).await,
+            Some(Benchmark::Deaths(args)) => Box::pin(deaths::run(*args, context)).await,
             Some(Benchmark::Dlq(args)) => Box::pin(dlq::run(*args, context)).await,
         }
     };

@@ -6,7 +6,9 @@ use hdrhistogram::Histogram;
 use herald_cli::output::Show;
 use serde::Serialize;
 
+use super::cpu::Cpu;
 use super::engine::RedisMemory;
+use super::reads;
 use super::verify::{AuditSums, LedgerSums, StoreSums};
 
 /// Distribution of latencies, milliseconds.
@@ -59,13 +61,21 @@ pub(super) struct Report {
     pub(super) big_author_visible_ms: Percentiles,
     /// From the scheduled time until the device has received the push.
     pub(super) push_ms: Percentiles,
+    /// From the scheduled time to the page of a timeline.
+    pub(super) list_ms: Option<Percentiles>,
+    pub(super) lists: Option<reads::Sums>,
     pub(super) pushes: u64,
     /// Pushes divided by `seconds`.
     pub(super) pushes_per_second: f64,
     pub(super) push_duplicates: u64,
+    /// From the first submit until all deliveries are archived and analysed.
+    pub(super) cpu: Cpu,
+    pub(super) cpu_us_per_delivery: f64,
     pub(super) rss_mb_max: f64,
     /// Memory of the private Redis.
     pub(super) redis: Option<RedisMemory>,
+    /// Data of the private Redis divided by the entries on timelines.
+    pub(super) redis_bytes_per_entry: Option<f64>,
     /// Of the server, and of private servers.
     pub(super) disk_mb: f64,
     pub(super) disk_bytes_per_delivery: f64,
@@ -126,6 +136,18 @@ impl Show for Report {
             );
         }
         line("accept to push", format_percentiles(&self.push_ms));
+        if let (Some(list_ms), Some(lists)) = (&self.list_ms, &self.lists) {
+            line("list", format_percentiles(list_ms));
+            line(
+                "lists",
+                format!(
+                    "{:.1} entries each, {} without a text, {} timelines were being rebuilt",
+                    lists.entries as f64 / (list_ms.count.max(1) as f64),
+                    lists.without_text,
+                    lists.rebuilding
+                ),
+            );
+        }
         if self.pushes > 0 {
             line(
                 "pushes",
@@ -135,16 +157,28 @@ impl Show for Report {
                 ),
             );
         }
+        line(
+            "processor time",
+            format!(
+                "{:.2} µs per delivery: herald {:.1} s, nats-server {:.1} s, PostgreSQL {:.1} s, Redis {:.1} s, load {:.1} s",
+                self.cpu_us_per_delivery,
+                self.cpu.herald_s,
+                self.cpu.nats_s,
+                self.cpu.postgres_s,
+                self.cpu.redis_s,
+                self.cpu.load_s
+            ),
+        );
         line("maximum memory", format!("{:.0} MB", self.rss_mb_max));
         if let Some(redis) = self.redis {
+            let per_entry = self
+                .redis_bytes_per_entry
+                .map_or(String::new(), |bytes| format!(", {bytes:.2} bytes an entry"));
             line(
                 "Redis",
                 format!(
-                    "{:.1} MB of data, {:.2} bytes per delivery; {:.0} MB in use, process {:.0} MB",
-                    redis.dataset_mb,
-                    redis.dataset_mb * 1e6 / (self.deliveries.max(1) as f64),
-                    redis.used_mb,
-                    redis.rss_mb
+                    "{:.1} MB of data{per_entry}; {:.0} MB in use, process {:.0} MB",
+                    redis.dataset_mb, redis.used_mb, redis.rss_mb
                 ),
             );
         }

@@ -26,7 +26,7 @@ const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Ready event of `herald up`.
 #[derive(Debug, Deserialize)]
-struct Ready {
+pub(super) struct Ready {
     event: String,
     grpc: String,
     http: String,
@@ -125,6 +125,11 @@ impl Server {
         })
     }
 
+    /// Process ids of herald and its nats-server.
+    pub(super) fn pids(&self) -> (u32, Option<u32>) {
+        (self.pids[0], self.pids.get(1).copied())
+    }
+
     /// URL of the gRPC listener.
     pub(super) fn url(&self) -> &str {
         &self.grpc
@@ -185,7 +190,7 @@ impl Server {
 }
 
 /// Reads lines until the ready event; then keeps reading in a task, so that the pipe never fills.
-async fn wait_ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
+pub(super) async fn wait_ready(stdout: tokio::process::ChildStdout) -> Result<Ready, Failure> {
     let mut lines = BufReader::new(stdout).lines();
     loop {
         let line = lines

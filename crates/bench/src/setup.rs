@@ -56,11 +56,11 @@ pub(super) struct Setup {
     data_dir: Option<PathBuf>,
 
     #[command(flatten)]
-    engine: engine::Args,
+    pub(super) engine: engine::Args,
 
-    /// Options of `herald up`, after `--`
+    /// Options of the server, after `--`
     #[arg(last = true, value_name = "OPTION")]
-    up: Vec<String>,
+    pub(super) up: Vec<String>,
 }
 
 /// Distribution of followers over authors.
@@ -88,8 +88,8 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
 }
 
 /// A loaded mesh, ready for measurements.
-pub(super) struct World {
-    pub(super) server: Server,
+pub(super) struct World<S = Server> {
+    pub(super) server: S,
     pub(super) client: Client,
     pub(super) graph: Arc<Graph>,
     pub(super) sink: Running,
@@ -131,6 +131,17 @@ impl Setup {
         progress: Progress,
         context: &Context,
     ) -> Result<World, Failure> {
+        let graph = self.generate_graph(big_author)?;
+        let data = self.prepare().await?;
+        let environment = data.engine.environment();
+        let starting = Server::start(&data.dir, &self.up, &environment, context);
+        let server = progress.step("starting a server", starting).await?;
+        let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
+        self.load(server, client, graph, data, progress).await
+    }
+
+    /// Makes a data directory and starts the engine's private servers.
+    pub(super) async fn prepare(&self) -> Result<Data, Failure> {
         let temporary = tempfile::Builder::new()
             .prefix("herald-bench-")
             .tempdir()
@@ -145,13 +156,23 @@ impl Setup {
                 dir.display()
             )));
         }
-        let graph = Arc::new(self.generate_graph(big_author)?);
-        let engine = self.engine.start().await?;
-        let environment = engine.environment();
-        let starting = Server::start(&dir, &self.up, &environment, context);
-        let server = progress.step("starting a server", starting).await?;
-        let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
+        Ok(Data {
+            dir,
+            engine: self.engine.start().await?,
+            _temporary: temporary,
+        })
+    }
 
+    /// Imports the graph, registers devices, and starts watchers.
+    pub(super) async fn load<S>(
+        &self,
+        server: S,
+        client: Client,
+        graph: Graph,
+        data: Data,
+        progress: Progress,
+    ) -> Result<World<S>, Failure> {
+        let graph = Arc::new(graph);
         let importing = Instant::now();
         let bar = progress.bar("importing follows", graph.follow_count());
         let imported = bar.clone();
@@ -163,7 +184,7 @@ impl Setup {
             .await
             .map_err(|error| Failure::failed(format!("can't start the push sink: {error}")))?;
         self.register_devices(&graph, &client, &sink, progress).await?;
-        let watchers = Watchers::start(&client, &self.choose_watched(&graph)).await?;
+        let watchers = Watchers::start(&client, &self.choose_followers(&graph, self.watchers)).await?;
         Ok(World {
             server,
             client,
@@ -171,15 +192,11 @@ impl Setup {
             sink,
             watchers,
             import_seconds,
-            data: Data {
-                dir,
-                engine,
-                _temporary: temporary,
-            },
+            data,
         })
     }
 
-    fn generate_graph(&self, big_author: Option<u32>) -> Result<Graph, Failure> {
+    pub(super) fn generate_graph(&self, big_author: Option<u32>) -> Result<Graph, Failure> {
         if big_author.is_some() && self.authors() < 2 {
             return Err(Failure::usage(
                 "--big-author needs other authors: set --authors to 2 or more".to_owned(),
@@ -206,10 +223,10 @@ impl Setup {
         ))
     }
 
-    /// Randomly chosen followers to watch, without duplicates.
-    fn choose_watched(&self, graph: &Graph) -> Vec<u32> {
+    /// Randomly chosen followers, without duplicates.
+    pub(super) fn choose_followers(&self, graph: &Graph, count: u32) -> Vec<u32> {
         let mut rng = StdRng::seed_from_u64(self.seed ^ 0x0077_6174_6368);
-        let mut chosen: Vec<u32> = (0..self.watchers)
+        let mut chosen: Vec<u32> = (0..count)
             .filter_map(|_| {
                 let followers = &graph.followers[rng.random_range(0..graph.followers.len())];
                 (!followers.is_empty()).then(|| followers[rng.random_range(0..followers.len())])
