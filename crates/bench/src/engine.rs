@@ -17,6 +17,7 @@ const TIMELINES_VARIABLE: &str = "HERALD_TIMELINES__URL";
 
 /// The engine to measure.
 #[derive(Debug, clap::Args)]
+#[group(id = "engine")]
 pub(super) struct Args {
     /// Empty PostgreSQL database of the server, instead of its embedded store: postgres://HOST:PORT/DATABASE. A URL with
     /// a password must come from the environment
@@ -70,6 +71,8 @@ impl Args {
 
     /// Starts private servers if they are wanted.
     pub(super) async fn start(&self) -> Result<Engine, Failure> {
+        refuse_password("--store", STORE_VARIABLE, self.store.as_deref())?;
+        refuse_password("--timelines", TIMELINES_VARIABLE, self.timelines.as_deref())?;
         if let (Some(store), Some(timelines)) = (&self.store, &self.timelines) {
             return Ok(Engine::Cluster {
                 store: store.clone(),
@@ -100,6 +103,19 @@ impl Args {
             private: Some(Box::new(PrivateServers { postgres, redis })),
         })
     }
+}
+
+/// Refuses a URL with a password if it is on the command line, which other users of the machine can read.
+fn refuse_password(flag: &str, variable: &str, url: Option<&str>) -> Result<(), Failure> {
+    let Some(url) = url.filter(|url| herald_runtime::config::SecretUrl::new(*url).has_password()) else {
+        return Ok(());
+    };
+    if std::env::args_os().any(|argument| argument.to_string_lossy().ends_with(url)) {
+        return Err(Failure::usage(format!(
+            "{flag} must not have a password, because other users of this machine can read the command line: set {variable}"
+        )));
+    }
+    Ok(())
 }
 
 impl Engine {

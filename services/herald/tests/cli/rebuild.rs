@@ -32,6 +32,7 @@ async fn a_rebuild_reports_what_it_wrote() {
     );
     assert_eq!(server.call::<RebuildTimelinesRequest>().after, 100);
 
+    let server = Server::start().await;
     server.add_rebuild([Ok(progress(1_000, true))]);
     let arguments = [
         "rebuild",
