@@ -72,29 +72,29 @@ async fn a_process_that_lacks_something_says_what_to_set() {
 
 #[tokio::test]
 async fn a_password_on_the_command_line_is_refused() {
+    let store = "postgres://me:hunter2@host/herald";
     for arguments in [
-        ["serve", "timeline", "--nats-url", "nats://me:hunter2@host"],
-        ["serve", "timeline", "--nats-url", "nats://hunter2@host"],
-        [
-            "serve",
-            "timeline",
-            "--store",
-            "postgres://me:hunter2@host/herald",
-        ],
-        ["serve", "timeline", "--timelines", "redis://:hunter2@host"],
-        [
-            "up",
-            "--demo",
-            "--store",
-            "postgres://host/herald?password=hunter2",
-        ],
-        ["topology", "apply", "--nats-url", "nats://me:hunter2@host"],
-        ["store", "migrate", "--store", "postgres://me:hunter2@host/herald"],
+        "serve timeline --nats-url nats://me:hunter2@host",
+        "serve timeline --nats-url nats://hunter2@host",
+        &format!("serve timeline --store {store}"),
+        "serve timeline --timelines redis://:hunter2@host",
+        "up --demo --store postgres://host/herald?password=hunter2",
+        "topology apply --nats-url nats://me:hunter2@host",
+        &format!("store migrate --store {store}"),
+        &format!("bench --store {store} --timelines redis://host"),
+        "bench --store postgres://host/herald --timelines=redis://:hunter2@host",
     ] {
-        let done = herald(&arguments, &[]).await;
-        assert_eq!(done.code, 2, "{done:?}");
-        assert!(done.stderr.contains("_FILE"), "{done:?}");
-        assert!(!done.stderr.contains("hunter2"), "{done:?}");
+        let split: Vec<&str> = arguments.split(' ').collect();
+        // Also if the environment has the same URL.
+        for variables in [&[][..], &[("HERALD_STORE__URL", store)][..]] {
+            let done = herald(&split, variables).await;
+            assert_eq!(done.code, 2, "{done:?}");
+            assert!(
+                done.stderr.contains("other users of this machine"),
+                "{arguments}: {done:?}"
+            );
+            assert!(!done.stderr.contains("hunter2"), "{arguments}: {done:?}");
+        }
     }
 }
 

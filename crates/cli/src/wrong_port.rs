@@ -63,7 +63,7 @@ async fn identify(authority: &str) -> Option<Listener> {
     let reply = String::from_utf8_lossy(&reply);
     if !reply.starts_with("HTTP/1.") {
         None
-    } else if reply.contains("[{\"name\":\"nats\"") {
+    } else if reply.contains("{\"name\":\"nats\",\"ready\":") {
         Some(Listener::HeraldHttp)
     } else if reply.to_ascii_lowercase().contains("grpc-status") {
         // A gRPC server, so the address is right.
@@ -109,7 +109,7 @@ mod tests {
         );
         let http = serve(
             "",
-            "HTTP/1.1 503 Service Unavailable\r\n\r\n[{\"name\":\"nats\",\"ready\":false}]",
+            "HTTP/1.1 503 Service Unavailable\r\n\r\n[{\"name\":\"shutdown\",\"ready\":true},{\"name\":\"nats\",\"ready\":false}]",
         )
         .await;
         assert!(explained(&http).await.contains("Herald's HTTP port"));

@@ -78,7 +78,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             log: None,
             // The mesh logs connection events too.
-            log_filter: "info,async_nats=warn".into(),
+            log_filter: "info,async_nats=warn,sqlx::postgres::notice=warn".into(),
             otlp: None,
             attributes: Vec::new(),
         }
