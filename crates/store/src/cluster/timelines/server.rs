@@ -1,8 +1,8 @@
 //! The connection to a single server or a cluster.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use parking_lot::RwLock;
 use redis::{
     Client, Cmd, ErrorKind as RedisErrorKind, Pipeline, RedisError, ServerErrorKind, TlsCertificates, Value,
@@ -17,6 +17,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// Commands in one pipeline. More would only make one long answer of many short ones.
 const PIPELINE_COMMANDS_MAX: usize = 8_192;
+
+/// Slots whose commands run one by one at a time.
+const SLOTS_AT_A_TIME: usize = 64;
 
 /// A connection that reconnects by itself. Clones share it.
 #[derive(Clone)]
@@ -211,42 +214,64 @@ impl Server {
         let sending = parts.into_iter().filter(|part| !part.is_empty()).map(|part| {
             let commands = &commands;
             async move {
-                let mut answers = Vec::with_capacity(part.len());
-                for piece in part.chunks(PIPELINE_COMMANDS_MAX) {
-                    let mut pipeline = Pipeline::with_capacity(piece.len());
-                    for index in piece {
-                        pipeline.add_command(commands[*index].1.clone());
-                    }
-                    let route = Route::new(commands[piece[0]].0, SlotAddr::Master);
-                    let mut connection = cluster.connection.clone();
-                    let route = SingleNodeRoutingInfo::SpecificNode(route);
-                    answers.extend(connection.route_pipeline(pipeline, 0, piece.len(), route).await?);
-                }
-                Ok::<_, RedisError>((part, answers))
+                let answers = cluster.pipeline(commands, &part).await;
+                (part, answers)
             }
         });
         let mut moved = Vec::new();
-        for (part, answers) in try_join_all(sending).await? {
-            for (index, answer) in part.into_iter().zip(answers) {
-                match answer.extract_error() {
-                    Ok(value) => values[index] = value,
-                    Err(e) if e.is_cluster_error() => moved.push(index),
-                    Err(e) => return Err(e),
+        for (part, answers) in join_all(sending).await {
+            match answers {
+                Ok(answers) => {
+                    for (index, answer) in part.into_iter().zip(answers) {
+                        match answer.extract_error() {
+                            Ok(value) => values[index] = value,
+                            Err(e) if e.is_cluster_error() => moved.push(index),
+                            Err(e) => return Err(e),
+                        }
+                    }
                 }
+                // The client sends a whole pipeline to the node to which one of its slots has moved, where the other
+                // slots are not.
+                Err(e) if e.is_cluster_error() => moved.extend(part),
+                Err(e) => return Err(e),
             }
         }
-        // A slot has moved: these commands follow the redirection one by one, and the next pipeline knows better.
-        moved.sort_unstable();
-        for index in &moved {
-            let (slot, cmd) = &commands[*index];
-            values[*index] = self.try_run(*slot, cmd.clone()).await?;
+        if moved.is_empty() {
+            return Ok(values);
         }
-        if !moved.is_empty()
-            && let Err(error) = cluster.refresh().await
-        {
+        // These commands follow redirections one by one, and the next pipeline knows better. Some have been executed
+        // already, which changes nothing.
+        for (index, value) in self.run_each(&commands, moved).await? {
+            values[index] = value;
+        }
+        if let Err(error) = cluster.refresh().await {
             tracing::warn!(%error, "could not read the slots of the Redis cluster");
         }
         Ok(values)
+    }
+
+    /// Runs commands one by one: those of a slot in their order, those of different slots at the same time.
+    async fn run_each(
+        &self,
+        commands: &[(u16, Cmd)],
+        indices: Vec<usize>,
+    ) -> std::result::Result<Vec<(usize, Value)>, RedisError> {
+        let mut slots: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for index in indices {
+            slots.entry(commands[index].0).or_default().push(index);
+        }
+        let running = slots.into_iter().map(|(slot, indices)| async move {
+            let mut values = Vec::with_capacity(indices.len());
+            for index in indices {
+                values.push((index, self.try_run(slot, commands[index].1.clone()).await?));
+            }
+            Ok::<_, RedisError>(values)
+        });
+        let values: Vec<_> = stream::iter(running)
+            .buffer_unordered(SLOTS_AT_A_TIME)
+            .try_collect()
+            .await?;
+        Ok(values.into_iter().flatten().collect())
     }
 }
 
@@ -284,6 +309,26 @@ impl Single {
 }
 
 impl Cluster {
+    /// Runs commands of one primary.
+    async fn pipeline(
+        &self,
+        commands: &[(u16, Cmd)],
+        indices: &[usize],
+    ) -> std::result::Result<Vec<Value>, RedisError> {
+        let mut answers = Vec::with_capacity(indices.len());
+        for piece in indices.chunks(PIPELINE_COMMANDS_MAX) {
+            let mut pipeline = Pipeline::with_capacity(piece.len());
+            for index in piece {
+                pipeline.add_command(commands[*index].1.clone());
+            }
+            let route = Route::new(commands[piece[0]].0, SlotAddr::Master);
+            let route = SingleNodeRoutingInfo::SpecificNode(route);
+            let mut connection = self.connection.clone();
+            answers.extend(connection.route_pipeline(pipeline, 0, piece.len(), route).await?);
+        }
+        Ok(answers)
+    }
+
     async fn refresh(&self) -> Result<()> {
         let mut cmd = redis::cmd("CLUSTER");
         cmd.arg("SLOTS");
