@@ -6,16 +6,23 @@
 use futures::StreamExt as _;
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Config, ErrorKind, Mesh, streams};
+use serde_json::json;
 
 /// Subject to which the server maps the request.
 const SCRIPT: &str = "scripted.stream.info";
+/// Type of the answers.
+const TYPE: &str = "io.nats.jetstream.api.v1.stream_info_response";
 
 /// Answer of one server.
 #[derive(Clone, Copy)]
 enum Answer {
-    /// Last sequence and number of replicas, from a leader that all replicas follow.
-    Last(u64, usize),
-    /// Last sequence, from one of three replicas that knows no leader.
+    /// A stream without replicas has this last sequence.
+    Single(u64),
+    /// The leader of three replicas, which a majority follows.
+    Leader(u64),
+    /// A leader of three replicas that has heard of no other replica for four seconds.
+    Partitioned(u64),
+    /// A replica that knows no leader.
     Leaderless(u64),
     /// The stream has no leader.
     Unavailable,
@@ -23,20 +30,28 @@ enum Answer {
 
 impl Answer {
     fn json(self) -> String {
-        match self {
-            Self::Last(last, replicas) => {
-                let followers: Vec<String> = (1..replicas)
-                    .map(|n| format!(r#"{{"name":"follower-{n}","current":true,"active":1000000}}"#))
-                    .collect();
-                info(
-                    last,
-                    replicas,
-                    &format!(r#"{{"leader":"leader","replicas":[{}]}}"#, followers.join(",")),
-                )
+        let replicas = |active_ns: u64| {
+            let of = |name: &str| json!({"name": name, "current": true, "active": active_ns});
+            json!([of("b"), of("c")])
+        };
+        let (last, count, cluster) = match self {
+            Self::Single(last) => (last, 1, json!({"leader": "a"})),
+            Self::Leader(last) => (last, 3, json!({"leader": "a", "replicas": replicas(400_000_000)})),
+            Self::Partitioned(last) => (
+                last,
+                3,
+                json!({"leader": "a", "replicas": replicas(4_000_000_000)}),
+            ),
+            Self::Leaderless(last) => (last, 3, json!({"replicas": replicas(400_000_000)})),
+            Self::Unavailable => {
+                return json!({"type": TYPE, "error": {
+                    "code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"
+                }})
+                .to_string();
             }
-            Self::Leaderless(last) => info(last, 3, r#"{"replicas":[]}"#),
-            Self::Unavailable => r#"{"type":"io.nats.jetstream.api.v1.stream_info_response","error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#.into(),
-        }
+        };
+        let (config, state) = (json!({"num_replicas": count}), json!({"last_seq": last}));
+        json!({"type": TYPE, "config": config, "state": state, "cluster": cluster}).to_string()
     }
 }
 
@@ -74,25 +89,33 @@ async fn last_sequence(answers: &[Answer]) -> Result<u64, ErrorKind> {
 }
 
 #[tokio::test]
-async fn the_greatest_sequence_wins_in_any_order() {
-    // The stale answer is the first, the last, or in between.
+async fn the_greatest_sequence_of_a_leader_wins_in_any_order() {
+    // A leader that has just been replaced may still have heard of a majority.
     for answers in [[4, 9, 9], [9, 4, 9], [9, 9, 4], [0, 4, 9]] {
-        assert_eq!(
-            last_sequence(&answers.map(|last| Answer::Last(last, 3))).await,
-            Ok(9)
-        );
+        assert_eq!(last_sequence(&answers.map(Answer::Leader)).await, Ok(9));
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_leader_is_not_taken() {
-    let answers = [Answer::Leaderless(11), Answer::Last(9, 3)];
-    assert_eq!(last_sequence(&answers).await, Ok(9));
+async fn only_a_leader_that_a_majority_follows_is_believed() {
+    use Answer::{Leader, Leaderless, Partitioned};
+    // A greater sequence of a partitioned leader was never acknowledged.
+    for answers in [
+        [Partitioned(0), Leaderless(4), Leader(9)],
+        [Leader(9), Partitioned(12), Leaderless(4)],
+        [Leaderless(4), Leader(9), Partitioned(12)],
+    ] {
+        assert_eq!(last_sequence(&answers).await, Ok(9));
+    }
+    assert_eq!(
+        last_sequence(&[Partitioned(9), Leaderless(9)]).await,
+        Err(ErrorKind::Unavailable)
+    );
 }
 
 #[tokio::test]
 async fn an_unavailable_server_does_not_hide_other_answers() {
-    let answers = [Answer::Last(4, 3), Answer::Unavailable, Answer::Last(9, 3)];
+    let answers = [Answer::Leader(4), Answer::Unavailable, Answer::Leader(9)];
     assert_eq!(last_sequence(&answers).await, Ok(9));
     assert_eq!(
         last_sequence(&[Answer::Unavailable]).await,
@@ -104,7 +127,7 @@ async fn an_unavailable_server_does_not_hide_other_answers() {
 #[tokio::test]
 async fn the_answer_of_the_only_replica_is_final() {
     assert_eq!(
-        last_sequence(&[Answer::Last(4, 1), Answer::Last(9, 1)]).await,
+        last_sequence(&[Answer::Single(4), Answer::Single(9)]).await,
         Ok(4)
     );
 }

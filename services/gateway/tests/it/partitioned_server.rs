@@ -42,8 +42,11 @@ impl PartitionedServer {
                 let mut response = real_reply(&client).await;
                 if reachable.load(Ordering::SeqCst) {
                     response["config"]["num_replicas"] = json!(3);
+                    response["cluster"] = cluster("leader", 0);
                     let mut stale = response.clone();
                     stale["state"]["last_seq"] = json!(0);
+                    // The partitioned server led the stream, and has heard of no other server since.
+                    stale["cluster"] = cluster("partitioned", 10_000_000_000);
                     client
                         .publish(reply.clone(), stale.to_string().into())
                         .await
@@ -59,6 +62,12 @@ impl PartitionedServer {
     pub(crate) fn become_reachable(&self) {
         self.is_reachable.store(true, Ordering::SeqCst);
     }
+}
+
+/// The cluster as its leader sees it, which has heard of the other servers this long ago.
+fn cluster(leader: &str, active_ns: u64) -> Value {
+    let follower = |name| json!({ "name": name, "current": true, "active": active_ns });
+    json!({ "leader": leader, "replicas": [follower("b"), follower("c")] })
 }
 
 /// The real reply, taken from the list of all streams.
