@@ -91,15 +91,23 @@ pub struct TotalsBatch {
     pub chunks: Vec<(ChunkRef, Counted)>,
 }
 
-/// A file that is announced, and neither committed nor abandoned.
+/// A file that is announced and not committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IntendedFile {
     /// Name of the file.
     pub file: String,
-    /// The lease of the writer that announced it.
+    /// The lease of the writer that announced it. An abandoned file has none: the name is empty and the token 0.
     pub owner: Fence,
-    /// Whether that lease has ended: the writer is gone, and can't commit the file any more.
+    /// Whether that lease has ended, or the file is abandoned: it is to be deleted.
     pub orphaned: bool,
+}
+
+impl IntendedFile {
+    /// The owner of abandoned files. No lease has this token.
+    pub(crate) const NO_OWNER: Fence = Fence {
+        name: String::new(),
+        token: 0,
+    };
 }
 
 /// Delivery counts by post and by hour. Each message and each revision of a chunk is counted once.
@@ -107,8 +115,8 @@ pub struct IntendedFile {
 /// Protocol: [`intend`](Self::intend) announces a file before it is written; [`commit`](Self::commit) counts its
 /// messages and marks them as seen in one atomic write afterwards. Each writer holds a lease of its own
 /// ([`Leases`](crate::Leases)). A file whose writer failed is deleted by that writer; one whose writer is gone is
-/// *orphaned*, and any other writer deletes it: [`abandon`](Self::abandon) it, then delete it. Its messages are
-/// redelivered.
+/// *orphaned*, and any other writer deletes it: [`abandon`](Self::abandon) it, delete it, then [`forget`](Self::forget)
+/// it. So a file whose deletion is broken off is found again. Its messages are redelivered.
 #[async_trait]
 pub trait Totals: Send + Sync {
     /// Reads for each message whether it is committed.
@@ -121,12 +129,16 @@ pub trait Totals: Send + Sync {
     /// has ended or belongs to a newer holder.
     async fn intend(&self, file: &str, owner: &Fence) -> Result<()>;
 
-    /// Lists the files that were announced and neither committed nor abandoned, with their writers.
+    /// Lists the files that were announced and neither committed nor forgotten, with their writers.
     async fn intended(&self) -> Result<Vec<IntendedFile>>;
 
-    /// Clears the announcement of a file: a later commit of it is refused. Durable on return. Call it before the file
-    /// is deleted. Returns whether it was announced.
+    /// Gives up a file: a later commit of it is refused. Durable on return. Call it before the file is deleted. Returns
+    /// whether the file is uncounted; `false` if it is committed, was forgotten, or was never announced.
     async fn abandon(&self, file: &str) -> Result<bool>;
+
+    /// Clears the announcement of an abandoned file. Durable on return. Call it after the file is deleted. Does nothing
+    /// if the file is not abandoned.
+    async fn forget(&self, file: &str) -> Result<()>;
 
     /// Adds counts, marks messages as seen and clears the announcement of the file. All or nothing, durable on return.
     ///

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Directory of the Parquet files, unless another object store is given; created if it is missing.
+    /// Directory of the Parquet files, unless another object store is given; created if it is missing. All instances must
+    /// have the same one, on a shared volume: they delete the uncounted files of an instance that died.
     pub dir: PathBuf,
     /// Approximate maximum number of rows in a batch; 1 to 1,000,000. A batch is also full when it has half of the
     /// messages that may be in flight.

@@ -1,7 +1,7 @@
 //! Files that were announced and are not counted: of failed commits, and of instances that died.
 //!
-//! A file is abandoned before it is deleted, so that its writer can't count it afterwards. A process that dies between
-//! these two steps leaves a file that nobody deletes; its rows are also in counted files.
+//! A file is abandoned before it is deleted, so that its writer can't count it afterwards, and forgotten after it is
+//! deleted. Until then every instance finds it, also when the one that deletes it dies or the object store fails.
 
 use std::time::Duration;
 
@@ -55,11 +55,11 @@ impl Leftovers {
     ) -> Result<(), CommitError> {
         let leftovers = self.0.lock().clone();
         for Leftover { path, may_be_counted } in leftovers {
-            let was_announced = totals.abandon(&path).await?;
-            // Without its announcement a file is counted, or another instance has abandoned and deleted it.
-            if was_announced || !may_be_counted {
+            let is_uncounted = totals.abandon(&path).await?;
+            // Without its announcement a file is counted, or another instance has deleted it.
+            if is_uncounted || !may_be_counted {
                 self.set_may_be_counted(&path, false);
-                delete(&path, files, metrics).await?;
+                delete(&path, totals, files, metrics).await?;
             }
             self.remove(&path);
         }
@@ -97,16 +97,23 @@ async fn delete_orphans(
 ) -> Result<(), CommitError> {
     let intended = totals.intended().await?;
     for orphan in intended.iter().filter(|intended| intended.orphaned) {
-        // Its writer may have counted it meanwhile, or another instance has abandoned it.
+        // Its writer may have counted it meanwhile, or another instance has deleted it.
         if totals.abandon(&orphan.file).await? {
-            delete(&orphan.file, files, metrics).await?;
+            delete(&orphan.file, totals, files, metrics).await?;
         }
     }
     Ok(())
 }
 
-async fn delete(path: &str, files: &FileStore, metrics: &Metrics) -> Result<(), CommitError> {
+/// Deletes an abandoned file, then its announcement.
+async fn delete(
+    path: &str,
+    totals: &dyn Totals,
+    files: &FileStore,
+    metrics: &Metrics,
+) -> Result<(), CommitError> {
     files.delete(path).await?;
+    totals.forget(path).await?;
     metrics.leftovers.inc();
     tracing::info!(
         file = path,

@@ -36,10 +36,9 @@ pub struct Config {
 
 /// Configuration of the connections to PostgreSQL.
 ///
-/// Each connection sets its time-outs with the startup parameter `options`. Behind PgBouncer in transaction mode (1.21 or
-/// newer): set `max_prepared_statements` and `ignore_startup_parameters = options` in PgBouncer, and the time-outs with
-/// `ALTER ROLE … SET statement_timeout`, `lock_timeout` and `idle_in_transaction_session_timeout`. Migrations need a
-/// direct connection or session mode.
+/// A connection is a session: it sets its time-outs with the startup parameter `options`, and it prepares a statement and
+/// executes it in two round trips. So PgBouncer (1.20 or newer, which knows `options`) and other poolers can be used in
+/// session mode only: in transaction mode the two round trips can reach different connections of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresConfig {

@@ -3,7 +3,7 @@
 //! | keyspace | row |
 //! |---|---|
 //! | `totals_seen` | (stream, page) → one bit per message, for [`PAGE`] messages |
-//! | `totals_intents` | announced file → token and name of its writer's lease; nothing for a file of an older version |
+//! | `totals_intents` | announced file → token and name of its writer's lease, 0 and nothing for an abandoned file; nothing for a file of an older version |
 //! | `totals_posts` | post → author, counts, latencies |
 //! | `totals_hours` | hour → counts |
 //! | `totals_chunks` | (post, channel, chunk) → the counted revision and its counts |
@@ -55,6 +55,7 @@ struct Tables {
 enum Job {
     Intend(String, Fence),
     Abandon(String),
+    Forget(String),
     Commit(TotalsBatch),
 }
 
@@ -115,8 +116,19 @@ impl Tables {
                     pending.intents.insert(file, Some(owner));
                     true
                 }),
-                Job::Abandon(file) => self.is_intended(&pending, &file).inspect(|_| {
-                    pending.intents.insert(file, None);
+                Job::Abandon(file) => self.owner(&pending, &file).map(|owner| {
+                    let is_uncounted = owner.is_some();
+                    if is_uncounted {
+                        pending.intents.insert(file, Some(IntendedFile::NO_OWNER));
+                    }
+                    is_uncounted
+                }),
+                Job::Forget(file) => self.owner(&pending, &file).map(|owner| {
+                    let is_abandoned = owner == Some(IntendedFile::NO_OWNER);
+                    if is_abandoned {
+                        pending.intents.insert(file, None);
+                    }
+                    is_abandoned
                 }),
                 Job::Commit(batch) => self.add(&mut pending, batch).map(|()| true),
             });
@@ -164,7 +176,8 @@ impl Tables {
                 ),
             ));
         }
-        if !self.is_intended(pending, &batch.file)? {
+        let owner = self.owner(pending, &batch.file)?;
+        if owner.is_none_or(|owner| owner == IntendedFile::NO_OWNER) {
             return Err(Error::new(
                 ErrorKind::Fenced,
                 format!(
@@ -234,11 +247,14 @@ impl Tables {
         }
     }
 
-    fn is_intended(&self, pending: &CommitBatch, file: &str) -> Result<bool> {
-        match pending.intents.get(file) {
-            Some(owner) => Ok(owner.is_some()),
-            None => self.intents.contains_key(file).map_err(map_err),
+    /// The owner of an announced file.
+    fn owner(&self, pending: &CommitBatch, file: &str) -> Result<Option<Fence>> {
+        if let Some(owner) = pending.intents.get(file) {
+            return Ok(owner.clone());
         }
+        let row = self.intents.get(file).map_err(map_err)?;
+        row.map(|row| decode_owner(&row).ok_or_else(|| corrupt("totals_intents")))
+            .transpose()
     }
 
     fn intended(&self, row: fjall::Guard) -> Result<IntendedFile> {
@@ -463,6 +479,10 @@ impl crate::Totals for EmbeddedTotals {
 
     async fn abandon(&self, file: &str) -> Result<bool> {
         self.writes.run(Job::Abandon(file.into())).await
+    }
+
+    async fn forget(&self, file: &str) -> Result<()> {
+        self.writes.run(Job::Forget(file.into())).await.map(drop)
     }
 
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {

@@ -177,6 +177,8 @@ impl<const NODES: usize> Engine for ClusterEngine<NODES> {
             Row::Preferences(user) => ("preferences SET preferences", format!("user_key = {user}")),
             Row::PushChunk(post, chunk) => ("ledger_chunks SET recipients", of_chunk(post, chunk)),
             Row::PushOutcome(post, chunk) => ("ledger_outcomes SET outcome", of_chunk(post, chunk)),
+            Row::Post(post) => ("posts SET body", format!("id = {post}")),
+            Row::DeadLetter(id) => ("dead_letters SET content", format!("id = {}", id.0)),
         };
         let mut connection = sqlx::PgConnection::connect(self.config.url.expose())
             .await

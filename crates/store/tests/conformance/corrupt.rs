@@ -2,12 +2,14 @@
 
 use herald_model::{Address, Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    ErrorKind, ExpectedRevision, Outcome, OutcomeDetails, PreferencesChange, Result, Settlement,
+    Archived, DeadLetterId, DeadLetterState, ErrorKind, ExpectedRevision, OperationKind, Order, Outcome,
+    OutcomeDetails, PreferencesChange, Result, Settlement,
 };
 
 use crate::{
+    dead_letters::{self, begin, claim, dead_letter, redrive_lease, versions},
     engine::Engine,
-    sample::{plan, set},
+    sample::{AUTHOR, plan, post, set},
 };
 
 /// A row to damage.
@@ -21,6 +23,10 @@ pub enum Row {
     PushChunk(PostId, ChunkId),
     /// The outcome of a push chunk.
     PushOutcome(PostId, ChunkId),
+    /// A post of the archive.
+    Post(PostId),
+    /// What a dead letter holds.
+    DeadLetter(DeadLetterId),
 }
 
 /// What is written in the place of the row: no row of any engine starts so.
@@ -131,4 +137,56 @@ pub async fn a_damaged_chunk_fails_only_its_plan<E: Engine>(engine: &mut E) {
     assert_eq!(kind(ledger.audit(POST).await), Some(ErrorKind::Corrupt));
     assert_eq!(ledger.audit(other).await.unwrap().unwrap().chunks.len(), 1);
     assert_eq!(ledger.posts(None, 10).await.unwrap(), [POST, other]);
+}
+
+pub async fn a_damaged_post_fails_only_its_readers<E: Engine>(engine: &mut E) {
+    let created = |id: PostId| Archived::Created(post(id.0, &format!("r{id}"), Timestamp::now()));
+    let (damaged, good, new) = (POST, PostId(POST.0 + 1), PostId(POST.0 + 2));
+    engine
+        .stores()
+        .posts
+        .archive(&[created(damaged), created(good)])
+        .await
+        .unwrap();
+    engine.damage(Row::Post(damaged)).await;
+    let posts = engine.stores().posts;
+    assert_eq!(kind(posts.get(&[damaged]).await), Some(ErrorKind::Corrupt));
+    assert!(posts.get(&[good]).await.unwrap()[0].is_some());
+    // It stays what a request created, and redelivery of its message and of others goes on.
+    assert_eq!(
+        posts
+            .find_by_request(AUTHOR, &format!("r{damaged}"))
+            .await
+            .unwrap(),
+        Some(damaged)
+    );
+    posts.archive(&[created(damaged), created(new)]).await.unwrap();
+    assert!(posts.get(&[new]).await.unwrap()[0].is_some());
+    assert_eq!(posts.last().await.unwrap(), Some(new));
+    assert_eq!(
+        posts.newest_by_author(AUTHOR, new, 9).await.unwrap(),
+        [new, good, damaged]
+    );
+}
+
+pub async fn a_damaged_dead_letter_is_left_out_and_hinders_no_redrive<E: Engine>(engine: &mut E) {
+    let all = [1, 2, 3];
+    let letters = all.map(dead_letter);
+    engine.stores().dead_letters.insert(&letters).await.unwrap();
+    engine.damage(Row::DeadLetter(DeadLetterId(2))).await;
+    let stores = engine.stores();
+    let of = &*stores.dead_letters;
+    assert_eq!(kind(of.get(&[DeadLetterId(2)]).await), Some(ErrorKind::Corrupt));
+    let listed = dead_letters::ids(of, &Default::default(), Order::OldestFirst, 1).await;
+    assert_eq!(listed, [1, 3]);
+    let fence = redrive_lease(&stores).await;
+    let operation = begin(of, OperationKind::Redrive, &versions(all, 0)).await;
+    let step = claim(&stores, operation.id, 9, Timestamp(9), &fence).await;
+    let claimed: Vec<_> = step
+        .dead_letters
+        .iter()
+        .map(|one| (one.id.0, one.state))
+        .collect();
+    assert_eq!(claimed, [1, 3].map(|id| (id, DeadLetterState::Redriving)));
+    assert_eq!((step.operation.reached, step.operation.skipped), (3, 1));
 }

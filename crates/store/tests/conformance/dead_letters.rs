@@ -80,7 +80,7 @@ fn operation(kind: OperationKind) -> NewOperation {
     }
 }
 
-fn versions(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
+pub(crate) fn versions(ids: impl IntoIterator<Item = u64>, round: u32) -> Vec<DeadLetterVersion> {
     let version = |id| DeadLetterVersion {
         id: DeadLetterId(id),
         round,
@@ -101,15 +101,25 @@ fn failed_again(id: u64, round: u32) -> Reopening {
 }
 
 /// The lease of the process that redrives.
-async fn redrive_lease(stores: &Stores) -> Fence {
+pub(crate) async fn redrive_lease(stores: &Stores) -> Fence {
     lease(stores, "redrive").await
 }
 
-async fn begin(dead_letters: &dyn DeadLetters, kind: OperationKind, of: &[DeadLetterVersion]) -> Operation {
+pub(crate) async fn begin(
+    dead_letters: &dyn DeadLetters,
+    kind: OperationKind,
+    of: &[DeadLetterVersion],
+) -> Operation {
     dead_letters.begin(&operation(kind), of).await.unwrap()
 }
 
-async fn claim(stores: &Stores, id: OperationId, limit: usize, at: Timestamp, fence: &Fence) -> Step {
+pub(crate) async fn claim(
+    stores: &Stores,
+    id: OperationId,
+    limit: usize,
+    at: Timestamp,
+    fence: &Fence,
+) -> Step {
     stores.dead_letters.claim(id, limit, 0, at, fence).await.unwrap()
 }
 

@@ -118,6 +118,8 @@ impl Engine for EmbeddedEngine {
                 Row::Preferences(user) => (keyspace("preferences"), user.0.to_be_bytes().to_vec()),
                 Row::PushChunk(post, chunk) => (keyspace("ledger"), chunk_key(post, CHUNK, chunk)),
                 Row::PushOutcome(post, chunk) => (keyspace("ledger"), chunk_key(post, OUTCOME, chunk)),
+                Row::Post(post) => (keyspace("posts"), post.0.to_be_bytes().to_vec()),
+                Row::DeadLetter(id) => (keyspace("dead_letters"), id.0.to_be_bytes().to_vec()),
             };
             assert!(rows.get(&key).unwrap().is_some(), "{row:?} is in the store");
             rows.insert(&key, GARBAGE).unwrap();

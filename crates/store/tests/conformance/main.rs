@@ -21,6 +21,7 @@ mod engine;
 mod follows;
 mod leases;
 mod ledger;
+mod limits;
 mod posts;
 mod preferences;
 mod retention;
@@ -108,6 +109,7 @@ on_each_engine! {
         one_of_several_concurrent_writers_wins
         all_counts_add_up
         a_user_of_overlapping_chunks_is_listed_once
+        pages_list_each_recipient_once_while_outcomes_change
         the_times_of_the_first_and_last_delivery_are_kept
         what_is_recorded_about_recipients_is_listed
         mark_dead_affects_pending_recipients_only
@@ -129,6 +131,7 @@ on_each_engine! {
         a_revision_is_counted_once
         a_file_of_a_writer_that_is_gone_is_orphaned
         an_abandoned_file_is_not_committed
+        an_abandoned_file_is_listed_until_it_is_forgotten
         a_fenced_writer_announces_nothing
     }
     leases {
@@ -174,6 +177,12 @@ on_each_engine! {
         damaged_preferences_fail_only_their_user
         a_damaged_outcome_fails_only_its_chunk
         a_damaged_chunk_fails_only_its_plan
+        a_damaged_post_fails_only_its_readers
+        a_damaged_dead_letter_is_left_out_and_hinders_no_redrive
+    }
+    limits {
+        ids_beyond_all_rows_are_absent
+        a_limit_of_any_size_lists_what_there_is
     }
 }
 
@@ -181,11 +190,16 @@ conformance! {
     on_redis_cluster crate::cluster::OnRedisCluster, start:
     timelines {
         a_delivered_post_is_shown_at_once_newest_first
+        delivering_a_pair_again_changes_nothing
+        posts_arrive_in_any_order
         a_timeline_keeps_its_newest_posts
+        pages_go_back_to_the_oldest_post
         pages_stay_whole_during_deliveries
         concurrent_deliveries_are_all_shown
         whole_timelines_of_many_users_are_read
         a_chunk_of_65_536_recipients_is_delivered
+        a_post_id_above_the_maximum_is_refused
+        a_complete_timeline_has_nothing_to_rebuild
     }
     retention {
         what_is_past_its_retention_is_removed_and_nothing_else

@@ -137,7 +137,7 @@ pub async fn no_message_is_counted_twice<E: Engine>(engine: &mut E) {
     write(totals, &owner, &other).await.unwrap();
     assert_eq!(delivered(totals, 5).await, 4);
     assert!(totals.abandon("again").await.unwrap());
-    assert!(!totals.abandon("again").await.unwrap());
+    totals.forget("again").await.unwrap();
     assert_eq!(announced(totals).await, ["b"]);
 }
 
@@ -249,6 +249,7 @@ pub async fn a_file_of_a_writer_that_is_gone_is_orphaned<E: Engine>(engine: &mut
     assert_eq!(orphaned().await, [("lost".to_owned(), gone)]);
     totals.intend("new", &back).await.unwrap();
     assert!(totals.abandon("lost").await.unwrap());
+    totals.forget("lost").await.unwrap();
     assert_eq!(announced(totals).await, ["kept", "new"]);
     assert_eq!(orphaned().await, []);
 }
@@ -268,6 +269,33 @@ pub async fn an_abandoned_file_is_not_committed<E: Engine>(engine: &mut E) {
     assert_eq!(stores.totals.post_totals(PostId(5)).await.unwrap(), None);
     write(&*peer.totals, &owner, &batch("b", &[1, 2])).await.unwrap();
     assert_eq!(delivered(&*stores.totals, 5).await, 2);
+}
+
+/// A deletion can be broken off, and a call can be repeated because its answer was lost.
+pub async fn an_abandoned_file_is_listed_until_it_is_forgotten<E: Engine>(engine: &mut E) {
+    let (stores, peer) = (engine.stores(), engine.peer().await);
+    let (totals, owner) = (&*stores.totals, analytics(&stores).await);
+    totals.intend("a", &owner).await.unwrap();
+    for _ in 0..2 {
+        assert!(totals.abandon("a").await.unwrap());
+        let listed = peer.totals.intended().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert!(listed[0].orphaned && listed[0].file == "a", "{listed:?}");
+    }
+    let refused = totals.commit(&batch("a", &[1, 2])).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    for _ in 0..2 {
+        peer.totals.forget("a").await.unwrap();
+        assert_eq!(announced(totals).await, [""; 0]);
+        assert!(!totals.abandon("a").await.unwrap());
+    }
+    // What is announced or committed is not forgotten.
+    totals.intend("b", &owner).await.unwrap();
+    peer.totals.forget("b").await.unwrap();
+    totals.commit(&batch("b", &[1, 2])).await.unwrap();
+    peer.totals.forget("b").await.unwrap();
+    assert!(!totals.abandon("b").await.unwrap());
+    assert_eq!(totals.seen("EVENTS", &[1, 2]).await.unwrap(), [true, true]);
 }
 
 pub async fn a_fenced_writer_announces_nothing<E: Engine>(engine: &mut E) {

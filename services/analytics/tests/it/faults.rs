@@ -71,6 +71,10 @@ impl Totals for Faulty {
         self.inner.abandon(file).await
     }
 
+    async fn forget(&self, file: &str) -> Result<()> {
+        self.inner.forget(file).await
+    }
+
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         let commit = self.commits.fetch_add(1, Ordering::SeqCst);
         if !(commit + 1).is_multiple_of(self.every) {

@@ -62,6 +62,10 @@ impl Totals for Paused {
         self.totals.abandon(file).await
     }
 
+    async fn forget(&self, file: &str) -> Result<()> {
+        self.totals.forget(file).await
+    }
+
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         self.wait().await;
@@ -126,6 +130,31 @@ async fn a_paused_instance_does_not_count_a_file_that_another_has_abandoned() {
     first.stop().await;
     second.stop().await;
     assert_counted_once(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_was_broken_off_is_done_again() {
+    let harness = Harness::start().await;
+    let (leases, totals) = (&harness.stores.leases, &harness.stores.totals);
+    let gone = leases.acquire("analytics/gone", "gone", Duration::from_mins(5));
+    let gone = gone.await.unwrap().unwrap();
+    totals.intend("posts/lost.parquet", &gone).await.unwrap();
+    leases.release(&gone).await.unwrap();
+    // A directory that is not empty can't be deleted as a file.
+    let path = harness.files_dir().join("posts/lost.parquet");
+    std::fs::create_dir_all(path.join("blocking")).unwrap();
+
+    let running = harness.run(harness.config(), totals.clone()).await;
+    wait_until(async || {
+        let listed = totals.intended().await.unwrap();
+        listed.iter().all(|file| file.owner != gone)
+    })
+    .await;
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::write(&path, "rows that are not counted").unwrap();
+    wait_until(async || totals.intended().await.unwrap().is_empty()).await;
+    assert!(!path.exists(), "the file is left");
+    running.stop().await;
 }
 
 /// How another instance overtakes a commit.
@@ -195,6 +224,10 @@ impl Totals for Overtaken {
 
     async fn abandon(&self, file: &str) -> Result<bool> {
         self.totals.abandon(file).await
+    }
+
+    async fn forget(&self, file: &str) -> Result<()> {
+        self.totals.forget(file).await
     }
 
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {

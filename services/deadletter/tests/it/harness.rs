@@ -33,8 +33,11 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::client::{
     Client, begin_redrive, dead_letters, get, in_state, list, list_all, redrive, select_all, select_ids,
-    total, until,
+    total, total_of, until,
 };
+
+/// The reason of [`dlq_entry`], without its number.
+const REASON: &str = "push failed: webhook status 503";
 
 /// The disposition that the scripted worker returns.
 #[derive(Debug, Clone)]
@@ -305,14 +308,19 @@ impl Harness {
         sequences: std::ops::RangeInclusive<u64>,
     ) {
         let count = sequences.clone().count() as u64;
-        let before = total(client).await;
+        // Only those of `dlq_entry`: others may be indexed meanwhile.
+        let created = v1::DeadLetterFilter {
+            reason: REASON.into(),
+            ..Default::default()
+        };
+        let before = total_of(client, created.clone()).await;
         let author = self.author().await;
         let publishing = sequences.map(async |sequence| {
             self.publish_dead_letter(&dlq_entry(author, sequence), &sequence.to_string())
                 .await;
         });
         futures::future::join_all(publishing).await;
-        until(async || total(client).await == before + count).await;
+        until(async || total_of(client, created.clone()).await == before + count).await;
     }
 
     pub(crate) async fn publish_dead_letter(&self, entry: &DlqEntry, id: &str) {
@@ -400,7 +408,7 @@ pub(crate) fn dlq_entry(author: UserKey, sequence: u64) -> DlqEntry {
         payload: chunk.encode_to_vec().into(),
         payload_state: v1::DeadLetterPayload::Kept.into(),
         cause: v1::DeadLetterCause::Terminated.into(),
-        reason: format!("push failed: webhook status 503: {sequence}"),
+        reason: format!("{REASON}: {sequence}"),
         attempt_count: 20,
         published_at_us: 1_769_846_300_000_000,
         failed_at_us: 1_769_846_400_000_000 + i64::try_from(sequence).unwrap(),

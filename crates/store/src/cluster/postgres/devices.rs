@@ -238,22 +238,24 @@ impl crate::Devices for PostgresDevices {
     }
 
     async fn unregister_web_push(&self) -> Result<u64> {
-        const USERS: &str =
-            "SELECT user_key FROM herald.devices WHERE has_web_push ORDER BY user_key LIMIT $1";
-        let mut removed = 0;
+        const USERS: &str = "
+            SELECT user_key FROM herald.devices WHERE has_web_push AND user_key > $1 ORDER BY user_key LIMIT $2";
+        let (mut removed, mut after) = (0, -1);
         loop {
             let users: Vec<i64> = self
                 .postgres
                 .call("list the users with Web Push devices", || async {
                     let users = sqlx::query_scalar(USERS)
+                        .bind(after)
                         .bind(WEB_PUSH_USERS_MAX)
                         .fetch_all(self.postgres.pool());
                     Ok(users.await?)
                 })
                 .await?;
-            if users.is_empty() {
+            let Some(last) = users.last() else {
                 return Ok(removed);
-            }
+            };
+            after = *last;
             for user in users {
                 let applied = self.change(keys::user(user)?, Change::UnregisterWebPush).await?;
                 removed += applied.changed;

@@ -1,7 +1,8 @@
 //! Migrations of the schema: numbered files of SQL, each applied once, in one transaction.
 //!
 //! A migration runs while older processes still use the tables: it adds tables, columns with defaults and indexes, and
-//! changes nothing that the version before reads. A lock that it does not get within [`TABLE_LOCK_TIMEOUT_MS`] is given
+//! changes nothing that the version before reads. Statements name the columns that they read: PostgreSQL refuses a
+//! prepared `SELECT *` once its table has another column. A lock that it does not get within [`TABLE_LOCK_TIMEOUT_MS`] is given
 //! up and tried again, because statements that come later would wait behind it.
 
 use std::{collections::BTreeMap, time::Duration};

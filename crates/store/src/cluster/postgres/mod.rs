@@ -2,8 +2,8 @@
 //!
 //! # Assumptions
 //!
-//! - All tables are in the schema `herald`, and each statement names it: `search_path` would be state of a session, which
-//!   a transaction pooler does not keep. One database holds one Herald.
+//! - All tables are in the schema `herald`, and each statement names it, whatever the `search_path` of the role is. One
+//!   database holds one Herald.
 //! - Transactions are `READ COMMITTED`. A statement sees what was committed when it began, so a transaction that decides
 //!   on a row locks it first, in ascending order of keys. Where a call needs one moment for all it reads, it is one
 //!   statement.

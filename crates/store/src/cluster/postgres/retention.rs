@@ -2,6 +2,9 @@
 //!
 //! Rows are removed in statements of a bounded number of rows, so that none locks many rows or runs long. The ledger is
 //! removed partition by partition.
+//!
+//! A statement selects its rows before it locks them. Where another transaction can renew a row meanwhile, the statement
+//! repeats the condition outside of the selection: PostgreSQL checks only that again after it waited for the row.
 
 use std::{sync::Arc, time::Duration};
 
@@ -71,7 +74,7 @@ impl PostgresRetention {
             DELETE FROM herald.totals_seen WHERE (stream, page) IN (
                 SELECT stream, page FROM herald.totals_seen
                 WHERE changed_at < now() - $1 * interval '1 second' ORDER BY stream, page LIMIT $2
-            )";
+            ) AND changed_at < now() - $1 * interval '1 second'";
         let oldest = self.posts.first_since(now.minus(self.counted_keep())).await?;
         let keep_s = self.counted_keep().as_secs().cast_signed();
         Ok(
@@ -116,7 +119,7 @@ impl PostgresRetention {
             DELETE FROM herald.leases WHERE name IN (
                 SELECT name FROM herald.leases
                 WHERE greatest(ends_at, changed_at) < now() - $1 * interval '1 second' ORDER BY name LIMIT $2
-            )";
+            ) AND greatest(ends_at, changed_at) < now() - $1 * interval '1 second'";
         remove(
             &self.postgres,
             "ended leases",

@@ -13,6 +13,13 @@ use sqlx::{FromRow, Row as _, postgres::PgRow};
 use super::{Postgres, leases, ledger::channel_number};
 use crate::{ChunkRef, Counted, Counts, Fence, IntendedFile, PostTotals, Result, SettledCounts, TotalsBatch};
 
+/// The columns of [`CountsRow`], as a literal.
+macro_rules! count_columns {
+    () => {
+        "posts, deleted_posts, timeline_delivered, timeline_dead, push_delivered, push_suppressed, push_expired, push_dead"
+    };
+}
+
 /// The cluster engine's [`Totals`](crate::Totals).
 pub(crate) struct PostgresTotals {
     postgres: Postgres,
@@ -165,16 +172,33 @@ impl crate::Totals for PostgresTotals {
     }
 
     async fn abandon(&self, file: &str) -> Result<bool> {
+        const SQL: &str = "UPDATE herald.totals_intents SET lease = $2, token = $3 WHERE file = $1";
         let abandoned = self
             .postgres
             .call("abandon an analytics file", async || {
-                Ok(sqlx::query("DELETE FROM herald.totals_intents WHERE file = $1")
+                Ok(sqlx::query(SQL)
                     .bind(file)
+                    .bind(&IntendedFile::NO_OWNER.name)
+                    .bind(IntendedFile::NO_OWNER.token.cast_signed())
                     .execute(self.postgres.pool())
                     .await?)
             })
             .await?;
         Ok(abandoned.rows_affected() > 0)
+    }
+
+    async fn forget(&self, file: &str) -> Result<()> {
+        const SQL: &str = "DELETE FROM herald.totals_intents WHERE file = $1 AND token = $2";
+        self.postgres
+            .call("forget an analytics file", async || {
+                sqlx::query(SQL)
+                    .bind(file)
+                    .bind(IntendedFile::NO_OWNER.token.cast_signed())
+                    .execute(self.postgres.pool())
+                    .await?;
+                Ok(())
+            })
+            .await
     }
 
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
@@ -185,22 +209,29 @@ impl crate::Totals for PostgresTotals {
     }
 
     async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
+        const SQL: &str = concat!(
+            "SELECT author, timeline_latency_ms_max, push_latency_ms_max, ",
+            count_columns!(),
+            " FROM herald.totals_posts WHERE post = $1"
+        );
         let row: Option<PostRow> = self
             .postgres
             .call("read the totals of a post", async || {
-                Ok(
-                    sqlx::query_as("SELECT * FROM herald.totals_posts WHERE post = $1")
-                        .bind(post.0.cast_signed())
-                        .fetch_optional(self.postgres.pool())
-                        .await?,
-                )
+                Ok(sqlx::query_as(SQL)
+                    .bind(post.0.cast_signed())
+                    .fetch_optional(self.postgres.pool())
+                    .await?)
             })
             .await?;
         Ok(row.map(|row| row.0))
     }
 
     async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
-        const SQL: &str = "SELECT * FROM herald.totals_hours WHERE hour >= $1 AND hour < $2 ORDER BY hour";
+        const SQL: &str = concat!(
+            "SELECT hour, ",
+            count_columns!(),
+            " FROM herald.totals_hours WHERE hour >= $1 AND hour < $2 ORDER BY hour"
+        );
         let rows: Vec<HourRow> = self
             .postgres
             .call("read the totals of hours", async || {

@@ -121,6 +121,7 @@ async fn no_message_is_counted_twice() {
         2
     );
     assert!(totals.abandon("again").await.unwrap());
+    totals.forget("again").await.unwrap();
     assert!(!totals.abandon("again").await.unwrap());
     assert_eq!(intended(&totals).await, [""; 0]);
 }
@@ -275,5 +276,6 @@ async fn an_announcement_of_an_older_herald_is_orphaned() {
     let files = totals.intended().await.unwrap();
     assert_eq!((files[0].file.as_str(), files[0].orphaned), ("old", true));
     assert!(totals.abandon("old").await.unwrap());
+    totals.forget("old").await.unwrap();
     assert_eq!(intended(&totals).await, [""; 0]);
 }

@@ -1,6 +1,12 @@
 //! Outcomes: revisions, concurrent writers and counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use herald_model::{Channel, DeliveryState, PostId, Recipients, time::Timestamp};
 use herald_store::{
@@ -176,6 +182,45 @@ pub async fn all_counts_add_up<E: Engine>(engine: &mut E) {
         .outcome(PostId(POST.0 + 1), Channel::Push, chunks[0].chunk_id())
         .await;
     assert_eq!(untouched.unwrap(), None);
+}
+
+pub async fn pages_list_each_recipient_once_while_outcomes_change<E: Engine>(engine: &mut E) {
+    const USERS: u32 = 600;
+    const PER_CHUNK: u32 = 20;
+    let chunks: Vec<_> = (0..USERS / PER_CHUNK)
+        .map(|n| set((1..=PER_CHUNK).map(|user| n * PER_CHUNK + user)))
+        .collect();
+    let (ledger, writer) = (engine.stores().ledger, engine.peer().await.ledger);
+    let planned: Vec<_> = chunks.iter().map(|chunk| (Channel::Push, chunk)).collect();
+    write_plan(&*ledger, plan(POST, 0, true, &planned)).await;
+    let settled = Arc::new(AtomicBool::new(false));
+    let writing = tokio::spawn({
+        let settled = settled.clone();
+        async move {
+            for states in [[0, 1, 2, 0], [0, 1, 2, 3], [4, 1, 2, 3]] {
+                for chunk in &chunks {
+                    settle(&*writer, chunk, outcome(chunk, &states), 5).await;
+                }
+            }
+            settled.store(true, Ordering::SeqCst);
+        }
+    });
+    let mut rounds = 0;
+    while !settled.load(Ordering::SeqCst) || rounds == 0 {
+        let all = listed(&*ledger, None, 37).await;
+        assert!(all.into_iter().eq(1..=USERS));
+        // Recipients leave this state and don't come back: none is listed twice.
+        let pending = listed(&*ledger, Some(DeliveryState::Pending), 37).await;
+        assert!(pending.is_sorted_by(|a, b| a < b), "{pending:?}");
+        let counts = counts(&*ledger).await.push;
+        assert_eq!(
+            counts.targeted,
+            counts.delivered + counts.suppressed + counts.expired + counts.pending + counts.dead
+        );
+        rounds += 1;
+    }
+    writing.await.unwrap();
+    assert_eq!(counts(&*ledger).await.push.dead, u64::from(USERS) / 4);
 }
 
 pub async fn a_user_of_overlapping_chunks_is_listed_once<E: Engine>(engine: &mut E) {

@@ -37,8 +37,16 @@ pub(crate) async fn in_state(client: &Client, state: v1::DeadLetterState) -> Vec
 }
 
 pub(crate) async fn total(client: &Client) -> u64 {
-    let mut client = client.clone();
-    let groups = client.list_groups(v1::ListGroupsRequest::default()).await;
+    total_of(client, v1::DeadLetterFilter::default()).await
+}
+
+/// The number of dead letters that match.
+pub(crate) async fn total_of(client: &Client, filter: v1::DeadLetterFilter) -> u64 {
+    let request = v1::ListGroupsRequest {
+        filter: Some(filter),
+        ..Default::default()
+    };
+    let groups = client.clone().list_groups(request).await;
     groups.unwrap().into_inner().dead_letter_count
 }
 

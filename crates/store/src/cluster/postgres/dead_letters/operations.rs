@@ -3,7 +3,7 @@
 use herald_model::time::Timestamp;
 use sqlx::{PgConnection, PgExecutor};
 
-use super::row::{OperationRow, no_operation, number, text};
+use super::row::{OperationRow, no_operation, number, operation_columns, text};
 use crate::{
     DeadLetterVersion, NewOperation, Operation, OperationId, OperationKind, OperationState, Result,
     cluster::postgres::{Attempt, Postgres},
@@ -19,11 +19,13 @@ pub(super) async fn begin(
     operation: &NewOperation,
     dead_letters: &[DeadLetterVersion],
 ) -> Result<Operation> {
-    const OPERATION: &str = "
-        INSERT INTO herald.dead_letter_operations (
+    const OPERATION: &str = concat!(
+        "INSERT INTO herald.dead_letter_operations (
             at, excluded, rate_max, failures_max, push_ttl_us, target, ended_at, selected, kind, state, actor, selection
         ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-        RETURNING *";
+        RETURNING ",
+        operation_columns!()
+    );
     const SELECTED: &str = "
         INSERT INTO herald.dead_letter_selected (operation, part, dead_letters)
         SELECT $1, part, dead_letters FROM unnest($2::bigint[], $3::bytea[]) AS s (part, dead_letters)";
@@ -100,10 +102,12 @@ pub(super) async fn end(
     reason: &str,
     at: Timestamp,
 ) -> Attempt<Option<Operation>> {
-    const END: &str = "
-        UPDATE herald.dead_letter_operations SET state = $2, reason = $3, ended_at = $4
+    const END: &str = concat!(
+        "UPDATE herald.dead_letter_operations SET state = $2, reason = $3, ended_at = $4
         WHERE id = $1 AND state = 0
-        RETURNING *";
+        RETURNING ",
+        operation_columns!()
+    );
     let ended: Option<OperationRow> = sqlx::query_as(END)
         .bind(id.0.cast_signed())
         .bind(number(&OPERATION_STATES, &state))
@@ -129,11 +133,15 @@ pub(super) async fn get(postgres: &Postgres, id: OperationId) -> Result<Option<O
 }
 
 async fn read(executor: impl PgExecutor<'_>, id: OperationId) -> Attempt<Option<Operation>> {
-    let row: Option<OperationRow> =
-        sqlx::query_as("SELECT * FROM herald.dead_letter_operations WHERE id = $1")
-            .bind(id.0.cast_signed())
-            .fetch_optional(executor)
-            .await?;
+    const SQL: &str = concat!(
+        "SELECT ",
+        operation_columns!(),
+        " FROM herald.dead_letter_operations WHERE id = $1"
+    );
+    let row: Option<OperationRow> = sqlx::query_as(SQL)
+        .bind(id.0.cast_signed())
+        .fetch_optional(executor)
+        .await?;
     Ok(row.map(OperationRow::decode).transpose()?)
 }
 
@@ -143,8 +151,11 @@ pub(super) async fn list(
     before: Option<OperationId>,
     limit: usize,
 ) -> Result<Vec<Operation>> {
-    const SQL: &str = "
-        SELECT * FROM herald.dead_letter_operations WHERE id < $1 ORDER BY id DESC LIMIT $2";
+    const SQL: &str = concat!(
+        "SELECT ",
+        operation_columns!(),
+        " FROM herald.dead_letter_operations WHERE id < $1 ORDER BY id DESC LIMIT $2"
+    );
     let before = before.map_or(i64::MAX, |id| i64::try_from(id.0).unwrap_or(i64::MAX));
     let rows: Vec<OperationRow> = postgres
         .call("list the operations on dead letters", async || {
@@ -160,8 +171,11 @@ pub(super) async fn list(
 
 /// Lists the running operations. A cancellation changes nothing by itself and is never running.
 pub(super) async fn running(postgres: &Postgres) -> Result<Vec<Operation>> {
-    const SQL: &str = "
-        SELECT * FROM herald.dead_letter_operations WHERE state = 0 AND kind <> $1 ORDER BY id";
+    const SQL: &str = concat!(
+        "SELECT ",
+        operation_columns!(),
+        " FROM herald.dead_letter_operations WHERE state = 0 AND kind <> $1 ORDER BY id"
+    );
     let rows: Vec<OperationRow> = postgres
         .call("list the running operations on dead letters", async || {
             Ok(sqlx::query_as(SQL)

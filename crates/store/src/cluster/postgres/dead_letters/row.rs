@@ -103,6 +103,15 @@ pub(crate) fn text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
+/// The columns of [`OperationRow`], as a literal.
+macro_rules! operation_columns {
+    () => {
+        "id, kind, state, at, excluded, rate_max, failures_max, selected, reached, skipped, resolved, failed, expired, \
+         redrive_after, push_ttl_us, target, ended_at, actor, reason, selection"
+    };
+}
+pub(super) use operation_columns;
+
 /// An operation.
 pub(super) struct OperationRow {
     id: i64,

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use super::{
     operations,
-    row::{COLUMNS, DeadLetterRow, OperationRow, no_operation, number},
+    row::{COLUMNS, DeadLetterRow, OperationRow, no_operation, number, operation_columns},
     write::lock,
 };
 use crate::{
@@ -57,7 +57,11 @@ async fn take(
     at: Timestamp,
     change: Change<'_>,
 ) -> Attempt<Step> {
-    const OPERATION: &str = "SELECT * FROM herald.dead_letter_operations WHERE id = $1 FOR UPDATE";
+    const OPERATION: &str = concat!(
+        "SELECT ",
+        operation_columns!(),
+        " FROM herald.dead_letter_operations WHERE id = $1 FOR UPDATE"
+    );
     let row: Option<OperationRow> = sqlx::query_as(OPERATION)
         .bind(id.0.cast_signed())
         .fetch_optional(&mut *connection)

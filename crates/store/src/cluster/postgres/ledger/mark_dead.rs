@@ -68,7 +68,8 @@ async fn attempt(
     at: Timestamp,
 ) -> Attempt<Option<MarkedDead>> {
     const READ: &str = "
-        SELECT * FROM herald.ledger_outcomes WHERE post = $1 AND channel = $2 AND chunk = $3 FOR UPDATE";
+        SELECT revision, delivered, suppressed, expired, dead, first_delivered_at, last_delivered_at, outcome
+        FROM herald.ledger_outcomes WHERE post = $1 AND channel = $2 AND chunk = $3 FOR UPDATE";
     const INSERT: &str = "
         INSERT INTO herald.ledger_outcomes (
             post, channel, chunk, revision, first_delivered_at, last_delivered_at,

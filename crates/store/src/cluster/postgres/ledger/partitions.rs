@@ -10,12 +10,15 @@ use parking_lot::Mutex;
 use sqlx::AssertSqlSafe;
 
 use crate::{
-    Result,
+    Error, ErrorKind, Result,
     cluster::postgres::{Attempt, Postgres},
 };
 
 /// Number of posts in a partition.
 pub(super) const POSTS_PER_PARTITION: i64 = 1 << 18;
+
+/// The partitions are numbered below this value, so that their bounds are in the range of `bigint`.
+const NUMBERS: std::ops::Range<i64> = 0..(1 << 62) / POSTS_PER_PARTITION;
 
 /// The partitioned tables, with the storage of their partitions.
 pub(super) const PARENTS: [Parent; 3] = [
@@ -56,11 +59,21 @@ impl Partitions {
     }
 
     /// Makes sure that the partitions of posts exist, and the one after each.
+    ///
+    /// [`ErrorKind::LimitExceeded`] for a post above all partitions.
     pub(crate) async fn ensure(&self, posts: impl IntoIterator<Item = PostId>) -> Result<()> {
         let missing: BTreeSet<i64> = {
             let known = self.known.lock();
-            let numbers = posts.into_iter().map(number);
-            numbers.filter(|number| !known.contains(number)).collect()
+            let numbers = posts.into_iter().map(|post| match number(post) {
+                number if NUMBERS.contains(&number) => Ok(number),
+                _ => Err(Error::new(
+                    ErrorKind::LimitExceeded,
+                    format!("{post} is above the greatest id of a post in the ledger"),
+                )),
+            });
+            let missing =
+                numbers.filter(|number| !number.as_ref().is_ok_and(|number| known.contains(number)));
+            missing.collect::<Result<_>>()?
         };
         for number in missing {
             self.postgres

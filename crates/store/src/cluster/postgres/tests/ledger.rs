@@ -390,3 +390,47 @@ async fn a_partition_that_was_dropped_is_made_again() {
     assert_eq!((audited.slices.len(), audited.chunks.len()), (1, 1));
     assert_eq!(audited.chunks[0].recorded.as_ref().unwrap().revision, 1);
 }
+
+/// A message with such an id is malformed. It makes no partition, and fails nothing that shares its batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_above_all_partitions_is_refused() {
+    const TABLES: &str = "SELECT count(*) FROM pg_class WHERE relname ~ '^ledger_.*[0-9]' AND relkind = 'r'";
+    let Some(url) = database().await else { return };
+    let postgres = connect(&url).await;
+    postgres.migrate().await.unwrap();
+    let ledger = PostgresLedger::new(postgres.clone());
+    let chunk = set([1, 2]);
+    for id in [u64::MAX, i64::MAX as u64, 1 << 62] {
+        let post = PostId(id);
+        let refused = Settlement {
+            post,
+            ..settlement(&chunk, ExpectedRevision::Any, Outcome::Delivered { count: 2 })
+        };
+        let dead = DeadMessage {
+            post,
+            channel: Channel::Push,
+            chunk: chunk.chunk_id(),
+            generation: 0,
+        };
+        let (planned, settled, claimed, dead, good) = tokio::join!(
+            ledger.plan(plan(post, 1, &[(Channel::Push, chunk.clone())])),
+            ledger.settle(&refused),
+            ledger.claim(post, Channel::Push, chunk.chunk_id(), 0, LONG),
+            ledger.mark_dead(&dead, Timestamp(5)),
+            ledger.plan(plan(POST, 1, &[(Channel::Push, chunk.clone())])),
+        );
+        good.unwrap();
+        let kinds = [
+            planned.unwrap_err().kind(),
+            settled.unwrap_err().kind(),
+            claimed.unwrap_err().kind(),
+            dead.unwrap_err().kind(),
+        ];
+        assert_eq!(kinds, [ErrorKind::LimitExceeded; 4], "{id}");
+    }
+    let tables: i64 = sqlx::query_scalar(TABLES)
+        .fetch_one(postgres.pool())
+        .await
+        .unwrap();
+    assert_eq!(tables, 6, "those of the first two partitions");
+}

@@ -14,7 +14,7 @@ use crate::{
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn post(id: u64, request_id: &str) -> Post {
+pub(super) fn post(id: u64, request_id: &str) -> Post {
     Post {
         id: PostId(id),
         author: UserKey(3),
@@ -192,4 +192,36 @@ async fn processes_that_change_one_user_at_once_lose_no_change() {
     .await
     .unwrap();
     assert_eq!(rows, 0, "rows of defaults are left");
+}
+
+/// A flag of a row that disagrees with the devices must not keep the start of a push process in a loop.
+#[tokio::test]
+async fn a_wrong_flag_does_not_stop_the_removal_of_web_push_devices() {
+    let Some(postgres) = open().await else { return };
+    let devices = PostgresDevices::new(&postgres);
+    let address = |user: u32| match user {
+        2 => Address::Webhook {
+            url: "https://a.example".into(),
+            secret: vec![7],
+        },
+        _ => Address::WebPush {
+            endpoint: format!("https://push.example/{user}"),
+            p256dh: vec![4; 65],
+            auth: vec![1; 16],
+        },
+    };
+    for user in 1..=3 {
+        devices
+            .register(UserKey(user), address(user), Timestamp(1))
+            .await
+            .unwrap();
+    }
+    sqlx::query("UPDATE herald.devices SET has_web_push = true")
+        .execute(postgres.pool())
+        .await
+        .unwrap();
+    let removed = tokio::time::timeout(Duration::from_secs(30), devices.unregister_web_push());
+    assert_eq!(removed.await.unwrap().unwrap(), 2);
+    let left = devices.of(&[UserKey(1), UserKey(2), UserKey(3)]).await.unwrap();
+    assert_eq!(left.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0]);
 }

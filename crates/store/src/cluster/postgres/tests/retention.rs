@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{
     dead_letters::{dead_letter, redrive},
-    open,
+    open, run,
 };
 use crate::{
     ChunkPlan, ChunkRef, Counted, DeadLetter, DeadLetterFilter, DeadLetterVersion, DeadLetters as _,
@@ -294,4 +294,58 @@ async fn dead_letters_and_counts_are_removed_by_their_age() {
     assert_eq!(revisions, [0, 1, 1]);
     assert_eq!(totals.seen("EVENTS", &[1]).await.unwrap(), [true]);
     leases.renew(&fence, DAY).await.unwrap();
+}
+
+/// What another transaction renews while retention waits for its row is kept: a lease, and the counted messages of a page.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_renewed_meanwhile_is_kept() {
+    const AGE: &str = "
+        UPDATE herald.leases SET ends_at = now() - interval '1 year', changed_at = now() - interval '1 year';
+        UPDATE herald.totals_seen SET changed_at = now() - interval '1 year'";
+    const RENEW_LEASE: &str =
+        "UPDATE herald.leases SET ends_at = now() + interval '1 day', changed_at = now()";
+    const RENEW_PAGE: &str = "UPDATE herald.totals_seen SET changed_at = now()";
+    const WAITS: &str = "
+        SELECT EXISTS (SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ~ 'DELETE FROM herald')";
+    let Some(fixture) = fixture().await else { return };
+    let Fixture {
+        postgres, retention, ..
+    } = fixture;
+    let retention = Arc::new(retention);
+    let leases = PostgresLeases::new(postgres.clone());
+    let totals = PostgresTotals::new(postgres.clone());
+    for renewal in [RENEW_PAGE, RENEW_LEASE] {
+        let held = leases.acquire("rare", "a", DAY).await.unwrap().unwrap();
+        let batch = TotalsBatch {
+            stream: "EVENTS".into(),
+            sequences: vec![1],
+            file: "a".into(),
+            ..TotalsBatch::default()
+        };
+        totals.intend("a", &held).await.unwrap();
+        totals.commit(&batch).await.unwrap();
+        run(&postgres, AGE).await;
+
+        let mut renewing = postgres.begin().await.unwrap();
+        sqlx::query(renewal).execute(&mut *renewing).await.unwrap();
+        let trimming = Arc::clone(&retention);
+        let trimming = tokio::spawn(async move { trimming.trim(NOW).await });
+        while !sqlx::query_scalar::<_, bool>(WAITS)
+            .fetch_one(postgres.pool())
+            .await
+            .unwrap()
+        {
+            tokio::task::yield_now().await;
+        }
+        renewing.commit().await.unwrap();
+        trimming.await.unwrap().unwrap();
+        let seen = totals.seen("EVENTS", &[1]).await.unwrap();
+        let renewed = leases.renew(&held, DAY).await;
+        if renewal == RENEW_PAGE {
+            assert_eq!(seen, [true], "the page is lost");
+        } else {
+            renewed.expect("the lease is not lost");
+        }
+    }
 }

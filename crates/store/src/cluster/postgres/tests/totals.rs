@@ -154,6 +154,7 @@ async fn a_file_is_committed_or_abandoned() {
             Err(error) => assert_eq!((error.kind(), abandoned), (ErrorKind::Fenced, true)),
         }
         assert_eq!(other.totals.seen("EVENTS", &[n]).await.unwrap(), [!abandoned]);
+        other.totals.forget(&file).await.unwrap();
     }
     assert_eq!(writer.totals.intended().await.unwrap(), []);
 }
@@ -182,6 +183,7 @@ async fn files_of_a_writer_whose_lease_has_ended_are_orphaned() {
     assert!(next.token > ended.token);
     assert!(other.totals.intended().await.unwrap()[0].orphaned);
     assert!(other.totals.abandon("a").await.unwrap());
+    other.totals.forget("a").await.unwrap();
     assert!(!other.totals.abandon("a").await.unwrap());
 }
 

@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::seen;
 use crate::{
-    ChunkRef, Counted, Counts, Error, ErrorKind, PostTotals, Result, TotalsBatch,
+    ChunkRef, Counted, Counts, Error, ErrorKind, IntendedFile, PostTotals, Result, TotalsBatch,
     cluster::postgres::{Attempt, Postgres, ledger::channel_number},
 };
 
@@ -93,8 +93,9 @@ impl Changes {
         self.write_chunks(connection).await?;
         pages.add(self.sequences.iter().copied());
         pages.write(connection, &batch.stream).await?;
-        let announced = sqlx::query("DELETE FROM herald.totals_intents WHERE file = $1")
+        let announced = sqlx::query("DELETE FROM herald.totals_intents WHERE file = $1 AND token <> $2")
             .bind(&batch.file)
+            .bind(IntendedFile::NO_OWNER.token.cast_signed())
             .execute(&mut *connection)
             .await?;
         if announced.rows_affected() == 0 {
