@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{FaultKind, Kills};
 use crate::{
     herald_program,
-    world::{ACK_WAIT, Process, Role, StartOptions, World},
+    world::{ACK_WAIT, FailOver, Process, Role, StartOptions, World},
 };
 
 /// Time limit of a restart after a kill.
@@ -58,11 +58,13 @@ pub(crate) enum FleetFault {
     FreezeRedis { time: Duration },
     /// Redis crashes and has lost its last second.
     LoseSecond,
+    /// The replica of Redis becomes the primary.
+    FailOver { how: FailOver },
     /// Redis loses everything, and readers or `herald rebuild timelines` make the timelines again.
     Flush { rebuild: bool },
     /// Rolling restart of fan-out with another size of push chunks.
     RollChunks { recipients: u32 },
-    /// A worker of a role more and more, then fewer: 2 → 4 → 1 → 2.
+    /// The workers of a role become fewer and more under load: 1 → 4 → 1 → 2.
     Scale { role: Role },
     /// Each chunk of pushes is published a second time as soon as it appears, so that two workers get it at once.
     RepeatChunks { time: Duration },
@@ -83,6 +85,11 @@ impl FleetFault {
                     time: time(1_000, 3_500),
                 },
                 Self::LoseSecond,
+                Self::FailOver { how: FailOver::Crash },
+                Self::FailOver { how: FailOver::Stale },
+                Self::FailOver {
+                    how: FailOver::SwitchOver,
+                },
                 Self::Flush {
                     rebuild: random.random(),
                 },
@@ -110,18 +117,12 @@ impl FleetFault {
                         next: start_with_kill_point(role, random),
                     })
                     .collect();
-                for role in Role::SERVED
-                    .choose_multiple(random, 3)
-                    .copied()
-                    .collect::<Vec<_>>()
-                {
-                    faults.push(Self::Freeze {
-                        role,
-                        member: random.random_range(0..16),
-                        // Longer than AckWait: another worker gets the messages meanwhile.
-                        time: ACK_WAIT.mul_f64(random.random_range(1.2..2.0)),
-                    });
-                }
+                faults.extend(Role::SERVED.map(|role| Self::Freeze {
+                    role,
+                    member: random.random_range(0..16),
+                    // Longer than AckWait: another worker gets the messages meanwhile.
+                    time: ACK_WAIT.mul_f64(random.random_range(1.2..2.0)),
+                }));
                 faults
             }
         }
@@ -164,7 +165,7 @@ pub(super) async fn inject(world: &mut World, fault: &FleetFault, kills: &mut Ki
             process.freeze(false);
         }
         FleetFault::Scale { role } => {
-            for count in [4, 1, 2] {
+            for count in [1, 4, 1, 2] {
                 world.herald.scale(*role, count).await;
                 sleep(SCALED_TIME).await;
             }
@@ -180,6 +181,7 @@ pub(super) async fn inject(world: &mut World, fault: &FleetFault, kills: &mut Ki
         | FleetFault::KillRedis { .. }
         | FleetFault::FreezeRedis { .. }
         | FleetFault::LoseSecond
+        | FleetFault::FailOver { .. }
         | FleetFault::Flush { .. } => inject_in_stores(world, fault, kills).await,
     }
 }
@@ -199,23 +201,24 @@ async fn inject_in_stores(world: &World, fault: &FleetFault, kills: &mut Kills) 
             stores.postgres.resume().expect("PostgreSQL can be resumed");
         }
         FleetFault::KillRedis { down } => {
-            stores.redis.kill().await.expect("Redis can be killed");
+            stores.redis().kill().await.expect("Redis can be killed");
             kills.stores += 1;
             sleep(*down).await;
-            stores.redis.restart().await.expect("Redis starts again");
+            stores.redis().restart().await.expect("Redis starts again");
         }
         FleetFault::FreezeRedis { time } => {
-            stores.redis.pause().expect("Redis can be paused");
+            stores.redis().pause().expect("Redis can be paused");
             sleep(*time).await;
-            stores.redis.resume().expect("Redis can be resumed");
+            stores.redis().resume().expect("Redis can be resumed");
         }
         FleetFault::LoseSecond => {
             let lost = stores.lose_last_second_of_redis().await;
             kills.stores += 1;
             world.log.print(format!("Redis lost {lost} bytes"));
         }
+        FleetFault::FailOver { how } => kills.stores += stores.fail_over(*how).await,
         FleetFault::Flush { rebuild } => {
-            stores.redis.flush().await.expect("Redis can be flushed");
+            stores.redis().flush().await.expect("Redis can be flushed");
             if *rebuild {
                 rebuild_timelines(world).await;
             }
@@ -286,6 +289,11 @@ impl fmt::Display for FleetFault {
             Self::FreezePostgres { time } => write!(f, "SIGSTOP PostgreSQL for {time:?}"),
             Self::KillRedis { down } => write!(f, "kill Redis, down for {down:?}"),
             Self::FreezeRedis { time } => write!(f, "SIGSTOP Redis for {time:?}"),
+            Self::FailOver { how } => f.write_str(match how {
+                FailOver::Crash => "kill the primary of Redis, its replica takes over",
+                FailOver::Stale => "kill the primary of Redis, a stale replica takes over",
+                FailOver::SwitchOver => "the replica of Redis takes over from its living primary",
+            }),
             Self::LoseSecond => f.write_str("Redis crashes and loses its last second"),
             Self::Flush { rebuild } => {
                 let then = if *rebuild {
@@ -298,7 +306,7 @@ impl fmt::Display for FleetFault {
             Self::RollChunks { recipients } => {
                 write!(f, "restart fan-out with {recipients} recipients in a push chunk")
             }
-            Self::Scale { role } => write!(f, "scale {} to 4, 1 and 2", role.as_str()),
+            Self::Scale { role } => write!(f, "scale {} to 1, 4, 1 and 2", role.as_str()),
             Self::RepeatChunks { time } => write!(f, "publish push chunks twice for {time:?}"),
         }
     }

@@ -7,13 +7,14 @@
 //! `herald` is a complete mesh (`herald up`) in one process, restarted whenever it exits, as the kubelet does.
 //! nats-server is a separate child of the suite, so that either can be killed alone.
 //!
-//! A fleet has a process for each role instead, two of each, and PostgreSQL and Redis of its own:
+//! A fleet has a process for each role instead, two of each, and PostgreSQL and Redis, with a replica, of its own:
 //! ```text
 //! writers, readers ─gRPC→ 2 gateways ─→ graph, analytics, deadletter ─→ PostgreSQL, Redis
 //!                                └────→ nats-server ─→ archive, fanout, timeline, push ─→ …
 //! ```
 
 mod fleet;
+mod forwarder;
 mod herald;
 mod nats;
 mod port;
@@ -37,7 +38,7 @@ pub(crate) use self::{
     process::{Process, StartOptions},
     proxy::{Proxy, Toxic, Toxiproxy},
     sink::{PushSink, Receipts},
-    stores::Stores,
+    stores::{FailOver, Stores},
 };
 use crate::log::Log;
 
@@ -148,7 +149,7 @@ impl World {
                     dir: dir.path().to_owned(),
                     nats_url,
                     postgres_url: stores.postgres.url(),
-                    redis_url: stores.redis.url(),
+                    redis_url: stores.redis_url(),
                     variables,
                     sabotage: options.sabotage,
                 };
