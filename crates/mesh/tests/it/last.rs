@@ -55,12 +55,6 @@ impl Answer {
     }
 }
 
-fn info(last: u64, replicas: usize, cluster: &str) -> String {
-    format!(
-        r#"{{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{{"num_replicas":{replicas}}},"state":{{"last_seq":{last}}},"cluster":{cluster}}}"#
-    )
-}
-
 /// The last sequence that the mesh reads when servers send these answers, in this order.
 async fn last_sequence(answers: &[Answer]) -> Result<u64, ErrorKind> {
     let server = Server::start(ServerConfig {
