@@ -126,6 +126,11 @@ impl Herald {
         self.dir.path().join("data")
     }
 
+    /// The options of the next start.
+    pub fn options_mut(&mut self) -> &mut Options {
+        &mut self.options
+    }
+
     /// The log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
