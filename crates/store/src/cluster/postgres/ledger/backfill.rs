@@ -4,7 +4,8 @@ use herald_model::{PostId, Recipients};
 
 use crate::{Result, cluster::postgres::Postgres};
 
-/// Records a backfill of the posts that have no record of these recipients yet.
+/// Records a backfill of the posts that have no record of these recipients yet. The record of one that is repeated gets a
+/// new time, because the posts may have been delivered only now, and a repair of timelines goes by this time.
 pub(super) async fn record(postgres: &Postgres, posts: &[PostId], recipients: &Recipients) -> Result<()> {
     // A repetition that runs at the same time can record the same posts in a second backfill, which changes nothing for
     // those who read them.
@@ -21,6 +22,10 @@ pub(super) async fn record(postgres: &Postgres, posts: &[PostId], recipients: &R
             INSERT INTO herald.backfill_posts (post, chunk, backfill)
             SELECT post, $2, id FROM new, backfill ORDER BY post
             ON CONFLICT DO NOTHING
+        ), repeated AS (
+            UPDATE herald.backfills SET at = now() WHERE at < now() - interval '10 minutes' AND id IN (
+                SELECT backfill FROM herald.backfill_posts WHERE post = ANY($1) AND chunk = $2
+            )
         )
         INSERT INTO herald.backfill_recipients (recipient, backfill)
         SELECT recipient, id FROM unnest($5::bigint[]) AS r (recipient), backfill";
