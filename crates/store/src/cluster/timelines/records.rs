@@ -1,10 +1,12 @@
 //! The records in PostgreSQL from which timelines are made.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use herald_model::{PostId, Recipients, UserKey};
 
 use crate::{
-    Error, ErrorKind, Outcome, Result,
+    Error, ErrorKind, Outcome, Result, SuppressedReason,
     cluster::postgres::{Attempt, Postgres},
     embedded::ledger::row::decode_outcome,
 };
@@ -54,8 +56,8 @@ impl Records {
     }
 
     /// The newest `limit` posts, not less than `oldest`, that a user's timeline must have, in any order: the posts of
-    /// each follow interval at their pinned versions, except those that are dead for the user, and the posts of
-    /// backfills. `keeps` says whether the timeline gets a post.
+    /// each follow interval at their pinned versions, except those that are dead or left out for the user, and the posts
+    /// of backfills. `keeps` says whether the timeline gets a post that is not delivered yet.
     pub(super) async fn posts_of(
         &self,
         user: UserKey,
@@ -76,8 +78,7 @@ impl Records {
             let mut found = self.planned(user, start, end, limit - planned).await?;
             let full = found.len() >= limit - planned;
             let last = found.last().copied();
-            self.remove_dead(user, &mut found).await?;
-            found.retain(|post| keeps(*post));
+            self.remove_undelivered(user, &mut found, &keeps).await?;
             planned += found.len();
             posts.extend(found);
             if planned >= limit {
@@ -133,11 +134,18 @@ impl Records {
         Ok(posts.into_iter().map(|post| post as u64).collect())
     }
 
-    /// Removes the posts that are dead for a user: no worker could deliver them.
-    async fn remove_dead(&self, user: UserKey, posts: &mut Vec<u64>) -> Result<()> {
+    /// Removes the posts that are dead for a user, because no worker could deliver them, and those that are suppressed
+    /// because the user drowns. `keeps` decides about posts without an outcome: the number of authors whom the user
+    /// follows, and so the part of the posts that is kept, can have changed since a delivery.
+    async fn remove_undelivered(
+        &self,
+        user: UserKey,
+        posts: &mut Vec<u64>,
+        keeps: impl Fn(u64) -> bool,
+    ) -> Result<()> {
         const SQL: &str = "SELECT o.post, o.outcome FROM unnest($1::bigint[]) p
             JOIN herald.ledger_outcomes o ON o.post = p AND o.channel = $2
-            WHERE o.dead > 0 AND o.outcome IS NOT NULL";
+            WHERE (o.dead > 0 OR o.suppressed_by[$3] > 0) AND o.outcome IS NOT NULL";
         if posts.is_empty() {
             return Ok(());
         }
@@ -148,18 +156,58 @@ impl Records {
                 Ok(sqlx::query_as(SQL)
                     .bind(&ids)
                     .bind(TIMELINE)
+                    .bind(SuppressedReason::Drowning as i32)
                     .fetch_all(self.postgres.pool())
                     .await?)
             })
             .await?;
+        let mut undelivered = HashSet::new();
         for (post, outcome) in rows {
-            if let Outcome::Mixed { dead, .. } = decode_outcome(&outcome)?.outcome
-                && dead.contains(user)
+            if let Outcome::Mixed { dead, details, .. } = decode_outcome(&outcome)?.outcome
+                && (dead.contains(user) || details.suppressed(user) == Some(SuppressedReason::Drowning))
             {
-                posts.retain(|other| id(*other) != post);
+                undelivered.insert(post);
             }
         }
+        let in_doubt: Vec<i64> = ids
+            .into_iter()
+            .filter(|post| !undelivered.contains(post) && !keeps(*post as u64))
+            .collect();
+        let delivered = self.delivered(user, &in_doubt).await?;
+        undelivered.extend(in_doubt.into_iter().filter(|post| !delivered.contains(post)));
+        posts.retain(|post| !undelivered.contains(&id(*post)));
         Ok(())
+    }
+
+    /// Those posts that are delivered to a user according to their outcomes.
+    async fn delivered(&self, user: UserKey, posts: &[i64]) -> Result<HashSet<i64>> {
+        const SQL: &str = "SELECT o.post, o.outcome, c.recipients, c.recipients_count
+            FROM unnest($1::bigint[]) p
+            JOIN herald.ledger_chunks c
+                ON c.post = p AND c.channel = $2 AND c.first_user <= $3 AND c.last_user >= $3
+            JOIN herald.ledger_outcomes o USING (post, channel, chunk)
+            WHERE o.delivered > 0";
+        if posts.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let rows: Vec<DeliveredChunk> = self
+            .postgres
+            .call("read the deliveries of a timeline", async || {
+                Ok(sqlx::query_as(SQL)
+                    .bind(posts)
+                    .bind(TIMELINE)
+                    .bind(i64::from(user.0))
+                    .fetch_all(self.postgres.pool())
+                    .await?)
+            })
+            .await?;
+        let mut delivered = HashSet::new();
+        for (post, outcome, recipients, count) in rows {
+            if delivered_recipients(outcome, recipients, count)?.contains(user) {
+                delivered.insert(post);
+            }
+        }
+        Ok(delivered)
     }
 
     async fn backfilled(&self, user: UserKey) -> Result<Vec<u64>> {
@@ -216,13 +264,7 @@ impl Records {
                 .await?;
             let mut redeliveries = Vec::with_capacity(rows.len());
             for (post, outcome, recipients, count) in rows {
-                let recipients = match outcome.map(|outcome| decode_outcome(&outcome)).transpose()? {
-                    Some(recorded) => match recorded.outcome {
-                        Outcome::Mixed { delivered, .. } => delivered,
-                        Outcome::Delivered { .. } => read_recipients(recipients, count)?,
-                    },
-                    None => read_recipients(recipients, count)?,
-                };
+                let recipients = delivered_recipients(outcome, recipients, count)?;
                 redeliveries.push(Redelivery {
                     post: PostId(post as u64),
                     recipients,
@@ -278,6 +320,15 @@ impl Records {
 
 fn id(post: u64) -> i64 {
     i64::try_from(post).unwrap_or(i64::MAX)
+}
+
+/// The delivered recipients of a chunk.
+fn delivered_recipients(outcome: Option<Vec<u8>>, planned: Vec<u8>, count: i32) -> Result<Recipients> {
+    let recorded = outcome.map(|outcome| decode_outcome(&outcome)).transpose()?;
+    match recorded.map(|recorded| recorded.outcome) {
+        Some(Outcome::Mixed { delivered, .. }) => Ok(delivered),
+        Some(Outcome::Delivered { .. }) | None => read_recipients(planned, count),
+    }
 }
 
 fn read_recipients(bytes: Vec<u8>, count: i32) -> Result<Recipients> {
