@@ -7,13 +7,17 @@ CREATE TABLE herald.timelines_retention (
 );
 INSERT INTO herald.timelines_retention (oldest_kept) VALUES (0);
 
--- Last day (since 1970) on which each user read, and when the user came back after a long time (µs, this server's clock).
+-- Last day (since 1970) on which each user read, when the user came back after a long time, and since when workers may
+-- not have written the user's timeline: NULL after a return (µs, this server's clock).
 CREATE TABLE herald.timelines_activity (
     user_key bigint PRIMARY KEY,
     day integer NOT NULL,
-    returned_at bigint
+    returned_at bigint,
+    suppressed_since bigint
 );
 CREATE INDEX timelines_activity_returned_at ON herald.timelines_activity (returned_at) WHERE returned_at IS NOT NULL;
+CREATE INDEX timelines_activity_suppressed_since ON herald.timelines_activity (suppressed_since)
+    WHERE suppressed_since IS NOT NULL;
 
 -- Users who follow too many authors.
 CREATE TABLE herald.timelines_drowning (

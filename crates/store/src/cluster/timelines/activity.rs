@@ -10,6 +10,9 @@
 //!   that it is provisional: each read rebuilds it, and so does the first read after.
 //! - For readers a user counts as inactive one day sooner than for workers, so no difference in when processes notice that
 //!   a day has passed makes a reader trust a timeline that a worker does not write.
+//! - Before a worker suppresses the deliveries to a user, PostgreSQL has a mark of that, which the user's return removes.
+//!   Readers don't trust the timeline of a marked user, so it can't pass for complete after `active_days` was raised or
+//!   set to 0. While processes have different `active_days`, readers learn of new marks with their next sample.
 //! - A user without a record is new: workers write the timeline and record the user as active on that day.
 
 use std::time::{Duration, Instant};
@@ -17,7 +20,10 @@ use std::time::{Duration, Instant};
 use herald_model::{UserKey, time::Timestamp};
 use parking_lot::{Mutex, RwLock};
 
-use super::{bits::Bits, state::ViewState};
+use super::{
+    bits::Bits,
+    state::{UserActivity, ViewState},
+};
 use crate::Result;
 
 /// Users whose records wait to be written. Beyond it, users are recorded at their next delivery or read.
@@ -50,9 +56,10 @@ struct Sample {
     server_time_us: i64,
     /// Users with a record.
     known: Bits,
-    /// Users for whom workers don't write.
+    /// Marked users for whom workers don't write.
     inactive: Bits,
-    /// Users whose timelines readers don't trust: the inactive ones, and those who are inactive tomorrow.
+    /// Users whose timelines readers don't trust: the marked ones, the inactive ones, and those who are inactive
+    /// tomorrow.
     dormant: Bits,
 }
 
@@ -119,9 +126,6 @@ impl Activity {
 
     /// Notes a read. Returns whether the timeline can be out of date because the user was inactive.
     pub(super) fn note_read(&self, user: UserKey) -> bool {
-        if !self.is_on() {
-            return false;
-        }
         let today = today();
         {
             let sample = self.sample.read();
@@ -129,6 +133,9 @@ impl Activity {
             if sample.dormant.contains(user) || sample.day + 1 < today {
                 return true;
             }
+        }
+        if !self.is_on() {
+            return false;
         }
         let mut waiting = self.waiting.lock();
         if waiting.day != today {
@@ -143,7 +150,7 @@ impl Activity {
 
     /// Whether a user's timeline is not written, or was not until lately.
     pub(super) fn is_dormant(&self, user: UserKey) -> bool {
-        self.is_on() && self.sample.read().dormant.contains(user)
+        self.sample.read().dormant.contains(user)
     }
 
     /// Records a user as active, durably. The timeline must be invalidated before.
@@ -155,7 +162,7 @@ impl Activity {
         Ok(())
     }
 
-    /// Writes the records that wait.
+    /// Writes the records that wait. Those that could not be written wait again.
     pub(super) async fn write_records(&self, state: &ViewState) -> Result<()> {
         let (readers, new) = {
             let mut waiting = self.waiting.lock();
@@ -164,56 +171,54 @@ impl Activity {
                 std::mem::take(&mut waiting.new),
             )
         };
-        for users in new.chunks(RECORDS_PER_STATEMENT) {
-            state.record_new(users, today()).await?;
+        let (mut readers, mut new) = (&readers[..], &new[..]);
+        let written = self.write_parts(state, &mut readers, &mut new).await;
+        if written.is_err() {
+            let mut waiting = self.waiting.lock();
+            waiting.readers.extend(readers);
+            waiting.new.extend(new);
         }
-        for users in readers.chunks(RECORDS_PER_STATEMENT) {
-            state.record_reads(users, today()).await?;
+        written
+    }
+
+    /// Writes records part by part, and leaves those that are not written.
+    async fn write_parts(&self, state: &ViewState, readers: &mut &[i64], new: &mut &[i64]) -> Result<()> {
+        while let (part @ [_, ..], rest) = new.split_at(new.len().min(RECORDS_PER_STATEMENT)) {
+            state.record_new(part, today()).await?;
+            *new = rest;
+        }
+        while let (part @ [_, ..], rest) = readers.split_at(readers.len().min(RECORDS_PER_STATEMENT)) {
+            state.record_reads(part, today()).await?;
+            *readers = rest;
         }
         Ok(())
     }
 
-    /// Samples the inactive users: all of them once a day, else those who returned.
+    /// Samples the inactive users: all of them once a day, else those who returned or are marked since.
     pub(super) async fn sample(&self, state: &ViewState) -> Result<()> {
-        if !self.is_on() {
-            return Ok(());
-        }
         let at = Instant::now();
         let server_time_us = state.server_time().await?;
         let today = today();
-        let full = {
+        let (full, since) = {
             let sample = self.sample.read();
-            sample.at.is_none() || sample.day != today
+            (sample.at.is_none() || sample.day != today, sample.server_time_us)
         };
         let since = if full {
-            let mut next = Sample {
-                day: today,
-                ..Sample::default()
-            };
-            let inactive_before = today - i32::try_from(self.active_days).unwrap_or(i32::MAX / 2);
-            let mut after = -1;
-            loop {
-                let users = state.activity_after(after, USERS_PER_STATEMENT).await?;
-                let Some((last, _)) = users.last() else { break };
-                after = *last;
-                for (user, day) in users {
-                    let Ok(user) = u32::try_from(user) else { continue };
-                    next.known.insert(UserKey(user));
-                    if day < inactive_before {
-                        next.inactive.insert(UserKey(user));
-                    }
-                    if day <= inactive_before {
-                        next.dormant.insert(UserKey(user));
-                    }
-                }
-            }
+            let next = self.read_all(state, today).await?;
             *self.sample.write() = next;
             server_time_us
         } else {
-            self.sample.read().server_time_us
+            since
         };
+        // The returns last: they remove the marks.
+        let suppressed = state
+            .suppressed_since(since - RETURNS_OVERLAP_US, self.inactive_before(today))
+            .await?;
         let returned = state.returned_since(since - RETURNS_OVERLAP_US).await?;
         let mut sample = self.sample.write();
+        for user in suppressed {
+            sample.dormant.insert(user);
+        }
         for user in returned {
             sample.inactive.remove(user);
             sample.dormant.remove(user);
@@ -221,6 +226,61 @@ impl Activity {
         sample.at = Some(at);
         sample.server_time_us = server_time_us;
         Ok(())
+    }
+
+    /// The first day on which a read makes a user active; the earliest one if all users are active.
+    fn inactive_before(&self, today: i32) -> i32 {
+        match i32::try_from(self.active_days) {
+            Ok(0) => i32::MIN,
+            days => today - days.unwrap_or(i32::MAX / 2),
+        }
+    }
+
+    /// Reads the activity of all users, and marks those whose timelines are not written from now on.
+    async fn read_all(&self, state: &ViewState, today: i32) -> Result<Sample> {
+        let mut sample = Sample {
+            day: today,
+            ..Sample::default()
+        };
+        let inactive_before = self.inactive_before(today);
+        let mut after = -1;
+        loop {
+            let users = state
+                .activity_after(after, self.is_on(), USERS_PER_STATEMENT)
+                .await?;
+            let Some(last) = users.last() else { break };
+            after = last.user;
+            let mut unmarked = Vec::new();
+            for UserActivity {
+                user,
+                day,
+                suppressed,
+            } in users
+            {
+                let Ok(key) = u32::try_from(user).map(UserKey) else {
+                    continue;
+                };
+                sample.known.insert(key);
+                if suppressed || day <= inactive_before {
+                    sample.dormant.insert(key);
+                }
+                if day < inactive_before {
+                    if suppressed {
+                        sample.inactive.insert(key);
+                    } else {
+                        unmarked.push(user);
+                    }
+                }
+            }
+            for users in unmarked.chunks(RECORDS_PER_STATEMENT) {
+                for user in state.record_suppressed(users, inactive_before).await? {
+                    if let Ok(user) = u32::try_from(user) {
+                        sample.inactive.insert(UserKey(user));
+                    }
+                }
+            }
+        }
+        Ok(sample)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! | at the next look | means |
 //! |---|---|
-//! | the beat is missing | the shard was flushed: all timelines are missing, and each is rebuilt when it is read |
+//! | the beat is missing | the shard was flushed, so each timeline is rebuilt when it is read; or a fail-over to a replica that had no beat yet |
 //! | the beat is older than the recorded one | a fail-over to a stale replica, or a restart from an old file: writes since that beat are lost |
 //! | another run id | a restart or a fail-over: writes since the recorded beat may be lost |
 //!
@@ -97,13 +97,15 @@ pub(super) async fn look(view: &View, refresh: bool) -> Result<()> {
     outcome
 }
 
-/// Looks at a shard. Returns whether a loss was recorded.
+/// Looks at a shard. Returns whether there is a loss.
 async fn look_at(view: &View, range: SlotRange, seen: Option<&Shard>) -> Result<bool> {
+    let now = view.state.server_time().await?;
+    let acknowledged = seen.map(|seen| seen.beat);
+    let beat = write_beat(view, range, acknowledged, now, seen.is_none()).await?;
+    // The run id after the beat: a beat on another primary must not be recorded with the id of the one before.
     let info = view.reader.info(range, "server").await?;
     let run_id = info_value(&info, "run_id").unwrap_or_default();
-    let now = view.state.server_time().await?;
     let Some(seen) = seen else {
-        write_beat(view, range, None, now, true).await?;
         let shard = Shard {
             range,
             run_id: run_id.into(),
@@ -112,7 +114,6 @@ async fn look_at(view: &View, range: SlotRange, seen: Option<&Shard>) -> Result<
         view.state.record_shard(&shard).await?;
         return Ok(false);
     };
-    let beat = write_beat(view, range, Some(seen.beat), now, false).await?;
     let since = match beat {
         Beat::Written if seen.run_id == run_id => {
             view.state.acknowledge_beat(seen, now).await?;
@@ -125,22 +126,23 @@ async fn look_at(view: &View, range: SlotRange, seen: Option<&Shard>) -> Result<
             }
             return Ok(false);
         }
-        Beat::Written => Some(seen.beat),
-        Beat::Older(beat) => Some(beat),
-        Beat::Missing => None,
+        // A replica that has not even the first beat can have timelines; so the beat can be missing without a flush.
+        Beat::Written | Beat::Missing => seen.beat,
+        Beat::Older(beat) => beat,
     };
     let recorded = view.state.record_loss(seen, run_id, since, now).await?;
     if recorded {
         tracing::warn!(
             first_slot = range.first,
             last_slot = range.last,
-            flushed = since.is_none(),
-            lost_s_max = since.map_or(0, |since| (now - since) / 1_000_000),
+            flushed = matches!(beat, Beat::Missing),
+            lost_s_max = (now - since) / 1_000_000,
             "Redis was restarted, failed over or flushed: timelines are rebuilt"
         );
         write_beat(view, range, None, now, true).await?;
     }
-    Ok(recorded && since.is_some())
+    // Another process may have been first.
+    Ok(true)
 }
 
 enum Beat {

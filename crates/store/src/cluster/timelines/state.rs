@@ -36,6 +36,21 @@ pub(super) struct Loss {
     pub(super) since: i64,
 }
 
+/// What is known of the activity of a user.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UserActivity {
+    pub(super) user: i64,
+    /// Day of the last read, or of the first delivery.
+    pub(super) day: i32,
+    /// Whether workers may not have written the timeline.
+    pub(super) suppressed: bool,
+}
+
+fn user_keys(users: Vec<i64>) -> Vec<UserKey> {
+    let keys = users.into_iter().filter_map(|user| user.try_into().ok());
+    keys.map(UserKey).collect()
+}
+
 fn range(first: i32, last: i32) -> SlotRange {
     SlotRange {
         first: u16::try_from(first).unwrap_or(0),
@@ -118,7 +133,7 @@ impl ViewState {
         const SQL: &str = "INSERT INTO herald.timelines_activity AS a (user_key, day, returned_at)
             VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
             ON CONFLICT (user_key) DO UPDATE
-            SET day = greatest(a.day, excluded.day), returned_at = excluded.returned_at";
+            SET day = greatest(a.day, excluded.day), returned_at = excluded.returned_at, suppressed_since = NULL";
         self.postgres
             .call("record the return of a user", async || {
                 sqlx::query(SQL)
@@ -131,18 +146,72 @@ impl ViewState {
             .await
     }
 
-    /// Users greater than `after` with the day of their last read, ascending.
-    pub(super) async fn activity_after(&self, after: i64, limit: i64) -> Result<Vec<(i64, i32)>> {
-        const SQL: &str = "SELECT user_key, day FROM herald.timelines_activity WHERE user_key > $1 ORDER BY user_key LIMIT $2";
-        self.postgres
+    /// Users greater than `after`, ascending. `all`: also those whose timelines are written.
+    pub(super) async fn activity_after(
+        &self,
+        after: i64,
+        all: bool,
+        limit: i64,
+    ) -> Result<Vec<UserActivity>> {
+        const SQL: &str = "SELECT user_key, day, suppressed_since IS NOT NULL FROM herald.timelines_activity
+            WHERE user_key > $1 AND ($2 OR suppressed_since IS NOT NULL) ORDER BY user_key LIMIT $3";
+        let rows: Vec<(i64, i32, bool)> = self
+            .postgres
             .call("read the activity of users", async || {
                 Ok(sqlx::query_as(SQL)
                     .bind(after)
+                    .bind(all)
                     .bind(limit)
                     .fetch_all(self.postgres.pool())
                     .await?)
             })
+            .await?;
+        let activity = |(user, day, suppressed)| UserActivity {
+            user,
+            day,
+            suppressed,
+        };
+        Ok(rows.into_iter().map(activity).collect())
+    }
+
+    /// Records that the timelines of those users who have not read since a day are not written from now on. Returns
+    /// these users.
+    pub(super) async fn record_suppressed(&self, users: &[i64], before_day: i32) -> Result<Vec<i64>> {
+        // In the order of users, so that two processes don't wait for each other.
+        const SQL: &str = "WITH idle AS (
+                SELECT user_key FROM herald.timelines_activity WHERE user_key = ANY($1) AND day < $2
+                ORDER BY user_key FOR UPDATE
+            )
+            UPDATE herald.timelines_activity a SET suppressed_since
+                = coalesce(a.suppressed_since, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+            FROM idle WHERE a.user_key = idle.user_key RETURNING a.user_key";
+        self.postgres
+            .call("record the inactive users", async || {
+                Ok(sqlx::query_scalar(SQL)
+                    .bind(users)
+                    .bind(before_day)
+                    .fetch_all(self.postgres.pool())
+                    .await?)
+            })
             .await
+    }
+
+    /// Users with a read after a day whose timelines are not written since a time of PostgreSQL's clock: by workers
+    /// with fewer active days.
+    pub(super) async fn suppressed_since(&self, since: i64, after_day: i32) -> Result<Vec<UserKey>> {
+        const SQL: &str =
+            "SELECT user_key FROM herald.timelines_activity WHERE suppressed_since >= $1 AND day > $2";
+        let users: Vec<i64> = self
+            .postgres
+            .call("read the inactive users", async || {
+                Ok(sqlx::query_scalar(SQL)
+                    .bind(since)
+                    .bind(after_day)
+                    .fetch_all(self.postgres.pool())
+                    .await?)
+            })
+            .await?;
+        Ok(user_keys(users))
     }
 
     /// Users who came back since a time of PostgreSQL's clock.
@@ -157,11 +226,7 @@ impl ViewState {
                     .await?)
             })
             .await?;
-        Ok(users
-            .into_iter()
-            .filter_map(|u| u.try_into().ok())
-            .map(UserKey)
-            .collect())
+        Ok(user_keys(users))
     }
 
     /// The users who drown, with the number of authors whom they follow.
@@ -269,15 +334,9 @@ impl ViewState {
             .await
     }
 
-    /// Records a loss, together with the new state of the shard, if no other process was first. `since` is `None` if
-    /// nothing is left of the shard. Returns whether it was recorded.
-    pub(super) async fn record_loss(
-        &self,
-        seen: &Shard,
-        run_id: &str,
-        since: Option<i64>,
-        now: i64,
-    ) -> Result<bool> {
+    /// Records a loss, together with the new state of the shard, if no other process was first. Returns whether it was
+    /// recorded.
+    pub(super) async fn record_loss(&self, seen: &Shard, run_id: &str, since: i64, now: i64) -> Result<bool> {
         const SHARD: &str = "UPDATE herald.timelines_shards SET run_id = $4, beat = $5
             WHERE first_slot = $1 AND run_id = $2 AND beat = $3";
         const LOSS: &str = "INSERT INTO herald.timelines_losses (first_slot, last_slot, since, found_at)
@@ -295,7 +354,7 @@ impl ViewState {
                     .await?
                     .rows_affected()
                     > 0;
-                if let (true, Some(since)) = (recorded, since) {
+                if recorded {
                     sqlx::query(LOSS)
                         .bind(i32::from(seen.range.first))
                         .bind(i32::from(seen.range.last))

@@ -122,7 +122,7 @@ async fn a_reader_gets_what_is_not_repaired_yet() {
 }
 
 #[tokio::test]
-async fn a_flush_needs_no_repair() {
+async fn what_was_delivered_before_a_flush_is_rebuilt() {
     let Some(bed) = bed().await else { return };
     let timelines = bed.open().await;
     bed.follow(1, 9, true).await;
@@ -133,8 +133,50 @@ async fn a_flush_needs_no_repair() {
         bed.redis.command(&["EXISTS", &beat]).await.unwrap() == redis::Value::Int(1)
     })
     .await;
-    assert_eq!(losses(&bed, false).await, 0);
     assert_eq!(newest(&timelines, 1).await, [1]);
+}
+
+/// As after a fail-over to a replica that has a timeline, and neither the last delivery nor any beat.
+#[tokio::test]
+async fn a_missing_beat_is_noticed_and_repaired() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    newest(&timelines, 1).await;
+    bed.post(&timelines, 2, 9).await;
+    let (tail, beat) = (timelines.view.keys.bucket(0).tail, timelines.view.keys.beat(0));
+    bed.redis.command(&["DEL", &tail, &beat]).await.unwrap();
+    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
+    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    assert_eq!(stored(&timelines, 1).await.0, [1, 2]);
+}
+
+/// A backfill that waited for hours, because Redis was away, is delivered long after its first record.
+#[tokio::test]
+async fn a_late_backfill_is_repaired() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    let users = recipients([1]);
+    bed.ledger.record_backfill(&[PostId(7)], &users).await.unwrap();
+    bed.execute("UPDATE herald.backfills SET at = at - interval '3 hours'")
+        .await;
+    let beat = timelines.view.keys.beat(0);
+    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
+    wait_until("a later beat", || async {
+        bed.redis.text(&["GET", &beat]).await.unwrap() != before
+    })
+    .await;
+    bed.ledger.record_backfill(&[PostId(7)], &users).await.unwrap();
+    deliver(&timelines, 7, &users).await;
+    bed.redis
+        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
+        .await
+        .unwrap();
+    bed.redis.command(&["SET", &beat, &before]).await.unwrap();
+    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
+    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    assert_eq!(stored(&timelines, 1).await.0, [7]);
 }
 
 #[tokio::test]

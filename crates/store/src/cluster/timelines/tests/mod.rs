@@ -1,6 +1,7 @@
 //! Tests against real servers: PostgreSQL, shared by the tests of this process, and a Redis server for each test.
 
 mod deliver;
+mod differential;
 mod losses;
 mod merges;
 mod rebuilds;
@@ -138,6 +139,53 @@ impl Bed {
         followers
     }
 
+    /// Records an outcome without the suppressed recipients, and without dead ones.
+    async fn settle_suppressed(
+        &self,
+        post: u64,
+        recipients: &Recipients,
+        suppressed: &[(SuppressedReason, Recipients)],
+    ) {
+        self.settle_mixed(post, recipients, suppressed, &Recipients::default())
+            .await;
+    }
+
+    /// Records an outcome with suppressed and dead recipients in place of the recorded one.
+    async fn settle_mixed(
+        &self,
+        post: u64,
+        recipients: &Recipients,
+        suppressed: &[(SuppressedReason, Recipients)],
+        dead: &Recipients,
+    ) {
+        let (post, channel, chunk) = (PostId(post), Channel::Timeline, recipients.chunk_id());
+        let recorded = self.ledger.outcome(post, channel, chunk).await.unwrap();
+        let is_suppressed = |user: UserKey| suppressed.iter().any(|(_, users)| users.contains(user));
+        let settlement = Settlement {
+            post,
+            channel,
+            chunk,
+            base: ExpectedRevision::Revision(recorded.map_or(0, |recorded| recorded.revision)),
+            outcome: Outcome::Mixed {
+                delivered: Recipients::from_sorted(
+                    recipients
+                        .iter()
+                        .filter(|user| !is_suppressed(*user) && !dead.contains(*user)),
+                ),
+                suppressed: Recipients::from_sorted(recipients.iter().filter(|user| is_suppressed(*user))),
+                expired: Recipients::default(),
+                dead: dead.clone(),
+                details: crate::OutcomeDetails {
+                    suppressed: suppressed.to_vec(),
+                    ..crate::OutcomeDetails::default()
+                },
+            },
+            at: Timestamp::now(),
+            keep_claim: None,
+        };
+        self.ledger.settle(&settlement).await.unwrap();
+    }
+
     async fn settle(&self, post: u64, recipients: &Recipients) {
         let settlement = Settlement {
             post: PostId(post),
@@ -151,6 +199,19 @@ impl Bed {
             keep_claim: None,
         };
         self.ledger.settle(&settlement).await.unwrap();
+    }
+
+    /// Waits until this process has looked for losses, and all are repaired.
+    async fn wait_for_repairs(&self, timelines: &ClusterTimelines) {
+        wait_until("Redis can be looked at", || async {
+            monitor::look(&timelines.view, true).await.is_ok()
+        })
+        .await;
+        wait_until("the losses are repaired", || async {
+            timelines.view.state.open_losses().await.unwrap().is_empty()
+                && timelines.view.monitor.open().is_empty()
+        })
+        .await;
     }
 
     async fn execute(&self, sql: &'static str) {

@@ -81,6 +81,7 @@ async fn timelines_after_a_flush_equal_those_before() {
         }
     }
     assert_eq!(all(&timelines).await, twin);
+    bed.wait_for_repairs(&timelines).await;
     assert!(stored(&timelines, 1).await.1);
 }
 

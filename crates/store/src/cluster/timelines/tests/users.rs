@@ -179,3 +179,96 @@ async fn a_drowning_user_gets_the_same_part_from_all_workers_and_rebuilds() {
     workers[0].view.state.count_drowning(-1, 1_000, 4).await.unwrap();
     assert!(counted().await.is_empty());
 }
+
+/// The timeline of an inactive user is complete in Redis, and lacks what was suppressed. It must not pass for complete
+/// when the user counts as active again without having read.
+#[tokio::test]
+async fn a_user_whom_a_new_configuration_makes_active_gets_what_was_suppressed() {
+    for active_days in [60, 0] {
+        let Some(bed) = bed().await else { return };
+        let worker = open(&bed).await;
+        bed.follow(2, 9, true).await;
+        bed.post(&worker, 1, 9).await;
+        newest(&worker, 2).await;
+        worker.view.sample().await.unwrap();
+        // A process from before the change, which sees the user as active.
+        let config = TimelinesConfig {
+            active_days,
+            ..config(&bed.redis.url())
+        };
+        let early = bed.open_with(config.clone()).await;
+        bed.execute("UPDATE herald.timelines_activity SET day = day - 40")
+            .await;
+        let worker = open(&bed).await;
+        let followers = bed.plan(2, 9).await;
+        let delivered = worker.deliver(PostId(2), followers.clone()).await.unwrap();
+        assert_eq!(suppressed(&delivered), [(SuppressedReason::Inactive, vec![2])]);
+        let changed = bed.open_with(config).await;
+        assert_eq!(stored(&changed, 2).await, (vec![1], false), "{active_days}");
+        early.view.sample().await.unwrap();
+        assert_eq!(stored(&early, 2).await, (vec![1], false), "{active_days}");
+        assert_eq!(newest(&changed, 2).await, [2, 1], "{active_days}");
+        // The return is recorded once.
+        changed.view.sample().await.unwrap();
+        assert!(!changed.view.activity.is_dormant(UserKey(2)));
+        let delivered = changed.deliver(PostId(3), recipients([2])).await.unwrap();
+        assert!(suppressed(&delivered).is_empty());
+    }
+}
+
+/// What was delivered is rebuilt, and what was left out is not, although the user follows more or fewer authors now.
+#[tokio::test]
+async fn a_timeline_of_a_drowning_user_is_rebuilt_as_it_was_delivered() {
+    let Some(bed) = bed().await else { return };
+    let worker = open(&bed).await;
+    for author in 1..=8 {
+        bed.follow(20, author, true).await;
+    }
+    let mut kept = Vec::new();
+    for post in 1..=60_u64 {
+        if post == 30 {
+            worker.view.state.count_drowning(-1, 1_000, 4).await.unwrap();
+            worker.view.sample().await.unwrap();
+        }
+        let followers = bed.plan(post, (post % 8) as u32 + 1).await;
+        let delivered = worker.deliver(PostId(post), followers.clone()).await.unwrap();
+        if delivered.suppressed.is_empty() {
+            kept.insert(0, post);
+            bed.settle(post, &followers).await;
+        } else {
+            bed.settle_suppressed(post, &followers, &delivered.suppressed)
+                .await;
+        }
+    }
+    assert!((31..=55).contains(&kept.len()), "{} of 60", kept.len());
+    assert_eq!(newest(&worker, 20).await, kept);
+    for following in [800, 0] {
+        bed.execute("DELETE FROM herald.timelines_drowning").await;
+        if following > 0 {
+            bed.execute("INSERT INTO herald.timelines_drowning (user_key, following) VALUES (20, 800)")
+                .await;
+        }
+        worker.view.sample().await.unwrap();
+        bed.redis.flush().await.unwrap();
+        assert_eq!(newest(&worker, 20).await, kept, "follows {following}");
+    }
+}
+
+#[tokio::test]
+async fn reads_are_recorded_after_an_outage_of_the_records() {
+    let Some(bed) = bed().await else { return };
+    let timelines = open(&bed).await;
+    newest(&timelines, 7).await;
+    deliver(&timelines, 1, &recipients([8])).await;
+    bed.execute("ALTER TABLE herald.timelines_activity RENAME TO away")
+        .await;
+    timelines.view.sample().await.unwrap_err();
+    bed.execute("ALTER TABLE herald.away RENAME TO timelines_activity")
+        .await;
+    timelines.view.sample().await.unwrap();
+    let users: Vec<i64> = sqlx::query_scalar("SELECT user_key FROM herald.timelines_activity ORDER BY 1")
+        .fetch_all(bed.postgres.pool())
+        .await
+        .unwrap();
+    assert_eq!(users, [7, 8]);
+}
