@@ -1,6 +1,6 @@
 //! `grpc.health.v1` from the readiness checks of a process.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -25,23 +25,30 @@ pub struct Group {
 /// The health service. All names are NOT_SERVING once `draining` is cancelled. Must be called within a tokio runtime.
 pub async fn routes(groups: Vec<Group>, draining: CancellationToken) -> Routes {
     let (reporter, service) = tonic_health::server::health_reporter();
-    report(&reporter, &groups, false).await;
+    let mut reported = HashMap::new();
+    report(&reporter, &groups, false, &mut reported).await;
     tokio::spawn(async move {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reporting = async {
             loop {
                 ticks.tick().await;
-                report(&reporter, &groups, false).await;
+                report(&reporter, &groups, false, &mut reported).await;
             }
         };
         draining.run_until_cancelled(reporting).await;
-        report(&reporter, &groups, true).await;
+        report(&reporter, &groups, true, &mut reported).await;
     });
     Routes::new(service)
 }
 
-async fn report(reporter: &HealthReporter, groups: &[Group], draining: bool) {
+/// Reports the statuses that have changed. The reporter would send an unchanged one to all watchers again.
+async fn report(
+    reporter: &HealthReporter,
+    groups: &[Group],
+    draining: bool,
+    reported: &mut HashMap<String, ServingStatus>,
+) {
     for group in groups {
         let status = if !draining && group.readiness.failing().is_empty() {
             ServingStatus::Serving
@@ -49,13 +56,20 @@ async fn report(reporter: &HealthReporter, groups: &[Group], draining: bool) {
             ServingStatus::NotServing
         };
         for name in &group.names {
-            reporter.set_service_status(name, status).await;
+            if reported.insert(name.clone(), status) != Some(status) {
+                reporter.set_service_status(name, status).await;
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
     use tokio::net::TcpListener;
     use tonic::transport::Channel;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -67,6 +81,12 @@ mod tests {
         let (store, process) = (Readiness::new(), Readiness::new());
         let up = store.flag("store");
         up.set(true);
+        let reports = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&reports);
+        store.check("count", move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
         process.include(store.clone());
         let group = |name: &str, readiness: &Readiness| Group {
             names: vec![name.to_owned()],
@@ -94,6 +114,11 @@ mod tests {
             }
         };
         expect(1).await;
+        // A status that does not change is not sent again.
+        let reported = reports.load(Ordering::Relaxed);
+        while reports.load(Ordering::Relaxed) < reported + 4 {
+            tokio::task::yield_now().await;
+        }
         up.set(false);
         expect(2).await;
         up.set(true);
