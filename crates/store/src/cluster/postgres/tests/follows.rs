@@ -137,9 +137,9 @@ async fn concurrent_writers_make_versions_without_gaps_that_read_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writers_of_the_same_new_authors_do_not_deadlock() {
     let Some(postgres) = open().await else { return };
-    let graph = graph(&postgres);
+    // Each writer is a process of its own: one process would write the changes of concurrent calls in one transaction.
     join_all((0..8_u32).map(|writer| {
-        let graph = &graph;
+        let graph = graph(&postgres);
         async move {
             for round in 0..10 {
                 let mut changes: Vec<_> = (0..50)
@@ -153,6 +153,7 @@ async fn writers_of_the_same_new_authors_do_not_deadlock() {
         }
     }))
     .await;
+    let graph = graph(&postgres);
     for author in 1..=500 {
         let count = graph.count(UserKey(author)).await.unwrap();
         assert_eq!((count.followers, count.version.0), (8, 8));
