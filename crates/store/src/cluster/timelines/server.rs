@@ -21,6 +21,14 @@ const PIPELINE_COMMANDS_MAX: usize = 8_192;
 /// Slots whose commands run one by one at a time.
 const SLOTS_AT_A_TIME: usize = 64;
 
+/// Pauses before the repetitions of a command whose slot the nodes of a cluster can't agree on yet.
+const MOVED_PAUSES: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(400),
+    Duration::from_millis(1_000),
+];
+
 /// A connection that reconnects by itself. Clones share it.
 #[derive(Clone)]
 pub(super) enum Server {
@@ -166,13 +174,7 @@ impl Server {
                 single.reconnect_if_read_only(&value);
                 value?
             }
-            Self::Cluster(cluster) => {
-                let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
-                let mut connection = cluster.connection.clone();
-                connection
-                    .route_command(cmd, RoutingInfo::SingleNode(route))
-                    .await?
-            }
+            Self::Cluster(cluster) => cluster.run(slot, cmd).await?,
         };
         value.extract_error()
     }
@@ -327,6 +329,27 @@ impl Cluster {
             answers.extend(connection.route_pipeline(pipeline, 0, piece.len(), route).await?);
         }
         Ok(answers)
+    }
+
+    /// Runs a command. The client follows a few redirections at once; while the nodes tell each other of a slot that
+    /// moves, they can redirect in circles, which ends within a second.
+    async fn run(&self, slot: u16, cmd: Cmd) -> std::result::Result<Value, RedisError> {
+        let mut pauses = MOVED_PAUSES.iter();
+        loop {
+            let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+            let mut connection = self.connection.clone();
+            let value = connection
+                .route_command(cmd.clone(), RoutingInfo::SingleNode(route))
+                .await
+                .and_then(Value::extract_error);
+            match value {
+                Err(e) if e.kind() == RedisErrorKind::Server(ServerErrorKind::Moved) => {
+                    let Some(pause) = pauses.next() else { return Err(e) };
+                    tokio::time::sleep(*pause).await;
+                }
+                value => return value,
+            }
+        }
     }
 
     async fn refresh(&self) -> Result<()> {
