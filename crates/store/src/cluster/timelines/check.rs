@@ -11,6 +11,25 @@ pub(super) async fn check(server: &Server) -> Result<()> {
     Ok(())
 }
 
+/// Checks that the server can be used now: as [`check`], and that it has memory for writes.
+pub(super) async fn check_now(server: &Server) -> Result<()> {
+    check(server).await?;
+    for range in server.ranges().iter() {
+        let info = server.info(*range, "memory").await?;
+        let bytes = |name| info_value(&info, name).and_then(|value| value.parse::<u64>().ok());
+        let (used, max) = (bytes("used_memory").unwrap_or(0), bytes("maxmemory").unwrap_or(0));
+        if max > 0 && used >= max {
+            return Err(Error::new(
+                ErrorKind::Full,
+                format!(
+                    "Redis uses {used} bytes, and its maxmemory is {max}: raise maxmemory, or add nodes to its cluster"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 async fn check_primary(server: &Server, range: SlotRange) -> Result<()> {
     let info = server.info(range, "server").await?;
     // Valkey tells the version of Redis that it is compatible with as redis_version.

@@ -37,6 +37,14 @@ pub(super) fn redis_error(what: &str, error: &RedisError) -> Error {
             ErrorKind::Unavailable,
             ": the server is a replica; timelines.url must lead to the primary",
         ),
+        _ if error.is_timeout() => (
+            ErrorKind::Unavailable,
+            ": the server did not respond within timelines.connect_timeout_ms or timelines.response_timeout_ms",
+        ),
+        _ if error.is_io_error() => (
+            ErrorKind::Unavailable,
+            ": check that the server runs, and that timelines.url leads to it, with rediss:// if it uses TLS",
+        ),
         _ => (ErrorKind::Unavailable, ""),
     };
     Error::new(kind, format!("can't {what}: Redis: {error}{advice}"))

@@ -293,7 +293,7 @@ impl ClusterTimelines {
 
     /// Checks that timelines can be read and written.
     pub(crate) async fn check(&self) -> Result<()> {
-        check::check(&self.view.reader).await
+        check::check_now(&self.view.reader).await
     }
 
     /// Writes what is pending and stops the tasks; later deliveries are rejected.
