@@ -138,8 +138,9 @@ fn kind_of_state(code: &str) -> ErrorKind {
         "53100" | "53200" => ErrorKind::Full,
         // Wrong kinds or lengths of values, constraints: a bug of Herald, or a schema that was changed by hand.
         _ if code.starts_with("22") || code.starts_with("23") || code.starts_with("42") => {
-            // insufficient_privilege, like a wrong password, is for an operator to change while Herald waits.
-            if code == "42501" {
+            // insufficient_privilege, undefined_table and undefined_column, like a wrong password, are for an operator to
+            // change while Herald waits.
+            if matches!(code, "42501" | "42P01" | "42703") {
                 ErrorKind::Unavailable
             } else {
                 ErrorKind::Corrupt
@@ -164,7 +165,7 @@ fn advice(code: &str) -> Option<&'static str> {
         "55P03" => Some("another transaction held a lock for longer than postgres.lock_timeout_ms"),
         "57014" => Some("the statement took longer than postgres.statement_timeout_ms"),
         "25006" => Some("the server is a standby or read-only: use the URL of the primary"),
-        "42P01" | "3F000" => Some("the schema is incomplete: run `herald store migrate`"),
+        "42P01" | "42703" | "3F000" => Some("the schema is incomplete: run `herald store migrate`"),
         _ => None,
     }
 }
@@ -186,7 +187,9 @@ mod tests {
             ("25006", ErrorKind::Unavailable),
             ("40001", ErrorKind::Unavailable),
             ("42501", ErrorKind::Unavailable),
-            ("42P01", ErrorKind::Corrupt),
+            ("42P01", ErrorKind::Unavailable),
+            ("3F000", ErrorKind::Unavailable),
+            ("42601", ErrorKind::Corrupt),
             ("23505", ErrorKind::Corrupt),
             ("XX001", ErrorKind::Corrupt),
         ] {

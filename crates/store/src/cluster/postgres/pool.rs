@@ -33,6 +33,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// meanwhile costs another attempt.
 const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
 
+/// Time for which the store counts as full after a write failed for lack of space.
+const FULL_AGE_MAX: Duration = Duration::from_secs(5);
+
 /// Parameters of a URL that sqlx reads.
 const URL_PARAMETERS: [&str; 18] = [
     "sslmode",
@@ -65,6 +68,8 @@ pub(crate) struct Postgres {
     call_timeout: Duration,
     /// Connections that were opened before this moment are closed instead of used.
     stale_before: Arc<Mutex<Option<Instant>>>,
+    /// When a write last failed because the server is full, with the error's message.
+    full: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
 impl Postgres {
@@ -101,6 +106,7 @@ impl Postgres {
             pool,
             call_timeout: config.call_timeout(),
             stale_before,
+            full: Arc::default(),
         })
     }
 
@@ -154,10 +160,22 @@ impl Postgres {
             }
             attempts += 1;
             if attempts == ATTEMPTS_MAX || !can_repeat(failure.repetition()) {
-                return Err(failure.into_error(what));
+                let error = failure.into_error(what);
+                if error.kind() == ErrorKind::Full {
+                    *self.full.lock() = Some((Instant::now(), error.to_string()));
+                }
+                return Err(error);
             }
             tokio::time::sleep(pause_before(attempts)).await;
         }
+    }
+
+    /// The last error of a write for lack of space, if it is not older than [`FULL_AGE_MAX`]. Writes that wait are tried
+    /// again more often.
+    pub(super) fn last_full(&self) -> Option<String> {
+        let full = self.full.lock();
+        let (_, message) = full.as_ref().filter(|(at, _)| at.elapsed() < FULL_AGE_MAX)?;
+        Some(message.clone())
     }
 
     /// Closes all connections. Later calls fail.
@@ -178,6 +196,17 @@ fn connect_options(url: &SecretUrl, config: &PostgresConfig) -> Result<PgConnect
     let url = url.expose();
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(invalid("it must start with postgres://".into()));
+    }
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    if authority
+        .rsplit('@')
+        .next()
+        .is_some_and(|hosts| hosts.contains(','))
+    {
+        return Err(invalid(
+            "it must have one host: use a name or an address that always leads to the primary".into(),
+        ));
     }
     // sqlx would log an unknown parameter with its value, which a misspelled `password` has too.
     let query = url.split_once('?').map_or("", |(_, query)| query);
@@ -253,6 +282,7 @@ mod tests {
         assert!(refusal("").contains("must start with postgres://"));
         assert!(refusal("mysql://u:hunter2@h/d").contains("must start with postgres://"));
         assert!(refusal("postgres://u@h/d?pasword=hunter2").contains("unknown parameter pasword"));
+        assert!(refusal("postgres://u:hunter2@h1:1,h2:2/d").contains("must have one host"));
         refusal("postgres://u:hunter2@h:port/d");
         refusal("postgres://u:hunter2@h/d?sslmode=maybe");
     }
