@@ -68,6 +68,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// Whether the store can't be used for now: work that needs it waits, and spends no attempt.
+    pub fn is_away(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Full)
+    }
 }
 
 impl fmt::Display for Error {

@@ -25,7 +25,7 @@ use herald_model::{Post, PostId};
 use herald_posts::ReadError;
 use herald_rpc::status;
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, ErrorKind, Posts};
+use herald_store::{Archived, Posts};
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
@@ -75,7 +75,7 @@ impl ArchiveWatermark {
         }
     }
 
-    /// Whether the last reading failed because the store can't be reached.
+    /// Whether the last reading failed because the store can't be reached or takes no writes.
     pub(crate) fn is_store_away(&self) -> bool {
         self.store_away.load(Ordering::Relaxed)
     }
@@ -136,8 +136,7 @@ impl WatermarkReader {
         loop {
             let at = Instant::now();
             let caught_up = self.catch_up().await;
-            let is_away =
-                matches!(&caught_up, Err(ReadError::Store(error)) if error.kind() == ErrorKind::Unavailable);
+            let is_away = matches!(&caught_up, Err(ReadError::Store(error)) if error.is_away());
             self.store_away.store(is_away, Ordering::Relaxed);
             let pause = match caught_up {
                 Ok(()) => {

@@ -313,7 +313,7 @@ impl Submitter {
             match self.archive_watermark.wait_until_fresh().await {
                 Ok(reading) => match self.posts.find_by_request(author, request_id).await {
                     Ok(original) => return Ok((original, Evidence::Store(reading))),
-                    Err(error) if error.kind() == ErrorKind::Unavailable => status::from_store(&error),
+                    Err(error) if error.is_away() => status::from_store(&error),
                     Err(error) => return Err(status::from_store(&error)),
                 },
                 Err(behind) if self.archive_watermark.is_store_away() => behind,

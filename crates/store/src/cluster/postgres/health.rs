@@ -4,7 +4,7 @@ use super::Postgres;
 use crate::{Error, ErrorKind, Result};
 
 impl Postgres {
-    /// Checks that the server responds, has Herald's schema and accepts writes.
+    /// Checks that the server responds, has Herald's schema, accepts writes and has room for them.
     pub(crate) async fn check(&self) -> Result<()> {
         const CHECK: &str = "
             SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' FROM herald.store";
@@ -17,6 +17,9 @@ impl Postgres {
             let message = "PostgreSQL accepts no writes: the server is a standby or read-only";
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        Ok(())
+        match self.last_full() {
+            Some(message) => Err(Error::new(ErrorKind::Full, message)),
+            None => Ok(()),
+        }
     }
 }

@@ -192,7 +192,6 @@ impl PostgresPosts {
                 Ok(())
             })
             .await
-            .inspect_err(|error| self.capacity.note(error))
     }
 }
 

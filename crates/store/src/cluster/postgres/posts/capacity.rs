@@ -1,4 +1,5 @@
-//! Whether the database has room for new posts, from samples.
+//! Whether the database is below its configured size, from samples. A disk of PostgreSQL that is full refuses no posts:
+//! they wait in POSTS, as while PostgreSQL is away.
 
 use std::{
     sync::Arc,
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::{Error, ErrorKind, Result, cluster::postgres::Postgres};
 
-/// Maximum age of a sample, and time for which new posts are refused after PostgreSQL reported a full disk.
+/// Maximum age of a sample.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Answers from the last sample at once, and takes a new one in the background.
@@ -25,8 +26,6 @@ struct State {
     database_mb: u64,
     /// When the last sample was begun.
     sampled_at: Option<Instant>,
-    /// When PostgreSQL last reported a full disk.
-    full_at: Option<Instant>,
 }
 
 impl Capacity {
@@ -38,22 +37,11 @@ impl Capacity {
         }
     }
 
-    /// Notes that a write failed because the disk of PostgreSQL is full.
-    pub(super) fn note(&self, error: &Error) {
-        if error.kind() == ErrorKind::Full {
-            self.state.lock().full_at = Some(Instant::now());
-        }
-    }
-
     pub(super) fn check(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        if state.full_at.is_some_and(|at| at.elapsed() < SAMPLE_AGE_MAX) {
-            let message = "the disk of PostgreSQL is full: free some space or enlarge the disk";
-            return Err(Error::new(ErrorKind::Full, message));
-        }
         if self.database_mb_max == 0 {
             return Ok(());
         }
+        let mut state = self.state.lock();
         if state.sampled_at.is_none_or(|at| at.elapsed() >= SAMPLE_AGE_MAX) {
             state.sampled_at = Some(Instant::now());
             self.sample();
