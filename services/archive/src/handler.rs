@@ -1,6 +1,7 @@
 //! The handler of the consumers: writes posts and deletions from POSTS to the store, in batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
@@ -11,6 +12,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::Metrics;
+
+/// Bounds of the delay between two attempts at a batch that waits for the store; it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 struct ArchiveRequest {
     entry: Archived,
@@ -26,10 +31,17 @@ pub(crate) struct Archive {
 
 impl Archive {
     /// Starts the writer task; dropping the `Archive` stops it.
-    pub(crate) fn new(posts: Arc<dyn Posts>, metrics: Metrics, batch_max: usize) -> Self {
+    ///
+    /// After `shutdown` no message waits for the store any more.
+    pub(crate) fn new(
+        posts: Arc<dyn Posts>,
+        metrics: Metrics,
+        batch_max: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(batch_max);
         let stop = CancellationToken::new();
-        let writer = run_writer(posts, metrics, queue, batch_max);
+        let writer = run_writer(posts, metrics, queue, batch_max, shutdown);
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(writer).await });
         Self {
@@ -63,6 +75,7 @@ async fn run_writer(
     metrics: Metrics,
     mut queue: mpsc::Receiver<ArchiveRequest>,
     batch_max: usize,
+    shutdown: CancellationToken,
 ) {
     let mut batch = Vec::with_capacity(batch_max);
     while queue.recv_many(&mut batch, batch_max).await > 0 {
@@ -70,7 +83,7 @@ async fn run_writer(
             .drain(..)
             .map(|request| (request.entry, request.reply))
             .unzip();
-        let dispositions = archive_batch(&*posts, &metrics, &entries).await;
+        let dispositions = archive_batch(&*posts, &metrics, &entries, &shutdown).await;
         for (reply, disposition) in replies.into_iter().zip(dispositions) {
             // A dropped handler's message is redelivered, and archiving a post is idempotent.
             let _ = reply.send(disposition);
@@ -80,8 +93,35 @@ async fn run_writer(
 
 /// Writes a batch and returns the disposition of each message. An entry with a permanent error is isolated; the rest of
 /// the batch is written.
-async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived]) -> Vec<Disposition> {
-    let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
+///
+/// While the store is away, the batch waits here: heartbeats keep its messages, they spend no attempts, and no more
+/// messages are pulled than fit into the queue.
+async fn archive_batch(
+    posts: &dyn Posts,
+    metrics: &Metrics,
+    entries: &[Archived],
+    shutdown: &CancellationToken,
+) -> Vec<Disposition> {
+    let mut delay = WAIT_MIN;
+    let written = loop {
+        let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
+        match &written.stopped {
+            Some(Classified::Transient(error)) if error.is_away() => {
+                if delay == WAIT_MIN {
+                    tracing::warn!(error = error_chain(error), "posts wait for the store");
+                }
+            }
+            _ => break written,
+        }
+        let waiting = shutdown.run_until_cancelled(tokio::time::sleep(delay));
+        if waiting.await.is_none() {
+            break written;
+        }
+        delay = (2 * delay).min(WAIT_MAX);
+    };
+    if delay > WAIT_MIN && written.stopped.is_none() {
+        tracing::info!("no post waits for the store any more");
+    }
     if let Some(Classified::Transient(error)) = &written.stopped {
         let error = error_chain(error);
         tracing::error!(
@@ -105,8 +145,6 @@ async fn archive_batch(posts: &dyn Posts, metrics: &Metrics, entries: &[Archived
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
     use herald_store::{
@@ -199,7 +237,8 @@ mod tests {
         let corrupt = Disposition::fault("corrupt row");
 
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
-        let outcomes = archive_batch(&posts, &metrics, &entries).await;
+        let running = CancellationToken::new();
+        let outcomes = archive_batch(&posts, &metrics, &entries, &running).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
                 3 => assert_eq!(*outcome, corrupt),
@@ -211,9 +250,11 @@ mod tests {
         let stored = posts.get(&ids).await.unwrap();
         assert_eq!(stored.iter().filter(|post| post.is_some()).count(), 7);
 
-        // The store becomes unavailable halfway: the remaining messages are retried.
+        // The store becomes unavailable halfway, and the service stops: the remaining messages are retried.
+        let stopped = CancellationToken::new();
+        stopped.cancel();
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
-        let outcomes = archive_batch(&posts, &metrics, &entries).await;
+        let outcomes = archive_batch(&posts, &metrics, &entries, &stopped).await;
         assert_eq!(outcomes[0], Disposition::Ack);
         assert_eq!(outcomes[2], corrupt);
         assert_eq!(outcomes[8], Disposition::retry("corrupt row"));

@@ -53,7 +53,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     } = deps;
     herald_posts::check_stream_matches_store(&mesh, &*posts).await?;
-    let archive = Arc::new(Archive::new(posts, metrics, config.batch_max));
+    let archive = Arc::new(Archive::new(posts, metrics, config.batch_max, shutdown.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for (consumer, in_flight_max) in [
         (consumers::ARCHIVE, config.in_flight_max),
