@@ -121,6 +121,11 @@ impl Herald {
         &self.ready.nats
     }
 
+    /// Process id of the server.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the server runs")
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")

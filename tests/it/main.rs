@@ -7,6 +7,8 @@
 )]
 
 mod audit;
+mod bad_days;
+mod bad_days_refused;
 mod bad_input;
 mod clients;
 mod configuration;

@@ -36,7 +36,7 @@ mod redis_cluster;
 mod require;
 
 pub use error::{Error, Result};
-pub use postgres::{Postgres, PostgresOptions};
+pub use postgres::{Occupied, Postgres, PostgresOptions};
 pub use redis::{Credentials, Redis, RedisOptions};
 pub use redis_cluster::RedisCluster;
 pub use require::required;

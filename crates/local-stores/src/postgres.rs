@@ -61,6 +61,12 @@ pub struct Postgres {
     dir: Directory,
 }
 
+/// All connections of a server. Dropping it closes them.
+#[derive(Debug)]
+pub struct Occupied {
+    _connections: Vec<PgConnection>,
+}
+
 impl Postgres {
     /// Starts a server with the default options.
     pub async fn start() -> Result<Self> {
@@ -139,6 +145,55 @@ impl Postgres {
         )
     }
 
+    /// Runs statements in a database.
+    pub async fn run_in(&self, database: &str, statements: &str) -> Result<()> {
+        let failed = |error| Error::postgres(format!("run {statements:?}"))(error);
+        let mut connection = self.connect_to(database).await.map_err(failed)?;
+        // The text is the caller's, which is a test.
+        connection
+            .execute(sqlx::raw_sql(AssertSqlSafe(statements.to_owned())))
+            .await
+            .map_err(failed)?;
+        connection.close().await.map_err(failed)
+    }
+
+    /// Takes all connections of the server, also those of programs that are connected now.
+    pub async fn occupy(&self) -> Result<Occupied> {
+        const END_OTHERS: &str = "
+            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND pid <> ALL($1)";
+        let failed = |error| Error::postgres("take all connections")(error);
+        let mut first = self.connect().await.map_err(failed)?;
+        let mut connections = Vec::new();
+        let mut pids = vec![pid_of(&mut first).await.map_err(failed)?];
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            while let Ok(mut connection) = self.connect().await {
+                pids.push(pid_of(&mut connection).await.map_err(failed)?);
+                connections.push(connection);
+            }
+            let others: i64 = sqlx::query_scalar(END_OTHERS)
+                .bind(&pids)
+                .fetch_one(&mut first)
+                .await
+                .map_err(failed)?;
+            if others == 0 {
+                connections.push(first);
+                return Ok(Occupied {
+                    _connections: connections,
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::NotReady {
+                    program: NAME,
+                    limit: START_LIMIT,
+                    reason: "other programs connect again and again".into(),
+                    log: self.log_tail(),
+                });
+            }
+        }
+    }
+
     /// Stops the server: it ends its sessions and writes a checkpoint.
     pub async fn stop(&self) -> Result<()> {
         self.run().stop().await
@@ -214,7 +269,11 @@ impl Postgres {
     }
 
     async fn connect(&self) -> sqlx::Result<PgConnection> {
-        let options: PgConnectOptions = self.url().parse()?;
+        self.connect_to("postgres").await
+    }
+
+    async fn connect_to(&self, database: &str) -> sqlx::Result<PgConnection> {
+        let options: PgConnectOptions = self.url_of(database).parse()?;
         PgConnection::connect_with(&options).await
     }
 
@@ -253,6 +312,12 @@ impl Postgres {
             sleep(POLL_INTERVAL).await;
         }
     }
+}
+
+async fn pid_of(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    sqlx::query_scalar("SELECT pg_backend_pid()")
+        .fetch_one(connection)
+        .await
 }
 
 fn data(dir: &Path) -> PathBuf {
