@@ -858,12 +858,7 @@ async fn a_corrupt_row_is_named_and_nothing_after_it_is_moved() {
             &8_u32.to_be_bytes(),
             "the devices of user 8",
         ),
-        (
-            "records",
-            "follow_counts",
-            &6_u32.to_be_bytes(),
-            "the follower count of author 6",
-        ),
+        ("records", "follow_counts", &6_u32.to_be_bytes(), "author 6"),
         (
             "records",
             "ledger",
