@@ -26,7 +26,7 @@ const READERS: usize = 300;
 const WRITERS: usize = 8;
 
 /// An AckWait so short that messages of a killed process are redelivered within the test.
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         variables: ack_wait_variables(5),
         ..Options::default()
@@ -172,8 +172,13 @@ async fn read_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     }
 }
 
-/// Injects `fault` `rounds` times under load, each time after more posts were accepted; then checks everything.
-async fn inject_under_load(mut herald: Herald, rounds: usize, fault: impl AsyncFn(&mut Herald)) {
+/// Injects `fault` `rounds` times under load, each time after more posts were accepted; then checks everything. Returns the
+/// mesh.
+pub(crate) async fn inject_under_load(
+    mut herald: Herald,
+    rounds: usize,
+    fault: impl AsyncFn(&mut Herald),
+) -> Herald {
     import_follows(&herald.clients().await).await;
     let (accepted, count) = (Accepted::default(), Arc::new(AtomicU64::new(0)));
     let stop = Arc::new(AtomicBool::new(false));
@@ -249,6 +254,7 @@ async fn inject_under_load(mut herald: Herald, rounds: usize, fault: impl AsyncF
         !wrong_timelines(&clients, &accepted).await.is_empty(),
         "a missing post is not detected"
     );
+    herald
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,7 @@ mod full;
 mod graph_calls;
 mod main_job;
 mod metrics;
+mod migrate;
 mod poison;
 mod readme;
 mod serve;

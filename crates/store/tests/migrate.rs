@@ -701,6 +701,52 @@ async fn timelines_that_are_lost_after_the_move_are_made_again_entry_by_entry() 
     cluster.close().await;
 }
 
+/// Plans a slice of post 40, whose author is 3, and returns its recipients.
+async fn plan_half(stores: &Stores, slice: u32, after: Option<UserKey>, limit: usize) -> Recipients {
+    let page = stores.follows.followers(UserKey(3), None, after, limit);
+    let page = page.await.unwrap();
+    let plan = SlicePlan {
+        post: PostId(40),
+        author: UserKey(3),
+        slice,
+        version: page.version,
+        chunks: vec![ChunkPlan {
+            channel: Channel::Timeline,
+            recipients: page.followers.clone(),
+        }],
+        next_after: if page.complete { None } else { page.last },
+    };
+    stores.ledger.plan(plan).await.unwrap();
+    page.followers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_post_that_is_half_planned_and_not_archived_reaches_all_rebuilt_timelines() {
+    let Some(world) = World::start().await else { return };
+    let store = Embedded::open(&world.from()).unwrap();
+    let stores = store.stores();
+    let ids: Vec<_> = (1..=20)
+        .map(|user| UserId::new(format!("user-{user}")).unwrap())
+        .collect();
+    stores.users.intern(&ids).await.unwrap();
+    follow(&stores, 3, 5..15, QUIET).await;
+    let first = plan_half(&stores, 0, None, 4).await;
+    store.close().unwrap();
+    drop((stores, store));
+    world.migrate().await.unwrap();
+
+    let cluster = Cluster::open(&world.to).await.unwrap();
+    let stores = cluster.stores();
+    let second = plan_half(&stores, 1, first.iter().last(), 100).await;
+    assert_eq!((first.len(), second.len()), (4, 6));
+    let users: Vec<UserKey> = first.iter().chain(second.iter()).collect();
+    stores.timelines.rebuild(&users).await.unwrap();
+    for (user, timeline) in users.iter().zip(stores.timelines.read(&users).await.unwrap()) {
+        assert_eq!(timeline.posts, [PostId(40)], "user {user}");
+    }
+    cluster.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_move_that_is_broken_off_anywhere_goes_on() {
     let Some(world) = World::start().await else { return };
@@ -894,4 +940,53 @@ async fn a_corrupt_row_is_named_and_nothing_after_it_is_moved() {
     }
     world.migrate().await.unwrap();
     drop(world.postgres);
+}
+
+/// How long a move takes; prints rows a second. `MOVED_FOLLOWS` and `MOVED_POSTS` set the size.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes minutes; prints figures"]
+async fn figures() {
+    let size = |name: &str, default: u32| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (follows, posts) = (size("MOVED_FOLLOWS", 1_000_000), size("MOVED_POSTS", 10_000));
+    let Some(world) = World::start().await else { return };
+    let store = Embedded::open(&world.from()).unwrap();
+    let stores = store.stores();
+    let users = follows / 20;
+    for first in (1..=users).step_by(20_000) {
+        let ids =
+            (first..=users.min(first + 19_999)).map(|user| UserId::new(format!("user-{user}")).unwrap());
+        stores.users.intern(&ids.collect::<Vec<_>>()).await.unwrap();
+    }
+    for author in 1..=follows / 1_000 {
+        let followers = (0..1_000).map(|n| (author * 7_919 + n * 49) % users + 1);
+        let followers: std::collections::BTreeSet<u32> = followers.collect();
+        follow(&stores, author, followers, LOUD).await;
+    }
+    for id in 1..=u64::from(posts) {
+        let author = id as u32 % (follows / 1_000) + 1;
+        publish_new(&stores, id, author).await;
+    }
+    store.close().unwrap();
+    drop((stores, store));
+    let starts = std::sync::Mutex::new(Vec::new());
+    let begun = std::time::Instant::now();
+    let report = |progress: migrate::Progress| {
+        let mut starts = starts.lock().unwrap();
+        let now = (progress.stage, progress.part);
+        if starts.last().is_none_or(|(last, _)| *last != now) {
+            starts.push((now, begun.elapsed()));
+        }
+    };
+    let moved = migrate::run(&world.from(), &world.to, migrate::BATCH_ROWS, &report)
+        .await
+        .unwrap();
+    println!(
+        "{:?}: {:?} {} rows compared",
+        begun.elapsed(),
+        moved.parts,
+        moved.rows_compared
+    );
+    for ((stage, part), at) in starts.into_inner().unwrap() {
+        println!("{at:>12.1?} {stage:?} {part}");
+    }
 }

@@ -152,7 +152,7 @@ impl<'a> Columns<'a> {
                 ON CONFLICT DO NOTHING
             ), pins AS (
                 INSERT INTO herald.pinned_posts (author, post, version)
-                SELECT author, post, version FROM p JOIN new USING (post, slice) WHERE slice = 0
+                SELECT author, post, version FROM p JOIN new USING (post, slice)
                 ON CONFLICT DO NOTHING
             )
             SELECT post, slice FROM new";
