@@ -91,6 +91,28 @@ impl World {
         }
     }
 
+    /// Moves everything, and breaks off before anything is compared.
+    async fn move_all(&self) {
+        let reached = tokio::sync::Notify::new();
+        let from = self.from();
+        let report = |progress: migrate::Progress| {
+            if progress.stage == Stage::Comparing {
+                reached.notify_one();
+            }
+        };
+        tokio::select! {
+            biased;
+            () = reached.notified() => {}
+            moved = migrate::run(&from, &self.to, 50, &report) => panic!("{moved:?}"),
+        }
+    }
+
+    async fn flush_redis(&self) {
+        let client = redis::Client::open(self.redis.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+    }
+
     /// Opens the embedded store although its data was moved.
     async fn open_moved_source(&self) -> Embedded {
         std::fs::remove_file(self.dir.path().join("moved")).unwrap();
@@ -665,12 +687,7 @@ async fn timelines_that_are_lost_after_the_move_are_made_again_entry_by_entry() 
     let Some(world) = World::start().await else { return };
     fill_source(&world).await;
     world.migrate().await.unwrap();
-    let mut client = redis::Client::open(world.redis.url())
-        .unwrap()
-        .get_multiplexed_async_connection()
-        .await
-        .unwrap();
-    redis::cmd("FLUSHALL").exec_async(&mut client).await.unwrap();
+    world.flush_redis().await;
 
     let source = world.open_moved_source().await;
     let cluster = Cluster::open(&world.to).await.unwrap();
@@ -810,6 +827,23 @@ async fn what_can_not_be_moved_is_refused_without_a_trace() {
     drop(source);
     world.sql("DROP SCHEMA herald CASCADE").await;
 
+    // A running target.
+    let cluster = Cluster::open(&world.to).await.unwrap();
+    let leases = cluster.stores().leases;
+    let lease = leases
+        .acquire("retention", "another process", DAY)
+        .await
+        .unwrap()
+        .unwrap();
+    let running = world.migrate().await.unwrap_err();
+    assert!(
+        running.to_string().contains("Herald is running on it"),
+        "{running}"
+    );
+    leases.release(&lease).await.unwrap();
+    cluster.close().await;
+    world.sql("DROP SCHEMA herald CASCADE").await;
+
     // The move of another store.
     world.migrate().await.unwrap();
     let other = tempfile::tempdir().unwrap();
@@ -848,20 +882,7 @@ async fn differences_are_found_before_the_move_is_finished() {
             "the row author 5, follower 9",
         ),
     ] {
-        // The change is made when everything is moved and nothing is compared yet.
-        let reached = tokio::sync::Notify::new();
-        let from = world.from();
-        let report = |progress: migrate::Progress| {
-            if progress.stage == Stage::Comparing {
-                reached.notify_one();
-            }
-        };
-        let broken_off = tokio::select! {
-            biased;
-            () = reached.notified() => true,
-            _ = migrate::run(&from, &world.to, 50, &report) => false,
-        };
-        assert!(broken_off);
+        world.move_all().await;
         world.sql(change).await;
         let differs = loop {
             match world.migrate().await.unwrap_err() {
@@ -875,8 +896,19 @@ async fn differences_are_found_before_the_move_is_finished() {
         world.sql("DROP SCHEMA herald CASCADE").await;
         std::fs::remove_file(world.dir.path().join("moved")).unwrap();
     }
-    // A timeline that Redis has lost is made again.
-    world.migrate().await.unwrap();
+    // Timelines that Redis has lost are made again.
+    world.move_all().await;
+    world.flush_redis().await;
+    loop {
+        match world.migrate().await {
+            Err(locked) if locked.kind() == ErrorKind::Locked => tokio::task::yield_now().await,
+            moved => break assert!(!moved.unwrap().was_finished),
+        }
+    }
+    let source = world.open_moved_source().await;
+    let cluster = Cluster::open(&world.to).await.unwrap();
+    compare(&source.stores(), &cluster.stores(), None).await.unwrap();
+    cluster.close().await;
 }
 
 /// Overwrites a row of the embedded store.

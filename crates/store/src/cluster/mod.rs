@@ -37,6 +37,8 @@ pub struct Cluster {
     postgres: Postgres,
     timelines: Arc<ClusterTimelines>,
     stores: Stores,
+    /// The name of this process for the leases of the engine.
+    holder: String,
 }
 
 impl Cluster {
@@ -78,6 +80,7 @@ impl Cluster {
             postgres,
             timelines,
             stores,
+            holder: process,
         })
     }
 
@@ -93,6 +96,11 @@ impl Cluster {
     /// The stores of the engine.
     pub fn stores(&self) -> Stores {
         self.stores.clone()
+    }
+
+    /// The name of this process for the leases of the engine.
+    pub(crate) fn holder(&self) -> &str {
+        &self.holder
     }
 
     /// The connections to PostgreSQL.

@@ -96,7 +96,7 @@ impl Target {
 
     async fn check_empty(&self, connection: &mut PgConnection) -> Attempt<()> {
         const RUNNING: &str = "
-            SELECT count(*) FROM herald.leases WHERE ends_at > clock_timestamp() AND name NOT LIKE 'timelines%'";
+            SELECT count(*) FROM herald.leases WHERE ends_at > clock_timestamp() AND holder <> $1";
         for table in PARTS
             .iter()
             .flat_map(|part| part.tables)
@@ -110,7 +110,10 @@ impl Target {
                 return Err(refused(format!("the table herald.{} has rows", table.name)).into());
             }
         }
-        let running: i64 = sqlx::query_scalar(RUNNING).fetch_one(connection).await?;
+        let running: i64 = sqlx::query_scalar(RUNNING)
+            .bind(self.cluster.holder())
+            .fetch_one(connection)
+            .await?;
         if running > 0 {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -15,7 +15,7 @@ impl Postgres {
         if unfinished {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "can't open the store: the data of an embedded store is being moved into this database and is not complete: \
+                "the data of an embedded store is being moved into this database and is not complete: \
                  run `herald migrate` again until it is finished, or empty the database with `DROP SCHEMA herald CASCADE`",
             ));
         }
