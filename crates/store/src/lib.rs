@@ -4,18 +4,21 @@
 //! |---|---|---|
 //! | [`Users`] | user id ↔ [`UserKey`](herald_model::UserKey) | gateway, graph |
 //! | [`Follows`] | the follow graph and its history | graph |
-//! | [`Posts`] | posts, deletions, request ids | gateway (its archive consumer) |
+//! | [`Posts`] | posts, deletions, request ids | archive, gateway |
 //! | [`Devices`], [`Preferences`] | push addresses and push settings | gateway |
 //! | [`Timelines`] | (follower, post) pairs | timeline |
 //! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push, deadletter |
 //! | [`Totals`] | delivery counts by post and by hour | analytics |
 //! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
 //! | [`Leases`] | who does what only one process may do | deadletter, analytics |
+//! | [`Retention`] | removes what is past its retention | deadletter |
+//! | [`Health`] | whether the store answers | |
 //!
 //! # Contract of every engine
 //!
 //! - **Durability.** *Invariant:* when a write returns `Ok`, it survives a crash and a loss of power (the embedded
-//!   engine calls fsync). A write that returns a [`Durable`] is durable when that future resolves with `Ok`. Messages
+//!   engine calls fsync; PostgreSQL must have `fsync` and `synchronous_commit` on). The exception are timelines of the
+//!   cluster engine: they are a view, whose losses are noticed and repaired. A write that returns a [`Durable`] is durable when that future resolves with `Ok`. Messages
 //!   are acknowledged only after that.
 //! - **Idempotency.** *Invariant:* repeating a write does not change the result, because every message can be
 //!   redelivered. The one exception is [`DeadLetters::begin`].
