@@ -153,4 +153,6 @@ async fn several_processes_make_the_streams_at_once() {
     let done = herald(&["topology", "apply", "--nats-url", &url], &[]).await;
     assert_eq!(done.code, 1, "{done:?}");
     assert!(done.stderr.contains("can't connect to NATS"), "{done:?}");
+    let done = herald(&["topology", "apply", "--nats-url", "nats://127.0.0.1:1"], &[]).await;
+    assert_eq!(done.stderr.matches("Connection refused").count(), 1, "{done:?}");
 }

@@ -270,8 +270,8 @@ impl Show for SummaryEvent {
         }
         if summary.incomplete_timelines > 0 {
             lines.push(format!(
-                "{} incomplete and not compared: rebuilt when its user reads it, or by `herald rebuild timelines`",
-                counted(summary.incomplete_timelines, "timeline is", "timelines are")
+                "{} not compared, because nobody has read them yet or they lack entries; `herald rebuild timelines` completes them",
+                counted(summary.incomplete_timelines, "timeline was", "timelines were")
             ));
         }
         if summary.findings == 0 {

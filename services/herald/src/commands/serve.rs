@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use console::style;
 use herald_cli::{context::Context, failure::Failure, output::Show};
-use herald_runtime::{http::CheckState, shutdown, telemetry};
+use herald_runtime::{
+    http::CheckState,
+    shutdown,
+    telemetry::{self, error_chain},
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -124,7 +128,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let Some(started) = shutdown.run_until_cancelled(Box::pin(start)).await else {
         return Ok(());
     };
-    let server = started.map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let server = started.map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
     let addresses = server.addresses.clone();
     let ready = Ready {
         event: "ready",
@@ -156,5 +160,5 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         result = Box::pin(foreground) => result,
     };
     telemetry.shutdown().await;
-    result.map_err(|error| Failure::failed(format!("{error:#}")))
+    result.map_err(|error| Failure::failed(error_chain(error.as_ref())))
 }

@@ -6,7 +6,7 @@ use herald_cli::{
     failure::Failure,
     output::{Show, counted},
 };
-use herald_runtime::config::Flags;
+use herald_runtime::{config::Flags, telemetry::error_chain};
 use serde::Serialize;
 
 use crate::{server::Config, settings::refuse_password};
@@ -78,7 +78,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let migrated = config
         .migrate_store()
         .await
-        .map_err(|error| Failure::failed(format!("{error:#}")))?;
+        .map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
     context.output.show(&Migrated {
         version: migrated.version,
         applied: migrated.applied,

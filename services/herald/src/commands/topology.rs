@@ -6,7 +6,7 @@ use herald_cli::{
     failure::Failure,
     output::{Show, counted},
 };
-use herald_runtime::config::Flags;
+use herald_runtime::{config::Flags, telemetry::error_chain};
 use serde::Serialize;
 
 use crate::{server::Config, settings::refuse_password};
@@ -73,7 +73,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let topology = config
         .apply_topology()
         .await
-        .map_err(|error| Failure::failed(format!("{error:#}")))?;
+        .map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
     context.output.show(&Applied {
         stream_count: topology.streams.len() as u64,
         consumer_count: topology.consumers.len() as u64,

@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use console::style;
 use herald_cli::{context::Context, failure::Failure, output::Show};
-use herald_runtime::{http::CheckState, shutdown, telemetry};
+use herald_runtime::{
+    http::CheckState,
+    shutdown,
+    telemetry::{self, error_chain},
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -133,7 +137,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let Some(started) = shutdown.run_until_cancelled(Box::pin(start)).await else {
         return Ok(());
     };
-    let server = started.map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let server = started.map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
     let Addresses {
         grpc,
         http,
@@ -177,7 +181,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         result = Box::pin(foreground) => result,
     };
     telemetry.shutdown().await;
-    result.map_err(|error| Failure::failed(format!("{error:#}")))
+    result.map_err(|error| Failure::failed(error_chain(error.as_ref())))
 }
 
 /// Loads the configuration, and decides whether the demo receives pushes: its receiver has a plain-http loopback

@@ -1,6 +1,6 @@
 //! Lost writes are noticed and repaired.
 
-use super::*;
+use super::{server::Script, *};
 
 async fn losses(bed: &Bed, open: bool) -> i64 {
     let sql = if open {
@@ -203,4 +203,30 @@ async fn everything_resumes_after_a_restart_of_redis() {
             .is_ok_and(|page| page.posts == [PostId(2), PostId(1)])
     })
     .await;
+}
+
+/// Processes that start together each write a first beat. The slower one has the older time, and must not make it look as if
+/// Redis had lost the newer beat.
+#[tokio::test]
+async fn a_beat_never_goes_back() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    let view = &timelines.view;
+    wait_until("the first beat is recorded", || async {
+        !view.state.shards().await.unwrap().is_empty()
+    })
+    .await;
+    let shard = view.state.shards().await.unwrap().remove(0);
+    let key = view.keys.beat(shard.range.first);
+    let older = shard.beat - 1_000_000;
+    let script = Script {
+        code: &view.scripts.beat,
+        keys: &[&key],
+        arguments: ["", &older.to_string(), &view.ttl_s.to_string(), "1"]
+            .map(|argument| argument.as_bytes().to_vec())
+            .into(),
+    };
+    view.reader.script(shard.range.first, &script).await.unwrap();
+    let beat: String = merge::read_value(bed.redis.command(&["GET", &key]).await.unwrap()).unwrap();
+    assert!(beat.parse::<i64>().unwrap() >= shard.beat, "{beat}");
 }
