@@ -1,6 +1,6 @@
 //! One attempt at a chunk: decides what to do with each pending recipient, and sends the pushes.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use herald_failure::isolate;
@@ -49,14 +49,14 @@ struct Sends {
 }
 
 impl PushHandler {
-    /// Settles the recipients that are due, or claims the chunk and sends to their devices. If reading a recipient fails permanently, the
-    /// recipient is isolated and settled with `bisect`; without it, the attempt fails.
+    /// Settles the recipients that are due, or claims the chunk for `lease` and sends to their devices. If reading a
+    /// recipient fails permanently, the recipient is isolated and settled with `bisect`; without it, the attempt fails.
     pub(crate) async fn attempt(
         &self,
         chunk: &Chunk,
         delivery: &Delivery,
         progress: &mut Progress,
-        claim: &mut Option<Arc<Claim>>,
+        (claim, lease): (&mut Option<Arc<Claim>>, Duration),
         bisect: bool,
     ) -> Result<(), AttemptError> {
         let now = Timestamp::now();
@@ -74,7 +74,7 @@ impl PushHandler {
             Some(post) if !jobs.is_empty() => {
                 let claim = match claim {
                     Some(claim) => claim,
-                    None => claim.insert(self.claim(chunk, progress).await?),
+                    None => claim.insert(self.claim(chunk, progress, lease).await?),
                 };
                 let push = Push::new(post, chunk.lane, chunk.accepted_at, progress.expires_at());
                 let sends = Sends {

@@ -42,6 +42,11 @@ impl Claim {
         self.ends_at.lock().is_some_and(|end| Instant::now() < end)
     }
 
+    /// Time for which the claim is extended.
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
     /// Interval of extensions.
     pub(crate) fn extend_interval(&self) -> Duration {
         self.lease / 3
@@ -62,14 +67,15 @@ impl Claim {
 }
 
 impl PushHandler {
-    /// Claims the chunk in the ledger. Without the claim nothing may be sent: a ledger that can't be written would not
-    /// know of the pushes, and another worker may be sending them.
+    /// Claims the chunk in the ledger for `lease`. Without the claim nothing may be sent: a ledger that can't be written
+    /// would not know of the pushes, and another worker may be sending them.
     pub(crate) async fn claim(
         &self,
         chunk: &Chunk,
         progress: &mut Progress,
+        lease: Duration,
     ) -> Result<Arc<Claim>, AttemptError> {
-        let (lease, from) = (self.config.claim_lease(), Instant::now());
+        let from = Instant::now();
         if herald_failpoints::negative_control!("push.unclaimed") {
             return Ok(Arc::new(Claim::new(Duration::from_hours(1), from)));
         }
@@ -96,7 +102,7 @@ impl PushHandler {
             Channel::Push,
             chunk.id,
             progress.revision(),
-            self.config.claim_lease(),
+            claim.lease(),
         );
         match extended.await {
             Ok(()) => claim.extend(from),
@@ -140,7 +146,7 @@ impl PushHandler {
             base: ExpectedRevision::Revision(progress.revision()),
             outcome: progress.outcome(),
             at: herald_model::time::Timestamp::now(),
-            keep_claim: keep.map(|_| self.config.claim_lease()),
+            keep_claim: keep.map(Claim::lease),
         };
         let mut settled = self.ledger.settle(&settlement).await;
         if matches!(&settled, Err(error) if error.kind() == ErrorKind::Conflict)

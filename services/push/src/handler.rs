@@ -67,6 +67,9 @@ impl Drop for Waiting<'_> {
 const WAIT_MIN: Duration = Duration::from_millis(200);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Bound of the lease of a claim, as a multiple of the configured one.
+const LEASE_FACTOR_MAX: u32 = 16;
+
 /// A decoded chunk.
 #[derive(Debug)]
 pub(crate) struct Chunk {
@@ -139,6 +142,9 @@ impl Chunk {
 impl PushHandler {
     /// Sends, records and publishes. While another worker has claimed the chunk, or the store is away, the message waits
     /// here: heartbeats keep it, and it spends no attempt. The caller settles the message.
+    ///
+    /// A claim can end before its pushes are sent because the store answers slowly. The next claim lasts twice as long:
+    /// with the same lease, a store that is always so slow would never let a push be sent.
     #[instrument(
         name = "push send",
         skip_all,
@@ -154,14 +160,18 @@ impl PushHandler {
     )]
     async fn deliver(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
         let lease = self.config.claim_lease();
+        let mut own_lease = lease;
         let started = Instant::now();
         let (mut slow_chunk, mut waiting) = (None, None);
         let mut delay = WAIT_MIN;
         loop {
-            let error = match self.deliver_once(chunk, delivery).await {
+            let error = match self.deliver_once(chunk, delivery, own_lease).await {
                 Err(error) if error.is_wait() => error,
                 done => return done,
             };
+            if matches!(error, AttemptError::ClaimEnded) {
+                own_lease = (2 * own_lease).min(LEASE_FACTOR_MAX * lease);
+            }
             let pause = if error.is_claimed() {
                 lease / 10
             } else {
@@ -189,7 +199,12 @@ impl PushHandler {
     }
 
     /// Sends, then records in the ledger, then publishes the event.
-    async fn deliver_once(&self, chunk: &Chunk, delivery: &Delivery) -> Result<Disposition, AttemptError> {
+    async fn deliver_once(
+        &self,
+        chunk: &Chunk,
+        delivery: &Delivery,
+        lease: Duration,
+    ) -> Result<Disposition, AttemptError> {
         let recorded = self.ledger.outcome(chunk.post, Channel::Push, chunk.id).await?;
         let mut progress = Progress::resume(&chunk.recipients, recorded, chunk.generation, chunk.expires_at);
         let recorded_counts = progress.counts();
@@ -200,11 +215,11 @@ impl PushHandler {
         // Before the first record there is no claim either, and a record at revision 0 is refused once there is one.
         let mut claim = None;
         if progress.is_pending() && progress.revision() > 0 {
-            claim = Some(self.claim(chunk, &mut progress).await?);
+            claim = Some(self.claim(chunk, &mut progress, lease).await?);
         }
         let bisect = delivery.attempt >= self.config.isolate_attempts_min;
         let attempted = self
-            .attempt(chunk, delivery, &mut progress, &mut claim, bisect)
+            .attempt(chunk, delivery, &mut progress, (&mut claim, lease), bisect)
             .await;
         log_failures(chunk, &progress);
         let mut wake = None;

@@ -166,6 +166,7 @@ async fn a_worker_whose_lease_ran_out_sends_nothing_more() {
     let mut herald = Herald::prepare(config, TopologyConfig::default()).await;
     let slow = Arc::new(SlowLedger {
         ledger: herald.stores.ledger.clone(),
+        claim_delay: Duration::ZERO,
         hangs: AtomicBool::new(true),
         calls: AtomicUsize::new(0),
         healed: Notify::new(),
@@ -193,6 +194,34 @@ async fn a_worker_whose_lease_ran_out_sends_nothing_more() {
     endpoint.assert_each_once(40);
 }
 
+/// Answers that come after the end of the lease, as from a store that is overloaded for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_slower_than_the_lease_gets_a_longer_one() {
+    let config = Config {
+        claim_lease_ms: 500,
+        ..local()
+    };
+    let mut topology = TopologyConfig::default();
+    // Waiting spends no attempt.
+    topology.consumers.push.attempts_max = 2;
+    let mut herald = Herald::prepare(config, topology).await;
+    herald.stores.ledger = Arc::new(SlowLedger {
+        ledger: herald.stores.ledger.clone(),
+        claim_delay: Duration::from_millis(1_200),
+        hangs: AtomicBool::new(false),
+        calls: AtomicUsize::new(0),
+        healed: Notify::new(),
+    });
+    let endpoint = SlowEndpoint::start(Duration::from_millis(1)).await;
+    let users = endpoint.users(&herald, 20).await;
+    let post = herald.post("hello").await;
+    herald.serve();
+    let chunk = herald.push(post, &users).await;
+    assert_eq!(numbers(herald.settled(chunk).await), [20, 0, 0, 0, 0]);
+    endpoint.assert_each_once(20);
+    assert!(herald.reasons().await.is_empty());
+}
+
 /// A record that was written although its call failed is recognised: nothing is sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_whose_answer_was_lost_is_not_a_conflict() {
@@ -217,9 +246,10 @@ async fn a_record_whose_answer_was_lost_is_not_a_conflict() {
     assert!(deaf.settlements.load(Ordering::SeqCst) >= 4);
 }
 
-/// A ledger whose extensions of claims hang while `hangs`.
+/// A ledger that answers claims late, and whose extensions of claims hang while `hangs`.
 struct SlowLedger {
     ledger: Arc<dyn Ledger>,
+    claim_delay: Duration,
     hangs: AtomicBool,
     calls: AtomicUsize,
     healed: Notify,
@@ -249,17 +279,6 @@ macro_rules! forward_ledger {
 
             async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
                 self.ledger.plan(plan).await
-            }
-
-            async fn claim(
-                &self,
-                post: PostId,
-                channel: Channel,
-                chunk: ChunkId,
-                base: u64,
-                lease: Duration,
-            ) -> Result<u64> {
-                self.ledger.claim(post, channel, chunk, base, lease).await
             }
 
             async fn release_claim(
@@ -316,6 +335,19 @@ macro_rules! forward_ledger {
 }
 
 forward_ledger!(SlowLedger, {
+    async fn claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        base: u64,
+        lease: Duration,
+    ) -> Result<u64> {
+        let claimed = self.ledger.claim(post, channel, chunk, base, lease).await;
+        tokio::time::sleep(self.claim_delay).await;
+        claimed
+    }
+
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
         self.ledger.settle(settlement).await
     }
@@ -335,6 +367,17 @@ forward_ledger!(SlowLedger, {
 });
 
 forward_ledger!(LosesAnswers, {
+    async fn claim(
+        &self,
+        post: PostId,
+        channel: Channel,
+        chunk: ChunkId,
+        base: u64,
+        lease: Duration,
+    ) -> Result<u64> {
+        self.ledger.claim(post, channel, chunk, base, lease).await
+    }
+
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
         let settled = self.ledger.settle(settlement).await?;
         let number = self.settlements.fetch_add(1, Ordering::SeqCst);
