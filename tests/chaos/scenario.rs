@@ -29,8 +29,9 @@ const EPISODE_KILLS: u64 = 25;
 const EPISODE_TIME: Duration = Duration::from_mins(3);
 
 const CLUSTER_KINDS: [FaultKind; 3] = [FaultKind::KillHerald, FaultKind::Leader, FaultKind::Partition];
-const FLEET_KINDS: [FaultKind; 5] = [
+const FLEET_KINDS: [FaultKind; 6] = [
     FaultKind::Roles,
+    FaultKind::FreezeRoles,
     FaultKind::Stores,
     FaultKind::Fleet,
     FaultKind::Repeat,

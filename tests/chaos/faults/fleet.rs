@@ -108,23 +108,21 @@ impl FleetFault {
                     },
                 ]
             }
-            _ => {
-                let mut faults: Vec<Self> = Role::SERVED
-                    .into_iter()
-                    .map(|role| Self::Kill {
-                        role,
-                        member: random.random_range(0..16),
-                        next: start_with_kill_point(role, random),
-                    })
-                    .collect();
-                faults.extend(Role::SERVED.map(|role| Self::Freeze {
+            FaultKind::FreezeRoles => Role::SERVED
+                .map(|role| Self::Freeze {
                     role,
                     member: random.random_range(0..16),
                     // Longer than AckWait: another worker gets the messages meanwhile.
                     time: ACK_WAIT.mul_f64(random.random_range(1.2..2.0)),
-                }));
-                faults
-            }
+                })
+                .into(),
+            _ => Role::SERVED
+                .map(|role| Self::Kill {
+                    role,
+                    member: random.random_range(0..16),
+                    next: start_with_kill_point(role, random),
+                })
+                .into(),
         }
     }
 }

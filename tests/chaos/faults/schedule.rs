@@ -80,8 +80,10 @@ pub(crate) enum FaultKind {
     Leader,
     /// Network partitions between the servers of a cluster.
     Partition,
-    /// Kills and freezes of the processes of a fleet.
+    /// Kills of the processes of a fleet.
     Roles,
+    /// Freezes of the processes of a fleet.
+    FreezeRoles,
     /// Kills, freezes and losses of PostgreSQL and Redis, and kills of nats-server.
     Stores,
     /// Rolling restarts, and workers that come and go.
@@ -240,8 +242,9 @@ impl Schedule {
                             time: self.ms(500..=2_000),
                         });
                     }
+                    // Often longer than the time-out of a push, four seconds.
                     faults.push(Fault::ProviderHangs {
-                        time: self.ms(500..=2_000),
+                        time: self.ms(2_000..=7_000),
                     });
                     faults.push(Fault::ProviderGone {
                         time: self.ms(200..=1_500),
@@ -257,7 +260,11 @@ impl Schedule {
                     faults.push(Fault::Redrive);
                     faults.push(Fault::Redrive);
                 }
-                FaultKind::Roles | FaultKind::Stores | FaultKind::Fleet | FaultKind::Repeat => {
+                FaultKind::Roles
+                | FaultKind::FreezeRoles
+                | FaultKind::Stores
+                | FaultKind::Fleet
+                | FaultKind::Repeat => {
                     let of_fleet = FleetFault::round(kind, &mut self.random);
                     faults.extend(of_fleet.into_iter().map(Fault::Fleet));
                     if kind == FaultKind::Stores {

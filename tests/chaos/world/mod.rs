@@ -219,8 +219,9 @@ fn variables(settings: impl Iterator<Item = (String, String)>) -> Vec<(String, S
         // Few pushes are repeated after a crash.
         ("PUSH__SETTLE_SENDS_MAX", 8),
         ("PUSH__SENDS_PER_HOST_MAX", 32),
-        ("PUSH__REQUEST_TIMEOUT_MS", 1_000),
-        ("PUSH__CONNECT_TIMEOUT_MS", 500),
+        // A machine that is busy with other work answers within this time: no fault excuses the repeat after it.
+        ("PUSH__REQUEST_TIMEOUT_MS", 4_000),
+        ("PUSH__CONNECT_TIMEOUT_MS", 2_000),
         ("ANALYTICS__BATCH_AGE_MS_MAX", 200),
     ];
     let usual = usual.map(|(name, value)| (format!("HERALD_{name}"), value.to_string()));

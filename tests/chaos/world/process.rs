@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use herald_local_process::command;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -282,7 +283,8 @@ impl Supervisor {
             .join(";");
         let later = self.shared.variables.lock().clone();
         let variables = launch.variables.iter().chain(&later);
-        let mut child = Command::new(herald_program())
+        // It ends with the suite, also when the suite is killed.
+        let mut child = Command::from(command(&herald_program(), Some("KILL")))
             .args(&launch.arguments)
             .envs(variables.map(|(name, value)| (name, value)))
             .env("FAILPOINTS", failpoints)
