@@ -1,6 +1,9 @@
 //! Reads the complete state of the mesh.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -8,7 +11,7 @@ use harness::Clients;
 use herald_mesh::{Mesh, RawMessage, streams};
 use herald_proto::{mesh_v1::TimelineChunk, v1};
 use jiff::Timestamp;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::expect::Moments;
 use crate::{
@@ -17,6 +20,9 @@ use crate::{
 };
 
 const CALLS: usize = 32;
+/// Time limit for reads that fail because something is away.
+const LIMIT: Duration = Duration::from_mins(2);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Observed state of the mesh.
 pub(super) struct Observed {
@@ -50,7 +56,26 @@ pub(super) struct PostState {
     pub(super) stats: Option<v1::Totals>,
 }
 
+/// Reads the state. A read that a busy machine fails is repeated, as clients do.
+///
+/// # Errors
+/// The state can't be read within [`LIMIT`], or a read fails for good.
 pub(super) async fn read_all(world: &World, journal: &Journal) -> Result<Observed, Status> {
+    let started = Instant::now();
+    loop {
+        match read_once(world, journal).await {
+            Err(status) if status.code() == Code::Unavailable && started.elapsed() < LIMIT => {
+                world
+                    .log
+                    .print(format!("the state is read again: {}", status.message()));
+                tokio::time::sleep(INTERVAL).await;
+            }
+            read => return read,
+        }
+    }
+}
+
+async fn read_once(world: &World, journal: &Journal) -> Result<Observed, Status> {
     let clients = world.clients();
     let posts = stream::iter(journal.posts())
         .map(|post| {

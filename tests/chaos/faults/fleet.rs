@@ -17,6 +17,8 @@ use crate::{
 const RESTART_LIMIT: Duration = Duration::from_secs(20);
 /// Time under load with each number of workers.
 const SCALED_TIME: Duration = Duration::from_millis(1_500);
+/// Time limit for the chunks that are published a second time to appear.
+const REPEAT_LIMIT: Duration = Duration::from_secs(30);
 /// Setting that cuts the pushes of a post into chunks.
 const CHUNK_SETTING: &str = "HERALD_FANOUT__PUSH_CHUNK_RECIPIENTS_MAX";
 /// Numbers of recipients in a chunk of pushes; the suite starts with 16.
@@ -66,8 +68,8 @@ pub(crate) enum FleetFault {
     RollChunks { recipients: u32 },
     /// The workers of a role become fewer and more under load: 1 → 4 → 1 → 2.
     Scale { role: Role },
-    /// Each chunk of pushes is published a second time as soon as it appears, so that two workers get it at once.
-    RepeatChunks { time: Duration },
+    /// So many chunks of pushes are published a second time as soon as they appear, so that two workers get each at once.
+    RepeatChunks { count: u32 },
 }
 
 impl FleetFault {
@@ -95,7 +97,7 @@ impl FleetFault {
                 },
             ],
             FaultKind::Repeat => vec![Self::RepeatChunks {
-                time: time(1_500, 3_000),
+                count: random.random_range(100..=250),
             }],
             FaultKind::Fleet => {
                 let role = [Role::Fanout, Role::Timeline, Role::Push];
@@ -142,9 +144,9 @@ fn start_with_kill_point(role: Role, random: &mut StdRng) -> StartOptions {
 
 /// Injects a fault, and ends it after its time.
 pub(super) async fn inject(world: &mut World, fault: &FleetFault, kills: &mut Kills) {
-    if let FleetFault::RepeatChunks { time } = fault {
+    if let FleetFault::RepeatChunks { count } = fault {
         world.log.print(fault);
-        return repeat_chunks(world, *time).await;
+        return repeat_chunks(world, *count).await;
     }
     let _fault = world.log.begin_fault(fault);
     match fault {
@@ -243,16 +245,18 @@ fn member_of(world: &World, role: Role, member: usize) -> &Process {
     members[member % members.len()]
 }
 
-/// Publishes each chunk of pushes a second time, without its id, for some time.
-async fn repeat_chunks(world: &World, time: Duration) {
+/// Publishes chunks of pushes a second time, without their ids.
+async fn repeat_chunks(world: &World, count: u32) {
     let client = world.nats.client().await.expect("nats-server answers");
     let mut chunks = client
         .subscribe("push.v1.deliver.>")
         .await
         .expect("a subscription");
-    let end = Instant::now() + time;
-    let mut repeated = 0_u32;
-    while let Ok(Some(chunk)) = timeout_at(end, chunks.next()).await {
+    let end = Instant::now() + REPEAT_LIMIT;
+    let mut repeated = 0;
+    while repeated < count
+        && let Ok(Some(chunk)) = timeout_at(end, chunks.next()).await
+    {
         let headers = chunk.headers.unwrap_or_default();
         // A copy of the suite has none.
         if headers.get(NATS_MESSAGE_ID).is_none() {
@@ -305,7 +309,7 @@ impl fmt::Display for FleetFault {
                 write!(f, "restart fan-out with {recipients} recipients in a push chunk")
             }
             Self::Scale { role } => write!(f, "scale {} to 1, 4, 1 and 2", role.as_str()),
-            Self::RepeatChunks { time } => write!(f, "publish push chunks twice for {time:?}"),
+            Self::RepeatChunks { count } => write!(f, "publish {count} push chunks twice"),
         }
     }
 }
