@@ -96,8 +96,8 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> Error {
         }
         sqlx::Error::PoolTimedOut => (
             ErrorKind::Unavailable,
-            "got no connection to PostgreSQL in time: the server does not respond, or all connections of this process \
-             are in use (postgres.connections_max)"
+            "got no connection to PostgreSQL in time: the server does not respond, it has no free one (raise its \
+             max_connections), or all connections of this process are in use (postgres.connections_max)"
                 .into(),
         ),
         sqlx::Error::PoolClosed => (ErrorKind::Unavailable, "the store is closed".into()),

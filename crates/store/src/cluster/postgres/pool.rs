@@ -33,6 +33,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// meanwhile costs another attempt.
 const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
 
+/// Interval at which connections to a server that accepts no writes are made anew.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Time for which the store counts as full after a write failed for lack of space.
 const FULL_AGE_MAX: Duration = Duration::from_secs(5);
 
@@ -156,7 +159,7 @@ impl Postgres {
                 Err(_) => return Err(no_response(what, self.call_timeout)),
             };
             if failure.is_read_only() {
-                *self.stale_before.lock() = Some(Instant::now());
+                self.reconnect();
             }
             attempts += 1;
             if attempts == ATTEMPTS_MAX || !can_repeat(failure.repetition()) {
@@ -167,6 +170,15 @@ impl Postgres {
                 return Err(error);
             }
             tokio::time::sleep(pause_before(attempts)).await;
+        }
+    }
+
+    /// Lets new connections replace those of now. Repeated calls within [`RECONNECT_INTERVAL`] have no effect: a server that
+    /// stays read-only would get a new connection for each write that waits.
+    fn reconnect(&self) {
+        let mut stale_before = self.stale_before.lock();
+        if stale_before.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL) {
+            *stale_before = Some(Instant::now());
         }
     }
 
