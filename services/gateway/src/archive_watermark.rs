@@ -80,6 +80,11 @@ impl ArchiveWatermark {
         self.store_away.load(Ordering::Relaxed)
     }
 
+    /// Notes that the store can't be reached, until the next reading.
+    pub(crate) fn note_store_away(&self) {
+        self.store_away.store(true, Ordering::Relaxed);
+    }
+
     /// Maximum age of a fresh reading.
     pub(crate) fn age_max(&self) -> Duration {
         self.age_max

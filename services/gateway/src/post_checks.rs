@@ -68,7 +68,7 @@ impl PostChecks {
 
     /// Runs the checks. Call it periodically.
     pub(crate) async fn update(&self) {
-        if self.archive_watermark.is_store_away() && !self.archive_watermark.is_fresh() {
+        if self.archive_watermark.is_store_away() {
             self.request_history.want();
         }
         let disk = self.posts.capacity().await.map_err(|error| error.to_string());

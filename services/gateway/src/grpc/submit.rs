@@ -308,12 +308,16 @@ impl Submitter {
         author: UserKey,
         request_id: &str,
     ) -> Result<(Option<PostId>, Evidence), Status> {
-        let use_store = self.archive_watermark.is_fresh() || !self.request_history.is_fresh();
-        let away = if use_store || !self.archive_watermark.is_store_away() {
+        // A store that hangs would take the caller's deadline.
+        let use_store = !(self.archive_watermark.is_store_away() && self.request_history.is_fresh());
+        let away = if use_store {
             match self.archive_watermark.wait_until_fresh().await {
                 Ok(reading) => match self.posts.find_by_request(author, request_id).await {
                     Ok(original) => return Ok((original, Evidence::Store(reading))),
-                    Err(error) if error.is_away() => status::from_store(&error),
+                    Err(error) if error.is_away() => {
+                        self.archive_watermark.note_store_away();
+                        status::from_store(&error)
+                    }
                     Err(error) => return Err(status::from_store(&error)),
                 },
                 Err(behind) if self.archive_watermark.is_store_away() => behind,
