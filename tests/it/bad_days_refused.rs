@@ -112,7 +112,7 @@ async fn stores_that_cannot_be_used_are_refused() {
     let newer = "INSERT INTO herald.migrations (version, name) VALUES (9999, '9999_newer')";
     postgres.run_in("newer", newer).await.unwrap();
     let foreign = database(
-        "foreign",
+        "stranger",
         "CREATE SCHEMA herald; CREATE TABLE herald.users (name text)",
     )
     .await;
@@ -173,7 +173,7 @@ async fn stores_that_cannot_be_used_are_refused() {
             "check the user and password",
         ),
         timelines(replica.url(), "use the address of the primary"),
-        timelines(plain.url().replace("redis:", "rediss:"), "timelines.url"),
+        timelines(plain.url().replace("redis:", "rediss:"), "did not respond within"),
         timelines("redis://127.0.0.1:1".into(), "Connection refused"),
         timelines(format!("redis://{silent}"), "did not respond within"),
     ];
