@@ -43,18 +43,15 @@ impl Target {
     }
 
     async fn migrate(&self, data_dir: &Path, failpoints: &str) -> harness::Output {
+        let timelines = self.redis.url();
         let variables = [
             ("HERALD_STORE__URL", self.database.as_str()),
-            ("HERALD_TIMELINES__URL", &self.redis.url()),
+            ("HERALD_TIMELINES__URL", timelines.as_str()),
             ("FAILPOINTS", failpoints),
         ];
         let dir = data_dir.to_str().unwrap();
-        run(
-            HERALD,
-            &["migrate", "--data-dir", dir, "--output", "json"],
-            &variables,
-        )
-        .await
+        let arguments = ["migrate", "--data-dir", dir, "--output", "json"];
+        run(HERALD, &arguments, &variables).await
     }
 
     /// The arguments of `herald up` on the moved data.
