@@ -51,10 +51,34 @@ struct Inner {
     /// Maximum age of a fresh reading.
     age_max: Duration,
     hasher: std::hash::RandomState,
-    /// Hash of author and request id → the post. A collision makes a request wait for the store, no more.
-    posts: Mutex<HashMap<u64, u64>>,
+    requests: Mutex<Requests>,
     read_at: watch::Sender<Option<Instant>>,
     wanted: Notify,
+}
+
+/// The requests that were read, and where the reading continues.
+#[derive(Default)]
+struct Requests {
+    /// Hash of author and request id → the post. A collision makes a request wait for the store, no more.
+    posts: HashMap<u64, u64>,
+    /// Sequence from which the reading continues.
+    next: Option<u64>,
+    /// Sequence and time of the last message of POSTS. A stream that was made again has another one there.
+    newest: Option<(u64, Timestamp)>,
+}
+
+impl Requests {
+    /// Adds the request of a post, at most `max` requests. The reading continues after an added post.
+    fn add(&mut self, sequence: u64, hash: u64, max: usize) -> Result<(), String> {
+        if self.posts.len() >= max && !self.posts.contains_key(&hash) {
+            return Err(format!(
+                "POSTS has more than {max} posts within the retention of request ids"
+            ));
+        }
+        self.posts.entry(hash).or_insert(sequence);
+        self.next = Some(sequence + 1);
+        Ok(())
+    }
 }
 
 impl RequestHistory {
@@ -65,7 +89,7 @@ impl RequestHistory {
             keep,
             age_max,
             hasher: std::hash::RandomState::new(),
-            posts: Mutex::default(),
+            requests: Mutex::default(),
             read_at: watch::Sender::new(None),
             wanted: Notify::new(),
         }))
@@ -99,7 +123,7 @@ impl RequestHistory {
             Ok(Err(_)) | Err(_) => return Err(store_away()),
         };
         let hash = inner.hash(&format!("{author}/{request_id}"));
-        let post = inner.posts.lock().get(&hash).copied();
+        let post = inner.requests.lock().posts.get(&hash).copied();
         Ok((post.map(PostId), HistoryReading(at)))
     }
 
@@ -121,11 +145,10 @@ impl RequestHistory {
         loop {
             inner.wanted.notified().await;
             tracing::info!("the store is away; reading the request ids of POSTS");
-            let mut next = None;
             let mut used_at = Instant::now();
             while used_at.elapsed() < UNUSED_MAX {
                 let at = Instant::now();
-                let pause = match inner.catch_up(&mut next).await {
+                let pause = match inner.catch_up().await {
                     Ok(()) => {
                         inner.read_at.send_replace(Some(at));
                         inner.age_max / 4
@@ -144,7 +167,7 @@ impl RequestHistory {
                 }
             }
             inner.read_at.send_replace(None);
-            *inner.posts.lock() = HashMap::new();
+            *inner.requests.lock() = Requests::default();
         }
     }
 }
@@ -158,49 +181,80 @@ impl Inner {
         self.hasher.hash_one(id)
     }
 
-    /// Adds the posts from sequence `next` to the end of POSTS.
-    async fn catch_up(&self, next: &mut Option<u64>) -> Result<(), String> {
-        let text = |error: herald_mesh::Error| error_chain(&error).clone();
+    /// Adds the posts that came since the last call, up to the end of POSTS.
+    async fn catch_up(&self) -> Result<(), String> {
         let last = self.mesh.last_sequence(streams::POSTS).await.map_err(text)?;
-        let mut from = match *next {
-            // POSTS was made again when it ends before what was read.
-            Some(next) if next <= last + 1 => next,
-            _ => {
+        let from = match self.continue_at(last).await? {
+            Some(next) => next,
+            None => {
                 self.read_at.send_replace(None);
-                self.posts.lock().clear();
-                let since = Timestamp::now().minus(self.keep + CLOCK_DIFFERENCE_MAX);
-                let first = self.mesh.sequence_since(streams::POSTS, since).await;
-                first.map_err(text)?
+                *self.requests.lock() = Requests::default();
+                self.first().await?
             }
         };
         let mut messages = pin!(self.mesh.scan(streams::POSTS, Some(CREATED), from, last));
         while let Some(message) = messages.try_next().await.map_err(text)? {
-            from = message.sequence + 1;
-            *next = Some(from);
-            self.add(&message)?;
+            if let Some(hash) = self.hash_of(&message) {
+                self.requests.lock().add(message.sequence, hash, REQUESTS_MAX)?;
+            }
         }
-        *next = Some(last + 1);
+        let newest = self.published_at(last).await?;
+        let mut requests = self.requests.lock();
+        requests.next = Some(last + 1);
+        requests.newest = newest.map(|at| (last, at));
         Ok(())
     }
 
-    fn add(&self, message: &RawMessage) -> Result<(), String> {
-        let hash = match message.id() {
-            Some(id) => self.hash(id),
-            None => match message.decode::<PostCreated>() {
-                Ok(post) => self.hash(&format!("{}/{}", UserKey(post.author_key), post.request_id)),
-                // No post: the archive terminates it.
-                Err(_) => return Ok(()),
-            },
+    /// Where the reading continues in a stream that ends at `last`; `None` if it begins anew, because POSTS was made
+    /// again.
+    async fn continue_at(&self, last: u64) -> Result<Option<u64>, String> {
+        let (next, newest) = {
+            let requests = self.requests.lock();
+            (requests.next, requests.newest)
         };
-        let mut posts = self.posts.lock();
-        if posts.len() >= REQUESTS_MAX {
-            return Err(format!(
-                "POSTS has more than {REQUESTS_MAX} posts within the retention of request ids"
-            ));
-        }
-        posts.entry(hash).or_insert(message.sequence);
-        Ok(())
+        let is_same = match (next, newest) {
+            (Some(1), _) => true,
+            (Some(next), Some((sequence, at))) if next <= last + 1 => {
+                self.published_at(sequence).await? == Some(at)
+            }
+            _ => false,
+        };
+        Ok(next.filter(|_| is_same))
     }
+
+    /// The first message within the retention of request ids. An error if there can have been earlier ones within it: in
+    /// a stream that was made again or purged, or that retains posts for a shorter time.
+    async fn first(&self) -> Result<u64, String> {
+        let since = Timestamp::now().minus(self.keep + CLOCK_DIFFERENCE_MAX);
+        let first = self
+            .mesh
+            .sequence_since(streams::POSTS, since)
+            .await
+            .map_err(text)?;
+        if first > 1 && self.published_at(first - 1).await?.is_none() {
+            return Err("POSTS does not have all posts within the retention of request ids".into());
+        }
+        Ok(first)
+    }
+
+    async fn published_at(&self, sequence: u64) -> Result<Option<Timestamp>, String> {
+        let message = self.mesh.message(streams::POSTS, sequence).await.map_err(text)?;
+        Ok(message.map(|message| message.published_at))
+    }
+
+    /// The hash of a post's request; `None` for a message that is no post, which the archive terminates.
+    fn hash_of(&self, message: &RawMessage) -> Option<u64> {
+        if let Some(id) = message.id() {
+            return Some(self.hash(id));
+        }
+        let post = message.decode::<PostCreated>().ok()?;
+        Some(self.hash(&format!("{}/{}", UserKey(post.author_key), post.request_id)))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn text(error: herald_mesh::Error) -> String {
+    error_chain(&error)
 }
 
 fn store_away() -> Status {
@@ -208,4 +262,22 @@ fn store_away() -> Status {
         "STORE_UNAVAILABLE",
         "the store is not available, so a duplicate of this request can't be excluded yet; retry later",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_has_no_room_is_read_again() {
+        let mut requests = Requests::default();
+        requests.add(3, 30, 2).unwrap();
+        requests.add(5, 50, 2).unwrap();
+        for _ in 0..2 {
+            requests.add(7, 70, 2).unwrap_err();
+            assert_eq!(requests.next, Some(6));
+        }
+        requests.add(8, 30, 2).unwrap();
+        assert_eq!(requests.posts[&30], 3, "the first post of a request counts");
+    }
 }

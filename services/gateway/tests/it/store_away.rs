@@ -180,3 +180,48 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     assert_eq!((again.post_id, again.duplicate), (chosen.post_id, true));
     world.stop().await.unwrap();
 }
+
+/// POSTS was made again or purged within the retention of request ids, so it does not tell whether a request was accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_only_the_store_can_tell_waits_for_it() {
+    let switch = Arc::new(Switch::default());
+    let (posts, users) = (switch.clone(), switch.clone());
+    let world = World::start_with(Setup {
+        topology: TopologyConfig {
+            dedupe_window_seconds: 2,
+            ..TopologyConfig::default()
+        },
+        wrap_posts: Some(Box::new(|inner| Arc::new(AwayPosts(inner, posts)))),
+        wrap_users: Some(Box::new(|inner| Arc::new(AwayUsers(inner, users)))),
+        ..Setup::default()
+    })
+    .await;
+    let send = async |request| world.posts().submit_post(request).await;
+    let before = send(request("before", BEFORE)).await.unwrap().into_inner();
+    wait_until("the post is archived", async || {
+        let archived = world.stores.posts.get(&[PostId(before.post_id)]).await.unwrap();
+        archived[0].is_some()
+    })
+    .await;
+    let client = async_nats::connect(world.server.client_url()).await.unwrap();
+    let stream = async_nats::jetstream::new(client).get_stream("POSTS").await;
+    stream.unwrap().purge().await.unwrap();
+    // After the dedupe window and the last reading of the archive watermark.
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    switch.turn(true);
+    for _ in 0..3 {
+        let refused = send(request("before", BEFORE)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    }
+    send(submit("107", "generated")).await.unwrap();
+    switch.turn(false);
+    let mut again = None;
+    wait_until("the repeated request is answered", async || {
+        again = send(request("before", BEFORE)).await.ok();
+        again.is_some()
+    })
+    .await;
+    let again = again.unwrap().into_inner();
+    assert_eq!((again.post_id, again.duplicate), (before.post_id, true));
+    world.stop().await.unwrap();
+}
