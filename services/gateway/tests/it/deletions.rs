@@ -92,6 +92,11 @@ async fn a_repeated_deletion_is_detected_while_the_archive_consumer_lags() {
     };
     world.posts().delete_post(delete.clone()).await.unwrap();
     assert_eq!(world.mesh.last_sequence("POSTS").await.unwrap(), 2);
+    let get = v1::GetPostRequest {
+        post_id: delete.post_id,
+    };
+    let status = world.posts().get_post(get).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "the deletion was answered");
     world.wait_until_dedupe_window_passed().await;
     let before = world.mesh.last_sequence("POSTS").await.unwrap();
     world.posts().delete_post(delete).await.unwrap();
