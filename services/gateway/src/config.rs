@@ -21,15 +21,13 @@ pub struct Config {
     /// Interval between heartbeats on an idle WatchTimeline stream, and between its comparisons with the store,
     /// milliseconds; 100 to 600,000.
     pub heartbeat_ms: u64,
-    /// Maximum size of the cache of posts for WatchTimeline streams, bytes; up to 4 GiB.
-    pub live_post_cache_bytes_max: u64,
     /// Maximum number of posts in flight of one SubmitPosts stream; 1 to 10,000.
     pub submit_in_flight_max: usize,
     /// Time for which a request that is repeated while the store is away makes no second post, hours; 1 to 8,760. Must not
     /// be less than the store's retention of request ids.
     pub request_keep_hours: u64,
-    /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. The deletion
-    /// is durable in POSTS in any case.
+    /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. After it the
+    /// gateway archives the deletion itself.
     pub delete_wait_ms: u64,
     /// CORS origins that may call over gRPC-Web, such as `https://app.example.org`; `*` allows any, empty none.
     pub cors_origins: Vec<String>,
@@ -48,7 +46,6 @@ impl Default for Config {
             watchers_max: 10_000,
             watch_queue_max: 256,
             heartbeat_ms: 15_000,
-            live_post_cache_bytes_max: 32 << 20,
             submit_in_flight_max: 256,
             request_keep_hours: 24,
             delete_wait_ms: 5_000,
@@ -69,7 +66,6 @@ impl Config {
             watchers_max: 1..=1_000_000,
             watch_queue_max: 1..=100_000,
             heartbeat_ms: 100..=600_000,
-            live_post_cache_bytes_max: 0..=4 << 30,
             submit_in_flight_max: 1..=10_000,
             request_keep_hours: 1..=8_760,
             delete_wait_ms: 0..=60_000,

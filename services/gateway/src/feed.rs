@@ -1,20 +1,22 @@
 //! Reads timelines without the posts that are hidden from the user.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use herald_model::{Post, PostId, UserKey};
-use herald_posts::{PostReader, ReadError};
+use herald_posts::PostReader;
 use herald_proto::v1::RemovalReason;
 use herald_rpc::status;
 use herald_store::{Preferences, TimelinePage, Timelines};
-use moka::future::Cache;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::{Metrics, error::read_error_to_status};
 
-/// Time to live of a cached live post. It is short, because a cached post hides a later deletion, and because all
-/// watchers read a post at nearly the same time.
-const LIVE_POST_TTL: Duration = Duration::from_secs(2);
+/// Requests for live posts that wait. A watch waits while there are more.
+const LIVE_READS_MAX: usize = 1_024;
 /// Estimated size of a post without its text and URLs, bytes.
 const POST_OVERHEAD_BYTES: usize = 512;
 /// Maximum total size of the posts in one response, bytes. gRPC clients refuse responses over 4 MiB by default. A post
@@ -25,14 +27,20 @@ const READS_MAX: usize = 5;
 /// Minimum number of posts in each further read of a page, after the first read had hidden posts.
 const REREAD_MIN: usize = 200;
 
-/// Reads timelines and skips deleted posts and posts of muted authors. Clones share the cache.
+/// A request for a live post.
+struct LiveRead {
+    id: PostId,
+    post: oneshot::Sender<Result<Option<Arc<Post>>, Status>>,
+}
+
+/// Reads timelines and skips deleted posts and posts of muted authors. Clones share the reader of live posts.
 #[derive(Clone)]
 pub(crate) struct Feed {
     timelines: Arc<dyn Timelines>,
     preferences: Arc<dyn Preferences>,
     reader: PostReader,
     metrics: Metrics,
-    live_posts: Cache<PostId, Option<Arc<Post>>>,
+    live_reads: mpsc::Sender<LiveRead>,
 }
 
 /// A page of a timeline, newest first.
@@ -46,27 +54,21 @@ pub(crate) struct Page {
 }
 
 impl Feed {
+    /// Must be called inside of the runtime that uses the feed.
     pub(crate) fn new(
         timelines: Arc<dyn Timelines>,
         preferences: Arc<dyn Preferences>,
         reader: PostReader,
         metrics: Metrics,
-        live_post_bytes_max: u64,
     ) -> Self {
-        let live_posts = Cache::builder()
-            .max_capacity(live_post_bytes_max)
-            .weigher(|_, post: &Option<Arc<Post>>| {
-                u32::try_from(post.as_deref().map_or(POST_OVERHEAD_BYTES, estimated_bytes))
-                    .unwrap_or(u32::MAX)
-            })
-            .time_to_live(LIVE_POST_TTL)
-            .build();
+        let (live_reads, requests) = mpsc::channel(LIVE_READS_MAX);
+        tokio::spawn(read_live(reader.clone(), requests));
         Self {
             timelines,
             preferences,
             reader,
             metrics,
-            live_posts,
+            live_reads,
         }
     }
 
@@ -112,21 +114,22 @@ impl Feed {
         Ok(posts)
     }
 
-    /// Reads one post for a watcher; `None` for a hidden or missing post. All watchers of a post share one read.
+    /// Reads one post for a watcher; `None` for a hidden or missing post. Watchers that wait at the same time share one
+    /// read. It begins after all of them have asked, so a deletion that was answered before is seen.
     pub(crate) async fn read_visible_live(
         &self,
         id: PostId,
         muted: &BTreeSet<UserKey>,
     ) -> Result<Option<Arc<Post>>, Status> {
-        let read = async { Ok::<_, ReadError>(self.reader.read_one(id).await?.map(Arc::new)) };
-        match self.live_posts.try_get_with(id, read).await {
-            Ok(Some(post)) => Ok(Some(post).filter(|post| !is_hidden(post, muted))),
-            Ok(None) => {
-                self.metrics.posts_missing.inc();
-                Ok(None)
-            }
-            Err(error) => Err(read_error_to_status(&error)),
+        let stopped = || status::unavailable("SHUTTING_DOWN", "the gateway is shutting down");
+        let (post, outcome) = oneshot::channel();
+        let request = LiveRead { id, post };
+        self.live_reads.send(request).await.map_err(|_| stopped())?;
+        let post = outcome.await.map_err(|_| stopped())??;
+        if post.is_none() {
+            self.metrics.posts_missing.inc();
         }
+        Ok(post.filter(|post| !is_hidden(post, muted)))
     }
 
     /// Finds the posts among `ids` that are hidden from a user with these muted authors.
@@ -148,11 +151,6 @@ impl Feed {
             Some((post.id, reason))
         });
         Ok(hidden.collect())
-    }
-
-    /// Removes a deleted post from the cache of live posts.
-    pub(crate) async fn forget_live(&self, id: PostId) {
-        self.live_posts.invalidate(&id).await;
     }
 
     /// Counts posts whose live message was lost and that a comparison with the store found.
@@ -214,6 +212,28 @@ impl Feed {
             next: before,
             rebuilding,
         })
+    }
+}
+
+/// Reads live posts, all that wait at once, until no feed is left.
+async fn read_live(reader: PostReader, mut requests: mpsc::Receiver<LiveRead>) {
+    let mut waiting = Vec::new();
+    while requests.recv_many(&mut waiting, LIVE_READS_MAX).await > 0 {
+        let ids: BTreeSet<PostId> = waiting.iter().map(|read| read.id).collect();
+        let ids: Vec<PostId> = ids.into_iter().collect();
+        let read = reader.read(&ids).await.map_err(|e| read_error_to_status(&e));
+        let read = read.map(|posts| {
+            let posts = posts.into_iter().map(|post| post.map(Arc::new));
+            ids.iter().copied().zip(posts).collect::<HashMap<_, _>>()
+        });
+        for LiveRead { id, post } in waiting.drain(..) {
+            let found = match &read {
+                Ok(posts) => Ok(posts.get(&id).cloned().flatten()),
+                Err(status) => Err(status.clone()),
+            };
+            // The watch may have ended.
+            let _ = post.send(found);
+        }
     }
 }
 

@@ -150,13 +150,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         metrics,
     } = deps;
     let reader = PostReader::new(posts.clone(), mesh.clone());
-    let feed = Feed::new(
-        timelines,
-        preferences.clone(),
-        reader.clone(),
-        metrics.clone(),
-        config.live_post_cache_bytes_max,
-    );
+    let feed = Feed::new(timelines, preferences.clone(), reader.clone(), metrics.clone());
     let hub = Hub::new(
         mesh.clone(),
         metrics.clone(),

@@ -149,7 +149,6 @@ impl WatchStream {
                 event = self.watch.next() => match event {
                     WatchEvent::Post(id) => self.unsent.push_back(id),
                     WatchEvent::Change(Change::Deleted(id)) => {
-                        self.feed.forget_live(id).await;
                         if self.shown.contains(&id) {
                             self.removed.insert(id, v1::RemovalReason::Deleted);
                         }

@@ -1,7 +1,7 @@
 //! WatchTimeline.
 
 use herald_gateway::Config;
-use herald_model::{Recipients, time::Timestamp};
+use herald_model::{PostId, Recipients, time::Timestamp};
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use herald_store::Archived;
 use tonic::{Code, Streaming, transport::Endpoint};
@@ -378,4 +378,31 @@ async fn many_watchers_share_one_subscription() {
 
 fn post_id(id: u64) -> herald_model::PostId {
     herald_model::PostId(id)
+}
+
+/// The post was read for one watcher, and then deleted through another gateway, whose live message has not arrived.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_another_watcher_got_is_not_sent_after_its_deletion() {
+    let world = World::start().await;
+    let mut first = watch(&world, "first", 1, "").await;
+    let mut second = watch(&world, "second", 1, "").await;
+    snapshot(&mut first).await;
+    snapshot(&mut second).await;
+    let post = world.post("107", "text").await;
+    world.deliver(post, "first", true).await;
+    assert_eq!(entry(&mut first).await.0, post);
+    wait_until("the post is archived", async || {
+        world.stores.posts.get(&[PostId(post)]).await.unwrap()[0].is_some()
+    })
+    .await;
+    let deletion = Archived::Deleted {
+        post: PostId(post),
+        at: Timestamp::now(),
+    };
+    world.stores.posts.archive(&[deletion]).await.unwrap();
+    world.deliver(post, "second", true).await;
+    let later = world.post("107", "later").await;
+    world.deliver(later, "second", true).await;
+    assert_eq!(entry(&mut second).await.0, later);
+    world.stop().await.unwrap();
 }
