@@ -26,7 +26,7 @@ const MOVED_PAUSES: [Duration; 4] = [
     Duration::from_millis(50),
     Duration::from_millis(150),
     Duration::from_millis(400),
-    Duration::from_millis(1_000),
+    Duration::from_secs(1),
 ];
 
 /// A connection that reconnects by itself. Clones share it.
