@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Users read in one pipeline.
-const USERS_PER_PIPELINE: usize = 64;
+const USERS_PER_PIPELINE: usize = 256;
 
 /// The timeline of one user: the field of the body with the entries of the tail.
 pub(super) async fn timeline(view: &View, server: &Server, user: UserKey) -> Result<Field> {
@@ -97,22 +97,59 @@ fn page(field: &Field, before: Option<PostId>, limit: usize, rebuilding: bool) -
     }
 }
 
-/// Reads whole timelines, for audits.
+/// Reads whole timelines, for audits. Users in a row who share a bucket share the read of its tail.
 pub(super) async fn read(view: &View, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
     let mut entries = Vec::with_capacity(users.len());
     for users in users.chunks(USERS_PER_PIPELINE) {
-        let commands = users.iter().flat_map(|user| commands(view, *user)).collect();
+        let buckets = || users.chunk_by(|a, b| pair::group(*a) == pair::group(*b));
+        let commands = buckets().flat_map(|users| bucket_commands(view, users)).collect();
         let mut answers = view.reader.pipeline(commands).await?.into_iter();
-        for user in users {
-            let field = merged(view, *user, &mut answers)?;
-            let complete = field.state == State::Complete
-                && !view.monitor.is_suspect(view.slot(*user))
-                && !view.activity.is_dormant(*user);
-            entries.push(TimelineEntries {
-                posts: field.posts.iter().rev().map(|post| PostId(*post)).collect(),
-                complete,
-            });
+        for users in buckets() {
+            let blocks: Vec<Vec<u8>> = read_value(answers.next().unwrap_or_default())?;
+            let fields: Vec<Option<Vec<u8>>> = read_value(answers.next().unwrap_or_default())?;
+            let mut pairs = Vec::new();
+            for block in &blocks {
+                block::decode_pairs(block, &mut pairs)?;
+            }
+            pairs.sort_unstable();
+            let mut fields = fields.into_iter();
+            for user in users {
+                let mut field = match fields.next().flatten() {
+                    Some(field) => Field::decode(&field)?,
+                    None => Field::empty(),
+                };
+                let index = pair::index(*user);
+                let start = pairs.partition_point(|p| pair::user_in_group(*p) < index);
+                let posts = pairs[start..]
+                    .iter()
+                    .take_while(|p| pair::user_in_group(**p) == index);
+                let mut posts = posts.map(|p| pair::post(*p)).collect();
+                field.add(&mut posts, view.oldest(), view.config.entries_max);
+                entries.push(whole(view, *user, &field));
+            }
         }
     }
     Ok(entries)
+}
+
+/// As [`commands`], for several users of one bucket.
+fn bucket_commands(view: &View, users: &[UserKey]) -> [(u16, Cmd); 2] {
+    let keys = view.keys.bucket(pair::group(users[0]));
+    let mut tail = redis::cmd("LRANGE");
+    tail.arg(&keys.tail).arg(0).arg(-1);
+    let mut body = redis::cmd("HMGET");
+    body.arg(&keys.body);
+    for user in users {
+        body.arg(pair::index(*user));
+    }
+    [(keys.slot, tail), (keys.slot, body)]
+}
+
+fn whole(view: &View, user: UserKey, field: &Field) -> TimelineEntries {
+    TimelineEntries {
+        posts: field.posts.iter().rev().map(|post| PostId(*post)).collect(),
+        complete: field.state == State::Complete
+            && !view.monitor.is_suspect(view.slot(user))
+            && !view.activity.is_dormant(user),
+    }
 }

@@ -18,6 +18,36 @@ async fn a_delivery_is_readable_on_return_by_every_process() {
     assert!(newest(&reader, 2).await.is_empty());
 }
 
+/// Users of one bucket share a read of its tail.
+#[tokio::test]
+async fn timelines_are_read_in_any_order_from_tails_and_bodies() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    deliver(&timelines, 3, &recipients([1, 2, 63, 64, 70])).await;
+    merge::merge(&timelines.view, 0).await.unwrap();
+    // In a body, in its tail and in both; the second bucket has a tail alone.
+    deliver(&timelines, 5, &recipients([0, 2, 63, 70])).await;
+    let users = [2, 63, 0, 2, 64, 3, 70, 1, 4_000_000, 2];
+    let read = timelines.read(&users.map(UserKey)).await.unwrap();
+    let posts: Vec<Vec<u64>> = read
+        .into_iter()
+        .map(|entries| entries.posts.into_iter().map(|post| post.0).collect())
+        .collect();
+    let expected: [&[u64]; 10] = [
+        &[3, 5],
+        &[3, 5],
+        &[5],
+        &[3, 5],
+        &[3],
+        &[],
+        &[3, 5],
+        &[3],
+        &[],
+        &[3, 5],
+    ];
+    assert_eq!(posts, expected);
+}
+
 #[tokio::test]
 async fn a_repeated_delivery_changes_nothing() {
     let Some(bed) = bed().await else { return };
