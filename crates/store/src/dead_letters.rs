@@ -417,7 +417,8 @@ pub trait DeadLetters: Send + Sync {
     async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation>;
 
     /// Processes up to `limit` more dead letters of a running redrive. Those that are still `Open` in the selected
-    /// round become `Redriving` in the next round and are returned, to be published; the others are skipped.
+    /// round become `Redriving` in the next round and are returned, to be published; the others are skipped, as is one
+    /// that can't be decoded.
     /// `redrive_after` is the last sequence of REDRIVE before the call: after a crash, the copies of claimed dead
     /// letters are searched for after it. Returns no dead letters if the operation is not running or has none left.
     ///
@@ -440,7 +441,7 @@ pub trait DeadLetters: Send + Sync {
     async fn resolve(&self, dead_letters: &[DeadLetterVersion], at: Timestamp) -> Result<u64>;
 
     /// Processes up to `limit` more dead letters of a running discard. Those that are still `Open` in the selected
-    /// round become `Discarded` and are returned; the others are skipped. The operation is `Done` after its last dead
+    /// round become `Discarded` and are returned; the others, and those that can't be decoded, are skipped. The operation is `Done` after its last dead
     /// letter.
     async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step>;
 

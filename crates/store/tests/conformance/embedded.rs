@@ -101,11 +101,16 @@ impl Engine for EmbeddedEngine {
     async fn damage(&mut self, row: Row) {
         self.hand_over().await;
         {
-            let records = fjall::Database::builder(self.dir.path().join("records"))
+            let database = if matches!(row, Row::DeadLetter(_)) {
+                "dead_letters"
+            } else {
+                "records"
+            };
+            let database = fjall::Database::builder(self.dir.path().join(database))
                 .open()
                 .unwrap();
             let keyspace = |name: &str| {
-                records
+                database
                     .keyspace(name, fjall::KeyspaceCreateOptions::default)
                     .unwrap()
             };
@@ -123,7 +128,7 @@ impl Engine for EmbeddedEngine {
             };
             assert!(rows.get(&key).unwrap().is_some(), "{row:?} is in the store");
             rows.insert(&key, GARBAGE).unwrap();
-            records.persist(fjall::PersistMode::SyncAll).unwrap();
+            database.persist(fjall::PersistMode::SyncAll).unwrap();
         }
         self.open();
     }

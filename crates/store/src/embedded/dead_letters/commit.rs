@@ -8,7 +8,7 @@ use herald_model::time::Timestamp;
 
 use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
-    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Fence, Inserted, NewOperation,
+    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, ErrorKind, Fence, Inserted, NewOperation,
     OPERATIONS_PER_DEAD_LETTER, Operation, OperationId, OperationState, Reopened, Reopening, Result, Step,
     embedded::database::map_err,
 };
@@ -299,8 +299,8 @@ impl<'a> CommitBatch<'a> {
         Ok(step)
     }
 
-    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected are
-    /// skipped.
+    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected, and those
+    /// whose row can't be decoded, are skipped.
     fn step(
         &mut self,
         operation: OperationId,
@@ -330,6 +330,10 @@ impl<'a> CommitBatch<'a> {
             let before = current.reached;
             for version in next {
                 current.reached += 1;
+                let Some(mut dead_letter) = self.readable(version.id)? else {
+                    current.skipped += 1;
+                    continue;
+                };
                 let cached = self.rows.progress(version.id)?;
                 let progress = cached.value.as_mut().filter(|progress| {
                     progress.state == DeadLetterState::Open && progress.round == version.round
@@ -347,8 +351,6 @@ impl<'a> CommitBatch<'a> {
                 progress.operations.drain(..surplus);
                 let progress = progress.clone();
                 cached.dirty = true;
-                let dead_letter = &self.rows.dead_letter(version.id)?.value;
-                let mut dead_letter = dead_letter.clone().ok_or_else(row::malformed)?;
                 progress.apply_to(&mut dead_letter);
                 dead_letters.push(dead_letter);
             }
@@ -362,6 +364,23 @@ impl<'a> CommitBatch<'a> {
             dead_letters,
             operation: current,
         })
+    }
+
+    /// A dead letter as it was inserted. `None` if there is none and, after a line in the log, if its row or that of its
+    /// progress can't be decoded.
+    fn readable(&mut self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
+        let dead_letter = self.rows.dead_letter(id).map(|row| row.value.clone());
+        match dead_letter.and_then(|dead_letter| self.rows.progress(id).map(|_| dead_letter)) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::error!(
+                    dead_letter = id.0,
+                    %error,
+                    "an operation skipped a dead letter whose row can't be decoded"
+                );
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     fn resolve(&mut self, version: DeadLetterVersion, at: Timestamp) -> Result<bool> {
