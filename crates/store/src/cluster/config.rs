@@ -42,19 +42,19 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// Maximum number of connections of a process. All processes together must stay below `max_connections` of the
-    /// server.
+    /// Maximum number of connections of a process; 1 to 10,000. All processes together must stay below
+    /// `max_connections` of the server.
     pub connections_max: u32,
-    /// Time-out of getting a connection, milliseconds.
+    /// Time-out of getting a connection, milliseconds; 10 to 600,000.
     pub acquire_timeout_ms: u64,
-    /// Time-out of a statement, milliseconds. A call to the store, with all its statements, times out after twice this
-    /// value.
+    /// Time-out of a statement, milliseconds; 10 to 600,000. A call to the store, with all its statements, times out
+    /// after twice this value.
     pub statement_timeout_ms: u64,
-    /// Time-out of waiting for a lock, milliseconds. Less than `statement_timeout_ms`.
+    /// Time-out of waiting for a lock, milliseconds; at least 1, less than `statement_timeout_ms`.
     pub lock_timeout_ms: u64,
-    /// Maximum age of a connection, seconds. New connections follow a changed address of the server.
+    /// Maximum age of a connection, seconds; 1 to 2,592,000. New connections follow a changed address of the server.
     pub connection_age_max_s: u64,
-    /// Number of prepared statements that each connection keeps.
+    /// Number of prepared statements that each connection keeps; 1 to 10,000.
     pub statement_cache_capacity: usize,
     /// File with the certificates (PEM) of the authorities that the server's certificate is verified with, when
     /// `sslmode` is `verify-ca` or `verify-full`. Without it the system's authorities are used.
@@ -96,6 +96,40 @@ impl Default for PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Begins with the name of the first value that is out of bounds.
+    pub fn validate(&self) -> Result<(), String> {
+        const TIMEOUT_MS_MAX: u64 = 600_000;
+        // Without its cache, sqlx would leave each statement prepared on the server.
+        let statements = u64::try_from(self.statement_cache_capacity).unwrap_or(u64::MAX);
+        for (name, value, min, max) in [
+            ("connections_max", self.connections_max.into(), 1, 10_000),
+            ("acquire_timeout_ms", self.acquire_timeout_ms, 10, TIMEOUT_MS_MAX),
+            (
+                "statement_timeout_ms",
+                self.statement_timeout_ms,
+                10,
+                TIMEOUT_MS_MAX,
+            ),
+            (
+                "lock_timeout_ms",
+                self.lock_timeout_ms,
+                1,
+                self.statement_timeout_ms.saturating_sub(1),
+            ),
+            ("connection_age_max_s", self.connection_age_max_s, 1, 30 * 86_400),
+            ("statement_cache_capacity", statements, 1, 10_000),
+            ("database_mb_max", self.database_mb_max, 0, 1 << 34),
+        ] {
+            if value < min || value > max {
+                return Err(format!("{name} must be {min} to {max}, is {value}"));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn acquire_timeout(&self) -> Duration {
         Duration::from_millis(self.acquire_timeout_ms)
     }
@@ -104,5 +138,39 @@ impl PostgresConfig {
     /// first; this one ends calls to a server that does not respond at all.
     pub(super) fn call_timeout(&self) -> Duration {
         Duration::from_millis(self.statement_timeout_ms.saturating_mul(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_bounds_is_named() {
+        type Change = fn(&mut PostgresConfig);
+        assert_eq!(PostgresConfig::default().validate(), Ok(()));
+        let changes: [(&str, Change); 5] = [
+            ("connections_max must be 1 to 10000, is 0", |config| {
+                config.connections_max = 0
+            }),
+            ("acquire_timeout_ms must be", |config| {
+                config.acquire_timeout_ms = 0
+            }),
+            ("statement_timeout_ms must be", |config| {
+                config.statement_timeout_ms = u64::MAX
+            }),
+            ("lock_timeout_ms must be 1 to 9999, is 10000", |config| {
+                config.lock_timeout_ms = 10_000
+            }),
+            ("statement_cache_capacity must be", |config| {
+                config.statement_cache_capacity = 0
+            }),
+        ];
+        for (expected, change) in changes {
+            let mut config = PostgresConfig::default();
+            change(&mut config);
+            let error = config.validate().unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 }

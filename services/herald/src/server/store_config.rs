@@ -167,6 +167,9 @@ impl Store {
             timelines.merge_blocks_min: 1..,
             timelines.merge_busy_percent: 1..=100,
         });
+        self.postgres
+            .validate()
+            .map_err(|reason| format!("store.postgres.{reason}"))?;
         let scheme = self.url.expose().split_once("://").map(|(scheme, _)| scheme);
         if self.is_cluster() && !matches!(scheme, Some("postgres" | "postgresql")) {
             return Err("store.url must be postgres://USER@HOST:PORT/DATABASE".into());

@@ -199,6 +199,9 @@ impl Postgres {
 
 /// The options of the URL and of the configuration.
 fn connect_options(url: &SecretUrl, config: &PostgresConfig) -> Result<PgConnectOptions> {
+    config
+        .validate()
+        .map_err(|reason| Error::new(ErrorKind::Invalid, format!("postgres.{reason}")))?;
     let invalid = |reason: String| {
         Error::new(
             ErrorKind::Invalid,
@@ -297,6 +300,17 @@ mod tests {
         assert!(refusal("postgres://u:hunter2@h1:1,h2:2/d").contains("must have one host"));
         refusal("postgres://u:hunter2@h:port/d");
         refusal("postgres://u:hunter2@h/d?sslmode=maybe");
+    }
+
+    #[test]
+    fn a_configuration_out_of_bounds_is_refused() {
+        let config = PostgresConfig {
+            connections_max: 0,
+            ..PostgresConfig::default()
+        };
+        let error = connect_options(&"postgres://u@h/d".into(), &config).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("postgres.connections_max"), "{error}");
     }
 
     #[test]
