@@ -21,7 +21,7 @@ const CALLS: usize = 32;
 
 /// Returns the work that is left after [`LIMIT`], or the posts that are stuck.
 pub(super) async fn wait(world: &World, journal: &Journal) -> Remaining {
-    let clients = world.clients();
+    let clients = world.patient_clients();
     let posts = journal.posts();
     let mut left = Remaining::Work(vec!["the lag could not be read".to_owned()]);
     let mut changed_at = Instant::now();

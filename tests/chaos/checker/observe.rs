@@ -76,7 +76,7 @@ pub(super) async fn read_all(world: &World, journal: &Journal) -> Result<Observe
 }
 
 async fn read_once(world: &World, journal: &Journal) -> Result<Observed, Status> {
-    let clients = world.clients();
+    let clients = world.patient_clients();
     let posts = stream::iter(journal.posts())
         .map(|post| {
             let clients = clients.clone();

@@ -169,7 +169,12 @@ impl World {
 
     /// Clients that connect lazily and reconnect after a fault.
     pub(crate) fn clients(&self) -> Clients {
-        clients(&self.herald.url())
+        clients(&self.herald.url(), Duration::from_secs(2))
+    }
+
+    /// Clients that wait for a busy machine: after the faults no server is stopped.
+    pub(crate) fn patient_clients(&self) -> Clients {
+        clients(&self.herald.url(), Duration::from_secs(30))
     }
 
     /// Keeps the directory with logs and data; returns its path.
@@ -179,14 +184,14 @@ impl World {
     }
 }
 
-/// Clients of the mesh at a URL.
-pub(crate) fn clients(url: &str) -> Clients {
+/// Clients of the mesh at a URL, which give up a connection that is silent for longer.
+fn clients(url: &str, silence_max: Duration) -> Clients {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .expect("an address")
         .connect_timeout(Duration::from_secs(2))
         // A stopped server doesn't close its connections.
         .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(2));
+        .keep_alive_timeout(silence_max);
     Clients {
         channel: endpoint.connect_lazy(),
     }
