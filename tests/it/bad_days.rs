@@ -359,7 +359,7 @@ impl World {
 
         let (began, busy, deliveries) = (Instant::now(), self.busy(), self.deliveries().await);
         tokio::time::sleep(OUTAGE).await;
-        let share = (self.busy() - busy).as_secs_f64() / began.elapsed().as_secs_f64();
+        let share = self.busy().checked_sub(busy).unwrap().as_secs_f64() / began.elapsed().as_secs_f64();
         let mut delivered = self.deliveries().await;
         delivered.retain(|consumer, count| {
             *count -= deliveries.get(consumer).copied().unwrap_or(0);

@@ -184,13 +184,12 @@ impl Inner {
     /// Adds the posts that came since the last call, up to the end of POSTS.
     async fn catch_up(&self) -> Result<(), String> {
         let last = self.mesh.last_sequence(streams::POSTS).await.map_err(text)?;
-        let from = match self.continue_at(last).await? {
-            Some(next) => next,
-            None => {
-                self.read_at.send_replace(None);
-                *self.requests.lock() = Requests::default();
-                self.first().await?
-            }
+        let from = if let Some(next) = self.continue_at(last).await? {
+            next
+        } else {
+            self.read_at.send_replace(None);
+            *self.requests.lock() = Requests::default();
+            self.first().await?
         };
         let mut messages = pin!(self.mesh.scan(streams::POSTS, Some(CREATED), from, last));
         while let Some(message) = messages.try_next().await.map_err(text)? {

@@ -151,19 +151,19 @@ mod tests {
         assert_eq!(PostgresConfig::default().validate(), Ok(()));
         let changes: [(&str, Change); 5] = [
             ("connections_max must be 1 to 10000, is 0", |config| {
-                config.connections_max = 0
+                config.connections_max = 0;
             }),
             ("acquire_timeout_ms must be", |config| {
-                config.acquire_timeout_ms = 0
+                config.acquire_timeout_ms = 0;
             }),
             ("statement_timeout_ms must be", |config| {
-                config.statement_timeout_ms = u64::MAX
+                config.statement_timeout_ms = u64::MAX;
             }),
             ("lock_timeout_ms must be 1 to 9999, is 10000", |config| {
-                config.lock_timeout_ms = 10_000
+                config.lock_timeout_ms = 10_000;
             }),
             ("statement_cache_capacity must be", |config| {
-                config.statement_cache_capacity = 0
+                config.statement_cache_capacity = 0;
             }),
         ];
         for (expected, change) in changes {

@@ -156,12 +156,12 @@ impl Embedded {
             timelines: Arc::clone(&timelines),
         });
         Ok(Self {
+            retention,
+            health,
             ledger,
             parts,
             databases,
             timelines,
-            retention,
-            health,
             dir,
         })
     }

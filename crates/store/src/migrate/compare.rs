@@ -264,7 +264,7 @@ async fn compare_post(old: &Stores, new: &Stores, post: PostId) -> Result<()> {
     same(
         &of("the plan"),
         &before,
-        &without_unknown_versions(&before, after),
+        &without_unknown_versions(before.as_ref(), after),
     )?;
     same(
         &of("the deliveries"),
@@ -289,7 +289,7 @@ async fn compare_post(old: &Stores, new: &Stores, post: PostId) -> Result<()> {
 }
 
 /// Plans of an older Herald have no version; the new store has 0 in its place.
-fn without_unknown_versions(before: &Option<PostPlan>, mut after: Option<PostPlan>) -> Option<PostPlan> {
+fn without_unknown_versions(before: Option<&PostPlan>, mut after: Option<PostPlan>) -> Option<PostPlan> {
     if let (Some(before), Some(after)) = (before, &mut after) {
         for (before, after) in before.slices.iter().zip(&mut after.slices) {
             if before.version.is_none() && after.version == Some(FollowVersion(0)) {
@@ -348,7 +348,7 @@ async fn compare_dead_letters(
         compared.operations += operations.len() as u64;
         match operations.last() {
             Some(last) if operations.len() == PER_READ && !limit(compared.operations) => {
-                before = Some(last.id)
+                before = Some(last.id);
             }
             _ => break,
         }

@@ -55,17 +55,16 @@ impl Derivable {
         let Some(author) = author_of(source, post)? else {
             return Ok(false);
         };
-        let first_readable = match self.authors.get(&author) {
-            Some(first) => *first,
-            None => {
-                let current = follows::count_of(source, author)?.map_or(0, |count| count.version);
-                let first = follows::history_of(source, author, current)?.first_readable;
-                if self.authors.len() >= AUTHORS_MAX {
-                    self.authors.clear();
-                }
-                self.authors.insert(author, first);
-                first
+        let first_readable = if let Some(first) = self.authors.get(&author) {
+            *first
+        } else {
+            let current = follows::count_of(source, author)?.map_or(0, |count| count.version);
+            let first = follows::history_of(source, author, current)?.first_readable;
+            if self.authors.len() >= AUTHORS_MAX {
+                self.authors.clear();
             }
+            self.authors.insert(author, first);
+            first
         };
         Ok(pin.version.0 >= first_readable)
     }

@@ -111,13 +111,12 @@ impl Source {
     /// The mark of the move; makes one if there is none. From now on `herald up` refuses the directory.
     pub(super) fn mark(&self) -> Result<Mark> {
         let dir = self.embedded.path();
-        match Mark::read(dir)? {
-            Some(mark) => Ok(mark),
-            None => {
-                let mark = Mark::new(format!("{:032x}", rand::random::<u128>()));
-                mark.write(dir)?;
-                Ok(mark)
-            }
+        if let Some(mark) = Mark::read(dir)? {
+            Ok(mark)
+        } else {
+            let mark = Mark::new(format!("{:032x}", rand::random::<u128>()));
+            mark.write(dir)?;
+            Ok(mark)
         }
     }
 

@@ -168,7 +168,7 @@ impl Column {
             // Counts and channels, which the embedded engine has in fewer bits.
             (Self::Integer(column), Value::Number(number)) => column.push(number.map(|number| number as i32)),
             (Self::Smallint(column), Value::Number(number)) => {
-                column.push(number.map(|number| number as i16))
+                column.push(number.map(|number| number as i16));
             }
             (Self::Boolean(column), Value::Boolean(value)) => column.push(value),
             (Self::Text(column), Value::Text(text)) => {

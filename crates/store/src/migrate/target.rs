@@ -332,7 +332,7 @@ fn posts_of(batch: &Batch) -> BTreeSet<u64> {
     rows.flat_map(table::Rows::first_numbers).collect()
 }
 
-fn refused(why: String) -> Error {
+fn refused(why: impl std::fmt::Display) -> Error {
     Error::new(
         ErrorKind::Invalid,
         format!(

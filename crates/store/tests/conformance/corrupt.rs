@@ -2,8 +2,8 @@
 
 use herald_model::{Address, Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
-    Archived, DeadLetterId, DeadLetterState, ErrorKind, ExpectedRevision, OperationKind, Order, Outcome,
-    OutcomeDetails, PreferencesChange, Result, Settlement,
+    Archived, DeadLetterFilter, DeadLetterId, DeadLetterState, ErrorKind, ExpectedRevision, OperationKind,
+    Order, Outcome, OutcomeDetails, PreferencesChange, Result, Settlement,
 };
 
 use crate::{
@@ -177,7 +177,7 @@ pub async fn a_damaged_dead_letter_is_left_out_and_hinders_no_redrive<E: Engine>
     let stores = engine.stores();
     let of = &*stores.dead_letters;
     assert_eq!(kind(of.get(&[DeadLetterId(2)]).await), Some(ErrorKind::Corrupt));
-    let listed = dead_letters::ids(of, &Default::default(), Order::OldestFirst, 1).await;
+    let listed = dead_letters::ids(of, &DeadLetterFilter::default(), Order::OldestFirst, 1).await;
     assert_eq!(listed, [1, 3]);
     let fence = redrive_lease(&stores).await;
     let operation = begin(of, OperationKind::Redrive, &versions(all, 0)).await;

@@ -113,23 +113,22 @@ impl Show for MoveResult {
             return "the move is finished already: nothing to do".into();
         }
         let width = self.parts.iter().map(|part| part.name.len()).max().unwrap_or(0);
-        let mut text = format!(
-            "moved in {}\n",
-            time::approximate(Duration::from_secs_f64(self.seconds.max(0.0)))
-        );
-        for part in &self.parts {
-            text.push_str(&format!("  {:width$}  {:>13}\n", part.name, count(part.rows)));
-        }
-        text.push_str(&format!(
-            "compared, without a difference: {} of PostgreSQL, all timelines; through the API of both stores {}, {}, {} and {}\n\
+        let parts: Vec<String> = self
+            .parts
+            .iter()
+            .map(|part| format!("  {:width$}  {:>13}\n", part.name, count(part.rows)))
+            .collect();
+        format!(
+            "moved in {}\n{}compared, without a difference: {} of PostgreSQL, all timelines; through the API of both stores {}, {}, {} and {}\n\
              The data directory is marked as moved. Start Herald with --store and --timelines on the same JetStream data.",
+            time::approximate(Duration::from_secs_f64(self.seconds.max(0.0))),
+            parts.concat(),
             counted(self.rows_compared, "row", "rows"),
             counted(self.users_compared, "user", "users"),
             counted(self.posts_compared, "post", "posts"),
             counted(self.dead_letters_compared, "dead letter", "dead letters"),
             counted(self.operations_compared, "operation", "operations"),
-        ));
-        text
+        )
     }
 }
 

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use futures::future::join_all;
 use herald_model::{Address, Channel, FollowVersion, PostId, Recipients, UserId, UserKey, time::Timestamp};
@@ -206,7 +206,7 @@ impl OneConnection {
 
     async fn use_records(&self, n: u64) {
         let id = UserId::new(format!("user {n}")).unwrap();
-        let key = self.users.intern(&[id.clone()]).await.unwrap()[0];
+        let key = self.users.intern(slice::from_ref(&id)).await.unwrap()[0];
         assert_eq!(self.users.ids(&[key]).await.unwrap(), [Some(id)]);
         for action in [
             FollowAction::Follow { notify: Some(true) },

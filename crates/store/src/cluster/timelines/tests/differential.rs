@@ -179,7 +179,7 @@ impl World {
 
     /// Delivers a chunk, perhaps twice.
     async fn deliver(&mut self, post: u64, chunk: Recipients, is_faulty: bool) {
-        let fails = |user: &UserKey| is_faulty && user.0 % 5 == 0;
+        let fails = |user: &UserKey| is_faulty && user.0.is_multiple_of(5);
         let dead = Recipients::from_sorted(chunk.iter().filter(fails));
         let sent = Recipients::from_sorted(chunk.iter().filter(|user| !fails(user)));
         self.log.push(format!(
