@@ -10,6 +10,7 @@ use herald_mesh::{StreamLimits, TopologyConfig};
 use herald_model::{Post, PostId, UserKey};
 use herald_proto::v1::{post_service_server, timeline_service_server};
 use herald_store::{Archived, Error, ErrorKind, Posts, Result};
+use tokio::sync::watch;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -25,8 +26,8 @@ struct FillablePosts {
 struct Disk {
     /// Whether new posts are refused.
     full_for_posts: AtomicBool,
-    /// Whether the archive can't write.
-    full_for_archive: AtomicBool,
+    /// Whether writes of the archive take no end.
+    holds_archive: watch::Sender<bool>,
 }
 
 impl Disk {
@@ -51,7 +52,11 @@ impl Disk {
 #[async_trait]
 impl Posts for FillablePosts {
     async fn archive(&self, entries: &[Archived]) -> Result<()> {
-        Disk::check(&self.disk.full_for_archive)?;
+        let mut holds = self.disk.holds_archive.subscribe();
+        holds
+            .wait_for(|holds| !holds)
+            .await
+            .expect("the disk has the sender");
         self.posts.archive(entries).await
     }
 
@@ -176,11 +181,11 @@ async fn an_archive_that_is_behind_is_not_ready() {
     })
     .await;
     wait_until_serving(&world, true).await;
-    disk.full_for_archive.store(true, Ordering::Release);
+    disk.holds_archive.send_replace(true);
     world.post("107", "text").await;
     wait_until_serving(&world, false).await;
     assert!(failing(&world, "archive").contains("ARCHIVE_BEHIND"));
-    disk.full_for_archive.store(false, Ordering::Release);
+    disk.holds_archive.send_replace(false);
     wait_until_serving(&world, true).await;
     world.stop().await.unwrap();
 }
