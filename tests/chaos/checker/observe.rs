@@ -247,6 +247,7 @@ async fn read_states(
     }
 }
 
+/// Reads a whole timeline; UNAVAILABLE while it is being rebuilt.
 async fn read_timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, String)>, Status> {
     let mut entries = Vec::new();
     let mut page_token = String::new();
@@ -257,6 +258,11 @@ async fn read_timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, St
             page_token,
         };
         let page = clients.timelines().list_timeline(request).await?.into_inner();
+        if page.rebuilding {
+            return Err(Status::unavailable(format!(
+                "the timeline of {user_id} is being rebuilt"
+            )));
+        }
         entries.extend(
             page.entries
                 .into_iter()
