@@ -247,13 +247,32 @@ async fn read_states(
     }
 }
 
-/// Reads a whole timeline; UNAVAILABLE while it is being rebuilt.
+/// Reads a whole timeline, again while it is being rebuilt.
 async fn read_timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, String)>, Status> {
+    let started = Instant::now();
+    loop {
+        if let Some(entries) = read_complete_timeline(&clients, &user_id).await? {
+            return Ok(entries);
+        }
+        if started.elapsed() > LIMIT {
+            return Err(Status::deadline_exceeded(format!(
+                "the timeline of {user_id} is still being rebuilt"
+            )));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// `None` while the timeline is being rebuilt.
+async fn read_complete_timeline(
+    clients: &Clients,
+    user_id: &str,
+) -> Result<Option<Vec<(u64, String)>>, Status> {
     let mut entries = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = v1::ListTimelineRequest {
-            user_id: user_id.clone(),
+            user_id: user_id.to_owned(),
             page_size: 200,
             page_token,
         };
@@ -271,7 +290,7 @@ async fn read_timeline(clients: Clients, user_id: String) -> Result<Vec<(u64, St
         );
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(entries);
+            return Ok(Some(entries));
         }
     }
 }
