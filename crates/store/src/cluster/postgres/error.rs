@@ -10,8 +10,6 @@ pub(crate) type Attempt<T> = std::result::Result<T, Failure>;
 pub(crate) enum Failure {
     /// PostgreSQL or the connection to it failed.
     Sql(sqlx::Error),
-    /// The attempt gave up because of a concurrent transaction, and wrote nothing.
-    Aborted,
     /// The call was refused, or what it read is corrupt.
     Store(Error),
 }
@@ -44,7 +42,6 @@ impl Failure {
     pub(super) fn repetition(&self) -> Repetition {
         let error = match self {
             Self::Sql(error) => error,
-            Self::Aborted => return Repetition::Aborted,
             Self::Store(_) => return Repetition::Useless,
         };
         match error {
@@ -70,10 +67,6 @@ impl Failure {
     pub(crate) fn into_error(self, what: &str) -> Error {
         match self {
             Self::Sql(error) => store_error(what, error),
-            Self::Aborted => Error::new(
-                ErrorKind::Unavailable,
-                format!("can't {what}: other processes change the same rows all the time"),
-            ),
             Self::Store(error) => error,
         }
     }

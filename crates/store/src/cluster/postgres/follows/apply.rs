@@ -7,7 +7,7 @@ use herald_model::time::Timestamp;
 use super::effects::{self, Changed, Current, Edge};
 use crate::{
     FollowChange, FollowEffect, Result,
-    cluster::postgres::{Attempt, Failure, Postgres, Transaction},
+    cluster::postgres::{Attempt, Postgres, Transaction},
 };
 
 /// Begins a transaction whose statements look each row up in an index. The planner would rather read whole tables while
@@ -17,8 +17,8 @@ const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_has
 const LOCK_AUTHORS: &str = "
     SELECT author, version FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE";
 
-/// Makes missing rows of authors. Ascending, so that two transactions that make the same rows wait for each other in
-/// one direction only.
+/// Makes missing rows of authors, in a transaction of its own. Ascending, so that two of them that make the same rows
+/// wait for each other in one direction only.
 const CREATE_AUTHORS: &str = "
     INSERT INTO herald.follow_authors (author, version, followers, notify)
     SELECT author, 0, 0, 0 FROM unnest($1::bigint[]) author ORDER BY 1
@@ -83,7 +83,14 @@ async fn apply(postgres: &Postgres, changes: &[FollowChange]) -> Result<Vec<Foll
     postgres
         .call("change follows", || async {
             let mut transaction = postgres.pool().begin_with(BEGIN).await?;
-            let versions = lock_authors(&mut transaction, &authors).await?;
+            let mut versions = lock_authors(&mut transaction, &authors).await?;
+            if versions.len() < authors.len() {
+                // Rows that this transaction made could not be locked in order with those that others make meanwhile.
+                transaction.rollback().await?;
+                create_authors(postgres, &authors, &versions).await?;
+                transaction = postgres.pool().begin_with(BEGIN).await?;
+                versions = lock_authors(&mut transaction, &authors).await?;
+            }
             let current = current_edges(&mut transaction, &edges).await?;
             let (effects, changed) = effects::apply(changes, &current);
             if !changed.is_empty() {
@@ -95,31 +102,27 @@ async fn apply(postgres: &Postgres, changes: &[FollowChange]) -> Result<Vec<Foll
         .await
 }
 
-/// Locks the rows of `authors`, which ascend, and returns their versions.
+/// Locks the rows of those of `authors` that have one, and returns their versions.
 async fn lock_authors(transaction: &mut Transaction, authors: &[i64]) -> Attempt<BTreeMap<i64, i64>> {
     let rows: Vec<(i64, i64)> = sqlx::query_as(LOCK_AUTHORS)
         .bind(authors)
         .fetch_all(&mut **transaction)
         .await?;
-    let mut versions: BTreeMap<i64, i64> = rows.into_iter().collect();
+    Ok(rows.into_iter().collect())
+}
+
+/// Makes the rows of those of `authors`, which ascend, that are not among `known`.
+async fn create_authors(postgres: &Postgres, authors: &[i64], known: &BTreeMap<i64, i64>) -> Attempt<()> {
     let missing: Vec<i64> = authors
         .iter()
         .copied()
-        .filter(|author| !versions.contains_key(author))
+        .filter(|author| !known.contains_key(author))
         .collect();
-    if !missing.is_empty() {
-        let created = sqlx::query(CREATE_AUTHORS)
-            .bind(&missing)
-            .execute(&mut **transaction)
-            .await?
-            .rows_affected();
-        // Another transaction made some meanwhile. To lock them now, after greater ones, could deadlock.
-        if created != missing.len() as u64 {
-            return Err(Failure::Aborted);
-        }
-        versions.extend(missing.into_iter().map(|author| (author, 0)));
-    }
-    Ok(versions)
+    sqlx::query(CREATE_AUTHORS)
+        .bind(missing)
+        .execute(postgres.pool())
+        .await?;
+    Ok(())
 }
 
 /// Those of `edges` that exist. Their authors are locked, so they do not change until the transaction ends.
