@@ -126,9 +126,9 @@ impl Postgres {
         }
         if standby || read_only {
             let message = if standby {
-                "can't open the store: the server is a standby: use the URL of the primary"
+                "the server is a standby: use the URL of the primary"
             } else {
-                "can't open the store: the database is read-only (default_transaction_read_only): make it writable"
+                "the database is read-only (default_transaction_read_only): make it writable"
             };
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
@@ -236,7 +236,7 @@ fn next(applied: &BTreeMap<i32, String>) -> Result<Option<&'static Migration>> {
 }
 
 fn refused(reason: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("can't open the store: {reason}"))
+    Error::new(ErrorKind::Corrupt, reason.to_string())
 }
 
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
