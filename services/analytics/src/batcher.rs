@@ -35,6 +35,10 @@ use crate::uncounted::{Leftovers, is_announced};
 /// Maximum number of times that a file is written again at once because another instance counted some of its rows.
 const OVERTAKEN_MAX: usize = 3;
 
+/// Bounds of the delay between two attempts at a batch that waits for the store; it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// A message, and the channel that receives its disposition.
 #[derive(Debug)]
 pub(crate) struct Submission {
@@ -109,12 +113,10 @@ impl Batch {
         message.replies.push(reply);
     }
 
-    /// Takes the rows of a message; each of them must be settled.
-    fn take_rows(&mut self, sequence: u64) -> impl Iterator<Item = Entry> + use<> {
-        let message = self.messages.get_mut(&sequence);
-        let rows = message
-            .map(|message| std::mem::take(&mut message.rows))
-            .unwrap_or_default();
+    /// The rows of a message; each of them must be settled.
+    fn rows_of(&self, sequence: u64) -> impl Iterator<Item = Entry> + use<> {
+        let message = self.messages.get(&sequence);
+        let rows = message.map(|message| message.rows.clone()).unwrap_or_default();
         let count = rows.len();
         rows.into_iter().enumerate().map(move |(index, row)| Entry {
             position: RowPosition {
@@ -150,6 +152,14 @@ impl Batch {
     fn acknowledge(&mut self, entries: &[Entry]) {
         for entry in entries {
             self.settle_row(entry.position, &Disposition::Ack);
+        }
+    }
+
+    /// Begins anew with the messages that are not settled.
+    fn restart(&mut self) {
+        for message in self.messages.values_mut() {
+            message.unsettled = message.rows.len();
+            message.disposition = Disposition::Ack;
         }
     }
 
@@ -209,10 +219,26 @@ impl Batcher {
         rows.min(messages).max(1)
     }
 
+    /// Commits a batch and settles its messages. While the store is away, the batch waits here: heartbeats keep its
+    /// messages, and they spend no attempt.
     async fn commit(&self, mut batch: Batch) {
         let started = Instant::now();
         let rows = batch.rows;
-        match self.try_commit(&mut batch).await {
+        let mut delay = WAIT_MIN;
+        let committed = loop {
+            match self.try_commit(&mut batch).await {
+                Err(Classified::Transient(error)) if error.is_store_away() && !self.flush.is_cancelled() => {
+                    if delay == WAIT_MIN {
+                        tracing::warn!(stream = self.stream, rows, %error, "batch waits for the store");
+                    }
+                }
+                committed => break committed,
+            }
+            self.flush.run_until_cancelled(tokio::time::sleep(delay)).await;
+            delay = (2 * delay).min(WAIT_MAX);
+            batch.restart();
+        };
+        match committed {
             Ok(()) => {
                 tracing::debug!(
                     stream = self.stream,
@@ -254,7 +280,7 @@ impl Batcher {
                     self.metrics.repeats.inc();
                     batch.settle(*sequence, &Disposition::Ack);
                 } else {
-                    fresh.extend(batch.take_rows(*sequence));
+                    fresh.extend(batch.rows_of(*sequence));
                 }
             }
         }

@@ -48,6 +48,17 @@ pub enum CommitError {
     Leftovers(#[source] Box<Self>),
 }
 
+impl CommitError {
+    /// Whether the store can't be used for now.
+    pub(crate) fn is_store_away(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_away(),
+            Self::Leftovers(error) => error.is_store_away(),
+            Self::Overtaken | Self::Objects(_) | Self::Parquet(_) | Self::Encoding(_) => false,
+        }
+    }
+}
+
 impl Classify for CommitError {
     fn class(&self) -> FailureClass {
         match self {

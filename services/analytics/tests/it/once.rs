@@ -96,6 +96,9 @@ async fn assert_tolerates(fault: Fault) {
     running.stop().await;
     assert!(faulty.faults() > 0);
     assert_counted_once(&harness).await;
+    // The messages waited for the store and were not returned to the broker, which would have spent their attempts.
+    let failures = harness.metric("herald_analytics_failures_total");
+    assert!(failures.abs() < f64::EPSILON, "{failures} failures");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
