@@ -278,9 +278,7 @@ async fn read_complete_timeline(
         };
         let page = clients.timelines().list_timeline(request).await?.into_inner();
         if page.rebuilding {
-            return Err(Status::unavailable(format!(
-                "the timeline of {user_id} is being rebuilt"
-            )));
+            return Ok(None);
         }
         entries.extend(
             page.entries
