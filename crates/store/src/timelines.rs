@@ -12,6 +12,9 @@ pub struct Delivered {
     pub suppressed: Vec<(SuppressedReason, Recipients)>,
     /// Resolves when the post is durable on the timelines of all other recipients.
     pub durable: Durable,
+    /// Number of losses of timelines that were recorded before the write: pass it to
+    /// [`is_intact`](Timelines::is_intact).
+    pub losses: u64,
 }
 
 /// A page of a timeline.
@@ -55,6 +58,12 @@ pub trait Timelines: Send + Sync {
     ///
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) for a post id greater than 2^56 − 1.
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered>;
+
+    /// Whether no loss of timelines was recorded since a delivery; `losses` is its [`Delivered::losses`]. Call it after the
+    /// outcome of the delivery is in the ledger, and deliver again if it returns `false`: the repair of a loss delivers
+    /// again what the ledger has, so it misses what is recorded in the ledger later. An engine whose timelines are
+    /// records, not a view, loses nothing.
+    async fn is_intact(&self, losses: u64) -> Result<bool>;
 
     /// Lists up to `limit` posts of a timeline that are less than `before`, newest (greatest id) first. Counts as a
     /// read by the user: an inactive user becomes active, and an incomplete timeline is rebuilt.

@@ -31,15 +31,19 @@ pub(crate) enum DeliverError {
     Event(#[source] Arc<herald_mesh::Error>),
     #[error("the event can't be published: the publisher of events has stopped")]
     PublisherStopped,
+    #[error("timelines were lost after the delivery")]
+    Lost,
     #[error("the service stopped while the message waited")]
     Stopped,
 }
 
 impl DeliverError {
-    /// Whether the store can't be used now: the message waits in its handler and spends no attempt.
-    pub(crate) fn is_store_away(&self) -> bool {
+    /// Whether the store can't be used now or has just lost timelines: the message waits in its handler and spends no
+    /// attempt.
+    pub(crate) fn waits_for_store(&self) -> bool {
         let kind = match self {
             Self::Store(error) => error.kind(),
+            Self::Lost => return true,
             _ => return false,
         };
         matches!(kind, ErrorKind::Unavailable | ErrorKind::Full)
@@ -103,7 +107,7 @@ impl Classify for DeliverError {
             Self::Store(error) => error.class(),
             Self::Mesh(error) => error.class(),
             Self::Event(error) => error.class(),
-            Self::PublisherStopped | Self::Stopped => FailureClass::Transient,
+            Self::Lost | Self::PublisherStopped | Self::Stopped => FailureClass::Transient,
         }
     }
 
@@ -135,10 +139,11 @@ mod tests {
 
     #[test]
     fn a_message_waits_for_the_store() {
-        assert!(store(ErrorKind::Unavailable).is_store_away());
-        assert!(store(ErrorKind::Full).is_store_away());
-        assert!(!store(ErrorKind::Conflict).is_store_away());
-        assert!(!DeliverError::Stopped.is_store_away());
+        assert!(store(ErrorKind::Unavailable).waits_for_store());
+        assert!(store(ErrorKind::Full).waits_for_store());
+        assert!(!store(ErrorKind::Conflict).waits_for_store());
+        assert!(DeliverError::Lost.waits_for_store());
+        assert!(!DeliverError::Stopped.waits_for_store());
     }
 
     #[test]

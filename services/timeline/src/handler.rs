@@ -42,6 +42,8 @@ struct DeliveredPart {
     visible_at: Timestamp,
     /// The recipients whose timelines don't get the post.
     suppressed: Suppressed,
+    /// Losses of timelines that were recorded before the delivery.
+    losses: u64,
 }
 
 /// A message that waits for the store. The first one and the last one are logged.
@@ -77,7 +79,7 @@ impl Handler for TimelineHandler {
             match self.handle_once(delivery).await {
                 Ok(()) => return Disposition::Ack,
                 // The message waits here: heartbeats keep it, and it spends no attempt.
-                Err(Failure::Error(error)) if error.is_store_away() => {
+                Err(Failure::Error(error)) if error.waits_for_store() => {
                     waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
                 }
                 Err(failure) => return failure.into(),
@@ -129,6 +131,8 @@ impl TimelineHandler {
             self.deliver_part(&chunk, recipients.part(part))
         })
         .await;
+        // The oldest count of losses covers all parts.
+        let losses = isolated.done.iter().map(|(_, part)| part.losses).min();
         let all_written = isolated.done.iter().all(|(_, part)| part.suppressed.is_empty());
         if isolated.is_complete() && all_written {
             let visible_at = isolated
@@ -138,11 +142,23 @@ impl TimelineHandler {
             let outcome = Outcome::Delivered { count };
             self.record(&chunk, ExpectedRevision::Any, outcome, visible_at)
                 .await?;
-            return Ok(());
+            return Ok(self.confirm(losses).await?);
         }
         let is_first_attempt = delivery.attempt == 1 && delivery.redrive.is_none();
-        self.record_partial(&chunk, &recipients, isolated, is_first_attempt)
-            .await
+        let recorded = self
+            .record_partial(&chunk, &recipients, isolated, is_first_attempt)
+            .await;
+        self.confirm(losses).await?;
+        recorded
+    }
+
+    /// Fails if timelines were lost since a delivery, which is recorded in the ledger by now: the repair of the loss may have
+    /// read the ledger before.
+    async fn confirm(&self, losses: Option<u64>) -> Result<(), DeliverError> {
+        match losses {
+            Some(losses) if !self.timelines.is_intact(losses).await? => Err(DeliverError::Lost),
+            _ => Ok(()),
+        }
     }
 
     /// Whether this attempt isolates the recipients that cause a permanent error.
@@ -158,7 +174,11 @@ impl TimelineHandler {
     ) -> Result<DeliveredPart, DeliverError> {
         let (post, author) = (PostId(chunk.post_id), UserKey(chunk.author_key));
         let accepted_at = Timestamp(chunk.accepted_at_us);
-        let Delivered { suppressed, durable } = self.timelines.deliver(post, recipients.clone()).await?;
+        let Delivered {
+            suppressed,
+            durable,
+            losses,
+        } = self.timelines.deliver(post, recipients.clone()).await?;
         let visible_at = Timestamp::now();
         // Watchers see what their timelines have.
         let written = without_suppressed(&recipients, &suppressed);
@@ -175,6 +195,7 @@ impl TimelineHandler {
         Ok(DeliveredPart {
             visible_at,
             suppressed,
+            losses,
         })
     }
 

@@ -34,6 +34,10 @@ impl Timelines for Views {
         self.inner.deliver(post, recipients).await
     }
 
+    async fn is_intact(&self, losses: u64) -> Result<bool> {
+        self.inner.is_intact(losses).await
+    }
+
     async fn newest(&self, _: UserKey, _: Option<PostId>, _: usize) -> Result<TimelinePage> {
         panic!("an audit is no read by the user")
     }

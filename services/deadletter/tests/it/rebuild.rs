@@ -29,6 +29,10 @@ impl Timelines for Views {
         self.inner.deliver(post, recipients).await
     }
 
+    async fn is_intact(&self, losses: u64) -> Result<bool> {
+        self.inner.is_intact(losses).await
+    }
+
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {
         self.inner.newest(user, before, limit).await
     }

@@ -31,6 +31,10 @@ pub(crate) struct FaultyTimelines {
     suppressed: Mutex<Vec<(SuppressedReason, HashSet<UserKey>)>>,
     /// Number of failed calls.
     pub(crate) failed: AtomicUsize,
+    /// Number of calls that deliver.
+    delivered: AtomicUsize,
+    /// Number of deliveries after which timelines are lost.
+    losses: AtomicUsize,
 }
 
 impl FaultyTimelines {
@@ -40,7 +44,19 @@ impl FaultyTimelines {
             fault: Mutex::default(),
             suppressed: Mutex::default(),
             failed: AtomicUsize::new(0),
+            delivered: AtomicUsize::new(0),
+            losses: AtomicUsize::new(0),
         })
+    }
+
+    /// Loses timelines after each of the next deliveries.
+    pub(crate) fn lose(&self, deliveries: usize) {
+        self.losses.store(deliveries, Ordering::SeqCst);
+    }
+
+    /// Number of calls that deliver.
+    pub(crate) fn delivered(&self) -> usize {
+        self.delivered.load(Ordering::SeqCst)
     }
 
     /// Makes deliveries to `users` fail.
@@ -84,6 +100,7 @@ impl FaultyTimelines {
 #[async_trait]
 impl Timelines for FaultyTimelines {
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered> {
+        self.delivered.fetch_add(1, Ordering::SeqCst);
         let (fault, users) = self.fault.lock().clone();
         let fault = fault.filter(|_| recipients.iter().any(|user| users.contains(&user)));
         self.failed
@@ -94,6 +111,13 @@ impl Timelines for FaultyTimelines {
             Some(Fault::Corrupt) => Err(Error::new(ErrorKind::Corrupt, "a timeline is malformed")),
             Some(Fault::Unavailable) => Err(Error::new(ErrorKind::Unavailable, "store is down")),
         }
+    }
+
+    async fn is_intact(&self, losses: u64) -> Result<bool> {
+        let lost = self
+            .losses
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |losses| losses.checked_sub(1));
+        Ok(lost.is_err() && self.inner.is_intact(losses).await?)
     }
 
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {

@@ -89,6 +89,22 @@ async fn an_unavailable_store_is_retried() {
     assert!(world.reasons().await.is_empty());
 }
 
+/// A repair has read the ledger before the outcome was recorded: the chunk is delivered again before its message is
+/// acknowledged.
+#[tokio::test]
+async fn a_delivery_that_was_lost_before_its_outcome_was_recorded_is_repeated() {
+    let world = World::start().await;
+    world.timelines.lose(2);
+    let all = users(1..=3);
+    let sequence = world.publish(POST, &all).await;
+    let consumer = consumers::timeline(Lane::Normal);
+    world.settled(streams::TIMELINE, consumer, sequence).await;
+    assert_eq!(world.timelines.delivered(), 3);
+    let recorded = world.outcome(POST, &all).await.unwrap();
+    assert_eq!(recorded.outcome, Outcome::Delivered { count: 3 });
+    assert!(world.reasons().await.is_empty());
+}
+
 /// Every timeline is corrupt: all recipients are marked dead, in one dead letter.
 #[tokio::test]
 async fn a_chunk_that_fails_for_every_recipient_makes_one_dead_letter() {

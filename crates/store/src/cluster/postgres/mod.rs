@@ -12,7 +12,7 @@
 //!   change its result.
 //! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
 
-mod batch;
+pub(crate) mod batch;
 pub(crate) mod dead_letters;
 mod devices;
 mod error;

@@ -66,6 +66,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use herald_model::{PostId, Recipients, UserKey};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
@@ -84,7 +85,10 @@ use self::{
     server::{Code, Server},
     state::ViewState,
 };
-use super::postgres::Postgres;
+use super::postgres::{
+    Postgres,
+    batch::{BatchLimits, Batcher},
+};
 use crate::{
     Delivered, Leases, Rebuilt, Result, SuppressedReason, TimelineEntries, TimelinePage, Timelines,
     embedded::timelines::pair,
@@ -96,6 +100,13 @@ const TTL_MARGIN_DAYS: u64 = 2;
 
 /// Time-out of writing the last run when closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Callers that read the number of losses in one statement.
+const LOSS_READS: BatchLimits = BatchLimits {
+    jobs_max: 1_024,
+    weight_max: usize::MAX,
+    in_flight_max: 2,
+};
 
 /// The cluster engine's [`Timelines`](crate::Timelines).
 pub(crate) struct ClusterTimelines {
@@ -124,6 +135,8 @@ struct View {
     activity: Activity,
     drowning: RwLock<Drowning>,
     monitor: Monitor,
+    /// Reads the number of recorded losses: concurrent callers share a statement.
+    losses: Batcher<(), u64>,
     /// The oldest post that timelines show.
     oldest: AtomicU64,
     random: RandomState,
@@ -259,6 +272,7 @@ impl ClusterTimelines {
             activity: Activity::new(config.active_days, config.sample_interval()),
             drowning: RwLock::default(),
             monitor: Monitor::default(),
+            losses: count_losses(ViewState::new(postgres)),
             oldest: AtomicU64::new(0),
             random: RandomState::new(),
             next_random: AtomicU64::new(0),
@@ -325,6 +339,22 @@ impl Drop for ClusterTimelines {
     }
 }
 
+/// Reads of the number of recorded losses.
+fn count_losses(state: ViewState) -> Batcher<(), u64> {
+    Batcher::start(
+        LOSS_READS,
+        |()| 1,
+        move |callers| {
+            let state = state.clone();
+            async move {
+                let losses = state.losses().await?;
+                Ok(callers.iter().map(|_| Ok(losses)).collect())
+            }
+            .boxed()
+        },
+    )
+}
+
 async fn run_samples(view: Arc<View>) {
     loop {
         tokio::time::sleep(view.config.sample_interval()).await;
@@ -340,12 +370,14 @@ impl Timelines for ClusterTimelines {
         let post = pair::check(post)?;
         can_fail!("store.deliver");
         let view = &self.view;
+        let losses = view.monitor.losses();
         let (kept, suppressed) = view.split(post, recipients);
         view.activity.note_recipients(kept.iter());
         if kept.is_empty() {
             return Ok(Delivered {
                 suppressed,
                 durable: Box::pin(std::future::ready(Ok(()))),
+                losses,
             });
         }
         let accepted = view.collector.put(post, &kept).await?;
@@ -353,7 +385,14 @@ impl Timelines for ClusterTimelines {
         Ok(Delivered {
             suppressed,
             durable: accepted.durable,
+            losses,
         })
+    }
+
+    async fn is_intact(&self, losses: u64) -> Result<bool> {
+        let now = self.view.losses.run(()).await?;
+        self.view.monitor.set_losses(now);
+        Ok(now == losses)
     }
 
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {

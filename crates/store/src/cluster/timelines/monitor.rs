@@ -10,10 +10,20 @@
 //! | the beat is older than the recorded one | a fail-over to a stale replica, or a restart from an old file: writes since that beat are lost |
 //! | another run id | a restart or a fail-over: writes since the recorded beat may be lost |
 //!
+//! A repair delivers again what the ledger has. A delivery that is recorded in the ledger after the repair has read it could
+//! be lost with the view; so its worker asks afterwards whether a loss was recorded since the delivery, and then delivers
+//! again (`Timelines::is_intact`).
+//!
 //! Every process looks; the first one that notices records the loss. Until it is repaired (`repair`), every process
 //! answers reads of the shard with a rebuild.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::RwLock;
 use redis::Value;
@@ -36,6 +46,8 @@ const LOOKS_PER_REFRESH: u32 = 10;
 #[derive(Default)]
 pub(super) struct Monitor {
     open: RwLock<Vec<Loss>>,
+    /// Number of recorded losses, open and repaired ones. May be older than what PostgreSQL has.
+    losses: AtomicU64,
 }
 
 impl Monitor {
@@ -47,6 +59,15 @@ impl Monitor {
     /// The losses that are not repaired.
     pub(super) fn open(&self) -> Vec<Loss> {
         self.open.read().clone()
+    }
+
+    /// The number of losses that this process knows to be recorded.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_losses(&self, losses: u64) {
+        self.losses.store(losses, Ordering::Release);
     }
 
     pub(super) fn set_open(&self, losses: Vec<Loss>) {
@@ -73,6 +94,7 @@ pub(super) async fn run(view: Arc<View>) {
 
 /// Looks at all shards once.
 pub(super) async fn look(view: &View, refresh: bool) -> Result<()> {
+    view.monitor.set_losses(view.state.losses().await?);
     view.monitor.set_open(view.state.open_losses().await?);
     let ranges = if refresh {
         view.reader.refresh_ranges().await?

@@ -24,7 +24,8 @@ const COUNT_INTERVAL: Duration = Duration::from_hours(1);
 /// Users whose followed authors are counted in one statement.
 const COUNTED_USERS: i64 = 20_000;
 
-/// Difference of the clocks of workers and PostgreSQL that a repair tolerates.
+/// Difference of the clocks of workers and PostgreSQL that a repair tolerates, with the five seconds within which a repeated
+/// delivery does not move the time in the ledger.
 const CLOCK_MARGIN_US: i64 = 10_000_000;
 
 /// Time from the record of a backfill to its delivery that a repair tolerates.

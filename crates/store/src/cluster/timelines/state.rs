@@ -369,6 +369,19 @@ impl ViewState {
             .await
     }
 
+    /// The number of losses that were ever recorded. Ids would not do: of two transactions, the one with the greater id can
+    /// commit first.
+    pub(super) async fn losses(&self) -> Result<u64> {
+        const SQL: &str = "SELECT count(*) FROM herald.timelines_losses";
+        let count: i64 = self
+            .postgres
+            .call("count the losses of timelines", async || {
+                Ok(sqlx::query_scalar(SQL).fetch_one(self.postgres.pool()).await?)
+            })
+            .await?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
     /// The losses that are not repaired.
     pub(super) async fn open_losses(&self) -> Result<Vec<Loss>> {
         const SQL: &str = "SELECT id, first_slot, last_slot, since FROM herald.timelines_losses

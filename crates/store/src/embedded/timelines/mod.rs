@@ -251,6 +251,7 @@ impl Timelines for EmbeddedTimelines {
         let delivered = |durable: Durable| Delivered {
             suppressed: Vec::new(),
             durable,
+            losses: 0,
         };
         let durable_now = || delivered(Box::pin(std::future::ready(Ok(()))));
         if recipients.is_empty() {
@@ -263,6 +264,10 @@ impl Timelines for EmbeddedTimelines {
             return Ok(durable_now());
         }
         Ok(delivered(durable))
+    }
+
+    async fn is_intact(&self, _losses: u64) -> Result<bool> {
+        Ok(true)
     }
 
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {

@@ -16,6 +16,10 @@ const LOST_ROUNDS_MAX: usize = 5;
 /// The base of a settlement without a precondition. Revisions begin at 0.
 const ANY: i64 = -1;
 
+/// A delivery that is repeated so long after the last one moves the time of the last one: the repair of lost timelines looks
+/// for it, with twice this tolerance.
+const REDELIVERED_AFTER_US: i64 = 5_000_000;
+
 /// The key of a chunk in rows: post, channel and id.
 type Key = (i64, i16, i64);
 
@@ -157,7 +161,7 @@ impl Columns {
                         ELSE least(o.first_delivered_at, s.at) END,
                     last_delivered_at = CASE
                         WHEN o.last_delivered_at IS NULL THEN CASE WHEN s.delivered > 0 THEN s.at END
-                        WHEN s.delivered <= o.delivered THEN o.last_delivered_at
+                        WHEN s.delivered < o.delivered THEN o.last_delivered_at
                         ELSE greatest(o.last_delivered_at, s.at) END,
                     claimed_until = clock_timestamp() + s.lease_us * interval '1 microsecond',
                     delivered = s.delivered, suppressed = s.suppressed, expired = s.expired, dead = s.dead,
@@ -168,7 +172,8 @@ impl Columns {
                     AND o.post = s.post AND o.channel = s.channel AND o.chunk = s.chunk
                     AND (s.base = -1 OR o.revision = s.base)
                     AND (o.outcome IS DISTINCT FROM s.outcome OR o.delivered <> s.delivered
-                        OR o.claimed_until IS NOT NULL OR s.lease_us IS NOT NULL)
+                        OR o.claimed_until IS NOT NULL OR s.lease_us IS NOT NULL
+                        OR s.delivered > 0 AND s.at > o.last_delivered_at + $15)
                 RETURNING o.post, o.channel, o.chunk, o.revision
             ), inserted AS (
                 INSERT INTO herald.ledger_outcomes (
@@ -199,6 +204,7 @@ impl Columns {
             .bind(&self.claims)
             .bind(self.posts.first())
             .bind(self.posts.last())
+            .bind(REDELIVERED_AFTER_US)
             // Planned anew each time: a plan that was made when the partition was small would be kept too long.
             .persistent(false)
             .fetch_all(postgres.pool())

@@ -179,6 +179,70 @@ async fn a_late_backfill_is_repaired() {
     assert_eq!(stored(&timelines, 1).await.0, [7]);
 }
 
+/// The worker was slow: it records the outcome after the repair of the loss that took the delivery.
+#[tokio::test]
+async fn a_delivery_is_not_intact_if_a_loss_was_repaired_before_its_outcome_was_recorded() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    let another = bed.open().await;
+    bed.follow(1, 9, true).await;
+    bed.post(&timelines, 1, 9).await;
+    newest(&timelines, 1).await;
+    let followers = bed.plan(2, 9).await;
+    let delivered = timelines.deliver(PostId(2), followers.clone()).await.unwrap();
+    delivered.durable.await.unwrap();
+    assert!(timelines.is_intact(delivered.losses).await.unwrap());
+    let (tail, beat) = (timelines.view.keys.bucket(0).tail, timelines.view.keys.beat(0));
+    bed.redis.command(&["DEL", &tail, &beat]).await.unwrap();
+    wait_until("the loss is repaired", || async {
+        losses(&bed, false).await > 0 && losses(&bed, true).await == 0
+    })
+    .await;
+    bed.settle(2, &followers).await;
+    assert_eq!(stored(&timelines, 1).await.0, [1]);
+    assert!(!timelines.is_intact(delivered.losses).await.unwrap());
+    let again = timelines.deliver(PostId(2), followers.clone()).await.unwrap();
+    again.durable.await.unwrap();
+    assert!(timelines.is_intact(again.losses).await.unwrap());
+    assert_eq!(stored(&timelines, 1).await.0, [1, 2]);
+    // A process that doesn't know of the loss yet delivers once more, and knows it then.
+    let unaware = delivered.losses;
+    assert!(!another.is_intact(unaware).await.unwrap());
+    assert_eq!(another.view.monitor.losses(), 1);
+}
+
+/// A message that is redelivered long after its outcome was recorded is on the timelines since then, not since the record.
+#[tokio::test]
+async fn a_late_redelivery_is_repaired() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    let followers = bed.post(&timelines, 1, 9).await;
+    bed.execute("UPDATE herald.ledger_outcomes SET last_delivered_at = last_delivered_at - 3600000000")
+        .await;
+    newest(&timelines, 1).await;
+    let beat = timelines.view.keys.beat(0);
+    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
+    wait_until("a later beat", || async {
+        bed.redis.text(&["GET", &beat]).await.unwrap() != before
+    })
+    .await;
+    deliver(&timelines, 1, &followers).await;
+    bed.settle(1, &followers).await;
+    let keys = timelines.view.keys.bucket(0);
+    bed.redis.command(&["DEL", &keys.tail]).await.unwrap();
+    bed.redis
+        .command(&["HDEL", &keys.body, &pair::index(UserKey(1)).to_string()])
+        .await
+        .unwrap();
+    bed.redis.command(&["SET", &beat, &before]).await.unwrap();
+    wait_until("the loss is repaired", || async {
+        losses(&bed, false).await > 0 && losses(&bed, true).await == 0
+    })
+    .await;
+    assert_eq!(stored(&timelines, 1).await.0, [1]);
+}
+
 #[tokio::test]
 async fn everything_resumes_after_a_restart_of_redis() {
     let Some(bed) = bed().await else { return };
