@@ -113,6 +113,11 @@ impl Cluster {
         self.timelines.import(timelines).await
     }
 
+    /// Says that all timelines are imported: those without posts are complete too.
+    pub(crate) async fn end_import_of_timelines(&self) -> Result<()> {
+        self.timelines.end_import().await
+    }
+
     /// What a timeline with these posts, which ascend, shows.
     pub(crate) fn shown(&self, posts: &[PostId]) -> Vec<PostId> {
         self.timelines.shown(posts)

@@ -299,6 +299,7 @@ impl Target {
 
     /// Finishes the move: Herald starts on this database from now on.
     pub(super) async fn finish(&self) -> Result<()> {
+        self.cluster.end_import_of_timelines().await?;
         const SQL: &str = "UPDATE herald.moved_store SET finished_at = now() WHERE finished_at IS NULL";
         self.postgres
             .call("finish the move", || async {

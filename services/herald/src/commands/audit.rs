@@ -270,7 +270,7 @@ impl Show for SummaryEvent {
         }
         if summary.incomplete_timelines > 0 {
             lines.push(format!(
-                "{} not compared, because nobody has read them yet or they lack entries; `herald rebuild timelines` completes them",
+                "{} not compared, because they may lack entries and nobody has read them since; `herald rebuild timelines` completes them",
                 counted(summary.incomplete_timelines, "timeline was", "timelines were")
             ));
         }

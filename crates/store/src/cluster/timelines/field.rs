@@ -2,7 +2,7 @@
 //!
 //! Layout: version (1 byte), [`State`] (1 byte), varint with the end of the provisional state (seconds since 1970, else
 //! 0), then the posts as in a merged row of the embedded engine: newest first, each as the difference to the one before.
-//! `scripts/begin.lua` changes the state byte in place.
+//! `scripts/begin.lua` changes the state byte in place, and writes an empty partial timeline.
 
 use herald_model::varint;
 
@@ -15,6 +15,9 @@ const VERSION: u8 = 1;
 pub(super) enum State {
     /// What was delivered since some time. A reader rebuilds it.
     Partial,
+    /// What was delivered since Redis began with it. All that was delivered, together with the tail, if Redis has had no
+    /// reason to begin anew since the installation was new (`monitor`); otherwise as [`Partial`](Self::Partial).
+    Initial,
     /// All that was delivered, except for posts that a worker suppressed because it does not know yet that the user is
     /// active again. A reader rebuilds it again until this time has passed, and once after.
     Provisional {
@@ -34,10 +37,10 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// A timeline of which nothing is known.
+    /// A timeline of which nothing is stored.
     pub(super) fn empty() -> Self {
         Self {
-            state: State::Partial,
+            state: State::Initial,
             posts: Vec::new(),
         }
     }
@@ -58,6 +61,7 @@ impl Field {
             0 => State::Partial,
             1 => State::Provisional { until_s },
             2 => State::Complete,
+            3 => State::Initial,
             _ => return Err(malformed()),
         };
         let posts = block::decode_merged(rest).collect::<Result<_>>()?;
@@ -69,6 +73,7 @@ impl Field {
             State::Partial => (0, 0),
             State::Provisional { until_s } => (1, until_s),
             State::Complete => (2, 0),
+            State::Initial => (3, 0),
         };
         let mut out = Vec::with_capacity(8 + 3 * self.posts.len());
         out.extend([VERSION, state]);
@@ -128,13 +133,14 @@ mod tests {
         #[test]
         fn decoding_reverses_encoding(
             posts in prop::collection::btree_set(1_u64..1 << 50, 0..300),
-            state in 0_u8..3,
+            state in 0_u8..4,
             until_s in any::<u32>(),
         ) {
             let state = match state {
                 0 => State::Partial,
                 1 => State::Provisional { until_s: until_s.into() },
-                _ => State::Complete,
+                2 => State::Complete,
+                _ => State::Initial,
             };
             let field = Field { state, posts: posts.into_iter().rev().collect() };
             prop_assert_eq!(Field::decode(&field.encode()).unwrap(), field);

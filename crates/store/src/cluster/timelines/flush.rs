@@ -180,7 +180,7 @@ async fn replicate(view: &View) -> Result<()> {
 async fn wait_for_replicas(view: &View, range: SlotRange) -> Result<()> {
     let mut wait = redis::cmd("WAIT");
     wait.arg(view.config.replicas_min).arg(WAIT_MS);
-    let answer = view.writer.run(range.first, wait).await?;
+    let answer = view.writer.run_once(range.first, wait).await?;
     match answer {
         Value::Int(replicas) if replicas >= i64::from(view.config.replicas_min) => Ok(()),
         _ => Err(Error::new(

@@ -7,6 +7,7 @@ use super::{
     ClusterTimelines, View,
     field::{Field, State},
     merge::{read_value, write},
+    whole,
 };
 use crate::{Error, ErrorKind, Result, embedded::timelines::pair};
 
@@ -24,6 +25,14 @@ impl ClusterTimelines {
             .buffer_unordered(BUCKETS_IN_FLIGHT)
             .try_collect()
             .await
+    }
+
+    /// Ends an import of all timelines: those without posts are complete too.
+    pub(crate) async fn end_import(&self) -> Result<()> {
+        for range in self.view.writer.refresh_ranges().await?.iter() {
+            whole::mark(&self.view, *range).await?;
+        }
+        Ok(())
     }
 
     /// The posts, of ascending ones, that a timeline shows.

@@ -1,12 +1,18 @@
 //! Names of keys. All keys of a bucket have one hash tag, so they are in one slot of a cluster.
 
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::RwLock;
+
 /// Makes the names of keys of one installation.
 ///
 /// The id of the view is made with the PostgreSQL schema and is part of each name, so two installations can share a
 /// server, and a new database never shows the timelines of an old one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Keys {
     view: String,
+    /// The beats that were named before: finding a name takes a millisecond.
+    beats: RwLock<HashMap<u16, Arc<str>>>,
 }
 
 /// The keys of one bucket of users.
@@ -22,7 +28,10 @@ pub(super) struct BucketKeys {
 
 impl Keys {
     pub(super) fn new(view: &str) -> Self {
-        Self { view: view.into() }
+        Self {
+            view: view.into(),
+            beats: RwLock::default(),
+        }
     }
 
     pub(super) fn bucket(&self, bucket: u32) -> BucketKeys {
@@ -36,12 +45,23 @@ impl Keys {
 
     /// The beat of the shard that begins with a slot: a key in this slot. Single servers use slot 0 for the whole
     /// server.
-    pub(super) fn beat(&self, first_slot: u16) -> String {
+    pub(super) fn beat(&self, first_slot: u16) -> Arc<str> {
+        if let Some(key) = self.beats.read().get(&first_slot) {
+            return Arc::clone(key);
+        }
         // One in 16,384 names is in the wanted slot.
-        (0_u32..1 << 24)
+        let key: Arc<str> = (0_u32..1 << 24)
             .map(|n| format!("herald:{{{}.beat.{n}}}", self.view))
             .find(|key| slot(key) == first_slot)
             .unwrap_or_default()
+            .into();
+        self.beats.write().insert(first_slot, Arc::clone(&key));
+        key
+    }
+
+    /// The mark of a shard that has lost nothing since the installation was new, in the slot of its beat.
+    pub(super) fn whole(&self, first_slot: u16) -> String {
+        format!("{}w", self.beat(first_slot))
     }
 }
 

@@ -15,7 +15,7 @@
 //! | `read` | reads timelines: tail and field |
 //! | `rebuild`, `records` | makes a timeline again from PostgreSQL |
 //! | `activity`, `drowning` | whose timelines are not written, or only in part |
-//! | `monitor`, `repair` | notices and repairs lost writes |
+//! | `monitor`, `repair`, `whole` | notices and repairs lost writes |
 //! | `server`, `check`, `keys`, `field`, `state` | connection, checks at start, names, encoding, state in PostgreSQL |
 //!
 //! # Invariants
@@ -24,8 +24,8 @@
 //!   changes nothing, and workers need no order among them.
 //! - A body is written only by `scripts/write.lua` and `scripts/begin.lua`, and each write gives it a new random
 //!   generation. A writer names the generation that it has read. A body that is made anew also has a new epoch.
-//! - A field whose state is complete has, together with the tail, all that was delivered to the user. Any other timeline
-//!   is rebuilt when it is read.
+//! - A field whose state is complete has, together with the tail, all that was delivered to the user; so has a timeline of
+//!   which nothing is stored, while its shard is marked as whole. Any other timeline is rebuilt when it is read.
 //! - Each key has a time to live: the retention of timelines and two days, extended at least once on each day with a
 //!   delivery.
 //!
@@ -55,6 +55,7 @@ mod server;
 mod state;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::{
     hash::{BuildHasher, RandomState},

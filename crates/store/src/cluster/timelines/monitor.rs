@@ -33,6 +33,7 @@ use super::{
     merge::read_value,
     server::{Script, SlotRange, info_value},
     state::{Loss, Shard},
+    whole,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -121,6 +122,9 @@ pub(super) async fn look(view: &View, refresh: bool) -> Result<()> {
 
 /// Looks at a shard. Returns whether there is a loss.
 async fn look_at(view: &View, range: SlotRange, seen: Option<&Shard>) -> Result<bool> {
+    if seen.is_none() && view.state.is_new().await? {
+        whole::mark(view, range).await?;
+    }
     let now = view.state.server_time().await?;
     let acknowledged = seen.map(|seen| seen.beat);
     let beat = write_beat(view, range, acknowledged, now, seen.is_none()).await?;
@@ -183,7 +187,7 @@ async fn write_beat(
     let key = view.keys.beat(range.first);
     let script = Script {
         code: &view.scripts.beat,
-        keys: &[&key],
+        keys: &[&key, &view.keys.whole(range.first)],
         arguments: vec![
             acknowledged
                 .map_or(String::new(), |beat| beat.to_string())

@@ -8,6 +8,7 @@ use super::{
     field::{Field, State},
     merge::read_value,
     server::Server,
+    whole,
 };
 use crate::{
     Result, TimelineEntries, TimelinePage,
@@ -23,14 +24,19 @@ pub(super) async fn timeline(view: &View, server: &Server, user: UserKey) -> Res
     merged(view, user, &mut answers.into_iter())
 }
 
-/// The tail first: a merge in between moves entries to the body, where they are then read again.
-fn commands(view: &View, user: UserKey) -> [(u16, Cmd); 2] {
+/// The tail first: a merge in between moves entries to the body, where they are then read again. The mark of a whole shard
+/// last: a flush before it takes it away too.
+fn commands(view: &View, user: UserKey) -> [(u16, Cmd); 3] {
     let keys = view.keys.bucket(pair::group(user));
     let mut tail = redis::cmd("LRANGE");
     tail.arg(&keys.tail).arg(0).arg(-1);
     let mut body = redis::cmd("HGET");
     body.arg(&keys.body).arg(pair::index(user));
-    [(keys.slot, tail), (keys.slot, body)]
+    [
+        (keys.slot, tail),
+        (keys.slot, body),
+        whole::command(view, keys.slot),
+    ]
 }
 
 fn merged(view: &View, user: UserKey, answers: &mut impl Iterator<Item = Value>) -> Result<Field> {
@@ -40,12 +46,23 @@ fn merged(view: &View, user: UserKey, answers: &mut impl Iterator<Item = Value>)
         Some(field) => Field::decode(&field)?,
         None => Field::empty(),
     };
+    let whole = answers.next().unwrap_or_default();
+    field.state = resolved(field.state, || whole::is_whole(view, view.slot(user), &whole))?;
     let mut posts = Vec::new();
     for block in &blocks {
         block::decode_user_posts(block, pair::index(user), &mut posts)?;
     }
     field.add(&mut posts, view.oldest(), view.config.entries_max);
     Ok(field)
+}
+
+/// The state of a timeline, given whether its shard is whole.
+fn resolved(state: State, is_whole: impl FnOnce() -> Result<bool>) -> Result<State> {
+    Ok(match state {
+        State::Initial if is_whole()? => State::Complete,
+        State::Initial => State::Partial,
+        state => state,
+    })
 }
 
 /// What a timeline needs before it can be called complete.
@@ -99,11 +116,13 @@ fn page(field: &Field, before: Option<PostId>, limit: usize, rebuilding: bool) -
 
 /// Reads whole timelines, for audits. Users in a row who share a bucket share the read of its tail.
 pub(super) async fn read(view: &View, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
-    let mut entries = Vec::with_capacity(users.len());
+    let mut all = Vec::with_capacity(users.len());
     for users in users.chunks(USERS_PER_PIPELINE) {
         let buckets = || users.chunk_by(|a, b| pair::group(*a) == pair::group(*b));
         let commands = buckets().flat_map(|users| bucket_commands(view, users)).collect();
         let mut answers = view.reader.pipeline(commands).await?.into_iter();
+        // After the timelines: a flush in between takes the marks away too.
+        let whole_ranges = whole::ranges(view).await?;
         for users in buckets() {
             let blocks: Vec<Vec<u8>> = read_value(answers.next().unwrap_or_default())?;
             let fields: Vec<Option<Vec<u8>>> = read_value(answers.next().unwrap_or_default())?;
@@ -125,11 +144,15 @@ pub(super) async fn read(view: &View, users: &[UserKey]) -> Result<Vec<TimelineE
                     .take_while(|p| pair::user_in_group(**p) == index);
                 let mut posts = posts.map(|p| pair::post(*p)).collect();
                 field.add(&mut posts, view.oldest(), view.config.entries_max);
-                entries.push(whole(view, *user, &field));
+                let slot = view.slot(*user);
+                field.state = resolved(field.state, || {
+                    Ok(whole_ranges.iter().any(|range| range.contains(slot)))
+                })?;
+                all.push(entries(view, *user, &field));
             }
         }
     }
-    Ok(entries)
+    Ok(all)
 }
 
 /// As [`commands`], for several users of one bucket.
@@ -145,7 +168,7 @@ fn bucket_commands(view: &View, users: &[UserKey]) -> [(u16, Cmd); 2] {
     [(keys.slot, tail), (keys.slot, body)]
 }
 
-fn whole(view: &View, user: UserKey, field: &Field) -> TimelineEntries {
+fn entries(view: &View, user: UserKey, field: &Field) -> TimelineEntries {
     TimelineEntries {
         posts: field.posts.iter().rev().map(|post| PostId(*post)).collect(),
         complete: field.state == State::Complete

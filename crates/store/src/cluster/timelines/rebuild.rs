@@ -160,7 +160,7 @@ async fn add(
         Some(field) => Field::decode(&field)?,
         None => Field::empty(),
     };
-    let was_complete = field.state == State::Complete;
+    let was_complete = before.state == State::Complete;
     field.state = next_state(field.state, provisional_until);
     field.add(posts, view.oldest(), view.config.entries_max);
     let missing = field.posts.iter().filter(|post| !holds(&before.posts, **post));

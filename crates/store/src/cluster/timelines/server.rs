@@ -159,24 +159,35 @@ impl Server {
         redis::from_redis_value(value).map_err(|e| redis_error("read INFO", &RedisError::from(e)))
     }
 
-    /// Runs a command on the primary that has a slot.
+    /// Runs a command on the primary that has a slot. A command that meets a broken connection is repeated, so running it
+    /// twice must change nothing.
     pub(super) async fn run(&self, slot: u16, cmd: Cmd) -> Result<Value> {
         self.try_run(slot, cmd)
             .await
             .map_err(|e| redis_error("use the timelines", &e))
     }
 
-    async fn try_run(&self, slot: u16, cmd: Cmd) -> std::result::Result<Value, RedisError> {
+    /// As [`run`](Self::run), but never repeats the command on another connection to a single server: for `WAIT`, which is about what
+    /// was sent on its connection.
+    pub(super) async fn run_once(&self, slot: u16, cmd: Cmd) -> Result<Value> {
         let value = match self {
-            Self::Single(single) => {
-                let mut connection = single.connection.read().clone();
-                let value = connection.send_packed_command(&cmd).await;
-                single.reconnect_if_read_only(&value);
-                value?
-            }
-            Self::Cluster(cluster) => cluster.run(slot, cmd).await?,
+            Self::Single(single) => single.run(&cmd).await,
+            Self::Cluster(cluster) => cluster.run(slot, cmd).await,
         };
-        value.extract_error()
+        value.map_err(|e| redis_error("use the timelines", &e))
+    }
+
+    async fn try_run(&self, slot: u16, cmd: Cmd) -> std::result::Result<Value, RedisError> {
+        match self {
+            Self::Single(single) => {
+                let sent = single.run(&cmd).await;
+                if single.has_reconnected(&sent) {
+                    return single.run(&cmd).await;
+                }
+                sent
+            }
+            Self::Cluster(cluster) => cluster.run(slot, cmd).await,
+        }
     }
 
     /// Runs a script: by its hash, or by its text if the server does not know it yet.
@@ -195,7 +206,14 @@ impl Server {
     /// Commands of one slot run in their order.
     pub(super) async fn pipeline(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>> {
         let result = match self {
-            Self::Single(single) => single.pipeline(commands).await,
+            Self::Single(single) => {
+                let sent = single.pipeline(&commands).await;
+                if single.has_reconnected(&sent) {
+                    single.pipeline(&commands).await
+                } else {
+                    sent
+                }
+            }
             Self::Cluster(cluster) => self.cluster_pipeline(cluster, commands).await,
         };
         result.map_err(|e| redis_error("use the timelines", &e))
@@ -278,35 +296,46 @@ impl Server {
 }
 
 impl Single {
-    async fn pipeline(&self, commands: Vec<(u16, Cmd)>) -> std::result::Result<Vec<Value>, RedisError> {
+    async fn run(&self, cmd: &Cmd) -> std::result::Result<Value, RedisError> {
+        let mut connection = self.connection.read().clone();
+        connection.send_packed_command(cmd).await?.extract_error()
+    }
+
+    async fn pipeline(&self, commands: &[(u16, Cmd)]) -> std::result::Result<Vec<Value>, RedisError> {
         let mut values = Vec::with_capacity(commands.len());
-        let mut commands = commands.into_iter();
-        while commands.len() > 0 {
-            let count = commands.len().min(PIPELINE_COMMANDS_MAX);
-            let mut pipeline = Pipeline::with_capacity(count);
-            for (_, cmd) in commands.by_ref().take(count) {
-                pipeline.add_command(cmd);
+        for commands in commands.chunks(PIPELINE_COMMANDS_MAX) {
+            let mut pipeline = Pipeline::with_capacity(commands.len());
+            for (_, cmd) in commands {
+                pipeline.add_command(cmd.clone());
             }
             let mut connection = self.connection.read().clone();
-            let answers = connection.send_packed_commands(&pipeline, 0, count).await?;
+            let answers = connection
+                .send_packed_commands(&pipeline, 0, commands.len())
+                .await?;
             for answer in answers {
-                let value = answer.extract_error();
-                self.reconnect_if_read_only(&value);
-                values.push(value?);
+                values.push(answer.extract_error()?);
             }
         }
         Ok(values)
     }
 
-    /// Connects again when the server has become a replica: its name may lead to the new primary by now.
-    fn reconnect_if_read_only(&self, result: &std::result::Result<Value, RedisError>) {
-        if let Err(e) = result
-            && e.kind() == RedisErrorKind::Server(ServerErrorKind::ReadOnly)
-            && let Ok(manager) =
-                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())
-        {
-            *self.connection.write() = manager;
+    /// Whether a command that has failed is to be sent again, over a new connection: the old one was broken, as after a restart of
+    /// the server, or leads to a replica, as after a fail-over. The name of the server may lead to the new primary by now.
+    fn has_reconnected<T>(&self, sent: &std::result::Result<T, RedisError>) -> bool {
+        let Err(error) = sent else { return false };
+        if error.kind() == RedisErrorKind::Server(ServerErrorKind::ReadOnly) {
+            let connecting =
+                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone());
+            return match connecting {
+                Ok(manager) => {
+                    *self.connection.write() = manager;
+                    true
+                }
+                Err(_) => false,
+            };
         }
+        // The connection manager connects again since the failure, and the next command waits for it.
+        error.is_connection_dropped()
     }
 }
 

@@ -299,6 +299,17 @@ impl ViewState {
         Ok(rows.into_iter().map(shard).collect())
     }
 
+    /// Whether nothing was ever delivered.
+    pub(super) async fn is_new(&self) -> Result<bool> {
+        const SQL: &str = "SELECT NOT EXISTS (SELECT FROM herald.ledger_slices)
+            AND NOT EXISTS (SELECT FROM herald.backfills)";
+        self.postgres
+            .call("read whether timelines were delivered", async || {
+                Ok(sqlx::query_scalar(SQL).fetch_one(self.postgres.pool()).await?)
+            })
+            .await
+    }
+
     /// Records a shard that was not seen before, or that has other slots now.
     pub(super) async fn record_shard(&self, shard: &Shard) -> Result<()> {
         const SQL: &str = "INSERT INTO herald.timelines_shards (first_slot, last_slot, run_id, beat)

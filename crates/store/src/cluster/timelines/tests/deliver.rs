@@ -124,7 +124,7 @@ async fn every_key_has_a_time_to_live() {
     deliver(&timelines, 1_000, &recipients([1, 100, 10_000])).await;
     let keys = bed.redis.command(&["KEYS", "*"]).await.unwrap();
     let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
-    assert_eq!(keys.len(), 7, "{keys:?}");
+    assert_eq!(keys.len(), 8, "{keys:?}");
     for key in keys {
         let ttl = bed.redis.command(&["TTL", &key]).await.unwrap();
         let ttl: i64 = redis::from_redis_value(ttl).unwrap();

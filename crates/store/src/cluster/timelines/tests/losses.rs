@@ -93,7 +93,7 @@ async fn a_reader_gets_what_is_not_repaired_yet() {
     let timelines = bed.open().await;
     bed.follow(1, 9, true).await;
     bed.post(&timelines, 1, 9).await;
-    newest(&timelines, 1).await;
+    timelines.rebuild(&[UserKey(1)]).await.unwrap();
     bed.post(&timelines, 2, 9).await;
     bed.redis
         .command(&["DEL", &timelines.view.keys.bucket(0).tail])
@@ -119,6 +119,40 @@ async fn a_reader_gets_what_is_not_repaired_yet() {
     .await;
     assert!(!stored(&timelines, 1).await.1);
     assert_eq!(newest(&timelines, 1).await, [2, 1]);
+}
+
+/// Nobody has to read a timeline to make it complete, until Redis is flushed.
+#[tokio::test]
+async fn timelines_of_a_new_installation_are_complete_until_a_flush() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    assert_eq!(stored(&timelines, 1).await, (vec![], true));
+    bed.post(&timelines, 1, 9).await;
+    assert_eq!(stored(&timelines, 1).await, (vec![1], true));
+    merge::merge(&timelines.view, 0).await.unwrap();
+    assert_eq!(stored(&timelines, 1).await, (vec![1], true));
+    // The mark is not made again by a process that starts later.
+    bed.redis.flush().await.unwrap();
+    assert!(!stored(&timelines, 1).await.1);
+    let later = bed.open().await;
+    bed.wait_for_repairs(&later).await;
+    bed.post(&later, 2, 9).await;
+    assert!(!stored(&later, 1).await.1);
+    assert!(!stored(&later, 2).await.1);
+    assert_eq!(newest(&later, 1).await, [2, 1]);
+    assert_eq!(stored(&later, 1).await, (vec![1, 2], true));
+}
+
+/// A database that has delivered before gets an empty Redis.
+#[tokio::test]
+async fn timelines_in_another_redis_are_not_complete() {
+    let Some(bed) = bed().await else { return };
+    bed.follow(1, 9, true).await;
+    bed.plan(1, 9).await;
+    let timelines = bed.open().await;
+    assert!(!stored(&timelines, 1).await.1);
+    assert_eq!(newest(&timelines, 1).await, [1]);
 }
 
 #[tokio::test]
@@ -243,6 +277,23 @@ async fn a_late_redelivery_is_repaired() {
     assert_eq!(stored(&timelines, 1).await.0, [1]);
 }
 
+/// Nobody learns of a restart of Redis between two calls, although each connection to it is broken.
+#[tokio::test]
+async fn no_call_fails_after_a_restart_of_redis() {
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open().await;
+    bed.follow(1, 9, true).await;
+    let followers = bed.post(&timelines, 1, 9).await;
+    for _ in 0..3 {
+        bed.redis.restart().await.unwrap();
+        deliver(&timelines, 1, &followers).await;
+        assert_eq!(newest(&timelines, 1).await, [1]);
+        bed.redis.restart().await.unwrap();
+        timelines.rebuild(&[UserKey(1)]).await.unwrap();
+        assert_eq!(newest(&timelines, 1).await, [1]);
+    }
+}
+
 #[tokio::test]
 async fn everything_resumes_after_a_restart_of_redis() {
     let Some(bed) = bed().await else { return };
@@ -285,7 +336,7 @@ async fn a_beat_never_goes_back() {
     let older = shard.beat - 1_000_000;
     let script = Script {
         code: &view.scripts.beat,
-        keys: &[&key],
+        keys: &[&key, &view.keys.whole(shard.range.first)],
         arguments: ["", &older.to_string(), &view.ttl_s.to_string(), "1"]
             .map(|argument| argument.as_bytes().to_vec())
             .into(),
