@@ -43,10 +43,16 @@ impl Run {
     }
 
     /// Kills all processes. The children are killed while their parent is stopped: it can't reap them, so none of their
-    /// ids belongs to another process.
+    /// ids belongs to another process. On return all have ended, so that the server can start again: it refuses to while a
+    /// process is attached to its shared memory.
     pub(crate) async fn kill(&self) -> Result<()> {
-        for child in self.stop_first().await? {
-            signal(child, Signal::KILL)?;
+        let children = self.stop_first().await?;
+        for child in &children {
+            signal(*child, Signal::KILL)?;
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        while ps::is_any_alive(&children)? && Instant::now() < deadline {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         self.process
             .kill()

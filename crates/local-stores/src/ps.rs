@@ -27,6 +27,16 @@ pub(crate) fn is_stopped(pid: u32) -> Result<bool> {
         .starts_with('T'))
 }
 
+/// Whether a process has not ended yet. One that waits to be reaped has ended.
+pub(crate) fn is_any_alive(pids: &[Pid]) -> Result<bool> {
+    if pids.is_empty() {
+        return Ok(false);
+    }
+    let pids: Vec<String> = pids.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+    let states = ps(&["-o", "stat=", "-p", &pids.join(",")])?;
+    Ok(states.lines().any(|state| !state.trim().starts_with('Z')))
+}
+
 fn ps(arguments: &[&str]) -> Result<String> {
     let output = Command::new("ps")
         .args(arguments)

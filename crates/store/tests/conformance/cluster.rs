@@ -168,6 +168,9 @@ impl<const NODES: usize> Engine for ClusterEngine<NODES> {
         for node in self.view.nodes() {
             node.restart().await.unwrap();
         }
+        if let View::Cluster(cluster) = &self.view {
+            cluster.wait_ready().await.unwrap();
+        }
         self.open().await;
     }
 

@@ -215,3 +215,8 @@ conformance! {
     alone_on_cluster crate::cluster::OnRedis, start_alone:
     crash { what_was_answered_survives_a_kill }
 }
+
+conformance! {
+    alone_on_redis_cluster crate::cluster::OnRedisCluster, start_alone:
+    crash { what_was_answered_survives_a_kill }
+}

@@ -151,14 +151,7 @@ async fn a_cluster_is_detected_and_used() {
     let Some(cluster) = required("the tests of timelines in Redis", RedisCluster::start(3).await) else {
         return;
     };
-    let Some(postgres) = database().await else { return };
-    let redis = Redis::start(RedisOptions::default()).await.unwrap();
-    let bed = Bed {
-        follows: PostgresFollows::new(&postgres, Duration::from_hours(168), Duration::from_hours(720)),
-        ledger: PostgresLedger::new(postgres.clone()),
-        postgres,
-        redis,
-    };
+    let Some(bed) = bed().await else { return };
     let config = TimelinesConfig {
         merge_blocks: 4,
         ..config(&cluster.urls()[0])
@@ -209,6 +202,53 @@ async fn a_cluster_is_detected_and_used() {
             expected,
             "user {user} after a move"
         );
+    }
+}
+
+/// The replica of a killed node takes its slots over.
+#[tokio::test]
+async fn a_fail_over_inside_a_cluster_loses_nothing() {
+    let cluster = RedisCluster::start_with_replicas(3).await;
+    let Some(cluster) = required("the tests of timelines in Redis", cluster) else {
+        return;
+    };
+    let Some(bed) = bed().await else { return };
+    let timelines = bed.open_with(config(&cluster.urls()[0])).await;
+    let users: Vec<u32> = (1..=1_000).step_by(37).collect();
+    for user in &users {
+        bed.follow(*user, 9, true).await;
+    }
+    for post in 1..=10 {
+        bed.post(&timelines, post, 9).await;
+    }
+    wait_until("all shards are seen", || async {
+        timelines.view.state.shards().await.unwrap().len() == 3
+    })
+    .await;
+    cluster.nodes()[1].kill().await.unwrap();
+    // What an operator does when a majority can't vote; an election would take a node time-out longer.
+    let replica = &cluster.replicas()[1];
+    replica
+        .command(&["CLUSTER", "FAILOVER", "TAKEOVER"])
+        .await
+        .unwrap();
+    let everybody = recipients(users.iter().copied());
+    wait_until("deliveries succeed", || async {
+        match timelines.deliver(PostId(11), everybody.clone()).await {
+            Ok(delivered) => delivered.durable.await.is_ok(),
+            Err(_) => false,
+        }
+    })
+    .await;
+    bed.wait_for_repairs(&timelines).await;
+    let losses: i64 = sqlx::query_scalar("SELECT count(*) FROM herald.timelines_losses")
+        .fetch_one(bed.postgres.pool())
+        .await
+        .unwrap();
+    assert!(losses > 0, "another primary can lack writes");
+    let expected: Vec<u64> = (1..=11).rev().collect();
+    for user in &users {
+        assert_eq!(newest(&timelines, *user).await, expected, "user {user}");
     }
 }
 
