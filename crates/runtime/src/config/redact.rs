@@ -1,6 +1,7 @@
 //! Hides the passwords in URLs.
 
-use super::secret::HIDDEN;
+/// Text printed in place of a secret.
+pub(super) const HIDDEN: &str = "[hidden]";
 
 /// Schemes whose URLs have a user name before `@` if there is no `:`. In other URLs, such as those of NATS, that text is a
 /// token.

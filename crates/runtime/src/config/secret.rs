@@ -5,10 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::redact;
-
-/// Text printed in place of a secret.
-pub(super) const HIDDEN: &str = "[hidden]";
+use super::redact::{self, HIDDEN};
 
 thread_local! {
     /// Whether secrets are serialised in plain text: only while the loader converts defaults and flags to layers.
