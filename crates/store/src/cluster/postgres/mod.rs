@@ -26,6 +26,7 @@ mod moved;
 mod pool;
 mod posts;
 mod preferences;
+mod removal;
 mod retention;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,6 @@
 //! Retention: removing data that is older than its configured age.
 //!
-//! Rows are removed in statements of a bounded number of rows, so that none locks many rows or runs long. The ledger is
-//! removed partition by partition.
-//!
-//! A statement selects its rows before it locks them. Where another transaction can renew a row meanwhile, the statement
-//! repeats the condition outside of the selection: PostgreSQL checks only that again after it waited for the row.
+//! Rows are removed in bounded statements ([`removal`](super::removal)), the ledger partition by partition.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,15 +8,15 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use herald_model::{PostId, time::Timestamp};
 
-use super::{Postgres, PostgresFollows, PostgresPosts, ledger};
+use super::{
+    Postgres, PostgresFollows, PostgresPosts, ledger,
+    removal::{remove, remove_except},
+};
 use crate::{
     Result,
     cluster::Config,
     embedded::dead_letters::row::{OPERATION_STATES, STATES, variant_number},
 };
-
-/// Maximum number of rows that one statement removes.
-const ROWS_MAX: i64 = 5_000;
 
 /// Tells the timelines the oldest post that they show.
 pub(crate) type RaiseOldestShown = Box<dyn Fn(PostId) -> BoxFuture<'static, Result<()>> + Send + Sync>;
@@ -127,56 +123,6 @@ impl PostgresRetention {
             self.counted_keep().as_secs().cast_signed(),
         )
         .await
-    }
-}
-
-/// Removes rows past a limit, statement by statement: `$1` is the limit, `$2` the maximum number of rows.
-pub(super) async fn remove(
-    postgres: &Postgres,
-    what: &str,
-    statement: &'static str,
-    limit: i64,
-) -> Result<u64> {
-    remove_bounded(postgres, what, || {
-        sqlx::query(statement).bind(limit).bind(ROWS_MAX)
-    })
-    .await
-}
-
-/// Removes rows past a limit except those in a state, `$3`.
-async fn remove_except(
-    postgres: &Postgres,
-    what: &str,
-    statement: &'static str,
-    limit: i64,
-    state: i16,
-) -> Result<u64> {
-    remove_bounded(postgres, what, || {
-        sqlx::query(statement).bind(limit).bind(ROWS_MAX).bind(state)
-    })
-    .await
-}
-
-type Statement = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
-
-async fn remove_bounded(
-    postgres: &Postgres,
-    what: &str,
-    statement: impl Fn() -> Statement + Send + Sync,
-) -> Result<u64> {
-    let what = format!("remove {what} past their retention");
-    let mut removed = 0;
-    loop {
-        let some = postgres
-            .call(&what, async || {
-                Ok(statement().execute(postgres.pool()).await?.rows_affected())
-            })
-            .await?;
-        removed += some;
-        // A last statement that finds nothing would read the removed rows again.
-        if some < ROWS_MAX.cast_unsigned() {
-            return Ok(removed);
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 use super::partitions::{PARENTS, POSTS_PER_PARTITION};
 use crate::{
     Result,
-    cluster::postgres::{Attempt, Postgres, retention::remove},
+    cluster::postgres::{Attempt, Postgres, removal::remove},
 };
 
 /// Removes the rows of posts less than `first`. Returns the number of dropped tables.
