@@ -4,7 +4,7 @@ use herald_model::{Address, UserKey};
 use prost::Message as _;
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, read_u32, rows_after, show_key, undecodable},
     table::{Table, Type},
 };

@@ -3,7 +3,7 @@
 use herald_model::Channel;
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, named, read_u64, rows_after, show_key},
     table::{Table, Type, bigints},
 };

@@ -3,7 +3,7 @@
 use std::{iter::Peekable, ops::Bound};
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, read_u32, read_u64, rows_after, show_key, undecodable},
     table::{Rows, Table, Type, bigints},
 };

@@ -6,7 +6,7 @@ use herald_model::{Channel, PostId, Recipients, UserKey};
 
 use super::{
     derivable::author_of,
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, named, rows_after, show_key},
     table::{Table, Type, bigints},
 };

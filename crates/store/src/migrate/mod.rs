@@ -19,6 +19,7 @@ mod dead_letters;
 mod derivable;
 mod follows;
 mod ledger;
+mod part;
 mod parts;
 mod posts;
 mod source;
@@ -31,7 +32,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::compare::{Compared, compare};
 use self::{
-    parts::{Batch, PARTS, Part},
+    part::{Batch, Part},
+    parts::PARTS,
     source::Source,
     target::{MoveState, PartState, Target},
 };
@@ -200,7 +202,7 @@ async fn move_part(
     if state.is_done {
         return Ok(());
     }
-    let (mut batches, reading) = parts::read(source, part, state.position.clone(), batch_rows);
+    let (mut batches, reading) = part::read(source, part, state.position.clone(), batch_rows);
     while let Some(batch) = batches.recv().await {
         can_fail!("store.move.batch");
         target.write(part, &batch, &mut state).await?;
@@ -230,7 +232,7 @@ async fn compare_rows(
         let rows_estimated = (part.estimate)(source);
         let mut rows = 0;
         let mut by_table: BTreeMap<usize, u64> = BTreeMap::new();
-        let (mut batches, reading) = parts::read(source, part, None, batch_rows);
+        let (mut batches, reading) = part::read(source, part, None, batch_rows);
         while let Some(batch) = batches.recv().await {
             if let Some(difference) = target.first_difference(part, &batch).await? {
                 return Err(differs(part, &difference));

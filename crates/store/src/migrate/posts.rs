@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, named, read_u32, read_u64, rows_after, show_key, undecodable},
     table::{Table, Type},
 };

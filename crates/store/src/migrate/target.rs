@@ -6,7 +6,8 @@ use herald_model::PostId;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
-    parts::{Batch, PARTS, Part},
+    part::{Batch, Part},
+    parts::PARTS,
     source::Source,
     table,
 };

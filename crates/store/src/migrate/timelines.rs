@@ -4,7 +4,7 @@ use futures::executor::block_on;
 use herald_model::{Recipients, UserKey};
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, named, read_u32},
     table::{Table, Type, bigints},
 };

@@ -3,7 +3,7 @@
 use herald_model::{Channel, PostId};
 
 use super::{
-    parts::{Batches, Part},
+    part::{Batches, Part},
     source::{Source, corrupt, read_u32, read_u64, rows_after, show_key, undecodable},
     table::{Table, Type},
 };
