@@ -14,9 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
 use super::redact;
 use super::secret::with_secrets_exposed;
-
-/// Prefix of the environment variables.
-const PREFIX: &str = "HERALD_";
+use super::value_files::{is_set_too, read_value, read_value_files, setting_of_file};
+use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
 /// Variables with the prefix that the command line reads itself and that are not settings.
 pub const RESERVED: [&str; 5] = [
@@ -351,26 +350,6 @@ impl Loader {
     }
 }
 
-/// One environment variable.
-struct Variable<'a> {
-    key: String,
-    text: Cow<'a, str>,
-    /// Whether to take the text as a string without parsing it.
-    verbatim: bool,
-}
-
-impl Variable<'_> {
-    fn value(&self) -> Value {
-        if self.verbatim {
-            return Value::from(self.text.as_ref());
-        }
-        match self.text.parse() {
-            Ok(value) => value,
-            Err(never) => match never {},
-        }
-    }
-}
-
 /// A layer and its name.
 struct NamedLayer(&'static str, Dict);
 
@@ -405,19 +384,6 @@ fn is_type_mismatch(kind: &Kind) -> bool {
     matches!(kind, Kind::InvalidType(actual, _) if !matches!(actual, Actual::Str(_)))
 }
 
-/// Whether Kubernetes set a variable: it sets the addresses of each service, also of those named `herald…`, in every
-/// pod of the namespace.
-fn is_kubernetes_service_variable(name: &str, value: &str) -> bool {
-    name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-        || (name.contains("_PORT_")
-            && ["_TCP", "_UDP", "_SCTP"]
-                .iter()
-                .any(|protocol| name.contains(protocol)))
-        || (name.ends_with("_PORT") && value.contains("://"))
-}
-
 /// Collects the dotted keys of redacted values.
 fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
     match value {
@@ -434,66 +400,6 @@ fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
         }
         _ => {}
     }
-}
-
-/// Ending of a key that names the file with the value of a setting.
-const VALUE_FILE: &str = "_file";
-
-/// The setting whose value is in the file that this key names; `None` if the key is a setting itself or unknown.
-fn setting_of_file(key: &str, defaults: &Value) -> Option<String> {
-    let setting = key.strip_suffix(VALUE_FILE)?;
-    let exists = |key| defaults.find_ref(key).filter(|value| value.as_dict().is_none());
-    (defaults.find_ref(key).is_none() && exists(setting).is_some()).then(|| setting.to_owned())
-}
-
-/// Replaces each key that names the file of a setting by the setting. The error has the key and the reason.
-fn read_value_files(parent: &str, dict: &mut Dict, defaults: &Value) -> Result<(), (String, String)> {
-    let path = |name: &str| match parent {
-        "" => name.to_owned(),
-        _ => format!("{parent}.{name}"),
-    };
-    for (name, value) in dict.iter_mut() {
-        if let Value::Dict(_, inner) = value {
-            read_value_files(&path(name), inner, defaults)?;
-        }
-    }
-    let names: Vec<String> = dict.keys().cloned().collect();
-    for name in names {
-        let key = path(&name);
-        let Some(setting) = setting_of_file(&key, defaults) else {
-            continue;
-        };
-        let short = name.trim_end_matches(VALUE_FILE).to_owned();
-        if dict.contains_key(&short) {
-            return Err((key, is_set_too(&setting)));
-        }
-        let file = dict.remove(&name);
-        let file = file.as_ref().and_then(Value::as_str).unwrap_or_default();
-        match read_value(file) {
-            Ok(text) => dict.insert(short, Value::from(text)),
-            Err(reason) => return Err((key, reason)),
-        };
-    }
-    Ok(())
-}
-
-fn is_set_too(setting: &str) -> String {
-    format!("must not be set together with {setting}")
-}
-
-/// Reads the value of a setting from its file.
-fn read_value(file: &str) -> Result<String, String> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-        Err(error) => Err(format!("must name a file that can be read, is {file:?}: {error}")),
-    }
-}
-
-fn key_of(name: &str) -> String {
-    name.strip_prefix(PREFIX)
-        .unwrap_or(name)
-        .to_lowercase()
-        .replace("__", ".")
 }
 
 /// Builds nested tables from dotted keys. A later value replaces an earlier one of the same key.

@@ -40,6 +40,8 @@ mod redact;
 mod secret;
 #[cfg(test)]
 mod tests;
+mod value_files;
+mod variables;
 
 use std::path::Path;
 
