@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Counts, Result,
     cluster::postgres::ledger::channel_number,
-    embedded::totals::{self, PAGE},
+    embedded::totals::row::{self, PAGE},
 };
 
 pub(super) const SEEN: Part = Part {
@@ -150,7 +150,7 @@ fn read_counts(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Resu
             let (key, row) = row?;
             let what = || format!("the delivery counts of the row {}", show_key(&key));
             let post = read_u64(&key).ok_or_else(|| undecodable(what(), "totals_posts"))?;
-            let totals = totals::decode_post(&row)
+            let totals = row::decode_post(&row)
                 .ok_or_else(|| undecodable(format!("the delivery counts of post {post}"), "totals_posts"))?;
             let [
                 posts,
@@ -183,8 +183,7 @@ fn read_counts(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Resu
         let (key, row) = row?;
         let what = || format!("the delivery counts of the hour {}", show_key(&key));
         let hour = read_u32(&key).ok_or_else(|| undecodable(what(), "totals_hours"))?;
-        let counts =
-            totals::decode_counts(&mut &row[..]).ok_or_else(|| undecodable(what(), "totals_hours"))?;
+        let counts = row::decode_counts(&mut &row[..]).ok_or_else(|| undecodable(what(), "totals_hours"))?;
         let [
             posts,
             deleted,
@@ -237,7 +236,7 @@ fn read_chunks(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Resu
             1 => Channel::Push,
             _ => return Err(malformed()),
         };
-        let counted = totals::decode_chunk(&row).ok_or_else(malformed)?;
+        let counted = row::decode_chunk(&row).ok_or_else(malformed)?;
         out.rows(0).push([
             PostId(u64::from_be_bytes(*post)).0.into(),
             channel_number(channel).into(),
@@ -263,7 +262,7 @@ fn read_intents(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Res
                 "its name is no text",
             )
         })?;
-        let owner = totals::decode_owner(&row)
+        let owner = row::decode_owner(&row)
             .ok_or_else(|| undecodable(format!("the announced file {file}"), "totals_intents"))?;
         out.rows(0)
             .push([file.to_owned().into(), owner.name.into(), owner.token.into()]);

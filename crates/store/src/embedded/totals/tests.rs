@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use herald_model::ChunkId;
+use herald_model::{Channel, ChunkId, UserKey};
 
 use super::*;
-use crate::{Leases as _, Totals, embedded::testing::Store};
+use crate::{Leases as _, SettledCounts, Totals, embedded::testing::Store};
 
 const LEASE: Duration = Duration::from_mins(10);
 
