@@ -300,8 +300,8 @@ impl Target {
 
     /// Finishes the move: Herald starts on this database from now on.
     pub(super) async fn finish(&self) -> Result<()> {
-        self.cluster.end_import_of_timelines().await?;
         const SQL: &str = "UPDATE herald.moved_store SET finished_at = now() WHERE finished_at IS NULL";
+        self.cluster.end_import_of_timelines().await?;
         self.postgres
             .call("finish the move", || async {
                 sqlx::query(SQL).execute(self.postgres.pool()).await?;
