@@ -5,7 +5,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
+
+use crate::{cargo::run as run_command, root};
 
 /// The Python package, pinned to a tested version.
 const PACKAGE: &str = "buf-bin==1.75.0";
@@ -15,10 +17,8 @@ const PACKAGE: &str = "buf-bin==1.75.0";
 /// # Errors
 /// buf can't be installed or started, or exits with a failure.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the xtask crate has no parent directory")?;
-    let buf = locate(root)?;
+    let root = root();
+    let buf = locate(&root)?;
     run_command(Command::new(buf).args(arguments).current_dir(root))
 }
 
@@ -43,14 +43,4 @@ fn locate(root: &Path) -> Result<PathBuf> {
         ]))?;
     }
     Ok(buf)
-}
-
-fn run_command(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("can't run {command:?}"))?;
-    if !status.success() {
-        bail!("{command:?} failed: {status}");
-    }
-    Ok(())
 }

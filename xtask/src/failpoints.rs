@@ -4,6 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
+use crate::cargo;
+
 /// The crate that runs failpoints, in the output of `cargo tree`. Only the feature `failpoints` depends on it.
 const CRATE: &str = "fail v";
 
@@ -12,8 +14,7 @@ const CRATE: &str = "fail v";
 /// # Errors
 /// herald depends on the crate, or `cargo tree` fails.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = Command::new(cargo::program())
         .args([
             "tree",
             "--locked",

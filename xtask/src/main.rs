@@ -1,7 +1,11 @@
 //! Project tasks that cargo doesn't have: `cargo xtask --help`.
 
 mod buf;
+mod cargo;
 mod failpoints;
+mod image;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -23,11 +27,20 @@ enum Task {
     },
     /// Check that a release build of herald has no failpoints
     Failpoints,
+    /// Make the container image as an OCI archive, without a container engine
+    Image(image::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Buf { arguments } => buf::run(&arguments),
         Task::Failpoints => failpoints::run(),
+        Task::Image(args) => image::run(&args),
     }
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().unwrap_or(crate_dir).into()
 }
