@@ -11,10 +11,10 @@ use prost::Message;
 
 use super::{Postgres, keys};
 use crate::{
-    Error, ErrorKind, Result,
+    Result,
     embedded::devices::{
-        change::{self, Applied, Change},
-        row::Rows,
+        change::{self, Applied, Change, is_web_push},
+        row::{Rows, decode},
     },
 };
 
@@ -89,24 +89,6 @@ impl PostgresDevices {
             .await
     }
 
-    async fn register_address(
-        &self,
-        user: UserKey,
-        address: Address,
-        keep_secret: bool,
-        now: Timestamp,
-    ) -> Result<Device> {
-        let change = Change::Register {
-            address,
-            keep_secret,
-            now,
-        };
-        self.change(user, change)
-            .await?
-            .device
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a registered device is missing"))
-    }
-
     async fn read(&self, users: &[UserKey]) -> Result<HashMap<UserKey, Vec<Device>>> {
         let keys: Vec<i64> = users.iter().map(|user| user.0.into()).collect();
         let rows: Vec<(i64, Vec<u8>)> = self
@@ -130,7 +112,12 @@ impl PostgresDevices {
 #[async_trait]
 impl crate::Devices for PostgresDevices {
     async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
-        self.register_address(user, address, false, now).await
+        let change = Change::Register {
+            address,
+            keep_secret: false,
+            now,
+        };
+        self.change(user, change).await?.registered()
     }
 
     async fn register_webhook(
@@ -140,11 +127,8 @@ impl crate::Devices for PostgresDevices {
         new_secret: Vec<u8>,
         now: Timestamp,
     ) -> Result<Device> {
-        let address = Address::Webhook {
-            url,
-            secret: new_secret,
-        };
-        self.register_address(user, address, true, now).await
+        let change = Change::register_webhook(url, new_secret, now);
+        self.change(user, change).await?.registered()
     }
 
     async fn rotate_secret(
@@ -159,8 +143,7 @@ impl crate::Devices for PostgresDevices {
             secret,
             previous_expires_at,
         };
-        let device = self.change(user, change).await?.device;
-        Ok(device.filter(|device| matches!(device.address, Address::Webhook { .. })))
+        Ok(self.change(user, change).await?.webhook())
     }
 
     async fn enable(&self, user: UserKey, device: DeviceId) -> Result<Option<Device>> {
@@ -262,18 +245,4 @@ impl crate::Devices for PostgresDevices {
             }
         }
     }
-}
-
-fn is_web_push(device: &Device) -> bool {
-    matches!(device.address, Address::WebPush { .. })
-}
-
-fn decode(user: UserKey, row: &[u8]) -> Result<Vec<Device>> {
-    let devices = Rows::decode(row).ok().and_then(|rows| rows.into_devices(user));
-    devices.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("can't decode the devices of user {user}"),
-        )
-    })
 }

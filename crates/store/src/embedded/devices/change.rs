@@ -40,6 +40,39 @@ pub(crate) struct Applied {
     pub(crate) device: Option<Device>,
 }
 
+impl Change {
+    /// Registers a webhook; one that is already registered keeps its secret.
+    pub(crate) fn register_webhook(url: String, new_secret: Vec<u8>, now: Timestamp) -> Self {
+        Self::Register {
+            address: Address::Webhook {
+                url,
+                secret: new_secret,
+            },
+            keep_secret: true,
+            now,
+        }
+    }
+}
+
+impl Applied {
+    /// The device of a [`Change::Register`].
+    pub(crate) fn registered(self) -> Result<Device> {
+        self.device
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a registered device is missing"))
+    }
+
+    /// The device of the change if it is a webhook.
+    pub(crate) fn webhook(self) -> Option<Device> {
+        self.device
+            .filter(|device| matches!(device.address, Address::Webhook { .. }))
+    }
+}
+
+/// Whether a device gets Web Push.
+pub(crate) fn is_web_push(device: &Device) -> bool {
+    matches!(device.address, Address::WebPush { .. })
+}
+
 /// Applies a change to the devices of `user`. `last_id` is the greatest device id in use.
 pub(crate) fn apply(
     change: Change,
@@ -65,7 +98,7 @@ pub(crate) fn apply(
         Change::Enable(device) => update(devices, |d| d.id == device, renew),
         Change::Unregister(device) => remove(devices, |d| d.id == device),
         Change::UnregisterCurrent(current) => remove(devices, |d| d.registration() == current),
-        Change::UnregisterWebPush => remove(devices, |d| matches!(d.address, Address::WebPush { .. })),
+        Change::UnregisterWebPush => remove(devices, is_web_push),
         Change::Disable(current, disabled) => update(
             devices,
             |d| d.registration() == current && d.disabled.is_none(),

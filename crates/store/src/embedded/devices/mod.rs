@@ -19,8 +19,8 @@ use herald_model::{
 use prost::Message;
 
 use self::{
-    change::{Applied, Change},
-    row::{Rows, memory_bytes},
+    change::{Applied, Change, is_web_push},
+    row::{Rows, decode, memory_bytes},
 };
 use super::{
     blocking::read_blocking,
@@ -80,24 +80,6 @@ impl EmbeddedDevices {
         self.writes.run((user, change)).await
     }
 
-    async fn register_address(
-        &self,
-        user: UserKey,
-        address: Address,
-        keep_secret: bool,
-        now: Timestamp,
-    ) -> Result<Device> {
-        let change = Change::Register {
-            address,
-            keep_secret,
-            now,
-        };
-        self.change(user, change)
-            .await?
-            .device
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a registered device is missing"))
-    }
-
     /// Runs a read of all devices on the blocking thread pool.
     async fn read_all<T: Send + 'static>(
         &self,
@@ -136,9 +118,7 @@ impl Tables {
                     Error::new(ErrorKind::Corrupt, "can't decode the key of a user's devices")
                 })?;
                 let user = UserKey(u32::from_be_bytes(key));
-                let has_web_push = decode(user, &row)?
-                    .iter()
-                    .any(|device| matches!(device.address, Address::WebPush { .. }));
+                let has_web_push = decode(user, &row)?.iter().any(is_web_push);
                 Ok(has_web_push.then_some(user))
             };
             read().transpose()
@@ -187,20 +167,15 @@ impl Tables {
     }
 }
 
-fn decode(user: UserKey, row: &[u8]) -> Result<Vec<Device>> {
-    let devices = Rows::decode(row).ok().and_then(|rows| rows.into_devices(user));
-    devices.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("can't decode the devices of user {user}"),
-        )
-    })
-}
-
 #[async_trait]
 impl crate::Devices for EmbeddedDevices {
     async fn register(&self, user: UserKey, address: Address, now: Timestamp) -> Result<Device> {
-        self.register_address(user, address, false, now).await
+        let change = Change::Register {
+            address,
+            keep_secret: false,
+            now,
+        };
+        self.change(user, change).await?.registered()
     }
 
     async fn register_webhook(
@@ -210,11 +185,8 @@ impl crate::Devices for EmbeddedDevices {
         new_secret: Vec<u8>,
         now: Timestamp,
     ) -> Result<Device> {
-        let address = Address::Webhook {
-            url,
-            secret: new_secret,
-        };
-        self.register_address(user, address, true, now).await
+        let change = Change::register_webhook(url, new_secret, now);
+        self.change(user, change).await?.registered()
     }
 
     async fn rotate_secret(
@@ -229,8 +201,7 @@ impl crate::Devices for EmbeddedDevices {
             secret,
             previous_expires_at,
         };
-        let device = self.change(user, change).await?.device;
-        Ok(device.filter(|device| matches!(device.address, Address::Webhook { .. })))
+        Ok(self.change(user, change).await?.webhook())
     }
 
     async fn enable(&self, user: UserKey, device: DeviceId) -> Result<Option<Device>> {

@@ -6,6 +6,8 @@ use herald_model::{
 };
 use prost::Message;
 
+use crate::{Error, ErrorKind, Result};
+
 /// The stored devices of a user, oldest first.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Rows {
@@ -183,6 +185,17 @@ impl Row {
             }),
         })
     }
+}
+
+/// Decodes the row of `user`.
+pub(crate) fn decode(user: UserKey, row: &[u8]) -> Result<Vec<Device>> {
+    let devices = Rows::decode(row).ok().and_then(|rows| rows.into_devices(user));
+    devices.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("can't decode the devices of user {user}"),
+        )
+    })
 }
 
 /// Approximate memory of a device, bytes.
