@@ -1,6 +1,5 @@
 mod details;
 mod plans;
-mod revisions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,78 +99,36 @@ fn outcome(recipients: &Recipients, states: &[u8]) -> Outcome {
 }
 
 #[test]
-fn an_unplanned_post_has_no_counts() {
+fn a_repeated_backfill_is_recorded_once() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
-    assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
-    assert!(
-        block_on(ledger.recipients(POST, Channel::Push, None, None, 10))
-            .unwrap()
-            .is_empty()
-    );
+    block_on(ledger.record_backfill(&[PostId(3), POST], &set([70, 80]))).unwrap();
+    block_on(ledger.record_backfill(&[POST], &set([70, 80]))).unwrap();
+    let audited = block_on(ledger.audit(POST)).unwrap().unwrap();
+    assert_eq!(audited.backfilled, [set([70, 80])]);
 }
 
 #[test]
-fn repeated_settlements_keep_the_times_of_the_first_and_last_delivery() {
+fn posts_are_listed_once_until_trimmed() {
     let store = Store::new();
     let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=4);
-    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-    for (states, at) in [
-        ([0, 0, 2, 0], 5),
-        ([1, 0, 2, 0], 10),
-        ([1, 1, 2, 4], 20),
-        ([1, 1, 2, 4], 30),
-    ] {
-        settle(&ledger, &chunk, outcome(&chunk, &states), at);
+    for post in [2, 5, 300, 70_000] {
+        let mut one = plan(0, true, &[(Channel::Push, &set(1..=4))]);
+        one.post = PostId(post);
+        write_plan(&ledger, one);
     }
-    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
-    assert_eq!(counts.first_delivered_at, Some(Timestamp(10)));
-    assert_eq!(counts.last_delivered_at, Some(Timestamp(20)));
-}
-
-#[test]
-fn a_user_of_overlapping_chunks_is_listed_once() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let (a, b) = (set(1..=10), set(5..=15));
-    write_plan(
-        &ledger,
-        plan(0, true, &[(Channel::Timeline, &a), (Channel::Timeline, &b)]),
-    );
-    block_on(ledger.settle(&settlement(
-        Channel::Timeline,
-        &b,
-        ExpectedRevision::Any,
-        Outcome::Delivered { count: 11 },
-        1,
-    )))
-    .unwrap();
-    let listed = block_on(ledger.recipients(POST, Channel::Timeline, None, None, 100)).unwrap();
-    assert_eq!(
-        listed.iter().map(|one| one.user.0).collect::<Vec<_>>(),
-        (1..=15).collect::<Vec<_>>()
-    );
-    assert!(
-        listed
-            .iter()
-            .all(|one| (one.user.0 < 5) == (one.state == DeliveryState::Pending))
-    );
-}
-
-#[test]
-fn a_plan_does_not_affect_other_posts() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=4);
-    let mut other = plan(0, true, &[(Channel::Push, &chunk)]);
-    other.post = PostId(POST.0 + 1);
-    write_plan(&ledger, other.clone());
-    assert_eq!(block_on(ledger.counts(POST)).unwrap(), None);
-    assert_eq!(
-        block_on(ledger.outcome(other.post, Channel::Push, chunk.chunk_id())).unwrap(),
-        None
-    );
+    let posts = |after, limit| {
+        let posts = block_on(ledger.posts(after, limit)).unwrap();
+        posts.into_iter().map(|post| post.0).collect::<Vec<_>>()
+    };
+    assert_eq!(posts(None, 3), [2, 5, 300]);
+    assert_eq!(posts(Some(PostId(300)), 3), [70_000]);
+    assert_eq!(posts(Some(PostId(u64::MAX)), 3), [0; 0]);
+    assert!(block_on(ledger.trim(PostId(6))).unwrap() > 0);
+    assert_eq!(posts(None, 9), [300, 70_000]);
+    // A backfill of a trimmed post writes no row.
+    block_on(ledger.record_backfill(&[PostId(5), PostId(300)], &set([9]))).unwrap();
+    assert_eq!(posts(None, 9), [300, 70_000]);
 }
 
 proptest! {

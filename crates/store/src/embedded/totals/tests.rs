@@ -59,147 +59,35 @@ fn batch(file: &str, sequences: &[u64]) -> TotalsBatch {
 }
 
 #[tokio::test]
-async fn a_commit_counts_marks_seen_and_clears_the_announcement() {
-    let mut store = Store::new();
-    let totals = open(&store);
-    intend(&totals, "a").await;
-    intend(&totals, "b").await;
-    assert_eq!(intended(&totals).await, ["a", "b"]);
-    totals.commit(&batch("a", &[4_095, 4_096, 70_000])).await.unwrap();
-    assert_eq!(intended(&totals).await, ["b"]);
-    totals.commit(&batch("b", &[1, 2])).await.unwrap();
-
-    drop(totals);
-    store.reopen();
-    let totals = open(&store);
-    assert_eq!(intended(&totals).await, [""; 0]);
-    let seen = totals
-        .seen("EVENTS", &[0, 1, 2, 3, 4_095, 4_096, 4_097, 70_000])
-        .await
-        .unwrap();
-    assert_eq!(seen, [false, true, true, false, true, true, false, true]);
-    assert_eq!(totals.seen("POSTS", &[1]).await.unwrap(), [false]);
-    let post = totals.post_totals(PostId(5)).await.unwrap().unwrap();
-    assert_eq!(
-        (post.author, post.counts.posts, post.counts.timeline_delivered),
-        (UserKey(9), 2, 5)
-    );
-    assert_eq!(
-        (post.timeline_latency_ms_max, post.push_latency_ms_max),
-        (4_095, 7)
-    );
-    assert_eq!(totals.post_totals(PostId(6)).await.unwrap(), None);
-    let hours = totals.hour_totals(100, 102).await.unwrap();
-    assert_eq!(hours.len(), 1);
-    assert_eq!((hours[0].0, hours[0].1.push_dead), (100, 6));
-    assert_eq!(hours[0].1.timeline_dead, -2);
-    assert_eq!(post.counts.timeline_dead, -2);
-    assert_eq!(totals.hour_totals(0, u32::MAX).await.unwrap().len(), 2);
-    assert_eq!(totals.hour_totals(5, 2).await.unwrap(), []);
-}
-
-#[tokio::test]
-async fn no_message_is_counted_twice() {
+async fn a_trim_removes_what_is_counted_of_older_posts() {
     let store = Store::new();
     let totals = open(&store);
-    commit(&totals, &batch("a", &[1, 2])).await.unwrap();
-    // The same messages in another file: the file is a leftover.
-    intend(&totals, "again").await;
-    totals.commit(&batch("again", &[2, 1])).await.unwrap();
-    assert_eq!(intended(&totals).await, ["again"]);
-    let error = totals.commit(&batch("b", &[2, 3])).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
-    assert_eq!(
-        totals
-            .post_totals(PostId(5))
-            .await
-            .unwrap()
-            .unwrap()
-            .counts
-            .timeline_delivered,
-        2
-    );
-    assert!(totals.abandon("again").await.unwrap());
-    totals.forget("again").await.unwrap();
-    assert!(!totals.abandon("again").await.unwrap());
-    assert_eq!(intended(&totals).await, [""; 0]);
-}
-
-#[tokio::test]
-async fn concurrent_commits_are_all_counted() {
-    let store = Store::new();
-    let totals = open(&store);
-    let batches: Vec<_> = (0..50_u64)
-        .map(|n| batch(&n.to_string(), &[2 * n, 2 * n + 1]))
-        .collect();
-    futures::future::join_all(batches.iter().map(|batch| commit(&totals, batch)))
-        .await
-        .into_iter()
-        .for_each(Result::unwrap);
-    assert_eq!(
-        totals
-            .post_totals(PostId(5))
-            .await
-            .unwrap()
-            .unwrap()
-            .counts
-            .timeline_delivered,
-        100
-    );
-    assert_eq!(
-        totals.hour_totals(100, 101).await.unwrap()[0]
-            .1
-            .timeline_delivered,
-        100
-    );
-}
-
-#[tokio::test]
-async fn a_revision_is_counted_once_until_its_post_is_trimmed() {
-    let mut store = Store::new();
     let chunk = |post, channel| ChunkRef {
         post: PostId(post),
         channel,
         chunk: ChunkId(u64::MAX - post),
     };
-    let counted = |revision, dead| Counted {
-        revision,
-        counts: SettledCounts {
-            delivered: 4_000,
-            dead,
-            ..SettledCounts::default()
-        },
-    };
-    let of = |file: &str, sequence, chunks: &[(ChunkRef, Counted)]| TotalsBatch {
-        chunks: chunks.to_vec(),
-        ..batch(file, &[sequence])
-    };
-    let (a, b, c) = (
+    let chunks = [
         chunk(5, Channel::Timeline),
         chunk(5, Channel::Push),
         chunk(300, Channel::Push),
-    );
-    {
-        let totals = open(&store);
-        let first = [(a, counted(1, 7)), (b, counted(2, 1))];
-        commit(&totals, &of("a", 1, &first)).await.unwrap();
-        commit(&totals, &of("b", 2, &[(a, counted(3, 0)), (c, counted(1, 0))]))
-            .await
-            .unwrap();
-        let refused = commit(&totals, &of("c", 3, &first)).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Conflict);
-        assert_eq!(totals.seen("EVENTS", &[3]).await.unwrap(), [false]);
-    }
-    store.reopen();
-    let totals = open(&store);
-    let counted_chunks = totals.counted(&[a, b, c]).await.unwrap();
-    assert_eq!(counted_chunks, [counted(3, 0), counted(2, 1), counted(1, 0)]);
+    ];
+    let counted = Counted {
+        revision: 1,
+        counts: SettledCounts {
+            delivered: 4_000,
+            ..SettledCounts::default()
+        },
+    };
+    let counts = TotalsBatch {
+        chunks: chunks.map(|chunk| (chunk, counted)).to_vec(),
+        ..batch("a", &[1])
+    };
+    commit(&totals, &counts).await.unwrap();
     assert_eq!(totals.trim(PostId(300)).await.unwrap(), 2);
-    let counted_chunks = totals.counted(&[a, b, c]).await.unwrap();
     assert_eq!(
-        counted_chunks,
-        [Counted::default(), Counted::default(), counted(1, 0)]
+        totals.counted(&chunks).await.unwrap(),
+        [Counted::default(), Counted::default(), counted]
     );
 }
 

@@ -127,7 +127,8 @@ pub async fn a_redrive_changes_states_and_survives_a_restart<E: Engine>(engine: 
 }
 
 pub async fn concurrent_redrives_claim_each_dead_letter_once<E: Engine>(engine: &mut E) {
-    const COUNT: u64 = 1_000;
+    // More than an engine keeps in one row of a selection.
+    const COUNT: u64 = 2_500;
     let (stores, peer) = (engine.stores(), engine.peer().await);
     let fence = redrive_lease(&stores).await;
     fill(&*stores.dead_letters, 1..=COUNT).await;
@@ -251,34 +252,45 @@ pub async fn a_redrive_ends_with_its_last_outcome<E: Engine>(engine: &mut E) {
 }
 
 pub async fn a_redrive_counts_the_dead_letters_whose_pushes_had_expired<E: Engine>(engine: &mut E) {
-    let stores = engine.stores();
-    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
-    fill(dead_letters, 1..=10).await;
-    let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=10, 0)).await;
-    // The pushes of dead letter `n` expire after `n` seconds.
-    let step = claim(&stores, begun.id, 6, after_seconds(4), &fence).await;
-    assert_eq!((step.dead_letters.len(), step.operation.expired), (6, 4));
-    let step = claim(&stores, begun.id, 6, after_seconds(8), &fence).await;
-    assert_eq!((step.dead_letters.len(), step.operation.expired), (4, 6));
-    for id in 1..=10 {
-        dead_letters.reopen(&failed_again(id, 1)).await.unwrap();
-    }
-    assert_eq!(stored(dead_letters, begun.id).await.expired, 6);
+    let first = {
+        let stores = engine.stores();
+        let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+        fill(dead_letters, 1..=10).await;
+        let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=10, 0)).await;
+        // The pushes of dead letter `n` expire after `n` seconds.
+        let step = claim(&stores, begun.id, 6, after_seconds(4), &fence).await;
+        assert_eq!((step.dead_letters.len(), step.operation.expired), (6, 4));
+        let step = claim(&stores, begun.id, 6, after_seconds(8), &fence).await;
+        assert_eq!((step.dead_letters.len(), step.operation.expired), (4, 6));
+        for id in 1..=10 {
+            dead_letters.reopen(&failed_again(id, 1)).await.unwrap();
+        }
+        begun.id
+    };
+    engine.reopen().await;
 
     // With a new time to live, no push has expired.
-    let request = NewOperation {
-        push_ttl: Some(Duration::from_hours(1)),
-        ..operation(OperationKind::Redrive)
-    };
-    let begun = dead_letters.begin(&request, &versions(1..=10, 1)).await.unwrap();
-    let step = claim(&stores, begun.id, 10, after_seconds(9), &fence).await;
-    assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
-    assert_eq!(stored(dead_letters, begun.id).await.what, request);
+    {
+        let stores = engine.stores();
+        let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
+        assert_eq!(stored(dead_letters, first).await.expired, 6);
+        let request = NewOperation {
+            push_ttl: Some(Duration::from_hours(1)),
+            ..operation(OperationKind::Redrive)
+        };
+        let begun = dead_letters.begin(&request, &versions(1..=10, 1)).await.unwrap();
+        let step = claim(&stores, begun.id, 10, after_seconds(9), &fence).await;
+        assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));
+        assert_eq!(stored(dead_letters, begun.id).await.what, request);
+        for id in 1..=10 {
+            dead_letters.reopen(&failed_again(id, 2)).await.unwrap();
+        }
+    }
+    engine.reopen().await;
 
     // It stays when they fail again.
-    for id in 1..=10 {
-        dead_letters.reopen(&failed_again(id, 2)).await.unwrap();
-    }
+    let stores = engine.stores();
+    let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);
     let begun = begin(dead_letters, OperationKind::Redrive, &versions(1..=10, 2)).await;
     let step = claim(&stores, begun.id, 10, after_seconds(100), &fence).await;
     assert_eq!((step.dead_letters.len(), step.operation.expired), (10, 0));

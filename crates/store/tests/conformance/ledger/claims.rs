@@ -152,6 +152,8 @@ pub async fn a_released_claim_is_free_at_once<E: Engine>(engine: &mut E) {
             .unwrap();
     }
     assert_eq!(extend(&*ledger, &chunk, 1, LONG).await, Some(ErrorKind::Conflict));
+    // Not for a worker that has read the chunk before the claim.
+    assert_eq!(refusal(&*ledger, &chunk, 0).await, Some(ErrorKind::Conflict));
     assert_eq!(claim(&*ledger, &chunk, 1, LONG).await.unwrap(), 2);
     // A chunk that nobody has claimed.
     let other = set(20..=30);

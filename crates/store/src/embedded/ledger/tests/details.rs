@@ -1,9 +1,8 @@
-//! Tests of claims, of waiting recipients and of what is recorded about single recipients.
+//! Tests of claims, and of what the row of an outcome has about single recipients.
 
 use super::*;
 use crate::{
-    DeadMessage, DeviceFailure, DeviceRetry, ErrorKind, FailedRecipient, PushFailure, RecipientStatus,
-    SuppressedReason,
+    DeadMessage, DeviceFailure, DeviceRetry, ErrorKind, FailedRecipient, PushFailure, SuppressedReason,
 };
 
 fn retry(device: u64, attempts: u32, reason: &str) -> DeviceRetry {
@@ -76,63 +75,6 @@ fn mark_dead(ledger: &Ledger, chunk: &Recipients, generation: u32) -> MarkedDead
     block_on(ledger.mark_dead(&dead, Timestamp(7))).unwrap().unwrap()
 }
 
-fn read(ledger: &Ledger, chunk: &Recipients) -> Outcome {
-    let recorded = block_on(ledger.outcome(POST, Channel::Push, chunk.chunk_id())).unwrap();
-    recorded.unwrap().outcome
-}
-
-#[test]
-fn what_is_recorded_about_recipients_is_listed() {
-    let mut store = Store::new();
-    let chunk = set(1..=9);
-    {
-        let ledger = Ledger::open(store.database()).unwrap();
-        write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-        settle(&ledger, &chunk, mixed(3), 1);
-    }
-    store.reopen();
-    let ledger = Ledger::open(store.database()).unwrap();
-    assert_eq!(read(&ledger, &chunk), mixed(3));
-    let listed = block_on(ledger.recipients(POST, Channel::Push, None, None, 20)).unwrap();
-    let plain = |user, state| RecipientStatus::new(UserKey(user), state);
-    let pending = |user| RecipientStatus {
-        expires_at: Some(Timestamp(77)),
-        ..plain(user, DeliveryState::Pending)
-    };
-    let expected = [
-        plain(1, DeliveryState::Delivered),
-        RecipientStatus {
-            suppressed: Some(SuppressedReason::NoDevice),
-            ..plain(2, DeliveryState::Suppressed)
-        },
-        RecipientStatus {
-            suppressed: Some(SuppressedReason::Muted),
-            ..plain(3, DeliveryState::Suppressed)
-        },
-        plain(4, DeliveryState::Expired),
-        RecipientStatus {
-            failures: vec![refused(50)],
-            ..plain(5, DeliveryState::Dead)
-        },
-        RecipientStatus {
-            waiting: vec![retry(60, 2, "webhook status 503")],
-            ..pending(6)
-        },
-        RecipientStatus {
-            done: vec![DeviceId(70)],
-            waiting: vec![retry(71, 1, "webhook timeout"), retry(72, 0, "webhook breaker")],
-            ..pending(7)
-        },
-        RecipientStatus {
-            done: vec![DeviceId(80)],
-            failures: vec![refused(81)],
-            ..pending(8)
-        },
-        pending(9),
-    ];
-    assert_eq!(listed, expected);
-}
-
 #[test]
 fn a_row_without_details_is_read() {
     // A row as it was written before details existed: recipient 3 of 3 is pending with device 9 done.
@@ -166,27 +108,6 @@ fn a_row_without_details_is_read() {
             );
         }
     }
-}
-
-#[test]
-fn a_claim_is_a_revision_without_a_change() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=9);
-    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-    let claim = |base| block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), base, LEASE));
-    assert_eq!(claim(0).unwrap(), 1);
-    block_on(ledger.release_claim(POST, Channel::Push, chunk.chunk_id(), 1)).unwrap();
-    // Another worker that has read the chunk before the claim.
-    assert_eq!(claim(0).unwrap_err().kind(), ErrorKind::Conflict);
-    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
-    assert_eq!((counts.pending, counts.delivered), (9, 0));
-    assert_eq!(settle(&ledger, &chunk, mixed(1), 5), 2);
-    assert_eq!(claim(1).unwrap_err().kind(), ErrorKind::Conflict);
-    assert_eq!(claim(2).unwrap(), 3);
-    assert_eq!(read(&ledger, &chunk), mixed(1));
-    let counts = block_on(ledger.counts(POST)).unwrap().unwrap().push;
-    assert_eq!(counts.first_delivered_at, Some(Timestamp(5)));
 }
 
 #[test]
@@ -268,55 +189,6 @@ fn a_settlement_in_the_middle_of_the_work_keeps_the_claim() {
     assert_eq!(claim(2).unwrap_err().kind(), ErrorKind::Claimed);
     assert_eq!(settle(2, None), 2);
     assert_eq!(claim(2).unwrap(), 3);
-}
-
-#[test]
-fn of_concurrent_claims_one_wins() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=9);
-    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-    let claim = || block_on(ledger.claim(POST, Channel::Push, chunk.chunk_id(), 0, LEASE));
-    let won = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8).map(|_| scope.spawn(claim)).collect();
-        let claims = threads.into_iter().map(|thread| thread.join().unwrap());
-        claims.flatten().count()
-    });
-    assert_eq!(won, 1);
-}
-
-#[test]
-fn recipients_that_wait_in_a_later_generation_survive_the_death_of_a_message() {
-    let store = Store::new();
-    let ledger = Ledger::open(store.database()).unwrap();
-    let chunk = set(1..=9);
-    write_plan(&ledger, plan(0, true, &[(Channel::Push, &chunk)]));
-    settle(&ledger, &chunk, mixed(3), 1);
-    let marked = mark_dead(&ledger, &chunk, 2);
-    // Recipient 9 was not tried, 8 has a device and none that waits; 6 and 7 continue in generation 3.
-    assert_eq!(marked.dead_recipients, set([5, 9]));
-    assert_eq!((marked.counts.delivered, marked.counts.dead), (2, 2));
-    assert_eq!(mark_dead(&ledger, &chunk, 2), marked);
-    let Outcome::Mixed { details, .. } = read(&ledger, &chunk) else {
-        panic!("the outcome is not mixed")
-    };
-    assert_eq!(
-        details.pending.iter().map(|one| one.user.0).collect::<Vec<_>>(),
-        [6, 7]
-    );
-    assert_eq!(details.failed(UserKey(9)).unwrap().generation, 2);
-
-    // The copy dies too.
-    let marked = mark_dead(&ledger, &chunk, 3);
-    assert_eq!(marked.dead_recipients, set([5, 6, 9]));
-    assert_eq!((marked.counts.delivered, marked.counts.dead), (3, 3));
-    let Outcome::Mixed { details, .. } = read(&ledger, &chunk) else {
-        panic!("the outcome is not mixed")
-    };
-    assert_eq!(details.pending, []);
-    let failed = details.failed(UserKey(6)).unwrap();
-    assert_eq!(failed.generation, 3);
-    assert_eq!(failed.failures[0].failure.reason, "webhook status 503");
 }
 
 #[test]

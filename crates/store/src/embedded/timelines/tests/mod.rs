@@ -110,16 +110,6 @@ fn close_flushes_all_deliveries_and_rejects_new_ones() {
 }
 
 #[test]
-fn a_post_id_above_the_maximum_is_rejected() {
-    let dir = tempfile::tempdir().unwrap();
-    let timelines = open(dir.path(), &Config::default());
-    let refused = block_on(timelines.deliver(PostId(1 << 56), recipients([3])))
-        .err()
-        .unwrap();
-    assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
-}
-
-#[test]
 fn compaction_removes_merged_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config {
