@@ -4,6 +4,7 @@ mod buf;
 mod cargo;
 mod failpoints;
 mod image;
+mod render;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,8 @@ enum Task {
     Failpoints,
     /// Make the container image as an OCI archive, without a container engine
     Image(image::Args),
+    /// Write what is made from the Helm chart: k8s/herald.yaml, golden files, NATS permissions, its README
+    Render(render::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -36,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         Task::Buf { arguments } => buf::run(&arguments),
         Task::Failpoints => failpoints::run(),
         Task::Image(args) => image::run(&args),
+        Task::Render(args) => render::run(&args),
     }
 }
 

@@ -1,0 +1,244 @@
+//! Values that contradict each other, that could lose data, or that the cluster lacks something for, are refused with what to change.
+
+use std::fs;
+
+use crate::helm::{Helm, Input, chart};
+
+/// Values, and a part of the sentence that refuses them.
+const REFUSED: [(&str, &str); 38] = [
+    // Data would be lost.
+    (
+        "config: {topology: {push: {age_seconds_max: 600}}}",
+        "config.topology.push.age_seconds_max is 600, less than the 30000 s that config.topology.consumers.push.attempts_max (1000)",
+    ),
+    (
+        "config: {topology: {consumers: {deadletter: {attempts_max: 30000}}}}",
+        "config.topology.advisories.age_seconds_max is 604800, less than the 900000 s",
+    ),
+    (
+        "deadletter: {replicas: 0}",
+        "deadletter.replicas must be at least 1, is 0: without deadletter dead letters would never be recorded",
+    ),
+    (
+        "gateway: {replicas: 0}",
+        "gateway.replicas must be at least 1, is 0",
+    ),
+    (
+        "timeline: {replicas: 0}",
+        "without timeline-all posts wait in their streams until these remove them",
+    ),
+    (
+        "push: {lanes: [{name: a, lanes: [high]}, {name: b, lanes: [low]}]}",
+        "push.lanes has no entry for the lane normal: posts of that lane would never be delivered",
+    ),
+    (
+        "analytics: {replicas: 2}",
+        "all analytics pods need the same directory, because each deletes the uncounted files of one that died",
+    ),
+    (
+        "analytics: {replicas: 2, storage: {type: persistentVolumeClaim}}",
+        "Set analytics.storage.type to persistentVolumeClaim with accessModes [ReadWriteMany], or analytics.replicas to 1",
+    ),
+    (
+        "autoscaling: {mode: hpa}\nanalytics: {autoscaling: {enabled: true}}",
+        "analytics.autoscaling.enabled needs a directory that all analytics pods share",
+    ),
+    (
+        "timeline: {terminationGracePeriodSeconds: 30}",
+        "timeline.terminationGracePeriodSeconds must be at least 38, is 30",
+    ),
+    (
+        "shutdown: {seconds: 25, delaySeconds: 10}",
+        "shutdown.delaySeconds must be at most a quarter of shutdown.seconds (25), is 10",
+    ),
+    (
+        "nats: {maxFileStore: 20Gi}",
+        "nats.maxFileStore (20Gi) is more than nats.storage.size (12Gi)",
+    ),
+    (
+        "nats: {maxFileStore: 5Gi}",
+        "the streams reserve 10368 MiB, and nats.maxFileStore is 5120 MiB",
+    ),
+    // Contradictions.
+    (
+        "config: {topology: {replicas: 3}}",
+        "config.topology.replicas is 3, and nats.replicas gives only 1 server",
+    ),
+    ("nats: {replicas: 2}", "nats.replicas must be 1 or 3, is 2"),
+    (
+        "postgresql: {enabled: false}",
+        "The embedded store belongs to a single process and can't have replicas",
+    ),
+    (
+        "valkey: {enabled: false}",
+        "set timelines.url or timelines.existingSecret",
+    ),
+    (
+        "nats: {enabled: false}",
+        "set nats.url, or nats.auth.existingSecret and nats.auth.secretKeys.url",
+    ),
+    (
+        "store: {url: \"postgres://herald@db/herald\"}",
+        "set postgresql.enabled to false to use that one",
+    ),
+    (
+        "nats: {url: \"nats://nats:4222\"}",
+        "set nats.enabled to false to use that one",
+    ),
+    (
+        "nats: {auth: {existingSecret: a}}",
+        "nats.auth is for a NATS of your own, and nats.enabled installs one",
+    ),
+    (
+        "nats: {enabled: false, url: \"nats://nats:4222\", auth: {existingSecret: a, secretKeys: {token: token}}}",
+        "nats.auth.secretKeys has keys for nkeySeed and token: a connection has one kind of credentials",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald:hunter2@db/herald\"}",
+        "store.url has a password, which everybody who may read a Deployment could read",
+    ),
+    (
+        "postgresql: {maxConnections: 50}",
+        "8 pods with 8 connections each can exceed postgresql.maxConnections (50)",
+    ),
+    (
+        "push: {lanes: [{name: a, lanes: [high, normal]}, {name: a, lanes: [low]}]}",
+        "push.lanes has two entries named \"a\"",
+    ),
+    (
+        "autoscaling: {mode: hpa}\npush: {autoscaling: {minReplicas: 5}}",
+        "push.autoscaling.maxReplicas (4) must be at least 1 and not less than minReplicas (5)",
+    ),
+    (
+        "autoscaling: {mode: hpa}\narchive: {autoscaling: {enabled: true, minReplicas: 0}}",
+        "Only fanout, timeline and push can be scaled to zero",
+    ),
+    (
+        "autoscaling: {mode: hpa}\nfanout: {autoscaling: {pendingPerReplica: {slice: 0}}}",
+        "fanout.autoscaling.pendingPerReplica.slice must be at least 1",
+    ),
+    (
+        "autoscaling: {mode: keda}\nnats: {enabled: false, url: \"nats://nats:4222\"}",
+        "autoscaling by pending messages needs nats.monitoring.endpoint",
+    ),
+    (
+        "grpcRoute: {enabled: true}",
+        "grpcRoute.parentRefs must name the Gateway",
+    ),
+    (
+        "ingress: {enabled: true}",
+        "ingress.hosts must have at least one host name",
+    ),
+    (
+        "ingress: {enabled: true, hosts: [a.example]}",
+        "ingress.tls must be set",
+    ),
+    // What the chart sets itself.
+    (
+        "gateway: {extraEnv: {HERALD_NATS__URL: \"nats://nats\"}}",
+        "gateway.extraEnv.HERALD_NATS__URL is a variable that the chart sets",
+    ),
+    (
+        "config: {store: {url: \"postgres://db/herald\"}}",
+        "config.store.url is set by the chart: set store.url or store.existingSecret",
+    ),
+    (
+        "config: {lanes: [high]}",
+        "config.lanes is set by the chart: set the lanes of a worker",
+    ),
+    // Keys of other charts.
+    (
+        "replicaCount: 3",
+        "replicaCount is not a value of this chart: set the replicas of a role, such as gateway.replicas",
+    ),
+    (
+        "redis: {enabled: true}",
+        "redis is not a value of this chart: set valkey",
+    ),
+    ("keda: {enabled: true}", "set autoscaling.mode to keda"),
+];
+
+#[test]
+fn bad_values_are_refused_with_what_to_change() {
+    let Some(helm) = Helm::find() else { return };
+    for (values, sentence) in REFUSED {
+        let refusal = helm.refusal(&Input::values(values));
+        assert!(refusal.contains(sentence), "{values}: {refusal}");
+    }
+}
+
+#[test]
+fn what_the_cluster_lacks_is_named() {
+    let Some(helm) = Helm::find() else { return };
+    for (values, sentence) in [
+        (
+            "autoscaling: {mode: keda}",
+            "the cluster has no ScaledObjects (keda.sh/v1alpha1): install KEDA first (k8s/addons/README.md), or set \
+             autoscaling.mode to none. For `helm template` without a cluster, add --api-versions keda.sh/v1alpha1",
+        ),
+        (
+            "grpcRoute: {enabled: true, parentRefs: [{name: public}]}",
+            "the cluster has no GRPCRoute (gateway.networking.k8s.io/v1)",
+        ),
+        (
+            "metrics: {podMonitor: {enabled: true}}",
+            "the cluster has no PodMonitor (monitoring.coreos.com/v1)",
+        ),
+    ] {
+        let bare = Input {
+            bare: true,
+            ..Input::values(values)
+        };
+        let refusal = helm.refusal(&bare);
+        assert!(refusal.contains(sentence), "{values}: {refusal}");
+        helm.objects(&Input::values(values));
+    }
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_refused() {
+    let Some(helm) = Helm::find() else { return };
+    for (values, part) in [
+        ("gatway: {replicas: 2}", "gatway"),
+        ("gateway: {replica: 2}", "replica"),
+        (
+            "timeline: {lanes: [{name: a, lanes: [urgent]}]}",
+            "/timeline/lanes/0/lanes/0",
+        ),
+        ("timeline: {autoscaling: {max: 3}}", "max"),
+        ("push: {replicas: two}", "/push/replicas"),
+        ("image: {digest: latest}", "/image/digest"),
+        ("config: {topologi: {}}", "topologi"),
+        ("networkPolicy: {nats: {from: []}}", "from"),
+        ("patches: [{patch: {}}]", "target"),
+        ("autoscaling: {mode: always}", "/autoscaling/mode"),
+    ] {
+        let refusal = helm.refusal(&Input::values(values));
+        assert!(
+            refusal.contains("values don't meet the specifications of the schema"),
+            "{values}: {refusal}"
+        );
+        assert!(refusal.contains(part), "{values}: {refusal}");
+    }
+}
+
+/// Values that the schema doesn't name could be misspelt without being noticed.
+#[test]
+fn the_schema_allows_no_additional_properties() {
+    let text = fs::read_to_string(chart().join("values.schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut checked = 0;
+    let mut rest = vec![(String::new(), &schema)];
+    while let Some((path, value)) = rest.pop() {
+        // Others may read further global values; sections of `config` are Herald's own.
+        let is_open = path == "/properties/global" || path.starts_with("/properties/config/properties/");
+        if !is_open && value["type"] == "object" && value.get("properties").is_some() {
+            assert_eq!(value["additionalProperties"], false, "{path}");
+            checked += 1;
+        }
+        if let Some(fields) = value.as_object() {
+            rest.extend(fields.iter().map(|(key, value)| (format!("{path}/{key}"), value)));
+        }
+    }
+    assert!(checked > 30, "{checked}");
+}
