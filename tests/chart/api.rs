@@ -25,13 +25,13 @@ fn helm_lint_finds_nothing() {
 fn the_objects_match_the_schemas_of_the_api() {
     let (Some(helm), Some(kubeconform)) = (Helm::find(), program("kubeconform")) else {
         println!(
-            "skipped: kubeconform is not on the PATH, so no object was compared with the schemas of the API"
+            "SKIPPED: kubeconform is not on the PATH, so no object was compared with the schemas of the API"
         );
         return;
     };
     let Some(schemas) = std::env::var_os("KUBECONFORM_SCHEMAS") else {
         println!(
-            "skipped: KUBECONFORM_SCHEMAS is not set, so no object was compared with the schemas of the API"
+            "SKIPPED: KUBECONFORM_SCHEMAS is not set, so no object was compared with the schemas of the API"
         );
         return;
     };
@@ -61,7 +61,7 @@ fn the_api_server_accepts_the_objects() {
     let Some(helm) = Helm::find() else { return };
     let (Some(_), Some(kubectl)) = (std::env::var_os("KUBECONFIG"), program("kubectl")) else {
         println!(
-            "skipped: KUBECONFIG is not set or kubectl is not installed, so no API server checked the objects"
+            "SKIPPED: KUBECONFIG is not set or kubectl is not installed, so no API server checked the objects"
         );
         return;
     };

@@ -85,6 +85,42 @@ fn workers_are_scaled_by_all_consumers_that_have_work_for_them() {
 }
 
 #[test]
+fn nats_has_the_public_keys_of_the_users_in_its_configuration() {
+    let Some(helm) = Helm::find() else { return };
+    let objects = helm.objects(&Input::default());
+    let config = objects.get("ConfigMap", "herald-nats")["data"]["authorization.conf"]
+        .as_str()
+        .unwrap();
+    let used = config.split('$').skip(1).filter_map(|rest| {
+        let name = rest
+            .split(|letter: char| !letter.is_ascii_uppercase() && letter != '_')
+            .next()?;
+        name.starts_with("HERALD_NKEY_").then(|| name.to_owned())
+    });
+    let used: BTreeSet<String> = used.collect();
+    let env = &objects.get("StatefulSet", "herald-nats")["spec"]["template"]["spec"]["containers"][0]["env"];
+    let names = items(env)
+        .iter()
+        .map(|variable| variable["name"].as_str().unwrap().to_owned());
+    let given: BTreeSet<String> = names.filter(|name| name.starts_with("HERALD_NKEY_")).collect();
+    assert_eq!(given, used);
+    assert_eq!(used.len(), 10, "{used:?}");
+    let spec = objects.get("ConfigMap", "herald-secrets")["data"]["spec.json"]
+        .as_str()
+        .unwrap();
+    let spec: Value = serde_json::from_str(spec).unwrap();
+    let users = items(&spec["secrets"])
+        .iter()
+        .find(|secret| secret["name"] == "herald-nats-users");
+    for name in used {
+        let made = items(&users.unwrap()["entries"])
+            .iter()
+            .find(|entry| entry["key"] == *name);
+        assert_eq!(made.unwrap()["kind"], "nkey-public", "{name}");
+    }
+}
+
+#[test]
 fn herald_accepts_the_configuration_file() {
     let Some(helm) = Helm::find() else { return };
     for (name, input) in crate::golden::cases() {

@@ -86,7 +86,7 @@ fn helm_3_and_4_render_the_same_objects() {
 #[test]
 fn the_readme_lists_the_values() {
     let Some(docs) = program("helm-docs") else {
-        println!("skipped: helm-docs is not on the PATH, so the README of the chart was not compared");
+        println!("SKIPPED: helm-docs is not on the PATH, so the README of the chart was not compared");
         return;
     };
     let run = std::process::Command::new(docs)

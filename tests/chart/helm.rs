@@ -78,7 +78,7 @@ impl Helm {
                 std::env::var_os("TESTS_REQUIRE_HELM").is_none(),
                 "helm is not on the PATH, and TESTS_REQUIRE_HELM is set"
             );
-            println!("skipped: helm is not on the PATH, so the chart was not rendered");
+            println!("SKIPPED: helm is not on the PATH, so the chart was not rendered");
         }
         found
     }
@@ -87,7 +87,7 @@ impl Helm {
     pub(crate) fn find_3() -> Option<Self> {
         let found = program("helm3").map(Self);
         if found.is_none() {
-            println!("skipped: helm3 is not on the PATH, so Helm 3 was not compared");
+            println!("SKIPPED: helm3 is not on the PATH, so Helm 3 was not compared");
         }
         found
     }

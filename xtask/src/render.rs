@@ -56,18 +56,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The `authorization` block of nats-server.
 fn permissions(herald: Option<&Path>) -> Result<String> {
-    let herald = match herald {
-        Some(herald) => {
-            fs::canonicalize(herald).with_context(|| format!("can't find {}", herald.display()))?
-        }
-        None => {
-            cargo::run(
-                Command::new(cargo::program())
-                    .args(["build", "--locked", "--package", "herald"])
-                    .current_dir(root()),
-            )?;
-            cargo::target_dir().join("debug/herald")
-        }
+    let herald = if let Some(herald) = herald {
+        fs::canonicalize(herald).with_context(|| format!("can't find {}", herald.display()))?
+    } else {
+        cargo::run(
+            Command::new(cargo::program())
+                .args(["build", "--locked", "--package", "herald"])
+                .current_dir(root()),
+        )?;
+        cargo::target_dir().join("debug/herald")
     };
     output(Command::new(herald).args(["topology", "permissions"]))
 }
