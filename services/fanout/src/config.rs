@@ -1,6 +1,6 @@
 //! Configuration of the service.
 
-use herald_mesh::PerLane;
+use herald_mesh::{Gate, PerLane};
 use serde::{Deserialize, Serialize};
 
 /// The fanout service's configuration.
@@ -18,25 +18,6 @@ pub struct Config {
     pub redrive_in_flight_max: usize,
     /// When a lane is paused.
     pub gate: Gate,
-}
-
-/// When a lane is paused because too many chunks are pending in the downstream streams.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Gate {
-    /// Pending chunks of a lane in TIMELINE or PUSH at which fan-out pauses the lane; it resumes at half; at least 1.
-    pub pending_chunks_max: u64,
-    /// Interval at which the pending chunks are read, milliseconds; 10 to 60,000.
-    pub interval_ms: u64,
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self {
-            pending_chunks_max: 4_096,
-            interval_ms: 250,
-        }
-    }
 }
 
 impl Default for Config {

@@ -1,4 +1,4 @@
-//! Pure decisions: how followers become chunks, and when a lane is paused.
+//! Pure decisions: how followers become chunks.
 
 use herald_model::{
     Channel, FollowVersion, Lane, PostId, Recipients, RecipientsBuilder, UserKey, time::Timestamp,
@@ -79,15 +79,6 @@ pub(crate) fn split_into_chunks(
     chunks
 }
 
-/// Whether a lane should be paused. It pauses at `limit` pending chunks and resumes at half of it.
-pub(crate) fn should_pause(paused: bool, pending: u64, limit: u64) -> bool {
-    if paused {
-        pending > limit / 2
-    } else {
-        pending >= limit
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -114,13 +105,5 @@ mod tests {
                 prop_assert!(chunk.channel == Channel::Timeline || chunk.recipients.len() <= push_chunk_max);
             }
         }
-    }
-
-    #[test]
-    fn a_paused_lane_resumes_at_half_the_limit() {
-        assert!(!should_pause(false, 99, 100));
-        assert!(should_pause(false, 100, 100));
-        assert!(should_pause(true, 51, 100));
-        assert!(!should_pause(true, 50, 100));
     }
 }

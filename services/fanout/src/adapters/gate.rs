@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use herald_mesh::{Mesh, consumers, streams};
+use herald_mesh::{Gate, Mesh, consumers, streams};
 use herald_model::Lane;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-
-use crate::{config::Gate, domain::should_pause};
 
 /// Polls the pending chunks of one lane of TIMELINE and PUSH until `shutdown`. The receiver is `true` while the lane is
 /// paused.
@@ -28,7 +26,7 @@ pub(crate) fn watch_gate(
                 continue;
             };
             let was_paused = *sender.borrow();
-            let paused = should_pause(was_paused, pending, gate.pending_chunks_max);
+            let paused = gate.should_pause(was_paused, pending);
             if paused != was_paused {
                 if paused {
                     tracing::info!(%lane, pending, "fan-out lane paused: too many chunks are pending in TIMELINE or PUSH");
