@@ -15,7 +15,7 @@ const REPLICA_ANSWERS_WAIT: Duration = Duration::from_millis(50);
 
 /// A leader is elected at the earliest four seconds after a majority has heard of the one before. So a leader that a
 /// majority has answered within this time is the only one.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
+pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Deserialize)]
 struct StreamInfo {

@@ -38,6 +38,7 @@ mod pull;
 mod read;
 mod redrive;
 mod retry;
+mod sample;
 mod slot;
 mod subject;
 mod topology;

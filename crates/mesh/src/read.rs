@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer;
+use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
     DirectGetError, DirectGetErrorKind, RawMessageError, RawMessageErrorKind, Stream,
@@ -12,8 +13,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::{try_join, try_join_all};
 use herald_model::time::Timestamp;
+use time::OffsetDateTime;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::last::ANSWERED_WITHIN;
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
 use crate::{Mesh, OriginalMessage, Redriven, Subject, headers};
 
@@ -124,7 +127,7 @@ impl From<StreamMessage> for RawMessage {
             subject: message.subject.to_string(),
             sequence: message.sequence,
             payload: message.payload,
-            published_at: Timestamp(i64::try_from(message.time.unix_timestamp_nanos() / 1_000).unwrap_or(0)),
+            published_at: from_server(message.time),
             headers: message.headers,
         }
     }
@@ -175,6 +178,9 @@ pub struct ConsumerLag {
     /// Deliveries up to the acknowledgement floor. The difference of two readings divided by the time between them is
     /// the acknowledgement rate.
     pub acknowledged_count: u64,
+    /// When a message was last delivered to a worker, by the server's clock. `None` before the first, and after a
+    /// restart of the server.
+    pub delivered_at: Option<Timestamp>,
 }
 
 impl ConsumerLag {
@@ -225,6 +231,31 @@ impl Mesh {
                 .map(|stream| self.stream_lag(stream, topology)),
         )
         .await
+    }
+
+    /// Reads the state of one consumer; `None` when the server has no such consumer, or no such stream.
+    ///
+    /// The leader of the consumer answers: other replicas would report numbers of the past.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers, or the consumer has no leader.
+    pub async fn lag_of(&self, spec: &ConsumerSpec) -> Result<Option<ConsumerLag>> {
+        let handle = self.stream(&spec.stream).await?;
+        match handle.consumer_info(&spec.name).await {
+            Ok(info) if !is_led(&info) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "read consumer {} of stream {}: the answering server is not its leader, or not in contact with a \
+                     majority of its replicas",
+                    spec.name, spec.stream
+                ),
+            )),
+            Ok(info) => self.describe_lag(&handle, spec, info).await.map(Some),
+            Err(error) => match error.kind() {
+                ConsumerInfoErrorKind::NotFound | ConsumerInfoErrorKind::StreamNotFound => Ok(None),
+                _ => Err(unreadable(&spec.stream, &spec.name, error)),
+            },
+        }
     }
 
     /// Publishes a live message to all subscribed gateways: core NATS, at most once, not acknowledged.
@@ -285,6 +316,15 @@ impl Mesh {
 
     async fn consumer_lag(&self, stream: &Stream<()>, spec: &ConsumerSpec) -> Result<ConsumerLag> {
         let info = self.consumer_info(&spec.stream, &spec.name).await?;
+        self.describe_lag(stream, spec, info).await
+    }
+
+    async fn describe_lag(
+        &self,
+        stream: &Stream<()>,
+        spec: &ConsumerSpec,
+        info: consumer::Info,
+    ) -> Result<ConsumerLag> {
         let mut lag = ConsumerLag {
             consumer: spec.name.clone(),
             pending_count: info.num_pending,
@@ -301,6 +341,7 @@ impl Mesh {
             },
             delivered_count: info.delivered.consumer_sequence,
             acknowledged_count: info.ack_floor.consumer_sequence,
+            delivered_at: info.delivered.last_active.map(from_server),
         };
         if lag.outstanding_count() > 0 {
             let filter = spec.filter.as_deref().unwrap_or(">");
@@ -319,9 +360,7 @@ impl Mesh {
             .await?
             .consumer_info(consumer)
             .await
-            .map_err(|error| {
-                Error::unavailable(format_args!("read consumer {consumer} of stream {stream}"), error)
-            })
+            .map_err(|error| unreadable(stream, consumer, error))
     }
 
     /// Bytes in a stream, and its limit; `None` for a stream without a limit.
@@ -341,6 +380,29 @@ impl Mesh {
             .await
             .map_err(|error| Error::with_source(ErrorKind::Invalid, format_args!("stream {stream:?}"), error))
     }
+}
+
+/// Whether the answer about a consumer is that of its leader, and a majority of the replicas was heard of.
+fn is_led(info: &consumer::Info) -> bool {
+    let Some(cluster) = &info.cluster else {
+        return true;
+    };
+    let heard = cluster
+        .replicas
+        .iter()
+        .filter(|replica| !replica.offline && replica.active < ANSWERED_WITHIN);
+    // The leader lists all replicas but itself.
+    let leader = cluster.leader.as_deref().unwrap_or_default();
+    let is_leader = !leader.is_empty() && cluster.replicas.iter().all(|one| one.name != leader);
+    is_leader && heard.count() + 1 > cluster.replicas.len().div_ceil(2)
+}
+
+fn unreadable(stream: &str, consumer: &str, error: ConsumerInfoError) -> Error {
+    Error::unavailable(format_args!("read consumer {consumer} of stream {stream}"), error)
+}
+
+fn from_server(time: OffsetDateTime) -> Timestamp {
+    Timestamp(i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(0))
 }
 
 /// The message read from the stream's leader; `None` when it doesn't exist.
