@@ -13,6 +13,10 @@ use crate::http::Readiness;
 /// Interval at which the checks run.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// The name that is SERVING as long as the process answers, whatever it depends on and also while it drains: for liveness
+/// probes, which must not restart a process because something else is away.
+pub const LIVENESS: &str = "liveness";
+
 /// Names of services whose health follows the same checks. The empty name is the whole process.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -22,9 +26,12 @@ pub struct Group {
     pub readiness: Readiness,
 }
 
-/// The health service. All names are NOT_SERVING once `draining` is cancelled. Must be called within a tokio runtime.
+/// The health service. All names but [`LIVENESS`] are NOT_SERVING once `draining` is cancelled. Must be called within a tokio runtime.
 pub async fn routes(groups: Vec<Group>, draining: CancellationToken) -> Routes {
     let (reporter, service) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status(LIVENESS, ServingStatus::Serving)
+        .await;
     let mut reported = HashMap::new();
     report(&reporter, &groups, false, &mut reported).await;
     tokio::spawn(async move {
@@ -125,5 +132,10 @@ mod tests {
         expect(1).await;
         draining.cancel();
         expect(2).await;
+        let request = HealthCheckRequest {
+            service: LIVENESS.into(),
+        };
+        let alive = HealthClient::new(channel).check(request).await.unwrap();
+        assert_eq!(alive.into_inner().status, 1);
     }
 }

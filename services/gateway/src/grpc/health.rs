@@ -1,13 +1,13 @@
 //! Updates `grpc.health.v1`. PostService and the whole server (the empty name) are SERVING while posts are accepted, the
 //! other local services while the broker is connected, a forwarded service while its backend is SERVING, a role of the
-//! process while its readiness checks pass.
+//! process while its readiness checks pass, `liveness` always.
 
 use std::time::Duration;
 
 use futures::future::join_all;
 use herald_mesh::Mesh;
 use herald_proto::v1::post_service_server;
-use herald_runtime::health::Group;
+use herald_runtime::health::{Group, LIVENESS};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, transport::Channel};
@@ -38,6 +38,9 @@ pub(super) struct Health {
 impl Health {
     /// Sets the initial status of every service. Forwarded services are NOT_SERVING until their backend has answered.
     pub(super) async fn set_initial(&self) {
+        self.reporter
+            .set_service_status(LIVENESS, ServingStatus::Serving)
+            .await;
         self.report_local().await;
         for (service, _) in &self.forwarded {
             self.reporter
