@@ -24,7 +24,11 @@ const MESH: &[&str] = &[
     "herald/mesh/v1/messages.proto",
 ];
 
+/// The contract of KEDA's external scalers.
+const SCALER: &str = "externalscaler/externalscaler.proto";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=externalscaler");
     println!("cargo:rerun-if-changed=google");
     println!("cargo:rerun-if-changed=herald");
     let mut compiler = protox::Compiler::new(["."])?;
@@ -49,5 +53,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         .bytes(".herald.mesh.v1")
         .compile_fds(compiler.file_descriptor_set())?;
+
+    let mut scaler = protox::Compiler::new(["."])?;
+    scaler
+        .include_source_info(true)
+        .include_imports(true)
+        .open_file(SCALER)?;
+    fs::write(
+        Path::new(&out).join("scaler_descriptors.bin"),
+        scaler.encode_file_descriptor_set(),
+    )?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_fds(scaler.file_descriptor_set())?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Herald's Protobuf types and gRPC services: [`v1`] is the public API, [`mesh_v1`] has the bodies of the messages on
-//! JetStream subjects. Both are generated from the .proto files of this crate.
+//! JetStream subjects, [`externalscaler`] is the contract with KEDA. All are generated from the .proto files of this crate.
 
 #![allow(clippy::pedantic, missing_docs, unreachable_pub)]
 
@@ -8,6 +8,11 @@ mod messages;
 
 pub use convert::{lane, timestamp_from_proto, timestamp_to_proto};
 pub use messages::EVENT_CHUNKS_MAX;
+
+/// The contract of KEDA's external scalers, `externalscaler`.
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
+}
 
 /// Nested like the packages, because generated code refers to other packages by `super`.
 mod herald {
@@ -30,5 +35,8 @@ pub use herald::v1;
 /// The encoded file descriptor set of the public API, for gRPC reflection.
 pub const API_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api_descriptors.bin"));
 
-/// The encoded file descriptor set of all packages.
+/// The encoded file descriptor set of [`externalscaler`], for gRPC reflection.
+pub const SCALER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/scaler_descriptors.bin"));
+
+/// The encoded file descriptor set of Herald's packages, imports included.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

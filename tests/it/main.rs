@@ -24,6 +24,7 @@ mod metrics;
 mod migrate;
 mod poison;
 mod readme;
+mod scaler;
 mod serve;
 mod serve_cluster;
 mod start;

@@ -129,6 +129,7 @@ async fn each_role_starts_alone_and_stops() {
         assert!(metrics.contains(&format!("herald_{role}_")), "{role}: {metrics}");
         assert_eq!(health(&process.url(), role).await, Ok(SERVING), "{role}");
         assert_eq!(health(&process.url(), "").await, Ok(SERVING), "{role}");
+        assert_eq!(health(&process.url(), "liveness").await, Ok(SERVING), "{role}");
         let other = if role == "graph" { "timeline" } else { "graph" };
         assert_ne!(health(&process.url(), other).await, Ok(SERVING), "{role}");
         assert_eq!(process.stop().await, 0, "{role}: {}", process.log());

@@ -109,7 +109,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         }
         Action::Check(check) => {
             let (roles, shared) = if check.roles.is_empty() {
-                (Roles::all(), false)
+                (Roles::whole(), false)
             } else {
                 (check.roles.iter().copied().collect(), true)
             };

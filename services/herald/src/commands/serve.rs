@@ -24,7 +24,7 @@ one NATS server or cluster (--nats-url), one PostgreSQL database (--store) and o
 keep no state of their own. Whichever process starts first makes the streams, the consumers and the schema.
 
 The gateway calls graph, analytics and deadletter, and fanout calls graph: name them with --peer unless the process has \
-these roles too.
+these roles too. The scaler, for KEDA, needs NATS alone, and is the one role that `herald up` does not have.
 
 Every process answers /healthz (it runs), /readyz (what its roles need is there) and /metrics on --http. On --grpc the \
 gateway serves the public API; a process without the gateway serves its internal services and grpc.health.v1, which knows \

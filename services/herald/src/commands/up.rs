@@ -128,7 +128,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
     let data_dir = config.data_dir.clone();
     let start = async {
-        let claim = Claim::new(config, Roles::all(), false).await?;
+        let claim = Claim::new(config, Roles::whole(), false).await?;
         let note = format!("starting with data in {}", data_dir.display());
         context.output.note(&note);
         Box::pin(Server::start(claim)).await
@@ -189,7 +189,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), Failure> {
     let (file, global) = (context.global.config.as_deref(), &context.global);
     let flags = args.settings.flags(global)?;
-    let config = Config::load_for_start(file, flags, &Roles::all(), false)
+    let config = Config::load_for_start(file, flags, &Roles::whole(), false)
         .await
         .map_err(Failure::usage)?;
     let accepts = config.gateway.endpoints.allow_http && config.gateway.endpoints.allow_private;

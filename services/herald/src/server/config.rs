@@ -70,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) analytics: herald_analytics::Config,
     /// The deadletter service.
     pub(crate) deadletter: herald_deadletter::Config,
+    /// The scaler.
+    pub(crate) scaler: herald_scaler::Config,
 }
 
 /// The addresses of roles that run in other processes, `http://HOST:PORT`; commas separate several. Each name is resolved
@@ -123,6 +125,7 @@ impl Default for Config {
             push: herald_push::Config::default(),
             analytics: herald_analytics::Config::default(),
             deadletter: herald_deadletter::Config::default(),
+            scaler: herald_scaler::Config::default(),
         }
     }
 }
@@ -144,7 +147,7 @@ impl Config {
         let check = |config: &Self| {
             config.validate()?;
             if shared {
-                config.validate_shared()?;
+                config.validate_shared(roles)?;
             }
             config.validate_roles(roles)?;
             config.validate_files(roles, shared)

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use herald_store::{Stores, cluster::Cluster, embedded::Embedded};
 
-use super::Config;
+use super::{Config, roles::Roles};
 
 /// The open engine.
 #[derive(Clone)]
@@ -14,11 +14,16 @@ pub(super) enum Engine {
     Embedded(Arc<Embedded>),
     /// On PostgreSQL and Valkey or Redis, shared by processes.
     Cluster(Arc<Cluster>),
+    /// None: no role of the process uses the store.
+    Absent,
 }
 
 impl Engine {
     /// Opens the engine that the configuration names. Creates or migrates what is missing.
-    pub(super) async fn open(config: &Config) -> Result<Self> {
+    pub(super) async fn open(config: &Config, roles: &Roles) -> Result<Self> {
+        if !roles.use_store() {
+            return Ok(Self::Absent);
+        }
         if config.store.is_cluster() {
             let cluster = Cluster::open(&config.cluster())
                 .await
@@ -31,11 +36,12 @@ impl Engine {
         Ok(Self::Embedded(Arc::new(store)))
     }
 
-    /// The stores of the engine.
-    pub(super) fn stores(&self) -> Stores {
+    /// The stores of the engine, if there is one.
+    pub(super) fn stores(&self) -> Option<Stores> {
         match self {
-            Self::Embedded(store) => store.stores(),
-            Self::Cluster(store) => store.stores(),
+            Self::Embedded(store) => Some(store.stores()),
+            Self::Cluster(store) => Some(store.stores()),
+            Self::Absent => None,
         }
     }
 
@@ -47,6 +53,7 @@ impl Engine {
                 store.close().await;
                 Ok(())
             }
+            Self::Absent => Ok(()),
         }
     }
 }

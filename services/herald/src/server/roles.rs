@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use herald_proto::{
+    externalscaler::external_scaler_server::SERVICE_NAME as SCALER_SERVICE,
     mesh_v1::follower_service_server::SERVICE_NAME as FOLLOWER_SERVICE,
     v1::{
         analytics_service_server::SERVICE_NAME as ANALYTICS_SERVICE,
@@ -33,11 +34,13 @@ pub(crate) enum Role {
     Analytics,
     /// Stores and redrives dead letters, audits, and removes old data
     Deadletter,
+    /// Tells KEDA how much work the other roles have; needs NATS alone
+    Scaler,
 }
 
 impl Role {
-    /// All roles.
-    pub(crate) const ALL: [Self; 8] = [
+    /// The roles of a whole mesh in one process. Nothing scales that, so the scaler is not among them.
+    pub(crate) const WHOLE: [Self; 8] = [
         Self::Gateway,
         Self::Archive,
         Self::Graph,
@@ -59,15 +62,17 @@ impl Role {
             Self::Push => "push",
             Self::Analytics => "analytics",
             Self::Deadletter => "deadletter",
+            Self::Scaler => "scaler",
         }
     }
 
-    /// The internal gRPC services, that other roles call. The gateway's are public.
+    /// The internal gRPC services, that other roles or KEDA call. The gateway's are public.
     pub(super) const fn internal_services(self) -> &'static [&'static str] {
         match self {
             Self::Graph => &[GRAPH_SERVICE, FOLLOWER_SERVICE],
             Self::Analytics => &[ANALYTICS_SERVICE],
             Self::Deadletter => &[DEAD_LETTER_SERVICE, AUDIT_SERVICE],
+            Self::Scaler => &[SCALER_SERVICE],
             _ => &[],
         }
     }
@@ -84,6 +89,12 @@ impl Role {
     /// Whether the role reads or writes timelines.
     pub(super) const fn uses_timelines(self) -> bool {
         matches!(self, Self::Gateway | Self::Timeline | Self::Deadletter)
+    }
+
+    /// Whether the role reads or writes the store. Without it the role makes no stream and no consumer either: it only reads
+    /// them.
+    pub(super) const fn uses_store(self) -> bool {
+        !matches!(self, Self::Scaler)
     }
 
     /// Whether the role has long CPU-bound tasks, which run on threads of their own.
@@ -104,9 +115,9 @@ impl fmt::Display for Role {
 pub(crate) struct Roles(BTreeSet<Role>);
 
 impl Roles {
-    /// All roles.
-    pub(crate) fn all() -> Self {
-        Self(Role::ALL.into())
+    /// The roles of `herald up`.
+    pub(crate) fn whole() -> Self {
+        Self(Role::WHOLE.into())
     }
 
     /// Whether the process has this role.
@@ -123,6 +134,11 @@ impl Roles {
     pub(super) fn peers(&self) -> BTreeSet<Role> {
         let called = self.iter().flat_map(Role::calls);
         called.copied().filter(|role| !self.has(*role)).collect()
+    }
+
+    /// Whether one of the roles uses the store.
+    pub(super) fn use_store(&self) -> bool {
+        self.iter().any(Role::uses_store)
     }
 
     /// Whether other processes call this one.
@@ -149,17 +165,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_scaler_alone_needs_no_store() {
+        let uses_store = |roles: &[Role]| roles.iter().copied().collect::<Roles>().use_store();
+        assert!(!uses_store(&[Role::Scaler]));
+        assert!(uses_store(&[Role::Scaler, Role::Push]));
+        assert!(!Roles::whole().has(Role::Scaler));
+    }
+
+    #[test]
     fn a_process_needs_the_roles_that_it_calls_and_lacks() {
         let peers = |roles: &[Role]| -> Vec<Role> {
             let roles: Roles = roles.iter().copied().collect();
             roles.peers().into_iter().collect()
         };
-        assert_eq!(Roles::all().peers(), BTreeSet::new());
+        assert_eq!(Roles::whole().peers(), BTreeSet::new());
         assert_eq!(peers(&[Role::Fanout, Role::Push]), [Role::Graph]);
         assert_eq!(
             peers(&[Role::Gateway, Role::Graph, Role::Fanout]),
             [Role::Analytics, Role::Deadletter]
         );
         assert_eq!(peers(&[Role::Timeline]), []);
+        assert_eq!(peers(&[Role::Scaler]), []);
     }
 }

@@ -23,7 +23,8 @@ pub(super) struct Parts {
     pub(super) mesh: Mesh,
     /// Of roles that run in the background.
     pub(super) background: Option<Background>,
-    pub(super) stores: Stores,
+    /// `None` if no role of the process uses the store.
+    pub(super) stores: Option<Stores>,
     pub(super) metrics: Shared,
     pub(super) checks: Checks,
 }
@@ -33,6 +34,11 @@ impl Parts {
         self.background
             .as_ref()
             .context("the background threads are not running")
+    }
+
+    /// The stores of a role that uses them.
+    pub(super) fn stores(&self) -> Result<&Stores> {
+        self.stores.as_ref().context("this process has no store")
     }
 
     fn lanes(&self) -> Vec<Lane> {
@@ -47,35 +53,62 @@ impl Parts {
         listener: Listener,
     ) -> Result<()> {
         match role {
-            Role::Graph => self.spawn_graph(services, listener),
+            Role::Graph => self.spawn_graph(services, listener)?,
             Role::Analytics => self.spawn_analytics(services, listener)?,
             Role::Deadletter => self.spawn_deadletter(services, listener)?,
+            Role::Scaler => self.spawn_scaler(services, listener),
             _ => {}
         }
         Ok(())
     }
 
-    fn spawn_graph(&self, services: &mut Services, listener: Listener) {
+    fn spawn_graph(&self, services: &mut Services, listener: Listener) -> Result<()> {
+        let stores = self.stores()?;
         let deps = herald_graph::Deps {
             mesh: self.mesh.clone(),
-            users: self.stores.users.clone(),
-            follows: self.stores.follows.clone(),
-            posts: self.stores.posts.clone(),
+            users: stores.users.clone(),
+            follows: stores.follows.clone(),
+            posts: stores.posts.clone(),
             listener,
             metrics: self.metrics.register(herald_graph::Metrics::new),
         };
         let graph = herald_graph::run(self.config.graph.clone(), deps, services.shutdown());
         services.spawn("graph", graph);
+        Ok(())
+    }
+
+    fn spawn_scaler(&self, services: &mut Services, listener: Listener) {
+        let config = &self.config;
+        let deps = herald_scaler::Deps {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            workers: herald_scaler::Workers {
+                fanout_in_flight_max: config.fanout.posts_in_flight_max,
+                slice_recipients_max: config.fanout.slice_recipients_max,
+                gate: config.fanout.gate,
+                timeline_in_flight_max: config.timeline.chunks_in_flight_max,
+                backfill_posts_max: config.timeline.backfill_posts_max,
+                push_in_flight_max: config.push.chunks_in_flight_max,
+                archive_in_flight_max: config.archive.in_flight_max,
+                analytics_posts_in_flight_max: config.analytics.posts_in_flight_max,
+                analytics_events_in_flight_max: config.analytics.events_in_flight_max,
+            },
+            listener,
+            metrics: self.metrics.register(herald_scaler::Metrics::new),
+        };
+        let scaler = herald_scaler::run(config.scaler.clone(), deps, services.shutdown());
+        services.spawn("scaler", scaler);
     }
 
     fn spawn_analytics(&self, services: &mut Services, listener: Listener) -> Result<()> {
         let background = self.background()?;
+        let stores = self.stores()?;
         let deps = herald_analytics::Deps {
             mesh: background.mesh.clone(),
             topology: self.topology.clone(),
-            totals: self.stores.totals.clone(),
-            users: self.stores.users.clone(),
-            leases: self.stores.leases.clone(),
+            totals: stores.totals.clone(),
+            users: stores.users.clone(),
+            leases: stores.leases.clone(),
             objects: None,
             listener,
             metrics: self.metrics.register(herald_analytics::Metrics::new),
@@ -87,7 +120,7 @@ impl Parts {
 
     fn spawn_deadletter(&self, services: &mut Services, listener: Listener) -> Result<()> {
         let background = self.background()?;
-        let stores = self.stores.clone();
+        let stores = self.stores()?.clone();
         let auditor = herald_audit::Auditor {
             mesh: background.mesh.clone(),
             topology: self.topology.clone(),
@@ -116,15 +149,16 @@ impl Parts {
         Ok(())
     }
 
-    pub(super) fn spawn_archive(&self, services: &mut Services) {
+    pub(super) fn spawn_archive(&self, services: &mut Services) -> Result<()> {
         let deps = herald_archive::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
-            posts: self.stores.posts.clone(),
+            posts: self.stores()?.posts.clone(),
             metrics: self.metrics.register(herald_archive::Metrics::new),
         };
         let archive = herald_archive::run(self.config.archive.clone(), deps, services.shutdown());
         services.spawn("archive", archive);
+        Ok(())
     }
 
     pub(super) fn spawn_fanout(&self, services: &mut Services, channels: &Channels) -> Result<()> {
@@ -132,7 +166,7 @@ impl Parts {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             lanes: self.lanes(),
-            ledger: self.stores.ledger.clone(),
+            ledger: self.stores()?.ledger.clone(),
             graph: channels.to(Role::Graph)?,
             metrics: self.metrics.register(herald_fanout::Metrics::new),
         };
@@ -141,22 +175,24 @@ impl Parts {
         Ok(())
     }
 
-    pub(super) fn spawn_timeline(&self, services: &mut Services) {
+    pub(super) fn spawn_timeline(&self, services: &mut Services) -> Result<()> {
+        let stores = self.stores()?;
         let deps = herald_timeline::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             lanes: self.lanes(),
-            timelines: self.stores.timelines.clone(),
-            ledger: self.stores.ledger.clone(),
-            posts: self.stores.posts.clone(),
+            timelines: stores.timelines.clone(),
+            ledger: stores.ledger.clone(),
+            posts: stores.posts.clone(),
             metrics: self.metrics.register(herald_timeline::Metrics::new),
         };
         let timeline = herald_timeline::run(self.config.timeline.clone(), deps, services.shutdown());
         services.spawn("timeline", timeline);
+        Ok(())
     }
 
-    pub(super) fn spawn_push(&self, services: &mut Services, vapid: Vapid) {
-        let stores = self.stores.clone();
+    pub(super) fn spawn_push(&self, services: &mut Services, vapid: Vapid) -> Result<()> {
+        let stores = self.stores()?.clone();
         let deps = herald_push::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
@@ -171,6 +207,7 @@ impl Parts {
         };
         let push = herald_push::run(self.config.push.clone(), deps, services.shutdown());
         services.spawn("push", push);
+        Ok(())
     }
 
     pub(super) fn spawn_gateway(
@@ -180,7 +217,7 @@ impl Parts {
         channels: &Channels,
         vapid_public_key: String,
     ) -> Result<()> {
-        let stores = self.stores.clone();
+        let stores = self.stores()?.clone();
         let deps = herald_gateway::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),

@@ -100,7 +100,7 @@ impl Claim {
             std::fs::create_dir_all(&config.data_dir)
                 .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
         }
-        let engine = Engine::open(&config).await?;
+        let engine = Engine::open(&config, &roles).await?;
         Ok(Self {
             config,
             roles,
@@ -153,15 +153,17 @@ impl Server {
             Some(runtime) => Some(runtime.connect(mesh_config).await?),
             None => None,
         };
-        mesh.ensure(&topology)
-            .await
-            .context("can't create the streams and consumers")?;
+        if roles.use_store() {
+            mesh.ensure(&topology)
+                .await
+                .context("can't create the streams and consumers")?;
+        }
 
         let mut connections = vec![mesh.clone()];
         connections.extend(background.as_ref().map(|background| background.mesh.clone()));
         let checks = Checks::new(&roles, &connections);
         let stores = engine.stores();
-        if config.store.is_cluster() {
+        if let Some(stores) = stores.as_ref().filter(|_| config.store.is_cluster()) {
             checks.watch_store(stores.health.clone());
         }
         // Only a process that others call waits at its shutdown.
@@ -307,24 +309,24 @@ async fn spawn_all(
         workers.spawn("grpc", port.serve(health));
     }
     if roles.has(Role::Archive) {
-        parts.spawn_archive(workers);
+        parts.spawn_archive(workers)?;
     }
     if roles.has(Role::Fanout) {
         parts.spawn_fanout(workers, &channels)?;
     }
     if roles.has(Role::Timeline) {
-        parts.spawn_timeline(workers);
+        parts.spawn_timeline(workers)?;
     }
     let mut vapid_public_key = None;
     if roles.has(Role::Push) {
         let vapid = open_vapid(parts).await?;
         vapid_public_key = Some(vapid.public_key_base64url());
-        parts.spawn_push(workers, vapid);
+        parts.spawn_push(workers, vapid)?;
     }
     if let Some(listener) = gateway {
         let key = match vapid_public_key {
             Some(key) => key,
-            None => herald_push::public_key(&parts.config.push, &*parts.stores.devices)
+            None => herald_push::public_key(&parts.config.push, &*parts.stores()?.devices)
                 .await
                 .context("can't find the VAPID key")?,
         };
@@ -335,7 +337,7 @@ async fn spawn_all(
 
 /// Opens the VAPID key pair. Processes that share a store must have the same key, so none creates one.
 async fn open_vapid(parts: &Parts) -> Result<Vapid> {
-    let (config, devices) = (&parts.config, &*parts.stores.devices);
+    let (config, devices) = (&parts.config, &*parts.stores()?.devices);
     let opened = if parts.shared {
         Vapid::open_shared(&config.push, devices).await
     } else {

@@ -41,7 +41,8 @@ impl Config {
             ));
         }
         self.analytics.validate()?;
-        self.deadletter.validate()
+        self.deadletter.validate()?;
+        self.scaler.validate()
     }
 
     /// Checks the files and directories that the start of a process with these roles reads or writes. Changes nothing. The error starts with the key of
@@ -149,7 +150,7 @@ impl Config {
 
     /// Checks what a process of these roles needs from its configuration. The error starts with the key of the setting.
     pub(super) fn validate_roles(&self, roles: &Roles) -> Result<(), String> {
-        if self.store.is_cluster() && self.timelines.url.is_empty() {
+        if roles.use_store() && self.store.is_cluster() && self.timelines.url.is_empty() {
             return Err(
                 "timelines.url must be set beside store.url: the URL of Valkey or Redis, redis://HOST:PORT \
                  (--timelines, HERALD_TIMELINES__URL, or HERALD_TIMELINES__URL_FILE if it has a password)"
@@ -175,7 +176,7 @@ impl Config {
     }
 
     /// Checks what a process needs that shares its work with others. The error starts with the key of the setting.
-    pub(super) fn validate_shared(&self) -> Result<(), String> {
+    pub(super) fn validate_shared(&self, roles: &Roles) -> Result<(), String> {
         if self.nats.is_child() {
             return Err(
                 "nats.url must be set: the NATS server that all processes share, nats://HOST:PORT (--nats-url, \
@@ -183,7 +184,7 @@ impl Config {
                     .into(),
             );
         }
-        if !self.store.is_cluster() {
+        if roles.use_store() && !self.store.is_cluster() {
             return Err(
                 "store.url must be set: the PostgreSQL database that all processes share, postgres://HOST:PORT/DATABASE \
                  (--store, HERALD_STORE__URL, or HERALD_STORE__URL_FILE if it has a password). The embedded store \
@@ -301,11 +302,15 @@ mod tests {
             let error = checked.unwrap_err();
             assert!(error.starts_with(start), "{error}");
         };
-        refused(config.validate_shared(), "nats.url must be set");
+        let scaler: Roles = [Role::Scaler].into_iter().collect();
+        refused(config.validate_shared(&scaler), "nats.url must be set");
         config.nats.url = SecretUrl::new("nats://host:4222");
-        refused(config.validate_shared(), "store.url must be set");
+        assert_eq!(config.validate_shared(&scaler), Ok(()));
+        let push: Roles = [Role::Push, Role::Scaler].into_iter().collect();
+        refused(config.validate_shared(&push), "store.url must be set");
         config.store.url = SecretUrl::new("postgres://host/herald");
-        assert_eq!(config.validate_shared(), Ok(()));
+        assert_eq!(config.validate_shared(&push), Ok(()));
+        assert_eq!(config.validate_roles(&scaler), Ok(()));
 
         let fanout: Roles = [Role::Fanout].into_iter().collect();
         refused(config.validate_roles(&fanout), "timelines.url must be set");
@@ -318,7 +323,7 @@ mod tests {
         assert_eq!(config.validate_roles(&fanout), Ok(()));
         let gateway: Roles = [Role::Gateway, Role::Analytics].into_iter().collect();
         refused(config.validate_roles(&gateway), "peers.deadletter must be set");
-        assert_eq!(config.validate_roles(&Roles::all()), Ok(()));
+        assert_eq!(config.validate_roles(&Roles::whole()), Ok(()));
     }
 
     #[tokio::test]
@@ -336,8 +341,8 @@ mod tests {
             config
         };
         let error =
-            |change: &dyn Fn(&mut Config)| config(change).validate_files(&Roles::all(), false).unwrap_err();
-        assert_eq!(config(&|_| ()).validate_files(&Roles::all(), false), Ok(()));
+            |change: &dyn Fn(&mut Config)| config(change).validate_files(&Roles::whole(), false).unwrap_err();
+        assert_eq!(config(&|_| ()).validate_files(&Roles::whole(), false), Ok(()));
         assert!(!dir.path().join("new").exists(), "a check creates no directory");
         let message = error(&|c| c.data_dir = file.join("data"));
         assert!(

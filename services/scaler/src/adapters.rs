@@ -1,0 +1,7 @@
+//! The way out: reads the consumers from NATS.
+
+mod broker;
+mod deliveries;
+
+pub(crate) use broker::Broker;
+pub(crate) use deliveries::Assumptions;
