@@ -19,6 +19,7 @@ mod documents;
 mod follows;
 mod full;
 mod graph_calls;
+mod least_privilege;
 mod main_job;
 mod metrics;
 mod migrate;

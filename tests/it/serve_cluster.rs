@@ -18,13 +18,13 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{HERALD, surface::http_get};
 
-const LIMIT: Duration = Duration::from_mins(1);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 const SERVING: i32 = 1;
-const NOT_SERVING: i32 = 2;
+pub(crate) const NOT_SERVING: i32 = 2;
 
 /// NATS, PostgreSQL and Redis.
-struct World {
-    nats: Nats,
+pub(crate) struct World {
+    pub(crate) nats: Nats,
     postgres: Postgres,
     redis: Redis,
     database: String,
@@ -33,6 +33,11 @@ struct World {
 impl World {
     /// Starts the servers; `None` on a machine without them.
     async fn start() -> Option<Self> {
+        Self::start_with(NatsConfig::default()).await
+    }
+
+    /// Starts the servers with a configuration of NATS.
+    pub(crate) async fn start_with(nats: NatsConfig) -> Option<Self> {
         let options = PostgresOptions {
             password: Some("s3cret".into()),
             // Without it processes warn.
@@ -42,7 +47,7 @@ impl World {
         let postgres = required("PostgreSQL", Postgres::start_with(options).await)?;
         let redis = required("Redis", Redis::start(RedisOptions::default()).await)?;
         let database = postgres.database("herald").await.unwrap();
-        let nats = Nats::start(NatsConfig::default()).await.unwrap();
+        let nats = Nats::start(nats).await.unwrap();
         Some(Self {
             nats,
             postgres,
@@ -52,7 +57,7 @@ impl World {
     }
 
     /// The environment of a process.
-    fn variables(&self) -> Vec<(String, String)> {
+    pub(crate) fn variables(&self) -> Vec<(String, String)> {
         let variables = [
             ("HERALD_NATS__URL", self.nats.client_url()),
             ("HERALD_STORE__URL", self.database.clone()),
@@ -70,7 +75,7 @@ impl World {
 }
 
 /// The status of a health service.
-async fn health(url: &str, service: &str) -> Result<i32, tonic::Code> {
+pub(crate) async fn health(url: &str, service: &str) -> Result<i32, tonic::Code> {
     let channel = Endpoint::from_shared(url.to_owned()).unwrap().connect_lazy();
     let request = HealthCheckRequest {
         service: service.to_owned(),
@@ -152,7 +157,7 @@ async fn each_role_starts_alone_and_stops() {
 }
 
 /// Follows an author with notifications, and registers the sink as the device of the follower.
-async fn follow_with_device(gateway: &Process, sink: &Running, user: &str, author: &str) {
+pub(crate) async fn follow_with_device(gateway: &Process, sink: &Running, user: &str, author: &str) {
     gateway.cli(&["follow", user, author, "--notify"]).await;
     let webhook = sink.webhook(user);
     let address = v1::register_device_request::Address::Webhook(v1::Webhook {
@@ -173,7 +178,7 @@ async fn follow_with_device(gateway: &Process, sink: &Running, user: &str, autho
 }
 
 /// Waits until the delivery of a post is complete on both channels.
-async fn until_delivered(gateway: &Process, post: &str, count: u64) {
+pub(crate) async fn until_delivered(gateway: &Process, post: &str, count: u64) {
     until_some("the post is delivered", LIMIT, || async {
         let delivery = gateway.cli(&["delivery", post]).await;
         let delivered = |channel: &str| delivery["channels"][channel]["delivered_count"].as_u64();

@@ -8,6 +8,17 @@ use serde::{Deserialize, Serialize};
 use crate::auth::{Auth, Tls, take_credentials};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Whether a process makes streams and consumers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TopologyMode {
+    /// It creates missing streams and consumers, and updates those that differ.
+    #[default]
+    Apply,
+    /// It changes nothing, and waits until they exist.
+    Verify,
+}
+
 /// Configuration of the connections and of publishing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,6 +28,10 @@ pub struct Config {
     pub urls: Vec<String>,
     /// Name of the connections in the server's monitoring.
     pub name: String,
+    /// Prefix of the subjects on which answers and pulled messages arrive; tokens without wildcards.
+    pub inbox_prefix: String,
+    /// Whether a consumer that was deleted is created again.
+    pub topology: TopologyMode,
     /// Maximum number of publishes in flight, over all callers; 1 to 16,384.
     pub publish_in_flight_max: usize,
     /// Timeout of one publish attempt, milliseconds; at least 1.
@@ -39,6 +54,8 @@ impl Default for Config {
         Self {
             urls: vec!["nats://127.0.0.1:4222".into()],
             name: "herald".into(),
+            inbox_prefix: "_INBOX".into(),
+            topology: TopologyMode::default(),
             publish_in_flight_max: 1_024,
             publish_timeout_ms: 5_000,
             publish_attempts_max: 10,
@@ -82,6 +99,13 @@ impl Config {
         };
         check(!self.urls.is_empty(), "urls must name at least one server")?;
         self.access()?;
+        let token = |token: &str| {
+            !token.is_empty() && !token.contains(|c: char| "*>".contains(c) || c.is_whitespace())
+        };
+        check(
+            self.inbox_prefix.split('.').all(token),
+            "inbox_prefix must be a subject without wildcards, such as _INBOX",
+        )?;
         check(
             (1..=16_384).contains(&self.publish_in_flight_max),
             "publish_in_flight_max must be from 1 to 16384",
@@ -141,6 +165,8 @@ impl std::fmt::Debug for Config {
         f.debug_struct("Config")
             .field("urls", &urls)
             .field("name", &self.name)
+            .field("inbox_prefix", &self.inbox_prefix)
+            .field("topology", &self.topology)
             .field("publish_in_flight_max", &self.publish_in_flight_max)
             .field("publish_timeout_ms", &self.publish_timeout_ms)
             .field("publish_attempts_max", &self.publish_attempts_max)
@@ -193,6 +219,17 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(config.validate().unwrap_err().kind(), ErrorKind::Invalid);
+        for prefix in ["", "_INBOX.", "_INBOX.>", "a b"] {
+            let config = Config {
+                inbox_prefix: prefix.into(),
+                ..Config::default()
+            };
+            assert_eq!(
+                config.validate().unwrap_err().kind(),
+                ErrorKind::Invalid,
+                "{prefix}"
+            );
+        }
         for url in ["", "nats://host:port", "nats://"] {
             let error = Config::at(url).validate().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{url}");

@@ -32,6 +32,7 @@ impl Connection {
             .tls
             .apply(auth.apply(ConnectOptions::new())?)
             .name(format!("{} ({purpose})", config.name))
+            .custom_inbox_prefix(&config.inbox_prefix)
             .request_timeout(Some(API_TIMEOUT))
             // All subjects are built from types in this crate.
             .skip_subject_validation(true)

@@ -1,5 +1,6 @@
 //! Creates or updates the streams and consumers of a topology on a server.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -13,6 +14,7 @@ use futures::stream::{FuturesUnordered, TryStreamExt as _};
 use crate::Mesh;
 use crate::error::{Error, ErrorKind, Result, kind_of};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
+use crate::{FieldDifference, TopologyMode};
 
 impl Mesh {
     /// Creates missing streams and consumers, and updates those that differ from their specification. Fields that the
@@ -52,7 +54,7 @@ impl Mesh {
                         .update_stream(&wanted)
                         .await
                         .map_err(|error| stream_error(spec, &changes, error))?;
-                    tracing::info!(stream = spec.name, changes = changes.join(", "), "stream updated");
+                    tracing::info!(stream = spec.name, changes = names(&changes), "stream updated");
                     return Ok(());
                 }
                 Err(error) => match error.kind() {
@@ -87,7 +89,8 @@ impl Mesh {
         }
     }
 
-    fn overlay_stream(&self, config: stream::Config, spec: &StreamSpec) -> stream::Config {
+    /// The configuration of a stream with the fields that the specification sets.
+    pub(crate) fn overlay_stream(&self, config: stream::Config, spec: &StreamSpec) -> stream::Config {
         let config = overlay_stream(config, spec);
         if !spec.delay_queue {
             return config;
@@ -101,6 +104,22 @@ impl Mesh {
             allow_message_schedules: config.allow_message_schedules || self.has_schedules(),
             allow_rollup: config.allow_rollup || self.has_schedules(),
             ..config
+        }
+    }
+
+    /// Makes sure that a consumer that may have been deleted exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when it doesn't, and this process may not create it.
+    pub(crate) async fn restore_consumer(&self, spec: &ConsumerSpec) -> Result<()> {
+        match self.inner.config.topology {
+            TopologyMode::Apply => self.ensure_consumer(spec).await,
+            TopologyMode::Verify => match self.verify_consumer(spec).await? {
+                Some(difference) if difference.is_missing() => {
+                    Err(Error::new(ErrorKind::Unavailable, difference.to_string()))
+                }
+                _ => Ok(()),
+            },
         }
     }
 
@@ -138,7 +157,7 @@ impl Mesh {
                 if changes.is_empty() {
                     tracing::debug!(stream = spec.stream, consumer = spec.name, "consumer created");
                 } else {
-                    let changes = changes.join(", ");
+                    let changes = names(&changes);
                     tracing::info!(
                         stream = spec.stream,
                         consumer = spec.name,
@@ -184,29 +203,32 @@ fn overlay_stream(config: stream::Config, spec: &StreamSpec) -> stream::Config {
     }
 }
 
-/// Names of the fields that differ, as the server names them.
-fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<&'static str> {
+/// The fields that differ, as the server names them.
+pub(crate) fn stream_changes(found: &stream::Config, wanted: &stream::Config) -> Vec<FieldDifference> {
     changed_fields([
-        ("subjects", found.subjects == wanted.subjects),
-        ("retention", found.retention == wanted.retention),
-        ("discard", found.discard == wanted.discard),
-        ("storage", found.storage == wanted.storage),
-        ("num_replicas", found.num_replicas == wanted.num_replicas),
-        ("max_age", found.max_age == wanted.max_age),
-        ("max_bytes", found.max_bytes == wanted.max_bytes),
-        (
+        field("subjects", &found.subjects, &wanted.subjects),
+        field("retention", &found.retention, &wanted.retention),
+        field("discard", &found.discard, &wanted.discard),
+        field("storage", &found.storage, &wanted.storage),
+        field("num_replicas", &found.num_replicas, &wanted.num_replicas),
+        field("max_age", &found.max_age, &wanted.max_age),
+        field("max_bytes", &found.max_bytes, &wanted.max_bytes),
+        field(
             "duplicate_window",
-            found.duplicate_window == wanted.duplicate_window,
+            &found.duplicate_window,
+            &wanted.duplicate_window,
         ),
-        ("allow_direct", found.allow_direct == wanted.allow_direct),
-        (
+        field("allow_direct", &found.allow_direct, &wanted.allow_direct),
+        field(
             "allow_msg_schedules",
-            found.allow_message_schedules == wanted.allow_message_schedules,
+            &found.allow_message_schedules,
+            &wanted.allow_message_schedules,
         ),
     ])
 }
 
-fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
+/// The configuration of a consumer with the fields that the specification sets.
+pub(crate) fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::pull::Config {
     // A push consumer has no pull configuration; the server refuses to change it.
     let config = consumer::pull::Config::try_from_consumer_config(config).unwrap_or_default();
     consumer::pull::Config {
@@ -223,34 +245,49 @@ fn overlay_consumer(config: consumer::Config, spec: &ConsumerSpec) -> consumer::
     }
 }
 
-fn consumer_changes(found: &consumer::Config, wanted: &consumer::pull::Config) -> Vec<&'static str> {
+pub(crate) fn consumer_changes(
+    found: &consumer::Config,
+    wanted: &consumer::pull::Config,
+) -> Vec<FieldDifference> {
+    // A consumer with several filters has them in another field.
+    let filters = match found.filter_subject.as_str() {
+        "" => found.filter_subjects.join(", "),
+        filter => filter.into(),
+    };
     changed_fields([
-        ("deliver_subject", found.deliver_subject.is_none()),
-        ("deliver_policy", found.deliver_policy == wanted.deliver_policy),
-        ("ack_policy", found.ack_policy == wanted.ack_policy),
-        ("ack_wait", found.ack_wait == wanted.ack_wait),
-        ("max_deliver", found.max_deliver == wanted.max_deliver),
-        (
-            "filter_subject",
-            found.filter_subject == wanted.filter_subject && found.filter_subjects.is_empty(),
-        ),
-        ("max_ack_pending", found.max_ack_pending == wanted.max_ack_pending),
+        field("deliver_subject", &found.deliver_subject, &None),
+        field("deliver_policy", &found.deliver_policy, &wanted.deliver_policy),
+        field("ack_policy", &found.ack_policy, &wanted.ack_policy),
+        field("ack_wait", &found.ack_wait, &wanted.ack_wait),
+        field("max_deliver", &found.max_deliver, &wanted.max_deliver),
+        field("filter_subject", &filters, &wanted.filter_subject),
+        field("max_ack_pending", &found.max_ack_pending, &wanted.max_ack_pending),
     ])
 }
 
-fn changed_fields<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
-    fields
-        .into_iter()
-        .filter(|(_, same)| !same)
-        .map(|(name, _)| name)
-        .collect()
+/// A field, if it differs.
+fn field<T: PartialEq + fmt::Debug>(name: &'static str, found: &T, wanted: &T) -> Option<FieldDifference> {
+    (found != wanted).then(|| FieldDifference {
+        field: name,
+        found: format!("{found:?}"),
+        wanted: format!("{wanted:?}"),
+    })
 }
 
-fn describe(changes: &[&str]) -> String {
+fn changed_fields<const N: usize>(fields: [Option<FieldDifference>; N]) -> Vec<FieldDifference> {
+    fields.into_iter().flatten().collect()
+}
+
+fn names(changes: &[FieldDifference]) -> String {
+    let names: Vec<_> = changes.iter().map(|change| change.field).collect();
+    names.join(", ")
+}
+
+fn describe(changes: &[FieldDifference]) -> String {
     if changes.is_empty() {
         "new".into()
     } else {
-        changes.join(", ")
+        names(changes)
     }
 }
 
@@ -261,7 +298,7 @@ fn error_code(error: &CreateStreamError) -> Option<ErrorCode> {
     }
 }
 
-fn stream_error(spec: &StreamSpec, changes: &[&str], error: CreateStreamError) -> Error {
+fn stream_error(spec: &StreamSpec, changes: &[FieldDifference], error: CreateStreamError) -> Error {
     let name = &spec.name;
     let CreateStreamErrorKind::JetStream(jetstream) = error.kind() else {
         return Error::unavailable(format_args!("create or update stream {name}"), error);

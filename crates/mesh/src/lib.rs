@@ -2,7 +2,8 @@
 //!
 //! - [`Subject`]: the subject and type of a message.
 //! - [`Topology`]: the specifications of the streams and consumers, built from a [`TopologyConfig`]; [`Mesh::ensure`]
-//!   creates or updates them on a server.
+//!   creates or updates them on a server, [`Mesh::verify`] compares them.
+//! - [`NatsUser`]: the users of a server that restricts each role to what it does, and their [`Permissions`].
 //! - [`Mesh::publish`]: publishes and waits for the acknowledgement, with a bounded number of messages in flight.
 //! - [`Mesh::consume`]: the consumer loop of every worker; a worker implements [`Handler`]. [`Workers`] runs several
 //!   consumers.
@@ -33,6 +34,7 @@ mod history;
 mod lanes;
 mod last;
 mod meta;
+mod permissions;
 mod publish;
 mod pull;
 mod read;
@@ -43,28 +45,31 @@ mod slot;
 mod subject;
 mod topology;
 mod trace;
+mod verify;
 mod work;
 mod workers;
 
 use std::sync::Arc;
 
 pub use auth::{Auth, Tls};
-pub use config::Config;
+pub use config::{Config, TopologyMode};
 pub use consume::{ConsumeOptions, Delivery, Disposition, Handler, Wait};
 pub use delay_queue::Requeuer;
 pub use error::{Error, ErrorKind, Result};
 pub use gate::Gate;
 pub use headers::OriginalMessage;
 pub use lanes::PerLane;
+pub use permissions::Permissions;
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
 pub use redrive::{Redrive, Redriven};
 pub use retry::RetryDelay;
 pub use subject::Subject;
 pub use topology::{
-    ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits, StreamLimits, StreamSpec, Topology,
-    TopologyConfig, consumers, streams,
+    ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits, NatsUser, StreamLimits, StreamSpec,
+    Topology, TopologyConfig, consumers, streams,
 };
+pub use verify::{Difference, FieldDifference};
 pub use workers::Workers;
 
 use connection::Connection;

@@ -126,7 +126,7 @@ impl<H: Handler> Puller<H> {
             let spec = &self.worker.spec;
             let Some(ensured) = self
                 .shutdown
-                .run_until_cancelled(self.mesh.ensure_consumer(spec))
+                .run_until_cancelled(self.mesh.restore_consumer(spec))
                 .await
             else {
                 break Ok(());
@@ -137,7 +137,7 @@ impl<H: Handler> Puller<H> {
                     break Err(error);
                 }
                 Err(error) => {
-                    tracing::warn!(stream = spec.stream, consumer = spec.name, %error, "consumer can't be created yet");
+                    tracing::warn!(stream = spec.stream, consumer = spec.name, %error, "consumer is not there yet");
                 }
             }
         };

@@ -3,6 +3,7 @@
 mod config;
 mod names;
 mod policy;
+mod users;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use herald_model::Lane;
 use names::consumers::ConsumerKind;
 pub use names::{consumers, streams};
 pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits};
+pub use users::NatsUser;
 
 use crate::Subject;
 use crate::error::Result;
@@ -108,31 +110,82 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         hold_max: Duration::MAX,
         ..delay_limits
     };
-    let unfiltered = |stream, name, policy| ConsumerSpec::new(stream, name, None, policy);
+    let unfiltered = |stream, name, policy, users| ConsumerSpec::new(stream, name, None, policy, users);
+    let deadletter = &[NatsUser::Deadletter];
     let mut all = vec![
-        unfiltered(streams::ADVISORIES, consumers::DEADLETTER, &policies.deadletter),
-        unfiltered(streams::DLQ, consumers::DEAD_LETTERS, &policies.deadletter),
-        unfiltered(streams::POSTS, consumers::ARCHIVE, &policies.archive),
-        unfiltered(streams::POSTS, consumers::ANALYTICS_POSTS, &policies.analytics),
-        unfiltered(streams::EVENTS, consumers::ANALYTICS_EVENTS, &policies.analytics),
+        unfiltered(
+            streams::ADVISORIES,
+            consumers::DEADLETTER,
+            &policies.deadletter,
+            deadletter,
+        ),
+        unfiltered(
+            streams::DLQ,
+            consumers::DEAD_LETTERS,
+            &policies.deadletter,
+            deadletter,
+        ),
+        unfiltered(
+            streams::POSTS,
+            consumers::ARCHIVE,
+            &policies.archive,
+            ConsumerKind::Archive.users(),
+        ),
+        unfiltered(
+            streams::POSTS,
+            consumers::ANALYTICS_POSTS,
+            &policies.analytics,
+            ConsumerKind::AnalyticsPosts.users(),
+        ),
+        unfiltered(
+            streams::EVENTS,
+            consumers::ANALYTICS_EVENTS,
+            &policies.analytics,
+            ConsumerKind::AnalyticsEvents.users(),
+        ),
     ];
     for lane in Lane::ALL {
-        let filtered = |stream, name, subjects: &str, policy| {
-            ConsumerSpec::new(stream, name, Some(format!("{subjects}.{lane}")), policy)
+        let filtered = |stream, name, subjects: &str, policy, users| {
+            ConsumerSpec::new(stream, name, Some(format!("{subjects}.{lane}")), policy, users)
         };
         let (fanout, slice) = (consumers::fanout(lane), consumers::slice(lane));
         let (timeline, push) = (consumers::timeline(lane), consumers::push(lane));
         let push = ConsumerSpec {
             delay_limits: Some(delay_limits),
-            ..filtered(streams::PUSH, push, "push.v1.deliver", &policies.push)
+            ..filtered(
+                streams::PUSH,
+                push,
+                "push.v1.deliver",
+                &policies.push,
+                ConsumerKind::Push.users(),
+            )
+        };
+        let timeline = ConsumerSpec {
+            delay_limits: Some(waits_only),
+            ..filtered(
+                streams::TIMELINE,
+                timeline,
+                "timeline.v1.*",
+                &policies.timeline,
+                ConsumerKind::Timeline.users(),
+            )
         };
         all.extend([
-            filtered(streams::POSTS, fanout, "post.v1.created", &policies.fanout),
-            filtered(streams::SLICES, slice, "fanout.v1.slice", &policies.slice),
-            ConsumerSpec {
-                delay_limits: Some(waits_only),
-                ..filtered(streams::TIMELINE, timeline, "timeline.v1.*", &policies.timeline)
-            },
+            filtered(
+                streams::POSTS,
+                fanout,
+                "post.v1.created",
+                &policies.fanout,
+                ConsumerKind::Fanout.users(),
+            ),
+            filtered(
+                streams::SLICES,
+                slice,
+                "fanout.v1.slice",
+                &policies.slice,
+                ConsumerKind::Slice.users(),
+            ),
+            timeline,
             push,
         ]);
     }
@@ -141,6 +194,8 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
         consumers::LATER,
         Some(Subject::Due.as_str().into()),
         &policies.later,
+        // Each service with consumers that use the delay queue runs the requeuer.
+        &[NatsUser::Timeline, NatsUser::Push],
     ));
     all.extend(ConsumerKind::ALL.map(|kind| {
         let returns = matches!(kind, ConsumerKind::Timeline | ConsumerKind::Push);
@@ -152,6 +207,7 @@ fn all_consumers(config: &TopologyConfig) -> Vec<ConsumerSpec> {
                 consumers::redrive(kind),
                 Some(kind.subject()),
                 &policies.redrive,
+                kind.users(),
             )
         }
     }));
@@ -168,6 +224,7 @@ mod tests {
         assert_eq!(topology.streams[0].name, streams::ADVISORIES);
         for consumer in &topology.consumers {
             assert!(topology.stream(&consumer.stream).is_some(), "{consumer:?}");
+            assert!(!consumer.users.is_empty(), "{consumer:?}");
         }
         assert_eq!(topology.consumers.len(), 5 + 4 * 3 + 1 + 7);
         assert_eq!(

@@ -20,6 +20,11 @@ pub mod streams {
     pub const DLQ: &str = "DLQ";
     /// Redriven messages, by consumer kind.
     pub const REDRIVE: &str = "REDRIVE";
+
+    /// All streams.
+    pub(crate) const ALL: [&str; 9] = [
+        POSTS, SLICES, TIMELINE, PUSH, EVENTS, LATER, ADVISORIES, DLQ, REDRIVE,
+    ];
 }
 
 /// Names of the consumers.
@@ -28,6 +33,7 @@ pub mod consumers {
 
     use herald_model::{Lane, UnknownName};
 
+    use crate::NatsUser;
     use crate::headers::REDRIVE_SUBJECTS;
 
     /// POSTS: writes posts and request ids to the archive.
@@ -134,6 +140,17 @@ pub mod consumers {
                 Self::Slice => "slice",
                 Self::Timeline => "timeline",
                 Self::Push => "push",
+            }
+        }
+
+        /// Users of the NATS server whose service handles this kind.
+        pub(crate) const fn users(self) -> &'static [NatsUser] {
+            match self {
+                Self::Archive => &[NatsUser::Archive],
+                Self::AnalyticsPosts | Self::AnalyticsEvents => &[NatsUser::Analytics],
+                Self::Fanout | Self::Slice => &[NatsUser::Fanout],
+                Self::Timeline => &[NatsUser::Timeline],
+                Self::Push => &[NatsUser::Push],
             }
         }
 

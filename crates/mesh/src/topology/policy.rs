@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
+use crate::topology::NatsUser;
 
 /// Policy of the consumers of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +201,8 @@ pub struct ConsumerSpec {
     pub retry: RetryDelay,
     /// Limits for the delay queue; `None`: the consumer holds messages for any delay.
     pub delay_limits: Option<DelayLimits>,
+    /// Users of the NATS server that pull and settle its messages; at least one.
+    pub users: &'static [NatsUser],
 }
 
 /// When a message uses the delay queue.
@@ -216,7 +219,13 @@ pub struct DelayLimits {
 }
 
 impl ConsumerSpec {
-    pub(super) fn new(stream: &str, name: &str, filter: Option<String>, policy: &ConsumerPolicy) -> Self {
+    pub(super) fn new(
+        stream: &str,
+        name: &str,
+        filter: Option<String>,
+        policy: &ConsumerPolicy,
+        users: &'static [NatsUser],
+    ) -> Self {
         Self {
             stream: stream.into(),
             name: name.into(),
@@ -228,6 +237,7 @@ impl ConsumerSpec {
             ack_pending_max: policy.ack_pending_max,
             retry: policy.retry,
             delay_limits: None,
+            users,
         }
     }
 }

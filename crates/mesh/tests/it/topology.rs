@@ -1,7 +1,8 @@
 use async_nats::jetstream::stream;
-use herald_mesh::{Config, ErrorKind, Mesh, Topology, TopologyConfig, streams};
-
-use crate::harness::Fixture;
+use herald_mesh::{
+    Config, ConsumeOptions, Difference, ErrorKind, Mesh, Topology, TopologyConfig, TopologyMode, streams,
+};
+use crate::harness::{CONSUMER, Fixture, ScriptedHandler, post, until};
 
 #[tokio::test]
 async fn ensure_is_idempotent_and_concurrent() {
@@ -156,4 +157,76 @@ async fn an_unreachable_server_is_unavailable() {
         Mesh::connect(&Config::at("not a url")).await.unwrap_err().kind(),
         ErrorKind::Invalid
     );
+}
+
+#[tokio::test]
+async fn differences_are_listed_and_nothing_is_changed() {
+    let fixture = Fixture::start().await;
+    let mesh = &fixture.mesh;
+    assert_eq!(mesh.verify(&fixture.topology).await.unwrap(), []);
+    let jetstream = fixture.jetstream().await;
+    jetstream.delete_stream(streams::SLICES).await.unwrap();
+    let push = jetstream.get_stream(streams::PUSH).await.unwrap();
+    push.delete_consumer("push-low").await.unwrap();
+    let mut changed = TopologyConfig::default();
+    changed.consumers = changed
+        .consumers
+        .each(|policy| policy.retry = fixture.consumer().retry);
+    changed.posts.age_seconds_max += 60;
+    changed.consumers.archive.ack_wait_seconds = 7;
+    let wanted = Topology::new(&changed).unwrap();
+    let expected = [
+        "stream POSTS: max_age is 604800s, must be 604860s",
+        // Its consumers are missing too, which is no news.
+        "stream SLICES does not exist",
+        "consumer archive of stream POSTS: ack_wait is 5s, must be 7s",
+        "consumer push-low of stream PUSH does not exist",
+    ];
+    for _ in 0..2 {
+        let found = mesh.verify(&wanted).await.unwrap();
+        let texts: Vec<_> = found.iter().map(Difference::to_string).collect();
+        assert_eq!(texts, expected);
+        let missing = found.iter().filter(|difference| difference.is_missing());
+        assert_eq!(missing.count(), 2);
+    }
+    mesh.ensure(&wanted).await.unwrap();
+    assert_eq!(mesh.verify(&wanted).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_worker_that_may_not_create_its_consumer_waits_for_it() {
+    let fixture = Fixture::start().await;
+    let config = Config {
+        topology: TopologyMode::Verify,
+        ..Config::at(fixture.server.client_url())
+    };
+    let waiting = Fixture {
+        mesh: Mesh::connect(&config).await.unwrap(),
+        topology: fixture.topology.clone(),
+        server: fixture.server,
+    };
+    let (handler, mut deliveries) = ScriptedHandler::acks();
+    let worker = waiting.spawn_worker(handler, ConsumeOptions::default());
+    waiting.publish([1]).await;
+    assert_eq!(post(&deliveries.next().await), 1);
+
+    let jetstream = waiting.jetstream().await;
+    let stream = jetstream.get_stream(streams::TIMELINE).await.unwrap();
+    stream.delete_consumer(CONSUMER).await.unwrap();
+    waiting.publish([2]).await;
+    // The worker looks it up when its pull requests end, and again and again; each time the server answers an error.
+    let failed_lookups = async || jetstream.query_account().await.unwrap().requests.errors;
+    let before = failed_lookups().await;
+    until("the worker has looked for its consumer", async || {
+        failed_lookups().await >= before + 2
+    })
+    .await;
+    let missing = waiting.mesh.verify(&waiting.topology).await.unwrap();
+    assert_eq!(missing.len(), 1, "{missing:?}");
+    assert_eq!(missing[0].consumer.as_deref(), Some(CONSUMER));
+
+    fixture.mesh.ensure(&waiting.topology).await.unwrap();
+    // A new consumer starts at the stream's first message.
+    deliveries.posts([1, 2]).await;
+    worker.stop().await;
 }

@@ -63,6 +63,19 @@ impl Checks {
         }
     }
 
+    /// Adds a check to all roles. It fails with the reason in the returned place; it succeeds while that is `None`.
+    pub(super) fn add_to_all(&self, name: &'static str, reason: &str) -> Arc<Mutex<Option<String>>> {
+        let failing = Arc::new(Mutex::new(Some(reason.to_owned())));
+        for readiness in self.roles.values() {
+            let failing = failing.clone();
+            readiness.check(name, move || match &*failing.lock() {
+                Some(reason) => Err(reason.clone()),
+                None => Ok(()),
+            });
+        }
+        failing
+    }
+
     /// The checks of a role of this process.
     pub(super) fn of(&self, role: Role) -> Readiness {
         self.roles.get(&role).cloned().unwrap_or_default()

@@ -18,6 +18,7 @@ mod services;
 mod spawn;
 mod start;
 mod store_config;
+mod topology_wait;
 mod validate;
 
 pub(crate) use config::Config;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use herald_mesh::{Auth, Tls, TopologyConfig};
+use herald_mesh::{Auth, NatsUser, Tls, TopologyConfig, TopologyMode};
 use herald_runtime::config::{Secret, SecretUrl};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,12 @@ pub(crate) struct Nats {
     pub(crate) nkey_seed: Secret,
     /// Content of a credentials file: a user JWT and its seed. Usually set as `credentials_file`.
     pub(crate) credentials: Secret,
+    /// Prefix of the subjects on which this process receives answers and messages. Empty: `_INBOX_` and the role, for a
+    /// process with one role, so that the server can keep other roles from reading them; otherwise `_INBOX`.
+    pub(crate) inbox_prefix: String,
+    /// Whether the process makes streams and consumers: `apply` creates missing ones and updates those that differ,
+    /// `verify` changes nothing and waits, not ready, until `herald topology apply` or someone else has made them.
+    pub(crate) topology: TopologyMode,
     /// TLS to an external server.
     pub(crate) tls: NatsTls,
     /// Port of the child process; 0 picks a free port.
@@ -58,6 +64,8 @@ impl Default for Nats {
             token: Secret::default(),
             nkey_seed: Secret::default(),
             credentials: Secret::default(),
+            inbox_prefix: String::new(),
+            topology: TopologyMode::default(),
             tls: NatsTls::default(),
             port: 4222,
             program: None,
@@ -73,14 +81,22 @@ impl Nats {
     }
 
     /// The configuration of connections to the servers of a URL; commas separate the servers of a cluster. The error
-    /// starts with the key of an invalid setting.
+    /// starts with the key of an invalid setting. `users`: whose work the process does.
     pub(super) fn mesh_config(
         &self,
         url: &str,
         topology: &TopologyConfig,
+        users: &[NatsUser],
     ) -> Result<herald_mesh::Config, String> {
+        let inbox_prefix = match users {
+            _ if !self.inbox_prefix.is_empty() => self.inbox_prefix.clone(),
+            [user] => user.inbox_prefix(),
+            _ => "_INBOX".into(),
+        };
         let config = herald_mesh::Config {
             urls: url.split(',').map(|url| url.trim().into()).collect(),
+            inbox_prefix,
+            topology: self.topology,
             auth: self.auth()?,
             tls: self.tls()?,
             ..herald_mesh::Config::default()
@@ -88,6 +104,7 @@ impl Nats {
         .fit_dedupe_window(Duration::from_secs(topology.dedupe_window_seconds));
         match config.validate() {
             Ok(()) => Ok(config),
+            Err(error) if error.to_string().starts_with("inbox_prefix") => Err(format!("nats.{error}")),
             Err(error) => Err(format!("nats.url must be nats://HOST:PORT: {error}")),
         }
     }
@@ -171,8 +188,27 @@ mod tests {
     fn auth(change: impl FnOnce(&mut Nats)) -> Result<Auth, String> {
         let mut nats = Nats::default();
         change(&mut nats);
-        let config = nats.mesh_config("nats://host:4222", &TopologyConfig::default())?;
+        let config = nats.mesh_config("nats://host:4222", &TopologyConfig::default(), &[])?;
         Ok(config.auth)
+    }
+
+    #[test]
+    fn a_process_with_one_role_has_its_own_inbox() {
+        let prefix = |nats: &Nats, users: &[NatsUser]| {
+            let config = nats.mesh_config("nats://host", &TopologyConfig::default(), users);
+            config.map(|config| config.inbox_prefix)
+        };
+        let mut nats = Nats::default();
+        assert_eq!(prefix(&nats, &[NatsUser::Push]), Ok("_INBOX_push".into()));
+        assert_eq!(
+            prefix(&nats, &[NatsUser::Push, NatsUser::Graph]),
+            Ok("_INBOX".into())
+        );
+        nats.inbox_prefix = "_INBOX.herald".into();
+        assert_eq!(prefix(&nats, &[NatsUser::Push]), Ok("_INBOX.herald".into()));
+        nats.inbox_prefix = "_INBOX.>".into();
+        let error = prefix(&nats, &[NatsUser::Push]).unwrap_err();
+        assert!(error.starts_with("nats.inbox_prefix must be"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Makes streams, consumers and the schema without starting a service.
 
 use anyhow::{Context as _, Result};
-use herald_mesh::{Mesh, Topology};
+use herald_mesh::{Difference, Mesh, NatsUser, Topology};
 use herald_store::{
     cluster::{Cluster, Migrated},
     migrate::{self, Moved, Progress},
@@ -13,14 +13,30 @@ impl Config {
     /// Creates the missing streams and consumers, and updates those that differ. Returns the topology.
     pub(crate) async fn apply_topology(&self) -> Result<Topology> {
         let topology = Topology::new(&self.topology)?;
-        let mesh_config = self.nats.mesh_config(self.nats.url.expose(), &self.topology);
-        let mesh = Mesh::connect(&mesh_config.map_err(anyhow::Error::msg)?)
-            .await
-            .context("can't connect to NATS")?;
+        let mesh = self.connect_to_administer().await?;
         mesh.ensure(&topology)
             .await
             .context("can't create the streams and consumers")?;
         Ok(topology)
+    }
+
+    /// Compares the streams and consumers with the configuration. Returns the topology and the differences.
+    pub(crate) async fn verify_topology(&self) -> Result<(Topology, Vec<Difference>)> {
+        let topology = Topology::new(&self.topology)?;
+        let mesh = self.connect_to_administer().await?;
+        let differences = mesh
+            .verify(&topology)
+            .await
+            .context("can't read the streams and consumers")?;
+        Ok((topology, differences))
+    }
+
+    async fn connect_to_administer(&self) -> Result<Mesh> {
+        let url = self.nats.url.expose();
+        let config = self.nats.mesh_config(url, &self.topology, &[NatsUser::Topology]);
+        Mesh::connect(&config.map_err(anyhow::Error::msg)?)
+            .await
+            .context("can't connect to NATS")
     }
 
     /// Moves the data of the embedded store in the data directory to the cluster engine.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use herald_mesh::NatsUser;
 use herald_proto::{
     externalscaler::external_scaler_server::SERVICE_NAME as SCALER_SERVICE,
     mesh_v1::follower_service_server::SERVICE_NAME as FOLLOWER_SERVICE,
@@ -86,6 +87,21 @@ impl Role {
         }
     }
 
+    /// The user of the NATS server for a process with this role alone.
+    pub(super) const fn nats_user(self) -> NatsUser {
+        match self {
+            Self::Gateway => NatsUser::Gateway,
+            Self::Archive => NatsUser::Archive,
+            Self::Graph => NatsUser::Graph,
+            Self::Fanout => NatsUser::Fanout,
+            Self::Timeline => NatsUser::Timeline,
+            Self::Push => NatsUser::Push,
+            Self::Analytics => NatsUser::Analytics,
+            Self::Deadletter => NatsUser::Deadletter,
+            Self::Scaler => NatsUser::Scaler,
+        }
+    }
+
     /// Whether the role reads or writes timelines.
     pub(super) const fn uses_timelines(self) -> bool {
         matches!(self, Self::Gateway | Self::Timeline | Self::Deadletter)
@@ -130,6 +146,11 @@ impl Roles {
         self.0.iter().copied()
     }
 
+    /// The users of the NATS server whose work these roles do.
+    pub(super) fn nats_users(&self) -> Vec<NatsUser> {
+        self.iter().map(Role::nats_user).collect()
+    }
+
     /// The roles that others of these call and that are not in the process.
     pub(super) fn peers(&self) -> BTreeSet<Role> {
         let called = self.iter().flat_map(Role::calls);
@@ -170,6 +191,13 @@ mod tests {
         assert!(!uses_store(&[Role::Scaler]));
         assert!(uses_store(&[Role::Scaler, Role::Push]));
         assert!(!Roles::whole().has(Role::Scaler));
+    }
+
+    #[test]
+    fn each_role_has_a_user_of_its_name() {
+        for role in Role::WHOLE.into_iter().chain([Role::Scaler]) {
+            assert_eq!(role.nats_user().as_str(), role.as_str());
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use herald_mesh::{Mesh, Topology};
+use herald_mesh::{Mesh, Topology, TopologyMode};
 use herald_push::Vapid;
 use herald_runtime::{
     grpc::{Listener, SharedPort},
@@ -29,6 +29,7 @@ use super::{
     roles::{Role, Roles},
     services::Services,
     spawn::Parts,
+    topology_wait::TopologyWait,
 };
 
 /// Limit for the gateway to become ready.
@@ -139,7 +140,9 @@ impl Server {
             .gateway
             .drain_ms
             .min(drain_share(shutdown_limit).as_millis() as u64);
-        let mesh_config = config.nats.mesh_config(&broker.url(), &config.topology);
+        let mesh_config = config
+            .nats
+            .mesh_config(&broker.url(), &config.topology, &roles.nats_users());
         let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
         let mesh = Mesh::connect(&mesh_config)
             .await
@@ -153,15 +156,28 @@ impl Server {
             Some(runtime) => Some(runtime.connect(mesh_config).await?),
             None => None,
         };
-        if roles.use_store() {
-            mesh.ensure(&topology)
-                .await
-                .context("can't create the streams and consumers")?;
-        }
-
         let mut connections = vec![mesh.clone()];
         connections.extend(background.as_ref().map(|background| background.mesh.clone()));
         let checks = Checks::new(&roles, &connections);
+        let metrics = Shared::new();
+        let mut http_services = Services::new();
+        let mut http = Some(http);
+        let mut waited = None;
+        match config.nats.topology {
+            // The scaler alone reads what others make.
+            TopologyMode::Apply if !roles.use_store() => {}
+            TopologyMode::Apply => mesh
+                .ensure(&topology)
+                .await
+                .context("can't create the streams and consumers")?,
+            TopologyMode::Verify => {
+                let used = topology.used_by(&roles.nats_users());
+                let wait = TopologyWait::start(&checks, &grpc).await?;
+                spawn_http(&mut http_services, &mut http, &metrics, &checks);
+                wait.until_there(&mesh, &used).await;
+                waited = Some(wait);
+            }
+        }
         let stores = engine.stores();
         if let Some(stores) = stores.as_ref().filter(|_| config.store.is_cluster()) {
             checks.watch_store(stores.health.clone());
@@ -179,7 +195,7 @@ impl Server {
             mesh,
             background,
             stores,
-            metrics: Shared::new(),
+            metrics,
             checks: checks.clone(),
         };
         let mut gateway_services = Services::new();
@@ -193,16 +209,10 @@ impl Server {
             &mut workers,
         ))
         .await?;
-        let mut http_services = Services::new();
-        http_services.spawn(
-            "http",
-            http::serve(
-                http,
-                parts.metrics.clone(),
-                checks.process.clone(),
-                http_services.shutdown(),
-            ),
-        );
+        if let Some(wait) = waited {
+            wait.end();
+        }
+        spawn_http(&mut http_services, &mut http, &parts.metrics, &checks);
         wait_until_serving(&checks, &roles, &mut gateway_services, &mut workers).await?;
 
         let broker_shutdown = CancellationToken::new();
@@ -333,6 +343,24 @@ async fn spawn_all(
         parts.spawn_gateway(gateway_services, listener, &channels, key)?;
     }
     Ok(())
+}
+
+/// Spawns the service of `/readyz` and `/metrics`, unless it runs already.
+fn spawn_http(
+    services: &mut Services,
+    listener: &mut Option<TcpListener>,
+    metrics: &Shared,
+    checks: &Checks,
+) {
+    if let Some(listener) = listener.take() {
+        let serving = http::serve(
+            listener,
+            metrics.clone(),
+            checks.process.clone(),
+            services.shutdown(),
+        );
+        services.spawn("http", serving);
+    }
 }
 
 /// Opens the VAPID key pair. Processes that share a store must have the same key, so none creates one.

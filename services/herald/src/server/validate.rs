@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use herald_local_nats as local;
+use herald_mesh::TopologyMode;
 use herald_model::Lane;
 use herald_runtime::{config::check_bounds, peer::Urls, telemetry};
 use rustix::fs::{Access, access};
@@ -105,9 +106,16 @@ impl Config {
         } else {
             self.nats.url.expose()
         };
-        self.nats.mesh_config(url, &self.topology)?;
+        self.nats.mesh_config(url, &self.topology, &[])?;
         if !self.nats.is_child() {
             return Ok(());
+        }
+        if self.nats.topology != TopologyMode::Apply {
+            return Err(
+                "nats.topology must be apply with the nats-server that Herald starts (set nats.url for another \
+                 one), is verify"
+                    .into(),
+            );
         }
         if self.topology.replicas != 1 {
             return Err(format!(
@@ -241,6 +249,10 @@ mod tests {
                 "the sum of all topology.*.bytes_max",
             ),
             (error(|c| c.topology.replicas = 3), "topology.replicas must be 1 "),
+            (
+                error(|c| c.nats.topology = TopologyMode::Verify),
+                "nats.topology must be apply with the nats-server that Herald starts",
+            ),
             (
                 error(|c| c.topology.replicas = 2),
                 "topology.replicas must be 1, 3 or 5, is 2",
