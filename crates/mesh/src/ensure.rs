@@ -10,21 +10,47 @@ use async_nats::jetstream::context::{
 };
 use async_nats::jetstream::stream::{self, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType};
 use futures::stream::{FuturesUnordered, TryStreamExt as _};
+use tokio::time::Instant;
 
 use crate::Mesh;
 use crate::error::{Error, ErrorKind, Result, kind_of};
+use crate::retry::RetryDelay;
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
 use crate::{FieldDifference, TopologyMode};
+
+/// How long [`Mesh::ensure`] waits for a cluster that elects a leader, or that not all servers have joined yet.
+const UNAVAILABLE_MAX: Duration = Duration::from_secs(30);
+/// Delay between its attempts.
+const RETRY: RetryDelay = RetryDelay {
+    delay_ms_base: 200,
+    delay_ms_max: 2_000,
+};
 
 impl Mesh {
     /// Creates missing streams and consumers, and updates those that differ from their specification. Fields that the
     /// specification doesn't set (placement, description) are kept. Idempotent, also when several processes call it at
-    /// once. Streams are created one by one, in the topology's order, before the consumers.
+    /// once. Streams are created one by one, in the topology's order, before the consumers. Waits for up to 30 s while
+    /// the server can't do it now: a cluster elects a leader, or too few of its servers have started.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] names the stream or consumer, and the fields, that the server refuses to change;
-    /// [`ErrorKind::Full`] when the server's storage is too small for the streams' `bytes_max`.
+    /// [`ErrorKind::Full`] when the server's storage is too small for the streams' `bytes_max`;
+    /// [`ErrorKind::Unavailable`] when the wait was not enough.
     pub async fn ensure(&self, topology: &Topology) -> Result<()> {
+        let until = Instant::now() + UNAVAILABLE_MAX;
+        let mut attempt = 1;
+        loop {
+            let error = match self.ensure_now(topology).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => error,
+                done => return done,
+            };
+            tracing::warn!(attempt, %error, "streams and consumers can't be made yet, trying again");
+            tokio::time::sleep(RETRY.random_delay(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ensure_now(&self, topology: &Topology) -> Result<()> {
         for stream in &topology.streams {
             self.ensure_stream(stream).await?;
         }

@@ -182,11 +182,12 @@ pub(crate) fn kind_of(error: &jetstream::Error) -> ErrorKind {
             ErrorKind::TooLarge
         }
         // States of the server or the account, which end without a change of the message: another publish with this id
-        // is not decided yet (see `Mesh::publish`), the queue of the stream is full, or the account's limits are not
-        // loaded.
+        // is not decided yet (see `Mesh::publish`), the queue of the stream is full, the account's limits are not
+        // loaded, or too few servers have joined a cluster.
         ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT
         | ErrorCode::STREAM_TOO_MANY_REQUESTS
-        | ErrorCode::NO_LIMITS => ErrorKind::Unavailable,
+        | ErrorCode::NO_LIMITS
+        | ErrorCode::CLUSTER_NO_PEERS => ErrorKind::Unavailable,
         _ if error.code() == 404 || error.code() == 503 => ErrorKind::Unavailable,
         _ => ErrorKind::Rejected,
     }

@@ -1,7 +1,12 @@
+use std::process::Stdio;
+
 use async_nats::jetstream::stream;
+use herald_local_nats::{Binary, Locate};
 use herald_mesh::{
     Config, ConsumeOptions, Difference, ErrorKind, Mesh, Topology, TopologyConfig, TopologyMode, streams,
 };
+use tokio::process::Command;
+
 use crate::harness::{CONSUMER, Fixture, ScriptedHandler, post, until};
 
 #[tokio::test]
@@ -229,4 +234,57 @@ async fn a_worker_that_may_not_create_its_consumer_waits_for_it() {
     // A new consumer starts at the stream's first message.
     deliveries.posts([1, 2]).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn streams_are_made_once_the_servers_of_a_cluster_have_joined() {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listeners: Vec<_> = (0..6).map(|_| free()).collect();
+    let addresses: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().to_string())
+        .collect();
+    drop(listeners);
+    let (clients, routes) = addresses.split_at(3);
+    let program = Binary::locate(Locate::default()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // `Server` waits until JetStream is there, which here needs two of them.
+    let start = |number: usize| {
+        let all: Vec<_> = routes.iter().map(|route| format!("nats://{route}")).collect();
+        let store = dir.path().join(number.to_string());
+        let config = format!(
+            "server_name: server-{number}\nlisten: \"{}\"\njetstream {{ store_dir: {store:?} }}\n\
+             cluster {{ name: test, listen: \"{}\", routes: {all:?} }}\n",
+            clients[number], routes[number]
+        );
+        let file = dir.path().join(format!("{number}.conf"));
+        std::fs::write(&file, config).unwrap();
+        Command::new(program.path())
+            .arg("-c")
+            .arg(file)
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    let first = start(0);
+    let config = Config::at(format!("nats://{}", clients[0]));
+    until("the first server listens", async || {
+        Mesh::connect(&config).await.is_ok()
+    })
+    .await;
+    let mesh = Mesh::connect(&config).await.unwrap();
+    let topology = Topology::new(&TopologyConfig {
+        replicas: 3,
+        ..TopologyConfig::default()
+    })
+    .unwrap();
+    // Without a majority there is no leader.
+    let error = mesh.verify(&topology).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let others = async { (start(1), start(2)) };
+    let (ensured, others) = tokio::join!(mesh.ensure(&topology), others);
+    ensured.unwrap();
+    assert_eq!(mesh.verify(&topology).await.unwrap(), []);
+    drop((first, others));
 }
