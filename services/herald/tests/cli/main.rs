@@ -16,6 +16,7 @@ mod push_sink;
 mod rebuild;
 mod requests;
 mod run;
+mod secrets;
 mod server;
 mod streams;
 mod terminal;

@@ -102,6 +102,11 @@ impl Vapid {
         Ok(vapid)
     }
 
+    /// A new private key, as [`Config::vapid_private_key`] has it.
+    pub fn generate() -> String {
+        BASE64URL.encode(SigningKey::random(&mut OsRng).to_bytes())
+    }
+
     /// Loads the key from the configuration, or else from its key file (`vapid.key` in the data directory by default).
     /// Creates the file with a new key if it does not exist.
     pub fn load(config: &Config, data_dir: &Path) -> Result<Self, Error> {
