@@ -26,6 +26,7 @@ mod migrate;
 mod poison;
 mod readme;
 mod scaler;
+mod round_trip;
 mod serve;
 mod serve_cluster;
 mod start;

@@ -130,6 +130,13 @@ impl Failure {
         self
     }
 
+    /// Gives it another kind, and so another exit code.
+    #[must_use]
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
     /// The kind of the failure.
     pub fn kind(&self) -> Kind {
         self.0.kind

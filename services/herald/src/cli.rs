@@ -95,6 +95,7 @@ pub(crate) enum Command {
     Rebuild(commands::rebuild::Args),
     Lag(commands::lag::Args),
     PushSink(commands::push_sink::Args),
+    RoundTrip(commands::round_trip::Args),
     Bench(Box<herald_bench::Args>),
     Config(commands::config::Args),
     Topology(commands::topology::Args),
@@ -136,6 +137,7 @@ impl Command {
             Self::Rebuild(_) => "herald rebuild",
             Self::Lag(_) => "herald lag",
             Self::PushSink(_) => "herald push-sink",
+            Self::RoundTrip(_) => "herald round-trip",
             Self::Completions(_) => "herald completions",
             Self::Man(_) => "herald man",
         }
@@ -163,6 +165,7 @@ impl Command {
             Self::Rebuild(args) => commands::rebuild::run(args, context).await,
             Self::Lag(args) => commands::lag::run(args, context).await,
             Self::PushSink(args) => commands::push_sink::run(args, context).await,
+            Self::RoundTrip(args) => Box::pin(commands::round_trip::run(args, context)).await,
             Self::Bench(args) => Box::pin(herald_bench::run(*args, context)).await,
             Self::Config(args) => Box::pin(commands::config::run(&args, context)).await,
             Self::Up(args) => Box::pin(commands::up::run(*args, context)).await,

@@ -19,6 +19,7 @@ pub(crate) mod prefs;
 pub(crate) mod push_sink;
 mod ready;
 pub(crate) mod rebuild;
+pub(crate) mod round_trip;
 pub(crate) mod secrets;
 pub(crate) mod serve;
 pub(crate) mod stats;

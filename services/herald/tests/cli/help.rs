@@ -68,6 +68,7 @@ async fn every_command_has_help_and_examples() {
         "dlq discard",
         "dlq log",
         "rebuild timelines",
+        "round-trip",
         "secrets ensure",
         "topology apply",
         "topology permissions",
