@@ -5,9 +5,11 @@
 
 mod convert;
 mod messages;
+mod methods;
 
 pub use convert::{lane, timestamp_from_proto, timestamp_to_proto};
 pub use messages::EVENT_CHUNKS_MAX;
+pub use methods::is_unary;
 
 /// The contract of KEDA's external scalers, `externalscaler`.
 pub mod externalscaler {

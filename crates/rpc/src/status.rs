@@ -99,6 +99,17 @@ pub fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     )
 }
 
+/// DEADLINE_EXCEEDED: the call took longer than its caller or the server allows. It may have taken effect.
+pub fn deadline_exceeded(message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::DeadlineExceeded, message, info("DEADLINE_EXCEEDED"))
+}
+
+/// Whether a status says that the deadline of a call has passed; the gRPC library reports that as CANCELLED.
+pub fn is_expired(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded
+        || (status.code() == Code::Cancelled && status.message() == TIMEOUT_EXPIRED)
+}
+
 /// Status for the caller of a call that was forwarded to another service of Herald and failed there or on the way.
 ///
 /// | status of the forwarded call | code | reason |
@@ -112,9 +123,9 @@ pub fn from_service(service: &str, status: Status) -> Status {
         return status;
     }
     match status.code() {
-        Code::DeadlineExceeded => deadline_exceeded(),
-        // The gRPC library reports an expired deadline as CANCELLED.
-        Code::Cancelled if status.message() == TIMEOUT_EXPIRED => deadline_exceeded(),
+        _ if is_expired(&status) => deadline_exceeded(format!(
+            "{service} did not answer before the deadline of the call"
+        )),
         // The codes of broken HTTP/2 connections and streams.
         Code::Cancelled
         | Code::Unknown
@@ -165,14 +176,6 @@ fn is_answer(status: &Status) -> bool {
     status
         .get_details_error_info()
         .is_some_and(|info| info.domain == DOMAIN)
-}
-
-fn deadline_exceeded() -> Status {
-    Status::with_error_details(
-        Code::DeadlineExceeded,
-        "the deadline of the call has passed",
-        info("DEADLINE_EXCEEDED"),
-    )
 }
 
 /// Status of a store's error.

@@ -29,6 +29,9 @@ pub struct Config {
     /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. After it the
     /// gateway archives the deletion itself.
     pub delete_wait_ms: u64,
+    /// Maximum time of a call that is forwarded to graph, analytics or deadletter and comes without a deadline,
+    /// milliseconds; 100 to 3,600,000. For streams: the time from the last request to the begin of the response.
+    pub forward_deadline_ms: u64,
     /// CORS origins that may call over gRPC-Web, such as `https://app.example.org`; `*` allows any, empty none.
     pub cors_origins: Vec<String>,
     /// Which device endpoints are accepted.
@@ -49,6 +52,7 @@ impl Default for Config {
             submit_in_flight_max: 256,
             request_keep_hours: 24,
             delete_wait_ms: 5_000,
+            forward_deadline_ms: 30_000,
             cors_origins: vec!["*".into()],
             endpoints: Policy::default(),
             drain_ms: 10_000,
@@ -69,6 +73,7 @@ impl Config {
             submit_in_flight_max: 1..=10_000,
             request_keep_hours: 1..=8_760,
             delete_wait_ms: 0..=60_000,
+            forward_deadline_ms: 100..=3_600_000,
             drain_ms: 0..=600_000,
         });
         let is_invalid = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();

@@ -1,5 +1,7 @@
 //! Forwards calls to another service without decoding them.
 
+mod deadline;
+
 use std::{
     convert::Infallible,
     marker::PhantomData,
@@ -19,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
 
+use deadline::Deadline;
+
 /// Time after the begin of the shutdown in which an open response can finish.
 const FINISH_LIMIT: Duration = Duration::from_millis(500);
 
@@ -26,6 +30,8 @@ const FINISH_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) trait Forwarded: Send + Sync + 'static {
     /// Full gRPC name of the service.
     const NAME: &'static str;
+    /// Role that has the service.
+    const ROLE: &'static str;
 }
 
 /// GraphService.
@@ -33,6 +39,7 @@ pub(crate) struct Graph;
 
 impl Forwarded for Graph {
     const NAME: &'static str = v1::graph_service_server::SERVICE_NAME;
+    const ROLE: &'static str = "graph";
 }
 
 /// AnalyticsService.
@@ -40,6 +47,7 @@ pub(crate) struct Analytics;
 
 impl Forwarded for Analytics {
     const NAME: &'static str = v1::analytics_service_server::SERVICE_NAME;
+    const ROLE: &'static str = "analytics";
 }
 
 /// DeadLetterService.
@@ -47,6 +55,7 @@ pub(crate) struct DeadLetters;
 
 impl Forwarded for DeadLetters {
     const NAME: &'static str = v1::dead_letter_service_server::SERVICE_NAME;
+    const ROLE: &'static str = "deadletter";
 }
 
 /// AuditService.
@@ -54,23 +63,28 @@ pub(crate) struct Audits;
 
 impl Forwarded for Audits {
     const NAME: &'static str = v1::audit_service_server::SERVICE_NAME;
+    const ROLE: &'static str = "deadletter";
 }
 
-/// Forwards the calls of a service; messages, metadata, deadlines and the statuses of the service stay unchanged.
+/// Forwards the calls of a service; messages, metadata and the statuses of the service stay unchanged. The service gets
+/// what is left of the call's [`Deadline`].
 ///
 /// If the connection to the service breaks, a response ends with UNAVAILABLE instead of a reset of the stream, which
 /// clients report as an internal error. At shutdown a response that is still open ends with UNAVAILABLE,
 /// `SHUTTING_DOWN`: a stream such as the progress of a redrive would otherwise delay the shutdown until it is cut off.
 pub(crate) struct Forward<S> {
     channel: Channel,
+    deadline_default: Duration,
     shutdown: CancellationToken,
     service: PhantomData<fn() -> S>,
 }
 
 impl<S> Forward<S> {
-    pub(crate) fn new(channel: Channel, shutdown: CancellationToken) -> Self {
+    /// `deadline_default`: the time of a call that comes without a deadline.
+    pub(crate) fn new(channel: Channel, deadline_default: Duration, shutdown: CancellationToken) -> Self {
         Self {
             channel,
+            deadline_default,
             shutdown,
             service: PhantomData,
         }
@@ -79,7 +93,7 @@ impl<S> Forward<S> {
 
 impl<S> Clone for Forward<S> {
     fn clone(&self) -> Self {
-        Self::new(self.channel.clone(), self.shutdown.clone())
+        Self::new(self.channel.clone(), self.deadline_default, self.shutdown.clone())
     }
 }
 
@@ -101,13 +115,43 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
         let channel = self.channel.clone();
         let shutdown = self.shutdown.clone();
         prepare_headers(&mut request);
+        let deadline = Deadline::of(S::ROLE, self.deadline_default, &mut request);
         Box::pin(async move {
-            Ok(match channel.oneshot(request).await {
-                Ok(response) => response.map(|body| forward_body::<S>(body, shutdown)),
-                Err(error) => to_answer::<S>(Status::from_error(Box::new(error))).into_http(),
+            let response = async {
+                let mut ready = channel.ready_oneshot().await?;
+                deadline.set_header(request.headers_mut());
+                ready.call(request).await
+            };
+            let response = tokio::select! {
+                response = response => response,
+                status = deadline.until_begin() => return Ok(expired::<S>(status).into_http()),
+            };
+            Ok(match response {
+                // The gRPC library of the service ends a call whose deadline has passed, a moment before the gateway does.
+                Ok(response) if is_expired(response.headers()) => expired::<S>(deadline.status()).into_http(),
+                Ok(response) => response.map(|body| forward_body::<S>(body, deadline, shutdown)),
+                Err(error) => match Status::from_error(Box::new(error)) {
+                    status if status::is_expired(&status) => expired::<S>(deadline.status()).into_http(),
+                    status => to_answer::<S>(status).into_http(),
+                },
             })
         })
     }
+}
+
+/// Logs a call that has taken too long.
+fn expired<S: Forwarded>(status: Status) -> Status {
+    tracing::warn!(
+        service = S::NAME,
+        reason = status.message(),
+        "a forwarded call took too long"
+    );
+    status
+}
+
+/// Whether the headers of a response end the call because its deadline has passed.
+fn is_expired(headers: &HeaderMap) -> bool {
+    Status::from_header_map(headers).is_some_and(|status| status::is_expired(&status))
 }
 
 /// The status for the caller of a call that could not be forwarded to its end.
@@ -120,17 +164,25 @@ fn to_answer<S: Forwarded>(status: Status) -> Status {
     status::from_service(S::NAME, status)
 }
 
-/// Forwards the body of a response. It ends with a status for the caller when the connection to the service breaks, or
-/// when the body is still open [`FINISH_LIMIT`] after the shutdown began.
-fn forward_body<S: Forwarded>(body: Body, shutdown: CancellationToken) -> Body {
+/// Forwards the body of a response. It ends with a status for the caller when the connection to the service breaks, when
+/// the deadline passes, or when the body is still open [`FINISH_LIMIT`] after the shutdown began.
+fn forward_body<S: Forwarded>(body: Body, deadline: Deadline, shutdown: CancellationToken) -> Body {
     // A response of headers only has its status there, and the headers must end the stream: gRPC clients in Go report an
     // internal error if an empty body follows.
     if body.is_end_stream() {
         return body;
     }
     let ended = async move {
-        shutdown.cancelled().await;
-        tokio::time::sleep(FINISH_LIMIT).await;
+        let shut_down = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(FINISH_LIMIT).await;
+        };
+        tokio::select! {
+            () = shut_down => {
+                status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later")
+            }
+            status = deadline.until_end() => expired::<S>(status),
+        }
     };
     let frames = stream::unfold(Some((body, Box::pin(ended))), |state| async move {
         let (mut body, mut ended) = state?;
@@ -140,10 +192,7 @@ fn forward_body<S: Forwarded>(body: Body, shutdown: CancellationToken) -> Body {
                 Ok(frame) => (Ok(frame), Some((body, ended))),
                 Err(status) => (end_with(&to_answer::<S>(status)), None),
             }),
-            () = &mut ended => {
-                let status = status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later");
-                Some((end_with(&status), None))
-            }
+            status = &mut ended => Some((end_with(&status), None)),
         }
     });
     Body::new(StreamBody::new(frames))
@@ -190,6 +239,8 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(30);
+
     /// Starts a server of the health service, whose watches never end by themselves.
     async fn start_server() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -204,7 +255,7 @@ mod tests {
 
     fn client_of(address: SocketAddr, shutdown: CancellationToken) -> HealthClient<Forward<Graph>> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        HealthClient::new(Forward::new(endpoint.connect_lazy(), shutdown))
+        HealthClient::new(Forward::new(endpoint.connect_lazy(), LIMIT, shutdown))
     }
 
     #[tokio::test]
@@ -224,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn a_status_in_the_headers_ends_the_response() {
         let endpoint = Endpoint::from_shared(format!("http://{}", start_server().await)).unwrap();
-        let forward = Forward::<Graph>::new(endpoint.connect_lazy(), CancellationToken::new());
+        let forward = Forward::<Graph>::new(endpoint.connect_lazy(), LIMIT, CancellationToken::new());
         let request = Request::post("/no.Service/Method").header(header::CONTENT_TYPE, "application/grpc");
         let response = forward
             .oneshot(request.body(Body::empty()).unwrap())

@@ -188,16 +188,21 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
     let preferences_api = PreferenceApi::new(users, preferences, mesh.clone());
     let lags = MeshApi::new(mesh, topology, shutdown.clone());
     let bytes_max = config.request_bytes_max;
+    let deadline = Duration::from_millis(config.forward_deadline_ms);
     let routes = Routes::new(PostServiceServer::new(posts_api).max_decoding_message_size(bytes_max))
         .add_service(TimelineServiceServer::new(timelines_api).max_decoding_message_size(bytes_max))
         .add_service(DeliveryServiceServer::new(deliveries).max_decoding_message_size(bytes_max))
         .add_service(DeviceServiceServer::new(devices_api).max_decoding_message_size(bytes_max))
         .add_service(PreferenceServiceServer::new(preferences_api).max_decoding_message_size(bytes_max))
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
-        .add_service(Forward::<Graph>::new(graph, shutdown.clone()))
-        .add_service(Forward::<Analytics>::new(analytics, shutdown.clone()))
-        .add_service(Forward::<DeadLetters>::new(deadletter.clone(), shutdown.clone()))
-        .add_service(Forward::<Audits>::new(deadletter, shutdown.clone()));
+        .add_service(Forward::<Graph>::new(graph, deadline, shutdown.clone()))
+        .add_service(Forward::<Analytics>::new(analytics, deadline, shutdown.clone()))
+        .add_service(Forward::<DeadLetters>::new(
+            deadletter.clone(),
+            deadline,
+            shutdown.clone(),
+        ))
+        .add_service(Forward::<Audits>::new(deadletter, deadline, shutdown.clone()));
     herald_runtime::grpc::with_reflection(routes, API_DESCRIPTORS).map_err(Error::Reflection)
 }
 

@@ -19,6 +19,10 @@ pub(crate) struct State {
     pub(crate) down: bool,
     /// Value of the `x-test` header of the last Follow call.
     pub(crate) header: Option<String>,
+    /// Value of the `grpc-timeout` header of the last call.
+    pub(crate) timeout: Option<String>,
+    /// Whether Follow and ImportFollows never end.
+    pub(crate) stalled: bool,
     /// Number of imported follows.
     pub(crate) imported: u64,
 }
@@ -27,12 +31,29 @@ fn unused<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in this test"))
 }
 
+impl TestGraph {
+    /// Records the deadline of a call, and never returns while the service is stalled.
+    async fn begin<T>(&self, request: &Request<T>) {
+        let timeout = request.metadata().get("grpc-timeout");
+        let timeout = timeout.map(|value| value.to_str().unwrap().to_owned());
+        let stalled = {
+            let mut state = self.state.lock();
+            state.timeout = timeout;
+            state.stalled
+        };
+        if stalled {
+            std::future::pending().await
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl GraphService for TestGraph {
     async fn follow(
         &self,
         request: Request<v1::FollowRequest>,
     ) -> Result<Response<v1::FollowResponse>, Status> {
+        self.begin(&request).await;
         let header = request
             .metadata()
             .get("x-test")
@@ -106,6 +127,7 @@ impl GraphService for TestGraph {
         &self,
         request: Request<Streaming<v1::ImportFollowsRequest>>,
     ) -> Result<Response<v1::ImportFollowsResponse>, Status> {
+        self.begin(&request).await;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
             self.state.lock().imported += batch.follows.len() as u64;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod accounts;
+mod deadlines;
 mod deletions;
 mod deliveries;
 mod devices;
