@@ -10,6 +10,7 @@
 //! | [`grpc`] | a gRPC server on a given listener, with health checks, reflection and a span per call |
 //! | [`peer`] | a channel to another role, balanced over its healthy addresses |
 //! | [`trace`] | trace context propagation in gRPC calls |
+//! | [`wait`] | work that waits for another part of Herald, such as the store |
 //! | [`shutdown`] | SIGINT and SIGTERM, and bounded draining |
 
 pub mod config;
@@ -21,3 +22,4 @@ pub mod peer;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+pub mod wait;

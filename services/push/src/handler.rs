@@ -7,7 +7,7 @@ use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject, Wait};
 use herald_model::{Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_posts::PostReader;
 use herald_proto::{mesh_v1, v1};
-use herald_runtime::metrics::Gauge;
+use herald_runtime::wait::Waiting;
 use herald_store::{Devices, Ledger, Preferences, Users};
 use prost::Message as _;
 use tokio::{
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, field, info, instrument, warn};
+use tracing::{debug, field, instrument, warn};
 
 use crate::{
     Config, Metrics,
@@ -37,30 +37,11 @@ pub(crate) struct PushHandler {
     pub(crate) chunk_locks: ChunkLocks,
     /// By lane: how many more chunks may wait for slow devices without a place among the chunks in flight.
     pub(crate) slow_chunks: [Semaphore; Lane::ALL.len()],
+    pub(crate) waiting: Waiting,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
     /// Ends the waits of chunks.
     pub(crate) stop: CancellationToken,
-}
-
-/// A chunk that waits for the store. The first one and the last one are logged.
-struct Waiting<'a>(&'a Gauge);
-
-impl<'a> Waiting<'a> {
-    fn start(waiting: &'a Gauge, error: &AttemptError) -> Self {
-        if waiting.inc() == 0 {
-            warn!(%error, "pushes wait for the store");
-        }
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if self.0.dec() == 1 {
-            info!("no push waits for the store any more");
-        }
-    }
 }
 
 /// Bounds of the delay between two attempts at a chunk that waits for the store; it doubles.
@@ -179,7 +160,7 @@ impl PushHandler {
                 delay / 2
             };
             if error.is_store_away() {
-                waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
+                waiting.get_or_insert_with(|| self.waiting.begin(&error));
             }
             debug!(%error, post_id = chunk.post.0, chunk_id = %chunk.id, "chunk waits");
             // The other worker is alive and slow: this chunk must not take the place of another one.

@@ -43,6 +43,7 @@ use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
 use herald_model::Lane;
 use herald_posts::PostReader;
+use herald_runtime::wait::Waiting;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger,
         chunk_locks: ChunkLocks::default(),
         slow_chunks: Lane::ALL.map(|_| Semaphore::new(SLOW_CHUNKS_FACTOR * config.chunks_in_flight_max)),
+        waiting: Waiting::new("pushes", metrics.waiting.clone()),
         metrics,
         config: config.clone(),
         stop: shutdown.child_token(),
