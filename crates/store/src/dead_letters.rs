@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 
-use crate::{DeadLetterGroups, Fence, Result};
+use crate::{DeadLetterGroups, Error, ErrorKind, Fence, Result};
 
 /// Id of a dead letter: the sequence of its first message in the DLQ stream. Ids ascend in order of arrival.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -416,6 +416,18 @@ pub trait DeadLetters: Send + Sync {
     /// Not idempotent: each call records a new operation.
     async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation>;
 
+    /// Records an operation as [`begin`](Self::begin) does, if fewer than `running_max` are running. Concurrent calls, of
+    /// other processes too, never make more of them run.
+    ///
+    /// # Errors
+    /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) if as many are running.
+    async fn begin_below(
+        &self,
+        operation: &NewOperation,
+        dead_letters: &[DeadLetterVersion],
+        running_max: u64,
+    ) -> Result<Operation>;
+
     /// Processes up to `limit` more dead letters of a running redrive. Those that are still `Open` in the selected
     /// round become `Redriving` in the next round and are returned, to be published; the others are skipped, as is one
     /// that can't be decoded.
@@ -462,4 +474,10 @@ pub trait DeadLetters: Send + Sync {
 
     /// Lists the operations that are running, in ascending order.
     async fn running(&self) -> Result<Vec<Operation>>;
+}
+
+/// The error of an operation that can't begin because as many as the maximum are running.
+pub(crate) fn too_many_running(running: u64, running_max: u64) -> Error {
+    let message = format!("{running} redrives and discards are running, the maximum is {running_max}");
+    Error::new(ErrorKind::LimitExceeded, message)
 }

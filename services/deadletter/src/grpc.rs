@@ -20,8 +20,8 @@ use herald_rpc::{
     status,
 };
 use herald_store::{
-    DeadLetterGroups, DeadLetterId, DeadLetters, Ledger, NewOperation, Operation, OperationId, OperationKind,
-    OperationState, Order, Users,
+    DeadLetterGroups, DeadLetterId, DeadLetters, ErrorKind, Ledger, NewOperation, Operation, OperationId,
+    OperationKind, OperationState, Order, Users,
 };
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -220,22 +220,13 @@ impl DeadLetterService for Api {
         }
         let mut selected = Vec::new();
         operation.excluded = self.select(selection, Purpose::Redrive, &mut selected).await?;
-        let running = self.dead_letters.running().await;
-        let running = running.map_err(|e| status::from_store(&e))?.len();
-        if running >= self.config.redrives_max {
-            let message = format!(
-                "{running} redrives and discards are running, the maximum is {}",
-                self.config.redrives_max
-            );
-            return Err(status::exhausted("TOO_MANY_REDRIVES", message, BUSY_RETRY_AFTER));
-        }
         let api = self.clone();
         let begun = run_to_completion(async move {
             let begun = api
                 .dead_letters
-                .begin(&operation, &selected)
+                .begin_below(&operation, &selected, api.config.redrives_max as u64)
                 .await
-                .map_err(StepError::from)?;
+                .map_err(begin_error)?;
             tracing::info!(
                 redrive_id = begun.id.0,
                 dead_letters = begun.selected,
@@ -449,6 +440,17 @@ async fn run_to_completion<T: Send + 'static>(
     tokio::spawn(operation)
         .await
         .map_err(|error| status::internal(&error))?
+}
+
+/// The status of a redrive that could not begin.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn begin_error(error: herald_store::Error) -> Status {
+    match error.kind() {
+        ErrorKind::LimitExceeded => {
+            status::exhausted("TOO_MANY_REDRIVES", error.to_string(), BUSY_RETRY_AFTER)
+        }
+        _ => status::from_store(&error),
+    }
 }
 
 /// The name of the caller who acts, from the request metadata; `unknown` without a valid one.

@@ -152,6 +152,7 @@ on_each_engine! {
         dead_letters_are_found_by_each_filter
         pages_continue_although_the_set_changes
         a_fenced_owner_claims_nothing
+        no_more_operations_run_than_the_maximum
         a_missing_operation_is_an_error
     }
     timelines {

@@ -117,7 +117,16 @@ impl crate::DeadLetters for PostgresDeadLetters {
     }
 
     async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation> {
-        operations::begin(&self.postgres, operation, dead_letters).await
+        operations::begin(&self.postgres, operation, dead_letters, None).await
+    }
+
+    async fn begin_below(
+        &self,
+        operation: &NewOperation,
+        dead_letters: &[DeadLetterVersion],
+        running_max: u64,
+    ) -> Result<Operation> {
+        operations::begin(&self.postgres, operation, dead_letters, Some(running_max)).await
     }
 
     async fn claim(

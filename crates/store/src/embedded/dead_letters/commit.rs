@@ -10,7 +10,7 @@ use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
     DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, ErrorKind, Fence, Inserted, NewOperation,
     OPERATIONS_PER_DEAD_LETTER, Operation, OperationId, OperationState, Reopened, Reopening, Result, Step,
-    embedded::database::map_err,
+    dead_letters::too_many_running, embedded::database::map_err,
 };
 
 /// Dead letters in one row of an operation's selection.
@@ -23,7 +23,8 @@ const TRIM_ROWS_MAX: usize = 1_000;
 pub(super) enum Job {
     Insert(Vec<DeadLetter>),
     Reopen(Reopening),
-    Begin(NewOperation, Vec<DeadLetterVersion>),
+    /// With a maximum number of running operations.
+    Begin(NewOperation, Vec<DeadLetterVersion>, Option<u64>),
     Claim {
         operation: OperationId,
         limit: usize,
@@ -62,7 +63,7 @@ impl Job {
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Insert(dead_letters) => dead_letters.len(),
-            Self::Begin(_, dead_letters) => 1 + dead_letters.len() / 64,
+            Self::Begin(_, dead_letters, _) => 1 + dead_letters.len() / 64,
             Self::Claim { limit, .. } | Self::Discard { limit, .. } => *limit,
             Self::Sent(_, dead_letters) => dead_letters.len(),
             Self::Resolve(dead_letters, _) => dead_letters.len(),
@@ -79,6 +80,8 @@ pub(super) struct CommitBatch<'a> {
     rows: RowCache<'a>,
     origins: HashMap<Vec<u8>, u64>,
     next_operation: u64,
+    /// Operations that began in this batch and run.
+    begun: u64,
 }
 
 impl<'a> CommitBatch<'a> {
@@ -94,10 +97,15 @@ impl<'a> CommitBatch<'a> {
             rows: RowCache::new(tables),
             origins: HashMap::new(),
             next_operation: *last_operation + 1,
+            begun: 0,
         };
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
-            answers.push(Ok(commit.run_job(job)?));
+            answers.push(match commit.run_job(job) {
+                // Refused before it changed anything.
+                Err(error) if error.kind() == ErrorKind::LimitExceeded => Err(error),
+                done => Ok(done?),
+            });
         }
         // Raised even if the commit fails: its rows may be durable, so the ids must not be reused.
         *last_operation = commit.next_operation - 1;
@@ -114,7 +122,10 @@ impl<'a> CommitBatch<'a> {
                     .collect::<Result<_>>()?,
             ),
             Job::Reopen(reopening) => JobResult::Reopened(self.reopen(reopening)?),
-            Job::Begin(operation, dead_letters) => {
+            Job::Begin(operation, dead_letters, running_max) => {
+                if let Some(running_max) = running_max {
+                    self.check_running(running_max)?;
+                }
                 JobResult::Operation(Box::new(self.begin(operation, &dead_letters)))
             }
             Job::Claim {
@@ -237,6 +248,15 @@ impl<'a> CommitBatch<'a> {
         Ok(Reopened::Open)
     }
 
+    /// Refuses an operation while as many are running. Those that end in this batch still count.
+    fn check_running(&self, running_max: u64) -> Result<()> {
+        let running = self.tables.running_count() + self.begun;
+        if running >= running_max {
+            return Err(too_many_running(running, running_max));
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, request: NewOperation, dead_letters: &[DeadLetterVersion]) -> Operation {
         let id = OperationId(self.next_operation);
         self.next_operation += 1;
@@ -252,6 +272,7 @@ impl<'a> CommitBatch<'a> {
             request.selection.as_ref(),
         );
         let is_empty = dead_letters.is_empty();
+        self.begun += u64::from(!is_empty);
         let operation = Operation {
             id,
             state: if is_empty {

@@ -149,6 +149,11 @@ impl EmbeddedDeadLetters {
 }
 
 impl Tables {
+    /// Number of running operations.
+    fn running_count(&self) -> u64 {
+        self.selected.prefix(0_u64.to_be_bytes()).count() as u64
+    }
+
     fn dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>> {
         let Some(mut dead_letter) = self.initial_dead_letter(id)? else {
             return Ok(None);
@@ -344,8 +349,18 @@ impl crate::DeadLetters for EmbeddedDeadLetters {
     }
 
     async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation> {
-        self.run_operation_job(Job::Begin(operation.clone(), dead_letters.to_vec()))
+        self.run_operation_job(Job::Begin(operation.clone(), dead_letters.to_vec(), None))
             .await
+    }
+
+    async fn begin_below(
+        &self,
+        operation: &NewOperation,
+        dead_letters: &[DeadLetterVersion],
+        running_max: u64,
+    ) -> Result<Operation> {
+        let job = Job::Begin(operation.clone(), dead_letters.to_vec(), Some(running_max));
+        self.run_operation_job(job).await
     }
 
     async fn claim(

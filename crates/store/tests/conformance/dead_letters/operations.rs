@@ -327,6 +327,36 @@ pub async fn a_fenced_owner_claims_nothing<E: Engine>(engine: &mut E) {
     assert_eq!(stored(dead_letters, begun.id).await.reached, 1);
 }
 
+pub async fn no_more_operations_run_than_the_maximum<E: Engine>(engine: &mut E) {
+    let dead_letters = engine.stores().dead_letters;
+    fill(&*dead_letters, 1..=20).await;
+    let redrive = operation(OperationKind::Redrive);
+    let begin_all = async |ids: std::ops::Range<u64>| {
+        let begins = ids.map(|id| {
+            let (dead_letters, redrive) = (dead_letters.clone(), redrive.clone());
+            async move { dead_letters.begin_below(&redrive, &versions([id], 0), 3).await }
+        });
+        let begun = futures::future::join_all(begins).await;
+        let (begun, refused): (Vec<_>, Vec<_>) = begun.into_iter().partition(Result::is_ok);
+        for error in refused.into_iter().filter_map(Result::err) {
+            assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+        }
+        begun.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let begun = begin_all(1..11).await;
+    assert_eq!(begun.len(), 3);
+    assert_eq!(begin_all(11..12).await.len(), 0);
+    assert_eq!(dead_letters.running().await.unwrap().len(), 3);
+    // An operation that selected nothing is done at once, and others may begin without a maximum.
+    begin(&*dead_letters, OperationKind::Redrive, &versions([20], 0)).await;
+    for ended in &begun[..2] {
+        let done = dead_letters.finish(ended.id, OperationState::Done, "", NOW);
+        done.await.unwrap();
+    }
+    assert_eq!(begin_all(12..16).await.len(), 1);
+    assert_eq!(dead_letters.running().await.unwrap().len(), 3);
+}
+
 pub async fn a_missing_operation_is_an_error<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     let (dead_letters, fence) = (&*stores.dead_letters, redrive_lease(&stores).await);

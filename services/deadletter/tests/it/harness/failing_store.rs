@@ -28,6 +28,8 @@ pub(crate) enum Behavior {
 pub(crate) struct FailingDeadLetters {
     inner: Arc<dyn DeadLetters>,
     behaviors: Mutex<VecDeque<Behavior>>,
+    /// Calls of `insert` that failed because the store was away; `None` while it is there.
+    away: Mutex<Option<u32>>,
 }
 
 impl FailingDeadLetters {
@@ -35,7 +37,18 @@ impl FailingDeadLetters {
         Arc::new(Self {
             inner,
             behaviors: Mutex::default(),
+            away: Mutex::default(),
         })
+    }
+
+    /// Lets `insert` fail because the store is away, or succeed again.
+    pub(crate) fn set_away(&self, away: bool) {
+        *self.away.lock().unwrap() = away.then_some(0);
+    }
+
+    /// Calls of `insert` that failed since the store went away.
+    pub(crate) fn failed_inserts(&self) -> u32 {
+        self.away.lock().unwrap().unwrap_or(0)
     }
 
     pub(crate) fn set_behaviors(&self, behaviors: impl IntoIterator<Item = Behavior>) {
@@ -59,6 +72,10 @@ impl FailingDeadLetters {
 #[async_trait]
 impl DeadLetters for FailingDeadLetters {
     async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>> {
+        if let Some(failed) = &mut *self.away.lock().unwrap() {
+            *failed += 1;
+            return Err(Error::new(ErrorKind::Unavailable, "away on purpose"));
+        }
         self.inner.insert(dead_letters).await
     }
 
@@ -90,6 +107,15 @@ impl DeadLetters for FailingDeadLetters {
 
     async fn begin(&self, operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Result<Operation> {
         self.inner.begin(operation, dead_letters).await
+    }
+
+    async fn begin_below(
+        &self,
+        operation: &NewOperation,
+        dead_letters: &[DeadLetterVersion],
+        running_max: u64,
+    ) -> Result<Operation> {
+        self.inner.begin_below(operation, dead_letters, running_max).await
     }
 
     async fn claim(

@@ -7,17 +7,19 @@ use super::row::{OperationRow, no_operation, number, operation_columns, text};
 use crate::{
     DeadLetterVersion, NewOperation, Operation, OperationId, OperationKind, OperationState, Result,
     cluster::postgres::{Attempt, Postgres},
+    dead_letters::too_many_running,
     embedded::dead_letters::{
         commit::SELECTED_PER_ROW,
         row::{OPERATION_KINDS, OPERATION_STATES, encode_selected},
     },
 };
 
-/// Records an operation and what it selected.
+/// Records an operation and what it selected, if fewer than `running_max` are running.
 pub(super) async fn begin(
     postgres: &Postgres,
     operation: &NewOperation,
     dead_letters: &[DeadLetterVersion],
+    running_max: Option<u64>,
 ) -> Result<Operation> {
     const OPERATION: &str = concat!(
         "INSERT INTO herald.dead_letter_operations (
@@ -45,6 +47,9 @@ pub(super) async fn begin(
     let row: OperationRow = postgres
         .call_once("begin an operation on dead letters", async || {
             let mut transaction = postgres.begin().await?;
+            if let Some(running_max) = running_max {
+                check_running(&mut transaction, running_max).await?;
+            }
             let row: OperationRow = sqlx::query_as(OPERATION)
                 .bind(operation.at.0)
                 .bind(operation.excluded.cast_signed())
@@ -71,6 +76,23 @@ pub(super) async fn begin(
         })
         .await?;
     row.decode()
+}
+
+/// Refuses an operation while as many are running. Until the end of the transaction no other one passes this check.
+async fn check_running(connection: &mut PgConnection, running_max: u64) -> Attempt<()> {
+    const LOCK: &str = "SELECT FROM herald.store FOR NO KEY UPDATE";
+    const RUNNING: &str = "SELECT count(*) FROM herald.dead_letter_operations WHERE state = 0 AND kind <> $1";
+    sqlx::query(LOCK).execute(&mut *connection).await?;
+    // A statement of its own: its snapshot has what the previous holder of the lock has committed.
+    let running: i64 = sqlx::query_scalar(RUNNING)
+        .bind(number(&OPERATION_KINDS, &OperationKind::Cancel))
+        .fetch_one(connection)
+        .await?;
+    let running = running.cast_unsigned();
+    if running >= running_max {
+        return Err(too_many_running(running, running_max).into());
+    }
+    Ok(())
 }
 
 /// Ends a running operation. One that has ended is returned unchanged.
