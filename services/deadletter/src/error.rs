@@ -38,6 +38,13 @@ pub(crate) enum StepError {
     LeaseLost,
 }
 
+impl StepError {
+    /// Whether the store can't be used for now: work that needs it waits, and spends no attempt.
+    pub(crate) fn is_store_away(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_away())
+    }
+}
+
 impl Classify for StepError {
     fn class(&self) -> FailureClass {
         match self {
@@ -72,5 +79,8 @@ mod tests {
         let store = |kind| StepError::from(herald_store::Error::new(kind, "failed"));
         assert!(store(ErrorKind::Unavailable).is_transient());
         assert!(!store(ErrorKind::Corrupt).is_transient());
+        assert!(store(ErrorKind::Full).is_store_away());
+        assert!(!store(ErrorKind::Conflict).is_store_away());
+        assert!(!StepError::LeaseLost.is_store_away());
     }
 }

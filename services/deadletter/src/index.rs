@@ -1,12 +1,14 @@
 //! Writes the entries of DLQ to the store and marks the deliveries of their chunks dead.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Disposition, Handler, streams};
 use herald_model::time::Timestamp;
 use herald_proto::mesh_v1::DlqEntry;
+use herald_runtime::wait::Waiting;
 use herald_store::{DeadLetter, DeadLetterFilter, DeadLetterState, DeadLetters, Order, Reopened, Reopening};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Metrics,
@@ -22,7 +24,10 @@ const PAGE: usize = 1_000;
 pub(crate) struct DlqIndexer {
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
     pub(crate) recorder: FailureRecorder,
+    pub(crate) waiting: Waiting,
     pub(crate) metrics: Metrics,
+    /// Cancelled when the service stops.
+    pub(crate) stop: CancellationToken,
 }
 
 #[async_trait]
@@ -36,45 +41,55 @@ impl Handler for DlqIndexer {
             Ok(record) => record,
             Err(reason) => return Disposition::term(reason),
         };
-        match self.apply(&entry, record).await {
-            Ok(()) => Disposition::Ack,
-            Err(error) => Disposition::from(error),
+        let done = self.waiting.until_done(&self.stop, StepError::is_store_away, || {
+            self.apply(&entry, &record)
+        });
+        match done.await {
+            Some(Ok(())) => Disposition::Ack,
+            Some(Err(error)) => Disposition::from(error),
+            // Another process can take the message at once.
+            None => {
+                Disposition::retry_after(Duration::ZERO, "the service stopped while the dead letter waited")
+            }
         }
     }
 }
 
 impl DlqIndexer {
     /// Writes the dead letter, then the ledger, then publishes the event. Each step is idempotent.
-    async fn apply(&self, entry: &DlqEntry, record: DlqRecord) -> Result<(), StepError> {
+    async fn apply(&self, entry: &DlqEntry, record: &DlqRecord) -> Result<(), StepError> {
         match record {
             DlqRecord::New(dead_letter) if dead_letter.origin.stream == streams::REDRIVE => {
-                match self.find_removed_redrive(&dead_letter).await? {
+                match self.find_removed_redrive(dead_letter).await? {
                     Some(reopening) => {
                         if self.recorder.reopen_removed(&reopening).await? == Reopened::NotFound {
-                            self.insert(entry, *dead_letter).await?;
+                            self.insert(entry, dead_letter).await?;
                         }
                     }
-                    None => self.insert(entry, *dead_letter).await?,
+                    None => self.insert(entry, dead_letter).await?,
                 }
             }
-            DlqRecord::New(dead_letter) => self.insert(entry, *dead_letter).await?,
+            DlqRecord::New(dead_letter) => self.insert(entry, dead_letter).await?,
             DlqRecord::RedriveFailed(reopening, dead_letter) => {
                 // The first dead letter expired: insert this one, so that an operator can decide.
-                if self.recorder.reopen(&reopening, entry).await? == Reopened::NotFound {
-                    self.insert(entry, *dead_letter).await?;
+                if self.recorder.reopen(reopening, entry).await? == Reopened::NotFound {
+                    self.insert(entry, dead_letter).await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn insert(&self, entry: &DlqEntry, dead_letter: DeadLetter) -> Result<(), StepError> {
+    async fn insert(&self, entry: &DlqEntry, dead_letter: &DeadLetter) -> Result<(), StepError> {
         let (consumer, cause, failed_at) = (
             dead_letter.origin.consumer.clone(),
             dead_letter.cause,
             dead_letter.last_failed_at,
         );
-        let inserted = self.dead_letters.insert(&[dead_letter]).await?;
+        let inserted = self
+            .dead_letters
+            .insert(std::slice::from_ref(dead_letter))
+            .await?;
         let Some(inserted) = inserted.first() else {
             return Ok(());
         };

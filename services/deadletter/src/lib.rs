@@ -47,7 +47,10 @@ use herald_proto::{
         dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
     },
 };
-use herald_runtime::grpc::{self as grpc_server, Listener};
+use herald_runtime::{
+    grpc::{self as grpc_server, Listener},
+    wait::Waiting,
+};
 use herald_store::{DeadLetters, Leases, Ledger, Retention, Users};
 use prost_reflect::DescriptorPool;
 use tokio::task::JoinSet;
@@ -137,7 +140,9 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let index = DlqIndexer {
         dead_letters: dead_letters.clone(),
         recorder: recorder.clone(),
+        waiting: Waiting::new("index of dead letters", metrics.waiting.clone()),
         metrics: metrics.clone(),
+        stop: stop.clone(),
     };
     workers.spawn(consumers::DEAD_LETTERS, Arc::new(index), options)?;
 

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub repeats: Counter,
     /// Ignored advisories: about streams and consumers of other programs, or about messages that were handled.
     pub ignored: Counter,
+    /// Dead letters that wait for the store.
+    pub waiting: Gauge,
     /// Dead letters published to REDRIVE.
     pub redriven: Counter,
     /// Redriven dead letters that succeeded.
@@ -50,6 +52,7 @@ impl Metrics {
             open: Gauge::default(),
             repeats: Counter::default(),
             ignored: Counter::default(),
+            waiting: Gauge::default(),
             redriven: Counter::default(),
             resolved: Counter::default(),
             failed_again: Counter::default(),
@@ -81,6 +84,11 @@ impl Metrics {
             "deadletter_ignored",
             "Ignored advisories, about other programs or handled messages",
             metrics.ignored.clone(),
+        );
+        registry.register(
+            "deadletter_waiting",
+            "Dead letters that wait for the store",
+            metrics.waiting.clone(),
         );
         registry.register(
             "deadletter_redriven",

@@ -1,4 +1,4 @@
-//! Operations whose steps fail.
+//! Operations and dead letters whose steps fail.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use herald_store::ErrorKind;
 use tonic::Code;
 
 use crate::harness::{
-    Client, Harness, Running,
+    Client, Harness, Running, dlq_entry,
     failing_store::{Behavior, FailingDeadLetters},
     in_state, redrive, select_all, until,
 };
@@ -58,6 +58,42 @@ async fn a_discard_that_failed_goes_on_when_the_store_works_again() {
         (operation.state(), operation.discarded_count),
         (DeadLetterOperationState::Done, 300)
     );
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_waits_for_a_store_that_is_away() {
+    let (harness, service, store) = Box::pin(start(1)).await;
+    store.set_away(true);
+    let author = harness.author().await;
+    for sequence in [2, 3] {
+        harness
+            .publish_dead_letter(&dlq_entry(author, sequence), &sequence.to_string())
+            .await;
+    }
+    // Both have failed more than once.
+    until(async || store.failed_inserts() >= 6).await;
+    assert_eq!(harness.metric("herald_deadletter_waiting"), 2);
+    store.set_away(false);
+    let client = &service.client;
+    until(async || in_state(client, DeadLetterState::Open).await.len() == 3).await;
+    until(async || harness.metric("herald_deadletter_waiting") == 0).await;
+    let broker = async_nats::jetstream::new(harness.nats.clone());
+    let stream = broker.get_stream("DLQ").await.unwrap();
+    let info = stream.consumer_info("dead-letters").await.unwrap();
+    assert_eq!(
+        info.delivered.consumer_sequence, 3,
+        "a message was delivered again"
+    );
+
+    // A shutdown returns it at once.
+    store.set_away(true);
+    harness.publish_dead_letter(&dlq_entry(author, 4), "4").await;
+    until(async || store.failed_inserts() > 0).await;
+    service.stop().await;
+    store.set_away(false);
+    let service = harness.run().await;
+    until(async || in_state(&service.client, DeadLetterState::Open).await.len() == 4).await;
     service.stop().await;
 }
 
