@@ -167,6 +167,13 @@ impl Store {
             timelines.merge_blocks_min: 1..,
             timelines.merge_busy_percent: 1..=100,
         });
+        if self.ledger_keep_days < self.timeline_keep_days {
+            return Err(format!(
+                "store.ledger_keep_days must be at least store.timeline_keep_days ({}), is {}: timelines are rebuilt and \
+                 audited from the plans in the ledger",
+                self.timeline_keep_days, self.ledger_keep_days
+            ));
+        }
         self.postgres
             .validate()
             .map_err(|reason| format!("store.postgres.{reason}"))?;

@@ -295,6 +295,10 @@ mod tests {
                 "store.ledger_keep_days must be 1 to ",
             ),
             (
+                error(|c| c.store.ledger_keep_days = 29),
+                "store.ledger_keep_days must be at least store.timeline_keep_days (30), is 29",
+            ),
+            (
                 error(|c| c.archive.in_flight_max = 40_000),
                 "archive.in_flight_max must be 1 to 32768",
             ),
