@@ -30,6 +30,7 @@ mod scaler;
 mod serve;
 mod serve_cluster;
 mod start;
+mod serve_tls;
 mod surface;
 
 /// The program under test.

@@ -1,10 +1,12 @@
 //! A reconnecting connection to the server that reports each reconnect.
 
+use std::error::Error as StdError;
+use std::io;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, rustls};
 use tokio::sync::watch;
 
 use crate::config::{Config, without_password};
@@ -53,7 +55,12 @@ impl Connection {
             .await
             .map_err(|error| {
                 let servers: Vec<_> = config.urls.iter().map(|url| without_password(url)).collect();
-                Error::unavailable(format_args!("connect to {}", servers.join(", ")), error)
+                let advice = if is_certificate_refused(&error) {
+                    ": the certificate of the server is not accepted; check nats.tls.ca_file"
+                } else {
+                    ""
+                };
+                Error::unavailable(format_args!("connect to {}{advice}", servers.join(", ")), error)
             })?;
         // The event of the first connection arrives asynchronously. Wait for it, so that it isn't taken for a
         // reconnect.
@@ -107,6 +114,20 @@ impl Connection {
             Err(error) => Err(Error::unavailable("request account information", error)),
         }
     }
+}
+
+/// Whether a connection failed because the certificate of the server could not be verified.
+fn is_certificate_refused(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let refused = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(refused, Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn log(connection: &'static str, event: &Event) {

@@ -94,6 +94,10 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> Error {
                 .into(),
         ),
         sqlx::Error::PoolClosed => (ErrorKind::Unavailable, "the store is closed".into()),
+        sqlx::Error::Io(io) if io.to_string().contains("certificate") => (
+            ErrorKind::Unavailable,
+            format!("the certificate of PostgreSQL is not accepted: {io}; check sslmode and postgres.tls_ca_file"),
+        ),
         sqlx::Error::Io(io) => (
             ErrorKind::Unavailable,
             format!("the connection to PostgreSQL failed: {io}"),

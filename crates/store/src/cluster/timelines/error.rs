@@ -41,6 +41,10 @@ pub(super) fn redis_error(what: &str, error: &RedisError) -> Error {
             ErrorKind::Unavailable,
             ": the server did not respond within timelines.connect_timeout_ms or timelines.response_timeout_ms",
         ),
+        _ if error.to_string().contains("certificate") => (
+            ErrorKind::Unavailable,
+            ": the certificate of the server is not accepted; check timelines.tls_ca_file",
+        ),
         _ if error.is_io_error() => (
             ErrorKind::Unavailable,
             ": check that the server runs, and that timelines.url leads to it, with rediss:// if it uses TLS",
