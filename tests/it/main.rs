@@ -28,9 +28,10 @@ mod readme;
 mod round_trip;
 mod scaler;
 mod serve;
+mod serve_away;
 mod serve_cluster;
-mod start;
 mod serve_tls;
+mod start;
 mod surface;
 
 /// The program under test.

@@ -11,6 +11,9 @@ use prost::Message;
 
 /// Decodes a message of POSTS into a post or a deletion. The post's id is the message's sequence.
 ///
+/// The key of the author is [`NO_KEY`](crate::NO_KEY) if the message lacks it: call
+/// [`resolve_authors`](crate::resolve_authors).
+///
 /// # Errors
 /// The reason why the message is neither: another subject, an undecodable payload, or an invalid field.
 pub fn entry(subject: Subject, sequence: u64, payload: Bytes) -> Result<Archived, String> {
@@ -29,9 +32,6 @@ fn decode<M: Message + Default>(subject: Subject, payload: Bytes) -> Result<M, S
 }
 
 fn created(id: PostId, created: PostCreated) -> Result<Post, String> {
-    if created.author_key == 0 {
-        return Err("author_key is missing".into());
-    }
     let author_id = UserId::from_stored(created.author_id).map_err(|e| format!("author_id {e}"))?;
     let lane = herald_proto::lane(created.lane).ok_or_else(|| format!("unknown lane {}", created.lane))?;
     Ok(Post {
@@ -97,10 +97,6 @@ mod tests {
         };
         assert_eq!((post.id, post.lane), (PostId(1), Lane::Normal));
         for bad in [
-            PostCreated {
-                author_key: 0,
-                ..good.clone()
-            },
             PostCreated {
                 author_id: String::new(),
                 ..good.clone()

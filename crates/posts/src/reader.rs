@@ -6,9 +6,9 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use herald_failure::{Classify, FailureClass};
 use herald_mesh::{Mesh, Subject, streams};
 use herald_model::{Post, PostId};
-use herald_store::{Archived, Posts};
+use herald_store::{Archived, Posts, Users};
 
-use crate::entry;
+use crate::{author_key, entry};
 
 /// Maximum number of concurrent reads from the stream.
 const STREAM_READS: usize = 16;
@@ -36,14 +36,15 @@ impl Classify for ReadError {
 /// Reads posts from the archive, and posts that aren't archived yet from the POSTS stream.
 #[derive(Clone)]
 pub struct PostReader {
+    users: Arc<dyn Users>,
     posts: Arc<dyn Posts>,
     mesh: Mesh,
 }
 
 impl PostReader {
     /// A reader of this archive and of the POSTS stream of this mesh.
-    pub fn new(posts: Arc<dyn Posts>, mesh: Mesh) -> Self {
-        Self { posts, mesh }
+    pub fn new(users: Arc<dyn Users>, posts: Arc<dyn Posts>, mesh: Mesh) -> Self {
+        Self { users, posts, mesh }
     }
 
     /// Reads posts, in the order of `ids`, deleted posts included (see [`Post::deleted_at`]); `None` for an id that is
@@ -60,7 +61,13 @@ impl PostReader {
             return Ok(posts);
         }
         let found: Vec<_> = stream::iter(missing)
-            .map(|(index, id)| async move { Ok::<_, ReadError>((index, self.read_stream(id).await?)) })
+            .map(|(index, id)| async move {
+                let mut post = self.read_stream(id).await?;
+                if let Some(post) = &mut post {
+                    post.author = author_key(&*self.users, post.author, &post.author_id).await?;
+                }
+                Ok::<_, ReadError>((index, post))
+            })
             .buffer_unordered(STREAM_READS)
             .try_collect()
             .await?;
@@ -76,7 +83,8 @@ impl PostReader {
     }
 
     /// Reads an accepted post from the POSTS stream alone, without its deletion; `None` for an id that is not a post, or
-    /// that POSTS does not retain any more.
+    /// that POSTS does not retain any more. Needs no store, so the key of the author can be
+    /// [`NO_KEY`](crate::NO_KEY).
     pub async fn read_accepted(&self, id: PostId) -> Result<Option<Post>, ReadError> {
         self.read_stream(id).await
     }

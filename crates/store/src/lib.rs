@@ -46,6 +46,7 @@ mod dead_letters;
 pub mod embedded;
 mod error;
 mod follows;
+mod later;
 mod lease_holder;
 mod leases;
 mod ledger;

@@ -1,13 +1,18 @@
 //! Handler for messages of POSTS and EVENTS.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
 use herald_model::time::Timestamp;
 use herald_model::{Channel, ChunkId, PostId, UserId, UserKey};
+use herald_posts::author_key;
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
-use herald_store::{ChunkRef, Counted, SettledCounts};
+use herald_runtime::wait::Waiting;
+use herald_store::{ChunkRef, Counted, SettledCounts, Users};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::batcher::Submission;
 use crate::domain::{CountsDelta, DeletionRow, DeliveriesRow, PostRow, Row, hour_of};
@@ -15,15 +20,41 @@ use crate::domain::{CountsDelta, DeletionRow, DeliveriesRow, PostRow, Row, hour_
 /// Sends messages to the batcher and waits for their disposition.
 pub(crate) struct MessageHandler {
     pub(crate) batcher: mpsc::Sender<Submission>,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) waiting: Waiting,
+    /// Cancelled when the service stops.
+    pub(crate) stop: CancellationToken,
+}
+
+impl MessageHandler {
+    /// Looks up the author of a post whose message lacks the author's key. While the store is away, the message waits here.
+    async fn resolve_author(&self, post: &mut PostRow) -> Result<(), Disposition> {
+        let key = self
+            .waiting
+            .until_done(&self.stop, herald_store::Error::is_away, || {
+                author_key(&*self.users, post.author, &post.author_id)
+            });
+        let key = key.await;
+        let key = key.ok_or_else(|| Disposition::retry("analytics is shutting down"))?;
+        post.author = key.map_err(Disposition::from)?;
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl Handler for MessageHandler {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let rows = match parse_rows(delivery) {
+        let mut rows = match parse_rows(delivery) {
             Ok(rows) => rows,
             Err(disposition) => return disposition,
         };
+        for row in &mut rows {
+            if let Row::Post(post) = row
+                && let Err(disposition) = self.resolve_author(post).await
+            {
+                return disposition;
+            }
+        }
         let (reply, disposition) = oneshot::channel();
         let submission = Submission {
             sequence: delivery.sequence,

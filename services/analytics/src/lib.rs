@@ -23,6 +23,7 @@ use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, ConsumerSpec, Mesh, Topology, consumers, streams};
 use herald_proto::v1::analytics_service_server::{AnalyticsServiceServer, SERVICE_NAME as ANALYTICS_SERVICE};
 use herald_runtime::grpc::{self as grpc_server, Listener};
+use herald_runtime::wait::Waiting;
 use herald_store::{HeldLease, LeaseHolder, Leases, Totals, Users, holder_id};
 use object_store::ObjectStore;
 use tokio::sync::mpsc;
@@ -110,6 +111,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             )?,
         ],
         totals: totals.clone(),
+        users: users.clone(),
         files,
         metrics,
         config,
@@ -156,6 +158,7 @@ struct Consuming {
     mesh: Mesh,
     streams: [StreamConsumers; 2],
     totals: Arc<dyn Totals>,
+    users: Arc<dyn Users>,
     files: FileStore,
     metrics: Metrics,
     config: Config,
@@ -195,6 +198,7 @@ impl Consuming {
             };
             workers.spawn(run_stream(
                 self.mesh.clone(),
+                self.users.clone(),
                 consumers.clone(),
                 batcher,
                 stop.clone(),
@@ -221,16 +225,23 @@ impl Consuming {
 /// maximum number of messages in flight.
 async fn run_stream(
     mesh: Mesh,
+    users: Arc<dyn Users>,
     consumers: [(ConsumerSpec, usize); 2],
     batcher: Batcher,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let (sender, inbox) = mpsc::channel(batcher.messages_max);
+    let waiting = Waiting::new("analytics of posts", batcher.metrics.waiting.clone());
     // Ends when the last handler is dropped, after the consumers have drained. It runs on its own thread, because a
     // batch computes for milliseconds and would block other tasks of the runtime.
     let runtime = tokio::runtime::Handle::current();
     let batches = tokio::task::spawn_blocking(move || runtime.block_on(batcher.run(inbox)));
-    let handler = Arc::new(MessageHandler { batcher: sender });
+    let handler = Arc::new(MessageHandler {
+        batcher: sender,
+        users,
+        waiting,
+        stop: stop.clone(),
+    });
     let all = consumers.map(|(consumer, in_flight_max)| {
         let (mesh, handler, stop) = (mesh.clone(), handler.clone(), stop.clone());
         async move {

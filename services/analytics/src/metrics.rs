@@ -1,6 +1,6 @@
 //! Every metric of this service.
 
-use herald_runtime::metrics::{Counter, Family, Histogram, Registry, seconds};
+use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
 
 type ByTable = [(&'static str, &'static str); 1];
 
@@ -21,6 +21,8 @@ pub struct Metrics {
     pub isolated: Counter,
     /// Uncounted files deleted after a failure or a crash.
     pub leftovers: Counter,
+    /// Posts that wait for the store to look up their authors.
+    pub waiting: Gauge,
     /// Time to commit a batch.
     pub commit_seconds: Histogram,
 }
@@ -37,6 +39,7 @@ impl Metrics {
             failures: Counter::default(),
             isolated: Counter::default(),
             leftovers: Counter::default(),
+            waiting: Gauge::default(),
             commit_seconds: seconds(),
         };
         registry.register(
@@ -78,6 +81,11 @@ impl Metrics {
             "analytics_leftovers",
             "Uncounted files deleted after a failure or a crash",
             metrics.leftovers.clone(),
+        );
+        registry.register(
+            "analytics_waiting",
+            "Posts that wait for the store to look up their authors",
+            metrics.waiting.clone(),
         );
         registry.register(
             "analytics_commit_seconds",

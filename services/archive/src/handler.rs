@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
 use herald_mesh::{Delivery, Disposition, Handler};
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, Posts};
+use herald_store::{Archived, Posts, Result, Users};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -34,6 +34,7 @@ impl Archive {
     ///
     /// After `shutdown` no message waits for the store any more.
     pub(crate) fn new(
+        users: Arc<dyn Users>,
         posts: Arc<dyn Posts>,
         metrics: Metrics,
         batch_max: usize,
@@ -41,7 +42,7 @@ impl Archive {
     ) -> Self {
         let (requests, queue) = mpsc::channel(batch_max);
         let stop = CancellationToken::new();
-        let writer = run_writer(posts, metrics, queue, batch_max, shutdown);
+        let writer = run_writer(users, posts, metrics, queue, batch_max, shutdown);
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(writer).await });
         Self {
@@ -71,6 +72,7 @@ impl Handler for Archive {
 }
 
 async fn run_writer(
+    users: Arc<dyn Users>,
     posts: Arc<dyn Posts>,
     metrics: Metrics,
     mut queue: mpsc::Receiver<ArchiveRequest>,
@@ -83,12 +85,22 @@ async fn run_writer(
             .drain(..)
             .map(|request| (request.entry, request.reply))
             .unzip();
-        let dispositions = archive_batch(&*posts, &metrics, &entries, &shutdown).await;
+        let dispositions = archive_batch((&*users, &*posts), &metrics, &entries, &shutdown).await;
         for (reply, disposition) in replies.into_iter().zip(dispositions) {
             // A dropped handler's message is redelivered, and archiving a post is idempotent.
             let _ = reply.send(disposition);
         }
     }
+}
+
+/// Writes entries; looks up authors whose keys the messages lack.
+async fn write((users, posts): (&dyn Users, &dyn Posts), entries: &[Archived]) -> Result<()> {
+    if !entries.iter().any(herald_posts::lacks_author) {
+        return posts.archive(entries).await;
+    }
+    let mut entries = entries.to_vec();
+    herald_posts::resolve_authors(users, &mut entries).await?;
+    posts.archive(&entries).await
 }
 
 /// Writes a batch and returns the disposition of each message. An entry with a permanent error is isolated; the rest of
@@ -97,14 +109,14 @@ async fn run_writer(
 /// While the store is away, the batch waits here: heartbeats keep its messages, they spend no attempts, and no more
 /// messages are pulled than fit into the queue.
 async fn archive_batch(
-    posts: &dyn Posts,
+    stores: (&dyn Users, &dyn Posts),
     metrics: &Metrics,
     entries: &[Archived],
     shutdown: &CancellationToken,
 ) -> Vec<Disposition> {
     let mut delay = WAIT_MIN;
     let written = loop {
-        let written = isolate(entries.len(), true, |part| posts.archive(&entries[part])).await;
+        let written = isolate(entries.len(), true, |part| write(stores, &entries[part])).await;
         match &written.stopped {
             Some(Classified::Transient(error)) if error.is_away() => {
                 if delay == WAIT_MIN {
@@ -148,7 +160,7 @@ mod tests {
     use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
     use herald_store::{
-        Error, ErrorKind, Result,
+        Error, ErrorKind,
         embedded::{Config, Embedded},
     };
 
@@ -220,6 +232,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_author_of_a_post_without_a_key_is_looked_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&Config {
+            data_dir: dir.path().into(),
+            disk_free_mb_min: 0,
+            ..Config::default()
+        })
+        .unwrap();
+        let stores = store.stores();
+        let ids = ["bob", "ann"].map(|id| UserId::new(id).unwrap());
+        let known = stores.users.intern(&ids[..1]).await.unwrap()[0];
+        let of = |id: u64, author: &UserId| match post(id) {
+            Archived::Created(post) => Archived::Created(Post {
+                author: herald_posts::NO_KEY,
+                author_id: author.clone(),
+                ..post
+            }),
+            deleted @ Archived::Deleted { .. } => deleted,
+        };
+        let entries = [of(1, &ids[1]), of(2, &ids[0]), of(3, &ids[1])];
+        let metrics = Shared::new().register(Metrics::new);
+        let running = CancellationToken::new();
+        let outcomes = archive_batch((&*stores.users, &*stores.posts), &metrics, &entries, &running).await;
+        assert_eq!(outcomes, [const { Disposition::Ack }; 3]);
+        let new = stores.users.find(&ids[1..]).await.unwrap()[0].unwrap();
+        for (author, posts) in [(known, vec![PostId(2)]), (new, vec![PostId(3), PostId(1)])] {
+            let found = stores.posts.newest_by_author(author, PostId(9), 9).await.unwrap();
+            assert_eq!(found, posts);
+        }
+        let repeated = stores.posts.find_by_request(new, "request 3").await.unwrap();
+        assert_eq!(repeated, Some(PostId(3)));
+    }
+
+    #[tokio::test]
     async fn posts_that_fail_permanently_are_isolated_from_their_batch() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(&Config {
@@ -233,12 +279,13 @@ mod tests {
             inner: store.stores().posts,
             faults: faults.to_vec(),
         };
+        let users = store.stores().users;
         let entries: Vec<Archived> = (1..=9).map(post).collect();
         let corrupt = Disposition::fault("corrupt row");
 
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
         let running = CancellationToken::new();
-        let outcomes = archive_batch(&posts, &metrics, &entries, &running).await;
+        let outcomes = archive_batch((&*users, &posts), &metrics, &entries, &running).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
                 3 => assert_eq!(*outcome, corrupt),
@@ -254,7 +301,7 @@ mod tests {
         let stopped = CancellationToken::new();
         stopped.cancel();
         let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
-        let outcomes = archive_batch(&posts, &metrics, &entries, &stopped).await;
+        let outcomes = archive_batch((&*users, &posts), &metrics, &entries, &stopped).await;
         assert_eq!(outcomes[0], Disposition::Ack);
         assert_eq!(outcomes[2], corrupt);
         assert_eq!(outcomes[8], Disposition::retry("corrupt row"));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
-use herald_store::Posts;
+use herald_store::{Posts, Users};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -29,6 +29,8 @@ pub struct Deps {
     pub mesh: Mesh,
     /// Streams and consumers.
     pub topology: Arc<Topology>,
+    /// User ids and their keys.
+    pub users: Arc<dyn Users>,
     /// Posts and request ids.
     pub posts: Arc<dyn Posts>,
     /// Metrics of the service.
@@ -49,11 +51,18 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let Deps {
         mesh,
         topology,
+        users,
         posts,
         metrics,
     } = deps;
     herald_posts::check_stream_matches_store(&mesh, &*posts).await?;
-    let archive = Arc::new(Archive::new(posts, metrics, config.batch_max, shutdown.clone()));
+    let archive = Arc::new(Archive::new(
+        users,
+        posts,
+        metrics,
+        config.batch_max,
+        shutdown.clone(),
+    ));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for (consumer, in_flight_max) in [
         (consumers::ARCHIVE, config.in_flight_max),

@@ -21,6 +21,8 @@ pub enum Error {
 pub(crate) enum ExpandError {
     #[error("followers can't be read from the graph service: {0}")]
     Graph(#[from] tonic::Status),
+    #[error("the key of the author can't be looked up: {0}")]
+    Author(#[source] herald_store::Error),
     #[error("the service stopped while the message waited")]
     Stopped,
     #[error("the graph service's stream of followers ended after {followers}, before its last page")]
@@ -38,10 +40,7 @@ impl ExpandError {
     pub(crate) fn is_wait(&self) -> bool {
         match self {
             Self::Graph(_) => self.is_transient(),
-            Self::Ledger(error) => matches!(
-                error.kind(),
-                herald_store::ErrorKind::Full | herald_store::ErrorKind::Unavailable
-            ),
+            Self::Author(error) | Self::Ledger(error) => error.is_away(),
             Self::Publish(error) => error.kind() == herald_mesh::ErrorKind::Full,
             Self::Stopped | Self::Truncated { .. } | Self::Page(_) => false,
         }
@@ -54,7 +53,7 @@ impl Classify for ExpandError {
             Self::Graph(status) => status::class(status),
             Self::Stopped | Self::Truncated { .. } => FailureClass::Transient,
             Self::Page(_) => FailureClass::Permanent,
-            Self::Ledger(error) => error.class(),
+            Self::Author(error) | Self::Ledger(error) => error.class(),
             Self::Publish(error) => error.class(),
         }
     }

@@ -1,14 +1,15 @@
 //! Expands one message: a post or a slice.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use herald_mesh::{Delivery, Disposition, Handler, Mesh, Subject};
-use herald_model::{Channel, FollowVersion, PostId, UserKey, time::Timestamp};
+use herald_model::{Channel, FollowVersion, PostId, UserId, UserKey, time::Timestamp};
+use herald_posts::{NO_KEY, author_key};
 use herald_proto::mesh_v1::{FanoutSlice, PostCreated, PushChunk, TimelineChunk};
-use herald_runtime::metrics::Gauge;
-use herald_store::{ChunkPlan, Ledger, SlicePlan};
+use herald_runtime::wait::Waiting;
+use herald_store::{ChunkPlan, Ledger, SlicePlan, Users};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,15 +19,13 @@ use crate::{
     error::ExpandError,
 };
 
-/// Bounds of the delay between two tries of a message that waits; it doubles.
-const WAIT_MIN: Duration = Duration::from_millis(250);
-const WAIT_MAX: Duration = Duration::from_secs(2);
-
 /// Expands posts and slices.
 pub(crate) struct Fanout {
     pub(crate) mesh: Mesh,
+    pub(crate) users: Arc<dyn Users>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) followers: Followers,
+    pub(crate) waiting: Waiting,
     pub(crate) metrics: Metrics,
     pub(crate) config: Config,
     /// Cancelled when the service stops.
@@ -40,39 +39,45 @@ impl Handler for Fanout {
             Ok(slice) => slice,
             Err(disposition) => return disposition,
         };
-        match self.expand_or_wait(&slice).await {
+        // While the graph service or the store is unavailable, or a stream or the disk is full, the message waits here.
+        let done = self.waiting.until_done(&self.stop, ExpandError::is_wait, || {
+            self.resolve_and_expand(&slice)
+        });
+        match done.await.unwrap_or(Err(ExpandError::Stopped)) {
             Ok(()) => Disposition::Ack,
             Err(error) => error.into(),
         }
     }
 }
 
-/// A waiting message. A metric counts them; the first and the last one are logged.
-struct Waiting<'a>(&'a Gauge);
-
-impl<'a> Waiting<'a> {
-    fn start(waiting: &'a Gauge, error: &ExpandError) -> Self {
-        if waiting.inc() == 0 {
-            tracing::warn!(%error, "posts wait in fan-out");
-        }
-        Self(waiting)
-    }
+/// A slice as the message has it.
+struct DecodedSlice {
+    slice: Slice,
+    /// The author of a message that lacks the author's key.
+    author_id: Option<UserId>,
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if self.0.dec() == 1 {
-            tracing::info!("no post waits in fan-out any more");
+impl From<Slice> for DecodedSlice {
+    fn from(slice: Slice) -> Self {
+        Self {
+            slice,
+            author_id: None,
         }
     }
 }
 
 /// Decodes a message. The error is the disposition of a message that can't be decoded.
-fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
+fn decode_slice(delivery: &Delivery) -> Result<DecodedSlice, Disposition> {
     match delivery.subject {
         Subject::PostCreated(lane) => {
             let post: PostCreated = delivery.decode()?;
-            Ok(Slice {
+            let author_id = if UserKey(post.author_key) == NO_KEY {
+                let id = UserId::from_stored(post.author_id);
+                Some(id.map_err(|error| Disposition::term(format_args!("author_id {error}")))?)
+            } else {
+                None
+            };
+            let slice = Slice {
                 post: PostId(delivery.sequence),
                 author: UserKey(post.author_key),
                 version: None,
@@ -81,7 +86,8 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
                 lane,
                 accepted_at: Timestamp(post.accepted_at_us),
                 push_ttl_seconds: post.push_ttl_seconds,
-            })
+            };
+            Ok(DecodedSlice { slice, author_id })
         }
         Subject::Slice(lane) => {
             let slice: FanoutSlice = delivery.decode()?;
@@ -94,7 +100,8 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
                 lane,
                 accepted_at: Timestamp(slice.accepted_at_us),
                 push_ttl_seconds: slice.push_ttl_seconds,
-            })
+            }
+            .into())
         }
         other => Err(Disposition::term(format_args!(
             "subject {other} is not handled by fan-out"
@@ -103,24 +110,14 @@ fn decode_slice(delivery: &Delivery) -> Result<Slice, Disposition> {
 }
 
 impl Fanout {
-    /// Expands a slice. While the graph service or the store is unavailable, or a stream or the disk is full, the message waits here:
-    /// heartbeats keep it, and it spends no attempt.
-    async fn expand_or_wait(&self, slice: &Slice) -> Result<(), ExpandError> {
-        let mut waiting = None;
-        let mut delay = WAIT_MIN;
-        loop {
-            match self.expand(slice).await {
-                Err(error) if error.is_wait() => {
-                    waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
-                }
-                done => return done,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = self.stop.cancelled() => return Err(ExpandError::Stopped),
-            }
-            delay = (2 * delay).min(WAIT_MAX);
+    /// Looks up the author of a message that lacks the author's key, then expands the slice.
+    async fn resolve_and_expand(&self, decoded: &DecodedSlice) -> Result<(), ExpandError> {
+        let mut slice = decoded.slice;
+        if let Some(id) = &decoded.author_id {
+            let author = author_key(&*self.users, slice.author, id).await;
+            slice.author = author.map_err(ExpandError::Author)?;
         }
+        self.expand(&slice).await
     }
 
     /// Writes the plan, publishes its chunks, then the next slice. The ledger keeps the plan of the first attempt and

@@ -24,7 +24,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
 use herald_model::Lane;
-use herald_store::Ledger;
+use herald_runtime::wait::Waiting;
+use herald_store::{Ledger, Users};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -45,6 +46,8 @@ pub struct Deps {
     pub topology: Arc<Topology>,
     /// The lanes whose messages are handled. Redriven messages of all lanes are handled in any case.
     pub lanes: Vec<Lane>,
+    /// User ids and their keys.
+    pub users: Arc<dyn Users>,
     /// Stores the plans.
     pub ledger: Arc<dyn Ledger>,
     /// Connection to the graph service.
@@ -65,6 +68,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         mesh,
         topology,
         lanes,
+        users,
         ledger,
         graph,
         metrics,
@@ -72,8 +76,10 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let mut workers = Workers::new(mesh.clone(), topology, &shutdown);
     let fanout = Arc::new(Fanout {
         mesh: mesh.clone(),
+        users,
         ledger,
         followers: Followers::new(graph),
+        waiting: Waiting::new("fan-out of posts", metrics.waiting.clone()),
         metrics,
         config: config.clone(),
         stop: workers.stop(),

@@ -25,7 +25,7 @@ use herald_model::{Post, PostId};
 use herald_posts::ReadError;
 use herald_rpc::status;
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, Posts};
+use herald_store::{Archived, Posts, Users};
 use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
@@ -54,6 +54,7 @@ pub(crate) struct ArchiveWatermark {
 /// Reads the watermark periodically and archives the messages that the store lacks.
 pub(crate) struct WatermarkReader {
     mesh: Mesh,
+    users: Arc<dyn Users>,
     posts: Arc<dyn Posts>,
     read_at: watch::Sender<Option<Instant>>,
     age_max: Duration,
@@ -110,7 +111,7 @@ impl ArchiveWatermark {
 }
 
 impl WatermarkReader {
-    pub(crate) fn new(mesh: Mesh, posts: Arc<dyn Posts>, topology: &Topology) -> Self {
+    pub(crate) fn new(mesh: Mesh, users: Arc<dyn Users>, posts: Arc<dyn Posts>, topology: &Topology) -> Self {
         let window = topology
             .stream(streams::POSTS)
             .map_or(Duration::ZERO, |stream| stream.dedupe_window);
@@ -121,6 +122,7 @@ impl WatermarkReader {
             .max(window / 4);
         Self {
             mesh,
+            users,
             posts,
             read_at: watch::Sender::new(None),
             age_max,
@@ -175,12 +177,13 @@ impl WatermarkReader {
             let entries: Vec<Archived> = batch.into_iter().filter_map(decode_entry).collect();
             let ids: Vec<PostId> = entries.iter().map(post_id).collect();
             let stored = self.posts.get(&ids).await?;
-            let missing: Vec<Archived> = entries
+            let mut missing: Vec<Archived> = entries
                 .into_iter()
                 .zip(stored)
                 .filter(|(entry, post)| !is_stored(entry, post.as_ref()))
                 .map(|(entry, _)| entry)
                 .collect();
+            herald_posts::resolve_authors(&*self.users, &mut missing).await?;
             self.posts.archive(&missing).await?;
         }
         Ok(())

@@ -4,9 +4,11 @@
 //! deliveries, and forwards calls to the graph, analytics and deadletter services.
 //!
 //! Steps of a post: [`grpc`] validates it, finds or assigns the key of its author, looks for an earlier post with the
-//! same request id, reads the author's follow version from the graph service (it fixes the recipients of the post), and
-//! publishes. The broker's acknowledgement makes the post durable, and then the caller is answered. The archive service
-//! writes the post to the store; until then the post is read from the stream.
+//! same request id, and publishes. The broker's acknowledgement makes the post durable, and then the caller is answered.
+//! The archive service writes the post to the store; until then the post is read from the stream.
+//!
+//! Accepting a post needs the broker alone. While the store is away, also from the start, the key of an author who is not
+//! cached is left to the readers of the post.
 
 mod adapters;
 mod archive_watermark;
@@ -19,11 +21,15 @@ mod live;
 mod metrics;
 mod post_checks;
 mod request_history;
+mod stream_guard;
 mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either};
 use herald_mesh::{Mesh, Topology};
 use herald_runtime::{health::Group, http::Readiness};
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
@@ -35,7 +41,10 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory};
+use crate::{
+    archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory,
+    stream_guard::StreamGuard,
+};
 
 /// Name of the readiness check that passes while the port accepts calls.
 pub const READY_CHECK: &str = "gateway";
@@ -81,8 +90,9 @@ pub struct Deps {
 /// What the gateway knows of the push service's VAPID identification (RFC 8292).
 #[derive(Debug, Clone)]
 pub struct Vapid {
-    /// The public key, base64url; part of the ListDevices response.
-    pub public_key: String,
+    /// The public key, base64url; part of the ListDevices response. Empty until a process that started without the store
+    /// knows it.
+    pub public_key: Arc<OnceLock<String>>,
     /// Whether pushes carry a contact of the operator. Some push services require it.
     pub has_subject: bool,
 }
@@ -115,9 +125,9 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     } = deps;
     let ready = readiness.flag(READY_CHECK);
-    herald_posts::check_stream_matches_store(&mesh, &*posts).await?;
+    let (stream_guard, pending_check) = StreamGuard::check(&mesh, &posts).await?;
 
-    let watermark_reader = WatermarkReader::new(mesh.clone(), posts.clone(), &topology);
+    let watermark_reader = WatermarkReader::new(mesh.clone(), users.clone(), posts.clone(), &topology);
     let archive_watermark = watermark_reader.archive_watermark();
     // Stopped after the last call has ended: DeletePost waits for a fresh watermark.
     let reading_stop = CancellationToken::new();
@@ -140,6 +150,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         posts.clone(),
         archive_watermark.clone(),
         request_history.clone(),
+        stream_guard.clone(),
         &readiness,
     );
 
@@ -154,6 +165,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger,
         archive_watermark,
         request_history,
+        stream_guard,
         graph,
         analytics,
         deadletter,
@@ -164,7 +176,18 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     };
     ready.set(true);
-    let served = grpc::serve(&config, service_deps, listener, shutdown).await;
+    let checked = async {
+        match pending_check {
+            Some(pending) => pending.run().await,
+            None => Ok(()),
+        }
+    };
+    let serving = Box::pin(grpc::serve(&config, service_deps, listener, shutdown));
+    let served = match futures::future::select(serving, std::pin::pin!(checked)).await {
+        Either::Left((served, _)) => served,
+        Either::Right((Ok(()), serving)) => serving.await,
+        Either::Right((Err(error), _)) => Err(error.into()),
+    };
     ready.set(false);
     served
 }

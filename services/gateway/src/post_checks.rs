@@ -7,11 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use herald_mesh::{Mesh, streams};
 use herald_runtime::{http::Readiness, telemetry::error_chain};
-use herald_store::Posts;
+use herald_store::{ErrorKind, Posts};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::{archive_watermark::ArchiveWatermark, request_history::RequestHistory};
+use crate::{
+    archive_watermark::ArchiveWatermark, request_history::RequestHistory, stream_guard::StreamGuard,
+};
 
 /// Space that the largest post takes in POSTS, bytes: 16 links and 16 media URLs of 2,048 bytes, the text, and the
 /// stream's overhead. With less space the stream counts as full.
@@ -30,6 +32,7 @@ pub(crate) struct PostChecks {
     posts: Arc<dyn Posts>,
     archive_watermark: ArchiveWatermark,
     request_history: RequestHistory,
+    stream_guard: StreamGuard,
     results: Arc<Results>,
 }
 
@@ -46,6 +49,7 @@ impl PostChecks {
         posts: Arc<dyn Posts>,
         archive_watermark: ArchiveWatermark,
         request_history: RequestHistory,
+        stream_guard: StreamGuard,
         readiness: &Readiness,
     ) -> Self {
         let results = Arc::new(Results {
@@ -54,7 +58,11 @@ impl PostChecks {
         });
         let (disk, posts_stream) = (results.clone(), results.clone());
         readiness.check("disk", move || disk.disk.lock().clone());
-        readiness.check("posts_stream", move || posts_stream.posts_stream.lock().clone());
+        let guard = stream_guard.clone();
+        readiness.check("posts_stream", move || {
+            guard.accepts_posts()?;
+            posts_stream.posts_stream.lock().clone()
+        });
         let (watermark, history) = (archive_watermark.clone(), request_history.clone());
         readiness.check("archive", move || check_archive(&watermark, &history));
         Self {
@@ -62,6 +70,7 @@ impl PostChecks {
             posts,
             archive_watermark,
             request_history,
+            stream_guard,
             results,
         }
     }
@@ -71,7 +80,11 @@ impl PostChecks {
         if self.archive_watermark.is_store_away() {
             self.request_history.want();
         }
-        let disk = self.posts.capacity().await.map_err(|error| error.to_string());
+        let disk = match self.posts.capacity().await {
+            Err(error) if error.kind() != ErrorKind::Unavailable => Err(error.to_string()),
+            // A store that can't be reached takes the posts later.
+            Ok(()) | Err(_) => Ok(()),
+        };
         store("disk", &self.results.disk, disk);
         // Without an answer the previous result stays; a lost connection is a check of its own.
         match timeout(CALL_TIMEOUT, self.mesh.stream_bytes(streams::POSTS)).await {
@@ -90,6 +103,7 @@ impl PostChecks {
     /// Whether posts are accepted, according to the latest results.
     pub(crate) fn accepts_posts(&self) -> bool {
         self.mesh.is_connected()
+            && self.stream_guard.accepts_posts().is_ok()
             && self.results.disk.lock().is_ok()
             && self.results.posts_stream.lock().is_ok()
             && check_archive(&self.archive_watermark, &self.request_history).is_ok()

@@ -1,9 +1,9 @@
 //! The requests that POSTS has, for the time when the store can't be asked.
 //!
 //! A repeated request is detected by the broker, within its dedupe window, or by the store. While the store is away, a
-//! request id that a caller has chosen could be one of a post that is older than the window. But POSTS names the request
-//! of each post in its message id, so the gateway reads the ids of the last day from there. It does so only while they
-//! are needed: a day of posts is some 100 MB to read.
+//! request id that a caller has chosen could be one of a post that is older than the window. But each message of POSTS has
+//! the author and the request id of its post, so the gateway reads those of the last day from there. It does so only while
+//! they are needed: a day of posts is some 100 MB to read.
 //!
 //! *Invariant:* a request that a fresh reading does not have was not accepted before the reading, and the broker detects
 //! one that was accepted since.
@@ -12,7 +12,7 @@ use std::{collections::HashMap, hash::BuildHasher as _, pin::pin, sync::Arc, tim
 
 use futures::TryStreamExt as _;
 use herald_mesh::{Mesh, RawMessage, streams};
-use herald_model::{PostId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, time::Timestamp};
 use herald_proto::mesh_v1::PostCreated;
 use herald_rpc::status;
 use herald_runtime::telemetry::error_chain;
@@ -111,7 +111,7 @@ impl RequestHistory {
     /// UNAVAILABLE when there is no fresh reading in time.
     pub(crate) async fn find(
         &self,
-        author: UserKey,
+        author: &UserId,
         request_id: &str,
     ) -> Result<(Option<PostId>, HistoryReading), Status> {
         let inner = &self.0;
@@ -122,7 +122,7 @@ impl RequestHistory {
             Ok(Ok(at)) => at.ok_or_else(store_away)?,
             Ok(Err(_)) | Err(_) => return Err(store_away()),
         };
-        let hash = inner.hash(&format!("{author}/{request_id}"));
+        let hash = inner.hash(author.as_str(), request_id);
         let post = inner.requests.lock().posts.get(&hash).copied();
         Ok((post.map(PostId), HistoryReading(at)))
     }
@@ -177,8 +177,8 @@ impl Inner {
         read_at.is_some_and(|at| at.elapsed() < self.age_max)
     }
 
-    fn hash(&self, id: &str) -> u64 {
-        self.hasher.hash_one(id)
+    fn hash(&self, author: &str, request_id: &str) -> u64 {
+        self.hasher.hash_one((author, request_id))
     }
 
     /// Adds the posts that came since the last call, up to the end of POSTS.
@@ -243,11 +243,8 @@ impl Inner {
 
     /// The hash of a post's request; `None` for a message that is no post, which the archive terminates.
     fn hash_of(&self, message: &RawMessage) -> Option<u64> {
-        if let Some(id) = message.id() {
-            return Some(self.hash(id));
-        }
         let post = message.decode::<PostCreated>().ok()?;
-        Some(self.hash(&format!("{}/{}", UserKey(post.author_key), post.request_id)))
+        Some(self.hash(&post.author_id, &post.request_id))
     }
 }
 
@@ -256,7 +253,8 @@ fn text(error: herald_mesh::Error) -> String {
     error_chain(&error)
 }
 
-fn store_away() -> Status {
+/// UNAVAILABLE: only the store can tell whether a request was accepted.
+pub(crate) fn store_away() -> Status {
     status::unavailable(
         "STORE_UNAVAILABLE",
         "the store is not available, so a duplicate of this request can't be excluded yet; retry later",

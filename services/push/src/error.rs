@@ -88,6 +88,13 @@ pub(crate) enum AttemptError {
     Permanent(String),
 }
 
+impl Error {
+    /// Whether the store can't be used now.
+    pub fn is_store_away(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_away())
+    }
+}
+
 impl AttemptError {
     /// Whether another worker has claimed the chunk.
     pub(crate) fn is_claimed(&self) -> bool {

@@ -105,7 +105,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     } = deps;
     let handler = Arc::new(PushHandler {
         dispatcher: Arc::new(Dispatcher::new(&config, vapid, metrics.clone())?),
-        posts: PostReader::new(posts, mesh.clone()),
+        posts: PostReader::new(users.clone(), posts, mesh.clone()),
         mesh: mesh.clone(),
         users,
         devices,

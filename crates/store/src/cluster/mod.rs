@@ -5,6 +5,7 @@
 //! Processes hold no state beyond bounded caches of rows that never change.
 
 mod config;
+mod opening;
 pub(crate) mod postgres;
 mod secret;
 mod timelines;
@@ -20,6 +21,7 @@ use futures::FutureExt;
 use herald_model::{PostId, UserKey};
 
 pub use config::{Config, PostgresConfig};
+pub use opening::Opening;
 pub use postgres::Migrated;
 pub(crate) use postgres::{Attempt, Postgres};
 use postgres::{
@@ -30,7 +32,7 @@ pub use secret::SecretUrl;
 use timelines::ClusterTimelines;
 pub use timelines::TimelinesConfig;
 
-use crate::{Leases, Result, Stores};
+use crate::{Leases, Result, Retention, Stores, later::RecordStores};
 
 /// The open cluster engine.
 pub struct Cluster {
@@ -51,10 +53,15 @@ impl Cluster {
     /// configuration is, or if Valkey would drop timelines.
     /// [`Invalid`](crate::ErrorKind::Invalid), too, while data of an embedded store is being moved into the database.
     pub async fn open(config: &Config) -> Result<Self> {
+        let postgres = Self::open_postgres(config).await?;
+        Self::open_on(postgres, config).await
+    }
+
+    async fn open_postgres(config: &Config) -> Result<Postgres> {
         let postgres = Postgres::connect(&config.url, &config.postgres).await?;
         postgres.migrate().await?;
         postgres.check_moved().await?;
-        Self::open_on(postgres, config).await
+        Ok(postgres)
     }
 
     /// Opens the engine to move the data of an embedded store into it.
@@ -136,45 +143,88 @@ fn stores(
     timelines: &Arc<ClusterTimelines>,
     leases: Arc<dyn Leases>,
 ) -> Stores {
-    let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(3_600));
-    let follows = Arc::new(PostgresFollows::new(
-        postgres,
-        hours(config.follow_history_keep_hours),
-        hours(config.timeline_keep_days.saturating_mul(24)),
-    ));
-    let posts = Arc::new(PostgresPosts::new(
-        postgres,
-        &config.postgres,
-        hours(config.request_keep_hours),
-    ));
-    let view = Arc::clone(timelines);
-    let raise_oldest_shown = move |post: PostId| {
-        let view = Arc::clone(&view);
-        async move { view.raise_oldest_kept(post).await }.boxed()
-    };
-    let retention = PostgresRetention::new(
-        postgres,
-        config,
-        Arc::clone(&follows),
-        Arc::clone(&posts),
-        Box::new(raise_oldest_shown),
-    );
+    let retained = Retained::new(config, postgres);
+    let records = record_stores(config, postgres, &retained, leases);
     Stores {
-        users: Arc::new(PostgresUsers::new(postgres, config.users_cache_mb << 20)),
-        follows,
-        posts,
-        devices: Arc::new(PostgresDevices::new(postgres)),
-        preferences: Arc::new(PostgresPreferences::new(postgres)),
+        users: records.users,
+        follows: records.follows,
+        posts: records.posts,
+        devices: records.devices,
+        preferences: records.preferences,
         timelines: timelines.clone(),
-        ledger: Arc::new(PostgresLedger::new(postgres.clone())),
-        totals: Arc::new(PostgresTotals::new(postgres.clone())),
-        dead_letters: Arc::new(PostgresDeadLetters::new(postgres.clone())),
-        leases,
-        retention: Arc::new(retention),
+        ledger: records.ledger,
+        totals: records.totals,
+        dead_letters: records.dead_letters,
+        leases: records.leases,
+        retention: retained.retention(config, postgres, timelines),
         health: Arc::new(Health {
             postgres: postgres.clone(),
             timelines: Arc::clone(timelines),
         }),
+    }
+}
+
+/// The stores that need PostgreSQL alone.
+fn record_stores(
+    config: &Config,
+    postgres: &Postgres,
+    retained: &Retained,
+    leases: Arc<dyn Leases>,
+) -> RecordStores {
+    RecordStores {
+        users: Arc::new(PostgresUsers::new(postgres, config.users_cache_mb << 20)),
+        follows: Arc::clone(&retained.follows) as _,
+        posts: Arc::clone(&retained.posts) as _,
+        devices: Arc::new(PostgresDevices::new(postgres)),
+        preferences: Arc::new(PostgresPreferences::new(postgres)),
+        ledger: Arc::new(PostgresLedger::new(postgres.clone())),
+        totals: Arc::new(PostgresTotals::new(postgres.clone())),
+        dead_letters: Arc::new(PostgresDeadLetters::new(postgres.clone())),
+        leases,
+    }
+}
+
+/// The stores that retention trims itself.
+struct Retained {
+    follows: Arc<PostgresFollows>,
+    posts: Arc<PostgresPosts>,
+}
+
+impl Retained {
+    fn new(config: &Config, postgres: &Postgres) -> Self {
+        let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(3_600));
+        Self {
+            follows: Arc::new(PostgresFollows::new(
+                postgres,
+                hours(config.follow_history_keep_hours),
+                hours(config.timeline_keep_days.saturating_mul(24)),
+            )),
+            posts: Arc::new(PostgresPosts::new(
+                postgres,
+                &config.postgres,
+                hours(config.request_keep_hours),
+            )),
+        }
+    }
+
+    fn retention(
+        &self,
+        config: &Config,
+        postgres: &Postgres,
+        timelines: &Arc<ClusterTimelines>,
+    ) -> Arc<dyn Retention> {
+        let view = Arc::clone(timelines);
+        let raise_oldest_shown = move |post: PostId| {
+            let view = Arc::clone(&view);
+            async move { view.raise_oldest_kept(post).await }.boxed()
+        };
+        Arc::new(PostgresRetention::new(
+            postgres,
+            config,
+            Arc::clone(&self.follows),
+            Arc::clone(&self.posts),
+            Box::new(raise_oldest_shown),
+        ))
     }
 }
 

@@ -1,6 +1,6 @@
 //! AnalyticsService.
 
-use herald_model::Channel;
+use herald_model::{Channel, PostId};
 use herald_proto::v1::analytics_service_client::AnalyticsServiceClient;
 use herald_proto::v1::{GetPostStatsRequest, GetTotalsRequest};
 use prost_types::Timestamp;
@@ -22,6 +22,17 @@ fn bad_field(status: &tonic::Status) -> String {
     status.get_details_bad_request().unwrap().field_violations[0]
         .field
         .clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_without_the_key_of_its_author_is_counted() {
+    let harness = Harness::start().await;
+    let post = harness.post_with_key(0, HOUR).await;
+    let running = harness.run(harness.config(), harness.stores.totals.clone()).await;
+    harness.wait_until_acknowledged().await;
+    let totals = harness.stores.totals.post_totals(PostId(post)).await.unwrap();
+    assert_eq!(totals.unwrap().author, harness.author().await);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use herald_analytics::{Config, Deps, Error, Metrics, run};
 use herald_local_nats::Server;
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig, consumers, streams};
 use herald_model::time::Timestamp;
-use herald_model::{Channel, Lane, UserId};
+use herald_model::{Channel, Lane, UserId, UserKey};
 use herald_proto::mesh_v1::{DeliveriesSettled, PostCreated, PostDeleted, SettledChunk};
 use herald_runtime::metrics::Shared;
 use herald_store::embedded::{self, Embedded};
@@ -185,14 +185,23 @@ impl Harness {
 
     /// Publishes a post of "ann" with a time of acceptance, and returns its id.
     pub(crate) async fn post(&self, accepted_at_us: i64) -> u64 {
-        let author = self
-            .stores
+        let author = self.author().await.0;
+        self.post_with_key(author, accepted_at_us).await
+    }
+
+    /// The key of "ann".
+    pub(crate) async fn author(&self) -> UserKey {
+        self.stores
             .users
             .intern(&[UserId::new("ann").unwrap()])
             .await
-            .unwrap()[0];
+            .unwrap()[0]
+    }
+
+    /// Publishes a post of "ann" whose message has this key of the author.
+    pub(crate) async fn post_with_key(&self, author_key: u32, accepted_at_us: i64) -> u64 {
         let post = PostCreated {
-            author_key: author.0,
+            author_key,
             author_id: "ann".into(),
             text: "hello".into(),
             links: vec!["https://example.org".into()],

@@ -5,6 +5,7 @@ use std::time::Duration;
 use herald_fanout::Config;
 use herald_mesh::{consumers, streams};
 use herald_model::{Lane, UserKey};
+use herald_proto::mesh_v1::TimelineChunk;
 
 use crate::harness::{World, until};
 
@@ -43,6 +44,19 @@ async fn posts_wait_for_the_graph_service_and_spend_no_attempt() {
             "{consumer} delivered its post again"
         );
     }
+}
+
+#[tokio::test]
+async fn a_post_without_the_key_of_its_author_reaches_the_followers() {
+    let world = World::start(Config::default()).await;
+    let users = world.users(3).await;
+    world.follow(users[0], &users[1..]).await;
+    let post = world.post_of(UserKey(0), "user 0", Lane::Normal).await;
+    until(async || world.mesh.last_sequence(streams::TIMELINE).await.unwrap() == 1).await;
+    assert_eq!(world.chunks().await, [(post.0, users[1..].to_vec())]);
+    let message = world.mesh.message(streams::TIMELINE, 1).await.unwrap();
+    let chunk: TimelineChunk = message.unwrap().decode().unwrap();
+    assert_eq!(UserKey(chunk.author_key), users[0]);
 }
 
 #[tokio::test]

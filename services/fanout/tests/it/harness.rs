@@ -79,6 +79,7 @@ impl World {
             mesh: mesh.clone(),
             topology,
             lanes: herald_model::Lane::ALL.into(),
+            users: stores.users.clone(),
             ledger: ledger(stores.ledger.clone()),
             graph: Endpoint::from_shared(format!("http://{graph_address}"))
                 .unwrap()
@@ -114,9 +115,14 @@ impl World {
 
     /// Publishes a post of an author; returns its id.
     pub(crate) async fn post(&self, author: UserKey, lane: Lane) -> PostId {
+        self.post_of(author, "author", lane).await
+    }
+
+    /// Publishes a post whose message has this key and this id of the author; returns its id.
+    pub(crate) async fn post_of(&self, author: UserKey, author_id: &str, lane: Lane) -> PostId {
         let post = PostCreated {
             author_key: author.0,
-            author_id: "author".into(),
+            author_id: author_id.into(),
             ..PostCreated::default()
         };
         let published = self.mesh.publish(Subject::PostCreated(lane), None, &post).await;

@@ -287,6 +287,10 @@ impl DeviceService for DeviceApi {
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         let user_id = request.into_inner().user_id;
         let user = fields::user_id("user_id", user_id.as_str())?;
+        let vapid_public_key = self.vapid.public_key.get().cloned().ok_or_else(|| {
+            let message = "the VAPID key is not known until the store can be reached; retry later";
+            status::unavailable("STORE_UNAVAILABLE", message)
+        })?;
         let devices = match super::find_user(&*self.users, user).await? {
             None => Vec::new(),
             Some(user) => {
@@ -304,7 +308,7 @@ impl DeviceService for DeviceApi {
         };
         Ok(Response::new(v1::ListDevicesResponse {
             devices,
-            vapid_public_key: self.vapid.public_key.clone(),
+            vapid_public_key,
         }))
     }
 }

@@ -28,8 +28,15 @@ use tonic::{
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::{
-    admission::AdmissionLayer, delivery::DeliveryApi, device::DeviceApi, health::Health, mesh::MeshApi,
-    message_size::MessageSizeLayer, post::PostApi, preference::PreferenceApi, submit::Submitter,
+    admission::AdmissionLayer,
+    delivery::DeliveryApi,
+    device::DeviceApi,
+    health::Health,
+    mesh::MeshApi,
+    message_size::MessageSizeLayer,
+    post::PostApi,
+    preference::PreferenceApi,
+    submit::{Authors, Submitter},
     timeline::TimelineApi,
 };
 use crate::{
@@ -40,6 +47,7 @@ use crate::{
     live::Hub,
     post_checks::PostChecks,
     request_history::RequestHistory,
+    stream_guard::StreamGuard,
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -59,6 +67,7 @@ pub(crate) struct ServiceDeps {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) request_history: RequestHistory,
+    pub(crate) stream_guard: StreamGuard,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
@@ -140,6 +149,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         ledger,
         archive_watermark,
         request_history,
+        stream_guard,
         graph,
         analytics,
         deadletter,
@@ -149,7 +159,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         draining: _,
         metrics,
     } = deps;
-    let reader = PostReader::new(posts.clone(), mesh.clone());
+    let reader = PostReader::new(users.clone(), posts.clone(), mesh.clone());
     let feed = Feed::new(timelines, preferences.clone(), reader.clone(), metrics.clone());
     let hub = Hub::new(
         mesh.clone(),
@@ -157,15 +167,17 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         config.watchers_max,
         config.watch_queue_max,
     );
-    let submitter = Submitter::new(
-        users.clone(),
-        posts.clone(),
-        mesh.clone(),
-        reader.clone(),
-        archive_watermark.clone(),
+    let submitter = Submitter {
+        users: users.clone(),
+        posts: posts.clone(),
+        mesh: mesh.clone(),
+        reader: reader.clone(),
+        archive_watermark: archive_watermark.clone(),
         request_history,
+        stream_guard,
+        authors: Authors::default(),
         metrics,
-    );
+    };
     let posts_api = PostApi {
         users: users.clone(),
         posts,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use herald_mesh::{Mesh, Subject};
 use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
-use herald_posts::{PostReader, ReadError};
+use herald_posts::{NO_KEY, PostReader, ReadError};
 use herald_proto::{mesh_v1, v1};
 use herald_rpc::{fields::Violations, status};
 use herald_store::{ErrorKind, Posts, Users};
@@ -17,7 +17,8 @@ use crate::{
     archive_watermark::{ArchiveWatermark, WatermarkReading},
     domain,
     error::read_error_to_status,
-    request_history::{HistoryReading, RequestHistory},
+    request_history::{self, HistoryReading, RequestHistory},
+    stream_guard::StreamGuard,
 };
 
 /// Maximum number of authors whose keys are cached, some 10 MB.
@@ -89,9 +90,14 @@ pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
 
 impl NewPost {
     /// The message that the post is published as.
-    fn into_message(self, author: UserKey, request_id: String, at: Timestamp) -> mesh_v1::PostCreated {
+    fn into_message(
+        self,
+        author: Option<UserKey>,
+        request_id: String,
+        at: Timestamp,
+    ) -> mesh_v1::PostCreated {
         mesh_v1::PostCreated {
-            author_key: author.0,
+            author_key: author.unwrap_or(NO_KEY).0,
             author_id: self.author.into_string(),
             request_id,
             text: self.text,
@@ -129,10 +135,11 @@ fn changed_fields(post: &mesh_v1::PostCreated, original: &Post) -> Vec<&'static 
     changed.map(|(field, _)| field).collect()
 }
 
-/// A validated post with its author's key, ready to be published.
+/// A validated post, ready to be published.
 struct ReadyPost {
     new: NewPost,
-    author: UserKey,
+    /// The key of the author; `None`: the readers of the post look it up.
+    author: Option<UserKey>,
     request_id: String,
     /// What shows that there is no post with this request id.
     evidence: Evidence,
@@ -181,42 +188,31 @@ impl From<AcceptedPost> for v1::SubmitPostResponse {
     }
 }
 
+/// The keys of authors that the gateway knows. A key never changes. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Authors(Cache<UserId, UserKey>);
+
+impl Default for Authors {
+    fn default() -> Self {
+        Self(Cache::new(AUTHORS_MAX))
+    }
+}
+
 /// Accepts posts. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Submitter {
-    users: Arc<dyn Users>,
-    posts: Arc<dyn Posts>,
-    mesh: Mesh,
-    reader: PostReader,
-    archive_watermark: ArchiveWatermark,
-    request_history: RequestHistory,
-    /// Keys of authors, so that known authors can post while the store is away. A key never changes.
-    authors: Cache<UserId, UserKey>,
-    metrics: Metrics,
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) posts: Arc<dyn Posts>,
+    pub(crate) mesh: Mesh,
+    pub(crate) reader: PostReader,
+    pub(crate) archive_watermark: ArchiveWatermark,
+    pub(crate) request_history: RequestHistory,
+    pub(crate) stream_guard: StreamGuard,
+    pub(crate) authors: Authors,
+    pub(crate) metrics: Metrics,
 }
 
 impl Submitter {
-    pub(crate) fn new(
-        users: Arc<dyn Users>,
-        posts: Arc<dyn Posts>,
-        mesh: Mesh,
-        reader: PostReader,
-        archive_watermark: ArchiveWatermark,
-        request_history: RequestHistory,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            users,
-            posts,
-            mesh,
-            reader,
-            archive_watermark,
-            request_history,
-            authors: Cache::new(AUTHORS_MAX),
-            metrics,
-        }
-    }
-
     /// Accepts one post.
     pub(crate) async fn submit(&self, request: v1::SubmitPostRequest) -> Result<AcceptedPost, Status> {
         self.publish(self.prepare(request).await).await
@@ -262,6 +258,7 @@ impl Submitter {
     }
 
     async fn choose_next_step(&self, new: NewPost) -> Result<NextStep, Status> {
+        self.stream_guard.admit()?;
         match self.posts.capacity().await {
             Err(error) if error.kind() != ErrorKind::Unavailable => return Err(status::from_store(&error)),
             // A store that can't be reached takes the post later.
@@ -274,7 +271,7 @@ impl Submitter {
                 (request_id.clone(), Evidence::Generated)
             }
             Some(request_id) => {
-                let (original, evidence) = self.find_original(author, request_id).await?;
+                let (original, evidence) = self.find_original(&new.author, author, request_id).await?;
                 if let Some(id) = original {
                     let (lane, request_id) = (new.lane, request_id.clone());
                     let repeated = new.into_message(author, request_id, Timestamp::now());
@@ -292,25 +289,40 @@ impl Submitter {
         })))
     }
 
-    async fn author_key(&self, author: &UserId) -> Result<UserKey, Status> {
-        if let Some(key) = self.authors.get(author) {
-            return Ok(key);
+    /// The key of an author; `None` if it is not cached and the store is away: then the readers of the post look it up.
+    async fn author_key(&self, author: &UserId) -> Result<Option<UserKey>, Status> {
+        if let Some(key) = self.authors.0.get(author) {
+            return Ok(Some(key));
         }
-        let key = super::intern_user(&*self.users, author.clone()).await?;
-        self.authors.insert(author.clone(), key);
-        Ok(key)
+        // A store that hangs would take the caller's deadline.
+        if self.archive_watermark.is_store_away() {
+            return Ok(None);
+        }
+        match herald_posts::author_key(&*self.users, NO_KEY, author).await {
+            Ok(key) => {
+                self.authors.0.insert(author.clone(), key);
+                Ok(Some(key))
+            }
+            Err(error) if error.is_away() => {
+                self.archive_watermark.note_store_away();
+                Ok(None)
+            }
+            Err(error) => Err(status::from_store(&error)),
+        }
     }
 
     /// Finds the post of a request. The broker detects duplicates within its dedupe window, the store for 24 hours; while
     /// the store is away, the history of POSTS does.
     async fn find_original(
         &self,
-        author: UserKey,
+        author_id: &UserId,
+        author: Option<UserKey>,
         request_id: &str,
     ) -> Result<(Option<PostId>, Evidence), Status> {
         // A store that hangs would take the caller's deadline.
-        let use_store = !(self.archive_watermark.is_store_away() && self.request_history.is_fresh());
-        let away = if use_store {
+        let use_history = self.archive_watermark.is_store_away() && self.request_history.is_fresh();
+        // The store knows requests by the author's key.
+        let away = if let Some(author) = author.filter(|_| !use_history) {
             match self.archive_watermark.wait_until_fresh().await {
                 Ok(reading) => match self.posts.find_by_request(author, request_id).await {
                     Ok(original) => return Ok((original, Evidence::Store(reading))),
@@ -324,11 +336,11 @@ impl Submitter {
                 Err(behind) => return Err(behind),
             }
         } else {
-            status::unavailable("ARCHIVE_BEHIND", "the archive lags behind POSTS; retry later")
+            request_history::store_away()
         };
         let (original, reading) = self
             .request_history
-            .find(author, request_id)
+            .find(author_id, request_id)
             .await
             .map_err(|_| away.clone())?;
         let Some(id) = original else {
@@ -337,7 +349,7 @@ impl Submitter {
         // Two requests can have the same hash.
         let post = self.reader.read_accepted(id).await;
         let post = post.map_err(|e| read_error_to_status(&e))?;
-        let is_original = |post: &Post| post.author == author && post.request_id == request_id;
+        let is_original = |post: &Post| post.author_id == *author_id && post.request_id == request_id;
         if post.as_ref().is_some_and(is_original) {
             Ok((Some(id), Evidence::History(reading)))
         } else {
@@ -362,7 +374,8 @@ impl Submitter {
         let message_id = if herald_failpoints::negative_control!("gateway.random-ids") {
             Uuid::new_v4().to_string()
         } else {
-            format!("{author}/{request_id}")
+            // Gateways that know the author's key, and those that don't, must name a request in the same way.
+            format!("{}/{request_id}", new.author.as_str())
         };
         let lane = new.lane;
         let created = new.into_message(author, request_id, at);

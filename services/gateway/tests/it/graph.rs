@@ -42,7 +42,7 @@ impl TestGraph {
             state.stalled
         };
         if stalled {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -1,6 +1,9 @@
 //! A gateway with a real nats-server, the embedded store, the archive service and a fake graph service.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use herald_gateway::{Config, Deps, Error, Metrics, Vapid};
 use herald_local_nats::{Config as ServerConfig, Server};
@@ -197,7 +200,7 @@ impl World {
             analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             vapid: Vapid {
-                public_key: "the-vapid-key".into(),
+                public_key: Arc::new(OnceLock::from("the-vapid-key".to_owned())),
                 has_subject: false,
             },
             readiness: self.readiness.clone(),
@@ -208,6 +211,7 @@ impl World {
         let archive = herald_archive::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
+            users: self.stores.users.clone(),
             posts: self.stores.posts.clone(),
             metrics: Shared::new().register(herald_archive::Metrics::new),
         };

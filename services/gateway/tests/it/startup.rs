@@ -9,7 +9,7 @@ use herald_store::Archived;
 
 use crate::harness::{Setup, World, with_timeout};
 
-fn post(id: u64) -> Post {
+pub(crate) fn post(id: u64) -> Post {
     Post {
         id: PostId(id),
         author: UserKey(1),

@@ -6,14 +6,20 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
+use herald_gateway::Error;
 use herald_mesh::TopologyConfig;
 use herald_model::{Post, PostId, UserId, UserKey};
+use herald_posts::StreamError;
 use herald_proto::v1;
-use herald_store::{Archived, Error, ErrorKind, Posts, Result, Users};
+use herald_store::{Archived, ErrorKind, Posts, Result, Stores, Users};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Setup, World, reason, submit, wait_until};
+use crate::{
+    harness::{Setup, World, reason, submit, wait_until, with_timeout},
+    startup::post,
+};
 
 /// A store that can be away.
 #[derive(Default)]
@@ -22,7 +28,10 @@ struct Switch(AtomicBool);
 impl Switch {
     fn check(&self) -> Result<()> {
         if self.0.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::Unavailable, "the database is away"));
+            return Err(herald_store::Error::new(
+                ErrorKind::Unavailable,
+                "the database is away",
+            ));
         }
         Ok(())
     }
@@ -152,8 +161,26 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     let reused = send(request("other", BEFORE)).await.unwrap_err();
     assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
 
+    // So is an author whose key the gateway does not know, also with a request id, and also once the broker has forgotten.
+    let stranger = |text: &str, request_id: &str| v1::SubmitPostRequest {
+        request_id: request_id.into(),
+        ..submit("stranger", text)
+    };
+    send(stranger("generated", "")).await.unwrap();
+    let unknown = send(stranger("chosen", CHOSEN)).await.unwrap().into_inner();
+    assert!(!unknown.duplicate);
+    let again = send(stranger("chosen", CHOSEN)).await.unwrap().into_inner();
+    assert_eq!((again.post_id, again.duplicate), (unknown.post_id, true));
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let mut again = None;
+    wait_until("a repeated request is answered", async || {
+        again = send(stranger("chosen", CHOSEN)).await.ok();
+        again.is_some()
+    })
+    .await;
+    assert_eq!(again.unwrap().into_inner().post_id, unknown.post_id);
+
     // What needs the store is answered when it is back.
-    let unknown = send(submit("stranger", "text")).await.unwrap_err();
     let list = v1::ListPostsRequest {
         author_id: "107".into(),
         ..v1::ListPostsRequest::default()
@@ -163,7 +190,7 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
         post_id: before.post_id,
     };
     let got = world.posts().get_post(get).await.unwrap_err();
-    for status in [unknown, read, got] {
+    for status in [read, got] {
         assert_eq!(
             (status.code(), reason(&status).as_str()),
             (Code::Unavailable, "STORE_UNAVAILABLE")
@@ -172,13 +199,56 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     }
 
     switch.turn(false);
-    wait_until("the store is used again", async || {
-        send(submit("stranger", "text")).await.is_ok()
-    })
-    .await;
+    world.wait_until_archived().await;
+    let found = world.key("stranger").await;
+    let archived = world.stores.posts.get(&[PostId(unknown.post_id)]).await.unwrap();
+    assert_eq!(archived[0].as_ref().unwrap().author, found);
+    // The key is known now, and the store finds the request by it.
+    let again = send(stranger("chosen", CHOSEN)).await.unwrap().into_inner();
+    assert_eq!((again.post_id, again.duplicate), (unknown.post_id, true));
     let again = send(request("chosen", CHOSEN)).await.unwrap().into_inner();
     assert_eq!((again.post_id, again.duplicate), (chosen.post_id, true));
     world.stop().await.unwrap();
+}
+
+/// POSTS is empty beside a store with posts: new posts would have the ids of old ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_another_stream_is_refused_when_it_is_back() {
+    let switch = Arc::new(Switch::default());
+    let (posts, before) = (switch.clone(), switch.clone());
+    let before = |stores: Stores| {
+        async move {
+            let old = Archived::Created(post(9));
+            stores.posts.archive(&[old]).await.unwrap();
+            before.turn(true);
+        }
+        .boxed()
+    };
+    let world = World::start_with(Setup {
+        wrap_posts: Some(Box::new(|inner| Arc::new(AwayPosts(inner, posts)))),
+        before: Some(Box::new(before)),
+        await_ready: false,
+        ..Setup::default()
+    })
+    .await;
+    let mut refused = None;
+    wait_until("the gateway serves calls", async || {
+        let answer = world.posts().submit_post(submit("107", "text")).await;
+        refused = answer
+            .err()
+            .filter(|status| status.message().contains("POSTS is empty"));
+        refused.is_some()
+    })
+    .await;
+    assert_eq!(reason(&refused.unwrap()), "STORE_UNAVAILABLE");
+    assert_eq!(world.readiness.failing()[0].name, "posts_stream");
+    switch.turn(false);
+    let ended = with_timeout("the gateway ends", world.gateway).await;
+    let error = ended.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::Stream(StreamError::ForeignStore { .. })),
+        "{error:?}"
+    );
 }
 
 /// POSTS was made again or purged within the retention of request ids, so it does not tell whether a request was accepted.

@@ -3,7 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use herald_store::{Stores, cluster::Cluster, embedded::Embedded};
+use herald_runtime::telemetry::error_chain;
+use herald_store::{
+    Stores,
+    cluster::{Cluster, Opening},
+    embedded::Embedded,
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{Config, roles::Roles};
 
@@ -16,19 +22,30 @@ pub(super) enum Engine {
     Cluster(Arc<Cluster>),
     /// None: no role of the process uses the store.
     Absent,
+    /// The same, not open yet, because a server is away.
+    Opening(Arc<Opening>),
 }
 
 impl Engine {
     /// Opens the engine that the configuration names. Creates or migrates what is missing.
+    ///
+    /// A gateway accepts posts without the store, so a process that is nothing else starts while the store is away.
     pub(super) async fn open(config: &Config, roles: &Roles) -> Result<Self> {
         if !roles.use_store() {
             return Ok(Self::Absent);
         }
         if config.store.is_cluster() {
-            let cluster = Cluster::open(&config.cluster())
-                .await
-                .context("can't open the store")?;
-            return Ok(Self::Cluster(Arc::new(cluster)));
+            return match Cluster::open(&config.cluster()).await {
+                Ok(cluster) => Ok(Self::Cluster(Arc::new(cluster))),
+                Err(error) if error.is_away() && roles.is_gateway_alone() => {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "the store can't be opened yet; the gateway starts without it"
+                    );
+                    Ok(Self::Opening(Arc::new(Opening::new(config.cluster(), &error))))
+                }
+                Err(error) => Err(anyhow::Error::new(error).context("can't open the store")),
+            };
         }
         // Its lock stops a second server before that touches the broker's files.
         let embedded = config.store.embedded(&config.data_dir);
@@ -41,8 +58,24 @@ impl Engine {
         match self {
             Self::Embedded(store) => Some(store.stores()),
             Self::Cluster(store) => Some(store.stores()),
+            Self::Opening(store) => Some(store.stores()),
             Self::Absent => None,
         }
+    }
+
+    /// Opens an engine that is not open yet, and returns after the shutdown. `None` for an engine that is open.
+    pub(super) fn finish_opening(
+        &self,
+        shutdown: CancellationToken,
+    ) -> Option<impl Future<Output = herald_store::Result<()>> + use<>> {
+        let Self::Opening(store) = self else { return None };
+        let store = Arc::clone(store);
+        Some(async move {
+            let opened = shutdown.run_until_cancelled(store.open()).await;
+            opened.unwrap_or(Ok(()))?;
+            shutdown.cancelled().await;
+            Ok(())
+        })
     }
 
     /// Closes the engine, after the services have stopped.
@@ -50,6 +83,10 @@ impl Engine {
         match self {
             Self::Embedded(store) => store.close().context("can't close the store"),
             Self::Cluster(store) => {
+                store.close().await;
+                Ok(())
+            }
+            Self::Opening(store) => {
                 store.close().await;
                 Ok(())
             }

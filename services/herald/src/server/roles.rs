@@ -141,6 +141,11 @@ impl Roles {
         self.0.contains(&role)
     }
 
+    /// Whether the process has the gateway and nothing else.
+    pub(super) fn is_gateway_alone(&self) -> bool {
+        self.has(Role::Gateway) && self.0.len() == 1
+    }
+
     /// The roles in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Role> {
         self.0.iter().copied()

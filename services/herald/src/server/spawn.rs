@@ -1,6 +1,6 @@
 //! Spawns the services of the roles.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use herald_mesh::{Mesh, Topology};
@@ -153,6 +153,7 @@ impl Parts {
         let deps = herald_archive::Deps {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
+            users: self.stores()?.users.clone(),
             posts: self.stores()?.posts.clone(),
             metrics: self.metrics.register(herald_archive::Metrics::new),
         };
@@ -166,6 +167,7 @@ impl Parts {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             lanes: self.lanes(),
+            users: self.stores()?.users.clone(),
             ledger: self.stores()?.ledger.clone(),
             graph: channels.to(Role::Graph)?,
             metrics: self.metrics.register(herald_fanout::Metrics::new),
@@ -215,7 +217,7 @@ impl Parts {
         services: &mut Services,
         listener: TcpListener,
         channels: &Channels,
-        vapid_public_key: String,
+        vapid_public_key: Arc<OnceLock<String>>,
     ) -> Result<()> {
         let stores = self.stores()?.clone();
         let deps = herald_gateway::Deps {

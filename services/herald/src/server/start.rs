@@ -3,7 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -36,6 +36,8 @@ use super::{
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Limit for the process to become ready, after it serves calls.
 const ACCEPTS_LIMIT: Duration = Duration::from_secs(2);
+/// Delay before the next attempt to find the VAPID key while the store is away.
+const VAPID_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Interval at which readiness is polled.
 const READY_INTERVAL: Duration = Duration::from_millis(5);
 /// Limit for closing the store, which is after the drain limit.
@@ -200,11 +202,17 @@ impl Server {
         };
         let mut gateway_services = Services::new();
         let mut workers = Services::new();
+        let opening = engine.finish_opening(workers.shutdown());
+        let is_open = opening.is_none();
+        if let Some(opening) = opening {
+            workers.spawn("store", opening);
+        }
         let ports = Ports { grpc, internal_grpc };
         Box::pin(spawn_all(
             &parts,
             &roles,
             ports,
+            is_open,
             &mut gateway_services,
             &mut workers,
         ))
@@ -284,11 +292,12 @@ struct Ports {
     internal_grpc: Option<TcpListener>,
 }
 
-/// Spawns the services of all roles.
+/// Spawns the services of all roles. `is_open`: whether the store is open.
 async fn spawn_all(
     parts: &Parts,
     roles: &Roles,
     ports: Ports,
+    is_open: bool,
     gateway_services: &mut Services,
     workers: &mut Services,
 ) -> Result<()> {
@@ -334,12 +343,19 @@ async fn spawn_all(
         parts.spawn_push(workers, vapid)?;
     }
     if let Some(listener) = gateway {
-        let key = match vapid_public_key {
-            Some(key) => key,
-            None => herald_push::public_key(&parts.config.push, &*parts.stores()?.devices)
-                .await
-                .context("can't find the VAPID key")?,
-        };
+        let key = Arc::new(OnceLock::new());
+        let finding = find_vapid_key(parts, vapid_public_key, is_open, Arc::clone(&key))?;
+        if is_open {
+            finding.await.context("can't find the VAPID key")?;
+        } else {
+            let shutdown = workers.shutdown();
+            workers.spawn("VAPID key", async move {
+                let found = shutdown.run_until_cancelled(finding).await;
+                found.unwrap_or(Ok(()))?;
+                shutdown.cancelled().await;
+                Ok::<_, herald_push::Error>(())
+            });
+        }
         parts.spawn_gateway(gateway_services, listener, &channels, key)?;
     }
     Ok(())
@@ -361,6 +377,33 @@ fn spawn_http(
         );
         services.spawn("http", serving);
     }
+}
+
+/// Finds the public key for a gateway: that of the push role of the process, otherwise as
+/// [`herald_push::public_key`]. Waits while the store is away; a gateway that started without it also waits until a push
+/// process has recorded its key.
+fn find_vapid_key(
+    parts: &Parts,
+    own: Option<String>,
+    is_open: bool,
+    found: Arc<OnceLock<String>>,
+) -> Result<impl Future<Output = Result<(), herald_push::Error>> + Send + use<>> {
+    let (config, devices) = (parts.config.push.clone(), parts.stores()?.devices.clone());
+    Ok(async move {
+        let key = match own {
+            Some(key) => key,
+            None => loop {
+                match herald_push::public_key(&config, &*devices).await {
+                    Err(error) if error.is_store_away() => {}
+                    Err(herald_push::Error::VapidKeyUnknown) if !is_open => {}
+                    key => break key?,
+                }
+                tokio::time::sleep(VAPID_RETRY_DELAY).await;
+            },
+        };
+        let _ = found.set(key);
+        Ok(())
+    })
 }
 
 /// Opens the VAPID key pair. Processes that share a store must have the same key, so none creates one.

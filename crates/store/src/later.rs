@@ -1,0 +1,280 @@
+//! Stores of an engine that is not open yet. Until it is, each call fails with
+//! [`Unavailable`](crate::ErrorKind::Unavailable).
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use herald_model::{
+    Address, Channel, ChunkId, DeliveryState, Device, DeviceId, Disabled, FailingStreak, FollowVersion, Post,
+    PostId, Recipients, Registration, UserId, UserKey, time::Timestamp,
+};
+use parking_lot::Mutex;
+
+use crate::{
+    Archived, ChunkRef, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterId,
+    DeadLetterPage, DeadLetterState, DeadLetterVersion, DeadLetters, DeadMessage, Delivered, Devices, Error,
+    ErrorKind, Fence, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows, Health,
+    Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState,
+    Order, PostCounts, PostPlan, PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus,
+    RecordedOutcome, Reopened, Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores,
+    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
+};
+
+/// Why an engine is not open yet. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Reason(Arc<Mutex<String>>);
+
+/// A store that comes later. Clones share it.
+pub(crate) struct Later<T: ?Sized> {
+    store: Arc<OnceLock<Arc<T>>>,
+    reason: Reason,
+}
+
+impl Reason {
+    pub(crate) fn set(&self, error: &Error) {
+        *self.0.lock() = error.to_string();
+    }
+
+    /// The error of a call.
+    pub(crate) fn error(&self) -> Error {
+        let message = format!("the store is not open yet: {}", self.0.lock());
+        Error::new(ErrorKind::Unavailable, message)
+    }
+}
+
+impl<T: ?Sized> Later<T> {
+    pub(crate) fn new(reason: &Reason) -> Self {
+        Self {
+            store: Arc::default(),
+            reason: reason.clone(),
+        }
+    }
+
+    /// The store is there; later calls go to it.
+    pub(crate) fn set(&self, store: Arc<T>) {
+        // A second store would be a second engine; the first one stays.
+        let _ = self.store.set(store);
+    }
+
+    fn get(&self) -> Result<&T> {
+        self.store
+            .get()
+            .map(|store| &**store)
+            .ok_or_else(|| self.reason.error())
+    }
+}
+
+impl<T: ?Sized> Clone for Later<T> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            reason: self.reason.clone(),
+        }
+    }
+}
+
+/// All stores of an engine that is not open yet.
+#[derive(Clone)]
+pub(crate) struct LaterStores {
+    users: Later<dyn Users>,
+    follows: Later<dyn Follows>,
+    posts: Later<dyn Posts>,
+    devices: Later<dyn Devices>,
+    preferences: Later<dyn Preferences>,
+    pub(crate) timelines: Later<dyn Timelines>,
+    ledger: Later<dyn Ledger>,
+    totals: Later<dyn Totals>,
+    dead_letters: Later<dyn DeadLetters>,
+    leases: Later<dyn Leases>,
+    pub(crate) retention: Later<dyn Retention>,
+}
+
+impl LaterStores {
+    pub(crate) fn new(reason: &Reason) -> Self {
+        Self {
+            users: Later::new(reason),
+            follows: Later::new(reason),
+            posts: Later::new(reason),
+            devices: Later::new(reason),
+            preferences: Later::new(reason),
+            timelines: Later::new(reason),
+            ledger: Later::new(reason),
+            totals: Later::new(reason),
+            dead_letters: Later::new(reason),
+            leases: Later::new(reason),
+            retention: Later::new(reason),
+        }
+    }
+
+    /// All but timelines and retention are there.
+    pub(crate) fn set_records(&self, stores: &RecordStores) {
+        self.users.set(stores.users.clone());
+        self.follows.set(stores.follows.clone());
+        self.posts.set(stores.posts.clone());
+        self.devices.set(stores.devices.clone());
+        self.preferences.set(stores.preferences.clone());
+        self.ledger.set(stores.ledger.clone());
+        self.totals.set(stores.totals.clone());
+        self.dead_letters.set(stores.dead_letters.clone());
+        self.leases.set(stores.leases.clone());
+    }
+
+    /// These stores as those of an engine.
+    pub(crate) fn stores(&self, health: Arc<dyn Health>) -> Stores {
+        Stores {
+            users: Arc::new(self.users.clone()),
+            follows: Arc::new(self.follows.clone()),
+            posts: Arc::new(self.posts.clone()),
+            devices: Arc::new(self.devices.clone()),
+            preferences: Arc::new(self.preferences.clone()),
+            timelines: Arc::new(self.timelines.clone()),
+            ledger: Arc::new(self.ledger.clone()),
+            totals: Arc::new(self.totals.clone()),
+            dead_letters: Arc::new(self.dead_letters.clone()),
+            leases: Arc::new(self.leases.clone()),
+            retention: Arc::new(self.retention.clone()),
+            health,
+        }
+    }
+}
+
+/// The stores that need no timelines.
+pub(crate) struct RecordStores {
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) follows: Arc<dyn Follows>,
+    pub(crate) posts: Arc<dyn Posts>,
+    pub(crate) devices: Arc<dyn Devices>,
+    pub(crate) preferences: Arc<dyn Preferences>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) totals: Arc<dyn Totals>,
+    pub(crate) dead_letters: Arc<dyn DeadLetters>,
+    pub(crate) leases: Arc<dyn Leases>,
+}
+
+/// Implements a trait for a store that comes later: each call goes to it.
+macro_rules! later {
+    ($trait:ident { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }) => {
+        #[async_trait]
+        impl $trait for Later<dyn $trait> {
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$result> {
+                self.get()?.$method($($argument),*).await
+            })*
+        }
+    };
+}
+
+later!(Users {
+    find(ids: &[UserId]) -> Vec<Option<UserKey>>;
+    intern(ids: &[UserId]) -> Vec<UserKey>;
+    ids(keys: &[UserKey]) -> Vec<Option<UserId>>;
+    last_key() -> Option<UserKey>;
+});
+
+later!(Follows {
+    apply(changes: &[FollowChange]) -> Vec<FollowEffect>;
+    count(author: UserKey) -> FollowerCount;
+    followers(author: UserKey, at: Option<FollowVersion>, after: Option<UserKey>, limit: usize) -> FollowerPage;
+    following(follower: UserKey, after: Option<UserKey>, limit: usize) -> Vec<Following>;
+});
+
+later!(Posts {
+    archive(entries: &[Archived]) -> ();
+    get(posts: &[PostId]) -> Vec<Option<Post>>;
+    newest_by_author(author: UserKey, up_to: PostId, limit: usize) -> Vec<PostId>;
+    find_by_request(author: UserKey, request_id: &str) -> Option<PostId>;
+    capacity() -> ();
+    last() -> Option<PostId>;
+});
+
+later!(Devices {
+    register(user: UserKey, address: Address, now: Timestamp) -> Device;
+    register_webhook(user: UserKey, url: String, new_secret: Vec<u8>, now: Timestamp) -> Device;
+    rotate_secret(user: UserKey, device: DeviceId, secret: Vec<u8>, previous_expires_at: Timestamp) -> Option<Device>;
+    enable(user: UserKey, device: DeviceId) -> Option<Device>;
+    unregister(user: UserKey, device: DeviceId) -> bool;
+    unregister_current(registration: Registration) -> bool;
+    disable(registration: Registration, disabled: Disabled) -> bool;
+    record_failure(registration: Registration, now: Timestamp) -> Option<FailingStreak>;
+    record_success(registration: Registration) -> ();
+    of(users: &[UserKey]) -> Vec<Vec<Device>>;
+    has_web_push() -> bool;
+    vapid_key() -> Option<Vec<u8>>;
+    set_vapid_key(public_key: &[u8]) -> ();
+    unregister_web_push() -> u64;
+});
+
+later!(Preferences {
+    of(users: &[UserKey]) -> Vec<herald_model::Preferences>;
+    update(user: UserKey, change: &PreferencesChange) -> herald_model::Preferences;
+});
+
+later!(Timelines {
+    deliver(post: PostId, recipients: Recipients) -> Delivered;
+    is_intact(losses: u64) -> bool;
+    newest(user: UserKey, before: Option<PostId>, limit: usize) -> TimelinePage;
+    read(users: &[UserKey]) -> Vec<TimelineEntries>;
+    rebuild(users: &[UserKey]) -> Rebuilt;
+});
+
+later!(Ledger {
+    plan(plan: SlicePlan) -> SlicePlan;
+    settle(settlement: &Settlement) -> u64;
+    claim(post: PostId, channel: Channel, chunk: ChunkId, base: u64, lease: Duration) -> u64;
+    extend_claim(post: PostId, channel: Channel, chunk: ChunkId, revision: u64, lease: Duration) -> ();
+    release_claim(post: PostId, channel: Channel, chunk: ChunkId, revision: u64) -> ();
+    mark_dead(dead: &DeadMessage, at: Timestamp) -> Option<MarkedDead>;
+    record_backfill(posts: &[PostId], recipients: &Recipients) -> ();
+    outcome(post: PostId, channel: Channel, chunk: ChunkId) -> Option<RecordedOutcome>;
+    counts(post: PostId) -> Option<PostCounts>;
+    recipients(
+        post: PostId,
+        channel: Channel,
+        state: Option<DeliveryState>,
+        after: Option<UserKey>,
+        limit: usize
+    ) -> Vec<RecipientStatus>;
+    posts(after: Option<PostId>, limit: usize) -> Vec<PostId>;
+    audit(post: PostId) -> Option<PostPlan>;
+});
+
+later!(Totals {
+    seen(stream: &str, sequences: &[u64]) -> Vec<bool>;
+    counted(chunks: &[ChunkRef]) -> Vec<Counted>;
+    intend(file: &str, owner: &Fence) -> ();
+    intended() -> Vec<IntendedFile>;
+    abandon(file: &str) -> bool;
+    forget(file: &str) -> ();
+    commit(batch: &TotalsBatch) -> ();
+    post_totals(post: PostId) -> Option<PostTotals>;
+    hour_totals(start: u32, end: u32) -> Vec<(u32, Counts)>;
+});
+
+later!(DeadLetters {
+    insert(dead_letters: &[DeadLetter]) -> Vec<Inserted>;
+    reopen(reopening: &Reopening) -> Reopened;
+    get(ids: &[DeadLetterId]) -> Vec<Option<DeadLetter>>;
+    scan(filter: &DeadLetterFilter, order: Order, after: Option<DeadLetterId>, limit: usize) -> DeadLetterPage;
+    groups(filter: &DeadLetterFilter) -> DeadLetterGroups;
+    count(state: DeadLetterState) -> u64;
+    begin(operation: &NewOperation, dead_letters: &[DeadLetterVersion]) -> Operation;
+    begin_below(operation: &NewOperation, dead_letters: &[DeadLetterVersion], running_max: u64) -> Operation;
+    claim(operation: OperationId, limit: usize, redrive_after: u64, at: Timestamp, fence: &Fence) -> Step;
+    sent(operation: OperationId, dead_letters: &[(DeadLetterVersion, u64)]) -> ();
+    resolve(dead_letters: &[DeadLetterVersion], at: Timestamp) -> u64;
+    discard(operation: OperationId, limit: usize, at: Timestamp) -> Step;
+    finish(operation: OperationId, state: OperationState, reason: &str, at: Timestamp) -> Operation;
+    operation(id: OperationId) -> Option<Operation>;
+    operations(before: Option<OperationId>, limit: usize) -> Vec<Operation>;
+    running() -> Vec<Operation>;
+});
+
+later!(Leases {
+    acquire(name: &str, holder: &str, duration: Duration) -> Option<Fence>;
+    renew(fence: &Fence, duration: Duration) -> ();
+    release(fence: &Fence) -> ();
+});
+
+later!(Retention {
+    trim(now: Timestamp) -> ();
+});
