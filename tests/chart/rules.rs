@@ -252,6 +252,29 @@ fn the_default_install_fits_into_two_cores_and_two_gib() {
     assert!(memory <= 2_048, "{memory} MiB");
 }
 
+/// Without the URL of NATS, a configuration with replicated streams is refused: Herald's own server has no replicas.
+#[test]
+fn every_container_of_herald_knows_its_nats() {
+    let Some(helm) = Helm::find() else { return };
+    for (name, objects) in renderings(&helm) {
+        let pods = objects.pods().into_iter();
+        for pod in pods.filter(|pod| {
+            items(&pod.spec["volumes"])
+                .iter()
+                .any(|volume| volume["configMap"]["name"] == "herald")
+        }) {
+            for container in containers(&pod) {
+                let mut env = items(&container["env"]).iter();
+                assert!(
+                    env.any(|variable| variable["name"] == "HERALD_NATS__URL"),
+                    "{name}: {}",
+                    pod.owner
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn the_name_of_a_job_changes_with_what_it_runs() {
     let Some(helm) = Helm::find() else { return };
@@ -280,18 +303,43 @@ fn the_name_of_a_job_changes_with_what_it_runs() {
     }
 }
 
+/// Helm goes on with the other objects after a refusal, so the StatefulSet must refuse the change too.
 #[test]
-fn settings_that_can_not_change_are_in_an_object_that_can_not_change() {
+fn what_can_not_change_is_refused_by_the_api_server() {
     let Some(helm) = Helm::find() else { return };
-    let data = |values: &str| {
+    let immutable = |values: &str| {
         let objects = helm.objects(&Input::values(values));
         let fixed = objects.get("ConfigMap", "herald-nats-cannot-change-after-install");
         assert_eq!(fixed["immutable"], true);
-        fixed["data"].clone()
+        let set = &objects.get("StatefulSet", "herald-nats")["spec"];
+        let fields = [
+            "podManagementPolicy",
+            "volumeClaimTemplates",
+            "selector",
+            "serviceName",
+        ];
+        (fixed["data"].clone(), fields.map(|field| set[field].clone()))
     };
-    assert_eq!(data(""), data("nats: {resources: {requests: {cpu: 200m}}}"));
-    assert_ne!(data(""), data("nats: {replicas: 3}"));
-    assert_ne!(data(""), data("nats: {storage: {size: 20Gi}}"));
+    let before = immutable("");
+    assert_eq!(before, immutable("nats: {resources: {requests: {cpu: 200m}}}"));
+    for values in [
+        "nats: {replicas: 3}",
+        "nats: {storage: {size: 20Gi}}",
+        "nats: {storage: {storageClass: fast}}",
+        "nats: {storage: {enabled: false}}",
+    ] {
+        let after = immutable(values);
+        assert_ne!(before.0, after.0, "{values}");
+        assert_ne!(before.1, after.1, "{values}");
+    }
+    // A server that is started again must find its own configuration.
+    let cluster = helm.objects(&Input::values("nats: {replicas: 3}"));
+    cluster.get("ConfigMap", "herald-nats-cluster");
+    assert!(
+        cluster
+            .of_kind("ConfigMap")
+            .all(|map| map["metadata"]["name"] != "herald-nats")
+    );
 }
 
 #[test]

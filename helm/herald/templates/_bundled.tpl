@@ -48,8 +48,9 @@ volumeClaimTemplates:
 {{- end }}
 
 {{/*
-Settings that Kubernetes or the program can't change later, in a ConfigMap that can't change either. An upgrade that changes one is
-refused by the API server before anything else is touched, and the name of the object says why: (list $ "nats" $settings).
+Settings that Kubernetes or the program can't change later, in a ConfigMap that can't change either. The API server refuses an upgrade that
+changes one, and the name of the object says why. Helm goes on with the other objects then, so a StatefulSet must refuse such a change too, by
+a field of its own: (list $ "nats" $settings).
 */}}
 {{- define "herald.cannotChange" -}}
 {{- $root := index . 0 -}}
