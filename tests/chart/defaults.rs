@@ -85,6 +85,21 @@ fn workers_are_scaled_by_all_consumers_that_have_work_for_them() {
 }
 
 #[test]
+fn nats_has_the_permissions_that_herald_prints() {
+    let print = Command::new(env!("CARGO_BIN_EXE_herald-under-test"))
+        .args(["topology", "permissions"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&print.stderr);
+    assert!(print.status.success(), "{error}");
+    let file = fs::read_to_string(chart().join("files/nats-authorization.conf")).unwrap();
+    assert!(
+        file == String::from_utf8(print.stdout).unwrap(),
+        "helm/herald/files/nats-authorization.conf is old: run `cargo xtask render`"
+    );
+}
+
+#[test]
 fn nats_has_the_public_keys_of_the_users_in_its_configuration() {
     let Some(helm) = Helm::find() else { return };
     let objects = helm.objects(&Input::default());
