@@ -3,6 +3,8 @@
 # Without a Docker engine or access to these base images, `cargo xtask image` makes one of the same layout.
 
 FROM docker.io/library/rust:1.95-bookworm AS build
+# The compiler of the image, without the tools that rust-toolchain.toml names beside it.
+ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /source
 # The dependencies and the results of former builds stay in caches, outside of the layers.
 RUN --mount=type=bind,target=/source,rw \
