@@ -25,7 +25,7 @@ pub(crate) const DEVICES: usize = 40;
 /// Time limit of one attempt at a call.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit of a post with all its attempts.
-const POST_LIMIT: Duration = Duration::from_secs(60);
+const POST_LIMIT: Duration = Duration::from_mins(1);
 /// Pause before the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Interval at which a reader looks for new posts.

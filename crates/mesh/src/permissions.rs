@@ -179,6 +179,8 @@ impl<'a> Access<'a> {
                     streams::TIMELINE,
                     streams::PUSH,
                     streams::EVENTS,
+                    streams::LATER,
+                    streams::REDRIVE,
                 ];
                 work.contains(&stream.name.as_str())
             }),
@@ -402,7 +404,7 @@ mod tests {
         );
         assert_eq!(
             used(&[NatsUser::Scaler]),
-            ("POSTS SLICES TIMELINE PUSH EVENTS".into(), 3 + 4 * 3)
+            ("REDRIVE POSTS SLICES TIMELINE PUSH EVENTS LATER".into(), 23)
         );
         assert_eq!(used(&NatsUser::ALL), used(&[NatsUser::Topology]));
         assert_eq!(used(&[NatsUser::Gateway]), used(&[NatsUser::Topology]));
