@@ -39,22 +39,29 @@ pub(crate) struct Args {
 /// # Errors
 /// The build fails, the binary is none for Linux, a library that it needs is missing, or the archive is too large.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let binary = match &args.binary {
-        Some(binary) => binary.clone(),
+    make(args.binary.as_deref(), &args.out, &args.name)
+}
+
+/// Writes the archive of an image; without a binary, one is built.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn make(binary: Option<&Path>, out: &Path, name: &str) -> Result<()> {
+    let binary = match binary {
+        Some(binary) => binary.to_owned(),
         None => build()?,
     };
-    let archive = archive(&binary, &args.name, created_seconds()?)?;
-    if let Some(parent) = args.out.parent() {
+    let archive = archive(&binary, name, created_seconds()?)?;
+    if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("can't create {}", parent.display()))?;
     }
-    fs::write(&args.out, &archive).with_context(|| format!("can't write {}", args.out.display()))?;
+    fs::write(out, &archive).with_context(|| format!("can't write {}", out.display()))?;
     let size = archive.len();
     println!(
-        "{}: {} of at most {} MB, image {}, from {}",
-        args.out.display(),
+        "{}: {} of at most {} MB, image {name}, from {}",
+        out.display(),
         megabytes(size),
         BYTES_MAX / 1_000_000,
-        args.name,
         binary.display()
     );
     ensure!(

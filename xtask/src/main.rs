@@ -2,6 +2,7 @@
 
 mod buf;
 mod cargo;
+mod e2e;
 mod failpoints;
 mod image;
 mod render;
@@ -26,6 +27,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Test the chart on the cluster of KUBECONFIG: installs Herald, and scales, replaces and deletes its pods under load
+    E2e(e2e::Args),
     /// Check that a release build of herald has no failpoints
     Failpoints,
     /// Make the container image as an OCI archive, without a container engine
@@ -37,6 +40,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Buf { arguments } => buf::run(&arguments),
+        Task::E2e(args) => e2e::run(&args),
         Task::Failpoints => failpoints::run(),
         Task::Image(args) => image::run(&args),
         Task::Render(args) => render::run(&args),
