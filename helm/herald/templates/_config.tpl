@@ -6,6 +6,7 @@
   "data_dir" "/tmp/herald"
   "shutdown_seconds" .Values.shutdown.seconds
   "shutdown_delay_seconds" .Values.shutdown.delaySeconds
+  "start_wait_seconds" 280
   "analytics" (dict "dir" "/var/lib/herald/analytics")
   "telemetry" (dict "log_format" .Values.logFormat)
   "topology" (dict "replicas" (ternary .Values.nats.replicas 1 .Values.nats.enabled))

@@ -43,6 +43,7 @@
   "nats" "set nats"
   "shutdown_seconds" "set shutdown.seconds"
   "shutdown_delay_seconds" "set shutdown.delaySeconds"
+  "start_wait_seconds" "pods wait for their dependencies within their start-up probe"
   "store.url" "set store.url or store.existingSecret"
   "store.postgres.tls_ca_file" "set store.tls.caSecret"
   "timelines.url" "set timelines.url or timelines.existingSecret"

@@ -42,6 +42,9 @@ pub(crate) struct Config {
     /// Time between the end of readiness and the end of serving calls of `herald serve`, seconds; at most a quarter of
     /// `shutdown_seconds`. In this time other processes notice that they must call another one.
     pub(crate) shutdown_delay_seconds: u64,
+    /// Time for which a start waits for NATS, PostgreSQL and the timelines while they don't answer, seconds; at most 3,600.
+    /// 0: an unanswered connection ends the process.
+    pub(crate) start_wait_seconds: u64,
     /// Where roles of other processes are.
     pub(crate) peers: Peers,
     /// The NATS server.
@@ -111,6 +114,7 @@ impl Default for Config {
             lanes: Lane::ALL.map(|lane| lane.as_str().to_owned()).into(),
             shutdown_seconds: 25,
             shutdown_delay_seconds: 2,
+            start_wait_seconds: 0,
             peers: Peers::default(),
             nats: Nats::default(),
             telemetry: telemetry::Config::default(),
@@ -186,6 +190,11 @@ impl Config {
     /// The limit of a shutdown.
     pub(super) fn shutdown_limit(&self) -> Duration {
         Duration::from_secs(self.shutdown_seconds)
+    }
+
+    /// How long a start waits for servers that are away.
+    pub(super) fn start_wait(&self) -> Duration {
+        Duration::from_secs(self.start_wait_seconds)
     }
 
     /// Derives the directories that depend on `data_dir`.

@@ -11,7 +11,7 @@ use herald_store::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, roles::Roles};
+use super::{Config, away, roles::Roles};
 
 /// The open engine.
 #[derive(Clone)]
@@ -20,10 +20,10 @@ pub(super) enum Engine {
     Embedded(Arc<Embedded>),
     /// On PostgreSQL and Valkey or Redis, shared by processes.
     Cluster(Arc<Cluster>),
+    /// On PostgreSQL and Valkey or Redis, not open yet, because a server is away.
+    Opening(Arc<Opening>),
     /// None: no role of the process uses the store.
     Absent,
-    /// The same, not open yet, because a server is away.
-    Opening(Arc<Opening>),
 }
 
 impl Engine {
@@ -35,17 +35,7 @@ impl Engine {
             return Ok(Self::Absent);
         }
         if config.store.is_cluster() {
-            return match Cluster::open(&config.cluster()).await {
-                Ok(cluster) => Ok(Self::Cluster(Arc::new(cluster))),
-                Err(error) if error.is_away() && roles.is_gateway_alone() => {
-                    tracing::warn!(
-                        error = error_chain(&error),
-                        "the store can't be opened yet; the gateway starts without it"
-                    );
-                    Ok(Self::Opening(Arc::new(Opening::new(config.cluster(), &error))))
-                }
-                Err(error) => Err(anyhow::Error::new(error).context("can't open the store")),
-            };
+            return open_cluster(config, roles).await;
         }
         // Its lock stops a second server before that touches the broker's files.
         let embedded = config.store.embedded(&config.data_dir);
@@ -109,4 +99,19 @@ impl Config {
             ..herald_audit::Limits::default()
         }
     }
+}
+
+async fn open_cluster(config: &Config, roles: &Roles) -> Result<Engine> {
+    let open = async || match Cluster::open(&config.cluster()).await {
+        Ok(cluster) => Ok(Engine::Cluster(Arc::new(cluster))),
+        Err(error) if error.is_away() && roles.is_gateway_alone() => {
+            tracing::warn!(
+                error = error_chain(&error),
+                "the store can't be opened yet; the gateway starts without it"
+            );
+            Ok(Engine::Opening(Arc::new(Opening::new(config.cluster(), &error))))
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("can't open the store")),
+    };
+    away::wait(config.start_wait(), open).await
 }

@@ -5,6 +5,7 @@
 //! processes. [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them in
 //! reverse order: the gateway stops first, so that no accepted post is left without a store.
 
+mod away;
 mod background;
 mod broker;
 mod checks;

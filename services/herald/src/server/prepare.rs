@@ -7,7 +7,7 @@ use herald_store::{
     migrate::{self, Moved, Progress},
 };
 
-use super::Config;
+use super::{Config, away};
 
 impl Config {
     /// Creates the missing streams and consumers, and updates those that differ. Returns the topology.
@@ -34,9 +34,9 @@ impl Config {
     async fn connect_to_administer(&self) -> Result<Mesh> {
         let url = self.nats.url.expose();
         let config = self.nats.mesh_config(url, &self.topology, &[NatsUser::Topology]);
-        Mesh::connect(&config.map_err(anyhow::Error::msg)?)
-            .await
-            .context("can't connect to NATS")
+        let config = config.map_err(anyhow::Error::msg)?;
+        let connect = async || Mesh::connect(&config).await.context("can't connect to NATS");
+        away::wait(self.start_wait(), connect).await
     }
 
     /// Moves the data of the embedded store in the data directory to the cluster engine.
@@ -51,8 +51,10 @@ impl Config {
 
     /// Brings the schema of the database up to date.
     pub(crate) async fn migrate_store(&self) -> Result<Migrated> {
-        Cluster::migrate(&self.cluster())
-            .await
-            .context("can't migrate the store")
+        let migrate = async || {
+            let migrated = Cluster::migrate(&self.cluster()).await;
+            migrated.context("can't migrate the store")
+        };
+        away::wait(self.start_wait(), migrate).await
     }
 }

@@ -20,7 +20,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config,
+    Config, away,
     background::BackgroundRuntime,
     broker::Broker,
     checks::Checks,
@@ -146,9 +146,8 @@ impl Server {
             .nats
             .mesh_config(&broker.url(), &config.topology, &roles.nats_users());
         let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
-        let mesh = Mesh::connect(&mesh_config)
-            .await
-            .context("can't connect to NATS")?;
+        let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
+        let mesh = away::wait(config.start_wait(), connect).await?;
         let background_runtime = if roles.iter().any(Role::runs_in_background) {
             Some(BackgroundRuntime::start()?)
         } else {

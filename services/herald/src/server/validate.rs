@@ -142,6 +142,7 @@ impl Config {
                 self.shutdown_seconds, self.shutdown_delay_seconds
             ));
         }
+        check_bounds("start_wait_seconds", &self.start_wait_seconds, &(0..=3_600))?;
         if self.lanes.is_empty() {
             return Err("lanes must name at least one of high, normal, low".into());
         }
