@@ -82,6 +82,9 @@ impl Api {
             let answer = tokio::time::timeout(CALL_LIMIT, call(self.clients.clone())).await;
             let error = match answer {
                 Ok(Ok(answer)) => return (answer, failed),
+                Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                    panic!("{what}: {status}")
+                }
                 Ok(Err(status)) => status.to_string(),
                 Err(_) => format!("no answer within {CALL_LIMIT:?}"),
             };
@@ -115,9 +118,10 @@ impl Api {
         assert_eq!(answer.into_inner().failed_count, 0);
     }
 
-    async fn post(&self, of: usize, request_id: &str, text: &str) -> (u64, u64) {
+    /// Posts until it is accepted. Returns its id and the number of failed attempts.
+    async fn post(&self, of: usize, text: &str) -> (u64, u64) {
         let request = v1::SubmitPostRequest {
-            request_id: request_id.into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
             author_id: author(of),
             text: text.into(),
             ..Default::default()
@@ -225,7 +229,7 @@ impl Load {
                     }
                     let started = Instant::now();
                     let text = format!("post {n} of {name}");
-                    let (id, failed) = api.post(of, &format!("{name}-{n}"), &text).await;
+                    let (id, failed) = api.post(of, &text).await;
                     accepted.record(id, of, started, failed);
                     tokio::time::sleep(pause).await;
                 }
@@ -273,9 +277,7 @@ pub(crate) async fn burst(api: &Api, accepted: &Arc<Accepted>, name: &str, count
             for n in (worker..count).step_by(AT_A_TIME) {
                 let started = Instant::now();
                 let of = n % AUTHORS;
-                let (id, failed) = api
-                    .post(of, &format!("{name}-{n}"), &format!("post {n} of {name}"))
-                    .await;
+                let (id, failed) = api.post(of, &format!("post {n} of {name}")).await;
                 accepted.record(id, of, started, failed);
             }
         });

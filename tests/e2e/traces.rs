@@ -25,7 +25,7 @@ pub(crate) async fn one_trace_across_pods(cluster: &Cluster, log: Log, api: &Api
     let traceparent = format!("00-{trace_id}-00f067aa0ba902b7-01");
     let call = |clients: Clients| {
         let mut request = tonic::Request::new(v1::SubmitPostRequest {
-            request_id: format!("trace-{trace_id}"),
+            request_id: uuid::Uuid::new_v4().to_string(),
             author_id: author(0),
             text: "a post with a trace".into(),
             ..Default::default()
