@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Log, name};
+use crate::cluster::{Cluster, Log, is_ready, name};
 
 /// Herald's own components.
-pub(crate) const ROLES: [&str; 8] = [
+const ROLES: [&str; 8] = [
     "gateway",
     "archive",
     "graph",
@@ -40,5 +40,19 @@ pub(crate) async fn delete_a_pod_of_each(cluster: &Cluster, log: Log) {
         })
         .await;
         log.print(format_args!("deleted {pod}; {component} is ready again"));
+    }
+}
+
+/// Waits until all components are ready.
+pub(crate) async fn all_ready(cluster: &Cluster) {
+    for component in ROLES.into_iter().chain(STORES) {
+        harness::until("all components are ready", READY_LIMIT, || async {
+            let pods = cluster.list("pods", &cluster.labels(component)).await;
+            // Workers without work can have been scaled to zero.
+            pods.iter()
+                .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+                .all(is_ready)
+        })
+        .await;
     }
 }

@@ -35,6 +35,8 @@ use self::{
 const INSTALL_LIMIT: &str = "6m";
 /// Time limit for the deliveries of the load to be complete.
 const SETTLE_LIMIT: Duration = Duration::from_mins(3);
+/// Posts after the last fault.
+const POSTS_AFTER_FAULTS: usize = 50;
 /// Pause of each author between two posts.
 const PAUSE: Duration = Duration::from_millis(400);
 
@@ -57,6 +59,9 @@ struct Args {
     /// The helm to use
     #[arg(long, default_value = "helm", env = "E2E_HELM")]
     helm: String,
+    /// Leave out the scaling of workers
+    #[arg(long)]
+    without_scaling: bool,
     /// Leave the release in the cluster
     #[arg(long)]
     keep: bool,
@@ -89,6 +94,7 @@ async fn main() {
         chart: chart(),
         values: values(&args.values),
         image,
+        scales: !args.without_scaling,
     };
     test.run().await;
     if !args.keep {
@@ -147,6 +153,7 @@ struct Test {
     chart: String,
     values: Vec<String>,
     image: String,
+    scales: bool,
 }
 
 impl Test {
@@ -166,11 +173,13 @@ impl Test {
         api.import_follows().await;
         sink::start(cluster, &self.image).await;
 
-        scale::up_and_down(cluster, log, &api, &accepted, "timeline", 0, "pending").await;
-        self.helm("upgrade", &["--set=autoscaling.signal=slo"]).await;
-        log.print("upgraded to signal slo");
-        scale::up_and_down(cluster, log, &api, &accepted, "timeline", 0, "slo").await;
-        self.check(&api, &accepted).await;
+        if self.scales {
+            scale::up_and_down(cluster, log, &api, &accepted, "timeline", 0, "pending").await;
+            self.helm("upgrade", &["--set=autoscaling.signal=slo"]).await;
+            log.print("upgraded to signal slo");
+            scale::up_and_down(cluster, log, &api, &accepted, "timeline", 0, "slo").await;
+            self.check(&api, &accepted).await;
+        }
 
         let under_load = Arc::new(Accepted::default());
         under_load.posts.lock().clone_from(&accepted.posts.lock());
@@ -180,12 +189,19 @@ impl Test {
             "upgrade",
             &[
                 "--set=autoscaling.signal=slo",
-                "--set=pods.podAnnotations.round=2",
+                "--set-string=pods.podAnnotations.round=2",
             ],
         )
         .await;
         log.print("replaced all pods of Herald under load");
         faults::delete_a_pod_of_each(cluster, log).await;
+        // The load goes on until all have recovered.
+        faults::all_ready(cluster).await;
+        let (so_far, more) = (under_load.len(), POSTS_AFTER_FAULTS);
+        harness::until("posts are accepted after the faults", SETTLE_LIMIT, || async {
+            under_load.len() >= so_far + more
+        })
+        .await;
         load.stop().await;
         log.print(format_args!(
             "{} posts under load, {} attempts were repeated, the longest post took {:.1} s",

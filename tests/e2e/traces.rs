@@ -37,6 +37,8 @@ pub(crate) async fn one_trace_across_pods(cluster: &Cluster, log: Log, api: &Api
     let (post, _) = api.call("SubmitPost", LIMIT, call).await;
     let jaeger = cluster.reach(&format!("{}-jaeger", cluster.release), 16686).await;
     let url = format!("http://{}/api/traces/{trace_id}", jaeger.address);
+    // The HTTP client wants one even for plain http. An error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let pods = harness::until_some("Jaeger has the spans of all roles", LIMIT, || async {
         let answer = reqwest::get(&url).await.ok()?;
         let trace: Value = serde_json::from_str(&answer.text().await.ok()?).ok()?;
