@@ -319,7 +319,7 @@ impl Test {
         }
     }
 
-    /// Uninstalls, and asserts that only volumes and made Secrets of the release are left.
+    /// Uninstalls, and asserts that only volumes, made Secrets and the pod of the last `helm test` are left.
     async fn uninstall(&self) {
         let cluster = &self.cluster;
         cluster
@@ -347,10 +347,12 @@ impl Test {
                 done.stdout.lines().map(ToOwned::to_owned).collect::<Vec<_>>()
             }
         };
-        let may_stay =
-            |object: &String| object.starts_with("secret/") || object.starts_with("persistentvolumeclaim/");
+        let test = format!("pod/{}-test", cluster.release);
+        let may_stay = |object: &String| {
+            object.starts_with("secret/") || object.starts_with("persistentvolumeclaim/") || *object == test
+        };
         let kinds = kinds.lines().collect::<Vec<_>>().join(",");
-        harness::until("only volumes and Secrets are left", SETTLE_LIMIT, || async {
+        harness::until("nothing else is left", SETTLE_LIMIT, || async {
             left(kinds.clone()).await.iter().all(may_stay)
         })
         .await;
