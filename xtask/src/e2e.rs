@@ -42,16 +42,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         std::env::var_os("KUBECONFIG").is_some(),
         "KUBECONFIG is not set: it names the cluster to test on"
     );
-    let image = match &args.image {
-        Some(image) => image.clone(),
-        None => {
-            make_image(args)?;
-            IMAGE.into()
-        }
-    };
+    if args.image.is_none() {
+        make_image(args)?;
+    }
+    let image = args.image.as_deref().unwrap_or(IMAGE);
     let mut test = Command::new(cargo::program());
     test.args(["test", "--locked", "--workspace", "--test", "e2e", "--"])
-        .args(["--image", &image, "--helm", &args.helm])
+        .args(["--image", image, "--helm", &args.helm])
         .current_dir(root());
     for file in &args.values {
         let file = std::path::absolute(file).with_context(|| format!("can't find {}", file.display()))?;

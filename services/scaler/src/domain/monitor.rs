@@ -337,7 +337,10 @@ mod tests {
             ),
         ]);
         let snapshot = monitor.update(Duration::ZERO, &read);
-        let of = |lane| snapshot[&scope(Role::Timeline, lane)].clone().unwrap().pending;
+        let of = |lane| {
+            let pending = snapshot[&scope(Role::Timeline, lane)].clone().unwrap().pending;
+            pending.round() as i64
+        };
         assert_eq!(
             [
                 of(Some(Lane::High)),
@@ -345,7 +348,7 @@ mod tests {
                 of(Some(Lane::Low)),
                 of(None)
             ],
-            [100.0, 10_000.0, 1_000.0, 11_100.0]
+            [100, 10_000, 1_000, 11_100]
         );
     }
 
