@@ -45,7 +45,7 @@ async fn a_request_id_is_accepted_once() {
     );
     let created: mesh_v1::PostCreated = message.decode().unwrap();
     assert_eq!(created.push_ttl_seconds, 90);
-    assert_eq!(message.id(), Some(format!("107/{REQUEST}").as_str()));
+    assert_eq!(message.id(), Some(format!("post/107/{REQUEST}").as_str()));
 
     // Another content is refused: at once, by the broker's dedupe window, and after archiving, by the store.
     let reused = [
@@ -111,13 +111,15 @@ async fn a_request_id_is_accepted_once() {
             }
         );
     }
-    // The same request id of another author is a new post.
-    let other = v1::SubmitPostRequest {
-        author_id: "108".into(),
-        ..request
-    };
-    let other = world.posts().submit_post(other).await.unwrap().into_inner();
-    assert_eq!((other.post_id, other.duplicate), (2, false));
+    // The same request id of another author is a new post, however alike the ids of the authors are.
+    for (post_id, author) in (2..).zip(["108", " 107", "107 ", "\u{a0}107"]) {
+        let other = v1::SubmitPostRequest {
+            author_id: author.into(),
+            ..request.clone()
+        };
+        let other = world.posts().submit_post(other).await.unwrap().into_inner();
+        assert_eq!((other.post_id, other.duplicate), (post_id, false), "{author:?}");
+    }
 
     let post = world
         .posts()
