@@ -44,8 +44,10 @@ use crate::log::Log;
 
 /// AckWait of all consumers: short, so that a run has many redeliveries; the default is 5 s.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(2);
-/// Dedupe window of the broker: short, so that a run has retries within and after it; the default is 2 min.
-pub(crate) const DEDUPE_WINDOW: Duration = Duration::from_secs(12);
+/// Dedupe window of the broker: short, so that a run has retries within and after it; the default is 2 min. Longer than a
+/// partition and the stop after it: a leader without a majority holds a message for so long, and stores it then (see
+/// "Not promised" in docs/RELIABILITY.md).
+pub(crate) const DEDUPE_WINDOW: Duration = Duration::from_secs(20);
 
 /// Heartbeat interval of watches, which also read missed posts then; the default is 15 s.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
