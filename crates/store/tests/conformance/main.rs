@@ -118,6 +118,7 @@ on_each_engine! {
         posts_are_listed_once
         chunks_of_65_536_recipients_are_kept
         one_of_16_concurrent_claims_wins
+        a_claim_that_ends_during_a_refusal_is_no_conflict
         a_claim_lasts_until_its_lease_ends
         an_extended_claim_lasts_longer
         a_released_claim_is_free_at_once

@@ -124,6 +124,26 @@ pub async fn a_claim_lasts_until_its_lease_ends<E: Engine>(engine: &mut E) {
     assert_eq!(settle(&*peer, &chunk, 2, None).await, 3);
 }
 
+/// A claim that ends while another is refused for it: the refusal says that the chunk was claimed, not that it changed.
+pub async fn a_claim_that_ends_during_a_refusal_is_no_conflict<E: Engine>(engine: &mut E) {
+    let ledger = engine.stores().ledger;
+    let chunk = set(1..=9);
+    plan_chunk(&*ledger, Channel::Push, &chunk).await;
+    for revision in 0..200 {
+        let lease = Duration::from_micros(100 * (revision % 20));
+        let claimed = eventually("the claim ends", async || {
+            match claim(&*ledger, &chunk, revision, lease).await {
+                Ok(revision) => Some(revision),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Claimed, "revision {revision}");
+                    None
+                }
+            }
+        });
+        assert_eq!(claimed.await, revision + 1);
+    }
+}
+
 pub async fn an_extended_claim_lasts_longer<E: Engine>(engine: &mut E) {
     let ledger = engine.stores().ledger;
     let chunk = set(1..=9);
@@ -178,6 +198,18 @@ pub async fn a_settlement_ends_the_claim_unless_it_keeps_it<E: Engine>(engine: &
     assert_eq!(claim(&*ledger, &chunk, 3, LONG).await.unwrap(), 4);
     assert_eq!(settle(&*ledger, &chunk, 4, Some(SHORT)).await, 5);
     assert_eq!(claim_when_free(&*ledger, &chunk, 5).await, 6);
+    // The same outcome keeps its revision; it keeps or ends the claim all the same.
+    for keep_claim in [Some(LONG), None] {
+        let same = Settlement {
+            keep_claim,
+            ..settlement(Channel::Push, &chunk, ExpectedRevision::Revision(6), mixed(5), 5)
+        };
+        assert_eq!(ledger.settle(&same).await.unwrap(), 6);
+        assert_eq!(
+            refusal(&*ledger, &chunk, 6).await,
+            keep_claim.map(|_| ErrorKind::Claimed)
+        );
+    }
 }
 
 pub async fn a_claim_is_a_revision_without_a_change<E: Engine>(engine: &mut E) {

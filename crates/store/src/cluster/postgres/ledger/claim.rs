@@ -77,7 +77,8 @@ pub(super) async fn write(
             return Ok(revision.cast_unsigned());
         }
         let (revision, is_claimed) = recorded.get(&request.key()).copied().unwrap_or_default();
-        if is_claimed {
+        // With the revision unchanged, the claim that refused this one ended between the two statements.
+        if is_claimed || revision == request.base.cast_signed() {
             return Err(Error::new(
                 ErrorKind::Claimed,
                 format!(

@@ -190,8 +190,8 @@ async fn a_claim_under_an_ended_lease_is_refused() {
         .begin(&redrive(), &versions(1..=3, 0))
         .await
         .unwrap();
-    let stale = first.lease("a", Duration::from_millis(200)).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let stale = first.lease("a", LONG).await;
+    super::end_leases(&first.postgres).await;
     let claim = async |process: &Process, fence: &Fence| {
         let step = process.dead_letters.claim(begun.id, 1, 0, NOW, fence).await;
         step.map(|step| step.dead_letters.len())

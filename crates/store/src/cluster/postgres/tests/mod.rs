@@ -52,3 +52,8 @@ async fn connect(url: &SecretUrl) -> Postgres {
 async fn run(postgres: &Postgres, statements: &'static str) {
     sqlx::raw_sql(statements).execute(postgres.pool()).await.unwrap();
 }
+
+/// Ends all leases, as their time does.
+async fn end_leases(postgres: &Postgres) {
+    run(postgres, "UPDATE herald.leases SET ends_at = clock_timestamp()").await;
+}

@@ -164,11 +164,11 @@ async fn files_of_a_writer_whose_lease_has_ended_are_orphaned() {
     let Some([writer, other]) = two_processes().await else {
         return;
     };
-    let ended = writer.lease("analytics/a", Duration::from_millis(300)).await;
-    let held = other.lease("analytics/b", LONG).await;
+    let ended = writer.lease("analytics/a", LONG).await;
     writer.totals.intend("a", &ended).await.unwrap();
+    super::end_leases(&writer.postgres).await;
+    let held = other.lease("analytics/b", LONG).await;
     other.totals.intend("b", &held).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(400)).await;
     let intended = other.totals.intended().await.unwrap();
     let orphaned: Vec<_> = intended
         .iter()
