@@ -191,12 +191,10 @@ async fn rebuild(timelines: &Arc<dyn Timelines>, postgres: &Postgres) {
         ANALYZE herald.follow_edges; ANALYZE herald.pinned_posts";
     sqlx::raw_sql(records).execute(&pool).await.expect("insert");
     let mut took = Vec::new();
-    for user in 1_000_001..=1_000_020 {
+    for user in (1_000_001..=1_000_020).map(UserKey) {
         let start = Instant::now();
-        let page = timelines
-            .newest(UserKey(user), None, 1_000)
-            .await
-            .expect("newest");
+        timelines.rebuild(&[user]).await.expect("rebuild");
+        let page = timelines.newest(user, None, 1_000).await.expect("newest");
         took.push(start.elapsed());
         assert_eq!(page.posts.len(), 800, "the timeline is rebuilt");
     }
