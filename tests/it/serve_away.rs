@@ -235,3 +235,16 @@ async fn a_store_that_cannot_be_used_ends_a_gateway_that_started_without_it() {
         gateway.log()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_use_no_timelines_run_without_redis() {
+    let Some(world) = World::start().await else { return };
+    world.redis.stop().await.unwrap();
+    let mut variables = variables(&world);
+    variables.retain(|(name, _)| !name.starts_with("HERALD_TIMELINES__"));
+    let mut workers = Process::start(HERALD, "archive,graph,fanout,push,analytics", &[], &variables).await;
+    assert!(is_ready(&workers).await, "{}", workers.log());
+    let states = checks(&workers).await;
+    assert!(states.iter().all(|state| state["name"] != "timelines"), "{states:?}");
+    assert_eq!(workers.stop().await, 0, "{}", workers.log());
+}

@@ -3,12 +3,12 @@
 {{/* What a role uses, and which peers it calls. */}}
 {{- define "herald.roles" -}}
 gateway: {store: true, timelines: true, vapid: true, peers: [graph, analytics, deadletter], serves: true}
-archive: {store: true, timelines: true}
-graph: {store: true, timelines: true, serves: true}
-fanout: {store: true, timelines: true, peers: [graph]}
+archive: {store: true}
+graph: {store: true, serves: true}
+fanout: {store: true, peers: [graph]}
 timeline: {store: true, timelines: true}
-push: {store: true, timelines: true, vapid: true}
-analytics: {store: true, timelines: true, serves: true}
+push: {store: true, vapid: true}
+analytics: {store: true, serves: true}
 deadletter: {store: true, timelines: true, serves: true}
 scaler: {serves: true}
 {{- end }}

@@ -7,6 +7,7 @@
 mod config;
 mod opening;
 pub(crate) mod postgres;
+mod records;
 mod secret;
 mod timelines;
 
@@ -28,6 +29,7 @@ use postgres::{
     PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger, PostgresPosts,
     PostgresPreferences, PostgresRetention, PostgresTotals, PostgresUsers,
 };
+pub use records::Records;
 pub use secret::SecretUrl;
 use timelines::ClusterTimelines;
 pub use timelines::TimelinesConfig;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use herald_runtime::telemetry::error_chain;
 use herald_store::{
     Stores,
-    cluster::{Cluster, Opening},
+    cluster::{Cluster, Opening, Records},
     embedded::Embedded,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ pub(super) enum Engine {
     Cluster(Arc<Cluster>),
     /// On PostgreSQL and Valkey or Redis, not open yet, because a server is away.
     Opening(Arc<Opening>),
+    /// On PostgreSQL, shared by processes: no role of this one uses timelines.
+    Records(Arc<Records>),
     /// None: no role of the process uses the store.
     Absent,
 }
@@ -49,6 +51,7 @@ impl Engine {
             Self::Embedded(store) => Some(store.stores()),
             Self::Cluster(store) => Some(store.stores()),
             Self::Opening(store) => Some(store.stores()),
+            Self::Records(store) => Some(store.stores()),
             Self::Absent => None,
         }
     }
@@ -80,6 +83,10 @@ impl Engine {
                 store.close().await;
                 Ok(())
             }
+            Self::Records(store) => {
+                store.close().await;
+                Ok(())
+            }
             Self::Absent => Ok(()),
         }
     }
@@ -102,16 +109,22 @@ impl Config {
 }
 
 async fn open_cluster(config: &Config, roles: &Roles) -> Result<Engine> {
-    let open = async || match Cluster::open(&config.cluster()).await {
-        Ok(cluster) => Ok(Engine::Cluster(Arc::new(cluster))),
-        Err(error) if error.is_away() && roles.is_gateway_alone() => {
+    let cluster = config.cluster();
+    let open = async || {
+        if !roles.use_timelines() {
+            return Ok(Engine::Records(Arc::new(Records::open(&cluster).await?)));
+        }
+        Ok(Engine::Cluster(Arc::new(Cluster::open(&cluster).await?)))
+    };
+    let open = async || match open().await {
+        Err(error) if herald_store::Error::is_away(&error) && roles.is_gateway_alone() => {
             tracing::warn!(
                 error = error_chain(&error),
                 "the store can't be opened yet; the gateway starts without it"
             );
-            Ok(Engine::Opening(Arc::new(Opening::new(config.cluster(), &error))))
+            Ok(Engine::Opening(Arc::new(Opening::new(cluster.clone(), &error))))
         }
-        Err(error) => Err(anyhow::Error::new(error).context("can't open the store")),
+        opened => opened.context("can't open the store"),
     };
     away::wait(config.start_wait(), open).await
 }

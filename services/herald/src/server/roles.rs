@@ -167,6 +167,11 @@ impl Roles {
         self.iter().any(Role::uses_store)
     }
 
+    /// Whether one of the roles uses timelines.
+    pub(super) fn use_timelines(&self) -> bool {
+        self.iter().any(Role::uses_timelines)
+    }
+
     /// Whether other processes call this one.
     pub(super) fn are_called(&self) -> bool {
         self.has(Role::Gateway) || self.iter().any(|role| !role.internal_services().is_empty())

@@ -159,7 +159,7 @@ impl Config {
 
     /// Checks what a process of these roles needs from its configuration. The error starts with the key of the setting.
     pub(super) fn validate_roles(&self, roles: &Roles) -> Result<(), String> {
-        if roles.use_store() && self.store.is_cluster() && self.timelines.url.is_empty() {
+        if roles.use_timelines() && self.store.is_cluster() && self.timelines.url.is_empty() {
             return Err(
                 "timelines.url must be set beside store.url: the URL of Valkey or Redis, redis://HOST:PORT \
                  (--timelines, HERALD_TIMELINES__URL, or HERALD_TIMELINES__URL_FILE if it has a password)"
@@ -330,14 +330,16 @@ mod tests {
         assert_eq!(config.validate_roles(&scaler), Ok(()));
 
         let fanout: Roles = [Role::Fanout].into_iter().collect();
-        refused(config.validate_roles(&fanout), "timelines.url must be set");
-        config.timelines.url = "redis://host".into();
         refused(
             config.validate_roles(&fanout),
             "peers.graph must be set, because fanout calls graph",
         );
         config.peers.graph = Some("http://graph:7700".into());
         assert_eq!(config.validate_roles(&fanout), Ok(()));
+        let timeline: Roles = [Role::Fanout, Role::Timeline].into_iter().collect();
+        refused(config.validate_roles(&timeline), "timelines.url must be set");
+        config.timelines.url = "redis://host".into();
+        assert_eq!(config.validate_roles(&timeline), Ok(()));
         let gateway: Roles = [Role::Gateway, Role::Analytics].into_iter().collect();
         refused(config.validate_roles(&gateway), "peers.deadletter must be set");
         assert_eq!(config.validate_roles(&Roles::whole()), Ok(()));
