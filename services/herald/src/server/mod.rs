@@ -9,6 +9,7 @@ mod away;
 mod background;
 mod broker;
 mod checks;
+mod claim;
 mod config;
 mod engine;
 mod nats_config;
@@ -21,7 +22,9 @@ mod start;
 mod store_config;
 mod topology_wait;
 mod validate;
+mod vapid;
 
+pub(crate) use claim::Claim;
 pub(crate) use config::Config;
 pub(crate) use roles::{Role, Roles};
-pub(crate) use start::{Addresses, Claim, Server};
+pub(crate) use start::{Addresses, Server};

@@ -1,15 +1,13 @@
 //! Starts and stops the server.
 
 use std::{
-    io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_mesh::{Mesh, Topology, TopologyMode};
-use herald_push::Vapid;
 use herald_runtime::{
     grpc::{Listener, SharedPort},
     health,
@@ -24,20 +22,20 @@ use super::{
     background::BackgroundRuntime,
     broker::Broker,
     checks::Checks,
+    claim::Claim,
     engine::Engine,
     peers::Channels,
     roles::{Role, Roles},
     services::Services,
     spawn::Parts,
     topology_wait::TopologyWait,
+    vapid,
 };
 
 /// Limit for the gateway to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Limit for the process to become ready, after it serves calls.
 const ACCEPTS_LIMIT: Duration = Duration::from_secs(2);
-/// Delay before the next attempt to find the VAPID key while the store is away.
-const VAPID_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Interval at which readiness is polled.
 const READY_INTERVAL: Duration = Duration::from_millis(5);
 /// Limit for closing the store, which is after the drain limit.
@@ -73,47 +71,6 @@ pub(crate) struct Server {
     shutdown_delay: Duration,
     /// Runs the analytics and dead-letter services.
     _background: Option<BackgroundRuntime>,
-}
-
-/// The ports and the store of a server, claimed before anything else starts.
-pub(crate) struct Claim {
-    config: Config,
-    roles: Roles,
-    shared: bool,
-    grpc: TcpListener,
-    internal_grpc: Option<TcpListener>,
-    http: TcpListener,
-    engine: Engine,
-}
-
-impl Claim {
-    /// Binds the ports and opens the store. Fails if another process uses them. `shared`: the process is one of many that
-    /// share NATS and the store.
-    pub(crate) async fn new(config: Config, roles: Roles, shared: bool) -> Result<Self> {
-        // Ports first: a port in use is the most likely error, and nothing has changed yet.
-        let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
-        let http = listen(config.http, "HTTP", "--http").await?;
-        let internal_grpc = match config.internal_grpc {
-            Some(address) if roles.has(Role::Gateway) => {
-                Some(listen(address, "internal gRPC", "--internal-grpc").await?)
-            }
-            _ => None,
-        };
-        if !shared {
-            std::fs::create_dir_all(&config.data_dir)
-                .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
-        }
-        let engine = Engine::open(&config, &roles).await?;
-        Ok(Self {
-            config,
-            roles,
-            shared,
-            grpc,
-            internal_grpc,
-            http,
-            engine,
-        })
-    }
 }
 
 impl Server {
@@ -183,12 +140,7 @@ impl Server {
         if let Some(stores) = stores.as_ref().filter(|_| config.store.is_cluster()) {
             checks.watch_store(stores.health.clone());
         }
-        // Only a process that others call waits at its shutdown.
-        let shutdown_delay = if shared && roles.are_called() {
-            Duration::from_secs(config.shutdown_delay_seconds)
-        } else {
-            Duration::ZERO
-        };
+        let shutdown_delay = shutdown_delay(&config, &roles, shared);
         let parts = Parts {
             config,
             shared,
@@ -337,24 +289,12 @@ async fn spawn_all(
     }
     let mut vapid_public_key = None;
     if roles.has(Role::Push) {
-        let vapid = open_vapid(parts).await?;
+        let vapid = vapid::open(parts).await?;
         vapid_public_key = Some(vapid.public_key_base64url());
         parts.spawn_push(workers, vapid)?;
     }
     if let Some(listener) = gateway {
-        let key = Arc::new(OnceLock::new());
-        let finding = find_vapid_key(parts, vapid_public_key, is_open, Arc::clone(&key))?;
-        if is_open {
-            finding.await.context("can't find the VAPID key")?;
-        } else {
-            let shutdown = workers.shutdown();
-            workers.spawn("VAPID key", async move {
-                let found = shutdown.run_until_cancelled(finding).await;
-                found.unwrap_or(Ok(()))?;
-                shutdown.cancelled().await;
-                Ok::<_, herald_push::Error>(())
-            });
-        }
+        let key = vapid::public_key(parts, vapid_public_key, is_open, workers).await?;
         parts.spawn_gateway(gateway_services, listener, &channels, key)?;
     }
     Ok(())
@@ -378,42 +318,13 @@ fn spawn_http(
     }
 }
 
-/// Finds the public key for a gateway: that of the push role of the process, otherwise as
-/// [`herald_push::public_key`]. Waits while the store is away; a gateway that started without it also waits until a push
-/// process has recorded its key.
-fn find_vapid_key(
-    parts: &Parts,
-    own: Option<String>,
-    is_open: bool,
-    found: Arc<OnceLock<String>>,
-) -> Result<impl Future<Output = Result<(), herald_push::Error>> + Send + use<>> {
-    let (config, devices) = (parts.config.push.clone(), parts.stores()?.devices.clone());
-    Ok(async move {
-        let key = match own {
-            Some(key) => key,
-            None => loop {
-                match herald_push::public_key(&config, &*devices).await {
-                    Err(error) if error.is_store_away() => {}
-                    Err(herald_push::Error::VapidKeyUnknown) if !is_open => {}
-                    key => break key?,
-                }
-                tokio::time::sleep(VAPID_RETRY_DELAY).await;
-            },
-        };
-        let _ = found.set(key);
-        Ok(())
-    })
-}
-
-/// Opens the VAPID key pair. Processes that share a store must have the same key, so none creates one.
-async fn open_vapid(parts: &Parts) -> Result<Vapid> {
-    let (config, devices) = (&parts.config, &*parts.stores()?.devices);
-    let opened = if parts.shared {
-        Vapid::open_shared(&config.push, devices).await
+/// Time between the end of readiness and the stop of the services: only a process that others call waits.
+fn shutdown_delay(config: &Config, roles: &Roles, shared: bool) -> Duration {
+    if shared && roles.are_called() {
+        Duration::from_secs(config.shutdown_delay_seconds)
     } else {
-        Vapid::open(&config.push, &config.data_dir, devices).await
-    };
-    opened.context("can't start with this VAPID key")
+        Duration::ZERO
+    }
 }
 
 /// The time of the shutdown that each group of services has to finish its work.
@@ -447,20 +358,6 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         });
     }
     address
-}
-
-async fn listen(address: SocketAddr, name: &str, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        if error.kind() == ErrorKind::AddrInUse {
-            anyhow!(
-                "port {}, the {name} port, is in use by another process (is Herald running already?): set another \
-                 address with {flag} (port 0 picks a free port)",
-                address.port()
-            )
-        } else {
-            anyhow!("can't listen on {address}: {error}; set another address with {flag}")
-        }
-    })
 }
 
 /// Waits until the gateway serves calls; fails if a service fails, or after [`READY_LIMIT`]. Then waits for at most
