@@ -1,15 +1,14 @@
-//! Which posts a rebuild of timelines finds by follows.
+//! Which posts are derivable: a rebuild of timelines finds their followers in the follows that are moved.
 //!
 //! The cluster engine makes a timeline again from follows at the versions that posts pinned, and from backfills. The
 //! embedded store retains its follow history for days and timelines for weeks, so it does not know any more who followed
-//! when older posts were delivered. Their entries move as backfills of their own.
-
-use std::collections::HashMap;
+//! when older posts were delivered. The timeline entries of those posts move as backfills of their own.
 
 use herald_model::PostId;
 use prost::Message as _;
 
 use super::{
+    derivable_cache::DerivableCache,
     follows,
     source::{Source, named, undecodable},
 };
@@ -18,56 +17,33 @@ use crate::{
     embedded::{database::map_err, ledger::row, posts::row::Row},
 };
 
-/// Remembered authors.
-const AUTHORS_MAX: usize = 100_000;
-
-/// Remembers which posts are derivable: two bits a post.
-#[derive(Default)]
-pub(super) struct Derivable {
-    /// 64 posts each: which are known, and which of them are derivable.
-    posts: HashMap<u64, (u64, u64)>,
-    /// The first readable version by author.
-    authors: HashMap<u32, u64>,
+/// Whether the follows at the post's pinned version, as they are moved, are those to whom the post was delivered.
+pub(super) fn is_derivable(source: &Source, post: u64) -> Result<bool> {
+    let mut cache = source.derivable.lock();
+    if let Some(is_derivable) = cache.get(post) {
+        return Ok(is_derivable);
+    }
+    let is_derivable = find(source, &mut cache, post)?;
+    cache.insert(post, is_derivable);
+    Ok(is_derivable)
 }
 
-impl Derivable {
-    /// Whether the follows at the post's pinned version, as they are moved, are those to whom the post was delivered.
-    pub(super) fn has(&mut self, source: &Source, post: u64) -> Result<bool> {
-        let bit = 1 << (post % 64);
-        if let Some((known, derivable)) = self.posts.get(&(post / 64))
-            && known & bit != 0
-        {
-            return Ok(derivable & bit != 0);
-        }
-        let is_derivable = self.find(source, post)?;
-        let (known, derivable) = self.posts.entry(post / 64).or_default();
-        *known |= bit;
-        if is_derivable {
-            *derivable |= bit;
-        }
-        Ok(is_derivable)
-    }
-
-    fn find(&mut self, source: &Source, post: u64) -> Result<bool> {
-        let Some(pin) = pin_of(source, post)? else {
-            return Ok(false);
-        };
-        let Some(author) = author_of(source, post)? else {
-            return Ok(false);
-        };
-        let first_readable = if let Some(first) = self.authors.get(&author) {
-            *first
-        } else {
-            let current = follows::count_of(source, author)?.map_or(0, |count| count.version);
-            let first = follows::history_of(source, author, current)?.first_readable;
-            if self.authors.len() >= AUTHORS_MAX {
-                self.authors.clear();
-            }
-            self.authors.insert(author, first);
-            first
-        };
-        Ok(pin.version.0 >= first_readable)
-    }
+fn find(source: &Source, cache: &mut DerivableCache, post: u64) -> Result<bool> {
+    let Some(pin) = pin_of(source, post)? else {
+        return Ok(false);
+    };
+    let Some(author) = author_of(source, post)? else {
+        return Ok(false);
+    };
+    let first_readable = if let Some(version) = cache.first_readable(author) {
+        version
+    } else {
+        let current = follows::count_of(source, author)?.map_or(0, |count| count.version);
+        let version = follows::history_of(source, author, current)?.first_readable;
+        cache.insert_first_readable(author, version);
+        version
+    };
+    Ok(pin.version.0 >= first_readable)
 }
 
 /// The author of a post; `None` if the post is not archived yet.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use herald_model::{Channel, PostId, Recipients, UserKey};
 
 use super::{
-    derivable::author_of,
+    derivable::{author_of, is_derivable},
     part::{Batches, Part},
     source::{Source, corrupt, named, rows_after, show_key},
     table::{Table, Type, bigints},
@@ -286,7 +286,7 @@ fn read_chunk(
         recipients.len().into(),
         recipients.as_bytes().to_vec().into(),
     ]);
-    if channel == Channel::Timeline && !source.derivable.lock().has(source, post)? {
+    if channel == Channel::Timeline && !is_derivable(source, post)? {
         // What is on timelines already moves with them.
         let recorded = source
             .ledger

@@ -17,6 +17,7 @@ mod accounts;
 mod compare;
 mod dead_letters;
 mod derivable;
+mod derivable_cache;
 mod follows;
 mod ledger;
 mod part;

@@ -112,7 +112,8 @@ fn empty(tables: &'static [&'static Table]) -> Batch {
     }
 }
 
-/// Reads a part on a thread for blocking work, in batches of about `rows_max` rows. The batches come through the receiver; the result comes when it ends.
+/// Reads a part on a thread for blocking work, in batches of about `rows_max` rows. The receiver gets the batches; the
+/// task returns the result of the reading.
 pub(super) fn read(
     source: &Arc<Source>,
     part: &'static Part,

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use fjall::{Keyspace, Slice};
 use parking_lot::Mutex;
 
-use super::derivable::Derivable;
+use super::derivable_cache::DerivableCache;
 use crate::{
     Error, ErrorKind, Result, Stores,
     embedded::{
@@ -43,8 +43,8 @@ pub(super) struct Source {
     pub(super) dead_letter_operations: Keyspace,
     pub(super) dead_letter_selections: Keyspace,
     pub(super) dead_letter_selected: Keyspace,
-    /// Which posts a rebuild of timelines finds by follows.
-    pub(super) derivable: Mutex<Derivable>,
+    /// What the move has looked up about derivable posts.
+    pub(super) derivable: Mutex<DerivableCache>,
 }
 
 impl Source {

@@ -4,6 +4,7 @@ use futures::executor::block_on;
 use herald_model::{Recipients, UserKey};
 
 use super::{
+    derivable::is_derivable,
     part::{Batches, Part},
     source::{Source, named, read_u32},
     table::{Table, Type, bigints},
@@ -62,12 +63,9 @@ fn read_timelines(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> R
                 continue;
             }
             let mut seeds = Vec::new();
-            {
-                let mut derivable = source.derivable.lock();
-                for post in &timeline.posts {
-                    if !derivable.has(source, post.0)? {
-                        seeds.push(post.0.cast_signed());
-                    }
+            for post in &timeline.posts {
+                if !is_derivable(source, post.0)? {
+                    seeds.push(post.0.cast_signed());
                 }
             }
             if let Some(last_post) = seeds.last().copied() {
