@@ -71,15 +71,7 @@ impl Tables {
         let Some(bytes) = self.preferences.get(user.0.to_be_bytes()).map_err(map_err)? else {
             return Ok(Preferences::default());
         };
-        Row::decode(&*bytes)
-            .ok()
-            .and_then(Row::into_preferences)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    format!("can't decode the preferences of user {user}"),
-                )
-            })
+        decode(user, &bytes)
     }
 
     /// Applies a batch of changes.
@@ -119,6 +111,20 @@ impl Tables {
     }
 }
 
+/// Decodes the row of `user`.
+pub(crate) fn decode(user: UserKey, row: &[u8]) -> Result<Preferences> {
+    let preferences = Row::decode(row).ok().and_then(Row::into_preferences);
+    preferences.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("can't decode the preferences of user {user}"),
+        )
+    })
+}
+
+/// The preferences of `user` after a change.
+///
+/// [`LimitExceeded`](ErrorKind::LimitExceeded) if they would have more than [`MUTED_AUTHORS_MAX`] muted authors.
 pub(crate) fn apply_change(
     user: UserKey,
     mut preferences: Preferences,

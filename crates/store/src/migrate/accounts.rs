@@ -1,11 +1,10 @@
 //! Users, devices, preferences.
 
-use herald_model::{Address, UserKey};
 use prost::Message as _;
 
 use super::{
     part::{Batches, Part},
-    source::{Source, corrupt, read_u32, rows_after, show_key, undecodable},
+    source::{Source, corrupt, rows_after, undecodable, user_of},
     table::{Table, Type},
 };
 use crate::{
@@ -71,16 +70,6 @@ static PREFERENCES_TABLE: Table = Table {
     only: "",
 };
 
-fn user_of(key: &[u8], keyspace: &str) -> Result<UserKey> {
-    match key {
-        [_, _, _, _] => Ok(UserKey(read_u32(key).unwrap_or_default())),
-        _ => Err(corrupt(
-            format!("the row {} of the keyspace {keyspace}", show_key(key)),
-            "its key is no key of a user",
-        )),
-    }
-}
-
 fn read_users(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Result<()> {
     for row in rows_after(&source.user_ids, after) {
         let (key, id) = row?;
@@ -111,9 +100,7 @@ fn read_devices(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Res
             .ok()
             .and_then(|rows| rows.into_devices(user))
             .ok_or_else(|| undecodable(format!("the devices of user {user}"), "devices"))?;
-        let has_web_push = devices
-            .iter()
-            .any(|device| matches!(device.address, Address::WebPush { .. }));
+        let has_web_push = devices.iter().any(devices::change::is_web_push);
         out.rows(0)
             .push([user.0.into(), row.to_vec().into(), has_web_push.into()]);
         out.end_row(&key)?;

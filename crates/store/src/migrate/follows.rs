@@ -4,7 +4,7 @@ use std::{iter::Peekable, ops::Bound};
 
 use super::{
     part::{Batches, Part},
-    source::{Source, corrupt, read_u32, read_u64, rows_after, show_key, undecodable},
+    source::{Source, corrupt, read_u32, read_u64, rows_after, show_key, undecodable, user_of},
     table::{Rows, Table, Type, bigints},
 };
 use crate::{
@@ -155,15 +155,7 @@ fn read_follows(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Res
         after_author.as_ref().map(<[u8; 4]>::as_slice),
     ) {
         let (key, _) = row?;
-        let author = match key[..] {
-            [_, _, _, _] => read_u32(&key).unwrap_or_default(),
-            _ => {
-                return Err(corrupt(
-                    format!("the row {} of the keyspace follow_counts", show_key(&key)),
-                    "its key is no key of a user",
-                ));
-            }
-        };
+        let author = user_of(&key, "follow_counts")?.0;
         read_author(source, author, 0, out)?;
     }
     Ok(())

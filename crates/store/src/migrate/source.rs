@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use fjall::{Keyspace, Slice};
+use herald_model::UserKey;
 use parking_lot::Mutex;
 
 use super::derivable_cache::DerivableCache;
@@ -181,6 +182,17 @@ pub(super) fn read_u64(bytes: &[u8]) -> Option<u64> {
 /// A big-endian number at the beginning of a key.
 pub(super) fn read_u32(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The user whose key is the key of a row.
+pub(super) fn user_of(key: &[u8], keyspace: &str) -> Result<UserKey> {
+    let user = <[u8; 4]>::try_from(key).map_err(|_| {
+        corrupt(
+            format!("the row {} of the keyspace {keyspace}", show_key(key)),
+            "its key is no key of a user",
+        )
+    })?;
+    Ok(UserKey(u32::from_be_bytes(user)))
 }
 
 /// A key for messages.

@@ -1,14 +1,15 @@
 //! Preferences: a row a user. They are not cached: a mute must act at once in every process.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use herald_model::{Preferences, UserKey};
 use prost::Message;
-use std::collections::HashMap;
 
 use super::{Postgres, keys};
 use crate::{
-    Error, ErrorKind, PreferencesChange, Result,
-    embedded::preferences::{Row, apply_change},
+    PreferencesChange, Result,
+    embedded::preferences::{Row, apply_change, decode},
 };
 
 /// Reads a user's row and locks it; makes an empty one, which holds the defaults, if there is none.
@@ -80,16 +81,4 @@ impl crate::Preferences for PostgresPreferences {
             })
             .await
     }
-}
-
-fn decode(user: UserKey, row: &[u8]) -> Result<Preferences> {
-    Row::decode(row)
-        .ok()
-        .and_then(Row::into_preferences)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("can't decode the preferences of user {user}"),
-            )
-        })
 }
