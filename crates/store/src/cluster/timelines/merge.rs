@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::Notify;
 
-use super::{TimelinesConfig, View, field::Field, server::Script};
+use super::{TimelinesConfig, View, field::Field, server::ScriptCall};
 use crate::{
     Error, ErrorKind, Result,
     embedded::timelines::{block, pair},
@@ -232,12 +232,12 @@ pub(super) async fn write(
         arguments.push(index.to_string().into_bytes());
         arguments.push(field.encode());
     }
-    let script = Script {
-        code: &view.scripts.write,
+    let call = ScriptCall {
+        script: &view.scripts.write,
         keys: &[&keys.body, &keys.tail],
         arguments,
     };
-    match view.writer.script(keys.slot, &script).await? {
+    match view.writer.run_script(keys.slot, &call).await? {
         Value::Int(written) => Ok(written == 1),
         _ => Err(unexpected()),
     }

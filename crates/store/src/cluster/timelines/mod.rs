@@ -83,7 +83,7 @@ use self::{
     monitor::Monitor,
     rebuild::Rebuilder,
     records::Records,
-    server::{Code, Server},
+    server::{Script, Server},
     state::ViewState,
 };
 use super::postgres::{
@@ -146,17 +146,17 @@ struct View {
 
 /// The scripts that run inside of Redis.
 struct Scripts {
-    write: Code,
-    begin: Code,
-    beat: Code,
+    write: Script,
+    begin: Script,
+    beat: Script,
 }
 
 impl Scripts {
     fn new() -> Self {
         Self {
-            write: Code::new(include_str!("scripts/write.lua")),
-            begin: Code::new(include_str!("scripts/begin.lua")),
-            beat: Code::new(include_str!("scripts/beat.lua")),
+            write: Script::new(include_str!("scripts/write.lua")),
+            begin: Script::new(include_str!("scripts/begin.lua")),
+            beat: Script::new(include_str!("scripts/beat.lua")),
         }
     }
 }

@@ -31,7 +31,7 @@ use redis::Value;
 use super::{
     View,
     merge::read_value,
-    server::{Script, SlotRange, info_value},
+    server::{ScriptCall, SlotRange, info_value},
     state::{Loss, Shard},
     whole,
 };
@@ -185,8 +185,8 @@ async fn write_beat(
     force: bool,
 ) -> Result<Beat> {
     let key = view.keys.beat(range.first);
-    let script = Script {
-        code: &view.scripts.beat,
+    let call = ScriptCall {
+        script: &view.scripts.beat,
         keys: &[&key, &view.keys.whole(range.first)],
         arguments: vec![
             acknowledged
@@ -197,7 +197,7 @@ async fn write_beat(
             if force { b"1".to_vec() } else { b"0".to_vec() },
         ],
     };
-    let answer: Value = view.reader.script(range.first, &script).await?;
+    let answer: Value = view.reader.run_script(range.first, &call).await?;
     let (beat, written): (String, i64) = read_value(answer)?;
     if written == 1 {
         return Ok(Beat::Written);

@@ -20,7 +20,7 @@ use super::{
     field::{Field, State},
     merge::{read_value, write},
     read::{Need, timeline},
-    server::Script,
+    server::ScriptCall,
 };
 use crate::{Error, ErrorKind, Rebuilt, Result, embedded::timelines::pair};
 
@@ -119,8 +119,8 @@ pub(super) async fn rebuild(view: &View, user: UserKey, need: Need) -> Result<Re
 
 async fn begin(view: &View, user: UserKey, invalidate: bool) -> Result<Vec<u8>> {
     let keys = view.keys.bucket(pair::group(user));
-    let script = Script {
-        code: &view.scripts.begin,
+    let call = ScriptCall {
+        script: &view.scripts.begin,
         keys: &[&keys.body],
         arguments: vec![
             view.new_generation(),
@@ -129,7 +129,7 @@ async fn begin(view: &View, user: UserKey, invalidate: bool) -> Result<Vec<u8>> 
             pair::index(user).to_string().into_bytes(),
         ],
     };
-    read_value(view.writer.script(keys.slot, &script).await?)
+    read_value(view.writer.run_script(keys.slot, &call).await?)
 }
 
 enum Written {

@@ -191,11 +191,11 @@ impl Server {
     }
 
     /// Runs a script: by its hash, or by its text if the server does not know it yet.
-    pub(super) async fn script(&self, slot: u16, script: &Script<'_>) -> Result<Value> {
-        let known = self.try_run(slot, script.command("EVALSHA")).await;
+    pub(super) async fn run_script(&self, slot: u16, call: &ScriptCall<'_>) -> Result<Value> {
+        let known = self.try_run(slot, call.command("EVALSHA")).await;
         let result = match known {
             Err(e) if e.kind() == RedisErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.try_run(slot, script.command("EVAL")).await
+                self.try_run(slot, call.command("EVAL")).await
             }
             known => known,
         };
@@ -430,13 +430,13 @@ fn read_ranges(slots: &Value) -> Option<Vec<SlotRange>> {
         .then_some(ranges)
 }
 
-/// A script that runs inside of Redis.
-pub(super) struct Code {
+/// A Lua script that runs inside of Redis.
+pub(super) struct Script {
     text: &'static str,
     hash: String,
 }
 
-impl Code {
+impl Script {
     pub(super) fn new(text: &'static str) -> Self {
         Self {
             text,
@@ -445,20 +445,20 @@ impl Code {
     }
 }
 
-/// A script with the arguments of one call.
-pub(super) struct Script<'a> {
-    pub(super) code: &'a Code,
+/// A script with the keys and arguments of one call.
+pub(super) struct ScriptCall<'a> {
+    pub(super) script: &'a Script,
     pub(super) keys: &'a [&'a str],
     pub(super) arguments: Vec<Vec<u8>>,
 }
 
-impl Script<'_> {
+impl ScriptCall<'_> {
     fn command(&self, name: &str) -> Cmd {
         let mut cmd = redis::cmd(name);
         if name == "EVAL" {
-            cmd.arg(self.code.text);
+            cmd.arg(self.script.text);
         } else {
-            cmd.arg(&self.code.hash);
+            cmd.arg(&self.script.hash);
         }
         cmd.arg(self.keys.len());
         for key in self.keys {

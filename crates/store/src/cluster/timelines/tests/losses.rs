@@ -1,6 +1,6 @@
 //! Lost writes are noticed and repaired.
 
-use super::{server::Script, *};
+use super::{server::ScriptCall, *};
 
 async fn losses(bed: &Bed, open: bool) -> i64 {
     let sql = if open {
@@ -334,14 +334,14 @@ async fn a_beat_never_goes_back() {
     let shard = view.state.shards().await.unwrap().remove(0);
     let key = view.keys.beat(shard.range.first);
     let older = shard.beat - 1_000_000;
-    let script = Script {
-        code: &view.scripts.beat,
+    let call = ScriptCall {
+        script: &view.scripts.beat,
         keys: &[&key, &view.keys.whole(shard.range.first)],
         arguments: ["", &older.to_string(), &view.ttl_s.to_string(), "1"]
             .map(|argument| argument.as_bytes().to_vec())
             .into(),
     };
-    view.reader.script(shard.range.first, &script).await.unwrap();
+    view.reader.run_script(shard.range.first, &call).await.unwrap();
     let beat: String = merge::read_value(bed.redis.command(&["GET", &key]).await.unwrap()).unwrap();
     assert!(beat.parse::<i64>().unwrap() >= shard.beat, "{beat}");
 }
