@@ -27,11 +27,11 @@ pub(super) fn number(stored: i64) -> Result<u64> {
 }
 
 /// A number to store or compare. The greatest `bigint` stands for all greater ones, which no counter reaches.
-pub(super) fn bigint(number: u64) -> i64 {
+pub(crate) fn bigint(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// A `LIMIT`.
-pub(super) fn limit(limit: usize) -> i64 {
+pub(crate) fn limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -25,6 +25,7 @@ use self::{claim::ClaimRequest, partitions::Partitions};
 use super::{
     Postgres,
     batch::{BatchLimits, Batcher},
+    keys,
 };
 use crate::{
     DeadMessage, Error, ErrorKind, ExpectedRevision, MarkedDead, Outcome, PostCounts, PostPlan,
@@ -88,7 +89,7 @@ impl PostgresLedger {
 }
 
 /// The number of a channel in rows.
-pub(crate) fn channel_number(channel: Channel) -> i16 {
+pub(crate) const fn channel_number(channel: Channel) -> i16 {
     match channel {
         Channel::Timeline => 0,
         Channel::Push => 1,
@@ -105,7 +106,7 @@ fn channel_of(number: i16) -> Result<Channel> {
 
 /// The greatest id in a list that excludes its ids: above the range of bigint there are none.
 fn exclusive(post: Option<PostId>) -> i64 {
-    post.map_or(-1, |post| i64::try_from(post.0).unwrap_or(i64::MAX))
+    post.map_or(-1, |post| keys::bigint(post.0))
 }
 
 #[async_trait]

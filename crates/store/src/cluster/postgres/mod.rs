@@ -18,7 +18,7 @@ mod devices;
 mod error;
 mod follows;
 mod health;
-mod keys;
+pub(crate) mod keys;
 mod leases;
 pub(crate) mod ledger;
 mod migrations;

@@ -3,16 +3,16 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use herald_model::{PostId, Recipients, UserKey};
+use herald_model::{Channel, PostId, Recipients, UserKey};
 
 use crate::{
     Error, ErrorKind, Outcome, Result, SuppressedReason,
-    cluster::postgres::{Attempt, Postgres},
+    cluster::postgres::{Attempt, Postgres, keys, ledger::channel_number},
     embedded::ledger::row::decode_outcome,
 };
 
 /// Number of the channel in the ledger's rows.
-const TIMELINE: i16 = 0;
+const TIMELINE: i16 = channel_number(Channel::Timeline);
 
 /// Posts that the first look for a user's timeline covers. Each further look covers eight times as many.
 const FIRST_WINDOW: u64 = 50_000;
@@ -124,9 +124,9 @@ impl Records {
             .call("read the posts of a timeline", async || {
                 Ok(sqlx::query_scalar(SQL)
                     .bind(i64::from(user.0))
-                    .bind(id(start))
-                    .bind(id(end))
-                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .bind(keys::bigint(start))
+                    .bind(keys::bigint(end))
+                    .bind(keys::limit(limit))
                     .fetch_all(self.postgres.pool())
                     .await?)
             })
@@ -149,7 +149,7 @@ impl Records {
         if posts.is_empty() {
             return Ok(());
         }
-        let ids: Vec<i64> = posts.iter().map(|post| id(*post)).collect();
+        let ids: Vec<i64> = posts.iter().map(|post| keys::bigint(*post)).collect();
         let rows: Vec<(i64, Vec<u8>)> = self
             .postgres
             .call("read the dead deliveries of a timeline", async || {
@@ -175,7 +175,7 @@ impl Records {
             .collect();
         let delivered = self.delivered(user, &in_doubt).await?;
         undelivered.extend(in_doubt.into_iter().filter(|post| !delivered.contains(post)));
-        posts.retain(|post| !undelivered.contains(&id(*post)));
+        posts.retain(|post| !undelivered.contains(&keys::bigint(*post)));
         Ok(())
     }
 
@@ -246,10 +246,10 @@ impl Records {
             })
             .await?;
         let Some(first) = first else { return Ok(()) };
-        let last = id(self.last_post().await?);
+        let last = keys::bigint(self.last_post().await?);
         let mut start = first;
         while start <= last {
-            let end = start + id(POSTS_PER_STATEMENT);
+            let end = start + keys::bigint(POSTS_PER_STATEMENT);
             let rows: Vec<DeliveredChunk> = self
                 .postgres
                 .call("read the delivered chunks", async || {
@@ -316,10 +316,6 @@ impl Records {
             each(redeliveries).await?;
         }
     }
-}
-
-fn id(post: u64) -> i64 {
-    i64::try_from(post).unwrap_or(i64::MAX)
 }
 
 /// The delivered recipients of a chunk.

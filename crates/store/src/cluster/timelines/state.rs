@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use herald_model::UserKey;
 
 use super::server::SlotRange;
-use crate::{Result, cluster::postgres::Postgres};
+use crate::{
+    Result,
+    cluster::postgres::{Postgres, keys::bigint},
+};
 
 /// The time of PostgreSQL's clock, microseconds since 1970.
 const SERVER_TIME: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
@@ -90,7 +93,7 @@ impl ViewState {
 
     pub(super) async fn raise_oldest_kept(&self, post: u64) -> Result<()> {
         const SQL: &str = "UPDATE herald.timelines_retention SET oldest_kept = $1 WHERE oldest_kept < $1";
-        let post = i64::try_from(post).unwrap_or(i64::MAX);
+        let post = bigint(post);
         self.postgres
             .call("write the retention of timelines", async || {
                 sqlx::query(SQL).bind(post).execute(self.postgres.pool()).await?;

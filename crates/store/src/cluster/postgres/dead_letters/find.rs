@@ -9,7 +9,7 @@ use super::row::{COLUMNS, DeadLetterRow, number, text};
 use crate::{
     DEAD_LETTER_GROUPS_MAX, DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups, DeadLetterId,
     DeadLetterPage, Order, Result,
-    cluster::postgres::{Attempt, Postgres, ledger::SNAPSHOT},
+    cluster::postgres::{Attempt, Postgres, keys, ledger::SNAPSHOT},
     embedded::dead_letters::row::{CAUSES, STATES, variant},
 };
 
@@ -128,7 +128,7 @@ impl Candidates<'_> {
                     Order::NewestFirst => " AND id < ",
                     Order::OldestFirst => " AND id > ",
                 })
-                .push_bind(i64::try_from(after.0).unwrap_or(i64::MAX));
+                .push_bind(keys::bigint(after.0));
         }
         query.push(" ORDER BY id ").push(self.direction());
     }

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgExecutor};
 use super::row::{OperationRow, no_operation, number, operation_columns, text};
 use crate::{
     DeadLetterVersion, NewOperation, Operation, OperationId, OperationKind, OperationState, Result,
-    cluster::postgres::{Attempt, Postgres},
+    cluster::postgres::{Attempt, Postgres, keys},
     dead_letters::too_many_running,
     embedded::dead_letters::{
         commit::SELECTED_PER_ROW,
@@ -178,12 +178,12 @@ pub(super) async fn list(
         operation_columns!(),
         " FROM herald.dead_letter_operations WHERE id < $1 ORDER BY id DESC LIMIT $2"
     );
-    let before = before.map_or(i64::MAX, |id| i64::try_from(id.0).unwrap_or(i64::MAX));
+    let before = before.map_or(i64::MAX, |id| keys::bigint(id.0));
     let rows: Vec<OperationRow> = postgres
         .call("list the operations on dead letters", async || {
             Ok(sqlx::query_as(SQL)
                 .bind(before)
-                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .bind(keys::limit(limit))
                 .fetch_all(postgres.pool())
                 .await?)
         })

@@ -7,7 +7,7 @@ use herald_model::{Channel, ChunkId, FollowVersion, PostId};
 use super::{channel_of, exclusive, row};
 use crate::{
     ChunkState, PlannedSlice, PostPlan, RecordedOutcome, Result,
-    cluster::postgres::{Attempt, Postgres},
+    cluster::postgres::{Attempt, Postgres, keys},
 };
 
 /// Begins a transaction that reads from one snapshot.
@@ -32,7 +32,7 @@ pub(super) async fn posts(postgres: &Postgres, after: Option<PostId>, limit: usi
     if after == i64::MAX {
         return Ok(Vec::new());
     }
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let limit = keys::limit(limit);
     let posts: Vec<i64> = postgres
         .call("list the posts of the ledger", async || {
             Ok(sqlx::query_scalar(SQL)
