@@ -17,9 +17,6 @@ use crate::{
     embedded::{database::map_err, devices, leases, mark::Mark},
 };
 
-/// Begins a transaction whose statements look each row up in an index: the planner would read whole tables.
-const BEGIN_LOOKUPS: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
-
 /// Begins a transaction whose statements take as long as they take.
 const BEGIN_LONG: &str = "BEGIN; SET LOCAL statement_timeout = 0";
 
@@ -256,7 +253,7 @@ impl Target {
         let what = format!("compare the {}", part.name);
         self.postgres
             .call(&what, || async {
-                let mut transaction = self.postgres.pool().begin_with(BEGIN_LOOKUPS).await?;
+                let mut transaction = self.postgres.begin_lookups().await?;
                 for rows in &batch.rows {
                     if let Some(difference) = rows.first_difference(&mut transaction).await? {
                         return Ok(Some(difference));

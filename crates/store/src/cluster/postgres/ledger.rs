@@ -96,6 +96,17 @@ pub(crate) const fn channel_number(channel: Channel) -> i16 {
     }
 }
 
+/// The key of a chunk in rows: post, channel and id.
+type ChunkKey = (i64, i16, i64);
+
+fn chunk_key(post: PostId, channel: Channel, chunk: ChunkId) -> ChunkKey {
+    (
+        post.0.cast_signed(),
+        channel_number(channel),
+        chunk.0.cast_signed(),
+    )
+}
+
 /// The channel of a number in rows.
 fn channel_of(number: i16) -> Result<Channel> {
     Channel::ALL

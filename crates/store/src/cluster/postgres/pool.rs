@@ -123,6 +123,13 @@ impl Postgres {
         self.pool.begin().await
     }
 
+    /// Begins a transaction whose statements look each row up in an index. The planner would rather read whole tables
+    /// while they are small, and a prepared statement keeps that plan while they grow.
+    pub(crate) async fn begin_lookups(&self) -> sqlx::Result<Transaction> {
+        const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+        self.pool.begin_with(BEGIN).await
+    }
+
     /// Makes a call whose repetition changes nothing: repeats it if its transaction was aborted or its connection lost.
     /// `what` completes "can't …". All locks that an attempt holds end with it.
     pub(crate) async fn call<T, F>(&self, what: &str, attempt: impl FnMut() -> F + Send) -> Result<T>

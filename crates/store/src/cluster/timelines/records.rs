@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
 use herald_model::{Channel, PostId, Recipients, UserKey};
 
 use crate::{
-    Error, ErrorKind, Outcome, Result, SuppressedReason,
-    cluster::postgres::{Attempt, Postgres, keys, ledger::channel_number},
+    Outcome, Result, SuppressedReason,
+    cluster::postgres::{
+        Attempt, Postgres, keys,
+        ledger::{channel_number, row},
+    },
     embedded::ledger::row::decode_outcome,
 };
 
@@ -307,7 +309,7 @@ impl Records {
             after = *last;
             let mut redeliveries = Vec::new();
             for (_, posts, recipients, count) in rows {
-                let recipients = read_recipients(recipients, count)?;
+                let recipients = row::recipients(recipients, count)?;
                 redeliveries.extend(posts.into_iter().map(|post| Redelivery {
                     post: PostId(post as u64),
                     recipients: recipients.clone(),
@@ -323,16 +325,6 @@ fn delivered_recipients(outcome: Option<Vec<u8>>, planned: Vec<u8>, count: i32) 
     let recorded = outcome.map(|outcome| decode_outcome(&outcome)).transpose()?;
     match recorded.map(|recorded| recorded.outcome) {
         Some(Outcome::Mixed { delivered, .. }) => Ok(delivered),
-        Some(Outcome::Delivered { .. }) | None => read_recipients(planned, count),
+        Some(Outcome::Delivered { .. }) | None => row::recipients(planned, count),
     }
-}
-
-fn read_recipients(bytes: Vec<u8>, count: i32) -> Result<Recipients> {
-    Recipients::decode(Bytes::from(bytes), u32::try_from(count).unwrap_or(0)).map_err(|e| {
-        Error::with_source(
-            ErrorKind::Corrupt,
-            "the recipients of a chunk in the ledger are malformed",
-            e,
-        )
-    })
 }

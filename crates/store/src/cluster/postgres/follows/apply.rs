@@ -10,10 +10,6 @@ use crate::{
     cluster::postgres::{Attempt, Postgres, Transaction},
 };
 
-/// Begins a transaction whose statements look each row up in an index. The planner would rather read whole tables while
-/// they are small, and a prepared statement keeps that plan while they grow.
-const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
-
 const LOCK_AUTHORS: &str = "
     SELECT author, version FROM herald.follow_authors WHERE author = ANY($1) ORDER BY author FOR UPDATE";
 
@@ -82,13 +78,13 @@ async fn apply(postgres: &Postgres, changes: &[FollowChange]) -> Result<Vec<Foll
     authors.dedup();
     postgres
         .call("change follows", || async {
-            let mut transaction = postgres.pool().begin_with(BEGIN).await?;
+            let mut transaction = postgres.begin_lookups().await?;
             let mut versions = lock_authors(&mut transaction, &authors).await?;
             if versions.len() < authors.len() {
                 // Rows that this transaction made could not be locked in order with those that others make meanwhile.
                 transaction.rollback().await?;
                 create_authors(postgres, &authors, &versions).await?;
-                transaction = postgres.pool().begin_with(BEGIN).await?;
+                transaction = postgres.begin_lookups().await?;
                 versions = lock_authors(&mut transaction, &authors).await?;
             }
             let current = current_edges(&mut transaction, &edges).await?;

@@ -4,7 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use herald_model::{Channel, ChunkId, PostId};
 
-use super::{channel_number, partitions::Partitions, row::OutcomeColumns, settle::conflict};
+use super::{
+    ChunkKey, channel_number, chunk_key, partitions::Partitions, row::OutcomeColumns, settle::conflict,
+};
 use crate::{
     Error, ErrorKind, Result,
     cluster::postgres::{Attempt, Postgres, leases::microseconds},
@@ -21,16 +23,9 @@ pub(super) struct ClaimRequest {
     pub(super) lease: Duration,
 }
 
-/// The key of a chunk in rows: post, channel and id.
-type Key = (i64, i16, i64);
-
 impl ClaimRequest {
-    fn key(&self) -> Key {
-        (
-            self.post.0.cast_signed(),
-            channel_number(self.channel),
-            self.chunk.0.cast_signed(),
-        )
+    fn key(&self) -> ChunkKey {
+        chunk_key(self.post, self.channel, self.chunk)
     }
 }
 
@@ -44,11 +39,11 @@ pub(super) async fn write(
         .ensure(requests.iter().map(|request| request.post))
         .await?;
     // Of two claims of one chunk in a batch the first is tried.
-    let mut first: HashMap<Key, usize> = HashMap::new();
+    let mut first: HashMap<ChunkKey, usize> = HashMap::new();
     for (index, request) in requests.iter().enumerate() {
         first.entry(request.key()).or_insert(index);
     }
-    let mut sorted: Vec<(Key, usize)> = first.into_iter().collect();
+    let mut sorted: Vec<(ChunkKey, usize)> = first.into_iter().collect();
     // Transactions that wait for each other's rows do so in the same order.
     sorted.sort_unstable();
     let posts: Vec<PostId> = requests.iter().map(|request| request.post).collect();
@@ -117,7 +112,7 @@ impl Columns {
     }
 
     /// Claims those that can be claimed, and returns their revisions.
-    async fn write(&self, postgres: &Postgres) -> sqlx::Result<HashMap<Key, i64>> {
+    async fn write(&self, postgres: &Postgres) -> sqlx::Result<HashMap<ChunkKey, i64>> {
         const SQL: &str = "
             WITH c AS (
                 SELECT post, channel, chunk, base, lease_us * interval '1 microsecond' AS lease
@@ -161,7 +156,7 @@ impl Columns {
     }
 
     /// The recorded revision of each chunk that has one, and whether a claim of it lasts.
-    async fn read(&self, postgres: &Postgres) -> Attempt<HashMap<Key, (i64, bool)>> {
+    async fn read(&self, postgres: &Postgres) -> Attempt<HashMap<ChunkKey, (i64, bool)>> {
         const SQL: &str = "
             SELECT post, channel, chunk, revision, coalesce(claimed_until > clock_timestamp(), false)
             FROM unnest($1::bigint[], $2::smallint[], $3::bigint[]) AS c (post, channel, chunk)

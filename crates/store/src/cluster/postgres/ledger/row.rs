@@ -13,8 +13,8 @@ use crate::{
     embedded::ledger::row::{self, OutcomeHead},
 };
 
-/// The set of a chunk's row.
-pub(super) fn recipients(bytes: Vec<u8>, count: i32) -> Result<Recipients> {
+/// The recipients of a chunk's row, or of a backfill's.
+pub(crate) fn recipients(bytes: Vec<u8>, count: i32) -> Result<Recipients> {
     Recipients::decode(bytes.into(), count.cast_unsigned()).map_err(|error| {
         Error::with_source(
             ErrorKind::Corrupt,

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use herald_model::{ChunkId, PostId};
 
-use super::{channel_number, partitions::Partitions, row::OutcomeColumns};
+use super::{ChunkKey, chunk_key, partitions::Partitions, row::OutcomeColumns};
 use crate::{
     Error, ErrorKind, ExpectedRevision, Outcome, Result, Settlement,
     cluster::postgres::{Attempt, Postgres, leases::microseconds},
@@ -16,12 +16,9 @@ const LOST_ROUNDS_MAX: usize = 5;
 /// The base of a settlement without a precondition. Revisions begin at 0.
 const ANY: i64 = -1;
 
-/// A delivery that is repeated so long after the last one moves the time of the last one: the repair of lost timelines looks
-/// for it, with twice this tolerance.
+/// Time after the last delivery from which on a repeated delivery counts as the last one. The repair of lost timelines
+/// looks for deliveries by that time, and tolerates twice this value.
 const REDELIVERED_AFTER_US: i64 = 5_000_000;
-
-/// The key of a chunk in rows: post, channel and id.
-type Key = (i64, i16, i64);
 
 /// Number of settled recipients that the settlement writes one by one.
 pub(super) fn weight(settlement: &Settlement) -> usize {
@@ -47,7 +44,7 @@ pub(super) async fn write(
     let mut lost_rounds = 0;
     while lost_rounds < LOST_ROUNDS_MAX {
         // A statement settles a chunk once; further settlements of the chunk follow in the next round.
-        let mut round: HashMap<Key, usize> = HashMap::new();
+        let mut round: HashMap<ChunkKey, usize> = HashMap::new();
         for (index, settlement) in settlements.iter().enumerate() {
             if results[index].is_none() {
                 round.entry(key(settlement)).or_insert(index);
@@ -56,7 +53,7 @@ pub(super) async fn write(
         if round.is_empty() {
             break;
         }
-        let mut sorted: Vec<(Key, usize)> = round.iter().map(|(key, index)| (*key, *index)).collect();
+        let mut sorted: Vec<(ChunkKey, usize)> = round.iter().map(|(key, index)| (*key, *index)).collect();
         // Transactions that wait for each other's rows do so in the same order.
         sorted.sort_unstable();
         let columns = Columns::of(sorted.iter().map(|(_, index)| &*settlements[*index]));
@@ -80,12 +77,8 @@ pub(super) async fn write(
         .collect())
 }
 
-fn key(settlement: &Settlement) -> Key {
-    (
-        settlement.post.0.cast_signed(),
-        channel_number(settlement.channel),
-        settlement.chunk.0.cast_signed(),
-    )
+fn key(settlement: &Settlement) -> ChunkKey {
+    chunk_key(settlement.post, settlement.channel, settlement.chunk)
 }
 
 /// The columns of settlements, ascending by key.
@@ -131,7 +124,7 @@ impl Columns {
         columns
     }
 
-    fn keys(&self) -> impl Iterator<Item = Key> {
+    fn keys(&self) -> impl Iterator<Item = ChunkKey> {
         let (channels, chunks) = (self.channels.iter(), self.chunks.iter());
         let keys = self.posts.iter().zip(channels).zip(chunks);
         keys.map(|((post, channel), chunk)| (*post, *channel, *chunk))
@@ -141,7 +134,7 @@ impl Columns {
     ///
     /// An insertion that finds a row which was inserted since the statement began writes nothing; so does an update of
     /// a row that was changed meanwhile to another revision.
-    async fn write(&self, postgres: &Postgres) -> sqlx::Result<HashMap<Key, i64>> {
+    async fn write(&self, postgres: &Postgres) -> sqlx::Result<HashMap<ChunkKey, i64>> {
         const SQL: &str = "
             WITH s AS (
                 SELECT * FROM unnest(
@@ -216,7 +209,7 @@ impl Columns {
     }
 
     /// The recorded revision of each chunk that has one, and whether the outcome is the same.
-    async fn read(&self, postgres: &Postgres) -> Attempt<HashMap<Key, (i64, bool)>> {
+    async fn read(&self, postgres: &Postgres) -> Attempt<HashMap<ChunkKey, (i64, bool)>> {
         const SQL: &str = "
             SELECT o.post, o.channel, o.chunk, o.revision,
                 o.outcome IS NOT DISTINCT FROM s.outcome AND o.delivered = s.delivered
@@ -247,7 +240,7 @@ async fn apply(
     postgres: &Postgres,
     partitions: &Partitions,
     columns: &Columns,
-) -> Result<Vec<(Key, Result<u64>)>> {
+) -> Result<Vec<(ChunkKey, Result<u64>)>> {
     let posts = columns.posts.iter().map(|post| PostId(post.cast_unsigned()));
     let posts: Vec<PostId> = posts.collect();
     // Not repeated when the connection is lost: the first attempt may have changed the revision.

@@ -59,10 +59,10 @@ impl Changes {
             *changes.hours.entry(*hour).or_default() += *more;
         }
         for (chunk, counted) in &batch.chunks {
-            // Of several revisions the last one is what the totals include.
             if counted.revision == 0 {
                 return Err(counted_before(chunk, counted.revision));
             }
+            // Of several revisions the last one is what the totals include.
             changes.chunks.insert(*chunk, *counted);
         }
         Ok(changes)
