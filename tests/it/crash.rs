@@ -172,8 +172,8 @@ async fn read_timeline(clients: &Clients, user: &str) -> Vec<u64> {
     }
 }
 
-/// Injects `fault` `rounds` times under load, each time after more posts were accepted; then checks everything. Returns the
-/// mesh.
+/// Injects `fault` `rounds` times under load, each time after more posts were accepted; then checks everything. Returns
+/// the mesh.
 pub(crate) async fn inject_under_load(
     mut herald: Herald,
     rounds: usize,

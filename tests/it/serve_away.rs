@@ -1,5 +1,5 @@
-//! A gateway that starts while PostgreSQL and Redis are away: it accepts posts of every author, and each is delivered once
-//! when they are back.
+//! A gateway that starts while PostgreSQL and Redis are away: it accepts posts of every author, and each is delivered
+//! once when they are back.
 
 use std::time::Duration;
 

@@ -52,7 +52,8 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts `herald up` of this program with the configuration file of --config, with `options` and with additions to
-    /// the environment, and waits until it is ready. With JSON output its log is limited to warnings and errors unless the environment sets a log filter.
+    /// the environment, and waits until it is ready. With JSON output its log is limited to warnings and errors unless
+    /// the environment sets a log filter.
     pub(super) async fn start(
         data_dir: &Path,
         options: &[String],

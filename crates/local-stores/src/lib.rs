@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Each server has a free port on loopback and a temporary directory. Dropping a server ends its processes, by their own
-//! ids, and removes the directory. When this process dies without dropping it, as it does with a server in a `static`, the
-//! kernel ends the server (`setpriv --pdeathsig`) and a waiting shell removes the directory.
+//! ids, and removes the directory. When this process dies without dropping it, as it does with a server in a `static`,
+//! the kernel ends the server (`setpriv --pdeathsig`) and a waiting shell removes the directory.
 //!
 //! [`required`] is what tests call: on a machine without the programs it says what is skipped, or fails with
 //! `TESTS_REQUIRE_SERVERS=1`.

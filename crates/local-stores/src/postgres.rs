@@ -24,8 +24,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const START_ATTEMPTS_MAX: u32 = 5;
 const START_LIMIT: Duration = Duration::from_mins(2);
 
-/// How a server is started. The default is for tests: nothing is synced to disk, so a loss of power would lose data, but a
-/// kill of the server loses nothing.
+/// How a server is started. The default is for tests: nothing is synced to disk, so a loss of power would lose data,
+/// but a kill of the server loses nothing.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// Whether a commit waits until the disk has it.

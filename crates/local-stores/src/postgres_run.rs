@@ -43,8 +43,8 @@ impl Run {
     }
 
     /// Kills all processes. The children are killed while their parent is stopped: it can't reap them, so none of their
-    /// ids belongs to another process. On return all have ended, so that the server can start again: it refuses to while a
-    /// process is attached to its shared memory.
+    /// ids belongs to another process. On return all have ended, so that the server can start again: it refuses to
+    /// while a process is attached to its shared memory.
     pub(crate) async fn kill(&self) -> Result<()> {
         let children = self.stop_first().await?;
         for child in &children {

@@ -232,7 +232,8 @@ impl Mesh {
     /// immediate redelivery, and waits `drain_seconds` for running handlers.
     ///
     /// Continues after restarts of the server. Creates the consumer if it is missing; it then starts at the stream's
-    /// first message. With [`TopologyMode::Verify`](crate::TopologyMode::Verify), waits until someone else has created it.
+    /// first message. With [`TopologyMode::Verify`](crate::TopologyMode::Verify), waits until someone else has created
+    /// it.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for options out of bounds; [`ErrorKind::Conflict`] when the consumer is missing and can't

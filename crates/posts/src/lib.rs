@@ -1,5 +1,6 @@
 //! Reads posts from the archive or, before they are archived, from the POSTS stream ([`PostReader`]), and decodes the
-//! messages of POSTS ([`entry`]), whose authors may have to be looked up ([`resolve_authors`]). [`check_stream_matches_store`] checks that store and stream belong together.
+//! messages of POSTS ([`entry`]), whose authors may have to be looked up ([`resolve_authors`]).
+//! [`check_stream_matches_store`] checks that store and stream belong together.
 
 mod author;
 mod entry;

@@ -26,7 +26,8 @@ pub struct Group {
     pub readiness: Readiness,
 }
 
-/// The health service. All names but [`LIVENESS`] are NOT_SERVING once `draining` is cancelled. Must be called within a tokio runtime.
+/// The health service. All names but [`LIVENESS`] are NOT_SERVING once `draining` is cancelled. Must be called within a
+/// tokio runtime.
 pub async fn routes(groups: Vec<Group>, draining: CancellationToken) -> Routes {
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter

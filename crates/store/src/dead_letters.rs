@@ -453,8 +453,8 @@ pub trait DeadLetters: Send + Sync {
     async fn resolve(&self, dead_letters: &[DeadLetterVersion], at: Timestamp) -> Result<u64>;
 
     /// Processes up to `limit` more dead letters of a running discard. Those that are still `Open` in the selected
-    /// round become `Discarded` and are returned; the others, and those that can't be decoded, are skipped. The operation is `Done` after its last dead
-    /// letter.
+    /// round become `Discarded` and are returned; the others, and those that can't be decoded, are skipped. The
+    /// operation is `Done` after its last dead letter.
     async fn discard(&self, operation: OperationId, limit: usize, at: Timestamp) -> Result<Step>;
 
     /// Ends a running operation with this state and reason. An operation that has already ended is returned unchanged.

@@ -18,8 +18,8 @@
 //!
 //! - **Durability.** *Invariant:* when a write returns `Ok`, it survives a crash and a loss of power (the embedded
 //!   engine calls fsync; PostgreSQL must have `fsync` and `synchronous_commit` on). The exception are timelines of the
-//!   cluster engine: they are a view, whose losses are noticed and repaired. A write that returns a [`Durable`] is durable when that future resolves with `Ok`. Messages
-//!   are acknowledged only after that.
+//!   cluster engine: they are a view, whose losses are noticed and repaired. A write that returns a [`Durable`] is
+//!   durable when that future resolves with `Ok`. Messages are acknowledged only after that.
 //! - **Idempotency.** *Invariant:* repeating a write does not change the result, because every message can be
 //!   redelivered. The one exception is [`DeadLetters::begin`].
 //! - **Failed and dropped writes.** A write that returned `Err`, or whose future was dropped, may have been applied.

@@ -41,8 +41,8 @@ pub trait Posts: Send + Sync {
     async fn find_by_request(&self, author: UserKey, request_id: &str) -> Result<Option<PostId>>;
 
     /// Checks whether a new post may be accepted. [`Full`](crate::ErrorKind::Full) while free space is low: the rest is
-    /// reserved for posts that are already accepted. The gateway calls it for each post: an engine answers at once, from a
-    /// sample of up to 10 s ago, and an engine that can't be reached answers `Ok`.
+    /// reserved for posts that are already accepted. The gateway calls it for each post: an engine answers at once,
+    /// from a sample of up to 10 s ago, and an engine that can't be reached answers `Ok`.
     async fn capacity(&self) -> Result<()>;
 
     /// Reads the greatest post id ever archived; `None` if there is none. A POSTS stream whose last sequence is smaller

@@ -59,10 +59,10 @@ pub trait Timelines: Send + Sync {
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) for a post id greater than 2^56 − 1.
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered>;
 
-    /// Whether no loss of timelines was recorded since a delivery; `losses` is its [`Delivered::losses`]. Call it after the
-    /// outcome of the delivery is in the ledger, and deliver again if it returns `false`: the repair of a loss delivers
-    /// again what the ledger has, so it misses what is recorded in the ledger later. An engine whose timelines are
-    /// records, not a view, loses nothing.
+    /// Whether no loss of timelines was recorded since a delivery; `losses` is its [`Delivered::losses`]. Call it after
+    /// the outcome of the delivery is in the ledger, and deliver again if it returns `false`: the repair of a loss
+    /// delivers again what the ledger has, so it misses what is recorded in the ledger later. An engine whose timelines
+    /// are records, not a view, loses nothing.
     async fn is_intact(&self, losses: u64) -> Result<bool>;
 
     /// Lists up to `limit` posts of a timeline that are less than `before`, newest (greatest id) first. Counts as a

@@ -27,7 +27,8 @@ pub(crate) struct MessageHandler {
 }
 
 impl MessageHandler {
-    /// Looks up the author of a post whose message lacks the author's key. While the store is away, the message waits here.
+    /// Looks up the author of a post whose message lacks the author's key. While the store is away, the message waits
+    /// here.
     async fn resolve_author(&self, post: &mut PostRow) -> Result<(), Disposition> {
         let key = self
             .waiting

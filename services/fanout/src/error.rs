@@ -36,7 +36,8 @@ pub(crate) enum ExpandError {
 }
 
 impl ExpandError {
-    /// Whether the message waits until another part of the mesh is back or has room: graph, the store, a stream, or the disk.
+    /// Whether the message waits until another part of the mesh is back or has room: graph, the store, a stream, or the
+    /// disk.
     pub(crate) fn is_wait(&self) -> bool {
         match self {
             Self::Graph(_) => self.is_transient(),

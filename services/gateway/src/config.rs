@@ -23,8 +23,8 @@ pub struct Config {
     pub heartbeat_ms: u64,
     /// Maximum number of posts in flight of one SubmitPosts stream; 1 to 10,000.
     pub submit_in_flight_max: usize,
-    /// Time for which a request that is repeated while the store is away makes no second post, hours; 1 to 8,760. Must not
-    /// be less than the store's retention of request ids.
+    /// Time for which a request that is repeated while the store is away makes no second post, hours; 1 to 8,760. Must
+    /// not be less than the store's retention of request ids.
     pub request_keep_hours: u64,
     /// Maximum time that DeletePost waits until the archive has the deletion, milliseconds; 0 to 60,000. After it the
     /// gateway archives the deletion itself.

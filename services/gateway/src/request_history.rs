@@ -1,9 +1,9 @@
 //! The requests that POSTS has, for the time when the store can't be asked.
 //!
 //! A repeated request is detected by the broker, within its dedupe window, or by the store. While the store is away, a
-//! request id that a caller has chosen could be one of a post that is older than the window. But each message of POSTS has
-//! the author and the request id of its post, so the gateway reads those of the last day from there. It does so only while
-//! they are needed: a day of posts is some 100 MB to read.
+//! request id that a caller has chosen could be one of a post that is older than the window. But each message of POSTS
+//! has the author and the request id of its post, so the gateway reads those of the last day from there. It does so
+//! only while they are needed: a day of posts is some 100 MB to read.
 //!
 //! *Invariant:* a request that a fresh reading does not have was not accepted before the reading, and the broker detects
 //! one that was accepted since.

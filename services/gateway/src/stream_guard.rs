@@ -1,9 +1,9 @@
 //! Guards that new posts don't reuse the ids of archived ones.
 //!
-//! A post's id is its sequence in POSTS, so POSTS must go on above the newest archived post. The gateway compares both at its
-//! start, and refuses to start on a stream that ends before. While the store is away, it compares later. Until then it
-//! accepts posts if POSTS has messages: it is the stream that it was. An empty one may have been made anew beside an old
-//! store.
+//! A post's id is its sequence in POSTS, so POSTS must go on above the newest archived post. The gateway compares both
+//! at its start, and refuses to start on a stream that ends before. While the store is away, it compares later. Until
+//! then it accepts posts if POSTS has messages: it is the stream that it was. An empty one may have been made anew
+//! beside an old store.
 
 use std::{
     sync::{

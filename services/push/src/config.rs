@@ -41,8 +41,9 @@ pub struct Config {
     /// 10,000. Default: 500.
     pub settle_interval_ms: u64,
     /// Lease of a worker's claim of a chunk. While it lasts no other worker sends the chunk; the worker extends it each
-    /// third, and sends nothing after its end. While the store is so slow that claims end too early, the lease doubles, up
-    /// to 16 times. When a worker dies, its chunks wait for the rest of it; milliseconds, 500 to 60,000. Default: 3,000.
+    /// third, and sends nothing after its end. While the store is so slow that claims end too early, the lease doubles,
+    /// up to 16 times. When a worker dies, its chunks wait for the rest of it; milliseconds, 500 to 60,000. Default:
+    /// 3,000.
     pub claim_lease_ms: u64,
     /// Maximum delay before the first retry of a device; each further retry doubles it. The delay is random, at least
     /// half of the maximum; milliseconds, 1,000 to 60,000. Default: 2,000.

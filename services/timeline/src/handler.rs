@@ -152,8 +152,8 @@ impl TimelineHandler {
         recorded
     }
 
-    /// Fails if timelines were lost since a delivery, which is recorded in the ledger by now: the repair of the loss may have
-    /// read the ledger before.
+    /// Fails if timelines were lost since a delivery, which is recorded in the ledger by now: the repair of the loss
+    /// may have read the ledger before.
     async fn confirm(&self, losses: Option<u64>) -> Result<(), DeliverError> {
         match losses {
             Some(losses) if !self.timelines.is_intact(losses).await? => Err(DeliverError::Lost),

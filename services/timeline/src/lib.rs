@@ -10,8 +10,9 @@
 //!
 //! A backfill ([`backfill`]) delivers the newest posts of an author to new followers. The plan of a post does not
 //! contain these deliveries, so a backfill has no event and no counts; the ledger only records it, before the first
-//! write to a timeline. Recipients whose timelines are not written on purpose are recorded as suppressed. After a permanent error a chunk is bisected ([`isolate`](herald_failure::isolate)): only the
-//! recipients that cause the error don't get the post.
+//! write to a timeline. Recipients whose timelines are not written on purpose are recorded as suppressed. After a
+//! permanent error a chunk is bisected ([`isolate`](herald_failure::isolate)): only the recipients that cause the error
+//! don't get the post.
 
 mod adapters;
 mod backfill;

@@ -92,10 +92,11 @@ pub struct ConsumerPolicies {
     pub slice: ConsumerPolicy,
     /// Consumers `timeline-{lane}`. Default `ack_wait`: 2 s.
     pub timeline: ConsumerPolicy,
-    /// Consumers `push-{lane}`. Default `ack_wait`: 2 s. A device that fails spends no attempt: it is tried until its push expires.
+    /// Consumers `push-{lane}`. Default `ack_wait`: 2 s. A device that fails spends no attempt: it is tried until its
+    /// push expires.
     pub push: ConsumerPolicy,
-    /// Consumer `later`. Default: `ack_wait` 2 s, 20,000 attempts, also for permanent errors; a due message must return to its stream
-    /// even if the stream is full for long.
+    /// Consumer `later`. Default: `ack_wait` 2 s, 20,000 attempts, also for permanent errors; a due message must return
+    /// to its stream even if the stream is full for long.
     pub later: ConsumerPolicy,
     /// Consumers `redrive-{kind}`. Default: 5 attempts; a redriven message that fails again becomes a dead letter soon.
     pub redrive: ConsumerPolicy,

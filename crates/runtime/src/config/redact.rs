@@ -3,8 +3,8 @@
 /// Text printed in place of a secret.
 pub(super) const HIDDEN: &str = "[hidden]";
 
-/// Schemes whose URLs have a user name before `@` if there is no `:`. In other URLs, such as those of NATS, that text is a
-/// token.
+/// Schemes whose URLs have a user name before `@` if there is no `:`. In other URLs, such as those of NATS, that text
+/// is a token.
 const USER_SCHEMES: [&str; 6] = ["postgres", "postgresql", "redis", "rediss", "valkey", "valkeys"];
 
 /// Whether a printed configuration has this text instead of a secret or of a URL with credentials.

@@ -127,7 +127,8 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
                 status = deadline.until_begin() => return Ok(expired::<S>(status).into_http()),
             };
             Ok(match response {
-                // The gRPC library of the service ends a call whose deadline has passed, a moment before the gateway does.
+                // The gRPC library of the service ends a call whose deadline has passed, a moment before the gateway
+                // does.
                 Ok(response) if is_expired(response.headers()) => expired::<S>(deadline.status()).into_http(),
                 Ok(response) => response.map(|body| forward_body::<S>(body, deadline, shutdown)),
                 Err(error) => match Status::from_error(Box::new(error)) {

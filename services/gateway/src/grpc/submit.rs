@@ -374,8 +374,8 @@ impl Submitter {
         let message_id = if herald_failpoints::negative_control!("gateway.random-ids") {
             Uuid::new_v4().to_string()
         } else {
-            // Gateways that know the author's key, and those that don't, must name a request in the same way. The server skips
-            // blanks at the begin of a header, where those of the author's id must not be.
+            // Gateways that know the author's key, and those that don't, must name a request in the same way. The
+            // server skips blanks at the begin of a header, where those of the author's id must not be.
             format!("post/{}/{request_id}", new.author.as_str())
         };
         let lane = new.lane;

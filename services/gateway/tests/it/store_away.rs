@@ -161,7 +161,8 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     let reused = send(request("other", BEFORE)).await.unwrap_err();
     assert_eq!(reason(&reused), "REQUEST_ID_REUSED");
 
-    // So is an author whose key the gateway does not know, also with a request id, and also once the broker has forgotten.
+    // So is an author whose key the gateway does not know, also with a request id, and also once the broker has
+    // forgotten.
     let stranger = |text: &str, request_id: &str| v1::SubmitPostRequest {
         request_id: request_id.into(),
         ..submit("stranger", text)
@@ -251,7 +252,8 @@ async fn a_store_of_another_stream_is_refused_when_it_is_back() {
     );
 }
 
-/// POSTS was made again or purged within the retention of request ids, so it does not tell whether a request was accepted.
+/// POSTS was made again or purged within the retention of request ids, so it does not tell whether a request was
+/// accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_only_the_store_can_tell_waits_for_it() {
     let switch = Arc::new(Switch::default());

@@ -27,8 +27,8 @@ Examples:
 /// Print a user's timeline, newest first
 ///
 /// Deleted posts and posts of muted authors are omitted, so a page can have fewer posts than requested although there
-/// is a next page. The timeline of an unknown user is empty. While a timeline is rebuilt, posts can be missing: `rebuilding`
-/// is true then.
+/// is a next page. The timeline of an unknown user is empty. While a timeline is rebuilt, posts can be missing:
+/// `rebuilding` is true then.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

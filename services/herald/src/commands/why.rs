@@ -23,8 +23,8 @@ Examples:
 
 /// Say what happened to a post's deliveries to one user, and why
 ///
-/// Answers for the timeline and for the push: delivered, suppressed (for which reason), pending (which devices wait, after
-/// which failures, until when), expired, dead (which dead letter), or not a recipient.
+/// Answers for the timeline and for the push: delivered, suppressed (for which reason), pending (which devices wait,
+/// after which failures, until when), expired, dead (which dead letter), or not a recipient.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

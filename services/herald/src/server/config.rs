@@ -42,8 +42,8 @@ pub(crate) struct Config {
     /// Time between the end of readiness and the end of serving calls of `herald serve`, seconds; at most a quarter of
     /// `shutdown_seconds`. In this time other processes notice that they must call another one.
     pub(crate) shutdown_delay_seconds: u64,
-    /// Time for which a start waits for NATS, PostgreSQL and the timelines while they don't answer, seconds; at most 3,600.
-    /// 0: an unanswered connection ends the process.
+    /// Time for which a start waits for NATS, PostgreSQL and the timelines while they don't answer, seconds; at most
+    /// 3,600. 0: an unanswered connection ends the process.
     pub(crate) start_wait_seconds: u64,
     /// Where roles of other processes are.
     pub(crate) peers: Peers,
@@ -140,8 +140,8 @@ impl Config {
         Self::load_valid(file, flags, Self::validate)
     }
 
-    /// Loads the layers as [`Config::load`] does, and checks all that the start of a process with these roles checks, files
-    /// included; with `shared`, of a process of many. Must be called within a tokio runtime.
+    /// Loads the layers as [`Config::load`] does, and checks all that the start of a process with these roles checks,
+    /// files included; with `shared`, of a process of many. Must be called within a tokio runtime.
     pub(crate) async fn load_for_start(
         file: Option<&Path>,
         flags: config::Flags,

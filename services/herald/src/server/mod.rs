@@ -2,8 +2,8 @@
 //!
 //! With `herald up` the process has all roles, usually with nats-server as a child process and the embedded store. With
 //! `herald serve` it has the roles that are named, and shares NATS and the cluster engine of the store with other
-//! processes. [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them in
-//! reverse order: the gateway stops first, so that no accepted post is left without a store.
+//! processes. [`Server::start`] starts the parts in dependency order. [`Server::run`] waits for shutdown and stops them
+//! in reverse order: the gateway stops first, so that no accepted post is left without a store.
 
 mod away;
 mod background;

@@ -107,8 +107,8 @@ impl Role {
         matches!(self, Self::Gateway | Self::Timeline | Self::Deadletter)
     }
 
-    /// Whether the role reads or writes the store. Without it the role makes no stream and no consumer either: it only reads
-    /// them.
+    /// Whether the role reads or writes the store. Without it the role makes no stream and no consumer either: it only
+    /// reads them.
     pub(super) const fn uses_store(self) -> bool {
         !matches!(self, Self::Scaler)
     }

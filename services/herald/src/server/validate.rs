@@ -46,8 +46,8 @@ impl Config {
         self.scaler.validate()
     }
 
-    /// Checks the files and directories that the start of a process with these roles reads or writes. Changes nothing. The error starts with the key of
-    /// the invalid setting. Must be called within a tokio runtime.
+    /// Checks the files and directories that the start of a process with these roles reads or writes. Changes nothing.
+    /// The error starts with the key of the invalid setting. Must be called within a tokio runtime.
     pub(super) fn validate_files(&self, roles: &Roles, shared: bool) -> Result<(), String> {
         telemetry::check(&self.telemetry).map_err(|error| match error {
             telemetry::Error::Filter { origin, .. } if origin.starts_with("log") => {

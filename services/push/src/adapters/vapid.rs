@@ -126,7 +126,8 @@ impl Vapid {
         Ok(key.map(|key| Self::new(key, config)))
     }
 
-    /// Loads the key that the configuration has, or names with `vapid_key_file`; `None` if it has neither. Creates no file.
+    /// Loads the key that the configuration has, or names with `vapid_key_file`; `None` if it has neither. Creates no
+    /// file.
     pub(super) fn configured(config: &Config) -> Result<Option<Self>, Error> {
         if !config.vapid_private_key.is_empty() {
             let key = parse_key(config.vapid_private_key.expose())?;

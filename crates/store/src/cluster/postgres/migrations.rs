@@ -2,8 +2,8 @@
 //!
 //! A migration runs while older processes still use the tables: it adds tables, columns with defaults and indexes, and
 //! changes nothing that the version before reads. Statements name the columns that they read: PostgreSQL refuses a
-//! prepared `SELECT *` once its table has another column. A lock that it does not get within [`TABLE_LOCK_TIMEOUT_MS`] is given
-//! up and tried again, because statements that come later would wait behind it.
+//! prepared `SELECT *` once its table has another column. A lock that it does not get within [`TABLE_LOCK_TIMEOUT_MS`]
+//! is given up and tried again, because statements that come later would wait behind it.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -180,8 +180,8 @@ impl Postgres {
         }
     }
 
-    /// Lets new connections replace those of now. Repeated calls within [`RECONNECT_INTERVAL`] have no effect: a server that
-    /// stays read-only would get a new connection for each write that waits.
+    /// Lets new connections replace those of now. Repeated calls within [`RECONNECT_INTERVAL`] have no effect: a server
+    /// that stays read-only would get a new connection for each write that waits.
     fn reconnect(&self) {
         let mut stale_before = self.stale_before.lock();
         if stale_before.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL) {

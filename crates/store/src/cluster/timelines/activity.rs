@@ -6,10 +6,10 @@
 //! - Workers suppress only with a sample of at most two intervals of age; so after a returning user is recorded, every
 //!   worker writes the user's timeline again two intervals later.
 //! - A returning user's timeline is invalidated, then the user is recorded as active, then the timeline is rebuilt, in
-//!   this order: a process that dies in between leaves a timeline that the next read rebuilds. Until three intervals after
-//!   that it is provisional: each read rebuilds it, and so does the first read after.
-//! - For readers a user counts as inactive one day sooner than for workers, so no difference in when processes notice that
-//!   a day has passed makes a reader trust a timeline that a worker does not write.
+//!   this order: a process that dies in between leaves a timeline that the next read rebuilds. Until three intervals
+//!   after that it is provisional: each read rebuilds it, and so does the first read after.
+//! - For readers a user counts as inactive one day sooner than for workers, so no difference in when processes notice
+//!   that a day has passed makes a reader trust a timeline that a worker does not write.
 //! - Before a worker suppresses the deliveries to a user, PostgreSQL has a mark of that, which the user's return removes.
 //!   Readers don't trust the timeline of a marked user, so it can't pass for complete after `active_days` was raised or
 //!   set to 0. While processes have different `active_days`, readers learn of new marks with their next sample.

@@ -24,8 +24,8 @@
 //!   changes nothing, and workers need no order among them.
 //! - A body is written only by `scripts/write.lua` and `scripts/begin.lua`, and each write gives it a new random
 //!   generation. A writer names the generation that it has read. A body that is made anew also has a new epoch.
-//! - A field whose state is complete has, together with the tail, all that was delivered to the user; so has a timeline of
-//!   which nothing is stored, while its shard is marked as whole. Any other timeline is rebuilt when it is read.
+//! - A field whose state is complete has, together with the tail, all that was delivered to the user; so has a timeline
+//!   of which nothing is stored, while its shard is marked as whole. Any other timeline is rebuilt when it is read.
 //! - Each key has a time to live: the retention of timelines and two days, extended at least once on each day with a
 //!   delivery.
 //!
@@ -240,8 +240,8 @@ impl ClusterTimelines {
     /// Connects, checks the server, and starts the tasks of the view. `keep_days` is the retention of timelines, `holder`
     /// the name of this process for leases.
     ///
-    /// [`Invalid`](crate::ErrorKind::Invalid) for a server that can't be used: it is too old, a replica, or would drop timelines
-    /// when memory is short.
+    /// [`Invalid`](crate::ErrorKind::Invalid) for a server that can't be used: it is too old, a replica, or would drop
+    /// timelines when memory is short.
     pub(crate) async fn open(
         config: &TimelinesConfig,
         keep_days: u64,

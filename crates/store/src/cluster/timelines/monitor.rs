@@ -10,9 +10,9 @@
 //! | the beat is older than the recorded one | a fail-over to a stale replica, or a restart from an old file: writes since that beat are lost |
 //! | another run id | a restart or a fail-over: writes since the recorded beat may be lost |
 //!
-//! A repair delivers again what the ledger has. A delivery that is recorded in the ledger after the repair has read it could
-//! be lost with the view; so its worker asks afterwards whether a loss was recorded since the delivery, and then delivers
-//! again (`Timelines::is_intact`).
+//! A repair delivers again what the ledger has. A delivery that is recorded in the ledger after the repair has read it
+//! could be lost with the view; so its worker asks afterwards whether a loss was recorded since the delivery, and then
+//! delivers again (`Timelines::is_intact`).
 //!
 //! Every process looks; the first one that notices records the loss. Until it is repaired (`repair`), every process
 //! answers reads of the shard with a rebuild.

@@ -24,8 +24,8 @@ pub(super) async fn timeline(view: &View, server: &Server, user: UserKey) -> Res
     merged(view, user, &mut answers.into_iter())
 }
 
-/// The tail first: a merge in between moves entries to the body, where they are then read again. The mark of a whole shard
-/// last: a flush before it takes it away too.
+/// The tail first: a merge in between moves entries to the body, where they are then read again. The mark of a whole
+/// shard last: a flush before it takes it away too.
 fn commands(view: &View, user: UserKey) -> [(u16, Cmd); 3] {
     let keys = view.keys.bucket(pair::group(user));
     let mut tail = redis::cmd("LRANGE");

@@ -1,7 +1,7 @@
 //! Repairs timelines after a loss: delivers again what was delivered since.
 //!
-//! One process repairs at a time, the holder of a lease. A repair changes nothing that is right, so two holders would only
-//! do it twice, and no write needs the lease's fence.
+//! One process repairs at a time, the holder of a lease. A repair changes nothing that is right, so two holders would
+//! only do it twice, and no write needs the lease's fence.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,8 +24,8 @@ const COUNT_INTERVAL: Duration = Duration::from_hours(1);
 /// Users whose followed authors are counted in one statement.
 const COUNTED_USERS: i64 = 20_000;
 
-/// Difference of the clocks of workers and PostgreSQL that a repair tolerates, with the five seconds within which a repeated
-/// delivery does not move the time in the ledger.
+/// Difference of the clocks of workers and PostgreSQL that a repair tolerates, with the five seconds within which a
+/// repeated delivery does not move the time in the ledger.
 const CLOCK_MARGIN_US: i64 = 10_000_000;
 
 /// Time from the record of a backfill to its delivery that a repair tolerates.

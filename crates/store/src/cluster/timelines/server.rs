@@ -167,8 +167,8 @@ impl Server {
             .map_err(|e| redis_error("use the timelines", &e))
     }
 
-    /// As [`run`](Self::run), but never repeats the command on another connection to a single server: for `WAIT`, which is about what
-    /// was sent on its connection.
+    /// As [`run`](Self::run), but never repeats the command on another connection to a single server: for `WAIT`, which
+    /// is about what was sent on its connection.
     pub(super) async fn run_once(&self, slot: u16, cmd: Cmd) -> Result<Value> {
         let value = match self {
             Self::Single(single) => single.run(&cmd).await,
@@ -319,8 +319,9 @@ impl Single {
         Ok(values)
     }
 
-    /// Whether a command that has failed is to be sent again, over a new connection: the old one was broken, as after a restart of
-    /// the server, or leads to a replica, as after a fail-over. The name of the server may lead to the new primary by now.
+    /// Whether a command that has failed is to be sent again, over a new connection: the old one was broken, as after a
+    /// restart of the server, or leads to a replica, as after a fail-over. The name of the server may lead to the new
+    /// primary by now.
     fn has_reconnected<T>(&self, sent: &std::result::Result<T, RedisError>) -> bool {
         let Err(error) = sent else { return false };
         if error.kind() == RedisErrorKind::Server(ServerErrorKind::ReadOnly) {

@@ -383,8 +383,8 @@ impl ViewState {
             .await
     }
 
-    /// The number of losses that were ever recorded. Ids would not do: of two transactions, the one with the greater id can
-    /// commit first.
+    /// The number of losses that were ever recorded. Ids would not do: of two transactions, the one with the greater id
+    /// can commit first.
     pub(super) async fn losses(&self) -> Result<u64> {
         const SQL: &str = "SELECT count(*) FROM herald.timelines_losses";
         let count: i64 = self

@@ -1,9 +1,9 @@
 //! Shards that have lost nothing since the installation was new.
 //!
 //! A timeline that nobody has read yet is all that Redis was given for its user. That is the whole timeline if Redis was
-//! given everything and has kept it. So the first process of a new installation, and the end of `herald migrate`, leave a mark in
-//! each shard, and nothing writes it later: a flush takes it away, and a replica or a file that lacks it is not whole. Writes that
-//! are lost after the mark are repaired as on all timelines (`monitor`).
+//! given everything and has kept it. So the first process of a new installation, and the end of `herald migrate`, leave
+//! a mark in each shard, and nothing writes it later: a flush takes it away, and a replica or a file that lacks it is
+//! not whole. Writes that are lost after the mark are repaired as on all timelines (`monitor`).
 //!
 //! The mark names the slots of the shard. When slots have moved, it no longer holds.
 

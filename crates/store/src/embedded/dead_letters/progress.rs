@@ -16,7 +16,8 @@ pub(crate) struct Progress {
     pub(crate) operations: Vec<OperationId>,
     pub(crate) redrive_sequence: u64,
     pub(crate) updated_at: Timestamp,
-    /// The end that a redrive gave to the pushes' time to live; `None` for the one that the dead letter was inserted with.
+    /// The end that a redrive gave to the pushes' time to live; `None` for the one that the dead letter was inserted
+    /// with.
     pub(crate) pushes_expire_at: Option<Timestamp>,
 }
 

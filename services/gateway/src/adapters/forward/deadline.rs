@@ -1,9 +1,9 @@
 //! When a forwarded call has taken too long.
 //!
-//! A call has the deadline of its caller. Without one, a call with one request and one response has the gateway's default.
-//! A stream can last for hours, so it has no default deadline. But the service must take each of its requests, and begin the
-//! response, within the same time; while the caller prepares the next request, nothing passes. After that, HTTP/2
-//! keepalive ends the response of a process that hangs.
+//! A call has the deadline of its caller. Without one, a call with one request and one response has the gateway's
+//! default. A stream can last for hours, so it has no default deadline. But the service must take each of its requests,
+//! and begin the response, within the same time; while the caller prepares the next request, nothing passes. After
+//! that, HTTP/2 keepalive ends the response of a process that hangs.
 
 use std::{
     pin::Pin,

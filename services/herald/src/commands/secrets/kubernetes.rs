@@ -1,5 +1,5 @@
-//! The Secrets of a namespace, through the API server. Three requests are all that is needed, so this uses the HTTP client
-//! that the push service has anyway, and not the `kube` crate with its models of the whole API.
+//! The Secrets of a namespace, through the API server. Three requests are all that is needed, so this uses the HTTP
+//! client that the push service has anyway, and not the `kube` crate with its models of the whole API.
 
 use std::{
     collections::BTreeMap,

@@ -245,7 +245,8 @@ async fn a_delivery_is_not_intact_if_a_loss_was_repaired_before_its_outcome_was_
     assert_eq!(another.view.monitor.losses(), 1);
 }
 
-/// A message that is redelivered long after its outcome was recorded is on the timelines since then, not since the record.
+/// A message that is redelivered long after its outcome was recorded is on the timelines since then, not since the
+/// record.
 #[tokio::test]
 async fn a_late_redelivery_is_repaired() {
     let Some(bed) = bed().await else { return };
@@ -320,8 +321,8 @@ async fn everything_resumes_after_a_restart_of_redis() {
     .await;
 }
 
-/// Processes that start together each write a first beat. The slower one has the older time, and must not make it look as if
-/// Redis had lost the newer beat.
+/// Processes that start together each write a first beat. The slower one has the older time, and must not make it look
+/// as if Redis had lost the newer beat.
 #[tokio::test]
 async fn a_beat_never_goes_back() {
     let Some(bed) = bed().await else { return };

@@ -102,8 +102,8 @@ impl CommitBatch<'_> {
         Ok(step)
     }
 
-    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected, and those
-    /// whose row can't be decoded, are skipped.
+    /// Applies `change` to an operation's next dead letters. Dead letters that changed since they were selected, and
+    /// those whose row can't be decoded, are skipped.
     fn step(
         &mut self,
         operation: OperationId,
