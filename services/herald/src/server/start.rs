@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Config, away,
-    background::BackgroundRuntime,
+    background::{Background, BackgroundRuntime},
     broker::Broker,
     checks::Checks,
     claim::Claim,
@@ -99,21 +99,8 @@ impl Server {
             .gateway
             .drain_ms
             .min(drain_share(shutdown_limit).as_millis() as u64);
-        let mesh_config = config
-            .nats
-            .mesh_config(&broker.url(), &config.topology, &roles.nats_users());
-        let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
-        let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
-        let mesh = away::wait(config.start_wait(), connect).await?;
-        let background_runtime = if roles.iter().any(Role::runs_in_background) {
-            Some(BackgroundRuntime::start()?)
-        } else {
-            None
-        };
-        let background = match &background_runtime {
-            Some(runtime) => Some(runtime.connect(mesh_config).await?),
-            None => None,
-        };
+        let (mesh, background) = connect(&config, &roles, &broker).await?;
+        let (background_runtime, background) = background.unzip();
         let mut connections = vec![mesh.clone()];
         connections.extend(background.as_ref().map(|background| background.mesh.clone()));
         let checks = Checks::new(&roles, &connections);
@@ -233,6 +220,26 @@ impl Server {
         };
         gateway_services.and(workers).and(http).and(store).and(broker)
     }
+}
+
+/// Connects the process to NATS, and its background threads if one of the roles runs there.
+async fn connect(
+    config: &Config,
+    roles: &Roles,
+    broker: &Broker,
+) -> Result<(Mesh, Option<(BackgroundRuntime, Background)>)> {
+    let mesh_config = config
+        .nats
+        .mesh_config(&broker.url(), &config.topology, &roles.nats_users());
+    let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
+    let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
+    let mesh = away::wait(config.start_wait(), connect).await?;
+    if !roles.iter().any(Role::runs_in_background) {
+        return Ok((mesh, None));
+    }
+    let runtime = BackgroundRuntime::start()?;
+    let background = runtime.connect(mesh_config).await?;
+    Ok((mesh, Some((runtime, background))))
 }
 
 /// The gRPC ports of a process.
