@@ -32,13 +32,15 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUTS_MAX: u32 = 2;
 /// Interval between two resolutions of the names while all addresses are healthy.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Timeout of a resolution.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval of HTTP/2 keepalive pings, also on an idle connection, and the time until an unanswered one closes the
-/// connection.
+/// Interval of HTTP/2 keepalive pings, also on an idle connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time until an unanswered ping closes the connection.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Changes of addresses that the balancer has not taken yet.
+/// Maximum number of changes of addresses that the balancer has not taken yet.
 const CHANGES_MAX: usize = 1_024;
 
 /// Finds the addresses of a host and port.
@@ -58,7 +60,7 @@ pub struct InvalidUrl(String);
 pub struct Peer {
     /// The channel. It never gives up: calls fail while no address answers, and succeed again later.
     pub channel: Channel,
-    /// The addresses that are healthy.
+    /// Number of healthy addresses.
     pub healthy: watch::Receiver<usize>,
 }
 

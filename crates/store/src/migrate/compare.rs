@@ -7,10 +7,10 @@ use crate::{
     Stores,
 };
 
-/// Items that are read at a time.
+/// Maximum number of items that are read at a time.
 const PER_READ: usize = 256;
 
-/// Followers and recipients in a page.
+/// Maximum number of followers and recipients in a page.
 const PAGE: usize = 10_000;
 
 /// Number of items that were compared.

@@ -11,16 +11,16 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// A batch ends with this size, or with a number of rows.
+/// Approximate size at which a batch ends, bytes. It also ends at a number of rows.
 const BYTES_MAX: usize = 4 << 20;
-/// Batches that are read ahead of the writer.
-const BATCHES_AHEAD: usize = 2;
+/// Maximum number of batches that are read ahead of the writer.
+const BATCHES_AHEAD_MAX: usize = 2;
 
 /// A part: rows that are read in the order of their keys in the embedded store.
 pub(super) struct Part {
     /// Name, for progress and in the database.
     pub(super) name: &'static str,
-    /// The tables that it fills. No other part writes to them, except those that are listed with both.
+    /// The tables that it fills. A table that several parts fill is in the list of each.
     pub(super) tables: &'static [&'static Table],
     /// About how many rows of the embedded store it has.
     pub(super) estimate: fn(&Source) -> u64,
@@ -30,11 +30,13 @@ pub(super) struct Part {
 
 /// Rows to write together, with the position after them.
 pub(super) struct Batch {
+    /// By table, in the order of [`Part::tables`].
     pub(super) rows: Vec<Rows>,
     /// Whole timelines, posts ascending.
     pub(super) timelines: Vec<(UserKey, Vec<PostId>)>,
+    /// The position after the last row, from which an interrupted move continues.
     pub(super) position: Vec<u8>,
-    /// Rows of the embedded store.
+    /// Number of rows of the embedded store.
     pub(super) count: u64,
 }
 
@@ -120,7 +122,7 @@ pub(super) fn read(
     after: Option<Vec<u8>>,
     rows_max: usize,
 ) -> (mpsc::Receiver<Batch>, tokio::task::JoinHandle<Result<()>>) {
-    let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
+    let (sender, receiver) = mpsc::channel(BATCHES_AHEAD_MAX);
     let source = Arc::clone(source);
     let reading = tokio::task::spawn_blocking(move || {
         let mut batches = Batches::new(part.tables, rows_max, sender);

@@ -17,7 +17,7 @@ pub(super) struct Table {
     pub(super) key: usize,
     /// Whether a row with the same key is replaced. Only for single values, which a start of Herald writes too.
     pub(super) replaces: bool,
-    /// Which rows of the table are these; empty: all of them.
+    /// Condition of the rows that are moved, beginning with the name of a column; empty: all rows of the table.
     pub(super) only: &'static str,
 }
 
@@ -161,7 +161,7 @@ impl Column {
         }
     }
 
-    /// Adds a value and returns its approximate size. A value of another type is a bug.
+    /// Adds a value and returns its approximate size, bytes. A value of another type is a bug.
     fn push(&mut self, value: Value) -> usize {
         match (self, value) {
             (Self::Bigint(column), Value::Number(number)) => column.push(number),
@@ -243,7 +243,7 @@ impl Rows {
         numbers.iter().flatten().map(|number| number.cast_unsigned())
     }
 
-    /// Approximate size.
+    /// Approximate size, bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -23,7 +23,7 @@ use crate::{
     cluster::{PostgresConfig, SecretUrl},
 };
 
-/// Attempts at a call whose transactions are aborted or whose connections are lost.
+/// Maximum number of attempts at a call whose transactions are aborted or whose connections are lost.
 const ATTEMPTS_MAX: u32 = 5;
 
 /// Time-out of a test of a connection.
@@ -33,7 +33,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// meanwhile costs another attempt.
 const UNTESTED_IDLE_MAX: Duration = Duration::from_secs(1);
 
-/// Interval at which connections to a server that accepts no writes are made anew.
+/// Minimum interval between two replacements of the connections to a server that accepts no writes.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for which the store counts as full after a write failed for lack of space.
@@ -180,8 +180,8 @@ impl Postgres {
         }
     }
 
-    /// Lets new connections replace those of now. Repeated calls within [`RECONNECT_INTERVAL`] have no effect: a server
-    /// that stays read-only would get a new connection for each write that waits.
+    /// Replaces all connections by new ones, when they are used next. Repeated calls within [`RECONNECT_INTERVAL`] have
+    /// no effect: a server that stays read-only would get a new connection for each write that waits.
     fn reconnect(&self) {
         let mut stale_before = self.stale_before.lock();
         if stale_before.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL) {

@@ -26,16 +26,16 @@ use super::{
 };
 use crate::Result;
 
-/// Users whose records wait to be written. Beyond it, users are recorded at their next delivery or read.
+/// Maximum number of users whose records wait to be written. Further users are recorded at a later delivery or read.
 const WAITING_MAX: usize = 1_000_000;
 
-/// Overlap of the returns that two samples read: a transaction can be committed after a later one.
+/// Overlap of the times that two samples read, 10 minutes: a transaction can be committed after a later one.
 const RETURNS_OVERLAP_US: i64 = 600_000_000;
 
-/// Users recorded in one statement.
+/// Maximum number of users recorded in one statement.
 const RECORDS_PER_STATEMENT: usize = 10_000;
 
-/// Users read in one statement.
+/// Maximum number of users read in one statement.
 const USERS_PER_STATEMENT: i64 = 100_000;
 
 /// What this process knows of the activity of users.

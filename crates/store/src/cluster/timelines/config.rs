@@ -15,27 +15,28 @@ pub struct TimelinesConfig {
     /// File with the certificates (PEM) of the authorities that the server's certificate is verified with. Without it
     /// the system's authorities are used.
     pub tls_ca_file: Option<PathBuf>,
-    /// Time-out of connecting, milliseconds.
+    /// Time-out of connecting, milliseconds; at least 1.
     pub connect_timeout_ms: u64,
-    /// Time-out of a command, milliseconds.
+    /// Time-out of a command, milliseconds; at least 1.
     pub response_timeout_ms: u64,
     /// Number of replicas that must have a write before it counts as durable; 0: none. With more than 0 a message is
     /// acknowledged only after `WAIT`.
     pub replicas_min: u32,
-    /// Maximum number of entries in a timeline; older entries are dropped.
+    /// Maximum number of entries in a timeline, 1 to 10,000; older entries are dropped.
     pub entries_max: usize,
-    /// Maximum time that deliveries are collected before they are written, milliseconds. They are written at once while
-    /// there are few.
+    /// Maximum time that deliveries are collected before they are written, milliseconds; at most 1,000. They are written
+    /// at once while there are few.
     pub flush_delay_ms: u64,
-    /// Number of deliveries that are written without waiting for more.
+    /// Number of deliveries that are written without waiting for more; at least 1.
     pub flush_pairs: usize,
-    /// Maximum number of deliveries that are not written yet, at 8 to 16 bytes each; further deliveries wait.
+    /// Maximum number of deliveries that are not written yet, at 8 to 16 bytes each; at least `flush_pairs`. Further
+    /// deliveries wait.
     pub pending_pairs_max: usize,
-    /// Number of blocks at which the tail of a bucket is merged into its body.
+    /// Number of blocks at which the tail of a bucket is merged into its body; 2 to 4,096.
     pub merge_blocks: usize,
-    /// Estimated size at which the tail of a bucket is merged into its body, bytes.
+    /// Estimated size at which the tail of a bucket is merged into its body, bytes; at least 1.
     pub merge_bytes: usize,
-    /// Maximum number of merges of this process at a time.
+    /// Maximum number of merges of this process at a time; at least 1.
     pub merges_in_flight_max: usize,
     /// Maximum time that a reader waits for the rebuild of the timeline, milliseconds. After it the reader gets the
     /// entries that are there, marked as `rebuilding`.
@@ -44,7 +45,7 @@ pub struct TimelinesConfig {
     pub active_days: u32,
     /// Number of followed authors above which a timeline gets only a part of their posts; 0: no limit.
     pub following_max: u32,
-    /// Interval at which each process samples the inactive and the drowning users, seconds.
+    /// Interval at which each process samples the inactive and the drowning users, seconds; at least 1.
     pub sample_interval_s: u64,
 }
 
@@ -72,7 +73,9 @@ impl Default for TimelinesConfig {
 }
 
 impl TimelinesConfig {
-    /// Checks the bounds.
+    /// Checks the values.
+    ///
+    /// [`Invalid`](ErrorKind::Invalid) for a value out of bounds; the message names the setting.
     pub(crate) fn validate(&self) -> Result<()> {
         let refuse = |what: &str| Err(Error::new(ErrorKind::Invalid, what));
         if self.url.is_empty() {

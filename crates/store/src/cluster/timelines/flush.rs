@@ -12,14 +12,14 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result, embedded::shared_error::SharedError};
 
-/// Runs that are being written at a time: while Redis appends one, the next one is encoded.
-const RUNS_IN_FLIGHT: usize = 2;
+/// Maximum number of runs that are written at a time: while Redis appends one, the next one is encoded.
+const RUNS_IN_FLIGHT_MAX: usize = 2;
 
-/// A run of this size is encoded on a thread of its own.
+/// Number of deliveries from which on a run is encoded on a thread for blocking work.
 const BLOCKING_PAIRS_MIN: usize = 16_384;
 
-/// Waits for replicas.
-const WAIT_MS: u64 = 2_000;
+/// Time-out of the wait for replicas (`WAIT`), milliseconds.
+const REPLICAS_TIMEOUT_MS: u64 = 2_000;
 
 /// When the time to live of each bucket was last extended by this process.
 ///
@@ -49,7 +49,7 @@ impl Extended {
 /// Writes runs until the collector is closed.
 pub(super) async fn flush(view: Arc<View>) {
     let mut load = Load::new();
-    let permits = Arc::new(tokio::sync::Semaphore::new(RUNS_IN_FLIGHT));
+    let permits = Arc::new(tokio::sync::Semaphore::new(RUNS_IN_FLIGHT_MAX));
     while let Some(run) = view.collector.next(&mut load).await {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             break;
@@ -63,7 +63,7 @@ pub(super) async fn flush(view: Arc<View>) {
         tokio::spawn(writing);
     }
     // All runs are written when all permits are back.
-    drop(permits.acquire_many(RUNS_IN_FLIGHT as u32).await);
+    drop(permits.acquire_many(RUNS_IN_FLIGHT_MAX as u32).await);
 }
 
 async fn write_run(view: &Arc<View>, run: &Arc<Run>) {
@@ -179,14 +179,14 @@ async fn replicate(view: &View) -> Result<()> {
 
 async fn wait_for_replicas(view: &View, range: SlotRange) -> Result<()> {
     let mut wait = redis::cmd("WAIT");
-    wait.arg(view.config.replicas_min).arg(WAIT_MS);
+    wait.arg(view.config.replicas_min).arg(REPLICAS_TIMEOUT_MS);
     let answer = view.writer.run_once(range.first, wait).await?;
     match answer {
         Value::Int(replicas) if replicas >= i64::from(view.config.replicas_min) => Ok(()),
         _ => Err(Error::new(
             ErrorKind::Unavailable,
             format!(
-                "fewer than {} replicas of Redis have the write within {WAIT_MS} ms: check the replicas, or lower \
+                "fewer than {} replicas of Redis have the write within {REPLICAS_TIMEOUT_MS} ms: check the replicas, or lower \
                  timelines.replicas_min",
                 view.config.replicas_min
             ),

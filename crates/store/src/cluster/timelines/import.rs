@@ -11,10 +11,10 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result, embedded::timelines::pair};
 
-/// Buckets that are written at a time.
-const BUCKETS_IN_FLIGHT: usize = 16;
+/// Maximum number of buckets that are written at a time.
+const BUCKETS_IN_FLIGHT_MAX: usize = 16;
 
-/// Attempts at a bucket that something else writes to, such as a merge.
+/// Maximum number of attempts at a bucket that something else writes to, such as a merge.
 const ATTEMPTS_MAX: u32 = 20;
 
 impl ClusterTimelines {
@@ -22,7 +22,7 @@ impl ClusterTimelines {
     pub(crate) async fn import(&self, timelines: &[(UserKey, Vec<PostId>)]) -> Result<()> {
         let buckets = timelines.chunk_by(|(a, _), (b, _)| pair::group(*a) == pair::group(*b));
         stream::iter(buckets.map(|bucket| import_bucket(&self.view, bucket)))
-            .buffer_unordered(BUCKETS_IN_FLIGHT)
+            .buffer_unordered(BUCKETS_IN_FLIGHT_MAX)
             .try_collect()
             .await
     }

@@ -21,13 +21,13 @@ use crate::{
     embedded::timelines::{block, pair},
 };
 
-/// Blocks that are not merged for the sake of few bytes.
+/// Minimum number of blocks that are merged because of their size.
 const BLOCKS_MIN: usize = 8;
 
-/// Blocks that one merge takes.
+/// Maximum number of blocks that one merge takes.
 const BLOCKS_MAX: usize = 8_192;
 
-/// Buckets that wait for a merge before the flusher waits for merges.
+/// Number of buckets waiting for a merge from which on the flusher waits too.
 const WAITING_MAX: usize = 4_096;
 
 /// Which buckets are merged when.
@@ -61,7 +61,7 @@ impl Merger {
         }
     }
 
-    /// Whether a tail of `length` blocks is to be merged; `block` is the size of its newest block.
+    /// Whether a tail of `length` blocks is to be merged; `block` is the size of its newest block, bytes.
     pub(super) fn is_due(&self, bucket: u32, length: usize, block: usize) -> bool {
         // Up to a quarter more.
         let jitter = (self.jitter.hash_one(bucket) % 256) as usize;
@@ -80,7 +80,7 @@ impl Merger {
         }
     }
 
-    /// Waits until few buckets wait for a merge.
+    /// Waits until fewer than [`WAITING_MAX`] buckets wait for a merge.
     pub(super) async fn wait_for_room(&self) {
         loop {
             let room = self.room.notified();

@@ -15,7 +15,7 @@ use crate::{
     embedded::timelines::{block, pair},
 };
 
-/// Users read in one pipeline.
+/// Maximum number of users read in one pipeline.
 const USERS_PER_PIPELINE: usize = 256;
 
 /// The timeline of one user: the field of the body with the entries of the tail.

@@ -24,13 +24,13 @@ use super::{
 };
 use crate::{Error, ErrorKind, Rebuilt, Result, embedded::timelines::pair};
 
-/// Rebuilds of a process at a time.
+/// Maximum number of rebuilds for readers of this process at a time.
 const REBUILDS_MAX: usize = 16;
 
-/// Rebuilds of one call for many users at a time.
+/// Maximum number of rebuilds at a time of one call for many users.
 const REBUILDS_PER_CALL: usize = 4;
 
-/// Attempts at a rebuild that was overtaken.
+/// Maximum number of attempts at a rebuild whose body was lost meanwhile.
 const ATTEMPTS_MAX: u32 = 20;
 
 /// Rebuilds timelines, each user's once at a time.

@@ -16,13 +16,14 @@ use crate::{
 /// Number of the channel in the ledger's rows.
 const TIMELINE: i16 = channel_number(Channel::Timeline);
 
-/// Posts that the first look for a user's timeline covers. Each further look covers eight times as many.
+/// Number of the newest posts that are searched first for a user's timeline. Each further search covers eight times as
+/// many older ones.
 const FIRST_WINDOW: u64 = 50_000;
 
-/// Posts whose chunks are read in one statement when chunks are delivered again.
+/// Maximum number of posts whose chunks are read in one statement when chunks are delivered again.
 const POSTS_PER_STATEMENT: u64 = 10_000;
 
-/// Backfills read in one statement.
+/// Maximum number of backfills read in one statement.
 const BACKFILLS_PER_STATEMENT: i64 = 1_000;
 
 /// Post, outcome, recipients of the plan, their number.
@@ -227,7 +228,8 @@ impl Records {
         Ok(rows.into_iter().flatten().map(|post| post as u64).collect())
     }
 
-    /// Calls `each` with the posts and recipients of all timeline chunks that were delivered since a time, in parts.
+    /// Calls `each` with the posts and recipients of all timeline chunks that were delivered since a time of the workers'
+    /// clocks, microseconds since 1970, in parts.
     pub(super) async fn delivered_since<F>(
         &self,
         since: i64,
@@ -279,7 +281,7 @@ impl Records {
     }
 
     /// Calls `each` with the posts and recipients of the backfills that were recorded since a time of PostgreSQL's
-    /// clock, in parts.
+    /// clock, microseconds since 1970, in parts.
     pub(super) async fn backfilled_since<F>(
         &self,
         since: i64,

@@ -13,6 +13,7 @@ use crate::{Fence, Leases, Result, embedded::timelines::pair};
 /// Name of the lease.
 const LEASE: &str = "timelines-repair";
 
+/// Duration of the lease. A process that died is replaced within it.
 const LEASE_DURATION: Duration = Duration::from_secs(30);
 
 /// Interval at which open losses are looked for.
@@ -21,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which the drowning users are counted.
 const COUNT_INTERVAL: Duration = Duration::from_hours(1);
 
-/// Users whose followed authors are counted in one statement.
+/// Maximum number of users whose followed authors are counted in one statement.
 const COUNTED_USERS: i64 = 20_000;
 
 /// Difference of the clocks of workers and PostgreSQL that a repair tolerates, with the five seconds within which a

@@ -15,11 +15,11 @@ use redis::{
 use super::{TimelinesConfig, error::redis_error};
 use crate::{Error, ErrorKind, Result};
 
-/// Commands in one pipeline. More would only make one long answer of many short ones.
+/// Maximum number of commands in one pipeline. More would only make one long answer of many short ones.
 const PIPELINE_COMMANDS_MAX: usize = 8_192;
 
-/// Slots whose commands run one by one at a time.
-const SLOTS_AT_A_TIME: usize = 64;
+/// Maximum number of slots whose commands run at the same time; the commands of one slot run one by one.
+const SLOTS_IN_FLIGHT_MAX: usize = 64;
 
 /// Pauses before the repetitions of a command whose slot the nodes of a cluster can't agree on yet.
 const MOVED_PAUSES: [Duration; 4] = [
@@ -288,7 +288,7 @@ impl Server {
             Ok::<_, RedisError>(values)
         });
         let values: Vec<_> = stream::iter(running)
-            .buffer_unordered(SLOTS_AT_A_TIME)
+            .buffer_unordered(SLOTS_IN_FLIGHT_MAX)
             .try_collect()
             .await?;
         Ok(values.into_iter().flatten().collect())

@@ -13,7 +13,7 @@ use crate::{
 /// The time of PostgreSQL's clock, microseconds since 1970.
 const SERVER_TIME: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
-/// Losses that are looked at in one go; the others follow when these are repaired.
+/// Maximum number of losses that are read at a time; the others follow when these are repaired.
 const LOSSES_MAX: i64 = 1_000;
 
 /// Reads and writes the state of the view.
@@ -22,12 +22,12 @@ pub(super) struct ViewState {
     postgres: Postgres,
 }
 
-/// What was seen of a shard.
+/// A shard as the last check found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shard {
     pub(super) range: SlotRange,
     pub(super) run_id: String,
-    /// Last acknowledged beat.
+    /// Last acknowledged beat, microseconds since 1970.
     pub(super) beat: i64,
 }
 
@@ -36,6 +36,7 @@ pub(super) struct Shard {
 pub(super) struct Loss {
     pub(super) id: i64,
     pub(super) range: SlotRange,
+    /// Begin of the time whose writes may be lost, microseconds since 1970.
     pub(super) since: i64,
 }
 
