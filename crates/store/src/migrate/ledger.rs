@@ -107,15 +107,22 @@ static PINS: Table = Table {
     only: "",
 };
 
+/// Columns of the table of backfills. The part of timelines fills it too.
+pub(super) const BACKFILL_COLUMNS: [(&str, Type); 5] = [
+    ("id", Type::Bigint),
+    ("posts", Type::Bigints),
+    ("last_post", Type::Bigint),
+    ("recipients_count", Type::Integer),
+    ("recipients", Type::Bytea),
+];
+
+/// Columns of the table of the recipients of backfills. The part of timelines fills it too.
+pub(super) const BACKFILL_RECIPIENT_COLUMNS: [(&str, Type); 2] =
+    [("recipient", Type::Bigint), ("backfill", Type::Bigint)];
+
 static BACKFILLS: Table = Table {
     name: "backfills",
-    columns: &[
-        ("id", Type::Bigint),
-        ("posts", Type::Bigints),
-        ("last_post", Type::Bigint),
-        ("recipients_count", Type::Integer),
-        ("recipients", Type::Bytea),
-    ],
+    columns: &BACKFILL_COLUMNS,
     key: 1,
     replaces: false,
     // Those with negative ids are of the part of timelines.
@@ -136,7 +143,7 @@ static BACKFILL_POSTS: Table = Table {
 
 static BACKFILL_RECIPIENTS: Table = Table {
     name: "backfill_recipients",
-    columns: &[("recipient", Type::Bigint), ("backfill", Type::Bigint)],
+    columns: &BACKFILL_RECIPIENT_COLUMNS,
     key: 2,
     replaces: false,
     only: "backfill > 0",

@@ -5,9 +5,10 @@ use herald_model::{Recipients, UserKey};
 
 use super::{
     derivable::is_derivable,
+    ledger::{BACKFILL_COLUMNS, BACKFILL_RECIPIENT_COLUMNS},
     part::{Batches, Part},
     source::{Source, named, read_u32},
-    table::{Table, Type, bigints},
+    table::{Table, bigints},
 };
 use crate::Result;
 
@@ -24,13 +25,7 @@ const USERS_PER_READ: u32 = 256;
 /// The entries of one user, as a backfill with the negative key of the user as its id.
 static SEEDS: Table = Table {
     name: "backfills",
-    columns: &[
-        ("id", Type::Bigint),
-        ("posts", Type::Bigints),
-        ("last_post", Type::Bigint),
-        ("recipients_count", Type::Integer),
-        ("recipients", Type::Bytea),
-    ],
+    columns: &BACKFILL_COLUMNS,
     key: 1,
     replaces: false,
     only: "id < 0",
@@ -38,7 +33,7 @@ static SEEDS: Table = Table {
 
 static SEED_RECIPIENTS: Table = Table {
     name: "backfill_recipients",
-    columns: &[("recipient", Type::Bigint), ("backfill", Type::Bigint)],
+    columns: &BACKFILL_RECIPIENT_COLUMNS,
     key: 2,
     replaces: false,
     only: "backfill < 0",
