@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::database::{self, Committed, Database, map_err};
 use crate::{Error, ErrorKind, Fence, Result};
 
+/// Key in `leases` of the next token.
 pub(crate) const NEXT_TOKEN: &str = "next_token";
 /// Number of leases in memory at which those that ended long ago are forgotten.
 const HELD_MAX: usize = 1_024;

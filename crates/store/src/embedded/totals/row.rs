@@ -4,7 +4,7 @@ use herald_model::{Channel, UserKey, varint};
 
 use crate::{ChunkRef, Counted, Counts, Fence, PostTotals, SettledCounts};
 
-/// Number of messages in a row of `totals_seen`.
+/// Number of messages in a row of `totals_seen`, in both engines: a move copies the rows.
 pub(crate) const PAGE: u64 = 4_096;
 
 /// One row of `totals_seen`.

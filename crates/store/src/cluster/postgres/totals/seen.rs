@@ -4,10 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{PgConnection, PgExecutor};
 
-use crate::{Error, ErrorKind, cluster::postgres::Attempt};
-
-/// Number of messages in a row.
-const PAGE: u64 = 4_096;
+use crate::{Error, ErrorKind, cluster::postgres::Attempt, embedded::totals::row::PAGE};
 
 /// Bytes in a row.
 const PAGE_BYTES: usize = PAGE as usize / 8;
