@@ -7,19 +7,19 @@
 
 #![allow(clippy::expect_used)] // A failed benchmark panics.
 
+mod servers;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions};
 use herald_model::{FollowVersion, UserKey};
-use herald_store::{
-    FollowAction, FollowChange, Follows,
-    cluster::{Cluster, Config, SecretUrl, TimelinesConfig},
-};
+use herald_store::{FollowAction, FollowChange, Follows, cluster::Cluster};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use servers::Servers;
 
 /// Changes in one call.
 const BATCH: usize = 10_000;
@@ -34,27 +34,8 @@ async fn main() {
         .filter_map(|a| a.replace('_', "").parse::<u32>().ok());
     let follows = numbers.next().unwrap_or(10_000_000);
     let users = numbers.next().unwrap_or(1_000_000);
-    let mut server = None;
-    let url = if let Ok(url) = std::env::var("BENCH_POSTGRES_URL") {
-        url
-    } else {
-        let options = PostgresOptions {
-            fsync: true,
-            ..PostgresOptions::default()
-        };
-        let started = Postgres::start_with(options).await.expect("start PostgreSQL");
-        server.insert(started).url()
-    };
-    let redis = Redis::start(RedisOptions::default()).await.expect("start Redis");
-    let config = Config {
-        url: SecretUrl::new(url),
-        timelines: TimelinesConfig {
-            url: SecretUrl::new(redis.url()),
-            ..TimelinesConfig::default()
-        },
-        ..Config::default()
-    };
-    let cluster = Cluster::open(&config).await.expect("open");
+    let servers = Servers::start().await;
+    let cluster = Cluster::open(servers.config()).await.expect("open");
     let graph = cluster.stores().follows;
 
     let mut random = SmallRng::seed_from_u64(1);

@@ -8,19 +8,22 @@
 
 #![allow(clippy::expect_used)] // A failed benchmark panics.
 
+mod servers;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions};
 use herald_model::{Channel, FollowVersion, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
     Cause, ChunkPlan, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, DeadLetters,
     ExpectedRevision, Ledger, MessageRef, Order, Outcome, OutcomeDetails, Payload, Settlement, SlicePlan,
-    cluster::{Cluster, Config, SecretUrl, TimelinesConfig},
+    cluster::Cluster,
 };
+
+use servers::Servers;
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -32,27 +35,8 @@ async fn main() {
     let posts = numbers.next().unwrap_or(20_000);
     let recipients = numbers.next().unwrap_or(1_000);
     let callers = numbers.next().unwrap_or(64) as usize;
-    let mut server = None;
-    let url = if let Ok(url) = std::env::var("BENCH_POSTGRES_URL") {
-        url
-    } else {
-        let options = PostgresOptions {
-            fsync: true,
-            ..PostgresOptions::default()
-        };
-        let started = Postgres::start_with(options).await.expect("start PostgreSQL");
-        server.insert(started).url()
-    };
-    let redis = Redis::start(RedisOptions::default()).await.expect("start Redis");
-    let config = Config {
-        url: SecretUrl::new(url),
-        timelines: TimelinesConfig {
-            url: SecretUrl::new(redis.url()),
-            ..TimelinesConfig::default()
-        },
-        ..Config::default()
-    };
-    let cluster = Cluster::open(&config).await.expect("open");
+    let servers = Servers::start().await;
+    let cluster = Cluster::open(servers.config()).await.expect("open");
     let ledger = cluster.stores().ledger;
     let set = |post: u32| {
         // Every third user or so of a million, other ones for each post: some 2 bytes each.

@@ -6,17 +6,19 @@
 
 #![allow(clippy::expect_used)] // A failed benchmark panics.
 
+mod servers;
+
 use std::{collections::BTreeSet, sync::Mutex, time::Duration, time::Instant};
 
-use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions};
 use herald_model::{Channel, Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_store::{
     Archived, ChunkPlan, ExpectedRevision, FollowAction, FollowChange, Outcome, Settlement, SlicePlan,
     Stores,
-    cluster::{self, SecretUrl, TimelinesConfig},
     embedded::{self, Embedded},
     migrate::{self, Progress},
 };
+
+use servers::Servers;
 
 /// Followers of an author, before those are left out who come twice.
 const FOLLOWERS: u32 = 1_000;
@@ -31,26 +33,7 @@ async fn main() {
         .filter_map(|a| a.replace('_', "").parse::<u32>().ok());
     let follows = numbers.next().unwrap_or(1_000_000);
     let posts = numbers.next().unwrap_or(10_000);
-    let mut server = None;
-    let url = if let Ok(url) = std::env::var("BENCH_POSTGRES_URL") {
-        url
-    } else {
-        let options = PostgresOptions {
-            fsync: true,
-            ..PostgresOptions::default()
-        };
-        let started = Postgres::start_with(options).await.expect("start PostgreSQL");
-        server.insert(started).url()
-    };
-    let redis = Redis::start(RedisOptions::default()).await.expect("start Redis");
-    let to = cluster::Config {
-        url: SecretUrl::new(url),
-        timelines: TimelinesConfig {
-            url: SecretUrl::new(redis.url()),
-            ..TimelinesConfig::default()
-        },
-        ..cluster::Config::default()
-    };
+    let servers = Servers::start().await;
     let dir = tempfile::tempdir().expect("temporary directory");
     let from = embedded::Config {
         data_dir: dir.path().into(),
@@ -71,7 +54,7 @@ async fn main() {
             starts.push((now, began.elapsed()));
         }
     };
-    let moved = migrate::run(&from, &to, migrate::BATCH_ROWS, &report).await;
+    let moved = migrate::run(&from, servers.config(), migrate::BATCH_ROWS, &report).await;
     let (moved, took) = (moved.expect("move"), began.elapsed());
     let rows: u64 = moved.parts.iter().map(|part| part.rows).sum();
     println!(
