@@ -9,17 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use herald_mesh::{Subject, TopologyConfig};
-use herald_model::{
-    Address, Channel, ChunkId, DeliveryState, Lane, PostId, Recipients, UserKey, time::Timestamp,
-};
+use herald_model::{Address, Channel, ChunkId, Lane, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1;
 use herald_push::Config;
-use herald_store::{
-    DeadMessage, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus, RecordedOutcome, Result,
-    Settlement, SlicePlan,
-};
+use herald_store::{Ledger, Result, Settlement};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -27,7 +21,10 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::harness::{Herald, Published, local, numbers, until};
+use crate::{
+    forward_ledger::forward_ledger,
+    harness::{Herald, Published, local, numbers, until},
+};
 
 /// An endpoint that takes some time for each request.
 struct SlowEndpoint {
@@ -269,69 +266,6 @@ impl SlowLedger {
             healed.await;
         }
     }
-}
-
-macro_rules! forward_ledger {
-    ($type:ty, { $($own:item)* }) => {
-        #[async_trait]
-        impl Ledger for $type {
-            $($own)*
-
-            async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
-                self.ledger.plan(plan).await
-            }
-
-            async fn release_claim(
-                &self,
-                post: PostId,
-                channel: Channel,
-                chunk: ChunkId,
-                revision: u64,
-            ) -> Result<()> {
-                self.ledger.release_claim(post, channel, chunk, revision).await
-            }
-
-            async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>> {
-                self.ledger.mark_dead(dead, at).await
-            }
-
-            async fn record_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
-                self.ledger.record_backfill(posts, recipients).await
-            }
-
-            async fn outcome(
-                &self,
-                post: PostId,
-                channel: Channel,
-                chunk: ChunkId,
-            ) -> Result<Option<RecordedOutcome>> {
-                self.ledger.outcome(post, channel, chunk).await
-            }
-
-            async fn counts(&self, post: PostId) -> Result<Option<PostCounts>> {
-                self.ledger.counts(post).await
-            }
-
-            async fn recipients(
-                &self,
-                post: PostId,
-                channel: Channel,
-                state: Option<DeliveryState>,
-                after: Option<UserKey>,
-                limit: usize,
-            ) -> Result<Vec<RecipientStatus>> {
-                self.ledger.recipients(post, channel, state, after, limit).await
-            }
-
-            async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
-                self.ledger.posts(after, limit).await
-            }
-
-            async fn audit(&self, post: PostId) -> Result<Option<PostPlan>> {
-                self.ledger.audit(post).await
-            }
-        }
-    };
 }
 
 forward_ledger!(SlowLedger, {

@@ -8,6 +8,7 @@ mod config;
 mod corrupt;
 mod deliver;
 mod devices;
+mod forward_ledger;
 mod harness;
 mod isolate;
 mod redrive;

@@ -8,17 +8,16 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use herald_mesh::TopologyConfig;
-use herald_model::{Address, Channel, ChunkId, DeliveryState, PostId, Recipients, UserKey, time::Timestamp};
+use herald_model::{Address, Channel, ChunkId, PostId, time::Timestamp};
 use herald_push::Config;
-use herald_store::{
-    DeadMessage, Error, ErrorKind, Ledger, MarkedDead, PostCounts, PostPlan, RecipientStatus,
-    RecordedOutcome, Result, Settlement, SlicePlan,
-};
+use herald_store::{Error, ErrorKind, Ledger, Result, Settlement};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Herald, local, numbers, until};
+use crate::{
+    forward_ledger::forward_ledger,
+    harness::{Herald, local, numbers, until},
+};
 
 /// A ledger that can be read, and not written while `broken`: the disk is short, or read-only.
 struct ReadOnly {
@@ -37,12 +36,7 @@ impl ReadOnly {
     }
 }
 
-#[async_trait]
-impl Ledger for ReadOnly {
-    async fn plan(&self, plan: SlicePlan) -> Result<SlicePlan> {
-        self.ledger.plan(plan).await
-    }
-
+forward_ledger!(ReadOnly, {
     async fn settle(&self, settlement: &Settlement) -> Result<u64> {
         self.check()?;
         self.ledger.settle(settlement).await
@@ -69,61 +63,10 @@ impl Ledger for ReadOnly {
         lease: Duration,
     ) -> Result<()> {
         self.check()?;
-        self.ledger
-            .extend_claim(post, channel, chunk, revision, lease)
-            .await
+        let extended = self.ledger.extend_claim(post, channel, chunk, revision, lease);
+        extended.await
     }
-
-    async fn release_claim(
-        &self,
-        post: PostId,
-        channel: Channel,
-        chunk: ChunkId,
-        revision: u64,
-    ) -> Result<()> {
-        self.ledger.release_claim(post, channel, chunk, revision).await
-    }
-
-    async fn mark_dead(&self, dead: &DeadMessage, at: Timestamp) -> Result<Option<MarkedDead>> {
-        self.ledger.mark_dead(dead, at).await
-    }
-
-    async fn record_backfill(&self, posts: &[PostId], recipients: &Recipients) -> Result<()> {
-        self.ledger.record_backfill(posts, recipients).await
-    }
-
-    async fn outcome(
-        &self,
-        post: PostId,
-        channel: Channel,
-        chunk: ChunkId,
-    ) -> Result<Option<RecordedOutcome>> {
-        self.ledger.outcome(post, channel, chunk).await
-    }
-
-    async fn counts(&self, post: PostId) -> Result<Option<PostCounts>> {
-        self.ledger.counts(post).await
-    }
-
-    async fn recipients(
-        &self,
-        post: PostId,
-        channel: Channel,
-        state: Option<DeliveryState>,
-        after: Option<UserKey>,
-        limit: usize,
-    ) -> Result<Vec<RecipientStatus>> {
-        self.ledger.recipients(post, channel, state, after, limit).await
-    }
-
-    async fn posts(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
-        self.ledger.posts(after, limit).await
-    }
-
-    async fn audit(&self, post: PostId) -> Result<Option<PostPlan>> {
-        self.ledger.audit(post).await
-    }
-}
+});
 
 #[tokio::test]
 async fn nothing_is_sent_while_the_ledger_cannot_be_written() {
