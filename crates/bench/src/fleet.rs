@@ -128,9 +128,7 @@ impl Fleet {
     /// Kills one process of each worker's role, all at the same moment, and starts them again. `turn` chooses which one.
     /// Fails if a process that was started before is not ready: then there would be none.
     pub(super) async fn kill(&mut self, turn: usize) -> Result<(), Failure> {
-        for worker in &mut self.workers {
-            worker.wait_ready().await?;
-        }
+        self.wait_ready().await?;
         let mut killed = Vec::new();
         for role in WORKERS {
             let of_role: Vec<usize> = (0..self.workers.len())

@@ -34,6 +34,7 @@ mod ps;
 mod redis;
 mod redis_cluster;
 mod require;
+mod start;
 
 pub use error::{Error, Result};
 pub use postgres::{Occupied, Postgres, PostgresOptions};

@@ -9,20 +9,21 @@ use std::time::Duration;
 use herald_local_process::{Log, Process, command};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::port;
 use crate::postgres_run::Run;
 use crate::program::{User, postgres_bin};
+use crate::start::{self, Limits};
 
 const NAME: &str = "PostgreSQL";
 const SUPERUSER: &str = "herald";
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-const START_ATTEMPTS_MAX: u32 = 5;
-const START_LIMIT: Duration = Duration::from_mins(2);
+const START_LIMITS: Limits = Limits {
+    start: Duration::from_mins(2),
+    poll: Duration::from_millis(20),
+};
 
 /// How a server is started. The default is for tests: nothing is synced to disk, so a loss of power would lose data,
 /// but a kill of the server loses nothing.
@@ -75,15 +76,7 @@ impl Postgres {
 
     /// Starts a server and waits until it accepts connections.
     pub async fn start_with(options: PostgresOptions) -> Result<Self> {
-        let mut attempts = 1;
-        loop {
-            match Self::start_once(options.clone()).await {
-                Err(Error::Exited { log, .. }) if port::taken(&log) && attempts < START_ATTEMPTS_MAX => {
-                    attempts += 1;
-                }
-                started => return started,
-            }
-        }
+        start::start(|| Self::start_once(options.clone())).await
     }
 
     async fn start_once(options: PostgresOptions) -> Result<Self> {
@@ -166,7 +159,7 @@ impl Postgres {
         let mut first = self.connect().await.map_err(failed)?;
         let mut connections = Vec::new();
         let mut pids = vec![pid_of(&mut first).await.map_err(failed)?];
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + START_LIMITS.start;
         loop {
             while let Ok(mut connection) = self.connect().await {
                 pids.push(pid_of(&mut connection).await.map_err(failed)?);
@@ -186,7 +179,7 @@ impl Postgres {
             if Instant::now() >= deadline {
                 return Err(Error::NotReady {
                     program: NAME,
-                    limit: START_LIMIT,
+                    limit: START_LIMITS.start,
                     reason: "other programs connect again and again".into(),
                     log: self.log_tail(),
                 });
@@ -279,38 +272,17 @@ impl Postgres {
 
     async fn wait_ready(&self) -> Result<()> {
         let run = self.run();
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            let status = run
-                .process
-                .status()
-                .map_err(Error::io("read the status of PostgreSQL"))?;
-            if let Some(status) = status {
-                return Err(Error::Exited {
-                    program: NAME,
-                    status,
-                    log: run.log.tail(),
-                });
-            }
-            let reason = match timeout(PROBE_TIMEOUT, self.connect()).await {
-                Ok(Ok(connection)) => {
+        let probe = || async {
+            match self.connect().await {
+                Ok(connection) => {
                     // An error changes nothing: the server has answered.
                     let _ = connection.close().await;
-                    return Ok(());
+                    Ok(())
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer".into(),
-            };
-            if Instant::now() >= deadline {
-                return Err(Error::NotReady {
-                    program: NAME,
-                    limit: START_LIMIT,
-                    reason,
-                    log: run.log.tail(),
-                });
+                Err(error) => Err(error.to_string()),
             }
-            sleep(POLL_INTERVAL).await;
-        }
+        };
+        start::wait_ready(NAME, (&run.process, &run.log), &START_LIMITS, probe).await
     }
 }
 

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use herald_local_process::{Log, Process, Signal, command};
 use redis::aio::MultiplexedConnection;
-use tokio::time::{Instant, sleep, timeout};
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::port;
 use crate::program::redis_server;
+use crate::start::{self, Limits};
 
 const NAME: &str = "the Redis server";
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-const START_ATTEMPTS_MAX: u32 = 5;
-const START_LIMIT: Duration = Duration::from_mins(1);
+const START_LIMITS: Limits = Limits {
+    start: Duration::from_mins(1),
+    poll: Duration::from_millis(10),
+};
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A user of a server.
@@ -91,15 +91,7 @@ struct Ports {
 impl Redis {
     /// Starts a server and waits until it answers.
     pub async fn start(options: RedisOptions) -> Result<Self> {
-        let mut attempts = 1;
-        loop {
-            match Self::start_once(options.clone()).await {
-                Err(Error::Exited { log, .. }) if port::taken(&log) && attempts < START_ATTEMPTS_MAX => {
-                    attempts += 1;
-                }
-                started => return started,
-            }
-        }
+        start::start(|| Self::start_once(options.clone())).await
     }
 
     async fn start_once(options: RedisOptions) -> Result<Self> {
@@ -252,37 +244,14 @@ impl Redis {
 
     async fn wait_ready(&self) -> Result<()> {
         let run = self.run();
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            let status = run
-                .process
-                .status()
-                .map_err(Error::io("read the status of Redis"))?;
-            if let Some(status) = status {
-                return Err(Error::Exited {
-                    program: NAME,
-                    status,
-                    log: run.log.tail(),
-                });
-            }
-            // A server that still reads its append-only file refuses the command.
-            let reason = match timeout(PROBE_TIMEOUT, self.command(&["DBSIZE"])).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => {
-                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
-                }
-                Err(_) => "no answer".into(),
-            };
-            if Instant::now() >= deadline {
-                return Err(Error::NotReady {
-                    program: NAME,
-                    limit: START_LIMIT,
-                    reason,
-                    log: run.log.tail(),
-                });
-            }
-            sleep(POLL_INTERVAL).await;
-        }
+        // A server that still reads its append-only file refuses the command.
+        let probe = || async {
+            let answer = self.command(&["DBSIZE"]).await;
+            answer.map(drop).map_err(|error| {
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+            })
+        };
+        start::wait_ready(NAME, (&run.process, &run.log), &START_LIMITS, probe).await
     }
 }
 
