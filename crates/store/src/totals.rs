@@ -116,7 +116,7 @@ impl IntendedFile {
 /// messages and marks them as seen in one atomic write afterwards. Each writer holds a lease of its own
 /// ([`Leases`](crate::Leases)). A file whose writer failed is deleted by that writer; one whose writer is gone is
 /// *orphaned*, and any other writer deletes it: [`abandon`](Self::abandon) it, delete it, then [`forget`](Self::forget)
-/// it. So a file whose deletion is broken off is found again. Its messages are redelivered.
+/// it. So a file whose deletion is interrupted is found again. Its messages are redelivered.
 #[async_trait]
 pub trait Totals: Send + Sync {
     /// Reads for each message whether it is committed.

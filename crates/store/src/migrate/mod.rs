@@ -1,15 +1,16 @@
 //! The move of an installation from the embedded engine to the cluster engine: `herald migrate`.
 //!
-//! The rows of each part are read in the order of their keys and written in batches; the position after a batch is
-//! committed with its rows, so a move that was broken off goes on from there. When all parts are written, all rows are
-//! read once more and compared with what the database has, the tables are counted, and samples are read through the
-//! traits of both engines.
+//! The rows of each part are read in the order of their keys and written in batches. The position after a batch is
+//! committed with its rows, and an interrupted move continues from there. When all parts are written, all rows are read
+//! once more and compared with what the database has, the tables are counted, and samples are read through the traits
+//! of both engines.
 //!
 //! # Invariants
 //!
-//! - From its begin the embedded store is marked, and `herald up` refuses it: what it would accept would not be moved.
-//! - Until it is finished the cluster engine refuses to start on the database: it would answer without half of the data.
-//! - What is moved depends on the embedded store alone, never on where the move was broken off, so that it can be read
+//! - From the begin of a move the embedded store is marked, and `herald up` refuses it: what it would accept would not be
+//!   moved.
+//! - Until the move is finished, the cluster engine refuses to start on the database, which has only a part of the data.
+//! - What is moved depends on the embedded store alone, never on where the move was interrupted, so that it can be read
 //!   again and compared.
 //! - Ids, versions, revisions and tokens stay as they are: messages in the streams name them.
 
@@ -47,44 +48,44 @@ use crate::{
 /// Number of items of each kind that are compared through the traits.
 const SAMPLE: usize = 1_000;
 
-/// Number of rows in a batch.
+/// Default number of rows in a batch.
 pub const BATCH_ROWS: usize = 20_000;
 
-/// What a move does.
+/// The stage of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Rows are written.
+    /// Writes the rows to the cluster engine.
     Moving,
-    /// Rows are compared.
+    /// Compares the rows of both engines.
     Comparing,
 }
 
 /// How far a move is.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// What it does.
+    /// The stage.
     pub stage: Stage,
     /// The part of the data.
     pub part: &'static str,
     /// Rows of the part so far.
     pub rows: u64,
-    /// About how many rows the part has.
+    /// Estimated number of rows of the part.
     pub rows_estimated: u64,
 }
 
 /// A part that was moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MovedPart {
-    /// Its name.
+    /// Name of the part.
     pub name: &'static str,
-    /// Number of rows of the embedded store.
+    /// Number of rows of the part in the embedded store.
     pub rows: u64,
 }
 
 /// What a move did.
 #[derive(Debug, Clone)]
 pub struct Moved {
-    /// The parts.
+    /// The parts, in the order in which they were moved.
     pub parts: Vec<MovedPart>,
     /// Number of rows that were compared with those of PostgreSQL.
     pub rows_compared: u64,
@@ -94,8 +95,7 @@ pub struct Moved {
     pub was_finished: bool,
 }
 
-/// Moves an embedded store to the cluster engine in batches of about `batch_rows` rows, or goes on with a move that was
-/// broken off.
+/// Moves an embedded store to the cluster engine in batches of about `batch_rows` rows, or continues an interrupted move.
 ///
 /// [`Locked`](ErrorKind::Locked) if a process uses the embedded store. [`Invalid`](ErrorKind::Invalid) if there is none,
 /// or if the database has other data. [`Corrupt`](ErrorKind::Corrupt) if a row of the embedded store can't be decoded, or
@@ -133,7 +133,7 @@ async fn run_between(
     let state = match target.begin(&mark).await {
         Ok(state) => state,
         Err(error) => {
-            // Nothing was written, so the embedded store may go on.
+            // Nothing was written, so the embedded store can be used again.
             if !was_marked && error.kind() == ErrorKind::Invalid {
                 source.unmark()?;
             }
@@ -265,7 +265,7 @@ async fn compare_rows(
     Ok(compared)
 }
 
-/// Compares whole timelines entry by entry. Those that Valkey has lost since are made again first.
+/// Compares whole timelines entry by entry. Timelines that Valkey has lost since are rebuilt first.
 async fn compare_timelines(target: &Target, part: &Part, batch: &Batch) -> Result<()> {
     if batch.timelines.is_empty() {
         return Ok(());

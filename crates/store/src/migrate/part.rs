@@ -22,7 +22,7 @@ pub(super) struct Part {
     pub(super) name: &'static str,
     /// The tables that it fills. A table that several parts fill is in the list of each.
     pub(super) tables: &'static [&'static Table],
-    /// About how many rows of the embedded store it has.
+    /// Estimated number of rows of the embedded store.
     pub(super) estimate: fn(&Source) -> u64,
     /// Reads the rows after a position.
     pub(super) read: fn(&Source, Option<&[u8]>, &mut Batches) -> Result<()>,
@@ -94,7 +94,7 @@ impl Batches {
         let batch = std::mem::replace(&mut self.batch, empty(self.tables));
         self.sender
             .blocking_send(batch)
-            .map_err(|_| Error::new(ErrorKind::Unavailable, "the move was broken off"))
+            .map_err(|_| Error::new(ErrorKind::Unavailable, "the move was interrupted"))
     }
 
     fn finish(mut self) -> Result<()> {

@@ -271,7 +271,7 @@ pub async fn an_abandoned_file_is_not_committed<E: Engine>(engine: &mut E) {
     assert_eq!(delivered(&*stores.totals, 5).await, 2);
 }
 
-/// A deletion can be broken off, and a call can be repeated because its answer was lost.
+/// A deletion can be interrupted, and a call can be repeated because its answer was lost.
 pub async fn an_abandoned_file_is_listed_until_it_is_forgotten<E: Engine>(engine: &mut E) {
     let (stores, peer) = (engine.stores(), engine.peer().await);
     let (totals, owner) = (&*stores.totals, analytics(&stores).await);

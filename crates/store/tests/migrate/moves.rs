@@ -1,4 +1,4 @@
-//! Moves, whole and broken off, and what is there after them.
+//! Whole and interrupted moves, and what is there after them.
 
 use herald_model::{Channel, FollowVersion, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_store::{
@@ -209,7 +209,7 @@ async fn a_move_that_is_broken_off_anywhere_goes_on() {
         if let Some(refused) = refused {
             assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
         }
-        // The reader of the run that was broken off ends at its next batch.
+        // The reader of the interrupted run ends at its next batch.
         let refused = loop {
             match Embedded::open(&world.from()).err() {
                 Some(error) if error.kind() == ErrorKind::Locked => tokio::task::yield_now().await,
@@ -218,7 +218,7 @@ async fn a_move_that_is_broken_off_anywhere_goes_on() {
         };
         assert_eq!(refused.map(|error| error.kind()), Some(ErrorKind::Invalid));
     }
-    assert!(runs > 10, "only {runs} runs were broken off");
+    assert!(runs > 10, "only {runs} runs were interrupted");
     let source = world.open_moved_source().await;
     let cluster = Cluster::open(&world.to).await.unwrap();
     compare(&source.stores(), &cluster.stores(), None).await.unwrap();

@@ -107,7 +107,7 @@ impl World {
     }
 }
 
-/// The reader of a move that was broken off ends at its next batch.
+/// The reader of an interrupted move ends at its next batch.
 async fn open_when_free(config: &embedded::Config) -> Embedded {
     let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     loop {

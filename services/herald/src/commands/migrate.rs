@@ -24,13 +24,13 @@ use crate::{server::Config, settings::refuse_password};
 
 const LONG: &str = "\
 Moves the data of a stopped `herald up` from its data directory to PostgreSQL, and its timelines to Valkey or Redis, so \
-that `herald serve` on many machines goes on with it. Ids stay as they are. The database must be empty.
+that `herald serve` on many machines continues with it. Ids stay as they are. The database must be empty.
 
-A move that was broken off goes on where it was when the same command runs again. In the end it reads all rows once more \
+An interrupted move continues where it stopped when the same command runs again. In the end it reads all rows once more \
 and compares them with the database. Until it is finished Herald does not start on the database, and from its begin \
 `herald up` does not start on the data directory.
 
-The streams are not moved: go on with the same JetStream data, or with a copy of it. See docs/OPERATIONS.md, \"Move from \
+The streams are not moved: continue with the same JetStream data, or with a copy of it. See docs/OPERATIONS.md, \"Move from \
 one machine to many\".";
 
 const EXAMPLES: &str = "\
@@ -182,12 +182,12 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
             let failure = Failure::new(kind, error.to_string());
             Err(match error.kind() {
                 ErrorKind::Unavailable | ErrorKind::Full => {
-                    failure.hint("run the same command again: the move goes on where it was")
+                    failure.hint("run the same command again: the move continues where it stopped")
                 }
                 _ => failure,
             })
         }
-        None => Err(Failure::new(Kind::Interrupted, "the move was broken off")
-            .hint("run the same command again: the move goes on where it was")),
+        None => Err(Failure::new(Kind::Interrupted, "the move was interrupted")
+            .hint("run the same command again: the move continues where it stopped")),
     }
 }

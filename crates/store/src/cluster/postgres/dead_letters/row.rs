@@ -76,7 +76,7 @@ impl DeadLetterRow {
         Ok(dead_letter)
     }
 
-    /// The dead letter; `None`, after a line in the log, if its row can't be decoded. Lists go on without it.
+    /// The dead letter; `None`, after a line in the log, if its row can't be decoded. Lists leave it out.
     pub(super) fn decode_or_skip(self) -> Option<DeadLetter> {
         let id = self.id;
         match self.decode() {

@@ -73,7 +73,7 @@ struct Table {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attachment {
     Attached,
-    /// A detachment was broken off.
+    /// A detachment was interrupted.
     Detaching,
     Detached,
 }
