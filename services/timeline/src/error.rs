@@ -92,15 +92,6 @@ impl From<Disposition> for Failure {
     }
 }
 
-impl From<Failure> for Disposition {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Error(error) => error.into(),
-            Failure::Settled(disposition) => disposition,
-        }
-    }
-}
-
 impl Classify for DeliverError {
     fn class(&self) -> FailureClass {
         match self {

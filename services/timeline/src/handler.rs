@@ -1,6 +1,6 @@
 //! Handles one message of TIMELINE: a chunk or a backfill.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use herald_failure::{Isolated, isolate};
 use herald_mesh::{Delivery, Disposition, Handler, Subject};
 use herald_model::{Channel, ChunkId, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
-use herald_runtime::metrics::Gauge;
+use herald_runtime::wait::Waiting;
 use herald_store::{Delivered, ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ pub(crate) struct TimelineHandler {
     pub(crate) watchers: Watchers,
     pub(crate) reporter: Reporter,
     pub(crate) backfiller: Backfiller,
+    pub(crate) waiting: Waiting,
     pub(crate) metrics: Metrics,
     /// The first attempt that bisects a chunk after a permanent error.
     pub(crate) isolate_attempts_min: u64,
@@ -46,49 +47,23 @@ struct DeliveredPart {
     losses: u64,
 }
 
-/// A message that waits for the store. The first one and the last one are logged.
-struct Waiting<'a>(&'a Gauge);
-
-impl<'a> Waiting<'a> {
-    fn start(waiting: &'a Gauge, error: &DeliverError) -> Self {
-        if waiting.inc() == 0 {
-            tracing::warn!(%error, "timeline deliveries wait for the store");
-        }
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if self.0.dec() == 1 {
-            tracing::info!("no timeline delivery waits for the store any more");
-        }
-    }
-}
-
-/// Bounds of the delay between two attempts at a message that waits for the store; it doubles.
-const WAIT_MIN: Duration = Duration::from_millis(200);
-const WAIT_MAX: Duration = Duration::from_secs(2);
-
 #[async_trait]
 impl Handler for TimelineHandler {
+    /// While the store can't be used, the message waits here: heartbeats keep it, and it spends no attempt.
     async fn handle(&self, delivery: &Delivery) -> Disposition {
-        let mut delay = WAIT_MIN;
-        let mut waiting = None;
-        loop {
-            match self.handle_once(delivery).await {
-                Ok(()) => return Disposition::Ack,
-                // The message waits here: heartbeats keep it, and it spends no attempt.
-                Err(Failure::Error(error)) if error.waits_for_store() => {
-                    waiting.get_or_insert_with(|| Waiting::start(&self.metrics.waiting, &error));
+        let done = self
+            .waiting
+            .until_done(&self.stop, DeliverError::waits_for_store, || async {
+                match self.handle_once(delivery).await {
+                    Ok(()) => Ok(Disposition::Ack),
+                    Err(Failure::Settled(disposition)) => Ok(disposition),
+                    Err(Failure::Error(error)) => Err(error),
                 }
-                Err(failure) => return failure.into(),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = self.stop.cancelled() => return DeliverError::Stopped.into(),
-            }
-            delay = (2 * delay).min(WAIT_MAX);
+            });
+        match done.await {
+            Some(Ok(disposition)) => disposition,
+            Some(Err(error)) => error.into(),
+            None => DeliverError::Stopped.into(),
         }
     }
 }

@@ -27,6 +27,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
 use herald_model::Lane;
+use herald_runtime::wait::Waiting;
 use herald_store::{Ledger, Posts, Timelines};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +96,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         watchers,
         reporter,
         backfiller,
+        waiting: Waiting::new("timeline deliveries", metrics.waiting.clone()),
         metrics,
         isolate_attempts_min: config.isolate_attempts_min,
         stop: shutdown.child_token(),
