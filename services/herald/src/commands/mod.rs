@@ -20,6 +20,7 @@ pub(crate) mod push_sink;
 mod ready;
 pub(crate) mod rebuild;
 pub(crate) mod round_trip;
+mod run_server;
 pub(crate) mod secrets;
 pub(crate) mod serve;
 pub(crate) mod stats;

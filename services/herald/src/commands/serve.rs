@@ -10,9 +10,8 @@ use herald_runtime::{
     telemetry::{self, error_chain},
 };
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
-use super::ready;
+use super::{ready, run_server};
 use crate::{
     server::{Claim, Config, Role, Roles, Server},
     settings::{ServeSettings, Settings},
@@ -140,8 +139,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         herald_pid: std::process::id(),
     };
     let readiness = server.readiness();
-    let stop = CancellationToken::new();
-    let foreground = async {
+    let meanwhile = async {
         let not_ready = |checks| NotReady {
             event: "not_ready",
             roles: ready.roles.clone(),
@@ -151,14 +149,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         };
         let reported = ready::report(&readiness, &ready, not_ready, context.output);
         shutdown.run_until_cancelled(reported).await;
-        shutdown.cancelled().await;
-        stop.cancel();
-        std::future::pending().await
     };
-    let result = tokio::select! {
-        result = Box::pin(server.run(stop.clone())) => result,
-        result = Box::pin(foreground) => result,
-    };
-    telemetry.shutdown().await;
-    result.map_err(|error| Failure::failed(error_chain(error.as_ref())))
+    run_server::until_shutdown(server, telemetry, &shutdown, meanwhile).await
 }

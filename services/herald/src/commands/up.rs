@@ -10,9 +10,8 @@ use herald_runtime::{
     telemetry::{self, error_chain},
 };
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
-use super::ready;
+use super::{ready, run_server};
 use crate::{
     demo,
     server::{Addresses, Claim, Config, Roles, Server},
@@ -156,8 +155,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         demo: args.demo,
     };
     let readiness = server.readiness();
-    let stop = CancellationToken::new();
-    let foreground = async {
+    let meanwhile = async {
         let not_ready = |checks| NotReady {
             event: "not_ready",
             grpc,
@@ -172,16 +170,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
                 tracing::error!(error = failure.message(), "demo failed");
             }
         }
-        shutdown.cancelled().await;
-        stop.cancel();
-        std::future::pending().await
     };
-    let result = tokio::select! {
-        result = Box::pin(server.run(stop.clone())) => result,
-        result = Box::pin(foreground) => result,
-    };
-    telemetry.shutdown().await;
-    result.map_err(|error| Failure::failed(error_chain(error.as_ref())))
+    run_server::until_shutdown(server, telemetry, &shutdown, meanwhile).await
 }
 
 /// Loads the configuration, and decides whether the demo receives pushes: its receiver has a plain-http loopback
