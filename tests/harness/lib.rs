@@ -7,12 +7,14 @@
 )]
 
 mod command;
+mod forwarder;
 mod graph;
 mod process;
 mod server;
 mod wait;
 
 pub use command::{Output, run, run_json};
+pub use forwarder::Forwarder;
 pub use graph::{Edges, FACEBOOK, facebook_graph};
 pub use process::Process;
 pub use server::{Clients, Herald, Options, ack_wait_variables};

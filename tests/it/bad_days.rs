@@ -3,12 +3,11 @@
 //! is delivered once.
 
 mod fault;
-mod forwarder;
 mod world;
 
 use std::time::{Duration, Instant};
 
-use harness::{until, until_some};
+use harness::{Forwarder, until, until_some};
 use herald_local_stores::{Redis, RedisOptions};
 use serde_json::Value;
 use tonic::{Code, Status};
@@ -17,7 +16,6 @@ use uuid::Uuid;
 
 use self::{
     fault::Fault,
-    forwarder::Forwarder,
     world::{DEADLINE, LIMIT, World, servers},
 };
 use crate::surface::http_get;
@@ -196,7 +194,7 @@ async fn nothing_is_lost_by_fail_overs() {
     };
     let replica = Redis::start(replica).await.unwrap();
     let forwarder = Forwarder::start(redis.port()).await;
-    let url = format!("redis://{}", forwarder.address);
+    let url = format!("redis://{}", forwarder.address());
     let mut world = World::start(postgres, redis, url).await;
     until("the replica has the keys", LIMIT, || async {
         let size = async |redis: &Redis| redis.command(&["DBSIZE"]).await.unwrap();
@@ -211,6 +209,7 @@ async fn nothing_is_lost_by_fail_overs() {
     world.until_delivered().await;
     world.redis.kill().await.unwrap();
     forwarder.lead_to(replica.port());
+    forwarder.cut();
     world.check().await;
 
     // PostgreSQL ends all sessions, then crashes, in the middle of transactions.

@@ -14,7 +14,6 @@
 //! ```
 
 mod fleet;
-mod forwarder;
 mod herald;
 mod nats;
 mod port;

@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
+use harness::Forwarder;
 use herald_local_stores::{Postgres, Redis, RedisOptions};
-
-use super::forwarder::Forwarder;
 
 /// Time limit for a replica to follow its primary.
 const REPLICATION_LIMIT: Duration = Duration::from_secs(30);

@@ -15,8 +15,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Forwards connections to a port on loopback.
-pub(crate) struct Forwarder {
+/// Forwards connections to a port on loopback. Drop closes all connections.
+#[derive(Debug)]
+pub struct Forwarder {
     address: SocketAddr,
     target: Arc<AtomicU16>,
     /// Each change ends the connections that began before it.
@@ -26,7 +27,7 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// Starts with connections to this port.
-    pub(crate) async fn start(port: u16) -> Self {
+    pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let target = Arc::new(AtomicU16::new(port));
@@ -39,17 +40,18 @@ impl Forwarder {
         }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// The address of the forwarder.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Sends new connections to this port.
-    pub(crate) fn lead_to(&self, port: u16) {
+    pub fn lead_to(&self, port: u16) {
         self.target.store(port, Ordering::SeqCst);
     }
 
     /// Closes all connections.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.cuts.send_replace(());
     }
 }
