@@ -14,6 +14,27 @@ async fn losses(bed: &Bed, open: bool) -> i64 {
         .unwrap()
 }
 
+async fn until_repaired(bed: &Bed) {
+    wait_until("the loss is recorded", || async { losses(bed, false).await > 0 }).await;
+    wait_until("the loss is repaired", || async { losses(bed, true).await == 0 }).await;
+}
+
+/// The beat of a shard, after the next one has replaced it.
+async fn beat_before_another(bed: &Bed, beat: &str) -> String {
+    let before = bed.redis.text(&["GET", beat]).await.unwrap();
+    wait_until("a later beat", || async {
+        bed.redis.text(&["GET", beat]).await.unwrap() != before
+    })
+    .await;
+    before
+}
+
+/// Loses the deliveries that are not merged yet.
+async fn delete_tail(bed: &Bed, timelines: &ClusterTimelines) {
+    let tail = timelines.view.keys.bucket(0).tail;
+    bed.redis.command(&["DEL", &tail]).await.unwrap();
+}
+
 /// Redis is set back to an earlier state: it loses a delivery that was acknowledged, of a timeline that is complete.
 async fn set_back(bed: &Bed, timelines: &ClusterTimelines) {
     bed.follow(1, 9, true).await;
@@ -50,8 +71,7 @@ async fn a_restart_from_an_older_file_is_noticed_and_repaired() {
     let Some(bed) = bed_with(redis).await else { return };
     let timelines = bed.open().await;
     set_back(&bed, &timelines).await;
-    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
-    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    until_repaired(&bed).await;
     wait_until("this process knows it", || async {
         timelines.view.monitor.open().is_empty()
     })
@@ -69,20 +89,12 @@ async fn a_beat_that_was_set_back_is_noticed_and_repaired() {
     bed.post(&timelines, 1, 9).await;
     newest(&timelines, 1).await;
     let beat = timelines.view.keys.beat(0);
-    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
-    wait_until("a later beat", || async {
-        bed.redis.text(&["GET", &beat]).await.unwrap() != before
-    })
-    .await;
+    let before = beat_before_another(&bed, &beat).await;
     bed.post(&timelines, 2, 9).await;
     // As after a fail-over to a replica that has neither the delivery nor the last beats.
-    bed.redis
-        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
-        .await
-        .unwrap();
+    delete_tail(&bed, &timelines).await;
     bed.redis.command(&["SET", &beat, &before]).await.unwrap();
-    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
-    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    until_repaired(&bed).await;
     assert_eq!(stored(&timelines, 1).await.0, [1, 2]);
 }
 
@@ -95,10 +107,7 @@ async fn a_reader_gets_what_is_not_repaired_yet() {
     bed.post(&timelines, 1, 9).await;
     timelines.rebuild(&[UserKey(1)]).await.unwrap();
     bed.post(&timelines, 2, 9).await;
-    bed.redis
-        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
-        .await
-        .unwrap();
+    delete_tail(&bed, &timelines).await;
     assert_eq!(newest(&timelines, 1).await, [1]);
     // The lease of the repair is held by another process, which is paused.
     let leases = PostgresLeases::new(bed.postgres.clone());
@@ -181,8 +190,7 @@ async fn a_missing_beat_is_noticed_and_repaired() {
     bed.post(&timelines, 2, 9).await;
     let (tail, beat) = (timelines.view.keys.bucket(0).tail, timelines.view.keys.beat(0));
     bed.redis.command(&["DEL", &tail, &beat]).await.unwrap();
-    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
-    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    until_repaired(&bed).await;
     assert_eq!(stored(&timelines, 1).await.0, [1, 2]);
 }
 
@@ -196,20 +204,12 @@ async fn a_late_backfill_is_repaired() {
     bed.execute("UPDATE herald.backfills SET at = at - interval '3 hours'")
         .await;
     let beat = timelines.view.keys.beat(0);
-    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
-    wait_until("a later beat", || async {
-        bed.redis.text(&["GET", &beat]).await.unwrap() != before
-    })
-    .await;
+    let before = beat_before_another(&bed, &beat).await;
     bed.ledger.record_backfill(&[PostId(7)], &users).await.unwrap();
     deliver(&timelines, 7, &users).await;
-    bed.redis
-        .command(&["DEL", &timelines.view.keys.bucket(0).tail])
-        .await
-        .unwrap();
+    delete_tail(&bed, &timelines).await;
     bed.redis.command(&["SET", &beat, &before]).await.unwrap();
-    wait_until("the loss is recorded", || async { losses(&bed, false).await > 0 }).await;
-    wait_until("the loss is repaired", || async { losses(&bed, true).await == 0 }).await;
+    until_repaired(&bed).await;
     assert_eq!(stored(&timelines, 1).await.0, [7]);
 }
 
@@ -228,10 +228,7 @@ async fn a_delivery_is_not_intact_if_a_loss_was_repaired_before_its_outcome_was_
     assert!(timelines.is_intact(delivered.losses).await.unwrap());
     let (tail, beat) = (timelines.view.keys.bucket(0).tail, timelines.view.keys.beat(0));
     bed.redis.command(&["DEL", &tail, &beat]).await.unwrap();
-    wait_until("the loss is repaired", || async {
-        losses(&bed, false).await > 0 && losses(&bed, true).await == 0
-    })
-    .await;
+    until_repaired(&bed).await;
     bed.settle(2, &followers).await;
     assert_eq!(stored(&timelines, 1).await.0, [1]);
     assert!(!timelines.is_intact(delivered.losses).await.unwrap());
@@ -257,11 +254,7 @@ async fn a_late_redelivery_is_repaired() {
         .await;
     newest(&timelines, 1).await;
     let beat = timelines.view.keys.beat(0);
-    let before = bed.redis.text(&["GET", &beat]).await.unwrap();
-    wait_until("a later beat", || async {
-        bed.redis.text(&["GET", &beat]).await.unwrap() != before
-    })
-    .await;
+    let before = beat_before_another(&bed, &beat).await;
     deliver(&timelines, 1, &followers).await;
     bed.settle(1, &followers).await;
     let keys = timelines.view.keys.bucket(0);
@@ -271,10 +264,7 @@ async fn a_late_redelivery_is_repaired() {
         .await
         .unwrap();
     bed.redis.command(&["SET", &beat, &before]).await.unwrap();
-    wait_until("the loss is repaired", || async {
-        losses(&bed, false).await > 0 && losses(&bed, true).await == 0
-    })
-    .await;
+    until_repaired(&bed).await;
     assert_eq!(stored(&timelines, 1).await.0, [1]);
 }
 
