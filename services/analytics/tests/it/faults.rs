@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
-use herald_model::PostId;
-use herald_store::{
-    ChunkRef, Counted, Counts, Error, ErrorKind, Fence, IntendedFile, PostTotals, Result, Totals, TotalsBatch,
-};
+use herald_store::{Error, ErrorKind, Result, Totals, TotalsBatch};
+
+use crate::forward_totals::forward_totals;
 
 /// How a commit fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,32 +47,7 @@ fn failed() -> Error {
     Error::new(ErrorKind::Unavailable, "injected fault")
 }
 
-#[async_trait]
-impl Totals for Faulty {
-    async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
-        self.inner.seen(stream, sequences).await
-    }
-
-    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>> {
-        self.inner.counted(chunks).await
-    }
-
-    async fn intend(&self, file: &str, owner: &Fence) -> Result<()> {
-        self.inner.intend(file, owner).await
-    }
-
-    async fn intended(&self) -> Result<Vec<IntendedFile>> {
-        self.inner.intended().await
-    }
-
-    async fn abandon(&self, file: &str) -> Result<bool> {
-        self.inner.abandon(file).await
-    }
-
-    async fn forget(&self, file: &str) -> Result<()> {
-        self.inner.forget(file).await
-    }
-
+forward_totals!(Faulty, inner, {
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         let commit = self.commits.fetch_add(1, Ordering::SeqCst);
         if !(commit + 1).is_multiple_of(self.every) {
@@ -90,12 +63,4 @@ impl Totals for Faulty {
             Fault::Hang => std::future::pending().await,
         }
     }
-
-    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
-        self.inner.post_totals(post).await
-    }
-
-    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
-        self.inner.hour_totals(start, end).await
-    }
-}
+});

@@ -6,6 +6,7 @@ mod calls;
 mod config;
 mod corrupt;
 mod faults;
+mod forward_totals;
 mod harness;
 mod once;
 mod redrive;

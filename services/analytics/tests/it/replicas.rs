@@ -5,12 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use herald_model::PostId;
-use herald_store::{
-    ChunkRef, Counted, Counts, Fence, IntendedFile, Leases, PostTotals, Result, Totals, TotalsBatch,
-};
+use herald_store::{Counts, Fence, IntendedFile, Leases, Result, Totals, TotalsBatch};
 use tokio::sync::watch;
 
+use crate::forward_totals::forward_totals;
 use crate::harness::{Harness, wait_until};
 use crate::once::{assert_counted_once, assert_sums, publish};
 
@@ -40,46 +38,13 @@ impl Paused {
     }
 }
 
-#[async_trait]
-impl Totals for Paused {
-    async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
-        self.totals.seen(stream, sequences).await
-    }
-
-    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>> {
-        self.totals.counted(chunks).await
-    }
-
-    async fn intend(&self, file: &str, owner: &Fence) -> Result<()> {
-        self.totals.intend(file, owner).await
-    }
-
-    async fn intended(&self) -> Result<Vec<IntendedFile>> {
-        self.totals.intended().await
-    }
-
-    async fn abandon(&self, file: &str) -> Result<bool> {
-        self.totals.abandon(file).await
-    }
-
-    async fn forget(&self, file: &str) -> Result<()> {
-        self.totals.forget(file).await
-    }
-
+forward_totals!(Paused, totals, {
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         self.wait().await;
         self.totals.commit(batch).await
     }
-
-    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
-        self.totals.post_totals(post).await
-    }
-
-    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
-        self.totals.hour_totals(start, end).await
-    }
-}
+});
 
 #[async_trait]
 impl Leases for Paused {
@@ -204,32 +169,7 @@ impl Overtaken {
     }
 }
 
-#[async_trait]
-impl Totals for Overtaken {
-    async fn seen(&self, stream: &str, sequences: &[u64]) -> Result<Vec<bool>> {
-        self.totals.seen(stream, sequences).await
-    }
-
-    async fn counted(&self, chunks: &[ChunkRef]) -> Result<Vec<Counted>> {
-        self.totals.counted(chunks).await
-    }
-
-    async fn intend(&self, file: &str, owner: &Fence) -> Result<()> {
-        self.totals.intend(file, owner).await
-    }
-
-    async fn intended(&self) -> Result<Vec<IntendedFile>> {
-        self.totals.intended().await
-    }
-
-    async fn abandon(&self, file: &str) -> Result<bool> {
-        self.totals.abandon(file).await
-    }
-
-    async fn forget(&self, file: &str) -> Result<()> {
-        self.totals.forget(file).await
-    }
-
+forward_totals!(Overtaken, totals, {
     async fn commit(&self, batch: &TotalsBatch) -> Result<()> {
         let table = if self.overtaking == Overtaking::Half {
             "posts/"
@@ -246,15 +186,7 @@ impl Totals for Overtaken {
         }
         self.totals.commit(batch).await
     }
-
-    async fn post_totals(&self, post: PostId) -> Result<Option<PostTotals>> {
-        self.totals.post_totals(post).await
-    }
-
-    async fn hour_totals(&self, start: u32, end: u32) -> Result<Vec<(u32, Counts)>> {
-        self.totals.hour_totals(start, end).await
-    }
-}
+});
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_and_chunks_that_another_instance_has_counted_are_not_counted_again() {
