@@ -112,12 +112,11 @@ fn request(text: &str, request_id: &str) -> v1::SubmitPostRequest {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn posts_are_accepted_once_while_the_store_is_away() {
+/// Starts a gateway whose broker forgets a request after two seconds, and the switch that takes the store away.
+async fn start() -> (World, Arc<Switch>) {
     let switch = Arc::new(Switch::default());
     let (posts, users) = (switch.clone(), switch.clone());
     let world = World::start_with(Setup {
-        // So short that the broker forgets the first post.
         topology: TopologyConfig {
             dedupe_window_seconds: 2,
             ..TopologyConfig::default()
@@ -127,6 +126,12 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
         ..Setup::default()
     })
     .await;
+    (world, switch)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_are_accepted_once_while_the_store_is_away() {
+    let (world, switch) = start().await;
     let send = async |request| world.posts().submit_post(request).await;
     let before = send(request("before", BEFORE)).await.unwrap().into_inner();
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
@@ -256,18 +261,7 @@ async fn a_store_of_another_stream_is_refused_when_it_is_back() {
 /// accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_only_the_store_can_tell_waits_for_it() {
-    let switch = Arc::new(Switch::default());
-    let (posts, users) = (switch.clone(), switch.clone());
-    let world = World::start_with(Setup {
-        topology: TopologyConfig {
-            dedupe_window_seconds: 2,
-            ..TopologyConfig::default()
-        },
-        wrap_posts: Some(Box::new(|inner| Arc::new(AwayPosts(inner, posts)))),
-        wrap_users: Some(Box::new(|inner| Arc::new(AwayUsers(inner, users)))),
-        ..Setup::default()
-    })
-    .await;
+    let (world, switch) = start().await;
     let send = async |request| world.posts().submit_post(request).await;
     let before = send(request("before", BEFORE)).await.unwrap().into_inner();
     wait_until("the post is archived", async || {
