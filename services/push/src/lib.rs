@@ -35,6 +35,7 @@ mod device_health;
 mod domain;
 mod error;
 mod handler;
+mod ledger;
 mod metrics;
 
 use std::sync::Arc;
