@@ -13,10 +13,10 @@ const VERSION: u8 = 1;
 /// What a timeline in a body holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// What was delivered since some time. A reader rebuilds it.
+    /// A part of what was delivered. A reader rebuilds it.
     Partial,
-    /// What was delivered since Redis began with it. All that was delivered, together with the tail, if Redis has had no
-    /// reason to begin anew since the installation was new (`monitor`); otherwise as [`Partial`](Self::Partial).
+    /// What was delivered since the first delivery to the user that Redis has had; no rebuild has written it yet. As
+    /// [`Complete`](Self::Complete) if the shard is marked as whole (`whole`), otherwise as [`Partial`](Self::Partial).
     Initial,
     /// All that was delivered, except for posts that a worker suppressed because it does not know yet that the user is
     /// active again. A reader rebuilds it again until this time has passed, and once after.

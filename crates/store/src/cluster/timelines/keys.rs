@@ -4,6 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::RwLock;
 
+/// Number of slots of a cluster.
+pub(super) const SLOTS: u16 = 16_384;
+
 /// Makes the names of keys of one installation.
 ///
 /// The id of the view is made with the PostgreSQL schema and is part of each name, so two installations can share a
@@ -83,7 +86,7 @@ fn slot(key: &str) -> u16 {
             };
         }
     }
-    crc % 16_384
+    crc % SLOTS
 }
 
 #[cfg(test)]

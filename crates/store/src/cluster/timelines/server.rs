@@ -12,7 +12,7 @@ use redis::{
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
 };
 
-use super::{TimelinesConfig, error::redis_error};
+use super::{TimelinesConfig, error::redis_error, keys::SLOTS};
 use crate::{Error, ErrorKind, Result};
 
 /// Maximum number of commands in one pipeline. More would only make one long answer of many short ones.
@@ -60,7 +60,7 @@ impl SlotRange {
     /// The range of a single server.
     pub(super) const ALL: Self = Self {
         first: 0,
-        last: 16_383,
+        last: SLOTS - 1,
     };
 
     pub(super) fn contains(self, slot: u16) -> bool {
@@ -401,10 +401,10 @@ impl Cluster {
             .iter()
             .map(|range| usize::from(range.last - range.first) + 1)
             .sum();
-        if covered < 16_384 {
+        if covered < usize::from(SLOTS) {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("the Redis cluster has only {covered} of 16384 slots: bring back its primaries"),
+                format!("the Redis cluster has only {covered} of {SLOTS} slots: bring back its primaries"),
             ));
         }
         *self.ranges.write() = Arc::new(ranges);
