@@ -98,7 +98,7 @@ async fn a_paused_instance_does_not_count_a_file_that_another_has_abandoned() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deletion_that_was_broken_off_is_done_again() {
+async fn an_interrupted_deletion_is_done_again() {
     let harness = Harness::start().await;
     let (leases, totals) = (&harness.stores.leases, &harness.stores.totals);
     let gone = leases.acquire("analytics/gone", "gone", Duration::from_mins(5));
