@@ -157,7 +157,8 @@ async fn stores_that_cannot_be_used_are_refused() {
         store(two_hosts, "one host"),
         store(
             "postgres://herald@127.0.0.1:1/herald".into(),
-            "Connection refused",
+            "connect to 127.0.0.1:1: the connection to PostgreSQL failed: Connection refused (os error 111); start the server, \
+             or check store.url",
         ),
         store(
             format!("postgres://herald@{silent}/herald"),

@@ -62,6 +62,12 @@ async fn a_process_that_lacks_something_says_what_to_set() {
             assert!(done.stderr.contains(part), "{part} is not in {done:?}");
         }
     }
+    let done = herald(&["serve", "archive,graph", "--lanes", "high"], &[]).await;
+    assert_eq!(done.code, 2, "{done:?}");
+    assert!(
+        done.stderr.contains("fanout, timeline and push have them"),
+        "{done:?}"
+    );
     let done = herald(&["serve", "timelines"], &[]).await;
     assert_eq!(done.code, 2, "{done:?}");
     assert!(done.stderr.contains("deadletter"), "{done:?}");

@@ -245,6 +245,9 @@ async fn roles_that_use_no_timelines_run_without_redis() {
     let mut workers = Process::start(HERALD, "archive,graph,fanout,push,analytics", &[], &variables).await;
     assert!(is_ready(&workers).await, "{}", workers.log());
     let states = checks(&workers).await;
-    assert!(states.iter().all(|state| state["name"] != "timelines"), "{states:?}");
+    assert!(
+        states.iter().all(|state| state["name"] != "timelines"),
+        "{states:?}"
+    );
     assert_eq!(workers.stop().await, 0, "{}", workers.log());
 }

@@ -58,7 +58,7 @@ impl Connection {
                 let advice = if is_certificate_refused(&error) {
                     ": the certificate of the server is not accepted; check nats.tls.ca_file"
                 } else {
-                    ""
+                    ": start the server, or check nats.url"
                 };
                 Error::unavailable(format_args!("connect to {}{advice}", servers.join(", ")), error)
             })?;

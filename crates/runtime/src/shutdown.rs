@@ -4,12 +4,19 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Exit codes after a second signal: the same as those of a process that the signal kills (128 + signal number).
 const EXIT_SIGINT: i32 = 130;
 const EXIT_SIGTERM: i32 = 143;
+
+/// Signals that follow the first one within this time belong to it: `timeout` of GNU coreutils, for one, signals its child
+/// and then the process group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// The awaited work did not finish in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -19,28 +26,30 @@ pub struct TimedOut {
     pub limit: Duration,
 }
 
-/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal exits the process at once with a message
-/// and the exit code 130 (SIGINT) or 143 (SIGTERM). Must be called once per process, within a tokio runtime.
+/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal, at least 500 ms later, exits the process at
+/// once with a message and the exit code 130 (SIGINT) or 143 (SIGTERM). Must be called once per process, within a tokio runtime.
 pub fn on_signal() -> io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
-        let mut first = true;
+        let mut first = None;
         loop {
             let (name, code) = tokio::select! {
                 _ = interrupt.recv() => ("SIGINT", EXIT_SIGINT),
                 _ = terminate.recv() => ("SIGTERM", EXIT_SIGTERM),
             };
-            if first {
-                first = false;
+            let Some(first) = first else {
+                first = Some(Instant::now());
                 tracing::info!(
                     signal = name,
                     "shutting down; send the signal again to exit without draining"
                 );
                 cancelled.cancel();
-            } else {
+                continue;
+            };
+            if first.elapsed() >= SAME_SIGNAL {
                 // Written to stderr directly because the log writer may be blocked.
                 eprintln!("herald: second {name}, exiting without draining");
                 std::process::exit(code);

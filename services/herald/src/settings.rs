@@ -9,11 +9,12 @@ use herald_runtime::config::{Flags, SecretUrl};
 /// Server settings that have a flag. A flag that is not given leaves its key to the other layers.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Settings {
-    /// The data directory of the store and of nats-server, created if missing [default: ./herald-data]
+    /// The data directory of the embedded store and of the nats-server that `up` starts, created if missing [default: ./herald-data]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 
-    /// The PostgreSQL database of the store, postgres://HOST:PORT/DATABASE [default: a store in the data directory]
+    /// The PostgreSQL database of the store, postgres://HOST:PORT/DATABASE [default of `up`: a store in the
+    /// data directory]
     ///
     /// Several processes and machines can share it. A URL with a password must come from HERALD_STORE__URL, from the
     /// file that HERALD_STORE__URL_FILE names, or from the configuration file.
@@ -36,7 +37,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
 
-    /// The port of the nats-server that Herald starts; 0 picks a free port [default: 4222]
+    /// The port of the nats-server that `up` starts; 0 picks a free port [default: 4222]
     #[arg(long, value_name = "PORT", conflicts_with = "nats_url")]
     nats_port: Option<u16>,
 
@@ -99,6 +100,11 @@ impl FromStr for PeerUrl {
 }
 
 impl ServeSettings {
+    /// Whether the lanes are given.
+    pub(crate) fn names_lanes(&self) -> bool {
+        self.lanes.is_some()
+    }
+
     /// Adds the flags to the topmost configuration layer.
     pub(crate) fn add_to(&self, mut flags: Flags) -> Flags {
         for peer in &self.peer {

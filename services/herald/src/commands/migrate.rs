@@ -35,9 +35,11 @@ one machine to many\".";
 
 const EXAMPLES: &str = "\
 Examples:
-  herald migrate --data-dir herald-data --store postgres://localhost/herald --timelines redis://localhost:6379
+  herald migrate --data-dir herald-data \\
+      --store postgres://localhost/herald --timelines redis://localhost:6379
   With passwords, from files:
-    export HERALD_STORE__URL_FILE=/run/secrets/postgres-url HERALD_TIMELINES__URL_FILE=/run/secrets/redis-url
+    export HERALD_STORE__URL_FILE=/run/secrets/postgres-url
+    export HERALD_TIMELINES__URL_FILE=/run/secrets/redis-url
     herald migrate --data-dir herald-data --output json";
 
 /// Move the data of `herald up` to PostgreSQL and Valkey or Redis

@@ -31,7 +31,8 @@ Examples:
         --link https://example.com/match --media https://example.com/goal.jpg
 
   With a title and data in its pushes; a newer push of the key replaces an unseen one:
-    herald post --author 107 --text 'goal!' --title 'Match 7' --collapse-key match-7 --data score=1:0
+    herald post --author 107 --text 'goal!' --title 'Match 7' \\
+        --collapse-key match-7 --data score=1:0
 
   Idempotent for 24 hours: the same author and request id identify the same post:
     herald post --author 107 --text hi --request-id 6b1f0b4e-3f0e-4b57-9a5d-0d6c5e1d7b11
@@ -43,8 +44,8 @@ Examples:
 ///
 /// Prints the post's id once the server has stored the post durably. Herald then delivers the post to every follower.
 ///
-/// While the server is unavailable, the command retries with the same request id, so that the server accepts the post
-/// only once.
+/// While a server that it has reached is unavailable, the command retries with the same request id, so that the server
+/// accepts the post only once. A server that can't be reached at the start ends it with exit code 3.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {

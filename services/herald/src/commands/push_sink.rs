@@ -40,8 +40,8 @@ Examples:
   In a test: stop after 1,045 pushes and print the summary as JSON:
     herald push-sink --register-from users.txt --count 1045 --output json | tail -1
 
-The server must accept devices with plain-http and private addresses:
-  herald up --allow-private-endpoints";
+The server must accept devices with plain-http and private addresses: start `herald up`, or `herald serve` of
+gateway and of push, with --allow-private-endpoints";
 
 /// Receive pushes, verify them and measure their latency
 ///

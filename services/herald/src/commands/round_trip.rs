@@ -34,7 +34,8 @@ the push out.";
 
 const EXAMPLES: &str = "\
 Examples:
-  herald round-trip --server http://herald-gateway:7700 --sink-listen 0.0.0.0:8090 --sink-url http://$POD_IP:8090
+  herald round-trip --server http://herald-gateway:7700 \\
+      --sink-listen 0.0.0.0:8090 --sink-url http://$POD_IP:8090
   herald round-trip --without-push --timeout-seconds 20 --output json";
 
 /// First and longest delay between two looks at the timeline, and between two attempts at a call.

@@ -34,9 +34,12 @@ const EXAMPLES: &str = "\
 Examples:
   Two processes, one for calls and one for work:
     export HERALD_NATS__URL=nats://10.0.0.1:4222 HERALD_STORE__URL_FILE=/run/secrets/postgres-url
-    export HERALD_TIMELINES__URL=redis://10.0.0.3:6379 HERALD_PUSH__VAPID_PRIVATE_KEY_FILE=/run/secrets/vapid
-    herald serve gateway,archive,graph,analytics,deadletter --grpc 0.0.0.0:7700 --internal-grpc 0.0.0.0:7702
-    herald serve fanout,timeline,push --peer graph=http://10.0.0.4:7702 --grpc 127.0.0.1:7710 --http 0.0.0.0:7711
+    export HERALD_TIMELINES__URL=redis://10.0.0.3:6379
+    export HERALD_PUSH__VAPID_PRIVATE_KEY_FILE=/run/secrets/vapid
+    herald serve gateway,archive,graph,analytics,deadletter \\
+        --grpc 0.0.0.0:7700 --internal-grpc 0.0.0.0:7702
+    herald serve fanout,timeline,push --peer graph=http://10.0.0.4:7702 \\
+        --grpc 127.0.0.1:7710 --http 0.0.0.0:7711
   A worker for urgent posts alone:
     herald serve timeline --lanes high --grpc 127.0.0.1:0 --http 127.0.0.1:0 --output json
 
@@ -112,6 +115,11 @@ impl Show for NotReady {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let roles: Roles = args.roles.iter().copied().collect();
+    if args.serve.names_lanes() && !roles.iter().any(Role::has_lanes) {
+        return Err(Failure::usage(format!(
+            "--lanes has no effect: {roles} has no lanes; fanout, timeline and push have them"
+        )));
+    }
     let flags = args.serve.add_to(args.settings.flags(&context.global)?);
     let config = Config::load_for_start(context.global.config.as_deref(), flags, &roles, true)
         .await

@@ -37,7 +37,8 @@ Examples:
   With PostgreSQL and Redis:
     herald up --store postgres://localhost/herald --timelines redis://localhost:6379
   In a script: free ports, one JSON line when ready:
-    herald up --data-dir \"$(mktemp -d)\" --grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0 --output json
+    herald up --data-dir \"$(mktemp -d)\" --output json \\
+        --grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0
 
 Configuration:
   Set all other keys in a file (--config) or the environment; `herald config print` shows them.";

@@ -102,6 +102,11 @@ impl Role {
         }
     }
 
+    /// Whether the role works on lanes, which `--lanes` narrows.
+    pub(crate) const fn has_lanes(self) -> bool {
+        matches!(self, Self::Fanout | Self::Timeline | Self::Push)
+    }
+
     /// Whether the role reads or writes timelines.
     pub(super) const fn uses_timelines(self) -> bool {
         matches!(self, Self::Gateway | Self::Timeline | Self::Deadletter)

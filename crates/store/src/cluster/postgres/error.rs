@@ -100,7 +100,12 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> Error {
         ),
         sqlx::Error::Io(io) => (
             ErrorKind::Unavailable,
-            format!("the connection to PostgreSQL failed: {io}"),
+            match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => {
+                    format!("the connection to PostgreSQL failed: {io}; start the server, or check store.url")
+                }
+                _ => format!("the connection to PostgreSQL failed: {io}"),
+            },
         ),
         sqlx::Error::Tls(tls) => (
             ErrorKind::Unavailable,

@@ -79,17 +79,20 @@ impl Postgres {
     /// Connects once, to report a wrong address or password, and makes the pool.
     pub(crate) async fn connect(url: &SecretUrl, config: &PostgresConfig) -> Result<Self> {
         let options = connect_options(url, config)?;
+        let address = format!("{}:{}", options.get_host(), options.get_port());
         // The pool would only tell that it got no connection in time.
         let connection = timeout(config.acquire_timeout(), options.connect())
             .await
-            .map_err(|_| no_response("connect", config.acquire_timeout()))?
-            .map_err(|error| store_error("connect", error))?;
+            .map_err(|_| no_response(&format!("connect to {address}"), config.acquire_timeout()))?
+            .map_err(|error| store_error(&format!("connect to {address}"), error))?;
         drop(connection.close().await);
         let stale_before = Arc::new(Mutex::new(None));
         let (before_acquire, after_release) = (Arc::clone(&stale_before), Arc::clone(&stale_before));
         let pool = PgPoolOptions::new()
             .max_connections(config.connections_max)
             .acquire_timeout(config.acquire_timeout())
+            // A call that waits too long says so itself.
+            .acquire_slow_threshold(config.acquire_timeout())
             .max_lifetime(Duration::from_secs(config.connection_age_max_s))
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {

@@ -237,7 +237,11 @@ pub(super) async fn write(
         keys: &[&keys.body, &keys.tail],
         arguments,
     };
-    match view.writer.run_script(keys.slot, &call).await? {
+    match view
+        .writer
+        .run_script(keys.slot, &call, "write a timeline")
+        .await?
+    {
         Value::Int(written) => Ok(written == 1),
         _ => Err(unexpected()),
     }

@@ -197,7 +197,10 @@ async fn write_beat(
             if force { b"1".to_vec() } else { b"0".to_vec() },
         ],
     };
-    let answer: Value = view.reader.run_script(range.first, &call).await?;
+    let answer: Value = view
+        .reader
+        .run_script(range.first, &call, "look for lost timelines")
+        .await?;
     let (beat, written): (String, i64) = read_value(answer)?;
     if written == 1 {
         return Ok(Beat::Written);

@@ -129,7 +129,11 @@ async fn begin(view: &View, user: UserKey, invalidate: bool) -> Result<Vec<u8>> 
             pair::index(user).to_string().into_bytes(),
         ],
     };
-    read_value(view.writer.run_script(keys.slot, &call).await?)
+    read_value(
+        view.writer
+            .run_script(keys.slot, &call, "write a timeline")
+            .await?,
+    )
 }
 
 enum Written {

@@ -191,7 +191,8 @@ impl Server {
     }
 
     /// Runs a script: by its hash, or by its text if the server does not know it yet.
-    pub(super) async fn run_script(&self, slot: u16, call: &ScriptCall<'_>) -> Result<Value> {
+    /// `what` completes "can't …" in its error.
+    pub(super) async fn run_script(&self, slot: u16, call: &ScriptCall<'_>, what: &str) -> Result<Value> {
         let known = self.try_run(slot, call.command("EVALSHA")).await;
         let result = match known {
             Err(e) if e.kind() == RedisErrorKind::Server(ServerErrorKind::NoScript) => {
@@ -199,7 +200,7 @@ impl Server {
             }
             known => known,
         };
-        result.map_err(|e| redis_error("write a timeline", &e))
+        result.map_err(|e| redis_error(what, &e))
     }
 
     /// Runs commands, each with its slot, in one pipeline for each primary. Returns the results in the same order.

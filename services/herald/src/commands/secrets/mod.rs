@@ -18,7 +18,8 @@ use spec::Spec;
 const EXAMPLES: &str = "\
 Examples:
   herald secrets ensure --spec /etc/herald/secrets.json
-  kubectl proxy --port 8001 & herald secrets ensure --spec secrets.json --api-server http://127.0.0.1:8001";
+  kubectl proxy --port 8001 &
+  herald secrets ensure --spec secrets.json --api-server http://127.0.0.1:8001";
 
 const LONG: &str = "\
 Creates the Kubernetes Secrets of a specification that don't exist, and adds the keys that they lack. A key that is there is \

@@ -332,7 +332,10 @@ async fn a_beat_never_goes_back() {
             .map(|argument| argument.as_bytes().to_vec())
             .into(),
     };
-    view.reader.run_script(shard.range.first, &call).await.unwrap();
+    view.reader
+        .run_script(shard.range.first, &call, "write the beat")
+        .await
+        .unwrap();
     let beat: String = merge::read_value(bed.redis.command(&["GET", &key]).await.unwrap()).unwrap();
     assert!(beat.parse::<i64>().unwrap() >= shard.beat, "{beat}");
 }
