@@ -29,6 +29,8 @@ pub(crate) struct Input {
     pub(crate) values: String,
     /// Arguments of `helm template`.
     pub(crate) arguments: Vec<&'static str>,
+    /// The name of the release; empty: herald.
+    pub(crate) release: &'static str,
     /// Whether the cluster lacks KEDA, the Gateway API and the Prometheus operator.
     pub(crate) bare: bool,
 }
@@ -98,7 +100,12 @@ impl Helm {
         let values = folder.path().join("values.yaml");
         fs::write(&values, &input.values).unwrap();
         let mut command = Command::new(&self.0);
-        command.args(["template", "herald"]).arg(chart());
+        let release = if input.release.is_empty() {
+            "herald"
+        } else {
+            input.release
+        };
+        command.args(["template", release]).arg(chart());
         command.args(["--namespace", "herald", "--kube-version", "1.34.0"]);
         for example in &input.examples {
             command

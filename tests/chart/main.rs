@@ -16,3 +16,4 @@ mod helm;
 mod refusals;
 mod rules;
 mod scaling;
+mod unusual;

@@ -5,7 +5,7 @@ use std::fs;
 use crate::helm::{Helm, Input, chart};
 
 /// Values, and a part of the sentence that refuses them.
-const REFUSED: [(&str, &str); 38] = [
+const REFUSED: [(&str, &str); 63] = [
     // Data would be lost.
     (
         "config: {topology: {push: {age_seconds_max: 600}}}",
@@ -133,6 +133,104 @@ const REFUSED: [(&str, &str); 38] = [
         "ingress: {enabled: true, hosts: [a.example]}",
         "ingress.tls must be set",
     ),
+    // What would be refused by the API server, or fail at run time.
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald:p$ss@db/herald\"}",
+        "store.url has a password",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald@db/herald?password=x\"}",
+        "store.url has a password",
+    ),
+    (
+        "nats: {enabled: false, url: \"nats://token@nats:4222\"}",
+        "nats.url has a password",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald@db/herald\", existingSecret: a}",
+        "store.url is set, so store.existingSecret is not read",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald:$(STORE_PASSWORD)@db/herald\"}",
+        "no Secret is named that has it",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {existingSecret: a, secretKeys: {url: \"\"}}",
+        "neither store.url nor store.secretKeys.url",
+    ),
+    (
+        "timelines: {tls: {caSecret: a}}",
+        "timelines.tls is for a server of your own",
+    ),
+    (
+        "nats: {tls: {required: true}}",
+        "nats.tls.required is for a NATS of your own",
+    ),
+    (
+        "nats: {enabled: false, url: \"nats://nats\", auth: {roleSecrets: {gateway: a}}}",
+        "nats.auth.roleSecrets has no Secret for archive, which would connect without credentials",
+    ),
+    (
+        "nats: {enabled: false, url: \"nats://nats\", auth: {existingSecret: a, secretKeys: {nkeySeed: \"\"}}}",
+        "nats.auth.secretKeys none of the credentials in it",
+    ),
+    (
+        "nats: {enabled: false, url: \"nats://nats\", auth: {existingSecret: a, secretKeys: {nkeySeed: \"\", url: url}}}",
+        "nats.url and nats.auth.secretKeys.url are both set",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald@db:6432/herald\"}",
+        "store.url has the port 6432, and networkPolicy.store.ports allows only 5432",
+    ),
+    (
+        "tracing: {endpoint: \"https://otel\"}",
+        "tracing.endpoint has the port 443, and networkPolicy.tracing.ports allows only 4317",
+    ),
+    (
+        "postgresql: {auth: {passwordKey: other}}",
+        "postgresql.auth.passwordKey names a key of postgresql.auth.existingSecret, which is not set",
+    ),
+    (
+        "vapid: {secretKey: other}",
+        "vapid.secretKey names a key of vapid.existingSecret, which is not set",
+    ),
+    (
+        "valkey: {maxMemory: 2gb}",
+        "valkey.maxMemory (2gb) must be less than valkey.resources.limits.memory (640Mi)",
+    ),
+    (
+        "service: {externalTrafficPolicy: Local}",
+        "service.externalTrafficPolicy is for a Service of type NodePort or LoadBalancer",
+    ),
+    (
+        "pods: {podDisruptionBudget: {maxUnavailable: 0}}",
+        "no node with a pod of gateway could be drained",
+    ),
+    (
+        "analytics: {storage: {existingClaim: a}}",
+        "analytics.storage.existingClaim is set, and analytics.storage.type is emptyDir",
+    ),
+    (
+        "fullnameOverride: My_App",
+        "a Service can't have such a name: set fullnameOverride",
+    ),
+    ("nameOverride: a b", "can't be the value of a label"),
+    (
+        "pods: {extraEnv: {HERALD_SHUTDOWN_SECONDS: \"300\"}}",
+        "pods.extraEnv.HERALD_SHUTDOWN_SECONDS is a setting that the chart sets: set shutdown.seconds",
+    ),
+    (
+        "gateway: {extraEnv: {HERALD_STORE__URL_FILE: /a}}",
+        "gateway.extraEnv.HERALD_STORE__URL_FILE is a setting that the chart sets",
+    ),
+    (
+        "pods: {extraVolumes: [{name: tmp, emptyDir: {}}]}",
+        "extraVolumes has the name \"tmp\" twice, or the chart has it too",
+    ),
+    (
+        "patches: [{target: {kind: Deployment, name: herald-gatway}, patch: {}}]",
+        "patches[0] is for the Deployment \"herald-gatway\", and these values make none of this name",
+    ),
     // What the chart sets itself.
     (
         "gateway: {extraEnv: {HERALD_NATS__URL: \"nats://nats\"}}",
@@ -212,6 +310,24 @@ fn unknown_keys_and_wrong_types_are_refused() {
         ("networkPolicy: {nats: {from: []}}", "from"),
         ("patches: [{patch: {}}]", "target"),
         ("autoscaling: {mode: always}", "/autoscaling/mode"),
+        // A section whose keys are all comments is null, and null removes its defaults.
+        ("gateway:", "gateway"),
+        ("pods:", "pods"),
+        ("nats: {storage: null}", "storage"),
+        // Options that a job doesn't have.
+        ("jobs: {probes: {}}", "probes"),
+        (
+            "patches: [{target: {kind: deployment, name: a}, patch: {}}]",
+            "/patches/0/target/kind",
+        ),
+        (
+            "pods: {resources: {limits: {memory: much}}}",
+            "/pods/resources/limits/memory",
+        ),
+        (
+            "postgresql: {auth: {existingSecret: a, passwordKey: b c}}",
+            "/postgresql/auth/passwordKey",
+        ),
     ] {
         let refusal = helm.refusal(&Input::values(values));
         assert!(

@@ -4,14 +4,14 @@
 {{- define "herald.bundledPod" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 2 -}}
-serviceAccountName: {{ include "herald.serviceAccountName" (list $root (index . 1)) }}
+serviceAccountName: {{ include "herald.serviceAccountName" (list $root (index . 1)) | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- include "herald.imagePullSecrets" $root }}
 securityContext:
   {{- toYaml $values.podSecurityContext | nindent 2 }}
 {{- with default $root.Values.pods.priorityClassName $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with default $root.Values.pods.nodeSelector $values.nodeSelector }}
 nodeSelector:
@@ -44,7 +44,7 @@ volumeClaimTemplates:
       {{- end }}
       resources:
         requests:
-          storage: {{ $storage.size }}
+          storage: {{ include "herald.text" $storage.size | quote }}
 {{- end }}
 
 {{/*
@@ -66,6 +66,6 @@ immutable: true
 data:
   why: These settings of {{ $component }} are part of its volumes or of its data. UPGRADING.md of the chart says how to move to others.
   {{- range $key, $value := index . 2 }}
-  {{ $key }}: {{ $value | toString | quote }}
+  {{ $key }}: {{ include "herald.text" $value | quote }}
   {{- end }}
 {{- end }}

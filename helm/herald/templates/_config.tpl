@@ -22,7 +22,7 @@
 {{- $_ := set $settings.push "endpoints" $endpoints }}
 {{- end }}
 {{- with .Values.vapid.subject }}{{- $_ := set $settings.push "vapid_subject" . }}{{ end }}
-{{- $_ := include "herald.merge" (list $settings (deepCopy .Values.config)) }}
+{{- $_ := include "herald.merge" (list $settings (deepCopy (default dict .Values.config))) }}
 {{- $files := dict }}
 {{- with .Values.store.tls.caSecret }}{{- $_ := set $files "store" (dict "postgres" (dict "tls_ca_file" "/etc/herald-tls/store/ca.crt")) }}{{ end }}
 {{- with .Values.timelines.tls.caSecret }}{{- $_ := set $files "timelines" (dict "tls_ca_file" "/etc/herald-tls/timelines/ca.crt") }}{{ end }}
@@ -126,14 +126,23 @@
 {{- end }}
 
 {{/*
-The list of variables of a container: (list $own $extra $where), the chart's and the user's. No name occurs twice. Variables from
-Secrets come first, because $(NAME) reaches only those before it; names are sorted, so that the text is always the same.
+The list of variables of a container: (list $ $own $extra $where), the chart's and the user's. No name occurs twice. $(NAME) reaches only
+variables before it, so those from Secrets come first, and those that use others last; names are sorted, so that the text is always the same.
 */}}
 {{- define "herald.env" -}}
-{{- $own := index . 0 -}}
-{{- $extra := index . 1 -}}
-{{- $where := index . 2 -}}
+{{- $root := index . 0 -}}
+{{- $own := index . 1 -}}
+{{- $extra := index . 2 -}}
+{{- $where := index . 3 -}}
+{{- $settings := fromYaml (include "herald.ownSettings" $root) -}}
 {{- range $name, $value := $extra }}
+{{- if hasKey (default dict $root.Values.pods.extraEnv) $name }}{{- $where = "pods" }}{{ end }}
+{{- range $path, $instead := omit $settings "nats" }}
+{{- $variable := printf "HERALD_%s" (upper $path | replace "." "__") }}
+{{- if and (not (hasKey $own $name)) (or (has $name (list $variable (printf "%s_FILE" $variable))) (hasPrefix (printf "%s__" $variable) $name)) }}
+{{- include "herald.refuse" (printf "%s.extraEnv.%s is a setting that the chart sets: %s." $where $name $instead) }}
+{{- end }}
+{{- end }}
 {{- if hasKey $own $name }}
 {{- fail (printf "%s.extraEnv.%s is a variable that the chart sets: remove it, and set what it stands for (nats, store, timelines, vapid, tracing or config)" $where $name) }}
 {{- end }}
@@ -142,15 +151,17 @@ Secrets come first, because $(NAME) reaches only those before it; names are sort
 {{- range $name := keys $all | sortAlpha }}
 {{- $value := get $all $name }}
 {{- if kindIs "map" $value }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   {{- toYaml $value | nindent 2 }}
 {{- end }}
 {{- end }}
+{{- range $usesOthers := list false true }}
 {{- range $name := keys $all | sortAlpha }}
 {{- $value := get $all $name }}
-{{- if not (kindIs "map" $value) }}
-- name: {{ $name }}
-  value: {{ $value | toString | quote }}
+{{- if and (not (kindIs "map" $value)) (eq $usesOthers (contains "$(" (toString $value))) }}
+- name: {{ $name | quote }}
+  value: {{ include "herald.text" $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -1,25 +1,35 @@
 {{/* Names, labels and images. */}}
 
 {{- define "herald.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- $name := regexReplaceAll "[-._]+$" (default .Chart.Name .Values.nameOverride | trunc 40) "" -}}
+{{- if not (regexMatch "^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$" $name) -}}
+{{- include "herald.refuse" (printf "nameOverride is %q, and can't be the value of a label: use letters, digits and hyphens." .Values.nameOverride) -}}
+{{- end -}}
+{{- $name -}}
 {{- end }}
 
-{{/* The begin of the names of all objects. Short, so that every name is a valid host name. */}}
+{{/*
+The begin of the names of all objects. A Service must be a host name that starts with a letter. It is short, so that every name fits; the hash
+of a longer one keeps two releases apart that begin alike.
+*/}}
 {{- define "herald.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains (include "herald.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name (include "herald.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- $name := include "herald.name" . -}}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
+{{- if .Values.fullnameOverride -}}{{- $full = .Values.fullnameOverride -}}
+{{- else if contains $name .Release.Name -}}{{- $full = .Release.Name -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- include "herald.refuse" (printf "the names of all objects would begin with %q, and a Service can't have such a name: set fullnameOverride to a name of lower-case letters, digits and hyphens that starts with a letter." $full) -}}
+{{- end -}}
+{{- if gt (len $full) 40 -}}{{- $full = printf "%s-%s" (trunc 31 $full | trimSuffix "-") (include "herald.hash" $full) -}}{{- end -}}
+{{- $full -}}
 {{- end }}
 
 {{/* The labels that select the pods of a component: (list $ "timeline"). They never change, so they hold no version. */}}
 {{- define "herald.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "herald.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "herald.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -41,7 +51,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "herald.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $registry := default $image.registry $root.Values.global.imageRegistry -}}
+{{- $registry := default $image.registry (default dict $root.Values.global).imageRegistry -}}
 {{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end -}}
 {{- $image.repository -}}
 {{- $tag := $image.tag -}}
@@ -51,10 +61,10 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{- define "herald.imagePullSecrets" -}}
-{{- with .Values.global.imagePullSecrets }}
+{{- with (default dict .Values.global).imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ if kindIs "map" . }}{{ quote .name }}{{ else }}{{ quote . }}{{ end }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -71,6 +81,11 @@ imagePullSecrets:
 {{- define "herald.host" -}}
 {{- $root := index . 0 -}}
 {{ include "herald.fullname" $root }}-{{ index . 1 }}.{{ $root.Release.Namespace }}.svc.{{ $root.Values.clusterDomain }}
+{{- end }}
+
+{{/* A scalar as a text. A whole number that was read as a float would be 1e+06 otherwise. */}}
+{{- define "herald.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else if not (kindIs "invalid" .) -}}{{ toString . }}{{- end -}}
 {{- end }}
 
 {{/* Eight hexadecimal digits of a hash. */}}

@@ -14,7 +14,7 @@ sorts its keys, so that two renderings are the same byte by byte.
 {{- $labels := fromYaml (include "herald.labels" $root) -}}
 {{- range $key, $value := (default dict $metadata.labels) }}{{- $_ := set $labels $key $value }}{{- end -}}
 {{- $_ := set $metadata "labels" $labels -}}
-{{- $annotations := deepCopy $root.Values.commonAnnotations -}}
+{{- $annotations := deepCopy (default dict $root.Values.commonAnnotations) -}}
 {{- range $key, $value := (default dict $metadata.annotations) }}{{- $_ := set $annotations $key $value }}{{- end -}}
 {{- if $annotations }}{{- $_ := set $metadata "annotations" $annotations }}{{- else }}{{- $_ := unset $metadata "annotations" }}{{- end -}}
 {{- $_ := set $metadata "namespace" $root.Release.Namespace -}}

@@ -9,7 +9,9 @@ A pod of Herald, as a pod template's `spec`:
 */}}
 {{- define "herald.podSpec" -}}
 {{- $values := .values -}}
-serviceAccountName: {{ include "herald.serviceAccountName" (list .root .component) }}
+{{- include "herald.unique" (list "extraVolumes" "name" .volumes $values.extraVolumes) -}}
+{{- include "herald.unique" (list "extraContainers" "name" .containers $values.extraContainers) -}}
+serviceAccountName: {{ include "herald.serviceAccountName" (list .root .component) | quote }}
 automountServiceAccountToken: {{ default false .serviceAccountToken }}
 # Variables such as HERALD_GRAPH_PORT would be unknown settings.
 enableServiceLinks: false
@@ -23,10 +25,10 @@ terminationGracePeriodSeconds: {{ . }}
 securityContext:
   {{- toYaml $values.podSecurityContext | nindent 2 }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:
@@ -45,7 +47,7 @@ affinity:
 {{- with $values.topologySpread }}
 topologySpreadConstraints:
   {{- range . }}
-  - topologyKey: {{ .topologyKey }}
+  - topologyKey: {{ .topologyKey | quote }}
     maxSkew: {{ .maxSkew }}
     whenUnsatisfiable: {{ .whenUnsatisfiable }}
     labelSelector:
@@ -72,19 +74,35 @@ volumes:
   {{- end }}
 {{- end }}
 
+{{/* Refuses entries of the user that have a name of the chart's: (list "extraVolumes" "name" $yamlOfTheChart $userEntries). */}}
+{{- define "herald.unique" -}}
+{{- $option := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $taken := list -}}
+{{- range fromYamlArray (index . 2) }}{{- $taken = append $taken (get . $key) }}{{ end -}}
+{{- range index . 3 }}
+{{- $value := get . $key }}
+{{- if has $value $taken }}
+{{- include "herald.refuse" (printf "%s has the %s %q twice, or the chart has it too: choose another one." $option $key $value) }}
+{{- end }}
+{{- $taken = append $taken $value }}
+{{- end }}
+{{- end }}
+
 {{/*
 A container with Herald's image: root, name, args, env (a map), values, where (the values' name, for messages), ports, probes, mounts.
 */}}
 {{- define "herald.container" -}}
 {{- $values := .values -}}
+{{- include "herald.unique" (list "extraVolumeMounts" "mountPath" .mounts $values.extraVolumeMounts) -}}
 - name: {{ .name }}
-  image: {{ include "herald.image" (list .root .root.Values.image) }}
+  image: {{ include "herald.image" (list .root .root.Values.image) | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   args:
     {{- range .args }}
     - {{ . | quote }}
     {{- end }}
-  {{- with include "herald.env" (list .env $values.extraEnv .where) | trim }}
+  {{- with include "herald.env" (list .root .env $values.extraEnv .where) | trim }}
   env:
     {{- . | nindent 4 }}
   {{- end }}
@@ -112,18 +130,28 @@ A container with Herald's image: root, name, args, env (a map), values, where (t
     {{- end }}
 {{- end }}
 
+{{/*
+The options of a pod that ends, as JSON: (list $ "jobs"). It has those of `pods` but not their containers: a job whose sidecar goes on never ends.
+*/}}
+{{- define "herald.taskValues" -}}
+{{- $root := index . 0 -}}
+{{- $values := deepCopy (omit $root.Values.pods "extraContainers") -}}
+{{- $_ := include "herald.merge" (list $values (deepCopy (get $root.Values (index . 1)))) -}}
+{{- toJson $values -}}
+{{- end }}
+
 {{/* Volumes of configuration, of TLS, and for temporary files; and their mounts. */}}
 {{- define "herald.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "herald.fullname" . }}
+    name: {{ include "herald.fullname" . | quote }}
 - name: tmp
   emptyDir:
     sizeLimit: 64Mi
 {{- range $name, $secret := fromJson (include "herald.tlsSecrets" .) }}
 - name: tls-{{ $name }}
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- end }}
@@ -154,10 +182,10 @@ A container with Herald's image: root, name, args, env (a map), values, where (t
 {{- define "herald.podMetadata" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 1 -}}
-{{- $labels := deepCopy $root.Values.commonLabels -}}
+{{- $labels := deepCopy (default dict $root.Values.commonLabels) -}}
 {{- range $key, $value := $values.podLabels }}{{- $_ := set $labels $key $value }}{{ end -}}
 {{- range $key, $value := fromYaml (index . 2) }}{{- $_ := set $labels $key $value }}{{ end -}}
-{{- $annotations := deepCopy $root.Values.commonAnnotations -}}
+{{- $annotations := deepCopy (default dict $root.Values.commonAnnotations) -}}
 {{- range $key, $value := $values.podAnnotations }}{{- $_ := set $annotations $key $value }}{{ end -}}
 labels:
   {{- toYaml $labels | nindent 2 }}

@@ -7,6 +7,8 @@
 {{- include "herald.validateRetention" . }}
 {{- include "herald.validateRoles" . }}
 {{- include "herald.validateAutoscaling" . }}
+{{- include "herald.validatePorts" . }}
+{{- include "herald.validatePatches" . }}
 {{- include "herald.validateEdges" . }}
 {{- end }}
 
@@ -30,33 +32,36 @@
 {{- end -}}
 {{- end }}
 
-{{/* Settings of Herald that the chart sets. */}}
+{{/* Settings of Herald that the chart sets, and what to set instead. */}}
+{{- define "herald.ownSettings" -}}
+grpc: the port of gRPC is always 7700; set listenAddress for the address
+http: the port of metrics is always 7701; set listenAddress for the address
+internal_grpc: each role has its own pods
+data_dir: pods keep no data
+lanes: set the lanes of a worker, such as timeline.lanes
+peers: the chart names the services of its roles
+nats: set nats
+shutdown_seconds: set shutdown.seconds
+shutdown_delay_seconds: set shutdown.delaySeconds
+start_wait_seconds: pods wait for their dependencies within their start-up probe
+store.url: set store.url or store.existingSecret
+store.postgres.tls_ca_file: set store.tls.caSecret
+timelines.url: set timelines.url or timelines.existingSecret
+timelines.tls_ca_file: set timelines.tls.caSecret
+analytics.dir: set analytics.storage
+telemetry.otlp: set tracing.endpoint
+telemetry.log_format: set logFormat
+push.vapid_private_key: set vapid.existingSecret
+push.vapid_key_file: set vapid.existingSecret
+push.vapid_subject: set vapid.subject
+push.endpoints: set webhooks.inCluster.enabled
+gateway.endpoints: set webhooks.inCluster.enabled
+{{- end }}
+
+{{/* They can't be set in `config`. */}}
 {{- define "herald.validateConfig" -}}
-{{- $config := .Values.config -}}
-{{- range $path, $instead := dict
-  "grpc" "the port of gRPC is always 7700; set listenAddress for the address"
-  "http" "the port of metrics is always 7701; set listenAddress for the address"
-  "internal_grpc" "each role has its own pods"
-  "data_dir" "pods keep no data"
-  "lanes" "set the lanes of a worker, such as timeline.lanes"
-  "peers" "the chart names the services of its roles"
-  "nats" "set nats"
-  "shutdown_seconds" "set shutdown.seconds"
-  "shutdown_delay_seconds" "set shutdown.delaySeconds"
-  "start_wait_seconds" "pods wait for their dependencies within their start-up probe"
-  "store.url" "set store.url or store.existingSecret"
-  "store.postgres.tls_ca_file" "set store.tls.caSecret"
-  "timelines.url" "set timelines.url or timelines.existingSecret"
-  "timelines.tls_ca_file" "set timelines.tls.caSecret"
-  "analytics.dir" "set analytics.storage"
-  "telemetry.otlp" "set tracing.endpoint"
-  "telemetry.log_format" "set logFormat"
-  "push.vapid_private_key" "set vapid.existingSecret"
-  "push.vapid_key_file" "set vapid.existingSecret"
-  "push.vapid_subject" "set vapid.subject"
-  "push.endpoints" "set webhooks.inCluster.enabled"
-  "gateway.endpoints" "set webhooks.inCluster.enabled"
--}}
+{{- $config := default dict .Values.config -}}
+{{- range $path, $instead := fromYaml (include "herald.ownSettings" .) }}
 {{- $at := $config -}}
 {{- $found := true -}}
 {{- range splitList "." $path }}
@@ -89,22 +94,69 @@
 {{- end }}
 {{- include "herald.refuse" (printf "%s.enabled is false, and no other %s is named for %s: set %s.url%s." .bundled .name .what .external (ternary ", or nats.auth.existingSecret and nats.auth.secretKeys.url" (printf " or %s.existingSecret" .external) (eq .external "nats"))) }}
 {{- end }}
-{{- if regexMatch "://[^/@]*:[^@$]+@" (default "" $external.url) }}
+{{- /* What Kubernetes puts in from a Secret is no password that could be read. */}}
+{{- $url := regexReplaceAll "\\$\\([A-Za-z_][A-Za-z0-9_]*\\)" (default "" $external.url) "" }}
+{{- if or (regexMatch "://[^/@]*:[^/?#@]+@" $url) (regexMatch "[?&]password=[^&]" $url) (and (eq .external "nats") (regexMatch "://[^/@:]+@" $url)) }}
 {{- include "herald.refuse" (printf "%s.url has a password, which everybody who may read a Deployment could read: put it into a Secret, and name that as %s." .external (ternary "nats.auth.existingSecret" (printf "%s.existingSecret" .external) (eq .external "nats"))) }}
 {{- end }}
 {{- end }}
+{{- range $name := list "store" "timelines" }}
+{{- $external := get $values $name }}
+{{- $bundled := ternary $values.postgresql $values.valkey (eq $name "store") }}
+{{- $variable := printf "%s_PASSWORD" (upper $name) }}
+{{- $hasPassword := and $external.existingSecret $external.secretKeys.password }}
+{{- if and $external.url $external.existingSecret (not $external.secretKeys.password) }}
+{{- include "herald.refuse" (printf "%s.url is set, so %s.existingSecret is not read: remove %s.url to take the whole URL from the Secret, or set %s.secretKeys.password to take the password from it, and write $(%s) where the URL has it." $name $name $name $name $variable) }}
+{{- end }}
+{{- if and $external.existingSecret (not $external.url) (not $external.secretKeys.url) }}
+{{- include "herald.refuse" (printf "%s.existingSecret is set, and neither %s.url nor %s.secretKeys.url: set the URL, or the key that has it." $name $name $name) }}
+{{- end }}
+{{- if and (contains (printf "$(%s)" $variable) (default "" $external.url)) (not $hasPassword) (not (hasKey (default dict $values.pods.extraEnv) $variable)) }}
+{{- include "herald.refuse" (printf "%s.url has $(%s), and no Secret is named that has it: set %s.existingSecret and %s.secretKeys.password." $name $variable $name $name) }}
+{{- end }}
+{{- if and $bundled.enabled $external.tls.caSecret }}
+{{- include "herald.refuse" (printf "%s.tls is for a server of your own, and the bundled one has no TLS: set %s.enabled to false, or remove %s.tls." $name (ternary "postgresql" "valkey" (eq $name "store")) $name) }}
+{{- end }}
+{{- end }}
+{{- range $path, $key := dict "postgresql.auth" "passwordKey" "valkey.auth" "passwordKey" "vapid" "secretKey" }}
+{{- $at := $values }}
+{{- range splitList "." $path }}{{- $at = get $at . }}{{ end }}
+{{- $made := ternary "private-key" "password" (eq $path "vapid") }}
+{{- if and (not $at.existingSecret) (ne (get $at $key) $made) }}
+{{- include "herald.refuse" (printf "%s.%s names a key of %s.existingSecret, which is not set: the Secret that the chart makes has the key %s, and another key would be another password. Set %s.existingSecret, or remove %s.%s." $path $key $path $made $path $path $key) }}
+{{- end }}
+{{- end }}
 {{- $nats := .Values.nats -}}
+{{- if $nats.enabled }}
+{{- range $key, $value := dict "tls.required" $nats.tls.required "tls.caSecret" $nats.tls.caSecret "tls.clientSecret" $nats.tls.clientSecret "existingStreams" $nats.existingStreams "monitoring.endpoint" $nats.monitoring.endpoint "monitoring.https" $nats.monitoring.https }}
+{{- if $value }}
+{{- include "herald.refuse" (printf "nats.%s is for a NATS of your own, and nats.enabled installs one: set nats.enabled to false and nats.url, or remove nats.%s." $key $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and $nats.enabled (or $nats.auth.existingSecret $nats.auth.roleSecrets) }}
 {{- include "herald.refuse" "nats.auth is for a NATS of your own, and nats.enabled installs one whose users the chart makes: set nats.enabled to false and nats.url, or remove nats.auth." }}
 {{- end }}
 {{- if and (not $nats.enabled) (or $nats.auth.existingSecret $nats.auth.roleSecrets) }}
 {{- $kinds := list }}
 {{- range $kind, $key := omit $nats.auth.secretKeys "url" "password" }}{{- if $key }}{{- $kinds = append $kinds $kind }}{{ end }}{{ end }}
+{{- $url := $nats.auth.secretKeys.url }}
+{{- if and $nats.url $url }}
+{{- include "herald.refuse" "nats.url and nats.auth.secretKeys.url are both set: remove one of them." }}
+{{- end }}
+{{- if and (not $kinds) (not $url) }}
+{{- include "herald.refuse" "nats.auth names a Secret, and nats.auth.secretKeys none of the credentials in it: set one of nkeySeed, user, token and credentials to its key." }}
+{{- end }}
+{{- range $role := fromJsonArray (include "herald.natsUsers" .) }}
+{{- if and (not (include "herald.natsSecret" (list $ $role))) (or (ne $role "scaler") (include "herald.hasScaler" $)) }}
+{{- include "herald.refuse" (printf "nats.auth.roleSecrets has no Secret for %s, which would connect without credentials: add it, or set nats.auth.existingSecret for the roles without one." $role) }}
+{{- end }}
+{{- end }}
 {{- if gt (len $kinds) 1 }}
 {{- include "herald.refuse" (printf "nats.auth.secretKeys has keys for %s: a connection has one kind of credentials. Leave one of them, and set the others to \"\"." (join " and " $kinds)) }}
 {{- end }}
 {{- end }}
-{{- $replicas := dig "topology" "replicas" 0 .Values.config | int -}}
+{{- $replicas := dig "topology" "replicas" 0 (default dict .Values.config) | int -}}
 {{- if and $nats.enabled (not (has (int $nats.replicas) (list 1 3))) }}
 {{- include "herald.refuse" (printf "nats.replicas must be 1 or 3, is %d: an even number of servers tolerates no more failures than one fewer, and more than 3 belong to the chart of NATS." (int $nats.replicas)) }}
 {{- end }}
@@ -115,18 +167,25 @@
 {{- $store := include "herald.bytes" $nats.maxFileStore | int64 }}
 {{- $size := include "herald.bytes" $nats.storage.size | int64 }}
 {{- if gt $store $size }}
-{{- include "herald.refuse" (printf "nats.maxFileStore (%s) is more than nats.storage.size (%s): the disk would be full before the streams are." (toString $nats.maxFileStore) $nats.storage.size) }}
+{{- include "herald.refuse" (printf "nats.maxFileStore (%s) is more than nats.storage.size (%s): the disk would be full before the streams are." (include "herald.text" $nats.maxFileStore) (include "herald.text" $nats.storage.size)) }}
 {{- end }}
 {{- $sum := 0 }}
 {{- range $name, $stream := (include "herald.topologyDefaults" . | fromYaml).streams }}
-{{- $sum = add $sum (dig "topology" $name "bytes_max" $stream.bytes_max $.Values.config | int64) }}
+{{- $sum = add $sum (dig "topology" $name "bytes_max" $stream.bytes_max (default dict $.Values.config) | int64) }}
 {{- end }}
 {{- if gt (int64 $sum) $store }}
 {{- include "herald.refuse" (printf "the streams reserve %d MiB, and nats.maxFileStore is %d MiB: NATS refuses to make them. Set nats.maxFileStore and nats.storage.size higher, or config.topology.STREAM.bytes_max lower." (div $sum 1048576) (div $store 1048576)) }}
 {{- end }}
 {{- end }}
+{{- if and .Values.valkey.enabled (dig "limits" "memory" "" (default dict .Values.valkey.resources)) }}
+{{- $limit := include "herald.bytes" .Values.valkey.resources.limits.memory | int64 }}
+{{- $memory := regexReplaceAll "b$" .Values.valkey.maxMemory "i" | replace "ki" "Ki" | replace "mi" "Mi" | replace "gi" "Gi" | include "herald.bytes" | int64 }}
+{{- if or (eq $memory 0) (ge $memory $limit) }}
+{{- include "herald.refuse" (printf "valkey.maxMemory (%s) must be less than valkey.resources.limits.memory (%s), and not 0: Kubernetes would end Valkey before it refuses to take more." .Values.valkey.maxMemory (include "herald.text" .Values.valkey.resources.limits.memory)) }}
+{{- end }}
+{{- end }}
 {{- if .Values.postgresql.enabled }}
-{{- $each := dig "store" "postgres" "connections_max" 8 .Values.config | int }}
+{{- $each := dig "store" "postgres" "connections_max" 8 (default dict .Values.config) | int }}
 {{- $pods := 0 }}
 {{- range fromJsonArray (include "herald.workloads" .) }}
 {{- if ne .role "scaler" }}{{- $pods = add $pods (ternary (dig "autoscaling" "maxReplicas" 1 .values) .values.replicas .autoscaled | int) }}{{ end }}
@@ -164,7 +223,7 @@ consumers:
 {{/* A message that its stream removes before its last attempt is lost. */}}
 {{- define "herald.validateRetention" -}}
 {{- $defaults := include "herald.topologyDefaults" . | fromYaml -}}
-{{- $topology := default dict .Values.config.topology -}}
+{{- $topology := default dict (default dict .Values.config).topology -}}
 {{- range $name, $stream := $defaults.streams }}
 {{- $age := dig $name "age_seconds_max" $stream.age_seconds_max $topology | int64 }}
 {{- range $kind := $stream.consumers }}
@@ -205,6 +264,10 @@ consumers:
 {{- if eq $workload.role "scaler" }}{{- $why = "KEDA would get no answer" }}{{ end }}
 {{- include "herald.refuse" (printf "%s.replicas must be at least 1, is 0: without %s %s." $workload.role $workload.name $why) }}
 {{- end }}
+{{- $budget := $values.podDisruptionBudget }}
+{{- if and $budget.enabled (has (toString $budget.maxUnavailable) (list "0" "0%")) }}
+{{- include "herald.refuse" (printf "%s.podDisruptionBudget.maxUnavailable must be at least 1, is %v: no node with a pod of %s could be drained. Set podDisruptionBudget.enabled to false to have no budget." $workload.role $budget.maxUnavailable $workload.name) }}
+{{- end }}
 {{- $needed := include "herald.gracePeriod" $root | int }}
 {{- with $values.terminationGracePeriodSeconds }}
 {{- if lt (int .) $needed }}
@@ -213,6 +276,9 @@ consumers:
 {{- end }}
 {{- end }}
 {{- $analytics := .Values.analytics -}}
+{{- if and $analytics.storage.existingClaim (eq $analytics.storage.type "emptyDir") }}
+{{- include "herald.refuse" "analytics.storage.existingClaim is set, and analytics.storage.type is emptyDir: set the type to persistentVolumeClaim, or remove the claim." }}
+{{- end }}
 {{- if not (include "herald.analyticsShared" .) }}
 {{- if gt (int $analytics.replicas) 1 }}
 {{- include "herald.refuse" (printf "analytics.replicas is %d, and analytics.storage is a directory of one pod: all analytics pods need the same directory, because each deletes the uncounted files of one that died. Set analytics.storage.type to persistentVolumeClaim with accessModes [ReadWriteMany], or analytics.replicas to 1." (int $analytics.replicas)) }}
@@ -255,7 +321,39 @@ consumers:
 {{- end }}
 {{- end }}
 
+{{/* A policy that doesn't allow the port of a URL keeps every pod from its server. */}}
+{{- define "herald.validatePorts" -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- range list
+  (list "nats.url" "nats" (ternary "" .Values.nats.url .Values.nats.enabled) "4222")
+  (list "store.url" "store" (ternary "" .Values.store.url .Values.postgresql.enabled) "5432")
+  (list "timelines.url" "timelines" (ternary "" .Values.timelines.url .Values.valkey.enabled) "6379")
+  (list "tracing.endpoint" "tracing" .Values.tracing.endpoint (ternary "443" "80" (hasPrefix "https:" .Values.tracing.endpoint)))
+}}
+{{- $key := index . 0 }}
+{{- $name := index . 1 }}
+{{- $usual := index . 3 }}
+{{- $allowed := list }}
+{{- range (get $policy $name).ports }}{{- $allowed = append $allowed (include "herald.text" . | trimSuffix "/TCP") }}{{ end }}
+{{- if and $policy.enabled (index . 2) $allowed }}
+{{- range splitList "," (index . 2) }}
+{{- $host := regexReplaceAll "[/?#].*$" (regexReplaceAll "^[a-z]+://([^/@]*@)?" . "") "" }}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" | default $usual }}
+{{- if not (has $port $allowed) }}
+{{- include "herald.refuse" (printf "%s has the port %s, and networkPolicy.%s.ports allows only %s: no pod could connect. Set networkPolicy.%s.ports to [%s]." $key $port $name (join " and " $allowed) $name $port) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "herald.validateEdges" -}}
+{{- $service := .Values.service -}}
+{{- range $key, $types := dict "nodePort" (list "NodePort" "LoadBalancer") "externalTrafficPolicy" (list "NodePort" "LoadBalancer") "loadBalancerClass" (list "LoadBalancer") "loadBalancerSourceRanges" (list "LoadBalancer") }}
+{{- if and (get $service $key) (not (has $service.type $types)) }}
+{{- include "herald.refuse" (printf "service.%s is for a Service of type %s, and service.type is %s: change the type, or remove service.%s." $key (join " or " $types) $service.type $key) }}
+{{- end }}
+{{- end }}
 {{- if .Values.grpcRoute.enabled }}
 {{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/GRPCRoute") }}
 {{- include "herald.refuse" "grpcRoute.enabled is true, and the cluster has no GRPCRoute (gateway.networking.k8s.io/v1): install the Gateway API 1.1 or newer, or set ingress. For `helm template` without a cluster, add --api-versions gateway.networking.k8s.io/v1/GRPCRoute." }}
@@ -275,9 +373,36 @@ consumers:
 {{- end }}
 {{- end }}
 
+{{/* A patch whose target is misspelt would change nothing. With `*` it may be for objects that other values make. */}}
+{{- define "herald.validatePatches" -}}
+{{- $root := . -}}
+{{- if .Values.patches }}
+{{- $made := list }}
+{{- range $template, $isMade := dict
+  "accounts" true "autoscalers" (ne .Values.autoscaling.mode "none") "configMaps" true "deployments" true "disruptionBudgets" true
+  "jaeger" .Values.jaeger.enabled "jobs" true "nats" .Values.nats.enabled "networkPolicies" .Values.networkPolicy.enabled
+  "podMonitor" .Values.metrics.podMonitor.enabled "postgresql" .Values.postgresql.enabled "routes" true "services" true "test" true
+  "valkey" .Values.valkey.enabled
+}}
+{{- if $isMade }}
+{{- range regexSplit "(?m)^---$" (include (printf "herald.%s" $template) $root) -1 }}
+{{- $object := fromYaml . }}
+{{- if $object }}{{- $made = append $made (printf "%s %s" $object.kind $object.metadata.name) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $index, $patch := .Values.patches }}
+{{- $name := tpl .target.name $root }}
+{{- if and (not (hasSuffix "*" $name)) (not (has (printf "%s %s" .target.kind $name) $made)) }}
+{{- include "herald.refuse" (printf "patches[%d] is for the %s %q, and these values make none of this name: correct patches[%d].target, or remove the patch. A name may end with *." $index .target.kind $name $index) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* A quantity of Kubernetes in bytes. */}}
 {{- define "herald.bytes" -}}
-{{- $text := toString . -}}
+{{- $text := include "herald.text" . -}}
 {{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "" 1 -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
 {{- if not (hasKey $units $unit) }}{{- include "herald.refuse" (printf "%q is no size: write it as 10Gi or 500Mi." $text) }}{{ end -}}

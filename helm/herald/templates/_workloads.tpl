@@ -82,6 +82,6 @@ whether an autoscaler owns the number of replicas.
 {{- $workload := index . 1 -}}
 {{ include "herald.selector" (list (index . 0) $workload.role) }}
 {{- with $workload.lane }}
-herald.dev/lanes: {{ . }}
+herald.dev/lanes: {{ . | quote }}
 {{- end }}
 {{- end }}
