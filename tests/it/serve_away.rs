@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use harness::{Process, run, until, until_some};
 use herald_proto::v1;
+use rustix::process::Signal;
 use serde_json::Value;
 use tonic::{Code, Request, Status, transport::Endpoint};
 use tonic_types::StatusExt as _;
@@ -249,5 +250,7 @@ async fn roles_that_use_no_timelines_run_without_redis() {
         states.iter().all(|state| state["name"] != "timelines"),
         "{states:?}"
     );
+    // `timeout` of GNU coreutils sends two signals at once: they are one request to stop.
+    workers.signal(Signal::INT);
     assert_eq!(workers.stop().await, 0, "{}", workers.log());
 }
