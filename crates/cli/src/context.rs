@@ -64,8 +64,7 @@ pub struct Global {
     /// The configuration file of a server, TOML
     ///
     /// The commands that start, prepare or move a server read it: `up`, `serve`, `bench`, `config`, `store`, `topology`,
-    /// `migrate`. Later layers override earlier ones: defaults, this file, environment
-    /// variables (HERALD_…), flags.
+    /// `migrate`. Later layers override earlier ones: defaults, this file, environment variables (HERALD_…), flags.
     #[arg(long, global = true, env = "HERALD_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 const EXIT_SIGINT: i32 = 130;
 const EXIT_SIGTERM: i32 = 143;
 
-/// Signals that follow the first one within this time belong to it: `timeout` of GNU coreutils, for one, signals its child
-/// and then the process group.
+/// Signals that follow the first one within this time belong to it: `timeout` of GNU coreutils, for one, signals its
+/// child and then the process group.
 const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// The awaited work did not finish in time.
@@ -26,8 +26,9 @@ pub struct TimedOut {
     pub limit: Duration,
 }
 
-/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal, at least 500 ms later, exits the process at
-/// once with a message and the exit code 130 (SIGINT) or 143 (SIGTERM). Must be called once per process, within a tokio runtime.
+/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal, at least 500 ms later, exits the process
+/// at once with a message and the exit code 130 (SIGINT) or 143 (SIGTERM). Must be called once per process, within a
+/// tokio runtime.
 pub fn on_signal() -> io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -152,6 +152,31 @@ pub(crate) struct RecordStores {
     pub(crate) leases: Arc<dyn Leases>,
 }
 
+impl RecordStores {
+    /// These stores and the others of an engine.
+    pub(crate) fn with(
+        self,
+        timelines: Arc<dyn Timelines>,
+        retention: Arc<dyn Retention>,
+        health: Arc<dyn Health>,
+    ) -> Stores {
+        Stores {
+            users: self.users,
+            follows: self.follows,
+            posts: self.posts,
+            devices: self.devices,
+            preferences: self.preferences,
+            timelines,
+            ledger: self.ledger,
+            totals: self.totals,
+            dead_letters: self.dead_letters,
+            leases: self.leases,
+            retention,
+            health,
+        }
+    }
+}
+
 /// Implements a trait for a store that comes later: each call goes to it.
 macro_rules! later {
     ($trait:ident { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }) => {

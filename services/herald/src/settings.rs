@@ -9,7 +9,8 @@ use herald_runtime::config::{Flags, SecretUrl};
 /// Server settings that have a flag. A flag that is not given leaves its key to the other layers.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Settings {
-    /// The data directory of the embedded store and of the nats-server that `up` starts, created if missing [default: ./herald-data]
+    /// The data directory of the embedded store and of the nats-server that `up` starts, created if missing [default:
+    /// ./herald-data]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
 

@@ -8,6 +8,7 @@ mod resolver;
 mod sender;
 mod shared_vapid;
 mod vapid;
+mod vapid_key_file;
 pub(crate) mod vapid_subject;
 mod web_push;
 mod webhook;

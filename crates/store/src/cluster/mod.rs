@@ -147,23 +147,15 @@ fn stores(
 ) -> Stores {
     let retained = Retained::new(config, postgres);
     let records = record_stores(config, postgres, &retained, leases);
-    Stores {
-        users: records.users,
-        follows: records.follows,
-        posts: records.posts,
-        devices: records.devices,
-        preferences: records.preferences,
-        timelines: timelines.clone(),
-        ledger: records.ledger,
-        totals: records.totals,
-        dead_letters: records.dead_letters,
-        leases: records.leases,
-        retention: retained.retention(config, postgres, timelines),
-        health: Arc::new(Health {
-            postgres: postgres.clone(),
-            timelines: Arc::clone(timelines),
-        }),
-    }
+    let health = Health {
+        postgres: postgres.clone(),
+        timelines: Arc::clone(timelines),
+    };
+    records.with(
+        timelines.clone(),
+        retained.retention(config, postgres, timelines),
+        Arc::new(health),
+    )
 }
 
 /// The stores that need PostgreSQL alone.

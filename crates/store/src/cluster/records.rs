@@ -6,9 +6,9 @@ use async_trait::async_trait;
 
 use super::{Cluster, Config, Postgres, Retained, record_stores};
 use crate::{
-    Error, ErrorKind, Leases, Result, Stores,
+    Error, ErrorKind, Leases, Result, Retention, Stores, Timelines,
     cluster::postgres::PostgresLeases,
-    later::{LaterStores, Reason},
+    later::{Later, Reason},
 };
 
 /// The open engine of a process that uses no timelines: it never connects to Valkey.
@@ -18,21 +18,20 @@ pub struct Records {
 }
 
 impl Records {
-    /// Connects, and migrates the schema, with the errors of [`Cluster::open`] about PostgreSQL. Must be called inside of the
-    /// runtime that uses the engine.
+    /// Connects, and migrates the schema, with the errors of [`Cluster::open`] about PostgreSQL. Must be called inside of
+    /// the runtime that uses the engine.
     pub async fn open(config: &Config) -> Result<Self> {
         let postgres = Cluster::open_postgres(config).await?;
         let leases: Arc<dyn Leases> = Arc::new(PostgresLeases::new(postgres.clone()));
         let retained = Retained::new(config, &postgres);
         let reason = Reason::default();
         reason.set(&no_timelines());
-        let stores = LaterStores::new(&reason);
-        stores.set_records(&record_stores(config, &postgres, &retained, leases));
-        let health = Arc::new(Health(postgres.clone()));
-        Ok(Self {
-            postgres,
-            stores: stores.stores(health),
-        })
+        let stores = record_stores(config, &postgres, &retained, leases).with(
+            Arc::new(Later::<dyn Timelines>::new(&reason)),
+            Arc::new(Later::<dyn Retention>::new(&reason)),
+            Arc::new(Health(postgres.clone())),
+        );
+        Ok(Self { postgres, stores })
     }
 
     /// The stores of the engine. Calls of the timelines, and of retention, which tells them of its work, fail with

@@ -1,13 +1,6 @@
 //! Identification of the sender to push services (VAPID, RFC 8292): one key pair, and a signed token per push service.
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use herald_model::time::Timestamp;
@@ -22,7 +15,10 @@ use serde::Serialize;
 use tracing::warn;
 use url::Url;
 
-use super::vapid_subject;
+use super::{
+    vapid_key_file::{create, file_error, key_file, parse_key, read_key_file},
+    vapid_subject,
+};
 use crate::{Config, Error};
 
 /// Time for which a token is reused. RFC 8292 allows 24 hours; some push services allow less.
@@ -211,67 +207,9 @@ pub(crate) fn check_key(config: &Config, data_dir: &Path) -> Result<(), Error> {
     Vapid::find(config, data_dir).map(drop)
 }
 
-fn parse_key(text: &str) -> Result<SigningKey, Error> {
-    let bytes = BASE64URL.decode(text.trim()).map_err(|_| Error::VapidKey)?;
-    SigningKey::from_slice(&bytes).map_err(|_| Error::VapidKey)
-}
-
-fn key_file(config: &Config, data_dir: &Path) -> PathBuf {
-    let default = || data_dir.join("vapid.key");
-    config.vapid_key_file.clone().unwrap_or_else(default)
-}
-
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::File {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-/// Reads a key file; `None` if it does not exist.
-fn read_key_file(path: &Path) -> Result<Option<SigningKey>, Error> {
-    match fs::read_to_string(path) {
-        Ok(text) => parse_key(&text).map(Some),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(file_error(path)(e)),
-    }
-}
-
-/// Creates a key file with a new key. If another process has created it meanwhile, its key applies.
-fn create(path: &Path) -> Result<SigningKey, Error> {
-    create_key_file(path, &SigningKey::random(&mut OsRng)).map_err(file_error(path))?;
-    parse_key(&fs::read_to_string(path).map_err(file_error(path))?)
-}
-
-/// Creates a key file atomically; does not replace an existing file.
-fn create_key_file(path: &Path, key: &SigningKey) -> io::Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
-    let temporary = path.with_extension(format!("{:016x}", rand::random::<u64>()));
-    let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        writeln!(file, "{}", BASE64URL.encode(key.to_bytes()))?;
-        file.sync_all()?;
-        match fs::hard_link(&temporary, path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-            _ => fs::File::open(directory)?.sync_all(),
-        }
-    };
-    let written = write();
-    let removed = fs::remove_file(&temporary);
-    written.and(removed)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use herald_model::{Address, Device, UserKey};
     use herald_runtime::config::Secret;
@@ -307,7 +245,7 @@ mod tests {
         );
         assert!(!elsewhere.exists());
 
-        create_key_file(&key, &SigningKey::random(&mut OsRng)).unwrap();
+        create(&key).unwrap();
         assert_eq!(
             Vapid::load(&Config::default(), &data).unwrap().public_key(),
             created.public_key()

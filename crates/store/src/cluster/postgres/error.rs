@@ -98,15 +98,16 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> Error {
             ErrorKind::Unavailable,
             format!("the certificate of PostgreSQL is not accepted: {io}; check sslmode and postgres.tls_ca_file"),
         ),
-        sqlx::Error::Io(io) => (
-            ErrorKind::Unavailable,
-            match io.kind() {
-                std::io::ErrorKind::ConnectionRefused => {
-                    format!("the connection to PostgreSQL failed: {io}; start the server, or check store.url")
-                }
-                _ => format!("the connection to PostgreSQL failed: {io}"),
-            },
-        ),
+        sqlx::Error::Io(io) => {
+            let advice = match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => "; start the server, or check store.url",
+                _ => "",
+            };
+            (
+                ErrorKind::Unavailable,
+                format!("the connection to PostgreSQL failed: {io}{advice}"),
+            )
+        }
         sqlx::Error::Tls(tls) => (
             ErrorKind::Unavailable,
             format!("can't make a TLS connection to PostgreSQL: {tls}; check sslmode and postgres.tls_ca_file"),

@@ -126,9 +126,11 @@ async fn a_sample_that_is_too_old_suppresses_nothing() {
     for task in worker.tasks.lock().iter() {
         task.abort();
     }
-    tokio::time::sleep(Duration::from_millis(2_100)).await;
-    let delivered = worker.deliver(PostId(2), recipients([7])).await.unwrap();
-    assert!(suppressed(&delivered).is_empty());
+    wait_until("the sample is too old", || async {
+        let delivered = worker.deliver(PostId(2), recipients([7])).await.unwrap();
+        suppressed(&delivered).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
