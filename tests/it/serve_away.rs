@@ -207,7 +207,7 @@ async fn an_empty_stream_waits_for_the_store() {
     let arguments: Vec<&str> = peers.iter().map(String::as_str).collect();
     // POSTS may have been made anew beside a store with posts, whose ids new posts would have too.
     let refused = Process::start_unready(HERALD, "gateway", &arguments, &variables(&world)).await;
-    assert_eq!(refused["checks"][0]["name"], "posts_stream", "{refused}");
+    assert_eq!(refused["checks"][0]["name"], "streams", "{refused}");
     let (mut gateway, restarted) = tokio::join!(start_gateway(&world, &peers), world.postgres.restart());
     restarted.unwrap();
     submit_until_accepted(&gateway, "107", "").await;

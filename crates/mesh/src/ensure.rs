@@ -62,6 +62,47 @@ impl Mesh {
         consumers.try_collect().await
     }
 
+    /// Creates a stream that was deleted, and its consumers. Returns whether this process may.
+    ///
+    /// # Errors
+    /// As [`Mesh::ensure`].
+    pub async fn restore_stream(&self, topology: &Topology, stream: &str) -> Result<bool> {
+        if self.inner.config.topology == TopologyMode::Verify {
+            return Ok(false);
+        }
+        let lost = Topology {
+            streams: topology.stream(stream).into_iter().cloned().collect(),
+            consumers: topology.consumers_of(stream).cloned().collect(),
+        };
+        self.ensure_now(&lost).await?;
+        Ok(true)
+    }
+
+    /// Removes all messages of a stream, lets its next message have `sequence`, and creates its consumers anew. Returns
+    /// the number of removed messages.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the server doesn't do it.
+    pub async fn begin_anew(&self, topology: &Topology, stream: &str, sequence: u64) -> Result<u64> {
+        let handle = self.stream(stream).await?;
+        let what = || format!("let stream {stream} begin at {sequence}");
+        let purged = handle.purge().sequence(sequence).await;
+        let purged = purged.map_err(|error| Error::unavailable(what(), error))?;
+        for consumer in topology.consumers_of(stream) {
+            match handle.delete_consumer(&consumer.name).await {
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND
+                    ) => {}
+                Err(error) => return Err(Error::unavailable(what(), error)),
+            }
+            self.ensure_consumer(consumer).await?;
+        }
+        Ok(purged.purged)
+    }
+
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<()> {
         let jetstream = &self.consuming().jetstream;
         // Another process can create the stream between the lookup and the create; the second lookup finds it.
@@ -101,7 +142,10 @@ impl Mesh {
                 },
             }
             match jetstream
-                .create_stream(self.overlay_stream(stream::Config::default(), spec))
+                .create_stream(stream::Config {
+                    first_sequence: (spec.first_sequence > 1).then_some(spec.first_sequence),
+                    ..self.overlay_stream(stream::Config::default(), spec)
+                })
                 .await
             {
                 Ok(_) => {

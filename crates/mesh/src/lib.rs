@@ -59,6 +59,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use gate::Gate;
 pub use headers::OriginalMessage;
 pub use lanes::PerLane;
+pub use last::SequenceRange;
 pub use permissions::Permissions;
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};

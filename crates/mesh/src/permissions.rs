@@ -129,7 +129,8 @@ impl<'a> Access<'a> {
                 }));
                 access.publish([Subject::LiveTimeline.to_string()]);
                 access.subscribed.insert(Subject::LiveTimeline.to_string());
-                access.messages.push(streams::POSTS);
+                // The newest message that was seen of each stream is compared with it.
+                access.messages.extend(streams::ALL);
                 // `herald lag`.
                 access.read_lag(topology, |_| true);
             }

@@ -216,6 +216,19 @@ impl Mesh {
             .stream_sequence)
     }
 
+    /// Number of pulls that wait for messages of a consumer; `None` if the consumer doesn't exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers.
+    pub async fn waiting_pulls(&self, spec: &ConsumerSpec) -> Result<Option<u64>> {
+        let info = self.stream(&spec.stream).await?.consumer_info(&spec.name).await;
+        match info {
+            Ok(info) => Ok(Some(info.num_waiting as u64)),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable(&spec.stream, &spec.name, error)),
+        }
+    }
+
     /// Number of messages that a consumer has not delivered to a worker yet.
     pub async fn pending(&self, stream: &str, consumer: &str) -> Result<u64> {
         Ok(self.consumer_info(stream, consumer).await?.num_pending)
@@ -401,7 +414,7 @@ fn unreadable(stream: &str, consumer: &str, error: ConsumerInfoError) -> Error {
     Error::unavailable(format_args!("read consumer {consumer} of stream {stream}"), error)
 }
 
-fn from_server(time: OffsetDateTime) -> Timestamp {
+pub(crate) fn from_server(time: OffsetDateTime) -> Timestamp {
     Timestamp(i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(0))
 }
 

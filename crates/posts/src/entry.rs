@@ -26,6 +26,12 @@ pub fn entry(subject: Subject, sequence: u64, payload: Bytes) -> Result<Archived
     }
 }
 
+/// Whether two posts with the same id are the same post. Keys of authors may differ: a message can lack one.
+pub fn is_same_post(one: &Post, other: &Post) -> bool {
+    (&one.author_id, &one.request_id, one.accepted_at)
+        == (&other.author_id, &other.request_id, other.accepted_at)
+}
+
 fn decode<M: Message + Default>(subject: Subject, payload: Bytes) -> Result<M, String> {
     let kind = subject.message_type();
     M::decode(payload).map_err(|error| format!("undecodable {kind} on {subject}: {error}"))

@@ -8,9 +8,10 @@ use herald_store::Posts;
 pub enum StreamError {
     /// The store was filled from another POSTS stream, so new posts would reuse the ids of archived posts.
     #[error(
-        "the POSTS stream ends at {stream_last} but the store holds post {store_last}: the store belongs to another \
-         stream, and new posts would reuse the ids of archived posts; start with the NATS server that belongs to this \
-         store, or with an empty store"
+        "the POSTS stream ends at {stream_last} but the store holds post {store_last}: the stream lost its newest \
+         messages, or the store belongs to another stream, and new posts would reuse the ids of archived posts; start \
+         with the NATS server that belongs to this store, or, if this is the one, stop all processes of Herald and run \
+         `herald recover`: it tells what is lost and goes on with new ids"
     )]
     ForeignStore {
         /// Last sequence number of POSTS.

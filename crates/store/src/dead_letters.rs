@@ -383,6 +383,9 @@ pub struct Step {
 pub trait DeadLetters: Send + Sync {
     /// Adds dead letters in state `Open`, round 0, without operations, whatever these fields hold. The caller chooses
     /// the id. If the message and its consumer already have a dead letter, it stays unchanged.
+    ///
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if another message has a dead letter of this id: the stream that gave the
+    /// id was made again or lost its tail.
     async fn insert(&self, dead_letters: &[DeadLetter]) -> Result<Vec<Inserted>>;
 
     /// Records that a redrive failed, or that the dead letter could not be published: the dead letter is `Open` again

@@ -17,8 +17,8 @@ use crate::{
     ErrorKind, Fence, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows, Health,
     Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState,
     Order, PostCounts, PostPlan, PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus,
-    RecordedOutcome, Reopened, Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores,
-    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
+    RecordedOutcome, Reopened, Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark,
+    StreamMarks,    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
 };
 
 /// Why an engine is not open yet. Clones share it.
@@ -87,6 +87,7 @@ pub(crate) struct LaterStores {
     totals: Later<dyn Totals>,
     dead_letters: Later<dyn DeadLetters>,
     leases: Later<dyn Leases>,
+    stream_marks: Later<dyn StreamMarks>,
     pub(crate) retention: Later<dyn Retention>,
 }
 
@@ -103,6 +104,7 @@ impl LaterStores {
             totals: Later::new(reason),
             dead_letters: Later::new(reason),
             leases: Later::new(reason),
+            stream_marks: Later::new(reason),
             retention: Later::new(reason),
         }
     }
@@ -118,6 +120,7 @@ impl LaterStores {
         self.totals.set(stores.totals.clone());
         self.dead_letters.set(stores.dead_letters.clone());
         self.leases.set(stores.leases.clone());
+        self.stream_marks.set(stores.stream_marks.clone());
     }
 
     /// These stores as those of an engine.
@@ -133,6 +136,7 @@ impl LaterStores {
             totals: Arc::new(self.totals.clone()),
             dead_letters: Arc::new(self.dead_letters.clone()),
             leases: Arc::new(self.leases.clone()),
+            stream_marks: Arc::new(self.stream_marks.clone()),
             retention: Arc::new(self.retention.clone()),
             health,
         }
@@ -150,6 +154,7 @@ pub(crate) struct RecordStores {
     pub(crate) totals: Arc<dyn Totals>,
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
     pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) stream_marks: Arc<dyn StreamMarks>,
 }
 
 impl RecordStores {
@@ -171,6 +176,7 @@ impl RecordStores {
             totals: self.totals,
             dead_letters: self.dead_letters,
             leases: self.leases,
+            stream_marks: self.stream_marks,
             retention,
             health,
         }
@@ -210,6 +216,8 @@ later!(Posts {
     find_by_request(author: UserKey, request_id: &str) -> Option<PostId>;
     capacity() -> ();
     last() -> Option<PostId>;
+    first_since(moment: Timestamp) -> PostId;
+    list(after: Option<PostId>, limit: usize) -> Vec<PostId>;
 });
 
 later!(Devices {
@@ -298,6 +306,11 @@ later!(Leases {
     acquire(name: &str, holder: &str, duration: Duration) -> Option<Fence>;
     renew(fence: &Fence, duration: Duration) -> ();
     release(fence: &Fence) -> ();
+});
+
+later!(StreamMarks {
+    record(marks: &[StreamMark]) -> ();
+    all() -> Vec<StreamMark>;
 });
 
 later!(Retention {

@@ -10,6 +10,7 @@
 //! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push, deadletter |
 //! | [`Totals`] | delivery counts by post and by hour | analytics |
 //! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
+//! | [`StreamMarks`] | the newest message of each stream | gateway |
 //! | [`Leases`] | who does what only one process may do | deadletter, analytics |
 //! | [`Retention`] | removes what is past its retention | deadletter |
 //! | [`Health`] | whether the store answers | |
@@ -54,6 +55,7 @@ mod maintenance;
 pub mod migrate;
 mod outcome;
 mod posts;
+mod stream_marks;
 mod timelines;
 mod totals;
 
@@ -86,6 +88,7 @@ pub use outcome::{
     SettledCounts, SuppressedReason,
 };
 pub use posts::{Archived, Posts};
+pub use stream_marks::{StreamMark, StreamMarks};
 pub use timelines::{Delivered, Rebuilt, TimelineEntries, TimelinePage, Timelines};
 pub use totals::{ChunkRef, Counted, Counts, IntendedFile, PostTotals, Totals, TotalsBatch};
 
@@ -115,6 +118,8 @@ pub struct Stores {
     pub dead_letters: Arc<dyn DeadLetters>,
     /// Leases of work that only one process may do.
     pub leases: Arc<dyn Leases>,
+    /// How far the streams of the broker were.
+    pub stream_marks: Arc<dyn StreamMarks>,
     /// Removes data past its retention.
     pub retention: Arc<dyn Retention>,
     /// Whether the engine can be used now.

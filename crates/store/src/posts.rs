@@ -48,4 +48,11 @@ pub trait Posts: Send + Sync {
     /// Reads the greatest post id ever archived; `None` if there is none. A POSTS stream whose last sequence is smaller
     /// belongs to another store.
     async fn last(&self) -> Result<Option<PostId>>;
+
+    /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. If clocks
+    /// were corrected, a post near it.
+    async fn first_since(&self, moment: Timestamp) -> Result<PostId>;
+
+    /// Lists up to `limit` posts greater than `after`, ascending, including deleted ones.
+    async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
 use herald_mesh::{Delivery, Disposition, Handler};
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, Posts, Result, Users};
+use herald_store::{Archived, Error, ErrorKind, Posts, Result, Users};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -94,13 +94,47 @@ async fn run_writer(
 }
 
 /// Writes entries; looks up authors whose keys the messages lack.
+///
+/// [`Corrupt`](ErrorKind::Corrupt) for a post whose id another one has.
 async fn write((users, posts): (&dyn Users, &dyn Posts), entries: &[Archived]) -> Result<()> {
+    refuse_reused_ids(posts, entries).await?;
     if !entries.iter().any(herald_posts::lacks_author) {
         return posts.archive(entries).await;
     }
     let mut entries = entries.to_vec();
     herald_posts::resolve_authors(users, &mut entries).await?;
     posts.archive(&entries).await
+}
+
+/// Refuses a post whose id another post in the store has: POSTS lost its newest messages, and gave their sequences again.
+///
+/// Posts arrive in the order of their ids, so nearly always all of a batch are newer than the newest one in the store.
+async fn refuse_reused_ids(posts: &dyn Posts, entries: &[Archived]) -> Result<()> {
+    let Some(newest) = posts.last().await? else {
+        return Ok(());
+    };
+    let created = entries.iter().filter_map(|entry| match entry {
+        Archived::Created(post) if post.id <= newest => Some(post),
+        _ => None,
+    });
+    let created: Vec<_> = created.collect();
+    if created.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = created.iter().map(|post| post.id).collect();
+    for (post, stored) in created.into_iter().zip(posts.get(&ids).await?) {
+        if stored.is_some_and(|stored| !herald_posts::is_same_post(&stored, post)) {
+            let id = post.id;
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "the store has another post with the id {id}: POSTS lost its newest messages and used their \
+                     sequences again; stop all processes of Herald and run `herald recover`"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Writes a batch and returns the disposition of each message. An entry with a permanent error is isolated; the rest of
@@ -159,10 +193,7 @@ async fn archive_batch(
 mod tests {
     use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
-    use herald_store::{
-        Error, ErrorKind,
-        embedded::{Config, Embedded},
-    };
+    use herald_store::embedded::{Config, Embedded};
 
     use super::*;
 
@@ -211,6 +242,14 @@ mod tests {
 
         async fn last(&self) -> Result<Option<PostId>> {
             self.inner.last().await
+        }
+
+        async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+            self.inner.first_since(moment).await
+        }
+
+        async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+            self.inner.list(after, limit).await
         }
     }
 
@@ -263,6 +302,44 @@ mod tests {
         }
         let repeated = stores.posts.find_by_request(new, "request 3").await.unwrap();
         assert_eq!(repeated, Some(PostId(3)));
+    }
+
+    #[tokio::test]
+    async fn a_post_with_the_id_of_another_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&Config {
+            data_dir: dir.path().into(),
+            disk_free_mb_min: 0,
+            ..Config::default()
+        })
+        .unwrap();
+        let stores = store.stores();
+        let metrics = Shared::new().register(Metrics::new);
+        let running = CancellationToken::new();
+        let archive = async |entries: &[Archived]| {
+            archive_batch((&*stores.users, &*stores.posts), &metrics, entries, &running).await
+        };
+        let posts: Vec<Archived> = (1..=3).map(post).collect();
+        assert_eq!(archive(&posts).await, [const { Disposition::Ack }; 3]);
+        let other = match post(2) {
+            Archived::Created(two) => Archived::Created(Post {
+                request_id: "another request".into(),
+                ..two
+            }),
+            deleted @ Archived::Deleted { .. } => deleted,
+        };
+        // Redelivered posts are the same ones.
+        let batch = [posts[0].clone(), other, posts[2].clone(), post(4)];
+        let outcomes = archive(&batch).await;
+        let Disposition::Fault { .. } = &outcomes[1] else {
+            panic!("{outcomes:?}")
+        };
+        assert!(format!("{:?}", outcomes[1]).contains("another post with the id 2"));
+        for index in [0, 2, 3] {
+            assert_eq!(outcomes[index], Disposition::Ack, "{index}");
+        }
+        let stored = stores.posts.get(&[PostId(2)]).await.unwrap();
+        assert_eq!(stored[0].as_ref().unwrap().request_id, "request 2");
     }
 
     #[tokio::test]

@@ -10,9 +10,12 @@ pub enum Error {
     /// The configuration is invalid.
     #[error("{0}")]
     Config(String),
-    /// The store and the POSTS stream don't belong together, or can't be read at the start.
+    /// The streams are damaged, or don't belong to the store.
     #[error(transparent)]
-    Stream(#[from] herald_posts::StreamError),
+    Streams(#[from] herald_recovery::Problems),
+    /// The streams or the store can't be read at the start.
+    #[error("the streams can't be compared with the store")]
+    Check(#[from] herald_recovery::Error),
     /// The gRPC server failed.
     #[error("the gateway's gRPC server failed")]
     Serve(#[source] tonic::transport::Error),

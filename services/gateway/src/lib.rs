@@ -21,7 +21,6 @@ mod live;
 mod metrics;
 mod post_checks;
 mod request_history;
-mod stream_guard;
 mod wire;
 
 use std::{
@@ -29,10 +28,11 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{BoxFuture, Either};
+use futures::future::BoxFuture;
 use herald_mesh::{Mesh, Topology};
 use herald_runtime::{health::Group, http::Readiness};
-use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
+use herald_recovery::{Checker, StreamWatch};
+use herald_store::{DeadLetters, Devices, Ledger, Posts, Preferences, StreamMarks, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -41,10 +41,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{
-    archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory,
-    stream_guard::StreamGuard,
-};
+use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory};
 
 /// Name of the readiness check that passes while the port accepts calls.
 pub const READY_CHECK: &str = "gateway";
@@ -67,6 +64,10 @@ pub struct Deps {
     pub timelines: Arc<dyn Timelines>,
     /// State of each delivery.
     pub ledger: Arc<dyn Ledger>,
+    /// Explain posts that were not archived.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// What was seen of each stream.
+    pub stream_marks: Arc<dyn StreamMarks>,
     /// Listener of the gRPC and gRPC-Web port.
     pub listener: TcpListener,
     /// Channel to the graph service. May connect lazily.
@@ -114,6 +115,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         preferences,
         timelines,
         ledger,
+        dead_letters,
+        stream_marks,
         listener,
         graph,
         analytics,
@@ -125,7 +128,14 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     } = deps;
     let ready = readiness.flag(READY_CHECK);
-    let (stream_guard, pending_check) = StreamGuard::check(&mesh, &posts).await?;
+    let checker = Checker {
+        mesh: mesh.clone(),
+        topology: topology.clone(),
+        posts: posts.clone(),
+        dead_letters,
+        stream_marks,
+    };
+    let stream_watch = StreamWatch::start(checker).await??;
 
     let watermark_reader = WatermarkReader::new(mesh.clone(), users.clone(), posts.clone(), &topology);
     let archive_watermark = watermark_reader.archive_watermark();
@@ -143,14 +153,19 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         Duration::from_secs(config.request_keep_hours * 60 * 60),
         archive_watermark.age_max(),
     );
-    tokio::spawn(reading_stop.run_until_cancelled_owned(request_history.clone().run()));
+    tokio::spawn(
+        reading_stop
+            .clone()
+            .run_until_cancelled_owned(request_history.clone().run()),
+    );
+    tokio::spawn(reading_stop.run_until_cancelled_owned(stream_watch.clone().run()));
 
     let post_checks = PostChecks::new(
         mesh.clone(),
         posts.clone(),
         archive_watermark.clone(),
         request_history.clone(),
-        stream_guard.clone(),
+        stream_watch.clone(),
         &readiness,
     );
 
@@ -165,7 +180,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger,
         archive_watermark,
         request_history,
-        stream_guard,
+        stream_watch,
         graph,
         analytics,
         deadletter,
@@ -176,18 +191,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     };
     ready.set(true);
-    let checked = async {
-        match pending_check {
-            Some(pending) => pending.run().await,
-            None => Ok(()),
-        }
-    };
-    let serving = Box::pin(grpc::serve(&config, service_deps, listener, shutdown));
-    let served = match futures::future::select(serving, std::pin::pin!(checked)).await {
-        Either::Left((served, _)) => served,
-        Either::Right((Ok(()), serving)) => serving.await,
-        Either::Right((Err(error), _)) => Err(error.into()),
-    };
+    let served = grpc::serve(&config, service_deps, listener, shutdown).await;
     ready.set(false);
     served
 }

@@ -1,19 +1,18 @@
-//! The states in which every post is refused: a full disk, a full POSTS stream, an archive that is behind, and no
-//! connection to the broker.
+//! The states in which every post is refused: a full disk, a full POSTS stream, damaged streams, an archive that is behind,
+//! and no connection to the broker.
 //!
 //! They are readiness checks of the process, and decide the health of PostService.
 
 use std::{sync::Arc, time::Duration};
 
 use herald_mesh::{Mesh, streams};
+use herald_recovery::StreamWatch;
 use herald_runtime::{http::Readiness, telemetry::error_chain};
 use herald_store::{ErrorKind, Posts};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::{
-    archive_watermark::ArchiveWatermark, request_history::RequestHistory, stream_guard::StreamGuard,
-};
+use crate::{archive_watermark::ArchiveWatermark, request_history::RequestHistory};
 
 /// Space that the largest post takes in POSTS, bytes: 16 links and 16 media URLs of 2,048 bytes, the text, and the
 /// stream's overhead. With less space the stream counts as full.
@@ -32,7 +31,7 @@ pub(crate) struct PostChecks {
     posts: Arc<dyn Posts>,
     archive_watermark: ArchiveWatermark,
     request_history: RequestHistory,
-    stream_guard: StreamGuard,
+    stream_watch: StreamWatch,
     results: Arc<Results>,
 }
 
@@ -43,13 +42,13 @@ struct Results {
 }
 
 impl PostChecks {
-    /// Adds the checks `disk`, `posts_stream` and `archive` to the readiness of the process.
+    /// Adds the checks `disk`, `posts_stream`, `streams` and `archive` to the readiness of the process.
     pub(crate) fn new(
         mesh: Mesh,
         posts: Arc<dyn Posts>,
         archive_watermark: ArchiveWatermark,
         request_history: RequestHistory,
-        stream_guard: StreamGuard,
+        stream_watch: StreamWatch,
         readiness: &Readiness,
     ) -> Self {
         let results = Arc::new(Results {
@@ -58,11 +57,9 @@ impl PostChecks {
         });
         let (disk, posts_stream) = (results.clone(), results.clone());
         readiness.check("disk", move || disk.disk.lock().clone());
-        let guard = stream_guard.clone();
-        readiness.check("posts_stream", move || {
-            guard.accepts_posts()?;
-            posts_stream.posts_stream.lock().clone()
-        });
+        readiness.check("posts_stream", move || posts_stream.posts_stream.lock().clone());
+        let watch = stream_watch.clone();
+        readiness.check("streams", move || watch.accepts_posts());
         let (watermark, history) = (archive_watermark.clone(), request_history.clone());
         readiness.check("archive", move || check_archive(&watermark, &history));
         Self {
@@ -70,7 +67,7 @@ impl PostChecks {
             posts,
             archive_watermark,
             request_history,
-            stream_guard,
+            stream_watch,
             results,
         }
     }
@@ -103,7 +100,7 @@ impl PostChecks {
     /// Whether posts are accepted, according to the latest results.
     pub(crate) fn accepts_posts(&self) -> bool {
         self.mesh.is_connected()
-            && self.stream_guard.accepts_posts().is_ok()
+            && self.stream_watch.accepts_posts().is_ok()
             && self.results.disk.lock().is_ok()
             && self.results.posts_stream.lock().is_ok()
             && check_archive(&self.archive_watermark, &self.request_history).is_ok()

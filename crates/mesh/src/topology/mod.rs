@@ -8,7 +8,7 @@ mod users;
 use std::time::Duration;
 
 pub use config::{StreamLimits, TopologyConfig};
-use herald_model::Lane;
+use herald_model::{Lane, time::Timestamp};
 use names::consumers::ConsumerKind;
 pub use names::{consumers, streams};
 pub use policy::{ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits};
@@ -27,6 +27,8 @@ pub struct StreamSpec {
     pub subjects: Vec<String>,
     /// Size and age limits.
     pub limits: StreamLimits,
+    /// Sequence of the first message of a stream that is created; an existing stream keeps its own.
+    pub first_sequence: u64,
     /// Number of replicas.
     pub replicas: usize,
     /// Time in which a message id is deduplicated.
@@ -57,6 +59,7 @@ impl Topology {
             name: name.into(),
             subjects: subjects.iter().copied().map(Into::into).collect(),
             limits,
+            first_sequence: 1,
             replicas: config.replicas,
             dedupe_window: Duration::from_secs(config.dedupe_window_seconds),
             delay_queue: name == streams::LATER,
@@ -88,9 +91,33 @@ impl Topology {
         })
     }
 
+    /// Lets streams that are created begin above the sequences of all earlier streams of their name: at `now`, in
+    /// microseconds since 1970. So a row of the store that is named by a sequence is never taken for that of another
+    /// message, although the stream was deleted in between.
+    ///
+    /// People read the ids of dead letters, which are the sequences of DLQ: it begins after `dead_letter_last`, the
+    /// greatest one that is known. POSTS begins at 1: it is never made again beside a store with posts.
+    #[must_use]
+    pub fn beginning(mut self, now: Timestamp, dead_letter_last: u64) -> Self {
+        let now = now.0.max(1).cast_unsigned();
+        for stream in &mut self.streams {
+            stream.first_sequence = match stream.name.as_str() {
+                streams::POSTS => 1,
+                streams::DLQ => dead_letter_last + 1,
+                _ => now,
+            };
+        }
+        self
+    }
+
     /// The consumer with this name.
     pub fn consumer(&self, name: &str) -> Option<&ConsumerSpec> {
         self.consumers.iter().find(|consumer| consumer.name == name)
+    }
+
+    /// The consumers of a stream.
+    pub fn consumers_of(&self, stream: &str) -> impl Iterator<Item = &ConsumerSpec> {
+        self.consumers.iter().filter(move |consumer| consumer.stream == stream)
     }
 
     /// The stream with this name.

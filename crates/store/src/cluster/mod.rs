@@ -27,7 +27,7 @@ pub use postgres::Migrated;
 pub(crate) use postgres::{Attempt, Postgres};
 use postgres::{
     PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger, PostgresPosts,
-    PostgresPreferences, PostgresRetention, PostgresTotals, PostgresUsers,
+    PostgresPreferences, PostgresRetention, PostgresStreamMarks, PostgresTotals, PostgresUsers,
 };
 pub use records::Records;
 pub use secret::SecretUrl;
@@ -175,6 +175,7 @@ fn record_stores(
         totals: Arc::new(PostgresTotals::new(postgres.clone())),
         dead_letters: Arc::new(PostgresDeadLetters::new(postgres.clone())),
         leases,
+        stream_marks: Arc::new(PostgresStreamMarks::new(postgres)),
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) mod preferences;
 mod retention;
 pub(crate) mod shared_error;
 mod space;
+pub(crate) mod stream_marks;
 #[cfg(test)]
 mod testing;
 pub mod timelines;
@@ -179,6 +180,7 @@ impl Embedded {
             totals: self.parts.totals.clone(),
             dead_letters: self.parts.dead_letters.clone(),
             leases: self.parts.leases.clone(),
+            stream_marks: self.parts.stream_marks.clone(),
             retention: self.retention.clone(),
             health: self.health.clone(),
         }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Config, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
     follows::EmbeddedFollows, leases::EmbeddedLeases, ledger::Ledger, posts::EmbeddedPosts,
-    preferences::EmbeddedPreferences, retention::Retention, timelines::EmbeddedTimelines,
+    preferences::EmbeddedPreferences, retention::Retention, stream_marks::EmbeddedStreamMarks, timelines::EmbeddedTimelines,
     totals::EmbeddedTotals, users::EmbeddedUsers,
 };
 use crate::Result;
@@ -20,6 +20,7 @@ pub(super) struct Parts {
     pub(super) totals: Arc<EmbeddedTotals>,
     pub(super) dead_letters: Arc<EmbeddedDeadLetters>,
     pub(super) leases: Arc<EmbeddedLeases>,
+    pub(super) stream_marks: Arc<EmbeddedStreamMarks>,
 }
 
 impl Parts {
@@ -49,6 +50,7 @@ impl Parts {
             totals: Arc::new(EmbeddedTotals::open(&databases.totals, &leases)?),
             dead_letters: Arc::new(EmbeddedDeadLetters::open(&databases.dead_letters, &leases)?),
             leases,
+            stream_marks: Arc::new(EmbeddedStreamMarks::open(records)?),
         })
     }
 

@@ -350,6 +350,17 @@ impl crate::Posts for EmbeddedPosts {
             .map_err(|_| corrupt("post"))?;
         Ok(Some(PostId(u64::from_be_bytes(id))))
     }
+
+    async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+        Self::first_since(self, moment)
+    }
+
+    async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        let from = after.map_or(0, |after| after.0.saturating_add(1));
+        let rows = self.tables.posts.range(from.to_be_bytes()..).take(limit);
+        rows.map(|row| Ok(PostId(decode_id(&row.key().map_err(map_err)?)?)))
+            .collect()
+    }
 }
 
 /// The key (author, !post), which sorts the newest post first.

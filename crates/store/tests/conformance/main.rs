@@ -26,6 +26,7 @@ mod posts;
 mod preferences;
 mod retention;
 mod sample;
+mod stream_marks;
 mod timelines;
 mod totals;
 mod users;
@@ -81,6 +82,7 @@ on_each_engine! {
         a_request_id_past_its_retention_stands_for_no_post
         concurrent_archives_of_a_post_store_it_once
         big_posts_are_kept
+        posts_are_listed_in_pages_and_found_by_time
         the_newest_posts_of_an_author_are_found_in_any_order_of_arrival
     }
     devices {
@@ -145,6 +147,7 @@ on_each_engine! {
     }
     dead_letters {
         repeated_inserts_of_a_message_make_one_dead_letter
+        an_id_is_never_given_to_a_second_message
         a_redrive_changes_states_and_survives_a_restart
         concurrent_redrives_claim_each_dead_letter_once
         a_discard_takes_open_dead_letters_and_is_recorded
@@ -155,6 +158,9 @@ on_each_engine! {
         a_fenced_owner_claims_nothing
         no_more_operations_run_than_the_maximum
         a_missing_operation_is_an_error
+    }
+    stream_marks {
+        a_mark_only_goes_forward_and_survives_a_restart
     }
     timelines {
         a_delivered_post_is_shown_at_once_newest_first

@@ -287,3 +287,22 @@ pub async fn the_newest_posts_of_an_author_are_found_in_any_order_of_arrival<E: 
     }
     assert_eq!(found, ids([105, 100, 95, 55, 45, 15, 10, 5]));
 }
+
+pub async fn posts_are_listed_in_pages_and_found_by_time<E: Engine>(engine: &mut E) {
+    let archive = engine.stores().posts;
+    assert_eq!(archive.list(None, 9).await.unwrap(), []);
+    assert_eq!(archive.first_since(Timestamp(0)).await.unwrap(), PostId(1));
+    let now = Timestamp::now();
+    let at = |id: u64| now.plus(Duration::from_secs(id));
+    // Ids are left out where a stream began anew.
+    let entries = [1, 2, 5, 2_000_000].map(|id| created(&post(id, &format!("request {id}"), at(id))));
+    archive.archive(&entries).await.unwrap();
+    // A deletion that came before its post is no post; a deleted post is one.
+    archive.archive(&[deleted(2, 7), deleted(9, 7)]).await.unwrap();
+    let first = archive.list(None, 3).await.unwrap();
+    assert_eq!(first, ids([1, 2, 5]));
+    assert_eq!(archive.list(first.last().copied(), 3).await.unwrap(), ids([2_000_000]));
+    assert_eq!(archive.list(Some(LAST), 3).await.unwrap(), []);
+    assert_eq!(archive.first_since(at(2)).await.unwrap(), PostId(2));
+    assert_eq!(archive.first_since(at(2_000_001)).await.unwrap(), PostId(2_000_001));
+}

@@ -15,6 +15,7 @@ use herald_proto::{
         timeline_service_server::{self, TimelineServiceServer},
     },
 };
+use herald_recovery::StreamWatch;
 use herald_runtime::{health::Group, shutdown, trace::ServerLayer};
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use http::{HeaderName, HeaderValue, Method};
@@ -47,7 +48,6 @@ use crate::{
     live::Hub,
     post_checks::PostChecks,
     request_history::RequestHistory,
-    stream_guard::StreamGuard,
 };
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ pub(crate) struct ServiceDeps {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) request_history: RequestHistory,
-    pub(crate) stream_guard: StreamGuard,
+    pub(crate) stream_watch: StreamWatch,
     pub(crate) graph: Channel,
     pub(crate) analytics: Channel,
     pub(crate) deadletter: Channel,
@@ -149,7 +149,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         ledger,
         archive_watermark,
         request_history,
-        stream_guard,
+        stream_watch,
         graph,
         analytics,
         deadletter,
@@ -174,7 +174,7 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
         reader: reader.clone(),
         archive_watermark: archive_watermark.clone(),
         request_history,
-        stream_guard,
+        stream_watch,
         authors: Authors::default(),
         metrics,
     };

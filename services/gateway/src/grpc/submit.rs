@@ -6,6 +6,7 @@ use herald_mesh::{Mesh, Subject};
 use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_posts::{NO_KEY, PostReader, ReadError};
 use herald_proto::{mesh_v1, v1};
+use herald_recovery::StreamWatch;
 use herald_rpc::{fields::Violations, status};
 use herald_store::{ErrorKind, Posts, Users};
 use moka::sync::Cache;
@@ -18,7 +19,6 @@ use crate::{
     domain,
     error::read_error_to_status,
     request_history::{self, HistoryReading, RequestHistory},
-    stream_guard::StreamGuard,
 };
 
 /// Maximum number of authors whose keys are cached, some 10 MB.
@@ -207,7 +207,7 @@ pub(crate) struct Submitter {
     pub(crate) reader: PostReader,
     pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) request_history: RequestHistory,
-    pub(crate) stream_guard: StreamGuard,
+    pub(crate) stream_watch: StreamWatch,
     pub(crate) authors: Authors,
     pub(crate) metrics: Metrics,
 }
@@ -258,7 +258,9 @@ impl Submitter {
     }
 
     async fn choose_next_step(&self, new: NewPost) -> Result<NextStep, Status> {
-        self.stream_guard.admit()?;
+        self.stream_watch
+            .accepts_posts()
+            .map_err(|reason| status::unavailable("STREAMS_DAMAGED", reason))?;
         match self.posts.capacity().await {
             Err(error) if error.kind() != ErrorKind::Unavailable => return Err(status::from_store(&error)),
             // A store that can't be reached takes the post later.

@@ -194,6 +194,8 @@ impl World {
             preferences: stores.preferences,
             timelines: stores.timelines,
             ledger: stores.ledger,
+            dead_letters: stores.dead_letters,
+            stream_marks: stores.stream_marks,
             listener,
             graph: self.graph_channel.clone(),
             // Nothing listens on port 1.

@@ -7,7 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use herald_mesh::{StreamLimits, TopologyConfig};
-use herald_model::{Post, PostId, UserKey};
+use herald_model::{Post, PostId, UserKey, time::Timestamp};
 use herald_proto::v1::{post_service_server, timeline_service_server};
 use herald_store::{Archived, Error, ErrorKind, Posts, Result};
 use tokio::sync::watch;
@@ -78,6 +78,14 @@ impl Posts for FillablePosts {
 
     async fn last(&self) -> Result<Option<PostId>> {
         self.posts.last().await
+    }
+
+    async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+        self.posts.first_since(moment).await
+    }
+
+    async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.posts.list(after, limit).await
     }
 }
 

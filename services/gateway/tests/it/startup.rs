@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use herald_gateway::{Config, Error};
 use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
+use herald_recovery::Problem;
 use herald_store::Archived;
 
 use crate::harness::{Setup, World, with_timeout};
@@ -44,18 +45,17 @@ async fn a_store_of_another_stream_is_refused() {
     assert!(
         matches!(
             error,
-            Error::Stream(herald_posts::StreamError::ForeignStore {
-                stream_last: 0,
-                store_last: 9
-            })
+            Error::Streams(ref problems) if problems.0 == [Problem::LostTail {
+                stream: "POSTS".into(),
+                last: 0,
+                known: 9
+            }]
         ),
         "{error:?}"
     );
-    assert!(
-        error
-            .to_string()
-            .contains("the POSTS stream ends at 0 but the store holds post 9")
-    );
+    let message = error.to_string();
+    assert!(message.contains("it ends at 0, and message 9 was seen in it"), "{message}");
+    assert!(message.contains("herald recover"), "{message}");
     assert!(!world.readiness.failing().is_empty());
 }
 

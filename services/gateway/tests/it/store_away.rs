@@ -9,8 +9,7 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use herald_gateway::Error;
 use herald_mesh::TopologyConfig;
-use herald_model::{Post, PostId, UserId, UserKey};
-use herald_posts::StreamError;
+use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1;
 use herald_store::{Archived, ErrorKind, Posts, Result, Stores, Users};
 use tonic::Code;
@@ -73,6 +72,16 @@ impl Posts for AwayPosts {
     async fn last(&self) -> Result<Option<PostId>> {
         self.1.check()?;
         self.0.last().await
+    }
+
+    async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+        self.1.check()?;
+        self.0.first_since(moment).await
+    }
+
+    async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.1.check()?;
+        self.0.list(after, limit).await
     }
 }
 
@@ -246,15 +255,17 @@ async fn a_store_of_another_stream_is_refused_when_it_is_back() {
         refused.is_some()
     })
     .await;
-    assert_eq!(reason(&refused.unwrap()), "STORE_UNAVAILABLE");
-    assert_eq!(world.readiness.failing()[0].name, "posts_stream");
+    assert_eq!(reason(&refused.unwrap()), "STREAMS_DAMAGED");
+    assert_eq!(world.readiness.failing()[0].name, "streams");
     switch.turn(false);
-    let ended = with_timeout("the gateway ends", world.gateway).await;
-    let error = ended.unwrap().unwrap_err();
-    assert!(
-        matches!(error, Error::Stream(StreamError::ForeignStore { .. })),
-        "{error:?}"
-    );
+    wait_until("the streams are compared with the store", async || {
+        let failing = world.readiness.failing();
+        failing.iter().any(|check| check.reason.contains("message 9 was seen in it"))
+    })
+    .await;
+    let refused = world.posts().submit_post(submit("107", "text")).await.unwrap_err();
+    assert_eq!(reason(&refused), "STREAMS_DAMAGED");
+    world.stop().await.unwrap();
 }
 
 /// POSTS was made again or purged within the retention of request ids, so it does not tell whether a request was

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use herald_mesh::{Difference, Mesh, NatsUser, Topology};
+use herald_model::time::Timestamp;
 use herald_store::{
     cluster::{Cluster, Migrated},
     migrate::{self, Moved, Progress},
@@ -14,7 +15,8 @@ impl Config {
     pub(crate) async fn apply_topology(&self) -> Result<Topology> {
         let topology = Topology::new(&self.topology)?;
         let mesh = self.connect_to_administer().await?;
-        mesh.ensure(&topology)
+        // Without the store the greatest id of a dead letter is unknown: gateways compare DLQ with it.
+        mesh.ensure(&topology.clone().beginning(Timestamp::now(), 0))
             .await
             .context("can't create the streams and consumers")?;
         Ok(topology)

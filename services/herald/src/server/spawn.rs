@@ -229,6 +229,8 @@ impl Parts {
             preferences: stores.preferences,
             timelines: stores.timelines,
             ledger: stores.ledger,
+            dead_letters: stores.dead_letters,
+            stream_marks: stores.stream_marks,
             listener,
             graph: channels.to(Role::Graph)?,
             analytics: channels.to(Role::Analytics)?,

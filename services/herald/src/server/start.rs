@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_mesh::{Mesh, Topology, TopologyMode};
+use herald_model::time::Timestamp;
 use herald_runtime::{
     grpc::{Listener, SharedPort},
     health,
@@ -111,10 +112,13 @@ impl Server {
         match config.nats.topology {
             // The scaler alone reads what others make.
             TopologyMode::Apply if !roles.use_store() => {}
-            TopologyMode::Apply => mesh
-                .ensure(&topology)
-                .await
-                .context("can't create the streams and consumers")?,
+            TopologyMode::Apply => {
+                let last_dead_letter = last_dead_letter(&engine).await?;
+                let topology = (*topology).clone().beginning(Timestamp::now(), last_dead_letter);
+                mesh.ensure(&topology)
+                    .await
+                    .context("can't create the streams and consumers")?;
+            }
             TopologyMode::Verify => {
                 let used = topology.used_by(&roles.nats_users());
                 let wait = TopologyWait::start(&checks, &grpc).await?;
@@ -248,6 +252,16 @@ struct Ports {
     grpc: TcpListener,
     /// That of the internal services of a process with the gateway.
     internal_grpc: Option<TcpListener>,
+}
+
+/// The greatest known id of a dead letter, after which DLQ begins if it doesn't exist. 0 while the store is away: a gateway
+/// that starts without it compares DLQ with the store later.
+async fn last_dead_letter(engine: &Engine) -> Result<u64> {
+    let Some(stores) = engine.stores() else { return Ok(0) };
+    match herald_recovery::last_dead_letter(&*stores.dead_letters, &*stores.stream_marks).await {
+        Err(error) if error.is_away() => Ok(0),
+        read => read.context("can't read the dead letters"),
+    }
 }
 
 /// Spawns the services of all roles. `is_open`: whether the store is open.

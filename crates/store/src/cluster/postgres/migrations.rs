@@ -30,6 +30,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "0004_moved_store",
         sql: include_str!("../../../migrations/0004_moved_store.sql"),
     },
+    Migration {
+        name: "0005_stream_marks",
+        sql: include_str!("../../../migrations/0005_stream_marks.sql"),
+    },
 ];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.

@@ -28,6 +28,7 @@ mod posts;
 mod preferences;
 mod removal;
 mod retention;
+mod stream_marks;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -44,5 +45,6 @@ pub(crate) use pool::{Postgres, Transaction};
 pub(crate) use posts::PostgresPosts;
 pub(crate) use preferences::PostgresPreferences;
 pub(crate) use retention::PostgresRetention;
+pub(crate) use stream_marks::PostgresStreamMarks;
 pub(crate) use totals::PostgresTotals;
 pub(crate) use users::PostgresUsers;

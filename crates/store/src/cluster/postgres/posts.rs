@@ -290,6 +290,27 @@ impl crate::Posts for PostgresPosts {
             .await?;
         last.map(keys::post).transpose()
     }
+
+    async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+        Self::first_since(self, moment).await
+    }
+
+    async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        const LIST: &str =
+            "SELECT id FROM herald.posts WHERE id > $1 AND body IS NOT NULL ORDER BY id LIMIT $2";
+        let after = after.map_or(-1, |after| keys::bigint(after.0));
+        let ids: Vec<i64> = self
+            .postgres
+            .call("list posts", || async {
+                let ids = sqlx::query_scalar(LIST)
+                    .bind(after)
+                    .bind(keys::limit(limit))
+                    .fetch_all(self.postgres.pool());
+                Ok(ids.await?)
+            })
+            .await?;
+        ids.into_iter().map(keys::post).collect()
+    }
 }
 
 /// Adds the request of a post, unless another post of the same call has it.

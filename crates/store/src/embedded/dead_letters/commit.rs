@@ -11,7 +11,7 @@ use herald_model::time::Timestamp;
 pub(crate) use self::operations::SELECTED_PER_ROW;
 use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
-    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, ErrorKind, Fence, Inserted, NewOperation,
+    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Error, ErrorKind, Fence, Inserted, NewOperation,
     Operation, OperationId, OperationState, Reopened, Reopening, Result, Step, embedded::database::map_err,
 };
 
@@ -100,9 +100,12 @@ impl<'a> CommitBatch<'a> {
         };
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
+            let inserts = matches!(job, Job::Insert(_));
             answers.push(match commit.run_job(job) {
                 // Refused before it changed anything.
                 Err(error) if error.kind() == ErrorKind::LimitExceeded => Err(error),
+                // An id that is taken: what was inserted before it in the same call stays.
+                Err(error) if inserts && error.kind() == ErrorKind::Corrupt => Err(error),
                 done => Ok(done?),
             });
         }
@@ -188,6 +191,12 @@ impl<'a> CommitBatch<'a> {
             });
         }
         let id = dead_letter.id;
+        if self.rows.dead_letter(id)?.value.is_some() {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("the id {} belongs to another dead letter", id.0),
+            ));
+        }
         dead_letter.state = DeadLetterState::Open;
         dead_letter.round = 0;
         dead_letter.redrive = None;

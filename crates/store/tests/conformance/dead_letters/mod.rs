@@ -8,7 +8,7 @@ use std::time::Duration;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use herald_store::{
     Cause, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, DeadLetterVersion, DeadLetters,
-    Fence, MessageRef, NewOperation, Operation, OperationId, OperationKind, Order, Payload, Step, Stores,
+    ErrorKind, Fence, MessageRef, NewOperation, Operation, OperationId, OperationKind, Order, Payload, Step, Stores,
 };
 
 pub use self::{find::*, operations::*};
@@ -146,6 +146,19 @@ pub(crate) async fn count_is(dead_letters: &dyn DeadLetters, state: DeadLetterSt
         async || (dead_letters.count(state).await.unwrap() == expected).then_some(()),
     )
     .await;
+}
+
+pub async fn an_id_is_never_given_to_a_second_message<E: Engine>(engine: &mut E) {
+    let dead_letters = engine.stores().dead_letters;
+    dead_letters.insert(&[dead_letter(1)]).await.unwrap();
+    let other = DeadLetter {
+        id: DeadLetterId(1),
+        ..dead_letter(2)
+    };
+    let refused = dead_letters.insert(&[other]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    assert_eq!(get(&*dead_letters, 1).await, dead_letter(1));
+    count_is(&*dead_letters, DeadLetterState::Open, 1).await;
 }
 
 pub async fn repeated_inserts_of_a_message_make_one_dead_letter<E: Engine>(engine: &mut E) {

@@ -1,0 +1,33 @@
+//! Errors of checks and recoveries.
+
+/// Why streams and store can't be compared or recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A stream can't be read or changed.
+    #[error("the streams can't be used")]
+    Mesh(#[from] herald_mesh::Error),
+    /// The store can't be read or written.
+    #[error("the store can't be used")]
+    Store(#[from] herald_store::Error),
+    /// Somebody consumes messages, so the mesh is running.
+    #[error("consumer {consumer} of stream {stream} has {pulls} waiting pulls: stop all processes of Herald first")]
+    InUse {
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        consumer: String,
+        /// Pulls that wait for messages.
+        pulls: u64,
+    },
+    /// A message of POSTS is neither a post nor a deletion.
+    #[error("message {sequence} of POSTS can't be archived: {reason}")]
+    Malformed {
+        /// Its sequence.
+        sequence: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The result of a check or recovery.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

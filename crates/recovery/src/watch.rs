@@ -1,0 +1,119 @@
+//! Watches the streams while a gateway runs.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+
+use crate::{Checker, Error, Problem, Problems, Result};
+
+/// Delay between two checks.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why posts are refused.
+type Reason = Option<String>;
+
+/// Compares the streams with the store, at the start and then every second. Clones share what was found.
+#[derive(Clone)]
+pub struct StreamWatch {
+    checker: Checker,
+    reason: Arc<Mutex<Reason>>,
+}
+
+impl StreamWatch {
+    /// Compares streams and store. A missing stream is made again by [`StreamWatch::run`]. While the store is away,
+    /// posts are refused if POSTS never had a message: it can have been made anew beside an old store.
+    ///
+    /// # Errors
+    /// [`Problems`] that need a recovery as the inner error; the outer one if the streams can't be read.
+    pub async fn start(checker: Checker) -> Result<Result<Self, Problems>> {
+        let watch = Self {
+            checker,
+            reason: Arc::default(),
+        };
+        match watch.checker.check().await {
+            Ok(problems) if problems.iter().all(Problem::can_be_made_again) => watch.note(&problems),
+            Ok(problems) => return Ok(Err(Problems(problems))),
+            Err(Error::Store(error)) if error.is_away() => {
+                tracing::warn!(%error, "the store is away: the streams are compared with it later");
+                watch.check_for_messages().await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Ok(watch))
+    }
+
+    /// Checks whether posts are accepted.
+    ///
+    /// # Errors
+    /// The reason why they are refused.
+    pub fn accepts_posts(&self) -> Result<(), String> {
+        match &*self.reason.lock() {
+            Some(reason) => Err(reason.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares every second, and makes missing streams again if this process may. Never returns.
+    pub async fn run(self) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            match self.check_again().await {
+                Ok(()) => {}
+                // The readiness of the process tells about the broker and the store.
+                Err(error) => tracing::debug!(%error, "the streams can't be compared with the store"),
+            }
+        }
+    }
+
+    async fn check_again(&self) -> Result<()> {
+        let mut problems = self.checker.check().await?;
+        if problems.iter().any(Problem::can_be_made_again) {
+            self.make_again(&problems).await?;
+        }
+        if !problems.is_empty() {
+            // What two checks find is no answer of a server that is about to learn more.
+            let again = self.checker.check().await?;
+            problems.retain(|problem| again.iter().any(|other| other.stream() == problem.stream()));
+        }
+        self.note(&problems);
+        Ok(())
+    }
+
+    async fn make_again(&self, problems: &[Problem]) -> Result<()> {
+        let topology = self.checker.topology_to_make().await?;
+        for stream in problems.iter().filter(|one| one.can_be_made_again()).filter_map(Problem::stream) {
+            if self.checker.mesh.restore_stream(&topology, stream).await? {
+                tracing::error!(
+                    stream,
+                    "stream was missing and is made again; the messages that it held are lost: run `herald audit --repair`"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The store can't tell whether POSTS is the stream that it knows; one with messages is.
+    async fn check_for_messages(&self) -> Result<()> {
+        let last = self.checker.mesh.last_sequence(herald_mesh::streams::POSTS).await?;
+        if last == 0 {
+            *self.reason.lock() = Some(
+                "stream POSTS is empty, and the store can't be reached to tell whether it has posts whose ids would be \
+                 used again"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    fn note(&self, problems: &[Problem]) {
+        let reason = (!problems.is_empty()).then(|| Problems(problems.to_vec()).to_string());
+        let mut stored = self.reason.lock();
+        if *stored != reason {
+            match &reason {
+                Some(reason) => tracing::error!(reason, "posts are refused: the streams are damaged"),
+                None => tracing::info!("the streams are sound"),
+            }
+            *stored = reason;
+        }
+    }
+}
