@@ -25,6 +25,7 @@ mod metrics;
 mod migrate;
 mod poison;
 mod readme;
+mod recover;
 mod round_trip;
 mod scaler;
 mod serve;

@@ -1,4 +1,7 @@
 //! The pass over the posts: compares acceptance with the plan, and the plan with the outcomes.
+//!
+//! A post is in POSTS, in the archive, in the ledger, or in several of them. The pass takes them all, ascending: a post
+//! that only the archive has reached nobody.
 
 use std::{collections::VecDeque, pin::Pin};
 
@@ -30,15 +33,49 @@ struct Accepted {
 
 type Messages = Pin<Box<dyn Stream<Item = herald_mesh::Result<RawMessage>> + Send>>;
 
-/// Iterates over the posts in scope: posts in POSTS and posts that are only in the ledger.
+/// Ids of posts that a store lists, ascending.
+#[derive(Default)]
+struct Listed {
+    ids: VecDeque<PostId>,
+    after: Option<PostId>,
+    ended: bool,
+}
+
+impl Listed {
+    fn new(after: Option<PostId>) -> Self {
+        Self {
+            after,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next page in.
+    fn extend(&mut self, page: Vec<PostId>) {
+        self.ended = page.is_empty();
+        self.after = page.last().copied().or(self.after);
+        self.ids.extend(page);
+    }
+
+    fn needs_page(&self) -> bool {
+        self.ids.is_empty() && !self.ended
+    }
+
+    /// Takes this post out, if it is the next one.
+    fn take(&mut self, post: PostId) {
+        if self.ids.front() == Some(&post) {
+            self.ids.pop_front();
+        }
+    }
+}
+
+/// Iterates over the posts in scope: posts in POSTS, in the archive, and in the ledger.
 pub(crate) struct Pass<'a> {
     auditor: &'a Auditor,
     scope: Scope,
     stream: Messages,
     stream_next: Option<Accepted>,
-    ledger: VecDeque<PostId>,
-    ledger_after: Option<PostId>,
-    ledger_ended: bool,
+    archive: Listed,
+    ledger: Listed,
     total: u64,
 }
 
@@ -49,9 +86,10 @@ impl<'a> Pass<'a> {
     /// [`Error::UnknownPost`] for one post that does not exist.
     pub(crate) async fn start(auditor: &'a Auditor, scope: Scope) -> Result<Self> {
         let mesh = &auditor.mesh;
-        let last = mesh.last_sequence(streams::POSTS).await?;
+        let range = mesh.sequences(streams::POSTS).await?;
+        let (first, last) = range.map_or((1, 0), |range| (range.first.max(1), range.last));
         let (from, to) = match scope {
-            Scope::All => (1, last),
+            Scope::All => (first, last),
             Scope::Since(at) => (mesh.sequence_since(streams::POSTS, at).await?, last),
             Scope::Post(post) => (post.0, post.0),
         };
@@ -65,16 +103,19 @@ impl<'a> Pass<'a> {
             scope,
             stream,
             stream_next: None,
-            ledger: VecDeque::new(),
-            ledger_after: match scope {
-                Scope::Post(post) => post.0.checked_sub(1).map(PostId),
+            archive: match scope {
+                Scope::All => Listed::new(auditor.first_retained().await?),
+                Scope::Since(at) => Listed::new(before(auditor.posts.first_since(at).await?)),
+                Scope::Post(post) => Listed::new(before(post)),
+            },
+            ledger: Listed::new(match scope {
+                Scope::Post(post) => before(post),
                 // If POSTS has the previous post, that post and all earlier ones were accepted before the scope.
                 Scope::Since(_) if mesh.message(streams::POSTS, from - 1).await?.is_some() => {
                     Some(PostId(from - 1))
                 }
                 Scope::All | Scope::Since(_) => None,
-            },
-            ledger_ended: false,
+            }),
             total: (to + 1).saturating_sub(from),
         };
         pass.advance_stream().await?;
@@ -146,13 +187,14 @@ impl<'a> Pass<'a> {
             // Retention may have removed the post from the ledger and the timelines.
             let past_retention =
                 accepted_at.is_some_and(|at| Timestamp::now().since(at) >= auditor.limits.timeline_age_max);
-            if !past_retention && !plan.as_ref().is_some_and(is_complete) {
-                window.suspects.push(Suspect::Unplanned(post.id, lane));
-            }
-            // An engine may remove the entries of a deleted post.
+            // A post that was deleted and that POSTS no longer has is owed to nobody.
             let is_deleted = archived
                 .as_ref()
                 .is_some_and(|archived| archived.deleted_at.is_some());
+            let is_owed = !past_retention && !(is_deleted && post.lane.is_none());
+            if is_owed && !plan.as_ref().is_some_and(is_complete) {
+                window.suspects.push(Suspect::Unplanned(post.id, lane));
+            }
             let post_index = window.posts.len() as u32;
             window.posts.push(post.id);
             window.backfilled.push(Vec::new());
@@ -202,44 +244,47 @@ impl<'a> Pass<'a> {
     async fn next_batch(&mut self) -> Result<Vec<Accepted>> {
         let mut batch = Vec::with_capacity(BATCH);
         while batch.len() < BATCH {
-            self.fill_ledger().await?;
-            let next = match (self.stream_next, self.ledger.front().copied()) {
-                (None, None) => break,
-                (Some(post), ledger) if ledger.is_none_or(|ledger| post.id <= ledger) => {
-                    if ledger == Some(post.id) {
-                        self.ledger.pop_front();
-                    }
-                    self.advance_stream().await?;
-                    post
-                }
-                (_, ledger) => {
-                    self.ledger.pop_front();
-                    let Some(id) = ledger else { break };
-                    Accepted { id, lane: None }
-                }
+            self.fill_lists().await?;
+            let listed = [self.archive.ids.front(), self.ledger.ids.front()];
+            let next = listed.into_iter().flatten().copied();
+            let Some(id) = next.chain(self.stream_next.map(|post| post.id)).min() else {
+                break;
             };
-            batch.push(next);
+            let lane = match self.stream_next {
+                Some(post) if post.id == id => {
+                    self.advance_stream().await?;
+                    post.lane
+                }
+                _ => None,
+            };
+            self.archive.take(id);
+            self.ledger.take(id);
+            batch.push(Accepted { id, lane });
         }
         Ok(batch)
     }
 
-    async fn fill_ledger(&mut self) -> Result<()> {
-        if !self.ledger.is_empty() || self.ledger_ended {
-            return Ok(());
-        }
-        let limit = if matches!(self.scope, Scope::Post(_)) {
-            1
-        } else {
-            BATCH
+    /// Reads the next page of each list that has no id left.
+    async fn fill_lists(&mut self) -> Result<()> {
+        let Auditor { posts, ledger, .. } = self.auditor;
+        let (limit, only) = match self.scope {
+            Scope::Post(post) => (1, Some(post)),
+            Scope::All | Scope::Since(_) => (BATCH, None),
         };
-        let mut posts = self.auditor.ledger.posts(self.ledger_after, limit).await?;
-        if let Scope::Post(post) = self.scope {
-            posts.retain(|found| *found == post);
-            self.ledger_ended = true;
+        if self.archive.needs_page() {
+            let page = posts.list(self.archive.after, limit).await?;
+            self.archive.extend(page);
         }
-        self.ledger_ended |= posts.is_empty();
-        self.ledger_after = posts.last().copied().or(self.ledger_after);
-        self.ledger.extend(posts);
+        if self.ledger.needs_page() {
+            let page = ledger.posts(self.ledger.after, limit).await?;
+            self.ledger.extend(page);
+        }
+        if let Some(only) = only {
+            for list in [&mut self.archive, &mut self.ledger] {
+                list.ids.retain(|id| *id == only);
+                list.ended = true;
+            }
+        }
         Ok(())
     }
 
@@ -255,6 +300,19 @@ impl<'a> Pass<'a> {
             }
         };
         Ok(())
+    }
+}
+
+/// The post after which a list begins with this one.
+fn before(post: PostId) -> Option<PostId> {
+    post.0.checked_sub(1).map(PostId)
+}
+
+impl Auditor {
+    /// The post after which the archive has posts that can be on a timeline.
+    async fn first_retained(&self) -> Result<Option<PostId>> {
+        let oldest = Timestamp::now().minus(self.limits.timeline_age_max);
+        Ok(before(self.posts.first_since(oldest).await?))
     }
 }
 

@@ -116,9 +116,15 @@ impl<'a> Repair<'a> {
 
     async fn redrive_post(&self, post: PostId, kind: ConsumerKind) -> SendResult {
         let message = self.auditor.mesh.message(streams::POSTS, post.0).await;
-        let message = message
-            .map_err(|error| error.to_string())?
-            .ok_or("POSTS no longer has the post")?;
+        let Some(message) = message.map_err(|error| error.to_string())? else {
+            let archived = self.read_archived_post(post).await;
+            let archived = archived.map_err(|reason| format!("POSTS no longer has the post; {reason}"))?;
+            let message = herald_posts::created_message(&archived).encode_to_vec();
+            let subject = Subject::PostCreated(archived.lane);
+            return self
+                .redrive(kind, subject, post, archived.accepted_at, message.into())
+                .await;
+        };
         let subject = Subject::parse(&message.subject)
             .ok_or("the message in POSTS with the post's id has an unknown subject")?;
         message
@@ -168,7 +174,11 @@ impl<'a> Repair<'a> {
     async fn publish_dead_letter(&self, (post, channel, chunk): ChunkKey, state: &ChunkState) -> SendResult {
         let archived = self.read_archived_post(post).await?;
         let chunk_message = ChunkMessage::new(&archived, channel, &state.recipients);
-        let message = self.find_message(&chunk_message).await?;
+        let Some(message) = self.find_message(&chunk_message).await? else {
+            // Its consumer gives a chunk with dead recipients up again, which makes the dead letter. A timeline takes
+            // the post, which changes nothing for those who have it.
+            return self.redrive_chunk((post, channel, chunk), state).await;
+        };
         let (stream, consumer) = (chunk_message.stream, chunk_message.consumer);
         let dead_letter = mesh_v1::DlqEntry {
             stream: stream.into(),
@@ -203,17 +213,20 @@ impl<'a> Repair<'a> {
     }
 
     /// Finds the original message of a chunk in its stream.
-    async fn find_message(&self, chunk_message: &ChunkMessage) -> std::result::Result<RawMessage, String> {
+    async fn find_message(
+        &self,
+        chunk_message: &ChunkMessage,
+    ) -> std::result::Result<Option<RawMessage>, String> {
         let (mesh, stream) = (&self.auditor.mesh, chunk_message.stream);
         let messages = mesh.scan(stream, Some(chunk_message.subject.as_str()), 1, u64::MAX);
         pin_mut!(messages);
         while let Some(message) = messages.next().await {
             let message = message.map_err(|error| error.to_string())?;
             if message.id() == Some(&chunk_message.id) {
-                return Ok(message);
+                return Ok(Some(message));
             }
         }
-        Err(format!("{stream} no longer has the message of the chunk"))
+        Ok(None)
     }
 
     async fn publish_events(&self, post: PostId, plan: &PostPlan) -> SendResult {

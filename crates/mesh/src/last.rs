@@ -224,8 +224,7 @@ mod tests {
 
     /// Whether an answer about a stream of three replicas, with this cluster state, is taken.
     fn is_led(cluster: &str) -> bool {
-        let answer =
-            format!(r#"{{"config":{{"num_replicas":3}},"state":{STATE},"cluster":{cluster}}}"#);
+        let answer = format!(r#"{{"config":{{"num_replicas":3}},"state":{STATE},"cluster":{cluster}}}"#);
         let answer = parse(answer.as_bytes(), "read").unwrap().unwrap();
         assert_eq!((answer.sequences.last, answer.replicas), (7, 3));
         answer.is_led

@@ -5,7 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use herald_mesh::Subject;
 use herald_model::{Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
-use herald_proto::mesh_v1::{PostCreated, PostDeleted};
+use herald_proto::{
+    mesh_v1::{PostCreated, PostDeleted},
+    v1,
+};
 use herald_store::Archived;
 use prost::Message;
 
@@ -23,6 +26,24 @@ pub fn entry(subject: Subject, sequence: u64, payload: Bytes) -> Result<Archived
         }
         Subject::PostDeleted(_) => deleted(sequence, &decode(subject, payload)?),
         other => Err(format!("subject {other} is not a subject of POSTS")),
+    }
+}
+
+/// The message of POSTS for an archived post.
+pub fn created_message(post: &Post) -> PostCreated {
+    PostCreated {
+        author_key: post.author.0,
+        author_id: post.author_id.as_str().to_owned(),
+        request_id: post.request_id.clone(),
+        text: post.text.clone(),
+        links: post.links.clone(),
+        media_urls: post.media_urls.clone(),
+        lane: v1::Lane::from(post.lane).into(),
+        accepted_at_us: post.accepted_at.0,
+        push_ttl_seconds: u32::try_from(post.push_ttl.as_secs()).unwrap_or(u32::MAX),
+        push_title: post.push.title.clone(),
+        push_collapse_key: post.push.collapse_key.clone(),
+        push_data: post.push.data.clone(),
     }
 }
 
@@ -114,6 +135,28 @@ mod tests {
         let subject = Subject::PostCreated(Lane::Low);
         let error = entry(subject, 1, "nonsense".into()).unwrap_err();
         assert!(error.starts_with("undecodable herald.mesh.v1.PostCreated on post.v1.created.low"));
+    }
+
+    #[test]
+    fn an_archived_post_makes_the_message_that_it_came_from() {
+        let message = PostCreated {
+            author_key: 7,
+            author_id: "107".into(),
+            request_id: "request".into(),
+            text: "text".into(),
+            links: vec!["https://example.org/".into()],
+            media_urls: vec!["https://example.org/a.png".into()],
+            lane: v1::Lane::Low.into(),
+            accepted_at_us: 5,
+            push_ttl_seconds: 60,
+            push_title: "title".into(),
+            push_collapse_key: "key".into(),
+            push_data: [("a".to_owned(), "b".to_owned())].into(),
+        };
+        let Archived::Created(post) = decode_post(&message).unwrap() else {
+            panic!("a post")
+        };
+        assert_eq!(created_message(&post), message);
     }
 
     #[test]

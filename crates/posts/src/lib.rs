@@ -8,6 +8,6 @@ mod reader;
 mod stream;
 
 pub use author::{NO_KEY, author_key, lacks_author, resolve_authors};
-pub use entry::{entry, is_same_post};
+pub use entry::{created_message, entry, is_same_post};
 pub use reader::{PostReader, ReadError};
 pub use stream::{StreamError, check_stream_matches_store};

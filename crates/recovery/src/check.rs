@@ -50,7 +50,10 @@ impl Checker {
                 Found::Damaged(problem) => problems.push(problem),
             }
         }
-        if !problems.iter().any(|problem| problem.stream() == Some(streams::POSTS)) {
+        if !problems
+            .iter()
+            .any(|problem| problem.stream() == Some(streams::POSTS))
+        {
             problems.extend(self.check_age().await?);
         }
         self.stream_marks.record(&seen).await?;
@@ -78,7 +81,9 @@ impl Checker {
                 stream: stream.to_owned(),
             });
         };
-        let archived = archived.filter(|_| stream == streams::POSTS).map_or(0, |post| post.0);
+        let archived = archived
+            .filter(|_| stream == streams::POSTS)
+            .map_or(0, |post| post.0);
         let known = mark.map_or(0, |mark| mark.sequence).max(archived);
         if range.last < known {
             return damaged(Problem::LostTail {
@@ -107,7 +112,9 @@ impl Checker {
         let floor = self.mesh.ack_floor(streams::POSTS, consumers::ARCHIVE).await?;
         // Read after the floor: a post is in the store before it is acknowledged.
         let archived = self.posts.last().await?;
-        let from = archived.map_or(0, |post| post.0).max(floor.saturating_sub(ACKNOWLEDGED_CHECKED));
+        let from = archived
+            .map_or(0, |post| post.0)
+            .max(floor.saturating_sub(ACKNOWLEDGED_CHECKED));
         // Deletions and dead letters of the archive are no posts in the store, so the newest messages can all be absent.
         for sequence in (from + 1..=floor).rev() {
             let Some(message) = self.mesh.message(streams::POSTS, sequence).await? else {
@@ -132,7 +139,10 @@ impl Checker {
             post: Some(post),
             ..DeadLetterFilter::default()
         };
-        let found = self.dead_letters.scan(&filter, Order::NewestFirst, None, 1).await?;
+        let found = self
+            .dead_letters
+            .scan(&filter, Order::NewestFirst, None, 1)
+            .await?;
         Ok(!found.dead_letters.is_empty())
     }
 }

@@ -10,7 +10,9 @@ pub enum Error {
     #[error("the store can't be used")]
     Store(#[from] herald_store::Error),
     /// Somebody consumes messages, so the mesh is running.
-    #[error("consumer {consumer} of stream {stream} has {pulls} waiting pulls: stop all processes of Herald first")]
+    #[error(
+        "consumer {consumer} of stream {stream} has {pulls} waiting pulls: stop all processes of Herald first"
+    )]
     InUse {
         /// The stream.
         stream: String,

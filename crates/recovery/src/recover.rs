@@ -112,12 +112,23 @@ impl Recovery {
                 let in_stream = range.map_or(0, |range| range.last);
                 let known = self.known_posts(&problems).await?.max(in_stream);
                 recovered.posts_archived = self.archive_posts(range, &mut renamed).await?;
-                let safe = self.stores.posts.last().await?.map_or(0, |post| post.0).max(in_stream);
+                let safe = self
+                    .stores
+                    .posts
+                    .last()
+                    .await?
+                    .map_or(0, |post| post.0)
+                    .max(in_stream);
                 recovered.posts_lost_max = known - safe.min(known);
                 first = next_posts(known);
             }
             let removed = self.mesh.begin_anew(&topology, &spec.name, first).await?;
-            tracing::warn!(stream = spec.name, removed, first_sequence = first, "stream begins anew");
+            tracing::warn!(
+                stream = spec.name,
+                removed,
+                first_sequence = first,
+                "stream begins anew"
+            );
             recovered.streams.push(RecoveredStream {
                 stream: spec.name.clone(),
                 removed,
@@ -168,7 +179,11 @@ impl Recovery {
     }
 
     /// Archives the posts and deletions of POSTS that the store lacks. Collects those whose id another post has.
-    async fn archive_posts(&self, range: Option<SequenceRange>, renamed: &mut Vec<RawMessage>) -> Result<u64> {
+    async fn archive_posts(
+        &self,
+        range: Option<SequenceRange>,
+        renamed: &mut Vec<RawMessage>,
+    ) -> Result<u64> {
         let Some(range) = range.filter(|range| range.first <= range.last) else {
             return Ok(0);
         };
@@ -186,9 +201,10 @@ impl Recovery {
                     reason,
                 };
                 let subject = Subject::parse(&message.subject);
-                let subject = subject.ok_or_else(|| malformed(format!("unknown subject {}", message.subject)))?;
-                let mut entry =
-                    herald_posts::entry(subject, message.sequence, message.payload.clone()).map_err(malformed)?;
+                let subject =
+                    subject.ok_or_else(|| malformed(format!("unknown subject {}", message.subject)))?;
+                let mut entry = herald_posts::entry(subject, message.sequence, message.payload.clone())
+                    .map_err(malformed)?;
                 if let Archived::Created(post) = &mut entry {
                     match stored {
                         Some(stored) if herald_posts::is_same_post(&stored, post) => continue,

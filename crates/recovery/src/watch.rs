@@ -81,7 +81,11 @@ impl StreamWatch {
 
     async fn make_again(&self, problems: &[Problem]) -> Result<()> {
         let topology = self.checker.topology_to_make().await?;
-        for stream in problems.iter().filter(|one| one.can_be_made_again()).filter_map(Problem::stream) {
+        for stream in problems
+            .iter()
+            .filter(|one| one.can_be_made_again())
+            .filter_map(Problem::stream)
+        {
             if self.checker.mesh.restore_stream(&topology, stream).await? {
                 tracing::error!(
                     stream,
@@ -94,7 +98,11 @@ impl StreamWatch {
 
     /// The store can't tell whether POSTS is the stream that it knows; one with messages is.
     async fn check_for_messages(&self) -> Result<()> {
-        let last = self.checker.mesh.last_sequence(herald_mesh::streams::POSTS).await?;
+        let last = self
+            .checker
+            .mesh
+            .last_sequence(herald_mesh::streams::POSTS)
+            .await?;
         if last == 0 {
             *self.reason.lock() = Some(
                 "stream POSTS is empty, and the store can't be reached to tell whether it has posts whose ids would be \

@@ -18,7 +18,7 @@ use crate::{
     Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState,
     Order, PostCounts, PostPlan, PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus,
     RecordedOutcome, Reopened, Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark,
-    StreamMarks,    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
+    StreamMarks, TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
 };
 
 /// Why an engine is not open yet. Clones share it.

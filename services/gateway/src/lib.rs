@@ -30,8 +30,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use herald_mesh::{Mesh, Topology};
-use herald_runtime::{health::Group, http::Readiness};
 use herald_recovery::{Checker, StreamWatch};
+use herald_runtime::{health::Group, http::Readiness};
 use herald_store::{DeadLetters, Devices, Ledger, Posts, Preferences, StreamMarks, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;

@@ -102,6 +102,7 @@ pub(crate) enum Command {
     Store(commands::store::Args),
     Secrets(commands::secrets::Args),
     Migrate(commands::migrate::Args),
+    Recover(commands::recover::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
 }
@@ -116,6 +117,7 @@ impl Command {
             Self::Store(_) => "herald store",
             Self::Secrets(_) => "herald secrets",
             Self::Migrate(_) => "herald migrate",
+            Self::Recover(_) => "herald recover",
             Self::Bench(_) => "herald bench",
             Self::Config(_) => "herald config",
             Self::Post(_) => "herald post",
@@ -174,6 +176,7 @@ impl Command {
             Self::Store(args) => Box::pin(commands::store::run(&args, context)).await,
             Self::Secrets(args) => Box::pin(commands::secrets::run(&args, context)).await,
             Self::Migrate(args) => Box::pin(commands::migrate::run(&args, context)).await,
+            Self::Recover(args) => Box::pin(commands::recover::run(&args, context)).await,
             Self::Completions(args) => commands::completions::run(&args, Cli::command()),
             Self::Man(args) => commands::man::run(&args, Cli::command(), context),
         }

@@ -30,6 +30,49 @@ async fn a_lost_post_is_redriven_to_archive_and_fanout_with_its_id() {
     }
 }
 
+/// As after a recovery of POSTS, or when POSTS was trimmed by age before fan-out came to the post.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_only_the_archive_has_is_found_and_expanded() {
+    let world = World::start().await;
+    let post = world.accept().await;
+    world.archive(&post).await;
+    world.drain().await;
+    let topology = herald_mesh::Topology::new(&herald_mesh::TopologyConfig::default()).unwrap();
+    world
+        .mesh
+        .begin_anew(&topology, "POSTS", 2_000_000)
+        .await
+        .unwrap();
+    for scope in [Scope::All, Scope::Post(post.id), Scope::Since(post.accepted_at)] {
+        let (summary, findings) = world.audit(scope, false).await;
+        assert_eq!(summary.posts, 1, "{scope:?}");
+        assert_eq!(
+            summary.findings.get(&FindingKind::Unplanned),
+            Some(&1),
+            "{scope:?}: {findings:?}"
+        );
+    }
+    let (_, findings) = world.audit(Scope::All, true).await;
+    assert_eq!(findings[0].repaired, Repaired::Sent, "{findings:?}");
+    let delivery = next_delivery(&world, "redrive-fanout").await;
+    assert_eq!(
+        (delivery.subject, delivery.sequence),
+        (Subject::PostCreated(LANE), post.id.0)
+    );
+    let again: PostCreated = delivery.decode().unwrap();
+    assert_eq!(again.request_id, post.request_id);
+
+    // Deleted, it is owed to nobody.
+    let deleted = herald_store::Archived::Deleted {
+        post: post.id,
+        at: post.accepted_at,
+    };
+    world.stores.posts.archive(&[deleted]).await.unwrap();
+    world.drain().await;
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_entries_of_one_chunk_are_redriven_once() {
     let world = World::start().await;

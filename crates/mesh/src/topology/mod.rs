@@ -117,7 +117,9 @@ impl Topology {
 
     /// The consumers of a stream.
     pub fn consumers_of(&self, stream: &str) -> impl Iterator<Item = &ConsumerSpec> {
-        self.consumers.iter().filter(move |consumer| consumer.stream == stream)
+        self.consumers
+            .iter()
+            .filter(move |consumer| consumer.stream == stream)
     }
 
     /// The stream with this name.

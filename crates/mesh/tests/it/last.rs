@@ -50,7 +50,8 @@ impl Answer {
                 .to_string();
             }
         };
-        let (config, state) = (json!({"num_replicas": count}), json!({"last_seq": last}));
+        let config = json!({"num_replicas": count});
+        let state = json!({"first_seq": 1, "last_seq": last, "last_ts": "2026-01-02T03:04:05Z"});
         json!({"type": TYPE, "config": config, "state": state, "cluster": cluster}).to_string()
     }
 }

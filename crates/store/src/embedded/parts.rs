@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Config, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
     follows::EmbeddedFollows, leases::EmbeddedLeases, ledger::Ledger, posts::EmbeddedPosts,
-    preferences::EmbeddedPreferences, retention::Retention, stream_marks::EmbeddedStreamMarks, timelines::EmbeddedTimelines,
-    totals::EmbeddedTotals, users::EmbeddedUsers,
+    preferences::EmbeddedPreferences, retention::Retention, stream_marks::EmbeddedStreamMarks,
+    timelines::EmbeddedTimelines, totals::EmbeddedTotals, users::EmbeddedUsers,
 };
 use crate::Result;
 

@@ -301,8 +301,14 @@ pub async fn posts_are_listed_in_pages_and_found_by_time<E: Engine>(engine: &mut
     archive.archive(&[deleted(2, 7), deleted(9, 7)]).await.unwrap();
     let first = archive.list(None, 3).await.unwrap();
     assert_eq!(first, ids([1, 2, 5]));
-    assert_eq!(archive.list(first.last().copied(), 3).await.unwrap(), ids([2_000_000]));
+    assert_eq!(
+        archive.list(first.last().copied(), 3).await.unwrap(),
+        ids([2_000_000])
+    );
     assert_eq!(archive.list(Some(LAST), 3).await.unwrap(), []);
     assert_eq!(archive.first_since(at(2)).await.unwrap(), PostId(2));
-    assert_eq!(archive.first_since(at(2_000_001)).await.unwrap(), PostId(2_000_001));
+    assert_eq!(
+        archive.first_since(at(2_000_001)).await.unwrap(),
+        PostId(2_000_001)
+    );
 }

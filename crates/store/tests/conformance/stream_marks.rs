@@ -20,7 +20,10 @@ pub async fn a_mark_only_goes_forward_and_survives_a_restart<E: Engine>(engine: 
     // The sequences of streams that were made again are microseconds.
     let push = mark("PUSH", 1_795_939_200_000_000, 5);
     marks.record(&[mark("POSTS", 7, 3), push.clone()]).await.unwrap();
-    marks.record(&[mark("POSTS", 6, 9), mark("DLQ", 1, 1)]).await.unwrap();
+    marks
+        .record(&[mark("POSTS", 6, 9), mark("DLQ", 1, 1)])
+        .await
+        .unwrap();
     marks.record(&[mark("POSTS", 7, 9)]).await.unwrap();
     let all = [mark("DLQ", 1, 1), mark("POSTS", 7, 3), push.clone()];
     assert_eq!(marks.all().await.unwrap(), all);

@@ -54,7 +54,10 @@ async fn a_store_of_another_stream_is_refused() {
         "{error:?}"
     );
     let message = error.to_string();
-    assert!(message.contains("it ends at 0, and message 9 was seen in it"), "{message}");
+    assert!(
+        message.contains("it ends at 0, and message 9 was seen in it"),
+        "{message}"
+    );
     assert!(message.contains("herald recover"), "{message}");
     assert!(!world.readiness.failing().is_empty());
 }

@@ -7,7 +7,6 @@ use std::sync::{
 
 use async_trait::async_trait;
 use futures::FutureExt as _;
-use herald_gateway::Error;
 use herald_mesh::TopologyConfig;
 use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1;
@@ -16,7 +15,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{Setup, World, reason, submit, wait_until, with_timeout},
+    harness::{Setup, World, reason, submit, wait_until},
     startup::post,
 };
 
@@ -260,10 +259,16 @@ async fn a_store_of_another_stream_is_refused_when_it_is_back() {
     switch.turn(false);
     wait_until("the streams are compared with the store", async || {
         let failing = world.readiness.failing();
-        failing.iter().any(|check| check.reason.contains("message 9 was seen in it"))
+        failing
+            .iter()
+            .any(|check| check.reason.contains("message 9 was seen in it"))
     })
     .await;
-    let refused = world.posts().submit_post(submit("107", "text")).await.unwrap_err();
+    let refused = world
+        .posts()
+        .submit_post(submit("107", "text"))
+        .await
+        .unwrap_err();
     assert_eq!(reason(&refused), "STREAMS_DAMAGED");
     world.stop().await.unwrap();
 }

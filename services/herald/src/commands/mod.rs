@@ -19,6 +19,7 @@ pub(crate) mod prefs;
 pub(crate) mod push_sink;
 mod ready;
 pub(crate) mod rebuild;
+pub(crate) mod recover;
 pub(crate) mod round_trip;
 mod run_server;
 pub(crate) mod secrets;

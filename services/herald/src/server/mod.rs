@@ -15,6 +15,7 @@ mod engine;
 mod nats_config;
 mod peers;
 mod prepare;
+mod recovering;
 mod roles;
 mod services;
 mod spawn;
@@ -26,5 +27,6 @@ mod vapid;
 
 pub(crate) use claim::Claim;
 pub(crate) use config::Config;
+pub(crate) use recovering::Recovering;
 pub(crate) use roles::{Role, Roles};
 pub(crate) use start::{Addresses, Server};

@@ -76,7 +76,7 @@ impl Default for Nats {
 
 impl Nats {
     /// Whether the server is a child process.
-    pub(super) fn is_child(&self) -> bool {
+    pub(crate) fn is_child(&self) -> bool {
         self.url.is_empty()
     }
 

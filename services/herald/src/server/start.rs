@@ -257,7 +257,9 @@ struct Ports {
 /// The greatest known id of a dead letter, after which DLQ begins if it doesn't exist. 0 while the store is away: a gateway
 /// that starts without it compares DLQ with the store later.
 async fn last_dead_letter(engine: &Engine) -> Result<u64> {
-    let Some(stores) = engine.stores() else { return Ok(0) };
+    let Some(stores) = engine.stores() else {
+        return Ok(0);
+    };
     match herald_recovery::last_dead_letter(&*stores.dead_letters, &*stores.stream_marks).await {
         Err(error) if error.is_away() => Ok(0),
         read => read.context("can't read the dead letters"),

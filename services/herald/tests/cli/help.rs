@@ -74,6 +74,7 @@ async fn every_command_has_help_and_examples() {
         "topology permissions",
         "topology verify",
         "migrate",
+        "recover",
         "lag",
         "push-sink",
         "completions",

@@ -45,7 +45,8 @@ impl crate::StreamMarks for PostgresStreamMarks {
     }
 
     async fn all(&self) -> Result<Vec<StreamMark>> {
-        const ALL: &str = r#"SELECT stream, sequence, published_at FROM herald.stream_marks ORDER BY stream COLLATE "C""#;
+        const ALL: &str =
+            r#"SELECT stream, sequence, published_at FROM herald.stream_marks ORDER BY stream COLLATE "C""#;
         let rows: Vec<(String, i64, i64)> = self
             .postgres
             .call("read the marks of streams", || async {

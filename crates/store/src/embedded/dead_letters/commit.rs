@@ -11,8 +11,9 @@ use herald_model::time::Timestamp;
 pub(crate) use self::operations::SELECTED_PER_ROW;
 use super::{Tables, progress::Progress, row, row_cache::RowCache};
 use crate::{
-    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Error, ErrorKind, Fence, Inserted, NewOperation,
-    Operation, OperationId, OperationState, Reopened, Reopening, Result, Step, embedded::database::map_err,
+    DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion, Error, ErrorKind, Fence, Inserted,
+    NewOperation, Operation, OperationId, OperationState, Reopened, Reopening, Result, Step,
+    embedded::database::map_err,
 };
 
 /// Maximum number of dead letters, and of operations, that one trim job reads.

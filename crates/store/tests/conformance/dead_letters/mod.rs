@@ -8,7 +8,8 @@ use std::time::Duration;
 use herald_model::{Channel, ChunkId, Lane, PostId, UserKey, time::Timestamp};
 use herald_store::{
     Cause, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState, DeadLetterVersion, DeadLetters,
-    ErrorKind, Fence, MessageRef, NewOperation, Operation, OperationId, OperationKind, Order, Payload, Step, Stores,
+    ErrorKind, Fence, MessageRef, NewOperation, Operation, OperationId, OperationKind, Order, Payload, Step,
+    Stores,
 };
 
 pub use self::{find::*, operations::*};

@@ -1,0 +1,201 @@
+//! `herald recover`: goes on after streams lost messages, or after a restored backup.
+
+use std::path::PathBuf;
+
+use clap::ValueHint;
+use herald_cli::{
+    context::Context,
+    failure::Failure,
+    output::{Show, count, counted},
+};
+use herald_recovery::{Problem, Recovered};
+use herald_runtime::{config::Flags, telemetry::error_chain};
+use serde::Serialize;
+
+use crate::{
+    server::{Config, Recovering},
+    settings::refuse_password,
+};
+
+const LONG: &str = "\
+Compares the streams with the store while all processes of Herald are stopped, and goes on where they don't fit together: \
+a stream that was deleted or lost its newest messages (a power loss, a restored broker, a split cluster), or a store that \
+is older than the streams (a restored database).
+
+Each damaged stream is emptied and begins above all sequences that are known, so that no id is given twice. Before that, \
+posts that only POSTS has are written to the store. What the removed messages would have delivered is known to the store: \
+start Herald and run `herald audit --repair`, which delivers it, and then `herald audit`, which proves it. Nothing that \
+was delivered is delivered again, except pushes whose outcome is lost with the store.
+
+Posts that neither POSTS nor the store has are lost; their number is printed as an upper bound. With --dry-run nothing is \
+changed.";
+
+const EXAMPLES: &str = "\
+Examples:
+  herald recover --dry-run --data-dir herald-data
+  herald recover --data-dir herald-data
+  HERALD_STORE__URL_FILE=/run/secrets/postgres-url herald recover --nats-url nats://localhost:4222";
+
+/// Go on after streams lost messages or the store was restored
+#[derive(Debug, clap::Args)]
+#[command(long_about = LONG, after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The data directory of a stopped `herald up` [default: ./herald-data]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    data_dir: Option<PathBuf>,
+
+    /// The NATS server of `herald serve`, nats://HOST:PORT; separate the servers of a cluster by commas [default: the one
+    /// of the data directory]
+    ///
+    /// Its user must be allowed to create, purge and delete streams and consumers.
+    #[arg(long, value_name = "URL")]
+    nats_url: Option<String>,
+
+    /// The PostgreSQL database of `herald serve`, postgres://HOST:PORT/DATABASE
+    ///
+    /// A URL with a password must come from HERALD_STORE__URL, from the file that HERALD_STORE__URL_FILE names, or from
+    /// the configuration file.
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+
+    /// Tell what is wrong, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The result.
+#[derive(Debug, Serialize)]
+struct RecoverResult {
+    problems: Vec<String>,
+    recovered: bool,
+    streams: Vec<StreamResult>,
+    posts_archived: u64,
+    posts_renamed: Vec<RenamedResult>,
+    posts_lost_max: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct StreamResult {
+    name: String,
+    removed_count: u64,
+    first_sequence: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RenamedResult {
+    told_id: u64,
+    id: u64,
+}
+
+impl RecoverResult {
+    fn found(problems: &[Problem]) -> Self {
+        Self {
+            problems: problems.iter().map(ToString::to_string).collect(),
+            recovered: false,
+            streams: Vec::new(),
+            posts_archived: 0,
+            posts_renamed: Vec::new(),
+            posts_lost_max: 0,
+        }
+    }
+
+    fn done(recovered: &Recovered) -> Self {
+        let streams = recovered.streams.iter().map(|stream| StreamResult {
+            name: stream.stream.clone(),
+            removed_count: stream.removed,
+            first_sequence: stream.first_sequence,
+        });
+        let renamed = recovered.posts_renamed.iter().map(|post| RenamedResult {
+            told_id: post.told.0,
+            id: post.now.0,
+        });
+        Self {
+            recovered: true,
+            streams: streams.collect(),
+            posts_archived: recovered.posts_archived,
+            posts_renamed: renamed.collect(),
+            posts_lost_max: recovered.posts_lost_max,
+            ..Self::found(&recovered.problems)
+        }
+    }
+}
+
+impl Show for RecoverResult {
+    fn text(&self) -> String {
+        if self.problems.is_empty() {
+            return "the streams and the store fit together: nothing to do".into();
+        }
+        let mut lines: Vec<String> = self
+            .problems
+            .iter()
+            .map(|problem| format!("found: {problem}"))
+            .collect();
+        if !self.recovered {
+            lines.push("nothing was changed: run `herald recover` without --dry-run to go on".into());
+            return lines.join("\n");
+        }
+        for stream in &self.streams {
+            lines.push(format!(
+                "stream {} begins anew at {}: {} removed",
+                stream.name,
+                stream.first_sequence,
+                counted(stream.removed_count, "message was", "messages were")
+            ));
+        }
+        if self.posts_archived > 0 {
+            lines.push(format!(
+                "{} of POSTS written to the store, which lacked them",
+                counted(self.posts_archived, "post", "posts")
+            ));
+        }
+        for renamed in &self.posts_renamed {
+            lines.push(format!(
+                "post {} is post {} now: another post of the store has the id {}",
+                renamed.told_id, renamed.id, renamed.told_id
+            ));
+        }
+        if self.posts_lost_max > 0 {
+            lines.push(format!(
+                "lost: up to {} accepted {}, which neither POSTS nor the store has",
+                count(self.posts_lost_max),
+                if self.posts_lost_max == 1 { "post" } else { "posts" }
+            ));
+        }
+        lines.push(
+            "now start Herald, run `herald audit --repair` to deliver what the removed messages would have delivered, and \
+             `herald audit` to see that nothing is missing"
+                .into(),
+        );
+        lines.join("\n")
+    }
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    refuse_password("--nats-url", "HERALD_NATS__URL", args.nats_url.as_deref())?;
+    refuse_password("--store", "HERALD_STORE__URL", args.store.as_deref())?;
+    let flags = Flags::new()
+        .set("data_dir", args.data_dir.as_ref())
+        .set("nats.url", args.nats_url.as_ref())
+        .set("store.url", args.store.as_ref());
+    let config = Config::load(context.global.config.as_deref(), flags)
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    if config.store.is_cluster() && config.nats.is_child() {
+        return Err(Failure::usage(
+            "nats.url must be set: the NATS server of the processes that share the store (--nats-url, HERALD_NATS__URL, or \
+             HERALD_NATS__URL_FILE)",
+        ));
+    }
+    let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
+    let recovering = Recovering::start(&config).await.map_err(failed)?;
+    let done = if args.dry_run {
+        let found = recovering.recovery().find_problems().await;
+        found.map(|problems| RecoverResult::found(&problems))
+    } else {
+        let recovered = recovering.recovery().run().await;
+        recovered.map(|recovered| RecoverResult::done(&recovered))
+    };
+    let stopped = recovering.stop().await.map_err(failed);
+    let done = done.map_err(|error| Failure::failed(error_chain(&error)))?;
+    stopped?;
+    context.output.show(&done)
+}

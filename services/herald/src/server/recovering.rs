@@ -1,0 +1,69 @@
+//! Opens the streams and the store of a stopped mesh for a recovery.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use herald_mesh::{Mesh, NatsUser, Topology};
+use herald_recovery::Recovery;
+
+use super::{
+    Config, away,
+    broker::Broker,
+    engine::Engine,
+    roles::{Role, Roles},
+};
+
+/// The open streams and store.
+pub(crate) struct Recovering {
+    recovery: Recovery,
+    engine: Engine,
+    broker: Broker,
+}
+
+impl Recovering {
+    /// Opens the store, which excludes a running `herald up`, and starts its nats-server or connects to the one that is
+    /// configured.
+    pub(crate) async fn start(config: &Config) -> Result<Self> {
+        if !config.store.is_cluster() {
+            ensure!(
+                config.data_dir.is_dir(),
+                "there is no data directory {}: name it with --data-dir",
+                config.data_dir.display()
+            );
+        }
+        // Timelines are no part of it.
+        let roles: Roles = [Role::Archive].into_iter().collect();
+        let engine = Engine::open(config, &roles).await?;
+        let stores = engine.stores().context("the archive has a store")?;
+        let mut config = config.clone();
+        // Nobody else connects to a nats-server that is started for the recovery.
+        config.nats.port = 0;
+        let broker = Broker::start(&config).await?;
+        let topology = Topology::new(&config.topology)?;
+        let mesh_config = config
+            .nats
+            .mesh_config(&broker.url(), &config.topology, &[NatsUser::Topology])
+            .map_err(anyhow::Error::msg)?;
+        let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
+        let mesh = away::wait(config.start_wait(), connect).await?;
+        Ok(Self {
+            recovery: Recovery {
+                mesh,
+                topology: Arc::new(topology),
+                stores,
+            },
+            engine,
+            broker,
+        })
+    }
+
+    pub(crate) fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Closes the store and stops the nats-server that was started.
+    pub(crate) async fn stop(self) -> Result<()> {
+        let store = self.engine.close().await;
+        store.and(self.broker.stop().await)
+    }
+}
