@@ -197,6 +197,15 @@ impl Herald {
         status.expect("the server can be waited for").code().unwrap_or(-1)
     }
 
+    /// Waits until the process ends by itself, and returns its exit code.
+    pub async fn exited(&mut self) -> Option<i32> {
+        let status = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
+        let Ok(status) = status else {
+            panic!("herald up did not end within {STOP_LIMIT:?}:\n{}", self.log())
+        };
+        status.expect("the server can be waited for").code()
+    }
+
     /// Runs a `herald` command against this mesh and returns its JSON output. Panics if the command fails.
     pub async fn cli(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();

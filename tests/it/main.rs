@@ -33,6 +33,7 @@ mod serve_away;
 mod serve_cluster;
 mod serve_tls;
 mod start;
+mod store_faults;
 mod surface;
 
 /// The program under test.

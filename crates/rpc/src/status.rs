@@ -184,6 +184,7 @@ fn is_answer(status: &Status) -> bool {
 /// |---|---|---|
 /// | `Unavailable`, `Locked` | UNAVAILABLE, with `RetryInfo` | `STORE_UNAVAILABLE` |
 /// | `Full` | RESOURCE_EXHAUSTED, with `RetryInfo` | `STORE_FULL` |
+/// | `Failed` | UNAVAILABLE, with `RetryInfo` | `STORE_FAILED` |
 /// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
 /// | `LimitExceeded` | RESOURCE_EXHAUSTED, with `QuotaFailure` | `LIMIT_EXCEEDED` |
 /// | `Conflict` | ABORTED | `CONFLICT` |
@@ -198,6 +199,10 @@ pub fn from_store(error: &herald_store::Error) -> Status {
         ErrorKind::Full => {
             tracing::warn!(error = error_chain(error), "store full");
             exhausted("STORE_FULL", error.to_string(), FULL_RETRY_AFTER)
+        }
+        ErrorKind::Failed => {
+            tracing::warn!(error = error_chain(error), "store failed");
+            unavailable("STORE_FAILED", error.to_string())
         }
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
         ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
@@ -339,6 +344,7 @@ mod tests {
             ErrorKind::Invalid,
             ErrorKind::Corrupt,
             ErrorKind::Locked,
+            ErrorKind::Failed,
         ] {
             let error = herald_store::Error::new(kind, "failed");
             let status = from_store(&error);

@@ -77,8 +77,8 @@ impl Default for Config {
         Self {
             log_format: LogFormat::Text,
             log: None,
-            // The mesh logs connection events too.
-            log_filter: "info,async_nats=warn,sqlx::postgres::notice=warn".into(),
+            // The mesh logs connection events too, and the store its openings.
+            log_filter: "info,async_nats=warn,fjall=warn,lsm_tree=warn,sqlx::postgres::notice=warn".into(),
             otlp: None,
             attributes: Vec::new(),
         }

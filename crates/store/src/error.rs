@@ -31,6 +31,16 @@ pub enum ErrorKind {
     Corrupt,
     /// The store is open in another process.
     Locked,
+    /// A write or an fsync of the store failed, and the state on its disk is unknown: the process that has it open ends,
+    /// and the store must be opened again. Retry the call then.
+    Failed,
+}
+
+impl ErrorKind {
+    /// Whether the store can't be used for now: work that needs it waits, and spends no attempt.
+    pub fn is_away(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Full | Self::Failed)
+    }
 }
 
 /// Error of a store.
@@ -71,7 +81,7 @@ impl Error {
 
     /// Whether the store can't be used for now: work that needs it waits, and spends no attempt.
     pub fn is_away(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Full)
+        self.kind.is_away()
     }
 }
 
@@ -95,7 +105,8 @@ impl Classify for Error {
             | ErrorKind::Conflict
             | ErrorKind::Claimed
             | ErrorKind::Fenced
-            | ErrorKind::Locked => FailureClass::Transient,
+            | ErrorKind::Locked
+            | ErrorKind::Failed => FailureClass::Transient,
             ErrorKind::HistoryTrimmed
             | ErrorKind::LimitExceeded
             | ErrorKind::Invalid
@@ -117,6 +128,7 @@ mod tests {
             (ErrorKind::Claimed, FailureClass::Transient),
             (ErrorKind::Fenced, FailureClass::Transient),
             (ErrorKind::Locked, FailureClass::Transient),
+            (ErrorKind::Failed, FailureClass::Transient),
             (ErrorKind::HistoryTrimmed, FailureClass::Permanent),
             (ErrorKind::LimitExceeded, FailureClass::Permanent),
             (ErrorKind::Invalid, FailureClass::Permanent),

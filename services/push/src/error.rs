@@ -103,11 +103,7 @@ impl AttemptError {
 
     /// Whether the store can't be used now.
     pub(crate) fn is_store_away(&self) -> bool {
-        let kind = match self {
-            Self::Store(error) => error.kind(),
-            _ => return false,
-        };
-        matches!(kind, ErrorKind::Unavailable | ErrorKind::Full)
+        matches!(self, Self::Store(error) if error.is_away())
     }
 
     /// Whether the chunk waits in its handler and is tried again: it spends no attempt.

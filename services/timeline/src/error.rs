@@ -41,12 +41,11 @@ impl DeliverError {
     /// Whether the store can't be used now or has just lost timelines: the message waits in its handler and spends no
     /// attempt.
     pub(crate) fn waits_for_store(&self) -> bool {
-        let kind = match self {
-            Self::Store(error) => error.kind(),
-            Self::Lost => return true,
-            _ => return false,
-        };
-        matches!(kind, ErrorKind::Unavailable | ErrorKind::Full)
+        match self {
+            Self::Store(error) => error.is_away(),
+            Self::Lost => true,
+            _ => false,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
@@ -16,7 +17,8 @@ use tokio::sync::oneshot;
 
 use super::{
     dir::io_error,
-    shared_error::{SharedError, with_sources},
+    fault::{Fault, is_out_of_descriptors},
+    shared_error::SharedError,
     space::Space,
 };
 use crate::{Error, ErrorKind, Result};
@@ -26,6 +28,13 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 
 /// Maximum size of all journals, bytes. Above it, fjall flushes the memtables that still need the oldest journal.
 const JOURNALS_BYTES: u64 = 256 << 20;
+
+/// How long a commit waits while the process has too many open files. Other files are closed meanwhile, or the limit is
+/// too low.
+const DESCRIPTORS_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Pause between two attempts to open a file.
+const DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Default options of a keyspace. fjall stores the options with the keyspace when it is created.
 pub(crate) fn options() -> KeyspaceCreateOptions {
@@ -45,17 +54,24 @@ pub(crate) struct Database {
 
 impl Database {
     /// Opens the database in the directory `name` below `parent`; creates it if it does not exist.
-    pub(crate) fn open(parent: &Path, name: &'static str, cache_mb: u64, space: Arc<Space>) -> Result<Self> {
+    pub(crate) fn open(
+        parent: &Path,
+        name: &'static str,
+        cache_mb: u64,
+        space: Arc<Space>,
+        fault: Arc<Fault>,
+    ) -> Result<Self> {
         let dir = parent.join(name);
         let fjall = fjall::Database::builder(&dir)
             .cache_size(cache_mb << 20)
+            .max_cached_files(Some(files_cached_max()))
             .max_journaling_size(JOURNALS_BYTES)
             .manual_journal_persist(true)
             // With more workers, the first one occupies a processor while another compacts.
             .worker_threads(1)
             .open()
             .map_err(map_err)?;
-        let committer = Arc::new(Committer::new(name));
+        let committer = Arc::new(Committer::new(name, fault));
         let thread = std::thread::Builder::new()
             .name(format!("{name}-commit"))
             .spawn({
@@ -82,9 +98,23 @@ impl Database {
         self.fjall.keyspace(name, options).map_err(map_err)
     }
 
-    /// Free space of the database's file system.
-    pub(crate) fn space(&self) -> &Space {
-        &self.space
+    /// The database of fjall.
+    pub(crate) fn fjall(&self) -> &fjall::Database {
+        &self.fjall
+    }
+
+    /// Reports a fault of fjall's own threads, which tell nobody: they refuse all later writes.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.committer.check()?;
+        self.fjall
+            .persist(PersistMode::Buffer)
+            .map_err(|e| self.committer.fail(&map_err(e)))
+    }
+
+    /// Checks that new posts can be accepted: the engine has not failed, and its disk has room for what they need later.
+    pub(crate) fn check_for_more(&self) -> Result<()> {
+        self.committer.check()?;
+        self.space.check_for_more()
     }
 
     /// An empty batch.
@@ -161,6 +191,8 @@ impl Future for Committed {
 struct Committer {
     /// Name of the database.
     name: &'static str,
+    /// Of the whole engine.
+    fault: Arc<Fault>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -168,6 +200,7 @@ struct Committer {
 #[derive(Default)]
 struct State {
     waiting: Vec<oneshot::Sender<std::result::Result<(), SharedError>>>,
+    /// A write or an fsync of this database failed.
     failed: Option<SharedError>,
     closing: bool,
 }
@@ -183,31 +216,27 @@ impl State {
 }
 
 impl Committer {
-    fn new(name: &'static str) -> Self {
+    fn new(name: &'static str, fault: Arc<Fault>) -> Self {
         Self {
             name,
+            fault,
             state: Mutex::default(),
             wake: Condvar::default(),
         }
     }
 
     fn check(&self) -> Result<()> {
+        self.fault.check()?;
         self.state.lock().check()
     }
 
-    /// Refuses all later batches. Returns the error for the caller.
+    /// Refuses all later batches of the engine. Returns the error for the caller.
     fn fail(&self, error: &Error) -> Error {
-        let mut state = self.state.lock();
-        let failure = SharedError::new(
-            &format!(
-                "the database {} failed and refuses writes until herald is restarted",
-                self.name
-            ),
-            error,
-        );
-        let error = failure.error();
-        state.failed.get_or_insert(failure);
-        error
+        let refusal = self
+            .fault
+            .report(&format!("can't write to the database {}", self.name), error);
+        self.state.lock().failed.get_or_insert(SharedError::of(&refusal));
+        refusal
     }
 
     fn wait_for_sync(&self) -> Result<Committed> {
@@ -236,11 +265,6 @@ impl Committer {
                 std::mem::take(&mut state.waiting)
             };
             if let Err(error) = sync() {
-                tracing::error!(
-                    error = with_sources(&error),
-                    database = self.name,
-                    "fsync failed: the database refuses writes until herald is restarted"
-                );
                 self.fail(&error);
             }
             let outcome = match &self.state.lock().failed {
@@ -260,9 +284,17 @@ struct RefuseOnDrop<'a>(&'a Committer);
 
 impl Drop for RefuseOnDrop<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.closing = true;
+        let committer = self.0;
+        let mut state = committer.state.lock();
+        let was_closing = std::mem::replace(&mut state.closing, true);
         state.waiting.clear();
+        drop(state);
+        if !was_closing {
+            committer.fail(&Error::new(
+                ErrorKind::Unavailable,
+                "the committer thread panicked",
+            ));
+        }
     }
 }
 
@@ -282,6 +314,29 @@ impl Journal {
     }
 
     fn sync_newest(&mut self) -> std::io::Result<()> {
+        let since = Instant::now();
+        let mut is_told = false;
+        let (id, file) = loop {
+            match self.open_newest() {
+                // Nothing is lost yet: only a failed fsync loses what was written.
+                Err(error) if is_out_of_descriptors(&error) && since.elapsed() < DESCRIPTORS_WAIT_MAX => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(
+                            dir = %self.dir.display(),
+                            "too many open files: a commit waits until others are closed; raise the limit (ulimit -n)"
+                        );
+                    }
+                    std::thread::sleep(DESCRIPTORS_PAUSE);
+                }
+                opened => break opened?,
+            }
+        };
+        file.sync_data()?;
+        self.current = Some((id, file));
+        Ok(())
+    }
+
+    fn open_newest(&mut self) -> std::io::Result<(u64, File)> {
         let mut newest = None;
         for entry in std::fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
@@ -292,14 +347,19 @@ impl Journal {
             newest = newest.max(id);
         }
         let id = newest.ok_or_else(|| std::io::Error::other("the directory has no journal file (*.jnl)"))?;
-        let file = match self.current.take() {
-            Some((of, file)) if of == id => file,
-            _ => File::open(self.dir.join(format!("{id}.jnl")))?,
-        };
-        file.sync_data()?;
-        self.current = Some((id, file));
-        Ok(())
+        match self.current.take() {
+            Some((of, file)) if of == id => Ok((id, file)),
+            _ => Ok((id, File::open(self.dir.join(format!("{id}.jnl")))?)),
+        }
     }
+}
+
+/// Maximum number of files that one database keeps open for reads: the databases together use less than half of the
+/// limit of the process.
+pub(crate) fn files_cached_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.current.unwrap_or(u64::MAX) / 10;
+    usize::try_from(limit).unwrap_or(usize::MAX).clamp(16, 900)
 }
 
 /// Maps an error of fjall to the store's kind of error.
@@ -331,7 +391,7 @@ mod tests {
 
     /// Runs a committer with this fsync.
     fn with_committer(sync: impl FnMut() -> Result<()> + Send, test: impl FnOnce(&Committer)) {
-        let committer = Committer::new("rows");
+        let committer = Committer::new("rows", Arc::new(Fault::new(Path::new("/data"))));
         std::thread::scope(|scope| {
             scope.spawn(|| committer.run(sync));
             test(&committer);
@@ -399,25 +459,25 @@ mod tests {
             |committer| {
                 block_on(committer.wait_for_sync().unwrap()).unwrap();
                 let failed = block_on(committer.wait_for_sync().unwrap()).unwrap_err();
-                assert_eq!(failed.kind(), ErrorKind::Full);
+                assert_eq!(failed.kind(), ErrorKind::Failed);
                 let refused = committer.wait_for_sync().err().unwrap();
-                assert_eq!(refused.kind(), ErrorKind::Full);
+                assert_eq!(refused.kind(), ErrorKind::Failed);
+                let told = block_on(committer.fault.wait()).to_string();
+                assert!(told.contains("no room") && told.contains("/data"), "{told}");
             },
         );
     }
 
     #[test]
     fn a_panic_of_the_committer_releases_the_waiting_callers() {
-        let committer = Committer::new("rows");
+        let committer = Committer::new("rows", Arc::new(Fault::new(Path::new("/data"))));
         std::thread::scope(|scope| {
             let waiting = committer.wait_for_sync().unwrap();
             let thread = scope.spawn(|| committer.run(|| panic!("on purpose")));
             assert_eq!(block_on(waiting).unwrap_err().kind(), ErrorKind::Unavailable);
             thread.join().unwrap_err();
-            assert_eq!(
-                committer.wait_for_sync().err().unwrap().kind(),
-                ErrorKind::Unavailable
-            );
+            assert_eq!(committer.wait_for_sync().err().unwrap().kind(), ErrorKind::Failed);
+            committer.fault.check().unwrap_err();
         });
     }
 

@@ -3,10 +3,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Config, database::Database, space::Space};
-use crate::Result;
+use super::{Config, contents::Contents, database::Database, fault::Fault, space::Space};
+use crate::{Error, Result};
 
 /// The open databases.
+#[derive(Clone)]
 pub(crate) struct Databases {
     /// Users, follows, posts, devices, preferences and the ledger.
     pub(crate) records: Arc<Database>,
@@ -18,13 +19,30 @@ pub(crate) struct Databases {
 
 impl Databases {
     /// Opens the databases in a directory.
-    pub(super) fn open(dir: &Path, config: &Config, space: &Arc<Space>) -> Result<Self> {
-        let open = |name, cache_mb| Database::open(dir, name, cache_mb, Arc::clone(space)).map(Arc::new);
+    pub(super) fn open(
+        dir: &Path,
+        config: &Config,
+        space: &Arc<Space>,
+        fault: &Arc<Fault>,
+        contents: &Contents,
+    ) -> Result<Self> {
+        let open = |name, cache_mb| {
+            let opened = Database::open(dir, name, cache_mb, Arc::clone(space), Arc::clone(fault))?;
+            contents.check(name, opened.fjall())?;
+            Ok::<_, Error>(Arc::new(opened))
+        };
         Ok(Self {
             records: open("records", config.records_cache_mb)?,
             dead_letters: open("dead_letters", config.dead_letters_cache_mb)?,
             totals: open("totals", config.totals_cache_mb)?,
         })
+    }
+
+    /// Reports a fault of fjall's own threads.
+    pub(super) fn check(&self) -> Result<()> {
+        [&self.records, &self.dead_letters, &self.totals]
+            .into_iter()
+            .try_for_each(|database| database.check())
     }
 
     /// Makes applied batches durable and ends the threads. Later writes are refused. Closes all databases even if one

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::contents::{Contents, DATABASES};
 use crate::{Error, ErrorKind, Result};
 
 /// Content of the file `format`. Raise the number with every change of the layout (directories, keyspaces, keys, rows)
@@ -68,9 +69,29 @@ fn check_format(dir: &Path) -> Result<()> {
                 FORMAT.trim()
             ),
         )),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_durably(dir, "format", FORMAT)
-            .map_err(|e| io_error(format!("can't write {}", path.display()), e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            check_unused(dir)?;
+            Contents::begin(dir)?;
+            write_durably(dir, "format", FORMAT)
+                .map_err(|e| io_error(format!("can't write {}", path.display()), e))
+        }
         Err(e) => Err(io_error(format!("can't read {}", path.display()), e)),
+    }
+}
+
+/// Refuses to make a store beside databases whose format is unknown.
+fn check_unused(dir: &Path) -> Result<()> {
+    let found = DATABASES.into_iter().find(|name| dir.join(name).exists());
+    match found {
+        Some(name) => Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "the data directory {} has the database {name} and no file `format`, which tells how to read it: put the \
+                 file back, or use an empty directory",
+                dir.display(),
+            ),
+        )),
+        None => Ok(()),
     }
 }
 

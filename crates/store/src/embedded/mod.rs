@@ -8,18 +8,22 @@
 //! | `timelines/` | (follower, post) pairs | [`timelines`]: sorted runs |
 //!
 //! Each directory is a fjall database. The file `lock` keeps a second process out; the file `format` holds the version
-//! of the layout; the file `moved` marks a store whose data is moved to the cluster engine.
+//! of the layout; the file `contents` lists what must not be missing; the file `moved` marks a store whose data is moved
+//! to the cluster engine.
 
 mod blocking;
 mod cache;
+pub(crate) mod contents;
 pub(crate) mod database;
 pub(crate) mod databases;
 pub(crate) mod dead_letters;
 pub(crate) mod devices;
 pub(crate) mod dir;
+mod fault;
 pub(crate) mod follows;
 mod group_commit;
 mod health;
+mod journal;
 pub(crate) mod leases;
 pub(crate) mod ledger;
 pub(crate) mod mark;
@@ -40,14 +44,18 @@ mod users;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-pub use self::timelines::EmbeddedTimelines;
 use self::{
-    databases::Databases, dir::Dir, health::Health, ledger::Ledger, mark::Mark, parts::Parts,
-    retention::Retention, space::Space,
+    contents::Contents, databases::Databases, dir::Dir, fault::Fault, health::Health, ledger::Ledger,
+    mark::Mark, parts::Parts, retention::Retention, space::Space,
+};
+pub use self::{
+    journal::{JournalReport, recover_journals},
+    timelines::EmbeddedTimelines,
 };
 use crate::{Result, Stores};
 
@@ -124,8 +132,12 @@ pub struct Embedded {
     parts: Parts,
     databases: Databases,
     timelines: Arc<EmbeddedTimelines>,
+    fault: Arc<Fault>,
     dir: Dir,
 }
+
+/// Interval at which [`Embedded::failed`] looks for faults of fjall's own threads.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Embedded {
     /// Opens the engine and creates missing files. [`Locked`](crate::ErrorKind::Locked) if the directory is open in
@@ -146,11 +158,28 @@ impl Embedded {
 
     fn open_in(dir: Dir, config: &Config) -> Result<Self> {
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
-        let databases = Databases::open(dir.path(), config, &space)?;
-        let timelines = EmbeddedTimelines::open(&dir.path().join("timelines"), &config.timelines, space)?;
+        let fault = Arc::new(Fault::new(dir.path()));
+        let contents = Contents::open(dir.path())?;
+        for database in contents::DATABASES {
+            journal::check(dir.path(), database)?;
+        }
+        let databases = Databases::open(dir.path(), config, &space, &fault, &contents)?;
+        let timelines = EmbeddedTimelines::open(
+            dir.path(),
+            &config.timelines,
+            space,
+            Arc::clone(&fault),
+            &contents,
+        )?;
         let timelines = Arc::new(timelines);
         let parts = Parts::open(&databases, config)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
+        contents.record([
+            ("records", databases.records.fjall()),
+            ("dead_letters", databases.dead_letters.fjall()),
+            ("totals", databases.totals.fjall()),
+            ("timelines", timelines.fjall()),
+        ])?;
         let retention = Arc::new(parts.retention(&timelines, &ledger, config));
         let health = Arc::new(Health {
             records: Arc::clone(&databases.records),
@@ -163,6 +192,7 @@ impl Embedded {
             parts,
             databases,
             timelines,
+            fault,
             dir,
         })
     }
@@ -183,6 +213,24 @@ impl Embedded {
             stream_marks: self.parts.stream_marks.clone(),
             retention: self.retention.clone(),
             health: self.health.clone(),
+        }
+    }
+
+    /// Waits until the engine can't be used any more: a write or an fsync failed. The error names the directory, the
+    /// cause and the remedy. End the process then: only opening the store again tells what is on its disk.
+    pub async fn failed(&self) -> crate::Error {
+        let watching = async {
+            loop {
+                tokio::time::sleep(CHECK_INTERVAL).await;
+                let (databases, timelines) = (self.databases.clone(), Arc::clone(&self.timelines));
+                let check = move || databases.check().and(timelines.check_disk());
+                // A fault is reported there, and ends the wait below.
+                let _ = tokio::task::spawn_blocking(check).await;
+            }
+        };
+        tokio::select! {
+            error = self.fault.wait() => error,
+            () = watching => unreachable!(),
         }
     }
 
@@ -210,8 +258,6 @@ impl Embedded {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use herald_model::{
         Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey, time::Timestamp,
     };

@@ -338,7 +338,7 @@ impl crate::Posts for EmbeddedPosts {
     }
 
     async fn capacity(&self) -> Result<()> {
-        self.tables.database.space().check_for_more()
+        self.tables.database.check_for_more()
     }
 
     async fn last(&self) -> Result<Option<PostId>> {

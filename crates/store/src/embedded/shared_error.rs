@@ -10,6 +10,14 @@ pub(crate) struct SharedError {
 }
 
 impl SharedError {
+    /// A copy of an error.
+    pub(crate) fn of(error: &Error) -> Self {
+        Self {
+            kind: error.kind(),
+            message: with_sources(error),
+        }
+    }
+
     /// `what` failed because of `cause`.
     pub(crate) fn new(what: &str, cause: &Error) -> Self {
         Self {

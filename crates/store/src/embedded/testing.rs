@@ -7,7 +7,7 @@ use std::{
 
 use tokio::runtime::{self, Runtime};
 
-use super::{database::Database, space::Space};
+use super::{database::Database, fault::Fault, space::Space};
 
 /// Runs a future on a runtime that all tests share.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
@@ -44,8 +44,9 @@ impl Store {
             assert_eq!(Arc::strong_count(&database), 1, "the database is still in use");
         }
         let space = Arc::new(Space::new(self.dir.path(), 0));
+        let fault = Arc::new(Fault::new(self.dir.path()));
         self.database = Some(Arc::new(
-            Database::open(self.dir.path(), "rows", 8, space).unwrap(),
+            Database::open(self.dir.path(), "rows", 8, space, fault).unwrap(),
         ));
     }
 

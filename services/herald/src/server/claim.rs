@@ -2,11 +2,12 @@
 
 use std::{io::ErrorKind, net::SocketAddr};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use super::{
-    Config,
+    Config, data_dir,
     engine::Engine,
     roles::{Role, Roles},
 };
@@ -26,6 +27,7 @@ impl Claim {
     /// Binds the ports and opens the store. Fails if another process uses them. `shared`: the process is one of many that
     /// share NATS and the store.
     pub(crate) async fn new(config: Config, roles: Roles, shared: bool) -> Result<Self> {
+        raise_files_limit();
         // Ports first: a port in use is the most likely error, and nothing has changed yet.
         let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
         let http = listen(config.http, "HTTP", "--http").await?;
@@ -36,8 +38,7 @@ impl Claim {
             _ => None,
         };
         if !shared {
-            std::fs::create_dir_all(&config.data_dir)
-                .with_context(|| format!("can't create the data directory {}", config.data_dir.display()))?;
+            data_dir::prepare(&config.data_dir)?;
         }
         let engine = Engine::open(&config, &roles).await?;
         Ok(Self {
@@ -49,6 +50,23 @@ impl Claim {
             http,
             engine,
         })
+    }
+}
+
+/// Raises the limit of open files as far as the process may. The usual limit of a shell, 1,024, is for programs that use
+/// `select`; connections and the files of the store need more.
+fn raise_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(
+            error = %std::io::Error::from(error),
+            limit = limit.current,
+            "can't raise the limit of open files"
+        );
     }
 }
 

@@ -71,6 +71,22 @@ impl Engine {
         })
     }
 
+    /// Watches the engine of this process alone: returns the fault that ends the process, or after the shutdown. `None`
+    /// for an engine that is shared: its servers end their faults themselves.
+    pub(super) fn watch(
+        &self,
+        shutdown: CancellationToken,
+    ) -> Option<impl Future<Output = herald_store::Result<()>> + use<>> {
+        let Self::Embedded(store) = self else { return None };
+        let store = Arc::clone(store);
+        Some(async move {
+            match shutdown.run_until_cancelled(store.failed()).await {
+                Some(fault) => Err(fault),
+                None => Ok(()),
+            }
+        })
+    }
+
     /// Closes the engine, after the services have stopped.
     pub(super) async fn close(&self) -> Result<()> {
         match self {

@@ -11,6 +11,7 @@ mod broker;
 mod checks;
 mod claim;
 mod config;
+mod data_dir;
 mod engine;
 mod nats_config;
 mod peers;

@@ -149,6 +149,9 @@ impl Server {
         if let Some(opening) = opening {
             workers.spawn("store", opening);
         }
+        if let Some(watching) = engine.watch(workers.shutdown()) {
+            workers.spawn("store", watching);
+        }
         let ports = Ports { grpc, internal_grpc };
         Box::pin(spawn_all(
             &parts,

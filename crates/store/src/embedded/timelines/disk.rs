@@ -38,7 +38,13 @@ use super::{
     merge_watermarks::MergeWatermarks,
     pair,
 };
-use crate::{Result, embedded::database::map_err};
+use crate::{
+    Result,
+    embedded::{
+        contents::Contents,
+        database::{files_cached_max, map_err},
+    },
+};
 
 /// Run numbers reserved at a time. Reserved numbers left at shutdown are never used.
 const RUN_NUMBERS_RESERVED: u64 = 1_000;
@@ -71,11 +77,12 @@ struct RunNumbers {
 
 impl Disk {
     /// Opens the database; creates it if it doesn't exist.
-    pub(super) fn open(dir: &Path, config: &Config) -> Result<Self> {
+    pub(super) fn open(dir: &Path, config: &Config, contents: &Contents) -> Result<Self> {
         let watermarks = Arc::new(MergeWatermarks::default());
         let filters = Arc::clone(&watermarks);
         let database = Database::builder(dir)
             .cache_size(config.cache_mb << 20)
+            .max_cached_files(Some(files_cached_max()))
             .manual_journal_persist(true)
             // With more than one, the first thread busy-waits while another compacts.
             .worker_threads(1)
@@ -84,6 +91,7 @@ impl Disk {
             }))
             .open()
             .map_err(map_err)?;
+        contents.check("timelines", &database)?;
         let runs = database.keyspace("runs", runs_options).map_err(map_err)?;
         let merged = database.keyspace("merged", merged_options).map_err(map_err)?;
         let state = database

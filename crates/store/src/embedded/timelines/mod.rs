@@ -34,7 +34,10 @@ use self::{
     intake::{FlushPolicy, Intake},
     merge::Merger,
 };
-use super::{blocking::read_blocking, dir::io_error, shared_error::SharedError, space::Space};
+use super::{
+    blocking::read_blocking, contents::Contents, database::map_err, dir::io_error, fault::Fault,
+    shared_error::SharedError, space::Space,
+};
 use crate::{
     Delivered, Durable, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines,
 };
@@ -81,6 +84,9 @@ impl Default for Config {
     }
 }
 
+/// What failed, in a report of a fault.
+const FAULT: &str = "can't write to the database timelines";
+
 /// The embedded engine's [`Timelines`](crate::Timelines).
 pub struct EmbeddedTimelines {
     shared: Arc<Shared>,
@@ -90,14 +96,21 @@ pub struct EmbeddedTimelines {
 struct Shared {
     config: Config,
     space: Arc<Space>,
+    fault: Arc<Fault>,
     intake: Intake,
     disk: Disk,
     merger: Merger,
 }
 
 impl EmbeddedTimelines {
-    /// Opens the timelines; creates them if they don't exist.
-    pub(crate) fn open(dir: &Path, config: &Config, space: Arc<Space>) -> Result<Self> {
+    /// Opens the timelines in the directory `timelines` below `parent`; creates them if they don't exist.
+    pub(crate) fn open(
+        parent: &Path,
+        config: &Config,
+        space: Arc<Space>,
+        fault: Arc<Fault>,
+        contents: &Contents,
+    ) -> Result<Self> {
         let policy = FlushPolicy {
             interval: Duration::from_millis(config.flush_interval_ms.min(1_000)),
             chunks: config.flush_chunks.max(1),
@@ -105,10 +118,11 @@ impl EmbeddedTimelines {
         };
         let shared = Arc::new(Shared {
             intake: Intake::new(config.run_pairs_max, policy),
-            disk: Disk::open(dir, config)?,
+            disk: Disk::open(&parent.join("timelines"), config, contents)?,
             merger: Merger::default(),
             config: config.clone(),
             space,
+            fault,
         });
         let store = Self {
             shared,
@@ -146,7 +160,19 @@ impl EmbeddedTimelines {
     /// Checks that deliveries are accepted.
     pub(crate) fn check(&self) -> Result<()> {
         self.shared.space.check()?;
+        self.shared.fault.check()?;
         self.shared.intake.check()
+    }
+
+    /// The database of fjall.
+    pub(crate) fn fjall(&self) -> &fjall::Database {
+        &self.shared.disk.database
+    }
+
+    /// Reports a fault of fjall's own threads, which tell nobody: they refuse all later writes.
+    pub(crate) fn check_disk(&self) -> Result<()> {
+        let checked = self.shared.disk.database.persist(fjall::PersistMode::Buffer);
+        checked.map_err(|e| self.shared.fault.report(FAULT, &map_err(e)))
     }
 
     /// Flushes the buffers and stops the threads; later deliveries are rejected.
@@ -190,7 +216,7 @@ impl Shared {
     /// Flushes runs until closed.
     fn flush(&self) {
         // Fails pending deliveries even if this thread panics.
-        let _abandon = AbandonOnDrop(&self.intake);
+        let _abandon = AbandonOnDrop(self);
         while let Some(run) = self.intake.next() {
             let small = run.pairs() <= self.config.small_run_pairs_max;
             let outcome = self.write_run(&run, small);
@@ -199,14 +225,16 @@ impl Shared {
             let fatal = outcome
                 .as_ref()
                 .is_err_and(|e| small || e.kind() != ErrorKind::Full);
-            if let Err(error) = &outcome {
+            let outcome = outcome.map_err(|error| {
+                if fatal {
+                    return SharedError::of(&self.fault.report(FAULT, &error));
+                }
                 tracing::error!(
-                    error = super::shared_error::with_sources(error),
-                    fatal,
-                    "could not flush a run of timelines"
+                    error = super::shared_error::with_sources(&error),
+                    "could not flush a run of timelines: its messages are delivered again"
                 );
-            }
-            let outcome = outcome.map_err(|e| SharedError::new("the timelines can't be flushed", &e));
+                SharedError::new("the timelines can't be flushed", &error)
+            });
             self.intake.finish_flush(run, outcome, fatal, !small);
         }
     }
@@ -258,6 +286,7 @@ impl Timelines for EmbeddedTimelines {
             return Ok(durable_now());
         }
         self.shared.space.check()?;
+        self.shared.fault.check()?;
         can_fail!("store.deliver");
         let durable = self.shared.intake.put(post, &recipients).await?;
         if herald_failpoints::negative_control!("store.early-ack") {
@@ -288,10 +317,17 @@ impl Timelines for EmbeddedTimelines {
 }
 
 /// Fails pending deliveries when the flusher thread ends.
-struct AbandonOnDrop<'a>(&'a Intake);
+struct AbandonOnDrop<'a>(&'a Shared);
 
 impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.abandon(&SharedError::ended("the timelines are closed"));
+        let Shared { fault, intake, .. } = self.0;
+        if std::thread::panicking() {
+            fault.report(
+                FAULT,
+                &Error::new(ErrorKind::Unavailable, "the thread that flushes panicked"),
+            );
+        }
+        intake.abandon(&SharedError::ended("the timelines are closed"));
     }
 }

@@ -71,7 +71,14 @@ fn a_full_disk_rejects_deliveries_and_loses_none() {
     // With a reserve, deliveries fail before the disk is full and succeed again when space is available.
     fill_up();
     let space = Arc::new(Space::new(dir.path(), 24));
-    let timelines = EmbeddedTimelines::open(&data, &config, space).unwrap();
+    let timelines = EmbeddedTimelines::open(
+        &data,
+        &config,
+        space,
+        Arc::new(Fault::new(&data)),
+        &Contents::none(&data),
+    )
+    .unwrap();
     let (mut durable, error) = fill(&timelines, 1);
     assert_eq!(error.kind(), ErrorKind::Full);
     assert!(!durable.is_empty());
@@ -103,7 +110,7 @@ fn a_full_disk_rejects_deliveries_and_loses_none() {
     let timelines = open(&data, &config);
     let (late, error) = fill(&timelines, more + 1);
     assert!(
-        matches!(error.kind(), ErrorKind::Full | ErrorKind::Unavailable),
+        matches!(error.kind(), ErrorKind::Full | ErrorKind::Failed),
         "{error}"
     );
     durable.extend(late);

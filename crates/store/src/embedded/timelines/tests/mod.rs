@@ -12,7 +12,8 @@ use super::*;
 
 /// Opens timelines in a directory.
 fn open(dir: &Path, config: &Config) -> EmbeddedTimelines {
-    EmbeddedTimelines::open(dir, config, Arc::new(Space::new(dir, 0))).unwrap()
+    let (space, fault) = (Arc::new(Space::new(dir, 0)), Arc::new(Fault::new(dir)));
+    EmbeddedTimelines::open(dir, config, space, fault, &Contents::none(dir)).unwrap()
 }
 
 fn recipients(users: impl IntoIterator<Item = u32>) -> Recipients {

@@ -1,0 +1,200 @@
+//! The journals of the databases: checked before fjall reads them, and recovered if they are damaged.
+//!
+//! fjall takes some damage for the end of a journal, such as a flipped bit in a length, and drops what follows, although
+//! it was acknowledged. So each journal is read before. Damage is refused, and [`recover_journals`] is the remedy.
+
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use self::scan::{End, Scan};
+use super::{
+    contents::DATABASES,
+    dir::{Dir, io_error},
+};
+use crate::{Error, ErrorKind, Result};
+
+/// Directory, in the data directory, to which damaged journals are moved.
+const DAMAGED: &str = "damaged";
+
+/// What was recovered of a damaged journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalReport {
+    /// The database.
+    pub database: &'static str,
+    /// The journal, which now has only what could be read.
+    pub journal: PathBuf,
+    /// Where the damaged journal is kept.
+    pub kept_at: PathBuf,
+    /// Number of batches that are kept. All writes of a batch belong together.
+    pub batches_kept: usize,
+    /// Number of bytes that could not be read. They had at least one batch, which is lost.
+    pub bytes_lost: usize,
+}
+
+/// Recovers the damaged journals of the embedded store in a data directory. `[]` if none is damaged.
+///
+/// Each damaged journal is moved to the directory `damaged`, and replaced by one with all batches that can be read, those
+/// after the damage included: a later batch refers to what earlier ones assigned, such as the keys of users, and these
+/// must never be assigned again. What the lost batch had is lost: run `herald audit` after the next start.
+///
+/// [`Locked`](ErrorKind::Locked) while the store is open. Safe to repeat after an interruption.
+pub fn recover_journals(data_dir: &Path) -> Result<Vec<JournalReport>> {
+    if !data_dir.join("format").exists() {
+        let message = format!("there is no store in the data directory {}", data_dir.display());
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    let dir = Dir::open(data_dir)?;
+    let mut reports = Vec::new();
+    for database in DATABASES {
+        let journals = journals(&dir.path().join(database))?;
+        for (place, journal) in journals.iter().enumerate() {
+            let bytes = read(journal)?;
+            let scan = Scan::of(&bytes);
+            if is_damaged(&scan, place + 1 == journals.len()) {
+                reports.push(recover(dir.path(), database, journal, &bytes, &scan)?);
+            }
+        }
+    }
+    Ok(reports)
+}
+
+/// Checks the journals of a database before it is opened. Cuts off what was never durable.
+pub(super) fn check(data_dir: &Path, database: &str) -> Result<()> {
+    let dir = data_dir.join(database);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let journals = journals(&dir)?;
+    for (place, journal) in journals.iter().enumerate() {
+        let scan = Scan::of(&read(journal)?);
+        if is_damaged(&scan, place + 1 == journals.len()) {
+            return Err(refusal(data_dir, journal, &scan));
+        }
+        if scan.end == End::Torn {
+            cut(journal, scan.readable)?;
+        }
+    }
+    Ok(())
+}
+
+/// All journals but the newest were synced before the next one was made.
+fn is_damaged(scan: &Scan, is_newest: bool) -> bool {
+    scan.end == End::Damaged || (scan.end == End::Torn && !is_newest)
+}
+
+fn refusal(data_dir: &Path, journal: &Path, scan: &Scan) -> Error {
+    let later = scan
+        .batches
+        .iter()
+        .filter(|batch| batch.start >= scan.readable)
+        .count();
+    Error::new(
+        ErrorKind::Corrupt,
+        format!(
+            "the journal {} is damaged at byte {}: its disk changed or lost what was written; {} batches before and {later} \
+             after the damage can be read: restore the data directory from a backup, or run `herald recover --data-dir {}`, \
+             which keeps them and gives up what is damaged",
+            journal.display(),
+            scan.readable,
+            scan.batches.len() - later,
+            data_dir.display(),
+        ),
+    )
+}
+
+fn cut(journal: &Path, readable: usize) -> Result<()> {
+    tracing::info!(
+        journal = %journal.display(),
+        at = readable,
+        "cut off the end of a journal, which was being written when herald ended and was not acknowledged"
+    );
+    let cut = File::options().write(true).open(journal).and_then(|file| {
+        file.set_len(readable as u64)?;
+        file.sync_all()
+    });
+    cut.map_err(|error| io_error(format!("can't cut the journal {}", journal.display()), error))
+}
+
+fn recover(
+    data_dir: &Path,
+    database: &'static str,
+    journal: &Path,
+    bytes: &[u8],
+    scan: &Scan,
+) -> Result<JournalReport> {
+    let kept: usize = scan.batches.iter().map(ExactSizeIterator::len).sum();
+    let written = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    let damaged = data_dir.join(DAMAGED);
+    let failed = |error| io_error(format!("can't recover the journal {}", journal.display()), error);
+    let kept_at = (|| {
+        fs::create_dir_all(&damaged)?;
+        let kept_at = unused_name(&damaged, database, journal);
+        // The journal stays in place until its replacement is complete.
+        write(&kept_at, [&bytes[..written]].into_iter())?;
+        let new = journal.with_extension("jnl-recovered");
+        write(&new, scan.batches.iter().map(|batch| &bytes[batch.clone()]))?;
+        fs::rename(&new, journal)?;
+        for dir in [data_dir, &damaged, journal.parent().unwrap_or(data_dir)] {
+            File::open(dir)?.sync_all()?;
+        }
+        Ok(kept_at)
+    })()
+    .map_err(failed)?;
+    Ok(JournalReport {
+        database,
+        journal: journal.into(),
+        kept_at,
+        batches_kept: scan.batches.len(),
+        bytes_lost: written - kept,
+    })
+}
+
+fn unused_name(damaged: &Path, database: &str, journal: &Path) -> PathBuf {
+    let name = journal
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let names = (1_u64..).map(|n| damaged.join(format!("{database}-{name}.{n}")));
+    let mut unused = names.skip_while(|path| path.exists());
+    unused.next().unwrap_or_else(|| damaged.join(name))
+}
+
+fn write<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> std::io::Result<()> {
+    let mut file = std::io::BufWriter::new(File::create(path)?);
+    for part in parts {
+        file.write_all(part)?;
+    }
+    file.into_inner()?.sync_all()
+}
+
+/// The journals of a database, the oldest first.
+fn journals(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| io_error(format!("can't read the directory {}", dir.display()), error);
+    let mut journals = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let number = path.file_name().and_then(|name| name.to_str());
+        let number = number.and_then(|name| name.strip_suffix(".jnl")?.parse::<u64>().ok());
+        if let Some(number) = number {
+            journals.push((number, path));
+        }
+    }
+    journals.sort_unstable();
+    Ok(journals.into_iter().map(|(_, path)| path).collect())
+}
+
+fn read(journal: &Path) -> Result<Vec<u8>> {
+    fs::read(journal)
+        .map_err(|error| io_error(format!("can't read the journal {}", journal.display()), error))
+}
