@@ -12,13 +12,14 @@ use herald_model::{
 use parking_lot::Mutex;
 
 use crate::{
-    Archived, ChunkRef, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterId,
-    DeadLetterPage, DeadLetterState, DeadLetterVersion, DeadLetters, DeadMessage, Delivered, Devices, Error,
-    ErrorKind, Fence, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows, Health,
-    Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState,
-    Order, PostCounts, PostPlan, PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus,
-    RecordedOutcome, Reopened, Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark,
-    StreamMarks, TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
+    Archived, ChunkRef, ClockCheck, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups,
+    DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion, DeadLetters, DeadMessage, Delivered,
+    Devices, Error, ErrorKind, Fence, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following,
+    Follows, Health, Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation,
+    OperationId, OperationState, Order, PostCounts, PostPlan, PostTotals, Posts, Preferences,
+    PreferencesChange, Rebuilt, RecipientStatus, RecordedOutcome, Reopened, Reopening, Result, Retention,
+    Settlement, SlicePlan, Step, Stores, StreamMark, StreamMarks, TimelineEntries, TimelinePage, Timelines,
+    Totals, TotalsBatch, Users,
 };
 
 /// Why an engine is not open yet. Clones share it.
@@ -315,4 +316,5 @@ later!(StreamMarks {
 
 later!(Retention {
     trim(now: Timestamp) -> ();
+    observe_clock(now: Timestamp) -> ClockCheck;
 });

@@ -55,6 +55,7 @@ mod maintenance;
 pub mod migrate;
 mod outcome;
 mod posts;
+mod retention_clock;
 mod stream_marks;
 mod timelines;
 mod totals;
@@ -88,6 +89,7 @@ pub use outcome::{
     SettledCounts, SuppressedReason,
 };
 pub use posts::{Archived, Posts};
+pub use retention_clock::{CLOCK_STEP_MAX, ClockCheck};
 pub use stream_marks::{StreamMark, StreamMarks};
 pub use timelines::{Delivered, Rebuilt, TimelineEntries, TimelinePage, Timelines};
 pub use totals::{ChunkRef, Counted, Counts, IntendedFile, PostTotals, Totals, TotalsBatch};

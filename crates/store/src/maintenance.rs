@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use herald_model::time::Timestamp;
 
-use crate::Result;
+use crate::{ClockCheck, Result};
 
 /// Removes data whose retention has ended.
 #[async_trait]
@@ -12,6 +12,10 @@ pub trait Retention: Send + Sync {
     /// counts, dead letters and operations. Safe to call from several processes, but one at a time does all the work:
     /// the holder of the lease [`RETENTION_LEASE`]. Called once a minute.
     async fn trim(&self, now: Timestamp) -> Result<()>;
+
+    /// Records the time, and says whether [`trim`](Self::trim) may be called with it. Durable on return. Called before
+    /// each `trim`, by the holder of the lease.
+    async fn observe_clock(&self, now: Timestamp) -> Result<ClockCheck>;
 }
 
 /// Name of the lease of the process that calls [`Retention::trim`].

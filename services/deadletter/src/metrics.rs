@@ -38,6 +38,8 @@ pub struct Metrics {
     findings: Family<KindLabels, Gauge>,
     oldest_pending_seconds: Gauge,
     leading: Family<LeaseLabels, Gauge>,
+    /// 1 while retention removes nothing because the clock has jumped.
+    pub retention_paused: Gauge,
     /// Completed rounds of the continuous audit.
     pub continuous_audit_rounds: Counter,
     /// Failed rounds of the continuous audit.
@@ -62,6 +64,7 @@ impl Metrics {
             findings: Family::default(),
             oldest_pending_seconds: Gauge::default(),
             leading: Family::default(),
+            retention_paused: Gauge::default(),
             continuous_audit_rounds: Counter::default(),
             continuous_audit_failures: Counter::default(),
         };
@@ -134,6 +137,11 @@ impl Metrics {
             "deadletter_leading",
             "1 while this process holds the lease and does its work, else 0",
             metrics.leading.clone(),
+        );
+        registry.register(
+            "retention_paused",
+            "1 while retention removes nothing because the clock has jumped, else 0",
+            metrics.retention_paused.clone(),
         );
         registry.register(
             "audit_rounds",

@@ -13,6 +13,7 @@
 
 mod blocking;
 mod cache;
+mod clock;
 pub(crate) mod contents;
 pub(crate) mod database;
 pub(crate) mod databases;
@@ -50,8 +51,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use self::{
-    contents::Contents, databases::Databases, dir::Dir, fault::Fault, health::Health, ledger::Ledger,
-    mark::Mark, parts::Parts, retention::Retention, space::Space,
+    clock::Clock, contents::Contents, databases::Databases, dir::Dir, fault::Fault, health::Health,
+    ledger::Ledger, mark::Mark, parts::Parts, retention::Retention, space::Space,
 };
 pub use self::{
     journal::{JournalReport, recover_journals},
@@ -174,13 +175,15 @@ impl Embedded {
         let timelines = Arc::new(timelines);
         let parts = Parts::open(&databases, config)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
+        let clock = Clock::open(&databases.records)?;
+        // All keyspaces exist now.
         contents.record([
             ("records", databases.records.fjall()),
             ("dead_letters", databases.dead_letters.fjall()),
             ("totals", databases.totals.fjall()),
             ("timelines", timelines.fjall()),
         ])?;
-        let retention = Arc::new(parts.retention(&timelines, &ledger, config));
+        let retention = Arc::new(parts.retention(&timelines, &ledger, clock, config));
         let health = Arc::new(Health {
             records: Arc::clone(&databases.records),
             timelines: Arc::clone(&timelines),

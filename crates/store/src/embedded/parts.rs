@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Config, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
+    Config, clock::Clock, databases::Databases, dead_letters::EmbeddedDeadLetters, devices::EmbeddedDevices,
     follows::EmbeddedFollows, leases::EmbeddedLeases, ledger::Ledger, posts::EmbeddedPosts,
     preferences::EmbeddedPreferences, retention::Retention, stream_marks::EmbeddedStreamMarks,
     timelines::EmbeddedTimelines, totals::EmbeddedTotals, users::EmbeddedUsers,
@@ -59,10 +59,12 @@ impl Parts {
         &self,
         timelines: &Arc<EmbeddedTimelines>,
         ledger: &Arc<Ledger>,
+        clock: Clock,
         config: &Config,
     ) -> Retention {
         let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 60 * 60));
         Retention {
+            clock,
             follows: Arc::clone(&self.follows),
             posts: Arc::clone(&self.posts),
             timelines: Arc::clone(timelines),

@@ -102,30 +102,33 @@ impl EmbeddedPosts {
         }
     }
 
-    /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. Binary
-    /// search with about 40 reads: ids ascend with time, except for clock corrections.
-    pub(crate) fn first_since(&self, moment: Timestamp) -> Result<PostId> {
-        let posts = &self.tables.posts;
-        let Some(last) = posts.last_key_value() else {
-            return Ok(PostId(1));
-        };
-        let (mut low, mut high) = (1, decode_id(&last.key().map_err(map_err)?)? + 1);
-        // Posts less than `low` are older than `moment`; posts from `high` on are not.
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let Some(found) = posts.range(middle.to_be_bytes()..high.to_be_bytes()).next() else {
-                high = middle;
-                continue;
-            };
-            let (key, value) = found.into_inner().map_err(map_err)?;
+    /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
+    /// older. Posts less than `from` are taken for older.
+    ///
+    /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
+    /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
+    /// those after it.
+    pub(crate) fn first_since(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
+        let mut next = from.max(PostId(1));
+        for row in self.tables.posts.range(from.0.to_be_bytes()..) {
+            let (key, value) = row.into_inner().map_err(map_err)?;
             let row = Row::decode(value.as_ref()).map_err(|_| corrupt("post"))?;
-            if row.accepted_at < moment.0 {
-                low = decode_id(&key)? + 1;
-            } else {
-                high = middle;
+            if row.accepted_at >= moment.0 {
+                break;
             }
+            next = PostId(decode_id(&key)? + 1);
         }
-        Ok(PostId(low))
+        Ok(next)
+    }
+
+    /// When the newest post was accepted.
+    pub(crate) fn last_accepted_at(&self) -> Result<Option<Timestamp>> {
+        let Some(last) = self.tables.posts.last_key_value() else {
+            return Ok(None);
+        };
+        let row = last.value().map_err(map_err)?;
+        let row = Row::decode(row.as_ref()).map_err(|_| corrupt("post"))?;
+        Ok(Some(Timestamp(row.accepted_at)))
     }
 
     /// [`find_by_request`](crate::Posts::find_by_request) at the time `now`.

@@ -7,14 +7,15 @@ use futures::executor::block_on;
 use herald_model::time::Timestamp;
 
 use super::{
-    blocking::read_blocking, dead_letters::EmbeddedDeadLetters, follows::EmbeddedFollows, ledger::Ledger,
-    posts::EmbeddedPosts, timelines::EmbeddedTimelines, totals::EmbeddedTotals,
+    blocking::read_blocking, clock::Clock, dead_letters::EmbeddedDeadLetters, follows::EmbeddedFollows,
+    ledger::Ledger, posts::EmbeddedPosts, timelines::EmbeddedTimelines, totals::EmbeddedTotals,
 };
-use crate::Result;
+use crate::{ClockCheck, Result};
 
 /// The stores with retention, and their limits: the embedded engine's [`Retention`](crate::Retention).
 #[derive(Clone)]
 pub(super) struct Retention {
+    pub(super) clock: Clock,
     pub(super) follows: Arc<EmbeddedFollows>,
     pub(super) posts: Arc<EmbeddedPosts>,
     pub(super) timelines: Arc<EmbeddedTimelines>,
@@ -33,13 +34,16 @@ impl Retention {
     async fn run(&self, now: Timestamp) -> Result<()> {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
-        let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep))?;
+        let shown = self.timelines.oldest_kept();
+        let oldest_shown = self.posts.first_since(shown, now.minus(self.timeline_keep))?;
         self.timelines.raise_oldest_kept(oldest_shown)?;
-        let oldest_recorded = self.posts.first_since(now.minus(self.ledger_keep))?;
+        let recorded = self.ledger.first_post()?;
+        let oldest_recorded = self.posts.first_since(recorded, now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(oldest_recorded).await?;
         // A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted
         // again.
-        let oldest_counted = self.posts.first_since(now.minus(2 * self.ledger_keep))?;
+        let counted = self.totals.first_post()?;
+        let oldest_counted = self.posts.first_since(counted, now.minus(2 * self.ledger_keep))?;
         let counted_chunks = self.totals.trim(oldest_counted).await?;
         let dead_letters = self.dead_letters.trim(
             now.minus(self.ledger_keep),
@@ -69,5 +73,9 @@ impl crate::Retention for Retention {
             block_on(retention.run(now))
         })
         .await
+    }
+
+    async fn observe_clock(&self, now: Timestamp) -> Result<ClockCheck> {
+        self.clock.observe(now, self.posts.last_accepted_at()?).await
     }
 }

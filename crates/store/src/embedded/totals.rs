@@ -102,6 +102,11 @@ impl EmbeddedTotals {
         } = &*self.tables;
         trim_watermark.trim(database, chunks, before).await
     }
+
+    /// The first post that may have counted chunks.
+    pub(crate) fn first_post(&self) -> Result<PostId> {
+        self.tables.trim_watermark.first_with_rows(&self.tables.chunks)
+    }
 }
 
 impl Tables {

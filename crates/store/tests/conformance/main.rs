@@ -177,6 +177,8 @@ on_each_engine! {
     }
     retention {
         what_is_past_its_retention_is_removed_and_nothing_else
+        a_clock_that_jumps_is_seen
+        posts_of_a_gateway_whose_clock_is_behind_are_not_hidden
         old_dead_letters_go_unless_they_are_redriving
         two_processes_can_trim_at_once
     }
@@ -211,6 +213,8 @@ conformance! {
     }
     retention {
         what_is_past_its_retention_is_removed_and_nothing_else
+        a_clock_that_jumps_is_seen
+        posts_of_a_gateway_whose_clock_is_behind_are_not_hidden
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use herald_model::{Channel, ChunkId, PostId, UserKey, time::Timestamp};
 use herald_store::{
-    Archived, ChunkRef, Counted, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState,
+    Archived, ChunkRef, ClockCheck, Counted, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterState,
     DeadLetterVersion, NewOperation, OperationKind, OperationState, Order, SettledCounts, Stores,
     TotalsBatch,
 };
@@ -55,6 +55,46 @@ fn counted_chunk(post: u64) -> ChunkRef {
         post: PostId(post),
         channel: Channel::Push,
         chunk: ChunkId(post),
+    }
+}
+
+pub async fn a_clock_that_jumps_is_seen<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let now = Timestamp::now();
+    let minute = Duration::from_mins(1);
+    accept(&stores, 1, 29, now).await;
+    accept(&stores, 2, 0, now).await;
+    let steady = stores.retention.observe_clock(now).await.unwrap();
+    assert_eq!(steady, ClockCheck::Steady);
+    drop(stores);
+    // At the next start the clock is 40 days ahead for a while.
+    engine.reopen().await;
+    let stores = engine.stores();
+    let observe = async |at| stores.retention.observe_clock(at).await.unwrap();
+    let ahead = now.plus(40 * DAY);
+    assert!(matches!(observe(ahead).await, ClockCheck::Jumped { .. }));
+    assert_ne!(observe(ahead.plus(minute)).await, ClockCheck::Steady);
+    assert!(matches!(
+        observe(now.plus(minute)).await,
+        ClockCheck::Jumped { .. }
+    ));
+    assert!(matches!(
+        observe(now.plus(2 * minute)).await,
+        ClockCheck::Settling { .. }
+    ));
+}
+
+pub async fn posts_of_a_gateway_whose_clock_is_behind_are_not_hidden<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let now = Timestamp::now();
+    // The clock of the gateway was 40 days behind for the posts 3 and 4, and 40 days ahead for none.
+    for (id, age_days) in [(1, 31), (2, 5), (3, 45), (4, 45), (5, 4)] {
+        accept(&stores, id, age_days, now).await;
+    }
+    stores.retention.trim(now).await.unwrap();
+    assert_eq!(newest(&*stores.timelines, 2, None, 10).await, [5, 4, 3, 2]);
+    for id in 2..=5 {
+        assert!(stores.ledger.counts(PostId(id)).await.unwrap().is_some(), "{id}");
     }
 }
 

@@ -14,7 +14,7 @@ use herald_mesh::Disposition;
 use herald_model::time::Timestamp;
 use herald_proto::v1::{self, DeadLetterOperationState, DeadLetterState};
 use herald_runtime::metrics::Shared;
-use herald_store::{DeadLetterId, DeadLetterVersion, Fence, Leases, Result, Retention};
+use herald_store::{ClockCheck, DeadLetterId, DeadLetterVersion, Fence, Leases, Result, Retention};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
@@ -332,6 +332,10 @@ impl Retention for CountedRetention {
     async fn trim(&self, _: Timestamp) -> Result<()> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    async fn observe_clock(&self, _: Timestamp) -> Result<ClockCheck> {
+        Ok(ClockCheck::Steady)
     }
 }
 

@@ -34,6 +34,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "0005_stream_marks",
         sql: include_str!("../../../migrations/0005_stream_marks.sql"),
     },
+    Migration {
+        name: "0006_retention_clock",
+        sql: include_str!("../../../migrations/0006_retention_clock.sql"),
+    },
 ];
 
 /// Key of the advisory lock that a migrating process holds: "herald" and a number.

@@ -62,6 +62,9 @@ struct Write {
     deleted_at: Option<i64>,
 }
 
+/// Number of ids that one statement of [`PostgresPosts::first_since`] reads.
+const POSTS_PER_SCAN: u64 = 65_536;
+
 impl PostgresPosts {
     /// `request_keep` is the retention of request ids.
     pub(crate) fn new(postgres: &Postgres, config: &PostgresConfig, request_keep: Duration) -> Self {
@@ -96,35 +99,39 @@ impl PostgresPosts {
         }
     }
 
-    /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. Binary
-    /// search with about 40 reads: ids ascend with time, except for clock corrections.
-    pub(crate) async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
+    /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
+    /// older. Posts less than `from` are taken for older.
+    ///
+    /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
+    /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
+    /// those after it.
+    pub(crate) async fn first_since(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
         const FIRST: &str = "
-            SELECT id, accepted_at FROM herald.posts WHERE id >= $1 AND id < $2 AND body IS NOT NULL
-            ORDER BY id LIMIT 1";
+            SELECT min(id) FROM herald.posts
+            WHERE id >= $1 AND id < $2 AND body IS NOT NULL AND accepted_at >= $3";
         let Some(last) = crate::Posts::last(self).await? else {
-            return Ok(PostId(1));
+            return Ok(from.max(PostId(1)));
         };
-        let (mut low, mut high) = (1, last.0 + 1);
-        // Posts less than `low` are older than `moment`; posts from `high` on are not.
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let first: Option<(i64, i64)> = self
+        let mut next = from.0.max(1);
+        while next <= last.0 {
+            let end = next.saturating_add(POSTS_PER_SCAN).min(last.0 + 1);
+            let first: Option<i64> = self
                 .postgres
                 .call("find the first post since a time", || async {
-                    let first = sqlx::query_as(FIRST)
-                        .bind(keys::bigint(middle))
-                        .bind(keys::bigint(high))
-                        .fetch_optional(self.postgres.pool());
+                    let first = sqlx::query_scalar(FIRST)
+                        .bind(keys::bigint(next))
+                        .bind(keys::bigint(end))
+                        .bind(moment.0)
+                        .fetch_one(self.postgres.pool());
                     Ok(first.await?)
                 })
                 .await?;
-            match first {
-                Some((id, accepted_at)) if accepted_at < moment.0 => low = keys::number(id)? + 1,
-                _ => high = middle,
+            if let Some(first) = first {
+                return Ok(PostId(keys::number(first)?));
             }
+            next = end;
         }
-        Ok(PostId(low))
+        Ok(PostId(next))
     }
 
     /// [`find_by_request`](crate::Posts::find_by_request) at the time `now`.

@@ -9,13 +9,14 @@ use futures::future::BoxFuture;
 use herald_model::{PostId, time::Timestamp};
 
 use super::{
-    Postgres, PostgresFollows, PostgresPosts, ledger,
+    Postgres, PostgresFollows, PostgresPosts, keys, ledger,
     removal::{remove, remove_except},
 };
 use crate::{
-    Result,
+    ClockCheck, Result,
     cluster::Config,
     embedded::dead_letters::row::{OPERATION_STATES, STATES, variant_number},
+    retention_clock::SeenClock,
 };
 
 /// Tells the timelines the oldest post that they show.
@@ -60,6 +61,17 @@ impl PostgresRetention {
         2 * self.ledger_keep
     }
 
+    /// The first post that is not trimmed yet.
+    async fn first(&self, sql: &'static str) -> Result<PostId> {
+        let first: i64 = self
+            .postgres
+            .call("find the first post that is not trimmed", async || {
+                Ok(sqlx::query_scalar(sql).fetch_one(self.postgres.pool()).await?)
+            })
+            .await?;
+        Ok(PostId(keys::number(first)?))
+    }
+
     async fn trim_totals(&self, now: Timestamp) -> Result<u64> {
         const CHUNKS: &str = "
             DELETE FROM herald.totals_chunks WHERE (post, channel, chunk) IN (
@@ -71,7 +83,13 @@ impl PostgresRetention {
                 SELECT stream, page FROM herald.totals_seen
                 WHERE changed_at < now() - $1 * interval '1 second' ORDER BY stream, page LIMIT $2
             ) AND changed_at < now() - $1 * interval '1 second'";
-        let oldest = self.posts.first_since(now.minus(self.counted_keep())).await?;
+        let first = self
+            .first("SELECT coalesce((SELECT post FROM herald.totals_chunks ORDER BY post LIMIT 1), 0)")
+            .await?;
+        let oldest = self
+            .posts
+            .first_since(first, now.minus(self.counted_keep()))
+            .await?;
         let keep_s = self.counted_keep().as_secs().cast_signed();
         Ok(
             remove(&self.postgres, "counted chunks", CHUNKS, oldest.0.cast_signed()).await?
@@ -131,10 +149,17 @@ impl crate::Retention for PostgresRetention {
     async fn trim(&self, now: Timestamp) -> Result<()> {
         let follows = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
-        let oldest_shown = self.posts.first_since(now.minus(self.timeline_keep)).await?;
+        let first = self
+            .first("SELECT oldest_kept FROM herald.timelines_retention")
+            .await?;
+        let oldest_shown = self
+            .posts
+            .first_since(first, now.minus(self.timeline_keep))
+            .await?;
         (self.raise_oldest_shown)(oldest_shown).await?;
         let pins = ledger::trim::pins(&self.postgres, oldest_shown).await?;
-        let oldest_recorded = self.posts.first_since(now.minus(self.ledger_keep)).await?;
+        let first = self.first("SELECT first_post FROM herald.ledger_trim").await?;
+        let oldest_recorded = self.posts.first_since(first, now.minus(self.ledger_keep)).await?;
         let ledger_tables = ledger::trim::partitions(&self.postgres, oldest_recorded).await?;
         let oldest_backfilled = oldest_shown.min(oldest_recorded);
         let backfills = ledger::trim::backfills(&self.postgres, oldest_backfilled).await?;
@@ -157,5 +182,39 @@ impl crate::Retention for PostgresRetention {
             );
         }
         Ok(())
+    }
+
+    async fn observe_clock(&self, now: Timestamp) -> Result<ClockCheck> {
+        // PostgreSQL's clock decides too, about rows that have a time of its own.
+        const SEEN: &str = "
+            SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, seen_at, settled_at,
+                (SELECT accepted_at FROM herald.posts WHERE body IS NOT NULL ORDER BY id DESC LIMIT 1)
+            FROM (SELECT true AS only_row) AS one LEFT JOIN herald.retention_clock USING (only_row)";
+        const RECORD: &str = "
+            INSERT INTO herald.retention_clock (seen_at, settled_at) VALUES ($1, $2)
+            ON CONFLICT (only_row) DO UPDATE SET seen_at = excluded.seen_at, settled_at = excluded.settled_at";
+        type Row = (i64, Option<i64>, Option<i64>, Option<i64>);
+        let (server, seen_at, settled_at, newest_post): Row = self
+            .postgres
+            .call("read the time that retention has seen", async || {
+                Ok(sqlx::query_as(SEEN).fetch_one(self.postgres.pool()).await?)
+            })
+            .await?;
+        let before = match seen_at.zip(settled_at) {
+            Some((seen_at, settled_at)) => SeenClock {
+                seen_at: Timestamp(seen_at),
+                settled_at: Timestamp(settled_at),
+            },
+            None => SeenClock::new(newest_post.map_or(now, Timestamp)),
+        };
+        let (seen, check) = before.observe(now, Some(Timestamp(server)));
+        self.postgres
+            .call("record the time that retention has seen", async || {
+                let record = sqlx::query(RECORD).bind(seen.seen_at.0).bind(seen.settled_at.0);
+                record.execute(self.postgres.pool()).await?;
+                Ok(())
+            })
+            .await?;
+        Ok(check)
     }
 }

@@ -130,10 +130,7 @@ fn recover(
     scan: &Scan,
 ) -> Result<JournalReport> {
     let kept: usize = scan.batches.iter().map(ExactSizeIterator::len).sum();
-    let written = bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| last + 1);
+    let written = scan::written(bytes);
     let damaged = data_dir.join(DAMAGED);
     let failed = |error| io_error(format!("can't recover the journal {}", journal.display()), error);
     let kept_at = (|| {

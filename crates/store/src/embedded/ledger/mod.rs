@@ -68,6 +68,11 @@ impl Ledger {
         })
     }
 
+    /// The first post that may have rows.
+    pub(crate) fn first_post(&self) -> Result<PostId> {
+        self.trim_watermark.first_with_rows(&self.rows)
+    }
+
     /// Deletes the rows of all posts with smaller ids. Returns the number of deleted rows.
     pub(crate) async fn trim(&self, before: PostId) -> Result<usize> {
         self.trim_watermark.trim(&self.database, &self.rows, before).await

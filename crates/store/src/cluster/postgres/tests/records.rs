@@ -90,7 +90,10 @@ async fn a_post_and_its_deletion_can_be_archived_at_once() {
 async fn first_since_finds_the_first_post_from_a_time_on() {
     let Some(postgres) = open().await else { return };
     let posts = PostgresPosts::new(&postgres, &PostgresConfig::default(), DAY);
-    assert_eq!(posts.first_since(Timestamp(0)).await.unwrap(), PostId(1));
+    assert_eq!(
+        posts.first_since(PostId(0), Timestamp(0)).await.unwrap(),
+        PostId(1)
+    );
     let entries: Vec<_> = [2_u64, 3, 7, 8, 20]
         .into_iter()
         .map(|id| {
@@ -108,9 +111,35 @@ async fn first_since_finds_the_first_post_from_a_time_on() {
         (200, 9..=20),
         (201, 21..=21),
     ] {
-        let found = posts.first_since(Timestamp(moment)).await.unwrap().0;
+        let found = posts.first_since(PostId(0), Timestamp(moment)).await.unwrap().0;
         assert!(first.contains(&found), "since {moment}: {found}");
     }
+}
+
+#[tokio::test]
+async fn a_post_of_a_wrong_clock_is_no_older_than_those_before_it() {
+    let Some(postgres) = open().await else { return };
+    let posts = PostgresPosts::new(&postgres, &PostgresConfig::default(), DAY);
+    // The clock of the gateway was behind for the posts 3 to 6, and ahead for the post 8.
+    let times = [100, 110, 1, 2, 3, 4, 150, 999, 170, 180];
+    let entries: Vec<_> = (1_u64..)
+        .zip(times)
+        .map(|(id, at)| {
+            Archived::Created(Post {
+                accepted_at: Timestamp(at),
+                ..post(id, &id.to_string())
+            })
+        })
+        .collect();
+    posts.archive(&entries).await.unwrap();
+    for (moment, first) in [(100, 1), (105, 2), (111, 7), (151, 8), (900, 8), (1_000, 11)] {
+        let found = posts.first_since(PostId(0), Timestamp(moment)).await.unwrap();
+        assert_eq!(found, PostId(first), "since {moment}");
+    }
+    assert_eq!(
+        posts.first_since(PostId(8), Timestamp(0)).await.unwrap(),
+        PostId(8)
+    );
 }
 
 #[tokio::test]
