@@ -72,6 +72,7 @@ async fn webhook(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    tokio::time::sleep(sink.response_delay()).await;
     if let Some(failure) = sink.take_failure(&name) {
         return failure.into_response();
     }
@@ -100,6 +101,7 @@ async fn web_push(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    tokio::time::sleep(sink.response_delay()).await;
     if let Some(failure) = sink.take_failure(&name) {
         return failure.into_response();
     }

@@ -89,6 +89,7 @@ struct State {
     rejected: u64,
     failed: u64,
     failures: HashMap<String, InjectedFailure>,
+    response_delay: Duration,
 }
 
 impl Sink {
@@ -110,6 +111,7 @@ impl Sink {
             rejected: 0,
             failed: 0,
             failures: HashMap::new(),
+            response_delay: Duration::ZERO,
         };
         Ok(Self {
             shared: Arc::new(Shared {
@@ -163,6 +165,11 @@ impl Sink {
     /// Removes the injected failure of a device.
     pub fn recover(&self, name: &str) {
         self.shared.state.lock().failures.remove(name);
+    }
+
+    /// Delays all responses from now on. A push is received when its delay has ended, unless the client has gone.
+    pub fn delay_responses(&self, delay: Duration) {
+        self.shared.state.lock().response_delay = delay;
     }
 
     /// The kept entries, oldest first.
@@ -234,6 +241,10 @@ impl Sink {
         drop(state);
         self.shared.received.send_modify(|_| ());
         Some(failure)
+    }
+
+    pub(crate) fn response_delay(&self) -> Duration {
+        self.shared.state.lock().response_delay
     }
 
     pub(crate) fn count_rejected(&self) {

@@ -14,7 +14,7 @@ mod web_push;
 mod webhook;
 
 pub(crate) use client::Client;
-pub(crate) use dispatcher::{Dispatcher, host};
+pub(crate) use dispatcher::{Dispatcher, Turn, host};
 pub(crate) use payload::Push;
 pub use shared_vapid::public_key;
 pub use vapid::Vapid;

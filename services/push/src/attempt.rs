@@ -15,7 +15,7 @@ use tracing::error;
 
 use crate::{
     Metrics,
-    adapters::{Dispatcher, Push},
+    adapters::{Dispatcher, Push, Turn},
     claim::Claim,
     device_health::update_device,
     domain::{self, Decision, Progress, Reason, Recipient, Sent, Verdict},
@@ -45,7 +45,7 @@ struct Job {
 struct Sends {
     push: Arc<Push>,
     jobs: VecDeque<Job>,
-    claim: Arc<Claim>,
+    turn: Arc<Turn>,
 }
 
 impl PushHandler {
@@ -77,10 +77,16 @@ impl PushHandler {
                     None => claim.insert(self.claim(chunk, progress, lease).await?),
                 };
                 let push = Push::new(post, chunk.lane, chunk.accepted_at, progress.expires_at());
+                let turn = Turn {
+                    claim: claim.clone(),
+                    // Without the delay queue, each wait outside would spend an attempt of the message.
+                    host_wait: delivery.can_wait().await.then(|| self.config.host_wait()),
+                    busy_share: chunk.id.0 as f64 / u64::MAX as f64,
+                };
                 let sends = Sends {
                     push: Arc::new(push),
                     jobs: jobs.into(),
-                    claim: claim.clone(),
+                    turn: Arc::new(turn),
                 };
                 self.send(chunk, delivery, progress, sends).await
             }
@@ -158,11 +164,8 @@ impl PushHandler {
         progress: &mut Progress,
         sends: Sends,
     ) -> Result<(), AttemptError> {
-        let Sends {
-            push,
-            mut jobs,
-            claim,
-        } = sends;
+        let Sends { push, mut jobs, turn } = sends;
+        let claim = turn.claim.clone();
         let backoff = self.config.backoff();
         let interval = self.config.settle_interval();
         let mut tick = interval_at(Instant::now() + interval, interval);
@@ -187,7 +190,7 @@ impl PushHandler {
                     self.metrics.clone(),
                     self.config.disable_failing_days,
                     push.clone(),
-                    claim.clone(),
+                    turn.clone(),
                     job,
                 ));
             }
@@ -308,7 +311,7 @@ async fn run_job(
     metrics: Metrics,
     failing_days_max: u32,
     push: Arc<Push>,
-    claim: Arc<Claim>,
+    turn: Arc<Turn>,
     job: Job,
 ) -> (usize, Sent) {
     let Job {
@@ -317,7 +320,7 @@ async fn run_job(
         device,
     } = job;
     let sending = async {
-        let verdict = dispatcher.send(&push, &recipient, &device, &claim).await;
+        let verdict = dispatcher.send(&push, &recipient, &device, &turn).await;
         herald_failpoints::point!("push.sent");
         let provider = dispatcher.provider(&device);
         update_device(&*devices, &metrics, &device, provider, verdict, failing_days_max).await

@@ -23,6 +23,15 @@ pub struct Config {
     /// Requests in flight to one host (scheme, name and port); 1 to 16,384. The lanes share them as they share
     /// `sends_max`. Default: 128.
     pub sends_per_host_max: usize,
+    /// Requests in flight to one host that is slow or has not responded yet; 1 to 16,384. The lanes share them in the
+    /// same way, and all slow hosts together get at most half of `sends_max`. Default: 16.
+    pub sends_per_slow_host_max: usize,
+    /// Time without a response after which a request counts as slow: 16 slow ones make a host slow; milliseconds, 100 to
+    /// 60,000. Default: 2,000.
+    pub slow_response_ms_min: u64,
+    /// Longest time that a push waits for a request to its host to end, once the host has its share of the requests in
+    /// flight. Then it leaves its chunk and is tried again later; milliseconds, 0 to 10,000. Default: 2,000.
+    pub host_wait_ms_max: u64,
     /// Sends of one chunk in flight or queued; 1 to 16,384. Default: 1,024.
     pub sends_per_chunk_max: usize,
     /// Chunks in flight per lane; 1 to 1,024. Up to 8 times as many more only wait for the responses of slow devices.
@@ -81,6 +90,9 @@ impl Default for Config {
             connect_timeout_ms: 5_000,
             sends_max: 512,
             sends_per_host_max: 128,
+            sends_per_slow_host_max: 16,
+            slow_response_ms_min: 2_000,
+            host_wait_ms_max: 2_000,
             sends_per_chunk_max: 1_024,
             chunks_in_flight_max: 32,
             redrive_chunks_in_flight_max: 8,
@@ -110,6 +122,9 @@ impl Config {
             connect_timeout_ms: 100..,
             sends_max: 1..=16_384,
             sends_per_host_max: 1..=16_384,
+            sends_per_slow_host_max: 1..=16_384,
+            slow_response_ms_min: 100..=60_000,
+            host_wait_ms_max: 0..=10_000,
             sends_per_chunk_max: 1..=16_384,
             chunks_in_flight_max: 1..=1_024,
             redrive_chunks_in_flight_max: 1..=1_024,
@@ -137,6 +152,14 @@ impl Config {
 
     pub(crate) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn slow_response(&self) -> Duration {
+        Duration::from_millis(self.slow_response_ms_min)
+    }
+
+    pub(crate) fn host_wait(&self) -> Duration {
+        Duration::from_millis(self.host_wait_ms_max)
     }
 
     pub(crate) fn settle_interval(&self) -> Duration {

@@ -6,18 +6,20 @@ mod counts;
 mod failures;
 mod health;
 mod progress;
+mod speed;
 
 use std::{fmt, time::Duration};
 
 use herald_model::{DeviceId, time::Timestamp};
 use herald_store::{DeviceFailure, PendingRecipient, PushFailure, SuppressedReason};
 
-pub(crate) use backoff::Backoff;
+pub(crate) use backoff::{Backoff, busy_delay};
 pub(crate) use breaker::Breaker;
 pub(crate) use counts::Counts;
 pub(crate) use failures::FailureSummary;
 pub(crate) use health::{HealthChange, health_change};
 pub(crate) use progress::{Progress, WAKE_INTERVAL, Wake};
+pub(crate) use speed::{Pace, Speed};
 
 /// A push provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,8 @@ pub(crate) enum Reason {
     Connection,
     /// Not sent: the circuit breaker of the host is open.
     Breaker,
+    /// Not sent: the host has its share of the requests in flight, and none of them ended in time.
+    Busy,
     /// The endpoint is not allowed.
     Endpoint,
     /// The keys of the device are invalid.
@@ -64,6 +68,7 @@ impl fmt::Display for Reason {
             Self::Timeout => f.write_str("timeout"),
             Self::Connection => f.write_str("connection"),
             Self::Breaker => f.write_str("breaker"),
+            Self::Busy => f.write_str("busy"),
             Self::Endpoint => f.write_str("endpoint"),
             Self::Device => f.write_str("device"),
             Self::Panic => f.write_str("panic"),
@@ -84,7 +89,8 @@ pub(crate) enum Verdict {
     Retry {
         /// Why the push was not accepted.
         reason: Reason,
-        /// The `Retry-After` of the provider, or the remaining time of an open circuit breaker.
+        /// The `Retry-After` of the provider, the remaining time of an open circuit breaker, or the wait for a host
+        /// that is busy.
         after: Option<Duration>,
     },
     /// Not sent because the push has expired.

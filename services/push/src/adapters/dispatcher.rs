@@ -1,12 +1,14 @@
 //! Sends one push to one device.
 
+use std::{pin::pin, sync::Arc, time::Duration};
+
 use herald_model::{Address, Device, UserId, time::Timestamp};
 use herald_push_endpoint::{Policy, check_parsed};
 use url::Url;
 
 use super::{
     Push, Vapid,
-    admission::Admission,
+    admission::{Admission, NotAdmitted},
     client::{Client, ProviderError},
     sender::{Message, Sender},
     web_push::WebPush,
@@ -15,11 +17,22 @@ use super::{
 use crate::{
     Config, Error, Metrics,
     claim::Claim,
-    domain::{Provider, Reason, Sent, Verdict},
+    domain::{Provider, Reason, Sent, Verdict, busy_delay},
 };
+
+/// The part of a chunk in its sends.
+pub(crate) struct Turn {
+    /// Its claim.
+    pub(crate) claim: Arc<Claim>,
+    /// Longest wait for a busy host; `None` if the chunk has nowhere else to wait.
+    pub(crate) host_wait: Option<Duration>,
+    /// Share of the chunk, 0 to 1, in [`busy_delay`].
+    pub(crate) busy_share: f64,
+}
 
 /// Sends pushes to devices.
 pub(crate) struct Dispatcher {
+    slow_response: Duration,
     client: Client,
     admission: Admission,
     endpoints: Policy,
@@ -31,6 +44,7 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     pub(crate) fn new(config: &Config, vapid: Vapid, metrics: Metrics) -> Result<Self, Error> {
         Ok(Self {
+            slow_response: config.slow_response(),
             client: Client::new(config)?,
             admission: Admission::new(config),
             endpoints: config.endpoints,
@@ -40,17 +54,18 @@ impl Dispatcher {
         })
     }
 
-    /// Sends a push to a device once admission control permits it, if the claim of its chunk still lasts then.
+    /// Sends a push to a device once admission control permits it, if the claim of its chunk still lasts then. While
+    /// the host is busy, the push leaves the chunk after [`Turn::host_wait`].
     pub(crate) async fn send(
         &self,
         push: &Push,
         recipient: &UserId,
         device: &Device,
-        claim: &Claim,
+        turn: &Turn,
     ) -> Verdict {
         let sender = self.sender(&device.address);
         let provider = sender.provider();
-        let verdict = self.attempt_send(sender, push, recipient, device, claim).await;
+        let verdict = self.attempt_send(sender, push, recipient, device, turn).await;
         self.metrics.record_send(provider, verdict);
         if verdict == Verdict::Accepted {
             self.metrics
@@ -87,7 +102,7 @@ impl Dispatcher {
         push: &Push,
         recipient: &UserId,
         device: &Device,
-        claim: &Claim,
+        turn: &Turn,
     ) -> Verdict {
         // Checked again because the device may have been registered under another policy, and because the resolver does
         // not see a literal IP address.
@@ -99,12 +114,20 @@ impl Dispatcher {
             return refused;
         }
         let origin = url.origin().ascii_serialization();
-        let permit = match self.admission.acquire(push.lane, &origin).await {
+        let admitted = self.admission.acquire(push.lane, &origin, turn.host_wait).await;
+        let mut permit = match admitted {
             Ok(permit) => permit,
-            Err(wait) => {
+            Err(NotAdmitted::Open(wait)) => {
                 return Verdict::Retry {
                     reason: Reason::Breaker,
                     after: Some(wait),
+                };
+            }
+            Err(NotAdmitted::Busy) => {
+                let age = Timestamp::now().since(push.accepted_at);
+                return Verdict::Retry {
+                    reason: Reason::Busy,
+                    after: Some(busy_delay(age, turn.busy_share)),
                 };
             }
         };
@@ -127,18 +150,26 @@ impl Dispatcher {
             Ok(request) => request,
             Err(reason) => return Verdict::Refused(reason),
         };
-        if !claim.lasts() {
+        if !turn.claim.lasts() {
             return Verdict::Unclaimed;
         }
         let timer = self.metrics.start_request(sender.provider());
-        let response = self.client.post(url, request).await;
+        let mut responding = pin!(self.client.post(url, request));
+        let response = tokio::select! {
+            response = &mut responding => response,
+            () = tokio::time::sleep(self.slow_response) => {
+                permit.report_slow();
+                responding.await
+            }
+        };
         drop(timer);
+        let is_response = response.is_ok();
         let verdict = match response {
             Ok(response) => sender.verdict(response),
             Err(ProviderError::Transient(reason)) => Verdict::Retry { reason, after: None },
             Err(ProviderError::Permanent(reason)) => Verdict::Refused(reason),
         };
-        permit.report(&verdict);
+        permit.report(&verdict, is_response);
         verdict
     }
 }

@@ -17,10 +17,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// The number of failed attempts after a failure, and the delay before the next one. `attempts` failed before;
-    /// `requested` is the `Retry-After` of the provider, or the remaining time of an open circuit breaker; `share`,
-    /// from 0 to 1, is the random part of the delay.
+    /// `requested` is the `Retry-After` of the provider, the remaining time of an open circuit breaker, or the
+    /// [`busy_delay`]; `share`, from 0 to 1, is the random part of the delay.
     ///
-    /// A delay is never shorter than the back-off. A longer one that was asked for spends no attempt.
+    /// A delay is never shorter than the back-off. A longer one that was asked for spends no attempt. The wait for a
+    /// host that is busy spends none either, and lasts as long as it says: it is the same for all devices of a chunk.
     pub(crate) fn next(
         &self,
         attempts: u32,
@@ -28,6 +29,9 @@ impl Backoff {
         requested: Option<Duration>,
         share: f64,
     ) -> (u32, Duration) {
+        if let (Reason::Busy, Some(delay)) = (reason, requested) {
+            return (attempts, delay);
+        }
         let own = self.delay(attempts.saturating_add(1), share);
         match requested.map(|delay| delay.min(self.requested_max)) {
             Some(delay) if delay > own => (attempts, delay),
@@ -41,6 +45,29 @@ impl Backoff {
         let ceiling = self.base.saturating_mul(1 << doublings).min(self.max);
         ceiling.mul_f64(0.5 + share.clamp(0.0, 1.0) / 2.0)
     }
+}
+
+/// First wait for a host that is busy.
+const BUSY_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// Longest wait for a host that is busy.
+const BUSY_DELAY_MAX: Duration = Duration::from_mins(1);
+
+/// How long a push that is `age` old waits for a host that is busy. `share`, from 0 to 1, is that of the chunk.
+///
+/// The waits end at fixed ages, each about twice the one before, and at most [`BUSY_DELAY_MAX`] apart. So all devices of
+/// a chunk that wait for busy hosts are due together, and a chunk comes back a few times, not every second.
+pub(crate) fn busy_delay(age: Duration, share: f64) -> Duration {
+    let mut end = BUSY_DELAY_MIN.mul_f64(1.0 + share.clamp(0.0, 1.0));
+    let earliest = age.saturating_add(BUSY_DELAY_MIN);
+    while end < earliest && end < BUSY_DELAY_MAX {
+        end *= 2;
+    }
+    if end < earliest {
+        let behind = earliest.saturating_sub(end).as_secs_f64() / BUSY_DELAY_MAX.as_secs_f64();
+        end += BUSY_DELAY_MAX.mul_f64(behind.ceil());
+    }
+    end.saturating_sub(age)
 }
 
 #[cfg(test)]
@@ -70,6 +97,22 @@ mod tests {
         assert_eq!(next(3, busy, Some(secs(86_400))), (3, secs(600)));
         assert_eq!(next(3, Reason::Breaker, Some(secs(5))), (3, secs(16)));
         assert_eq!(next(3, Reason::Breaker, Some(secs(50))), (3, secs(50)));
+        assert_eq!(next(3, Reason::Busy, Some(secs(2))), (3, secs(2)));
+    }
+
+    #[test]
+    fn a_chunk_that_waits_for_a_busy_host_comes_back_ever_more_rarely() {
+        let mut age = Duration::ZERO;
+        let mut wakes = 0;
+        while age < Duration::from_hours(1) {
+            age += busy_delay(age, 0.3);
+            wakes += 1;
+        }
+        assert!(wakes <= 66, "{wakes} wakes in an hour");
+        // Devices that a chunk tries within seconds of each other are due together.
+        let due = |age: u64| secs(age) + busy_delay(secs(age), 0.3);
+        assert_eq!(due(12), due(18));
+        assert_eq!(due(1_000), due(1_020));
     }
 
     proptest! {
@@ -83,6 +126,14 @@ mod tests {
             prop_assert!(delay <= BACKOFF.requested_max);
             prop_assert!(next == attempts || next == attempts.saturating_add(1));
             prop_assert!(next > attempts || attempts == u32::MAX || delay > least);
+        }
+
+        #[test]
+        fn a_wait_for_a_busy_host_is_bounded(age_ms in 0..40_000_000_000_u64, share in 0.0..=1.0) {
+            let delay = busy_delay(Duration::from_millis(age_ms), share);
+            // The float arithmetic of old pushes is exact to less than a millisecond.
+            prop_assert!(delay + Duration::from_millis(1) >= BUSY_DELAY_MIN);
+            prop_assert!(delay <= 2 * BUSY_DELAY_MAX, "{delay:?}");
         }
     }
 }

@@ -41,11 +41,14 @@ impl Breaker {
         Ok(())
     }
 
-    /// Updates the breaker with the verdict of a request.
-    pub(crate) fn report(&mut self, now: Instant, verdict: &Verdict) {
+    /// Updates the breaker with the verdict of a request. A response that was slow ends an opening, but not a series of
+    /// failures: a host that times out and sometimes responds late keeps failing.
+    pub(crate) fn report(&mut self, now: Instant, verdict: &Verdict, slow: bool) {
         self.probing = false;
         if !is_host_failure(verdict) {
-            *self = Self::default();
+            if !slow || self.open_until.is_some_and(|until| until <= now) {
+                *self = Self::default();
+            }
             return;
         }
         self.failures = self.failures.saturating_add(1);
@@ -94,7 +97,7 @@ mod tests {
 
     fn fail(breaker: &mut Breaker, now: Instant, times: u32) {
         for _ in 0..times {
-            breaker.report(now, &TIMEOUT);
+            breaker.report(now, &TIMEOUT, true);
         }
     }
 
@@ -120,7 +123,7 @@ mod tests {
 
         let again = later + OPEN_MIN * 2;
         assert_eq!(breaker.admit(again), Ok(()));
-        breaker.report(again, &Verdict::Accepted);
+        breaker.report(again, &Verdict::Accepted, false);
         assert_eq!(breaker.open_for(again), None);
         assert_eq!(breaker.admit(again), Ok(()));
         assert_eq!(breaker.admit(again), Ok(()));
@@ -131,9 +134,26 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         fail(&mut breaker, now, FAILURES_MAX - 1);
-        breaker.report(now, &BUSY);
+        breaker.report(now, &BUSY, false);
         fail(&mut breaker, now, FAILURES_MAX - 1);
         assert_eq!(breaker.admit(now), Ok(()));
+    }
+
+    #[test]
+    fn slow_responses_between_timeouts_do_not_reset_the_breaker() {
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        for _ in 0..FAILURES_MAX {
+            breaker.report(now, &Verdict::Accepted, true);
+            assert_eq!(breaker.admit(now), Ok(()));
+            fail(&mut breaker, now, 1);
+        }
+        assert_eq!(breaker.admit(now), Err(OPEN_MIN));
+        let later = now + OPEN_MIN;
+        assert_eq!(breaker.admit(later), Ok(()));
+        breaker.report(later, &Verdict::Accepted, true);
+        assert_eq!(breaker.admit(later), Ok(()));
+        assert_eq!(breaker.admit(later), Ok(()), "the host responds, if slowly");
     }
 
     #[test]

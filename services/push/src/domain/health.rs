@@ -130,6 +130,7 @@ mod tests {
         }
         for nothing_sent in [
             retry(Reason::Breaker),
+            retry(Reason::Busy),
             retry(Reason::Panic),
             Verdict::Refused(Reason::Endpoint),
             Verdict::Refused(Reason::Device),

@@ -14,5 +14,6 @@ mod isolate;
 mod redrive;
 mod refuse;
 mod retry;
+mod slow_hosts;
 mod unwritable;
 mod wait;
