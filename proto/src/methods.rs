@@ -1,33 +1,53 @@
 //! The methods of the public API.
 
-use std::{collections::HashSet, sync::LazyLock};
+use std::{collections::HashMap, sync::LazyLock};
 
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
 use crate::API_DESCRIPTORS;
 
-/// Paths of the methods of the public API that have one request and one response.
-static UNARY: LazyLock<HashSet<String>> = LazyLock::new(|| {
+/// How many requests and responses a method has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MethodKind {
+    /// One request, one response.
+    Unary,
+    /// Many requests, one response.
+    RequestStream,
+    /// Many responses.
+    ResponseStream,
+}
+
+/// The methods of the public API, by path.
+static METHODS: LazyLock<HashMap<String, MethodKind>> = LazyLock::new(|| {
     let files = FileDescriptorSet::decode(API_DESCRIPTORS).map_or_else(|_| Vec::new(), |set| set.file);
-    let mut paths = HashSet::new();
+    let mut methods = HashMap::new();
     for file in &files {
         for service in &file.service {
             for method in &service.method {
-                if !method.client_streaming() && !method.server_streaming() {
-                    let (package, service) = (file.package(), service.name());
-                    paths.insert(format!("/{package}.{service}/{}", method.name()));
-                }
+                let kind = match (method.client_streaming(), method.server_streaming()) {
+                    (false, false) => MethodKind::Unary,
+                    (true, false) => MethodKind::RequestStream,
+                    (_, true) => MethodKind::ResponseStream,
+                };
+                let (package, service) = (file.package(), service.name());
+                methods.insert(format!("/{package}.{service}/{}", method.name()), kind);
             }
         }
     }
-    paths
+    methods
 });
+
+/// The kind of the method of the public API that the path of a call names; `None` for methods that this version doesn't
+/// know.
+pub fn method_kind(path: &str) -> Option<MethodKind> {
+    METHODS.get(path).copied()
+}
 
 /// Whether the path of a call names a method of the public API with one request and one response. `false` for streams, and
 /// for methods that this version doesn't know.
 pub fn is_unary(path: &str) -> bool {
-    UNARY.contains(path)
+    method_kind(path) == Some(MethodKind::Unary)
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::connections::{AnswerLayer, Counts, Limits, Port};
 use crate::shutdown;
 use crate::trace::ServerLayer;
 
@@ -26,6 +26,14 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Time until an unanswered ping closes the connection.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Window of a stream of requests. The part of it that the service doesn't take at once can come in the smallest frames.
+pub const STREAM_WINDOW: u32 = 128 << 10;
+
+/// Window of a connection. The HTTP/2 library ends a connection whose small frames are too many to be worth their
+/// memory: for each that waits it counts what its payload lacks to 256 bytes, up to half of this window. So several
+/// streams of the smallest messages fit, each with its window full; how much waits is bounded by the windows of streams.
+pub const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// The server failed to start or to run.
 #[derive(Debug, thiserror::Error)]
@@ -113,13 +121,17 @@ pub async fn serve_routes(
     routes: Routes,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let port = Port::new("gRPC", Limits::default(), Counts::default());
     let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(ServerLayer)
+        .layer(AnswerLayer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(port.incoming(listener), shutdown.clone().cancelled_owned());
+    let server = port.watch_while(&shutdown, server);
     match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server).await {
         Ok(served) => Ok(served?),
         Err(error) => {

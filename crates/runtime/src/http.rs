@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,16 +12,28 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::{Stream, StreamExt as _};
 use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::{Counts, GuardedStream, Limits, Port};
 use crate::metrics::{self, Shared};
 use crate::shutdown;
 
 /// Time that open connections have to close after the shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// What clients may do: their requests are small, and answered at once.
+const LIMITS: Limits = Limits {
+    connections_max: 512,
+    first_bytes_wait: Duration::from_secs(10),
+    write_wait: Duration::from_secs(10),
+    answer_wait: Duration::from_secs(10),
+    reply_wait: Some(Duration::from_secs(10)),
+    idle_wait: Some(Duration::from_secs(75)),
+};
 
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -181,13 +194,47 @@ pub async fn serve_routes(
     routes: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    serve_limited(listener, routes, LIMITS, shutdown).await
+}
+
+async fn serve_limited(
+    listener: TcpListener,
+    routes: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let port = Port::new("HTTP", limits, Counts::default());
+    let listener = Guarded(Box::pin(port.incoming(listener)));
     let server = axum::serve(listener, routes).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server.into_future()).await {
+    let server = port.watch_while(&shutdown, server.into_future());
+    match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server).await {
         Ok(served) => served,
         Err(error) => {
             tracing::debug!(%error, "closed open HTTP connections at shutdown");
             Ok(())
         }
+    }
+}
+
+/// The connections of a [`Port`].
+struct Guarded(Pin<Box<dyn Stream<Item = io::Result<GuardedStream>> + Send>>);
+
+impl axum::serve::Listener for Guarded {
+    type Io = GuardedStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (GuardedStream, ()) {
+        loop {
+            match self.0.next().await {
+                Some(Ok(stream)) => return (stream, ()),
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -293,5 +340,31 @@ mod tests {
         assert_eq!(&status_line, b"HTTP/1.1 200 OK");
         shutdown.cancel();
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_half_a_request_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits {
+            reply_wait: Some(Duration::from_millis(200)),
+            idle_wait: Some(Duration::from_millis(200)),
+            ..LIMITS
+        };
+        let routes = routes(Shared::new(), Readiness::new());
+        let server = serve_limited(listener, routes, limits, CancellationToken::new());
+        let server = tokio::spawn(server);
+        for request in [
+            "GET /healthz HTTP/1.1\r\nhost: a\r\nslow:",
+            "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n",
+        ] {
+            let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+            connection.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let closed = connection.read_to_end(&mut answer);
+            let closed = tokio::time::timeout(Duration::from_secs(20), closed).await;
+            let _ = closed.expect("the server closes the connection");
+        }
+        server.abort();
     }
 }

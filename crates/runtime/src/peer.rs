@@ -1,4 +1,4 @@
-//! A channel to another role of Herald that can have any number of processes.
+//! Channels to another role of Herald that can have any number of processes.
 //!
 //! A peer is named by one or several URLs. Each name is resolved every few seconds, so a Kubernetes headless service is
 //! followed as its pods come and go. Every address is asked for its health each second. Calls are balanced over the
@@ -23,6 +23,8 @@ use tonic::transport::channel::Change;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::route::Route;
 
 /// Interval between two health checks of an address.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,11 +57,11 @@ pub struct Urls(Vec<Uri>);
 #[error("must be http://HOST:PORT (commas separate several), is {0:?}")]
 pub struct InvalidUrl(String);
 
-/// A peer: the channel to it, and whether it can be reached.
+/// A peer: the ways to call it, and whether it can be reached.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// The channel. It never gives up: calls fail while no address answers, and succeed again later.
-    pub channel: Channel,
+    /// The ways to call it. They never give up: calls fail while no address answers, and succeed again later.
+    pub route: Route,
     /// Number of healthy addresses.
     pub healthy: watch::Receiver<usize>,
 }
@@ -125,13 +127,16 @@ impl Peer {
     /// Starts to follow a peer until `stop`. `service` is the name that its health checks ask for. Must be called within
     /// a tokio runtime.
     pub fn follow(urls: Urls, service: &str, resolve: Resolve, stop: CancellationToken) -> Self {
-        let (channel, changes) = Channel::balance_channel(CHANGES_MAX);
+        let (own, own_changes) = Channel::balance_channel(CHANGES_MAX);
+        let (calls, calls_changes) = Channel::balance_channel(CHANGES_MAX);
+        let (endpoints, endpoints_now) = watch::channel(Vec::new());
         let (healthy, healthy_now) = watch::channel(0);
         let mut follower = Follower {
             urls,
             service: service.to_owned(),
             resolve,
-            changes,
+            changes: vec![own_changes, calls_changes],
+            endpoints,
             healthy,
             addresses: BTreeMap::new(),
             balanced: BTreeSet::new(),
@@ -139,7 +144,7 @@ impl Peer {
         };
         tokio::spawn(async move { stop.run_until_cancelled(follower.run()).await });
         Self {
-            channel,
+            route: Route::to_peer(own, calls, endpoints_now),
             healthy: healthy_now,
         }
     }
@@ -150,15 +155,18 @@ impl Peer {
     }
 }
 
-/// Keeps the balancer's endpoints up to date.
+/// Keeps the endpoints of the balancers up to date.
 struct Follower {
     urls: Urls,
     service: String,
     resolve: Resolve,
-    changes: mpsc::Sender<Change<Key, Endpoint>>,
+    /// To the balancers of the channels that are in use.
+    changes: Vec<mpsc::Sender<Change<Key, Endpoint>>>,
+    /// What the balancers have, for connections of single streams.
+    endpoints: watch::Sender<Vec<Endpoint>>,
     healthy: watch::Sender<usize>,
     addresses: BTreeMap<SocketAddr, Address>,
-    /// The endpoints that the balancer has.
+    /// The endpoints that the balancers have.
     balanced: BTreeSet<Key>,
     /// Whether the last resolution failed.
     unresolved: bool,
@@ -175,8 +183,9 @@ impl Follower {
                 resolved_at = Some(started);
             }
             self.check_all().await;
-            if self.update_balancer().await.is_err() {
-                // Every clone of the channel is gone.
+            self.update_balancers().await;
+            if self.changes.is_empty() {
+                // Every clone of the channels is gone.
                 return;
             }
             tokio::time::sleep_until(started + CHECK_INTERVAL).await;
@@ -248,8 +257,8 @@ impl Follower {
         }
     }
 
-    /// Tells the balancer which endpoints came and went.
-    async fn update_balancer(&mut self) -> Result<(), mpsc::error::SendError<Change<Key, Endpoint>>> {
+    /// Tells the balancers which endpoints came and went.
+    async fn update_balancers(&mut self) {
         let healthy = self.addresses.values().filter(|one| one.healthy).count();
         self.healthy
             .send_if_modified(|before| std::mem::replace(before, healthy) != healthy);
@@ -262,20 +271,41 @@ impl Follower {
                 .filter(|(_, one)| one.healthy || healthy == 0);
             usable.map(|(address, _)| Key::Address(*address)).collect()
         };
-        for key in wanted.difference(&self.balanced) {
-            let endpoint = match key {
-                Key::Address(address) => self.addresses.get(address).map(|one| one.endpoint.clone()),
-                Key::Name => self.urls.0.first().map(|url| endpoint(url.clone())),
-            };
-            if let Some(endpoint) = endpoint {
-                self.changes.send(Change::Insert(key.clone(), endpoint)).await?;
+        if wanted == self.balanced {
+            self.changes.retain(|changes| !changes.is_closed());
+            return;
+        }
+        for key in wanted.difference(&self.balanced.clone()) {
+            if let Some(endpoint) = self.endpoint_of(key) {
+                self.tell(|| Change::Insert(key.clone(), endpoint.clone())).await;
             }
         }
-        for key in self.balanced.difference(&wanted) {
-            self.changes.send(Change::Remove(key.clone())).await?;
+        for key in self.balanced.clone().difference(&wanted) {
+            self.tell(|| Change::Remove(key.clone())).await;
         }
+        let endpoints = wanted.iter().filter_map(|key| self.endpoint_of(key)).collect();
+        self.endpoints.send_replace(endpoints);
         self.balanced = wanted;
-        Ok(())
+    }
+
+    fn endpoint_of(&self, key: &Key) -> Option<Endpoint> {
+        match key {
+            Key::Address(address) => self.addresses.get(address).map(|one| one.endpoint.clone()),
+            Key::Name => self.urls.0.first().map(|url| endpoint(url.clone())),
+        }
+    }
+
+    /// Sends a change to all balancers, and forgets those whose channel is gone.
+    async fn tell(&mut self, change: impl Fn() -> Change<Key, Endpoint>) {
+        let mut gone = Vec::new();
+        for (n, changes) in self.changes.iter().enumerate() {
+            if changes.send(change()).await.is_err() {
+                gone.push(n);
+            }
+        }
+        for n in gone.into_iter().rev() {
+            self.changes.remove(n);
+        }
     }
 }
 

@@ -50,7 +50,7 @@ pub trait Posts: Send + Sync {
     async fn last(&self) -> Result<Option<PostId>>;
 
     /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. If clocks
-    /// were corrected, a post near it.
+    /// were corrected, a post near it. A binary search of about 40 reads.
     async fn first_since(&self, moment: Timestamp) -> Result<PostId>;
 
     /// Lists up to `limit` posts greater than `after`, ascending, including deleted ones.

@@ -2,4 +2,4 @@
 
 mod forward;
 
-pub(crate) use forward::{Analytics, Audits, DeadLetters, Forward, Graph};
+pub(crate) use forward::{Analytics, Audits, DeadLetters, Forward, Forwarding, Graph};

@@ -10,10 +10,33 @@ pub struct Config {
     /// Maximum size of a request, bytes; 131,072 to 64 MiB. The largest valid post is 106 KB, a tenth of NATS's default
     /// `max_payload` of 1 MiB. With a lower `max_payload` the broker refuses posts that exceed it.
     pub request_bytes_max: usize,
-    /// Maximum number of calls in flight over all connections; 1 to 1,000,000. More calls get RESOURCE_EXHAUSTED.
+    /// Maximum number of connections; 2 to 1,000,000. A client address may have as many as are left for others. Each needs
+    /// a file descriptor.
+    pub connections_max: usize,
+    /// Maximum number of calls with one response that are in flight over all connections, until their answer is sent; 1 to
+    /// 1,000,000. A client address may have as many as are left for others, a connection half as many. More calls get
+    /// RESOURCE_EXHAUSTED.
     pub calls_max: usize,
-    /// Maximum number of concurrent HTTP/2 streams on one connection; 1 to 100,000.
+    /// Maximum number of calls with a stream of responses; 1 to 1,000,000. Shared like `calls_max`.
+    pub response_streams_max: usize,
+    /// Maximum number of forwarded streams, each of which has a connection of its own to its role; 1 to 100,000. Shared
+    /// like `calls_max`.
+    pub forwarded_streams_max: usize,
+    /// Maximum number of concurrent HTTP/2 streams on one connection; 1 to 100,000. Clients wait before they open more.
     pub streams_per_connection_max: u32,
+    /// Maximum number of bytes of requests and unread answers in memory, without the first 16 KiB of each call; 16 MiB to
+    /// 1 TiB. Shared like `calls_max`. More get RESOURCE_EXHAUSTED.
+    pub buffered_bytes_max: usize,
+    /// Maximum time until the next byte of a request comes, milliseconds; 100 to 3,600,000.
+    pub request_wait_ms: u64,
+    /// Maximum time until the next request of a stream comes, milliseconds; 100 to 86,400,000.
+    pub request_idle_ms: u64,
+    /// Maximum time of a call with one request and one response that comes without a deadline, milliseconds; 100 to
+    /// 3,600,000. Must be more than `delete_wait_ms`.
+    pub call_deadline_ms: u64,
+    /// Maximum time for which an answer waits until its caller reads on, milliseconds; 100 to 3,600,000. Then the call
+    /// ends; if the caller reads nothing at all, the connection.
+    pub answer_wait_ms: u64,
     /// Maximum number of concurrent WatchTimeline streams; 1 to 1,000,000.
     pub watchers_max: usize,
     /// Maximum number of queued entries of one WatchTimeline stream; 1 to 100,000. A full queue ends the stream.
@@ -44,8 +67,16 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             request_bytes_max: 1 << 20,
+            connections_max: 8_192,
             calls_max: 4_096,
-            streams_per_connection_max: 4_096,
+            response_streams_max: 16_384,
+            forwarded_streams_max: 256,
+            streams_per_connection_max: 1_024,
+            buffered_bytes_max: 256 << 20,
+            request_wait_ms: 15_000,
+            request_idle_ms: 600_000,
+            call_deadline_ms: 60_000,
+            answer_wait_ms: 30_000,
             watchers_max: 10_000,
             watch_queue_max: 256,
             heartbeat_ms: 15_000,
@@ -65,8 +96,16 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("gateway", self, {
             request_bytes_max: 131_072..=64 << 20,
+            connections_max: 2..=1_000_000,
             calls_max: 1..=1_000_000,
+            response_streams_max: 1..=1_000_000,
+            forwarded_streams_max: 1..=100_000,
             streams_per_connection_max: 1..=100_000,
+            buffered_bytes_max: 16 << 20..=1 << 40,
+            request_wait_ms: 100..=3_600_000,
+            request_idle_ms: 100..=86_400_000,
+            call_deadline_ms: 100..=3_600_000,
+            answer_wait_ms: 100..=3_600_000,
             watchers_max: 1..=1_000_000,
             watch_queue_max: 1..=100_000,
             heartbeat_ms: 100..=600_000,
@@ -76,6 +115,12 @@ impl Config {
             forward_deadline_ms: 100..=3_600_000,
             drain_ms: 0..=600_000,
         });
+        if self.call_deadline_ms <= self.delete_wait_ms {
+            return Err(format!(
+                "gateway.call_deadline_ms must be more than gateway.delete_wait_ms, which is {}, is {}",
+                self.delete_wait_ms, self.call_deadline_ms
+            ));
+        }
         let is_invalid = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();
         match self.cors_origins.iter().find(|o| is_invalid(o)) {
             Some(invalid) => Err(format!(
@@ -106,6 +151,17 @@ mod tests {
                 .validate()
                 .unwrap_err()
                 .starts_with("gateway.heartbeat_ms must be 100 to 600000")
+        );
+        let config = Config {
+            call_deadline_ms: 1_000,
+            delete_wait_ms: 1_000,
+            ..Config::default()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .starts_with("gateway.call_deadline_ms")
         );
         let config = Config {
             cors_origins: vec!["a\nb".into()],

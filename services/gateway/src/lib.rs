@@ -31,11 +31,10 @@ use std::{
 use futures::future::BoxFuture;
 use herald_mesh::{Mesh, Topology};
 use herald_recovery::{Checker, StreamWatch};
-use herald_runtime::{health::Group, http::Readiness};
+use herald_runtime::{health::Group, http::Readiness, route::Route};
 use herald_store::{DeadLetters, Devices, Ledger, Posts, Preferences, StreamMarks, Timelines, Users};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 pub use config::Config;
 pub use error::Error;
@@ -70,12 +69,12 @@ pub struct Deps {
     pub stream_marks: Arc<dyn StreamMarks>,
     /// Listener of the gRPC and gRPC-Web port.
     pub listener: TcpListener,
-    /// Channel to the graph service. May connect lazily.
-    pub graph: Channel,
-    /// Channel to the analytics service. May connect lazily.
-    pub analytics: Channel,
-    /// Channel to the deadletter service. May connect lazily.
-    pub deadletter: Channel,
+    /// The ways to call the graph service.
+    pub graph: Route,
+    /// The ways to call the analytics service.
+    pub analytics: Route,
+    /// The ways to call the deadletter service.
+    pub deadletter: Route,
     /// VAPID identification of the push service.
     pub vapid: Vapid,
     /// Receives the gateway's readiness checks: whether the port accepts calls, and whether posts are accepted.

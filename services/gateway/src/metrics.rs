@@ -1,6 +1,7 @@
 //! Every metric of this service.
 
 use herald_model::Lane;
+use herald_runtime::connections::Counts;
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
 
 /// The gateway's metrics.
@@ -28,8 +29,16 @@ pub struct Metrics {
     pub live_entries_recovered: Counter,
     /// Posts on a timeline that are neither in the archive nor in POSTS.
     pub posts_missing: Counter,
-    /// Calls refused because `calls_max` calls were in flight.
+    /// Calls refused because too many calls of their connection, their address or all callers were in flight.
     pub calls_shed: Counter,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Connections refused because too many of their address or of all clients were open.
+    pub connections_refused: Counter,
+    /// Connections closed because their client was silent or did not read.
+    pub connections_closed: Counter,
+    /// Answers ended because their caller did not read them.
+    pub answers_cut: Counter,
 }
 
 impl Metrics {
@@ -48,6 +57,10 @@ impl Metrics {
             live_entries_recovered: Counter::default(),
             posts_missing: Counter::default(),
             calls_shed: Counter::default(),
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            connections_closed: Counter::default(),
+            answers_cut: Counter::default(),
         };
         macro_rules! register {
             ($($field:ident, $help:literal;)*) => {$(
@@ -66,9 +79,23 @@ impl Metrics {
             live_entries, "Live entries queued for watchers";
             live_entries_recovered, "Entries that a comparison with the store found after a lost live message";
             posts_missing, "Posts on a timeline that are neither in the archive nor in POSTS";
-            calls_shed, "Calls refused because calls_max calls were in flight";
+            calls_shed, "Calls refused because too many of their connection, their address or all callers were in flight";
+            connections, "Open connections";
+            connections_refused, "Connections refused because too many of their address or of all clients were open";
+            connections_closed, "Connections closed because their client was silent or did not read";
+            answers_cut, "Answers ended because their caller did not read them";
         }
         metrics
+    }
+
+    /// What the port counts.
+    pub(crate) fn port_counts(&self) -> Counts {
+        Counts {
+            open: self.connections.clone(),
+            refused: self.connections_refused.clone(),
+            closed: self.connections_closed.clone(),
+            answers_cut: self.answers_cut.clone(),
+        }
     }
 
     /// Counts an accepted post.

@@ -71,7 +71,7 @@ fn follow(addresses: &Arc<Mutex<Vec<SocketAddr>>>) -> (Peer, CancellationToken) 
 }
 
 async fn call(peer: &Peer) -> Result<(), tonic::Status> {
-    let mut client = HealthClient::new(peer.channel.clone());
+    let mut client = HealthClient::new(peer.route.own.clone());
     let answer = timeout(LIMIT, client.check(HealthCheckRequest::default())).await;
     answer.expect("a call ends in time").map(drop)
 }

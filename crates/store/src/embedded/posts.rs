@@ -108,7 +108,7 @@ impl EmbeddedPosts {
     /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
     /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
     /// those after it.
-    pub(crate) fn first_since(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
+    pub(crate) fn first_retained(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
         let mut next = from.max(PostId(1));
         for row in self.tables.posts.range(from.0.to_be_bytes()..) {
             let (key, value) = row.into_inner().map_err(map_err)?;
@@ -355,7 +355,27 @@ impl crate::Posts for EmbeddedPosts {
     }
 
     async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
-        Self::first_since(self, moment)
+        let posts = &self.tables.posts;
+        let Some(last) = posts.last_key_value() else {
+            return Ok(PostId(1));
+        };
+        let (mut low, mut high) = (1, decode_id(&last.key().map_err(map_err)?)? + 1);
+        // Posts less than `low` are older than `moment`; posts from `high` on are not.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let Some(found) = posts.range(middle.to_be_bytes()..high.to_be_bytes()).next() else {
+                high = middle;
+                continue;
+            };
+            let (key, value) = found.into_inner().map_err(map_err)?;
+            let row = Row::decode(value.as_ref()).map_err(|_| corrupt("post"))?;
+            if row.accepted_at < moment.0 {
+                low = decode_id(&key)? + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(PostId(low))
     }
 
     async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {

@@ -35,15 +35,17 @@ impl Retention {
         let versions = self.follows.trim(now).await?;
         let requests = self.posts.trim(now).await?;
         let shown = self.timelines.oldest_kept();
-        let oldest_shown = self.posts.first_since(shown, now.minus(self.timeline_keep))?;
+        let oldest_shown = self.posts.first_retained(shown, now.minus(self.timeline_keep))?;
         self.timelines.raise_oldest_kept(oldest_shown)?;
         let recorded = self.ledger.first_post()?;
-        let oldest_recorded = self.posts.first_since(recorded, now.minus(self.ledger_keep))?;
+        let oldest_recorded = self.posts.first_retained(recorded, now.minus(self.ledger_keep))?;
         let ledger_rows = self.ledger.trim(oldest_recorded).await?;
         // A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted
         // again.
         let counted = self.totals.first_post()?;
-        let oldest_counted = self.posts.first_since(counted, now.minus(2 * self.ledger_keep))?;
+        let oldest_counted = self
+            .posts
+            .first_retained(counted, now.minus(2 * self.ledger_keep))?;
         let counted_chunks = self.totals.trim(oldest_counted).await?;
         let dead_letters = self.dead_letters.trim(
             now.minus(self.ledger_keep),

@@ -9,14 +9,20 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{future::BoxFuture, stream};
 use herald_proto::v1;
 use herald_rpc::status;
-use herald_runtime::{telemetry::error_chain, trace};
+use herald_runtime::{
+    connections::Connection,
+    route::Route,
+    shares::{Caller, Share, Shares},
+    telemetry::error_chain,
+    trace,
+};
 use http::{HeaderMap, HeaderName, Request, Response, Version, header};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
@@ -25,6 +31,11 @@ use deadline::Deadline;
 
 /// Time after the begin of the shutdown in which an open response can finish.
 const FINISH_LIMIT: Duration = Duration::from_millis(500);
+
+/// Maximum size of a request that is forwarded in one piece. The services accept messages of 4 MiB.
+const REQUEST_BYTES_MAX: usize = (4 << 20) + (64 << 10);
+/// Delay before the retry of a stream that was refused because of their number.
+const STREAMS_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// A service whose calls are forwarded.
 pub(crate) trait Forwarded: Send + Sync + 'static {
@@ -66,26 +77,36 @@ impl Forwarded for Audits {
     const ROLE: &'static str = "deadletter";
 }
 
+/// What all forwarded services have in common.
+#[derive(Clone)]
+pub(crate) struct Forwarding {
+    /// The streams that may be forwarded.
+    pub(crate) streams: Shares,
+    /// The time of a call that comes without a deadline.
+    pub(crate) deadline_default: Duration,
+    pub(crate) shutdown: CancellationToken,
+}
+
 /// Forwards the calls of a service; messages, metadata and the statuses of the service stay unchanged. The service gets
 /// what is left of the call's [`Deadline`].
+///
+/// Callers don't feel each other. A call with one request is forwarded when the request is complete, and its answer is
+/// read at once, so the connection of these calls never waits for a caller. A stream has a connection of its own.
 ///
 /// If the connection to the service breaks, a response ends with UNAVAILABLE instead of a reset of the stream, which
 /// clients report as an internal error. At shutdown a response that is still open ends with UNAVAILABLE,
 /// `SHUTTING_DOWN`: a stream such as the progress of a redrive would otherwise delay the shutdown until it is cut off.
 pub(crate) struct Forward<S> {
-    channel: Channel,
-    deadline_default: Duration,
-    shutdown: CancellationToken,
+    route: Route,
+    forwarding: Forwarding,
     service: PhantomData<fn() -> S>,
 }
 
 impl<S> Forward<S> {
-    /// `deadline_default`: the time of a call that comes without a deadline.
-    pub(crate) fn new(channel: Channel, deadline_default: Duration, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(route: Route, forwarding: Forwarding) -> Self {
         Self {
-            channel,
-            deadline_default,
-            shutdown,
+            route,
+            forwarding,
             service: PhantomData,
         }
     }
@@ -93,12 +114,18 @@ impl<S> Forward<S> {
 
 impl<S> Clone for Forward<S> {
     fn clone(&self) -> Self {
-        Self::new(self.channel.clone(), self.deadline_default, self.shutdown.clone())
+        Self::new(self.route.clone(), self.forwarding.clone())
     }
 }
 
 impl<S: Forwarded> NamedService for Forward<S> {
     const NAME: &'static str = S::NAME;
+}
+
+/// What a forwarded stream has until its response ends.
+struct StreamLine {
+    _channel: Channel,
+    _share: Share,
 }
 
 impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
@@ -112,15 +139,33 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let channel = self.channel.clone();
-        let shutdown = self.shutdown.clone();
+        let (route, forwarding) = (self.route.clone(), self.forwarding.clone());
+        let is_unary = herald_proto::is_unary(request.uri().path());
+        let connection = request.extensions_mut().remove::<Connection>();
         prepare_headers(&mut request);
-        let deadline = Deadline::of(S::ROLE, self.deadline_default, &mut request);
+        let deadline = Deadline::of(S::ROLE, forwarding.deadline_default, &mut request);
         Box::pin(async move {
+            let mut line = None;
             let response = async {
-                let mut ready = channel.ready_oneshot().await?;
+                let channel = if is_unary {
+                    let body = std::mem::take(request.body_mut());
+                    *request.body_mut() = read_request(body).await?;
+                    route.calls.clone()
+                } else {
+                    let share = take_stream(&forwarding.streams, connection.as_ref())?;
+                    let channel = route.connect().await.map_err(NotForwarded::from_transport)?;
+                    line = Some(StreamLine {
+                        _channel: channel.clone(),
+                        _share: share,
+                    });
+                    channel
+                };
+                let mut ready = channel
+                    .ready_oneshot()
+                    .await
+                    .map_err(NotForwarded::from_transport)?;
                 deadline.set_header(request.headers_mut());
-                ready.call(request).await
+                ready.call(request).await.map_err(NotForwarded::from_transport)
             };
             let response = tokio::select! {
                 response = response => response,
@@ -130,14 +175,66 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
                 // The gRPC library of the service ends a call whose deadline has passed, a moment before the gateway
                 // does.
                 Ok(response) if is_expired(response.headers()) => expired::<S>(deadline.status()).into_http(),
-                Ok(response) => response.map(|body| forward_body::<S>(body, deadline, shutdown)),
-                Err(error) => match Status::from_error(Box::new(error)) {
-                    status if status::is_expired(&status) => expired::<S>(deadline.status()).into_http(),
-                    status => to_answer::<S>(status).into_http(),
-                },
+                Ok(response) => {
+                    response.map(|body| forward_body::<S>(body, line, deadline, forwarding.shutdown))
+                }
+                Err(NotForwarded::Refused(status)) => status.into_http(),
+                Err(NotForwarded::Failed(status)) if status::is_expired(&status) => {
+                    expired::<S>(deadline.status()).into_http()
+                }
+                Err(NotForwarded::Failed(status)) => to_answer::<S>(status).into_http(),
             })
         })
     }
+}
+
+/// Why a call got no response from its service.
+enum NotForwarded {
+    /// The gateway refuses it, for what the caller has done.
+    Refused(Status),
+    /// The service can't be reached.
+    Failed(Status),
+}
+
+impl NotForwarded {
+    fn from_transport(error: tonic::transport::Error) -> Self {
+        Self::Failed(Status::from_error(Box::new(error)))
+    }
+}
+
+/// Reads the request of a call that has one. The service gets it in one piece: many small frames from one caller could
+/// end the connection for all.
+async fn read_request(mut body: Body) -> Result<Body, NotForwarded> {
+    let mut data = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(more) = frame.map_err(NotForwarded::Refused)?.into_data() else {
+            continue;
+        };
+        if data.len() + more.len() > REQUEST_BYTES_MAX {
+            let message = format!("a request message is larger than {REQUEST_BYTES_MAX} bytes");
+            return Err(NotForwarded::Refused(status::message_too_large(message)));
+        }
+        data.extend_from_slice(&more);
+    }
+    Ok(Body::new(
+        Full::new(data.freeze()).map_err(|never: Infallible| match never {}),
+    ))
+}
+
+fn take_stream(streams: &Shares, connection: Option<&Connection>) -> Result<Share, NotForwarded> {
+    let unknown = Caller {
+        connection: None,
+        address: None,
+    };
+    let caller = connection.map_or(unknown, Connection::caller);
+    streams.try_acquire(caller, 1).ok_or_else(|| {
+        NotForwarded::Refused(status::exhausted(
+            "TOO_MANY_STREAMS",
+            "too many forwarded streams of this connection, this address or all callers are open \
+             (gateway.forwarded_streams_max); end one, or retry later",
+            STREAMS_RETRY_AFTER,
+        ))
+    })
 }
 
 /// Logs a call that has taken too long.
@@ -167,7 +264,12 @@ fn to_answer<S: Forwarded>(status: Status) -> Status {
 
 /// Forwards the body of a response. It ends with a status for the caller when the connection to the service breaks, when
 /// the deadline passes, or when the body is still open [`FINISH_LIMIT`] after the shutdown began.
-fn forward_body<S: Forwarded>(body: Body, deadline: Deadline, shutdown: CancellationToken) -> Body {
+fn forward_body<S: Forwarded>(
+    body: Body,
+    line: Option<StreamLine>,
+    deadline: Deadline,
+    shutdown: CancellationToken,
+) -> Body {
     // A response of headers only has its status there, and the headers must end the stream: gRPC clients in Go report an
     // internal error if an empty body follows.
     if body.is_end_stream() {
@@ -185,12 +287,12 @@ fn forward_body<S: Forwarded>(body: Body, deadline: Deadline, shutdown: Cancella
             status = deadline.until_end() => expired::<S>(status),
         }
     };
-    let frames = stream::unfold(Some((body, Box::pin(ended))), |state| async move {
-        let (mut body, mut ended) = state?;
+    let frames = stream::unfold(Some((body, line, Box::pin(ended))), |state| async move {
+        let (mut body, line, mut ended) = state?;
         tokio::select! {
             biased;
             frame = body.frame() => Some(match frame? {
-                Ok(frame) => (Ok(frame), Some((body, ended))),
+                Ok(frame) => (Ok(frame), Some((body, line, ended))),
                 Err(status) => (end_with(&to_answer::<S>(status)), None),
             }),
             status = &mut ended => Some((end_with(&status), None)),
@@ -254,9 +356,18 @@ mod tests {
         address
     }
 
+    fn forward(endpoint: &Endpoint, shutdown: CancellationToken) -> Forward<Graph> {
+        let forwarding = Forwarding {
+            streams: Shares::new(10),
+            deadline_default: LIMIT,
+            shutdown,
+        };
+        Forward::new(Route::to(endpoint), forwarding)
+    }
+
     fn client_of(address: SocketAddr, shutdown: CancellationToken) -> HealthClient<Forward<Graph>> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        HealthClient::new(Forward::new(endpoint.connect_lazy(), LIMIT, shutdown))
+        HealthClient::new(forward(&endpoint, shutdown))
     }
 
     #[tokio::test]
@@ -276,7 +387,7 @@ mod tests {
     #[tokio::test]
     async fn a_status_in_the_headers_ends_the_response() {
         let endpoint = Endpoint::from_shared(format!("http://{}", start_server().await)).unwrap();
-        let forward = Forward::<Graph>::new(endpoint.connect_lazy(), LIMIT, CancellationToken::new());
+        let forward = forward(&endpoint, CancellationToken::new());
         let request = Request::post("/no.Service/Method").header(header::CONTENT_TYPE, "application/grpc");
         let response = forward
             .oneshot(request.body(Body::empty()).unwrap())

@@ -1,4 +1,11 @@
-//! Admission control: refuses calls above the limit of calls in flight, before they are decoded.
+//! Admission control: how many calls there are, how long they may take, and how many bytes wait for their callers.
+//!
+//! All of it is shared by connections and addresses ([`Shares`]), so that the calls of one client never keep those of
+//! others out. A call counts from its first byte until its answer is sent: an answer that its caller doesn't read is a
+//! call in flight.
+
+mod call_bytes;
+mod request_body;
 
 use std::{
     sync::Arc,
@@ -6,30 +13,63 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
+use herald_proto::{MethodKind, method_kind};
 use herald_rpc::status;
-use herald_runtime::metrics::Counter;
-use http::{Request, Response};
-use tokio::sync::Semaphore;
-use tonic::body::Body;
+use herald_runtime::{
+    connections::{Answer, Connection, Held},
+    metrics::Counter,
+    shares::{Caller, Share, Shares},
+};
+use http::{HeaderMap, Request, Response};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-const RETRY_AFTER: Duration = Duration::from_millis(500);
+use crate::Config;
 
-/// Limits the calls in flight over all connections. A call counts until its response starts: a client stream counts
-/// while it is read, a server stream only until it starts (server streams have their own limits).
+use call_bytes::CallBytes;
+use request_body::RequestBody;
+
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// Limits the calls over all connections.
 #[derive(Clone)]
-pub(super) struct AdmissionLayer {
-    permits: Arc<Semaphore>,
+pub(super) struct AdmissionLayer(Arc<Rules>);
+
+struct Rules {
+    /// Calls with one response.
+    calls: Shares,
+    /// Calls with a stream of responses.
+    streams: Shares,
+    /// Bytes of requests and answers in memory.
+    bytes: Shares,
+    /// Maximum wait for the next byte of a request.
+    request_wait: Duration,
+    /// Maximum wait for the next request of a stream.
+    request_idle: Duration,
+    /// Maximum time of a call without a deadline.
+    call_deadline: Duration,
     shed: Counter,
 }
 
 impl AdmissionLayer {
-    pub(super) fn new(calls_max: usize, shed: Counter) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(calls_max)),
+    pub(super) fn new(config: &Config, shed: Counter) -> Self {
+        // The deadline of a forwarded call is the business of the forwarding.
+        let deadline_ms = config.call_deadline_ms.max(config.forward_deadline_ms + 1_000);
+        Self(Arc::new(Rules {
+            calls: Shares::new(config.calls_max),
+            streams: Shares::new(config.response_streams_max),
+            bytes: Shares::new(config.buffered_bytes_max),
+            request_wait: Duration::from_millis(config.request_wait_ms),
+            request_idle: Duration::from_millis(config.request_idle_ms),
+            call_deadline: Duration::from_millis(deadline_ms),
             shed,
-        }
+        }))
     }
 }
 
@@ -39,7 +79,7 @@ impl<S> Layer<S> for AdmissionLayer {
     fn layer(&self, inner: S) -> Admission<S> {
         Admission {
             inner,
-            layer: self.clone(),
+            rules: self.0.clone(),
         }
     }
 }
@@ -48,13 +88,21 @@ impl<S> Layer<S> for AdmissionLayer {
 #[derive(Clone)]
 pub(super) struct Admission<S> {
     inner: S,
-    layer: AdmissionLayer,
+    rules: Arc<Rules>,
 }
 
-impl<S, A> Service<Request<A>> for Admission<S>
+/// A call that is admitted.
+struct Admitted {
+    connection: Option<Connection>,
+    bytes: Arc<CallBytes>,
+    share: Share,
+}
+
+impl<S> Service<Request<Body>> for Admission<S>
 where
-    S: Service<Request<A>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
+    S::Error: Send,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -64,23 +112,136 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<A>) -> Self::Future {
-        let Ok(permit) = self.layer.permits.clone().try_acquire_owned() else {
-            self.layer.shed.inc();
-            let refused = status::exhausted(
-                "OVERLOADED",
-                "too many calls are in flight; retry later",
-                RETRY_AFTER,
-            );
-            return Box::pin(async move { Ok(refused.into_http()) });
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rules = self.rules.clone();
+        let connection = request.extensions().get::<Connection>().cloned();
+        let unknown = Caller {
+            connection: None,
+            address: None,
+        };
+        let caller = connection.as_ref().map_or(unknown, Connection::caller);
+        let kind = match request.uri().path() {
+            HEALTH_CHECK => MethodKind::Unary,
+            path => method_kind(path).unwrap_or(MethodKind::ResponseStream),
+        };
+        let is_stream = kind == MethodKind::ResponseStream;
+        let shares = if is_stream { &rules.streams } else { &rules.calls };
+        let Some(share) = shares.try_acquire(caller, 1) else {
+            rules.shed.inc();
+            return Box::pin(async move { Ok(overloaded().into_http()) });
+        };
+        let bytes = Arc::new(CallBytes::new(rules.bytes.clone(), caller));
+        let body = std::mem::take(request.body_mut());
+        *request.body_mut() = Body::new(if kind == MethodKind::Unary {
+            RequestBody::new(body, rules.request_wait, Some(bytes.clone()))
+        } else {
+            RequestBody::new(body, rules.request_idle, None)
+        });
+        let without_deadline = kind == MethodKind::Unary && !request.headers().contains_key(GRPC_TIMEOUT);
+        let pending = connection.as_ref().map(Connection::begin_call);
+        let admitted = Admitted {
+            connection,
+            bytes,
+            share,
         };
         let response = self.inner.call(request);
         Box::pin(async move {
-            let response = response.await;
-            drop(permit);
-            response
+            let _pending = pending;
+            let answered = async {
+                let response = response.await?;
+                Ok(if is_stream {
+                    response.map(|body| admitted.answer(body))
+                } else {
+                    collect(response, admitted).await
+                })
+            };
+            if !without_deadline {
+                return answered.await;
+            }
+            match tokio::time::timeout(rules.call_deadline, answered).await {
+                Ok(answered) => answered,
+                Err(_) => Ok(status::deadline_exceeded(format!(
+                    "the call took longer than {} ms, the time of a call without a deadline (gateway.call_deadline_ms); it \
+                     may have taken effect",
+                    rules.call_deadline.as_millis()
+                ))
+                .into_http()),
+            }
         })
     }
+}
+
+impl Admitted {
+    /// The body of the answer, which holds the call's share until it is sent.
+    fn answer(self, body: Body) -> Body {
+        match &self.connection {
+            Some(connection) => {
+                let held: Held = Box::new((self.share, self.bytes));
+                Answer::body(body, connection, Some(held))
+            }
+            None => body,
+        }
+    }
+}
+
+/// Takes the whole answer of a call with one response from the service that makes it, so that the service has nothing to
+/// do with how fast the caller reads.
+async fn collect(response: Response<Body>, admitted: Admitted) -> Response<Body> {
+    if response.body().is_end_stream() {
+        return response;
+    }
+    let (parts, mut body) = response.into_parts();
+    let mut data = Bytes::new();
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = body.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(status) => return status.into_http(),
+        };
+        match frame.into_data() {
+            Ok(more) => {
+                if !admitted.bytes.take(more.len()) {
+                    return unread().into_http();
+                }
+                data = append(data, more);
+            }
+            Err(frame) => {
+                if let Ok(last) = frame.into_trailers() {
+                    trailers = last;
+                }
+            }
+        }
+    }
+    let body = Full::new(data).with_trailers(async move { Some(Ok(trailers)) });
+    Response::from_parts(parts, admitted.answer(Body::new(body)))
+}
+
+fn append(data: Bytes, more: Bytes) -> Bytes {
+    if data.is_empty() {
+        return more;
+    }
+    let mut joined = data
+        .try_into_mut()
+        .unwrap_or_else(|data| BytesMut::from(&data[..]));
+    joined.extend_from_slice(&more);
+    joined.freeze()
+}
+
+fn overloaded() -> Status {
+    status::exhausted(
+        "OVERLOADED",
+        "too many calls of this connection, this address or all callers are in flight; retry later",
+        RETRY_AFTER,
+    )
+}
+
+fn unread() -> Status {
+    status::exhausted(
+        "OVERLOADED",
+        "too many bytes of requests and unread answers of this connection, this address or all callers are in memory; \
+         read the answers, or retry later",
+        RETRY_AFTER,
+    )
 }
 
 #[cfg(test)]
@@ -96,24 +257,30 @@ mod tests {
     async fn a_call_above_the_limit_is_refused_and_a_finished_call_frees_its_permit() {
         let finish = Arc::new(Notify::new());
         let finished = finish.clone();
-        let inner = service_fn(move |_: Request<()>| {
+        let inner = service_fn(move |_: Request<Body>| {
             let finished = finished.clone();
             async move {
                 finished.notified().await;
                 Ok::<_, Infallible>(Response::new(Body::empty()))
             }
         });
-        let service = AdmissionLayer::new(1, Counter::default()).layer(inner);
+        let config = Config {
+            calls_max: 1,
+            response_streams_max: 1,
+            ..Config::default()
+        };
+        let service = AdmissionLayer::new(&config, Counter::default()).layer(inner);
+        let request = || Request::new(Body::empty());
         let code = |response: &Response<Body>| response.headers().get("grpc-status").cloned();
-        let first = tokio::spawn(service.clone().oneshot(Request::new(())));
-        while service.layer.permits.available_permits() > 0 {
+        let first = tokio::spawn(service.clone().oneshot(request()));
+        while service.rules.streams.held() == 0 {
             tokio::task::yield_now().await;
         }
-        let refused = service.clone().oneshot(Request::new(())).await.unwrap();
+        let refused = service.clone().oneshot(request()).await.unwrap();
         assert_eq!(code(&refused).unwrap(), "8");
         finish.notify_one();
         assert_eq!(code(&first.await.unwrap().unwrap()), None);
         finish.notify_one();
-        assert_eq!(code(&service.oneshot(Request::new(())).await.unwrap()), None);
+        assert_eq!(code(&service.oneshot(request()).await.unwrap()), None);
     }
 }

@@ -16,16 +16,20 @@ use herald_proto::{
     },
 };
 use herald_recovery::StreamWatch;
-use herald_runtime::{health::Group, shutdown, trace::ServerLayer};
+use herald_runtime::{
+    connections::{Limits, Port},
+    grpc::{CONNECTION_WINDOW, STREAM_WINDOW},
+    health::Group,
+    route::Route,
+    shares::Shares,
+    shutdown,
+    trace::ServerLayer,
+};
 use herald_store::{Devices, Ledger, Posts, Preferences, Timelines, Users};
 use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    server::NamedService,
-    service::Routes,
-    transport::{Channel, Server, server::TcpIncoming},
-};
+use tonic::{server::NamedService, service::Routes, transport::Server};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::{
@@ -42,7 +46,7 @@ use super::{
 };
 use crate::{
     Config, Error, Metrics, Vapid,
-    adapters::{Analytics, Audits, DeadLetters, Forward, Graph},
+    adapters::{Analytics, Audits, DeadLetters, Forward, Forwarding, Graph},
     archive_watermark::ArchiveWatermark,
     feed::Feed,
     live::Hub,
@@ -68,9 +72,9 @@ pub(crate) struct ServiceDeps {
     pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) request_history: RequestHistory,
     pub(crate) stream_watch: StreamWatch,
-    pub(crate) graph: Channel,
-    pub(crate) analytics: Channel,
-    pub(crate) deadletter: Channel,
+    pub(crate) graph: Route,
+    pub(crate) analytics: Route,
+    pub(crate) deadletter: Route,
     pub(crate) vapid: Vapid,
     pub(crate) post_checks: PostChecks,
     pub(crate) roles: Vec<Group>,
@@ -85,7 +89,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let admission = AdmissionLayer::new(config.calls_max, deps.metrics.calls_shed.clone());
+    let admission = AdmissionLayer::new(config, deps.metrics.calls_shed.clone());
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health {
         reporter,
@@ -101,20 +105,28 @@ pub(crate) async fn serve(
             timeline_service_server::SERVICE_NAME,
         ],
         forwarded: vec![
-            (Forward::<Graph>::NAME, deps.graph.clone()),
-            (Forward::<Analytics>::NAME, deps.analytics.clone()),
-            (Forward::<DeadLetters>::NAME, deps.deadletter.clone()),
-            (Forward::<Audits>::NAME, deps.deadletter.clone()),
+            (Forward::<Graph>::NAME, deps.graph.own.clone()),
+            (Forward::<Analytics>::NAME, deps.analytics.own.clone()),
+            (Forward::<DeadLetters>::NAME, deps.deadletter.own.clone()),
+            (Forward::<Audits>::NAME, deps.deadletter.own.clone()),
         ],
     };
     health.set_initial().await;
     let draining = deps.draining.clone();
+    let counts = deps.metrics.port_counts();
     let routes = routes(config, deps, &shutdown)?.add_service(health_service);
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let answer_wait = Duration::from_millis(config.answer_wait_ms);
+    let limits = Limits {
+        connections_max: config.connections_max,
+        write_wait: answer_wait,
+        answer_wait,
+        ..Limits::default()
+    };
+    let port = Port::new("gateway", limits, counts);
     let server = Server::builder()
         .accept_http1(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -124,7 +136,8 @@ pub(crate) async fn serve(
         .layer(admission)
         .layer(MessageSizeLayer)
         .add_routes(routes.prepare())
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(port.incoming(listener), shutdown.clone().cancelled_owned());
+    let server = port.watch_while(&shutdown, server);
     let drain = Duration::from_millis(config.drain_ms);
     let health = health.run(draining, shutdown.clone());
     let served = shutdown::drain_after(&shutdown, drain, async { futures::join!(server, health).0 });
@@ -200,21 +213,24 @@ fn routes(config: &Config, deps: ServiceDeps, shutdown: &CancellationToken) -> R
     let preferences_api = PreferenceApi::new(users, preferences, mesh.clone());
     let lags = MeshApi::new(mesh, topology, shutdown.clone());
     let bytes_max = config.request_bytes_max;
-    let deadline = Duration::from_millis(config.forward_deadline_ms);
+    let forwarding = Forwarding {
+        streams: Shares::new(config.forwarded_streams_max),
+        deadline_default: Duration::from_millis(config.forward_deadline_ms),
+        shutdown: shutdown.clone(),
+    };
     let routes = Routes::new(PostServiceServer::new(posts_api).max_decoding_message_size(bytes_max))
         .add_service(TimelineServiceServer::new(timelines_api).max_decoding_message_size(bytes_max))
         .add_service(DeliveryServiceServer::new(deliveries).max_decoding_message_size(bytes_max))
         .add_service(DeviceServiceServer::new(devices_api).max_decoding_message_size(bytes_max))
         .add_service(PreferenceServiceServer::new(preferences_api).max_decoding_message_size(bytes_max))
         .add_service(MeshServiceServer::new(lags).max_decoding_message_size(bytes_max))
-        .add_service(Forward::<Graph>::new(graph, deadline, shutdown.clone()))
-        .add_service(Forward::<Analytics>::new(analytics, deadline, shutdown.clone()))
+        .add_service(Forward::<Graph>::new(graph, forwarding.clone()))
+        .add_service(Forward::<Analytics>::new(analytics, forwarding.clone()))
         .add_service(Forward::<DeadLetters>::new(
             deadletter.clone(),
-            deadline,
-            shutdown.clone(),
+            forwarding.clone(),
         ))
-        .add_service(Forward::<Audits>::new(deadletter, deadline, shutdown.clone()));
+        .add_service(Forward::<Audits>::new(deadletter, forwarding));
     herald_runtime::grpc::with_reflection(routes, API_DESCRIPTORS).map_err(Error::Reflection)
 }
 

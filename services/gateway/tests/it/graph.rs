@@ -23,6 +23,8 @@ pub(crate) struct State {
     pub(crate) timeout: Option<String>,
     /// Whether Follow and ImportFollows never end.
     pub(crate) stalled: bool,
+    /// Number of followers that ListFollowers returns.
+    pub(crate) page: usize,
     /// Number of imported follows.
     pub(crate) imported: u64,
 }
@@ -102,7 +104,15 @@ impl GraphService for TestGraph {
         &self,
         _: Request<v1::ListFollowersRequest>,
     ) -> Result<Response<v1::ListFollowersResponse>, Status> {
-        unused()
+        let follow = v1::Follow {
+            follower_id: "a".repeat(64),
+            author_id: "b".repeat(64),
+            notify: None,
+        };
+        Ok(Response::new(v1::ListFollowersResponse {
+            follows: vec![follow; self.state.lock().page],
+            ..Default::default()
+        }))
     }
 
     async fn list_following(

@@ -19,7 +19,7 @@ use herald_proto::{
     },
 };
 use herald_push_endpoint::Policy;
-use herald_runtime::{http::Readiness, metrics::Shared};
+use herald_runtime::{http::Readiness, metrics::Shared, route::Route};
 use herald_store::{
     Posts, Stores, Users,
     embedded::{self, Embedded},
@@ -27,9 +27,8 @@ use herald_store::{
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel, transport::Endpoint};
+use tonic::{Code, Status, service::Routes, transport::Channel, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -57,7 +56,7 @@ pub(crate) struct World {
     /// Present with [`Setup::partitioned_server`].
     pub(crate) partitioned_server: Option<PartitionedServer>,
     _store: Embedded,
-    graph_channel: Channel,
+    graph_route: Route,
     _dir: TempDir,
 }
 
@@ -148,12 +147,12 @@ impl World {
 
         let graph = TestGraph::default();
         let graph_stop = CancellationToken::new();
-        let graph_channel = serve_graph(graph.clone(), graph_stop.clone()).await;
+        let graph_route = serve_graph(graph.clone(), graph_stop.clone()).await;
         let metrics = Shared::new().register(Metrics::new);
         let mut world = Self {
             address: String::new(),
-            channel: graph_channel.clone(),
-            graph_channel,
+            channel: graph_route.own.clone(),
+            graph_route,
             mesh,
             topology,
             stores,
@@ -197,10 +196,10 @@ impl World {
             dead_letters: stores.dead_letters,
             stream_marks: stores.stream_marks,
             listener,
-            graph: self.graph_channel.clone(),
+            graph: self.graph_route.clone(),
             // Nothing listens on port 1.
-            analytics: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
-            deadletter: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+            analytics: Route::to(&Endpoint::from_static("http://127.0.0.1:1")),
+            deadletter: Route::to(&Endpoint::from_static("http://127.0.0.1:1")),
             vapid: Vapid {
                 public_key: Arc::new(OnceLock::from("the-vapid-key".to_owned())),
                 has_subject: false,
@@ -384,14 +383,13 @@ pub(crate) fn private_endpoints() -> Config {
     }
 }
 
-async fn serve_graph(graph: TestGraph, stop: CancellationToken) -> Channel {
+async fn serve_graph(graph: TestGraph, stop: CancellationToken) -> Route {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder()
-        .add_service(GraphServiceServer::new(graph))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+    let routes = Routes::new(GraphServiceServer::new(graph));
+    let server = herald_runtime::grpc::serve_routes(listener, routes, stop);
     tokio::spawn(server);
-    Endpoint::from_shared(url).unwrap().connect_lazy()
+    Route::to(&Endpoint::from_shared(url).unwrap())
 }
 
 /// A valid request.

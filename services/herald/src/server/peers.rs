@@ -1,25 +1,26 @@
-//! The channels to the roles that a process calls.
+//! The ways to the roles that a process calls.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
-use herald_runtime::peer::{self, Peer, Urls};
+use herald_runtime::{
+    peer::{self, Peer, Urls},
+    route::Route,
+};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::{Config, checks::Checks, roles::Role, roles::Roles};
 
-/// Channels by role.
+/// Routes by role.
 #[derive(Default)]
-pub(super) struct Channels(BTreeMap<Role, Channel>);
+pub(super) struct Channels(BTreeMap<Role, Route>);
 
 impl Channels {
     /// Adds a role of this process, that listens at an address.
     pub(super) fn add_local(&mut self, role: Role, address: SocketAddr) -> Result<()> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))?
-            .tcp_nodelay(true)
-            .connect_lazy();
-        self.0.insert(role, channel);
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+        self.0.insert(role, Route::to(&endpoint));
         Ok(())
     }
 
@@ -37,13 +38,13 @@ impl Channels {
             let urls = Urls::parse(url).with_context(|| format!("peers.{role}"))?;
             let peer = Peer::follow(urls, role.as_str(), peer::system_resolver(), stop.clone());
             checks.watch_peer(role, &peer);
-            self.0.insert(role, peer.channel);
+            self.0.insert(role, peer.route);
         }
         Ok(())
     }
 
-    /// The channel to a role.
-    pub(super) fn to(&self, role: Role) -> Result<Channel> {
+    /// The ways to call a role.
+    pub(super) fn to(&self, role: Role) -> Result<Route> {
         self.0
             .get(&role)
             .cloned()

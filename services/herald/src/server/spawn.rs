@@ -169,7 +169,7 @@ impl Parts {
             lanes: self.lanes(),
             users: self.stores()?.users.clone(),
             ledger: self.stores()?.ledger.clone(),
-            graph: channels.to(Role::Graph)?,
+            graph: channels.to(Role::Graph)?.own,
             metrics: self.metrics.register(herald_fanout::Metrics::new),
         };
         let fanout = herald_fanout::run(self.config.fanout.clone(), deps, services.shutdown());

@@ -105,7 +105,7 @@ impl PostgresPosts {
     /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
     /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
     /// those after it.
-    pub(crate) async fn first_since(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
+    pub(crate) async fn first_retained(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
         const FIRST: &str = "
             SELECT min(id) FROM herald.posts
             WHERE id >= $1 AND id < $2 AND body IS NOT NULL AND accepted_at >= $3";
@@ -299,7 +299,32 @@ impl crate::Posts for PostgresPosts {
     }
 
     async fn first_since(&self, moment: Timestamp) -> Result<PostId> {
-        Self::first_since(self, moment).await
+        const FIRST: &str = "
+            SELECT id, accepted_at FROM herald.posts WHERE id >= $1 AND id < $2 AND body IS NOT NULL
+            ORDER BY id LIMIT 1";
+        let Some(last) = self.last().await? else {
+            return Ok(PostId(1));
+        };
+        let (mut low, mut high) = (1, last.0 + 1);
+        // Posts less than `low` are older than `moment`; posts from `high` on are not.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let first: Option<(i64, i64)> = self
+                .postgres
+                .call("find the first post since a time", || async {
+                    let first = sqlx::query_as(FIRST)
+                        .bind(keys::bigint(middle))
+                        .bind(keys::bigint(high))
+                        .fetch_optional(self.postgres.pool());
+                    Ok(first.await?)
+                })
+                .await?;
+            match first {
+                Some((id, accepted_at)) if accepted_at < moment.0 => low = keys::number(id)? + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(PostId(low))
     }
 
     async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {

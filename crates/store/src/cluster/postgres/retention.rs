@@ -88,7 +88,7 @@ impl PostgresRetention {
             .await?;
         let oldest = self
             .posts
-            .first_since(first, now.minus(self.counted_keep()))
+            .first_retained(first, now.minus(self.counted_keep()))
             .await?;
         let keep_s = self.counted_keep().as_secs().cast_signed();
         Ok(
@@ -154,12 +154,15 @@ impl crate::Retention for PostgresRetention {
             .await?;
         let oldest_shown = self
             .posts
-            .first_since(first, now.minus(self.timeline_keep))
+            .first_retained(first, now.minus(self.timeline_keep))
             .await?;
         (self.raise_oldest_shown)(oldest_shown).await?;
         let pins = ledger::trim::pins(&self.postgres, oldest_shown).await?;
         let first = self.first("SELECT first_post FROM herald.ledger_trim").await?;
-        let oldest_recorded = self.posts.first_since(first, now.minus(self.ledger_keep)).await?;
+        let oldest_recorded = self
+            .posts
+            .first_retained(first, now.minus(self.ledger_keep))
+            .await?;
         let ledger_tables = ledger::trim::partitions(&self.postgres, oldest_recorded).await?;
         let oldest_backfilled = oldest_shown.min(oldest_recorded);
         let backfills = ledger::trim::backfills(&self.postgres, oldest_backfilled).await?;

@@ -106,7 +106,7 @@ async fn first_since_finds_the_first_post_from_a_time_on() {
     let store = Store::new();
     let archive = open(&store);
     assert_eq!(
-        archive.first_since(PostId(0), Timestamp(0)).unwrap(),
+        archive.first_retained(PostId(0), Timestamp(0)).unwrap(),
         PostId(1),
         "of an empty archive"
     );
@@ -132,10 +132,13 @@ async fn first_since_finds_the_first_post_from_a_time_on() {
         (200, 9..=20),
         (201, 21..=21),
     ] {
-        let found = archive.first_since(PostId(0), Timestamp(moment)).unwrap().0;
+        let found = archive.first_retained(PostId(0), Timestamp(moment)).unwrap().0;
         assert!(first.contains(&found), "since {moment}: {found}");
     }
-    assert_eq!(archive.first_since(PostId(8), Timestamp(0)).unwrap(), PostId(8));
+    assert_eq!(
+        archive.first_retained(PostId(8), Timestamp(0)).unwrap(),
+        PostId(8)
+    );
     assert_eq!(archive.last_accepted_at().unwrap(), Some(Timestamp(200)));
 }
 
@@ -151,7 +154,7 @@ async fn a_post_of_a_wrong_clock_is_no_older_than_those_before_it() {
         .collect();
     archive.archive(&entries).await.unwrap();
     for (moment, first) in [(100, 1), (105, 2), (111, 7), (151, 8), (900, 8), (1_000, 11)] {
-        let found = archive.first_since(PostId(0), Timestamp(moment)).unwrap();
+        let found = archive.first_retained(PostId(0), Timestamp(moment)).unwrap();
         assert_eq!(found, PostId(first), "since {moment}");
     }
 }

@@ -91,7 +91,7 @@ async fn first_since_finds_the_first_post_from_a_time_on() {
     let Some(postgres) = open().await else { return };
     let posts = PostgresPosts::new(&postgres, &PostgresConfig::default(), DAY);
     assert_eq!(
-        posts.first_since(PostId(0), Timestamp(0)).await.unwrap(),
+        posts.first_retained(PostId(0), Timestamp(0)).await.unwrap(),
         PostId(1)
     );
     let entries: Vec<_> = [2_u64, 3, 7, 8, 20]
@@ -111,7 +111,11 @@ async fn first_since_finds_the_first_post_from_a_time_on() {
         (200, 9..=20),
         (201, 21..=21),
     ] {
-        let found = posts.first_since(PostId(0), Timestamp(moment)).await.unwrap().0;
+        let found = posts
+            .first_retained(PostId(0), Timestamp(moment))
+            .await
+            .unwrap()
+            .0;
         assert!(first.contains(&found), "since {moment}: {found}");
     }
 }
@@ -133,11 +137,11 @@ async fn a_post_of_a_wrong_clock_is_no_older_than_those_before_it() {
         .collect();
     posts.archive(&entries).await.unwrap();
     for (moment, first) in [(100, 1), (105, 2), (111, 7), (151, 8), (900, 8), (1_000, 11)] {
-        let found = posts.first_since(PostId(0), Timestamp(moment)).await.unwrap();
+        let found = posts.first_retained(PostId(0), Timestamp(moment)).await.unwrap();
         assert_eq!(found, PostId(first), "since {moment}");
     }
     assert_eq!(
-        posts.first_since(PostId(8), Timestamp(0)).await.unwrap(),
+        posts.first_retained(PostId(8), Timestamp(0)).await.unwrap(),
         PostId(8)
     );
 }

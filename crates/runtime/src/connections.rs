@@ -1,0 +1,344 @@
+//! The connections of a port: how many there are, and when one is closed because its client does nothing.
+//!
+//! A client may connect and say nothing, stop reading, or leave an answer unread. It holds memory and a file descriptor
+//! as long as nobody acts, and the servers of HTTP act only on what clients send. So each port has a [`Port`]:
+//!
+//! - It refuses connections above a limit, which the addresses of callers share ([`crate::shares`]).
+//! - Every second it looks at each connection, and closes those whose client is silent where it has to act: before its
+//!   first request, in the middle of one, or while bytes wait that it doesn't read.
+//! - It ends answers that their caller doesn't read ([`Answer`]), while other calls of the same connection go on.
+
+mod answer;
+mod io;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _, stream};
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+use crate::metrics::{Counter, Gauge};
+use crate::shares::{Caller, Share, Shares};
+
+pub use answer::{Answer, AnswerLayer, Answering, Held};
+pub use io::GuardedStream;
+
+/// Interval at which the connections are looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Time that a client has, during the shutdown, to read what waits for it.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
+/// Delay after a connection can't be accepted, such as for a lack of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Shortest time between two log lines about refused connections.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval of TCP keepalive probes.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What clients may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum number of connections. The addresses of clients share them.
+    pub connections_max: usize,
+    /// Time for the first bytes: the HTTP/2 preface or a request.
+    pub first_bytes_wait: Duration,
+    /// Time for a client to read on while bytes wait in the socket.
+    pub write_wait: Duration,
+    /// Time for a client to read on while an answer waits for its HTTP/2 window.
+    pub answer_wait: Duration,
+    /// Time from the begin of a request to the begin of its response, for ports whose requests are small and quick.
+    pub reply_wait: Option<Duration>,
+    /// Time without a byte in either direction.
+    pub idle_wait: Option<Duration>,
+}
+
+impl Default for Limits {
+    /// Those of a gRPC port: HTTP/2 pings find out whether a silent client still lives.
+    fn default() -> Self {
+        Self {
+            connections_max: 8_192,
+            first_bytes_wait: Duration::from_secs(10),
+            write_wait: Duration::from_secs(30),
+            answer_wait: Duration::from_secs(30),
+            reply_wait: None,
+            idle_wait: None,
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Open connections.
+    pub open: Gauge,
+    /// Connections refused because of their number.
+    pub refused: Counter,
+    /// Connections closed because their client was silent or didn't read.
+    pub closed: Counter,
+    /// Answers ended because their caller didn't read them.
+    pub answers_cut: Counter,
+}
+
+/// A port and its connections. Clones share them.
+#[derive(Clone)]
+pub struct Port(Arc<Inner>);
+
+struct Inner {
+    name: &'static str,
+    limits: Limits,
+    counts: Counts,
+    shares: Shares,
+    next_id: AtomicU64,
+    connections: Mutex<HashMap<u64, Connection>>,
+    refusal_logged: Mutex<Option<Instant>>,
+}
+
+/// A connection. Requests have it among their extensions. Clones share it.
+#[derive(Clone)]
+pub struct Connection(Arc<State>);
+
+struct State {
+    id: u64,
+    address: Option<IpAddr>,
+    accepted_at: Instant,
+    io: Mutex<io::IoState>,
+    answers: Mutex<HashMap<u64, Arc<answer::State>>>,
+    next_answer: AtomicU64,
+    /// Calls whose response has not begun.
+    pending: AtomicUsize,
+    /// What the answers hold that are handed to the transport and not in the socket yet.
+    sending: Mutex<Vec<Held>>,
+    counts: Counts,
+}
+
+/// A call whose response has not begun.
+#[derive(Debug)]
+pub struct PendingCall(Connection);
+
+impl Drop for PendingCall {
+    fn drop(&mut self) {
+        self.0.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.0.id)
+            .field("address", &self.0.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port")
+            .field("name", &self.0.name)
+            .field("limits", &self.0.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Whom the connection belongs to, for [`Shares`].
+    pub fn caller(&self) -> Caller {
+        Caller {
+            connection: Some(self.0.id),
+            address: self.0.address,
+        }
+    }
+
+    /// Counts a call until its response begins. Without it, the call doesn't keep the connection open at the shutdown if
+    /// nobody reads the answers of the other calls.
+    pub fn begin_call(&self) -> PendingCall {
+        self.0.pending.fetch_add(1, Ordering::Relaxed);
+        PendingCall(self.clone())
+    }
+
+    /// Closes the connection: its next read and write fail.
+    fn close(&self) {
+        self.0.io.lock().close();
+    }
+
+    /// Why the connection must be closed, if so. Ends answers that nobody reads.
+    fn check(&self, limits: &Limits, now: Instant, shutting_down: bool) -> Option<&'static str> {
+        let write_wait = if shutting_down {
+            SHUTDOWN_WAIT
+        } else {
+            limits.write_wait
+        };
+        let io = self
+            .0
+            .io
+            .lock()
+            .check(limits, self.0.accepted_at, write_wait, now);
+        if io.is_some() {
+            return io;
+        }
+        let answers: Vec<_> = self.0.answers.lock().values().cloned().collect();
+        let mut unread = 0;
+        for answer in &answers {
+            let Some(waits) = answer.waits(now) else { continue };
+            if waits >= limits.answer_wait {
+                answer.cut();
+                self.0.counts.answers_cut.inc();
+                tracing::info!(
+                    address = ?self.0.address,
+                    wait_seconds = waits.as_secs(),
+                    "the caller did not read its answer; the call ends"
+                );
+            }
+            unread += usize::from(waits >= SHUTDOWN_WAIT);
+        }
+        let is_pending = self.0.pending.load(Ordering::Relaxed) > 0;
+        (shutting_down && !is_pending && unread > 0 && unread == answers.len())
+            .then_some("nothing is left but answers that the client does not read")
+    }
+}
+
+impl Port {
+    /// A port without connections. Its `name` is in log lines.
+    pub fn new(name: &'static str, limits: Limits, counts: Counts) -> Self {
+        Self(Arc::new(Inner {
+            name,
+            shares: Shares::new(limits.connections_max),
+            limits,
+            counts,
+            next_id: AtomicU64::new(0),
+            connections: Mutex::default(),
+            refusal_logged: Mutex::default(),
+        }))
+    }
+
+    /// The connections of a listener. Fails never: an error in accepting one is logged, and tried again.
+    pub fn incoming(
+        &self,
+        listener: TcpListener,
+    ) -> impl Stream<Item = std::io::Result<GuardedStream>> + use<> {
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(TCP_KEEPALIVE));
+        stream::unfold((self.clone(), incoming), |(port, mut incoming)| async move {
+            loop {
+                match incoming.next().await? {
+                    Ok(stream) => {
+                        if let Some(guarded) = port.admit(stream) {
+                            return Some((Ok(guarded), (port, incoming)));
+                        }
+                    }
+                    Err(error) => {
+                        port.log_refusal(&error);
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        })
+    }
+
+    /// Looks at the connections every second, for ever. After `shutdown`, clients have one second to read.
+    pub async fn watch(&self, shutdown: &CancellationToken) {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let connections: Vec<_> = self.0.connections.lock().values().cloned().collect();
+            let now = Instant::now();
+            for connection in connections {
+                if let Some(reason) = connection.check(&self.0.limits, now, shutdown.is_cancelled()) {
+                    tracing::info!(
+                        port = self.0.name,
+                        address = ?connection.0.address,
+                        reason,
+                        "closed a connection"
+                    );
+                    self.0.counts.closed.inc();
+                    connection.close();
+                }
+            }
+        }
+    }
+
+    /// Runs a server of this port, and looks after its connections meanwhile.
+    pub async fn watch_while<T>(&self, shutdown: &CancellationToken, server: impl Future<Output = T>) -> T {
+        tokio::select! {
+            served = server => served,
+            () = self.watch(shutdown) => std::future::pending().await,
+        }
+    }
+
+    /// Takes a connection, unless there are too many.
+    fn admit(&self, stream: TcpStream) -> Option<GuardedStream> {
+        let peer = stream.peer_addr().ok();
+        let address = peer.map(|peer: SocketAddr| Caller::address_key(peer.ip()));
+        let caller = Caller {
+            connection: None,
+            address,
+        };
+        let Some(share) = self.0.shares.try_acquire(caller, 1) else {
+            self.0.counts.refused.inc();
+            self.log_refusal(&format_args!(
+                "{} connections are open, of at most {}, and a client address may have as many as are free",
+                self.0.shares.held(),
+                self.0.limits.connections_max
+            ));
+            return None;
+        };
+        let connection = Connection(Arc::new(State {
+            id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
+            address,
+            accepted_at: Instant::now(),
+            io: Mutex::default(),
+            answers: Mutex::default(),
+            next_answer: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
+            sending: Mutex::default(),
+            counts: self.0.counts.clone(),
+        }));
+        self.0
+            .connections
+            .lock()
+            .insert(connection.0.id, connection.clone());
+        self.0.counts.open.inc();
+        Some(GuardedStream::new(
+            stream,
+            connection.clone(),
+            Registered {
+                port: self.clone(),
+                id: connection.0.id,
+                _share: share,
+            },
+        ))
+    }
+
+    fn log_refusal(&self, reason: &dyn fmt::Display) {
+        let mut logged = self.0.refusal_logged.lock();
+        if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            *logged = Some(Instant::now());
+            tracing::warn!(port = self.0.name, %reason, "can't accept a connection");
+        }
+    }
+}
+
+/// A connection's place in the table of its port.
+struct Registered {
+    port: Port,
+    id: u64,
+    _share: Share,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.port.0.connections.lock().remove(&self.id);
+        self.port.0.counts.open.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

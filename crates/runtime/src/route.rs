@@ -1,0 +1,98 @@
+//! The ways to call a role, apart from each other.
+//!
+//! Calls that share an HTTP/2 connection share its window and its limits: answers that one caller doesn't read, or small
+//! frames that one caller sends too fast, are the end of all calls on it. So the calls of Herald itself have a connection
+//! of their own, forwarded calls with one request and one response have another one, and each forwarded stream has one
+//! to itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint};
+
+/// Timeout of the connection of a stream.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of addresses that are tried for a stream.
+const TRIES_MAX: usize = 3;
+/// Window of a stream. What a slow reader leaves unread stays in the role that sends it.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Window of a connection. It has one stream; the HTTP/2 library takes as many small frames as this window allows.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// The ways to call a role.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// For Herald's own calls.
+    pub own: Channel,
+    /// For forwarded calls with one request and one response, whose answers are read at once.
+    pub calls: Channel,
+    streams: Streams,
+}
+
+#[derive(Debug, Clone)]
+enum Streams {
+    Local(Box<Endpoint>),
+    Peer {
+        endpoints: watch::Receiver<Vec<Endpoint>>,
+        next: Arc<AtomicUsize>,
+    },
+}
+
+impl Route {
+    /// To one address. Connects when it is used.
+    pub fn to(endpoint: &Endpoint) -> Self {
+        Self {
+            own: endpoint.connect_lazy(),
+            calls: endpoint.connect_lazy(),
+            streams: Streams::Local(Box::new(endpoint.clone())),
+        }
+    }
+
+    /// To a peer, whose usable endpoints can change.
+    pub(crate) fn to_peer(own: Channel, calls: Channel, endpoints: watch::Receiver<Vec<Endpoint>>) -> Self {
+        let next = Arc::default();
+        Self {
+            own,
+            calls,
+            streams: Streams::Peer { endpoints, next },
+        }
+    }
+
+    /// Opens a connection for one stream. It closes when the stream has ended and the channel is dropped.
+    ///
+    /// # Errors
+    /// No address could be connected to; the error is that of the last one.
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        match &self.streams {
+            Streams::Local(endpoint) => connect(endpoint).await,
+            Streams::Peer { endpoints, next } => {
+                let endpoints = endpoints.borrow().clone();
+                let first = next.fetch_add(1, Ordering::Relaxed);
+                let mut tried = None;
+                for n in 0..endpoints.len().min(TRIES_MAX) {
+                    match connect(&endpoints[first.wrapping_add(n) % endpoints.len()]).await {
+                        Ok(channel) => return Ok(channel),
+                        Err(error) => tried = Some(error),
+                    }
+                }
+                match tried {
+                    Some(error) => Err(error),
+                    // Nothing is known of the peer yet: the shared channel waits for it, or says why it fails.
+                    None => Ok(self.calls.clone()),
+                }
+            }
+        }
+    }
+}
+
+async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    endpoint
+        .clone()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .connect()
+        .await
+}

@@ -1,0 +1,47 @@
+//! The bytes that a call has in memory.
+
+use herald_runtime::shares::{Caller, Share, Shares};
+use parking_lot::Mutex;
+
+/// Bytes of a call that don't count: the number of calls bounds them.
+const SMALL: usize = 16 << 10;
+
+/// The bytes of a call: its request, and its answer until that is sent.
+pub(super) struct CallBytes {
+    shares: Shares,
+    caller: Caller,
+    held: Mutex<HeldBytes>,
+}
+
+#[derive(Default)]
+struct HeldBytes {
+    /// Those that don't count, at most [`SMALL`].
+    small: usize,
+    share: Option<Share>,
+}
+
+impl CallBytes {
+    pub(super) fn new(shares: Shares, caller: Caller) -> Self {
+        Self {
+            shares,
+            caller,
+            held: Mutex::default(),
+        }
+    }
+
+    /// Counts more bytes. Returns whether they may be kept.
+    pub(super) fn take(&self, count: usize) -> bool {
+        let held = &mut *self.held.lock();
+        let small = count.min(SMALL - held.small);
+        held.small += small;
+        let count = count - small;
+        match &mut held.share {
+            _ if count == 0 => true,
+            Some(share) => share.grow(count),
+            none => {
+                *none = self.shares.try_acquire(self.caller, count);
+                none.is_some()
+            }
+        }
+    }
+}
