@@ -66,7 +66,7 @@ impl AuditService for AuditApi {
         })?;
         self.check_scope(scope).await?;
         let (events, mut received) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let (mut responses, stream) = Responses::new();
+        let (mut responses, stream) = Responses::new(self.shutdown.clone());
         let auditor = self.auditor.clone();
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
@@ -118,7 +118,7 @@ impl AuditService for AuditApi {
             )
         })?;
         let target = Target::parse(&self.auditor, request.into_inner()).await?;
-        let (responses, stream) = Responses::new();
+        let (responses, stream) = Responses::new(self.shutdown.clone());
         let (auditor, shutdown) = (self.auditor.clone(), self.shutdown.clone());
         tokio::spawn(async move {
             rebuild::run(auditor, target, responses, shutdown).await;
