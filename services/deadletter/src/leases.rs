@@ -81,7 +81,9 @@ async fn trim_each_minute(retention: &dyn Retention, metrics: &Metrics, lost: &C
     while lost.run_until_cancelled(ticks.tick()).await.is_some() {
         let trim = trim(retention, Timestamp::now(), &mut was_paused);
         match lost.run_until_cancelled(trim).await {
-            Some(Ok(())) => metrics.retention_paused.set(was_paused.into()),
+            Some(Ok(())) => {
+                metrics.retention_paused.set(was_paused.into());
+            }
             Some(Err(error)) => {
                 tracing::warn!(%error, "can't remove data that is older than its retention; retrying in a minute");
             }

@@ -3,11 +3,10 @@
 use std::{io::ErrorKind, net::SocketAddr};
 
 use anyhow::{Result, anyhow};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use super::{
-    Config, data_dir,
+    Config, data_dir, descriptors,
     engine::Engine,
     roles::{Role, Roles},
 };
@@ -27,7 +26,7 @@ impl Claim {
     /// Binds the ports and opens the store. Fails if another process uses them. `shared`: the process is one of many that
     /// share NATS and the store.
     pub(crate) async fn new(config: Config, roles: Roles, shared: bool) -> Result<Self> {
-        raise_files_limit();
+        descriptors::prepare(&config, &roles)?;
         // Ports first: a port in use is the most likely error, and nothing has changed yet.
         let grpc = listen(config.grpc, "gRPC", "--grpc").await?;
         let http = listen(config.http, "HTTP", "--http").await?;
@@ -50,23 +49,6 @@ impl Claim {
             http,
             engine,
         })
-    }
-}
-
-/// Raises the limit of open files as far as the process may. The usual limit of a shell, 1,024, is for programs that use
-/// `select`; connections and the files of the store need more.
-fn raise_files_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(
-            error = %std::io::Error::from(error),
-            limit = limit.current,
-            "can't raise the limit of open files"
-        );
     }
 }
 

@@ -12,6 +12,7 @@ mod checks;
 mod claim;
 mod config;
 mod data_dir;
+mod descriptors;
 mod engine;
 mod nats_config;
 mod peers;
