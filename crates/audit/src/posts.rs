@@ -191,7 +191,8 @@ impl<'a> Pass<'a> {
             let is_deleted = archived
                 .as_ref()
                 .is_some_and(|archived| archived.deleted_at.is_some());
-            let is_owed = !past_retention && !(is_deleted && post.lane.is_none());
+            let is_nobodys = is_deleted && post.lane.is_none();
+            let is_owed = !past_retention && !is_nobodys;
             if is_owed && !plan.as_ref().is_some_and(is_complete) {
                 window.suspects.push(Suspect::Unplanned(post.id, lane));
             }

@@ -117,9 +117,10 @@ impl StreamWatch {
         let reason = (!problems.is_empty()).then(|| Problems(problems.to_vec()).to_string());
         let mut stored = self.reason.lock();
         if *stored != reason {
-            match &reason {
-                Some(reason) => tracing::error!(reason, "posts are refused: the streams are damaged"),
-                None => tracing::info!("the streams are sound"),
+            if let Some(reason) = &reason {
+                tracing::error!(reason, "posts are refused: the streams are damaged");
+            } else {
+                tracing::info!("the streams are sound");
             }
             *stored = reason;
         }

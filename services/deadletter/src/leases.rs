@@ -113,11 +113,10 @@ async fn trim(
             until_unix_s = seconds(until),
             "the clock jumped before: no data is removed until it has gone on steadily"
         ),
-        ClockCheck::Settling { .. } => {}
         ClockCheck::Steady if *was_paused => {
             tracing::info!("the clock has gone on steadily: data past its retention is removed again");
         }
-        ClockCheck::Steady => {}
+        ClockCheck::Steady | ClockCheck::Settling { .. } => {}
     }
     *was_paused = check != ClockCheck::Steady;
     if *was_paused {

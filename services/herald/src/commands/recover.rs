@@ -10,6 +10,7 @@ use herald_cli::{
 };
 use herald_recovery::{Problem, Recovered};
 use herald_runtime::{config::Flags, telemetry::error_chain};
+use herald_store::embedded::JournalReport;
 use serde::Serialize;
 
 use crate::{
@@ -20,7 +21,8 @@ use crate::{
 const LONG: &str = "\
 Compares the streams with the store while all processes of Herald are stopped, and goes on where they don't fit together: \
 a stream that was deleted or lost its newest messages (a power loss, a restored broker, a split cluster), or a store that \
-is older than the streams (a restored database).
+is older than the streams (a restored database). A damaged journal of the embedded store is replaced by what can be read \
+of it.
 
 Each damaged stream is emptied and begins above all sequences that are known, so that no id is given twice. Before that, \
 posts that only POSTS has are written to the store. What the removed messages would have delivered is known to the store: \
@@ -66,12 +68,33 @@ pub(crate) struct Args {
 /// The result.
 #[derive(Debug, Serialize)]
 struct RecoverResult {
+    journals: Vec<JournalResult>,
     problems: Vec<String>,
     recovered: bool,
     streams: Vec<StreamResult>,
     posts_archived: u64,
     posts_renamed: Vec<RenamedResult>,
     posts_lost_max: u64,
+}
+
+/// A damaged journal of the embedded store.
+#[derive(Debug, Serialize)]
+struct JournalResult {
+    path: PathBuf,
+    kept_at: PathBuf,
+    batches_kept: usize,
+    bytes_lost: usize,
+}
+
+impl JournalResult {
+    fn new(report: &JournalReport) -> Self {
+        Self {
+            path: report.journal.clone(),
+            kept_at: report.kept_at.clone(),
+            batches_kept: report.batches_kept,
+            bytes_lost: report.bytes_lost,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +113,7 @@ struct RenamedResult {
 impl RecoverResult {
     fn found(problems: &[Problem]) -> Self {
         Self {
+            journals: Vec::new(),
             problems: problems.iter().map(ToString::to_string).collect(),
             recovered: false,
             streams: Vec::new(),
@@ -122,14 +146,24 @@ impl RecoverResult {
 
 impl Show for RecoverResult {
     fn text(&self) -> String {
-        if self.problems.is_empty() {
+        if self.problems.is_empty() && self.journals.is_empty() {
             return "the streams and the store fit together: nothing to do".into();
         }
-        let mut lines: Vec<String> = self
-            .problems
-            .iter()
-            .map(|problem| format!("found: {problem}"))
-            .collect();
+        let journals = self.journals.iter().map(|journal| {
+            format!(
+                "journal {} was damaged: {} kept, {} lost; the damaged one is kept as {}",
+                journal.path.display(),
+                counted(
+                    journal.batches_kept as u64,
+                    "batch of writes is",
+                    "batches of writes are"
+                ),
+                counted(journal.bytes_lost as u64, "byte is", "bytes are"),
+                journal.kept_at.display()
+            )
+        });
+        let found = self.problems.iter().map(|problem| format!("found: {problem}"));
+        let mut lines: Vec<String> = journals.chain(found).collect();
         if !self.recovered {
             lines.push("nothing was changed: run `herald recover` without --dry-run to go on".into());
             return lines.join("\n");
@@ -186,6 +220,12 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         ));
     }
     let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
+    let journals = if config.store.is_cluster() || args.dry_run {
+        Vec::new()
+    } else {
+        herald_store::embedded::recover_journals(&config.data_dir)
+            .map_err(|error| Failure::failed(error_chain(&error)))?
+    };
     let recovering = Recovering::start(&config).await.map_err(failed)?;
     let done = if args.dry_run {
         let found = recovering.recovery().find_problems().await;
@@ -195,7 +235,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         recovered.map(|recovered| RecoverResult::done(&recovered))
     };
     let stopped = recovering.stop().await.map_err(failed);
-    let done = done.map_err(|error| Failure::failed(error_chain(&error)))?;
+    let mut done = done.map_err(|error| Failure::failed(error_chain(&error)))?;
     stopped?;
+    done.journals = journals.iter().map(JournalResult::new).collect();
     context.output.show(&done)
 }
