@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{HERALD, audit::audit, surface::http_get};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const READERS: [&str; 3] = ["ann", "cid", "dora"];
 
 struct World {
