@@ -42,6 +42,7 @@ mod redrive;
 mod retry;
 mod sample;
 mod slot;
+mod snapshot;
 mod subject;
 mod topology;
 mod trace;
@@ -65,6 +66,7 @@ pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
 pub use redrive::{Redrive, Redriven};
 pub use retry::RetryDelay;
+pub use snapshot::SnapshotHeader;
 pub use subject::Subject;
 pub use topology::{
     ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits, NatsUser, StreamLimits, StreamSpec,

@@ -30,6 +30,12 @@ pub(crate) struct Fixture {
     pub(crate) topology: Topology,
 }
 
+async fn start_server() -> (Server, Mesh) {
+    let server = Server::start(ServerConfig::default()).await.unwrap();
+    let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
+    (server, mesh)
+}
+
 impl Fixture {
     /// Starts a server with the default topology and short retry delays.
     pub(crate) async fn start() -> Self {
@@ -38,8 +44,7 @@ impl Fixture {
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut TopologyConfig)) -> Self {
         crate::trace::spans();
-        let server = Server::start(ServerConfig::default()).await.unwrap();
-        let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
+        let (server, mesh) = start_server().await;
         let retry = RetryDelay {
             delay_ms_base: 20,
             delay_ms_max: 100,
@@ -53,6 +58,16 @@ impl Fixture {
             server,
             mesh,
             topology,
+        }
+    }
+
+    /// Starts a server without streams.
+    pub(crate) async fn start_empty() -> Self {
+        let (server, mesh) = start_server().await;
+        Self {
+            server,
+            mesh,
+            topology: Topology::new(&TopologyConfig::default()).unwrap(),
         }
     }
 

@@ -11,6 +11,7 @@ mod lag;
 mod last;
 mod publish;
 mod redrive;
+mod snapshot;
 mod topology;
 mod trace;
 mod wait;
