@@ -19,6 +19,7 @@ const API: &[&str] = &[
 
 /// Messages and services inside the mesh.
 const MESH: &[&str] = &[
+    "herald/mesh/v1/control.proto",
     "herald/mesh/v1/deadletter.proto",
     "herald/mesh/v1/followers.proto",
     "herald/mesh/v1/messages.proto",

@@ -7,6 +7,7 @@
 )]
 
 mod audit;
+mod backup;
 mod bad_days;
 mod bad_days_refused;
 mod bad_input;

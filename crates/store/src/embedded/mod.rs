@@ -11,7 +11,6 @@
 //! of the layout; the file `contents` lists what must not be missing; the file `moved` marks a store whose data is moved
 //! to the cluster engine.
 
-mod backup;
 mod blocking;
 mod cache;
 mod clock;

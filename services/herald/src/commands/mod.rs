@@ -1,6 +1,7 @@
 //! The commands, one file or folder each: arguments, help, calls and output. `herald bench` is in its own crate.
 
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod delete;
@@ -20,6 +21,7 @@ pub(crate) mod push_sink;
 mod ready;
 pub(crate) mod rebuild;
 pub(crate) mod recover;
+pub(crate) mod restore;
 pub(crate) mod round_trip;
 mod run_server;
 pub(crate) mod secrets;

@@ -67,7 +67,7 @@ pub(crate) struct Args {
 
 /// The result.
 #[derive(Debug, Serialize)]
-struct RecoverResult {
+pub(super) struct RecoverResult {
     journals: Vec<JournalResult>,
     problems: Vec<String>,
     recovered: bool,
@@ -123,7 +123,7 @@ impl RecoverResult {
         }
     }
 
-    fn done(recovered: &Recovered) -> Self {
+    pub(super) fn done(recovered: &Recovered) -> Self {
         let streams = recovered.streams.iter().map(|stream| StreamResult {
             name: stream.stream.clone(),
             removed_count: stream.removed,

@@ -7,10 +7,12 @@
 
 mod away;
 mod background;
+mod backup;
 mod broker;
 mod checks;
 mod claim;
 mod config;
+mod control;
 mod data_dir;
 mod descriptors;
 mod engine;
@@ -27,6 +29,9 @@ mod topology_wait;
 mod validate;
 mod vapid;
 
+pub(crate) use backup::{
+    Progress as BackupProgress, read_manifest as read_backup, restore_files, socket as control_socket,
+};
 pub(crate) use claim::Claim;
 pub(crate) use config::Config;
 pub(crate) use recovering::Recovering;

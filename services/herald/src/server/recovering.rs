@@ -1,13 +1,14 @@
 //! Opens the streams and the store of a stopped mesh for a recovery.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use herald_mesh::{Mesh, NatsUser, Topology};
-use herald_recovery::Recovery;
+use herald_recovery::{Recovered, Recovery};
 
 use super::{
     Config, away,
+    backup::{self, Manifest, Progress},
     broker::Broker,
     engine::Engine,
     roles::{Role, Roles},
@@ -59,6 +60,25 @@ impl Recovering {
 
     pub(crate) fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// Writes a backup into a directory that doesn't exist or is empty.
+    pub(crate) async fn backup(
+        &self,
+        config: &Config,
+        dir: &Path,
+        progress: impl Fn(Progress),
+    ) -> Result<Manifest> {
+        backup::prepare(dir)?;
+        let Recovery { mesh, topology, .. } = &self.recovery;
+        let data_dir = (!config.store.is_cluster()).then_some(&*config.data_dir);
+        backup::write(mesh, topology, &self.engine, data_dir, dir, progress).await
+    }
+
+    /// Creates the streams of a backup, and recovers what doesn't fit together: the streams are older than the store.
+    pub(crate) async fn restore(&self, dir: &Path, manifest: &Manifest) -> Result<Recovered> {
+        backup::restore_streams(&self.recovery.mesh, dir, manifest).await?;
+        Ok(self.recovery.run().await?)
     }
 
     /// Closes the store and stops the nats-server that was started.

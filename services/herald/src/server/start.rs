@@ -24,6 +24,7 @@ use super::{
     broker::Broker,
     checks::Checks,
     claim::Claim,
+    control::{self, Control},
     engine::Engine,
     peers::Channels,
     roles::{Role, Roles},
@@ -131,6 +132,11 @@ impl Server {
         if let Some(stores) = stores.as_ref().filter(|_| config.store.is_cluster()) {
             checks.watch_store(stores.health.clone());
         }
+        let control = if matches!(engine, Engine::Embedded(_)) {
+            control::bind(&config.data_dir).context("can't make the control socket in the data directory")?
+        } else {
+            None
+        };
         let shutdown_delay = shutdown_delay(&config, &roles, shared);
         let parts = Parts {
             config,
@@ -151,6 +157,15 @@ impl Server {
         }
         if let Some(watching) = engine.watch(workers.shutdown()) {
             workers.spawn("store", watching);
+        }
+        if let Some(listener) = control {
+            let control = Control {
+                mesh: parts.mesh.clone(),
+                topology: parts.topology.clone(),
+                engine: engine.clone(),
+                data_dir: parts.config.data_dir.clone(),
+            };
+            workers.spawn("control", control.serve(listener, workers.shutdown()));
         }
         let ports = Ports { grpc, internal_grpc };
         Box::pin(spawn_all(

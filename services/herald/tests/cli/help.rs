@@ -74,6 +74,8 @@ async fn every_command_has_help_and_examples() {
         "topology permissions",
         "topology verify",
         "migrate",
+        "backup",
+        "restore",
         "recover",
         "lag",
         "push-sink",
