@@ -15,6 +15,7 @@ use crate::{
     Auditor, Error, Event, Finding, FindingKind, Progress, Repaired, Result, Summary,
     dead_letter_index::DeadLetterIndex,
     in_flight::{ChunkKey, InFlight},
+    isolated::Unreadable,
     plan::{count_states, is_complete, pending_recipients, read_plan},
     repair::Repair,
     throttle::Throttle,
@@ -59,10 +60,11 @@ impl Suspect {
 
 /// A running audit.
 pub(crate) struct Run<'a> {
-    auditor: &'a Auditor,
+    pub(crate) auditor: &'a Auditor,
     events: &'a mpsc::Sender<Event>,
     pub(crate) repair: Option<Repair<'a>>,
     pub(crate) summary: Summary,
+    pub(crate) unreadable: Unreadable,
     pub(crate) throttle: Throttle,
     posts_total: u64,
     started: Instant,
@@ -77,6 +79,7 @@ impl<'a> Run<'a> {
             events,
             repair: repair.then(|| Repair::new(auditor)),
             summary: Summary::default(),
+            unreadable: Unreadable::default(),
             throttle: Throttle::new(auditor.limits.work_share),
             posts_total: 0,
             started: now,
@@ -320,7 +323,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn user_id(&self, user: UserKey) -> Result<Option<herald_model::UserId>> {
+    pub(crate) async fn user_id(&self, user: UserKey) -> Result<Option<herald_model::UserId>> {
         Ok(self.auditor.users.ids(&[user]).await?.pop().flatten())
     }
 }

@@ -23,6 +23,7 @@ mod dead_letter_index;
 mod error;
 mod finding;
 mod in_flight;
+mod isolated;
 mod pairs;
 mod plan;
 mod posts;

@@ -13,6 +13,7 @@ use herald_store::ChunkState;
 use crate::{
     Auditor, Error, Finding, FindingKind, Result, Scope,
     confirm::{Run, Suspect},
+    isolated,
     pairs::Pair,
     plan::{count_states, has_one_version, is_complete, is_consistent, read_plan, unreadable_as_finding},
     summary::ChannelSums,
@@ -160,8 +161,12 @@ impl<'a> Pass<'a> {
         run: &mut Run<'_>,
     ) -> Result<()> {
         let ids: Vec<_> = batch.iter().map(|post| post.id).collect();
-        let archived = auditor.posts.get(&ids).await?;
+        let archived = isolated::posts(auditor, &ids).await?;
         for (post, archived) in batch.iter().zip(archived) {
+            let (archived, unreadable) = match archived {
+                Ok(archived) => (archived, None),
+                Err(reason) => (None, Some(reason)),
+            };
             // A post that is only in the ledger and was accepted before `since`.
             if let Scope::Since(since) = scope
                 && post.lane.is_none()
@@ -179,7 +184,11 @@ impl<'a> Pass<'a> {
                     continue;
                 }
             };
-            if archived.is_none() {
+            if let Some(reason) = &unreadable {
+                let detail = format!("the post in the archive can't be read: {reason}");
+                run.report(Finding::of_post(FindingKind::Inconsistent, post.id, detail))
+                    .await?;
+            } else if archived.is_none() {
                 window.suspects.push(Suspect::Unarchived(post.id));
             }
             let lane = post.lane.or(archived.as_ref().map(|archived| archived.lane));

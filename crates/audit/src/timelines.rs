@@ -5,6 +5,7 @@ use herald_model::UserKey;
 use crate::{
     Auditor, Result,
     confirm::{Run, Suspect},
+    isolated,
     pairs::{Difference, Pair, compare},
     window::Window,
 };
@@ -13,7 +14,7 @@ use crate::{
 const PAGE: u32 = 4_096;
 
 /// Compares the posts of a window with all timelines. Differences become suspects. Timelines that are incomplete, which
-/// are rebuilt when their users read them, are counted and not compared.
+/// are rebuilt when their users read them, are counted and not compared. Those that can't be read are reported.
 pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mut Run<'_>) -> Result<()> {
     if window.posts.is_empty() || !auditor.limits.timelines {
         return Ok(());
@@ -35,7 +36,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
         let page_end = after.saturating_add(PAGE).min(last);
         let users: Vec<UserKey> = (after + 1..=page_end).map(UserKey).collect();
         after = page_end;
-        let timelines = auditor.timelines.read(&users).await?;
+        let timelines = isolated::timelines(auditor, &users).await?;
         run.throttle.pause().await;
         for (user, timeline) in users.into_iter().zip(timelines) {
             // Recipients that are no users.
@@ -43,6 +44,14 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
             suspect_all(before, window);
             let (own, rest) = rest.split_at(rest.partition_point(|pair| pair.user() <= user));
             left = rest;
+            let timeline = match timeline {
+                Ok(timeline) => timeline,
+                Err(reason) => {
+                    run.summary.timeline_entries -= own.len() as u64;
+                    run.unreadable.add(user, reason);
+                    continue;
+                }
+            };
             if !timeline.complete {
                 incomplete += 1;
                 run.summary.timeline_entries -= own.len() as u64;
@@ -85,6 +94,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
         }
     }
     suspect_all(left, window);
+    run.report_unreadable().await?;
     // Each window reads all timelines.
     run.summary.incomplete_timelines = run.summary.incomplete_timelines.max(incomplete);
     Ok(())

@@ -62,7 +62,7 @@ pub trait Timelines: Send + Sync {
     /// Whether no loss of timelines was recorded since a delivery; `losses` is its [`Delivered::losses`]. Call it after
     /// the outcome of the delivery is in the ledger, and deliver again if it returns `false`: the repair of a loss
     /// delivers again what the ledger has, so it misses what is recorded in the ledger later. An engine whose timelines
-    /// are records, not a view, loses nothing.
+    /// are records, not a view, loses some only while they are rebuilt.
     async fn is_intact(&self, losses: u64) -> Result<bool>;
 
     /// Lists up to `limit` posts of a timeline that are less than `before`, newest (greatest id) first. Counts as a
@@ -73,6 +73,6 @@ pub trait Timelines: Send + Sync {
     async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>>;
 
     /// Writes what is missing on the timelines of users. Durable on return. An engine whose timelines are records, not a
-    /// view, has nothing to rebuild.
+    /// view, rebuilds all of them if one of these users' can't be read, and nothing else.
     async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt>;
 }

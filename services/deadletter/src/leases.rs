@@ -116,7 +116,7 @@ async fn trim(
         ClockCheck::Steady if *was_paused => {
             tracing::info!("the clock has gone on steadily: data past its retention is removed again");
         }
-        ClockCheck::Steady | ClockCheck::Settling { .. } => {}
+        ClockCheck::Settling { .. } | ClockCheck::Steady => {}
     }
     *was_paused = check != ClockCheck::Steady;
     if *was_paused {

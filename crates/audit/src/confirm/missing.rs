@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use herald_model::{Channel, PostId, UserKey};
 
 use super::{CurrentState, Run, Suspect};
-use crate::{Finding, FindingKind, Repaired, Result, plan::is_delivered};
+use crate::{Finding, FindingKind, Repaired, Result, isolated, plan::is_delivered};
 
 /// Timelines read at once.
 const PAGE: usize = 1_024;
@@ -26,8 +26,10 @@ impl Run<'_> {
         let users: Vec<UserKey> = by_user.keys().copied().collect();
         let mut missing: BTreeMap<PostId, Vec<UserKey>> = BTreeMap::new();
         for page in users.chunks(PAGE) {
-            let timelines = self.auditor.timelines.read(page).await?;
+            let timelines = isolated::timelines(self.auditor, page).await?;
             for (user, timeline) in page.iter().zip(timelines) {
+                // One that can't be read is reported as such.
+                let Ok(timeline) = timeline else { continue };
                 if !timeline.complete {
                     continue;
                 }

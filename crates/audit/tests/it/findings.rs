@@ -312,6 +312,36 @@ async fn an_unknown_post_or_a_dropped_receiver_ends_an_audit() {
     assert!(matches!(abandoned, Error::Abandoned), "{abandoned}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_post_of_the_archive_is_reported_and_other_posts_are_checked() {
+    let dir = with_corrupt_row("records", "posts", &2_u64.to_be_bytes());
+    let world = World::start_in(dir, Limits::default()).await;
+    world.delivered_post(&[1, 2]).await;
+    let corrupt = world.accept().await;
+    world.plan(corrupt.id, &[]).await;
+    let lost = world.accept().await;
+    world.plan(lost.id, &[]).await;
+    world.drain().await;
+    let (summary, findings) = world.audit(Scope::All, false).await;
+    let found: Vec<_> = findings
+        .iter()
+        .map(|finding| (finding.kind, finding.post))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (FindingKind::Inconsistent, Some(corrupt.id)),
+            (FindingKind::Unarchived, Some(lost.id)),
+        ]
+    );
+    assert!(
+        findings[0]
+            .detail
+            .starts_with("the post in the archive can't be read: ")
+    );
+    assert_eq!(summary.posts, 3);
+}
+
 /// Corrupt rows of one post must not prevent findings about other posts.
 #[tokio::test(flavor = "multi_thread")]
 async fn corrupt_rows_are_reported_and_other_posts_are_checked() {

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use herald_audit::{FindingKind, Repaired, Scope};
 use herald_model::{Channel, PostId, Recipients, UserKey};
 use herald_store::{
-    Archived, Delivered, Outcome, OutcomeDetails, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines,
+    Archived, Delivered, Error, ErrorKind, Outcome, OutcomeDetails, Rebuilt, Result, TimelineEntries,
+    TimelinePage, Timelines,
 };
 
 use crate::{
@@ -24,6 +25,8 @@ struct Views {
     incomplete: Mutex<BTreeSet<UserKey>>,
     /// Users whose timelines are empty and seem to be complete.
     lost: Mutex<BTreeSet<UserKey>>,
+    /// Users whose timelines can't be read.
+    damaged: Mutex<BTreeSet<UserKey>>,
     /// Calls of `rebuild`.
     rebuilt: Mutex<Vec<UserKey>>,
 }
@@ -43,6 +46,15 @@ impl Timelines for Views {
     }
 
     async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
+        if users
+            .iter()
+            .any(|user| self.damaged.lock().unwrap().contains(user))
+        {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "a block of the timelines is damaged",
+            ));
+        }
         let mut read = self.inner.read(users).await?;
         for (user, timeline) in users.iter().zip(&mut read) {
             if self.incomplete.lock().unwrap().contains(user) {
@@ -57,6 +69,7 @@ impl Timelines for Views {
 
     async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt> {
         self.rebuilt.lock().unwrap().extend(users);
+        self.damaged.lock().unwrap().retain(|user| !users.contains(user));
         let (mut lost, mut incomplete) = (self.lost.lock().unwrap(), self.incomplete.lock().unwrap());
         let timelines = users
             .iter()
@@ -75,6 +88,7 @@ async fn start() -> (World, Arc<Views>) {
         inner: world.stores.timelines.clone(),
         incomplete: Mutex::default(),
         lost: Mutex::default(),
+        damaged: Mutex::default(),
         rebuilt: Mutex::default(),
     });
     world.auditor.timelines = views.clone();
@@ -94,6 +108,39 @@ async fn incomplete_timelines_are_counted_and_not_compared() {
     assert_eq!(findings, []);
     assert_eq!((summary.incomplete_timelines, summary.timeline_entries), (1, 6));
     assert_eq!(*views.rebuilt.lock().unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timelines_that_cannot_be_read_are_reported_and_the_others_are_compared() {
+    let (world, views) = start().await;
+    for _ in 0..3 {
+        world.delivered_post(&[1, 2, 3, 4, 5]).await;
+    }
+    world.drain().await;
+    let damaged: Vec<UserKey> = world.intern_users(&[2, 3, 5]).await.iter().collect();
+    let lost: Vec<UserKey> = world.intern_users(&[4]).await.iter().collect();
+    views.damaged.lock().unwrap().extend(&damaged);
+    views.lost.lock().unwrap().extend(&lost);
+    let (summary, findings) = world.audit(Scope::All, false).await;
+    let mut expected = vec![FindingKind::Inconsistent; 2];
+    expected.extend([FindingKind::Missing; 3]);
+    assert_eq!(kinds(&findings), expected);
+    assert_eq!(findings[0].user, Some(user(2)));
+    assert!(
+        findings[0].detail.contains("1 others can't be read: a block"),
+        "{findings:?}"
+    );
+    assert!(
+        findings[1].detail.starts_with("the timeline can't be read"),
+        "{findings:?}"
+    );
+    assert_eq!(summary.timeline_entries, 6);
+
+    let (summary, findings) = world.audit(Scope::All, true).await;
+    assert_eq!(kinds(&findings), expected);
+    assert_eq!(summary.repaired, 5, "{findings:?}");
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,12 +32,17 @@ impl Contents {
         Self::write(dir, &BTreeSet::new())
     }
 
-    /// Reads the list, and checks that each database is there.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
-        let contents = Self {
+    /// Reads the list.
+    pub(super) fn load(dir: &Path) -> Result<Self> {
+        Ok(Self {
             dir: dir.into(),
             recorded: read(dir)?,
-        };
+        })
+    }
+
+    /// Reads the list, and checks that each database is there.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let contents = Self::load(dir)?;
         let exists = |name: &&str| dir.join(name).exists();
         let (present, absent): (Vec<&str>, Vec<&str>) = DATABASES.into_iter().partition(exists);
         for name in absent {
@@ -49,6 +54,15 @@ impl Contents {
             contents.check_files(name)?;
         }
         Ok(contents)
+    }
+
+    /// Records that a database was removed on purpose.
+    pub(super) fn forget(dir: &Path, database: &str) -> Result<()> {
+        let Some(mut recorded) = read(dir)? else {
+            return Ok(());
+        };
+        recorded.retain(|keyspace| database_of(keyspace) != database);
+        Self::write(dir, &recorded)
     }
 
     /// Nothing is recorded. For tests of a part of the engine.
@@ -95,7 +109,7 @@ impl Contents {
     }
 
     /// Whether a database must exist. Where nothing is recorded, all of them exist or none.
-    fn expects(&self, name: &str, others_exist: bool) -> bool {
+    pub(super) fn expects(&self, name: &str, others_exist: bool) -> bool {
         match &self.recorded {
             Some(recorded) => recorded.iter().any(|keyspace| database_of(keyspace) == name),
             None => others_exist,
@@ -103,7 +117,7 @@ impl Contents {
     }
 
     /// Checks that the directory of a database has the files without which fjall takes it for new or empty.
-    fn check_files(&self, name: &str) -> Result<()> {
+    pub(super) fn check_files(&self, name: &str) -> Result<()> {
         let dir = self.dir.join(name);
         if !self.expects(name, true) {
             return remove_unfinished(&dir);
@@ -122,7 +136,13 @@ impl Contents {
         if !dir.join("keyspaces/0/current").exists() {
             return missing("keyspaces/0/current");
         }
-        for keyspace in names(&dir.join("keyspaces"))? {
+        // Keyspaces of timelines are removed by a rebuild; the check of the open database finds others.
+        let keyspaces = if name == "timelines" {
+            Vec::new()
+        } else {
+            names(&dir.join("keyspaces"))?
+        };
+        for keyspace in keyspaces {
             let path = dir.join("keyspaces").join(&keyspace);
             let tables = path.join("tables");
             if !path.join("current").exists() && tables.exists() && !names(&tables)?.is_empty() {
@@ -138,8 +158,8 @@ impl Contents {
             ErrorKind::Corrupt,
             format!(
                 "the data directory {dir} has lost a part of its data: {what} is missing, and was there at the last \
-                 start; put it back from where it was moved to, or restore the whole directory from a backup; to give up \
-                 all data, remove the whole directory"
+                 start; put it back from where it was moved to, or restore the whole directory from a backup; \
+                 timelines are rebuilt after `herald recover`; to give up all data, remove the whole directory"
             ),
         )
     }

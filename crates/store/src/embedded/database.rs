@@ -12,7 +12,7 @@ use std::{
 };
 
 use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use super::{
@@ -47,6 +47,8 @@ pub(crate) fn options() -> KeyspaceCreateOptions {
 /// may have dropped any unsynced page, so no commit succeeds until the store is opened again.
 pub(crate) struct Database {
     fjall: fjall::Database,
+    /// Held while a batch is applied. A backup waits for it, so that no database has a later state than another.
+    gate: Arc<RwLock<()>>,
     space: Arc<Space>,
     committer: Arc<Committer>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -60,6 +62,7 @@ impl Database {
         cache_mb: u64,
         space: Arc<Space>,
         fault: Arc<Fault>,
+        gate: Arc<RwLock<()>>,
     ) -> Result<Self> {
         let dir = parent.join(name);
         let fjall = fjall::Database::builder(&dir)
@@ -70,7 +73,7 @@ impl Database {
             // With more workers, the first one occupies a processor while another compacts.
             .worker_threads(1)
             .open()
-            .map_err(map_err)?;
+            .map_err(|error| opening(&dir, error))?;
         let committer = Arc::new(Committer::new(name, fault));
         let thread = std::thread::Builder::new()
             .name(format!("{name}-commit"))
@@ -83,6 +86,7 @@ impl Database {
             .map_err(|e| io_error("can't start the committer thread".into(), e))?;
         Ok(Self {
             fjall,
+            gate,
             space,
             committer,
             thread: Mutex::new(Some(thread)),
@@ -133,6 +137,7 @@ impl Database {
     pub(crate) fn apply(&self, batch: OwnedWriteBatch) -> Result<Committed> {
         self.space.check()?;
         self.committer.check()?;
+        let _open = self.gate.read();
         batch.commit().map_err(|e| self.committer.fail(&map_err(e)))?;
         self.committer.wait_for_sync()
     }
@@ -373,6 +378,22 @@ pub(crate) fn map_err(error: fjall::Error) -> Error {
         _ => ErrorKind::Corrupt,
     };
     Error::with_source(kind, "the embedded database failed", error)
+}
+
+/// The error of a database that can't be opened.
+pub(crate) fn opening(dir: &Path, error: fjall::Error) -> Error {
+    let error = map_err(error);
+    let remedy = match error.kind() {
+        ErrorKind::Corrupt => {
+            ": a file in it is damaged; restore the data directory from a backup, or run `herald recover`, which rebuilds \
+             damaged timelines and keeps what can be read of journals"
+        }
+        ErrorKind::Full => ": its disk is full; free some space",
+        ErrorKind::Locked => ": it is open in another process; stop that one",
+        _ => "",
+    };
+    let message = format!("can't open the database {}{remedy}", dir.display());
+    Error::with_source(error.kind(), message, error)
 }
 
 fn map_io(kind: std::io::ErrorKind, error: fjall::Error) -> Error {

@@ -3,6 +3,8 @@
 
 use std::{path::Path, sync::Arc};
 
+use parking_lot::RwLock;
+
 use super::{Config, contents::Contents, database::Database, fault::Fault, space::Space};
 use crate::{Error, Result};
 
@@ -15,6 +17,8 @@ pub(crate) struct Databases {
     pub(crate) dead_letters: Arc<Database>,
     /// Delivery counts.
     pub(crate) totals: Arc<Database>,
+    /// Held for reading by each write.
+    pub(super) gate: Arc<RwLock<()>>,
 }
 
 impl Databases {
@@ -26,8 +30,16 @@ impl Databases {
         fault: &Arc<Fault>,
         contents: &Contents,
     ) -> Result<Self> {
+        let gate = Arc::default();
         let open = |name, cache_mb| {
-            let opened = Database::open(dir, name, cache_mb, Arc::clone(space), Arc::clone(fault))?;
+            let opened = Database::open(
+                dir,
+                name,
+                cache_mb,
+                Arc::clone(space),
+                Arc::clone(fault),
+                Arc::clone(&gate),
+            )?;
             contents.check(name, opened.fjall())?;
             Ok::<_, Error>(Arc::new(opened))
         };
@@ -35,6 +47,7 @@ impl Databases {
             records: open("records", config.records_cache_mb)?,
             dead_letters: open("dead_letters", config.dead_letters_cache_mb)?,
             totals: open("totals", config.totals_cache_mb)?,
+            gate,
         })
     }
 

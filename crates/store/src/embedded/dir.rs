@@ -95,6 +95,33 @@ fn check_unused(dir: &Path) -> Result<()> {
     }
 }
 
+/// Directory, in the data directory, for damaged data that was replaced.
+const DAMAGED: &str = "damaged";
+
+/// An unused path in the directory for damaged data, which is created.
+pub(crate) fn unused_in_damaged(data_dir: &Path, name: &str) -> Result<PathBuf> {
+    let damaged = data_dir.join(DAMAGED);
+    fs::create_dir_all(&damaged)
+        .and_then(|()| File::open(data_dir)?.sync_all())
+        .map_err(|e| io_error(format!("can't create the directory {}", damaged.display()), e))?;
+    let mut paths = (1_u32..).map(|n| damaged.join(format!("{name}.{n}")));
+    let unused = paths.find(|path| !path.exists());
+    Ok(unused.unwrap_or_else(|| damaged.join(name)))
+}
+
+/// Moves a damaged file or directory away, durably. Returns where it is now; `None` if it does not exist.
+pub(crate) fn move_to_damaged(data_dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let from = data_dir.join(name);
+    if !from.exists() {
+        return Ok(None);
+    }
+    let to = unused_in_damaged(data_dir, name)?;
+    fs::rename(&from, &to)
+        .and_then(|()| File::open(data_dir)?.sync_all())
+        .map_err(|e| io_error(format!("can't move {} to {}", from.display(), to.display()), e))?;
+    Ok(Some(to))
+}
+
 /// Writes a small file atomically and durably: after a crash it is complete or absent.
 pub(crate) fn write_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));

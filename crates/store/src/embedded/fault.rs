@@ -115,7 +115,7 @@ fn remedy(cause: &(dyn std::error::Error + 'static)) -> &'static str {
         }
         source = error.source();
     }
-    "see the log lines before for the cause and remove it"
+    "see the log lines before for the cause and remove it, or run `herald recover` if a file is damaged"
 }
 
 /// Whether the process, or the system, has too many open files. It passes when others close theirs.

@@ -9,8 +9,10 @@
 //!
 //! Each directory is a fjall database. The file `lock` keeps a second process out; the file `format` holds the version
 //! of the layout; the file `contents` lists what must not be missing; the file `moved` marks a store whose data is moved
-//! to the cluster engine.
+//! to the cluster engine; the file `rebuild-timelines` says that timelines are being rebuilt. `damaged/` has what
+//! [`recover`](recover()) and rebuilds replaced.
 
+mod backup;
 mod blocking;
 mod cache;
 mod clock;
@@ -31,6 +33,7 @@ pub(crate) mod mark;
 mod parts;
 pub(crate) mod posts;
 pub(crate) mod preferences;
+mod recover;
 mod retention;
 pub(crate) mod shared_error;
 mod space;
@@ -50,13 +53,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    backup::Backup,
+    journal::JournalReport,
+    recover::{Recovery, recover},
+    timelines::EmbeddedTimelines,
+};
 use self::{
     clock::Clock, contents::Contents, databases::Databases, dir::Dir, fault::Fault, health::Health,
     ledger::Ledger, mark::Mark, parts::Parts, retention::Retention, space::Space,
-};
-pub use self::{
-    journal::{JournalReport, recover_journals},
-    timelines::EmbeddedTimelines,
 };
 use crate::{Result, Stores};
 
@@ -127,6 +132,7 @@ impl Default for Config {
 
 /// The open embedded engine. A directory can be open only once.
 pub struct Embedded {
+    config: Config,
     retention: Arc<Retention>,
     health: Arc<Health>,
     ledger: Arc<Ledger>,
@@ -160,6 +166,7 @@ impl Embedded {
     fn open_in(dir: Dir, config: &Config) -> Result<Self> {
         let space = Arc::new(Space::new(dir.path(), config.disk_free_mb_min));
         let fault = Arc::new(Fault::new(dir.path()));
+        timelines::prepare_rebuild(dir.path())?;
         let contents = Contents::open(dir.path())?;
         for database in contents::DATABASES {
             journal::check(dir.path(), database)?;
@@ -175,6 +182,7 @@ impl Embedded {
         let timelines = Arc::new(timelines);
         let parts = Parts::open(&databases, config)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
+        timelines.attach(Arc::clone(&ledger))?;
         let clock = Clock::open(&databases.records)?;
         // All keyspaces exist now.
         contents.record([
@@ -189,6 +197,7 @@ impl Embedded {
             timelines: Arc::clone(&timelines),
         });
         Ok(Self {
+            config: config.clone(),
             retention,
             health,
             ledger,

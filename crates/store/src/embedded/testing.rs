@@ -46,7 +46,7 @@ impl Store {
         let space = Arc::new(Space::new(self.dir.path(), 0));
         let fault = Arc::new(Fault::new(self.dir.path()));
         self.database = Some(Arc::new(
-            Database::open(self.dir.path(), "rows", 8, space, fault).unwrap(),
+            Database::open(self.dir.path(), "rows", 8, space, fault, Arc::default()).unwrap(),
         ));
     }
 

@@ -38,9 +38,12 @@ enum What {
 
 /// Write the entries that are missing on timelines
 ///
-/// For a store with its timelines in Redis or Valkey: they are a view of the ledger, and can be made again after a loss.
-/// A timeline that is known to be incomplete is also rebuilt when its user reads it. A rebuild can run at any time, and
-/// again; it removes nothing. `herald audit` finds timelines that miss entries.
+/// With timelines in Redis or Valkey: they are a view of the ledger, and can be made again after a loss. A timeline that
+/// is known to be incomplete is also rebuilt when its user reads it. A rebuild can run at any time, and again; it removes
+/// nothing. `herald audit` finds timelines that miss entries.
+///
+/// With the embedded store: if a timeline can't be read because its file is damaged, all timelines are written again from
+/// the ledger. Until that is done, reads say that they are being rebuilt.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct TimelinesArgs {

@@ -1,7 +1,7 @@
 //! The journals of the databases: checked before fjall reads them, and recovered if they are damaged.
 //!
 //! fjall takes some damage for the end of a journal, such as a flipped bit in a length, and drops what follows, although
-//! it was acknowledged. So each journal is read before. Damage is refused, and [`recover_journals`] is the remedy.
+//! it was acknowledged. So each journal is read before. Damage is refused, and [`recover`](super::recover()) is the remedy.
 
 mod scan;
 #[cfg(test)]
@@ -16,12 +16,9 @@ use std::{
 use self::scan::{End, Scan};
 use super::{
     contents::DATABASES,
-    dir::{Dir, io_error},
+    dir::{io_error, unused_in_damaged},
 };
 use crate::{Error, ErrorKind, Result};
-
-/// Directory, in the data directory, to which damaged journals are moved.
-const DAMAGED: &str = "damaged";
 
 /// What was recovered of a damaged journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,27 +35,19 @@ pub struct JournalReport {
     pub bytes_lost: usize,
 }
 
-/// Recovers the damaged journals of the embedded store in a data directory. `[]` if none is damaged.
-///
-/// Each damaged journal is moved to the directory `damaged`, and replaced by one with all batches that can be read, those
-/// after the damage included: a later batch refers to what earlier ones assigned, such as the keys of users, and these
-/// must never be assigned again. What the lost batch had is lost: run `herald audit` after the next start.
-///
-/// [`Locked`](ErrorKind::Locked) while the store is open. Safe to repeat after an interruption.
-pub fn recover_journals(data_dir: &Path) -> Result<Vec<JournalReport>> {
-    if !data_dir.join("format").exists() {
-        let message = format!("there is no store in the data directory {}", data_dir.display());
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    let dir = Dir::open(data_dir)?;
+/// Recovers the damaged journals of the store in a data directory that is not open. `[]` if none is damaged.
+pub(super) fn recover(data_dir: &Path) -> Result<Vec<JournalReport>> {
     let mut reports = Vec::new();
     for database in DATABASES {
-        let journals = journals(&dir.path().join(database))?;
+        if !data_dir.join(database).exists() {
+            continue;
+        }
+        let journals = journals(&data_dir.join(database))?;
         for (place, journal) in journals.iter().enumerate() {
             let bytes = read(journal)?;
             let scan = Scan::of(&bytes);
             if is_damaged(&scan, place + 1 == journals.len()) {
-                reports.push(recover(dir.path(), database, journal, &bytes, &scan)?);
+                reports.push(replace(data_dir, database, journal, &bytes, &scan)?);
             }
         }
     }
@@ -122,7 +111,7 @@ fn cut(journal: &Path, readable: usize) -> Result<()> {
     cut.map_err(|error| io_error(format!("can't cut the journal {}", journal.display()), error))
 }
 
-fn recover(
+fn replace(
     data_dir: &Path,
     database: &'static str,
     journal: &Path,
@@ -131,20 +120,19 @@ fn recover(
 ) -> Result<JournalReport> {
     let kept: usize = scan.batches.iter().map(ExactSizeIterator::len).sum();
     let written = scan::written(bytes);
-    let damaged = data_dir.join(DAMAGED);
     let failed = |error| io_error(format!("can't recover the journal {}", journal.display()), error);
-    let kept_at = (|| {
-        fs::create_dir_all(&damaged)?;
-        let kept_at = unused_name(&damaged, database, journal);
+    let name = journal.file_name().unwrap_or_default().to_string_lossy();
+    let kept_at = unused_in_damaged(data_dir, &format!("{database}-{name}"))?;
+    (|| {
         // The journal stays in place until its replacement is complete.
         write(&kept_at, [&bytes[..written]].into_iter())?;
         let new = journal.with_extension("jnl-recovered");
         write(&new, scan.batches.iter().map(|batch| &bytes[batch.clone()]))?;
         fs::rename(&new, journal)?;
-        for dir in [data_dir, &damaged, journal.parent().unwrap_or(data_dir)] {
-            File::open(dir)?.sync_all()?;
+        for changed in [&kept_at, journal] {
+            File::open(changed.parent().unwrap_or(data_dir))?.sync_all()?;
         }
-        Ok(kept_at)
+        Ok(())
     })()
     .map_err(failed)?;
     Ok(JournalReport {
@@ -154,17 +142,6 @@ fn recover(
         batches_kept: scan.batches.len(),
         bytes_lost: written - kept,
     })
-}
-
-fn unused_name(damaged: &Path, database: &str, journal: &Path) -> PathBuf {
-    let name = journal
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let names = (1_u64..).map(|n| damaged.join(format!("{database}-{name}.{n}")));
-    let mut unused = names.skip_while(|path| path.exists());
-    unused.next().unwrap_or_else(|| damaged.join(name))
 }
 
 fn write<'a>(path: &Path, parts: impl Iterator<Item = &'a [u8]>) -> std::io::Result<()> {

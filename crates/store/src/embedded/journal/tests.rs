@@ -1,5 +1,5 @@
 use super::*;
-use crate::embedded::{Config, Embedded};
+use crate::embedded::{Config, Embedded, recover};
 
 const USERS: u32 = 40;
 
@@ -8,6 +8,15 @@ fn open(dir: &Path) -> Result<Embedded> {
         data_dir: dir.into(),
         ..Config::default()
     })
+}
+
+fn recovered(dir: &Path) -> Result<Vec<JournalReport>> {
+    let recovery = recover(&Config {
+        data_dir: dir.into(),
+        ..Config::default()
+    })?;
+    assert!(!recovery.rebuilds_timelines);
+    Ok(recovery.journals)
 }
 
 fn user(n: u32) -> herald_model::UserId {
@@ -82,7 +91,7 @@ fn a_flipped_bit_anywhere_is_refused_by_the_name_of_the_journal_and_recovered() 
     }
     fs::write(&journal, &intact).unwrap();
     change(&journal, |bytes| bytes[all[all.len() - 10].start + 16] ^= 0x40);
-    let reports = recover_journals(dir.path()).unwrap();
+    let reports = recovered(dir.path()).unwrap();
     let [report] = &reports[..] else {
         panic!("{reports:?}")
     };
@@ -91,7 +100,7 @@ fn a_flipped_bit_anywhere_is_refused_by_the_name_of_the_journal_and_recovered() 
     assert!(report.kept_at.exists());
     let kept = found(dir.path());
     assert_eq!(kept.len(), USERS as usize - 1, "{kept:?}");
-    assert_eq!(recover_journals(dir.path()).unwrap(), []);
+    assert_eq!(recovered(dir.path()).unwrap(), []);
 }
 
 #[test]
@@ -137,14 +146,8 @@ fn pages_that_were_not_written_are_no_damage() {
 #[test]
 fn an_open_store_is_not_recovered() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(
-        recover_journals(dir.path()).unwrap_err().kind(),
-        ErrorKind::Invalid
-    );
+    assert_eq!(recovered(dir.path()).unwrap_err().kind(), ErrorKind::Invalid);
     let store = open(dir.path()).unwrap();
-    assert_eq!(
-        recover_journals(dir.path()).unwrap_err().kind(),
-        ErrorKind::Locked
-    );
+    assert_eq!(recovered(dir.path()).unwrap_err().kind(), ErrorKind::Locked);
     store.close().unwrap();
 }

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 
 use fjall::Readable;
-use herald_model::{Channel, ChunkId, PostId};
+use herald_model::{Channel, ChunkId, DeliveryState, PostId, Recipients};
 
 use super::{
-    Ledger,
+    Ledger, recipient_states,
     row::{self, RowKind},
 };
-use crate::{ChunkState, PlannedSlice, PostPlan, RecordedOutcome, Result, embedded::database::map_err};
+use crate::{
+    ChunkState, PlannedSlice, PostPlan, RecordedOutcome, Result,
+    embedded::{database::map_err, timelines::Deliveries},
+};
 
 impl Ledger {
     /// Lists posts that have rows, ascending. Each post costs one range read that skips the rest of its rows.
-    pub(super) fn posts_after(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+    pub(crate) fn posts_after(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
         let mut posts = Vec::new();
         // Skips the trimmed range: reading tombstones takes as long as reading rows.
         let mut from = after
@@ -29,6 +32,23 @@ impl Ledger {
             from = next;
         }
         Ok(posts)
+    }
+
+    /// The recipients on whose timelines a post is, or will be: those of chunks that are delivered or pending, and of
+    /// backfills.
+    pub(crate) fn timeline_deliveries(&self, post: PostId) -> Result<Deliveries> {
+        let plan = self.plan_of(post)?.unwrap_or_default();
+        let chunks = plan.chunks.into_iter();
+        let planned = chunks
+            .filter(|chunk| chunk.channel == Channel::Timeline)
+            .map(|chunk| {
+                let outcome = chunk.recorded.as_ref().map(|recorded| &recorded.outcome);
+                let states = recipient_states(&chunk.recipients, outcome).into_iter();
+                let there = states
+                    .filter(|(_, state)| matches!(state, DeliveryState::Delivered | DeliveryState::Pending));
+                Recipients::from_sorted(there.map(|(user, _)| user))
+            });
+        Ok(planned.chain(plan.backfilled).collect())
     }
 
     /// Reads all rows of a post from one snapshot; `None` if there are none.

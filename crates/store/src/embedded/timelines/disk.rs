@@ -29,7 +29,7 @@ use fjall::{
     },
 };
 use herald_model::UserKey;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     Config, block,
@@ -42,7 +42,7 @@ use crate::{
     Result,
     embedded::{
         contents::Contents,
-        database::{files_cached_max, map_err},
+        database::{files_cached_max, map_err, opening},
     },
 };
 
@@ -58,8 +58,7 @@ const JOURNAL_BYTES: u64 = 32 << 20;
 /// The keyspaces and their cached state.
 pub(super) struct Disk {
     pub(super) database: Database,
-    pub(super) runs: Keyspace,
-    pub(super) merged: Keyspace,
+    rows: RwLock<Rows>,
     state: Keyspace,
     pub(super) watermarks: Arc<MergeWatermarks>,
     numbers: Mutex<RunNumbers>,
@@ -68,6 +67,12 @@ pub(super) struct Disk {
     oldest: AtomicU64,
     /// Approximate bytes written to the journal since the last rotation.
     journaled: AtomicU64,
+}
+
+/// The keyspaces of deliveries.
+struct Rows {
+    runs: Keyspace,
+    merged: Keyspace,
 }
 
 struct RunNumbers {
@@ -90,7 +95,7 @@ impl Disk {
                 (keyspace == "runs").then(|| filters.factory())
             }))
             .open()
-            .map_err(map_err)?;
+            .map_err(|error| opening(dir, error))?;
         contents.check("timelines", &database)?;
         let runs = database.keyspace("runs", runs_options).map_err(map_err)?;
         let merged = database.keyspace("merged", merged_options).map_err(map_err)?;
@@ -116,8 +121,7 @@ impl Disk {
         let oldest = stored("oldest")?;
         Ok(Self {
             database,
-            runs,
-            merged,
+            rows: RwLock::new(Rows { runs, merged }),
             watermarks,
             numbers: Mutex::new(RunNumbers { next, reserved: next }),
             written: AtomicU64::new(next - 1),
@@ -132,12 +136,13 @@ impl Disk {
     pub(super) fn write_run(&self, buffer: &Buffer, small: bool, mut each: impl FnMut(u32)) -> Result<()> {
         let run = self.next_run()?;
         if small {
+            let runs = self.runs();
             let mut batch = self.database.batch();
             let mut bytes = 0;
             buffer.blocks(|group, block| {
                 each(group);
                 bytes += block.len() + 32;
-                batch.insert(&self.runs, run_key(group, run), block);
+                batch.insert(&runs, run_key(group, run), block);
                 Ok(())
             })?;
             batch.commit().map_err(map_err)?;
@@ -146,7 +151,8 @@ impl Disk {
         } else {
             self.rotate_journal()?;
             // `finish` fsyncs the tables, their directory and the manifest.
-            let mut ingestion = self.runs.start_ingestion().map_err(map_err)?;
+            let runs = self.runs();
+            let mut ingestion = runs.start_ingestion().map_err(map_err)?;
             buffer.blocks(|group, block| {
                 each(group);
                 ingestion.write(run_key(group, run), block).map_err(map_err)
@@ -154,6 +160,43 @@ impl Disk {
             ingestion.finish().map_err(map_err)?;
         }
         self.written.store(run, Ordering::Release);
+        Ok(())
+    }
+
+    /// The keyspace `runs`.
+    pub(super) fn runs(&self) -> Keyspace {
+        self.rows.read().runs.clone()
+    }
+
+    /// The keyspace `merged`.
+    pub(super) fn merged(&self) -> Keyspace {
+        self.rows.read().merged.clone()
+    }
+
+    /// Removes all deliveries, without reading them. Nothing writes meanwhile.
+    ///
+    /// By new keyspaces: after `Keyspace::clear`, fjall's recovery clears also what is ingested later.
+    pub(super) fn clear(&self) -> Result<()> {
+        let mut rows = self.rows.write();
+        let Rows { runs, merged } = &mut *rows;
+        for (keyspace, options) in [
+            (runs, runs_options as fn() -> KeyspaceCreateOptions),
+            (merged, merged_options),
+        ] {
+            let name = keyspace.name().clone();
+            self.database.delete_keyspace(keyspace.clone()).map_err(map_err)?;
+            *keyspace = self.database.keyspace(&name, options).map_err(map_err)?;
+        }
+        self.database.persist(PersistMode::SyncAll).map_err(map_err)
+    }
+
+    /// Reads all rows.
+    pub(super) fn check(&self) -> Result<()> {
+        for rows in [self.runs().iter(), self.merged().iter(), self.state.iter()] {
+            for row in rows {
+                row.into_inner().map_err(map_err)?;
+            }
+        }
         Ok(())
     }
 
@@ -186,10 +229,13 @@ impl Disk {
     pub(super) fn posts_of(&self, user: UserKey, out: &mut Vec<u64>) -> Result<()> {
         let group = pair::group(user);
         let after = self.watermarks.get(group >> pair::SHARD_GROUP_BITS) + 1;
-        for row in self.runs.range(run_key(group, after)..=run_key(group, u64::MAX)) {
+        for row in self
+            .runs()
+            .range(run_key(group, after)..=run_key(group, u64::MAX))
+        {
             block::decode_user_posts(&row.value().map_err(map_err)?, pair::index(user), out)?;
         }
-        if let Some(row) = self.merged.get(user.0.to_be_bytes()).map_err(map_err)? {
+        if let Some(row) = self.merged().get(user.0.to_be_bytes()).map_err(map_err)? {
             for post in block::decode_merged(&row) {
                 out.push(post?);
             }
@@ -213,7 +259,7 @@ impl Disk {
     /// Rotating the memtables lets fjall delete old journals.
     fn rotate_journal(&self) -> Result<()> {
         if self.journaled.load(Ordering::Relaxed) > JOURNAL_BYTES {
-            self.runs.rotate_memtable().map_err(map_err)?;
+            self.runs().rotate_memtable().map_err(map_err)?;
             self.state.rotate_memtable().map_err(map_err)?;
             self.journaled.store(0, Ordering::Relaxed);
         }

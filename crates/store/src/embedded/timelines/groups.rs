@@ -38,13 +38,13 @@ impl Groups {
         let watermarks = disk.watermarks.all();
         let first = run_key(start, 0);
         let runs = match end {
-            Some(end) => disk.runs.range(first..run_key(end, 0)),
-            None => disk.runs.range(first..),
+            Some(end) => disk.runs().range(first..run_key(end, 0)),
+            None => disk.runs().range(first..),
         };
         let first = pair::user(start, 0).0.to_be_bytes();
         let merged = match end {
-            Some(end) => disk.merged.range(first..pair::user(end, 0).0.to_be_bytes()),
-            None => disk.merged.range(first..),
+            Some(end) => disk.merged().range(first..pair::user(end, 0).0.to_be_bytes()),
+            None => disk.merged().range(first..),
         };
         Ok(Self {
             runs: Rows::new(runs)?,

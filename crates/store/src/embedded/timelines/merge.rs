@@ -30,7 +30,7 @@ pub(super) struct Merger {
     wake: Condvar,
     /// Held during a merge. If two merges of a shard overlapped, the one that ends last could overwrite rows of the
     /// other with rows that lack the newest runs, although the watermark covers these runs.
-    merging: Mutex<()>,
+    pub(super) merging: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -102,6 +102,11 @@ impl Merger {
         })
     }
 
+    /// No shard has unmerged blocks.
+    pub(super) fn forget_blocks(&self) {
+        self.state.lock().blocks.clear();
+    }
+
     /// The shards with unmerged blocks.
     pub(super) fn shards(&self) -> Vec<u32> {
         self.state.lock().blocks.keys().copied().collect()
@@ -112,7 +117,7 @@ impl Merger {
         let watermarks = disk.watermarks.all();
         let last_run = disk.last_run();
         let mut counts = BTreeMap::<u32, u64>::new();
-        for row in disk.runs.iter() {
+        for row in disk.runs().iter() {
             let (group, run) = read_run_key(&row.key().map_err(map_err)?)?;
             let shard = group >> pair::SHARD_GROUP_BITS;
             if run <= last_run && run > watermarks.get(shard as usize).copied().unwrap_or(0) {
@@ -155,7 +160,8 @@ fn merge_shard(disk: &Disk, shard: u32, entries_max: usize) -> Result<()> {
         .checked_add(SHARD_GROUPS)
         .filter(|end| *end <= u32::MAX >> pair::GROUP_BITS);
     let mut groups = Groups::new(disk, start, end, last_run)?;
-    let mut ingestion = disk.merged.start_ingestion().map_err(map_err)?;
+    let merged = disk.merged();
+    let mut ingestion = merged.start_ingestion().map_err(map_err)?;
     let (mut pairs, mut row) = (Vec::new(), Vec::new());
     while let Some(group) = groups.next(&mut pairs)? {
         for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {

@@ -17,6 +17,7 @@ mod merge;
 mod merge_watermarks;
 pub(crate) mod pair;
 mod read;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 
@@ -24,19 +25,23 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, thread::JoinHandle, time
 
 use async_trait::async_trait;
 use herald_model::{PostId, Recipients, UserKey};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::rebuild::{
+    Deliveries, copy_mark, prepare as prepare_rebuild, request as request_rebuild,
+};
 use self::{
     buffer::Buffer,
     disk::Disk,
     groups::retained,
     intake::{FlushPolicy, Intake},
     merge::Merger,
+    rebuild::Rebuilding,
 };
 use super::{
     blocking::read_blocking, contents::Contents, database::map_err, dir::io_error, fault::Fault,
-    shared_error::SharedError, space::Space,
+    ledger::Ledger, shared_error::SharedError, space::Space,
 };
 use crate::{
     Delivered, Durable, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines,
@@ -100,6 +105,9 @@ struct Shared {
     intake: Intake,
     disk: Disk,
     merger: Merger,
+    /// Held for reading while a run is written, and for writing while all rows are removed.
+    clearing: RwLock<()>,
+    rebuilding: Rebuilding,
 }
 
 impl EmbeddedTimelines {
@@ -121,6 +129,8 @@ impl EmbeddedTimelines {
             disk: Disk::open(&parent.join("timelines"), config, contents)?,
             merger: Merger::default(),
             config: config.clone(),
+            clearing: RwLock::default(),
+            rebuilding: Rebuilding::open(parent)?,
             space,
             fault,
         });
@@ -133,6 +143,27 @@ impl EmbeddedTimelines {
             shared.merger.run(&shared.disk, &shared.config);
         })?;
         Ok(store)
+    }
+
+    /// Sets the ledger from which timelines are rebuilt, and continues a rebuild that an earlier process began.
+    pub(crate) fn attach(&self, ledger: Arc<Ledger>) -> Result<()> {
+        self.shared.rebuilding.attach(ledger);
+        if !self.shared.rebuilding.is_active() {
+            return Ok(());
+        }
+        self.spawn("timelines-rebuild", |shared| {
+            // Reads run on the blocking threads of a runtime.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let finished = runtime
+                .map_err(|e| io_error("can't start a runtime".into(), e))
+                .and_then(|runtime| runtime.block_on(shared.finish_rebuild()));
+            if let Err(error) = finished {
+                tracing::error!(
+                    error = super::shared_error::with_sources(&error),
+                    "can't rebuild the timelines: the next start tries again"
+                );
+            }
+        })
     }
 
     /// Hides posts with smaller ids from now on; merging drops them from disk. A value smaller than an earlier one is
@@ -167,6 +198,14 @@ impl EmbeddedTimelines {
     /// The database of fjall.
     pub(crate) fn fjall(&self) -> &fjall::Database {
         &self.shared.disk.database
+    }
+
+    /// Stops merges until the guard is dropped: compaction drops what is merged, also from snapshots.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        Frozen {
+            shared: &self.shared,
+            _no_merge: self.shared.merger.merging.lock(),
+        }
     }
 
     /// Reports a fault of fjall's own threads, which tell nobody: they refuse all later writes.
@@ -219,7 +258,10 @@ impl Shared {
         let _abandon = AbandonOnDrop(self);
         while let Some(run) = self.intake.next() {
             let small = run.pairs() <= self.config.small_run_pairs_max;
-            let outcome = self.write_run(&run, small);
+            let outcome = {
+                let _no_clearing = self.clearing.read();
+                self.write_run(&run, small)
+            };
             // If the disk is full while a sorted table is written, the database is unchanged. After any other error the
             // state on disk is unknown.
             let fatal = outcome
@@ -255,6 +297,18 @@ impl Shared {
         Ok(())
     }
 
+    /// Says what to do about a timeline that can't be read.
+    fn unreadable(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        let message = format!(
+            "a block of the timelines in {} is damaged: run `herald rebuild timelines`, which rebuilds them from the ledger",
+            self.rebuilding.dir().join("timelines").display()
+        );
+        Error::with_source(ErrorKind::Corrupt, message, error)
+    }
+
     fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
         let mut posts = Vec::new();
         self.intake.posts_of(user, &mut posts);
@@ -276,10 +330,11 @@ impl Shared {
 impl Timelines for EmbeddedTimelines {
     async fn deliver(&self, post: PostId, recipients: Recipients) -> Result<Delivered> {
         let post = pair::check(post)?;
+        let losses = self.shared.rebuilding.losses();
         let delivered = |durable: Durable| Delivered {
             suppressed: Vec::new(),
             durable,
-            losses: 0,
+            losses,
         };
         let durable_now = || delivered(Box::pin(std::future::ready(Ok(()))));
         if recipients.is_empty() {
@@ -295,24 +350,75 @@ impl Timelines for EmbeddedTimelines {
         Ok(delivered(durable))
     }
 
-    async fn is_intact(&self, _losses: u64) -> Result<bool> {
-        Ok(true)
+    async fn is_intact(&self, losses: u64) -> Result<bool> {
+        Ok(self.shared.rebuilding.losses() == losses)
     }
 
     async fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<TimelinePage> {
         Ok(TimelinePage {
-            posts: self.shared.newest(user, before, limit)?,
-            rebuilding: false,
+            rebuilding: self.shared.rebuilding.is_active(),
+            posts: self
+                .shared
+                .newest(user, before, limit)
+                .map_err(|e| self.shared.unreadable(e))?,
         })
     }
 
     async fn read(&self, users: &[UserKey]) -> Result<Vec<TimelineEntries>> {
         let (shared, users) = (Arc::clone(&self.shared), users.to_vec());
-        read_blocking("the timelines", move || shared.read(&users)).await
+        read_blocking("the timelines", move || {
+            shared.read(&users).map_err(|e| shared.unreadable(e))
+        })
+        .await
     }
 
-    async fn rebuild(&self, _users: &[UserKey]) -> Result<Rebuilt> {
-        Ok(Rebuilt::default())
+    /// Timelines that can be read are complete. If one can't, all are rebuilt: a damaged table has to be removed as a
+    /// whole, and it can have any of them.
+    async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt> {
+        match self.shared.rebuild(users).await? {
+            None => Ok(Rebuilt::default()),
+            Some(entries) => Ok(Rebuilt {
+                timelines: users.len() as u64,
+                entries,
+            }),
+        }
+    }
+}
+
+/// Timelines without merges.
+pub(crate) struct Frozen<'a> {
+    shared: &'a Shared,
+    _no_merge: parking_lot::MutexGuard<'a, ()>,
+}
+
+impl Frozen<'_> {
+    /// Waits for the end of a flush, and stops flushes until the guard is dropped.
+    pub(crate) fn stop_flushes(&self) -> impl Drop + use<'_> {
+        self.shared.clearing.write()
+    }
+}
+
+/// Whether a row of the timelines in a data directory can't be read. Nothing else has them open.
+pub(super) fn is_damaged(data_dir: &Path, config: &Config) -> Result<bool> {
+    let dir = data_dir.join("timelines");
+    let contents = Contents::load(data_dir)?;
+    if !dir.exists() {
+        return Ok(contents.expects("timelines", true));
+    }
+    let checked = contents
+        .check_files("timelines")
+        .and_then(|()| Disk::open(&dir, config, &contents))
+        .and_then(|disk| disk.check());
+    match checked {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            tracing::warn!(
+                error = super::shared_error::with_sources(&error),
+                "the timelines are damaged"
+            );
+            Ok(true)
+        }
+        Err(error) => Err(error),
     }
 }
 

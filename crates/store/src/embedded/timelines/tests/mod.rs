@@ -1,6 +1,7 @@
 //! Tests of the timelines: against a model, under concurrent flushes and merges, after kill -9 and on a full disk.
 
 mod crash;
+mod damage;
 mod full;
 mod model;
 
@@ -134,9 +135,9 @@ fn compaction_removes_merged_blocks() {
     (1..=20).for_each(deliver);
     timelines.merge_all().unwrap();
     let disk = &timelines.shared.disk;
-    disk.runs.major_compact().unwrap();
-    assert_eq!(disk.runs.iter().count(), 0);
-    assert_eq!(disk.merged.iter().count(), 500);
+    disk.runs().major_compact().unwrap();
+    assert_eq!(disk.runs().iter().count(), 0);
+    assert_eq!(disk.merged().iter().count(), 500);
     deliver(21);
     assert_eq!(newest(&timelines, 500, None, 3), [21, 20, 19]);
 }

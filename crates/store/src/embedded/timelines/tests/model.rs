@@ -128,7 +128,7 @@ proptest! {
                     timelines = open(dir.path(), &config);
                 }
                 Step::Merge => timelines.merge_all().unwrap(),
-                Step::Compact => timelines.shared.disk.runs.major_compact().unwrap(),
+                Step::Compact => timelines.shared.disk.runs().major_compact().unwrap(),
                 Step::SetOldest(post) => {
                     timelines.raise_oldest_kept(PostId(post)).unwrap();
                     model.oldest = model.oldest.max(post);
