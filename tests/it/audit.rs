@@ -106,7 +106,7 @@ async fn lost_deliveries_are_reported_and_repaired() {
 }
 
 /// Pauses the timeline workers until `until`; `""` resumes them.
-async fn pause(herald: &Herald, until: &str) {
+pub(crate) async fn pause(herald: &Herald, until: &str) {
     let client = async_nats::connect(herald.nats()).await.unwrap();
     let request = if until.is_empty() {
         "{}".to_owned()

@@ -20,11 +20,15 @@ mod documents;
 mod follows;
 mod full;
 mod graph_calls;
+mod hostile_clients;
 mod least_privilege;
 mod main_job;
 mod metrics;
 mod migrate;
 mod poison;
+#[allow(dead_code, reason = "the tests of the gateway use all of it")]
+#[path = "../../services/gateway/tests/it/raw_client.rs"]
+mod raw_client;
 mod readme;
 mod recover;
 mod round_trip;

@@ -155,6 +155,15 @@ impl Connection {
         }
     }
 
+    /// Whom the request with these extensions comes from.
+    pub fn caller_of(extensions: &http::Extensions) -> Caller {
+        let unknown = Caller {
+            connection: None,
+            address: None,
+        };
+        extensions.get().map_or(unknown, Self::caller)
+    }
+
     /// Counts a call until its response begins. Without it, the call doesn't keep the connection open at the shutdown if
     /// nobody reads the answers of the other calls.
     pub fn begin_call(&self) -> PendingCall {

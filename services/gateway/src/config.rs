@@ -10,12 +10,12 @@ pub struct Config {
     /// Maximum size of a request, bytes; 131,072 to 64 MiB. The largest valid post is 106 KB, a tenth of NATS's default
     /// `max_payload` of 1 MiB. With a lower `max_payload` the broker refuses posts that exceed it.
     pub request_bytes_max: usize,
-    /// Maximum number of connections; 2 to 1,000,000. A client address may have as many as are left for others. Each needs
-    /// a file descriptor.
+    /// Maximum number of connections; 2 to 1,000,000. A client address may have as many as are left for others. Each
+    /// needs a file descriptor.
     pub connections_max: usize,
-    /// Maximum number of calls with one response that are in flight over all connections, until their answer is sent; 1 to
-    /// 1,000,000. A client address may have as many as are left for others, a connection half as many. More calls get
-    /// RESOURCE_EXHAUSTED.
+    /// Maximum number of calls with one response that are in flight over all connections, until their answer is sent; 1
+    /// to 1,000,000. A client address may have as many as are left for others, a connection half as many. More calls
+    /// get RESOURCE_EXHAUSTED.
     pub calls_max: usize,
     /// Maximum number of calls with a stream of responses; 1 to 1,000,000. Shared like `calls_max`.
     pub response_streams_max: usize,
@@ -24,8 +24,8 @@ pub struct Config {
     pub forwarded_streams_max: usize,
     /// Maximum number of concurrent HTTP/2 streams on one connection; 1 to 100,000. Clients wait before they open more.
     pub streams_per_connection_max: u32,
-    /// Maximum number of bytes of requests and unread answers in memory, without the first 16 KiB of each call; 16 MiB to
-    /// 1 TiB. Shared like `calls_max`. More get RESOURCE_EXHAUSTED.
+    /// Maximum number of bytes of requests and unread answers in memory, without the first 16 KiB of each call; 16 MiB
+    /// to 1 TiB. Shared like `calls_max`. More get RESOURCE_EXHAUSTED.
     pub buffered_bytes_max: usize,
     /// Maximum time until the next byte of a request comes, milliseconds; 100 to 3,600,000.
     pub request_wait_ms: u64,
@@ -37,7 +37,7 @@ pub struct Config {
     /// Maximum time for which an answer waits until its caller reads on, milliseconds; 100 to 3,600,000. Then the call
     /// ends; if the caller reads nothing at all, the connection.
     pub answer_wait_ms: u64,
-    /// Maximum number of concurrent WatchTimeline streams; 1 to 1,000,000.
+    /// Maximum number of concurrent WatchTimeline streams; 1 to 1,000,000. Shared like `calls_max`.
     pub watchers_max: usize,
     /// Maximum number of queued entries of one WatchTimeline stream; 1 to 100,000. A full queue ends the stream.
     pub watch_queue_max: usize,

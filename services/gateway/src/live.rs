@@ -13,6 +13,7 @@ use futures::{Stream, StreamExt as _};
 use herald_mesh::Mesh;
 use herald_model::{PostId, Recipients, UserKey};
 use herald_proto::mesh_v1::LiveUpdates;
+use herald_runtime::shares::{Caller, Share, Shares};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{broadcast, mpsc};
@@ -26,9 +27,15 @@ const CHANGES_MAX: usize = 1_024;
 /// Why a watch can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
-    /// The maximum number of watchers is reached.
-    #[error("the maximum of {0} concurrent watchers is reached")]
-    TooMany(usize),
+    /// The share of the caller is used up.
+    #[error(
+        "the maximum of concurrent watchers is reached: all callers have {max} (gateway.watchers_max), and an address may \
+         have as many as are left for others, a connection half as many"
+    )]
+    TooMany {
+        /// That of all callers.
+        max: usize,
+    },
     /// The broker refused the subscription.
     #[error("the subscription to the live subject failed")]
     Mesh(#[from] herald_mesh::Error),
@@ -46,6 +53,7 @@ struct Inner {
     metrics: Metrics,
     queue_max: usize,
     watchers_max: usize,
+    shares: Shares,
     /// Held while the subscription is being created, so that only one is created.
     starting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -102,6 +110,7 @@ pub(crate) struct Watch {
     slow: Arc<AtomicBool>,
     changes: broadcast::Receiver<Change>,
     hub: Hub,
+    _share: Share,
 }
 
 impl Watch {
@@ -157,6 +166,7 @@ impl Hub {
             metrics,
             queue_max,
             watchers_max,
+            shares: Shares::new(watchers_max),
             starting,
             state,
             changes: broadcast::Sender::new(CHANGES_MAX),
@@ -165,10 +175,10 @@ impl Hub {
 
     /// Starts a watch of a user's timeline. On return the subscription is active: the watch receives every live
     /// message published from then on.
-    pub(crate) async fn watch(&self, user: UserKey) -> Result<Watch, WatchError> {
+    pub(crate) async fn watch(&self, user: UserKey, caller: Caller) -> Result<Watch, WatchError> {
         let inner = &*self.0;
         let starting = inner.starting.lock().await;
-        let (watch, subscribed) = self.register(user)?;
+        let (watch, subscribed) = self.register(user, caller)?;
         if !subscribed {
             let chunks = inner.mesh.subscribe_live().await?;
             let stop = CancellationToken::new();
@@ -180,12 +190,13 @@ impl Hub {
     }
 
     /// Adds a watcher; also returns whether there is a subscription.
-    fn register(&self, user: UserKey) -> Result<(Watch, bool), WatchError> {
+    fn register(&self, user: UserKey, caller: Caller) -> Result<(Watch, bool), WatchError> {
         let inner = &*self.0;
+        let too_many = WatchError::TooMany {
+            max: inner.watchers_max,
+        };
+        let share = inner.shares.try_acquire(caller, 1).ok_or(too_many)?;
         let mut state = inner.state.lock();
-        if state.count >= inner.watchers_max {
-            return Err(WatchError::TooMany(inner.watchers_max));
-        }
         let (sender, queue) = mpsc::channel(inner.queue_max);
         let slow = Arc::new(AtomicBool::new(false));
         let id = state.next_id;
@@ -205,6 +216,7 @@ impl Hub {
                 slow,
                 changes: inner.changes.subscribe(),
                 hub: self.clone(),
+                _share: share,
             },
             state.subscription.is_some(),
         ))

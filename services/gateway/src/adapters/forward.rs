@@ -141,7 +141,8 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (route, forwarding) = (self.route.clone(), self.forwarding.clone());
         let is_unary = herald_proto::is_unary(request.uri().path());
-        let connection = request.extensions_mut().remove::<Connection>();
+        let caller = Connection::caller_of(request.extensions());
+        request.extensions_mut().remove::<Connection>();
         prepare_headers(&mut request);
         let deadline = Deadline::of(S::ROLE, forwarding.deadline_default, &mut request);
         Box::pin(async move {
@@ -152,7 +153,7 @@ impl<S: Forwarded> Service<Request<Body>> for Forward<S> {
                     *request.body_mut() = read_request(body).await?;
                     route.calls.clone()
                 } else {
-                    let share = take_stream(&forwarding.streams, connection.as_ref())?;
+                    let share = take_stream(&forwarding.streams, caller)?;
                     let channel = route.connect().await.map_err(NotForwarded::from_transport)?;
                     line = Some(StreamLine {
                         _channel: channel.clone(),
@@ -221,12 +222,7 @@ async fn read_request(mut body: Body) -> Result<Body, NotForwarded> {
     ))
 }
 
-fn take_stream(streams: &Shares, connection: Option<&Connection>) -> Result<Share, NotForwarded> {
-    let unknown = Caller {
-        connection: None,
-        address: None,
-    };
-    let caller = connection.map_or(unknown, Connection::caller);
+fn take_stream(streams: &Shares, caller: Caller) -> Result<Share, NotForwarded> {
     streams.try_acquire(caller, 1).ok_or_else(|| {
         NotForwarded::Refused(status::exhausted(
             "TOO_MANY_STREAMS",

@@ -20,11 +20,12 @@ use herald_rpc::status;
 use herald_runtime::{
     connections::{Answer, Connection, Held},
     metrics::Counter,
-    shares::{Caller, Share, Shares},
+    shares::{Share, Shares},
 };
 use http::{HeaderMap, Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
@@ -54,11 +55,12 @@ struct Rules {
     request_idle: Duration,
     /// Maximum time of a call without a deadline.
     call_deadline: Duration,
+    shutdown: CancellationToken,
     shed: Counter,
 }
 
 impl AdmissionLayer {
-    pub(super) fn new(config: &Config, shed: Counter) -> Self {
+    pub(super) fn new(config: &Config, shutdown: CancellationToken, shed: Counter) -> Self {
         // The deadline of a forwarded call is the business of the forwarding.
         let deadline_ms = config.call_deadline_ms.max(config.forward_deadline_ms + 1_000);
         Self(Arc::new(Rules {
@@ -68,6 +70,7 @@ impl AdmissionLayer {
             request_wait: Duration::from_millis(config.request_wait_ms),
             request_idle: Duration::from_millis(config.request_idle_ms),
             call_deadline: Duration::from_millis(deadline_ms),
+            shutdown,
             shed,
         }))
     }
@@ -115,11 +118,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let rules = self.rules.clone();
         let connection = request.extensions().get::<Connection>().cloned();
-        let unknown = Caller {
-            connection: None,
-            address: None,
-        };
-        let caller = connection.as_ref().map_or(unknown, Connection::caller);
+        let caller = Connection::caller_of(request.extensions());
         let kind = match request.uri().path() {
             HEALTH_CHECK => MethodKind::Unary,
             path => method_kind(path).unwrap_or(MethodKind::ResponseStream),
@@ -132,11 +131,11 @@ where
         };
         let bytes = Arc::new(CallBytes::new(rules.bytes.clone(), caller));
         let body = std::mem::take(request.body_mut());
-        *request.body_mut() = Body::new(if kind == MethodKind::Unary {
-            RequestBody::new(body, rules.request_wait, Some(bytes.clone()))
-        } else {
-            RequestBody::new(body, rules.request_idle, None)
-        });
+        let (wait, counted) = match kind {
+            MethodKind::Unary => (rules.request_wait, Some(bytes.clone())),
+            _ => (rules.request_idle, None),
+        };
+        *request.body_mut() = Body::new(RequestBody::new(body, wait, rules.shutdown.clone(), counted));
         let without_deadline = kind == MethodKind::Unary && !request.headers().contains_key(GRPC_TIMEOUT);
         let pending = connection.as_ref().map(Connection::begin_call);
         let admitted = Admitted {
@@ -269,7 +268,7 @@ mod tests {
             response_streams_max: 1,
             ..Config::default()
         };
-        let service = AdmissionLayer::new(&config, Counter::default()).layer(inner);
+        let service = AdmissionLayer::new(&config, CancellationToken::new(), Counter::default()).layer(inner);
         let request = || Request::new(Body::empty());
         let code = |response: &Response<Body>| response.headers().get("grpc-status").cloned();
         let first = tokio::spawn(service.clone().oneshot(request()));

@@ -12,11 +12,12 @@ use herald_mesh::{Mesh, StreamLag, Topology};
 use herald_model::time::Timestamp;
 use herald_proto::v1::{self, mesh_service_server::MeshService};
 use herald_rpc::status;
-use parking_lot::Mutex;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Interval, MissedTickBehavior, interval},
+use herald_runtime::{
+    connections::Connection,
+    shares::{Share, Shares},
 };
+use parking_lot::Mutex;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -37,13 +38,13 @@ pub(crate) struct MeshApi {
     topology: Arc<Topology>,
     /// Readings of GetLag, shared by all callers.
     history: Mutex<AckHistory>,
-    watchers: Arc<Semaphore>,
+    watchers: Shares,
     shutdown: CancellationToken,
 }
 
 impl MeshApi {
     pub(crate) fn new(mesh: Mesh, topology: Arc<Topology>, shutdown: CancellationToken) -> Self {
-        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+        let watchers = Shares::new(WATCHERS_MAX);
         Self {
             mesh,
             topology,
@@ -153,7 +154,7 @@ struct LagWatch {
     last: Option<AckCounts>,
     interval: Interval,
     shutdown: CancellationToken,
-    _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl LagWatch {
@@ -207,11 +208,15 @@ impl MeshService for MeshApi {
         &self,
         request: Request<v1::WatchLagRequest>,
     ) -> Result<Response<Self::WatchLagStream>, Status> {
+        let caller = Connection::caller_of(request.extensions());
         let mut interval = interval(parse_interval(request.into_inner().interval)?);
         // After a slow reading the missed ticks are skipped.
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("the maximum of {WATCHERS_MAX} concurrent WatchLag streams is reached");
+        let share = self.watchers.try_acquire(caller, 1).ok_or_else(|| {
+            let message = format!(
+                "the maximum of concurrent WatchLag streams is reached: all callers have {WATCHERS_MAX}, and an address may \
+                 have as many as are left for others, a connection half as many"
+            );
             status::exhausted("TOO_MANY_WATCHERS", message, WATCHERS_RETRY_AFTER)
         })?;
         let watch = LagWatch {
@@ -220,7 +225,7 @@ impl MeshService for MeshApi {
             last: None,
             interval,
             shutdown: self.shutdown.clone(),
-            _permit: permit,
+            _share: share,
         };
         let responses = stream::unfold(Some(watch), |watch| async {
             let mut watch = watch?;

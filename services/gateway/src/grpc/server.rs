@@ -89,7 +89,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let admission = AdmissionLayer::new(config, deps.metrics.calls_shed.clone());
+    let admission = AdmissionLayer::new(config, shutdown.clone(), deps.metrics.calls_shed.clone());
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health {
         reporter,

@@ -11,6 +11,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
+use herald_runtime::connections::Connection;
 use herald_store::Users;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -70,6 +71,7 @@ impl TimelineService for TimelineApi {
         &self,
         request: Request<v1::WatchTimelineRequest>,
     ) -> Result<Response<Self::WatchTimelineStream>, Status> {
+        let caller = Connection::caller_of(request.extensions());
         let request = request.into_inner();
         let mut violations = Violations::new();
         let user_id = violations.user_id("user_id", request.user_id);
@@ -92,8 +94,8 @@ impl TimelineService for TimelineApi {
             .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
         // A user without a key gets one, so that the watch also receives the first post of the timeline.
         let user = super::intern_user(&*self.users, user_id).await?;
-        let watch = self.hub.watch(user).await.map_err(|e| match e {
-            WatchError::TooMany(_) => {
+        let watch = self.hub.watch(user, caller).await.map_err(|e| match e {
+            WatchError::TooMany { .. } => {
                 status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)
             }
             WatchError::Mesh(e) => status::from_mesh(&e),

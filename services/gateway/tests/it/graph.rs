@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) stalled: bool,
     /// Number of followers that ListFollowers returns.
     pub(crate) page: usize,
+    /// Number of calls of ImportFollows.
+    pub(crate) imports: usize,
     /// Number of imported follows.
     pub(crate) imported: u64,
 }
@@ -138,6 +140,7 @@ impl GraphService for TestGraph {
         request: Request<Streaming<v1::ImportFollowsRequest>>,
     ) -> Result<Response<v1::ImportFollowsResponse>, Status> {
         self.begin(&request).await;
+        self.state.lock().imports += 1;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
             self.state.lock().imported += batch.follows.len() as u64;

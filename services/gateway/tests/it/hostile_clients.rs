@@ -201,7 +201,7 @@ async fn unread_answers_of_forwarded_calls_leave_other_calls_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watcher_who_reads_nothing_does_not_delay_the_shutdown() {
+async fn callers_who_neither_send_nor_read_do_not_delay_the_shutdown() {
     let world = World::start().await;
     let client = RawClient::connect(&world.address, 0).await;
     let request = v1::WatchTimelineRequest {
@@ -210,6 +210,18 @@ async fn a_watcher_who_reads_nothing_does_not_delay_the_shutdown() {
     };
     let call = client.call("TimelineService/WatchTimeline", &request).await;
     let _unread = call.headers().await;
+    let mut bodiless = Vec::new();
+    for path in [
+        "PostService/SubmitPost",
+        "PostService/SubmitPosts",
+        "GraphService/ImportFollows",
+    ] {
+        bodiless.push(client.begin(path).await);
+    }
+    wait_until("the import has reached the service", async || {
+        world.graph.state.lock().imports == 1
+    })
+    .await;
     let stopped = tokio::time::timeout(Duration::from_secs(5), world.stop()).await;
     stopped.expect("the gateway stops").unwrap();
 }

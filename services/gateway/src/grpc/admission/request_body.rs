@@ -11,9 +11,13 @@ use bytes::Bytes;
 use herald_rpc::status;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 
 use super::CallBytes;
+
+/// Time for the next byte of a request after the shutdown began.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 
 /// Ends with an error when its caller sends nothing for too long, or too much.
 pub(super) struct RequestBody {
@@ -22,17 +26,28 @@ pub(super) struct RequestBody {
     /// Of the part that is awaited.
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
+    shutdown: CancellationToken,
+    shutdown_began: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    is_stopping: bool,
     /// What the bytes count for, if all of them are kept until the call ends.
     bytes: Option<Arc<CallBytes>>,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Body, wait: Duration, bytes: Option<Arc<CallBytes>>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        wait: Duration,
+        shutdown: CancellationToken,
+        bytes: Option<Arc<CallBytes>>,
+    ) -> Self {
         Self {
             body,
             wait,
             timer: None,
             is_waiting: false,
+            shutdown,
+            shutdown_began: None,
+            is_stopping: false,
             bytes,
         }
     }
@@ -57,17 +72,36 @@ impl HttpBody for RequestBody {
             return Poll::Ready(frame);
         }
         // The service wants more, and the caller has not sent it.
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(this.wait)));
+        if !this.is_stopping {
+            let shutdown = &this.shutdown;
+            let began = this
+                .shutdown_began
+                .get_or_insert_with(|| Box::pin(shutdown.clone().cancelled_owned()));
+            if began.as_mut().poll(cx).is_ready() {
+                this.is_stopping = true;
+                this.is_waiting = false;
+            }
+        }
+        let wait = if this.is_stopping {
+            SHUTDOWN_WAIT
+        } else {
+            this.wait
+        };
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(wait)));
         if !this.is_waiting {
             this.is_waiting = true;
-            timer.as_mut().reset(Instant::now() + this.wait);
+            timer.as_mut().reset(Instant::now() + wait);
         }
         timer.as_mut().poll(cx).map(|()| {
-            Some(Err(status::deadline_exceeded(format!(
-                "the caller sent nothing of its request for {} ms (gateway.request_wait_ms, of streams \
-                 gateway.request_idle_ms)",
-                this.wait.as_millis()
-            ))))
+            Some(Err(if this.is_stopping {
+                status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later")
+            } else {
+                status::deadline_exceeded(format!(
+                    "the caller sent nothing of its request for {} ms (gateway.request_wait_ms, of streams \
+                     gateway.request_idle_ms)",
+                    wait.as_millis()
+                ))
+            }))
         })
     }
 
