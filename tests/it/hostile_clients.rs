@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::{
     HERALD,
     audit::pause,
-    raw_client::{RawClient, frame},
+    raw_client::{RawClient, frame, send_each},
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -170,4 +170,25 @@ async fn an_audit_that_nobody_reads_gives_up_its_turn_and_does_not_delay_the_shu
     assert_eq!(herald.stop().await, 0);
     assert!(began.elapsed() < STOP_LIMIT, "{:?}", began.elapsed());
     drop((unread, unread_again));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_with_a_follow_a_message_is_as_quick_as_one_in_batches() {
+    const COUNT: usize = 20_000;
+    let mut herald = Herald::start(HERALD, Options::default()).await;
+    let client = RawClient::connect(&address(&herald), 1 << 30).await;
+    let mut call = client.begin("GraphService/ImportFollows").await;
+    let message = |n: usize| {
+        frame(&v1::ImportFollowsRequest {
+            follows: vec![v1::Follow {
+                follower_id: format!("f{n}"),
+                author_id: "a".into(),
+                notify: None,
+            }],
+        })
+    };
+    send_each(&mut call.requests, (0..COUNT).map(message)).await;
+    let response: v1::ImportFollowsResponse = call.outcome().await.message();
+    assert_eq!(response.imported_count, COUNT as u64);
+    assert_eq!(herald.stop().await, 0);
 }

@@ -26,7 +26,6 @@ mod main_job;
 mod metrics;
 mod migrate;
 mod poison;
-#[allow(dead_code, reason = "the tests of the gateway use all of it")]
 #[path = "../../services/gateway/tests/it/raw_client.rs"]
 mod raw_client;
 mod readme;

@@ -27,6 +27,10 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Time until an unanswered ping closes the connection.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time for which an answer waits for its caller, another role of Herald: longer than a gateway may be told to wait for the
+/// caller whom it forwards the answer to.
+const ANSWER_WAIT: Duration = Duration::from_mins(70);
+
 /// Window of a stream of requests. The part of it that the service doesn't take at once can come in the smallest frames.
 pub const STREAM_WINDOW: u32 = 128 << 10;
 
@@ -121,7 +125,11 @@ pub async fn serve_routes(
     routes: Routes,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let port = Port::new("gRPC", Limits::default(), Counts::default());
+    let limits = Limits {
+        answer_wait: ANSWER_WAIT,
+        ..Limits::default()
+    };
+    let port = Port::new("gRPC", limits, Counts::default());
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -175,3 +175,30 @@ async fn without_an_address_calls_fail_and_recover() {
     let refused = call(&peer).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 }
+
+#[tokio::test]
+async fn each_stream_has_a_connection_to_a_healthy_address() {
+    let (one, two) = (Server::start().await, Server::start().await);
+    let addresses = Arc::new(Mutex::new(vec![one.address, two.address]));
+    let (peer, _stop) = follow(&addresses);
+    until(&peer, 2).await;
+    let open_and_call = async || {
+        let channel = peer.route.connect().await.unwrap();
+        let mut client = HealthClient::new(channel);
+        let answer = timeout(LIMIT, client.check(HealthCheckRequest::default())).await;
+        answer.expect("a call ends in time").unwrap();
+    };
+    call(&peer).await.unwrap();
+    for _ in 0..10 {
+        open_and_call().await;
+    }
+    let (first, second) = (one.take_calls(), two.take_calls());
+    assert!(first > 3 && second > 3, "both have streams: {first}, {second}");
+    // Also before the health check finds out that a process is gone.
+    two.task.abort();
+    for _ in 0..10 {
+        open_and_call().await;
+    }
+    until(&peer, 1).await;
+    open_and_call().await;
+}

@@ -49,7 +49,7 @@ async fn a_stream_of_many_small_messages_is_taken() {
     let message = frame(&v1::SubmitPostsRequest {
         post: Some(submit("a", "b")),
     });
-    send_each(&mut call.requests, &message, COUNT).await;
+    send_each(&mut call.requests, std::iter::repeat_n(message, COUNT)).await;
     let response: v1::SubmitPostsResponse = call.outcome().await.message();
     assert_eq!(response.accepted_count, COUNT as u64);
     world.stop().await.unwrap();
@@ -68,7 +68,7 @@ async fn a_forwarded_stream_of_many_small_messages_is_taken_and_stays_apart() {
             notify: None,
         }],
     });
-    send_each(&mut call.requests, &message, COUNT).await;
+    send_each(&mut call.requests, std::iter::repeat_n(message, COUNT)).await;
     let response: v1::ImportFollowsResponse = call.outcome().await.message();
     assert_eq!(response.imported_count, COUNT as u64);
     world.stop().await.unwrap();

@@ -107,8 +107,8 @@ pub(crate) fn frame(message: &impl Message) -> Bytes {
 }
 
 /// Sends each message in a frame of its own, as fast as the gateway lets it, and ends the stream.
-pub(crate) async fn send_each(requests: &mut SendStream<Bytes>, message: &Bytes, count: usize) {
-    for _ in 0..count {
+pub(crate) async fn send_each(requests: &mut SendStream<Bytes>, messages: impl IntoIterator<Item = Bytes>) {
+    for message in messages {
         // The frame goes out whole: a part of it would be a smaller frame.
         requests.reserve_capacity(message.len());
         while requests.capacity() < message.len() {
@@ -116,7 +116,7 @@ pub(crate) async fn send_each(requests: &mut SendStream<Bytes>, message: &Bytes,
             let capacity = with_timeout("the gateway takes requests", capacity).await;
             capacity.expect("an open stream").unwrap();
         }
-        requests.send_data(message.clone(), false).unwrap();
+        requests.send_data(message, false).unwrap();
     }
     requests.send_data(Bytes::new(), true).unwrap();
 }

@@ -1,5 +1,6 @@
 //! ImportFollows.
 
+use futures::StreamExt as _;
 use herald_proto::v1;
 use herald_rpc::status;
 use herald_store::{FollowAction, FollowChange, FollowEffect};
@@ -13,26 +14,60 @@ const BATCH_FOLLOWS_MAX: usize = 10_000;
 /// Maximum number of failures that a response lists; further failures are only counted.
 const FAILURES_MAX: usize = 1_000;
 
-/// Applies the batches one after the other, in the order sent.
+/// Maximum number of messages that are applied together.
+const MESSAGES_JOINED_MAX: usize = 1_000;
+
+/// Applies the batches in the order sent. Those that have arrived by now are applied together: a caller who sends each
+/// follow in a message of its own would else wait for a write of the store a follow.
 pub(crate) async fn import(
     graph: &Graph,
-    mut batches: Streaming<v1::ImportFollowsRequest>,
+    batches: Streaming<v1::ImportFollowsRequest>,
 ) -> Result<v1::ImportFollowsResponse, Status> {
     let mut response = v1::ImportFollowsResponse::default();
+    let mut arrived = batches.ready_chunks(MESSAGES_JOINED_MAX);
+    let mut joined = Vec::new();
     let mut index = 0_u64;
-    while let Some(batch) = batches.message().await? {
-        if batch.follows.len() > BATCH_FOLLOWS_MAX {
-            let description = format!(
-                "must contain at most {BATCH_FOLLOWS_MAX} follows, contains {}",
-                batch.follows.len()
-            );
-            return Err(status::invalid(&[("follows", &description)]));
+    while let Some(messages) = arrived.next().await {
+        for message in messages {
+            let refused = match message {
+                Ok(batch) if batch.follows.len() <= BATCH_FOLLOWS_MAX => {
+                    if joined.len() + batch.follows.len() > BATCH_FOLLOWS_MAX {
+                        apply_joined(graph, &mut joined, &mut index, &mut response).await?;
+                    }
+                    joined.extend(batch.follows);
+                    continue;
+                }
+                Ok(batch) => {
+                    let description = format!(
+                        "must contain at most {BATCH_FOLLOWS_MAX} follows, contains {}",
+                        batch.follows.len()
+                    );
+                    status::invalid(&[("follows", &description)])
+                }
+                Err(status) => status,
+            };
+            // Batches before it remain applied.
+            apply_joined(graph, &mut joined, &mut index, &mut response).await?;
+            return Err(refused);
         }
-        let first = index;
-        index += batch.follows.len() as u64;
-        apply_batch(graph, batch.follows, first, &mut response).await?;
+        apply_joined(graph, &mut joined, &mut index, &mut response).await?;
     }
     Ok(response)
+}
+
+async fn apply_joined(
+    graph: &Graph,
+    joined: &mut Vec<v1::Follow>,
+    index: &mut u64,
+    response: &mut v1::ImportFollowsResponse,
+) -> Result<(), Status> {
+    let follows = std::mem::take(joined);
+    if follows.is_empty() {
+        return Ok(());
+    }
+    let first = *index;
+    *index += follows.len() as u64;
+    apply_batch(graph, follows, first, response).await
 }
 
 async fn apply_batch(
