@@ -14,7 +14,7 @@ use crate::{
     raw_client::{RawClient, frame, send_each},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// The time in which a mesh stops although clients read nothing. Without them it takes a second.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 

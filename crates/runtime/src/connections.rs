@@ -113,8 +113,6 @@ struct State {
     next_answer: AtomicU64,
     /// Calls whose response has not begun.
     pending: AtomicUsize,
-    /// What the answers hold that are handed to the transport and not in the socket yet.
-    sending: Mutex<Vec<Held>>,
     counts: Counts,
 }
 
@@ -307,7 +305,6 @@ impl Port {
             answers: Mutex::default(),
             next_answer: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
-            sending: Mutex::default(),
             counts: self.0.counts.clone(),
         }));
         self.0

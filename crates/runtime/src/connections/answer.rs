@@ -1,18 +1,20 @@
 //! The bytes of an answer, until its caller has read them.
 //!
 //! The HTTP/2 server takes a frame of an answer, and asks for the next one when it could send that: so an answer that is
-//! not asked for its next frame waits for its caller. It is handed out in small chunks, as the server keeps a frame that
-//! it can't send.
+//! not asked for its next frame waits for its caller. The server keeps frames that it can't send yet, for its window or
+//! for the socket. So an answer is handed out in small chunks, and few at a time; it knows when a chunk is sent, as that
+//! is dropped then.
 
 use std::any::Any;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::task::AtomicWaker;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
@@ -25,6 +27,9 @@ use super::Connection;
 /// Maximum size of a frame that is handed to the server.
 const CHUNK: usize = 16 << 10;
 
+/// Maximum size of the chunks of an answer that the server has. Whoever reads well keeps the socket busy with it.
+const CHUNKS_MAX: usize = 64 << 10;
+
 /// What an answer holds until it is sent.
 pub type Held = Box<dyn Any + Send>;
 
@@ -35,39 +40,82 @@ pub struct Answer {
     key: u64,
 }
 
-pub(super) struct State(Mutex<Progress>);
+/// An answer that is not sent yet. Its chunks keep it.
+pub(super) struct State {
+    progress: Mutex<Progress>,
+    held: Mutex<Option<Held>>,
+    /// Bytes of the chunks that the server has.
+    unsent: AtomicUsize,
+    /// Waits until a chunk is sent.
+    server: AtomicWaker,
+}
 
 struct Progress {
     /// `None` once it has ended.
     body: Option<Body>,
     /// The rest of a frame that is handed out in chunks.
     rest: Bytes,
-    held: Option<Held>,
-    /// When the last chunk was handed out, while no more has been asked for.
-    handed_at: Option<Instant>,
+    /// When a chunk was last handed out or sent, while the caller has to read on.
+    waits_since: Option<Instant>,
     was_cut: bool,
+}
+
+/// A part of an answer that the server has.
+struct Chunk {
+    data: Bytes,
+    answer: Arc<State>,
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.answer.unsent.fetch_sub(self.data.len(), Ordering::AcqRel);
+        if let Some(since) = &mut self.answer.progress.lock().waits_since {
+            *since = Instant::now();
+        }
+        self.answer.server.wake();
+    }
 }
 
 impl State {
     /// Time for which the answer has waited for its caller; `None` while it waits for nothing.
     pub(super) fn waits(&self, now: Instant) -> Option<Duration> {
-        self.0
-            .lock()
-            .handed_at
-            .map(|handed_at| now.saturating_duration_since(handed_at))
+        let since = self.progress.lock().waits_since;
+        since.map(|since| now.saturating_duration_since(since))
     }
 
-    /// Ends the answer and frees what it holds. A caller who reads on gets an error.
+    /// Ends the answer and frees what it holds, also if the server keeps a chunk. A caller who reads on gets an error.
     pub(super) fn cut(&self) {
-        let progress = &mut *self.0.lock();
-        progress.was_cut = true;
-        progress.handed_at = None;
-        let freed = (
-            progress.body.take(),
-            progress.held.take(),
-            std::mem::take(&mut progress.rest),
-        );
+        let freed = {
+            let progress = &mut *self.progress.lock();
+            progress.was_cut = true;
+            progress.waits_since = None;
+            (progress.body.take(), std::mem::take(&mut progress.rest))
+        };
         drop(freed);
+        drop(self.held.lock().take());
+        self.server.wake();
+    }
+
+    /// The next chunk of a frame.
+    fn chunk(self: &Arc<Self>, progress: &mut Progress) -> Bytes {
+        let data = if progress.rest.len() <= CHUNK {
+            std::mem::take(&mut progress.rest)
+        } else {
+            // A copy: a slice would keep the whole frame in memory.
+            Bytes::copy_from_slice(&progress.rest.split_to(CHUNK))
+        };
+        progress.waits_since = Some(Instant::now());
+        self.unsent.fetch_add(data.len(), Ordering::AcqRel);
+        Bytes::from_owner(Chunk {
+            data,
+            answer: self.clone(),
+        })
     }
 }
 
@@ -78,13 +126,17 @@ impl Answer {
         if body.is_end_stream() {
             return body;
         }
-        let state = Arc::new(State(Mutex::new(Progress {
-            body: Some(body),
-            rest: Bytes::new(),
-            held,
-            handed_at: None,
-            was_cut: false,
-        })));
+        let state = Arc::new(State {
+            progress: Mutex::new(Progress {
+                body: Some(body),
+                rest: Bytes::new(),
+                waits_since: None,
+                was_cut: false,
+            }),
+            held: Mutex::new(held),
+            unsent: AtomicUsize::new(0),
+            server: AtomicWaker::new(),
+        });
         let key = connection.0.next_answer.fetch_add(1, Ordering::Relaxed);
         connection.0.answers.lock().insert(key, state.clone());
         Body::new(Self {
@@ -100,7 +152,7 @@ impl HttpBody for Answer {
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let progress = &mut *self.state.0.lock();
+        let progress = &mut *self.state.progress.lock();
         if progress.was_cut {
             progress.was_cut = false;
             return Poll::Ready(Some(end_with(&Status::new(
@@ -108,38 +160,45 @@ impl HttpBody for Answer {
                 "the caller did not read the answer in time; read faster, or ask for less at a time",
             ))));
         }
-        progress.handed_at = None;
+        let is_full = || self.state.unsent.load(Ordering::Acquire) >= CHUNKS_MAX;
+        if is_full() {
+            self.state.server.register(cx.waker());
+            if is_full() {
+                return Poll::Pending;
+            }
+        }
+        progress.waits_since = None;
         if progress.rest.is_empty() {
             let Some(body) = &mut progress.body else {
                 return Poll::Ready(None);
             };
-            match Pin::new(body).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => progress.rest = data,
-                    Err(trailers) => {
-                        self.connection.end(progress);
-                        return Poll::Ready(Some(Ok(trailers)));
-                    }
-                },
-                Poll::Ready(ended) => {
-                    self.connection.end(progress);
-                    return Poll::Ready(ended);
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+                // A cut wakes the server too.
+                self.state.server.register(cx.waker());
+                return Poll::Pending;
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => progress.rest = data,
+                Some(Ok(Err(trailers))) => {
+                    progress.body = None;
+                    return Poll::Ready(Some(Ok(trailers)));
+                }
+                Some(Err(status)) => {
+                    progress.body = None;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => {
+                    progress.body = None;
+                    return Poll::Ready(None);
                 }
             }
         }
-        let chunk = if progress.rest.len() <= CHUNK {
-            std::mem::take(&mut progress.rest)
-        } else {
-            // A copy: a slice would keep the whole frame in memory.
-            Bytes::copy_from_slice(&progress.rest.split_to(CHUNK))
-        };
-        progress.handed_at = Some(Instant::now());
+        let chunk = self.state.chunk(progress);
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
-        let progress = self.state.0.lock();
+        let progress = self.state.progress.lock();
         !progress.was_cut
             && progress.rest.is_empty()
             && progress.body.as_ref().is_none_or(HttpBody::is_end_stream)
@@ -153,21 +212,6 @@ impl HttpBody for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         self.connection.0.answers.lock().remove(&self.key);
-        // Also after the last chunk of a body without trailers.
-        let progress = &mut *self.state.0.lock();
-        if progress.rest.is_empty() && progress.body.as_ref().is_some_and(HttpBody::is_end_stream) {
-            self.connection.end(progress);
-        }
-    }
-}
-
-impl Connection {
-    /// The last of an answer is handed to the transport: what it holds is free when that has sent it.
-    fn end(&self, progress: &mut Progress) {
-        progress.body = None;
-        if let Some(held) = progress.held.take() {
-            self.0.sending.lock().push(held);
-        }
     }
 }
 

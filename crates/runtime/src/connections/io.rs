@@ -185,19 +185,10 @@ impl AsyncWrite for GuardedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        // The transport flushes when it has written all that it may.
-        let sent = std::mem::take(&mut *self.connection.0.sending.lock());
-        drop(sent);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl Drop for GuardedStream {
-    fn drop(&mut self) {
-        self.connection.0.sending.lock().clear();
     }
 }

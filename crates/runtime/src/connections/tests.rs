@@ -95,6 +95,7 @@ async fn connect(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::Builder::new()
         .initial_window_size(window)
+        .initial_connection_window_size(1 << 30)
         .handshake(stream)
         .await
         .unwrap();
@@ -226,4 +227,16 @@ async fn a_client_that_does_not_read_does_not_delay_the_shutdown() {
     server.shutdown.cancel();
     let stopped = tokio::time::timeout(Duration::from_secs(4), server.server).await;
     stopped.expect("the server stops").unwrap();
+}
+
+#[tokio::test]
+async fn answers_that_are_in_the_hands_of_the_client_hold_nothing() {
+    let server = start(limits());
+    let client = connect(server.address, 1 << 30).await;
+    let mut answers = Vec::new();
+    for _ in 0..30 {
+        answers.push(get(&client, "/large").await.await.unwrap());
+    }
+    until("nothing is held", || server.held.get() == 0).await;
+    assert_eq!(answers.len(), 30);
 }

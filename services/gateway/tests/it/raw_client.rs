@@ -9,7 +9,7 @@ use prost::Message;
 use tokio::net::TcpStream;
 
 /// Limit of every wait.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 pub(crate) struct RawClient {
     client: SendRequest<Bytes>,
