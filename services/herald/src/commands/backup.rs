@@ -106,7 +106,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         ));
     }
     let directory = std::path::absolute(&args.dir)
-        .map_err(|error| Failure::io(&format!("can't use {}", args.dir.display()), &error))?;
+        .map_err(|error| Failure::io(format!("can't use {}", args.dir.display()), &error))?;
     let bar = context
         .output
         .progress_bar(Some(0), "{bar:40} {pos}/{len} streams  {msg}  {elapsed}");

@@ -10,7 +10,7 @@ use herald_cli::{
 };
 use herald_recovery::{Problem, Recovered};
 use herald_runtime::{config::Flags, telemetry::error_chain};
-use herald_store::embedded::JournalReport;
+use herald_store::embedded::{self, JournalReport};
 use serde::Serialize;
 
 use crate::{
@@ -69,6 +69,8 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 pub(super) struct RecoverResult {
     journals: Vec<JournalResult>,
+    /// Whether the next start rebuilds the timelines, because a block of them is damaged.
+    rebuilds_timelines: bool,
     problems: Vec<String>,
     recovered: bool,
     streams: Vec<StreamResult>,
@@ -114,6 +116,7 @@ impl RecoverResult {
     fn found(problems: &[Problem]) -> Self {
         Self {
             journals: Vec::new(),
+            rebuilds_timelines: false,
             problems: problems.iter().map(ToString::to_string).collect(),
             recovered: false,
             streams: Vec::new(),
@@ -146,7 +149,7 @@ impl RecoverResult {
 
 impl Show for RecoverResult {
     fn text(&self) -> String {
-        if self.problems.is_empty() && self.journals.is_empty() {
+        if self.problems.is_empty() && self.journals.is_empty() && !self.rebuilds_timelines {
             return "the streams and the store fit together: nothing to do".into();
         }
         let journals = self.journals.iter().map(|journal| {
@@ -162,8 +165,11 @@ impl Show for RecoverResult {
                 journal.kept_at.display()
             )
         });
+        let timelines = self.rebuilds_timelines.then(|| {
+            "a block of the timelines is damaged: the next start rebuilds them from the ledger, while it serves calls".into()
+        });
         let found = self.problems.iter().map(|problem| format!("found: {problem}"));
-        let mut lines: Vec<String> = journals.chain(found).collect();
+        let mut lines: Vec<String> = journals.chain(timelines).chain(found).collect();
         if !self.recovered {
             lines.push("nothing was changed: run `herald recover` without --dry-run to go on".into());
             return lines.join("\n");
@@ -220,11 +226,11 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         ));
     }
     let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
-    let journals = if config.store.is_cluster() || args.dry_run {
-        Vec::new()
+    let files = if config.store.is_cluster() || args.dry_run {
+        None
     } else {
-        herald_store::embedded::recover_journals(&config.data_dir)
-            .map_err(|error| Failure::failed(error_chain(&error)))?
+        let recovered = embedded::recover(&config.store.embedded(&config.data_dir));
+        Some(recovered.map_err(|error| Failure::failed(error_chain(&error)))?)
     };
     let recovering = Recovering::start(&config).await.map_err(failed)?;
     let done = if args.dry_run {
@@ -237,6 +243,9 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let stopped = recovering.stop().await.map_err(failed);
     let mut done = done.map_err(|error| Failure::failed(error_chain(&error)))?;
     stopped?;
-    done.journals = journals.iter().map(JournalResult::new).collect();
+    if let Some(files) = files {
+        done.journals = files.journals.iter().map(JournalResult::new).collect();
+        done.rebuilds_timelines = files.rebuilds_timelines;
+    }
     context.output.show(&done)
 }

@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// The configuration of the embedded engine.
-    pub(super) fn embedded(&self, data_dir: &Path) -> embedded::Config {
+    pub(crate) fn embedded(&self, data_dir: &Path) -> embedded::Config {
         embedded::Config {
             data_dir: data_dir.to_owned(),
             disk_free_mb_min: self.disk_free_mb_min,
