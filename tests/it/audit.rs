@@ -59,7 +59,7 @@ async fn lost_deliveries_are_reported_and_repaired() {
     herald.cli(&["post", "--author", "bob", "--text", "two"]).await;
     until("the post is planned", LIMIT, || async {
         let stream = broker.get_stream("TIMELINE").await.unwrap();
-        stream.cached_info().state.last_sequence == 2
+        stream.cached_info().state.messages == 2
     })
     .await;
     // A pending delivery is no finding.

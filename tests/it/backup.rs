@@ -1,6 +1,6 @@
 //! `herald backup` of a running mesh and `herald restore`.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use harness::{Herald, Options, Output, run, until};
 use herald_proto::v1;
@@ -82,7 +82,6 @@ async fn a_backup_of_a_running_mesh_makes_a_working_one() {
     let result: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
     assert_eq!(result["stream_count"], 9, "{result}");
     assert!(result["row_count"].as_u64().unwrap() > 60, "{result}");
-    use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
     // The directory is not overwritten.
     let again = herald(&["backup", dir_name, "--data-dir", data_name]).await;
