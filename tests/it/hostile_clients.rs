@@ -128,7 +128,7 @@ async fn an_audit_that_nobody_reads_gives_up_its_turn_and_does_not_delay_the_shu
     // Chunks of 4,096.
     until("the post is planned", LIMIT, || async {
         let stream = broker.get_stream("TIMELINE").await.unwrap();
-        stream.cached_info().state.last_sequence == 5
+        stream.cached_info().state.messages == 5
     })
     .await;
     broker
