@@ -1,26 +1,19 @@
 //! A fjall database with atomic batches and group commit: one fsync makes many batches durable.
 
 use std::{
-    fs::File,
     future::Future,
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     thread::JoinHandle,
-    time::{Duration, Instant},
 };
 
 use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snapshot};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use super::{
-    dir::io_error,
-    fault::{Fault, is_out_of_descriptors},
-    shared_error::SharedError,
-    space::Space,
-};
+use super::{dir::io_error, fault::Fault, journal::ActiveJournal, shared_error::SharedError, space::Space};
 use crate::{Error, ErrorKind, Result};
 
 /// Memtable size of one keyspace, bytes. Small, because there are many keyspaces.
@@ -28,13 +21,6 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 
 /// Maximum size of all journals, bytes. Above it, fjall flushes the memtables that still need the oldest journal.
 const JOURNALS_BYTES: u64 = 256 << 20;
-
-/// How long a commit waits while the process has too many open files. Other files are closed meanwhile, or the limit is
-/// too low.
-const DESCRIPTORS_WAIT_MAX: Duration = Duration::from_secs(30);
-
-/// Pause between two attempts to open a file.
-const DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Default options of a keyspace. fjall stores the options with the keyspace when it is created.
 pub(crate) fn options() -> KeyspaceCreateOptions {
@@ -80,7 +66,7 @@ impl Database {
             .spawn({
                 let committer = Arc::clone(&committer);
                 let fjall = fjall.clone();
-                let mut journal = Journal { dir, current: None };
+                let mut journal = ActiveJournal::new(dir);
                 move || committer.run(|| journal.sync(&fjall))
             })
             .map_err(|e| io_error("can't start the committer thread".into(), e))?;
@@ -299,62 +285,6 @@ impl Drop for RefuseOnDrop<'_> {
                 ErrorKind::Unavailable,
                 "the committer thread panicked",
             ));
-        }
-    }
-}
-
-/// The active journal of fjall, synced through a file descriptor of its own: fjall's own sync holds a lock that every
-/// commit would wait for, on a thread of the async runtime.
-struct Journal {
-    dir: PathBuf,
-    current: Option<(u64, File)>,
-}
-
-impl Journal {
-    /// Makes every batch applied before this call durable. fjall syncs a journal itself before it opens the next one.
-    fn sync(&mut self, fjall: &fjall::Database) -> Result<()> {
-        fjall.persist(PersistMode::Buffer).map_err(map_err)?;
-        self.sync_newest()
-            .map_err(|e| io_error("can't sync the journal".into(), e))
-    }
-
-    fn sync_newest(&mut self) -> std::io::Result<()> {
-        let since = Instant::now();
-        let mut is_told = false;
-        let (id, file) = loop {
-            match self.open_newest() {
-                // Nothing is lost yet: only a failed fsync loses what was written.
-                Err(error) if is_out_of_descriptors(&error) && since.elapsed() < DESCRIPTORS_WAIT_MAX => {
-                    if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(
-                            dir = %self.dir.display(),
-                            "too many open files: a commit waits until others are closed; raise the limit (ulimit -n)"
-                        );
-                    }
-                    std::thread::sleep(DESCRIPTORS_PAUSE);
-                }
-                opened => break opened?,
-            }
-        };
-        file.sync_data()?;
-        self.current = Some((id, file));
-        Ok(())
-    }
-
-    fn open_newest(&mut self) -> std::io::Result<(u64, File)> {
-        let mut newest = None;
-        for entry in std::fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let id = name
-                .to_str()
-                .and_then(|n| n.strip_suffix(".jnl"))
-                .and_then(|n| n.parse::<u64>().ok());
-            newest = newest.max(id);
-        }
-        let id = newest.ok_or_else(|| std::io::Error::other("the directory has no journal file (*.jnl)"))?;
-        match self.current.take() {
-            Some((of, file)) if of == id => Ok((id, file)),
-            _ => Ok((id, File::open(self.dir.join(format!("{id}.jnl")))?)),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! fjall takes some damage for the end of a journal, such as a flipped bit in a length, and drops what follows, although
 //! it was acknowledged. So each journal is read before. Damage is refused, and [`recover`](super::recover()) is the remedy.
 
+mod active;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use self::active::ActiveJournal;
 use self::scan::{End, Scan};
 use super::{
     contents::DATABASES,
