@@ -2,6 +2,7 @@
 //! the cause and the remedy.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -178,4 +179,109 @@ async fn a_disk_that_fills_up_within_a_write_ends_the_process_until_there_is_roo
         timeline(&clients, "ann").await == [id]
     })
     .await;
+}
+
+/// Starts `herald up` on a data directory that it refuses. Returns the error.
+async fn refused(data_dir: &Path) -> String {
+    let mut command = tokio::process::Command::new(HERALD);
+    command.args([
+        "up",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--nats-port",
+        "0",
+    ]);
+    command.arg("--data-dir").arg(data_dir).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await;
+    let output = output.expect("herald up ends").unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}
+
+/// The files and directories in a directory.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_is_private_and_damage_or_missing_parts_are_named_at_the_start() {
+    let mut herald = Herald::start(HERALD, Options::default()).await;
+    let clients = herald.clients().await;
+    for follower in ["ann", "cem", "dan"] {
+        follow(&clients, follower).await.unwrap();
+    }
+    let id = post(&clients, "hello").await.unwrap();
+    until("the post is delivered", LIMIT, || async {
+        timeline(&clients, "ann").await == [id]
+    })
+    .await;
+    let data = herald.data_dir();
+    for path in files(&data).iter().chain([&data]) {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has the mode {mode:o}", path.display());
+    }
+    assert_eq!(herald.stop().await, 0, "{}", herald.log());
+    let path = data.to_str().unwrap();
+
+    // A flipped bit in the middle of a journal.
+    let journal = data.join("records/0.jnl");
+    let intact = std::fs::read(&journal).unwrap();
+    let at = intact.windows(3).position(|window| window == b"cem").unwrap();
+    let mut damaged = intact.clone();
+    damaged[at] ^= 4;
+    std::fs::write(&journal, damaged).unwrap();
+    let error = refused(&data).await;
+    assert_says(
+        &error,
+        &[
+            "records/0.jnl is damaged",
+            &format!("herald recover --data-dir {path}"),
+        ],
+    );
+    std::fs::write(&journal, &intact).unwrap();
+
+    // A database that is gone.
+    let totals = data.join("totals");
+    let away = data.join("totals-away");
+    std::fs::rename(&totals, &away).unwrap();
+    assert_says(
+        &refused(&data).await,
+        &["the database totals", path, "is missing"],
+    );
+    std::fs::rename(&away, &totals).unwrap();
+
+    // A store that is gone beside its streams.
+    let store: Vec<_> = std::fs::read_dir(&data)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name != "nats")
+        .collect();
+    let away = tempfile::tempdir_in(data.parent().unwrap()).unwrap();
+    for name in &store {
+        std::fs::rename(data.join(name), away.path().join(name)).unwrap();
+    }
+    assert_says(&refused(&data).await, &["its store is gone", path]);
+    for name in &store {
+        std::fs::rename(away.path().join(name), data.join(name)).unwrap();
+    }
+
+    herald.restart().await;
+    let clients = herald.clients().await;
+    assert_eq!(timeline(&clients, "ann").await, [id]);
 }

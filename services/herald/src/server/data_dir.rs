@@ -51,6 +51,35 @@ pub(super) fn prepare(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to make a store beside the streams of a mesh whose store is gone: its messages have the keys of users that only
+/// that store knows, and a new one would give the same keys to others.
+pub(super) fn check_store_of_streams(dir: &Path) -> Result<()> {
+    let streams = dir.join("nats");
+    if dir.join("format").exists() || !has_streams(&streams, STREAMS_DEPTH_MAX) {
+        return Ok(());
+    }
+    bail!(
+        "the data directory {} has the streams of a mesh ({}), and its store is gone: put the store back or restore the \
+         whole directory from a backup; to give up all data, remove the whole directory",
+        dir.display(),
+        streams.display()
+    );
+}
+
+/// Depth of the directory `streams` of nats-server: `jetstream/jetstream/ACCOUNT/streams`.
+const STREAMS_DEPTH_MAX: u32 = 4;
+
+fn has_streams(dir: &Path, depth_max: u32) -> bool {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return false;
+    };
+    let mut directories = entries.flatten().filter(|entry| entry.path().is_dir());
+    directories.any(|entry| {
+        let is_one = dir.ends_with("streams") && entry.file_name() == "POSTS";
+        is_one || (depth_max > 0 && has_streams(&entry.path(), depth_max - 1))
+    })
+}
+
 /// Takes the permissions of others from a file or directory, and from all that is in it. Returns the number of changes.
 fn tighten(path: &Path) -> io::Result<u64> {
     let metadata = fs::symlink_metadata(path)?;

@@ -11,7 +11,7 @@ use herald_store::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, away, roles::Roles};
+use super::{Config, away, data_dir, roles::Roles};
 
 /// The open engine.
 #[derive(Clone)]
@@ -38,6 +38,9 @@ impl Engine {
         }
         if config.store.is_cluster() {
             return open_cluster(config, roles).await;
+        }
+        if config.nats.is_child() {
+            data_dir::check_store_of_streams(&config.data_dir)?;
         }
         // Its lock stops a second server before that touches the broker's files.
         let embedded = config.store.embedded(&config.data_dir);
