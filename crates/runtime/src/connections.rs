@@ -11,7 +11,7 @@
 mod answer;
 mod io;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -190,19 +190,23 @@ impl Connection {
             return io;
         }
         let answers: Vec<_> = self.0.answers.lock().values().cloned().collect();
-        let mut unread = 0;
+        let (mut unread, mut cut) = (0, 0);
         for answer in &answers {
             let Some(waits) = answer.waits(now) else { continue };
             if waits >= limits.answer_wait {
                 answer.cut();
-                self.0.counts.answers_cut.inc();
-                tracing::info!(
-                    address = ?self.0.address,
-                    wait_seconds = waits.as_secs(),
-                    "the caller did not read its answer; the call ends"
-                );
+                cut += 1;
             }
             unread += usize::from(waits >= SHUTDOWN_WAIT);
+        }
+        if cut > 0 {
+            self.0.counts.answers_cut.inc_by(cut);
+            tracing::info!(
+                address = ?self.0.address,
+                answers = cut,
+                wait_seconds = limits.answer_wait.as_secs(),
+                "the caller did not read its answers; the calls end"
+            );
         }
         let is_pending = self.0.pending.load(Ordering::Relaxed) > 0;
         (shutting_down && !is_pending && unread > 0 && unread == answers.len())
@@ -257,17 +261,24 @@ impl Port {
             ticks.tick().await;
             let connections: Vec<_> = self.0.connections.lock().values().cloned().collect();
             let now = Instant::now();
+            // One log line a reason, however many connections a client has.
+            let mut closed = BTreeMap::new();
             for connection in connections {
                 if let Some(reason) = connection.check(&self.0.limits, now, shutdown.is_cancelled()) {
-                    tracing::info!(
-                        port = self.0.name,
-                        address = ?connection.0.address,
-                        reason,
-                        "closed a connection"
-                    );
                     self.0.counts.closed.inc();
                     connection.close();
+                    let (count, _) = closed.entry(reason).or_insert((0, connection.0.address));
+                    *count += 1;
                 }
+            }
+            for (reason, (connections, address)) in closed {
+                tracing::info!(
+                    port = self.0.name,
+                    connections,
+                    ?address,
+                    reason,
+                    "closed connections"
+                );
             }
         }
     }

@@ -225,3 +225,63 @@ async fn callers_who_neither_send_nor_read_do_not_delay_the_shutdown() {
     let stopped = tokio::time::timeout(Duration::from_secs(5), world.stop()).await;
     stopped.expect("the gateway stops").unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwarded_streams_of_one_client_leave_room_for_others() {
+    let world = start(Config {
+        forwarded_streams_max: 12,
+        ..Setup::default().config
+    })
+    .await;
+    let client = RawClient::connect(&world.address, WIDE).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(client.begin("GraphService/ImportFollows").await);
+    }
+    wait_until("the streams have reached the service", async || {
+        world.graph.state.lock().imports == 4
+    })
+    .await;
+    let refused = client.begin("GraphService/ImportFollows").await.outcome().await;
+    assert_eq!(refused.status, "8");
+    let import = v1::ImportFollowsRequest {
+        follows: vec![v1::Follow::default()],
+    };
+    let imported = world
+        .graph_client()
+        .import_follows(futures::stream::iter([import]))
+        .await;
+    assert_eq!(imported.unwrap().into_inner().imported_count, 1);
+    drop((open, client));
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_never_complete_take_little_memory() {
+    let world = start(Config {
+        buffered_bytes_max: 16 << 20,
+        request_wait_ms: 3_000,
+        ..Setup::default().config
+    })
+    .await;
+    let client = RawClient::connect(&world.address, WIDE).await;
+    let part = frame(&submit("107", &"a".repeat(1_000_000))).slice(..900_000);
+    let mut calls = Vec::new();
+    for _ in 0..20 {
+        let mut call = client.begin("PostService/SubmitPost").await;
+        call.requests.send_data(part.clone(), false).unwrap();
+        calls.push(call);
+    }
+    world.post("107", "text").await;
+    let (mut refused, mut ended) = (0, 0);
+    for call in calls {
+        match call.outcome().await.status.as_str() {
+            "4" => ended += 1,
+            "8" => refused += 1,
+            other => panic!("status {other}"),
+        }
+    }
+    // A third of 16 MiB, of which the first 16 KiB of a call don't count.
+    assert!((5..=7).contains(&ended), "{ended} ended, {refused} refused");
+    world.stop().await.unwrap();
+}

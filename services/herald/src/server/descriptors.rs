@@ -99,4 +99,16 @@ mod tests {
         assert_eq!(shortage(Some(1_024), 0), Shortage::None);
         assert_eq!(shortage(Some(64), 0), Shortage::Always { limit: 64 });
     }
+
+    #[test]
+    fn the_soft_limit_is_raised_to_the_hard_one() {
+        let before = getrlimit(Resource::Nofile);
+        let lower = Rlimit {
+            current: before.current.map(|current| current - 1),
+            maximum: before.maximum,
+        };
+        setrlimit(Resource::Nofile, lower).unwrap();
+        prepare(&Config::default(), &Roles::whole()).unwrap();
+        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
+    }
 }
