@@ -14,7 +14,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
+use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -183,7 +185,6 @@ impl Follower {
                 resolved_at = Some(started);
             }
             self.check_all().await;
-            self.update_balancers().await;
             if self.changes.is_empty() {
                 // Every clone of the channels is gone.
                 return;
@@ -232,29 +233,46 @@ impl Follower {
         }
     }
 
+    /// Checks all addresses. What one answers counts at once: an address that hangs must not delay what is known of the
+    /// others.
     async fn check_all(&mut self) {
-        let checks = self
+        let mut checks: FuturesUnordered<_> = self
             .addresses
-            .values()
-            .map(|one| check(one.health.clone(), &self.service));
-        let results = join_all(checks).await;
-        for ((address, one), result) in self.addresses.iter_mut().zip(results) {
-            let was_healthy = one.healthy;
-            match result {
-                Checked::Healthy => {
-                    one.timeouts = 0;
-                    one.healthy = true;
-                }
-                Checked::Unhealthy => one.healthy = false,
-                Checked::TimedOut => {
-                    one.timeouts += 1;
-                    one.healthy &= one.timeouts < TIMEOUTS_MAX;
-                }
-            }
-            if was_healthy != one.healthy {
-                tracing::info!(service = self.service, %address, healthy = one.healthy, "the health of a peer changed");
+            .iter()
+            .map(|(address, one)| {
+                let (address, health, service) = (*address, one.health.clone(), self.service.clone());
+                async move { (address, check(health, &service).await) }
+            })
+            .collect();
+        while let Some((address, result)) = checks.next().await {
+            if self.record(address, &result) {
+                self.update_balancers().await;
             }
         }
+        self.update_balancers().await;
+    }
+
+    /// Records the result of a check. Returns whether the health of the address has changed.
+    fn record(&mut self, address: SocketAddr, result: &Checked) -> bool {
+        let Some(one) = self.addresses.get_mut(&address) else {
+            return false;
+        };
+        let was_healthy = one.healthy;
+        match result {
+            Checked::Healthy => {
+                one.timeouts = 0;
+                one.healthy = true;
+            }
+            Checked::Unhealthy => one.healthy = false,
+            Checked::TimedOut => {
+                one.timeouts += 1;
+                one.healthy &= one.timeouts < TIMEOUTS_MAX;
+            }
+        }
+        if was_healthy != one.healthy {
+            tracing::info!(service = self.service, %address, healthy = one.healthy, "the health of a peer changed");
+        }
+        was_healthy != one.healthy
     }
 
     /// Tells the balancers which endpoints came and went.
