@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::{
     Config, Metrics,
     adapters::{BackfillError, Backfills},
+    pace::Pace,
 };
 
 /// Implements GraphService on the store.
@@ -23,6 +24,7 @@ pub(crate) struct Graph {
     pub(crate) follows: Arc<dyn Follows>,
     pub(crate) backfills: Backfills,
     pub(crate) metrics: Metrics,
+    pub(crate) pace: Pace,
 }
 
 impl Graph {

@@ -66,6 +66,7 @@ impl GraphService for Graph {
         &self,
         request: Request<v1::FollowRequest>,
     ) -> Result<Response<v1::FollowResponse>, Status> {
+        self.pace.note_live();
         let follow = request
             .into_inner()
             .follow
@@ -137,6 +138,7 @@ impl GraphService for Graph {
         &self,
         request: Request<v1::UnfollowRequest>,
     ) -> Result<Response<v1::UnfollowResponse>, Status> {
+        self.pace.note_live();
         let request = request.into_inner();
         let (follower, author) = domain::parse_pair(request.follower_id, request.author_id)
             .map_err(|v| violation_to_status(&v, ""))?;

@@ -11,6 +11,7 @@ mod error;
 mod graph;
 mod grpc;
 mod metrics;
+mod pace;
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::Backfills, graph::Graph};
+use crate::{adapters::Backfills, graph::Graph, pace::Pace};
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -69,6 +70,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         follows,
         backfills: Backfills::new(mesh, posts),
         metrics,
+        pace: Pace::new(),
     };
     let routes =
         Routes::new(GraphServiceServer::new(graph.clone())).add_service(FollowerServiceServer::new(graph));

@@ -27,10 +27,25 @@ type Waiting<J, R> = (J, oneshot::Sender<Result<R>>);
 pub(super) struct GroupCommit<J, R> {
     queue: Option<mpsc::Sender<Waiting<J, R>>>,
     thread: Option<JoinHandle<()>>,
-    /// Number of batches that were started.
-    started: Arc<AtomicU64>,
+    /// Number of batches that are readable, or about to be.
+    readable: Readable,
     /// Number of batches that were committed or failed.
     done: watch::Receiver<u64>,
+}
+
+/// Counts the batches of a [`GroupCommit`] that are readable, or about to be.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Readable(Arc<AtomicU64>);
+
+impl Readable {
+    /// Says that the batch will be readable from now on: before the first of its writes.
+    pub(super) fn mark(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
@@ -42,9 +57,23 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
         weigh: impl Fn(&J) -> usize + Send + 'static,
         mut work: impl FnMut(Vec<J>) -> Result<Vec<Result<R>>> + Send + 'static,
     ) -> Result<Self> {
+        Self::start_marking(name, weight_max, weigh, move |jobs, readable| {
+            readable.mark();
+            work(jobs)
+        })
+    }
+
+    /// Like [`start`](Self::start), for `work` that prepares its writes for long: it calls [`Readable::mark`] before it
+    /// writes, so that [`wait_durable`](Self::wait_durable) doesn't wait for a batch that nobody can have read.
+    pub(super) fn start_marking(
+        name: &str,
+        weight_max: usize,
+        weigh: impl Fn(&J) -> usize + Send + 'static,
+        mut work: impl FnMut(Vec<J>, &Readable) -> Result<Vec<Result<R>>> + Send + 'static,
+    ) -> Result<Self> {
         let (queue, mut waiting) = mpsc::channel::<Waiting<J, R>>(QUEUE);
-        let started = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&started);
+        let readable = Readable::default();
+        let counter = readable.clone();
         let (finished, done) = watch::channel(0);
         let thread = std::thread::Builder::new()
             .name(format!("store-{name}"))
@@ -60,14 +89,13 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
                         jobs.push(job);
                         answers.push(answer);
                     }
-                    let batch = counter.fetch_add(1, Ordering::AcqRel) + 1;
-                    let done = catch_unwind(AssertUnwindSafe(|| work(jobs))).unwrap_or_else(|_| {
+                    let done = catch_unwind(AssertUnwindSafe(|| work(jobs, &counter))).unwrap_or_else(|_| {
                         Err(Error::new(
                             ErrorKind::Corrupt,
                             "a write to the store panicked: see the panic message in the log",
                         ))
                     });
-                    finished.send_replace(batch);
+                    finished.send_replace(counter.count());
                     answer_all(answers, done);
                 }
             })
@@ -81,7 +109,7 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
-            started,
+            readable,
             done,
         })
     }
@@ -97,12 +125,12 @@ impl<J: Send + 'static, R: Send + 'static> GroupCommit<J, R> {
 
     /// Waits until everything that was readable before this call is durable: a batch is readable before its fsync.
     pub(super) async fn wait_durable(&self) -> Result<()> {
-        let started = self.started.load(Ordering::Acquire);
-        if *self.done.borrow() >= started {
+        let readable = self.readable.count();
+        if *self.done.borrow() >= readable {
             return Ok(());
         }
         let mut done = self.done.clone();
-        done.wait_for(|done| *done >= started)
+        done.wait_for(|done| *done >= readable)
             .await
             .map(drop)
             .map_err(|_| Error::new(ErrorKind::Unavailable, "the store is shutting down"))

@@ -10,12 +10,12 @@ use herald_model::{UserId, UserKey};
 use super::{
     cache::ENTRY_BYTES,
     database::{self, Database, map_err},
-    group_commit::GroupCommit,
+    group_commit::{GroupCommit, Readable},
 };
 use crate::{Error, ErrorKind, Result};
 
 /// Number of users at which a batch takes no more calls.
-const BATCH_USERS_MAX: usize = 20_000;
+const BATCH_USERS_MAX: usize = 2_000;
 
 /// The embedded engine's [`Users`](crate::Users).
 pub(crate) struct EmbeddedUsers {
@@ -42,9 +42,10 @@ impl EmbeddedUsers {
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let writes = GroupCommit::start("users", BATCH_USERS_MAX, Vec::len, move |calls| {
-            shared.intern(&mut last, calls)
-        })?;
+        let writes =
+            GroupCommit::start_marking("users", BATCH_USERS_MAX, Vec::len, move |calls, readable| {
+                shared.intern(&mut last, calls, readable)
+            })?;
         let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         Ok(Self {
             tables,
@@ -91,7 +92,12 @@ impl Tables {
     }
 
     /// Finds or creates the keys of a batch of calls. `last` is the greatest key in use.
-    fn intern(&self, last: &mut u32, calls: Vec<Vec<UserId>>) -> Result<Vec<Result<Vec<UserKey>>>> {
+    fn intern(
+        &self,
+        last: &mut u32,
+        calls: Vec<Vec<UserId>>,
+        readable: &Readable,
+    ) -> Result<Vec<Result<Vec<UserKey>>>> {
         let mut batch = self.database.batch();
         let mut created: HashMap<UserId, UserKey> = HashMap::new();
         let mut next = *last;
@@ -121,6 +127,7 @@ impl Tables {
         if !batch.is_empty() {
             // Raised even if the commit fails: a key that may be on disk must not be reused.
             *last = next;
+            readable.mark();
             block_on(self.database.commit(batch))?;
         }
         Ok(answers)

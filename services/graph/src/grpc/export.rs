@@ -51,6 +51,7 @@ impl FollowerService for Graph {
         &self,
         request: Request<ExportFollowersRequest>,
     ) -> Result<Response<Self::ExportFollowersStream>, Status> {
+        self.pace.note_live();
         let request = request.into_inner();
         if request.author_key == 0 {
             return Err(status::invalid(&[("author_key", "must not be 0")]));

@@ -11,6 +11,9 @@ use crate::{domain, graph::Graph};
 /// Maximum number of follows in one message.
 const BATCH_FOLLOWS_MAX: usize = 10_000;
 
+/// Follows of an import that are applied together.
+const COMMIT_FOLLOWS_MAX: usize = 1_000;
+
 /// Maximum number of failures that a response lists; further failures are only counted.
 const FAILURES_MAX: usize = 1_000;
 
@@ -91,10 +94,12 @@ async fn apply_batch(
             }
         }
     }
-    let effects = apply_follows(graph, &valid).await?;
-    let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
-    response.imported_count += imported;
-    response.unchanged_count += effects.len() as u64 - imported;
+    for part in valid.chunks(COMMIT_FOLLOWS_MAX) {
+        let effects = graph.pace.bulk(apply_follows(graph, part)).await?;
+        let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
+        response.imported_count += imported;
+        response.unchanged_count += effects.len() as u64 - imported;
+    }
     Ok(())
 }
 

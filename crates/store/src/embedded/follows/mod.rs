@@ -40,7 +40,7 @@ use super::{
 use crate::{Error, ErrorKind, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Result};
 
 /// Number of changes at which a batch takes no more calls.
-const BATCH_CHANGES_MAX: usize = 20_000;
+const BATCH_CHANGES_MAX: usize = 2_000;
 
 /// Approximate number of versions that one commit of [`EmbeddedFollows::trim`] removes.
 const TRIM_VERSIONS_MAX: usize = 10_000;
@@ -64,9 +64,10 @@ impl EmbeddedFollows {
     ) -> Result<Self> {
         let tables = Arc::new(Tables::open(database)?);
         let mut writer = Writer::new(Arc::clone(&tables))?;
-        let writes = GroupCommit::start("follows", BATCH_CHANGES_MAX, Vec::len, move |calls| {
-            writer.apply_calls(calls)
-        })?;
+        let writes =
+            GroupCommit::start_marking("follows", BATCH_CHANGES_MAX, Vec::len, move |calls, readable| {
+                writer.apply_calls(calls, readable)
+            })?;
         let undos = moka::sync::Cache::builder()
             .name("follow-undos")
             .max_capacity(undo_bytes_max)

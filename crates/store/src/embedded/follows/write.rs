@@ -6,7 +6,7 @@ use fjall::{OwnedWriteBatch, Snapshot};
 use futures::executor::block_on;
 use herald_model::time::Timestamp;
 
-use crate::{FollowAction, FollowChange, FollowEffect, Result};
+use crate::{FollowAction, FollowChange, FollowEffect, Result, embedded::group_commit::Readable};
 
 use super::{
     block::{self, Follower, Followers},
@@ -59,6 +59,7 @@ impl Writer {
     pub(super) fn apply_calls(
         &mut self,
         calls: Vec<Vec<FollowChange>>,
+        readable: &Readable,
     ) -> Result<Vec<Result<Vec<FollowEffect>>>> {
         let lengths: Vec<_> = calls.iter().map(Vec::len).collect();
         let mut changes: Vec<_> = calls
@@ -116,6 +117,7 @@ impl Writer {
                 self.moment.to_be_bytes(),
                 history::encode_versions(&versions),
             );
+            readable.mark();
             block_on(self.tables.database.commit(batch))?;
         }
         let mut rest = &effects[..];
