@@ -1,7 +1,12 @@
 //! Stopping a leftover server: one whose parent process died without stopping it.
 
+#[cfg(target_os = "linux")]
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,7 +56,7 @@ pub(crate) async fn stop(layout: &Layout, stop_limit: Duration) -> Result<()> {
 
 fn read_pid(path: &Path) -> Result<Option<Pid>> {
     match std::fs::read_to_string(path) {
-        // A partly written file can name a wrong process; `serves` checks its command line.
+        // A partly written file can name a wrong process; `serves` checks what it is.
         Ok(text) => Ok(text
             .trim()
             .parse()
@@ -66,25 +71,42 @@ fn read_pid(path: &Path) -> Result<Option<Pid>> {
     }
 }
 
-/// Whether the process runs and its command line contains this configuration file.
-fn serves(pid: Pid, config: &Path) -> bool {
-    let config = config.as_os_str().as_encoded_bytes();
-    command_line(pid).is_some_and(|line| line.windows(config.len()).any(|part| part == config))
-}
-
-/// The command line of a process; `None` or empty if it has exited, also as a zombie.
+/// Whether the process is the server of this directory, and runs.
+///
+/// The pid file alone says nothing: a copy of a directory has the pid file of the original, whose server can be running.
+/// So the process must be `nats-server --config FILE` with a file of this name, and run in this very directory, whatever
+/// the path of the directory was when it started.
 #[cfg(target_os = "linux")]
-fn command_line(pid: Pid) -> Option<Vec<u8>> {
-    std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()
+fn serves(pid: Pid, config: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    // Empty if the process has exited, also as a zombie.
+    let Ok(line) = std::fs::read(process.join("cmdline")) else {
+        return false;
+    };
+    let mut arguments = line.split(|byte| *byte == 0).skip(1);
+    let is_server = arguments.next() == Some(b"--config")
+        && arguments
+            .next()
+            .is_some_and(|file| Path::new(OsStr::from_bytes(file)).file_name() == config.file_name());
+    let identity = |dir: &Path| {
+        let metadata = std::fs::metadata(dir).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    // A link of the kernel: it leads to the directory even if that was renamed.
+    let runs_in = identity(&process.join("cwd"));
+    is_server && runs_in.is_some() && runs_in == config.parent().and_then(identity)
 }
 
-/// The command line of a process; `None` or empty if it has exited, also as a zombie.
+/// Whether the process is the server of this directory, and runs: its command line ends with this configuration file.
 #[cfg(not(target_os = "linux"))]
-fn command_line(pid: Pid) -> Option<Vec<u8>> {
+fn serves(pid: Pid, config: &Path) -> bool {
     let pid = pid.as_raw_nonzero().to_string();
     let output = std::process::Command::new("ps")
         .args(["-ww", "-o", "command=", "-p", &pid])
-        .output()
-        .ok()?;
-    Some(output.stdout)
+        .output();
+    let end = [b" --config ", config.as_os_str().as_bytes()].concat();
+    // Empty if the process has exited, also as a zombie.
+    output.is_ok_and(|output| output.stdout.trim_ascii_end().ends_with(&end))
 }

@@ -69,6 +69,40 @@ async fn the_next_start_stops_a_leftover_server() {
 }
 
 #[tokio::test]
+async fn a_leftover_server_of_a_renamed_directory_is_stopped() {
+    let dir = TempDir::new().unwrap();
+    let (before, after) = (dir.path().join("before"), dir.path().join("after"));
+    let (mut parent, left) = start_parent(&before, false);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    std::fs::rename(&before, &after).unwrap();
+    let _server = Server::start(Config::in_dir(&after)).await.unwrap();
+    assert!(!is_running(left));
+}
+
+/// The copy has the pid file of the original, and its path is the end, or the beginning, of the path of the original.
+#[tokio::test]
+async fn the_server_of_a_copied_directory_is_not_stopped() {
+    let root = TempDir::new().unwrap();
+    let root = root.path().canonicalize().unwrap();
+    let copy = root.join("copy");
+    let end = root.join(copy.strip_prefix("/").unwrap());
+    let beginning = root.join("copy-of");
+    for original in [end, beginning] {
+        let server = Server::start(Config::in_dir(&original)).await.unwrap();
+        let copied = std::process::Command::new("cp")
+            .args(["-r".as_ref(), original.as_os_str(), copy.as_os_str()])
+            .status();
+        assert!(copied.unwrap().success());
+        let of_copy = Server::start(Config::in_dir(&copy)).await.unwrap();
+        assert!(is_running(server.pid()), "{original:?}");
+        assert!(is_running(of_copy.pid()));
+        drop(of_copy);
+        std::fs::remove_dir_all(&copy).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_reused_pid_is_not_signalled() {
     let dir = TempDir::new().unwrap();
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
