@@ -166,3 +166,40 @@ async fn a_full_stream_refuses_posts_and_delivers_accepted_ones() {
     })
     .await;
 }
+
+/// The server has the streams with their old limits on disk when it starts with the new ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_limits_can_be_lowered_and_raised_by_a_restart() {
+    let mut herald = Herald::start(HERALD, Options::default()).await;
+    herald.cli(&["follow", "ann", "bob"]).await;
+    let clients = herald.clients().await;
+    let first = post(&clients, "with the default limits").await.unwrap();
+    assert_eq!(herald.stop().await, 0);
+    let streams = [
+        "POSTS",
+        "SLICES",
+        "TIMELINE",
+        "PUSH",
+        "EVENTS",
+        "LATER",
+        "ADVISORIES",
+        "DLQ",
+        "REDRIVE",
+    ];
+    let lowered = streams.map(|stream| {
+        let variable = format!("HERALD_TOPOLOGY__{stream}__BYTES_MAX");
+        (variable, (1 << 20).to_string())
+    });
+    let mut posts = vec![first];
+    for variables in [lowered.into(), Vec::new()] {
+        herald.options_mut().variables = variables;
+        herald.restart().await;
+        let clients = herald.clients().await;
+        posts.insert(0, post(&clients, "with other limits").await.unwrap());
+        until("all posts are on the timeline", LIMIT, || async {
+            timeline(&clients).await == posts
+        })
+        .await;
+        assert_eq!(herald.stop().await, 0);
+    }
+}

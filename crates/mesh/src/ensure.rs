@@ -111,9 +111,11 @@ impl Mesh {
             attempts_left -= 1;
             match jetstream.get_stream(&spec.name).await {
                 Ok(found) => {
+                    let bytes = found.cached_info().state.bytes;
                     let found = &found.cached_info().config;
                     let wanted = self.overlay_stream(found.clone(), spec);
                     let changes = stream_changes(found, &wanted);
+                    warn_if_full(&wanted, bytes);
                     if changes.is_empty() {
                         return Ok(());
                     }
@@ -254,6 +256,22 @@ impl Mesh {
                 _ => Error::unavailable(what(), error),
             }),
         }
+    }
+}
+
+/// Warns if a stream that never drops messages for a new one holds more than its limit. That was lowered below what it
+/// holds: nothing is lost, but it takes no messages.
+fn warn_if_full(wanted: &stream::Config, bytes: u64) {
+    let limit = u64::try_from(wanted.max_bytes).unwrap_or(u64::MAX);
+    if wanted.discard == DiscardPolicy::New && bytes > limit {
+        tracing::warn!(
+            stream = wanted.name,
+            bytes,
+            bytes_max = limit,
+            age_seconds_max = wanted.max_age.as_secs(),
+            "the stream holds more than its limit: it keeps its messages and refuses new ones until enough of them have \
+             reached their maximum age; raise topology.*.bytes_max of the stream to end that now"
+        );
     }
 }
 

@@ -3,8 +3,11 @@ use std::process::Stdio;
 use async_nats::jetstream::stream;
 use herald_local_nats::{Binary, Locate};
 use herald_mesh::{
-    Config, ConsumeOptions, Difference, ErrorKind, Mesh, Topology, TopologyConfig, TopologyMode, streams,
+    Config, ConsumeOptions, Difference, ErrorKind, Mesh, Subject, Topology, TopologyConfig, TopologyMode,
+    streams,
 };
+use herald_model::Lane;
+use herald_proto::mesh_v1::PostCreated;
 use tokio::process::Command;
 
 use crate::harness::{CONSUMER, Fixture, ScriptedHandler, post, until};
@@ -27,6 +30,38 @@ async fn ensure_is_idempotent_and_concurrent() {
         before.iter().map(|stream| stream.consumers.len()).sum::<usize>(),
         fixture.topology.consumers.len()
     );
+}
+
+/// With the policy discard new, a stream that holds more than its new limit keeps its messages.
+#[tokio::test]
+async fn a_limit_below_what_a_stream_holds_loses_nothing() {
+    let fixture = Fixture::start().await;
+    let message = PostCreated {
+        text: "x".repeat(64 << 10),
+        ..PostCreated::default()
+    };
+    for _ in 0..32 {
+        let subject = Subject::PostCreated(Lane::Normal);
+        fixture.mesh.publish(subject, None, &message).await.unwrap();
+    }
+    let state = async || {
+        let stream = fixture.jetstream().await.get_stream(streams::POSTS).await;
+        stream.unwrap().cached_info().state.clone()
+    };
+    let before = state().await;
+    assert_eq!(before.messages, 32);
+    let mut lower = TopologyConfig::default();
+    lower.posts.bytes_max = 1 << 20;
+    fixture
+        .mesh
+        .ensure(&Topology::new(&lower).unwrap())
+        .await
+        .unwrap();
+    let after = state().await;
+    assert_eq!((after.messages, after.bytes), (before.messages, before.bytes));
+    let subject = Subject::PostCreated(Lane::Normal);
+    let refused = fixture.mesh.publish(subject, None, &message).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Full, "{refused}");
 }
 
 #[tokio::test]

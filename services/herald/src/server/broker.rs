@@ -12,6 +12,12 @@ use super::Config;
 /// Delay before a child that exited is restarted, so that a child that fails at once doesn't cause a busy loop.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
 
+/// Limit of all files of the child, bytes: more than any disk has.
+const FILE_BYTES_MAX: u64 = 1 << 61;
+
+/// Maximum of the sum of all stream limits, bytes. The child has room for the streams of two configurations.
+pub(super) const STREAM_BYTES_MAX: u64 = FILE_BYTES_MAX / 2;
+
 /// The broker of the server.
 #[derive(Debug)]
 pub(super) enum Broker {
@@ -40,8 +46,10 @@ impl Broker {
             name: Some("herald".into()),
             port: config.nats.port,
             // By default nats-server limits its files to 75% of the free disk space. The stream limits replace that
-            // limit: they reserve no disk space, and the store rejects posts before the disk is full.
-            max_file_bytes: Some(file_bytes_max(config.topology.bytes_max())),
+            // limit: they reserve no disk space, and the store rejects posts before the disk is full. The limit doesn't
+            // follow from the settings: with lower ones, the server would refuse the streams as they are on disk,
+            // before their limits can be changed.
+            max_file_bytes: Some(FILE_BYTES_MAX),
             sync_interval: if config.nats.sync_always {
                 local::SyncInterval::Always
             } else {
@@ -124,9 +132,4 @@ impl Broker {
         }
         Ok(())
     }
-}
-
-/// The sum of the stream limits plus 25% for the broker's metadata, bytes.
-pub(super) fn file_bytes_max(stream_bytes_max: u64) -> u64 {
-    stream_bytes_max.saturating_add(stream_bytes_max / 4)
 }

@@ -125,10 +125,10 @@ impl Config {
             ));
         }
         let bytes = self.topology.bytes_max();
-        if i64::try_from(broker::file_bytes_max(bytes)).is_err() {
+        if bytes > broker::STREAM_BYTES_MAX {
             return Err(format!(
                 "the sum of all topology.*.bytes_max must be at most {}, is {bytes}",
-                i64::MAX / 5 * 4
+                broker::STREAM_BYTES_MAX
             ));
         }
         Ok(())
