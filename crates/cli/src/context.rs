@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::ValueHint;
-use herald_runtime::telemetry;
+use herald_runtime::{config::SecretUrl, telemetry};
 
 use crate::{
     client::Client,
@@ -112,7 +112,7 @@ impl Context {
         let config = telemetry::Config {
             log: self.global.log.clone(),
             log_filter: "warn".into(),
-            otlp: self.global.otlp.clone(),
+            otlp: self.global.otlp.as_deref().map(SecretUrl::from),
             ..telemetry::Config::default()
         };
         telemetry::init(&config).map_err(|error| match error {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
+use herald_secret::SecretUrl;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ impl Urls {
     /// [`InvalidUrl`] names the first one that is not `http://HOST:PORT`.
     pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
         let parse = |url: &str| {
-            let invalid = || InvalidUrl(url.to_owned());
+            let invalid = || InvalidUrl(SecretUrl::new(url).redacted());
             let uri: Uri = url.parse().map_err(|_| invalid())?;
             let authority = uri.authority().ok_or_else(invalid)?;
             let is_valid = uri.scheme_str() == Some("http")

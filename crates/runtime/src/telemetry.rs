@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use herald_secret::SecretUrl;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{KeyValue, global};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -67,7 +68,7 @@ pub struct Config {
     pub log_filter: String,
     /// OTLP/gRPC endpoint of the collector, such as `http://127.0.0.1:4317`. If unset, `OTEL_EXPORTER_OTLP_ENDPOINT`
     /// applies; without an endpoint, tracing is off.
-    pub otlp: Option<String>,
+    pub otlp: Option<SecretUrl>,
     /// Additional resource attributes, such as `[["deployment.environment.name", "test"]]`.
     pub attributes: Vec<(String, String)>,
 }
@@ -102,7 +103,7 @@ pub enum Error {
     /// The exporter rejected the endpoint.
     #[error("traces can't be exported to {endpoint}")]
     Exporter {
-        /// The endpoint.
+        /// The endpoint, without its password.
         endpoint: String,
         /// The error of the exporter.
         #[source]
@@ -193,11 +194,8 @@ pub fn check(config: &Config) -> Result<(), Error> {
 
 /// The endpoint of the collector: the setting, or else the OpenTelemetry variables.
 pub fn endpoint(config: &Config) -> Option<String> {
-    let not_empty = |text: String| Some(text).filter(|text| !text.is_empty());
-    config
-        .otlp
-        .clone()
-        .and_then(not_empty)
+    let set = config.otlp.as_ref().filter(|url| !url.is_empty());
+    set.map(|url| url.expose().to_owned())
         .or_else(|| variable(&ENDPOINT_VARIABLES).map(|(_, endpoint)| endpoint))
 }
 
@@ -256,7 +254,7 @@ fn exporter(endpoint: &str) -> Result<SpanExporter, Error> {
         .with_timeout(EXPORT_TIMEOUT)
         .build()
         .map_err(|source| Error::Exporter {
-            endpoint: endpoint.to_owned(),
+            endpoint: SecretUrl::new(endpoint).redacted(),
             source: Box::new(source),
         })
 }

@@ -12,8 +12,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
-use super::redact;
-use super::secret::with_secrets_exposed;
 use super::value_files::{is_set_too, read_value, read_value_files, setting_of_file};
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
@@ -47,7 +45,9 @@ impl Flags {
     #[must_use]
     pub fn set(mut self, key: &str, value: Option<impl Serialize>) -> Self {
         if let Some(value) = value {
-            let value = with_secrets_exposed(|| Value::serialize(value).map_err(|error| error.to_string()));
+            let value = herald_secret::with_secrets_exposed(|| {
+                Value::serialize(value).map_err(|error| error.to_string())
+            });
             self.values.push((key.to_owned(), value));
         }
         self
@@ -155,7 +155,7 @@ impl Loader {
     where
         T: Default + Serialize + DeserializeOwned,
     {
-        let defaults = with_secrets_exposed(|| {
+        let defaults = herald_secret::with_secrets_exposed(|| {
             Value::serialize(T::default()).map_err(|error| Error::one(Layer::Defaults, "", error.to_string()))
         })?;
         let figment = self.merge_defaults_and_file(&defaults)?;
@@ -387,7 +387,7 @@ fn is_type_mismatch(kind: &Kind) -> bool {
 /// Collects the dotted keys of redacted values.
 fn collect_redacted(key: &str, value: &Value, keys: &mut Vec<String>) {
     match value {
-        Value::String(_, text) if redact::is_placeholder(text) => keys.push(key.to_owned()),
+        Value::String(_, text) if herald_secret::is_placeholder(text) => keys.push(key.to_owned()),
         Value::Dict(_, fields) => {
             for (name, value) in fields {
                 let key = if key.is_empty() {

@@ -36,8 +36,6 @@
 mod bounds;
 mod error;
 mod loader;
-mod redact;
-mod secret;
 #[cfg(test)]
 mod tests;
 mod value_files;
@@ -50,8 +48,8 @@ use serde::de::DeserializeOwned;
 
 pub use bounds::check_bounds;
 pub use error::{Error, Layer, Problem};
+pub use herald_secret::{Secret, SecretUrl, password as hide_password};
 pub use loader::{Flags, Loader, RESERVED};
-pub use secret::{Secret, SecretUrl};
 
 /// Loads settings from the defaults, the file if given, the environment of the process, and the flags.
 pub fn load<T>(file: Option<&Path>, flags: Flags) -> Result<T, Error>
@@ -72,7 +70,7 @@ pub fn print<T: Serialize>(config: &T) -> Result<String, Error> {
 fn redact_passwords(value: &mut toml::Value) {
     match value {
         toml::Value::String(text) => {
-            if let Some(redacted) = redact::password(text) {
+            if let Some(redacted) = herald_secret::password(text) {
                 *text = redacted;
             }
         }

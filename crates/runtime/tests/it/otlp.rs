@@ -1,7 +1,10 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use herald_runtime::telemetry::{self, Config};
+use herald_runtime::{
+    config::SecretUrl,
+    telemetry::{self, Config},
+};
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt as _;
 use tokio::net::TcpListener;
@@ -64,7 +67,7 @@ async fn the_last_spans_are_exported_at_shutdown() {
     tokio::spawn(server);
 
     let config = Config {
-        otlp: Some(endpoint),
+        otlp: Some(SecretUrl::new(endpoint)),
         attributes: vec![("deployment.environment.name".into(), "a test".into())],
         ..Config::default()
     };

@@ -8,7 +8,6 @@ mod config;
 mod opening;
 pub(crate) mod postgres;
 mod records;
-mod secret;
 mod timelines;
 
 use std::{
@@ -22,6 +21,7 @@ use futures::FutureExt;
 use herald_model::{PostId, UserKey};
 
 pub use config::{Config, PostgresConfig};
+pub use herald_secret::SecretUrl;
 pub use opening::Opening;
 pub use postgres::Migrated;
 pub(crate) use postgres::{Attempt, Postgres};
@@ -30,7 +30,6 @@ use postgres::{
     PostgresPreferences, PostgresRetention, PostgresStreamMarks, PostgresTotals, PostgresUsers,
 };
 pub use records::Records;
-pub use secret::SecretUrl;
 use timelines::ClusterTimelines;
 pub use timelines::TimelinesConfig;
 

@@ -7,7 +7,8 @@ use herald_cli::{
     output::Show,
 };
 use herald_runtime::config::Flags;
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::Value;
 
 use crate::{
     server::{Config, Role, Roles},
@@ -73,10 +74,30 @@ impl AllSettings {
     }
 }
 
-/// The effective configuration.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
+/// The effective configuration. JSON hides the same as TOML: secrets, and the credentials in any URL.
+#[derive(Debug)]
 struct Effective(Config);
+
+impl Serialize for Effective {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut value = serde_json::to_value(&self.0).map_err(S::Error::custom)?;
+        hide_passwords(&mut value);
+        value.serialize(serializer)
+    }
+}
+
+fn hide_passwords(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Some(hidden) = herald_runtime::config::hide_password(text) {
+                *text = hidden;
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(hide_passwords),
+        Value::Object(values) => values.values_mut().for_each(hide_passwords),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
 
 impl Show for Effective {
     fn text(&self) -> String {

@@ -8,7 +8,10 @@ use std::{
 
 use herald_mesh::TopologyConfig;
 use herald_model::Lane;
-use herald_runtime::{config, telemetry};
+use herald_runtime::{
+    config::{self, SecretUrl},
+    telemetry,
+};
 use herald_store::cluster::TimelinesConfig;
 use serde::{Deserialize, Serialize};
 
@@ -83,11 +86,11 @@ pub(crate) struct Config {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Peers {
     /// The graph service, for gateway and fanout.
-    pub(crate) graph: Option<String>,
+    pub(crate) graph: Option<SecretUrl>,
     /// The analytics service, for gateway.
-    pub(crate) analytics: Option<String>,
+    pub(crate) analytics: Option<SecretUrl>,
     /// The deadletter service, for gateway.
-    pub(crate) deadletter: Option<String>,
+    pub(crate) deadletter: Option<SecretUrl>,
 }
 
 impl Peers {
@@ -99,7 +102,7 @@ impl Peers {
             Role::Deadletter => &self.deadletter,
             _ => &None,
         };
-        url.as_deref().filter(|url| !url.is_empty())
+        url.as_ref().filter(|url| !url.is_empty()).map(SecretUrl::expose)
     }
 }
 

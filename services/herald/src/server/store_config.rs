@@ -129,7 +129,7 @@ impl Store {
     /// The configuration of the cluster engine.
     pub(super) fn cluster(&self, timelines: &TimelinesConfig) -> cluster::Config {
         cluster::Config {
-            url: cluster::SecretUrl::new(self.url.expose()),
+            url: self.url.clone(),
             postgres: self.postgres.clone(),
             follow_history_keep_hours: self.follow_history_keep_hours,
             request_keep_hours: self.request_keep_hours,

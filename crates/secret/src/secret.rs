@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::redact::{self, HIDDEN};
+use crate::redact::{self, HIDDEN};
 
 thread_local! {
     /// Whether secrets are serialised in plain text: only while the loader converts defaults and flags to layers.
@@ -77,9 +77,15 @@ impl SecretUrl {
         redact::password(&self.0).is_some()
     }
 
-    /// The URL without its password.
+    /// The URL without its password. Of a text that is no URL, what is before `@` is hidden: it can be a mistyped one.
     pub fn redacted(&self) -> String {
-        redact::password(&self.0).unwrap_or_else(|| self.0.clone())
+        if let Some(redacted) = redact::password(&self.0) {
+            return redacted;
+        }
+        match self.0.rsplit_once('@') {
+            Some((_, host)) if !self.0.contains("://") => format!("{HIDDEN}@{host}"),
+            _ => self.0.clone(),
+        }
     }
 }
 
@@ -99,8 +105,15 @@ impl Serialize for SecretUrl {
     }
 }
 
-/// Runs a function that serialises secrets in plain text on this thread.
-pub(super) fn with_secrets_exposed<R>(run: impl FnOnce() -> R) -> R {
+impl From<&str> for SecretUrl {
+    fn from(url: &str) -> Self {
+        Self::new(url)
+    }
+}
+
+/// Runs a function that serialises secrets in plain text on this thread. For a loader of settings, which converts them to
+/// layers.
+pub fn with_secrets_exposed<R>(run: impl FnOnce() -> R) -> R {
     struct Reset(bool);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -132,6 +145,10 @@ mod tests {
         assert_eq!(
             serde_json::to_string(&url).unwrap(),
             "\"postgres://me:[hidden]@host/db\""
+        );
+        assert_eq!(
+            SecretUrl::new("http:/me:hunter2@host").redacted(),
+            "[hidden]@host"
         );
         assert!(!SecretUrl::new("postgres://me@host/db").has_password());
         assert!(SecretUrl::new("nats://token@host").has_password());

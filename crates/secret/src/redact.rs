@@ -1,14 +1,14 @@
 //! Hides the passwords in URLs.
 
 /// Text printed in place of a secret.
-pub(super) const HIDDEN: &str = "[hidden]";
+pub(crate) const HIDDEN: &str = "[hidden]";
 
 /// Schemes whose URLs have a user name before `@` if there is no `:`. In other URLs, such as those of NATS, that text
 /// is a token.
 const USER_SCHEMES: [&str; 6] = ["postgres", "postgresql", "redis", "rediss", "valkey", "valkeys"];
 
 /// Whether a printed configuration has this text instead of a secret or of a URL with credentials.
-pub(super) fn is_placeholder(text: &str) -> bool {
+pub fn is_placeholder(text: &str) -> bool {
     text == HIDDEN
         || [":", "://"]
             .iter()
@@ -18,7 +18,7 @@ pub(super) fn is_placeholder(text: &str) -> bool {
 
 /// Redacts the password of `nats://user:password@host`, the token of `nats://token@host`, and passwords in the query;
 /// commas separate several URLs. `None` if the text has none of these.
-pub(super) fn password(text: &str) -> Option<String> {
+pub fn password(text: &str) -> Option<String> {
     let urls: Vec<&str> = text.split(',').collect();
     if urls.len() > 1 && urls.iter().all(|url| url.contains("://")) {
         let redacted: Vec<Option<String>> = urls.iter().map(|url| one(url)).collect();
