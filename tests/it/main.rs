@@ -31,6 +31,7 @@ mod poison;
 mod raw_client;
 mod readme;
 mod recover;
+mod recover_cluster;
 mod round_trip;
 mod scaler;
 mod secrets;
