@@ -139,7 +139,7 @@ impl Metrics {
             metrics.leading.clone(),
         );
         registry.register(
-            "retention_paused",
+            "deadletter_retention_paused",
             "1 while retention removes nothing because the clock has jumped, else 0",
             metrics.retention_paused.clone(),
         );
