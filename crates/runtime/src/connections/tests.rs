@@ -240,3 +240,37 @@ async fn answers_that_are_in_the_hands_of_the_client_hold_nothing() {
     until("nothing is held", || server.held.get() == 0).await;
     assert_eq!(answers.len(), 30);
 }
+
+#[tokio::test]
+async fn a_caller_who_reads_too_late_is_told() {
+    let server = start(Limits {
+        answer_wait: SHORT,
+        ..limits()
+    });
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (client, mut connection) = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    let reads = CancellationToken::new();
+    let begins = reads.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = &mut connection => {}
+            () = begins.cancelled() => {}
+        }
+        connection.set_initial_window_size(1 << 20).unwrap();
+        connection.await
+    });
+    let mut body = get(&client, "/large").await.await.unwrap().into_body();
+    until("the answer is cut", || server.counts.answers_cut.get() == 1).await;
+    reads.cancel();
+    let mut size = 0;
+    while let Some(data) = body.data().await {
+        size += data.unwrap().len();
+    }
+    assert!(size < LARGE / 10, "{size}");
+    let trailers = body.trailers().await.unwrap().unwrap();
+    assert_eq!(trailers["grpc-status"], "8");
+}

@@ -282,4 +282,26 @@ mod tests {
         finish.notify_one();
         assert_eq!(code(&service.oneshot(request()).await.unwrap()), None);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_without_a_deadline_ends() {
+        let inner = service_fn(|_: Request<Body>| async {
+            std::future::pending::<Result<Response<Body>, Infallible>>().await
+        });
+        let layer = AdmissionLayer::new(&Config::default(), CancellationToken::new(), Counter::default());
+        let request = |timeout: Option<&str>| {
+            let mut request = Request::post("/herald.v1.PostService/GetPost");
+            if let Some(timeout) = timeout {
+                request = request.header(GRPC_TIMEOUT, timeout);
+            }
+            request.body(Body::empty()).unwrap()
+        };
+        let service = layer.layer(inner);
+        let ended = service.clone().oneshot(request(None)).await.unwrap();
+        assert_eq!(ended.headers().get("grpc-status").unwrap(), "4");
+        // The gRPC library ends a call with a deadline.
+        let with_deadline = service.oneshot(request(Some("1H")));
+        let waited = tokio::time::timeout(Duration::from_mins(10), with_deadline).await;
+        assert!(waited.is_err());
+    }
 }
