@@ -5,6 +5,7 @@
 //! call in flight.
 
 mod call_bytes;
+mod counted_stream;
 mod request_body;
 
 use std::{
@@ -32,6 +33,7 @@ use tower::{Layer, Service};
 use crate::Config;
 
 use call_bytes::CallBytes;
+use counted_stream::CountedStream;
 use request_body::RequestBody;
 
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -149,7 +151,10 @@ where
             let answered = async {
                 let response = response.await?;
                 Ok(if is_stream {
-                    response.map(|body| admitted.answer(body))
+                    response.map(|body| {
+                        let body = CountedStream::body(body, rules.bytes.clone(), caller);
+                        admitted.answer(body)
+                    })
                 } else {
                     collect(response, admitted).await
                 })

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use herald_gateway::Config;
 use herald_proto::v1;
 
@@ -283,5 +284,50 @@ async fn requests_that_are_never_complete_take_little_memory() {
     }
     // A third of 16 MiB, of which the first 16 KiB of a call don't count.
     assert!((5..=7).contains(&ended), "{ended} ended, {refused} refused");
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_that_nobody_reads_are_bounded() {
+    let world = start(Config {
+        buffered_bytes_max: 16 << 20,
+        ..Setup::default().config
+    })
+    .await;
+    let text = "😀".repeat(10_000);
+    for _ in 0..80 {
+        let post = world.post("107", &text).await;
+        world.deliver(post, "7", false).await;
+    }
+    world.wait_until_archived().await;
+    let client = RawClient::connect(&world.address, 0).await;
+    let request = v1::WatchTimelineRequest {
+        user_id: "7".into(),
+        snapshot_size: 200,
+        ..Default::default()
+    };
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let call = client.call("TimelineService/WatchTimeline", &request).await;
+        open.push(call.headers().await.1);
+    }
+    let mut refused = 0;
+    wait_until("all but two are refused", async || {
+        for mut body in std::mem::take(&mut open) {
+            match body.data().now_or_never() {
+                Some(None) => {
+                    let trailers = body.trailers().await.unwrap().unwrap();
+                    assert_eq!(trailers["grpc-status"], "8");
+                    refused += 1;
+                }
+                Some(Some(data)) => panic!("{data:?} within a window of 0"),
+                None => open.push(body),
+            }
+        }
+        refused == 18
+    })
+    .await;
+    assert_eq!(open.len(), 2);
+    drop((open, client));
     world.stop().await.unwrap();
 }
