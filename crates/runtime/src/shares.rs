@@ -135,8 +135,16 @@ pub struct Share {
 }
 
 impl Share {
+    /// How much it is.
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
     /// Takes more for the same caller. Returns whether there was enough; if not, the share stays as it was.
     pub fn grow(&mut self, amount: usize) -> bool {
+        if amount == 0 {
+            return true;
+        }
         let Some(mut more) = self.shares.try_acquire(self.caller, amount) else {
             return false;
         };

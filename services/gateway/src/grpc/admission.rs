@@ -6,6 +6,7 @@
 
 mod call_bytes;
 mod counted_stream;
+mod framing;
 mod request_body;
 
 use std::{
@@ -34,7 +35,8 @@ use crate::Config;
 
 use call_bytes::CallBytes;
 use counted_stream::CountedStream;
-use request_body::RequestBody;
+use framing::Framing;
+use request_body::{RequestBody, RequestKind, Waits};
 
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -51,10 +53,7 @@ struct Rules {
     streams: Shares,
     /// Bytes of requests and answers in memory.
     bytes: Shares,
-    /// Maximum wait for the next byte of a request.
-    request_wait: Duration,
-    /// Maximum wait for the next request of a stream.
-    request_idle: Duration,
+    waits: Waits,
     /// Maximum time of a call without a deadline.
     call_deadline: Duration,
     shutdown: CancellationToken,
@@ -69,8 +68,10 @@ impl AdmissionLayer {
             calls: Shares::new(config.calls_max),
             streams: Shares::new(config.response_streams_max),
             bytes: Shares::new(config.buffered_bytes_max),
-            request_wait: Duration::from_millis(config.request_wait_ms),
-            request_idle: Duration::from_millis(config.request_idle_ms),
+            waits: Waits {
+                within: Duration::from_millis(config.request_wait_ms),
+                between: Duration::from_millis(config.request_idle_ms),
+            },
             call_deadline: Duration::from_millis(deadline_ms),
             shutdown,
             shed,
@@ -133,11 +134,17 @@ where
         };
         let bytes = Arc::new(CallBytes::new(rules.bytes.clone(), caller));
         let body = std::mem::take(request.body_mut());
-        let (wait, counted) = match kind {
-            MethodKind::Unary => (rules.request_wait, Some(bytes.clone())),
-            _ => (rules.request_idle, None),
+        let requests = match kind {
+            MethodKind::Unary => RequestKind::One,
+            _ => RequestKind::Many(Framing::default()),
         };
-        *request.body_mut() = Body::new(RequestBody::new(body, wait, rules.shutdown.clone(), counted));
+        // The answer of a stream of requests counts by itself.
+        let counted = match requests {
+            RequestKind::One => bytes.clone(),
+            RequestKind::Many(_) => Arc::new(CallBytes::new(rules.bytes.clone(), caller)),
+        };
+        let body = RequestBody::new(body, requests, rules.waits, rules.shutdown.clone(), counted);
+        *request.body_mut() = Body::new(body);
         let without_deadline = kind == MethodKind::Unary && !request.headers().contains_key(GRPC_TIMEOUT);
         let pending = connection.as_ref().map(Connection::begin_call);
         let admitted = Admitted {

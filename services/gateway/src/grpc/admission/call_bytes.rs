@@ -44,4 +44,22 @@ impl CallBytes {
             }
         }
     }
+
+    /// Sets how many bytes the call has in memory. Returns whether they may be kept.
+    pub(super) fn set(&self, count: usize) -> bool {
+        let held = &mut *self.held.lock();
+        let count = count.saturating_sub(SMALL);
+        if count == 0 {
+            held.share = None;
+            return true;
+        }
+        match &mut held.share {
+            Some(share) if share.amount() <= count => share.grow(count - share.amount()),
+            share => {
+                *share = None;
+                *share = self.shares.try_acquire(self.caller, count);
+                share.is_some()
+            }
+        }
+    }
 }

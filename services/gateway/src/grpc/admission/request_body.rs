@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 
-use super::CallBytes;
+use super::{CallBytes, framing::Framing};
 
 /// Time for the next byte of a request after the shutdown began.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
@@ -22,27 +22,47 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 /// Ends with an error when its caller sends nothing for too long, or too much.
 pub(super) struct RequestBody {
     body: Body,
-    wait: Duration,
+    kind: RequestKind,
+    waits: Waits,
     /// Of the part that is awaited.
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
     shutdown: CancellationToken,
     shutdown_began: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     is_stopping: bool,
-    /// What the bytes count for, if all of them are kept until the call ends.
-    bytes: Option<Arc<CallBytes>>,
+    /// What the bytes in memory count for.
+    bytes: Arc<CallBytes>,
+}
+
+/// How many requests there are.
+pub(super) enum RequestKind {
+    /// One, which is in memory until the call ends.
+    One,
+    /// A stream, of which an incomplete request is in memory.
+    Many(Framing),
+}
+
+/// How long a caller may send nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Waits {
+    /// Within a request.
+    pub(super) within: Duration,
+    /// Between the requests of a stream.
+    pub(super) between: Duration,
 }
 
 impl RequestBody {
     pub(super) fn new(
         body: Body,
-        wait: Duration,
+        kind: RequestKind,
+        waits: Waits,
         shutdown: CancellationToken,
-        bytes: Option<Arc<CallBytes>>,
+        bytes: Arc<CallBytes>,
     ) -> Self {
         Self {
             body,
-            wait,
+            kind,
+            waits,
             timer: None,
             is_waiting: false,
             shutdown,
@@ -64,10 +84,14 @@ impl HttpBody for RequestBody {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             this.is_waiting = false;
-            if let (Some(Ok(frame)), Some(bytes)) = (&frame, &this.bytes)
-                && !bytes.take(frame.data_ref().map_or(0, Bytes::len))
-            {
-                return Poll::Ready(Some(Err(super::unread())));
+            if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+                let has_room = match &mut this.kind {
+                    RequestKind::One => this.bytes.take(data.len()),
+                    RequestKind::Many(framing) => this.bytes.set(framing.push(data)),
+                };
+                if !has_room {
+                    return Poll::Ready(Some(Err(super::unread())));
+                }
             }
             return Poll::Ready(frame);
         }
@@ -82,10 +106,10 @@ impl HttpBody for RequestBody {
                 this.is_waiting = false;
             }
         }
-        let wait = if this.is_stopping {
-            SHUTDOWN_WAIT
-        } else {
-            this.wait
+        let wait = match &this.kind {
+            _ if this.is_stopping => SHUTDOWN_WAIT,
+            RequestKind::Many(framing) if !framing.is_within_message() => this.waits.between,
+            _ => this.waits.within,
         };
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(wait)));
         if !this.is_waiting {
@@ -97,8 +121,8 @@ impl HttpBody for RequestBody {
                 status::unavailable("SHUTTING_DOWN", "the server is shutting down; retry later")
             } else {
                 status::deadline_exceeded(format!(
-                    "the caller sent nothing of its request for {} ms (gateway.request_wait_ms, of streams \
-                     gateway.request_idle_ms)",
+                    "the caller sent nothing of its request for {} ms (gateway.request_wait_ms, between the \
+                     requests of a stream gateway.request_idle_ms)",
                     wait.as_millis()
                 ))
             }))
