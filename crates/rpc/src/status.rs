@@ -186,6 +186,7 @@ fn is_answer(status: &Status) -> bool {
 /// | `Full` | RESOURCE_EXHAUSTED, with `RetryInfo` | `STORE_FULL` |
 /// | `Failed` | UNAVAILABLE, with `RetryInfo` | `STORE_FAILED` |
 /// | `HistoryTrimmed` | FAILED_PRECONDITION | `FOLLOW_HISTORY_TRIMMED` |
+/// | `UnknownVersion` | OUT_OF_RANGE | `FOLLOW_VERSION_UNKNOWN` |
 /// | `LimitExceeded` | RESOURCE_EXHAUSTED, with `QuotaFailure` | `LIMIT_EXCEEDED` |
 /// | `Conflict` | ABORTED | `CONFLICT` |
 /// | `Claimed`, `Fenced` | ABORTED | `CLAIMED` |
@@ -205,6 +206,10 @@ pub fn from_store(error: &herald_store::Error) -> Status {
             unavailable("STORE_FAILED", error.to_string())
         }
         ErrorKind::HistoryTrimmed => failed_precondition("FOLLOW_HISTORY_TRIMMED", error.to_string()),
+        ErrorKind::UnknownVersion => {
+            let details = info("FOLLOW_VERSION_UNKNOWN");
+            Status::with_error_details(Code::OutOfRange, error.to_string(), details)
+        }
         ErrorKind::LimitExceeded => quota("LIMIT_EXCEEDED", "user", error.to_string()),
         ErrorKind::Conflict => Status::with_error_details(Code::Aborted, error.to_string(), info("CONFLICT")),
         ErrorKind::Claimed | ErrorKind::Fenced => {
@@ -337,6 +342,7 @@ mod tests {
             ErrorKind::Unavailable,
             ErrorKind::Full,
             ErrorKind::HistoryTrimmed,
+            ErrorKind::UnknownVersion,
             ErrorKind::LimitExceeded,
             ErrorKind::Conflict,
             ErrorKind::Claimed,

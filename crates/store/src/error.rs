@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Full,
     /// The requested follow version is older than the retained history.
     HistoryTrimmed,
+    /// The requested follow version is newer than the newest one of this store: it comes from another store.
+    UnknownVersion,
     /// The call would exceed a limit, such as [`DEVICES_PER_USER_MAX`](crate::DEVICES_PER_USER_MAX).
     LimitExceeded,
     /// The row changed since the caller read it. Read it again, then retry.
@@ -108,6 +110,7 @@ impl Classify for Error {
             | ErrorKind::Locked
             | ErrorKind::Failed => FailureClass::Transient,
             ErrorKind::HistoryTrimmed
+            | ErrorKind::UnknownVersion
             | ErrorKind::LimitExceeded
             | ErrorKind::Invalid
             | ErrorKind::Corrupt => FailureClass::Permanent,
@@ -130,6 +133,7 @@ mod tests {
             (ErrorKind::Locked, FailureClass::Transient),
             (ErrorKind::Failed, FailureClass::Transient),
             (ErrorKind::HistoryTrimmed, FailureClass::Permanent),
+            (ErrorKind::UnknownVersion, FailureClass::Permanent),
             (ErrorKind::LimitExceeded, FailureClass::Permanent),
             (ErrorKind::Invalid, FailureClass::Permanent),
             (ErrorKind::Corrupt, FailureClass::Permanent),

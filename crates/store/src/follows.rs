@@ -92,7 +92,7 @@ pub trait Follows: Send + Sync {
     /// version, which is durable on return.
     ///
     /// [`HistoryTrimmed`](crate::ErrorKind::HistoryTrimmed) if the version is older than the retained history,
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) if it is greater than the current one, which means that it was pinned
+    /// [`UnknownVersion`](crate::ErrorKind::UnknownVersion) if it is greater than the current one: it was pinned
     /// with another store.
     async fn followers(
         &self,

@@ -130,7 +130,7 @@ pub(super) fn empty_page(version: u64) -> FollowerPage {
 /// Error for a version that does not exist in this store.
 pub(super) fn unknown_version(author: u32, asked: u64, current: u64) -> Error {
     Error::new(
-        ErrorKind::Corrupt,
+        ErrorKind::UnknownVersion,
         format!(
             "follow version {asked} of author {author} does not exist in this store, whose newest is {current}: the \
              version comes from another store"

@@ -201,7 +201,7 @@ fn page(author: UserKey, version: u64, edges: &[i64], limit: usize) -> Result<Fo
 /// Error for a version that does not exist in this store.
 fn unknown_version(author: UserKey, asked: u64, current: u64) -> Error {
     Error::new(
-        ErrorKind::Corrupt,
+        ErrorKind::UnknownVersion,
         format!(
             "follow version {asked} of author {author} does not exist in this store, whose newest is {current}: the \
              version comes from another store"

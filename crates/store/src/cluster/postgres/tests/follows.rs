@@ -200,7 +200,7 @@ async fn history_is_trimmed_before_the_ended_follows_that_timelines_need() {
     assert_eq!(read(&graph, 1, Some(6), 10).await.unwrap().len(), 4);
     assert_eq!(
         read(&graph, 1, Some(7), 10).await.unwrap_err().kind(),
-        ErrorKind::Corrupt
+        ErrorKind::UnknownVersion
     );
     assert_eq!(graph.count(UserKey(2)).await.unwrap(), FollowerCount::default());
 }
